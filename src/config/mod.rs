@@ -1,0 +1,5 @@
+//! From the operator's file to a policy that cannot be wrong.
+pub mod checked;
+pub mod defaults;
+pub mod problem;
+pub mod raw;

@@ -1,0 +1,8 @@
+//! The laws that move limits, one file each, and the rails that keep every law honest.
+pub mod aimd;
+pub mod budget;
+pub mod gradient;
+pub mod law;
+pub mod pid;
+pub mod rails;
+pub mod stability;

@@ -1,0 +1,106 @@
+//! The limit table: every limit as it stands, in one immutable, versioned snapshot.
+//!
+//! The loop makes a new table and stores it in an `ArcSwap`; a request loads it once and
+//! never sees half a change. Counters, clocks and queues live outside (see
+//! [`crate::core::limit::gate`]), so a swap resets nothing.
+
+use crate::core::policy::{ClassId, ModuleId, Policy, Treatment};
+
+/// Every limit as it stands.
+#[derive(Clone, PartialEq, Debug)]
+pub struct LimitTable {
+    /// Rises by one with every change.
+    pub version: u64,
+    /// Indexed by [`ClassId`].
+    pub classes: Box<[ClassLimits]>,
+    /// Indexed by [`ModuleId`].
+    pub modules: Box<[ModuleLimits]>,
+}
+
+/// The limits of one class.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct ClassLimits {
+    /// Limited, exempt or blocked.
+    pub treatment: Treatment,
+    /// Whether sheds are carried out or only counted.
+    pub mode: Mode,
+    /// Requests per second; `None`: no rate limit.
+    pub rate: Option<f64>,
+    /// Requests under way at once. The gate uses the whole part, and never less than 1
+    /// unless it is below 0.5 (then 0: nothing may pass).
+    pub in_flight: f64,
+    /// Bytes per second; `None`: no limit.
+    pub bytes_per_second: Option<f64>,
+}
+
+/// The limits of one module.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct ModuleLimits {
+    /// Requests under way at once, all classes together.
+    pub in_flight: f64,
+}
+
+/// What becomes of a shed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// Carried out.
+    Enforce,
+    /// Decided, counted and logged; the request goes through at once.
+    Shadow,
+}
+
+impl LimitTable {
+    /// The table a policy starts with: every limit at `initial`.
+    #[must_use]
+    pub fn initial(policy: &Policy) -> LimitTable {
+        LimitTable {
+            version: 1,
+            classes: policy
+                .classes
+                .iter()
+                .map(|class| ClassLimits {
+                    treatment: class.treatment,
+                    mode: Mode::Enforce,
+                    rate: class.rate.map(|rate| rate.per_second.initial),
+                    in_flight: class.in_flight.initial,
+                    bytes_per_second: class.bytes_per_second,
+                })
+                .collect(),
+            modules: policy
+                .modules
+                .iter()
+                .map(|module| ModuleLimits { in_flight: module.in_flight.initial })
+                .collect(),
+        }
+    }
+
+    /// The limits of a class.
+    #[must_use]
+    pub fn class(&self, id: ClassId) -> &ClassLimits {
+        &self.classes[id.index()]
+    }
+
+    /// The limits of a module.
+    #[must_use]
+    pub fn module(&self, id: ModuleId) -> &ModuleLimits {
+        &self.modules[id.index()]
+    }
+}
+
+/// A concurrency limit as the gate counts it: the whole part, 1 for anything from 0.5 up.
+#[must_use]
+pub fn slots(limit: f64) -> u32 {
+    if limit.is_nan() || limit < 0.5 {
+        0
+    } else if limit >= f64::from(u32::MAX) {
+        u32::MAX
+    } else {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bounded above and below"
+        )]
+        let whole = limit.floor() as u32;
+        whole.max(1)
+    }
+}

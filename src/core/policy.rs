@@ -1,0 +1,335 @@
+//! The policy: what the operator asked for, checked, and constant until the next reload.
+//!
+//! `config` makes a `Policy` from the built-in catalogue and the operator's file; nothing
+//! in it can be wrong any more (every bound holds, every name resolves). What moves while
+//! the proxy runs, the limits themselves, lives in [`crate::core::limit::table`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A class's place in [`Policy::classes`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ClassId(pub u8);
+
+/// A module's place in [`Policy::modules`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ModuleId(pub u8);
+
+/// A signal's place in [`Policy::signals`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SignalId(pub u8);
+
+impl ClassId {
+    /// The place as an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+impl ModuleId {
+    /// The place as an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+impl SignalId {
+    /// The place as an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Everything the core needs to know about the operator's wishes.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Ray's processes, the units that saturate.
+    pub modules: Vec<Module>,
+    /// The classes of requests, each on one module.
+    pub classes: Vec<Class>,
+    /// The readings the loop steers by.
+    pub signals: Vec<Signal>,
+    /// How the loop steps.
+    pub control: Control,
+}
+
+/// A Ray process behind a group of routes: the unit that saturates.
+#[derive(Clone, Debug)]
+pub struct Module {
+    /// Ray's own name (`JobHead`, `StateHead`, ...).
+    pub name: Arc<str>,
+    /// How many requests may be under way in it at once, all classes together.
+    pub in_flight: Bounds,
+}
+
+/// Endpoints that share a limit.
+#[derive(Clone, Debug)]
+pub struct Class {
+    /// `job-submit`, `state-heavy`, ...: a label in metrics, logs and config.
+    pub name: Arc<str>,
+    /// Where its work lands.
+    pub module: ModuleId,
+    /// Limited, let through, or refused outright.
+    pub treatment: Treatment,
+    /// Weight when the module is contended; 0 is served only after all others, 9 first.
+    pub priority: Priority,
+    /// How an exchange of this class lives.
+    pub kind: Kind,
+    /// Requests per second, or none.
+    pub rate: Option<RateBounds>,
+    /// Requests under way at once.
+    pub in_flight: Bounds,
+    /// Response and request bytes per second over the whole class, or none.
+    pub bytes_per_second: Option<f64>,
+    /// How a request waits when there is no room.
+    pub queue: Queue,
+    /// What one party may do at most, whatever is free.
+    pub per_party: PartyLimits,
+    /// Equal GETs under way share one upstream call; the answer may be reused for `ttl`.
+    pub coalesce: Option<Coalesce>,
+    /// The latency the operator wants at the door: `quantile` of answers within `latency`.
+    pub slo: Slo,
+    /// How long upstream may take to begin its answer; none for streams.
+    pub timeout: Option<Duration>,
+    /// The law that moves this class's limits.
+    pub law: Law,
+    /// The signals whose pressure moves this class's rate, worst first come.
+    pub signals: Vec<SignalId>,
+}
+
+/// What is done with a class's requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Treatment {
+    /// Limits apply.
+    Limited,
+    /// Never limited, never delayed, never counted against a module.
+    Exempt,
+    /// Refused: test-only routes that pin a worker.
+    Blocked,
+}
+
+/// 0 (served last) to 9 (served first). A class's weight in its module is `2^priority`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Priority(pub u8);
+
+/// How an exchange lives, which decides what a slot means.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Asked and answered: the slot is free when upstream has answered.
+    Unary,
+    /// Held open (tails, follow streams, Ray Client sessions): capped as connections, no
+    /// timeout, no queue, and the slot counts as leaked until upstream closes.
+    Held,
+}
+
+/// A limit's range: `min <= initial <= max`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Bounds {
+    /// Where it starts, and where `static` falls back to.
+    pub initial: f64,
+    /// It never goes below.
+    pub min: f64,
+    /// It never goes above.
+    pub max: f64,
+}
+
+impl Bounds {
+    /// A limit that does not move.
+    #[must_use]
+    pub const fn fixed(value: f64) -> Bounds {
+        Bounds { initial: value, min: value, max: value }
+    }
+    /// `value` brought into the range; NaN becomes `initial`.
+    #[must_use]
+    pub fn clamp(&self, value: f64) -> f64 {
+        if value.is_nan() { self.initial } else { value.clamp(self.min, self.max) }
+    }
+    /// Whether the loop may move it.
+    #[must_use]
+    pub fn moves(&self) -> bool {
+        self.min < self.max
+    }
+}
+
+/// A rate limit's range, in requests per second, and its burst.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct RateBounds {
+    /// Requests per second.
+    pub per_second: Bounds,
+    /// How many may come at once after a quiet time; at least 1.
+    pub burst: u32,
+}
+
+/// How a request waits for room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Queue {
+    /// Requests of the class waiting at once, all parties together. 0: shed at once.
+    pub len_max: u32,
+    /// The longest wait; stays below the clients' own timeouts.
+    pub wait_max: Duration,
+}
+
+/// Ceilings for one party; `None` leaves the party to fair queueing alone.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct PartyLimits {
+    /// Requests per second and burst.
+    pub rate: Option<(f64, u32)>,
+    /// Requests under way at once.
+    pub in_flight: Option<u32>,
+}
+
+/// Sharing of one upstream answer between equal requests.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Coalesce {
+    /// How long an answer may be handed on after it came; zero shares only what is under way.
+    pub ttl: Duration,
+}
+
+/// A latency objective.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Slo {
+    /// The share of answers that must be in time, 0.5 to 0.999.
+    pub quantile: f64,
+    /// In time means within this, measured from admission to the end of upstream's head.
+    pub latency: Duration,
+}
+
+/// A named reading and the target it is held against; pressure = reading / target.
+#[derive(Clone, Debug)]
+pub struct Signal {
+    /// `gcs_latency`, `head_cpu`, `pending_tasks`, ...
+    pub name: Arc<str>,
+    /// The reading at which pressure is 1, in the signal's own unit.
+    pub target: f64,
+    /// The signal's unit for people: `ms`, `%`, `tasks`, ...
+    pub unit: Arc<str>,
+    /// A reading older than this is stale.
+    pub stale_after: Duration,
+    /// What a stale signal does to the limits it moves.
+    pub on_stale: OnStale,
+    /// Where to read it; alternatives in order of preference, the first one found is used.
+    pub sources: Vec<SignalSource>,
+}
+
+/// What happens to a limit when the signal that moves it has gone stale. Never "open".
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnStale {
+    /// Limits stay where they are.
+    Hold,
+    /// Limits above `initial` decay to it.
+    Decay,
+    /// Limits go to `initial` at once (within their slew).
+    Static,
+}
+
+/// One way to obtain a signal.
+#[derive(Clone, PartialEq, Debug)]
+pub enum SignalSource {
+    /// Derived from scraped exposition text.
+    Scrape(Derivation),
+    /// A PromQL expression sent to the configured Prometheus; its value is the reading.
+    PromQl(Arc<str>),
+    /// The active probe of `/api/gcs_healthz`: latency in milliseconds.
+    Probe,
+}
+
+/// How samples of one scrape (and the one before) become one number.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Derivation {
+    /// What to select.
+    pub select: Selector,
+    /// What to make of it.
+    pub how: How,
+    /// Multiplies the result (unit conversion).
+    pub scale: f64,
+}
+
+/// A metric name and label conditions.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Selector {
+    /// The family's name; for histograms without `_bucket`.
+    pub metric: Arc<str>,
+    /// Conditions on labels, all of which must hold.
+    pub labels: Vec<LabelCondition>,
+}
+
+/// A condition on one label.
+#[derive(Clone, PartialEq, Debug)]
+pub enum LabelCondition {
+    /// The label has this value.
+    Is(Arc<str>, Arc<str>),
+    /// The label is absent or has another value.
+    IsNot(Arc<str>, Arc<str>),
+    /// The value begins so.
+    StartsWith(Arc<str>, Arc<str>),
+    /// The value is one of these.
+    OneOf(Arc<str>, Vec<Arc<str>>),
+}
+
+/// What is made of the selected samples.
+#[derive(Clone, PartialEq, Debug)]
+pub enum How {
+    /// Sum of the samples, floored at zero.
+    Sum,
+    /// The largest sample.
+    Max,
+    /// Sum of the increases since the scrape before, per second; resets are seen.
+    Rate,
+    /// Share of a histogram's new observations above `bound` (in the metric's unit), 0..1.
+    ShareAbove(f64),
+    /// The least bucket bound that covers this share of a histogram's new observations.
+    /// It is an upper bound of the quantile, and says so.
+    Quantile(f64),
+    /// The sum of the selected samples divided by the sum of another selection.
+    RatioTo(Selector),
+}
+
+/// How the loop steps.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Control {
+    /// The inner loop's period: door latency moves concurrency.
+    pub inner_period: Duration,
+    /// The outer loop's shortest period: Ray's signals move rates. It steps once per fresh sample.
+    pub outer_period: Duration,
+    /// The averaging window of Ray's readings, for the dead time.
+    pub window: Duration,
+    /// The age Ray's readings have when they arrive, for the dead time.
+    pub data_age: Duration,
+    /// Pressure within `1 +- deadband` moves nothing.
+    pub deadband: f64,
+    /// The largest change in one step, as a ratio (1.5: at most x1.5 or /1.5).
+    pub slew: f64,
+    /// After a cut, no growth for so long.
+    pub cooldown: Duration,
+}
+
+/// The law of a class and its constants. See `core/control/`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Law {
+    /// The limit stays where it is.
+    Static,
+    /// Additive increase, multiplicative decrease.
+    Aimd {
+        /// Added per step when the limit was binding and pressure is below 1, as a share of `initial`.
+        increase: f64,
+        /// The limit is multiplied by this at most once per dead time, 0.1 to 0.99.
+        decrease: f64,
+    },
+    /// Velocity-form PID on log(limit), error = ln(1 / pressure).
+    Pid {
+        /// Proportional gain.
+        kp: f64,
+        /// Integral gain per step; `None`: SIMC, period / (2 dead times).
+        ki: Option<f64>,
+        /// Derivative gain.
+        kd: f64,
+    },
+    /// Latency against a learnt low-quantile baseline.
+    Gradient {
+        /// Latency may rise to `tolerance` times the baseline before the limit falls; above 1.
+        tolerance: f64,
+        /// Share of the new value taken per step, 0..1.
+        smoothing: f64,
+    },
+}

@@ -1,0 +1,36 @@
+//! What the door knows of a request before it decides: the input of `classify` and
+//! `identify`. Borrowed from the wire, nothing is copied.
+
+use std::net::IpAddr;
+
+/// What the door knows of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// `GET`, `POST`, ... as sent.
+    pub method: &'a str,
+    /// The path as sent, without the query; not yet normalised.
+    pub path: &'a str,
+    /// The query without `?`, or empty.
+    pub query: &'a str,
+    /// The peer of the connection, or what a listed proxy says of it.
+    pub address: IpAddr,
+    /// The headers, looked up by lower-case name.
+    pub headers: &'a dyn Headers,
+    /// A WebSocket handshake (`Upgrade: websocket`).
+    pub upgrade: bool,
+    /// `content-type: application/grpc*`.
+    pub grpc: bool,
+}
+
+/// Header look-up, so that the core needs no HTTP library.
+pub trait Headers {
+    /// The first value of the header with this lower-case name, if it is there.
+    fn get(&self, name: &str) -> Option<&[u8]>;
+}
+
+impl std::fmt::Debug for dyn Headers + '_ {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Headers carry credentials: never shown.
+        f.write_str("Headers(..)")
+    }
+}

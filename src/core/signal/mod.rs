@@ -1,0 +1,6 @@
+//! From exposition text to readings: what Ray says of itself, and how far to trust it.
+pub mod derive;
+pub mod exposition;
+pub mod freshness;
+pub mod reading;
+pub mod series;

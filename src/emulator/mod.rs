@@ -1,0 +1,4 @@
+//! A Ray head that is not one: a real HTTP server with Ray's routes and metrics over the simulated plant.
+pub mod exposition;
+pub mod routes;
+pub mod server;

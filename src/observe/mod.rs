@@ -1,0 +1,9 @@
+//! Looking at Ray, and writing down what was seen and done.
+pub mod discover;
+pub mod ledger;
+pub mod log;
+pub mod metrics;
+pub mod notify;
+pub mod probe;
+pub mod promql;
+pub mod scrape;

@@ -1,0 +1,10 @@
+//! The door: takes requests from the wire, asks the core, forwards or refuses.
+pub mod coalesce;
+pub mod forward;
+pub mod handle;
+pub mod headers;
+pub mod listen;
+pub mod reject;
+pub mod tls;
+pub mod tunnel;
+pub mod upstream;

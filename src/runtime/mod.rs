@@ -1,0 +1,5 @@
+//! The only room with an OS clock, spawned tasks, signals and reloads.
+pub mod clock;
+pub mod reload;
+pub mod shutdown;
+pub mod tasks;

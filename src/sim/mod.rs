@@ -1,0 +1,10 @@
+//! The deterministic simulator: the production core, a modelled Ray head, virtual time.
+pub mod arrivals;
+pub mod faults;
+pub mod heap;
+pub mod plant;
+pub mod report;
+pub mod scenario;
+pub mod trace;
+pub mod verdict;
+pub mod world;
