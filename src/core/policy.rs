@@ -59,7 +59,10 @@ pub struct Policy {
 pub struct Module {
     /// Ray's own name (`JobHead`, `StateHead`, ...).
     pub name: Arc<str>,
-    /// How many requests may be under way in it at once, all classes together.
+    /// How many [`Kind::Unary`] requests may be under way in it at once, all classes
+    /// together. [`Kind::Held`] ones are capped by their class alone and do not count here,
+    /// or idle tails would starve submissions; the catalogue keeps the sum of both below the
+    /// 100 connections Ray has per module.
     pub in_flight: Bounds,
 }
 

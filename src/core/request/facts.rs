@@ -12,7 +12,8 @@ pub struct Facts<'a> {
     pub path: &'a str,
     /// The query without `?`, or empty.
     pub query: &'a str,
-    /// The peer of the connection, or what a listed proxy says of it.
+    /// The peer of the connection, as the socket (or a PROXY header) tells it. What
+    /// `X-Forwarded-For` adds is `identify`'s to judge.
     pub address: IpAddr,
     /// The headers, looked up by lower-case name.
     pub headers: &'a dyn Headers,
@@ -26,6 +27,9 @@ pub struct Facts<'a> {
 pub trait Headers {
     /// The first value of the header with this lower-case name, if it is there.
     fn get(&self, name: &str) -> Option<&[u8]>;
+    /// The `n`-th value of that header counted from the last line, 0 being the last. A proxy
+    /// may add a line of its own below the client's, so only the last lines can be trusted.
+    fn nth_back(&self, name: &str, n: usize) -> Option<&[u8]>;
 }
 
 impl std::fmt::Debug for dyn Headers + '_ {
