@@ -64,6 +64,10 @@ pub struct Module {
     /// or idle tails would starve submissions; the catalogue keeps the sum of both below the
     /// 100 connections Ray has per module.
     pub in_flight: Bounds,
+    /// For a module that is a single process: how much learnt work each of its classes may
+    /// have under way at once (one request may always be). It bounds the delay that requests
+    /// behind it in the module see. `None` for modules that truly work in parallel (Serve).
+    pub work: Option<Duration>,
 }
 
 /// Endpoints that share a limit.

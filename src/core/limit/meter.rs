@@ -1,1 +1,395 @@
-//! Not yet written.
+//! What the door counts: the loop's first and fastest reading, and the source of our metrics.
+//!
+//! Counters only ever rise and are read without stopping anyone; the loop looks at the
+//! difference between two snapshots (a [`Window`]), the metrics page at the totals.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Latency buckets: four to the octave from 64 us up, the last is open. 64 us * 2^(92/4) is
+/// about nine minutes; a quantile read from them is at most 19 % high.
+pub const BUCKETS: usize = 93;
+
+/// Why a request was refused. The order is the metrics' order; labels are public.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// The route is blocked by policy.
+    Blocked,
+    /// The class's rate is used up.
+    ClassRate,
+    /// The class has as many under way as it may, and no room to wait.
+    ClassInFlight,
+    /// The module has as many under way as it can bear, and no room to wait.
+    ModuleInFlight,
+    /// The party asks for more than its share while others wait.
+    PartyShare,
+    /// The party's own configured rate is used up.
+    PartyRate,
+    /// The party's own configured concurrency is used up.
+    PartyInFlight,
+    /// It waited as long as it may and no room came.
+    QueueTimeout,
+    /// Upstream is down; nothing is admitted but probes.
+    UpstreamDown,
+    /// The class asks for an API key and none, or none we know, was shown.
+    ApiKey,
+}
+
+impl Reason {
+    /// All reasons, in order.
+    pub const ALL: [Reason; 10] = [
+        Reason::Blocked,
+        Reason::ClassRate,
+        Reason::ClassInFlight,
+        Reason::ModuleInFlight,
+        Reason::PartyShare,
+        Reason::PartyRate,
+        Reason::PartyInFlight,
+        Reason::QueueTimeout,
+        Reason::UpstreamDown,
+        Reason::ApiKey,
+    ];
+
+    /// The label in metrics, logs and the `X-Rayguard-Reason` header.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Reason::Blocked => "blocked",
+            Reason::ClassRate => "class_rate",
+            Reason::ClassInFlight => "class_in_flight",
+            Reason::ModuleInFlight => "module_in_flight",
+            Reason::PartyShare => "party_share",
+            Reason::PartyRate => "party_rate",
+            Reason::PartyInFlight => "party_in_flight",
+            Reason::QueueTimeout => "queue_timeout",
+            Reason::UpstreamDown => "upstream_down",
+            Reason::ApiKey => "api_key",
+        }
+    }
+
+    /// Whether the caller itself is over its share or a configured limit (429), rather than
+    /// the head overloaded (503).
+    #[must_use]
+    pub fn is_callers(self) -> bool {
+        !matches!(
+            self,
+            Reason::ModuleInFlight | Reason::QueueTimeout | Reason::UpstreamDown | Reason::ClassInFlight
+        )
+    }
+}
+
+/// How an admitted exchange ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Upstream answered below 500.
+    Served,
+    /// Upstream answered 500 or above, broke off or could not be reached.
+    Failed,
+    /// The client had left before upstream answered.
+    Abandoned,
+}
+
+/// The counters of one class.
+#[derive(Debug)]
+pub struct Meter {
+    offered: AtomicU64,
+    admitted: AtomicU64,
+    queued: AtomicU64,
+    served: AtomicU64,
+    failed: AtomicU64,
+    abandoned: AtomicU64,
+    left: AtomicU64,
+    shed: [AtomicU64; Reason::ALL.len()],
+    shadow_shed: AtomicU64,
+    bound: AtomicU64,
+    latency_us: AtomicU64,
+    wait_us: AtomicU64,
+    work_us: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
+    in_flight_peak: AtomicU32,
+}
+
+impl Default for Meter {
+    fn default() -> Meter {
+        Meter {
+            offered: AtomicU64::new(0),
+            admitted: AtomicU64::new(0),
+            queued: AtomicU64::new(0),
+            served: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            abandoned: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+            shed: std::array::from_fn(|_| AtomicU64::new(0)),
+            shadow_shed: AtomicU64::new(0),
+            bound: AtomicU64::new(0),
+            latency_us: AtomicU64::new(0),
+            wait_us: AtomicU64::new(0),
+            work_us: AtomicU64::new(0),
+            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
+            in_flight_peak: AtomicU32::new(0),
+        }
+    }
+}
+
+impl Meter {
+    /// A request arrived.
+    pub fn offer(&self) {
+        self.offered.fetch_add(1, Ordering::Relaxed);
+    }
+    /// It was admitted; `in_flight` counts it.
+    pub fn admit(&self, in_flight: u32) {
+        self.admitted.fetch_add(1, Ordering::Relaxed);
+        self.in_flight_peak.fetch_max(in_flight, Ordering::Relaxed);
+    }
+    /// It had to wait for a limit of its class or module: the limit was binding.
+    pub fn queue(&self) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
+        self.bound.fetch_add(1, Ordering::Relaxed);
+    }
+    /// A waiter was admitted after `wait`.
+    pub fn wait(&self, wait: Duration) {
+        self.wait_us.fetch_add(micros(wait), Ordering::Relaxed);
+    }
+    /// It was refused.
+    pub fn shed(&self, reason: Reason) {
+        self.shed[reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.bound.fetch_add(1, Ordering::Relaxed);
+    }
+    /// It would have been refused, were the class not in shadow mode.
+    pub fn shed_in_shadow(&self, reason: Reason) {
+        let _ = reason;
+        self.shadow_shed.fetch_add(1, Ordering::Relaxed);
+        self.bound.fetch_add(1, Ordering::Relaxed);
+    }
+    /// Its client left while it waited.
+    pub fn leave(&self) {
+        self.left.fetch_add(1, Ordering::Relaxed);
+    }
+    /// An admitted exchange ended: upstream took `latency`, of which `work` is its own.
+    pub fn finish(&self, outcome: Outcome, latency: Duration, work: Duration) {
+        let counter = match outcome {
+            Outcome::Served => &self.served,
+            Outcome::Failed => &self.failed,
+            Outcome::Abandoned => &self.abandoned,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.latency_us.fetch_add(micros(latency), Ordering::Relaxed);
+        self.work_us.fetch_add(micros(work), Ordering::Relaxed);
+        self.buckets[bucket(latency)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Everything counted so far, and the peak since the last `take_peak`.
+    #[must_use]
+    pub fn read(&self) -> Counts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            offered: load(&self.offered),
+            admitted: load(&self.admitted),
+            queued: load(&self.queued),
+            served: load(&self.served),
+            failed: load(&self.failed),
+            abandoned: load(&self.abandoned),
+            left: load(&self.left),
+            shed: std::array::from_fn(|reason| load(&self.shed[reason])),
+            shadow_shed: load(&self.shadow_shed),
+            bound: load(&self.bound),
+            latency_us: load(&self.latency_us),
+            wait_us: load(&self.wait_us),
+            work_us: load(&self.work_us),
+            buckets: std::array::from_fn(|at| load(&self.buckets[at])),
+        }
+    }
+
+    /// The most under way since the last call; the count starts anew at `in_flight`.
+    pub fn take_peak(&self, in_flight: u32) -> u32 {
+        self.in_flight_peak.swap(in_flight, Ordering::Relaxed).max(in_flight)
+    }
+}
+
+/// The totals of one class, or the difference of two of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Counts {
+    /// Requests that arrived.
+    pub offered: u64,
+    /// Requests sent on.
+    pub admitted: u64,
+    /// Requests that waited.
+    pub queued: u64,
+    /// Answers below 500.
+    pub served: u64,
+    /// Answers of 500 and above, resets, refusals.
+    pub failed: u64,
+    /// Answers nobody waited for any more.
+    pub abandoned: u64,
+    /// Clients that left while waiting.
+    pub left: u64,
+    /// Refusals by [`Reason`].
+    pub shed: [u64; Reason::ALL.len()],
+    /// Refusals not carried out (shadow mode).
+    pub shadow_shed: u64,
+    /// Decisions taken while a limit was binding.
+    pub bound: u64,
+    /// Sum of upstream latencies, microseconds.
+    pub latency_us: u64,
+    /// Sum of waits of those admitted, microseconds.
+    pub wait_us: u64,
+    /// Sum of learnt work, microseconds.
+    pub work_us: u64,
+    /// Upstream latencies by bucket.
+    pub buckets: [u64; BUCKETS],
+}
+
+impl Default for Counts {
+    fn default() -> Counts {
+        Counts {
+            offered: 0,
+            admitted: 0,
+            queued: 0,
+            served: 0,
+            failed: 0,
+            abandoned: 0,
+            left: 0,
+            shed: [0; Reason::ALL.len()],
+            shadow_shed: 0,
+            bound: 0,
+            latency_us: 0,
+            wait_us: 0,
+            work_us: 0,
+            buckets: [0; BUCKETS],
+        }
+    }
+}
+
+impl Counts {
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &Counts) -> Counts {
+        Counts {
+            offered: self.offered.saturating_sub(earlier.offered),
+            admitted: self.admitted.saturating_sub(earlier.admitted),
+            queued: self.queued.saturating_sub(earlier.queued),
+            served: self.served.saturating_sub(earlier.served),
+            failed: self.failed.saturating_sub(earlier.failed),
+            abandoned: self.abandoned.saturating_sub(earlier.abandoned),
+            left: self.left.saturating_sub(earlier.left),
+            shed: std::array::from_fn(|reason| self.shed[reason].saturating_sub(earlier.shed[reason])),
+            shadow_shed: self.shadow_shed.saturating_sub(earlier.shadow_shed),
+            bound: self.bound.saturating_sub(earlier.bound),
+            latency_us: self.latency_us.saturating_sub(earlier.latency_us),
+            wait_us: self.wait_us.saturating_sub(earlier.wait_us),
+            work_us: self.work_us.saturating_sub(earlier.work_us),
+            buckets: std::array::from_fn(|at| self.buckets[at].saturating_sub(earlier.buckets[at])),
+        }
+    }
+
+    /// Exchanges that ended.
+    #[must_use]
+    pub fn finished(&self) -> u64 {
+        self.served + self.failed + self.abandoned
+    }
+
+    /// All refusals carried out.
+    #[must_use]
+    pub fn shed_all(&self) -> u64 {
+        self.shed.iter().sum()
+    }
+
+    /// The latency in seconds that the share `quantile` of the exchanges stayed within, as the
+    /// upper bound of its bucket; `None` when nothing ended.
+    #[must_use]
+    pub fn latency_quantile(&self, quantile: f64) -> Option<f64> {
+        let count: u64 = self.buckets.iter().sum();
+        if count == 0 {
+            return None;
+        }
+        let rank = quantile.clamp(0.0, 1.0) * count as f64;
+        let mut below = 0;
+        for (at, in_bucket) in self.buckets.iter().enumerate() {
+            below += in_bucket;
+            if below as f64 >= rank && *in_bucket > 0 {
+                return Some(upper_bound_secs(at));
+            }
+        }
+        Some(upper_bound_secs(BUCKETS - 1))
+    }
+
+    /// The mean upstream latency in seconds; `None` when nothing ended.
+    #[must_use]
+    pub fn latency_mean(&self) -> Option<f64> {
+        let finished = self.finished();
+        (finished > 0).then(|| self.latency_us as f64 / 1e6 / finished as f64)
+    }
+}
+
+/// One class's counts over one step of the loop.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Window {
+    /// How long it was, in seconds.
+    pub length_s: f64,
+    /// What was counted in it.
+    pub counts: Counts,
+    /// Under way at its end.
+    pub in_flight: u32,
+    /// The most under way in it.
+    pub in_flight_peak: u32,
+    /// Waiting at its end.
+    pub waiting: u32,
+    /// For how long some have been under way without any coming to an end, in seconds: hung
+    /// exchanges never show up in latencies.
+    pub stalled_s: f64,
+}
+
+/// The upper bound of a bucket, in seconds.
+#[must_use]
+pub fn upper_bound_secs(at: usize) -> f64 {
+    64e-6 * 2f64.powf(at as f64 / 4.0)
+}
+
+fn bucket(latency: Duration) -> usize {
+    let us = latency.as_nanos() as f64 / 1e3;
+    if us <= 64.0 {
+        return 0;
+    }
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "positive, and capped by min"
+    )]
+    let at = ((us / 64.0).log2() * 4.0).ceil() as usize;
+    at.min(BUCKETS - 1)
+}
+
+fn micros(length: Duration) -> u64 {
+    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quantiles_come_from_the_window_alone() {
+        let meter = Meter::default();
+        (0..1000).for_each(|_| meter.finish(Outcome::Served, Duration::from_millis(500), Duration::ZERO));
+        let before = meter.read();
+        for ms in 1..=100 {
+            meter.finish(Outcome::Served, Duration::from_millis(ms), Duration::ZERO);
+        }
+        let window = meter.read().since(&before);
+        let p50 = window.latency_quantile(0.5).unwrap();
+        assert!((0.050..0.060).contains(&p50), "{p50}");
+        assert_eq!(before.since(&before).latency_quantile(0.5), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_bucket_holds_what_lies_within_its_bound(us in 0u64..600_000_000) {
+            let at = bucket(Duration::from_micros(us));
+            let seconds = us as f64 / 1e6;
+            prop_assert!(at == BUCKETS - 1 || seconds <= upper_bound_secs(at) * (1.0 + 1e-9));
+            prop_assert!(at == 0 || seconds > upper_bound_secs(at - 1) * (1.0 - 1e-9));
+        }
+    }
+}

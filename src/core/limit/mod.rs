@@ -1,5 +1,6 @@
 //! What holds a limit: the table of numbers, and the clocks, counters and queues they govern.
 pub mod clock;
+pub mod cost;
 pub mod gate;
 pub mod in_flight;
 pub mod meter;

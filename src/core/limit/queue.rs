@@ -1,1 +1,493 @@
-//! Not yet written.
+//! The fair queue of one class: who waits, who goes next, who must give way.
+//!
+//! **The question.** When a class is contended, several parties want more than there is. Who
+//! is served next so that each gets the lesser of what it asks and an equal share (max-min),
+//! and no slot stands idle?
+//!
+//! **The law.** Start-time fair queueing (Goyal, Vin, Cheng, "Start-time Fair Queuing", 1996),
+//! in units of *work*: every party carries a tag, the virtual time at which its next request
+//! may start. Serving a request of cost `c` moves the party's tag to `max(V, tag) + c`, where
+//! `V`, the queue's virtual time, is the tag of the request served last. The smallest tag goes
+//! next. A party that asks less than its share finds its tag behind `V` and is next; a party
+//! that was idle gains nothing by it, because its tag is lifted to `V`.
+//!
+//! **Parties have two dimensions** (design 4.5): an address and the credential behind it. Each
+//! has a tag of its own, and a flow (address, credential) is keyed by the *later* of the two:
+//!
+//! ```text
+//! key(flow) = ( max(tag_address, tag_credential),  turn_flow )
+//! ```
+//!
+//! Flows that share the later tag share its allotment, and are told apart by their *turn*: the
+//! same fair queueing once more, among the flows of one address and of one credential.
+//!
+//! - One credential behind 64 addresses: its credential tag runs ahead, so all 64 together get
+//!   one share.
+//! - Two credentials behind one address: the address tag is common, so they take turns and
+//!   split the address's share.
+//! - Credentials invented anew for every request behind one address: the address tag holds
+//!   them all to one address's share.
+//! - One credential for the whole cluster: the credential tag is common to all, so addresses
+//!   take turns: it degenerates to fairness per address.
+//!
+//! **Giving way.** When the queue is full, the request that would be served last makes room,
+//! the newcomer included: the largest key after the flow's whole backlog (longest queue drop,
+//! in units of work). A party at or below its share is never the one.
+//!
+//! **Within a flow** the oldest goes first while the flow is healthy. Once its oldest has
+//! waited more than half its time the flow is overloaded by its own doing and the newest goes
+//! first: the old ones' clients are about to leave, and work done for them would be wasted.
+//!
+//! Memory: at most `len_max` waiters; tags are kept only for parties that wait or are in debt
+//! (tag > V), at most [`TAGS_MAX`]; past that, parties share one overflow tag per dimension.
+
+use crate::core::request::party::Party;
+use crate::core::time::Time;
+use std::collections::{BTreeMap, VecDeque};
+
+/// The most parties whose debts are remembered apart, per dimension.
+pub const TAGS_MAX: usize = 4096;
+
+/// A waiter's place, for taking it out again; never reused while the queue lives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Place(pub u64);
+
+/// Someone who waits.
+#[derive(Debug)]
+pub struct Waiting<W> {
+    /// How to reach it.
+    pub waiter: W,
+    /// Who it is.
+    pub party: Party,
+    /// Its route, whose learnt cost is charged when it is served.
+    pub route: u16,
+    /// Estimated work in seconds when it joined.
+    pub cost: f64,
+    /// When it joined.
+    pub since: Time,
+    /// It must be served or told by then.
+    pub deadline: Time,
+}
+
+/// What became of a request that wanted to join.
+#[derive(Debug)]
+pub enum Joined<W> {
+    /// It waits here.
+    Waits(Place),
+    /// It waits here, and another had to give way.
+    Displaced(Place, Waiting<W>),
+    /// The queue is full and it would be served last: it is handed back.
+    Refused(Waiting<W>),
+}
+
+/// The waiters of one class.
+#[derive(Debug)]
+pub struct FairQueue<W> {
+    flows: BTreeMap<Flow, VecDeque<(Place, Waiting<W>)>>,
+    addresses: Tags,
+    credentials: Tags,
+    turns: Turns,
+    places: BTreeMap<Place, Flow>,
+    virtual_time: f64,
+    next_place: u64,
+    len: u32,
+}
+
+/// A party as a key; without a credential, the address stands in for it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Flow {
+    address: u64,
+    credential: u64,
+}
+
+impl From<Party> for Flow {
+    fn from(party: Party) -> Flow {
+        // The complement keeps "nothing shown" apart from a credential with the same digest.
+        Flow { address: party.address, credential: party.credential.unwrap_or(!party.address) }
+    }
+}
+
+/// `(later tag, turn)`: the smaller goes first.
+type Key = (f64, f64);
+
+impl<W> Default for FairQueue<W> {
+    fn default() -> Self {
+        FairQueue {
+            flows: BTreeMap::new(),
+            addresses: Tags::default(),
+            credentials: Tags::default(),
+            turns: Turns::default(),
+            places: BTreeMap::new(),
+            virtual_time: 0.0,
+            next_place: 0,
+            len: 0,
+        }
+    }
+}
+
+impl<W> FairQueue<W> {
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many of this party wait.
+    #[must_use]
+    pub fn waiting(&self, party: Party) -> usize {
+        self.flows.get(&Flow::from(party)).map_or(0, VecDeque::len)
+    }
+
+    /// Lets `request` wait, at most `len_max` in all.
+    pub fn join(&mut self, request: Waiting<W>, len_max: u32) -> Joined<W> {
+        if len_max == 0 {
+            return Joined::Refused(request);
+        }
+        if self.len < len_max {
+            return Joined::Waits(self.push(request));
+        }
+        let newcomer = Flow::from(request.party);
+        let last = self.served_last(newcomer, request.cost);
+        if last == newcomer {
+            return Joined::Refused(request);
+        }
+        match self.pop_back(last) {
+            Some(displaced) => Joined::Displaced(self.push(request), displaced),
+            None => Joined::Refused(request),
+        }
+    }
+
+    /// The waiter that [`FairQueue::pop`] would take.
+    #[must_use]
+    pub fn peek(&self, now: Time) -> Option<&Waiting<W>> {
+        let queue = self.flows.get(&self.next_flow()?)?;
+        let next = if overloaded(queue, now) { queue.back() } else { queue.front() };
+        next.map(|(_, request)| request)
+    }
+
+    /// Takes the waiter that goes next and charges its party.
+    pub fn pop(&mut self, now: Time) -> Option<Waiting<W>> {
+        let flow = self.next_flow()?;
+        let key = self.key(flow);
+        let queue = self.flows.get_mut(&flow)?;
+        let (place, request) = if overloaded(queue, now) { queue.pop_back()? } else { queue.pop_front()? };
+        self.forget(place, flow);
+        self.virtual_time = self.virtual_time.max(key.0);
+        self.turns.take(flow, request.cost);
+        self.charge(request.party, request.cost);
+        Some(request)
+    }
+
+    /// Takes a waiter out: its client left, or its time is up.
+    pub fn remove(&mut self, place: Place) -> Option<Waiting<W>> {
+        let flow = *self.places.get(&place)?;
+        let queue = self.flows.get_mut(&flow)?;
+        let position = queue.binary_search_by_key(&place, |(place, _)| *place).ok()?;
+        let (_, request) = queue.remove(position)?;
+        self.forget(place, flow);
+        Some(request)
+    }
+
+    /// Adds work to a party's account: what it was served, or by how much the estimate was
+    /// wrong once the true cost is known (negative: it was overcharged).
+    pub fn charge(&mut self, party: Party, work: f64) {
+        if work.is_finite() {
+            let flow = Flow::from(party);
+            self.addresses.charge(flow.address, work, self.virtual_time);
+            self.credentials.charge(flow.credential, work, self.virtual_time);
+        }
+    }
+
+    fn push(&mut self, request: Waiting<W>) -> Place {
+        let place = Place(self.next_place);
+        self.next_place += 1;
+        let flow = Flow::from(request.party);
+        self.places.insert(place, flow);
+        self.flows.entry(flow).or_default().push_back((place, request));
+        self.len += 1;
+        place
+    }
+
+    fn pop_back(&mut self, flow: Flow) -> Option<Waiting<W>> {
+        let (place, request) = self.flows.get_mut(&flow)?.pop_back()?;
+        self.forget(place, flow);
+        Some(request)
+    }
+
+    fn forget(&mut self, place: Place, flow: Flow) {
+        self.places.remove(&place);
+        self.len -= 1;
+        if self.flows.get(&flow).is_some_and(VecDeque::is_empty) {
+            self.flows.remove(&flow);
+        }
+    }
+
+    fn key(&self, flow: Flow) -> Key {
+        self.key_after(flow, 0.0, 0.0)
+    }
+
+    /// The flow's key once this much more work of its address and credential has been served.
+    fn key_after(&self, flow: Flow, of_address: f64, of_credential: f64) -> Key {
+        let address = self.addresses.get(flow.address, self.virtual_time) + of_address;
+        let credential = self.credentials.get(flow.credential, self.virtual_time) + of_credential;
+        (address.max(credential), self.turns.get(flow))
+    }
+
+    fn next_flow(&self) -> Option<Flow> {
+        self.flows.keys().copied().min_by(|a, b| order(self.key(*a), self.key(*b)))
+    }
+
+    /// The flow whose backlog ends last, were a request of `newcomer` to join.
+    fn served_last(&self, newcomer: Flow, cost: f64) -> Flow {
+        let mut backlog_address: BTreeMap<u64, f64> = BTreeMap::new();
+        let mut backlog_credential: BTreeMap<u64, f64> = BTreeMap::new();
+        let mut own: BTreeMap<Flow, f64> = BTreeMap::new();
+        let joining = std::iter::once((newcomer, cost));
+        let waiting =
+            self.flows.iter().map(|(flow, queue)| (*flow, queue.iter().map(|(_, w)| w.cost).sum::<f64>()));
+        for (flow, work) in waiting.chain(joining) {
+            *backlog_address.entry(flow.address).or_default() += work;
+            *backlog_credential.entry(flow.credential).or_default() += work;
+            *own.entry(flow).or_default() += work;
+        }
+        let end = |flow: Flow| {
+            let of_address = backlog_address.get(&flow.address).copied().unwrap_or(0.0);
+            let of_credential = backlog_credential.get(&flow.credential).copied().unwrap_or(0.0);
+            let (tag, turn) = self.key_after(flow, of_address, of_credential);
+            (tag, turn + own.get(&flow).copied().unwrap_or(0.0))
+        };
+        let longest = self.flows.keys().copied().max_by(|a, b| order(end(*a), end(*b)));
+        match longest {
+            Some(flow) if order(end(flow), end(newcomer)).is_gt() => flow,
+            _ => newcomer,
+        }
+    }
+}
+
+/// Whether a flow's oldest has waited more than half its time.
+fn overloaded<W>(queue: &VecDeque<(Place, Waiting<W>)>, now: Time) -> bool {
+    queue.front().is_some_and(|(_, oldest)| now.since(oldest.since) * 2 > oldest.deadline.since(oldest.since))
+}
+
+fn order(a: Key, b: Key) -> std::cmp::Ordering {
+    a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+}
+
+/// Tags against the queue's virtual time: only debts (tags ahead of it) are kept.
+#[derive(Debug, Default)]
+struct Tags {
+    ahead: BTreeMap<u64, f64>,
+    overflow: f64,
+    pruned_at: f64,
+}
+
+impl Tags {
+    fn get(&self, party: u64, virtual_time: f64) -> f64 {
+        let tag = match self.ahead.get(&party) {
+            Some(tag) => *tag,
+            None if self.ahead.len() >= TAGS_MAX => self.overflow,
+            None => virtual_time,
+        };
+        tag.max(virtual_time)
+    }
+
+    fn charge(&mut self, party: u64, work: f64, virtual_time: f64) {
+        if self.ahead.len() >= TAGS_MAX && self.pruned_at < virtual_time {
+            // Debts that virtual time has caught up with are no debts: nothing is forgotten.
+            self.ahead.retain(|_, tag| *tag > virtual_time);
+            self.pruned_at = virtual_time;
+        }
+        if self.ahead.len() >= TAGS_MAX && !self.ahead.contains_key(&party) {
+            self.overflow = self.overflow.max(virtual_time) + work;
+            return;
+        }
+        let tag = self.ahead.entry(party).or_insert(virtual_time);
+        *tag = tag.max(virtual_time) + work;
+    }
+}
+
+/// Whose turn it is among flows of one address, and among flows of one credential. It breaks
+/// ties only, so forgetting it (when it outgrows [`TAGS_MAX`]) forgives no debt.
+#[derive(Debug, Default)]
+struct Turns {
+    flows: BTreeMap<Flow, f64>,
+    of_address: BTreeMap<u64, f64>,
+    of_credential: BTreeMap<u64, f64>,
+}
+
+impl Turns {
+    fn get(&self, flow: Flow) -> f64 {
+        let own = self.flows.get(&flow).copied().unwrap_or(0.0);
+        let address = self.of_address.get(&flow.address).copied().unwrap_or(0.0);
+        let credential = self.of_credential.get(&flow.credential).copied().unwrap_or(0.0);
+        own.max(address).max(credential)
+    }
+
+    fn take(&mut self, flow: Flow, work: f64) {
+        if self.flows.len() >= TAGS_MAX {
+            *self = Turns::default();
+        }
+        let start = self.get(flow);
+        self.of_address.insert(flow.address, start);
+        self.of_credential.insert(flow.credential, start);
+        self.flows.insert(flow, start + work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn party(address: u64, credential: Option<u64>) -> Party {
+        Party { address, credential }
+    }
+
+    fn ask(party: Party, cost: f64) -> Waiting<Party> {
+        let deadline = Time::ZERO + Duration::from_secs(1000);
+        Waiting { waiter: party, party, route: 0, cost, since: Time::ZERO, deadline }
+    }
+
+    /// Serves `rounds` requests while every party in `asking` always has one more waiting.
+    fn serve(asking: &[(Party, f64)], rounds: usize) -> BTreeMap<(u64, Option<u64>), f64> {
+        let mut queue = FairQueue::default();
+        let mut work = BTreeMap::new();
+        for _ in 0..rounds {
+            for (who, cost) in asking {
+                while queue.waiting(*who) < 2 {
+                    queue.join(ask(*who, *cost), 10_000);
+                }
+            }
+            let served = queue.pop(Time::ZERO).unwrap();
+            *work.entry((served.party.address, served.party.credential)).or_insert(0.0) += served.cost;
+        }
+        work
+    }
+
+    fn share(work: &BTreeMap<(u64, Option<u64>), f64>, of: impl Fn(&(u64, Option<u64>)) -> bool) -> f64 {
+        let all: f64 = work.values().sum();
+        work.iter().filter(|(who, _)| of(who)).map(|(_, work)| work).sum::<f64>() / all
+    }
+
+    #[test]
+    fn equal_askers_get_equal_work_whatever_their_requests_cost() {
+        let work = serve(&[(party(1, None), 0.005), (party(2, None), 0.25)], 4000);
+        assert!((share(&work, |who| who.0 == 1) - 0.5).abs() < 0.02);
+    }
+
+    #[test]
+    fn one_token_behind_many_addresses_is_one_party() {
+        let mut asking: Vec<_> = (0..64).map(|address| (party(address, Some(7)), 0.005)).collect();
+        asking.push((party(100, Some(8)), 0.005));
+        let work = serve(&asking, 4000);
+        assert!((share(&work, |who| who.0 == 100) - 0.5).abs() < 0.02, "{work:?}");
+    }
+
+    #[test]
+    fn two_tokens_behind_one_address_split_its_share() {
+        let asking = [(party(1, Some(7)), 0.005), (party(1, Some(8)), 0.005), (party(2, Some(9)), 0.005)];
+        let work = serve(&asking, 4000);
+        assert!((share(&work, |who| who.0 == 2) - 0.5).abs() < 0.02, "{work:?}");
+        assert!((share(&work, |who| who.1 == Some(7)) - 0.25).abs() < 0.02, "{work:?}");
+    }
+
+    #[test]
+    fn invented_tokens_behind_one_address_gain_nothing() {
+        let mut asking: Vec<_> = (0..200).map(|token| (party(1, Some(token)), 0.005)).collect();
+        asking.push((party(2, Some(999)), 0.005));
+        let work = serve(&asking, 4000);
+        assert!((share(&work, |who| who.0 == 2) - 0.5).abs() < 0.03, "{work:?}");
+    }
+
+    #[test]
+    fn a_token_the_whole_cluster_shares_degenerates_to_per_address() {
+        let asking: Vec<_> = (0..4).map(|address| (party(address, Some(7)), 0.005)).collect();
+        let work = serve(&asking, 4000);
+        for address in 0..4 {
+            assert!((share(&work, |who| who.0 == address) - 0.25).abs() < 0.02, "{work:?}");
+        }
+    }
+
+    #[test]
+    fn the_greedy_give_way_when_the_queue_is_full() {
+        let mut queue = FairQueue::default();
+        for _ in 0..20 {
+            queue.join(ask(party(1, None), 1.0), 8);
+        }
+        assert_eq!(queue.len(), 8);
+        match queue.join(ask(party(2, None), 1.0), 8) {
+            Joined::Displaced(_, displaced) => assert_eq!(displaced.party, party(1, None)),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(queue.pop(Time::ZERO).unwrap().party, party(1, None), "served in turn: tags are equal");
+        assert_eq!(queue.pop(Time::ZERO).unwrap().party, party(2, None));
+    }
+
+    #[test]
+    fn behind_one_address_the_greedy_credential_gives_way() {
+        let mut queue = FairQueue::default();
+        for _ in 0..8 {
+            queue.join(ask(party(1, Some(1)), 1.0), 8);
+        }
+        match queue.join(ask(party(1, Some(2)), 1.0), 8) {
+            Joined::Displaced(_, displaced) => assert_eq!(displaced.party.credential, Some(1)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn an_overloaded_flow_serves_its_newest_first() {
+        let mut queue = FairQueue::default();
+        let mut early = ask(party(1, None), 1.0);
+        early.deadline = Time::from_secs_f64(2.0);
+        queue.join(early, 8);
+        let mut late = ask(party(1, None), 1.0);
+        late.since = Time::from_secs_f64(1.4);
+        late.deadline = Time::from_secs_f64(3.4);
+        queue.join(late, 8);
+        assert_eq!(queue.pop(Time::from_secs_f64(1.5)).unwrap().since, Time::from_secs_f64(1.4));
+    }
+
+    #[test]
+    fn ten_thousand_parties_in_debt_take_bounded_memory() {
+        let mut queue = FairQueue::<Party>::default();
+        for address in 0..100_000 {
+            queue.charge(party(address, Some(address)), 1.0);
+        }
+        assert!(queue.addresses.ahead.len() <= TAGS_MAX && queue.credentials.ahead.len() <= TAGS_MAX);
+        assert!((queue.addresses.get(0, 0.0) - 1.0).abs() < 1e-9, "an early debtor is not forgotten");
+    }
+
+    proptest! {
+        #[test]
+        fn whoever_joined_is_served_removed_displaced_or_still_waiting(
+            steps in prop::collection::vec((0u8..4, 0u64..5, prop::option::of(0u64..4), 0.001..1.0f64), 1..300),
+            len_max in 1u32..20,
+        ) {
+            let mut queue = FairQueue::default();
+            let (mut joined, mut gone) = (0u32, 0u32);
+            let mut places = Vec::new();
+            for (step, address, credential, cost) in steps {
+                match step {
+                    0 | 1 => match queue.join(ask(party(address, credential), cost), len_max) {
+                        Joined::Waits(place) => { joined += 1; places.push(place); }
+                        Joined::Displaced(place, _) => { joined += 1; gone += 1; places.push(place); }
+                        Joined::Refused(_) => prop_assert_eq!(queue.len(), len_max),
+                    },
+                    2 => gone += u32::from(queue.pop(Time::ZERO).is_some()),
+                    _ => if let Some(place) = places.pop() { gone += u32::from(queue.remove(place).is_some()); },
+                }
+                prop_assert_eq!(queue.len(), joined - gone);
+                prop_assert!(queue.len() <= len_max);
+                prop_assert_eq!(queue.places.len(), queue.len() as usize);
+            }
+        }
+    }
+}

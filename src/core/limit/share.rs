@@ -1,1 +1,198 @@
-//! Not yet written.
+//! Ceilings for one party: a rate and a concurrency nobody may exceed, whatever is free.
+//!
+//! Fair queueing needs no per-party state while nobody waits; a configured ceiling does. It
+//! lives in a table of fixed size. A party takes a slot when first seen; a slot is given to
+//! another only when its party owes nothing (its rate has refilled, nothing is under way), so
+//! that flooding the table with invented identities never forgets a debt. When every slot in
+//! reach is owed, the newcomer shares the overflow slot.
+
+use crate::core::limit::clock::{ElasticClock, SharedClock, VirtualTime};
+use crate::core::limit::in_flight::InFlight;
+use crate::core::limit::meter::Reason;
+use crate::core::policy::PartyLimits;
+use crate::core::request::party::Party;
+use crate::core::time::Time;
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed, StateStore};
+use governor::{Quota, RateLimiter};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Slots a class keeps; beyond, parties share one.
+pub const SLOTS: usize = 8192;
+
+/// Neighbouring slots a party may take.
+const REACH: usize = 8;
+
+/// The parties of one class, held to its [`PartyLimits`].
+#[derive(Debug)]
+pub struct Shares {
+    in_flight_max: u32,
+    clock: Arc<ElasticClock>,
+    rate: Option<RateLimiter<usize, Slab, SharedClock, NoOpMiddleware<VirtualTime>>>,
+    slots: Box<[Slot]>,
+    refill: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    party: AtomicU64,
+    in_flight: InFlight,
+    touched: AtomicU64,
+}
+
+/// The place a party was given, to be handed back with its ticket.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SlotId(u32);
+
+impl Shares {
+    /// A table for these ceilings, or `None` when there are none to hold.
+    #[must_use]
+    pub fn new(limits: PartyLimits, now: Time) -> Option<Shares> {
+        if limits == PartyLimits::default() {
+            return None;
+        }
+        let rate_per_second = limits.rate.map_or(0.0, |(rate, _)| rate);
+        let clock = Arc::new(ElasticClock::new(rate_per_second, now));
+        let burst = NonZeroU32::new(limits.rate.map_or(1, |(_, burst)| burst)).unwrap_or(NonZeroU32::MIN);
+        let rate = limits.rate.and_then(|_| {
+            let quota = Quota::with_period(Duration::from_millis(1))?.allow_burst(burst);
+            Some(RateLimiter::new(quota, Slab::default(), SharedClock(Arc::clone(&clock))))
+        });
+        let refill = if rate_per_second > 0.0 {
+            crate::core::time::duration_from_secs(f64::from(burst.get()) / rate_per_second)
+        } else {
+            Duration::ZERO
+        };
+        Some(Shares {
+            in_flight_max: limits.in_flight.unwrap_or(u32::MAX),
+            clock,
+            rate,
+            slots: (0..=SLOTS).map(|_| Slot::default()).collect(),
+            refill,
+        })
+    }
+
+    /// Counts one request of `party` in, or says which ceiling it has reached and for how long.
+    pub fn enter(&self, party: Party, now: Time) -> Result<SlotId, (Reason, Duration)> {
+        let at = self.slot_of(party, now);
+        let slot = &self.slots[at];
+        if !slot.in_flight.try_enter(self.in_flight_max) {
+            return Err((Reason::PartyInFlight, Duration::from_secs(1)));
+        }
+        if let Some(rate) = &self.rate {
+            let here = self.clock.advance(now);
+            if let Err(not_until) = rate.check_key(&at) {
+                slot.in_flight.leave();
+                let cells = not_until.wait_time_from(here).as_secs_f64() * 1e3;
+                return Err((
+                    Reason::PartyRate,
+                    crate::core::time::duration_from_secs(cells / self.clock.rate()),
+                ));
+            }
+        }
+        slot.touched.store(now.0, Ordering::Relaxed);
+        Ok(SlotId(u32::try_from(at).unwrap_or(u32::MAX)))
+    }
+
+    /// Counts it out again.
+    pub fn leave(&self, id: SlotId) {
+        if let Some(slot) = self.slots.get(id.0 as usize) {
+            slot.in_flight.leave();
+        }
+    }
+
+    fn slot_of(&self, party: Party, now: Time) -> usize {
+        let key = party.credential.unwrap_or(party.address) | 1; // 0 means free
+        let home = usize::try_from(key.rotate_left(29) % SLOTS as u64).unwrap_or(0);
+        let reach = (0..REACH).map(|step| (home + step) % SLOTS);
+        if let Some(at) = reach.clone().find(|at| self.slots[*at].party.load(Ordering::Acquire) == key) {
+            return at;
+        }
+        for at in reach {
+            let slot = &self.slots[at];
+            let present = slot.party.load(Ordering::Acquire);
+            let owes = slot.in_flight.count() > 0
+                || now.since(Time(slot.touched.load(Ordering::Relaxed))) < self.refill;
+            if (present == 0 || !owes)
+                && slot.party.compare_exchange(present, key, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+            {
+                return at;
+            }
+        }
+        SLOTS // the overflow slot
+    }
+}
+
+/// governor's state, one cell per slot.
+#[derive(Debug)]
+struct Slab(Box<[InMemoryState]>);
+
+impl Default for Slab {
+    fn default() -> Slab {
+        Slab((0..=SLOTS).map(|_| InMemoryState::default()).collect())
+    }
+}
+
+impl StateStore for Slab {
+    type Key = usize;
+    fn measure_and_replace<T, F, E>(&self, key: &usize, f: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        self.0[(*key).min(SLOTS)].measure_and_replace(&NotKeyed::NonKey, f)
+    }
+}
+
+// The clock trait is named so that the shared clock's `now` is the one governor calls.
+const _: fn(&SharedClock) -> VirtualTime = <SharedClock as Clock>::now;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn party(address: u64) -> Party {
+        Party { address, credential: None }
+    }
+
+    #[test]
+    fn each_party_has_its_own_rate_and_concurrency() {
+        let shares =
+            Shares::new(PartyLimits { rate: Some((1.0, 2)), in_flight: Some(5) }, Time::ZERO).unwrap();
+        assert!(shares.enter(party(1 << 9), Time::ZERO).is_ok());
+        assert!(shares.enter(party(1 << 9), Time::ZERO).is_ok());
+        let (reason, wait) = shares.enter(party(1 << 9), Time::ZERO).unwrap_err();
+        assert_eq!(reason, Reason::PartyRate);
+        assert!((wait.as_secs_f64() - 1.0).abs() < 0.01, "{wait:?}");
+        assert!(shares.enter(party(2 << 9), Time::ZERO).is_ok());
+    }
+
+    #[test]
+    fn concurrency_comes_back_when_a_request_leaves() {
+        let shares = Shares::new(PartyLimits { rate: None, in_flight: Some(1) }, Time::ZERO).unwrap();
+        let slot = shares.enter(party(8), Time::ZERO).unwrap();
+        assert_eq!(shares.enter(party(8), Time::ZERO).unwrap_err().0, Reason::PartyInFlight);
+        shares.leave(slot);
+        assert!(shares.enter(party(8), Time::ZERO).is_ok());
+    }
+
+    #[test]
+    fn a_flood_of_invented_parties_forgets_no_debt() {
+        let shares =
+            Shares::new(PartyLimits { rate: Some((0.001, 1)), in_flight: None }, Time::ZERO).unwrap();
+        assert!(shares.enter(party(2), Time::ZERO).is_ok());
+        for invented in 0..200_000u64 {
+            let _ = shares.enter(party(invented.wrapping_mul(0x9E37_79B9_7F4A_7C15)), Time::ZERO);
+        }
+        assert_eq!(shares.enter(party(2), Time::from_secs_f64(1.0)).unwrap_err().0, Reason::PartyRate);
+    }
+
+    #[test]
+    fn no_ceilings_need_no_table() {
+        assert!(Shares::new(PartyLimits::default(), Time::ZERO).is_none());
+    }
+}
