@@ -42,6 +42,8 @@ pub struct ModuleDefault {
     pub name: &'static str,
     /// Unary requests under way in it at once.
     pub in_flight: Bounds,
+    /// Learnt work under way at once per class, where the module is one process.
+    pub work: Option<Duration>,
     /// What it is, for people.
     pub about: &'static str,
 }
@@ -109,7 +111,10 @@ impl ClassDefault {
 /// [`MODULES`] as the policy holds them, in the same order.
 #[must_use]
 pub fn modules() -> Vec<Module> {
-    MODULES.iter().map(|module| Module { name: module.name.into(), in_flight: module.in_flight }).collect()
+    MODULES
+        .iter()
+        .map(|module| Module { name: module.name.into(), in_flight: module.in_flight, work: module.work })
+        .collect()
 }
 
 /// [`CLASSES`] as the policy holds them, in the same order. `signal` finds a signal by name.
@@ -182,8 +187,16 @@ const fn slo(quantile: f64, latency: Duration) -> Slo {
     Slo { quantile, latency }
 }
 const fn module(name: &'static str, in_flight: Bounds, about: &'static str) -> ModuleDefault {
-    ModuleDefault { name, in_flight, about }
+    ModuleDefault { name, in_flight, work: Some(WORK), about }
 }
+/// A module that truly works in parallel.
+const fn parallel(name: &'static str, in_flight: Bounds, about: &'static str) -> ModuleDefault {
+    ModuleDefault { name, in_flight, work: None, about }
+}
+
+/// What a single process may have before it, per class: two calls of 20 ms keep its loop fed,
+/// and whoever comes next, `/api/version` included, waits no longer than this.
+const WORK: Duration = Duration::from_millis(50);
 
 /// Ray's processes.
 pub const MODULES: &[ModuleDefault] = &[
@@ -203,8 +216,8 @@ pub const MODULES: &[ModuleDefault] = &[
     module("DataHead", bounds(8.0, 2.0, 16.0), "Ray Data's page"),
     module("TrainHead", bounds(8.0, 2.0, 16.0), "Ray Train's page"),
     module("JobAgent", bounds(16.0, 4.0, 32.0), "the job API of a node's agent (port 52365)"),
-    module("RayClient", bounds(16.0, 4.0, 24.0), "the Ray Client proxier (port 10001); 100 threads"),
-    module("Serve", bounds(256.0, 32.0, 2048.0), "the users' applications (port 8000)"),
+    parallel("RayClient", bounds(16.0, 4.0, 24.0), "the Ray Client proxier (port 10001); 100 threads"),
+    parallel("Serve", bounds(256.0, 32.0, 2048.0), "the users' applications (port 8000)"),
 ];
 
 /// The law where nothing else is said: integral on log(limit), SIMC gain.
