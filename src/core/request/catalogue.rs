@@ -754,7 +754,7 @@ mod tests {
     #[test]
     fn every_range_is_a_range() {
         let check = |name: &str, b: Bounds| {
-            assert!(0.0 < b.min && b.min <= b.initial && b.initial <= b.max, "{name}")
+            assert!(0.0 < b.min && b.min <= b.initial && b.initial <= b.max, "{name}");
         };
         for module in MODULES {
             check(module.name, module.in_flight);

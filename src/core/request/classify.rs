@@ -1,1 +1,835 @@
-//! Not yet written.
+//! Which class does a request belong to?
+//!
+//! The path is brought to its normal form ([`normalise`]) and looked up, most specific first:
+//! the operator's routes, then Ray's own ([`ROUTES`]), then the class for what no route
+//! knows. What cannot be classified with certainty is [`Suspicious`] and refused.
+//!
+//! Ray's routes are one radix tree per method, as its router is in effect: a method that a
+//! path does not have is a 404 or 405 from the parent loop, hence `other`. Trailing slashes
+//! count, since they count to Ray. Methods are compared without case, because aiohttp's
+//! Python parser raises them; `HEAD` is `GET` without a body, and costs the same.
+//!
+//! The operator's routes are few and may carry a header condition, which a tree cannot step
+//! back from. They are a list in order of specificity: a literal segment before a parameter
+//! before `{*rest}`, from the left; then with a header condition before without; then a
+//! named method before any. Two rules that take the very same requests are an error; rules
+//! that merely overlap in part stand in the operator's order.
+//!
+//! On the [`Serve`](Surface::Serve) surface the paths are the users' own. As long as the
+//! operator has no routes there, nothing can be dodged and no path is refused.
+
+use crate::core::policy::{ClassId, Policy};
+use crate::core::request::catalogue::{ROUTES, Surface};
+use crate::core::request::facts::{Facts, Headers};
+use crate::core::request::path::{Suspicious, normalise};
+use std::cmp::Ordering;
+use std::fmt;
+use std::sync::Arc;
+
+/// A route's number: a key for what routes of one class do not share, such as their cost.
+/// Ray's own routes have the same number on every surface and in every configuration.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RouteId(pub u16);
+
+impl RouteId {
+    /// The number as an index, below [`Classifier::route_count`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Where a request belongs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Match {
+    /// Its class.
+    pub class: ClassId,
+    /// Its route within the class.
+    pub route: RouteId,
+}
+
+/// A route of the operator's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Rule {
+    /// The listener it holds for.
+    pub surface: Surface,
+    /// The method, `None` for any; `GET` stands for `HEAD` too.
+    pub method: Option<Arc<str>>,
+    /// `/like/{this}/{*rest}`, in normal form. `{name}` is one segment that is not empty,
+    /// `{*name}` all that follows, be it nothing.
+    pub path: Arc<str>,
+    /// A header that must be there too.
+    pub header: Option<HeaderIs>,
+    /// The class's name.
+    pub class: Arc<str>,
+}
+
+/// A condition on a header's first value.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HeaderIs {
+    /// The header's name in lower case.
+    pub name: Arc<str>,
+    /// Its value to the letter; `None`: any.
+    pub value: Option<Arc<str>>,
+}
+
+/// What is wrong with a rule.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Problem {
+    /// The class does not exist.
+    #[error("route `{path}` names class `{class}`, which does not exist; define it or name another")]
+    UnknownClass {
+        /// The route's path.
+        path: Arc<str>,
+        /// The class's name.
+        class: Arc<str>,
+    },
+    /// The path is one that is refused at the door.
+    #[error("route `{path}` can never match: {why}")]
+    Suspicious {
+        /// The route's path.
+        path: Arc<str>,
+        /// What is wrong with it.
+        why: Suspicious,
+    },
+    /// The path is not in normal form.
+    #[error("route `{path}` can never match, since paths are compared in normal form; write `{normal}`")]
+    NotNormal {
+        /// The route's path.
+        path: Arc<str>,
+        /// How to write it.
+        normal: Arc<str>,
+    },
+    /// Braces that are neither `{name}` nor `{*name}` at the end.
+    #[error(
+        "route `{path}` has segment `{segment}`; write `{{name}}` for one whole segment, `{{*name}}` at the end for the rest"
+    )]
+    BadSegment {
+        /// The route's path.
+        path: Arc<str>,
+        /// The segment.
+        segment: Arc<str>,
+    },
+    /// The method is not a token.
+    #[error("route `{path}` has method `{method}`; write one such as `GET`, or leave it out for any")]
+    BadMethod {
+        /// The route's path.
+        path: Arc<str>,
+        /// The method.
+        method: Arc<str>,
+    },
+    /// The header's name cannot be looked up.
+    #[error("route `{path}` has header `{name}`; write its name in lower case, letters, digits and `-`")]
+    BadHeader {
+        /// The route's path.
+        path: Arc<str>,
+        /// The header's name.
+        name: Arc<str>,
+    },
+    /// Another rule takes the same requests.
+    #[error(
+        "route `{path}` takes the same requests as route {first} (counted from 0); remove one, or set them apart by method or header"
+    )]
+    Duplicate {
+        /// The route's path.
+        path: Arc<str>,
+        /// The place of the other rule.
+        first: usize,
+    },
+    /// More rules than route numbers.
+    #[error("{count} routes; at most {RULES_MAX} fit, join them with `{{name}}` and `{{*rest}}`")]
+    TooMany {
+        /// How many there are.
+        count: usize,
+    },
+}
+
+/// A problem and the place of its rule; `None` when it concerns all, or Ray's own routes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fault {
+    /// The rule's place in the list given.
+    pub rule: Option<usize>,
+    /// What is wrong.
+    pub problem: Problem,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problem.fmt(f)
+    }
+}
+
+/// The most routes an operator may add: the list is walked for every request.
+pub const RULES_MAX: usize = 256;
+
+/// The label of requests that no route knows.
+pub const UNLISTED: &str = "(unlisted)";
+
+/// From facts to class and route, for one kind of listener.
+pub struct Classifier {
+    /// One tree per method of [`METHODS`].
+    trees: [matchit::Router<Match>; METHODS.len()],
+    /// The operator's routes and those of Ray's with a header condition, most specific first.
+    rules: Vec<Pattern>,
+    /// Where goes what no route knows.
+    unlisted: Match,
+    /// Whether a path that cannot be normalised is still let in, as unlisted.
+    lenient: bool,
+    /// By [`RouteId`].
+    labels: Box<[Arc<str>]>,
+}
+
+/// The methods Ray's routes use.
+const METHODS: [&str; 4] = ["GET", "POST", "PUT", "DELETE"];
+
+impl Classifier {
+    /// A classifier for one surface. Pass the rules of all surfaces to each, so that route
+    /// numbers agree between them.
+    ///
+    /// # Errors
+    /// All that is wrong with the rules, and the classes that Ray's routes need and the
+    /// policy lacks.
+    pub fn new(policy: &Policy, surface: Surface, rules: &[Rule]) -> Result<Classifier, Vec<Fault>> {
+        let mut faults = Vec::new();
+        if rules.len() > RULES_MAX {
+            faults.push(Fault { rule: None, problem: Problem::TooMany { count: rules.len() } });
+            return Err(faults);
+        }
+        let class_id = |name: &str| policy.classes.iter().position(|class| &*class.name == name);
+        let resolve = |name: &str, path: &str| match class_id(name).map(u8::try_from) {
+            Some(Ok(place)) => Ok(ClassId(place)),
+            _ => Err(Problem::UnknownClass { path: path.into(), class: name.into() }),
+        };
+
+        let mut labels: Vec<Arc<str>> = vec![UNLISTED.into(); Surface::ALL.len()];
+        let mut patterns = Vec::new();
+        let mut trees: [matchit::Router<Match>; METHODS.len()] = Default::default();
+        for route in ROUTES {
+            let id = next_id(&labels);
+            labels.push(route.path.into());
+            match resolve(route.class, route.path) {
+                Err(problem) => faults.push(Fault { rule: None, problem }),
+                Ok(_) if route.surface != surface => {}
+                Ok(class) => {
+                    let target = Match { class, route: id };
+                    let tree = METHODS.iter().position(|method| *method == route.method);
+                    match (route.header, tree) {
+                        // Ray's routes do not contradict each other; a test inserts them all.
+                        (None, Some(tree)) => drop(trees[tree].insert(route.path, target)),
+                        _ => patterns.push(Pattern::of_ray(route, target)),
+                    }
+                }
+            }
+        }
+        let first_rule = patterns.len();
+        for (place, rule) in rules.iter().enumerate() {
+            let id = next_id(&labels);
+            labels.push(rule.path.clone());
+            let made = resolve(&rule.class, &rule.path)
+                .and_then(|class| Pattern::of_operator(rule, place, Match { class, route: id }));
+            match made {
+                Err(problem) => faults.push(Fault { rule: Some(place), problem }),
+                Ok(pattern) => match patterns[first_rule..].iter().find(|other| other.equals(&pattern)) {
+                    Some(other) => faults.push(Fault {
+                        rule: Some(place),
+                        problem: Problem::Duplicate { path: rule.path.clone(), first: other.place },
+                    }),
+                    None => patterns.push(pattern),
+                },
+            }
+        }
+        patterns.retain(|pattern| pattern.surface == surface);
+        patterns.sort_by(Pattern::compare);
+        let unlisted = resolve(surface.unlisted_class(), UNLISTED);
+        match unlisted {
+            Ok(class) if faults.is_empty() => Ok(Classifier {
+                trees,
+                lenient: surface == Surface::Serve && patterns.is_empty(),
+                rules: patterns,
+                unlisted: Match { class, route: unlisted_id(surface) },
+                labels: labels.into(),
+            }),
+            Ok(_) => Err(faults),
+            Err(problem) => {
+                faults.push(Fault { rule: None, problem });
+                Err(faults)
+            }
+        }
+    }
+
+    /// Where a request belongs.
+    ///
+    /// # Errors
+    /// [`Suspicious`] when the path could be read in two ways: answer 400.
+    #[inline]
+    pub fn classify(&self, facts: &Facts) -> Result<Match, Suspicious> {
+        let path = match normalise(facts.path) {
+            Ok(path) => path,
+            Err(_) if self.lenient => return Ok(self.unlisted),
+            Err(why) => return Err(why),
+        };
+        if let Some(pattern) = self.rules.iter().find(|pattern| pattern.matches(facts, &path)) {
+            return Ok(pattern.target);
+        }
+        let Some(tree) = tree_of(facts.method) else { return Ok(self.unlisted) };
+        Ok(self.trees[tree].at(&path).map_or(self.unlisted, |found| *found.value))
+    }
+
+    /// A route's pattern, for logs and metrics: as many values as routes, whatever is asked.
+    #[must_use]
+    pub fn label(&self, route: RouteId) -> &Arc<str> {
+        &self.labels[route.index()]
+    }
+
+    /// How many routes there are: the size of a table indexed by [`RouteId`].
+    #[must_use]
+    pub fn route_count(&self) -> usize {
+        self.labels.len()
+    }
+}
+
+impl fmt::Debug for Classifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Classifier").field("routes", &self.labels.len()).finish_non_exhaustive()
+    }
+}
+
+/// The number that the next label gets. The catalogue and [`RULES_MAX`] keep it in range.
+fn next_id(labels: &[Arc<str>]) -> RouteId {
+    RouteId(u16::try_from(labels.len()).unwrap_or(u16::MAX))
+}
+
+/// The first numbers are those of unlisted requests, by surface.
+fn unlisted_id(surface: Surface) -> RouteId {
+    match surface {
+        Surface::Dashboard => RouteId(0),
+        Surface::RayClient => RouteId(1),
+        Surface::Serve => RouteId(2),
+    }
+}
+
+/// The tree of a method's routes.
+fn tree_of(method: &str) -> Option<usize> {
+    match method {
+        "GET" | "HEAD" => Some(0),
+        "POST" => Some(1),
+        "PUT" => Some(2),
+        "DELETE" => Some(3),
+        _ if method.eq_ignore_ascii_case("HEAD") => Some(0),
+        _ => METHODS.iter().position(|known| known.eq_ignore_ascii_case(method)),
+    }
+}
+
+/// A rule made ready to be compared.
+struct Pattern {
+    surface: Surface,
+    method: Option<Arc<str>>,
+    header: Option<HeaderIs>,
+    /// What every matching path begins with; sorts out most requests in one comparison.
+    prefix: Box<str>,
+    segments: Box<[Segment]>,
+    target: Match,
+    /// The rule's place in the operator's list.
+    place: usize,
+}
+
+/// A piece of a pattern between slashes, in order of precedence.
+#[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Segment {
+    Literal(Box<str>),
+    Parameter,
+    Rest,
+}
+
+impl Pattern {
+    /// One of Ray's own, which are well formed.
+    fn of_ray(route: &crate::core::request::catalogue::Route, target: Match) -> Pattern {
+        Pattern {
+            surface: route.surface,
+            method: Some(route.method.into()),
+            header: route
+                .header
+                .map(|(name, value)| HeaderIs { name: name.into(), value: Some(value.into()) }),
+            prefix: prefix_of(route.path).into(),
+            segments: segments_of(route.path).unwrap_or_default(),
+            target,
+            place: usize::MAX,
+        }
+    }
+
+    fn of_operator(rule: &Rule, place: usize, target: Match) -> Result<Pattern, Problem> {
+        let path = || rule.path.clone();
+        match normalise(&rule.path) {
+            Err(why) => return Err(Problem::Suspicious { path: path(), why }),
+            Ok(normal) if *normal != *rule.path => {
+                return Err(Problem::NotNormal { path: path(), normal: normal.into_owned().into() });
+            }
+            Ok(_) => {}
+        }
+        let segments = segments_of(&rule.path)
+            .map_err(|segment| Problem::BadSegment { path: path(), segment: segment.into() })?;
+        if let Some(method) = &rule.method
+            && !is_token(method)
+        {
+            return Err(Problem::BadMethod { path: path(), method: method.clone() });
+        }
+        if let Some(header) = &rule.header
+            && (!is_token(&header.name) || header.name.bytes().any(|byte| byte.is_ascii_uppercase()))
+        {
+            return Err(Problem::BadHeader { path: path(), name: header.name.clone() });
+        }
+        Ok(Pattern {
+            surface: rule.surface,
+            method: rule.method.as_ref().map(|method| method.to_ascii_uppercase().into()),
+            header: rule.header.clone(),
+            prefix: prefix_of(&rule.path).into(),
+            segments,
+            target,
+            place,
+        })
+    }
+
+    fn matches(&self, facts: &Facts, path: &str) -> bool {
+        path.starts_with(&*self.prefix)
+            && self.method.as_deref().is_none_or(|method| same_method(method, facts.method))
+            && self.matches_path(path)
+            && self.header.as_ref().is_none_or(|header| header.holds(facts.headers))
+    }
+
+    fn matches_path(&self, path: &str) -> bool {
+        let mut rest = path.split('/').skip(1);
+        for segment in &self.segments {
+            match (segment, rest.next()) {
+                (Segment::Rest, Some(_)) => return true,
+                (Segment::Literal(literal), Some(found)) if **literal == *found => {}
+                (Segment::Parameter, Some(found)) if !found.is_empty() => {}
+                _ => return false,
+            }
+        }
+        rest.next().is_none()
+    }
+
+    /// Whether both take the same requests with equal right.
+    fn equals(&self, other: &Pattern) -> bool {
+        self.surface == other.surface
+            && self.segments == other.segments
+            && self.method == other.method
+            && self.header == other.header
+    }
+
+    /// The more specific first; the operator's order among equals; Ray's own last.
+    fn compare(&self, other: &Pattern) -> Ordering {
+        let ray_last = |pattern: &Pattern| pattern.place == usize::MAX;
+        ray_last(self)
+            .cmp(&ray_last(other))
+            .then_with(|| {
+                self.segments.iter().map(Segment::rank).cmp(other.segments.iter().map(Segment::rank))
+            })
+            .then_with(|| self.header.is_none().cmp(&other.header.is_none()))
+            .then_with(|| {
+                self.header
+                    .as_ref()
+                    .map(|h| h.value.is_none())
+                    .cmp(&other.header.as_ref().map(|h| h.value.is_none()))
+            })
+            .then_with(|| self.method.is_none().cmp(&other.method.is_none()))
+            .then_with(|| self.place.cmp(&other.place))
+    }
+}
+
+impl Segment {
+    fn rank(&self) -> u8 {
+        match self {
+            Segment::Literal(_) => 0,
+            Segment::Parameter => 1,
+            Segment::Rest => 2,
+        }
+    }
+}
+
+impl HeaderIs {
+    fn holds(&self, headers: &dyn Headers) -> bool {
+        match (headers.get(&self.name), &self.value) {
+            (Some(found), Some(value)) => found == value.as_bytes(),
+            (Some(_), None) => true,
+            (None, _) => false,
+        }
+    }
+}
+
+/// A route's method covers a request's.
+fn same_method(route: &str, sent: &str) -> bool {
+    route.eq_ignore_ascii_case(sent) || (route == "GET" && sent.eq_ignore_ascii_case("HEAD"))
+}
+
+/// A pattern up to its first parameter.
+fn prefix_of(path: &str) -> &str {
+    path.split('{').next().unwrap_or_default()
+}
+
+/// A pattern's segments, or the one that is none.
+fn segments_of(path: &str) -> Result<Box<[Segment]>, &str> {
+    let mut pieces = path.split('/').skip(1).peekable();
+    let mut segments = Vec::new();
+    while let Some(piece) = pieces.next() {
+        let inner = piece.strip_prefix('{').and_then(|piece| piece.strip_suffix('}'));
+        segments.push(match inner.map(|name| (name.strip_prefix('*'), name)) {
+            None if piece.contains(['{', '}']) => return Err(piece),
+            None => Segment::Literal(piece.into()),
+            Some((Some(name), _)) if is_name(name) && pieces.peek().is_none() => Segment::Rest,
+            Some((None, name)) if is_name(name) => Segment::Parameter,
+            Some(_) => return Err(piece),
+        });
+    }
+    Ok(segments.into())
+}
+
+/// A parameter's name.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// A token of HTTP.
+fn is_token(token: &str) -> bool {
+    !token.is_empty()
+        && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::{Control, Treatment};
+    use crate::core::request::catalogue::{self, CLASSES};
+    use crate::core::request::facts::Lines;
+    use proptest::prelude::*;
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Duration;
+
+    fn policy() -> Policy {
+        let second = Duration::from_secs(1);
+        Policy {
+            modules: catalogue::modules(),
+            classes: catalogue::classes(|_| None),
+            signals: Vec::new(),
+            control: Control {
+                inner_period: second,
+                outer_period: second,
+                window: second,
+                data_age: second,
+                deadband: 0.1,
+                slew: 1.5,
+                cooldown: second,
+            },
+        }
+    }
+
+    fn classifier(surface: Surface, rules: &[Rule]) -> Classifier {
+        Classifier::new(&policy(), surface, rules).unwrap()
+    }
+
+    fn facts<'a>(method: &'a str, path: &'a str, headers: &'a Lines) -> Facts<'a> {
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        Facts { method, path, query: "", address, headers, upgrade: false, grpc: false }
+    }
+
+    /// Class and label of a request, or the refusal.
+    fn place(classifier: &Classifier, method: &str, path: &str) -> Result<(String, String), Suspicious> {
+        let found = classifier.classify(&facts(method, path, &Lines::default()))?;
+        let class = CLASSES[found.class.index()].name.to_owned();
+        Ok((class, classifier.label(found.route).to_string()))
+    }
+    fn class_of(classifier: &Classifier, method: &str, path: &str) -> String {
+        place(classifier, method, path).map_or_else(|_| "(refused)".to_owned(), |(class, _)| class)
+    }
+
+    fn rule(method: Option<&str>, path: &str, class: &str) -> Rule {
+        Rule {
+            surface: Surface::Dashboard,
+            method: method.map(Into::into),
+            path: path.into(),
+            header: None,
+            class: class.into(),
+        }
+    }
+
+    fn with_header(rule: Rule, name: &str, value: Option<&str>) -> Rule {
+        Rule { header: Some(HeaderIs { name: name.into(), value: value.map(Into::into) }), ..rule }
+    }
+
+    /// Ray's own route table: method, path, module.
+    fn rays_routes() -> impl Iterator<Item = (&'static str, &'static str, &'static str)> {
+        include_str!("../../../tests/fixtures/ray/routes.txt").lines().map(|line| {
+            let mut words = line.split_whitespace();
+            let (method, path, _) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap());
+            let module = match words.next().unwrap().rsplit('/').next().unwrap() {
+                // These two are loaded into the parent process, not started as their own.
+                "http_server_head.py" | "platform_event_head.py" | "usage_stats_head.py" => "Dashboard",
+                "data_head.py" => "DataHead",
+                "event_head.py" => "EventHead",
+                "job_head.py" => "JobHead",
+                "metrics_head.py" => "MetricsHead",
+                "node_head.py" => "NodeHead",
+                "reporter_head.py" => "ReportHead",
+                "serve_head.py" => "ServeHead",
+                "state_head.py" => "StateHead",
+                "task_events_head.py" => "TaskEventsHead",
+                "train_head.py" => "TrainHead",
+                "job_agent.py" | "healthz_agent.py" => "JobAgent",
+                file => panic!("no module is known for {file}"),
+            };
+            (method, path, module)
+        })
+    }
+
+    #[test]
+    fn every_route_of_ray_is_known_and_lands_on_its_module() {
+        let classifier = classifier(Surface::Dashboard, &[]);
+        let mut count = 0;
+        for (method, pattern, module) in rays_routes() {
+            let sample = pattern.replace('{', "x").replace('}', "y");
+            let (class, label) = place(&classifier, method, &sample).unwrap();
+            assert_eq!(label, pattern, "{method} {pattern} is not in the catalogue");
+            let route = ROUTES.iter().find(|route| route.method == method && route.path == pattern).unwrap();
+            assert_eq!(route.module, module, "{method} {pattern}");
+            let class = CLASSES.iter().find(|known| known.name == class).unwrap();
+            assert!(class.module == module || class.treatment != Treatment::Limited, "{method} {pattern}");
+            assert_ne!(class.name, "other", "{method} {pattern}");
+            count += 1;
+        }
+        assert_eq!(count, 74, "the fixture is whole");
+    }
+
+    #[test]
+    fn the_routes_that_decide_an_overload_are_where_they_belong() {
+        let classifier = classifier(Surface::Dashboard, &[]);
+        for (method, path, class) in [
+            ("POST", "/api/jobs/", "job-submit"),
+            ("POST", "/api/jobs/raysubmit_1/stop", "job-control"),
+            ("DELETE", "/api/jobs/raysubmit_1", "job-control"),
+            ("GET", "/api/jobs/raysubmit_1", "job-status"),
+            ("HEAD", "/api/jobs/raysubmit_1", "job-status"),
+            ("GET", "/api/jobs/", "job-list"),
+            ("GET", "/api/jobs/raysubmit_1/logs", "job-logs"),
+            ("GET", "/api/jobs/raysubmit_1/logs/tail", "log-tail"),
+            ("PUT", "/api/packages/gcs/_ray_pkg_0123.zip", "packages"),
+            ("GET", "/api/packages/gcs/_ray_pkg_0123.zip", "job-status"),
+            ("GET", "/api/v0/tasks", "state-heavy"),
+            ("GET", "/api/v0/tasks/summarize", "state-heavy"),
+            ("GET", "/api/v0/actors", "state-light"),
+            ("GET", "/api/v0/logs/file", "state-logs"),
+            ("GET", "/api/v0/logs/stream", "log-stream"),
+            ("GET", "/api/version", "health"),
+            ("GET", "/api/gcs_healthz", "health"),
+            ("GET", "/static/js/main.js", "health"),
+            ("GET", "/", "health"),
+            ("GET", "/api/v0/delay/5", "blocked"),
+            ("HEAD", "/api/v0/delay/5", "blocked"),
+            ("GET", "/test/dump", "blocked"),
+            ("GET", "/memory_profile", "profiling"),
+            ("POST", "/report_events", "reports"),
+            ("PATCH", "/api/jobs/", "other"),
+            ("GET", "/api/jobs", "other"),
+            ("GET", "/no/such/thing", "other"),
+        ] {
+            assert_eq!(class_of(&classifier, method, path), class, "{method} {path}");
+        }
+    }
+
+    /// The recorded answers of Ray's two routers to paths that try to be something else.
+    /// Columns: method, path, route found by the parent, route found by the module, ours.
+    #[test]
+    fn no_path_reaches_an_endpoint_under_another_endpoints_class() {
+        let classifier = classifier(Surface::Dashboard, &[]);
+        let class_of_route = |method: &str, pattern: &str| match pattern {
+            "404" | "405" => None,
+            // A form, not a route: the static files' directory.
+            "/static" => Some("health"),
+            // One route to Ray, two to us, told apart by the segment itself.
+            "/api/v0/logs/{media_type}" => Some("logs"),
+            _ => ROUTES.iter().find(|r| r.method == method && r.path == pattern).map(|r| r.class),
+        };
+        let mut tricks = 0;
+        for line in
+            include_str!("../../../tests/fixtures/ray/dodges.tsv").lines().filter(|l| !l.starts_with('#'))
+        {
+            let [method, path, parent, module, expected] = line.split('\t').collect::<Vec<_>>()[..] else {
+                panic!("five columns: {line:?}");
+            };
+            tricks += 1;
+            let found = place(&classifier, method, path);
+            assert_eq!(found.as_ref().map_or("(refused)", |(_, label)| label), expected, "{method} {path:?}");
+            let Ok((class, _)) = found else { continue };
+            for ray in [parent, module].into_iter().filter_map(|route| class_of_route(method, route)) {
+                let same = class == ray
+                    || (ray == "logs" && ["state-logs", "log-stream"].contains(&&*class))
+                    || (ray == "health" && class == "other");
+                assert!(same, "{method} {path:?} is {ray} to Ray and {class} to us");
+            }
+        }
+        assert!(tricks >= 80, "{tricks}");
+    }
+
+    #[test]
+    fn ray_client_newcomers_sessions_and_calls_are_told_apart() {
+        let classifier = classifier(Surface::RayClient, &[]);
+        let class = |path: &str, headers: &Lines| {
+            CLASSES[classifier.classify(&facts("POST", path, headers)).unwrap().class.index()].name
+        };
+        let none = Lines::default();
+        let resumed = Lines(vec![("reconnecting", b"True".to_vec())]);
+        let fresh = Lines(vec![("reconnecting", b"False".to_vec())]);
+        assert_eq!(class("/ray.rpc.RayletDriver/ClusterInfo", &none), "ray-client");
+        assert_eq!(class("/ray.rpc.RayletDriver/Schedule", &none), "ray-client-call");
+        assert_eq!(class("/ray.rpc.RayletDataStreamer/Datapath", &none), "ray-client-session");
+        assert_eq!(class("/ray.rpc.RayletDataStreamer/Datapath", &fresh), "ray-client-session");
+        assert_eq!(class("/ray.rpc.RayletDataStreamer/Datapath", &resumed), "ray-client-resume");
+        assert_eq!(class("/ray.rpc.RayletLogStreamer/Logstream", &none), "ray-client-logs");
+        assert_eq!(class("/grpc.health.v1.Health/Check", &none), "ray-client");
+        assert_eq!(class("/api/version", &none), "ray-client", "the dashboard's exemptions end at its port");
+    }
+
+    #[test]
+    fn on_serve_every_path_is_the_users_own() {
+        let plain = classifier(Surface::Serve, &[]);
+        for path in ["/", "/api/version", "/static/x", "/a/../b", "/%", "/a%00b"] {
+            assert_eq!(class_of(&plain, "GET", path), "serve", "{path}");
+        }
+        assert_eq!(class_of(&plain, "GET", "/-/healthz"), "health");
+
+        let costly = Rule { surface: Surface::Serve, ..rule(Some("POST"), "/llm/{*rest}", "state-heavy") };
+        let ruled = classifier(Surface::Serve, &[costly]);
+        assert_eq!(class_of(&ruled, "POST", "/llm/v1/chat"), "state-heavy");
+        assert_eq!(
+            class_of(&ruled, "POST", "/x/../llm/v1/chat"),
+            "(refused)",
+            "now there is something to dodge"
+        );
+    }
+
+    #[test]
+    fn the_operators_routes_come_first_and_the_most_specific_of_them_wins() {
+        let rules = [
+            rule(None, "/api/v0/{*rest}", "views"),
+            rule(Some("GET"), "/api/v0/tasks", "profiling"),
+            rule(None, "/api/v0/{what}", "state-light"),
+            with_header(rule(None, "/api/v0/tasks", "job-control"), "x-team", Some("sre")),
+            with_header(rule(None, "/api/v0/tasks", "job-status"), "x-team", None),
+            rule(Some("GET"), "/api/jobs/{id}/logs", "packages"),
+        ];
+        let classifier = classifier(Surface::Dashboard, &rules);
+        let class = |method: &str, path: &str, headers: &Lines| {
+            let found = classifier.classify(&facts(method, path, headers)).unwrap();
+            (CLASSES[found.class.index()].name, classifier.label(found.route).to_string())
+        };
+        let none = Lines::default();
+        let sre = Lines(vec![("x-team", b"sre".to_vec())]);
+        let web = Lines(vec![("x-team", b"web".to_vec())]);
+        assert_eq!(class("GET", "/api/v0/tasks", &none).0, "profiling");
+        assert_eq!(class("HEAD", "/api/v0/tasks", &none).0, "profiling");
+        assert_eq!(class("GET", "/api/v0/tasks", &sre).0, "job-control");
+        assert_eq!(class("GET", "/api/v0/tasks", &web).0, "job-status");
+        assert_eq!(class("POST", "/api/v0/tasks", &none).0, "state-light", "the next that fits");
+        assert_eq!(class("GET", "/api/v0/tasks/summarize", &none), ("views", "/api/v0/{*rest}".to_owned()));
+        assert_eq!(class("GET", "/api/v0/", &none).0, "views", "the rest may be nothing");
+        assert_eq!(class("GET", "/api/jobs/x/logs", &none).0, "packages");
+        assert_eq!(class("GET", "/api/jobs/x", &none).0, "job-status", "Ray's own routes stand behind");
+        assert_eq!(class("GET", "/%61pi/v0/%74asks", &none).0, "profiling");
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_the_rules_is_told_at_once() {
+        let rules = [
+            rule(None, "/fine/{x}", "views"),
+            rule(None, "/fine/{y}", "other"),
+            rule(None, "/x", "no-such-class"),
+            rule(None, "/a//b", "views"),
+            rule(None, "/a/../b", "views"),
+            rule(None, "no-slash", "views"),
+            rule(None, "/a/{x}.json", "views"),
+            rule(None, "/a/{*x}/b", "views"),
+            rule(None, "/a/{}", "views"),
+            rule(Some("GE T"), "/b", "views"),
+            with_header(rule(None, "/c", "views"), "X-Team", None),
+            rule(Some("GET"), "/fine/{x}", "views"),
+            with_header(rule(None, "/fine/{x}", "views"), "x-team", None),
+        ];
+        let faults = Classifier::new(&policy(), Surface::Dashboard, &rules).unwrap_err();
+        let places: Vec<_> = faults.iter().map(|fault| fault.rule.unwrap()).collect();
+        assert_eq!(places, (1..=10).collect::<Vec<_>>(), "{faults:?}");
+        let said: Vec<_> = faults.iter().map(ToString::to_string).collect();
+        assert!(said[0].contains("same requests as route 0"), "{}", said[0]);
+        assert!(said[1].contains("no-such-class"), "{}", said[1]);
+        assert!(said[2].contains("write `/a/b`"), "{}", said[2]);
+        assert!(said[5].contains("{x}.json"), "{}", said[5]);
+    }
+
+    #[test]
+    fn a_policy_that_lacks_rays_classes_is_an_error() {
+        let mut bare = policy();
+        bare.classes.clear();
+        let faults = Classifier::new(&bare, Surface::Dashboard, &[]).unwrap_err();
+        assert!(faults.iter().all(|fault| fault.rule.is_none()) && faults.len() >= ROUTES.len());
+    }
+
+    #[test]
+    fn route_numbers_agree_between_surfaces_and_have_a_label_each() {
+        let rules =
+            [rule(None, "/x", "views"), Rule { surface: Surface::Serve, ..rule(None, "/y", "views") }];
+        let [dashboard, client, serve] = Surface::ALL.map(|surface| classifier(surface, &rules));
+        assert_eq!(dashboard.route_count(), 3 + ROUTES.len() + 2);
+        for other in [client, serve] {
+            assert_eq!(dashboard.labels, other.labels);
+        }
+    }
+
+    #[test]
+    fn too_many_rules_are_refused() {
+        let rules: Vec<_> = (0..=RULES_MAX).map(|i| rule(None, &format!("/x{i}"), "views")).collect();
+        let faults = Classifier::new(&policy(), Surface::Dashboard, &rules).unwrap_err();
+        assert_eq!(faults[0].problem, Problem::TooMany { count: RULES_MAX + 1 });
+        classifier(Surface::Dashboard, &rules[1..]);
+    }
+
+    /// A path of Ray's with some of its letters escaped, slashes doubled or pieces strewn in.
+    fn disguised() -> impl Strategy<Value = String> {
+        let piece = prop::sample::select(vec![
+            "", "", "", "/", "%2f", "%2e", "..", ";", "%61", "%00", "%25", "x", "%",
+        ]);
+        let route = prop::sample::select(ROUTES.iter().map(|route| route.path).collect::<Vec<_>>());
+        (route, prop::collection::vec((piece, any::<bool>()), 80)).prop_map(|(route, noise)| {
+            let mut path = String::new();
+            for (letter, (piece, escape)) in route.chars().zip(noise) {
+                if escape && letter != '/' {
+                    path.extend(format!("%{:02X}", letter as u32).chars());
+                } else {
+                    path.push(letter);
+                }
+                if path.len().is_multiple_of(7) {
+                    path.push_str(piece);
+                }
+            }
+            path
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_and_its_normal_form_have_the_same_class(path in disguised(), method in "GET|POST|HEAD|get") {
+            for surface in Surface::ALL {
+                let classifier = classifier(surface, &[]);
+                if let Ok(normal) = normalise(&path) {
+                    prop_assert_eq!(place(&classifier, &method, &path), place(&classifier, &method, &normal));
+                } else if surface != Surface::Serve {
+                    prop_assert!(place(&classifier, &method, &path).is_err());
+                }
+            }
+        }
+
+        #[test]
+        fn no_request_makes_it_panic(method in "\\PC{0,8}", path in "\\PC{0,40}") {
+            for surface in Surface::ALL {
+                let _ = place(&classifier(surface, &[]), &method, &path);
+            }
+        }
+    }
+}

@@ -38,3 +38,18 @@ impl std::fmt::Debug for dyn Headers + '_ {
         f.write_str("Headers(..)")
     }
 }
+
+/// Headers for tests: lines in the order they were sent.
+#[cfg(test)]
+#[derive(Default)]
+pub(crate) struct Lines(pub(crate) Vec<(&'static str, Vec<u8>)>);
+
+#[cfg(test)]
+impl Headers for Lines {
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.iter().find(|line| line.0 == name).map(|line| &*line.1)
+    }
+    fn nth_back(&self, name: &str, n: usize) -> Option<&[u8]> {
+        self.0.iter().rev().filter(|line| line.0 == name).nth(n).map(|line| &*line.1)
+    }
+}
