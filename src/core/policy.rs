@@ -4,6 +4,7 @@
 //! in it can be wrong any more (every bound holds, every name resolves). What moves while
 //! the proxy runs, the limits themselves, lives in [`crate::core::limit::table`].
 
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -131,7 +132,7 @@ pub enum Kind {
 }
 
 /// A limit's range: `min <= initial <= max`.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Bounds {
     /// Where it starts, and where `static` falls back to.
     pub initial: f64,
@@ -318,9 +319,11 @@ pub enum Law {
     Static,
     /// Additive increase, multiplicative decrease.
     Aimd {
-        /// Added per step when the limit was binding and pressure is below 1, as a share of `initial`.
+        /// Added per dead time while the limit is binding and pressure is far below 1, as a
+        /// share of `initial`; less as pressure nears 1.
         increase: f64,
-        /// The limit is multiplied by this at most once per dead time, 0.1 to 0.99.
+        /// The deepest cut, 0.1 to 0.99: the limit is multiplied by 1 / pressure, but by no less
+        /// than this, at most once per dead time.
         decrease: f64,
     },
     /// Velocity-form PID on log(limit), error = ln(1 / pressure).
@@ -336,7 +339,7 @@ pub enum Law {
     Gradient {
         /// Latency may rise to `tolerance` times the baseline before the limit falls; above 1.
         tolerance: f64,
-        /// Share of the new value taken per step, 0..1.
+        /// Share of the new value taken per step, 0..1; held to period / (2 dead times).
         smoothing: f64,
     },
 }

@@ -5,4 +5,5 @@ pub mod gradient;
 pub mod law;
 pub mod pid;
 pub mod rails;
+pub mod regulator;
 pub mod stability;

@@ -1,1 +1,343 @@
-//! Not yet written.
+//! How far may a law go?
+//!
+//! Every proposal passes the same rails, in this order; the first that holds it back is the
+//! one the record names, and the last word is always `min` and `max`:
+//!
+//! | guard | holds back | because |
+//! |---|---|---|
+//! | not finite | everything | a number that is none moves nothing |
+//! | deadband | everything, while pressure is within 1 +- deadband | noise is not news |
+//! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
+//! | cool-down | growth, for a while after a cut | the queue behind the cut has to drain first |
+//! | demand cap | growth beyond twice the demand (never below `initial`) | room nobody asked for is a burst in waiting |
+//! | ramp | the limit, while a head that was away comes back | a cold head bears less than it will |
+//! | slew | the change per step, as a ratio | one bad reading must not cost everything |
+//! | floor, ceiling | the limit | the operator's word |
+//!
+//! A cut is never held back by cool-down, demand or app-limited: those only delay growth.
+//! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
+//! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Rails::ground`], a
+//! hundredth of `initial`, and move on from there.
+
+use super::law::Observation;
+use crate::core::policy::{Bounds, Control};
+use crate::core::time::Time;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Growth goes no further than this many times the demand.
+pub const DEMAND_FACTOR: f64 = 2.0;
+/// Limits below this share of `initial` are lifted to it before they grow.
+const GROUND: f64 = 0.01;
+
+/// Which rail held a proposal back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guard {
+    /// The proposal was no number.
+    NotFinite,
+    /// Pressure was too near the target to matter.
+    Deadband,
+    /// The limit was not binding, so it does not grow.
+    AppLimited,
+    /// Too soon after a cut to grow.
+    Cooldown,
+    /// Twice the demand is enough.
+    DemandCap,
+    /// The head has just come back; the limit returns step by step.
+    Ramp,
+    /// No more than so much per step.
+    Slew,
+    /// The operator's `min`.
+    Floor,
+    /// The operator's `max`.
+    Ceiling,
+}
+
+/// A proposal as the rails let it through.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Railed {
+    /// Within the bounds, and within the slew of the old limit.
+    pub limit: f64,
+    /// The rail that held the proposal back, if one did.
+    pub guard: Option<Guard>,
+}
+
+/// The rails of one limit: the operator's bounds and what the rails remember.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Rails {
+    /// The range.
+    pub bounds: Bounds,
+    /// Pressure within `1 +- deadband` moves nothing.
+    pub deadband: f64,
+    /// The largest change per step, as a ratio of at least 1.
+    pub slew: f64,
+    /// After a cut, no growth for so long.
+    pub cooldown_ns: u64,
+    /// When the limit was last cut by more than the deadband.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<Time>,
+    /// The way back after the head was away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<Ramp>,
+}
+
+/// A ceiling that rises from `from` to the operator's `max`, evenly on log(limit).
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Ramp {
+    /// When it began.
+    pub since: Time,
+    /// How long it takes.
+    pub length_ns: u64,
+    /// The limit it starts from.
+    pub from: f64,
+}
+
+impl Rails {
+    /// The rails for a limit within `bounds`.
+    #[must_use]
+    pub fn new(bounds: Bounds, control: &Control) -> Rails {
+        Rails {
+            bounds,
+            deadband: control.deadband,
+            slew: control.slew.max(1.0),
+            cooldown_ns: u64::try_from(control.cooldown.as_nanos()).unwrap_or(u64::MAX),
+            cut_at: None,
+            ramp: None,
+        }
+    }
+
+    /// New bounds and constants; a cool-down or ramp under way goes on.
+    #[must_use]
+    pub fn reload(&self, bounds: Bounds, control: &Control) -> Rails {
+        Rails { cut_at: self.cut_at, ramp: self.ramp, ..Rails::new(bounds, control) }
+    }
+
+    /// Begins a recovery ramp: for `length` the limit stays below a ceiling that rises from
+    /// `from` (held to the bounds) to `max`.
+    pub fn recover(&mut self, now: Time, length: Duration, from: f64) {
+        let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        self.ramp = Some(Ramp { since: now, length_ns, from: self.bounds.clamp(from).max(self.ground()) });
+    }
+
+    /// The least limit that ratios work on.
+    #[must_use]
+    pub fn ground(&self) -> f64 {
+        (self.bounds.initial * GROUND).clamp(f64::MIN_POSITIVE, self.bounds.max.max(f64::MIN_POSITIVE))
+    }
+
+    /// What of `proposal` may be done. `old` that is no number counts as `initial`.
+    pub fn pass(&mut self, old: f64, proposal: f64, seen: &Observation) -> Railed {
+        let from = self.bounds.clamp(old);
+        let mut railed = self.hold_back(from, proposal, seen);
+        self.cap_by_ramp(&mut railed, seen.now);
+        self.limit_slew(&mut railed, from);
+        self.keep_in_bounds(&mut railed);
+        if railed.limit < from * (1.0 - self.deadband) {
+            self.cut_at = Some(seen.now);
+        }
+        railed
+    }
+
+    /// The rails that know what is going on: deadband, app-limited, cool-down, demand.
+    fn hold_back(&self, from: f64, proposal: f64, seen: &Observation) -> Railed {
+        let hold = |guard| Railed { limit: from, guard: Some(guard) };
+        if !proposal.is_finite() {
+            return hold(Guard::NotFinite);
+        }
+        let moves = (proposal - from).abs() > 0.0;
+        if moves && seen.pressure.is_some_and(|pressure| (pressure - 1.0).abs() <= self.deadband) {
+            return hold(Guard::Deadband);
+        }
+        if proposal <= from {
+            return Railed { limit: proposal, guard: None };
+        }
+        if !seen.binding {
+            return hold(Guard::AppLimited);
+        }
+        if self.cut_at.is_some_and(|at| seen.now.since(at) < Duration::from_nanos(self.cooldown_ns)) {
+            return hold(Guard::Cooldown);
+        }
+        let demand = if seen.demand.is_finite() { seen.demand } else { 0.0 };
+        let cap = (DEMAND_FACTOR * demand).max(self.bounds.initial).max(from);
+        if proposal > cap {
+            return Railed { limit: cap, guard: Some(Guard::DemandCap) };
+        }
+        Railed { limit: proposal, guard: None }
+    }
+
+    fn cap_by_ramp(&mut self, railed: &mut Railed, now: Time) {
+        let Some(ramp) = self.ramp else { return };
+        let length = Duration::from_nanos(ramp.length_ns);
+        let gone = now.since(ramp.since);
+        if gone >= length || ramp.from >= self.bounds.max {
+            self.ramp = None;
+            return;
+        }
+        let share = gone.as_secs_f64() / length.as_secs_f64();
+        let cap = ramp.from * (self.bounds.max / ramp.from).powf(share);
+        if railed.limit > cap {
+            *railed = Railed { limit: cap, guard: Some(Guard::Ramp) };
+        }
+    }
+
+    fn limit_slew(&self, railed: &mut Railed, from: f64) {
+        let high = (from * self.slew).max(self.ground());
+        let low = from / self.slew;
+        if railed.limit > high {
+            *railed = Railed { limit: high, guard: Some(Guard::Slew) };
+        } else if railed.limit < low {
+            *railed = Railed { limit: low, guard: Some(Guard::Slew) };
+        }
+    }
+
+    fn keep_in_bounds(&self, railed: &mut Railed) {
+        if railed.limit > self.bounds.max {
+            *railed = Railed { limit: self.bounds.max, guard: Some(Guard::Ceiling) };
+        } else if railed.limit < self.bounds.min {
+            *railed = Railed { limit: self.bounds.min, guard: Some(Guard::Floor) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BOUNDS: Bounds = Bounds { initial: 8.0, min: 1.0, max: 100.0 };
+
+    fn control() -> Control {
+        Control {
+            inner_period: Duration::from_millis(500),
+            outer_period: Duration::from_secs(5),
+            window: Duration::from_secs(10),
+            data_age: Duration::from_secs(5),
+            deadband: 0.1,
+            slew: 1.5,
+            cooldown: Duration::from_secs(10),
+        }
+    }
+
+    fn seen(pressure: f64, binding: bool, demand: f64, now_s: f64) -> Observation {
+        Observation {
+            now: Time::from_secs_f64(now_s),
+            period: Duration::from_secs(5),
+            dead_time: Duration::from_secs(20),
+            pressure: Some(pressure),
+            binding,
+            demand,
+            latency: None,
+        }
+    }
+
+    fn pass(old: f64, proposal: f64, seen: &Observation) -> (f64, Option<Guard>) {
+        let railed = Rails::new(BOUNDS, &control()).pass(old, proposal, seen);
+        (railed.limit, railed.guard)
+    }
+
+    #[test]
+    fn a_modest_proposal_passes_untouched() {
+        assert_eq!(pass(20.0, 22.0, &seen(0.5, true, 50.0, 0.0)), (22.0, None));
+        assert_eq!(pass(20.0, 18.0, &seen(2.0, false, 0.0, 0.0)), (18.0, None));
+    }
+
+    #[test]
+    fn each_rail_is_named_when_it_holds_a_proposal_back() {
+        let room = seen(0.5, true, 50.0, 0.0);
+        assert_eq!(pass(20.0, f64::NAN, &room), (20.0, Some(Guard::NotFinite)));
+        assert_eq!(pass(20.0, 22.0, &seen(0.95, true, 50.0, 0.0)), (20.0, Some(Guard::Deadband)));
+        assert_eq!(pass(20.0, 18.0, &seen(1.05, true, 50.0, 0.0)), (20.0, Some(Guard::Deadband)));
+        assert_eq!(pass(20.0, 22.0, &seen(0.5, false, 50.0, 0.0)), (20.0, Some(Guard::AppLimited)));
+        assert_eq!(pass(20.0, 25.0, &seen(0.5, true, 11.0, 0.0)), (22.0, Some(Guard::DemandCap)));
+        assert_eq!(pass(20.0, 90.0, &room), (30.0, Some(Guard::Slew)));
+        assert_eq!(pass(30.0, 1.0, &seen(9.0, true, 50.0, 0.0)), (20.0, Some(Guard::Slew)));
+        assert_eq!(pass(90.0, 120.0, &seen(0.5, true, 500.0, 0.0)), (100.0, Some(Guard::Ceiling)));
+        assert_eq!(pass(1.2, 0.9, &seen(9.0, true, 50.0, 0.0)), (1.0, Some(Guard::Floor)));
+    }
+
+    #[test]
+    fn the_demand_cap_never_stands_below_initial() {
+        assert_eq!(pass(6.0, 7.0, &seen(0.5, true, 0.0, 0.0)), (7.0, None));
+        assert_eq!(pass(7.0, 9.0, &seen(0.5, true, 0.0, 0.0)), (8.0, Some(Guard::DemandCap)));
+    }
+
+    #[test]
+    fn after_a_cut_growth_waits_for_the_cooldown_and_cuts_do_not() {
+        let mut rails = Rails::new(BOUNDS, &control());
+        assert_eq!(rails.pass(30.0, 25.0, &seen(2.0, true, 50.0, 100.0)).guard, None);
+        assert_eq!(rails.pass(25.0, 26.0, &seen(0.5, true, 50.0, 109.0)).guard, Some(Guard::Cooldown));
+        assert_eq!(rails.pass(25.0, 20.0, &seen(2.0, true, 50.0, 109.5)).guard, None);
+        assert_eq!(rails.pass(20.0, 21.0, &seen(0.5, true, 50.0, 119.0)).guard, Some(Guard::Cooldown));
+        assert_eq!(rails.pass(20.0, 21.0, &seen(0.5, true, 50.0, 119.5)).guard, None);
+    }
+
+    #[test]
+    fn a_trim_smaller_than_the_deadband_starts_no_cooldown() {
+        let mut rails = Rails::new(BOUNDS, &control());
+        rails.pass(20.0, 19.9, &seen(1.2, true, 50.0, 100.0));
+        assert_eq!(rails.pass(19.9, 21.0, &seen(0.5, true, 50.0, 101.0)).guard, None);
+    }
+
+    #[test]
+    fn a_head_that_comes_back_gets_its_load_back_step_by_step() {
+        let mut rails = Rails::new(BOUNDS, &control());
+        rails.recover(Time::ZERO, Duration::from_secs(60), 1.0);
+        let mut limit = 1.0;
+        let mut climbed = Vec::new();
+        for i in 0..13 {
+            limit = rails.pass(limit, 100.0, &seen(0.1, true, 500.0, f64::from(i) * 5.0)).limit;
+            climbed.push(limit);
+        }
+        assert!(climbed[6] <= 10.0 + 1e-9, "half of the way is the square root of 100: {climbed:?}");
+        assert!(rails.ramp.is_none(), "the ramp ends");
+        assert!(climbed.is_sorted(), "{climbed:?}");
+    }
+
+    #[test]
+    fn a_limit_pinned_to_zero_can_come_back() {
+        let bounds = Bounds { initial: 8.0, min: 0.0, max: 100.0 };
+        let mut rails = Rails::new(bounds, &control());
+        let up = rails.pass(0.0, 5.0, &seen(0.1, true, 500.0, 0.0));
+        assert!((up.limit - 0.08).abs() < 1e-12, "{up:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn always_within_bounds_and_slew_whatever_is_proposed(
+            min in 0.0_f64..10.0, span in 0.0_f64..100.0, initial in 0.0_f64..1.0,
+            proposals in prop::collection::vec(prop::num::f64::ANY, 1..40),
+            pressure in prop::option::of(prop::num::f64::ANY),
+            demand in prop::num::f64::ANY,
+            binding: bool,
+            ramp: bool,
+        ) {
+            let bounds = Bounds { initial: min + initial * span, min, max: min + span };
+            let mut rails = Rails::new(bounds, &control());
+            if ramp {
+                rails.recover(Time::ZERO, Duration::from_secs(60), min);
+            }
+            let mut limit = bounds.initial;
+            for (i, proposal) in proposals.into_iter().enumerate() {
+                let mut at = seen(1.0, binding, demand, i as f64 * 5.0);
+                at.pressure = pressure;
+                let railed = rails.pass(limit, proposal, &at);
+                prop_assert!((bounds.min..=bounds.max).contains(&railed.limit), "{railed:?} {bounds:?}");
+                let high = (limit * 1.5).max(rails.ground());
+                prop_assert!(railed.limit <= high * (1.0 + 1e-12), "{limit} -> {railed:?}");
+                prop_assert!(railed.limit >= limit / 1.5 * (1.0 - 1e-12), "{limit} -> {railed:?}");
+                if proposal.is_finite() && !ramp {
+                    // Never against the direction of the proposal.
+                    prop_assert!((railed.limit - limit) * (proposal - limit) >= 0.0);
+                }
+                limit = railed.limit;
+            }
+        }
+
+        #[test]
+        fn an_old_limit_that_is_no_number_starts_again_from_initial(proposal in 1.0_f64..100.0) {
+            let railed = Rails::new(BOUNDS, &control()).pass(f64::NAN, proposal, &seen(3.0, true, 9.0, 0.0));
+            prop_assert!((1.0..=12.0).contains(&railed.limit));
+        }
+    }
+}
