@@ -30,6 +30,10 @@ use serde::{Deserialize, Serialize};
 const FALL: f64 = 1.0 / 3.0;
 /// How fast it may rise: ln 2 in ten minutes.
 const RISE_PER_SECOND: f64 = std::f64::consts::LN_2 / 600.0;
+/// Latencies beyond these, in seconds, are taken for these.
+const LATENCY_MIN: f64 = 1e-6;
+/// See [`LATENCY_MIN`].
+const LATENCY_MAX: f64 = 1e6;
 /// A limit within this ratio of its floor stands at it.
 const AT_FLOOR: f64 = 1.05;
 
@@ -68,7 +72,7 @@ pub struct Terms {
 
 /// The next limit, or `None` without information.
 pub(super) fn step(config: &Config, state: &mut State, limit: f64, seen: &Observation) -> Option<Step> {
-    let latency = seen.latency?;
+    let latency = seen.latency?.clamp(LATENCY_MIN, LATENCY_MAX);
     let may_rise = !seen.binding || limit <= config.min * AT_FLOOR;
     let baseline = learn(state.baseline, latency, may_rise, seen.period.as_secs_f64());
     state.baseline = Some(baseline);

@@ -282,7 +282,7 @@ mod tests {
     #[test]
     fn a_head_that_comes_back_gets_its_load_back_step_by_step() {
         let mut rails = Rails::new(BOUNDS, &control());
-        rails.recover(Time::ZERO, Duration::from_secs(60), 1.0);
+        rails.recover(Time::ZERO, Duration::from_mins(1), 1.0);
         let mut limit = 1.0;
         let mut climbed = Vec::new();
         for i in 0..13 {
@@ -315,7 +315,7 @@ mod tests {
             let bounds = Bounds { initial: min + initial * span, min, max: min + span };
             let mut rails = Rails::new(bounds, &control());
             if ramp {
-                rails.recover(Time::ZERO, Duration::from_secs(60), min);
+                rails.recover(Time::ZERO, Duration::from_mins(1), min);
             }
             let mut limit = bounds.initial;
             for (i, proposal) in proposals.into_iter().enumerate() {
