@@ -1,1 +1,499 @@
-//! Not yet written.
+//! Who asks?
+//!
+//! Two keyed digests: of the address, and of the credential the request carries. The things
+//! themselves are neither kept nor logged, and without the key, which lives as long as the
+//! process, a digest leads back to nobody.
+//!
+//! **Address.** The peer of the connection. IPv4 counts whole, IPv4 written as IPv6 counts
+//! as IPv4, IPv6 by its /64, since that much is handed to a single subscriber. Only when the
+//! peer is a listed proxy is `X-Forwarded-For` read, from the right: every listed hop is
+//! stepped over, and the first that is not listed is the client. What stands left of it was
+//! written by the client and is not looked at; nor is anything left of an entry that is no
+//! address. Lines are read from the last up, because a proxy may add its own below a
+//! forged one (HAProxy does).
+//!
+//! **Credential.** Where Ray looks for its token, in Ray's order: `Authorization`, then
+//! `X-Ray-Authorization`, then the cookie `ray-authentication-token`; the same token gives
+//! the same digest in all three. A Ray Client without a token is known by its `client_id`.
+//! A credential is not verified here, Ray does that: invented ones share the address they
+//! come from, which is what makes inventing them useless (see `limit/share.rs`).
+//!
+//! **Verified name.** A header that the operator listed, set by a listed proxy
+//! (`X-Forwarded-User` of oauth2-proxy), outranks both: it stands alone, as the address
+//! part, so that one user is one party from every address and two users behind one proxy
+//! are two. From any other peer the header means nothing.
+//!
+//! Every kind of thing is digested in a domain of its own: a `client_id` that is spelled
+//! like a token is not that token's holder.
+
+use crate::core::request::facts::Facts;
+use crate::core::request::party::Party;
+use ipnet::IpNet;
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+/// How many hops of `X-Forwarded-For` are followed; behind more than that, the farthest seen
+/// stands for the client.
+pub const HOPS_MAX: usize = 16;
+
+/// How many lines of one header are read.
+const LINES_MAX: usize = 16;
+
+/// What one kind of thing is digested under.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Domain {
+    V4 = 1,
+    V6 = 2,
+    Name = 3,
+    Token = 4,
+    Other = 5,
+    Client = 6,
+}
+
+/// From facts to party.
+#[derive(Clone)]
+pub struct Identifier {
+    key: [u64; 2],
+    trusted: Vec<IpNet>,
+    name_headers: Vec<Arc<str>>,
+}
+
+impl Identifier {
+    /// An identifier. `key` is drawn at random by whoever starts the process; `trusted` are
+    /// the proxies that may speak for others; `name_headers`, in lower case and in order of
+    /// preference, are the headers in which they name the user.
+    #[must_use]
+    pub fn new(key: [u64; 2], trusted: Vec<IpNet>, name_headers: Vec<Arc<str>>) -> Identifier {
+        Identifier { key, trusted, name_headers }
+    }
+
+    /// Who asks.
+    #[must_use]
+    pub fn identify(&self, facts: &Facts) -> Party {
+        if let Some(name) = self.verified_name(facts) {
+            return Party { address: name, credential: None };
+        }
+        let address = match self.client_address(facts) {
+            IpAddr::V4(address) => self.digest(Domain::V4, &[&address.octets()]),
+            IpAddr::V6(address) => self.digest(Domain::V6, &[&address.octets()[..8]]),
+        };
+        Party { address, credential: self.credential(facts) }
+    }
+
+    /// The client's address as far as it can be trusted, IPv4 never written as IPv6.
+    #[must_use]
+    pub fn client_address(&self, facts: &Facts) -> IpAddr {
+        let mut nearest = facts.address.to_canonical();
+        if !self.trusts(nearest) {
+            return nearest;
+        }
+        let mut hops = 0;
+        for line in (0..LINES_MAX).map_while(|n| facts.headers.nth_back("x-forwarded-for", n)) {
+            for entry in line.rsplit(|&byte| byte == b',') {
+                let Some(hop) = parse_hop(entry) else { return nearest };
+                nearest = hop;
+                hops += 1;
+                if hops == HOPS_MAX || !self.trusts(hop) {
+                    return nearest;
+                }
+            }
+        }
+        nearest
+    }
+
+    /// The Ray Client session a gRPC request belongs to: a digest of its `client_id`. The same
+    /// on every call of a session, so that a live session's calls can be told from a
+    /// newcomer's.
+    #[must_use]
+    pub fn session(&self, facts: &Facts) -> Option<u64> {
+        let id = facts.headers.get("client_id").map(<[u8]>::trim_ascii).filter(|id| !id.is_empty())?;
+        facts.grpc.then(|| self.digest(Domain::Client, &[id]))
+    }
+
+    /// The name a listed proxy gives the user; its own line is the last.
+    fn verified_name(&self, facts: &Facts) -> Option<u64> {
+        if self.name_headers.is_empty() || !self.trusts(facts.address.to_canonical()) {
+            return None;
+        }
+        self.name_headers.iter().find_map(|header| {
+            let name = facts.headers.nth_back(header, 0)?.trim_ascii();
+            (!name.is_empty()).then(|| self.digest(Domain::Name, &[header.as_bytes(), &[0], name]))
+        })
+    }
+
+    /// The credential that Ray would judge the request by.
+    fn credential(&self, facts: &Facts) -> Option<u64> {
+        let filled = |name| facts.headers.get(name).map(<[u8]>::trim_ascii).filter(|value| !value.is_empty());
+        if let Some(value) = filled("authorization").or_else(|| filled("x-ray-authorization")) {
+            return Some(match bearer(value) {
+                Some(token) => self.digest(Domain::Token, &[token]),
+                None => self.digest(Domain::Other, &[value]),
+            });
+        }
+        // HTTP/2 may send one line per cookie; the last of equal names wins, as with Ray.
+        (0..LINES_MAX)
+            .map_while(|n| facts.headers.nth_back("cookie", n))
+            .find_map(|line| cookie(line, b"ray-authentication-token"))
+            .map(|token| self.digest(Domain::Token, &[token]))
+            .or_else(|| self.session(facts))
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted.iter().any(|net| net.contains(&address))
+    }
+
+    fn digest(&self, domain: Domain, parts: &[&[u8]]) -> u64 {
+        let mut hash = SipHash::new(self.key);
+        hash.write(&[domain as u8]);
+        for part in parts {
+            hash.write(part);
+        }
+        hash.finish()
+    }
+}
+
+impl fmt::Debug for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The key would undo the digests: never shown.
+        f.debug_struct("Identifier")
+            .field("trusted", &self.trusted)
+            .field("name_headers", &self.name_headers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One entry of `X-Forwarded-For`: an address, with or without port and brackets.
+fn parse_hop(entry: &[u8]) -> Option<IpAddr> {
+    let entry = std::str::from_utf8(entry).ok()?.trim();
+    let bare = entry.strip_prefix('[').and_then(|entry| entry.strip_suffix(']'));
+    let address = match bare {
+        Some(bare) => IpAddr::V6(bare.parse::<Ipv6Addr>().ok()?),
+        None => entry.parse().or_else(|_| entry.parse::<SocketAddr>().map(|socket| socket.ip())).ok()?,
+    };
+    Some(address.to_canonical())
+}
+
+/// The token after `Bearer`.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, token) = value.split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then(|| token.trim_ascii())
+}
+
+/// The last value of a cookie in one line, without its quotes.
+fn cookie<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    line.rsplit(|&byte| byte == b';').find_map(|pair| {
+        let value =
+            pair.trim_ascii_start().strip_prefix(name)?.trim_ascii_start().strip_prefix(b"=")?.trim_ascii();
+        let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        (!bare.is_empty()).then_some(bare)
+    })
+}
+
+/// SipHash-2-4 (Aumasson and Bernstein, 2012): a keyed digest that strangers cannot steer
+/// into collisions without the key. Sequential, no allocation; the parts of a message are
+/// joined, so callers separate what must stay apart.
+struct SipHash {
+    v: [u64; 4],
+    tail: u64,
+    len: u64,
+}
+
+impl SipHash {
+    fn new([k0, k1]: [u64; 2]) -> SipHash {
+        let v = [
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ];
+        SipHash { v, tail: 0, len: 0 }
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.tail |= u64::from(byte) << (8 * (self.len % 8));
+            self.len += 1;
+            if self.len.is_multiple_of(8) {
+                self.absorb(self.tail);
+                self.tail = 0;
+            }
+        }
+    }
+
+    fn finish(mut self) -> u64 {
+        self.absorb(self.tail | self.len << 56);
+        self.v[2] ^= 0xff;
+        for _ in 0..4 {
+            self.round();
+        }
+        self.v[0] ^ self.v[1] ^ self.v[2] ^ self.v[3]
+    }
+
+    fn absorb(&mut self, word: u64) {
+        self.v[3] ^= word;
+        self.round();
+        self.round();
+        self.v[0] ^= word;
+    }
+
+    fn round(&mut self) {
+        let [mut a, mut b, mut c, mut d] = self.v;
+        a = a.wrapping_add(b);
+        b = b.rotate_left(13) ^ a;
+        a = a.rotate_left(32);
+        c = c.wrapping_add(d);
+        d = d.rotate_left(16) ^ c;
+        a = a.wrapping_add(d);
+        d = d.rotate_left(21) ^ a;
+        c = c.wrapping_add(b);
+        b = b.rotate_left(17) ^ c;
+        c = c.rotate_left(32);
+        self.v = [a, b, c, d];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::request::facts::Lines;
+    use proptest::prelude::*;
+
+    const KEY: [u64; 2] = [1, 2];
+
+    /// Trusts 10.0.0.0/8 and fd00::/8; `x-forwarded-user`, then `x-client-id`, name the user.
+    fn identifier() -> Identifier {
+        Identifier::new(
+            KEY,
+            vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
+            vec!["x-forwarded-user".into(), "x-client-id".into()],
+        )
+    }
+
+    fn facts<'a>(peer: &str, headers: &'a Lines) -> Facts<'a> {
+        let address = peer.parse().unwrap();
+        Facts { method: "GET", path: "/", query: "", address, headers, upgrade: false, grpc: false }
+    }
+
+    fn lines(lines: &[(&'static str, &str)]) -> Lines {
+        Lines(lines.iter().map(|(name, value)| (*name, value.as_bytes().to_vec())).collect())
+    }
+
+    fn party(peer: &str, headers: &[(&'static str, &str)]) -> Party {
+        identifier().identify(&facts(peer, &lines(headers)))
+    }
+
+    fn address(peer: &str, headers: &[(&'static str, &str)]) -> String {
+        identifier().client_address(&facts(peer, &lines(headers))).to_string()
+    }
+
+    #[test]
+    fn the_digest_is_siphash_2_4() {
+        // The paper's vector: key 00..0f, message 00..0e.
+        let mut hash = SipHash::new([0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908]);
+        let message: Vec<u8> = (0..15).collect();
+        hash.write(&message[..4]);
+        hash.write(&message[4..]);
+        assert_eq!(hash.finish(), 0xa129_ca61_49be_45e5);
+    }
+
+    #[test]
+    fn an_address_is_ipv4_whole_and_ipv6_by_its_64() {
+        let same = |a: &str, b: &str| party(a, &[]) == party(b, &[]);
+        assert!(!same("192.0.2.1", "192.0.2.2"));
+        assert!(same("192.0.2.1", "::ffff:192.0.2.1"));
+        assert!(same("2001:db8::1", "2001:db8::ffff:0:0:1"));
+        assert!(!same("2001:db8::1", "2001:db8:0:1::1"));
+        assert_eq!(party("192.0.2.1", &[]).credential, None);
+    }
+
+    #[test]
+    fn a_token_is_the_same_wherever_ray_reads_it() {
+        let with = |name, value| party("192.0.2.1", &[(name, value)]).credential;
+        let token = with("authorization", "Bearer s3cret");
+        assert!(token.is_some());
+        assert_eq!(with("x-ray-authorization", "Bearer s3cret"), token);
+        assert_eq!(with("authorization", "bearer   s3cret "), token);
+        assert_eq!(with("cookie", "ray-authentication-token=s3cret"), token);
+        assert_eq!(with("cookie", "a=b; ray-authentication-token=\"s3cret\"; c=d"), token);
+        assert_eq!(with("cookie", "ray-authentication-token=old; ray-authentication-token=s3cret"), token);
+        assert_ne!(with("authorization", "Bearer other"), token);
+        assert_ne!(with("authorization", "Basic s3cret"), token);
+        assert_ne!(with("authorization", "s3cret"), token);
+        assert_eq!(with("cookie", "xray-authentication-token=s3cret"), None);
+        assert_eq!(with("cookie", "ray-authentication-token-2=s3cret"), None);
+        assert_eq!(with("cookie", "ray-authentication-token="), None);
+    }
+
+    #[test]
+    fn the_first_place_decides_as_it_does_for_ray() {
+        let bad = party("192.0.2.1", &[("authorization", "Bearer bad")]);
+        let rescued = party(
+            "192.0.2.1",
+            &[
+                ("authorization", "Bearer bad"),
+                ("x-ray-authorization", "Bearer good"),
+                ("cookie", "ray-authentication-token=good"),
+            ],
+        );
+        assert_eq!(bad, rescued, "a bad Authorization is not rescued by a good one elsewhere");
+        let empty = party("192.0.2.1", &[("authorization", ""), ("x-ray-authorization", "Bearer good")]);
+        assert_eq!(
+            empty,
+            party("192.0.2.1", &[("authorization", "Bearer good")]),
+            "an empty one counts as none"
+        );
+        let split = party(
+            "192.0.2.1",
+            &[("cookie", "a=b"), ("cookie", "ray-authentication-token=good"), ("cookie", "c=d")],
+        );
+        assert_eq!(split, empty, "HTTP/2 may split cookies into lines");
+    }
+
+    #[test]
+    fn a_ray_client_is_known_by_its_client_id() {
+        let headers = lines(&[("client_id", "0123abcd")]);
+        let call = Facts { grpc: true, ..facts("192.0.2.1", &headers) };
+        let found = identifier().identify(&call);
+        assert!(found.credential.is_some());
+        assert_eq!(found.credential, identifier().session(&call));
+        assert_eq!(party("192.0.2.1", &[("client_id", "0123abcd")]).credential, None, "only in gRPC");
+
+        let both = lines(&[("client_id", "0123abcd"), ("authorization", "Bearer s3cret")]);
+        let call = Facts { grpc: true, ..facts("192.0.2.1", &both) };
+        assert_eq!(
+            identifier().identify(&call).credential,
+            party("192.0.2.1", &[("authorization", "Bearer s3cret")]).credential
+        );
+        assert_eq!(identifier().session(&call), found.credential, "the session is known all the same");
+    }
+
+    #[test]
+    fn like_spelt_things_of_different_kinds_are_different() {
+        let word = "s3cret";
+        let headers = lines(&[("client_id", word)]);
+        let client = identifier().session(&Facts { grpc: true, ..facts("192.0.2.1", &headers) });
+        let token = party("192.0.2.1", &[("authorization", "Bearer s3cret")]).credential;
+        let other = party("192.0.2.1", &[("authorization", word)]).credential;
+        let name = Some(party("10.0.0.1", &[("x-forwarded-user", word)]).address);
+        let id = Some(party("10.0.0.1", &[("x-client-id", word)]).address);
+        let all = [client, token, other, name, id];
+        for (i, a) in all.iter().enumerate() {
+            assert!(all[i + 1..].iter().all(|b| a != b), "{all:?}");
+        }
+    }
+
+    #[test]
+    fn a_stranger_cannot_forge_an_address_or_a_name() {
+        let honest = party("192.0.2.1", &[]);
+        assert_eq!(party("192.0.2.1", &[("x-forwarded-for", "203.0.113.9")]), honest);
+        assert_eq!(party("192.0.2.1", &[("x-forwarded-for", "10.0.0.1")]), honest);
+        assert_eq!(party("192.0.2.1", &[("x-forwarded-user", "admin"), ("x-client-id", "7")]), honest);
+        assert_eq!(party("::ffff:192.0.2.1", &[("x-forwarded-for", "203.0.113.9")]), honest);
+    }
+
+    #[test]
+    fn behind_listed_proxies_the_first_hop_not_listed_is_the_client() {
+        let via = |value: &str| address("10.0.0.1", &[("x-forwarded-for", value)]);
+        assert_eq!(via("203.0.113.9"), "203.0.113.9");
+        assert_eq!(via("198.51.100.7, 203.0.113.9"), "203.0.113.9", "what the client wrote is left alone");
+        assert_eq!(
+            via("198.51.100.7, 203.0.113.9, 10.9.9.9, fd00::1"),
+            "203.0.113.9",
+            "listed hops are stepped over"
+        );
+        assert_eq!(via("10.2.2.2"), "10.2.2.2", "all listed: the farthest");
+        assert_eq!(via("203.0.113.9:4711"), "203.0.113.9");
+        assert_eq!(via("[2001:db8::1]:4711"), "2001:db8::1");
+        assert_eq!(via("[2001:db8::1]"), "2001:db8::1");
+        assert_eq!(via("::ffff:203.0.113.9"), "203.0.113.9");
+        assert_eq!(via("198.51.100.7, unknown"), "10.0.0.1", "nothing left of what is no address");
+        assert_eq!(via("198.51.100.7, unknown, 10.9.9.9"), "10.9.9.9");
+        assert_eq!(via(""), "10.0.0.1");
+        assert_eq!(address("::ffff:10.0.0.1", &[("x-forwarded-for", "203.0.113.9")]), "203.0.113.9");
+    }
+
+    #[test]
+    fn a_proxy_that_adds_a_line_below_the_forged_one_is_believed() {
+        let two = [("x-forwarded-for", "198.51.100.7"), ("x-forwarded-for", "203.0.113.9")];
+        assert_eq!(address("10.0.0.1", &two), "203.0.113.9");
+        let listed = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "10.3.3.3")];
+        assert_eq!(address("10.0.0.1", &listed), "203.0.113.9", "on to the line above");
+        let named = [("x-forwarded-user", "admin"), ("x-forwarded-user", "mallory")];
+        assert_eq!(party("10.0.0.1", &named), party("10.0.0.1", &[("x-forwarded-user", "mallory")]));
+    }
+
+    #[test]
+    fn a_verified_name_stands_alone() {
+        let ann =
+            [("x-forwarded-user", "ann"), ("x-forwarded-for", "203.0.113.9"), ("authorization", "Bearer a")];
+        let ann_elsewhere = [("x-forwarded-user", " ann "), ("x-forwarded-for", "203.0.113.10")];
+        assert_eq!(party("10.0.0.1", &ann), party("10.0.0.2", &ann_elsewhere));
+        assert_ne!(party("10.0.0.1", &[("x-forwarded-user", "bob")]), party("10.0.0.1", &ann));
+        let by_id = party("10.0.0.1", &[("x-client-id", "7")]);
+        assert_eq!(party("10.0.0.1", &[("x-forwarded-user", ""), ("x-client-id", "7")]), by_id);
+        assert_eq!(by_id.credential, None);
+        assert_eq!(
+            party("10.0.0.1", &[("x-forwarded-user", " ")]),
+            party("10.0.0.1", &[]),
+            "an empty name is none"
+        );
+    }
+
+    #[test]
+    fn endless_forwarding_ends() {
+        let hops = vec!["10.1.1.1"; 10_000].join(",");
+        assert_eq!(address("10.0.0.1", &[("x-forwarded-for", &hops)]), "10.1.1.1");
+        let lines: Vec<_> = (0..10_000).map(|_| ("x-forwarded-for", "10.1.1.1")).collect();
+        assert_eq!(address("10.0.0.1", &lines), "10.1.1.1");
+    }
+
+    #[test]
+    fn another_key_gives_other_digests_and_no_key_is_shown() {
+        let headers = lines(&[("authorization", "Bearer s3cret")]);
+        let facts = facts("192.0.2.1", &headers);
+        let here = identifier().identify(&facts);
+        let there = Identifier::new([0xdead_beef, 2], Vec::new(), Vec::new());
+        assert_ne!(there.identify(&facts).address, here.address);
+        assert_ne!(there.identify(&facts).credential, here.credential);
+        let shown = format!("{there:?} {here:?} {facts:?}");
+        assert!(
+            !shown.contains("s3cret") && !shown.contains("3735928559") && !shown.contains("deadbeef"),
+            "{shown}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_of_a_strangers_moves_its_address(
+            forwarded in prop::collection::vec(any::<u8>(), 0..60),
+            user in "\\PC{0,20}",
+            peer in any::<[u8; 4]>().prop_filter("a stranger", |octets| octets[0] != 10),
+        ) {
+            let address = IpAddr::from(peer);
+            let headers = Lines(vec![("x-forwarded-for", forwarded), ("x-forwarded-user", user.into_bytes())]);
+            let none = Lines::default();
+            let facts = |headers| Facts { address, ..facts("192.0.2.1", headers) };
+            prop_assert_eq!(identifier().identify(&facts(&headers)), identifier().identify(&facts(&none)));
+        }
+
+        #[test]
+        fn nothing_a_client_writes_before_its_proxys_entry_counts(forged in "[0-9a-f.:, \\[\\]]{0,60}") {
+            let forwarded = format!("{forged},203.0.113.9");
+            prop_assert_eq!(address("10.0.0.1", &[("x-forwarded-for", &forwarded)]), "203.0.113.9");
+        }
+
+        #[test]
+        fn no_header_makes_it_panic(
+            values in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 6),
+            grpc in any::<bool>(),
+        ) {
+            let names = ["authorization", "x-ray-authorization", "cookie", "client_id", "x-forwarded-for", "x-client-id"];
+            let headers = Lines(names.into_iter().zip(values).collect());
+            for peer in ["10.0.0.1", "192.0.2.1", "fd00::1"] {
+                let _ = identifier().identify(&Facts { grpc, ..facts(peer, &headers) });
+            }
+        }
+    }
+}
