@@ -1,6 +1,10 @@
 //! The deterministic simulator: the production core, a modelled Ray head, virtual time.
 pub mod arrivals;
+pub mod chance;
+pub mod exposition;
 pub mod faults;
+pub mod gauges;
+pub mod head;
 pub mod heap;
 pub mod plant;
 pub mod report;

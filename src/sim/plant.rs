@@ -1,1 +1,1002 @@
-//! Not yet written.
+//! The plant: what a head does with the requests that reach it, as a pure state machine.
+//!
+//! `arrive` puts a request in, `next_event` says when something happens next, `advance` lets
+//! it happen and tells what was answered. Time is an argument, chance comes from the seed; the
+//! simulator drives it from the event heap, the emulator from the wall clock.
+//!
+//! A request stands in line at the parent's loop, then waits for one of its module's
+//! connections, then takes its turns on the module's loop with waits between them. All busy
+//! processes share the node's cores equally. That is processor sharing, and it is computed
+//! with one clock: `work` is the CPU time a process that never paused would have had, it runs
+//! at `min(1, cores / busy)`, and a service of `c` that begins at `w` ends when the clock
+//! shows `w + c`, whatever happens to the speed meanwhile. So a change of load costs nothing,
+//! and one heap holds all services in order (the virtual time of Parekh and Gallager, 1993).
+//!
+//! What Ray does and a tidy server would not: work for a client that left is still done
+//! (`hang_up` changes nothing but what is reported); the queue in front of a module's
+//! connections has no bound; a tail holds its connection until the job ends; every job is
+//! accepted, and started when there is CPU for it.
+
+use super::chance::Chance;
+use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges, bucket};
+use super::head::{Effect, RouteId, Spec};
+use super::heap::EventHeap;
+use crate::core::time::Time;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// A request as the head sees it.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Demand {
+    /// The driver's own number; it comes back in every [`Event`].
+    pub tag: u64,
+    /// What is asked.
+    pub route: RouteId,
+    /// Payload, megabytes (packages, logs).
+    pub megabytes: f64,
+    /// Tails and streams: how long until the job ends or the log grows. Submissions: how long
+    /// the job will run. Delays and profiles: how long they take. `None`: the head's default.
+    pub lasts: Option<Duration>,
+}
+
+/// A request under way, for [`Plant::hang_up`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exchange {
+    slot: u32,
+    generation: u32,
+}
+
+/// Something the client of a request would see.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Event {
+    /// The request's [`Demand::tag`].
+    pub tag: u64,
+    /// When.
+    pub at: Time,
+    /// What.
+    pub step: Step,
+    /// The client had left: work for nobody.
+    pub abandoned: bool,
+}
+
+/// What a client sees of its request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// The tail or stream is open.
+    Opened,
+    /// The answer, with its HTTP status.
+    Answered(u16),
+    /// The tail or stream ended at the head's side.
+    Closed,
+}
+
+/// The head's state.
+#[derive(Clone, Debug)]
+pub struct Plant {
+    spec: Spec,
+    now: Time,
+    /// CPU time of a process that never paused, nanoseconds.
+    work: f64,
+    speed: f64,
+    /// CPU time such a process would be billed for: crowded cores do less in it, not more.
+    billed: f64,
+    share: f64,
+    /// Busy processes.
+    busy: f64,
+    /// Scales every process's speed; faults move it.
+    capacity: f64,
+    chance: Chance,
+    /// The parent, the modules, the job starters.
+    stations: Vec<Station>,
+    doors: Vec<Door>,
+    items: Vec<Item>,
+    free: Vec<u32>,
+    services: EventHeap<(u16, u32)>,
+    timers: EventHeap<Timer>,
+    cluster: Cluster,
+    meter: Meter,
+    gauges: Gauges,
+    durations: Vec<Durations>,
+}
+
+/// A process with its line.
+#[derive(Clone, Debug, Default)]
+struct Station {
+    servers: u32,
+    busy: u32,
+    line: VecDeque<u32>,
+    /// CPU time had until `since`, nanoseconds.
+    done: f64,
+    since: f64,
+    /// `done` at the last refresh.
+    reported: f64,
+}
+
+/// A module's connections.
+#[derive(Clone, Debug, Default)]
+struct Door {
+    open: u32,
+    in_progress: u32,
+    lobby: VecDeque<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Item {
+    tag: u64,
+    generation: u32,
+    route: RouteId,
+    passes_left: u8,
+    abandoned: bool,
+    held: bool,
+    live: bool,
+    megabytes: f64,
+    lasts: Option<Duration>,
+    arrived: Time,
+    in_line: Time,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Timer {
+    Waited(u32),
+    HeldEnds(u32, u32),
+    JobEnds,
+    RefreshProcess,
+    RefreshCluster,
+}
+
+/// Jobs, tasks and memory.
+#[derive(Clone, Copy, Debug, Default)]
+struct Cluster {
+    listed: u32,
+    alive: u32,
+    destroyed: u32,
+    ended_early: u32,
+    packages_mb: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Meter {
+    gcs_ms: f64,
+    calls: [u64; GCS_BUCKETS_MS.len()],
+    polls: u64,
+    parent_wait_s: f64,
+    in_dashboard: u32,
+}
+
+const PARENT: usize = 0;
+/// Keys of the service heap are sixteenths of a nanosecond of work.
+const WORK_STEPS: f64 = 16.0;
+/// GCS calls that happen whether or not anybody asks, per second.
+const GCS_BACKGROUND_PER_S: f64 = 15.0;
+/// Median-ish latency of a plain GCS call on an idle head, milliseconds.
+const GCS_CALL_MS: f64 = 0.4;
+/// Event-loop tasks of an idle dashboard, and per request in it (facts 5 A: 500 -> 1280).
+const LOOP_TASKS_IDLE: f64 = 14.0;
+const LOOP_TASKS_PER_REQUEST: f64 = 2.4;
+
+/// A non-negative finite float as a whole number.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates, and NaN becomes 0")]
+fn whole(value: f64) -> u64 {
+    value as u64
+}
+
+fn milliseconds(value: f64) -> f64 {
+    value * 1e6
+}
+
+impl Plant {
+    /// An idle head.
+    #[must_use]
+    pub fn new(spec: Spec, seed: u64) -> Plant {
+        let mut stations = vec![Station { servers: 1, ..Station::default() }];
+        stations.extend(spec.modules.iter().map(|m| Station { servers: m.servers, ..Station::default() }));
+        stations.push(Station { servers: spec.jobs.starting_max, ..Station::default() });
+        let mut chance = Chance::new(seed, 0x914a);
+        let mut timers = EventHeap::default();
+        timers.push(phase(&mut chance, spec.cadence.process), Timer::RefreshProcess);
+        timers.push(phase(&mut chance, spec.cadence.cluster), Timer::RefreshCluster);
+        let mut plant = Plant {
+            now: Time::ZERO,
+            work: 0.0,
+            speed: 1.0,
+            billed: 0.0,
+            share: 1.0,
+            busy: 0.0,
+            capacity: 1.0,
+            chance,
+            stations,
+            doors: vec![Door::default(); spec.modules.len()],
+            items: Vec::new(),
+            free: Vec::new(),
+            services: EventHeap::default(),
+            timers,
+            cluster: Cluster { listed: spec.jobs.listed, destroyed: spec.jobs.actors, ..Cluster::default() },
+            meter: Meter::default(),
+            gauges: Gauges { module_cpu_pct: vec![0.0; spec.modules.len()], ..Gauges::default() },
+            durations: vec![Durations::default(); spec.routes.len()],
+            spec,
+        };
+        plant.recount();
+        plant.refresh_process();
+        plant.refresh_cluster();
+        plant
+    }
+
+    /// What the head is made of.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Puts a request in at `now`. Everything due until `now` must have been advanced over.
+    pub fn arrive(&mut self, now: Time, demand: &Demand) -> Exchange {
+        self.sync(now);
+        let route = &self.spec.routes[demand.route.index()];
+        let (passes, parent_ms) = (route.passes, route.parent_ms);
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.items.push(Item::vacant());
+            u32::try_from(self.items.len() - 1).unwrap_or(u32::MAX)
+        });
+        let generation = self.items[slot as usize].generation;
+        self.items[slot as usize] = Item {
+            tag: demand.tag,
+            generation,
+            route: demand.route,
+            passes_left: passes,
+            abandoned: false,
+            held: false,
+            live: true,
+            megabytes: demand.megabytes,
+            lasts: demand.lasts,
+            arrived: self.now,
+            in_line: self.now,
+        };
+        self.meter.in_dashboard += 1;
+        if parent_ms > 0.0 {
+            self.stand_in_line(PARENT, slot);
+        } else {
+            self.knock(slot, None);
+        }
+        Exchange { slot, generation }
+    }
+
+    /// The client of this request left. Ray does not notice: the work goes on.
+    pub fn hang_up(&mut self, now: Time, exchange: Exchange) {
+        self.sync(now);
+        let Some(item) = self.items.get_mut(exchange.slot as usize) else { return };
+        if item.generation != exchange.generation || !item.live {
+            return;
+        }
+        let already = std::mem::replace(&mut item.abandoned, true);
+        let route = &self.spec.routes[item.route.index()];
+        if item.held && !already && route.effect == Effect::Stream {
+            // A stream's connection is freed; its place among those in progress is not.
+            self.release_connection(route.module);
+        }
+    }
+
+    /// When something happens next, if anything will.
+    #[must_use]
+    pub fn next_event(&self) -> Option<Time> {
+        let timer = self.timers.next_key();
+        let service = self.services.next_key().and_then(|key| self.real(key));
+        match (timer, service) {
+            (Some(a), Some(b)) => Some(Time(a.min(b))),
+            (a, b) => a.or(b).map(Time),
+        }
+    }
+
+    /// Lets everything happen that is due until `now`; what clients see is added to `events`.
+    pub fn advance(&mut self, now: Time, events: &mut Vec<Event>) {
+        while let Some(at) = self.next_event().filter(|at| *at <= now) {
+            self.sync(at);
+            if self.timers.next_key().is_some_and(|key| key <= at.0) {
+                if let Some((_, timer)) = self.timers.pop() {
+                    self.ring(timer, events);
+                }
+            } else if let Some((_, (station, occupant))) = self.services.pop() {
+                self.complete(usize::from(station), occupant, events);
+            }
+        }
+        self.sync(now);
+    }
+
+    /// Scales the speed of every process: 1 as specified, 0.5 half as fast, 0 stopped.
+    pub fn set_capacity(&mut self, now: Time, capacity: f64) {
+        self.sync(now);
+        self.capacity = capacity.max(0.0);
+        self.recount();
+    }
+
+    /// The head's processes die and come back empty: everything under way is cut (502), jobs
+    /// and packages are gone.
+    pub fn restart(&mut self, now: Time, events: &mut Vec<Event>) {
+        self.sync(now);
+        for slot in 0..self.items.len() {
+            let item = self.items[slot];
+            if item.live {
+                let step = if item.held { Step::Closed } else { Step::Answered(502) };
+                events.push(Event { tag: item.tag, at: self.now, step, abandoned: item.abandoned });
+                self.vacate(u32::try_from(slot).unwrap_or(u32::MAX));
+            }
+        }
+        for at in 0..self.stations.len() {
+            self.settle(at);
+            self.stations[at].busy = 0;
+            self.stations[at].line.clear();
+        }
+        self.doors = vec![Door::default(); self.doors.len()];
+        self.services.clear();
+        self.timers.clear();
+        self.busy = 0.0;
+        let spec = &self.spec;
+        self.timers.push((self.now + spec.cadence.process).0, Timer::RefreshProcess);
+        self.timers.push((self.now + spec.cadence.cluster).0, Timer::RefreshCluster);
+        self.cluster = Cluster { destroyed: spec.jobs.actors, ..Cluster::default() };
+        self.recount();
+    }
+
+    /// What Ray exports, as of the last refresh.
+    #[must_use]
+    pub fn gauges(&self) -> &Gauges {
+        &self.gauges
+    }
+
+    /// The dashboard's request histograms, by route.
+    #[must_use]
+    pub fn durations(&self) -> &[Durations] {
+        &self.durations
+    }
+
+    /// Connections of a module in use and requests waiting for one.
+    #[must_use]
+    pub fn module_in_flight(&self, module: usize) -> (u32, usize) {
+        self.doors.get(module).map_or((0, 0), |door| (door.open, door.lobby.len()))
+    }
+
+    /// Jobs submitted that have not started; jobs running.
+    #[must_use]
+    pub fn jobs(&self) -> (usize, u32) {
+        let starters = &self.stations[self.stations.len() - 1];
+        (starters.line.len() + starters.busy as usize, self.cluster.alive)
+    }
+
+    /// Jobs in the list.
+    #[must_use]
+    pub fn jobs_listed(&self) -> u32 {
+        self.cluster.listed
+    }
+
+    /// CPU time all processes have had, seconds, job starts left out.
+    #[must_use]
+    pub fn served_s(&self) -> f64 {
+        let last = self.stations.len() - 1;
+        self.stations[..last]
+            .iter()
+            .map(|s| s.done + f64::from(s.busy) * (self.billed - s.since))
+            .sum::<f64>()
+            / 1e9
+    }
+
+    /// What one request of this route costs its module now, on average, milliseconds.
+    #[must_use]
+    pub fn cost_ms(&self, route: RouteId, megabytes: f64) -> f64 {
+        let route = &self.spec.routes[route.index()];
+        route.base_ms
+            + route.per_job_ms * f64::from(self.cluster.listed)
+            + route.per_task_ms * self.tasks().min(10_000.0)
+            + route.per_actor_ms * self.actors()
+            + route.per_mb_ms * megabytes
+    }
+
+    // --- the clock -------------------------------------------------------------------------
+
+    fn sync(&mut self, now: Time) {
+        if now > self.now {
+            let span = (now.0 - self.now.0) as f64;
+            self.work += span * self.speed;
+            self.billed += span * self.share;
+            self.now = now;
+        }
+    }
+
+    /// When the work clock will show `key`.
+    fn real(&self, key: u64) -> Option<u64> {
+        let ahead = (key as f64 / WORK_STEPS - self.work).max(0.0);
+        (self.speed > 0.0).then(|| self.now.0.saturating_add(whole((ahead / self.speed).ceil())))
+    }
+
+    fn recount(&mut self) {
+        let load = self.spec.background_cores + self.busy;
+        let cores = self.spec.cores;
+        self.share = if load > cores { cores / load } else { 1.0 };
+        let crowded = if cores > 1.0 { ((load - 1.0) / (cores - 1.0)).clamp(0.0, 1.0) } else { 0.0 };
+        self.speed = self.capacity * self.share * (1.0 - self.spec.crowding * crowded);
+    }
+
+    /// Runnable processes beyond the cores.
+    fn excess(&self) -> f64 {
+        (self.spec.background_cores + self.busy - self.spec.cores).max(0.0)
+    }
+
+    fn settle(&mut self, at: usize) {
+        let station = &mut self.stations[at];
+        station.done += f64::from(station.busy) * (self.billed - station.since);
+        station.since = self.billed;
+    }
+
+    // --- a request's way -------------------------------------------------------------------
+
+    fn stand_in_line(&mut self, at: usize, occupant: u32) {
+        if self.stations[at].busy < self.stations[at].servers {
+            self.serve(at, occupant);
+        } else {
+            self.stations[at].line.push_back(occupant);
+        }
+    }
+
+    fn serve(&mut self, at: usize, occupant: u32) {
+        let mean = self.service_ms(at, occupant);
+        let shape = if self.spec.exponential {
+            self.chance.exponential(1.0)
+        } else {
+            self.chance.jitter(self.spec.sigma)
+        };
+        self.settle(at);
+        self.stations[at].busy += 1;
+        self.busy += 1.0;
+        self.recount();
+        let due = self.work + milliseconds(mean * shape);
+        let station = u16::try_from(at).unwrap_or(u16::MAX);
+        self.services.push(whole((due * WORK_STEPS).ceil()), (station, occupant));
+    }
+
+    fn service_ms(&mut self, at: usize, occupant: u32) -> f64 {
+        if at + 1 == self.stations.len() {
+            return self.spec.jobs.start_ms;
+        }
+        let item = self.items[occupant as usize];
+        let route = &self.spec.routes[item.route.index()];
+        if at == PARENT {
+            self.meter.parent_wait_s = self.now.since(item.in_line).as_secs_f64();
+            return route.parent_ms;
+        }
+        self.cost_ms(item.route, item.megabytes) / f64::from(route.passes.max(1))
+    }
+
+    fn complete(&mut self, at: usize, occupant: u32, events: &mut Vec<Event>) {
+        self.settle(at);
+        self.stations[at].busy -= 1;
+        self.busy -= 1.0;
+        self.recount();
+        if let Some(next) = self.stations[at].line.pop_front() {
+            self.serve(at, next);
+        }
+        if at + 1 == self.stations.len() {
+            self.job_started(occupant);
+        } else if at == PARENT {
+            self.knock(occupant, Some(events));
+        } else {
+            self.pause(occupant, events);
+        }
+    }
+
+    /// At the module's connections: in, or into the lobby, which has no bound.
+    fn knock(&mut self, slot: u32, events: Option<&mut Vec<Event>>) {
+        let item = self.items[slot as usize];
+        let module = self.spec.routes[item.route.index()].module;
+        if item.passes_left == 0 {
+            if let Some(events) = events {
+                self.answer(slot, 200, events);
+            }
+            return;
+        }
+        if self.doors[module].open >= self.spec.modules[module].connections_max {
+            self.doors[module].lobby.push_back(slot);
+            return;
+        }
+        self.enter(slot, module);
+    }
+
+    fn enter(&mut self, slot: u32, module: usize) {
+        let door = &mut self.doors[module];
+        door.open += 1;
+        door.in_progress += 1;
+        let cap = self.spec.modules[module].in_progress_max.unwrap_or(u32::MAX);
+        if door.in_progress > cap {
+            // Ray's own limit: a cheap 429 from the module.
+            self.items[slot as usize].passes_left = 0;
+        }
+        self.stand_in_line(module + 1, slot);
+    }
+
+    /// Between two turns on the module's loop, or after the last one.
+    fn pause(&mut self, slot: u32, events: &mut Vec<Event>) {
+        let item = &mut self.items[slot as usize];
+        let over_cap = item.passes_left == 0;
+        item.passes_left = item.passes_left.saturating_sub(1);
+        let (route, lasts) = (self.spec.routes[item.route.index()], item.lasts);
+        let asked = lasts.filter(|_| route.effect == Effect::None).map(|d| d.as_secs_f64() * 1e3);
+        let mean = asked.unwrap_or(route.wait_ms) / f64::from(route.passes.max(1));
+        let excess = self.excess();
+        let mut wait = 0.0;
+        if over_cap {
+            return self.answer(slot, 429, events);
+        }
+        if mean > 0.0 {
+            wait += mean * self.chance.jitter(self.spec.sigma) / self.speed.clamp(0.05, 1.0);
+        }
+        if excess > 0.0 && self.spec.wake_up_ms > 0.0 {
+            wait += self.chance.exponential(self.spec.wake_up_ms * excess);
+        }
+        if wait > 0.0 {
+            self.timers.push(self.now.0 + whole(milliseconds(wait)), Timer::Waited(slot));
+        } else {
+            self.resume(slot, events);
+        }
+    }
+
+    fn resume(&mut self, slot: u32, events: &mut Vec<Event>) {
+        let item = self.items[slot as usize];
+        let route = self.spec.routes[item.route.index()];
+        if item.passes_left > 0 {
+            return self.stand_in_line(route.module + 1, slot);
+        }
+        self.note_gcs(route.gcs_calls, route.gcs_ms);
+        match route.effect {
+            Effect::Tail | Effect::Stream => {
+                self.items[slot as usize].held = true;
+                let until = self.now + item.lasts.unwrap_or(Duration::from_secs(60));
+                self.timers.push(until.0, Timer::HeldEnds(slot, item.generation));
+                events.push(Event {
+                    tag: item.tag,
+                    at: self.now,
+                    step: Step::Opened,
+                    abandoned: item.abandoned,
+                });
+                if item.abandoned && route.effect == Effect::Stream {
+                    self.release_connection(route.module);
+                }
+                return;
+            }
+            Effect::Submit => self.submit(item.lasts),
+            Effect::Stop => self.stop(),
+            Effect::Package => self.cluster.packages_mb += item.megabytes,
+            Effect::None => {}
+        }
+        self.answer(slot, 200, events);
+    }
+
+    fn answer(&mut self, slot: u32, status: u16, events: &mut Vec<Event>) {
+        let item = self.items[slot as usize];
+        let seconds = self.now.since(item.arrived).as_secs_f64();
+        let durations = &mut self.durations[item.route.index()];
+        if status == 200 {
+            durations.ok[bucket(&DASHBOARD_BUCKETS_S, seconds)] += 1;
+            durations.ok_sum_s += seconds;
+        } else {
+            durations.refused += 1;
+        }
+        events.push(Event {
+            tag: item.tag,
+            at: self.now,
+            step: Step::Answered(status),
+            abandoned: item.abandoned,
+        });
+        self.leave(slot);
+    }
+
+    /// Gives back what the request held in its module, and forgets it.
+    fn leave(&mut self, slot: u32) {
+        let item = self.items[slot as usize];
+        let route = self.spec.routes[item.route.index()];
+        if route.passes > 0 {
+            self.doors[route.module].in_progress -= 1;
+            let freed_before = item.held && item.abandoned && route.effect == Effect::Stream;
+            if !freed_before {
+                self.release_connection(route.module);
+            }
+        }
+        self.vacate(slot);
+    }
+
+    fn vacate(&mut self, slot: u32) {
+        let item = &mut self.items[slot as usize];
+        item.live = false;
+        item.generation = item.generation.wrapping_add(1);
+        self.meter.in_dashboard -= 1;
+        self.free.push(slot);
+    }
+
+    fn release_connection(&mut self, module: usize) {
+        self.doors[module].open -= 1;
+        if let Some(next) = self.doors[module].lobby.pop_front() {
+            self.enter(next, module);
+        }
+    }
+
+    // --- jobs ------------------------------------------------------------------------------
+
+    fn submit(&mut self, runs: Option<Duration>) {
+        self.cluster.listed += 1;
+        let run = runs.map_or(self.spec.jobs.run_s, |d| d.as_secs_f64());
+        // A job in the starters' line is its own running time, in milliseconds.
+        let milliseconds = u32::try_from(whole(run * 1e3)).unwrap_or(u32::MAX);
+        let starters = self.stations.len() - 1;
+        self.stand_in_line(starters, milliseconds);
+    }
+
+    fn job_started(&mut self, run_ms: u32) {
+        self.cluster.alive += 1;
+        let wait = self.spec.jobs.start_wait_ms * self.chance.jitter(self.spec.sigma);
+        let end = self.now.0 + whole(milliseconds(wait + f64::from(run_ms)));
+        self.timers.push(end, Timer::JobEnds);
+    }
+
+    fn stop(&mut self) {
+        let starters = self.stations.len() - 1;
+        if self.stations[starters].line.pop_back().is_some() {
+            self.cluster.destroyed += 1;
+        } else if self.cluster.alive > 0 {
+            self.cluster.alive -= 1;
+            self.cluster.destroyed += 1;
+            self.cluster.ended_early += 1;
+        }
+    }
+
+    fn tasks(&self) -> f64 {
+        let jobs = &self.spec.jobs;
+        let since = self.cluster.listed.saturating_sub(jobs.listed);
+        f64::from(jobs.tasks) + jobs.tasks_per_job * f64::from(since)
+    }
+
+    fn actors(&self) -> f64 {
+        f64::from(self.spec.jobs.actors + self.cluster.listed.saturating_sub(self.spec.jobs.listed))
+    }
+
+    // --- timers and what is exported -------------------------------------------------------
+
+    fn ring(&mut self, timer: Timer, events: &mut Vec<Event>) {
+        match timer {
+            Timer::Waited(slot) => self.resume(slot, events),
+            Timer::HeldEnds(slot, generation) => {
+                let item = self.items[slot as usize];
+                if item.generation == generation && item.live {
+                    events.push(Event {
+                        tag: item.tag,
+                        at: self.now,
+                        step: Step::Closed,
+                        abandoned: item.abandoned,
+                    });
+                    self.leave(slot);
+                }
+            }
+            Timer::JobEnds => {
+                if self.cluster.ended_early > 0 {
+                    self.cluster.ended_early -= 1;
+                } else {
+                    self.cluster.alive = self.cluster.alive.saturating_sub(1);
+                    self.cluster.destroyed += 1;
+                }
+            }
+            Timer::RefreshProcess => {
+                self.refresh_process();
+                self.timers.push((self.now + self.spec.cadence.process).0, Timer::RefreshProcess);
+            }
+            Timer::RefreshCluster => {
+                self.refresh_cluster();
+                self.timers.push((self.now + self.spec.cadence.cluster).0, Timer::RefreshCluster);
+            }
+        }
+    }
+
+    fn note_gcs(&mut self, calls: u8, cpu_ms: f64) {
+        self.meter.gcs_ms += cpu_ms;
+        if calls == 0 {
+            return;
+        }
+        let own = 2.0 * cpu_ms / f64::from(calls);
+        for _ in 0..calls {
+            let at = self.gcs_call_bucket(own);
+            self.meter.calls[at] += 1;
+        }
+    }
+
+    fn gcs_call_bucket(&mut self, own_ms: f64) -> usize {
+        let mut latency = (GCS_CALL_MS + own_ms) * self.chance.jitter(0.7) / self.speed.clamp(0.05, 1.0);
+        let excess = self.excess();
+        if excess > 0.0 && self.spec.wake_up_ms > 0.0 {
+            latency += self.chance.exponential(self.spec.wake_up_ms * excess);
+        }
+        bucket(&GCS_BUCKETS_MS, latency)
+    }
+
+    fn refresh_process(&mut self) {
+        let span = self.now.since(self.gauges.process_at).as_secs_f64().max(1e-9);
+        let mut all = self.spec.background_cores + self.meter.gcs_ms / 1e3 / span;
+        let modules = self.spec.modules.len();
+        for at in 0..self.stations.len() {
+            self.settle(at);
+            let station = &mut self.stations[at];
+            let cores = (station.done - station.reported) / 1e9 / span;
+            station.reported = station.done;
+            all += cores;
+            match at {
+                PARENT => self.gauges.parent_cpu_pct = 100.0 * cores,
+                _ if at <= modules => self.gauges.module_cpu_pct[at - 1] = 100.0 * cores,
+                _ => {}
+            }
+        }
+        let servers = f64::from(self.stations[1].servers);
+        let cores = if self.spec.cores.is_finite() { self.spec.cores } else { servers };
+        self.gauges.node_cpu_pct = (100.0 * all / cores).min(100.0);
+        self.gauges.gcs_cpu_pct = 0.9 + self.meter.gcs_ms / 10.0 / span;
+        self.meter.gcs_ms = 0.0;
+        let waiting = f64::from(self.meter.in_dashboard);
+        self.gauges.event_loop_tasks = (LOOP_TASKS_IDLE + LOOP_TASKS_PER_REQUEST * waiting).round();
+        self.gauges.event_loop_lag_s = 0.001 + std::mem::take(&mut self.meter.parent_wait_s);
+        let (starting, alive) = self.jobs();
+        let held = starting.min(self.spec.jobs.starting_max as usize) as f64 + f64::from(alive);
+        let memory = &self.spec.memory;
+        let used = memory.base_mb
+            + memory.per_job_mb * held
+            + memory.per_request_mb * waiting
+            + self.cluster.packages_mb;
+        self.gauges.mem_used_bytes = used * 1e6;
+        self.gauges.mem_total_bytes = memory.total_mb * 1e6;
+        self.gauges.process_at = self.now;
+    }
+
+    fn refresh_cluster(&mut self) {
+        let span = self.now.since(self.gauges.cluster_at).as_secs_f64();
+        // The background's calls are counted by a sample of 20.
+        let each = whole(GCS_BACKGROUND_PER_S * span / 20.0);
+        for _ in 0..20 {
+            let at = self.gcs_call_bucket(0.0);
+            self.meter.calls[at] += each;
+        }
+        self.meter.polls += 4 * each;
+        let (starting, alive) = self.jobs();
+        let jobs = &self.spec.jobs;
+        let starting = starting as f64;
+        let gauges = &mut self.gauges;
+        gauges.registered = starting;
+        gauges.created = f64::from(alive);
+        gauges.destroyed = f64::from(self.cluster.destroyed);
+        gauges.waiting_for_workers = (starting - f64::from(jobs.starting_max)).max(0.0);
+        gauges.pending_tasks = f64::from(jobs.pending) + (jobs.pending_per_job * starting).round();
+        gauges.gcs_calls = self.meter.calls;
+        gauges.gcs_polls = self.meter.polls;
+        gauges.cluster_at = self.now;
+        let finished = self.tasks();
+        self.gauges.finished_tasks = finished;
+    }
+}
+
+impl Item {
+    fn vacant() -> Item {
+        Item {
+            tag: 0,
+            generation: 0,
+            route: RouteId(0),
+            passes_left: 0,
+            abandoned: false,
+            held: false,
+            live: false,
+            megabytes: 0.0,
+            lasts: None,
+            arrived: Time::ZERO,
+            in_line: Time::ZERO,
+        }
+    }
+}
+
+fn phase(chance: &mut Chance, period: Duration) -> u64 {
+    whole(chance.uniform() * period.as_nanos() as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn demand(plant: &Plant, route: &str, tag: u64) -> Demand {
+        let route = plant.spec().route(route).expect("a route of the head");
+        Demand { tag, route, megabytes: 0.0, lasts: None }
+    }
+
+    fn at(seconds: f64) -> Time {
+        Time::from_secs_f64(seconds)
+    }
+
+    /// Sends `per_second` requests for `seconds` and returns the answers until `until`.
+    fn flood(plant: &mut Plant, route: &str, per_second: f64, seconds: f64, until: f64) -> Vec<Event> {
+        let mut events = Vec::new();
+        let count = whole(per_second * seconds);
+        for n in 0..count {
+            let now = at(n as f64 / per_second);
+            plant.advance(now, &mut events);
+            let demand = demand(plant, route, n);
+            plant.arrive(now, &demand);
+        }
+        plant.advance(at(until), &mut events);
+        events
+    }
+
+    #[test]
+    fn eight_servers_of_100_ms_finish_eighty_a_second() {
+        let mut plant = Plant::new(Spec::parallel(8, 100.0), 1);
+        let events = flood(&mut plant, "work", 400.0, 60.0, 60.0);
+        let rate = events.len() as f64 / 60.0;
+        assert!((rate - 80.0).abs() < 2.5, "{rate} per second");
+    }
+
+    #[test]
+    fn a_single_loop_finishes_work_nobody_waits_for() {
+        let mut plant = Plant::new(Spec::single_loop(200.0, 50.0), 1);
+        let mut events = Vec::new();
+        let left: Vec<Exchange> = (0..400)
+            .map(|tag| {
+                let demand = demand(&plant, "cheap", tag);
+                plant.arrive(Time::ZERO, &demand)
+            })
+            .collect();
+        for exchange in left {
+            plant.hang_up(Time::ZERO, exchange);
+        }
+        let last = demand(&plant, "cheap", 1000);
+        plant.arrive(Time::ZERO, &last);
+        plant.advance(at(10.0), &mut events);
+        assert_eq!(events.iter().filter(|e| e.abandoned).count(), 400);
+        let served = events.iter().find(|e| e.tag == 1000).expect("served at last");
+        assert!((served.at.as_secs_f64() - 401.0 / 200.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn a_version_costs_a_third_of_a_millisecond_and_a_task_list_a_tenth_of_a_second() {
+        for (route, low, high) in [("version", 0.2e-3, 0.6e-3), ("tasks", 0.1, 0.2)] {
+            let mut plant = Plant::new(Spec::ray_head(), 3);
+            let one = demand(&plant, route, 0);
+            plant.arrive(Time::ZERO, &one);
+            let mut events = Vec::new();
+            plant.advance(at(5.0), &mut events);
+            let seconds = events[0].at.as_secs_f64();
+            assert!((low..high).contains(&seconds), "{route} took {seconds} s");
+        }
+    }
+
+    #[test]
+    fn a_state_flood_leaves_the_job_api_alone() {
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let mut events = Vec::new();
+        for n in 0..400_u64 {
+            let now = at(n as f64 / 20.0);
+            plant.advance(now, &mut events);
+            let (heavy, light) = (demand(&plant, "tasks", 2 * n), demand(&plant, "version", 2 * n + 1));
+            plant.arrive(now, &heavy);
+            plant.arrive(now, &light);
+        }
+        plant.advance(at(200.0), &mut events);
+        let sent = |tag: u64| (tag / 2) as f64 / 20.0;
+        let worst = |odd: u64| {
+            events
+                .iter()
+                .filter(|e| e.tag % 2 == odd)
+                .map(|e| e.at.as_secs_f64() - sent(e.tag))
+                .fold(0.0, f64::max)
+        };
+        assert_eq!(events.len(), 800);
+        assert!(worst(0) > 20.0, "the state API waits in line: {}", worst(0));
+        assert!(worst(1) < 0.1, "the job API does not: {}", worst(1));
+    }
+
+    #[test]
+    fn one_hundred_tails_wedge_the_job_api_until_the_job_ends_though_the_clients_left() {
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let mut events = Vec::new();
+        let tails: Vec<Exchange> = (0..100)
+            .map(|tag| {
+                let tail = Demand { lasts: Some(Duration::from_secs(60)), ..demand(&plant, "log-tail", tag) };
+                plant.arrive(Time::ZERO, &tail)
+            })
+            .collect();
+        plant.advance(at(2.0), &mut events);
+        assert_eq!(events.iter().filter(|e| e.step == Step::Opened).count(), 100);
+        for tail in tails {
+            plant.hang_up(at(2.0), tail);
+        }
+        let version = demand(&plant, "version", 999);
+        plant.arrive(at(3.0), &version);
+        let status = demand(&plant, "cluster-status", 998);
+        plant.arrive(at(3.0), &status);
+        plant.advance(at(59.0), &mut events);
+        assert!(events.iter().any(|e| e.tag == 998), "other modules answer");
+        assert!(!events.iter().any(|e| e.tag == 999), "the job API hangs");
+        plant.advance(at(65.0), &mut events);
+        assert!(events.iter().any(|e| e.tag == 999 && e.step == Step::Answered(200)));
+    }
+
+    #[test]
+    fn abandoned_streams_make_the_state_api_answer_429_until_the_log_grows() {
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let mut events = Vec::new();
+        for tag in 0..100 {
+            let stream = Demand { lasts: Some(Duration::from_secs(80)), ..demand(&plant, "log-stream", tag) };
+            let exchange = plant.arrive(Time::ZERO, &stream);
+            plant.advance(at(1.0), &mut events);
+            plant.hang_up(at(1.0), exchange);
+        }
+        for (tag, when) in [(998, 10.0), (999, 90.0)] {
+            plant.advance(at(when), &mut events);
+            let actors = demand(&plant, "actors", tag);
+            plant.arrive(at(when), &actors);
+        }
+        plant.advance(at(95.0), &mut events);
+        let step = |tag| events.iter().find(|e| e.tag == tag).map(|e| e.step);
+        assert_eq!(step(998), Some(Step::Answered(429)));
+        assert_eq!(step(999), Some(Step::Answered(200)));
+    }
+
+    #[test]
+    fn every_job_is_accepted_and_they_start_at_about_one_a_second() {
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let accepted = flood(&mut plant, "job-submit", 3.0, 40.0, 42.0);
+        assert!(accepted.iter().all(|e| e.step == Step::Answered(200)));
+        let (waiting, _) = plant.jobs();
+        let per_second = (accepted.len() - waiting) as f64 / 42.0;
+        assert!((0.8..1.5).contains(&per_second), "{per_second} starts a second");
+        assert!(plant.gauges().node_cpu_pct > 95.0);
+        assert!(plant.gauges().registered > 40.0);
+    }
+
+    #[test]
+    fn gauges_stand_still_between_refreshes() {
+        let mut plant = Plant::new(Spec::ray_head(), 5);
+        let mut events = Vec::new();
+        plant.advance(at(30.0), &mut events);
+        let next = plant.next_event().expect("a refresh is always due");
+        let before = plant.gauges().clone();
+        let heavy = demand(&plant, "tasks", 0);
+        plant.arrive(at(30.0), &heavy);
+        plant.advance(Time(next.0 - 1), &mut events);
+        assert_eq!(plant.gauges(), &before);
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_answers() {
+        let run = |seed| flood(&mut Plant::new(Spec::ray_head(), seed), "job-list", 300.0, 5.0, 60.0);
+        assert_eq!(run(4), run(4));
+        assert_ne!(run(4), run(5));
+    }
+
+    #[test]
+    fn half_the_capacity_takes_twice_the_time() {
+        let mut plant = Plant::new(Spec::single_loop(200.0, 50.0), 1);
+        plant.set_capacity(Time::ZERO, 0.5);
+        let mut events = Vec::new();
+        for tag in 0..100 {
+            let cheap = demand(&plant, "cheap", tag);
+            plant.arrive(Time::ZERO, &cheap);
+        }
+        plant.advance(at(0.5), &mut events);
+        plant.set_capacity(at(0.5), 1.0);
+        plant.advance(at(0.75), &mut events);
+        assert_eq!(events.len(), 100);
+    }
+
+    #[test]
+    fn a_restart_answers_everybody_and_starts_empty() {
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let mut events = Vec::new();
+        for tag in 0..50 {
+            let heavy = demand(&plant, "tasks", tag);
+            plant.arrive(Time::ZERO, &heavy);
+        }
+        plant.advance(at(1.0), &mut events);
+        plant.restart(at(1.0), &mut events);
+        assert_eq!(events.len(), 50);
+        let again = demand(&plant, "tasks", 99);
+        plant.arrive(at(1.0), &again);
+        plant.advance(at(2.0), &mut events);
+        assert_eq!(events.len(), 51);
+    }
+}

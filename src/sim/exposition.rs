@@ -1,0 +1,314 @@
+//! The head's metrics pages: the exported gauges as exposition text, named and labelled as
+//! Ray 2.60 does it (recorded scrapes are the model).
+//!
+//! The simulator feeds these pages to the production parser, the emulator serves them over
+//! HTTP, so a name that is wrong here shows as a signal not found. Traps are reproduced on
+//! purpose: `_sum` of the GCS histograms is made of bucket midpoints, a long poll sits among
+//! the methods, `ray_tasks` has a negative series, the dashboard's `endpoint` is a Python
+//! function name with a suffix when cached.
+
+use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges};
+use super::plant::Plant;
+use std::fmt::Write as _;
+
+const SESSION: &str = "session_2026-11-23_09-18-16_372701_9552";
+const VERSION: &str = "2.60.0";
+const IP: &str = "192.0.2.2";
+const OTEL: &str = "otel_scope_name=\"ray._private.telemetry.open_telemetry_metric_recorder\",otel_scope_schema_url=\"\",otel_scope_version=\"\"";
+
+/// The page of the node's agent (Ray's port 8080): node, GCS, raylet, tasks.
+#[must_use]
+pub fn agent_page(plant: &Plant) -> String {
+    let gauges = plant.gauges();
+    let mut page = Page::with_capacity(24_000);
+    page.gcs_calls(gauges);
+    page.node(plant, gauges);
+    page.actors_and_tasks(gauges);
+    page.text
+}
+
+/// The page of the dashboard (Ray's port 44227): request histogram, loop, module CPU.
+#[must_use]
+pub fn dashboard_page(plant: &Plant) -> String {
+    let gauges = plant.gauges();
+    let mut page = Page::with_capacity(16_000);
+    page.requests(plant);
+    page.head(
+        "ray_dashboard_event_loop_tasks",
+        "gauge",
+        "Number of tasks currently pending in the event loop's queue.",
+    );
+    let process = format!("SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\"");
+    page.line(
+        "ray_dashboard_event_loop_tasks",
+        &format!("Component=\"dashboard\",{process},pid=\"4395\""),
+        gauges.event_loop_tasks,
+    );
+    page.head("ray_dashboard_event_loop_lag_seconds", "gauge", "Event loop lag in seconds.");
+    page.line(
+        "ray_dashboard_event_loop_lag_seconds",
+        &format!("Component=\"dashboard\",{process},pid=\"4395\""),
+        gauges.event_loop_lag_s,
+    );
+    page.head("ray_component_cpu_percentage", "gauge", "Dashboard CPU percentage usage.");
+    page.line(
+        "ray_component_cpu_percentage",
+        &format!("Component=\"dashboard\",{process},pid=\"4395\""),
+        tenth(gauges.parent_cpu_pct),
+    );
+    for (index, (module, cpu)) in plant.spec().modules.iter().zip(&gauges.module_cpu_pct).enumerate() {
+        let labels = format!("Component=\"dashboard_{}\",{process},pid=\"{}\"", module.name, 4449 + index);
+        page.line("ray_component_cpu_percentage", &labels, tenth(*cpu));
+    }
+    page.text
+}
+
+/// The page of the autoscaler (Ray's port 44217): nothing a head's health shows in.
+#[must_use]
+pub fn autoscaler_page() -> String {
+    let mut page = Page::with_capacity(600);
+    page.head("autoscaler_pending_nodes", "gauge", "Number of nodes pending to be started.");
+    page.line("autoscaler_pending_nodes", &format!("SessionName=\"{SESSION}\""), 0.0);
+    page.head("autoscaler_running_workers", "gauge", "Number of worker nodes running.");
+    page.line("autoscaler_running_workers", &format!("SessionName=\"{SESSION}\""), 0.0);
+    page.text
+}
+
+struct Page {
+    text: String,
+}
+
+fn tenth(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}
+
+impl Page {
+    fn with_capacity(bytes: usize) -> Page {
+        Page { text: String::with_capacity(bytes) }
+    }
+
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        // Writing to a String cannot fail.
+        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn line(&mut self, name: &str, labels: &str, value: f64) {
+        let _ = writeln!(self.text, "{name}{{{labels}}} {value:?}");
+    }
+
+    fn gcs_calls(&mut self, gauges: &Gauges) {
+        let name = "ray_grpc_server_req_process_time_ms";
+        self.head(name, "histogram", "Request latency in grpc server");
+        let mut polls = [0; GCS_BUCKETS_MS.len()];
+        polls[4] = gauges.gcs_polls;
+        for (method, counts) in [
+            ("InternalKVGcsService.grpc_server.InternalKVGet", &gauges.gcs_calls),
+            ("ControlPlanePubSubGcsService.grpc_server.GcsSubscriberPoll", &polls),
+        ] {
+            let own = format!("Component=\"gcs_server\",Method=\"{method}\",NodeAddress=\"{IP}\"");
+            self.decades(name, &own, counts);
+        }
+        let name = "ray_health_check_rpc_latency_ms";
+        self.head(name, "histogram", "Latency of rpc request for health check.");
+        let mut health = [0; GCS_BUCKETS_MS.len()];
+        health[1] = gauges.gcs_polls;
+        self.decades(name, &format!("Component=\"gcs_server\",NodeAddress=\"{IP}\""), &health);
+    }
+
+    fn decades(&mut self, name: &str, own: &str, counts: &[u64; GCS_BUCKETS_MS.len()]) {
+        let rest = format!("SessionName=\"{SESSION}\",Version=\"{VERSION}\",WorkerId=\"\"");
+        let (mut total, mut sum, mut below) = (0, 0.0, 0.0);
+        for (bound, count) in GCS_BUCKETS_MS.iter().zip(counts) {
+            total += count;
+            let middle = if bound.is_finite() { f64::midpoint(below, *bound) } else { below };
+            sum += middle * *count as f64;
+            below = *bound;
+            let le = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
+            self.line(&format!("{name}_bucket"), &format!("{own},{rest},le=\"{le}\",{OTEL}"), total as f64);
+        }
+        self.line(&format!("{name}_count"), &format!("{own},{rest},{OTEL}"), total as f64);
+        self.line(&format!("{name}_sum"), &format!("{own},{rest},{OTEL}"), sum);
+    }
+
+    fn node(&mut self, plant: &Plant, gauges: &Gauges) {
+        let node = format!(
+            "IsHeadNode=\"true\",RayNodeType=\"head\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",{OTEL}"
+        );
+        let cores = if plant.spec().cores.is_finite() { plant.spec().cores } else { 8.0 };
+        for (name, help, value) in [
+            ("ray_node_cpu_utilization", "Total CPU usage on a ray node", tenth(gauges.node_cpu_pct)),
+            ("ray_node_cpu_count", "Total CPUs available on a ray node", cores),
+            ("ray_node_mem_used", "Memory usage on a ray node", gauges.mem_used_bytes),
+            (
+                "ray_node_mem_available",
+                "Memory available on a ray node",
+                gauges.mem_total_bytes - gauges.mem_used_bytes,
+            ),
+            ("ray_node_mem_total", "Total memory on a ray node", gauges.mem_total_bytes),
+        ] {
+            self.head(name, "gauge", help);
+            self.line(name, &node, value);
+        }
+        self.head("ray_component_cpu_percentage", "gauge", "Total CPU usage of the components on a node.");
+        for (component, pid, value) in
+            [("gcs", "9553", gauges.gcs_cpu_pct), ("raylet", "9846", 2.0), ("agent", "9870", 3.0)]
+        {
+            let labels = format!(
+                "Component=\"{component}\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",{OTEL},pid=\"{pid}\""
+            );
+            self.line("ray_component_cpu_percentage", &labels, tenth(value));
+        }
+    }
+
+    fn actors_and_tasks(&mut self, gauges: &Gauges) {
+        let after = format!("Version=\"{VERSION}\",WorkerId=\"\",{OTEL}");
+        self.head("ray_gcs_actors_count", "gauge", "Number of actors per state");
+        for (state, value) in [
+            ("Destroyed", gauges.destroyed),
+            ("Pending", 0.0),
+            ("Registered", gauges.registered),
+            ("Unresolved", 0.0),
+            ("Created", gauges.created),
+        ] {
+            let labels = format!(
+                "Component=\"gcs_server\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",State=\"{state}\",{after}"
+            );
+            self.line("ray_gcs_actors_count", &labels, value);
+        }
+        self.head("ray_running_jobs", "gauge", "Number of jobs currently running.");
+        self.line(
+            "ray_running_jobs",
+            &format!("Component=\"gcs_server\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",{after}"),
+            3.0,
+        );
+        self.head(
+            "ray_scheduler_unscheduleable_tasks",
+            "gauge",
+            "Number of pending tasks (not scheduleable tasks) broken per reason.",
+        );
+        for (reason, value) in [
+            ("WaitingForResources", 0.0),
+            ("WaitingForRemoteResources", 0.0),
+            ("Infeasible", 0.0),
+            ("WaitingForWorkers", gauges.waiting_for_workers),
+            ("WaitingForPlasmaMemory", 0.0),
+        ] {
+            let labels = format!(
+                "Component=\"raylet\",NodeAddress=\"{IP}\",Reason=\"{reason}\",SessionName=\"{SESSION}\",{after}"
+            );
+            self.line("ray_scheduler_unscheduleable_tasks", &labels, value);
+        }
+        self.head("ray_tasks", "gauge", "Current number of tasks currently in a particular state.");
+        for (source, state, value) in [
+            ("owner", "FINISHED", gauges.finished_tasks),
+            ("owner", "PENDING_NODE_ASSIGNMENT", gauges.pending_tasks + 1.0),
+            // The executor's side of the same task: single series may be negative.
+            ("executor", "PENDING_NODE_ASSIGNMENT", -1.0),
+            ("owner", "PENDING_ARGS_AVAIL", 0.0),
+        ] {
+            let labels = format!(
+                "Component=\"core_worker\",IsRetry=\"0\",JobId=\"\",Name=\"JobSupervisor.ping\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",Source=\"{source}\",State=\"{state}\",Version=\"{VERSION}\",{OTEL}"
+            );
+            self.line("ray_tasks", &labels, value);
+        }
+    }
+
+    fn requests(&mut self, plant: &Plant) {
+        let name = "ray_dashboard_api_requests_duration_seconds";
+        self.head(name, "histogram", "Total duration in seconds per endpoint");
+        let process = format!("Component=\"dashboard\",SessionName=\"{SESSION}\",Version=\"{VERSION}\"");
+        for (endpoint, durations) in by_endpoint(plant) {
+            let count: u64 = durations.ok.iter().sum();
+            if count == 0 {
+                continue;
+            }
+            let labels = format!("{process},endpoint=\"{endpoint}\",http_status=\"2xx\"");
+            let mut total = 0;
+            for (bound, count) in DASHBOARD_BUCKETS_S.iter().zip(durations.ok) {
+                total += count;
+                let le = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
+                self.line(&format!("{name}_bucket"), &format!("{labels},le=\"{le}\""), total as f64);
+            }
+            self.line(&format!("{name}_count"), &labels, total as f64);
+            self.line(&format!("{name}_sum"), &labels, durations.ok_sum_s);
+        }
+        let name = "ray_dashboard_api_requests_count_requests_total";
+        self.head(name, "counter", "Total requests count per endpoint");
+        for (endpoint, durations) in by_endpoint(plant) {
+            let ok: u64 = durations.ok.iter().sum();
+            for (status, count) in [("2xx", ok), ("4xx", durations.refused)] {
+                if count > 0 {
+                    let labels =
+                        format!("{process},endpoint=\"{endpoint}\",http_status=\"{status}\",method=\"GET\"");
+                    self.line(name, &labels, count as f64);
+                }
+            }
+        }
+    }
+}
+
+/// Handler names collide (two routes are `list_tasks`); Ray adds them up, and so do we.
+fn by_endpoint(plant: &Plant) -> Vec<(&'static str, Durations)> {
+    let mut all: Vec<(&'static str, Durations)> = Vec::new();
+    for (route, durations) in plant.spec().routes.iter().zip(plant.durations()) {
+        match all.iter_mut().find(|(endpoint, _)| *endpoint == route.endpoint) {
+            Some((_, sum)) => {
+                for (into, from) in sum.ok.iter_mut().zip(durations.ok) {
+                    *into += from;
+                }
+                sum.ok_sum_s += durations.ok_sum_s;
+                sum.refused += durations.refused;
+            }
+            None => all.push((route.endpoint, durations.clone())),
+        }
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::time::Time;
+    use crate::sim::head::Spec;
+    use crate::sim::plant::Demand;
+
+    #[test]
+    fn the_pages_show_what_happened() {
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let mut events = Vec::new();
+        for n in 0..200_u64 {
+            let now = Time::from_secs_f64(n as f64 / 10.0);
+            plant.advance(now, &mut events);
+            for route in ["job-submit", "tasks"] {
+                let route = plant.spec().route(route).expect("known");
+                plant.arrive(now, &Demand { tag: n, route, megabytes: 0.0, lasts: None });
+            }
+        }
+        plant.advance(Time::from_secs_f64(30.0), &mut events);
+        let agent = agent_page(&plant);
+        let value = |needle: &str| -> f64 {
+            let line =
+                agent.lines().find(|line| line.contains(needle) && !line.starts_with('#')).expect(needle);
+            line.rsplit(' ').next().expect("a value").parse().expect("a number")
+        };
+        assert!(value("ray_node_cpu_utilization") > 90.0);
+        assert!(value("State=\"Registered\"") > 100.0);
+        assert!(value("Reason=\"WaitingForWorkers\"") > 100.0);
+        assert!(value("Method=\"InternalKVGcsService.grpc_server.InternalKVGet\"") >= 0.0);
+        let dashboard = dashboard_page(&plant);
+        assert!(dashboard.contains("Component=\"dashboard_StateHead\""));
+        assert!(dashboard.contains("endpoint=\"list_tasks\",http_status=\"2xx\",le=\"+Inf\""));
+    }
+
+    #[test]
+    fn pending_tasks_are_right_as_a_sum_and_wrong_as_a_series() {
+        let plant = Plant::new(Spec::ray_head(), 1);
+        let pending: Vec<f64> = agent_page(&plant)
+            .lines()
+            .filter(|line| line.starts_with("ray_tasks{") && line.contains("State=\"PENDING"))
+            .map(|line| line.rsplit(' ').next().expect("a value").parse().expect("a number"))
+            .collect();
+        assert!(pending.iter().any(|value| *value < 0.0));
+        assert!((pending.iter().sum::<f64>() - plant.gauges().pending_tasks).abs() < 1e-9);
+    }
+}

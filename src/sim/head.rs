@@ -1,0 +1,590 @@
+//! What a Ray head is made of, as data: processes, routes, and what each request costs.
+//!
+//! The dashboard is one parent process that proxies to single-process modules over at most
+//! 100 connections each (facts 2). A request costs the parent's loop once and its module's
+//! loop in `passes` turns, between which it waits for the GCS or an agent; the loop serves
+//! whoever is ready, first come first served, so a request of three passes stands in line
+//! three times. What a route costs moves with the cluster's state: listing jobs is linear in
+//! the jobs ever submitted, listing tasks in the tasks the GCS holds.
+//!
+//! Costs come from `wrk` at c=1 and c=16 on Ray 2.60.0 (2 cores, 2 to 119 jobs, 1053 tasks):
+//! `1 / (requests per second at c=16)` is what the busiest process pays, the rest of the
+//! latency at c=1 is waiting. Numbers marked *fitted* were chosen so that recorded overloads
+//! are met (see `simulations/README.md`); all others are measured.
+
+use super::gauges::Cadence;
+
+/// A route's place in [`Spec::routes`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct RouteId(pub u8);
+
+impl RouteId {
+    /// The place as an index.
+    #[must_use]
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
+/// Everything that makes a head.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Spec {
+    /// Cores all processes share; infinite: CPU never contended.
+    pub cores: f64,
+    /// Cores taken by whatever else runs on the node (raylet, agents, monitor).
+    pub background_cores: f64,
+    /// Speed lost when every core is busy: two hardware threads share one core's units.
+    /// 0..1, *fitted*.
+    pub crowding: f64,
+    /// What a request waits for a core at each turn when the node is saturated, per runnable
+    /// process beyond the cores, milliseconds, *fitted*.
+    pub wake_up_ms: f64,
+    /// The modules.
+    pub modules: Vec<Module>,
+    /// The routes.
+    pub routes: Vec<Route>,
+    /// Deviation of the logarithm of service times.
+    pub sigma: f64,
+    /// Exponential service times instead of log-normal ones.
+    pub exponential: bool,
+    /// Submitted jobs.
+    pub jobs: Jobs,
+    /// Memory.
+    pub memory: Memory,
+    /// How often the exported numbers are refreshed.
+    pub cadence: Cadence,
+}
+
+/// A process behind a group of routes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Module {
+    /// Ray's name.
+    pub name: &'static str,
+    /// Requests worked on at once. A Python loop: 1.
+    pub servers: u32,
+    /// Connections the parent holds to it; what comes beyond waits in the parent, without bound.
+    pub connections_max: u32,
+    /// Requests it lets in before it answers 429 by itself (StateHead: 100).
+    pub in_progress_max: Option<u32>,
+}
+
+/// What one route costs and does. All times in milliseconds of an otherwise idle head.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Route {
+    /// A name of ours.
+    pub name: &'static str,
+    /// Ray's handler name, the `endpoint` label of its request histogram.
+    pub endpoint: &'static str,
+    /// Index of the module.
+    pub module: usize,
+    /// CPU of the parent's loop.
+    pub parent_ms: f64,
+    /// CPU of the module.
+    pub base_ms: f64,
+    /// CPU of the module per job ever submitted.
+    pub per_job_ms: f64,
+    /// CPU of the module per task in the GCS (at most 10 000 are fetched).
+    pub per_task_ms: f64,
+    /// CPU of the module per actor.
+    pub per_actor_ms: f64,
+    /// CPU of the module per megabyte of payload.
+    pub per_mb_ms: f64,
+    /// Waiting for others, in which the module serves other requests.
+    pub wait_ms: f64,
+    /// Turns on the module's loop.
+    pub passes: u8,
+    /// Calls to the GCS.
+    pub gcs_calls: u8,
+    /// CPU of the GCS.
+    pub gcs_ms: f64,
+    /// What it leaves behind.
+    pub effect: Effect,
+}
+
+/// What a request does besides taking time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// A job is submitted.
+    Submit,
+    /// A job that has not started is withdrawn, or a running one ended.
+    Stop,
+    /// A package stays in the GCS's memory.
+    Package,
+    /// The connection is held until the job ends, whether or not the client stays (facts G).
+    Tail,
+    /// The answer streams; a stream whose client left counts in `in_progress` until the log grows.
+    Stream,
+}
+
+/// Submitted jobs: a supervisor actor and a process each.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Jobs {
+    /// Supervisors started at once.
+    pub starting_max: u32,
+    /// CPU of one start, milliseconds, *fitted* to 0.9 jobs/s on a saturated 2-core head.
+    pub start_ms: f64,
+    /// Time one start takes beyond its CPU, milliseconds.
+    pub start_wait_ms: f64,
+    /// How long a job runs once started, seconds, unless its submission says otherwise.
+    pub run_s: f64,
+    /// Jobs in the list at the beginning.
+    pub listed: u32,
+    /// Tasks in the GCS at the beginning, finished.
+    pub tasks: u32,
+    /// Tasks pending at the beginning, for good (they fit nowhere).
+    pub pending: u32,
+    /// Actors in the GCS at the beginning.
+    pub actors: u32,
+    /// Tasks pending per job that waits for its start.
+    pub pending_per_job: f64,
+    /// Tasks each job leaves in the GCS.
+    pub tasks_per_job: f64,
+}
+
+/// The head's memory, megabytes.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Memory {
+    /// The node's.
+    pub total_mb: f64,
+    /// In use when idle.
+    pub base_mb: f64,
+    /// A job's processes.
+    pub per_job_mb: f64,
+    /// A request under way.
+    pub per_request_mb: f64,
+}
+
+const FREE: Route = Route {
+    name: "",
+    endpoint: "",
+    module: 0,
+    parent_ms: 0.25,
+    base_ms: 0.0,
+    per_job_ms: 0.0,
+    per_task_ms: 0.0,
+    per_actor_ms: 0.0,
+    per_mb_ms: 0.0,
+    wait_ms: 0.0,
+    passes: 1,
+    gcs_calls: 0,
+    gcs_ms: 0.0,
+    effect: Effect::None,
+};
+
+const JOB: usize = 0;
+const STATE: usize = 1;
+const NODE: usize = 2;
+const REPORT: usize = 3;
+const SERVE: usize = 4;
+const EVENT: usize = 5;
+const METRICS: usize = 6;
+const DATA: usize = 7;
+const TRAIN: usize = 8;
+
+/// Ray's modules, in the order of the constants above.
+const MODULES: [&str; 9] = [
+    "JobHead",
+    "StateHead",
+    "NodeHead",
+    "ReportHead",
+    "ServeHead",
+    "EventHead",
+    "MetricsHead",
+    "DataHead",
+    "TrainHead",
+];
+
+/// Ray's routes and their costs.
+const ROUTES: &[Route] = &[
+    Route { name: "version", endpoint: "get_version", module: JOB, parent_ms: 0.2, base_ms: 0.1, ..FREE },
+    Route {
+        name: "job-submit",
+        endpoint: "submit_job",
+        module: JOB,
+        base_ms: 9.0,
+        wait_ms: 12.0,
+        passes: 3,
+        gcs_calls: 8,
+        gcs_ms: 3.0,
+        effect: Effect::Submit,
+        ..FREE
+    },
+    Route {
+        name: "job-list",
+        endpoint: "list_jobs",
+        module: JOB,
+        base_ms: 0.4,
+        per_job_ms: 0.16,
+        wait_ms: 0.8,
+        passes: 3,
+        gcs_calls: 3,
+        gcs_ms: 0.4,
+        ..FREE
+    },
+    Route {
+        name: "job-status",
+        endpoint: "get_job_info",
+        module: JOB,
+        base_ms: 0.6,
+        wait_ms: 0.5,
+        passes: 2,
+        gcs_calls: 2,
+        gcs_ms: 0.1,
+        ..FREE
+    },
+    Route {
+        name: "job-logs",
+        endpoint: "get_job_logs",
+        module: JOB,
+        base_ms: 1.4,
+        per_mb_ms: 15.0,
+        wait_ms: 1.5,
+        passes: 3,
+        gcs_calls: 2,
+        gcs_ms: 0.1,
+        ..FREE
+    },
+    Route {
+        name: "log-tail",
+        endpoint: "tail_job_logs",
+        module: JOB,
+        base_ms: 1.0,
+        wait_ms: 1.0,
+        gcs_calls: 1,
+        effect: Effect::Tail,
+        ..FREE
+    },
+    Route {
+        name: "job-stop",
+        endpoint: "stop_job",
+        module: JOB,
+        base_ms: 1.5,
+        wait_ms: 5.0,
+        passes: 2,
+        gcs_calls: 2,
+        gcs_ms: 0.2,
+        effect: Effect::Stop,
+        ..FREE
+    },
+    Route {
+        name: "package-get",
+        endpoint: "get_package",
+        module: JOB,
+        base_ms: 0.5,
+        wait_ms: 0.4,
+        passes: 2,
+        gcs_calls: 1,
+        ..FREE
+    },
+    Route {
+        name: "package-put",
+        endpoint: "upload_package",
+        module: JOB,
+        base_ms: 1.0,
+        per_mb_ms: 8.0,
+        wait_ms: 5.0,
+        passes: 2,
+        gcs_calls: 1,
+        gcs_ms: 2.0,
+        effect: Effect::Package,
+        ..FREE
+    },
+    Route {
+        name: "tasks",
+        endpoint: "list_tasks",
+        module: STATE,
+        base_ms: 1.0,
+        per_task_ms: 0.13,
+        wait_ms: 1.0,
+        gcs_calls: 1,
+        gcs_ms: 8.0,
+        ..FREE
+    },
+    Route {
+        name: "tasks-detail",
+        endpoint: "list_tasks",
+        module: STATE,
+        parent_ms: 3.0,
+        base_ms: 1.0,
+        per_task_ms: 0.3,
+        wait_ms: 1.0,
+        gcs_calls: 1,
+        gcs_ms: 8.0,
+        ..FREE
+    },
+    Route {
+        name: "tasks-summarize",
+        endpoint: "summarize_tasks",
+        module: STATE,
+        base_ms: 2.0,
+        per_task_ms: 0.13,
+        wait_ms: 1.0,
+        gcs_calls: 1,
+        gcs_ms: 8.0,
+        ..FREE
+    },
+    Route {
+        name: "actors",
+        endpoint: "list_actors",
+        module: STATE,
+        base_ms: 0.5,
+        per_actor_ms: 0.14,
+        wait_ms: 0.5,
+        gcs_calls: 1,
+        gcs_ms: 0.1,
+        ..FREE
+    },
+    Route {
+        name: "workers",
+        endpoint: "list_workers",
+        module: STATE,
+        base_ms: 1.6,
+        wait_ms: 0.5,
+        gcs_calls: 1,
+        gcs_ms: 0.2,
+        ..FREE
+    },
+    Route {
+        name: "objects",
+        endpoint: "list_objects",
+        module: STATE,
+        base_ms: 3.3,
+        wait_ms: 1.8,
+        gcs_calls: 2,
+        gcs_ms: 0.2,
+        ..FREE
+    },
+    Route {
+        name: "state-light",
+        endpoint: "list_nodes",
+        module: STATE,
+        base_ms: 0.48,
+        wait_ms: 0.5,
+        gcs_calls: 1,
+        gcs_ms: 0.1,
+        ..FREE
+    },
+    Route {
+        name: "state-logs",
+        endpoint: "list_logs",
+        module: STATE,
+        base_ms: 1.5,
+        wait_ms: 1.5,
+        passes: 2,
+        gcs_calls: 1,
+        ..FREE
+    },
+    Route {
+        name: "log-stream",
+        endpoint: "get_logs",
+        module: STATE,
+        base_ms: 1.3,
+        wait_ms: 1.5,
+        effect: Effect::Stream,
+        ..FREE
+    },
+    Route { name: "delay", endpoint: "delayed_response", module: STATE, base_ms: 0.2, ..FREE },
+    Route {
+        name: "nodes",
+        endpoint: "get_all_nodes[cache ttl=2, max_size=128]",
+        module: NODE,
+        parent_ms: 0.42,
+        base_ms: 0.2,
+        ..FREE
+    },
+    Route {
+        name: "node",
+        endpoint: "get_node[cache ttl=2, max_size=128]",
+        module: NODE,
+        parent_ms: 0.22,
+        base_ms: 0.15,
+        ..FREE
+    },
+    Route {
+        name: "logical-actors",
+        endpoint: "get_all_actors[cache ttl=2, max_size=128]",
+        module: NODE,
+        parent_ms: 0.2,
+        base_ms: 0.15,
+        ..FREE
+    },
+    Route {
+        name: "cluster-status",
+        endpoint: "get_cluster_status",
+        module: REPORT,
+        base_ms: 0.5,
+        wait_ms: 0.45,
+        passes: 2,
+        gcs_calls: 2,
+        gcs_ms: 0.1,
+        ..FREE
+    },
+    Route {
+        name: "gcs-healthz",
+        endpoint: "health_check",
+        module: REPORT,
+        parent_ms: 0.2,
+        base_ms: 0.4,
+        wait_ms: 0.25,
+        passes: 2,
+        gcs_calls: 1,
+        gcs_ms: 0.05,
+        ..FREE
+    },
+    Route {
+        name: "report",
+        endpoint: "prometheus_service_discovery",
+        module: REPORT,
+        parent_ms: 0.2,
+        base_ms: 0.15,
+        ..FREE
+    },
+    Route {
+        name: "profile",
+        endpoint: "cpu_profile",
+        module: REPORT,
+        base_ms: 2.0,
+        wait_ms: 5000.0,
+        gcs_calls: 1,
+        ..FREE
+    },
+    Route {
+        name: "serve",
+        endpoint: "get_serve_instance_details",
+        module: SERVE,
+        base_ms: 2.0,
+        wait_ms: 3.0,
+        passes: 2,
+        gcs_calls: 1,
+        ..FREE
+    },
+    Route { name: "events", endpoint: "get_event", module: EVENT, parent_ms: 0.2, base_ms: 0.2, ..FREE },
+    Route {
+        name: "metrics",
+        endpoint: "prometheus_health",
+        module: METRICS,
+        base_ms: 0.3,
+        wait_ms: 1.0,
+        ..FREE
+    },
+    Route {
+        name: "data",
+        endpoint: "get_datasets",
+        module: DATA,
+        base_ms: 1.0,
+        wait_ms: 1.0,
+        gcs_calls: 1,
+        ..FREE
+    },
+    Route {
+        name: "train",
+        endpoint: "get_train_runs",
+        module: TRAIN,
+        base_ms: 1.0,
+        wait_ms: 1.0,
+        gcs_calls: 1,
+        ..FREE
+    },
+    // Answered by the parent alone; the module it is booked on never sees it (`passes: 0`).
+    Route { name: "parent", endpoint: "get_index", module: METRICS, parent_ms: 0.2, passes: 0, ..FREE },
+];
+
+impl Spec {
+    /// A Ray 2.60 head on 2 cores and 24 GiB, as measured.
+    #[must_use]
+    pub fn ray_head() -> Spec {
+        Spec {
+            cores: 2.0,
+            background_cores: 0.15,
+            crowding: 0.15,
+            wake_up_ms: 0.8,
+            modules: MODULES
+                .iter()
+                .map(|name| Module {
+                    name,
+                    servers: 1,
+                    connections_max: 100,
+                    in_progress_max: (*name == "StateHead").then_some(100),
+                })
+                .collect(),
+            routes: ROUTES.to_vec(),
+            sigma: 0.3,
+            exponential: false,
+            jobs: Jobs {
+                starting_max: 4,
+                start_ms: 1600.0,
+                start_wait_ms: 300.0,
+                run_s: 1.0,
+                listed: 2,
+                tasks: 1053,
+                pending: 0,
+                actors: 2,
+                pending_per_job: 2.9,
+                tasks_per_job: 3.0,
+            },
+            memory: Memory { total_mb: 25_276.0, base_mb: 1_400.0, per_job_mb: 65.0, per_request_mb: 0.3 },
+            cadence: Cadence::DEFAULT,
+        }
+    }
+
+    /// `servers` servers of exponential service time with this mean and one queue: the plant
+    /// of `M/M/c` theory, on which limiters are compared.
+    #[must_use]
+    pub fn parallel(servers: u32, mean_ms: f64) -> Spec {
+        let mut spec = Spec::plain("servers", servers);
+        spec.routes =
+            vec![Route { name: "work", endpoint: "work", parent_ms: 0.0, base_ms: mean_ms, ..FREE }];
+        spec.exponential = true;
+        spec
+    }
+
+    /// A head that is one first-come-first-served loop and finishes the work of clients that
+    /// left: `per_second` cheap requests a second, and a route that costs `heavy` of them.
+    #[must_use]
+    pub fn single_loop(per_second: f64, heavy: f64) -> Spec {
+        let mut spec = Spec::plain("loop", 1);
+        let cheap =
+            Route { name: "cheap", endpoint: "cheap", parent_ms: 0.0, base_ms: 1000.0 / per_second, ..FREE };
+        let heavy = Route { name: "heavy", endpoint: "heavy", base_ms: cheap.base_ms * heavy, ..cheap };
+        spec.routes = vec![cheap, heavy];
+        spec
+    }
+
+    fn plain(module: &'static str, servers: u32) -> Spec {
+        Spec {
+            cores: f64::INFINITY,
+            background_cores: 0.0,
+            crowding: 0.0,
+            wake_up_ms: 0.0,
+            modules: vec![Module { name: module, servers, connections_max: u32::MAX, in_progress_max: None }],
+            sigma: 0.0,
+            ..Spec::ray_head()
+        }
+    }
+
+    /// The route of this name.
+    #[must_use]
+    pub fn route(&self, name: &str) -> Option<RouteId> {
+        self.routes
+            .iter()
+            .position(|route| route.name == name)
+            .and_then(|at| u8::try_from(at).ok())
+            .map(RouteId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_route_has_its_own_name_and_a_module() {
+        let spec = Spec::ray_head();
+        for (index, route) in spec.routes.iter().enumerate() {
+            assert_eq!(spec.route(route.name).map(RouteId::index), Some(index), "{} twice", route.name);
+            assert!(route.module < spec.modules.len());
+        }
+    }
+}
