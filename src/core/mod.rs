@@ -3,11 +3,10 @@
 //! `now` is an argument. There is no clock, I/O, thread, randomness or global in here, and
 //! no tokio, hyper, reqwest or tracing; `tests/purity.rs` reads the sources to keep it so.
 //! In the order of the data: a request becomes facts, a class and a party ([`request`]);
-//! the gate admits, queues or sheds it against the limit table ([`limit`], [`admit`]);
+//! the gate admits, queues or sheds it against the limit table ([`limit`]);
 //! readings of Ray become signals ([`signal`]); signals and the door's own latency move the
 //! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]).
 
-pub mod admit;
 pub mod alert;
 pub mod control;
 pub mod engine;

@@ -1,1 +1,81 @@
-//! Not yet written.
+//! Sending an admitted request to Ray, and what happens when its client does not wait.
+//!
+//! Ray does not stop working when a client leaves, so neither does the exchange: if the door's
+//! future is dropped (the client closed its connection) or its time is up, the upstream call
+//! moves to a task of its own and holds its ticket until Ray has answered or a bound has
+//! passed. Abandoned work stays counted and cannot pile up behind the door's back.
+
+use crate::proxy::slot::Slot;
+use crate::proxy::upstream::{Lease, Outgoing, Upstream, UpstreamError};
+use crate::runtime::tasks::Tasks;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// An answer's head, with the connection it came on and the slot it holds.
+pub type Answer = Result<(Response<Incoming>, Lease, Slot), UpstreamError>;
+
+/// For how long an exchange nobody waits for may hold its ticket.
+pub const ABANDONED_MAX: Duration = Duration::from_secs(600);
+
+/// Sends the request; the slot rides along.
+pub fn send(
+    upstream: Arc<Upstream>,
+    request: Request<Outgoing>,
+    mut slot: Slot,
+    tasks: Tasks,
+) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
+    let exchange = async move {
+        slot.sent();
+        match upstream.send(request).await {
+            Ok((response, lease)) => {
+                if response.status().is_server_error() {
+                    slot.failed();
+                }
+                Ok((response, lease, slot))
+            }
+            Err(error) => {
+                slot.failed();
+                Err(error)
+            }
+        }
+    };
+    Exchange { running: Some(Box::pin(exchange)), tasks }
+}
+
+/// An upstream call that outlives whoever waits for it.
+pub struct Exchange<F: Future<Output = Answer> + Send + 'static> {
+    running: Option<Pin<Box<F>>>,
+    tasks: Tasks,
+}
+
+impl<F: Future<Output = Answer> + Send + 'static> Future for Exchange<F> {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        let Some(running) = self.running.as_mut() else { return Poll::Pending };
+        let answer = running.as_mut().poll(context);
+        if answer.is_ready() {
+            self.running = None;
+        }
+        answer
+    }
+}
+
+impl<F: Future<Output = Answer> + Send + 'static> Drop for Exchange<F> {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.take() {
+            // Outside a runtime (the very end of the process) there is nothing left to protect.
+            if tokio::runtime::Handle::try_current().is_ok() {
+                self.tasks.spawn_until_closed(async move {
+                    // The answer and its slot are dropped here, when Ray is done.
+                    let _ = tokio::time::timeout(ABANDONED_MAX, running).await;
+                });
+            }
+        }
+    }
+}

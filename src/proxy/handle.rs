@@ -1,1 +1,332 @@
-//! Not yet written.
+//! The way of a request, as lines of one function.
+
+use crate::core::limit::gate::Ask;
+use crate::core::limit::gate::Shed;
+use crate::core::policy::Kind;
+use crate::core::request::catalogue::Surface;
+use crate::core::request::classify::Match;
+use crate::core::request::facts::Facts;
+use crate::core::request::party::Party;
+use crate::core::request::path::Suspicious;
+use crate::proxy::body::Body;
+use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
+use crate::proxy::door::{Door, Entrance};
+use crate::proxy::forward::{self, Answer};
+use crate::proxy::headers::{Lookup, REQUEST_ID, strip_hop_by_hop, tell_client};
+use crate::proxy::reject::{self, Refused, Tongue};
+use crate::proxy::slot::Slot;
+use crate::proxy::tunnel;
+use crate::proxy::upstream::Outgoing;
+use http::header::HeaderValue;
+use http::request::Parts;
+use http::{Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The connection a request came on.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer {
+    /// The other end, as the socket or a PROXY header tells it.
+    pub address: IpAddr,
+    /// Whether TLS was ended here.
+    pub tls: bool,
+}
+
+/// A request on its way through the door.
+struct Passage {
+    door: Arc<Door>,
+    entrance: Arc<Entrance>,
+    id: String,
+    matched: Match,
+    party: Party,
+    tongue: Tongue,
+}
+
+/// Answers one request: recognise, share, admit, forward.
+pub async fn handle(
+    door: Arc<Door>,
+    entrance: Arc<Entrance>,
+    peer: Peer,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
+    let id = door.ids.next();
+    let (matched, party, trusted) = match recognise(&door, &entrance, peer, &request) {
+        Ok(recognised) => recognised,
+        Err(suspicious) => return reject::malformed(&suspicious, &id),
+    };
+    let grpc = is_grpc(&request);
+    let tongue = Tongue::of(request.uri().path(), grpc);
+    let upgrade = tunnel::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
+    let (mut parts, body) = request.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    let key = sharing_key(&door, matched, &parts);
+    tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
+    let passage = Passage { door, entrance, id, matched, party, tongue };
+
+    let mut response = match (upgrade, key) {
+        (Some(client), _) => passage.tunnel(parts, client).await,
+        (None, Some(key)) => passage.share(parts, key).await,
+        (None, None) => passage.pass(parts, body).await,
+    };
+    if let Ok(id) = HeaderValue::try_from(passage.id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+fn recognise(
+    door: &Door,
+    entrance: &Entrance,
+    peer: Peer,
+    request: &Request<Incoming>,
+) -> Result<(Match, Party, bool), Suspicious> {
+    let headers = Lookup(request.headers());
+    let facts = Facts {
+        method: request.method().as_str(),
+        path: request.uri().path(),
+        query: request.uri().query().unwrap_or(""),
+        address: peer.address,
+        headers: &headers,
+        upgrade: tunnel::is_websocket(request.headers()),
+        grpc: is_grpc(request),
+    };
+    let matched = entrance.classifier.classify(&facts)?;
+    let trusted = door.identifier.trusts(peer.address);
+    Ok((matched, door.identifier.identify(&facts), trusted))
+}
+
+fn is_grpc(request: &Request<Incoming>) -> bool {
+    request
+        .headers()
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// The key under which the request may share an answer, if its class shares.
+fn sharing_key(door: &Door, matched: Match, parts: &Parts) -> Option<Key> {
+    door.policy.classes[matched.class.index()].coalesce?;
+    Key::of(&parts.method, &parts.uri, &parts.headers)
+}
+
+impl Passage {
+    /// The plain way: admit, forward, stream back.
+    async fn pass(&self, parts: Parts, body: Incoming) -> Response<Body> {
+        let slot = match self.admit().await {
+            Ok(slot) => slot,
+            Err(refusal) => return refusal,
+        };
+        match self.send(parts, Outgoing::Client(body), slot).await {
+            Ok(Ok((response, lease, slot))) => {
+                let (mut parts, body) = response.into_parts();
+                strip_hop_by_hop(&mut parts.headers);
+                Response::from_parts(parts, Body::streamed(body, lease, slot))
+            }
+            Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
+            Err(late) => late,
+        }
+    }
+
+    /// The shared way: one leads, the others wait for its answer.
+    async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
+        match self.door.coalescer.join(key, || self.door.clock.now()).await {
+            Joined::Answered(shared) => shared_response(&shared),
+            Joined::Alone => self.fetch(parts, None).await,
+            Joined::Lead(lead) => self.fetch(parts, Some(lead)).await,
+        }
+    }
+
+    /// Admits and fetches for all who share; small answers are handed to everyone.
+    async fn fetch(&self, parts: Parts, lead: Option<Lead>) -> Response<Body> {
+        let slot = match self.admit().await {
+            Ok(slot) => slot,
+            Err(refusal) => return refusal, // the lead is dropped: the next in line leads
+        };
+        let Some(lead) = lead else {
+            return match self.send(parts, Outgoing::Empty, slot).await {
+                Ok(Ok((response, lease, slot))) => {
+                    let (mut parts, body) = response.into_parts();
+                    strip_hop_by_hop(&mut parts.headers);
+                    Response::from_parts(parts, Body::streamed(body, lease, slot))
+                }
+                Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
+                Err(late) => late,
+            };
+        };
+        // A task of its own: followers get their answer even if this client leaves.
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let exchange = forward::send(
+            Arc::clone(&self.entrance.upstream),
+            Request::from_parts(origin_form(parts), Outgoing::Empty),
+            slot,
+            self.door.tasks.clone(),
+        );
+        let door = Arc::clone(&self.door);
+        let ttl = self.class().coalesce.map_or(std::time::Duration::ZERO, |coalesce| coalesce.ttl);
+        let bound = self.class().timeout.unwrap_or(forward::ABANDONED_MAX);
+        self.door.tasks.spawn_until_closed(async move {
+            let answer = tokio::time::timeout(bound, exchange).await;
+            // The leader may be gone; its followers are not.
+            drop(sender.send(match answer {
+                Ok(answer) => Some(land(&door, lead, ttl, answer).await),
+                Err(_) => None,
+            }));
+        });
+        match receiver.await {
+            Ok(Some(Landed::Shared(shared))) => shared_response(&shared),
+            Ok(Some(Landed::Alone(response))) => response,
+            Ok(Some(Landed::Failed(error))) => reject::upstream(self.tongue, &error, &self.id),
+            Ok(None) | Err(_) => reject::timeout(self.tongue, &self.class().name, bound, &self.id),
+        }
+    }
+
+    /// The way of a log tail: admit, hand-shake, join the two ends.
+    async fn tunnel(&self, parts: Parts, client: hyper::upgrade::OnUpgrade) -> Response<Body> {
+        let slot = match self.admit().await {
+            Ok(slot) => slot,
+            Err(refusal) => return refusal,
+        };
+        let request = Request::from_parts(origin_form(parts), Outgoing::Empty);
+        match tunnel::open(&self.entrance.upstream, request, client, slot, &self.door.tasks).await {
+            Ok((response, None)) => {
+                let (mut parts, _) = response.into_parts();
+                strip_hop_by_hop(&mut parts.headers);
+                parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
+                parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
+                Response::from_parts(parts, Body::empty())
+            }
+            Ok((response, Some(mut slot))) => {
+                // Ray declined the handshake: its answer is short and passed on as it is.
+                let (mut parts, body) = response.into_parts();
+                strip_hop_by_hop(&mut parts.headers);
+                let body =
+                    Limited::new(body, ANSWER_MAX).collect().await.map(http_body_util::Collected::to_bytes);
+                slot.served();
+                Response::from_parts(parts, body.map_or_else(|_| Body::empty(), Body::full))
+            }
+            Err(error) => reject::upstream(self.tongue, &error, &self.id),
+        }
+    }
+
+    async fn admit(&self) -> Result<Slot, Response<Body>> {
+        let ask = Ask { class: self.matched.class, route: self.matched.route.0, party: self.party };
+        self.door.admit(ask).await.map_err(|shed| self.refuse(&shed))
+    }
+
+    /// Sends it on, within the class's time; the outer error is the answer that it took too long.
+    async fn send(&self, parts: Parts, body: Outgoing, slot: Slot) -> Result<Answer, Response<Body>> {
+        let request = Request::from_parts(origin_form(parts), body);
+        let upstream = Arc::clone(&self.entrance.upstream);
+        let exchange = forward::send(upstream, request, slot, self.door.tasks.clone());
+        match self.class().timeout {
+            None => Ok(exchange.await),
+            Some(bound) => tokio::time::timeout(bound, exchange)
+                .await
+                .map_err(|_| reject::timeout(self.tongue, &self.class().name, bound, &self.id)),
+        }
+    }
+
+    fn refuse(&self, shed: &Shed) -> Response<Body> {
+        let route = self.entrance.classifier.label(self.matched.route);
+        self.door.note(&self.id, shed, route, self.party.address);
+        let class = self.class();
+        let limits = *self.door.table.load().class(shed.class);
+        let about = Refused {
+            id: &self.id,
+            class: &class.name,
+            module: &self.door.policy.modules[class.module.index()].name,
+            limit: limits.rate.unwrap_or(limits.in_flight),
+            waited_max: class.queue.wait_max,
+        };
+        reject::shed(self.tongue, shed, &about)
+    }
+
+    fn class(&self) -> &crate::core::policy::Class {
+        &self.door.policy.classes[self.matched.class.index()]
+    }
+}
+
+/// How a shared fetch ended for its leader.
+enum Landed {
+    Shared(Arc<Shared>),
+    Alone(Response<Body>),
+    Failed(crate::proxy::upstream::UpstreamError),
+}
+
+/// Collects an answer and hands it to all who wait; one too large goes to the leader alone.
+async fn land(door: &Door, lead: Lead, ttl: std::time::Duration, answer: Answer) -> Landed {
+    let (response, lease, mut slot) = match answer {
+        Ok(answer) => answer,
+        Err(error) => return Landed::Failed(error), // dropping the lead passes it on
+    };
+    let (mut parts, mut body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    let declared = hyper::body::Body::size_hint(&body).exact();
+    if declared.is_none_or(|length| length > ANSWER_MAX as u64) {
+        lead.dissolve();
+        return Landed::Alone(Response::from_parts(parts, Body::streamed(body, lease, slot)));
+    }
+    let bytes = match BodyExt::collect(&mut body).await {
+        Ok(collected) => collected.to_bytes(),
+        Err(_) => {
+            slot.failed();
+            let broken = Response::from_parts(
+                {
+                    parts.status = StatusCode::BAD_GATEWAY;
+                    parts.headers.clear();
+                    parts
+                },
+                Body::full("rayguard: Ray broke off in the middle of its answer.\n"),
+            );
+            return Landed::Alone(broken);
+        }
+    };
+    slot.served();
+    lease.give_back();
+    drop(slot);
+    // An error is shared with those who wait now, but not with those who come later.
+    let ttl = if parts.status.is_success() { ttl } else { std::time::Duration::ZERO };
+    let shared = Shared { status: parts.status, headers: parts.headers, body: bytes };
+    Landed::Shared(lead.land(shared, ttl, door.clock.now()))
+}
+
+fn shared_response(shared: &Shared) -> Response<Body> {
+    let mut response = Response::new(Body::full(shared.body.clone()));
+    *response.status_mut() = shared.status;
+    *response.headers_mut() = shared.headers.clone();
+    response
+}
+
+/// Ray is an origin server: it gets a path, not a URL; the host stays in `Host`.
+fn origin_form(mut parts: Parts) -> Parts {
+    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
+        if let Some(authority) = parts.uri.authority()
+            && !parts.headers.contains_key(http::header::HOST)
+            && let Ok(host) = HeaderValue::try_from(authority.as_str())
+        {
+            parts.headers.insert(http::header::HOST, host);
+        }
+        parts.uri =
+            parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
+    }
+    parts.version = http::Version::HTTP_11;
+    parts.extensions.clear();
+    parts
+}
+
+/// Ray Client and Serve know held exchanges by their class.
+#[must_use]
+pub fn is_held(door: &Door, matched: Match) -> bool {
+    door.policy.classes[matched.class.index()].kind == Kind::Held
+}
+
+/// The surface a listener serves, for logs.
+#[must_use]
+pub fn surface_name(surface: Surface) -> &'static str {
+    match surface {
+        Surface::Dashboard => "dashboard",
+        Surface::RayClient => "ray-client",
+        Surface::Serve => "serve",
+    }
+}

@@ -1,1 +1,142 @@
-//! Not yet written.
+//! What the door may change in a message: hop-by-hop headers and `X-Forwarded-*`, nothing else.
+//!
+//! Ray treats `Origin`, `Referer` and `Sec-Fetch-*` as the mark of a browser and answers by
+//! them; cookies, `Authorization` and `X-Ray-Authorization` are its own. All pass as they came.
+
+use http::header::{
+    CONNECTION, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use std::net::IpAddr;
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// The header that carries a request's id.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-rayguard-request-id");
+/// The header that says why a request was refused.
+pub const REASON: HeaderName = HeaderName::from_static("x-rayguard-reason");
+
+/// Removes what concerns one hop only (RFC 9110, 7.6.1), the names listed in `Connection`
+/// included. `TE: trailers` is kept: gRPC servers ask for it.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let named: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
+            .collect();
+        for name in named {
+            if name != TE {
+                headers.remove(name);
+            }
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in
+        [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
+    {
+        headers.remove(name);
+    }
+    if headers.get(TE).is_some_and(|value| value != "trailers") {
+        headers.remove(TE);
+    }
+    let _ = TRAILER; // announces trailers to the far end: it passes
+}
+
+/// Says for whom the request is made: the peer is appended to `X-Forwarded-For` if those who
+/// wrote it are trusted, and replaces it otherwise; the scheme and host the client used are
+/// told unless a trusted proxy has said so already.
+pub fn tell_client(headers: &mut HeaderMap, peer: IpAddr, peer_is_trusted: bool, tls: bool) {
+    let mut chain = String::with_capacity(48);
+    if peer_is_trusted
+        && let Some(before) = headers.get(X_FORWARDED_FOR).and_then(|value| value.to_str().ok())
+    {
+        chain.push_str(before);
+        chain.push_str(", ");
+    }
+    // Writing an address to a String cannot fail.
+    let _ = std::fmt::Write::write_fmt(&mut chain, format_args!("{}", peer.to_canonical()));
+    if let Ok(value) = HeaderValue::try_from(chain) {
+        headers.insert(X_FORWARDED_FOR, value);
+    }
+    if !(peer_is_trusted && headers.contains_key(X_FORWARDED_PROTO)) {
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
+    }
+    if !(peer_is_trusted && headers.contains_key(X_FORWARDED_HOST)) {
+        match headers.get(http::header::HOST).cloned() {
+            Some(host) => {
+                headers.insert(X_FORWARDED_HOST, host);
+            }
+            None => {
+                headers.remove(X_FORWARDED_HOST);
+            }
+        }
+    }
+}
+
+/// Header look-up for the core, which knows no HTTP library.
+pub struct Lookup<'a>(pub &'a HeaderMap);
+
+impl crate::core::request::facts::Headers for Lookup<'_> {
+    fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.get(name).map(HeaderValue::as_bytes)
+    }
+
+    fn nth_back(&self, name: &str, n: usize) -> Option<&[u8]> {
+        self.0.get_all(name).iter().rev().nth(n).map(HeaderValue::as_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        map
+    }
+
+    #[test]
+    fn only_hop_by_hop_headers_go() {
+        let mut headers = map(&[
+            ("connection", "close, x-private"),
+            ("x-private", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "trailers"),
+            ("origin", "http://localhost"),
+            ("sec-fetch-mode", "cors"),
+            ("authorization", "Bearer abc"),
+            ("x-ray-authorization", "Bearer abc"),
+            ("cookie", "ray-authentication-token=abc"),
+        ]);
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(
+            left,
+            ["authorization", "cookie", "origin", "sec-fetch-mode", "te", "x-ray-authorization"]
+        );
+    }
+
+    #[test]
+    fn a_forged_forwarding_chain_is_replaced_a_trusted_one_extended() {
+        let peer = "10.0.0.7".parse().unwrap();
+        let mut forged = map(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-host", "evil")]);
+        tell_client(&mut forged, peer, false, false);
+        assert_eq!(forged[&X_FORWARDED_FOR], "10.0.0.7");
+        assert!(!forged.contains_key(X_FORWARDED_HOST));
+        let mut trusted = map(&[("x-forwarded-for", "1.2.3.4")]);
+        tell_client(&mut trusted, peer, true, true);
+        assert_eq!(trusted[&X_FORWARDED_FOR], "1.2.3.4, 10.0.0.7");
+        assert_eq!(trusted[&X_FORWARDED_PROTO], "https");
+    }
+}

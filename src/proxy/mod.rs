@@ -1,10 +1,13 @@
 //! The door: takes requests from the wire, asks the core, forwards or refuses.
+pub mod body;
 pub mod coalesce;
+pub mod door;
 pub mod forward;
 pub mod handle;
 pub mod headers;
 pub mod listen;
 pub mod reject;
+pub mod slot;
 pub mod tls;
 pub mod tunnel;
 pub mod upstream;

@@ -1,1 +1,258 @@
-//! Not yet written.
+//! Every answer that is the door's own.
+//!
+//! No Ray client retries and most print the body, so the body is the user's only message: a
+//! sentence with the reason, the time to wait and the request's id. Paths of the State API get
+//! Ray's envelope, because `ray list` shows `msg` from it and "Failed to parse" otherwise. 429
+//! when the caller asks for more than its share, 503 when the head is overloaded; never 401 or
+//! 403, which Ray's tools turn into advice about tokens and the dashboard into a login dialog.
+
+use crate::core::limit::gate::Shed;
+use crate::core::limit::meter::Reason;
+use crate::proxy::body::Body;
+use crate::proxy::headers::{REASON, REQUEST_ID};
+use crate::proxy::upstream::UpstreamError;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{Response, StatusCode};
+use std::time::Duration;
+
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// How the caller wants to be spoken to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tongue {
+    /// A sentence.
+    Plain,
+    /// Ray's State API envelope.
+    StateApi,
+    /// A gRPC status.
+    Grpc,
+}
+
+impl Tongue {
+    /// The caller's, told from its path and content type.
+    #[must_use]
+    pub fn of(path: &str, grpc: bool) -> Tongue {
+        if grpc {
+            Tongue::Grpc
+        } else if path.starts_with("/api/v0/") {
+            Tongue::StateApi
+        } else {
+            Tongue::Plain
+        }
+    }
+}
+
+/// What a refusal is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Refused<'a> {
+    /// The request's id.
+    pub id: &'a str,
+    /// The class's name.
+    pub class: &'a str,
+    /// The class's module.
+    pub module: &'a str,
+    /// The limit as it stands, for the `RateLimit-Policy` header.
+    pub limit: f64,
+    /// Its queue's longest wait.
+    pub waited_max: Duration,
+}
+
+/// The answer to a shed request.
+#[must_use]
+pub fn shed(tongue: Tongue, shed: &Shed, about: &Refused) -> Response<Body> {
+    let status = if shed.reason == Reason::Blocked {
+        StatusCode::NOT_FOUND
+    } else if shed.reason.is_callers() {
+        StatusCode::TOO_MANY_REQUESTS
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let seconds = shed.retry_after_s;
+    let sentence = sentence(shed, about);
+    let mut response = answer(tongue, status, &sentence, about.id, Some(seconds));
+    let headers = response.headers_mut();
+    headers.insert(REASON, HeaderValue::from_static(shed.reason.label()));
+    if shed.reason != Reason::Blocked {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        // draft-ietf-httpapi-ratelimit-headers: remaining quota and seconds until it resets.
+        if let Ok(value) = HeaderValue::try_from(format!("\"{}\";r=0;t={seconds}", about.class)) {
+            headers.insert(RATELIMIT, value);
+        }
+        if let Ok(value) = HeaderValue::try_from(format!("\"{}\";q={:.0}", about.class, about.limit.max(0.0)))
+        {
+            headers.insert(RATELIMIT_POLICY, value);
+        }
+    }
+    response
+}
+
+fn sentence(shed: &Shed, about: &Refused) -> String {
+    let Refused { id, class, module, waited_max, .. } = about;
+    let seconds = shed.retry_after_s;
+    let plural = if seconds == 1 { "" } else { "s" };
+    let why = match shed.reason {
+        Reason::Blocked => {
+            return format!(
+                "rayguard: this test-only route pins a worker of the Ray head and is blocked by policy (class {class}). Request {id}."
+            );
+        }
+        Reason::ClassRate => format!("'{class}' requests have reached the rate the Ray head can take"),
+        Reason::ClassInFlight => {
+            format!("the Ray head is busy with as many '{class}' requests as it can bear")
+        }
+        Reason::ModuleInFlight => {
+            format!("the Ray head's {module} is busy with as many requests as it can bear")
+        }
+        Reason::PartyShare => {
+            format!("you have more '{class}' requests waiting than your share of the Ray head")
+        }
+        Reason::PartyRate => format!("you have reached your own rate of '{class}' requests"),
+        Reason::PartyInFlight => format!("you have as many '{class}' requests under way as one client may"),
+        Reason::QueueTimeout => {
+            format!(
+                "the Ray head had no room for this '{class}' request within {:.1} s",
+                waited_max.as_secs_f64()
+            )
+        }
+        Reason::UpstreamDown => "the Ray head does not answer at the moment".to_owned(),
+        Reason::ApiKey => format!("'{class}' requests need an API key here; send it as X-Rayguard-Key"),
+    };
+    format!(
+        "rayguard: {why}. Nothing was sent to Ray; please try again in {seconds} second{plural}. \
+         (reason {}, request {id}; `rayguard explain {id}` tells your operator more)",
+        shed.reason.label()
+    )
+}
+
+/// The answer when upstream gave none.
+#[must_use]
+pub fn upstream(tongue: Tongue, error: &UpstreamError, id: &str) -> Response<Body> {
+    let sentence = format!("rayguard: {error}. Is the Ray head up? (request {id})");
+    let mut response = answer(tongue, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_unreachable"));
+    response
+}
+
+/// The answer when upstream took too long.
+#[must_use]
+pub fn timeout(tongue: Tongue, class: &str, bound: Duration, id: &str) -> Response<Body> {
+    let sentence = format!(
+        "rayguard: the Ray head did not begin to answer this '{class}' request within {:.0} s. \
+         Ray may still be working on it. (request {id})",
+        bound.as_secs_f64()
+    );
+    let mut response = answer(tongue, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
+    response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
+    response
+}
+
+/// The answer to a request whose meaning is doubtful.
+#[must_use]
+pub fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
+    let sentence = format!("rayguard: {problem}. The request was not sent to Ray. (request {id})");
+    let mut response = answer(Tongue::Plain, StatusCode::BAD_REQUEST, &sentence, id, None);
+    response.headers_mut().insert(REASON, HeaderValue::from_static("malformed"));
+    response
+}
+
+fn answer(
+    tongue: Tongue,
+    status: StatusCode,
+    sentence: &str,
+    id: &str,
+    retry_s: Option<u32>,
+) -> Response<Body> {
+    let (status, kind, body) = match tongue {
+        Tongue::Plain => (status, "text/plain; charset=utf-8", format!("{sentence}\n")),
+        Tongue::StateApi => {
+            let envelope = serde_json::json!({ "result": false, "msg": sentence, "data": {} });
+            (status, "application/json; charset=utf-8", envelope.to_string())
+        }
+        Tongue::Grpc => (StatusCode::OK, "application/grpc", String::new()),
+    };
+    let mut response = Response::new(if body.is_empty() { Body::empty() } else { Body::full(body) });
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    if let Ok(id) = HeaderValue::try_from(id) {
+        headers.insert(REQUEST_ID, id);
+    }
+    if tongue == Tongue::Grpc {
+        // 8 RESOURCE_EXHAUSTED, never 14 UNAVAILABLE: at UNAVAILABLE Ray Client reconnects
+        // hundreds of times a second.
+        headers.insert(GRPC_STATUS, HeaderValue::from_static("8"));
+        if let Ok(message) = HeaderValue::try_from(percent_encode(sentence)) {
+            headers.insert(GRPC_MESSAGE, message);
+        }
+        if let Some(seconds) = retry_s {
+            headers.insert(GRPC_PUSHBACK, HeaderValue::from(u64::from(seconds) * 1000));
+        }
+    }
+    response
+}
+
+/// gRPC's encoding of a message in a header: printable ASCII but `%`.
+fn percent_encode(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
+        if (0x20..0x7f).contains(&byte) && byte != b'%' {
+            out.push(char::from(byte));
+        } else {
+            let _ = std::fmt::Write::write_fmt(&mut out, format_args!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::ClassId;
+
+    const ABOUT: Refused = Refused {
+        id: "r1",
+        class: "job-submit",
+        module: "JobHead",
+        limit: 4.0,
+        waited_max: Duration::from_secs(2),
+    };
+
+    fn refuse(reason: Reason, tongue: Tongue) -> Response<Body> {
+        shed(tongue, &Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT)
+    }
+
+    #[test]
+    fn no_refusal_is_ever_a_401_or_403() {
+        for reason in Reason::ALL {
+            let status = refuse(reason, Tongue::Plain).status();
+            assert!(status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN, "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn the_caller_at_fault_gets_429_the_head_at_fault_503() {
+        assert_eq!(refuse(Reason::PartyShare, Tongue::Plain).status(), 429);
+        assert_eq!(refuse(Reason::ModuleInFlight, Tongue::Plain).status(), 503);
+        assert_eq!(refuse(Reason::PartyShare, Tongue::Plain).headers()[RETRY_AFTER], "3");
+    }
+
+    #[test]
+    fn the_state_api_gets_rays_envelope() {
+        let response = refuse(Reason::QueueTimeout, Tongue::of("/api/v0/tasks", false));
+        let Body::Full(Some(bytes)) = response.into_body() else { panic!("a body") };
+        let envelope: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!(envelope["result"], false);
+        assert!(envelope["msg"].as_str().unwrap().contains("try again in 3 seconds"));
+    }
+
+    #[test]
+    fn grpc_gets_resource_exhausted_with_pushback() {
+        let response = refuse(Reason::ClassRate, Tongue::Grpc);
+        assert_eq!(response.status(), 200);
+        assert_eq!(response.headers()[GRPC_STATUS], "8");
+        assert_eq!(response.headers()[GRPC_PUSHBACK], "3000");
+    }
+}

@@ -1,1 +1,91 @@
-//! Not yet written.
+//! WebSocket tunnels: log tails.
+//!
+//! Ray's parent only ever writes to a tail's client, so it does not notice that a client has
+//! left: the slot in JobHead stays taken until the log's next line or the job's end (facts G).
+//! Closing our side does not free it, it only hides it. So when a client leaves, the tunnel
+//! keeps reading from Ray and throws away what comes until Ray closes, and its ticket stays
+//! counted for as long as Ray's slot is taken.
+
+use crate::proxy::slot::Slot;
+use crate::proxy::upstream::{Outgoing, Upstream, UpstreamError};
+use crate::runtime::tasks::Tasks;
+use http::header::{CONNECTION, HeaderValue, UPGRADE};
+use http::{HeaderMap, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Whether these headers ask for a WebSocket.
+#[must_use]
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Asks Ray for the upgrade on a connection of its own and joins the two ends.
+///
+/// `request` has its hop-by-hop headers stripped; `client` is the client's side, to be had once
+/// the answer has been sent.
+pub async fn open(
+    upstream: &Arc<Upstream>,
+    mut request: Request<Outgoing>,
+    client: hyper::upgrade::OnUpgrade,
+    mut slot: Slot,
+    tasks: &Tasks,
+) -> Result<(Response<Incoming>, Option<Slot>), UpstreamError> {
+    request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
+    slot.sent();
+    let mut response = match upstream.send_alone(request).await {
+        Ok(response) => response,
+        Err(error) => {
+            slot.failed();
+            return Err(error);
+        }
+    };
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Ok((response, Some(slot)));
+    }
+    let ray = hyper::upgrade::on(&mut response);
+    tasks.spawn_until_closed(async move {
+        match tokio::try_join!(client, ray) {
+            Ok((client, ray)) => {
+                join(TokioIo::new(client), TokioIo::new(ray)).await;
+                slot.served();
+            }
+            Err(_) => slot.failed(), // one side left between handshake and tunnel
+        }
+    });
+    Ok((response, None))
+}
+
+/// Copies both ways until Ray closes; a client that leaves does not end it.
+async fn join(client: impl AsyncRead + AsyncWrite, ray: impl AsyncRead + AsyncWrite) {
+    let (mut from_client, mut to_client) = tokio::io::split(client);
+    let (mut from_ray, mut to_ray) = tokio::io::split(ray);
+    let upward = async {
+        // Ends when the client leaves. Ray's side stays open: closing it would free our socket
+        // and leave Ray's slot taken, out of our sight.
+        let _ = tokio::io::copy(&mut from_client, &mut to_ray).await;
+    };
+    let downward = async {
+        let mut buffer = vec![0; 16 * 1024];
+        let mut listening = true;
+        loop {
+            match from_ray.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(read) if listening => {
+                    listening = to_client.write_all(&buffer[..read]).await.is_ok();
+                }
+                Ok(_) => {} // nobody listens any more: Ray's slot is drained, not hidden
+            }
+        }
+        let _ = to_client.shutdown().await;
+    };
+    tokio::pin!(upward);
+    tokio::pin!(downward);
+    tokio::select! {
+        () = &mut downward => {}
+        () = &mut upward => downward.await,
+    }
+}

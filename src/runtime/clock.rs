@@ -1,1 +1,42 @@
-//! Not yet written.
+//! The only OS clock.
+//!
+//! Decisions run on monotone time since the process began; the wall clock, which anyone may
+//! set back, is for the record alone.
+
+use crate::core::time::{Time, WallMs};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The OS clock, counted from the moment it was made. Copies agree with each other.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// A clock that starts now.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the one room that reads the OS clock")]
+    pub fn start() -> Clock {
+        Clock { start: Instant::now() }
+    }
+
+    /// Monotone time since the start.
+    #[must_use]
+    pub fn now(&self) -> Time {
+        Time(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// The OS's instant for a point of this clock's time, for timers.
+    #[must_use]
+    pub fn instant(&self, at: Time) -> Instant {
+        self.start.checked_add(at.since(Time::ZERO)).unwrap_or(self.start)
+    }
+
+    /// The wall clock.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "this is the one room that reads the OS clock")]
+    pub fn wall(&self) -> WallMs {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        WallMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}

@@ -300,7 +300,9 @@ impl<W> Gate<W> {
         let class = self.class(ticket.ask.class);
         let module = self.module(class.module);
         let latency = now.since(ticket.admitted);
-        let work = if ticket.counted && class.kind == Kind::Unary {
+        // What failed or was never sent says nothing of what an answer costs.
+        let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
+        let work = if ticket.counted && class.kind == Kind::Unary && answered {
             let work = module.departures.depart(ticket.admitted, now);
             self.costs.learn(ticket.ask.route, work);
             work

@@ -88,6 +88,8 @@ pub enum Outcome {
     Failed,
     /// The client had left before upstream answered.
     Abandoned,
+    /// It was never sent: its client left between grant and sending.
+    Unsent,
 }
 
 /// The counters of one class.
@@ -172,6 +174,10 @@ impl Meter {
             Outcome::Served => &self.served,
             Outcome::Failed => &self.failed,
             Outcome::Abandoned => &self.abandoned,
+            Outcome::Unsent => {
+                self.left.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.latency_us.fetch_add(micros(latency), Ordering::Relaxed);

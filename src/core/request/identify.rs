@@ -140,7 +140,9 @@ impl Identifier {
             .or_else(|| self.session(facts))
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
+    /// Whether this peer is a listed proxy, which may speak for others.
+    #[must_use]
+    pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&address))
     }
 

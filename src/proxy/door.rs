@@ -1,0 +1,213 @@
+//! The door's state: the table everybody reads, the gate everybody passes, the way to Ray.
+
+use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
+use crate::core::limit::meter::Outcome;
+use crate::core::limit::table::LimitTable;
+use crate::core::policy::{ClassId, Policy};
+use crate::core::request::catalogue::Surface;
+use crate::core::request::classify::{Classifier, Match};
+use crate::core::request::identify::Identifier;
+use crate::proxy::coalesce::Coalescer;
+use crate::proxy::slot::Slot;
+use crate::proxy::upstream::Upstream;
+use crate::runtime::clock::Clock;
+use crate::runtime::tasks::Tasks;
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::{mpsc, oneshot};
+
+/// How a waiter is reached: with a slot of its own, or with the refusal.
+pub type Waker = oneshot::Sender<Result<Slot, Shed>>;
+
+/// One listener's kind of traffic: its routes and its upstream.
+#[derive(Debug)]
+pub struct Entrance {
+    /// What the paths mean here.
+    pub surface: Surface,
+    /// Path to class.
+    pub classifier: Classifier,
+    /// Where its requests go.
+    pub upstream: Arc<Upstream>,
+}
+
+/// A refusal worth a line in the record, with the request's id.
+#[derive(Clone, Debug)]
+pub struct ShedNote {
+    /// The request's id.
+    pub id: String,
+    /// What was refused.
+    pub shed: Shed,
+    /// The route's pattern.
+    pub route: Arc<str>,
+    /// Digest of the party's address.
+    pub party: u64,
+}
+
+/// The door.
+#[derive(Debug)]
+pub struct Door {
+    /// The policy in force.
+    pub policy: Arc<Policy>,
+    /// The limits as they stand: one atomic load per request, never held across an await.
+    pub table: ArcSwap<LimitTable>,
+    /// Counters, clocks and queues.
+    pub gate: Gate<Waker>,
+    /// Who asks.
+    pub identifier: Identifier,
+    /// Equal requests under way.
+    pub coalescer: Coalescer,
+    /// Time.
+    pub clock: Clock,
+    /// Tasks.
+    pub tasks: Tasks,
+    /// Refusals for the record; bounded, and what does not fit is counted by the meters anyway.
+    pub sheds: mpsc::Sender<ShedNote>,
+    /// Request ids: unique within a run, and between runs by the prefix.
+    pub ids: Ids,
+}
+
+/// Request ids: a prefix of this run and a counter.
+#[derive(Debug)]
+pub struct Ids {
+    prefix: String,
+    next: AtomicU64,
+}
+
+impl Ids {
+    /// Ids of a run that began at this wall time.
+    #[must_use]
+    pub fn new(run: u64) -> Ids {
+        Ids { prefix: format!("{:x}", run & 0xfff_ffff_ffff), next: AtomicU64::new(1) }
+    }
+
+    /// The next.
+    #[must_use]
+    pub fn next(&self) -> String {
+        format!("{}-{:x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Door {
+    /// Asks the gate and, if need be, waits in line. A client that leaves while it waits takes
+    /// its place in the line with it.
+    pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Slot, Shed> {
+        let (decision, receiver) = self.decide(ask);
+        match (decision, receiver) {
+            (Decision::Admit(ticket), _) => Ok(Slot::new(Arc::clone(self), ticket)),
+            (Decision::Shed(shed), _) => Err(shed),
+            (Decision::Wait(id, deadline), Some(mut receiver)) => {
+                let leaving = Leaving { door: self, id };
+                let deadline = tokio::time::Instant::from_std(self.clock.instant(deadline));
+                let verdict = tokio::time::timeout_at(deadline, &mut receiver).await;
+                std::mem::forget(leaving);
+                match verdict {
+                    Ok(Ok(verdict)) => verdict,
+                    // Dropped senders do not happen; were one dropped, the head is not at fault.
+                    Ok(Err(_)) => Err(self.gate.refuse(
+                        ask.class,
+                        crate::core::limit::meter::Reason::QueueTimeout,
+                        std::time::Duration::ZERO,
+                    )),
+                    Err(_) => match self.gate.expire(id) {
+                        Some((_, shed)) => Err(shed),
+                        // The verdict was on its way when the time was up.
+                        None => receiver.await.unwrap_or_else(|_| {
+                            Err(self.gate.refuse(
+                                ask.class,
+                                crate::core::limit::meter::Reason::QueueTimeout,
+                                std::time::Duration::ZERO,
+                            ))
+                        }),
+                    },
+                }
+            }
+            (Decision::Wait(id, _), None) => {
+                // The gate takes the waiter it was offered whenever it says `Wait`.
+                let _ = self.gate.cancel(id);
+                Err(self.gate.refuse(
+                    ask.class,
+                    crate::core::limit::meter::Reason::QueueTimeout,
+                    std::time::Duration::ZERO,
+                ))
+            }
+        }
+    }
+
+    fn decide(self: &Arc<Self>, ask: Ask) -> (Decision, Option<oneshot::Receiver<Result<Slot, Shed>>>) {
+        let mut receiver = None;
+        let decision = self.gate.decide(
+            &self.table.load(),
+            ask,
+            self.clock.now(),
+            || {
+                let (sender, waiting) = oneshot::channel();
+                receiver = Some(waiting);
+                sender
+            },
+            &mut |waker, grant| self.wake(waker, grant),
+        );
+        (decision, receiver)
+    }
+
+    /// Gives a ticket back and hands its place to the next in line.
+    pub fn finish(door: &Arc<Door>, ticket: Ticket, outcome: Outcome) {
+        door.gate.finish(&door.table.load(), ticket, outcome, door.clock.now(), &mut |waker, grant| {
+            door.wake(waker, grant);
+        });
+    }
+
+    /// Makes a new table the one in force and serves whoever it has room for.
+    pub fn set_table(self: &Arc<Self>, table: Arc<LimitTable>) {
+        self.table.store(table);
+        self.pump();
+    }
+
+    /// Serves whoever can be served now.
+    pub fn pump(self: &Arc<Self>) {
+        self.gate.pump(&self.table.load(), self.clock.now(), &mut |waker, grant| self.wake(waker, grant));
+    }
+
+    /// A waiter that has gone meanwhile drops its slot, which gives it straight back.
+    fn wake(self: &Arc<Self>, waker: Waker, grant: Grant) {
+        let verdict = match grant {
+            Grant::Go(ticket) => Ok(Slot::new(Arc::clone(self), ticket)),
+            Grant::Shed(shed) => Err(shed),
+        };
+        drop(waker.send(verdict));
+    }
+
+    /// Notes a refusal for the record.
+    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, party: u64) {
+        // A full channel loses the single line, not the count: the meters have it.
+        let _ =
+            self.sheds.try_send(ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), party });
+    }
+
+    /// The class's name.
+    #[must_use]
+    pub fn class_name(&self, id: ClassId) -> &Arc<str> {
+        &self.policy.classes[id.index()].name
+    }
+}
+
+/// Takes a waiter out of the line when its client leaves.
+struct Leaving<'a> {
+    door: &'a Arc<Door>,
+    id: crate::core::limit::gate::WaitId,
+}
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        drop(self.door.gate.cancel(self.id));
+    }
+}
+
+/// A request the door has recognised.
+#[derive(Clone, Copy, Debug)]
+pub struct Recognised {
+    /// Its class and route.
+    pub matched: Match,
+    /// What to ask the gate.
+    pub ask: Ask,
+}

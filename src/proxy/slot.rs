@@ -1,0 +1,53 @@
+//! A ticket that cannot be lost: dropped in whatever way, it goes back to the gate once.
+
+use crate::core::limit::gate::Ticket;
+use crate::core::limit::meter::Outcome;
+use crate::proxy::door::Door;
+use std::sync::Arc;
+
+/// A ticket on its way through the door.
+#[derive(Debug)]
+pub struct Slot {
+    door: Arc<Door>,
+    ticket: Option<Ticket>,
+    outcome: Outcome,
+}
+
+impl Slot {
+    /// A slot for this ticket. Until it is marked otherwise it counts as never sent.
+    #[must_use]
+    pub fn new(door: Arc<Door>, ticket: Ticket) -> Slot {
+        Slot { door, ticket: Some(ticket), outcome: Outcome::Unsent }
+    }
+
+    /// The request is on its way: from here on a client that leaves abandons work.
+    pub fn sent(&mut self) {
+        self.outcome = Outcome::Abandoned;
+    }
+
+    /// Upstream answered (below 500).
+    pub fn served(&mut self) {
+        if self.outcome != Outcome::Failed {
+            self.outcome = Outcome::Served;
+        }
+    }
+
+    /// Upstream answered 500 or above, broke off, or could not be reached.
+    pub fn failed(&mut self) {
+        self.outcome = Outcome::Failed;
+    }
+
+    /// The ticket inside.
+    #[must_use]
+    pub fn ticket(&self) -> Option<&Ticket> {
+        self.ticket.as_ref()
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            Door::finish(&self.door, ticket, self.outcome);
+        }
+    }
+}
