@@ -2,5 +2,6 @@
 pub mod derive;
 pub mod exposition;
 pub mod freshness;
+mod line;
 pub mod reading;
 pub mod series;
