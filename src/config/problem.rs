@@ -1,1 +1,206 @@
-//! Not yet written.
+//! What is wrong with a file: every problem at once, each with its line, a caret, the value,
+//! the bound it breaks and a remedy.
+//!
+//! An operator who mends a file at 3 a.m. should need one round, not one round per slip.
+//! So nothing here stops at the first problem; `document` and `checked` collect them, and
+//! this room sorts and draws them (with annotate-snippets, in the manner of rustc).
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet, renderer::DecorStyle};
+
+/// One thing that is wrong.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    /// Where in the file, in bytes; `None` for what is missing or came from the command line.
+    pub span: Option<Range<usize>>,
+    /// The key, as a dotted path (`class.job-submit.rate.min`), or the option (`--upstream`).
+    pub key: String,
+    /// What is wrong: a lower-case sentence with the value and the bound.
+    pub message: String,
+    /// What to do about it.
+    pub remedy: Option<String>,
+}
+
+/// Everything that is wrong with one file, in the order of its lines; never empty.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problems {
+    file: Arc<str>,
+    text: Arc<str>,
+    list: Vec<Problem>,
+}
+
+impl Problems {
+    /// The problems of `file`, whose content is `text`.
+    #[must_use]
+    pub fn new(file: &str, text: &str, mut list: Vec<Problem>) -> Problems {
+        list.sort_by_key(|problem| problem.span.as_ref().map_or(0, |span| span.start));
+        list.dedup();
+        Problems { file: file.into(), text: text.into(), list }
+    }
+
+    /// One by one.
+    #[must_use]
+    pub fn list(&self) -> &[Problem] {
+        &self.list
+    }
+
+    /// The file's name, as it was given.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// Line and column of a problem, both from 1; `None` when it has no place in the file.
+    #[must_use]
+    pub fn position(&self, problem: &Problem) -> Option<(usize, usize)> {
+        let start = problem.span.as_ref()?.start;
+        let before = self.text.get(..start)?;
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Some((before.matches('\n').count() + 1, before[line_start..].chars().count() + 1))
+    }
+
+    /// All of it for a terminal: source line, caret, remedy.
+    #[must_use]
+    pub fn render(&self, colour: bool) -> String {
+        let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
+        let renderer = renderer.decor_style(DecorStyle::Ascii);
+        let mut out = String::new();
+        for problem in &self.list {
+            out.push_str(&self.render_one(&renderer, problem));
+            out.push_str("\n\n");
+        }
+        let count = self.list.len();
+        let plural = if count == 1 { "problem" } else { "problems" };
+        out.push_str(&format!("{count} {plural} in {}", self.file));
+        out
+    }
+
+    fn render_one(&self, renderer: &Renderer, problem: &Problem) -> String {
+        let message = display_safe(&problem.message);
+        let title = match problem.key.as_str() {
+            "" => message,
+            key => format!("{}: {message}", display_safe(key)),
+        };
+        let mut group = Group::with_title(Level::ERROR.primary_title(title));
+        if let Some(span) = problem.span.clone().and_then(|span| self.on_characters(span)) {
+            let label = AnnotationKind::Primary.span(span);
+            group = group.element(Snippet::source(&*self.text).path(&*self.file).annotation(label));
+        }
+        if let Some(remedy) = &problem.remedy {
+            group = group.element(Level::HELP.message(display_safe(remedy)));
+        }
+        renderer.render(&[group])
+    }
+
+    /// The span within the text and on character boundaries, as the renderer demands; an
+    /// empty one when the place is lost.
+    fn on_characters(&self, span: Range<usize>) -> Option<Range<usize>> {
+        let start = self.text.floor_char_boundary(span.start.min(self.text.len()));
+        let end = self.text.ceil_char_boundary(span.end.clamp(start, self.text.len()));
+        // A long span (a whole table) is drawn by its first line alone.
+        let first_line = self.text.get(start..end)?.find('\n').map_or(end, |newline| start + newline);
+        Some(start..first_line)
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.render(false))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Control characters that a file may carry must not reach the terminal.
+fn display_safe(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// "did you mean `x`?" for a word that is close to one of `known`, else what there is.
+#[must_use]
+pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let known: Vec<&str> = known.into_iter().collect();
+    let closest = known.iter().map(|candidate| (distance(word, candidate), *candidate)).min();
+    match closest {
+        // A third of the word may be wrong before the guess is worth less than the list.
+        Some((slips, candidate)) if slips <= 1 + candidate.chars().count() / 3 => {
+            Some(format!("did you mean `{candidate}`?"))
+        }
+        Some(_) => Some(format!("known here: {}", known.join(", "))),
+        None => None,
+    }
+}
+
+/// Slips between two words: insertions, deletions, substitutions and swaps of neighbours
+/// (optimal string alignment). `-` and `_` count as equal, case does not count.
+fn distance(left: &str, right: &str) -> usize {
+    let fold = |word: &str| -> Vec<char> {
+        word.chars().take(64).map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
+    };
+    let (left, right) = (fold(left), fold(right));
+    let mut rows = vec![vec![0; right.len() + 1]; left.len() + 1];
+    for (i, row) in rows.iter_mut().enumerate() {
+        row[0] = i;
+    }
+    for (j, cell) in rows[0].iter_mut().enumerate() {
+        *cell = j;
+    }
+    for i in 1..=left.len() {
+        for j in 1..=right.len() {
+            let substitution = usize::from(left[i - 1] != right[j - 1]);
+            let mut least =
+                (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + substitution);
+            if i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1] {
+                least = least.min(rows[i - 2][j - 2] + 1);
+            }
+            rows[i][j] = least;
+        }
+    }
+    rows[left.len()][right.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_near_miss_is_named_and_a_far_one_gets_the_list() {
+        assert_eq!(
+            suggest("job_submit", ["job-submit", "job-list"]),
+            Some("did you mean `job-submit`?".into())
+        );
+        assert_eq!(suggest("intial", ["initial", "min"]), Some("did you mean `initial`?".into()));
+        assert_eq!(suggest("zebra", ["initial", "min"]), Some("known here: initial, min".into()));
+        assert_eq!(suggest("zebra", []), None);
+    }
+
+    #[test]
+    fn a_problem_is_drawn_with_its_line_caret_and_remedy() {
+        let text = "mode = \"enforce\"\nmood = 1\n";
+        let problem = Problem {
+            span: Some(17..21),
+            key: "mood".into(),
+            message: "unknown key".into(),
+            remedy: Some("did you mean `mode`?".into()),
+        };
+        let problems = Problems::new("rayguard.toml", text, vec![problem]);
+        assert_eq!(problems.position(&problems.list()[0]), Some((2, 1)));
+        let drawn = problems.to_string();
+        for part in ["rayguard.toml:2:1", "mood = 1", "^^^^", "did you mean `mode`?", "1 problem in"] {
+            assert!(drawn.contains(part), "`{part}` is missing from:\n{drawn}");
+        }
+    }
+
+    #[test]
+    fn a_place_inside_a_character_or_beyond_the_end_is_still_drawn() {
+        for span in [1..2, 0..99, 50..60, 2..1] {
+            let problem =
+                Problem { span: Some(span), key: String::new(), message: "wrong".into(), remedy: None };
+            let drawn = Problems::new("f", "ä = \"\u{1b}\"", vec![problem]).to_string();
+            assert!(drawn.contains("wrong"));
+        }
+    }
+}

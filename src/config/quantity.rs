@@ -1,0 +1,369 @@
+//! Quantities as people write them: `"500ms"`, `"120/min"`, `"100 MiB"`, `"p99 1s"`.
+//!
+//! A number without a unit is refused wherever a unit matters: `timeout = 30` has cost too
+//! many nights. Every type reads from a string, and its refusal says what was written and
+//! what would be understood. Ranges are not judged here but where the key is (see `checked`).
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::time::Duration;
+
+use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, Visitor};
+
+use crate::core::policy::Slo;
+
+/// A length of time: `"500ms"`, `"10s"`, `"1h 30m"`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Length(pub Duration);
+
+/// A rate, kept per second: `"5/s"`, `"120/min"`, `"1000/h"`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct PerSecond(pub f64);
+
+/// A size, kept in bytes: `"512 B"`, `"64 KiB"`, `"20 MB"`.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Bytes(pub u64);
+
+/// A flow, kept in bytes per second: `"20 MB/s"`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct BytesPerSecond(pub f64);
+
+/// A latency objective: `"p99 1s"`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Objective(pub Slo);
+
+/// `"off"`, or a quantity.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OrOff<T> {
+    /// Not wanted.
+    Off,
+    /// Wanted so.
+    On(T),
+}
+
+/// A single value, or a table that says more.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Short<A, T> {
+    /// The short form.
+    Value(A),
+    /// The long form.
+    Table(T),
+}
+
+/// Why a quantity was not understood: a lower-case sentence with what was written.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Misread {
+    /// Not a length of time.
+    #[error("`{0}` is not a length of time; write a number with a unit, such as \"500ms\", \"10s\" or \"1h\"")]
+    Length(String),
+    /// Not a rate.
+    #[error("`{0}` is not a rate; write a number per unit of time, such as \"5/s\", \"120/min\" or \"1000/h\"")]
+    Rate(String),
+    /// Not a size.
+    #[error("`{0}` is not a size; write a number with a unit, such as \"64 KiB\", \"100 MiB\" or \"20 MB\"")]
+    Bytes(String),
+    /// Not a flow.
+    #[error("`{0}` is not a flow; write a size per second, such as \"20 MB/s\"")]
+    BytesPerSecond(String),
+    /// Not an objective.
+    #[error("`{0}` is not an objective; write a percentile and a length of time, such as \"p99 1s\"")]
+    Objective(String),
+}
+
+// === impl Length ===
+
+impl std::str::FromStr for Length {
+    type Err = Misread;
+    fn from_str(text: &str) -> Result<Self, Misread> {
+        humantime::parse_duration(text.trim())
+            .map(Length)
+            .map_err(|_| Misread::Length(shown(text)))
+    }
+}
+
+impl fmt::Display for Length {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // humantime writes "1m 30s" and "500ms", which `from_str` reads back.
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+// === impl PerSecond ===
+
+impl std::str::FromStr for PerSecond {
+    type Err = Misread;
+    fn from_str(text: &str) -> Result<Self, Misread> {
+        let misread = || Misread::Rate(shown(text));
+        let (count, unit) = text.split_once('/').ok_or_else(misread)?;
+        let count = number(count).ok_or_else(misread)?;
+        let seconds = match unit.trim() {
+            "s" | "sec" | "second" => 1.0,
+            "m" | "min" | "minute" => 60.0,
+            "h" | "hour" => 3600.0,
+            "d" | "day" => 86_400.0,
+            _ => return Err(misread()),
+        };
+        Ok(PerSecond(count / seconds))
+    }
+}
+
+impl fmt::Display for PerSecond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The unit in which the number is whole, else the one in which it is not tiny.
+        let whole = |value: f64| (value - value.round()).abs() < 1e-9 * value.abs().max(1.0) && value >= 0.5;
+        for (seconds, unit) in [(1.0, "s"), (60.0, "min"), (3600.0, "h")] {
+            let count = self.0 * seconds;
+            if whole(count) {
+                return write!(f, "{}/{unit}", count.round());
+            }
+        }
+        write!(f, "{}/s", self.0)
+    }
+}
+
+// === impl Bytes ===
+
+impl std::str::FromStr for Bytes {
+    type Err = Misread;
+    fn from_str(text: &str) -> Result<Self, Misread> {
+        let bytes = bytes(text).ok_or_else(|| Misread::Bytes(shown(text)))?;
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "`number` refuses negatives, and `bytes` what is above 2^53"
+        )]
+        Ok(Bytes(bytes.round() as u64))
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            if self.0 >= 1 << shift && self.0.trailing_zeros() >= shift {
+                return write!(f, "{} {unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{} B", self.0)
+    }
+}
+
+// === impl BytesPerSecond ===
+
+impl std::str::FromStr for BytesPerSecond {
+    type Err = Misread;
+    fn from_str(text: &str) -> Result<Self, Misread> {
+        let misread = || Misread::BytesPerSecond(shown(text));
+        let (size, unit) = text.rsplit_once('/').ok_or_else(misread)?;
+        if unit.trim() != "s" {
+            return Err(misread());
+        }
+        bytes(size).map(BytesPerSecond).ok_or_else(misread)
+    }
+}
+
+impl fmt::Display for BytesPerSecond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (factor, unit) in [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")] {
+            if self.0 >= factor {
+                return write!(f, "{} {unit}/s", self.0 / factor);
+            }
+        }
+        write!(f, "{} B/s", self.0)
+    }
+}
+
+// === impl Objective ===
+
+impl std::str::FromStr for Objective {
+    type Err = Misread;
+    fn from_str(text: &str) -> Result<Self, Misread> {
+        let misread = || Misread::Objective(shown(text));
+        let (percentile, latency) = text.trim().split_once(char::is_whitespace).ok_or_else(misread)?;
+        let percentile = percentile.strip_prefix('p').and_then(number).ok_or_else(misread)?;
+        let Length(latency) = latency.parse().map_err(|_| misread())?;
+        Ok(Objective(Slo { quantile: percentile / 100.0, latency }))
+    }
+}
+
+impl fmt::Display for Objective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // 0.999 * 100 is 99.9 only after rounding.
+        let percentile = (self.0.quantile * 1e8).round() / 1e6;
+        write!(f, "p{percentile} {}", Length(self.0.latency))
+    }
+}
+
+/// A non-negative finite number, in plain or scientific notation.
+fn number(text: &str) -> Option<f64> {
+    let text = text.trim();
+    // `f64::from_str` also takes "inf" and "nan", which are no quantities.
+    if !text.starts_with(|c: char| c.is_ascii_digit() || c == '.') {
+        return None;
+    }
+    text.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0)
+}
+
+fn bytes(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let split = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let (count, unit) = text.split_at(split);
+    let factor: f64 = match unit {
+        "B" => 1.0,
+        "kB" | "KB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "TB" => 1e12,
+        "KiB" => 1024.0,
+        "MiB" => 1_048_576.0,
+        "GiB" => 1_073_741_824.0,
+        "TiB" => 1_099_511_627_776.0,
+        _ => return None,
+    };
+    // Beyond 2^53 a byte count is a slip, and f64 no longer counts bytes.
+    number(count).map(|count| count * factor).filter(|bytes| *bytes <= 9_007_199_254_740_992.0)
+}
+
+/// What was written, cut to a length that fits a line.
+fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(60).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+// === serde ===
+
+macro_rules! read_from_text {
+    ($($quantity:ident: $expecting:literal;)*) => {$(
+        impl<'de> Deserialize<'de> for $quantity {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                struct Text;
+                impl Visitor<'_> for Text {
+                    type Value = $quantity;
+                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                        f.write_str($expecting)
+                    }
+                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$quantity, E> {
+                        text.parse().map_err(E::custom)
+                    }
+                }
+                deserializer.deserialize_any(Text)
+            }
+        }
+    )*};
+}
+
+read_from_text! {
+    Length: "a length of time in quotes, such as \"500ms\" or \"10s\"";
+    PerSecond: "a rate in quotes, such as \"5/s\" or \"120/min\"";
+    Bytes: "a size in quotes, such as \"100 MiB\"";
+    BytesPerSecond: "a flow in quotes, such as \"20 MB/s\"";
+    Objective: "an objective in quotes, such as \"p99 1s\"";
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrOff<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Value<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Value<T> {
+            type Value = OrOff<T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a quantity in quotes, or \"off\"")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<OrOff<T>, E> {
+                if text == "off" {
+                    return Ok(OrOff::Off);
+                }
+                T::deserialize(text.into_deserializer()).map(OrOff::On)
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<OrOff<T>, E> {
+                T::deserialize(number.into_deserializer()).map(OrOff::On)
+            }
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<OrOff<T>, E> {
+                T::deserialize(number.into_deserializer()).map(OrOff::On)
+            }
+        }
+        deserializer.deserialize_any(Value(PhantomData))
+    }
+}
+
+impl<'de, A: Deserialize<'de>, T: Deserialize<'de>> Deserialize<'de> for Short<A, T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<A, T>(PhantomData<(A, T)>);
+        impl<'de, A: Deserialize<'de>, T: Deserialize<'de>> Visitor<'de> for Either<A, T> {
+            type Value = Short<A, T>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a single value or a table")
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Short<A, T>, E> {
+                A::deserialize(text.into_deserializer()).map(Short::Value)
+            }
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Short<A, T>, E> {
+                A::deserialize(number.into_deserializer()).map(Short::Value)
+            }
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Short<A, T>, E> {
+                A::deserialize(number.into_deserializer()).map(Short::Value)
+            }
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Short<A, T>, M::Error> {
+                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Short::Table)
+            }
+        }
+        deserializer.deserialize_any(Either(PhantomData))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quantities_read_as_people_write_them() {
+        assert_eq!("500ms".parse(), Ok(Length(Duration::from_millis(500))));
+        assert_eq!("1h 30m".parse(), Ok(Length(Duration::from_mins(90))));
+        assert_eq!("120/min".parse(), Ok(PerSecond(2.0)));
+        assert_eq!("1800 / h".parse(), Ok(PerSecond(0.5)));
+        assert_eq!("0.25/s".parse(), Ok(PerSecond(0.25)));
+        assert_eq!("100 MiB".parse(), Ok(Bytes(100 << 20)));
+        assert_eq!("64KiB".parse(), Ok(Bytes(64 << 10)));
+        assert_eq!("20 MB/s".parse(), Ok(BytesPerSecond(2e7)));
+        assert_eq!(
+            "p99.9 250ms".parse::<Objective>().map(|Objective(slo)| slo.latency),
+            Ok(Duration::from_millis(250))
+        );
+    }
+
+    #[test]
+    fn a_number_without_its_unit_is_refused_with_an_example() {
+        assert!("10".parse::<Length>().unwrap_err().to_string().contains("\"10s\""));
+        for rate in ["5", "5/", "/s", "5/fortnight", "-1/s", "nan/s", "inf/s"] {
+            assert_eq!(rate.parse::<PerSecond>(), Err(Misread::Rate(rate.into())));
+        }
+        for size in ["100", "MiB", "1 mib", "-1 B", "1e300 TiB"] {
+            assert_eq!(size.parse::<Bytes>(), Err(Misread::Bytes(size.into())));
+        }
+        for objective in ["p99", "1s", "99 1s", "p99 1"] {
+            assert!(objective.parse::<Objective>().is_err(), "{objective}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_reads_back(ms in 0_u64..100_000_000, bytes in 0_u64..(1 << 50), rate in 0.001_f64..1e5) {
+            let length = Length(Duration::from_millis(ms));
+            prop_assert_eq!(length.to_string().parse(), Ok(length));
+            prop_assert_eq!(Bytes(bytes).to_string().parse(), Ok(Bytes(bytes)));
+            let PerSecond(back) = PerSecond(rate).to_string().parse().unwrap();
+            prop_assert!((back - rate).abs() <= 1e-8 * rate.max(1.0));
+        }
+
+        #[test]
+        fn no_text_panics(text in "\\PC*") {
+            let _ = text.parse::<Length>();
+            let _ = text.parse::<PerSecond>();
+            let _ = text.parse::<Bytes>();
+            let _ = text.parse::<BytesPerSecond>();
+            let _ = text.parse::<Objective>();
+        }
+    }
+}
