@@ -1,1 +1,164 @@
-//! Not yet written.
+//! What holds when the file is silent.
+//!
+//! Classes, modules and routes come from `core::request::catalogue`, which argues for its
+//! numbers there. The rest stands here, one constant for each key, so that the commented
+//! `config/rayguard.toml` and `config/README.md` can be held to it by a test.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::core::policy::{
+    Class, Control, Derivation, How, LabelCondition, Law, Module, OnStale, Selector, Signal, SignalId,
+    SignalSource,
+};
+use crate::core::request::catalogue;
+
+/// Ray's dashboard on the head itself.
+pub const UPSTREAM: &str = "http://127.0.0.1:8265";
+/// Beside Ray's own port, so that a first try disturbs nothing.
+pub const LISTEN: &str = "127.0.0.1:8266";
+/// Loopback: the page and the metrics name no one, but steering is steering.
+pub const ADMIN_LISTEN: &str = "127.0.0.1:9465";
+/// Relative to the working directory; deployments say better.
+pub const STATE_DIR: &str = "rayguard-state";
+/// Where Ray lists its metrics targets on the head.
+pub const DISCOVERY_FILE: &str = "/tmp/ray/prom_metrics_service_discovery.json";
+/// Passes the parent loop and ReportHead, and asks the GCS: public, 1 to 4 ms.
+pub const PROBE_PATH: &str = "/api/gcs_healthz";
+/// The law of custom classes: integral on log(limit), SIMC gain.
+pub const LAW: Law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
+/// What oauth2-proxy and its kin set; believed from trusted proxies alone.
+pub const IDENTITY_HEADERS: &[&str] = &["x-client-id", "x-forwarded-user", "x-auth-request-user"];
+/// Where callers send their key.
+pub const API_KEY_HEADER: &str = "x-rayguard-key";
+
+/// How the loop steps. Ray refreshes its readings every 5 to 10 s: a gauge is 5 s old on
+/// the average when it is scraped, and a histogram's increase averages over 10 s.
+pub const CONTROL: Control = Control {
+    inner_period: Duration::from_millis(250),
+    outer_period: Duration::from_secs(5),
+    window: Duration::from_secs(10),
+    data_age: Duration::from_secs(5),
+    deadband: 0.05,
+    slew: 1.5,
+    cooldown: Duration::from_secs(10),
+};
+
+/// The built-in modules.
+#[must_use]
+pub fn modules() -> Vec<Module> {
+    catalogue::modules()
+}
+
+/// The built-in classes over `signals`.
+#[must_use]
+pub fn classes(signals: &[Signal]) -> Vec<Class> {
+    let place = |name: &str| {
+        let place = signals.iter().position(|signal| &*signal.name == name)?;
+        u8::try_from(place).ok().map(SignalId)
+    };
+    let mut classes = catalogue::classes(place);
+    for (class, default) in classes.iter_mut().zip(catalogue::CLASSES) {
+        if default.signals.is_empty() {
+            class.signals = followed(&class.name).iter().filter_map(|name| place(name)).collect();
+        }
+    }
+    classes
+}
+
+/// The signals of a class for which the catalogue names none. What lists and parses much
+/// follows the GCS and the head's CPU; what reads or keeps whole files follows its memory.
+/// What operators and Ray's own agents need follows nothing: it must work best when the head
+/// is worst, and only its own latency at the door moves it.
+fn followed(class: &str) -> &'static [&'static str] {
+    match class {
+        "state-heavy" | "state-light" | "task-query" | "job-list" => &["gcs_latency", "head_cpu"],
+        "packages" => &["head_memory", "gcs_latency"],
+        "job-logs" | "state-logs" | "agent-logs" => &["head_memory", "head_cpu"],
+        _ => &[],
+    }
+}
+
+/// The built-in signals.
+#[must_use]
+pub fn signals() -> Vec<Signal> {
+    let select = |metric: &str, labels: Vec<LabelCondition>| Selector { metric: metric.into(), labels };
+    let is = |label: &str, value: &str| LabelCondition::Is(label.into(), value.into());
+    let scrape = |select: Selector, how: How| SignalSource::Scrape(Derivation { select, how, scale: 1.0 });
+    let signal = |name: &str, target: f64, unit: &str, sources: Vec<SignalSource>| Signal {
+        name: name.into(),
+        target,
+        unit: Arc::from(unit),
+        stale_after: Duration::from_secs(30),
+        on_stale: OnStale::Hold,
+        sources,
+    };
+    vec![
+        signal("gcs_latency", 100.0, "ms", vec![SignalSource::Probe]),
+        signal(
+            "head_cpu",
+            85.0,
+            "%",
+            vec![scrape(select("ray_node_cpu_utilization", vec![is("IsHeadNode", "true")]), How::Max)],
+        ),
+        signal(
+            "pending_tasks",
+            2000.0,
+            "tasks",
+            vec![scrape(
+                select("ray_tasks", vec![LabelCondition::StartsWith("State".into(), "PENDING".into())]),
+                How::Sum,
+            )],
+        ),
+        signal(
+            "workers_waiting",
+            32.0,
+            "tasks",
+            vec![scrape(
+                select("ray_scheduler_unscheduleable_tasks", vec![is("Reason", "WaitingForWorkers")]),
+                How::Sum,
+            )],
+        ),
+        signal(
+            "submission_backlog",
+            16.0,
+            "jobs",
+            vec![scrape(select("ray_gcs_actors_count", vec![is("State", "Registered")]), How::Sum)],
+        ),
+        signal(
+            "head_memory",
+            90.0,
+            "%",
+            vec![SignalSource::Scrape(Derivation {
+                select: select("ray_node_mem_used", vec![is("IsHeadNode", "true")]),
+                how: How::RatioTo(select("ray_node_mem_total", vec![is("IsHeadNode", "true")])),
+                scale: 100.0,
+            })],
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_signal_that_a_class_follows_exists() {
+        let signals = signals();
+        let known: Vec<&str> = signals.iter().map(|signal| &*signal.name).collect();
+        for class in catalogue::CLASSES {
+            for name in class.signals.iter().chain(followed(class.name)) {
+                assert!(known.contains(name), "{}: {name}", class.name);
+            }
+        }
+    }
+
+    #[test]
+    fn what_operators_need_follows_no_reading_of_a_sick_head() {
+        for class in classes(&signals()) {
+            if class.priority.0 >= 8 {
+                assert!(class.signals.is_empty(), "{}", class.name);
+            }
+        }
+    }
+}

@@ -92,10 +92,10 @@ fn take_within(value: &mut Spanned<DeValue<'_>>, span: &Range<usize>) -> Option<
 
 fn take_element(array: &mut DeArray<'_>, span: &Range<usize>) -> Option<String> {
     let covers = |outer: &Range<usize>| outer.start <= span.start && span.end <= outer.end;
-    let place =
-        array.iter().position(|element| holds(element, span)).or_else(|| {
-            array.iter().position(|element| covers(&element.span()))
-        })?;
+    let place = array
+        .iter()
+        .position(|element| holds(element, span))
+        .or_else(|| array.iter().position(|element| covers(&element.span())))?;
     if let Some(inner) = array.get_mut(place).and_then(|element| take_within(element, span)) {
         return Some(format!("[{place}].{inner}").replace(".[", "["));
     }
@@ -111,9 +111,7 @@ fn holds(value: &Spanned<DeValue<'_>>, span: &Range<usize>) -> bool {
         DeValue::Table(table) => table
             .iter()
             .any(|(key, value)| covers(&key.span()) || covers(&value.span()) || holds(value, span)),
-        DeValue::Array(array) => {
-            array.iter().any(|element| covers(&element.span()) || holds(element, span))
-        }
+        DeValue::Array(array) => array.iter().any(|element| covers(&element.span()) || holds(element, span)),
         _ => false,
     }
 }

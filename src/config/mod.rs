@@ -1,7 +1,113 @@
-//! From the operator's file to a policy that cannot be wrong.
+//! From the operator's file to settings that cannot be wrong.
+//!
+//! text -> `document` -> [`raw::Raw`] -> `checked` (and `classes`) -> [`Settings`]. The
+//! steps before the last only understand; the last one judges. Whatever is wrong comes back
+//! at once as [`Problems`], each with its line, and nothing that is wrong is ever run by.
+
 pub mod checked;
+mod classes;
 pub mod defaults;
 pub mod document;
 pub mod problem;
 pub mod quantity;
 pub mod raw;
+pub mod selector;
+pub mod settings;
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use toml::Spanned;
+
+pub use problem::{Problem, Problems};
+pub use settings::Settings;
+
+use crate::core::limit::table::Mode;
+use raw::{Raw, RawListen, RawMode};
+
+/// What the command line puts over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--upstream`.
+    pub upstream: Option<String>,
+    /// `--listen`: takes the place of every listener of the file.
+    pub listen: Option<String>,
+    /// `--mode`.
+    pub mode: Option<Mode>,
+    /// `--prometheus`.
+    pub prometheus: Option<String>,
+    /// `--state-dir`.
+    pub state_dir: Option<String>,
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("{}: {error}; name the file with --config, or leave it out to run by the defaults", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// It could be read, and something is wrong with it.
+    #[error(transparent)]
+    Wrong(#[from] Problems),
+}
+
+/// Reads and checks a file.
+pub fn load(path: &Path, overrides: &Overrides) -> Result<Settings, Error> {
+    let text = std::fs::read(path).map_err(|error| Error::Unreadable { path: path.to_owned(), error })?;
+    // Lossy, so that a stray byte is shown in its line instead of refusing the whole file.
+    Ok(parse(&String::from_utf8_lossy(&text), &path.display().to_string(), overrides)?)
+}
+
+/// Checks the text of a file; `name` is what problems call it.
+pub fn parse(text: &str, name: &str, overrides: &Overrides) -> Result<Settings, Problems> {
+    let (mut raw, mut problems) = document::read(text);
+    lay_over(&mut raw, overrides);
+    match checked::check(&raw, &version(text)) {
+        Ok(settings) if problems.is_empty() => return Ok(settings),
+        Ok(_) => {}
+        Err(more) => problems.extend(more),
+    }
+    Err(Problems::new(name, text, problems))
+}
+
+impl Settings {
+    /// What the program runs by without a file.
+    pub fn defaults(overrides: &Overrides) -> Result<Settings, Problems> {
+        parse("", "the command line", overrides)
+    }
+}
+
+fn lay_over(raw: &mut Raw, overrides: &Overrides) {
+    // An empty span: the value stands nowhere in the file.
+    fn put<T, U>(slot: &mut Option<Spanned<U>>, value: Option<&T>, make: impl Fn(&T) -> U) {
+        if let Some(value) = value {
+            *slot = Some(Spanned::new(0..0, make(value)));
+        }
+    }
+    put(&mut raw.upstream, overrides.upstream.as_ref(), String::clone);
+    put(&mut raw.listen, overrides.listen.as_ref(), |text| RawListen::Address(text.clone()));
+    put(&mut raw.metrics.prometheus, overrides.prometheus.as_ref(), String::clone);
+    put(&mut raw.state_dir, overrides.state_dir.as_ref(), String::clone);
+    put(&mut raw.mode, overrides.mode.as_ref(), |mode| match mode {
+        Mode::Enforce => RawMode::Enforce,
+        Mode::Shadow => RawMode::Shadow,
+    });
+}
+
+/// The first 12 hexadecimal digits of the text's SHA-256; `defaults` for none.
+fn version(text: &str) -> String {
+    if text.is_empty() {
+        return "defaults".to_owned();
+    }
+    let digest = Sha256::digest(text.as_bytes());
+    let head = digest.iter().take(6).fold(0_u64, |head, byte| head << 8 | u64::from(*byte));
+    format!("{head:012x}")
+}
+
+#[cfg(test)]
+mod tests;

@@ -67,15 +67,12 @@ impl Problems {
     pub fn render(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let renderer = renderer.decor_style(DecorStyle::Ascii);
-        let mut out = String::new();
-        for problem in &self.list {
-            out.push_str(&self.render_one(&renderer, problem));
-            out.push_str("\n\n");
-        }
         let count = self.list.len();
         let plural = if count == 1 { "problem" } else { "problems" };
-        out.push_str(&format!("{count} {plural} in {}", self.file));
-        out
+        let mut parts: Vec<String> =
+            self.list.iter().map(|problem| self.render_one(&renderer, problem)).collect();
+        parts.push(format!("{count} {plural} in {}", self.file));
+        parts.join("\n\n")
     }
 
     fn render_one(&self, renderer: &Renderer, problem: &Problem) -> String {
@@ -196,7 +193,8 @@ mod tests {
 
     #[test]
     fn a_place_inside_a_character_or_beyond_the_end_is_still_drawn() {
-        for span in [1..2, 0..99, 50..60, 2..1] {
+        for (start, end) in [(1, 2), (0, 99), (50, 60), (2, 1)] {
+            let span = Range { start, end };
             let problem =
                 Problem { span: Some(span), key: String::new(), message: "wrong".into(), remedy: None };
             let drawn = Problems::new("f", "ä = \"\u{1b}\"", vec![problem]).to_string();

@@ -17,7 +17,7 @@ use crate::core::policy::Slo;
 pub struct Length(pub Duration);
 
 /// A rate, kept per second: `"5/s"`, `"120/min"`, `"1000/h"`.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
 pub struct PerSecond(pub f64);
 
 /// A size, kept in bytes: `"512 B"`, `"64 KiB"`, `"20 MB"`.
@@ -25,7 +25,7 @@ pub struct PerSecond(pub f64);
 pub struct Bytes(pub u64);
 
 /// A flow, kept in bytes per second: `"20 MB/s"`.
-#[derive(Clone, Copy, PartialEq, Debug)]
+#[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
 pub struct BytesPerSecond(pub f64);
 
 /// A latency objective: `"p99 1s"`.
@@ -54,10 +54,14 @@ pub enum Short<A, T> {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Misread {
     /// Not a length of time.
-    #[error("`{0}` is not a length of time; write a number with a unit, such as \"500ms\", \"10s\" or \"1h\"")]
+    #[error(
+        "`{0}` is not a length of time; write a number with a unit, such as \"500ms\", \"10s\" or \"1h\""
+    )]
     Length(String),
     /// Not a rate.
-    #[error("`{0}` is not a rate; write a number per unit of time, such as \"5/s\", \"120/min\" or \"1000/h\"")]
+    #[error(
+        "`{0}` is not a rate; write a number per unit of time, such as \"5/s\", \"120/min\" or \"1000/h\""
+    )]
     Rate(String),
     /// Not a size.
     #[error("`{0}` is not a size; write a number with a unit, such as \"64 KiB\", \"100 MiB\" or \"20 MB\"")]
@@ -75,9 +79,7 @@ pub enum Misread {
 impl std::str::FromStr for Length {
     type Err = Misread;
     fn from_str(text: &str) -> Result<Self, Misread> {
-        humantime::parse_duration(text.trim())
-            .map(Length)
-            .map_err(|_| Misread::Length(shown(text)))
+        humantime::parse_duration(text.trim()).map(Length).map_err(|_| Misread::Length(shown(text)))
     }
 }
 

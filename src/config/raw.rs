@@ -343,6 +343,8 @@ pub enum RawLawKind {
 pub struct RawModule {
     /// Requests under way at once, all classes together.
     pub in_flight: Option<Spanned<Short<f64, RawBounds>>>,
+    /// Learnt work under way at once per class.
+    pub work: Option<Spanned<OrOff<Length>>>,
 }
 
 /// `[class.<name>]`.
@@ -459,6 +461,8 @@ pub struct RawRoute {
     pub path: Option<Spanned<String>>,
     /// A header the request must carry: `name: value`.
     pub header: Option<Spanned<String>>,
+    /// The kind of listener; that of the class's module when absent.
+    pub kind: Option<Spanned<RawDoorKind>>,
     /// Its class.
     pub class: Option<Spanned<String>>,
 }

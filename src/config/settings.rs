@@ -1,0 +1,309 @@
+//! What the program runs by, checked: no field of these types can be wrong any more.
+//!
+//! The core's share is the [`Policy`]; the rest tells the rooms around it where to listen,
+//! what to scrape, where to write and whom to tell. Plain data without behaviour: it is made
+//! in `checked`, once at start and once a reload, and shared behind an `Arc`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use url::Url;
+
+use crate::core::limit::table::Mode;
+use crate::core::policy::{ClassId, Policy};
+use crate::core::request::catalogue::Surface;
+
+/// Everything the program runs by.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Names this configuration in the record: 12 hexadecimal digits of the file's SHA-256.
+    pub version: Arc<str>,
+    /// What becomes of sheds, where a class does not say otherwise.
+    pub mode: Mode,
+    /// What becomes of sheds, indexed by [`ClassId`].
+    pub class_modes: Vec<Mode>,
+    /// Ray's dashboard: where the probe and discovery ask, and where dashboard listeners lead.
+    pub upstream: Upstream,
+    /// Where rayguard listens; at least one.
+    pub listeners: Vec<Listener>,
+    /// Networks whose X-Forwarded-* and identity headers are believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Limits and timeouts of HTTP itself.
+    pub http: Http,
+    /// Who counts as one party.
+    pub identity: Identity,
+    /// Where Ray's readings come from.
+    pub metrics: Metrics,
+    /// The active probe of the GCS, if wanted.
+    pub probe: Option<Probe>,
+    /// The admin listener, if wanted.
+    pub admin: Option<Admin>,
+    /// Where last good limits survive a restart.
+    pub state_dir: PathBuf,
+    /// The adjustment log.
+    pub ledger: Ledger,
+    /// The program's own log.
+    pub log: Log,
+    /// Alerts and whom they reach.
+    pub alerts: Alerts,
+    /// The core's share.
+    pub policy: Arc<Policy>,
+    /// The operator's routes, before Ray's own.
+    pub routes: Vec<CustomRoute>,
+}
+
+/// An HTTP server that rayguard forwards to. Plain HTTP: Ray's own ports speak no TLS.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Upstream {
+    /// Host name or address, without brackets.
+    pub host: Arc<str>,
+    /// Port, never 0.
+    pub port: u16,
+}
+
+impl Upstream {
+    /// `host:port` as it stands in a URL or a Host header.
+    #[must_use]
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+
+    /// `http://host:port`, without a slash at the end.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.authority())
+    }
+}
+
+/// One listener.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Listener {
+    /// What is spoken there.
+    pub surface: Surface,
+    /// Where.
+    pub address: Address,
+    /// Where it leads.
+    pub upstream: Upstream,
+    /// TLS towards callers.
+    pub tls: Option<Tls>,
+    /// Whether a PROXY protocol header (v1 or v2) comes before anything else. It is
+    /// believed from trusted proxies alone.
+    pub proxy_protocol: bool,
+}
+
+/// Where a listener is bound.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Address {
+    /// TCP; port 0 takes any free one.
+    Tcp(SocketAddr),
+    /// A Unix socket; the path fits `sun_path`.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Address::Tcp(address) => address.fmt(f),
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Files of a TLS listener; they are read when it is opened and again at a reload.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Tls {
+    /// PEM, the chain.
+    pub certificate: PathBuf,
+    /// PEM, the private key.
+    pub key: PathBuf,
+}
+
+/// Limits and timeouts of HTTP itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Http {
+    /// Open connections at once, all listeners together.
+    pub connections_max: usize,
+    /// Open connections at once from one address (trusted proxies excepted).
+    pub connections_per_address_max: usize,
+    /// Bytes of a request's head.
+    pub header_bytes_max: usize,
+    /// Header fields in a request.
+    pub headers_max: usize,
+    /// Bytes of a request's body; Ray's dashboard refuses above 100 MiB by itself.
+    pub body_bytes_max: u64,
+    /// How long a caller may take to send its head.
+    pub header_timeout: Duration,
+    /// How long an idle connection is kept.
+    pub idle_timeout: Duration,
+    /// How long connecting to Ray may take.
+    pub connect_timeout: Duration,
+    /// How long work whose caller has left stays counted while Ray does not answer.
+    pub abandoned_max: Duration,
+    /// How long exchanges may finish at shutdown.
+    pub drain: Duration,
+}
+
+/// Who counts as one party.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Identity {
+    /// Headers, set by trusted proxies, that name the caller; lower-case, best first.
+    pub headers: Vec<Arc<str>>,
+    /// The header in which callers send their API key; lower-case.
+    pub api_key_header: Arc<str>,
+    /// Keys handed to known callers.
+    pub api_keys: Vec<ApiKey>,
+    /// Parties known at once; all beyond share one bucket.
+    pub parties_max: usize,
+}
+
+/// A key handed to a known caller. The key itself is nowhere: only its digest.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ApiKey {
+    /// The caller.
+    pub name: Arc<str>,
+    /// SHA-256 of the key.
+    pub sha256: [u8; 32],
+}
+
+/// Where Ray's readings come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Metrics {
+    /// The Prometheus server that PromQL sources ask.
+    pub prometheus: Option<Url>,
+    /// The bearer token for it.
+    pub prometheus_token: Option<Secret>,
+    /// Exposition pages to scrape.
+    pub targets: Vec<Url>,
+    /// Ray's own list of targets, in Prometheus' file_sd form.
+    pub discovery_file: Option<PathBuf>,
+    /// Whether to ask Ray's dashboard (`GET /api/prometheus/sd`) when nothing else says.
+    pub discover: bool,
+    /// How often each target is scraped.
+    pub interval: Duration,
+    /// How long one scrape or query may take.
+    pub timeout: Duration,
+    /// Bytes of one page; a longer one is given up.
+    pub body_bytes_max: usize,
+}
+
+/// Where a secret stands. It is read when it is needed, and never shown.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Secret {
+    /// The content of a file, without white space at its end.
+    File(PathBuf),
+    /// The value of an environment variable.
+    Env(Arc<str>),
+}
+
+/// The active probe.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Probe {
+    /// The path asked for at the upstream.
+    pub path: Arc<str>,
+    /// How often.
+    pub interval: Duration,
+    /// How long an answer may take.
+    pub timeout: Duration,
+}
+
+/// The admin listener: state, health, metrics, and steering.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Admin {
+    /// Where.
+    pub listen: Address,
+    /// The bearer token for what changes anything. Without one, steering is answered to
+    /// loopback and Unix peers alone.
+    pub token: Option<Secret>,
+}
+
+/// The adjustment log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ledger {
+    /// Its directory.
+    pub dir: PathBuf,
+    /// Bytes of one file before the next is begun.
+    pub file_bytes_max: u64,
+    /// Files kept, the current one included.
+    pub files_max: usize,
+    /// Whether each line also goes to standard output (containers).
+    pub stdout: bool,
+}
+
+/// The program's own log, on standard error.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Log {
+    /// The least level shown.
+    pub level: tracing::Level,
+    /// JSON instead of text.
+    pub json: bool,
+}
+
+/// Alerts and whom they reach.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Alerts {
+    /// A condition must hold for so long before it fires.
+    pub hold: Duration,
+    /// It must be gone for so long before it resolves.
+    pub clear: Duration,
+    /// A firing alert is sent again so often.
+    pub repeat: Duration,
+    /// Where runbooks stand; the alert's name is appended.
+    pub runbook_url: Option<Url>,
+    /// Names of alerts that are not wanted.
+    pub disabled: Vec<Arc<str>>,
+    /// Whom to tell.
+    pub notify: Vec<Notify>,
+}
+
+/// A receiver of alerts.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Notify {
+    /// What it speaks.
+    pub kind: NotifyKind,
+    /// Where it is.
+    pub url: NotifyUrl,
+    /// The bearer token.
+    pub token: Option<Secret>,
+}
+
+/// What a receiver of alerts speaks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NotifyKind {
+    /// Alertmanager's API v2; the URL is its root.
+    Alertmanager,
+    /// A POST with JSON.
+    Webhook,
+    /// Slack's incoming webhook.
+    Slack,
+}
+
+/// The address of a receiver, in the open or as a secret.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotifyUrl {
+    /// In the file.
+    Plain(Url),
+    /// Elsewhere: whoever knows a Slack webhook may post to it.
+    Secret(Secret),
+}
+
+/// A route of the operator's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CustomRoute {
+    /// The listener it belongs to.
+    pub surface: Surface,
+    /// The method; `None` is any.
+    pub method: Option<Arc<str>>,
+    /// The pattern: `{name}` is one segment, `{*name}` at the end all that follows.
+    pub path: Arc<str>,
+    /// A header (lower-case name, value) that must be there.
+    pub header: Option<(Arc<str>, Arc<str>)>,
+    /// Its class.
+    pub class: ClassId,
+}

@@ -1,0 +1,518 @@
+//! What the operator's file may say, what it may not, and how it is told.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::settings::{Address, NotifyUrl, Secret};
+use super::*;
+use crate::core::policy::{Bounds, Class, Kind, Law, SignalSource, Treatment};
+use crate::core::request::catalogue::{CLASSES, Surface};
+
+fn settings(text: &str) -> Settings {
+    parse(text, "test.toml", &Overrides::default()).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// Keys and messages of all problems.
+fn problems(text: &str) -> Vec<(String, String)> {
+    match parse(text, "test.toml", &Overrides::default()) {
+        Ok(_) => Vec::new(),
+        Err(problems) => {
+            // Whatever is wrong can be drawn.
+            let _ = problems.to_string();
+            problems.list().iter().map(|problem| (problem.key.clone(), problem.message.clone())).collect()
+        }
+    }
+}
+
+/// Asserts that `text` has exactly one problem, at `key`, whose message holds `part`.
+#[track_caller]
+fn refused(text: &str, key: &str, part: &str) {
+    let found = problems(text);
+    assert_eq!(found.len(), 1, "{text}\n{found:#?}");
+    assert_eq!(found[0].0, key, "{text}\n{found:#?}");
+    assert!(found[0].1.contains(part), "{text}\n{found:#?}");
+}
+
+fn class<'a>(settings: &'a Settings, name: &str) -> &'a Class {
+    settings.policy.classes.iter().find(|class| &*class.name == name).unwrap()
+}
+
+#[test]
+fn without_a_file_the_defaults_hold_and_lead_from_8266_to_8265() {
+    let settings = Settings::defaults(&Overrides::default()).unwrap();
+    assert_eq!(settings.upstream.url(), "http://127.0.0.1:8265");
+    assert_eq!(settings.listeners.len(), 1);
+    assert_eq!(settings.listeners[0].address.to_string(), "127.0.0.1:8266");
+    assert_eq!(settings.policy.classes.len(), CLASSES.len());
+    assert_eq!(settings.class_modes.len(), CLASSES.len());
+    assert_eq!(settings.version.as_ref(), "defaults");
+}
+
+#[test]
+fn the_command_line_goes_over_the_file() {
+    let overrides = Overrides {
+        upstream: Some("http://ray-head:8265".into()),
+        listen: Some("0.0.0.0:9000".into()),
+        mode: Some(Mode::Shadow),
+        prometheus: Some("http://prometheus:9090".into()),
+        state_dir: Some("/var/lib/rayguard".into()),
+    };
+    let settings = parse("mode = 'enforce'\nupstream = 'http://x:1'\n", "f", &overrides).unwrap();
+    assert_eq!(settings.upstream.authority(), "ray-head:8265");
+    assert_eq!(settings.listeners[0].address.to_string(), "0.0.0.0:9000");
+    assert_eq!(settings.mode, Mode::Shadow);
+    assert_eq!(settings.metrics.prometheus.unwrap().as_str(), "http://prometheus:9090/");
+    assert_eq!(settings.ledger.dir, Path::new("/var/lib/rayguard/ledger"));
+}
+
+#[test]
+fn a_slip_on_the_command_line_is_told_without_a_place_in_the_file() {
+    let overrides = Overrides { upstream: Some("ftp://x".into()), ..Overrides::default() };
+    let problems = Settings::defaults(&overrides).unwrap_err();
+    assert_eq!(problems.list()[0].span, None);
+    assert_eq!(problems.list()[0].key, "upstream");
+}
+
+#[test]
+fn limits_are_laid_over_the_catalogue_key_by_key() {
+    let settings = settings(
+        "[class.job-submit]
+         rate = { max = '10/s', burst = 5 }
+         in_flight = 6
+         queue = { wait = '3s' }
+         per_party = { rate = '30/min', in_flight = 4 }
+         coalesce = 'off'
+         timeout = '45s'
+         law = { kind = 'aimd', decrease = 0.5 }
+         signals = ['head_cpu', 'gcs_latency']
+         [slo]
+         job-submit = 'p99 1500ms'",
+    );
+    let submit = class(&settings, "job-submit");
+    let rate = submit.rate.unwrap();
+    assert_eq!(rate.per_second, Bounds { initial: 4.0, min: 0.2, max: 10.0 });
+    assert_eq!(rate.burst, 5);
+    assert_eq!(submit.in_flight, Bounds::fixed(6.0));
+    assert_eq!(submit.queue.len_max, 64);
+    assert_eq!(submit.queue.wait_max, Duration::from_secs(3));
+    assert_eq!(submit.per_party.rate, Some((0.5, 1)));
+    assert_eq!(submit.per_party.in_flight, Some(4));
+    assert_eq!(submit.timeout, Some(Duration::from_secs(45)));
+    assert_eq!(submit.law, Law::Aimd { increase: 0.1, decrease: 0.5 });
+    let followed: Vec<&str> =
+        submit.signals.iter().map(|id| &*settings.policy.signals[id.index()].name).collect();
+    assert_eq!(followed, ["head_cpu", "gcs_latency"]);
+    assert!((submit.slo.quantile - 0.99).abs() < 1e-12);
+    assert_eq!(submit.slo.latency, Duration::from_millis(1500));
+}
+
+#[test]
+fn a_law_for_all_spares_the_classes_that_stand_still() {
+    let settings =
+        settings("[control]\nlaw = { kind = 'aimd' }\n[class.job-list]\nlaw = { kind = 'static' }");
+    assert!(matches!(class(&settings, "job-submit").law, Law::Aimd { .. }));
+    assert_eq!(class(&settings, "job-list").law, Law::Static);
+    assert_eq!(class(&settings, "log-tail").law, Law::Static);
+    assert!(matches!(class(&settings, "serve").law, Law::Gradient { .. }));
+}
+
+#[test]
+fn classes_routes_and_signals_of_the_operators_own_join_the_built_in_ones() {
+    let settings = settings(
+        "[metrics]
+         prometheus = 'http://prometheus:9090'
+         [signal.disk]
+         target = 90
+         unit = '%'
+         sources = [
+           { metric = 'ray_node_disk_usage{IsHeadNode=\"true\"}', how = 'ratio', to = 'ray_node_disk_total', scale = 100 },
+           { promql = 'max(disk)' },
+         ]
+         [class.models]
+         module = 'Serve'
+         rate = { initial = '100/s' }
+         signals = ['disk']
+         [[route]]
+         path = '/v1/{*rest}'
+         header = 'X-Tier: gold'
+         class = 'models'
+         [[route]]
+         method = 'GET'
+         path = '/api/jobs/'
+         class = 'views'",
+    );
+    let models = class(&settings, "models");
+    assert_eq!(&*settings.policy.modules[models.module.index()].name, "Serve");
+    assert_eq!(models.rate.unwrap().per_second, Bounds { initial: 100.0, min: 10.0, max: 1000.0 });
+    assert_eq!(models.rate.unwrap().burst, 100);
+    let disk = &settings.policy.signals[models.signals[0].index()];
+    assert_eq!(disk.sources.len(), 2);
+    assert_eq!(disk.sources[1], SignalSource::PromQl("max(disk)".into()));
+    let [first, second] = &settings.routes[..] else { panic!("two routes") };
+    assert_eq!((first.surface, second.surface), (Surface::Serve, Surface::Dashboard));
+    assert_eq!(first.header, Some(("x-tier".into(), "gold".into())));
+    assert_eq!(first.method, None);
+    assert_eq!(&*settings.policy.classes[second.class.index()].name, "views");
+}
+
+#[test]
+fn listeners_may_be_many_and_of_every_kind() {
+    let settings = settings(
+        "upstream = 'http://127.0.0.1:18265'
+         [[listen]]
+         address = '0.0.0.0:8265'
+         tls = { certificate = '/c.pem', key = '/k.pem' }
+         proxy_protocol = true
+         [[listen]]
+         address = 'unix:/run/rayguard/door.sock'
+         [[listen]]
+         kind = 'ray-client'
+         address = '[::1]:10001'
+         upstream = '127.0.0.1:20001'",
+    );
+    let [tls, unix, client] = &settings.listeners[..] else { panic!("three listeners") };
+    assert!(tls.tls.is_some() && tls.proxy_protocol);
+    assert_eq!(unix.address, Address::Unix("/run/rayguard/door.sock".into()));
+    assert_eq!(unix.upstream.authority(), "127.0.0.1:18265");
+    assert_eq!((client.surface, client.upstream.port), (Surface::RayClient, 20001));
+}
+
+#[test]
+fn one_class_may_be_shadowed_alone() {
+    let settings = settings("[class.views]\nmode = 'shadow'");
+    for (class, mode) in settings.policy.classes.iter().zip(&settings.class_modes) {
+        assert_eq!(*mode == Mode::Shadow, &*class.name == "views");
+    }
+}
+
+#[test]
+fn secrets_stand_in_files_or_variables_never_in_the_file() {
+    let settings = settings(
+        "[admin]
+         token = { file = '/run/secrets/admin' }
+         [[alerts.notify]]
+         kind = 'slack'
+         url_from = { env = 'SLACK_URL' }",
+    );
+    assert_eq!(settings.admin.unwrap().token, Some(Secret::File("/run/secrets/admin".into())));
+    assert_eq!(settings.alerts.notify[0].url, NotifyUrl::Secret(Secret::Env("SLACK_URL".into())));
+    refused("[admin]\ntoken = { file = 'a', env = 'B' }", "admin.token", "one place");
+    refused("[admin]\ntoken = {}", "admin.token", "one place");
+    refused("[admin]\ntoken = 'hunter2'", "admin.token", "invalid type");
+}
+
+#[test]
+fn a_class_made_held_neither_waits_nor_times_out() {
+    let settings = settings("[class.views]\nkind = 'held'");
+    let views = class(&settings, "views");
+    assert_eq!((views.kind, views.queue.len_max, views.timeout), (Kind::Held, 0, None));
+    refused("[class.log-tail]\nqueue = { len = 5, wait = '1s' }", "class.log-tail.queue", "held open");
+    refused("[class.log-tail]\ntimeout = '5s'", "class.log-tail.timeout", "held open");
+}
+
+#[test]
+fn limits_on_what_is_not_limited_are_refused_as_useless() {
+    refused("[class.health]\nrate = '5/s'", "class.health.rate", "exempt");
+    refused("[class.views]\ntreatment = 'blocked'\nin_flight = 5", "class.views.in_flight", "blocked");
+    let settings = settings("[class.blocked]\ntreatment = 'limited'");
+    let limited = class(&settings, "blocked");
+    assert_eq!(limited.treatment, Treatment::Limited);
+    assert!(limited.in_flight.max <= 100.0, "what was unlimited gets limits: {:?}", limited.in_flight);
+}
+
+#[test]
+fn bounds_out_of_order_are_told_with_what_is_a_default() {
+    refused(
+        "[class.job-submit]\nrate = { min = '100/s' }",
+        "class.job-submit.rate",
+        "min 100/s, initial 4/s (the default), max 64/s (the default)",
+    );
+    refused(
+        "[class.views]\nin_flight = { initial = 4, min = 5, max = 6 }",
+        "class.views.in_flight",
+        "rising order",
+    );
+    refused("[module.JobHead]\nin_flight = { max = 1 }", "module.JobHead.in_flight", "rising order");
+}
+
+#[test]
+fn numbers_out_of_their_range_are_refused_nan_included() {
+    for (text, key) in [
+        ("[class.views]\nin_flight = 0", "class.views.in_flight"),
+        ("[class.views]\nin_flight = nan", "class.views.in_flight"),
+        ("[class.views]\nin_flight = { max = inf }", "class.views.in_flight.max"),
+        ("[class.views]\npriority = 10", "class.views.priority"),
+        ("[class.views]\nrate = '0/s'", "class.views.rate"),
+        ("[class.job-submit]\nrate = { burst = 0 }", "class.job-submit.rate.burst"),
+        ("[class.views]\nbytes_per_second = '1 B/s'", "class.views.bytes_per_second"),
+        ("[class.views]\ntimeout = '0s'", "class.views.timeout"),
+        ("[class.views]\nper_party = { in_flight = 0 }", "class.views.per_party.in_flight"),
+        ("[signal.head_cpu]\ntarget = nan", "signal.head_cpu.target"),
+        ("[signal.head_cpu]\ntarget = 0", "signal.head_cpu.target"),
+        ("[control]\ninner_period = '0s'", "control.inner_period"),
+        ("[control]\nouter_period = '0s'", "control.outer_period"),
+        ("[control]\nslew = 1.0", "control.slew"),
+        ("[control]\ndeadband = nan", "control.deadband"),
+        ("[control]\nlaw = { kind = 'aimd', decrease = 1.0 }", "control.law.decrease"),
+        ("[control]\nlaw = { kind = 'gradient', tolerance = 1.0 }", "control.law.tolerance"),
+        ("[metrics]\ninterval = '0s'", "metrics.interval"),
+        ("[probe]\ninterval = '0s'", "probe.interval"),
+        ("[ledger]\nfiles_max = 0", "ledger.files_max"),
+        ("[http]\nconnections_max = 0", "http.connections_max"),
+        ("[module.JobHead]\nwork = '0s'", "module.JobHead.work"),
+    ] {
+        refused(text, key, "is outside");
+    }
+}
+
+#[test]
+fn a_burst_that_takes_hours_to_come_back_is_refused_with_its_arithmetic() {
+    refused(
+        "[class.job-submit]\nrate = { initial = '0.5/s', burst = 5000 }",
+        "class.job-submit.rate",
+        "burst of 5000 needs 2h 46m 40s to refill at 30/min",
+    );
+}
+
+#[test]
+fn names_that_do_not_exist_are_refused_with_the_nearest() {
+    let remedy = |text: &str| {
+        let problems = parse(text, "f", &Overrides::default()).unwrap_err();
+        problems.list()[0].remedy.clone().unwrap()
+    };
+    assert_eq!(remedy("[class.job_submit]\npriority = 1"), "did you mean `job-submit`?");
+    assert_eq!(remedy("[slo]\njob-sumbit = 'p99 1s'"), "did you mean `job-submit`?");
+    assert_eq!(remedy("[signal.headcpu]\ntarget = 5"), "did you mean `head_cpu`?");
+    assert_eq!(remedy("[module.Jobhead]\nin_flight = 5"), "did you mean `JobHead`?");
+    assert_eq!(remedy("[class.views]\nsignals = ['gcs-latency']"), "did you mean `gcs_latency`?");
+    assert_eq!(remedy("[[route]]\npath = '/'\nclass = 'view'"), "did you mean `views`?");
+    assert_eq!(remedy("mode = 'shaddow'"), "write one of: enforce, shadow");
+}
+
+#[test]
+fn a_listener_that_leads_to_itself_is_refused() {
+    refused("upstream = 'http://127.0.0.1:8265'\nlisten = '127.0.0.1:8265'", "listen", "loop");
+    refused("upstream = 'http://localhost:8265'\nlisten = '0.0.0.0:8265'", "listen", "loop");
+    refused("upstream = 'http://127.0.0.1:8266'", "listen", "loop");
+    // Another host's port of the same number is what a Deployment in front of Ray has.
+    settings("upstream = 'http://ray-head:8265'\nlisten = '0.0.0.0:8265'");
+    refused("[admin]\nlisten = '127.0.0.1:8265'", "admin.listen", "Ray's own");
+}
+
+#[test]
+fn ports_that_clash_are_refused() {
+    refused("[admin]\nlisten = '0.0.0.0:8266'", "admin.listen", "taken by `listen`");
+    let two = "[[listen]]\naddress = '127.0.0.1:1'\n[[listen]]\naddress = '0.0.0.0:1'";
+    refused(two, "listen[1].address", "taken by `listen[0].address`");
+    settings("listen = '127.0.0.1:0'\n[admin]\nlisten = '127.0.0.1:0'");
+}
+
+#[test]
+fn addresses_that_cannot_be_bound_are_refused() {
+    refused(&format!("listen = 'unix:/{}'", "x".repeat(120)), "listen", "121 bytes");
+    refused("listen = 'unix:'", "listen", "empty");
+    refused("listen = ':8266'", "listen", "not an address");
+    refused("listen = '127.0.0.1'", "listen", "not an address");
+    refused("listen = []", "listen", "no listener");
+    refused("[[listen]]\nkind = 'serve'\naddress = '127.0.0.1:8000'", "listen[0]", "`upstream` of its own");
+    refused("[[listen]]\nkind = 'dashboard'", "listen[0]", "no `address`");
+    refused("[[listen]]\naddress = '127.0.0.1:1'\ntls = { key = 'k' }", "listen[0].tls", "both");
+}
+
+#[test]
+fn upstreams_that_are_no_servers_are_refused() {
+    for (text, part) in [
+        ("https://ray:8265", "https towards Ray"),
+        ("ftp://ray", "scheme"),
+        ("http://ray:8265/prefix", "path"),
+        ("http://user:secret@ray:8265", "password"),
+        ("http://ray:0", "port 0"),
+        ("http://ray:99999", "not an address"),
+        ("", "not an address"),
+    ] {
+        refused(&format!("upstream = '{text}'"), "upstream", part);
+    }
+}
+
+#[test]
+fn routes_that_are_no_routes_are_refused() {
+    refused("[[route]]\nclass = 'views'", "route[0]", "needs `path`");
+    refused("[[route]]\npath = 'x'\nclass = 'views'", "route[0].path", "begins with");
+    refused("[[route]]\npath = '/x/{*a}/b'\nclass = 'views'", "route[0].path", "/x/{*a}/b");
+    refused("[[route]]\npath = '/x?y=1'\nclass = 'views'", "route[0].path", "query");
+    refused("[[route]]\nmethod = 'get'\npath = '/x'\nclass = 'views'", "route[0].method", "not a method");
+    refused("[[route]]\nheader = 'gold'\npath = '/x'\nclass = 'views'", "route[0].header", "not a header");
+    let twice = "[[route]]\npath = '/x/{a}'\nclass = 'views'\n[[route]]\npath = '/x/{b}'\nclass = 'other'";
+    refused(twice, "route[1]", "above already");
+}
+
+#[test]
+fn laws_take_their_own_constants_alone() {
+    refused("[control]\nlaw = {}", "control.law", "no `kind`");
+    refused(
+        "[control]\nlaw = { kind = 'pid', increase = 0.1 }",
+        "control.law.increase",
+        "belongs to the law `aimd`",
+    );
+    refused("[control]\nlaw = { kind = 'pid', ki = 0 }", "control.law.ki", "never finds");
+}
+
+#[test]
+fn sources_say_one_thing() {
+    let source = |source: &str| format!("[signal.head_cpu]\nsources = [{source}]");
+    refused(&source("{}"), "signal.head_cpu.sources[0]", "one of");
+    refused(&source("{ metric = 'a', probe = true }"), "signal.head_cpu.sources[0]", "one of");
+    refused(&source("{ promql = 'a' }"), "signal.head_cpu.sources[0].promql", "needs a Prometheus");
+    refused(&source("{ metric = 'a', how = 'quantile' }"), "signal.head_cpu.sources[0].at", "needs `at`");
+    refused(&source("{ metric = 'a', to = 'b' }"), "signal.head_cpu.sources[0].to", "go together");
+    refused(
+        &source("{ metric = 'a{b=~\"c.d\"}' }"),
+        "signal.head_cpu.sources[0].metric",
+        "more than a prefix",
+    );
+    refused(&source("{ probe = true, scale = 2.0 }"), "signal.head_cpu.sources[0].scale", "belongs to");
+    refused("[signal.head_cpu]\nsources = []", "signal.head_cpu.sources", "no source");
+    refused("[signal.head_cpu]\nstale_after = '6s'", "signal.head_cpu.stale_after", "two scrapes");
+}
+
+#[test]
+fn held_connections_and_ceiling_must_leave_ray_some_of_its_hundred() {
+    refused("[class.log-tail]\nin_flight = 95", "class.log-tail.in_flight", "Ray hangs at 100");
+    refused("[module.StateHead]\nin_flight = { max = 60 }", "module.StateHead.in_flight", "Ray hangs at 100");
+}
+
+#[test]
+fn trust_is_not_given_to_everyone() {
+    refused("trusted_proxies = ['0.0.0.0/0']", "trusted_proxies[0]", "trusts everyone");
+    refused("trusted_proxies = ['proxy.local']", "trusted_proxies[0]", "not a network");
+    refused("[identity]\nheaders = ['x-user']", "identity.headers", "there are none");
+    assert_eq!(settings("trusted_proxies = ['10.1.2.3', 'fd00::/8']").trusted_proxies.len(), 2);
+}
+
+#[test]
+fn api_keys_are_digests_and_differ() {
+    let digest = "a".repeat(64);
+    let known = settings(&format!("[api_keys.ci]\nsha256 = '{digest}'"));
+    assert_eq!(known.identity.api_keys[0].sha256, [0xaa; 32]);
+    refused("[api_keys.ci]\nsha256 = 'secret'", "api_keys.ci.sha256", "64 hexadecimal");
+    refused("[api_keys.ci]", "api_keys.ci.sha256", "missing");
+    let twice = format!("[api_keys.a]\nsha256 = '{digest}'\n[api_keys.b]\nsha256 = '{digest}'");
+    refused(&twice, "api_keys.b.sha256", "`a` has the same key");
+}
+
+#[test]
+fn an_objective_beyond_the_timeout_is_refused() {
+    refused("[slo]\njob-list = 'p99 5m'", "slo.job-list", "beyond the class's timeout");
+    refused("[slo]\njob-list = 'p100 1s'", "slo.job-list", "outside p50");
+}
+
+#[test]
+fn grammar_types_and_meaning_are_told_in_one_round() {
+    let found = problems("mode = 5\nmood = 1\n[class.views]\npriority = 99\n[class.nope]\n");
+    let keys: Vec<&str> = found.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["mode", "mood", "class.views.priority", "class.nope"]);
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC{0,300}") {
+        let _ = problems(&text);
+    }
+
+    #[test]
+    fn no_file_made_of_known_keys_and_wild_values_panics(entries in proptest::collection::vec((0_usize..KEYS.len(), 0_usize..VALUES.len()), 0..20)) {
+        let lines: Vec<String> = entries.iter().map(|(key, value)| format!("{} = {}", KEYS[*key], VALUES[*value])).collect();
+        let _ = problems(&lines.join("\n"));
+    }
+}
+
+const KEYS: &[&str] = &[
+    "mode",
+    "upstream",
+    "listen",
+    "state_dir",
+    "trusted_proxies",
+    "http.drain",
+    "http.connections_max",
+    "http.header_bytes_max",
+    "identity.headers",
+    "api_keys.a.sha256",
+    "metrics.targets",
+    "metrics.prometheus",
+    "metrics.interval",
+    "metrics.timeout",
+    "probe.path",
+    "slo.job-list",
+    "slo.x",
+    "signal.head_cpu.target",
+    "signal.head_cpu.sources",
+    "signal.new.sources",
+    "signal.new.target",
+    "control.slew",
+    "control.law",
+    "control.inner_period",
+    "module.JobHead.in_flight",
+    "class.job-submit.rate",
+    "class.job-submit.rate.burst",
+    "class.job-submit.in_flight",
+    "class.job-submit.queue",
+    "class.job-submit.law",
+    "class.new.module",
+    "class.new.rate",
+    "class.views.per_party",
+    "class.views.coalesce",
+    "class.views.signals",
+    "route",
+    "alerts.notify",
+    "alerts.for",
+    "admin.listen",
+    "admin.token",
+    "ledger.file_bytes_max",
+    "log.level",
+];
+
+const VALUES: &[&str] = &[
+    "1",
+    "-1",
+    "0",
+    "nan",
+    "inf",
+    "-inf",
+    "1e308",
+    "9223372036854775807",
+    "true",
+    "''",
+    "'off'",
+    "'1s'",
+    "'99999999999999999999h'",
+    "'1/h'",
+    "'1e300/s'",
+    "'0/s'",
+    "'100 MiB'",
+    "'p99 1s'",
+    "'p0 0s'",
+    "'JobHead'",
+    "'http://x'",
+    "'http://[::1]:5'",
+    "'127.0.0.1:8265'",
+    "'unix:'",
+    "'🦀'",
+    "[]",
+    "[1]",
+    "['']",
+    "['head_cpu']",
+    "{}",
+    "{ kind = 'pid', ki = nan }",
+    "{ kind = 'slack' }",
+    "{ initial = 1 }",
+    "{ initial = '1/h', burst = 1000000 }",
+    "{ min = nan, max = nan, initial = nan }",
+    "{ len = 5 }",
+    "{ file = '' }",
+    "[{ metric = 'a{b=~\"|\"}' }]",
+    "[{ path = '/{a}{b}', class = 'views' }]",
+    "[{ probe = true }, { promql = '' }]",
+    "[{ address = '1:2' }]",
+    "1979-05-27T07:32:00Z",
+];
