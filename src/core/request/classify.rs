@@ -4,7 +4,7 @@
 //! the operator's routes, then Ray's own ([`ROUTES`]), then the class for what no route
 //! knows. What cannot be classified with certainty is [`Suspicious`] and refused.
 //!
-//! Ray's routes are one radix tree per method, as its router is in effect: a method that a
+//! Ray's routes are radix trees per method, as its router is in effect: a method that a
 //! path does not have is a 404 or 405 from the parent loop, hence `other`. Trailing slashes
 //! count, since they count to Ray. Methods are compared without case, because aiohttp's
 //! Python parser raises them; `HEAD` is `GET` without a body, and costs the same.
@@ -167,8 +167,8 @@ pub const UNLISTED: &str = "(unlisted)";
 
 /// From facts to class and route, for one kind of listener.
 pub struct Classifier {
-    /// One tree per method of [`METHODS`].
-    trees: [matchit::Router<Match>; METHODS.len()],
+    /// One pair of trees per method of [`METHODS`].
+    trees: [Trees; METHODS.len()],
     /// The operator's routes and those of Ray's with a header condition, most specific first.
     rules: Vec<Pattern>,
     /// Where goes what no route knows.
@@ -177,6 +177,27 @@ pub struct Classifier {
     lenient: bool,
     /// By [`RouteId`].
     labels: Box<[Arc<str>]>,
+}
+
+/// The routes of one method. Literal ones apart from those with parameters: the literal goes
+/// first anyhow, and a tree that holds both allocates where it may have to step back.
+#[derive(Default)]
+struct Trees {
+    literal: Option<matchit::Router<Match>>,
+    parametric: Option<matchit::Router<Match>>,
+}
+
+impl Trees {
+    /// Adds a route of Ray's. They do not contradict each other: a test finds them all.
+    fn insert(&mut self, path: &str, target: Match) {
+        let tree = if path.contains('{') { &mut self.parametric } else { &mut self.literal };
+        let _ = tree.get_or_insert_default().insert(path, target);
+    }
+
+    fn find(&self, path: &str) -> Option<Match> {
+        let trees = [&self.literal, &self.parametric].into_iter().flatten();
+        trees.map(|tree| tree.at(path)).find_map(Result::ok).map(|found| *found.value)
+    }
 }
 
 /// The methods Ray's routes use.
@@ -203,7 +224,7 @@ impl Classifier {
 
         let mut labels: Vec<Arc<str>> = vec![UNLISTED.into(); Surface::ALL.len()];
         let mut patterns = Vec::new();
-        let mut trees: [matchit::Router<Match>; METHODS.len()] = Default::default();
+        let mut trees: [Trees; METHODS.len()] = Default::default();
         for route in ROUTES {
             let id = next_id(&labels);
             labels.push(route.path.into());
@@ -214,8 +235,7 @@ impl Classifier {
                     let target = Match { class, route: id };
                     let tree = METHODS.iter().position(|method| *method == route.method);
                     match (route.header, tree) {
-                        // Ray's routes do not contradict each other; a test inserts them all.
-                        (None, Some(tree)) => drop(trees[tree].insert(route.path, target)),
+                        (None, Some(tree)) => trees[tree].insert(route.path, target),
                         _ => patterns.push(Pattern::of_ray(route, target)),
                     }
                 }
@@ -268,11 +288,13 @@ impl Classifier {
             Err(_) if self.lenient => return Ok(self.unlisted),
             Err(why) => return Err(why),
         };
-        if let Some(pattern) = self.rules.iter().find(|pattern| pattern.matches(facts, &path)) {
-            return Ok(pattern.target);
+        let head = Head::of(&path);
+        let found = self.rules.iter().find(|rule| rule.head.begins(head) && rule.matches(facts, &path));
+        if let Some(rule) = found {
+            return Ok(rule.target);
         }
         let Some(tree) = tree_of(facts.method) else { return Ok(self.unlisted) };
-        Ok(self.trees[tree].at(&path).map_or(self.unlisted, |found| *found.value))
+        Ok(self.trees[tree].find(&path).unwrap_or(self.unlisted))
     }
 
     /// A route's pattern, for logs and metrics: as many values as routes, whatever is asked.
@@ -325,12 +347,37 @@ struct Pattern {
     surface: Surface,
     method: Option<Arc<str>>,
     header: Option<HeaderIs>,
-    /// What every matching path begins with; sorts out most requests in one comparison.
+    /// What every matching path begins with.
     prefix: Box<str>,
+    head: Head,
     segments: Box<[Segment]>,
     target: Match,
     /// The rule's place in the operator's list.
     place: usize,
+}
+
+/// The first eight bytes of a path as one number: most rules are passed over by comparing it.
+#[derive(Clone, Copy)]
+struct Head {
+    word: u64,
+    mask: u64,
+}
+
+impl Head {
+    fn of(path: &str) -> Head {
+        let mut word = [0; 8];
+        let mut mask = [0; 8];
+        for (i, byte) in path.bytes().take(8).enumerate() {
+            word[i] = byte;
+            mask[i] = 0xFF;
+        }
+        Head { word: u64::from_ne_bytes(word), mask: u64::from_ne_bytes(mask) }
+    }
+
+    /// Whether `path` may begin with what this is the head of.
+    fn begins(self, path: Head) -> bool {
+        path.word & self.mask == self.word
+    }
 }
 
 /// A piece of a pattern between slashes, in order of precedence.
@@ -351,6 +398,7 @@ impl Pattern {
                 .header
                 .map(|(name, value)| HeaderIs { name: name.into(), value: Some(value.into()) }),
             prefix: prefix_of(route.path).into(),
+            head: Head::of(prefix_of(route.path)),
             segments: segments_of(route.path).unwrap_or_default(),
             target,
             place: usize::MAX,
@@ -383,6 +431,7 @@ impl Pattern {
             method: rule.method.as_ref().map(|method| method.to_ascii_uppercase().into()),
             header: rule.header.clone(),
             prefix: prefix_of(&rule.path).into(),
+            head: Head::of(prefix_of(&rule.path)),
             segments,
             target,
             place,
@@ -823,6 +872,25 @@ mod tests {
                     prop_assert!(place(&classifier, &method, &path).is_err());
                 }
             }
+        }
+
+        #[test]
+        fn a_rule_takes_what_its_pattern_says_and_nothing_else(
+            pieces in prop::collection::vec("[a-z]{1,5}|\\{[a-z]{1,3}\\}", 1..5),
+            rest in any::<bool>(),
+            filler in "[a-z0-9%2F;._-]{0,3}[a-z]",
+            deeper in "(/[a-z]{0,3}){0,3}",
+        ) {
+            let pattern = format!("/{}{}", pieces.join("/"), if rest { "/{*rest}" } else { "" });
+            let classifier = classifier(Surface::Dashboard, &[rule(None, &pattern, "profiling")]);
+            let filled: Vec<_> =
+                pieces.iter().map(|piece| if piece.starts_with('{') { filler.clone() } else { piece.clone() }).collect();
+            let path = format!("/{}{}", filled.join("/"), deeper);
+            let Ok((class, label)) = place(&classifier, "GET", &path) else { return Ok(()) };
+            let merged = normalise(&path).unwrap().into_owned();
+            let takes = if rest { merged.split('/').count() > pieces.len() + 1 } else { merged.split('/').count() == pieces.len() + 1 };
+            prop_assert_eq!(label == pattern, takes, "{} {}", pattern, path);
+            prop_assert_eq!(class == "profiling", takes);
         }
 
         #[test]
