@@ -1,1 +1,802 @@
-//! Not yet written.
+//! When should a person be told?
+//!
+//! Rules over the facts of one tick, each with a time it must hold before it fires (`for`) and
+//! a time it must be gone before it resolves (`clear`). Between "bad" and "good" lies a band
+//! in which a firing alert goes on and a silent one stays silent, so that a value on the edge
+//! does not ring twice a minute. An alert is known by its key (`rule/subject`): it begins
+//! once and ends once, however often the rule is evaluated.
+//!
+//! | rule | bad when | told after |
+//! |---|---|---|
+//! | slo-breached | latency above the class's objective | 1 min |
+//! | sheds-rising | over 1 % refused, and 1.5 times the share of the last ten minutes | 30 s |
+//! | high-request-rate | over the configured rate, or four times the last hour's and 10/s | 1 min |
+//! | pinned-floor | at `min` and binding | 5 min |
+//! | pinned-ceiling | at `max` and binding | 10 min |
+//! | signal-stale | no fresh reading | 30 s |
+//! | loop-hunting | see [`super::control::oscillation`] | 2 min |
+//! | upstream-down | the head does not answer | 5 s |
+//! | config-rejected | the last configuration was refused | at once |
+//! | record-gaps | events were lost | at once |
+//!
+//! Pure: [`Alerts::tick`] returns what began and what ended; sending, repeating and retrying
+//! is `observe::notify`'s.
+
+use super::journal::{LimitKind, number};
+use super::policy::Bounds;
+use super::time::Time;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The rules.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Alert {
+    /// A class's latency is above its objective.
+    SloBreached,
+    /// A class refuses more and more.
+    ShedsRising,
+    /// A class is asked far more than usual.
+    HighRequestRate,
+    /// A limit stands at its floor and holds requests back.
+    PinnedFloor,
+    /// A limit stands at its ceiling and holds requests back.
+    PinnedCeiling,
+    /// A signal gives no fresh reading.
+    SignalStale,
+    /// A limit swings without end.
+    LoopHunting,
+    /// The head does not answer.
+    UpstreamDown,
+    /// The last configuration was refused.
+    ConfigRejected,
+    /// Events are missing from the record.
+    RecordGaps,
+}
+
+/// How urgent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// To be looked at in the morning.
+    Info,
+    /// To be looked at today.
+    Warning,
+    /// To be looked at now.
+    Critical,
+}
+
+/// Began or ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AlertState {
+    /// Began.
+    Firing,
+    /// Ended.
+    Resolved,
+}
+
+/// An alert began or ended.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Transition {
+    /// The rule.
+    pub alert: Alert,
+    /// Began or ended.
+    pub state: AlertState,
+    /// How urgent.
+    pub severity: Severity,
+    /// Class, module or signal, if it is about one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// Known by this: equal from beginning to end, and different between alerts.
+    pub key: String,
+    /// One sentence.
+    pub summary: String,
+    /// What it means and what to do, in a few sentences.
+    pub description: String,
+    /// Where the runbook speaks of it.
+    pub runbook: String,
+    /// When it began to fire.
+    pub since: Time,
+}
+
+/// What the rules look at.
+#[derive(Clone, Debug, Default)]
+pub struct Facts<'a> {
+    /// Every class.
+    pub classes: Vec<ClassFacts<'a>>,
+    /// Every limit that may move.
+    pub limits: Vec<LimitFacts<'a>>,
+    /// Every signal in use.
+    pub signals: Vec<SignalFacts<'a>>,
+    /// Why the head does not answer, if it does not.
+    pub upstream_problem: Option<&'a str>,
+    /// Why the last configuration was refused, if it was.
+    pub config_problem: Option<&'a str>,
+    /// Events lost from the record since the start.
+    pub events_lost: u64,
+}
+
+/// One class over the last tick.
+#[derive(Clone, Copy, Debug)]
+pub struct ClassFacts<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Latency / objective; `None` without answers.
+    pub slo_pressure: Option<f64>,
+    /// Requests per second that came.
+    pub offered_per_second: f64,
+    /// Requests per second refused.
+    pub shed_per_second: f64,
+    /// Alert above this rate, in requests per second; `None`: learnt.
+    pub rate_alert: Option<f64>,
+}
+
+/// One limit now.
+#[derive(Clone, Copy, Debug)]
+pub struct LimitFacts<'a> {
+    /// Class or module.
+    pub class: &'a str,
+    /// Which limit.
+    pub limit: LimitKind,
+    /// Its value.
+    pub value: f64,
+    /// Its range.
+    pub bounds: Bounds,
+    /// It held something back.
+    pub binding: bool,
+    /// It is hunting.
+    pub hunting: bool,
+    /// +- swing as a ratio.
+    pub swing: f64,
+}
+
+/// One signal now.
+#[derive(Clone, Copy, Debug)]
+pub struct SignalFacts<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Stale, or never seen for too long.
+    pub stale: bool,
+    /// Age of the last value, if there was one.
+    pub age: Option<Duration>,
+    /// What is wrong, or empty.
+    pub problem: &'a str,
+}
+
+/// How long a rule must hold, and be gone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Patience {
+    /// Bad for so long before it fires.
+    pub fire_after: Duration,
+    /// Good for so long before it resolves.
+    pub clear_after: Duration,
+}
+
+/// All alerts: what is pending, what fires, and the averages the rules compare with.
+#[derive(Clone, Debug, Default)]
+pub struct Alerts {
+    patience: BTreeMap<Alert, Patience>,
+    known: BTreeMap<(Alert, String), Known>,
+    averages: BTreeMap<String, Averages>,
+    last_tick: Option<Time>,
+    events_lost: u64,
+    gap_at: Option<Time>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    bad_since: Option<Time>,
+    good_since: Option<Time>,
+    firing: Option<Transition>,
+}
+
+/// Exponential averages of one class.
+#[derive(Clone, Copy, Debug, Default)]
+struct Averages {
+    shed_share_1m: f64,
+    shed_share_10m: f64,
+    shed_per_second_1m: f64,
+    rate_1m: f64,
+    rate_1h: f64,
+    age_s: f64,
+}
+
+/// What a rule says of one subject at one tick.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Bad,
+    /// On the edge: what fires goes on, what is silent stays silent.
+    Between,
+    Good,
+}
+
+struct Finding {
+    alert: Alert,
+    subject: Option<String>,
+    /// Tells apart alerts of one rule and subject (a class has several limits).
+    detail: &'static str,
+    verdict: Verdict,
+    summary: String,
+}
+
+impl Alert {
+    /// All rules.
+    pub const ALL: [Alert; 10] = [
+        Alert::SloBreached,
+        Alert::ShedsRising,
+        Alert::HighRequestRate,
+        Alert::PinnedFloor,
+        Alert::PinnedCeiling,
+        Alert::SignalStale,
+        Alert::LoopHunting,
+        Alert::UpstreamDown,
+        Alert::ConfigRejected,
+        Alert::RecordGaps,
+    ];
+
+    /// As in keys, labels and config.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Alert::SloBreached => "slo-breached",
+            Alert::ShedsRising => "sheds-rising",
+            Alert::HighRequestRate => "high-request-rate",
+            Alert::PinnedFloor => "pinned-floor",
+            Alert::PinnedCeiling => "pinned-ceiling",
+            Alert::SignalStale => "signal-stale",
+            Alert::LoopHunting => "loop-hunting",
+            Alert::UpstreamDown => "upstream-down",
+            Alert::ConfigRejected => "config-rejected",
+            Alert::RecordGaps => "record-gaps",
+        }
+    }
+
+    /// How urgent.
+    #[must_use]
+    pub fn severity(self) -> Severity {
+        match self {
+            Alert::UpstreamDown => Severity::Critical,
+            Alert::PinnedCeiling | Alert::HighRequestRate => Severity::Info,
+            Alert::SloBreached
+            | Alert::ShedsRising
+            | Alert::PinnedFloor
+            | Alert::SignalStale
+            | Alert::LoopHunting
+            | Alert::ConfigRejected
+            | Alert::RecordGaps => Severity::Warning,
+        }
+    }
+
+    /// Shipped patience.
+    #[must_use]
+    pub fn patience(self) -> Patience {
+        let (fire_s, clear_s) = match self {
+            Alert::SloBreached | Alert::HighRequestRate => (60, 60),
+            Alert::ShedsRising => (30, 120),
+            Alert::PinnedFloor => (300, 60),
+            Alert::PinnedCeiling => (600, 60),
+            Alert::SignalStale => (30, 15),
+            Alert::LoopHunting => (120, 300),
+            Alert::UpstreamDown => (5, 10),
+            Alert::ConfigRejected => (0, 0),
+            Alert::RecordGaps => (0, 600),
+        };
+        Patience { fire_after: Duration::from_secs(fire_s), clear_after: Duration::from_secs(clear_s) }
+    }
+
+    /// What it means and what to do.
+    #[must_use]
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Alert::SloBreached => {
+                "Answers of this class take longer than its objective although the loop has had time to act. \
+                 See `rayguard log --class` for what it did. If the limit stands at its floor, the load is in \
+                 another class or does not pass this door; if not, wait a few dead times."
+            }
+            Alert::ShedsRising => {
+                "More and more requests of this class are refused. `rayguard status` shows which parties ask \
+                 most; one that asks too much is held to its share already. If all are honest, the head is \
+                 too small for what is asked of it."
+            }
+            Alert::HighRequestRate => {
+                "This class is asked far more than usual. Nothing need be wrong yet; a retry loop or a new \
+                 dashboard often begins so."
+            }
+            Alert::PinnedFloor => {
+                "The loop would cut deeper than the configured `min`. Either the pressure is not caused by this \
+                 class, or the head is ill: look at its CPU, memory and the GCS."
+            }
+            Alert::PinnedCeiling => {
+                "Requests are held back by the configured `max` while the head could bear more. Raise `max` if \
+                 that is not what you want."
+            }
+            Alert::SignalStale => {
+                "The loop flies without this signal; its limits do what `on_stale` says and never open. Check \
+                 that the metrics endpoint answers: `rayguard doctor`."
+            }
+            Alert::LoopHunting => {
+                "The limit goes up and down without getting anywhere: the gain is too high for the dead time. \
+                 `rayguard check` prints the gain margin; lower the gain, or make the readings fresher."
+            }
+            Alert::UpstreamDown => {
+                "The head accepts no connections or does not answer health checks. Callers are told to come \
+                 back later; limits start from their initial values when it returns."
+            }
+            Alert::ConfigRejected => {
+                "The configuration on disk is not the one in force. `rayguard check` names every problem with \
+                 its line."
+            }
+            Alert::RecordGaps => {
+                "Events could not be written (disk full, read-only or too slow). The gap is marked in the \
+                 record with the number of lost events; limits were not affected."
+            }
+        }
+    }
+}
+
+impl AlertState {
+    /// As in the record.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            AlertState::Firing => "firing",
+            AlertState::Resolved => "resolved",
+        }
+    }
+}
+
+impl Alerts {
+    /// With patience other than shipped for some rules.
+    #[must_use]
+    pub fn with_patience(patience: BTreeMap<Alert, Patience>) -> Alerts {
+        Alerts { patience, ..Alerts::default() }
+    }
+
+    /// Evaluates every rule. Returns what began and what ended, in a stable order.
+    pub fn tick(&mut self, now: Time, facts: &Facts<'_>) -> Vec<Transition> {
+        let elapsed_s = self.last_tick.map_or(0.0, |at| now.since(at).as_secs_f64());
+        self.last_tick = Some(now);
+        let mut findings = Vec::new();
+        self.classes(elapsed_s, &facts.classes, &mut findings);
+        limits(&facts.limits, &mut findings);
+        signals(&facts.signals, &mut findings);
+        self.house(now, facts, &mut findings);
+        self.judge(now, findings)
+    }
+
+    /// What fires now, for whoever must repeat it.
+    pub fn firing(&self) -> impl Iterator<Item = &Transition> {
+        self.known.values().filter_map(|known| known.firing.as_ref())
+    }
+
+    fn classes(&mut self, elapsed_s: f64, classes: &[ClassFacts<'_>], findings: &mut Vec<Finding>) {
+        self.averages.retain(|name, _| classes.iter().any(|class| class.name == name));
+        for class in classes {
+            let averages = self.averages.entry(class.name.to_owned()).or_default();
+            averages.take(elapsed_s, class);
+            findings.push(slo(class));
+            findings.push(sheds(class, averages));
+            findings.push(request_rate(class, averages));
+        }
+    }
+
+    fn house(&mut self, now: Time, facts: &Facts<'_>, findings: &mut Vec<Finding>) {
+        let verdict = |bad: bool| if bad { Verdict::Bad } else { Verdict::Good };
+        let mut push = |alert, verdict, summary| {
+            findings.push(Finding { alert, subject: None, detail: "", verdict, summary });
+        };
+        let down = facts.upstream_problem;
+        push(
+            Alert::UpstreamDown,
+            verdict(down.is_some()),
+            format!("the head does not answer: {}", down.unwrap_or("it does again")),
+        );
+        let refused = facts.config_problem;
+        push(
+            Alert::ConfigRejected,
+            verdict(refused.is_some()),
+            format!(
+                "the last configuration was refused: {}",
+                refused.unwrap_or("one has been accepted since")
+            ),
+        );
+        if facts.events_lost > self.events_lost {
+            self.gap_at = Some(now);
+        }
+        let lately = self.gap_at == Some(now);
+        self.events_lost = facts.events_lost;
+        push(
+            Alert::RecordGaps,
+            verdict(lately),
+            format!("{} events are missing from the record since the start", facts.events_lost),
+        );
+    }
+
+    fn judge(&mut self, now: Time, findings: Vec<Finding>) -> Vec<Transition> {
+        let mut transitions = Vec::new();
+        let mut spoken_of = Vec::with_capacity(findings.len());
+        for finding in findings {
+            let key = (finding.alert, finding.key());
+            let patience =
+                self.patience.get(&finding.alert).copied().unwrap_or_else(|| finding.alert.patience());
+            let known = self.known.entry(key.clone()).or_insert(Known {
+                bad_since: None,
+                good_since: None,
+                firing: None,
+            });
+            transitions.extend(known.take(now, &finding, patience));
+            spoken_of.push(key);
+        }
+        // A class or signal that a reload took away cannot be ill any more.
+        spoken_of.sort();
+        self.known.retain(|key, known| {
+            let gone = spoken_of.binary_search(key).is_err();
+            if gone && let Some(mut firing) = known.firing.take() {
+                firing.state = AlertState::Resolved;
+                "no longer configured".clone_into(&mut firing.summary);
+                transitions.push(firing);
+            }
+            !gone
+        });
+        transitions
+    }
+}
+
+impl Known {
+    fn take(&mut self, now: Time, finding: &Finding, patience: Patience) -> Option<Transition> {
+        match finding.verdict {
+            Verdict::Bad => {
+                self.good_since = None;
+                let since = *self.bad_since.get_or_insert(now);
+                if let Some(firing) = &mut self.firing {
+                    firing.summary.clone_from(&finding.summary);
+                } else if now.since(since) >= patience.fire_after {
+                    self.firing = Some(finding.transition(now));
+                    return self.firing.clone();
+                }
+            }
+            Verdict::Between => {
+                self.bad_since = None;
+                self.good_since = None;
+            }
+            Verdict::Good => {
+                self.bad_since = None;
+                let since = *self.good_since.get_or_insert(now);
+                if self.firing.is_some() && now.since(since) >= patience.clear_after {
+                    let mut ended = self.firing.take()?;
+                    ended.state = AlertState::Resolved;
+                    ended.summary.clone_from(&finding.summary);
+                    return Some(ended);
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Finding {
+    fn key(&self) -> String {
+        let mut key = self.alert.label().to_owned();
+        for part in [self.subject.as_deref().unwrap_or(""), self.detail] {
+            if !part.is_empty() {
+                key.push('/');
+                key.push_str(part);
+            }
+        }
+        key
+    }
+
+    fn transition(&self, now: Time) -> Transition {
+        Transition {
+            alert: self.alert,
+            state: AlertState::Firing,
+            severity: self.alert.severity(),
+            subject: self.subject.clone(),
+            key: self.key(),
+            summary: self.summary.clone(),
+            description: self.alert.meaning().to_owned(),
+            runbook: format!("#alert-{}", self.alert.label()),
+            since: now,
+        }
+    }
+}
+
+impl Averages {
+    fn take(&mut self, elapsed_s: f64, class: &ClassFacts<'_>) {
+        let (offered, shed) = (finite(class.offered_per_second), finite(class.shed_per_second));
+        let toward = |memory_s: f64| 1.0 - (-elapsed_s / memory_s).exp();
+        let share = if offered > 0.0 { (shed / offered).min(1.0) } else { 0.0 };
+        // An average younger than its memory is a plain mean, not a memory of zero.
+        let learnt = |memory_s: f64| toward(memory_s).max(elapsed_s / (self.age_s + elapsed_s).max(1e-9));
+        let (minute, ten, hour) = (toward(60.0), toward(600.0), learnt(3600.0));
+        self.shed_share_1m += minute * (share - self.shed_share_1m);
+        self.shed_share_10m += ten * (share - self.shed_share_10m);
+        self.shed_per_second_1m += minute * (shed - self.shed_per_second_1m);
+        self.rate_1m += minute * (offered - self.rate_1m);
+        self.rate_1h += hour * (offered - self.rate_1h);
+        self.age_s += elapsed_s;
+    }
+}
+
+fn finite(value: f64) -> f64 {
+    if value.is_finite() { value.max(0.0) } else { 0.0 }
+}
+
+/// Bad above `bad`, good below `good`.
+fn band(value: f64, bad: f64, good: f64) -> Verdict {
+    if value > bad {
+        Verdict::Bad
+    } else if value >= good {
+        Verdict::Between
+    } else {
+        Verdict::Good
+    }
+}
+
+fn slo(class: &ClassFacts<'_>) -> Finding {
+    let (verdict, summary) = match class.slo_pressure.filter(|pressure| pressure.is_finite()) {
+        // No answers at all are no proof of health: what fires goes on while requests come.
+        None if class.offered_per_second > 0.0 => {
+            (Verdict::Between, format!("{} has no answers", class.name))
+        }
+        None => (Verdict::Good, format!("{} is not asked", class.name)),
+        Some(pressure) => (
+            band(pressure, 1.0, 0.95),
+            format!("latency of {} is {}x its objective", class.name, number(pressure)),
+        ),
+    };
+    Finding { alert: Alert::SloBreached, subject: Some(class.name.to_owned()), detail: "", verdict, summary }
+}
+
+fn sheds(class: &ClassFacts<'_>, averages: &Averages) -> Finding {
+    let (now, before) = (averages.shed_share_1m, averages.shed_share_10m);
+    let verdict = if now > 0.01 && now > 1.5 * before {
+        Verdict::Bad
+    } else if now > 0.005 && now > 1.1 * before {
+        Verdict::Between
+    } else {
+        Verdict::Good
+    };
+    let summary = format!(
+        "{} refuses {} % of its requests ({}/s); over ten minutes it was {} %",
+        class.name,
+        number(now * 100.0),
+        number(averages.shed_per_second_1m),
+        number(before * 100.0)
+    );
+    Finding { alert: Alert::ShedsRising, subject: Some(class.name.to_owned()), detail: "", verdict, summary }
+}
+
+fn request_rate(class: &ClassFacts<'_>, averages: &Averages) -> Finding {
+    let threshold = class.rate_alert.filter(|rate| rate.is_finite()).or_else(|| {
+        // The first ten minutes are for learning.
+        (averages.age_s >= 600.0).then(|| (4.0 * averages.rate_1h).max(10.0))
+    });
+    let verdict = threshold.map_or(Verdict::Good, |bad| band(averages.rate_1m, bad, 0.8 * bad));
+    let summary = format!(
+        "{} is asked {} times per second; an alert is due above {}",
+        class.name,
+        number(averages.rate_1m),
+        threshold.map_or_else(|| "a rate still to be learnt".to_owned(), number)
+    );
+    Finding {
+        alert: Alert::HighRequestRate,
+        subject: Some(class.name.to_owned()),
+        detail: "",
+        verdict,
+        summary,
+    }
+}
+
+fn limits(limits: &[LimitFacts<'_>], findings: &mut Vec<Finding>) {
+    for limit in limits.iter().filter(|limit| limit.bounds.moves()) {
+        let (class, what) = (limit.class, limit.limit.label());
+        let mut push = |alert, bad: bool, good: bool, summary| {
+            let verdict = match (bad, good) {
+                (true, _) => Verdict::Bad,
+                (false, true) => Verdict::Good,
+                (false, false) => Verdict::Between,
+            };
+            findings.push(Finding { alert, subject: Some(class.to_owned()), detail: what, verdict, summary });
+        };
+        let at_floor = limit.value <= limit.bounds.min * 1.001;
+        push(
+            Alert::PinnedFloor,
+            at_floor && limit.binding,
+            !at_floor,
+            format!("{class} {what} is {}, its floor is {}", number(limit.value), number(limit.bounds.min)),
+        );
+        let at_ceiling = limit.value >= limit.bounds.max * 0.999;
+        push(
+            Alert::PinnedCeiling,
+            at_ceiling && limit.binding,
+            !at_ceiling || !limit.binding,
+            format!("{class} {what} is {}, its ceiling is {}", number(limit.value), number(limit.bounds.max)),
+        );
+        push(
+            Alert::LoopHunting,
+            limit.hunting,
+            !limit.hunting,
+            format!("{class} {what} swings by +-{} %", number(limit.swing * 100.0)),
+        );
+    }
+}
+
+fn signals(signals: &[SignalFacts<'_>], findings: &mut Vec<Finding>) {
+    for signal in signals {
+        let age = signal.age.map_or_else(
+            || "never read".to_owned(),
+            |age| format!("last read {} s ago", number(age.as_secs_f64())),
+        );
+        let problem = if signal.problem.is_empty() { String::new() } else { format!(": {}", signal.problem) };
+        findings.push(Finding {
+            alert: Alert::SignalStale,
+            subject: Some(signal.name.to_owned()),
+            detail: "",
+            verdict: if signal.stale { Verdict::Bad } else { Verdict::Good },
+            summary: format!("signal {} was {age}{problem}", signal.name),
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(slo_pressure: Option<f64>, offered: f64, shed: f64) -> ClassFacts<'static> {
+        ClassFacts {
+            name: "job-list",
+            slo_pressure,
+            offered_per_second: offered,
+            shed_per_second: shed,
+            rate_alert: None,
+        }
+    }
+
+    /// Ticks once a second with what `facts` says of that second; returns what was told when.
+    fn run(
+        alerts: &mut Alerts,
+        from: u64,
+        to: u64,
+        facts: impl Fn(u64) -> Facts<'static>,
+    ) -> Vec<(u64, Transition)> {
+        (from..to)
+            .flat_map(|second| {
+                let now = Time(second * 1_000_000_000);
+                alerts.tick(now, &facts(second)).into_iter().map(move |told| (second, told))
+            })
+            .collect()
+    }
+
+    fn of(told: &[(u64, Transition)], alert: Alert) -> Vec<(u64, AlertState)> {
+        told.iter().filter(|(_, t)| t.alert == alert).map(|(second, t)| (*second, t.state)).collect()
+    }
+
+    #[test]
+    fn a_healthy_idle_head_rings_nobody() {
+        let told = run(&mut Alerts::default(), 0, 4000, |_| Facts {
+            classes: vec![class(Some(0.3), 2.0, 0.0)],
+            ..Facts::default()
+        });
+        assert!(told.is_empty(), "{told:?}");
+    }
+
+    #[test]
+    fn a_breached_objective_is_told_once_after_a_minute_and_resolved_after_another() {
+        let told = run(&mut Alerts::default(), 0, 400, |second| Facts {
+            classes: vec![class(Some(if (10..200).contains(&second) { 1.5 } else { 0.5 }), 2.0, 0.0)],
+            ..Facts::default()
+        });
+        assert_eq!(
+            of(&told, Alert::SloBreached),
+            [(70, AlertState::Firing), (260, AlertState::Resolved)],
+            "{told:?}"
+        );
+        assert_eq!(told[0].1.key, "slo-breached/job-list");
+        assert_eq!(told[0].1.key, told[1].1.key);
+    }
+
+    #[test]
+    fn a_value_on_the_edge_neither_rings_again_nor_resolves() {
+        let told = run(&mut Alerts::default(), 0, 2000, |second| {
+            let pressure = if second < 100 || second % 20 < 10 { 1.1 } else { 0.97 };
+            Facts { classes: vec![class(Some(pressure), 2.0, 0.0)], ..Facts::default() }
+        });
+        assert_eq!(of(&told, Alert::SloBreached), [(60, AlertState::Firing)]);
+    }
+
+    #[test]
+    fn a_breach_shorter_than_its_patience_is_not_told() {
+        let told = run(&mut Alerts::default(), 0, 500, |second| Facts {
+            classes: vec![class(Some(if second % 60 < 30 { 2.0 } else { 0.5 }), 2.0, 0.0)],
+            ..Facts::default()
+        });
+        assert!(of(&told, Alert::SloBreached).is_empty());
+    }
+
+    #[test]
+    fn rising_sheds_are_told_and_a_steady_flood_is_not_told_twice() {
+        let told = run(&mut Alerts::default(), 0, 5000, |second| Facts {
+            classes: vec![class(Some(0.5), 10.0, if second > 1000 { 5.0 } else { 0.0 })],
+            ..Facts::default()
+        });
+        let states: Vec<AlertState> = of(&told, Alert::ShedsRising).into_iter().map(|(_, s)| s).collect();
+        assert_eq!(states, [AlertState::Firing, AlertState::Resolved]);
+    }
+
+    #[test]
+    fn a_rate_far_above_the_last_hours_is_told() {
+        let told = run(&mut Alerts::default(), 0, 4000, |second| Facts {
+            classes: vec![class(Some(0.5), if second > 3000 { 80.0 } else { 5.0 }, 0.0)],
+            ..Facts::default()
+        });
+        let rate = of(&told, Alert::HighRequestRate);
+        assert!(matches!(rate[0], (3050..=3200, AlertState::Firing)), "{rate:?}");
+    }
+
+    #[test]
+    fn a_limit_pinned_to_its_floor_is_told_and_a_fixed_one_is_not() {
+        let limit = |bounds| LimitFacts {
+            class: "state-heavy",
+            limit: LimitKind::InFlight,
+            value: 1.0,
+            bounds,
+            binding: true,
+            hunting: false,
+            swing: 0.0,
+        };
+        let moving = Bounds { initial: 4.0, min: 1.0, max: 16.0 };
+        let told = run(&mut Alerts::default(), 0, 400, |_| Facts {
+            limits: vec![limit(moving)],
+            ..Facts::default()
+        });
+        assert_eq!(of(&told, Alert::PinnedFloor), [(300, AlertState::Firing)]);
+        assert_eq!(told[0].1.key, "pinned-floor/state-heavy/in_flight");
+        let told = run(&mut Alerts::default(), 0, 400, |_| Facts {
+            limits: vec![limit(Bounds::fixed(1.0))],
+            ..Facts::default()
+        });
+        assert!(told.is_empty());
+    }
+
+    #[test]
+    fn a_lost_event_is_told_at_once_and_resolved_after_ten_quiet_minutes() {
+        let told = run(&mut Alerts::default(), 0, 2000, |second| Facts {
+            events_lost: if second >= 100 { 7 } else { 0 },
+            ..Facts::default()
+        });
+        assert_eq!(of(&told, Alert::RecordGaps), [(100, AlertState::Firing), (701, AlertState::Resolved)]);
+    }
+
+    #[test]
+    fn the_house_rules_fire_and_resolve() {
+        let told = run(&mut Alerts::default(), 0, 200, |second| {
+            let ill = (50..100).contains(&second);
+            Facts {
+                upstream_problem: ill.then_some("connection refused"),
+                config_problem: ill.then_some("line 3: unknown key"),
+                signals: vec![SignalFacts {
+                    name: "head_cpu",
+                    stale: ill,
+                    age: Some(Duration::from_secs(31)),
+                    problem: "timed out",
+                }],
+                ..Facts::default()
+            }
+        });
+        assert_eq!(of(&told, Alert::UpstreamDown), [(55, AlertState::Firing), (110, AlertState::Resolved)]);
+        assert_eq!(of(&told, Alert::ConfigRejected), [(50, AlertState::Firing), (100, AlertState::Resolved)]);
+        assert_eq!(of(&told, Alert::SignalStale), [(80, AlertState::Firing), (115, AlertState::Resolved)]);
+    }
+
+    #[test]
+    fn an_alert_about_a_class_that_a_reload_removed_is_resolved() {
+        let told = run(&mut Alerts::default(), 0, 200, |second| Facts {
+            classes: if second < 100 { vec![class(Some(2.0), 2.0, 0.0)] } else { Vec::new() },
+            ..Facts::default()
+        });
+        assert_eq!(of(&told, Alert::SloBreached), [(60, AlertState::Firing), (100, AlertState::Resolved)]);
+    }
+}

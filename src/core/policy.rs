@@ -221,7 +221,8 @@ pub struct Signal {
 }
 
 /// What happens to a limit when the signal that moves it has gone stale. Never "open".
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum OnStale {
     /// Limits stay where they are.
     Hold,

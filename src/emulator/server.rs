@@ -329,7 +329,7 @@ impl Head {
     fn enter(
         self: &Arc<Head>,
         ask: &Ask,
-        megabytes: f64,
+        size: f64,
         lasts: Option<Duration>,
     ) -> (mpsc::Receiver<Step>, Ticket) {
         let (answer, steps) = mpsc::channel(2);
@@ -345,7 +345,7 @@ impl Head {
         count.in_flight_max = count.in_flight_max.max(count.in_flight);
         let State { plant, events, .. } = &mut *state;
         plant.advance(now, events);
-        let exchange = plant.arrive(now, &Demand { tag, route, megabytes, lasts });
+        let exchange = plant.arrive(now, &Demand { tag, route, size, lasts });
         state.deliver();
         drop(state);
         self.wake.notify_one();
@@ -664,7 +664,7 @@ async fn carry_tails(mut queue: mpsc::UnboundedReceiver<Tail>) {
 }
 
 async fn follow(head: &Arc<Head>, ask: &Ask) -> Answer {
-    let (mut steps, ticket) = head.enter(ask, 0.0, Some(Duration::from_secs(60)));
+    let (mut steps, ticket) = head.enter(ask, 0.0, Some(Duration::from_mins(1)));
     match steps.recv().await {
         Some(Step::Opened) => {
             let first = Some(Bytes::from_static(b"1hi\n"));

@@ -281,7 +281,7 @@ mod tests {
             plant.advance(now, &mut events);
             for route in ["job-submit", "tasks"] {
                 let route = plant.spec().route(route).expect("known");
-                plant.arrive(now, &Demand { tag: n, route, megabytes: 0.0, lasts: None });
+                plant.arrive(now, &Demand { tag: n, route, size: 0.0, lasts: None });
             }
         }
         plant.advance(Time::from_secs_f64(30.0), &mut events);

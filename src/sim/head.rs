@@ -36,9 +36,12 @@ pub struct Spec {
     /// Speed lost when every core is busy: two hardware threads share one core's units.
     /// 0..1, *fitted*.
     pub crowding: f64,
-    /// What a request waits for a core at each turn when the node is saturated, per runnable
-    /// process beyond the cores, milliseconds, *fitted*.
+    /// What a request waits for a core at each turn when the node is saturated, milliseconds
+    /// per square root of the runnable processes beyond the cores, *fitted* in form and size.
     pub wake_up_ms: f64,
+    /// What each turn costs in waiting for a process to wake up on an idle node,
+    /// milliseconds, *fitted*.
+    pub turn_ms: f64,
     /// The modules.
     pub modules: Vec<Module>,
     /// The routes.
@@ -87,16 +90,18 @@ pub struct Route {
     pub per_task_ms: f64,
     /// CPU of the module per actor.
     pub per_actor_ms: f64,
-    /// CPU of the module per megabyte of payload.
-    pub per_mb_ms: f64,
+    /// CPU of the module per unit of payload (megabyte; thousand tokens).
+    pub per_size_ms: f64,
     /// Waiting for others, in which the module serves other requests.
     pub wait_ms: f64,
     /// Turns on the module's loop.
     pub passes: u8,
     /// Calls to the GCS.
     pub gcs_calls: u8,
-    /// CPU of the GCS.
+    /// CPU of the GCS; 0: it is not asked.
     pub gcs_ms: f64,
+    /// CPU of the GCS as a share of what the module pays for the cluster's size, *fitted*.
+    pub gcs_share: f64,
     /// What it leaves behind.
     pub effect: Effect,
 }
@@ -165,11 +170,12 @@ const FREE: Route = Route {
     per_job_ms: 0.0,
     per_task_ms: 0.0,
     per_actor_ms: 0.0,
-    per_mb_ms: 0.0,
+    per_size_ms: 0.0,
     wait_ms: 0.0,
     passes: 1,
     gcs_calls: 0,
     gcs_ms: 0.0,
+    gcs_share: 0.0,
     effect: Effect::None,
 };
 
@@ -203,8 +209,8 @@ const ROUTES: &[Route] = &[
         name: "job-submit",
         endpoint: "submit_job",
         module: JOB,
-        base_ms: 9.0,
-        wait_ms: 12.0,
+        base_ms: 4.0,
+        wait_ms: 6.0,
         passes: 3,
         gcs_calls: 8,
         gcs_ms: 3.0,
@@ -220,7 +226,8 @@ const ROUTES: &[Route] = &[
         wait_ms: 0.8,
         passes: 3,
         gcs_calls: 3,
-        gcs_ms: 0.4,
+        gcs_ms: 0.3,
+        gcs_share: 0.3,
         ..FREE
     },
     Route {
@@ -239,7 +246,7 @@ const ROUTES: &[Route] = &[
         endpoint: "get_job_logs",
         module: JOB,
         base_ms: 1.4,
-        per_mb_ms: 15.0,
+        per_size_ms: 15.0,
         wait_ms: 1.5,
         passes: 3,
         gcs_calls: 2,
@@ -283,7 +290,7 @@ const ROUTES: &[Route] = &[
         endpoint: "upload_package",
         module: JOB,
         base_ms: 1.0,
-        per_mb_ms: 8.0,
+        per_size_ms: 8.0,
         wait_ms: 5.0,
         passes: 2,
         gcs_calls: 1,
@@ -299,7 +306,8 @@ const ROUTES: &[Route] = &[
         per_task_ms: 0.13,
         wait_ms: 1.0,
         gcs_calls: 1,
-        gcs_ms: 8.0,
+        gcs_ms: 1.0,
+        gcs_share: 0.05,
         ..FREE
     },
     Route {
@@ -311,7 +319,8 @@ const ROUTES: &[Route] = &[
         per_task_ms: 0.3,
         wait_ms: 1.0,
         gcs_calls: 1,
-        gcs_ms: 8.0,
+        gcs_ms: 1.0,
+        gcs_share: 0.05,
         ..FREE
     },
     Route {
@@ -322,7 +331,8 @@ const ROUTES: &[Route] = &[
         per_task_ms: 0.13,
         wait_ms: 1.0,
         gcs_calls: 1,
-        gcs_ms: 8.0,
+        gcs_ms: 1.0,
+        gcs_share: 0.05,
         ..FREE
     },
     Route {
@@ -499,7 +509,8 @@ impl Spec {
             cores: 2.0,
             background_cores: 0.15,
             crowding: 0.15,
-            wake_up_ms: 0.8,
+            wake_up_ms: 2.2,
+            turn_ms: 0.3,
             modules: MODULES
                 .iter()
                 .map(|name| Module {
@@ -514,7 +525,7 @@ impl Spec {
             exponential: false,
             jobs: Jobs {
                 starting_max: 4,
-                start_ms: 1600.0,
+                start_ms: 1250.0,
                 start_wait_ms: 300.0,
                 run_s: 1.0,
                 listed: 2,
@@ -558,6 +569,7 @@ impl Spec {
             background_cores: 0.0,
             crowding: 0.0,
             wake_up_ms: 0.0,
+            turn_ms: 0.0,
             modules: vec![Module { name: module, servers, connections_max: u32::MAX, in_progress_max: None }],
             sigma: 0.0,
             ..Spec::ray_head()

@@ -1,5 +1,6 @@
 //! The deterministic simulator: the production core, a modelled Ray head, virtual time.
 pub mod arrivals;
+pub mod calibration;
 pub mod chance;
 pub mod exposition;
 pub mod faults;

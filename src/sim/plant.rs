@@ -19,7 +19,7 @@
 
 use super::chance::Chance;
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges, bucket};
-use super::head::{Effect, RouteId, Spec};
+use super::head::{Effect, Route, RouteId, Spec};
 use super::heap::EventHeap;
 use crate::core::time::Time;
 use std::collections::VecDeque;
@@ -32,8 +32,8 @@ pub struct Demand {
     pub tag: u64,
     /// What is asked.
     pub route: RouteId,
-    /// Payload, megabytes (packages, logs).
-    pub megabytes: f64,
+    /// Payload: megabytes of a package or log, thousand tokens of a completion.
+    pub size: f64,
     /// Tails and streams: how long until the job ends or the log grows. Submissions: how long
     /// the job will run. Delays and profiles: how long they take. `None`: the head's default.
     pub lasts: Option<Duration>,
@@ -86,7 +86,7 @@ pub struct Plant {
     /// Scales every process's speed; faults move it.
     capacity: f64,
     chance: Chance,
-    /// The parent, the modules, the job starters.
+    /// The parent, the modules, the GCS, the job starters.
     stations: Vec<Station>,
     doors: Vec<Door>,
     items: Vec<Item>,
@@ -129,7 +129,7 @@ struct Item {
     abandoned: bool,
     held: bool,
     live: bool,
-    megabytes: f64,
+    size: f64,
     lasts: Option<Duration>,
     arrived: Time,
     in_line: Time,
@@ -156,7 +156,6 @@ struct Cluster {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Meter {
-    gcs_ms: f64,
     calls: [u64; GCS_BUCKETS_MS.len()],
     polls: u64,
     parent_wait_s: f64,
@@ -190,6 +189,7 @@ impl Plant {
     pub fn new(spec: Spec, seed: u64) -> Plant {
         let mut stations = vec![Station { servers: 1, ..Station::default() }];
         stations.extend(spec.modules.iter().map(|m| Station { servers: m.servers, ..Station::default() }));
+        stations.push(Station { servers: 1, ..Station::default() });
         stations.push(Station { servers: spec.jobs.starting_max, ..Station::default() });
         let mut chance = Chance::new(seed, 0x914a);
         let mut timers = EventHeap::default();
@@ -246,7 +246,7 @@ impl Plant {
             abandoned: false,
             held: false,
             live: true,
-            megabytes: demand.megabytes,
+            size: demand.size,
             lasts: demand.lasts,
             arrived: self.now,
             in_line: self.now,
@@ -380,13 +380,22 @@ impl Plant {
 
     /// What one request of this route costs its module now, on average, milliseconds.
     #[must_use]
-    pub fn cost_ms(&self, route: RouteId, megabytes: f64) -> f64 {
+    pub fn cost_ms(&self, route: RouteId, size: f64) -> f64 {
         let route = &self.spec.routes[route.index()];
         route.base_ms
             + route.per_job_ms * f64::from(self.cluster.listed)
             + route.per_task_ms * self.tasks().min(10_000.0)
             + route.per_actor_ms * self.actors()
-            + route.per_mb_ms * megabytes
+            + route.per_size_ms * size
+    }
+
+    /// What one request of this route costs the GCS, milliseconds.
+    fn gcs_cost_ms(&self, route: &Route, size: f64) -> f64 {
+        let grown = route.per_job_ms * f64::from(self.cluster.listed)
+            + route.per_task_ms * self.tasks().min(10_000.0)
+            + route.per_actor_ms * self.actors()
+            + route.per_size_ms * size;
+        route.gcs_ms + route.gcs_share * grown
     }
 
     // --- the clock -------------------------------------------------------------------------
@@ -456,12 +465,15 @@ impl Plant {
             return self.spec.jobs.start_ms;
         }
         let item = self.items[occupant as usize];
-        let route = &self.spec.routes[item.route.index()];
+        let route = self.spec.routes[item.route.index()];
+        if at + 2 == self.stations.len() {
+            return self.gcs_cost_ms(&route, item.size) / f64::from(route.passes.max(1));
+        }
         if at == PARENT {
             self.meter.parent_wait_s = self.now.since(item.in_line).as_secs_f64();
             return route.parent_ms;
         }
-        self.cost_ms(item.route, item.megabytes) / f64::from(route.passes.max(1))
+        self.cost_ms(item.route, item.size) / f64::from(route.passes.max(1))
     }
 
     fn complete(&mut self, at: usize, occupant: u32, events: &mut Vec<Event>) {
@@ -474,11 +486,29 @@ impl Plant {
         }
         if at + 1 == self.stations.len() {
             self.job_started(occupant);
+        } else if at + 2 == self.stations.len() {
+            self.pause(occupant, events);
         } else if at == PARENT {
             self.knock(occupant, Some(events));
         } else {
-            self.pause(occupant, events);
+            self.turn_ends(occupant, events);
         }
+    }
+
+    /// A turn on the module's loop is over: on to the GCS if it is asked, else to the pause.
+    fn turn_ends(&mut self, slot: u32, events: &mut Vec<Event>) {
+        let item = &mut self.items[slot as usize];
+        let route = &self.spec.routes[item.route.index()];
+        if item.passes_left == 0 {
+            return self.answer(slot, 429, events);
+        }
+        item.passes_left -= 1;
+        if route.gcs_ms > 0.0 {
+            item.in_line = self.now;
+            let gcs = self.stations.len() - 2;
+            return self.stand_in_line(gcs, slot);
+        }
+        self.pause(slot, events);
     }
 
     /// At the module's connections: in, or into the lobby, which has no bound.
@@ -512,22 +542,18 @@ impl Plant {
 
     /// Between two turns on the module's loop, or after the last one.
     fn pause(&mut self, slot: u32, events: &mut Vec<Event>) {
-        let item = &mut self.items[slot as usize];
-        let over_cap = item.passes_left == 0;
-        item.passes_left = item.passes_left.saturating_sub(1);
+        let item = self.items[slot as usize];
         let (route, lasts) = (self.spec.routes[item.route.index()], item.lasts);
         let asked = lasts.filter(|_| route.effect == Effect::None).map(|d| d.as_secs_f64() * 1e3);
         let mean = asked.unwrap_or(route.wait_ms) / f64::from(route.passes.max(1));
         let excess = self.excess();
         let mut wait = 0.0;
-        if over_cap {
-            return self.answer(slot, 429, events);
-        }
         if mean > 0.0 {
             wait += mean * self.chance.jitter(self.spec.sigma) / self.speed.clamp(0.05, 1.0);
         }
+        wait += self.spec.turn_ms;
         if excess > 0.0 && self.spec.wake_up_ms > 0.0 {
-            wait += self.chance.exponential(self.spec.wake_up_ms * excess);
+            wait += self.chance.exponential(self.spec.wake_up_ms * excess.sqrt());
         }
         if wait > 0.0 {
             self.timers.push(self.now.0 + whole(milliseconds(wait)), Timer::Waited(slot));
@@ -542,11 +568,11 @@ impl Plant {
         if item.passes_left > 0 {
             return self.stand_in_line(route.module + 1, slot);
         }
-        self.note_gcs(route.gcs_calls, route.gcs_ms);
+        self.note_gcs(route.gcs_calls, self.gcs_cost_ms(&route, item.size));
         match route.effect {
             Effect::Tail | Effect::Stream => {
                 self.items[slot as usize].held = true;
-                let until = self.now + item.lasts.unwrap_or(Duration::from_secs(60));
+                let until = self.now + item.lasts.unwrap_or(Duration::from_mins(1));
                 self.timers.push(until.0, Timer::HeldEnds(slot, item.generation));
                 events.push(Event {
                     tag: item.tag,
@@ -561,7 +587,7 @@ impl Plant {
             }
             Effect::Submit => self.submit(item.lasts),
             Effect::Stop => self.stop(),
-            Effect::Package => self.cluster.packages_mb += item.megabytes,
+            Effect::Package => self.cluster.packages_mb += item.size,
             Effect::None => {}
         }
         self.answer(slot, 200, events);
@@ -691,7 +717,6 @@ impl Plant {
     }
 
     fn note_gcs(&mut self, calls: u8, cpu_ms: f64) {
-        self.meter.gcs_ms += cpu_ms;
         if calls == 0 {
             return;
         }
@@ -706,14 +731,14 @@ impl Plant {
         let mut latency = (GCS_CALL_MS + own_ms) * self.chance.jitter(0.7) / self.speed.clamp(0.05, 1.0);
         let excess = self.excess();
         if excess > 0.0 && self.spec.wake_up_ms > 0.0 {
-            latency += self.chance.exponential(self.spec.wake_up_ms * excess);
+            latency += self.chance.exponential(self.spec.wake_up_ms * excess.sqrt());
         }
         bucket(&GCS_BUCKETS_MS, latency)
     }
 
     fn refresh_process(&mut self) {
         let span = self.now.since(self.gauges.process_at).as_secs_f64().max(1e-9);
-        let mut all = self.spec.background_cores + self.meter.gcs_ms / 1e3 / span;
+        let mut all = self.spec.background_cores;
         let modules = self.spec.modules.len();
         for at in 0..self.stations.len() {
             self.settle(at);
@@ -724,14 +749,13 @@ impl Plant {
             match at {
                 PARENT => self.gauges.parent_cpu_pct = 100.0 * cores,
                 _ if at <= modules => self.gauges.module_cpu_pct[at - 1] = 100.0 * cores,
+                _ if at == modules + 1 => self.gauges.gcs_cpu_pct = 0.9 + 100.0 * cores,
                 _ => {}
             }
         }
         let servers = f64::from(self.stations[1].servers);
         let cores = if self.spec.cores.is_finite() { self.spec.cores } else { servers };
         self.gauges.node_cpu_pct = (100.0 * all / cores).min(100.0);
-        self.gauges.gcs_cpu_pct = 0.9 + self.meter.gcs_ms / 10.0 / span;
-        self.meter.gcs_ms = 0.0;
         let waiting = f64::from(self.meter.in_dashboard);
         self.gauges.event_loop_tasks = (LOOP_TASKS_IDLE + LOOP_TASKS_PER_REQUEST * waiting).round();
         self.gauges.event_loop_lag_s = 0.001 + std::mem::take(&mut self.meter.parent_wait_s);
@@ -783,7 +807,7 @@ impl Item {
             abandoned: false,
             held: false,
             live: false,
-            megabytes: 0.0,
+            size: 0.0,
             lasts: None,
             arrived: Time::ZERO,
             in_line: Time::ZERO,
@@ -801,7 +825,7 @@ mod tests {
 
     fn demand(plant: &Plant, route: &str, tag: u64) -> Demand {
         let route = plant.spec().route(route).expect("a route of the head");
-        Demand { tag, route, megabytes: 0.0, lasts: None }
+        Demand { tag, route, size: 0.0, lasts: None }
     }
 
     fn at(seconds: f64) -> Time {
@@ -895,7 +919,7 @@ mod tests {
         let mut events = Vec::new();
         let tails: Vec<Exchange> = (0..100)
             .map(|tag| {
-                let tail = Demand { lasts: Some(Duration::from_secs(60)), ..demand(&plant, "log-tail", tag) };
+                let tail = Demand { lasts: Some(Duration::from_mins(1)), ..demand(&plant, "log-tail", tag) };
                 plant.arrive(Time::ZERO, &tail)
             })
             .collect();

@@ -3,6 +3,7 @@ pub mod aimd;
 pub mod budget;
 pub mod gradient;
 pub mod law;
+pub mod oscillation;
 pub mod pid;
 pub mod rails;
 pub mod regulator;
