@@ -128,6 +128,12 @@ pub struct Value {
 }
 
 impl Evidence {
+    /// A single value: a probe's latency, or a server's answer.
+    #[must_use]
+    pub fn of_value(value: f64) -> Evidence {
+        Evidence::Max(value)
+    }
+
     /// What gauges say: `Sum`, `Max`.
     ///
     /// # Errors

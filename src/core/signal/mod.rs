@@ -1,4 +1,5 @@
 //! From exposition text to readings: what Ray says of itself, and how far to trust it.
+pub mod catalogue;
 pub mod derive;
 pub mod exposition;
 pub mod freshness;

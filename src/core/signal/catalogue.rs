@@ -1,0 +1,412 @@
+//! What there is to read on a Ray head, and when it is too much, before anyone has tuned
+//! anything.
+//!
+//! Plain data; `config` turns it into [`Signal`]s and lays the operator's file over it. Names
+//! and labels are those of Ray 2.60's own pages (`tests/fixtures/ray/scrapes/`; a test reads
+//! every signal off them), with the other names each reading has or had. Targets are where a
+//! measured head began to hurt its other callers, not where it was busy: a healthy head stays
+//! below all of them, so none of them sheds a thing there.
+//!
+//! Three readings are not what their names promise, and the sources are chosen accordingly:
+//!
+//! - **`ray_gcs_actors_count{State="Registered"}` counts living actors too.** A head with 50
+//!   healthy actors says 50 for ever. The backlog of submissions is `ray_actors` of the
+//!   `JobSupervisor` that the GCS has not created yet; `Registered` stands in only as long as
+//!   there is no `ray_actors` family, which is when there are no actors.
+//! - **`CreateActor`, `GcsSubscriberPoll` and `WaitPlacementGroupUntilReady` wait by design.**
+//!   On an idle head all of their calls are "slow", so they are left out of the GCS's shares.
+//! - **`ray_io_context_event_loop_lag_ms` stays 0 through every overload**, `ray_running_jobs`
+//!   and `ray_finished_jobs_total` do not count what they say: not used.
+
+use crate::core::policy::{Derivation, How, LabelCondition, OnStale, Selector, Signal, SignalSource};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A signal and its defaults. Fields as in [`Signal`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct SignalDefault {
+    /// The label in metrics, logs and config.
+    pub name: &'static str,
+    /// What it tells, for people.
+    pub about: &'static str,
+    /// The signal's unit.
+    pub unit: &'static str,
+    /// The reading at which pressure is 1.
+    pub target: f64,
+    /// A reading older than this is stale.
+    pub stale_after: Duration,
+    /// What a stale signal does.
+    pub on_stale: OnStale,
+    /// In order of preference.
+    pub sources: &'static [Source],
+}
+
+/// One way to obtain a signal.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Source {
+    /// The active probe.
+    Probe,
+    /// From a page.
+    Page {
+        /// The family; for histograms without `_bucket`.
+        metric: &'static str,
+        /// Conditions, all of which must hold.
+        labels: &'static [Condition],
+        /// What is made of it.
+        make: Make,
+        /// Multiplies the result.
+        scale: f64,
+    },
+}
+
+/// As [`LabelCondition`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Condition {
+    /// The label has this value.
+    Is(&'static str, &'static str),
+    /// The label is absent or has another value.
+    IsNot(&'static str, &'static str),
+    /// The value begins so.
+    StartsWith(&'static str, &'static str),
+    /// The value is one of these.
+    OneOf(&'static str, &'static [&'static str]),
+}
+
+/// As [`How`].
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Make {
+    /// Sum.
+    Sum,
+    /// The largest.
+    Max,
+    /// Share of new observations above.
+    ShareAbove(f64),
+    /// Upper bound of a quantile.
+    Quantile(f64),
+    /// Divided by the sum of this family under the same conditions.
+    RatioTo(&'static str),
+}
+
+use Condition::{Is, IsNot, OneOf, StartsWith};
+use Make::{Max, Quantile, RatioTo, ShareAbove, Sum};
+
+/// Ray reports node and process readings each 5 s: two of them may be missed.
+const NODE_STALE: Duration = Duration::from_secs(20);
+/// Raylet and GCS push each 10 s, and are scraped up to 5 s later: two may be missed.
+const PUSHED_STALE: Duration = Duration::from_secs(45);
+/// The probe goes out each second or so.
+const PROBE_STALE: Duration = Duration::from_secs(10);
+
+const HEAD: &[Condition] = &[Is("IsHeadNode", "true")];
+const HEAD_BY_TYPE: &[Condition] = &[Is("RayNodeType", "head")];
+const GCS_CALLS: &str = "ray_grpc_server_req_process_time_ms";
+const GCS_CALLS_THAT_DO_NOT_WAIT: &[Condition] = &[
+    Is("Component", "gcs_server"),
+    IsNot("Method", "ActorInfoGcsService.grpc_server.CreateActor"),
+    IsNot("Method", "ControlPlanePubSubGcsService.grpc_server.GcsSubscriberPoll"),
+    IsNot("Method", "ObservabilityPubSubService.grpc_server.GcsSubscriberPoll"),
+    // Its name before the pub-sub services were split.
+    IsNot("Method", "InternalPubSubGcsService.grpc_server.GcsSubscriberPoll"),
+    IsNot("Method", "PlacementGroupInfoGcsService.grpc_server.WaitPlacementGroupUntilReady"),
+];
+
+const fn page(metric: &'static str, labels: &'static [Condition], make: Make, scale: f64) -> Source {
+    Source::Page { metric, labels, make, scale }
+}
+
+/// A module's CPU, in percent of one core; a module is one process that cannot use more.
+macro_rules! module_cpu {
+    ($name:literal, $component:literal) => {
+        SignalDefault {
+            name: $name,
+            about: concat!(
+                "CPU of ",
+                $component,
+                "; sees what the node's CPU hides: one module full is 100/N %"
+            ),
+            unit: "%",
+            target: 90.0,
+            stale_after: NODE_STALE,
+            on_stale: OnStale::Hold,
+            sources: &[page("ray_component_cpu_percentage", &[Is("Component", $component)], Max, 1.0)],
+        }
+    };
+}
+
+/// Every signal that is built in.
+pub const SIGNALS: &[SignalDefault] = &[
+    SignalDefault {
+        name: "gcs_latency",
+        about: "latency of /api/gcs_healthz: dashboard loop, ReportHead and GCS in one call",
+        unit: "ms",
+        target: 250.0,
+        stale_after: PROBE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[Source::Probe, page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, Quantile(0.99), 1.0)],
+    },
+    SignalDefault {
+        name: "gcs_slow_share",
+        about: "share of GCS calls that took more than 10 ms",
+        unit: "%",
+        target: 20.0,
+        stale_after: PUSHED_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, ShareAbove(10.0), 100.0)],
+    },
+    SignalDefault {
+        name: "gcs_very_slow_share",
+        about: "share of GCS calls that took more than 100 ms",
+        unit: "%",
+        target: 5.0,
+        stale_after: PUSHED_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, ShareAbove(100.0), 100.0)],
+    },
+    SignalDefault {
+        name: "head_cpu",
+        about: "CPU of the head node, all cores together",
+        unit: "%",
+        target: 90.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[
+            page("ray_node_cpu_utilization", HEAD, Max, 1.0),
+            page("ray_node_cpu_utilization", HEAD_BY_TYPE, Max, 1.0),
+        ],
+    },
+    SignalDefault {
+        name: "pending_tasks",
+        about: "tasks that wait for a node or their arguments, all jobs and nodes together",
+        unit: "tasks",
+        target: 10_000.0,
+        stale_after: PUSHED_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[
+            page("ray_tasks", &[StartsWith("State", "PENDING_")], Sum, 1.0),
+            page(
+                "ray_scheduler_unscheduleable_tasks",
+                &[OneOf(
+                    "Reason",
+                    &[
+                        "WaitingForResources",
+                        "WaitingForRemoteResources",
+                        "WaitingForWorkers",
+                        "WaitingForPlasmaMemory",
+                    ],
+                )],
+                Sum,
+                1.0,
+            ),
+        ],
+    },
+    SignalDefault {
+        name: "submission_backlog",
+        about: "submitted jobs whose supervisor has not started; latency shows them too late",
+        unit: "jobs",
+        target: 20.0,
+        stale_after: PUSHED_STALE,
+        on_stale: OnStale::Decay,
+        sources: &[
+            page(
+                "ray_actors",
+                &[
+                    Is("Name", "JobSupervisor"),
+                    Is("Source", "gcs"),
+                    OneOf("State", &["DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING"]),
+                ],
+                Sum,
+                1.0,
+            ),
+            page("ray_gcs_actors_count", &[Is("State", "Registered")], Max, 1.0),
+        ],
+    },
+    SignalDefault {
+        name: "workers_waiting",
+        about: "tasks that wait for a worker process to start, on the worst node",
+        unit: "tasks",
+        target: 30.0,
+        stale_after: PUSHED_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[page(
+            "ray_scheduler_unscheduleable_tasks",
+            &[Is("Reason", "WaitingForWorkers")],
+            Max,
+            1.0,
+        )],
+    },
+    SignalDefault {
+        name: "dashboard_loop_tasks",
+        about: "tasks on the dashboard's event loop; idle keep-alive connections count too",
+        unit: "tasks",
+        target: 600.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[page("ray_dashboard_event_loop_tasks", &[], Max, 1.0)],
+    },
+    SignalDefault {
+        name: "dashboard_loop_lag",
+        about: "how late the dashboard's event loop runs what is due",
+        unit: "ms",
+        target: 250.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[page("ray_dashboard_event_loop_lag_seconds", &[], Max, 1000.0)],
+    },
+    SignalDefault {
+        name: "dashboard_slow_share",
+        about: "share of the dashboard's answers that took more than 1 s; requests that hang never count",
+        unit: "%",
+        target: 20.0,
+        stale_after: PUSHED_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[page(
+            "ray_dashboard_api_requests_duration_seconds",
+            &[
+                IsNot("endpoint", "tail_job_logs"),
+                IsNot("endpoint", "get_logs"),
+                IsNot("endpoint", "delayed_response"),
+            ],
+            ShareAbove(1.0),
+            100.0,
+        )],
+    },
+    SignalDefault {
+        name: "head_memory",
+        about: "memory in use on the head node; package uploads and logs live there",
+        unit: "%",
+        target: 90.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[
+            page("ray_node_mem_used", HEAD, RatioTo("ray_node_mem_total"), 100.0),
+            page("ray_node_mem_used", HEAD_BY_TYPE, RatioTo("ray_node_mem_total"), 100.0),
+        ],
+    },
+    SignalDefault {
+        name: "gcs_memory",
+        about: "resident memory of the GCS, which keeps uploaded packages",
+        unit: "MiB",
+        target: 4096.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[
+            page("ray_component_rss_bytes", &[Is("Component", "gcs")], Max, 1.0 / 1_048_576.0),
+            page("ray_component_rss_mb", &[Is("Component", "gcs")], Max, 1e6 / 1_048_576.0),
+        ],
+    },
+    SignalDefault {
+        name: "agent_memory",
+        about: "resident memory of the node agent, through which whole job logs pass",
+        unit: "MiB",
+        target: 2048.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[
+            page("ray_component_rss_bytes", &[Is("Component", "agent")], Max, 1.0 / 1_048_576.0),
+            page("ray_component_rss_mb", &[Is("Component", "agent")], Max, 1e6 / 1_048_576.0),
+        ],
+    },
+    module_cpu!("dashboard_cpu", "dashboard"),
+    module_cpu!("job_head_cpu", "dashboard_JobHead"),
+    module_cpu!("state_head_cpu", "dashboard_StateHead"),
+    module_cpu!("node_head_cpu", "dashboard_NodeHead"),
+    module_cpu!("report_head_cpu", "dashboard_ReportHead"),
+    module_cpu!("serve_head_cpu", "dashboard_ServeHead"),
+    module_cpu!("event_head_cpu", "dashboard_EventHead"),
+    module_cpu!("metrics_head_cpu", "dashboard_MetricsHead"),
+    module_cpu!("data_head_cpu", "dashboard_DataHead"),
+    module_cpu!("train_head_cpu", "dashboard_TrainHead"),
+    SignalDefault {
+        name: "gcs_cpu",
+        about: "CPU of the GCS in percent of one core; its main loop is one thread of several",
+        unit: "%",
+        target: 120.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        sources: &[
+            page("ray_component_cpu_percentage", &[Is("Component", "gcs")], Max, 1.0),
+            page("ray_component_cpu_percentage", &[Is("Component", "gcs_server")], Max, 1.0),
+        ],
+    },
+];
+
+impl SignalDefault {
+    /// As the policy holds it.
+    #[must_use]
+    pub fn signal(&self) -> Signal {
+        Signal {
+            name: self.name.into(),
+            target: self.target,
+            unit: self.unit.into(),
+            stale_after: self.stale_after,
+            on_stale: self.on_stale,
+            sources: self.sources.iter().map(Source::source).collect(),
+        }
+    }
+}
+
+impl Source {
+    /// As the policy holds it.
+    #[must_use]
+    pub fn source(&self) -> SignalSource {
+        match *self {
+            Source::Probe => SignalSource::Probe,
+            Source::Page { metric, labels, make, scale } => {
+                let labels: Vec<LabelCondition> = labels.iter().map(Condition::condition).collect();
+                let how = make.how(&labels);
+                let select = Selector { metric: metric.into(), labels };
+                SignalSource::Scrape(Derivation { select, how, scale })
+            }
+        }
+    }
+}
+
+impl Condition {
+    fn condition(&self) -> LabelCondition {
+        match *self {
+            Is(label, value) => LabelCondition::Is(label.into(), value.into()),
+            IsNot(label, value) => LabelCondition::IsNot(label.into(), value.into()),
+            StartsWith(label, start) => LabelCondition::StartsWith(label.into(), start.into()),
+            OneOf(label, values) => {
+                LabelCondition::OneOf(label.into(), values.iter().map(|value| Arc::from(*value)).collect())
+            }
+        }
+    }
+}
+
+impl Make {
+    fn how(self, labels: &[LabelCondition]) -> How {
+        match self {
+            Sum => How::Sum,
+            Max => How::Max,
+            ShareAbove(bound) => How::ShareAbove(bound),
+            Quantile(share) => How::Quantile(share),
+            RatioTo(metric) => How::RatioTo(Selector { metric: metric.into(), labels: labels.to_vec() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_every_signal_has_a_source_and_a_target() {
+        let names: BTreeSet<&str> = SIGNALS.iter().map(|signal| signal.name).collect();
+        assert_eq!(names.len(), SIGNALS.len());
+        for signal in SIGNALS {
+            assert!(signal.target > 0.0 && !signal.sources.is_empty(), "{}", signal.name);
+            assert!(!signal.about.is_empty() && !signal.unit.is_empty(), "{}", signal.name);
+        }
+    }
+
+    #[test]
+    fn every_signal_that_a_class_is_moved_by_is_built_in() {
+        for class in crate::core::request::catalogue::CLASSES {
+            for wanted in class.signals {
+                assert!(SIGNALS.iter().any(|signal| signal.name == *wanted), "{}: {wanted}", class.name);
+            }
+        }
+    }
+}
