@@ -1,1 +1,337 @@
-//! Not yet written.
+//! `rayguard load`: sends a Ray-shaped load from a plan, and says what became of it.
+//!
+//! For trying limits out, and for this project's own measurements: an open loop that does not
+//! slow down with the server it measures, many source addresses on one machine
+//! (127.0.0.x), credentials, retries, held tails, and a bound on everything. One thread drives
+//! it all, so that a proxy on the same machine keeps its share of the processor.
+
+pub mod arrivals;
+pub mod client;
+pub mod plan;
+pub mod report;
+
+use arrivals::{Arrivals, unit};
+use client::{Client, Fate};
+use plan::{Plan, PlanError, Stream};
+use rand_core::SeedableRng;
+use rand_pcg::Pcg64Mcg;
+use report::{Report, Sample};
+use std::io::{self, Write};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+
+/// Sends a load from a plan and prints what became of it as JSON.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The plan, a TOML file.
+    pub plan: PathBuf,
+    /// Where to send it, instead of the plan's own target (`http://127.0.0.1:8265`).
+    #[arg(long)]
+    pub target: Option<String>,
+    /// The seed, instead of the plan's own.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Writes every operation to this file, one JSON object a line.
+    #[arg(long)]
+    pub samples: Option<PathBuf>,
+    /// Allows a target off this machine.
+    #[arg(long)]
+    pub allow_remote: bool,
+}
+
+/// Why a load could not be sent.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The plan is wrong.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The target is no address.
+    #[error("target {target:?}: {problem}; give it as http://127.0.0.1:8265")]
+    Target {
+        /// As given.
+        target: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file or the output cannot be written.
+    #[error("cannot write the outcome: {0}")]
+    Output(#[from] io::Error),
+    /// The outcome cannot be written.
+    #[error("cannot write the outcome: {0}")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Carries out the command.
+pub fn run(args: &Args) -> Result<(), LoadError> {
+    let mut plan = Plan::read(&args.plan, args.target.as_deref())?;
+    plan.seed = args.seed.unwrap_or(plan.seed);
+    let target = resolve(&plan.target, args.allow_remote)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let samples = runtime.block_on(send(&plan, target));
+    if let Some(path) = &args.samples {
+        let mut file = io::BufWriter::new(std::fs::File::create(path)?);
+        report::write_samples(&plan, &samples, &mut file)?;
+        file.flush()?;
+    }
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &Report::new(&plan, &samples))?;
+    writeln!(out)?;
+    Ok(())
+}
+
+/// Sends the whole plan to `target` and returns its operations in the order in which they were due.
+pub async fn send(plan: &Plan, target: SocketAddr) -> Vec<Sample> {
+    let start = Instant::now() + LEAD;
+    let desk = Arc::new(Desk {
+        start,
+        duration_s: plan.duration_s,
+        in_flight_max: plan.in_flight_max,
+        in_flight: AtomicUsize::new(0),
+        samples: Mutex::new(Vec::new()),
+    });
+    let mut streams = JoinSet::new();
+    for (index, stream) in plan.streams.iter().enumerate() {
+        let client = Arc::new(Client::new(stream.clone(), target, target.to_string()));
+        let seed = plan.seed.wrapping_mul(1_000).wrapping_add(index as u64);
+        let source =
+            Source { index, stream: stream.clone(), client, desk: Arc::clone(&desk), choice: choice(seed) };
+        for worker in 0..stream.workers.unwrap_or(0) {
+            streams.spawn(source.clone().close_loop(u64::from(worker)));
+        }
+        streams.spawn(source.open_loop(Arrivals::new(stream, plan.duration_s, seed)));
+    }
+    while streams.join_next().await.is_some() {}
+    let mut samples = std::mem::take(&mut *desk.samples.lock().unwrap_or_else(PoisonError::into_inner));
+    samples.sort_by(|a, b| a.due_s.total_cmp(&b.due_s));
+    samples
+}
+
+/// Time to set everything up before the first arrival.
+const LEAD: Duration = Duration::from_millis(50);
+
+/// What all streams share.
+struct Desk {
+    start: Instant,
+    duration_s: f64,
+    in_flight_max: usize,
+    in_flight: AtomicUsize,
+    samples: Mutex<Vec<Sample>>,
+}
+
+/// One stream as it runs.
+#[derive(Clone)]
+struct Source {
+    index: usize,
+    stream: Stream,
+    client: Arc<Client>,
+    desk: Arc<Desk>,
+    choice: Pcg64Mcg,
+}
+
+impl Source {
+    async fn open_loop(mut self, arrivals: Arrivals) {
+        let mut under_way = JoinSet::new();
+        for (n, due_s) in (0..).zip(arrivals) {
+            let due = self.desk.start + Duration::from_secs_f64(due_s);
+            sleep_until(due).await;
+            while under_way.try_join_next().is_some() {}
+            let shape = self.choose();
+            let Source { index, client, desk, .. } = self.clone();
+            if desk.in_flight.fetch_add(1, Ordering::Relaxed) >= desk.in_flight_max {
+                desk.in_flight.fetch_sub(1, Ordering::Relaxed);
+                desk.unsent(index, shape, due_s);
+                continue;
+            }
+            under_way.spawn(async move { desk.carry_out(index, &client, n, shape, due).await });
+        }
+        while under_way.join_next().await.is_some() {}
+    }
+
+    async fn close_loop(mut self, worker: u64) {
+        let end = Duration::from_secs_f64(self.stream.until(self.desk.duration_s));
+        let think = Duration::from_secs_f64(self.stream.think_s);
+        // Workers begin spread over one pause, as people do.
+        let spread = think.mul_f64(unit(&mut choice(worker)));
+        let begin = self.desk.start + Duration::from_secs_f64(self.stream.from_s) + spread;
+        sleep_until(begin).await;
+        while self.desk.start.elapsed() < end {
+            let shape = self.choose();
+            self.desk.in_flight.fetch_add(1, Ordering::Relaxed);
+            let asked = Instant::now();
+            let succeeded = self.desk.carry_out(self.index, &self.client, worker, shape, asked).await;
+            // A refused worker without a pause of its own would spin: it breathes, as a loop in a shell does.
+            sleep(if succeeded { think } else { think.max(BREATH) }).await;
+        }
+    }
+
+    fn choose(&mut self) -> usize {
+        let total: f64 = self.stream.requests.iter().map(|shape| shape.weight).sum();
+        let mut mark = unit(&mut self.choice) * total;
+        let chosen = self.stream.requests.iter().position(|shape| {
+            mark -= shape.weight;
+            mark < 0.0
+        });
+        chosen.unwrap_or(0)
+    }
+}
+
+/// The least pause of a closed loop after a failure.
+const BREATH: Duration = Duration::from_millis(10);
+
+impl Desk {
+    /// Carries out one operation and records it; whether it succeeded.
+    async fn carry_out(&self, stream: usize, client: &Client, n: u64, shape: usize, due: Instant) -> bool {
+        let late_s = due.elapsed().as_secs_f64();
+        let outcome = client.operate(n, shape, due).await;
+        let sample = Sample {
+            stream,
+            shape,
+            due_s: due.saturating_duration_since(self.start).as_secs_f64(),
+            late_s,
+            latency_s: due.elapsed().as_secs_f64(),
+            fate: outcome.fate,
+            attempts: outcome.attempts,
+            bytes: outcome.bytes,
+        };
+        self.record(sample);
+        if let Some(held) = outcome.held {
+            held.hold().await;
+        }
+        self.in_flight.fetch_sub(1, Ordering::Relaxed);
+        sample.fate.is_success()
+    }
+
+    fn unsent(&self, stream: usize, shape: usize, due_s: f64) {
+        let late_s = 0.0;
+        self.record(Sample {
+            stream,
+            shape,
+            due_s,
+            late_s,
+            latency_s: 0.0,
+            fate: Fate::Unsent,
+            attempts: 0,
+            bytes: 0,
+        });
+    }
+
+    fn record(&self, sample: Sample) {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+    }
+}
+
+fn choice(seed: u64) -> Pcg64Mcg {
+    Pcg64Mcg::seed_from_u64(seed ^ 0x5eed)
+}
+
+/// The target's address; only the loopback unless `allow_remote`.
+fn resolve(target: &str, allow_remote: bool) -> Result<SocketAddr, LoadError> {
+    let wrong = |problem: String| LoadError::Target { target: target.into(), problem };
+    let url = url::Url::parse(target).map_err(|problem| wrong(problem.to_string()))?;
+    let host =
+        url.host_str().filter(|_| url.scheme() == "http").ok_or_else(|| wrong("no http address".into()))?;
+    let port = url.port_or_known_default().unwrap_or(80);
+    let address = (host, port)
+        .to_socket_addrs()
+        .map_err(|problem| wrong(problem.to_string()))?
+        .find(SocketAddr::is_ipv4)
+        .ok_or_else(|| wrong("no IPv4 address".into()))?;
+    if !address.ip().is_loopback() && !allow_remote {
+        return Err(PlanError::Remote(address.to_string()).into());
+    }
+    Ok(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[test]
+    fn a_target_off_this_machine_needs_leave() {
+        assert!(resolve("http://127.0.0.1:8265", false).is_ok());
+        assert!(matches!(
+            resolve("http://192.0.2.7:8265", false),
+            Err(LoadError::Plan(PlanError::Remote(_)))
+        ));
+        assert!(resolve("http://192.0.2.7:8265", true).is_ok());
+        assert!(resolve("https://127.0.0.1", false).is_err());
+    }
+
+    /// Answers every request with 200, and closes without a word after `answers` of them.
+    async fn answering(answers: usize) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut set = JoinSet::new();
+        set.spawn(async move {
+            let mut lines = JoinSet::new();
+            while let Ok((mut line, _)) = listener.accept().await {
+                lines.spawn(async move {
+                    let mut text = Vec::new();
+                    let mut chunk = [0; 1024];
+                    let mut left = answers;
+                    while let Ok(read @ 1..) = line.read(&mut chunk).await {
+                        text.extend_from_slice(&chunk[..read]);
+                        while let Some(end) = text.windows(4).position(|four| four == b"\r\n\r\n") {
+                            text.drain(..end + 4);
+                            line.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+                            left -= 1;
+                            if left == 0 {
+                                return;
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        set.detach_all();
+        address
+    }
+
+    #[tokio::test]
+    async fn every_operation_is_accounted_for() {
+        let target = answering(usize::MAX).await;
+        let plan: Plan = toml::from_str(
+            "duration_s = 0.3\n\
+             [[stream]]\nname = \"kept\"\nrate = 100\nspacing = \"even\"\naddresses = 3\nfirst_address = \"127.0.0.40\"\n\
+             tokens = 2\nrequest = [{ path = \"/a/{n}\" }]\n\
+             [[stream]]\nname = \"new\"\nrate = 50\nspacing = \"even\"\nconnection = \"new\"\nrequest = [{ path = \"/b\" }]",
+        )
+        .unwrap();
+        let report = Report::new(&plan, &send(&plan, target).await);
+        let whole = &report.windows[0].streams;
+        assert_eq!((whole["kept"].due, whole["kept"].in_time), (30, 30));
+        assert_eq!((whole["new"].due, whole["new"].in_time), (15, 15));
+    }
+
+    #[tokio::test]
+    async fn a_kept_line_that_the_server_closed_is_replaced() {
+        let target = answering(2).await;
+        let plan: Plan = toml::from_str(
+            "duration_s = 0.4\n[[stream]]\nname = \"a\"\nrate = 50\nspacing = \"even\"\ntimeout_s = 60\n\
+             request = [{ path = \"/\" }]",
+        )
+        .unwrap();
+        let report = Report::new(&plan, &send(&plan, target).await);
+        assert_eq!(report.windows[0].streams["a"].in_time, 20);
+    }
+
+    #[tokio::test]
+    async fn a_target_that_is_not_there_breaks_every_operation() {
+        let free = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        let plan: Plan = toml::from_str(
+            "duration_s = 0.1\n[[stream]]\nname = \"a\"\nrate = 50\nspacing = \"even\"\n\
+             retry = { max = 1 }\nrequest = [{ path = \"/\" }]",
+        )
+        .unwrap();
+        let report = Report::new(&plan, &send(&plan, free).await);
+        let figures = &report.windows[0].streams["a"];
+        assert_eq!(figures.fates.get("broken"), Some(&5));
+        assert_eq!(figures.attempts, 10, "each was tried again once");
+    }
+}
