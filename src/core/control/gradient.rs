@@ -13,8 +13,9 @@
 //! `sqrt(work)` is the headroom that keeps `work` servers busy under random arrivals
 //! (square-root staffing, Halfin and Whitt 1981), and the reason that a limit of 1 can grow.
 //! `s` is held to SIMC's `period / (2 * dead_time)`: Eq. 2 is an integral law of gain `s`, and
-//! the same critical gain applies to it. The objective stays the objective: above pressure 1
-//! the target is at most `limit / pressure`, whatever the baseline says.            (Eq. 3)
+//! the same critical gain applies to it. The objective stays the objective: the target is at
+//! most `limit / pressure`, whatever the baseline says, on either side of it, so that a law
+//! which had to learn its baseline under overload rests at the objective.              (Eq. 3)
 //!
 //! *The baseline* is learnt from the traffic there is. It takes a lower latency at once, by a
 //! third of the way per step. It rises slowly, doubling in about ten minutes, and only while
@@ -80,7 +81,7 @@ pub(super) fn step(config: &Config, state: &mut State, limit: f64, seen: &Observ
     let gradient = (baseline / latency).min(1.0);
     let work = limit * gradient;
     let mut target = config.tolerance * work + work.sqrt(); // Eq. 1
-    if let Some(pressure) = seen.pressure_held().filter(|&pressure| pressure > 1.0) {
+    if let Some(pressure) = seen.pressure_held() {
         target = target.min(limit / pressure); // Eq. 3
     }
     let smoothing = config.smoothing.min(seen.gain_simc());
@@ -122,9 +123,11 @@ mod tests {
     #[test]
     fn a_saturated_plant_of_eight_servers_gets_its_target_in_one_step() {
         for limit in [16.0, 40.0, 400.0] {
-            // Eight servers of 100 ms under `limit` requests: latency = limit / 80.
+            // Far from any objective. Eight servers of 100 ms under `limit` requests: latency = limit / 80.
             let mut state = State { baseline: Some(0.1) };
-            let step = step(&CONFIG, &mut state, limit, &seen(limit / 80.0, true)).unwrap();
+            let mut far = seen(limit / 80.0, true);
+            far.pressure = Some(0.001);
+            let step = step(&CONFIG, &mut state, limit, &far).unwrap();
             assert!((step.limit - (12.0 + 8.0_f64.sqrt())).abs() < 1e-9, "{limit} -> {}", step.limit);
         }
     }

@@ -1,6 +1,7 @@
 //! The laws that move limits, one file each, and the rails that keep every law honest.
 pub mod aimd;
 pub mod budget;
+pub mod dead_time;
 pub mod gradient;
 pub mod law;
 pub mod oscillation;
@@ -8,3 +9,6 @@ pub mod pid;
 pub mod rails;
 pub mod regulator;
 pub mod stability;
+
+#[cfg(test)]
+mod closed_loop;

@@ -10,7 +10,7 @@
 //! without which the second difference would mostly be noise.
 //!
 //! *Integral gain.* Not given, it is SIMC's `period / (2 * dead_time)` (Skogestad 2003, for a
-//! plant of gain 1 that is dead time and nothing else), which keeps a gain margin of about 3.
+//! plant of gain 1 that is dead time and nothing else), which keeps a gain margin of 3 or so.
 //!
 //! *Anti-windup.* The velocity form starts each step from the limit that was really applied,
 //! so the integral cannot wind up against a rail: this is back-calculation with a tracking
