@@ -19,13 +19,14 @@ use super::raw::{
     RawPerParty, RawQueue, RawRate, RawRoute, RawSignal, RawSource, RawTreatment,
 };
 use super::selector;
-use super::settings::{CustomRoute, Metrics};
+use super::settings::Metrics;
 use crate::core::limit::table::Mode;
 use crate::core::policy::{
-    Bounds, Class, ClassId, Coalesce, Control, Derivation, How, Kind, Law, Module, ModuleId, OnStale,
-    PartyLimits, Policy, Priority, Queue, RateBounds, Selector, Signal, SignalId, SignalSource, Treatment,
+    Bounds, Class, Coalesce, Control, Derivation, How, Kind, Law, Module, ModuleId, OnStale, PartyLimits,
+    Policy, Priority, Queue, RateBounds, Selector, Signal, SignalId, SignalSource, Treatment,
 };
 use crate::core::request::catalogue::{self, Surface};
+use crate::core::request::classify::{Classifier, HeaderIs, Rule};
 
 /// Bounds of a concurrency limit. 0 would shut a class for good: `treatment` does that.
 const IN_FLIGHT: [f64; 2] = [1.0, 1_000_000.0];
@@ -40,7 +41,7 @@ const NAMES_MAX: usize = 256;
 pub(super) struct Judged {
     pub(super) policy: Policy,
     pub(super) modes: Vec<Mode>,
-    pub(super) routes: Vec<CustomRoute>,
+    pub(super) routes: Vec<Rule>,
 }
 
 pub(super) fn judge(judge: &mut Judge, raw: &Raw, metrics: &Metrics, mode: Mode) -> Judged {
@@ -51,12 +52,14 @@ pub(super) fn judge(judge: &mut Judge, raw: &Raw, metrics: &Metrics, mode: Mode)
     let mut classes = judge.classes(raw, &modules, &signals, law);
     judge.objectives(raw, &mut classes);
     judge.room(raw, &modules, &classes);
-    let routes = judge.routes(raw, &modules, &classes);
     let modes = classes.iter().map(|class| {
         let given = raw.class.iter().find(|(name, _)| name.get_ref() == &*class.name);
         given.and_then(|(_, raw)| raw.mode.as_ref()).map_or(mode, |mode| mode_of(*mode.get_ref()))
     });
-    Judged { modes: modes.collect(), policy: Policy { modules, classes, signals, control }, routes }
+    let modes = modes.collect();
+    let policy = Policy { modules, classes, signals, control };
+    let routes = judge.routes(raw, &policy);
+    Judged { policy, modes, routes }
 }
 
 fn names<'a, T>(things: &'a [T], name: fn(&'a T) -> &'a Arc<str>) -> impl Iterator<Item = &'a str> + Clone {
@@ -849,117 +852,70 @@ impl Judge {
 
     // === routes ===
 
-    fn routes(&mut self, raw: &Raw, modules: &[Module], classes: &[Class]) -> Vec<CustomRoute> {
-        let mut routes: Vec<CustomRoute> = Vec::new();
+    /// The operator's routes; whether they can match, and differ, the classifier itself says.
+    fn routes(&mut self, raw: &Raw, policy: &Policy) -> Vec<Rule> {
+        let mut routes = Vec::new();
+        let mut places = Vec::new();
         for (i, given) in raw.route.iter().enumerate() {
             let key = format!("route[{i}]");
-            let Some(route) = self.route(&key, given, modules, classes) else { continue };
-            let same = |other: &&CustomRoute| {
-                (other.surface, &other.method, &other.header) == (route.surface, &route.method, &route.header)
-                    && shape(&other.path) == shape(&route.path)
-            };
-            if let Some(twin) = routes.iter().find(same) {
-                let message = format!("the route `{}` stands above already", twin.path);
-                self.refuse(Place::new(key, given), message, "take one away");
-            } else {
-                routes.push(route);
+            if let Some(rule) = self.route(&key, given, policy) {
+                routes.push(rule);
+                places.push(Place::new(key, given));
             }
+        }
+        let Err(faults) = Classifier::new(policy, Surface::Dashboard, &routes) else { return routes };
+        for fault in faults {
+            let place = fault.rule.and_then(|rule| places.get(rule).cloned());
+            let text = fault.to_string();
+            let (message, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+            self.refuse(place.unwrap_or_else(|| Place::nowhere("route")), message, remedy);
         }
         routes
     }
 
-    fn route(
-        &mut self,
-        key: &str,
-        given: &Spanned<RawRoute>,
-        modules: &[Module],
-        classes: &[Class],
-    ) -> Option<CustomRoute> {
+    fn route(&mut self, key: &str, given: &Spanned<RawRoute>, policy: &Policy) -> Option<Rule> {
         let raw = given.get_ref();
         let (Some(path), Some(class)) = (&raw.path, &raw.class) else {
             let remedy = "write path = \"/api/thing/{id}\" and class = \"name\"";
             self.refuse(Place::new(key, given), "a route needs `path` and `class`", remedy);
             return None;
         };
-        let known = names(classes, |class| &class.name);
-        let id = self.find(Place::new(format!("{key}.class"), class), "class", class.get_ref(), known);
-        let method = raw.method.as_ref().and_then(|method| self.method(&format!("{key}.method"), method));
+        let known = names(&policy.classes, |class| &class.name);
+        let place = Place::new(format!("{key}.class"), class);
+        let found = self.find(place, "class", class.get_ref(), known);
         let header = raw.header.as_ref().and_then(|header| self.header(&format!("{key}.header"), header));
-        let path = self.pattern(&format!("{key}.path"), path)?;
-        let id = id?;
+        let class = &policy.classes[found?];
         let surface = match raw.kind.as_ref() {
             Some(kind) => surface_of(*kind.get_ref()),
-            None => match &*modules[classes[id].module.index()].name {
+            None => match &*policy.modules[class.module.index()].name {
                 "Serve" => Surface::Serve,
                 "RayClient" => Surface::RayClient,
                 _ => Surface::Dashboard,
             },
         };
-        Some(CustomRoute { surface, method, path, header, class: ClassId(u8::try_from(id).ok()?) })
+        let method = raw.method.as_ref().map(|method| method.get_ref().as_str().into());
+        let path = path.get_ref().as_str().into();
+        Some(Rule { surface, method, path, header, class: class.name.clone() })
     }
 
-    fn method(&mut self, key: &str, method: &Spanned<String>) -> Option<Arc<str>> {
-        let text = method.get_ref();
-        if !text.is_empty() && text.chars().all(|c| c.is_ascii_uppercase() || c == '-') {
-            return Some(text.as_str().into());
-        }
-        let remedy = format!(
-            "methods are written in capitals, such as \"{}\"",
-            if text.is_empty() { "GET".to_owned() } else { text.to_ascii_uppercase() }
-        );
-        self.refuse(Place::new(key, method), format!("`{text}` is not a method"), remedy);
-        None
-    }
-
-    fn header(&mut self, key: &str, header: &Spanned<String>) -> Option<(Arc<str>, Arc<str>)> {
-        if let Some((name, value)) = header.get_ref().split_once(':')
-            && let Ok(name) = http::HeaderName::from_bytes(name.trim().as_bytes())
-            && let value = value.trim()
-            && http::HeaderValue::from_str(value).is_ok()
-            && !value.is_empty()
+    /// `name: value`, or `name` alone for any value.
+    fn header(&mut self, key: &str, header: &Spanned<String>) -> Option<HeaderIs> {
+        let (name, value) = match header.get_ref().split_once(':') {
+            Some((name, value)) => (name.trim(), Some(value.trim())),
+            None => (header.get_ref().trim(), None),
+        };
+        if let Ok(name) = http::HeaderName::from_bytes(name.as_bytes())
+            && value.is_none_or(|value| !value.is_empty() && http::HeaderValue::from_str(value).is_ok())
         {
-            return Some((name.as_str().into(), value.into()));
+            return Some(HeaderIs { name: name.as_str().into(), value: value.map(Arc::from) });
         }
         let message = format!("`{}` is not a header", header.get_ref());
         self.refuse(Place::new(key, header), message, "write name and value, such as \"x-tier: gold\"");
         None
-    }
-
-    fn pattern(&mut self, key: &str, path: &Spanned<String>) -> Option<Arc<str>> {
-        let text = path.get_ref();
-        let fault = if !text.starts_with('/') {
-            Some("a path begins with `/`".to_owned())
-        } else if text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '?' || c == '#') {
-            Some("a path holds no white space, query or fragment".to_owned())
-        } else {
-            matchit::Router::new()
-                .insert(text.as_str(), ())
-                .err()
-                .map(|error| error.to_string().to_lowercase())
-        };
-        match fault {
-            None => Some(text.as_str().into()),
-            Some(fault) => {
-                let remedy =
-                    "write segments, `{name}` for any one segment, `{*rest}` at the end for all that follows";
-                self.refuse(Place::new(key, path), format!("`{text}`: {fault}"), remedy);
-                None
-            }
-        }
     }
 }
 
 /// What may come at once where nothing is said: one second's worth.
 fn one_second(per_second: f64) -> u32 {
     crate::core::limit::table::slots(per_second.ceil()).max(1)
-}
-
-/// A pattern without the names of its parameters, which do not tell routes apart.
-fn shape(path: &str) -> String {
-    let segment = |segment: &str| match segment {
-        s if s.starts_with("{*") => "{*}".to_owned(),
-        s if s.starts_with('{') => "{}".to_owned(),
-        s => s.to_owned(),
-    };
-    path.split('/').map(segment).collect::<Vec<_>>().join("/")
 }

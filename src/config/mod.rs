@@ -13,6 +13,7 @@ pub mod quantity;
 pub mod raw;
 pub mod selector;
 pub mod settings;
+pub mod write;
 
 use std::path::{Path, PathBuf};
 

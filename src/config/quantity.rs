@@ -85,8 +85,14 @@ impl std::str::FromStr for Length {
 
 impl fmt::Display for Length {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // humantime writes "1m 30s" and "500ms", which `from_str` reads back.
-        humantime::format_duration(self.0).fmt(f)
+        // The largest unit that leaves nothing over, as people write it: "75s", not "1m 15s".
+        let nanos = self.0.as_nanos();
+        let units = [(3600_000_000_000, "h"), (60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms")];
+        match units.into_iter().find(|(unit, _)| nanos > 0 && nanos.is_multiple_of(*unit)) {
+            // Beyond a few hundred, the sum of several units says more: "2h 46m 40s".
+            Some((unit, name)) if nanos / unit < 2000 || name == "h" => write!(f, "{}{name}", nanos / unit),
+            _ => humantime::format_duration(self.0).fmt(f),
+        }
     }
 }
 
@@ -347,6 +353,17 @@ mod tests {
         for objective in ["p99", "1s", "99 1s", "p99 1"] {
             assert!(objective.parse::<Objective>().is_err(), "{objective}");
         }
+    }
+
+    #[test]
+    fn lengths_are_written_in_the_unit_that_fits() {
+        let written = |ms: u64| Length(Duration::from_millis(ms)).to_string();
+        assert_eq!(written(75_000), "75s");
+        assert_eq!(written(1_500), "1500ms");
+        assert_eq!(written(250), "250ms");
+        assert_eq!(written(7_200_000), "2h");
+        assert_eq!(written(10_000_000), "2h 46m 40s");
+        assert_eq!(written(0), "0s");
     }
 
     proptest! {

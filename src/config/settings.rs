@@ -13,8 +13,9 @@ use ipnet::IpNet;
 use url::Url;
 
 use crate::core::limit::table::Mode;
-use crate::core::policy::{ClassId, Policy};
+use crate::core::policy::Policy;
 use crate::core::request::catalogue::Surface;
+use crate::core::request::classify::Rule;
 
 /// Everything the program runs by.
 #[derive(Clone, Debug)]
@@ -23,7 +24,7 @@ pub struct Settings {
     pub version: Arc<str>,
     /// What becomes of sheds, where a class does not say otherwise.
     pub mode: Mode,
-    /// What becomes of sheds, indexed by [`ClassId`].
+    /// What becomes of sheds, indexed by [`ClassId`](crate::core::policy::ClassId).
     pub class_modes: Vec<Mode>,
     /// Ray's dashboard: where the probe and discovery ask, and where dashboard listeners lead.
     pub upstream: Upstream,
@@ -51,8 +52,10 @@ pub struct Settings {
     pub alerts: Alerts,
     /// The core's share.
     pub policy: Arc<Policy>,
-    /// The operator's routes, before Ray's own.
-    pub routes: Vec<CustomRoute>,
+    /// The operator's routes, before Ray's own; [`Classifier::new`] takes them as they are.
+    ///
+    /// [`Classifier::new`]: crate::core::request::classify::Classifier::new
+    pub routes: Vec<Rule>,
 }
 
 /// An HTTP server that rayguard forwards to. Plain HTTP: Ray's own ports speak no TLS.
@@ -291,19 +294,4 @@ pub enum NotifyUrl {
     Plain(Url),
     /// Elsewhere: whoever knows a Slack webhook may post to it.
     Secret(Secret),
-}
-
-/// A route of the operator's.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CustomRoute {
-    /// The listener it belongs to.
-    pub surface: Surface,
-    /// The method; `None` is any.
-    pub method: Option<Arc<str>>,
-    /// The pattern: `{name}` is one segment, `{*name}` at the end all that follows.
-    pub path: Arc<str>,
-    /// A header (lower-case name, value) that must be there.
-    pub header: Option<(Arc<str>, Arc<str>)>,
-    /// Its class.
-    pub class: ClassId,
 }
