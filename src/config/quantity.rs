@@ -87,7 +87,8 @@ impl fmt::Display for Length {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The largest unit that leaves nothing over, as people write it: "75s", not "1m 15s".
         let nanos = self.0.as_nanos();
-        let units = [(3600_000_000_000, "h"), (60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms")];
+        let units =
+            [(3_600_000_000_000, "h"), (60_000_000_000, "m"), (1_000_000_000, "s"), (1_000_000, "ms")];
         match units.into_iter().find(|(unit, _)| nanos > 0 && nanos.is_multiple_of(*unit)) {
             // Beyond a few hundred, the sum of several units says more: "2h 46m 40s".
             Some((unit, name)) if nanos / unit < 2000 || name == "h" => write!(f, "{}{name}", nanos / unit),

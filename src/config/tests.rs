@@ -516,3 +516,117 @@ const VALUES: &[&str] = &[
     "[{ address = '1:2' }]",
     "1979-05-27T07:32:00Z",
 ];
+
+// === the files and the page that go with the code ===
+
+/// The key under which the page lists what stands in a struct of `raw.rs`.
+const PAGE_PREFIXES: &[(&str, &str)] = &[
+    ("Raw", ""),
+    ("RawDoor", "listen."),
+    ("RawTls", "tls."),
+    ("RawHttp", "http."),
+    ("RawIdentity", "identity."),
+    ("RawApiKey", "api_keys.<name>."),
+    ("RawMetrics", "metrics."),
+    ("RawSecret", "secret."),
+    ("RawProbe", "probe."),
+    ("RawSignal", "signal.<name>."),
+    ("RawSource", "source."),
+    ("RawControl", "control."),
+    ("RawLaw", "law."),
+    ("RawModule", "module.<name>."),
+    ("RawClass", "class.<name>."),
+    ("RawRate", "rate."),
+    ("RawBounds", "range."),
+    ("RawQueue", "queue."),
+    ("RawPerParty", "per_party."),
+    ("RawRoute", "route."),
+    ("RawLedger", "ledger."),
+    ("RawLog", "log."),
+    ("RawAlerts", "alerts."),
+    ("RawNotify", "notify."),
+    ("RawAdmin", "admin."),
+];
+
+/// Every struct of `raw.rs` and its fields, read from the source: what the code accepts.
+fn accepted() -> Vec<(String, Vec<String>)> {
+    let mut structs: Vec<(String, Vec<String>)> = Vec::new();
+    for line in include_str!("raw.rs").lines() {
+        if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.strip_suffix(" {")) {
+            structs.push((name.to_owned(), Vec::new()));
+        } else if let Some((field, _)) = line.strip_prefix("    pub ").and_then(|rest| rest.split_once(':'))
+            && let Some((_, fields)) = structs.last_mut()
+        {
+            fields.push(field.trim_start_matches("r#").to_owned());
+        }
+    }
+    structs
+}
+
+#[test]
+fn the_page_lists_every_key_that_is_accepted_and_no_other() {
+    let mut accepted: Vec<String> = accepted()
+        .into_iter()
+        .flat_map(|(name, fields)| {
+            let prefix = PAGE_PREFIXES.iter().find(|(of, _)| *of == name);
+            let (_, prefix) = prefix.unwrap_or_else(|| panic!("{name} has no place on the page"));
+            fields.into_iter().map(move |field| format!("{prefix}{field}"))
+        })
+        .collect();
+    let page = include_str!("../../config/README.md");
+    let mut listed: Vec<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
+        .map(|(key, _)| key.to_owned())
+        .collect();
+    accepted.sort();
+    listed.sort();
+    assert!(accepted.len() > 100, "raw.rs could not be read: {accepted:?}");
+    assert_eq!(listed, accepted);
+}
+
+#[test]
+fn the_complete_file_names_every_key_that_is_accepted() {
+    let file = include_str!("../../config/rayguard.toml");
+    let words: std::collections::BTreeSet<&str> =
+        file.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
+    for (name, fields) in accepted() {
+        for field in fields {
+            assert!(words.contains(field.as_str()), "`{field}` of {name} is not named");
+        }
+    }
+}
+
+#[test]
+fn what_the_complete_file_shows_in_comments_is_sound_too() {
+    let file = include_str!("../../config/rayguard.toml");
+    // Lines that are a key or a table behind `# `, without the prose around them.
+    let is_key = |line: &str| {
+        line.starts_with('[')
+            || line.split_once(" = ").is_some_and(|(key, _)| {
+                !key.is_empty()
+                    && key.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+            })
+    };
+    let shown: Vec<&str> = file
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line))
+        // One listener or many, one address or a secret one: the comments show both.
+        .filter(|line| !line.starts_with("listen = \"127.0.0.1:8266\"") && !line.starts_with("url_from"))
+        .collect();
+    let text = shown.join("\n").replace("trusted_proxies = []", "trusted_proxies = [\"10.0.0.0/8\"]");
+    let settings = settings(&text);
+    assert_eq!(settings.alerts.notify.len(), 1);
+    assert_eq!(settings.routes.len(), 1);
+    assert_eq!(settings.identity.api_keys.len(), 1);
+    assert!(settings.listeners[0].tls.is_some());
+}
+
+#[test]
+fn the_minimal_file_is_sound_and_short() {
+    let text = include_str!("../../config/minimal.toml");
+    let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+    assert!(lines <= 10, "{lines} lines");
+    let settings = settings(text);
+    assert!(settings.metrics.prometheus.is_some());
+}
