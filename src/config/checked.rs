@@ -22,14 +22,15 @@ use super::defaults;
 use super::problem::{Problem, suggest};
 use super::quantity::{Bytes, Length, OrOff};
 use super::raw::{
-    Name, Raw, RawAdmin, RawAlerts, RawApiKey, RawDoor, RawDoorKind, RawFormat, RawHttp, RawIdentity,
-    RawLedger, RawLevel, RawListen, RawLog, RawMetrics, RawMode, RawNotify, RawNotifyKind, RawProbe,
-    RawSecret, RawTls,
+    Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawDoor, RawDoorKind, RawFormat, RawHttp,
+    RawIdentity, RawLedger, RawLevel, RawListen, RawLog, RawMetrics, RawMode, RawNotify, RawNotifyKind,
+    RawProbe, RawSecret, RawTls,
 };
 use super::settings::{
     Address, Admin, Alerts, ApiKey, Http, Identity, Ledger, Listener, Log, Metrics, Notify, NotifyKind,
     NotifyUrl, Probe, Secret, Settings, Tls, Upstream,
 };
+use crate::core::alert::{Alert, Patience};
 use crate::core::limit::table::Mode;
 use crate::core::request::catalogue::Surface;
 
@@ -161,6 +162,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         version: version.into(),
         mode,
         class_modes: judged.modes,
+        class_rate_alerts: judged.rate_alerts,
         http: judge.http(&raw.http),
         identity: judge.identity(&raw.identity, &raw.api_keys, &trusted_proxies),
         probe: judge.probe(&raw.probe),
@@ -633,16 +635,41 @@ impl Judge {
     }
 
     fn alerts(&mut self, raw: &RawAlerts) -> Alerts {
+        let mut rules: BTreeMap<Alert, Patience> =
+            Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
+        for (name, rule) in &raw.rule {
+            let key = format!("alerts.rule.{}", name.get_ref());
+            let known = Alert::ALL.iter().map(|alert| alert.label());
+            let found = self.find(Place::new(&key, name), "alert", name.get_ref(), known);
+            let Some(alert) = found.map(|place| Alert::ALL[place]) else { continue };
+            let patience = self.patience(&key, rule, alert.patience());
+            if rule.enabled == Some(false) {
+                rules.remove(&alert);
+            } else {
+                rules.insert(alert, patience);
+            }
+        }
         let notify = raw.notify.iter().enumerate();
         let notify =
             notify.filter_map(|(i, notify)| self.notify(&format!("alerts.notify[{i}]"), notify)).collect();
         Alerts {
-            hold: self.length("alerts.for", raw.r#for.as_ref(), secs(60), [Duration::ZERO, secs(86_400)]),
-            clear: self.length("alerts.clear", raw.clear.as_ref(), secs(120), [Duration::ZERO, secs(86_400)]),
+            rules,
             repeat: self.length("alerts.repeat", raw.repeat.as_ref(), secs(3600), [secs(10), secs(604_800)]),
             runbook_url: raw.runbook_url.as_ref().and_then(|url| self.any_url("alerts.runbook_url", url)),
-            disabled: raw.disabled.iter().flatten().map(|name| name.get_ref().as_str().into()).collect(),
             notify,
+        }
+    }
+
+    fn patience(&mut self, key: &str, rule: &RawAlertRule, default: Patience) -> Patience {
+        let bounds = [Duration::ZERO, secs(86_400)];
+        Patience {
+            fire_after: self.length(&format!("{key}.for"), rule.r#for.as_ref(), default.fire_after, bounds),
+            clear_after: self.length(
+                &format!("{key}.clear"),
+                rule.clear.as_ref(),
+                default.clear_after,
+                bounds,
+            ),
         }
     }
 

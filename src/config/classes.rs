@@ -41,6 +41,7 @@ const NAMES_MAX: usize = 256;
 pub(super) struct Judged {
     pub(super) policy: Policy,
     pub(super) modes: Vec<Mode>,
+    pub(super) rate_alerts: Vec<Option<f64>>,
     pub(super) routes: Vec<Rule>,
 }
 
@@ -52,14 +53,20 @@ pub(super) fn judge(judge: &mut Judge, raw: &Raw, metrics: &Metrics, mode: Mode)
     let mut classes = judge.classes(raw, &modules, &signals, law);
     judge.objectives(raw, &mut classes);
     judge.room(raw, &modules, &classes);
+    let given = |class: &Class| raw.class.iter().find(|(name, _)| name.get_ref() == &*class.name);
     let modes = classes.iter().map(|class| {
-        let given = raw.class.iter().find(|(name, _)| name.get_ref() == &*class.name);
-        given.and_then(|(_, raw)| raw.mode.as_ref()).map_or(mode, |mode| mode_of(*mode.get_ref()))
+        let raw = given(class).and_then(|(_, raw)| raw.mode.as_ref());
+        raw.map_or(mode, |mode| mode_of(*mode.get_ref()))
     });
     let modes = modes.collect();
+    let rate_alerts = classes.iter().map(|class| {
+        let raw = given(class).and_then(|(_, raw)| raw.alert_above.as_ref())?;
+        judge.rate_alert(&format!("class.{}.alert_above", class.name), raw)
+    });
+    let rate_alerts = rate_alerts.collect();
     let policy = Policy { modules, classes, signals, control };
     let routes = judge.routes(raw, &policy);
-    Judged { policy, modes, routes }
+    Judged { policy, modes, rate_alerts, routes }
 }
 
 fn names<'a, T>(things: &'a [T], name: fn(&'a T) -> &'a Arc<str>) -> impl Iterator<Item = &'a str> + Clone {
@@ -762,6 +769,12 @@ impl Judge {
             None => {}
         }
         limits
+    }
+
+    fn rate_alert(&mut self, key: &str, given: &Spanned<OrOff<PerSecond>>) -> Option<f64> {
+        let OrOff::On(rate) = *given.get_ref() else { return None };
+        let [least, most] = RATE.map(PerSecond);
+        Some(self.within(key, Some(&Spanned::new(given.span(), rate)), rate, least, most).0)
     }
 
     fn followed(&mut self, key: &str, given: &[Spanned<String>], signals: &[Signal]) -> Vec<SignalId> {

@@ -1,17 +1,14 @@
 //! What holds when the file is silent.
 //!
-//! Classes, modules and routes come from `core::request::catalogue`, which argues for its
-//! numbers there. The rest stands here, one constant for each key, so that the commented
+//! Classes, modules and routes come from `core::request::catalogue`, signals from
+//! `core::signal::catalogue`; both argue for their numbers there. The rest stands here, one constant for each key, so that the commented
 //! `config/rayguard.toml` and `config/README.md` can be held to it by a test.
 
-use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::policy::{
-    Class, Control, Derivation, How, LabelCondition, Law, Module, OnStale, Selector, Signal, SignalId,
-    SignalSource,
-};
+use crate::core::policy::{Class, Control, Law, Module, Signal, SignalId};
 use crate::core::request::catalogue;
+use crate::core::signal::catalogue::{SIGNALS, SignalDefault};
 
 /// Ray's dashboard on the head itself.
 pub const UPSTREAM: &str = "http://127.0.0.1:8265";
@@ -82,60 +79,7 @@ fn followed(class: &str) -> &'static [&'static str] {
 /// The built-in signals.
 #[must_use]
 pub fn signals() -> Vec<Signal> {
-    let select = |metric: &str, labels: Vec<LabelCondition>| Selector { metric: metric.into(), labels };
-    let is = |label: &str, value: &str| LabelCondition::Is(label.into(), value.into());
-    let scrape = |select: Selector, how: How| SignalSource::Scrape(Derivation { select, how, scale: 1.0 });
-    let signal = |name: &str, target: f64, unit: &str, sources: Vec<SignalSource>| Signal {
-        name: name.into(),
-        target,
-        unit: Arc::from(unit),
-        stale_after: Duration::from_secs(30),
-        on_stale: OnStale::Hold,
-        sources,
-    };
-    vec![
-        signal("gcs_latency", 100.0, "ms", vec![SignalSource::Probe]),
-        signal(
-            "head_cpu",
-            85.0,
-            "%",
-            vec![scrape(select("ray_node_cpu_utilization", vec![is("IsHeadNode", "true")]), How::Max)],
-        ),
-        signal(
-            "pending_tasks",
-            2000.0,
-            "tasks",
-            vec![scrape(
-                select("ray_tasks", vec![LabelCondition::StartsWith("State".into(), "PENDING".into())]),
-                How::Sum,
-            )],
-        ),
-        signal(
-            "workers_waiting",
-            32.0,
-            "tasks",
-            vec![scrape(
-                select("ray_scheduler_unscheduleable_tasks", vec![is("Reason", "WaitingForWorkers")]),
-                How::Sum,
-            )],
-        ),
-        signal(
-            "submission_backlog",
-            16.0,
-            "jobs",
-            vec![scrape(select("ray_gcs_actors_count", vec![is("State", "Registered")]), How::Sum)],
-        ),
-        signal(
-            "head_memory",
-            90.0,
-            "%",
-            vec![SignalSource::Scrape(Derivation {
-                select: select("ray_node_mem_used", vec![is("IsHeadNode", "true")]),
-                how: How::RatioTo(select("ray_node_mem_total", vec![is("IsHeadNode", "true")])),
-                scale: 100.0,
-            })],
-        ),
-    ]
+    SIGNALS.iter().map(SignalDefault::signal).collect()
 }
 
 #[cfg(test)]

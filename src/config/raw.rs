@@ -379,6 +379,8 @@ pub struct RawClass {
     pub law: Option<Spanned<RawLaw>>,
     /// The signals that move its rate.
     pub signals: Option<Vec<Spanned<String>>>,
+    /// Alert above this rate.
+    pub alert_above: Option<Spanned<OrOff<PerSecond>>>,
 }
 
 /// What is done with a class's requests.
@@ -521,18 +523,26 @@ pub enum RawFormat {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawAlerts {
-    /// A condition must hold for so long before it fires.
-    pub r#for: Option<Spanned<Length>>,
-    /// It must be gone for so long before it resolves.
-    pub clear: Option<Spanned<Length>>,
     /// A firing alert is sent again so often.
     pub repeat: Option<Spanned<Length>>,
     /// Where runbooks stand; the alert's name is appended.
     pub runbook_url: Option<Spanned<String>>,
-    /// Alerts that are not wanted.
-    pub disabled: Option<Vec<Spanned<String>>>,
+    /// Rules, by name.
+    pub rule: BTreeMap<Name, RawAlertRule>,
     /// Whom to tell.
     pub notify: Vec<Spanned<RawNotify>>,
+}
+
+/// `[alerts.rule.<name>]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawAlertRule {
+    /// Whether anyone is told.
+    pub enabled: Option<bool>,
+    /// It must be bad for so long before it fires.
+    pub r#for: Option<Spanned<Length>>,
+    /// It must be good for so long before it resolves.
+    pub clear: Option<Spanned<Length>>,
 }
 
 /// `[[alerts.notify]]`.

@@ -4,6 +4,7 @@
 //! what to scrape, where to write and whom to tell. Plain data without behaviour: it is made
 //! in `checked`, once at start and once a reload, and shared behind an `Arc`.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use url::Url;
 
+use crate::core::alert::{Alert, Patience};
 use crate::core::limit::table::Mode;
 use crate::core::policy::Policy;
 use crate::core::request::catalogue::Surface;
@@ -26,6 +28,9 @@ pub struct Settings {
     pub mode: Mode,
     /// What becomes of sheds, indexed by [`ClassId`](crate::core::policy::ClassId).
     pub class_modes: Vec<Mode>,
+    /// The rate, per second, above which `high-request-rate` fires, indexed by
+    /// [`ClassId`](crate::core::policy::ClassId); `None`: learnt.
+    pub class_rate_alerts: Vec<Option<f64>>,
     /// Ray's dashboard: where the probe and discovery ask, and where dashboard listeners lead.
     pub upstream: Upstream,
     /// Where rayguard listens; at least one.
@@ -251,16 +256,12 @@ pub struct Log {
 /// Alerts and whom they reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Alerts {
-    /// A condition must hold for so long before it fires.
-    pub hold: Duration,
-    /// It must be gone for so long before it resolves.
-    pub clear: Duration,
+    /// Every rule that is wanted, and how long it must hold and be gone.
+    pub rules: BTreeMap<Alert, Patience>,
     /// A firing alert is sent again so often.
     pub repeat: Duration,
     /// Where runbooks stand; the alert's name is appended.
     pub runbook_url: Option<Url>,
-    /// Names of alerts that are not wanted.
-    pub disabled: Vec<Arc<str>>,
     /// Whom to tell.
     pub notify: Vec<Notify>,
 }

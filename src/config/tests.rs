@@ -402,6 +402,24 @@ fn api_keys_are_digests_and_differ() {
 }
 
 #[test]
+fn alerts_can_be_made_patient_and_silenced_one_by_one() {
+    use crate::core::alert::Alert;
+    let alerts = settings(
+        "[alerts.rule.slo-breached]
+         for = '5m'
+         [alerts.rule.pinned-ceiling]
+         enabled = false",
+    )
+    .alerts;
+    assert_eq!(alerts.rules[&Alert::SloBreached].fire_after, Duration::from_mins(5));
+    assert_eq!(alerts.rules[&Alert::SloBreached].clear_after, Alert::SloBreached.patience().clear_after);
+    assert!(!alerts.rules.contains_key(&Alert::PinnedCeiling));
+    refused("[alerts.rule.slo]", "alerts.rule.slo", "no alert");
+    let loud = settings("[class.views]\nalert_above = '600/min'");
+    assert_eq!(loud.class_rate_alerts.iter().flatten().collect::<Vec<_>>(), [&10.0]);
+}
+
+#[test]
 fn an_objective_beyond_the_timeout_is_refused() {
     refused("[slo]\njob-list = 'p99 5m'", "slo.job-list", "beyond the class's timeout");
     refused("[slo]\njob-list = 'p100 1s'", "slo.job-list", "outside p50");
@@ -465,7 +483,7 @@ const KEYS: &[&str] = &[
     "class.views.signals",
     "route",
     "alerts.notify",
-    "alerts.for",
+    "alerts.rule.slo-breached.for",
     "admin.listen",
     "admin.token",
     "ledger.file_bytes_max",
@@ -544,6 +562,7 @@ const PAGE_PREFIXES: &[(&str, &str)] = &[
     ("RawLedger", "ledger."),
     ("RawLog", "log."),
     ("RawAlerts", "alerts."),
+    ("RawAlertRule", "rule."),
     ("RawNotify", "notify."),
     ("RawAdmin", "admin."),
 ];

@@ -9,10 +9,12 @@ use std::fmt::Write as _;
 use super::defaults;
 use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
 use super::selector;
+use crate::core::alert::Alert;
 use crate::core::policy::{
     Bounds, Class, How, Kind, Law, Module, OnStale, PartyLimits, Queue, Signal, SignalSource, Treatment,
 };
 use crate::core::request::catalogue;
+use crate::core::signal::catalogue::SIGNALS as SIGNALS_BUILT_IN;
 
 /// The sections before the tables of signals, modules and classes.
 const HEAD: &str = r#"# rayguard: every key at its default. This file changes nothing; keep the lines you change.
@@ -107,11 +109,8 @@ level = "info"                          # error, warn, info, debug, trace
 format = "text"                         # or "json"
 
 [alerts]
-for = "1m"                              # a condition must hold so long before it fires
-clear = "2m"                            # and be gone so long before it resolves
-repeat = "1h"
+repeat = "1h"                           # what still fires is sent again
 # runbook_url = "https://wiki.example/runbooks/"   # the alert's name is appended
-disabled = []
 # [[alerts.notify]]
 # kind = "alertmanager"                 # or "webhook", "slack"
 # url = "http://alertmanager:9093"
@@ -133,6 +132,9 @@ listen = "127.0.0.1:9465"               # state, steering, /metrics, /livez, /re
 # header = "x-tier: batch"              # optional
 # kind = "serve"                        # the listener; that of the class's module when absent
 # class = "batch-inference"
+
+# When a person is told: bad for so long before it fires, good for so long before it
+# resolves. `enabled = false` silences one.
 "#;
 
 const SLO: &str = "
@@ -166,13 +168,16 @@ pub fn defaults() -> String {
     let modules = defaults::modules();
     let classes = defaults::classes(&signals);
     let mut out = String::from(HEAD);
+    for alert in Alert::ALL {
+        write_alert(&mut out, alert);
+    }
     out.push_str(SLO);
     for class in classes.iter().filter(|class| class.treatment == Treatment::Limited) {
         line(&mut out, &class.name, &quoted(&Objective(class.slo)));
     }
     out.push_str(SIGNALS);
-    for signal in &signals {
-        write_signal(&mut out, signal);
+    for (signal, about) in signals.iter().zip(SIGNALS_BUILT_IN) {
+        write_signal(&mut out, signal, about.about);
     }
     out.push_str(MODULES);
     for (module, about) in modules.iter().zip(catalogue::MODULES) {
@@ -199,8 +204,16 @@ fn or_off<T: std::fmt::Display>(value: Option<T>) -> String {
     value.map_or_else(|| "\"off\"".to_owned(), |value| quoted(&value))
 }
 
-fn write_signal(out: &mut String, signal: &Signal) {
-    let _ = writeln!(out, "\n[signal.{}]", signal.name);
+fn write_alert(out: &mut String, alert: Alert) {
+    let patience = alert.patience();
+    let _ = writeln!(out, "\n[alerts.rule.{}]", alert.label());
+    line(out, "enabled", "true");
+    line(out, "for", &quoted(&Length(patience.fire_after)));
+    line(out, "clear", &quoted(&Length(patience.clear_after)));
+}
+
+fn write_signal(out: &mut String, signal: &Signal, about: &str) {
+    let _ = writeln!(out, "\n# {about}\n[signal.{}]", signal.name);
     line(out, "target", &signal.target.to_string());
     line(out, "unit", &quoted(&signal.unit));
     line(out, "stale_after", &quoted(&Length(signal.stale_after)));
@@ -300,6 +313,9 @@ fn write_class(out: &mut String, class: &Class, about: &str, module: &str, follo
     line(out, "law", &law_text(class.law));
     if whole || !followed.is_empty() {
         line(out, "signals", &format!("{followed:?}"));
+    }
+    if whole {
+        line(out, "alert_above", "\"off\"");
     }
 }
 
