@@ -104,6 +104,9 @@ pub struct Class {
     pub law: Law,
     /// The signals whose pressure moves this class's rate, worst first come.
     pub signals: Vec<SignalId>,
+    /// The signal that counts the work this class's requests leave behind after their answer;
+    /// its target is the most there may be. See `core/engine/backlog.rs`.
+    pub backlog: Option<SignalId>,
 }
 
 /// What is done with a class's requests.

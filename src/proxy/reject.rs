@@ -101,6 +101,9 @@ fn sentence(shed: &Shed, about: &Refused) -> String {
             );
         }
         Reason::ClassRate => format!("'{class}' requests have reached the rate the Ray head can take"),
+        Reason::ClassBacklog => {
+            format!("the Ray head still has to begin as many '{class}' requests as it can bear")
+        }
         Reason::ClassInFlight => {
             format!("the Ray head is busy with as many '{class}' requests as it can bear")
         }

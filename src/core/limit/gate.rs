@@ -121,6 +121,8 @@ struct ClassGate {
     shares: Option<Shares>,
     in_flight: InFlight,
     work_us: AtomicU64,
+    /// Admissions counted against the table's `admitted_max`.
+    allowance_used: AtomicU64,
     waiting: AtomicU32,
     spread_s: AtomicU32,
     sheds: AtomicU32,
@@ -165,6 +167,7 @@ enum Full {
     Class,
     Module,
     Rate(Duration),
+    Backlog,
 }
 
 impl Full {
@@ -173,6 +176,7 @@ impl Full {
             Full::Class => Reason::ClassInFlight,
             Full::Module => Reason::ModuleInFlight,
             Full::Rate(_) => Reason::ClassRate,
+            Full::Backlog => Reason::ClassBacklog,
         }
     }
 
@@ -215,6 +219,7 @@ impl<W> Gate<W> {
             shares: Shares::new(class.per_party, now),
             in_flight: InFlight::default(),
             work_us: AtomicU64::new(0),
+            allowance_used: AtomicU64::new(0),
             waiting: AtomicU32::new(0),
             spread_s: AtomicU32::new(1),
             sheds: AtomicU32::new(0),
@@ -316,7 +321,9 @@ impl<W> Gate<W> {
         }
         class.give_back(ticket.work_us);
         class.progress.store(now.0, Ordering::Relaxed);
-        module.in_flight.leave();
+        if class.kind == Kind::Unary {
+            module.in_flight.leave();
+        }
         if module.waiting.load(Ordering::SeqCst) > 0 {
             let mut woken = Vec::new();
             {
@@ -416,6 +423,12 @@ impl<W> Gate<W> {
         self.module(id).in_flight.count()
     }
 
+    /// Admissions so far, as `admitted_max` counts them.
+    #[must_use]
+    pub fn allowance_used(&self, id: ClassId) -> u64 {
+        self.class(id).allowance_used.load(Ordering::Acquire)
+    }
+
     /// The learnt cost of a route, in seconds of its module's time.
     #[must_use]
     pub fn cost(&self, route: u16) -> f64 {
@@ -447,15 +460,27 @@ impl<W> Gate<W> {
             class.in_flight.leave();
             return Err(Full::Class);
         };
-        if !module.in_flight.try_enter(slots(table.module(class.module).in_flight)) {
+        // Held connections have a cap of their own: they would starve the others of the ceiling.
+        let unary = class.kind == Kind::Unary;
+        if unary && !module.in_flight.try_enter(slots(table.module(class.module).in_flight)) {
             class.give_back(work_us);
             return Err(Full::Module);
+        }
+        if !class.try_use_allowance(limits.admitted_max) {
+            class.give_back(work_us);
+            if unary {
+                module.in_flight.leave();
+            }
+            return Err(Full::Backlog);
         }
         if let Some(rate) = &class.rate
             && let Err(wait) = rate.take(now)
         {
-            module.in_flight.leave();
+            class.allowance_used.fetch_sub(1, Ordering::AcqRel);
             class.give_back(work_us);
+            if unary {
+                module.in_flight.leave();
+            }
             return Err(Full::Rate(wait));
         }
         let under_way = class.in_flight.count();
@@ -471,7 +496,10 @@ impl<W> Gate<W> {
         let class = self.class(ask.class);
         class.meter.shed_in_shadow(reason);
         class.in_flight.enter();
-        self.module(class.module).in_flight.enter();
+        class.allowance_used.fetch_add(1, Ordering::AcqRel);
+        if class.kind == Kind::Unary {
+            self.module(class.module).in_flight.enter();
+        }
         class.meter.admit(class.in_flight.count());
         Ticket { counted: true, would_shed: Some(reason), slot, ..Ticket::uncounted(ask, now) }
     }
@@ -560,7 +588,7 @@ impl<W> Gate<W> {
             let ticket = match self.try_enter(table, ask, now) {
                 Ok(ticket) => ticket,
                 Err(Full::Module) => break,
-                Err(Full::Class | Full::Rate(_)) => {
+                Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
                     without_room |= 1 << at.min(63);
                     continue;
                 }
@@ -646,6 +674,14 @@ impl ClassGate {
             .map(|_| own)
     }
 
+    /// Counts one more admission if that stays within the running total allowed.
+    fn try_use_allowance(&self, admitted_max: Option<u64>) -> bool {
+        let max = admitted_max.unwrap_or(u64::MAX);
+        self.allowance_used
+            .try_update(Ordering::AcqRel, Ordering::Relaxed, |used| (used < max).then_some(used + 1))
+            .is_ok()
+    }
+
     /// Undoes an entry: one less under way, its work taken back.
     fn give_back(&self, work_us: u64) {
         self.work_us.fetch_sub(work_us, Ordering::AcqRel);
@@ -704,6 +740,7 @@ mod tests {
             timeout: None,
             law: Law::Static,
             signals: Vec::new(),
+            backlog: None,
         }
     }
 

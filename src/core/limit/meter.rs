@@ -18,6 +18,8 @@ pub enum Reason {
     Blocked,
     /// The class's rate is used up.
     ClassRate,
+    /// The head has as much of this class's work still to begin as it can bear.
+    ClassBacklog,
     /// The class has as many under way as it may, and no room to wait.
     ClassInFlight,
     /// The module has as many under way as it can bear, and no room to wait.
@@ -38,9 +40,10 @@ pub enum Reason {
 
 impl Reason {
     /// All reasons, in order.
-    pub const ALL: [Reason; 10] = [
+    pub const ALL: [Reason; 11] = [
         Reason::Blocked,
         Reason::ClassRate,
+        Reason::ClassBacklog,
         Reason::ClassInFlight,
         Reason::ModuleInFlight,
         Reason::PartyShare,
@@ -57,6 +60,7 @@ impl Reason {
         match self {
             Reason::Blocked => "blocked",
             Reason::ClassRate => "class_rate",
+            Reason::ClassBacklog => "class_backlog",
             Reason::ClassInFlight => "class_in_flight",
             Reason::ModuleInFlight => "module_in_flight",
             Reason::PartyShare => "party_share",

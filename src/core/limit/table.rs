@@ -31,6 +31,10 @@ pub struct ClassLimits {
     pub in_flight: f64,
     /// Bytes per second; `None`: no limit.
     pub bytes_per_second: Option<f64>,
+    /// How many requests may have been admitted since the start, all in all; `None`: any
+    /// number. A running total needs no reset, so whoever raises it hands out exactly the
+    /// difference, however often the table is swapped.
+    pub admitted_max: Option<u64>,
 }
 
 /// The limits of one module.
@@ -64,6 +68,7 @@ impl LimitTable {
                     rate: class.rate.map(|rate| rate.per_second.initial),
                     in_flight: class.in_flight.initial,
                     bytes_per_second: class.bytes_per_second,
+                    admitted_max: None,
                 })
                 .collect(),
             modules: policy

@@ -79,6 +79,8 @@ pub struct ClassDefault {
     pub law: Law,
     /// Names of the signals that move its rate.
     pub signals: &'static [&'static str],
+    /// Name of the signal that counts the work its requests leave behind.
+    pub backlog: Option<&'static str>,
     /// What it is, for people.
     pub about: &'static str,
 }
@@ -104,6 +106,7 @@ impl ClassDefault {
             timeout: self.timeout,
             law: self.law,
             signals: self.signals.iter().filter_map(|name| signal(name)).collect(),
+            backlog: self.backlog.and_then(&signal),
         }
     }
 }
@@ -242,6 +245,7 @@ const UNARY: ClassDefault = ClassDefault {
     timeout: Some(seconds(60)),
     law: INTEGRAL,
     signals: &[],
+    backlog: None,
     about: "",
 };
 
@@ -282,6 +286,7 @@ const SUBMIT: ClassDefault = ClassDefault {
     slo: slo(0.95, seconds(2)),
     timeout: Some(seconds(120)),
     signals: &["submission_backlog", "pending_tasks", "gcs_latency", "head_cpu", "head_memory"],
+    backlog: Some("submission_backlog"),
     ..UNARY
 };
 

@@ -1,0 +1,171 @@
+//! The submission gate: how many may still be let in before the head has caught up.
+//!
+//! Ray answers a submission in 36 ms and pays for it later: each becomes a supervisor actor and
+//! a process, begun at about one a second. Latency peaks after the arrivals have stopped
+//! (facts B), so neither door latency nor a rate can hold the backlog; both learn too late.
+//! But the backlog itself is published (actors in state `Registered`), and the door knows what
+//! it has let in since. So
+//!
+//! ```text
+//! may still be admitted  =  target - backlog as read - admitted since the reading was true
+//! ```
+//!
+//! A reading is as old as Ray's refresh plus the scrape, so "since it was true" reaches back by
+//! the reading's possible age: what was admitted in between may or may not be in it, and is
+//! counted twice rather than not at all. What the head begins meanwhile is not counted either:
+//! both errors hold the backlog below its target, and the next reading corrects them.
+//!
+//! When the signal goes stale the last allowance stands: no more than that is admitted on the
+//! strength of old news, except one every [`TRICKLE`] so that a lost signal never shuts the
+//! gate for good. Before the first reading there is no allowance to hold (`None`): the class's
+//! rate and concurrency limits alone hold it.
+
+use crate::core::policy::SignalId;
+use crate::core::time::Time;
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// Without news, one more may be admitted in this time.
+pub const TRICKLE: Duration = Duration::from_secs(5);
+
+/// The gate of one class.
+#[derive(Clone, Debug)]
+pub struct Backlog {
+    signal: SignalId,
+    admitted_max: Option<u64>,
+    fresh: u64,
+    granted_at: Time,
+    /// Totals admitted, by time, as far back as a reading may reach.
+    history: VecDeque<(Time, u64)>,
+}
+
+impl Backlog {
+    /// A gate on this signal, open until the first reading.
+    #[must_use]
+    pub fn new(signal: SignalId) -> Backlog {
+        Backlog { signal, admitted_max: None, fresh: 0, granted_at: Time::ZERO, history: VecDeque::new() }
+    }
+
+    /// The signal it follows.
+    #[must_use]
+    pub fn signal(&self) -> SignalId {
+        self.signal
+    }
+
+    /// How many may have been admitted, all in all.
+    #[must_use]
+    pub fn admitted_max(&self) -> Option<u64> {
+        self.admitted_max
+    }
+
+    /// Notes how many have been admitted by `now`, at least every few seconds.
+    pub fn on_admitted(&mut self, total: u64, now: Time, reach: Duration) {
+        self.history.push_back((now, total));
+        while self.history.len() > 2 && self.history.get(1).is_some_and(|(at, _)| now.since(*at) > reach) {
+            self.history.pop_front();
+        }
+    }
+
+    /// Takes in a backlog of `reading` against `target`, true at the earliest at `true_since`.
+    /// Returns whether it was news.
+    pub fn on_reading(&mut self, reading: f64, target: f64, fresh: u64, true_since: Time, now: Time) -> bool {
+        if fresh == self.fresh && self.admitted_max.is_some() {
+            return false;
+        }
+        self.fresh = fresh;
+        self.granted_at = now;
+        let admitted_before = self
+            .history
+            .iter()
+            .take_while(|(at, _)| *at <= true_since)
+            .last()
+            .or(self.history.front())
+            .map_or(0, |(_, total)| *total);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "floored at 0; as-casts saturate"
+        )]
+        let room = (target - reading).max(0.0).floor() as u64;
+        self.admitted_max = Some(admitted_before.saturating_add(room));
+        true
+    }
+
+    /// Lets time pass: without news, one more every [`TRICKLE`].
+    pub fn tick(&mut self, total: u64, now: Time) {
+        if let Some(max) = self.admitted_max
+            && now.since(self.granted_at) >= TRICKLE.max(NEWS_EXPECTED)
+            && total >= max
+        {
+            self.admitted_max = Some(total + 1);
+            self.granted_at = now - NEWS_EXPECTED.saturating_sub(TRICKLE);
+        }
+    }
+}
+
+/// News is expected this often at the least (Ray refreshes its gauges every 10 s).
+const NEWS_EXPECTED: Duration = Duration::from_secs(25);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REACH: Duration = Duration::from_secs(15);
+
+    fn at(seconds: f64) -> Time {
+        Time::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn the_backlog_never_exceeds_its_target_however_stale_the_reading() {
+        // A head that begins 0.9 a second, gauges refreshed every 10 s, a scrape each 5 s, and
+        // submitters who always want more.
+        let (target, mut backlog, mut published) = (16.0, 0.0f64, 0.0);
+        let (mut admitted, mut fresh, mut worst) = (0u64, 0, 0.0f64);
+        let mut gate = Backlog::new(SignalId(0));
+        gate.on_reading(0.0, target, 1, at(0.0), at(0.0));
+        for tenth in 0u32..6000 {
+            let now = at(f64::from(tenth) / 10.0);
+            backlog = (backlog - 0.09).max(0.0);
+            if tenth % 100 == 0 {
+                published = backlog.ceil();
+                fresh += 1;
+            }
+            gate.on_admitted(admitted, now, REACH);
+            if tenth % 50 == 7 {
+                gate.on_reading(published, target, fresh + 1, now - Duration::from_secs(10), now);
+            }
+            gate.tick(admitted, now);
+            while gate.admitted_max().is_none_or(|max| admitted < max) {
+                admitted += 1;
+                backlog += 1.0;
+            }
+            worst = worst.max(backlog);
+        }
+        assert!(worst <= target * 1.2, "{worst}");
+        assert!(admitted > 300, "and the head is kept busy: {admitted} of 540 begun in ten minutes");
+    }
+
+    #[test]
+    fn without_news_a_trickle_passes_and_no_more() {
+        let mut gate = Backlog::new(SignalId(0));
+        gate.on_reading(100.0, 16.0, 1, at(0.0), at(0.0));
+        let mut admitted = 0;
+        for second in 0u32..125 {
+            gate.tick(admitted, at(f64::from(second)));
+            while gate.admitted_max().is_some_and(|max| admitted < max) {
+                admitted += 1;
+            }
+        }
+        assert!((15..=21).contains(&admitted), "one per five seconds after 25: {admitted}");
+    }
+
+    #[test]
+    fn the_same_reading_twice_grants_nothing_twice() {
+        let mut gate = Backlog::new(SignalId(0));
+        assert!(gate.on_reading(6.0, 16.0, 1, at(0.0), at(0.0)));
+        gate.on_admitted(10, at(1.0), REACH);
+        assert!(!gate.on_reading(6.0, 16.0, 1, at(0.0), at(2.0)));
+        assert_eq!(gate.admitted_max(), Some(10));
+    }
+}

@@ -1,0 +1,510 @@
+//! The engine: readings and the door's own counts in, a new limit table and its reasons out.
+//!
+//! Two loops in cascade (design 7). The inner one steps on the door's latency, as soon as a
+//! class has finished enough exchanges to tell ([`inner`]); it saves the head in the first
+//! seconds. The outer one steps once per fresh reading of Ray's ([`outer`]); it finds what
+//! holds. A class's concurrency is the lesser of what the two allow, its rate is the outer
+//! loop's. Submissions are besides gated on the backlog they leave behind ([`backlog`]),
+//! because latency peaks only after their arrivals have stopped.
+//!
+//! The engine is driven: `run` calls it from tokio with the OS's time, `simulate` from an
+//! event heap with virtual time. It owns no clock and does nothing; what is to be done it
+//! returns as [`Effects`].
+
+pub mod backlog;
+pub mod board;
+mod inner;
+mod outer;
+pub mod steer;
+pub mod view;
+
+use crate::core::alert::{self, Alerts};
+use crate::core::control::oscillation::Oscillation;
+use crate::core::control::regulator::{Move, Regulator};
+use crate::core::engine::backlog::Backlog;
+use crate::core::engine::board::Board;
+use crate::core::engine::steer::Wheel;
+use crate::core::journal::{
+    Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, ShedSummary,
+    SignalSeen, Start, StartLimit,
+};
+use crate::core::limit::gate::Gate;
+use crate::core::limit::meter::{Counts, Reason};
+use crate::core::limit::table::{LimitTable, Mode, slots};
+use crate::core::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
+use crate::core::signal::reading::{Missing, Reading};
+use crate::core::time::{Time, WallMs};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the door says of one class.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct ClassReading {
+    /// Totals since the start.
+    pub counts: Counts,
+    /// Under way now.
+    pub in_flight: u32,
+    /// The most under way since the reading before.
+    pub in_flight_peak: u32,
+    /// Waiting now.
+    pub waiting: u32,
+    /// How long some have been under way without any ending, in seconds.
+    pub stalled_s: f64,
+}
+
+/// What the door says of itself: one reading per class, in the policy's order.
+pub type DoorReading = Vec<ClassReading>;
+
+/// Reads the gate's counters.
+#[must_use]
+pub fn read_door<W>(gate: &Gate<W>, classes: usize, now: Time) -> DoorReading {
+    (0..classes)
+        .filter_map(|at| u8::try_from(at).ok())
+        .map(|at| {
+            let window = gate.window(ClassId(at), &Counts::default(), Duration::ZERO, now);
+            ClassReading {
+                counts: window.counts,
+                in_flight: window.in_flight,
+                in_flight_peak: window.in_flight_peak,
+                waiting: window.waiting,
+                stalled_s: window.stalled_s,
+            }
+        })
+        .collect()
+}
+
+/// What is to be done after a step.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    /// The table to put in force, if it changed.
+    pub table: Option<Arc<LimitTable>>,
+    /// What happened, for the record.
+    pub events: Vec<Event>,
+    /// Alerts that began or ended.
+    pub alerts: Vec<alert::Transition>,
+    /// Over how many seconds each class's refusals are to be spread, where that changed.
+    pub spreads: Vec<(ClassId, u32)>,
+}
+
+/// A limit of the last run.
+#[derive(Clone, PartialEq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct LastGood {
+    /// The class's name.
+    pub class: String,
+    /// Which limit.
+    pub limit: LimitKind,
+    /// Its value.
+    pub value: f64,
+}
+
+/// One limit under one loop.
+#[derive(Clone, Debug)]
+struct Loop {
+    kind: LimitKind,
+    which: LoopKind,
+    regulator: Regulator,
+    limit: f64,
+    oscillation: Oscillation,
+    /// The counts and the time of its last step.
+    since: Time,
+    counts: Counts,
+    peak: u32,
+    /// What it last did, for the view.
+    binding: bool,
+}
+
+/// The loops of one class.
+#[derive(Clone, Debug)]
+struct ClassLoops {
+    inner: Option<Loop>,
+    outer: Option<Loop>,
+    backlog: Option<Backlog>,
+    mode: Mode,
+    pressure: Option<f64>,
+    spread_s: u32,
+    recent: Recent,
+}
+
+/// Averages over about ten seconds.
+#[derive(Clone, Copy, Debug, Default)]
+struct Recent {
+    offered_per_s: f64,
+    admitted_per_s: f64,
+    shed_per_s: f64,
+    /// Learnt work, in busy seconds per second.
+    work_per_s: f64,
+}
+
+/// The engine.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    policy: Arc<Policy>,
+    policy_version: u64,
+    table: Arc<LimitTable>,
+    classes: Vec<ClassLoops>,
+    board: Board,
+    wheel: Wheel,
+    alerts: Alerts,
+    upstream_problem: Option<String>,
+    config_problem: Option<String>,
+    events_lost: u64,
+    last_tick: Time,
+    last_door: DoorReading,
+    summarised: Vec<Counts>,
+    summarised_at: Time,
+    warm: Vec<bool>,
+}
+
+/// How often refusals are summed up for the record.
+const SUMMARY_PERIOD: Duration = Duration::from_secs(10);
+
+impl Engine {
+    /// An engine whose limits start at `initial`, or at the last run's where they are known.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>, modes: &[Mode], last_good: &[LastGood], now: Time) -> Engine {
+        let mut warm = Vec::new();
+        let classes = policy
+            .classes
+            .iter()
+            .enumerate()
+            .map(|(at, class)| {
+                let mut make = |kind, which, bounds: Bounds, law| {
+                    let regulator = Regulator::new(law, bounds, &policy.control);
+                    let last = last_good
+                        .iter()
+                        .find(|last| {
+                            *last.class == *class.name && last.limit == kind && which != LoopKind::Outer
+                                || *last.class == *class.name && last.limit == kind && kind == LimitKind::Rate
+                        })
+                        .map(|last| last.value);
+                    warm.push(last.is_some());
+                    let limit = regulator.warm_start(last);
+                    Loop {
+                        kind,
+                        which,
+                        regulator,
+                        limit,
+                        oscillation: Oscillation::new(Duration::from_secs(300)),
+                        since: now,
+                        counts: Counts::default(),
+                        peak: 0,
+                        binding: false,
+                    }
+                };
+                let limited = class.treatment == Treatment::Limited;
+                let inner = (limited && class.kind == Kind::Unary && class.in_flight.moves())
+                    .then(|| make(LimitKind::InFlight, LoopKind::Inner, class.in_flight, &class.law));
+                let outer = if !limited || class.signals.is_empty() {
+                    None
+                } else if let Some(rate) = class.rate.filter(|rate| rate.per_second.moves()) {
+                    Some(make(LimitKind::Rate, LoopKind::Outer, rate.per_second, &class.law))
+                } else if class.in_flight.moves() {
+                    // The ceiling begins fully open: it is the signals' to lower.
+                    let open = Bounds { initial: class.in_flight.max, ..class.in_flight };
+                    Some(make(LimitKind::InFlight, LoopKind::Outer, open, &class.law))
+                } else {
+                    None
+                };
+                ClassLoops {
+                    inner,
+                    outer,
+                    backlog: class.backlog.filter(|_| limited).map(Backlog::new),
+                    mode: modes.get(at).copied().unwrap_or(Mode::Enforce),
+                    pressure: None,
+                    spread_s: 1,
+                    recent: Recent::default(),
+                }
+            })
+            .collect();
+        let count = policy.classes.len();
+        let mut engine = Engine {
+            table: Arc::new(LimitTable::initial(&policy)),
+            board: Board::new(&policy, now),
+            policy,
+            policy_version: 1,
+            classes,
+            wheel: Wheel::default(),
+            alerts: Alerts::default(),
+            upstream_problem: None,
+            config_problem: None,
+            events_lost: 0,
+            last_tick: now,
+            last_door: vec![ClassReading::default(); count],
+            summarised: vec![Counts::default(); count],
+            summarised_at: now,
+            warm,
+        };
+        engine.table = Arc::new(engine.make_table());
+        engine
+    }
+
+    /// The table in force.
+    #[must_use]
+    pub fn table(&self) -> Arc<LimitTable> {
+        Arc::clone(&self.table)
+    }
+
+    /// The policy in force.
+    #[must_use]
+    pub fn policy(&self) -> &Arc<Policy> {
+        &self.policy
+    }
+
+    /// The first line of a run's record.
+    #[must_use]
+    pub fn start_event(&self, version: &str, run: &str) -> Event {
+        let mut warm = self.warm.iter();
+        let limits = self.loops().map(|(class, of)| StartLimit {
+            class: self.policy.classes[class].name.to_string(),
+            limit: of.kind,
+            value: of.limit,
+            warm: warm.next().copied().unwrap_or(false),
+        });
+        Event::Start(Start {
+            version: version.to_owned(),
+            policy_version: self.policy_version,
+            limits: limits.collect(),
+            run: run.to_owned(),
+        })
+    }
+
+    /// Limits worth starting from next time.
+    #[must_use]
+    pub fn last_good(&self) -> Vec<LastGood> {
+        self.loops()
+            .filter(|(_, of)| of.which == LoopKind::Inner || of.kind == LimitKind::Rate)
+            .map(|(class, of)| LastGood {
+                class: self.policy.classes[class].name.to_string(),
+                limit: of.kind,
+                value: of.limit,
+            })
+            .collect()
+    }
+
+    /// Takes in what was read of Ray, and what could not be.
+    pub fn on_readings(&mut self, readings: &[(SignalId, Result<Reading, Missing>)], now: Time) -> Effects {
+        let events = self.board.on_readings(&self.policy, readings, now);
+        Effects { events, ..Effects::default() }
+    }
+
+    /// Takes in whether the head accepts connections.
+    pub fn on_upstream(&mut self, problem: Option<&str>, now: Time) -> Effects {
+        let was_down = self.upstream_problem.is_some();
+        self.upstream_problem = problem.map(str::to_owned);
+        let mut effects = Effects::default();
+        if was_down != problem.is_some() {
+            effects
+                .events
+                .push(Event::Upstream { up: problem.is_none(), problem: problem.unwrap_or("").to_owned() });
+        }
+        if was_down && problem.is_none() {
+            for of in self.classes.iter_mut().flat_map(|class| &mut class.inner) {
+                of.limit = of.regulator.recover(of.limit, now, RECOVERY);
+            }
+            effects.table = self.renew_table();
+        }
+        effects
+    }
+
+    /// Takes in why the last configuration was refused, or that it was not.
+    pub fn on_config(&mut self, problem: Option<&str>) {
+        self.config_problem = problem.map(str::to_owned);
+    }
+
+    /// Takes in how many events the record has lost since the start.
+    pub fn on_record(&mut self, events_lost: u64) {
+        self.events_lost = events_lost;
+    }
+
+    /// One step of everything that is due.
+    pub fn on_tick(&mut self, door: DoorReading, now: Time, wall: WallMs) -> Effects {
+        let mut effects = Effects { events: self.board.tick(&self.policy, now), ..Effects::default() };
+        effects.events.extend(self.release_pins(now, wall));
+        self.average(&door, now);
+        if !self.wheel.frozen() {
+            self.step_inner(&door, now, &mut effects.events);
+            self.step_outer(&door, now, &mut effects.events);
+        }
+        self.step_backlog(&door, now);
+        effects.table = self.renew_table();
+        effects.spreads = self.spreads();
+        self.sum_up(&door, now, &mut effects.events);
+        effects.alerts = self.judge(&door, now);
+        effects.events.extend(effects.alerts.iter().cloned().map(Event::Alert));
+        self.last_door = door;
+        self.last_tick = now;
+        effects
+    }
+
+    fn loops(&self) -> impl Iterator<Item = (usize, &Loop)> {
+        self.classes
+            .iter()
+            .enumerate()
+            .flat_map(|(at, class)| class.inner.iter().chain(&class.outer).map(move |of| (at, of)))
+    }
+
+    /// The table as the loops, pins and modes want it; the version is the next one's.
+    fn make_table(&self) -> LimitTable {
+        let mut table = LimitTable::initial(&self.policy);
+        table.version = self.table.version;
+        for (at, (loops, limits)) in self.classes.iter().zip(&mut table.classes).enumerate() {
+            limits.mode = loops.mode;
+            for of in loops.inner.iter().chain(&loops.outer) {
+                match of.kind {
+                    LimitKind::Rate => limits.rate = Some(of.limit),
+                    LimitKind::InFlight if of.which == LoopKind::Inner => limits.in_flight = of.limit,
+                    LimitKind::InFlight | LimitKind::ModuleInFlight => {}
+                }
+            }
+            if let Some(ceiling) = loops.outer.as_ref().filter(|of| of.kind == LimitKind::InFlight) {
+                limits.in_flight = limits.in_flight.min(ceiling.limit);
+            }
+            limits.admitted_max = loops.backlog.as_ref().and_then(Backlog::admitted_max);
+            self.wheel.apply(at, limits);
+        }
+        table
+    }
+
+    fn renew_table(&mut self) -> Option<Arc<LimitTable>> {
+        let mut table = self.make_table();
+        if table == *self.table {
+            return None;
+        }
+        table.version += 1;
+        self.table = Arc::new(table);
+        Some(self.table())
+    }
+
+    /// Who decides about a class, for the record.
+    fn who(&self, class: usize) -> Who {
+        match self.classes[class].mode {
+            Mode::Shadow => Who::Shadow,
+            Mode::Enforce => Who::Enforce,
+        }
+    }
+
+    fn record(&self, class: usize, of: &Loop, cause: Reasons, step: &Move) -> Event {
+        Event::Adjustment(Box::new(Adjustment::new(
+            Cause {
+                class: self.policy.classes[class].name.to_string(),
+                limit: of.kind,
+                r#loop: of.which,
+                mode: self.who(class),
+                policy_version: self.policy_version,
+                signals: cause.signals,
+                apportioned: cause.apportioned,
+                derivation: cause.derivation,
+            },
+            step,
+        )))
+    }
+
+    fn average(&mut self, door: &DoorReading, now: Time) {
+        let elapsed = now.since(self.last_tick).as_secs_f64();
+        if elapsed <= 0.0 {
+            return;
+        }
+        let weight = 1.0 - (-elapsed / RECENT_S).exp();
+        for ((loops, seen), before) in self.classes.iter_mut().zip(door).zip(&self.last_door) {
+            let counts = seen.counts.since(&before.counts);
+            let recent = &mut loops.recent;
+            let mix =
+                |average: &mut f64, count: u64| *average += weight * (count as f64 / elapsed - *average);
+            mix(&mut recent.offered_per_s, counts.offered);
+            mix(&mut recent.admitted_per_s, counts.admitted);
+            mix(&mut recent.shed_per_s, counts.shed_all());
+            recent.work_per_s += weight * (counts.work_us as f64 / 1e6 / elapsed - recent.work_per_s);
+        }
+    }
+
+    /// Refusals are spread over the time it takes to serve as many as were refused lately.
+    fn spreads(&mut self) -> Vec<(ClassId, u32)> {
+        let mut changed = Vec::new();
+        for (at, loops) in self.classes.iter_mut().enumerate() {
+            let refused = loops.recent.shed_per_s * RECENT_S;
+            let seconds = refused / loops.recent.admitted_per_s.max(0.2);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 1..=60")]
+            let spread = seconds.ceil().clamp(1.0, 60.0) as u32;
+            if spread != loops.spread_s
+                && let Ok(id) = u8::try_from(at)
+            {
+                loops.spread_s = spread;
+                changed.push((ClassId(id), spread));
+            }
+        }
+        changed
+    }
+
+    fn sum_up(&mut self, door: &DoorReading, now: Time, events: &mut Vec<Event>) {
+        let interval = now.since(self.summarised_at);
+        if interval < SUMMARY_PERIOD {
+            return;
+        }
+        for ((class, seen), before) in self.policy.classes.iter().zip(door).zip(&mut self.summarised) {
+            let counts = seen.counts.since(before);
+            before.clone_from(&seen.counts);
+            if counts.shed_all() + counts.shadow_shed == 0 {
+                continue;
+            }
+            let causes =
+                Reason::ALL.iter().filter(|reason| counts.shed[**reason as usize] > 0).map(|reason| Count {
+                    label: reason.label().to_owned(),
+                    count: counts.shed[*reason as usize],
+                });
+            events.push(Event::ShedSummary(ShedSummary {
+                class: class.name.to_string(),
+                interval_ms: u64::try_from(interval.as_millis()).unwrap_or(u64::MAX),
+                offered: counts.offered,
+                served: counts.served,
+                causes: causes.collect(),
+                shadow: counts.shadow_shed,
+                parties: Vec::new(),
+            }));
+        }
+        self.summarised_at = now;
+    }
+
+    fn judge(&mut self, door: &DoorReading, now: Time) -> Vec<alert::Transition> {
+        let mut alerts = std::mem::take(&mut self.alerts);
+        let classes = self.policy.classes.iter().zip(&self.classes).map(|(class, loops)| alert::ClassFacts {
+            name: &class.name,
+            slo_pressure: loops.pressure,
+            offered_per_second: loops.recent.offered_per_s,
+            shed_per_second: loops.recent.shed_per_s,
+            rate_alert: None,
+        });
+        let limits = self.loops().map(|(at, of)| alert::LimitFacts {
+            class: &self.policy.classes[at].name,
+            limit: of.kind,
+            value: of.limit,
+            bounds: of.regulator.rails.bounds,
+            binding: of.binding && door.get(at).is_some_and(|seen| seen.in_flight_peak >= slots(of.limit)),
+            hunting: of.oscillation.is_hunting(),
+            swing: of.oscillation.swing(),
+        });
+        let facts = alert::Facts {
+            classes: classes.collect(),
+            limits: limits.collect(),
+            signals: self.board.facts(&self.policy, now),
+            upstream_problem: self.upstream_problem.as_deref(),
+            config_problem: self.config_problem.as_deref(),
+            events_lost: self.events_lost,
+        };
+        let transitions = alerts.tick(now, &facts);
+        self.alerts = alerts;
+        transitions
+    }
+}
+
+/// What an adjustment is put down to.
+struct Reasons {
+    signals: Vec<SignalSeen>,
+    apportioned: Option<Apportioned>,
+    derivation: Derivation,
+}
+
+/// Time constant of the recent averages, in seconds.
+const RECENT_S: f64 = 10.0;
+
+/// The way back to full limits after the head was away.
+const RECOVERY: Duration = Duration::from_secs(30);

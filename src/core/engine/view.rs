@@ -1,0 +1,222 @@
+//! What the engine looks like from outside: for the admin API, `status`, the demo and reports.
+
+use crate::core::alert;
+use crate::core::engine::{DoorReading, Engine};
+use crate::core::journal::{LimitKind, LoopKind, SignalHealth};
+use crate::core::limit::table::Mode;
+use crate::core::policy::{SignalId, Treatment};
+use crate::core::time::Time;
+use serde::{Deserialize, Serialize};
+
+/// Everything at one moment.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct View {
+    /// Version of the limit table.
+    pub table: u64,
+    /// Whether all limits are held.
+    pub frozen: bool,
+    /// Why the head does not answer, if it does not.
+    pub upstream_problem: Option<String>,
+    /// Why the last configuration was refused, if it was.
+    pub config_problem: Option<String>,
+    /// Signals in the policy's order.
+    pub signals: Vec<SignalView>,
+    /// Classes in the policy's order.
+    pub classes: Vec<ClassView>,
+    /// Alerts that fire.
+    pub alerts: Vec<alert::Transition>,
+}
+
+/// One signal.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct SignalView {
+    /// Its name.
+    pub name: String,
+    /// What it is worth.
+    pub health: SignalHealth,
+    /// The last value, in `unit`.
+    pub value: Option<f64>,
+    /// The target, in `unit`.
+    pub target: f64,
+    /// value / target.
+    pub pressure: Option<f64>,
+    /// Its unit.
+    pub unit: String,
+    /// Age of the last value, in seconds.
+    pub age_s: Option<f64>,
+    /// Where it comes from.
+    pub source: String,
+    /// What is wrong, or empty.
+    pub problem: String,
+}
+
+/// One class.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ClassView {
+    /// Its name.
+    pub name: String,
+    /// Its module.
+    pub module: String,
+    /// `limited`, `exempt` or `blocked`.
+    pub treatment: String,
+    /// `enforce`, `shadow`, `manual` or `frozen`.
+    pub mode: String,
+    /// 0 to 9.
+    pub priority: u8,
+    /// Door latency / objective, when last told.
+    pub slo_pressure: Option<f64>,
+    /// The objective, in seconds.
+    pub slo_s: f64,
+    /// Limits as they stand.
+    pub limits: Vec<LimitView>,
+    /// Under way now.
+    pub in_flight: u32,
+    /// Waiting now.
+    pub waiting: u32,
+    /// Requests per second that came, over about ten seconds.
+    pub offered_per_s: f64,
+    /// Requests per second admitted.
+    pub admitted_per_s: f64,
+    /// Requests per second refused.
+    pub shed_per_s: f64,
+    /// Share of its module's time it uses, learnt.
+    pub work_per_s: f64,
+    /// Requests since the start.
+    pub offered: u64,
+    /// Refused since the start.
+    pub shed: u64,
+    /// Would have been refused, were it not in shadow mode.
+    pub shadow_shed: u64,
+}
+
+/// One limit.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LimitView {
+    /// `in_flight` or `rate`.
+    pub limit: LimitKind,
+    /// In force.
+    pub value: f64,
+    /// The lower bound.
+    pub min: f64,
+    /// The upper bound.
+    pub max: f64,
+    /// Where it starts.
+    pub initial: f64,
+    /// Whether it holds something back.
+    pub binding: bool,
+    /// 0 (steady or going somewhere) to 1 (swinging for nothing).
+    pub oscillation: f64,
+    /// Pinned by hand.
+    pub pinned: bool,
+}
+
+impl Engine {
+    /// The whole, as of the last tick.
+    #[must_use]
+    pub fn view(&self, now: Time) -> View {
+        View {
+            table: self.table.version,
+            frozen: self.wheel.frozen(),
+            upstream_problem: self.upstream_problem.clone(),
+            config_problem: self.config_problem.clone(),
+            signals: self.signal_views(now),
+            classes: (0..self.classes.len()).map(|at| self.class_view(at, &self.last_door)).collect(),
+            alerts: self.alerts.firing().cloned().collect(),
+        }
+    }
+
+    fn signal_views(&self, now: Time) -> Vec<SignalView> {
+        let view = |(at, signal): (usize, &crate::core::policy::Signal)| {
+            let posted = self.board.get(SignalId(u8::try_from(at).ok()?))?;
+            let reading = posted.reading.as_ref();
+            Some(SignalView {
+                name: signal.name.to_string(),
+                health: posted.health(),
+                value: reading.map(|reading| reading.value),
+                target: signal.target,
+                pressure: reading.map(|reading| reading.value / signal.target),
+                unit: signal.unit.to_string(),
+                age_s: posted.age(now).map(|age| age.as_secs_f64()),
+                source: reading.map_or_else(String::new, |reading| reading.source.to_string()),
+                problem: posted.problem.clone(),
+            })
+        };
+        self.policy.signals.iter().enumerate().filter_map(view).collect()
+    }
+
+    fn class_view(&self, at: usize, door: &DoorReading) -> ClassView {
+        let class = &self.policy.classes[at];
+        let loops = &self.classes[at];
+        let limits = self.table.classes[at];
+        let seen = &door[at];
+        let pinned = |kind| self.wheel.pins().iter().any(|pin| pin.class == at && pin.limit == kind);
+        let of_kind = |kind: LimitKind| {
+            loops
+                .inner
+                .iter()
+                .chain(&loops.outer)
+                .filter(move |of| of.kind == kind && (kind == LimitKind::Rate || of.which == LoopKind::Inner))
+                .last()
+        };
+        let mut views = Vec::new();
+        if class.treatment == Treatment::Limited {
+            let of = of_kind(LimitKind::InFlight);
+            views.push(LimitView {
+                limit: LimitKind::InFlight,
+                value: limits.in_flight,
+                min: class.in_flight.min,
+                max: class.in_flight.max,
+                initial: class.in_flight.initial,
+                binding: of.is_some_and(|of| of.binding),
+                oscillation: of.map_or(0.0, |of| of.oscillation.index()),
+                pinned: pinned(LimitKind::InFlight),
+            });
+            if let (Some(bounds), Some(value)) = (class.rate, limits.rate) {
+                let of = of_kind(LimitKind::Rate);
+                views.push(LimitView {
+                    limit: LimitKind::Rate,
+                    value,
+                    min: bounds.per_second.min,
+                    max: bounds.per_second.max,
+                    initial: bounds.per_second.initial,
+                    binding: of.is_some_and(|of| of.binding),
+                    oscillation: of.map_or(0.0, |of| of.oscillation.index()),
+                    pinned: pinned(LimitKind::Rate),
+                });
+            }
+        }
+        let mode = if views.iter().any(|view| view.pinned) {
+            "manual"
+        } else if self.wheel.frozen() {
+            "frozen"
+        } else if loops.mode == Mode::Shadow {
+            "shadow"
+        } else {
+            "enforce"
+        };
+        ClassView {
+            name: class.name.to_string(),
+            module: self.policy.modules[class.module.index()].name.to_string(),
+            treatment: match class.treatment {
+                Treatment::Limited => "limited",
+                Treatment::Exempt => "exempt",
+                Treatment::Blocked => "blocked",
+            }
+            .to_owned(),
+            mode: mode.to_owned(),
+            priority: class.priority.0,
+            slo_pressure: loops.pressure,
+            slo_s: class.slo.latency.as_secs_f64(),
+            limits: views,
+            in_flight: seen.in_flight,
+            waiting: seen.waiting,
+            offered_per_s: loops.recent.offered_per_s,
+            admitted_per_s: loops.recent.admitted_per_s,
+            shed_per_s: loops.recent.shed_per_s,
+            work_per_s: loops.recent.work_per_s,
+            offered: seen.counts.offered,
+            shed: seen.counts.shed_all(),
+            shadow_shed: seen.counts.shadow_shed,
+        }
+    }
+}
