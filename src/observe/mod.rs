@@ -1,5 +1,6 @@
 //! Looking at Ray, and writing down what was seen and done.
 pub mod discover;
+pub mod fetch;
 pub mod ledger;
 pub mod log;
 pub mod metrics;

@@ -1,0 +1,372 @@
+//! One bounded GET: what scrape, query, probe and discovery have in common.
+//!
+//! Nothing that Ray or Prometheus answers may hurt the proxy: the whole exchange has one
+//! deadline, the body one size, and what breaks either is cut off while it streams, not after
+//! it has been held in memory. No redirects are followed and no proxy of the environment is
+//! used: the loop must read the head it was told to read. Credentials stay out of every
+//! message.
+
+use crate::core::signal::reading::Missing;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::{Client, StatusCode};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+use url::Url;
+
+/// What one exchange may cost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    /// From the first byte sent to the last one received.
+    pub timeout: Duration,
+    /// Bytes of the answer's body.
+    pub body_bytes_max: usize,
+}
+
+/// Why there is no answer.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Fault {
+    /// No connection, or it broke before the answer began.
+    #[error("no connection: {cause}")]
+    Unreachable {
+        /// The system's words.
+        cause: String,
+    },
+    /// Not done in time.
+    #[error("no whole answer within {timeout:?}; raise the timeout if the head is merely slow")]
+    Slow {
+        /// The bound.
+        timeout: Duration,
+    },
+    /// A body beyond the bound; it was cut off there.
+    #[error("the answer is larger than {max} bytes; raise the size cap or drop the target")]
+    TooLarge {
+        /// The bound.
+        max: usize,
+    },
+    /// The connection broke in the middle of the body.
+    #[error("the answer broke off after {received} bytes: {cause}")]
+    BrokeOff {
+        /// Bytes that came.
+        received: usize,
+        /// The system's words.
+        cause: String,
+    },
+    /// An answer, but not 200.
+    #[error("answered with status {status}{}", remedy(*.status))]
+    Status {
+        /// The status.
+        status: u16,
+    },
+    /// A web page where data should be.
+    #[error("answered with a web page ({content_type}); check the port and the path")]
+    WebPage {
+        /// As the server calls it.
+        content_type: String,
+    },
+    /// TLS is not spoken here.
+    #[error("`{scheme}://` is not supported; use http:// on loopback or inside the cluster's network")]
+    Scheme {
+        /// As given.
+        scheme: String,
+    },
+    /// The client could not be set up at all.
+    #[error("the HTTP client could not be made: {cause}")]
+    Client {
+        /// The library's words.
+        cause: String,
+    },
+}
+
+fn remedy(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "; the head wants a token: set the upstream token",
+        404 => "; check the path, or the version of Ray",
+        300..=399 => ", a redirect, which is not followed; give the final address",
+        _ => "",
+    }
+}
+
+impl Fault {
+    /// As the signals know it.
+    #[must_use]
+    pub fn missing(&self, target: &str) -> Missing {
+        let target: Arc<str> = target.into();
+        Missing::Unreachable { target, problem: self.to_string().into() }
+    }
+}
+
+/// An answer of status 200.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) content_type: String,
+    pub(super) body: Vec<u8>,
+}
+
+/// The client all observations share: keeps connections alive, follows nothing, uses no proxy.
+///
+/// # Errors
+/// [`Fault::Client`].
+pub fn client() -> Result<Client, Fault> {
+    Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .retry(reqwest::retry::never())
+        .pool_max_idle_per_host(2)
+        .pool_idle_timeout(Duration::from_mins(1))
+        .user_agent(concat!("rayguard/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(|error| Fault::Client { cause: root_cause(&error) })
+}
+
+/// Gets `url`, whatever its status.
+pub(super) async fn get(
+    client: &Client,
+    url: Url,
+    accept: &'static str,
+    token: Option<&str>,
+    bounds: Bounds,
+) -> Result<Answer, Fault> {
+    if url.scheme() != "http" {
+        return Err(Fault::Scheme { scheme: url.scheme().to_owned() });
+    }
+    let mut request = client.get(url).header(ACCEPT, accept);
+    if let Some(mut value) = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok()) {
+        value.set_sensitive(true);
+        request = request.header(AUTHORIZATION, value);
+    }
+    let exchange = exchange(request, bounds.body_bytes_max);
+    let slow = Fault::Slow { timeout: bounds.timeout };
+    tokio::time::timeout(bounds.timeout, exchange).await.unwrap_or(Err(slow))
+}
+
+async fn exchange(request: reqwest::RequestBuilder, max: usize) -> Result<Answer, Fault> {
+    let sent = request.send().await;
+    let mut response = sent.map_err(|error| Fault::Unreachable { cause: root_cause(&error) })?;
+    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let content_type = content_type.unwrap_or_default().to_owned();
+    let announced = response.content_length().unwrap_or(0);
+    if announced > max as u64 {
+        return Err(Fault::TooLarge { max });
+    }
+    let mut body = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() > max => return Err(Fault::TooLarge { max }),
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Ok(None) => return Ok(Answer { status: response.status(), content_type, body }),
+            Err(error) => {
+                return Err(Fault::BrokeOff { received: body.len(), cause: root_cause(&error) });
+            }
+        }
+    }
+}
+
+impl Answer {
+    /// Status 200, and not a web page.
+    pub(super) fn data(self) -> Result<Vec<u8>, Fault> {
+        if self.status != StatusCode::OK {
+            return Err(Fault::Status { status: self.status.as_u16() });
+        }
+        if self.content_type.contains("html") || is_web_page(&self.body) {
+            return Err(Fault::WebPage { content_type: self.content_type });
+        }
+        Ok(self.body)
+    }
+}
+
+fn is_web_page(body: &[u8]) -> bool {
+    let begin: Vec<u8> = body.trim_ascii_start().iter().take(9).map(u8::to_ascii_lowercase).collect();
+    begin.starts_with(b"<!doctype") || begin.starts_with(b"<html")
+}
+
+/// The innermost cause; the outer ones repeat the URL, which may hold credentials.
+fn root_cause(error: &dyn Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// Servers for tests: on 127.0.0.1, ephemeral ports, one answer each, all bytes as given.
+#[cfg(test)]
+pub(super) mod server {
+    use std::future::Future;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    /// A head with its length and a body.
+    pub(in crate::observe) fn answer(status: &str, content_type: &str, body: &str) -> Vec<u8> {
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{body}")
+            .into_bytes()
+    }
+
+    /// Runs `client` against a server that sends `bytes` to each request and closes.
+    pub(in crate::observe) async fn with<T>(bytes: Vec<u8>, client: impl AsyncFnOnce(String) -> T) -> T {
+        serve(
+            async |mut stream: TcpStream| {
+                let _ = stream.write_all(&bytes).await;
+            },
+            client,
+        )
+        .await
+    }
+
+    /// Runs `client` against a server that treats each connection, its request read, with `treat`.
+    pub(in crate::observe) async fn serve<T>(
+        treat: impl AsyncFn(TcpStream),
+        client: impl AsyncFnOnce(String) -> T,
+    ) -> T {
+        serve_requests(async |_request: &[u8], stream| treat(stream).await, client).await
+    }
+
+    /// As [`serve`], with the request's bytes.
+    pub(in crate::observe) async fn serve_requests<T>(
+        treat: impl AsyncFn(&[u8], TcpStream),
+        client: impl AsyncFnOnce(String) -> T,
+    ) -> T {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap_or(0);
+                treat(&request[..length], stream).await;
+            }
+        };
+        until(Box::pin(client(address)), server).await
+    }
+
+    /// The first future's result; the second one runs as long, and never ends by itself.
+    async fn until<T>(first: impl Future<Output = T>, second: impl Future<Output = ()>) -> T {
+        tokio::select! {
+            result = first => result,
+            () = second => unreachable!("the server runs for ever"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(10), body_bytes_max: 1 << 20 };
+
+    async fn get_from(address: String) -> Result<Vec<u8>, Fault> {
+        get_with(address, BOUNDS).await
+    }
+
+    async fn get_with(address: String, bounds: Bounds) -> Result<Vec<u8>, Fault> {
+        let url = Url::parse(&format!("http://{address}/metrics")).unwrap();
+        get(&client().unwrap(), url, "text/plain", None, bounds).await?.data()
+    }
+
+    #[tokio::test]
+    async fn a_plain_answer_is_handed_over_whole() {
+        let bytes = server::answer("200 OK", "text/plain", "up 1\n");
+        assert_eq!(server::with(bytes, get_from).await, Ok(b"up 1\n".to_vec()));
+    }
+
+    #[tokio::test]
+    async fn other_statuses_say_what_to_do() {
+        for (status, words) in
+            [("404 Not Found", "version of Ray"), ("401 Nope", "token"), ("302 Found", "redirect")]
+        {
+            let bytes = server::answer(status, "text/plain", "");
+            let fault = server::with(bytes, get_from).await.unwrap_err();
+            assert!(fault.to_string().contains(words), "{fault}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_web_page_is_refused_by_its_type_or_by_its_looks() {
+        for content_type in ["text/html; charset=utf-8", "text/plain"] {
+            let bytes = server::answer("200 OK", content_type, "\n<!DOCTYPE html><html></html>");
+            assert!(matches!(server::with(bytes, get_from).await, Err(Fault::WebPage { .. })));
+        }
+    }
+
+    #[tokio::test]
+    async fn garbage_and_silence_are_faults() {
+        assert!(matches!(
+            server::with(b"SSH-2.0-x\r\n".to_vec(), get_from).await,
+            Err(Fault::Unreachable { .. })
+        ));
+        assert!(matches!(server::with(Vec::new(), get_from).await, Err(Fault::Unreachable { .. })));
+    }
+
+    #[tokio::test]
+    async fn nothing_listens() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let fault = get_from(address).await.unwrap_err();
+        assert!(fault.to_string().contains("refused"), "{fault}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_is_not_taken_for_whole() {
+        let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nup 1\n".to_vec();
+        assert!(matches!(server::with(bytes, get_from).await, Err(Fault::BrokeOff { received: 5, .. })));
+        let bytes = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nup 1\n\r\n".to_vec();
+        assert!(matches!(server::with(bytes, get_from).await, Err(Fault::BrokeOff { received: 5, .. })));
+    }
+
+    #[tokio::test]
+    async fn an_announced_giant_is_refused_before_its_body() {
+        let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 52428800\r\n\r\n".to_vec();
+        assert_eq!(server::with(bytes, get_from).await, Err(Fault::TooLarge { max: 1 << 20 }));
+    }
+
+    #[tokio::test]
+    async fn a_giant_of_50_mib_is_cut_off_at_the_cap() {
+        let sent = std::cell::Cell::new(0);
+        let treat = async |mut stream: tokio::net::TcpStream| {
+            let line = vec![b'x'; 1 << 16];
+            let mut failed = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.is_err();
+            while !failed && sent.get() < 50 << 20 {
+                failed = stream.write_all(&line).await.is_err();
+                sent.set(sent.get() + line.len());
+            }
+            // Held open: only the client may end this.
+            std::future::pending::<()>().await;
+        };
+        let result = server::serve(treat, get_from).await;
+        assert_eq!(result, Err(Fault::TooLarge { max: 1 << 20 }));
+        assert!(sent.get() < 50 << 20, "the rest was never read");
+    }
+
+    const IMPATIENT: Bounds = Bounds { timeout: Duration::from_millis(50), ..BOUNDS };
+
+    #[tokio::test]
+    async fn a_server_that_never_answers_is_given_up() {
+        let treat = async |_stream: tokio::net::TcpStream| std::future::pending::<()>().await;
+        let result = server::serve(treat, async |address| get_with(address, IMPATIENT).await).await;
+        assert_eq!(result, Err(Fault::Slow { timeout: IMPATIENT.timeout }));
+    }
+
+    #[tokio::test]
+    async fn a_server_that_drips_is_given_up_at_the_same_deadline() {
+        let treat = async |mut stream: tokio::net::TcpStream| {
+            let mut failed = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.is_err();
+            while !failed {
+                failed = stream.write_all(b"x").await.is_err();
+                tokio::task::yield_now().await;
+            }
+        };
+        let result = server::serve(treat, async |address| get_with(address, IMPATIENT).await).await;
+        assert_eq!(result, Err(Fault::Slow { timeout: IMPATIENT.timeout }));
+    }
+
+    #[tokio::test]
+    async fn tls_is_refused_with_a_remedy() {
+        let url = Url::parse("https://127.0.0.1:1/").unwrap();
+        let fault = get(&client().unwrap(), url, "*/*", None, BOUNDS).await.unwrap_err();
+        assert!(matches!(fault, Fault::Scheme { .. }), "{fault}");
+    }
+}
