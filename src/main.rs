@@ -1,1 +1,5 @@
-fn main() {}
+//! The `rayguard` program. Everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    rayguard::cli::main()
+}

@@ -1,4 +1,5 @@
 //! The command line, in the manner of `ray`.
+
 pub mod check;
 pub mod demo;
 pub mod doctor;
@@ -12,3 +13,40 @@ pub mod run;
 pub mod simulate;
 pub mod status;
 pub mod tune;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Adaptive load shedding in front of a Ray head.
+#[derive(Debug, Parser)]
+#[command(name = "rayguard", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Guard a Ray head: listen, forward, poll and adjust.
+    Run(run::Args),
+    /// Send a bounded, Ray-shaped load and report what became of it.
+    Load(load::Args),
+}
+
+/// Parses the command line and carries it out. Exit codes: 0 done, 1 it went wrong, 2 it was
+/// asked wrongly.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
+        Command::Run(args) => run::run(args).map_err(Into::into),
+        Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("rayguard: {error}");
+            ExitCode::from(1)
+        }
+    }
+}

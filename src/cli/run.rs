@@ -1,1 +1,263 @@
-//! Not yet written.
+//! `rayguard run`: guard a Ray head.
+
+use crate::config::settings::Address as Bind;
+use crate::config::{self, Overrides, Settings};
+use crate::core::engine::LastGood;
+use crate::core::journal::Event;
+use crate::core::limit::table::Mode;
+use crate::core::request::classify::Fault;
+use crate::observe::ledger::{self, Ledger, Writer};
+use crate::proxy::listen;
+use crate::proxy::upstream::Address;
+use crate::runtime::clock::Clock;
+use crate::runtime::guard::{Guard, Outlets};
+use crate::runtime::shutdown;
+use crate::runtime::tasks::Tasks;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+/// Guard a Ray head: listen, forward, poll and adjust.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Args {
+    /// The configuration; without one, the defaults and what is found on this host.
+    #[arg(long, short)]
+    pub config: Option<PathBuf>,
+    /// Ray's dashboard, such as http://127.0.0.1:8265.
+    #[arg(long)]
+    pub upstream: Option<String>,
+    /// Where to listen, such as 127.0.0.1:8266.
+    #[arg(long)]
+    pub listen: Option<String>,
+    /// A Prometheus server to ask, such as http://127.0.0.1:9090.
+    #[arg(long)]
+    pub prometheus: Option<String>,
+    /// Where last good limits and the adjustment log are kept.
+    #[arg(long)]
+    pub state_dir: Option<String>,
+    /// Decide and log, but shed nothing.
+    #[arg(long)]
+    pub shadow: bool,
+}
+
+/// Why the guard cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] config::Error),
+    /// A listener's address is taken or not ours.
+    #[error("cannot listen on {address}: {source}; free the port or choose another with --listen")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the OS says.
+        source: std::io::Error,
+    },
+    /// A route cannot work.
+    #[error("{}", faults.iter().map(|fault| fault.problem.to_string()).collect::<Vec<_>>().join("\n"))]
+    Routes {
+        /// What is wrong with each.
+        faults: Vec<Fault>,
+    },
+    /// There is no Ray where one was expected.
+    #[error(
+        "no Ray dashboard answers at {url} ({problem}); start one with `ray start --head`, or name its address with --upstream"
+    )]
+    NoRay {
+        /// Where.
+        url: String,
+        /// What happened.
+        problem: String,
+    },
+    /// The OS refuses something we cannot do without.
+    #[error("cannot start: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Carries out the command.
+pub fn run(args: Args) -> Result<u8, RunError> {
+    let overrides = Overrides {
+        upstream: args.upstream,
+        listen: args.listen,
+        mode: args.shadow.then_some(Mode::Shadow),
+        prometheus: args.prometheus,
+        state_dir: args.state_dir,
+    };
+    let settings = match &args.config {
+        Some(path) => config::load(path, &overrides)?,
+        None => Settings::defaults(&overrides).map_err(config::Error::from)?,
+    };
+    crate::observe::log::start(&settings.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(guard(Arc::new(settings)))
+}
+
+/// Runs until a signal comes.
+async fn guard(settings: Arc<Settings>) -> Result<u8, RunError> {
+    let clock = Clock::start();
+    let tasks = Tasks::default();
+    let state = State::of(&settings.state_dir);
+    let (record, writing) = start_record(&settings)?;
+    let (alerts, transitions) = mpsc::channel(256);
+    let run = format!("{:x}", clock.wall().0);
+    let guard = Guard::new(
+        Arc::clone(&settings),
+        &state.load(),
+        random_key(),
+        clock,
+        tasks.clone(),
+        Outlets { record, alerts },
+    );
+    crate::observe::notify::start(&guard, transitions);
+    guard.note_start(&run);
+    let listeners = bind(&settings).await?;
+    for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
+        let entrance = guard
+            .entrance(spec.surface, Address::Tcp(spec.upstream.authority()))
+            .map_err(|faults| RunError::Routes { faults })?;
+        tracing::info!(
+            address = %spec.address,
+            surface = crate::proxy::handle::surface_name(spec.surface),
+            upstream = %entrance.upstream.address(),
+            "listening"
+        );
+        tasks.spawn(listen::serve(listener, Arc::clone(&guard.door), entrance, bounds(&settings)));
+    }
+    crate::runtime::watch::start(&guard);
+    state.keep(&guard);
+    let signal = shutdown::signalled().await?;
+    tracing::info!(signal, "winding up: finishing what is under way");
+    guard.note(Event::Stop { reason: signal.to_owned() });
+    state.save(&guard.last_good());
+    tasks.close();
+    let drained = tasks.drain(settings.http.drain).await;
+    if !drained {
+        tracing::warn!(left = tasks.running(), "some exchanges did not finish in time");
+    }
+    drop(guard);
+    // Ends when the last sender is gone; exchanges that did not finish may still hold one.
+    if drained && writing.join().is_err() {
+        tracing::error!("the record's writer did not end in good order");
+    }
+    Ok(0)
+}
+
+/// The record, written by a thread of its own so that a slow disk holds up nobody.
+fn start_record(settings: &Settings) -> Result<(Ledger, std::thread::JoinHandle<()>), RunError> {
+    let options = ledger::Options {
+        dir: settings.ledger.dir.clone(),
+        file_bytes_max: settings.ledger.file_bytes_max,
+        files_max: settings.ledger.files_max,
+        sync: ledger::Sync::default(),
+    };
+    let (mut writer, problem) = Writer::open(options);
+    if let Some(problem) = problem {
+        tracing::error!(dir = %settings.ledger.dir.display(), %problem, "the adjustment log cannot be written; trying again");
+    }
+    if settings.ledger.stdout {
+        writer = writer.with_echo(Box::new(std::io::stdout()));
+    }
+    let (record, pump) = ledger::ledger(writer, RECORD_QUEUE);
+    let writing = std::thread::Builder::new().name("record".into()).spawn(move || pump.run())?;
+    Ok((record, writing))
+}
+
+/// Events that may wait for the disk.
+const RECORD_QUEUE: usize = 4096;
+
+async fn bind(settings: &Settings) -> Result<Vec<TcpListener>, RunError> {
+    let mut listeners = Vec::new();
+    for spec in &settings.listeners {
+        let Bind::Tcp(address) = &spec.address else {
+            return Err(RunError::Listen {
+                address: spec.address.to_string(),
+                source: std::io::Error::new(
+                    std::io::ErrorKind::Unsupported,
+                    "Unix sockets are not served yet",
+                ),
+            });
+        };
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| RunError::Listen { address: spec.address.to_string(), source })?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+fn bounds(settings: &Settings) -> listen::Bounds {
+    listen::Bounds {
+        connections_max: settings.http.connections_max,
+        connections_per_address_max: settings.http.connections_per_address_max,
+        head_timeout: settings.http.header_timeout,
+        head_bytes_max: settings.http.header_bytes_max,
+        headers_max: settings.http.headers_max,
+    }
+}
+
+/// A key for digests that nobody can guess, drawn from the OS through the standard library's
+/// own seeding of hash maps.
+fn random_key() -> [u64; 2] {
+    use std::hash::{BuildHasher, RandomState};
+    [RandomState::new().hash_one(1_u64), RandomState::new().hash_one(2_u64)]
+}
+
+/// Limits that survive a restart.
+#[derive(Clone, Debug)]
+struct State {
+    path: PathBuf,
+}
+
+/// How often last good limits are written.
+const KEEP: Duration = Duration::from_secs(5);
+
+impl State {
+    fn of(dir: &Path) -> State {
+        State { path: dir.join("limits.json") }
+    }
+
+    /// What the last run left; nothing, if it left nothing that can be read.
+    fn load(&self) -> Vec<LastGood> {
+        let Ok(text) = std::fs::read(&self.path) else { return Vec::new() };
+        serde_json::from_slice(&text).unwrap_or_else(|error| {
+            tracing::warn!(path = %self.path.display(), %error, "last good limits cannot be read; starting from the initial ones");
+            Vec::new()
+        })
+    }
+
+    /// Writes beside the file and renames, so that a crash leaves the old or the new one whole.
+    fn save(&self, limits: &[LastGood]) {
+        let write = || -> std::io::Result<()> {
+            if let Some(dir) = self.path.parent() {
+                std::fs::create_dir_all(dir)?;
+            }
+            let beside = self.path.with_extension("json.new");
+            std::fs::write(&beside, serde_json::to_vec(limits)?)?;
+            std::fs::rename(&beside, &self.path)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(path = %self.path.display(), %error, "last good limits cannot be kept");
+        }
+    }
+
+    fn keep(&self, guard: &Arc<Guard>) {
+        let (state, guard) = (self.clone(), Arc::clone(guard));
+        let tasks = guard.tasks.clone();
+        tasks.spawn_until_closed(async move {
+            let mut every = tokio::time::interval(KEEP);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            let mut last = Vec::new();
+            loop {
+                every.tick().await;
+                let limits = guard.last_good();
+                if limits != last {
+                    state.save(&limits);
+                    last = limits;
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,284 @@
+//! The guard: door and engine at work together.
+//!
+//! The engine decides and the guard carries out: a new table goes into force at the door, an
+//! event into the record, an alert to whoever is to be told. One mutex holds the engine; it is
+//! taken a few times a second, by the tick, by fresh readings and by the operator, and never by
+//! a request.
+
+use crate::core::alert;
+use crate::core::engine::steer::{Order, Refusal};
+use crate::core::engine::view::View;
+use crate::core::engine::{Effects, Engine, LastGood, read_door};
+use crate::core::journal::{Event, Shed as ShedEvent};
+use crate::core::limit::gate::Gate;
+use crate::core::policy::SignalId;
+use crate::core::request::catalogue::Surface;
+use crate::core::request::classify::{Classifier, Fault};
+use crate::core::request::identify::Identifier;
+use crate::core::signal::reading::{Missing, Reading};
+use crate::observe::ledger::{Entry, Ledger};
+use crate::proxy::coalesce::Coalescer;
+use crate::proxy::door::{Door, Entrance, Ids, ShedNote};
+use crate::proxy::upstream::{Address, Options, Upstream};
+use crate::runtime::clock::Clock;
+use crate::runtime::tasks::Tasks;
+use arc_swap::ArcSwap;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+use crate::config::Settings;
+
+/// How often the loop looks at the door.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// How often the door looks for waiters whose cell has come.
+const PUMP: Duration = Duration::from_millis(20);
+
+/// Events kept at hand for the page and the API.
+const RECENT_MAX: usize = 1000;
+
+/// Single refusals written to the record per second; the summaries have them all.
+const SHED_NOTES_PER_S: u32 = 20;
+
+/// Where the guard sends what happens.
+#[derive(Clone, Debug)]
+pub struct Outlets {
+    /// To the record.
+    pub record: Ledger,
+    /// To whoever is to be told.
+    pub alerts: mpsc::Sender<alert::Transition>,
+}
+
+/// Door and engine at work together.
+#[derive(Debug)]
+pub struct Guard {
+    /// What it runs by.
+    pub settings: Arc<Settings>,
+    /// The door.
+    pub door: Arc<Door>,
+    /// Time.
+    pub clock: Clock,
+    /// Tasks.
+    pub tasks: Tasks,
+    engine: Mutex<Engine>,
+    outlets: Outlets,
+    recent: Mutex<Recent>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    entries: VecDeque<Entry>,
+    shed_notes: (u64, u32),
+}
+
+impl Guard {
+    /// A guard by these settings; limits start from `last_good` where it knows them.
+    #[must_use]
+    pub fn new(
+        settings: Arc<Settings>,
+        last_good: &[LastGood],
+        key: [u64; 2],
+        clock: Clock,
+        tasks: Tasks,
+        outlets: Outlets,
+    ) -> Arc<Guard> {
+        let now = clock.now();
+        let engine = Engine::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now);
+        let table = engine.table();
+        let (sheds, notes) = mpsc::channel(256);
+        let door = Arc::new(Door {
+            gate: Gate::new(&settings.policy, &table, now),
+            table: ArcSwap::from(table),
+            policy: Arc::clone(&settings.policy),
+            identifier: Identifier::new(
+                key,
+                settings.trusted_proxies.clone(),
+                settings.identity.headers.clone(),
+            ),
+            coalescer: Coalescer::default(),
+            clock,
+            tasks: tasks.clone(),
+            sheds,
+            ids: Ids::new(clock.wall().0),
+        });
+        let guard = Arc::new(Guard {
+            settings,
+            door,
+            clock,
+            tasks,
+            engine: Mutex::new(engine),
+            outlets,
+            recent: Mutex::default(),
+        });
+        guard.start_tasks(notes);
+        guard
+    }
+
+    /// The way in for one kind of traffic.
+    pub fn entrance(&self, surface: Surface, upstream: Address) -> Result<Arc<Entrance>, Vec<Fault>> {
+        let options = Options { connect_timeout: self.settings.http.connect_timeout, ..Options::default() };
+        Ok(Arc::new(Entrance {
+            surface,
+            classifier: Classifier::new(&self.settings.policy, surface, &self.settings.routes)?,
+            upstream: Upstream::new(upstream, options, self.clock, self.tasks.clone()),
+        }))
+    }
+
+    /// Takes in a round of readings.
+    pub fn on_readings(&self, readings: &[(SignalId, Result<Reading, Missing>)]) {
+        let effects = self.engine().on_readings(readings, self.clock.now());
+        self.carry_out(effects);
+    }
+
+    /// Takes in whether Ray accepts connections.
+    pub fn on_upstream(&self, problem: Option<&str>) {
+        let effects = self.engine().on_upstream(problem, self.clock.now());
+        self.carry_out(effects);
+    }
+
+    /// Takes in why the last configuration was refused, or that it was not.
+    pub fn on_config(&self, problem: Option<&str>) {
+        self.engine().on_config(problem);
+    }
+
+    /// Carries out an operator's order.
+    pub fn order(&self, order: &Order, who: &str, why: &str) -> Result<(), Refusal> {
+        let effects = self.engine().on_order(order, who, why, self.clock.now(), self.clock.wall())?;
+        self.carry_out(effects);
+        Ok(())
+    }
+
+    /// The whole at this moment.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.engine().view(self.clock.now())
+    }
+
+    /// Limits worth starting from next time.
+    #[must_use]
+    pub fn last_good(&self) -> Vec<LastGood> {
+        self.engine().last_good()
+    }
+
+    /// The latest events, oldest first, at most `count`.
+    #[must_use]
+    pub fn recent(&self, count: usize) -> Vec<Entry> {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.entries.iter().skip(recent.entries.len().saturating_sub(count)).cloned().collect()
+    }
+
+    /// Writes an event to the record.
+    pub fn note(&self, event: Event) {
+        let entry = Entry { time: self.clock.wall(), at: self.clock.now(), event };
+        // What does not fit is counted as lost by the ledger, which owns up to it in the record.
+        let _ = self.outlets.record.record(entry.clone());
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.entries.len() == RECENT_MAX {
+            recent.entries.pop_front();
+        }
+        recent.entries.push_back(entry);
+    }
+
+    /// Writes the first line of this run's record.
+    pub fn note_start(&self, run: &str) {
+        let event = self.engine().start_event(env!("CARGO_PKG_VERSION"), run);
+        self.note(event);
+    }
+
+    fn start_tasks(self: &Arc<Self>, mut notes: mpsc::Receiver<ShedNote>) {
+        let guard = Arc::clone(self);
+        self.tasks.spawn_until_closed(async move {
+            let mut every = tokio::time::interval(TICK);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                guard.tick();
+            }
+        });
+        let guard = Arc::clone(self);
+        self.tasks.spawn_until_closed(async move {
+            let mut every = tokio::time::interval(PUMP);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                if guard.door.gate.waiting() > 0 {
+                    guard.door.pump();
+                }
+            }
+        });
+        let guard = Arc::clone(self);
+        self.tasks.spawn_until_closed(async move {
+            while let Some(note) = notes.recv().await {
+                guard.note_shed(&note);
+            }
+        });
+    }
+
+    fn tick(&self) {
+        let now = self.clock.now();
+        let door = read_door(&self.door.gate, self.settings.policy.classes.len(), now);
+        let effects = {
+            let mut engine = self.engine();
+            engine.on_record(self.outlets.record.events_lost());
+            engine.on_tick(door, now, self.clock.wall())
+        };
+        self.carry_out(effects);
+    }
+
+    fn carry_out(&self, effects: Effects) {
+        if let Some(table) = effects.table {
+            self.door.set_table(table);
+        }
+        for (class, seconds) in effects.spreads {
+            self.door.gate.spread(class, seconds);
+        }
+        for event in effects.events {
+            self.note(event);
+        }
+        for transition in effects.alerts {
+            // A full queue is the notifier's to report; the record has the alert already.
+            let _ = self.outlets.alerts.try_send(transition);
+        }
+    }
+
+    fn note_shed(&self, note: &ShedNote) {
+        let second = self.clock.now().0 / 1_000_000_000;
+        {
+            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+            if recent.shed_notes.0 != second {
+                recent.shed_notes = (second, 0);
+            }
+            recent.shed_notes.1 += 1;
+            if recent.shed_notes.1 > SHED_NOTES_PER_S {
+                return;
+            }
+        }
+        let policy = &self.settings.policy;
+        let class = &policy.classes[note.shed.class.index()];
+        let table = self.door.table.load();
+        let limits = table.class(note.shed.class);
+        let event = Event::Shed(ShedEvent {
+            request: note.id.clone(),
+            class: class.name.to_string(),
+            module: policy.modules[class.module.index()].name.to_string(),
+            cause: note.shed.reason.label().to_owned(),
+            shadow: false,
+            party: format!("{:016x}", note.party),
+            retry_after_s: note.shed.retry_after_s,
+            table: table.version,
+            in_flight_limit: limits.in_flight,
+            in_flight: self.door.gate.load(note.shed.class).0,
+            rate_limit: limits.rate,
+            waited_ms: 0,
+        });
+        self.note(event);
+    }
+
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        // A panic in one step leaves the engine as it was between two fields at worst; its
+        // limits stay within their bounds, and a door without a loop would be worse.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
