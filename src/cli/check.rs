@@ -1,1 +1,282 @@
-//! Not yet written.
+//! `rayguard check`: is this configuration sound, and would its loops hold still?
+//!
+//! Everything that is wrong with the file comes out at once, each with its line, a caret and
+//! a remedy. A file that is sound is put to the arithmetic of `core::control::stability`:
+//! how late each class's loop is, how much gain it uses, how much it would bear, and how
+//! long it takes to settle. A margin below 2 is refused, here as at `rayguard run`.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::config::margins::ClassLoop;
+use crate::config::quantity::Length;
+use crate::config::{self, Overrides, Problems, Settings};
+use crate::core::control::stability::Assessment;
+
+/// Says everything that is wrong with a configuration, and how stable its loops are.
+///
+/// Exit codes: 0 sound, 1 refused, 2 the file cannot be read.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The file; the defaults are checked when it is left out.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How to say it.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Prints the complete file, every key explained and at its default, and checks nothing.
+    #[arg(long, conflicts_with = "config")]
+    pub defaults: bool,
+}
+
+/// How to say it.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs: one JSON object.
+    Json,
+}
+
+/// Why nothing could be said.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The answer cannot be written.
+    #[error("cannot write the answer: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Carries out the command; the number is the exit code.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, CheckError> {
+    if args.defaults {
+        out.write_all(config::write::defaults().as_bytes())?;
+        return Ok(0);
+    }
+    let overrides = Overrides::default();
+    let settings = match &args.config {
+        Some(path) => config::load(path, &overrides),
+        None => Settings::defaults(&overrides).map_err(config::Error::Wrong),
+    };
+    match (settings, args.format) {
+        (Ok(settings), Format::Table) => table(&settings, args, out)?,
+        (Ok(settings), Format::Json) => json(&settings, out)?,
+        (Err(config::Error::Wrong(problems)), Format::Table) => {
+            writeln!(out, "{}", problems.render(io::stdout().is_terminal()))?;
+            return Ok(1);
+        }
+        (Err(config::Error::Wrong(problems)), Format::Json) => {
+            writeln!(out, "{:#}", json!({ "sound": false, "problems": listed(&problems) }))?;
+            return Ok(1);
+        }
+        (Err(error @ config::Error::Unreadable { .. }), Format::Table) => {
+            writeln!(out, "{error}")?;
+            return Ok(2);
+        }
+        (Err(error @ config::Error::Unreadable { .. }), Format::Json) => {
+            writeln!(out, "{:#}", json!({ "sound": false, "error": error.to_string() }))?;
+            return Ok(2);
+        }
+    }
+    Ok(0)
+}
+
+fn listed(problems: &Problems) -> Vec<serde_json::Value> {
+    let one = |problem: &config::Problem| {
+        let (line, column) = problems.position(problem).unzip();
+        json!({
+            "file": problems.file(), "line": line, "column": column, "key": problem.key,
+            "message": problem.message, "remedy": problem.remedy,
+        })
+    };
+    problems.list().iter().map(one).collect()
+}
+
+fn json(settings: &Settings, out: &mut dyn Write) -> io::Result<()> {
+    let loops: Vec<_> = assessed(settings)
+        .map(|(each, of)| {
+            json!({
+                "class": class_name(settings, &each),
+                "limit": each.limit.label(),
+                "dead_time_s": of.dead_time.as_secs_f64(),
+                "step_s": of.step.as_secs_f64(),
+                "gain": of.gain,
+                "gain_critical": of.gain_critical,
+                "gain_margin": of.gain_margin,
+                "phase_margin_deg": of.phase_margin_deg,
+                "settling_s": of.settling.map(|settling| settling.as_secs_f64()),
+            })
+        })
+        .collect();
+    let answer =
+        json!({ "sound": true, "version": &*settings.version, "notes": notes(settings), "loops": loops });
+    writeln!(out, "{answer:#}")
+}
+
+fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()> {
+    let file =
+        args.config.as_ref().map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
+    writeln!(out, "{file}: sound (version {})\n", settings.version)?;
+    for listener in &settings.listeners {
+        writeln!(out, "  {} -> {} ({:?})", listener.address, listener.upstream.url(), listener.surface)?;
+    }
+    if let Some(admin) = &settings.admin {
+        writeln!(out, "  {} admin", admin.listen)?;
+    }
+    writeln!(out)?;
+    row(
+        out,
+        ["class", "limit", "dead time", "gain", "critical", "gain margin", "phase margin", "settles in"],
+    )?;
+    for (each, of) in assessed(settings) {
+        row(
+            out,
+            [
+                class_name(settings, &each),
+                each.limit.label(),
+                &rounded(of.dead_time),
+                &figure(of.gain),
+                &figure(of.gain_critical),
+                &format!("{:.1}", of.gain_margin),
+                &format!("{:.0} deg", of.phase_margin_deg),
+                &of.settling.map_or_else(|| "never".to_owned(), rounded),
+            ],
+        )?;
+    }
+    for note in notes(settings) {
+        writeln!(out, "\nnote: {note}")?;
+    }
+    Ok(())
+}
+
+fn row<T: Display>(out: &mut dyn Write, cells: [T; 8]) -> io::Result<()> {
+    let [class, limit, numbers @ ..] = cells;
+    write!(out, "  {class:<18} {limit:<9}")?;
+    for number in numbers {
+        write!(out, " {number:>12}")?;
+    }
+    writeln!(out)
+}
+
+fn assessed(settings: &Settings) -> impl Iterator<Item = (ClassLoop, Assessment)> {
+    settings.loops().into_iter().filter_map(|each| each.assess().map(|of| (each, of)))
+}
+
+fn class_name<'a>(settings: &'a Settings, each: &ClassLoop) -> &'a str {
+    &settings.policy.classes[each.class.index()].name
+}
+
+/// Two digits of a length are all that a linear estimate is worth.
+fn rounded(length: Duration) -> String {
+    let seconds = length.as_secs_f64();
+    if seconds >= 10.0 {
+        Length(Duration::from_secs(length.as_secs())).to_string()
+    } else {
+        format!("{seconds:.1}s")
+    }
+}
+
+fn figure(value: f64) -> String {
+    if value < 0.01 { format!("{value:.1e}") } else { format!("{value:.3}") }
+}
+
+/// What is sound and still worth a word.
+fn notes(settings: &Settings) -> Vec<String> {
+    let mut notes = Vec::new();
+    let (metrics, control) = (&settings.metrics, &settings.policy.control);
+    if metrics.targets.is_empty()
+        && metrics.prometheus.is_none()
+        && metrics.discovery_file.is_none()
+        && !metrics.discover
+    {
+        notes.push(
+            "no source of Ray's metrics is left; limits follow door latency and the probe alone".to_owned(),
+        );
+    }
+    if control.outer_period < metrics.interval {
+        notes.push(format!(
+            "the outer period of {} is shorter than the scrape interval of {}: the loop steps once per fresh sample \
+             all the same",
+            Length(control.outer_period),
+            Length(metrics.interval)
+        ));
+    }
+    if settings.alerts.notify.is_empty() {
+        notes.push("no one is told of alerts; they stand in the record and in /metrics alone".to_owned());
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(text: &str, format: Format) -> (u8, String) {
+        let dir = std::env::temp_dir().join(format!("rayguard-check-{}-{:p}", std::process::id(), &text));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("rayguard.toml");
+        std::fs::write(&path, text).unwrap();
+        let mut out = Vec::new();
+        let args = Args { config: Some(path), format, defaults: false };
+        let code = run(&args, &mut out).unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+        (code, String::from_utf8(out).unwrap())
+    }
+
+    /// Few loops, so that the arithmetic stays short.
+    const STILL: &str = "[control]\nlaw = { kind = 'static' }\n\
+        [class.job-submit]\nlaw = { kind = 'pid' }\n[class.serve]\nlaw = { kind = 'static' }\n";
+
+    #[test]
+    fn a_sound_file_is_answered_with_its_loops_and_code_0() {
+        let (code, out) = checked(STILL, Format::Table);
+        assert_eq!(code, 0, "{out}");
+        for part in
+            ["sound", "127.0.0.1:8266 -> http://127.0.0.1:8265", "job-submit", "in_flight", "rate", "note:"]
+        {
+            assert!(out.contains(part), "{part} is missing from\n{out}");
+        }
+        assert!(!out.contains("job-list"), "a loop that stands still has no margin:\n{out}");
+    }
+
+    #[test]
+    fn json_says_the_same_for_programs() {
+        let (code, out) = checked(STILL, Format::Json);
+        let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &answer["sound"]), (0, &json!(true)));
+        let loops = answer["loops"].as_array().unwrap();
+        assert_eq!(loops.len(), 2);
+        assert!(loops[1]["gain_margin"].as_f64().unwrap() >= 2.0);
+    }
+
+    #[test]
+    fn a_wrong_file_is_answered_with_every_problem_and_code_1() {
+        let (code, out) = checked("mood = 1\n[class.views]\npriority = 77\n", Format::Table);
+        assert_eq!(code, 1);
+        assert!(out.contains("2 problems in") && out.contains("rayguard.toml:3:12"), "{out}");
+        let (code, out) = checked("mood = 1\n", Format::Json);
+        let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &answer["problems"][0]["line"]), (1, &json!(1)));
+        assert_eq!(answer["problems"][0]["remedy"], "did you mean `mode`?");
+    }
+
+    #[test]
+    fn a_file_that_is_not_there_is_code_2() {
+        let mut out = Vec::new();
+        let args =
+            Args { config: Some("/nowhere/rayguard.toml".into()), format: Format::Table, defaults: false };
+        assert_eq!(run(&args, &mut out).unwrap(), 2);
+        assert!(String::from_utf8(out).unwrap().contains("/nowhere/rayguard.toml"));
+    }
+
+    #[test]
+    fn the_complete_file_can_be_printed() {
+        let mut out = Vec::new();
+        let args = Args { config: None, format: Format::Table, defaults: true };
+        assert_eq!(run(&args, &mut out).unwrap(), 0);
+        assert_eq!(String::from_utf8(out).unwrap(), config::write::defaults());
+    }
+}

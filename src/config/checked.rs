@@ -179,6 +179,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         state_dir,
     };
     judge.addresses(&settings, &doors, raw);
+    judge.margins(&settings, raw);
     if judge.problems.is_empty() { Ok(settings) } else { Err(judge.problems) }
 }
 
@@ -750,6 +751,27 @@ impl Judge {
     }
 }
 
+// === impl Judge: loops against their margins ===
+
+impl Judge {
+    /// No loop that would swing. The gain that nobody chose is safe and not looked at.
+    fn margins(&mut self, settings: &Settings, raw: &Raw) {
+        for each in settings.loops().iter().filter(|each| !each.is_safe_by_construction()) {
+            let Err(unstable) = each.verdict() else { continue };
+            let name = &*settings.policy.classes[each.class.index()].name;
+            let of_class = raw.class.iter().find(|(given, _)| given.get_ref() == name);
+            let place = match (of_class.and_then(|(_, raw)| raw.law.as_ref()), &raw.control.law) {
+                (Some(law), _) => Place::new(format!("class.{name}.law"), law),
+                (None, Some(law)) => Place::new("control.law", law),
+                (None, None) => Place::nowhere(format!("class.{name}.law")),
+            };
+            let text = unstable.to_string();
+            let (message, remedy) = text.split_once("; ").unwrap_or((&text, ""));
+            self.refuse(place, format!("{} of {name}: {message}", each.limit.label()), remedy);
+        }
+    }
+}
+
 // === impl Judge: addresses against each other ===
 
 impl Judge {
@@ -761,8 +783,13 @@ impl Judge {
             taken.push((&listener.address, &place.key));
             for upstream in std::iter::once(&listener.upstream).chain([&settings.upstream]) {
                 if leads_to(&listener.address, upstream) {
+                    // The built-in address has no line; the upstream's then is the one to mend.
+                    let mend = match &raw.upstream {
+                        Some(upstream) if raw.listen.is_none() => Place::new("upstream", upstream),
+                        _ => place.clone(),
+                    };
                     self.refuse(
-                        place.clone(),
+                        mend,
                         format!("{} is where `upstream` leads: requests would go round in a loop", listener.address),
                         "give the listener another port, or move Ray: ray start --head --dashboard-port=18265",
                     );

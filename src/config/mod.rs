@@ -8,6 +8,7 @@ pub mod checked;
 mod classes;
 pub mod defaults;
 pub mod document;
+pub mod margins;
 pub mod problem;
 pub mod quantity;
 pub mod raw;

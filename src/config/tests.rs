@@ -295,7 +295,7 @@ fn names_that_do_not_exist_are_refused_with_the_nearest() {
 fn a_listener_that_leads_to_itself_is_refused() {
     refused("upstream = 'http://127.0.0.1:8265'\nlisten = '127.0.0.1:8265'", "listen", "loop");
     refused("upstream = 'http://localhost:8265'\nlisten = '0.0.0.0:8265'", "listen", "loop");
-    refused("upstream = 'http://127.0.0.1:8266'", "listen", "loop");
+    refused("upstream = 'http://127.0.0.1:8266'", "upstream", "loop");
     // Another host's port of the same number is what a Deployment in front of Ray has.
     settings("upstream = 'http://ray-head:8265'\nlisten = '0.0.0.0:8265'");
     refused("[admin]\nlisten = '127.0.0.1:8265'", "admin.listen", "Ray's own");
@@ -356,6 +356,15 @@ fn laws_take_their_own_constants_alone() {
         "belongs to the law `aimd`",
     );
     refused("[control]\nlaw = { kind = 'pid', ki = 0 }", "control.law.ki", "never finds");
+}
+
+#[test]
+fn a_gain_that_would_swing_is_refused_with_the_gain_that_would_not() {
+    let text = "[class.job-submit]\nin_flight = 6\nlaw = { kind = 'pid', ki = 1.5 }";
+    refused(text, "class.job-submit.law", "rate of job-submit: a gain of 1.500");
+    let problems = parse(text, "f", &Overrides::default()).unwrap_err();
+    let remedy = problems.list()[0].remedy.as_deref().unwrap();
+    assert!(remedy.contains("use a gain of at most"), "{remedy}");
 }
 
 #[test]
