@@ -88,7 +88,39 @@ impl Ids {
     }
 }
 
+impl Entrance {
+    /// A kind of traffic, what its paths mean and where it goes.
+    #[must_use]
+    pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Entrance {
+        Entrance { surface, classifier, upstream }
+    }
+}
+
 impl Door {
+    /// A door at the policy's initial limits. `sheds` takes the refusals worth a line.
+    #[must_use]
+    pub fn new(
+        policy: Arc<Policy>,
+        identifier: Identifier,
+        clock: Clock,
+        tasks: Tasks,
+        sheds: mpsc::Sender<ShedNote>,
+    ) -> Arc<Door> {
+        let table = LimitTable::initial(&policy);
+        let gate = Gate::new(&policy, &table, clock.now());
+        Arc::new(Door {
+            gate,
+            table: ArcSwap::from_pointee(table),
+            policy,
+            identifier,
+            coalescer: Coalescer::default(),
+            clock,
+            tasks,
+            sheds,
+            ids: Ids::new(clock.wall().0),
+        })
+    }
+
     /// Asks the gate and, if need be, waits in line. A client that leaves while it waits takes
     /// its place in the line with it.
     pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Slot, Shed> {

@@ -1,0 +1,544 @@
+//! The door on the wire: what passes, what is shared, what is refused, and what stays counted.
+
+#[path = "door/rig.rs"]
+mod rig;
+
+use rayguard::core::policy::Bounds;
+use rayguard::proxy::listen;
+use rayguard::proxy::upstream::{Address, Options};
+use rig::{Client, Rig, Setup, class, get, until};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const STATUS: &str = "/api/jobs/raysubmit_1";
+
+// --- What passes ---
+
+#[tokio::test]
+async fn a_request_reaches_ray_as_it_was_sent_but_for_its_hop_and_its_origin() {
+    let rig = Rig::start().await;
+    let answer = rig
+        .ask(
+            "GET /api/jobs/?a=b%2Fc&d HTTP/1.1\r\nhost: head:8265\r\nuser-agent: Mozilla/5.0\r\n\
+             origin: http://head:8265\r\nsec-fetch-mode: cors\r\ncookie: ray-authentication-token=t; x=y\r\n\
+             authorization: Bearer t\r\nx-ray-authorization: Bearer t\r\naccept-encoding: gzip\r\n\
+             keep-alive: 5\r\nx-secret: hop\r\nconnection: keep-alive, x-secret\r\n\r\n",
+        )
+        .await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(answer.text(), "ray");
+    assert_eq!(answer.head.matches("set-cookie").count(), 2);
+    assert!(answer.header("x-rayguard-request-id").is_some());
+    let seen = rig.ray.seen().remove(0);
+    assert_eq!(seen.line(), "GET /api/jobs/?a=b%2Fc&d HTTP/1.1");
+    for (name, value) in [
+        ("host", "head:8265"),
+        ("user-agent", "Mozilla/5.0"),
+        ("origin", "http://head:8265"),
+        ("sec-fetch-mode", "cors"),
+        ("cookie", "ray-authentication-token=t; x=y"),
+        ("authorization", "Bearer t"),
+        ("x-ray-authorization", "Bearer t"),
+        ("accept-encoding", "gzip"),
+        ("x-forwarded-for", "127.0.0.1"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "head:8265"),
+    ] {
+        assert_eq!(seen.header(name), Some(value), "{name}");
+    }
+    for name in ["keep-alive", "x-secret", "transfer-encoding", "content-length"] {
+        assert_eq!(seen.header(name), None, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn paths_are_forwarded_byte_for_byte() {
+    let rig = Rig::start().await;
+    for path in [
+        "/api/jobs",
+        "/api/jobs/",
+        "/api/packages/gcs/a%2Fb.zip",
+        "/api/packages/gcs/_ray_pkg_1.zip",
+        "/nodes//x?view=summary",
+        "/api/v0/tasks?limit=100&timeout=24&filter=a%20b+c",
+        "/logical/actors/%E2%9C%93;v=1",
+    ] {
+        assert_eq!(rig.get(path, &[]).await.status, 200, "{path}");
+        let seen = rig.ray.seen().pop().unwrap();
+        assert_eq!(seen.line(), format!("GET {path} HTTP/1.1"));
+    }
+}
+
+#[tokio::test]
+async fn bodies_pass_both_ways_sized_and_chunked() {
+    let rig = Rig::start().await;
+    let sized = rig
+        .ask("PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: ray\r\nx-do: echo\r\ncontent-length: 5\r\n\r\nhello")
+        .await;
+    assert_eq!(sized.text(), "hello");
+    let chunked = rig
+        .ask(
+            "POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\nx-do: echo\r\ntransfer-encoding: chunked\r\n\r\n\
+             5\r\nhello\r\n6;ext=1\r\n world\r\n0\r\n\r\n",
+        )
+        .await;
+    assert_eq!(chunked.text(), "hello world");
+    let seen = rig.ray.seen();
+    assert_eq!(seen[0].header("content-length"), Some("5"));
+    assert_eq!(seen[1].header("transfer-encoding"), Some("chunked"));
+
+    let answer = rig.get(STATUS, &["x-do: chunked"]).await;
+    assert_eq!(answer.text(), "hello world");
+    assert!(answer.header("transfer-encoding").is_some());
+    let answer = rig.get(STATUS, &["x-do: close-delimited"]).await;
+    assert_eq!(answer.text(), "until the end");
+    let answer = rig.get(STATUS, &["x-do: big:3000000"]).await;
+    assert_eq!(answer.body.len(), 3_000_000);
+}
+
+#[tokio::test]
+async fn a_large_upload_passes_whole() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    let length = 5_000_000;
+    client
+        .send(format!("PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: r\r\ncontent-length: {length}\r\n\r\n"))
+        .await;
+    client.send(vec![b'p'; length]).await;
+    assert_eq!(client.answer().await.status, 200);
+    assert_eq!(rig.ray.seen()[0].body.len(), length);
+}
+
+#[tokio::test]
+async fn a_client_that_expects_100_continue_gets_it_and_its_body_passes() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client
+        .send("PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: r\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n")
+        .await;
+    let head = client.head().await.unwrap();
+    assert!(head.starts_with("HTTP/1.1 100"), "{head}");
+    client.send("ok").await;
+    assert_eq!(client.answer().await.status, 200);
+    assert_eq!(rig.ray.seen()[0].body, b"ok");
+}
+
+#[tokio::test]
+async fn statuses_and_their_bodies_pass() {
+    let rig = Rig::start().await;
+    for status in [200, 201, 301, 400, 401, 403, 404, 405, 413, 429, 500, 503] {
+        let answer = rig.get(STATUS, &[&format!("x-do: status:{status}")]).await;
+        assert_eq!((answer.status, &*answer.text()), (status, "as told"));
+        assert_eq!(answer.header("x-ray"), Some("yes"));
+        assert_eq!(answer.header("x-rayguard-reason"), None, "Ray's own answer, not ours");
+    }
+    let mut client = rig.client().await;
+    client.send("HEAD /nodes HTTP/1.1\r\nhost: ray\r\nx-do: raw:HTTP/1.1 200 OK\\r\\ncontent-length: 7\\r\\n\\r\\n\r\n\r\n").await;
+    let head = client.head().await.unwrap();
+    assert_eq!(rig::header(&head, "content-length"), Some("7"), "{head}");
+    client.send(get(STATUS, &[])).await;
+    assert_eq!(client.answer().await.status, 200, "no body was waited for");
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    let request = |status: u16| get(STATUS, &[&format!("x-do: status:{status}")]);
+    client.send(request(201) + &request(202) + &request(404)).await;
+    for status in [201, 202, 404] {
+        assert_eq!(client.answer().await.status, status);
+    }
+}
+
+#[tokio::test]
+async fn an_http_1_0_client_is_served_and_let_go() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send("GET /nodes HTTP/1.0\r\n\r\n").await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, &*answer.text()), (200, "ray"));
+    assert!(client.is_closed().await);
+}
+
+// --- Connections to Ray ---
+
+#[tokio::test]
+async fn connections_to_ray_are_reused() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    for _ in 0..50 {
+        client.send(get(STATUS, &[])).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    assert_eq!(rig.ray.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_request_that_meets_a_stale_connection_is_sent_again_on_a_new_one() {
+    let rig = Rig::start().await;
+    for _ in 0..20 {
+        assert_eq!(rig.get(STATUS, &["x-do: last"]).await.status, 200);
+        assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    }
+    assert_eq!(rig.ray.count(), 40, "none twice");
+}
+
+#[tokio::test]
+async fn ray_down_is_said_at_once() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let rig = Rig::with(Setup { upstream: Some(Address::Tcp(nobody)), ..Setup::default() }).await;
+    let answer = rig.get(STATUS, &[]).await;
+    assert_eq!(answer.status, 502);
+    assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_unreachable"));
+    assert!(answer.text().contains("does not accept connections"), "{}", answer.text());
+    assert_eq!(rig.in_flight("job-status"), 0);
+    assert_eq!(rig.door.gate.counts(class("job-status")).failed, 1);
+}
+
+#[tokio::test]
+async fn ray_breaking_off_is_a_502_and_never_sent_twice() {
+    let rig = Rig::start().await;
+    let answer = rig.get(STATUS, &["x-do: break"]).await;
+    assert_eq!(answer.status, 502);
+    assert_eq!(rig.ray.count(), 1);
+    // In the middle of a body all that is left is to break off too.
+    let mut client = rig.client().await;
+    client.send(get(STATUS, &["x-do: break-body"])).await;
+    assert!(client.try_answer().await.is_none());
+    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+}
+
+#[tokio::test]
+async fn a_request_ray_does_not_begin_to_answer_is_a_504_and_stays_counted() {
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("job-status").index()].timeout = Some(Duration::from_millis(50));
+    })
+    .await;
+    let answer = rig.get(STATUS, &["x-do: hold"]).await;
+    assert_eq!(answer.status, 504);
+    assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_timeout"));
+    assert_eq!(rig.in_flight("job-status"), 1, "Ray still works on it");
+    rig.ray.hold.add_permits(1);
+    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+}
+
+// --- Clients that leave ---
+
+#[tokio::test]
+async fn abandoned_work_holds_its_ticket_until_ray_answers() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send(get(STATUS, &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    drop(client);
+    // Long enough for the door to see the client leave: another request's whole way.
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    assert_eq!(rig.in_flight("job-status"), 1);
+    rig.ray.hold.add_permits(1);
+    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+    assert_eq!(rig.door.gate.counts(class("job-status")).abandoned, 1);
+}
+
+#[tokio::test]
+async fn a_request_whose_client_left_while_it_waited_is_never_forwarded() {
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
+    })
+    .await;
+    let mut first = rig.client().await;
+    first.send(get(STATUS, &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    let mut second = rig.client().await;
+    second.send(get(STATUS, &["x-mark: gone"])).await;
+    until("it waits", || rig.waiting("job-status") == 1).await;
+    drop(second);
+    until("it has left the line", || rig.waiting("job-status") == 0).await;
+    rig.ray.hold.add_permits(1);
+    assert_eq!(first.answer().await.text(), "held");
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    assert!(rig.ray.seen().iter().all(|seen| seen.header("x-mark").is_none()));
+    assert_eq!(rig.door.gate.counts(class("job-status")).left, 1);
+}
+
+#[tokio::test]
+async fn an_upload_that_its_client_breaks_off_frees_its_place() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send("PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: r\r\ncontent-length: 1000\r\n\r\nhalf").await;
+    until("Ray has begun", || rig.ray.begun.load(SeqCst) == 1).await;
+    drop(client);
+    until("the ticket is back", || rig.in_flight("packages") == 0).await;
+}
+
+#[tokio::test]
+async fn a_reader_that_leaves_in_the_middle_of_an_answer_frees_its_place() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send(get(STATUS, &["x-do: big:50000000"])).await;
+    assert!(client.head().await.is_some());
+    drop(client);
+    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+}
+
+// --- Tunnels ---
+
+const TAIL: &str = "/api/jobs/raysubmit_1/logs/tail";
+const HANDSHAKE: [&str; 4] = [
+    "connection: Upgrade",
+    "upgrade: websocket",
+    "sec-websocket-version: 13",
+    "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
+];
+
+fn tail(what: &str) -> String {
+    let mut lines = HANDSHAKE.to_vec();
+    lines.push(what);
+    get(TAIL, &lines)
+}
+
+#[tokio::test]
+async fn a_websocket_is_joined_both_ways() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send(tail("x-do: websocket")).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 101, "{}", answer.head);
+    assert_eq!(answer.header("sec-websocket-accept"), Some("abc"));
+    assert_eq!(client.exact(5).await.unwrap(), b"hello", "what came with the handshake is not lost");
+    client.send("ping").await;
+    assert_eq!(client.exact(4).await.unwrap(), b"ping");
+    assert_eq!(rig.in_flight("log-tail"), 1);
+    rig.ray.hold.close();
+    assert!(client.is_closed().await);
+    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+}
+
+#[tokio::test]
+async fn a_tail_whose_reader_left_stays_counted_until_ray_closes() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send(tail("x-do: websocket")).await;
+    assert_eq!(client.answer().await.status, 101);
+    drop(client);
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    assert_eq!(rig.in_flight("log-tail"), 1);
+    rig.ray.hold.add_permits(3); // lines nobody reads
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    rig.ray.hold.close();
+    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+}
+
+#[tokio::test]
+async fn a_declined_handshake_is_passed_on() {
+    let rig = Rig::start().await;
+    let answer = rig.ask(&tail("x-do: status:404")).await;
+    assert_eq!((answer.status, &*answer.text()), (404, "as told"));
+    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+}
+
+#[tokio::test]
+async fn tails_beyond_their_cap_are_refused_at_the_handshake() {
+    let rig = Rig::with_policy(|policy| {
+        let tails = &mut policy.classes[class("log-tail").index()];
+        tails.in_flight = Bounds::fixed(2.0);
+    })
+    .await;
+    let mut open = Vec::new();
+    for _ in 0..2 {
+        let mut client = rig.client().await;
+        client.send(tail("x-do: websocket")).await;
+        assert_eq!(client.answer().await.status, 101);
+        open.push(client);
+    }
+    let refused = rig.ask(&tail("x-do: websocket")).await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(rig.get("/api/version", &[]).await.status, 200, "the Job API goes on");
+}
+
+// --- Sharing ---
+
+#[tokio::test]
+async fn fifty_equal_lists_are_one_request_to_ray() {
+    let rig = Rig::start().await;
+    let mut clients = Vec::new();
+    for _ in 0..50 {
+        let mut client = rig.client().await;
+        client.send(get("/api/jobs/", &["x-do: hold"])).await;
+        clients.push(client);
+    }
+    until("Ray has it", || rig.ray.count() == 1).await;
+    // A request of another class on the same connections' heels shows that all fifty were read.
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    rig.ray.hold.add_permits(50);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.text(), "held");
+    }
+    let lists = rig.ray.seen().iter().filter(|seen| seen.line().contains("/api/jobs/ ")).count();
+    assert_eq!(lists, 1);
+}
+
+#[tokio::test]
+async fn an_answer_is_never_shared_across_credentials() {
+    let rig = Rig::start().await;
+    let mut clients = Vec::new();
+    for token in ["a", "a", "b", "b"] {
+        let mut client = rig.client().await;
+        client.send(get("/api/jobs/", &["x-do: hold", &format!("authorization: Bearer {token}")])).await;
+        clients.push(client);
+    }
+    until("Ray has one of each", || rig.ray.count() == 2).await;
+    rig.ray.hold.add_permits(4);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.status, 200);
+    }
+    assert_eq!(rig.ray.count(), 2);
+}
+
+#[tokio::test]
+async fn followers_get_their_answer_though_the_leader_leaves() {
+    let rig = Rig::start().await;
+    let mut leader = rig.client().await;
+    leader.send(get("/api/jobs/", &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    let mut follower = rig.client().await;
+    follower.send(get("/api/jobs/", &["x-do: hold"])).await;
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    drop(leader);
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    rig.ray.hold.add_permits(1);
+    assert_eq!(follower.answer().await.text(), "held");
+}
+
+// --- Refusals ---
+
+#[tokio::test]
+async fn a_flood_from_one_address_costs_a_polite_one_nothing() {
+    let rig = Rig::with_policy(|policy| {
+        let status = &mut policy.classes[class("job-status").index()];
+        status.in_flight = Bounds::fixed(4.0);
+        status.queue.len_max = 16;
+    })
+    .await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let shed = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    for _ in 0..40 {
+        let (stop, shed, address) = (stop.clone(), shed.clone(), rig.address);
+        rig.door.tasks.spawn(async move {
+            let mut client = Client::connect(address).await;
+            while !stop.load(SeqCst) {
+                client.send(get(STATUS, &["x-do: slow:2", "x-forwarded-for: 10.0.0.66"])).await;
+                if client.answer().await.status != 200 {
+                    shed.fetch_add(1, SeqCst);
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
+        });
+    }
+    until("the line is full", || shed.load(SeqCst) > 100).await;
+    let mut polite = rig.client().await;
+    let mut served = 0;
+    for _ in 0..200 {
+        polite.send(get(STATUS, &["x-do: slow:2", "x-forwarded-for: 10.0.0.1"])).await;
+        served += usize::from(polite.answer().await.status == 200);
+    }
+    stop.store(true, SeqCst);
+    assert!(served >= 199, "{served} of 200");
+    assert!(rig.ray.under_way_max.load(SeqCst) <= 4, "never more than the limit at Ray");
+}
+
+#[tokio::test]
+async fn a_refusal_says_why_and_when_to_come_back() {
+    let mut rig = Rig::with_policy(|policy| {
+        let heavy = &mut policy.classes[class("state-heavy").index()];
+        heavy.in_flight = Bounds::fixed(1.0);
+        heavy.queue.len_max = 0;
+        heavy.coalesce = None;
+    })
+    .await;
+    let mut first = rig.client().await;
+    first.send(get("/api/v0/tasks", &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    let refused = rig.get("/api/v0/tasks", &[]).await;
+    assert!(refused.status == 429 || refused.status == 503);
+    assert_eq!(refused.header("x-rayguard-reason"), Some("class_in_flight"));
+    let wait: u32 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=120).contains(&wait));
+    let envelope: serde_json::Value = serde_json::from_slice(&refused.body).unwrap();
+    assert_eq!(envelope["result"], false);
+    let id = refused.header("x-rayguard-request-id").unwrap();
+    assert!(envelope["msg"].as_str().unwrap().contains(id));
+    let note = rig.sheds.recv().await.unwrap();
+    assert_eq!((&*note.id, &*note.route), (id, "/api/v0/tasks"));
+}
+
+#[tokio::test]
+async fn rays_test_routes_are_blocked_and_health_passes_a_full_gate() {
+    let rig = Rig::with_policy(|policy| {
+        for module in &mut policy.modules {
+            module.in_flight = Bounds::fixed(0.0);
+        }
+    })
+    .await;
+    assert_eq!(rig.get("/api/v0/delay/5", &[]).await.status, 404);
+    assert_eq!(rig.get("/test/dump", &[]).await.status, 404);
+    for path in ["/api/version", "/api/gcs_healthz", "/"] {
+        assert_eq!(rig.get(path, &[]).await.status, 200, "{path}");
+    }
+    assert_eq!(rig.get("/api/jobs/x/../", &[]).await.status, 400);
+}
+
+// --- Connections of clients ---
+
+#[tokio::test]
+async fn one_address_may_not_take_every_connection() {
+    let bounds = listen::Bounds { connections_per_address_max: 2, ..listen::Bounds::default() };
+    let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut client = rig.client().await;
+        client.send(get(STATUS, &[])).await;
+        assert_eq!(client.answer().await.status, 200);
+        held.push(client);
+    }
+    let mut third = rig.client().await;
+    let _ = third.stream.write_all(get(STATUS, &[]).as_bytes()).await;
+    assert!(third.try_answer().await.is_none(), "closed without an answer");
+    let mut elsewhere = connect_from("127.0.0.2", rig.address).await;
+    elsewhere.send(get(STATUS, &[])).await;
+    assert_eq!(elsewhere.answer().await.status, 200);
+}
+
+async fn connect_from(source: &str, to: std::net::SocketAddr) -> Client<tokio::net::TcpStream> {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((source.parse::<std::net::Ipv4Addr>().unwrap(), 0).into()).unwrap();
+    Client::over(socket.connect(to).await.unwrap())
+}
+
+#[tokio::test]
+async fn a_client_that_says_nothing_is_let_go() {
+    let bounds = listen::Bounds { head_timeout: Duration::from_millis(50), ..listen::Bounds::default() };
+    let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
+    let mut client = rig.client().await;
+    client.send("GET /api/jobs/ HTTP/1.1\r\nhost:").await;
+    let mut left = Vec::new();
+    let _ = client.stream.read_to_end(&mut left).await;
+    assert_eq!(rig.ray.count(), 0);
+}
+
+#[tokio::test]
+async fn closing_finishes_what_is_under_way() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send(get(STATUS, &["x-do: slow:100"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    let _ = Options::default();
+    rig.door.tasks.close();
+    let answer = client.try_answer().await;
+    // The upstream of this rig closes with the door; an answer or a 502, but never silence.
+    assert!(answer.is_some());
+}
