@@ -618,7 +618,19 @@ impl Judge {
             .as_ref()
             .map_or_else(|| Place::nowhere("admin.listen"), |listen| Place::new("admin.listen", listen));
         let listen = self.address(place, text)?;
-        Some(Admin { listen, token })
+        let hosts = raw.hosts.iter().filter_map(|host| self.host_name("admin.hosts", host)).collect();
+        Some(Admin { listen, token, hosts })
+    }
+
+    fn host_name(&mut self, key: &str, given: &Spanned<String>) -> Option<Arc<str>> {
+        let name = given.get_ref().to_ascii_lowercase();
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if name.is_empty() || name.len() > 253 || !name.bytes().all(fits) {
+            let message = format!("`{}` is not a host name", given.get_ref());
+            self.refuse(Place::new(key, given), message, "write the bare name, such as \"rayguard.ray.svc\"");
+            return None;
+        }
+        Some(name.into())
     }
 
     fn ledger(&mut self, raw: &RawLedger, state_dir: &std::path::Path) -> Ledger {

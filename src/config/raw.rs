@@ -579,6 +579,8 @@ pub struct RawAdmin {
     pub listen: Option<Spanned<OrOff<String>>>,
     /// The bearer token for what changes anything.
     pub token: Option<Spanned<RawSecret>>,
+    /// Host names it may be asked by.
+    pub hosts: Vec<Spanned<String>>,
 }
 
 impl<'de> Deserialize<'de> for RawListen {

@@ -229,6 +229,9 @@ pub struct Admin {
     /// The bearer token for what changes anything. Without one, steering is answered to
     /// loopback and Unix peers alone.
     pub token: Option<Secret>,
+    /// Host names, lower-case and without port, it may be asked by besides addresses and
+    /// `localhost`: a name nobody configured may be another site's, pointed at us.
+    pub hosts: Vec<Arc<str>>,
 }
 
 /// The adjustment log.

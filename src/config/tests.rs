@@ -204,6 +204,15 @@ fn secrets_stand_in_files_or_variables_never_in_the_file() {
 }
 
 #[test]
+fn the_admin_listener_is_asked_by_names_without_scheme_and_port() {
+    let hosts = settings("[admin]\nhosts = ['Rayguard.ray.svc']").admin.unwrap().hosts;
+    assert_eq!(hosts, ["rayguard.ray.svc".into()]);
+    for wrong in ["http://rayguard", "rayguard:9465", "", "a b"] {
+        refused(&format!("[admin]\nhosts = ['{wrong}']"), "admin.hosts", "not a host name");
+    }
+}
+
+#[test]
 fn a_class_made_held_neither_waits_nor_times_out() {
     let settings = settings("[class.views]\nkind = 'held'");
     let views = class(&settings, "views");
@@ -493,6 +502,7 @@ const KEYS: &[&str] = &[
     "route",
     "alerts.notify",
     "alerts.rule.slo-breached.for",
+    "admin.hosts",
     "admin.listen",
     "admin.token",
     "ledger.file_bytes_max",

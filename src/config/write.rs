@@ -121,6 +121,7 @@ repeat = "1h"                           # what still fires is sent again
 listen = "127.0.0.1:9465"               # state, steering, /metrics, /livez, /readyz; or "off"
 # Without a token only loopback may steer; reading needs none.
 # token = { file = "/run/secrets/rayguard-admin" }
+hosts = []                              # names it is asked by: ["rayguard.ray.svc"]; addresses always
 
 # Routes of your own, before Ray's. A class may be one of yours; then say its module:
 # [class.batch-inference]

@@ -8,7 +8,7 @@
 use crate::core::alert;
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::View;
-use crate::core::engine::{Effects, Engine, LastGood, read_door};
+use crate::core::engine::{DoorReading, Effects, Engine, LastGood, read_door};
 use crate::core::journal::{Event, Shed as ShedEvent};
 use crate::core::limit::gate::Gate;
 use crate::core::policy::SignalId;
@@ -16,6 +16,7 @@ use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Fault};
 use crate::core::request::identify::Identifier;
 use crate::core::signal::reading::{Missing, Reading};
+use crate::core::time::Time;
 use crate::observe::ledger::{Entry, Ledger};
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::door::{Door, Entrance, Ids, ShedNote};
@@ -156,13 +157,21 @@ impl Guard {
         self.engine().view(self.clock.now())
     }
 
+    /// The door's counts as of the last tick, in the policy's order, and when that was.
+    #[must_use]
+    pub fn door_reading(&self) -> (DoorReading, Time) {
+        let engine = self.engine();
+        (engine.door().clone(), engine.ticked_at())
+    }
+
     /// Limits worth starting from next time.
     #[must_use]
     pub fn last_good(&self) -> Vec<LastGood> {
         self.engine().last_good()
     }
 
-    /// The latest events, oldest first, at most `count`.
+    /// The latest events, oldest first, at most `count`; single refusals are in the record alone,
+    /// or a flood would wash out the adjustments that answer it.
     #[must_use]
     pub fn recent(&self, count: usize) -> Vec<Entry> {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -174,6 +183,9 @@ impl Guard {
         let entry = Entry { time: self.clock.wall(), at: self.clock.now(), event };
         // What does not fit is counted as lost by the ledger, which owns up to it in the record.
         let _ = self.outlets.record.record(entry.clone());
+        if matches!(entry.event, Event::Shed(_)) {
+            return;
+        }
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.entries.len() == RECENT_MAX {
             recent.entries.pop_front();

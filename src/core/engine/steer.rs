@@ -110,6 +110,8 @@ pub struct Pin {
     pub until: Time,
     /// Who said so.
     pub who: String,
+    /// Why they said so.
+    pub why: String,
 }
 
 impl Wheel {
@@ -172,8 +174,14 @@ impl Engine {
                 }
                 let length = (*length).min(PIN_MAX);
                 self.wheel.pins.retain(|pin| (pin.class, pin.limit) != (at, *limit));
-                let pin =
-                    Pin { class: at, limit: *limit, value: *value, until: now + length, who: who.to_owned() };
+                let pin = Pin {
+                    class: at,
+                    limit: *limit,
+                    value: *value,
+                    until: now + length,
+                    who: who.to_owned(),
+                    why: why.to_owned(),
+                };
                 self.wheel.pins.push(pin);
                 let ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
                 change = ModeChange {

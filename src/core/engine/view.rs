@@ -23,8 +23,42 @@ pub struct View {
     pub signals: Vec<SignalView>,
     /// Classes in the policy's order.
     pub classes: Vec<ClassView>,
+    /// Modules in the policy's order.
+    pub modules: Vec<ModuleView>,
+    /// What is held by hand.
+    pub pins: Vec<PinView>,
     /// Alerts that fire.
     pub alerts: Vec<alert::Transition>,
+    /// Events lost from the record since the start.
+    pub events_lost: u64,
+}
+
+/// One module.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ModuleView {
+    /// Its name.
+    pub name: String,
+    /// Requests of its classes under way, held ones included.
+    pub in_flight: u32,
+    /// How many unary requests may be under way at once.
+    pub limit: f64,
+}
+
+/// One limit held by hand.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct PinView {
+    /// The class's name.
+    pub class: String,
+    /// Which limit.
+    pub limit: LimitKind,
+    /// Its value.
+    pub value: f64,
+    /// Seconds until it ends by itself.
+    pub left_s: f64,
+    /// Who said so.
+    pub who: String,
+    /// Why they said so.
+    pub why: String,
 }
 
 /// One signal.
@@ -83,6 +117,8 @@ pub struct ClassView {
     pub work_per_s: f64,
     /// Requests since the start.
     pub offered: u64,
+    /// Sent on since the start.
+    pub admitted: u64,
     /// Refused since the start.
     pub shed: u64,
     /// Would have been refused, were it not in shadow mode.
@@ -121,8 +157,50 @@ impl Engine {
             config_problem: self.config_problem.clone(),
             signals: self.signal_views(now),
             classes: (0..self.classes.len()).map(|at| self.class_view(at, &self.last_door)).collect(),
+            modules: self.module_views(),
+            pins: self.pin_views(now),
             alerts: self.alerts.firing().cloned().collect(),
+            events_lost: self.events_lost,
         }
+    }
+
+    /// The door's counts as of the last tick, in the policy's order.
+    #[must_use]
+    pub fn door(&self) -> &DoorReading {
+        &self.last_door
+    }
+
+    /// When the engine last stepped.
+    #[must_use]
+    pub fn ticked_at(&self) -> Time {
+        self.last_tick
+    }
+
+    fn module_views(&self) -> Vec<ModuleView> {
+        let view = |(at, module): (usize, &crate::core::policy::Module)| {
+            let classes = self.policy.classes.iter().zip(&self.last_door);
+            ModuleView {
+                name: module.name.to_string(),
+                in_flight: classes
+                    .filter(|(class, _)| class.module.index() == at)
+                    .map(|(_, seen)| seen.in_flight)
+                    .sum(),
+                limit: self.table.modules[at].in_flight,
+            }
+        };
+        self.policy.modules.iter().enumerate().map(view).collect()
+    }
+
+    fn pin_views(&self, now: Time) -> Vec<PinView> {
+        let view = |pin: &super::steer::Pin| PinView {
+            class: self.policy.classes[pin.class].name.to_string(),
+            limit: pin.limit,
+            value: pin.value,
+            left_s: pin.until.since(now).as_secs_f64(),
+            who: pin.who.clone(),
+            why: pin.why.clone(),
+        };
+        self.wheel.pins().iter().map(view).collect()
     }
 
     fn signal_views(&self, now: Time) -> Vec<SignalView> {
@@ -215,6 +293,7 @@ impl Engine {
             shed_per_s: loops.recent.shed_per_s,
             work_per_s: loops.recent.work_per_s,
             offered: seen.counts.offered,
+            admitted: seen.counts.admitted,
             shed: seen.counts.shed_all(),
             shadow_shed: seen.counts.shadow_shed,
         }
