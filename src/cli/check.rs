@@ -101,6 +101,7 @@ fn json(settings: &Settings, out: &mut dyn Write) -> io::Result<()> {
             json!({
                 "class": class_name(settings, &each),
                 "limit": each.limit.label(),
+                "by": by(&each),
                 "dead_time_s": of.dead_time.as_secs_f64(),
                 "step_s": of.step.as_secs_f64(),
                 "gain": of.gain,
@@ -129,7 +130,17 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
     writeln!(out)?;
     row(
         out,
-        ["class", "limit", "dead time", "gain", "critical", "gain margin", "phase margin", "settles in"],
+        [
+            "class",
+            "limit",
+            "by",
+            "dead time",
+            "gain",
+            "critical",
+            "gain margin",
+            "phase margin",
+            "settles in",
+        ],
     )?;
     for (each, of) in assessed(settings) {
         row(
@@ -137,6 +148,7 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
             [
                 class_name(settings, &each),
                 each.limit.label(),
+                by(&each),
                 &rounded(of.dead_time),
                 &figure(of.gain),
                 &figure(of.gain_critical),
@@ -152,9 +164,9 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
     Ok(())
 }
 
-fn row<T: Display>(out: &mut dyn Write, cells: [T; 8]) -> io::Result<()> {
-    let [class, limit, numbers @ ..] = cells;
-    write!(out, "  {class:<18} {limit:<9}")?;
+fn row<T: Display>(out: &mut dyn Write, cells: [T; 9]) -> io::Result<()> {
+    let [class, limit, by, numbers @ ..] = cells;
+    write!(out, "  {class:<18} {limit:<9} {by:<7}")?;
     for number in numbers {
         write!(out, " {number:>12}")?;
     }
@@ -167,6 +179,11 @@ fn assessed(settings: &Settings) -> impl Iterator<Item = (ClassLoop, Assessment)
 
 fn class_name<'a>(settings: &'a Settings, each: &ClassLoop) -> &'a str {
     &settings.policy.classes[each.class.index()].name
+}
+
+/// What the loop steers by: door latency, or Ray's signals.
+fn by(each: &ClassLoop) -> &'static str {
+    if each.is_inner { "door" } else { "signals" }
 }
 
 /// Two digits of a length are all that a linear estimate is worth.
@@ -248,7 +265,7 @@ mod tests {
         let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, &answer["sound"]), (0, &json!(true)));
         let loops = answer["loops"].as_array().unwrap();
-        assert_eq!(loops.len(), 2);
+        assert_eq!(loops.len(), 2, "{out}");
         assert!(loops[1]["gain_margin"].as_f64().unwrap() >= 2.0);
     }
 

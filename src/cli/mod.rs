@@ -29,6 +29,8 @@ struct Cli {
 enum Command {
     /// Guard a Ray head: listen, forward, poll and adjust.
     Run(run::Args),
+    /// Say everything that is wrong with a configuration, and how stable its loops are.
+    Check(check::Args),
     /// Send a bounded, Ray-shaped load and report what became of it.
     Load(load::Args),
 }
@@ -40,6 +42,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
         Command::Run(args) => run::run(args).map_err(Into::into),
+        Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
     };
     match outcome {

@@ -561,6 +561,12 @@ impl Judge {
         if let Some(given) = &raw.signals {
             class.signals = self.followed(&format!("{key}.signals"), given, signals);
         }
+        if let Some(given) = &raw.backlog {
+            class.backlog = match given.get_ref() {
+                OrOff::Off => None,
+                OrOff::On(name) => self.signal_id(Place::new(format!("{key}.backlog"), given), name, signals),
+            };
+        }
     }
 
     fn or_off(
@@ -777,13 +783,16 @@ impl Judge {
         Some(self.within(key, Some(&Spanned::new(given.span(), rate)), rate, least, most).0)
     }
 
+    fn signal_id(&mut self, place: Place, name: &str, signals: &[Signal]) -> Option<SignalId> {
+        let found = self.find(place, "signal", name, names(signals, |signal| &signal.name))?;
+        u8::try_from(found).ok().map(SignalId)
+    }
+
     fn followed(&mut self, key: &str, given: &[Spanned<String>], signals: &[Signal]) -> Vec<SignalId> {
         let mut followed = Vec::new();
         for (i, name) in given.iter().enumerate() {
             let place = Place::new(format!("{key}[{i}]"), name);
-            let known = names(signals, |signal| &signal.name);
-            let found = self.find(place.clone(), "signal", name.get_ref(), known);
-            let Some(id) = found.and_then(|found| u8::try_from(found).ok()).map(SignalId) else { continue };
+            let Some(id) = self.signal_id(place.clone(), name.get_ref(), signals) else { continue };
             if followed.contains(&id) {
                 self.refuse(place, format!("`{}` stands twice", name.get_ref()), "take one away");
             } else {

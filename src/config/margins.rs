@@ -2,7 +2,8 @@
 //!
 //! A class has up to two loops. The inner one moves concurrency by door latency: every
 //! `inner_period`, on answers of the last such period, which began their way an objective's
-//! latency ago. The outer one moves the rate by Ray's signals: every `outer_period`, on
+//! latency ago. The outer one moves the rate, or without one a second ceiling on concurrency,
+//! by Ray's signals: every `outer_period`, on
 //! readings that are `data_age` old and average over `window`, new at every scrape.
 //! `core::control::stability` does the arithmetic; here the configuration is put to it, and
 //! a file whose gain margin is below 2 is refused like one that does not parse.
@@ -12,7 +13,7 @@ use std::time::Duration;
 use super::settings::Settings;
 use crate::core::control::stability::{Assessment, Timing, Unstable, assess};
 use crate::core::journal::LimitKind;
-use crate::core::policy::{Bounds, Class, ClassId, Control, Law, Policy, Treatment};
+use crate::core::policy::{Bounds, Class, ClassId, Control, Kind, Law, Policy, Treatment};
 
 /// One loop of a class, before it is closed.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -21,6 +22,8 @@ pub struct ClassLoop {
     pub class: ClassId,
     /// What it moves.
     pub limit: LimitKind,
+    /// Whether it is the inner loop, by door latency.
+    pub is_inner: bool,
     /// When it acts, and on what.
     pub timing: Timing,
     /// By which law.
@@ -90,13 +93,23 @@ fn loops_of(class: &Class, id: ClassId, control: &Control, refresh: Duration) ->
     if class.treatment != Treatment::Limited || class.law == Law::Static {
         return Vec::new();
     }
-    let one = |limit, timing, bounds| ClassLoop { class: id, limit, timing, law: class.law, bounds };
-    let inner = class
-        .in_flight
-        .moves()
-        .then(|| one(LimitKind::InFlight, inner_timing(control, class.slo.latency), class.in_flight));
-    let rate = class.rate.filter(|rate| rate.per_second.moves() && !class.signals.is_empty());
-    let outer = rate.map(|rate| one(LimitKind::Rate, outer_timing(control, refresh), rate.per_second));
+    let one = |limit, is_inner, timing, bounds| ClassLoop {
+        class: id,
+        limit,
+        is_inner,
+        timing,
+        law: class.law,
+        bounds,
+    };
+    let inner = (class.kind == Kind::Unary && class.in_flight.moves())
+        .then(|| one(LimitKind::InFlight, true, inner_timing(control, class.slo.latency), class.in_flight));
+    let slow = outer_timing(control, refresh);
+    let rate = class.rate.filter(|rate| rate.per_second.moves());
+    let outer = match rate {
+        _ if class.signals.is_empty() => None,
+        Some(rate) => Some(one(LimitKind::Rate, false, slow, rate.per_second)),
+        None => class.in_flight.moves().then(|| one(LimitKind::InFlight, false, slow, class.in_flight)),
+    };
     inner.into_iter().chain(outer).collect()
 }
 
@@ -111,9 +124,7 @@ mod tests {
         let settings = Settings::defaults(&Overrides::default()).unwrap();
         let loops = settings.loops();
         assert!(loops.len() > 20, "{}", loops.len());
-        for each in
-            loops.iter().filter(|each| each.limit == LimitKind::Rate || each.timing.data_age.as_secs() < 6)
-        {
+        for each in loops.iter().filter(|each| !each.is_inner || each.timing.data_age.as_secs() < 6) {
             let name = &settings.policy.classes[each.class.index()].name;
             let assessment = each.assess().unwrap();
             assert!(each.verdict().is_ok(), "{name}: {assessment:?}");
@@ -135,7 +146,7 @@ mod tests {
             };
             let law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
             let bounds = Bounds { initial: 4.0, min: 1.0, max: 16.0 };
-            let each = ClassLoop { class: ClassId(0), limit: LimitKind::Rate, timing, law, bounds };
+            let each = ClassLoop { class: ClassId(0), limit: LimitKind::Rate, is_inner: false, timing, law, bounds };
             prop_assert!(each.is_safe_by_construction());
             prop_assert!(each.verdict().is_ok(), "{:?}", each.assess());
         }

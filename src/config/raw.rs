@@ -379,6 +379,8 @@ pub struct RawClass {
     pub law: Option<Spanned<RawLaw>>,
     /// The signals that move its rate.
     pub signals: Option<Vec<Spanned<String>>>,
+    /// The signal that counts what its requests leave behind.
+    pub backlog: Option<Spanned<OrOff<String>>>,
     /// Alert above this rate.
     pub alert_above: Option<Spanned<OrOff<PerSecond>>>,
 }

@@ -86,6 +86,7 @@ fn limits_are_laid_over_the_catalogue_key_by_key() {
          timeout = '45s'
          law = { kind = 'aimd', decrease = 0.5 }
          signals = ['head_cpu', 'gcs_latency']
+         backlog = 'off'
          [slo]
          job-submit = 'p99 1500ms'",
     );
@@ -103,6 +104,7 @@ fn limits_are_laid_over_the_catalogue_key_by_key() {
     let followed: Vec<&str> =
         submit.signals.iter().map(|id| &*settings.policy.signals[id.index()].name).collect();
     assert_eq!(followed, ["head_cpu", "gcs_latency"]);
+    assert_eq!(submit.backlog, None);
     assert!((submit.slo.quantile - 0.99).abs() < 1e-12);
     assert_eq!(submit.slo.latency, Duration::from_millis(1500));
 }
@@ -296,6 +298,10 @@ fn names_that_do_not_exist_are_refused_with_the_nearest() {
     assert_eq!(remedy("[signal.headcpu]\ntarget = 5"), "did you mean `head_cpu`?");
     assert_eq!(remedy("[module.Jobhead]\nin_flight = 5"), "did you mean `JobHead`?");
     assert_eq!(remedy("[class.views]\nsignals = ['gcs-latency']"), "did you mean `gcs_latency`?");
+    assert_eq!(
+        remedy("[class.views]\nbacklog = 'submission_backlogs'"),
+        "did you mean `submission_backlog`?"
+    );
     assert_eq!(remedy("[[route]]\npath = '/'\nclass = 'view'"), "did you mean `views`?");
     assert_eq!(remedy("mode = 'shaddow'"), "write one of: enforce, shadow");
 }

@@ -11,7 +11,8 @@ use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
 use super::selector;
 use crate::core::alert::Alert;
 use crate::core::policy::{
-    Bounds, Class, How, Kind, Law, Module, OnStale, PartyLimits, Queue, Signal, SignalSource, Treatment,
+    Bounds, Class, How, Kind, Law, Module, OnStale, PartyLimits, Queue, Signal, SignalId, SignalSource,
+    Treatment,
 };
 use crate::core::request::catalogue;
 use crate::core::signal::catalogue::SIGNALS as SIGNALS_BUILT_IN;
@@ -186,8 +187,7 @@ pub fn defaults() -> String {
     }
     out.push_str(CLASSES);
     for (i, (class, about)) in classes.iter().zip(catalogue::CLASSES).enumerate() {
-        let followed: Vec<&str> = class.signals.iter().map(|id| &*signals[id.index()].name).collect();
-        write_class(&mut out, class, about.about, &modules[class.module.index()].name, &followed, i == 0);
+        write_class(&mut out, class, about.about, &modules[class.module.index()].name, &signals, i == 0);
     }
     out
 }
@@ -263,7 +263,7 @@ fn bounds_text(bounds: Bounds) -> String {
 }
 
 /// One class; `whole` writes what is off, too.
-fn write_class(out: &mut String, class: &Class, about: &str, module: &str, followed: &[&str], whole: bool) {
+fn write_class(out: &mut String, class: &Class, about: &str, module: &str, signals: &[Signal], whole: bool) {
     let _ = writeln!(out, "\n# {about}\n[class.{}]", class.name);
     line(out, "module", &quoted(&module));
     let treatment = match class.treatment {
@@ -312,8 +312,13 @@ fn write_class(out: &mut String, class: &Class, about: &str, module: &str, follo
         line(out, "timeout", &or_off(class.timeout.map(Length)));
     }
     line(out, "law", &law_text(class.law));
-    if whole || !followed.is_empty() {
+    let name = |id: &SignalId| &*signals[id.index()].name;
+    if whole || !class.signals.is_empty() {
+        let followed: Vec<&str> = class.signals.iter().map(name).collect();
         line(out, "signals", &format!("{followed:?}"));
+    }
+    if whole || class.backlog.is_some() {
+        line(out, "backlog", &or_off(class.backlog.as_ref().map(name)));
     }
     if whole {
         line(out, "alert_above", "\"off\"");
