@@ -1,1 +1,236 @@
-//! Not yet written.
+//! `rayguard simulate`: put questions to the production loop on a modelled head.
+//!
+//! Reads scenarios (files, or every `*.toml` of a folder), runs each with its control, and says
+//! which expectations hold. Exit code 0 when all do, 1 when one does not, 2 when a scenario
+//! cannot be read. The seed is printed first: a run can be had again to the last byte.
+
+use crate::sim::calibration;
+use crate::sim::report::{self, Answer};
+use crate::sim::scenario::{Scenario, ScenarioError};
+use crate::sim::trace::{self, TraceError};
+use crate::sim::world::Traces;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Put questions to the loop on a modelled Ray head.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// Scenario files, or folders of them.
+    #[arg(default_value = "simulations")]
+    pub scenarios: Vec<PathBuf>,
+    /// Seed for all scenarios, instead of each one's own.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// How to print the answers.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Writes a page with plots to this file.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Writes the journal of each run to this folder, as JSON Lines.
+    #[arg(long, value_name = "FOLDER")]
+    pub journal: Option<PathBuf>,
+    /// Repeats each scenario so many times on heads that are known less well, and prints the
+    /// pass rate with its 95 % interval.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub runs: u64,
+    /// Compares rayguard with other limiters on each scenario.
+    #[arg(long)]
+    pub rivals: bool,
+    /// Lays the modelled head beside recordings of a real one, instead of running scenarios.
+    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "simulations/recorded")]
+    pub calibration: Option<PathBuf>,
+}
+
+/// How answers are printed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For machines.
+    Json,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("{}: {error}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        error: std::io::Error,
+    },
+    /// A folder without scenarios.
+    #[error("{}: no *.toml in this folder; name scenario files, or run from the project's root", .0.display())]
+    Empty(PathBuf),
+    /// A scenario is wrong.
+    #[error("{}: {error}", path.display())]
+    Scenario {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: ScenarioError,
+    },
+    /// A trace is wrong.
+    #[error("{}: {error}", path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        error: TraceError,
+    },
+    /// Nowhere to print to.
+    #[error("standard output: {0}")]
+    Output(#[from] std::io::Error),
+}
+
+fn at(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
+    move |error| Error::File { path: path.to_owned(), error }
+}
+
+/// Runs the command.
+#[must_use]
+pub fn run(args: &Args) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match simulate(args, &mut out) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            // Nothing can be done when standard error is closed too.
+            let _ = writeln!(std::io::stderr(), "rayguard simulate: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Answers every scenario; says whether all hold.
+///
+/// # Errors
+/// A scenario or trace cannot be read, or a report not written.
+pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
+    if let Some(folder) = &args.calibration {
+        return calibrate(folder, out);
+    }
+    let files = files(&args.scenarios)?;
+    let mut answers = Vec::new();
+    let mut machine = Vec::new();
+    for path in &files {
+        let scenario = read(path)?;
+        let traces = traces(path, &scenario)?;
+        let seed = args.seed.unwrap_or(scenario.seed);
+        let wrong = |error| Error::Scenario { path: path.clone(), error };
+        let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+        let answer = report::answer(&name, &scenario, seed, &traces).map_err(wrong)?;
+        let rate = (args.runs > 0)
+            .then(|| report::monte_carlo(&scenario, seed, args.runs, &traces).map_err(wrong))
+            .transpose()?;
+        let rivals =
+            if args.rivals { report::compare(&scenario, seed, &traces).map_err(wrong)? } else { Vec::new() };
+        match args.format {
+            Format::Json => {
+                machine.push(serde_json::to_value(report::json(&answer, rate, &rivals)).unwrap_or_default());
+            }
+            Format::Table => {
+                write!(out, "{}", report::table(&answer))?;
+                if let Some(rate) = rate {
+                    writeln!(
+                        out,
+                        "     {} of {} runs on heads known less well hold: {:.0} % to {:.0} % (95 %)",
+                        rate.passed,
+                        rate.runs,
+                        100.0 * rate.low,
+                        100.0 * rate.high
+                    )?;
+                }
+                if !rivals.is_empty() {
+                    write!(out, "{}", report::comparison_table(&rivals))?;
+                }
+            }
+        }
+        if let Some(folder) = &args.journal {
+            std::fs::create_dir_all(folder).map_err(at(folder))?;
+            let file = folder.join(format!("{name}.jsonl"));
+            std::fs::write(&file, &answer.run.journal).map_err(at(&file))?;
+        }
+        answers.push(answer);
+    }
+    finish(args, &answers, &machine, out)
+}
+
+fn finish(
+    args: &Args,
+    answers: &[Answer],
+    machine: &[serde_json::Value],
+    out: &mut dyn Write,
+) -> Result<bool, Error> {
+    let held = answers.iter().filter(|answer| answer.passed()).count();
+    match args.format {
+        Format::Json => writeln!(out, "{}", serde_json::Value::Array(machine.to_vec()))?,
+        Format::Table => writeln!(out, "{held} of {} scenarios hold", answers.len())?,
+    }
+    if let Some(file) = &args.html {
+        std::fs::write(file, report::html(answers)).map_err(at(file))?;
+    }
+    Ok(held == answers.len())
+}
+
+fn calibrate(folder: &Path, out: &mut dyn Write) -> Result<bool, Error> {
+    for case in calibration::cases() {
+        let path = folder.join(format!("{}.csv", case.name));
+        let trace = read_trace(&path)?;
+        let replay = calibration::replay(&case, &trace, 1);
+        let lines = calibration::compare(&case, &trace, &replay);
+        writeln!(out, "{}", calibration::report(&case, &lines, &replay))?;
+    }
+    Ok(true)
+}
+
+/// The files named, folders opened, in the order of their names.
+fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
+    let mut files = Vec::new();
+    for path in named {
+        if !path.is_dir() {
+            files.push(path.clone());
+            continue;
+        }
+        let mut inside = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(at(path))? {
+            let entry = entry.map_err(at(path))?.path();
+            if entry.extension().is_some_and(|extension| extension == "toml") {
+                inside.push(entry);
+            }
+        }
+        if inside.is_empty() {
+            return Err(Error::Empty(path.clone()));
+        }
+        inside.sort();
+        files.extend(inside);
+    }
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<Scenario, Error> {
+    let text = std::fs::read_to_string(path).map_err(at(path))?;
+    Scenario::read(&text).map_err(|error| Error::Scenario { path: path.to_owned(), error })
+}
+
+fn read_trace(path: &Path) -> Result<trace::Trace, Error> {
+    let text = std::fs::read_to_string(path).map_err(at(path))?;
+    trace::read(&text).map_err(|error| Error::Trace { path: path.to_owned(), error })
+}
+
+/// The traces a scenario names, relative to its own folder.
+fn traces(scenario_path: &Path, scenario: &Scenario) -> Result<Traces, Error> {
+    let folder = scenario_path.parent().unwrap_or(Path::new("."));
+    let mut traces = Traces::new();
+    for client in scenario.client.iter().filter(|client| !client.trace.is_empty()) {
+        if !traces.contains_key(&client.trace) {
+            traces.insert(client.trace.clone(), Arc::new(read_trace(&folder.join(&client.trace))?));
+        }
+    }
+    Ok(traces)
+}

@@ -145,6 +145,8 @@ impl Page {
                 gauges.mem_total_bytes - gauges.mem_used_bytes,
             ),
             ("ray_node_mem_total", "Total memory on a ray node", gauges.mem_total_bytes),
+            // Moves with every report, as the real one does: it tells a still page from a dead one.
+            ("ray_node_network_received", "Total network received", gauges.process_at.as_secs_f64() * 1000.0),
         ] {
             self.head(name, "gauge", help);
             self.line(name, &node, value);

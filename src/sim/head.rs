@@ -12,6 +12,7 @@
 //! latency at c=1 is waiting. Numbers marked *fitted* were chosen so that recorded overloads
 //! are met (see `simulations/README.md`); all others are measured.
 
+use super::chance::Chance;
 use super::gauges::Cadence;
 
 /// A route's place in [`Spec::routes`].
@@ -78,6 +79,8 @@ pub struct Route {
     pub name: &'static str,
     /// Ray's handler name, the `endpoint` label of its request histogram.
     pub endpoint: &'static str,
+    /// What a client sends for it: method and path.
+    pub asks: (&'static str, &'static str),
     /// Index of the module.
     pub module: usize,
     /// CPU of the parent's loop.
@@ -164,6 +167,7 @@ pub struct Memory {
 const FREE: Route = Route {
     name: "",
     endpoint: "",
+    asks: ("GET", "/"),
     module: 0,
     parent_ms: 0.25,
     base_ms: 0.0,
@@ -204,10 +208,19 @@ const MODULES: [&str; 9] = [
 
 /// Ray's routes and their costs.
 const ROUTES: &[Route] = &[
-    Route { name: "version", endpoint: "get_version", module: JOB, parent_ms: 0.2, base_ms: 0.1, ..FREE },
+    Route {
+        name: "version",
+        endpoint: "get_version",
+        asks: ("GET", "/api/version"),
+        module: JOB,
+        parent_ms: 0.2,
+        base_ms: 0.1,
+        ..FREE
+    },
     Route {
         name: "job-submit",
         endpoint: "submit_job",
+        asks: ("POST", "/api/jobs/"),
         module: JOB,
         base_ms: 4.0,
         wait_ms: 6.0,
@@ -220,6 +233,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "job-list",
         endpoint: "list_jobs",
+        asks: ("GET", "/api/jobs/"),
         module: JOB,
         base_ms: 0.4,
         per_job_ms: 0.16,
@@ -233,6 +247,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "job-status",
         endpoint: "get_job_info",
+        asks: ("GET", "/api/jobs/raysubmit_1"),
         module: JOB,
         base_ms: 0.6,
         wait_ms: 0.5,
@@ -244,6 +259,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "job-logs",
         endpoint: "get_job_logs",
+        asks: ("GET", "/api/jobs/raysubmit_1/logs"),
         module: JOB,
         base_ms: 1.4,
         per_size_ms: 15.0,
@@ -256,6 +272,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "log-tail",
         endpoint: "tail_job_logs",
+        asks: ("GET", "/api/jobs/raysubmit_1/logs/tail"),
         module: JOB,
         base_ms: 1.0,
         wait_ms: 1.0,
@@ -266,6 +283,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "job-stop",
         endpoint: "stop_job",
+        asks: ("POST", "/api/jobs/raysubmit_1/stop"),
         module: JOB,
         base_ms: 1.5,
         wait_ms: 5.0,
@@ -278,6 +296,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "package-get",
         endpoint: "get_package",
+        asks: ("GET", "/api/packages/gcs/p.zip"),
         module: JOB,
         base_ms: 0.5,
         wait_ms: 0.4,
@@ -288,6 +307,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "package-put",
         endpoint: "upload_package",
+        asks: ("PUT", "/api/packages/gcs/p.zip"),
         module: JOB,
         base_ms: 1.0,
         per_size_ms: 8.0,
@@ -301,6 +321,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "tasks",
         endpoint: "list_tasks",
+        asks: ("GET", "/api/v0/tasks"),
         module: STATE,
         base_ms: 1.0,
         per_task_ms: 0.13,
@@ -313,6 +334,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "tasks-detail",
         endpoint: "list_tasks",
+        asks: ("GET", "/api/v0/tasks"),
         module: STATE,
         parent_ms: 3.0,
         base_ms: 1.0,
@@ -326,6 +348,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "tasks-summarize",
         endpoint: "summarize_tasks",
+        asks: ("GET", "/api/v0/tasks/summarize"),
         module: STATE,
         base_ms: 2.0,
         per_task_ms: 0.13,
@@ -338,6 +361,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "actors",
         endpoint: "list_actors",
+        asks: ("GET", "/api/v0/actors"),
         module: STATE,
         base_ms: 0.5,
         per_actor_ms: 0.14,
@@ -349,6 +373,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "workers",
         endpoint: "list_workers",
+        asks: ("GET", "/api/v0/workers"),
         module: STATE,
         base_ms: 1.6,
         wait_ms: 0.5,
@@ -359,6 +384,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "objects",
         endpoint: "list_objects",
+        asks: ("GET", "/api/v0/objects"),
         module: STATE,
         base_ms: 3.3,
         wait_ms: 1.8,
@@ -369,6 +395,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "state-light",
         endpoint: "list_nodes",
+        asks: ("GET", "/api/v0/nodes"),
         module: STATE,
         base_ms: 0.48,
         wait_ms: 0.5,
@@ -379,6 +406,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "state-logs",
         endpoint: "list_logs",
+        asks: ("GET", "/api/v0/logs"),
         module: STATE,
         base_ms: 1.5,
         wait_ms: 1.5,
@@ -389,16 +417,25 @@ const ROUTES: &[Route] = &[
     Route {
         name: "log-stream",
         endpoint: "get_logs",
+        asks: ("GET", "/api/v0/logs/stream"),
         module: STATE,
         base_ms: 1.3,
         wait_ms: 1.5,
         effect: Effect::Stream,
         ..FREE
     },
-    Route { name: "delay", endpoint: "delayed_response", module: STATE, base_ms: 0.2, ..FREE },
+    Route {
+        name: "delay",
+        endpoint: "delayed_response",
+        asks: ("GET", "/api/v0/delay/5"),
+        module: STATE,
+        base_ms: 0.2,
+        ..FREE
+    },
     Route {
         name: "nodes",
         endpoint: "get_all_nodes[cache ttl=2, max_size=128]",
+        asks: ("GET", "/nodes"),
         module: NODE,
         parent_ms: 0.42,
         base_ms: 0.2,
@@ -407,6 +444,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "node",
         endpoint: "get_node[cache ttl=2, max_size=128]",
+        asks: ("GET", "/nodes/5f"),
         module: NODE,
         parent_ms: 0.22,
         base_ms: 0.15,
@@ -415,6 +453,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "logical-actors",
         endpoint: "get_all_actors[cache ttl=2, max_size=128]",
+        asks: ("GET", "/logical/actors"),
         module: NODE,
         parent_ms: 0.2,
         base_ms: 0.15,
@@ -423,6 +462,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "cluster-status",
         endpoint: "get_cluster_status",
+        asks: ("GET", "/api/cluster_status"),
         module: REPORT,
         base_ms: 0.5,
         wait_ms: 0.45,
@@ -434,6 +474,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "gcs-healthz",
         endpoint: "health_check",
+        asks: ("GET", "/api/gcs_healthz"),
         module: REPORT,
         parent_ms: 0.2,
         base_ms: 0.4,
@@ -446,6 +487,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "report",
         endpoint: "prometheus_service_discovery",
+        asks: ("GET", "/api/prometheus/sd"),
         module: REPORT,
         parent_ms: 0.2,
         base_ms: 0.15,
@@ -454,6 +496,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "profile",
         endpoint: "cpu_profile",
+        asks: ("GET", "/worker/cpu_profile"),
         module: REPORT,
         base_ms: 2.0,
         wait_ms: 5000.0,
@@ -463,6 +506,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "serve",
         endpoint: "get_serve_instance_details",
+        asks: ("GET", "/api/serve/applications/"),
         module: SERVE,
         base_ms: 2.0,
         wait_ms: 3.0,
@@ -470,10 +514,19 @@ const ROUTES: &[Route] = &[
         gcs_calls: 1,
         ..FREE
     },
-    Route { name: "events", endpoint: "get_event", module: EVENT, parent_ms: 0.2, base_ms: 0.2, ..FREE },
+    Route {
+        name: "events",
+        endpoint: "get_event",
+        asks: ("GET", "/events"),
+        module: EVENT,
+        parent_ms: 0.2,
+        base_ms: 0.2,
+        ..FREE
+    },
     Route {
         name: "metrics",
         endpoint: "prometheus_health",
+        asks: ("GET", "/api/prometheus_health"),
         module: METRICS,
         base_ms: 0.3,
         wait_ms: 1.0,
@@ -482,6 +535,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "data",
         endpoint: "get_datasets",
+        asks: ("GET", "/api/data/datasets/1"),
         module: DATA,
         base_ms: 1.0,
         wait_ms: 1.0,
@@ -491,6 +545,7 @@ const ROUTES: &[Route] = &[
     Route {
         name: "train",
         endpoint: "get_train_runs",
+        asks: ("GET", "/api/train/v2/runs/v1"),
         module: TRAIN,
         base_ms: 1.0,
         wait_ms: 1.0,
@@ -498,7 +553,15 @@ const ROUTES: &[Route] = &[
         ..FREE
     },
     // Answered by the parent alone; the module it is booked on never sees it (`passes: 0`).
-    Route { name: "parent", endpoint: "get_index", module: METRICS, parent_ms: 0.2, passes: 0, ..FREE },
+    Route {
+        name: "parent",
+        endpoint: "get_index",
+        asks: ("GET", "/"),
+        module: METRICS,
+        parent_ms: 0.2,
+        passes: 0,
+        ..FREE
+    },
 ];
 
 impl Spec {
@@ -574,6 +637,32 @@ impl Spec {
             sigma: 0.0,
             ..Spec::ray_head()
         }
+    }
+
+    /// The same head, known less well: every cost, the start of jobs and the cores' crowding
+    /// are off by a log-normal factor (deviation 0.25 of the logarithm: two thirds of heads
+    /// within 28 %).
+    #[must_use]
+    pub fn perturbed(&self, chance: &mut Chance) -> Spec {
+        const SIGMA: f64 = 0.25;
+        let mut spec = self.clone();
+        for route in &mut spec.routes {
+            let factor = chance.jitter(SIGMA);
+            for cost in [
+                &mut route.base_ms,
+                &mut route.per_job_ms,
+                &mut route.per_task_ms,
+                &mut route.per_actor_ms,
+                &mut route.per_size_ms,
+            ] {
+                *cost *= factor;
+            }
+            route.parent_ms *= chance.jitter(SIGMA);
+            route.wait_ms *= chance.jitter(SIGMA);
+        }
+        spec.jobs.start_ms *= chance.jitter(SIGMA);
+        spec.wake_up_ms *= chance.jitter(SIGMA);
+        spec
     }
 
     /// The route of this name.

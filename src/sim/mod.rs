@@ -2,6 +2,7 @@
 pub mod arrivals;
 pub mod calibration;
 pub mod chance;
+pub mod door;
 pub mod exposition;
 pub mod faults;
 pub mod gauges;
@@ -9,7 +10,10 @@ pub mod head;
 pub mod heap;
 pub mod plant;
 pub mod report;
+pub mod rivals;
 pub mod scenario;
+pub mod steering;
+pub mod tally;
 pub mod trace;
 pub mod verdict;
 pub mod world;

@@ -1,1 +1,595 @@
-//! Not yet written.
+//! A scenario: a question about rayguard, as data, with the ranges of a good answer.
+//!
+//! A TOML file says what the head is, who asks for what, what goes wrong when, and between
+//! which bounds each verdict must lie. It also names a *control*: the same run with the
+//! protection taken away (or badly set), which must fail at least one of the same checks. A
+//! check that the control passes too would prove nothing.
+//!
+//! Unknown keys are refused; `simulations/README.md` explains every key there is.
+
+use super::gauges::Cadence;
+use super::head::{Jobs, Spec};
+use crate::config::{self, Overrides};
+use crate::core::limit::table::LimitTable;
+use crate::core::policy::{
+    Bounds, Class, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo, Treatment,
+};
+use crate::core::time::duration_from_secs;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// A scenario as it is written.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scenario {
+    /// What it asks; becomes the report's heading.
+    pub question: String,
+    /// How long it runs, virtual seconds.
+    pub seconds: f64,
+    /// The seed when none is given on the command line.
+    #[serde(default = "one")]
+    pub seed: u64,
+    /// The part that is judged, `[from, to]`; the whole run when left out.
+    pub measure: Option<[f64; 2]>,
+    /// The head.
+    pub plant: PlantSpec,
+    /// rayguard's own configuration, as its file would say it. Ray heads only.
+    #[serde(default)]
+    pub config: String,
+    /// The one class of a synthetic plant.
+    #[serde(default)]
+    pub class: ClassSpec,
+    /// Seconds between two scrapes; 5 unless said otherwise.
+    #[serde(default = "five")]
+    pub scrape_s: f64,
+    /// What protects the head: see [`Guard`].
+    #[serde(default)]
+    pub guard: Guard,
+    /// Who asks.
+    #[serde(default)]
+    pub client: Vec<ClientSpec>,
+    /// What goes wrong.
+    #[serde(default)]
+    pub fault: Vec<FaultSpec>,
+    /// The class whose limit is watched (swing, settling); a synthetic plant has but one.
+    #[serde(default)]
+    pub watch: String,
+    /// Verdict name to `[low, high]`.
+    pub expect: BTreeMap<String, [f64; 2]>,
+    /// The run that must fail.
+    #[serde(default)]
+    pub control: ControlSpec,
+}
+
+/// What protects the head.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Guard {
+    /// Nothing.
+    Off,
+    /// The production gate and loop.
+    #[default]
+    Rayguard,
+    /// The production gate with limits that stand still at `initial`.
+    Still,
+    /// A fixed number under way at once, all together, no queue.
+    Fixed(u32),
+    /// Netflix `VegasLimit`, defaults.
+    Vegas,
+    /// Netflix `Gradient2Limit`, 1 s windows.
+    Gradient2,
+    /// Netflix `AIMDLimit`, defaults.
+    Aimd,
+    /// Envoy's gradient controller, p90 over 1 s.
+    EnvoyGradient,
+}
+
+impl Guard {
+    /// The guard's name in tables.
+    #[must_use]
+    pub fn label(self) -> String {
+        match self {
+            Guard::Off => "none".to_owned(),
+            Guard::Rayguard => "rayguard".to_owned(),
+            Guard::Still => "rayguard, limits still".to_owned(),
+            Guard::Fixed(limit) => format!("fixed {limit}"),
+            Guard::Vegas => "netflix vegas".to_owned(),
+            Guard::Gradient2 => "netflix gradient2".to_owned(),
+            Guard::Aimd => "netflix aimd".to_owned(),
+            Guard::EnvoyGradient => "envoy gradient".to_owned(),
+        }
+    }
+}
+
+/// The run that must fail.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ControlSpec {
+    /// What takes the protection's place.
+    pub guard: Guard,
+}
+
+impl Default for ControlSpec {
+    fn default() -> ControlSpec {
+        ControlSpec { guard: Guard::Off }
+    }
+}
+
+/// The head.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PlantSpec {
+    /// A calibrated Ray head.
+    RayHead {
+        /// Cores.
+        #[serde(default = "two")]
+        cores: f64,
+        /// Jobs in the list.
+        #[serde(default = "two_jobs")]
+        jobs: u32,
+        /// Tasks in the GCS.
+        #[serde(default = "thousand")]
+        tasks: u32,
+        /// Actors in the GCS.
+        #[serde(default = "two_jobs")]
+        actors: u32,
+        /// Ray's metrics at their 1 s settings.
+        #[serde(default)]
+        fast_metrics: bool,
+    },
+    /// Parallel servers of exponential service time and one queue.
+    Servers {
+        /// How many.
+        count: u32,
+        /// Mean service time, milliseconds.
+        mean_ms: f64,
+    },
+    /// One first-come-first-served loop.
+    Loop {
+        /// Cheap requests it serves per second.
+        per_second: f64,
+        /// How many cheap ones a heavy one costs.
+        #[serde(default = "fifty")]
+        heavy: f64,
+    },
+}
+
+/// The one class of a synthetic plant.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClassSpec {
+    /// Concurrency: initial, min, max.
+    pub in_flight: [f64; 3],
+    /// Waiting at once.
+    pub queue_len: u32,
+    /// Longest wait, seconds.
+    pub queue_wait_s: f64,
+    /// The latency objective, milliseconds.
+    pub slo_ms: f64,
+    /// The share that must be within it.
+    pub slo_quantile: f64,
+    /// The law.
+    pub law: LawSpec,
+    /// Learnt work under way at once, milliseconds; none: unbounded.
+    pub work_ms: Option<f64>,
+}
+
+/// A law of the loop, with default constants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LawSpec {
+    /// Stands still.
+    Static,
+    /// Additive increase, multiplicative decrease.
+    Aimd,
+    /// Integral on the logarithm, SIMC gain.
+    Pid,
+    /// Against a learnt baseline.
+    Gradient,
+}
+
+impl Default for ClassSpec {
+    fn default() -> ClassSpec {
+        ClassSpec {
+            in_flight: [8.0, 1.0, 256.0],
+            queue_len: 64,
+            queue_wait_s: 1.0,
+            slo_ms: 500.0,
+            slo_quantile: 0.95,
+            law: LawSpec::Pid,
+            work_ms: None,
+        }
+    }
+}
+
+/// A group of clients.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClientSpec {
+    /// Its name in verdicts.
+    pub name: String,
+    /// How it behaves.
+    pub kind: ClientKind,
+    /// It keeps within its share: recovery is judged by such groups.
+    #[serde(default)]
+    pub polite: bool,
+    /// The plant's route; `browser` and `operator` know their own.
+    #[serde(default)]
+    pub route: String,
+    /// Open loop: requests a second, all together.
+    #[serde(default)]
+    pub per_second: f64,
+    /// Closed loop: connections; browsers: tabs; operators: jobs watched; batch: submitters.
+    #[serde(default = "one_u32")]
+    pub count: u32,
+    /// Closed loop and batch: pause between an answer and the next request, seconds.
+    #[serde(default)]
+    pub think_s: f64,
+    /// Gives up after so long, seconds.
+    #[serde(default = "thirty")]
+    pub timeout_s: f64,
+    /// Begins.
+    #[serde(default)]
+    pub from_s: f64,
+    /// Ends; at the end of the run when left out.
+    pub until_s: Option<f64>,
+    /// Open loop: on for `[on, off]` seconds by turns.
+    pub square_s: Option<[f64; 2]>,
+    /// Distinct addresses it comes from.
+    #[serde(default = "one_u32")]
+    pub addresses: u32,
+    /// The address it shares with other groups of the same word (a NAT gateway).
+    #[serde(default)]
+    pub behind: String,
+    /// `none`, `own` (one for the group), `each` (one for every address), or any other word: a
+    /// token shared by the groups that say the same.
+    #[serde(default)]
+    pub token: String,
+    /// What follows a refusal or failure.
+    #[serde(default)]
+    pub retry: Retry,
+    /// Attempts at most, the first included.
+    #[serde(default = "four")]
+    pub attempts: u32,
+    /// Batch: jobs each submits.
+    #[serde(default = "ten")]
+    pub jobs: u32,
+    /// Payload: megabytes, thousand tokens.
+    #[serde(default)]
+    pub size: f64,
+    /// Tails: until the job ends; submissions: how long the job runs, seconds.
+    pub lasts_s: Option<f64>,
+    /// Tails: the client leaves after so long, seconds.
+    pub stay_s: Option<f64>,
+    /// Traces: the file, relative to the scenario's folder.
+    #[serde(default)]
+    pub trace: String,
+    /// Traces: runs so many times as fast.
+    #[serde(default = "one_f64")]
+    pub speedup: f64,
+    /// Traces: begins at this second of the trace.
+    #[serde(default)]
+    pub trace_from_s: f64,
+}
+
+/// How a group behaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClientKind {
+    /// Asks at random moments, whatever becomes of what it asked before.
+    Open,
+    /// Asks again when it has been answered.
+    Closed,
+    /// A tab of Ray's dashboard.
+    Browser,
+    /// A KubeRay operator: polls a job every 3 s with a 2 s time-out, and the health path.
+    Operator,
+    /// Submits jobs one after another until all are in.
+    Batch,
+    /// Replays a recorded trace.
+    Trace,
+}
+
+/// What follows a refusal or failure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Retry {
+    /// Nothing: Ray's own clients never retry.
+    #[default]
+    Never,
+    /// Another attempt after `Retry-After` (1 s when there is none).
+    Obedient,
+    /// Another attempt at once, give or take 100 ms.
+    Storm,
+}
+
+/// Something that goes wrong.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FaultSpec {
+    /// What.
+    pub kind: FaultKind,
+    /// When.
+    pub at_s: f64,
+    /// For how long; for good when left out.
+    pub for_s: Option<f64>,
+    /// How much: capacity and lying metrics.
+    #[serde(default = "one_f64")]
+    pub factor: f64,
+}
+
+/// What can go wrong.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// Scrapes fail.
+    MetricsMissing,
+    /// Scrapes succeed, and their text never changes.
+    MetricsFrozen,
+    /// Gauges are multiplied by `factor`.
+    MetricsLying,
+    /// Every value is NaN.
+    MetricsNan,
+    /// Counters start again from zero.
+    MetricsReset,
+    /// A scrape takes `factor` seconds.
+    MetricsSlow,
+    /// The head runs at `factor` of its speed.
+    Capacity,
+    /// The head restarts and loses everything under way.
+    HeadRestart,
+    /// rayguard restarts: counters and queues are empty, limits are the last good ones.
+    ProxyRestart,
+    /// The loop does not run (a process that was not scheduled).
+    ControllerPause,
+    /// The wall clock jumps by `factor` seconds.
+    ClockJump,
+}
+
+fn one() -> u64 {
+    1
+}
+fn one_u32() -> u32 {
+    1
+}
+fn one_f64() -> f64 {
+    1.0
+}
+fn two() -> f64 {
+    2.0
+}
+fn two_jobs() -> u32 {
+    2
+}
+fn four() -> u32 {
+    4
+}
+fn five() -> f64 {
+    5.0
+}
+fn ten() -> u32 {
+    10
+}
+fn thirty() -> f64 {
+    30.0
+}
+fn fifty() -> f64 {
+    50.0
+}
+fn thousand() -> u32 {
+    1053
+}
+
+/// Why a scenario cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum ScenarioError {
+    /// Not TOML, or not the keys there are.
+    #[error("{0}")]
+    Unreadable(#[from] toml::de::Error),
+    /// rayguard's own configuration is wrong.
+    #[error("in `config`: {0}")]
+    Config(#[from] config::Problems),
+    /// A value that cannot be.
+    #[error("{0}")]
+    Impossible(String),
+}
+
+impl Scenario {
+    /// Reads a scenario and checks that it can be run.
+    ///
+    /// # Errors
+    /// A key or value that is not there, or cannot be.
+    pub fn read(text: &str) -> Result<Scenario, ScenarioError> {
+        let scenario: Scenario = toml::from_str(text)?;
+        scenario.check()?;
+        Ok(scenario)
+    }
+
+    fn check(&self) -> Result<(), ScenarioError> {
+        let wrong = |problem: String| Err(ScenarioError::Impossible(problem));
+        if !(self.seconds > 0.0 && self.seconds <= 86_400.0) {
+            return wrong(format!("`seconds` is {}; it must be above 0 and at most a day", self.seconds));
+        }
+        if self.scrape_s <= 0.0 || self.scrape_s.is_nan() {
+            return wrong(format!("`scrape_s` is {}; it must be above 0", self.scrape_s));
+        }
+        if let Some([from, to]) = self.measure
+            && !(0.0 <= from && from < to && to <= self.seconds)
+        {
+            return wrong(format!(
+                "`measure` [{from}, {to}] does not lie within the run of {} s",
+                self.seconds
+            ));
+        }
+        let spec = self.spec();
+        for client in &self.client {
+            let named = matches!(client.kind, ClientKind::Open | ClientKind::Closed);
+            if named && spec.route(&client.route).is_none() {
+                let known: Vec<&str> = spec.routes.iter().map(|route| route.name).collect();
+                return wrong(format!(
+                    "client `{}`: no route `{}` at this head; there are {}",
+                    client.name,
+                    client.route,
+                    known.join(", ")
+                ));
+            }
+            if client.kind == ClientKind::Open && client.per_second <= 0.0 {
+                return wrong(format!("client `{}`: `per_second` must be above 0", client.name));
+            }
+            if client.count == 0 || client.addresses == 0 || client.attempts == 0 || client.speedup <= 0.0 {
+                return wrong(format!(
+                    "client `{}`: `count`, `addresses`, `attempts` and `speedup` must be above 0",
+                    client.name
+                ));
+            }
+        }
+        for (name, [low, high]) in &self.expect {
+            if low.is_nan() || high.is_nan() || low > high {
+                return wrong(format!("`expect.{name}`: [{low}, {high}] is no range"));
+            }
+        }
+        if self.expect.is_empty() {
+            return wrong("nothing is expected: a run that cannot fail proves nothing".to_owned());
+        }
+        self.policy().map(drop)
+    }
+
+    /// The head, as the plant needs it.
+    #[must_use]
+    pub fn spec(&self) -> Spec {
+        match self.plant {
+            PlantSpec::RayHead { cores, jobs, tasks, actors, fast_metrics } => {
+                let mut spec = Spec::ray_head();
+                spec.cores = cores;
+                spec.jobs = Jobs { listed: jobs, tasks, actors, ..spec.jobs };
+                if fast_metrics {
+                    spec.cadence = Cadence::FAST;
+                }
+                spec
+            }
+            PlantSpec::Servers { count, mean_ms } => Spec::parallel(count, mean_ms),
+            PlantSpec::Loop { per_second, heavy } => Spec::single_loop(per_second, heavy),
+        }
+    }
+
+    /// Requests' worth of work per second the plant can do, in milliseconds of service: what
+    /// goodput is measured against. `None` for a Ray head, whose capacity depends on what is asked.
+    #[must_use]
+    pub fn capacity_ms_per_s(&self) -> Option<f64> {
+        match self.plant {
+            PlantSpec::RayHead { .. } => None,
+            PlantSpec::Servers { count, .. } => Some(1000.0 * f64::from(count)),
+            PlantSpec::Loop { .. } => Some(1000.0),
+        }
+    }
+
+    /// The policy and the table the run starts with.
+    ///
+    /// # Errors
+    /// `config` is wrong.
+    pub fn policy(&self) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
+        let settings = config::parse(&self.config, "config", &Overrides::default())?;
+        let policy = match self.plant {
+            PlantSpec::RayHead { .. } => Arc::clone(&settings.policy),
+            PlantSpec::Servers { .. } | PlantSpec::Loop { .. } => Arc::new(Policy {
+                modules: vec![self.one_module()],
+                classes: vec![self.one_class()],
+                signals: Vec::new(),
+                ..(*settings.policy).clone()
+            }),
+        };
+        let table = LimitTable::initial(&policy);
+        Ok((policy, table))
+    }
+
+    fn one_module(&self) -> Module {
+        let [_, _, max] = self.class.in_flight;
+        Module {
+            name: Arc::from("head"),
+            in_flight: Bounds::fixed(max),
+            work: self.class.work_ms.map(|ms| duration_from_secs(ms / 1e3)),
+        }
+    }
+
+    fn one_class(&self) -> Class {
+        let [initial, min, max] = self.class.in_flight;
+        Class {
+            name: Arc::from("work"),
+            module: ModuleId(0),
+            treatment: Treatment::Limited,
+            priority: Priority(5),
+            kind: Kind::Unary,
+            rate: None,
+            in_flight: Bounds { initial, min, max },
+            bytes_per_second: None,
+            queue: Queue {
+                len_max: self.class.queue_len,
+                wait_max: duration_from_secs(self.class.queue_wait_s),
+            },
+            per_party: PartyLimits::default(),
+            coalesce: None,
+            slo: Slo {
+                quantile: self.class.slo_quantile,
+                latency: duration_from_secs(self.class.slo_ms / 1e3),
+            },
+            timeout: None,
+            law: match self.class.law {
+                LawSpec::Static => Law::Static,
+                LawSpec::Aimd => Law::Aimd { increase: 0.1, decrease: 0.8 },
+                LawSpec::Pid => Law::Pid { kp: 0.0, ki: None, kd: 0.0 },
+                LawSpec::Gradient => Law::Gradient { tolerance: 1.5, smoothing: 0.2 },
+            },
+            signals: Vec::new(),
+            backlog: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = r#"
+        question = "does it?"
+        seconds = 10
+        plant = { kind = "servers", count = 8, mean_ms = 100 }
+        expect = { goodput = [0.9, 1.1] }
+        [[client]]
+        name = "all"
+        kind = "open"
+        route = "work"
+        per_second = 100
+    "#;
+
+    #[test]
+    fn a_small_scenario_is_enough() {
+        let scenario = Scenario::read(SMALL).expect("good");
+        assert_eq!(scenario.control.guard, Guard::Off);
+        assert_eq!(scenario.policy().expect("good").0.classes.len(), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_what_would_be_right() {
+        for (from, to, part) in [
+            ("route = \"work\"", "route = \"wrok\"", "there are work"),
+            ("seconds = 10", "seconds = 0", "above 0"),
+            ("seconds = 10", "seconds = 10\nsecnods = 3", "unknown field `secnods`"),
+            ("[0.9, 1.1]", "[1.1, 0.9]", "no range"),
+            ("expect = { goodput = [0.9, 1.1] }", "expect = {}", "proves nothing"),
+            ("seconds = 10", "seconds = 10\nconfig = \"upstreem = 1\"", "config"),
+        ] {
+            let error = Scenario::read(&SMALL.replace(from, to)).expect_err(part).to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_ray_head_has_the_shipped_policy() {
+        let text = SMALL
+            .replace("{ kind = \"servers\", count = 8, mean_ms = 100 }", "{ kind = \"ray-head\" }")
+            .replace("\"work\"", "\"job-list\"");
+        let (policy, _) = Scenario::read(&text).expect("good").policy().expect("good");
+        assert!(policy.classes.iter().any(|class| &*class.name == "job-submit"));
+    }
+}

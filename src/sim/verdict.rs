@@ -1,1 +1,236 @@
-//! Not yet written.
+//! Verdicts: the numbers a run is judged by, and whether they lie where they should.
+//!
+//! Names are `<group>.<what>` for a group of clients and plain words for the whole. A verdict
+//! that cannot be had (the latency of nothing) is NaN, and NaN lies in no range: a scenario
+//! that expects something of what never happened fails.
+
+use super::scenario::{ClientSpec, FaultSpec, Scenario};
+use super::tally::jain;
+use super::world::Run;
+use std::collections::BTreeMap;
+
+/// Every verdict of a run, by name.
+pub type Verdicts = BTreeMap<String, f64>;
+
+/// One expectation and what came of it.
+#[derive(Clone, PartialEq, Debug, serde::Serialize)]
+pub struct Check {
+    /// The verdict's name.
+    pub name: String,
+    /// Least it may be.
+    pub low: f64,
+    /// Most it may be.
+    pub high: f64,
+    /// What it is; `None` when it cannot be had.
+    pub value: Option<f64>,
+    /// Whether it lies within.
+    pub met: bool,
+}
+
+/// Judges a run.
+#[must_use]
+pub fn verdicts(scenario: &Scenario, run: &Run) -> Verdicts {
+    let mut all = Verdicts::new();
+    groups(run, &mut all);
+    whole(scenario, run, &mut all);
+    limit(run, &mut all);
+    let calm = calm_from(scenario);
+    all.insert("recovery_s".to_owned(), recovery_s(run, calm));
+    let seconds = run.measured[1] - run.measured[0];
+    for (route, count) in &run.upstream {
+        all.insert(format!("upstream_per_s.{route}"), *count as f64 / seconds);
+    }
+    for route in scenario.spec().routes {
+        all.entry(format!("upstream_per_s.{}", route.name)).or_insert(0.0);
+    }
+    all
+}
+
+fn groups(run: &Run, all: &mut Verdicts) {
+    for tally in &run.groups {
+        let share = |part: u64, of: u64| if of == 0 { f64::NAN } else { part as f64 / of as f64 };
+        let mut put = |what: &str, value: f64| {
+            all.insert(format!("{}.{what}", tally.name), value);
+        };
+        put("demands", tally.demands as f64);
+        put("served", share(tally.served, tally.demands));
+        put("shed", share(tally.shed, tally.attempts));
+        put("timed_out", share(tally.timed_out, tally.attempts));
+        put("failed", share(tally.failed, tally.attempts));
+        put("amplification", share(tally.attempts, tally.demands));
+        put("p50_ms", tally.latency_ms(0.5));
+        put("p99_ms", tally.latency_ms(0.99));
+        put("head_p50_ms", tally.upstream_ms(0.5));
+        put("head_p99_ms", tally.upstream_ms(0.99));
+        put("jain", tally.jain());
+    }
+}
+
+fn whole(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
+    let seconds = run.measured[1] - run.measured[0];
+    let work = run.useful_ms + run.wasted_ms;
+    let capacity = scenario.capacity_ms_per_s().map_or(f64::NAN, |per_s| per_s * seconds);
+    let attempts: u64 = run.groups.iter().map(|tally| tally.attempts).sum();
+    let shed: u64 = run.groups.iter().map(|tally| tally.shed).sum();
+    let polite: Vec<_> = run.groups.iter().filter(|tally| tally.polite).collect();
+    let sum =
+        |count: fn(&super::tally::Tally) -> u64| polite.iter().map(|tally| count(tally)).sum::<u64>() as f64;
+    let shares = polite.iter().filter(|t| t.demands > 0).map(|t| t.served as f64 / t.demands as f64);
+    for (name, value) in [
+        ("goodput", run.useful_ms / capacity),
+        ("wasted", if work > 0.0 { run.wasted_ms / work } else { 0.0 }),
+        ("shed", shed as f64 / attempts as f64),
+        ("polite", sum(|tally| tally.served) / sum(|tally| tally.demands)),
+        ("jain", jain(shares)),
+        ("requests", run.requests as f64),
+    ] {
+        all.insert(name.to_owned(), value);
+    }
+    let within = |at_s: f64| run.measured[0] < at_s && at_s <= run.measured[1];
+    let measured = || run.seconds.iter().filter(|second| within(second.at_s));
+    let most = |of: fn(&super::tally::Second) -> f64| measured().map(of).fold(0.0, f64::max);
+    all.insert("backlog_max".to_owned(), most(|second| second.backlog as f64));
+    all.insert("waiting_max".to_owned(), most(|second| f64::from(second.waiting)));
+    all.insert("cpu_max".to_owned(), most(|second| second.node_cpu_pct));
+    let served = measured().map(|second| f64::from(second.served)).sum::<f64>();
+    all.insert("served_per_s".to_owned(), served / seconds);
+}
+
+/// How the watched limit moved: where it ended, how it swung and when it settled.
+fn limit(run: &Run, all: &mut Verdicts) {
+    let [from, to] = run.measured;
+    let late: Vec<f64> = run
+        .seconds
+        .iter()
+        .filter(|second| second.at_s > f64::midpoint(from, to) && second.at_s <= to)
+        .map(|second| second.limit)
+        .collect();
+    let mean = late.iter().sum::<f64>() / late.len().max(1) as f64;
+    let (low, high) = late.iter().fold((f64::INFINITY, 0.0_f64), |(l, h), v| (l.min(*v), h.max(*v)));
+    // A swing is what is left once single steps of a slot are forgiven: 2 <-> 3 is no hunting.
+    let swing = if mean > 0.0 { ((high - low) / 2.0 - 0.5).max(0.0) / mean } else { f64::NAN };
+    all.insert("limit".to_owned(), mean);
+    all.insert("limit_swing".to_owned(), swing);
+    let outside = |value: f64| (value - mean).abs() > (0.2 * mean).max(1.0);
+    let settled = run
+        .seconds
+        .iter()
+        .filter(|second| second.at_s > from && second.at_s <= to && outside(second.limit))
+        .map(|second| second.at_s)
+        .fold(from, f64::max);
+    all.insert("settling_s".to_owned(), settled - from);
+    let peak =
+        run.seconds.iter().filter(|s| s.at_s > from && s.at_s <= to).map(|s| s.limit).fold(0.0, f64::max);
+    all.insert("overshoot".to_owned(), if mean > 0.0 { peak / mean - 1.0 } else { f64::NAN });
+    all.insert("reversals_per_min".to_owned(), reversals(run) * 60.0 / (to - from));
+}
+
+/// Changes of direction of more than 10 % in the late half, so that noise is not hunting.
+fn reversals(run: &Run) -> f64 {
+    let [from, to] = run.measured;
+    let mut turns = 0.0;
+    let (mut extreme, mut rising): (Option<f64>, Option<bool>) = (None, None);
+    for (_, limit) in run.moves.iter().filter(|(at, _)| *at > from && *at <= to) {
+        let last = *extreme.get_or_insert(*limit);
+        let ratio = limit / last;
+        match rising {
+            Some(true) if ratio >= 1.0 => extreme = Some(*limit),
+            Some(false) if ratio <= 1.0 => extreme = Some(*limit),
+            _ if !(0.9..=1.1).contains(&ratio) => {
+                turns += f64::from(u8::from(rising.is_some()));
+                rising = Some(ratio > 1.0);
+                extreme = Some(*limit);
+            }
+            _ => {}
+        }
+    }
+    turns
+}
+
+/// When the last disturbance ends: faults, and groups that do not keep within their share.
+fn calm_from(scenario: &Scenario) -> f64 {
+    let fault = |fault: &FaultSpec| fault.at_s + fault.for_s.unwrap_or(0.0);
+    let crowd = |client: &ClientSpec| client.until_s.filter(|_| !client.polite).unwrap_or(0.0);
+    let faults = scenario.fault.iter().map(fault).fold(0.0, f64::max);
+    scenario.client.iter().map(crowd).fold(faults, f64::max)
+}
+
+/// How long after `calm` every polite group is served 95 % for five seconds on end; NaN: never.
+fn recovery_s(run: &Run, calm: f64) -> f64 {
+    let last = run.seconds.len();
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a second of the run")]
+    let first = calm.ceil() as usize;
+    for second in first..last.saturating_sub(5) {
+        let well = run
+            .groups
+            .iter()
+            .filter(|tally| tally.polite)
+            .all(|tally| tally.served_between(second, second + 5).is_none_or(|share| share >= 0.95));
+        if well {
+            return second as f64 - calm;
+        }
+    }
+    f64::NAN
+}
+
+/// Holds verdicts against the scenario's expectations.
+#[must_use]
+pub fn check(scenario: &Scenario, verdicts: &Verdicts) -> Vec<Check> {
+    scenario
+        .expect
+        .iter()
+        .map(|(name, [low, high])| {
+            let value = verdicts.get(name).copied().unwrap_or(f64::NAN);
+            Check {
+                name: name.clone(),
+                low: *low,
+                high: *high,
+                value: value.is_finite().then_some(value),
+                met: *low <= value && value <= *high,
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::scenario::Guard;
+    use crate::sim::world::{self, Traces};
+
+    const TWICE: &str = r#"
+        question = "does a limiter hold eight servers at twice their capacity?"
+        seconds = 300
+        measure = [120, 300]
+        plant = { kind = "servers", count = 8, mean_ms = 100 }
+        expect = { goodput = [0.9, 1.1] }
+        [[client]]
+        name = "all"
+        kind = "open"
+        route = "work"
+        per_second = 160
+        timeout_s = 1
+        addresses = 16
+    "#;
+
+    fn judged(guard: Guard) -> Verdicts {
+        let scenario = Scenario::read(TWICE).expect("good");
+        let run = world::run(&scenario, guard, 1, &Traces::new()).expect("runs");
+        verdicts(&scenario, &run)
+    }
+
+    #[test]
+    fn without_a_limiter_nearly_all_work_is_for_nobody() {
+        let all = judged(Guard::Off);
+        assert!(all["goodput"] < 0.05, "{}", all["goodput"]);
+        assert!(all["wasted"] > 0.9);
+        assert!(all["all.head_p50_ms"] > 30_000.0);
+    }
+
+    #[test]
+    fn the_oracle_uses_the_whole_plant() {
+        let all = judged(Guard::Fixed(16));
+        assert!((all["goodput"] - 1.0).abs() < 0.05, "{}", all["goodput"]);
+        assert!((500.0..650.0).contains(&all["all.head_p99_ms"]), "{}", all["all.head_p99_ms"]);
+    }
+}

@@ -1,1 +1,894 @@
-//! Not yet written.
+//! The world: clients, door, head, metrics and faults on one virtual time line.
+//!
+//! One heap holds what is scripted (clients, ticks, scrapes, faults), the plant knows what is
+//! due in the head; whichever is earlier happens next. The door and the loop are the
+//! production code, handed virtual time. Everything that happens is a function of scenario,
+//! guard and seed: two runs of one seed give the same [`Run`] to the last byte.
+//!
+//! The network costs nothing here, and so does the proxy itself: a simulation judges decisions,
+//! not nanoseconds.
+
+use super::arrivals::{Agent, Group, agents};
+use super::door::{Door, Rid, Sharing};
+use super::exposition::{agent_page, dashboard_page};
+use super::faults::MetricsWeather;
+use super::head::{RouteId, Spec};
+use super::heap::EventHeap;
+use super::plant::{Demand, Event, Exchange, Plant, Step};
+use super::rivals::{self, Limiter};
+use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
+use super::steering::Steering;
+use super::tally::{Ending, Second, Tally};
+use super::trace::Trace;
+use crate::core::limit::gate::{Decision, Grant, Ticket, WaitId};
+use crate::core::limit::meter::Outcome;
+use crate::core::policy::ClassId;
+use crate::core::request::party::Party;
+use crate::core::time::{Time, duration_from_secs};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a run leaves behind.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Run {
+    /// What protected the head.
+    pub guard: String,
+    /// One per group of clients.
+    pub groups: Vec<Tally>,
+    /// One per second.
+    pub seconds: Vec<Second>,
+    /// The measured part, `[from, to]`, seconds.
+    pub measured: [f64; 2],
+    /// Work done in time for somebody, milliseconds of service, in the measured part.
+    pub useful_ms: f64,
+    /// Work done for nobody.
+    pub wasted_ms: f64,
+    /// Requests that reached the head, by route, in the measured part.
+    pub upstream: BTreeMap<String, u64>,
+    /// Moves of the watched limit: second, new value.
+    pub moves: Vec<(f64, f64)>,
+    /// The record: one line of JSON per event of the loop and per second.
+    pub journal: String,
+    /// Simulated requests, attempts and shared ones included.
+    pub requests: u64,
+}
+
+/// Traces by the name under which a scenario asks for them.
+pub type Traces = BTreeMap<String, Arc<Trace>>;
+
+/// How often a waiting queue is looked after, as in production.
+const PUMP: Duration = Duration::from_millis(20);
+/// How often the active probe asks.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a scrape takes on a healthy head.
+const SCRAPE_TAKES: Duration = Duration::from_millis(30);
+/// Tags of the plant from here on are probes.
+const PROBES: u64 = 1 << 63;
+
+#[derive(Debug)]
+enum Happening {
+    Wake(u32),
+    GiveUp(Rid),
+    Again(Box<Retried>),
+    Deadline(Rid),
+    Leave(Rid),
+    Pump,
+    Tick,
+    Second,
+    Scrape,
+    Scraped(Box<(Option<(String, String)>, Time)>),
+    Probe,
+    ProbeTimeout(u64),
+    Fault(usize),
+    FaultEnds(usize),
+}
+
+/// A demand on its way to another attempt.
+#[derive(Clone, Copy, Debug)]
+struct Retried {
+    agent: u32,
+    group: u16,
+    route: RouteId,
+    size: f64,
+    party: Party,
+    attempt: u32,
+    first_sent: Time,
+}
+
+#[derive(Debug)]
+struct Request {
+    generation: u32,
+    demand: Retried,
+    sent: Time,
+    cost_ms: f64,
+    stage: Stage,
+    /// The client is still there and has no answer yet.
+    client: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Free,
+    Shares,
+    Waits(WaitId),
+    Upstream { exchange: Exchange, ticket: Option<(Ticket, u32)>, admitted: Time },
+}
+
+/// One run under way.
+pub struct World<'a> {
+    scenario: &'a Scenario,
+    end: Time,
+    measure: (Time, Time),
+    now: Time,
+    plant: Plant,
+    events: Vec<Event>,
+    door: Option<Door>,
+    rival: Option<Box<dyn Limiter>>,
+    rival_in_flight: u32,
+    steering: Option<Steering>,
+    watched: ClassId,
+    groups: Vec<Group>,
+    agents: Vec<Agent>,
+    requests: Vec<Request>,
+    free: Vec<u32>,
+    heap: EventHeap<Happening>,
+    weather: MetricsWeather,
+    paused: bool,
+    wall_offset_s: f64,
+    probes: BTreeMap<u64, Time>,
+    probe_next: u64,
+    pumping: bool,
+    run: Run,
+    second: Second,
+}
+
+/// Runs a scenario under a guard.
+///
+/// # Errors
+/// The scenario cannot be run: its configuration is wrong or a trace is missing.
+pub fn run(scenario: &Scenario, guard: Guard, seed: u64, traces: &Traces) -> Result<Run, ScenarioError> {
+    run_on(scenario, scenario.spec(), guard, seed, traces)
+}
+
+/// Runs a scenario on another head than its own: the same one, known less well.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(
+    scenario: &Scenario,
+    spec: Spec,
+    guard: Guard,
+    seed: u64,
+    traces: &Traces,
+) -> Result<Run, ScenarioError> {
+    let mut world = World::new(scenario, spec, guard, seed, traces)?;
+    world.live();
+    Ok(world.run)
+}
+
+impl<'a> World<'a> {
+    fn new(
+        scenario: &'a Scenario,
+        spec: Spec,
+        guard: Guard,
+        seed: u64,
+        traces: &Traces,
+    ) -> Result<World<'a>, ScenarioError> {
+        let end = Time::from_secs_f64(scenario.seconds);
+        let [from, to] = scenario.measure.unwrap_or([0.0, scenario.seconds]);
+        let guarded = matches!(guard, Guard::Rayguard | Guard::Still);
+        let mut door = guarded.then(|| Door::new(scenario, &spec, Time::ZERO)).transpose()?;
+        let watched = door.as_ref().map_or(Ok(ClassId(0)), |door| watched(door, &scenario.watch))?;
+        let steering = match (&mut door, guard) {
+            (Some(door), Guard::Rayguard) => Some(Steering::new(door, &[], Time::ZERO)),
+            _ => None,
+        };
+        let mut world = World {
+            scenario,
+            end,
+            measure: (Time::from_secs_f64(from), Time::from_secs_f64(to)),
+            now: Time::ZERO,
+            plant: Plant::new(spec, seed),
+            events: Vec::new(),
+            door,
+            rival: rival(guard),
+            rival_in_flight: 0,
+            steering,
+            watched,
+            groups: Vec::new(),
+            agents: Vec::new(),
+            requests: Vec::new(),
+            free: Vec::new(),
+            heap: EventHeap::default(),
+            weather: MetricsWeather::default(),
+            paused: false,
+            wall_offset_s: 0.0,
+            probes: BTreeMap::new(),
+            probe_next: PROBES,
+            pumping: false,
+            run: Run { guard: guard.label(), measured: [from, to], ..Run::default() },
+            second: Second::default(),
+        };
+        world.people(seed, traces)?;
+        world.clocks();
+        Ok(world)
+    }
+
+    fn people(&mut self, seed: u64, traces: &Traces) -> Result<(), ScenarioError> {
+        for (at, client) in self.scenario.client.iter().enumerate() {
+            let trace = match client.trace.as_str() {
+                "" => None,
+                name => Some(traces.get(name).ok_or_else(|| {
+                    ScenarioError::Impossible(format!("client `{}`: there is no trace `{name}`", client.name))
+                })?),
+            };
+            let cut = trace.map(|trace| {
+                let from = Time::from_secs_f64(client.trace_from_s);
+                Arc::new(trace.window(from, Time(u64::MAX), client.speedup))
+            });
+            let mut group = Group::new(at, client, seed, self.end);
+            let number = u16::try_from(at).unwrap_or(u16::MAX);
+            for (when, agent) in agents(number, &mut group, self.plant.spec(), cut) {
+                let id = u32::try_from(self.agents.len()).unwrap_or(u32::MAX);
+                self.agents.push(agent);
+                self.heap.push(when.0, Happening::Wake(id));
+            }
+            self.groups.push(group);
+            self.run.groups.push(Tally::new(&client.name, client.polite));
+        }
+        Ok(())
+    }
+
+    fn clocks(&mut self) {
+        self.heap.push(Time::from_secs_f64(1.0).0, Happening::Second);
+        if let Some(steering) = &self.steering {
+            self.heap.push((Time::ZERO + steering.period()).0, Happening::Tick);
+            self.heap.push((Time::ZERO + steering.scrape_phase(self.scenario)).0, Happening::Scrape);
+            if self.plant.spec().route("gcs-healthz").is_some() {
+                self.heap.push((Time::ZERO + PROBE_EVERY).0, Happening::Probe);
+            }
+        }
+        for (at, fault) in self.scenario.fault.iter().enumerate() {
+            self.heap.push(Time::from_secs_f64(fault.at_s).0, Happening::Fault(at));
+            if let Some(length) = fault.for_s {
+                self.heap.push(Time::from_secs_f64(fault.at_s + length).0, Happening::FaultEnds(at));
+            }
+        }
+    }
+
+    fn live(&mut self) {
+        loop {
+            let scripted = self.heap.next_key().unwrap_or(u64::MAX);
+            let due = self.plant.next_event().map_or(u64::MAX, |at| at.0);
+            let next = Time(scripted.min(due));
+            if next > self.end {
+                break;
+            }
+            self.now = next;
+            if due <= scripted {
+                let mut events = std::mem::take(&mut self.events);
+                self.plant.advance(next, &mut events);
+                for event in events.drain(..) {
+                    self.answered(&event);
+                }
+                self.events = events;
+            } else if let Some((_, happening)) = self.heap.pop() {
+                self.happen(happening);
+            }
+            self.tell_woken();
+        }
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::Wake(agent) => self.wake(agent),
+            Happening::GiveUp(rid) => self.give_up(rid),
+            Happening::Again(demand) => self.send(*demand),
+            Happening::Deadline(rid) => self.queue_deadline(rid),
+            Happening::Leave(rid) => self.leave(rid),
+            Happening::Pump => self.pump(),
+            Happening::Tick => self.tick(),
+            Happening::Second => self.close_second(),
+            Happening::Scrape => self.scrape(),
+            Happening::Scraped(scraped) => {
+                let (pages, began) = *scraped;
+                if let (Some(steering), false) = (&mut self.steering, self.paused) {
+                    steering.on_scrape(pages.as_ref(), began, self.now, self.wall_offset_s);
+                }
+            }
+            Happening::Probe => self.probe(),
+            Happening::ProbeTimeout(tag) => {
+                if let (Some(began), Some(steering)) = (self.probes.remove(&tag), &mut self.steering) {
+                    steering.on_probe(Some(PROBE_TIMEOUT.as_secs_f64() * 1e3), began, self.now);
+                }
+            }
+            Happening::Fault(at) => self.fault(at),
+            Happening::FaultEnds(at) => self.fault_ends(at),
+        }
+    }
+
+    // --- clients ---------------------------------------------------------------------------
+
+    fn wake(&mut self, id: u32) {
+        let agent = &mut self.agents[id as usize];
+        let number = agent.group;
+        let wish = agent.wake(self.now, &mut self.groups[usize::from(number)]);
+        if let Some(again) = wish.again {
+            self.heap.push(again.0, Happening::Wake(id));
+        }
+        if let Some(route) = wish.route {
+            self.send(Retried {
+                agent: id,
+                group: number,
+                route,
+                size: wish.size,
+                party: wish.party,
+                attempt: 1,
+                first_sent: self.now,
+            });
+        }
+    }
+
+    fn send(&mut self, demand: Retried) {
+        self.run.requests += 1;
+        self.second.offered += 1;
+        let measured = self.measured(demand.first_sent);
+        let tally = &mut self.run.groups[usize::from(demand.group)];
+        if measured {
+            tally.attempt(demand.attempt == 1, demand.party.address);
+        }
+        let slot = self.free.pop().unwrap_or_else(|| {
+            self.requests.push(Request::vacant(demand));
+            u32::try_from(self.requests.len() - 1).unwrap_or(u32::MAX)
+        });
+        let request = &mut self.requests[slot as usize];
+        request.demand = demand;
+        request.sent = self.now;
+        request.client = true;
+        let rid = u64::from(request.generation) << 32 | u64::from(slot);
+        let timeout = duration_from_secs(self.groups[usize::from(demand.group)].spec.timeout_s);
+        self.heap.push((self.now + timeout).0, Happening::GiveUp(rid));
+        self.knock(rid);
+    }
+
+    /// At the door.
+    fn knock(&mut self, rid: Rid) {
+        let Retried { route, party, .. } = self.request(rid).demand;
+        if let Some(door) = &mut self.door {
+            match door.share(route, party, rid, self.now) {
+                Sharing::Alone => {}
+                Sharing::Follows => {
+                    self.request_mut(rid).stage = Stage::Shares;
+                    return;
+                }
+                Sharing::Answered => {
+                    self.resolve(rid, Ending::Served);
+                    self.release(rid);
+                    return;
+                }
+            }
+            match door.decide(route, party, rid, self.now) {
+                Decision::Admit(ticket) => {
+                    let life = door.life;
+                    self.forward(rid, Some((ticket, life)));
+                }
+                Decision::Wait(id, deadline) => {
+                    self.request_mut(rid).stage = Stage::Waits(id);
+                    self.heap.push(deadline.0, Happening::Deadline(rid));
+                    self.keep_pumping();
+                }
+                Decision::Shed(shed) => self.refused(rid, shed.retry_after_s),
+            }
+        } else if let Some(rival) = &mut self.rival {
+            if rival.admit(self.rival_in_flight) {
+                self.rival_in_flight += 1;
+                self.forward(rid, None);
+            } else {
+                self.resolve(rid, Ending::Shed { retry_after_s: 1 });
+                self.release(rid);
+            }
+        } else {
+            self.forward(rid, None);
+        }
+    }
+
+    fn forward(&mut self, rid: Rid, ticket: Option<(Ticket, u32)>) {
+        let now = self.now;
+        let demand = self.request(rid).demand;
+        let spec = &self.groups[usize::from(demand.group)].spec;
+        let lasts = spec.lasts_s.map(duration_from_secs);
+        let cost_ms = self.plant.cost_ms(demand.route, demand.size);
+        let exchange =
+            self.plant.arrive(now, &Demand { tag: rid, route: demand.route, size: demand.size, lasts });
+        if self.measured(now) {
+            let name = self.plant.spec().routes[demand.route.index()].name;
+            match self.run.upstream.get_mut(name) {
+                Some(count) => *count += 1,
+                None => drop(self.run.upstream.insert(name.to_owned(), 1)),
+            }
+        }
+        let request = self.request_mut(rid);
+        request.cost_ms = cost_ms;
+        request.stage = Stage::Upstream { exchange, ticket, admitted: now };
+    }
+
+    fn refused(&mut self, rid: Rid, retry_after_s: u32) {
+        self.pass_lead_on(rid);
+        self.resolve(rid, Ending::Shed { retry_after_s });
+        self.release(rid);
+    }
+
+    /// A leader that gets no answer leaves its followers to ask for themselves.
+    fn pass_lead_on(&mut self, rid: Rid) {
+        let Retried { route, party, .. } = self.request(rid).demand;
+        let Some(door) = &mut self.door else { return };
+        for follower in door.unshare(route, party, rid, false, self.now) {
+            if self.alive(follower) && self.request(follower).client {
+                self.knock(follower);
+            }
+        }
+    }
+
+    fn give_up(&mut self, rid: Rid) {
+        if !self.alive(rid) || !self.request(rid).client {
+            return;
+        }
+        let Retried { route, party, .. } = self.request(rid).demand;
+        self.resolve(rid, Ending::TimedOut);
+        let request = &self.requests[slot_of(rid)];
+        match request.stage {
+            Stage::Upstream { exchange, .. } => self.plant.hang_up(self.now, exchange),
+            Stage::Waits(id) => {
+                let Some(door) = &mut self.door else { return };
+                if !door.is_followed(route, party, rid) && door.cancel(id) {
+                    door.unshare(route, party, rid, false, self.now);
+                    self.release(rid);
+                }
+            }
+            Stage::Shares => self.release(rid),
+            Stage::Free => {}
+        }
+    }
+
+    fn queue_deadline(&mut self, rid: Rid) {
+        if !self.alive(rid) {
+            return;
+        }
+        if let (Stage::Waits(id), Some(door)) = (&self.requests[slot_of(rid)].stage, &mut self.door)
+            && let Some((_, shed)) = door.gate.expire(*id)
+        {
+            self.refused(rid, shed.retry_after_s);
+        }
+    }
+
+    /// A tail's reader leaves.
+    fn leave(&mut self, rid: Rid) {
+        if self.alive(rid)
+            && let Stage::Upstream { exchange, .. } = self.request(rid).stage
+        {
+            self.plant.hang_up(self.now, exchange);
+        }
+    }
+
+    /// A client has its answer, its refusal, or has given up.
+    fn resolve(&mut self, rid: Rid, ending: Ending) {
+        let now = self.now;
+        let request = self.request_mut(rid);
+        if !std::mem::replace(&mut request.client, false) {
+            return;
+        }
+        let (demand, sent) = (request.demand, request.sent);
+        let measured = self.measured(demand.first_sent);
+        let group = &mut self.groups[usize::from(demand.group)];
+        let spec = &group.spec;
+        let (retry, attempts) = (spec.retry, spec.attempts);
+        let again = match (ending, retry) {
+            (Ending::Served, _) | (_, Retry::Never) => None,
+            _ if demand.attempt >= attempts => None,
+            (Ending::Shed { retry_after_s }, Retry::Obedient) => {
+                Some(f64::from(retry_after_s) + group.chance().uniform())
+            }
+            (_, Retry::Obedient) => Some(1.0),
+            (_, Retry::Storm) => Some(group.chance().between(0.0, 0.1)),
+        };
+        self.second.note(ending);
+        if measured {
+            let tally = &mut self.run.groups[usize::from(demand.group)];
+            tally.end(
+                ending,
+                now.since(sent),
+                now.since(demand.first_sent),
+                again.is_none(),
+                demand.party.address,
+            );
+        }
+        self.run.groups[usize::from(demand.group)].note_second(demand.first_sent, ending, again.is_none());
+        if let Some(wait) = again {
+            let next = Retried { attempt: demand.attempt + 1, ..demand };
+            self.heap.push((now + duration_from_secs(wait)).0, Happening::Again(Box::new(next)));
+        } else if let Some(when) = self.agents[demand.agent as usize].settled(now, ending == Ending::Served) {
+            self.heap.push(when.0, Happening::Wake(demand.agent));
+        }
+    }
+
+    // --- the head's side -------------------------------------------------------------------
+
+    fn answered(&mut self, event: &Event) {
+        if event.tag >= PROBES {
+            if let (Some(began), Some(steering)) = (self.probes.remove(&event.tag), &mut self.steering) {
+                let latency = event.at.since(began).as_secs_f64() * 1e3;
+                let ok = event.step == Step::Answered(200);
+                steering.on_probe(ok.then_some(latency), began, self.now);
+            }
+            return;
+        }
+        let rid = event.tag;
+        if !self.alive(rid) {
+            return;
+        }
+        match event.step {
+            Step::Opened => {
+                self.resolve(rid, Ending::Served);
+                let group = usize::from(self.request(rid).demand.group);
+                if let Some(stay) = self.groups[group].spec.stay_s {
+                    self.heap.push((self.now + duration_from_secs(stay)).0, Happening::Leave(rid));
+                }
+            }
+            Step::Closed => {
+                self.give_back(rid, Outcome::Served);
+                self.resolve(rid, Ending::Failed);
+                self.release(rid);
+            }
+            Step::Answered(status) => self.finished(rid, status),
+        }
+    }
+
+    fn finished(&mut self, rid: Rid, status: u16) {
+        let request = self.request(rid);
+        let (demand, client, cost_ms) = (request.demand, request.client, request.cost_ms);
+        let ok = status < 400;
+        let latency = match request.stage {
+            Stage::Upstream { admitted, .. } => self.now.since(admitted),
+            _ => Duration::ZERO,
+        };
+        let followers = match &mut self.door {
+            Some(door) => door.unshare(demand.route, demand.party, rid, ok, self.now),
+            None => Vec::new(),
+        };
+        let followers: Vec<Rid> =
+            followers.into_iter().filter(|rid| self.alive(*rid) && self.request(*rid).client).collect();
+        let wanted = client || !followers.is_empty();
+        let outcome = match (wanted, status < 500) {
+            (_, false) => Outcome::Failed,
+            (true, true) => Outcome::Served,
+            (false, true) => Outcome::Abandoned,
+        };
+        if self.measured(self.now) {
+            if wanted && ok {
+                self.run.useful_ms += cost_ms;
+            } else {
+                self.run.wasted_ms += cost_ms;
+            }
+            self.run.groups[usize::from(demand.group)].upstream(latency);
+        }
+        self.second.finished += 1;
+        self.give_back(rid, outcome);
+        let ending = if ok { Ending::Served } else { Ending::Failed };
+        for follower in followers {
+            self.resolve(follower, ending);
+            self.release(follower);
+        }
+        self.resolve(rid, ending);
+        self.release(rid);
+    }
+
+    fn give_back(&mut self, rid: Rid, outcome: Outcome) {
+        let now = self.now;
+        let request = &mut self.requests[slot_of(rid)];
+        let Stage::Upstream { ticket, admitted, .. } = &mut request.stage else { return };
+        let latency = now.since(*admitted);
+        match (ticket.take(), &mut self.door, &mut self.rival) {
+            (Some((ticket, life)), Some(door), _) if life == door.life => door.finish(ticket, outcome, now),
+            (_, _, Some(rival)) => {
+                rival.finish(now, latency, self.rival_in_flight, outcome != Outcome::Served);
+                self.rival_in_flight -= 1;
+                let limit = rival.limit();
+                self.note_limit(limit);
+            }
+            _ => {}
+        }
+    }
+
+    fn tell_woken(&mut self) {
+        loop {
+            let Some((rid, grant)) =
+                self.door.as_mut().and_then(|door| (!door.woken.is_empty()).then(|| door.woken.remove(0)))
+            else {
+                return;
+            };
+            match grant {
+                Grant::Go(ticket) => {
+                    let life = self.door.as_ref().map_or(0, |door| door.life);
+                    let gone = !self.alive(rid) || {
+                        let Retried { route, party, .. } = self.request(rid).demand;
+                        let followed =
+                            self.door.as_ref().is_some_and(|door| door.is_followed(route, party, rid));
+                        !self.request(rid).client && !followed
+                    };
+                    if gone {
+                        if let Some(door) = &mut self.door {
+                            door.finish(ticket, Outcome::Unsent, self.now);
+                        }
+                        if self.alive(rid) {
+                            self.release(rid);
+                        }
+                    } else {
+                        self.forward(rid, Some((ticket, life)));
+                    }
+                }
+                Grant::Shed(shed) => {
+                    if self.alive(rid) {
+                        self.refused(rid, shed.retry_after_s);
+                    }
+                }
+            }
+        }
+    }
+
+    // --- clocks, loop and faults -----------------------------------------------------------
+
+    fn keep_pumping(&mut self) {
+        if !self.pumping {
+            self.pumping = true;
+            self.heap.push((self.now + PUMP).0, Happening::Pump);
+        }
+    }
+
+    fn pump(&mut self) {
+        self.pumping = false;
+        let Some(door) = &mut self.door else { return };
+        door.pump(self.now);
+        if door.gate.waiting() > 0 {
+            self.keep_pumping();
+        }
+    }
+
+    fn tick(&mut self) {
+        let (Some(door), Some(steering)) = (&mut self.door, &mut self.steering) else { return };
+        self.heap.push((self.now + steering.period()).0, Happening::Tick);
+        if self.paused {
+            return;
+        }
+        let changed = steering.tick(door, self.now, self.wall_offset_s, &mut self.run.journal);
+        if changed {
+            door.pump(self.now);
+            let limit = door.table.class(self.watched).in_flight;
+            self.note_limit(limit);
+        }
+    }
+
+    fn note_limit(&mut self, limit: f64) {
+        let moved = self.run.moves.last().is_none_or(|(_, last)| (last - limit).abs() > 1e-9);
+        if moved {
+            self.run.moves.push((self.now.as_secs_f64(), limit));
+        }
+    }
+
+    fn scrape(&mut self) {
+        let every = duration_from_secs(self.scenario.scrape_s);
+        self.heap.push((self.now + every).0, Happening::Scrape);
+        let pages = self.weather.pages(agent_page(&self.plant), dashboard_page(&self.plant));
+        let takes = self.weather.slow_s.map_or(SCRAPE_TAKES, duration_from_secs);
+        // rayguard's own scrape time-out.
+        let pages = pages.filter(|_| takes <= Duration::from_secs(4));
+        self.heap.push((self.now + takes).0, Happening::Scraped(Box::new((pages, self.now))));
+    }
+
+    fn probe(&mut self) {
+        self.heap.push((self.now + PROBE_EVERY).0, Happening::Probe);
+        let Some(route) = self.plant.spec().route("gcs-healthz") else { return };
+        let tag = self.probe_next;
+        self.probe_next += 1;
+        self.plant.arrive(self.now, &Demand { tag, route, size: 0.0, lasts: None });
+        self.probes.insert(tag, self.now);
+        self.heap.push((self.now + PROBE_TIMEOUT).0, Happening::ProbeTimeout(tag));
+    }
+
+    fn fault(&mut self, at: usize) {
+        let fault = &self.scenario.fault[at];
+        let pages = (agent_page(&self.plant), dashboard_page(&self.plant));
+        self.weather.begin(fault, pages);
+        match fault.kind {
+            FaultKind::Capacity => self.plant.set_capacity(self.now, fault.factor),
+            FaultKind::HeadRestart => {
+                let mut events = Vec::new();
+                self.plant.restart(self.now, &mut events);
+                for event in events {
+                    self.answered(&event);
+                }
+            }
+            FaultKind::ProxyRestart => self.proxy_restart(),
+            FaultKind::ControllerPause => self.paused = true,
+            FaultKind::ClockJump => self.wall_offset_s += fault.factor,
+            _ => {}
+        }
+    }
+
+    fn fault_ends(&mut self, at: usize) {
+        let fault = &self.scenario.fault[at];
+        self.weather.end(fault.kind);
+        match fault.kind {
+            FaultKind::Capacity => self.plant.set_capacity(self.now, 1.0),
+            FaultKind::ControllerPause => self.paused = false,
+            FaultKind::ClockJump => self.wall_offset_s -= fault.factor,
+            _ => {}
+        }
+    }
+
+    /// Connections break: everybody at the door fails, the head goes on with what it has.
+    fn proxy_restart(&mut self) {
+        let Some(door) = &mut self.door else { return };
+        door.restart(self.now);
+        if let Some(steering) = &mut self.steering {
+            let last_good = steering.last_good();
+            *steering = Steering::new(door, &last_good, self.now);
+        }
+        for slot in 0..self.requests.len() {
+            let generation = self.requests[slot].generation;
+            let rid = u64::from(generation) << 32 | slot as u64;
+            if matches!(self.requests[slot].stage, Stage::Free) {
+                continue;
+            }
+            self.resolve(rid, Ending::Failed);
+            match &self.requests[slot].stage {
+                Stage::Upstream { exchange, .. } => self.plant.hang_up(self.now, *exchange),
+                _ => self.release(rid),
+            }
+        }
+    }
+
+    fn close_second(&mut self) {
+        self.heap.push((self.now + Duration::from_secs(1)).0, Happening::Second);
+        let gauges = self.plant.gauges();
+        let mut second = std::mem::take(&mut self.second);
+        second.at_s = self.now.as_secs_f64();
+        second.node_cpu_pct = gauges.node_cpu_pct;
+        second.backlog = self.plant.jobs().0;
+        if let Some(door) = &self.door {
+            let (in_flight, waiting) = door.gate.load(self.watched);
+            second.in_flight = in_flight;
+            second.waiting = waiting;
+            second.limit = door.table.class(self.watched).in_flight;
+        } else if let Some(rival) = &self.rival {
+            second.in_flight = self.rival_in_flight;
+            second.limit = rival.limit();
+        }
+        self.run.journal.push_str(&second.line());
+        self.run.seconds.push(second);
+    }
+
+    // --- requests --------------------------------------------------------------------------
+
+    fn measured(&self, at: Time) -> bool {
+        self.measure.0 <= at && at < self.measure.1
+    }
+
+    fn alive(&self, rid: Rid) -> bool {
+        self.requests.get(slot_of(rid)).is_some_and(|request| {
+            u64::from(request.generation) == rid >> 32 && !matches!(request.stage, Stage::Free)
+                || u64::from(request.generation) == rid >> 32 && request.client
+        })
+    }
+
+    fn request(&self, rid: Rid) -> &Request {
+        &self.requests[slot_of(rid)]
+    }
+
+    fn request_mut(&mut self, rid: Rid) -> &mut Request {
+        &mut self.requests[slot_of(rid)]
+    }
+
+    /// The request is over on both sides.
+    fn release(&mut self, rid: Rid) {
+        let request = self.request_mut(rid);
+        request.stage = Stage::Free;
+        request.client = false;
+        request.generation = request.generation.wrapping_add(1) & 0x7fff_ffff;
+        self.free.push(u32::try_from(slot_of(rid)).unwrap_or(u32::MAX));
+    }
+}
+
+impl Request {
+    fn vacant(demand: Retried) -> Request {
+        Request { generation: 0, demand, sent: Time::ZERO, cost_ms: 0.0, stage: Stage::Free, client: false }
+    }
+}
+
+fn slot_of(rid: Rid) -> usize {
+    usize::try_from(rid & 0xffff_ffff).unwrap_or(usize::MAX)
+}
+
+fn rival(guard: Guard) -> Option<Box<dyn Limiter>> {
+    match guard {
+        Guard::Off | Guard::Rayguard | Guard::Still => None,
+        Guard::Fixed(limit) => Some(Box::new(rivals::Fixed(f64::from(limit)))),
+        Guard::Vegas => Some(Box::<rivals::Vegas>::default()),
+        Guard::Gradient2 => Some(Box::<rivals::Gradient2>::default()),
+        Guard::Aimd => Some(Box::<rivals::Aimd>::default()),
+        Guard::EnvoyGradient => Some(Box::<rivals::EnvoyGradient>::default()),
+    }
+}
+
+fn watched(door: &Door, name: &str) -> Result<ClassId, ScenarioError> {
+    if name.is_empty() {
+        return Ok(ClassId(0));
+    }
+    let at = door.policy.classes.iter().position(|class| &*class.name == name);
+    at.and_then(|at| u8::try_from(at).ok())
+        .map(ClassId)
+        .ok_or_else(|| ScenarioError::Impossible(format!("`watch`: there is no class `{name}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = r#"
+        question = "?"
+        seconds = 60
+        plant = { kind = "ray-head", tasks = 1000 }
+        watch = "state-heavy"
+        expect = { "abuser.shed" = [0.0, 1.0] }
+        [[client]]
+        name = "polite"
+        kind = "open"
+        polite = true
+        route = "actors"
+        per_second = 5
+        timeout_s = 10
+        [[client]]
+        name = "abuser"
+        kind = "open"
+        route = "tasks"
+        per_second = 20
+        addresses = 64
+        token = "each"
+        from_s = 10
+        until_s = 40
+    "#;
+
+    fn ran(guard: Guard, seed: u64) -> Run {
+        let scenario = Scenario::read(HEAD).expect("good");
+        run(&scenario, guard, seed, &Traces::new()).expect("runs")
+    }
+
+    #[test]
+    fn equal_seeds_give_equal_journals_and_others_do_not() {
+        let (one, again, other) = (ran(Guard::Rayguard, 1), ran(Guard::Rayguard, 1), ran(Guard::Rayguard, 2));
+        assert!(one.journal.contains("\"event\":\"adjustment\""), "the loop has something to say");
+        assert_eq!(one, again);
+        assert_ne!(one.journal, other.journal);
+    }
+
+    #[test]
+    fn every_request_has_one_end() {
+        for guard in [Guard::Off, Guard::Still, Guard::Rayguard, Guard::Fixed(4)] {
+            for tally in ran(guard, 3).groups {
+                let ends = tally.served + tally.shed + tally.timed_out + tally.failed;
+                // Those under way when the run stops have none.
+                assert!(ends <= tally.attempts && tally.attempts - ends < 700, "{guard:?}: {tally:?}");
+                assert!(tally.served <= tally.demands);
+            }
+        }
+    }
+
+    #[test]
+    fn the_door_never_lets_more_into_the_head_than_it_says() {
+        let run = ran(Guard::Rayguard, 1);
+        for second in &run.seconds {
+            assert!(f64::from(second.in_flight) <= second.limit.max(4.0), "{second:?}");
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The production door under virtual time: the very gate, table and classifier that `run`
+//! uses, driven from the event heap.
+//!
+//! What the proxy does around the gate and what matters to a head is here too: equal reads
+//! under way share one upstream call, and a client that leaves takes its place in the line
+//! with it.
+
+use super::head::{RouteId, Spec};
+use super::scenario::{PlantSpec, Scenario, ScenarioError};
+use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
+use crate::core::limit::meter::Outcome;
+use crate::core::limit::table::LimitTable;
+use crate::core::policy::{ClassId, Policy};
+use crate::core::request::catalogue::Surface;
+use crate::core::request::classify::Classifier;
+use crate::core::request::facts::{Facts, Headers};
+use crate::core::request::party::Party;
+use crate::core::time::Time;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+/// A request's number in the simulation.
+pub type Rid = u64;
+
+/// A waiter of the gate: the request that waits, and which life of the proxy it belongs to.
+pub type Waiter = Rid;
+
+/// The door.
+#[derive(Debug)]
+pub struct Door {
+    /// The policy.
+    pub policy: Arc<Policy>,
+    /// The limits as they stand.
+    pub table: Arc<LimitTable>,
+    /// Counters, clocks and queues.
+    pub gate: Gate<Waiter>,
+    /// Counts the proxy's lives: a ticket of an earlier one is not given back to a later gate.
+    pub life: u32,
+    /// Class and route of the gate for each route of the plant.
+    places: Vec<(ClassId, u16)>,
+    /// Waiters woken and not yet told.
+    pub woken: Vec<(Waiter, Grant)>,
+    shared: BTreeMap<(u8, Option<u64>), Shared>,
+}
+
+/// One shared upstream call, or its answer while it is still handed on.
+#[derive(Clone, Debug)]
+struct Shared {
+    leader: Option<Rid>,
+    followers: Vec<Rid>,
+    good_until: Time,
+}
+
+/// What becomes of a request that may be shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// It goes its own way (and others may join it).
+    Alone,
+    /// It waits for the leader's answer.
+    Follows,
+    /// A recent answer is handed on.
+    Answered,
+}
+
+struct NoHeaders;
+
+impl Headers for NoHeaders {
+    fn get(&self, _: &str) -> Option<&[u8]> {
+        None
+    }
+    fn nth_back(&self, _: &str, _: usize) -> Option<&[u8]> {
+        None
+    }
+}
+
+/// Class and gate route of every route of the plant, as the production classifier says.
+fn places(policy: &Policy, spec: &Spec, ray: bool) -> Result<Vec<(ClassId, u16)>, ScenarioError> {
+    if !ray {
+        let numbered = (0..spec.routes.len()).map(|at| (ClassId(0), u16::try_from(at).unwrap_or(u16::MAX)));
+        return Ok(numbered.collect());
+    }
+    let classifier = Classifier::new(policy, Surface::Dashboard, &[]).map_err(|faults| {
+        ScenarioError::Impossible(format!("{} routes do not fit the policy", faults.len()))
+    })?;
+    spec.routes
+        .iter()
+        .map(|route| {
+            let facts = Facts {
+                method: route.asks.0,
+                path: route.asks.1,
+                query: "",
+                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                headers: &NoHeaders,
+                upgrade: route.name == "log-tail",
+                grpc: false,
+            };
+            let found = classifier
+                .classify(&facts)
+                .map_err(|_| ScenarioError::Impossible(format!("route {} has a bad path", route.name)))?;
+            Ok((found.class, found.route.0))
+        })
+        .collect()
+}
+
+impl Door {
+    /// The door of a scenario, as it starts.
+    ///
+    /// # Errors
+    /// The scenario's configuration is wrong.
+    pub fn new(scenario: &Scenario, spec: &Spec, now: Time) -> Result<Door, ScenarioError> {
+        let (policy, table) = scenario.policy()?;
+        let ray = matches!(scenario.plant, PlantSpec::RayHead { .. });
+        Ok(Door {
+            places: places(&policy, spec, ray)?,
+            gate: Gate::new(&policy, &table, now),
+            table: Arc::new(table),
+            policy,
+            life: 0,
+            woken: Vec::new(),
+            shared: BTreeMap::new(),
+        })
+    }
+
+    /// The proxy restarts: counters, clocks and queues are new, the limits are the last good ones.
+    pub fn restart(&mut self, now: Time) {
+        self.gate = Gate::new(&self.policy, &self.table, now);
+        self.life += 1;
+        self.woken.clear();
+        self.shared.clear();
+    }
+
+    /// The class of a route of the plant.
+    #[must_use]
+    pub fn class(&self, route: RouteId) -> ClassId {
+        self.places[route.index()].0
+    }
+
+    /// Whether a request is shared with another under way, or answered from memory.
+    pub fn share(&mut self, route: RouteId, party: Party, rid: Rid, now: Time) -> Sharing {
+        let class = &self.policy.classes[self.class(route).index()];
+        if class.coalesce.is_none() {
+            return Sharing::Alone;
+        }
+        let shared = self.shared.entry((route.0, party.credential)).or_insert_with(|| Shared {
+            leader: None,
+            followers: Vec::new(),
+            good_until: Time::ZERO,
+        });
+        if now < shared.good_until {
+            return Sharing::Answered;
+        }
+        if shared.leader.is_some() {
+            shared.followers.push(rid);
+            return Sharing::Follows;
+        }
+        shared.leader = Some(rid);
+        Sharing::Alone
+    }
+
+    /// Whether somebody else waits for this leader's answer.
+    #[must_use]
+    pub fn is_followed(&self, route: RouteId, party: Party, rid: Rid) -> bool {
+        self.shared
+            .get(&(route.0, party.credential))
+            .is_some_and(|shared| shared.leader == Some(rid) && !shared.followers.is_empty())
+    }
+
+    /// A leader has its answer (`ok`) or none: those who followed it.
+    pub fn unshare(&mut self, route: RouteId, party: Party, rid: Rid, ok: bool, now: Time) -> Vec<Rid> {
+        let Some(shared) = self.shared.get_mut(&(route.0, party.credential)) else { return Vec::new() };
+        if shared.leader != Some(rid) {
+            return Vec::new();
+        }
+        shared.leader = None;
+        let class = self.policy.classes[self.places[route.index()].0.index()].coalesce;
+        if let (true, Some(coalesce)) = (ok, class) {
+            shared.good_until = now + coalesce.ttl;
+        }
+        std::mem::take(&mut shared.followers)
+    }
+
+    /// Asks the gate.
+    pub fn decide(&mut self, route: RouteId, party: Party, rid: Rid, now: Time) -> Decision {
+        let (class, route) = self.places[route.index()];
+        let woken = &mut self.woken;
+        let ask = Ask { class, route, party };
+        self.gate.decide(&self.table, ask, now, || rid, &mut |waiter, grant| woken.push((waiter, grant)))
+    }
+
+    /// Gives a ticket back.
+    pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Time) {
+        let woken = &mut self.woken;
+        self.gate.finish(&self.table, ticket, outcome, now, &mut |waiter, grant| woken.push((waiter, grant)));
+    }
+
+    /// Serves whoever can be served now.
+    pub fn pump(&mut self, now: Time) {
+        let woken = &mut self.woken;
+        self.gate.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, grant)));
+    }
+
+    /// A waiter's client left.
+    pub fn cancel(&mut self, id: WaitId) -> bool {
+        self.gate.cancel(id).is_some()
+    }
+}

@@ -1,0 +1,273 @@
+//! Other people's limiters, for the same plants: what is rayguard better than?
+//!
+//! Each is written from its published description with its default settings, reduced to one
+//! number of requests under way at once. They have no queue, no classes and no parties; they
+//! are compared where that is no handicap (one class on one plant).
+
+use crate::core::time::Time;
+use std::time::Duration;
+
+/// A concurrency limiter.
+pub trait Limiter: std::fmt::Debug {
+    /// Whether one more may go on top of `in_flight`.
+    fn admit(&mut self, in_flight: u32) -> bool {
+        f64::from(in_flight) + 1.0 <= self.limit()
+    }
+    /// An exchange ended after `latency`; `in_flight` counts it still; `dropped`: its client
+    /// had given up or it failed.
+    fn finish(&mut self, now: Time, latency: Duration, in_flight: u32, dropped: bool);
+    /// The limit as it stands.
+    fn limit(&self) -> f64;
+}
+
+/// A number that does not move: the oracle, when it is the right one.
+#[derive(Clone, Copy, Debug)]
+pub struct Fixed(pub f64);
+
+impl Limiter for Fixed {
+    fn finish(&mut self, _: Time, _: Duration, _: u32, _: bool) {}
+    fn limit(&self) -> f64 {
+        self.0
+    }
+}
+
+/// Netflix `concurrency-limits`, `AIMDLimit`: 20..200, back off by 0.9 above 5 s or on a drop.
+#[derive(Clone, Copy, Debug)]
+pub struct Aimd {
+    limit: f64,
+}
+
+impl Default for Aimd {
+    fn default() -> Aimd {
+        Aimd { limit: 20.0 }
+    }
+}
+
+impl Limiter for Aimd {
+    fn finish(&mut self, _: Time, latency: Duration, in_flight: u32, dropped: bool) {
+        // A client's own deadline is not seen by this limiter unless it is told of a drop.
+        if dropped && latency > Duration::from_secs(5) || latency > Duration::from_secs(5) {
+            self.limit *= 0.9;
+        } else if f64::from(in_flight) * 2.0 >= self.limit {
+            self.limit += 1.0;
+        }
+        self.limit = self.limit.clamp(20.0, 200.0);
+    }
+    fn limit(&self) -> f64 {
+        self.limit
+    }
+}
+
+/// Netflix `concurrency-limits`, `VegasLimit` (after TCP Vegas): queue = L (1 - rtt0 / rtt).
+#[derive(Clone, Copy, Debug)]
+pub struct Vegas {
+    limit: f64,
+    rtt_no_load: f64,
+    samples: f64,
+}
+
+impl Default for Vegas {
+    fn default() -> Vegas {
+        Vegas { limit: 20.0, rtt_no_load: f64::INFINITY, samples: 0.0 }
+    }
+}
+
+impl Limiter for Vegas {
+    fn finish(&mut self, _: Time, latency: Duration, in_flight: u32, dropped: bool) {
+        let rtt = latency.as_secs_f64().max(1e-6);
+        self.samples += 1.0;
+        if self.samples > 30.0 * self.limit {
+            self.samples = 0.0;
+            self.rtt_no_load = rtt;
+            return;
+        }
+        if rtt < self.rtt_no_load {
+            self.rtt_no_load = rtt;
+            return;
+        }
+        let unit = self.limit.max(1.0).log10().max(1.0);
+        let queue = (self.limit * (1.0 - self.rtt_no_load / rtt)).ceil();
+        if dropped {
+            self.limit -= unit;
+        } else if f64::from(in_flight) * 2.0 < self.limit {
+            return;
+        } else if queue <= unit {
+            self.limit += 6.0 * unit;
+        } else if queue < 3.0 * unit {
+            self.limit += unit;
+        } else if queue > 6.0 * unit {
+            self.limit -= unit;
+        }
+        self.limit = self.limit.clamp(1.0, 1000.0);
+    }
+    fn limit(&self) -> f64 {
+        self.limit
+    }
+}
+
+/// Samples of one window.
+#[derive(Clone, Debug, Default)]
+struct Samples {
+    began: Time,
+    seconds: Vec<f64>,
+    peak: u32,
+}
+
+impl Samples {
+    /// Takes a sample; hands the window out when it is `length` old.
+    fn take(&mut self, now: Time, latency: Duration, in_flight: u32, length: Duration) -> Option<Samples> {
+        self.seconds.push(latency.as_secs_f64().max(1e-6));
+        self.peak = self.peak.max(in_flight);
+        (now.since(self.began) >= length)
+            .then(|| std::mem::replace(self, Samples { began: now, ..Samples::default() }))
+    }
+
+    fn mean(&self) -> f64 {
+        self.seconds.iter().sum::<f64>() / self.seconds.len().max(1) as f64
+    }
+
+    fn quantile(&mut self, quantile: f64) -> f64 {
+        self.seconds.sort_by(f64::total_cmp);
+        let last = self.seconds.len().saturating_sub(1);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "an index within the list"
+        )]
+        let at = (quantile * last as f64).round() as usize;
+        self.seconds.get(at).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// Netflix `concurrency-limits`, `Gradient2Limit` over 1 s windows: short against long latency.
+#[derive(Clone, Debug)]
+pub struct Gradient2 {
+    limit: f64,
+    long_s: Option<f64>,
+    samples: Samples,
+}
+
+impl Default for Gradient2 {
+    fn default() -> Gradient2 {
+        Gradient2 { limit: 20.0, long_s: None, samples: Samples::default() }
+    }
+}
+
+impl Limiter for Gradient2 {
+    fn finish(&mut self, now: Time, latency: Duration, in_flight: u32, _: bool) {
+        let Some(window) = self.samples.take(now, latency, in_flight, Duration::from_secs(1)) else { return };
+        let short = window.mean();
+        let long = self.long_s.map_or(short, |long| long + (short - long) * 2.0 / 601.0);
+        self.long_s = Some(if long / short > 2.0 { long * 0.95 } else { long });
+        if f64::from(window.peak) < self.limit / 2.0 {
+            return;
+        }
+        let gradient = (1.5 * long / short).clamp(0.5, 1.0);
+        let wanted = self.limit * gradient + 4.0;
+        self.limit = (self.limit * 0.8 + wanted * 0.2).clamp(20.0, 200.0);
+    }
+    fn limit(&self) -> f64 {
+        self.limit
+    }
+}
+
+/// Envoy's adaptive concurrency filter: gradient of p90 against a minimum that is measured
+/// anew every minute with 3 at once.
+#[derive(Clone, Debug)]
+pub struct EnvoyGradient {
+    limit: f64,
+    held: f64,
+    min_rtt_s: Option<f64>,
+    min_rtt_at: Time,
+    /// Exchanges that began before this are of another epoch.
+    epoch: Time,
+    measuring: Vec<f64>,
+    samples: Samples,
+}
+
+const ENVOY_CONCURRENCY_MIN: f64 = 3.0;
+const ENVOY_MIN_RTT_REQUESTS: usize = 50;
+
+impl Default for EnvoyGradient {
+    fn default() -> EnvoyGradient {
+        EnvoyGradient {
+            limit: ENVOY_CONCURRENCY_MIN,
+            held: ENVOY_CONCURRENCY_MIN,
+            min_rtt_s: None,
+            min_rtt_at: Time::ZERO,
+            epoch: Time::ZERO,
+            measuring: Vec::new(),
+            samples: Samples::default(),
+        }
+    }
+}
+
+impl Limiter for EnvoyGradient {
+    fn finish(&mut self, now: Time, latency: Duration, in_flight: u32, _: bool) {
+        if now - latency < self.epoch {
+            return;
+        }
+        let Some(min_rtt) = self.min_rtt_s else {
+            self.measuring.push(latency.as_secs_f64().max(1e-6));
+            if self.measuring.len() >= ENVOY_MIN_RTT_REQUESTS {
+                let mut samples =
+                    Samples { seconds: std::mem::take(&mut self.measuring), ..Samples::default() };
+                self.min_rtt_s = Some(samples.quantile(0.9));
+                self.min_rtt_at = now;
+                self.limit = self.held;
+                self.epoch = now;
+                self.samples = Samples { began: now, ..Samples::default() };
+            }
+            return;
+        };
+        if let Some(mut window) = self.samples.take(now, latency, in_flight, Duration::from_secs(1)) {
+            let gradient = (min_rtt * 1.25 / window.quantile(0.9)).clamp(0.5, 2.0);
+            let wanted = self.limit * gradient;
+            self.limit = (wanted + wanted.sqrt()).clamp(ENVOY_CONCURRENCY_MIN, 1000.0);
+        }
+        if now.since(self.min_rtt_at) >= Duration::from_mins(1) {
+            self.min_rtt_s = None;
+            self.epoch = now;
+            self.held = self.limit;
+            self.limit = ENVOY_CONCURRENCY_MIN;
+        }
+    }
+    fn limit(&self) -> f64 {
+        self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds `seconds` of `per_second` answers of this latency at full use of the limit.
+    fn feed(limiter: &mut dyn Limiter, latency_ms: u64, from: f64, seconds: f64) {
+        for n in 0..200 {
+            let now = Time::from_secs_f64(from + seconds * f64::from(n) / 200.0);
+            let in_flight = crate::core::limit::table::slots(limiter.limit());
+            limiter.finish(now, Duration::from_millis(latency_ms), in_flight, false);
+        }
+    }
+
+    #[test]
+    fn every_limiter_grows_while_latency_is_flat_and_shrinks_when_it_rises() {
+        let limiters: Vec<Box<dyn Limiter>> =
+            vec![Box::<Vegas>::default(), Box::<Gradient2>::default(), Box::<EnvoyGradient>::default()];
+        for mut limiter in limiters {
+            let began = limiter.limit();
+            feed(&mut *limiter, 100, 0.0, 20.0);
+            let grown = limiter.limit();
+            assert!(grown > began, "{limiter:?}");
+            feed(&mut *limiter, 5000, 20.0, 20.0);
+            assert!(limiter.limit() < grown, "{limiter:?}");
+        }
+    }
+
+    #[test]
+    fn aimd_sees_nothing_wrong_with_four_seconds() {
+        let mut aimd = Aimd::default();
+        feed(&mut aimd, 4000, 0.0, 20.0);
+        assert!(aimd.limit() > 100.0);
+    }
+}

@@ -1,0 +1,135 @@
+//! The production loop under virtual time: the same reader, engine and table swap as `run`.
+//!
+//! Scraped pages go through the production parser; every event of the engine becomes a line of
+//! the journal, as the ledger would write it. Wall time is virtual too (plus whatever a clock
+//! fault adds), so equal seeds give equal journals.
+
+use super::door::Door;
+use super::scenario::Scenario;
+use crate::core::engine::{Effects, Engine, LastGood, read_door};
+use crate::core::journal::{Event, Record};
+use crate::core::limit::table::Mode;
+use crate::core::signal::reading::Missing;
+use crate::core::signal::series::SignalReader;
+use crate::core::time::{Time, WallMs};
+use std::time::Duration;
+
+/// The wall clock at the start of every simulation, milliseconds since the epoch.
+const WALL_START_MS: f64 = 1_795_000_000_000.0;
+
+const AGENT: &str = "127.0.0.1:8080";
+const DASHBOARD: &str = "127.0.0.1:44227";
+
+/// The loop.
+#[derive(Debug)]
+pub struct Steering {
+    engine: Engine,
+    reader: SignalReader,
+    period: Duration,
+    seq: u64,
+    pending: Vec<Event>,
+    /// Adjustments recorded.
+    pub adjustments: u64,
+}
+
+fn wall(now: Time, offset_s: f64) -> WallMs {
+    let ms = WALL_START_MS + (now.as_secs_f64() + offset_s) * 1e3;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+    WallMs(ms as u64)
+}
+
+impl Steering {
+    /// A loop that has seen nothing; limits start at the last run's where they are given.
+    #[must_use]
+    pub fn new(door: &mut Door, last_good: &[LastGood], now: Time) -> Steering {
+        let modes = vec![Mode::Enforce; door.policy.classes.len()];
+        let engine = Engine::new(door.policy.clone(), &modes, last_good, now);
+        door.table = engine.table();
+        Steering {
+            reader: SignalReader::new(&door.policy),
+            period: door.policy.control.inner_period,
+            engine,
+            seq: 0,
+            pending: Vec::new(),
+            adjustments: 0,
+        }
+    }
+
+    /// Time between two ticks.
+    #[must_use]
+    pub fn period(&self) -> Duration {
+        self.period
+    }
+
+    /// Limits worth starting from after a restart.
+    #[must_use]
+    pub fn last_good(&self) -> Vec<LastGood> {
+        self.engine.last_good()
+    }
+
+    /// When the first scrape is: out of step with everything else.
+    #[must_use]
+    pub fn scrape_phase(&self, scenario: &Scenario) -> Duration {
+        Duration::from_secs_f64(0.37 * scenario.scrape_s.min(10.0))
+    }
+
+    /// The pages of agent and dashboard came, or the scrape failed.
+    pub fn on_scrape(&mut self, pages: Option<&(String, String)>, began: Time, now: Time, offset_s: f64) {
+        match pages {
+            Some((agent, dashboard)) => {
+                for (target, page) in [(AGENT, agent), (DASHBOARD, dashboard)] {
+                    // A page that cannot be read is noted by the reader itself.
+                    let _ = self.reader.on_scrape(target, page.as_bytes(), began, wall(began, offset_s));
+                }
+            }
+            None => {
+                for target in [AGENT, DASHBOARD] {
+                    let missing = Missing::Unreachable { target: target.into(), problem: "timed out".into() };
+                    self.reader.on_failure(target, &missing);
+                }
+            }
+        }
+        self.take_readings(now);
+    }
+
+    /// A probe came back, or ran out of time.
+    pub fn on_probe(&mut self, latency_ms: Option<f64>, began: Time, now: Time) {
+        let seen = latency_ms
+            .ok_or_else(|| Missing::Unreachable { target: "probe".into(), problem: "no answer".into() });
+        self.reader.on_probe("probe", &seen, began);
+        self.take_readings(now);
+    }
+
+    fn take_readings(&mut self, now: Time) {
+        let readings = self.reader.readings(now);
+        let effects = self.engine.on_readings(&readings, now);
+        self.pending.extend(effects.events);
+    }
+
+    /// One step; says whether the table changed.
+    pub fn tick(&mut self, door: &mut Door, now: Time, offset_s: f64, journal: &mut String) -> bool {
+        let seen = read_door(&door.gate, door.policy.classes.len(), now);
+        let effects: Effects = self.engine.on_tick(seen, now, wall(now, offset_s));
+        for (class, seconds) in &effects.spreads {
+            door.gate.spread(*class, *seconds);
+        }
+        let earlier = std::mem::take(&mut self.pending);
+        for event in earlier.into_iter().chain(effects.events) {
+            self.adjustments += u64::from(matches!(event, Event::Adjustment(_)));
+            let record = Record { time: wall(now, offset_s), seq: self.seq, at: now, event };
+            self.seq += 1;
+            // Every event has a JSON form: numbers were cleaned before they were acted on.
+            if let Ok(line) = serde_json::to_string(&record) {
+                journal.push_str(&line);
+                journal.push('\n');
+            }
+        }
+        match effects.table {
+            Some(table) => {
+                door.table = table;
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! What is counted of a run: per group of clients, and per second.
+
+use crate::core::time::Time;
+use hdrhistogram::Histogram;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// How an attempt ended for its client.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ending {
+    /// An answer, in time.
+    Served,
+    /// Refused at the door, to come back after so many seconds.
+    Shed {
+        /// As the door said.
+        retry_after_s: u32,
+    },
+    /// The client gave up.
+    TimedOut,
+    /// Upstream failed, or the connection broke.
+    Failed,
+}
+
+/// One group of clients over the measured part of a run.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Tally {
+    /// The group's name.
+    pub name: String,
+    /// Whether it keeps within its share.
+    pub polite: bool,
+    /// Requests, further attempts not counted.
+    pub demands: u64,
+    /// Attempts.
+    pub attempts: u64,
+    /// Demands answered in time, at whatever attempt.
+    pub served: u64,
+    /// Attempts refused.
+    pub shed: u64,
+    /// Attempts given up.
+    pub timed_out: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// Latency of attempts served, microseconds.
+    latency: Histogram<u64>,
+    /// Latency of the head's side of everything admitted, given-up ones included, microseconds.
+    upstream: Histogram<u64>,
+    /// Per address: demands, served.
+    parties: BTreeMap<u64, (u64, u64)>,
+    /// Per second of first sending: settled, served.
+    by_second: Vec<(u32, u32)>,
+}
+
+/// Parties told apart; more are one.
+const PARTIES_MAX: usize = 4096;
+
+/// Three significant digits, up to an hour.
+fn histogram() -> Histogram<u64> {
+    // invariant: 1..=3.6e9 with 3 digits is a valid range for the crate.
+    #[expect(clippy::unwrap_used, reason = "constant arguments that the crate accepts")]
+    Histogram::new_with_bounds(1, 3_600_000_000, 3).unwrap()
+}
+
+fn micros(length: Duration) -> u64 {
+    u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl Tally {
+    /// Nothing counted yet.
+    #[must_use]
+    pub fn new(name: &str, polite: bool) -> Tally {
+        Tally {
+            name: name.to_owned(),
+            polite,
+            demands: 0,
+            attempts: 0,
+            served: 0,
+            shed: 0,
+            timed_out: 0,
+            failed: 0,
+            latency: histogram(),
+            upstream: histogram(),
+            parties: BTreeMap::new(),
+            by_second: Vec::new(),
+        }
+    }
+
+    /// An attempt begins.
+    pub fn attempt(&mut self, first: bool, address: u64) {
+        self.attempts += 1;
+        if first {
+            self.demands += 1;
+            self.party(address).0 += 1;
+        }
+    }
+
+    fn party(&mut self, address: u64) -> &mut (u64, u64) {
+        let known = self.parties.len() < PARTIES_MAX || self.parties.contains_key(&address);
+        self.parties.entry(if known { address } else { 0 }).or_default()
+    }
+
+    /// An attempt ended; `last`: no other follows.
+    pub fn end(
+        &mut self,
+        ending: Ending,
+        latency: Duration,
+        _since_first: Duration,
+        last: bool,
+        address: u64,
+    ) {
+        match ending {
+            Ending::Served => {
+                self.served += 1;
+                self.latency.saturating_record(micros(latency));
+                self.party(address).1 += 1;
+            }
+            Ending::Shed { .. } => self.shed += 1,
+            Ending::TimedOut => self.timed_out += 1,
+            Ending::Failed => self.failed += 1,
+        }
+        let _ = last;
+    }
+
+    /// The same for the second in which the demand was first sent, in and out of the measured part.
+    pub fn note_second(&mut self, first_sent: Time, ending: Ending, last: bool) {
+        if !last {
+            return;
+        }
+        let second = usize::try_from(first_sent.0 / 1_000_000_000).unwrap_or(usize::MAX);
+        if self.by_second.len() <= second {
+            self.by_second.resize(second + 1, (0, 0));
+        }
+        self.by_second[second].0 += 1;
+        self.by_second[second].1 += u32::from(ending == Ending::Served);
+    }
+
+    /// The head finished one of the group's requests.
+    pub fn upstream(&mut self, latency: Duration) {
+        self.upstream.saturating_record(micros(latency));
+    }
+
+    /// Latency quantile of what was served, milliseconds; NaN when nothing was.
+    #[must_use]
+    pub fn latency_ms(&self, quantile: f64) -> f64 {
+        quantile_ms(&self.latency, quantile)
+    }
+
+    /// Latency quantile at the head, milliseconds, those whose client gave up included.
+    #[must_use]
+    pub fn upstream_ms(&self, quantile: f64) -> f64 {
+        quantile_ms(&self.upstream, quantile)
+    }
+
+    /// Jain's index of the served shares of the group's addresses: 1 is even, 1/n is all to one.
+    #[must_use]
+    pub fn jain(&self) -> f64 {
+        jain(
+            self.parties
+                .values()
+                .filter(|(sent, _)| *sent > 0)
+                .map(|(sent, served)| *served as f64 / *sent as f64),
+        )
+    }
+
+    /// Share served of what was first sent in `[from, to)` seconds; `None` when nothing was.
+    #[must_use]
+    pub fn served_between(&self, from: usize, to: usize) -> Option<f64> {
+        let window = self.by_second.get(from..to.min(self.by_second.len()))?;
+        let (settled, served) =
+            window.iter().fold((0, 0), |sum, second| (sum.0 + second.0, sum.1 + second.1));
+        (settled > 0).then(|| f64::from(served) / f64::from(settled))
+    }
+}
+
+fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+    if histogram.is_empty() { f64::NAN } else { histogram.value_at_quantile(quantile) as f64 / 1e3 }
+}
+
+/// Jain's fairness index (1984): (sum x)^2 / (n sum x^2).
+#[must_use]
+pub fn jain(shares: impl Iterator<Item = f64>) -> f64 {
+    let (n, sum, squares) = shares.fold((0.0, 0.0, 0.0), |(n, s, q), x| (n + 1.0, s + x, q + x * x));
+    if squares == 0.0 { f64::NAN } else { sum * sum / (n * squares) }
+}
+
+/// One second of a run.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Second {
+    /// Its end.
+    pub at_s: f64,
+    /// Attempts sent.
+    pub offered: u32,
+    /// Attempts answered in time.
+    pub served: u32,
+    /// Attempts refused.
+    pub shed: u32,
+    /// Attempts given up or failed.
+    pub lost: u32,
+    /// Requests the head finished, for whomever.
+    pub finished: u32,
+    /// The watched class's limit.
+    pub limit: f64,
+    /// The watched class under way.
+    pub in_flight: u32,
+    /// The watched class waiting.
+    pub waiting: u32,
+    /// As Ray exports it.
+    pub node_cpu_pct: f64,
+    /// Jobs accepted that have not started.
+    pub backlog: usize,
+}
+
+impl Second {
+    /// An attempt ended in it.
+    pub fn note(&mut self, ending: Ending) {
+        match ending {
+            Ending::Served => self.served += 1,
+            Ending::Shed { .. } => self.shed += 1,
+            Ending::TimedOut | Ending::Failed => self.lost += 1,
+        }
+    }
+
+    /// Its line of the journal.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mut line = String::with_capacity(160);
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            line,
+            "{{\"event\":\"second\",\"at_s\":{:?},\"offered\":{},\"served\":{},\"shed\":{},\"lost\":{},\
+             \"finished\":{},\"limit\":{:?},\"in_flight\":{},\"waiting\":{},\"backlog\":{}}}",
+            self.at_s,
+            self.offered,
+            self.served,
+            self.shed,
+            self.lost,
+            self.finished,
+            self.limit,
+            self.in_flight,
+            self.waiting,
+            self.backlog
+        );
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jain_is_one_when_even_and_a_share_when_one_has_all() {
+        assert!((jain([0.5, 0.5, 0.5, 0.5].into_iter()) - 1.0).abs() < 1e-12);
+        assert!((jain([1.0, 0.0, 0.0, 0.0].into_iter()) - 0.25).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_demand_served_at_the_third_attempt_is_one_demand() {
+        let mut tally = Tally::new("a", true);
+        for attempt in 1..=3 {
+            tally.attempt(attempt == 1, 7);
+            let ending = if attempt == 3 { Ending::Served } else { Ending::TimedOut };
+            tally.end(ending, Duration::from_millis(5), Duration::ZERO, attempt == 3, 7);
+        }
+        assert_eq!((tally.demands, tally.attempts, tally.served, tally.timed_out), (1, 3, 1, 2));
+    }
+}
