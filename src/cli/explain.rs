@@ -1,1 +1,272 @@
-//! Not yet written.
+//! `rayguard explain`: why was this request refused, or why is this limit what it is?
+//!
+//! From the record alone. For a request id (every refusal carries one) it shows the refusal,
+//! what it means, the limits of its class and module as they stood, what they had been set by,
+//! and what would undo it. For a class and a time it shows the last change of each of its
+//! limits before then and the first one after.
+
+use super::log::{LogError, ledger_path, parse_time};
+use crate::core::journal::{
+    Adjustment, Event, LimitKind, ModeChange, Record, Shed, number, printable, quantity,
+};
+use crate::core::time::WallMs;
+use crate::observe::ledger::{Line, Reader};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// Explains a refused request, or a class's limits at some time.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The id in the refusal's `X-Request-Id`.
+    #[arg(required_unless_present = "class", conflicts_with = "class")]
+    pub request: Option<String>,
+    /// A class, or a module, instead of a request.
+    #[arg(long, value_name = "NAME")]
+    pub class: Option<String>,
+    /// When: a UTC time (`2026-01-31T23:00:00Z`) or so long ago (`10m`). Without it: now.
+    #[arg(long, value_name = "TIME", requires = "class")]
+    pub at: Option<String>,
+    /// The ledger's directory, or one of its files.
+    #[arg(long, value_name = "PATH")]
+    pub ledger: Option<PathBuf>,
+}
+
+/// Why there is no explanation.
+#[derive(Debug, thiserror::Error)]
+pub enum ExplainError {
+    /// The record cannot be read, or a time is none.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The request is not in the record.
+    #[error(
+        "request {request:?} is not in the record: only refusals are written down, and of a flood only a few each \
+         second; try `rayguard explain --class NAME --at TIME` with the class and time of the refusal"
+    )]
+    NoRequest {
+        /// As given.
+        request: String,
+    },
+    /// The class is not in the record.
+    #[error("nothing about {class:?} is in the record before {at}; `rayguard log` shows what is")]
+    NoClass {
+        /// As given.
+        class: String,
+        /// Until when was looked.
+        at: String,
+    },
+    /// The output is closed.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Carries out the command; `now` is the wall clock.
+pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), ExplainError> {
+    let path = ledger_path(args.ledger.as_deref());
+    let unreadable = |problem| LogError::Record { path: path.clone(), problem };
+    let mut records = Reader::open(&path, None).map_err(unreadable)?.filter_map(|line| match line {
+        Ok(Line::Record(record)) => Some(Ok(*record)),
+        Ok(Line::Unreadable { .. }) => None,
+        Err(problem) => Some(Err(unreadable(problem))),
+    });
+    match (&args.request, &args.class) {
+        (Some(request), _) => explain_request(request, &mut records, out),
+        (None, Some(class)) => {
+            let at = args.at.as_deref().map_or(Ok(now), |text| parse_time(text, now))?;
+            explain_class(class, at, &mut records, out)
+        }
+        (None, None) => Err(ExplainError::NoRequest { request: String::new() }),
+    }
+}
+
+/// The last word on every limit, as the record is read.
+#[derive(Default)]
+struct Known {
+    adjustments: BTreeMap<(String, LimitKind), (WallMs, Adjustment)>,
+    modes: BTreeMap<String, (WallMs, ModeChange)>,
+}
+
+impl Known {
+    fn take(&mut self, record: Record) {
+        match record.event {
+            Event::Adjustment(adjustment) => {
+                let key = (adjustment.class.clone(), adjustment.limit);
+                self.adjustments.insert(key, (record.time, *adjustment));
+            }
+            Event::ModeChange(change) => {
+                self.modes.insert(change.class.clone(), (record.time, change));
+            }
+            // A new process starts from its own limits.
+            Event::Start(_) => *self = Known::default(),
+            _ => {}
+        }
+    }
+
+    /// Everything about a class or module.
+    fn show(&self, name: &str, out: &mut dyn Write) -> io::Result<bool> {
+        let mut any = false;
+        for ((_, _), (time, adjustment)) in self.adjustments.iter().filter(|((class, _), _)| class == name) {
+            show_adjustment(*time, adjustment, out)?;
+            any = true;
+        }
+        for mode in [name, "all"].iter().filter_map(|name| self.modes.get(*name)) {
+            let (time, change) = mode;
+            let sentence = Event::ModeChange(change.clone()).sentence();
+            writeln!(out, "  {}  {}", time.rfc3339(), printable(&sentence))?;
+            any = true;
+        }
+        Ok(any)
+    }
+}
+
+type Records<'a> = &'a mut dyn Iterator<Item = Result<Record, LogError>>;
+
+fn explain_request(request: &str, records: Records<'_>, out: &mut dyn Write) -> Result<(), ExplainError> {
+    let mut known = Known::default();
+    for record in records {
+        let record = record?;
+        match &record.event {
+            Event::Shed(shed) if shed.request == request => {
+                return Ok(show_shed(record.time, shed, &known, out)?);
+            }
+            _ => known.take(record),
+        }
+    }
+    Err(ExplainError::NoRequest { request: request.to_owned() })
+}
+
+fn explain_class(
+    class: &str,
+    at: WallMs,
+    records: Records<'_>,
+    out: &mut dyn Write,
+) -> Result<(), ExplainError> {
+    let mut known = Known::default();
+    let (mut refused, mut next) = (None, None);
+    for record in records {
+        let record = record?;
+        if record.time > at {
+            if record.event.subject() == Some(class) && matches!(record.event, Event::Adjustment(_)) {
+                next = Some(record);
+                break;
+            }
+            continue;
+        }
+        if matches!(&record.event, Event::ShedSummary(summary) if summary.class == class) {
+            refused = Some(record);
+        } else {
+            known.take(record);
+        }
+    }
+    writeln!(out, "{} at {}:", printable(class), at.rfc3339())?;
+    let any = known.show(class, out)?;
+    if let Some(record) = &refused {
+        writeln!(out, "  {}  {}", record.time.rfc3339(), printable(&record.event.sentence()))?;
+    }
+    if let Some(record) = &next {
+        writeln!(out, "then {}  {}", record.time.rfc3339(), printable(&record.event.sentence()))?;
+    }
+    if any || refused.is_some() || next.is_some() {
+        return Ok(());
+    }
+    Err(ExplainError::NoClass { class: class.to_owned(), at: at.rfc3339() })
+}
+
+fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "{}  {}", time.rfc3339(), printable(&shed.sentence()))?;
+    writeln!(out, "what that means: {}", shed.meaning())?;
+    writeln!(out, "who asked: party {} (a digest; nothing else is kept)", printable(&shed.party))?;
+    writeln!(out, "what would let it pass: {}", printable(&shed.undo()))?;
+    writeln!(out, "the limits then (table {}):", shed.table)?;
+    let mut any = known.show(&shed.class, out)?;
+    any |= known.show(&shed.module, out)?;
+    if !any {
+        writeln!(out, "  as the configuration sets them; nothing had moved them since the start")?;
+    }
+    Ok(())
+}
+
+fn show_adjustment(time: WallMs, adjustment: &Adjustment, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "  {}  {}", time.rfc3339(), printable(&adjustment.reason))?;
+    for signal in &adjustment.signals {
+        let line = format!(
+            "{} {} (target {}, pressure {}), {} old, from {}",
+            signal.name,
+            quantity(signal.value, &signal.unit),
+            quantity(signal.target, &signal.unit),
+            number(signal.pressure),
+            quantity(signal.age_ms as f64 / 1e3, "s"),
+            signal.source
+        );
+        writeln!(out, "      read: {}", printable(&line))?;
+    }
+    writeln!(out, "      undo: {}", printable(&adjustment.undo()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::log::tests::{START_MS, TestLedger, adjusted, shed};
+
+    fn explain(
+        ledger: &TestLedger,
+        request: Option<&str>,
+        class: Option<&str>,
+        at: Option<&str>,
+    ) -> Result<String, ExplainError> {
+        let args = Args {
+            request: request.map(str::to_owned),
+            class: class.map(str::to_owned),
+            at: at.map(str::to_owned),
+            ledger: Some(ledger.dir.clone()),
+        };
+        let mut out = Vec::new();
+        run(&args, WallMs(START_MS + 100_000), &mut out)?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    fn sample() -> TestLedger {
+        let mut ledger = TestLedger::new("explain");
+        ledger.write(0, adjusted("state-heavy", 8.0, 3.0, 0));
+        ledger.write(5, adjusted("state-heavy", 4.0, 1.5, 5));
+        ledger.write(6, adjusted("job-list", 4.0, 0.5, 6));
+        ledger.write(7, shed("r-17", "state-heavy"));
+        ledger.write(60, adjusted("state-heavy", 3.0, 0.5, 60));
+        ledger
+    }
+
+    #[test]
+    fn a_refusal_is_explained_with_what_set_its_limit_and_what_would_undo_it() {
+        let text = explain(&sample(), Some("r-17"), None, None).unwrap();
+        for part in [
+            "refused request r-17 of state-heavy (StateHead) after 1500 ms in the queue: class_in_flight; 2 under way, limit 2",
+            "told to come back in 4 s",
+            "as many requests of the class were under way as it may have",
+            "cut state-heavy in_flight from 4 to 3.61: door latency 7.5 s is 1.5x its target 5 s",
+            "read: door_latency 7.5 s (target 5 s, pressure 1.5), 100 ms old, from door",
+            "undo: it grows again once door_latency is below 4.75 s",
+        ] {
+            assert!(text.contains(part), "{part:?} is not in\n{text}");
+        }
+        assert!(!text.contains("job-list") && !text.contains("from 8"), "{text}");
+    }
+
+    #[test]
+    fn a_class_is_explained_as_of_a_time() {
+        let ledger = sample();
+        let then = explain(&ledger, None, Some("state-heavy"), Some("2023-11-14T22:13:21Z")).unwrap();
+        assert!(then.contains("from 8 to"), "{then}");
+        assert!(then.contains("then 2023-11-14T22:13:25.000Z  cut state-heavy in_flight from 4"), "{then}");
+        let now = explain(&ledger, None, Some("state-heavy"), None).unwrap();
+        assert!(now.contains("raised state-heavy in_flight from 3") && !now.contains("then"), "{now}");
+    }
+
+    #[test]
+    fn what_is_not_in_the_record_is_said_to_be_sampled_or_unknown() {
+        let ledger = sample();
+        let request = explain(&ledger, Some("r-99"), None, None).unwrap_err();
+        assert!(request.to_string().contains("of a flood only a few each second"), "{request}");
+        let class = explain(&ledger, None, Some("nobody"), None).unwrap_err();
+        assert!(matches!(class, ExplainError::NoClass { .. }));
+    }
+}

@@ -1,1 +1,394 @@
-//! Not yet written.
+//! `rayguard log`: what happened, from the record.
+//!
+//! Reads the ledger's files as they lie on disk, so it works while rayguard runs, when it does
+//! not, and on a copy from another machine. Lines that cannot be read are shown as such, never
+//! passed over in silence. Everything that goes to a terminal is made printable first: a
+//! submission id cannot move the cursor.
+
+use crate::config::defaults;
+use crate::core::journal::{Record, printable};
+use crate::core::time::WallMs;
+use crate::observe::ledger::{Follower, Line, Reader};
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How often `--follow` looks for more.
+const FOLLOW_EVERY: Duration = Duration::from_millis(300);
+
+/// Shows what happened, from the record.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The ledger's directory, or one of its files.
+    #[arg(long, value_name = "PATH")]
+    pub ledger: Option<PathBuf>,
+    /// Only what is younger: a length of time (`1h`, `30m`) or a UTC time
+    /// (`2026-01-31T23:00:00Z`).
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Only what speaks of this class, module or signal.
+    #[arg(long, value_name = "NAME")]
+    pub class: Option<String>,
+    /// Only events of this kind (`adjustment`, `shed`, `alert`, ...); may be repeated.
+    #[arg(long, value_name = "KIND")]
+    pub event: Vec<String>,
+    /// At most so many, the newest.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub limit: usize,
+    /// A line for people, or the record's own JSON.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+    /// Goes on as more happens.
+    #[arg(long, short)]
+    pub follow: bool,
+}
+
+/// How events are shown.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// Time, kind and a sentence.
+    Table,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Why the record could not be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// The record cannot be read.
+    #[error("cannot read the record at {path}: {problem}; name it with --ledger")]
+    Record {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        problem: io::Error,
+    },
+    /// A time that is none.
+    #[error("{text:?} is neither a length of time like 1h30m nor a UTC time like 2026-01-31T23:00:00Z")]
+    Time {
+        /// As given.
+        text: String,
+    },
+    /// The output is closed.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Carries out the command; `now` is the wall clock.
+pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError> {
+    let path = ledger_path(args.ledger.as_deref());
+    let unreadable = |problem| LogError::Record { path: path.clone(), problem };
+    let since = args.since.as_deref().map(|text| parse_time(text, now)).transpose()?;
+    // Before reading, so that nothing is missed in between; what is seen twice is dropped.
+    let follower = args.follow.then(|| Follower::at_end(&path));
+    let mut newest = VecDeque::new();
+    for line in Reader::open(&path, since).map_err(unreadable)? {
+        let line = line.map_err(unreadable)?;
+        if !args.wants(&line, since) {
+            continue;
+        }
+        if newest.len() >= args.limit {
+            newest.pop_front();
+        }
+        if args.limit > 0 {
+            newest.push_back(line);
+        }
+    }
+    let mut shown = 0;
+    for line in newest {
+        if let Line::Record(record) = &line {
+            shown = shown.max(record.seq);
+        }
+        show(&line, args.format, out)?;
+    }
+    out.flush()?;
+    follower.map_or(Ok(()), |follower| follow(args, follower, shown, out))
+}
+
+fn follow(args: &Args, mut follower: Follower, shown: u64, out: &mut dyn Write) -> Result<(), LogError> {
+    loop {
+        let path = ledger_path(args.ledger.as_deref());
+        for line in follower.poll().map_err(|problem| LogError::Record { path, problem })? {
+            let again = matches!(&line, Line::Record(record) if record.seq <= shown);
+            if !again && args.wants(&line, None) {
+                show(&line, args.format, out)?;
+            }
+        }
+        out.flush()?;
+        std::thread::sleep(FOLLOW_EVERY);
+    }
+}
+
+impl Args {
+    fn wants(&self, line: &Line, since: Option<WallMs>) -> bool {
+        let Line::Record(record) = line else {
+            // A torn line may have been anything.
+            return self.class.is_none() && self.event.is_empty();
+        };
+        since.is_none_or(|since| record.time >= since)
+            && self.class.as_deref().is_none_or(|class| record.event.subject() == Some(class))
+            && (self.event.is_empty() || self.event.iter().any(|kind| kind == record.event.name()))
+    }
+}
+
+/// Where the record is, if nothing else is said.
+#[must_use]
+pub(crate) fn ledger_path(given: Option<&Path>) -> PathBuf {
+    given.map_or_else(|| Path::new(defaults::STATE_DIR).join("ledger"), Path::to_path_buf)
+}
+
+/// A length of time before `now`, or a time.
+pub(crate) fn parse_time(text: &str, now: WallMs) -> Result<WallMs, LogError> {
+    if let Ok(length) = humantime::parse_duration(text) {
+        let ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+        return Ok(WallMs(now.0.saturating_sub(ms)));
+    }
+    WallMs::parse_rfc3339(text).ok_or_else(|| LogError::Time { text: text.to_owned() })
+}
+
+fn show(line: &Line, format: Format, out: &mut dyn Write) -> io::Result<()> {
+    match (line, format) {
+        (Line::Record(record), Format::Table) => writeln!(out, "{}", row(record)),
+        (Line::Record(record), Format::Json) => {
+            serde_json::to_writer(&mut *out, record)?;
+            out.write_all(b"\n")
+        }
+        (Line::Unreadable { file, number, bytes, problem }, Format::Table) => {
+            let file = printable(&file.to_string_lossy());
+            let problem = printable(problem);
+            writeln!(out, "{file} line {number} ({bytes} bytes) cannot be read: {problem}")
+        }
+        (Line::Unreadable { file, number, bytes, problem }, Format::Json) => {
+            let unreadable = serde_json::json!({
+                "unreadable": { "file": file, "line": number, "bytes": bytes, "problem": problem }
+            });
+            writeln!(out, "{unreadable}")
+        }
+    }
+}
+
+/// `2026-01-31T23:00:00.123Z      42  adjustment     cut ...`
+#[must_use]
+pub(crate) fn row(record: &Record) -> String {
+    let sentence = printable(&record.event.sentence());
+    format!("{}  {:>7}  {:<13}  {sentence}", record.time.rfc3339(), record.seq, record.event.name())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::core::control::law::{Observation, Terms};
+    use crate::core::control::regulator::{Move, Regulator};
+    use crate::core::journal::{
+        Adjustment, Cause, Derivation, Event, LimitKind, LoopKind, Mode, Shed, SignalSeen,
+    };
+    use crate::core::limit::meter::Reason;
+    use crate::core::policy::{Bounds, Control, Law};
+    use crate::core::time::Time;
+    use crate::observe::ledger::{Entry, Options, Sync, Writer};
+    use std::fs;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    pub(crate) const START_MS: u64 = 1_700_000_000_000;
+
+    /// A ledger of this test's own, removed at its end.
+    pub(crate) struct TestLedger {
+        pub(crate) dir: PathBuf,
+        pub(crate) writer: Writer,
+    }
+
+    impl TestLedger {
+        pub(crate) fn new(name: &str) -> TestLedger {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let dir =
+                std::env::temp_dir().join(format!("rayguard-cli-{name}-{}-{number}", std::process::id()));
+            let _ = fs::remove_dir_all(&dir);
+            let options =
+                Options { dir: dir.clone(), file_bytes_max: 1 << 20, files_max: 4, sync: Sync::Never };
+            let (writer, problem) = Writer::open(options);
+            assert!(problem.is_none());
+            TestLedger { dir, writer }
+        }
+
+        pub(crate) fn write(&mut self, second: u64, event: Event) {
+            let time = WallMs(START_MS + second * 1_000);
+            self.writer.write(Entry { time, at: Time(second * 1_000_000_000), event });
+        }
+    }
+
+    impl Drop for TestLedger {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    /// A cut, or growth, of a class on the default law.
+    pub(crate) fn adjustment(class: &str, limit: f64, pressure: f64, second: u64) -> Adjustment {
+        let control = Control {
+            inner_period: Duration::from_millis(500),
+            outer_period: Duration::from_secs(5),
+            window: Duration::from_secs(10),
+            data_age: Duration::from_secs(5),
+            deadband: 0.05,
+            slew: 2.0,
+            cooldown: Duration::from_secs(10),
+        };
+        let bounds = Bounds { initial: 4.0, min: 1.0, max: 64.0 };
+        let mut regulator = Regulator::new(&Law::Pid { kp: 0.0, ki: None, kd: 0.0 }, bounds, &control);
+        let before = Box::new(regulator);
+        let observation = Observation {
+            now: Time(second * 1_000_000_000),
+            period: Duration::from_secs(5),
+            dead_time: Duration::from_secs(10),
+            pressure: Some(pressure),
+            binding: true,
+            demand: 100.0,
+            latency: None,
+        };
+        let step = regulator.step(limit, &observation);
+        let cause = Cause {
+            class: class.into(),
+            limit: LimitKind::InFlight,
+            r#loop: LoopKind::Inner,
+            mode: Mode::Enforce,
+            policy_version: 1,
+            signals: vec![SignalSeen {
+                name: "door_latency".into(),
+                value: pressure * 5.0,
+                target: 5.0,
+                pressure,
+                age_ms: 100,
+                source: "door".into(),
+                unit: "s".into(),
+            }],
+            apportioned: None,
+            derivation: Derivation::Law { before, observation },
+        };
+        Adjustment::new(cause, &step)
+    }
+
+    pub(crate) fn adjusted(class: &str, limit: f64, pressure: f64, second: u64) -> Event {
+        Event::Adjustment(Box::new(adjustment(class, limit, pressure, second)))
+    }
+
+    pub(crate) fn pinned(class: &str, old: f64, new: f64) -> Event {
+        let cause = Cause {
+            class: class.into(),
+            limit: LimitKind::InFlight,
+            r#loop: LoopKind::Outer,
+            mode: Mode::Manual,
+            policy_version: 1,
+            signals: Vec::new(),
+            apportioned: None,
+            derivation: Derivation::Given { why: "pinned by ops: load test".into() },
+        };
+        let step = Move { old, new, terms: Terms::NoInformation, guard: None };
+        Event::Adjustment(Box::new(Adjustment::new(cause, &step)))
+    }
+
+    pub(crate) fn shed(request: &str, class: &str) -> Event {
+        Event::Shed(Shed {
+            request: request.into(),
+            class: class.into(),
+            module: "StateHead".into(),
+            cause: Reason::ClassInFlight,
+            shadow: false,
+            party: "8f1c".into(),
+            retry_after_s: 4,
+            table: 17,
+            in_flight_limit: 2.0,
+            in_flight: 2,
+            rate_limit: None,
+            waited_ms: 1500,
+        })
+    }
+
+    fn args(ledger: &TestLedger) -> Args {
+        Args {
+            ledger: Some(ledger.dir.clone()),
+            since: None,
+            class: None,
+            event: Vec::new(),
+            limit: 100,
+            format: Format::Table,
+            follow: false,
+        }
+    }
+
+    fn output(args: &Args) -> String {
+        let mut out = Vec::new();
+        run(args, WallMs(START_MS + 3_600_000), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn sample() -> TestLedger {
+        let mut ledger = TestLedger::new("log");
+        ledger.write(0, adjusted("state-heavy", 4.0, 1.5, 0));
+        ledger.write(1_800, adjusted("job-list", 8.0, 0.5, 1_800));
+        ledger.write(3_000, shed("r-1", "state-heavy"));
+        ledger
+    }
+
+    #[test]
+    fn a_table_is_when_what_and_why() {
+        let ledger = sample();
+        let text = output(&args(&ledger));
+        let first = text.lines().next().unwrap();
+        assert_eq!(
+            first,
+            "2023-11-14T22:13:20.000Z        1  adjustment     cut state-heavy in_flight from 4 to 3.61: \
+             door latency 7.5 s is 1.5x its target 5 s; the limit was binding"
+        );
+        assert_eq!(text.lines().count(), 3);
+    }
+
+    #[test]
+    fn since_class_event_and_limit_narrow_it_down() {
+        let ledger = sample();
+        let count = |change: &dyn Fn(&mut Args)| {
+            let mut args = args(&ledger);
+            change(&mut args);
+            output(&args).lines().count()
+        };
+        assert_eq!(count(&|args| args.since = Some("45m".into())), 2);
+        assert_eq!(count(&|args| args.since = Some("2023-11-14T23:00:00Z".into())), 1);
+        assert_eq!(count(&|args| args.class = Some("state-heavy".into())), 2);
+        assert_eq!(count(&|args| args.event = vec!["shed".into()]), 1);
+        assert_eq!(count(&|args| args.limit = 1), 1);
+        assert_eq!(count(&|args| args.limit = 0), 0);
+    }
+
+    #[test]
+    fn json_is_the_records_own() {
+        let mut args = args(&sample());
+        let ledger = sample();
+        args.ledger = Some(ledger.dir.clone());
+        args.format = Format::Json;
+        let file = fs::read_to_string(ledger.dir.join("record.jsonl")).unwrap();
+        assert_eq!(output(&args), file);
+    }
+
+    #[test]
+    fn a_name_from_outside_cannot_steer_the_terminal() {
+        let mut ledger = TestLedger::new("injection");
+        ledger.write(0, shed("r\u{1b}[2J\n2023-11-14T22:13:20.000Z 9 stop all is well", "state-heavy"));
+        let text = output(&args(&ledger));
+        assert_eq!(text.lines().count(), 1, "{text:?}");
+        assert!(!text.contains('\u{1b}'));
+    }
+
+    #[test]
+    fn a_time_that_is_none_and_a_record_that_is_not_there_are_said() {
+        let ledger = sample();
+        let mut args = args(&ledger);
+        args.since = Some("yesterday".into());
+        let error = run(&args, WallMs(0), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().starts_with("\"yesterday\" is neither"), "{error}");
+        args.since = None;
+        args.ledger = Some(ledger.dir.join("nowhere"));
+        let error = run(&args, WallMs(0), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("name it with --ledger"), "{error}");
+    }
+}

@@ -1,1 +1,196 @@
-//! Not yet written.
+//! `rayguard replay`: does the record follow from its own inputs?
+//!
+//! Every adjustment holds the law and rails as they stood before, what they saw, and what they
+//! came to. This steps each of them once more and compares to the last bit: the new limit, the
+//! law's terms, the rail that held it back, and, where a module's need was divided, the
+//! pressure that this class was to see. The first difference ends it, with both values: either
+//! the record was changed, or the arithmetic was (another version, another machine).
+
+use super::log::LogError;
+use crate::core::journal::{Adjustment, Event, Record, printable};
+use crate::observe::ledger::{Line, Reader};
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+/// Derives every adjustment of a record again and compares.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// A ledger's directory, or one of its files.
+    #[arg(value_name = "LOG")]
+    pub log: PathBuf,
+}
+
+/// Why a record was not confirmed.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The record cannot be read.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// An adjustment does not follow from its inputs.
+    #[error("seq {seq} ({class}): {what} is {recorded} in the record, and {derived} derived again")]
+    Differs {
+        /// The record's number.
+        seq: u64,
+        /// The class or module.
+        class: String,
+        /// What differs.
+        what: &'static str,
+        /// As recorded.
+        recorded: String,
+        /// As derived.
+        derived: String,
+    },
+    /// The output is closed.
+    #[error("cannot write: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// What a replay came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    /// Adjustments derived again and found equal.
+    pub derived: u64,
+    /// Adjustments whose value was handed in: nothing to derive.
+    pub given: u64,
+    /// Other events.
+    pub others: u64,
+    /// Events lost, by the numbers that are missing.
+    pub missing: u64,
+    /// Lines that cannot be read.
+    pub unreadable: u64,
+}
+
+/// Carries out the command.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
+    let unreadable = |problem| LogError::Record { path: args.log.clone(), problem };
+    let mut tally = Tally::default();
+    let mut seq_last = None;
+    for line in Reader::open(&args.log, None).map_err(unreadable)? {
+        let Line::Record(record) = line.map_err(unreadable)? else {
+            tally.unreadable += 1;
+            continue;
+        };
+        if let Some(last) = seq_last {
+            tally.missing += record.seq.saturating_sub(last + 1);
+        }
+        seq_last = Some(record.seq);
+        tally.take(&record)?;
+    }
+    writeln!(
+        out,
+        "{} adjustments derived again, equal to the last bit; {} were handed in, {} other events; {} events are \
+         missing, {} lines cannot be read",
+        tally.derived, tally.given, tally.others, tally.missing, tally.unreadable
+    )?;
+    Ok(tally)
+}
+
+impl Tally {
+    fn take(&mut self, record: &Record) -> Result<(), ReplayError> {
+        let Event::Adjustment(adjustment) = &record.event else {
+            self.others += 1;
+            return Ok(());
+        };
+        if compare(record.seq, adjustment)? {
+            self.derived += 1;
+        } else {
+            self.given += 1;
+        }
+        Ok(())
+    }
+}
+
+/// `false`: there is nothing to derive.
+fn compare(seq: u64, adjustment: &Adjustment) -> Result<bool, ReplayError> {
+    let Some(again) = adjustment.derive() else { return Ok(false) };
+    let differs = |what, recorded: String, derived: String| {
+        Err(ReplayError::Differs { seq, class: printable(&adjustment.class), what, recorded, derived })
+    };
+    if again.step.new.to_bits() != adjustment.new.to_bits() {
+        return differs("the new limit", exact(adjustment.new), exact(again.step.new));
+    }
+    if again.step.terms != adjustment.terms {
+        return differs(
+            "the law's terms",
+            format!("{:?}", adjustment.terms),
+            format!("{:?}", again.step.terms),
+        );
+    }
+    if again.step.guard != adjustment.guard {
+        return differs("the guard", format!("{:?}", adjustment.guard), format!("{:?}", again.step.guard));
+    }
+    if let (Some(apportioned), Some(blame)) = (&adjustment.apportioned, again.blame) {
+        if blame.pressure.to_bits() != apportioned.seen.to_bits() {
+            return differs("the pressure apportioned", exact(apportioned.seen), exact(blame.pressure));
+        }
+        if blame.allotted.to_bits() != apportioned.allotted.to_bits() {
+            return differs("the work allotted", exact(apportioned.allotted), exact(blame.allotted));
+        }
+    }
+    Ok(true)
+}
+
+/// The shortest text that reads back as the same number, and its bits.
+fn exact(value: f64) -> String {
+    format!("{value:?} ({:#018x})", value.to_bits())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::log::tests::{TestLedger, adjusted, pinned, shed};
+    use std::fs;
+
+    fn sample(name: &str) -> TestLedger {
+        let mut ledger = TestLedger::new(name);
+        for second in 0..50 {
+            let pressure = 0.3 + (second % 7) as f64 / 3.0;
+            ledger.write(second, adjusted("state-heavy", 3.7 + second as f64 / 7.0, pressure, second));
+        }
+        ledger.write(50, pinned("state-heavy", 9.0, 4.0));
+        ledger.write(51, shed("r-1", "state-heavy"));
+        ledger
+    }
+
+    fn replay(ledger: &TestLedger) -> Result<Tally, ReplayError> {
+        run(&Args { log: ledger.dir.clone() }, &mut Vec::new())
+    }
+
+    #[test]
+    fn a_record_follows_from_its_own_inputs() {
+        let tally = replay(&sample("replay")).unwrap();
+        assert_eq!(tally, Tally { derived: 50, given: 1, others: 1, missing: 0, unreadable: 0 });
+    }
+
+    #[test]
+    fn the_least_change_of_a_number_is_found_and_both_values_are_told() {
+        let ledger = sample("replay-changed");
+        let path = ledger.dir.join("record.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let mut record: Record = serde_json::from_str(&lines[9]).unwrap();
+        let Event::Adjustment(adjustment) = &mut record.event else { panic!() };
+        let true_limit = adjustment.new;
+        adjustment.new = f64::from_bits(true_limit.to_bits() + 1);
+        lines[9] = serde_json::to_string(&record).unwrap();
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+
+        let error = replay(&ledger).unwrap_err();
+        let ReplayError::Differs { seq, recorded, derived, .. } = &error else { panic!("{error}") };
+        assert_eq!(*seq, 10);
+        assert_eq!(*derived, exact(true_limit));
+        assert_ne!(recorded, derived);
+    }
+
+    #[test]
+    fn what_is_missing_is_counted() {
+        let ledger = sample("replay-missing");
+        let path = ledger.dir.join("record.jsonl");
+        let text = fs::read_to_string(&path).unwrap();
+        let kept: Vec<&str> =
+            text.lines().enumerate().filter(|(i, _)| !(5..8).contains(i)).map(|(_, line)| line).collect();
+        fs::write(&path, kept.join("\n") + "\n{\"time\":\"torn").unwrap();
+        let tally = replay(&ledger).unwrap();
+        assert_eq!((tally.derived, tally.missing, tally.unreadable), (47, 3, 1));
+    }
+}

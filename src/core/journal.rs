@@ -17,6 +17,7 @@ use super::control::budget::Claim;
 use super::control::law::{Observation, Terms};
 use super::control::rails::Guard;
 use super::control::regulator::{Move, Regulator};
+use super::limit::meter::Reason;
 use super::policy::OnStale;
 use super::time::{Time, WallMs};
 use serde::{Deserialize, Serialize};
@@ -260,8 +261,8 @@ pub struct Shed {
     pub class: String,
     /// Its module.
     pub module: String,
-    /// The reason's label, as in the answer and in the metrics.
-    pub cause: String,
+    /// Why, as in the answer's `X-Rayguard-Reason` and in the metrics.
+    pub cause: Reason,
     /// Counted, but let through.
     pub shadow: bool,
     /// Keyed digest of who asked.
@@ -389,6 +390,34 @@ pub struct Gap {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn is_zero(value: &u64) -> bool {
     *value == 0
+}
+
+/// Which refused requests are written down one by one: so many per second, so that a flood
+/// of refusals does not become a flood of lines. All of them are counted in the summaries.
+#[derive(Clone, Copy, Debug)]
+pub struct ShedSampler {
+    per_second: u32,
+    second: u64,
+    taken: u32,
+}
+
+impl ShedSampler {
+    /// At most `per_second` a second.
+    #[must_use]
+    pub fn new(per_second: u32) -> ShedSampler {
+        ShedSampler { per_second, second: 0, taken: 0 }
+    }
+
+    /// Whether to write this one down.
+    pub fn take(&mut self, now: Time) -> bool {
+        let second = now.0 / 1_000_000_000;
+        if second != self.second {
+            (self.second, self.taken) = (second, 0);
+        }
+        let take = self.taken < self.per_second;
+        self.taken += u32::from(take);
+        take
+    }
 }
 
 /// What the engine knows of an adjustment before it is put into words.
@@ -697,6 +726,53 @@ impl Event {
 }
 
 impl Shed {
+    /// What the reason means, for whoever has to tell the caller.
+    #[must_use]
+    pub fn meaning(&self) -> &'static str {
+        match self.cause {
+            Reason::Blocked => "the route is blocked by policy, whatever the load; Ray keeps it for tests",
+            Reason::ClassRate => "the class had used up its rate; it comes back by itself as time passes",
+            Reason::ClassInFlight => {
+                "as many requests of the class were under way as it may have, and the queue was full"
+            }
+            Reason::ClassBacklog => "as much of the class's work was still to be begun as the head can bear",
+            Reason::ModuleInFlight => {
+                "as many requests were under way in the module as it can bear, all classes together"
+            }
+            Reason::PartyShare => "the caller asked for more than its share while others waited",
+            Reason::PartyRate => "the caller had used up the rate configured for one caller",
+            Reason::PartyInFlight => "the caller had as many requests under way as one caller may",
+            Reason::QueueTimeout => "it waited as long as a request of its class may, and no room came",
+            Reason::UpstreamDown => "the head did not answer; nothing is sent to it but probes",
+            Reason::ApiKey => "the class asks for an API key, and none that is known was shown",
+        }
+    }
+
+    /// What would let such a request pass.
+    #[must_use]
+    pub fn undo(&self) -> String {
+        let class = &self.class;
+        match self.cause {
+            Reason::Blocked => "set the class's treatment in the configuration, if you must".to_owned(),
+            Reason::ClassRate => format!("the caller waits; or raise `rate` of class {class}"),
+            Reason::ClassBacklog => {
+                format!("fewer requests of class {class} until the head has worked off what it has taken on")
+            }
+            Reason::ClassInFlight | Reason::QueueTimeout => {
+                format!("fewer requests, a faster head, or a higher `in_flight` or `queue` of class {class}")
+            }
+            Reason::ModuleInFlight => {
+                format!("less load on {}, or a higher `in_flight` of that module", self.module)
+            }
+            Reason::PartyShare => "the caller slows down; others need not do anything".to_owned(),
+            Reason::PartyRate | Reason::PartyInFlight => {
+                format!("the caller slows down; or raise `per_party` of class {class}")
+            }
+            Reason::UpstreamDown => "the head comes back".to_owned(),
+            Reason::ApiKey => "the caller shows a key that the configuration lists".to_owned(),
+        }
+    }
+
     /// Why the request was refused, as a sentence.
     #[must_use]
     pub fn sentence(&self) -> String {
@@ -713,7 +789,7 @@ impl Shed {
             self.request,
             self.class,
             self.module,
-            self.cause,
+            self.cause.label(),
             self.in_flight,
             number(self.in_flight_limit),
             self.retry_after_s
@@ -1045,6 +1121,15 @@ mod tests {
         assert!(!line.bytes().any(|byte| byte < b' '), "{line:?}");
         assert_eq!(printable(nasty), "a\\u{a}b\\u{1b}[31m\\u{202e}\\u{7f}");
         assert_eq!(printable("héllo %"), "héllo %");
+    }
+
+    #[test]
+    fn a_flood_of_refusals_is_sampled() {
+        let mut sampler = ShedSampler::new(3);
+        let taken = |sampler: &mut ShedSampler, second: u64| {
+            (0..1_000).filter(|i| sampler.take(Time(second * 1_000_000_000 + i))).count()
+        };
+        assert_eq!((taken(&mut sampler, 5), taken(&mut sampler, 5), taken(&mut sampler, 6)), (3, 0, 3));
     }
 
     #[test]

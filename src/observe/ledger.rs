@@ -300,15 +300,13 @@ impl Writer {
             self.gap = Some(gap);
             return false;
         }
-        match self.append(time, at, Event::Gap(gap.clone())) {
-            Ok(()) => true,
-            Err(_) => {
-                // The gap keeps the reason it has: the first is the one that matters.
-                self.gap = Some(gap);
-                self.fail(at);
-                false
-            }
+        let written = self.append(time, at, Event::Gap(gap.clone())).is_ok();
+        if !written {
+            // It keeps the reason it has: the first is the one that matters.
+            self.gap = Some(gap);
+            self.fail(at);
         }
+        written
     }
 
     fn append(&mut self, time: WallMs, at: Time, event: Event) -> io::Result<()> {
