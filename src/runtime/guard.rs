@@ -275,7 +275,7 @@ impl Guard {
             request: note.id.clone(),
             class: class.name.to_string(),
             module: policy.modules[class.module.index()].name.to_string(),
-            cause: note.shed.reason.label().to_owned(),
+            cause: note.shed.reason,
             shadow: false,
             party: format!("{:016x}", note.party),
             retry_after_s: note.shed.retry_after_s,
