@@ -1,1 +1,341 @@
-//! Not yet written.
+//! `rayguard demo`: the whole of it, without a Ray.
+//!
+//! Two emulated Ray heads of the same kind, driven by the simulator's plant as it was fitted to
+//! recorded overloads of a real one. The same load goes to both at the same time: to one
+//! directly, to the other through rayguard. It is calm, then somebody polls every task of the
+//! cluster while a script lists all jobs in a loop, then it is calm again. What the polite
+//! clients got is the whole point.
+
+use crate::cli::load::plan::Plan;
+use crate::cli::load::report::{Figures, Report};
+use crate::cli::load::{self, report::Sample};
+use crate::config::{Overrides, Settings};
+use crate::core::engine::view::View;
+use crate::core::journal::{Event, LimitKind};
+use crate::core::request::catalogue::Surface;
+use crate::emulator::{Emulator, EmulatorConfig, Running};
+use crate::observe::ledger::{self, Ledger, Writer};
+use crate::proxy::listen;
+use crate::proxy::upstream::Address;
+use crate::runtime::clock::Clock;
+use crate::runtime::guard::{Guard, Outlets};
+use crate::runtime::tasks::Tasks;
+use crate::runtime::watch;
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+/// The load, as `rayguard load` would read it from a file.
+const PLAN: &str = include_str!("demo.toml");
+
+/// Show what it does: two emulated heads under the same flood, one of them guarded.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct Args {
+    /// Print a line every two seconds instead of a live view.
+    #[arg(long)]
+    pub plain: bool,
+    /// Keep the adjustment log in this directory.
+    #[arg(long)]
+    pub keep: Option<std::path::PathBuf>,
+}
+
+/// Why the demo could not be shown.
+#[derive(Debug, thiserror::Error)]
+pub enum DemoError {
+    /// A port, a file, or the terminal.
+    #[error("the demo cannot run: {0}")]
+    System(#[from] std::io::Error),
+    /// The built-in plan or settings are wrong, which a test rules out.
+    #[error("the demo's own settings are wrong: {0}")]
+    Settings(String),
+}
+
+/// Carries out the command.
+pub fn run(args: &Args) -> Result<u8, DemoError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(show(args))
+}
+
+async fn show(args: &Args) -> Result<u8, DemoError> {
+    let plan: Plan = toml::from_str(PLAN).map_err(|error| DemoError::Settings(error.to_string()))?;
+    plan.check().map_err(|error| DemoError::Settings(error.to_string()))?;
+    let bare = Emulator::start(EmulatorConfig::default()).await?;
+    let head = Emulator::start(EmulatorConfig::default()).await?;
+    let dir = args
+        .keep
+        .clone()
+        .unwrap_or_else(|| std::env::temp_dir().join(format!("rayguard-demo-{}", std::process::id())));
+    let (guard, door) = start_guard(&head, &dir).await?;
+
+    let clock = guard.clock;
+    let screen = Screen { live: std::io::stdout().is_terminal() && !args.plain, clock, plan: plan.clone() };
+    screen.open()?;
+    let direct = spawn_load(&plan, bare.dashboard, &guard.tasks);
+    let guarded = spawn_load(&plan, door, &guard.tasks);
+    let start = clock.now();
+    let mut every =
+        tokio::time::interval(if screen.live { Duration::from_millis(500) } else { Duration::from_secs(2) });
+    tokio::pin!(direct);
+    tokio::pin!(guarded);
+    let (mut without, mut with) = (None, None);
+    while without.is_none() || with.is_none() {
+        tokio::select! {
+            samples = &mut direct, if without.is_none() => without = samples.ok(),
+            samples = &mut guarded, if with.is_none() => with = samples.ok(),
+            _ = every.tick() => {
+                let elapsed = clock.now().since(start).as_secs_f64();
+                screen.draw(elapsed, &guard, &bare, &head)?;
+            }
+        }
+    }
+    let without = Report::new(&plan, &without.unwrap_or_default());
+    let with = Report::new(&plan, &with.unwrap_or_default());
+    screen.close(&guard, &without, &with, args.keep.as_deref())?;
+    guard.tasks.close();
+    if args.keep.is_none() {
+        // The demo's own directory, made a minute ago; that it stays if it cannot go is no harm.
+        let _ = std::fs::remove_dir_all(&dir);
+    }
+    Ok(0)
+}
+
+/// The guard as `rayguard run` starts it, in front of an emulated head.
+async fn start_guard(head: &Running, dir: &std::path::Path) -> Result<(Arc<Guard>, SocketAddr), DemoError> {
+    let text = format!(
+        "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstate_dir = {:?}\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n[admin]\nlisten = \"off\"\n",
+        head.dashboard, dir, head.metrics, head.dashboard_metrics
+    );
+    let settings = crate::config::parse(&text, "the demo", &Overrides::default())
+        .map_err(|problems| DemoError::Settings(problems.to_string()))?;
+    let settings: Arc<Settings> = Arc::new(settings);
+    let tasks = Tasks::default();
+    let clock = Clock::start();
+    let (record, pump) = {
+        let options = ledger::Options {
+            dir: dir.join("ledger"),
+            file_bytes_max: settings.ledger.file_bytes_max,
+            files_max: settings.ledger.files_max,
+            sync: ledger::Sync::Never,
+        };
+        let (writer, problem) = Writer::open(options);
+        if let Some(problem) = problem {
+            return Err(problem.into());
+        }
+        ledger::ledger(writer, 4096)
+    };
+    std::thread::Builder::new().name("record".into()).spawn(move || pump.run())?;
+    let guard = new_guard(&settings, clock, &tasks, record);
+    let entrance = guard
+        .entrance(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
+        .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let door = listener.local_addr()?;
+    tasks.spawn(listen::serve(listener, Arc::clone(&guard.door), entrance, listen::Bounds::default()));
+    watch::start(&guard);
+    Ok((guard, door))
+}
+
+fn new_guard(settings: &Arc<Settings>, clock: Clock, tasks: &Tasks, record: Ledger) -> Arc<Guard> {
+    let (alerts, mut transitions) = mpsc::channel(64);
+    tasks.spawn_until_closed(async move { while transitions.recv().await.is_some() {} });
+    Guard::new(Arc::clone(settings), &[], [1, 2], clock, tasks.clone(), Outlets { record, alerts })
+}
+
+/// Sends the whole plan and hands its samples over at the end.
+fn spawn_load(plan: &Plan, target: SocketAddr, tasks: &Tasks) -> tokio::sync::oneshot::Receiver<Vec<Sample>> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let plan = plan.clone();
+    tasks.spawn(async move {
+        // Nobody may be waiting any more when the demo is interrupted.
+        let _ = sender.send(load::send(&plan, target).await);
+    });
+    receiver
+}
+
+/// What is shown while it runs.
+struct Screen {
+    live: bool,
+    clock: Clock,
+    plan: Plan,
+}
+
+impl Screen {
+    fn open(&self) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "rayguard demo: the same load on two emulated Ray heads, one bare, one guarded.")?;
+        writeln!(
+            out,
+            "Polite: operators poll job status, one lists actors. From second 8 to 24 somebody polls"
+        )?;
+        writeln!(out, "/api/v0/tasks 20 times a second and 32 scripts list all jobs in a loop.\n")?;
+        if self.live {
+            write!(out, "\x1b[?25l")?;
+        }
+        out.flush()
+    }
+
+    fn phase(elapsed: f64) -> &'static str {
+        match elapsed {
+            at if at < 8.0 => "calm",
+            at if at < 24.0 => "FLOOD",
+            _ => "calm again",
+        }
+    }
+
+    fn draw(&self, elapsed: f64, guard: &Guard, bare: &Running, head: &Running) -> std::io::Result<()> {
+        let view = guard.view();
+        let mut out = std::io::stdout().lock();
+        if self.live {
+            let text = self.page(elapsed, &view, guard, bare, head);
+            write!(out, "\x1b[s{text}\x1b[u")?;
+        } else {
+            writeln!(out, "{}", Self::line(elapsed, &view, bare, head))?;
+        }
+        out.flush()
+    }
+
+    fn line(elapsed: f64, view: &View, bare: &Running, head: &Running) -> String {
+        let class = |name: &str| view.classes.iter().find(|class| class.name == name);
+        let shed: f64 = view.classes.iter().map(|class| class.shed_per_s).sum();
+        let admitted: f64 = view.classes.iter().map(|class| class.admitted_per_s).sum();
+        let limit =
+            |name: &str| class(name).and_then(|class| class.limits.first()).map_or(0.0, |limit| limit.value);
+        format!(
+            "{elapsed:5.1} s  {:<10}  admitted {admitted:6.1}/s  shed {shed:5.1}/s  state-heavy limit {:4.1}  job-list limit {:4.1}  in StateHead: bare {:>4}, guarded {:>3}",
+            Self::phase(elapsed),
+            limit("state-heavy"),
+            limit("job-list"),
+            in_head(bare, "StateHead"),
+            in_head(head, "StateHead"),
+        )
+    }
+
+    fn page(&self, elapsed: f64, view: &View, guard: &Guard, bare: &Running, head: &Running) -> String {
+        let mut page = String::new();
+        let total = self.plan.duration_s;
+        // Writing to a String cannot fail.
+        let _ = writeln!(page, "\x1b[K{:>5.1} / {total:.0} s   {}", elapsed.min(total), Self::phase(elapsed));
+        let _ = writeln!(page, "\x1b[K");
+        let _ = writeln!(page, "\x1b[Krequests inside     bare head   guarded head");
+        for module in ["JobHead", "StateHead"] {
+            let _ = writeln!(
+                page,
+                "\x1b[K  {module:<14} {:>10} {:>14}",
+                in_head(bare, module),
+                in_head(head, module)
+            );
+        }
+        let _ = writeln!(page, "\x1b[K");
+        let _ = writeln!(page, "\x1b[Kpressure (1.0 = target)");
+        for signal in view.signals.iter().filter(|signal| signal.pressure.is_some()).take(4) {
+            let pressure = signal.pressure.unwrap_or(0.0);
+            let _ = writeln!(page, "\x1b[K  {:<20} {} {pressure:4.2}", signal.name, bar(pressure / 2.0, 20));
+        }
+        let _ = writeln!(page, "\x1b[K");
+        let _ =
+            writeln!(page, "\x1b[Kclass           limit  in flight  waiting  offered/s  admitted/s   shed/s");
+        for class in view.classes.iter().filter(|class| class.offered > 0 && class.treatment == "limited") {
+            let limit = class.limits.iter().find(|limit| limit.limit == LimitKind::InFlight);
+            let _ = writeln!(
+                page,
+                "\x1b[K  {:<13} {:>5.1} {:>10} {:>8} {:>10.1} {:>11.1} {:>8.1}",
+                class.name,
+                limit.map_or(0.0, |limit| limit.value),
+                class.in_flight,
+                class.waiting,
+                class.offered_per_s,
+                class.admitted_per_s,
+                class.shed_per_s
+            );
+        }
+        let _ = writeln!(page, "\x1b[K");
+        let _ = writeln!(page, "\x1b[Kwhy (latest first)");
+        for sentence in reasons(guard, 3) {
+            let _ = writeln!(page, "\x1b[K  {}", sentence.chars().take(110).collect::<String>());
+        }
+        let _ = write!(page, "\x1b[J");
+        page
+    }
+
+    fn close(
+        &self,
+        guard: &Guard,
+        without: &Report,
+        with: &Report,
+        kept: Option<&std::path::Path>,
+    ) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        if self.live {
+            write!(out, "\x1b[J\x1b[?25h")?;
+        }
+        writeln!(out, "\nPolite clients during the flood          answered in time        p99")?;
+        for stream in self.plan.streams.iter().filter(|stream| !stream.name.starts_with("flood")) {
+            for (label, report) in [("without", without), ("with rayguard", with)] {
+                let figures = report.windows.iter().find(|window| window.name == "flood");
+                let figures = figures.and_then(|window| window.streams.get(&stream.name));
+                writeln!(out, "  {:<22} {label:<14} {}", stream.name, outcome(figures))?;
+            }
+        }
+        writeln!(out, "\nWhat rayguard did, in its own words:")?;
+        let mut said = reasons(guard, 6);
+        said.reverse();
+        for sentence in said {
+            writeln!(out, "  {sentence}")?;
+        }
+        let shed: u64 = guard.view().classes.iter().map(|class| class.shed).sum();
+        writeln!(out, "\n{shed} requests were refused, each with a reason and a time to come back.")?;
+        if let Some(dir) = kept {
+            writeln!(out, "The adjustment log: {}", dir.join("ledger").join(ledger::FILE_NAME).display())?;
+        }
+        writeln!(out, "Elapsed: {:.0} s.", self.clock.now().as_secs_f64())?;
+        out.flush()
+    }
+}
+
+fn outcome(figures: Option<&Figures>) -> String {
+    figures.map_or_else(
+        || "nothing was sent".to_owned(),
+        |figures| {
+            let p99 = figures.p99_ms.map_or_else(|| "-".to_owned(), |p99| format!("{p99:.0} ms"));
+            format!("{:>14.1} % {p99:>12}", figures.in_time_share * 100.0)
+        },
+    )
+}
+
+fn in_head(head: &Running, module: &str) -> usize {
+    let (under_way, waiting) = head.module_in_flight(module);
+    under_way as usize + waiting
+}
+
+/// The latest reasons, newest first.
+fn reasons(guard: &Guard, count: usize) -> Vec<String> {
+    let entries = guard.recent(1000);
+    let said = entries.iter().rev().filter_map(|entry| match &entry.event {
+        Event::Adjustment(adjustment) => Some(adjustment.reason.clone()),
+        _ => None,
+    });
+    said.take(count).collect()
+}
+
+fn bar(share: f64, width: usize) -> String {
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=1")]
+    let filled = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
+    format!("{}{}", "#".repeat(filled), ".".repeat(width - filled))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_built_in_plan_is_sound_and_under_two_minutes() {
+        let plan: Plan = toml::from_str(PLAN).unwrap();
+        plan.check().unwrap();
+        assert!(plan.duration_s < 100.0);
+        assert!(plan.streams.iter().any(|stream| stream.name.starts_with("flood")));
+    }
+}

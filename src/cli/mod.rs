@@ -31,6 +31,8 @@ enum Command {
     Run(run::Args),
     /// Say everything that is wrong with a configuration, and how stable its loops are.
     Check(check::Args),
+    /// Show what it does: two emulated heads under the same flood, one of them guarded.
+    Demo(demo::Args),
     /// Send a bounded, Ray-shaped load and report what became of it.
     Load(load::Args),
 }
@@ -43,6 +45,7 @@ pub fn main() -> ExitCode {
     let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
         Command::Run(args) => run::run(args).map_err(Into::into),
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Demo(args) => demo::run(&args).map_err(Into::into),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
     };
     match outcome {

@@ -61,6 +61,12 @@ impl Engine {
         if !self.any_news(&ids, of.since) {
             return;
         }
+        if seen.counts.offered == of.counts.offered {
+            // Nobody asked: the pressure is not this class's doing, and a cut would only meet the
+            // next one who asks. A head may well be busy with what it is there for.
+            of.since = now;
+            return;
+        }
         let apportioned = self.apportion(class, &worst);
         let pressure = match &apportioned {
             Some(share) if share.seen > 1.0 => share.seen,
