@@ -1,1 +1,455 @@
-//! Not yet written.
+//! The API: what is, what was, and the wheel.
+//!
+//! Every answer is JSON of a type in [`schema`](crate::admin::schema), every refusal a
+//! [`Problem`] with its remedy. `/livez` asks whether the engine still steps, `/readyz` whether
+//! this process takes requests; neither asks whether Ray is well, or an ill head would have its
+//! guard restarted or taken out of service when it is needed most.
+
+use crate::admin::Desk;
+use crate::admin::access::Peer;
+use crate::admin::answer::{Answer, Problem, bytes, json, text};
+use crate::admin::page;
+use crate::admin::schema::{
+    AdjustmentRow, Adjustments, Done, DoorView, EventRow, Events, FreezeOrder, LimitRow, Limits, ModeOrder,
+    PinOrder, ShedMode, State, UnpinOrder,
+};
+use crate::core::engine::steer::{Order, Refusal};
+use crate::core::engine::view::{ClassView, LimitView, SignalView, View};
+use crate::core::journal::{Event, printable};
+use crate::core::limit::table::Mode;
+use crate::core::time::WallMs;
+use crate::observe::ledger::Entry;
+use crate::observe::metrics;
+use crate::runtime::guard::Guard;
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, Method, Request, StatusCode};
+use http_body::Body;
+use http_body_util::{BodyExt, Limited};
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is asked where. The OpenAPI description is held to this list by a test.
+pub const ROUTES: [(&str, &str); 18] = [
+    ("/", "GET"),
+    ("/livez", "GET"),
+    ("/readyz", "GET"),
+    ("/metrics", "GET"),
+    ("/openapi.json", "GET"),
+    ("/api/v1/state", "GET"),
+    ("/api/v1/limits", "GET"),
+    ("/api/v1/signals", "GET"),
+    ("/api/v1/alerts", "GET"),
+    ("/api/v1/adjustments", "GET"),
+    ("/api/v1/events", "GET"),
+    ("/api/v1/history", "GET"),
+    ("/api/v1/pin", "POST"),
+    ("/api/v1/unpin", "POST"),
+    ("/api/v1/freeze", "POST"),
+    ("/api/v1/unfreeze", "POST"),
+    ("/api/v1/mode", "POST"),
+    ("/api/v1/alerts/test", "POST"),
+];
+
+/// The largest body of an order.
+const ORDER_BYTES_MAX: usize = 16 * 1024;
+
+/// An order must have come within this.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest reason or name that goes into the record, in characters.
+const WORDS_MAX: usize = 500;
+
+/// An engine that has not stepped for so long is not alive.
+const STALLED: Duration = Duration::from_secs(10);
+
+/// The description of this API.
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// Answers one request.
+pub async fn answer<B>(desk: &Arc<Desk>, peer: Peer, request: Request<B>) -> Answer
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match route(desk, peer, request).await {
+        Ok(answer) => answer,
+        Err(problem) => problem.answer(),
+    }
+}
+
+async fn route<B>(desk: &Arc<Desk>, peer: Peer, request: Request<B>) -> Result<Answer, Problem>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    let Some((_, method)) = ROUTES.iter().find(|(known, _)| *known == path) else {
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "unknown_path",
+            format!("there is nothing at `{}`", printable(path)),
+            "GET /openapi.json lists what there is",
+        ));
+    };
+    if !is(&head.method, method) {
+        let mut problem = Problem::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "method",
+            format!("{path} does not take {}", head.method),
+            format!("use {method}"),
+        );
+        problem.allow = Some(if *method == "GET" { "GET, HEAD" } else { "POST" });
+        return Err(problem);
+    }
+    // The kubelet and load balancers send whatever Host they like; these two tell nothing.
+    if !matches!(path, "/livez" | "/readyz") {
+        desk.access.may_ask(&head.uri, &head.headers)?;
+    }
+    if *method == "POST" {
+        let who = desk.access.may_steer(peer, &head.headers)?;
+        let body = read(&head.headers, body).await?;
+        return steer(desk, path, &who, &body).await;
+    }
+    let query = Query::parse(head.uri.query().unwrap_or_default());
+    look(desk, path, &head.headers, &query)
+}
+
+fn is(method: &Method, expected: &str) -> bool {
+    method == expected || (expected == "GET" && method == Method::HEAD)
+}
+
+// === looking ===
+
+fn look(desk: &Desk, path: &str, headers: &HeaderMap, query: &Query) -> Result<Answer, Problem> {
+    let guard = &desk.guard;
+    match path {
+        "/api/v1/adjustments" => {
+            query.only(&["since", "class", "limit"])?;
+            return Ok(ok(&adjustments(guard, query)?));
+        }
+        "/api/v1/events" => {
+            query.only(&["since", "limit"])?;
+            let (since, count) = (query.since(guard.clock.wall())?, query.limit(200)?);
+            return Ok(ok(&Events { events: last(count, events(guard, since).map(EventRow::from)) }));
+        }
+        "/api/v1/history" => {
+            query.only(&["since", "class"])?;
+            let since = query.since(guard.clock.wall())?.map_or(0, |since| since.0);
+            return Ok(ok(&desk.history.columns(since, query.get("class"))));
+        }
+        _ => query.only(&[])?,
+    }
+    Ok(match path {
+        "/" => page::answer(),
+        "/livez" => alive(guard),
+        "/readyz" => ready(guard),
+        "/metrics" => exposition(guard, headers),
+        "/openapi.json" => bytes(StatusCode::OK, "application/json", OPENAPI),
+        "/api/v1/limits" => ok(&limits(&guard.view())),
+        "/api/v1/signals" => ok::<Vec<SignalView>>(&guard.view().signals),
+        "/api/v1/alerts" => ok(&guard.view().alerts),
+        _ => ok(&state(desk)),
+    })
+}
+
+fn ok<T: serde::Serialize>(value: &T) -> Answer {
+    json(StatusCode::OK, value)
+}
+
+fn alive(guard: &Guard) -> Answer {
+    let idle = guard.clock.now().since(guard.door_reading().1);
+    if idle > STALLED {
+        let body = format!("the loop has not stepped for {:.0} s\n", idle.as_secs_f64());
+        return text(StatusCode::SERVICE_UNAVAILABLE, &body);
+    }
+    text(StatusCode::OK, "alive\n")
+}
+
+fn ready(guard: &Guard) -> Answer {
+    if guard.tasks.closing() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "winding up\n");
+    }
+    text(StatusCode::OK, "ready\n")
+}
+
+fn exposition(guard: &Guard, headers: &HeaderMap) -> Answer {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let page = metrics::page(guard, metrics::Format::accepted(accept));
+    bytes(StatusCode::OK, page.kind, page.body)
+}
+
+fn state(desk: &Desk) -> State {
+    let guard = &desk.guard;
+    let doors = guard.settings.listeners.iter().map(|listener| DoorView {
+        kind: crate::proxy::handle::surface_name(listener.surface).to_owned(),
+        listen: listener.address.to_string(),
+        upstream: listener.upstream.url(),
+    });
+    State {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        config: guard.settings.version.to_string(),
+        time: guard.clock.wall(),
+        uptime_s: guard.clock.now().as_secs_f64(),
+        token_required: desk.access.takes_token(),
+        doors: doors.collect(),
+        view: guard.view(),
+    }
+}
+
+/// The limits of a view, class by class.
+#[must_use]
+pub fn limits(view: &View) -> Limits {
+    let row = |class: &ClassView, limit: &LimitView| LimitRow {
+        class: class.name.clone(),
+        module: class.module.clone(),
+        mode: class.mode.clone(),
+        limit: limit.limit,
+        value: limit.value,
+        min: limit.min,
+        initial: limit.initial,
+        max: limit.max,
+        binding: limit.binding,
+        pinned: limit.pinned,
+        oscillation: limit.oscillation,
+    };
+    Limits {
+        table: view.table,
+        frozen: view.frozen,
+        limits: view
+            .classes
+            .iter()
+            .flat_map(|class| class.limits.iter().map(move |limit| row(class, limit)))
+            .collect(),
+        modules: view.modules.clone(),
+        pins: view.pins.clone(),
+    }
+}
+
+fn events(guard: &Guard, since: Option<WallMs>) -> impl Iterator<Item = Entry> {
+    guard.recent(usize::MAX).into_iter().filter(move |entry| since.is_none_or(|since| entry.time > since))
+}
+
+fn adjustments(guard: &Guard, query: &Query) -> Result<Adjustments, Problem> {
+    let (since, count) = (query.since(guard.clock.wall())?, query.limit(100)?);
+    let class = query.get("class");
+    let rows = events(guard, since).filter_map(|entry| match entry.event {
+        Event::Adjustment(adjustment) if class.is_none_or(|class| class == adjustment.class) => {
+            Some(AdjustmentRow::new(entry.time, &adjustment))
+        }
+        _ => None,
+    });
+    Ok(Adjustments {
+        adjustments: last(count, rows),
+        since: guard.recent(usize::MAX).first().map(|entry| entry.time),
+    })
+}
+
+fn last<T>(count: usize, rows: impl Iterator<Item = T>) -> Vec<T> {
+    let mut rows: Vec<T> = rows.collect();
+    rows.split_off(rows.len().saturating_sub(count))
+}
+
+/// The part after the question mark.
+struct Query(Vec<(String, String)>);
+
+impl Query {
+    fn parse(text: &str) -> Query {
+        Query(url::form_urlencoded::parse(text.as_bytes()).into_owned().collect())
+    }
+
+    fn only(&self, known: &[&str]) -> Result<(), Problem> {
+        let Some((name, _)) = self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) else {
+            return Ok(());
+        };
+        let remedy = if known.is_empty() {
+            "it takes none".to_owned()
+        } else {
+            format!("it takes {}", known.join(", "))
+        };
+        Err(bad("query", format!("there is no parameter `{}` here", printable(name)), remedy))
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// A wall time, a length of time before now, or milliseconds since the epoch.
+    fn since(&self, now: WallMs) -> Result<Option<WallMs>, Problem> {
+        let Some(text) = self.get("since") else { return Ok(None) };
+        let at = WallMs::parse_rfc3339(text)
+            .or_else(|| text.parse().ok().map(WallMs))
+            .or_else(|| {
+                let length = humantime::parse_duration(text).ok()?;
+                Some(WallMs(now.0.saturating_sub(u64::try_from(length.as_millis()).ok()?)))
+            })
+            .ok_or_else(|| {
+                bad(
+                    "query",
+                    format!("`{}` is no point in time", printable(text)),
+                    "write since=15m, since=2026-01-31T23:59:59Z or milliseconds since 1970",
+                )
+            })?;
+        Ok(Some(at))
+    }
+
+    fn limit(&self, default: usize) -> Result<usize, Problem> {
+        let Some(text) = self.get("limit") else { return Ok(default) };
+        text.parse().ok().filter(|count| (1..=1000).contains(count)).ok_or_else(|| {
+            bad("query", format!("`{}` is no count", printable(text)), "write limit=1 to limit=1000")
+        })
+    }
+}
+
+fn bad(code: &'static str, message: impl Into<String>, remedy: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, code, message, remedy)
+}
+
+// === steering ===
+
+async fn read<B>(headers: &HeaderMap, body: B) -> Result<Bytes, Problem>
+where
+    B: Body<Data = Bytes>,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let essence = kind.split(';').next().unwrap_or_default().trim();
+    if !essence.eq_ignore_ascii_case("application/json") {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content_type",
+            format!("an order is JSON, not `{}`", printable(kind)),
+            "send `Content-Type: application/json`",
+        ));
+    }
+    let whole = Limited::new(body, ORDER_BYTES_MAX).collect();
+    match tokio::time::timeout(ORDER_TIMEOUT, whole).await {
+        Ok(Ok(whole)) => Ok(whole.to_bytes()),
+        Ok(Err(_)) => Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body",
+            format!("the order broke off or is larger than {ORDER_BYTES_MAX} bytes"),
+            "send the order alone",
+        )),
+        Err(_) => Err(Problem::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "body",
+            format!("the order did not come within {} s", ORDER_TIMEOUT.as_secs()),
+            "send it again",
+        )),
+    }
+}
+
+async fn steer(desk: &Desk, path: &str, who: &str, body: &[u8]) -> Result<Answer, Problem> {
+    let guard = &desk.guard;
+    let (order, given_who, why, done) = match path {
+        "/api/v1/pin" => pin(parse(body)?)?,
+        "/api/v1/unpin" => unpin(parse(body)?),
+        "/api/v1/freeze" => freeze(parse(body)?, true),
+        "/api/v1/unfreeze" => freeze(parse(body)?, false),
+        "/api/v1/mode" => mode(parse(body)?),
+        _ => return test_alerts(desk).await,
+    };
+    let who = if given_who.is_empty() { who.to_owned() } else { format!("{given_who} ({who})") };
+    guard.order(&order, &words("who", &who)?, &words("why", &why)?).map_err(|refusal| refused(&refusal))?;
+    tracing::info!(who = %printable(&who), why = %printable(&why), "{done}");
+    Ok(ok(&Done { done, table: guard.door.table.load().version }))
+}
+
+type Asked = (Order, String, String, String);
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    // By way of a map: an order is an object, where serde would take an array of its fields too.
+    serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body)
+        .and_then(|map| T::deserialize(serde_json::Value::Object(map)))
+        .map_err(|error| {
+            bad("order", format!("the order cannot be read: {error}"), "GET /openapi.json shows its form")
+        })
+}
+
+fn pin(order: PinOrder) -> Result<Asked, Problem> {
+    let length = humantime::parse_duration(&order.r#for)
+        .ok()
+        .filter(|length| *length >= Duration::from_secs(1))
+        .ok_or_else(|| {
+            bad(
+                "order",
+                format!("`{}` is no length of time of a second or more", printable(&order.r#for)),
+                "write 30m, 1h or 2d",
+            )
+        })?;
+    if order.why.trim().is_empty() {
+        return Err(bad("order", "a pin has a reason", "say in `why` what the next on call should know"));
+    }
+    let done = format!(
+        "{} {} is pinned at {} for {}",
+        order.class,
+        order.limit.label(),
+        order.value,
+        humantime::format_duration(length)
+    );
+    let pin = Order::Pin { class: order.class, limit: order.limit, value: order.value, length };
+    Ok((pin, order.who, order.why, done))
+}
+
+fn unpin(order: UnpinOrder) -> Asked {
+    let done = format!("{} {} moves again", order.class, order.limit.label());
+    (Order::Unpin { class: order.class, limit: order.limit }, order.who, order.why, done)
+}
+
+fn freeze(order: FreezeOrder, frozen: bool) -> Asked {
+    let done = if frozen { "all limits are held where they are" } else { "limits move again" };
+    (Order::Freeze(frozen), order.who, order.why, done.to_owned())
+}
+
+fn mode(order: ModeOrder) -> Asked {
+    let subject = order.class.as_deref().unwrap_or("every class").to_owned();
+    let (mode, done) = match order.mode {
+        ShedMode::Enforce => (Mode::Enforce, format!("{subject} sheds what its limits do not bear")),
+        ShedMode::Shadow => {
+            (Mode::Shadow, format!("{subject} lets everything through and counts what it would have shed"))
+        }
+    };
+    (Order::Mode { class: order.class, mode }, order.who, order.why, done)
+}
+
+/// What goes into the record: short, and without anything that could forge a line.
+fn words(name: &str, text: &str) -> Result<String, Problem> {
+    if text.chars().count() > WORDS_MAX {
+        return Err(bad(
+            "order",
+            format!("`{name}` is longer than {WORDS_MAX} characters"),
+            "say it shorter, and link to the rest",
+        ));
+    }
+    Ok(printable(text.trim()))
+}
+
+fn refused(refusal: &Refusal) -> Problem {
+    let (status, code, remedy) = match refusal {
+        Refusal::UnknownClass { .. } => {
+            (StatusCode::NOT_FOUND, "unknown_class", "GET /api/v1/limits lists the classes")
+        }
+        Refusal::NoSuchLimit { .. } => {
+            (StatusCode::NOT_FOUND, "no_such_limit", "GET /api/v1/limits lists what each class has")
+        }
+        Refusal::OutOfBounds { .. } => {
+            (StatusCode::UNPROCESSABLE_ENTITY, "out_of_bounds", "choose a value within the bounds")
+        }
+        Refusal::NotPinned { .. } => (StatusCode::CONFLICT, "not_pinned", "nothing is to be done"),
+    };
+    Problem::new(status, code, refusal.to_string(), remedy)
+}
+
+async fn test_alerts(desk: &Desk) -> Result<Answer, Problem> {
+    let _ = desk;
+    std::future::ready(Err(Problem::new(
+        StatusCode::CONFLICT,
+        "no_receivers",
+        "no receiver of alerts is configured",
+        "add [[alerts.notify]] to the configuration",
+    )))
+    .await
+}

@@ -1,3 +1,40 @@
 //! The operator's listener: health, metrics, the JSON API and the page.
+//!
+//! It stands apart from the door, on an address of its own (loopback unless told otherwise),
+//! and never on a proxied port: what steers the gate must not be reachable by whoever comes
+//! through it. Reading needs no token; what changes anything needs the configured one, or,
+//! where none is configured, a caller on this machine ([`access`]). A flood at the door does
+//! not reach it: it has its own bound on connections, and asks the engine's mutex a few times a
+//! second at most.
+
+pub mod access;
+pub mod answer;
 pub mod api;
+pub mod history;
+pub mod listen;
 pub mod page;
+pub mod schema;
+
+use crate::runtime::guard::Guard;
+use access::Access;
+use history::History;
+use std::sync::Arc;
+
+/// What every answer is made from.
+#[derive(Debug)]
+pub struct Desk {
+    /// Door and engine.
+    pub guard: Arc<Guard>,
+    /// Who may ask, and who may steer.
+    pub access: Access,
+    /// The last quarter of an hour.
+    pub history: History,
+}
+
+/// Serves until the guard's tasks close.
+pub fn start(guard: &Arc<Guard>, listener: listen::Listener, access: Access) {
+    let desk =
+        Arc::new(Desk { guard: Arc::clone(guard), access, history: History::new(&guard.settings.policy) });
+    guard.tasks.spawn_until_closed(history::record(Arc::clone(&desk)));
+    guard.tasks.spawn(listen::serve(listener, desk));
+}

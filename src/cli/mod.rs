@@ -10,6 +10,7 @@ pub mod log;
 pub mod record;
 pub mod replay;
 pub mod run;
+pub mod secret;
 pub mod simulate;
 pub mod status;
 pub mod tune;

@@ -1,5 +1,7 @@
 //! `rayguard run`: guard a Ray head.
 
+use crate::admin;
+use crate::cli::secret::{self, SecretError};
 use crate::config::settings::Address as Bind;
 use crate::config::{self, Overrides, Settings};
 use crate::core::engine::LastGood;
@@ -56,6 +58,16 @@ pub enum RunError {
         /// What the OS says.
         source: std::io::Error,
     },
+    /// The admin listener's address is taken or not ours.
+    #[error(
+        "cannot listen on {address} for the operator: {source}; free the port, or set `admin.listen` to another or to \"off\""
+    )]
+    Admin {
+        /// The address.
+        address: String,
+        /// What the OS says.
+        source: std::io::Error,
+    },
     /// A route cannot work.
     #[error("{}", faults.iter().map(|fault| fault.problem.to_string()).collect::<Vec<_>>().join("\n"))]
     Routes {
@@ -72,6 +84,9 @@ pub enum RunError {
         /// What happened.
         problem: String,
     },
+    /// A secret that the configuration names is not there.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The OS refuses something we cannot do without.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -114,6 +129,7 @@ async fn guard(settings: Arc<Settings>) -> Result<u8, RunError> {
     crate::observe::notify::start(&guard, transitions);
     guard.note_start(&run);
     let listeners = bind(&settings).await?;
+    let admin = bind_admin(&settings).await?;
     for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
         let entrance = guard
             .entrance(spec.surface, Address::Tcp(spec.upstream.authority()))
@@ -125,6 +141,10 @@ async fn guard(settings: Arc<Settings>) -> Result<u8, RunError> {
             "listening"
         );
         tasks.spawn(listen::serve(listener, Arc::clone(&guard.door), entrance, bounds(&settings)));
+    }
+    if let Some((listener, access)) = admin {
+        tracing::info!(address = %listener.address(), "state, metrics and steering");
+        admin::start(&guard, listener, access);
     }
     crate::runtime::watch::start(&guard);
     state.keep(&guard);
@@ -186,6 +206,18 @@ async fn bind(settings: &Settings) -> Result<Vec<TcpListener>, RunError> {
         listeners.push(listener);
     }
     Ok(listeners)
+}
+
+/// The operator's listener, and who may steer through it.
+async fn bind_admin(
+    settings: &Settings,
+) -> Result<Option<(admin::listen::Listener, admin::access::Access)>, RunError> {
+    let Some(spec) = &settings.admin else { return Ok(None) };
+    let token = spec.token.as_ref().map(|token| secret::read(token, "admin token")).transpose()?;
+    let listener = admin::listen::Listener::bind(&spec.listen)
+        .await
+        .map_err(|source| RunError::Admin { address: spec.listen.to_string(), source })?;
+    Ok(Some((listener, admin::access::Access::new(token.as_deref(), spec.hosts.clone()))))
 }
 
 fn bounds(settings: &Settings) -> listen::Bounds {

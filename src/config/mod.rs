@@ -112,6 +112,4 @@ fn version(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod deploy_tests;
-#[cfg(test)]
 mod tests;

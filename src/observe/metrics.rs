@@ -1,1 +1,425 @@
-//! Not yet written.
+//! Our own metrics, as Prometheus reads them.
+//!
+//! A page is made anew for each scrape from what door and engine have counted anyway; nothing
+//! is counted twice and no global registry exists. Labels are classes, modules, limits,
+//! signals, rules and reasons: as many series as the policy has of these, never one for
+//! whoever asks. Series stand from the first scrape on, at zero, so that a rate over the first
+//! refusal is not lost.
+//!
+//! Both formats are spoken, as the scraper asks: OpenMetrics, and the older text format, in
+//! which a counter's family carries the `_total` of its samples.
+
+use crate::core::alert::Alert;
+use crate::core::engine::DoorReading;
+use crate::core::engine::view::{ClassView, View};
+use crate::core::journal::{Event, LimitKind, SignalHealth};
+use crate::core::limit::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
+use crate::runtime::guard::Guard;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::Registry;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// The first bucket shown is the one up to 1.024 ms; from there one an octave, up to 67 s.
+const FIRST_BUCKET: usize = 16;
+const LAST_BUCKET: usize = 80;
+const BUCKETS_AN_OCTAVE: usize = 4;
+
+/// How a page is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Format {
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+    /// Prometheus' text format 0.0.4.
+    Text,
+}
+
+/// A page for a scraper.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Page {
+    /// Its content type.
+    pub kind: &'static str,
+    /// The text.
+    pub body: String,
+}
+
+/// Which way a limit went.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Direction {
+    /// It was raised.
+    Up,
+    /// It was cut.
+    Down,
+}
+
+/// What is counted as events pass by.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tally {
+    adjustments: BTreeMap<(String, &'static str, Direction), u64>,
+}
+
+impl Tally {
+    /// Takes an event in. Adjustments that a rail held back moved nothing and do not count.
+    pub fn take(&mut self, event: &Event) {
+        let Event::Adjustment(adjustment) = event else { return };
+        let direction = match adjustment.new.total_cmp(&adjustment.old) {
+            std::cmp::Ordering::Greater => Direction::Up,
+            std::cmp::Ordering::Less => Direction::Down,
+            std::cmp::Ordering::Equal => return,
+        };
+        let key = (adjustment.class.clone(), adjustment.limit.label(), direction);
+        *self.adjustments.entry(key).or_default() += 1;
+    }
+
+    fn adjustments(&self, class: &str, limit: LimitKind, direction: Direction) -> u64 {
+        self.adjustments.get(&(class.to_owned(), limit.label(), direction)).copied().unwrap_or(0)
+    }
+}
+
+impl Format {
+    /// What a scraper's `Accept` asks for.
+    #[must_use]
+    pub fn accepted(accept: &str) -> Format {
+        if accept.contains("application/openmetrics-text") { Format::OpenMetrics } else { Format::Text }
+    }
+}
+
+/// The page of this moment.
+#[must_use]
+pub fn page(guard: &Guard, format: Format) -> Page {
+    let now = Moment {
+        view: guard.view(),
+        door: guard.door_reading().0,
+        tally: guard.tally(),
+        events_lost: guard.events_lost(),
+        started_s: guard.clock.wall().0 as f64 / 1e3 - guard.clock.now().as_secs_f64(),
+    };
+    now.page(format)
+}
+
+/// All that a page is made from.
+#[derive(Debug)]
+struct Moment {
+    view: View,
+    door: DoorReading,
+    tally: Tally,
+    events_lost: u64,
+    started_s: f64,
+}
+
+impl Moment {
+    fn page(self, format: Format) -> Page {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(self));
+        let mut body = String::with_capacity(64 * 1024);
+        // Writing to a String cannot fail.
+        let _ = text::encode(&mut body, &registry);
+        match format {
+            Format::OpenMetrics => {
+                Page { kind: "application/openmetrics-text; version=1.0.0; charset=utf-8", body }
+            }
+            Format::Text => Page { kind: "text/plain; version=0.0.4; charset=utf-8", body: as_text(&body) },
+        }
+    }
+
+    fn classes(&self) -> impl Iterator<Item = (&ClassView, &Counts)> {
+        self.view.classes.iter().zip(self.door.iter().map(|reading| &reading.counts))
+    }
+}
+
+/// A name, its help, its samples with their labels.
+struct Writer<'a>(DescriptorEncoder<'a>);
+
+type Label<'a> = (&'static str, &'a str);
+
+impl Writer<'_> {
+    fn gauges<'v, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([Label<'v>; N], f64)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (labels, value) in samples {
+            if N == 0 {
+                family.encode_gauge(&value)?;
+            } else {
+                family.encode_family(&labels)?.encode_gauge(&value)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counters<'v, const N: usize, V: EncodeCounterValue>(
+        &mut self,
+        name: &str,
+        help: &str,
+        samples: impl IntoIterator<Item = ([Label<'v>; N], V)>,
+    ) -> fmt::Result {
+        let mut family = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (labels, value) in samples {
+            if N == 0 {
+                family.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            } else {
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Collector for Moment {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut writer = Writer(encoder);
+        self.requests(&mut writer)?;
+        self.limits(&mut writer)?;
+        self.signals(&mut writer)?;
+        self.house(&mut writer)
+    }
+}
+
+impl Moment {
+    fn requests(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let requests = self.classes().flat_map(|(class, counts)| {
+            let row = move |verdict, reason, count| {
+                ([("class", class.name.as_str()), ("verdict", verdict), ("reason", reason)], count)
+            };
+            let sheds = Reason::ALL
+                .iter()
+                .map(move |reason| row("shed", reason.label(), counts.shed[*reason as usize]));
+            [row("admitted", "", counts.admitted), row("left", "", counts.left)].into_iter().chain(sheds)
+        });
+        writer.counters(
+            "rayguard_requests",
+            "Requests by what was decided: admitted, left (the client went while it waited) or shed, and why",
+            requests,
+        )?;
+        writer.counters(
+            "rayguard_shadow_sheds",
+            "Requests let through that would have been shed, were the class not in shadow mode",
+            self.classes().map(|(class, counts)| ([("class", class.name.as_str())], counts.shadow_shed)),
+        )?;
+        let answers = self.classes().flat_map(|(class, counts)| {
+            [("served", counts.served), ("failed", counts.failed), ("abandoned", counts.abandoned)]
+                .map(|(outcome, count)| ([("class", class.name.as_str()), ("outcome", outcome)], count))
+        });
+        writer.counters(
+            "rayguard_answers",
+            "Admitted requests that ended: served (below 500), failed, or abandoned by their client",
+            answers,
+        )?;
+        self.durations(writer)?;
+        writer.counters(
+            "rayguard_queue_wait_seconds",
+            "Time that admitted requests have waited for room",
+            self.classes()
+                .map(|(class, counts)| ([("class", class.name.as_str())], counts.wait_us as f64 / 1e6)),
+        )?;
+        writer.counters(
+            "rayguard_queued_requests",
+            "Requests that had to wait for room",
+            self.classes().map(|(class, counts)| ([("class", class.name.as_str())], counts.queued)),
+        )?;
+        writer.gauges(
+            "rayguard_in_flight",
+            "Requests under way at the head, those whose client has left included",
+            self.view
+                .classes
+                .iter()
+                .map(|class| ([("class", class.name.as_str())], f64::from(class.in_flight))),
+        )?;
+        writer.gauges(
+            "rayguard_waiting",
+            "Requests waiting for room",
+            self.view
+                .classes
+                .iter()
+                .map(|class| ([("class", class.name.as_str())], f64::from(class.waiting))),
+        )
+    }
+
+    fn durations(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let mut family = writer.0.encode_descriptor(
+            "rayguard_request_duration_seconds",
+            "Time from admission to the end of the head's answer",
+            None,
+            MetricType::Histogram,
+        )?;
+        for (class, counts) in self.classes() {
+            let buckets = coarsen(&counts.buckets);
+            let count = buckets.iter().map(|(_, count)| count).sum();
+            family.encode_family(&[("class", class.name.as_str())])?.encode_histogram::<NoLabelSet>(
+                counts.latency_us as f64 / 1e6,
+                count,
+                &buckets,
+                None,
+            )?;
+        }
+        Ok(())
+    }
+
+    fn limits(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let limits = || {
+            self.view.classes.iter().flat_map(|class| {
+                class.limits.iter().map(move |limit| {
+                    ([("class", class.name.as_str()), ("limit", limit.limit.label())], limit)
+                })
+            })
+        };
+        let mut gauges = |name, help, value: fn(&crate::core::engine::view::LimitView) -> f64| {
+            writer.gauges(name, help, limits().map(|(labels, limit)| (labels, value(limit))))
+        };
+        gauges(
+            "rayguard_limit",
+            "Limits in force: requests under way (in_flight) or per second (rate)",
+            |l| l.value,
+        )?;
+        gauges("rayguard_limit_min", "The bound below which the loop does not cut", |l| l.min)?;
+        gauges("rayguard_limit_max", "The bound above which the loop does not raise", |l| l.max)?;
+        gauges("rayguard_limit_binding", "1 while the limit holds requests back", |l| flag(l.binding))?;
+        gauges("rayguard_limit_pinned", "1 while the limit is pinned by hand", |l| flag(l.pinned))?;
+        gauges(
+            "rayguard_oscillation_index",
+            "0 (the limit is steady or going somewhere) to 1 (it swings for nothing)",
+            |l| l.oscillation,
+        )?;
+        let adjustments = limits().flat_map(|([(_, class), (_, limit)], view)| {
+            [("up", Direction::Up), ("down", Direction::Down)].map(|(label, direction)| {
+                (
+                    [("class", class), ("limit", limit), ("direction", label)],
+                    self.tally.adjustments(class, view.limit, direction),
+                )
+            })
+        });
+        writer.counters("rayguard_adjustments", "Changes of limits by the loop", adjustments)?;
+        writer.gauges(
+            "rayguard_module_in_flight",
+            "Requests under way in one of Ray's processes",
+            self.view.modules.iter().map(|m| ([("module", m.name.as_str())], f64::from(m.in_flight))),
+        )?;
+        writer.gauges(
+            "rayguard_module_limit",
+            "How many unary requests may be under way in one of Ray's processes",
+            self.view.modules.iter().map(|m| ([("module", m.name.as_str())], m.limit)),
+        )?;
+        writer.gauges(
+            "rayguard_shadow",
+            "1 while the class lets everything through and only counts",
+            self.view.classes.iter().map(|c| ([("class", c.name.as_str())], flag(c.mode == "shadow"))),
+        )?;
+        writer.gauges(
+            "rayguard_frozen",
+            "1 while all limits are held by hand",
+            [([], flag(self.view.frozen))],
+        )
+    }
+
+    fn signals(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let told =
+            self.view.classes.iter().filter_map(|c| Some(([("class", c.name.as_str())], c.slo_pressure?)));
+        writer.gauges(
+            "rayguard_slo_pressure",
+            "Latency at the door over the objective, when last told",
+            told,
+        )?;
+        let signals = || self.view.signals.iter().map(|signal| ([("signal", signal.name.as_str())], signal));
+        writer.gauges(
+            "rayguard_signal_value",
+            "Ray's readings, each in its own unit",
+            signals().filter_map(|(labels, signal)| Some((labels, signal.value?))),
+        )?;
+        writer.gauges(
+            "rayguard_signal_target",
+            "What each reading is held against, in its own unit",
+            signals().map(|(labels, signal)| (labels, signal.target)),
+        )?;
+        writer.gauges(
+            "rayguard_signal_pressure",
+            "Reading over target",
+            signals().filter_map(|(labels, signal)| Some((labels, signal.pressure?))),
+        )?;
+        writer.gauges(
+            "rayguard_signal_age_seconds",
+            "Age of the last reading",
+            signals().filter_map(|(labels, signal)| Some((labels, signal.age_s?))),
+        )?;
+        writer.gauges(
+            "rayguard_signal_up",
+            "1 while fresh readings arrive",
+            signals().map(|(labels, signal)| (labels, flag(signal.health == SignalHealth::Fresh))),
+        )
+    }
+
+    fn house(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let firing = |alert| self.view.alerts.iter().filter(|firing| firing.alert == alert).count();
+        writer.gauges(
+            "rayguard_alerts_firing",
+            "Alerts that fire now, by rule",
+            Alert::ALL.into_iter().map(|alert| ([("alert", alert.label())], firing(alert) as f64)),
+        )?;
+        writer.gauges(
+            "rayguard_upstream_up",
+            "1 while the head answers",
+            [([], flag(self.view.upstream_problem.is_none()))],
+        )?;
+        writer.gauges(
+            "rayguard_config_last_reload_successful",
+            "1 while the configuration on disk is the one in force",
+            [([], flag(self.view.config_problem.is_none()))],
+        )?;
+        writer.counters(
+            "rayguard_record_lost",
+            "Events that are missing from the record",
+            [([], self.events_lost)],
+        )?;
+        writer.gauges(
+            "rayguard_start_time_seconds",
+            "When the process began, in seconds since the Unix epoch",
+            [([], self.started_s)],
+        )?;
+        writer.gauges(
+            "rayguard_build_info",
+            "1; the version is in the label",
+            [([("version", env!("CARGO_PKG_VERSION"))], 1.0)],
+        )
+    }
+}
+
+fn flag(on: bool) -> f64 {
+    if on { 1.0 } else { 0.0 }
+}
+
+/// The meter's buckets, four of them in one, what is outside the range at its ends.
+fn coarsen(buckets: &[u64; BUCKETS]) -> Vec<(f64, u64)> {
+    let mut coarse = Vec::new();
+    let mut from = 0;
+    for to in (FIRST_BUCKET..=LAST_BUCKET).step_by(BUCKETS_AN_OCTAVE) {
+        coarse.push((upper_bound_secs(to), buckets[from..=to].iter().sum()));
+        from = to + 1;
+    }
+    coarse.push((f64::INFINITY, buckets[from..].iter().sum()));
+    coarse
+}
+
+/// OpenMetrics as the older text format: a counter's family is named like its samples, and
+/// nothing marks the end.
+fn as_text(openmetrics: &str) -> String {
+    let mut text = String::with_capacity(openmetrics.len() + 1024);
+    let mut help = "";
+    for line in openmetrics.lines() {
+        if line.starts_with("# HELP ") {
+            help = line;
+        } else if let Some(family) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = family.split_once(' ').unwrap_or((family, "untyped"));
+            let suffix = if kind == "counter" { "_total" } else { "" };
+            let words =
+                help.strip_prefix("# HELP ").and_then(|help| help.split_once(' ')).map_or("", |(_, w)| w);
+            text.extend(["# HELP ", name, suffix, " ", words, "\n# TYPE ", name, suffix, " ", kind, "\n"]);
+        } else if line != "# EOF" {
+            text.extend([line, "\n"]);
+        }
+    }
+    text
+}

@@ -18,6 +18,7 @@ use crate::core::request::identify::Identifier;
 use crate::core::signal::reading::{Missing, Reading};
 use crate::core::time::Time;
 use crate::observe::ledger::{Entry, Ledger};
+use crate::observe::metrics::Tally;
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::door::{Door, Entrance, Ids, ShedNote};
 use crate::proxy::upstream::{Address, Options, Upstream};
@@ -66,6 +67,7 @@ pub struct Guard {
     engine: Mutex<Engine>,
     outlets: Outlets,
     recent: Mutex<Recent>,
+    tally: Mutex<Tally>,
 }
 
 #[derive(Debug, Default)]
@@ -86,8 +88,7 @@ impl Guard {
         outlets: Outlets,
     ) -> Arc<Guard> {
         let now = clock.now();
-        let engine = Engine::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now)
-            .with_alerts(&settings.alerts.rules);
+        let engine = Engine::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now);
         let table = engine.table();
         let (sheds, notes) = mpsc::channel(256);
         let door = Arc::new(Door {
@@ -113,6 +114,7 @@ impl Guard {
             engine: Mutex::new(engine),
             outlets,
             recent: Mutex::default(),
+            tally: Mutex::default(),
         });
         guard.start_tasks(notes);
         guard
@@ -165,6 +167,18 @@ impl Guard {
         (engine.door().clone(), engine.ticked_at())
     }
 
+    /// What was counted of the events so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Events lost from the record since the start.
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.outlets.record.events_lost()
+    }
+
     /// Limits worth starting from next time.
     #[must_use]
     pub fn last_good(&self) -> Vec<LastGood> {
@@ -184,6 +198,7 @@ impl Guard {
         let entry = Entry { time: self.clock.wall(), at: self.clock.now(), event };
         // What does not fit is counted as lost by the ledger, which owns up to it in the record.
         let _ = self.outlets.record.record(entry.clone());
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).take(&entry.event);
         if matches!(entry.event, Event::Shed(_)) {
             return;
         }

@@ -72,6 +72,12 @@ impl Tasks {
         self.0.closing.send_replace(true);
     }
 
+    /// Whether [`Tasks::close`] was called.
+    #[must_use]
+    pub fn closing(&self) -> bool {
+        *self.0.closing.borrow()
+    }
+
     /// Resolves once [`Tasks::close`] was called.
     pub async fn closed(&self) {
         let mut closing = self.0.closing.subscribe();

@@ -1,0 +1,199 @@
+//! The last quarter of an hour, second by second, for the page.
+//!
+//! A ring of samples in memory, bounded by its length alone (classes and signals are as many as
+//! the policy has): it answers "since when" at 3 a.m. without a Prometheus. Rates are exact
+//! counts over the second, not averages, so that a burst shows as one.
+
+use crate::admin::Desk;
+use crate::core::engine::view::View;
+use crate::core::journal::LimitKind;
+use crate::core::policy::Policy;
+use crate::core::time::{Time, WallMs};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Between two samples.
+pub const STEP: Duration = Duration::from_secs(1);
+
+/// Samples kept.
+pub const SAMPLES_MAX: usize = 900;
+
+/// The ring.
+#[derive(Debug)]
+pub struct History {
+    classes: Vec<Arc<str>>,
+    signals: Vec<Arc<str>>,
+    ring: Mutex<Ring>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    samples: VecDeque<Sample>,
+    totals: Vec<Totals>,
+    at: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    offered: u64,
+    admitted: u64,
+    shed: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Sample {
+    time_ms: u64,
+    classes: Box<[Point]>,
+    pressures: Box<[Option<f32>]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Point {
+    offered: f32,
+    admitted: f32,
+    shed: f32,
+    in_flight: f32,
+    waiting: f32,
+    in_flight_limit: Option<f32>,
+    rate_limit: Option<f32>,
+    pressure: Option<f32>,
+}
+
+/// `GET /api/v1/history`: columns of equal length, oldest first.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Columns {
+    /// Seconds between two samples.
+    pub step_s: f64,
+    /// Wall times, in milliseconds since the Unix epoch.
+    pub times_ms: Vec<u64>,
+    /// By class.
+    pub classes: BTreeMap<String, ClassColumns>,
+    /// Reading / target, by signal.
+    pub signals: BTreeMap<String, Vec<Option<f32>>>,
+}
+
+/// One class over time.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ClassColumns {
+    /// Requests per second that came.
+    pub offered: Vec<f32>,
+    /// Requests per second sent on.
+    pub admitted: Vec<f32>,
+    /// Requests per second refused.
+    pub shed: Vec<f32>,
+    /// Under way.
+    pub in_flight: Vec<f32>,
+    /// Waiting.
+    pub waiting: Vec<f32>,
+    /// The limit on those under way.
+    pub in_flight_limit: Vec<Option<f32>>,
+    /// The limit on requests per second.
+    pub rate_limit: Vec<Option<f32>>,
+    /// Door latency / objective.
+    pub pressure: Vec<Option<f32>>,
+}
+
+/// Takes a sample every second, for as long as it is polled.
+pub async fn record(desk: Arc<Desk>) {
+    let mut every = tokio::time::interval(STEP);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        every.tick().await;
+        desk.history.take(&desk.guard.view(), desk.guard.clock.now(), desk.guard.clock.wall());
+    }
+}
+
+impl History {
+    /// Nothing seen yet.
+    #[must_use]
+    pub fn new(policy: &Policy) -> History {
+        History {
+            classes: policy.classes.iter().map(|class| Arc::clone(&class.name)).collect(),
+            signals: policy.signals.iter().map(|signal| Arc::clone(&signal.name)).collect(),
+            ring: Mutex::default(),
+        }
+    }
+
+    /// Takes a sample. The first one has nothing to count from and shows no rates.
+    pub fn take(&self, view: &View, now: Time, wall: WallMs) {
+        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let elapsed_s = ring.at.map(|at| now.since(at).as_secs_f64());
+        let totals: Vec<Totals> = view
+            .classes
+            .iter()
+            .map(|class| Totals { offered: class.offered, admitted: class.admitted, shed: class.shed })
+            .collect();
+        let before = std::mem::replace(&mut ring.totals, totals.clone());
+        let per_s = |now: u64, before: u64| match elapsed_s {
+            Some(elapsed_s) if elapsed_s > 0.0 => round(now.saturating_sub(before) as f64 / elapsed_s),
+            _ => 0.0,
+        };
+        let point = |(at, class): (usize, &crate::core::engine::view::ClassView)| {
+            let before = before.get(at).copied().unwrap_or(totals[at]);
+            let limit =
+                |kind| class.limits.iter().find(|limit| limit.limit == kind).map(|limit| round(limit.value));
+            Point {
+                offered: per_s(class.offered, before.offered),
+                admitted: per_s(class.admitted, before.admitted),
+                shed: per_s(class.shed, before.shed),
+                in_flight: round(f64::from(class.in_flight)),
+                waiting: round(f64::from(class.waiting)),
+                in_flight_limit: limit(LimitKind::InFlight),
+                rate_limit: limit(LimitKind::Rate),
+                pressure: class.slo_pressure.map(round),
+            }
+        };
+        let sample = Sample {
+            time_ms: wall.0,
+            classes: view.classes.iter().enumerate().map(point).collect(),
+            pressures: view.signals.iter().map(|signal| signal.pressure.map(round)).collect(),
+        };
+        if ring.samples.len() == SAMPLES_MAX {
+            ring.samples.pop_front();
+        }
+        ring.samples.push_back(sample);
+        ring.at = Some(now);
+    }
+
+    /// What was seen after `after_ms`, of one class or of all.
+    #[must_use]
+    pub fn columns(&self, after_ms: u64, class: Option<&str>) -> Columns {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let samples: Vec<&Sample> = ring.samples.iter().filter(|sample| sample.time_ms > after_ms).collect();
+        let mut columns = Columns {
+            step_s: STEP.as_secs_f64(),
+            times_ms: samples.iter().map(|sample| sample.time_ms).collect(),
+            ..Columns::default()
+        };
+        for (at, name) in self.classes.iter().enumerate() {
+            if class.is_some_and(|wanted| *wanted != **name) {
+                continue;
+            }
+            let points = || samples.iter().filter_map(|sample| sample.classes.get(at));
+            let of = ClassColumns {
+                offered: points().map(|point| point.offered).collect(),
+                admitted: points().map(|point| point.admitted).collect(),
+                shed: points().map(|point| point.shed).collect(),
+                in_flight: points().map(|point| point.in_flight).collect(),
+                waiting: points().map(|point| point.waiting).collect(),
+                in_flight_limit: points().map(|point| point.in_flight_limit).collect(),
+                rate_limit: points().map(|point| point.rate_limit).collect(),
+                pressure: points().map(|point| point.pressure).collect(),
+            };
+            columns.classes.insert(name.to_string(), of);
+        }
+        for (at, name) in self.signals.iter().enumerate() {
+            let pressures = samples.iter().map(|sample| sample.pressures.get(at).copied().flatten());
+            columns.signals.insert(name.to_string(), pressures.collect());
+        }
+        columns
+    }
+}
+
+/// To the thousandth, as small as a line on a screen can show.
+#[expect(clippy::cast_possible_truncation, reason = "for drawing")]
+fn round(value: f64) -> f32 {
+    ((value * 1000.0).round() / 1000.0) as f32
+}

@@ -1,0 +1,245 @@
+//! What the API says and takes: the same types serve the listener, the command line and the
+//! OpenAPI description.
+
+use crate::core::control::rails::Guard as Rail;
+use crate::core::engine::view::{ModuleView, PinView, View};
+use crate::core::journal::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
+use crate::core::time::WallMs;
+use crate::observe::ledger::Entry;
+use serde::{Deserialize, Serialize};
+
+/// `GET /api/v1/state`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Of rayguard.
+    pub version: String,
+    /// Names the configuration in force.
+    pub config: String,
+    /// Wall time of this answer.
+    pub time: WallMs,
+    /// Seconds since the process began.
+    pub uptime_s: f64,
+    /// Whether steering takes a token.
+    pub token_required: bool,
+    /// Where requests come in, and where they go.
+    pub doors: Vec<DoorView>,
+    /// Everything the engine knows.
+    #[serde(flatten)]
+    pub view: View,
+}
+
+/// One listener of the door.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DoorView {
+    /// `dashboard`, `ray-client` or `serve`.
+    pub kind: String,
+    /// Where it listens.
+    pub listen: String,
+    /// Where it leads.
+    pub upstream: String,
+}
+
+/// `GET /api/v1/limits`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    /// Version of the limit table.
+    pub table: u64,
+    /// Whether all limits are held.
+    pub frozen: bool,
+    /// Every limit of every class.
+    pub limits: Vec<LimitRow>,
+    /// Ceilings of Ray's processes.
+    pub modules: Vec<ModuleView>,
+    /// What is held by hand.
+    pub pins: Vec<PinView>,
+}
+
+/// One limit of one class.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LimitRow {
+    /// The class.
+    pub class: String,
+    /// Its module.
+    pub module: String,
+    /// `enforce`, `shadow`, `manual` or `frozen`.
+    pub mode: String,
+    /// Which limit.
+    pub limit: LimitKind,
+    /// In force.
+    pub value: f64,
+    /// The lower bound.
+    pub min: f64,
+    /// Where it starts.
+    pub initial: f64,
+    /// The upper bound.
+    pub max: f64,
+    /// Whether it holds something back.
+    pub binding: bool,
+    /// Pinned by hand.
+    pub pinned: bool,
+    /// 0 (steady or going somewhere) to 1 (swinging for nothing).
+    pub oscillation: f64,
+}
+
+/// One change of one limit, as the page and the command line show it. The record holds more:
+/// everything it was derived from.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AdjustmentRow {
+    /// Wall time.
+    pub time: WallMs,
+    /// The class, or the module.
+    pub class: String,
+    /// Which limit.
+    pub limit: LimitKind,
+    /// Before.
+    pub old: f64,
+    /// After.
+    pub new: f64,
+    /// The law's name.
+    pub law: String,
+    /// Which loop.
+    pub r#loop: LoopKind,
+    /// Who decides.
+    pub mode: Mode,
+    /// The rail that held the law back, if one did.
+    pub guard: Option<Rail>,
+    /// What was read, worst first.
+    pub signals: Vec<SignalSeen>,
+    /// Why, as a sentence.
+    pub reason: String,
+}
+
+impl AdjustmentRow {
+    /// As shown.
+    #[must_use]
+    pub fn new(time: WallMs, adjustment: &Adjustment) -> AdjustmentRow {
+        AdjustmentRow {
+            time,
+            class: adjustment.class.clone(),
+            limit: adjustment.limit,
+            old: adjustment.old,
+            new: adjustment.new,
+            law: adjustment.law.clone(),
+            r#loop: adjustment.r#loop,
+            mode: adjustment.mode,
+            guard: adjustment.guard,
+            signals: adjustment.signals.clone(),
+            reason: adjustment.reason.clone(),
+        }
+    }
+}
+
+/// `GET /api/v1/adjustments`: newest last.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Adjustments {
+    /// What was changed.
+    pub adjustments: Vec<AdjustmentRow>,
+    /// Wall time of the oldest event still at hand; what is older stands in the record.
+    pub since: Option<WallMs>,
+}
+
+/// `GET /api/v1/events`: newest last, single refusals left out.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Events {
+    /// What happened.
+    pub events: Vec<EventRow>,
+}
+
+/// One event as in the record, without its sequence number.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct EventRow {
+    /// Wall time.
+    pub time: WallMs,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: crate::core::journal::Event,
+}
+
+impl From<Entry> for EventRow {
+    fn from(entry: Entry) -> EventRow {
+        EventRow { time: entry.time, event: entry.event }
+    }
+}
+
+/// `POST /api/v1/pin`.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PinOrder {
+    /// The class.
+    pub class: String,
+    /// Which limit.
+    pub limit: LimitKind,
+    /// The value, within the limit's bounds.
+    pub value: f64,
+    /// For how long: `30m`, `1h`, ...
+    pub r#for: String,
+    /// Why, for the record.
+    pub why: String,
+    /// Who, for the record; what the connection tells is added.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+}
+
+/// `POST /api/v1/unpin`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UnpinOrder {
+    /// The class.
+    pub class: String,
+    /// Which limit.
+    pub limit: LimitKind,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// Who, for the record; what the connection tells is added.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+}
+
+/// `POST /api/v1/freeze` and `/unfreeze`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreezeOrder {
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// Who, for the record; what the connection tells is added.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+}
+
+/// `POST /api/v1/mode`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModeOrder {
+    /// `enforce` or `shadow`.
+    pub mode: ShedMode,
+    /// The class; all when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<String>,
+    /// Why, for the record.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+    /// Who, for the record; what the connection tells is added.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+}
+
+/// What becomes of sheds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShedMode {
+    /// Carried out.
+    Enforce,
+    /// Only counted.
+    Shadow,
+}
+
+/// What came of an order.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// One sentence.
+    pub done: String,
+    /// Version of the limit table now in force.
+    pub table: u64,
+}

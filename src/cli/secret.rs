@@ -1,0 +1,82 @@
+//! Where secrets are read: the environment and files, once, at start.
+
+use crate::config::settings::Secret;
+
+/// Why there is no secret.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file cannot be read.
+    #[error("the {what} cannot be read from {path}: {source}")]
+    File {
+        /// What it is for.
+        what: String,
+        /// Where.
+        path: String,
+        /// What the OS says.
+        source: std::io::Error,
+    },
+    /// The variable is not set.
+    #[error("the {what} is to be in the variable {name}, which is not set")]
+    Env {
+        /// What it is for.
+        what: String,
+        /// Its name.
+        name: String,
+    },
+    /// There is nothing in it.
+    #[error("the {what} in {place} is empty; an empty secret keeps nobody out")]
+    Empty {
+        /// What it is for.
+        what: String,
+        /// Where.
+        place: String,
+    },
+}
+
+/// Reads a secret; `what` names it in the error.
+pub fn read(secret: &Secret, what: &str) -> Result<String, SecretError> {
+    let (text, place) = match secret {
+        Secret::File(path) => {
+            let place = path.display().to_string();
+            let text = std::fs::read_to_string(path).map_err(|source| SecretError::File {
+                what: what.to_owned(),
+                path: place.clone(),
+                source,
+            })?;
+            (text, place)
+        }
+        Secret::Env(name) => {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the command line is the room that reads the environment"
+            )]
+            let text = std::env::var(&**name)
+                .map_err(|_| SecretError::Env { what: what.to_owned(), name: name.to_string() })?;
+            (text, name.to_string())
+        }
+    };
+    let text = text.trim_end();
+    if text.is_empty() {
+        return Err(SecretError::Empty { what: what.to_owned(), place });
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_comes_without_the_line_break_that_editors_add() {
+        let path = std::env::temp_dir().join(format!("rayguard-secret-{}", std::process::id()));
+        std::fs::write(&path, "s3cret\n").unwrap();
+        assert_eq!(read(&Secret::File(path.clone()), "admin token").unwrap(), "s3cret");
+        std::fs::write(&path, "\n").unwrap();
+        assert!(matches!(read(&Secret::File(path.clone()), "admin token"), Err(SecretError::Empty { .. })));
+        std::fs::remove_file(&path).unwrap();
+        let gone = read(&Secret::File(path), "admin token").unwrap_err();
+        assert!(gone.to_string().starts_with("the admin token cannot be read"), "{gone}");
+        let unset = read(&Secret::Env("RAYGUARD_NO_SUCH_VARIABLE".into()), "admin token").unwrap_err();
+        assert!(unset.to_string().contains("RAYGUARD_NO_SUCH_VARIABLE"));
+    }
+}

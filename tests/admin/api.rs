@@ -1,0 +1,248 @@
+//! The API: what it tells, what it refuses, and what an order does.
+
+use crate::gate::{Gate, eventually};
+use rayguard::admin::answer::ProblemBody;
+use rayguard::admin::api::ROUTES;
+use rayguard::admin::schema::{Adjustments, Limits, State};
+use serde_json::{Value, json};
+
+#[tokio::test]
+async fn everything_that_can_be_looked_at_answers_and_says_what_it_is() {
+    let gate = Gate::start("look", "", None).await;
+    for (path, _) in ROUTES.iter().filter(|(_, method)| *method == "GET") {
+        let answer = gate.client.get(format!("{}{path}", gate.admin)).send().await.unwrap();
+        assert_eq!(answer.status(), 200, "{path}");
+        let headers = answer.headers();
+        assert_eq!(headers["cache-control"], "no-store", "{path}");
+        assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
+        assert!(headers.get("access-control-allow-origin").is_none(), "{path}");
+        let kind = headers["content-type"].to_str().unwrap().to_owned();
+        let body = answer.text().await.unwrap();
+        if kind == "application/json" {
+            serde_json::from_str::<Value>(&body).unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_state_names_the_door_its_classes_and_what_came_through() {
+    let gate = Gate::start("state", "", None).await;
+    assert_eq!(gate.ask("/api/jobs/").await, 200);
+    let state: State = eventually("the request is counted", async || {
+        let state: State = serde_json::from_value(gate.json("/api/v1/state").await).unwrap();
+        let listed = state.view.classes.iter().find(|class| class.name == "job-list").unwrap();
+        (listed.offered == 1 && listed.admitted == 1).then_some(state)
+    })
+    .await;
+    assert_eq!(state.doors[0].kind, "dashboard");
+    assert!(state.view.upstream_problem.is_none());
+    assert!(!state.token_required);
+    let limits: Limits = serde_json::from_value(gate.json("/api/v1/limits").await).unwrap();
+    assert!(limits.limits.iter().all(|row| row.min <= row.value && row.value <= row.max));
+    assert!(limits.modules.iter().any(|module| module.name == "JobHead"));
+}
+
+#[tokio::test]
+async fn signals_are_read_and_history_grows() {
+    let gate = Gate::start("signals", "", None).await;
+    eventually("some signal is fresh", async || {
+        let signals = gate.json("/api/v1/signals").await;
+        signals.as_array().unwrap().iter().any(|signal| signal["health"] == "fresh").then_some(())
+    })
+    .await;
+    let history = eventually("two samples", async || {
+        let history = gate.json("/api/v1/history").await;
+        (history["times_ms"].as_array().unwrap().len() >= 2).then_some(history)
+    })
+    .await;
+    let count = history["times_ms"].as_array().unwrap().len();
+    assert_eq!(history["classes"]["job-list"]["offered"].as_array().unwrap().len(), count);
+    let last = history["times_ms"][count - 1].as_u64().unwrap();
+    let newer = gate.json(&format!("/api/v1/history?since={last}&class=job-list")).await;
+    assert!(newer["times_ms"].as_array().unwrap().iter().all(|at| at.as_u64().unwrap() > last));
+    assert_eq!(newer["classes"].as_object().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_pin_holds_is_told_with_its_reason_and_is_given_back() {
+    let gate = Gate::start("pin", "", None).await;
+    let limits: Limits = serde_json::from_value(gate.json("/api/v1/limits").await).unwrap();
+    let row = limits.limits.iter().find(|row| row.class == "job-submit").unwrap();
+    let pin = json!({"class": "job-submit", "limit": row.limit, "value": row.min, "for": "1h", "why": "night shift", "who": "ada"});
+    let (status, done) = gate.order("/api/v1/pin", &pin).await;
+    assert_eq!(status, 200, "{done}");
+    let state: State = serde_json::from_value(gate.json("/api/v1/state").await).unwrap();
+    let [held] = state.view.pins.as_slice() else { panic!("{:?}", state.view.pins) };
+    assert_eq!((held.class.as_str(), held.value, held.why.as_str()), ("job-submit", row.min, "night shift"));
+    assert_eq!(held.who, "ada (127.0.0.1)");
+    assert!(held.left_s > 3500.0 && held.left_s <= 3600.0);
+    let told = gate.json("/api/v1/events?since=1m").await;
+    let told = told["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|event| event["event"] == "mode_change")
+        .unwrap()
+        .clone();
+    assert_eq!((told["why"].as_str(), told["to"].as_str()), (Some("night shift"), Some("manual")));
+    let unpin = json!({"class": "job-submit", "limit": row.limit});
+    assert_eq!(gate.order("/api/v1/unpin", &unpin).await.0, 200);
+    let (status, again) = gate.order("/api/v1/unpin", &unpin).await;
+    assert_eq!((status, again["error"].as_str()), (409, Some("not_pinned")));
+}
+
+#[tokio::test]
+async fn freeze_and_shadow_are_seen_in_the_state() {
+    let gate = Gate::start("freeze", "", None).await;
+    assert_eq!(gate.order("/api/v1/freeze", &json!({"why": "upgrade"})).await.0, 200);
+    assert_eq!(gate.json("/api/v1/state").await["frozen"], true);
+    assert_eq!(gate.order("/api/v1/unfreeze", &json!({})).await.0, 200);
+    assert_eq!(gate.json("/api/v1/state").await["frozen"], false);
+    assert_eq!(gate.order("/api/v1/mode", &json!({"mode": "shadow", "class": "job-list"})).await.0, 200);
+    let state: State = serde_json::from_value(gate.json("/api/v1/state").await).unwrap();
+    let shadowed: Vec<&str> = state
+        .view
+        .classes
+        .iter()
+        .filter(|class| class.mode == "shadow")
+        .map(|class| class.name.as_str())
+        .collect();
+    assert_eq!(shadowed, ["job-list"]);
+}
+
+#[tokio::test]
+async fn an_order_that_cannot_be_is_refused_with_its_remedy_and_changes_nothing() {
+    let gate = Gate::start("refuse", "", None).await;
+    let pin = |class: &str, value: f64| json!({"class": class, "limit": "in_flight", "value": value, "for": "1h", "why": "x"});
+    for (path, order, status, code) in [
+        ("/api/v1/pin", pin("no-such", 1.0), 404, "unknown_class"),
+        ("/api/v1/pin", pin("job-submit", 1e9), 422, "out_of_bounds"),
+        (
+            "/api/v1/pin",
+            json!({"class": "job-submit", "limit": "in_flight", "value": 1, "for": "soon", "why": "x"}),
+            400,
+            "order",
+        ),
+        (
+            "/api/v1/pin",
+            json!({"class": "job-submit", "limit": "in_flight", "value": 1, "for": "1h", "why": " "}),
+            400,
+            "order",
+        ),
+        ("/api/v1/pin", json!({"class": "job-submit"}), 400, "order"),
+        ("/api/v1/pin", json!({"klass": "job-submit"}), 400, "order"),
+        ("/api/v1/freeze", json!([]), 400, "order"),
+        ("/api/v1/freeze", json!({"why": "x".repeat(501)}), 400, "order"),
+        ("/api/v1/mode", json!({"mode": "open"}), 400, "order"),
+    ] {
+        let (got, problem) = gate.order(path, &order).await;
+        let problem: ProblemBody = serde_json::from_value(problem).unwrap();
+        assert_eq!((got, problem.error.as_str()), (status, code), "{path} {order}");
+        assert!(!problem.message.is_empty() && !problem.remedy.is_empty());
+    }
+    let state = gate.json("/api/v1/state").await;
+    assert_eq!((&state["pins"], &state["frozen"]), (&json!([]), &json!(false)));
+    let modes = state["classes"].as_array().unwrap().iter().map(|class| &class["mode"]);
+    assert!(modes.into_iter().all(|mode| mode == "enforce"));
+}
+
+#[tokio::test]
+async fn requests_of_strangers_are_refused() {
+    let gate = Gate::start("strangers", "", None).await;
+    let url = |path: &str| format!("{}{path}", gate.admin);
+    let status = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
+    let client = &gate.client;
+    assert_eq!(status(client.get(url("/api/v1/state")).header("host", "evil.example")).await, 421);
+    assert_eq!(status(client.get(url("/metrics")).header("host", "evil.example")).await, 421);
+    assert_eq!(status(client.get(url("/readyz")).header("host", "10.0.0.1:9465")).await, 200);
+    assert_eq!(status(client.get(url("/api/v1/state")).header("host", "gate.test")).await, 200);
+    assert_eq!(status(client.get(url("/api/v1/state")).header("origin", "http://evil.example")).await, 403);
+    let freeze = || client.post(url("/api/v1/freeze")).body("{}");
+    assert_eq!(status(freeze()).await, 415);
+    assert_eq!(status(freeze().header("content-type", "text/plain")).await, 415);
+    let json = || freeze().header("content-type", "application/json");
+    assert_eq!(status(json().header("origin", "null")).await, 403);
+    assert_eq!(status(json().header("sec-fetch-site", "cross-site")).await, 403);
+    assert_eq!(status(json().header("x-forwarded-for", "10.0.0.7")).await, 403);
+    assert_eq!(status(json().body("x".repeat(20_000))).await, 413);
+    assert_eq!(status(client.get(url("/api/v1/freeze"))).await, 405);
+    assert_eq!(status(client.request(reqwest::Method::OPTIONS, url("/api/v1/freeze"))).await, 405);
+    assert_eq!(status(client.get(url("/api/v2/state"))).await, 404);
+    assert_eq!(status(client.get(url("/api/v1/state?x=1"))).await, 400);
+    assert_eq!(status(client.get(url("/api/v1/adjustments?limit=0"))).await, 400);
+    assert_eq!(status(client.get(url("/api/v1/adjustments?since=yesterday"))).await, 400);
+    assert_eq!(gate.json("/api/v1/state").await["frozen"], false);
+    assert_eq!(status(json()).await, 200);
+}
+
+#[tokio::test]
+async fn with_a_token_reading_is_free_and_steering_is_not() {
+    let gate = Gate::start("token", "", Some("s3cret")).await;
+    assert_eq!(gate.json("/api/v1/state").await["token_required"], true);
+    let (status, problem) = gate.order("/api/v1/freeze", &json!({})).await;
+    assert_eq!((status, problem["error"].as_str()), (401, Some("token_required")));
+    let with = async |token: &str| {
+        let request = gate.client.post(format!("{}/api/v1/freeze", gate.admin)).bearer_auth(token);
+        request.header("content-type", "application/json").body("{}").send().await.unwrap().status().as_u16()
+    };
+    assert_eq!(with("wrong").await, 401);
+    assert_eq!(with("s3cret").await, 200);
+}
+
+#[tokio::test]
+async fn the_gate_is_alive_and_ready_while_ray_is_away() {
+    let mut gate = Gate::start("away", "[probe]\ninterval = '100ms'\ntimeout = '90ms'", None).await;
+    gate.head.take();
+    eventually("the head's absence is noticed", async || {
+        (!gate.json("/api/v1/state").await["upstream_problem"].is_null()).then_some(())
+    })
+    .await;
+    assert_eq!(gate.get("/livez").await.0, 200);
+    assert_eq!(gate.get("/readyz").await.0, 200);
+}
+
+#[tokio::test]
+async fn an_adjustment_is_listed_with_its_reason() {
+    let gate = Gate::start("adjust", "", None).await;
+    let adjustments: Adjustments =
+        serde_json::from_value(gate.json("/api/v1/adjustments?limit=5").await).unwrap();
+    assert!(adjustments.adjustments.len() <= 5);
+}
+
+#[tokio::test]
+async fn the_description_names_every_route_and_no_other() {
+    let gate = Gate::start("openapi", "", None).await;
+    let described = gate.json("/openapi.json").await;
+    let paths = described["paths"].as_object().unwrap();
+    for (path, method) in ROUTES {
+        let operation = &paths[path][method.to_lowercase()];
+        assert!(operation["summary"].is_string(), "{method} {path}");
+        assert!(operation["responses"]["200"].is_object(), "{method} {path}");
+    }
+    assert_eq!(paths.len(), ROUTES.len());
+    let keys =
+        |value: &Value| value.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
+    let state = gate.json("/api/v1/state").await;
+    let limits = gate.json("/api/v1/limits").await;
+    let history = gate.json("/api/v1/history").await;
+    for (schema, shown) in [
+        ("State", &state),
+        ("Class", &state["classes"][0]),
+        (
+            "Limit",
+            &state["classes"].as_array().unwrap().iter().find(|c| c["name"] == "job-list").unwrap()["limits"]
+                [0],
+        ),
+        ("Signal", &state["signals"][0]),
+        ("Module", &state["modules"][0]),
+        ("Limits", &limits),
+        ("History", &history),
+    ] {
+        assert_eq!(keys(&described["components"]["schemas"][schema]["properties"]), keys(shown), "{schema}");
+    }
+    let text = described.to_string();
+    for reference in text.split("#/components/schemas/").skip(1) {
+        let name = reference.split('"').next().unwrap();
+        assert!(described["components"]["schemas"][name].is_object(), "{name}");
+    }
+}

@@ -1,0 +1,137 @@
+//! A whole gate on ephemeral loopback ports, in front of an emulated head.
+
+use rayguard::admin;
+use rayguard::admin::access::Access;
+use rayguard::admin::listen::Listener;
+use rayguard::config::settings::Address;
+use rayguard::config::{self, Overrides};
+use rayguard::core::request::catalogue::Surface;
+use rayguard::emulator::{Emulator, EmulatorConfig, Running};
+use rayguard::observe::ledger::{self, Ledger, Pump, Writer};
+use rayguard::proxy::listen::{self, Bounds};
+use rayguard::proxy::upstream;
+use rayguard::runtime::clock::Clock;
+use rayguard::runtime::guard::{Guard, Outlets};
+use rayguard::runtime::tasks::Tasks;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+/// Long enough for the slowest machine; only a failing test waits so long.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
+
+pub(crate) struct Gate {
+    pub(crate) guard: Arc<Guard>,
+    pub(crate) head: Option<Running>,
+    pub(crate) door: SocketAddr,
+    pub(crate) admin: String,
+    pub(crate) client: reqwest::Client,
+    dir: PathBuf,
+}
+
+impl Gate {
+    /// With this configuration besides what the ports need; steering takes `token`.
+    pub(crate) async fn start(name: &str, config: &str, token: Option<&str>) -> Gate {
+        let head = Emulator::start(EmulatorConfig::default()).await.unwrap();
+        let dir = std::env::temp_dir().join(format!("rayguard-admin-{name}-{}", std::process::id()));
+        let text = format!(
+            "upstream = 'http://{}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n{config}\n[metrics]\ntargets = ['{}', '{}']\n\
+             discover = false\ndiscovery_file = 'off'\ninterval = '1s'\ntimeout = '900ms'\n",
+            head.dashboard,
+            dir.display(),
+            head.metrics,
+            head.dashboard_metrics
+        );
+        let settings = Arc::new(
+            config::parse(&text, "test", &Overrides::default())
+                .unwrap_or_else(|problems| panic!("{problems}")),
+        );
+        let (clock, tasks) = (Clock::start(), Tasks::default());
+        let (record, pump) = record(dir.clone());
+        std::thread::spawn(move || pump.run());
+        let (alerts, transitions) = mpsc::channel(256);
+        let guard =
+            Guard::new(Arc::clone(&settings), &[], [1, 2], clock, tasks.clone(), Outlets { record, alerts });
+        rayguard::observe::notify::start(&guard, transitions);
+        let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let door_address = door.local_addr().unwrap();
+        let upstream = upstream::Address::Tcp(head.dashboard.to_string());
+        let entrance = guard.entrance(Surface::Dashboard, upstream).unwrap();
+        tasks.spawn(listen::serve(door, Arc::clone(&guard.door), entrance, Bounds::default()));
+        let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
+        let admin = format!("http://{}", listener.address());
+        admin::start(&guard, listener, Access::new(token, vec!["gate.test".into()]));
+        rayguard::runtime::watch::start(&guard);
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        Gate { guard, head: Some(head), door: door_address, admin, client, dir }
+    }
+
+    /// An answer's status and body.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let answer = self.client.get(format!("{}{path}", self.admin)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    }
+
+    /// An answer that must be 200 and JSON.
+    pub(crate) async fn json(&self, path: &str) -> serde_json::Value {
+        let (status, body) = self.get(path).await;
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).unwrap()
+    }
+
+    /// What comes of an order.
+    pub(crate) async fn order(&self, path: &str, order: &serde_json::Value) -> (u16, serde_json::Value) {
+        let request =
+            self.client.post(format!("{}{path}", self.admin)).header("content-type", "application/json");
+        let answer = request.body(order.to_string()).send().await.unwrap();
+        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+    }
+
+    /// Sends a request through the door; its status.
+    pub(crate) async fn ask(&self, path: &str) -> u16 {
+        self.client.get(format!("http://{}{path}", self.door)).send().await.unwrap().status().as_u16()
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.guard.tasks.close();
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn record(dir: PathBuf) -> (Ledger, Pump) {
+    let options = ledger::Options { dir, file_bytes_max: 1 << 20, files_max: 2, sync: ledger::Sync::Never };
+    ledger::ledger(Writer::open(options).0, 4096)
+}
+
+/// Asks again until there is an answer.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut ask: impl FnMut() -> F,
+) -> T {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.unwrap_or_else(|_| panic!("never: {what}"))
+}
+
+/// Whether a program that a test needs is there. In CI it has to be.
+pub(crate) fn has(program: &str) -> bool {
+    let there = std::path::Path::new(program).exists();
+    let must = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+    assert!(there || !must, "{program} is missing, and CI needs it");
+    if !there {
+        println!("skipped: {program} is missing");
+    }
+    there
+}
