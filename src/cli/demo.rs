@@ -63,8 +63,8 @@ pub fn run(args: &Args) -> Result<u8, DemoError> {
 async fn show(args: &Args) -> Result<u8, DemoError> {
     let plan: Plan = toml::from_str(PLAN).map_err(|error| DemoError::Settings(error.to_string()))?;
     plan.check().map_err(|error| DemoError::Settings(error.to_string()))?;
-    let bare = Emulator::start(EmulatorConfig::default()).await?;
-    let head = Emulator::start(EmulatorConfig::default()).await?;
+    let bare = Emulator::start(busy_head()).await?;
+    let head = Emulator::start(busy_head()).await?;
     let dir = args
         .keep
         .clone()
@@ -101,6 +101,13 @@ async fn show(args: &Args) -> Result<u8, DemoError> {
         let _ = std::fs::remove_dir_all(&dir);
     }
     Ok(0)
+}
+
+/// A head with a day's history: 119 finished jobs, 1,053 tasks.
+fn busy_head() -> EmulatorConfig {
+    let mut config = EmulatorConfig::default();
+    config.spec.jobs.listed = 119;
+    config
 }
 
 /// The guard as `rayguard run` starts it, in front of an emulated head.
@@ -205,12 +212,12 @@ impl Screen {
         let limit =
             |name: &str| class(name).and_then(|class| class.limits.first()).map_or(0.0, |limit| limit.value);
         format!(
-            "{elapsed:5.1} s  {:<10}  admitted {admitted:6.1}/s  shed {shed:5.1}/s  state-heavy limit {:4.1}  job-list limit {:4.1}  in StateHead: bare {:>4}, guarded {:>3}",
+            "{elapsed:5.1} s  {:<10}  admitted {admitted:6.1}/s  shed {shed:5.1}/s  state-heavy limit {:4.1}  job-list limit {:4.1}  inside: bare {:>4}, guarded {:>3}",
             Self::phase(elapsed),
             limit("state-heavy"),
             limit("job-list"),
-            in_head(bare, "StateHead"),
-            in_head(head, "StateHead"),
+            in_head(bare, "StateHead") + in_head(bare, "JobHead"),
+            in_head(head, "StateHead") + in_head(head, "JobHead"),
         )
     }
 

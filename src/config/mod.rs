@@ -112,4 +112,6 @@ fn version(text: &str) -> String {
 }
 
 #[cfg(test)]
+mod deploy_tests;
+#[cfg(test)]
 mod tests;

@@ -88,7 +88,8 @@ impl Guard {
         outlets: Outlets,
     ) -> Arc<Guard> {
         let now = clock.now();
-        let engine = Engine::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now);
+        let engine = Engine::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now)
+            .with_alerts(&settings.alerts.rules);
         let table = engine.table();
         let (sheds, notes) = mpsc::channel(256);
         let door = Arc::new(Door {

@@ -114,6 +114,9 @@ impl Engine {
             (Some(share), Some(own)) => Some(if share.seen > 1.0 { share.seen } else { own.min(1.0) }),
             (_, own) => own,
         };
+        // An innocent class holds: neither the module's pressure nor its own latency, which is
+        // others' doing, may move it.
+        let innocent = apportioned.as_ref().is_some_and(|share| share.seen <= 1.0);
         let Some(mut of) = self.classes[due.class].inner.take() else { return };
         let latency_s = due.latency.unwrap_or(0.0);
         let refused_per_s = due.counts.shed_all() as f64 / due.elapsed.as_secs_f64().max(1e-3);
@@ -126,7 +129,7 @@ impl Engine {
             pressure,
             binding: of.binding,
             demand: f64::from(of.peak) + f64::from(seen.waiting) + refused_per_s * latency_s,
-            latency: due.latency,
+            latency: due.latency.filter(|_| !innocent),
         }
         .clean();
         let before = Box::new(of.regulator);

@@ -18,7 +18,7 @@ mod outer;
 pub mod steer;
 pub mod view;
 
-use crate::core::alert::{self, Alerts};
+use crate::core::alert::{self, Alert, Alerts, Patience};
 use crate::core::control::oscillation::Oscillation;
 use crate::core::control::regulator::{Move, Regulator};
 use crate::core::engine::backlog::Backlog;
@@ -34,6 +34,7 @@ use crate::core::limit::table::{LimitTable, Mode, slots};
 use crate::core::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
 use crate::core::signal::reading::{Missing, Reading};
 use crate::core::time::{Time, WallMs};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -145,6 +146,7 @@ pub struct Engine {
     board: Board,
     wheel: Wheel,
     alerts: Alerts,
+    alerts_unwanted: Vec<Alert>,
     upstream_problem: Option<String>,
     config_problem: Option<String>,
     events_lost: u64,
@@ -225,6 +227,7 @@ impl Engine {
             classes,
             wheel: Wheel::default(),
             alerts: Alerts::default(),
+            alerts_unwanted: Vec::new(),
             upstream_problem: None,
             config_problem: None,
             events_lost: 0,
@@ -236,6 +239,14 @@ impl Engine {
         };
         engine.table = Arc::new(engine.make_table());
         engine
+    }
+
+    /// The same with these alert rules and no others.
+    #[must_use]
+    pub fn with_alerts(mut self, rules: &BTreeMap<Alert, Patience>) -> Engine {
+        self.alerts = Alerts::with_patience(rules.clone());
+        self.alerts_unwanted = Alert::ALL.into_iter().filter(|alert| !rules.contains_key(alert)).collect();
+        self
     }
 
     /// The table in force.
@@ -490,7 +501,8 @@ impl Engine {
             config_problem: self.config_problem.as_deref(),
             events_lost: self.events_lost,
         };
-        let transitions = alerts.tick(now, &facts);
+        let mut transitions = alerts.tick(now, &facts);
+        transitions.retain(|transition| !self.alerts_unwanted.contains(&transition.alert));
         self.alerts = alerts;
         transitions
     }

@@ -34,6 +34,7 @@
 use crate::core::policy::{Derivation, How, LabelCondition, Selector};
 use crate::core::signal::line::{Lines, lex, name_of, number, time_stamp, unescape};
 use memchr::memmem::Finder;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A page with more lines of interest than this is refused: memory stays bounded.
@@ -368,18 +369,24 @@ fn digest(bytes: &[u8]) -> u64 {
 // Values.
 
 /// Lines on their way through the parser.
+///
+/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different
+/// ones (`{State="PENDING_ARGS_AVAIL"} 0.0`); each goes through the parser once.
 #[derive(Default)]
 struct Batch {
     /// Samples without their value, in the order of the page.
-    waiting: Vec<Waiting>,
-    /// What the parser is given: `k17{State="x"} 3`.
-    lines: Vec<String>,
+    waiting: Vec<(Sample, ValueOf)>,
+    /// The reduced lines, without a name, and their keys.
+    reduced: BTreeMap<String, usize>,
+    /// The line being reduced.
+    line: String,
 }
 
-struct Waiting {
-    sample: Sample,
-    /// The value, when it was read by hand.
-    by_hand: Option<f64>,
+enum ValueOf {
+    /// What the parser makes of the line with this key.
+    Key(usize),
+    /// Read by hand.
+    Hand(f64),
 }
 
 impl Batch {
@@ -407,7 +414,9 @@ impl Batch {
             let Some(stamp_ms) = time_stamp(stamp, stamps_in_seconds) else { return false };
             sample.stamp_ms = Some(stamp_ms);
         }
-        let mut reduced = format!("k{}{{k=\"\"", self.waiting.len());
+        self.line.clear();
+        // The parser wants something between the braces.
+        self.line.push_str("{k=\"\"");
         let mut fit = true;
         for &(label, raw) in &lexed.labels {
             if label == b"le" {
@@ -422,24 +431,34 @@ impl Batch {
             let Ok(raw) = std::str::from_utf8(raw) else { return false };
             fit &= !raw.contains(['}', ',', '=', '\\', '"']);
             sample.labels.push((known.clone(), unescape(raw).into()));
-            reduced.extend([",", known, "=\"", raw, "\""]);
+            self.line.extend([",", known, "=\"", raw, "\""]);
         }
-        let by_hand = if fit {
-            reduced.extend(["} ", value]);
-            self.lines.push(reduced);
-            None
+        let value = if fit {
+            self.line.extend(["} ", value]);
+            ValueOf::Key(self.key())
         } else {
             let Some(value) = number(value) else { return false };
-            Some(value)
+            ValueOf::Hand(value)
         };
-        self.waiting.push(Waiting { sample, by_hand });
+        self.waiting.push((sample, value));
         true
+    }
+
+    /// The key of the reduced line.
+    fn key(&mut self) -> usize {
+        if let Some(&key) = self.reduced.get(&self.line) {
+            return key;
+        }
+        let key = self.reduced.len();
+        self.reduced.insert(self.line.clone(), key);
+        key
     }
 
     /// Reads the values and hands over the samples.
     fn finish(self, into: &mut Exposition) {
-        let mut values: Vec<Option<f64>> = self.waiting.iter().map(|waiting| waiting.by_hand).collect();
-        for parsed in parse(self.lines) {
+        let mut values = vec![None; self.reduced.len()];
+        let lines = self.reduced.into_iter().map(|(line, key)| format!("k{key}{line}"));
+        for parsed in parse(lines) {
             let key = parsed.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
             if let (Some(slot), prometheus_parse::Value::Untyped(value)) =
                 (key.and_then(|key| values.get_mut(key)), parsed.value)
@@ -447,9 +466,12 @@ impl Batch {
                 *slot = Some(value);
             }
         }
-        let mut seen = std::collections::BTreeSet::new();
-        for (waiting, value) in self.waiting.into_iter().zip(values) {
-            let mut sample = waiting.sample;
+        let mut seen = BTreeSet::new();
+        for (mut sample, value) in self.waiting {
+            let value = match value {
+                ValueOf::Hand(value) => Some(value),
+                ValueOf::Key(key) => values[key],
+            };
             match value {
                 None => into.family_lost[sample.family] += 1,
                 Some(_) if !seen.insert((sample.family, sample.series, sample.le.map(f64::to_bits))) => {
@@ -465,9 +487,9 @@ impl Batch {
 }
 
 #[expect(clippy::default_trait_access, reason = "the type is chrono's, which is no dependency of ours")]
-fn parse(lines: Vec<String>) -> Vec<prometheus_parse::Sample> {
+fn parse(lines: impl Iterator<Item = String>) -> Vec<prometheus_parse::Sample> {
     // The parser's own time is not used: the line's stamp was read above.
-    prometheus_parse::Scrape::parse_at(lines.into_iter().map(Ok), Default::default())
+    prometheus_parse::Scrape::parse_at(lines.map(Ok), Default::default())
         .map(|scrape| scrape.samples)
         .unwrap_or_default()
 }

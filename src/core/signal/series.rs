@@ -704,3 +704,362 @@ fn describe(select: &Selector) -> String {
         format!("{}{{{}}}", select.metric, conditions.join(","))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::{Control, OnStale};
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(seconds: u32) -> Time {
+        Time::ZERO + SECOND * seconds
+    }
+
+    /// A wall clock that showed a round number when the driver's began.
+    fn wall(seconds: u32) -> WallMs {
+        WallMs(1_700_000_000_000 + 1000 * u64::from(seconds))
+    }
+
+    fn page_source(metric: &str, labels: Vec<LabelCondition>, how: How) -> SignalSource {
+        SignalSource::Scrape(Derivation {
+            select: Selector { metric: metric.into(), labels },
+            how,
+            scale: 1.0,
+        })
+    }
+
+    /// One signal, stale after 60 s.
+    struct Rig {
+        reader: SignalReader,
+    }
+
+    impl Rig {
+        fn new(sources: Vec<SignalSource>) -> Rig {
+            let signal = Signal {
+                name: "s".into(),
+                target: 1.0,
+                unit: "".into(),
+                stale_after: SECOND * 60,
+                on_stale: OnStale::Hold,
+                sources,
+            };
+            let control = Control {
+                inner_period: SECOND,
+                outer_period: SECOND,
+                window: SECOND,
+                data_age: SECOND,
+                deadband: 0.1,
+                slew: 1.5,
+                cooldown: SECOND,
+            };
+            let policy = Policy { modules: Vec::new(), classes: Vec::new(), signals: vec![signal], control };
+            Rig { reader: SignalReader::new(&policy) }
+        }
+
+        fn gauge(how: How) -> Rig {
+            Rig::new(vec![page_source("m", Vec::new(), how)])
+        }
+
+        fn see(&mut self, target: &str, page: &str, seconds: u32) {
+            let _ = self.reader.on_scrape(target, page.as_bytes(), at(seconds), wall(seconds));
+        }
+
+        fn read(&mut self, seconds: u32) -> Result<Reading, Missing> {
+            self.reader.readings(at(seconds)).remove(0).1
+        }
+
+        /// One page of one target, and the reading after it.
+        fn scrape(&mut self, page: &str, seconds: u32) -> Result<Reading, Missing> {
+            self.see("t:1", page, seconds);
+            self.read(seconds)
+        }
+
+        fn value(&mut self, page: &str, seconds: u32) -> f64 {
+            self.scrape(page, seconds).unwrap().value
+        }
+    }
+
+    fn problem(result: Result<Reading, Missing>) -> String {
+        result.unwrap_err().to_string()
+    }
+
+    fn is_near(a: f64, b: f64) -> bool {
+        (a - b).abs() < 1e-9
+    }
+
+    #[test]
+    fn a_constant_gauge_on_a_live_exporter_is_news_each_time() {
+        let mut rig = Rig::gauge(How::Sum);
+        let first = rig.scrape("m 3\nother_total 1\n", 0).unwrap();
+        let second = rig.scrape("m 3\nother_total 2\n", 5).unwrap();
+        assert!(is_near(second.value, 3.0));
+        assert_eq!((first.fresh, second.fresh), (1, 2));
+        assert_eq!(second.at, at(5));
+    }
+
+    #[test]
+    fn a_frozen_exporter_gives_no_news_and_its_reading_keeps_its_age() {
+        let mut rig = Rig::gauge(How::Sum);
+        let first = rig.scrape("m 3\nother_total 1\nprocess_cpu_seconds_total 1\n", 0).unwrap();
+        let second = rig.scrape("m 3\nother_total 1\nprocess_cpu_seconds_total 2\n", 5).unwrap();
+        assert_eq!(second, first, "only the exporter's own CPU time moved");
+    }
+
+    #[test]
+    fn a_dead_gcs_is_seen_though_the_agent_lives() {
+        let gcs = "ray_gcs_actors_count{Component=\"gcs_server\",State=\"Registered\"} 3\n";
+        let mut rig = Rig::new(vec![page_source("ray_gcs_actors_count", Vec::new(), How::Max)]);
+        let first = rig.scrape(&format!("{gcs}ray_node_network_sent 1\n"), 0).unwrap();
+        let second = rig.scrape(&format!("{gcs}ray_node_network_sent 2\n"), 5).unwrap();
+        assert_eq!(second, first);
+    }
+
+    #[test]
+    fn readings_taken_twice_from_one_page_are_one_information() {
+        let mut rig = Rig::gauge(How::Sum);
+        let first = rig.scrape("m 3\n", 0).unwrap();
+        assert_eq!(rig.read(1).unwrap(), first);
+    }
+
+    #[test]
+    fn nan_negative_and_unreadable_samples_are_unusable_and_pass() {
+        let mut rig = Rig::gauge(How::Max);
+        assert!(problem(rig.scrape("m NaN\n", 0)).contains("NaN"));
+        assert!(problem(rig.scrape("m -4\n", 1)).contains("below zero"));
+        assert!(problem(rig.scrape("m 1\nm{a=\"b} 2\n", 2)).contains("could not be read"));
+        assert!(is_near(rig.value("m 7\n", 3), 7.0));
+    }
+
+    #[test]
+    fn a_flaw_that_passes_leaves_nothing_behind_though_the_value_is_the_old_one() {
+        let mut rig = Rig::gauge(How::Max);
+        assert!(is_near(rig.value("m 7\n", 0), 7.0));
+        assert!(rig.scrape("m 7\nm{a=\"b} 2\n", 1).is_err());
+        assert!(is_near(rig.value("m 7\n", 2), 7.0));
+    }
+
+    #[test]
+    fn a_page_that_cannot_be_trusted_is_a_failure_of_its_target() {
+        let mut rig = Rig::gauge(How::Sum);
+        rig.scrape("m 3\n", 0).unwrap();
+        for (page, words) in [("<html>", "web page"), ("", "empty"), ("m 3\nm 1", "middle of a line")] {
+            let missing = problem(rig.scrape(page, 1));
+            assert!(missing.contains("t:1") && missing.contains(words), "{missing}");
+        }
+        assert!(is_near(rig.value("m 4\n", 2), 4.0));
+    }
+
+    #[test]
+    fn nothing_found_says_what_was_looked_for() {
+        let named = LabelCondition::Is("State".into(), "X".into());
+        let mut rig =
+            Rig::new(vec![page_source("a", vec![named], How::Max), page_source("b", Vec::new(), How::Sum)]);
+        assert_eq!(problem(rig.scrape("c 1\n", 0)), "none of a{State=\"X\"}, b found in the scrape");
+    }
+
+    #[test]
+    fn a_sum_without_a_matching_series_is_zero_where_the_family_is_there() {
+        let pending = LabelCondition::StartsWith("State".into(), "PENDING".into());
+        let mut rig = Rig::new(vec![page_source("m", vec![pending], How::Sum)]);
+        assert!(is_near(rig.value("m{State=\"PENDING_ARGS\"} 4\n", 0), 4.0));
+        assert!(is_near(rig.value("m{State=\"RUNNING\"} 4\n", 5), 0.0));
+        assert!(matches!(rig.scrape("n 1\n", 10), Err(Missing::NotFound { .. })));
+    }
+
+    #[test]
+    fn the_first_alternative_that_is_there_speaks_and_is_named() {
+        let mut rig = Rig::new(vec![
+            page_source("new", Vec::new(), How::Max),
+            page_source("old", Vec::new(), How::Max),
+        ]);
+        assert_eq!(&*rig.scrape("old 1\n", 0).unwrap().source, "t:1 old");
+        let both = rig.scrape("old 1\nnew 2\n", 5).unwrap();
+        assert_eq!((&*both.source, both.fresh), ("t:1 new", 2));
+        let found: Vec<Found> = rig.reader.found().collect();
+        assert_eq!(found, [Found { signal: SignalId(0), alternative: 0, source: "t:1 new".into() }]);
+        assert_eq!(&*rig.scrape("old 1\n", 10).unwrap().source, "t:1 old");
+    }
+
+    #[test]
+    fn several_targets_are_one_sum_as_old_as_the_oldest() {
+        let mut rig = Rig::gauge(How::Sum);
+        rig.see("a:1", "m 3\n", 0);
+        rig.see("b:1", "m 4\n", 2);
+        let reading = rig.read(2).unwrap();
+        assert!(is_near(reading.value, 7.0));
+        assert_eq!((reading.at, &*reading.source), (at(0), "2 targets m"));
+    }
+
+    #[test]
+    fn a_target_that_falls_silent_keeps_its_part_until_it_is_stale() {
+        let mut rig = Rig::gauge(How::Sum);
+        rig.see("a:1", "m 3\n", 0);
+        rig.see("b:1", "m 4\n", 0);
+        let down = Missing::Unreachable { target: "a:1".into(), problem: "refused".into() };
+        rig.see("b:1", "m 5\n", 30);
+        rig.reader.on_failure("a:1", &down);
+        let reading = rig.read(30).unwrap();
+        assert!(is_near(reading.value, 8.0), "the lost node's tasks are not forgotten at once");
+        assert_eq!(reading.at, at(0), "and the reading is as old as they are");
+        rig.see("b:1", "m 6\n", 61);
+        rig.reader.on_failure("a:1", &down);
+        assert!(is_near(rig.read(61).unwrap().value, 6.0));
+        rig.reader.on_failure("b:1", &down);
+        assert_eq!(rig.read(62), Err(down), "when all fail, that is said");
+    }
+
+    #[test]
+    fn time_stamps_date_a_reading_and_may_not_go_back_or_ahead() {
+        let mut rig = Rig::gauge(How::Max);
+        let stamped = |seconds: u32| format!("m 3 {}\nother_total {seconds}\n", wall(seconds).0);
+        let first = rig.scrape(&stamped(10), 12).unwrap();
+        assert_eq!(first.at, at(10));
+        let again = rig.scrape(&format!("m 3 {}\nother_total 99\n", wall(10).0), 17).unwrap();
+        assert_eq!(again, first, "the stamp says that it is the same sample, whatever else moves");
+        assert!(problem(rig.scrape(&stamped(8), 18)).contains("went back by 2s"));
+        assert!(problem(rig.scrape(&stamped(80), 20)).contains("60s in the future"));
+        assert_eq!(rig.scrape(&stamped(21), 22).unwrap().at, at(21));
+    }
+
+    #[test]
+    fn a_rate_runs_from_change_to_change_and_over_a_reset() {
+        let mut rig = Rig::new(vec![page_source("c_total", Vec::new(), How::Rate)]);
+        assert!(problem(rig.scrape("c_total 100\nx 1\n", 0)).contains("second scrape"));
+        assert!(rig.scrape("c_total 100\nx 2\n", 5).is_err(), "too early to say zero");
+        assert!(is_near(rig.value("c_total 140\nx 3\n", 10), 4.0));
+        let repeated = rig.scrape("c_total 140\nx 4\n", 15).unwrap();
+        assert_eq!((repeated.at, repeated.fresh), (at(10), 1), "no zero between two reports of Ray");
+        assert!(is_near(rig.value("c_total 20\nx 5\n", 20), 2.0), "20 since the reset");
+    }
+
+    #[test]
+    fn a_counter_that_rests_while_its_reporter_speaks_is_a_rate_of_zero_in_the_end() {
+        let mut rig = Rig::new(vec![page_source("c_total", Vec::new(), How::Rate)]);
+        let _ = rig.scrape("c_total 100\nx 1\n", 0);
+        rig.scrape("c_total 140\nx 2\n", 10).unwrap();
+        let quiet = rig.scrape("c_total 140\nx 3\n", 40).unwrap();
+        assert!(is_near(quiet.value, 0.0));
+        assert_eq!(quiet.fresh, 2);
+    }
+
+    #[test]
+    fn a_counter_frozen_with_its_reporter_is_not_a_rate_of_zero() {
+        let mut rig = Rig::new(vec![page_source("c_total", Vec::new(), How::Rate)]);
+        let _ = rig.scrape("c_total 100\nx 1\n", 0);
+        let last = rig.scrape("c_total 140\nx 2\n", 10).unwrap();
+        assert_eq!(rig.scrape("c_total 140\nx 2\n", 50).unwrap(), last);
+    }
+
+    fn histogram(fast: u32, all: u32, beat: u32) -> String {
+        format!("h_bucket{{le=\"10\"}} {fast}\nh_bucket{{le=\"+Inf\"}} {all}\nbeat {beat}\n")
+    }
+
+    #[test]
+    fn a_share_waits_for_observations_and_is_never_zero_for_want_of_them() {
+        let mut rig = Rig::new(vec![page_source("h", Vec::new(), How::ShareAbove(10.0))]);
+        assert!(rig.scrape(&histogram(100, 100, 1), 0).is_err());
+        assert!(problem(rig.scrape(&histogram(100, 100, 2), 10)).contains("no new observation"));
+        assert!(problem(rig.scrape(&histogram(101, 102, 3), 20)).contains("only 2 new observations"));
+        assert!(is_near(rig.value(&histogram(115, 120, 4), 25), 0.25), "5 of 20 since the beginning");
+        assert!(problem(rig.scrape(&histogram(116, 121, 5), 30)).contains("only 1 new"));
+        assert!(is_near(rig.value(&histogram(116, 122, 6), 60), 0.5), "few are taken when they must");
+    }
+
+    #[test]
+    fn a_restarted_exporter_starts_a_share_anew() {
+        let mut rig = Rig::new(vec![page_source("h", Vec::new(), How::ShareAbove(10.0))]);
+        let _ = rig.scrape(&histogram(100, 200, 1), 0);
+        assert!(is_near(rig.value(&histogram(30, 40, 2), 10), 0.25), "10 of 40 since the restart");
+        let renamed = |fast: u32| histogram(fast, 2 * fast, fast).replace("le=", "pid=\"2\",le=");
+        assert!(rig.scrape(&renamed(500), 20).is_err(), "a new series is a baseline");
+        assert!(is_near(rig.value(&renamed(520), 30), 0.5));
+    }
+
+    #[test]
+    fn the_probe_comes_first_and_the_pages_stand_in_for_it() {
+        let mut rig = Rig::new(vec![SignalSource::Probe, page_source("m", Vec::new(), How::Max)]);
+        assert!(rig.reader.wants_probe());
+        rig.reader.on_probe("head", &Ok(3.5), at(0));
+        let probed = rig.scrape("m 100\n", 0).unwrap();
+        assert_eq!((probed.value.to_bits(), probed.fresh), (3.5f64.to_bits(), 1));
+        assert_eq!(&*probed.source, "head the probe of /api/gcs_healthz");
+        rig.reader.on_probe("head", &Ok(3.5), at(1));
+        assert_eq!(rig.read(1).unwrap().fresh, 2, "each answer is news, equal or not");
+        let down = Missing::Unreachable { target: "head".into(), problem: "503".into() };
+        rig.reader.on_probe("head", &Err(down.clone()), at(2));
+        assert_eq!(rig.read(2), Err(down));
+        assert!(is_near(rig.value("m 100\n", 62), 100.0));
+        rig.reader.on_probe("head", &Ok(4.0), at(63));
+        assert!(is_near(rig.read(63).unwrap().value, 4.0));
+    }
+
+    fn prom(rig: &mut Rig, value: f64, evaluated: u32, now: u32) -> Result<Reading, Missing> {
+        let answer = Ok((value, wall(evaluated)));
+        rig.reader.on_answer(SignalId(0), "q", "prom:9090", &answer, at(now), wall(now));
+        rig.read(now)
+    }
+
+    #[test]
+    fn an_answer_of_prometheus_is_as_old_as_its_evaluation() {
+        let mut rig = Rig::new(vec![SignalSource::PromQl("q".into())]);
+        assert_eq!(rig.reader.queries().collect::<Vec<_>>(), [(SignalId(0), "q".into())]);
+        let first = prom(&mut rig, 5.0, 10, 12).unwrap();
+        assert_eq!((first.at, &*first.source), (at(10), "prom:9090 q"));
+        assert_eq!(prom(&mut rig, 5.0, 15, 15).unwrap(), first, "an equal answer soon after is no news");
+        assert_eq!(prom(&mut rig, 5.0, 20, 20).unwrap().fresh, 2);
+        assert_eq!(prom(&mut rig, 6.0, 21, 21).unwrap().fresh, 3);
+        assert!(problem(prom(&mut rig, 6.0, 19, 22)).contains("went back"));
+        assert!(problem(prom(&mut rig, -6.0, 23, 23)).contains("below zero"));
+        assert!(problem(prom(&mut rig, 6.0, 500, 24)).contains("in the future"));
+    }
+
+    #[test]
+    fn a_failing_prometheus_is_named_and_nothing_else_is_touched() {
+        let mut rig = Rig::new(vec![SignalSource::PromQl("q".into())]);
+        let down = Missing::Unreachable { target: "prom:9090".into(), problem: "refused".into() };
+        rig.reader.on_answer(SignalId(0), "q", "prom:9090", &Err(down.clone()), at(1), wall(1));
+        assert_eq!(rig.read(1), Err(down));
+        rig.reader.on_answer(SignalId(9), "q", "prom:9090", &Ok((1.0, wall(2))), at(2), wall(2));
+        assert!(rig.read(2).is_err(), "an unknown signal is ignored");
+        assert!(prom(&mut rig, 5.0, 3, 3).is_ok());
+    }
+
+    #[test]
+    fn targets_beyond_the_bound_are_refused_until_others_are_gone() {
+        let mut rig = Rig::gauge(How::Sum);
+        for target in 0..TARGETS_MAX {
+            rig.see(&format!("t:{target}"), "m 1\n", 0);
+        }
+        assert!(rig.reader.on_scrape("late:1", b"m 1\n", at(1), wall(1)).is_err());
+        assert!(is_near(rig.read(1).unwrap().value, 512.0));
+        assert!(rig.read(61).is_err(), "all of them have been silent for too long");
+        assert!(rig.reader.on_scrape("late:1", b"m 1\n", at(62), wall(62)).is_ok());
+        assert!(is_near(rig.read(62).unwrap().value, 1.0));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_scraped_a_reading_is_finite_not_negative_and_its_news_only_rise(
+            pages in proptest::collection::vec((0usize..3, "((m|c_total|h_bucket)(\\{(le|a)=\"(1|10|[+]Inf|x)\"\\})? (NaN|[+]Inf|-?[0-9]{1,3})( 17000000[0-9]{5})?\n){0,6}"), 1..12)
+        ) {
+            let mut rig = Rig::new(vec![
+                page_source("h", Vec::new(), How::Quantile(0.9)),
+                page_source("c_total", Vec::new(), How::Rate),
+                page_source("m", Vec::new(), How::Sum),
+            ]);
+            let (mut fresh, mut now) = (0, 0);
+            for (target, page) in pages {
+                now += 7;
+                rig.see(["a", "b", "c"][target], &page, now);
+                if let Ok(reading) = rig.read(now) {
+                    prop_assert!(reading.value.is_finite() && reading.value >= 0.0);
+                    prop_assert!(reading.resolution >= 1.0);
+                    prop_assert!(reading.fresh >= fresh && reading.at <= at(now));
+                    fresh = reading.fresh;
+                }
+            }
+        }
+    }
+}
