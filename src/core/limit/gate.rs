@@ -23,11 +23,11 @@ use crate::core::limit::queue::{FairQueue, Joined, Place, Waiting};
 use crate::core::limit::rate::Rate;
 use crate::core::limit::share::{Shares, SlotId};
 use crate::core::limit::table::{LimitTable, Mode, slots};
-use crate::core::policy::{ClassId, Kind, ModuleId, Policy, Priority, Treatment};
+use crate::core::policy::{ClassId, Kind, ModuleId, PartyLimits, Policy, Priority, Treatment};
 use crate::core::request::party::Party;
 use crate::core::time::{Time, duration_from_secs};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Classes of this priority and above are served before all others, whatever their share.
@@ -106,36 +106,51 @@ pub enum Grant {
 pub struct Gate<W> {
     classes: Box<[ClassGate]>,
     modules: Box<[ModuleGate<W>]>,
-    costs: Costs,
+    costs: Arc<Costs>,
 }
 
 #[derive(Debug)]
 struct ClassGate {
+    name: Arc<str>,
     module: ModuleId,
     priority: Priority,
     kind: Kind,
     queue_len_max: u32,
     queue_wait_max: Duration,
     work_us_max: u64,
-    rate: Option<Rate>,
-    shares: Option<Shares>,
+    rate: Option<(u32, Arc<Rate>)>,
+    shares: Option<(PartyLimits, Arc<Shares>)>,
+    waiting: AtomicU32,
+    spread_s: AtomicU32,
+    sheds: AtomicU32,
+    /// What is counted outlives this gate: see [`Gate::succeed`].
+    tally: Arc<Tally>,
+}
+
+/// What a class has under way and has done.
+#[derive(Debug, Default)]
+struct Tally {
     in_flight: InFlight,
     work_us: AtomicU64,
     /// Admissions counted against the table's `admitted_max`.
     allowance_used: AtomicU64,
-    waiting: AtomicU32,
-    spread_s: AtomicU32,
-    sheds: AtomicU32,
     /// When something last finished, or began after a pause.
     progress: AtomicU64,
     meter: Meter,
 }
 
+/// What a module has under way, and its last departure.
+#[derive(Debug, Default)]
+struct ModuleTally {
+    in_flight: InFlight,
+    departures: Departures,
+}
+
 #[derive(Debug)]
 struct ModuleGate<W> {
-    in_flight: InFlight,
+    name: Arc<str>,
+    tally: Arc<ModuleTally>,
     waiting: AtomicU32,
-    departures: Departures,
     queue: Mutex<ModuleQueue<W>>,
 }
 
@@ -204,47 +219,67 @@ impl<W> Gate<W> {
     /// An empty gate for this policy, at the rates of `table`.
     #[must_use]
     pub fn new(policy: &Policy, table: &LimitTable, now: Time) -> Gate<W> {
-        let classes = policy.classes.iter().zip(&table.classes).map(|(class, limits)| ClassGate {
-            module: class.module,
-            priority: class.priority,
-            kind: class.kind,
-            queue_len_max: class.queue.len_max,
-            queue_wait_max: class.queue.wait_max,
-            work_us_max: policy.modules[class.module.index()]
-                .work
-                .map_or(u64::MAX, |work| micros(work.as_secs_f64())),
-            rate: class
-                .rate
-                .map(|rate| Rate::new(limits.rate.unwrap_or(rate.per_second.initial), rate.burst, now)),
-            shares: Shares::new(class.per_party, now),
-            in_flight: InFlight::default(),
-            work_us: AtomicU64::new(0),
-            allowance_used: AtomicU64::new(0),
-            waiting: AtomicU32::new(0),
-            spread_s: AtomicU32::new(1),
-            sheds: AtomicU32::new(0),
-            progress: AtomicU64::new(now.0),
-            meter: Meter::default(),
+        Gate::build(policy, table, now, None)
+    }
+
+    /// The gate of a new policy, for requests from now on. Classes and modules of the same name
+    /// go on with the counters of this one, so that nothing under way is forgotten and no change
+    /// hands out a slot or a burst twice; whoever waits here is still served here.
+    #[must_use]
+    pub fn succeed(&self, policy: &Policy, table: &LimitTable, now: Time) -> Gate<W> {
+        Gate::build(policy, table, now, Some(self))
+    }
+
+    fn build(policy: &Policy, table: &LimitTable, now: Time, before: Option<&Gate<W>>) -> Gate<W> {
+        let classes = policy.classes.iter().zip(&table.classes).map(|(class, limits)| {
+            let old = before.and_then(|gate| gate.classes.iter().find(|old| old.name == class.name));
+            let rate = class.rate.map(|rate| {
+                let per_second = limits.rate.unwrap_or(rate.per_second.initial);
+                let kept = old.and_then(|old| old.rate.as_ref()).filter(|(burst, _)| *burst == rate.burst);
+                let limiter = match (kept, old) {
+                    (Some((_, limiter)), _) => Arc::clone(limiter),
+                    (None, Some(_)) => Arc::new(Rate::empty(per_second, rate.burst, now)),
+                    (None, None) => Arc::new(Rate::new(per_second, rate.burst, now)),
+                };
+                (rate.burst, limiter)
+            });
+            let shares = old
+                .and_then(|old| old.shares.clone())
+                .filter(|(limits, _)| *limits == class.per_party)
+                .or_else(|| Some((class.per_party, Arc::new(Shares::new(class.per_party, now)?))));
+            ClassGate {
+                name: Arc::clone(&class.name),
+                module: class.module,
+                priority: class.priority,
+                kind: class.kind,
+                queue_len_max: class.queue.len_max,
+                queue_wait_max: class.queue.wait_max,
+                work_us_max: policy.modules[class.module.index()]
+                    .work
+                    .map_or(u64::MAX, |work| micros(work.as_secs_f64())),
+                rate,
+                shares,
+                waiting: AtomicU32::new(0),
+                spread_s: AtomicU32::new(1),
+                sheds: AtomicU32::new(0),
+                tally: old.map_or_else(
+                    || Arc::new(Tally { progress: AtomicU64::new(now.0), ..Tally::default() }),
+                    |old| Arc::clone(&old.tally),
+                ),
+            }
         });
-        let modules = (0..policy.modules.len()).map(|module| ModuleGate {
-            in_flight: InFlight::default(),
-            waiting: AtomicU32::new(0),
-            departures: Departures::default(),
-            queue: Mutex::new(ModuleQueue {
-                classes: policy
-                    .classes
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, class)| class.module.index() == module)
-                    .filter_map(|(at, _)| {
-                        let id = ClassId(u8::try_from(at).ok()?);
-                        Some(ClassQueue { id, fair: FairQueue::default(), tag: 0.0 })
-                    })
-                    .collect(),
-                virtual_time: 0.0,
-            }),
+        let modules = policy.modules.iter().enumerate().map(|(at, module)| {
+            let old = before.and_then(|gate| gate.modules.iter().find(|old| old.name == module.name));
+            ModuleGate {
+                name: Arc::clone(&module.name),
+                tally: old.map_or_else(Arc::default, |old| Arc::clone(&old.tally)),
+                waiting: AtomicU32::new(0),
+                queue: Mutex::new(ModuleQueue::of(policy, at)),
+            }
         });
-        Gate { classes: classes.collect(), modules: modules.collect(), costs: Costs::default() }
+        // Routes are numbered alike in every configuration but for the operator's own.
+        let costs = before.map_or_else(Arc::default, |gate| Arc::clone(&gate.costs));
+        Gate { classes: classes.collect(), modules: modules.collect(), costs }
     }
 
     /// Decides about one request. `waiter` is called only if it must wait; `wake` is called for
@@ -259,18 +294,18 @@ impl<W> Gate<W> {
     ) -> Decision {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
-        class.meter.offer();
+        class.tally.meter.offer();
         match limits.treatment {
             Treatment::Blocked => {
                 return Decision::Shed(self.refuse(ask.class, Reason::Blocked, Duration::ZERO));
             }
             Treatment::Exempt => {
-                class.meter.admit(0);
+                class.tally.meter.admit(0);
                 return Decision::Admit(Ticket::uncounted(ask, now));
             }
             Treatment::Limited => {}
         }
-        let slot = match class.shares.as_ref().map(|shares| shares.enter(ask.party, now)).transpose() {
+        let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.party, now)).transpose() {
             Ok(slot) => slot,
             Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
         };
@@ -308,21 +343,21 @@ impl<W> Gate<W> {
         // What failed or was never sent says nothing of what an answer costs.
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
         let work = if ticket.counted && class.kind == Kind::Unary && answered {
-            let work = module.departures.depart(ticket.admitted, now);
+            let work = module.tally.departures.depart(ticket.admitted, now);
             self.costs.learn(ticket.ask.route, work);
             work
         } else {
             0.0
         };
-        class.meter.finish(outcome, latency, duration_from_secs(work));
+        class.tally.meter.finish(outcome, latency, duration_from_secs(work));
         self.leave_share(ticket.ask.class, ticket.slot);
         if !ticket.counted {
             return;
         }
         class.give_back(ticket.work_us);
-        class.progress.store(now.0, Ordering::Relaxed);
+        class.tally.progress.store(now.0, Ordering::Relaxed);
         if class.kind == Kind::Unary {
-            module.in_flight.leave();
+            module.tally.in_flight.leave();
         }
         if module.waiting.load(Ordering::SeqCst) > 0 {
             let mut woken = Vec::new();
@@ -340,7 +375,7 @@ impl<W> Gate<W> {
     /// A waiter's client has left. Returns its waiter if it was still waiting.
     pub fn cancel(&self, id: WaitId) -> Option<W> {
         let waiter = self.take_out(id)?;
-        self.class(id.class).meter.leave();
+        self.class(id.class).tally.meter.leave();
         Some(waiter)
     }
 
@@ -355,7 +390,7 @@ impl<W> Gate<W> {
     /// (some tens of milliseconds) while a rate-limited class has waiters.
     pub fn pump(&self, table: &LimitTable, now: Time, wake: &mut impl FnMut(W, Grant)) {
         for (class, limits) in self.classes.iter().zip(&table.classes) {
-            if let (Some(rate), Some(per_second)) = (&class.rate, limits.rate) {
+            if let (Some((_, rate)), Some(per_second)) = (&class.rate, limits.rate) {
                 rate.set_rate(per_second, now);
             }
         }
@@ -376,7 +411,7 @@ impl<W> Gate<W> {
     /// Refuses a request for a reason of the driver's (upstream down, no API key).
     pub fn refuse(&self, id: ClassId, reason: Reason, wait: Duration) -> Shed {
         let class = self.class(id);
-        class.meter.shed(reason);
+        class.tally.meter.shed(reason);
         Shed { class: id, reason, retry_after_s: class.retry_after(wait) }
     }
 
@@ -388,24 +423,24 @@ impl<W> Gate<W> {
     /// The totals of a class.
     #[must_use]
     pub fn counts(&self, id: ClassId) -> Counts {
-        self.class(id).meter.read()
+        self.class(id).tally.meter.read()
     }
 
     /// The counts since `earlier`, and the state of the class's counters; takes the peak.
     #[must_use]
     pub fn window(&self, id: ClassId, earlier: &Counts, length: Duration, now: Time) -> Window {
         let class = self.class(id);
-        let in_flight = class.in_flight.count();
+        let in_flight = class.tally.in_flight.count();
         Window {
             length_s: length.as_secs_f64(),
-            counts: class.meter.read().since(earlier),
+            counts: class.tally.meter.read().since(earlier),
             in_flight,
-            in_flight_peak: class.meter.take_peak(in_flight),
+            in_flight_peak: class.tally.meter.take_peak(in_flight),
             waiting: class.waiting.load(Ordering::Relaxed),
             stalled_s: if in_flight == 0 {
                 0.0
             } else {
-                now.since(Time(class.progress.load(Ordering::Relaxed))).as_secs_f64()
+                now.since(Time(class.tally.progress.load(Ordering::Relaxed))).as_secs_f64()
             },
         }
     }
@@ -414,19 +449,19 @@ impl<W> Gate<W> {
     #[must_use]
     pub fn load(&self, id: ClassId) -> (u32, u32) {
         let class = self.class(id);
-        (class.in_flight.count(), class.waiting.load(Ordering::Relaxed))
+        (class.tally.in_flight.count(), class.waiting.load(Ordering::Relaxed))
     }
 
     /// Under way in a module.
     #[must_use]
     pub fn module_in_flight(&self, id: ModuleId) -> u32 {
-        self.module(id).in_flight.count()
+        self.module(id).tally.in_flight.count()
     }
 
     /// Admissions so far, as `admitted_max` counts them.
     #[must_use]
     pub fn allowance_used(&self, id: ClassId) -> u64 {
-        self.class(id).allowance_used.load(Ordering::Acquire)
+        self.class(id).tally.allowance_used.load(Ordering::Acquire)
     }
 
     /// The learnt cost of a route, in seconds of its module's time.
@@ -453,54 +488,54 @@ impl<W> Gate<W> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         let module = self.module(class.module);
-        if !class.in_flight.try_enter(slots(limits.in_flight)) {
+        if !class.tally.in_flight.try_enter(slots(limits.in_flight)) {
             return Err(Full::Class);
         }
         let Some(work_us) = class.try_take_work(self.costs.get(ask.route)) else {
-            class.in_flight.leave();
+            class.tally.in_flight.leave();
             return Err(Full::Class);
         };
         // Held connections have a cap of their own: they would starve the others of the ceiling.
         let unary = class.kind == Kind::Unary;
-        if unary && !module.in_flight.try_enter(slots(table.module(class.module).in_flight)) {
+        if unary && !module.tally.in_flight.try_enter(slots(table.module(class.module).in_flight)) {
             class.give_back(work_us);
             return Err(Full::Module);
         }
         if !class.try_use_allowance(limits.admitted_max) {
             class.give_back(work_us);
             if unary {
-                module.in_flight.leave();
+                module.tally.in_flight.leave();
             }
             return Err(Full::Backlog);
         }
-        if let Some(rate) = &class.rate
+        if let Some((_, rate)) = &class.rate
             && let Err(wait) = rate.take(now)
         {
-            class.allowance_used.fetch_sub(1, Ordering::AcqRel);
+            class.tally.allowance_used.fetch_sub(1, Ordering::AcqRel);
             class.give_back(work_us);
             if unary {
-                module.in_flight.leave();
+                module.tally.in_flight.leave();
             }
             return Err(Full::Rate(wait));
         }
-        let under_way = class.in_flight.count();
+        let under_way = class.tally.in_flight.count();
         if under_way <= 1 {
-            class.progress.store(now.0, Ordering::Relaxed);
+            class.tally.progress.store(now.0, Ordering::Relaxed);
         }
-        class.meter.admit(under_way);
+        class.tally.meter.admit(under_way);
         Ok(Ticket { counted: true, work_us, ..Ticket::uncounted(ask, now) })
     }
 
     /// Counts it as if it had been refused, and lets it through beyond every limit.
     fn admit_in_shadow(&self, ask: Ask, slot: Option<SlotId>, reason: Reason, now: Time) -> Ticket {
         let class = self.class(ask.class);
-        class.meter.shed_in_shadow(reason);
-        class.in_flight.enter();
-        class.allowance_used.fetch_add(1, Ordering::AcqRel);
+        class.tally.meter.shed_in_shadow(reason);
+        class.tally.in_flight.enter();
+        class.tally.allowance_used.fetch_add(1, Ordering::AcqRel);
         if class.kind == Kind::Unary {
-            self.module(class.module).in_flight.enter();
+            self.module(class.module).tally.in_flight.enter();
         }
-        class.meter.admit(class.in_flight.count());
+        class.tally.meter.admit(class.tally.in_flight.count());
         Ticket { counted: true, would_shed: Some(reason), slot, ..Ticket::uncounted(ask, now) }
     }
 
@@ -599,8 +634,8 @@ impl<W> Gate<W> {
             queue.virtual_time = start;
             self.uncount(ask.class);
             let waited = now.since(request.since);
-            class.meter.queue();
-            class.meter.wait(waited);
+            class.tally.meter.queue();
+            class.tally.meter.wait(waited);
             let ticket = Ticket { slot: request.waiter.slot, waited, charged: Some(request.cost), ..ticket };
             woken.push((request.waiter.waiter, Grant::Go(ticket)));
         }
@@ -629,7 +664,7 @@ impl<W> Gate<W> {
     }
 
     fn leave_share(&self, id: ClassId, slot: Option<SlotId>) {
-        if let (Some(slot), Some(shares)) = (slot, &self.class(id).shares) {
+        if let (Some(slot), Some((_, shares))) = (slot, &self.class(id).shares) {
             shares.leave(slot);
         }
     }
@@ -642,6 +677,15 @@ impl<W> Gate<W> {
 }
 
 impl<W> ModuleQueue<W> {
+    fn of(policy: &Policy, module: usize) -> ModuleQueue<W> {
+        let classes = policy.classes.iter().enumerate().filter(|(_, class)| class.module.index() == module);
+        let classes = classes.filter_map(|(at, _)| {
+            let id = ClassId(u8::try_from(at).ok()?);
+            Some(ClassQueue { id, fair: FairQueue::default(), tag: 0.0 })
+        });
+        ModuleQueue { classes: classes.collect(), virtual_time: 0.0 }
+    }
+
     fn class_mut(&mut self, id: ClassId) -> Option<&mut ClassQueue<W>> {
         self.classes.iter_mut().find(|class| class.id == id)
     }
@@ -665,7 +709,8 @@ impl ClassGate {
     /// only one; returns what was taken.
     fn try_take_work(&self, cost: f64) -> Option<u64> {
         let own = micros(cost);
-        self.work_us
+        self.tally
+            .work_us
             .try_update(Ordering::AcqRel, Ordering::Relaxed, |work| {
                 let sum = work.saturating_add(own);
                 (work == 0 || sum <= self.work_us_max).then_some(sum)
@@ -677,15 +722,16 @@ impl ClassGate {
     /// Counts one more admission if that stays within the running total allowed.
     fn try_use_allowance(&self, admitted_max: Option<u64>) -> bool {
         let max = admitted_max.unwrap_or(u64::MAX);
-        self.allowance_used
+        self.tally
+            .allowance_used
             .try_update(Ordering::AcqRel, Ordering::Relaxed, |used| (used < max).then_some(used + 1))
             .is_ok()
     }
 
     /// Undoes an entry: one less under way, its work taken back.
     fn give_back(&self, work_us: u64) {
-        self.work_us.fetch_sub(work_us, Ordering::AcqRel);
-        self.in_flight.leave();
+        self.tally.work_us.fetch_sub(work_us, Ordering::AcqRel);
+        self.tally.in_flight.leave();
     }
 
     /// When to come back: after `wait`, plus a place in the spread that differs from the
@@ -940,6 +986,26 @@ mod tests {
             }
         }
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_successor_goes_on_counting_what_is_under_way() {
+        let mut submit = class("submit", 7, 2.0);
+        submit.rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 5 });
+        let before = policy(vec![submit.clone(), class("gone", 5, 1.0)], 8.0);
+        let mut rig = Rig::new(&before);
+        let held = ticket(rig.ask(0, 1, at(0.0)).1);
+        let mut after = policy(vec![class("new", 5, 1.0), submit.clone()], 8.0);
+        after.classes[1].rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 9 });
+        let old = std::mem::replace(&mut rig, Rig::new(&after));
+        rig.gate = old.gate.succeed(&after, &rig.table, at(1.0));
+        assert_eq!(rig.gate.load(ClassId(1)).0, 1, "by name, not by place");
+        assert!(
+            matches!(rig.ask(1, 1, at(1.0)).1, Decision::Wait(..)),
+            "a larger burst is not handed out at once"
+        );
+        old.finish(held, at(2.0));
+        assert_eq!(rig.gate.load(ClassId(1)).0, 0, "given back to the old gate, counted out of both");
     }
 
     proptest! {
