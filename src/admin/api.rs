@@ -183,14 +183,15 @@ fn exposition(guard: &Guard, headers: &HeaderMap) -> Answer {
 
 fn state(desk: &Desk) -> State {
     let guard = &desk.guard;
-    let doors = guard.settings.listeners.iter().map(|listener| DoorView {
+    let settings = guard.settings();
+    let doors = settings.listeners.iter().map(|listener| DoorView {
         kind: crate::proxy::handle::surface_name(listener.surface).to_owned(),
         listen: listener.address.to_string(),
         upstream: listener.upstream.url(),
     });
     State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        config: guard.settings.version.to_string(),
+        config: settings.version.to_string(),
         time: guard.clock.wall(),
         uptime_s: guard.clock.now().as_secs_f64(),
         token_required: desk.access.takes_token(),
@@ -355,7 +356,7 @@ async fn steer(desk: &Desk, path: &str, who: &str, body: &[u8]) -> Result<Answer
     let who = if given_who.is_empty() { who.to_owned() } else { format!("{given_who} ({who})") };
     guard.order(&order, &words("who", &who)?, &words("why", &why)?).map_err(|refusal| refused(&refusal))?;
     tracing::info!(who = %printable(&who), why = %printable(&why), "{done}");
-    Ok(ok(&Done { done, table: guard.door.table.load().version }))
+    Ok(ok(&Done { done, table: guard.door().table.load().version }))
 }
 
 type Asked = (Order, String, String, String);

@@ -34,7 +34,7 @@ pub struct Desk {
 /// Serves until the guard's tasks close.
 pub fn start(guard: &Arc<Guard>, listener: listen::Listener, access: Access) {
     let desk =
-        Arc::new(Desk { guard: Arc::clone(guard), access, history: History::new(&guard.settings.policy) });
+        Arc::new(Desk { guard: Arc::clone(guard), access, history: History::new(&guard.settings().policy) });
     guard.tasks.spawn_until_closed(history::record(Arc::clone(&desk)));
     guard.tasks.spawn(listen::serve(listener, desk));
 }

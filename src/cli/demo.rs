@@ -136,12 +136,12 @@ async fn start_guard(head: &Running, dir: &std::path::Path) -> Result<(Arc<Guard
     };
     std::thread::Builder::new().name("record".into()).spawn(move || pump.run())?;
     let guard = new_guard(&settings, clock, &tasks, record);
-    let entrance = guard
-        .entrance(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
+    let front = guard
+        .front(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
         .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let door = listener.local_addr()?;
-    tasks.spawn(listen::serve(listener, Arc::clone(&guard.door), entrance, listen::Bounds::default()));
+    tasks.spawn(listen::serve(listener, front, tasks.clone(), listen::Bounds::default()));
     watch::start(&guard);
     Ok((guard, door))
 }

@@ -13,6 +13,7 @@ use crate::proxy::listen;
 use crate::proxy::upstream::Address;
 use crate::runtime::clock::Clock;
 use crate::runtime::guard::{Guard, Outlets};
+use crate::runtime::reload::{self, Source};
 use crate::runtime::shutdown;
 use crate::runtime::tasks::Tasks;
 use std::path::{Path, PathBuf};
@@ -107,11 +108,12 @@ pub fn run(args: Args) -> Result<u8, RunError> {
     };
     crate::observe::log::start(&settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(guard(Arc::new(settings)))
+    let source = args.config.map(|path| Source { path, overrides });
+    runtime.block_on(guard(Arc::new(settings), source))
 }
 
 /// Runs until a signal comes.
-async fn guard(settings: Arc<Settings>) -> Result<u8, RunError> {
+async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, RunError> {
     let clock = Clock::start();
     let tasks = Tasks::default();
     let state = State::of(&settings.state_dir);
@@ -131,16 +133,16 @@ async fn guard(settings: Arc<Settings>) -> Result<u8, RunError> {
     let listeners = bind(&settings).await?;
     let admin = bind_admin(&settings).await?;
     for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
-        let entrance = guard
-            .entrance(spec.surface, Address::Tcp(spec.upstream.authority()))
+        let front = guard
+            .front(spec.surface, Address::Tcp(spec.upstream.authority()))
             .map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(
             address = %spec.address,
             surface = crate::proxy::handle::surface_name(spec.surface),
-            upstream = %entrance.upstream.address(),
+            upstream = %spec.upstream.authority(),
             "listening"
         );
-        tasks.spawn(listen::serve(listener, Arc::clone(&guard.door), entrance, bounds(&settings)));
+        tasks.spawn(listen::serve(listener, front, tasks.clone(), bounds(&settings)));
     }
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "state, metrics and steering");
@@ -148,6 +150,7 @@ async fn guard(settings: Arc<Settings>) -> Result<u8, RunError> {
     }
     crate::runtime::watch::start(&guard);
     state.keep(&guard);
+    reload::start(&guard, source);
     let signal = shutdown::signalled().await?;
     tracing::info!(signal, "winding up: finishing what is under way");
     guard.note(Event::Stop { reason: signal.to_owned() });

@@ -31,6 +31,16 @@ pub struct Entrance {
     pub upstream: Arc<Upstream>,
 }
 
+/// What a listener needs for one request; swapped whole when the configuration is reloaded, so
+/// that no request sees half of one and half of another.
+#[derive(Debug)]
+pub struct Front {
+    /// Limits, counters, identities.
+    pub door: Arc<Door>,
+    /// Routes and upstream.
+    pub entrance: Arc<Entrance>,
+}
+
 /// A refusal worth a line in the record, with the request's id.
 #[derive(Clone, Debug)]
 pub struct ShedNote {
@@ -64,7 +74,7 @@ pub struct Door {
     /// Refusals for the record; bounded, and what does not fit is counted by the meters anyway.
     pub sheds: mpsc::Sender<ShedNote>,
     /// Request ids: unique within a run, and between runs by the prefix.
-    pub ids: Ids,
+    pub ids: Arc<Ids>,
 }
 
 /// Request ids: a prefix of this run and a counter.
@@ -85,6 +95,14 @@ impl Ids {
     #[must_use]
     pub fn next(&self) -> String {
         format!("{}-{:x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Front {
+    /// A front that may be swapped under live traffic.
+    #[must_use]
+    pub fn new(door: Arc<Door>, entrance: Arc<Entrance>) -> Arc<ArcSwap<Front>> {
+        Arc::new(ArcSwap::from_pointee(Front { door, entrance }))
     }
 }
 
@@ -117,7 +135,24 @@ impl Door {
             clock,
             tasks,
             sheds,
-            ids: Ids::new(clock.wall().0),
+            ids: Arc::new(Ids::new(clock.wall().0)),
+        })
+    }
+
+    /// The door of a new policy, with this one's counters; see [`Gate::succeed`].
+    #[must_use]
+    pub fn succeed(&self, policy: Arc<Policy>, identifier: Identifier, table: Arc<LimitTable>) -> Arc<Door> {
+        let gate = self.gate.succeed(&policy, &table, self.clock.now());
+        Arc::new(Door {
+            gate,
+            table: ArcSwap::from(table),
+            policy,
+            identifier,
+            coalescer: Coalescer::default(),
+            clock: self.clock,
+            tasks: self.tasks.clone(),
+            sheds: self.sheds.clone(),
+            ids: Arc::clone(&self.ids),
         })
     }
 

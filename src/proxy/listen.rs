@@ -4,9 +4,11 @@
 //! in all and per address, and on the time a client may take to say what it wants. Running out
 //! of file descriptors pauses accepting; it does not end it.
 
-use crate::proxy::door::{Door, Entrance};
+use crate::proxy::door::Front;
 use crate::proxy::handle::{Peer, handle};
 use crate::proxy::upstream::timer;
+use crate::runtime::tasks::Tasks;
+use arc_swap::ArcSwap;
 use hyper::body::Incoming;
 use hyper::{Request, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -84,13 +86,14 @@ impl Drop for Counted {
     }
 }
 
-/// Accepts until the door's tasks are closed; connections then finish what is under way.
-pub async fn serve(listener: TcpListener, door: Arc<Door>, entrance: Arc<Entrance>, bounds: Bounds) {
+/// Accepts until the tasks are closed; connections then finish what is under way. Each request
+/// goes by the front as it is at that moment.
+pub async fn serve(listener: TcpListener, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
     let connections = Arc::new(Connections::default());
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = door.tasks.closed() => return,
+            () = tasks.closed() => return,
         };
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -108,17 +111,16 @@ pub async fn serve(listener: TcpListener, door: Arc<Door>, entrance: Arc<Entranc
         };
         // A failure here costs latency, not correctness.
         let _ = stream.set_nodelay(true);
-        let (door, entrance) = (Arc::clone(&door), Arc::clone(&entrance));
-        let tasks = door.tasks.clone();
+        let (front, closing) = (Arc::clone(&front), tasks.clone());
         tasks.spawn(async move {
-            converse(stream, Peer { address, tls: false }, door, entrance, bounds).await;
+            converse(stream, Peer { address, tls: false }, front, closing, bounds).await;
             drop(counted);
         });
     }
 }
 
 /// Speaks HTTP/1.1 or HTTP/2 on one connection until it ends.
-async fn converse<S>(stream: S, peer: Peer, door: Arc<Door>, entrance: Arc<Entrance>, bounds: Bounds)
+async fn converse<S>(stream: S, peer: Peer, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
@@ -136,9 +138,9 @@ where
         .max_pending_accept_reset_streams(32)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    let tasks = door.tasks.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let (door, entrance) = (Arc::clone(&door), Arc::clone(&entrance));
+        let front = front.load();
+        let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
         async move { Ok::<_, Infallible>(handle(door, entrance, peer, request).await) }
     });
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);

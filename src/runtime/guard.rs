@@ -10,7 +10,6 @@ use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::View;
 use crate::core::engine::{DoorReading, Effects, Engine, LastGood, read_door};
 use crate::core::journal::{Event, Shed as ShedEvent};
-use crate::core::limit::gate::Gate;
 use crate::core::policy::SignalId;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Fault};
@@ -19,8 +18,7 @@ use crate::core::signal::reading::{Missing, Reading};
 use crate::core::time::Time;
 use crate::observe::ledger::{Entry, Ledger};
 use crate::observe::metrics::Tally;
-use crate::proxy::coalesce::Coalescer;
-use crate::proxy::door::{Door, Entrance, Ids, ShedNote};
+use crate::proxy::door::{Door, Entrance, Front, ShedNote};
 use crate::proxy::upstream::{Address, Options, Upstream};
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
@@ -56,10 +54,11 @@ pub struct Outlets {
 /// Door and engine at work together.
 #[derive(Debug)]
 pub struct Guard {
-    /// What it runs by.
-    pub settings: Arc<Settings>,
-    /// The door.
-    pub door: Arc<Door>,
+    settings: ArcSwap<Settings>,
+    door: ArcSwap<Door>,
+    /// One for each listener.
+    fronts: Mutex<Vec<Arc<ArcSwap<Front>>>>,
+    key: [u64; 2],
     /// Time.
     pub clock: Clock,
     /// Tasks.
@@ -90,26 +89,15 @@ impl Guard {
         let now = clock.now();
         let engine = Engine::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now)
             .with_alerts(&settings.alerts.rules);
-        let table = engine.table();
         let (sheds, notes) = mpsc::channel(256);
-        let door = Arc::new(Door {
-            gate: Gate::new(&settings.policy, &table, now),
-            table: ArcSwap::from(table),
-            policy: Arc::clone(&settings.policy),
-            identifier: Identifier::new(
-                key,
-                settings.trusted_proxies.clone(),
-                settings.identity.headers.clone(),
-            ),
-            coalescer: Coalescer::default(),
-            clock,
-            tasks: tasks.clone(),
-            sheds,
-            ids: Ids::new(clock.wall().0),
-        });
+        let door =
+            Door::new(Arc::clone(&settings.policy), identifier(&settings, key), clock, tasks.clone(), sheds);
+        door.set_table(engine.table());
         let guard = Arc::new(Guard {
-            settings,
-            door,
+            settings: ArcSwap::from(settings),
+            door: ArcSwap::from(door),
+            fronts: Mutex::default(),
+            key,
             clock,
             tasks,
             engine: Mutex::new(engine),
@@ -121,14 +109,75 @@ impl Guard {
         guard
     }
 
-    /// The way in for one kind of traffic.
-    pub fn entrance(&self, surface: Surface, upstream: Address) -> Result<Arc<Entrance>, Vec<Fault>> {
-        let options = Options { connect_timeout: self.settings.http.connect_timeout, ..Options::default() };
-        Ok(Arc::new(Entrance {
-            surface,
-            classifier: Classifier::new(&self.settings.policy, surface, &self.settings.routes)?,
-            upstream: Upstream::new(upstream, options, self.clock, self.tasks.clone()),
-        }))
+    /// What it runs by at the moment.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// The door at the moment.
+    #[must_use]
+    pub fn door(&self) -> Arc<Door> {
+        self.door.load_full()
+    }
+
+    /// What a listener for one kind of traffic needs; it is renewed at every reload.
+    pub fn front(&self, surface: Surface, upstream: Address) -> Result<Arc<ArcSwap<Front>>, Vec<Fault>> {
+        let settings = self.settings();
+        let options = Options { connect_timeout: settings.http.connect_timeout, ..Options::default() };
+        let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
+        let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
+        let front = Front::new(self.door(), Arc::new(Entrance::new(surface, classifier, upstream)));
+        self.fronts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&front));
+        Ok(front)
+    }
+
+    /// Takes on new settings under live traffic: policy, routes, identities and alert rules from
+    /// the next request on, limits and counters where they were. What belongs to the start (where
+    /// to listen, where Ray is, where to write) is left as it was and named in the answer.
+    ///
+    /// # Errors
+    /// What is wrong with the routes; then nothing has changed.
+    pub fn reload(&self, settings: Arc<Settings>) -> Result<Vec<&'static str>, Vec<Fault>> {
+        let before = self.settings();
+        let policy = Arc::clone(&settings.policy);
+        let mut fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut renewed = Vec::new();
+        for front in fronts.iter() {
+            let old = front.load();
+            let surface = old.entrance.surface;
+            let classifier = Classifier::new(&policy, surface, &settings.routes)?;
+            renewed.push(Arc::new(Entrance::new(surface, classifier, Arc::clone(&old.entrance.upstream))));
+        }
+        let door = {
+            let mut engine = self.engine();
+            *engine = engine.succeed(
+                Arc::clone(&policy),
+                &settings.class_modes,
+                &settings.alerts.rules,
+                self.clock.now(),
+            );
+            let old = self.door();
+            let door = old.succeed(policy, identifier(&settings, self.key), engine.table());
+            self.serve_out(old);
+            self.door.store(Arc::clone(&door));
+            self.settings.store(Arc::clone(&settings));
+            door
+        };
+        for (front, entrance) in fronts.iter_mut().zip(renewed) {
+            front.store(Arc::new(Front { door: Arc::clone(&door), entrance }));
+        }
+        Ok(needs_restart(&before, &settings))
+    }
+
+    /// Whoever waits at a door that has been succeeded is still served there, until nobody does.
+    fn serve_out(&self, old: Arc<Door>) {
+        self.tasks.spawn_until_closed(async move {
+            while old.gate.waiting() > 0 {
+                old.pump();
+                tokio::time::sleep(PUMP).await;
+            }
+        });
     }
 
     /// Takes in a round of readings.
@@ -186,6 +235,12 @@ impl Guard {
         self.engine().last_good()
     }
 
+    /// How many configurations have been accepted.
+    #[must_use]
+    pub fn policy_version(&self) -> u64 {
+        self.engine().policy_version()
+    }
+
     /// The latest events, oldest first, at most `count`; single refusals are in the record alone,
     /// or a flood would wash out the adjustments that answer it.
     #[must_use]
@@ -232,8 +287,9 @@ impl Guard {
             every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 every.tick().await;
-                if guard.door.gate.waiting() > 0 {
-                    guard.door.pump();
+                let door = guard.door();
+                if door.gate.waiting() > 0 {
+                    door.pump();
                 }
             }
         });
@@ -247,9 +303,10 @@ impl Guard {
 
     fn tick(&self) {
         let now = self.clock.now();
-        let door = read_door(&self.door.gate, self.settings.policy.classes.len(), now);
         let effects = {
+            // The lock keeps a reload from coming between the door's reading and its policy.
             let mut engine = self.engine();
+            let door = read_door(&self.door().gate, engine.policy().classes.len(), now);
             engine.on_record(self.outlets.record.events_lost());
             engine.on_tick(door, now, self.clock.wall())
         };
@@ -258,10 +315,10 @@ impl Guard {
 
     fn carry_out(&self, effects: Effects) {
         if let Some(table) = effects.table {
-            self.door.set_table(table);
+            self.door().set_table(table);
         }
         for (class, seconds) in effects.spreads {
-            self.door.gate.spread(class, seconds);
+            self.door().gate.spread(class, seconds);
         }
         for event in effects.events {
             self.note(event);
@@ -284,9 +341,11 @@ impl Guard {
                 return;
             }
         }
-        let policy = &self.settings.policy;
-        let class = &policy.classes[note.shed.class.index()];
-        let table = self.door.table.load();
+        let door = self.door();
+        let policy = &door.policy;
+        // A note may be a reload older than the door it is read by.
+        let Some(class) = policy.classes.get(note.shed.class.index()) else { return };
+        let table = door.table.load();
         let limits = table.class(note.shed.class);
         let event = Event::Shed(ShedEvent {
             request: note.id.clone(),
@@ -298,7 +357,7 @@ impl Guard {
             retry_after_s: note.shed.retry_after_s,
             table: table.version,
             in_flight_limit: limits.in_flight,
-            in_flight: self.door.gate.load(note.shed.class).0,
+            in_flight: door.gate.load(note.shed.class).0,
             rate_limit: limits.rate,
             waited_ms: 0,
         });
@@ -310,4 +369,22 @@ impl Guard {
         // limits stay within their bounds, and a door without a loop would be worse.
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn identifier(settings: &Settings, key: [u64; 2]) -> Identifier {
+    Identifier::new(key, settings.trusted_proxies.clone(), settings.identity.headers.clone())
+}
+
+/// What of the new settings only a restart can put into force.
+fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
+    let parts = [
+        ("upstream", before.upstream == after.upstream),
+        ("listen", before.listeners == after.listeners),
+        ("http", before.http == after.http),
+        ("admin", before.admin == after.admin),
+        ("state_dir", before.state_dir == after.state_dir),
+        ("ledger", before.ledger == after.ledger),
+        ("log", before.log == after.log),
+    ];
+    parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect()
 }

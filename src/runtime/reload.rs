@@ -1,1 +1,115 @@
-//! Not yet written.
+//! New settings under live traffic: on SIGHUP, and when the file has changed.
+//!
+//! The file is read every few seconds and compared by content. That needs no notification from
+//! the file system, follows Kubernetes' symlink swaps, and cannot miss a change. A file that is
+//! wrong changes nothing: the last good settings stay in force, every problem is in the log and
+//! in the record, and an alert stands until the file is right.
+
+use crate::config::{self, Overrides};
+use crate::core::journal::{ConfigChange, Event};
+use crate::runtime::guard::Guard;
+use crate::runtime::watch;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How often the file is looked at.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Where settings come from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The file.
+    pub path: PathBuf,
+    /// What the command line puts over it.
+    pub overrides: Overrides,
+}
+
+/// Starts looking, for as long as the guard's tasks run. Without a file SIGHUP is taken and
+/// changes nothing.
+pub fn start(guard: &Arc<Guard>, source: Option<Source>) {
+    let guard = Arc::clone(guard);
+    let tasks = guard.tasks.clone();
+    tasks.spawn_until_closed(async move {
+        let mut hangups = match signal(SignalKind::hangup()) {
+            Ok(hangups) => hangups,
+            Err(error) => {
+                tracing::error!(%error, "SIGHUP cannot be taken; the configuration is not reloaded");
+                return;
+            }
+        };
+        let mut every = tokio::time::interval(LOOK);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut last = content(source.as_ref()).await;
+        loop {
+            let asked = tokio::select! {
+                _ = every.tick() => false,
+                _ = hangups.recv() => true,
+            };
+            let Some(source) = &source else { continue };
+            let now = content(Some(source)).await;
+            // A file that is gone for a moment (a swap under way) is not a change.
+            if asked || (now.is_some() && now != last) {
+                last = now;
+                reload(&guard, source);
+            }
+        }
+    });
+}
+
+async fn content(source: Option<&Source>) -> Option<Vec<u8>> {
+    tokio::fs::read(&source?.path).await.ok()
+}
+
+fn reload(guard: &Arc<Guard>, source: &Source) {
+    let name = source.path.display().to_string();
+    let before = guard.settings();
+    let outcome = match config::load(&source.path, &source.overrides) {
+        Ok(settings) => {
+            let settings = Arc::new(settings);
+            let changes = vec![format!("configuration {} follows {}", settings.version, before.version)];
+            match guard.reload(settings) {
+                Ok(left) => Ok((changes, left)),
+                Err(faults) => Err(faults.iter().map(|fault| fault.problem.to_string()).collect::<Vec<_>>()),
+            }
+        }
+        Err(error) => Err(vec![error.to_string()]),
+    };
+    let mut change = ConfigChange {
+        accepted: outcome.is_ok(),
+        policy_version: 0,
+        source: name.clone(),
+        changes: Vec::new(),
+        problems: Vec::new(),
+    };
+    match outcome {
+        Ok((mut changes, left)) => {
+            changes.extend(left.iter().map(|part| format!("`{part}` changed too, and takes a restart")));
+            if left.is_empty() {
+                tracing::info!(file = name, "the new configuration is in force");
+            } else {
+                tracing::warn!(
+                    file = name,
+                    "the new configuration is in force but for {}, which take a restart",
+                    left.join(", ")
+                );
+            }
+            change.changes = changes;
+            guard.on_config(None);
+            watch::start(guard);
+        }
+        Err(problems) => {
+            for problem in &problems {
+                tracing::error!(
+                    file = name,
+                    "the new configuration is refused, the last good one stays in force: {problem}"
+                );
+            }
+            guard.on_config(problems.first().map(String::as_str));
+            change.problems = problems;
+        }
+    }
+    change.policy_version = guard.policy_version();
+    guard.note(Event::ConfigChange(change));
+}

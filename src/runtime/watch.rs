@@ -7,6 +7,7 @@
 //! The targets come from the configuration or are discovered anew as long as none answers: Ray
 //! may start after us, and picks its ports at random where nobody chose them.
 
+use crate::config::Settings;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::core::time::Time;
@@ -34,10 +35,10 @@ pub fn start(guard: &Arc<Guard>) {
             return;
         }
     };
-    let reader = Arc::new(Mutex::new(SignalReader::new(&guard.settings.policy)));
-    let watch = Watch { guard: Arc::clone(guard), client, reader };
+    let reader = Arc::new(Mutex::new(SignalReader::new(&guard.settings().policy)));
+    let watch = Watch { guard: Arc::clone(guard), settings: guard.settings(), client, reader };
     guard.tasks.spawn_until_closed(watch.clone().look());
-    if let Some(probe) = guard.settings.probe.clone() {
+    if let Some(probe) = watch.settings.probe.clone() {
         guard.tasks.spawn_until_closed(watch.clone().probe(probe.interval, probe.timeout));
     }
     watch.query_all();
@@ -46,6 +47,8 @@ pub fn start(guard: &Arc<Guard>) {
 #[derive(Clone)]
 struct Watch {
     guard: Arc<Guard>,
+    /// What it was started by: once these are not the guard's any more, it ends.
+    settings: Arc<Settings>,
     client: Client,
     reader: Arc<Mutex<SignalReader>>,
 }
@@ -53,7 +56,7 @@ struct Watch {
 impl Watch {
     /// Scrapes, round after round.
     async fn look(self) {
-        let metrics = &self.guard.settings.metrics;
+        let metrics = &self.settings.metrics;
         let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
         let mut targets: Vec<Target> =
             metrics.targets.iter().filter_map(|url| Target::parse(url.as_str()).ok()).collect();
@@ -63,6 +66,9 @@ impl Watch {
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
+            if self.is_succeeded() {
+                return;
+            }
             let now = self.guard.clock.now();
             if !fixed && metrics.discover && looked_at.is_none_or(|at| now.since(at) > REDISCOVER) {
                 looked_at = Some(now);
@@ -96,7 +102,7 @@ impl Watch {
 
     /// Finds the targets anew; keeps the old ones where none are to be found.
     async fn discover(&self, before: Vec<Target>) -> Vec<Target> {
-        let settings = &self.guard.settings;
+        let settings = &self.settings;
         let Ok(dashboard) = Url::parse(&settings.upstream.url()) else { return before };
         let file = settings.metrics.discovery_file.clone().unwrap_or_default();
         match discover::discover(&self.client, &dashboard, None, &file).await {
@@ -116,12 +122,15 @@ impl Watch {
 
     /// Probes, one after the other.
     async fn probe(self, interval: Duration, timeout: Duration) {
-        let Ok(upstream) = Url::parse(&self.guard.settings.upstream.url()) else { return };
-        let name = self.guard.settings.upstream.authority();
+        let Ok(upstream) = Url::parse(&self.settings.upstream.url()) else { return };
+        let name = self.settings.upstream.authority();
         let mut every = tokio::time::interval(interval);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
+            if self.is_succeeded() {
+                return;
+            }
             let probe = probe::probe(&self.client, &upstream, timeout, self.guard.clock).await;
             let down = match &probe.outcome {
                 Outcome::Down { fault } => Some(fault.to_string()),
@@ -140,7 +149,7 @@ impl Watch {
 
     /// Asks Prometheus, each expression on its own.
     fn query_all(&self) {
-        let Some(url) = &self.guard.settings.metrics.prometheus else { return };
+        let Some(url) = &self.settings.metrics.prometheus else { return };
         let server = match Server::parse(url.as_str()) {
             Ok(server) => server,
             Err(fault) => {
@@ -152,12 +161,15 @@ impl Watch {
         for (signal, expression) in queries {
             let (watch, server) = (self.clone(), server.clone());
             self.guard.tasks.spawn_until_closed(async move {
-                let metrics = &watch.guard.settings.metrics;
+                let metrics = &watch.settings.metrics;
                 let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
                 let mut every = tokio::time::interval(metrics.interval);
                 every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                 loop {
                     every.tick().await;
+                    if watch.is_succeeded() {
+                        return;
+                    }
                     let (now, wall) = (watch.guard.clock.now(), watch.guard.clock.wall());
                     let answer: Result<_, Missing> =
                         promql::query(&watch.client, &server, &expression, bounds)
@@ -178,7 +190,15 @@ impl Watch {
         }
     }
 
+    /// Whether a reload has put another watch in this one's place.
+    fn is_succeeded(&self) -> bool {
+        !Arc::ptr_eq(&self.settings, &self.guard.settings())
+    }
+
     fn hand_over(&self) {
+        if self.is_succeeded() {
+            return; // these readings are numbered by a policy that is gone
+        }
         let readings =
             self.reader.lock().unwrap_or_else(PoisonError::into_inner).readings(self.guard.clock.now());
         self.guard.on_readings(&readings);

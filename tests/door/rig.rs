@@ -9,7 +9,7 @@ use rayguard::core::policy::{ClassId, Control, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::identify::Identifier;
-use rayguard::proxy::door::{Door, Entrance, ShedNote};
+use rayguard::proxy::door::{Door, Entrance, Front, ShedNote};
 use rayguard::proxy::listen::{self, Bounds};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rayguard::runtime::clock::Clock;
@@ -100,7 +100,12 @@ impl Rig {
         let entrance = Arc::new(Entrance::new(setup.surface, classifier, upstream));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        tasks.spawn(listen::serve(listener, Arc::clone(&door), entrance, setup.bounds));
+        tasks.spawn(listen::serve(
+            listener,
+            Front::new(Arc::clone(&door), entrance),
+            tasks.clone(),
+            setup.bounds,
+        ));
         Rig { door, address, ray, sheds }
     }
 

@@ -46,6 +46,11 @@ impl Backlog {
         Backlog { signal, admitted_max: None, fresh: 0, granted_at: Time::ZERO, history: VecDeque::new() }
     }
 
+    /// Goes on with what another gate of the same class has granted.
+    pub fn take_over(&mut self, before: &Backlog) {
+        *self = Backlog { signal: self.signal, fresh: 0, ..before.clone() };
+    }
+
     /// The signal it follows.
     #[must_use]
     pub fn signal(&self) -> SignalId {

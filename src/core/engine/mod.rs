@@ -249,6 +249,62 @@ impl Engine {
         self
     }
 
+    /// Takes on a new policy without a bump: limits, laws, pins, modes set by hand and averages go
+    /// on under the same class names, within the new bounds.
+    #[must_use]
+    pub fn succeed(
+        &self,
+        policy: Arc<Policy>,
+        modes: &[Mode],
+        rules: &BTreeMap<Alert, Patience>,
+        now: Time,
+    ) -> Engine {
+        let mut next = Engine::new(policy, modes, &[], now);
+        let place = |name: &str| self.policy.classes.iter().position(|class| *class.name == *name);
+        for (at, class) in next.policy.classes.iter().enumerate() {
+            let Some(old_at) = place(&class.name) else { continue };
+            let old = &self.classes[old_at];
+            let new = &mut next.classes[at];
+            for (of, before) in [(&mut new.inner, &old.inner), (&mut new.outer, &old.outer)] {
+                if let (Some(of), Some(before)) = (of, before)
+                    && of.kind == before.kind
+                {
+                    let bounds = of.regulator.rails.bounds;
+                    let regulator = before.regulator.reload(&class.law, bounds, &next.policy.control);
+                    *of = Loop { regulator, limit: bounds.clamp(before.limit), ..before.clone() };
+                }
+            }
+            if let (Some(of), Some(before)) = (&mut new.backlog, &old.backlog) {
+                of.take_over(before);
+            }
+            new.pressure = old.pressure;
+            new.recent = old.recent;
+            next.last_door[at].clone_from(&self.last_door[old_at]);
+            next.summarised[at].clone_from(&self.summarised[old_at]);
+        }
+        next.wheel = self.wheel.under(|class| {
+            let name = &self.policy.classes[class].name;
+            next.policy.classes.iter().position(|class| class.name == *name)
+        });
+        next.alerts = self.alerts.clone();
+        next.alerts_unwanted = Alert::ALL.into_iter().filter(|alert| !rules.contains_key(alert)).collect();
+        next.upstream_problem.clone_from(&self.upstream_problem);
+        next.events_lost = self.events_lost;
+        next.last_tick = self.last_tick;
+        next.summarised_at = self.summarised_at;
+        next.policy_version = self.policy_version + 1;
+        let mut table = next.make_table();
+        table.version = self.table.version + 1;
+        next.table = Arc::new(table);
+        next
+    }
+
+    /// How many configurations have been accepted, this one included.
+    #[must_use]
+    pub fn policy_version(&self) -> u64 {
+        self.policy_version
+    }
+
     /// The table in force.
     #[must_use]
     pub fn table(&self) -> Arc<LimitTable> {

@@ -127,6 +127,12 @@ impl Wheel {
         &self.pins
     }
 
+    /// The same wheel for another policy; pins of classes that are gone end.
+    pub(super) fn under(&self, place: impl Fn(usize) -> Option<usize>) -> Wheel {
+        let pins = self.pins.iter().filter_map(|pin| Some(Pin { class: place(pin.class)?, ..pin.clone() }));
+        Wheel { frozen: self.frozen, pins: pins.collect() }
+    }
+
     pub(super) fn apply(&self, class: usize, limits: &mut ClassLimits) {
         for pin in self.pins.iter().filter(|pin| pin.class == class) {
             match pin.limit {
