@@ -60,8 +60,8 @@ impl Gate {
         let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let door_address = door.local_addr().unwrap();
         let upstream = upstream::Address::Tcp(head.dashboard.to_string());
-        let entrance = guard.entrance(Surface::Dashboard, upstream).unwrap();
-        tasks.spawn(listen::serve(door, Arc::clone(&guard.door), entrance, Bounds::default()));
+        let front = guard.front(Surface::Dashboard, upstream).unwrap();
+        tasks.spawn(listen::serve(door, front, tasks.clone(), Bounds::default()));
         let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
         let admin = format!("http://{}", listener.address());
         admin::start(&guard, listener, Access::new(token, vec!["gate.test".into()]));
