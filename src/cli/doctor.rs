@@ -1,1 +1,608 @@
-//! Not yet written.
+//! `rayguard doctor`: would it work on this host, and if not, what is to be done?
+//!
+//! Looks at what `run` will need, in the order in which it will: the configuration, Ray
+//! itself, the ports, Ray's metrics, each signal in them, the directory for limits and
+//! record, the clock and the bounds of the system. It changes nothing and sheds nothing: a
+//! few GETs, and each port is opened and closed again. Every finding that is not well carries
+//! what to do.
+
+use std::io::{self, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+
+use reqwest::Client;
+use serde::Serialize;
+use serde_json::json;
+use url::Url;
+
+use crate::cli::check::Format;
+use crate::config::settings::{Address, Settings};
+use crate::config::{self, Overrides};
+use crate::core::policy::{Signal, SignalSource};
+use crate::core::signal::reading::Missing;
+use crate::core::signal::series::SignalReader;
+use crate::observe::discover::{self, DiscoverFault};
+use crate::observe::fetch::{self, Bounds, Fault};
+use crate::observe::probe::{self, Outcome};
+use crate::observe::promql::{self, Server};
+use crate::observe::scrape::{self, Target};
+use crate::runtime::clock::Clock;
+
+/// Looks at this host and says what rayguard would find, and what to mend.
+///
+/// Exit codes: 0 well, 1 something must be mended, 2 the configuration cannot be used.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The configuration; the defaults when it is left out.
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Ray's dashboard, such as http://127.0.0.1:8265.
+    #[arg(long)]
+    pub upstream: Option<String>,
+    /// How to say it.
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Why nothing could be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum DoctorError {
+    /// The answer cannot be written, or the system refuses to begin.
+    #[error("cannot look: {0}")]
+    System(#[from] io::Error),
+    /// No HTTP client.
+    #[error(transparent)]
+    Client(#[from] Fault),
+}
+
+/// How well something is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// As it should be.
+    Well,
+    /// It would run, and not as well as it could.
+    Fair,
+    /// It would not do its work.
+    Ill,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub subject: String,
+    /// How well it is.
+    pub health: Health,
+    /// What was found.
+    pub found: String,
+    /// What to do, or empty.
+    pub remedy: String,
+}
+
+impl Finding {
+    fn well(subject: &str, found: impl Into<String>) -> Finding {
+        Finding {
+            subject: subject.to_owned(),
+            health: Health::Well,
+            found: found.into(),
+            remedy: String::new(),
+        }
+    }
+    fn fair(subject: &str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { health: Health::Fair, remedy: remedy.into(), ..Finding::well(subject, found) }
+    }
+    fn ill(subject: &str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { health: Health::Ill, remedy: remedy.into(), ..Finding::well(subject, found) }
+    }
+}
+
+/// Carries out the command; the number is the exit code.
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, DoctorError> {
+    let overrides = Overrides { upstream: args.upstream.clone(), ..Overrides::default() };
+    let settings = match &args.config {
+        Some(path) => config::load(path, &overrides),
+        None => Settings::defaults(&overrides).map_err(config::Error::from),
+    };
+    let settings = match settings {
+        Ok(settings) => settings,
+        Err(error) => {
+            writeln!(out, "{error}")?;
+            return Ok(2);
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let findings = runtime.block_on(examine(&settings))?;
+    let ill = findings.iter().any(|finding| finding.health == Health::Ill);
+    match args.format {
+        Format::Json => writeln!(out, "{:#}", json!({ "well": !ill, "findings": findings }))?,
+        Format::Table => print(&findings, out)?,
+    }
+    Ok(u8::from(ill))
+}
+
+fn print(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
+    for finding in findings {
+        let mark = match finding.health {
+            Health::Well => "well",
+            Health::Fair => "fair",
+            Health::Ill => "ILL ",
+        };
+        writeln!(out, "{mark}  {:<27} {}", finding.subject, finding.found)?;
+        if !finding.remedy.is_empty() {
+            writeln!(out, "      {:<27} -> {}", "", finding.remedy)?;
+        }
+    }
+    let count = |health| findings.iter().filter(|finding| finding.health == health).count();
+    writeln!(out, "\n{} well, {} fair, {} ill", count(Health::Well), count(Health::Fair), count(Health::Ill))
+}
+
+/// Everything there is to look at.
+pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, Fault> {
+    let look = Look { settings, client: fetch::client()?, clock: Clock::start() };
+    let mut findings = vec![Finding::well("configuration", format!("sound (version {})", settings.version))];
+    let ray = look.ray().await;
+    let answers = ray.iter().all(|finding| finding.health != Health::Ill);
+    findings.extend(ray);
+    findings.extend(look.doors(answers).await);
+    findings.extend(look.readings().await);
+    findings.push(look.state_dir());
+    findings.extend(look.descriptors());
+    Ok(findings)
+}
+
+/// What is looked at, and with what.
+struct Look<'a> {
+    settings: &'a Settings,
+    client: Client,
+    clock: Clock,
+}
+
+// === Ray itself ===
+
+impl Look<'_> {
+    async fn ray(&self) -> Vec<Finding> {
+        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return Vec::new() };
+        let mut findings = Vec::new();
+        let shown = self.settings.upstream.url();
+        match discover::version(&self.client, &dashboard, None).await {
+            Ok(version) => findings.push(Finding::well("ray", format!("{} at {shown}", version.ray_version))),
+            Err(DiscoverFault::Dashboard { fault: Fault::Status { status: 401 | 403 }, .. }) => findings
+                .push(Finding::well("ray", format!("answers at {shown}, and wants a token of its callers"))),
+            Err(fault) => {
+                let remedy = "start it (ray start --head), or name its address: upstream, or --upstream";
+                findings.push(Finding::ill("ray", fault.to_string(), remedy));
+                return findings;
+            }
+        }
+        findings.extend(self.dashboard_facts(&dashboard).await);
+        let timeout = self.settings.probe.as_ref().map_or(probe::DEFAULT_TIMEOUT, |probe| probe.timeout);
+        findings.push(match probe::probe(&self.client, &dashboard, timeout, self.clock).await.outcome {
+            Outcome::Answered { latency } => {
+                Finding::well("gcs", format!("answers in {:.1} ms", latency.as_secs_f64() * 1000.0))
+            }
+            Outcome::Slow { at_least } => Finding::fair(
+                "gcs",
+                format!("no answer within {at_least:?}"),
+                "the head is overloaded now, or probe.timeout is too short for it",
+            ),
+            Outcome::Down { fault } => Finding::ill(
+                "gcs",
+                fault.to_string(),
+                "the dashboard runs and the GCS behind it does not answer: ray status",
+            ),
+        });
+        findings
+    }
+
+    /// Authentication and clock, both of one answer that needs no token.
+    async fn dashboard_facts(&self, dashboard: &Url) -> Vec<Finding> {
+        let mut url = dashboard.clone();
+        url.set_path("/api/authentication_mode");
+        let Ok(answer) = self.client.get(url).timeout(Duration::from_secs(4)).send().await else {
+            return Vec::new();
+        };
+        let date = answer.headers().get("date").and_then(|date| date.to_str().ok().map(str::to_owned));
+        let mut findings: Vec<Finding> =
+            date.and_then(|date| self.clock_finding(&date)).into_iter().collect();
+        if let Ok(body) = answer.bytes().await
+            && let Ok(facts) = serde_json::from_slice::<serde_json::Value>(&body)
+            && let Some(mode) = facts["authentication_mode"].as_str()
+        {
+            findings.push(match mode {
+                "disabled" => Finding::fair(
+                    "authentication",
+                    "disabled: whoever reaches Ray may run code on it",
+                    "RAY_AUTH_MODE=token, or keep all but rayguard away from Ray's ports",
+                ),
+                mode => {
+                    Finding::well("authentication", format!("{mode}; credentials pass rayguard untouched"))
+                }
+            });
+        }
+        findings
+    }
+
+    /// Our clock against the head's, to the second that a Date header has.
+    fn clock_finding(&self, date: &str) -> Option<Finding> {
+        let theirs = httpdate(date)?;
+        let ours = self.clock.wall().0 / 1000;
+        let apart = ours.abs_diff(theirs);
+        let found = format!("{apart} s apart from the head's");
+        Some(if apart <= 5 {
+            Finding::well("clock", found)
+        } else {
+            let remedy = "decisions do not use it, but the record cannot be laid beside Ray's logs: run chrony or ntpd";
+            Finding::fair("clock", found, remedy)
+        })
+    }
+}
+
+/// Seconds since 1970 of `Mon, 23 Nov 2026 12:00:00 GMT`.
+fn httpdate(date: &str) -> Option<u64> {
+    let mut words = date.split(' ').skip(1);
+    let (day, month, year, time) = (words.next()?, words.next()?, words.next()?, words.next()?);
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let month = MONTHS.iter().position(|name| *name == month)? + 1;
+    let whole = humantime::parse_rfc3339(&format!("{year}-{month:02}-{day}T{time}Z")).ok()?;
+    whole.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+}
+
+// === ports ===
+
+impl Look<'_> {
+    async fn doors(&self, ray_answers: bool) -> Vec<Finding> {
+        let listeners = self.settings.listeners.iter().map(|listener| ("listen", &listener.address));
+        let admin = self.settings.admin.as_ref().map(|admin| ("admin", &admin.listen));
+        let mut findings = Vec::new();
+        for (subject, address) in listeners.chain(admin) {
+            findings.push(self.door(subject, address).await);
+        }
+        if ray_answers && self.settings.upstream.port == 8265 {
+            let remedy = "fine for a first try; to guard everyone: ray start --head --dashboard-port=18265, and \
+                          listen on 8265";
+            findings.push(Finding::fair(
+                "ways round",
+                "Ray still owns 8265: clients go past rayguard",
+                remedy,
+            ));
+        }
+        findings
+    }
+
+    async fn door(&self, subject: &str, address: &Address) -> Finding {
+        let Address::Tcp(tcp) = address else { return Finding::well(subject, address.to_string()) };
+        match TcpListener::bind(tcp) {
+            Ok(_) => Finding::well(subject, format!("{tcp} is free")),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && self.is_ours().await => {
+                Finding::well(subject, format!("{tcp} is held by a rayguard that runs"))
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::ill(
+                subject,
+                format!("{tcp} is taken"),
+                format!("find out by whom: ss -ltnp 'sport = :{}'; or listen elsewhere", tcp.port()),
+            ),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::ill(
+                subject,
+                format!("{tcp}: {error}"),
+                "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one",
+            ),
+            Err(error) => {
+                Finding::ill(subject, format!("{tcp}: {error}"), "is this address one of this host's?")
+            }
+        }
+    }
+
+    /// Whether a rayguard answers at the admin address of these settings.
+    async fn is_ours(&self) -> bool {
+        let Some(Address::Tcp(admin)) = self.settings.admin.as_ref().map(|admin| &admin.listen) else {
+            return false;
+        };
+        let host = if admin.ip().is_unspecified() { "127.0.0.1".to_owned() } else { admin.ip().to_string() };
+        let url = format!("http://{host}:{}/livez", admin.port());
+        let answer = self.client.get(url).timeout(Duration::from_secs(1)).send().await;
+        answer.is_ok_and(|answer| answer.status().is_success())
+    }
+}
+
+// === readings ===
+
+impl Look<'_> {
+    /// Two rounds, since a rate or a share needs two pages to differ.
+    async fn readings(&self) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let mut reader = SignalReader::new(&self.settings.policy);
+        let targets = self.targets(&mut findings).await;
+        self.round(&targets, &mut reader, Some(&mut findings)).await;
+        if !targets.is_empty() {
+            tokio::time::sleep(self.settings.metrics.interval.min(ROUNDS_APART_MAX)).await;
+            self.round(&targets, &mut reader, None).await;
+        }
+        self.prometheus(&mut reader, &mut findings).await;
+        self.signals(&mut reader, &mut findings);
+        findings
+    }
+
+    async fn targets(&self, findings: &mut Vec<Finding>) -> Vec<Target> {
+        let metrics = &self.settings.metrics;
+        let given: Vec<Target> =
+            metrics.targets.iter().filter_map(|url| Target::parse(url.as_str()).ok()).collect();
+        if !given.is_empty() {
+            return given;
+        }
+        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return given };
+        let file = metrics.discovery_file.clone().unwrap_or_default();
+        match discover::discover(&self.client, &dashboard, None, &file).await {
+            Ok(found) => {
+                let names: Vec<&str> = found.targets.iter().map(|target| &*target.name).collect();
+                findings.push(Finding::well("metrics targets", names.join(", ")));
+                found.targets
+            }
+            Err(fault) => {
+                let remedy = "name them: [metrics] targets = [\"HOST:8080\", \"HOST:44217\", \"HOST:44227\"]";
+                findings.push(Finding::fair("metrics targets", fault.to_string(), remedy));
+                given
+            }
+        }
+    }
+
+    async fn round(
+        &self,
+        targets: &[Target],
+        reader: &mut SignalReader,
+        mut findings: Option<&mut Vec<Finding>>,
+    ) {
+        let metrics = &self.settings.metrics;
+        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
+        scrape::scrape_all(&self.client, targets, bounds, self.clock, |target, page| {
+            let subject = format!("metrics {}", target.name);
+            let finding = match page {
+                Ok(page) => match reader.on_scrape(&target.name, &page.body, page.began, page.wall) {
+                    Ok(_) => Finding::well(
+                        &subject,
+                        format!("{} kB in {} ms", page.body.len() / 1000, page.took.as_millis()),
+                    ),
+                    Err(missing) => Finding::fair(&subject, missing.to_string(), "is this Ray's exporter?"),
+                },
+                Err(fault) => {
+                    reader.on_failure(&target.name, &target.missing(&fault));
+                    let remedy = "is the port open to this host? Ray's metrics ports need no token";
+                    Finding::fair(&subject, fault.to_string(), remedy)
+                }
+            };
+            if let Some(findings) = &mut findings {
+                findings.push(finding);
+            }
+        })
+        .await;
+        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return };
+        if let Some(wanted) = &self.settings.probe {
+            let probe = probe::probe(&self.client, &dashboard, wanted.timeout, self.clock).await;
+            let name = self.settings.upstream.authority();
+            reader.on_probe(&name, &probe.outcome.latency_ms(&name), probe.began);
+        }
+    }
+
+    async fn prometheus(&self, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
+        let metrics = &self.settings.metrics;
+        let Some(server) = metrics.prometheus.as_ref().and_then(|url| Server::parse(url.as_str()).ok())
+        else {
+            return;
+        };
+        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
+        findings.push(match promql::query(&self.client, &server, "vector(1)", bounds).await {
+            Ok(_) => Finding::well("prometheus", format!("{} answers", server.name)),
+            Err(fault) => {
+                Finding::ill("prometheus", fault.to_string(), "mend [metrics] prometheus, or take it away")
+            }
+        });
+        let queries: Vec<_> = reader.queries().collect();
+        for (signal, expression) in queries {
+            let (now, wall) = (self.clock.now(), self.clock.wall());
+            let answer = promql::query(&self.client, &server, &expression, bounds).await;
+            let answer = answer
+                .map(|answer| (answer.value, answer.evaluated))
+                .map_err(|fault| fault.missing(&server, &expression));
+            reader.on_answer(signal, &expression, &server.name, &answer, now, wall);
+        }
+    }
+
+    /// Each signal: found where, how fresh, and against which target. Those that no class
+    /// follows are nice to have, and share a line when they are not there.
+    fn signals(&self, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
+        let policy = &self.settings.policy;
+        let now = self.clock.now();
+        let followed =
+            |id| policy.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id));
+        let mut spare = Vec::new();
+        for (id, reading) in reader.readings(now) {
+            let signal = &policy.signals[id.index()];
+            let subject = format!("signal {}", signal.name);
+            match reading {
+                Ok(reading) => {
+                    let age = now.since(reading.at).as_secs_f64();
+                    let found = format!(
+                        "{:.1} {} (target {}), {age:.0} s old, from {}",
+                        reading.value, signal.unit, signal.target, reading.source
+                    );
+                    findings.push(if reading.value > signal.target {
+                        Finding::fair(
+                            &subject,
+                            found,
+                            "above its target: limits that follow it would fall now",
+                        )
+                    } else {
+                        Finding::well(&subject, found)
+                    });
+                }
+                Err(missing) if followed(id) => {
+                    let found = match missing {
+                        Missing::NotFound { .. } => format!("not found as {}", looked_for(signal)),
+                        other => other.to_string(),
+                    };
+                    let remedy = format!(
+                        "limits that follow it hold meanwhile; under another name? [signal.{}] sources",
+                        signal.name
+                    );
+                    findings.push(Finding::fair(&subject, found, remedy));
+                }
+                Err(_) => spare.push(&*signal.name),
+            }
+        }
+        if !spare.is_empty() {
+            let found = format!("not there, and no class follows them: {}", spare.join(", "));
+            findings.push(Finding::well("other signals", found));
+        }
+    }
+}
+
+/// The names of a signal's sources, for people.
+fn looked_for(signal: &Signal) -> String {
+    let name = |source: &SignalSource| match source {
+        SignalSource::Scrape(derivation) => derivation.select.metric.to_string(),
+        SignalSource::PromQl(expression) => expression.to_string(),
+        SignalSource::Probe => "the probe".to_owned(),
+    };
+    let mut names: Vec<String> = signal.sources.iter().map(name).collect();
+    names.dedup();
+    names.join(", ")
+}
+
+/// The longest that a second look at the pages is waited for.
+const ROUNDS_APART_MAX: Duration = Duration::from_secs(5);
+
+// === the host ===
+
+impl Look<'_> {
+    /// A file is made and taken away again, as `run` will make some.
+    fn state_dir(&self) -> Finding {
+        let dir = &self.settings.state_dir;
+        let shown = dir.display();
+        // "" is what stands above a relative path.
+        let above = dir.ancestors().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
+        let Some(nearest) = above.into_iter().find(|dir| dir.is_dir()) else {
+            return Finding::ill(
+                "state_dir",
+                format!("{shown}: no directory above it"),
+                "choose another state_dir",
+            );
+        };
+        let trial = nearest.join(format!(".rayguard-doctor-{}", std::process::id()));
+        match std::fs::write(&trial, b"") {
+            Ok(()) => {
+                let left = std::fs::remove_file(&trial).is_err();
+                let found = if left {
+                    format!("{shown} can be written, not cleared")
+                } else {
+                    format!("{shown} can be written")
+                };
+                Finding::well("state_dir", found)
+            }
+            Err(error) => Finding::ill(
+                "state_dir",
+                format!("{shown}: {error}"),
+                "choose a directory of this user's: state_dir; else no limit and no record survives a restart",
+            ),
+        }
+    }
+
+    /// Two descriptors for each exchange under way, and the listeners', files' and pools'.
+    fn descriptors(&self) -> Option<Finding> {
+        let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+        let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
+        let soft: u64 = line.split_whitespace().nth(3)?.parse().ok()?;
+        let wanted = 2 * self.settings.http.connections_max as u64 + 256;
+        let found = format!("{soft} descriptors, {wanted} may be wanted");
+        Some(if soft >= wanted {
+            Finding::well("open files", found)
+        } else {
+            Finding::fair(
+                "open files",
+                found,
+                "raise it (LimitNOFILE=, ulimit -n), or lower [http] connections_max",
+            )
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::emulator::{Emulator, EmulatorConfig};
+
+    fn settings(text: &str) -> Settings {
+        config::parse(text, "test", &Overrides::default()).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    #[track_caller]
+    fn of<'a>(findings: &'a [Finding], subject: &str) -> &'a Finding {
+        findings
+            .iter()
+            .find(|finding| finding.subject == subject)
+            .unwrap_or_else(|| panic!("{subject} is missing from {findings:#?}"))
+    }
+
+    #[tokio::test]
+    async fn beside_a_head_that_runs_all_is_found() {
+        let head = Emulator::start(EmulatorConfig::default()).await.unwrap();
+        let text = format!(
+            "upstream = 'http://{}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = '127.0.0.1:0'\n\
+             [metrics]\ntargets = ['{}', '{}']\ninterval = '100ms'\ntimeout = '100ms'\n",
+            head.dashboard,
+            std::env::temp_dir().display(),
+            head.metrics,
+            head.dashboard_metrics
+        );
+        let findings = examine(&settings(&text)).await.unwrap();
+        for subject in ["configuration", "ray", "gcs", "listen", "admin", "state_dir", "signal head_cpu"] {
+            assert_eq!(of(&findings, subject).health, Health::Well, "{findings:#?}");
+        }
+        assert!(findings.iter().all(|finding| finding.health != Health::Ill), "{findings:#?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_said_with_what_to_do() {
+        // A port that was free a moment ago, and one that is taken.
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let text = format!(
+            "upstream = 'http://{free}'\nlisten = '{}'\nstate_dir = '/proc/nowhere'\n[admin]\nlisten = 'off'\n\
+             [metrics]\ndiscovery_file = '/nowhere.json'\n",
+            taken.local_addr().unwrap()
+        );
+        let findings = examine(&settings(&text)).await.unwrap();
+        for subject in ["ray", "listen", "state_dir"] {
+            assert_eq!(of(&findings, subject).health, Health::Ill, "{findings:#?}");
+        }
+        assert_eq!(of(&findings, "metrics targets").health, Health::Fair);
+        assert!(findings.iter().all(|finding| finding.health == Health::Well || !finding.remedy.is_empty()));
+    }
+
+    #[tokio::test]
+    async fn a_relative_state_dir_lies_in_the_working_directory() {
+        let settings = settings("state_dir = 'rayguard-state-of-a-test'");
+        let look = Look { settings: &settings, client: fetch::client().unwrap(), clock: Clock::start() };
+        assert_eq!(look.state_dir().health, Health::Well);
+    }
+
+    #[test]
+    fn the_heads_clock_is_read_from_its_answers() {
+        assert_eq!(httpdate("Thu, 01 Jan 1970 00:01:05 GMT"), Some(65));
+        assert_eq!(httpdate("Mon, 23 Nov 2026 12:00:00 GMT"), Some(1_795_435_200));
+        for wrong in
+            ["", "now", "Mon, 23 Nov", "Mon, 99 Xxx 2026 12:00:00 GMT", "Mon, 31 Feb 2026 12:00:00 GMT"]
+        {
+            assert_eq!(httpdate(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_that_is_wrong_is_code_2() {
+        let mut out = Vec::new();
+        let args = Args { config: None, upstream: Some("ftp://x".into()), format: Format::Table };
+        assert_eq!(run(&args, &mut out).unwrap(), 2);
+        assert!(String::from_utf8(out).unwrap().contains("upstream"));
+    }
+}

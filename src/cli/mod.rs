@@ -32,6 +32,8 @@ enum Command {
     Run(run::Args),
     /// Say everything that is wrong with a configuration, and how stable its loops are.
     Check(check::Args),
+    /// Look at this host: what would be found, and what is to be mended.
+    Doctor(doctor::Args),
     /// Show what it does: two emulated heads under the same flood, one of them guarded.
     Demo(demo::Args),
     /// Send a bounded, Ray-shaped load and report what became of it.
@@ -46,6 +48,7 @@ pub fn main() -> ExitCode {
     let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
         Command::Run(args) => run::run(args).map_err(Into::into),
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Doctor(args) => doctor::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
     };
