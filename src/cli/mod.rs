@@ -36,6 +36,14 @@ enum Command {
     Doctor(doctor::Args),
     /// Show what it does: two emulated heads under the same flood, one of them guarded.
     Demo(demo::Args),
+    /// Print the adjustment log: what moved, when and why.
+    Log(log::Args),
+    /// Say why a request was refused, or why a limit stands where it stands.
+    Explain(explain::Args),
+    /// Derive every adjustment of a log again, and fail at the first that comes out differently.
+    Replay(replay::Args),
+    /// Run scenarios through the production gate and loop in virtual time, and judge them.
+    Simulate(simulate::Args),
     /// Send a bounded, Ray-shaped load and report what became of it.
     Load(load::Args),
 }
@@ -50,6 +58,16 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
+        Command::Log(args) => {
+            log::run(&args, wall(), &mut std::io::stdout().lock()).map(|()| 0).map_err(Into::into)
+        }
+        Command::Explain(args) => {
+            explain::run(&args, wall(), &mut std::io::stdout().lock()).map(|()| 0).map_err(Into::into)
+        }
+        Command::Replay(args) => {
+            replay::run(&args, &mut std::io::stdout().lock()).map(|_| 0).map_err(Into::into)
+        }
+        Command::Simulate(args) => return simulate::run(&args),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
     };
     match outcome {
@@ -59,4 +77,9 @@ pub fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// The wall clock, for commands that speak of "an hour ago".
+fn wall() -> crate::core::time::WallMs {
+    crate::runtime::clock::Clock::start().wall()
 }

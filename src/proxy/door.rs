@@ -191,7 +191,7 @@ impl Door {
             }
             (Decision::Wait(id, _), None) => {
                 // The gate takes the waiter it was offered whenever it says `Wait`.
-                let _ = self.gate.cancel(id);
+                let _ = self.gate.cancel(id, self.clock.now());
                 Err(self.gate.refuse(
                     ask.class,
                     crate::core::limit::meter::Reason::QueueTimeout,
@@ -266,7 +266,7 @@ struct Leaving<'a> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        drop(self.door.gate.cancel(self.id));
+        drop(self.door.gate.cancel(self.id, self.door.clock.now()));
     }
 }
 

@@ -201,7 +201,7 @@ impl Door {
     }
 
     /// A waiter's client left.
-    pub fn cancel(&mut self, id: WaitId) -> bool {
-        self.gate.cancel(id).is_some()
+    pub fn cancel(&mut self, id: WaitId, now: Time) -> bool {
+        self.gate.cancel(id, now).is_some()
     }
 }

@@ -442,7 +442,7 @@ impl<'a> World<'a> {
             Stage::Upstream { exchange, .. } => self.plant.hang_up(self.now, exchange),
             Stage::Waits(id) => {
                 let Some(door) = &mut self.door else { return };
-                if !door.is_followed(route, party, rid) && door.cancel(id) {
+                if !door.is_followed(route, party, rid) && door.cancel(id, self.now) {
                     door.unshare(route, party, rid, false, self.now);
                     self.release(rid);
                 }

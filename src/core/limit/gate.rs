@@ -373,8 +373,8 @@ impl<W> Gate<W> {
     }
 
     /// A waiter's client has left. Returns its waiter if it was still waiting.
-    pub fn cancel(&self, id: WaitId) -> Option<W> {
-        let waiter = self.take_out(id)?;
+    pub fn cancel(&self, id: WaitId, now: Time) -> Option<W> {
+        let waiter = self.take_out(id, Some(now))?;
         self.class(id.class).tally.meter.leave();
         Some(waiter)
     }
@@ -382,7 +382,7 @@ impl<W> Gate<W> {
     /// A waiter's time is up: it is taken out and the refusal returned; `None` if its verdict
     /// is already on the way.
     pub fn expire(&self, id: WaitId) -> Option<(W, Shed)> {
-        let waiter = self.take_out(id)?;
+        let waiter = self.take_out(id, None)?;
         Some((waiter, self.refuse(id.class, Reason::QueueTimeout, Duration::ZERO)))
     }
 
@@ -655,9 +655,16 @@ impl<W> Gate<W> {
             .map(|(at, _)| at)
     }
 
-    fn take_out(&self, id: WaitId) -> Option<W> {
+    fn take_out(&self, id: WaitId, left_at: Option<Time>) -> Option<W> {
         let class = self.class(id.class);
-        let removed = self.lock(class.module).class_mut(id.class)?.fair.remove(id.place)?;
+        let removed = {
+            let mut queue = self.lock(class.module);
+            let fair = &mut queue.class_mut(id.class)?.fair;
+            match left_at {
+                Some(now) => fair.leave(id.place, now)?,
+                None => fair.remove(id.place)?,
+            }
+        };
         self.leave_share(id.class, removed.waiter.slot);
         self.uncount(id.class);
         Some(removed.waiter.waiter)
@@ -878,8 +885,8 @@ mod tests {
         let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
         let first = ticket(rig.ask(0, 1, at(0.0)).1);
         let (_, Decision::Wait(id, _)) = rig.ask(0, 2, at(0.1)) else { panic!("should wait") };
-        assert!(rig.gate.cancel(id).is_some());
-        assert!(rig.gate.cancel(id).is_none(), "once only");
+        assert!(rig.gate.cancel(id, at(0.2)).is_some());
+        assert!(rig.gate.cancel(id, at(0.2)).is_none(), "once only");
         rig.finish(first, at(0.5));
         assert!(rig.granted().is_none());
         assert_eq!(rig.gate.counts(ClassId(0)).left, 1);
@@ -1028,7 +1035,7 @@ mod tests {
                         Decision::Shed(_) => {}
                     },
                     3 => if let Some(ticket) = held.pop() { rig.finish(ticket, at(now)); },
-                    4 => if let Some(id) = waits.pop() { let _ = rig.gate.cancel(id); },
+                    4 => if let Some(id) = waits.pop() { let _ = rig.gate.cancel(id, at(now)); },
                     _ => {
                         let before = rig.gate.load(ClassId(which)).0;
                         rig.table.classes[usize::from(which)].in_flight = f64::from(limit);
@@ -1042,7 +1049,7 @@ mod tests {
                 prop_assert!(rig.gate.module_in_flight(ModuleId(0)) <= 4);
                 prop_assert_eq!(held.len(), rig.gate.module_in_flight(ModuleId(0)) as usize);
             }
-            for id in waits { let _ = rig.gate.cancel(id); }
+            for id in waits { let _ = rig.gate.cancel(id, at(now)); }
             while let Some(ticket) = held.pop() {
                 rig.finish(ticket, at(now));
                 while let Some((_, ticket)) = rig.granted() { held.push(ticket); }

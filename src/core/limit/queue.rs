@@ -35,8 +35,11 @@
 //! in units of work). A party at or below its share is never the one.
 //!
 //! **Within a flow** the oldest goes first while the flow is healthy. Once its oldest has
-//! waited more than half its time the flow is overloaded by its own doing and the newest goes
-//! first: the old ones' clients are about to leave, and work done for them would be wasted.
+//! waited more than a quarter of its time, or half of what clients of this class turn out to
+//! wait before they leave, the flow is overloaded by its own doing and the newest goes first:
+//! the old ones' clients are about to leave, and work done for them would be wasted. Patience
+//! is learnt from those who leave, leaning to the short ones, and forgotten after a minute in
+//! which nobody left.
 //!
 //! Memory: at most `len_max` waiters; tags are kept only for parties that wait or are in debt
 //! (tag > V), at most [`TAGS_MAX`]; past that, parties share one overflow tag per dimension.
@@ -44,6 +47,7 @@
 use crate::core::request::party::Party;
 use crate::core::time::Time;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 /// The most parties whose debts are remembered apart, per dimension.
 pub const TAGS_MAX: usize = 4096;
@@ -91,7 +95,35 @@ pub struct FairQueue<W> {
     virtual_time: f64,
     next_place: u64,
     len: u32,
+    patience: Patience,
 }
+
+/// How long clients of this class wait before they leave, as far as any have left lately.
+#[derive(Clone, Copy, Debug, Default)]
+struct Patience {
+    learnt: Option<Duration>,
+    at: Time,
+}
+
+impl Patience {
+    fn learn(&mut self, waited: Duration, now: Time) {
+        let known = self.get(now);
+        self.at = now;
+        self.learnt = Some(match known {
+            // The short ones weigh more: whoever waits for half of theirs serves the others too.
+            Some(known) if waited < known => known - (known - waited) / 2,
+            Some(known) => known + (waited - known) / 20,
+            None => waited,
+        });
+    }
+
+    fn get(&self, now: Time) -> Option<Duration> {
+        self.learnt.filter(|_| now.since(self.at) < PATIENCE_MEMORY)
+    }
+}
+
+/// Without anyone leaving for so long, patience is no longer known.
+const PATIENCE_MEMORY: Duration = Duration::from_secs(60);
 
 /// A party as a key; without a credential, the address stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -121,6 +153,7 @@ impl<W> Default for FairQueue<W> {
             virtual_time: 0.0,
             next_place: 0,
             len: 0,
+            patience: Patience::default(),
         }
     }
 }
@@ -167,7 +200,7 @@ impl<W> FairQueue<W> {
     #[must_use]
     pub fn peek(&self, now: Time) -> Option<&Waiting<W>> {
         let queue = self.flows.get(&self.next_flow()?)?;
-        let next = if overloaded(queue, now) { queue.back() } else { queue.front() };
+        let next = if overloaded(queue, self.patience, now) { queue.back() } else { queue.front() };
         next.map(|(_, request)| request)
     }
 
@@ -175,8 +208,10 @@ impl<W> FairQueue<W> {
     pub fn pop(&mut self, now: Time) -> Option<Waiting<W>> {
         let flow = self.next_flow()?;
         let key = self.key(flow);
+        let patience = self.patience;
         let queue = self.flows.get_mut(&flow)?;
-        let (place, request) = if overloaded(queue, now) { queue.pop_back()? } else { queue.pop_front()? };
+        let newest = overloaded(queue, patience, now);
+        let (place, request) = if newest { queue.pop_back()? } else { queue.pop_front()? };
         self.forget(place, flow);
         self.virtual_time = self.virtual_time.max(key.0);
         self.turns.take(flow, request.cost);
@@ -184,7 +219,14 @@ impl<W> FairQueue<W> {
         Some(request)
     }
 
-    /// Takes a waiter out: its client left, or its time is up.
+    /// Takes a waiter out whose client has left, and learns from how long it stayed.
+    pub fn leave(&mut self, place: Place, now: Time) -> Option<Waiting<W>> {
+        let gone = self.remove(place)?;
+        self.patience.learn(now.since(gone.since), now);
+        Some(gone)
+    }
+
+    /// Takes a waiter out: its time is up.
     pub fn remove(&mut self, place: Place) -> Option<Waiting<W>> {
         let flow = *self.places.get(&place)?;
         let queue = self.flows.get_mut(&flow)?;
@@ -270,9 +312,13 @@ impl<W> FairQueue<W> {
     }
 }
 
-/// Whether a flow's oldest has waited more than half its time.
-fn overloaded<W>(queue: &VecDeque<(Place, Waiting<W>)>, now: Time) -> bool {
-    queue.front().is_some_and(|(_, oldest)| now.since(oldest.since) * 2 > oldest.deadline.since(oldest.since))
+/// Whether a flow's oldest has waited too long for its turn to be worth waiting for.
+fn overloaded<W>(queue: &VecDeque<(Place, Waiting<W>)>, patience: Patience, now: Time) -> bool {
+    queue.front().is_some_and(|(_, oldest)| {
+        let of_deadline = oldest.deadline.since(oldest.since) / 4;
+        let of_patience = patience.get(now).map_or(Duration::MAX, |patience| patience / 2);
+        now.since(oldest.since) > of_deadline.min(of_patience)
+    })
 }
 
 fn order(a: Key, b: Key) -> std::cmp::Ordering {
@@ -344,7 +390,6 @@ impl Turns {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::time::Duration;
 
     fn party(address: u64, credential: Option<u64>) -> Party {
         Party { address, credential }
@@ -453,6 +498,24 @@ mod tests {
         late.deadline = Time::from_secs_f64(3.4);
         queue.join(late, 8);
         assert_eq!(queue.pop(Time::from_secs_f64(1.5)).unwrap().since, Time::from_secs_f64(1.4));
+    }
+
+    #[test]
+    fn clients_that_leave_early_are_not_served_just_as_they_leave() {
+        let mut queue = FairQueue::default();
+        let wait = |since: f64| Waiting { since: Time::from_secs_f64(since), ..ask(party(1, None), 1.0) };
+        let Joined::Waits(place) = queue.join(wait(0.0), 8) else { panic!("room") };
+        queue.leave(place, Time::from_secs_f64(1.0));
+        queue.join(wait(1.0), 8);
+        queue.join(wait(1.6), 8);
+        let next = queue.peek(Time::from_secs_f64(1.7)).unwrap();
+        assert_eq!(
+            next.since,
+            Time::from_secs_f64(1.6),
+            "patience is 1 s: after half of it the newest goes first"
+        );
+        let later = queue.peek(Time::from_secs_f64(100.0)).unwrap();
+        assert_eq!(later.since, Time::from_secs_f64(1.0), "patience is forgotten, and the deadline is far");
     }
 
     #[test]
