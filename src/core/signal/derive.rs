@@ -415,7 +415,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample(series: u64, le: Option<f64>, value: f64) -> Sample {
-        Sample { family: 0, series, labels: Vec::new(), le, value, stamp_ms: None, reporter: Reporter::Other }
+        Sample { family: 0, series, labels: [].into(), le, value, stamp_ms: None, reporter: Reporter::Other }
     }
 
     fn gauges(values: &[f64], how: &How) -> Result<f64, Flaw> {

@@ -32,7 +32,7 @@
 //! stamps in seconds are understood). Metric names in quotes (`{"my.name"}`) are not read.
 
 use crate::core::policy::{Derivation, How, LabelCondition, Selector};
-use crate::core::signal::line::{Lines, lex, name_of, number, time_stamp, unescape};
+use crate::core::signal::line::{Label, Lines, lex, name_of, number, time_stamp, unescape};
 use memchr::memmem::Finder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -87,8 +87,9 @@ pub struct Sample {
     pub family: usize,
     /// Digest of the name and all labels but `le`: equal for all buckets of one series.
     pub series: u64,
-    /// The labels that selectors name; a label that is absent is not here.
-    pub labels: Vec<(Arc<str>, Box<str>)>,
+    /// The labels that selectors name; a label that is absent is not here. Shared between
+    /// equal ones.
+    pub labels: Arc<[(Arc<str>, Box<str>)]>,
     /// The bucket's upper bound, when the line has one.
     pub le: Option<f64>,
     /// As read: may be NaN, infinite or negative.
@@ -136,8 +137,8 @@ pub struct Counts {
 /// A page, reduced to what the signals need.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Exposition {
-    /// In the order of the page.
-    pub samples: Vec<Sample>,
+    /// By family, within it in the order of the page.
+    samples: Vec<Sample>,
     /// Completeness.
     pub counts: Counts,
     /// Lines seen per family, before label values were looked at: tells "the family is there,
@@ -150,6 +151,20 @@ pub struct Exposition {
 }
 
 impl Exposition {
+    /// The samples of all families, by family, within one in the order of the page.
+    #[must_use]
+    pub fn samples(&self) -> &[Sample] {
+        &self.samples
+    }
+
+    /// The samples of one family.
+    #[must_use]
+    pub fn family(&self, family: usize) -> &[Sample] {
+        let begin = self.samples.partition_point(|sample| sample.family < family);
+        let len = self.samples[begin..].partition_point(|sample| sample.family == family);
+        &self.samples[begin..begin + len]
+    }
+
     /// A digest of everything this reporter said; equal digests: it said nothing new.
     #[must_use]
     pub fn reported(&self, reporter: Reporter) -> u64 {
@@ -317,7 +332,8 @@ fn check_shape(page: &[u8]) -> Result<(), Malformed> {
 }
 
 fn is_sample(line: &[u8]) -> bool {
-    let value = name_of(line).and_then(|_| lex(line)).map(|lexed| lexed.value);
+    let tail = name_of(line).and_then(|name| lex(&line[name.len()..], &mut Vec::new()));
+    let value = tail.map(|tail| tail.value);
     value.and_then(|value| std::str::from_utf8(value).ok()).and_then(number).is_some()
 }
 
@@ -352,8 +368,13 @@ fn reporter(name: &[u8], line: &[u8]) -> Option<Reporter> {
 
 /// Not cryptographic: it need only tell two pages of the same exporter apart.
 fn digest(bytes: &[u8]) -> u64 {
+    digest_after(0x9E37_79B9_7F4A_7C15, bytes)
+}
+
+/// The digest of `bytes` behind what `before` is the digest of.
+fn digest_after(before: u64, bytes: &[u8]) -> u64 {
     const ODD: u64 = 0x9E37_79B9_7F4A_7C15;
-    let mut hash = bytes.len() as u64 ^ ODD;
+    let mut hash = before ^ bytes.len() as u64;
     let mut words = bytes.chunks_exact(8);
     for word in &mut words {
         let mut eight = [0; 8];
@@ -373,13 +394,20 @@ fn digest(bytes: &[u8]) -> u64 {
 /// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different
 /// ones (`{State="PENDING_ARGS_AVAIL"} 0.0`); each goes through the parser once.
 #[derive(Default)]
-struct Batch {
+struct Batch<'a> {
     /// Samples without their value, in the order of the page.
     waiting: Vec<(Sample, ValueOf)>,
-    /// The reduced lines, without a name, and their keys.
-    reduced: BTreeMap<String, usize>,
-    /// The line being reduced.
+    /// The reduced lines, without a name.
+    reduced: BTreeMap<String, Reduced>,
+    /// The line being read.
+    labels: Vec<Label<'a>>,
     line: String,
+}
+
+/// What lines that reduce to the same share.
+struct Reduced {
+    key: usize,
+    labels: Arc<[(Arc<str>, Box<str>)]>,
 }
 
 enum ValueOf {
@@ -389,75 +417,73 @@ enum ValueOf {
     Hand(f64),
 }
 
-impl Batch {
+impl<'a> Batch<'a> {
     /// Reads a line's labels; false when the line is lost.
     fn take(
         &mut self,
         place: usize,
         family: &Family,
-        line: &[u8],
+        line: &'a [u8],
         name_len: usize,
         stamps_in_seconds: bool,
     ) -> bool {
-        let Some(lexed) = lex(line) else { return false };
-        let Ok(value) = std::str::from_utf8(lexed.value) else { return false };
-        let mut sample = Sample {
-            family: place,
-            series: digest(&line[..name_len]),
-            labels: Vec::with_capacity(family.labels.len()),
-            le: None,
-            value: f64::NAN,
-            stamp_ms: None,
-            reporter: reporter(&line[..name_len], line).unwrap_or(Reporter::Other),
-        };
-        if let Some(stamp) = lexed.stamp {
-            let Some(stamp_ms) = time_stamp(stamp, stamps_in_seconds) else { return false };
-            sample.stamp_ms = Some(stamp_ms);
+        let Some(tail) = lex(&line[name_len..], &mut self.labels) else { return false };
+        let Ok(value) = std::str::from_utf8(tail.value) else { return false };
+        let stamp_ms = tail.stamp.map(|stamp| time_stamp(stamp, stamps_in_seconds));
+        if stamp_ms == Some(None) {
+            return false;
         }
+        let mut series = digest(&line[..name_len]);
+        let mut le = None;
+        let mut fit = true;
         self.line.clear();
         // The parser wants something between the braces.
         self.line.push_str("{k=\"\"");
-        let mut fit = true;
-        for &(label, raw) in &lexed.labels {
+        for &(label, raw) in &self.labels {
             if label == b"le" {
-                let Some(bound) = std::str::from_utf8(raw).ok().and_then(number) else { return false };
-                sample.le = Some(bound);
+                le = std::str::from_utf8(raw).ok().and_then(number);
+                if le.is_none() {
+                    return false;
+                }
                 continue;
             }
             // A sum, so that the order of labels does not matter.
-            sample.series =
-                sample.series.wrapping_add(digest(label).rotate_left(7).wrapping_mul(digest(raw) | 1));
-            let Some(known) = family.labels.iter().find(|known| known.as_bytes() == label) else { continue };
-            let Ok(raw) = std::str::from_utf8(raw) else { return false };
-            fit &= !raw.contains(['}', ',', '=', '\\', '"']);
-            sample.labels.push((known.clone(), unescape(raw).into()));
-            self.line.extend([",", known, "=\"", raw, "\""]);
+            series = series.wrapping_add(digest_after(digest(label), raw));
+            if let Some(known) = family.label(label) {
+                let Ok(raw) = std::str::from_utf8(raw) else { return false };
+                fit &= !raw.contains(['}', ',', '=', '\\', '"']);
+                self.line.extend([",", known, "=\"", raw, "\""]);
+            }
         }
-        let value = if fit {
-            self.line.extend(["} ", value]);
-            ValueOf::Key(self.key())
+        self.line.extend(["} ", value]);
+        let (labels, value) = if fit {
+            let reduced = self.reduced(family);
+            (Arc::clone(&reduced.labels), ValueOf::Key(reduced.key))
         } else {
             let Some(value) = number(value) else { return false };
-            ValueOf::Hand(value)
+            (family.known(&self.labels), ValueOf::Hand(value))
         };
+        let reporter = reporter(&line[..name_len], line).unwrap_or(Reporter::Other);
+        let stamp_ms = stamp_ms.flatten();
+        let sample = Sample { family: place, series, labels, le, value: f64::NAN, stamp_ms, reporter };
         self.waiting.push((sample, value));
         true
     }
 
-    /// The key of the reduced line.
-    fn key(&mut self) -> usize {
-        if let Some(&key) = self.reduced.get(&self.line) {
-            return key;
+    /// What the line shares with those that reduce to the same.
+    fn reduced(&mut self, family: &Family) -> &Reduced {
+        // Looked up before it is copied: it is mostly there.
+        if !self.reduced.contains_key(&self.line) {
+            let reduced = Reduced { key: self.reduced.len(), labels: family.known(&self.labels) };
+            self.reduced.insert(self.line.clone(), reduced);
         }
-        let key = self.reduced.len();
-        self.reduced.insert(self.line.clone(), key);
-        key
+        &self.reduced[&self.line]
     }
 
     /// Reads the values and hands over the samples.
     fn finish(self, into: &mut Exposition) {
         let mut values = vec![None; self.reduced.len()];
-        let lines = self.reduced.into_iter().map(|(line, key)| format!("k{key}{line}"));
+        let lines = self.reduced.into_iter().map(|(line, reduced)| format!("k{}{line}", reduced.key));
         for parsed in parse(lines) {
             let key = parsed.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
             if let (Some(slot), prometheus_parse::Value::Untyped(value)) =
@@ -466,7 +492,6 @@ impl Batch {
                 *slot = Some(value);
             }
         }
-        let mut seen = BTreeSet::new();
         for (mut sample, value) in self.waiting {
             let value = match value {
                 ValueOf::Hand(value) => Some(value),
@@ -474,16 +499,45 @@ impl Batch {
             };
             match value {
                 None => into.family_lost[sample.family] += 1,
-                Some(_) if !seen.insert((sample.family, sample.series, sample.le.map(f64::to_bits))) => {
-                    into.counts.repeated += 1;
-                }
                 Some(value) => {
                     sample.value = value;
                     into.samples.push(sample);
                 }
             }
         }
+        into.counts.repeated = drop_repeated(&mut into.samples);
+        // Stable: within a family the page's own order stays.
+        into.samples.sort_by_key(|sample| sample.family);
     }
+}
+
+impl Family {
+    /// The label as selectors name it, if one does.
+    fn label(&self, name: &[u8]) -> Option<&Arc<str>> {
+        self.labels.iter().find(|known| known.as_bytes() == name)
+    }
+
+    /// The labels that selectors name, with what they mean.
+    fn known(&self, labels: &[Label<'_>]) -> Arc<[(Arc<str>, Box<str>)]> {
+        let value = |raw: &[u8]| unescape(&String::from_utf8_lossy(raw)).into();
+        labels.iter().filter_map(|(name, raw)| Some((Arc::clone(self.label(name)?), value(raw)))).collect()
+    }
+}
+
+/// Drops samples that repeat a series; the first one stays. Returns how many went.
+fn drop_repeated(samples: &mut Vec<Sample>) -> usize {
+    // The series digests the name as well, so that families need not be told apart.
+    let identity =
+        |sample: &Sample| digest_after(sample.series, &sample.le.map_or(0, f64::to_bits).to_le_bytes());
+    let mut order: Vec<(u64, usize)> = samples.iter().map(identity).zip(0..).collect();
+    order.sort_unstable();
+    let repeats = order.windows(2).filter(|pair| pair[0].0 == pair[1].0).map(|pair| pair[1].1);
+    let repeats: BTreeSet<usize> = repeats.collect();
+    if !repeats.is_empty() {
+        let mut place = 0..;
+        samples.retain(|_| place.next().is_none_or(|place| !repeats.contains(&place)));
+    }
+    repeats.len()
 }
 
 #[expect(clippy::default_trait_access, reason = "the type is chrono's, which is no dependency of ours")]

@@ -26,22 +26,22 @@ pub(super) fn name_of(line: &[u8]) -> Option<&[u8]> {
     if !(first.is_ascii_alphabetic() || first == b'_' || first == b':') {
         return None;
     }
-    let len = line.iter().position(|byte| matches!(byte, b'{' | b' ' | b'\t')).unwrap_or(line.len());
-    let name = &line[..len];
-    name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':')).then_some(name)
+    let is_named = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b':');
+    let len = line.iter().position(|byte| !is_named(byte)).unwrap_or(line.len());
+    matches!(line.get(len), None | Some(b'{' | b' ' | b'\t')).then(|| &line[..len])
 }
 
-/// A line by the text format's grammar.
-pub(super) struct Lexed<'a> {
-    pub(super) labels: Vec<Label<'a>>,
+/// What follows the labels.
+pub(super) struct Tail<'a> {
     pub(super) value: &'a [u8],
     pub(super) stamp: Option<&'a [u8]>,
 }
 
-/// A line's parts; none when it is no sample.
-pub(super) fn lex(line: &[u8]) -> Option<Lexed<'_>> {
-    let mut rest = skip_blanks(&line[name_of(line)?.len()..]);
-    let mut labels = Vec::new();
+/// Reads what follows the name: its labels into `labels`, the rest as the result. None when
+/// the line is no sample.
+pub(super) fn lex<'a>(after_name: &'a [u8], labels: &mut Vec<Label<'a>>) -> Option<Tail<'a>> {
+    labels.clear();
+    let mut rest = skip_blanks(after_name);
     if let Some(inside) = rest.strip_prefix(b"{") {
         rest = skip_blanks(inside);
         while !rest.starts_with(b"}") {
@@ -63,11 +63,8 @@ pub(super) fn lex(line: &[u8]) -> Option<Lexed<'_>> {
     }
     // An exemplar may follow, which is not read.
     let (stamp, end) = if stamp.first() == Some(&b'#') { (&stamp[..0], &stamp[..0]) } else { (stamp, after) };
-    (end.is_empty() || end.starts_with(b"#")).then_some(Lexed {
-        labels,
-        value,
-        stamp: (!stamp.is_empty()).then_some(stamp),
-    })
+    let stamp = (!stamp.is_empty()).then_some(stamp);
+    (end.is_empty() || end.starts_with(b"#")).then_some(Tail { value, stamp })
 }
 
 /// Name, raw value (escapes as written).

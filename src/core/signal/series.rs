@@ -521,18 +521,18 @@ impl Selection {
     fn is_on(&self, page: &Exposition) -> bool {
         match self.how {
             How::Sum => page.family_lines[self.family] > 0,
-            _ => page.samples.iter().any(|sample| self.selects(sample)),
+            _ => self.selected(page).next().is_some(),
         }
     }
 
-    fn selects(&self, sample: &Sample) -> bool {
-        sample.family == self.family && sample.satisfies(&self.labels)
+    fn selected<'a>(&'a self, page: &'a Exposition) -> impl Iterator<Item = &'a Sample> {
+        page.family(self.family).iter().filter(|sample| sample.satisfies(&self.labels))
     }
 
-    fn divides(&self, sample: &Sample) -> bool {
-        self.divisor
-            .as_ref()
-            .is_some_and(|(family, labels)| sample.family == *family && sample.satisfies(labels))
+    fn divisor<'a>(&'a self, page: &'a Exposition) -> impl Iterator<Item = &'a Sample> {
+        self.divisor.iter().flat_map(|(family, labels)| {
+            page.family(*family).iter().filter(|sample| sample.satisfies(labels))
+        })
     }
 
     fn lost(&self, page: &Exposition) -> usize {
@@ -566,8 +566,8 @@ impl Part {
     /// Takes in a page on which the selection was found; true when that is news.
     fn take(&mut self, selection: &Selection, seen: &Seen<'_>, quiet: Duration) -> bool {
         let page = seen.page;
-        let samples: Vec<&Sample> = page.samples.iter().filter(|sample| selection.selects(sample)).collect();
-        let divisor: Vec<&Sample> = page.samples.iter().filter(|sample| selection.divides(sample)).collect();
+        let samples: Vec<&Sample> = selection.selected(page).collect();
+        let divisor: Vec<&Sample> = selection.divisor(page).collect();
         let stamp_ms = samples.iter().filter_map(|sample| sample.stamp_ms).max();
         let selected =
             samples.iter().chain(&divisor).map(|sample| fingerprint(sample)).fold(1, u64::wrapping_add);
