@@ -1,8 +1,8 @@
 //! `rayguard simulate`: put questions to the production loop on a modelled head.
 //!
 //! Reads scenarios (files, or every `*.toml` of a folder), runs each with its control, and says
-//! which expectations hold. Exit code 0 when all do, 1 when one does not, 2 when a scenario
-//! cannot be read. The seed is printed first: a run can be had again to the last byte.
+//! which expectations hold. Exit code 0 when all do, 1 when one does not or a scenario cannot
+//! be read. The seed is printed with each answer: a run can be had again to the last byte.
 
 use crate::sim::calibration;
 use crate::sim::report::{self, Answer};
@@ -11,7 +11,6 @@ use crate::sim::trace::{self, TraceError};
 use crate::sim::world::Traces;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Put questions to the loop on a modelled Ray head.
@@ -92,19 +91,12 @@ fn at(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     move |error| Error::File { path: path.to_owned(), error }
 }
 
-/// Runs the command.
-#[must_use]
-pub fn run(args: &Args) -> ExitCode {
-    let mut out = std::io::stdout().lock();
-    match simulate(args, &mut out) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            // Nothing can be done when standard error is closed too.
-            let _ = writeln!(std::io::stderr(), "rayguard simulate: {error}");
-            ExitCode::from(2)
-        }
-    }
+/// Runs the command; the exit code is 0 when every scenario holds and 1 when one does not.
+///
+/// # Errors
+/// As [`simulate`].
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, Error> {
+    simulate(args, out).map(|held| u8::from(!held))
 }
 
 /// Answers every scenario; says whether all hold.

@@ -14,6 +14,10 @@ use crate::core::time::{Time, duration_from_secs};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What a client needs between an answer and its next request, however eager: a round trip
+/// and a little work. Without it a closed loop that is refused at once would stop time.
+const TURNAROUND: Duration = Duration::from_millis(1);
+
 /// One asker.
 #[derive(Clone, Debug)]
 pub struct Agent {
@@ -223,7 +227,7 @@ impl Agent {
     /// it again, if that is what it waits for.
     pub fn settled(&mut self, now: Time, ok: bool) -> Option<Time> {
         match &mut self.behaviour {
-            Behaviour::Closed { think, .. } => Some(now + *think),
+            Behaviour::Closed { think, .. } => Some(now + (*think).max(TURNAROUND)),
             Behaviour::Poll { pause, .. } => Some(now + *pause),
             Behaviour::Batch { left, think, .. } => {
                 if ok {

@@ -265,6 +265,12 @@ pub struct ClientSpec {
     /// Traces: the file, relative to the scenario's folder.
     #[serde(default)]
     pub trace: String,
+    /// Traces: these routes of it only; all when empty.
+    #[serde(default)]
+    pub only: Vec<String>,
+    /// Traces: these routes of it not.
+    #[serde(default)]
+    pub except: Vec<String>,
     /// Traces: runs so many times as fast.
     #[serde(default = "one_f64")]
     pub speedup: f64,

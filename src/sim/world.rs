@@ -226,7 +226,12 @@ impl<'a> World<'a> {
             };
             let cut = trace.map(|trace| {
                 let from = Time::from_secs_f64(client.trace_from_s);
-                Arc::new(trace.window(from, Time(u64::MAX), client.speedup))
+                let mut cut = trace.window(from, Time(u64::MAX), client.speedup);
+                cut.arrivals.retain(|arrival| {
+                    let named = |list: &[String]| list.iter().any(|route| **route == *arrival.route);
+                    (client.only.is_empty() || named(&client.only)) && !named(&client.except)
+                });
+                Arc::new(cut)
             });
             let mut group = Group::new(at, client, seed, self.end);
             let number = u16::try_from(at).unwrap_or(u16::MAX);
