@@ -226,3 +226,74 @@ fn traces(scenario_path: &Path, scenario: &Scenario) -> Result<Traces, Error> {
     }
     Ok(traces)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn library() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("simulations")
+    }
+
+    fn args(scenarios: Vec<PathBuf>, format: Format) -> Args {
+        Args {
+            scenarios,
+            seed: None,
+            format,
+            html: None,
+            journal: None,
+            runs: 0,
+            rivals: false,
+            calibration: None,
+        }
+    }
+
+    #[test]
+    fn the_shipped_scenarios_can_all_be_run() {
+        let files = files(&[library()]).expect("a folder of scenarios");
+        assert!(files.len() >= 20, "{} scenarios", files.len());
+        for file in files {
+            let scenario = read(&file).unwrap_or_else(|error| panic!("{error}"));
+            traces(&file, &scenario).unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    /// The quick ones of the library; all of them take `rayguard simulate` in a release build.
+    #[test]
+    fn scenarios_hold_and_their_controls_fail() {
+        let quick = [
+            "servers-1.2x",
+            "servers-2x",
+            "servers-0.6x",
+            "servers-dip",
+            "loop-heavy",
+            "ray-state-flood",
+            "ray-job-burst",
+            "ray-fifty-tabs",
+            "fault-metrics-lying",
+            "fault-proxy-restart",
+        ];
+        let named = quick.iter().map(|name| library().join(format!("{name}.toml"))).collect();
+        let mut out = Vec::new();
+        let held = simulate(&args(named, Format::Table), &mut out).expect("they can be run");
+        assert!(held, "{}", String::from_utf8_lossy(&out));
+    }
+
+    #[test]
+    fn machines_are_told_the_same() {
+        let mut out = Vec::new();
+        let file = vec![library().join("loop-heavy.toml")];
+        simulate(&args(file, Format::Json), &mut out).expect("it can be run");
+        let answers: serde_json::Value = serde_json::from_slice(&out).expect("json");
+        assert_eq!(answers[0]["passed"], true);
+        assert_eq!(answers[0]["control_fails"], true);
+        assert!(answers[0]["verdicts"]["goodput"].as_f64().is_some_and(|goodput| goodput > 0.9));
+    }
+
+    #[test]
+    fn a_folder_without_scenarios_is_named() {
+        let folder = library().join("recorded");
+        let error = simulate(&args(vec![folder], Format::Table), &mut Vec::new()).expect_err("none there");
+        assert!(error.to_string().contains("no *.toml"), "{error}");
+    }
+}

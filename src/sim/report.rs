@@ -8,7 +8,7 @@
 
 use super::chance::Chance;
 use super::scenario::{Guard, Scenario, ScenarioError};
-use super::verdict::{Check, Verdicts, check, verdicts};
+use super::verdict::{Check, Verdicts, check, verdicts, within};
 use super::world::{Run, Traces, run, run_on};
 use serde::Serialize;
 use statrs::distribution::{Beta, ContinuousCDF};
@@ -29,7 +29,9 @@ pub struct Answer {
     pub verdicts: Verdicts,
     /// Expectations and what came of them.
     pub checks: Vec<Check>,
-    /// The same for the control run.
+    /// Goals, reached or not.
+    pub goals: Vec<Check>,
+    /// The same as `checks` for the control run.
     pub control: Vec<Check>,
     /// What guarded the control run.
     pub control_guard: Guard,
@@ -61,6 +63,7 @@ pub fn answer(name: &str, scenario: &Scenario, seed: u64, traces: &Traces) -> Re
         name: name.to_owned(),
         seed,
         checks: check(scenario, &found),
+        goals: within(&scenario.goal, &found),
         verdicts: found,
         control: check(scenario, &verdicts(scenario, &control_run)),
         control_guard: scenario.control.guard,
@@ -222,6 +225,17 @@ pub fn table(answer: &Answer) -> String {
             if control.met { "" } else { "  fails" },
         );
     }
+    for goal in &answer.goals {
+        let _ = writeln!(
+            text,
+            "     {} {:<28} {:>9} wanted in [{}, {}]",
+            if goal.met { "+" } else { "~" },
+            goal.name,
+            goal.value.map_or("none".to_owned(), short),
+            short(goal.low),
+            short(goal.high),
+        );
+    }
     if !answer.control_fails() {
         let guard = answer.control_guard.label();
         let _ =
@@ -239,6 +253,7 @@ pub struct JsonAnswer<'a> {
     passed: bool,
     control_fails: bool,
     checks: &'a [Check],
+    goals: &'a [Check],
     control: &'a [Check],
     /// Verdicts that can be had.
     verdicts: std::collections::BTreeMap<&'a str, f64>,
@@ -260,6 +275,7 @@ pub fn json<'a>(answer: &'a Answer, rate: Option<PassRate>, rivals: &[Comparison
         passed: answer.passed(),
         control_fails: answer.control_fails(),
         checks: &answer.checks,
+        goals: &answer.goals,
         control: &answer.control,
         verdicts: answer
             .verdicts
@@ -321,6 +337,16 @@ fn section(page: &mut String, answer: &Answer) {
             short(check.low),
             short(check.high),
             value(control)
+        );
+    }
+    for goal in &answer.goals {
+        let _ = write!(
+            page,
+            "<tr><td>{} (wanted)<td>{}<td>{} to {}<td></tr>",
+            escape(&goal.name),
+            goal.value.map_or("none".to_owned(), short),
+            short(goal.low),
+            short(goal.high)
         );
     }
     page.push_str("</table>");

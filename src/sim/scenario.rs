@@ -57,6 +57,9 @@ pub struct Scenario {
     pub watch: String,
     /// Verdict name to `[low, high]`.
     pub expect: BTreeMap<String, [f64; 2]>,
+    /// What is wanted and not reached yet: shown beside what is, and fails nothing.
+    #[serde(default)]
+    pub goal: BTreeMap<String, [f64; 2]>,
     /// The run that must fail.
     #[serde(default)]
     pub control: ControlSpec,
@@ -450,7 +453,7 @@ impl Scenario {
                 ));
             }
         }
-        for (name, [low, high]) in &self.expect {
+        for (name, [low, high]) in self.expect.iter().chain(&self.goal) {
             if low.is_nan() || high.is_nan() || low > high {
                 return wrong(format!("`expect.{name}`: [{low}, {high}] is no range"));
             }

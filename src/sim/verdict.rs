@@ -176,8 +176,13 @@ fn recovery_s(run: &Run, calm: f64) -> f64 {
 /// Holds verdicts against the scenario's expectations.
 #[must_use]
 pub fn check(scenario: &Scenario, verdicts: &Verdicts) -> Vec<Check> {
-    scenario
-        .expect
+    within(&scenario.expect, verdicts)
+}
+
+/// Holds verdicts against ranges.
+#[must_use]
+pub fn within(ranges: &BTreeMap<String, [f64; 2]>, verdicts: &Verdicts) -> Vec<Check> {
+    ranges
         .iter()
         .map(|(name, [low, high])| {
             let value = verdicts.get(name).copied().unwrap_or(f64::NAN);
