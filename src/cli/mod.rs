@@ -42,7 +42,6 @@ enum Command {
     Explain(explain::Args),
     /// Derive every adjustment of a log again, and fail at the first that comes out differently.
     Replay(replay::Args),
-    /// Run scenarios through the production gate and loop in virtual time, and judge them.
     /// Put questions to the loop on a modelled Ray head.
     Simulate(simulate::Args),
     /// Send a bounded, Ray-shaped load and report what became of it.
@@ -68,7 +67,6 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => {
             replay::run(&args, &mut std::io::stdout().lock()).map(|_| 0).map_err(Into::into)
         }
-        Command::Simulate(args) => return simulate::run(&args),
         Command::Simulate(args) => simulate::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
     };
