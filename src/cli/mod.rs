@@ -8,6 +8,7 @@ pub mod limits;
 pub mod load;
 pub mod log;
 pub mod record;
+pub mod remote;
 pub mod replay;
 pub mod run;
 pub mod secret;
@@ -34,6 +35,10 @@ enum Command {
     Check(check::Args),
     /// Look at this host: what would be found, and what is to be mended.
     Doctor(doctor::Args),
+    /// Show the head, the signals, the classes and what fires.
+    Status(status::Args),
+    /// Show every limit, or take the wheel: pin, unpin, freeze, unfreeze, mode.
+    Limits(limits::Args),
     /// Show what it does: two emulated heads under the same flood, one of them guarded.
     Demo(demo::Args),
     /// Print the adjustment log: what moved, when and why.
@@ -57,6 +62,8 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args).map_err(Into::into),
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Status(args) => status::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Limits(args) => limits::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
         Command::Log(args) => {
             log::run(&args, wall(), &mut std::io::stdout().lock()).map(|()| 0).map_err(Into::into)
