@@ -243,3 +243,19 @@ pub struct Done {
     /// Version of the limit table now in force.
     pub table: u64,
 }
+
+/// `POST /api/v1/alerts/test`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Tested {
+    /// Every receiver.
+    pub receivers: Vec<ReceiverTest>,
+}
+
+/// What became of the test at one receiver.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ReceiverTest {
+    /// Which: its kind and host; never the whole URL, which may be a secret.
+    pub receiver: String,
+    /// Why it was not taken, if it was not.
+    pub problem: Option<String>,
+}

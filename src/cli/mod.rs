@@ -1,6 +1,9 @@
 //! The command line, in the manner of `ray`.
 
+pub mod alerts;
 pub mod check;
+pub mod client;
+pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod explain;
@@ -8,14 +11,15 @@ pub mod limits;
 pub mod load;
 pub mod log;
 pub mod record;
-pub mod remote;
 pub mod replay;
 pub mod run;
 pub mod secret;
 pub mod simulate;
 pub mod status;
+pub mod steer;
 pub mod tune;
 
+use crate::admin::schema::ShedMode;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -35,10 +39,6 @@ enum Command {
     Check(check::Args),
     /// Look at this host: what would be found, and what is to be mended.
     Doctor(doctor::Args),
-    /// Show the head, the signals, the classes and what fires.
-    Status(status::Args),
-    /// Show every limit, or take the wheel: pin, unpin, freeze, unfreeze, mode.
-    Limits(limits::Args),
     /// Show what it does: two emulated heads under the same flood, one of them guarded.
     Demo(demo::Args),
     /// Print the adjustment log: what moved, when and why.
@@ -49,8 +49,37 @@ enum Command {
     Replay(replay::Args),
     /// Put questions to the loop on a modelled Ray head.
     Simulate(simulate::Args),
+    #[command(flatten)]
+    Operate(Operate),
     /// Send a bounded, Ray-shaped load and report what became of it.
     Load(load::Args),
+    /// Print a completion script for a shell.
+    Completions(completions::Args),
+    /// Print the manual page.
+    Man(completions::ManArgs),
+}
+
+/// What asks or steers a gate that runs.
+#[derive(Debug, Subcommand)]
+enum Operate {
+    /// Show the gate on one screen.
+    Status(status::Args),
+    /// Show every limit and its bounds.
+    Limits(limits::Args),
+    /// Hold a limit at a value for a while.
+    Pin(steer::PinArgs),
+    /// Give a pinned limit back to the loop.
+    Unpin(steer::UnpinArgs),
+    /// Hold all limits where they are.
+    Freeze(steer::FreezeArgs),
+    /// Let all limits move again.
+    Unfreeze(steer::FreezeArgs),
+    /// Let everything through and count what would have been shed, for one class or all.
+    Shadow(steer::ModeArgs),
+    /// Shed what the limits do not bear, for one class or all.
+    Enforce(steer::ModeArgs),
+    /// Show the alerts that fire, or send a test.
+    Alerts(alerts::Args),
 }
 
 /// Parses the command line and carries it out. Exit codes: 0 done, 1 it went wrong, 2 it was
@@ -62,8 +91,6 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(args).map_err(Into::into),
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
-        Command::Status(args) => status::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
-        Command::Limits(args) => limits::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Demo(args) => demo::run(&args).map_err(Into::into),
         Command::Log(args) => {
             log::run(&args, wall(), &mut std::io::stdout().lock()).map(|()| 0).map_err(Into::into)
@@ -75,7 +102,12 @@ pub fn main() -> ExitCode {
             replay::run(&args, &mut std::io::stdout().lock()).map(|_| 0).map_err(Into::into)
         }
         Command::Simulate(args) => simulate::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Operate(command) => Ok(client::carry_out(operate(command))),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
+        Command::Completions(args) => {
+            completions::run(&args, &mut std::io::stdout().lock()).map_err(Into::into)
+        }
+        Command::Man(args) => completions::man(&args, &mut std::io::stdout().lock()).map_err(Into::into),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -89,4 +121,20 @@ pub fn main() -> ExitCode {
 /// The wall clock, for commands that speak of "an hour ago".
 fn wall() -> crate::core::time::WallMs {
     crate::runtime::clock::Clock::start().wall()
+}
+
+async fn operate(command: Operate) -> Result<(), client::ClientError> {
+    let out = &mut std::io::stdout().lock();
+    let paint = client::Paint::stdout();
+    match command {
+        Operate::Status(args) => status::run(&args, out, paint).await,
+        Operate::Limits(args) => limits::run(&args, out, paint).await,
+        Operate::Pin(args) => steer::pin(&args, out).await,
+        Operate::Unpin(args) => steer::unpin(&args, out).await,
+        Operate::Freeze(args) => steer::freeze(&args, true, out).await,
+        Operate::Unfreeze(args) => steer::freeze(&args, false, out).await,
+        Operate::Shadow(args) => steer::mode(&args, ShedMode::Shadow, out).await,
+        Operate::Enforce(args) => steer::mode(&args, ShedMode::Enforce, out).await,
+        Operate::Alerts(args) => alerts::run(&args, out, paint).await,
+    }
 }

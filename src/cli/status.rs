@@ -1,183 +1,256 @@
-//! `rayguard status`: how is the head, what does the loop see, who is held back?
+//! `rayguard status`: the gate on one screen, as `ray status` is the cluster on one.
 //!
-//! One screen of the admin API's state: the head, what fires, the signals, and every class
-//! that has something to tell. `--all` shows the quiet ones too.
+//! What is wrong comes first, then what it stands on: alerts, what is held by hand, Ray's
+//! readings against their targets, the classes that are busy, the last changes with their
+//! reasons. Idle classes are named in one line.
 
-use std::fmt::Write as _;
-use std::io::{self, Write};
-use std::time::Duration;
-
-use crate::admin::schema::State;
-use crate::cli::check::Format;
-use crate::cli::remote::{self, Remote, RemoteError};
-use crate::config::quantity::Length;
+use crate::admin::schema::{AdjustmentRow, Adjustments, State};
+use crate::cli::client::{Client, ClientError, Format, Paint, Reach, json, length, table};
+use crate::core::alert::{Severity, Transition};
 use crate::core::engine::view::{ClassView, SignalView};
-use crate::core::journal::{LimitKind, SignalHealth};
+use crate::core::journal::{LimitKind, SignalHealth, number, printable};
+use std::io::{self, Write};
 
-/// Shows the head, the signals, the classes and what fires.
-///
-/// Exit codes: 0 told, 1 no rayguard answers.
+/// Shows the gate on one screen.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Where it is.
+    /// Where to ask.
     #[command(flatten)]
-    pub remote: remote::Reach,
-    /// How to say it.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Shows quiet classes and signals too.
+    pub reach: Reach,
+    /// Shows idle classes too.
     #[arg(long)]
     pub all: bool,
 }
 
-/// Why nothing can be shown.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// No answer.
-    #[error(transparent)]
-    Remote(#[from] RemoteError),
-    /// The answer cannot be written.
-    #[error("cannot write the answer: {0}")]
-    Output(#[from] io::Error),
-}
+/// Changes shown.
+const LAST: usize = 5;
 
-/// Carries out the command; the number is the exit code.
-pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, StatusError> {
-    let remote = Remote::new(&args.remote)?;
-    match args.format {
-        // As it came, so that nothing of a newer version is lost.
-        Format::Json => writeln!(out, "{:#}", remote.get::<serde_json::Value>("/api/v1/state")?)?,
-        Format::Table => out.write_all(screen(&remote.get("/api/v1/state")?, args.all).as_bytes())?,
+/// Carries out the command.
+pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
+    let client = Client::new(&args.reach)?;
+    if args.reach.format == Format::Json {
+        let state: serde_json::Value = client.get("/api/v1/state").await?;
+        return json(out, &state);
     }
-    Ok(0)
+    let state: State = client.get("/api/v1/state").await?;
+    let last: Adjustments = client.get(&format!("/api/v1/adjustments?limit={LAST}")).await?;
+    Ok(screen(&state, &last.adjustments, args.all, paint, out)?)
 }
 
-/// The whole screen.
-fn screen(state: &State, all: bool) -> String {
-    let mut out = String::new();
-    head(&mut out, state);
-    signals(&mut out, state, all);
-    classes(&mut out, state, all);
-    out
+/// Writes the screen.
+pub fn screen(
+    state: &State,
+    last: &[AdjustmentRow],
+    all: bool,
+    paint: Paint,
+    out: &mut dyn Write,
+) -> io::Result<()> {
+    let time = state.time.rfc3339();
+    let time = time.get(..19).unwrap_or(&time).replace('T', " ");
+    writeln!(out, "{}", paint.head(&format!("======== rayguard status: {time} UTC ========")))?;
+    head(state, paint, out)?;
+    alerts(state, paint, out)?;
+    pressure(&state.view.signals, paint, out)?;
+    classes(&state.view.classes, all, paint, out)?;
+    changes(last, paint, out)
 }
 
-fn head(out: &mut String, state: &State) {
+fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     let view = &state.view;
-    let up = Length(Duration::from_secs(crate::core::time::duration_from_secs(state.uptime_s).as_secs()));
-    // invariant: writing to a String cannot fail, here and below.
-    let _ = writeln!(
+    let limited = || view.classes.iter().filter(|class| class.treatment == "limited");
+    let shadowed = limited().filter(|class| class.mode == "shadow").count();
+    let mode = if view.frozen {
+        paint.warn("frozen: limits are held where they are")
+    } else if shadowed == limited().count() {
+        paint.warn("shadow: nothing is shed, only counted")
+    } else if shadowed > 0 {
+        paint.warn(&format!("enforcing, {shadowed} in shadow"))
+    } else {
+        "enforcing".to_owned()
+    };
+    writeln!(
         out,
-        "rayguard {}, up {up}, configuration {}, table {}",
-        state.version, state.config, view.table
-    );
+        "Gate    {mode}; up {}, limit table {}, config {}, rayguard {}",
+        length(state.uptime_s),
+        view.table,
+        printable(&state.config),
+        printable(&state.version)
+    )?;
     for door in &state.doors {
-        let _ = writeln!(out, "  {} -> {} ({})", door.listen, door.upstream, door.kind);
+        writeln!(out, "Door    {} {} -> {}", door.kind, door.listen, door.upstream)?;
     }
-    let head =
-        view.upstream_problem.as_deref().map_or_else(|| "answers".to_owned(), |why| format!("DOWN: {why}"));
-    let _ = writeln!(out, "\nhead     {head}");
+    let ray = view.upstream_problem.as_ref().map_or_else(
+        || "answers".to_owned(),
+        |problem| paint.bad(&format!("does not answer: {}", printable(problem))),
+    );
+    writeln!(out, "Ray     {ray}")?;
     if let Some(problem) = &view.config_problem {
-        let _ = writeln!(
-            out,
-            "config   REFUSED, the one before is in force: {}",
-            problem.lines().next().unwrap_or_default()
-        );
+        let first = problem.lines().next().unwrap_or_default();
+        writeln!(out, "Config  {}", paint.bad(&format!("the last one was refused: {}", printable(first))))?;
     }
-    if view.frozen {
-        let _ = writeln!(out, "loop     FROZEN by hand; `rayguard limits unfreeze` lets it move again");
+    if view.events_lost > 0 {
+        writeln!(out, "Record  {}", paint.bad(&format!("{} events are missing", view.events_lost)))?;
     }
     for pin in &view.pins {
-        let left = Length(Duration::from_secs(crate::core::time::duration_from_secs(pin.left_s).as_secs()));
-        let _ = writeln!(
-            out,
-            "pinned   {} {} at {} for another {left}, by {}: {}",
+        let held = format!(
+            "{} {} pinned at {} for {} more by {}: {}",
             pin.class,
             pin.limit.label(),
-            figure(pin.value),
-            pin.who,
-            pin.why
+            number(pin.value),
+            length(pin.left_s),
+            printable(&pin.who),
+            printable(&pin.why)
         );
+        writeln!(out, "Held    {}", paint.warn(&held))?;
     }
-    if view.alerts.is_empty() {
-        out.push_str("alerts   none\n");
-    }
-    for alert in &view.alerts {
-        // A summary may carry a whole report; its first line names the thing.
-        let summary = alert.summary.lines().next().unwrap_or_default();
-        let _ = writeln!(out, "ALERT    {}: {summary}", alert.key);
-    }
+    Ok(())
 }
 
-fn signals(out: &mut String, state: &State, all: bool) {
-    let shown = |signal: &&SignalView| all || signal.value.is_some() || signal.health == SignalHealth::Stale;
-    let _ = writeln!(
-        out,
-        "\n{:<22} {:>12} {:>12} {:>9} {:>7}  health",
-        "signal", "value", "target", "pressure", "age"
-    );
-    for signal in state.view.signals.iter().filter(shown) {
-        let value =
-            signal.value.map_or_else(|| "-".to_owned(), |value| format!("{} {}", figure(value), signal.unit));
-        let target = format!("{} {}", figure(signal.target), signal.unit);
-        let pressure = signal.pressure.map_or_else(|| "-".to_owned(), |pressure| format!("{pressure:.2}"));
-        let age = signal.age_s.map_or_else(|| "-".to_owned(), |age| format!("{age:.0}s"));
-        let health = match signal.health {
-            SignalHealth::Fresh => "fresh".to_owned(),
-            SignalHealth::Stale => format!("STALE {}", signal.problem),
-            SignalHealth::Waiting => "waiting".to_owned(),
-        };
-        let _ =
-            writeln!(out, "{:<22} {value:>12} {target:>12} {pressure:>9} {age:>7}  {health}", signal.name);
+fn alerts(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
+    let firing = &state.view.alerts;
+    if firing.is_empty() {
+        return writeln!(out, "Alerts  none");
     }
+    writeln!(out, "\n{}", paint.head(&format!("Alerts ({})", firing.len())))?;
+    for alert in sorted(firing) {
+        writeln!(out, "  {}", alert_line(alert, state.uptime_s, paint))?;
+    }
+    Ok(())
 }
 
-fn classes(out: &mut String, state: &State, all: bool) {
-    let busy = |class: &&ClassView| all || class.offered > 0 || class.in_flight > 0;
-    let _ = writeln!(
-        out,
-        "\n{:<19} {:<8} {:>8} {:>8} {:>9} {:>8} {:>7} {:>9} {:>9}",
-        "class", "mode", "asked/s", "shed/s", "under way", "of limit", "waiting", "rate", "latency"
-    );
-    let mut quiet = 0;
-    for class in &state.view.classes {
-        if !busy(&class) {
-            quiet += 1;
-            continue;
-        }
-        let limit = |kind: LimitKind| {
-            let found = class.limits.iter().find(|limit| limit.limit == kind);
-            found.map_or_else(|| "-".to_owned(), |limit| figure(limit.value))
-        };
-        let mode = if class.treatment == "limited" { &class.mode } else { &class.treatment };
-        let latency = class.slo_pressure.map_or_else(|| "-".to_owned(), |of| format!("{of:.2} slo"));
-        let _ = writeln!(
-            out,
-            "{:<19} {mode:<8} {:>8.1} {:>8.1} {:>9} {:>8} {:>7} {:>9} {latency:>9}",
-            class.name,
-            class.offered_per_s,
-            class.shed_per_s,
-            class.in_flight,
-            limit(LimitKind::InFlight),
-            class.waiting,
-            limit(LimitKind::Rate)
-        );
-    }
-    if quiet > 0 {
-        let _ = writeln!(out, "{quiet} classes have had no request yet (--all shows them)");
-    }
+/// Worst first.
+#[must_use]
+pub fn sorted(alerts: &[Transition]) -> Vec<&Transition> {
+    let mut sorted: Vec<&Transition> = alerts.iter().collect();
+    sorted.sort_by(|a, b| b.severity.cmp(&a.severity).then(a.since.cmp(&b.since)));
+    sorted
 }
 
-/// Three digits, and no more zeros than they need.
-pub(super) fn figure(value: f64) -> String {
-    let digits = if value.abs() >= 100.0 {
-        0
-    } else if value.abs() >= 10.0 {
-        1
-    } else {
-        2
+/// One alert on one line.
+#[must_use]
+pub fn alert_line(alert: &Transition, uptime_s: f64, paint: Paint) -> String {
+    let severity = match alert.severity {
+        Severity::Critical => paint.bad("critical"),
+        Severity::Warning => paint.warn("warning "),
+        Severity::Info => "info    ".to_owned(),
     };
-    let text = format!("{value:.digits$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+    format!(
+        "{severity}  {}, for {}: {}",
+        alert.key,
+        length(uptime_s - alert.since.as_secs_f64()),
+        printable(&alert.summary)
+    )
+}
+
+fn pressure(signals: &[SignalView], paint: Paint, out: &mut dyn Write) -> io::Result<()> {
+    writeln!(out, "\n{}", paint.head("Pressure (reading / target; the loop cuts above 1)"))?;
+    let width = signals.iter().map(|signal| signal.name.len()).max().unwrap_or(0);
+    for signal in signals {
+        let told = match (signal.health, signal.pressure, signal.value) {
+            (SignalHealth::Waiting, ..) | (_, None, _) | (.., None) => {
+                let why = if signal.problem.is_empty() { "nothing read yet" } else { &signal.problem };
+                format!("{:>13}     {}", "", printable(why))
+            }
+            (health, Some(pressure), Some(value)) => {
+                let bar = bar(pressure);
+                let figures = format!(
+                    "{:>5.2}  {} of {} {}, {} old",
+                    pressure,
+                    number(value),
+                    number(signal.target),
+                    signal.unit,
+                    length(signal.age_s.unwrap_or(0.0))
+                );
+                let line = if health == SignalHealth::Stale {
+                    paint.warn(&format!("{bar} {figures}, STALE: {}", printable(&signal.problem)))
+                } else if pressure > 1.0 {
+                    paint.bad(&format!("{bar} {figures}"))
+                } else {
+                    format!("{bar} {figures}")
+                };
+                line.trim_end_matches([' ', ':']).to_owned()
+            }
+        };
+        writeln!(out, "  {:<width$}  {told}", signal.name)?;
+    }
+    Ok(())
+}
+
+/// Twelve places, the target at the eighth.
+fn bar(pressure: f64) -> String {
+    let full = (pressure * 8.0).round().clamp(0.0, 12.0);
+    (0..12)
+        .map(|at| match (f64::from(at) < full, at) {
+            (true, _) => '#',
+            (false, 8) => '|',
+            (false, _) => '.',
+        })
+        .collect()
+}
+
+fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
+    let busy = |class: &ClassView| {
+        class.offered_per_s >= 0.05 || class.in_flight > 0 || class.waiting > 0 || class.mode == "manual"
+    };
+    let mut shown: Vec<&ClassView> = classes.iter().filter(|class| all || busy(class)).collect();
+    shown.sort_by(|a, b| {
+        b.shed_per_s.total_cmp(&a.shed_per_s).then(b.offered_per_s.total_cmp(&a.offered_per_s))
+    });
+    writeln!(out, "\n{}", paint.head("Classes (per second over the last ten; * holds requests back)"))?;
+    if !shown.is_empty() {
+        let header = [
+            "  CLASS",
+            "MODE",
+            "OFFERED",
+            "ADMITTED",
+            "SHED",
+            "WAITING",
+            "IN FLIGHT",
+            "RATE LIMIT",
+            "LATENCY/SLO",
+        ];
+        let mut rows = vec![header.map(str::to_owned).to_vec()];
+        rows.extend(shown.iter().map(|class| row(class)));
+        table(out, &(2..9), &rows)?;
+    }
+    let idle: Vec<&str> =
+        classes.iter().filter(|class| !all && !busy(class)).map(|class| class.name.as_str()).collect();
+    if !idle.is_empty() {
+        writeln!(out, "  idle: {}", idle.join(", "))?;
+    }
+    Ok(())
+}
+
+fn row(class: &ClassView) -> Vec<String> {
+    let limit = |kind: LimitKind| {
+        let limit = class.limits.iter().find(|limit| limit.limit == kind)?;
+        let mark = if limit.binding { "*" } else { "" };
+        Some(format!("{}{mark}", number(limit.value)))
+    };
+    let of = limit(LimitKind::InFlight).map_or_else(String::new, |limit| format!("/{limit}"));
+    vec![
+        format!("  {}", class.name),
+        if class.treatment == "limited" { class.mode.clone() } else { class.treatment.clone() },
+        format!("{:.1}", class.offered_per_s),
+        format!("{:.1}", class.admitted_per_s),
+        format!("{:.1}", class.shed_per_s),
+        class.waiting.to_string(),
+        format!("{}{of}", class.in_flight),
+        limit(LimitKind::Rate).unwrap_or_else(|| "-".into()),
+        class.slo_pressure.map_or_else(|| "-".into(), |pressure| format!("{pressure:.2}")),
+    ]
+}
+
+fn changes(last: &[AdjustmentRow], paint: Paint, out: &mut dyn Write) -> io::Result<()> {
+    if last.is_empty() {
+        return writeln!(out, "\nNo limit has changed since the start.");
+    }
+    writeln!(out, "\n{}", paint.head("Last changes (rayguard log has them all)"))?;
+    for change in last.iter().rev() {
+        let time = change.time.rfc3339();
+        writeln!(out, "  {}  {}", time.get(11..19).unwrap_or(&time), printable(&change.reason))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -205,11 +278,17 @@ pub(super) mod tests {
         }
     }
 
+    fn shown(state: &State, all: bool) -> String {
+        let mut out = Vec::new();
+        screen(state, &[], all, Paint::plain(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
     #[test]
-    fn a_quiet_guard_fits_a_screen() {
-        let screen = screen(&state(), false);
-        assert!(screen.lines().count() < 24, "{screen}");
-        for part in ["up 2h", "head     answers", "alerts   none", "classes have had no request yet"] {
+    fn a_quiet_gate_fits_a_screen() {
+        let screen = shown(&state(), false);
+        assert!(screen.lines().count() < 30, "{screen}");
+        for part in ["up 2 h 0 min", "Ray     answers", "Alerts  none", "idle: "] {
             assert!(screen.contains(part), "{part} is missing from\n{screen}");
         }
     }
@@ -217,12 +296,10 @@ pub(super) mod tests {
     #[test]
     fn all_shows_every_class_with_its_limits() {
         let state = state();
-        let screen = screen(&state, true);
+        let screen = shown(&state, true);
         for class in &state.view.classes {
-            assert!(screen.contains(&class.name), "{}", class.name);
+            assert!(screen.lines().any(|line| line.trim_start().starts_with(&class.name)), "{}", class.name);
         }
-        let submit = screen.lines().find(|line| line.starts_with("job-submit")).unwrap();
-        assert!(submit.contains('8') && submit.contains('4'), "{submit}");
     }
 
     #[test]
@@ -231,28 +308,18 @@ pub(super) mod tests {
         state.view.upstream_problem = Some("connection refused".into());
         state.view.config_problem = Some("2 problems\nmore".into());
         state.view.frozen = true;
-        let screen = screen(&state, false);
+        let screen = shown(&state, false);
         let top: Vec<&str> = screen.lines().take(6).collect();
-        for part in ["DOWN: connection refused", "REFUSED", "FROZEN"] {
+        for part in ["does not answer: connection refused", "refused: 2 problems", "frozen"] {
             assert!(top.iter().any(|line| line.contains(part)), "{part} is missing from\n{screen}");
         }
+        assert!(!screen.contains("more"));
     }
 
     #[test]
-    fn the_state_is_read_over_the_wire() {
-        let body = serde_json::to_string(&state()).unwrap();
-        let (out, asked) = remote::tests::served("200 OK", &body, |remote| {
-            let mut out = Vec::new();
-            assert_eq!(run(&Args { remote, format: Format::Table, all: false }, &mut out).unwrap(), 0);
-            String::from_utf8(out).unwrap()
-        });
-        assert!(asked.starts_with("GET /api/v1/state "), "{asked}");
-        assert!(out.starts_with("rayguard 0.1.0, up 2h"), "{out}");
-    }
-
-    #[test]
-    fn figures_are_short() {
-        let written: Vec<String> = [0.0, 0.2, 4.0, 12.34, 16.0, 2048.0, 0.333].map(figure).to_vec();
-        assert_eq!(written, ["0", "0.2", "4", "12.3", "16", "2048", "0.33"]);
+    fn nothing_that_is_read_can_drive_the_terminal() {
+        let mut state = state();
+        state.view.signals[0].problem = "\u{1b}[2J".into();
+        assert!(!shown(&state, true).contains('\u{1b}'));
     }
 }

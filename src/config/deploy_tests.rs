@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{Overrides, Settings, parse};
 use crate::core::alert::Alert;
+use crate::observe::metrics::FAMILIES;
 
 const RULES: &str = include_str!("../../config/deploy/prometheus/rayguard.rules.yml");
 const RULES_OF_OPERATOR: &str = include_str!("../../config/deploy/kubernetes/prometheusrule.yaml");
@@ -13,34 +14,6 @@ const DASHBOARD: &str = include_str!("../../config/deploy/grafana/rayguard.json"
 const CLUSTER: &str = include_str!("../../config/deploy/kubernetes/raycluster.yaml");
 const SERVE: &str = include_str!("../../config/deploy/kubernetes/serve.yaml");
 const COMPOSE: &str = include_str!("../../config/deploy/compose/rayguard.toml");
-
-/// The metrics that rules and dashboard may name: rayguard's own, without suffixes of
-/// histograms. `observe::metrics` exposes these.
-const METRICS: &[&str] = &[
-    "rayguard_adjustments_total",
-    "rayguard_alerts_firing",
-    "rayguard_build_info",
-    "rayguard_config_last_reload_successful",
-    "rayguard_in_flight",
-    "rayguard_limit",
-    "rayguard_limit_binding",
-    "rayguard_limit_max",
-    "rayguard_limit_min",
-    "rayguard_module_in_flight",
-    "rayguard_module_limit",
-    "rayguard_oscillation_index",
-    "rayguard_queue_wait_seconds_total",
-    "rayguard_queued_requests_total",
-    "rayguard_record_lost_total",
-    "rayguard_request_duration_seconds",
-    "rayguard_requests_total",
-    "rayguard_signal_age_seconds",
-    "rayguard_signal_pressure",
-    "rayguard_signal_up",
-    "rayguard_signal_value",
-    "rayguard_slo_pressure",
-    "rayguard_upstream_up",
-];
 
 fn sound(text: &str) -> Settings {
     parse(text, "deploy", &Overrides::default()).unwrap_or_else(|problems| panic!("{problems}"))
@@ -108,7 +81,7 @@ fn rules_and_dashboard_name_metrics_that_exist() {
         let named = words(text, "rayguard_");
         assert!(named.len() > 8, "{file}: {named:?}");
         for metric in named {
-            assert!(METRICS.contains(&metric), "{file}: {metric}");
+            assert!(FAMILIES.contains(&metric), "{file}: {metric}");
         }
     }
 }

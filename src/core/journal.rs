@@ -596,7 +596,7 @@ impl Adjustment {
     /// What would bring the limit back, as a sentence.
     #[must_use]
     pub fn undo(&self) -> String {
-        let pin = format!("pin it with `rayguard limits pin {} {}`", self.class, self.limit.label());
+        let pin = format!("pin it with `rayguard pin {} {}=VALUE`", self.class, self.limit.label());
         match &self.derivation {
             Derivation::Given { .. } => format!("it stays until the loop or an operator moves it; {pin}"),
             Derivation::Stale { .. } => {

@@ -27,6 +27,41 @@ const FIRST_BUCKET: usize = 16;
 const LAST_BUCKET: usize = 80;
 const BUCKETS_AN_OCTAVE: usize = 4;
 
+/// Every family, as the text format names it; rules and dashboards may name no other.
+pub const FAMILIES: &[&str] = &[
+    "rayguard_adjustments_total",
+    "rayguard_alerts_firing",
+    "rayguard_answers_total",
+    "rayguard_build_info",
+    "rayguard_config_last_reload_successful",
+    "rayguard_frozen",
+    "rayguard_in_flight",
+    "rayguard_limit",
+    "rayguard_limit_binding",
+    "rayguard_limit_max",
+    "rayguard_limit_min",
+    "rayguard_limit_pinned",
+    "rayguard_module_in_flight",
+    "rayguard_module_limit",
+    "rayguard_oscillation_index",
+    "rayguard_queue_wait_seconds_total",
+    "rayguard_queued_requests_total",
+    "rayguard_record_lost_total",
+    "rayguard_request_duration_seconds",
+    "rayguard_requests_total",
+    "rayguard_shadow",
+    "rayguard_shadow_sheds_total",
+    "rayguard_signal_age_seconds",
+    "rayguard_signal_pressure",
+    "rayguard_signal_target",
+    "rayguard_signal_up",
+    "rayguard_signal_value",
+    "rayguard_slo_pressure",
+    "rayguard_start_time_seconds",
+    "rayguard_upstream_up",
+    "rayguard_waiting",
+];
+
 /// How a page is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {

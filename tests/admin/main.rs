@@ -8,5 +8,6 @@
 )]
 
 mod api;
+mod cli;
 mod gate;
 mod metrics;

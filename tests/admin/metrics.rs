@@ -1,6 +1,8 @@
 //! Our own metrics: sound for promtool, scraped by a real Prometheus.
 
 use crate::gate::{Gate, eventually, has};
+use rayguard::observe::metrics::FAMILIES;
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
@@ -38,6 +40,20 @@ async fn the_page_counts_what_came_through() {
     assert!(series("rayguard_upstream_up") > 0.0);
     assert!(page.contains("# TYPE rayguard_requests_total counter"));
     assert!(!page.contains("# EOF"));
+}
+
+#[tokio::test]
+async fn the_page_shows_the_families_that_are_promised_and_no_others() {
+    let gate = Gate::start("families", "", None).await;
+    assert_eq!(gate.ask("/api/jobs/").await, 200);
+    let shown = eventually("latency has been told and signals have been read", async || {
+        let page = gate.get("/metrics").await.1;
+        let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let shown: BTreeSet<String> = types.map(str::to_owned).collect();
+        (shown.len() >= FAMILIES.len()).then_some(shown)
+    })
+    .await;
+    assert_eq!(shown, FAMILIES.iter().map(|family| (*family).to_owned()).collect());
 }
 
 #[tokio::test]

@@ -1,0 +1,72 @@
+//! `rayguard alerts`: what fires, and whether word of it would arrive.
+
+use crate::admin::schema::{State, Tested};
+use crate::cli::client::{Client, ClientError, Format, Paint, Reach, json};
+use crate::cli::status::{alert_line, sorted};
+use crate::core::journal::printable;
+use std::io::Write;
+
+/// Shows the alerts that fire.
+#[derive(clap::Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Args {
+    /// What else to do.
+    #[command(subcommand)]
+    pub action: Option<Action>,
+    /// Where to ask.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// What else to do.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum Action {
+    /// Send a test alert to every receiver, and say what became of it.
+    Test {
+        /// Where to ask.
+        #[command(flatten)]
+        reach: Reach,
+    },
+}
+
+/// Carries out the command.
+pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
+    if let Some(Action::Test { reach }) = &args.action {
+        return test(reach, out, paint).await;
+    }
+    let state: State = Client::new(&args.reach)?.get("/api/v1/state").await?;
+    if args.reach.format == Format::Json {
+        return json(out, &state.view.alerts);
+    }
+    if state.view.alerts.is_empty() {
+        writeln!(out, "nothing fires")?;
+    }
+    for alert in sorted(&state.view.alerts) {
+        writeln!(out, "{}", alert_line(alert, state.uptime_s, paint))?;
+        writeln!(out, "          {}", printable(&alert.description))?;
+        if !alert.runbook.is_empty() {
+            writeln!(out, "          {}", printable(&alert.runbook))?;
+        }
+    }
+    Ok(())
+}
+
+async fn test(reach: &Reach, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
+    let order = serde_json::Map::new();
+    let tested: Tested = Client::new(reach)?.post("/api/v1/alerts/test", &order).await?;
+    if reach.format == Format::Json {
+        json(out, &tested)?;
+    } else {
+        for receiver in &tested.receivers {
+            match &receiver.problem {
+                None => writeln!(out, "{}: taken", receiver.receiver)?,
+                Some(problem) => writeln!(out, "{}: {}", receiver.receiver, paint.bad(&printable(problem)))?,
+            }
+        }
+    }
+    let failed = tested.receivers.iter().filter(|receiver| receiver.problem.is_some()).count();
+    if failed > 0 {
+        return Err(ClientError::Untaken { failed, of: tested.receivers.len() });
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! `rayguard completions` and `rayguard man`: made from the command line's own definitions.
+
+use clap::CommandFactory;
+use std::io::{self, Write};
+
+/// Prints a completion script for a shell.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
+    /// The shell: `rayguard completions bash > /etc/bash_completion.d/rayguard`.
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// Prints the manual page.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ManArgs {
+    /// Of this command alone, such as `status`; the whole when left out.
+    pub command: Option<String>,
+}
+
+/// Carries out `completions`.
+pub fn run(args: &Args, out: &mut dyn Write) -> io::Result<u8> {
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::Cli::command(), "rayguard", &mut script);
+    out.write_all(&script)?;
+    Ok(0)
+}
+
+/// Carries out `man`: `rayguard man | man -l -`.
+pub fn man(args: &ManArgs, out: &mut dyn Write) -> io::Result<u8> {
+    let mut whole = super::Cli::command();
+    whole.build();
+    let page = match &args.command {
+        None => Some(&whole),
+        Some(name) => whole.find_subcommand(name),
+    };
+    let Some(page) = page else {
+        eprintln!("rayguard: there is no such command; `rayguard help` lists them");
+        return Ok(2);
+    };
+    clap_mangen::Man::new(page.clone()).render(out)?;
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn completions_and_pages_name_the_commands() {
+        for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+            let mut script = Vec::new();
+            run(&Args { shell }, &mut script).unwrap();
+            assert!(String::from_utf8(script).unwrap().contains("unfreeze"), "{shell}");
+        }
+        let mut page = Vec::new();
+        assert_eq!(man(&ManArgs { command: None }, &mut page).unwrap(), 0);
+        let page = String::from_utf8(page).unwrap();
+        assert!(page.starts_with(".ie") && page.contains("unfreeze"), "{page}");
+        let mut page = Vec::new();
+        assert_eq!(man(&ManArgs { command: Some("pin".into()) }, &mut page).unwrap(), 0);
+        assert!(String::from_utf8(page).unwrap().contains("LIMIT=VALUE"));
+        assert_eq!(man(&ManArgs { command: Some("nonsense".into()) }, &mut Vec::new()).unwrap(), 2);
+    }
+}

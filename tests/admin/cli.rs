@@ -1,0 +1,85 @@
+//! The command line against a gate that runs.
+
+use crate::gate::Gate;
+use std::process::{Command, Output};
+
+async fn rayguard(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rayguard"));
+    command.args(arguments).env_remove("RAYGUARD_ADMIN_TOKEN").env("USER", "ada").env_remove("SUDO_USER");
+    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_is_one_screen_without_colours_when_it_is_piped() {
+    let gate = Gate::start("cli-status", "", None).await;
+    gate.ask("/api/jobs/").await;
+    let output = rayguard(&["status", "--address", &gate.admin]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let screen = said(&output);
+    for part in
+        ["rayguard status", "Gate    enforcing", "Ray     answers", "Pressure", "gcs_latency", "Classes"]
+    {
+        assert!(screen.contains(part), "{part} in\n{screen}");
+    }
+    assert!(!screen.contains('\x1b'));
+    assert!(screen.lines().count() < 50, "{screen}");
+    let output = rayguard(&["status", "--address", &gate.admin, "--format", "json"]).await;
+    let state: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(state["classes"].as_array().unwrap().len() > 10);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pin_is_set_shown_and_taken_away_and_codes_tell_wrong_questions_from_failures() {
+    let gate = Gate::start("cli-pin", "", None).await;
+    let run = async |arguments: &[&str]| rayguard(&[arguments, &["--address", &gate.admin]].concat()).await;
+    let output = run(&["pin", "job-submit", "in_flight=2", "--for", "30m", "--why", "night shift"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(said(&output), "job-submit in_flight is pinned at 2 for 30m\n");
+    assert!(said(&run(&["status"]).await).contains("by ada (127.0.0.1): night shift"));
+    let limits = said(&run(&["limits", "job-submit"]).await);
+    assert!(limits.contains("manual"), "{limits}");
+    assert_eq!(run(&["unpin", "job-submit", "in_flight"]).await.status.code(), Some(0));
+    for (asked_wrongly, arguments) in [
+        (2, &["unpin", "job-submit", "in_flight"][..]),
+        (2, &["pin", "no-such", "rate=1", "--why", "x"]),
+        (2, &["pin", "job-submit", "in_flight=1e9", "--why", "x"]),
+        (2, &["pin", "job-submit", "in_flight"]),
+        (2, &["limits", "no-such"]),
+    ] {
+        let output = run(arguments).await;
+        assert_eq!(output.status.code(), Some(asked_wrongly), "{arguments:?} {output:?}");
+        assert!(!output.stderr.is_empty());
+    }
+    let output = rayguard(&["status", "--address", "http://127.0.0.1:1"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("is it running"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_token_comes_from_a_file() {
+    let gate = Gate::start("cli-token", "", Some("s3cret")).await;
+    assert_eq!(rayguard(&["freeze", "--address", &gate.admin]).await.status.code(), Some(1));
+    let path = std::env::temp_dir().join(format!("rayguard-cli-token-{}", std::process::id()));
+    std::fs::write(&path, "s3cret\n").unwrap();
+    let token = path.to_str().unwrap();
+    let output =
+        rayguard(&["freeze", "--address", &gate.admin, "--token-file", token, "--why", "upgrade"]).await;
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(gate.json("/api/v1/state").await["frozen"], true);
+    std::fs::remove_file(path).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shadow_and_enforce_take_a_class_or_all() {
+    let gate = Gate::start("cli-mode", "", None).await;
+    let run = async |arguments: &[&str]| rayguard(&[arguments, &["--address", &gate.admin]].concat()).await;
+    assert_eq!(run(&["shadow", "job-list"]).await.status.code(), Some(0));
+    assert!(said(&run(&["status", "--all"]).await).contains("1 in shadow"));
+    assert_eq!(run(&["enforce"]).await.status.code(), Some(0));
+    assert!(said(&run(&["status"]).await).contains("Gate    enforcing;"));
+    assert_eq!(said(&run(&["alerts"]).await), "nothing fires\n");
+}
