@@ -145,7 +145,8 @@ pub fn alert_line(alert: &Transition, uptime_s: f64, paint: Paint) -> String {
 fn pressure(signals: &[SignalView], paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n{}", paint.head("Pressure (reading / target; the loop cuts above 1)"))?;
     let width = signals.iter().map(|signal| signal.name.len()).max().unwrap_or(0);
-    for signal in signals {
+    let silent = |signal: &&SignalView| signal.health == SignalHealth::Waiting && signal.value.is_none();
+    for signal in signals.iter().filter(|signal| !silent(signal)) {
         let told = match (signal.health, signal.pressure, signal.value) {
             (SignalHealth::Waiting, ..) | (_, None, _) | (.., None) => {
                 let why = if signal.problem.is_empty() { "nothing read yet" } else { &signal.problem };
@@ -172,6 +173,10 @@ fn pressure(signals: &[SignalView], paint: Paint, out: &mut dyn Write) -> io::Re
             }
         };
         writeln!(out, "  {:<width$}  {told}", signal.name)?;
+    }
+    let names: Vec<&str> = signals.iter().filter(silent).map(|signal| signal.name.as_str()).collect();
+    if !names.is_empty() {
+        writeln!(out, "  not read yet: {}", names.join(", "))?;
     }
     Ok(())
 }
