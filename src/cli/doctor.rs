@@ -177,22 +177,26 @@ impl Look<'_> {
             }
         }
         findings.extend(self.dashboard_facts(&dashboard).await);
-        let timeout = self.settings.probe.as_ref().map_or(probe::DEFAULT_TIMEOUT, |probe| probe.timeout);
-        findings.push(match probe::probe(&self.client, &dashboard, timeout, self.clock).await.outcome {
-            Outcome::Answered { latency } => {
-                Finding::well("gcs", format!("answers in {:.1} ms", latency.as_secs_f64() * 1000.0))
-            }
-            Outcome::Slow { at_least } => Finding::fair(
-                "gcs",
-                format!("no answer within {at_least:?}"),
-                "the head is overloaded now, or probe.timeout is too short for it",
-            ),
-            Outcome::Down { fault } => Finding::ill(
-                "gcs",
-                fault.to_string(),
-                "the dashboard runs and the GCS behind it does not answer: ray status",
-            ),
-        });
+        let probe = self.settings.probe.as_ref();
+        let timeout = probe.map_or(probe::DEFAULT_TIMEOUT, |probe| probe.timeout);
+        let path = probe.map_or(probe::PATH, |probe| &probe.path);
+        findings.push(
+            match probe::probe(&self.client, &dashboard, path, timeout, self.clock).await.outcome {
+                Outcome::Answered { latency } => {
+                    Finding::well("gcs", format!("answers in {:.1} ms", latency.as_secs_f64() * 1000.0))
+                }
+                Outcome::Slow { at_least } => Finding::fair(
+                    "gcs",
+                    format!("no answer within {at_least:?}"),
+                    "the head is overloaded now, or probe.timeout is too short for it",
+                ),
+                Outcome::Down { fault } => Finding::ill(
+                    "gcs",
+                    fault.to_string(),
+                    "the dashboard runs and the GCS behind it does not answer: ray status",
+                ),
+            },
+        );
         findings
     }
 
@@ -379,7 +383,8 @@ impl Look<'_> {
         .await;
         let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return };
         if let Some(wanted) = &self.settings.probe {
-            let probe = probe::probe(&self.client, &dashboard, wanted.timeout, self.clock).await;
+            let probe =
+                probe::probe(&self.client, &dashboard, &wanted.path, wanted.timeout, self.clock).await;
             let name = self.settings.upstream.authority();
             reader.on_probe(&name, &probe.outcome.latency_ms(&name), probe.began);
         }

@@ -162,7 +162,6 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         version: version.into(),
         mode,
         class_modes: judged.modes,
-        class_rate_alerts: judged.rate_alerts,
         http: judge.http(&raw.http),
         identity: judge.identity(&raw.identity, &raw.api_keys, &trusted_proxies),
         probe: judge.probe(&raw.probe),
@@ -458,9 +457,7 @@ impl Judge {
         let api_key_header = api_key_header
             .and_then(|name| self.header_name("identity.api_key_header", name))
             .unwrap_or_else(|| defaults::API_KEY_HEADER.into());
-        let parties_max =
-            self.count("identity.parties_max", raw.parties_max.as_ref(), 65_536, [1024, 16_777_216]);
-        Identity { headers, api_key_header, api_keys: self.api_keys(keys), parties_max }
+        Identity { headers, api_key_header, api_keys: self.api_keys(keys) }
     }
 
     fn header_name(&mut self, key: &str, name: &Spanned<String>) -> Option<Arc<str>> {
@@ -516,8 +513,6 @@ impl Judge {
     fn metrics(&mut self, raw: &RawMetrics) -> Metrics {
         let prometheus =
             raw.prometheus.as_ref().and_then(|url| self.plain_url("metrics.prometheus", url, "/"));
-        let prometheus_token =
-            raw.prometheus_token.as_ref().and_then(|secret| self.secret("metrics.prometheus_token", secret));
         let mut targets: Vec<Url> = Vec::new();
         for (i, target) in raw.targets.iter().flatten().enumerate() {
             let key = format!("metrics.targets[{i}]");
@@ -552,7 +547,6 @@ impl Judge {
             self.bytes("metrics.body_bytes_max", raw.body_bytes_max.as_ref(), 64 * MIB, [64 * KIB, GIB]);
         Metrics {
             prometheus,
-            prometheus_token,
             targets,
             discovery_file,
             discover: raw.discover.unwrap_or(true),

@@ -41,7 +41,6 @@ const NAMES_MAX: usize = 256;
 pub(super) struct Judged {
     pub(super) policy: Policy,
     pub(super) modes: Vec<Mode>,
-    pub(super) rate_alerts: Vec<Option<f64>>,
     pub(super) routes: Vec<Rule>,
 }
 
@@ -59,14 +58,9 @@ pub(super) fn judge(judge: &mut Judge, raw: &Raw, metrics: &Metrics, mode: Mode)
         raw.map_or(mode, |mode| mode_of(*mode.get_ref()))
     });
     let modes = modes.collect();
-    let rate_alerts = classes.iter().map(|class| {
-        let raw = given(class).and_then(|(_, raw)| raw.alert_above.as_ref())?;
-        judge.rate_alert(&format!("class.{}.alert_above", class.name), raw)
-    });
-    let rate_alerts = rate_alerts.collect();
     let policy = Policy { modules, classes, signals, control };
     let routes = judge.routes(raw, &policy);
-    Judged { policy, modes, rate_alerts, routes }
+    Judged { policy, modes, routes }
 }
 
 fn names<'a, T>(things: &'a [T], name: fn(&'a T) -> &'a Arc<str>) -> impl Iterator<Item = &'a str> + Clone {
@@ -560,6 +554,9 @@ impl Judge {
         }
         if let Some(given) = &raw.signals {
             class.signals = self.followed(&format!("{key}.signals"), given, signals);
+        }
+        if let Some(given) = &raw.alert_above {
+            class.alert_above = self.rate_alert(&format!("{key}.alert_above"), given);
         }
         if let Some(given) = &raw.backlog {
             class.backlog = match given.get_ref() {

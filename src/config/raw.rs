@@ -155,8 +155,6 @@ pub struct RawIdentity {
     pub headers: Option<Vec<Spanned<String>>>,
     /// The header in which callers send their API key.
     pub api_key_header: Option<Spanned<String>>,
-    /// Parties known at once.
-    pub parties_max: Option<Spanned<u64>>,
 }
 
 /// `[api_keys.<name>]`.
@@ -173,8 +171,6 @@ pub struct RawApiKey {
 pub struct RawMetrics {
     /// A Prometheus server for `promql` sources.
     pub prometheus: Option<Spanned<String>>,
-    /// The bearer token for it.
-    pub prometheus_token: Option<Spanned<RawSecret>>,
     /// Exposition pages to scrape.
     pub targets: Option<Vec<Spanned<String>>>,
     /// Ray's own list of targets.

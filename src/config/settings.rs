@@ -28,9 +28,6 @@ pub struct Settings {
     pub mode: Mode,
     /// What becomes of sheds, indexed by [`ClassId`](crate::core::policy::ClassId).
     pub class_modes: Vec<Mode>,
-    /// The rate, per second, above which `high-request-rate` fires, indexed by
-    /// [`ClassId`](crate::core::policy::ClassId); `None`: learnt.
-    pub class_rate_alerts: Vec<Option<f64>>,
     /// Ray's dashboard: where the probe and discovery ask, and where dashboard listeners lead.
     pub upstream: Upstream,
     /// Where rayguard listens; at least one.
@@ -167,8 +164,6 @@ pub struct Identity {
     pub api_key_header: Arc<str>,
     /// Keys handed to known callers.
     pub api_keys: Vec<ApiKey>,
-    /// Parties known at once; all beyond share one bucket.
-    pub parties_max: usize,
 }
 
 /// A key handed to a known caller. The key itself is nowhere: only its digest.
@@ -185,8 +180,6 @@ pub struct ApiKey {
 pub struct Metrics {
     /// The Prometheus server that PromQL sources ask.
     pub prometheus: Option<Url>,
-    /// The bearer token for it.
-    pub prometheus_token: Option<Secret>,
     /// Exposition pages to scrape.
     pub targets: Vec<Url>,
     /// Ray's own list of targets, in Prometheus' file_sd form.

@@ -63,7 +63,6 @@ drain = "30s"                           # at shutdown, exchanges under way may f
 # Believed from trusted proxies alone; they outrank address and token.
 # headers = ["x-client-id", "x-forwarded-user", "x-auth-request-user"]
 api_key_header = "x-rayguard-key"
-parties_max = 65536                     # all beyond share one bucket
 
 # Callers with a key of their own are one party wherever they call from. The file holds
 # only the digest:  printf %s "$KEY" | sha256sum
@@ -73,7 +72,6 @@ parties_max = 65536                     # all beyond share one bucket
 [metrics]
 # A Prometheus server, for signals with a `promql` source.
 # prometheus = "http://prometheus:9090"
-# prometheus_token = { file = "/run/secrets/prometheus" }   # or { env = "NAME" }
 targets = []                            # "127.0.0.1:8080" or a URL; what is found is added
 discovery_file = "/tmp/ray/prom_metrics_service_discovery.json"   # "off": do not look
 discover = true                         # else ask the upstream: GET /api/prometheus/sd
@@ -121,7 +119,7 @@ repeat = "1h"                           # what still fires is sent again
 [admin]
 listen = "127.0.0.1:9465"               # state, steering, /metrics, /livez, /readyz; or "off"
 # Without a token only loopback may steer; reading needs none.
-# token = { file = "/run/secrets/rayguard-admin" }
+# token = { file = "/run/secrets/rayguard-admin" }   # or { env = "NAME" }
 hosts = []                              # names it is asked by: ["rayguard.ray.svc"]; addresses always
 
 # Routes of your own, before Ray's. A class may be one of yours; then say its module:

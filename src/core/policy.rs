@@ -107,6 +107,8 @@ pub struct Class {
     /// The signal that counts the work this class's requests leave behind after their answer;
     /// its target is the most there may be. See `core/engine/backlog.rs`.
     pub backlog: Option<SignalId>,
+    /// The alert on high request rates fires above this, per second; `None`: learnt.
+    pub alert_above: Option<f64>,
 }
 
 /// What is done with a class's requests.

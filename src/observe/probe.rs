@@ -70,10 +70,10 @@ impl Outcome {
     }
 }
 
-/// Probes the head behind `upstream`, the dashboard's own address.
-pub async fn probe(client: &Client, upstream: &Url, timeout: Duration, clock: Clock) -> Probe {
+/// Probes the head behind `upstream`, the dashboard's own address, at `path` (see [`PATH`]).
+pub async fn probe(client: &Client, upstream: &Url, path: &str, timeout: Duration, clock: Clock) -> Probe {
     let mut url = upstream.clone();
-    url.set_path(PATH);
+    url.set_path(path);
     url.set_query(None);
     let began = clock.now();
     let bounds = Bounds { timeout, body_bytes_max: BODY_BYTES_MAX };
@@ -94,7 +94,7 @@ mod tests {
 
     async fn probe_at(address: String) -> Outcome {
         let upstream = Url::parse(&format!("http://{address}/ignored?x=y")).unwrap();
-        probe(&fetch::client().unwrap(), &upstream, DEFAULT_TIMEOUT, Clock::start()).await.outcome
+        probe(&fetch::client().unwrap(), &upstream, PATH, DEFAULT_TIMEOUT, Clock::start()).await.outcome
     }
 
     #[tokio::test]
@@ -127,7 +127,7 @@ mod tests {
         let hang = async |_stream: tokio::net::TcpStream| std::future::pending::<()>().await;
         let outcome = server::serve(hang, async |address| {
             let upstream = Url::parse(&format!("http://{address}")).unwrap();
-            probe(&fetch::client().unwrap(), &upstream, timeout, Clock::start()).await.outcome
+            probe(&fetch::client().unwrap(), &upstream, PATH, timeout, Clock::start()).await.outcome
         })
         .await;
         assert_eq!(outcome, Outcome::Slow { at_least: timeout });

@@ -372,7 +372,9 @@ impl Guard {
 }
 
 fn identifier(settings: &Settings, key: [u64; 2]) -> Identifier {
-    Identifier::new(key, settings.trusted_proxies.clone(), settings.identity.headers.clone())
+    let identity = &settings.identity;
+    Identifier::new(key, settings.trusted_proxies.clone(), identity.headers.clone())
+        .with_keys(identity.api_key_header.clone(), identity.api_keys.iter().map(|key| key.sha256).collect())
 }
 
 /// What of the new settings only a restart can put into force.

@@ -8,6 +8,7 @@
 //! may start after us, and picks its ports at random where nobody chose them.
 
 use crate::config::Settings;
+use crate::config::settings;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::core::time::Time;
@@ -39,7 +40,7 @@ pub fn start(guard: &Arc<Guard>) {
     let watch = Watch { guard: Arc::clone(guard), settings: guard.settings(), client, reader };
     guard.tasks.spawn_until_closed(watch.clone().look());
     if let Some(probe) = watch.settings.probe.clone() {
-        guard.tasks.spawn_until_closed(watch.clone().probe(probe.interval, probe.timeout));
+        guard.tasks.spawn_until_closed(watch.clone().probe(probe));
     }
     watch.query_all();
 }
@@ -121,17 +122,18 @@ impl Watch {
     }
 
     /// Probes, one after the other.
-    async fn probe(self, interval: Duration, timeout: Duration) {
+    async fn probe(self, wanted: settings::Probe) {
         let Ok(upstream) = Url::parse(&self.settings.upstream.url()) else { return };
         let name = self.settings.upstream.authority();
-        let mut every = tokio::time::interval(interval);
+        let mut every = tokio::time::interval(wanted.interval);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             every.tick().await;
             if self.is_succeeded() {
                 return;
             }
-            let probe = probe::probe(&self.client, &upstream, timeout, self.guard.clock).await;
+            let (path, timeout) = (&wanted.path, wanted.timeout);
+            let probe = probe::probe(&self.client, &upstream, path, timeout, self.guard.clock).await;
             let down = match &probe.outcome {
                 Outcome::Down { fault } => Some(fault.to_string()),
                 Outcome::Answered { .. } | Outcome::Slow { .. } => None,

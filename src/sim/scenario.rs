@@ -551,6 +551,7 @@ impl Scenario {
             },
             signals: Vec::new(),
             backlog: None,
+            alert_above: None,
         }
     }
 }

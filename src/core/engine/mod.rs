@@ -538,7 +538,7 @@ impl Engine {
             slo_pressure: loops.pressure,
             offered_per_second: loops.recent.offered_per_s,
             shed_per_second: loops.recent.shed_per_s,
-            rate_alert: None,
+            rate_alert: class.alert_above,
         });
         let limits = self.loops().map(|(at, of)| alert::LimitFacts {
             class: &self.policy.classes[at].name,

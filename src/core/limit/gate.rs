@@ -794,6 +794,7 @@ mod tests {
             law: Law::Static,
             signals: Vec::new(),
             backlog: None,
+            alert_above: None,
         }
     }
 

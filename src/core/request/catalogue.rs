@@ -107,6 +107,7 @@ impl ClassDefault {
             law: self.law,
             signals: self.signals.iter().filter_map(|name| signal(name)).collect(),
             backlog: self.backlog.and_then(&signal),
+            alert_above: None,
         }
     }
 }

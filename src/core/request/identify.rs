@@ -23,19 +23,29 @@
 //! part, so that one user is one party from every address and two users behind one proxy
 //! are two. From any other peer the header means nothing.
 //!
+//! **API key.** A key that the operator handed out, known here by its SHA-256 alone, outranks
+//! everything: its holder is one party from wherever it calls. All known digests are compared,
+//! each in constant time, so that a guess learns nothing from how long its refusal took. An
+//! unknown key is not an error and not a credential; the request counts as if it had none.
+//!
 //! Every kind of thing is digested in a domain of its own: a `client_id` that is spelled
 //! like a token is not that token's holder.
 
 use crate::core::request::facts::Facts;
 use crate::core::request::party::Party;
 use ipnet::IpNet;
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use subtle::ConstantTimeEq;
 
 /// How many hops of `X-Forwarded-For` are followed; behind more than that, the farthest seen
 /// stands for the client.
 pub const HOPS_MAX: usize = 16;
+
+/// A longer API key is none of ours, and is not hashed.
+const KEY_BYTES_MAX: usize = 512;
 
 /// How many lines of one header are read.
 const LINES_MAX: usize = 16;
@@ -50,6 +60,7 @@ enum Domain {
     Token = 4,
     Other = 5,
     Client = 6,
+    Key = 7,
 }
 
 /// From facts to party.
@@ -58,6 +69,8 @@ pub struct Identifier {
     key: [u64; 2],
     trusted: Vec<IpNet>,
     name_headers: Vec<Arc<str>>,
+    key_header: Arc<str>,
+    key_digests: Vec<[u8; 32]>,
 }
 
 impl Identifier {
@@ -66,13 +79,20 @@ impl Identifier {
     /// preference, are the headers in which they name the user.
     #[must_use]
     pub fn new(key: [u64; 2], trusted: Vec<IpNet>, name_headers: Vec<Arc<str>>) -> Identifier {
-        Identifier { key, trusted, name_headers }
+        Identifier { key, trusted, name_headers, key_header: "".into(), key_digests: Vec::new() }
+    }
+
+    /// Knows the holders of API keys, too: `header`, in lower case, is where they send them,
+    /// `digests` the SHA-256 of each.
+    #[must_use]
+    pub fn with_keys(self, header: Arc<str>, digests: Vec<[u8; 32]>) -> Identifier {
+        Identifier { key_header: header, key_digests: digests, ..self }
     }
 
     /// Who asks.
     #[must_use]
     pub fn identify(&self, facts: &Facts) -> Party {
-        if let Some(name) = self.verified_name(facts) {
+        if let Some(name) = self.verified_key(facts).or_else(|| self.verified_name(facts)) {
             return Party { address: name, credential: None };
         }
         let address = match self.client_address(facts) {
@@ -110,6 +130,21 @@ impl Identifier {
     pub fn session(&self, facts: &Facts) -> Option<u64> {
         let id = facts.headers.get("client_id").map(<[u8]>::trim_ascii).filter(|id| !id.is_empty())?;
         facts.grpc.then(|| self.digest(Domain::Client, &[id]))
+    }
+
+    /// The holder of one of the operator's API keys.
+    fn verified_key(&self, facts: &Facts) -> Option<u64> {
+        if self.key_digests.is_empty() {
+            return None;
+        }
+        let given = facts.headers.get(&self.key_header)?.trim_ascii();
+        if given.is_empty() || given.len() > KEY_BYTES_MAX {
+            return None;
+        }
+        let given: [u8; 32] = Sha256::digest(given).into();
+        let known =
+            self.key_digests.iter().fold(subtle::Choice::from(0), |known, key| known | key.ct_eq(&given));
+        bool::from(known).then(|| self.digest(Domain::Key, &[&given]))
     }
 
     /// The name a listed proxy gives the user; its own line is the last.
@@ -288,6 +323,29 @@ mod tests {
 
     fn address(peer: &str, headers: &[(&'static str, &str)]) -> String {
         identifier().client_address(&facts(peer, &lines(headers))).to_string()
+    }
+
+    #[test]
+    fn a_known_api_key_is_one_party_from_everywhere_and_outranks_the_rest() {
+        let digest = |key: &str| -> [u8; 32] { Sha256::digest(key).into() };
+        let identifier =
+            identifier().with_keys("x-rayguard-key".into(), vec![digest("nightly"), digest("ci")]);
+        let who =
+            |peer: &str, headers: &[(&'static str, &str)]| identifier.identify(&facts(peer, &lines(headers)));
+        let nightly = who("1.1.1.1", &[("x-rayguard-key", "nightly")]);
+        assert_eq!(nightly.credential, None);
+        assert_eq!(
+            nightly,
+            who("2.2.2.2", &[("x-rayguard-key", " nightly "), ("authorization", "Bearer t")])
+        );
+        assert_eq!(nightly, who("10.0.0.1", &[("x-rayguard-key", "nightly"), ("x-forwarded-user", "ann")]));
+        assert_ne!(nightly, who("1.1.1.1", &[("x-rayguard-key", "ci")]));
+        // What nobody handed out is no credential: inventing keys makes no new parties.
+        let plain = who("1.1.1.1", &[]);
+        let long = "x".repeat(KEY_BYTES_MAX + 1);
+        for invented in ["guess", "", "Nightly", &long] {
+            assert_eq!(plain, who("1.1.1.1", &[("x-rayguard-key", invented)]), "{invented}");
+        }
     }
 
     #[test]
