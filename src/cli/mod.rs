@@ -10,14 +10,12 @@ pub mod explain;
 pub mod limits;
 pub mod load;
 pub mod log;
-pub mod record;
 pub mod replay;
 pub mod run;
 pub mod secret;
 pub mod simulate;
 pub mod status;
 pub mod steer;
-pub mod tune;
 
 use crate::admin::schema::ShedMode;
 use clap::{Parser, Subcommand};

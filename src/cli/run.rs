@@ -8,6 +8,8 @@ use crate::core::engine::LastGood;
 use crate::core::journal::Event;
 use crate::core::limit::table::Mode;
 use crate::core::request::classify::Fault;
+use crate::observe::discover::{self, DiscoverFault};
+use crate::observe::fetch::{self, Fault as FetchFault};
 use crate::observe::ledger::{self, Ledger, Writer};
 use crate::proxy::listen;
 use crate::proxy::upstream::Address;
@@ -75,17 +77,7 @@ pub enum RunError {
         /// What is wrong with each.
         faults: Vec<Fault>,
     },
-    /// There is no Ray where one was expected.
-    #[error(
-        "no Ray dashboard answers at {url} ({problem}); start one with `ray start --head`, or name its address with --upstream"
-    )]
-    NoRay {
-        /// Where.
-        url: String,
-        /// What happened.
-        problem: String,
-    },
-    /// A secret that the configuration names is not there.
+    /// A secret cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// The OS refuses something we cannot do without.
@@ -149,6 +141,7 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
         admin::start(&guard, listener, access);
     }
     crate::runtime::watch::start(&guard);
+    say_whether_ray_is_there(&guard);
     state.keep(&guard);
     reload::start(&guard, source);
     let signal = shutdown::signalled().await?;
@@ -166,6 +159,26 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
         tracing::error!("the record's writer did not end in good order");
     }
     Ok(0)
+}
+
+/// Says at once what an operator who mistyped an address needs to know. It is no reason to end:
+/// beside a head that is still starting, the door must be there first.
+fn say_whether_ray_is_there(guard: &Arc<Guard>) {
+    let settings = guard.settings();
+    guard.tasks.spawn_until_closed(async move {
+        let url = settings.upstream.url();
+        let (Ok(client), Ok(dashboard)) = (fetch::client(), url::Url::parse(&url)) else { return };
+        match discover::version(&client, &dashboard, None).await {
+            Ok(version) => tracing::info!(ray = version.ray_version, dashboard = url, "found Ray"),
+            // With token authentication a Ray that refuses us is a Ray.
+            Err(DiscoverFault::Dashboard { fault: FetchFault::Status { status: 401 | 403 }, .. }) => {
+                tracing::info!(dashboard = url, "found Ray, with token authentication");
+            }
+            Err(fault) => tracing::error!(
+                "no Ray dashboard answers at {url} ({fault}); start one with `ray start --head`, or name its address with --upstream. rayguard goes on and guards it once it is there"
+            ),
+        }
+    });
 }
 
 /// The record, written by a thread of its own so that a slow disk holds up nobody.
