@@ -2,7 +2,9 @@
 //!
 //! The bar is 20 ms, on whatever the page is made of:
 //! - `foreign`: families that no signal reads, the usual way for a page to grow;
-//! - `recorded`: a page of Ray 2.60 during a burst of jobs, over and over, as many processes;
+//! - `recorded`: a page of Ray 2.60 during a burst of jobs, over and over, with as many lines
+//!   of other families between as it had (97 of its 553 kB are of families that are read);
+//! - `dense`: the same without the lines between, which no exporter writes;
 //! - `jobs`: `ray_tasks` alone, one set of states per job, nearly half of them pending: the
 //!   worst page that Ray itself writes, for every second line is of interest.
 //!
@@ -25,7 +27,8 @@ const ROUNDS: u32 = 21;
 const RECORDED: &str = include_str!("../tests/fixtures/ray/scrapes/jobburst_8080.prom");
 
 fn main() {
-    let pages = [("foreign", foreign()), ("recorded", recorded()), ("jobs", jobs())];
+    let pages =
+        [("foreign", foreign()), ("recorded", recorded(455_000)), ("dense", recorded(0)), ("jobs", jobs())];
     let mut worst_ms: f64 = 0.0;
     for (name, page) in pages {
         let mut reader = SignalReader::new(&policy());
@@ -75,24 +78,31 @@ fn policy() -> Policy {
 }
 
 fn foreign() -> String {
-    let mut page = RECORDED.to_owned();
-    let line = RECORDED.lines().find(|line| line.starts_with("ray_resources{")).unwrap();
-    for series in 0.. {
-        if page.len() >= PAGE_BYTES {
-            break;
-        }
-        writeln!(page, "{}", line.replace("WorkerId=\"", &format!("WorkerId=\"{series}"))).unwrap();
-    }
-    page
+    RECORDED.to_owned() + &foreign_lines(PAGE_BYTES - RECORDED.len())
 }
 
-fn recorded() -> String {
+/// So many bytes of a family that no signal reads.
+fn foreign_lines(bytes: usize) -> String {
+    let line = RECORDED.lines().find(|line| line.starts_with("ray_resources{")).unwrap();
+    let mut lines = String::new();
+    for series in 0.. {
+        if lines.len() >= bytes {
+            break;
+        }
+        writeln!(lines, "{}", line.replace("WorkerId=\"", &format!("WorkerId=\"{series}"))).unwrap();
+    }
+    lines
+}
+
+fn recorded(bytes_between: usize) -> String {
+    let between = foreign_lines(bytes_between);
     let mut page = String::new();
     for process in 0.. {
         if page.len() >= PAGE_BYTES {
             break;
         }
         page.push_str(&RECORDED.replace("otel_scope_schema_url=\"\"", &format!("process=\"{process}\"")));
+        page.push_str(&between);
     }
     page
 }

@@ -397,8 +397,10 @@ fn digest_after(before: u64, bytes: &[u8]) -> u64 {
 struct Batch<'a> {
     /// Samples without their value, in the order of the page.
     waiting: Vec<(Sample, ValueOf)>,
-    /// The reduced lines, without a name.
-    reduced: BTreeMap<String, Reduced>,
+    /// The reduced lines; their places are their keys.
+    reduced: Vec<Reduced>,
+    /// Their keys by the digest of their text.
+    keys: BTreeMap<u64, usize>,
     /// The line being read.
     labels: Vec<Label<'a>>,
     line: String,
@@ -406,7 +408,8 @@ struct Batch<'a> {
 
 /// What lines that reduce to the same share.
 struct Reduced {
-    key: usize,
+    /// Without a name.
+    line: String,
     labels: Arc<[(Arc<str>, Box<str>)]>,
 }
 
@@ -456,9 +459,9 @@ impl<'a> Batch<'a> {
             }
         }
         self.line.extend(["} ", value]);
-        let (labels, value) = if fit {
-            let reduced = self.reduced(family);
-            (Arc::clone(&reduced.labels), ValueOf::Key(reduced.key))
+        let key = if fit { self.key(family) } else { None };
+        let (labels, value) = if let Some(key) = key {
+            (Arc::clone(&self.reduced[key].labels), ValueOf::Key(key))
         } else {
             let Some(value) = number(value) else { return false };
             (family.known(&self.labels), ValueOf::Hand(value))
@@ -470,20 +473,21 @@ impl<'a> Batch<'a> {
         true
     }
 
-    /// What the line shares with those that reduce to the same.
-    fn reduced(&mut self, family: &Family) -> &Reduced {
-        // Looked up before it is copied: it is mostly there.
-        if !self.reduced.contains_key(&self.line) {
-            let reduced = Reduced { key: self.reduced.len(), labels: family.known(&self.labels) };
-            self.reduced.insert(self.line.clone(), reduced);
+    /// The key of the reduced line; none in the rare case that another one has its digest.
+    fn key(&mut self, family: &Family) -> Option<usize> {
+        let next = self.reduced.len();
+        let key = *self.keys.entry(digest(self.line.as_bytes())).or_insert(next);
+        if key == next {
+            let labels = family.known(&self.labels);
+            self.reduced.push(Reduced { line: self.line.clone(), labels });
         }
-        &self.reduced[&self.line]
+        (self.reduced[key].line == self.line).then_some(key)
     }
 
     /// Reads the values and hands over the samples.
     fn finish(self, into: &mut Exposition) {
         let mut values = vec![None; self.reduced.len()];
-        let lines = self.reduced.into_iter().map(|(line, reduced)| format!("k{}{line}", reduced.key));
+        let lines = self.reduced.iter().zip(0..).map(|(reduced, key)| format!("k{key}{}", reduced.line));
         for parsed in parse(lines) {
             let key = parsed.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
             if let (Some(slot), prometheus_parse::Value::Untyped(value)) =
