@@ -110,6 +110,8 @@ def commands(work):
         "rayguard": [
             find_rayguard(),
             "run",
+            "--state-dir",
+            str(work / f"state-{time.monotonic_ns()}"),
             *os.environ.get("RAYGUARD_RUN_ARGS", "").split(),
             "--upstream",
             f"http://127.0.0.1:{HEAD_PORT}",

@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep_until};
 
 /// A request's place in the loop's line.
 struct Work {
+    came: Instant,
     cost: Duration,
     done: oneshot::Sender<()>,
 }
@@ -89,7 +90,8 @@ async fn single_loop(mut works: mpsc::UnboundedReceiver<Work>, state: Arc<State>
     let mut free_at = Instant::now();
     while let Some(work) = works.recv().await {
         let cost = state.slowed(work.cost);
-        free_at = free_at.max(Instant::now()) + cost;
+        // From when it came, not from now: a timer that woke late must not cost capacity.
+        free_at = free_at.max(work.came) + cost;
         sleep_until(free_at).await;
         state.served.fetch_add(1, Ordering::Relaxed);
         state.busy_us.fetch_add(u64::try_from(cost.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -149,7 +151,7 @@ async fn answer(
     let queued = state.queued.fetch_add(1, Ordering::Relaxed) + 1;
     state.queued_max.fetch_max(queued, Ordering::Relaxed);
     let (done, waits) = oneshot::channel();
-    let _ = line.send(Work { cost, done });
+    let _ = line.send(Work { came: Instant::now(), cost, done });
     let _ = waits.await;
     Ok(json(format!("{{\"status\":\"RUNNING\",\"path\":\"{}\"}}\n", parts.uri.path())))
 }

@@ -9,8 +9,11 @@ land on one contender. A cell whose load generator was late by more than 25 ms (
 
 import argparse
 import json
+import os
+import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,7 +22,6 @@ import urllib.request
 from pathlib import Path
 
 from contenders import HEAD_PORT, HERE, ROOT, Contender, Process, commands, find_rayguard, wait_for_port
-import os
 
 CAPACITY_MS = 1000.0
 NOISY_MS = 25.0
@@ -74,17 +76,19 @@ def capacity_at(second, dips):
 
 
 def usable(plan, seconds, measured):
-    """What the head could usefully have done: in each second the lesser of what was asked and what it can do.
-    A square wave's backlog may be served in the silence after it, within the clients' patience of a second."""
+    """What the head could usefully have done, in milliseconds: in each second the lesser of what waits
+    and what it can do, where what is left over waits on for as long as its clients do (a second)."""
     notes = plan["notes"]
     dips = notes.get("dips", [])
-    total = 0.0
+    total = waits = 0.0
     for second in range(*measured):
         room = capacity_at(second, dips)
-        asked = sum(
+        waits += sum(
             seconds[stream["name"]]["due"][second] * stream["request"][0].get("cost_ms", 0) for stream in plan["stream"]
         )
-        total += room if notes.get("saturating") else min(asked, room)
+        done = room if notes.get("saturating") else min(waits, room)
+        total += done
+        waits = min(max(waits - done, 0.0), room)
     return total
 
 
@@ -175,6 +179,7 @@ def main():
     parser.add_argument("--contenders", default=",".join(commands(Path("."))))
     parser.add_argument("--out", type=Path, default=ROOT / "target/protection/synthetic.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))
     results = []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="protection-") as work:

@@ -1,0 +1,85 @@
+"""Ray's job commands and SDK work through the door as they do without it."""
+
+import re
+import threading
+import time
+
+import pytest
+from head import wait_until
+
+
+@pytest.fixture
+def client(head, door, monkeypatch):
+    for name, value in head.env.items():
+        if name.startswith("RAY_"):
+            monkeypatch.setenv(name, value)
+    from ray.job_submission import JobSubmissionClient
+
+    return JobSubmissionClient(door.url)
+
+
+def test_submit_uploads_the_working_dir_and_tails_the_log(head, door, tmp_path):
+    (tmp_path / "main.py").write_text(
+        "import time\nfrom part import WORD\nfor i in range(3):\n    print(WORD, i, flush=True)\n    time.sleep(0.3)\n"
+    )
+    (tmp_path / "part.py").write_text("WORD = 'carried'\n")
+    (tmp_path / "ballast.bin").write_bytes(bytes(range(256)) * 8_000)
+    said = head.run(
+        "ray", "job", "submit", "--address", door.url, "--working-dir", str(tmp_path), "--", "python", "main.py"
+    )
+    assert "Uploading package" in said
+    assert re.findall(r"carried (\d)", said) == ["0", "1", "2"]
+    assert "succeeded" in said
+
+
+def test_list_status_and_logs_say_what_they_say_without_the_door(head, door, finished_job):
+    for command in (["list"], ["status", finished_job], ["logs", finished_job]):
+        direct = head.run("ray", "job", command[0], "--address", head.url, *command[1:])
+        through = head.run("ray", "job", command[0], "--address", door.url, *command[1:])
+        assert without_times(through).replace(door.url, head.url) == without_times(direct)
+    assert "one line for the log" in through
+
+
+def test_stop_and_delete_reach_the_job(head, door):
+    job = "raysubmit_to_stop"
+    head.run(
+        "ray", "job", "submit", "--no-wait", "--address", door.url, "--submission-id", job, "--", "sleep", "600"
+    )
+    said = head.run("ray", "job", "stop", "--address", door.url, job)
+    assert "was stopped" in said or "STOPPED" in said, said
+    assert "deleted" in head.run("ray", "job", "delete", "--address", door.url, job)
+
+
+def test_the_sdk_sees_a_job_through_its_life(client):
+    job = client.submit_job(entrypoint="echo from the sdk", metadata={"who": "test"})
+    wait_until("the job's end", lambda: client.get_job_status(job).is_terminal(), 60)
+    assert client.get_job_status(job) == "SUCCEEDED"
+    assert "from the sdk" in client.get_job_logs(job)
+    assert client.get_job_info(job).metadata["who"] == "test"
+    assert job in [found.submission_id for found in client.list_jobs()]
+    assert client.delete_job(job)
+
+
+def test_a_tail_delivers_lines_as_they_are_written(client):
+    job = client.submit_job(entrypoint="python -u -c \"import time\nfor i in range(4):\n print('line', i); time.sleep(0.7)\"")
+    came = []
+
+    def follow():
+        import asyncio
+
+        async def tail():
+            async for lines in client.tail_job_logs(job):
+                came.extend((time.monotonic(), line) for line in re.findall(r"line \d", lines))
+
+        asyncio.run(tail())
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    follower.join(60)
+    assert not follower.is_alive()
+    assert [line for _, line in came] == [f"line {i}" for i in range(4)]
+    assert came[-1][0] - came[0][0] > 1.0, "lines must come while the job runs, not all at its end"
+
+
+def without_times(text):
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\x1b\[[0-9;]*m", "", text)
