@@ -2,7 +2,6 @@
 
 use crate::admin;
 use crate::cli::secret::{self, SecretError};
-use crate::config::settings::Address as Bind;
 use crate::config::{self, Overrides, Settings};
 use crate::core::engine::LastGood;
 use crate::core::journal::Event;
@@ -11,7 +10,8 @@ use crate::core::request::classify::Fault;
 use crate::observe::discover::{self, DiscoverFault};
 use crate::observe::fetch::{self, Fault as FetchFault};
 use crate::observe::ledger::{self, Ledger, Writer};
-use crate::proxy::listen;
+use crate::proxy::listen::{self, Listener};
+use crate::proxy::tls::{Terminator, TlsError};
 use crate::proxy::upstream::Address;
 use crate::runtime::clock::Clock;
 use crate::runtime::guard::{Guard, Outlets};
@@ -21,7 +21,6 @@ use crate::runtime::tasks::Tasks;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 /// Guard a Ray head: listen, forward, poll and adjust.
@@ -83,6 +82,9 @@ pub enum RunError {
     /// The OS refuses something we cannot do without.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
+    /// TLS cannot be had.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Carries out the command.
@@ -134,7 +136,7 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
             upstream = %spec.upstream.authority(),
             "listening"
         );
-        tasks.spawn(listen::serve(listener, front, tasks.clone(), bounds(&settings)));
+        tasks.spawn(listen::serve(listener, front, tasks.clone(), (&settings.http).into()));
     }
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "state, metrics and steering");
@@ -204,22 +206,17 @@ fn start_record(settings: &Settings) -> Result<(Ledger, std::thread::JoinHandle<
 /// Events that may wait for the disk.
 const RECORD_QUEUE: usize = 4096;
 
-async fn bind(settings: &Settings) -> Result<Vec<TcpListener>, RunError> {
+async fn bind(settings: &Settings) -> Result<Vec<Listener>, RunError> {
     let mut listeners = Vec::new();
     for spec in &settings.listeners {
-        let Bind::Tcp(address) = &spec.address else {
-            return Err(RunError::Listen {
-                address: spec.address.to_string(),
-                source: std::io::Error::new(
-                    std::io::ErrorKind::Unsupported,
-                    "Unix sockets are not served yet",
-                ),
-            });
-        };
-        let listener = TcpListener::bind(address)
+        let listener = Listener::bind(&spec.address)
             .await
             .map_err(|source| RunError::Listen { address: spec.address.to_string(), source })?;
-        listeners.push(listener);
+        let tls = match &spec.tls {
+            Some(tls) => Some(Arc::new(Terminator::new(&tls.certificate, &tls.key, None)?)),
+            None => None,
+        };
+        listeners.push(listener.with_tls(tls).with_proxy_protocol(spec.proxy_protocol));
     }
     Ok(listeners)
 }
@@ -234,16 +231,6 @@ async fn bind_admin(
         .await
         .map_err(|source| RunError::Admin { address: spec.listen.to_string(), source })?;
     Ok(Some((listener, admin::access::Access::new(token.as_deref(), spec.hosts.clone()))))
-}
-
-fn bounds(settings: &Settings) -> listen::Bounds {
-    listen::Bounds {
-        connections_max: settings.http.connections_max,
-        connections_per_address_max: settings.http.connections_per_address_max,
-        head_timeout: settings.http.header_timeout,
-        head_bytes_max: settings.http.header_bytes_max,
-        headers_max: settings.http.headers_max,
-    }
 }
 
 /// A key for digests that nobody can guess, drawn from the OS through the standard library's

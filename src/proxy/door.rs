@@ -8,6 +8,7 @@ use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Match};
 use crate::core::request::identify::Identifier;
 use crate::proxy::coalesce::Coalescer;
+use crate::proxy::listen::Connections;
 use crate::proxy::slot::Slot;
 use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
@@ -73,6 +74,8 @@ pub struct Door {
     pub tasks: Tasks,
     /// Refusals for the record; bounded, and what does not fit is counted by the meters anyway.
     pub sheds: mpsc::Sender<ShedNote>,
+    /// Who is connected, over every listener.
+    pub connections: Arc<Connections>,
     /// Request ids: unique within a run, and between runs by the prefix.
     pub ids: Arc<Ids>,
 }
@@ -135,6 +138,7 @@ impl Door {
             clock,
             tasks,
             sheds,
+            connections: Arc::default(),
             ids: Arc::new(Ids::new(clock.wall().0)),
         })
     }
@@ -152,6 +156,7 @@ impl Door {
             clock: self.clock,
             tasks: self.tasks.clone(),
             sheds: self.sheds.clone(),
+            connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),
         })
     }

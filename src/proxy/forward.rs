@@ -5,39 +5,41 @@
 //! moves to a task of its own and holds its ticket until Ray has answered or a bound has
 //! passed. Abandoned work stays counted and cannot pile up behind the door's back.
 
+use crate::proxy::body::{ClientBody, RayBody};
 use crate::proxy::slot::Slot;
-use crate::proxy::upstream::{Lease, Outgoing, Upstream, UpstreamError};
+use crate::proxy::upstream::{Upstream, UpstreamError};
 use crate::runtime::tasks::Tasks;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// An answer's head, with the connection it came on and the slot it holds.
-pub type Answer = Result<(Response<Incoming>, Lease, Slot), UpstreamError>;
+/// An answer and the slot it holds.
+pub type Answer = Result<(Response<RayBody>, Slot), UpstreamError>;
 
 /// For how long an exchange nobody waits for may hold its ticket.
-pub const ABANDONED_MAX: Duration = Duration::from_secs(600);
+pub const ABANDONED_MAX: Duration = Duration::from_mins(10);
 
 /// Sends the request; the slot rides along.
 pub fn send(
     upstream: Arc<Upstream>,
-    request: Request<Outgoing>,
+    request: Request<ClientBody>,
     mut slot: Slot,
     tasks: Tasks,
 ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
     let exchange = async move {
         slot.sent();
         match upstream.send(request).await {
-            Ok((response, lease)) => {
+            Ok(response) => {
                 if response.status().is_server_error() {
                     slot.failed();
                 }
-                Ok((response, lease, slot))
+                Ok((response, slot))
             }
+            // The client's doing is not Ray's failure: the slot stays marked as abandoned.
+            Err(error @ UpstreamError::Client(_)) => Err(error),
             Err(error) => {
                 slot.failed();
                 Err(error)

@@ -8,15 +8,15 @@ use crate::core::request::classify::Match;
 use crate::core::request::facts::Facts;
 use crate::core::request::party::Party;
 use crate::core::request::path::Suspicious;
-use crate::proxy::body::Body;
+use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace};
 use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
-use crate::proxy::headers::{Lookup, REQUEST_ID, strip_hop_by_hop, tell_client};
+use crate::proxy::headers::{Lookup, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client};
 use crate::proxy::reject::{self, Refused, Tongue};
+use crate::proxy::shape;
 use crate::proxy::slot::Slot;
 use crate::proxy::tunnel;
-use crate::proxy::upstream::Outgoing;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
@@ -32,6 +32,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// Whether TLS was ended here.
     pub tls: bool,
+    /// How its bodies may come.
+    pub body: BodyBounds,
 }
 
 /// A request on its way through the door.
@@ -52,15 +54,26 @@ pub async fn handle(
     mut request: Request<Incoming>,
 ) -> Response<Body> {
     let id = door.ids.next();
+    if let Err(problem) = shape::check(&request, peer.body.bytes_max) {
+        return reject::unread(problem, &id);
+    }
     let (matched, party, trusted) = match recognise(&door, &entrance, peer, &request) {
         Ok(recognised) => recognised,
         Err(suspicious) => return reject::malformed(&suspicious, &id),
     };
-    let grpc = is_grpc(&request);
+    let grpc = is_grpc(request.headers());
     let tongue = Tongue::of(request.uri().path(), grpc);
     let upgrade = tunnel::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
+    let body = if http_body::Body::is_end_stream(&body) {
+        ClientBody::Empty
+    } else {
+        // A gRPC stream may be silent for hours; anything else is an upload.
+        ClientBody::Streamed(body, (!grpc).then(|| Box::new(Pace::new(peer.body, door.clock))))
+    };
     strip_hop_by_hop(&mut parts.headers);
+    name_host(&mut parts);
+    join_cookies(&mut parts.headers);
     let key = sharing_key(&door, matched, &parts);
     tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
     let passage = Passage { door, entrance, id, matched, party, tongue };
@@ -90,18 +103,11 @@ fn recognise(
         address: peer.address,
         headers: &headers,
         upgrade: tunnel::is_websocket(request.headers()),
-        grpc: is_grpc(request),
+        grpc: is_grpc(request.headers()),
     };
     let matched = entrance.classifier.classify(&facts)?;
     let trusted = door.identifier.trusts(peer.address);
     Ok((matched, door.identifier.identify(&facts), trusted))
-}
-
-fn is_grpc(request: &Request<Incoming>) -> bool {
-    request
-        .headers()
-        .get(http::header::CONTENT_TYPE)
-        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The key under which the request may share an answer, if its class shares.
@@ -112,16 +118,16 @@ fn sharing_key(door: &Door, matched: Match, parts: &Parts) -> Option<Key> {
 
 impl Passage {
     /// The plain way: admit, forward, stream back.
-    async fn pass(&self, parts: Parts, body: Incoming) -> Response<Body> {
+    async fn pass(&self, parts: Parts, body: ClientBody) -> Response<Body> {
         let slot = match self.admit().await {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
-        match self.send(parts, Outgoing::Client(body), slot).await {
-            Ok(Ok((response, lease, slot))) => {
+        match self.send(parts, body, slot).await {
+            Ok(Ok((response, slot))) => {
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
-                Response::from_parts(parts, Body::streamed(body, lease, slot))
+                Response::from_parts(parts, Body::streamed(body, slot))
             }
             Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
             Err(late) => late,
@@ -144,11 +150,11 @@ impl Passage {
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
         let Some(lead) = lead else {
-            return match self.send(parts, Outgoing::Empty, slot).await {
-                Ok(Ok((response, lease, slot))) => {
+            return match self.send(parts, ClientBody::Empty, slot).await {
+                Ok(Ok((response, slot))) => {
                     let (mut parts, body) = response.into_parts();
                     strip_hop_by_hop(&mut parts.headers);
-                    Response::from_parts(parts, Body::streamed(body, lease, slot))
+                    Response::from_parts(parts, Body::streamed(body, slot))
                 }
                 Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
                 Err(late) => late,
@@ -158,7 +164,7 @@ impl Passage {
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let exchange = forward::send(
             Arc::clone(&self.entrance.upstream),
-            Request::from_parts(origin_form(parts), Outgoing::Empty),
+            Request::from_parts(origin_form(parts), ClientBody::Empty),
             slot,
             self.door.tasks.clone(),
         );
@@ -187,7 +193,7 @@ impl Passage {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
-        let request = Request::from_parts(origin_form(parts), Outgoing::Empty);
+        let request = Request::from_parts(origin_form(parts), ClientBody::Empty);
         match tunnel::open(&self.entrance.upstream, request, client, slot, &self.door.tasks).await {
             Ok((response, None)) => {
                 let (mut parts, _) = response.into_parts();
@@ -211,11 +217,11 @@ impl Passage {
 
     async fn admit(&self) -> Result<Slot, Response<Body>> {
         let ask = Ask { class: self.matched.class, route: self.matched.route.0, party: self.party };
-        self.door.admit(ask).await.map_err(|shed| self.refuse(&shed))
+        self.door.admit(ask).await.map_err(|shed| self.refuse(shed))
     }
 
     /// Sends it on, within the class's time; the outer error is the answer that it took too long.
-    async fn send(&self, parts: Parts, body: Outgoing, slot: Slot) -> Result<Answer, Response<Body>> {
+    async fn send(&self, parts: Parts, body: ClientBody, slot: Slot) -> Result<Answer, Response<Body>> {
         let request = Request::from_parts(origin_form(parts), body);
         let upstream = Arc::clone(&self.entrance.upstream);
         let exchange = forward::send(upstream, request, slot, self.door.tasks.clone());
@@ -227,9 +233,9 @@ impl Passage {
         }
     }
 
-    fn refuse(&self, shed: &Shed) -> Response<Body> {
+    fn refuse(&self, shed: Shed) -> Response<Body> {
         let route = self.entrance.classifier.label(self.matched.route);
-        self.door.note(&self.id, shed, route, self.party.address);
+        self.door.note(&self.id, &shed, route, self.party.address);
         let class = self.class();
         let limits = *self.door.table.load().class(shed.class);
         let about = Refused {
@@ -248,6 +254,7 @@ impl Passage {
 }
 
 /// How a shared fetch ended for its leader.
+#[expect(clippy::large_enum_variant, reason = "made once a request and moved once")]
 enum Landed {
     Shared(Arc<Shared>),
     Alone(Response<Body>),
@@ -256,7 +263,7 @@ enum Landed {
 
 /// Collects an answer and hands it to all who wait; one too large goes to the leader alone.
 async fn land(door: &Door, lead: Lead, ttl: std::time::Duration, answer: Answer) -> Landed {
-    let (response, lease, mut slot) = match answer {
+    let (response, mut slot) = match answer {
         Ok(answer) => answer,
         Err(error) => return Landed::Failed(error), // dropping the lead passes it on
     };
@@ -265,25 +272,16 @@ async fn land(door: &Door, lead: Lead, ttl: std::time::Duration, answer: Answer)
     let declared = hyper::body::Body::size_hint(&body).exact();
     if declared.is_none_or(|length| length > ANSWER_MAX as u64) {
         lead.dissolve();
-        return Landed::Alone(Response::from_parts(parts, Body::streamed(body, lease, slot)));
+        return Landed::Alone(Response::from_parts(parts, Body::streamed(body, slot)));
     }
-    let bytes = match BodyExt::collect(&mut body).await {
-        Ok(collected) => collected.to_bytes(),
-        Err(_) => {
-            slot.failed();
-            let broken = Response::from_parts(
-                {
-                    parts.status = StatusCode::BAD_GATEWAY;
-                    parts.headers.clear();
-                    parts
-                },
-                Body::full("rayguard: Ray broke off in the middle of its answer.\n"),
-            );
-            return Landed::Alone(broken);
-        }
+    let Ok(collected) = BodyExt::collect(&mut body).await else {
+        slot.failed();
+        let mut broken = Response::new(Body::full("rayguard: Ray broke off in the middle of its answer.\n"));
+        *broken.status_mut() = StatusCode::BAD_GATEWAY;
+        return Landed::Alone(broken);
     };
+    let bytes = collected.to_bytes();
     slot.served();
-    lease.give_back();
     drop(slot);
     // An error is shared with those who wait now, but not with those who come later.
     let ttl = if parts.status.is_success() { ttl } else { std::time::Duration::ZERO };
@@ -298,15 +296,19 @@ fn shared_response(shared: &Shared) -> Response<Body> {
     response
 }
 
+/// The host as a header, wherever the client wrote it.
+fn name_host(parts: &mut Parts) {
+    if let Some(authority) = parts.uri.authority()
+        && !parts.headers.contains_key(http::header::HOST)
+        && let Ok(host) = HeaderValue::try_from(authority.as_str())
+    {
+        parts.headers.insert(http::header::HOST, host);
+    }
+}
+
 /// Ray is an origin server: it gets a path, not a URL; the host stays in `Host`.
 fn origin_form(mut parts: Parts) -> Parts {
     if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
-        if let Some(authority) = parts.uri.authority()
-            && !parts.headers.contains_key(http::header::HOST)
-            && let Ok(host) = HeaderValue::try_from(authority.as_str())
-        {
-            parts.headers.insert(http::header::HOST, host);
-        }
         parts.uri =
             parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
     }

@@ -3,36 +3,56 @@
 //! A connection costs memory before it has said anything, so there are bounds on connections
 //! in all and per address, and on the time a client may take to say what it wants. Running out
 //! of file descriptors pauses accepting; it does not end it.
+//!
+//! On TCP or a Unix socket, behind a PROXY protocol header or not, in TLS or not: what comes
+//! out is a stream and a peer, and its first bytes tell HTTP/2 from HTTP/1. A peer on a Unix
+//! socket is this machine: it counts as 127.0.0.1.
 
+use crate::config::settings;
+use crate::proxy::body::BodyBounds;
 use crate::proxy::door::Front;
 use crate::proxy::handle::{Peer, handle};
-use crate::proxy::upstream::timer;
+use crate::proxy::preamble;
+use crate::proxy::sieve::Sieve;
+use crate::proxy::stream::Stream;
+use crate::proxy::tls::Terminator;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
+use bytes::BytesMut;
+use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
+use http::{Request, StatusCode, Version};
 use hyper::body::Incoming;
-use hyper::{Request, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// Bounds on what a client may ask of a listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bounds {
-    /// Connections in all.
+    /// Connections in all, over every listener.
     pub connections_max: usize,
-    /// Connections of one address.
+    /// Connections of one address that is not a trusted proxy.
     pub connections_per_address_max: usize,
-    /// A request's head must be complete within this.
+    /// A request's head must be complete within this, counted from the end of the one before;
+    /// so must a TLS handshake.
     pub head_timeout: Duration,
+    /// A body may be silent for so long.
+    pub stall_timeout: Duration,
     /// The largest head, in bytes.
     pub head_bytes_max: usize,
     /// Headers in a head.
     pub headers_max: usize,
+    /// The largest body, in bytes. gRPC streams are not held to it.
+    pub body_bytes_max: u64,
 }
 
 impl Default for Bounds {
@@ -41,15 +61,40 @@ impl Default for Bounds {
             connections_max: 16_384,
             connections_per_address_max: 4_096,
             head_timeout: Duration::from_secs(15),
+            stall_timeout: Duration::from_secs(30),
             head_bytes_max: 64 * 1024,
             headers_max: 128,
+            body_bytes_max: 256 << 20,
         }
     }
 }
 
-/// Who is connected.
+impl From<&settings::Http> for Bounds {
+    fn from(http: &settings::Http) -> Bounds {
+        Bounds {
+            connections_max: http.connections_max,
+            connections_per_address_max: http.connections_per_address_max,
+            head_timeout: http.header_timeout,
+            head_bytes_max: http.header_bytes_max,
+            headers_max: http.headers_max,
+            body_bytes_max: http.body_bytes_max,
+            ..Bounds::default()
+        }
+    }
+}
+
+impl Bounds {
+    fn body(&self) -> BodyBounds {
+        BodyBounds { bytes_max: self.body_bytes_max, stall: self.stall_timeout }
+    }
+}
+
+/// Who is connected, over every listener.
 #[derive(Debug, Default)]
-struct Connections(Mutex<HashMap<IpAddr, usize>>);
+pub struct Connections {
+    all: AtomicUsize,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
 
 /// One connection, counted for as long as it lives.
 struct Counted {
@@ -58,25 +103,28 @@ struct Counted {
 }
 
 impl Connections {
-    fn enter(self: &Arc<Self>, address: IpAddr, bounds: &Bounds) -> Option<Counted> {
-        let mut by_address = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize =
-            if by_address.len() > bounds.connections_max { usize::MAX } else { by_address.values().sum() };
-        let own = by_address.entry(address).or_default();
-        if all >= bounds.connections_max || *own >= bounds.connections_per_address_max {
-            if *own == 0 {
-                by_address.remove(&address);
-            }
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    fn enter(self: &Arc<Self>, address: IpAddr, bounds: &Bounds, trusted: bool) -> Option<Counted> {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = by_address.get(&address).copied().unwrap_or(0);
+        if self.count() >= bounds.connections_max || (own >= bounds.connections_per_address_max && !trusted) {
             return None;
         }
-        *own += 1;
+        by_address.insert(address, own + 1);
+        self.all.fetch_add(1, Ordering::Relaxed);
         Some(Counted { connections: Arc::clone(self), address })
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut by_address = self.connections.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_address = self.connections.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        self.connections.all.fetch_sub(1, Ordering::Relaxed);
         if let Some(count) = by_address.get_mut(&self.address) {
             *count -= 1;
             if *count == 0 {
@@ -86,16 +134,103 @@ impl Drop for Counted {
     }
 }
 
+/// A bound socket and what comes before HTTP on it.
+#[derive(Debug)]
+pub struct Listener {
+    socket: Socket,
+    tls: Option<Arc<Terminator>>,
+    proxy_protocol: bool,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(socket: TcpListener) -> Listener {
+        Listener { socket: Socket::Tcp(socket), tls: None, proxy_protocol: false }
+    }
+}
+
+impl Listener {
+    /// Binds an address. A Unix socket left behind by a process that is gone is replaced.
+    ///
+    /// # Errors
+    /// What the OS says.
+    pub async fn bind(address: &settings::Address) -> io::Result<Listener> {
+        let socket = match address {
+            settings::Address::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await?),
+            settings::Address::Unix(path) => {
+                let in_use = UnixStream::connect(path).await.is_ok();
+                if !in_use && std::fs::symlink_metadata(path).is_ok_and(|entry| is_socket(&entry)) {
+                    std::fs::remove_file(path)?;
+                }
+                Socket::Unix(UnixListener::bind(path)?)
+            }
+        };
+        Ok(Listener { socket, tls: None, proxy_protocol: false })
+    }
+
+    /// The same, in TLS.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Arc<Terminator>>) -> Listener {
+        Listener { tls, ..self }
+    }
+
+    /// The same, with a PROXY protocol header at the start of each connection. Its address is
+    /// believed from trusted proxies.
+    #[must_use]
+    pub fn with_proxy_protocol(self, proxy_protocol: bool) -> Listener {
+        Listener { proxy_protocol, ..self }
+    }
+
+    /// The address of a TCP listener, its port known.
+    #[must_use]
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match &self.socket {
+            Socket::Tcp(listener) => listener.local_addr().ok(),
+            Socket::Unix(_) => None,
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Plain, IpAddr)> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                // A failure here costs latency, not correctness.
+                let _ = stream.set_nodelay(true);
+                Ok((Plain::Tcp(stream), peer.ip().to_canonical()))
+            }
+            Socket::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok((Plain::Unix(stream), Ipv4Addr::LOCALHOST.into()))
+            }
+        }
+    }
+}
+
+fn is_socket(entry: &std::fs::Metadata) -> bool {
+    std::os::unix::fs::FileTypeExt::is_socket(&entry.file_type())
+}
+
+/// A connection before TLS.
+enum Plain {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
 /// Accepts until the tasks are closed; connections then finish what is under way. Each request
 /// goes by the front as it is at that moment.
-pub async fn serve(listener: TcpListener, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
-    let connections = Arc::new(Connections::default());
+pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
+    let listener = listener.into();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = tasks.closed() => return,
         };
-        let (stream, peer) = match accepted {
+        let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors or memory: those connected go on, newcomers wait.
@@ -104,38 +239,171 @@ pub async fn serve(listener: TcpListener, front: Arc<ArcSwap<Front>>, tasks: Tas
                 continue;
             }
         };
-        let address = peer.ip().to_canonical();
-        let Some(counted) = connections.enter(address, &bounds) else {
+        let door = Arc::clone(&front.load().door);
+        let trusted = door.identifier.trusts(address);
+        let Some(counted) = door.connections.enter(address, &bounds, trusted) else {
             tracing::debug!(%address, "too many connections; this one is closed");
             continue;
         };
-        // A failure here costs latency, not correctness.
-        let _ = stream.set_nodelay(true);
-        let (front, closing) = (Arc::clone(&front), tasks.clone());
+        let (front, closing, tls) = (Arc::clone(&front), tasks.clone(), listener.tls.clone());
+        let peer = Peer { address, tls: tls.is_some(), body: bounds.body() };
+        let proxy_protocol = listener.proxy_protocol;
         tasks.spawn(async move {
-            converse(stream, Peer { address, tls: false }, front, closing, bounds).await;
+            let opening = open(stream, peer, proxy_protocol, trusted, tls.as_deref());
+            match tokio::time::timeout(bounds.head_timeout, opening).await {
+                Ok(Ok((stream, peer, true))) => {
+                    converse_http2(stream, BytesMut::new(), peer, front, closing, bounds).await;
+                }
+                Ok(Ok((stream, peer, false))) => converse(stream, peer, front, closing, bounds).await,
+                Ok(Err(error)) => tracing::debug!(%address, %error, "connection not opened"),
+                Err(_) => tracing::debug!(%address, "connection not opened in time"),
+            }
             drop(counted);
         });
     }
 }
 
+/// What comes before HTTP; the last of the three tells whether TLS agreed on HTTP/2.
+async fn open(
+    stream: Plain,
+    mut peer: Peer,
+    proxy_protocol: bool,
+    trusted: bool,
+    tls: Option<&Terminator>,
+) -> io::Result<(Stream, Peer, bool)> {
+    let mut stream = stream;
+    if proxy_protocol {
+        let told = match &mut stream {
+            Plain::Tcp(stream) => preamble::read(stream).await?,
+            Plain::Unix(stream) => preamble::read(stream).await?,
+        };
+        if let Some(told) = told.filter(|_| trusted) {
+            peer.address = told;
+        }
+    }
+    let Some(tls) = tls else {
+        let stream = match stream {
+            Plain::Tcp(stream) => Stream::Tcp(stream),
+            Plain::Unix(stream) => Stream::Unix(stream),
+        };
+        return Ok((stream, peer, false));
+    };
+    Ok(match stream {
+        Plain::Tcp(stream) => {
+            let stream = tls.acceptor().accept(stream).await?;
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            (Stream::Tls(Box::new(stream)), peer, http2)
+        }
+        Plain::Unix(stream) => {
+            let stream = tls.acceptor().accept(stream).await?;
+            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+            (Stream::TlsUnix(Box::new(stream)), peer, http2)
+        }
+    })
+}
+
+/// How an HTTP/2 connection begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// Speaks HTTP/1.1 or HTTP/2 on one connection until it ends.
-async fn converse<S>(stream: S, peer: Peer, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-{
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(timer())
+async fn converse(mut stream: Stream, peer: Peer, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
+    let mut start = BytesMut::new();
+    let first = tokio::select! {
+        first = tokio::time::timeout(bounds.head_timeout, begins_as_http2(&mut stream, &mut start)) => first,
+        () = tasks.closed() => return,
+    };
+    match first {
+        Ok(Ok(true)) => converse_http2(stream, start, peer, front, tasks, bounds).await,
+        Ok(Ok(false)) => converse_http1(stream, start, peer, front, tasks, bounds).await,
+        Ok(Err(_)) | Err(_) => {} // it left, or said nothing
+    }
+}
+
+/// Reads until it is clear which version is spoken: one byte tells, most of the time.
+async fn begins_as_http2(stream: &mut Stream, start: &mut BytesMut) -> io::Result<bool> {
+    loop {
+        let length = start.len().min(PREFACE.len());
+        if start[..length] != PREFACE[..length] {
+            return Ok(false);
+        }
+        if length == PREFACE.len() {
+            return Ok(true);
+        }
+        if stream.read_buf(start).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+}
+
+async fn converse_http1(
+    stream: Stream,
+    start: BytesMut,
+    peer: Peer,
+    front: Arc<ArcSwap<Front>>,
+    tasks: Tasks,
+    bounds: Bounds,
+) {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let front = front.load();
+        let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
+        // The sieve sees no further than such a request: it is the last on its connection.
+        let last = request.headers().contains_key(TRANSFER_ENCODING)
+            || request.headers().contains_key(http::header::UPGRADE)
+            || request.version() != Version::HTTP_11 && !keeps_alive(request.headers());
+        async move {
+            let mut response = handle(door, entrance, peer, request).await;
+            if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok::<_, Infallible>(response)
+        }
+    });
+    let sieve = Sieve::new(stream, start, bounds.head_bytes_max);
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
         .header_read_timeout(bounds.head_timeout)
-        .max_buf_size(bounds.head_bytes_max.max(8192))
+        .max_buf_size(bounds.head_bytes_max.max(8192) + 1024)
         .max_headers(bounds.headers_max)
-        .http2()
-        .timer(timer())
+        .serve_connection(TokioIo::new(sieve), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = tasks.closed() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(address = %peer.address, %error, "connection ended early");
+    }
+}
+
+fn keeps_alive(headers: &http::HeaderMap) -> bool {
+    headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"keep-alive"))
+}
+
+/// Streams one connection may have open at once.
+const STREAMS_MAX: u32 = 256;
+
+async fn converse_http2(
+    stream: Stream,
+    start: BytesMut,
+    peer: Peer,
+    front: Arc<ArcSwap<Front>>,
+    tasks: Tasks,
+    bounds: Bounds,
+) {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(bounds.head_bytes_max).unwrap_or(u32::MAX))
-        .max_concurrent_streams(256)
+        .max_concurrent_streams(STREAMS_MAX)
+        // A client that opens and resets streams faster than they are looked at is cut off.
         .max_pending_accept_reset_streams(32)
+        .max_local_error_reset_streams(256)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -143,7 +411,7 @@ where
         let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
         async move { Ok::<_, Infallible>(handle(door, entrance, peer, request).await) }
     });
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let connection = builder.serve_connection(TokioIo::new(Sieve::open(stream, start)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,

@@ -8,8 +8,9 @@
 
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
-use crate::proxy::body::Body;
+use crate::proxy::body::{Body, BodyError};
 use crate::proxy::headers::{REASON, REQUEST_ID};
+use crate::proxy::shape::Malformed;
 use crate::proxy::upstream::UpstreamError;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
@@ -63,7 +64,7 @@ pub struct Refused<'a> {
 
 /// The answer to a shed request.
 #[must_use]
-pub fn shed(tongue: Tongue, shed: &Shed, about: &Refused) -> Response<Body> {
+pub fn shed(tongue: Tongue, shed: Shed, about: &Refused) -> Response<Body> {
     let status = if shed.reason == Reason::Blocked {
         StatusCode::NOT_FOUND
     } else if shed.reason.is_callers() {
@@ -90,7 +91,7 @@ pub fn shed(tongue: Tongue, shed: &Shed, about: &Refused) -> Response<Body> {
     response
 }
 
-fn sentence(shed: &Shed, about: &Refused) -> String {
+fn sentence(shed: Shed, about: &Refused) -> String {
     let Refused { id, class, module, waited_max, .. } = about;
     let seconds = shed.retry_after_s;
     let plural = if seconds == 1 { "" } else { "s" };
@@ -134,6 +135,9 @@ fn sentence(shed: &Shed, about: &Refused) -> String {
 /// The answer when upstream gave none.
 #[must_use]
 pub fn upstream(tongue: Tongue, error: &UpstreamError, id: &str) -> Response<Body> {
+    if let UpstreamError::Client(error) = error {
+        return body(error, id);
+    }
     let sentence = format!("rayguard: {error}. Is the Ray head up? (request {id})");
     let mut response = answer(tongue, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_unreachable"));
@@ -159,6 +163,26 @@ pub fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {problem}. The request was not sent to Ray. (request {id})");
     let mut response = answer(Tongue::Plain, StatusCode::BAD_REQUEST, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("malformed"));
+    response
+}
+
+/// The answer to a request whose head could not be read, or not in time.
+#[must_use]
+pub fn unread(problem: Malformed, id: &str) -> Response<Body> {
+    let mut response = malformed(&problem, id);
+    *response.status_mut() = problem.status();
+    response
+}
+
+/// The answer when the client's own body did not come to its end.
+#[must_use]
+pub fn body(error: &BodyError, id: &str) -> Response<Body> {
+    let mut response = malformed(error, id);
+    *response.status_mut() = match error {
+        BodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+        BodyError::Slow => StatusCode::REQUEST_TIMEOUT,
+        BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+    };
     response
 }
 
@@ -224,7 +248,7 @@ mod tests {
     };
 
     fn refuse(reason: Reason, tongue: Tongue) -> Response<Body> {
-        shed(tongue, &Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT)
+        shed(tongue, Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT)
     }
 
     #[test]

@@ -6,8 +6,9 @@
 //! keeps reading from Ray and throws away what comes until Ray closes, and its ticket stays
 //! counted for as long as Ray's slot is taken.
 
+use crate::proxy::body::ClientBody;
 use crate::proxy::slot::Slot;
-use crate::proxy::upstream::{Outgoing, Upstream, UpstreamError};
+use crate::proxy::upstream::{Upstream, UpstreamError};
 use crate::runtime::tasks::Tasks;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -28,7 +29,7 @@ pub fn is_websocket(headers: &HeaderMap) -> bool {
 /// the answer has been sent.
 pub async fn open(
     upstream: &Arc<Upstream>,
-    mut request: Request<Outgoing>,
+    mut request: Request<ClientBody>,
     client: hyper::upgrade::OnUpgrade,
     mut slot: Slot,
     tasks: &Tasks,

@@ -5,18 +5,19 @@
 //! meets a connection Ray has just closed was never sent (hyper hands it back) and is sent
 //! again on a new one; a request that may have been seen is never repeated.
 
+use crate::core::request::catalogue::Surface;
+use crate::proxy::body::{BodyError, ClientBody, RayBody};
+use crate::proxy::stream::Stream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
-use bytes::Bytes;
-use http::{Request, Response};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http::header::HOST;
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -34,41 +35,6 @@ impl std::fmt::Display for Address {
         match self {
             Address::Tcp(address) => f.write_str(address),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
-}
-
-/// What the door sends to Ray.
-#[derive(Debug)]
-pub enum Outgoing {
-    /// The client's body as it comes.
-    Client(Incoming),
-    /// None.
-    Empty,
-}
-
-impl HttpBody for Outgoing {
-    type Data = Bytes;
-    type Error = hyper::Error;
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Outgoing::Client(body) => Pin::new(body).poll_frame(context),
-            Outgoing::Empty => Poll::Ready(None),
-        }
-    }
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Outgoing::Client(body) => body.is_end_stream(),
-            Outgoing::Empty => true,
-        }
-    }
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Outgoing::Client(body) => body.size_hint(),
-            Outgoing::Empty => SizeHint::with_exact(0),
         }
     }
 }
@@ -100,6 +66,30 @@ pub enum UpstreamError {
         /// What hyper says.
         source: hyper::Error,
     },
+    /// The client's own body did not come to its end.
+    #[error(transparent)]
+    Client(BodyError),
+}
+
+/// What is spoken with Ray.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Protocol {
+    /// HTTP/1.1: the dashboard, Serve.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, known beforehand: gRPC.
+    Http2,
+}
+
+impl Protocol {
+    /// What Ray speaks on the port behind this kind of listener.
+    #[must_use]
+    pub fn of(surface: Surface) -> Protocol {
+        match surface {
+            Surface::Dashboard | Surface::Serve => Protocol::Http1,
+            Surface::RayClient => Protocol::Http2,
+        }
+    }
 }
 
 /// One upstream and its idle connections.
@@ -110,11 +100,14 @@ pub struct Upstream {
     clock: Clock,
     tasks: Tasks,
     idle: Mutex<Vec<Idle>>,
+    shared: Mutex<Vec<Arc<Http2>>>,
 }
 
 /// Bounds of the pool.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
+    /// What is spoken.
+    pub protocol: Protocol,
     /// For a connection to be accepted.
     pub connect_timeout: Duration,
     /// An idle connection is dropped after this.
@@ -126,6 +119,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
+            protocol: Protocol::Http1,
             connect_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(30),
             idle_max: 64,
@@ -135,15 +129,32 @@ impl Default for Options {
 
 #[derive(Debug)]
 struct Idle {
-    sender: SendRequest<Outgoing>,
+    sender: SendRequest<ClientBody>,
     since: crate::core::time::Time,
 }
+
+/// A connection that carries many streams.
+#[derive(Debug)]
+struct Http2 {
+    sender: http2::SendRequest<ClientBody>,
+    streams: Arc<()>,
+}
+
+/// Streams on a connection before another is opened, and connections at most. Streams share
+/// their connection's window, so few are kept on each.
+const STREAMS_PER_CONNECTION: usize = 16;
+const CONNECTIONS_MAX: usize = 16;
+
+/// Windows of a stream and of a connection to Ray, in bytes: one slow reader must not use up
+/// what the others on its connection need.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 32 << 20;
 
 /// A connection that carries one exchange. Dropped, it is closed; given back, it is reused.
 #[derive(Debug)]
 pub struct Lease {
     upstream: Arc<Upstream>,
-    sender: SendRequest<Outgoing>,
+    sender: SendRequest<ClientBody>,
 }
 
 impl Lease {
@@ -168,7 +179,14 @@ impl Upstream {
     /// An upstream without connections yet.
     #[must_use]
     pub fn new(address: Address, options: Options, clock: Clock, tasks: Tasks) -> Arc<Upstream> {
-        Arc::new(Upstream { address, options, clock, tasks, idle: Mutex::default() })
+        Arc::new(Upstream {
+            address,
+            options,
+            clock,
+            tasks,
+            idle: Mutex::default(),
+            shared: Mutex::default(),
+        })
     }
 
     /// Where it is.
@@ -180,12 +198,15 @@ impl Upstream {
     /// Sends a request and waits for the head of its answer.
     pub async fn send(
         self: &Arc<Self>,
-        request: Request<Outgoing>,
-    ) -> Result<(Response<Incoming>, Lease), UpstreamError> {
+        request: Request<ClientBody>,
+    ) -> Result<Response<RayBody>, UpstreamError> {
+        if self.options.protocol == Protocol::Http2 {
+            return self.send_http2(request).await;
+        }
         let mut request = request;
         while let Some(mut sender) = self.take_idle() {
             match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, self.lease(sender))),
+                Ok(response) => return Ok(self.answer(response, sender)),
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
                     None => return Err(self.broken(error.into_error())),
@@ -194,44 +215,20 @@ impl Upstream {
         }
         let mut sender = self.connect().await?;
         let response = sender.send_request(request).await.map_err(|source| self.broken(source))?;
-        Ok((response, self.lease(sender)))
+        Ok(self.answer(response, sender))
     }
 
     /// Sends a request on a connection of its own, which may be upgraded.
     pub async fn send_alone(
         self: &Arc<Self>,
-        request: Request<Outgoing>,
+        request: Request<ClientBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let mut sender = self.connect().await?;
         sender.send_request(request).await.map_err(|source| self.broken(source))
     }
 
-    async fn connect(self: &Arc<Self>) -> Result<SendRequest<Outgoing>, UpstreamError> {
-        let bound = self.options.connect_timeout;
-        let connecting = async {
-            Ok(match &self.address {
-                Address::Tcp(address) => {
-                    let stream = TcpStream::connect(address).await?;
-                    stream.set_nodelay(true)?;
-                    Stream::Tcp(stream)
-                }
-                Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
-            })
-        };
-        let stream = tokio::time::timeout(bound, connecting)
-            .await
-            .map_err(|_| UpstreamError::ConnectTimeout { address: self.address.to_string(), bound })?
-            .map_err(|source| UpstreamError::Connect { address: self.address.to_string(), source })?;
-        match stream {
-            Stream::Tcp(stream) => self.handshake(stream).await,
-            Stream::Unix(stream) => self.handshake(stream).await,
-        }
-    }
-
-    async fn handshake<S>(&self, stream: S) -> Result<SendRequest<Outgoing>, UpstreamError>
-    where
-        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    {
+    async fn connect(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {
+        let stream = self.dial().await?;
         let (sender, connection) = http1::Builder::new()
             .max_headers(256)
             .handshake(TokioIo::new(stream))
@@ -244,7 +241,94 @@ impl Upstream {
         Ok(sender)
     }
 
-    fn take_idle(&self) -> Option<SendRequest<Outgoing>> {
+    async fn dial(&self) -> Result<Stream, UpstreamError> {
+        let bound = self.options.connect_timeout;
+        let connecting = async {
+            Ok(match &self.address {
+                Address::Tcp(address) => {
+                    let stream = TcpStream::connect(address).await?;
+                    stream.set_nodelay(true)?;
+                    Stream::Tcp(stream)
+                }
+                Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+            })
+        };
+        tokio::time::timeout(bound, connecting)
+            .await
+            .map_err(|_| UpstreamError::ConnectTimeout { address: self.address.to_string(), bound })?
+            .map_err(|source| UpstreamError::Connect { address: self.address.to_string(), source })
+    }
+
+    async fn send_http2(
+        self: &Arc<Self>,
+        request: Request<ClientBody>,
+    ) -> Result<Response<RayBody>, UpstreamError> {
+        let mut request = Upstream::absolute(request);
+        for attempt in 0.. {
+            let connection = self.connection().await?;
+            let mut sender = connection.sender.clone();
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    return Ok(response.map(|body| RayBody::Http2(body, Arc::clone(&connection.streams))));
+                }
+                Err(mut error) => match error.take_message() {
+                    // Never sent: the connection had just been closed.
+                    Some(unsent) if attempt < 2 => request = unsent,
+                    _ => {
+                        return Err(self.broken(error.into_error()));
+                    }
+                },
+            }
+        }
+        unreachable!("the loop returns")
+    }
+
+    /// HTTP/2 has the host in the target instead of in a field.
+    fn absolute(request: Request<ClientBody>) -> Request<ClientBody> {
+        let (mut parts, body) = request.into_parts();
+        let host = parts.headers.remove(HOST);
+        let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+        let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        // Both parts have been read as parts of a URI before.
+        if let Ok(uri) = format!("http://{host}{target}").parse() {
+            parts.uri = uri;
+        }
+        parts.version = Version::HTTP_2;
+        Request::from_parts(parts, body)
+    }
+
+    /// The least used connection, or a new one.
+    async fn connection(&self) -> Result<Arc<Http2>, UpstreamError> {
+        {
+            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            shared.retain(|connection| !connection.sender.is_closed());
+            let least = shared.iter().min_by_key(|connection| Arc::strong_count(&connection.streams));
+            if let Some(least) = least
+                && (Arc::strong_count(&least.streams) <= STREAMS_PER_CONNECTION
+                    || shared.len() >= CONNECTIONS_MAX)
+            {
+                return Ok(Arc::clone(least));
+            }
+        }
+        let stream = self.dial().await?;
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(256 * 1024)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| self.broken(source))?;
+        self.tasks.spawn_until_closed(async move {
+            // An error here reaches every stream that was on it.
+            let _ = connection.await;
+        });
+        let connection = Arc::new(Http2 { sender, streams: Arc::default() });
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&connection));
+        Ok(connection)
+    }
+
+    fn take_idle(&self) -> Option<SendRequest<ClientBody>> {
         let now = self.clock.now();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(last) = idle.pop() {
@@ -259,7 +343,7 @@ impl Upstream {
         None
     }
 
-    fn keep(&self, sender: SendRequest<Outgoing>) {
+    fn keep(&self, sender: SendRequest<ClientBody>) {
         if sender.is_closed() {
             return;
         }
@@ -269,18 +353,33 @@ impl Upstream {
         }
     }
 
-    fn lease(self: &Arc<Self>, sender: SendRequest<Outgoing>) -> Lease {
-        Lease { upstream: Arc::clone(self), sender }
+    fn answer(
+        self: &Arc<Self>,
+        response: Response<Incoming>,
+        sender: SendRequest<ClientBody>,
+    ) -> Response<RayBody> {
+        response.map(|body| RayBody::Http1(body, Some(Lease { upstream: Arc::clone(self), sender })))
     }
 
     fn broken(&self, source: hyper::Error) -> UpstreamError {
+        if let Some(fault) = client_fault(&source) {
+            return UpstreamError::Client(fault);
+        }
         UpstreamError::Broken { address: self.address.to_string(), source }
     }
 }
 
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
+/// hyper reports a body that could not be read as an error of its own: whose fault it was
+/// stands inside.
+fn client_fault(error: &hyper::Error) -> Option<BodyError> {
+    let mut inner: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(error) = inner {
+        if let Some(fault) = error.downcast_ref::<BodyError>() {
+            return Some(fault.clone());
+        }
+        inner = error.source();
+    }
+    None
 }
 
 /// The timer hyper needs for its header time-outs.

@@ -19,7 +19,7 @@ use crate::core::time::Time;
 use crate::observe::ledger::{Entry, Ledger};
 use crate::observe::metrics::Tally;
 use crate::proxy::door::{Door, Entrance, Front, ShedNote};
-use crate::proxy::upstream::{Address, Options, Upstream};
+use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
@@ -124,7 +124,11 @@ impl Guard {
     /// What a listener for one kind of traffic needs; it is renewed at every reload.
     pub fn front(&self, surface: Surface, upstream: Address) -> Result<Arc<ArcSwap<Front>>, Vec<Fault>> {
         let settings = self.settings();
-        let options = Options { connect_timeout: settings.http.connect_timeout, ..Options::default() };
+        let options = Options {
+            protocol: Protocol::of(surface),
+            connect_timeout: settings.http.connect_timeout,
+            ..Options::default()
+        };
         let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
         let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
         let front = Front::new(self.door(), Arc::new(Entrance::new(surface, classifier, upstream)));

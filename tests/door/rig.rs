@@ -3,14 +3,15 @@
 //! The upstream does what the request's `x-do` header says, so that any path, and with it any
 //! class, can be made slow, broken or chatty. Both ends speak HTTP by hand: what is asserted
 //! is what stands on the wire.
-#![allow(dead_code, reason = "shared by several test binaries")]
+#![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
 use rayguard::core::policy::{ClassId, Control, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::door::{Door, Entrance, Front, ShedNote};
-use rayguard::proxy::listen::{self, Bounds};
+use rayguard::proxy::listen::{self, Bounds, Listener};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rayguard::runtime::clock::Clock;
 use rayguard::runtime::tasks::Tasks;
@@ -87,6 +88,12 @@ impl Rig {
     }
 
     pub async fn with(setup: Setup) -> Rig {
+        let address = rayguard::config::settings::Address::Tcp("127.0.0.1:0".parse().unwrap());
+        Rig::on(Listener::bind(&address).await.unwrap(), setup).await
+    }
+
+    /// A door behind this listener.
+    pub async fn on(listener: Listener, setup: Setup) -> Rig {
         let tasks = Tasks::default();
         let ray = Ray::start(&tasks).await;
         let clock = Clock::start();
@@ -98,14 +105,10 @@ impl Rig {
         let address = setup.upstream.unwrap_or(Address::Tcp(ray.address.to_string()));
         let upstream = Upstream::new(address, setup.options, clock, tasks.clone());
         let entrance = Arc::new(Entrance::new(setup.surface, classifier, upstream));
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tasks.spawn(listen::serve(
-            listener,
-            Front::new(Arc::clone(&door), entrance),
-            tasks.clone(),
-            setup.bounds,
-        ));
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let address = listener.local_address().unwrap_or(unknown);
+        let front = Front::new(Arc::clone(&door), entrance);
+        tasks.spawn(listen::serve(listener, front, tasks.clone(), setup.bounds));
         Rig { door, address, ray, sheds }
     }
 
@@ -206,9 +209,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         self.stream.flush().await.unwrap();
     }
 
+    /// Sends what the other end may have no ear for any more.
+    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = self.stream.write_all(bytes.as_ref()).await;
+        let _ = self.stream.flush().await;
+    }
+
     /// More bytes, or `None` at the end.
     async fn more(&mut self) -> Option<()> {
-        let mut chunk = [0; 16 * 1024];
+        let mut chunk = vec![0; 16 * 1024];
         let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read(&mut chunk))
             .await
             .expect("an answer within 20 s")

@@ -1,0 +1,324 @@
+//! A sieve before the HTTP/1 parser: it sees the bytes of each head before hyper does, and
+//! lets through only heads that can be read in one way.
+//!
+//! hyper takes a bare line feed for a line end, drops a `Content-Length` beside a
+//! `Transfer-Encoding`, and merges equal lengths. Each is harmless to us and a difference of
+//! opinion with whoever stands before us: the stuff that smuggling is made of. The sieve does
+//! not parse; it looks for line ends and for the names of the framing fields, and counts the
+//! bytes of a body of known length so as to find the next head. After a chunked body or a
+//! switch of protocols it looks no further, and `listen` ends the connection with that request.
+//!
+//! A refusal is a sentence. So that the client can read it, its remaining bytes are read and
+//! thrown away for a while before the connection is closed, as they are whenever the door
+//! closes on a client that is still sending.
+
+use crate::proxy::shape::{Malformed, TARGET_LEN_MAX};
+use crate::proxy::stream::Stream;
+use bytes::{Buf, BytesMut};
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+
+/// A stream behind a sieve.
+#[derive(Debug)]
+pub struct Sieve {
+    stream: Stream,
+    /// Read, and not yet let through.
+    held: BytesMut,
+    state: State,
+    head_bytes_max: usize,
+    linger: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Debug)]
+enum State {
+    /// A head comes next; so much of what is held has been looked at.
+    Head(usize),
+    /// So many bytes of what is held may pass, then so many of the body.
+    Passing(usize, Body),
+    /// So many bytes of a body are left.
+    Body(u64),
+    /// Everything may pass.
+    Open,
+    /// Refused: this is to be written, so much of it is.
+    Refused(String, usize),
+}
+
+/// What follows a head.
+#[derive(Clone, Copy, Debug)]
+enum Body {
+    Length(u64),
+    Unknown,
+}
+
+/// For how long a client may go on sending to a door that has closed.
+const LINGER: Duration = Duration::from_secs(10);
+
+impl Sieve {
+    /// A sieve before HTTP/1; `start` has been read already.
+    #[must_use]
+    pub fn new(stream: Stream, start: BytesMut, head_bytes_max: usize) -> Sieve {
+        Sieve { stream, held: start, state: State::Head(0), head_bytes_max, linger: None }
+    }
+
+    /// No sieve: only what has been read already comes first.
+    #[must_use]
+    pub fn open(stream: Stream, start: BytesMut) -> Sieve {
+        Sieve { stream, held: start, state: State::Open, head_bytes_max: 0, linger: None }
+    }
+
+    /// Hands over what is held, at most `max` bytes, or reads that much.
+    fn poll_pass(
+        &mut self,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+        max: u64,
+    ) -> Poll<io::Result<usize>> {
+        let max = usize::try_from(max).unwrap_or(usize::MAX).min(buffer.remaining());
+        if !self.held.is_empty() {
+            let length = self.held.len().min(max);
+            buffer.put_slice(&self.held[..length]);
+            self.held.advance(length);
+            return Poll::Ready(Ok(length));
+        }
+        let mut part = ReadBuf::new(buffer.initialize_unfilled_to(max));
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut part))?;
+        let read = part.filled().len();
+        buffer.advance(read);
+        Poll::Ready(Ok(read))
+    }
+
+    /// Reads more into what is held; 0 is the end.
+    fn poll_hold(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        self.held.reserve(4096);
+        pin!(self.stream.read_buf(&mut self.held)).poll(context)
+    }
+
+    fn refuse(&mut self, problem: Malformed) {
+        let status = problem.status();
+        let body = format!("rayguard: {problem}. The request was not sent to Ray.\n");
+        let answer = format!(
+            "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\
+             x-rayguard-reason: malformed\r\nconnection: close\r\n\r\n{body}",
+            status.as_str(),
+            status.canonical_reason().unwrap_or(""),
+            body.len(),
+        );
+        self.held.clear();
+        self.state = State::Refused(answer, 0);
+    }
+
+    /// Throws away what comes until the client has closed or its time is up.
+    fn poll_linger(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let linger = self.linger.get_or_insert_with(|| Box::pin(tokio::time::sleep(LINGER)));
+        if linger.as_mut().poll(context).is_ready() {
+            return Poll::Ready(());
+        }
+        loop {
+            self.held.clear();
+            match ready!(self.poll_hold(context)) {
+                Ok(1..) => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl AsyncRead for Sieve {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.state {
+                State::Open => {
+                    if this.held.is_empty() {
+                        return Pin::new(&mut this.stream).poll_read(context, buffer);
+                    }
+                    return this.poll_pass(context, buffer, u64::MAX).map_ok(|_| ());
+                }
+                State::Body(0) => this.state = State::Head(0),
+                State::Body(left) => {
+                    let left = *left;
+                    let passed = ready!(this.poll_pass(context, buffer, left))? as u64;
+                    this.state = State::Body(left - passed);
+                    return Poll::Ready(Ok(()));
+                }
+                State::Passing(length, body) => {
+                    let (length, body) = (*length, *body);
+                    let passed = ready!(this.poll_pass(context, buffer, length as u64))?;
+                    this.state = match body {
+                        _ if passed < length => State::Passing(length - passed, body),
+                        Body::Length(left) => State::Body(left),
+                        Body::Unknown => State::Open,
+                    };
+                    return Poll::Ready(Ok(()));
+                }
+                State::Head(scanned) => match find_head(&this.held, scanned, this.head_bytes_max) {
+                    Ok(Some(end)) => match framing(&this.held[..end]) {
+                        Ok(body) => this.state = State::Passing(end, body),
+                        Err(problem) => this.refuse(problem),
+                    },
+                    Ok(None) => {
+                        if ready!(this.poll_hold(context))? == 0 {
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
+                    Err(problem) => this.refuse(problem),
+                },
+                State::Refused(answer, written) if *written < answer.len() => {
+                    let stream = Pin::new(&mut this.stream);
+                    *written += ready!(stream.poll_write(context, &answer.as_bytes()[*written..]))?;
+                    if *written == answer.len() {
+                        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+                    }
+                }
+                State::Refused(..) => {
+                    // The end, to whoever reads here; `poll_shutdown` sees to the rest.
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+}
+
+/// Where the first head ends, if it is held in full; every line of it must end in CR LF.
+fn find_head(held: &[u8], scanned: &mut usize, bytes_max: usize) -> Result<Option<usize>, Malformed> {
+    // One empty line before a request is passed over (RFC 9112, 2.2), by hyper too.
+    let start = if held.starts_with(b"\r\n") { 2 } else { 0 };
+    for at in memchr::memchr2_iter(b'\n', b'\r', &held[*scanned..]).map(|at| at + *scanned) {
+        if held[at] == b'\r' {
+            match held.get(at + 1) {
+                Some(b'\n') => continue,
+                Some(_) => return Err(Malformed::LineEnd),
+                None => break,
+            }
+        }
+        if at == 0 || held[at - 1] != b'\r' {
+            return Err(Malformed::LineEnd);
+        }
+        if at >= start + 3 && held[at - 2] == b'\n' {
+            return if at < bytes_max { Ok(Some(at + 1)) } else { Err(too_large(held, bytes_max)) };
+        }
+    }
+    if held.len() > bytes_max {
+        return Err(too_large(held, bytes_max));
+    }
+    // The line that is not complete stays to be looked at.
+    *scanned = memchr::memrchr(b'\n', held).map_or(*scanned, |feed| feed.max(*scanned));
+    Ok(None)
+}
+
+/// A head without end is most likely a target without end, or headers.
+fn too_large(held: &[u8], bytes_max: usize) -> Malformed {
+    if memchr::memchr(b'\n', held).is_none_or(|line| line > TARGET_LEN_MAX + 32) {
+        Malformed::TargetTooLong
+    } else {
+        Malformed::HeadTooLarge(bytes_max)
+    }
+}
+
+/// What the framing fields of a head say of its body.
+fn framing(head: &[u8]) -> Result<Body, Malformed> {
+    let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let request = lines.by_ref().find(|line| !line.is_empty()).unwrap_or_default();
+    if request.len() > TARGET_LEN_MAX + 32 {
+        return Err(Malformed::TargetTooLong);
+    }
+    let (mut length, mut chunked, mut switches) = (None, false, false);
+    for line in lines.filter(|line| !line.is_empty()) {
+        if matches!(line[0], b' ' | b'\t') {
+            return Err(Malformed::Folded);
+        }
+        // Names worth a look begin with C, T or U; all others are passed over by one byte.
+        if !matches!(line[0] | 0x20, b'c' | b't' | b'u') {
+            continue;
+        }
+        let colon = memchr::memchr(b':', line).unwrap_or(line.len());
+        let (name, value) =
+            (line[..colon].trim_ascii(), line.get(colon + 1..).unwrap_or_default().trim_ascii());
+        if name.eq_ignore_ascii_case(b"content-length") {
+            if length.is_some() {
+                return Err(Malformed::Framing("there is more than one Content-Length"));
+            }
+            length = Some(decimal(value).ok_or(Malformed::Framing("the Content-Length is not a number"))?);
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if std::mem::replace(&mut chunked, true) {
+                return Err(Malformed::Framing("there is more than one Transfer-Encoding"));
+            }
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Malformed::Framing("the only Transfer-Encoding understood is `chunked`"));
+            }
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            switches = true;
+        } else if name.eq_ignore_ascii_case(b"content_length")
+            || name.eq_ignore_ascii_case(b"transfer_encoding")
+        {
+            // Gateways that turn headers into variables read these as their hyphenated selves.
+            return Err(Malformed::Framing("a header's name is that of a length in disguise"));
+        }
+    }
+    match (length, chunked) {
+        (Some(_), true) => Err(Malformed::Framing("there are both a Content-Length and a Transfer-Encoding")),
+        _ if chunked || switches => Ok(Body::Unknown),
+        (length, _) => Ok(Body::Length(length.unwrap_or(0))),
+    }
+}
+
+/// Digits only: no sign, no space, no list.
+fn decimal(bytes: &[u8]) -> Option<u64> {
+    if bytes.is_empty() || bytes.len() > 18 {
+        return None;
+    }
+    bytes
+        .iter()
+        .try_fold(0_u64, |number, &byte| byte.is_ascii_digit().then(|| number * 10 + u64::from(byte - b'0')))
+}
+
+impl AsyncWrite for Sieve {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+        }
+        let still_sending = match &this.state {
+            State::Refused(..) | State::Body(1..) => true,
+            State::Passing(_, body) => !matches!(body, Body::Length(0)),
+            State::Head(_) | State::Body(0) | State::Open => !this.held.is_empty(),
+        };
+        if still_sending || this.linger.is_some() {
+            ready!(this.poll_linger(context));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
