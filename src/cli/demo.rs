@@ -113,8 +113,11 @@ fn busy_head() -> EmulatorConfig {
 /// The guard as `rayguard run` starts it, in front of an emulated head.
 async fn start_guard(head: &Running, dir: &std::path::Path) -> Result<(Arc<Guard>, SocketAddr), DemoError> {
     let text = format!(
-        "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstate_dir = {:?}\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n[admin]\nlisten = \"off\"\n",
-        head.dashboard, dir, head.metrics, head.dashboard_metrics
+        "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstate_dir = \"{}\"\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n[admin]\nlisten = \"off\"\n",
+        head.dashboard,
+        dir.display(),
+        head.metrics,
+        head.dashboard_metrics
     );
     let settings = crate::config::parse(&text, "the demo", &Overrides::default())
         .map_err(|problems| DemoError::Settings(problems.to_string()))?;

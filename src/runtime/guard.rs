@@ -142,7 +142,7 @@ impl Guard {
     ///
     /// # Errors
     /// What is wrong with the routes; then nothing has changed.
-    pub fn reload(&self, settings: Arc<Settings>) -> Result<Vec<&'static str>, Vec<Fault>> {
+    pub fn reload(&self, settings: &Arc<Settings>) -> Result<Vec<&'static str>, Vec<Fault>> {
         let before = self.settings();
         let policy = Arc::clone(&settings.policy);
         let mut fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -162,16 +162,16 @@ impl Guard {
                 self.clock.now(),
             );
             let old = self.door();
-            let door = old.succeed(policy, identifier(&settings, self.key), engine.table());
+            let door = old.succeed(policy, identifier(settings, self.key), engine.table());
             self.serve_out(old);
             self.door.store(Arc::clone(&door));
-            self.settings.store(Arc::clone(&settings));
+            self.settings.store(Arc::clone(settings));
             door
         };
         for (front, entrance) in fronts.iter_mut().zip(renewed) {
             front.store(Arc::new(Front { door: Arc::clone(&door), entrance }));
         }
-        Ok(needs_restart(&before, &settings))
+        Ok(needs_restart(&before, settings))
     }
 
     /// Whoever waits at a door that has been succeeded is still served there, until nobody does.

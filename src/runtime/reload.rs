@@ -69,7 +69,7 @@ fn reload(guard: &Arc<Guard>, source: &Source) {
         Ok(settings) => {
             let settings = Arc::new(settings);
             let changes = vec![format!("configuration {} follows {}", settings.version, before.version)];
-            match guard.reload(settings) {
+            match guard.reload(&settings) {
                 Ok(left) => Ok((changes, left)),
                 Err(faults) => Err(faults.iter().map(|fault| fault.problem.to_string()).collect::<Vec<_>>()),
             }

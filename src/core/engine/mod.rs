@@ -128,6 +128,7 @@ struct ClassLoops {
 
 /// Averages over about ten seconds.
 #[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::struct_field_names, reason = "the unit comes last")]
 struct Recent {
     offered_per_s: f64,
     admitted_per_s: f64,
@@ -172,12 +173,11 @@ impl Engine {
             .map(|(at, class)| {
                 let mut make = |kind, which, bounds: Bounds, law| {
                     let regulator = Regulator::new(law, bounds, &policy.control);
+                    // The outer ceiling begins open: what it was lowered for may be long gone.
+                    let kept = which == LoopKind::Inner || kind == LimitKind::Rate;
                     let last = last_good
                         .iter()
-                        .find(|last| {
-                            *last.class == *class.name && last.limit == kind && which != LoopKind::Outer
-                                || *last.class == *class.name && last.limit == kind && kind == LimitKind::Rate
-                        })
+                        .find(|last| kept && *last.class == *class.name && last.limit == kind)
                         .map(|last| last.value);
                     warm.push(last.is_some());
                     let limit = regulator.warm_start(last);
@@ -186,7 +186,7 @@ impl Engine {
                         which,
                         regulator,
                         limit,
-                        oscillation: Oscillation::new(Duration::from_secs(300)),
+                        oscillation: Oscillation::new(Duration::from_mins(5)),
                         since: now,
                         counts: Counts::default(),
                         peak: 0,

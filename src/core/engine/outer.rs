@@ -26,10 +26,10 @@ const REFRESH: Duration = Duration::from_secs(10);
 
 impl Engine {
     pub(super) fn step_outer(&mut self, door: &DoorReading, now: Time, events: &mut Vec<Event>) {
-        for class in 0..self.classes.len() {
+        for (class, seen) in door.iter().enumerate().take(self.classes.len()) {
             let Some(mut of) = self.classes[class].outer.take() else { continue };
-            of.peak = of.peak.max(door[class].in_flight_peak);
-            self.step_limit(class, &mut of, &door[class], now, events);
+            of.peak = of.peak.max(seen.in_flight_peak);
+            self.step_limit(class, &mut of, seen, now, events);
             self.classes[class].outer = Some(of);
         }
     }

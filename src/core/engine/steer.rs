@@ -12,7 +12,7 @@ use crate::core::time::{Time, WallMs};
 use std::time::Duration;
 
 /// The longest a pin without an explicit end may last, so that none is forgotten for ever.
-pub const PIN_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+pub const PIN_MAX: Duration = Duration::from_hours(30 * 24);
 
 /// What an operator may ask for.
 #[derive(Clone, PartialEq, Debug)]
@@ -260,7 +260,9 @@ impl Engine {
             })
         });
         let events = events.collect();
-        ended.iter().for_each(|pin| self.hand_over(pin));
+        for pin in &ended {
+            self.hand_over(pin);
+        }
         events
     }
 

@@ -228,14 +228,12 @@ impl Engine {
         let limits = self.table.classes[at];
         let seen = &door[at];
         let pinned = |kind| self.wheel.pins().iter().any(|pin| pin.class == at && pin.limit == kind);
-        let of_kind = |kind: LimitKind| {
-            loops
-                .inner
-                .iter()
-                .chain(&loops.outer)
-                .filter(move |of| of.kind == kind && (kind == LimitKind::Rate || of.which == LoopKind::Inner))
-                .last()
-        };
+        let of_kind =
+            |kind: LimitKind| {
+                loops.inner.iter().chain(&loops.outer).rfind(move |of| {
+                    of.kind == kind && (kind == LimitKind::Rate || of.which == LoopKind::Inner)
+                })
+            };
         let mut views = Vec::new();
         if class.treatment == Treatment::Limited {
             let of = of_kind(LimitKind::InFlight);

@@ -329,6 +329,7 @@ impl<W> Gate<W> {
     }
 
     /// An admitted exchange has ended: its slot is free for the next in line.
+    #[expect(clippy::needless_pass_by_value, reason = "a ticket is given back, not shown")]
     pub fn finish(
         &self,
         table: &LimitTable,
@@ -368,7 +369,9 @@ impl<W> Gate<W> {
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }
-            woken.into_iter().for_each(|(waiter, grant)| wake(waiter, grant));
+            for (waiter, grant) in woken {
+                wake(waiter, grant);
+            }
         }
     }
 
@@ -399,7 +402,9 @@ impl<W> Gate<W> {
             let mut queue = module.queue.lock().unwrap_or_else(PoisonError::into_inner);
             self.dispatch(table, &mut queue, now, &mut woken);
         }
-        woken.into_iter().for_each(|(waiter, grant)| wake(waiter, grant));
+        for (waiter, grant) in woken {
+            wake(waiter, grant);
+        }
     }
 
     /// How many waiters there are, in all modules.
@@ -593,7 +598,9 @@ impl<W> Gate<W> {
             }
             Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, request.waiter.slot)),
         };
-        woken.into_iter().for_each(|(waiter, grant)| wake(waiter, grant));
+        for (waiter, grant) in woken {
+            wake(waiter, grant);
+        }
         decision
     }
 
@@ -752,7 +759,7 @@ impl ClassGate {
 }
 
 /// No caller is sent away for longer than this.
-const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(2);
 
 /// A class's weight among those of its module.
 fn weight(priority: Priority) -> f64 {

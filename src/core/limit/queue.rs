@@ -111,8 +111,8 @@ impl Patience {
         self.at = now;
         self.learnt = Some(match known {
             // The short ones weigh more: whoever waits for half of theirs serves the others too.
-            Some(known) if waited < known => known - (known - waited) / 2,
-            Some(known) => known + (waited - known) / 20,
+            Some(known) if waited < known => (known + waited) / 2,
+            Some(known) => (known * 19 + waited) / 20,
             None => waited,
         });
     }
@@ -123,7 +123,7 @@ impl Patience {
 }
 
 /// Without anyone leaving for so long, patience is no longer known.
-const PATIENCE_MEMORY: Duration = Duration::from_secs(60);
+const PATIENCE_MEMORY: Duration = Duration::from_mins(1);
 
 /// A party as a key; without a credential, the address stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
