@@ -128,6 +128,22 @@ fn fifty_healthy_actors_are_no_backlog_of_submissions() {
 }
 
 #[test]
+fn a_gcs_that_has_fallen_silent_is_not_a_head_without_backlog() {
+    // Ray drops gauges that were not reported twice; the workers' own `ray_actors` stay.
+    let [(agent, page), _] = pages!("jobburst");
+    let is_gcs = |line: &&str| line.contains("Component=\"gcs_server\"");
+    let silent: String = page.lines().filter(|line| !is_gcs(line)).flat_map(|line| [line, "\n"]).collect();
+    assert!(silent.contains("\nray_actors{Component=\"core_worker\""));
+    let mut head = Head::new();
+    head.scrape(0, &[(agent, &silent)]);
+    assert!(matches!(head.reading("submission_backlog"), Err(Missing::NotFound { .. })));
+    head.scrape(10, &[(agent, page)]);
+    head.assert_reads("submission_backlog", 52.0);
+    head.scrape(20, &[(agent, &silent)]);
+    assert!(head.reading("submission_backlog").is_err(), "nor when it falls silent later");
+}
+
+#[test]
 fn negative_series_are_part_of_the_sum() {
     let page = include_str!("fixtures/ray/scrapes/serve_8080.prom");
     let select = Selector {

@@ -80,6 +80,24 @@ pub enum Reporter {
     Other,
 }
 
+impl Reporter {
+    /// Who feeds what a selector asks for.
+    #[must_use]
+    pub fn of(select: &Selector) -> Reporter {
+        let is_gcs = |condition: &LabelCondition| match condition {
+            LabelCondition::Is(label, value) => {
+                matches!((&**label, &**value), ("Component", "gcs_server") | ("Source", "gcs"))
+            }
+            _ => false,
+        };
+        if select.metric.starts_with("ray_gcs_") || select.labels.iter().any(is_gcs) {
+            Reporter::Gcs
+        } else {
+            reporter(select.metric.as_bytes(), select.metric.as_bytes()).unwrap_or(Reporter::Other)
+        }
+    }
+}
+
 /// One sample of interest.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
@@ -141,9 +159,8 @@ pub struct Exposition {
     samples: Vec<Sample>,
     /// Completeness.
     pub counts: Counts,
-    /// Lines seen per family, before label values were looked at: tells "the family is there,
-    /// no series matches" from "no such family".
-    pub family_lines: Vec<usize>,
+    /// Lines seen per family and [`Reporter`], before label values were looked at.
+    family_lines: Vec<[usize; 3]>,
     /// Lines lost per family.
     pub family_lost: Vec<usize>,
     /// A digest of what each reporter said, by [`Reporter`].
@@ -163,6 +180,13 @@ impl Exposition {
         let begin = self.samples.partition_point(|sample| sample.family < family);
         let len = self.samples[begin..].partition_point(|sample| sample.family == family);
         &self.samples[begin..begin + len]
+    }
+
+    /// Lines of a family that this reporter feeds, whatever their labels: tells "the family is
+    /// there, no series matches" from "no such family" and from "its reporter is silent".
+    #[must_use]
+    pub fn family_lines(&self, family: usize, reporter: Reporter) -> usize {
+        self.family_lines[family][reporter as usize]
     }
 
     /// A digest of everything this reporter said; equal digests: it said nothing new.
@@ -243,21 +267,22 @@ impl Filter {
         let mut reading = Exposition {
             samples: Vec::new(),
             counts: Counts { bytes: page.len(), ..Counts::default() },
-            family_lines: vec![0; self.families.len()],
+            family_lines: vec![[0; 3]; self.families.len()],
             family_lost: vec![0; self.families.len()],
             reported: [0; 3],
         };
         let mut batch = Batch::default();
         for line in Lines(page) {
             let Some(name) = name_of(line) else { continue };
-            if let Some(reporter) = reporter(name, line) {
+            let reporter = reporter(name, line);
+            if let Some(reporter) = reporter {
                 let said = &mut reading.reported[reporter as usize];
                 *said = said.wrapping_add(digest(line));
             }
             let Ok(place) = self.families.binary_search_by(|family| family.name.as_bytes().cmp(name)) else {
                 continue;
             };
-            reading.family_lines[place] += 1;
+            reading.family_lines[place][reporter.unwrap_or(Reporter::Other) as usize] += 1;
             let family = &self.families[place];
             if !family.wanted.iter().any(|wanted| wanted.may_match(line)) {
                 continue;
@@ -579,7 +604,7 @@ mod tests {
         let page = b"# TYPE up gauge\nup{job=\"ray\"} 1\nup{job=\"other\"} 2\nupper{job=\"ray\"} 3\n";
         let exposition = filter.read(page).unwrap();
         assert_eq!(values(&exposition), [1.0]);
-        assert_eq!(exposition.family_lines, [2], "both lines of the family were seen");
+        assert_eq!(exposition.family_lines(0, Reporter::Other), 2, "both lines of the family were seen");
         assert_eq!(exposition.counts.kept, 1);
     }
 

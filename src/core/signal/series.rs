@@ -26,8 +26,11 @@
 //! [`OBSERVATIONS_MIN`] of them, or as long.
 //!
 //! **Absence.** For `Sum`, a family that is on the page without a matching series is zero:
-//! Ray drops `ray_tasks{State="PENDING_..."}` when none is pending. For all others, and when
-//! the family is not there at all, the next alternative is tried.
+//! Ray drops `ray_tasks{State="PENDING_..."}` when none is pending. But Ray also drops the
+//! gauges of whoever has missed two reports, and `ray_actors` is fed by the GCS and by workers:
+//! a GCS too busy to report must not read as "no backlog". So it is zero only while the
+//! family has a line of the reporter that would say otherwise. For all others, and when there
+//! is none, the next alternative is tried.
 //!
 //! **Time stamps.** A sample's own stamp dates the reading; one that goes back, or lies more
 //! than [`STAMP_AHEAD_MAX`] in the future, makes it unusable. PromQL answers carry the time of
@@ -112,6 +115,7 @@ enum From {
 #[derive(Clone, Debug)]
 struct Selection {
     family: usize,
+    reporter: Reporter,
     labels: Vec<LabelCondition>,
     how: How,
     scale: f64,
@@ -515,12 +519,21 @@ impl Selection {
             _ => None,
         };
         let family = filter.family(&line_name(select, how))?;
-        Some(Selection { family, labels: select.labels.clone(), how: how.clone(), scale: *scale, divisor })
+        Some(Selection {
+            family,
+            reporter: Reporter::of(select),
+            labels: select.labels.clone(),
+            how: how.clone(),
+            scale: *scale,
+            divisor,
+        })
     }
 
     fn is_on(&self, page: &Exposition) -> bool {
         match self.how {
-            How::Sum => page.family_lines[self.family] > 0,
+            How::Sum => {
+                page.family_lines(self.family, self.reporter) > 0 || self.selected(page).next().is_some()
+            }
             _ => self.selected(page).next().is_some(),
         }
     }
@@ -574,7 +587,7 @@ impl Part {
         let said = match samples.first() {
             _ if stamp_ms.is_some() => 0,
             Some(sample) => page.reported(sample.reporter),
-            None => page.reported(Reporter::Other),
+            None => page.reported(selection.reporter),
         };
         let is_alive = selected != self.selected || said != self.said;
         let dated = date(stamp_ms, self.stamp_ms, seen.began, seen.wall);
