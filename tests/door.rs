@@ -544,3 +544,55 @@ async fn closing_finishes_what_is_under_way() {
     // The upstream of this rig closes with the door; an answer or a 502, but never silence.
     assert!(answer.is_some());
 }
+
+// --- Classes that know of each other ---
+
+#[tokio::test]
+async fn a_job_that_begins_ends_the_life_of_the_remembered_list() {
+    let rig = Rig::start().await;
+    for _ in 0..2 {
+        assert_eq!(rig.get("/api/jobs/", &[]).await.status, 200);
+    }
+    assert_eq!(rig.ray.count(), 1, "remembered");
+    let submit = "POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\ncontent-length: 2\r\n\r\n{}";
+    assert_eq!(rig.ask(submit).await.status, 200);
+    assert_eq!(rig.get("/api/jobs/", &[]).await.status, 200);
+    assert_eq!(rig.ray.count(), 3, "asked for anew");
+}
+
+#[tokio::test]
+async fn an_upload_whose_submission_would_be_refused_is_refused_before_it_is_sent() {
+    let rig = Rig::with_policy(|policy| {
+        let submit = &mut policy.classes[class("job-submit").index()];
+        submit.in_flight = Bounds::fixed(1.0);
+        submit.queue.len_max = 1;
+    })
+    .await;
+    let submit = |address: &str| {
+        format!(
+            "POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\nx-do: hold\r\nx-forwarded-for: {address}\r\n\
+             content-length: 2\r\n\r\n{{}}"
+        )
+    };
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut client = rig.client().await;
+        client.send(submit("10.0.0.66")).await;
+        held.push(client);
+    }
+    until("one is under way and one waits", || {
+        rig.in_flight("job-submit") == 1 && rig.waiting("job-submit") == 1
+    })
+    .await;
+    let upload = |address: &str| {
+        format!(
+            "PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: ray\r\nx-forwarded-for: {address}\r\n\
+             expect: 100-continue\r\ncontent-length: 90000000\r\n\r\n"
+        )
+    };
+    let refused = rig.ask(&upload("10.0.0.66")).await;
+    assert_eq!(refused.status, 429, "without a byte of the body");
+    let mut other = rig.client().await;
+    other.send(upload("10.0.0.1")).await;
+    assert!(other.head().await.unwrap().contains("100"), "another party's upload may begin");
+}

@@ -5,6 +5,7 @@
 //! whatever ends the exchange, once.
 
 use crate::core::time::Time;
+use crate::proxy::sessions::Alive;
 use crate::proxy::slot::Slot;
 use crate::proxy::upstream::Lease;
 use crate::runtime::clock::Clock;
@@ -197,6 +198,7 @@ pub enum Body {
 pub struct Streamed {
     inner: RayBody,
     slot: Option<Slot>,
+    alive: Option<Alive>,
 }
 
 impl Body {
@@ -215,7 +217,7 @@ impl Body {
     /// Ray's body; connection and slot are released when it ends.
     #[must_use]
     pub fn streamed(inner: RayBody, slot: Slot) -> Body {
-        let mut streamed = Streamed { inner, slot: Some(slot) };
+        let mut streamed = Streamed { inner, slot: Some(slot), alive: None };
         if streamed.inner.is_end_stream() {
             streamed.complete();
         }
@@ -223,8 +225,22 @@ impl Body {
     }
 }
 
+impl Body {
+    /// The same; a Ray Client session is alive for as long as it streams.
+    #[must_use]
+    pub fn with_session(mut self, alive: Option<Alive>) -> Body {
+        if let Body::Streamed(streamed) = &mut self
+            && streamed.slot.is_some()
+        {
+            streamed.alive = alive;
+        }
+        self
+    }
+}
+
 impl Streamed {
     fn complete(&mut self) {
+        self.alive = None;
         self.inner.release();
         if let Some(mut slot) = self.slot.take() {
             slot.served();
@@ -247,6 +263,7 @@ impl HttpBody for Body {
                 match &frame {
                     None => streamed.complete(),
                     Some(Err(_)) => {
+                        streamed.alive = None;
                         if let Some(mut slot) = streamed.slot.take() {
                             slot.failed();
                         }

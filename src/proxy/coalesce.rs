@@ -118,10 +118,18 @@ pub struct Lead {
     flights: Arc<Flights>,
     key: Key,
     stage: watch::Sender<Stage>,
+    epoch: u64,
 }
 
 #[derive(Debug, Default)]
-struct Flights(Mutex<HashMap<Key, Flight>>);
+struct Flights(Mutex<Air>);
+
+#[derive(Debug, Default)]
+struct Air {
+    flights: HashMap<Key, Flight>,
+    /// Rises when what has landed is forgotten.
+    epoch: u64,
+}
 
 #[derive(Debug)]
 struct Flight {
@@ -135,6 +143,14 @@ struct Flight {
 pub struct Coalescer(Arc<Flights>);
 
 impl Coalescer {
+    /// What has landed is out of date: from now on nobody is handed it. What is under way may
+    /// be out of date too; those who wait for it get it, nobody who comes later.
+    pub fn forget(&self) {
+        let mut air = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
+        air.epoch += 1;
+        air.flights.clear();
+    }
+
     /// Joins the flight of `key`, or begins one. Waits for the answer of whoever leads.
     pub async fn join(&self, key: Key, now: impl Fn() -> Time) -> Joined {
         // A leader refused at the gate passes the lead on; each turn somebody leads.
@@ -161,7 +177,8 @@ const TURNS_MAX: usize = 3;
 impl Flights {
     /// The flight of `key` under way, the lead of a new one, or `Err(None)` if there are too many.
     fn find_or_lead(self: &Arc<Self>, key: Key, now: Time) -> Result<Lead, Option<watch::Receiver<Stage>>> {
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut air = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Air { flights, epoch } = &mut *air;
         if let Some(flight) = flights.get(&key)
             && flight.until.is_none_or(|until| now < until)
             && !(flight.until.is_none() && flight.stage.has_changed().is_err())
@@ -176,7 +193,7 @@ impl Flights {
         }
         let (stage, receiver) = watch::channel(Stage::UnderWay);
         flights.insert(key, Flight { stage: receiver, until: None });
-        Ok(Lead { flights: Arc::clone(self), key, stage })
+        Ok(Lead { flights: Arc::clone(self), key, stage, epoch: *epoch })
     }
 }
 
@@ -185,13 +202,16 @@ impl Lead {
     pub fn land(self, shared: Shared, ttl: Duration, now: Time) -> Arc<Shared> {
         let shared = Arc::new(shared);
         self.stage.send_replace(Stage::Landed(Arc::clone(&shared)));
-        let mut flights = self.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if ttl.is_zero() {
-            flights.remove(&self.key);
-        } else if let Some(flight) = flights.get_mut(&self.key) {
-            flight.until = Some(now + ttl);
+        let mut air = self.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // What was begun before the last `forget` is no longer anyone's to find.
+        if air.epoch == self.epoch {
+            if ttl.is_zero() {
+                air.flights.remove(&self.key);
+            } else if let Some(flight) = air.flights.get_mut(&self.key) {
+                flight.until = Some(now + ttl);
+            }
         }
-        drop(flights);
+        drop(air);
         shared
     }
 
@@ -203,7 +223,7 @@ impl Lead {
 
 impl Drop for Lead {
     fn drop(&mut self) {
-        let mut flights = self.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Air { flights, .. } = &mut *self.flights.0.lock().unwrap_or_else(PoisonError::into_inner);
         if flights.get(&self.key).is_some_and(|flight| {
             flight.until.is_none() && flight.stage.same_channel(&self.stage.subscribe())
         }) {
@@ -290,6 +310,22 @@ mod tests {
         lead.land(shared("jobs"), Duration::from_secs(1), Time::ZERO);
         assert!(matches!(coalescer.join(key, || Time::from_secs_f64(0.9)).await, Joined::Answered(_)));
         assert!(matches!(coalescer.join(key, || Time::from_secs_f64(1.1)).await, Joined::Lead(_)));
+    }
+
+    #[tokio::test]
+    async fn what_is_forgotten_is_fetched_anew_even_if_it_lands_later() {
+        let coalescer = Coalescer::default();
+        let key = key("/api/jobs/", &[]).unwrap();
+        let second = Duration::from_secs(1);
+        let Joined::Lead(before) = coalescer.join(key, || Time::ZERO).await else { panic!("first leads") };
+        coalescer.forget();
+        let Joined::Lead(after) = coalescer.join(key, || Time::ZERO).await else { panic!("leads anew") };
+        before.land(shared("old"), second, Time::ZERO);
+        after.land(shared("new"), second, Time::ZERO);
+        let Joined::Answered(answer) = coalescer.join(key, || Time::ZERO).await else { panic!("answered") };
+        assert_eq!(answer.body, "new");
+        coalescer.forget();
+        assert!(matches!(coalescer.join(key, || Time::ZERO).await, Joined::Lead(_)));
     }
 
     /// Polls once.

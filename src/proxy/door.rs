@@ -9,6 +9,7 @@ use crate::core::request::classify::{Classifier, Match};
 use crate::core::request::identify::Identifier;
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::listen::Connections;
+use crate::proxy::sessions::Sessions;
 use crate::proxy::slot::Slot;
 use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
@@ -74,10 +75,49 @@ pub struct Door {
     pub tasks: Tasks,
     /// Refusals for the record; bounded, and what does not fit is counted by the meters anyway.
     pub sheds: mpsc::Sender<ShedNote>,
+    /// Ray Client sessions that are alive.
+    pub sessions: Sessions,
+    /// Classes that know of each other.
+    pub linked: Linked,
     /// Who is connected, over every listener.
     pub connections: Arc<Connections>,
     /// Request ids: unique within a run, and between runs by the prefix.
     pub ids: Arc<Ids>,
+}
+
+/// Classes that know of each other, by the names the catalogue gives them; `None` where the
+/// policy has no such class.
+#[derive(Clone, Copy, Debug)]
+pub struct Linked {
+    /// Submissions: uploads are their first half, and a job that begins changes the list.
+    pub submit: Option<ClassId>,
+    /// Uploads.
+    pub packages: Option<ClassId>,
+    /// Stopping and deleting, which change the list too.
+    pub control: Option<ClassId>,
+    /// New Ray Client sessions.
+    pub newcomer: Option<ClassId>,
+    /// Calls of Ray Client sessions that are alive.
+    pub call: Option<ClassId>,
+    /// Ray Client sessions, and those that come back.
+    pub sessions: [Option<ClassId>; 2],
+}
+
+impl Linked {
+    fn of(policy: &Policy) -> Linked {
+        let find = |name: &str| {
+            let place = policy.classes.iter().position(|class| &*class.name == name)?;
+            u8::try_from(place).ok().map(ClassId)
+        };
+        Linked {
+            submit: find("job-submit"),
+            packages: find("packages"),
+            control: find("job-control"),
+            newcomer: find("ray-client"),
+            call: find("ray-client-call"),
+            sessions: [find("ray-client-session"), find("ray-client-resume")],
+        }
+    }
 }
 
 /// Request ids: a prefix of this run and a counter.
@@ -132,12 +172,14 @@ impl Door {
         Arc::new(Door {
             gate,
             table: ArcSwap::from_pointee(table),
+            linked: Linked::of(&policy),
             policy,
             identifier,
             coalescer: Coalescer::default(),
             clock,
             tasks,
             sheds,
+            sessions: Sessions::default(),
             connections: Arc::default(),
             ids: Arc::new(Ids::new(clock.wall().0)),
         })
@@ -150,12 +192,14 @@ impl Door {
         Arc::new(Door {
             gate,
             table: ArcSwap::from(table),
+            linked: Linked::of(&policy),
             policy,
             identifier,
             coalescer: Coalescer::default(),
             clock: self.clock,
             tasks: self.tasks.clone(),
             sheds: self.sheds.clone(),
+            sessions: self.sessions.clone(),
             connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),
         })

@@ -2,6 +2,7 @@
 
 use crate::core::limit::gate::Ask;
 use crate::core::limit::gate::Shed;
+use crate::core::limit::meter::Reason;
 use crate::core::policy::Kind;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::Match;
@@ -24,6 +25,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The connection a request came on.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +46,7 @@ struct Passage {
     matched: Match,
     party: Party,
     tongue: Tongue,
+    session: Option<u64>,
 }
 
 /// Answers one request: recognise, share, admit, forward.
@@ -57,7 +60,7 @@ pub async fn handle(
     if let Err(problem) = shape::check(&request, peer.body.bytes_max) {
         return reject::unread(problem, &id);
     }
-    let (matched, party, trusted) = match recognise(&door, &entrance, peer, &request) {
+    let Recognised { matched, party, trusted, session } = match recognise(&door, &entrance, peer, &request) {
         Ok(recognised) => recognised,
         Err(suspicious) => return reject::malformed(&suspicious, &id),
     };
@@ -72,11 +75,14 @@ pub async fn handle(
         ClientBody::Streamed(body, (!grpc).then(|| Box::new(Pace::new(peer.body, door.clock))))
     };
     strip_hop_by_hop(&mut parts.headers);
+    if let Some(header) = door.identifier.key_header() {
+        parts.headers.remove(header);
+    }
     name_host(&mut parts);
     join_cookies(&mut parts.headers);
     let key = sharing_key(&door, matched, &parts);
     tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
-    let passage = Passage { door, entrance, id, matched, party, tongue };
+    let passage = Passage { door, entrance, id, matched, party, tongue, session };
 
     let mut response = match (upgrade, key) {
         (Some(client), _) => passage.tunnel(parts, client).await,
@@ -94,7 +100,7 @@ fn recognise(
     entrance: &Entrance,
     peer: Peer,
     request: &Request<Incoming>,
-) -> Result<(Match, Party, bool), Suspicious> {
+) -> Result<Recognised, Suspicious> {
     let headers = Lookup(request.headers());
     let facts = Facts {
         method: request.method().as_str(),
@@ -105,9 +111,26 @@ fn recognise(
         upgrade: tunnel::is_websocket(request.headers()),
         grpc: is_grpc(request.headers()),
     };
-    let matched = entrance.classifier.classify(&facts)?;
+    let mut matched = entrance.classifier.classify(&facts)?;
     let trusted = door.identifier.trusts(peer.address);
-    Ok((matched, door.identifier.identify(&facts), trusted))
+    let session = if facts.grpc { door.identifier.session(&facts) } else { None };
+    // A live session's question is not a newcomer's knock.
+    if let (Some(session), Some(call)) = (session, door.linked.call)
+        && Some(matched.class) == door.linked.newcomer
+        && door.sessions.is_alive(session)
+    {
+        matched.class = call;
+    }
+    Ok(Recognised { matched, party: door.identifier.identify(&facts), trusted, session })
+}
+
+/// What the door knows of a request before it decides.
+struct Recognised {
+    matched: Match,
+    party: Party,
+    trusted: bool,
+    /// The Ray Client session it belongs to.
+    session: Option<u64>,
 }
 
 /// The key under which the request may share an answer, if its class shares.
@@ -119,19 +142,49 @@ fn sharing_key(door: &Door, matched: Match, parts: &Parts) -> Option<Key> {
 impl Passage {
     /// The plain way: admit, forward, stream back.
     async fn pass(&self, parts: Parts, body: ClientBody) -> Response<Body> {
+        if let Some(refusal) = self.refuse_before_upload() {
+            return refusal;
+        }
         let slot = match self.admit().await {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
         match self.send(parts, body, slot).await {
             Ok(Ok((response, slot))) => {
+                if self.changes_jobs() {
+                    self.door.coalescer.forget();
+                }
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
-                Response::from_parts(parts, Body::streamed(body, slot))
+                Response::from_parts(parts, Body::streamed(body, slot).with_session(self.stay_alive()))
             }
             Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
             Err(late) => late,
         }
+    }
+
+    /// An upload whose submission would be refused is refused before its body is read.
+    fn refuse_before_upload(&self) -> Option<Response<Body>> {
+        let submit = self.door.linked.submit?;
+        let upload = Some(self.matched.class) == self.door.linked.packages;
+        if !upload || !self.door.gate.would_turn_away(&self.door.table.load(), submit, self.party) {
+            return None;
+        }
+        let shed = self.door.gate.refuse(self.matched.class, Reason::PartyShare, Duration::ZERO);
+        Some(self.refuse(shed))
+    }
+
+    /// Whether the job list is another one after this.
+    fn changes_jobs(&self) -> bool {
+        let class = Some(self.matched.class);
+        class == self.door.linked.submit || class == self.door.linked.control
+    }
+
+    /// A session is alive from the moment Ray takes its stream.
+    fn stay_alive(&self) -> Option<crate::proxy::sessions::Alive> {
+        let session = self.session?;
+        let opens = self.door.linked.sessions.contains(&Some(self.matched.class));
+        opens.then(|| self.door.sessions.open(session)).flatten()
     }
 
     /// The shared way: one leads, the others wait for its answer.
@@ -169,7 +222,7 @@ impl Passage {
             self.door.tasks.clone(),
         );
         let door = Arc::clone(&self.door);
-        let ttl = self.class().coalesce.map_or(std::time::Duration::ZERO, |coalesce| coalesce.ttl);
+        let ttl = self.class().coalesce.map_or(Duration::ZERO, |coalesce| coalesce.ttl);
         let bound = self.class().timeout.unwrap_or(forward::ABANDONED_MAX);
         self.door.tasks.spawn_until_closed(async move {
             let answer = tokio::time::timeout(bound, exchange).await;
@@ -262,7 +315,7 @@ enum Landed {
 }
 
 /// Collects an answer and hands it to all who wait; one too large goes to the leader alone.
-async fn land(door: &Door, lead: Lead, ttl: std::time::Duration, answer: Answer) -> Landed {
+async fn land(door: &Door, lead: Lead, ttl: Duration, answer: Answer) -> Landed {
     let (response, mut slot) = match answer {
         Ok(answer) => answer,
         Err(error) => return Landed::Failed(error), // dropping the lead passes it on
@@ -284,7 +337,7 @@ async fn land(door: &Door, lead: Lead, ttl: std::time::Duration, answer: Answer)
     slot.served();
     drop(slot);
     // An error is shared with those who wait now, but not with those who come later.
-    let ttl = if parts.status.is_success() { ttl } else { std::time::Duration::ZERO };
+    let ttl = if parts.status.is_success() { ttl } else { Duration::ZERO };
     let shared = Shared { status: parts.status, headers: parts.headers, body: bytes };
     Landed::Shared(lead.land(shared, ttl, door.clock.now()))
 }

@@ -8,6 +8,7 @@ pub mod headers;
 pub mod listen;
 pub mod preamble;
 pub mod reject;
+pub mod sessions;
 pub mod shape;
 pub mod sieve;
 pub mod slot;

@@ -420,6 +420,19 @@ impl<W> Gate<W> {
         Shed { class: id, reason, retry_after_s: class.retry_after(wait) }
     }
 
+    /// Whether a request of this class from this party would be turned away at once: the line is
+    /// full and the party stands in it already. (One that does not would take the place of
+    /// somebody who asks for more than its share.)
+    #[must_use]
+    pub fn would_turn_away(&self, table: &LimitTable, id: ClassId, party: Party) -> bool {
+        let (class, limits) = (self.class(id), table.class(id));
+        limits.treatment == Treatment::Limited
+            && limits.mode == Mode::Enforce
+            && class.queue_len_max > 0
+            && class.waiting.load(Ordering::Relaxed) >= class.queue_len_max
+            && self.lock(class.module).class_mut(id).is_some_and(|line| line.fair.waiting(party) > 0)
+    }
+
     /// Sets over how many seconds the class's refusals are spread (see `engine`).
     pub fn spread(&self, id: ClassId, seconds: u32) {
         self.class(id).spread_s.store(seconds.max(1), Ordering::Relaxed);

@@ -89,6 +89,13 @@ impl Identifier {
         Identifier { key_header: header, key_digests: digests, ..self }
     }
 
+    /// The header in which API keys come, if there are any: a secret between caller and door, that
+    /// Ray has no use for.
+    #[must_use]
+    pub fn key_header(&self) -> Option<&str> {
+        (!self.key_digests.is_empty()).then_some(&*self.key_header)
+    }
+
     /// Who asks.
     #[must_use]
     pub fn identify(&self, facts: &Facts) -> Party {
