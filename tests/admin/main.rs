@@ -11,3 +11,4 @@ mod api;
 mod cli;
 mod gate;
 mod metrics;
+mod page;
