@@ -76,19 +76,16 @@ def capacity_at(second, dips):
 
 
 def usable(plan, seconds, measured):
-    """What the head could usefully have done, in milliseconds: in each second the lesser of what waits
-    and what it can do, where what is left over waits on for as long as its clients do (a second)."""
+    """What the head could usefully have done, in milliseconds: in each second the lesser of what was asked
+    and what it can do."""
     notes = plan["notes"]
-    dips = notes.get("dips", [])
-    total = waits = 0.0
+    total = 0.0
     for second in range(*measured):
-        room = capacity_at(second, dips)
-        waits += sum(
+        room = capacity_at(second, notes.get("dips", []))
+        asked = sum(
             seconds[stream["name"]]["due"][second] * stream["request"][0].get("cost_ms", 0) for stream in plan["stream"]
         )
-        done = room if notes.get("saturating") else min(waits, room)
-        total += done
-        waits = min(max(waits - done, 0.0), room)
+        total += room if notes.get("saturating") else min(asked, room)
     return total
 
 
