@@ -1,5 +1,7 @@
 //! `core/` decides and does nothing else: this reads its sources to keep it so.
 
+#![allow(clippy::unwrap_used, reason = "tests")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

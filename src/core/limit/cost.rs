@@ -5,6 +5,11 @@
 //! before it: whatever lay earlier was spent on others. No probe, no configuration, and a
 //! request that waited behind a heavy one is not billed for it.
 //!
+//! A module that gives way in the middle of a request (an `await`) may do a neighbour's work
+//! between this one's arrival and departure, and the neighbour may depart later: its work is
+//! then billed to the wrong one. So nothing is billed for more than it takes when it is let
+//! alone: a low quantile of the route's own latency, slow to rise.
+//!
 //! In a module that overlaps its waiting (several requests truly in parallel) this reads too
 //! low by the degree of overlap, for all routes alike: shares stay right, and the concurrency
 //! limits, which do not depend on it, hold the rest.
@@ -18,13 +23,26 @@ const LEARN: f64 = 0.1;
 /// Routes with a cost of their own; those beyond share the last.
 pub const ROUTES_MAX: usize = 512;
 
+/// What one latency above (below) the low quantile moves it by, as a share of the distance:
+/// ten to one settles near the lowest tenth.
+const RISE: f64 = 0.005;
+/// See [`RISE`].
+const FALL: f64 = 0.2;
+
 /// Learnt work per route, in seconds.
 #[derive(Debug)]
-pub struct Costs(Box<[AtomicU64]>);
+pub struct Costs(Box<[Cost]>);
+
+/// What is known of one route; bits of `f64` seconds, 0 while nothing is.
+#[derive(Debug, Default)]
+struct Cost {
+    work: AtomicU64,
+    alone: AtomicU64,
+}
 
 impl Default for Costs {
     fn default() -> Costs {
-        Costs((0..ROUTES_MAX).map(|_| AtomicU64::new(0)).collect())
+        Costs((0..ROUTES_MAX).map(|_| Cost::default()).collect())
     }
 }
 
@@ -32,22 +50,36 @@ impl Costs {
     /// The estimate for a route in seconds; zero until one has been seen.
     #[must_use]
     pub fn get(&self, route: u16) -> f64 {
-        f64::from_bits(self.slot(route).load(Ordering::Relaxed))
+        let cost = self.slot(route);
+        read(&cost.work).min(read(&cost.alone))
     }
 
-    /// Learns from one observation in seconds. Two at once may lose one: it is an average.
-    pub fn learn(&self, route: u16, work: f64) {
+    /// Learns from one exchange: the work it was billed and the whole of its latency, in
+    /// seconds. Two at once may lose one: these are averages.
+    pub fn learn(&self, route: u16, work: f64, latency: f64) {
+        let cost = self.slot(route);
         if work.is_finite() && work >= 0.0 {
-            let slot = self.slot(route);
-            let old = f64::from_bits(slot.load(Ordering::Relaxed));
-            let new = if old == 0.0 { work } else { old + LEARN * (work - old) };
-            slot.store(new.to_bits(), Ordering::Relaxed);
+            mix(&cost.work, work, |_| LEARN);
+        }
+        if latency.is_finite() && latency > 0.0 {
+            mix(&cost.alone, latency, |old| if latency > old { RISE } else { FALL });
         }
     }
 
-    fn slot(&self, route: u16) -> &AtomicU64 {
+    fn slot(&self, route: u16) -> &Cost {
         &self.0[usize::from(route).min(ROUTES_MAX - 1)]
     }
+}
+
+fn read(bits: &AtomicU64) -> f64 {
+    f64::from_bits(bits.load(Ordering::Relaxed))
+}
+
+/// Moves an average towards `value` by the share that `weight` gives; the first value is taken whole.
+fn mix(bits: &AtomicU64, value: f64, weight: impl Fn(f64) -> f64) {
+    let old = read(bits);
+    let new = if old == 0.0 { value } else { old + weight(old) * (value - old) };
+    bits.store(new.to_bits(), Ordering::Relaxed);
 }
 
 /// A module's departures, in order.
@@ -81,11 +113,22 @@ mod tests {
     #[test]
     fn the_estimate_follows_and_ignores_nonsense() {
         let costs = Costs::default();
-        costs.learn(3, 0.1);
-        costs.learn(3, f64::NAN);
-        costs.learn(3, -1.0);
+        costs.learn(3, 0.1, 0.5);
+        costs.learn(3, f64::NAN, f64::NAN);
+        costs.learn(3, -1.0, -1.0);
         assert!((costs.get(3) - 0.1).abs() < 1e-12);
-        (0..200).for_each(|_| costs.learn(3, 0.2));
+        (0..200).for_each(|_| costs.learn(3, 0.2, 0.5));
         assert!((costs.get(3) - 0.2).abs() < 1e-6);
+    }
+
+    #[test]
+    fn nothing_is_billed_for_more_than_it_takes_when_let_alone() {
+        let costs = Costs::default();
+        (0..50).for_each(|_| costs.learn(7, 0.002, 0.003));
+        // A flood of neighbours: billed 20 ms of theirs, and slow with them.
+        (0..100).for_each(|_| costs.learn(7, 0.020, 0.060));
+        assert!(costs.get(7) < 0.035 && costs.get(7) > 0.0);
+        (0..20).for_each(|_| costs.learn(7, 0.020, 0.003));
+        assert!(costs.get(7) < 0.005, "{}", costs.get(7));
     }
 }

@@ -345,7 +345,7 @@ impl<W> Gate<W> {
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
         let work = if ticket.counted && class.kind == Kind::Unary && answered {
             let work = module.tally.departures.depart(ticket.admitted, now);
-            self.costs.learn(ticket.ask.route, work);
+            self.costs.learn(ticket.ask.route, work, latency.as_secs_f64());
             work
         } else {
             0.0
