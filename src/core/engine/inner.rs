@@ -1,8 +1,7 @@
 //! The inner loop: the door's own latency moves concurrency, class by class.
 //!
 //! A class steps when it has finished [`SAMPLES`] exchanges since its last step, or when
-//! [`PATIENCE`] has passed and there is anything to tell at all; far from its objective,
-//! [`SAMPLES_ALARM`] are enough, since then noise is not what is seen. Its pressure is latency over
+//! [`PATIENCE`] has passed and there is anything to tell at all. Its pressure is latency over
 //! objective, at the objective's quantile or the highest one that so few samples can tell
 //! (`1 - 2/n`: the largest of twenty is an outlier, not a p99). Exchanges that never end do not
 //! show in latencies; if nothing has ended for longer, that time stands in.
@@ -21,14 +20,10 @@ use crate::core::policy::Treatment;
 use crate::core::time::{Time, duration_from_secs};
 use std::time::Duration;
 
-/// So many exchanges tell a latency: the p95 of fewer swings by more than the deadband.
-pub(super) const SAMPLES: u64 = 60;
-
-/// So many tell that a limit is far from where it belongs.
-pub(super) const SAMPLES_ALARM: u64 = 20;
-
-/// Far is this ratio to the objective, above or below.
-const ALARM: f64 = 1.5;
+/// So many exchanges tell a latency. More would tell it better and find new room later: at 200
+/// the limit of a steady overload swings by 7 % instead of 29 %, and takes a minute instead of
+/// ten seconds to follow a head that has got its capacity back.
+pub(super) const SAMPLES: u64 = 20;
 
 /// After so long, fewer must do.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -68,7 +63,7 @@ impl Engine {
         let counts = seen.counts.since(&of.counts);
         let elapsed = now.since(of.since);
         let ended = counts.finished();
-        if elapsed < self.policy.control.inner_period || (ended < SAMPLES_ALARM && elapsed < PATIENCE) {
+        if elapsed < self.policy.control.inner_period || (ended < SAMPLES && elapsed < PATIENCE) {
             return None;
         }
         let telling = (1.0 - 2.0 / ended.max(1) as f64).max(0.5);
@@ -79,10 +74,6 @@ impl Engine {
             (latency, stalled) => latency.or(stalled),
         };
         let pressure = latency.map(|latency| latency / spec.slo.latency.as_secs_f64());
-        let alarmed = pressure.is_some_and(|pressure| pressure > ALARM || pressure < 1.0 / ALARM);
-        if ended < SAMPLES && elapsed < PATIENCE && !alarmed {
-            return None;
-        }
         self.classes[class].pressure = pressure;
         Some(Due { class, counts, elapsed, latency, pressure })
     }
