@@ -7,8 +7,6 @@ import pytest
 from door import Door
 from head import BIN
 
-pytestmark = pytest.mark.xfail(reason="the door speaks HTTP/1.1 to the Ray Client port, which needs HTTP/2")
-
 SCRIPT = """
 import ray, sys
 ray.init(sys.argv[1])

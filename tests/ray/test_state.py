@@ -37,7 +37,7 @@ def test_get_shows_the_same_actor(head, door, work):
 def test_logs_of_the_cluster_come_through(head, door):
     """`ray logs` takes no http address; it goes where RAY_API_SERVER_ADDRESS says."""
     direct, through = (
-        head.run("ray", "logs", "cluster", "gcs_server.out", "--tail", "5", env={"RAY_API_SERVER_ADDRESS": url})
+        head.run("ray", "logs", "cluster", "gcs_server.out", "--tail", "5", env={"RAY_API_SERVER_ADDRESS": url, "RAY_ADDRESS": f"127.0.0.1:{head.ports['gcs']}"})
         for url in (head.url, door.url)
     )
     assert through == direct
