@@ -11,7 +11,7 @@ use crate::admin::answer::{Answer, Problem, bytes, json, text};
 use crate::admin::page;
 use crate::admin::schema::{
     AdjustmentRow, Adjustments, Done, DoorView, EventRow, Events, FreezeOrder, LimitRow, Limits, ModeOrder,
-    PinOrder, ShedMode, State, UnpinOrder,
+    PinOrder, ReceiverTest, ShedMode, State, Tested, UnpinOrder,
 };
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::{ClassView, LimitView, SignalView, View};
@@ -351,7 +351,10 @@ async fn steer(desk: &Desk, path: &str, who: &str, body: &[u8]) -> Result<Answer
         "/api/v1/freeze" => freeze(parse(body)?, true),
         "/api/v1/unfreeze" => freeze(parse(body)?, false),
         "/api/v1/mode" => mode(parse(body)?),
-        _ => return test_alerts(desk).await,
+        _ => {
+            parse::<serde_json::Map<String, serde_json::Value>>(body)?;
+            return test_alerts(desk).await;
+        }
     };
     let who = if given_who.is_empty() { who.to_owned() } else { format!("{given_who} ({who})") };
     guard.order(&order, &words("who", &who)?, &words("why", &why)?).map_err(|refusal| refused(&refusal))?;
@@ -445,12 +448,15 @@ fn refused(refusal: &Refusal) -> Problem {
 }
 
 async fn test_alerts(desk: &Desk) -> Result<Answer, Problem> {
-    let _ = desk;
-    std::future::ready(Err(Problem::new(
-        StatusCode::CONFLICT,
-        "no_receivers",
-        "no receiver of alerts is configured",
-        "add [[alerts.notify]] to the configuration",
-    )))
-    .await
+    let outcomes = desk.notifier.test().await;
+    if outcomes.is_empty() {
+        return Err(Problem::new(
+            StatusCode::CONFLICT,
+            "no_receivers",
+            "no receiver of alerts is configured",
+            "add [[alerts.notify]] to the configuration",
+        ));
+    }
+    let receivers = outcomes.into_iter().map(|(receiver, problem)| ReceiverTest { receiver, problem });
+    Ok(ok(&Tested { receivers: receivers.collect() }))
 }

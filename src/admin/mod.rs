@@ -15,6 +15,7 @@ pub mod listen;
 pub mod page;
 pub mod schema;
 
+use crate::observe::notify::Notifier;
 use crate::runtime::guard::Guard;
 use access::Access;
 use history::History;
@@ -29,12 +30,18 @@ pub struct Desk {
     pub access: Access,
     /// The last quarter of an hour.
     pub history: History,
+    /// Whom alerts reach.
+    pub notifier: Notifier,
 }
 
 /// Serves until the guard's tasks close.
-pub fn start(guard: &Arc<Guard>, listener: listen::Listener, access: Access) {
-    let desk =
-        Arc::new(Desk { guard: Arc::clone(guard), access, history: History::new(&guard.settings().policy) });
+pub fn start(guard: &Arc<Guard>, listener: listen::Listener, access: Access, notifier: Notifier) {
+    let desk = Arc::new(Desk {
+        guard: Arc::clone(guard),
+        access,
+        history: History::new(&guard.settings().policy),
+        notifier,
+    });
     guard.tasks.spawn_until_closed(history::record(Arc::clone(&desk)));
     guard.tasks.spawn(listen::serve(listener, desk));
 }

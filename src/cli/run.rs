@@ -2,6 +2,7 @@
 
 use crate::admin;
 use crate::cli::secret::{self, SecretError};
+use crate::config::settings::NotifyUrl;
 use crate::config::{self, Overrides, Settings};
 use crate::core::engine::LastGood;
 use crate::core::journal::Event;
@@ -10,6 +11,7 @@ use crate::core::request::classify::Fault;
 use crate::observe::discover::{self, DiscoverFault};
 use crate::observe::fetch::{self, Fault as FetchFault};
 use crate::observe::ledger::{self, Ledger, Writer};
+use crate::observe::notify;
 use crate::proxy::listen::{self, Listener};
 use crate::proxy::tls::{Terminator, TlsError};
 use crate::proxy::upstream::Address;
@@ -60,6 +62,9 @@ pub enum RunError {
         /// What the OS says.
         source: std::io::Error,
     },
+    /// A receiver's secret address is none.
+    #[error("the secret address of a receiver of alerts is no URL; it begins with http:// or https://")]
+    Receiver,
     /// The admin listener's address is taken or not ours.
     #[error(
         "cannot listen on {address} for the operator: {source}; free the port, or set `admin.listen` to another or to \"off\""
@@ -122,7 +127,7 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
         tasks.clone(),
         Outlets { record, alerts },
     );
-    crate::observe::notify::start(&guard, transitions);
+    let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
     guard.note_start(&run);
     let listeners = bind(&settings).await?;
     let admin = bind_admin(&settings).await?;
@@ -140,7 +145,7 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
     }
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "state, metrics and steering");
-        admin::start(&guard, listener, access);
+        admin::start(&guard, listener, access, notifier);
     }
     crate::runtime::watch::start(&guard);
     say_whether_ray_is_there(&guard);
@@ -219,6 +224,28 @@ async fn bind(settings: &Settings) -> Result<Vec<Listener>, RunError> {
         listeners.push(listener.with_tls(tls).with_proxy_protocol(spec.proxy_protocol));
     }
     Ok(listeners)
+}
+
+/// Receivers of alerts, their secrets read.
+fn whom_to_tell(settings: &Settings) -> Result<notify::Options, RunError> {
+    let mut receivers = Vec::new();
+    for spec in &settings.alerts.notify {
+        let url = match &spec.url {
+            NotifyUrl::Plain(url) => url.clone(),
+            NotifyUrl::Secret(from) => {
+                let text = secret::read(from, "address of a receiver of alerts")?;
+                url::Url::parse(&text).ok().filter(|url| url.has_host()).ok_or(RunError::Receiver)?
+            }
+        };
+        let token =
+            spec.token.as_ref().map(|token| secret::read(token, "token of a receiver")).transpose()?;
+        receivers.push(notify::Receiver { kind: spec.kind, url, token });
+    }
+    Ok(notify::Options {
+        receivers,
+        repeat: settings.alerts.repeat,
+        runbook: settings.alerts.runbook_url.clone(),
+    })
 }
 
 /// The operator's listener, and who may steer through it.

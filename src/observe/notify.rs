@@ -1,21 +1,475 @@
-//! Telling people: alerts that began or ended.
+//! Telling people: alerts that began or ended, to Alertmanager, a webhook or Slack.
+//!
+//! Each receiver has a task, a bounded queue and its own pace, so that one that hangs holds up
+//! no other, and none holds up the loop. What comes within a second goes out as one message;
+//! of one alert only the latest word waits, so that a receiver that was away learns what is,
+//! not all that was. A failed message is tried again after 1, 2, 4 ... 60 s. What still fires is
+//! said again: to Alertmanager each minute (its alerts end by themselves unless renewed), to
+//! the others as `alerts.repeat` says.
+//!
+//! Addresses may be secrets: a receiver is named by its kind and host alone.
 
-use crate::core::alert::{AlertState, Transition};
-use crate::runtime::guard::Guard;
+use crate::config::settings::NotifyKind;
+use crate::core::alert::{Alert, AlertState, Severity, Transition};
+use crate::core::time::{Time, WallMs};
+use crate::runtime::clock::Clock;
+use crate::runtime::tasks::Tasks;
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use url::Url;
 
-/// Hands alerts on until the guard's tasks close. Without a configured receiver they are in the
-/// program's log and in the record.
-pub fn start(guard: &Arc<Guard>, mut transitions: mpsc::Receiver<Transition>) {
-    guard.tasks.spawn_until_closed(async move {
+/// What comes within this goes out together.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// One attempt, from connecting to the answer.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest pause between attempts.
+const PAUSE_MAX: Duration = Duration::from_mins(1);
+
+/// Alertmanager is told again so often, and ends an alert itself after four times that.
+const RENEW: Duration = Duration::from_mins(1);
+
+/// Transitions that may wait for a receiver's task.
+const QUEUE: usize = 256;
+
+/// Where systems keep the certificates they trust.
+const BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
+/// A receiver of alerts, its secrets read.
+#[derive(Clone)]
+pub struct Receiver {
+    /// What it speaks.
+    pub kind: NotifyKind,
+    /// Where it is.
+    pub url: Url,
+    /// The bearer token.
+    pub token: Option<String>,
+}
+
+impl Receiver {
+    /// Its kind and host.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let kind = match self.kind {
+            NotifyKind::Alertmanager => "alertmanager",
+            NotifyKind::Webhook => "webhook",
+            NotifyKind::Slack => "slack",
+        };
+        format!("{kind} {}", self.url.host_str().unwrap_or_default())
+    }
+}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// Whom to tell, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whom.
+    pub receivers: Vec<Receiver>,
+    /// What still fires is said again so often.
+    pub repeat: Duration,
+    /// Where runbooks stand; the alert's name is appended.
+    pub runbook: Option<Url>,
+}
+
+/// Why a message was not taken.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Untaken {
+    /// No connection, or it broke.
+    #[error("no connection: {0}")]
+    Unreachable(String),
+    /// Not in time.
+    #[error("no answer within {} s", TIMEOUT.as_secs())]
+    Slow,
+    /// An answer other than 2xx.
+    #[error("answered with status {status}: {said}")]
+    Status {
+        /// The status.
+        status: u16,
+        /// The beginning of its words.
+        said: String,
+    },
+}
+
+/// Tells receivers; copies share them.
+#[derive(Clone, Debug)]
+pub struct Notifier {
+    options: Arc<Options>,
+    clock: Clock,
+}
+
+/// Hands alerts on until the tasks close; each is in the program's log in any case.
+pub fn start(
+    tasks: &Tasks,
+    clock: Clock,
+    options: Options,
+    mut transitions: mpsc::Receiver<Transition>,
+) -> Notifier {
+    let notifier = Notifier { options: Arc::new(options), clock };
+    let queues: Vec<(String, mpsc::Sender<Transition>)> = notifier
+        .options
+        .receivers
+        .iter()
+        .map(|receiver| {
+            let (queue, waiting) = mpsc::channel(QUEUE);
+            tasks.spawn_until_closed(notifier.clone().tell(receiver.clone(), waiting));
+            (receiver.name(), queue)
+        })
+        .collect();
+    tasks.spawn_until_closed(async move {
         while let Some(transition) = transitions.recv().await {
             match transition.state {
                 AlertState::Firing => {
                     tracing::warn!(alert = transition.key, severity = ?transition.severity, "{}", transition.summary);
                 }
-                AlertState::Resolved => tracing::info!(alert = transition.key, "resolved: {}", transition.summary),
+                AlertState::Resolved => {
+                    tracing::info!(alert = transition.key, "resolved: {}", transition.summary);
+                }
+            }
+            for (receiver, queue) in &queues {
+                if queue.try_send(transition.clone()).is_err() {
+                    tracing::error!(%receiver, alert = transition.key, "too many alerts wait; this one is in the record alone");
+                }
             }
         }
     });
+    notifier
+}
+
+impl Notifier {
+    /// Sends a test to every receiver; its name, and why it did not take it.
+    pub async fn test(&self) -> Vec<(String, Option<String>)> {
+        let now = self.clock.now();
+        let mut outcomes = Vec::new();
+        for receiver in &self.options.receivers {
+            let body = self.message(receiver, &[&test_alert(now)]);
+            let outcome = post(receiver, body).await;
+            outcomes.push((receiver.name(), outcome.err().map(|untaken| untaken.to_string())));
+        }
+        outcomes
+    }
+
+    /// Tells one receiver, for as long as it is polled.
+    async fn tell(self, receiver: Receiver, mut queue: mpsc::Receiver<Transition>) {
+        let again = if receiver.kind == NotifyKind::Alertmanager { RENEW } else { self.options.repeat };
+        let mut desk = Desk::default();
+        let mut pause: Option<Duration> = None;
+        let mut said_at = self.clock.now();
+        loop {
+            // After a failure nothing but time helps; otherwise wait for word, or for the renewal.
+            let wait = pause.unwrap_or_else(|| again.saturating_sub(self.clock.now().since(said_at)));
+            match tokio::time::timeout(wait, queue.recv()).await {
+                Ok(None) => return,
+                Ok(Some(transition)) => {
+                    desk.take(transition);
+                    if pause.is_some() {
+                        continue;
+                    }
+                    tokio::time::sleep(GATHER).await;
+                    while let Ok(more) = queue.try_recv() {
+                        desk.take(more);
+                    }
+                }
+                Err(_) if pause.is_none() => desk.renew(),
+                Err(_) => {}
+            }
+            let waiting: Vec<&Transition> = desk.waiting.values().collect();
+            if waiting.is_empty() {
+                said_at = self.clock.now();
+                continue;
+            }
+            match post(&receiver, self.message(&receiver, &waiting)).await {
+                Ok(()) => {
+                    desk.said();
+                    pause = None;
+                    said_at = self.clock.now();
+                }
+                Err(untaken) => {
+                    let next = pause.map_or(GATHER, |pause| (pause * 2).min(PAUSE_MAX));
+                    tracing::warn!(receiver = %receiver.name(), %untaken, again_in = ?next, "alerts were not taken");
+                    pause = Some(next);
+                }
+            }
+        }
+    }
+
+    fn message(&self, receiver: &Receiver, alerts: &[&Transition]) -> Value {
+        match receiver.kind {
+            NotifyKind::Alertmanager => alerts.iter().map(|alert| self.for_alertmanager(alert)).collect(),
+            NotifyKind::Webhook => json!({
+                "source": "rayguard",
+                "version": env!("CARGO_PKG_VERSION"),
+                "alerts": alerts.iter().map(|alert| self.for_webhook(alert)).collect::<Vec<_>>(),
+            }),
+            NotifyKind::Slack => self.for_slack(alerts),
+        }
+    }
+
+    fn for_alertmanager(&self, alert: &Transition) -> Value {
+        let now = self.clock.wall();
+        let ends = match alert.state {
+            AlertState::Firing => WallMs(now.0 + 4 * 60_000),
+            AlertState::Resolved => now,
+        };
+        json!({
+            "labels": {
+                "alertname": alert.alert.label(),
+                "severity": severity(alert.severity),
+                "subject": alert.subject.as_deref().unwrap_or(""),
+                "alert_key": alert.key,
+                "source": "rayguard",
+            },
+            "annotations": {
+                "summary": alert.summary,
+                "description": alert.description,
+                "runbook_url": self.runbook(alert),
+            },
+            "startsAt": self.began(alert),
+            "endsAt": ends,
+        })
+    }
+
+    fn for_webhook(&self, alert: &Transition) -> Value {
+        json!({
+            "alert": alert.alert.label(),
+            "key": alert.key,
+            "state": alert.state.label(),
+            "severity": severity(alert.severity),
+            "subject": alert.subject,
+            "summary": alert.summary,
+            "description": alert.description,
+            "runbook_url": self.runbook(alert),
+            "since": self.began(alert),
+        })
+    }
+
+    fn for_slack(&self, alerts: &[&Transition]) -> Value {
+        let line = |alert: &&Transition| {
+            let head = match alert.state {
+                AlertState::Firing => severity(alert.severity),
+                AlertState::Resolved => "resolved",
+            };
+            let runbook = self.runbook(alert);
+            let runbook = if runbook.is_empty() { runbook } else { format!(" <{runbook}|runbook>") };
+            format!("*{head}* `{}` {}{runbook}", escaped(&alert.key), escaped(&alert.summary))
+        };
+        json!({ "text": alerts.iter().map(line).collect::<Vec<_>>().join("\n") })
+    }
+
+    fn runbook(&self, alert: &Transition) -> String {
+        let base = self.options.runbook.as_ref();
+        base.map_or_else(|| alert.runbook.clone(), |base| format!("{base}{}", alert.alert.label()))
+    }
+
+    fn began(&self, alert: &Transition) -> WallMs {
+        let ago = self.clock.now().since(alert.since).as_millis();
+        WallMs(self.clock.wall().0.saturating_sub(u64::try_from(ago).unwrap_or(u64::MAX)))
+    }
+}
+
+/// What is to be said to one receiver, and what it has been told fires.
+#[derive(Debug, Default)]
+struct Desk {
+    waiting: BTreeMap<String, Transition>,
+    firing: BTreeMap<String, Transition>,
+}
+
+impl Desk {
+    /// Only the latest word of each alert waits; an end whose beginning was never said is none.
+    fn take(&mut self, transition: Transition) {
+        let known = self.firing.contains_key(&transition.key);
+        if transition.state == AlertState::Resolved && !known {
+            self.waiting.remove(&transition.key);
+        } else {
+            self.waiting.insert(transition.key.clone(), transition);
+        }
+    }
+
+    fn renew(&mut self) {
+        self.waiting = self.firing.clone();
+    }
+
+    fn said(&mut self) {
+        for (key, transition) in std::mem::take(&mut self.waiting) {
+            match transition.state {
+                AlertState::Firing => self.firing.insert(key, transition),
+                AlertState::Resolved => self.firing.remove(&key),
+            };
+        }
+    }
+}
+
+fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Info => "info",
+        Severity::Warning => "warning",
+        Severity::Critical => "critical",
+    }
+}
+
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
+}
+
+fn test_alert(now: Time) -> Transition {
+    Transition {
+        alert: Alert::UpstreamDown,
+        state: AlertState::Firing,
+        severity: Severity::Info,
+        subject: Some("test".into()),
+        key: "test".into(),
+        summary: "this is a test of rayguard's alerts; nothing is wrong".into(),
+        description: "Somebody ran `rayguard alerts test`.".into(),
+        runbook: String::new(),
+        since: now,
+    }
+}
+
+/// One attempt.
+async fn post(receiver: &Receiver, message: Value) -> Result<(), Untaken> {
+    tokio::time::timeout(TIMEOUT, attempt(receiver, message)).await.unwrap_or(Err(Untaken::Slow))
+}
+
+async fn attempt(receiver: &Receiver, message: Value) -> Result<(), Untaken> {
+    let mut url = receiver.url.clone();
+    if receiver.kind == NotifyKind::Alertmanager {
+        url.set_path(&format!("{}/api/v2/alerts", url.path().trim_end_matches('/')));
+    }
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    let port = url.port_or_known_default().unwrap_or(80);
+    let target =
+        format!("{}{}", url.path(), url.query().map_or_else(String::new, |query| format!("?{query}")));
+    let named = &url[url::Position::BeforeHost..url::Position::AfterPort];
+    let mut request = http::Request::post(target)
+        .header(HOST, named)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::new(Bytes::from(message.to_string())))
+        .map_err(|error| Untaken::Unreachable(error.to_string()))?;
+    if let Some(token) = &receiver.token
+        && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}"))
+    {
+        value.set_sensitive(true);
+        request.headers_mut().insert(AUTHORIZATION, value);
+    }
+    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| unreachable(&error))?;
+    if url.scheme() == "https" {
+        let name = ServerName::try_from(host).map_err(|error| unreachable(&error))?;
+        let stream = tls()?.connect(name, stream).await.map_err(|error| unreachable(&error))?;
+        exchange(stream, request).await
+    } else {
+        exchange(stream, request).await
+    }
+}
+
+fn unreachable(error: &dyn std::error::Error) -> Untaken {
+    Untaken::Unreachable(error.to_string())
+}
+
+async fn exchange<S>(stream: S, request: http::Request<Full<Bytes>>) -> Result<(), Untaken>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(|error| unreachable(&error))?;
+    let asking = async {
+        let answer = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(());
+        }
+        let said = Limited::new(answer.into_body(), 64 * 1024).collect().await;
+        let said = said.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+        let said = String::from_utf8_lossy(&said).chars().take(200).collect();
+        Err(Untaken::Status { status: status.as_u16(), said })
+    };
+    tokio::pin!(asking, connection);
+    tokio::select! {
+        answer = &mut asking => answer,
+        // The connection has ended; what it brought is still to be read.
+        _ = &mut connection => asking.await,
+    }
+}
+
+/// TLS that trusts what the system trusts.
+fn tls() -> Result<tokio_rustls::TlsConnector, Untaken> {
+    let mut roots = rustls::RootCertStore::empty();
+    for bundle in BUNDLES {
+        if let Ok(certificates) = CertificateDer::pem_file_iter(bundle) {
+            roots.add_parsable_certificates(certificates.filter_map(Result::ok));
+        }
+    }
+    if roots.is_empty() {
+        return Err(Untaken::Unreachable(format!(
+            "no certificates are trusted here; install ca-certificates ({})",
+            BUNDLES.join(", ")
+        )));
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unreachable(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(tokio_rustls::TlsConnector::from(Arc::new(config)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(key: &str, state: AlertState) -> Transition {
+        Transition { key: key.into(), state, ..test_alert(Time::ZERO) }
+    }
+
+    #[test]
+    fn only_the_latest_word_of_an_alert_waits_and_an_end_nobody_heard_begin_is_not_said() {
+        let mut desk = Desk::default();
+        desk.take(word("a", AlertState::Firing));
+        desk.take(word("a", AlertState::Firing));
+        desk.take(word("b", AlertState::Firing));
+        desk.take(word("b", AlertState::Resolved));
+        assert_eq!(desk.waiting.keys().collect::<Vec<_>>(), ["a"]);
+        desk.said();
+        desk.take(word("a", AlertState::Resolved));
+        assert_eq!(desk.waiting["a"].state, AlertState::Resolved);
+        desk.said();
+        desk.renew();
+        assert!(desk.waiting.is_empty());
+    }
+
+    #[test]
+    fn slack_gets_text_that_cannot_be_mistaken_for_its_own_marks() {
+        let notifier = Notifier {
+            options: Arc::new(Options { receivers: Vec::new(), repeat: RENEW, runbook: None }),
+            clock: Clock::start(),
+        };
+        let alert = Transition { summary: "<!channel> & co".into(), ..test_alert(Time::ZERO) };
+        let text = notifier.for_slack(&[&alert]).to_string();
+        assert!(text.contains("&lt;!channel&gt; &amp; co"), "{text}");
+    }
+
+    #[test]
+    fn a_receiver_never_shows_its_whole_address() {
+        let url = Url::parse("https://hooks.example/services/SECRET").unwrap();
+        let receiver = Receiver { kind: NotifyKind::Slack, url, token: Some("hush".into()) };
+        assert_eq!(format!("{receiver:?}"), "slack hooks.example");
+    }
 }

@@ -3,11 +3,12 @@
 use rayguard::admin;
 use rayguard::admin::access::Access;
 use rayguard::admin::listen::Listener;
-use rayguard::config::settings::Address;
+use rayguard::config::settings::{Address, NotifyUrl};
 use rayguard::config::{self, Overrides};
 use rayguard::core::request::catalogue::Surface;
 use rayguard::emulator::{Emulator, EmulatorConfig, Running};
 use rayguard::observe::ledger::{self, Ledger, Pump, Writer};
+use rayguard::observe::notify::{self, Options, Receiver};
 use rayguard::proxy::listen::{self, Bounds};
 use rayguard::proxy::upstream;
 use rayguard::runtime::clock::Clock;
@@ -56,7 +57,13 @@ impl Gate {
         let (alerts, transitions) = mpsc::channel(256);
         let guard =
             Guard::new(Arc::clone(&settings), &[], [1, 2], clock, tasks.clone(), Outlets { record, alerts });
-        rayguard::observe::notify::start(&guard, transitions);
+        let receivers = settings.alerts.notify.iter().map(|spec| {
+            let NotifyUrl::Plain(url) = &spec.url else { panic!("tests name receivers in the open") };
+            Receiver { kind: spec.kind, url: url.clone(), token: None }
+        });
+        let options =
+            Options { receivers: receivers.collect(), repeat: settings.alerts.repeat, runbook: None };
+        let notifier = notify::start(&tasks, clock, options, transitions);
         let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let door_address = door.local_addr().unwrap();
         let upstream = upstream::Address::Tcp(head.dashboard.to_string());
@@ -64,7 +71,7 @@ impl Gate {
         tasks.spawn(listen::serve(door, front, tasks.clone(), Bounds::default()));
         let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
         let admin = format!("http://{}", listener.address());
-        admin::start(&guard, listener, Access::new(token, vec!["gate.test".into()]));
+        admin::start(&guard, listener, Access::new(token, vec!["gate.test".into()]), notifier);
         rayguard::runtime::watch::start(&guard);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         Gate { guard, head: Some(head), door: door_address, admin, client, dir }

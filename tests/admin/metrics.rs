@@ -107,7 +107,7 @@ async fn openmetrics_is_spoken_to_whoever_asks_for_it() {
 }
 
 /// Ended when dropped.
-struct Server(std::process::Child);
+pub(crate) struct Server(pub(crate) std::process::Child);
 
 impl Drop for Server {
     fn drop(&mut self) {
