@@ -234,7 +234,7 @@ fn whom_to_tell(settings: &Settings) -> Result<notify::Options, RunError> {
             NotifyUrl::Plain(url) => url.clone(),
             NotifyUrl::Secret(from) => {
                 let text = secret::read(from, "address of a receiver of alerts")?;
-                url::Url::parse(&text).ok().filter(|url| url.has_host()).ok_or(RunError::Receiver)?
+                url::Url::parse(&text).ok().filter(url::Url::has_host).ok_or(RunError::Receiver)?
             }
         };
         let token =

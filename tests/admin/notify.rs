@@ -62,7 +62,8 @@ async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     let taken: Arc<Mutex<Vec<Value>>> = Arc::default();
     let seen = Arc::clone(&taken);
-    let server = tokio::task::spawn(async move {
+    let mut server = tokio::task::JoinSet::new();
+    server.spawn(async move {
         for attempt in 0.. {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
@@ -94,13 +95,13 @@ async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
         let taken = taken.lock().unwrap();
         taken
             .iter()
-            .flat_map(|body| body["alerts"].as_array().cloned())
+            .filter_map(|body| body["alerts"].as_array().cloned())
             .flatten()
             .find(|alert| alert["key"] == "upstream-down")
     })
     .await;
     assert_eq!((alert["state"].as_str(), alert["severity"].as_str()), (Some("firing"), Some("critical")));
-    server.abort();
+    server.abort_all();
 }
 
 #[tokio::test]
