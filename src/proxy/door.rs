@@ -1,7 +1,7 @@
 //! The door's state: the table everybody reads, the gate everybody passes, the way to Ray.
 
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
-use crate::core::limit::meter::Outcome;
+use crate::core::limit::meter::{Outcome, Reason};
 use crate::core::limit::table::LimitTable;
 use crate::core::policy::{ClassId, Policy};
 use crate::core::request::catalogue::Surface;
@@ -17,6 +17,7 @@ use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// How a waiter is reached: with a slot of its own, or with the refusal.
@@ -209,6 +210,7 @@ impl Door {
     /// its place in the line with it.
     pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Slot, Shed> {
         let (decision, receiver) = self.decide(ask);
+        let too_late = || self.gate.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
         match (decision, receiver) {
             (Decision::Admit(ticket), _) => Ok(Slot::new(Arc::clone(self), ticket)),
             (Decision::Shed(shed), _) => Err(shed),
@@ -220,32 +222,18 @@ impl Door {
                 match verdict {
                     Ok(Ok(verdict)) => verdict,
                     // Dropped senders do not happen; were one dropped, the head is not at fault.
-                    Ok(Err(_)) => Err(self.gate.refuse(
-                        ask.class,
-                        crate::core::limit::meter::Reason::QueueTimeout,
-                        std::time::Duration::ZERO,
-                    )),
+                    Ok(Err(_)) => Err(too_late()),
                     Err(_) => match self.gate.expire(id) {
                         Some((_, shed)) => Err(shed),
                         // The verdict was on its way when the time was up.
-                        None => receiver.await.unwrap_or_else(|_| {
-                            Err(self.gate.refuse(
-                                ask.class,
-                                crate::core::limit::meter::Reason::QueueTimeout,
-                                std::time::Duration::ZERO,
-                            ))
-                        }),
+                        None => receiver.await.unwrap_or_else(|_| Err(too_late())),
                     },
                 }
             }
             (Decision::Wait(id, _), None) => {
                 // The gate takes the waiter it was offered whenever it says `Wait`.
                 let _ = self.gate.cancel(id, self.clock.now());
-                Err(self.gate.refuse(
-                    ask.class,
-                    crate::core::limit::meter::Reason::QueueTimeout,
-                    std::time::Duration::ZERO,
-                ))
+                Err(too_late())
             }
         }
     }

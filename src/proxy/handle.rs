@@ -3,7 +3,6 @@
 use crate::core::limit::gate::Ask;
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
-use crate::core::policy::Kind;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::Match;
 use crate::core::request::facts::Facts;
@@ -368,12 +367,6 @@ fn origin_form(mut parts: Parts) -> Parts {
     parts.version = http::Version::HTTP_11;
     parts.extensions.clear();
     parts
-}
-
-/// Ray Client and Serve know held exchanges by their class.
-#[must_use]
-pub fn is_held(door: &Door, matched: Match) -> bool {
-    door.policy.classes[matched.class.index()].kind == Kind::Held
 }
 
 /// The surface a listener serves, for logs.
