@@ -169,7 +169,36 @@ async fn a_call_passes_with_its_trailers() {
         assert_eq!((&*body, status.as_deref()), (&b"ping"[..], Some("0")));
     }
     assert_eq!(head.connections.load(SeqCst), 1, "one connection for all");
-    assert_eq!(rig.in_flight("ray-client"), 0);
+    assert_eq!(rig.in_flight("ray-client"), 1, "one session, which has not opened its stream yet");
+}
+
+#[tokio::test]
+async fn a_newcomer_keeps_its_place_until_its_stream_is_answered() {
+    let (rig, head, _tasks) = start(|policy| {
+        policy.classes[class("ray-client").index()].in_flight = Bounds::fixed(1.0);
+    })
+    .await;
+    let mut sender = connect(&rig).await;
+    let (_, _, status) = ask(&mut sender, CLUSTER_INFO, "first").await;
+    assert_eq!(status.as_deref(), Some("0"));
+    let calls = head.calls.load(SeqCst);
+
+    let (say, request) = call(CLUSTER_INFO, "second");
+    drop(say);
+    let second = rig.door.tasks.clone();
+    let (answered, mut answer) = mpsc::channel(1);
+    let mut other = connect(&rig).await;
+    second.spawn(async move {
+        let response = other.send_request(request).await.unwrap();
+        let _ = answered.send(response.headers().contains_key("grpc-status")).await;
+    });
+    until("the second waits", || rig.waiting("ray-client") == 1).await;
+    assert_eq!(head.calls.load(SeqCst), calls, "nothing of it reached Ray");
+
+    let (_say, request) = call(DATAPATH, "first");
+    let _body = sender.send_request(request).await.unwrap().into_body();
+    assert_eq!(answer.recv().await, Some(false), "its turn has come: no refusal");
+    assert_eq!(rig.in_flight("ray-client"), 1);
 }
 
 #[tokio::test]

@@ -18,6 +18,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HEAD_PORT = 18265
 DOOR_PORT = 18266
+CLIENT_HEAD_PORT = 18267  # Ray Client, on a real head only
+CLIENT_DOOR_PORT = 18268
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -96,17 +98,31 @@ def find_rayguard():
     return os.environ.get("RAYGUARD", str(ROOT / "target/release/rayguard"))
 
 
-def commands(work):
+# On a real head rayguard guards Ray Client's port too; all else stays as shipped.
+REAL = f"""listen = [
+  {{ address = "127.0.0.1:{DOOR_PORT}" }},
+  {{ address = "127.0.0.1:{CLIENT_DOOR_PORT}", kind = "ray-client", upstream = "http://127.0.0.1:{CLIENT_HEAD_PORT}" }},
+]
+"""
+
+
+def commands(work, real=False):
     """Name -> command of every contender, None for nothing at all."""
-    peers = HERE / "peers"
+
+    def peer(name):
+        own = HERE / "peers" / "real" / name
+        return str(own if real and own.exists() else HERE / "peers" / name)
+
+    if real:
+        (work / "rayguard.toml").write_text(REAL)
     envoy = [find_envoy() or "envoy", "--concurrency", "1", "--log-level", "error", "--use-dynamic-base-id", "-c"]
     return {
         "nothing": None,
-        "nginx": ["nginx", "-p", str(work), "-c", str(peers / "nginx.conf")],
-        "haproxy": ["haproxy", "-f", str(peers / "haproxy.cfg")],
-        "envoy-local": [*envoy, str(peers / "envoy-local.yaml")],
-        "envoy-adaptive": [*envoy, str(peers / "envoy-adaptive-default.yaml")],
-        "envoy-adaptive-tuned": [*envoy, str(peers / "envoy-adaptive-tuned.yaml")],
+        "nginx": ["nginx", "-p", str(work), "-c", peer("nginx.conf")],
+        "haproxy": ["haproxy", "-f", peer("haproxy.cfg")],
+        "envoy-local": [*envoy, peer("envoy-local.yaml")],
+        "envoy-adaptive": [*envoy, peer("envoy-adaptive-default.yaml")],
+        "envoy-adaptive-tuned": [*envoy, peer("envoy-adaptive-tuned.yaml")],
         "rayguard": [
             find_rayguard(),
             "run",
@@ -115,8 +131,7 @@ def commands(work):
             *os.environ.get("RAYGUARD_RUN_ARGS", "").split(),
             "--upstream",
             f"http://127.0.0.1:{HEAD_PORT}",
-            "--listen",
-            f"127.0.0.1:{DOOR_PORT}",
+            *(["--config", str(work / "rayguard.toml")] if real else ["--listen", f"127.0.0.1:{DOOR_PORT}"]),
         ],
     }
 
@@ -124,9 +139,10 @@ def commands(work):
 class Contender:
     """A context in which the contender stands at `port`."""
 
-    def __init__(self, name, work):
+    def __init__(self, name, work, real=False):
         self.name = name
         self.work = Path(work)
+        self.real = real
         self.process = None
 
     @property
@@ -138,7 +154,7 @@ class Contender:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
-        command = commands(self.work)[self.name]
+        command = commands(self.work, self.real)[self.name]
         if command:
             self.process = Process(command, self.work / f"{self.name}.log", cwd=self.work)
             try:

@@ -1,77 +1,69 @@
 """A real Ray head under a flood, with nothing in front and with each contender.
 
-    python3 benches/protection/real_ray.py [--scenarios a-tasks,b-job-list] [--contenders nothing,rayguard]
+    python3 benches/protection/real_ray.py [--scenarios a-tasks,b-job-list] [--contenders nothing,rayguard] [--rounds 2]
 
 To be run by a Python that has Ray (see tests/ray/requirements.txt). Each cell begins with a new
-head, which is given a history first: 1,000 finished tasks and some finished jobs. Prints the
-polite clients' figures before, during and after the flood, writes them as JSON, and draws one
-plot per scenario.
+head, which is given a history first: 1,000 finished tasks and 119 finished jobs. Rounds are
+interleaved. Prints a row per cell, then a table with the median and spread of each scenario and contender
+beside its bars; writes everything as JSON, and draws one plot per scenario.
 """
 
 import argparse
 import json
 import math
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
-import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests" / "ray"))
 
-from contenders import HEAD_PORT, HERE, ROOT, Contender, commands, find_rayguard
-from head import Head, wait_until
+from contenders import CLIENT_DOOR_PORT, CLIENT_HEAD_PORT, HEAD_PORT, HERE, ROOT, Contender, commands, find_rayguard
+from head import Head
+from history import History
+from plot import plot
+from recovery import PATIENCE_S, Backlog, Recovery
 
-TASKS = "import ray; ray.init(); f = ray.remote(lambda: None); ray.get([f.remote() for _ in range(1000)])"
-
-
-def ask(path, body=None):
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{HEAD_PORT}{path}",
-        data=json.dumps(body).encode() if body is not None else None,
-        headers={"Content-Type": "application/json"} if body is not None else {},
-    )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-def give_history(jobs):
-    """Finished tasks and jobs, as a day leaves them behind; returns the id of one job."""
-    first = ask("/api/jobs/", {"entrypoint": f'python -c "{TASKS}"'})["submission_id"]
-    wait_until("a job that runs 1,000 tasks", lambda: ask(f"/api/jobs/{first}")["status"] in ("SUCCEEDED", "FAILED"), 120, 1)
-    if (status := ask(f"/api/jobs/{first}")["status"]) != "SUCCEEDED":
-        raise RuntimeError(f"the history could not be made: {status}: {ask(f'/api/jobs/{first}/logs')}")
-    ids = [ask("/api/jobs/", {"entrypoint": "true"})["submission_id"] for _ in range(jobs)]
-    wait_until(
-        "the jobs' end",
-        lambda: all(job["status"] in ("SUCCEEDED", "FAILED") for job in ask("/api/jobs/") if job["submission_id"] in ids),
-        300,
-        2,
-    )
-    return first
+# The bars, for polite clients: what is answered in time, and how long the slowest hundredth takes.
+SUCCESS_MIN = 0.995
+P99_MS_MAX, P99_CALM_TIMES_MAX = 250.0, 2.0
+VERSION_P99_MS_MAX = 100.0
+HEALTHY_S_MAX = 3.0
+OF_ITS_OWN = {("a-tasks", "ray list actors"): 500.0}
+VICTIMS = {"a-tasks": "ray list actors"}  # drawn; of the others: job status
 
 
-def cell(scenario, name, jobs, work):
-    text = (HERE / "real" / f"{scenario}.toml").read_text()
-    head = Head(cpus=2)
-    head.ports["dashboard"] = HEAD_PORT
-    head.arguments = ["--min-worker-port=20000", "--max-worker-port=24999"]  # clear of the bench's ports
+def cell(scenario, name, options, work):
+    """One measurement: a new head, its history, the contender, the load."""
+    text = (HERE / "real" / f"{scenario}.toml").read_text() + "\n" + (HERE / "real" / "polite.toml").read_text()
+    notes = tomllib.loads(text)["notes"]
+    flood_end = notes.get("flood", [0, tomllib.loads(text)["duration_s"]])[1]
+    head = Head(cpus=2, env={"RAY_memory_monitor_refresh_ms": "0"})
+    head.ports |= {"dashboard": HEAD_PORT, "client": CLIENT_HEAD_PORT}
+    head.arguments = ["--min-worker-port=25000", "--max-worker-port=29999"]  # clear of ours and Ray Client's
     with head:
-        job = give_history(jobs)
+        ids = History(head).make(options.jobs, {part for part in ("talker", "quiet") if f"{{{part}}}" in text})
+        for part, job in ids.items():
+            text = text.replace(f"{{{part}}}", job)
         plan = Path(work) / f"{scenario}.toml"
-        if "{quiet}" in text:
-            ask("/api/jobs/", {"submission_id": "raysubmit_quiet", "entrypoint": "sleep 300"})
-            wait_until("a quiet job", lambda: ask("/api/jobs/raysubmit_quiet")["status"] == "RUNNING", 60, 1)
-        plan.write_text(text.replace("{job}", job).replace("{quiet}", "raysubmit_quiet"))
-        with Contender(name, work) as contender:
+        plan.write_text(text)
+        with Contender(name, work, real=True) as contender:
             time.sleep(8)  # its first readings
             cpu_before, _ = head.usage()
+            recovery, backlog = Recovery(head, ids["job"], flood_end), Backlog(head)
+            recovery.start()
+            if notes.get("backlog"):
+                backlog.start()
+            clients = storm(name, notes) if "ray_clients" in notes else None
             load = [find_rayguard(), "load", str(plan), "--target", contender.target]
-            done = subprocess.run(load, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=200)
+            done = subprocess.run(load, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=400)
             if done.returncode:
                 raise RuntimeError(done.stderr.decode())
+            recovery.join(PATIENCE_S)
+            backlog.ended.set()
             cpu_after, rss = head.usage()
             cpu, own = contender.usage()
     report = json.loads(done.stdout)
@@ -80,6 +72,9 @@ def cell(scenario, name, jobs, work):
         "contender": name,
         "windows": {window["name"]: window["streams"] for window in report["windows"]},
         "seconds": report["seconds"],
+        "healthy_s": recovery.seconds,
+        "backlog": {"deepest": backlog.deepest, "series": backlog.series} if notes.get("backlog") else None,
+        "ray_clients": json.loads(clients.communicate(timeout=150)[0]) if clients else None,
         "head_cpu_s": cpu_after - cpu_before,
         "head_rss_mib": rss,
         "contender_cpu_s": cpu,
@@ -88,93 +83,136 @@ def cell(scenario, name, jobs, work):
     }
 
 
-def line(result):
-    """The figures of a cell, a row per polite stream."""
-    rows = []
-    for stream in result["windows"]["flood"]:
-        if stream == "flood":
-            continue
-        figures = [result["windows"][window].get(stream, {}) for window in ("calm", "flood", "after")]
-        text = "  ".join(
-            f"{window} {f.get('in_time_share', 0) * 100:5.1f} % p99 {f.get('p99_ms') or math.nan:8.0f} ms"
-            for window, f in zip(("calm", "flood", "after"), figures)
-        )
-        rows.append(f"{result['scenario']:12} {result['contender']:14} {stream:16} {text}")
-    return "\n".join(rows)
-
-
-# === plot ===
-
-COLOURS = {"nothing": "#c0392b", "rayguard": "#1f7a4d", "nginx": "#8e8e93", "haproxy": "#b08900", "envoy-adaptive": "#5b5bd6"}
-WIDTH, HEIGHT, LEFT, TOP, BOTTOM = 760, 300, 64, 46, 44
-LOW_MS, HIGH_MS = 1.0, 30_000.0
-
-
-def y_of(ms):
-    share = (math.log10(min(max(ms, LOW_MS), HIGH_MS)) - math.log10(LOW_MS)) / (math.log10(HIGH_MS) - math.log10(LOW_MS))
-    return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
-
-
-def x_of(second, length):
-    return LEFT + second / length * (WIDTH - LEFT - 16)
-
-
-def plot(scenario, results, stream):
-    """One victim's slowest answer per second, by contender; a cross where one was not answered in time."""
-    notes = tomllib.loads((HERE / "real" / f"{scenario}.toml").read_text())["notes"]
-    length = max(len(result["seconds"][stream]["due"]) for result in results)
+def storm(name, notes):
+    """Starts the Ray Client connections; they knock when the flood is due."""
+    port = CLIENT_HEAD_PORT if name == "nothing" else CLIENT_DOOR_PORT
     begin, end = notes["flood"]
-    out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
-        f'<rect x="{x_of(begin, length):.1f}" y="{TOP}" width="{x_of(end, length) - x_of(begin, length):.1f}" height="{HEIGHT - TOP - BOTTOM}" fill="#f4ece4"/>',
-        f'<text x="{LEFT}" y="18" font-size="14" font-weight="bold" fill="#222">{stream}, while somebody floods a real Ray head</text>',
-        f'<text x="{LEFT}" y="35" fill="#555">{notes["title"]} (shaded). Slowest answer in each second; a cross is a request not answered in time.</text>',
+    script = f"sleep {begin - 3}; exec {sys.executable} {HERE / 'clients.py'} 127.0.0.1:{port} {notes['ray_clients']} {end - begin - 10}"
+    return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+
+
+# === figures ===
+
+
+def is_polite(stream):
+    return not stream.startswith("flood")
+
+
+def sheds(window):
+    return sum(figures["fates"].get(code, 0) for stream, figures in window.items() if is_polite(stream) for code in ("429", "503"))
+
+
+def summary(result):
+    """A cell in few figures: each a bar, or what explains one."""
+    calm = result["windows"]["calm"]
+    flood = result["windows"].get("flood", calm)
+    polite = {stream: figures for stream, figures in flood.items() if is_polite(stream)}
+    due = sum(figures["due"] for figures in polite.values())
+    slow = {}
+    for stream, figures in polite.items():
+        # With few questions the slowest hundredth is the slowest one.
+        bar = max(OF_ITS_OWN.get((result["scenario"], stream), P99_MS_MAX), P99_CALM_TIMES_MAX * (calm[stream]["p99_ms"] or 0))
+        bar = VERSION_P99_MS_MAX if stream == "version" else bar
+        slow[stream] = (figures["p99_ms"] or math.inf) / bar
+    flooders = [figures for stream, figures in flood.items() if not is_polite(stream)]
+    return {
+        "success": sum(figures["in_time"] for figures in polite.values()) / max(1, due),
+        "worst_success": min(figures["in_time_share"] for figures in polite.values()),
+        "job_p99_ms": polite["job status"]["p99_ms"] or math.inf,
+        "actors_p99_ms": polite["ray list actors"]["p99_ms"] or math.inf,
+        "version_p99_ms": polite["version"]["p99_ms"] or math.inf,
+        "calm_job_p99_ms": calm["job status"]["p99_ms"] or math.inf,
+        "p99_over_bar": max(slow.values()),
+        "healthy_s": math.inf if result["healthy_s"] is None else result["healthy_s"],
+        "calm_sheds": sheds(calm),
+        "polite_sheds": sheds(result["windows"]["whole"]),
+        "flood_in_time": sum(figures["in_time"] for figures in flooders),
+        "flood_due": sum(figures["due"] for figures in flooders),
+        "head_cpu_s": result["head_cpu_s"],
+        "head_rss_mib": result["head_rss_mib"],
+        "contender_cpu_s": result["contender_cpu_s"],
+        "contender_rss_mib": result["contender_rss_mib"],
+        "backlog": (result["backlog"] or {}).get("deepest"),
+    }
+
+
+def row(result):
+    figures = summary(result)
+    extra = f"  backlog {figures['backlog']}" if figures["backlog"] is not None else ""
+    extra += f"  ray clients {result['ray_clients']}" if result["ray_clients"] else ""
+    extra += "  (noisy)" if result["late_p99_ms"] > 25 else ""
+    return (
+        f"{result['scenario']:14} {result['contender']:15} polite {figures['success'] * 100:5.1f} %"
+        f"  p99 ms job {figures['job_p99_ms']:7.0f} (calm {figures['calm_job_p99_ms']:.0f})"
+        f" actors {figures['actors_p99_ms']:7.0f} version {figures['version_p99_ms']:7.0f}"
+        f"  healthy {figures['healthy_s']:5.1f} s  sheds calm {figures['calm_sheds']} polite {figures['polite_sheds']}"
+        f"  flood {figures['flood_in_time']}/{figures['flood_due']}  head {figures['head_cpu_s']:.0f} CPU s {figures['head_rss_mib']:.0f} MiB"
+        f"  own {figures['contender_cpu_s']:.1f} CPU s {figures['contender_rss_mib']:.0f} MiB{extra}"
+    )
+
+
+def middle(values, form):
+    """Median, and the spread where there is one."""
+    values = sorted(values)
+    text = form(statistics.median(values))
+    return text if len(values) == 1 else f"{text} ({form(values[0])}..{form(values[-1])})"
+
+
+def table(everything):
+    """Markdown: a row per scenario and contender; **bold** where a bar is missed."""
+    def number(value):
+        return "never" if math.isinf(value) else f"{value:.0f}"
+
+    columns = [
+        ("polite answered in time", "success", lambda v: f"{math.floor(v * 1000) / 10:.1f} %", lambda v, _: v < SUCCESS_MIN),
+        ("job status p99, ms", "job_p99_ms", number, lambda v, s: v > max(P99_MS_MAX, P99_CALM_TIMES_MAX * s["calm_job_p99_ms"])),
+        ("`ray list actors` p99, ms", "actors_p99_ms", number, lambda v, _: False),
+        ("version p99, ms", "version_p99_ms", number, lambda v, _: v > VERSION_P99_MS_MAX),
+        ("slowest p99 / its bar", "p99_over_bar", lambda v: "-" if math.isinf(v) else f"{v:.2f}", lambda v, _: v > 1),
+        ("head healthy after, s", "healthy_s", lambda v: f"> {PATIENCE_S}" if math.isinf(v) else f"{v:.1f}", lambda v, _: v > HEALTHY_S_MAX),
+        ("polite shed", "polite_sheds", number, lambda v, _: v > 0),
+        ("flood got", "flood_in_time", number, lambda v, _: False),
+        ("head CPU s", "head_cpu_s", number, lambda v, _: False),
+        ("own CPU s", "contender_cpu_s", lambda v: f"{v:.1f}", lambda v, _: False),
     ]
-    for ms, label in ((1, "1 ms"), (10, "10 ms"), (100, "100 ms"), (1000, "1 s"), (10000, "10 s")):
-        out.append(f'<line x1="{LEFT}" x2="{WIDTH - 16}" y1="{y_of(ms):.1f}" y2="{y_of(ms):.1f}" stroke="#e2e2e2"/>')
-        out.append(f'<text x="{LEFT - 8}" y="{y_of(ms) + 4:.1f}" text-anchor="end" fill="#555">{label}</text>')
-    for second in range(0, length + 1, 5):
-        out.append(f'<text x="{x_of(second, length):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle" fill="#555">{second}</text>')
-    out.append(f'<text x="{WIDTH - 16}" y="{HEIGHT - 8}" text-anchor="end" fill="#555">seconds</text>')
-    for place, result in enumerate(results):
-        colour = COLOURS.get(result["contender"], "#444")
-        seconds = result["seconds"][stream]
-        points = [(x_of(s + 0.5, length), y_of(ms)) for s, ms in enumerate(seconds["p99_ms"]) if ms is not None]
-        out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
-        for second, (due, in_time) in enumerate(zip(seconds["due"], seconds["in_time"])):
-            if in_time < due:
-                x, y = x_of(second + 0.5, length), TOP + 6 + 9 * place
-                out.append(f'<path d="M{x - 3:.1f} {y - 3}l6 6m0 -6l-6 6" stroke="{colour}" stroke-width="1.5"/>')
-        x = LEFT + 150 * place
-        label = "without" if result["contender"] == "nothing" else f"with {result['contender']}"
-        out.append(f'<line x1="{x}" x2="{x + 22}" y1="{HEIGHT - 12}" y2="{HEIGHT - 12}" stroke="{colour}" stroke-width="3"/>')
-        out.append(f'<text x="{x + 28}" y="{HEIGHT - 8}" fill="#222">{label}</text>')
-    out.append("</svg>")
-    return "\n".join(out)
-
-
-VICTIMS = {"a-tasks": "ray list actors"}  # of the others: job status
+    lines = ["| scenario | in front | " + " | ".join(title for title, *_ in columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for scenario, name in dict.fromkeys((result["scenario"], result["contender"]) for result in everything):
+        figures = [summary(r) for r in everything if (r["scenario"], r["contender"]) == (scenario, name)]
+        cells = []
+        for _, key, form, missed in columns:
+            text = middle([f[key] for f in figures], form)
+            bad = statistics.median(missed(f[key], f) for f in figures) > 0.5
+            cells.append(f"**{text}**" if bad else text)
+        lines.append(f"| {scenario} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main():
+    plans = sorted(path.stem for path in (HERE / "real").glob("[a-z]-*.toml"))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenarios", default="a-tasks,b-job-list", help=", ".join(sorted(p.stem for p in (HERE / "real").glob("*.toml"))))
+    parser.add_argument("--scenarios", default=",".join(plans), help="all of them")
     parser.add_argument("--contenders", default="nothing,rayguard", help=", ".join(commands(Path("."))))
-    parser.add_argument("--jobs", type=int, default=60, help="finished jobs in the head's history")
+    parser.add_argument("--jobs", type=int, default=119, help="finished jobs in the head's history")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "target/protection")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     everything = []
     with tempfile.TemporaryDirectory(prefix="protection-") as work:
         for scenario in options.scenarios.split(","):
-            results = []
-            for name in options.contenders.split(","):
-                results.append(cell(scenario, name, options.jobs, work))
-                print(line(results[-1]), flush=True)
-                everything.append(results[-1])
-                (options.out / "real-ray.json").write_text(json.dumps(everything))
-            (options.out / f"{scenario}.svg").write_text(plot(scenario, results, VICTIMS.get(scenario, "job status")))
+            first = []
+            for number in range(options.rounds):
+                for name in options.contenders.split(","):
+                    result = cell(scenario, name, options, work)
+                    print(row(result), flush=True)
+                    everything.append(result)
+                    first += [result] if number == 0 else []
+                    (options.out / "real-ray.json").write_text(json.dumps(everything))
+            notes = tomllib.loads((HERE / "real" / f"{scenario}.toml").read_text())["notes"]
+            if "flood" in notes:
+                (options.out / f"{scenario}.svg").write_text(plot(notes, first, VICTIMS.get(scenario, "job status")))
+    print("\n" + table(everything))
+    (options.out / "real-ray.md").write_text(table(everything) + "\n")
 
 
 if __name__ == "__main__":

@@ -214,10 +214,10 @@ impl Body {
         Body::Full(Some(bytes.into()))
     }
 
-    /// Ray's body; connection and slot are released when it ends.
+    /// Ray's body; connection and slot, if it rides here, are released when it ends.
     #[must_use]
-    pub fn streamed(inner: RayBody, slot: Slot) -> Body {
-        let mut streamed = Streamed { inner, slot: Some(slot), alive: None };
+    pub fn streamed(inner: RayBody, slot: impl Into<Option<Slot>>) -> Body {
+        let mut streamed = Streamed { inner, slot: slot.into(), alive: None };
         if streamed.inner.is_end_stream() {
             streamed.complete();
         }

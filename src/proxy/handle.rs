@@ -13,7 +13,7 @@ use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{Lookup, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client};
-use crate::proxy::reject::{self, Refused, Tongue};
+use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
 use crate::proxy::shape;
 use crate::proxy::slot::Slot;
 use crate::proxy::tunnel;
@@ -113,10 +113,10 @@ fn recognise(
     let mut matched = entrance.classifier.classify(&facts)?;
     let trusted = door.identifier.trusts(peer.address);
     let session = if facts.grpc { door.identifier.session(&facts) } else { None };
-    // A live session's question is not a newcomer's knock.
+    // The question of a session that was let in is not a newcomer's knock.
     if let (Some(session), Some(call)) = (session, door.linked.call)
         && Some(matched.class) == door.linked.newcomer
-        && door.sessions.is_alive(session)
+        && door.sessions.is_known(session)
     {
         matched.class = call;
     }
@@ -148,14 +148,19 @@ impl Passage {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
-        match self.send(parts, body, slot).await {
+        let opening = self.opens_session().map(|session| self.door.sessions.opening(session));
+        let answer = self.send(parts, body, slot).await;
+        match answer {
             Ok(Ok((response, slot))) => {
                 if self.changes_jobs() {
                     self.door.coalescer.forget();
                 }
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
-                Response::from_parts(parts, Body::streamed(body, slot).with_session(self.stay_alive()))
+                let slot = self.keep_place(&parts, slot);
+                let body = Body::streamed(body, slot).with_session(self.stay_alive());
+                drop(opening);
+                Response::from_parts(parts, body)
             }
             Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
             Err(late) => late,
@@ -179,11 +184,24 @@ impl Passage {
         class == self.door.linked.submit || class == self.door.linked.control
     }
 
+    /// A newcomer that Ray answered keeps its place until its session has started; any other slot
+    /// rides in the answer.
+    fn keep_place(&self, answer: &http::response::Parts, slot: Slot) -> Option<Slot> {
+        let newcomer = Some(self.matched.class) == self.door.linked.newcomer;
+        let welcome = answer.status.is_success() && !answer.headers.contains_key(GRPC_STATUS);
+        let Some(session) = self.session.filter(|_| newcomer && welcome) else { return Some(slot) };
+        self.door.tasks.spawn_until_closed(self.door.sessions.start(session, slot));
+        None
+    }
+
+    /// The session whose stream this is.
+    fn opens_session(&self) -> Option<u64> {
+        self.session.filter(|_| self.door.linked.sessions.contains(&Some(self.matched.class)))
+    }
+
     /// A session is alive from the moment Ray takes its stream.
     fn stay_alive(&self) -> Option<crate::proxy::sessions::Alive> {
-        let session = self.session?;
-        let opens = self.door.linked.sessions.contains(&Some(self.matched.class));
-        opens.then(|| self.door.sessions.open(session)).flatten()
+        self.door.sessions.open(self.opens_session()?)
     }
 
     /// The shared way: one leads, the others wait for its answer.

@@ -509,9 +509,10 @@ pub const CLASSES: &[ClassDefault] = &[
         about: "new Ray Client sessions: each becomes a server process on the head",
         priority: 6,
         rate: Some(RateBounds { per_second: bounds(10.0, 0.5, 50.0), burst: 64 }),
-        in_flight: bounds(16.0, 4.0, 24.0),
+        // In flight from its first question until its process has started: about a second of a core each.
+        in_flight: bounds(4.0, 1.0, 16.0),
         queue: queue(64, seconds(4)),
-        slo: slo(0.95, seconds(2)),
+        slo: slo(0.95, seconds(5)),
         timeout: Some(seconds(30)),
         signals: &["head_memory", "head_cpu", "gcs_latency"],
         ..UNARY
