@@ -8,11 +8,11 @@
 use crate::admin::Desk;
 use crate::admin::access::Peer;
 use crate::admin::answer::{Answer, Problem, bytes, json, text};
-use crate::admin::page;
 use crate::admin::schema::{
     AdjustmentRow, Adjustments, Done, DoorView, EventRow, Events, FreezeOrder, LimitRow, Limits, ModeOrder,
-    PinOrder, ReceiverTest, ShedMode, State, Tested, UnpinOrder,
+    PinOrder, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinOrder,
 };
+use crate::admin::{clients, discovery, page};
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::{ClassView, LimitView, SignalView, View};
 use crate::core::journal::{Event, printable};
@@ -21,6 +21,7 @@ use crate::core::time::WallMs;
 use crate::observe::ledger::Entry;
 use crate::observe::metrics;
 use crate::runtime::guard::Guard;
+use crate::runtime::reload::NotReloaded;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -31,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What is asked where. The OpenAPI description is held to this list by a test.
-pub const ROUTES: [(&str, &str); 18] = [
+pub const ROUTES: [(&str, &str); 21] = [
     ("/", "GET"),
     ("/livez", "GET"),
     ("/readyz", "GET"),
@@ -44,11 +45,14 @@ pub const ROUTES: [(&str, &str); 18] = [
     ("/api/v1/adjustments", "GET"),
     ("/api/v1/events", "GET"),
     ("/api/v1/history", "GET"),
+    ("/api/v1/clients", "GET"),
+    ("/api/v1/discovery", "GET"),
     ("/api/v1/pin", "POST"),
     ("/api/v1/unpin", "POST"),
     ("/api/v1/freeze", "POST"),
     ("/api/v1/unfreeze", "POST"),
     ("/api/v1/mode", "POST"),
+    ("/api/v1/reload", "POST"),
     ("/api/v1/alerts/test", "POST"),
 ];
 
@@ -114,7 +118,7 @@ where
         return steer(desk, path, &who, &body).await;
     }
     let query = Query::parse(head.uri.query().unwrap_or_default());
-    look(desk, path, &head.headers, &query)
+    look(desk, peer, path, &head.headers, &query)
 }
 
 fn is(method: &Method, expected: &str) -> bool {
@@ -123,7 +127,7 @@ fn is(method: &Method, expected: &str) -> bool {
 
 // === looking ===
 
-fn look(desk: &Desk, path: &str, headers: &HeaderMap, query: &Query) -> Result<Answer, Problem> {
+fn look(desk: &Desk, peer: Peer, path: &str, headers: &HeaderMap, query: &Query) -> Result<Answer, Problem> {
     let guard = &desk.guard;
     match path {
         "/api/v1/adjustments" => {
@@ -140,6 +144,11 @@ fn look(desk: &Desk, path: &str, headers: &HeaderMap, query: &Query) -> Result<A
             let since = query.since(guard.clock.wall())?.map_or(0, |since| since.0);
             return Ok(ok(&desk.history.columns(since, query.get("class"))));
         }
+        "/api/v1/clients" => {
+            query.only(&["limit"])?;
+            let open = desk.access.may_steer(peer, headers).is_ok();
+            return Ok(ok(&clients::clients(desk, query.limit(20)?, open)));
+        }
         _ => query.only(&[])?,
     }
     Ok(match path {
@@ -150,6 +159,7 @@ fn look(desk: &Desk, path: &str, headers: &HeaderMap, query: &Query) -> Result<A
         "/openapi.json" => bytes(StatusCode::OK, "application/json", OPENAPI),
         "/api/v1/limits" => ok(&limits(&guard.view())),
         "/api/v1/signals" => ok::<Vec<SignalView>>(&guard.view().signals),
+        "/api/v1/discovery" => ok(&discovery::discovery(desk)),
         "/api/v1/alerts" => ok(&guard.view().alerts),
         _ => ok(&state(desk)),
     })
@@ -351,15 +361,21 @@ async fn steer(desk: &Desk, path: &str, who: &str, body: &[u8]) -> Result<Answer
         "/api/v1/freeze" => freeze(parse(body)?, true),
         "/api/v1/unfreeze" => freeze(parse(body)?, false),
         "/api/v1/mode" => mode(parse(body)?),
+        "/api/v1/reload" => return reload(desk, parse(body)?, who).await,
         _ => {
             parse::<serde_json::Map<String, serde_json::Value>>(body)?;
             return test_alerts(desk).await;
         }
     };
-    let who = if given_who.is_empty() { who.to_owned() } else { format!("{given_who} ({who})") };
+    let who = by(&given_who, who);
     guard.order(&order, &words("who", &who)?, &words("why", &why)?).map_err(|refusal| refused(&refusal))?;
     tracing::info!(who = %printable(&who), why = %printable(&why), "{done}");
     Ok(ok(&Done { done, table: guard.door().table.load().version }))
+}
+
+/// Whoever it says it is, and what the connection tells.
+fn by(given: &str, who: &str) -> String {
+    if given.is_empty() { who.to_owned() } else { format!("{given} ({who})") }
 }
 
 type Asked = (Order, String, String, String);
@@ -445,6 +461,45 @@ fn refused(refusal: &Refusal) -> Problem {
         Refusal::NotPinned { .. } => (StatusCode::CONFLICT, "not_pinned", "nothing is to be done"),
     };
     Problem::new(status, code, refusal.to_string(), remedy)
+}
+
+async fn reload(desk: &Desk, order: FreezeOrder, who: &str) -> Result<Answer, Problem> {
+    let (who, why) = (words("who", &by(&order.who, who))?, words("why", &order.why)?);
+    let asked =
+        if why.is_empty() { format!("asked for by {who}") } else { format!("asked for by {who}: {why}") };
+    match desk.reloader.reload(asked).await {
+        Ok(left) => {
+            let config = desk.guard.settings().version.to_string();
+            let takes_restart: Vec<String> = left.iter().map(|part| (*part).to_owned()).collect();
+            let but = match &takes_restart[..] {
+                [] => String::new(),
+                parts => format!(" but for {}, which take a restart", parts.join(", ")),
+            };
+            let done = format!("configuration {config} is in force{but}");
+            Ok(ok(&Reloaded { done, config, takes_restart }))
+        }
+        Err(NotReloaded::Refused(problems)) => Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "config_refused",
+            format!(
+                "the new configuration is refused, the last good one stays in force: {}",
+                problems.join("\n")
+            ),
+            "run `rayguard check --config FILE`, mend it, and reload again",
+        )),
+        Err(NotReloaded::NoFile) => Err(Problem::new(
+            StatusCode::CONFLICT,
+            "no_file",
+            "rayguard runs without a configuration file, so there is nothing to read again",
+            "start it with `rayguard run --config FILE`",
+        )),
+        Err(NotReloaded::Closing) => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "winding_up",
+            "rayguard is winding up",
+            "ask its successor",
+        )),
+    }
 }
 
 async fn test_alerts(desk: &Desk) -> Result<Answer, Problem> {

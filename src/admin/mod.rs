@@ -10,6 +10,8 @@
 pub mod access;
 pub mod answer;
 pub mod api;
+pub mod clients;
+pub mod discovery;
 pub mod history;
 pub mod listen;
 pub mod page;
@@ -17,6 +19,7 @@ pub mod schema;
 
 use crate::observe::notify::Notifier;
 use crate::runtime::guard::Guard;
+use crate::runtime::reload::Reloader;
 use access::Access;
 use history::History;
 use std::sync::Arc;
@@ -32,15 +35,24 @@ pub struct Desk {
     pub history: History,
     /// Whom alerts reach.
     pub notifier: Notifier,
+    /// Who reads the configuration again.
+    pub reloader: Reloader,
 }
 
 /// Serves until the guard's tasks close.
-pub fn start(guard: &Arc<Guard>, listener: listen::Listener, access: Access, notifier: Notifier) {
+pub fn start(
+    guard: &Arc<Guard>,
+    listener: listen::Listener,
+    access: Access,
+    notifier: Notifier,
+    reloader: Reloader,
+) {
     let desk = Arc::new(Desk {
         guard: Arc::clone(guard),
         access,
         history: History::new(&guard.settings().policy),
         notifier,
+        reloader,
     });
     guard.tasks.spawn_until_closed(history::record(Arc::clone(&desk)));
     guard.tasks.spawn(listen::serve(listener, desk));

@@ -196,7 +196,7 @@ pub struct UnpinOrder {
     pub who: String,
 }
 
-/// `POST /api/v1/freeze` and `/unfreeze`.
+/// `POST /api/v1/freeze`, `/unfreeze` and `/reload`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FreezeOrder {
@@ -242,6 +242,17 @@ pub struct Done {
     pub done: String,
     /// Version of the limit table now in force.
     pub table: u64,
+}
+
+/// What came of `POST /api/v1/reload`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Reloaded {
+    /// One sentence.
+    pub done: String,
+    /// Names the configuration now in force.
+    pub config: String,
+    /// What changed too, and takes a restart.
+    pub takes_restart: Vec<String>,
 }
 
 /// `POST /api/v1/alerts/test`.

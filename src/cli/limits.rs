@@ -1,13 +1,19 @@
-//! `rayguard limits`: every limit, where it stands between its bounds, and who holds it.
+//! `rayguard limits`: every limit, where it stands between its bounds, and who holds it; and
+//! `rayguard limits suggest`, which writes some ([`crate::cli::suggest`]).
 
 use crate::admin::schema::{LimitRow, Limits};
 use crate::cli::client::{Client, ClientError, Format, Paint, Reach, json, length, table};
+use crate::cli::suggest;
 use crate::core::journal::{number, printable};
 use std::io::{self, Write};
 
 /// Shows every limit and its bounds.
 #[derive(clap::Args, Clone, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Args {
+    /// Something else than showing them.
+    #[command(subcommand)]
+    pub command: Option<Instead>,
     /// Where to ask.
     #[command(flatten)]
     pub reach: Reach,
@@ -15,8 +21,18 @@ pub struct Args {
     pub class: Option<String>,
 }
 
+/// What there is besides showing limits.
+#[derive(clap::Subcommand, Clone, Debug)]
+pub enum Instead {
+    /// Write a section of configuration from what has been asked so far, with its reasons.
+    Suggest(suggest::Args),
+}
+
 /// Carries out the command.
 pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
+    if let Some(Instead::Suggest(args)) = &args.command {
+        return suggest::run(args, out).await;
+    }
     let mut limits: Limits = Client::new(&args.reach)?.get("/api/v1/limits").await?;
     if let Some(class) = &args.class {
         limits.limits.retain(|row| row.class == *class);

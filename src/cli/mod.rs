@@ -3,6 +3,7 @@
 pub mod alerts;
 pub mod check;
 pub mod client;
+pub mod clients;
 pub mod completions;
 pub mod demo;
 pub mod doctor;
@@ -16,6 +17,7 @@ pub mod secret;
 pub mod simulate;
 pub mod status;
 pub mod steer;
+pub mod suggest;
 
 use crate::admin::schema::ShedMode;
 use clap::{Parser, Subcommand};
@@ -62,7 +64,9 @@ enum Command {
 enum Operate {
     /// Show the gate on one screen.
     Status(status::Args),
-    /// Show every limit and its bounds.
+    /// Show who asks most, and what becomes of it.
+    Clients(clients::Args),
+    /// Show every limit and its bounds, or suggest some from what is asked.
     Limits(limits::Args),
     /// Hold a limit at a value for a while.
     Pin(steer::PinArgs),
@@ -76,6 +80,8 @@ enum Operate {
     Shadow(steer::ModeArgs),
     /// Shed what the limits do not bear, for one class or all.
     Enforce(steer::ModeArgs),
+    /// Read the configuration again, and say what is wrong with it.
+    Reload(steer::FreezeArgs),
     /// Show the alerts that fire, or send a test.
     Alerts(alerts::Args),
 }
@@ -126,6 +132,7 @@ async fn operate(command: Operate) -> Result<(), client::ClientError> {
     let paint = client::Paint::stdout();
     match command {
         Operate::Status(args) => status::run(&args, out, paint).await,
+        Operate::Clients(args) => clients::run(&args, out).await,
         Operate::Limits(args) => limits::run(&args, out, paint).await,
         Operate::Pin(args) => steer::pin(&args, out).await,
         Operate::Unpin(args) => steer::unpin(&args, out).await,
@@ -133,6 +140,7 @@ async fn operate(command: Operate) -> Result<(), client::ClientError> {
         Operate::Unfreeze(args) => steer::freeze(&args, false, out).await,
         Operate::Shadow(args) => steer::mode(&args, ShedMode::Shadow, out).await,
         Operate::Enforce(args) => steer::mode(&args, ShedMode::Enforce, out).await,
+        Operate::Reload(args) => steer::reload(&args, out).await,
         Operate::Alerts(args) => alerts::run(&args, out, paint).await,
     }
 }

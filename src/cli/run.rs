@@ -143,14 +143,14 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
         );
         tasks.spawn(listen::serve(listener, front, tasks.clone(), (&settings.http).into()));
     }
+    let reloader = reload::start(&guard, source);
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "state, metrics and steering");
-        admin::start(&guard, listener, access, notifier);
+        admin::start(&guard, listener, access, notifier, reloader);
     }
     crate::runtime::watch::start(&guard);
     say_whether_ray_is_there(&guard);
     state.keep(&guard);
-    reload::start(&guard, source);
     let signal = shutdown::signalled().await?;
     tracing::info!(signal, "winding up: finishing what is under way");
     guard.note(Event::Stop { reason: signal.to_owned() });

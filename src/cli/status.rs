@@ -4,8 +4,10 @@
 //! readings against their targets, the classes that are busy, the last changes with their
 //! reasons. Idle classes are named in one line.
 
+use crate::admin::clients::Clients;
 use crate::admin::schema::{AdjustmentRow, Adjustments, State};
 use crate::cli::client::{Client, ClientError, Format, Paint, Reach, json, length, table};
+use crate::cli::clients;
 use crate::core::alert::{Severity, Transition};
 use crate::core::engine::view::{ClassView, SignalView};
 use crate::core::journal::{LimitKind, SignalHealth, number, printable};
@@ -34,7 +36,13 @@ pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), C
     }
     let state: State = client.get("/api/v1/state").await?;
     let last: Adjustments = client.get(&format!("/api/v1/adjustments?limit={LAST}")).await?;
-    Ok(screen(&state, &last.adjustments, args.all, paint, out)?)
+    let who: Clients = client.get(&format!("/api/v1/clients?limit={LAST}")).await?;
+    screen(&state, &last.adjustments, args.all, paint, out)?;
+    if !who.clients.is_empty() {
+        writeln!(out, "\n{}", paint.head(&clients::title(&who, state.time)))?;
+        clients::show(&who, "  ", out)?;
+    }
+    Ok(())
 }
 
 /// Writes the screen.

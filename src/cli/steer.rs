@@ -1,7 +1,7 @@
-//! `rayguard pin`, `unpin`, `freeze`, `unfreeze`, `shadow`, `enforce`: taking the wheel, and
-//! giving it back.
+//! `rayguard pin`, `unpin`, `freeze`, `unfreeze`, `shadow`, `enforce`, `reload`: taking the wheel,
+//! and giving it back.
 
-use crate::admin::schema::{Done, FreezeOrder, ModeOrder, PinOrder, ShedMode, UnpinOrder};
+use crate::admin::schema::{Done, FreezeOrder, ModeOrder, PinOrder, Reloaded, ShedMode, UnpinOrder};
 use crate::cli::client::{Client, ClientError, Format, Reach, json, who};
 use crate::core::journal::LimitKind;
 use std::io::Write;
@@ -42,7 +42,7 @@ pub struct UnpinArgs {
     pub reach: Reach,
 }
 
-/// Holds all limits where they are, or lets them move again.
+/// What has a reason and nothing else.
 #[derive(clap::Args, Clone, Debug)]
 pub struct FreezeArgs {
     /// Why, for the record.
@@ -129,6 +129,17 @@ pub async fn freeze(args: &FreezeArgs, frozen: bool, out: &mut dyn Write) -> Res
 pub async fn mode(args: &ModeArgs, mode: ShedMode, out: &mut dyn Write) -> Result<(), ClientError> {
     let order = ModeOrder { mode, class: args.class.clone(), why: args.why.clone(), who: who() };
     send(&args.reach, "/api/v1/mode", &order, out).await
+}
+
+/// Carries out `reload`.
+pub async fn reload(args: &FreezeArgs, out: &mut dyn Write) -> Result<(), ClientError> {
+    let order = FreezeOrder { why: args.why.clone(), who: who() };
+    let reloaded: Reloaded = Client::new(&args.reach)?.post("/api/v1/reload", &order).await?;
+    if args.reach.format == Format::Json {
+        return json(out, &reloaded);
+    }
+    writeln!(out, "{}", reloaded.done)?;
+    Ok(())
 }
 
 async fn send(

@@ -296,13 +296,13 @@ impl Alert {
                  another class or does not pass this door; if not, wait a few dead times."
             }
             Alert::ShedsRising => {
-                "More and more requests of this class are refused. `rayguard status` shows which parties ask \
-                 most; one that asks too much is held to its share already. If all are honest, the head is \
+                "More and more requests of this class are refused. `rayguard clients` shows who asks most, for \
+                 what, and at what cost; one that asks too much is held to its share already. If all are honest, the head is \
                  too small for what is asked of it."
             }
             Alert::HighRequestRate => {
                 "This class is asked far more than usual. Nothing need be wrong yet; a retry loop or a new \
-                 dashboard often begins so."
+                 dashboard often begins so. `rayguard clients` shows who it is."
             }
             Alert::PinnedFloor => {
                 "The loop would cut deeper than the configured `min`. Either the pressure is not caused by this \

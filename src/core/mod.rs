@@ -5,9 +5,11 @@
 //! In the order of the data: a request becomes facts, a class and a party ([`request`]);
 //! the gate admits, queues or sheds it against the limit table ([`limit`]);
 //! readings of Ray become signals ([`signal`]); signals and the door's own latency move the
-//! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]).
+//! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]). Who asked for what is counted beside
+//! it all ([`census`]).
 
 pub mod alert;
+pub mod census;
 pub mod control;
 pub mod engine;
 pub mod journal;

@@ -1,12 +1,14 @@
 //! The door's state: the table everybody reads, the gate everybody passes, the way to Ray.
 
+use crate::core::census::{Census, Sight, Unlisted, Verdict};
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
 use crate::core::limit::meter::{Outcome, Reason};
 use crate::core::limit::table::LimitTable;
-use crate::core::policy::{ClassId, Policy};
+use crate::core::policy::{ClassId, Kind, Policy};
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Match};
 use crate::core::request::identify::Identifier;
+use crate::core::time::duration_from_secs;
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::listen::Connections;
 use crate::proxy::sessions::Sessions;
@@ -15,8 +17,8 @@ use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -84,6 +86,8 @@ pub struct Door {
     pub connections: Arc<Connections>,
     /// Request ids: unique within a run, and between runs by the prefix.
     pub ids: Arc<Ids>,
+    /// Who asked for what; held for as long as it takes to count one.
+    census: Arc<Mutex<Census>>,
 }
 
 /// Classes that know of each other, by the names the catalogue gives them; `None` where the
@@ -174,6 +178,7 @@ impl Door {
             gate,
             table: ArcSwap::from_pointee(table),
             linked: Linked::of(&policy),
+            census: Arc::new(Mutex::new(Census::new(policy.classes.len(), clock.now()))),
             policy,
             identifier,
             coalescer: Coalescer::default(),
@@ -190,8 +195,16 @@ impl Door {
     #[must_use]
     pub fn succeed(&self, policy: Arc<Policy>, identifier: Identifier, table: Arc<LimitTable>) -> Arc<Door> {
         let gate = self.gate.succeed(&policy, &table, self.clock.now());
+        let names = |policy: &Policy| policy.classes.iter().map(|class| Arc::clone(&class.name)).collect();
+        let (old, new): (Vec<_>, Vec<_>) = (names(&self.policy), names(&policy));
+        let census = if old == new {
+            Arc::clone(&self.census)
+        } else {
+            Arc::new(Mutex::new(Census::new(new.len(), self.clock.now())))
+        };
         Arc::new(Door {
             gate,
+            census,
             table: ArcSwap::from(table),
             linked: Linked::of(&policy),
             policy,
@@ -254,11 +267,31 @@ impl Door {
         (decision, receiver)
     }
 
-    /// Gives a ticket back and hands its place to the next in line.
-    pub fn finish(door: &Arc<Door>, ticket: Ticket, outcome: Outcome) {
-        door.gate.finish(&door.table.load(), ticket, outcome, door.clock.now(), &mut |waker, grant| {
+    /// Gives a ticket back and hands its place to the next in line. What no route knows is charged
+    /// to its pattern.
+    pub fn finish(door: &Arc<Door>, ticket: Ticket, outcome: Outcome, unlisted: Option<&Unlisted>) {
+        let (ask, admitted, now) = (ticket.ask, ticket.admitted, door.clock.now());
+        door.gate.finish(&door.table.load(), ticket, outcome, now, &mut |waker, grant| {
             door.wake(waker, grant);
         });
+        let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
+        if answered && door.policy.classes[ask.class.index()].kind == Kind::Unary {
+            // Unlisted paths share one learnt cost, which says nothing of any of them.
+            let learnt = || duration_from_secs(door.gate.cost(ask.route));
+            let work = if unlisted.is_some() { now.since(admitted) } else { learnt() };
+            door.census().charge(ask, unlisted, work, now);
+        }
+    }
+
+    /// Counts a request that has been decided on.
+    pub fn count(&self, sight: &Sight, verdict: Verdict) {
+        self.census().note(sight, verdict, self.clock.now());
+    }
+
+    /// Who asked for what.
+    pub fn census(&self) -> MutexGuard<'_, Census> {
+        // A panic while counting leaves a count short; the door goes on.
+        self.census.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a new table the one in force and serves whoever it has room for.

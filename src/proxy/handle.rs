@@ -1,10 +1,11 @@
 //! The way of a request, as lines of one function.
 
+use crate::core::census::{Sight, Unlisted, Verdict};
 use crate::core::limit::gate::Ask;
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
 use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::Match;
+use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::facts::Facts;
 use crate::core::request::party::Party;
 use crate::core::request::path::Suspicious;
@@ -46,6 +47,10 @@ struct Passage {
     party: Party,
     tongue: Tongue,
     session: Option<u64>,
+    /// Where the client calls from.
+    address: IpAddr,
+    /// What it asks for, if no route knows it.
+    unlisted: Option<Arc<Unlisted>>,
 }
 
 /// Answers one request: recognise, share, admit, forward.
@@ -59,10 +64,11 @@ pub async fn handle(
     if let Err(problem) = shape::check(&request, peer.body.bytes_max) {
         return reject::unread(problem, &id);
     }
-    let Recognised { matched, party, trusted, session } = match recognise(&door, &entrance, peer, &request) {
-        Ok(recognised) => recognised,
-        Err(suspicious) => return reject::malformed(&suspicious, &id),
-    };
+    let Recognised { matched, party, trusted, session, address, unlisted } =
+        match recognise(&door, &entrance, peer, &request) {
+            Ok(recognised) => recognised,
+            Err(suspicious) => return reject::malformed(&suspicious, &id),
+        };
     let grpc = is_grpc(request.headers());
     let tongue = Tongue::of(request.uri().path(), grpc);
     let upgrade = tunnel::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
@@ -81,7 +87,7 @@ pub async fn handle(
     join_cookies(&mut parts.headers);
     let key = sharing_key(&door, matched, &parts);
     tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
-    let passage = Passage { door, entrance, id, matched, party, tongue, session };
+    let passage = Passage { door, entrance, id, matched, party, tongue, session, address, unlisted };
 
     let mut response = match (upgrade, key) {
         (Some(client), _) => passage.tunnel(parts, client).await,
@@ -120,7 +126,16 @@ fn recognise(
     {
         matched.class = call;
     }
-    Ok(Recognised { matched, party: door.identifier.identify(&facts), trusted, session })
+    let known = **entrance.classifier.label(matched.route) != *UNLISTED;
+    let unlisted = || Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path));
+    Ok(Recognised {
+        matched,
+        party: door.identifier.identify(&facts),
+        trusted,
+        session,
+        address: door.identifier.client_address(&facts),
+        unlisted: (!known).then(unlisted),
+    })
 }
 
 /// What the door knows of a request before it decides.
@@ -130,6 +145,8 @@ struct Recognised {
     trusted: bool,
     /// The Ray Client session it belongs to.
     session: Option<u64>,
+    address: IpAddr,
+    unlisted: Option<Arc<Unlisted>>,
 }
 
 /// The key under which the request may share an answer, if its class shares.
@@ -207,7 +224,10 @@ impl Passage {
     /// The shared way: one leads, the others wait for its answer.
     async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
         match self.door.coalescer.join(key, || self.door.clock.now()).await {
-            Joined::Answered(shared) => shared_response(&shared),
+            Joined::Answered(shared) => {
+                self.count(Verdict::Shared);
+                shared_response(&shared)
+            }
             Joined::Alone => self.fetch(parts, None).await,
             Joined::Lead(lead) => self.fetch(parts, Some(lead)).await,
         }
@@ -286,8 +306,29 @@ impl Passage {
     }
 
     async fn admit(&self) -> Result<Slot, Response<Body>> {
-        let ask = Ask { class: self.matched.class, route: self.matched.route.0, party: self.party };
-        self.door.admit(ask).await.map_err(|shed| self.refuse(shed))
+        let mut slot = self.door.admit(self.ask()).await.map_err(|shed| self.refuse(shed))?;
+        let would_shed = slot.ticket().is_some_and(|ticket| ticket.would_shed.is_some());
+        self.count(if would_shed { Verdict::WouldShed } else { Verdict::Admitted });
+        slot.account(self.unlisted.clone());
+        Ok(slot)
+    }
+
+    fn count(&self, verdict: Verdict) {
+        let sight = Sight {
+            ask: self.ask(),
+            address: self.address,
+            pattern: match &self.unlisted {
+                Some(unlisted) => &unlisted.pattern,
+                None => self.entrance.classifier.label(self.matched.route),
+            },
+            unlisted: self.unlisted.as_deref(),
+            in_flight: self.door.gate.load(self.matched.class).0,
+        };
+        self.door.count(&sight, verdict);
+    }
+
+    fn ask(&self) -> Ask {
+        Ask { class: self.matched.class, route: self.matched.route.0, party: self.party }
     }
 
     /// Sends it on, within the class's time; the outer error is the answer that it took too long.
@@ -304,6 +345,7 @@ impl Passage {
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
+        self.count(Verdict::Shed);
         let route = self.entrance.classifier.label(self.matched.route);
         self.door.note(&self.id, &shed, route, self.party.address);
         let class = self.class();

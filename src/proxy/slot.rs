@@ -1,5 +1,6 @@
 //! A ticket that cannot be lost: dropped in whatever way, it goes back to the gate once.
 
+use crate::core::census::Unlisted;
 use crate::core::limit::gate::Ticket;
 use crate::core::limit::meter::Outcome;
 use crate::proxy::door::Door;
@@ -11,13 +12,19 @@ pub struct Slot {
     door: Arc<Door>,
     ticket: Option<Ticket>,
     outcome: Outcome,
+    unlisted: Option<Arc<Unlisted>>,
 }
 
 impl Slot {
     /// A slot for this ticket. Until it is marked otherwise it counts as never sent.
     #[must_use]
     pub fn new(door: Arc<Door>, ticket: Ticket) -> Slot {
-        Slot { door, ticket: Some(ticket), outcome: Outcome::Unsent }
+        Slot { door, ticket: Some(ticket), outcome: Outcome::Unsent, unlisted: None }
+    }
+
+    /// Whose cost this is, for what no route knows.
+    pub fn account(&mut self, unlisted: Option<Arc<Unlisted>>) {
+        self.unlisted = unlisted;
     }
 
     /// The request is on its way: from here on a client that leaves abandons work.
@@ -47,7 +54,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            Door::finish(&self.door, ticket, self.outcome);
+            Door::finish(&self.door, ticket, self.outcome, self.unlisted.as_deref());
         }
     }
 }

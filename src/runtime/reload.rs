@@ -1,4 +1,5 @@
-//! New settings under live traffic: on SIGHUP, and when the file has changed.
+//! New settings under live traffic: on SIGHUP, on an operator's word, and when the file has
+//! changed.
 //!
 //! The file is read every few seconds and compared by content. That needs no notification from
 //! the file system, follows Kubernetes' symlink swaps, and cannot miss a change. A file that is
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(2);
@@ -26,11 +28,45 @@ pub struct Source {
     pub overrides: Overrides,
 }
 
+/// Why nothing was reloaded.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotReloaded {
+    /// The file is wrong, for these reasons; nothing has changed.
+    Refused(Vec<String>),
+    /// There is no file.
+    NoFile,
+    /// The guard's tasks have ended.
+    Closing,
+}
+
+/// What could not be put into force without a restart, or why nothing was.
+pub type Outcome = Result<Vec<&'static str>, NotReloaded>;
+
+type Wish = (String, oneshot::Sender<Outcome>);
+
+/// Asks for the file to be read again.
+#[derive(Clone, Debug)]
+pub struct Reloader(mpsc::Sender<Wish>);
+
+impl Reloader {
+    /// Reads the file again, whether it has changed or not; `asked` says in the record who wanted
+    /// that.
+    ///
+    /// # Errors
+    /// Why nothing has changed.
+    pub async fn reload(&self, asked: String) -> Outcome {
+        let (sender, answer) = oneshot::channel();
+        self.0.send((asked, sender)).await.map_err(|_| NotReloaded::Closing)?;
+        answer.await.unwrap_or(Err(NotReloaded::Closing))
+    }
+}
+
 /// Starts looking, for as long as the guard's tasks run. Without a file SIGHUP is taken and
 /// changes nothing.
-pub fn start(guard: &Arc<Guard>, source: Option<Source>) {
+pub fn start(guard: &Arc<Guard>, source: Option<Source>) -> Reloader {
     let guard = Arc::clone(guard);
     let tasks = guard.tasks.clone();
+    let (wishes, mut wished) = mpsc::channel::<Wish>(4);
     tasks.spawn_until_closed(async move {
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => hangups,
@@ -43,26 +79,33 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>) {
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut last = content(source.as_ref()).await;
         loop {
-            let asked = tokio::select! {
-                _ = every.tick() => false,
-                _ = hangups.recv() => true,
+            let (asked, wish) = tokio::select! {
+                _ = every.tick() => (false, None),
+                _ = hangups.recv() => (true, None),
+                Some(wish) = wished.recv() => (true, Some(wish)),
             };
-            let Some(source) = &source else { continue };
+            let (asker, answer) = wish.unzip();
+            let Some(source) = &source else {
+                let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
+                continue;
+            };
             let now = content(Some(source)).await;
             // A file that is gone for a moment (a swap under way) is not a change.
             if asked || (now.is_some() && now != last) {
                 last = now;
-                reload(&guard, source);
+                let outcome = reload(&guard, source, asker);
+                let _ = answer.map(|answer| answer.send(outcome));
             }
         }
     });
+    Reloader(wishes)
 }
 
 async fn content(source: Option<&Source>) -> Option<Vec<u8>> {
     tokio::fs::read(&source?.path).await.ok()
 }
 
-fn reload(guard: &Arc<Guard>, source: &Source) {
+fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome {
     let name = source.path.display().to_string();
     let before = guard.settings();
     let outcome = match config::load(&source.path, &source.overrides) {
@@ -79,11 +122,11 @@ fn reload(guard: &Arc<Guard>, source: &Source) {
     let mut change = ConfigChange {
         accepted: outcome.is_ok(),
         policy_version: 0,
-        source: name.clone(),
+        source: asker.map_or_else(|| name.clone(), |asker| format!("{name}, {asker}")),
         changes: Vec::new(),
         problems: Vec::new(),
     };
-    match outcome {
+    let outcome = match outcome {
         Ok((mut changes, left)) => {
             changes.extend(left.iter().map(|part| format!("`{part}` changed too, and takes a restart")));
             if left.is_empty() {
@@ -98,6 +141,7 @@ fn reload(guard: &Arc<Guard>, source: &Source) {
             change.changes = changes;
             guard.on_config(None);
             watch::start(guard);
+            Ok(left)
         }
         Err(problems) => {
             for problem in &problems {
@@ -107,9 +151,11 @@ fn reload(guard: &Arc<Guard>, source: &Source) {
                 );
             }
             guard.on_config(problems.first().map(String::as_str));
-            change.problems = problems;
+            change.problems.clone_from(&problems);
+            Err(NotReloaded::Refused(problems))
         }
-    }
+    };
     change.policy_version = guard.policy_version();
     guard.note(Event::ConfigChange(change));
+    outcome
 }

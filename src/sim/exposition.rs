@@ -200,6 +200,15 @@ impl Page {
             );
             self.line("ray_scheduler_unscheduleable_tasks", &labels, value);
         }
+        // Moves with every report of the raylet's, busy or not, as the real one does: without it an
+        // idle head's tasks would read as a frozen exporter.
+        let name = "ray_grpc_server_req_finished_total";
+        self.head(name, "counter", "Finished request number in grpc server");
+        let method = "NodeManagerService.grpc_server.GetResourceLoad";
+        let labels = format!(
+            "Component=\"raylet\",Method=\"{method}\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",{after}"
+        );
+        self.line(name, &labels, gauges.cluster_at.as_secs_f64().floor());
         self.head("ray_tasks", "gauge", "Current number of tasks currently in a particular state.");
         for (source, state, value) in [
             ("owner", "FINISHED", gauges.finished_tasks),
@@ -300,6 +309,35 @@ mod tests {
         let dashboard = dashboard_page(&plant);
         assert!(dashboard.contains("Component=\"dashboard_StateHead\""));
         assert!(dashboard.contains("endpoint=\"list_tasks\",http_status=\"2xx\",le=\"+Inf\""));
+    }
+
+    /// News of an idle head is that nothing has changed: each page must show that its reporters live.
+    #[test]
+    fn an_idle_heads_signals_stay_news_for_ever() {
+        use crate::core::signal::series::SignalReader;
+        let settings =
+            crate::config::Settings::defaults(&crate::config::Overrides::default()).expect("sound");
+        let mut reader = SignalReader::new(&settings.policy);
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let mut before = Vec::new();
+        for second in (5_u32..180).step_by(5) {
+            let now = Time::from_secs_f64(f64::from(second));
+            plant.advance(now, &mut Vec::new());
+            let wall = crate::core::time::WallMs(1_000 * u64::from(second));
+            for (target, page) in [("agent", agent_page(&plant)), ("dashboard", dashboard_page(&plant))] {
+                reader.on_scrape(target, page.as_bytes(), now, wall).expect("a page");
+            }
+            if second % 30 == 0 {
+                before.push(reader.readings(now));
+            }
+        }
+        for name in ["pending_tasks", "workers_waiting", "submission_backlog", "head_cpu"] {
+            let at =
+                settings.policy.signals.iter().position(|signal| &*signal.name == name).expect("built in");
+            let fresh: Vec<u64> =
+                before.iter().map(|round| round[at].1.as_ref().expect("read").fresh).collect();
+            assert!(fresh.is_sorted_by(|a, b| a < b), "{name}: {fresh:?}");
+        }
     }
 
     #[test]

@@ -201,12 +201,98 @@ async fn the_gate_is_alive_and_ready_while_ray_is_away() {
     assert_eq!(gate.get("/readyz").await.0, 200);
 }
 
+/// What the loop changed is listed as it stands in the record: by class, newest last, with the
+/// reading that caused it.
 #[tokio::test]
 async fn an_adjustment_is_listed_with_its_reason() {
-    let gate = Gate::start("adjust", "", None).await;
-    let adjustments: Adjustments =
-        serde_json::from_value(gate.json("/api/v1/adjustments?limit=5").await).unwrap();
-    assert!(adjustments.adjustments.len() <= 5);
+    let config = "[slo]\njob-list = 'p95 1ms'\n[control]\ninner_period = '50ms'\n\
+                  [class.job-list]\ncoalesce = 'off'\nin_flight = { initial = 8, min = 1, max = 12 }";
+    let gate = Gate::start("adjust", config, None).await;
+    let cut = eventually("a class that misses its objective is cut", async || {
+        let ask = || gate.ask("/api/jobs/");
+        tokio::join!(ask(), ask(), ask(), ask(), ask(), ask());
+        let path = "/api/v1/adjustments?class=job-list&limit=1000";
+        let listed: Adjustments = serde_json::from_value(gate.json(path).await).unwrap();
+        assert!(listed.adjustments.iter().all(|row| row.class == "job-list"));
+        assert!(listed.adjustments.is_sorted_by_key(|row| row.time));
+        listed.adjustments.into_iter().find(|row| row.new < row.old)
+    })
+    .await;
+    assert!(!cut.signals.is_empty(), "{cut:?}");
+    assert!(!cut.reason.is_empty() && cut.new >= 1.0, "{cut:?}");
+    let none: Adjustments =
+        serde_json::from_value(gate.json("/api/v1/adjustments?class=profiling").await).unwrap();
+    assert!(none.adjustments.is_empty());
+    let later = gate.json("/api/v1/adjustments?since=2999-01-01T00:00:00Z").await;
+    assert_eq!(later["adjustments"].as_array().unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn top_clients_are_told_by_address_to_whoever_may_steer_and_by_digest_to_others() {
+    let gate = Gate::start("clients", "", Some("s3cret")).await;
+    for _ in 0..3 {
+        let url = format!("http://{}/api/v0/actors", gate.door);
+        gate.client.get(url).bearer_auth("their-own-token").send().await.unwrap();
+    }
+    gate.ask("/api/version").await;
+    let closed = gate.json("/api/v1/clients").await;
+    let first = &closed["clients"][0];
+    assert_eq!((&first["asked"], &first["classes"][0]["class"]), (&json!(3), &json!("state-light")));
+    assert_eq!(first["classes"][0]["routes"][0], "/api/v0/actors");
+    assert!(first["address"].is_null() && first["party"].as_str().unwrap().len() == 16);
+    assert_eq!(first["credential"].as_str().unwrap().len(), 8);
+    let open = gate.client.get(format!("{}/api/v1/clients?limit=1", gate.admin)).bearer_auth("s3cret");
+    let open = open.send().await.unwrap().text().await.unwrap();
+    assert!(open.contains("\"address\":\"127.0.0.1\"") && !open.contains("their-own-token"), "{open}");
+    for page in ["/metrics", "/api/v1/clients", "/api/v1/discovery", "/api/v1/events"] {
+        let (_, page) = gate.get(page).await;
+        assert!(!page.contains("their-own-token"));
+    }
+    assert!(!gate.get("/metrics").await.1.contains(first["party"].as_str().unwrap()));
+}
+
+#[tokio::test]
+async fn what_no_class_names_is_discovered_with_its_ids_folded() {
+    let gate = Gate::start("discovery", "mode = 'shadow'", None).await;
+    for id in 0..5 {
+        gate.ask(&format!("/api/internal/{id}/report")).await;
+        gate.ask("/api/jobs/").await;
+    }
+    let seen = gate.json("/api/v1/discovery").await;
+    let routes = seen["routes"].as_array().unwrap();
+    let own = routes.iter().find(|route| route["pattern"] == "/api/internal/{id}/report").unwrap();
+    assert_eq!((&own["asked"], &own["unlisted"]["method"]), (&json!(5), &json!("GET")));
+    let list = routes.iter().find(|route| route["pattern"] == "/api/jobs/").unwrap();
+    assert!(list["unlisted"].is_null());
+    assert_eq!((&list["class"], &list["clients"]), (&json!("job-list"), &json!(1)));
+    let class =
+        seen["classes"].as_array().unwrap().iter().find(|class| class["class"] == "job-list").unwrap();
+    assert_eq!((&class["asked"], &class["shadow"]), (&json!(5), &json!(true)));
+}
+
+#[tokio::test]
+async fn a_reload_is_carried_out_or_refused_with_every_reason() {
+    let gate = Gate::start("reload", "", None).await;
+    let before = gate.json("/api/v1/state").await["config"].clone();
+    let text = std::fs::read_to_string(&gate.file).unwrap();
+    std::fs::write(&gate.file, format!("{text}[slo]\njob-list = 'p95 3s'\n")).unwrap();
+    let (status, done) = gate.order("/api/v1/reload", &json!({"why": "slower lists are fine"})).await;
+    assert_eq!(status, 200, "{done}");
+    let state = gate.json("/api/v1/state").await;
+    assert_ne!(state["config"], before);
+    assert_eq!(state["config"], done["config"]);
+    let list = state["classes"].as_array().unwrap().iter().find(|class| class["name"] == "job-list").unwrap();
+    assert_eq!(list["slo_s"], 3.0);
+
+    std::fs::write(&gate.file, format!("{text}[slo]\njob-lost = 'p95 3s'\n[probe]\ninterval = '1'\n"))
+        .unwrap();
+    let (status, refused) = gate.order("/api/v1/reload", &json!({})).await;
+    assert_eq!((status, &refused["error"]), (422, &json!("config_refused")));
+    let message = refused["message"].as_str().unwrap();
+    assert!(message.contains("job-lost") && message.contains("stays in force"), "{message}");
+    assert_eq!(gate.json("/api/v1/state").await["config"], done["config"]);
+    let events = gate.json("/api/v1/events").await.to_string();
+    assert!(events.contains("slower lists are fine"), "{events}");
 }
 
 #[tokio::test]
@@ -225,6 +311,9 @@ async fn the_description_names_every_route_and_no_other() {
     let state = gate.json("/api/v1/state").await;
     let limits = gate.json("/api/v1/limits").await;
     let history = gate.json("/api/v1/history").await;
+    gate.ask("/api/jobs/").await;
+    let clients = gate.json("/api/v1/clients").await;
+    let discovery = gate.json("/api/v1/discovery").await;
     for (schema, shown) in [
         ("State", &state),
         ("Class", &state["classes"][0]),
@@ -237,6 +326,12 @@ async fn the_description_names_every_route_and_no_other() {
         ("Module", &state["modules"][0]),
         ("Limits", &limits),
         ("History", &history),
+        ("Clients", &clients),
+        ("Client", &clients["clients"][0]),
+        ("ClientClass", &clients["clients"][0]["classes"][0]),
+        ("Discovery", &discovery),
+        ("ClassTraffic", &discovery["classes"][0]),
+        ("RouteTraffic", &discovery["routes"][0]),
     ] {
         assert_eq!(keys(&described["components"]["schemas"][schema]["properties"]), keys(shown), "{schema}");
     }

@@ -83,3 +83,35 @@ async fn shadow_and_enforce_take_a_class_or_all() {
     assert!(said(&run(&["status"]).await).contains("Gate    enforcing;"));
     assert_eq!(said(&run(&["alerts"]).await), "nothing fires\n");
 }
+
+#[tokio::test]
+async fn what_limits_suggest_writes_passes_the_check() {
+    let gate = Gate::start("cli-suggest", "mode = 'shadow'\n[class.job-list]\ncoalesce = 'off'", None).await;
+    for id in 0..120 {
+        assert_eq!(gate.ask("/api/jobs/").await, 200);
+        gate.ask(&format!("/api/internal/{id}/report")).await;
+    }
+    let suggested = rayguard(&["limits", "suggest", "--address", &gate.admin]).await;
+    assert_eq!(suggested.status.code(), Some(0));
+    let text = said(&suggested);
+    assert!(text.contains("\n[class.job-list]\n# 120 requests by about 1 client:"), "{text}");
+    assert!(text.contains("# path = \"/api/internal/{id}/report\""), "{text}");
+    let file = gate.file.with_file_name("suggested.toml");
+    std::fs::write(&file, &text).unwrap();
+    let check = rayguard(&["check", "--config", file.to_str().unwrap()]).await;
+    assert_eq!(check.status.code(), Some(0), "{}\n{text}", said(&check));
+    let clients = rayguard(&["clients", "--address", &gate.admin]).await;
+    assert!(said(&clients).contains("127.0.0.1"), "{}", said(&clients));
+}
+
+#[tokio::test]
+async fn reload_says_what_came_of_it() {
+    let gate = Gate::start("cli-reload", "", None).await;
+    let fine = rayguard(&["reload", "--address", &gate.admin]).await;
+    assert_eq!(fine.status.code(), Some(0));
+    assert!(said(&fine).contains("is in force"), "{}", said(&fine));
+    std::fs::write(&gate.file, "upstreem = 'x'").unwrap();
+    let wrong = rayguard(&["reload", "--address", &gate.admin]).await;
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("upstreem"));
+}

@@ -13,6 +13,7 @@ use rayguard::proxy::listen::{self, Bounds};
 use rayguard::proxy::upstream;
 use rayguard::runtime::clock::Clock;
 use rayguard::runtime::guard::{Guard, Outlets};
+use rayguard::runtime::reload;
 use rayguard::runtime::tasks::Tasks;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -31,6 +32,8 @@ pub(crate) struct Gate {
     pub(crate) door: SocketAddr,
     pub(crate) admin: String,
     pub(crate) client: reqwest::Client,
+    /// The configuration's file.
+    pub(crate) file: PathBuf,
     dir: PathBuf,
 }
 
@@ -71,10 +74,16 @@ impl Gate {
         tasks.spawn(listen::serve(door, front, tasks.clone(), Bounds::default()));
         let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
         let admin = format!("http://{}", listener.address());
-        admin::start(&guard, listener, Access::new(token, vec!["gate.test".into()]), notifier);
+        let path = dir.join("rayguard.toml");
+        std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(&path, &text).unwrap();
+        let source = reload::Source { path: path.clone(), overrides: Overrides::default() };
+        let reloader = reload::start(&guard, Some(source));
+        let access = Access::new(token, vec!["gate.test".into()]);
+        admin::start(&guard, listener, access, notifier, reloader);
         rayguard::runtime::watch::start(&guard);
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        Gate { guard, head: Some(head), door: door_address, admin, client, dir }
+        Gate { guard, head: Some(head), door: door_address, admin, client, file: path, dir }
     }
 
     /// An answer's status and body.

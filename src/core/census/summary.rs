@@ -1,0 +1,98 @@
+//! The most frequent of a stream, in bounded memory.
+//!
+//! Space-Saving (Metwally, Agrawal, El Abbadi, "Efficient computation of frequent and top-k
+//! elements in data streams", 2005): a table of `m` rows; a stranger that finds it full takes
+//! the row that counted least, and goes on from its count. Whatever makes up more than 1/m of
+//! the stream is then certainly in the table. The rank so inherited is kept apart from what is
+//! told: a row's value begins anew with each owner, and is therefore never too high.
+
+use std::collections::BTreeMap;
+
+/// The most frequent keys of a stream, each with a value.
+#[derive(Debug)]
+pub(super) struct Summary<K, V> {
+    places: BTreeMap<K, usize>,
+    rows: Vec<Row<K, V>>,
+    rows_max: usize,
+}
+
+#[derive(Debug)]
+struct Row<K, V> {
+    key: K,
+    rank: u64,
+    value: V,
+}
+
+impl<K: Ord + Clone, V: Default> Summary<K, V> {
+    /// Of at most so many keys; at least one.
+    pub(super) fn new(rows_max: usize) -> Summary<K, V> {
+        Summary { places: BTreeMap::new(), rows: Vec::new(), rows_max: rows_max.max(1) }
+    }
+
+    /// The value of a key that has just come.
+    pub(super) fn of(&mut self, key: K) -> &mut V {
+        let place = if let Some(place) = self.places.get(&key) { *place } else { self.take_in(key) };
+        let row = &mut self.rows[place];
+        row.rank += 1;
+        &mut row.value
+    }
+
+    /// The value of a key that is still in the table.
+    pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let place = *self.places.get(key)?;
+        self.rows.get_mut(place).map(|row| &mut row.value)
+    }
+
+    /// All keys and their values, in no order.
+    pub(super) fn rows(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.rows.iter().map(|row| (&row.key, &row.value))
+    }
+
+    /// The keys from `first` up to, and without, `end`.
+    pub(super) fn between(&self, first: &K, end: &K) -> impl Iterator<Item = &K> {
+        self.places.range(first..end).map(|(key, _)| key)
+    }
+
+    fn take_in(&mut self, key: K) -> usize {
+        let place = if self.rows.len() < self.rows_max {
+            self.rows.push(Row { key: key.clone(), rank: 0, value: V::default() });
+            self.rows.len() - 1
+        } else {
+            let least = self.rows.iter().enumerate().min_by_key(|(_, row)| row.rank);
+            let place = least.map_or(0, |(place, _)| place);
+            let row = &mut self.rows[place];
+            self.places.remove(&row.key);
+            row.key = key.clone();
+            row.value = V::default();
+            place
+        };
+        self.places.insert(key, place);
+        place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_makes_up_more_than_its_share_is_in_the_table(
+            stream in proptest::collection::vec(0u16..400, 1..2_000), rows_max in 1usize..40,
+        ) {
+            let mut summary = Summary::<u16, u64>::new(rows_max);
+            let mut truth = BTreeMap::<u16, u64>::new();
+            for key in &stream {
+                *summary.of(*key) += 1;
+                *truth.entry(*key).or_default() += 1;
+            }
+            prop_assert!(summary.rows.len() <= rows_max && summary.places.len() == summary.rows.len());
+            let told: BTreeMap<u16, u64> = summary.rows().map(|(key, value)| (*key, *value)).collect();
+            for (key, count) in &truth {
+                prop_assert!(*count * rows_max as u64 <= stream.len() as u64 || told.contains_key(key));
+                prop_assert!(told.get(key).is_none_or(|told| told <= count));
+            }
+        }
+    }
+}
