@@ -47,6 +47,8 @@ enum Command {
     Explain(explain::Args),
     /// Derive every adjustment of a log again, and fail at the first that comes out differently.
     Replay(replay::Args),
+    /// Watch a Ray head for a while and write down what passes, shedding nothing.
+    Record(run::RecordArgs),
     /// Put questions to the loop on a modelled Ray head.
     Simulate(simulate::Args),
     #[command(flatten)]
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
         Command::Run(args) => run::run(args).map_err(Into::into),
+        Command::Record(args) => run::record(args).map_err(Into::into),
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Demo(args) => demo::run(&args).map_err(Into::into),

@@ -2,6 +2,7 @@
 
 use crate::admin;
 use crate::cli::secret::{self, SecretError};
+use crate::config::quantity::{Bytes, Length};
 use crate::config::settings::NotifyUrl;
 use crate::config::{self, Overrides, Settings};
 use crate::core::engine::LastGood;
@@ -12,6 +13,7 @@ use crate::observe::discover::{self, DiscoverFault};
 use crate::observe::fetch::{self, Fault as FetchFault};
 use crate::observe::ledger::{self, Ledger, Writer};
 use crate::observe::notify;
+use crate::observe::recorder;
 use crate::proxy::listen::{self, Listener};
 use crate::proxy::tls::{Terminator, TlsError};
 use crate::proxy::upstream::Address;
@@ -46,6 +48,60 @@ pub struct Args {
     /// Decide and log, but shed nothing.
     #[arg(long)]
     pub shadow: bool,
+    /// Writes down who asked for what class when and what became of it, signals and limits, for
+    /// `rayguard simulate --trace` and `rayguard tune`; no address, credential, path or body.
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+    /// The most a recording may take; the latest is kept, in FILE and FILE.1.
+    #[arg(long, value_name = "SIZE", default_value = "64 MiB", requires = "record")]
+    pub record_max: Option<Bytes>,
+}
+
+/// Watch a Ray head for a while and write a recording: `run --shadow --record`, with an end.
+#[derive(clap::Args, Clone, Debug)]
+pub struct RecordArgs {
+    /// The recording. A file of that name becomes FILE.1.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// For how long; until SIGINT or SIGTERM when left out.
+    #[arg(long = "for", value_name = "TIME")]
+    pub length: Option<Length>,
+    /// The most it may take; the latest is kept, in FILE and FILE.1.
+    #[arg(long, value_name = "SIZE", default_value = "64 MiB")]
+    pub max: Bytes,
+    /// Shed what the limits do not bear, rather than only note what would have been shed.
+    #[arg(long)]
+    pub enforce: bool,
+    /// The configuration; without one, the defaults and what is found on this host.
+    #[arg(long, short)]
+    pub config: Option<PathBuf>,
+    /// Ray's dashboard, such as http://127.0.0.1:8265.
+    #[arg(long)]
+    pub upstream: Option<String>,
+    /// Where to listen, such as 127.0.0.1:8266.
+    #[arg(long)]
+    pub listen: Option<String>,
+}
+
+impl From<RecordArgs> for Args {
+    fn from(args: RecordArgs) -> Args {
+        Args {
+            config: args.config,
+            upstream: args.upstream,
+            listen: args.listen,
+            shadow: !args.enforce,
+            record: Some(args.file),
+            record_max: Some(args.max),
+            ..Args::default()
+        }
+    }
+}
+
+/// A recording that was asked for.
+#[derive(Clone, Debug)]
+struct Recording {
+    path: PathBuf,
+    bytes_max: u64,
 }
 
 /// Why the guard cannot run.
@@ -90,10 +146,36 @@ pub enum RunError {
     /// TLS cannot be had.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// The recording cannot be begun.
+    #[error("cannot record to {}: {source}; name a file in a directory that can be written", path.display())]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// What the OS says.
+        source: std::io::Error,
+    },
+    /// The recording may take too little.
+    #[error("a recording of at most {0} bytes holds little more than its names; allow 1 MiB or more")]
+    RecordMax(u64),
+}
+
+/// Carries out `record`.
+pub fn record(args: RecordArgs) -> Result<u8, RunError> {
+    let length = args.length.map(|length| length.0);
+    run_for(args.into(), length)
 }
 
 /// Carries out the command.
 pub fn run(args: Args) -> Result<u8, RunError> {
+    run_for(args, None)
+}
+
+fn run_for(args: Args, length: Option<Duration>) -> Result<u8, RunError> {
+    let bytes_max = args.record_max.map_or(recorder::BYTES_DEFAULT, |max| max.0);
+    if bytes_max < recorder::BYTES_MIN {
+        return Err(RunError::RecordMax(bytes_max));
+    }
+    let recording = args.record.map(|path| Recording { path, bytes_max });
     let overrides = Overrides {
         upstream: args.upstream,
         listen: args.listen,
@@ -108,11 +190,16 @@ pub fn run(args: Args) -> Result<u8, RunError> {
     crate::observe::log::start(&settings.log);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let source = args.config.map(|path| Source { path, overrides });
-    runtime.block_on(guard(Arc::new(settings), source))
+    runtime.block_on(guard(Arc::new(settings), source, recording, length))
 }
 
-/// Runs until a signal comes.
-async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, RunError> {
+/// Runs until a signal comes, or for so long.
+async fn guard(
+    settings: Arc<Settings>,
+    source: Option<Source>,
+    recording: Option<Recording>,
+    length: Option<Duration>,
+) -> Result<u8, RunError> {
     let clock = Clock::start();
     let tasks = Tasks::default();
     let state = State::of(&settings.state_dir);
@@ -131,6 +218,7 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
     guard.note_start(&run);
     let listeners = bind(&settings).await?;
     let admin = bind_admin(&settings).await?;
+    let recording = recording.map(|recording| start_recording(&guard, &recording)).transpose()?;
     for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
         let front = guard
             .front(spec.surface, Address::Tcp(spec.upstream.authority()))
@@ -151,7 +239,13 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
     crate::runtime::watch::start(&guard);
     say_whether_ray_is_there(&guard);
     state.keep(&guard);
-    let signal = shutdown::signalled().await?;
+    let signal = match length {
+        None => shutdown::signalled().await?,
+        Some(length) => tokio::select! {
+            signal = shutdown::signalled() => signal?,
+            () = tokio::time::sleep(length) => "the recording's time is up",
+        },
+    };
     tracing::info!(signal, "winding up: finishing what is under way");
     guard.note(Event::Stop { reason: signal.to_owned() });
     state.save(&guard.last_good());
@@ -159,6 +253,14 @@ async fn guard(settings: Arc<Settings>, source: Option<Source>) -> Result<u8, Ru
     let drained = tasks.drain(settings.http.drain).await;
     if !drained {
         tracing::warn!(left = tasks.running(), "some exchanges did not finish in time");
+    }
+    guard.stop_recording();
+    if let Some(writing) = recording {
+        if let Ok(tally) = writing.join() {
+            tracing::info!(exchanges = tally.exchanges, lost = tally.lost, "recorded");
+        } else {
+            tracing::error!("the recording's writer did not end in good order");
+        }
     }
     drop(guard);
     // Ends when the last sender is gone; exchanges that did not finish may still hold one.
@@ -206,6 +308,20 @@ fn start_record(settings: &Settings) -> Result<(Ledger, std::thread::JoinHandle<
     let (record, pump) = ledger::ledger(writer, RECORD_QUEUE);
     let writing = std::thread::Builder::new().name("record".into()).spawn(move || pump.run())?;
     Ok((record, writing))
+}
+
+/// Begins to write down what passes, by a thread of its own.
+fn start_recording(
+    guard: &Arc<Guard>,
+    recording: &Recording,
+) -> Result<std::thread::JoinHandle<recorder::Tally>, RunError> {
+    let Recording { path, bytes_max } = recording;
+    let (recorder, scribe) = recorder::recorder(path, *bytes_max)
+        .map_err(|source| RunError::Record { path: path.clone(), source })?;
+    let writing = std::thread::Builder::new().name("recording".into()).spawn(move || scribe.run())?;
+    guard.start_recording(recorder);
+    tracing::info!(path = %path.display(), bytes_max, "recording");
+    Ok(writing)
 }
 
 /// Events that may wait for the disk.

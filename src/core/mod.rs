@@ -6,7 +6,8 @@
 //! the gate admits, queues or sheds it against the limit table ([`limit`]);
 //! readings of Ray become signals ([`signal`]); signals and the door's own latency move the
 //! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]). Who asked for what is counted beside
-//! it all ([`census`]).
+//! it all ([`census`]); what came in and what became of it can be written down and replayed
+//! ([`recording`]).
 
 pub mod alert;
 pub mod census;
@@ -15,6 +16,7 @@ pub mod engine;
 pub mod journal;
 pub mod limit;
 pub mod policy;
+pub mod recording;
 pub mod request;
 pub mod signal;
 pub mod time;

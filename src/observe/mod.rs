@@ -7,4 +7,5 @@ pub mod metrics;
 pub mod notify;
 pub mod probe;
 pub mod promql;
+pub mod recorder;
 pub mod scrape;

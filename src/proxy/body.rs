@@ -260,6 +260,9 @@ impl HttpBody for Body {
             Body::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Streamed(streamed) => {
                 let frame = ready!(Pin::new(&mut streamed.inner).poll_frame(context));
+                if let (Some(Ok(frame)), Some(slot)) = (&frame, &mut streamed.slot) {
+                    slot.answered(frame.data_ref().map_or(0, Bytes::len));
+                }
                 match &frame {
                     None => streamed.complete(),
                     Some(Err(_)) => {

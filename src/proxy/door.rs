@@ -5,10 +5,12 @@ use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
 use crate::core::limit::meter::{Outcome, Reason};
 use crate::core::limit::table::LimitTable;
 use crate::core::policy::{ClassId, Kind, Policy};
+use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Match};
 use crate::core::request::identify::Identifier;
-use crate::core::time::duration_from_secs;
+use crate::core::time::{Time, duration_from_secs};
+use crate::observe::recorder::{Note, Passed, Recorder};
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::listen::Connections;
 use crate::proxy::sessions::Sessions;
@@ -16,7 +18,7 @@ use crate::proxy::slot::Slot;
 use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -88,6 +90,10 @@ pub struct Door {
     pub ids: Arc<Ids>,
     /// Who asked for what; held for as long as it takes to count one.
     census: Arc<Mutex<Census>>,
+    /// Whoever writes down what passes, if anybody does.
+    pub recorder: Arc<ArcSwapOption<Recorder>>,
+    /// Counts the policies of this run: class and route numbers are this one's.
+    pub generation: u32,
 }
 
 /// Classes that know of each other, by the names the catalogue gives them; `None` where the
@@ -188,6 +194,8 @@ impl Door {
             sessions: Sessions::default(),
             connections: Arc::default(),
             ids: Arc::new(Ids::new(clock.wall().0)),
+            recorder: Arc::default(),
+            generation: 0,
         })
     }
 
@@ -216,6 +224,8 @@ impl Door {
             sessions: self.sessions.clone(),
             connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),
+            recorder: Arc::clone(&self.recorder),
+            generation: self.generation.wrapping_add(1),
         })
     }
 
@@ -225,10 +235,13 @@ impl Door {
         let (decision, receiver) = self.decide(ask);
         let too_late = || self.gate.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
         match (decision, receiver) {
-            (Decision::Admit(ticket), _) => Ok(Slot::new(Arc::clone(self), ticket)),
+            (Decision::Admit(ticket), _) => {
+                self.record_opening(&ticket);
+                Ok(Slot::new(Arc::clone(self), ticket))
+            }
             (Decision::Shed(shed), _) => Err(shed),
             (Decision::Wait(id, deadline), Some(mut receiver)) => {
-                let leaving = Leaving { door: self, id };
+                let leaving = Leaving { door: self, id, ask, since: self.clock.now() };
                 let deadline = tokio::time::Instant::from_std(self.clock.instant(deadline));
                 let verdict = tokio::time::timeout_at(deadline, &mut receiver).await;
                 std::mem::forget(leaving);
@@ -314,6 +327,61 @@ impl Door {
         drop(waker.send(verdict));
     }
 
+    /// Hands an exchange that did not pass, or not by itself, to whoever writes down what
+    /// passes: it knocked at `since` and has its end now. Lengths: asked, answered.
+    pub fn record(&self, ask: Ask, ending: Ending, since: Time, bytes: (u64, u64)) {
+        if let Some(recorder) = &*self.recorder.load() {
+            let now = self.clock.now();
+            let shared = ending == Ending::Shared;
+            let passed = Passed {
+                generation: self.generation,
+                class: ask.class,
+                route: ask.route,
+                party: ask.party,
+                ending,
+                would_shed: None,
+                // Another's answer takes time of Ray's; a refusal only ever waits.
+                admitted: if shared { since } else { now },
+                waited: if shared { Duration::ZERO } else { now.since(since) },
+                asked_bytes: bytes.0,
+                answered_bytes: bytes.1,
+            };
+            recorder.note(now, Note::Passed(passed));
+        }
+    }
+
+    /// The same for one that passed and has ended.
+    pub fn record_end(&self, ticket: &Ticket, outcome: Outcome, bytes: (u64, u64)) {
+        if let Some(recorder) = &*self.recorder.load() {
+            let passed = self.passed(ticket, outcome.into(), bytes);
+            recorder.note(self.clock.now(), Note::Passed(passed));
+        }
+    }
+
+    /// A connection that is held may outlast the recording: its beginning is a line of its own.
+    fn record_opening(&self, ticket: &Ticket) {
+        if self.policy.classes[ticket.ask.class.index()].kind == Kind::Held
+            && let Some(recorder) = &*self.recorder.load()
+        {
+            recorder.note(ticket.admitted, Note::Opened(self.passed(ticket, Ending::Open, (0, 0))));
+        }
+    }
+
+    fn passed(&self, ticket: &Ticket, ending: Ending, bytes: (u64, u64)) -> Passed {
+        Passed {
+            generation: self.generation,
+            class: ticket.ask.class,
+            route: ticket.ask.route,
+            party: ticket.ask.party,
+            ending,
+            would_shed: ticket.would_shed,
+            admitted: ticket.admitted,
+            waited: ticket.waited,
+            asked_bytes: bytes.0,
+            answered_bytes: bytes.1,
+        }
+    }
+
     /// Notes a refusal for the record.
     pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, party: u64) {
         // A full channel loses the single line, not the count: the meters have it.
@@ -332,11 +400,15 @@ impl Door {
 struct Leaving<'a> {
     door: &'a Arc<Door>,
     id: crate::core::limit::gate::WaitId,
+    ask: Ask,
+    since: Time,
 }
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        drop(self.door.gate.cancel(self.id, self.door.clock.now()));
+        let now = self.door.clock.now();
+        drop(self.door.gate.cancel(self.id, now));
+        self.door.record(self.ask, Ending::Left, self.since, (0, 0));
     }
 }
 

@@ -4,11 +4,13 @@ use crate::core::census::{Sight, Unlisted, Verdict};
 use crate::core::limit::gate::Ask;
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
+use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::facts::Facts;
 use crate::core::request::party::Party;
 use crate::core::request::path::Suspicious;
+use crate::core::time::Time;
 use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace};
 use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
 use crate::proxy::door::{Door, Entrance};
@@ -51,6 +53,10 @@ struct Passage {
     address: IpAddr,
     /// What it asks for, if no route knows it.
     unlisted: Option<Arc<Unlisted>>,
+    /// When it knocked.
+    since: Time,
+    /// Declared length of its body.
+    bytes: u64,
 }
 
 /// Answers one request: recognise, share, admit, forward.
@@ -73,6 +79,7 @@ pub async fn handle(
     let tongue = Tongue::of(request.uri().path(), grpc);
     let upgrade = tunnel::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
+    let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     let body = if http_body::Body::is_end_stream(&body) {
         ClientBody::Empty
     } else {
@@ -87,7 +94,9 @@ pub async fn handle(
     join_cookies(&mut parts.headers);
     let key = sharing_key(&door, matched, &parts);
     tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
-    let passage = Passage { door, entrance, id, matched, party, tongue, session, address, unlisted };
+    let since = door.clock.now();
+    let passage =
+        Passage { door, entrance, id, matched, party, tongue, session, address, unlisted, since, bytes };
 
     let mut response = match (upgrade, key) {
         (Some(client), _) => passage.tunnel(parts, client).await,
@@ -226,6 +235,8 @@ impl Passage {
         match self.door.coalescer.join(key, || self.door.clock.now()).await {
             Joined::Answered(shared) => {
                 self.count(Verdict::Shared);
+                let bytes = (0, shared.body.len() as u64);
+                self.door.record(self.ask(), Ending::Shared, self.since, bytes);
                 shared_response(&shared)
             }
             Joined::Alone => self.fetch(parts, None).await,
@@ -306,7 +317,8 @@ impl Passage {
     }
 
     async fn admit(&self) -> Result<Slot, Response<Body>> {
-        let mut slot = self.door.admit(self.ask()).await.map_err(|shed| self.refuse(shed))?;
+        let mut slot =
+            self.door.admit(self.ask()).await.map_err(|shed| self.refuse(shed))?.asking(self.bytes);
         let would_shed = slot.ticket().is_some_and(|ticket| ticket.would_shed.is_some());
         self.count(if would_shed { Verdict::WouldShed } else { Verdict::Admitted });
         slot.account(self.unlisted.clone());
@@ -346,6 +358,7 @@ impl Passage {
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
         self.count(Verdict::Shed);
+        self.door.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         let route = self.entrance.classifier.label(self.matched.route);
         self.door.note(&self.id, &shed, route, self.party.address);
         let class = self.class();
@@ -393,6 +406,7 @@ async fn land(door: &Door, lead: Lead, ttl: Duration, answer: Answer) -> Landed 
         return Landed::Alone(broken);
     };
     let bytes = collected.to_bytes();
+    slot.answered(bytes.len());
     slot.served();
     drop(slot);
     // An error is shared with those who wait now, but not with those who come later.

@@ -13,18 +13,32 @@ pub struct Slot {
     ticket: Option<Ticket>,
     outcome: Outcome,
     unlisted: Option<Arc<Unlisted>>,
+    /// Length of what was asked and of what was answered.
+    bytes: (u64, u64),
 }
 
 impl Slot {
     /// A slot for this ticket. Until it is marked otherwise it counts as never sent.
     #[must_use]
     pub fn new(door: Arc<Door>, ticket: Ticket) -> Slot {
-        Slot { door, ticket: Some(ticket), outcome: Outcome::Unsent, unlisted: None }
+        Slot { door, ticket: Some(ticket), outcome: Outcome::Unsent, unlisted: None, bytes: (0, 0) }
     }
 
     /// Whose cost this is, for what no route knows.
     pub fn account(&mut self, unlisted: Option<Arc<Unlisted>>) {
         self.unlisted = unlisted;
+    }
+
+    /// The same, for a request of so many bytes.
+    #[must_use]
+    pub fn asking(mut self, bytes: u64) -> Slot {
+        self.bytes.0 = bytes;
+        self
+    }
+
+    /// So many bytes of the answer came.
+    pub fn answered(&mut self, bytes: usize) {
+        self.bytes.1 += bytes as u64;
     }
 
     /// The request is on its way: from here on a client that leaves abandons work.
@@ -54,6 +68,7 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
+            self.door.record_end(&ticket, self.outcome, self.bytes);
             Door::finish(&self.door, ticket, self.outcome, self.unlisted.as_deref());
         }
     }

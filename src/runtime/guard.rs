@@ -18,6 +18,7 @@ use crate::core::signal::reading::{Missing, Reading};
 use crate::core::time::Time;
 use crate::observe::ledger::{Entry, Ledger};
 use crate::observe::metrics::Tally;
+use crate::observe::recorder::{self, Note, Recorder};
 use crate::proxy::door::{Door, Entrance, Front, ShedNote};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
 use crate::runtime::clock::Clock;
@@ -166,6 +167,9 @@ impl Guard {
             self.serve_out(old);
             self.door.store(Arc::clone(&door));
             self.settings.store(Arc::clone(settings));
+            if let Some(recorder) = &*door.recorder.load() {
+                self.note_names(recorder, &door);
+            }
             door
         };
         for (front, entrance) in fronts.iter_mut().zip(renewed) {
@@ -184,8 +188,32 @@ impl Guard {
         });
     }
 
+    /// From now on, what passes is written down too.
+    pub fn start_recording(&self, recorder: Recorder) {
+        let door = self.door();
+        self.note_names(&recorder, &door);
+        door.recorder.store(Some(Arc::new(recorder)));
+    }
+
+    /// Nothing more is written down; the recorder's writer ends.
+    pub fn stop_recording(&self) {
+        self.door().recorder.store(None);
+    }
+
+    /// Names and limits, which every number after them stands for.
+    fn note_names(&self, recorder: &Recorder, door: &Door) {
+        let now = self.clock.now();
+        let head = recorder::names(&door.policy, self.settings().routes.len(), now, self.clock.wall());
+        recorder.note(now, Note::Names(door.generation, head));
+        recorder.note(now, Note::Table(door.table.load_full()));
+    }
+
     /// Takes in a round of readings.
     pub fn on_readings(&self, readings: &[(SignalId, Result<Reading, Missing>)]) {
+        if let Some(recorder) = &*self.door().recorder.load() {
+            let read = readings.iter().filter_map(|(_, reading)| reading.as_ref().ok().cloned()).collect();
+            recorder.note(self.clock.now(), Note::Readings(read));
+        }
         let effects = self.engine().on_readings(readings, self.clock.now());
         self.carry_out(effects);
     }
@@ -319,7 +347,11 @@ impl Guard {
 
     fn carry_out(&self, effects: Effects) {
         if let Some(table) = effects.table {
-            self.door().set_table(table);
+            let door = self.door();
+            if let Some(recorder) = &*door.recorder.load() {
+                recorder.note(self.clock.now(), Note::Table(Arc::clone(&table)));
+            }
+            door.set_table(table);
         }
         for (class, seconds) in effects.spreads {
             self.door().gate.spread(class, seconds);

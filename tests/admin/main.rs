@@ -13,3 +13,4 @@ mod gate;
 mod metrics;
 mod notify;
 mod page;
+mod recording;
