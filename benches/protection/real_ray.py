@@ -59,7 +59,7 @@ def cell(scenario, name, options, work):
                 backlog.start()
             clients = storm(name, notes) if "ray_clients" in notes else None
             load = [find_rayguard(), "load", str(plan), "--target", contender.target]
-            done = subprocess.run(load, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=400)
+            done = subprocess.run(load, stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=900)
             if done.returncode:
                 raise RuntimeError(done.stderr.decode())
             recovery.join(PATIENCE_S)
