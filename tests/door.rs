@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+#[path = "door/enforcement.rs"]
+mod enforcement;
 #[path = "door/rig.rs"]
 mod rig;
 

@@ -313,3 +313,35 @@ async fn a_head_that_is_down_is_resource_exhausted_too() {
     let (refusal, _, _) = ask(&mut sender, DATAPATH, "a").await;
     assert_eq!(refusal["grpc-status"], "8", "at UNAVAILABLE Ray Client reconnects 570 times a second");
 }
+
+// --- Serve ---
+
+#[tokio::test]
+async fn grpc_applications_of_serve_are_called_over_http_2() {
+    let tasks = Tasks::default();
+    let (_head, address) = Head::start(&tasks).await;
+    // As a listener of kind "serve" is made: nobody said what is spoken behind it.
+    let mut policy = policy();
+    policy.classes[class("serve").index()].in_flight = Bounds::fixed(1.0);
+    policy.classes[class("serve").index()].queue.len_max = 0;
+    let rig =
+        Rig::with(Setup { surface: Surface::Serve, upstream: Some(address), policy, ..Setup::default() })
+            .await;
+    let mut sender = connect(&rig).await;
+    let (say, request) = call("UserDefinedService/Stream", "a");
+    let mut body = sender.send_request(request).await.unwrap().into_body();
+    for n in 0..5_u8 {
+        say.send(Bytes::from(vec![n; 3])).await.unwrap();
+        assert_eq!(next(&mut body).await, vec![n; 3]);
+    }
+    assert_eq!(rig.in_flight("serve"), 1);
+    let (refusal, _, _) = ask(&mut sender, "UserDefinedService/Call", "b").await;
+    assert_eq!(refusal["grpc-status"], "8", "one at a time");
+    assert!(refusal.contains_key("grpc-retry-pushback-ms"));
+    drop(say);
+    let end = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
+    assert_eq!(end["grpc-status"], "0");
+    until("the ticket is back", || rig.in_flight("serve") == 0).await;
+    let (_, _, status) = ask(&mut sender, "UserDefinedService/Call", "b").await;
+    assert_eq!(status.as_deref(), Some("0"));
+}

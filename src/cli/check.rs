@@ -72,11 +72,11 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, CheckError> {
             writeln!(out, "{:#}", json!({ "sound": false, "problems": listed(&problems) }))?;
             return Ok(1);
         }
-        (Err(error @ config::Error::Unreadable { .. }), Format::Table) => {
+        (Err(error), Format::Table) => {
             writeln!(out, "{error}")?;
             return Ok(2);
         }
-        (Err(error @ config::Error::Unreadable { .. }), Format::Json) => {
+        (Err(error), Format::Json) => {
             writeln!(out, "{:#}", json!({ "sound": false, "error": error.to_string() }))?;
             return Ok(2);
         }

@@ -19,6 +19,7 @@ use url::Url;
 
 use super::classes;
 use super::defaults;
+use super::keys;
 use super::problem::{Problem, suggest};
 use super::quantity::{Bytes, Length, OrOff};
 use super::raw::{
@@ -457,7 +458,8 @@ impl Judge {
         let api_key_header = api_key_header
             .and_then(|name| self.header_name("identity.api_key_header", name))
             .unwrap_or_else(|| defaults::API_KEY_HEADER.into());
-        Identity { headers, api_key_header, api_keys: self.api_keys(keys) }
+        let api_keys_file = self.path("identity.api_keys_file", raw.api_keys_file.as_ref());
+        Identity { headers, api_key_header, api_keys: self.api_keys(keys), api_keys_file }
     }
 
     fn header_name(&mut self, key: &str, name: &Spanned<String>) -> Option<Arc<str>> {
@@ -479,7 +481,7 @@ impl Judge {
                 continue;
             };
             let place = Place::new(key, given);
-            let Some(sha256) = hexadecimal(given.get_ref()) else {
+            let Some(sha256) = keys::digest(given.get_ref()) else {
                 self.refuse(place, "this is not a SHA-256 digest of 64 hexadecimal digits", hint);
                 continue;
             };
@@ -492,19 +494,6 @@ impl Judge {
         }
         out
     }
-}
-
-fn hexadecimal(text: &str) -> Option<[u8; 32]> {
-    let digits = text.as_bytes();
-    if digits.len() != 64 {
-        return None;
-    }
-    let mut out = [0; 32];
-    for (byte, pair) in out.iter_mut().zip(digits.chunks_exact(2)) {
-        let digit = |c: u8| char::from(c).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-        *byte = digit(pair[0])? << 4 | digit(pair[1])?;
-    }
-    Some(out)
 }
 
 // === impl Judge: where readings come from ===

@@ -52,6 +52,7 @@ pub(super) fn judge(judge: &mut Judge, raw: &Raw, metrics: &Metrics, mode: Mode)
     let mut classes = judge.classes(raw, &modules, &signals, law);
     judge.objectives(raw, &mut classes);
     judge.room(raw, &modules, &classes);
+    judge.keys(raw);
     let given = |class: &Class| raw.class.iter().find(|(name, _)| name.get_ref() == &*class.name);
     let modes = classes.iter().map(|class| {
         let raw = given(class).and_then(|(_, raw)| raw.mode.as_ref());
@@ -365,6 +366,21 @@ impl Judge {
         Some(law_of)
     }
 
+    /// A key that nobody has would shut its class for good.
+    fn keys(&mut self, raw: &Raw) {
+        if !raw.api_keys.is_empty() || raw.identity.api_keys_file.is_some() {
+            return;
+        }
+        for (name, class) in &raw.class {
+            let Some(given) = class.require_key.as_ref().filter(|given| *given.get_ref()) else { continue };
+            self.refuse(
+                Place::new(format!("class.{}.require_key", name.get_ref()), given),
+                "nobody has an API key, so nobody could ask",
+                "list keys in [api_keys.<name>] or in `identity.api_keys_file`",
+            );
+        }
+    }
+
     // === modules ===
 
     fn modules(&mut self, raw: &Raw) -> Vec<Module> {
@@ -539,6 +555,9 @@ impl Judge {
                 }
             };
         }
+        if let Some(given) = &raw.require_key {
+            class.require_key = *given.get_ref();
+        }
         self.waits(key, raw, class);
         if let Some(per_party) = &raw.per_party {
             class.per_party =
@@ -601,7 +620,9 @@ impl Judge {
             return;
         }
         let how = if class.treatment == Treatment::Exempt { "exempt" } else { "blocked" };
+        let blocked = class.treatment == Treatment::Blocked;
         let idle = [
+            ("require_key", raw.require_key.as_ref().filter(|_| blocked).map(Spanned::span)),
             ("rate", raw.rate.as_ref().map(Spanned::span)),
             ("in_flight", raw.in_flight.as_ref().map(Spanned::span)),
             ("queue", raw.queue.as_ref().map(Spanned::span)),

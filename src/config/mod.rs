@@ -8,6 +8,7 @@ pub mod checked;
 mod classes;
 pub mod defaults;
 pub mod document;
+pub mod keys;
 pub mod margins;
 pub mod problem;
 pub mod quantity;
@@ -56,13 +57,21 @@ pub enum Error {
     /// It could be read, and something is wrong with it.
     #[error(transparent)]
     Wrong(#[from] Problems),
+    /// The API keys cannot be had.
+    #[error(transparent)]
+    Keys(#[from] keys::KeysError),
 }
 
-/// Reads and checks a file.
+/// Reads and checks a file, and the API keys it points to.
 pub fn load(path: &Path, overrides: &Overrides) -> Result<Settings, Error> {
     let text = std::fs::read(path).map_err(|error| Error::Unreadable { path: path.to_owned(), error })?;
     // Lossy, so that a stray byte is shown in its line instead of refusing the whole file.
-    Ok(parse(&String::from_utf8_lossy(&text), &path.display().to_string(), overrides)?)
+    let mut settings = parse(&String::from_utf8_lossy(&text), &path.display().to_string(), overrides)?;
+    let identity = &mut settings.identity;
+    if let Some(file) = &identity.api_keys_file {
+        keys::read(file, &mut identity.api_keys)?;
+    }
+    Ok(settings)
 }
 
 /// Checks the text of a file; `name` is what problems call it.

@@ -155,6 +155,8 @@ pub struct RawIdentity {
     pub headers: Option<Vec<Spanned<String>>>,
     /// The header in which callers send their API key.
     pub api_key_header: Option<Spanned<String>>,
+    /// A file with the digests of further keys.
+    pub api_keys_file: Option<Spanned<String>>,
 }
 
 /// `[api_keys.<name>]`.
@@ -363,6 +365,8 @@ pub struct RawClass {
     pub in_flight: Option<Spanned<Short<f64, RawBounds>>>,
     /// Bytes per second over the whole class.
     pub bytes_per_second: Option<Spanned<OrOff<BytesPerSecond>>>,
+    /// Whether only holders of an API key may ask.
+    pub require_key: Option<Spanned<bool>>,
     /// How a request waits.
     pub queue: Option<Spanned<RawQueue>>,
     /// What one party may do at most.

@@ -162,8 +162,11 @@ pub struct Identity {
     pub headers: Vec<Arc<str>>,
     /// The header in which callers send their API key; lower-case.
     pub api_key_header: Arc<str>,
-    /// Keys handed to known callers.
+    /// Keys handed to known callers, those of the file among them.
     pub api_keys: Vec<ApiKey>,
+    /// The file that some of them stand in; it is read with the configuration, and again when it
+    /// has changed.
+    pub api_keys_file: Option<PathBuf>,
 }
 
 /// A key handed to a known caller. The key itself is nowhere: only its digest.

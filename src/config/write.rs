@@ -63,6 +63,7 @@ drain = "30s"                           # at shutdown, exchanges under way may f
 # Believed from trusted proxies alone; they outrank address and token.
 # headers = ["x-client-id", "x-forwarded-user", "x-auth-request-user"]
 api_key_header = "x-rayguard-key"
+# api_keys_file = "/etc/rayguard/keys"  # lines of `name sha256`; read again when it changes
 
 # Callers with a key of their own are one party wherever they call from. The file holds
 # only the digest:  printf %s "$KEY" | sha256sum
@@ -295,6 +296,9 @@ fn write_class(out: &mut String, class: &Class, about: &str, module: &str, signa
     line(out, "in_flight", &bounds_text(class.in_flight));
     if whole || class.bytes_per_second.is_some() {
         line(out, "bytes_per_second", &or_off(class.bytes_per_second.map(BytesPerSecond)));
+    }
+    if whole || class.require_key {
+        line(out, "require_key", &class.require_key.to_string());
     }
     if !held {
         let Queue { len_max, wait_max } = class.queue;

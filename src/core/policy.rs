@@ -90,6 +90,8 @@ pub struct Class {
     pub in_flight: Bounds,
     /// Response and request bytes per second over the whole class, or none.
     pub bytes_per_second: Option<f64>,
+    /// Whether only holders of an API key may ask.
+    pub require_key: bool,
     /// How a request waits when there is no room.
     pub queue: Queue,
     /// What one party may do at most, whatever is free.

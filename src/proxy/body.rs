@@ -1,12 +1,15 @@
 //! Bodies: what clients send, what Ray sends, and what the door sends itself.
 //!
 //! A client's body is held to a size and a pace. A ticket rides in the body of the answer it
-//! paid for, and is returned when that body ends, is dropped by a client that left, or breaks:
-//! whatever ends the exchange, once.
+//! paid for, and is returned when that body ends, is dropped by a client that left, breaks, or is
+//! not read: whatever ends the exchange, once. Both kinds keep to their class's bandwidth.
 
+use crate::core::limit::flow::Flow;
 use crate::core::time::Time;
+use crate::proxy::readers::{Cut, Listed, Readers, Taken};
 use crate::proxy::sessions::Alive;
 use crate::proxy::slot::Slot;
+use crate::proxy::throttle::Throttle;
 use crate::proxy::upstream::Lease;
 use crate::runtime::clock::Clock;
 use bytes::Bytes;
@@ -14,7 +17,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -51,6 +54,7 @@ pub const RATE_MIN: u64 = 512;
 pub struct Pace {
     bounds: BodyBounds,
     clock: Clock,
+    rate_min: u64,
     received: u64,
     /// Since the body first kept us waiting.
     since: Option<Time>,
@@ -61,7 +65,13 @@ impl Pace {
     /// Nothing has come yet.
     #[must_use]
     pub fn new(bounds: BodyBounds, clock: Clock) -> Pace {
-        Pace { bounds, clock, received: 0, since: None, patience: None }
+        Pace { bounds, clock, rate_min: RATE_MIN, received: 0, since: None, patience: None }
+    }
+
+    /// The same for a body that we slow down ourselves: only its silence counts.
+    #[must_use]
+    pub fn unhurried(self) -> Pace {
+        Pace { rate_min: 0, ..self }
     }
 
     fn note(&mut self, length: usize) -> Result<(), BodyError> {
@@ -78,7 +88,7 @@ impl Pace {
         let now = self.clock.now();
         let stall = self.bounds.stall;
         let lasted = now.since(*self.since.get_or_insert(now));
-        let crawls = lasted > stall && self.received < lasted.as_secs().saturating_mul(RATE_MIN);
+        let crawls = lasted > stall && self.received < lasted.as_secs().saturating_mul(self.rate_min);
         let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
         if crawls || patience.as_mut().poll(context).is_ready() {
             return Poll::Ready(BodyError::Slow);
@@ -92,20 +102,35 @@ impl Pace {
 pub enum ClientBody {
     /// None.
     Empty,
-    /// As it comes; held to bounds unless it is a call that may last.
-    Streamed(Incoming, Option<Box<Pace>>),
+    /// As it comes.
+    Streamed(Box<Upload>),
 }
 
-impl HttpBody for ClientBody {
-    type Data = Bytes;
-    type Error = BodyError;
+/// A body that a client sends.
+#[derive(Debug)]
+pub struct Upload {
+    body: Incoming,
+    /// Its bounds, unless it is a call that may last.
+    pace: Option<Pace>,
+    throttle: Option<Throttle>,
+}
 
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let ClientBody::Streamed(body, pace) = self.get_mut() else { return Poll::Ready(None) };
-        match (Pin::new(body).poll_frame(context), pace) {
+impl ClientBody {
+    /// The body of a request; `pace` holds it to its bounds, `flow` to its class's bandwidth.
+    #[must_use]
+    pub fn new(body: Incoming, pace: Option<Pace>, flow: Option<Arc<Flow>>, clock: Clock) -> ClientBody {
+        if body.is_end_stream() {
+            return ClientBody::Empty;
+        }
+        let pace = if flow.is_some() { pace.map(Pace::unhurried) } else { pace };
+        let throttle = flow.map(|flow| Throttle::new(flow, clock));
+        ClientBody::Streamed(Box::new(Upload { body, pace, throttle }))
+    }
+}
+
+impl Upload {
+    fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match (Pin::new(&mut self.body).poll_frame(context), &mut self.pace) {
             (Poll::Pending, Some(pace)) => pace.poll_wait(context).map(|slow| Some(Err(slow))),
             (Poll::Pending, None) => Poll::Pending,
             (Poll::Ready(Some(Ok(frame))), Some(pace)) => {
@@ -117,20 +142,60 @@ impl HttpBody for ClientBody {
             }
         }
     }
+}
+
+impl HttpBody for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let ClientBody::Streamed(upload) = self.get_mut() else { return Poll::Ready(None) };
+        loop {
+            if let Some(throttle) = &mut upload.throttle
+                && let Some(piece) = ready!(throttle.poll_pass(context))
+            {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            match (ready!(upload.poll_body(context)), &mut upload.throttle) {
+                (Some(Ok(frame)), Some(throttle)) if frame.is_data() => {
+                    throttle.hold(frame.into_data().unwrap_or_default());
+                }
+                (frame, _) => return Poll::Ready(frame),
+            }
+        }
+    }
 
     fn is_end_stream(&self) -> bool {
         match self {
             ClientBody::Empty => true,
-            ClientBody::Streamed(body, _) => body.is_end_stream(),
+            ClientBody::Streamed(upload) => {
+                upload.throttle.as_ref().is_none_or(|throttle| throttle.held() == 0)
+                    && upload.body.is_end_stream()
+            }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             ClientBody::Empty => SizeHint::with_exact(0),
-            ClientBody::Streamed(body, _) => body.size_hint(),
+            ClientBody::Streamed(upload) => {
+                held_too(upload.body.size_hint(), upload.throttle.as_ref().map_or(0, Throttle::held))
+            }
         }
     }
+}
+
+/// What is left of a body, with what is held of it.
+fn held_too(left: SizeHint, held: usize) -> SizeHint {
+    let mut hint = SizeHint::new();
+    hint.set_lower(left.lower() + held as u64);
+    if let Some(upper) = left.upper() {
+        hint.set_upper(upper + held as u64);
+    }
+    hint
 }
 
 /// Ray's body.
@@ -193,12 +258,50 @@ pub enum Body {
     Streamed(Streamed),
 }
 
-/// Ray's body and the slot it holds.
+/// Why an answer did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    /// Ray broke off.
+    #[error("Ray broke off in the middle of its answer: {0}")]
+    Ray(hyper::Error),
+    /// Its client did not read it.
+    #[error("the client stopped reading its answer")]
+    Unread,
+}
+
+/// What an answer keeps to on its way.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// Time.
+    pub clock: Clock,
+    /// The bandwidth of its class.
+    pub flow: Option<Arc<Flow>>,
+    /// How long its client may leave it unread.
+    pub patience: Option<(Readers, Duration)>,
+}
+
+/// Ray's body on its way.
 #[derive(Debug)]
 pub struct Streamed {
+    voyage: Arc<Voyage>,
+    _listed: Option<Listed>,
+}
+
+#[derive(Debug)]
+struct Voyage {
+    clock: Clock,
+    taken: Taken,
+    /// Gone once it is over.
+    cargo: Mutex<Option<Cargo>>,
+}
+
+/// Ray's body and what it holds.
+#[derive(Debug)]
+struct Cargo {
     inner: RayBody,
     slot: Option<Slot>,
     alive: Option<Alive>,
+    throttle: Option<Throttle>,
 }
 
 impl Body {
@@ -214,31 +317,34 @@ impl Body {
         Body::Full(Some(bytes.into()))
     }
 
-    /// Ray's body; connection and slot, if it rides here, are released when it ends.
+    /// Ray's body; connection and slot, if it rides here, are released when it ends, and so is the
+    /// session that is alive as long as it streams.
     #[must_use]
-    pub fn streamed(inner: RayBody, slot: impl Into<Option<Slot>>) -> Body {
-        let mut streamed = Streamed { inner, slot: slot.into(), alive: None };
-        if streamed.inner.is_end_stream() {
-            streamed.complete();
+    pub fn streamed(inner: RayBody, slot: impl Into<Option<Slot>>, alive: Option<Alive>, way: Way) -> Body {
+        let throttle = way.flow.map(|flow| Throttle::new(flow, way.clock));
+        let mut cargo = Cargo { inner, slot: slot.into(), alive, throttle };
+        if cargo.is_through() {
+            cargo.complete();
         }
-        Body::Streamed(streamed)
+        let under_way = cargo.slot.is_some();
+        let voyage = Arc::new(Voyage {
+            clock: way.clock,
+            taken: Taken::at(way.clock.now()),
+            cargo: Mutex::new(Some(cargo)),
+        });
+        let listed = way
+            .patience
+            .filter(|_| under_way)
+            .map(|(readers, patience)| readers.list(Arc::clone(&voyage) as Arc<dyn Cut>, patience));
+        Body::Streamed(Streamed { voyage, _listed: listed })
     }
 }
 
-impl Body {
-    /// The same; a Ray Client session is alive for as long as it streams.
-    #[must_use]
-    pub fn with_session(mut self, alive: Option<Alive>) -> Body {
-        if let Body::Streamed(streamed) = &mut self
-            && streamed.slot.is_some()
-        {
-            streamed.alive = alive;
-        }
-        self
+impl Cargo {
+    fn is_through(&self) -> bool {
+        self.throttle.as_ref().is_none_or(|throttle| throttle.held() == 0) && self.inner.is_end_stream()
     }
-}
 
-impl Streamed {
     fn complete(&mut self) {
         self.alive = None;
         self.inner.release();
@@ -246,50 +352,91 @@ impl Streamed {
             slot.served();
         }
     }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        loop {
+            if let Some(throttle) = &mut self.throttle
+                && let Some(piece) = ready!(throttle.poll_pass(context))
+            {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            match (ready!(Pin::new(&mut self.inner).poll_frame(context)), &mut self.throttle) {
+                (Some(Ok(frame)), Some(throttle)) if frame.is_data() => {
+                    throttle.hold(frame.into_data().unwrap_or_default());
+                }
+                (frame, _) => return Poll::Ready(frame),
+            }
+        }
+    }
+}
+
+impl Cut for Voyage {
+    fn waits_since(&self) -> Option<Time> {
+        self.taken.since()
+    }
+
+    /// Drops what is on the way: Ray's connection is closed, and the slot counts as abandoned.
+    fn cut(&self) {
+        let cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(cargo);
+    }
 }
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = AnswerError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.get_mut() {
-            Body::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Body::Streamed(streamed) => {
-                let frame = ready!(Pin::new(&mut streamed.inner).poll_frame(context));
-                if let (Some(Ok(frame)), Some(slot)) = (&frame, &mut streamed.slot) {
-                    slot.answered(frame.data_ref().map_or(0, Bytes::len));
-                }
-                match &frame {
-                    None => streamed.complete(),
-                    Some(Err(_)) => {
-                        streamed.alive = None;
-                        if let Some(mut slot) = streamed.slot.take() {
-                            slot.failed();
-                        }
-                    }
-                    Some(Ok(_)) if streamed.inner.is_end_stream() => streamed.complete(),
-                    Some(Ok(_)) => {}
-                }
-                Poll::Ready(frame)
-            }
+    ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        let Streamed { voyage, .. } = match self.get_mut() {
+            Body::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Streamed(streamed) => streamed,
+        };
+        let mut cargo = voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
+        voyage.taken.ask();
+        let frame = ready!(cargo.poll_frame(context));
+        voyage.taken.give(voyage.clock.now());
+        if let (Some(Ok(frame)), Some(slot)) = (&frame, &mut cargo.slot) {
+            slot.answered(frame.data_ref().map_or(0, Bytes::len));
         }
+        match &frame {
+            None => cargo.complete(),
+            Some(Err(_)) => {
+                cargo.alive = None;
+                if let Some(mut slot) = cargo.slot.take() {
+                    slot.failed();
+                }
+            }
+            Some(Ok(_)) if cargo.is_through() => cargo.complete(),
+            Some(Ok(_)) => {}
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Ray)))
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Full(bytes) => bytes.is_none(),
-            Body::Streamed(streamed) => streamed.inner.is_end_stream(),
+            Body::Streamed(streamed) => streamed.look(Cargo::is_through).unwrap_or(false),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Body::Streamed(streamed) => streamed.inner.size_hint(),
+            Body::Streamed(streamed) => streamed
+                .look(|cargo| {
+                    held_too(cargo.inner.size_hint(), cargo.throttle.as_ref().map_or(0, Throttle::held))
+                })
+                .unwrap_or_default(),
         }
+    }
+}
+
+impl Streamed {
+    fn look<T>(&self, at: impl FnOnce(&Cargo) -> T) -> Option<T> {
+        self.voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(at)
     }
 }

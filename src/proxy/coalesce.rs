@@ -36,6 +36,20 @@ pub const ANSWER_MAX: usize = 8 << 20;
 /// The most distinct requests under way or remembered.
 pub const FLIGHTS_MAX: usize = 512;
 
+/// Headers by which those before us tell of the way a request came and of this one request:
+/// different for each, and nothing to Ray.
+const OF_THE_WAY: [&str; 9] = [
+    "x-amzn-trace-id",
+    "x-b3-parentspanid",
+    "x-b3-sampled",
+    "x-b3-spanid",
+    "x-b3-traceid",
+    "x-correlation-id",
+    "x-forwarded-for",
+    "x-real-ip",
+    "x-request-id",
+];
+
 /// What Ray's answer may depend on, digested.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Key([u8; 32]);
@@ -70,7 +84,7 @@ impl Key {
         // Whatever else may carry identity or the mark of a browser.
         for (name, value) in headers {
             let name = name.as_str();
-            if name.starts_with("x-") || name.starts_with("sec-") {
+            if (name.starts_with("x-") || name.starts_with("sec-")) && !OF_THE_WAY.contains(&name) {
                 part(name.as_bytes());
                 part(value.as_bytes());
             }
@@ -271,6 +285,9 @@ mod tests {
             assert_ne!(plain, other);
         }
         assert_eq!(plain, key("/api/jobs/", &[("user-agent", "python-requests/2.34")]));
+        let proxied = [("x-forwarded-for", "192.0.2.1"), ("x-request-id", "4711")];
+        assert_eq!(plain, key("/api/jobs/", &proxied), "each way is another, the answer is not");
+        assert_ne!(plain, key("/api/jobs/", &[("x-forwarded-user", "ann")]));
         assert_eq!(key("/x", &[("range", "bytes=0-1")]), None);
         let split = key("/x", &[("cookie", "a"), ("cookie", "bc")]);
         assert_ne!(split, key("/x", &[("cookie", "ab"), ("cookie", "c")]));

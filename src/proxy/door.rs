@@ -4,7 +4,7 @@ use crate::core::census::{Census, Sight, Unlisted, Verdict};
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
 use crate::core::limit::meter::{Outcome, Reason};
 use crate::core::limit::table::LimitTable;
-use crate::core::policy::{ClassId, Kind, Policy};
+use crate::core::policy::{ClassId, Kind, Policy, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Match};
@@ -13,6 +13,7 @@ use crate::core::time::{Time, duration_from_secs};
 use crate::observe::recorder::{Note, Passed, Recorder};
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::listen::Connections;
+use crate::proxy::readers::Readers;
 use crate::proxy::sessions::Sessions;
 use crate::proxy::slot::Slot;
 use crate::proxy::upstream::Upstream;
@@ -84,6 +85,8 @@ pub struct Door {
     pub sessions: Sessions,
     /// Classes that know of each other.
     pub linked: Linked,
+    /// Who is being answered.
+    pub readers: Readers,
     /// Who is connected, over every listener.
     pub connections: Arc<Connections>,
     /// Request ids: unique within a run, and between runs by the prefix.
@@ -188,6 +191,7 @@ impl Door {
             policy,
             identifier,
             coalescer: Coalescer::default(),
+            readers: Readers::new(clock, tasks.clone()),
             clock,
             tasks,
             sheds,
@@ -222,6 +226,7 @@ impl Door {
             tasks: self.tasks.clone(),
             sheds: self.sheds.clone(),
             sessions: self.sessions.clone(),
+            readers: self.readers.clone(),
             connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),
             recorder: Arc::clone(&self.recorder),
@@ -387,6 +392,16 @@ impl Door {
         // A full channel loses the single line, not the count: the meters have it.
         let _ =
             self.sheds.try_send(ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), party });
+    }
+
+    /// Whether requests of this class need an API key: those of a class that requires one, and
+    /// uploads for submissions that do. Whatever is blocked is blocked for all.
+    #[must_use]
+    pub fn asks_for_key(&self, id: ClassId) -> bool {
+        let class = &self.policy.classes[id.index()];
+        let submits = || self.linked.submit.is_some_and(|id| self.policy.classes[id.index()].require_key);
+        class.treatment != Treatment::Blocked
+            && (class.require_key || (Some(id) == self.linked.packages && submits()))
     }
 
     /// The class's name.

@@ -19,15 +19,14 @@ use std::time::Duration;
 /// An answer and the slot it holds.
 pub type Answer = Result<(Response<RayBody>, Slot), UpstreamError>;
 
-/// For how long an exchange nobody waits for may hold its ticket.
-pub const ABANDONED_MAX: Duration = Duration::from_mins(10);
-
-/// Sends the request; the slot rides along.
+/// Sends the request; the slot rides along. Once nobody waits for it, the exchange holds it for
+/// `abandoned_max` at most.
 pub fn send(
     upstream: Arc<Upstream>,
     request: Request<ClientBody>,
     mut slot: Slot,
     tasks: Tasks,
+    abandoned_max: Duration,
 ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
     let exchange = async move {
         slot.sent();
@@ -46,13 +45,14 @@ pub fn send(
             }
         }
     };
-    Exchange { running: Some(Box::pin(exchange)), tasks }
+    Exchange { running: Some(Box::pin(exchange)), tasks, abandoned_max }
 }
 
 /// An upstream call that outlives whoever waits for it.
 pub struct Exchange<F: Future<Output = Answer> + Send + 'static> {
     running: Option<Pin<Box<F>>>,
     tasks: Tasks,
+    abandoned_max: Duration,
 }
 
 impl<F: Future<Output = Answer> + Send + 'static> Future for Exchange<F> {
@@ -72,10 +72,11 @@ impl<F: Future<Output = Answer> + Send + 'static> Drop for Exchange<F> {
     fn drop(&mut self) {
         if let Some(running) = self.running.take() {
             // Outside a runtime (the very end of the process) there is nothing left to protect.
+            let bound = self.abandoned_max;
             if tokio::runtime::Handle::try_current().is_ok() {
                 self.tasks.spawn_until_closed(async move {
                     // The answer and its slot are dropped here, when Ray is done.
-                    let _ = tokio::time::timeout(ABANDONED_MAX, running).await;
+                    let _ = tokio::time::timeout(bound, running).await;
                 });
             }
         }

@@ -4,6 +4,7 @@ use crate::core::census::{Sight, Unlisted, Verdict};
 use crate::core::limit::gate::Ask;
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
+use crate::core::policy::Kind;
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Match, UNLISTED};
@@ -11,14 +12,16 @@ use crate::core::request::facts::Facts;
 use crate::core::request::party::Party;
 use crate::core::request::path::Suspicious;
 use crate::core::time::Time;
-use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace};
+use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace, RayBody, Way};
 use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{Lookup, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client};
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
+use crate::proxy::sessions::Alive;
 use crate::proxy::shape;
 use crate::proxy::slot::Slot;
+use crate::proxy::throttle::Throttle;
 use crate::proxy::tunnel;
 use http::header::HeaderValue;
 use http::request::Parts;
@@ -36,17 +39,21 @@ pub struct Peer {
     pub address: IpAddr,
     /// Whether TLS was ended here.
     pub tls: bool,
-    /// How its bodies may come.
+    /// How its bodies may come, and for how long an answer may be left unread.
     pub body: BodyBounds,
+    /// For how long work nobody waits for any more stays counted, if Ray never answers.
+    pub abandoned_max: Duration,
 }
 
 /// A request on its way through the door.
 struct Passage {
     door: Arc<Door>,
     entrance: Arc<Entrance>,
+    peer: Peer,
     id: String,
     matched: Match,
     party: Party,
+    keyless: bool,
     tongue: Tongue,
     session: Option<u64>,
     /// Where the client calls from.
@@ -70,7 +77,7 @@ pub async fn handle(
     if let Err(problem) = shape::check(&request, peer.body.bytes_max) {
         return reject::unread(problem, &id);
     }
-    let Recognised { matched, party, trusted, session, address, unlisted } =
+    let Recognised { matched, party, keyless, trusted, session, address, unlisted } =
         match recognise(&door, &entrance, peer, &request) {
             Ok(recognised) => recognised,
             Err(suspicious) => return reject::malformed(&suspicious, &id),
@@ -80,12 +87,10 @@ pub async fn handle(
     let upgrade = tunnel::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
-    let body = if http_body::Body::is_end_stream(&body) {
-        ClientBody::Empty
-    } else {
-        // A gRPC stream may be silent for hours; anything else is an upload.
-        ClientBody::Streamed(body, (!grpc).then(|| Box::new(Pace::new(peer.body, door.clock))))
-    };
+    // A gRPC stream may be silent for hours; anything else is an upload.
+    let pace = (!grpc).then(|| Pace::new(peer.body, door.clock));
+    let flow = door.gate.flow(&door.table.load(), matched.class);
+    let body = ClientBody::new(body, pace, flow, door.clock);
     strip_hop_by_hop(&mut parts.headers);
     if let Some(header) = door.identifier.key_header() {
         parts.headers.remove(header);
@@ -95,13 +100,27 @@ pub async fn handle(
     let key = sharing_key(&door, matched, &parts);
     tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
     let since = door.clock.now();
-    let passage =
-        Passage { door, entrance, id, matched, party, tongue, session, address, unlisted, since, bytes };
+    let passage = Passage {
+        door,
+        entrance,
+        peer,
+        id,
+        matched,
+        party,
+        keyless,
+        tongue,
+        session,
+        address,
+        unlisted,
+        since,
+        bytes,
+    };
 
-    let mut response = match (upgrade, key) {
-        (Some(client), _) => passage.tunnel(parts, client).await,
-        (None, Some(key)) => passage.share(parts, key).await,
-        (None, None) => passage.pass(parts, body).await,
+    let mut response = match (passage.refuse_at_sight(), upgrade, key) {
+        (Some(refusal), ..) => refusal,
+        (None, Some(client), _) => passage.tunnel(parts, client).await,
+        (None, None, Some(key)) => passage.share(parts, key).await,
+        (None, None, None) => passage.pass(parts, body).await,
     };
     if let Ok(id) = HeaderValue::try_from(passage.id) {
         response.headers_mut().insert(REQUEST_ID, id);
@@ -140,6 +159,7 @@ fn recognise(
     Ok(Recognised {
         matched,
         party: door.identifier.identify(&facts),
+        keyless: door.asks_for_key(matched.class) && !door.identifier.holds_key(&facts),
         trusted,
         session,
         address: door.identifier.client_address(&facts),
@@ -151,6 +171,8 @@ fn recognise(
 struct Recognised {
     matched: Match,
     party: Party,
+    /// Whether it asks for something that takes an API key, and shows none.
+    keyless: bool,
     trusted: bool,
     /// The Ray Client session it belongs to.
     session: Option<u64>,
@@ -165,11 +187,25 @@ fn sharing_key(door: &Door, matched: Match, parts: &Parts) -> Option<Key> {
 }
 
 impl Passage {
+    /// What is refused before anything of it is read: what takes a key and shows none, and an
+    /// upload whose submission would be refused.
+    fn refuse_at_sight(&self) -> Option<Response<Body>> {
+        let table = self.door.table.load();
+        let (reason, wait) = if self.keyless {
+            (Reason::ApiKey, Duration::ZERO)
+        } else {
+            let submit = self.door.linked.submit?;
+            if Some(self.matched.class) != self.door.linked.packages {
+                return None;
+            }
+            self.door.gate.would_turn_away(&table, submit, self.party, self.door.clock.now())?
+        };
+        let shed = self.door.gate.refuse_at_sight(&table, self.matched.class, reason, wait)?;
+        Some(self.refuse(shed))
+    }
+
     /// The plain way: admit, forward, stream back.
     async fn pass(&self, parts: Parts, body: ClientBody) -> Response<Body> {
-        if let Some(refusal) = self.refuse_before_upload() {
-            return refusal;
-        }
         let slot = match self.admit().await {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
@@ -181,27 +217,24 @@ impl Passage {
                 if self.changes_jobs() {
                     self.door.coalescer.forget();
                 }
-                let (mut parts, body) = response.into_parts();
-                strip_hop_by_hop(&mut parts.headers);
-                let slot = self.keep_place(&parts, slot);
-                let body = Body::streamed(body, slot).with_session(self.stay_alive());
+                let slot = self.keep_place(&response, slot);
+                let response = stream(response, slot, self.stay_alive(), self.way());
                 drop(opening);
-                Response::from_parts(parts, body)
+                response
             }
             Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
             Err(late) => late,
         }
     }
 
-    /// An upload whose submission would be refused is refused before its body is read.
-    fn refuse_before_upload(&self) -> Option<Response<Body>> {
-        let submit = self.door.linked.submit?;
-        let upload = Some(self.matched.class) == self.door.linked.packages;
-        if !upload || !self.door.gate.would_turn_away(&self.door.table.load(), submit, self.party) {
-            return None;
+    /// What the answer keeps to on its way back.
+    fn way(&self) -> Way {
+        let held = self.class().kind == Kind::Held;
+        Way {
+            clock: self.door.clock,
+            flow: self.door.gate.flow(&self.door.table.load(), self.matched.class),
+            patience: (!held).then(|| (self.door.readers.clone(), self.peer.body.stall)),
         }
-        let shed = self.door.gate.refuse(self.matched.class, Reason::PartyShare, Duration::ZERO);
-        Some(self.refuse(shed))
     }
 
     /// Whether the job list is another one after this.
@@ -212,9 +245,9 @@ impl Passage {
 
     /// A newcomer that Ray answered keeps its place until its session has started; any other slot
     /// rides in the answer.
-    fn keep_place(&self, answer: &http::response::Parts, slot: Slot) -> Option<Slot> {
+    fn keep_place(&self, answer: &Response<RayBody>, slot: Slot) -> Option<Slot> {
         let newcomer = Some(self.matched.class) == self.door.linked.newcomer;
-        let welcome = answer.status.is_success() && !answer.headers.contains_key(GRPC_STATUS);
+        let welcome = answer.status().is_success() && !answer.headers().contains_key(GRPC_STATUS);
         let Some(session) = self.session.filter(|_| newcomer && welcome) else { return Some(slot) };
         self.door.tasks.spawn_until_closed(self.door.sessions.start(session, slot));
         None
@@ -226,7 +259,7 @@ impl Passage {
     }
 
     /// A session is alive from the moment Ray takes its stream.
-    fn stay_alive(&self) -> Option<crate::proxy::sessions::Alive> {
+    fn stay_alive(&self) -> Option<Alive> {
         self.door.sessions.open(self.opens_session()?)
     }
 
@@ -239,27 +272,16 @@ impl Passage {
                 self.door.record(self.ask(), Ending::Shared, self.since, bytes);
                 shared_response(&shared)
             }
-            Joined::Alone => self.fetch(parts, None).await,
-            Joined::Lead(lead) => self.fetch(parts, Some(lead)).await,
+            Joined::Alone => self.pass(parts, ClientBody::Empty).await,
+            Joined::Lead(lead) => self.fetch(parts, lead).await,
         }
     }
 
     /// Admits and fetches for all who share; small answers are handed to everyone.
-    async fn fetch(&self, parts: Parts, lead: Option<Lead>) -> Response<Body> {
+    async fn fetch(&self, parts: Parts, lead: Lead) -> Response<Body> {
         let slot = match self.admit().await {
             Ok(slot) => slot,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
-        };
-        let Some(lead) = lead else {
-            return match self.send(parts, ClientBody::Empty, slot).await {
-                Ok(Ok((response, slot))) => {
-                    let (mut parts, body) = response.into_parts();
-                    strip_hop_by_hop(&mut parts.headers);
-                    Response::from_parts(parts, Body::streamed(body, slot))
-                }
-                Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
-                Err(late) => late,
-            };
         };
         // A task of its own: followers get their answer even if this client leaves.
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -268,15 +290,16 @@ impl Passage {
             Request::from_parts(origin_form(parts), ClientBody::Empty),
             slot,
             self.door.tasks.clone(),
+            self.peer.abandoned_max,
         );
-        let door = Arc::clone(&self.door);
+        let way = self.way();
         let ttl = self.class().coalesce.map_or(Duration::ZERO, |coalesce| coalesce.ttl);
-        let bound = self.class().timeout.unwrap_or(forward::ABANDONED_MAX);
+        let bound = self.class().timeout.unwrap_or(self.peer.abandoned_max);
         self.door.tasks.spawn_until_closed(async move {
             let answer = tokio::time::timeout(bound, exchange).await;
             // The leader may be gone; its followers are not.
             drop(sender.send(match answer {
-                Ok(answer) => Some(land(&door, lead, ttl, answer).await),
+                Ok(answer) => Some(land(way, lead, ttl, answer).await),
                 Err(_) => None,
             }));
         });
@@ -295,7 +318,9 @@ impl Passage {
             Err(refusal) => return refusal,
         };
         let request = Request::from_parts(origin_form(parts), ClientBody::Empty);
-        match tunnel::open(&self.entrance.upstream, request, client, slot, &self.door.tasks).await {
+        let Way { clock, flow, .. } = self.way();
+        let throttle = flow.map(|flow| Throttle::new(flow, clock));
+        match tunnel::open(&self.entrance.upstream, request, client, slot, throttle, &self.door.tasks).await {
             Ok((response, None)) => {
                 let (mut parts, _) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
@@ -347,7 +372,8 @@ impl Passage {
     async fn send(&self, parts: Parts, body: ClientBody, slot: Slot) -> Result<Answer, Response<Body>> {
         let request = Request::from_parts(origin_form(parts), body);
         let upstream = Arc::clone(&self.entrance.upstream);
-        let exchange = forward::send(upstream, request, slot, self.door.tasks.clone());
+        let exchange =
+            forward::send(upstream, request, slot, self.door.tasks.clone(), self.peer.abandoned_max);
         match self.class().timeout {
             None => Ok(exchange.await),
             Some(bound) => tokio::time::timeout(bound, exchange)
@@ -369,6 +395,7 @@ impl Passage {
             module: &self.door.policy.modules[class.module.index()].name,
             limit: limits.rate.unwrap_or(limits.in_flight),
             waited_max: class.queue.wait_max,
+            key_header: self.door.identifier.key_header().unwrap_or("X-Rayguard-Key"),
         };
         reject::shed(self.tongue, shed, &about)
     }
@@ -379,40 +406,47 @@ impl Passage {
 }
 
 /// How a shared fetch ended for its leader.
-#[expect(clippy::large_enum_variant, reason = "made once a request and moved once")]
 enum Landed {
     Shared(Arc<Shared>),
     Alone(Response<Body>),
     Failed(crate::proxy::upstream::UpstreamError),
 }
 
+/// Ray's answer on its way back.
+fn stream(
+    response: Response<RayBody>,
+    slot: impl Into<Option<Slot>>,
+    alive: Option<Alive>,
+    way: Way,
+) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    strip_hop_by_hop(&mut parts.headers);
+    Response::from_parts(parts, Body::streamed(body, slot, alive, way))
+}
+
 /// Collects an answer and hands it to all who wait; one too large goes to the leader alone.
-async fn land(door: &Door, lead: Lead, ttl: Duration, answer: Answer) -> Landed {
-    let (response, mut slot) = match answer {
+async fn land(way: Way, lead: Lead, ttl: Duration, answer: Answer) -> Landed {
+    let (response, slot) = match answer {
         Ok(answer) => answer,
         Err(error) => return Landed::Failed(error), // dropping the lead passes it on
     };
-    let (mut parts, mut body) = response.into_parts();
-    strip_hop_by_hop(&mut parts.headers);
-    let declared = hyper::body::Body::size_hint(&body).exact();
+    let declared = hyper::body::Body::size_hint(response.body()).exact();
     if declared.is_none_or(|length| length > ANSWER_MAX as u64) {
         lead.dissolve();
-        return Landed::Alone(Response::from_parts(parts, Body::streamed(body, slot)));
+        return Landed::Alone(stream(response, slot, None, way));
     }
-    let Ok(collected) = BodyExt::collect(&mut body).await else {
-        slot.failed();
+    // Nobody's reading is awaited here.
+    let clock = way.clock;
+    let (parts, body) = stream(response, slot, None, Way { patience: None, ..way }).into_parts();
+    let Ok(collected) = body.collect().await else {
         let mut broken = Response::new(Body::full("rayguard: Ray broke off in the middle of its answer.\n"));
         *broken.status_mut() = StatusCode::BAD_GATEWAY;
         return Landed::Alone(broken);
     };
-    let bytes = collected.to_bytes();
-    slot.answered(bytes.len());
-    slot.served();
-    drop(slot);
+    let shared = Shared { status: parts.status, headers: parts.headers, body: collected.to_bytes() };
     // An error is shared with those who wait now, but not with those who come later.
     let ttl = if parts.status.is_success() { ttl } else { Duration::ZERO };
-    let shared = Shared { status: parts.status, headers: parts.headers, body: bytes };
-    Landed::Shared(lead.land(shared, ttl, door.clock.now()))
+    Landed::Shared(lead.land(shared, ttl, clock.now()))
 }
 
 fn shared_response(shared: &Shared) -> Response<Body> {

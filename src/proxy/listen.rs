@@ -53,6 +53,8 @@ pub struct Bounds {
     pub headers_max: usize,
     /// The largest body, in bytes. gRPC streams are not held to it.
     pub body_bytes_max: u64,
+    /// Work whose client has left stays counted for so long, if Ray never answers.
+    pub abandoned_max: Duration,
 }
 
 impl Default for Bounds {
@@ -65,6 +67,7 @@ impl Default for Bounds {
             head_bytes_max: 64 * 1024,
             headers_max: 128,
             body_bytes_max: 256 << 20,
+            abandoned_max: Duration::from_mins(10),
         }
     }
 }
@@ -78,6 +81,7 @@ impl From<&settings::Http> for Bounds {
             head_bytes_max: http.header_bytes_max,
             headers_max: http.headers_max,
             body_bytes_max: http.body_bytes_max,
+            abandoned_max: http.abandoned_max,
             ..Bounds::default()
         }
     }
@@ -246,7 +250,8 @@ pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, ta
             continue;
         };
         let (front, closing, tls) = (Arc::clone(&front), tasks.clone(), listener.tls.clone());
-        let peer = Peer { address, tls: tls.is_some(), body: bounds.body() };
+        let peer =
+            Peer { address, tls: tls.is_some(), body: bounds.body(), abandoned_max: bounds.abandoned_max };
         let proxy_protocol = listener.proxy_protocol;
         tasks.spawn(async move {
             let opening = open(stream, peer, proxy_protocol, trusted, tls.as_deref());

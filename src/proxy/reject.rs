@@ -5,6 +5,8 @@
 //! Ray's envelope, because `ray list` shows `msg` from it and "Failed to parse" otherwise. 429
 //! when the caller asks for more than its share, 503 when the head is overloaded; never 401 or
 //! 403, which Ray's tools turn into advice about tokens and the dashboard into a login dialog.
+//! 401 is for one thing alone, and that is no shedding: a class that takes an API key, asked
+//! without one.
 
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
@@ -12,7 +14,7 @@ use crate::proxy::body::{Body, BodyError};
 use crate::proxy::headers::{REASON, REQUEST_ID};
 use crate::proxy::shape::Malformed;
 use crate::proxy::upstream::UpstreamError;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use std::time::Duration;
 
@@ -60,11 +62,16 @@ pub struct Refused<'a> {
     pub limit: f64,
     /// Its queue's longest wait.
     pub waited_max: Duration,
+    /// The header in which API keys come.
+    pub key_header: &'a str,
 }
 
 /// The answer to a shed request.
 #[must_use]
 pub fn shed(tongue: Tongue, shed: Shed, about: &Refused) -> Response<Body> {
+    if shed.reason == Reason::ApiKey {
+        return keyless(tongue, about);
+    }
     let status = if shed.reason == Reason::Blocked {
         StatusCode::NOT_FOUND
     } else if shed.reason.is_callers() {
@@ -87,6 +94,28 @@ pub fn shed(tongue: Tongue, shed: Shed, about: &Refused) -> Response<Body> {
         {
             headers.insert(RATELIMIT_POLICY, value);
         }
+    }
+    response
+}
+
+/// The answer to a request that takes an API key and shows none that is known.
+fn keyless(tongue: Tongue, about: &Refused) -> Response<Body> {
+    let Refused { id, class, key_header, .. } = about;
+    let sentence = format!(
+        "rayguard: '{class}' requests need an API key here; ask your operator for one and send it in the \
+         header {key_header}. Nothing was sent to Ray. (reason {}, request {id})",
+        Reason::ApiKey.label()
+    );
+    let mut response = answer(tongue, StatusCode::UNAUTHORIZED, &sentence, id, None);
+    let headers = response.headers_mut();
+    headers.insert(REASON, HeaderValue::from_static(Reason::ApiKey.label()));
+    if tongue == Tongue::Grpc {
+        headers.insert(GRPC_STATUS, HeaderValue::from_static("16")); // UNAUTHENTICATED
+    }
+    // A scheme of its own: no browser asks its user for a password, and no client of Ray's takes
+    // it for a word about tokens.
+    if let Ok(value) = HeaderValue::try_from(format!("ApiKey realm=\"rayguard\", header=\"{key_header}\"")) {
+        headers.insert(WWW_AUTHENTICATE, value);
     }
     response
 }
@@ -123,7 +152,7 @@ fn sentence(shed: Shed, about: &Refused) -> String {
             )
         }
         Reason::UpstreamDown => "the Ray head does not answer at the moment".to_owned(),
-        Reason::ApiKey => format!("'{class}' requests need an API key here; send it as X-Rayguard-Key"),
+        Reason::ApiKey => format!("'{class}' requests need an API key here"),
     };
     format!(
         "rayguard: {why}. Nothing was sent to Ray; please try again in {seconds} second{plural}. \
@@ -245,6 +274,7 @@ mod tests {
         module: "JobHead",
         limit: 4.0,
         waited_max: Duration::from_secs(2),
+        key_header: "x-rayguard-key",
     };
 
     fn refuse(reason: Reason, tongue: Tongue) -> Response<Body> {
@@ -252,8 +282,8 @@ mod tests {
     }
 
     #[test]
-    fn no_refusal_is_ever_a_401_or_403() {
-        for reason in Reason::ALL {
+    fn no_refusal_is_ever_a_401_or_403_but_for_want_of_a_key() {
+        for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::ApiKey) {
             let status = refuse(reason, Tongue::Plain).status();
             assert!(status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN, "{reason:?}");
         }
@@ -273,6 +303,20 @@ mod tests {
         let envelope: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(envelope["result"], false);
         assert!(envelope["msg"].as_str().unwrap().contains("try again in 3 seconds"));
+    }
+
+    #[test]
+    fn want_of_a_key_is_said_in_every_tongue() {
+        let plain = refuse(Reason::ApiKey, Tongue::Plain);
+        assert_eq!(plain.status(), 401);
+        assert_eq!(plain.headers()[WWW_AUTHENTICATE], "ApiKey realm=\"rayguard\", header=\"x-rayguard-key\"");
+        assert!(!plain.headers().contains_key(RETRY_AFTER), "waiting does not help");
+        let Body::Full(Some(bytes)) = refuse(Reason::ApiKey, Tongue::StateApi).into_body() else {
+            panic!("a body")
+        };
+        let envelope: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert!(envelope["msg"].as_str().unwrap().contains("in the header x-rayguard-key"), "{envelope}");
+        assert_eq!(refuse(Reason::ApiKey, Tongue::Grpc).headers()[GRPC_STATUS], "16");
     }
 
     #[test]

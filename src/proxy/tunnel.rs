@@ -8,6 +8,7 @@
 
 use crate::proxy::body::ClientBody;
 use crate::proxy::slot::Slot;
+use crate::proxy::throttle::Throttle;
 use crate::proxy::upstream::{Upstream, UpstreamError};
 use crate::runtime::tasks::Tasks;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
@@ -32,6 +33,7 @@ pub async fn open(
     mut request: Request<ClientBody>,
     client: hyper::upgrade::OnUpgrade,
     mut slot: Slot,
+    throttle: Option<Throttle>,
     tasks: &Tasks,
 ) -> Result<(Response<Incoming>, Option<Slot>), UpstreamError> {
     request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
@@ -51,7 +53,7 @@ pub async fn open(
     tasks.spawn_until_closed(async move {
         match tokio::try_join!(client, ray) {
             Ok((client, ray)) => {
-                join(TokioIo::new(client), TokioIo::new(ray)).await;
+                join(TokioIo::new(client), TokioIo::new(ray), throttle).await;
                 slot.served();
             }
             Err(_) => slot.failed(), // one side left between handshake and tunnel
@@ -61,7 +63,11 @@ pub async fn open(
 }
 
 /// Copies both ways until Ray closes; a client that leaves does not end it.
-async fn join(client: impl AsyncRead + AsyncWrite, ray: impl AsyncRead + AsyncWrite) {
+async fn join(
+    client: impl AsyncRead + AsyncWrite,
+    ray: impl AsyncRead + AsyncWrite,
+    mut throttle: Option<Throttle>,
+) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_ray, mut to_ray) = tokio::io::split(ray);
     let upward = async {
@@ -76,6 +82,9 @@ async fn join(client: impl AsyncRead + AsyncWrite, ray: impl AsyncRead + AsyncWr
             match from_ray.read(&mut buffer).await {
                 Ok(0) | Err(_) => break,
                 Ok(read) if listening => {
+                    if let Some(throttle) = &mut throttle {
+                        throttle.pass(read).await;
+                    }
                     listening = to_client.write_all(&buffer[..read]).await.is_ok();
                 }
                 Ok(_) => {} // nobody listens any more: Ray's slot is drained, not hidden

@@ -7,6 +7,7 @@
 
 use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};
+use crate::proxy::headers::is_grpc;
 use crate::proxy::stream::Stream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
@@ -200,7 +201,8 @@ impl Upstream {
         self: &Arc<Self>,
         request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
-        if self.options.protocol == Protocol::Http2 {
+        // gRPC is HTTP/2 whatever else is spoken there: Serve has applications of both kinds.
+        if self.options.protocol == Protocol::Http2 || is_grpc(request.headers()) {
             return self.send_http2(request).await;
         }
         let mut request = request;

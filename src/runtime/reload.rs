@@ -1,5 +1,5 @@
-//! New settings under live traffic: on SIGHUP, on an operator's word, and when the file has
-//! changed.
+//! New settings under live traffic: on SIGHUP, on an operator's word, and when the file, or that of
+//! the API keys, has changed.
 //!
 //! The file is read every few seconds and compared by content. That needs no notification from
 //! the file system, follows Kubernetes' symlink swaps, and cannot miss a change. A file that is
@@ -77,7 +77,7 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>) -> Reloader {
         };
         let mut every = tokio::time::interval(LOOK);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last = content(source.as_ref()).await;
+        let mut last = content(&guard, source.as_ref()).await;
         loop {
             let (asked, wish) = tokio::select! {
                 _ = every.tick() => (false, None),
@@ -89,7 +89,7 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>) -> Reloader {
                 let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
                 continue;
             };
-            let now = content(Some(source)).await;
+            let now = content(&guard, Some(source)).await;
             // A file that is gone for a moment (a swap under way) is not a change.
             if asked || (now.is_some() && now != last) {
                 last = now;
@@ -101,8 +101,14 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>) -> Reloader {
     Reloader(wishes)
 }
 
-async fn content(source: Option<&Source>) -> Option<Vec<u8>> {
-    tokio::fs::read(&source?.path).await.ok()
+/// The file, and the API keys it points to.
+async fn content(guard: &Guard, source: Option<&Source>) -> Option<(Vec<u8>, Vec<u8>)> {
+    let text = tokio::fs::read(&source?.path).await.ok()?;
+    let keys = match &guard.settings().identity.api_keys_file {
+        Some(file) => tokio::fs::read(file).await.ok()?,
+        None => Vec::new(),
+    };
+    Some((text, keys))
 }
 
 fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome {

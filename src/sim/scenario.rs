@@ -532,6 +532,7 @@ impl Scenario {
             rate: None,
             in_flight: Bounds { initial, min, max },
             bytes_per_second: None,
+            require_key: false,
             queue: Queue {
                 len_max: self.class.queue_len,
                 wait_max: duration_from_secs(self.class.queue_wait_s),

@@ -8,7 +8,7 @@
 
 use rayguard::core::policy::{ClassId, Control, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
-use rayguard::core::request::classify::Classifier;
+use rayguard::core::request::classify::{Classifier, Rule};
 use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::door::{Door, Entrance, Front, ShedNote};
 use rayguard::proxy::listen::{self, Bounds, Listener};
@@ -62,6 +62,10 @@ pub struct Setup {
     pub options: Options,
     pub upstream: Option<Address>,
     pub policy: Policy,
+    /// The operator's routes.
+    pub rules: Vec<Rule>,
+    /// SHA-256 of the API keys that were handed out.
+    pub keys: Vec<[u8; 32]>,
 }
 
 impl Default for Setup {
@@ -72,6 +76,8 @@ impl Default for Setup {
             options: Options::default(),
             upstream: None,
             policy: policy(),
+            rules: Vec::new(),
+            keys: Vec::new(),
         }
     }
 }
@@ -99,8 +105,9 @@ impl Rig {
         let clock = Clock::start();
         let (note, sheds) = mpsc::channel(1024);
         // 127.0.0.1 speaks for others: `x-forwarded-for` names the party in these tests.
-        let identifier = Identifier::new([1, 2], vec!["127.0.0.1/32".parse().unwrap()], Vec::new());
-        let classifier = Classifier::new(&setup.policy, setup.surface, &[]).unwrap();
+        let identifier = Identifier::new([1, 2], vec!["127.0.0.1/32".parse().unwrap()], Vec::new())
+            .with_keys("x-rayguard-key".into(), setup.keys);
+        let classifier = Classifier::new(&setup.policy, setup.surface, &setup.rules).unwrap();
         let door = Door::new(Arc::new(setup.policy), identifier, clock, tasks.clone(), note);
         let address = setup.upstream.unwrap_or(Address::Tcp(ray.address.to_string()));
         let upstream = Upstream::new(address, setup.options, clock, tasks.clone());
@@ -145,6 +152,19 @@ pub fn get(path: &str, headers: &[&str]) -> String {
         head.push_str("\r\n");
     }
     head + "\r\n"
+}
+
+/// A client's part, beside others.
+pub type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Runs them all side by side, to the end.
+pub async fn all(tasks: Vec<Task>) {
+    let mut left = tasks;
+    std::future::poll_fn(|context| {
+        left.retain_mut(|task| task.as_mut().poll(context).is_pending());
+        if left.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
 }
 
 /// Waits until something holds; the bound is there so that a failing test ends.

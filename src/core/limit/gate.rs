@@ -16,7 +16,9 @@
 //! `W` is whatever the driver needs to reach a waiter: a channel in production, an event in
 //! simulation. The gate hands it back through `wake` together with the verdict.
 
+use crate::core::limit::common::Common;
 use crate::core::limit::cost::{Costs, Departures};
+use crate::core::limit::flow::Flow;
 use crate::core::limit::in_flight::InFlight;
 use crate::core::limit::meter::{Counts, Meter, Outcome, Reason, Window};
 use crate::core::limit::queue::{FairQueue, Joined, Place, Waiting};
@@ -107,6 +109,7 @@ pub struct Gate<W> {
     classes: Box<[ClassGate]>,
     modules: Box<[ModuleGate<W>]>,
     costs: Arc<Costs>,
+    common: Arc<Common>,
 }
 
 #[derive(Debug)]
@@ -136,6 +139,7 @@ struct Tally {
     allowance_used: AtomicU64,
     /// When something last finished, or began after a pause.
     progress: AtomicU64,
+    flow: Arc<Flow>,
     meter: Meter,
 }
 
@@ -247,6 +251,11 @@ impl<W> Gate<W> {
                 .and_then(|old| old.shares.clone())
                 .filter(|(limits, _)| *limits == class.per_party)
                 .or_else(|| Some((class.per_party, Arc::new(Shares::new(class.per_party, now)?))));
+            let tally = old.map_or_else(
+                || Arc::new(Tally { progress: AtomicU64::new(now.0), ..Tally::default() }),
+                |old| Arc::clone(&old.tally),
+            );
+            tally.flow.set_limit(limits.bytes_per_second, now);
             ClassGate {
                 name: Arc::clone(&class.name),
                 module: class.module,
@@ -262,10 +271,7 @@ impl<W> Gate<W> {
                 waiting: AtomicU32::new(0),
                 spread_s: AtomicU32::new(1),
                 sheds: AtomicU32::new(0),
-                tally: old.map_or_else(
-                    || Arc::new(Tally { progress: AtomicU64::new(now.0), ..Tally::default() }),
-                    |old| Arc::clone(&old.tally),
-                ),
+                tally,
             }
         });
         let modules = policy.modules.iter().enumerate().map(|(at, module)| {
@@ -279,7 +285,8 @@ impl<W> Gate<W> {
         });
         // Routes are numbered alike in every configuration but for the operator's own.
         let costs = before.map_or_else(Arc::default, |gate| Arc::clone(&gate.costs));
-        Gate { classes: classes.collect(), modules: modules.collect(), costs }
+        let common = before.map_or_else(Arc::default, |gate| Arc::clone(&gate.common));
+        Gate { classes: classes.collect(), modules: modules.collect(), costs, common }
     }
 
     /// Decides about one request. `waiter` is called only if it must wait; `wake` is called for
@@ -305,6 +312,8 @@ impl<W> Gate<W> {
             }
             Treatment::Limited => {}
         }
+        let shown = ask.party;
+        let ask = Ask { party: self.common.judge(shown), ..ask };
         let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.party, now)).transpose() {
             Ok(slot) => slot,
             Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
@@ -315,7 +324,10 @@ impl<W> Gate<W> {
             return self.wait_in_line(table, ask, slot, now, waiter, wake);
         }
         let full = match self.try_enter(table, ask, now) {
-            Ok(ticket) => return Decision::Admit(Ticket { slot, ..ticket }),
+            Ok(ticket) => {
+                self.common.see(shown, now);
+                return Decision::Admit(Ticket { slot, ..ticket });
+            }
             Err(full) => full,
         };
         if limits.mode == Mode::Shadow {
@@ -396,6 +408,7 @@ impl<W> Gate<W> {
             if let (Some((_, rate)), Some(per_second)) = (&class.rate, limits.rate) {
                 rate.set_rate(per_second, now);
             }
+            class.tally.flow.set_limit(limits.bytes_per_second, now);
         }
         let mut woken = Vec::new();
         for module in self.modules.iter().filter(|module| module.waiting.load(Ordering::SeqCst) > 0) {
@@ -420,17 +433,75 @@ impl<W> Gate<W> {
         Shed { class: id, reason, retry_after_s: class.retry_after(wait) }
     }
 
-    /// Whether a request of this class from this party would be turned away at once: the line is
+    /// Refuses a request that is not to ask at all; `None` where sheds are only counted.
+    pub fn refuse_at_sight(
+        &self,
+        table: &LimitTable,
+        id: ClassId,
+        reason: Reason,
+        wait: Duration,
+    ) -> Option<Shed> {
+        let meter = &self.class(id).tally.meter;
+        if table.class(id).mode == Mode::Shadow {
+            meter.shed_in_shadow();
+            return None;
+        }
+        meter.offer();
+        Some(self.refuse(id, reason, wait))
+    }
+
+    /// Why a request of this class from this party would be refused if it came now, and for how
+    /// long; `None` if it may hope. It may as long as it could wait in line for its turn: it is
+    /// turned away where the party's own ceiling is reached, where nothing can pass at all, where
+    /// the class's next free cell is further away than anyone may wait, and where the line is
     /// full and the party stands in it already. (One that does not would take the place of
     /// somebody who asks for more than its share.)
     #[must_use]
-    pub fn would_turn_away(&self, table: &LimitTable, id: ClassId, party: Party) -> bool {
+    pub fn would_turn_away(
+        &self,
+        table: &LimitTable,
+        id: ClassId,
+        party: Party,
+        now: Time,
+    ) -> Option<(Reason, Duration)> {
         let (class, limits) = (self.class(id), table.class(id));
-        limits.treatment == Treatment::Limited
-            && limits.mode == Mode::Enforce
-            && class.queue_len_max > 0
-            && class.waiting.load(Ordering::Relaxed) >= class.queue_len_max
-            && self.lock(class.module).class_mut(id).is_some_and(|line| line.fair.waiting(party) > 0)
+        if limits.treatment != Treatment::Limited || limits.mode != Mode::Enforce {
+            return None;
+        }
+        let party = self.common.judge(party);
+        if let Some(over) = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(party, now)) {
+            return Some(over);
+        }
+        let waiting = class.waiting.load(Ordering::Relaxed);
+        let cell = class.rate.as_ref().map_or(Duration::ZERO, |(_, rate)| rate.wait(waiting, now));
+        let queues = class.queue_len_max > 0 && class.kind == Kind::Unary;
+        let patience = if queues { class.queue_wait_max } else { Duration::ZERO };
+        if cell > patience {
+            return Some((Reason::ClassRate, cell));
+        }
+        let [of_class, of_module] = [limits.in_flight, table.module(class.module).in_flight].map(slots);
+        let now_or_never = |count: u32, room: u32| room == 0 || (!queues && count >= room);
+        if now_or_never(class.tally.in_flight.count(), of_class) {
+            return Some((Reason::ClassInFlight, Duration::ZERO));
+        }
+        let of_module_used = self.module(class.module).tally.in_flight.count();
+        if class.kind == Kind::Unary && now_or_never(of_module_used, of_module) {
+            return Some((Reason::ModuleInFlight, Duration::ZERO));
+        }
+        let used = class.tally.allowance_used.load(Ordering::Acquire);
+        if !queues && limits.admitted_max.is_some_and(|max| used >= max) {
+            return Some((Reason::ClassBacklog, Duration::ZERO));
+        }
+        let stands_in_it =
+            || self.lock(class.module).class_mut(id).is_some_and(|line| line.fair.waiting(party) > 0);
+        (queues && waiting >= class.queue_len_max && stands_in_it())
+            .then_some((Reason::PartyShare, Duration::ZERO))
+    }
+
+    /// The bandwidth of a class, where the table limits it.
+    #[must_use]
+    pub fn flow(&self, table: &LimitTable, id: ClassId) -> Option<Arc<Flow>> {
+        table.class(id).bytes_per_second.map(|_| Arc::clone(&self.class(id).tally.flow))
     }
 
     /// Sets over how many seconds the class's refusals are spread (see `engine`).
@@ -547,7 +618,7 @@ impl<W> Gate<W> {
     /// Counts it as if it had been refused, and lets it through beyond every limit.
     fn admit_in_shadow(&self, ask: Ask, slot: Option<SlotId>, reason: Reason, now: Time) -> Ticket {
         let class = self.class(ask.class);
-        class.tally.meter.shed_in_shadow(reason);
+        class.tally.meter.shed_in_shadow();
         class.tally.in_flight.enter();
         class.tally.allowance_used.fetch_add(1, Ordering::AcqRel);
         if class.kind == Kind::Unary {
@@ -806,6 +877,7 @@ mod tests {
             rate: None,
             in_flight: Bounds::fixed(in_flight),
             bytes_per_second: None,
+            require_key: false,
             queue: Queue { len_max: 16, wait_max: Duration::from_secs(2) },
             per_party: PartyLimits::default(),
             coalesce: None,
@@ -1001,6 +1073,45 @@ mod tests {
         assert!(rig.granted().is_none());
         rig.gate.pump(&rig.table, at(0.51), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
         assert_eq!(rig.granted().unwrap().0, waiter);
+    }
+
+    #[test]
+    fn what_would_be_turned_away_is_known_before_it_is_sent() {
+        let who = |address| Party { address, credential: None };
+        let would = |rig: &Rig, address, seconds| {
+            rig.gate.would_turn_away(&rig.table, ClassId(0), who(address), at(seconds))
+        };
+        let reason = |turned: Option<(Reason, Duration)>| turned.map(|(reason, _)| reason);
+        let one_an_hour = |len_max, wait_s| {
+            let mut submit = class("submit", 7, 8.0);
+            submit.rate = Some(RateBounds { per_second: Bounds::fixed(1.0 / 3600.0), burst: 1 });
+            submit.queue = Queue { len_max, wait_max: Duration::from_secs(wait_s) };
+            Rig::new(&policy(vec![submit], 8.0))
+        };
+        for (len_max, wait_s) in [(0, 1), (64, 10)] {
+            let mut rig = one_an_hour(len_max, wait_s);
+            assert_eq!(would(&rig, 1, 0.0), None, "the burst is there");
+            let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+            let (why, wait) = would(&rig, 1, 0.0).unwrap();
+            assert_eq!((why, wait.as_secs_f64().round() as u64), (Reason::ClassRate, 3600));
+            assert_eq!(would(&rig, 1, 3601.0), None, "an hour later");
+        }
+        let mut rig = one_an_hour(64, 3600);
+        let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+        assert_eq!(would(&rig, 1, 1.0), None, "worth waiting for");
+        let _ = rig.ask(0, 1, at(1.0));
+        assert_eq!(reason(would(&rig, 1, 1.0)), Some(Reason::ClassRate), "not behind another");
+
+        let mut without_line = class("a", 5, 1.0);
+        without_line.queue.len_max = 0;
+        let mut rig = Rig::new(&policy(vec![without_line], 8.0));
+        let first = ticket(rig.ask(0, 1, at(0.0)).1);
+        assert_eq!(reason(would(&rig, 2, 0.0)), Some(Reason::ClassInFlight));
+        rig.finish(first, at(0.1));
+        assert_eq!(would(&rig, 2, 0.1), None);
+        rig.table.classes[0].mode = Mode::Shadow;
+        rig.table.classes[0].in_flight = 0.0;
+        assert_eq!(would(&rig, 2, 0.1), None, "nobody is turned away in shadow mode");
     }
 
     #[test]

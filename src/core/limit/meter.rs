@@ -163,8 +163,7 @@ impl Meter {
         self.bound.fetch_add(1, Ordering::Relaxed);
     }
     /// It would have been refused, were the class not in shadow mode.
-    pub fn shed_in_shadow(&self, reason: Reason) {
-        let _ = reason;
+    pub fn shed_in_shadow(&self) {
         self.shadow_shed.fetch_add(1, Ordering::Relaxed);
         self.bound.fetch_add(1, Ordering::Relaxed);
     }

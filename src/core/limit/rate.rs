@@ -6,7 +6,8 @@
 use crate::core::limit::clock::{CELL_NANOS, ElasticClock, SharedClock};
 use crate::core::time::{Time, duration_from_secs};
 use governor::middleware::NoOpMiddleware;
-use governor::state::{InMemoryState, NotKeyed};
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -16,12 +17,51 @@ use std::time::Duration;
 #[derive(Debug)]
 pub struct Rate {
     clock: Arc<ElasticClock>,
-    limiter: RateLimiter<
-        NotKeyed,
-        InMemoryState,
-        SharedClock,
-        NoOpMiddleware<crate::core::limit::clock::VirtualTime>,
-    >,
+    burst: u32,
+    account: Account,
+    limiter:
+        RateLimiter<NotKeyed, Account, SharedClock, NoOpMiddleware<crate::core::limit::clock::VirtualTime>>,
+}
+
+/// How long until one who lets `ahead` others go first has a cell, by governor's state, which is
+/// left as it is.
+pub(super) fn until_due(
+    account: &InMemoryState,
+    burst: u32,
+    ahead: u32,
+    clock: &ElasticClock,
+    now: Time,
+) -> Duration {
+    let here = clock.advance(now).0 as f64 / CELL_NANOS;
+    // An error changes nothing.
+    let due = match account.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>) {
+        Err(Some(due)) => due.as_u64() as f64 / CELL_NANOS,
+        Err(None) | Ok(()) => here,
+    };
+    // GCRA: a cell passes up to `burst - 1` cells before it is due.
+    let cells = due.max(here) + f64::from(ahead) - f64::from(burst.saturating_sub(1)) - here;
+    let rate = clock.rate();
+    if cells <= 0.0 {
+        Duration::ZERO
+    } else if rate > 0.0 {
+        duration_from_secs(cells / rate)
+    } else {
+        Duration::MAX
+    }
+}
+
+/// governor's state, held so that it can be looked at without being changed.
+#[derive(Clone, Debug, Default)]
+struct Account(Arc<InMemoryState>);
+
+impl StateStore for Account {
+    type Key = NotKeyed;
+    fn measure_and_replace<T, F, E>(&self, key: &NotKeyed, f: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        self.0.measure_and_replace(key, f)
+    }
 }
 
 impl Rate {
@@ -35,8 +75,9 @@ impl Rate {
         let quota = Quota::with_period(Duration::from_millis(1))
             .expect("one millisecond is a period")
             .allow_burst(burst);
-        let limiter = RateLimiter::direct_with_clock(quota, SharedClock(Arc::clone(&clock)));
-        Rate { clock, limiter }
+        let account = Account::default();
+        let limiter = RateLimiter::new(quota, account.clone(), SharedClock(Arc::clone(&clock)));
+        Rate { clock, burst: burst.get(), account, limiter }
     }
 
     /// The same with nothing in hand: for a limiter that takes another's place at run time,
@@ -59,6 +100,13 @@ impl Rate {
     #[must_use]
     pub fn per_second(&self) -> f64 {
         self.clock.rate()
+    }
+
+    /// How long until there is a cell for one who comes now and lets `ahead` others go first, at
+    /// the present rate; takes none. [`Duration::MAX`] at rate zero.
+    #[must_use]
+    pub fn wait(&self, ahead: u32, now: Time) -> Duration {
+        until_due(&self.account.0, self.burst, ahead, &self.clock, now)
     }
 
     /// Takes one cell, or says how long until there is one at the present rate
@@ -123,6 +171,25 @@ mod tests {
                     admitted += u32::from(limit.take(now).is_ok());
                 }
                 prop_assert!(f64::from(admitted) <= integral + f64::from(burst) + 1.0);
+            }
+        }
+
+        /// What is foretold is what happens: no sooner, and no later.
+        #[test]
+        fn whoever_looks_sees_the_wait_that_whoever_takes_is_told(
+            rate in 0.01..5000.0f64, burst in 1u32..50, taken in 0u32..80, ahead in 0u32..5,
+        ) {
+            let limit = Rate::new(rate, burst, Time::ZERO);
+            let admitted = (0..taken).filter(|_| limit.take(Time::ZERO).is_ok()).count();
+            let foretold = limit.wait(ahead, Time::ZERO);
+            prop_assert_eq!(limit.wait(ahead, Time::ZERO), foretold, "looking takes nothing");
+            let owed = (admitted as f64 + f64::from(ahead) + 1.0 - f64::from(burst)).max(0.0) / rate;
+            prop_assert!((foretold.as_secs_f64() - owed).abs() <= 1e-6 + 1e-3 * owed, "{foretold:?} {owed}");
+            if ahead == 0 {
+                match limit.take(Time::ZERO) {
+                    Ok(()) => prop_assert!(foretold.is_zero()),
+                    Err(wait) => prop_assert!(wait.abs_diff(foretold) < Duration::from_micros(1)),
+                }
             }
         }
 

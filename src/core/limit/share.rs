@@ -9,6 +9,7 @@
 use crate::core::limit::clock::{ElasticClock, SharedClock, VirtualTime};
 use crate::core::limit::in_flight::InFlight;
 use crate::core::limit::meter::Reason;
+use crate::core::limit::rate::until_due;
 use crate::core::policy::PartyLimits;
 use crate::core::request::party::Party;
 use crate::core::time::Time;
@@ -34,6 +35,8 @@ pub struct Shares {
     in_flight_max: u32,
     clock: Arc<ElasticClock>,
     rate: Option<RateLimiter<usize, Slab, SharedClock, NoOpMiddleware<VirtualTime>>>,
+    accounts: Slab,
+    burst: u32,
     slots: Box<[Slot]>,
     refill: Duration,
 }
@@ -59,9 +62,10 @@ impl Shares {
         let rate_per_second = limits.rate.map_or(0.0, |(rate, _)| rate);
         let clock = Arc::new(ElasticClock::new(rate_per_second, now));
         let burst = NonZeroU32::new(limits.rate.map_or(1, |(_, burst)| burst)).unwrap_or(NonZeroU32::MIN);
+        let accounts = Slab::default();
         let rate = limits.rate.and_then(|_| {
             let quota = Quota::with_period(Duration::from_millis(1))?.allow_burst(burst);
-            Some(RateLimiter::new(quota, Slab::default(), SharedClock(Arc::clone(&clock))))
+            Some(RateLimiter::new(quota, accounts.clone(), SharedClock(Arc::clone(&clock))))
         });
         let refill = if rate_per_second > 0.0 {
             crate::core::time::duration_from_secs(f64::from(burst.get()) / rate_per_second)
@@ -72,6 +76,8 @@ impl Shares {
             in_flight_max: limits.in_flight.unwrap_or(u32::MAX),
             clock,
             rate,
+            accounts,
+            burst: burst.get(),
             slots: (0..=SLOTS).map(|_| Slot::default()).collect(),
             refill,
         })
@@ -97,6 +103,18 @@ impl Shares {
         }
         slot.touched.store(now.0, Ordering::Relaxed);
         Ok(SlotId(u32::try_from(at).unwrap_or(u32::MAX)))
+    }
+
+    /// Which ceiling a request of `party` would meet if it came now, and for how long.
+    #[must_use]
+    pub fn would_refuse(&self, party: Party, now: Time) -> Option<(Reason, Duration)> {
+        let at = self.slot_of(party, now);
+        if self.slots[at].in_flight.count() >= self.in_flight_max {
+            return Some((Reason::PartyInFlight, Duration::from_secs(1)));
+        }
+        self.rate.as_ref()?;
+        let wait = until_due(&self.accounts.0[at], self.burst, 0, &self.clock, now);
+        (!wait.is_zero()).then_some((Reason::PartyRate, wait))
     }
 
     /// Counts it out again.
@@ -129,8 +147,8 @@ impl Shares {
 }
 
 /// governor's state, one cell per slot.
-#[derive(Debug)]
-struct Slab(Box<[InMemoryState]>);
+#[derive(Clone, Debug)]
+struct Slab(Arc<[InMemoryState]>);
 
 impl Default for Slab {
     fn default() -> Slab {
@@ -169,6 +187,22 @@ mod tests {
         assert_eq!(reason, Reason::PartyRate);
         assert!((wait.as_secs_f64() - 1.0).abs() < 0.01, "{wait:?}");
         assert!(shares.enter(party(2 << 9), Time::ZERO).is_ok());
+    }
+
+    #[test]
+    fn whoever_looks_is_told_what_whoever_enters_would_be() {
+        let limits = PartyLimits { rate: Some((1.0, 2)), in_flight: Some(2) };
+        let shares = Shares::new(limits, Time::ZERO).unwrap();
+        assert_eq!(shares.would_refuse(party(8), Time::ZERO), None);
+        let first = shares.enter(party(8), Time::ZERO).unwrap();
+        assert_eq!(shares.would_refuse(party(8), Time::ZERO), None);
+        let second = shares.enter(party(8), Time::ZERO).unwrap();
+        assert_eq!(shares.would_refuse(party(8), Time::ZERO).unwrap().0, Reason::PartyInFlight);
+        shares.leave(first);
+        shares.leave(second);
+        let (reason, wait) = shares.would_refuse(party(8), Time::ZERO).unwrap();
+        assert_eq!((reason, wait.as_millis()), (Reason::PartyRate, 1000));
+        assert_eq!(shares.would_refuse(party(16), Time::ZERO), None);
     }
 
     #[test]

@@ -96,6 +96,12 @@ impl Identifier {
         (!self.key_digests.is_empty()).then_some(&*self.key_header)
     }
 
+    /// Whether the request shows one of the operator's API keys.
+    #[must_use]
+    pub fn holds_key(&self, facts: &Facts) -> bool {
+        self.verified_key(facts).is_some()
+    }
+
     /// Who asks.
     #[must_use]
     pub fn identify(&self, facts: &Facts) -> Party {
@@ -353,6 +359,8 @@ mod tests {
         for invented in ["guess", "", "Nightly", &long] {
             assert_eq!(plain, who("1.1.1.1", &[("x-rayguard-key", invented)]), "{invented}");
         }
+        let holds = |key| identifier.holds_key(&facts("1.1.1.1", &lines(&[("x-rayguard-key", key)])));
+        assert!(holds("nightly") && holds("ci") && !holds("guess") && !holds(""));
     }
 
     #[test]

@@ -1,0 +1,232 @@
+//! Fairness of gate and queue together, in virtual time: parties that ask at their own pace, a
+//! class with room for a few, and what each of them got.
+
+use super::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
+use super::meter::Outcome;
+use super::table::LimitTable;
+use crate::core::policy::{
+    Bounds, Class, ClassId, Control, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo,
+    Treatment,
+};
+use crate::core::request::party::Party;
+use crate::core::time::Time;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Answers a second: the module is a single process, as Ray's are, and takes 10 ms for each.
+const CAPACITY: f64 = 100.0;
+/// The class's room.
+const ROOM: f64 = 4.0;
+
+#[derive(Clone, Copy, Debug)]
+struct Asker {
+    party: Party,
+    per_second: f64,
+    from_s: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Got {
+    asked: f64,
+    served: f64,
+}
+
+impl Got {
+    fn share(self) -> f64 {
+        self.served / self.asked.max(1.0)
+    }
+}
+
+enum Next {
+    Ask(usize),
+    Done(usize, Ticket),
+    Expire(WaitId),
+}
+
+struct World {
+    gate: Gate<usize>,
+    table: LimitTable,
+    events: BTreeMap<(Time, u64), Next>,
+    order: u64,
+}
+
+impl World {
+    fn at(&mut self, time: Time, next: Next) {
+        self.order += 1;
+        self.events.insert((time, self.order), next);
+    }
+
+    /// Runs until `end_s`; what is asked from `count_from_s` on, and not in the last seconds that
+    /// a request may wait, counts.
+    fn run(&mut self, askers: &[Asker], count_from_s: f64, end_s: f64) -> Vec<Got> {
+        let service = Duration::from_secs_f64(1.0 / CAPACITY);
+        let mut free = Time::ZERO;
+        let mut got = vec![Got::default(); askers.len()];
+        for (at, asker) in askers.iter().enumerate() {
+            // Not all in step.
+            let start = asker.from_s + 0.37 * at as f64 / (askers.len() as f64 * asker.per_second);
+            self.at(Time::from_secs_f64(start), Next::Ask(at));
+        }
+        let counts = |since: Time| {
+            since >= Time::from_secs_f64(count_from_s) && since < Time::from_secs_f64(end_s - 3.0)
+        };
+        while let Some(((now, _), next)) = self.events.pop_first() {
+            if now > Time::from_secs_f64(end_s) {
+                break;
+            }
+            let mut woken = Vec::new();
+            match next {
+                Next::Ask(at) => {
+                    let asker = askers[at];
+                    self.at(now + Duration::from_secs_f64(1.0 / asker.per_second), Next::Ask(at));
+                    got[at].asked += f64::from(u8::from(counts(now)));
+                    let ask = Ask { class: ClassId(0), route: 0, party: asker.party };
+                    let decision = self
+                        .gate
+                        .decide(&self.table, ask, now, || at, &mut |at, grant| woken.push((at, grant)));
+                    match decision {
+                        Decision::Admit(ticket) => woken.push((at, Grant::Go(ticket))),
+                        Decision::Wait(id, deadline) => self.at(deadline, Next::Expire(id)),
+                        Decision::Shed(_) => {}
+                    }
+                }
+                Next::Done(at, ticket) => {
+                    let asked = Time(ticket.admitted.0.saturating_sub(nanos(ticket.waited)));
+                    got[at].served += f64::from(u8::from(counts(asked)));
+                    self.gate.finish(&self.table, ticket, Outcome::Served, now, &mut |at, grant| {
+                        woken.push((at, grant));
+                    });
+                }
+                Next::Expire(id) => drop(self.gate.expire(id)),
+            }
+            for (at, grant) in woken {
+                if let Grant::Go(ticket) = grant {
+                    free = free.max(now) + service;
+                    self.at(free, Next::Done(at, ticket));
+                }
+            }
+        }
+        got
+    }
+}
+
+fn nanos(length: Duration) -> u64 {
+    u64::try_from(length.as_nanos()).unwrap()
+}
+
+fn world(len_max: u32) -> World {
+    let second = Duration::from_secs(1);
+    let class = Class {
+        name: "a".into(),
+        module: ModuleId(0),
+        treatment: Treatment::Limited,
+        priority: Priority(5),
+        kind: Kind::Unary,
+        rate: None,
+        in_flight: Bounds::fixed(ROOM),
+        bytes_per_second: None,
+        require_key: false,
+        queue: Queue { len_max, wait_max: Duration::from_secs(2) },
+        per_party: PartyLimits::default(),
+        coalesce: None,
+        slo: Slo { quantile: 0.95, latency: second },
+        timeout: None,
+        law: Law::Static,
+        signals: Vec::new(),
+        backlog: None,
+        alert_above: None,
+    };
+    let policy = Policy {
+        modules: vec![Module { name: "m".into(), in_flight: Bounds::fixed(100.0), work: None }],
+        classes: vec![class],
+        signals: Vec::new(),
+        control: Control {
+            inner_period: second,
+            outer_period: second,
+            window: second,
+            data_age: second,
+            deadband: 0.05,
+            slew: 1.5,
+            cooldown: second,
+        },
+    };
+    let table = LimitTable::initial(&policy);
+    World { gate: Gate::new(&policy, &table, Time::ZERO), table, events: BTreeMap::new(), order: 0 }
+}
+
+fn asker(address: u64, credential: Option<u64>, per_second: f64) -> Asker {
+    Asker { party: Party { address, credential }, per_second, from_s: 0.0 }
+}
+
+fn jain(got: &[Got]) -> f64 {
+    let (sum, squares) = got
+        .iter()
+        .fold((0.0, 0.0), |(sum, squares), got| (sum + got.served, squares + got.served * got.served));
+    sum * sum / (got.len() as f64 * squares)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Design 4.5: a 20x flood from one identity costs those at or below their fair share
+    /// nothing, and no slot stands idle meanwhile.
+    #[test]
+    fn a_flood_costs_those_within_their_share_nothing(
+        polite in 1usize..8, load in 0.1f64..1.0, credentials in any::<bool>(), len_max in 32u32..128,
+    ) {
+        let fair = CAPACITY / (polite as f64 + 1.0);
+        let mut askers: Vec<Asker> = (0..polite as u64)
+            .map(|at| asker(at, credentials.then_some(1000 + at), fair * load))
+            .collect();
+        askers.push(asker(99, None, 20.0 * CAPACITY));
+        let got = world(len_max).run(&askers, 1.0, 12.0);
+        for one in &got[..polite] {
+            prop_assert!(one.share() >= 0.995, "{got:?}");
+        }
+        let served: f64 = got.iter().map(|got| got.served).sum();
+        prop_assert!(served / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
+    }
+
+    /// Those who ask alike get alike, however many they are and however much they ask for.
+    #[test]
+    fn equal_askers_get_equal_shares(askers in 2u64..12, times in 1.5f64..10.0) {
+        let each = CAPACITY * times / askers as f64;
+        let askers: Vec<Asker> = (0..askers).map(|at| asker(at, None, each)).collect();
+        let got = world(64).run(&askers, 1.0, 12.0);
+        prop_assert!(jain(&got) >= 0.98, "{got:?}");
+        let served: f64 = got.iter().map(|got| got.served).sum();
+        prop_assert!(served / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
+    }
+}
+
+const TOKEN: u64 = 0x70c3;
+
+/// The whole cluster shows one token, and asks for 80 of 100; a stranger floods from `from_s` on.
+fn cluster_and_stranger(from_s: f64) -> Vec<Asker> {
+    let mut askers: Vec<Asker> = (0..8).map(|at| asker(at, Some(TOKEN), 10.0)).collect();
+    askers.push(Asker { from_s, ..asker(99, None, 20.0 * CAPACITY) });
+    askers
+}
+
+/// Guards against one share for all who use the cluster's own token.
+#[test]
+fn a_stranger_without_a_token_does_not_squeeze_those_who_share_the_clusters() {
+    let got = world(64).run(&cluster_and_stranger(90.0), 91.0, 103.0);
+    for one in &got[..8] {
+        assert!(one.share() >= 0.995, "{got:?}");
+    }
+}
+
+/// ... and the credential is still held while nothing else is known: 64 nodes with one token are
+/// one party from their first request on.
+#[test]
+fn a_token_that_floods_from_many_addresses_is_one_party() {
+    let mut askers: Vec<Asker> = (0..4).map(|at| asker(at, None, 9.0)).collect();
+    askers.extend((10..74).map(|at| asker(at, Some(66), 4.0 * CAPACITY / 64.0)));
+    // Longer than it takes to be known as everybody's, were a flood to teach that.
+    let got = world(64).run(&askers, 1.0, 90.0);
+    for one in &got[..4] {
+        assert!(one.share() >= 0.995, "{:?}", &got[..4]);
+    }
+}

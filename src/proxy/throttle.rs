@@ -1,0 +1,88 @@
+//! A class's bandwidth, held at a body: pieces wait for their turn, and nothing is asked of the
+//! sender while one waits. What the sender cannot get rid of it does not send, so a slow reader
+//! or a low limit reaches back to Ray (or to the client that uploads) through TCP itself.
+//!
+//! Memory: one frame an exchange. See [`Flow`] for how turns are shared out.
+
+use crate::core::limit::flow::{Flow, Turn};
+use crate::runtime::clock::Clock;
+use bytes::Bytes;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::Sleep;
+
+/// A limit may rise while somebody waits: nobody sleeps longer than this without looking.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// Lets data through at the pace of its class.
+#[derive(Debug)]
+pub struct Throttle {
+    flow: Arc<Flow>,
+    clock: Clock,
+    /// What has come and not gone.
+    held: Bytes,
+    /// When the first so many bytes of it may go.
+    turn: Option<(Turn, usize)>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Throttle {
+    /// A body's place in its class's flow.
+    #[must_use]
+    pub fn new(flow: Arc<Flow>, clock: Clock) -> Throttle {
+        Throttle { flow, clock, held: Bytes::new(), turn: None, sleep: None }
+    }
+
+    /// How much has come and not gone.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Takes in what has come; whatever came before must have gone.
+    pub fn hold(&mut self, data: Bytes) {
+        debug_assert!(self.held.is_empty(), "one frame at a time");
+        self.held = data;
+    }
+
+    /// The next piece once its turn has come; `None` when nothing is held.
+    pub fn poll_pass(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+        if self.held.is_empty() {
+            return Poll::Ready(None);
+        }
+        loop {
+            let now = self.clock.now();
+            let (turn, length) = *self.turn.get_or_insert_with(|| {
+                let length = self.held.len().min(self.flow.piece());
+                (self.flow.take(length, now), length)
+            });
+            let wait = self.flow.wait(turn, now);
+            if wait.is_zero() {
+                (self.turn, self.sleep) = (None, None);
+                return Poll::Ready(Some(self.held.split_to(length)));
+            }
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait.min(LOOK))));
+            ready!(sleep.as_mut().poll(context));
+            self.sleep = None;
+        }
+    }
+
+    /// Waits until so many bytes may pass.
+    pub async fn pass(&mut self, mut bytes: usize) {
+        while bytes > 0 {
+            let length = bytes.min(self.flow.piece());
+            let turn = self.flow.take(length, self.clock.now());
+            loop {
+                let wait = self.flow.wait(turn, self.clock.now());
+                if wait.is_zero() {
+                    break;
+                }
+                tokio::time::sleep(wait.min(LOOK)).await;
+            }
+            bytes -= length;
+        }
+    }
+}
