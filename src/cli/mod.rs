@@ -118,11 +118,20 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
+        // A reader that has gone, such as `head`, is no failure.
+        Err(error) if reader_left(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("rayguard: {error}");
             ExitCode::from(1)
         }
     }
+}
+
+fn reader_left(error: &(dyn std::error::Error + 'static)) -> bool {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    chain
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// The wall clock, for commands that speak of "an hour ago".

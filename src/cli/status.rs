@@ -19,7 +19,7 @@ pub struct Args {
     /// Where to ask.
     #[command(flatten)]
     pub reach: Reach,
-    /// Shows idle classes too.
+    /// Shows idle classes and quiet signals too.
     #[arg(long)]
     pub all: bool,
 }
@@ -58,7 +58,7 @@ pub fn screen(
     writeln!(out, "{}", paint.head(&format!("======== rayguard status: {time} UTC ========")))?;
     head(state, paint, out)?;
     alerts(state, paint, out)?;
-    pressure(&state.view.signals, paint, out)?;
+    pressure(&state.view.signals, all, paint, out)?;
     classes(&state.view.classes, all, paint, out)?;
     changes(last, paint, out)
 }
@@ -150,43 +150,81 @@ pub fn alert_line(alert: &Transition, uptime_s: f64, paint: Paint) -> String {
     )
 }
 
-fn pressure(signals: &[SignalView], paint: Paint, out: &mut dyn Write) -> io::Result<()> {
+/// Shown even at rest: what an operator looks for first. The page shows the same.
+const ALWAYS: [&str; 6] =
+    ["gcs_latency", "head_cpu", "head_memory", "pending_tasks", "submission_backlog", "dashboard_loop_lag"];
+
+/// Readings that say something; the rest by name, and what is stale by its cause.
+fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\n{}", paint.head("Pressure (reading / target; the loop cuts above 1)"))?;
     let width = signals.iter().map(|signal| signal.name.len()).max().unwrap_or(0);
-    let silent = |signal: &&SignalView| signal.health == SignalHealth::Waiting && signal.value.is_none();
-    for signal in signals.iter().filter(|signal| !silent(signal)) {
-        let told = match (signal.health, signal.pressure, signal.value) {
-            (SignalHealth::Waiting, ..) | (_, None, _) | (.., None) => {
-                let why = if signal.problem.is_empty() { "nothing read yet" } else { &signal.problem };
-                format!("{:>13}     {}", "", printable(why))
-            }
-            (health, Some(pressure), Some(value)) => {
-                let bar = bar(pressure);
-                let figures = format!(
-                    "{:>5.2}  {} of {} {}, {} old",
-                    pressure,
-                    number(value),
-                    number(signal.target),
-                    signal.unit,
-                    length(signal.age_s.unwrap_or(0.0))
-                );
-                let line = if health == SignalHealth::Stale {
-                    paint.warn(&format!("{bar} {figures}, STALE: {}", printable(&signal.problem)))
-                } else if pressure > 1.0 {
-                    paint.bad(&format!("{bar} {figures}"))
-                } else {
-                    format!("{bar} {figures}")
-                };
-                line.trim_end_matches([' ', ':']).to_owned()
-            }
-        };
-        writeln!(out, "  {:<width$}  {told}", signal.name)?;
+    let telling = |signal: &&SignalView| {
+        let loud = signal.pressure.is_some_and(|pressure| pressure >= 0.1);
+        let fresh = signal.health == SignalHealth::Fresh;
+        signal.value.is_some() && (all || ALWAYS.contains(&&*signal.name) || (fresh && loud))
+    };
+    for signal in signals.iter().filter(telling) {
+        writeln!(out, "  {:<width$}  {}", signal.name, reading(signal, paint))?;
     }
-    let names: Vec<&str> = signals.iter().filter(silent).map(|signal| signal.name.as_str()).collect();
-    if !names.is_empty() {
-        writeln!(out, "  not read yet: {}", names.join(", "))?;
+    let names = |wanted: &dyn Fn(&SignalView) -> bool| -> Vec<&str> {
+        signals.iter().filter(|signal| wanted(signal)).map(|signal| signal.name.as_str()).collect()
+    };
+    let quiet = names(&|signal| signal.health == SignalHealth::Fresh && !telling(&signal));
+    if !quiet.is_empty() {
+        list(&format!("below a tenth of the target ({}): ", quiet.len()), &quiet, out)?;
+    }
+    let mut causes: Vec<&str> = Vec::new();
+    for signal in signals.iter().filter(|signal| signal.health == SignalHealth::Stale) {
+        if !causes.contains(&signal.problem.as_str()) {
+            causes.push(&signal.problem);
+        }
+    }
+    for cause in causes {
+        let stale = names(&|signal| signal.health == SignalHealth::Stale && signal.problem == cause);
+        let cause = if cause.is_empty() { "no news" } else { cause };
+        writeln!(out, "  {}", paint.warn(&format!("STALE ({}): {}", stale.len(), printable(cause))))?;
+        list("  ", &stale, out)?;
+    }
+    let silent = names(&|signal| signal.health == SignalHealth::Waiting && signal.value.is_none());
+    if !silent.is_empty() {
+        list("not read yet: ", &silent, out)?;
     }
     Ok(())
+}
+
+fn reading(signal: &SignalView, paint: Paint) -> String {
+    let (Some(pressure), Some(value)) = (signal.pressure, signal.value) else {
+        return printable(&signal.problem);
+    };
+    let line = format!(
+        "{} {:>5.2}  {} of {} {}, {} old",
+        bar(pressure),
+        pressure,
+        number(value),
+        number(signal.target),
+        signal.unit,
+        length(signal.age_s.unwrap_or(0.0))
+    );
+    match signal.health {
+        SignalHealth::Stale => paint.warn(&format!("{line}, STALE")),
+        _ if pressure > 1.0 => paint.bad(&line),
+        _ => line,
+    }
+}
+
+/// Names after a beginning, in lines of a terminal's width.
+fn list(beginning: &str, names: &[&str], out: &mut dyn Write) -> io::Result<()> {
+    const WIDTH: usize = 100;
+    let mut line = format!("  {beginning}");
+    for (at, name) in names.iter().enumerate() {
+        if line.len() + name.len() > WIDTH {
+            writeln!(out, "{}", line.trim_end())?;
+            "    ".clone_into(&mut line);
+        }
+        line.push_str(name);
+        line.push_str(if at + 1 < names.len() { ", " } else { "" });
+    }
+    writeln!(out, "{line}")
 }
 
 /// Twelve places, the target at the eighth.
@@ -229,7 +267,7 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
     let idle: Vec<&str> =
         classes.iter().filter(|class| !all && !busy(class)).map(|class| class.name.as_str()).collect();
     if !idle.is_empty() {
-        writeln!(out, "  idle: {}", idle.join(", "))?;
+        list("idle: ", &idle, out)?;
     }
     Ok(())
 }
@@ -304,6 +342,19 @@ pub(super) mod tests {
         for part in ["up 2 h 0 min", "Ray     answers", "Alerts  none", "idle: "] {
             assert!(screen.contains(part), "{part} is missing from\n{screen}");
         }
+    }
+
+    #[test]
+    fn twenty_stale_readings_of_one_cause_are_one_matter() {
+        let mut state = state();
+        for signal in &mut state.view.signals {
+            signal.health = SignalHealth::Stale;
+            (signal.value, signal.pressure) = (Some(1.0), Some(0.5));
+            signal.problem = "no connection".into();
+        }
+        let screen = shown(&state, false);
+        assert_eq!(screen.matches("no connection").count(), 1, "{screen}");
+        assert!(screen.lines().count() < 40 && screen.lines().all(|line| line.len() <= 110), "{screen}");
     }
 
     #[test]

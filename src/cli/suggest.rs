@@ -4,7 +4,8 @@
 //! was well, would never have noticed? For each class:
 //!
 //! ```text
-//! objective          2 x the latency seen at its quantile, in round numbers, within the timeout
+//! objective          2 x the latency seen at its quantile, in round numbers; not below a quarter
+//!                    of the present one (histories grow), and within the timeout
 //! in_flight.initial  2 x the requests under way in the busiest minute: rate x mean latency
 //!                    (Little, "A proof for the queuing formula L = lambda W", 1961), or the most
 //!                    that was seen under way while the objective held, whichever is more
@@ -130,11 +131,13 @@ fn objective(class: &ClassTraffic, text: &mut String) {
     let _ = writeln!(text, "{} = \"{objective}\"", class.class);
 }
 
-/// Twice what was seen, in round numbers, between 50 ms and half the class's timeout.
+/// Twice what was seen, in round numbers, between a quarter of the present objective (50 ms at
+/// least) and half the class's timeout.
 fn objective_of(class: &ClassTraffic) -> Duration {
     let wanted = 2.0 * class.latency_slo_s.unwrap_or(class.slo_s);
-    let most = class.timeout_s.unwrap_or(600.0) / 2.0;
-    duration_from_secs(round_up(wanted.clamp(0.05, most.max(0.05))).min(most.max(0.05)))
+    let most = (class.timeout_s.unwrap_or(600.0) / 2.0).max(0.05);
+    let least = (class.slo_s / 4.0).clamp(0.05, most);
+    duration_from_secs(round_up(wanted.clamp(least, most)).min(most))
 }
 
 /// Up to the next of 1, 1.5, 2, 3, 5, 7 times a power of ten.
@@ -174,9 +177,9 @@ fn limits(class: &ClassTraffic, watched_s: f64, text: &mut String) {
     );
     let _ = writeln!(text, "in_flight = {{ initial = {initial}, min = {min}, max = {max} }}");
     if let Some(bounds) = class.rate {
-        let initial = per_minute(2.0 * busiest).max(1.0 / 60.0);
-        let min = per_minute(traffic.counts.asked as f64 / watched_s.max(1.0)).clamp(1.0 / 60.0, initial);
-        let max = per_minute(bounds.max.max(4.0 * initial));
+        let initial = whole_rate(2.0 * busiest).max(1.0 / 60.0);
+        let min = whole_rate(traffic.counts.asked as f64 / watched_s.max(1.0)).clamp(1.0 / 60.0, initial);
+        let max = whole_rate(bounds.max.max(4.0 * initial));
         let burst = (traffic.busiest_second as f64).min(initial * 60.0).floor().max(1.0);
         let _ = writeln!(
             text,
@@ -202,9 +205,10 @@ fn told(traffic: &TrafficView, watched_s: f64) -> String {
     )
 }
 
-/// Whole requests per minute, upwards: what people write.
-fn per_minute(per_second: f64) -> f64 {
-    (per_second * 60.0 - 1e-9).ceil() / 60.0
+/// Whole requests per second, or per minute where that is few, upwards: what people write.
+fn whole_rate(per_second: f64) -> f64 {
+    let unit = if per_second >= 2.0 { 1.0 } else { 60.0 };
+    (per_second * unit - 1e-9).ceil() / unit
 }
 
 fn millis(seconds: f64) -> String {

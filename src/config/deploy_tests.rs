@@ -11,6 +11,7 @@ const RULES: &str = include_str!("../../config/deploy/prometheus/rayguard.rules.
 const RULES_OF_OPERATOR: &str = include_str!("../../config/deploy/kubernetes/prometheusrule.yaml");
 const RUNBOOK: &str = include_str!("../../config/deploy/RUNBOOK.md");
 const DASHBOARD: &str = include_str!("../../config/deploy/grafana/rayguard.json");
+const METRICS: &str = include_str!("../../config/deploy/METRICS.md");
 const CLUSTER: &str = include_str!("../../config/deploy/kubernetes/raycluster.yaml");
 const SERVE: &str = include_str!("../../config/deploy/kubernetes/serve.yaml");
 const COMPOSE: &str = include_str!("../../config/deploy/compose/rayguard.toml");
@@ -101,4 +102,11 @@ fn the_dashboard_is_json_that_imports_without_edits() {
             assert_eq!(panel["datasource"]["uid"], "${datasource}", "{}", panel["title"]);
         }
     }
+}
+
+#[test]
+fn every_metric_is_documented_and_none_that_does_not_exist() {
+    let rows = METRICS.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+    let documented: Vec<&str> = rows.collect();
+    assert_eq!(documented, FAMILIES, "one row each, in alphabetical order");
 }

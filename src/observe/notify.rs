@@ -170,16 +170,15 @@ impl Notifier {
     async fn tell(self, receiver: Receiver, mut queue: mpsc::Receiver<Transition>) {
         let again = if receiver.kind == NotifyKind::Alertmanager { RENEW } else { self.options.repeat };
         let mut desk = Desk::default();
-        let mut pause: Option<Duration> = None;
-        let mut said_at = self.clock.now();
+        let mut pace = Pace::default();
+        let mut due = tokio::time::Instant::now() + again;
         loop {
-            // After a failure nothing but time helps; otherwise wait for word, or for the renewal.
-            let wait = pause.unwrap_or_else(|| again.saturating_sub(self.clock.now().since(said_at)));
-            match tokio::time::timeout(wait, queue.recv()).await {
+            match tokio::time::timeout_at(due, queue.recv()).await {
                 Ok(None) => return,
                 Ok(Some(transition)) => {
                     desk.take(transition);
-                    if pause.is_some() {
+                    // After a failure nothing but time helps, and news does not put the time off.
+                    if pace.is_held() {
                         continue;
                     }
                     tokio::time::sleep(GATHER).await;
@@ -187,26 +186,32 @@ impl Notifier {
                         desk.take(more);
                     }
                 }
-                Err(_) if pause.is_none() => desk.renew(),
-                Err(_) => {}
+                Err(_) if pace.is_held() => {}
+                Err(_) => desk.renew(),
             }
             let waiting: Vec<&Transition> = desk.waiting.values().collect();
-            if waiting.is_empty() {
-                said_at = self.clock.now();
-                continue;
-            }
-            match post(&receiver, self.message(&receiver, &waiting)).await {
+            let outcome = if waiting.is_empty() {
+                Ok(())
+            } else {
+                post(&receiver, self.message(&receiver, &waiting)).await
+            };
+            let wait = match outcome {
                 Ok(()) => {
                     desk.said();
-                    pause = None;
-                    said_at = self.clock.now();
+                    pace.taken();
+                    again
                 }
                 Err(untaken) => {
-                    let next = pause.map_or(GATHER, |pause| (pause * 2).min(PAUSE_MAX));
-                    tracing::warn!(receiver = %receiver.name(), %untaken, again_in = ?next, "alerts were not taken");
-                    pause = Some(next);
+                    // It may have heard us and been slow to say so: then it is owed the end as well.
+                    if untaken == Untaken::Slow {
+                        desk.perhaps_said();
+                    }
+                    let wait = pace.failed();
+                    tracing::warn!(receiver = %receiver.name(), %untaken, again_in = ?wait, "alerts were not taken");
+                    wait
                 }
-            }
+            };
+            due = tokio::time::Instant::now() + wait;
         }
     }
 
@@ -284,6 +289,26 @@ impl Notifier {
     }
 }
 
+/// When to try again: after 1, 2, 4 ... 60 s.
+#[derive(Debug, Default)]
+struct Pace(Option<Duration>);
+
+impl Pace {
+    fn is_held(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn taken(&mut self) {
+        self.0 = None;
+    }
+
+    fn failed(&mut self) -> Duration {
+        let next = self.0.map_or(GATHER, |pause| (pause * 2).min(PAUSE_MAX));
+        self.0 = Some(next);
+        next
+    }
+}
+
 /// What is to be said to one receiver, and what it has been told fires.
 #[derive(Debug, Default)]
 struct Desk {
@@ -304,6 +329,11 @@ impl Desk {
 
     fn renew(&mut self) {
         self.waiting = self.firing.clone();
+    }
+
+    fn perhaps_said(&mut self) {
+        let begun = self.waiting.iter().filter(|(_, word)| word.state == AlertState::Firing);
+        self.firing.extend(begun.map(|(key, word)| (key.clone(), word.clone())));
     }
 
     fn said(&mut self) {
@@ -453,6 +483,27 @@ mod tests {
         desk.said();
         desk.renew();
         assert!(desk.waiting.is_empty());
+    }
+
+    #[test]
+    fn an_end_is_owed_to_whoever_may_have_heard_the_beginning() {
+        let mut desk = Desk::default();
+        desk.take(word("a", AlertState::Firing));
+        desk.perhaps_said();
+        desk.take(word("a", AlertState::Resolved));
+        assert_eq!(desk.waiting["a"].state, AlertState::Resolved);
+        desk.said();
+        assert!(desk.waiting.is_empty() && desk.firing.is_empty());
+    }
+
+    #[test]
+    fn pauses_double_up_to_a_minute_and_begin_anew_after_success() {
+        let mut pace = Pace::default();
+        let pauses: Vec<u64> = (0..8).map(|_| pace.failed().as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60]);
+        pace.taken();
+        assert!(!pace.is_held());
+        assert_eq!(pace.failed(), GATHER);
     }
 
     #[test]

@@ -91,6 +91,21 @@ async fn promtool_finds_nothing_to_say() {
     assert!(said.status.success() && said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
 }
 
+#[test]
+fn promtool_accepts_the_rules_and_their_unit_tests() {
+    if !has(PROMTOOL) {
+        return;
+    }
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/config/deploy/prometheus");
+    for arguments in [["check", "rules", "rayguard.rules.yml"], ["test", "rules", "rayguard.rules.test.yml"]]
+    {
+        let said = Command::new(PROMTOOL).args(arguments).current_dir(dir).output().unwrap();
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&said.stdout), String::from_utf8_lossy(&said.stderr));
+        assert!(said.status.success() && text.contains("SUCCESS"), "{arguments:?}: {text}");
+    }
+}
+
 #[tokio::test]
 async fn openmetrics_is_spoken_to_whoever_asks_for_it() {
     let gate = Gate::start("openmetrics", "", None).await;

@@ -1,12 +1,21 @@
 //! Alerts reach a real Alertmanager and plain webhooks, and survive a receiver that was away.
 
-use crate::gate::{Gate, eventually, has};
+use crate::gate::{Gate, PATIENCE, eventually, has};
 use crate::metrics::{Server, free_port};
+use rayguard::config::settings::NotifyKind;
+use rayguard::core::alert::{Alert, AlertState, Severity, Transition};
+use rayguard::core::time::Time;
+use rayguard::observe::notify::{self, Options, Receiver};
+use rayguard::runtime::clock::Clock;
+use rayguard::runtime::tasks::Tasks;
 use serde_json::{Value, json};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 const ALERTMANAGER: &str = "/usr/bin/prometheus-alertmanager";
 const QUICK: &str =
@@ -17,22 +26,7 @@ async fn a_real_alertmanager_takes_an_alert_and_its_end_is_not_its_beginning() {
     if !has(ALERTMANAGER) {
         return;
     }
-    let dir = std::env::temp_dir().join(format!("rayguard-alertmanager-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    std::fs::write(dir.join("alertmanager.yml"), "route: {receiver: none}\nreceivers: [{name: none}]\n")
-        .unwrap();
-    let port = free_port();
-    let _server = Server(
-        Command::new(ALERTMANAGER)
-            .arg(format!("--config.file={}", dir.join("alertmanager.yml").display()))
-            .arg(format!("--storage.path={}", dir.join("data").display()))
-            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
-            .arg("--cluster.listen-address=")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
+    let (_server, port) = alertmanager("rings");
     let config =
         format!("{QUICK}[[alerts.notify]]\nkind = 'alertmanager'\nurl = 'http://127.0.0.1:{port}'\n");
     let mut gate = Gate::start("alertmanager", &config, None).await;
@@ -53,17 +47,63 @@ async fn a_real_alertmanager_takes_an_alert_and_its_end_is_not_its_beginning() {
     assert_eq!(alert["labels"]["severity"], "critical");
     assert!(alert["annotations"]["summary"].as_str().unwrap().contains("does not answer"));
     assert!(alert["endsAt"].as_str() > alert["startsAt"].as_str());
-    let _ = std::fs::remove_dir_all(dir);
 }
 
-#[tokio::test]
-async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
+/// A real Alertmanager that tells nobody; its port.
+fn alertmanager(name: &str) -> (Server, u16) {
+    let dir = std::env::temp_dir().join(format!("rayguard-alertmanager-{name}-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let config = dir.join("alertmanager.yml");
+    std::fs::write(&config, "route: {receiver: none}\nreceivers: [{name: none}]\n").unwrap();
+    let port = free_port();
+    let server = Server(
+        Command::new(ALERTMANAGER)
+            .arg(format!("--config.file={}", config.display()))
+            .arg(format!("--storage.path={}", dir.join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .arg("--cluster.listen-address=")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    (server, port)
+}
+
+fn word(alert: Alert, subject: &str, state: AlertState) -> Transition {
+    Transition {
+        alert,
+        state,
+        severity: Severity::Warning,
+        subject: Some(subject.into()),
+        key: format!("{}/{subject}", alert.label()),
+        summary: format!("something is the matter with {subject}"),
+        description: String::new(),
+        runbook: String::new(),
+        since: Time::ZERO,
+    }
+}
+
+/// A notifier with these receivers, and the way to it.
+fn notifier(receivers: &[(NotifyKind, String)]) -> (mpsc::Sender<Transition>, Tasks) {
+    let tasks = Tasks::default();
+    let (sender, transitions) = mpsc::channel(8);
+    let receivers =
+        receivers.iter().map(|(kind, url)| Receiver { kind: *kind, url: url.parse().unwrap(), token: None });
+    let options = Options { receivers: receivers.collect(), repeat: Duration::from_hours(1), runbook: None };
+    notify::start(&tasks, Clock::start(), options, transitions);
+    (sender, tasks)
+}
+
+/// A webhook that answers each request with what `status` says of its number.
+async fn webhook(
+    status: impl Fn(usize) -> &'static str + Send + 'static,
+) -> (String, Arc<Mutex<Vec<Value>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     let taken: Arc<Mutex<Vec<Value>>> = Arc::default();
     let seen = Arc::clone(&taken);
-    let mut server = tokio::task::JoinSet::new();
-    server.spawn(async move {
+    tokio::spawn(async move {
         for attempt in 0.. {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
@@ -79,14 +119,108 @@ async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
                 }
                 assert!(count > 0, "{text}");
             };
-            let status = if attempt == 0 { "503 Service Unavailable" } else { "200 OK" };
-            if attempt > 0 {
+            let status = status(attempt);
+            if status.starts_with("200") {
                 seen.lock().unwrap().push(body);
             }
             let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
+    (url, taken)
+}
+
+fn keys(message: &Value) -> Vec<(&str, &str)> {
+    let alerts = message["alerts"].as_array().unwrap();
+    alerts.iter().map(|alert| (alert["key"].as_str().unwrap(), alert["state"].as_str().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn a_real_alertmanager_is_told_that_an_alert_has_ended() {
+    if !has(ALERTMANAGER) {
+        return;
+    }
+    let (_server, port) = alertmanager("resolves");
+    let (words, tasks) = notifier(&[(NotifyKind::Alertmanager, format!("http://127.0.0.1:{port}"))]);
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let active = async || -> Option<Vec<String>> {
+        let url = format!("http://127.0.0.1:{port}/api/v2/alerts");
+        let alerts: Value =
+            serde_json::from_str(&client.get(url).send().await.ok()?.text().await.ok()?).ok()?;
+        let key = |alert: &Value| alert["labels"]["alert_key"].as_str().unwrap().to_owned();
+        Some(alerts.as_array()?.iter().map(key).collect())
+    };
+    for subject in ["job-list", "views"] {
+        words.send(word(Alert::SloBreached, subject, AlertState::Firing)).await.unwrap();
+    }
+    eventually("both are active", async || (active().await?.len() == 2).then_some(())).await;
+    words.send(word(Alert::SloBreached, "views", AlertState::Resolved)).await.unwrap();
+    eventually("one has ended", async || (active().await? == ["slo-breached/job-list"]).then_some(())).await;
+    tasks.close();
+}
+
+#[tokio::test]
+async fn what_comes_together_goes_out_together_once_and_its_end_follows() {
+    let (url, taken) = webhook(|_| "200 OK").await;
+    let (words, tasks) = notifier(&[(NotifyKind::Webhook, url)]);
+    for subject in ["a", "b", "a", "c"] {
+        words.send(word(Alert::ShedsRising, subject, AlertState::Firing)).await.unwrap();
+    }
+    words.send(word(Alert::ShedsRising, "c", AlertState::Resolved)).await.unwrap();
+    eventually("a message", async || (!taken.lock().unwrap().is_empty()).then_some(())).await;
+    words.send(word(Alert::ShedsRising, "a", AlertState::Resolved)).await.unwrap();
+    eventually("its end", async || (taken.lock().unwrap().len() == 2).then_some(())).await;
+    tasks.close();
+    let taken = taken.lock().unwrap();
+    assert_eq!(keys(&taken[0]), [("sheds-rising/a", "firing"), ("sheds-rising/b", "firing")]);
+    assert_eq!(keys(&taken[1]), [("sheds-rising/a", "resolved")]);
+}
+
+/// News that keeps coming must not put off the next attempt.
+#[tokio::test]
+async fn a_receiver_that_was_away_is_tried_again_though_news_keep_coming() {
+    let (url, taken) = webhook(|attempt| if attempt < 2 { "503 Unavailable" } else { "200 OK" }).await;
+    let (words, tasks) = notifier(&[(NotifyKind::Webhook, url)]);
+    let number = AtomicU32::new(1);
+    eventually("it is told after all", async || {
+        let subject = number.fetch_add(1, Ordering::Relaxed).to_string();
+        let _ = words.send(word(Alert::PinnedFloor, &subject, AlertState::Firing)).await;
+        (!taken.lock().unwrap().is_empty()).then_some(())
+    })
+    .await;
+    tasks.close();
+    assert!(keys(&taken.lock().unwrap()[0]).contains(&("pinned-floor/1", "firing")), "nothing is lost by it");
+}
+
+#[tokio::test]
+async fn a_receiver_that_hangs_holds_up_no_other_and_no_sender() {
+    let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (url, taken) = webhook(|_| "200 OK").await;
+    let hung_url = format!("http://{}/", hung.local_addr().unwrap());
+    let (words, tasks) = notifier(&[(NotifyKind::Webhook, hung_url), (NotifyKind::Webhook, url)]);
+    let many = async {
+        // Ten times what a receiver's queue holds.
+        for number in 0..2_560 {
+            let state = if number % 2 == 0 { AlertState::Firing } else { AlertState::Resolved };
+            words.send(word(Alert::SignalStale, &(number / 2).to_string(), state)).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        words.send(word(Alert::UpstreamDown, "last", AlertState::Firing)).await.unwrap();
+    };
+    tokio::time::timeout(PATIENCE, many).await.expect("nobody waits for a receiver");
+    eventually("the other has heard", async || {
+        let again = word(Alert::UpstreamDown, "last", AlertState::Firing);
+        let _ = words.send(again).await;
+        let taken = taken.lock().unwrap();
+        taken.iter().any(|message| keys(message).contains(&("upstream-down/last", "firing"))).then_some(())
+    })
+    .await;
+    tasks.close();
+}
+
+#[tokio::test]
+async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
+    let (url, taken) = webhook(|attempt| if attempt == 0 { "503 Unavailable" } else { "200 OK" }).await;
     let mut gate =
         Gate::start("webhook", &format!("{QUICK}[[alerts.notify]]\nkind = 'webhook'\nurl = '{url}'\n"), None)
             .await;
@@ -101,7 +235,6 @@ async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
     })
     .await;
     assert_eq!((alert["state"].as_str(), alert["severity"].as_str()), (Some("firing"), Some("critical")));
-    server.abort_all();
 }
 
 #[tokio::test]

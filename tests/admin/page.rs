@@ -1,6 +1,7 @@
 //! The page, driven in a real Chromium over its debugging pipe.
 
 use crate::gate::{Gate, PATIENCE, eventually, has};
+use rayguard::emulator::MetricsFault;
 use serde_json::{Value, json};
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
@@ -82,6 +83,17 @@ impl Browser {
     async fn value(&mut self, expression: &str) -> Value {
         let params = json!({"expression": expression, "returnByValue": true, "awaitPromise": true});
         self.call("Runtime.evaluate", params).await["result"]["value"].clone()
+    }
+
+    /// Presses a key and lets go of it.
+    async fn key(&mut self, key: &str, code: u32) {
+        let text = if key == "Enter" { "\r" } else { "" };
+        for kind in ["keyDown", "keyUp"] {
+            let text = if kind == "keyDown" { text } else { "" };
+            let press =
+                json!({"type": kind, "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text});
+            self.call("Input.dispatchKeyEvent", press).await;
+        }
     }
 
     async fn until(&mut self, expression: &str) {
@@ -176,4 +188,78 @@ async fn what_is_read_is_shown_as_text_and_fits_a_phone() {
     assert_eq!(browser.value(unnamed).await, json!(0));
     gate.head.take();
     browser.until("document.title.includes('Ray does not answer')").await;
+}
+
+/// What stands at the top when Ray's metrics are gone, and who asks, at every width.
+#[tokio::test]
+async fn a_head_without_metrics_is_one_matter_and_clients_are_named() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let config = "[signal.head_cpu]\nstale_after = '3s'\n[signal.head_memory]\nstale_after = '3s'\n\
+                  [signal.pending_tasks]\nstale_after = '3s'\n[alerts.rule.signal-stale]\nfor = '0s'";
+    let gate = Gate::start("page-stale", config, None).await;
+    eventually("readings have come", async || {
+        let state = gate.json("/api/v1/state").await;
+        let fresh = state["signals"].as_array()?.iter().filter(|signal| signal["health"] == "fresh").count();
+        (fresh > 10).then_some(())
+    })
+    .await;
+    gate.ask("/api/v0/actors").await;
+    let hostile = gate.client.get(format!("http://{}/<b>%3Cimg%3E/x", gate.door));
+    hostile.header("authorization", "Bearer <b>").send().await.unwrap();
+    gate.head.as_ref().unwrap().set_metrics_fault(MetricsFault::Unavailable);
+    for width in [1280, 390] {
+        let mut browser = Browser::open(&format!("stale-{width}"), &gate.admin, width).await;
+        let flying =
+            "/^(Flying without|Ray.s readings are stale)/.test(document.querySelector('h1').textContent)";
+        browser.until(flying).await;
+        let title = browser.value("document.querySelector('h1').textContent").await;
+        assert!(title.as_str().unwrap().len() < 80, "{title}");
+        browser.until("document.querySelectorAll('#alerts li').length === 1").await;
+        browser.until("document.getElementById('stale').textContent.includes('stale: ')").await;
+        browser.until("document.getElementById('clients').textContent.includes('127.0.0.1')").await;
+        assert_eq!(browser.value("document.querySelectorAll('main img, main b').length").await, json!(0));
+        let wide = browser.value("document.documentElement.scrollWidth").await.as_u64().unwrap();
+        assert!(wide <= u64::from(width), "{wide}");
+    }
+}
+
+/// A limit can be pinned without a mouse, and leaving the dialogue changes nothing.
+#[tokio::test]
+async fn a_limit_is_pinned_with_the_keyboard_alone() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let gate = Gate::start("page-keys", "", None).await;
+    eventually("a request is in the history", async || {
+        gate.ask("/api/jobs/").await;
+        let history = gate.json("/api/v1/history").await;
+        let offered = history["classes"]["job-list"]["offered"].as_array()?;
+        offered.iter().any(|rate| rate.as_f64() > Some(0.0)).then_some(())
+    })
+    .await;
+    let mut browser = Browser::open("keys", &gate.admin, 1280).await;
+    let focused = "document.activeElement.getAttribute('aria-label') === 'Pin a limit of job-list'";
+    browser.until("document.querySelector('[aria-label=\"Pin a limit of job-list\"]') !== null").await;
+    let mut steps = 0;
+    while browser.value(focused).await != json!(true) {
+        browser.key("Tab", 9).await;
+        steps += 1;
+        assert!(steps < 40, "the button is not reached by Tab");
+    }
+    browser.key("Enter", 13).await;
+    browser.until("document.getElementById('dialog').open").await;
+    browser.key("Escape", 27).await;
+    browser.until("!document.getElementById('dialog').open").await;
+    assert_eq!(gate.json("/api/v1/state").await["pins"], json!([]));
+    assert_eq!(browser.value(focused).await, json!(true), "the focus is back where it was");
+    browser.key("Enter", 13).await;
+    browser.until("document.getElementById('dialog').open").await;
+    browser.value("document.getElementById('d-why').focus()").await;
+    browser.call("Input.insertText", json!({"text": "by hand"})).await;
+    browser.key("Enter", 13).await;
+    browser.until("!document.getElementById('dialog').open").await;
+    let pin = gate.json("/api/v1/state").await["pins"][0].clone();
+    assert_eq!((&pin["class"], &pin["why"]), (&json!("job-list"), &json!("by hand")));
 }

@@ -66,8 +66,8 @@ pub struct SignalReader {
     filter: Filter,
     signals: Vec<Series>,
     targets: Vec<Arc<str>>,
-    /// Why the target that failed last in this round did so, for signals not found elsewhere.
-    failure: Option<Missing>,
+    /// The target that failed last and why, until it answers: for signals not found elsewhere.
+    failure: Option<(Arc<str>, Missing)>,
 }
 
 /// Where a signal is read from, for people.
@@ -183,6 +183,9 @@ impl SignalReader {
                 for series in &mut self.signals {
                     series.on_page(&seen);
                 }
+                if self.failure.as_ref().is_some_and(|(failed, _)| **failed == *target) {
+                    self.failure = None;
+                }
                 Ok(page.counts)
             }
             Err(malformed) => {
@@ -202,7 +205,7 @@ impl SignalReader {
                 part.failing = Some(missing.clone());
             }
         }
-        self.failure = Some(missing.clone());
+        self.failure = Some((target.into(), missing.clone()));
     }
 
     /// The PromQL expressions that must be asked, each with its signal.
@@ -268,10 +271,10 @@ impl SignalReader {
     /// The readings as they stand, one answer for each signal that has a source. Call it once
     /// per round of scrapes, queries and probes.
     pub fn readings(&mut self, now: Time) -> Vec<(SignalId, Result<Reading, Missing>)> {
-        let failure = self.failure.take();
+        let failure = self.failure.as_ref().map(|(_, missing)| missing);
         let read = |(place, series): (usize, &mut Series)| {
             let id = SignalId(u8::try_from(place).ok()?);
-            Some((id, series.reading(id, failure.as_ref(), now)))
+            Some((id, series.reading(id, failure, now)))
         };
         self.signals
             .iter_mut()
@@ -920,7 +923,14 @@ mod tests {
         rig.reader.on_failure("a:1", &down);
         assert!(is_near(rig.read(61).unwrap().value, 6.0));
         rig.reader.on_failure("b:1", &down);
-        assert_eq!(rig.read(62), Err(down), "when all fail, that is said");
+        assert_eq!(rig.read(62), Err(down.clone()), "when all fail, that is said");
+        assert_eq!(rig.read(120), Err(down), "as often as it is asked, and after all parts are forgotten");
+        rig.see("a:1", "other 1\n", 121);
+        rig.see("b:1", "other 1\n", 121);
+        assert!(
+            matches!(rig.read(121), Err(Missing::NotFound { .. })),
+            "a page without it is another matter"
+        );
     }
 
     #[test]
