@@ -8,6 +8,7 @@ pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod explain;
+pub mod incident;
 pub mod limits;
 pub mod load;
 pub mod log;
@@ -18,6 +19,7 @@ pub mod simulate;
 pub mod status;
 pub mod steer;
 pub mod suggest;
+pub mod tune;
 
 use crate::admin::schema::ShedMode;
 use clap::{Parser, Subcommand};
@@ -51,6 +53,8 @@ enum Command {
     Record(run::RecordArgs),
     /// Put questions to the loop on a modelled Ray head.
     Simulate(simulate::Args),
+    /// Propose limits from a recording, with the simulation that backs them.
+    Tune(tune::Args),
     #[command(flatten)]
     Operate(Operate),
     /// Send a bounded, Ray-shaped load and report what became of it.
@@ -109,6 +113,7 @@ pub fn main() -> ExitCode {
             replay::run(&args, &mut std::io::stdout().lock()).map(|_| 0).map_err(Into::into)
         }
         Command::Simulate(args) => simulate::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Tune(args) => tune::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Operate(command) => Ok(client::carry_out(operate(command))),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
         Command::Completions(args) => {
@@ -154,5 +159,15 @@ async fn operate(command: Operate) -> Result<(), client::ClientError> {
         Operate::Enforce(args) => steer::mode(&args, ShedMode::Enforce, out).await,
         Operate::Reload(args) => steer::reload(&args, out).await,
         Operate::Alerts(args) => alerts::run(&args, out, paint).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_does_not_contradict_itself() {
+        super::Cli::command().debug_assert();
     }
 }

@@ -4,6 +4,7 @@
 //! which expectations hold. Exit code 0 when all do, 1 when one does not or a scenario cannot
 //! be read. The seed is printed with each answer: a run can be had again to the last byte.
 
+use crate::cli::incident;
 use crate::sim::calibration;
 use crate::sim::report::{self, Answer};
 use crate::sim::scenario::{Scenario, ScenarioError};
@@ -41,6 +42,9 @@ pub struct Args {
     /// Lays the modelled head beside recordings of a real one, instead of running scenarios.
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "simulations/recorded")]
     pub calibration: Option<PathBuf>,
+    /// A trace to replay instead.
+    #[command(flatten)]
+    pub incident: incident::TraceArgs,
 }
 
 /// How answers are printed.
@@ -91,6 +95,24 @@ fn at(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
     move |error| Error::File { path: path.to_owned(), error }
 }
 
+#[cfg(test)]
+impl Args {
+    /// These scenarios, as they come.
+    pub(super) fn of(scenarios: Vec<PathBuf>) -> Args {
+        Args {
+            scenarios,
+            seed: None,
+            format: Format::Table,
+            html: None,
+            journal: None,
+            runs: 0,
+            rivals: false,
+            calibration: None,
+            incident: incident::TraceArgs::default(),
+        }
+    }
+}
+
 /// Runs the command; the exit code is 0 when every scenario holds and 1 when one does not.
 ///
 /// # Errors
@@ -104,6 +126,9 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, Error> {
 /// # Errors
 /// A scenario or trace cannot be read, or a report not written.
 pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
+    if let Some(trace) = &args.incident.trace {
+        return incident::run(args, trace, out).map(|()| true);
+    }
     if let Some(folder) = &args.calibration {
         return calibrate(folder, out);
     }
@@ -211,8 +236,9 @@ fn read(path: &Path) -> Result<Scenario, Error> {
 }
 
 fn read_trace(path: &Path) -> Result<trace::Trace, Error> {
-    let text = std::fs::read_to_string(path).map_err(at(path))?;
-    trace::read(&text).map_err(|error| Error::Trace { path: path.to_owned(), error })
+    let text = std::fs::read(path).map_err(at(path))?;
+    trace::read(&String::from_utf8_lossy(&text))
+        .map_err(|error| Error::Trace { path: path.to_owned(), error })
 }
 
 /// The traces a scenario names, relative to its own folder.
@@ -236,16 +262,7 @@ mod tests {
     }
 
     fn args(scenarios: Vec<PathBuf>, format: Format) -> Args {
-        Args {
-            scenarios,
-            seed: None,
-            format,
-            html: None,
-            journal: None,
-            runs: 0,
-            rivals: false,
-            calibration: None,
-        }
+        Args { format, ..Args::of(scenarios) }
     }
 
     #[test]

@@ -528,6 +528,9 @@ impl Reader {
                     return false;
                 };
                 let lasted = it.waited_us.saturating_add(it.latency_us).saturating_mul(1_000);
+                if lasted > at.0 {
+                    return false; // longer than the gate has been there
+                }
                 let at = Time(at.0.saturating_sub(lasted));
                 own.arrivals.push(Arrival { at, exchange: Exchange { class, route, ..*it } });
             }
@@ -780,7 +783,7 @@ mod tests {
         #[test]
         fn a_recording_cut_anywhere_is_read_up_to_the_cut(cut in 0.0..1.0_f64, count in 1..60_usize) {
             let lines: Vec<_> =
-                (0..count).map(|n| (at(n as f64 * 0.3), Line::Exchange(exchange(Ending::Served)))).collect();
+                (0..count).map(|n| (at((n + 1) as f64 * 0.3), Line::Exchange(exchange(Ending::Served)))).collect();
             let text = written(&lines);
             let first = text.find('\n').unwrap() + 1;
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in the text")]
@@ -798,7 +801,7 @@ mod tests {
             place in 0..3_usize,
         ) {
             let lines: Vec<_> =
-                (0..3).map(|n| (at(f64::from(n)), Line::Exchange(exchange(Ending::Served)))).collect();
+                (1..4).map(|n| (at(f64::from(n)), Line::Exchange(exchange(Ending::Served)))).collect();
             let text = written(&lines);
             let mut split: Vec<&[u8]> = text.as_bytes().split_inclusive(|byte| *byte == b'\n').collect();
             let spoilt = [b"\xff", &*garbage, b"\n"].concat();

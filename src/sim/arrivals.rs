@@ -46,6 +46,10 @@ pub struct Wish {
     pub size: f64,
     /// As whom.
     pub party: Party,
+    /// How long it is held open, where a trace says so.
+    pub lasts: Option<Duration>,
+    /// Whether it may be given the answer to an equal question.
+    pub follows: bool,
     /// When to wake it again; `None`: when it is settled, or never.
     pub again: Option<Time>,
 }
@@ -187,7 +191,14 @@ impl Agent {
     /// Woken: what it asks, and when it is to be woken again.
     pub fn wake(&mut self, now: Time, group: &mut Group) -> Wish {
         let index = usize::from(self.group);
-        let nothing = Wish { route: None, size: 0.0, party: group.party(index, self.turn), again: None };
+        let nothing = Wish {
+            route: None,
+            size: 0.0,
+            party: group.party(index, self.turn),
+            lasts: None,
+            follows: true,
+            again: None,
+        };
         if !group.asks(now) {
             // Traces and others that begin later are woken at their time.
             return nothing;
@@ -198,7 +209,7 @@ impl Agent {
                 let route = *route;
                 self.turn = self.turn.wrapping_add(1);
                 let party = group.party(index, self.turn);
-                Wish { route: Some(route), size, party, again: Some(group.next_open(now)) }
+                Wish { route: Some(route), size, party, again: Some(group.next_open(now)), ..nothing }
             }
             Behaviour::Ticker { route, period } => {
                 Wish { route: Some(*route), size, again: Some(now + *period), ..nothing }
@@ -218,7 +229,17 @@ impl Agent {
                 if !arrival.party.is_empty() {
                     party.address = digest(&arrival.party);
                 }
-                Wish { route: Some(route), size: arrival.size, party, again }
+                if !arrival.credential.is_empty() {
+                    party.credential = Some(digest(&arrival.credential));
+                }
+                Wish {
+                    route: Some(route),
+                    size: arrival.size,
+                    party,
+                    lasts: arrival.lasts,
+                    follows: arrival.follows,
+                    again,
+                }
             }
         }
     }

@@ -5,7 +5,7 @@
 //! under way share one upstream call, and a client that leaves takes its place in the line
 //! with it.
 
-use super::head::{RouteId, Spec};
+use super::head::{Route, RouteId, Spec};
 use super::scenario::{PlantSpec, Scenario, ScenarioError};
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
 use crate::core::limit::meter::Outcome;
@@ -74,6 +74,19 @@ impl Headers for NoHeaders {
     }
 }
 
+/// What the production classifier is shown for a route of the plant.
+pub(super) fn facts(route: &Route) -> Facts<'static> {
+    Facts {
+        method: route.asks.0,
+        path: route.asks.1,
+        query: "",
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        headers: &NoHeaders,
+        upgrade: route.name == "log-tail",
+        grpc: false,
+    }
+}
+
 /// Class and gate route of every route of the plant, as the production classifier says.
 fn places(policy: &Policy, spec: &Spec, ray: bool) -> Result<Vec<(ClassId, u16)>, ScenarioError> {
     if !ray {
@@ -86,17 +99,8 @@ fn places(policy: &Policy, spec: &Spec, ray: bool) -> Result<Vec<(ClassId, u16)>
     spec.routes
         .iter()
         .map(|route| {
-            let facts = Facts {
-                method: route.asks.0,
-                path: route.asks.1,
-                query: "",
-                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-                headers: &NoHeaders,
-                upgrade: route.name == "log-tail",
-                grpc: false,
-            };
             let found = classifier
-                .classify(&facts)
+                .classify(&facts(route))
                 .map_err(|_| ScenarioError::Impossible(format!("route {} has a bad path", route.name)))?;
             Ok((found.class, found.route.0))
         })
@@ -136,8 +140,9 @@ impl Door {
         self.places[route.index()].0
     }
 
-    /// Whether a request is shared with another under way, or answered from memory.
-    pub fn share(&mut self, route: RouteId, party: Party, rid: Rid, now: Time) -> Sharing {
+    /// Whether a request is shared with another under way, or answered from memory; one that
+    /// does not follow may still lead.
+    pub fn share(&mut self, route: RouteId, party: Party, rid: Rid, follows: bool, now: Time) -> Sharing {
         let class = &self.policy.classes[self.class(route).index()];
         if class.coalesce.is_none() {
             return Sharing::Alone;
@@ -147,6 +152,9 @@ impl Door {
             followers: Vec::new(),
             good_until: Time::ZERO,
         });
+        if !follows && (now < shared.good_until || shared.leader.is_some()) {
+            return Sharing::Alone;
+        }
         if now < shared.good_until {
             return Sharing::Answered;
         }

@@ -626,6 +626,22 @@ impl Spec {
         spec
     }
 
+    /// A Serve application: `slots` requests at once over all replicas, and what each takes.
+    #[must_use]
+    pub fn serve(slots: u32, base_ms: f64, per_size_ms: f64) -> Spec {
+        let mut spec = Spec::plain("Serve", slots);
+        spec.routes = vec![Route {
+            name: "completion",
+            endpoint: "completion",
+            asks: ("POST", "/v1/completions"),
+            parent_ms: 0.0,
+            base_ms,
+            per_size_ms,
+            ..FREE
+        }];
+        spec
+    }
+
     fn plain(module: &'static str, servers: u32) -> Spec {
         Spec {
             cores: f64::INFINITY,

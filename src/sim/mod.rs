@@ -8,6 +8,8 @@ pub mod faults;
 pub mod gauges;
 pub mod head;
 pub mod heap;
+pub mod identify;
+pub mod incident;
 pub mod plant;
 pub mod report;
 pub mod rivals;

@@ -14,6 +14,7 @@ use crate::core::limit::table::LimitTable;
 use crate::core::policy::{
     Bounds, Class, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo, Treatment,
 };
+use crate::core::request::catalogue::Surface;
 use crate::core::time::duration_from_secs;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -156,6 +157,18 @@ pub enum PlantSpec {
         #[serde(default = "fifty")]
         heavy: f64,
     },
+    /// A Ray Serve application behind port 8000: so many replicas, each with so many requests
+    /// at once; a request costs by its size.
+    Serve {
+        /// Replicas.
+        replicas: u32,
+        /// `max_ongoing_requests` of each.
+        ongoing: u32,
+        /// What any request takes, milliseconds.
+        base_ms: f64,
+        /// What a unit of size takes besides (a thousand tokens), milliseconds.
+        per_size_ms: f64,
+    },
 }
 
 /// The one class of a synthetic plant.
@@ -280,6 +293,9 @@ pub struct ClientSpec {
     /// Traces: begins at this second of the trace.
     #[serde(default)]
     pub trace_from_s: f64,
+    /// Traces: so many times the load, each copy with parties of its own.
+    #[serde(default = "one_u32")]
+    pub copies: u32,
 }
 
 /// How a group behaves.
@@ -446,9 +462,14 @@ impl Scenario {
             if client.kind == ClientKind::Open && client.per_second <= 0.0 {
                 return wrong(format!("client `{}`: `per_second` must be above 0", client.name));
             }
-            if client.count == 0 || client.addresses == 0 || client.attempts == 0 || client.speedup <= 0.0 {
+            if client.count == 0
+                || client.addresses == 0
+                || client.attempts == 0
+                || client.copies == 0
+                || client.speedup <= 0.0
+            {
                 return wrong(format!(
-                    "client `{}`: `count`, `addresses`, `attempts` and `speedup` must be above 0",
+                    "client `{}`: `count`, `addresses`, `attempts`, `copies` and `speedup` must be above 0",
                     client.name
                 ));
             }
@@ -479,6 +500,9 @@ impl Scenario {
             }
             PlantSpec::Servers { count, mean_ms } => Spec::parallel(count, mean_ms),
             PlantSpec::Loop { per_second, heavy } => Spec::single_loop(per_second, heavy),
+            PlantSpec::Serve { replicas, ongoing, base_ms, per_size_ms } => {
+                Spec::serve(replicas.saturating_mul(ongoing).max(1), base_ms, per_size_ms)
+            }
         }
     }
 
@@ -490,6 +514,9 @@ impl Scenario {
             PlantSpec::RayHead { .. } => None,
             PlantSpec::Servers { count, .. } => Some(1000.0 * f64::from(count)),
             PlantSpec::Loop { .. } => Some(1000.0),
+            PlantSpec::Serve { replicas, ongoing, .. } => {
+                Some(1000.0 * f64::from(replicas.saturating_mul(ongoing)))
+            }
         }
     }
 
@@ -501,6 +528,7 @@ impl Scenario {
         let settings = config::parse(&self.config, "config", &Overrides::default())?;
         let policy = match self.plant {
             PlantSpec::RayHead { .. } => Arc::clone(&settings.policy),
+            PlantSpec::Serve { .. } => Arc::new(only_serve(&settings.policy)?),
             PlantSpec::Servers { .. } | PlantSpec::Loop { .. } => Arc::new(Policy {
                 modules: vec![self.one_module()],
                 classes: vec![self.one_class()],
@@ -555,6 +583,19 @@ impl Scenario {
             alert_above: None,
         }
     }
+}
+
+/// The class of what no route of the operator's names on the Serve port, and its module.
+fn only_serve(policy: &Policy) -> Result<Policy, ScenarioError> {
+    let name = Surface::Serve.unlisted_class();
+    let class = policy.classes.iter().find(|class| &*class.name == name);
+    let class = class.ok_or_else(|| ScenarioError::Impossible(format!("there is no class `{name}`")))?;
+    Ok(Policy {
+        modules: vec![policy.modules[class.module.index()].clone()],
+        classes: vec![Class { module: ModuleId(0), signals: Vec::new(), backlog: None, ..class.clone() }],
+        signals: Vec::new(),
+        ..policy.clone()
+    })
 }
 
 #[cfg(test)]

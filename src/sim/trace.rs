@@ -1,13 +1,26 @@
 //! Traces: who asked for what and when, as it really happened, to be replayed.
 //!
-//! Three sources: requests recorded on a real Ray head (`simulations/recorded/*.csv`), the job
-//! submissions of the Philly cluster (15,264 jobs with tenants), and the requests of an LLM
-//! completion service on Azure (8,819 with token counts). The last two are not part of this
-//! package; their importers take the text of a file the user names. Times are counted from
-//! the trace's own first entry, unless the trace counts from elsewhere itself.
+//! Four sources: rayguard's own recordings (`rayguard record`), requests measured on a real Ray
+//! head (`simulations/recorded/*.csv`), the job submissions of the Philly cluster (15,264 jobs
+//! with tenants), and the requests of an LLM completion service on Azure (8,819 with token
+//! counts). The last two are not part of this package; their importers take the text of a file
+//! the user names. Times are counted from the trace's own first entry, unless the trace counts
+//! from elsewhere itself.
+//!
+//! A recording speaks of routes as Ray's own table has them, and the plant of those it knows:
+//! [`Guide`] leads from the one to the other, and [`Import::stand_ins`] says whom it replaced.
 
+use super::door::facts;
+use super::head::Spec;
+use super::scenario::ClientSpec;
+use crate::config::{self, Overrides};
+use crate::core::recording::{self, Ending, Exchange, Recording};
+use crate::core::request::catalogue::{ROUTES, Surface};
+use crate::core::request::classify::Classifier;
 use crate::core::time::Time;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Arrivals in the order of time.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -23,8 +36,15 @@ pub struct Arrival {
     pub at: Time,
     /// The plant's name of what is asked.
     pub route: Arc<str>,
-    /// Who asks, in the trace's own words; empty when it does not say.
+    /// Who asks, by address, in the trace's own words; empty when it does not say.
     pub party: Arc<str>,
+    /// Who asks, by credential; empty when it does not say.
+    pub credential: Arc<str>,
+    /// How long it is held open: tails.
+    pub lasts: Option<Duration>,
+    /// Whether it may be given the answer to an equal question. A recording knows: those that
+    /// were not, asked something else of the same route.
+    pub follows: bool,
     /// Payload: megabytes, thousand tokens.
     pub size: f64,
     /// What really came of it, where it was recorded.
@@ -62,10 +82,18 @@ pub fn read(text: &str) -> Result<Trace, TraceError> {
         Some("at_s") => rows(text, "at_s,route,status,latency_ms", recorded),
         Some("arrival_s") => rows(text, "arrival_s,vc,gpus,job_type,total_steps", philly),
         Some("TIMESTAMP") => azure(text),
+        _ if text.starts_with(recording::MAGIC) => {
+            let recording = recording::read(text.as_bytes()).map_err(|error| TraceError {
+                line: 1,
+                problem: error.to_string(),
+                expected: "a recording",
+            })?;
+            Ok(import(&recording, &Guide::new(), |_| true).trace)
+        }
         _ => Err(TraceError {
             line: 1,
             problem: format!("unknown header \"{}\"", header.chars().take(60).collect::<String>()),
-            expected: "at_s,route,... or arrival_s,vc,... or TIMESTAMP,ContextTokens,...",
+            expected: "a recording, or at_s,route,... or arrival_s,vc,... or TIMESTAMP,ContextTokens,...",
         }),
     }
 }
@@ -102,6 +130,9 @@ fn recorded(fields: &[&str]) -> Parsed {
         at: Time::from_secs_f64(number(fields, 0)?),
         route: Arc::from(*fields.get(1).ok_or("no route")?),
         party: Arc::from(""),
+        credential: Arc::from(""),
+        lasts: None,
+        follows: true,
         size: 0.0,
         measured: Some(Measured { status: status_of(status), latency_ms: number(fields, 3)? }),
     })
@@ -117,6 +148,9 @@ fn philly(fields: &[&str]) -> Parsed {
         at: Time::from_secs_f64(number(fields, 0)?),
         route: Arc::from("job-submit"),
         party: Arc::from(*fields.get(1).ok_or("no virtual cluster")?),
+        credential: Arc::from(""),
+        lasts: None,
+        follows: true,
         size: 0.0,
         measured: None,
     })
@@ -133,6 +167,9 @@ fn azure(text: &str) -> Result<Trace, TraceError> {
             at: Time::from_secs_f64(seconds - first),
             route: Arc::from("completion"),
             party: Arc::from(""),
+            credential: Arc::from(""),
+            lasts: None,
+            follows: true,
             // A generated token costs about twenty read ones: reading is one batched pass.
             size: (number(fields, 1)? / 20.0 + number(fields, 2)?) / 1000.0,
             measured: None,
@@ -152,7 +189,141 @@ fn day_seconds(stamp: &str) -> Option<f64> {
     Some(((day * 24.0 + hours) * 60.0 + minutes) * 60.0 + seconds)
 }
 
+/// From a recording's names to the plant's.
+#[derive(Clone, Debug, Default)]
+pub struct Guide {
+    /// By Ray's name of a route.
+    labels: BTreeMap<String, &'static str>,
+    /// By a class's name.
+    classes: BTreeMap<String, &'static str>,
+    /// By a module's name.
+    modules: BTreeMap<String, &'static str>,
+}
+
+impl Guide {
+    /// To the modelled Ray head, by the shipped catalogue.
+    #[must_use]
+    pub fn new() -> Guide {
+        let mut guide = Guide::default();
+        let spec = Spec::ray_head();
+        let Ok(settings) = config::parse("", "defaults", &Overrides::default()) else { return guide };
+        let policy = settings.policy;
+        let Ok(classifier) = Classifier::new(&policy, Surface::Dashboard, &[]) else { return guide };
+        for route in &spec.routes {
+            let Ok(found) = classifier.classify(&facts(route)) else { continue };
+            if let Some(rays) =
+                found.route.index().checked_sub(Surface::ALL.len()).and_then(|at| ROUTES.get(at))
+            {
+                guide.labels.entry(format!("{} {}", rays.method, rays.path)).or_insert(route.name);
+            }
+            let class = &policy.classes[found.class.index()];
+            guide.classes.entry(class.name.to_string()).or_insert(route.name);
+            let module = &policy.modules[class.module.index()].name;
+            guide.modules.entry(module.to_string()).or_insert(route.name);
+        }
+        guide
+    }
+
+    /// The plant's route for one of a recording: the very same, else one of its class, else one
+    /// of its module; `None` where the plant has no such module.
+    #[must_use]
+    pub fn plant_route(&self, label: &str, class: &str, module: &str) -> Option<&'static str> {
+        let found = [self.labels.get(label), self.classes.get(class), self.modules.get(module)];
+        found.into_iter().flatten().next().copied()
+    }
+
+    /// Whether the plant knows this very route.
+    #[must_use]
+    pub fn knows(&self, label: &str) -> bool {
+        self.labels.contains_key(label)
+    }
+}
+
+/// A recording's requests as the plant takes them.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Import {
+    /// The requests, times counted from the recording's beginning.
+    pub trace: Trace,
+    /// Requests of routes the plant does not know, by the recording's name: what stood in for
+    /// them (`None`: they were left out), and how many.
+    pub stand_ins: BTreeMap<String, (Option<&'static str>, u64)>,
+}
+
+/// Takes over the requests of a recording whose class is wanted.
+#[must_use]
+pub fn import(recording: &Recording, guide: &Guide, wanted: impl Fn(u16) -> bool) -> Import {
+    let mut import = Import::default();
+    for arrival in recording.arrivals.iter().filter(|arrival| wanted(arrival.exchange.class)) {
+        let it = &arrival.exchange;
+        let class = &recording.head.classes[usize::from(it.class)];
+        let label = &recording.head.routes[usize::from(it.route)];
+        let route = guide.plant_route(label, &class.name, &class.module);
+        if !guide.knows(label) {
+            let name = format!("{label} ({})", class.name);
+            import.stand_ins.entry(name).or_insert((route, 0)).1 += 1;
+        }
+        let Some(route) = route else { continue };
+        import.trace.arrivals.push(Arrival {
+            at: Time(arrival.at.0.saturating_sub(recording.from.0)),
+            route: Arc::from(route),
+            party: Arc::from(format!("a{}", it.address)),
+            credential: it.credential.map_or_else(|| Arc::from(""), |number| Arc::from(format!("c{number}"))),
+            lasts: class.held.then(|| Duration::from_micros(it.latency_us)),
+            follows: it.ending == Ending::Shared,
+            size: (it.asked_bytes + it.answered_bytes) as f64 / 1e6,
+            measured: Some(measured(it)),
+        });
+    }
+    import
+}
+
+fn measured(it: &Exchange) -> Measured {
+    let status = match it.ending {
+        Ending::Served | Ending::Shared | Ending::Open => 200,
+        Ending::Failed => 502,
+        Ending::Abandoned | Ending::Left => 0,
+        Ending::Shed(reason) if reason.is_callers() => 429,
+        Ending::Shed(_) => 503,
+    };
+    Measured { status, latency_ms: it.waited_us.saturating_add(it.latency_us) as f64 / 1e3 }
+}
+
 impl Trace {
+    /// What a client of a scenario replays: a part, some routes, faster, several times over.
+    #[must_use]
+    pub fn cut(&self, client: &ClientSpec) -> Trace {
+        let from = Time::from_secs_f64(client.trace_from_s);
+        let mut cut = self.window(from, Time(u64::MAX), client.speedup);
+        cut.arrivals.retain(|arrival| {
+            let named = |list: &[String]| list.iter().any(|route| **route == *arrival.route);
+            (client.only.is_empty() || named(&client.only)) && !named(&client.except)
+        });
+        cut.copies(client.copies)
+    }
+
+    /// The same load so many times over: each copy comes from parties of its own, a little later,
+    /// so that not all ask at the same moment.
+    #[must_use]
+    pub fn copies(self, count: u32) -> Trace {
+        /// Apart by the golden ratio of a second: no two copies of a clock's beat coincide.
+        const APART: f64 = 0.618_033_988_75;
+        let mut all = self.arrivals.clone();
+        for copy in 1..count {
+            let later = Duration::from_secs_f64(APART * f64::from(copy));
+            let own = |name: &str| {
+                if name.is_empty() { Arc::from("") } else { Arc::from(format!("{name}.{copy}")) }
+            };
+            all.extend(self.arrivals.iter().map(|arrival| Arrival {
+                at: arrival.at + later,
+                party: own(&arrival.party),
+                credential: own(&arrival.credential),
+                ..arrival.clone()
+            }));
+        }
+        all.sort_by_key(|arrival| arrival.at);
+        Trace { arrivals: all }
+    }
+
     /// The part from `from` to `to`, its times counted from `from`, run `speedup` times as fast.
     #[must_use]
     pub fn window(&self, from: Time, to: Time, speedup: f64) -> Trace {
@@ -213,6 +384,28 @@ mod tests {
         );
         assert!(read("a,b\n").is_err());
         assert!(read("at_s,route,status,latency_ms\nNaN,version,200,2\n").is_err());
+    }
+
+    #[test]
+    fn every_route_of_the_plant_is_found_again_under_rays_name_for_it() {
+        let guide = Guide::new();
+        assert_eq!(guide.plant_route("GET /api/v0/tasks", "", ""), Some("tasks"));
+        assert_eq!(guide.plant_route("POST /api/jobs/", "", ""), Some("job-submit"));
+        assert_eq!(guide.plant_route("own-1", "job-list", "JobHead"), Some("job-list"));
+        assert_eq!(guide.plant_route("own-1", "mine", "StateHead"), Some("tasks"));
+        assert_eq!(guide.plant_route("own-1", "mine", "Serve"), None);
+        let routes = Spec::ray_head().routes;
+        let found = routes.iter().filter(|route| guide.labels.values().any(|name| *name == route.name));
+        assert!(found.count() >= 28, "all but variants of one pattern");
+    }
+
+    #[test]
+    fn a_load_taken_three_times_has_three_times_the_parties() {
+        let philly = read("arrival_s,vc,gpus\n10,a,1\n20,b,1\n").expect("fits").copies(3);
+        let parties: std::collections::BTreeSet<_> =
+            philly.arrivals.iter().map(|a| a.party.clone()).collect();
+        assert_eq!((philly.arrivals.len(), parties.len()), (6, 6));
+        assert!(philly.arrivals.is_sorted_by_key(|arrival| arrival.at));
     }
 
     #[test]

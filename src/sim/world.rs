@@ -93,6 +93,8 @@ struct Retried {
     route: RouteId,
     size: f64,
     party: Party,
+    lasts: Option<Duration>,
+    follows: bool,
     attempt: u32,
     first_sent: Time,
 }
@@ -224,15 +226,7 @@ impl<'a> World<'a> {
                     ScenarioError::Impossible(format!("client `{}`: there is no trace `{name}`", client.name))
                 })?),
             };
-            let cut = trace.map(|trace| {
-                let from = Time::from_secs_f64(client.trace_from_s);
-                let mut cut = trace.window(from, Time(u64::MAX), client.speedup);
-                cut.arrivals.retain(|arrival| {
-                    let named = |list: &[String]| list.iter().any(|route| **route == *arrival.route);
-                    (client.only.is_empty() || named(&client.only)) && !named(&client.except)
-                });
-                Arc::new(cut)
-            });
+            let cut = trace.map(|trace| Arc::new(trace.cut(client)));
             let mut group = Group::new(at, client, seed, self.end);
             let number = u16::try_from(at).unwrap_or(u16::MAX);
             for (when, agent) in agents(number, &mut group, self.plant.spec(), cut) {
@@ -330,6 +324,8 @@ impl<'a> World<'a> {
                 route,
                 size: wish.size,
                 party: wish.party,
+                lasts: wish.lasts,
+                follows: wish.follows,
                 attempt: 1,
                 first_sent: self.now,
             });
@@ -360,9 +356,9 @@ impl<'a> World<'a> {
 
     /// At the door.
     fn knock(&mut self, rid: Rid) {
-        let Retried { route, party, .. } = self.request(rid).demand;
+        let Retried { route, party, follows, .. } = self.request(rid).demand;
         if let Some(door) = &mut self.door {
-            match door.share(route, party, rid, self.now) {
+            match door.share(route, party, rid, follows, self.now) {
                 Sharing::Alone => {}
                 Sharing::Follows => {
                     self.request_mut(rid).stage = Stage::Shares;
@@ -403,7 +399,7 @@ impl<'a> World<'a> {
         let now = self.now;
         let demand = self.request(rid).demand;
         let spec = &self.groups[usize::from(demand.group)].spec;
-        let lasts = spec.lasts_s.map(duration_from_secs);
+        let lasts = demand.lasts.or(spec.lasts_s.map(duration_from_secs));
         let cost_ms = self.plant.cost_ms(demand.route, demand.size);
         let exchange =
             self.plant.arrive(now, &Demand { tag: rid, route: demand.route, size: demand.size, lasts });
