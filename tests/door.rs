@@ -306,7 +306,10 @@ fn tail(what: &str) -> String {
 
 #[tokio::test]
 async fn a_websocket_is_joined_both_ways() {
-    let rig = Rig::start().await;
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("log-tail").index()].coalesce = None;
+    })
+    .await;
     let mut client = rig.client().await;
     client.send(tail("x-do: websocket")).await;
     let answer = client.answer().await;
@@ -349,6 +352,7 @@ async fn tails_beyond_their_cap_are_refused_at_the_handshake() {
     let rig = Rig::with_policy(|policy| {
         let tails = &mut policy.classes[class("log-tail").index()];
         tails.in_flight = Bounds::fixed(2.0);
+        tails.coalesce = None;
     })
     .await;
     let mut open = Vec::new();
@@ -362,6 +366,77 @@ async fn tails_beyond_their_cap_are_refused_at_the_handshake() {
     assert_eq!(refused.status, 503);
     assert!(refused.header("retry-after").is_some());
     assert_eq!(rig.get("/api/version", &[]).await.status, 200, "the Job API goes on");
+}
+
+/// A reader of a tail, past its handshake.
+async fn reader(rig: &Rig, what: &str) -> Client<tokio::net::TcpStream> {
+    let mut client = rig.client().await;
+    client.send(tail(what)).await;
+    let answer = client.answer().await;
+    assert_eq!(answer.status, 101, "{}", answer.head);
+    assert_eq!(answer.header("sec-websocket-accept"), Some("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
+    client
+}
+
+#[tokio::test]
+async fn readers_of_one_log_share_one_tail_from_its_beginning() {
+    let rig = Rig::start().await;
+    let mut first = reader(&rig, "x-do: websocket").await;
+    assert_eq!(first.exact(5).await.unwrap(), b"hello");
+    rig.ray.hold.add_permits(1);
+    assert_eq!(first.exact(4).await.unwrap(), b"tick");
+    let mut late = reader(&rig, "x-do: websocket").await;
+    assert_eq!(late.exact(9).await.unwrap(), b"hellotick", "what Ray would send it");
+    drop(first);
+    rig.ray.hold.add_permits(1);
+    assert_eq!(late.exact(4).await.unwrap(), b"tick", "the leader's leaving ends nothing");
+    let mut other = reader(&rig, "x-do: websocket\r\nauthorization: Bearer b").await;
+    assert_eq!(other.exact(5).await.unwrap(), b"hello");
+    assert_eq!((rig.ray.count(), rig.in_flight("log-tail")), (2, 2), "never across credentials");
+    drop(late);
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    let mut again = reader(&rig, "x-do: websocket").await;
+    assert_eq!(again.exact(13).await.unwrap(), b"helloticktick", "Ray's slot was kept, and is used again");
+    assert_eq!(rig.in_flight("log-tail"), 2);
+    rig.ray.hold.close();
+    assert!(again.is_closed().await);
+    until("the tickets are back", || rig.in_flight("log-tail") == 0).await;
+}
+
+#[tokio::test]
+async fn fifty_readers_of_one_log_are_one_slot_of_rays() {
+    let rig = Rig::start().await;
+    let mut readers = Vec::new();
+    for _ in 0..50 {
+        let mut client = rig.client().await;
+        client.send(tail("x-do: websocket")).await;
+        readers.push(client);
+    }
+    for client in &mut readers {
+        assert_eq!(client.answer().await.status, 101);
+        assert_eq!(client.exact(5).await.unwrap(), b"hello");
+    }
+    assert_eq!((rig.ray.count(), rig.in_flight("log-tail")), (1, 1));
+    rig.ray.hold.add_permits(1);
+    for client in &mut readers {
+        assert_eq!(client.exact(4).await.unwrap(), b"tick");
+    }
+    let mut leaves = readers.pop().unwrap();
+    leaves.send([0x88, 0x80, 0, 0, 0, 0]).await;
+    assert!(leaves.is_closed().await, "who says good-bye is let go");
+}
+
+#[tokio::test]
+async fn a_reader_that_does_not_read_holds_up_no_other() {
+    let rig = Rig::start().await;
+    let size = 40_000_000;
+    let do_it = format!("x-do: websocket-big:{size}");
+    let _asleep = reader(&rig, &do_it).await;
+    let mut awake = reader(&rig, &do_it).await;
+    assert_eq!(awake.exact(size).await.map(|log| log.len()), Some(size));
+    let mut late = reader(&rig, &do_it).await;
+    assert_eq!(late.exact(1000).await.map(|log| log.len()), Some(1000));
+    assert_eq!(rig.ray.count(), 2, "the beginning is gone: a tail of its own");
 }
 
 // --- Sharing ---

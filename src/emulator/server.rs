@@ -9,8 +9,8 @@
 //! which, like Ray, goes on working. Everything started here ends when [`Running`] is dropped.
 
 use super::routes::{self, Ask, Job, Reply};
-use super::websocket;
 use crate::core::time::Time;
+use crate::proxy::websocket;
 use crate::sim::exposition;
 use crate::sim::head::Spec;
 use crate::sim::plant::{Demand, Event, Exchange, Plant, Step};

@@ -304,6 +304,12 @@ struct Cargo {
     throttle: Option<Throttle>,
 }
 
+impl Default for Body {
+    fn default() -> Body {
+        Body::empty()
+    }
+}
+
 impl Body {
     /// Nothing.
     #[must_use]

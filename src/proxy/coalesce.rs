@@ -68,6 +68,16 @@ impl Key {
         if method != Method::GET || PERSONAL.iter().any(|name| headers.contains_key(name)) {
             return None;
         }
+        Some(Key::digest(uri, headers))
+    }
+
+    /// The key of a WebSocket handshake. What belongs to the handshake itself does not count.
+    #[must_use]
+    pub fn of_tail(uri: &Uri, headers: &HeaderMap) -> Key {
+        Key::digest(uri, headers)
+    }
+
+    fn digest(uri: &Uri, headers: &HeaderMap) -> Key {
         let mut digest = Sha256::new();
         let mut part = |bytes: &[u8]| {
             // Lengths keep one field from running into the next.
@@ -84,12 +94,13 @@ impl Key {
         // Whatever else may carry identity or the mark of a browser.
         for (name, value) in headers {
             let name = name.as_str();
-            if (name.starts_with("x-") || name.starts_with("sec-")) && !OF_THE_WAY.contains(&name) {
+            let counts = name.starts_with("x-") || name.starts_with("sec-");
+            if counts && !name.starts_with("sec-websocket-") && !OF_THE_WAY.contains(&name) {
                 part(name.as_bytes());
                 part(value.as_bytes());
             }
         }
-        Some(Key(digest.finalize().into()))
+        Key(digest.finalize().into())
     }
 }
 

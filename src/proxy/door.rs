@@ -16,6 +16,7 @@ use crate::proxy::listen::Connections;
 use crate::proxy::readers::Readers;
 use crate::proxy::sessions::Sessions;
 use crate::proxy::slot::Slot;
+use crate::proxy::tail::Tails;
 use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
@@ -85,6 +86,8 @@ pub struct Door {
     pub sessions: Sessions,
     /// Classes that know of each other.
     pub linked: Linked,
+    /// Logs that are read as they grow.
+    pub tails: Tails,
     /// Who is being answered.
     pub readers: Readers,
     /// Who is connected, over every listener.
@@ -191,6 +194,7 @@ impl Door {
             policy,
             identifier,
             coalescer: Coalescer::default(),
+            tails: Tails::default(),
             readers: Readers::new(clock, tasks.clone()),
             clock,
             tasks,
@@ -226,6 +230,7 @@ impl Door {
             tasks: self.tasks.clone(),
             sheds: self.sheds.clone(),
             sessions: self.sessions.clone(),
+            tails: self.tails.clone(),
             readers: self.readers.clone(),
             connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),

@@ -10,10 +10,10 @@ use crate::proxy::body::ClientBody;
 use crate::proxy::slot::Slot;
 use crate::proxy::throttle::Throttle;
 use crate::proxy::upstream::{Upstream, UpstreamError};
-use crate::runtime::tasks::Tasks;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -24,42 +24,46 @@ pub fn is_websocket(headers: &HeaderMap) -> bool {
     headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
 }
 
-/// Asks Ray for the upgrade on a connection of its own and joins the two ends.
-///
-/// `request` has its hop-by-hop headers stripped; `client` is the client's side, to be had once
-/// the answer has been sent.
-pub async fn open(
+/// How Ray answered a handshake.
+pub enum Shaken {
+    /// It took it; its end of the line is there once the answer has been read.
+    Open(Response<Incoming>, OnUpgrade, Slot),
+    /// It declined, and says why.
+    Declined(Response<Incoming>, Slot),
+}
+
+/// Asks Ray for the upgrade on a connection of its own. `request` has its hop-by-hop headers
+/// stripped.
+pub async fn shake_hands(
     upstream: &Arc<Upstream>,
     mut request: Request<ClientBody>,
-    client: hyper::upgrade::OnUpgrade,
     mut slot: Slot,
-    throttle: Option<Throttle>,
-    tasks: &Tasks,
-) -> Result<(Response<Incoming>, Option<Slot>), UpstreamError> {
+) -> Result<Shaken, UpstreamError> {
     request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
     slot.sent();
-    let mut response = match upstream.send_alone(request).await {
-        Ok(response) => response,
+    match upstream.send_alone(request).await {
+        Ok(mut response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+            let ray = hyper::upgrade::on(&mut response);
+            Ok(Shaken::Open(response, ray, slot))
+        }
+        Ok(response) => Ok(Shaken::Declined(response, slot)),
         Err(error) => {
             slot.failed();
-            return Err(error);
+            Err(error)
         }
-    };
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return Ok((response, Some(slot)));
     }
-    let ray = hyper::upgrade::on(&mut response);
-    tasks.spawn_until_closed(async move {
-        match tokio::try_join!(client, ray) {
-            Ok((client, ray)) => {
-                join(TokioIo::new(client), TokioIo::new(ray), throttle).await;
-                slot.served();
-            }
-            Err(_) => slot.failed(), // one side left between handshake and tunnel
+}
+
+/// Joins the two ends until Ray closes its own. Each is to be had once its answer has been sent.
+pub async fn connect(client: OnUpgrade, ray: OnUpgrade, mut slot: Slot, throttle: Option<Throttle>) {
+    match tokio::try_join!(client, ray) {
+        Ok((client, ray)) => {
+            join(TokioIo::new(client), TokioIo::new(ray), throttle).await;
+            slot.served();
         }
-    });
-    Ok((response, None))
+        Err(_) => slot.failed(), // one side left between handshake and tunnel
+    }
 }
 
 /// Copies both ways until Ray closes; a client that leaves does not end it.

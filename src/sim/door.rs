@@ -10,7 +10,7 @@ use super::scenario::{PlantSpec, Scenario, ScenarioError};
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
 use crate::core::limit::meter::Outcome;
 use crate::core::limit::table::LimitTable;
-use crate::core::policy::{ClassId, Policy};
+use crate::core::policy::{ClassId, Kind, Policy};
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::Classifier;
 use crate::core::request::facts::{Facts, Headers};
@@ -144,7 +144,8 @@ impl Door {
     /// does not follow may still lead.
     pub fn share(&mut self, route: RouteId, party: Party, rid: Rid, follows: bool, now: Time) -> Sharing {
         let class = &self.policy.classes[self.class(route).index()];
-        if class.coalesce.is_none() {
+        // A route stands for many logs: whose tails are shared is not modelled.
+        if class.coalesce.is_none() || class.kind == Kind::Held {
             return Sharing::Alone;
         }
         let shared = self.shared.entry((route.0, party.credential)).or_insert_with(|| Shared {

@@ -470,6 +470,13 @@ impl Ray {
                 }
                 line.stream.write_all(b"0\r\n\r\n").await.is_ok()
             }
+            "websocket-big" => {
+                let head =
+                    "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
+                let log = vec![b'x'; rest.parse().unwrap()];
+                line.stream.write_all(head.as_bytes()).await.is_ok()
+                    && line.stream.write_all(&log).await.is_ok()
+            }
             "websocket" => {
                 assert!(header(head, "upgrade").is_some(), "no upgrade: {head}");
                 let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\

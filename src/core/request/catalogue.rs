@@ -369,7 +369,8 @@ pub const CLASSES: &[ClassDefault] = &[
     ClassDefault {
         name: "log-tail",
         module: "JobHead",
-        about: "a job's log as it grows (WebSocket)",
+        about: "a job's log as it grows (WebSocket); one tail at Ray for all who read the same",
+        coalesce: Some(Coalesce { ttl: Duration::ZERO }),
         ..TAIL
     },
     // StateHead.
