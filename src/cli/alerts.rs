@@ -29,6 +29,9 @@ pub enum Action {
     },
 }
 
+/// Where runbooks stand unless `alerts.runbook_url` says otherwise.
+const RUNBOOK: &str = "https://github.com/rayguard/rayguard/blob/main/config/deploy/RUNBOOK.md";
+
 /// Carries out the command.
 pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
     if let Some(Action::Test { reach }) = &args.action {
@@ -45,7 +48,8 @@ pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), C
         writeln!(out, "{}", alert_line(alert, state.uptime_s, paint))?;
         writeln!(out, "          {}", printable(&alert.description))?;
         if !alert.runbook.is_empty() {
-            writeln!(out, "          {}", printable(&alert.runbook))?;
+            let place = if alert.runbook.starts_with('#') { RUNBOOK } else { "" };
+            writeln!(out, "          {place}{}", printable(&alert.runbook))?;
         }
     }
     Ok(())

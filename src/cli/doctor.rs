@@ -430,7 +430,10 @@ impl Look<'_> {
                     let age = now.since(reading.at).as_secs_f64();
                     let found = format!(
                         "{:.1} {} (target {}), {age:.0} s old, from {}",
-                        reading.value, signal.unit, signal.target, reading.source
+                        reading.value,
+                        signal.unit,
+                        signal.target,
+                        short(&reading.source)
                     );
                     findings.push(if reading.value > signal.target {
                         Finding::fair(
@@ -530,6 +533,12 @@ impl Look<'_> {
             )
         })
     }
+}
+
+/// A source without its label conditions, where they would fill the screen.
+fn short(source: &str) -> &str {
+    let bare = source.split_once('{').map_or(source, |(bare, _)| bare);
+    if source.len() > 90 { bare } else { source }
 }
 
 #[cfg(test)]

@@ -8,15 +8,17 @@
 pub mod arrivals;
 pub mod client;
 pub mod plan;
+pub mod propose;
 pub mod report;
 
+use crate::cli::client::{Format, table};
 use arrivals::{Arrivals, unit};
 use client::{Client, Fate};
 use plan::{Plan, PlanError, Stream};
 use rand_core::SeedableRng;
 use rand_pcg::Pcg64Mcg;
 use report::{Report, Sample};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +27,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Sends a load from a plan and prints what became of it as JSON.
+/// Sends a load from a plan and says what became of it.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The plan, a TOML file.
@@ -39,6 +41,12 @@ pub struct Args {
     /// Writes every operation to this file, one JSON object a line.
     #[arg(long)]
     pub samples: Option<PathBuf>,
+    /// How to tell it: a table on a terminal, JSON into a pipe, unless said otherwise.
+    #[arg(long, value_enum)]
+    pub format: Option<Format>,
+    /// Prints limits for each class instead, from what the head bore; for a plan whose rates rise.
+    #[arg(long, conflicts_with = "format")]
+    pub propose: bool,
     /// Allows a target off this machine.
     #[arg(long)]
     pub allow_remote: bool,
@@ -79,9 +87,42 @@ pub fn run(args: &Args) -> Result<(), LoadError> {
         file.flush()?;
     }
     let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &Report::new(&plan, &samples))?;
+    if args.propose {
+        out.write_all(propose::section(&plan, &samples).as_bytes())?;
+        return Ok(());
+    }
+    let format = if io::stdout().is_terminal() { Format::Table } else { Format::Json };
+    let report = Report::new(&plan, &samples);
+    if args.format.unwrap_or(format) == Format::Table {
+        return Ok(show(&report, &mut out)?);
+    }
+    serde_json::to_writer_pretty(&mut out, &report)?;
     writeln!(out)?;
     Ok(())
+}
+
+/// Writes the report as a table.
+fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
+    let header = ["WINDOW", "STREAM", "DUE", "IN TIME", "P50 ms", "P99 ms", "MAX ms", "ENDED"];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
+    for window in &report.windows {
+        for (stream, figures) in &window.streams {
+            let ended = figures.fates.iter().map(|(fate, count)| format!("{fate} {count}"));
+            rows.push(vec![
+                window.name.clone(),
+                stream.clone(),
+                figures.due.to_string(),
+                format!("{:.1} %", figures.in_time_share * 100.0),
+                ms(figures.p50_ms),
+                ms(figures.p99_ms),
+                ms(figures.max_ms),
+                ended.collect::<Vec<_>>().join(", "),
+            ]);
+        }
+    }
+    table(out, &(2..7), &rows)?;
+    writeln!(out, "\nThe generator itself was late by {:.1} ms (p99).", report.late_p99_ms)
 }
 
 /// Sends the whole plan to `target` and returns its operations in the order in which they were due.

@@ -550,9 +550,15 @@ fn slo(class: &ClassFacts<'_>) -> Finding {
     Finding { alert: Alert::SloBreached, subject: Some(class.name.to_owned()), detail: "", verdict, summary }
 }
 
+/// Fewer refusals per second are no flood: one a minute.
+const SHEDS_MIN: f64 = 1.0 / 60.0;
+
 fn sheds(class: &ClassFacts<'_>, averages: &Averages) -> Finding {
     let (now, before) = (averages.shed_share_1m, averages.shed_share_10m);
-    let verdict = if now > 0.01 && now > 1.5 * before {
+    // A share of nothing stays what it was: where nobody is refused any more, nothing rises.
+    let verdict = if averages.shed_per_second_1m < SHEDS_MIN {
+        Verdict::Good
+    } else if now > 0.01 && now > 1.5 * before {
         Verdict::Bad
     } else if now > 0.005 && now > 1.1 * before {
         Verdict::Between
@@ -724,6 +730,20 @@ mod tests {
         });
         let states: Vec<AlertState> = of(&told, Alert::ShedsRising).into_iter().map(|(_, s)| s).collect();
         assert_eq!(states, [AlertState::Firing, AlertState::Resolved]);
+    }
+
+    /// Both rates are decaying averages: their ratio would stand for ever.
+    #[test]
+    fn sheds_of_a_flood_that_has_ended_do_not_rise_for_ever() {
+        let told = run(&mut Alerts::default(), 0, 5000, |second| {
+            let fading = if second > 1100 { (-((second - 1100) as f64) / 10.0).exp() } else { 1.0 };
+            Facts {
+                classes: vec![class(Some(0.5), 20.0 * fading, if second > 1000 { fading } else { 0.0 })],
+                ..Facts::default()
+            }
+        });
+        let told = of(&told, Alert::ShedsRising);
+        assert!(matches!(told[..], [(_, AlertState::Firing), (..1800, AlertState::Resolved)]), "{told:?}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 
 const ALERTMANAGER: &str = "/usr/bin/prometheus-alertmanager";
 const QUICK: &str =
@@ -98,12 +99,13 @@ fn notifier(receivers: &[(NotifyKind, String)]) -> (mpsc::Sender<Transition>, Ta
 /// A webhook that answers each request with what `status` says of its number.
 async fn webhook(
     status: impl Fn(usize) -> &'static str + Send + 'static,
-) -> (String, Arc<Mutex<Vec<Value>>>) {
+) -> (String, Arc<Mutex<Vec<Value>>>, JoinSet<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/hook", listener.local_addr().unwrap());
     let taken: Arc<Mutex<Vec<Value>>> = Arc::default();
     let seen = Arc::clone(&taken);
-    tokio::spawn(async move {
+    let mut server = JoinSet::new();
+    server.spawn(async move {
         for attempt in 0.. {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut request = Vec::new();
@@ -127,7 +129,7 @@ async fn webhook(
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    (url, taken)
+    (url, taken, server)
 }
 
 fn keys(message: &Value) -> Vec<(&str, &str)> {
@@ -161,7 +163,7 @@ async fn a_real_alertmanager_is_told_that_an_alert_has_ended() {
 
 #[tokio::test]
 async fn what_comes_together_goes_out_together_once_and_its_end_follows() {
-    let (url, taken) = webhook(|_| "200 OK").await;
+    let (url, taken, _server) = webhook(|_| "200 OK").await;
     let (words, tasks) = notifier(&[(NotifyKind::Webhook, url)]);
     for subject in ["a", "b", "a", "c"] {
         words.send(word(Alert::ShedsRising, subject, AlertState::Firing)).await.unwrap();
@@ -179,7 +181,8 @@ async fn what_comes_together_goes_out_together_once_and_its_end_follows() {
 /// News that keeps coming must not put off the next attempt.
 #[tokio::test]
 async fn a_receiver_that_was_away_is_tried_again_though_news_keep_coming() {
-    let (url, taken) = webhook(|attempt| if attempt < 2 { "503 Unavailable" } else { "200 OK" }).await;
+    let (url, taken, _server) =
+        webhook(|attempt| if attempt < 2 { "503 Unavailable" } else { "200 OK" }).await;
     let (words, tasks) = notifier(&[(NotifyKind::Webhook, url)]);
     let number = AtomicU32::new(1);
     eventually("it is told after all", async || {
@@ -195,7 +198,7 @@ async fn a_receiver_that_was_away_is_tried_again_though_news_keep_coming() {
 #[tokio::test]
 async fn a_receiver_that_hangs_holds_up_no_other_and_no_sender() {
     let hung = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (url, taken) = webhook(|_| "200 OK").await;
+    let (url, taken, _server) = webhook(|_| "200 OK").await;
     let hung_url = format!("http://{}/", hung.local_addr().unwrap());
     let (words, tasks) = notifier(&[(NotifyKind::Webhook, hung_url), (NotifyKind::Webhook, url)]);
     let many = async {
@@ -220,7 +223,8 @@ async fn a_receiver_that_hangs_holds_up_no_other_and_no_sender() {
 
 #[tokio::test]
 async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
-    let (url, taken) = webhook(|attempt| if attempt == 0 { "503 Unavailable" } else { "200 OK" }).await;
+    let (url, taken, _server) =
+        webhook(|attempt| if attempt == 0 { "503 Unavailable" } else { "200 OK" }).await;
     let mut gate =
         Gate::start("webhook", &format!("{QUICK}[[alerts.notify]]\nkind = 'webhook'\nurl = '{url}'\n"), None)
             .await;
