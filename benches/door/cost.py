@@ -1,30 +1,37 @@
 #!/usr/bin/env python3
-"""What does a proxied request cost? CPU per request of each proxy, on one machine.
+"""What does a proxied request cost? Each proxy beside the others, on one machine.
 
-One backend (nginx, 1 KiB answers), one load (wrk, 64 keep-alive connections), one worker per
-proxy. The proxies take turns, round after round, so that whatever else the machine does falls on
-all of them; the figure is the median over the rounds of (user + system time) / requests, which
-suffers less from a busy machine than throughput does.
+One backend (nginx), one load (wrk), one worker per proxy. The proxies take turns, round after
+round, so that whatever else the machine does falls on all of them, and every figure is a median
+over the rounds. What is measured:
 
-    cargo build --release && python3 benches/door/cost.py --rounds 5
+    cpu      user + system time per request of 1 KiB answers on 64 kept connections, and requests/s
+    shed     the same for a refusal, beside what rayguard pays for a forwarded request
+    large    bodies of 64 MiB: MiB/s and CPU per MiB
+    idle     RSS with 5,000 connections that have asked once and are kept
+    latency  what the proxy adds at an open-loop rate, p50 and p99, over asking the backend directly
+
+CPU suffers less from a busy machine than throughput and latency do. One command for all:
+
+    cargo build --profile dist && python3 benches/door/cost.py --rounds 5 --all
 """
 
-import argparse, os, pathlib, re, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+import argparse, os, pathlib, re, resource, select, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
 
 BACKEND, FRONT = 18470, 18471
 
 BACKEND_CONF = """
 worker_processes 1; daemon off; pid backend.pid; error_log backend.log crit;
-events { worker_connections 4096; }
-http { access_log off; keepalive_requests 100000000; default_type text/plain;
+worker_rlimit_nofile 20000; events { worker_connections 16384; }
+http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; default_type text/plain; sendfile on;
   client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
-  server { listen 127.0.0.1:%d backlog=4096; location / { return 200 "%s"; } } }
+  server { listen 127.0.0.1:%d backlog=4096; root .; location / { return 200 "%s"; } location /large { } } }
 """ % (BACKEND, "x" * 1024)
 
 NGINX_CONF = """
 worker_processes 1; daemon off; pid nginx.pid; error_log nginx.log crit;
-events { worker_connections 4096; }
-http { access_log off; keepalive_requests 100000000;
+worker_rlimit_nofile 20000; events { worker_connections 16384; }
+http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; proxy_max_temp_file_size 0;
   client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
   upstream head { server 127.0.0.1:%d; keepalive 64; keepalive_requests 100000000; }
   server { listen 127.0.0.1:%d backlog=4096;
@@ -35,12 +42,13 @@ http { access_log off; keepalive_requests 100000000;
 HAPROXY_CONF = """
 global
     nbthread 1
-    maxconn 8192
+    maxconn 16384
 defaults
     mode http
     option forwardfor
     timeout connect 1s
-    timeout client 60s
+    timeout client 600s
+    timeout http-keep-alive 600s
     timeout server 60s
 frontend door
     bind 127.0.0.1:%d backlog 4096
@@ -87,12 +95,24 @@ listen = "off"
 [metrics]
 discovery_file = "off"
 discover = false
+[http]
+connections_max = 16384
+connections_per_address_max = 16384
+idle_timeout = "10m"
 """ % (BACKEND, FRONT, BACKEND)
+
+# All but a handful are over the rate, and nobody waits.
+SHEDDING = RAYGUARD_CONF + """
+[class.serve]
+rate = "1/s"
+queue = { len = 0 }
+"""
 
 
 def contenders(home, arguments):
     root = pathlib.Path(__file__).resolve().parents[2]
-    rayguard = pathlib.Path(arguments.rayguard or root / "target/release/rayguard")
+    built = [root / "target" / profile / "rayguard" for profile in ("dist", "release")]
+    rayguard = pathlib.Path(arguments.rayguard or next((path for path in built if path.exists()), built[0]))
     envoy = arguments.envoy or shutil.which("envoy")
     found = {}
     if shutil.which("nginx"):
@@ -142,56 +162,180 @@ def cpu(pid):
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def load(seconds, connections):
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", f"http://127.0.0.1:{FRONT}/app"]
+def load(seconds, connections, path="/app"):
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{FRONT}{path}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     requests = int(re.search(r"(\d+) requests in", said)[1])
-    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
+    bad = int((re.search(r"Non-2xx or 3xx responses: (\d+)", said) or [0, 0])[1])
+    return requests, float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1]), bad
+
+
+def measure_cpu(proxy, arguments):
+    load(1, arguments.connections)
+    before = cpu(proxy.pid)
+    requests, rate, bad = load(arguments.seconds, arguments.connections)
     if bad:
-        print(f"  {bad[1]} of {requests} were not 2xx", file=sys.stderr)
-    return requests, float(re.search(r"Requests/sec:\s+([\d.]+)", said)[1])
+        print(f"  {bad} of {requests} were not 2xx", file=sys.stderr)
+    return {"us/request": (cpu(proxy.pid) - before) / requests * 1e6, "requests/s": rate}
+
+
+def measure_shed(proxy, arguments):
+    load(1, arguments.connections)
+    before = cpu(proxy.pid)
+    requests, rate, bad = load(arguments.seconds, arguments.connections)
+    if bad < requests * 0.99:
+        sys.exit(f"only {bad} of {requests} were refused")
+    return {"us/refusal": (cpu(proxy.pid) - before) / requests * 1e6, "refusals/s": rate}
+
+
+LARGE_MIB = 64
+
+
+def measure_large(proxy, arguments):
+    before = cpu(proxy.pid)
+    requests, rate, bad = load(arguments.seconds, 4, "/large")
+    if bad or not requests:
+        sys.exit(f"{bad} of {requests} large bodies failed")
+    return {"MiB/s": rate * LARGE_MIB, "ms CPU/MiB": (cpu(proxy.pid) - before) / requests / LARGE_MIB * 1e3}
+
+
+def ask(connection):
+    connection.sendall(b"GET /app HTTP/1.1\r\nhost: ray\r\n\r\n")
+
+
+def answered(connection, length=1024):
+    """Reads one answer off, and whether it was whole."""
+    got = b""
+    while b"\r\n\r\n" not in got or len(got.split(b"\r\n\r\n", 1)[1]) < length:
+        more = connection.recv(65536)
+        if not more:
+            return False
+        got += more
+    return True
+
+
+def measure_idle(proxy, arguments):
+    kept = []
+    for _ in range(5000):
+        connection = socket.create_connection(("127.0.0.1", FRONT))
+        ask(connection)
+        if not answered(connection):
+            sys.exit("a connection was closed")
+        kept.append(connection)
+    status = "".join(pathlib.Path(f"/proc/{pid}/status").read_text() for pid in family(proxy.pid))
+    rss = sum(int(kib) for kib in re.findall(r"VmRSS:\s+(\d+)", status))
+    for connection in kept:
+        connection.close()
+    return {"RSS MiB": rss / 1024}
+
+
+def open_loop(port, rate, seconds):
+    """Latencies in us from when a request was due, on 32 kept connections."""
+    free = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+    for connection in free:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    due_at, latencies = {}, []
+    begin = time.perf_counter()
+    sent = 0
+    while sent < rate * seconds or due_at:
+        now = time.perf_counter() - begin
+        while sent < rate * seconds and sent / rate <= now and free:
+            connection = free.pop()
+            ask(connection)
+            due_at[connection] = sent / rate
+            sent += 1
+        wait = max(0, sent / rate - (time.perf_counter() - begin)) if free and sent < rate * seconds else 1
+        for connection in select.select(list(due_at), [], [], wait)[0]:
+            if not answered(connection):
+                sys.exit("a connection was closed")
+            latencies.append((time.perf_counter() - begin - due_at.pop(connection)) * 1e6)
+            free.append(connection)
+    for connection in free:
+        connection.close()
+    latencies.sort()
+    return latencies[len(latencies) // 2], latencies[int(len(latencies) * 0.99)]
+
+
+def measure_latency(_, arguments):
+    open_loop(FRONT, 500, 0.5)
+    direct, through = open_loop(BACKEND, 500, arguments.seconds), open_loop(FRONT, 500, arguments.seconds)
+    return {"added p50 us": through[0] - direct[0], "added p99 us": through[1] - direct[1]}
+
+
+EXPERIMENTS = {
+    "cpu": measure_cpu, "shed": measure_shed, "large": measure_large, "idle": measure_idle,
+    "latency": measure_latency,
+}  # fmt: skip
+
+
+def run(name, home, arguments):
+    """One experiment, the proxies in turns; what each measured, round by round."""
+    measured = {}
+    for _ in range(arguments.rounds):
+        for proxy_name, (file, text, command, environment) in contenders(home, arguments).items():
+            if name == "shed":
+                if proxy_name != "rayguard":
+                    continue
+                text = SHEDDING
+            proxy = start(home, file, text, command, environment)
+            try:
+                await_port(FRONT)
+                measured.setdefault(proxy_name, []).append(EXPERIMENTS[name](proxy, arguments))
+            finally:
+                end(proxy)
+    return measured
+
+
+def end(process):
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def show(name, measured):
+    quantities = list(next(iter(measured.values()))[0])
+    medians = {
+        proxy: {quantity: statistics.median(round[quantity] for round in rounds) for quantity in quantities}
+        for proxy, rounds in measured.items()
+    }
+    print(f"\n{name:10}" + "".join(f"{quantity:>14} {'spread':>17} {'x nginx':>8}" for quantity in quantities))
+    for proxy, rounds in measured.items():
+        line = f"{proxy:10}"
+        for quantity in quantities:
+            values = [round[quantity] for round in rounds]
+            spread = f"{min(values):.1f}-{max(values):.1f}"
+            base = medians.get("nginx", {}).get(quantity)
+            ratio = f"{medians[proxy][quantity] / base:.2f}" if base else ""
+            line += f"{medians[proxy][quantity]:14.1f} {spread:>17} {ratio:>8}"
+        print(line, flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="cpu, unless named")
+    parser.add_argument("--all", action="store_true", help="every experiment")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--envoy")
     parser.add_argument("--rayguard")
     arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    print(f"load average at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     with tempfile.TemporaryDirectory() as home:
+        os.chmod(home, 0o755)
+        with open(pathlib.Path(home, "large"), "wb") as large:
+            large.truncate(LARGE_MIB << 20)
         backend = start(home, "backend.conf", BACKEND_CONF, ["nginx", "-p", home, "-c", "backend.conf"])
         try:
             await_port(BACKEND)
-            measured = {}
-            for _ in range(arguments.rounds):
-                for name, (file, text, command, environment) in contenders(home, arguments).items():
-                    proxy = start(home, file, text, command, environment)
-                    try:
-                        await_port(FRONT)
-                        load(1, arguments.connections)
-                        before = cpu(proxy.pid)
-                        requests, rate = load(arguments.seconds, arguments.connections)
-                        measured.setdefault(name, []).append(((cpu(proxy.pid) - before) / requests * 1e6, rate))
-                    finally:
-                        proxy.send_signal(signal.SIGTERM)
-                        try:
-                            proxy.wait(5)
-                        except subprocess.TimeoutExpired:
-                            proxy.kill()
-                            proxy.wait()
-            base = statistics.median(cost for cost, _ in measured["nginx"]) if "nginx" in measured else None
-            print(f"{'':10} {'us/request':>11} {'spread':>15} {'requests/s':>11} {'x nginx':>8}")
-            for name, rounds in measured.items():
-                costs = sorted(cost for cost, _ in rounds)
-                middle = statistics.median(costs)
-                rate = statistics.median(rate for _, rate in rounds)
-                ratio = f"{middle / base:8.2f}" if base else ""
-                print(f"{name:10} {middle:11.1f} {costs[0]:7.1f}-{costs[-1]:<7.1f} {rate:11.0f} {ratio}")
+            for name in EXPERIMENTS if arguments.all else arguments.experiments or ["cpu"]:
+                show(name, run(name, home, arguments))
         finally:
-            backend.send_signal(signal.SIGTERM)
-            backend.wait()
+            end(backend)
 
 
 if __name__ == "__main__":

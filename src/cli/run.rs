@@ -3,8 +3,7 @@
 use crate::admin;
 use crate::cli::secret::{self, SecretError};
 use crate::config::quantity::{Bytes, Length};
-use crate::config::settings::NotifyUrl;
-use crate::config::{self, Overrides, Settings};
+use crate::config::{self, Overrides, Settings, settings};
 use crate::core::engine::LastGood;
 use crate::core::journal::Event;
 use crate::core::limit::table::Mode;
@@ -14,9 +13,9 @@ use crate::observe::fetch::{self, Fault as FetchFault};
 use crate::observe::ledger::{self, Ledger, Writer};
 use crate::observe::notify;
 use crate::observe::recorder;
-use crate::proxy::listen::{self, Listener};
-use crate::proxy::tls::{Terminator, TlsError};
-use crate::proxy::upstream::Address;
+use crate::proxy::listen::{self, Inherited, Listener};
+use crate::proxy::tls::{Originator, Terminator, TlsError};
+use crate::proxy::upstream::{Address, Protocol};
 use crate::runtime::clock::Clock;
 use crate::runtime::guard::{Guard, Outlets};
 use crate::runtime::reload::{self, Source};
@@ -188,15 +187,44 @@ fn run_for(args: Args, length: Option<Duration>) -> Result<u8, RunError> {
         None => Settings::defaults(&overrides).map_err(config::Error::from)?,
     };
     crate::observe::log::start(&settings.log);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = runtime()?;
     let source = args.config.map(|path| Source { path, overrides });
-    runtime.block_on(guard(Arc::new(settings), source, recording, length))
+    runtime.block_on(guard(Arc::new(settings), source, inherited(), recording, length))
+}
+
+/// Threads for the door. One forwards more requests than any head answers; a few more keep a TLS
+/// handshake or a large page of metrics from holding up whoever comes next.
+const WORKERS_MAX: usize = 4;
+
+/// A runtime with as many threads as there are cores, within reason; `TOKIO_WORKER_THREADS` asks
+/// for another number. A single one needs none of what several share.
+#[expect(clippy::disallowed_methods, reason = "the environment is read by the command line")]
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|asked| asked.parse().ok());
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match asked.unwrap_or(cores.min(WORKERS_MAX)) {
+        0 | 1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        workers => tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build(),
+    }
+}
+
+/// Listening sockets that whoever started us has opened and keeps open (systemd's `LISTEN_FDS`):
+/// connections wait in them while one process ends and the next begins, and none is refused.
+fn inherited() -> Vec<Inherited> {
+    let mut handed = listenfd::ListenFd::from_env();
+    (0..handed.len())
+        .filter_map(|place| match handed.take_tcp_listener(place) {
+            Ok(socket) => socket.map(Inherited::Tcp),
+            Err(_) => handed.take_unix_listener(place).ok().flatten().map(Inherited::Unix),
+        })
+        .collect()
 }
 
 /// Runs until a signal comes, or for so long.
 async fn guard(
     settings: Arc<Settings>,
     source: Option<Source>,
+    inherited: Vec<Inherited>,
     recording: Option<Recording>,
     length: Option<Duration>,
 ) -> Result<u8, RunError> {
@@ -216,13 +244,12 @@ async fn guard(
     );
     let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
     guard.note_start(&run);
-    let listeners = bind(&settings).await?;
+    let (listeners, terminators) = bind(&settings, inherited).await?;
     let admin = bind_admin(&settings).await?;
     let recording = recording.map(|recording| start_recording(&guard, &recording)).transpose()?;
     for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
-        let front = guard
-            .front(spec.surface, Address::Tcp(spec.upstream.authority()))
-            .map_err(|faults| RunError::Routes { faults })?;
+        let front =
+            guard.front(spec.surface, leads_to(spec)?).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(
             address = %spec.address,
             surface = crate::proxy::handle::surface_name(spec.surface),
@@ -231,7 +258,7 @@ async fn guard(
         );
         tasks.spawn(listen::serve(listener, front, tasks.clone(), (&settings.http).into()));
     }
-    let reloader = reload::start(&guard, source);
+    let reloader = reload::start(&guard, source, terminators);
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "state, metrics and steering");
         admin::start(&guard, listener, access, notifier, reloader);
@@ -327,19 +354,45 @@ fn start_recording(
 /// Events that may wait for the disk.
 const RECORD_QUEUE: usize = 4096;
 
-async fn bind(settings: &Settings) -> Result<Vec<Listener>, RunError> {
-    let mut listeners = Vec::new();
+/// Opens the listeners, those excepted that were inherited open; with them, what ends TLS there.
+async fn bind(
+    settings: &Settings,
+    mut inherited: Vec<Inherited>,
+) -> Result<(Vec<Listener>, Vec<Arc<Terminator>>), RunError> {
+    let (mut listeners, mut terminators) = (Vec::new(), Vec::new());
     for spec in &settings.listeners {
-        let listener = Listener::bind(&spec.address)
-            .await
-            .map_err(|source| RunError::Listen { address: spec.address.to_string(), source })?;
+        let open = inherited.iter().position(|socket| socket.is_bound_to(&spec.address));
+        let listener = match open {
+            Some(place) => Listener::take_over(inherited.swap_remove(place)),
+            None => Listener::bind(&spec.address).await,
+        };
+        let listener =
+            listener.map_err(|source| RunError::Listen { address: spec.address.to_string(), source })?;
         let tls = match &spec.tls {
-            Some(tls) => Some(Arc::new(Terminator::new(&tls.certificate, &tls.key, None)?)),
+            Some(tls) => {
+                let authorities = tls.client_authorities.as_deref();
+                Some(Arc::new(Terminator::new(&tls.certificate, &tls.key, authorities)?))
+            }
             None => None,
         };
+        terminators.extend(tls.clone());
         listeners.push(listener.with_tls(tls).with_proxy_protocol(spec.proxy_protocol));
     }
-    Ok(listeners)
+    for socket in inherited {
+        tracing::warn!(%socket, "a socket was handed over that no `listen` names; it is closed");
+    }
+    Ok((listeners, terminators))
+}
+
+/// Where a listener's requests go.
+fn leads_to(spec: &settings::Listener) -> Result<Address, TlsError> {
+    let authority = spec.upstream.authority();
+    let Some(tls) = &spec.upstream_tls else { return Ok(Address::Tcp(authority)) };
+    let protocol: &[u8] = match Protocol::of(spec.surface) {
+        Protocol::Http1 => b"http/1.1",
+        Protocol::Http2 => b"h2",
+    };
+    Ok(Address::Tls(authority, Originator::new(tls.name.clone(), &tls.authorities, protocol)?))
 }
 
 /// Receivers of alerts, their secrets read.
@@ -347,8 +400,8 @@ fn whom_to_tell(settings: &Settings) -> Result<notify::Options, RunError> {
     let mut receivers = Vec::new();
     for spec in &settings.alerts.notify {
         let url = match &spec.url {
-            NotifyUrl::Plain(url) => url.clone(),
-            NotifyUrl::Secret(from) => {
+            settings::NotifyUrl::Plain(url) => url.clone(),
+            settings::NotifyUrl::Secret(from) => {
                 let text = secret::read(from, "address of a receiver of alerts")?;
                 url::Url::parse(&text).ok().filter(url::Url::has_host).ok_or(RunError::Receiver)?
             }

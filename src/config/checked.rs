@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::pki_types::ServerName;
 use toml::Spanned;
 use url::Url;
 
@@ -25,11 +26,11 @@ use super::quantity::{Bytes, Length, OrOff};
 use super::raw::{
     Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawDoor, RawDoorKind, RawFormat, RawHttp,
     RawIdentity, RawLedger, RawLevel, RawListen, RawLog, RawMetrics, RawMode, RawNotify, RawNotifyKind,
-    RawProbe, RawSecret, RawTls,
+    RawProbe, RawSecret, RawTls, RawUpstreamTls,
 };
 use super::settings::{
     Address, Admin, Alerts, ApiKey, Http, Identity, Ledger, Listener, Log, Metrics, Notify, NotifyKind,
-    NotifyUrl, Probe, Secret, Settings, Tls, Upstream,
+    NotifyUrl, Probe, Secret, Settings, Tls, Upstream, UpstreamTls,
 };
 use crate::core::alert::{Alert, Patience};
 use crate::core::limit::table::Mode;
@@ -199,6 +200,7 @@ fn default_listener(upstream: &Upstream) -> Listener {
         surface: Surface::Dashboard,
         address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8266))),
         upstream: upstream.clone(),
+        upstream_tls: None,
         tls: None,
         proxy_protocol: false,
     }
@@ -269,6 +271,10 @@ impl Judge {
             }
         };
         let tls = raw.tls.as_ref().and_then(|tls| self.tls(&format!("{key}.tls"), tls));
+        let upstream_tls = match (&raw.upstream_tls, &leads_to) {
+            (Some(tls), Some(upstream)) => self.upstream_tls(&format!("{key}.upstream_tls"), tls, upstream),
+            _ => None,
+        };
         let Some(given) = &raw.address else {
             let remedy = format!("write address = \"{}\"", defaults::LISTEN);
             self.refuse(Place::new(key, door), "this listener has no `address`", remedy);
@@ -277,20 +283,50 @@ impl Judge {
         let place = Place::new(format!("{key}.address"), given);
         let address = self.address(place.clone(), given.get_ref())?;
         let proxy_protocol = raw.proxy_protocol.unwrap_or(false);
-        Some((Listener { surface, address, upstream: leads_to?, tls, proxy_protocol }, place))
+        Some((Listener { surface, address, upstream: leads_to?, upstream_tls, tls, proxy_protocol }, place))
     }
 
-    fn tls(&mut self, key: &str, tls: &Spanned<RawTls>) -> Option<Tls> {
+    fn tls(&mut self, at: &str, tls: &Spanned<RawTls>) -> Option<Tls> {
         let raw = tls.get_ref();
-        let certificate = self.path(&format!("{key}.certificate"), raw.certificate.as_ref());
-        let private = self.path(&format!("{key}.key"), raw.key.as_ref());
+        let certificate = self.path(&format!("{at}.certificate"), raw.certificate.as_ref());
+        let private = self.path(&format!("{at}.key"), raw.key.as_ref());
         if let (Some(certificate), Some(key)) = (certificate, private) {
-            return Some(Tls { certificate, key });
+            let given = raw.client_authorities.as_ref();
+            let client_authorities =
+                given.and_then(|_| self.path(&format!("{at}.client_authorities"), given));
+            return Some(Tls { certificate, key, client_authorities });
         }
         if raw.certificate.is_none() || raw.key.is_none() {
             let remedy = "write tls = { certificate = \"/path/chain.pem\", key = \"/path/key.pem\" }";
-            self.refuse(Place::new(key, tls), "TLS needs both `certificate` and `key`", remedy);
+            self.refuse(Place::new(at, tls), "TLS needs both `certificate` and `key`", remedy);
         }
+        None
+    }
+
+    fn upstream_tls(
+        &mut self,
+        at: &str,
+        tls: &Spanned<RawUpstreamTls>,
+        upstream: &Upstream,
+    ) -> Option<UpstreamTls> {
+        let raw = tls.get_ref();
+        let Some(given) = &raw.authorities else {
+            let remedy = "write upstream_tls = { authorities = \"/path/ca.pem\" }: nobody is trusted unasked";
+            self.refuse(Place::new(at, tls), "TLS towards the upstream needs `authorities`", remedy);
+            return None;
+        };
+        let authorities = self.path(&format!("{at}.authorities"), Some(given))?;
+        let name = raw.name.as_ref().map_or(&*upstream.host, |name| name.get_ref());
+        if let Ok(name) = ServerName::try_from(name.to_owned()) {
+            return Some(UpstreamTls { authorities, name });
+        }
+        let place =
+            raw.name.as_ref().map_or(Place::new(at, tls), |name| Place::new(format!("{at}.name"), name));
+        self.refuse(
+            place,
+            format!("`{name}` is not the name of a server"),
+            "write a host name or an address, as it stands in the server's certificate",
+        );
         None
     }
 
@@ -330,7 +366,7 @@ impl Judge {
             return None;
         };
         let message = if url.scheme() == "https" {
-            "https towards Ray is not spoken; Ray's own ports speak plain HTTP".to_owned()
+            "https towards Ray's own ports is not spoken; for a server before them write http, and `upstream_tls` in its `[[listen]]`".to_owned()
         } else if url.scheme() != "http" {
             format!("`{}` is not a scheme of Ray's", url.scheme())
         } else if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {

@@ -93,6 +93,8 @@ pub struct RawDoor {
     pub kind: Option<Spanned<RawDoorKind>>,
     /// Where it leads; the top-level `upstream` for the dashboard.
     pub upstream: Option<Spanned<String>>,
+    /// TLS towards the upstream.
+    pub upstream_tls: Option<Spanned<RawUpstreamTls>>,
     /// TLS towards callers.
     pub tls: Option<Spanned<RawTls>>,
     /// Whether a PROXY protocol header comes first.
@@ -119,6 +121,18 @@ pub struct RawTls {
     pub certificate: Option<Spanned<String>>,
     /// PEM file with the private key.
     pub key: Option<Spanned<String>>,
+    /// PEM file with the authorities of client certificates.
+    pub client_authorities: Option<Spanned<String>>,
+}
+
+/// `upstream_tls` of a listener.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawUpstreamTls {
+    /// PEM file with the authorities that vouch for the server.
+    pub authorities: Option<Spanned<String>>,
+    /// The server's name, if it is not the upstream's host.
+    pub name: Option<Spanned<String>>,
 }
 
 /// `[http]`.

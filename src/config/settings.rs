@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rustls::pki_types::ServerName;
 use url::Url;
 
 use crate::core::alert::{Alert, Patience};
@@ -96,6 +97,8 @@ pub struct Listener {
     pub address: Address,
     /// Where it leads.
     pub upstream: Upstream,
+    /// TLS towards the upstream.
+    pub upstream_tls: Option<UpstreamTls>,
     /// TLS towards callers.
     pub tls: Option<Tls>,
     /// Whether a PROXY protocol header (v1 or v2) comes before anything else. It is
@@ -121,13 +124,24 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// Files of a TLS listener; they are read when it is opened and again at a reload.
+/// Files of a TLS listener; they are read when it is opened and again when they have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tls {
     /// PEM, the chain.
     pub certificate: PathBuf,
     /// PEM, the private key.
     pub key: PathBuf,
+    /// PEM, authorities: only callers with a certificate of theirs are let in.
+    pub client_authorities: Option<PathBuf>,
+}
+
+/// How the server behind a listener proves who it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UpstreamTls {
+    /// PEM, the authorities that may vouch for it.
+    pub authorities: PathBuf,
+    /// The name it is vouched for under.
+    pub name: ServerName<'static>,
 }
 
 /// Limits and timeouts of HTTP itself.

@@ -182,6 +182,20 @@ fn listeners_may_be_many_and_of_every_kind() {
 }
 
 #[test]
+fn a_server_in_tls_behind_the_door_is_known_by_its_authority_and_name() {
+    let listen = "[[listen]]\naddress = '127.0.0.1:1'\nkind = 'serve'\nupstream = 'http://serve.ray:443'\n";
+    let given = settings(&format!("{listen}upstream_tls = {{ authorities = '/ca.pem' }}"));
+    let tls = given.listeners[0].upstream_tls.as_ref().unwrap();
+    assert_eq!((tls.authorities.to_str(), &*tls.name.to_str()), (Some("/ca.pem"), "serve.ray"));
+    refused(&format!("{listen}upstream_tls = {{ name = 'a' }}"), "listen[0].upstream_tls", "authorities");
+    refused(
+        &format!("{listen}upstream_tls = {{ authorities = 'c', name = 'a b' }}"),
+        "listen[0].upstream_tls.name",
+        "not the name of a server",
+    );
+}
+
+#[test]
 fn one_class_may_be_shadowed_alone() {
     let settings = settings("[class.views]\nmode = 'shadow'");
     for (class, mode) in settings.policy.classes.iter().zip(&settings.class_modes) {
@@ -568,6 +582,7 @@ const PAGE_PREFIXES: &[(&str, &str)] = &[
     ("Raw", ""),
     ("RawDoor", "listen."),
     ("RawTls", "tls."),
+    ("RawUpstreamTls", "upstream_tls."),
     ("RawHttp", "http."),
     ("RawIdentity", "identity."),
     ("RawApiKey", "api_keys.<name>."),

@@ -44,7 +44,8 @@ trusted_proxies = []
 # address = "0.0.0.0:10001"             # or "unix:/run/rayguard/door.sock"
 # kind = "ray-client"                   # "dashboard", "ray-client" or "serve"
 # upstream = "http://127.0.0.1:20001"   # needed for ray-client and serve
-# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem" }
+# upstream_tls = { authorities = "/etc/rayguard/ca.pem", name = "serve.internal" }
+# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/callers.pem" }
 # proxy_protocol = false                # true behind a TCP load balancer that speaks it
 
 [http]

@@ -232,6 +232,9 @@ impl HttpBody for RayBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
+        if let RayBody::Http1(_, Some(lease)) = this {
+            lease.drive(context);
+        }
         let (RayBody::Http1(body, _) | RayBody::Http2(body, _)) = this;
         let frame = ready!(Pin::new(body).poll_frame(context));
         if frame.is_none() || this.is_end_stream() {

@@ -5,7 +5,7 @@
 
 use http::header::{
     CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    TRANSFER_ENCODING, UPGRADE,
 };
 use std::net::IpAddr;
 
@@ -21,32 +21,37 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-rayguard-request-i
 pub const REASON: HeaderName = HeaderName::from_static("x-rayguard-reason");
 
 /// Removes what concerns one hop only (RFC 9110, 7.6.1), the names listed in `Connection`
-/// included. `TE: trailers` is kept: gRPC servers ask for it.
+/// included. `TE: trailers` is kept: gRPC servers ask for it. `Trailer` announces trailers to
+/// the far end: it passes.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let named: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::try_from(name.trim()).ok())
-            .collect();
+        let named: Vec<HeaderName> = headers.get_all(CONNECTION).iter().flat_map(named).collect();
         for name in named {
-            if name != TE {
-                headers.remove(name);
-            }
+            headers.remove(name);
         }
         headers.remove(CONNECTION);
     }
-    for name in
-        [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION]
-    {
-        headers.remove(name);
+    // One pass over the few names there are: most messages have none of these.
+    if headers.keys().any(|name| name == TE || HOP_BY_HOP.contains(name)) {
+        for name in HOP_BY_HOP {
+            headers.remove(name);
+        }
+        if headers.get(TE).is_some_and(|value| value != "trailers") {
+            headers.remove(TE);
+        }
     }
-    if headers.get(TE).is_some_and(|value| value != "trailers") {
-        headers.remove(TE);
-    }
-    let _ = TRAILER; // announces trailers to the far end: it passes
+}
+
+const HOP_BY_HOP: [HeaderName; 6] =
+    [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
+
+/// The headers that a `Connection` field names: none, in what most clients and servers say.
+fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
+    let options = connection.to_str().unwrap_or_default().split(',').map(str::trim);
+    options
+        .filter(|name| !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("close"))
+        .filter_map(|name| HeaderName::try_from(name).ok())
+        .filter(|name| name != TE)
 }
 
 /// Says for whom the request is made: the peer is appended to `X-Forwarded-For` if those who
@@ -129,6 +134,8 @@ mod tests {
     fn only_hop_by_hop_headers_go() {
         let mut headers = map(&[
             ("connection", "close, x-private"),
+            ("connection", "X-Other"),
+            ("x-other", "1"),
             ("x-private", "1"),
             ("keep-alive", "timeout=5"),
             ("te", "trailers"),

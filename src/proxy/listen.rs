@@ -12,6 +12,7 @@ use crate::config::settings;
 use crate::proxy::body::BodyBounds;
 use crate::proxy::door::Front;
 use crate::proxy::handle::{Peer, handle};
+use crate::proxy::patience::Patience;
 use crate::proxy::preamble;
 use crate::proxy::sieve::Sieve;
 use crate::proxy::stream::Stream;
@@ -27,13 +28,19 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+
+/// As many headers as hyper parses in place; told another number, even the same, it takes its room
+/// from the heap for each request.
+const HEADERS_ON_STACK: usize = 100;
 
 /// Bounds on what a client may ask of a listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,10 +49,12 @@ pub struct Bounds {
     pub connections_max: usize,
     /// Connections of one address that is not a trusted proxy.
     pub connections_per_address_max: usize,
-    /// A request's head must be complete within this, counted from the end of the one before;
-    /// so must a TLS handshake.
+    /// A request's head must be complete within this, counted from its first byte; the first of a
+    /// connection from when it was accepted, and so must a TLS handshake.
     pub head_timeout: Duration,
-    /// A body may be silent for so long.
+    /// The next request of a connection must begin within this.
+    pub idle_timeout: Duration,
+    /// A body may be silent for so long, and so long may a client take nothing of its answer.
     pub stall_timeout: Duration,
     /// The largest head, in bytes.
     pub head_bytes_max: usize,
@@ -63,9 +72,10 @@ impl Default for Bounds {
             connections_max: 16_384,
             connections_per_address_max: 4_096,
             head_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
             stall_timeout: Duration::from_secs(30),
             head_bytes_max: 64 * 1024,
-            headers_max: 128,
+            headers_max: HEADERS_ON_STACK,
             body_bytes_max: 256 << 20,
             abandoned_max: Duration::from_mins(10),
         }
@@ -78,6 +88,7 @@ impl From<&settings::Http> for Bounds {
             connections_max: http.connections_max,
             connections_per_address_max: http.connections_per_address_max,
             head_timeout: http.header_timeout,
+            idle_timeout: http.idle_timeout,
             head_bytes_max: http.header_bytes_max,
             headers_max: http.headers_max,
             body_bytes_max: http.body_bytes_max,
@@ -152,6 +163,46 @@ enum Socket {
     Unix(UnixListener),
 }
 
+/// A listening socket that was open before this process began.
+#[derive(Debug)]
+pub enum Inherited {
+    /// TCP.
+    Tcp(std::net::TcpListener),
+    /// A Unix socket.
+    Unix(std::os::unix::net::UnixListener),
+}
+
+impl Inherited {
+    /// Whether it is the one to listen on at this address.
+    #[must_use]
+    pub fn is_bound_to(&self, address: &settings::Address) -> bool {
+        match (self, address) {
+            (Inherited::Tcp(socket), settings::Address::Tcp(address)) => {
+                socket.local_addr().is_ok_and(|bound| bound == *address)
+            }
+            (Inherited::Unix(socket), settings::Address::Unix(path)) => {
+                socket.local_addr().is_ok_and(|bound| bound.as_pathname() == Some(path))
+            }
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Inherited {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Inherited::Tcp(socket) => match socket.local_addr() {
+                Ok(address) => address.fmt(f),
+                Err(_) => f.write_str("a TCP socket"),
+            },
+            Inherited::Unix(socket) => match socket.local_addr().as_ref().map(|bound| bound.as_pathname()) {
+                Ok(Some(path)) => write!(f, "unix:{}", path.display()),
+                _ => f.write_str("a Unix socket"),
+            },
+        }
+    }
+}
+
 impl From<TcpListener> for Listener {
     fn from(socket: TcpListener) -> Listener {
         Listener { socket: Socket::Tcp(socket), tls: None, proxy_protocol: false }
@@ -172,6 +223,24 @@ impl Listener {
                     std::fs::remove_file(path)?;
                 }
                 Socket::Unix(UnixListener::bind(path)?)
+            }
+        };
+        Ok(Listener { socket, tls: None, proxy_protocol: false })
+    }
+
+    /// A listener on a socket that is open already.
+    ///
+    /// # Errors
+    /// What the OS says.
+    pub fn take_over(socket: Inherited) -> io::Result<Listener> {
+        let socket = match socket {
+            Inherited::Tcp(socket) => {
+                socket.set_nonblocking(true)?;
+                Socket::Tcp(TcpListener::from_std(socket)?)
+            }
+            Inherited::Unix(socket) => {
+                socket.set_nonblocking(true)?;
+                Socket::Unix(UnixListener::from_std(socket)?)
             }
         };
         Ok(Listener { socket, tls: None, proxy_protocol: false })
@@ -297,12 +366,12 @@ async fn open(
         Plain::Tcp(stream) => {
             let stream = tls.acceptor().accept(stream).await?;
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            (Stream::Tls(Box::new(stream)), peer, http2)
+            (Stream::Tls(Box::new(stream.into())), peer, http2)
         }
         Plain::Unix(stream) => {
             let stream = tls.acceptor().accept(stream).await?;
             let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            (Stream::TlsUnix(Box::new(stream)), peer, http2)
+            (Stream::TlsUnix(Box::new(stream.into())), peer, http2)
         }
     })
 }
@@ -315,7 +384,7 @@ async fn converse(mut stream: Stream, peer: Peer, front: Arc<ArcSwap<Front>>, ta
     let mut start = BytesMut::new();
     let first = tokio::select! {
         first = tokio::time::timeout(bounds.head_timeout, begins_as_http2(&mut stream, &mut start)) => first,
-        () = tasks.closed() => return,
+        () = closed(&tasks, FAREWELL) => return,
     };
     match first {
         Ok(Ok(true)) => converse_http2(stream, start, peer, front, tasks, bounds).await,
@@ -348,11 +417,14 @@ async fn converse_http1(
     tasks: Tasks,
     bounds: Bounds,
 ) {
+    let closing = tasks.clone();
+    let patience = Patience::new(front.load().door.clock, bounds.idle_timeout, bounds.head_timeout);
     let service = service_fn(move |request: Request<Incoming>| {
         let front = front.load();
         let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
         // The sieve sees no further than such a request: it is the last on its connection.
-        let last = request.headers().contains_key(TRANSFER_ENCODING)
+        let last = closing.closing()
+            || request.headers().contains_key(TRANSFER_ENCODING)
             || request.headers().contains_key(http::header::UPGRADE)
             || request.version() != Version::HTTP_11 && !keeps_alive(request.headers());
         async move {
@@ -363,25 +435,17 @@ async fn converse_http1(
             Ok::<_, Infallible>(response)
         }
     });
-    let sieve = Sieve::new(stream, start, bounds.head_bytes_max);
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.head_timeout)
-        .max_buf_size(bounds.head_bytes_max.max(8192) + 1024)
-        .max_headers(bounds.headers_max)
-        .serve_connection(TokioIo::new(sieve), service)
-        .with_upgrades();
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = tasks.closed() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(address = %peer.address, %error, "connection ended early");
+    let sieve = Sieve::new(stream, start, bounds.head_bytes_max, patience.clone(), bounds.stall_timeout);
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(patience)
+        .header_read_timeout(bounds.head_timeout) // the patience knows better
+        .max_buf_size(bounds.head_bytes_max.max(8192) + 1024);
+    if bounds.headers_max != HEADERS_ON_STACK {
+        builder.max_headers(bounds.headers_max);
     }
+    let connection = builder.serve_connection(TokioIo::new(sieve), service).with_upgrades();
+    see_out(connection, http1::UpgradeableConnection::graceful_shutdown, peer, &tasks, FAREWELL).await;
 }
 
 fn keeps_alive(headers: &http::HeaderMap) -> bool {
@@ -416,12 +480,37 @@ async fn converse_http2(
         let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
         async move { Ok::<_, Infallible>(handle(door, entrance, peer, request).await) }
     });
-    let connection = builder.serve_connection(TokioIo::new(Sieve::open(stream, start)), service);
-    tokio::pin!(connection);
+    let connection =
+        builder.serve_connection(TokioIo::new(Sieve::open(stream, start, bounds.stall_timeout)), service);
+    // GOAWAY tells a client at once, and in good order.
+    see_out(connection, http2::Connection::graceful_shutdown, peer, &tasks, Duration::ZERO).await;
+}
+
+/// For how long an HTTP/1 connection that idles when the door closes is left open: a request may
+/// be on its way. It is answered, and told that it was the last.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Resolves so long after the tasks were closed.
+async fn closed(tasks: &Tasks, farewell: Duration) {
+    tasks.closed().await;
+    tokio::time::sleep(farewell).await;
+}
+
+/// Serves a connection to its end; once the tasks are closed it is told to `wind_up`: what is under
+/// way is finished and nothing else begun.
+async fn see_out<C: Future<Output = hyper::Result<()>>>(
+    connection: C,
+    wind_up: impl FnOnce(Pin<&mut C>),
+    peer: Peer,
+    tasks: &Tasks,
+    farewell: Duration,
+) {
+    let mut connection = pin!(connection);
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
-        () = tasks.closed() => {
-            connection.as_mut().graceful_shutdown();
+        () = closed(tasks, farewell) => {
+            wind_up(connection.as_mut());
             connection.await
         }
     };

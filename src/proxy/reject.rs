@@ -168,7 +168,12 @@ pub fn upstream(tongue: Tongue, error: &UpstreamError, id: &str) -> Response<Bod
         return body(error, id);
     }
     let sentence = format!("rayguard: {error}. Is the Ray head up? (request {id})");
-    let mut response = answer(tongue, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    // Who was held back may ask again at once; who was broken off had better look first.
+    let (status, retry_s) = match error {
+        UpstreamError::Held { .. } => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
+        _ => (StatusCode::BAD_GATEWAY, None),
+    };
+    let mut response = answer(tongue, status, &sentence, id, retry_s);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_unreachable"));
     response
 }

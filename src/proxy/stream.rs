@@ -13,10 +13,10 @@ pub enum Stream {
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
-    /// TLS over TCP, ended here.
-    Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
+    /// TLS over TCP, ended or begun here.
+    Tls(Box<tokio_rustls::TlsStream<TcpStream>>),
     /// TLS over a Unix socket, ended here.
-    TlsUnix(Box<tokio_rustls::server::TlsStream<UnixStream>>),
+    TlsUnix(Box<tokio_rustls::TlsStream<UnixStream>>),
 }
 
 macro_rules! on_stream {

@@ -1,17 +1,19 @@
-//! TLS towards clients: certificates from files, client certificates if asked for.
+//! TLS: towards clients, with certificates from files and client certificates if asked for; and
+//! towards a server behind the door, where Ray stands behind one that speaks it.
 //!
-//! Ray's own ports speak no TLS; the door ends it. The files are read when a listener opens
-//! and again at a reload; a connection keeps the certificate it began with, and a reload that
-//! fails leaves the certificate that works in force.
+//! Ray's own ports speak no TLS; the door ends it. The files are read when a listener opens and
+//! again when they have changed; a connection keeps the certificate it began with, and files that
+//! cannot be used leave the certificate that works in force.
 
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, ServerConfig};
+use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tokio_rustls::TlsAcceptor;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Why TLS cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -42,8 +44,8 @@ pub enum TlsError {
         /// What is wrong.
         source: rustls::Error,
     },
-    /// The authorities for client certificates are of no use.
-    #[error("client authorities {path}: {problem}", path = path.display())]
+    /// The authorities are of no use.
+    #[error("authorities {path}: {problem}", path = path.display())]
     Authorities {
         /// Their file.
         path: PathBuf,
@@ -59,7 +61,11 @@ pub struct Terminator {
     key: PathBuf,
     client_authorities: Option<PathBuf>,
     config: ArcSwap<ServerConfig>,
+    /// What stood in the files when they were last looked at, right or wrong.
+    looked_at: Mutex<Digest>,
 }
+
+type Digest = [u8; 32];
 
 impl Terminator {
     /// Reads the files. With `client_authorities`, only clients with a certificate of theirs
@@ -72,13 +78,37 @@ impl Terminator {
         key: &Path,
         client_authorities: Option<&Path>,
     ) -> Result<Terminator, TlsError> {
+        let looked_at = Mutex::new(digest([Some(certificate), Some(key), client_authorities]));
         let config = read(certificate, key, client_authorities)?;
         Ok(Terminator {
             certificate: certificate.to_owned(),
             key: key.to_owned(),
             client_authorities: client_authorities.map(Path::to_owned),
             config: ArcSwap::from(config),
+            looked_at,
         })
+    }
+
+    /// Reads the files again if their content has changed since they were last looked at, and
+    /// says whether it had. Files that are exchanged one after the other may fail to go together
+    /// for a moment: what was in force stays so until they do.
+    ///
+    /// # Errors
+    /// [`TlsError`], once for each content.
+    pub fn renew(&self) -> Result<bool, TlsError> {
+        let now = digest([Some(&*self.certificate), Some(&*self.key), self.client_authorities.as_deref()]);
+        let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+        if *looked_at == now {
+            return Ok(false);
+        }
+        *looked_at = now;
+        self.reload().map(|()| true)
+    }
+
+    /// The certificate's file, which names this listener's TLS to people.
+    #[must_use]
+    pub fn certificate(&self) -> &Path {
+        &self.certificate
     }
 
     /// Reads the files again; new connections use what they hold.
@@ -97,6 +127,72 @@ impl Terminator {
     }
 }
 
+/// Begins TLS with the server behind the door.
+#[derive(Clone, Debug)]
+pub struct Originator {
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+}
+
+impl PartialEq for Originator {
+    fn eq(&self, other: &Originator) -> bool {
+        self.name == other.name && Arc::ptr_eq(&self.config, &other.config)
+    }
+}
+
+impl Eq for Originator {}
+
+impl Originator {
+    /// Trusts the authorities in this file, and nobody else, to vouch for the server `name`;
+    /// `protocol` is what is spoken then (`h2`, `http/1.1`).
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn new(
+        name: ServerName<'static>,
+        authorities: &Path,
+        protocol: &[u8],
+    ) -> Result<Originator, TlsError> {
+        let wrong = |problem: String| TlsError::Authorities { path: authorities.to_owned(), problem };
+        let mut config =
+            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+                .with_safe_default_protocol_versions()
+                .map_err(|error| wrong(error.to_string()))?
+                .with_root_certificates(roots(authorities)?)
+                .with_no_client_auth();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Ok(Originator { name, config: Arc::new(config) })
+    }
+
+    /// For one connection: who begins it, and with whom.
+    #[must_use]
+    pub fn connector(&self) -> (TlsConnector, ServerName<'static>) {
+        (TlsConnector::from(Arc::clone(&self.config)), self.name.clone())
+    }
+}
+
+/// The authorities in a file.
+fn roots(path: &Path) -> Result<rustls::RootCertStore, TlsError> {
+    let mut roots = rustls::RootCertStore::empty();
+    for authority in certificates(path, "certificate of an authority")? {
+        roots
+            .add(authority)
+            .map_err(|error| TlsError::Authorities { path: path.to_owned(), problem: error.to_string() })?;
+    }
+    Ok(roots)
+}
+
+/// What stands in these files; one that cannot be read counts as a content of its own.
+fn digest(files: [Option<&Path>; 3]) -> Digest {
+    let mut digest = Sha256::new();
+    for file in files.into_iter().flatten() {
+        let content = std::fs::read(file).ok();
+        digest.update(content.as_ref().map_or(u64::MAX, |content| content.len() as u64).to_le_bytes());
+        digest.update(content.unwrap_or_default());
+    }
+    digest.finalize().into()
+}
+
 fn read(certificate: &Path, key: &Path, authorities: Option<&Path>) -> Result<Arc<ServerConfig>, TlsError> {
     let chain = certificates(certificate, "certificate chain")?;
     let secret = PrivateKeyDer::from_pem_file(key).map_err(|source| TlsError::File {
@@ -113,11 +209,7 @@ fn read(certificate: &Path, key: &Path, authorities: Option<&Path>) -> Result<Ar
         None => builder.with_no_client_auth(),
         Some(path) => {
             let wrong = |problem: String| TlsError::Authorities { path: path.to_owned(), problem };
-            let mut roots = rustls::RootCertStore::empty();
-            for authority in certificates(path, "certificate of an authority")? {
-                roots.add(authority).map_err(|error| wrong(error.to_string()))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(path)?), provider)
                 .build()
                 .map_err(|error| wrong(error.to_string()))?;
             builder.with_client_cert_verifier(verifier)

@@ -6,19 +6,23 @@
 //! again on a new one; a request that may have been seen is never repeated.
 
 use crate::core::request::catalogue::Surface;
+use crate::core::time::Time;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};
 use crate::proxy::headers::is_grpc;
+use crate::proxy::recovery::{Held, Recovery};
 use crate::proxy::stream::Stream;
+use crate::proxy::tls::Originator;
+use crate::proxy::wire::Wire;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use http::header::HOST;
 use http::{Request, Response, Version};
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{self, SendRequest};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Context;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream};
 
@@ -27,6 +31,8 @@ use tokio::net::{TcpStream, UnixStream};
 pub enum Address {
     /// `host:port`, resolved at each connection.
     Tcp(String),
+    /// `host:port`, in TLS.
+    Tls(String, Originator),
     /// A Unix socket.
     Unix(PathBuf),
 }
@@ -34,7 +40,7 @@ pub enum Address {
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Address::Tcp(address) => f.write_str(address),
+            Address::Tcp(address) | Address::Tls(address, _) => f.write_str(address),
             Address::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -59,6 +65,17 @@ pub enum UpstreamError {
         /// The bound.
         bound: Duration,
     },
+    /// It accepted no connection lately, or has just begun to again.
+    #[error("{}", match held {
+        Held::Down => format!("Ray has accepted no connections at {address} lately; it is tried again all the time"),
+        Held::Full => format!("Ray at {address} has just come back, and is given its work bit by bit"),
+    })]
+    Held {
+        /// Where.
+        address: String,
+        /// Which of the two.
+        held: Held,
+    },
     /// The exchange broke before the answer's head had come.
     #[error("Ray at {address} broke off before it answered: {source}")]
     Broken {
@@ -70,6 +87,29 @@ pub enum UpstreamError {
     /// The client's own body did not come to its end.
     #[error(transparent)]
     Client(BodyError),
+}
+
+impl UpstreamError {
+    /// Whether nobody is there, as far as can be told from here; what this machine lacks itself
+    /// (descriptors, ports) says nothing of Ray.
+    fn is_absence(&self) -> bool {
+        use std::io::ErrorKind::{
+            ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, NotFound, TimedOut,
+        };
+        match self {
+            UpstreamError::ConnectTimeout { .. } => true,
+            UpstreamError::Connect { source, .. } => matches!(
+                source.kind(),
+                ConnectionRefused
+                    | ConnectionReset
+                    | HostUnreachable
+                    | NetworkUnreachable
+                    | NotFound
+                    | TimedOut
+            ),
+            _ => false,
+        }
+    }
 }
 
 /// What is spoken with Ray.
@@ -100,6 +140,7 @@ pub struct Upstream {
     options: Options,
     clock: Clock,
     tasks: Tasks,
+    recovery: Recovery,
     idle: Mutex<Vec<Idle>>,
     shared: Mutex<Vec<Arc<Http2>>>,
 }
@@ -130,8 +171,8 @@ impl Default for Options {
 
 #[derive(Debug)]
 struct Idle {
-    sender: SendRequest<ClientBody>,
-    since: crate::core::time::Time,
+    wire: Wire,
+    since: Time,
 }
 
 /// A connection that carries many streams.
@@ -155,23 +196,20 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 #[derive(Debug)]
 pub struct Lease {
     upstream: Arc<Upstream>,
-    sender: SendRequest<ClientBody>,
+    wire: Wire,
 }
 
 impl Lease {
-    /// The exchange is complete: the connection may carry the next.
-    pub fn give_back(mut self) {
-        if self.sender.is_ready() {
-            self.upstream.keep(self.sender);
-        } else {
-            // The last bytes are not through yet: wait for that beside the request's way.
-            let upstream = Arc::clone(&self.upstream);
-            let tasks = upstream.tasks.clone();
-            tasks.spawn(async move {
-                if self.sender.ready().await.is_ok() {
-                    upstream.keep(self.sender);
-                }
-            });
+    /// Moves the exchange on: to be called by whoever reads its body, before each read.
+    pub fn drive(&mut self, context: &mut Context<'_>) {
+        self.wire.drive(context);
+    }
+
+    /// The answer is complete: the connection may carry the next, unless the request is still
+    /// on its way.
+    pub fn give_back(self) {
+        if self.wire.is_ready() {
+            self.upstream.keep(self.wire);
         }
     }
 }
@@ -185,6 +223,7 @@ impl Upstream {
             options,
             clock,
             tasks,
+            recovery: Recovery::default(),
             idle: Mutex::default(),
             shared: Mutex::default(),
         })
@@ -201,23 +240,43 @@ impl Upstream {
         self: &Arc<Self>,
         request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
+        let trial = self
+            .recovery
+            .wait(|| self.clock.now(), self.options.connect_timeout)
+            .await
+            .map_err(|held| UpstreamError::Held { address: self.address.to_string(), held })?;
         // gRPC is HTTP/2 whatever else is spoken there: Serve has applications of both kinds.
-        if self.options.protocol == Protocol::Http2 || is_grpc(request.headers()) {
-            return self.send_http2(request).await;
+        let response = if self.options.protocol == Protocol::Http2 || is_grpc(request.headers()) {
+            self.send_http2(request).await
+        } else {
+            self.send_http1(request).await
+        };
+        match &response {
+            Ok(_) => trial.answered(),
+            Err(error) if error.is_absence() => self.recovery.refused(self.clock.now()),
+            Err(_) => {}
         }
-        let mut request = request;
-        while let Some(mut sender) = self.take_idle() {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok(self.answer(response, sender)),
+        response
+    }
+
+    async fn send_http1(
+        self: &Arc<Self>,
+        mut request: Request<ClientBody>,
+    ) -> Result<Response<RayBody>, UpstreamError> {
+        loop {
+            let (mut wire, reused) = match self.take_idle() {
+                Some(wire) => (wire, true),
+                None => (self.connect().await?, false),
+            };
+            match wire.exchange(request).await {
+                Ok(response) => return Ok(self.answer(response, wire)),
                 Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(self.broken(error.into_error())),
+                    // Never sent: Ray had just closed this connection.
+                    Some(unsent) if reused => request = unsent,
+                    _ => return Err(self.broken(error.into_error())),
                 },
             }
         }
-        let mut sender = self.connect().await?;
-        let response = sender.send_request(request).await.map_err(|source| self.broken(source))?;
-        Ok(self.answer(response, sender))
     }
 
     /// Sends a request on a connection of its own, which may be upgraded.
@@ -225,32 +284,28 @@ impl Upstream {
         self: &Arc<Self>,
         request: Request<ClientBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let mut sender = self.connect().await?;
-        sender.send_request(request).await.map_err(|source| self.broken(source))
-    }
-
-    async fn connect(&self) -> Result<SendRequest<ClientBody>, UpstreamError> {
-        let stream = self.dial().await?;
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(256)
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| self.broken(source))?;
+        let (mut sender, connection) = self.connect().await?.into_parts();
         self.tasks.spawn(async move {
             // An error here has been reported to whoever was waiting for the answer.
             let _ = connection.with_upgrades().await;
         });
-        Ok(sender)
+        sender.send_request(request).await.map_err(|source| self.broken(source))
+    }
+
+    async fn connect(&self) -> Result<Wire, UpstreamError> {
+        let stream = self.dial().await?;
+        Wire::open(stream).await.map_err(|source| self.broken(source))
     }
 
     async fn dial(&self) -> Result<Stream, UpstreamError> {
         let bound = self.options.connect_timeout;
         let connecting = async {
             Ok(match &self.address {
-                Address::Tcp(address) => {
-                    let stream = TcpStream::connect(address).await?;
-                    stream.set_nodelay(true)?;
-                    Stream::Tcp(stream)
+                Address::Tcp(address) => Stream::Tcp(connect(address).await?),
+                Address::Tls(address, originator) => {
+                    let (connector, name) = originator.connector();
+                    let stream = connector.connect(name, connect(address).await?).await?;
+                    Stream::Tls(Box::new(stream.into()))
                 }
                 Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
             })
@@ -265,7 +320,7 @@ impl Upstream {
         self: &Arc<Self>,
         request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
-        let mut request = Upstream::absolute(request);
+        let mut request = self.absolute(request);
         for attempt in 0.. {
             let connection = self.connection().await?;
             let mut sender = connection.sender.clone();
@@ -286,13 +341,14 @@ impl Upstream {
     }
 
     /// HTTP/2 has the host in the target instead of in a field.
-    fn absolute(request: Request<ClientBody>) -> Request<ClientBody> {
+    fn absolute(&self, request: Request<ClientBody>) -> Request<ClientBody> {
         let (mut parts, body) = request.into_parts();
         let host = parts.headers.remove(HOST);
         let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
         let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        let scheme = if matches!(self.address, Address::Tls(..)) { "https" } else { "http" };
         // Both parts have been read as parts of a URI before.
-        if let Ok(uri) = format!("http://{host}{target}").parse() {
+        if let Ok(uri) = format!("{scheme}://{host}{target}").parse() {
             parts.uri = uri;
         }
         parts.version = Version::HTTP_2;
@@ -330,37 +386,35 @@ impl Upstream {
         Ok(connection)
     }
 
-    fn take_idle(&self) -> Option<SendRequest<ClientBody>> {
+    /// The connection used last, which is the least likely to have been closed by Ray.
+    fn take_idle(&self) -> Option<Wire> {
         let now = self.clock.now();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(last) = idle.pop() {
-            if now.since(last.since) > self.options.idle_timeout {
-                idle.clear(); // the others have idled longer still
-                return None;
-            }
-            if last.sender.is_ready() {
-                return Some(last.sender);
-            }
+        let last = idle.pop()?;
+        if now.since(last.since) <= self.options.idle_timeout {
+            return Some(last.wire);
         }
+        idle.clear(); // the others have idled longer still
         None
     }
 
-    fn keep(&self, sender: SendRequest<ClientBody>) {
-        if sender.is_closed() {
-            return;
-        }
+    fn keep(&self, wire: Wire) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.options.idle_max {
-            idle.push(Idle { sender, since: self.clock.now() });
+            idle.push(Idle { wire, since: self.clock.now() });
         }
     }
 
-    fn answer(
-        self: &Arc<Self>,
-        response: Response<Incoming>,
-        sender: SendRequest<ClientBody>,
-    ) -> Response<RayBody> {
-        response.map(|body| RayBody::Http1(body, Some(Lease { upstream: Arc::clone(self), sender })))
+    /// Closes what has idled for too long, or was closed by Ray. Nobody else looks at an idle
+    /// connection: to be called now and then.
+    pub fn sweep(&self) {
+        let now = self.clock.now();
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain_mut(|idle| now.since(idle.since) <= self.options.idle_timeout && idle.wire.is_alive());
+    }
+
+    fn answer(self: &Arc<Self>, response: Response<Incoming>, wire: Wire) -> Response<RayBody> {
+        response.map(|body| RayBody::Http1(body, Some(Lease { upstream: Arc::clone(self), wire })))
     }
 
     fn broken(&self, source: hyper::Error) -> UpstreamError {
@@ -369,6 +423,12 @@ impl Upstream {
         }
         UpstreamError::Broken { address: self.address.to_string(), source }
     }
+}
+
+async fn connect(address: &str) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
 }
 
 /// hyper reports a body that could not be read as an error of its own: whose fault it was

@@ -37,6 +37,9 @@ pub const TICK: Duration = Duration::from_millis(100);
 /// How often the door looks for waiters whose cell has come.
 const PUMP: Duration = Duration::from_millis(20);
 
+/// How often idle connections to Ray are looked at.
+const SWEEP: Duration = Duration::from_secs(5);
+
 /// Events kept at hand for the page and the API.
 const RECENT_MAX: usize = 1000;
 
@@ -132,6 +135,7 @@ impl Guard {
         };
         let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
         let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
+        self.sweep(Arc::clone(&upstream));
         let front = Front::new(self.door(), Arc::new(Entrance::new(surface, classifier, upstream)));
         self.fronts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&front));
         Ok(front)
@@ -206,6 +210,18 @@ impl Guard {
         let head = recorder::names(&door.policy, self.settings().routes.len(), now, self.clock.wall());
         recorder.note(now, Note::Names(door.generation, head));
         recorder.note(now, Note::Table(door.table.load_full()));
+    }
+
+    /// Idle connections are looked after by nobody else.
+    fn sweep(&self, upstream: Arc<Upstream>) {
+        self.tasks.spawn_until_closed(async move {
+            let mut every = tokio::time::interval(SWEEP);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                upstream.sweep();
+            }
+        });
     }
 
     /// Takes in a round of readings.

@@ -1,5 +1,5 @@
-//! New settings under live traffic: on SIGHUP, on an operator's word, and when the file, or that of
-//! the API keys, has changed.
+//! New settings and certificates under live traffic: on SIGHUP, on an operator's word, and when
+//! their files, or that of the API keys, have changed.
 //!
 //! The file is read every few seconds and compared by content. That needs no notification from
 //! the file system, follows Kubernetes' symlink swaps, and cannot miss a change. A file that is
@@ -8,6 +8,7 @@
 
 use crate::config::{self, Overrides};
 use crate::core::journal::{ConfigChange, Event};
+use crate::proxy::tls::Terminator;
 use crate::runtime::guard::Guard;
 use crate::runtime::watch;
 use std::path::PathBuf;
@@ -61,9 +62,10 @@ impl Reloader {
     }
 }
 
-/// Starts looking, for as long as the guard's tasks run. Without a file SIGHUP is taken and
-/// changes nothing.
-pub fn start(guard: &Arc<Guard>, source: Option<Source>) -> Reloader {
+/// Starts looking, for as long as the guard's tasks run: at the file, and at the certificates of
+/// `terminators`, which have files of their own and are renewed by others. Without a file SIGHUP
+/// renews the certificates alone.
+pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Terminator>>) -> Reloader {
     let guard = Arc::clone(guard);
     let tasks = guard.tasks.clone();
     let (wishes, mut wished) = mpsc::channel::<Wish>(4);
@@ -84,6 +86,7 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>) -> Reloader {
                 _ = hangups.recv() => (true, None),
                 Some(wish) = wished.recv() => (true, Some(wish)),
             };
+            renew(&guard, &terminators);
             let (asker, answer) = wish.unzip();
             let Some(source) = &source else {
                 let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
@@ -109,6 +112,36 @@ async fn content(guard: &Guard, source: Option<&Source>) -> Option<(Vec<u8>, Vec
         None => Vec::new(),
     };
     Some((text, keys))
+}
+
+/// Takes over certificates that have changed.
+fn renew(guard: &Guard, terminators: &[Arc<Terminator>]) {
+    for terminator in terminators {
+        let file = terminator.certificate().display().to_string();
+        let problems = match terminator.renew() {
+            Ok(false) => continue,
+            Ok(true) => Vec::new(),
+            Err(problem) => vec![problem.to_string()],
+        };
+        if let Some(problem) = problems.first() {
+            tracing::error!(
+                file,
+                "the new certificate is refused, the last good one stays in force: {problem}"
+            );
+        } else {
+            tracing::info!(file, "the new certificate is in force");
+        }
+        let accepted = problems.is_empty();
+        let changes = accepted.then(|| "the certificate was renewed".to_owned()).into_iter().collect();
+        let policy_version = guard.policy_version();
+        guard.note(Event::ConfigChange(ConfigChange {
+            accepted,
+            policy_version,
+            source: file,
+            changes,
+            problems,
+        }));
+    }
 }
 
 fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome {

@@ -78,7 +78,7 @@ impl Gate {
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(&path, &text).unwrap();
         let source = reload::Source { path: path.clone(), overrides: Overrides::default() };
-        let reloader = reload::start(&guard, Some(source));
+        let reloader = reload::start(&guard, Some(source), Vec::new());
         let access = Access::new(token, vec!["gate.test".into()]);
         admin::start(&guard, listener, access, notifier, reloader);
         rayguard::runtime::watch::start(&guard);

@@ -1,0 +1,181 @@
+//! What does a decision cost, in time and in allocations?
+//!
+//! Everything the door decides by itself: classify, identify, pass every gate, give the ticket
+//! back. 10,000 parties take turns, each with an address and a token of its own, so that caches
+//! and tables are as cold as they are in earnest. The bar is a median of 200 ns without an
+//! allocation; the second half is checked, the first is for `cargo bench --bench decide` to show.
+//!
+//! `full`: from the bytes of a path and its headers to the ticket and back. Its parts: `classify`
+//! (the path made normal and looked up), `identify` (two keyed digests), `gate` (the counters,
+//! with a party's own limits on as well, in and out again).
+
+#![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for the terminal")]
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use rayguard::core::limit::gate::{Ask, Decision, Gate, Grant};
+use rayguard::core::limit::meter::Outcome;
+use rayguard::core::limit::table::LimitTable;
+use rayguard::core::policy::{Control, PartyLimits, Policy};
+use rayguard::core::request::catalogue::{self, Surface};
+use rayguard::core::request::classify::Classifier;
+use rayguard::core::request::facts::{Facts, Headers};
+use rayguard::core::request::identify::Identifier;
+use rayguard::core::time::Time;
+use rayguard::proxy::headers::Lookup;
+use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
+use std::alloc::System;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const PARTIES: u32 = 10_000;
+
+/// A door without its wire.
+struct Door {
+    classifier: Classifier,
+    identifier: Identifier,
+    table: LimitTable,
+    gate: Gate<()>,
+    parties: Vec<(IpAddr, http::HeaderMap)>,
+    next: usize,
+    now: Time,
+}
+
+impl Door {
+    fn new(surface: Surface) -> Door {
+        let mut policy = policy();
+        for class in &mut policy.classes {
+            class.per_party = PartyLimits { in_flight: Some(64), ..class.per_party };
+        }
+        let table = LimitTable::initial(&policy);
+        let parties = (0..PARTIES).map(|n| {
+            let mut headers = http::HeaderMap::new();
+            headers.insert("host", "head:8265".parse().unwrap());
+            headers.insert("user-agent", "python-requests/2.32".parse().unwrap());
+            headers.insert("accept", "*/*".parse().unwrap());
+            headers.insert("authorization", format!("Bearer {n:032x}").parse().unwrap());
+            (Ipv4Addr::from(0x0a00_0000 + n).into(), headers)
+        });
+        Door {
+            classifier: Classifier::new(&policy, surface, &[]).unwrap(),
+            identifier: Identifier::new([1, 2], vec!["192.0.2.0/24".parse().unwrap()], Vec::new()),
+            gate: Gate::new(&policy, &table, Time::ZERO),
+            table,
+            parties: parties.collect(),
+            next: 0,
+            now: Time::ZERO,
+        }
+    }
+
+    /// One step of the clock and the next party.
+    fn turn(&mut self) -> usize {
+        self.now = self.now + Duration::from_millis(1);
+        self.next = (self.next + 7) % self.parties.len();
+        self.next
+    }
+
+    fn facts<'a>(&self, place: usize, path: &'a str, headers: &'a dyn Headers) -> Facts<'a> {
+        let address = self.parties[place].0;
+        Facts { method: "GET", path, query: "", address, headers, upgrade: false, grpc: false }
+    }
+
+    fn ask(&mut self, path: &str) -> Ask {
+        let place = self.turn();
+        let headers = Lookup(&self.parties[place].1);
+        let facts = self.facts(place, path, &headers);
+        let matched = self.classifier.classify(&facts).unwrap();
+        Ask { class: matched.class, route: matched.route.0, party: self.identifier.identify(&facts) }
+    }
+
+    fn pass(&mut self, ask: Ask) -> bool {
+        let nobody = &mut |(), _: Grant| {};
+        let Decision::Admit(ticket) = self.gate.decide(&self.table, ask, self.now, || (), nobody) else {
+            return false;
+        };
+        self.gate.finish(&self.table, ticket, Outcome::Served, self.now, nobody);
+        true
+    }
+}
+
+/// Ray's classes and modules as shipped, without signals.
+fn policy() -> Policy {
+    let second = Duration::from_secs(1);
+    Policy {
+        modules: catalogue::modules(),
+        classes: catalogue::classes(|_| None),
+        signals: Vec::new(),
+        control: Control {
+            inner_period: second,
+            outer_period: second,
+            window: second,
+            data_age: second,
+            deadband: 0.05,
+            slew: 1.5,
+            cooldown: second,
+        },
+    }
+}
+
+const WAYS: [(&str, Surface, &str); 3] = [
+    ("job status", Surface::Dashboard, "/api/jobs/raysubmit_7a6bXWkz2C4LmQ9d"),
+    ("state list", Surface::Dashboard, "/api/v0/tasks"),
+    ("serve", Surface::Serve, "/app"),
+];
+
+fn decide(criterion: &mut Criterion) {
+    for (name, surface, path) in WAYS {
+        let mut door = Door::new(surface);
+        // Every party has been here once: what a party costs the first time is not the usual way.
+        let admitted = (0..2 * PARTIES)
+            .filter(|_| {
+                let ask = door.ask(path);
+                door.pass(ask)
+            })
+            .count();
+        println!("{name}: {admitted} of {} admitted", 2 * PARTIES);
+        let region = Region::new(ALLOCATOR);
+        for _ in 0..PARTIES {
+            let ask = door.ask(path);
+            black_box(door.pass(ask));
+        }
+        let counted = region.change();
+        println!("{name}: {} allocations in {PARTIES} decisions", counted.allocations);
+        assert_eq!(counted.allocations + counted.reallocations, 0, "a decision allocates nothing");
+
+        let mut group = criterion.benchmark_group(name);
+        group.bench_function("full", |bencher| {
+            bencher.iter(|| {
+                let ask = door.ask(black_box(path));
+                door.pass(ask)
+            });
+        });
+        group.bench_function("classify", |bencher| {
+            bencher.iter(|| {
+                let place = door.turn();
+                let headers = Lookup(&door.parties[place].1);
+                door.classifier.classify(&door.facts(place, black_box(path), &headers)).unwrap()
+            });
+        });
+        group.bench_function("identify", |bencher| {
+            bencher.iter(|| {
+                let place = door.turn();
+                let headers = Lookup(&door.parties[place].1);
+                door.identifier.identify(&door.facts(place, path, &headers))
+            });
+        });
+        let asks: Vec<Ask> = (0..PARTIES).map(|_| door.ask(path)).collect();
+        group.bench_function("gate", |bencher| {
+            bencher.iter(|| {
+                let place = door.turn();
+                door.pass(asks[place])
+            });
+        });
+        group.finish();
+    }
+}
+
+criterion_group!(benches, decide);
+criterion_main!(benches);

@@ -1,0 +1,83 @@
+//! One HTTP/1.1 connection to Ray, moved on by whoever waits for its answer.
+//!
+//! hyper's client is two halves: one takes requests, the other does the reading and writing and
+//! is usually given a task of its own. For a proxy that costs two wake-ups and two switches of
+//! task per request, and buys nothing: whoever asked is waiting anyway. Here the halves stay
+//! together, and the connection is polled by the future that waits for the head and by the body
+//! that waits for the next bytes. An idle connection is polled by nobody; that Ray has closed it
+//! shows when it is taken up again (the request then comes back unsent) or swept.
+
+use crate::proxy::body::ClientBody;
+use crate::proxy::stream::Stream;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::{Context, Waker};
+
+/// A connection and its two halves.
+#[derive(Debug)]
+pub struct Wire {
+    sender: SendRequest<ClientBody>,
+    connection: Box<Driven>,
+    ended: bool,
+}
+
+/// The half that reads and writes.
+pub type Driven = Connection<TokioIo<Stream>, ClientBody>;
+
+impl Wire {
+    /// Speaks HTTP/1.1 on a stream.
+    ///
+    /// # Errors
+    /// What hyper says.
+    pub async fn open(stream: Stream) -> hyper::Result<Wire> {
+        // An answer may have as many headers as hyper keeps room for on the stack.
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        Ok(Wire { sender, connection: Box::new(connection), ended: false })
+    }
+
+    /// The halves, for an exchange that turns into a tunnel.
+    pub fn into_parts(self) -> (SendRequest<ClientBody>, Driven) {
+        (self.sender, *self.connection)
+    }
+
+    /// Sends a request and waits for the head of its answer.
+    ///
+    /// # Errors
+    /// With the request, if no byte of it was sent.
+    pub async fn exchange(
+        &mut self,
+        request: Request<ClientBody>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
+        let mut answer = pin!(self.sender.try_send_request(request));
+        poll_fn(|context| {
+            self.drive(context);
+            answer.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// Reads and writes what can be; `context` is woken when more can.
+    pub fn drive(&mut self, context: &mut Context<'_>) {
+        if !self.ended {
+            // An error reaches whoever reads the answer.
+            self.ended = Pin::new(&mut *self.connection).poll(context).is_ready();
+        }
+    }
+
+    /// Whether it can carry a request at once.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.ended && self.sender.is_ready()
+    }
+
+    /// Whether it can still carry one, as far as this side has heard.
+    pub fn is_alive(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.is_ready()
+    }
+}
