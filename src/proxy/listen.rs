@@ -435,7 +435,7 @@ async fn converse_http1(
             Ok::<_, Infallible>(response)
         }
     });
-    let sieve = Sieve::new(stream, start, bounds.head_bytes_max, patience.clone(), bounds.stall_timeout);
+    let sieve = Sieve::new(stream, start, bounds.head_bytes_max, patience.clone());
     let mut builder = http1::Builder::new();
     builder
         .timer(patience)
@@ -480,8 +480,7 @@ async fn converse_http2(
         let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
         async move { Ok::<_, Infallible>(handle(door, entrance, peer, request).await) }
     });
-    let connection =
-        builder.serve_connection(TokioIo::new(Sieve::open(stream, start, bounds.stall_timeout)), service);
+    let connection = builder.serve_connection(TokioIo::new(Sieve::open(stream, start)), service);
     // GOAWAY tells a client at once, and in good order.
     see_out(connection, http2::Connection::graceful_shutdown, peer, &tasks, Duration::ZERO).await;
 }

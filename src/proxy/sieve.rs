@@ -34,9 +34,6 @@ pub struct Sieve {
     head_bytes_max: usize,
     patience: Option<Patience>,
     linger: Option<Pin<Box<Sleep>>>,
-    /// For how long a client may take nothing of what is written to it.
-    stall_max: Duration,
-    stalled: Option<Pin<Box<Sleep>>>,
 }
 
 #[derive(Debug)]
@@ -65,32 +62,17 @@ const LINGER: Duration = Duration::from_secs(10);
 
 impl Sieve {
     /// A sieve before HTTP/1; `start` has been read already. `patience` is told of heads that
-    /// come in parts. A client that takes nothing of its answer for `stall_max` is let go.
+    /// come in parts.
     #[must_use]
-    pub fn new(
-        stream: Stream,
-        start: BytesMut,
-        head_bytes_max: usize,
-        patience: Patience,
-        stall_max: Duration,
-    ) -> Sieve {
-        let sieve = Sieve::open(stream, start, stall_max);
-        Sieve { state: State::Head(0), head_bytes_max, patience: Some(patience), ..sieve }
+    pub fn new(stream: Stream, start: BytesMut, head_bytes_max: usize, patience: Patience) -> Sieve {
+        let patience = Some(patience);
+        Sieve { stream, held: start, state: State::Head(0), head_bytes_max, patience, linger: None }
     }
 
-    /// No sieve: only what has been read already comes first, and a client must read.
+    /// No sieve: only what has been read already comes first.
     #[must_use]
-    pub fn open(stream: Stream, start: BytesMut, stall_max: Duration) -> Sieve {
-        Sieve {
-            stream,
-            held: start,
-            state: State::Open,
-            head_bytes_max: 0,
-            patience: None,
-            linger: None,
-            stall_max,
-            stalled: None,
-        }
+    pub fn open(stream: Stream, start: BytesMut) -> Sieve {
+        Sieve { stream, held: start, state: State::Open, head_bytes_max: 0, patience: None, linger: None }
     }
 
     /// Hands over what is held, at most `max` bytes, or reads that much.
@@ -132,22 +114,6 @@ impl Sieve {
         );
         self.held.clear();
         self.state = State::Refused(answer, 0);
-    }
-
-    /// Nothing could be written: for how long?
-    fn poll_stall(
-        &mut self,
-        context: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.stalled = None;
-            return written;
-        }
-        let stall_max = self.stall_max;
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall_max)));
-        ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing of its answer")))
     }
 
     /// Throws away what comes until the client has closed or its time is up.
@@ -328,8 +294,7 @@ impl AsyncWrite for Sieve {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.poll_stall(context, written)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -337,8 +302,7 @@ impl AsyncWrite for Sieve {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.poll_stall(context, written)
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
