@@ -246,6 +246,7 @@ pub(crate) mod tests {
             binding: true,
             demand: 100.0,
             latency: None,
+            noise: 0.0,
         };
         let step = regulator.step(limit, &observation);
         let cause = Cause {

@@ -342,7 +342,7 @@ impl Judge {
         let law_of = match kind {
             RawLawKind::Static => Law::Static,
             RawLawKind::Aimd => Law::Aimd {
-                increase: number("increase", &raw.increase, 0.1, 0.001, 1.0),
+                increase: number("increase", &raw.increase, 0.5, 0.001, 1.0),
                 decrease: number("decrease", &raw.decrease, 0.7, 0.1, 0.99),
             },
             RawLawKind::Pid => Law::Pid {
@@ -352,7 +352,7 @@ impl Judge {
             },
             RawLawKind::Gradient => Law::Gradient {
                 tolerance: number("tolerance", &raw.tolerance, 2.0, 1.01, 100.0),
-                smoothing: number("smoothing", &raw.smoothing, 0.2, 0.001, 1.0),
+                smoothing: number("smoothing", &raw.smoothing, 0.5, 0.001, 1.0),
             },
         };
         // In velocity form the proportional and derivative terms forget the target.

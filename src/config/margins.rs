@@ -41,7 +41,7 @@ impl ClassLoop {
 
     /// Refuses too little margin.
     pub fn verdict(&self) -> Result<(), Unstable> {
-        self.assess().map_or(Ok(()), |assessment| assessment.verdict(&self.law, &self.bounds))
+        self.assess().map_or(Ok(()), |assessment| assessment.verdict())
     }
 
     /// Whether the margin is the law's own doing: without a gain of the operator's, SIMC
@@ -49,29 +49,13 @@ impl ClassLoop {
     #[must_use]
     pub fn is_safe_by_construction(&self) -> bool {
         match self.law {
-            // The gradient law holds its smoothing to SIMC's gain by itself.
-            Law::Static | Law::Gradient { .. } => true,
+            // The gradient law holds its smoothing to SIMC's gain, and AIMD its growth; AIMD's cuts
+            // have gain 1, once per dead time.
+            Law::Static | Law::Gradient { .. } | Law::Aimd { .. } => true,
             Law::Pid { kp, ki: None, kd } => kp <= 0.0 && kd <= 0.0,
-            Law::Pid { .. } | Law::Aimd { .. } => !self.bounds.moves(),
+            Law::Pid { .. } => !self.bounds.moves(),
         }
     }
-}
-
-/// The inner loop's timing for an objective's latency.
-#[must_use]
-pub fn inner_timing(control: &Control, latency: Duration) -> Timing {
-    Timing {
-        period: control.inner_period,
-        window: control.inner_period,
-        data_age: latency,
-        refresh: Duration::ZERO,
-    }
-}
-
-/// The outer loop's timing, when readings are new every `refresh`.
-#[must_use]
-pub fn outer_timing(control: &Control, refresh: Duration) -> Timing {
-    Timing { period: control.outer_period, window: control.window, data_age: control.data_age, refresh }
 }
 
 /// Every loop of the policy, in the order of classes.
@@ -101,9 +85,15 @@ fn loops_of(class: &Class, id: ClassId, control: &Control, refresh: Duration) ->
         law: class.law,
         bounds,
     };
-    let inner = (class.kind == Kind::Unary && class.in_flight.moves())
-        .then(|| one(LimitKind::InFlight, true, inner_timing(control, class.slo.latency), class.in_flight));
-    let slow = outer_timing(control, refresh);
+    let inner = (class.kind == Kind::Unary && class.in_flight.moves()).then(|| {
+        one(
+            LimitKind::InFlight,
+            true,
+            Timing::of_door(control.inner_period, class.slo.latency),
+            class.in_flight,
+        )
+    });
+    let slow = Timing::of_signals(control, refresh);
     let rate = class.rate.filter(|rate| rate.per_second.moves());
     let outer = match rate {
         _ if class.signals.is_empty() => None,
@@ -135,7 +125,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
-        fn a_gain_left_to_simc_is_safe_whatever_the_timing(
+        fn a_gain_that_is_not_the_operators_is_safe_whatever_the_timing(
             period_ms in 50_u64..20_000, window_ms in 0_u64..20_000, age_ms in 0_u64..20_000, refresh_ms in 0_u64..20_000,
         ) {
             let timing = Timing {
@@ -144,11 +134,17 @@ mod tests {
                 data_age: Duration::from_millis(age_ms),
                 refresh: Duration::from_millis(refresh_ms),
             };
-            let law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
             let bounds = Bounds { initial: 4.0, min: 1.0, max: 16.0 };
-            let each = ClassLoop { class: ClassId(0), limit: LimitKind::Rate, is_inner: false, timing, law, bounds };
-            prop_assert!(each.is_safe_by_construction());
-            prop_assert!(each.verdict().is_ok(), "{:?}", each.assess());
+            for law in [
+                Law::Pid { kp: 0.0, ki: None, kd: 0.0 },
+                Law::Aimd { increase: 1.0, decrease: 0.1 },
+                Law::Gradient { tolerance: 1.5, smoothing: 1.0 },
+            ] {
+                let each =
+                    ClassLoop { class: ClassId(0), limit: LimitKind::Rate, is_inner: false, timing, law, bounds };
+                prop_assert!(each.is_safe_by_construction());
+                prop_assert!(each.verdict().is_ok(), "{law:?} {:?}", each.assess());
+            }
         }
     }
 }

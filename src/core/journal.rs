@@ -21,6 +21,7 @@ use super::limit::meter::Reason;
 use super::policy::OnStale;
 use super::time::{Time, WallMs};
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// One line of the record.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -574,6 +575,9 @@ impl Adjustment {
         match guard {
             Guard::NotFinite => "the law gave no number".into(),
             Guard::Deadband => "that is too near the target to act on".into(),
+            Guard::Futile => {
+                "latency did not follow the cuts before, so more of them would only refuse callers".into()
+            }
             Guard::AppLimited => "an unused limit does not grow".into(),
             Guard::Cooldown => "it was cut too recently to grow".into(),
             Guard::DemandCap => "twice the demand is enough".into(),
@@ -602,7 +606,7 @@ impl Adjustment {
             Derivation::Stale { .. } => {
                 format!("the loop takes over again with the first fresh reading; or {pin}")
             }
-            Derivation::Law { before, .. } if self.new < self.old => {
+            Derivation::Law { before, observation } if self.new < self.old => {
                 let below = self.signals.first().map_or_else(
                     || "pressure is below 1".to_owned(),
                     |worst| {
@@ -610,7 +614,7 @@ impl Adjustment {
                         format!("{} is below {}", worst.name, quantity(edge, &worst.unit))
                     },
                 );
-                let cooldown = seconds_words(before.rails.cooldown_ns);
+                let cooldown = seconds_words(before.rails.cooldown(observation));
                 format!(
                     "it grows again once {below} and the limit is binding, {cooldown} after the last cut at the earliest; or {pin}"
                 )
@@ -890,8 +894,8 @@ fn stale_words(signals: &[SignalSeen]) -> String {
     each.collect::<Vec<_>>().join(" and ")
 }
 
-fn seconds_words(ns: u64) -> String {
-    quantity(ns as f64 / 1e9, "s")
+fn seconds_words(length: Duration) -> String {
+    quantity(length.as_secs_f64(), "s")
 }
 
 /// Three significant digits at most, without superfluous zeros.
@@ -973,6 +977,7 @@ mod tests {
             binding,
             demand: 40.0,
             latency: Some(pressure * 5.0),
+            noise: 0.0,
         }
     }
 
@@ -1077,7 +1082,7 @@ mod tests {
         let undo = adjustment(&AIMD, 4.0, 1.44, true).undo();
         assert!(
             undo.starts_with(
-                "it grows again once door_latency is below 4.75 s and the limit is binding, 10 s after"
+                "it grows again once door_latency is below 4.75 s and the limit is binding, 2 s after"
             ),
             "{undo}"
         );

@@ -574,9 +574,9 @@ impl Scenario {
             timeout: None,
             law: match self.class.law {
                 LawSpec::Static => Law::Static,
-                LawSpec::Aimd => Law::Aimd { increase: 0.1, decrease: 0.8 },
+                LawSpec::Aimd => Law::Aimd { increase: 0.5, decrease: 0.7 },
                 LawSpec::Pid => Law::Pid { kp: 0.0, ki: None, kd: 0.0 },
-                LawSpec::Gradient => Law::Gradient { tolerance: 1.5, smoothing: 0.2 },
+                LawSpec::Gradient => Law::Gradient { tolerance: 2.0, smoothing: 0.5 },
             },
             signals: Vec::new(),
             backlog: None,

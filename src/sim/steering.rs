@@ -133,3 +133,47 @@ impl Steering {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::journal::LimitKind;
+    use crate::sim::scenario::Guard;
+    use crate::sim::world::{self, Traces};
+    use std::collections::BTreeMap;
+
+    /// Of each class that was refused anything or whose limit moved: the lowest its limit came to, over
+    /// what it was first seen at, and the share that was refused where most was.
+    fn cuts(scenario: &str) -> BTreeMap<String, (f64, f64)> {
+        let scenario = Scenario::read(scenario).unwrap();
+        let run = world::run(&scenario, Guard::Rayguard, 1, &Traces::new()).unwrap();
+        let mut first: BTreeMap<String, f64> = BTreeMap::new();
+        let mut cuts: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+        for record in run.journal.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok()) {
+            match record.event {
+                Event::Adjustment(adjustment) if adjustment.limit == LimitKind::InFlight => {
+                    let first = *first.entry(adjustment.class.clone()).or_insert(adjustment.old);
+                    let cut = cuts.entry(adjustment.class).or_insert((1.0, 0.0));
+                    cut.0 = cut.0.min(adjustment.new / first);
+                }
+                Event::ShedSummary(shed) => {
+                    let refused: u64 = shed.causes.iter().map(|cause| cause.count).sum();
+                    let cut = cuts.entry(shed.class).or_insert((1.0, 0.0));
+                    cut.1 = cut.1.max(refused as f64 / shed.offered.max(1) as f64);
+                }
+                _ => {}
+            }
+        }
+        cuts
+    }
+
+    #[test]
+    fn a_flood_of_heavy_state_calls_is_refused_and_no_other_class_loses_a_tenth() {
+        let mut cuts = cuts(include_str!("../../simulations/ray-state-flood.toml"));
+        let flooded = cuts.remove("state-heavy").unwrap();
+        assert!(flooded.1 > 0.5, "the flood is refused: {flooded:?}");
+        for (class, (depth, refused)) in cuts {
+            assert!(depth >= 0.9 && refused <= 0.1, "{class}: limit x{depth}, {refused} refused");
+        }
+    }
+}

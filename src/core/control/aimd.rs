@@ -10,9 +10,11 @@
 //!    plant latency is proportional to the limit, so `limit / pressure` is where the target
 //!    lies; a fixed factor would swing by that factor for ever.
 //!    `limit <- limit * max(decrease, 1 / pressure)`                                   (Eq. 1)
-//! 3. *Growth per dead time, not per step, and less near the target.* Whatever the period, by
-//!    the time the first increase is seen the limit has grown by `increase` at most:
-//!    `limit <- limit + increase * min(1, ln(1 / pressure)) * period / dead_time`      (Eq. 2)
+//! 3. *Growth per dead time, not per step, and never past the target.* Whatever the period, by
+//!    the time the first increase is seen the limit has grown by `increase` at most; and by no
+//!    more than an integral law of SIMC's gain `g` would grow it, so that near the target, or at
+//!    a low limit, the increase is as small as the error and cannot make the loop swing:
+//!    `limit <- limit + min(increase * period / dead_time, limit * (pressure^-g - 1))`  (Eq. 2)
 //!
 //! It grows only while the limit is binding: a limit that holds nothing back has not been
 //! shown to be safe any higher. It refuses nothing else; min, max and slew are the rails'.
@@ -61,8 +63,8 @@ pub(super) fn step(config: &Config, state: &State, limit: f64, seen: &Observatio
             terms.factor = config.decrease.max(1.0 / pressure); // Eq. 1
         }
     } else if seen.binding {
-        let headroom = (-pressure.ln()).min(1.0);
-        terms.increase = config.increase * headroom * seen.period_per_dead_time(); // Eq. 2
+        let proportionate = limit * (pressure.powf(-seen.gain_simc()) - 1.0);
+        terms.increase = proportionate.min(config.increase * seen.period_per_dead_time()); // Eq. 2
     }
     Some(Step { limit: limit * terms.factor + terms.increase, terms: law::Terms::Aimd(terms) })
 }
@@ -92,6 +94,7 @@ mod tests {
             binding,
             demand: 50.0,
             latency: None,
+            noise: 0.0,
         }
     }
 
@@ -136,10 +139,16 @@ mod tests {
     }
 
     #[test]
+    fn a_low_limit_grows_no_faster_than_the_loop_can_bear() {
+        // 5 s / (2 * 20 s) = 1/8: half of what is allowed gives the eighth root of 2, not 0.5 more.
+        assert_close(next(&State::default(), 1.0, &seen(0.5, true, 0.0)), 2.0_f64.powf(0.125));
+    }
+
+    #[test]
     fn growth_fades_as_pressure_nears_the_target() {
         let state = State::default();
         let far = next(&state, 10.0, &seen(0.3, true, 0.0));
-        let near = next(&state, 10.0, &seen(0.95, true, 0.0));
+        let near = next(&state, 10.0, &seen(0.97, true, 0.0));
         assert!(far - 10.0 > 10.0 * (near - 10.0), "{far} {near}");
     }
 

@@ -38,6 +38,12 @@ impl Cadence {
         true
     }
 
+    /// The time between news, as it comes; `None` before the second.
+    #[must_use]
+    pub fn interval(&self) -> Option<Duration> {
+        self.interval_s.map(duration_from_secs)
+    }
+
     /// The timing the loop really has, given what was configured.
     #[must_use]
     pub fn timing(&self, configured: &Timing) -> Timing {

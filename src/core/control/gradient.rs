@@ -117,6 +117,7 @@ mod tests {
             binding,
             demand: 50.0,
             latency: Some(latency),
+            noise: 0.0,
         }
     }
 

@@ -51,6 +51,14 @@ pub struct Observation {
     /// law compares it with the baseline it has learnt.
     #[serde(default, rename = "latency_s", skip_serializing_if = "Option::is_none")]
     pub latency: Option<f64>,
+    /// Standard error of ln(pressure): what of it may be chance. 0: it is exact, or nobody knows.
+    #[serde(default, skip_serializing_if = "is_exact")]
+    pub noise: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_exact(noise: &f64) -> bool {
+    *noise <= 0.0
 }
 
 impl Observation {
@@ -63,6 +71,7 @@ impl Observation {
             pressure: self.pressure.and_then(number),
             latency: self.latency.and_then(number).filter(|&seconds| seconds > 0.0),
             demand: number(self.demand).unwrap_or(0.0),
+            noise: number(self.noise).unwrap_or(0.0),
             ..*self
         }
     }
@@ -265,6 +274,7 @@ mod tests {
             binding,
             demand: 20.0,
             latency,
+            noise: 0.0,
         }
     }
 

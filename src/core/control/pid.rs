@@ -128,6 +128,7 @@ mod tests {
             binding: true,
             demand: 50.0,
             latency: None,
+            noise: 0.0,
         }
     }
 

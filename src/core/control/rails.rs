@@ -6,15 +6,23 @@
 //! | guard | holds back | because |
 //! |---|---|---|
 //! | not finite | everything | a number that is none moves nothing |
-//! | deadband | everything, while pressure is within 1 +- deadband | noise is not news |
+//! | deadband | everything, while pressure is within 1 +- deadband, or within its own noise | noise is not news |
+//! | futile | cuts, while those before did not help | see below |
 //! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
-//! | cool-down | growth, for a while after a cut | the queue behind the cut has to drain first |
+//! | cool-down | growth, for a while after a cut (two dead times at most) | the queue behind the cut has to drain first |
 //! | demand cap | growth beyond twice the demand (never below `initial`) | room nobody asked for is a burst in waiting |
 //! | ramp | the limit, while a head that was away comes back | a cold head bears less than it will |
 //! | slew | the change per step, as a ratio | one bad reading must not cost everything |
 //! | floor, ceiling | the limit | the operator's word |
 //!
 //! A cut is never held back by cool-down, demand or app-limited: those only delay growth.
+//!
+//! *Futile cuts.* Latency follows a limit only on a saturated plant (gain 1); below saturation
+//! (gain 0) a cut takes throughput and gives nothing for it. An objective which a head that has
+//! become slower cannot meet at any limit would so cut the limit to its floor. Every cut is a
+//! trial of that: once a binding limit has come down by a fifth ([`TRIAL`]), latency must have
+//! come down by half as much, or the limit stays there for [`TRIAL_HOLD`], unless latency
+//! rises. A head that is slow for another reason than us is not helped by starving callers.
 //! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
 //! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Rails::ground`], a
 //! hundredth of `initial`, and move on from there.
@@ -27,6 +35,10 @@ use std::time::Duration;
 
 /// Growth goes no further than this many times the demand.
 pub const DEMAND_FACTOR: f64 = 2.0;
+/// So far on log(limit) a limit comes down before the cuts are judged by what they gave.
+const TRIAL: f64 = 0.25;
+/// So long a limit is not cut further after cuts that gave nothing.
+const TRIAL_HOLD: Duration = Duration::from_secs(30);
 /// Limits below this share of `initial` are lifted to it before they grow.
 const GROUND: f64 = 0.01;
 
@@ -38,6 +50,8 @@ pub enum Guard {
     NotFinite,
     /// Pressure was too near the target to matter.
     Deadband,
+    /// Latency did not follow the cuts before.
+    Futile,
     /// The limit was not binding, so it does not grow.
     AppLimited,
     /// Too soon after a cut to grow.
@@ -80,6 +94,21 @@ pub struct Rails {
     /// The way back after the head was away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
+    /// What the cuts under way are judged by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Trial>,
+}
+
+/// The limit and latency from which cuts are judged.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Trial {
+    /// The limit before the cuts.
+    pub limit: f64,
+    /// The latency under it, in seconds.
+    pub latency_s: f64,
+    /// When the cuts were found to have given nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub futile_at: Option<Time>,
 }
 
 /// A ceiling that rises from `from` to the operator's `max`, evenly on log(limit).
@@ -104,13 +133,14 @@ impl Rails {
             cooldown_ns: u64::try_from(control.cooldown.as_nanos()).unwrap_or(u64::MAX),
             cut_at: None,
             ramp: None,
+            trial: None,
         }
     }
 
-    /// New bounds and constants; a cool-down or ramp under way goes on.
+    /// New bounds and constants; a cool-down, ramp or trial under way goes on.
     #[must_use]
     pub fn reload(&self, bounds: Bounds, control: &Control) -> Rails {
-        Rails { cut_at: self.cut_at, ramp: self.ramp, ..Rails::new(bounds, control) }
+        Rails { cut_at: self.cut_at, ramp: self.ramp, trial: self.trial, ..Rails::new(bounds, control) }
     }
 
     /// Begins a recovery ramp: for `length` the limit stays below a ceiling that rises from
@@ -118,6 +148,12 @@ impl Rails {
     pub fn recover(&mut self, now: Time, length: Duration, from: f64) {
         let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
         self.ramp = Some(Ramp { since: now, length_ns, from: self.bounds.clamp(from).max(self.ground()) });
+    }
+
+    /// How long after a cut nothing grows: two dead times tell what it gave, whatever is configured.
+    #[must_use]
+    pub fn cooldown(&self, seen: &Observation) -> Duration {
+        Duration::from_nanos(self.cooldown_ns).min(seen.dead_time * 2)
     }
 
     /// The least limit that ratios work on.
@@ -129,6 +165,7 @@ impl Rails {
     /// What of `proposal` may be done. `old` that is no number counts as `initial`.
     pub fn pass(&mut self, old: f64, proposal: f64, seen: &Observation) -> Railed {
         let from = self.bounds.clamp(old);
+        self.judge_cuts(from, seen);
         let mut railed = self.hold_back(from, proposal, seen);
         self.cap_by_ramp(&mut railed, seen.now);
         self.limit_slew(&mut railed, from);
@@ -146,8 +183,11 @@ impl Rails {
             return hold(Guard::NotFinite);
         }
         let moves = (proposal - from).abs() > 0.0;
-        if moves && seen.pressure.is_some_and(|pressure| (pressure - 1.0).abs() <= self.deadband) {
+        if moves && seen.pressure.is_some_and(|pressure| self.is_noise(pressure, seen.noise)) {
             return hold(Guard::Deadband);
+        }
+        if proposal < from && self.trial.is_some_and(|trial| trial.futile_at.is_some()) {
+            return hold(Guard::Futile);
         }
         if proposal <= from {
             return Railed { limit: proposal, guard: None };
@@ -155,7 +195,7 @@ impl Rails {
         if !seen.binding {
             return hold(Guard::AppLimited);
         }
-        if self.cut_at.is_some_and(|at| seen.now.since(at) < Duration::from_nanos(self.cooldown_ns)) {
+        if self.cut_at.is_some_and(|at| seen.now.since(at) < self.cooldown(seen)) {
             return hold(Guard::Cooldown);
         }
         let demand = if seen.demand.is_finite() { seen.demand } else { 0.0 };
@@ -164,6 +204,31 @@ impl Rails {
             return Railed { limit: cap, guard: Some(Guard::DemandCap) };
         }
         Railed { limit: proposal, guard: None }
+    }
+
+    /// Whether so little may be chance, or is not worth a move.
+    fn is_noise(&self, pressure: f64, noise: f64) -> bool {
+        (pressure - 1.0).abs() <= self.deadband || pressure.ln().abs() <= noise
+    }
+
+    /// Whether the cuts so far have brought latency down; see *futile cuts* above.
+    fn judge_cuts(&mut self, limit: f64, seen: &Observation) {
+        let Some(latency_s) = seen.latency.filter(|_| seen.binding && limit > 0.0) else {
+            self.trial = None;
+            return;
+        };
+        let anew = Trial { limit, latency_s, futile_at: None };
+        let trial = *self.trial.get_or_insert(anew);
+        let fallen = (trial.latency_s / latency_s).ln();
+        let grown = limit > trial.limit || fallen < -TRIAL / 2.0;
+        let over = trial.futile_at.is_some_and(|at| seen.now.since(at) > TRIAL_HOLD);
+        if grown || over {
+            self.trial = Some(anew);
+        } else if trial.futile_at.is_none() && (trial.limit / limit).ln() >= TRIAL && is_after_the_last(seen)
+        {
+            let futile_at = (fallen < TRIAL / 2.0).then_some(seen.now);
+            self.trial = Some(Trial { futile_at, ..anew });
+        }
     }
 
     fn cap_by_ramp(&mut self, railed: &mut Railed, now: Time) {
@@ -200,6 +265,12 @@ impl Rails {
     }
 }
 
+/// Whether what is seen is of the time after the last step, give or take a quarter: a window that
+/// reaches back before it, or an old reading, cannot tell what the step gave.
+fn is_after_the_last(seen: &Observation) -> bool {
+    seen.period >= seen.dead_time * 3 / 4
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +299,7 @@ mod tests {
             binding,
             demand,
             latency: None,
+            noise: 0.0,
         }
     }
 
@@ -277,6 +349,60 @@ mod tests {
         let mut rails = Rails::new(BOUNDS, &control());
         rails.pass(20.0, 19.9, &seen(1.2, true, 50.0, 100.0));
         assert_eq!(rails.pass(19.9, 21.0, &seen(0.5, true, 50.0, 101.0)).guard, None);
+    }
+
+    #[test]
+    fn what_may_be_chance_moves_nothing() {
+        let mut chance = seen(1.3, true, 50.0, 0.0);
+        chance.noise = 0.3;
+        assert_eq!(pass(20.0, 18.0, &chance), (20.0, Some(Guard::Deadband)));
+        chance.noise = 0.2;
+        assert_eq!(pass(20.0, 18.0, &chance), (18.0, None));
+    }
+
+    /// Cuts by a tenth, step by step, while latency is `latency(limit)`; the limit after 25.
+    fn cut_on(binding: bool, latency: impl Fn(f64) -> f64) -> (f64, bool) {
+        let mut rails = Rails::new(BOUNDS, &control());
+        let (mut limit, mut was_futile) = (50.0, false);
+        for second in 0..25 {
+            let mut at = seen(2.0, binding, 500.0, f64::from(second));
+            at.latency = Some(latency(limit));
+            at.dead_time = at.period;
+            let railed = rails.pass(limit, limit * 0.9, &at);
+            was_futile |= railed.guard == Some(Guard::Futile);
+            limit = railed.limit;
+        }
+        (limit, was_futile)
+    }
+
+    #[test]
+    fn cuts_that_give_nothing_stop_and_cuts_that_help_go_on() {
+        let (limit, was_futile) = cut_on(true, |_| 0.6);
+        assert!(was_futile && limit > 30.0, "{limit}");
+        let (limit, was_futile) = cut_on(true, |limit| limit / 40.0);
+        assert!(!was_futile && limit < 5.0, "{limit}");
+        // A limit that nobody uses up says nothing of what it gives.
+        let (limit, was_futile) = cut_on(false, |_| 0.6);
+        assert!(!was_futile && limit < 5.0, "{limit}");
+        // Saturated down to 16 in flight: the cuts stop where they cease to help.
+        let (limit, was_futile) = cut_on(true, |limit| (limit / 40.0).max(0.4));
+        assert!(was_futile && (7.0..16.0).contains(&limit), "{limit}");
+    }
+
+    #[test]
+    fn a_latency_that_rises_or_half_a_minute_opens_the_way_for_cuts_again() {
+        let mut rails = Rails::new(BOUNDS, &control());
+        let futile = Trial { limit: 20.0, latency_s: 0.5, futile_at: Some(Time::ZERO) };
+        let mut at = seen(2.0, true, 500.0, 1.0);
+        at.latency = Some(0.5);
+        rails.trial = Some(futile);
+        assert_eq!(rails.pass(20.0, 18.0, &at).guard, Some(Guard::Futile));
+        at.latency = Some(0.7);
+        assert_eq!(rails.pass(20.0, 18.0, &at).guard, None);
+        rails.trial = Some(futile);
+        let mut later = seen(2.0, true, 500.0, 30.5);
+        later.latency = Some(0.5);
+        assert_eq!(rails.pass(20.0, 18.0, &later).guard, None);
     }
 
     #[test]

@@ -146,6 +146,7 @@ mod tests {
             binding: true,
             demand: 200.0,
             latency: Some(0.1 * pressure),
+            noise: 0.0,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The board: every signal's last reading, how fresh it is, and what it says.
 
 use crate::core::alert::SignalFacts;
+use crate::core::control::dead_time::Cadence;
 use crate::core::journal::{Event, SignalHealth, SignalSeen, SignalState};
 use crate::core::policy::{OnStale, Policy, SignalId};
 use crate::core::signal::freshness::{Freshness, State, Transition};
@@ -23,8 +24,8 @@ pub struct Posted {
     pub reading: Option<Reading>,
     /// Why nothing was read last time, or empty.
     pub problem: String,
-    /// Mean time between fresh readings, in seconds; 0 before the second.
-    pub cadence_s: f64,
+    /// How late and how often it really comes.
+    pub cadence: Cadence,
     fresh_at: Option<Time>,
 }
 
@@ -38,7 +39,7 @@ impl Board {
                 freshness: Freshness::new(id, signal.stale_after, now),
                 reading: None,
                 problem: String::new(),
-                cadence_s: 0.0,
+                cadence: Cadence::default(),
                 fresh_at: None,
             })
         });
@@ -63,12 +64,7 @@ impl Board {
             let Some(posted) = self.signals.get_mut(id.index()) else { continue };
             let transition = match result {
                 Ok(reading) => {
-                    if posted.reading.as_ref().is_none_or(|last| last.fresh != reading.fresh) {
-                        if let Some(before) = posted.fresh_at {
-                            let gap = now.since(before).as_secs_f64();
-                            let old = if posted.cadence_s > 0.0 { posted.cadence_s } else { gap };
-                            posted.cadence_s = old + 0.3 * (gap - old);
-                        }
+                    if posted.cadence.observe(now, reading.at, reading.fresh) {
                         posted.fresh_at = Some(now);
                     }
                     posted.problem.clear();

@@ -1,10 +1,19 @@
 //! The inner loop: the door's own latency moves concurrency, class by class.
 //!
-//! A class steps when it has finished [`SAMPLES`] exchanges since its last step, or when
-//! [`PATIENCE`] has passed and there is anything to tell at all. Its pressure is latency over
-//! objective, at the objective's quantile or the highest one that so few samples can tell
-//! (`1 - 2/n`: the largest of twenty is an outlier, not a p99). Exchanges that never end do not
-//! show in latencies; if nothing has ended for longer, that time stands in.
+//! *When it steps.* Twenty exchanges tell a latency to +-20 %, four hundred to +-5 %. A limit that
+//! moves on twenty swings with their chance; one that waits for four hundred finds out too late.
+//! So a class steps when there is *evidence*: as soon as its latency lies further from the
+//! objective than chance explains ([`EVIDENCE`] times its standard error, which the exchanges
+//! themselves tell), however few they are; otherwise when [`SAMPLES`] have ended or [`PATIENCE`]
+//! has passed, and then what may be chance moves nothing (the deadband is no narrower than the
+//! error). This is a sequential test in the manner of Wald (1945): large errors are told by few
+//! exchanges, small ones by many, and each step is as sure as the last.
+//!
+//! Pressure is latency over objective, at the objective's quantile or the highest one that so
+//! few exchanges can tell (`1 - 2/n`: the largest of twenty is an outlier, not a p99). A lower
+//! quantile above the objective proves it missed; below, it proves nothing, so growth waits.
+//! Exchanges that never end do not show in latencies; if nothing has ended for longer, that time
+//! stands in.
 //!
 //! Where the worst class of a module is above its objective, the module's need to cut is
 //! divided by who causes it ([`crate::core::control::budget`]) before any law sees it: a class
@@ -12,6 +21,7 @@
 
 use crate::core::control::budget::{Claim, apportion_cut, weight};
 use crate::core::control::law::Observation;
+use crate::core::control::stability::Timing;
 use crate::core::engine::{ClassReading, DoorReading, Engine, Reasons};
 use crate::core::journal::{Apportioned, Derivation, Event, SignalSeen};
 use crate::core::limit::meter::Counts;
@@ -20,13 +30,20 @@ use crate::core::policy::Treatment;
 use crate::core::time::{Time, duration_from_secs};
 use std::time::Duration;
 
-/// So many exchanges tell a latency. More would tell it better and find new room later: at 200
-/// the limit of a steady overload swings by 7 % instead of 29 %, and takes a minute instead of
-/// ten seconds to follow a head that has got its capacity back.
-pub(super) const SAMPLES: u64 = 20;
+/// Fewer exchanges than this prove nothing.
+const SAMPLES_MIN: u64 = 20;
+
+/// So many tell a latency as well as is needed.
+const SAMPLES: u64 = 400;
 
 /// After so long, fewer must do.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// This many standard errors above the objective are no chance, though looked at again and again.
+const EVIDENCE: f64 = 2.5;
+
+/// Below it, growth asks for a little less: it is the step that is taken back most easily.
+const EVIDENCE_OF_ROOM: f64 = 1.75;
 
 /// What one class has to say this tick.
 struct Due {
@@ -35,6 +52,16 @@ struct Due {
     elapsed: Duration,
     latency: Option<f64>,
     pressure: Option<f64>,
+    noise: f64,
+}
+
+/// A latency, and how well it is told.
+struct Told {
+    seconds: f64,
+    /// Standard error of its logarithm.
+    noise: f64,
+    /// At the objective's own quantile, not a lower one.
+    whole: bool,
 }
 
 impl Engine {
@@ -47,7 +74,11 @@ impl Engine {
             if of_module.is_empty() {
                 continue;
             }
-            let worst = of_module.iter().filter_map(|due| due.pressure).fold(0.0, f64::max);
+            // Classes are due at different times: the need of each stands until it speaks again.
+            let worst = (0..self.classes.len())
+                .filter(|at| self.policy.classes[*at].module.index() == module)
+                .filter_map(|at| self.classes[at].pressure)
+                .fold(0.0, f64::max);
             let blame = (worst > 1.0).then(|| self.blame(module, worst));
             for due in of_module {
                 self.step_class(due, &door[due.class], blame.as_ref(), now, events);
@@ -63,19 +94,19 @@ impl Engine {
         let counts = seen.counts.since(&of.counts);
         let elapsed = now.since(of.since);
         let ended = counts.finished();
-        if elapsed < self.policy.control.inner_period || (ended < SAMPLES && elapsed < PATIENCE) {
+        let patient = elapsed < PATIENCE;
+        if elapsed < self.policy.control.inner_period || (ended < SAMPLES_MIN && patient) {
             return None;
         }
-        let telling = (1.0 - 2.0 / ended.max(1) as f64).max(0.5);
-        let finished = counts.latency_quantile(spec.slo.quantile.min(telling));
-        let stalled = (seen.in_flight > 0 && seen.stalled_s > 0.0).then_some(seen.stalled_s);
-        let latency = match (finished, stalled) {
-            (Some(finished), Some(stalled)) => Some(finished.max(stalled)),
-            (latency, stalled) => latency.or(stalled),
-        };
-        let pressure = latency.map(|latency| latency / spec.slo.latency.as_secs_f64());
+        let told = tell(&counts, seen, spec.slo.quantile);
+        let objective = spec.slo.latency.as_secs_f64();
+        if ended < SAMPLES && patient && !told.as_ref().is_some_and(|told| told.is_evidence(objective)) {
+            return None;
+        }
+        let (latency, noise) = told.map(|told| (told.seconds, told.noise)).unzip();
+        let pressure = latency.map(|latency| latency / objective);
         self.classes[class].pressure = pressure;
-        Some(Due { class, counts, elapsed, latency, pressure })
+        Some(Due { class, counts, elapsed, latency, pressure, noise: noise.unwrap_or(0.0) })
     }
 
     /// Who causes a module's pressure: each class's work since its last inner step.
@@ -125,12 +156,17 @@ impl Engine {
         let observation = Observation {
             now,
             period: due.elapsed,
-            // A changed limit shows once a window of exchanges that began under it has ended.
-            dead_time: due.elapsed + duration_from_secs(latency_s.min(60.0)),
+            dead_time: Timing::of_door(due.elapsed, duration_from_secs(latency_s.min(60.0))).dead_time(),
             pressure,
             binding: of.binding,
             demand: f64::from(of.peak) + f64::from(seen.waiting) + refused_per_s * latency_s,
             latency: due.latency.filter(|_| !innocent),
+            // A need that comes from a neighbour's latency has been told by the neighbour.
+            noise: if blame.is_some_and(|blame| Some(blame.pressure) != due.pressure) {
+                0.0
+            } else {
+                due.noise
+            },
         }
         .clean();
         let before = Box::new(of.regulator);
@@ -155,6 +191,27 @@ impl Engine {
             events.push(self.record(due.class, &of, reasons, &step));
         }
         self.classes[due.class].inner = Some(of);
+    }
+}
+
+/// The latency that these exchanges tell, at `quantile` or as near to it as so few can.
+fn tell(counts: &Counts, seen: &ClassReading, quantile: f64) -> Option<Told> {
+    let telling = (1.0 - 2.0 / counts.finished().max(1) as f64).max(0.5).min(quantile);
+    let finished = counts.latency_quantile(telling).zip(counts.latency_noise(telling));
+    let finished =
+        finished.map(|(seconds, noise)| Told { seconds, noise, whole: telling >= quantile - f64::EPSILON });
+    let stalled = (seen.in_flight > 0 && seen.stalled_s > 0.0).then_some(seen.stalled_s);
+    match (finished, stalled) {
+        (Some(finished), Some(stalled)) if finished.seconds >= stalled => Some(finished),
+        (_, Some(seconds)) => Some(Told { seconds, noise: 0.0, whole: true }),
+        (finished, None) => finished,
+    }
+}
+
+impl Told {
+    fn is_evidence(&self, objective_s: f64) -> bool {
+        let error = (self.seconds / objective_s).ln();
+        error > EVIDENCE * self.noise || (self.whole && error < -EVIDENCE_OF_ROOM * self.noise)
     }
 }
 

@@ -13,6 +13,8 @@
 
 pub mod backlog;
 pub mod board;
+#[cfg(test)]
+mod eight_servers;
 mod inner;
 mod outer;
 pub mod steer;

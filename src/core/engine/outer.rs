@@ -12,12 +12,13 @@
 use crate::core::control::budget::{Claim, apportion_cut, weight};
 use crate::core::control::law::Observation;
 use crate::core::control::regulator::Move;
+use crate::core::control::stability::Timing;
 use crate::core::engine::{ClassReading, DoorReading, Engine, Loop, Reasons};
 use crate::core::journal::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
 use crate::core::limit::meter::Reason;
 use crate::core::limit::table::slots;
 use crate::core::policy::{OnStale, SignalId};
-use crate::core::time::{Time, duration_from_secs};
+use crate::core::time::Time;
 use std::time::Duration;
 
 /// A gauge of Ray's may have been true this long before it is published anew (facts 4), and
@@ -133,7 +134,6 @@ impl Engine {
     ) -> Observation {
         let counts = seen.counts.since(&of.counts);
         let length = elapsed.as_secs_f64().max(1e-3);
-        let control = &self.policy.control;
         let (binding, demand) = if of.kind == LimitKind::Rate {
             let admitted_per_s = counts.admitted as f64 / length;
             let held_back = counts.shed[Reason::ClassRate as usize] > 0 || admitted_per_s >= 0.9 * of.limit;
@@ -144,21 +144,29 @@ impl Engine {
             (of.peak >= slots(of.limit), f64::from(of.peak) + f64::from(seen.waiting) + refused)
         };
         of.binding = binding;
-        let cadence = self.policy.classes[class]
-            .signals
-            .iter()
-            .filter_map(|id| Some(self.board.get(*id)?.cadence_s))
-            .fold(control.outer_period.as_secs_f64(), f64::max);
+        let timing = self.timing(class);
         Observation {
             now,
-            period: elapsed.min(duration_from_secs(2.0 * cadence)),
-            dead_time: control.data_age + control.window / 2 + duration_from_secs(cadence) / 2,
+            period: elapsed.min(timing.step() * 2),
+            dead_time: timing.dead_time(),
             pressure,
             binding,
             demand,
             latency: None,
+            noise: 0.0,
         }
         .clean()
+    }
+
+    /// When a class's outer loop acts and on what: as configured or, where that is worse, as the
+    /// slowest of its signals is seen to come.
+    fn timing(&self, class: usize) -> Timing {
+        let configured = Timing::of_signals(&self.policy.control, Duration::ZERO);
+        let posted = self.policy.classes[class].signals.iter().filter_map(|id| self.board.get(*id));
+        posted
+            .map(|posted| posted.cadence.timing(&configured))
+            .max_by_key(Timing::dead_time)
+            .unwrap_or(configured)
     }
 
     /// Whether any of these signals has brought something new since `since`.
@@ -219,7 +227,8 @@ impl Engine {
                 && let Some(reading) = &posted.reading
             {
                 let target = self.policy.signals[id.index()].target;
-                let age = duration_from_secs(posted.cadence_s.clamp(1.0, REFRESH.as_secs_f64()));
+                let age =
+                    posted.cadence.interval().unwrap_or_default().clamp(Duration::from_secs(1), REFRESH);
                 backlog.on_reading(reading.value, target, reading.fresh, reading.at - age, now);
             }
             backlog.tick(total, now);

@@ -304,8 +304,9 @@ impl Counts {
         self.shed.iter().sum()
     }
 
-    /// The latency in seconds that the share `quantile` of the exchanges stayed within, as the
-    /// upper bound of its bucket; `None` when nothing ended.
+    /// The latency in seconds that the share `quantile` of the exchanges stayed within, read
+    /// evenly on log(latency) between the bounds of its bucket; `None` when nothing ended.
+    /// (Its bucket's upper bound would move by 19 % or not at all, and a limit with it.)
     #[must_use]
     pub fn latency_quantile(&self, quantile: f64) -> Option<f64> {
         let count: u64 = self.buckets.iter().sum();
@@ -315,12 +316,27 @@ impl Counts {
         let rank = quantile.clamp(0.0, 1.0) * count as f64;
         let mut below = 0;
         for (at, in_bucket) in self.buckets.iter().enumerate() {
-            below += in_bucket;
-            if below as f64 >= rank && *in_bucket > 0 {
-                return Some(upper_bound_secs(at));
+            if *in_bucket > 0 && (below + in_bucket) as f64 >= rank {
+                let share = ((rank - below as f64) / *in_bucket as f64).clamp(0.0, 1.0);
+                return Some(upper_bound_secs(at) * 2f64.powf((share - 1.0) / 4.0));
             }
+            below += in_bucket;
         }
         Some(upper_bound_secs(BUCKETS - 1))
+    }
+
+    /// How well that quantile is told by so many exchanges: the standard error of its
+    /// logarithm. Of n exchanges the number within the quantile q is binomial, so q itself is
+    /// only known to within `+- sqrt(q (1 - q) / n)`; half the way between the latencies at the
+    /// ends of that range is the error. Few exchanges may lie close together by chance, so it is
+    /// never taken for less than `1 / (2 sqrt(n))`.
+    #[must_use]
+    pub fn latency_noise(&self, quantile: f64) -> Option<f64> {
+        let n = self.buckets.iter().sum::<u64>() as f64;
+        let error = (quantile * (1.0 - quantile) / n).sqrt();
+        let (low, high) =
+            (self.latency_quantile(quantile - error)?, self.latency_quantile(quantile + error)?);
+        Some(((high / low).ln() / 2.0).max(0.5 / n.sqrt()))
     }
 
     /// The mean upstream latency in seconds; `None` when nothing ended.
@@ -390,6 +406,25 @@ mod tests {
         let p50 = window.latency_quantile(0.5).unwrap();
         assert!((0.050..0.060).contains(&p50), "{p50}");
         assert_eq!(before.since(&before).latency_quantile(0.5), None);
+    }
+
+    #[test]
+    fn a_hundred_times_the_exchanges_tell_a_quantile_ten_times_as_well() {
+        let told_by = |n: u64| {
+            let meter = Meter::default();
+            // Evenly over an exponential distribution of mean 100 ms.
+            let latency = |at: u64| -0.1 * (1.0 - (at as f64 + 0.5) / n as f64).ln();
+            (0..n).for_each(|at| {
+                meter.finish(Outcome::Served, Duration::from_secs_f64(latency(at)), Duration::ZERO);
+            });
+            let counts = meter.read();
+            (counts.latency_quantile(0.95).unwrap(), counts.latency_noise(0.95).unwrap())
+        };
+        let ((few, noise), (many, less)) = (told_by(100), told_by(10_000));
+        assert!((few / 0.2996).ln().abs() < 0.05 && (many / 0.2996).ln().abs() < 0.01, "{few} {many}");
+        // Theory: sqrt(q / (n (1 - q))) * 0.1 / 0.2996.
+        assert!((0.1..0.2).contains(&noise) && (0.01..0.02).contains(&less), "{noise} {less}");
+        assert!(told_by(1).1 >= 0.5, "one exchange tells next to nothing");
     }
 
     proptest! {

@@ -1,0 +1,30 @@
+"""Five minutes before a healthy head: nothing is shed, and no limit moves without a cause.
+
+`.ci/run` runs this beside the other tests: their heads keep this machine's CPU busy, which is not
+this head's health, so the one signal that counts the whole machine is put out of reach.
+"""
+
+from door import Door, Load
+from head import Head
+
+FIVE_MINUTES = """
+duration_s = 300
+[[stream]]
+name = "polite"
+rate = 2
+timeout_s = 10
+request = [{ path = "/api/jobs/" }, { path = "/api/v0/actors" }, { path = "/nodes?view=summary" }, { path = "/api/v0/tasks?limit={n}" }, { path = "/api/version" }]
+"""
+
+
+def test_the_loop_holds_still_on_a_healthy_head_for_five_minutes():
+    with Head(quick_metrics=False) as head, Door(head, "[signal.head_cpu]\ntarget = 100\n") as door:
+        polite = Load(door.url, FIVE_MINUTES).report(timeout=400)["windows"][0]["streams"]["polite"]
+        assert set(polite["fates"]) == {"200"}, polite
+        assert not door.records("shed") and not door.records("shed_summary")
+        for line in door.records("adjustment"):
+            # No cut, and no move of a reading that was within its deadband.
+            assert line["new"] >= line["old"], line["reason"]
+            for cited in line["signals"][:1]:
+                assert abs(cited["pressure"] - 1) > 0.05, line["reason"]
+        assert not [alert for alert in door.records("alert") if alert.get("state") == "firing"]
