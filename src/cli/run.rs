@@ -18,6 +18,7 @@ use crate::proxy::tls::{Originator, Terminator, TlsError};
 use crate::proxy::upstream::{Address, Protocol};
 use crate::runtime::clock::Clock;
 use crate::runtime::guard::{Guard, Outlets};
+use crate::runtime::lock::{self, Lock, LockError};
 use crate::runtime::reload::{self, Source};
 use crate::runtime::shutdown;
 use crate::runtime::tasks::Tasks;
@@ -136,6 +137,9 @@ pub enum RunError {
         /// What is wrong with each.
         faults: Vec<Fault>,
     },
+    /// Another process writes there.
+    #[error(transparent)]
+    State(#[from] LockError),
     /// A secret cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
@@ -230,6 +234,7 @@ async fn guard(
 ) -> Result<u8, RunError> {
     let clock = Clock::start();
     let tasks = Tasks::default();
+    let _locks = lock_state(&settings)?;
     let state = State::of(&settings.state_dir);
     let (record, writing) = start_record(&settings)?;
     let (alerts, transitions) = mpsc::channel(256);
@@ -242,6 +247,9 @@ async fn guard(
         tasks.clone(),
         Outlets { record, alerts },
     );
+    if let Some(token) = rays_token(&settings)? {
+        guard.know_rays_token(token);
+    }
     let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
     guard.note_start(&run);
     let (listeners, terminators) = bind(&settings, inherited).await?;
@@ -301,20 +309,54 @@ async fn guard(
 /// beside a head that is still starting, the door must be there first.
 fn say_whether_ray_is_there(guard: &Arc<Guard>) {
     let settings = guard.settings();
-    guard.tasks.spawn_until_closed(async move {
+    let tasks = guard.tasks.clone();
+    let guard = Arc::clone(guard);
+    tasks.spawn_until_closed(async move {
         let url = settings.upstream.url();
         let (Ok(client), Ok(dashboard)) = (fetch::client(), url::Url::parse(&url)) else { return };
-        match discover::version(&client, &dashboard, None).await {
+        match discover::version(&client, &dashboard, guard.rays_token()).await {
             Ok(version) => tracing::info!(ray = version.ray_version, dashboard = url, "found Ray"),
             // With token authentication a Ray that refuses us is a Ray.
             Err(DiscoverFault::Dashboard { fault: FetchFault::Status { status: 401 | 403 }, .. }) => {
-                tracing::info!(dashboard = url, "found Ray, with token authentication");
+                tracing::warn!(
+                    dashboard = url,
+                    "found Ray, which does not take our token; say where Ray's is with `metrics.token`, or list its exporters in `metrics.targets`"
+                );
             }
             Err(fault) => tracing::error!(
                 "no Ray dashboard answers at {url} ({fault}); start one with `ray start --head`, or name its address with --upstream. rayguard goes on and guards it once it is there"
             ),
         }
     });
+}
+
+/// Keeps other processes from our state and record. Where nothing can be written there is nothing
+/// to keep them from.
+fn lock_state(settings: &Settings) -> Result<Vec<Lock>, LockError> {
+    let mut dirs = vec![&settings.state_dir];
+    if !settings.ledger.dir.starts_with(&settings.state_dir) {
+        dirs.push(&settings.ledger.dir);
+    }
+    let mut locks = Vec::new();
+    for dir in dirs {
+        match lock::take(dir) {
+            Ok(lock) => locks.push(lock),
+            Err(held @ LockError::Held { .. }) => return Err(held),
+            Err(problem @ LockError::Unwritable { .. }) => {
+                tracing::error!(%problem, "going on without; nothing keeps a second rayguard from it");
+            }
+        }
+    }
+    Ok(locks)
+}
+
+/// Ray's own token, for asking the dashboard where its exporters are: as configured, or where
+/// Ray's own commands find it while `RAY_AUTH_MODE=token`.
+fn rays_token(settings: &Settings) -> Result<Option<String>, SecretError> {
+    if let Some(token) = &settings.metrics.token {
+        return secret::read(token, "token of Ray").map(Some);
+    }
+    Ok(secret::of_ray())
 }
 
 /// The record, written by a thread of its own so that a slow disk holds up nobody.

@@ -62,6 +62,25 @@ pub fn read(secret: &Secret, what: &str) -> Result<String, SecretError> {
     Ok(text.to_owned())
 }
 
+/// Ray's token, where Ray's commands look for it when `RAY_AUTH_MODE` is `token`: in
+/// `RAY_AUTH_TOKEN`, in the file `RAY_AUTH_TOKEN_PATH` names, or in `~/.ray/auth_token`.
+#[must_use]
+pub fn of_ray() -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "the command line is the room that reads the environment")]
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if !variable("RAY_AUTH_MODE").is_some_and(|mode| mode.eq_ignore_ascii_case("token")) {
+        return None;
+    }
+    let in_file = || {
+        let path = variable("RAY_AUTH_TOKEN_PATH")
+            .or_else(|| variable("HOME").map(|home| format!("{home}/.ray/auth_token")))?;
+        std::fs::read_to_string(path).ok()
+    };
+    let token = variable("RAY_AUTH_TOKEN").or_else(in_file)?;
+    let token = token.trim();
+    (!token.is_empty()).then(|| token.to_owned())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

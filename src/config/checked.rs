@@ -575,6 +575,7 @@ impl Judge {
             targets,
             discovery_file,
             discover: raw.discover.unwrap_or(true),
+            token: raw.token.as_ref().and_then(|token| self.secret("metrics.token", token)),
             interval,
             timeout,
             body_bytes_max: usize::try_from(body).unwrap_or(usize::MAX),

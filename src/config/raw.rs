@@ -193,6 +193,8 @@ pub struct RawMetrics {
     pub discovery_file: Option<Spanned<String>>,
     /// Whether to ask Ray's dashboard for its targets.
     pub discover: Option<bool>,
+    /// Ray's token, for asking it.
+    pub token: Option<Spanned<RawSecret>>,
     /// How often.
     pub interval: Option<Spanned<Length>>,
     /// How long one scrape or query may take.

@@ -203,6 +203,8 @@ pub struct Metrics {
     pub discovery_file: Option<PathBuf>,
     /// Whether to ask Ray's dashboard (`GET /api/prometheus/sd`) when nothing else says.
     pub discover: bool,
+    /// Ray's own token, for asking it where `RAY_AUTH_MODE=token`.
+    pub token: Option<Secret>,
     /// How often each target is scraped.
     pub interval: Duration,
     /// How long one scrape or query may take.

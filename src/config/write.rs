@@ -77,6 +77,7 @@ api_key_header = "x-rayguard-key"
 targets = []                            # "127.0.0.1:8080" or a URL; what is found is added
 discovery_file = "/tmp/ray/prom_metrics_service_discovery.json"   # "off": do not look
 discover = true                         # else ask the upstream: GET /api/prometheus/sd
+# token = { file = "/root/.ray/auth_token" }   # Ray's own, for that; found as Ray's commands find it
 interval = "5s"
 timeout = "4s"
 body_bytes_max = "64 MiB"

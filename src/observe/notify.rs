@@ -464,6 +464,7 @@ fn tls() -> Result<tokio_rustls::TlsConnector, Untaken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::fetch;
 
     fn word(key: &str, state: AlertState) -> Transition {
         Transition { key: key.into(), state, ..test_alert(Time::ZERO) }
@@ -483,6 +484,38 @@ mod tests {
         desk.said();
         desk.renew();
         assert!(desk.waiting.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_still_fires_is_said_again_and_leads_to_the_runbook_of_the_house() {
+        use tokio::io::AsyncWriteExt;
+        let said = std::sync::Mutex::new(Vec::new());
+        let ok = fetch::server::answer("200 OK", "text/plain", "");
+        let treat = async |request: &[u8], mut stream: TcpStream| {
+            said.lock().unwrap().push(String::from_utf8_lossy(request).into_owned());
+            let _ = stream.write_all(&ok).await;
+        };
+        fetch::server::serve_requests(treat, async |address| {
+            let tasks = Tasks::default();
+            let (alerts, transitions) = mpsc::channel(8);
+            let url = Url::parse(&format!("http://{address}/hook")).unwrap();
+            let options = Options {
+                receivers: vec![Receiver { kind: NotifyKind::Webhook, url, token: None }],
+                repeat: Duration::from_millis(20),
+                runbook: Url::parse("https://wiki.example/runbooks/").ok(),
+            };
+            start(&tasks, Clock::start(), options, transitions);
+            alerts.send(word("a", AlertState::Firing)).await.unwrap();
+            while said.lock().unwrap().len() < 3 {
+                tokio::task::yield_now().await;
+            }
+            tasks.close();
+        })
+        .await;
+        for message in said.lock().unwrap().iter() {
+            assert!(message.contains("firing"), "{message}");
+            assert!(message.contains("https://wiki.example/runbooks/upstream-down"), "{message}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -71,6 +71,16 @@ pub struct Guard {
     outlets: Outlets,
     recent: Mutex<Recent>,
     tally: Mutex<Tally>,
+    rays_token: OnceLock<Token>,
+}
+
+/// Ray's token, which nothing may show.
+struct Token(String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -108,9 +118,21 @@ impl Guard {
             outlets,
             recent: Mutex::default(),
             tally: Mutex::default(),
+            rays_token: OnceLock::new(),
         });
         guard.start_tasks(notes);
         guard
+    }
+
+    /// Remembers Ray's token for asking the dashboard about its exporters; the first one counts.
+    pub fn know_rays_token(&self, token: String) {
+        let _ = self.rays_token.set(Token(token));
+    }
+
+    /// Ray's token, if it is known.
+    #[must_use]
+    pub fn rays_token(&self) -> Option<&str> {
+        self.rays_token.get().map(|token| &*token.0)
     }
 
     /// What it runs by at the moment.
@@ -439,6 +461,10 @@ fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
         ("state_dir", before.state_dir == after.state_dir),
         ("ledger", before.ledger == after.ledger),
         ("log", before.log == after.log),
+        ("metrics.token", before.metrics.token == after.metrics.token),
+        ("alerts.repeat", before.alerts.repeat == after.alerts.repeat),
+        ("alerts.runbook_url", before.alerts.runbook_url == after.alerts.runbook_url),
+        ("alerts.notify", before.alerts.notify == after.alerts.notify),
     ];
     parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect()
 }

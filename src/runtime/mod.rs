@@ -1,6 +1,7 @@
 //! The only room with an OS clock, spawned tasks, signals and reloads.
 pub mod clock;
 pub mod guard;
+pub mod lock;
 pub mod reload;
 pub mod shutdown;
 pub mod tasks;

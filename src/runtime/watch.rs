@@ -106,7 +106,7 @@ impl Watch {
         let settings = &self.settings;
         let Ok(dashboard) = Url::parse(&settings.upstream.url()) else { return before };
         let file = settings.metrics.discovery_file.clone().unwrap_or_default();
-        match discover::discover(&self.client, &dashboard, None, &file).await {
+        match discover::discover(&self.client, &dashboard, self.guard.rays_token(), &file).await {
             Ok(found) => {
                 if found.targets != before {
                     let names: Vec<&str> = found.targets.iter().map(|target| &*target.name).collect();

@@ -20,7 +20,7 @@ OF_THE_MOMENT = {"date", "connection", "keep-alive", "transfer-encoding", "conte
 class Door:
     """`rayguard run` before `head`, at shipped defaults but for what `tables` says. Use as a context."""
 
-    def __init__(self, head, tables="", args=(), ray_client=False):
+    def __init__(self, head, tables="", args=(), ray_client=False, env=None):
         self.head = head
         self.directory = Path(tempfile.mkdtemp(prefix="door"))
         self.state = self.directory / "state"
@@ -42,6 +42,7 @@ class Door:
             + tables
         )
         self.command = [RAYGUARD, "run", "--config", str(config), *args]
+        self.env = env or {}
         self.session = None
 
     @property
@@ -61,7 +62,7 @@ class Door:
 
     def __enter__(self):
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.session = Session(self.command, self.log, env)
+        self.session = Session(self.command, self.log, env | self.env)
         try:
             wait_until("the door", self.is_up, 20)
         except BaseException:

@@ -2,7 +2,7 @@
 
 import pytest
 from door import Door, ask
-from head import Head
+from head import Head, wait_until
 
 TOKEN = "a-token-of-thirty-two-characters"
 BEARERS = {
@@ -61,6 +61,32 @@ def test_the_commands_work_with_the_token_and_not_without(guarded):
     direct = head.run("ray", "job", "list", "--address", head.url, check=False, env={"RAY_AUTH_MODE": "disabled"})
     assert ("Authentication" in said) == ("Authentication" in direct)
     assert "let in" not in said
+
+
+@pytest.mark.parametrize("way", ["metrics.token", "as Ray's commands find it"])
+def test_the_exporters_are_found_with_rays_own_token(guarded, way):
+    head, _ = guarded
+    path = head.directory / "token"
+    tables = '[metrics]\ndiscovery_file = "off"\ninterval = "1s"\ntimeout = "900ms"\n'
+    env = {}
+    if way == "metrics.token":
+        tables += f'token = {{ file = "{path}" }}\n'
+    else:
+        env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+    with Door(head, tables, env=env) as door:
+        def is_read():
+            fresh = [line["signal"] for line in door.records("signal_state") if line["state"] == "fresh"]
+            return "head_cpu" in fresh
+
+        wait_until("a reading of the head's exporters", is_read, 40)
+        assert "found Ray's metrics" in door.log.read_text()
+        for file in door.directory.rglob("*"):
+            assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
+
+
+def test_without_the_token_the_log_says_what_to_do(guarded):
+    _, door = guarded
+    wait_until("advice", lambda: "metrics.token" in door.log.read_text(), 20)
 
 
 def test_no_token_is_written_anywhere(guarded):
