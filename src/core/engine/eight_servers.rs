@@ -45,6 +45,7 @@ fn policy(law: Law, poll: Duration) -> Policy {
         signals: Vec::new(),
         backlog: None,
         alert_above: None,
+        require_key: false,
     };
     let control = Control {
         inner_period: poll,
