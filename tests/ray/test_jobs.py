@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from door import ask
 from head import wait_until
 
 
@@ -79,6 +80,43 @@ def test_a_tail_delivers_lines_as_they_are_written(client):
     assert not follower.is_alive()
     assert [line for _, line in came] == [f"line {i}" for i in range(4)]
     assert came[-1][0] - came[0][0] > 1.0, "lines must come while the job runs, not all at its end"
+
+
+def test_readers_of_one_log_share_rays_slot_and_each_gets_the_whole_log(door, client):
+    import asyncio
+
+    # Lines, then silence: a tail that Ray would not notice the end of.
+    job = client.submit_job(
+        entrypoint="python -u -c \"import time\nfor i in range(3): print('line', i)\ntime.sleep(25); print('last')\""
+    )
+
+    async def read(until, came):
+        async for lines in client.tail_job_logs(job):
+            came.append(lines)
+            if until in "".join(came):
+                return
+
+    def tails():
+        page = ask(f"http://127.0.0.1:{door.admin_port}", path="/metrics").body.decode()
+        return float(re.search(r'rayguard_in_flight\{class="log-tail"[^}]*\} (\S+)', page)[1])
+
+    async def four_readers():
+        logs = [[] for _ in range(4)]
+        await asyncio.wait_for(read("line 2", logs[0]), 60)  # leads, and leaves
+        late = [asyncio.ensure_future(read("last", log)) for log in logs[1:3]]
+        await asyncio.wait_for(read("line 2", logs[3]), 20)
+        slots = await asyncio.get_running_loop().run_in_executor(None, tails)
+        await asyncio.wait_for(asyncio.gather(*late), 60)
+        return slots, ["".join(log) for log in logs]
+
+    # Ray keeps the slot of a tail that has ended for up to 10 s.
+    wait_until("the tails before are over", lambda: tails() == 0, 30)
+    slots, logs = asyncio.run(four_readers())
+    assert slots == 1
+    for log in logs:
+        assert re.findall(r"line \d", log) == ["line 0", "line 1", "line 2"]
+    assert "last" in logs[1] and logs[1] == logs[2]
+    wait_until("Ray's slot is free", lambda: tails() == 0, 30)
 
 
 def without_times(text):
