@@ -208,9 +208,9 @@ fn limits(
 fn targets(found: &Identified, proposals: &mut Vec<Proposal>) {
     for fit in &found.signals {
         let Some(calm) = fit.calm_p95.filter(|calm| *calm > 0.8 * fit.target) else { continue };
-        let top = if fit.unit == "%" { 98.0 } else { f64::INFINITY };
-        let target = round_up(1.25 * calm).min(top);
-        if target <= fit.target {
+        let target = round_up(1.25 * calm);
+        // A share that is used up has no room above it to be had by a higher target.
+        if target <= fit.target || fit.unit == "%" && target > 95.0 {
             continue;
         }
         proposals.push(Proposal {

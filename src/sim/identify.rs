@@ -5,8 +5,9 @@
 //! - **Service time** of a route: the median latency of exchanges that had their module to
 //!   themselves from beginning to end. Without such, the lowest tenth of all is an upper bound.
 //! - **Capacity** of a module, as work per second: `sum(service time of what ended) / length`
-//!   of windows in which work stood in line (more than one and a half under way on average, and
-//!   answers half as slow again as alone). 1 is one process that is never idle, which is what
+//!   of windows in which work stood in line: in the module (more than one and a half under way on
+//!   average, and answers half as slow again as alone), or at the door while the module was hardly
+//!   ever idle. 1 is one process that is never idle, which is what
 //!   Ray's modules are; more means that requests wait for others and let the next one work.
 //! - **Dead time** of signals: how old readings were when they came, and how often they were new.
 //!
@@ -18,6 +19,7 @@
 use super::head::{RouteId, Spec};
 use super::plant::{Demand, Plant};
 use super::trace::Guide;
+use crate::core::limit::meter::Reason;
 use crate::core::recording::{Ending, Recording};
 use crate::core::time::Time;
 use serde::Serialize;
@@ -134,7 +136,8 @@ pub fn identify(recording: &Recording, guide: &Guide) -> Identified {
     for (module, spans) in by_module(recording) {
         let services = services(recording, guide, &module, &spans, &mut found.routes);
         let mut own = Vec::new();
-        found.modules.push(capacity(module.clone(), &spans, &services, &mut own));
+        let at_door = line_at_door(recording, &module);
+        found.modules.push(capacity(module.clone(), &spans, &services, &at_door, &mut own));
         classes(recording, &module, &services, &own, &mut found.classes);
         saturated.append(&mut own);
     }
@@ -225,11 +228,29 @@ fn services(
     services
 }
 
+/// When somebody stood in line at the door for a module, or was refused for want of room in it.
+fn line_at_door(recording: &Recording, module: &str) -> Vec<f64> {
+    /// A shorter wait is a queue that works, not a line.
+    const WAITED_US: u64 = 50_000;
+    let stood = recording.arrivals.iter().filter(|it| {
+        let class = &recording.head.classes[usize::from(it.exchange.class)];
+        let refused = matches!(
+            it.exchange.ending,
+            Ending::Shed(
+                Reason::ClassInFlight | Reason::ModuleInFlight | Reason::PartyShare | Reason::QueueTimeout
+            )
+        );
+        class.module == module && (refused || it.exchange.waited_us > WAITED_US)
+    });
+    stood.map(|it| it.at.as_secs_f64()).collect()
+}
+
 /// What a module did in windows in which work stood in line.
 fn capacity(
     module: String,
     spans: &[Span],
     services: &BTreeMap<u16, f64>,
+    at_door: &[f64],
     saturated: &mut Vec<(f64, f64)>,
 ) -> ModuleFit {
     /// Of one window: in-flight seconds, work, latencies, endings.
@@ -244,6 +265,7 @@ fn capacity(
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a day has 17,280 windows")]
     let bin = |at: f64| ((at - begin) / WINDOW_S).max(0.0) as usize;
     let mut bins: BTreeMap<usize, Bin> = BTreeMap::new();
+    let lines: BTreeSet<usize> = at_door.iter().map(|at| bin(*at)).collect();
     for span in spans {
         for at in bin(span.from)..=bin(span.to) {
             let (low, high) = (begin + at as f64 * WINDOW_S, begin + (at + 1) as f64 * WINDOW_S);
@@ -261,7 +283,8 @@ fn capacity(
     for (at, bin) in &bins {
         let load = bin.work / WINDOW_S;
         busiest = busiest.max(load);
-        let in_line = bin.in_flight / WINDOW_S > 1.5 && bin.latency > 1.5 * bin.work;
+        let (under_way, waits) = (bin.in_flight / WINDOW_S, bin.latency > 1.5 * bin.work);
+        let in_line = under_way > 1.5 && waits || under_way > 0.9 && lines.contains(at);
         if in_line && bin.ended >= 1.0 {
             loads.push(load);
             let from = begin + *at as f64 * WINDOW_S;
@@ -375,6 +398,15 @@ fn say_what_is_unknown(recording: &Recording, found: &mut Identified) {
     for name in recording.head.signals.iter().map(|signal| &signal.name) {
         if !found.signals.iter().any(|signal| signal.signal == *name) {
             say(format!("{name}: never read"));
+        }
+    }
+    for signal in found.signals.iter().filter(|signal| signal.unit == "%") {
+        if let Some(calm) = signal.calm_p95.filter(|calm| *calm > 0.95 * signal.target.max(90.0)) {
+            say(format!(
+                "{} stood at {calm:.0} % with nothing in line: something else is at work on the node, and no target \
+                 makes up for that",
+                signal.signal
+            ));
         }
     }
     say("the cores of the node, how fast jobs start and how many tasks there are: not in a recording"
@@ -531,6 +563,22 @@ mod tests {
             "{:?}",
             found.unknown
         );
+    }
+
+    #[test]
+    fn a_module_kept_busy_by_a_limit_of_one_is_saturated_while_others_are_refused() {
+        let mut spans: Vec<(f64, f64)> = (0..20).map(|n| (f64::from(n), 0.2)).collect();
+        spans.extend((0..200).map(|n| (30.0 + 0.2 * f64::from(n), 0.2)));
+        let mut busy = recording(&spans);
+        let served = busy.arrivals[0].exchange;
+        let shed = Exchange { ending: Ending::Shed(Reason::ClassInFlight), latency_us: 0, ..served };
+        let refused = |n: i32| Arrival { at: Time::from_secs_f64(30.0 + 0.4 * f64::from(n)), exchange: shed };
+        busy.arrivals.extend((0..100).map(refused));
+        let found = identify(&busy, &Guide::new());
+        let capacity = found.modules[0].capacity;
+        assert!(capacity.is_some_and(|capacity| (capacity - 1.0).abs() < 0.05), "{:?}", found.modules);
+        busy.arrivals.retain(|it| it.exchange.ending == Ending::Served);
+        assert_eq!(identify(&busy, &Guide::new()).modules[0].capacity, None, "busy, and nobody in line");
     }
 
     #[test]
