@@ -26,6 +26,9 @@ use url::Url;
 /// Where targets are not to be had, they are looked for again after this.
 const REDISCOVER: Duration = Duration::from_secs(15);
 
+/// And where all answer, after this: a head that has just started names its exporters one by one.
+const REDISCOVER_CALM: Duration = Duration::from_mins(1);
+
 /// Starts looking, for as long as the guard's tasks run.
 pub fn start(guard: &Arc<Guard>) {
     let client = match fetch::client() {
@@ -63,6 +66,7 @@ impl Watch {
             metrics.targets.iter().filter_map(|url| Target::parse(url.as_str()).ok()).collect();
         let fixed = !targets.is_empty();
         let mut looked_at: Option<Time> = None;
+        let mut all_answer = false;
         let mut every = tokio::time::interval(metrics.interval);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -71,7 +75,8 @@ impl Watch {
                 return;
             }
             let now = self.guard.clock.now();
-            if !fixed && metrics.discover && looked_at.is_none_or(|at| now.since(at) > REDISCOVER) {
+            let pause = if all_answer { REDISCOVER_CALM } else { REDISCOVER };
+            if !fixed && metrics.discover && looked_at.is_none_or(|at| now.since(at) > pause) {
                 looked_at = Some(now);
                 targets = self.discover(targets).await;
             }
@@ -93,10 +98,7 @@ impl Watch {
                 }
             })
             .await;
-            if !failed && !targets.is_empty() {
-                // All answer: no need to look for others.
-                looked_at = Some(self.guard.clock.now());
-            }
+            all_answer = !failed && !targets.is_empty();
             self.hand_over();
         }
     }

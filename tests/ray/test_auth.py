@@ -78,7 +78,7 @@ def test_the_exporters_are_found_with_rays_own_token(guarded, way):
             fresh = [line["signal"] for line in door.records("signal_state") if line["state"] == "fresh"]
             return "head_cpu" in fresh
 
-        wait_until("a reading of the head's exporters", is_read, 40)
+        wait_until("a reading of the head's exporters", is_read, 90)
         assert "found Ray's metrics" in door.log.read_text()
         for file in door.directory.rglob("*"):
             assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
