@@ -23,7 +23,8 @@ fn with_class<'a>(policy: &'a mut Policy, name: &str) -> &'a mut rayguard::core:
 async fn equal_askers_get_equal_shares() {
     let rig = Rig::with_policy(|policy| {
         let status = with_class(policy, "job-status");
-        status.in_flight = Bounds::fixed(4.0);
+        // One at a time, as a process of Ray's works: so each is billed its own work.
+        status.in_flight = Bounds::fixed(1.0);
         status.queue.len_max = 40;
     })
     .await;
@@ -35,7 +36,7 @@ async fn equal_askers_get_equal_shares() {
         let party = client % served.len();
         rig.door.tasks.spawn(async move {
             let mut client = Client::connect(address).await;
-            let ask = get(STATUS, &["x-do: slow:4", &format!("x-forwarded-for: 10.0.0.{party}")]);
+            let ask = get(STATUS, &["x-do: slow:2", &format!("x-forwarded-for: 10.0.0.{party}")]);
             while !stop.load(SeqCst) {
                 client.send(&ask).await;
                 let status = client.answer().await.status;
@@ -44,13 +45,13 @@ async fn equal_askers_get_equal_shares() {
         });
     }
     let all = || served.iter().map(|served| served.load(SeqCst)).sum::<usize>();
-    until("a thousand are served", || all() > 1000).await;
+    until("hundreds are served", || all() > 500).await;
     let got: Vec<f64> = served.iter().map(|served| served.load(SeqCst) as f64).collect();
     stop.store(true, SeqCst);
     let (sum, squares): (f64, f64) = (got.iter().sum(), got.iter().map(|got| got * got).sum());
     let jain = sum * sum / (5.0 * squares);
     assert!(jain >= 0.98, "{got:?}");
-    assert!(rig.ray.under_way_max.load(SeqCst) <= 4);
+    assert_eq!(rig.ray.under_way_max.load(SeqCst), 1);
 }
 
 #[tokio::test]
