@@ -12,6 +12,7 @@ pub mod incident;
 pub mod limits;
 pub mod load;
 pub mod log;
+pub mod progress;
 pub mod replay;
 pub mod run;
 pub mod secret;

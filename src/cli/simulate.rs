@@ -5,7 +5,10 @@
 //! be read. The seed is printed with each answer: a run can be had again to the last byte.
 
 use crate::cli::incident;
+use crate::cli::progress::Bar;
 use crate::sim::calibration;
+use crate::sim::likeness;
+use crate::sim::monte_carlo::monte_carlo;
 use crate::sim::report::{self, Answer};
 use crate::sim::scenario::{Scenario, ScenarioError};
 use crate::sim::trace::{self, TraceError};
@@ -33,13 +36,17 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER")]
     pub journal: Option<PathBuf>,
     /// Repeats each scenario so many times on heads that are known less well, and prints the
-    /// pass rate with its 95 % interval.
+    /// pass rate with its 95 % interval and the worst draw.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub runs: u64,
-    /// Compares rayguard with other limiters on each scenario.
+    /// Runs this one draw of them, and judges it.
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["runs", "rivals"])]
+    pub draw: Option<u64>,
+    /// Compares rayguard with other limiters, in one table over all scenarios.
     #[arg(long)]
     pub rivals: bool,
-    /// Lays the modelled head beside recordings of a real one, instead of running scenarios.
+    /// Lays the modelled head beside recordings of a real one, instead of running scenarios,
+    /// and says what is not alike.
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "simulations/recorded")]
     pub calibration: Option<PathBuf>,
     /// A trace to replay instead.
@@ -106,6 +113,7 @@ impl Args {
             html: None,
             journal: None,
             runs: 0,
+            draw: None,
             rivals: false,
             calibration: None,
             incident: incident::TraceArgs::default(),
@@ -130,41 +138,40 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
         return incident::run(args, trace, out).map(|()| true);
     }
     if let Some(folder) = &args.calibration {
-        return calibrate(folder, out);
+        return calibrate(args, folder, out);
     }
     let files = files(&args.scenarios)?;
     let mut answers = Vec::new();
     let mut machine = Vec::new();
+    let mut compared = Vec::new();
     for path in &files {
         let scenario = read(path)?;
         let traces = traces(path, &scenario)?;
         let seed = args.seed.unwrap_or(scenario.seed);
         let wrong = |error| Error::Scenario { path: path.clone(), error };
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        let answer = report::answer(&name, &scenario, seed, &traces).map_err(wrong)?;
+        let answer = match args.draw {
+            Some(draw) => report::draw(&name, &scenario, seed, draw, &traces),
+            None => report::answer(&name, &scenario, seed, &traces),
+        }
+        .map_err(wrong)?;
+        let bar = Bar::new(&name, args.runs);
         let rate = (args.runs > 0)
-            .then(|| report::monte_carlo(&scenario, seed, args.runs, &traces).map_err(wrong))
+            .then(|| monte_carlo(&scenario, seed, args.runs, &traces, &|done| bar.show(done)).map_err(wrong))
             .transpose()?;
+        bar.clear();
         let rivals =
             if args.rivals { report::compare(&scenario, seed, &traces).map_err(wrong)? } else { Vec::new() };
         match args.format {
             Format::Json => {
-                machine.push(serde_json::to_value(report::json(&answer, rate, &rivals)).unwrap_or_default());
+                machine.push(
+                    serde_json::to_value(report::json(&answer, rate.as_ref(), &rivals)).unwrap_or_default(),
+                );
             }
             Format::Table => {
                 write!(out, "{}", report::table(&answer))?;
-                if let Some(rate) = rate {
-                    writeln!(
-                        out,
-                        "     {} of {} runs on heads known less well hold: {:.0} % to {:.0} % (95 %)",
-                        rate.passed,
-                        rate.runs,
-                        100.0 * rate.low,
-                        100.0 * rate.high
-                    )?;
-                }
-                if !rivals.is_empty() {
-                    write!(out, "{}", report::comparison_table(&rivals))?;
+                if let Some(rate) = &rate {
+                    write!(out, "{}", rate.describe())?;
                 }
             }
         }
@@ -174,6 +181,12 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
             std::fs::write(&file, &answer.run.journal).map_err(at(&file))?;
         }
         answers.push(answer);
+        if args.rivals {
+            compared.push((name, rivals));
+        }
+    }
+    if args.rivals && args.format == Format::Table {
+        write!(out, "{}", report::comparison_table(&compared))?;
     }
     finish(args, &answers, &machine, out)
 }
@@ -195,15 +208,30 @@ fn finish(
     Ok(held == answers.len())
 }
 
-fn calibrate(folder: &Path, out: &mut dyn Write) -> Result<bool, Error> {
+fn calibrate(args: &Args, folder: &Path, out: &mut dyn Write) -> Result<bool, Error> {
+    let mut like = true;
+    let mut machine = Vec::new();
     for case in calibration::cases() {
-        let path = folder.join(format!("{}.csv", case.name));
-        let trace = read_trace(&path)?;
-        let replay = calibration::replay(&case, &trace, 1);
-        let lines = calibration::compare(&case, &trace, &replay);
-        writeln!(out, "{}", calibration::report(&case, &lines, &replay))?;
+        let trace = read_trace(&folder.join(format!("{}.csv", case.name)))?;
+        // Signals were recorded for two of the overloads.
+        let signals = std::fs::read_to_string(folder.join(format!("{}_signals.csv", case.name))).ok();
+        let seed = args.seed.unwrap_or(1);
+        let replay = calibration::replay(&case, &trace, seed);
+        let all = likeness::judge(&case, &trace, signals.as_deref(), &replay);
+        like &= all.iter().all(|one| one.met);
+        match args.format {
+            Format::Table => writeln!(out, "{}", likeness::report(&case, &all))?,
+            Format::Json => {
+                machine
+                    .push(serde_json::json!({ "case": case.name, "fitted": case.fitted, "compared": all }));
+            }
+        }
     }
-    Ok(true)
+    match args.format {
+        Format::Table => write!(out, "{}", likeness::fitted())?,
+        Format::Json => writeln!(out, "{}", serde_json::Value::Array(machine))?,
+    }
+    Ok(like)
 }
 
 /// The files named, folders opened, in the order of their names.

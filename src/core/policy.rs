@@ -67,7 +67,8 @@ pub struct Module {
     pub in_flight: Bounds,
     /// For a module that is a single process: how much learnt work each of its classes may
     /// have under way at once (one request may always be). It bounds the delay that requests
-    /// behind it in the module see. `None` for modules that truly work in parallel (Serve).
+    /// behind it in the module see; classes of priority 6 to 9 may have two to five times as
+    /// much, being held back on behalf of fewer. `None` for modules that truly work in parallel (Serve).
     pub work: Option<Duration>,
 }
 

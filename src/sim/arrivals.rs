@@ -106,18 +106,38 @@ impl Group {
         Party { address, credential }
     }
 
-    /// When an open loop asks next after `now`, its square wave considered.
+    /// When an open loop asks next after `now`, its square wave, ramp and day considered.
+    ///
+    /// A rate that varies is had by thinning (Lewis and Shedler, 1979): moments are drawn at the
+    /// highest rate, and each is kept with the share that the rate has of it then.
     fn next_open(&mut self, now: Time) -> Time {
-        let mut next = now + duration_from_secs(self.chance.exponential(1.0 / self.spec.per_second));
-        if let Some([on, off]) = self.spec.square_s {
-            let begun = Time::from_secs_f64(self.spec.from_s);
-            let phase = next.since(begun).as_secs_f64().rem_euclid(on + off);
-            if phase >= on {
-                let wait = on + off - phase;
-                next = next + duration_from_secs(wait + self.chance.exponential(1.0 / self.spec.per_second));
+        let mut next = now;
+        loop {
+            next = next + duration_from_secs(self.chance.exponential(1.0 / self.spec.per_second));
+            if let Some([on, off]) = self.spec.square_s {
+                let begun = Time::from_secs_f64(self.spec.from_s);
+                let phase = next.since(begun).as_secs_f64().rem_euclid(on + off);
+                if phase >= on {
+                    let wait = on + off - phase + self.chance.exponential(1.0 / self.spec.per_second);
+                    next = next + duration_from_secs(wait);
+                }
+            }
+            let share = self.share_of_rate(next);
+            if share >= 1.0 || next >= self.until || self.chance.happens(share) {
+                return next;
             }
         }
-        next
+    }
+
+    /// The rate at `now` as a share of the highest.
+    fn share_of_rate(&self, now: Time) -> f64 {
+        let since = now.as_secs_f64() - self.spec.from_s;
+        let ramp = self.spec.ramp_s.map_or(1.0, |length| (since / length).clamp(0.0, 1.0));
+        let day = self
+            .spec
+            .day_s
+            .map_or(1.0, |length| 0.55 - 0.45 * (std::f64::consts::TAU * since / length).cos());
+        ramp * day
     }
 }
 
@@ -283,6 +303,28 @@ mod tests {
         }
         assert!((asked.len() as f64 - 50.0 * 40.0).abs() < 150.0, "{}", asked.len());
         assert!(asked.iter().all(|at| at.rem_euclid(5.0) < 2.0 + 0.2), "quiet when off");
+    }
+
+    #[test]
+    fn a_ramp_grows_and_a_day_has_a_night() {
+        let asked = |text: &str| {
+            let mut group = group(&format!("name='a'\nkind='open'\nroute='tasks'\nper_second=100\n{text}"));
+            let (mut now, mut agent) = agents(0, &mut group, &Spec::ray_head(), None).remove(0);
+            let mut quarters = [0_u32; 4];
+            while group.asks(now) {
+                let quarter = [25.0, 50.0, 75.0].iter().filter(|end| now.as_secs_f64() >= **end).count();
+                quarters[quarter] += 1;
+                now = agent.wake(now, &mut group).again.expect("an open loop goes on");
+            }
+            quarters
+        };
+        let ramp = asked("ramp_s = 100");
+        assert!(ramp.windows(2).all(|pair| pair[0] < pair[1]), "{ramp:?}");
+        let day = asked("day_s = 100");
+        assert!(
+            day[0] < day[1] && day[3] < day[2] && day.iter().sum::<u32>().abs_diff(5500) < 300,
+            "{day:?}"
+        );
     }
 
     #[test]

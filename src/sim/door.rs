@@ -6,8 +6,8 @@
 //! with it.
 
 use super::head::{Route, RouteId, Spec};
-use super::scenario::{PlantSpec, Scenario, ScenarioError};
-use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
+use super::scenario::{Scenario, ScenarioError};
+use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket, WaitId};
 use crate::core::limit::meter::Outcome;
 use crate::core::limit::table::LimitTable;
 use crate::core::policy::{ClassId, Kind, Policy};
@@ -35,12 +35,14 @@ pub struct Door {
     pub table: Arc<LimitTable>,
     /// Counters, clocks and queues.
     pub gate: Gate<Waiter>,
-    /// Counts the proxy's lives: a ticket of an earlier one is not given back to a later gate.
+    /// Counts the gates there have been: tickets and waiters go back to their own.
     pub life: u32,
+    /// Gates that a reload has succeeded; whoever waits there is still served there.
+    succeeded: BTreeMap<u32, Gate<Waiter>>,
     /// Class and route of the gate for each route of the plant.
     places: Vec<(ClassId, u16)>,
-    /// Waiters woken and not yet told.
-    pub woken: Vec<(Waiter, Grant)>,
+    /// Waiters woken and not yet told, with the life of their gate.
+    pub woken: Vec<(Waiter, u32, Grant)>,
     shared: BTreeMap<(u8, Option<u64>), Shared>,
 }
 
@@ -114,13 +116,14 @@ impl Door {
     /// The scenario's configuration is wrong.
     pub fn new(scenario: &Scenario, spec: &Spec, now: Time) -> Result<Door, ScenarioError> {
         let (policy, table) = scenario.policy()?;
-        let ray = matches!(scenario.plant, PlantSpec::RayHead { .. });
+        let ray = scenario.is_ray_head();
         Ok(Door {
             places: places(&policy, spec, ray)?,
             gate: Gate::new(&policy, &table, now),
             table: Arc::new(table),
             policy,
             life: 0,
+            succeeded: BTreeMap::new(),
             woken: Vec::new(),
             shared: BTreeMap::new(),
         })
@@ -130,8 +133,33 @@ impl Door {
     pub fn restart(&mut self, now: Time) {
         self.gate = Gate::new(&self.policy, &self.table, now);
         self.life += 1;
+        self.succeeded.clear();
         self.woken.clear();
         self.shared.clear();
+    }
+
+    /// A new configuration, as a reload brings it in: counters go on under the same names.
+    ///
+    /// # Errors
+    /// Its routes do not fit it.
+    pub fn reload(
+        &mut self,
+        policy: Arc<Policy>,
+        spec: &Spec,
+        ray: bool,
+        now: Time,
+    ) -> Result<(), ScenarioError> {
+        self.places = places(&policy, spec, ray)?;
+        let next = self.gate.succeed(&policy, &self.table, now);
+        let old = std::mem::replace(&mut self.gate, next);
+        self.succeeded.insert(self.life, old);
+        self.life += 1;
+        self.policy = policy;
+        Ok(())
+    }
+
+    fn gate_of(&self, life: u32) -> Option<&Gate<Waiter>> {
+        if life == self.life { Some(&self.gate) } else { self.succeeded.get(&life) }
     }
 
     /// The class of a route of the plant.
@@ -192,25 +220,45 @@ impl Door {
     /// Asks the gate.
     pub fn decide(&mut self, route: RouteId, party: Party, rid: Rid, now: Time) -> Decision {
         let (class, route) = self.places[route.index()];
-        let woken = &mut self.woken;
+        let (woken, life) = (&mut self.woken, self.life);
         let ask = Ask { class, route, party };
-        self.gate.decide(&self.table, ask, now, || rid, &mut |waiter, grant| woken.push((waiter, grant)))
+        let wake = &mut |waiter, grant| woken.push((waiter, life, grant));
+        self.gate.decide(&self.table, ask, now, || rid, wake)
     }
 
-    /// Gives a ticket back.
-    pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Time) {
-        let woken = &mut self.woken;
-        self.gate.finish(&self.table, ticket, outcome, now, &mut |waiter, grant| woken.push((waiter, grant)));
+    /// Gives a ticket back to the gate it is of; one of an earlier process is forgotten.
+    pub fn finish(&mut self, ticket: Ticket, life: u32, outcome: Outcome, now: Time) {
+        let mut woken = Vec::new();
+        if let Some(gate) = self.gate_of(life) {
+            gate.finish(&self.table, ticket, outcome, now, &mut |waiter, grant| {
+                woken.push((waiter, life, grant));
+            });
+        }
+        self.woken.append(&mut woken);
     }
 
     /// Serves whoever can be served now.
     pub fn pump(&mut self, now: Time) {
-        let woken = &mut self.woken;
-        self.gate.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, grant)));
+        let (woken, life) = (&mut self.woken, self.life);
+        self.gate.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));
+        for (life, gate) in &self.succeeded {
+            gate.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
+        }
+    }
+
+    /// How many wait, wherever.
+    #[must_use]
+    pub fn waiting(&self) -> u32 {
+        self.gate.waiting() + self.succeeded.values().map(Gate::waiting).sum::<u32>()
     }
 
     /// A waiter's client left.
-    pub fn cancel(&mut self, id: WaitId, now: Time) -> bool {
-        self.gate.cancel(id, now).is_some()
+    pub fn cancel(&mut self, id: WaitId, life: u32, now: Time) -> bool {
+        self.gate_of(life).is_some_and(|gate| gate.cancel(id, now).is_some())
+    }
+
+    /// A waiter's time is up.
+    pub fn expire(&self, id: WaitId, life: u32) -> Option<Shed> {
+        self.gate_of(life)?.expire(id).map(|(_, shed)| shed)
     }
 }

@@ -168,7 +168,8 @@ impl Page {
         for (state, value) in [
             ("Destroyed", gauges.destroyed),
             ("Pending", 0.0),
-            ("Registered", gauges.registered),
+            // Every actor the GCS knows and that has not died, created or not.
+            ("Registered", gauges.registered + gauges.created),
             ("Unresolved", 0.0),
             ("Created", gauges.created),
         ] {
@@ -176,6 +177,18 @@ impl Page {
                 "Component=\"gcs_server\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",State=\"{state}\",{after}"
             );
             self.line("ray_gcs_actors_count", &labels, value);
+        }
+        self.head("ray_actors", "gauge", "An actor can be in one of these states.");
+        for (state, value) in [
+            ("DEAD", gauges.destroyed),
+            ("ALIVE", gauges.created),
+            ("PENDING_CREATION", gauges.registered),
+            ("DEPENDENCIES_UNREADY", 0.0),
+        ] {
+            let labels = format!(
+                "Component=\"gcs_server\",JobId=\"\",Name=\"JobSupervisor\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",Source=\"gcs\",State=\"{state}\",Version=\"{VERSION}\",{OTEL}"
+            );
+            self.line("ray_actors", &labels, value);
         }
         self.head("ray_running_jobs", "gauge", "Number of jobs currently running.");
         self.line(
@@ -303,7 +316,11 @@ mod tests {
             line.rsplit(' ').next().expect("a value").parse().expect("a number")
         };
         assert!(value("ray_node_cpu_utilization") > 90.0);
-        assert!(value("State=\"Registered\"") > 100.0);
+        assert!(value("State=\"PENDING_CREATION\"") > 100.0);
+        assert!(
+            value("State=\"Registered\"") >= value("State=\"PENDING_CREATION\""),
+            "it counts the living too"
+        );
         assert!(value("Reason=\"WaitingForWorkers\"") > 100.0);
         assert!(value("Method=\"InternalKVGcsService.grpc_server.InternalKVGet\"") >= 0.0);
         let dashboard = dashboard_page(&plant);

@@ -4,11 +4,12 @@
 //! scheduled) act in `world`; here is what is done to scraped text. A lying exporter is the
 //! worst: everything looks fresh and well-formed.
 
+use super::chance::Chance;
 use super::scenario::{FaultKind, FaultSpec};
 use std::fmt::Write as _;
 
 /// The faults active at this moment, as far as scrapes are concerned.
-#[derive(Clone, PartialEq, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct MetricsWeather {
     /// Scrapes fail.
     pub missing: bool,
@@ -22,9 +23,30 @@ pub struct MetricsWeather {
     pub slow_s: Option<f64>,
     /// Counters began again here: the text at the moment of the reset.
     pub reset: Option<(String, String)>,
+    /// Share of scrapes that are lost whatever else happens.
+    lost: f64,
+    /// Deviation of the logarithm of every gauge.
+    noise: f64,
+    chance: Chance,
 }
 
 impl MetricsWeather {
+    /// Fair weather, but for scrapes that get lost and gauges that are noisy.
+    #[must_use]
+    pub fn new(lost: f64, noise: f64, chance: Chance) -> MetricsWeather {
+        MetricsWeather {
+            missing: false,
+            frozen: None,
+            lying: None,
+            nan: false,
+            slow_s: None,
+            reset: None,
+            lost,
+            noise,
+            chance,
+        }
+    }
+
     /// A fault begins; `pages` are the pages of this moment.
     pub fn begin(&mut self, fault: &FaultSpec, pages: (String, String)) {
         match fault.kind {
@@ -52,15 +74,20 @@ impl MetricsWeather {
 
     /// What a scrape reads: agent and dashboard page, or nothing.
     #[must_use]
-    pub fn pages(&self, agent: String, dashboard: String) -> Option<(String, String)> {
-        if self.missing {
+    pub fn pages(&mut self, agent: String, dashboard: String) -> Option<(String, String)> {
+        if self.missing || (self.lost > 0.0 && self.chance.happens(self.lost)) {
             return None;
         }
         if let Some(frozen) = &self.frozen {
             return Some(frozen.clone());
         }
-        let bend = |page: String, zero: Option<&String>| {
+        let (chance, noise) = (&mut self.chance, self.noise);
+        let mut bend = |page: String, zero: Option<&String>| {
             let mut page = page;
+            if noise > 0.0 {
+                page =
+                    values(&page, |_, gauge, value| if gauge { value * chance.jitter(noise) } else { value });
+            }
             if let Some(zero) = zero {
                 page = less(&page, zero);
             }
@@ -119,13 +146,23 @@ mod tests {
     const PAGE: &str = "# TYPE a gauge\na{x=\"1\"} 10.0\n# TYPE b counter\nb{x=\"1\"} 7.0\n";
 
     fn fault(kind: FaultKind, factor: f64) -> FaultSpec {
-        FaultSpec { kind, at_s: 0.0, for_s: None, factor }
+        FaultSpec { kind, at_s: 0.0, for_s: None, factor, config: None }
     }
 
     fn read(kind: FaultKind, factor: f64, now: &str) -> Option<String> {
-        let mut weather = MetricsWeather::default();
+        let mut weather = MetricsWeather::new(0.0, 0.0, Chance::new(1, 1));
         weather.begin(&fault(kind, factor), (PAGE.to_owned(), PAGE.to_owned()));
         weather.pages(now.to_owned(), now.to_owned()).map(|pages| pages.0)
+    }
+
+    #[test]
+    fn lost_scrapes_and_noise_are_as_frequent_and_as_large_as_asked_for() {
+        let mut weather = MetricsWeather::new(0.3, 0.1, Chance::new(1, 1));
+        let read: Vec<_> =
+            (0..1000).filter_map(|_| weather.pages(PAGE.to_owned(), PAGE.to_owned())).collect();
+        assert!((650..750).contains(&read.len()), "{} of 1000 came", read.len());
+        assert!(read.iter().all(|page| page.0.contains("b{x=\"1\"} 7.0")), "counters are exact");
+        assert!(read.iter().all(|page| !page.0.contains("a{x=\"1\"} 10.0")), "gauges are not");
     }
 
     #[test]

@@ -74,7 +74,8 @@ pub struct Gauges {
     pub mem_used_bytes: f64,
     /// `ray_node_mem_total`, bytes.
     pub mem_total_bytes: f64,
-    /// `ray_gcs_actors_count{State="Registered"}`: submitted jobs that have not started.
+    /// `ray_actors{Name="JobSupervisor",State="PENDING_CREATION"}`: submitted jobs that have not
+    /// started.
     pub registered: f64,
     /// `ray_gcs_actors_count{State="Created"}`: jobs alive.
     pub created: f64,

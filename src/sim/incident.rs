@@ -15,7 +15,7 @@ use super::head::Spec;
 use super::scenario::{Guard, Scenario, ScenarioError};
 use super::tally::{Second, Tally};
 use super::trace::{Measured, Trace};
-use super::world::{Traces, run_on};
+use super::world::{Conditions, Traces, run_under};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -147,7 +147,8 @@ pub fn replay(case: &Case, wanted: &[Wanted], seed: u64) -> Result<Incident, Sce
     for one in wanted {
         let scenario = scenario(case, one, &incident.watched)?;
         let spec = case.spec.clone().unwrap_or_else(|| scenario.spec());
-        let run = run_on(&scenario, spec, one.guard, seed, &traces)?;
+        let conditions = Conditions { spec, ..Conditions::of(&scenario) };
+        let run = run_under(&scenario, conditions, one.guard, seed, &traces)?;
         incident.runs.push(one.label.clone());
         for (row, tally) in rows.iter_mut().zip(&run.groups) {
             row.fared.push(tallied(tally));

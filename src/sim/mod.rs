@@ -10,6 +10,8 @@ pub mod head;
 pub mod heap;
 pub mod identify;
 pub mod incident;
+pub mod likeness;
+pub mod monte_carlo;
 pub mod plant;
 pub mod report;
 pub mod rivals;

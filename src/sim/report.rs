@@ -1,17 +1,13 @@
 //! From scenarios to an answer: run, control run, checks, and the page that shows them.
 //!
 //! A scenario passes when every expectation is met *and* the control run breaks at least one
-//! of them. Over many trials (Monte Carlo over seeds and over how well the head is known) the
-//! pass rate comes with its exact 95 % interval (Clopper and Pearson, 1934): bounds are
-//! quantiles of the beta distribution, so 0 failures in 20 runs is said to be 83 to 100 %,
-//! not 100 %.
+//! of them.
 
-use super::chance::Chance;
+use super::monte_carlo::{PassRate, Trial, trial};
 use super::scenario::{Guard, Scenario, ScenarioError};
 use super::verdict::{Check, Verdicts, check, verdicts, within};
-use super::world::{Run, Traces, run, run_on};
+use super::world::{Run, Traces, run};
 use serde::Serialize;
-use statrs::distribution::{Beta, ContinuousCDF};
 use std::fmt::Write as _;
 
 /// A scenario's answer.
@@ -31,7 +27,7 @@ pub struct Answer {
     pub checks: Vec<Check>,
     /// Goals, reached or not.
     pub goals: Vec<Check>,
-    /// The same as `checks` for the control run.
+    /// The same as `checks` for the control run; empty where there was none (a single draw).
     pub control: Vec<Check>,
     /// What guarded the control run.
     pub control_guard: Guard,
@@ -47,8 +43,34 @@ impl Answer {
     /// Whether the control run breaks an expectation.
     #[must_use]
     pub fn control_fails(&self) -> bool {
-        self.control.iter().any(|check| !check.met)
+        self.control.is_empty() || self.control.iter().any(|check| !check.met)
     }
+}
+
+/// One draw of a scenario as an answer, so that it can be shown like one.
+///
+/// # Errors
+/// The scenario cannot be run.
+pub fn draw(
+    name: &str,
+    scenario: &Scenario,
+    seed: u64,
+    number: u64,
+    traces: &Traces,
+) -> Result<Answer, ScenarioError> {
+    let Trial { draw, run, checks } = trial(scenario, seed, number, traces)?;
+    let found = verdicts(scenario, &run);
+    Ok(Answer {
+        name: format!("{name}, draw {number}: {}", draw.describe()),
+        seed,
+        checks,
+        goals: within(&scenario.goal, &found),
+        verdicts: found,
+        control: Vec::new(),
+        control_guard: scenario.control.guard,
+        run,
+        scenario: scenario.clone(),
+    })
 }
 
 /// Runs a scenario and its control.
@@ -72,125 +94,110 @@ pub fn answer(name: &str, scenario: &Scenario, seed: u64, traces: &Traces) -> Re
     })
 }
 
-/// How often a scenario passed.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize)]
-pub struct PassRate {
-    /// Runs.
-    pub runs: u64,
-    /// Runs that met every expectation.
-    pub passed: u64,
-    /// Lower bound of the exact 95 % interval.
-    pub low: f64,
-    /// Upper bound.
-    pub high: f64,
-}
-
-/// The exact 95 % interval of a share (Clopper-Pearson).
-#[must_use]
-pub fn pass_rate(passed: u64, runs: u64) -> PassRate {
-    let (k, n) = (passed as f64, runs as f64);
-    let quantile = |p: f64, a: f64, b: f64| Beta::new(a, b).map_or(f64::NAN, |beta| beta.inverse_cdf(p));
-    let low = if passed == 0 { 0.0 } else { quantile(0.025, k, n - k + 1.0) };
-    let high = if passed == runs { 1.0 } else { quantile(0.975, k + 1.0, n - k) };
-    PassRate { runs, passed, low, high }
-}
-
-/// Runs a scenario `runs` times, each on a head that is known less well, with a seed of its own.
-///
-/// # Errors
-/// The scenario cannot be run.
-pub fn monte_carlo(
-    scenario: &Scenario,
-    seed: u64,
-    runs: u64,
-    traces: &Traces,
-) -> Result<PassRate, ScenarioError> {
-    let mut passed = 0;
-    for trial in 0..runs {
-        let mut chance = Chance::new(seed, 0x77_0000 + trial);
-        let spec = scenario.spec().perturbed(&mut chance);
-        let ran = run_on(scenario, spec, scenario.guard, chance.bits(), traces)?;
-        passed += u64::from(check(scenario, &verdicts(scenario, &ran)).iter().all(|check| check.met));
-    }
-    Ok(pass_rate(passed, runs))
-}
-
-/// One line of a comparison of guards.
+/// A scenario under one guard.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Comparison {
     /// What protected the head.
     pub guard: String,
-    /// Useful work / capacity; `None` for a Ray head.
-    pub goodput: Option<f64>,
     /// Polite demands served.
     pub polite: Option<f64>,
-    /// Attempts refused.
-    pub shed: Option<f64>,
-    /// Work done for nobody.
-    pub wasted: Option<f64>,
+    /// Useful work, as a share of what the head could do or was asked for, whichever is less.
+    pub r#yield: Option<f64>,
     /// Latency at the head, 99 %, milliseconds, the first group's.
     pub head_p99_ms: Option<f64>,
-    /// Swing of the limit in the late half.
-    pub limit_swing: Option<f64>,
+    /// Whether every expectation of the scenario is met.
+    pub holds: bool,
 }
 
-/// Runs a scenario under every guard there is.
+/// The guards that are compared. A static limit is an oracle when it is the right one: the best
+/// of [`ORACLES`] on each scenario stands for it.
+const RIVALS: [Guard; 8] = [
+    Guard::Off,
+    Guard::Vegas,
+    Guard::Gradient2,
+    Guard::Aimd,
+    Guard::EnvoyGradient,
+    Guard::Codel,
+    Guard::Still,
+    Guard::Rayguard,
+];
+const ORACLES: [u32; 6] = [2, 4, 8, 16, 32, 64];
+
+/// Runs a scenario under every guard there is, spread over two threads or more.
 ///
 /// # Errors
 /// The scenario cannot be run.
 pub fn compare(scenario: &Scenario, seed: u64, traces: &Traces) -> Result<Vec<Comparison>, ScenarioError> {
-    let guards = [
-        Guard::Off,
-        Guard::Fixed(16),
-        Guard::Vegas,
-        Guard::Gradient2,
-        Guard::Aimd,
-        Guard::EnvoyGradient,
-        Guard::Still,
-        Guard::Rayguard,
-    ];
-    guards
-        .into_iter()
-        .map(|guard| {
-            let ran = run(scenario, guard, seed, traces)?;
-            let all = verdicts(scenario, &ran);
-            let get = |name: &str| all.get(name).copied().filter(|value| value.is_finite());
-            let first = scenario.client.first().map_or("", |client| client.name.as_str());
-            Ok(Comparison {
-                guard: guard.label(),
-                goodput: get("goodput"),
-                polite: get("polite"),
-                shed: get("shed"),
-                wasted: get("wasted"),
-                head_p99_ms: get(&format!("{first}.head_p99_ms")),
-                limit_swing: get("limit_swing"),
+    let guards: Vec<Guard> = RIVALS.into_iter().chain(ORACLES.map(Guard::Fixed)).collect();
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let one = |guard: Guard| under(scenario, guard, seed, traces);
+    let parts: Vec<Vec<Result<Comparison, ScenarioError>>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers)
+            .map(|worker| {
+                let guards = guards.iter().skip(worker).step_by(workers);
+                scope.spawn(move || guards.map(|guard| one(*guard)).collect::<Vec<_>>())
             })
-        })
-        .collect()
+            .collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let mut by_place: Vec<(usize, Comparison)> = Vec::new();
+    for (worker, part) in parts.into_iter().enumerate() {
+        for (at, row) in part.into_iter().enumerate() {
+            by_place.push((worker + at * workers, row?));
+        }
+    }
+    by_place.sort_by_key(|(place, _)| *place);
+    let mut rows: Vec<Comparison> = by_place.into_iter().map(|(_, row)| row).collect();
+    let oracles = rows.split_off(RIVALS.len());
+    let worth = |row: &Comparison| row.polite.unwrap_or(1.0) + row.r#yield.unwrap_or(0.0);
+    let best = oracles.into_iter().max_by(|a, b| worth(a).total_cmp(&worth(b)));
+    rows.splice(1..1, best.map(|best| Comparison { guard: "best fixed".to_owned(), ..best }));
+    Ok(rows)
 }
 
-/// A comparison as text.
+fn under(scenario: &Scenario, guard: Guard, seed: u64, traces: &Traces) -> Result<Comparison, ScenarioError> {
+    let all = verdicts(scenario, &run(scenario, guard, seed, traces)?);
+    let get = |name: &str| all.get(name).copied().filter(|value| value.is_finite());
+    let first = scenario.client.first().map_or("", |client| client.name.as_str());
+    Ok(Comparison {
+        guard: guard.label(),
+        polite: get("polite"),
+        r#yield: get("yield"),
+        head_p99_ms: get(&format!("{first}.head_p99_ms")),
+        holds: check(scenario, &all).iter().all(|check| check.met),
+    })
+}
+
+/// Who protects how well, on every scenario: polite demands served and useful work, in percent,
+/// and a star where every expectation of the scenario is met.
 #[must_use]
-pub fn comparison_table(rows: &[Comparison]) -> String {
-    let mut text = format!(
-        "  {:<24} {:>8} {:>8} {:>8} {:>8} {:>12} {:>8}\n",
-        "guard", "goodput", "polite", "shed", "wasted", "head p99 ms", "swing"
-    );
-    let show = |value: Option<f64>, digits: usize| value.map_or("-".to_owned(), |v| format!("{v:.digits$}"));
-    for row in rows {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "  {:<24} {:>8} {:>8} {:>8} {:>8} {:>12} {:>8}",
-            row.guard,
-            show(row.goodput, 3),
-            show(row.polite, 3),
-            show(row.shed, 3),
-            show(row.wasted, 3),
-            show(row.head_p99_ms, 0),
-            show(row.limit_swing, 2),
-        );
+pub fn comparison_table(scenarios: &[(String, Vec<Comparison>)]) -> String {
+    let mut text = format!("{:<28}", "polite % / yield %, * holds");
+    let Some((_, first)) = scenarios.first() else { return text };
+    let wide = |text: &str| format!("{text:>14}");
+    for row in first {
+        text.push_str(&wide(row.guard.trim_start_matches("netflix ").trim_start_matches("rayguard, ")));
     }
+    text.push('\n');
+    let percent = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{:.0}", 100.0 * value));
+    let mut held = vec![0; first.len()];
+    for (name, rows) in scenarios {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{name:<28}");
+        for (at, row) in rows.iter().enumerate() {
+            let star = if row.holds { "*" } else { " " };
+            text.push_str(&wide(&format!("{}/{}{star}", percent(row.polite), percent(row.r#yield))));
+            if let Some(held) = held.get_mut(at) {
+                *held += usize::from(row.holds);
+            }
+        }
+        text.push('\n');
+    }
+    let _ = write!(text, "{:<28}", "scenarios that hold");
+    for held in held {
+        text.push_str(&wide(&format!("{held} of {} ", scenarios.len())));
+    }
+    text.push('\n');
     text
 }
 
@@ -211,18 +218,19 @@ pub fn table(answer: &Answer) -> String {
     let mark = if answer.passed() { "ok  " } else { "FAIL" };
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{mark} {} (seed {}): {}", answer.name, answer.seed, answer.scenario.question);
-    for (check, control) in answer.checks.iter().zip(&answer.control) {
+    for (at, check) in answer.checks.iter().enumerate() {
         let value = |check: &Check| check.value.map_or("none".to_owned(), short);
+        let control = answer.control.get(at).map_or_else(String::new, |control| {
+            format!("   control {:>9}{}", value(control), if control.met { "" } else { "  fails" })
+        });
         let _ = writeln!(
             text,
-            "     {} {:<28} {:>9} in [{}, {}]   control {:>9}{}",
+            "     {} {:<28} {:>9} in [{}, {}]{control}",
             if check.met { "+" } else { "-" },
             check.name,
             value(check),
             short(check.low),
             short(check.high),
-            value(control),
-            if control.met { "" } else { "  fails" },
         );
     }
     for goal in &answer.goals {
@@ -259,7 +267,7 @@ pub struct JsonAnswer<'a> {
     verdicts: std::collections::BTreeMap<&'a str, f64>,
     /// Of many runs, if there were.
     #[serde(skip_serializing_if = "Option::is_none")]
-    monte_carlo: Option<PassRate>,
+    monte_carlo: Option<&'a PassRate>,
     /// Beside other guards, if asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     rivals: Vec<Comparison>,
@@ -267,7 +275,7 @@ pub struct JsonAnswer<'a> {
 
 /// An answer for machines.
 #[must_use]
-pub fn json<'a>(answer: &'a Answer, rate: Option<PassRate>, rivals: &[Comparison]) -> JsonAnswer<'a> {
+pub fn json<'a>(answer: &'a Answer, rate: Option<&'a PassRate>, rivals: &[Comparison]) -> JsonAnswer<'a> {
     JsonAnswer {
         name: &answer.name,
         question: &answer.scenario.question,
@@ -326,8 +334,9 @@ fn section(page: &mut String, answer: &Answer) {
         escape(&answer.scenario.question),
         answer.seed
     );
-    for (check, control) in answer.checks.iter().zip(&answer.control) {
+    for (at, check) in answer.checks.iter().enumerate() {
         let value = |check: &Check| check.value.map_or("none".to_owned(), short);
+        let control = answer.control.get(at).map_or_else(String::new, value);
         let class = if check.met { "good" } else { "bad" };
         let _ = write!(
             page,
@@ -336,7 +345,7 @@ fn section(page: &mut String, answer: &Answer) {
             value(check),
             short(check.low),
             short(check.high),
-            value(control)
+            control
         );
     }
     for goal in &answer.goals {
@@ -396,20 +405,4 @@ fn plot(page: &mut String, answer: &Answer, lines: &[(&str, &str, Of)]) {
         page.push_str("\"/>");
     }
     page.push_str("</svg>");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_interval_is_exact() {
-        // Clopper and Pearson's own kind of table: 0 of 20, 20 of 20, 8 of 10.
-        for (passed, runs, low, high) in
-            [(0, 20, 0.0, 0.1684), (20, 20, 0.8316, 1.0), (8, 10, 0.4439, 0.9748)]
-        {
-            let rate = pass_rate(passed, runs);
-            assert!((rate.low - low).abs() < 1e-4 && (rate.high - high).abs() < 1e-4, "{rate:?}");
-        }
-    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 /// A concurrency limiter.
 pub trait Limiter: std::fmt::Debug {
     /// Whether one more may go on top of `in_flight`.
-    fn admit(&mut self, in_flight: u32) -> bool {
+    fn admit(&mut self, _now: Time, in_flight: u32) -> bool {
         f64::from(in_flight) + 1.0 <= self.limit()
     }
     /// An exchange ended after `latency`; `in_flight` counts it still; `dropped`: its client
@@ -45,9 +45,9 @@ impl Default for Aimd {
 
 impl Limiter for Aimd {
     fn finish(&mut self, _: Time, latency: Duration, in_flight: u32, dropped: bool) {
-        // A client's own deadline is not seen by this limiter unless it is told of a drop.
-        if dropped && latency > Duration::from_secs(5) || latency > Duration::from_secs(5) {
-            self.limit *= 0.9;
+        // A client that has given up is not seen by this limiter; a failure at once is a drop.
+        if latency > Duration::from_secs(5) || dropped && latency.is_zero() {
+            self.limit = (self.limit * 0.9).floor();
         } else if f64::from(in_flight) * 2.0 >= self.limit {
             self.limit += 1.0;
         }
@@ -85,7 +85,8 @@ impl Limiter for Vegas {
             self.rtt_no_load = rtt;
             return;
         }
-        let unit = self.limit.max(1.0).log10().max(1.0);
+        // Their table of logarithms is of whole numbers.
+        let unit = self.limit.max(1.0).log10().floor().max(1.0);
         let queue = (self.limit * (1.0 - self.rtt_no_load / rtt)).ceil();
         if dropped {
             self.limit -= unit;
@@ -237,6 +238,60 @@ impl Limiter for EnvoyGradient {
     }
 }
 
+/// CoDel (Nichols and Jacobson, RFC 8289) on the time a request spends at the head: once the
+/// *least* of an interval is above the target, arrivals are refused, the n-th one
+/// `interval / sqrt(n)` after the one before, until the least is below again. Written for
+/// packets that wait 5 ms; target and interval are scaled to requests that take a tenth of a
+/// second.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CoDel {
+    /// When the interval in which everything was late began.
+    late_since: Option<Time>,
+    dropping: bool,
+    drops: f64,
+    drop_next: Time,
+    in_flight: f64,
+}
+
+const CODEL_TARGET: Duration = Duration::from_millis(250);
+const CODEL_INTERVAL: Duration = Duration::from_secs(1);
+
+impl CoDel {
+    fn next_after(&self, now: Time) -> Time {
+        now + CODEL_INTERVAL.div_f64(self.drops.max(1.0).sqrt())
+    }
+}
+
+impl Limiter for CoDel {
+    fn admit(&mut self, now: Time, in_flight: u32) -> bool {
+        self.in_flight = f64::from(in_flight);
+        if !self.dropping || now < self.drop_next {
+            return true;
+        }
+        self.drops += 1.0;
+        self.drop_next = self.next_after(self.drop_next.max(now - CODEL_INTERVAL));
+        false
+    }
+    fn finish(&mut self, now: Time, latency: Duration, _: u32, _: bool) {
+        if latency < CODEL_TARGET {
+            self.late_since = None;
+            self.dropping = false;
+            return;
+        }
+        let since = *self.late_since.get_or_insert(now);
+        if !self.dropping && now.since(since) >= CODEL_INTERVAL {
+            self.dropping = true;
+            // Whoever was dropping a moment ago goes on near where it was.
+            self.drops =
+                if now.since(self.drop_next) < CODEL_INTERVAL { (self.drops - 2.0).max(1.0) } else { 1.0 };
+            self.drop_next = now;
+        }
+    }
+    fn limit(&self) -> f64 {
+        self.in_flight
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -262,6 +317,45 @@ mod tests {
             feed(&mut *limiter, 5000, 20.0, 20.0);
             assert!(limiter.limit() < grown, "{limiter:?}");
         }
+    }
+
+    fn sample(limiter: &mut dyn Limiter, latency_ms: u64, in_flight: u32, dropped: bool) -> f64 {
+        limiter.finish(Time::ZERO, Duration::from_millis(latency_ms), in_flight, dropped);
+        limiter.limit()
+    }
+
+    /// Netflix/concurrency-limits at 78a74b9, `VegasLimitTest`: initial 10, alpha 3, beta 6
+    /// (increaseLimit, decreaseLimit, noChangeIfWithinThresholds).
+    #[test]
+    fn vegas_moves_as_its_authors_test_says() {
+        for (latency_ms, in_flight, expected) in [(10, 11, 16.0), (50, 11, 9.0), (14, 14, 10.0)] {
+            let mut vegas = Vegas { limit: 10.0, ..Vegas::default() };
+            assert_eq!(sample(&mut vegas, 10, 10, false).to_bits(), 10.0_f64.to_bits());
+            let moved = sample(&mut vegas, latency_ms, in_flight, false);
+            assert_eq!(moved.to_bits(), f64::to_bits(expected), "{latency_ms} ms");
+        }
+    }
+
+    /// The same repository, `AIMDLimitTest`: increaseOnSuccess, decreaseOnDrops.
+    #[test]
+    fn aimd_moves_as_its_authors_test_says() {
+        let mut aimd = Aimd { limit: 20.0 };
+        assert_eq!(sample(&mut aimd, 1, 10, false).to_bits(), 21.0_f64.to_bits());
+        let mut aimd = Aimd { limit: 30.0 };
+        assert_eq!(sample(&mut aimd, 0, 0, true).to_bits(), 27.0_f64.to_bits());
+    }
+
+    #[test]
+    fn codel_refuses_more_and_more_while_everything_is_late_and_nothing_after() {
+        let mut codel = CoDel::default();
+        let mut refused = [0, 0, 0];
+        for n in 0..30_000_u32 {
+            let now = Time::from_secs_f64(f64::from(n) / 1000.0);
+            let late = n < 20_000;
+            codel.finish(now, Duration::from_millis(if late { 900 } else { 20 }), 100, false);
+            refused[(n / 10_000) as usize] += u32::from(!codel.admit(now, 100));
+        }
+        assert!(refused[0] > 10 && refused[1] > refused[0] && refused[2] == 0, "{refused:?}");
     }
 
     #[test]

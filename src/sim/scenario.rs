@@ -58,6 +58,9 @@ pub struct Scenario {
     pub watch: String,
     /// Verdict name to `[low, high]`.
     pub expect: BTreeMap<String, [f64; 2]>,
+    /// What must hold on every head of a Monte Carlo draw; `expect` when left out.
+    #[serde(default)]
+    pub robust: BTreeMap<String, [f64; 2]>,
     /// What is wanted and not reached yet: shown beside what is, and fails nothing.
     #[serde(default)]
     pub goal: BTreeMap<String, [f64; 2]>,
@@ -87,6 +90,8 @@ pub enum Guard {
     Aimd,
     /// Envoy's gradient controller, p90 over 1 s.
     EnvoyGradient,
+    /// CoDel on the time spent at the head.
+    Codel,
 }
 
 impl Guard {
@@ -102,6 +107,7 @@ impl Guard {
             Guard::Gradient2 => "netflix gradient2".to_owned(),
             Guard::Aimd => "netflix aimd".to_owned(),
             Guard::EnvoyGradient => "envoy gradient".to_owned(),
+            Guard::Codel => "codel".to_owned(),
         }
     }
 }
@@ -252,6 +258,11 @@ pub struct ClientSpec {
     pub until_s: Option<f64>,
     /// Open loop: on for `[on, off]` seconds by turns.
     pub square_s: Option<[f64; 2]>,
+    /// Open loop: its rate grows from nothing to `per_second` over so many seconds.
+    pub ramp_s: Option<f64>,
+    /// Open loop: its rate swings between a tenth of `per_second` and all of it once in so many
+    /// seconds, least at the beginning.
+    pub day_s: Option<f64>,
     /// Distinct addresses it comes from.
     #[serde(default = "one_u32")]
     pub addresses: u32,
@@ -342,6 +353,8 @@ pub struct FaultSpec {
     /// How much: capacity and lying metrics.
     #[serde(default = "one_f64")]
     pub factor: f64,
+    /// Reload: rayguard's configuration from then on, as its file would say it.
+    pub config: Option<String>,
 }
 
 /// What can go wrong.
@@ -364,6 +377,8 @@ pub enum FaultKind {
     Capacity,
     /// The head restarts and loses everything under way.
     HeadRestart,
+    /// rayguard reads its configuration anew: `config`, or the same once more.
+    ConfigReload,
     /// rayguard restarts: counters and queues are empty, limits are the last good ones.
     ProxyRestart,
     /// The loop does not run (a process that was not scheduled).
@@ -474,7 +489,7 @@ impl Scenario {
                 ));
             }
         }
-        for (name, [low, high]) in self.expect.iter().chain(&self.goal) {
+        for (name, [low, high]) in self.expect.iter().chain(&self.robust).chain(&self.goal) {
             if low.is_nan() || high.is_nan() || low > high {
                 return wrong(format!("`expect.{name}`: [{low}, {high}] is no range"));
             }
@@ -482,7 +497,16 @@ impl Scenario {
         if self.expect.is_empty() {
             return wrong("nothing is expected: a run that cannot fail proves nothing".to_owned());
         }
+        for config in self.fault.iter().filter_map(|fault| fault.config.as_deref()) {
+            self.policy_of(config)?;
+        }
         self.policy().map(drop)
+    }
+
+    /// Whether the head is Ray's, with its modules and routes.
+    #[must_use]
+    pub fn is_ray_head(&self) -> bool {
+        matches!(self.plant, PlantSpec::RayHead { .. })
     }
 
     /// The head, as the plant needs it.
@@ -525,7 +549,15 @@ impl Scenario {
     /// # Errors
     /// `config` is wrong.
     pub fn policy(&self) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
-        let settings = config::parse(&self.config, "config", &Overrides::default())?;
+        self.policy_of(&self.config)
+    }
+
+    /// The policy and the table of another configuration at the same head.
+    ///
+    /// # Errors
+    /// `config` is wrong.
+    pub fn policy_of(&self, config: &str) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
+        let settings = config::parse(config, "config", &Overrides::default())?;
         let policy = match self.plant {
             PlantSpec::RayHead { .. } => Arc::clone(&settings.policy),
             PlantSpec::Serve { .. } => Arc::new(only_serve(&settings.policy)?),

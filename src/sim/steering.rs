@@ -5,13 +5,15 @@
 //! fault adds), so equal seeds give equal journals.
 
 use super::door::Door;
-use super::scenario::Scenario;
+use crate::core::alert::Alert;
 use crate::core::engine::{Effects, Engine, LastGood, read_door};
 use crate::core::journal::{Event, Record};
 use crate::core::limit::table::Mode;
+use crate::core::policy::Policy;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::core::time::{Time, WallMs};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The wall clock at the start of every simulation, milliseconds since the epoch.
@@ -55,6 +57,16 @@ impl Steering {
         }
     }
 
+    /// Takes on a new policy; limits and averages go on.
+    pub fn reload(&mut self, door: &mut Door, policy: Arc<Policy>, now: Time) {
+        let modes = vec![Mode::Enforce; policy.classes.len()];
+        let rules = Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
+        self.engine = self.engine.succeed(policy, &modes, &rules, now);
+        self.reader = SignalReader::new(&door.policy);
+        self.period = door.policy.control.inner_period;
+        door.table = self.engine.table();
+    }
+
     /// Time between two ticks.
     #[must_use]
     pub fn period(&self) -> Duration {
@@ -69,8 +81,8 @@ impl Steering {
 
     /// When the first scrape is: out of step with everything else.
     #[must_use]
-    pub fn scrape_phase(&self, scenario: &Scenario) -> Duration {
-        Duration::from_secs_f64(0.37 * scenario.scrape_s.min(10.0))
+    pub fn scrape_phase(&self, every: Duration) -> Duration {
+        every.min(Duration::from_secs(10)).mul_f64(0.37)
     }
 
     /// The pages of agent and dashboard came, or the scrape failed.

@@ -41,6 +41,9 @@ pub struct Tally {
     pub timed_out: u64,
     /// Attempts that failed.
     pub failed: u64,
+    /// Attempts refused although something less urgent had been let into the same module since
+    /// they came.
+    pub inverted: u64,
     /// Latency of attempts served, microseconds.
     latency: Histogram<u64>,
     /// Latency of the head's side of everything admitted, given-up ones included, microseconds.
@@ -55,7 +58,7 @@ pub struct Tally {
 const PARTIES_MAX: usize = 4096;
 
 /// Three significant digits, up to an hour.
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     // invariant: 1..=3.6e9 with 3 digits is a valid range for the crate.
     #[expect(clippy::unwrap_used, reason = "constant arguments that the crate accepts")]
     Histogram::new_with_bounds(1, 3_600_000_000, 3).unwrap()
@@ -78,6 +81,7 @@ impl Tally {
             shed: 0,
             timed_out: 0,
             failed: 0,
+            inverted: 0,
             latency: histogram(),
             upstream: histogram(),
             parties: BTreeMap::new(),
@@ -151,6 +155,12 @@ impl Tally {
         quantile_ms(&self.upstream, quantile)
     }
 
+    /// Adds this group's latencies of what was served to `all`.
+    pub fn add_latencies(&self, all: &mut Histogram<u64>) {
+        // Both have the same bounds.
+        let _ = all.add(&self.latency);
+    }
+
     /// Jain's index of the served shares of the group's addresses: 1 is even, 1/n is all to one.
     #[must_use]
     pub fn jain(&self) -> f64 {
@@ -172,7 +182,7 @@ impl Tally {
     }
 }
 
-fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+pub(super) fn quantile_ms(histogram: &Histogram<u64>, quantile: f64) -> f64 {
     if histogram.is_empty() { f64::NAN } else { histogram.value_at_quantile(quantile) as f64 / 1e3 }
 }
 

@@ -5,8 +5,10 @@
 //! that expects something of what never happened fails.
 
 use super::scenario::{ClientSpec, FaultSpec, Scenario};
-use super::tally::jain;
+use super::tally::{histogram, jain, quantile_ms};
 use super::world::Run;
+use crate::core::control::oscillation::Oscillation;
+use crate::core::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
 
 /// Every verdict of a run, by name.
@@ -34,6 +36,7 @@ pub fn verdicts(scenario: &Scenario, run: &Run) -> Verdicts {
     groups(run, &mut all);
     whole(scenario, run, &mut all);
     limit(run, &mut all);
+    objective(scenario, run, &mut all);
     let calm = calm_from(scenario);
     all.insert("recovery_s".to_owned(), recovery_s(run, calm));
     let seconds = run.measured[1] - run.measured[0];
@@ -63,24 +66,36 @@ fn groups(run: &Run, all: &mut Verdicts) {
         put("head_p50_ms", tally.upstream_ms(0.5));
         put("head_p99_ms", tally.upstream_ms(0.99));
         put("jain", tally.jain());
+        put("inversions", share(tally.inverted, tally.attempts));
     }
 }
 
 fn whole(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
     let seconds = run.measured[1] - run.measured[0];
     let work = run.useful_ms + run.wasted_ms;
-    let capacity = scenario.capacity_ms_per_s().map_or(f64::NAN, |per_s| per_s * seconds);
+    let capacity = scenario.capacity_ms_per_s().map_or(f64::NAN, |per_s| per_s * run.capacity * seconds);
     let attempts: u64 = run.groups.iter().map(|tally| tally.attempts).sum();
     let shed: u64 = run.groups.iter().map(|tally| tally.shed).sum();
     let polite: Vec<_> = run.groups.iter().filter(|tally| tally.polite).collect();
     let sum =
         |count: fn(&super::tally::Tally) -> u64| polite.iter().map(|tally| count(tally)).sum::<u64>() as f64;
     let shares = polite.iter().filter(|t| t.demands > 0).map(|t| t.served as f64 / t.demands as f64);
+    let demands: u64 = run.groups.iter().map(|tally| tally.demands).sum();
+    let mut victims = histogram();
+    for tally in &polite {
+        tally.add_latencies(&mut victims);
+    }
     for (name, value) in [
         ("goodput", run.useful_ms / capacity),
+        ("yield", run.useful_ms / run.possible_ms),
         ("wasted", if work > 0.0 { run.wasted_ms / work } else { 0.0 }),
         ("shed", shed as f64 / attempts as f64),
         ("polite", sum(|tally| tally.served) / sum(|tally| tally.demands)),
+        ("false_sheds", sum(|tally| tally.shed) / sum(|tally| tally.attempts)),
+        ("inversions", sum(|tally| tally.inverted) / sum(|tally| tally.attempts)),
+        ("victim_p50_ms", quantile_ms(&victims, 0.5)),
+        ("victim_p99_ms", quantile_ms(&victims, 0.99)),
+        ("amplification", attempts as f64 / demands as f64),
         ("jain", jain(shares)),
         ("requests", run.requests as f64),
     ] {
@@ -123,6 +138,33 @@ fn limit(run: &Run, all: &mut Verdicts) {
         run.seconds.iter().filter(|s| s.at_s > from && s.at_s <= to).map(|s| s.limit).fold(0.0, f64::max);
     all.insert("overshoot".to_owned(), if mean > 0.0 { peak / mean - 1.0 } else { f64::NAN });
     all.insert("reversals_per_min".to_owned(), reversals(run) * 60.0 / (to - from));
+    let mut travel = 0.0;
+    let mut hunting = Oscillation::new(duration_from_secs((to - from) / 4.0));
+    let mut last = None;
+    for second in run.seconds.iter().filter(|s| s.at_s > from && s.at_s <= to) {
+        hunting.observe(Time::from_secs_f64(second.at_s), second.limit);
+    }
+    for (_, limit) in run.moves.iter().filter(|(at, limit)| *at > from && *at <= to && *limit > 0.0) {
+        travel += last.map_or(0.0, |last: f64| (limit / last).ln().abs());
+        last = Some(*limit);
+    }
+    all.insert("travel_per_min".to_owned(), travel * 60.0 / (to - from));
+    all.insert("oscillation".to_owned(), hunting.index());
+}
+
+/// Steady-state error: the share of the watched class's exchanges within its objective in the
+/// late half, short of the share there should be. Below zero: better than asked for.
+fn objective(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
+    let (ended, within) = run.within;
+    let wanted = scenario.policy().ok().and_then(|(policy, _)| {
+        let at = policy.classes.iter().position(|class| *class.name == *scenario.watch);
+        policy.classes.get(at.unwrap_or(0)).map(|class| class.slo.quantile)
+    });
+    let error = match wanted {
+        Some(wanted) if ended > 0 => wanted - within as f64 / ended as f64,
+        _ => f64::NAN,
+    };
+    all.insert("steady_error".to_owned(), error);
 }
 
 /// Changes of direction of more than 10 % in the late half, so that noise is not hunting.

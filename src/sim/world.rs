@@ -9,6 +9,7 @@
 //! not nanoseconds.
 
 use super::arrivals::{Agent, Group, agents};
+use super::chance::Chance;
 use super::door::{Door, Rid, Sharing};
 use super::exposition::{agent_page, dashboard_page};
 use super::faults::MetricsWeather;
@@ -40,6 +41,12 @@ pub struct Run {
     pub seconds: Vec<Second>,
     /// The measured part, `[from, to]`, seconds.
     pub measured: [f64; 2],
+    /// The head's speed, as a share of what its scenario says.
+    pub capacity: f64,
+    /// Work that could have been done in the measured part, milliseconds of service: second by
+    /// second what was asked for (further attempts not counted) or what the head could do,
+    /// whichever is less.
+    pub possible_ms: f64,
     /// Work done in time for somebody, milliseconds of service, in the measured part.
     pub useful_ms: f64,
     /// Work done for nobody.
@@ -48,6 +55,9 @@ pub struct Run {
     pub upstream: BTreeMap<String, u64>,
     /// Moves of the watched limit: second, new value.
     pub moves: Vec<(f64, f64)>,
+    /// The watched class in the late half of the measured part: exchanges that ended, and how
+    /// many of them within its objective.
+    pub within: (u64, u64),
     /// The record: one line of JSON per event of the loop and per second.
     pub journal: String,
     /// Simulated requests, attempts and shared ones included.
@@ -114,7 +124,7 @@ struct Request {
 enum Stage {
     Free,
     Shares,
-    Waits(WaitId),
+    Waits(WaitId, u32),
     Upstream { exchange: Exchange, ticket: Option<(Ticket, u32)>, admitted: Time },
 }
 
@@ -135,8 +145,16 @@ pub struct World<'a> {
     agents: Vec<Agent>,
     requests: Vec<Request>,
     free: Vec<u32>,
+    /// When each module last let something of each priority in.
+    let_in: Vec<[Time; 10]>,
     heap: EventHeap<Happening>,
     weather: MetricsWeather,
+    capacity: f64,
+    /// The part of it that a fault has left.
+    capacity_left: f64,
+    /// Work asked for in this second.
+    asked_ms: f64,
+    scrape_every: Duration,
     paused: bool,
     wall_offset_s: f64,
     probes: BTreeMap<u64, Time>,
@@ -146,26 +164,55 @@ pub struct World<'a> {
     second: Second,
 }
 
+/// What a run meets that its scenario does not say: the head it really is, and how well it is seen.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Conditions {
+    /// The head.
+    pub spec: Spec,
+    /// Speed of all its processes, as a share of what is specified.
+    pub capacity: f64,
+    /// Seconds between two scrapes.
+    pub scrape_s: f64,
+    /// Share of scrapes that are lost, 0..1.
+    pub scrapes_lost: f64,
+    /// Deviation of the logarithm of every gauge scraped.
+    pub noise: f64,
+}
+
+impl Conditions {
+    /// As the scenario says.
+    #[must_use]
+    pub fn of(scenario: &Scenario) -> Conditions {
+        Conditions {
+            spec: scenario.spec(),
+            capacity: 1.0,
+            scrape_s: scenario.scrape_s,
+            scrapes_lost: 0.0,
+            noise: 0.0,
+        }
+    }
+}
+
 /// Runs a scenario under a guard.
 ///
 /// # Errors
 /// The scenario cannot be run: its configuration is wrong or a trace is missing.
 pub fn run(scenario: &Scenario, guard: Guard, seed: u64, traces: &Traces) -> Result<Run, ScenarioError> {
-    run_on(scenario, scenario.spec(), guard, seed, traces)
+    run_under(scenario, Conditions::of(scenario), guard, seed, traces)
 }
 
-/// Runs a scenario on another head than its own: the same one, known less well.
+/// Runs a scenario on another head than its own, or one that is seen less well.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_on(
+pub fn run_under(
     scenario: &Scenario,
-    spec: Spec,
+    conditions: Conditions,
     guard: Guard,
     seed: u64,
     traces: &Traces,
 ) -> Result<Run, ScenarioError> {
-    let mut world = World::new(scenario, spec, guard, seed, traces)?;
+    let mut world = World::new(scenario, conditions, guard, seed, traces)?;
     world.live();
     Ok(world.run)
 }
@@ -173,11 +220,12 @@ pub fn run_on(
 impl<'a> World<'a> {
     fn new(
         scenario: &'a Scenario,
-        spec: Spec,
+        conditions: Conditions,
         guard: Guard,
         seed: u64,
         traces: &Traces,
     ) -> Result<World<'a>, ScenarioError> {
+        let Conditions { spec, capacity, scrape_s, scrapes_lost, noise } = conditions;
         let end = Time::from_secs_f64(scenario.seconds);
         let [from, to] = scenario.measure.unwrap_or([0.0, scenario.seconds]);
         let guarded = matches!(guard, Guard::Rayguard | Guard::Still);
@@ -203,16 +251,22 @@ impl<'a> World<'a> {
             agents: Vec::new(),
             requests: Vec::new(),
             free: Vec::new(),
+            let_in: Vec::new(),
             heap: EventHeap::default(),
-            weather: MetricsWeather::default(),
+            weather: MetricsWeather::new(scrapes_lost, noise, Chance::new(seed, 0x5c7a)),
+            capacity,
+            capacity_left: 1.0,
+            asked_ms: 0.0,
+            scrape_every: duration_from_secs(scrape_s),
             paused: false,
             wall_offset_s: 0.0,
             probes: BTreeMap::new(),
             probe_next: PROBES,
             pumping: false,
-            run: Run { guard: guard.label(), measured: [from, to], ..Run::default() },
+            run: Run { guard: guard.label(), measured: [from, to], capacity, ..Run::default() },
             second: Second::default(),
         };
+        world.plant.set_capacity(Time::ZERO, capacity);
         world.people(seed, traces)?;
         world.clocks();
         Ok(world)
@@ -244,7 +298,7 @@ impl<'a> World<'a> {
         self.heap.push(Time::from_secs_f64(1.0).0, Happening::Second);
         if let Some(steering) = &self.steering {
             self.heap.push((Time::ZERO + steering.period()).0, Happening::Tick);
-            self.heap.push((Time::ZERO + steering.scrape_phase(self.scenario)).0, Happening::Scrape);
+            self.heap.push((Time::ZERO + steering.scrape_phase(self.scrape_every)).0, Happening::Scrape);
             if self.plant.spec().route("gcs-healthz").is_some() {
                 self.heap.push((Time::ZERO + PROBE_EVERY).0, Happening::Probe);
             }
@@ -340,6 +394,9 @@ impl<'a> World<'a> {
         if measured {
             tally.attempt(demand.attempt == 1, demand.party.address);
         }
+        if demand.attempt == 1 {
+            self.asked_ms += self.plant.cost_ms(demand.route, demand.size);
+        }
         let slot = self.free.pop().unwrap_or_else(|| {
             self.requests.push(Request::vacant(demand));
             u32::try_from(self.requests.len() - 1).unwrap_or(u32::MAX)
@@ -376,14 +433,15 @@ impl<'a> World<'a> {
                     self.forward(rid, Some((ticket, life)));
                 }
                 Decision::Wait(id, deadline) => {
-                    self.request_mut(rid).stage = Stage::Waits(id);
+                    let life = door.life;
+                    self.request_mut(rid).stage = Stage::Waits(id, life);
                     self.heap.push(deadline.0, Happening::Deadline(rid));
                     self.keep_pumping();
                 }
                 Decision::Shed(shed) => self.refused(rid, shed.retry_after_s),
             }
         } else if let Some(rival) = &mut self.rival {
-            if rival.admit(self.rival_in_flight) {
+            if rival.admit(self.now, self.rival_in_flight) {
                 self.rival_in_flight += 1;
                 self.forward(rid, None);
             } else {
@@ -398,6 +456,14 @@ impl<'a> World<'a> {
     fn forward(&mut self, rid: Rid, ticket: Option<(Ticket, u32)>) {
         let now = self.now;
         let demand = self.request(rid).demand;
+        if let Some(door) = &self.door {
+            let class = &door.policy.classes[door.class(demand.route).index()];
+            let (module, priority) = (class.module.index(), usize::from(class.priority.0.min(9)));
+            if self.let_in.len() <= module {
+                self.let_in.resize(module + 1, [Time::ZERO; 10]);
+            }
+            self.let_in[module][priority] = now;
+        }
         let spec = &self.groups[usize::from(demand.group)].spec;
         let lasts = demand.lasts.or(spec.lasts_s.map(duration_from_secs));
         let cost_ms = self.plant.cost_ms(demand.route, demand.size);
@@ -416,9 +482,26 @@ impl<'a> World<'a> {
     }
 
     fn refused(&mut self, rid: Rid, retry_after_s: u32) {
+        self.note_inversion(rid);
         self.pass_lead_on(rid);
         self.resolve(rid, Ending::Shed { retry_after_s });
         self.release(rid);
+    }
+
+    /// Was something less urgent let into this request's module while it was here?
+    fn note_inversion(&mut self, rid: Rid) {
+        let Some(door) = &self.door else { return };
+        let Request { demand, sent, .. } = self.request(rid);
+        let (demand, sent) = (*demand, *sent);
+        let class = &door.policy.classes[door.class(demand.route).index()];
+        let priority = usize::from(class.priority.0.min(9));
+        let passed = self
+            .let_in
+            .get(class.module.index())
+            .is_some_and(|last| last[..priority].iter().any(|at| *at > sent));
+        if passed && self.measured(demand.first_sent) {
+            self.run.groups[usize::from(demand.group)].inverted += 1;
+        }
     }
 
     /// A leader that gets no answer leaves its followers to ask for themselves.
@@ -441,9 +524,9 @@ impl<'a> World<'a> {
         let request = &self.requests[slot_of(rid)];
         match request.stage {
             Stage::Upstream { exchange, .. } => self.plant.hang_up(self.now, exchange),
-            Stage::Waits(id) => {
+            Stage::Waits(id, life) => {
                 let Some(door) = &mut self.door else { return };
-                if !door.is_followed(route, party, rid) && door.cancel(id, self.now) {
+                if !door.is_followed(route, party, rid) && door.cancel(id, life, self.now) {
                     door.unshare(route, party, rid, false, self.now);
                     self.release(rid);
                 }
@@ -457,8 +540,8 @@ impl<'a> World<'a> {
         if !self.alive(rid) {
             return;
         }
-        if let (Stage::Waits(id), Some(door)) = (&self.requests[slot_of(rid)].stage, &mut self.door)
-            && let Some((_, shed)) = door.gate.expire(*id)
+        if let (Stage::Waits(id, life), Some(door)) = (&self.requests[slot_of(rid)].stage, &mut self.door)
+            && let Some(shed) = door.expire(*id, *life)
         {
             self.refused(rid, shed.retry_after_s);
         }
@@ -575,6 +658,7 @@ impl<'a> World<'a> {
             self.run.groups[usize::from(demand.group)].upstream(latency);
         }
         self.second.finished += 1;
+        self.note_objective(demand.route, latency);
         self.give_back(rid, outcome);
         let ending = if ok { Ending::Served } else { Ending::Failed };
         for follower in followers {
@@ -585,13 +669,24 @@ impl<'a> World<'a> {
         self.release(rid);
     }
 
+    /// Whether an exchange of the watched class kept its objective.
+    fn note_objective(&mut self, route: RouteId, latency: Duration) {
+        let Some(door) = &self.door else { return };
+        let [from, to] = self.run.measured;
+        let late = (f64::midpoint(from, to)..to).contains(&self.now.as_secs_f64());
+        if late && door.class(route) == self.watched {
+            self.run.within.0 += 1;
+            self.run.within.1 += u64::from(latency <= door.policy.classes[self.watched.index()].slo.latency);
+        }
+    }
+
     fn give_back(&mut self, rid: Rid, outcome: Outcome) {
         let now = self.now;
         let request = &mut self.requests[slot_of(rid)];
         let Stage::Upstream { ticket, admitted, .. } = &mut request.stage else { return };
         let latency = now.since(*admitted);
         match (ticket.take(), &mut self.door, &mut self.rival) {
-            (Some((ticket, life)), Some(door), _) if life == door.life => door.finish(ticket, outcome, now),
+            (Some((ticket, life)), Some(door), _) => door.finish(ticket, life, outcome, now),
             (_, _, Some(rival)) => {
                 rival.finish(now, latency, self.rival_in_flight, outcome != Outcome::Served);
                 self.rival_in_flight -= 1;
@@ -604,14 +699,13 @@ impl<'a> World<'a> {
 
     fn tell_woken(&mut self) {
         loop {
-            let Some((rid, grant)) =
+            let Some((rid, life, grant)) =
                 self.door.as_mut().and_then(|door| (!door.woken.is_empty()).then(|| door.woken.remove(0)))
             else {
                 return;
             };
             match grant {
                 Grant::Go(ticket) => {
-                    let life = self.door.as_ref().map_or(0, |door| door.life);
                     let gone = !self.alive(rid) || {
                         let Retried { route, party, .. } = self.request(rid).demand;
                         let followed =
@@ -620,7 +714,7 @@ impl<'a> World<'a> {
                     };
                     if gone {
                         if let Some(door) = &mut self.door {
-                            door.finish(ticket, Outcome::Unsent, self.now);
+                            door.finish(ticket, life, Outcome::Unsent, self.now);
                         }
                         if self.alive(rid) {
                             self.release(rid);
@@ -651,7 +745,7 @@ impl<'a> World<'a> {
         self.pumping = false;
         let Some(door) = &mut self.door else { return };
         door.pump(self.now);
-        if door.gate.waiting() > 0 {
+        if door.waiting() > 0 {
             self.keep_pumping();
         }
     }
@@ -678,8 +772,7 @@ impl<'a> World<'a> {
     }
 
     fn scrape(&mut self) {
-        let every = duration_from_secs(self.scenario.scrape_s);
-        self.heap.push((self.now + every).0, Happening::Scrape);
+        self.heap.push((self.now + self.scrape_every).0, Happening::Scrape);
         let pages = self.weather.pages(agent_page(&self.plant), dashboard_page(&self.plant));
         let takes = self.weather.slow_s.map_or(SCRAPE_TAKES, duration_from_secs);
         // rayguard's own scrape time-out.
@@ -702,7 +795,7 @@ impl<'a> World<'a> {
         let pages = (agent_page(&self.plant), dashboard_page(&self.plant));
         self.weather.begin(fault, pages);
         match fault.kind {
-            FaultKind::Capacity => self.plant.set_capacity(self.now, fault.factor),
+            FaultKind::Capacity => self.set_capacity(fault.factor),
             FaultKind::HeadRestart => {
                 let mut events = Vec::new();
                 self.plant.restart(self.now, &mut events);
@@ -711,17 +804,23 @@ impl<'a> World<'a> {
                 }
             }
             FaultKind::ProxyRestart => self.proxy_restart(),
+            FaultKind::ConfigReload => self.config_reload(fault.config.as_deref()),
             FaultKind::ControllerPause => self.paused = true,
             FaultKind::ClockJump => self.wall_offset_s += fault.factor,
             _ => {}
         }
     }
 
+    fn set_capacity(&mut self, left: f64) {
+        self.capacity_left = left;
+        self.plant.set_capacity(self.now, self.capacity * left);
+    }
+
     fn fault_ends(&mut self, at: usize) {
         let fault = &self.scenario.fault[at];
         self.weather.end(fault.kind);
         match fault.kind {
-            FaultKind::Capacity => self.plant.set_capacity(self.now, 1.0),
+            FaultKind::Capacity => self.set_capacity(1.0),
             FaultKind::ControllerPause => self.paused = false,
             FaultKind::ClockJump => self.wall_offset_s -= fault.factor,
             _ => {}
@@ -750,8 +849,28 @@ impl<'a> World<'a> {
         }
     }
 
+    /// A new configuration, or the same once more; a wrong one was refused when the scenario was read.
+    fn config_reload(&mut self, config: Option<&str>) {
+        let Some(door) = &mut self.door else { return };
+        let Ok((policy, _)) = self.scenario.policy_of(config.unwrap_or(&self.scenario.config)) else {
+            return;
+        };
+        let ray = self.scenario.is_ray_head();
+        if door.reload(Arc::clone(&policy), self.plant.spec(), ray, self.now).is_err() {
+            return;
+        }
+        if let Some(steering) = &mut self.steering {
+            steering.reload(door, policy, self.now);
+        }
+    }
+
     fn close_second(&mut self) {
         self.heap.push((self.now + Duration::from_secs(1)).0, Happening::Second);
+        let asked_ms = std::mem::take(&mut self.asked_ms);
+        if self.measured(self.now) {
+            let able = self.scenario.capacity_ms_per_s().unwrap_or(f64::INFINITY);
+            self.run.possible_ms += asked_ms.min(able * self.capacity * self.capacity_left);
+        }
         let gauges = self.plant.gauges();
         let mut second = std::mem::take(&mut self.second);
         second.at_s = self.now.as_secs_f64();
@@ -818,6 +937,7 @@ fn rival(guard: Guard) -> Option<Box<dyn Limiter>> {
         Guard::Vegas => Some(Box::<rivals::Vegas>::default()),
         Guard::Gradient2 => Some(Box::<rivals::Gradient2>::default()),
         Guard::Aimd => Some(Box::<rivals::Aimd>::default()),
+        Guard::Codel => Some(Box::<rivals::CoDel>::default()),
         Guard::EnvoyGradient => Some(Box::<rivals::EnvoyGradient>::default()),
     }
 }

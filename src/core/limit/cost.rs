@@ -8,7 +8,11 @@
 //! A module that gives way in the middle of a request (an `await`) may do a neighbour's work
 //! between this one's arrival and departure, and the neighbour may depart later: its work is
 //! then billed to the wrong one. So nothing is billed for more than it takes when it is let
-//! alone: a low quantile of the route's own latency, slow to rise.
+//! alone: a low quantile of the route's own latency. What began while the module had nothing
+//! else to do says it well, and moves it either way. What began among others says only that it
+//! is not more: under a flood that lasts nobody is ever alone, and a cheap poll whose latency
+//! is the flood's doing must not be taken for an expensive one, or the bound on work keeps out
+//! the very requests that cost nothing.
 //!
 //! In a module that overlaps its waiting (several requests truly in parallel) this reads too
 //! low by the degree of overlap, for all routes alike: shares stay right, and the concurrency
@@ -23,10 +27,13 @@ const LEARN: f64 = 0.1;
 /// Routes with a cost of their own; those beyond share the last.
 pub const ROUTES_MAX: usize = 512;
 
-/// What one latency above (below) the low quantile moves it by, as a share of the distance:
-/// ten to one settles near the lowest tenth.
-const RISE: f64 = 0.005;
-/// See [`RISE`].
+/// What one latency above the low quantile moves it by, as a share of the distance, when the
+/// request found its module idle: with [`FALL`], one to four settles near the lowest fifth.
+const RISE_ALONE: f64 = 0.05;
+/// The same among others. Not zero: what grows dearer (a list, a log) while nobody is ever
+/// alone is found out after some thousands.
+const RISE_AMONG_OTHERS: f64 = 0.000_2;
+/// What one below moves it by.
 const FALL: f64 = 0.2;
 
 /// Learnt work per route, in seconds.
@@ -55,14 +62,16 @@ impl Costs {
     }
 
     /// Learns from one exchange: the work it was billed and the whole of its latency, in
-    /// seconds. Two at once may lose one: these are averages.
-    pub fn learn(&self, route: u16, work: f64, latency: f64) {
+    /// seconds, and whether it found its module idle. Two at once may lose one: these are
+    /// averages.
+    pub fn learn(&self, route: u16, work: f64, latency: f64, alone: bool) {
         let cost = self.slot(route);
         if work.is_finite() && work >= 0.0 {
             mix(&cost.work, work, |_| LEARN);
         }
         if latency.is_finite() && latency > 0.0 {
-            mix(&cost.alone, latency, |old| if latency > old { RISE } else { FALL });
+            let rise = if alone { RISE_ALONE } else { RISE_AMONG_OTHERS };
+            mix(&cost.alone, latency, |old| if latency > old { rise } else { FALL });
         }
     }
 
@@ -113,22 +122,34 @@ mod tests {
     #[test]
     fn the_estimate_follows_and_ignores_nonsense() {
         let costs = Costs::default();
-        costs.learn(3, 0.1, 0.5);
-        costs.learn(3, f64::NAN, f64::NAN);
-        costs.learn(3, -1.0, -1.0);
+        costs.learn(3, 0.1, 0.5, true);
+        costs.learn(3, f64::NAN, f64::NAN, true);
+        costs.learn(3, -1.0, -1.0, true);
         assert!((costs.get(3) - 0.1).abs() < 1e-12);
-        (0..200).for_each(|_| costs.learn(3, 0.2, 0.5));
+        (0..200).for_each(|_| costs.learn(3, 0.2, 0.5, true));
         assert!((costs.get(3) - 0.2).abs() < 1e-6);
     }
 
     #[test]
-    fn nothing_is_billed_for_more_than_it_takes_when_let_alone() {
+    fn a_flood_of_neighbours_that_lasts_does_not_make_a_cheap_route_dear() {
         let costs = Costs::default();
-        (0..50).for_each(|_| costs.learn(7, 0.002, 0.003));
-        // A flood of neighbours: billed 20 ms of theirs, and slow with them.
-        (0..100).for_each(|_| costs.learn(7, 0.020, 0.060));
-        assert!(costs.get(7) < 0.035 && costs.get(7) > 0.0);
-        (0..20).for_each(|_| costs.learn(7, 0.020, 0.003));
-        assert!(costs.get(7) < 0.005, "{}", costs.get(7));
+        (0..50).for_each(|_| costs.learn(7, 0.002, 0.003, true));
+        // Two minutes of 20 polls a second: billed 25 ms of the neighbours' work, and slow with it.
+        (0..2400).for_each(|_| costs.learn(7, 0.025, 0.110, false));
+        assert!(costs.get(7) < 0.050, "{}", costs.get(7));
+        (0..300).for_each(|n| costs.learn(7, 0.025, if n % 20 == 0 { 0.004 } else { 0.110 }, false));
+        assert!(costs.get(7) < 0.010, "one poll in twenty got through at once: {}", costs.get(7));
+    }
+
+    #[test]
+    fn what_grows_dearer_is_found_out_at_once_when_alone_and_in_time_when_not() {
+        let grown = |times: u32, alone: bool| {
+            let costs = Costs::default();
+            (0..50).for_each(|_| costs.learn(7, 0.002, 0.003, true));
+            (0..times).for_each(|_| costs.learn(7, 0.100, 0.100, alone));
+            costs.get(7)
+        };
+        assert!(grown(60, true) > 0.090);
+        assert!(grown(20_000, false) > 0.090);
     }
 }

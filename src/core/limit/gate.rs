@@ -59,6 +59,8 @@ pub struct Ticket {
     /// The refusal that shadow mode did not carry out.
     pub would_shed: Option<Reason>,
     counted: bool,
+    /// Its module had nothing else under way when it was admitted.
+    alone: bool,
     work_us: u64,
     charged: Option<f64>,
     slot: Option<SlotId>,
@@ -212,6 +214,7 @@ impl Ticket {
             waited: Duration::ZERO,
             would_shed: None,
             counted: false,
+            alone: false,
             work_us: 0,
             charged: None,
             slot: None,
@@ -265,7 +268,7 @@ impl<W> Gate<W> {
                 queue_wait_max: class.queue.wait_max,
                 work_us_max: policy.modules[class.module.index()]
                     .work
-                    .map_or(u64::MAX, |work| micros(work.as_secs_f64())),
+                    .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
                 rate,
                 shares,
                 waiting: AtomicU32::new(0),
@@ -357,7 +360,7 @@ impl<W> Gate<W> {
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
         let work = if ticket.counted && class.kind == Kind::Unary && answered {
             let work = module.tally.departures.depart(ticket.admitted, now);
-            self.costs.learn(ticket.ask.route, work, latency.as_secs_f64());
+            self.costs.learn(ticket.ask.route, work, latency.as_secs_f64(), ticket.alone);
             work
         } else {
             0.0
@@ -612,7 +615,8 @@ impl<W> Gate<W> {
             class.tally.progress.store(now.0, Ordering::Relaxed);
         }
         class.tally.meter.admit(under_way);
-        Ok(Ticket { counted: true, work_us, ..Ticket::uncounted(ask, now) })
+        let alone = module.tally.in_flight.count() <= 1;
+        Ok(Ticket { counted: true, alone, work_us, ..Ticket::uncounted(ask, now) })
     }
 
     /// Counts it as if it had been refused, and lets it through beyond every limit.
@@ -850,6 +854,16 @@ fn weight(priority: Priority) -> f64 {
     f64::from(1u32 << u32::from(priority.0.min(9)))
 }
 
+/// How many times a module's bound on work a class may have under way. The bound is there for
+/// those who wait behind a class in the module; nobody waits with more right than the most
+/// urgent, so the more urgent a class, the less it is held back on behalf of others.
+fn work_factor(priority: Priority) -> f64 {
+    f64::from(priority.0.clamp(ORDINARY, 9) - ORDINARY + 1)
+}
+
+/// Classes up to this priority have the bound itself.
+const ORDINARY: u8 = 5;
+
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -1029,9 +1043,9 @@ mod tests {
         assert_eq!(rig.granted().unwrap().0, light, "... and straight out of it");
     }
 
-    #[test]
-    fn work_under_way_is_bounded_but_one_may_always_go() {
-        let mut policy = policy(vec![class("a", 5, 50.0)], 50.0);
+    /// How many requests of 20 ms a class of this priority has under way at once, of ten.
+    fn under_way_at_50_ms_of_work(priority: u8) -> usize {
+        let mut policy = policy(vec![class("a", priority, 50.0)], 50.0);
         policy.modules[0].work = Some(Duration::from_millis(50));
         let mut rig = Rig::new(&policy);
         let mut now = 0.0;
@@ -1041,11 +1055,18 @@ mod tests {
             rig.finish(ticket, at(now));
         }
         let held: Vec<_> = (0..10).map(|_| rig.ask(0, 1, at(now)).1).collect();
-        assert_eq!(
-            held.iter().filter(|decision| matches!(decision, Decision::Admit(_))).count(),
-            2,
-            "2 x 20 ms fit"
-        );
+        held.iter().filter(|decision| matches!(decision, Decision::Admit(_))).count()
+    }
+
+    #[test]
+    fn work_under_way_is_bounded_but_one_may_always_go() {
+        assert_eq!(under_way_at_50_ms_of_work(5), 2, "2 x 20 ms fit");
+        assert_eq!(under_way_at_50_ms_of_work(2), 2, "no less for what can wait");
+    }
+
+    #[test]
+    fn what_operators_need_is_held_back_less_than_what_waits_behind_it() {
+        assert_eq!(under_way_at_50_ms_of_work(8), 10, "200 ms of work");
     }
 
     #[test]
