@@ -162,7 +162,7 @@ mod tests {
             (0..1000).filter_map(|_| weather.pages(PAGE.to_owned(), PAGE.to_owned())).collect();
         assert!((650..750).contains(&read.len()), "{} of 1000 came", read.len());
         assert!(read.iter().all(|page| page.0.contains("b{x=\"1\"} 7.0")), "counters are exact");
-        assert!(read.iter().all(|page| !page.0.contains("a{x=\"1\"} 10.0")), "gauges are not");
+        assert!(read.iter().all(|page| !page.0.contains("a{x=\"1\"} 10.0\n")), "gauges are not");
     }
 
     #[test]
