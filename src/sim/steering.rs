@@ -151,6 +151,7 @@ mod tests {
     use super::*;
     use crate::core::journal::LimitKind;
     use crate::sim::scenario::Guard;
+    use crate::sim::scenario::Scenario;
     use crate::sim::world::{self, Traces};
     use std::collections::BTreeMap;
 
