@@ -474,8 +474,12 @@ impl Ray {
                 let head =
                     "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
                 let log = vec![b'x'; rest.parse().unwrap()];
-                line.stream.write_all(head.as_bytes()).await.is_ok()
-                    && line.stream.write_all(&log).await.is_ok()
+                if line.stream.write_all(head.as_bytes()).await.is_err() {
+                    return false;
+                }
+                let Ok(permit) = self.hold.acquire().await else { return false };
+                permit.forget();
+                line.stream.write_all(&log).await.is_ok()
             }
             "websocket" => {
                 assert!(header(head, "upgrade").is_some(), "no upgrade: {head}");
