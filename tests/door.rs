@@ -427,6 +427,24 @@ async fn fifty_readers_of_one_log_are_one_slot_of_rays() {
 }
 
 #[tokio::test]
+async fn readers_are_told_when_the_door_goes_down() {
+    for shared in [true, false] {
+        let rig = Rig::with_policy(|policy| {
+            let tails = &mut policy.classes[class("log-tail").index()];
+            tails.coalesce = tails.coalesce.filter(|_| shared);
+        })
+        .await;
+        let mut client = rig.client().await;
+        client.send(tail("x-do: websocket-text:hi")).await;
+        assert_eq!(client.answer().await.status, 101);
+        assert_eq!(client.exact(4).await.unwrap(), [0x81, 2, b'h', b'i']);
+        rig.door.tasks.close();
+        assert_eq!(client.exact(4).await.unwrap(), [0x88, 2, 3, 233], "1001, going away");
+        assert!(client.is_closed().await);
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_does_not_read_holds_up_no_other() {
     let rig = Rig::start().await;
     let size = 40_000_000;

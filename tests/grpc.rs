@@ -219,6 +219,30 @@ async fn a_stream_goes_both_ways_at_once_and_holds_its_ticket() {
 }
 
 #[tokio::test]
+async fn a_door_that_goes_down_says_so_and_ends_no_stream() {
+    let (rig, _head, _tasks) = start(|_| {}).await;
+    let stream = TcpStream::connect(rig.address).await.unwrap();
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    let client = Tasks::default();
+    let (ended, mut end) = mpsc::channel(1);
+    client.spawn(async move {
+        let _ = ended.send(connection.await.is_ok()).await;
+    });
+    let (say, request) = call(DATAPATH, "a");
+    let mut body = sender.send_request(request).await.unwrap().into_body();
+    say.send(Bytes::from_static(b"before")).await.unwrap();
+    assert_eq!(next(&mut body).await, "before");
+    rig.door.tasks.close();
+    // Until the client has read GOAWAY its calls are taken; then it may send no more.
+    while sender.send_request(call("RayletDriver/KVGet", "a").1).await.is_ok() {}
+    say.send(Bytes::from_static(b"after")).await.unwrap();
+    assert_eq!(next(&mut body).await, "after", "what is under way goes on");
+    drop((say, body, sender));
+    assert_eq!(end.recv().await, Some(true), "and the connection ends in order");
+}
+
+#[tokio::test]
 async fn a_large_message_passes_within_the_windows() {
     let (rig, _head, _tasks) = start(|_| {}).await;
     let mut sender = connect(&rig).await;

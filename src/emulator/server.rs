@@ -652,7 +652,7 @@ async fn carry_tails(mut queue: mpsc::UnboundedReceiver<Tail>) {
                         let _ = io.write_all(&websocket::text_frame("hi\n")).await;
                         steps.recv().await;
                         ticket.finish();
-                        let _ = io.write_all(&websocket::close_frame()).await;
+                        let _ = io.write_all(&websocket::close_frame(websocket::NORMAL)).await;
                         let _ = io.shutdown().await;
                     });
                 }

@@ -333,7 +333,7 @@ impl Passage {
             self.count(Verdict::Shared);
             self.door.record(self.ask(), Ending::Shared, self.since, (0, 0));
         }
-        self.door.tasks.spawn_until_closed(tail::relay(client, reader));
+        self.door.tasks.spawn(tail::relay(client, reader, self.door.tasks.clone()));
         tail::welcome(&parts)
     }
 
@@ -356,7 +356,8 @@ impl Passage {
             Ok(shaken) => shaken,
             Err(answer) => return answer,
         };
-        self.door.tasks.spawn_until_closed(tunnel::connect(client, ray, slot, self.throttle()));
+        let joined = tunnel::connect(client, ray, slot, self.throttle(), self.door.tasks.clone());
+        self.door.tasks.spawn(joined);
         let (mut parts, _) = response.into_parts();
         strip_hop_by_hop(&mut parts.headers);
         parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));

@@ -23,7 +23,8 @@
 use crate::proxy::coalesce::Key;
 use crate::proxy::slot::Slot;
 use crate::proxy::throttle::Throttle;
-use crate::proxy::websocket;
+use crate::proxy::websocket::{self, Frames, GOING_AWAY};
+use crate::runtime::tasks::Tasks;
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
@@ -325,17 +326,17 @@ impl Drop for Reader {
     }
 }
 
-/// Hands a reader's pieces to its client until either has come to its end.
-pub async fn relay(client: OnUpgrade, reader: Reader) {
+/// Hands a reader's pieces to its client until either has come to its end, or the door goes down.
+pub async fn relay(client: OnUpgrade, reader: Reader, tasks: Tasks) {
     if let Ok(client) = client.await {
-        hand_over(TokioIo::new(client), reader).await;
+        hand_over(TokioIo::new(client), reader, &tasks).await;
     }
 }
 
 /// The opcode of a wish to close (RFC 6455, 5.5.1).
 const CLOSE: u8 = 8;
 
-async fn hand_over(client: impl AsyncRead + AsyncWrite, mut reader: Reader) {
+async fn hand_over(client: impl AsyncRead + AsyncWrite, mut reader: Reader, tasks: &Tasks) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let leaves = async {
         let mut heard = [0; 1024];
@@ -346,10 +347,17 @@ async fn hand_over(client: impl AsyncRead + AsyncWrite, mut reader: Reader) {
         }
     };
     let relays = async {
+        let mut frames = Frames::default();
+        // What reads from Ray ends when the door goes down, and with it the pieces.
         while let Some(piece) = reader.next().await {
             if to_client.write_all(&piece).await.is_err() {
                 return;
             }
+            frames.pass(&piece);
+        }
+        if tasks.closing() && frames.are_whole() {
+            // It may have left meanwhile.
+            let _ = to_client.write_all(&websocket::close_frame(GOING_AWAY)).await;
         }
     };
     tokio::select! {

@@ -10,6 +10,8 @@ use crate::proxy::body::ClientBody;
 use crate::proxy::slot::Slot;
 use crate::proxy::throttle::Throttle;
 use crate::proxy::upstream::{Upstream, UpstreamError};
+use crate::proxy::websocket::{self, Frames, GOING_AWAY};
+use crate::runtime::tasks::Tasks;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -55,22 +57,31 @@ pub async fn shake_hands(
     }
 }
 
-/// Joins the two ends until Ray closes its own. Each is to be had once its answer has been sent.
-pub async fn connect(client: OnUpgrade, ray: OnUpgrade, mut slot: Slot, throttle: Option<Throttle>) {
+/// Joins the two ends until Ray closes its own or the door goes down. Each is to be had once its
+/// answer has been sent.
+pub async fn connect(
+    client: OnUpgrade,
+    ray: OnUpgrade,
+    mut slot: Slot,
+    throttle: Option<Throttle>,
+    tasks: Tasks,
+) {
     match tokio::try_join!(client, ray) {
         Ok((client, ray)) => {
-            join(TokioIo::new(client), TokioIo::new(ray), throttle).await;
+            join(TokioIo::new(client), TokioIo::new(ray), throttle, &tasks).await;
             slot.served();
         }
         Err(_) => slot.failed(), // one side left between handshake and tunnel
     }
 }
 
-/// Copies both ways until Ray closes; a client that leaves does not end it.
+/// Copies both ways until Ray closes; a client that leaves does not end it. When the door goes down the
+/// client is told so, after the frame that is on its way.
 async fn join(
     client: impl AsyncRead + AsyncWrite,
     ray: impl AsyncRead + AsyncWrite,
     mut throttle: Option<Throttle>,
+    tasks: &Tasks,
 ) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_ray, mut to_ray) = tokio::io::split(ray);
@@ -82,13 +93,25 @@ async fn join(
     let downward = async {
         let mut buffer = vec![0; 16 * 1024];
         let mut listening = true;
+        let mut frames = Frames::default();
         loop {
-            match from_ray.read(&mut buffer).await {
+            let read = tokio::select! {
+                read = from_ray.read(&mut buffer) => read,
+                () = tasks.closed(), if !listening || frames.are_whole() => {
+                    if listening {
+                        // It may have left meanwhile.
+                        let _ = to_client.write_all(&websocket::close_frame(GOING_AWAY)).await;
+                    }
+                    break;
+                }
+            };
+            match read {
                 Ok(0) | Err(_) => break,
                 Ok(read) if listening => {
                     if let Some(throttle) = &mut throttle {
                         throttle.pass(read).await;
                     }
+                    frames.pass(&buffer[..read]);
                     listening = to_client.write_all(&buffer[..read]).await.is_ok();
                 }
                 Ok(_) => {} // nobody listens any more: Ray's slot is drained, not hidden

@@ -2,7 +2,8 @@
 //! unmasked text and close frames (RFC 6455, sections 4.2.2 and 5.2).
 //!
 //! Ray's proxy only ever writes on a tail and never reads, which is why it does not notice
-//! that a client left. So there is no frame reader here.
+//! that a client left. So frames are not read here, only told apart, for the one that the door itself adds: a
+//! good-bye when it goes down.
 
 /// The `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key`.
 #[must_use]
@@ -18,10 +19,66 @@ pub fn text_frame(text: &str) -> Vec<u8> {
     frame(0x81, text.as_bytes())
 }
 
-/// A normal closure (1000).
+/// The purpose is fulfilled (RFC 6455, 7.4.1).
+pub const NORMAL: u16 = 1000;
+/// This end is going down: ask again elsewhere, or later.
+pub const GOING_AWAY: u16 = 1001;
+
+/// A closure, and why.
 #[must_use]
-pub fn close_frame() -> Vec<u8> {
-    frame(0x88, &1000_u16.to_be_bytes())
+pub fn close_frame(code: u16) -> Vec<u8> {
+    frame(0x88, &code.to_be_bytes())
+}
+
+/// Where one frame ends, as frames pass in pieces: the only place at which another may be put in.
+#[derive(Debug, Default)]
+pub struct Frames {
+    /// What has come of a frame's head, its mask included.
+    head: Vec<u8>,
+    /// What is left of its payload.
+    left: u64,
+}
+
+impl Frames {
+    /// These bytes pass.
+    pub fn pass(&mut self, mut bytes: &[u8]) {
+        while let Some(&byte) = bytes.first() {
+            if self.left > 0 {
+                let passed = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+                self.left -= passed as u64;
+                bytes = &bytes[passed..];
+                continue;
+            }
+            self.head.push(byte);
+            bytes = &bytes[1..];
+            if let Some(length) = payload_len(&self.head) {
+                self.left = length;
+                self.head.clear();
+            }
+        }
+    }
+
+    /// Whether the last frame has passed whole.
+    #[must_use]
+    pub fn are_whole(&self) -> bool {
+        self.head.is_empty() && self.left == 0
+    }
+}
+
+/// The length that a head tells; `None` while the head is not whole.
+fn payload_len(head: &[u8]) -> Option<u64> {
+    let second = *head.get(1)?;
+    let wide = match second & 0x7f {
+        126 => 2,
+        127 => 8,
+        _ => 0,
+    };
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    if head.len() < 2 + wide + mask {
+        return None;
+    }
+    let told = head[2..2 + wide].iter().fold(0, |length, byte| length << 8 | u64::from(*byte));
+    Some(if wide == 0 { u64::from(second & 0x7f) } else { told })
 }
 
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -110,6 +167,26 @@ mod tests {
         assert_eq!(text_frame("hi"), [0x81, 2, b'h', b'i']);
         assert_eq!(text_frame(&"x".repeat(300))[..4], [0x81, 126, 1, 44]);
         assert_eq!(text_frame(&"x".repeat(70_000)).len(), 70_010);
-        assert_eq!(close_frame(), [0x88, 2, 3, 232]);
+        assert_eq!(close_frame(NORMAL), [0x88, 2, 3, 232]);
+    }
+
+    #[test]
+    fn a_frame_is_whole_when_its_last_byte_has_passed_however_it_is_cut() {
+        let mut stream = Vec::new();
+        let mut ends = vec![0];
+        for length in [0, 1, 125, 126, 300, 70_000] {
+            stream.extend(text_frame(&"x".repeat(length)));
+            ends.push(stream.len());
+        }
+        stream.extend([0x88, 0x82, 1, 2, 3, 4, 5, 6]); // masked
+        ends.push(stream.len());
+        for cut in [1, 2, 7, 4096] {
+            let (mut frames, mut passed) = (Frames::default(), 0);
+            for piece in stream.chunks(cut) {
+                frames.pass(piece);
+                passed += piece.len();
+                assert_eq!(frames.are_whole(), ends.contains(&passed), "{passed} by {cut}");
+            }
+        }
     }
 }

@@ -481,6 +481,13 @@ impl Ray {
                 permit.forget();
                 line.stream.write_all(&log).await.is_ok()
             }
+            "websocket-text" => {
+                let mut said = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
+                                 connection: upgrade\r\nsec-websocket-accept: abc\r\n\r\n"
+                    .to_vec();
+                said.extend(rayguard::proxy::websocket::text_frame(rest));
+                line.stream.write_all(&said).await.is_ok() && self.hold.acquire().await.is_ok()
+            }
             "websocket" => {
                 assert!(header(head, "upgrade").is_some(), "no upgrade: {head}");
                 let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\

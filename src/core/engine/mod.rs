@@ -157,11 +157,16 @@ pub struct Engine {
     last_door: DoorReading,
     summarised: Vec<Counts>,
     summarised_at: Time,
+    judged_at: Option<Time>,
     warm: Vec<bool>,
 }
 
 /// How often refusals are summed up for the record.
 const SUMMARY_PERIOD: Duration = Duration::from_secs(10);
+
+/// How often alert rules are judged: their patience is counted in seconds, and each judgement puts
+/// every rule of every class into words.
+const JUDGEMENT_PERIOD: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// An engine whose limits start at `initial`, or at the last run's where they are known.
@@ -237,6 +242,7 @@ impl Engine {
             last_door: vec![ClassReading::default(); count],
             summarised: vec![Counts::default(); count],
             summarised_at: now,
+            judged_at: None,
             warm,
         };
         engine.table = Arc::new(engine.make_table());
@@ -294,6 +300,7 @@ impl Engine {
         next.events_lost = self.events_lost;
         next.last_tick = self.last_tick;
         next.summarised_at = self.summarised_at;
+        next.judged_at = self.judged_at;
         next.policy_version = self.policy_version + 1;
         let mut table = next.make_table();
         table.version = self.table.version + 1;
@@ -534,6 +541,10 @@ impl Engine {
     }
 
     fn judge(&mut self, door: &DoorReading, now: Time) -> Vec<alert::Transition> {
+        if self.judged_at.is_some_and(|at| now.since(at) < JUDGEMENT_PERIOD) {
+            return Vec::new();
+        }
+        self.judged_at = Some(now);
         let mut alerts = std::mem::take(&mut self.alerts);
         let classes = self.policy.classes.iter().zip(&self.classes).map(|(class, loops)| alert::ClassFacts {
             name: &class.name,
