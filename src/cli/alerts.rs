@@ -1,7 +1,8 @@
 //! `rayguard alerts`: what fires, and whether word of it would arrive.
 
 use crate::admin::schema::{State, Tested};
-use crate::cli::client::{Client, ClientError, Format, Paint, Reach, json};
+use crate::cli::client::{Client, ClientError, Paint, Reach, json};
+use crate::cli::format::Format;
 use crate::cli::status::{alert_line, sorted};
 use crate::core::journal::printable;
 use std::io::Write;

@@ -5,6 +5,7 @@
 //! how late each class's loop is, how much gain it uses, how much it would bear, and how
 //! long it takes to settle. A margin below 2 is refused, here as at `rayguard run`.
 
+use crate::cli::format::Format;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -31,15 +32,6 @@ pub struct Args {
     /// Prints the complete file, every key explained and at its default, and checks nothing.
     #[arg(long, conflicts_with = "config")]
     pub defaults: bool,
-}
-
-/// How to say it.
-#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// For people.
-    Table,
-    /// For programs: one JSON object.
-    Json,
 }
 
 /// Why nothing could be said.

@@ -1,6 +1,7 @@
 //! The command line's end of the admin API.
 
 use crate::admin::answer::ProblemBody;
+use crate::cli::format::Format;
 use serde::de::DeserializeOwned;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -19,15 +20,6 @@ pub struct Reach {
     /// How to say it.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-}
-
-/// How to say it.
-#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// For people.
-    Table,
-    /// For programs.
-    Json,
 }
 
 /// Why there is no answer.

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 use url::Url;
 
-use crate::cli::check::Format;
+use crate::cli::format::Format;
 use crate::config::settings::{Address, Settings};
 use crate::config::{self, Overrides};
 use crate::core::policy::{Signal, SignalSource};

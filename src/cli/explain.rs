@@ -5,12 +5,14 @@
 //! and what would undo it. For a class and a time it shows the last change of each of its
 //! limits before then and the first one after.
 
+use super::format::Format;
 use super::log::{LogError, ledger_path, parse_time};
 use crate::core::journal::{
     Adjustment, Event, LimitKind, ModeChange, Record, Shed, number, printable, quantity,
 };
 use crate::core::time::WallMs;
 use crate::observe::ledger::{Line, Reader};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -30,6 +32,9 @@ pub struct Args {
     /// The ledger's directory, or one of its files.
     #[arg(long, value_name = "PATH")]
     pub ledger: Option<PathBuf>,
+    /// Table or JSON.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// Why there is no explanation.
@@ -70,10 +75,10 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), ExplainE
         Err(problem) => Some(Err(unreadable(problem))),
     });
     match (&args.request, &args.class) {
-        (Some(request), _) => explain_request(request, &mut records, out),
+        (Some(request), _) => explain_request(request, &mut records, args.format, out),
         (None, Some(class)) => {
             let at = args.at.as_deref().map_or(Ok(now), |text| parse_time(text, now))?;
-            explain_class(class, at, &mut records, out)
+            explain_class(class, at, &mut records, args.format, out)
         }
         (None, None) => Err(ExplainError::NoRequest { request: String::new() }),
     }
@@ -119,15 +124,46 @@ impl Known {
     }
 }
 
+impl Known {
+    /// The same for programs: each limit's last change with what would undo it, and each mode's.
+    fn told(&self, names: &[&str]) -> Vec<Value> {
+        let adjustments = self.adjustments.iter().filter(|((class, _), _)| names.contains(&class.as_str()));
+        let adjustments = adjustments.map(|(_, (time, adjustment))| {
+            json!({ "time": time, "sentence": adjustment.reason, "undo": adjustment.undo(), "adjustment": adjustment })
+        });
+        let modes = self.modes.iter().filter(|(name, _)| *name == "all" || names.contains(&name.as_str()));
+        let modes = modes.map(|(_, (time, change))| {
+            let sentence = Event::ModeChange(change.clone()).sentence();
+            json!({ "time": time, "sentence": sentence, "mode_change": change })
+        });
+        adjustments.chain(modes).collect()
+    }
+}
+
 type Records<'a> = &'a mut dyn Iterator<Item = Result<Record, LogError>>;
 
-fn explain_request(request: &str, records: Records<'_>, out: &mut dyn Write) -> Result<(), ExplainError> {
+fn explain_request(
+    request: &str,
+    records: Records<'_>,
+    format: Format,
+    out: &mut dyn Write,
+) -> Result<(), ExplainError> {
     let mut known = Known::default();
     for record in records {
         let record = record?;
         match &record.event {
             Event::Shed(shed) if shed.request == request => {
-                return Ok(show_shed(record.time, shed, &known, out)?);
+                match format {
+                    Format::Table => show_shed(record.time, shed, &known, out)?,
+                    Format::Json => {
+                        let told = json!({
+                            "refused": record, "sentence": shed.sentence(), "meaning": shed.meaning(),
+                            "undo": shed.undo(), "limits": known.told(&[&shed.class, &shed.module]),
+                        });
+                        writeln!(out, "{told}")?;
+                    }
+                }
+                return Ok(());
             }
             _ => known.take(record),
         }
@@ -139,6 +175,7 @@ fn explain_class(
     class: &str,
     at: WallMs,
     records: Records<'_>,
+    format: Format,
     out: &mut dyn Write,
 ) -> Result<(), ExplainError> {
     let mut known = Known::default();
@@ -158,18 +195,26 @@ fn explain_class(
             known.take(record);
         }
     }
+    let limits = known.told(&[class]);
+    if limits.is_empty() && refused.is_none() && next.is_none() {
+        return Err(ExplainError::NoClass { class: class.to_owned(), at: at.rfc3339() });
+    }
+    if format == Format::Json {
+        let told = json!({
+            "name": class, "at": at.rfc3339(), "limits": limits, "refused": refused, "next": next,
+        });
+        writeln!(out, "{told}")?;
+        return Ok(());
+    }
     writeln!(out, "{} at {}:", printable(class), at.rfc3339())?;
-    let any = known.show(class, out)?;
+    known.show(class, out)?;
     if let Some(record) = &refused {
         writeln!(out, "  {}  {}", record.time.rfc3339(), printable(&record.event.sentence()))?;
     }
     if let Some(record) = &next {
         writeln!(out, "then {}  {}", record.time.rfc3339(), printable(&record.event.sentence()))?;
     }
-    if any || refused.is_some() || next.is_some() {
-        return Ok(());
-    }
-    Err(ExplainError::NoClass { class: class.to_owned(), at: at.rfc3339() })
+    Ok(())
 }
 
 fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> io::Result<()> {
@@ -219,6 +264,7 @@ mod tests {
             class: class.map(str::to_owned),
             at: at.map(str::to_owned),
             ledger: Some(ledger.dir.clone()),
+            format: Format::Table,
         };
         let mut out = Vec::new();
         run(&args, WallMs(START_MS + 100_000), &mut out)?;
@@ -259,6 +305,25 @@ mod tests {
         assert!(then.contains("then 2023-11-14T22:13:25.000Z  cut state-heavy in_flight from 4"), "{then}");
         let now = explain(&ledger, None, Some("state-heavy"), None).unwrap();
         assert!(now.contains("raised state-heavy in_flight from 3") && !now.contains("then"), "{now}");
+    }
+
+    #[test]
+    fn programs_are_told_the_same() {
+        let ledger = sample();
+        let told = |request: Option<&str>, class: Option<&str>| -> Value {
+            let (request, class) = (request.map(str::to_owned), class.map(str::to_owned));
+            let ledger = Some(ledger.dir.clone());
+            let mut out = Vec::new();
+            let args = Args { request, class, at: None, ledger, format: Format::Json };
+            run(&args, WallMs(START_MS + 100_000), &mut out).unwrap();
+            serde_json::from_slice(&out).unwrap()
+        };
+        let refused = told(Some("r-17"), None);
+        assert_eq!(refused["refused"]["class"], "state-heavy");
+        assert_eq!(refused["limits"][0]["adjustment"]["old"], 4.0);
+        assert!(refused["undo"].as_str().is_some_and(|undo| !undo.is_empty()));
+        let class = told(None, Some("state-heavy"));
+        assert_eq!((&class["limits"][0]["adjustment"]["old"], &class["next"]), (&json!(3.0), &Value::Null));
     }
 
     #[test]

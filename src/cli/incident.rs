@@ -6,7 +6,8 @@
 //! Serve application. Every run sees the same load; the first line of each class is what was
 //! recorded, the last what would have been with limits off.
 
-use super::simulate::{Args as Simulate, Error, Format};
+use super::format::Format;
+use super::simulate::{Args as Simulate, Error};
 use crate::config::quantity::Length;
 use crate::core::recording::{self, Reader, Recording};
 use crate::observe::recorder::older;

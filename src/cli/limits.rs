@@ -2,7 +2,8 @@
 //! `rayguard limits suggest`, which writes some ([`crate::cli::suggest`]).
 
 use crate::admin::schema::{LimitRow, Limits};
-use crate::cli::client::{Client, ClientError, Format, Paint, Reach, json, length, table};
+use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table};
+use crate::cli::format::Format;
 use crate::cli::suggest;
 use crate::core::journal::{number, printable};
 use std::io::{self, Write};

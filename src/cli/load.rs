@@ -11,7 +11,8 @@ pub mod plan;
 pub mod propose;
 pub mod report;
 
-use crate::cli::client::{Format, table};
+use crate::cli::client::table;
+use crate::cli::format::Format;
 use arrivals::{Arrivals, unit};
 use client::{Client, Fate};
 use plan::{Plan, PlanError, Stream};

@@ -5,6 +5,7 @@
 //! passed over in silence. Everything that goes to a terminal is made printable first: a
 //! submission id cannot move the cursor.
 
+use crate::cli::format::Format;
 use crate::config::defaults;
 use crate::core::journal::{Record, printable};
 use crate::core::time::WallMs;
@@ -42,15 +43,6 @@ pub struct Args {
     /// Goes on as more happens.
     #[arg(long, short)]
     pub follow: bool,
-}
-
-/// How events are shown.
-#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Format {
-    /// Time, kind and a sentence.
-    Table,
-    /// One JSON object a line.
-    Json,
 }
 
 /// Why the record could not be shown.

@@ -8,6 +8,7 @@ pub mod completions;
 pub mod demo;
 pub mod doctor;
 pub mod explain;
+pub mod format;
 pub mod incident;
 pub mod limits;
 pub mod load;

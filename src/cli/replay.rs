@@ -6,6 +6,7 @@
 //! pressure that this class was to see. The first difference ends it, with both values: either
 //! the record was changed, or the arithmetic was (another version, another machine).
 
+use super::format::Format;
 use super::log::LogError;
 use crate::core::journal::{Adjustment, Event, Record, printable};
 use crate::observe::ledger::{Line, Reader};
@@ -18,6 +19,9 @@ pub struct Args {
     /// A ledger's directory, or one of its files.
     #[arg(value_name = "LOG")]
     pub log: PathBuf,
+    /// Table or JSON.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
 }
 
 /// Why a record was not confirmed.
@@ -46,7 +50,7 @@ pub enum ReplayError {
 }
 
 /// What a replay came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
 pub struct Tally {
     /// Adjustments derived again and found equal.
     pub derived: u64,
@@ -75,6 +79,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
         }
         seq_last = Some(record.seq);
         tally.take(&record)?;
+    }
+    if args.format == Format::Json {
+        writeln!(out, "{}", serde_json::json!(tally))?;
+        return Ok(tally);
     }
     writeln!(
         out,
@@ -153,7 +161,7 @@ mod tests {
     }
 
     fn replay(ledger: &TestLedger) -> Result<Tally, ReplayError> {
-        run(&Args { log: ledger.dir.clone() }, &mut Vec::new())
+        run(&Args { log: ledger.dir.clone(), format: Format::Table }, &mut Vec::new())
     }
 
     #[test]
@@ -192,5 +200,9 @@ mod tests {
         fs::write(&path, kept.join("\n") + "\n{\"time\":\"torn").unwrap();
         let tally = replay(&ledger).unwrap();
         assert_eq!((tally.derived, tally.missing, tally.unreadable), (47, 3, 1));
+        let mut out = Vec::new();
+        run(&Args { log: ledger.dir.clone(), format: Format::Json }, &mut out).unwrap();
+        let told: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        assert_eq!((&told["derived"], &told["missing"]), (&47.into(), &3.into()));
     }
 }

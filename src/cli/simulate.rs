@@ -4,6 +4,7 @@
 //! which expectations hold. Exit code 0 when all do, 1 when one does not or a scenario cannot
 //! be read. The seed is printed with each answer: a run can be had again to the last byte.
 
+use crate::cli::format::Format;
 use crate::cli::incident;
 use crate::cli::progress::Bar;
 use crate::sim::calibration;
@@ -52,15 +53,6 @@ pub struct Args {
     /// A trace to replay instead.
     #[command(flatten)]
     pub incident: incident::TraceArgs,
-}
-
-/// How answers are printed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
-pub enum Format {
-    /// For people.
-    Table,
-    /// For machines.
-    Json,
 }
 
 /// Why there is no answer.

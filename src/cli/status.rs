@@ -6,8 +6,9 @@
 
 use crate::admin::clients::Clients;
 use crate::admin::schema::{AdjustmentRow, Adjustments, State};
-use crate::cli::client::{Client, ClientError, Format, Paint, Reach, json, length, table};
+use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table};
 use crate::cli::clients;
+use crate::cli::format::Format;
 use crate::core::alert::{Severity, Transition};
 use crate::core::engine::view::{ClassView, SignalView};
 use crate::core::journal::{LimitKind, SignalHealth, number, printable};

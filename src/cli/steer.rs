@@ -2,7 +2,8 @@
 //! and giving it back.
 
 use crate::admin::schema::{Done, FreezeOrder, ModeOrder, PinOrder, Reloaded, ShedMode, UnpinOrder};
-use crate::cli::client::{Client, ClientError, Format, Reach, json, who};
+use crate::cli::client::{Client, ClientError, Reach, json, who};
+use crate::cli::format::Format;
 use crate::core::journal::LimitKind;
 use std::io::Write;
 use std::str::FromStr;

@@ -23,7 +23,8 @@
 //! they cost is known, what they are worth is not.
 
 use crate::admin::discovery::{ClassTraffic, Discovery, RouteTraffic, TrafficView};
-use crate::cli::client::{Client, ClientError, Format, Reach, json, length};
+use crate::cli::client::{Client, ClientError, Reach, json, length};
+use crate::cli::format::Format;
 use crate::config::quantity::{Length, Objective, PerSecond};
 use crate::core::journal::{number, printable};
 use crate::core::policy::Slo;

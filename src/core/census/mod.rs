@@ -6,7 +6,7 @@
 //! That is [`Census::routes`], everything since the start, the unlisted by folded path
 //! ([`fold`]).
 //!
-//! **Memory is bounded whoever asks.** Both tables are Space-Saving summaries ([`summary`]): a
+//! **Memory is bounded whoever asks.** Both tables are Space-Saving summaries (`summary.rs`): a
 //! stranger takes the place of whoever counted least and inherits that count as its possible
 //! error, so that whoever asks more than 1/[`CLIENTS_MAX`] of everything is certainly listed.
 //! An address that brings ever new credentials is folded after [`CREDENTIALS_MAX`] of them, or

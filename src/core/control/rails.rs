@@ -20,8 +20,8 @@
 //! *Futile cuts.* Latency follows a limit only on a saturated plant (gain 1); below saturation
 //! (gain 0) a cut takes throughput and gives nothing for it. An objective which a head that has
 //! become slower cannot meet at any limit would so cut the limit to its floor. Every cut is a
-//! trial of that: once a binding limit has come down by a fifth ([`TRIAL`]), latency must have
-//! come down by half as much, or the limit stays there for [`TRIAL_HOLD`], unless latency
+//! trial of that: once a binding limit has come down by a fifth (`TRIAL`), latency must have
+//! come down by half as much, or the limit stays there for `TRIAL_HOLD`, unless latency
 //! rises. A head that is slow for another reason than us is not helped by starving callers.
 //! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
 //! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Rails::ground`], a
