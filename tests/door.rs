@@ -458,6 +458,27 @@ async fn a_reader_that_does_not_read_holds_up_no_other() {
     assert_eq!(rig.ray.count(), 2, "the beginning is gone: a tail of its own");
 }
 
+#[tokio::test]
+async fn a_connection_that_ray_closed_while_it_idled_holds_nobody_up() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let upstream = Some(Address::Tcp(listener.local_addr().unwrap().to_string()));
+    let rig = Rig::with(Setup { upstream, ..Setup::default() }).await;
+    let (first, ray) = tokio::join!(rig.get(STATUS, &[]), async {
+        let (mut ray, _) = listener.accept().await.unwrap();
+        let mut head = [0; 4096];
+        assert!(ray.read(&mut head).await.unwrap() > 0);
+        ray.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
+        ray
+    });
+    assert_eq!(first.status, 200);
+    drop((ray, listener)); // Ray is gone
+    assert_eq!(
+        rig.get(STATUS, &[]).await.status,
+        502,
+        "the dead line is found out, and no other is to be had"
+    );
+}
+
 // --- Sharing ---
 
 #[tokio::test]

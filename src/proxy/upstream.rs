@@ -287,7 +287,9 @@ impl Upstream {
         let (mut sender, connection) = self.connect().await?.into_parts();
         self.tasks.spawn(async move {
             // An error here has been reported to whoever was waiting for the answer.
-            let _ = connection.with_upgrades().await;
+            if let Some(connection) = connection {
+                let _ = connection.with_upgrades().await;
+            }
         });
         sender.send_request(request).await.map_err(|source| self.broken(source))
     }

@@ -22,8 +22,8 @@ use std::task::{Context, Waker};
 #[derive(Debug)]
 pub struct Wire {
     sender: SendRequest<ClientBody>,
-    connection: Box<Driven>,
-    ended: bool,
+    /// `None` once it has ended: whoever still waits for an answer learns of it when this half is dropped.
+    connection: Option<Box<Driven>>,
 }
 
 /// The half that reads and writes.
@@ -37,12 +37,12 @@ impl Wire {
     pub async fn open(stream: Stream) -> hyper::Result<Wire> {
         // An answer may have as many headers as hyper keeps room for on the stack.
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        Ok(Wire { sender, connection: Box::new(connection), ended: false })
+        Ok(Wire { sender, connection: Some(Box::new(connection)) })
     }
 
     /// The halves, for an exchange that turns into a tunnel.
-    pub fn into_parts(self) -> (SendRequest<ClientBody>, Driven) {
-        (self.sender, *self.connection)
+    pub fn into_parts(self) -> (SendRequest<ClientBody>, Option<Box<Driven>>) {
+        (self.sender, self.connection)
     }
 
     /// Sends a request and waits for the head of its answer.
@@ -63,16 +63,18 @@ impl Wire {
 
     /// Reads and writes what can be; `context` is woken when more can.
     pub fn drive(&mut self, context: &mut Context<'_>) {
-        if !self.ended {
-            // An error reaches whoever reads the answer.
-            self.ended = Pin::new(&mut *self.connection).poll(context).is_ready();
+        // An error reaches whoever reads the answer.
+        if let Some(connection) = &mut self.connection
+            && Pin::new(&mut **connection).poll(context).is_ready()
+        {
+            self.connection = None;
         }
     }
 
     /// Whether it can carry a request at once.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        !self.ended && self.sender.is_ready()
+        self.connection.is_some() && self.sender.is_ready()
     }
 
     /// Whether it can still carry one, as far as this side has heard.
