@@ -107,35 +107,46 @@ impl Known {
         }
     }
 
-    /// Everything about a class or module.
-    fn show(&self, name: &str, out: &mut dyn Write) -> io::Result<bool> {
-        let mut any = false;
-        for ((_, _), (time, adjustment)) in self.adjustments.iter().filter(|((class, _), _)| class == name) {
-            show_adjustment(*time, adjustment, out)?;
-            any = true;
-        }
-        for mode in [name, "all"].iter().filter_map(|name| self.modes.get(*name)) {
-            let (time, change) = mode;
-            let sentence = Event::ModeChange(change.clone()).sentence();
-            writeln!(out, "  {}  {}", time.rfc3339(), printable(&sentence))?;
-            any = true;
-        }
-        Ok(any)
+    /// The last changes of these classes' or modules' limits.
+    fn adjustments(&self, names: &[&str]) -> impl Iterator<Item = &(WallMs, Adjustment)> {
+        self.adjustments
+            .iter()
+            .filter(|((class, _), _)| names.contains(&class.as_str()))
+            .map(|(_, last)| last)
     }
-}
 
-impl Known {
-    /// The same for programs: each limit's last change with what would undo it, and each mode's.
+    /// The last changes of their modes, and of all classes' together.
+    fn modes(&self, names: &[&str]) -> impl Iterator<Item = (WallMs, String, &ModeChange)> {
+        names.iter().copied().chain(["all"]).filter_map(|name| {
+            let (time, change) = self.modes.get(name)?;
+            Some((*time, Event::ModeChange(change.clone()).sentence(), change))
+        })
+    }
+
+    /// Whether there is anything about them.
+    fn knows(&self, names: &[&str]) -> bool {
+        self.adjustments(names).next().is_some() || self.modes(names).next().is_some()
+    }
+
+    /// Everything about a class or module.
+    fn show(&self, name: &str, out: &mut dyn Write) -> io::Result<()> {
+        for (time, adjustment) in self.adjustments(&[name]) {
+            show_adjustment(*time, adjustment, out)?;
+        }
+        for (time, sentence, _) in self.modes(&[name]) {
+            writeln!(out, "  {}  {}", time.rfc3339(), printable(&sentence))?;
+        }
+        Ok(())
+    }
+
+    /// The same for programs.
     fn told(&self, names: &[&str]) -> Vec<Value> {
-        let adjustments = self.adjustments.iter().filter(|((class, _), _)| names.contains(&class.as_str()));
-        let adjustments = adjustments.map(|(_, (time, adjustment))| {
+        let adjustments = self.adjustments(names).map(|(time, adjustment)| {
             json!({ "time": time, "sentence": adjustment.reason, "undo": adjustment.undo(), "adjustment": adjustment })
         });
-        let modes = self.modes.iter().filter(|(name, _)| *name == "all" || names.contains(&name.as_str()));
-        let modes = modes.map(|(_, (time, change))| {
-            let sentence = Event::ModeChange(change.clone()).sentence();
-            json!({ "time": time, "sentence": sentence, "mode_change": change })
-        });
+        let modes = self.modes(names).map(
+            |(time, sentence, change)| json!({ "time": time, "sentence": sentence, "mode_change": change }),
+        );
         adjustments.chain(modes).collect()
     }
 }
@@ -195,13 +206,12 @@ fn explain_class(
             known.take(record);
         }
     }
-    let limits = known.told(&[class]);
-    if limits.is_empty() && refused.is_none() && next.is_none() {
+    if !known.knows(&[class]) && refused.is_none() && next.is_none() {
         return Err(ExplainError::NoClass { class: class.to_owned(), at: at.rfc3339() });
     }
     if format == Format::Json {
         let told = json!({
-            "name": class, "at": at.rfc3339(), "limits": limits, "refused": refused, "next": next,
+            "name": class, "at": at.rfc3339(), "limits": known.told(&[class]), "refused": refused, "next": next,
         });
         writeln!(out, "{told}")?;
         return Ok(());
@@ -223,9 +233,9 @@ fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> i
     writeln!(out, "who asked: party {} (a digest; nothing else is kept)", printable(&shed.party))?;
     writeln!(out, "what would let it pass: {}", printable(&shed.undo()))?;
     writeln!(out, "the limits then (table {}):", shed.table)?;
-    let mut any = known.show(&shed.class, out)?;
-    any |= known.show(&shed.module, out)?;
-    if !any {
+    known.show(&shed.class, out)?;
+    known.show(&shed.module, out)?;
+    if !known.knows(&[&shed.class, &shed.module]) {
         writeln!(out, "  as the configuration sets them; nothing had moved them since the start")?;
     }
     Ok(())

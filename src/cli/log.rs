@@ -218,15 +218,7 @@ pub(crate) mod tests {
 
     /// A cut, or growth, of a class on the default law.
     pub(crate) fn adjustment(class: &str, limit: f64, pressure: f64, second: u64) -> Adjustment {
-        let control = Control {
-            inner_period: Duration::from_millis(500),
-            outer_period: Duration::from_secs(5),
-            window: Duration::from_secs(10),
-            data_age: Duration::from_secs(5),
-            deadband: 0.05,
-            slew: 2.0,
-            cooldown: Duration::from_secs(10),
-        };
+        let control = Control { inner_period: Duration::from_millis(500), slew: 2.0, ..Control::SHIPPED };
         let bounds = Bounds { initial: 4.0, min: 1.0, max: 64.0 };
         let mut regulator = Regulator::new(&Law::Pid { kp: 0.0, ki: None, kd: 0.0 }, bounds, &control);
         let before = Box::new(regulator);

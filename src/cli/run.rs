@@ -519,17 +519,12 @@ impl State {
     fn keep(&self, guard: &Arc<Guard>) {
         let (state, guard) = (self.clone(), Arc::clone(guard));
         let tasks = guard.tasks.clone();
-        tasks.spawn_until_closed(async move {
-            let mut every = tokio::time::interval(KEEP);
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            let mut last = Vec::new();
-            loop {
-                every.tick().await;
-                let limits = guard.last_good();
-                if limits != last {
-                    state.save(&limits);
-                    last = limits;
-                }
+        let mut last = Vec::new();
+        tasks.every(KEEP, move || {
+            let limits = guard.last_good();
+            if limits != last {
+                state.save(&limits);
+                last = limits;
             }
         });
     }

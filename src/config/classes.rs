@@ -258,7 +258,7 @@ impl Judge {
     // === control ===
 
     fn control(&mut self, raw: &RawControl) -> Control {
-        let default = defaults::CONTROL;
+        let default = Control::SHIPPED;
         let (ms, minute) = (Duration::from_millis(1), Duration::from_mins(1));
         let control = Control {
             inner_period: self.length(

@@ -1,12 +1,11 @@
 //! What holds when the file is silent.
 //!
 //! Classes, modules and routes come from `core::request::catalogue`, signals from
-//! `core::signal::catalogue`; both argue for their numbers there. The rest stands here, one constant for each key, so that the commented
+//! `core::signal::catalogue`; both argue for their numbers there; how the loop steps, from
+//! `core::policy::Control`. The rest stands here, one constant for each key, so that the commented
 //! `config/rayguard.toml` and `config/README.md` can be held to it by a test.
 
-use std::time::Duration;
-
-use crate::core::policy::{Class, Control, Law, Module, Signal, SignalId};
+use crate::core::policy::{Class, Law, Module, Signal, SignalId};
 use crate::core::request::catalogue;
 use crate::core::signal::catalogue::{SIGNALS, SignalDefault};
 
@@ -28,18 +27,6 @@ pub const LAW: Law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
 pub const IDENTITY_HEADERS: &[&str] = &["x-client-id", "x-forwarded-user", "x-auth-request-user"];
 /// Where callers send their key.
 pub const API_KEY_HEADER: &str = "x-rayguard-key";
-
-/// How the loop steps. Ray refreshes its readings every 5 to 10 s: a gauge is 5 s old on
-/// the average when it is scraped, and a histogram's increase averages over 10 s.
-pub const CONTROL: Control = Control {
-    inner_period: Duration::from_millis(250),
-    outer_period: Duration::from_secs(5),
-    window: Duration::from_secs(10),
-    data_age: Duration::from_secs(5),
-    deadband: 0.05,
-    slew: 1.5,
-    cooldown: Duration::from_secs(10),
-};
 
 /// The built-in modules.
 #[must_use]

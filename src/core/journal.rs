@@ -957,15 +957,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds { initial: 4.0, min: 1.0, max: 16.0 };
 
     fn control() -> Control {
-        Control {
-            inner_period: Duration::from_millis(500),
-            outer_period: Duration::from_secs(5),
-            window: Duration::from_secs(10),
-            data_age: Duration::from_secs(5),
-            deadband: 0.05,
-            slew: 2.0,
-            cooldown: Duration::from_secs(10),
-        }
+        Control { inner_period: Duration::from_millis(500), slew: 2.0, ..Control::SHIPPED }
     }
 
     fn observation(pressure: f64, binding: bool) -> Observation {

@@ -321,6 +321,20 @@ pub struct Control {
     pub cooldown: Duration,
 }
 
+impl Control {
+    /// As shipped. Ray refreshes its readings every 5 to 10 s: a gauge is 5 s old on the average
+    /// when it is scraped, and a histogram's increase averages over 10 s.
+    pub const SHIPPED: Control = Control {
+        inner_period: Duration::from_millis(250),
+        outer_period: Duration::from_secs(5),
+        window: Duration::from_secs(10),
+        data_age: Duration::from_secs(5),
+        deadband: 0.05,
+        slew: 1.5,
+        cooldown: Duration::from_secs(10),
+    };
+}
+
 /// The law of a class and its constants. See `core/control/`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Law {
@@ -351,4 +365,48 @@ pub enum Law {
         /// Share of the new value taken per step, 0..1; held to period / (2 dead times).
         smoothing: f64,
     },
+}
+
+/// The plainest policy, for the tests that ask one thing of it.
+#[cfg(test)]
+pub(crate) mod plain {
+    use super::{
+        Bounds, Class, Control, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo,
+        Treatment,
+    };
+    use std::time::Duration;
+
+    /// A limited class of the first module with room for `in_flight`.
+    pub(crate) fn class(name: &str, in_flight: f64) -> Class {
+        Class {
+            name: name.into(),
+            module: ModuleId(0),
+            treatment: Treatment::Limited,
+            priority: Priority(5),
+            kind: Kind::Unary,
+            rate: None,
+            in_flight: Bounds::fixed(in_flight),
+            bytes_per_second: None,
+            require_key: false,
+            queue: Queue { len_max: 16, wait_max: Duration::from_secs(2) },
+            per_party: PartyLimits::default(),
+            coalesce: None,
+            slo: Slo { quantile: 0.95, latency: Duration::from_secs(1) },
+            timeout: None,
+            law: Law::Static,
+            signals: Vec::new(),
+            backlog: None,
+            alert_above: None,
+        }
+    }
+
+    /// These classes on one module with this ceiling.
+    pub(crate) fn policy(classes: Vec<Class>, ceiling: f64) -> Policy {
+        Policy {
+            modules: vec![Module { name: "JobHead".into(), in_flight: Bounds::fixed(ceiling), work: None }],
+            classes,
+            signals: Vec::new(),
+            control: Control::SHIPPED,
+        }
+    }
 }

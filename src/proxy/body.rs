@@ -9,7 +9,7 @@ use crate::core::time::Time;
 use crate::proxy::readers::{Cut, Listed, Readers, Taken};
 use crate::proxy::sessions::Alive;
 use crate::proxy::slot::Slot;
-use crate::proxy::throttle::Throttle;
+use crate::proxy::throttle::Throttled;
 use crate::proxy::upstream::Lease;
 use crate::runtime::clock::Clock;
 use bytes::Bytes;
@@ -103,16 +103,14 @@ pub enum ClientBody {
     /// None.
     Empty,
     /// As it comes.
-    Streamed(Box<Upload>),
+    Streamed(Box<Throttled<Upload>>),
 }
 
-/// A body that a client sends.
+/// A body that a client sends, held to its bounds unless it is a call that may last.
 #[derive(Debug)]
 pub struct Upload {
     body: Incoming,
-    /// Its bounds, unless it is a call that may last.
     pace: Option<Pace>,
-    throttle: Option<Throttle>,
 }
 
 impl ClientBody {
@@ -123,14 +121,20 @@ impl ClientBody {
             return ClientBody::Empty;
         }
         let pace = if flow.is_some() { pace.map(Pace::unhurried) } else { pace };
-        let throttle = flow.map(|flow| Throttle::new(flow, clock));
-        ClientBody::Streamed(Box::new(Upload { body, pace, throttle }))
+        ClientBody::Streamed(Box::new(Throttled::new(Upload { body, pace }, flow, clock)))
     }
 }
 
-impl Upload {
-    fn poll_body(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match (Pin::new(&mut self.body).poll_frame(context), &mut self.pace) {
+impl HttpBody for Upload {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Upload { body, pace } = self.get_mut();
+        match (Pin::new(body).poll_frame(context), pace) {
             (Poll::Pending, Some(pace)) => pace.poll_wait(context).map(|slow| Some(Err(slow))),
             (Poll::Pending, None) => Poll::Pending,
             (Poll::Ready(Some(Ok(frame))), Some(pace)) => {
@@ -142,6 +146,14 @@ impl Upload {
             }
         }
     }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 impl HttpBody for ClientBody {
@@ -152,50 +164,25 @@ impl HttpBody for ClientBody {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let ClientBody::Streamed(upload) = self.get_mut() else { return Poll::Ready(None) };
-        loop {
-            if let Some(throttle) = &mut upload.throttle
-                && let Some(piece) = ready!(throttle.poll_pass(context))
-            {
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            match (ready!(upload.poll_body(context)), &mut upload.throttle) {
-                (Some(Ok(frame)), Some(throttle)) if frame.is_data() => {
-                    throttle.hold(frame.into_data().unwrap_or_default());
-                }
-                (frame, _) => return Poll::Ready(frame),
-            }
+        match self.get_mut() {
+            ClientBody::Empty => Poll::Ready(None),
+            ClientBody::Streamed(upload) => Pin::new(&mut **upload).poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             ClientBody::Empty => true,
-            ClientBody::Streamed(upload) => {
-                upload.throttle.as_ref().is_none_or(|throttle| throttle.held() == 0)
-                    && upload.body.is_end_stream()
-            }
+            ClientBody::Streamed(upload) => upload.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             ClientBody::Empty => SizeHint::with_exact(0),
-            ClientBody::Streamed(upload) => {
-                held_too(upload.body.size_hint(), upload.throttle.as_ref().map_or(0, Throttle::held))
-            }
+            ClientBody::Streamed(upload) => upload.size_hint(),
         }
     }
-}
-
-/// What is left of a body, with what is held of it.
-fn held_too(left: SizeHint, held: usize) -> SizeHint {
-    let mut hint = SizeHint::new();
-    hint.set_lower(left.lower() + held as u64);
-    if let Some(upper) = left.upper() {
-        hint.set_upper(upper + held as u64);
-    }
-    hint
 }
 
 /// Ray's body.
@@ -301,10 +288,9 @@ struct Voyage {
 /// Ray's body and what it holds.
 #[derive(Debug)]
 struct Cargo {
-    inner: RayBody,
+    inner: Throttled<RayBody>,
     slot: Option<Slot>,
     alive: Option<Alive>,
-    throttle: Option<Throttle>,
 }
 
 impl Default for Body {
@@ -330,9 +316,9 @@ impl Body {
     /// session that is alive as long as it streams.
     #[must_use]
     pub fn streamed(inner: RayBody, slot: impl Into<Option<Slot>>, alive: Option<Alive>, way: Way) -> Body {
-        let throttle = way.flow.map(|flow| Throttle::new(flow, way.clock));
-        let mut cargo = Cargo { inner, slot: slot.into(), alive, throttle };
-        if cargo.is_through() {
+        let inner = Throttled::new(inner, way.flow, way.clock);
+        let mut cargo = Cargo { inner, slot: slot.into(), alive };
+        if cargo.inner.is_end_stream() {
             cargo.complete();
         }
         let under_way = cargo.slot.is_some();
@@ -350,31 +336,11 @@ impl Body {
 }
 
 impl Cargo {
-    fn is_through(&self) -> bool {
-        self.throttle.as_ref().is_none_or(|throttle| throttle.held() == 0) && self.inner.is_end_stream()
-    }
-
     fn complete(&mut self) {
         self.alive = None;
-        self.inner.release();
+        self.inner.body_mut().release();
         if let Some(mut slot) = self.slot.take() {
             slot.served();
-        }
-    }
-
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        loop {
-            if let Some(throttle) = &mut self.throttle
-                && let Some(piece) = ready!(throttle.poll_pass(context))
-            {
-                return Poll::Ready(Some(Ok(Frame::data(piece))));
-            }
-            match (ready!(Pin::new(&mut self.inner).poll_frame(context)), &mut self.throttle) {
-                (Some(Ok(frame)), Some(throttle)) if frame.is_data() => {
-                    throttle.hold(frame.into_data().unwrap_or_default());
-                }
-                (frame, _) => return Poll::Ready(frame),
-            }
         }
     }
 }
@@ -406,7 +372,7 @@ impl HttpBody for Body {
         let mut cargo = voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
         voyage.taken.ask();
-        let frame = ready!(cargo.poll_frame(context));
+        let frame = ready!(Pin::new(&mut cargo.inner).poll_frame(context));
         voyage.taken.give(voyage.clock.now());
         if let (Some(Ok(frame)), Some(slot)) = (&frame, &mut cargo.slot) {
             slot.answered(frame.data_ref().map_or(0, Bytes::len));
@@ -419,7 +385,7 @@ impl HttpBody for Body {
                     slot.failed();
                 }
             }
-            Some(Ok(_)) if cargo.is_through() => cargo.complete(),
+            Some(Ok(_)) if cargo.inner.is_end_stream() => cargo.complete(),
             Some(Ok(_)) => {}
         }
         Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Ray)))
@@ -428,18 +394,14 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Full(bytes) => bytes.is_none(),
-            Body::Streamed(streamed) => streamed.look(Cargo::is_through).unwrap_or(false),
+            Body::Streamed(streamed) => streamed.look(|cargo| cargo.inner.is_end_stream()).unwrap_or(false),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Body::Streamed(streamed) => streamed
-                .look(|cargo| {
-                    held_too(cargo.inner.size_hint(), cargo.throttle.as_ref().map_or(0, Throttle::held))
-                })
-                .unwrap_or_default(),
+            Body::Streamed(streamed) => streamed.look(|cargo| cargo.inner.size_hint()).unwrap_or_default(),
         }
     }
 }

@@ -79,18 +79,17 @@ pub async fn handle(
     if let Err(problem) = shape::check(&request, peer.body.bytes_max) {
         return reject::unread(problem, &id);
     }
-    let Recognised { matched, party, keyless, trusted, session, address, unlisted } =
+    let Recognised { matched, party, keyless, trusted, session, address, unlisted, call } =
         match recognise(&door, &entrance, peer, &request) {
             Ok(recognised) => recognised,
             Err(suspicious) => return reject::malformed(&suspicious, &id),
         };
-    let grpc = is_grpc(request.headers());
-    let tongue = Tongue::of(request.uri().path(), grpc);
-    let upgrade = tunnel::is_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
+    let tongue = Tongue::of(request.uri().path(), call == Call::Grpc);
+    let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     // A gRPC stream may be silent for hours; anything else is an upload.
-    let pace = (!grpc).then(|| Pace::new(peer.body, door.clock));
+    let pace = (call != Call::Grpc).then(|| Pace::new(peer.body, door.clock));
     let flow = door.gate.flow(&door.table.load(), matched.class);
     let body = ClientBody::new(body, pace, flow, door.clock);
     strip_hop_by_hop(&mut parts.headers);
@@ -166,7 +165,20 @@ fn recognise(
         session,
         address: door.identifier.client_address(&facts),
         unlisted: (!known).then(unlisted),
+        call: match (facts.grpc, facts.upgrade) {
+            (true, _) => Call::Grpc,
+            (false, true) => Call::WebSocket,
+            (false, false) => Call::Plain,
+        },
     })
+}
+
+/// What a request wants its connection for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Plain,
+    Grpc,
+    WebSocket,
 }
 
 /// What the door knows of a request before it decides.
@@ -180,6 +192,7 @@ struct Recognised {
     session: Option<u64>,
     address: IpAddr,
     unlisted: Option<Arc<Unlisted>>,
+    call: Call,
 }
 
 /// The key under which the request may share an answer, if its class shares.
@@ -192,14 +205,15 @@ impl Passage {
     /// What is refused before anything of it is read: what takes a key and shows none, and an
     /// upload whose submission would be refused.
     fn refuse_at_sight(&self) -> Option<Response<Body>> {
+        let uploads = Some(self.matched.class) == self.door.linked.packages;
+        if !self.keyless && !uploads {
+            return None;
+        }
         let table = self.door.table.load();
         let (reason, wait) = if self.keyless {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.door.linked.submit?;
-            if Some(self.matched.class) != self.door.linked.packages {
-                return None;
-            }
             self.door.gate.would_turn_away(&table, submit, self.party, self.door.clock.now())?
         };
         let shed = self.door.gate.refuse_at_sight(&table, self.matched.class, reason, wait)?;

@@ -87,15 +87,16 @@ impl Sessions {
                     // It ends with the sender, which `Opening` drops.
                     let _ = timeout(START_MAX, async { while stage.changed().await.is_ok() {} }).await;
                 }
+                sessions.lock().starting.remove(&session);
             }
-            sessions.lock().starting.remove(&session);
             slot.served();
         }
     }
 
+    /// `None` for one that is noted already: who knocks twice has one place.
     fn note(&self, session: u64) -> Option<watch::Receiver<bool>> {
         let mut known = self.lock();
-        if known.starting.len() >= SESSIONS_MAX {
+        if known.starting.len() >= SESSIONS_MAX || known.starting.contains_key(&session) {
             return None;
         }
         let (stage, watched) = watch::channel(false);
@@ -147,6 +148,17 @@ mod tests {
         drop(first);
         assert!(sessions.is_known(1) && !sessions.is_known(2));
         drop(second);
+        assert!(!sessions.is_known(1));
+    }
+
+    #[test]
+    fn who_knocks_twice_at_once_has_one_place_and_keeps_it() {
+        let sessions = Sessions::default();
+        let first = sessions.note(1);
+        assert!(first.is_some() && sessions.note(1).is_none());
+        let opening = sessions.opening(1);
+        assert!(first.is_some_and(|mut stage| *stage.borrow_and_update()), "the first is told");
+        drop(opening);
         assert!(!sessions.is_known(1));
     }
 

@@ -7,6 +7,7 @@
 use crate::core::limit::flow::{Flow, Turn};
 use crate::runtime::clock::Clock;
 use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,20 +37,14 @@ impl Throttle {
         Throttle { flow, clock, held: Bytes::new(), turn: None, sleep: None }
     }
 
-    /// How much has come and not gone.
-    #[must_use]
-    pub fn held(&self) -> usize {
-        self.held.len()
-    }
-
     /// Takes in what has come; whatever came before must have gone.
-    pub fn hold(&mut self, data: Bytes) {
+    fn hold(&mut self, data: Bytes) {
         debug_assert!(self.held.is_empty(), "one frame at a time");
         self.held = data;
     }
 
     /// The next piece once its turn has come; `None` when nothing is held.
-    pub fn poll_pass(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
+    fn poll_pass(&mut self, context: &mut Context<'_>) -> Poll<Option<Bytes>> {
         if self.held.is_empty() {
             return Poll::Ready(None);
         }
@@ -84,5 +79,69 @@ impl Throttle {
             }
             bytes -= length;
         }
+    }
+}
+
+/// A body that keeps to its class's bandwidth, if the class has one.
+#[derive(Debug)]
+pub struct Throttled<B> {
+    body: B,
+    throttle: Option<Throttle>,
+}
+
+impl<B> Throttled<B> {
+    /// This body; without a `flow` it passes as it comes.
+    #[must_use]
+    pub fn new(body: B, flow: Option<Arc<Flow>>, clock: Clock) -> Throttled<B> {
+        Throttled { body, throttle: flow.map(|flow| Throttle::new(flow, clock)) }
+    }
+
+    /// The body itself.
+    pub fn body_mut(&mut self) -> &mut B {
+        &mut self.body
+    }
+
+    /// How much has come and not gone.
+    fn held(&self) -> usize {
+        self.throttle.as_ref().map_or(0, |throttle| throttle.held.len())
+    }
+}
+
+impl<B: Body<Data = Bytes> + Unpin> Body for Throttled<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(throttle) = &mut this.throttle
+                && let Some(piece) = ready!(throttle.poll_pass(context))
+            {
+                return Poll::Ready(Some(Ok(Frame::data(piece))));
+            }
+            match (ready!(Pin::new(&mut this.body).poll_frame(context)), &mut this.throttle) {
+                (Some(Ok(frame)), Some(throttle)) if frame.is_data() => {
+                    throttle.hold(frame.into_data().unwrap_or_default());
+                }
+                (frame, _) => return Poll::Ready(frame),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.held() == 0 && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (left, held) = (self.body.size_hint(), self.held() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(left.lower() + held);
+        if let Some(upper) = left.upper() {
+            hint.set_upper(upper + held);
+        }
+        hint
     }
 }

@@ -323,7 +323,8 @@ impl Upstream {
         request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
         let mut request = self.absolute(request);
-        for attempt in 0.. {
+        let mut attempt = 0;
+        loop {
             let connection = self.connection().await?;
             let mut sender = connection.sender.clone();
             match sender.try_send_request(request).await {
@@ -333,13 +334,11 @@ impl Upstream {
                 Err(mut error) => match error.take_message() {
                     // Never sent: the connection had just been closed.
                     Some(unsent) if attempt < 2 => request = unsent,
-                    _ => {
-                        return Err(self.broken(error.into_error()));
-                    }
+                    _ => return Err(self.broken(error.into_error())),
                 },
             }
+            attempt += 1;
         }
-        unreachable!("the loop returns")
     }
 
     /// HTTP/2 has the host in the target instead of in a field.

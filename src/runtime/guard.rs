@@ -236,14 +236,7 @@ impl Guard {
 
     /// Idle connections are looked after by nobody else.
     fn sweep(&self, upstream: Arc<Upstream>) {
-        self.tasks.spawn_until_closed(async move {
-            let mut every = tokio::time::interval(SWEEP);
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                every.tick().await;
-                upstream.sweep();
-            }
-        });
+        self.tasks.every(SWEEP, move || upstream.sweep());
     }
 
     /// Takes in a round of readings.
@@ -343,24 +336,12 @@ impl Guard {
 
     fn start_tasks(self: &Arc<Self>, mut notes: mpsc::Receiver<ShedNote>) {
         let guard = Arc::clone(self);
-        self.tasks.spawn_until_closed(async move {
-            let mut every = tokio::time::interval(TICK);
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                every.tick().await;
-                guard.tick();
-            }
-        });
+        self.tasks.every(TICK, move || guard.tick());
         let guard = Arc::clone(self);
-        self.tasks.spawn_until_closed(async move {
-            let mut every = tokio::time::interval(PUMP);
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                every.tick().await;
-                let door = guard.door();
-                if door.gate.waiting() > 0 {
-                    door.pump();
-                }
+        self.tasks.every(PUMP, move || {
+            let door = guard.door();
+            if door.gate.waiting() > 0 {
+                door.pump();
             }
         });
         let guard = Arc::clone(self);

@@ -61,6 +61,18 @@ impl Tasks {
         });
     }
 
+    /// Does this now and every so often until [`Tasks::close`]; what was missed is not made up for.
+    pub fn every(&self, period: Duration, mut act: impl FnMut() + Send + 'static) {
+        self.spawn_until_closed(async move {
+            let mut every = tokio::time::interval(period);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                every.tick().await;
+                act();
+            }
+        });
+    }
+
     /// How many tasks run.
     #[must_use]
     pub fn running(&self) -> usize {

@@ -24,20 +24,11 @@ use tokio::sync::{Semaphore, mpsc};
 
 /// Ray's classes and modules as shipped, without signals.
 pub fn policy() -> Policy {
-    let second = Duration::from_secs(1);
     Policy {
         modules: catalogue::modules(),
         classes: catalogue::classes(|_| None),
         signals: Vec::new(),
-        control: Control {
-            inner_period: second,
-            outer_period: second,
-            window: second,
-            data_age: second,
-            deadband: 0.05,
-            slew: 1.5,
-            cooldown: second,
-        },
+        control: Control::SHIPPED,
     }
 }
 

@@ -1,7 +1,6 @@
 """Ray Client (gRPC on 10001) through the door."""
 
 import subprocess
-import sys
 
 import pytest
 from door import Door
@@ -24,33 +23,41 @@ def door(head):
         yield door
 
 
-def connect(head, port, tmp_path):
-    script = tmp_path / "client.py"
-    script.write_text(SCRIPT)
-    return subprocess.run(
-        [str(BIN / "python"), str(script), f"ray://127.0.0.1:{port}"],
-        env=head.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
-    )  # fmt: skip
+# Ray's proxier forks a process for each session while its other threads are in gRPC, and now and then the
+# child dies of it, with and without a door between (ray-project/ray issue 63202). Ray then says one of these.
+RAYS_OWN = ("Starting Ray client server failed", "psutil.ZombieProcess")
+
+
+class Session:
+    """A program that holds a session, begun again when Ray lost the process behind it."""
+
+    def __init__(self, head, port, directory):
+        directory.mkdir(exist_ok=True)
+        script = directory / "client.py"
+        script.write_text(SCRIPT)
+        self.start = lambda: subprocess.Popen(
+            [str(BIN / "python"), str(script), f"ray://127.0.0.1:{port}"],
+            env=head.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        self.process = self.start()
+
+    def said(self):
+        for _ in range(4):
+            said, _ = self.process.communicate(timeout=150)
+            if not any(sentence in said for sentence in RAYS_OWN):
+                break
+            self.process = self.start()
+        assert self.process.returncode == 0, said
+        return said
 
 
 def test_a_session_works_through_the_door(head, door, tmp_path):
-    done = connect(head, door.client_port, tmp_path)
-    assert done.returncode == 0, done.stdout
-    assert "sum 30 1" in done.stdout
-    assert "bytes 5000000" in done.stdout
+    said = Session(head, door.client_port, tmp_path).said()
+    assert "sum 30 1" in said
+    assert "bytes 5000000" in said
 
 
 def test_two_sessions_at_once(head, door, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "client.py").write_text(SCRIPT)
-    sessions = [
-        subprocess.Popen(
-            [sys.executable, str(tmp_path / name / "client.py"), f"ray://127.0.0.1:{door.client_port}"],
-            env=head.env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for name in ("a", "b")
-    ]  # fmt: skip
+    sessions = [Session(head, door.client_port, tmp_path / name) for name in ("a", "b")]
     for session in sessions:
-        said, _ = session.communicate(timeout=150)
-        assert "sum 30 1" in said, said
+        assert "sum 30 1" in session.said()

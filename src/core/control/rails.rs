@@ -279,15 +279,7 @@ mod tests {
     const BOUNDS: Bounds = Bounds { initial: 8.0, min: 1.0, max: 100.0 };
 
     fn control() -> Control {
-        Control {
-            inner_period: Duration::from_millis(500),
-            outer_period: Duration::from_secs(5),
-            window: Duration::from_secs(10),
-            data_age: Duration::from_secs(5),
-            deadband: 0.1,
-            slew: 1.5,
-            cooldown: Duration::from_secs(10),
-        }
+        Control { deadband: 0.1, ..Control::SHIPPED }
     }
 
     fn seen(pressure: f64, binding: bool, demand: f64, now_s: f64) -> Observation {

@@ -11,9 +11,7 @@ use super::{ClassReading, Engine};
 use crate::core::control::stability::Timing;
 use crate::core::limit::meter::{Meter, Outcome, Reason};
 use crate::core::limit::table::{Mode, slots};
-use crate::core::policy::{
-    Bounds, Class, Control, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo, Treatment,
-};
+use crate::core::policy::{Bounds, Class, Control, Law, Policy, Queue, Slo, plain};
 use crate::core::time::{Time, WallMs};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -28,36 +26,20 @@ const SEEDS: u64 = 20;
 
 fn policy(law: Law, poll: Duration) -> Policy {
     let class = Class {
-        name: Arc::from("work"),
-        module: ModuleId(0),
-        treatment: Treatment::Limited,
-        priority: Priority(5),
-        kind: Kind::Unary,
-        rate: None,
         in_flight: Bounds { initial: 8.0, min: 2.0, max: 256.0 },
-        bytes_per_second: None,
         queue: Queue { len_max: 0, wait_max: Duration::ZERO },
-        per_party: PartyLimits::default(),
-        coalesce: None,
         slo: SLO,
-        timeout: None,
         law,
-        signals: Vec::new(),
-        backlog: None,
-        alert_above: None,
-        require_key: false,
+        ..plain::class("work", 8.0)
     };
     let control = Control {
         inner_period: poll,
         outer_period: poll,
         window: poll,
         data_age: Duration::ZERO,
-        deadband: 0.05,
-        slew: 1.5,
-        cooldown: Duration::from_secs(10),
+        ..Control::SHIPPED
     };
-    let module = Module { name: Arc::from("head"), in_flight: Bounds::fixed(256.0), work: None };
-    Policy { modules: vec![module], classes: vec![class], signals: Vec::new(), control }
+    Policy { control, ..plain::policy(vec![class], 256.0) }
 }
 
 /// Chance, the same on every run of a seed.

@@ -4,10 +4,7 @@
 use super::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
 use super::meter::Outcome;
 use super::table::LimitTable;
-use crate::core::policy::{
-    Bounds, Class, ClassId, Control, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo,
-    Treatment,
-};
+use crate::core::policy::{Class, ClassId, Queue, plain};
 use crate::core::request::party::Party;
 use crate::core::time::Time;
 use proptest::prelude::*;
@@ -116,41 +113,8 @@ fn nanos(length: Duration) -> u64 {
 }
 
 fn world(len_max: u32) -> World {
-    let second = Duration::from_secs(1);
-    let class = Class {
-        name: "a".into(),
-        module: ModuleId(0),
-        treatment: Treatment::Limited,
-        priority: Priority(5),
-        kind: Kind::Unary,
-        rate: None,
-        in_flight: Bounds::fixed(ROOM),
-        bytes_per_second: None,
-        require_key: false,
-        queue: Queue { len_max, wait_max: Duration::from_secs(2) },
-        per_party: PartyLimits::default(),
-        coalesce: None,
-        slo: Slo { quantile: 0.95, latency: second },
-        timeout: None,
-        law: Law::Static,
-        signals: Vec::new(),
-        backlog: None,
-        alert_above: None,
-    };
-    let policy = Policy {
-        modules: vec![Module { name: "m".into(), in_flight: Bounds::fixed(100.0), work: None }],
-        classes: vec![class],
-        signals: Vec::new(),
-        control: Control {
-            inner_period: second,
-            outer_period: second,
-            window: second,
-            data_age: second,
-            deadband: 0.05,
-            slew: 1.5,
-            cooldown: second,
-        },
-    };
+    let queue = Queue { len_max, wait_max: Duration::from_secs(2) };
+    let policy = plain::policy(vec![Class { queue, ..plain::class("a", ROOM) }], 100.0);
     let table = LimitTable::initial(&policy);
     World { gate: Gate::new(&policy, &table, Time::ZERO), table, events: BTreeMap::new(), order: 0 }
 }

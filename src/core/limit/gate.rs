@@ -877,49 +877,13 @@ fn micros(seconds: f64) -> u64 {
 mod tests {
     use super::*;
     use crate::core::limit::table::ClassLimits;
-    use crate::core::policy::{Bounds, Class, Control, Law, Module, PartyLimits, Queue, RateBounds, Slo};
+    use crate::core::policy::plain::{self, policy};
+    use crate::core::policy::{Bounds, Class, Queue, RateBounds};
     use proptest::prelude::*;
     use std::cell::RefCell;
 
     fn class(name: &str, priority: u8, in_flight: f64) -> Class {
-        Class {
-            name: name.into(),
-            module: ModuleId(0),
-            treatment: Treatment::Limited,
-            priority: Priority(priority),
-            kind: Kind::Unary,
-            rate: None,
-            in_flight: Bounds::fixed(in_flight),
-            bytes_per_second: None,
-            require_key: false,
-            queue: Queue { len_max: 16, wait_max: Duration::from_secs(2) },
-            per_party: PartyLimits::default(),
-            coalesce: None,
-            slo: Slo { quantile: 0.95, latency: Duration::from_secs(1) },
-            timeout: None,
-            law: Law::Static,
-            signals: Vec::new(),
-            backlog: None,
-            alert_above: None,
-        }
-    }
-
-    fn policy(classes: Vec<Class>, ceiling: f64) -> Policy {
-        let second = Duration::from_secs(1);
-        Policy {
-            modules: vec![Module { name: "JobHead".into(), in_flight: Bounds::fixed(ceiling), work: None }],
-            classes,
-            signals: Vec::new(),
-            control: Control {
-                inner_period: second,
-                outer_period: second,
-                window: second,
-                data_age: second,
-                deadband: 0.05,
-                slew: 1.5,
-                cooldown: second,
-            },
-        }
+        Class { priority: Priority(priority), ..plain::class(name, in_flight) }
     }
 
     struct Rig {

@@ -552,23 +552,13 @@ mod tests {
     use crate::core::request::facts::Lines;
     use proptest::prelude::*;
     use std::net::{IpAddr, Ipv4Addr};
-    use std::time::Duration;
 
     fn policy() -> Policy {
-        let second = Duration::from_secs(1);
         Policy {
             modules: catalogue::modules(),
             classes: catalogue::classes(|_| None),
             signals: Vec::new(),
-            control: Control {
-                inner_period: second,
-                outer_period: second,
-                window: second,
-                data_age: second,
-                deadband: 0.1,
-                slew: 1.5,
-                cooldown: second,
-            },
+            control: Control::SHIPPED,
         }
     }
 

@@ -766,9 +766,7 @@ mod tests {
                 outer_period: SECOND,
                 window: SECOND,
                 data_age: SECOND,
-                deadband: 0.1,
-                slew: 1.5,
-                cooldown: SECOND,
+                ..Control::SHIPPED
             };
             let policy = Policy { modules: Vec::new(), classes: Vec::new(), signals: vec![signal], control };
             Rig { reader: SignalReader::new(&policy) }
