@@ -328,7 +328,11 @@ impl Writer {
         let Some(open) = &mut self.file else {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the record is not open"));
         };
-        open.file.write_all(line)?;
+        if let Err(problem) = open.file.write_all(line) {
+            // A full disk takes part of a line. Giving back is possible even then.
+            let _ = open.file.set_len(open.bytes);
+            return Err(problem);
+        }
         open.bytes += line.len() as u64;
         self.dirty = true;
         if let Some(echo) = &mut self.echo {

@@ -93,8 +93,9 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Te
                 continue;
             };
             let now = content(&guard, Some(source)).await;
-            // A file that is gone for a moment (a swap under way) is not a change.
-            if asked || (now.is_some() && now != last) {
+            // A file that is gone or empty for a moment (a swap or a write under way) is not a change.
+            let is_whole = now.as_ref().is_some_and(|(text, _)| !is_blank(text));
+            if asked || (is_whole && now != last) {
                 last = now;
                 let outcome = reload(&guard, source, asker);
                 let _ = answer.map(|answer| answer.send(outcome));
@@ -112,6 +113,10 @@ async fn content(guard: &Guard, source: Option<&Source>) -> Option<(Vec<u8>, Vec
         None => Vec::new(),
     };
     Some((text, keys))
+}
+
+fn is_blank(text: &[u8]) -> bool {
+    text.iter().all(u8::is_ascii_whitespace)
 }
 
 /// Takes over certificates that have changed.
@@ -148,6 +153,11 @@ fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome
     let name = source.path.display().to_string();
     let before = guard.settings();
     let outcome = match config::load(&source.path, &source.overrides) {
+        // Valid, and never meant: whoever wants every default back while traffic flows, says one.
+        Ok(_) if std::fs::read(&source.path).is_ok_and(|text| is_blank(&text)) => Err(vec![format!(
+            "{name} is empty, as a file is that is just being written; to go back to the defaults, write \
+             `mode = \"enforce\"` into it"
+        )]),
         Ok(settings) => {
             let settings = Arc::new(settings);
             let changes = vec![format!("configuration {} follows {}", settings.version, before.version)];

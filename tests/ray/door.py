@@ -26,11 +26,11 @@ class Door:
         self.state = self.directory / "state"
         self.port, self.admin_port, self.client_port = free_ports(3)
         self.log = self.directory / "rayguard.log"
-        config = self.directory / "rayguard.toml"
+        self.config = self.directory / "rayguard.toml"
         listeners = [("dashboard", self.port, head.url)]
         if ray_client:
             listeners.append(("ray-client", self.client_port, f"http://127.0.0.1:{head.ports['client']}"))
-        config.write_text(
+        self.config.write_text(
             f'upstream = "{head.url}"\nstate_dir = "{self.state}"\n'
             + "".join(
                 f'[[listen]]\naddress = "127.0.0.1:{port}"\nkind = "{kind}"\nupstream = "{upstream}"\n'
@@ -41,13 +41,35 @@ class Door:
             + ("" if "[metrics]" in tables else '[metrics]\ndiscovery_file = "off"\n')
             + tables
         )
-        self.command = [RAYGUARD, "run", "--config", str(config), *args]
+        self.command = [RAYGUARD, "run", "--config", str(self.config), *args]
         self.env = env or {}
         self.session = None
 
     @property
     def url(self):
         return f"http://127.0.0.1:{self.port}"
+
+    def admin(self, path, **words):
+        """What the operator's listener answers; steers when there are words for it."""
+        body = json.dumps(words).encode() if words else None
+        headers = {"Host": f"127.0.0.1:{self.admin_port}", "Content-Type": "application/json"}
+        answer = ask(f"http://127.0.0.1:{self.admin_port}", "POST" if words else "GET", path, headers, body)
+        assert answer.status < 300, (answer.status, answer.body)
+        return answer.json()
+
+    def limits(self):
+        """`{(class, kind): row}` of every limit."""
+        return {(row["class"], row["limit"]): row for row in self.admin("/api/v1/limits")["limits"]}
+
+    def status(self, field):
+        """One number of the program's own `/proc/PID/status`, in KiB where it is memory."""
+        for line in Path(f"/proc/{self.session.popen.pid}/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1])
+        raise KeyError(field)
+
+    def descriptors(self):
+        return len(os.listdir(f"/proc/{self.session.popen.pid}/fd"))
 
     def records(self, event=None):
         """The record so far, in order; of one kind when named."""

@@ -1,0 +1,131 @@
+"""A head that can be made ill: an HTTP server in a process of its own, and its metrics page.
+
+What the real head cannot be talked into (an answer that breaks off, a metrics page that lies) this
+one does at a word. It is a process, so that it can be frozen and killed as Ray is.
+
+    python faulty.py PORT DIRECTORY     serves; obeys the words in DIRECTORY/mood
+"""
+
+import asyncio
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+GAUGES = """# HELP ray_node_cpu_utilization Total CPU usage on a ray node
+# TYPE ray_node_cpu_utilization gauge
+ray_node_cpu_utilization{{IsHeadNode="true",ip="127.0.0.1"}} {cpu}
+# HELP ray_tasks Current number of tasks currently in a particular state.
+# TYPE ray_tasks gauge
+ray_tasks{{State="PENDING_NODE_ASSIGNMENT",Name="f"}} {pending}
+"""
+
+
+def page(mood):
+    """The metrics page: its status, its type and its bytes."""
+    text = "text/plain; version=0.0.4"
+    if mood == "html":
+        return 200, "text/html", b"<html><body>502 Bad Gateway</body></html>"
+    if mood == "down":
+        return 503, text, b"gone"
+    if mood == "huge":
+        return 200, text, b"# HELP padding nothing\n" * (50 * 2**20 // 23)
+    if mood == "torn":
+        return 200, text, GAUGES.format(cpu=10, pending=0).encode()[:-40] + b'ray_tasks{State="PEND'
+    cpu, pending = {"negative": (-300, -5), "nan": ("NaN", "NaN"), "absurd": ("1e308", "+Inf")}.get(mood, (10, 0))
+    # A reading that never moves would be taken for a frozen exporter.
+    wobble = 0 if isinstance(cpu, str) else time.time() % 1
+    return 200, text, GAUGES.format(cpu=cpu if isinstance(cpu, str) else cpu + wobble, pending=pending).encode()
+
+
+async def serve(port, directory):
+    async def converse(reader, writer):
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(
+                    (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
+                )  # fmt: skip
+                if length:
+                    await reader.readexactly(length)
+                path = head.split(b" ")[1].decode()
+                mood = (directory / "mood").read_text()
+                status, kind, body = 200, "application/json", b'{"result": true, "ray_version": "2.60.0"}'
+                if path == "/metrics":
+                    if mood == "slow":
+                        await asyncio.sleep(30)
+                    status, kind, body = page(mood)
+                elif path == "/api/gcs_healthz":
+                    body = b"success"
+                elif "torn" in path:
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nonly so much")
+                    await writer.drain()
+                    writer.transport.abort()
+                    return
+                else:
+                    await asyncio.sleep(0.01)
+                writer.write(
+                    b"HTTP/1.1 %d X\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n" % (status, kind.encode(), len(body))
+                    + body
+                )
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(converse, "127.0.0.1", port, backlog=1024)
+    async with server:
+        await server.serve_forever()
+
+
+class FaultyHead:
+    """Looks to [`Door`] like a head. Use as a context."""
+
+    def __init__(self):
+        from head import free_ports
+
+        self.directory = Path(tempfile.mkdtemp(prefix="faulty"))
+        (self.port,) = free_ports(1)
+        self.process = None
+        self.feel("well")
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def metrics(self):
+        """The table that lets the door read this page, and nothing else."""
+        return f'[metrics]\ndiscovery_file = "off"\ndiscover = false\ntargets = ["127.0.0.1:{self.port}"]\ninterval = "1s"\ntimeout = "900ms"\n'
+
+    def feel(self, mood):
+        new = self.directory / "new"
+        new.write_text(mood)
+        new.rename(self.directory / "mood")
+
+    def start(self):
+        from head import answers, wait_until
+
+        self.process = subprocess.Popen([sys.executable, __file__, str(self.port), str(self.directory)])
+        wait_until("the faulty head", lambda: answers(f"{self.url}/api/gcs_healthz"), 20)
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def kill(self):
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self):
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), Path(sys.argv[2])))

@@ -1,0 +1,325 @@
+"""Something breaks, under load, in front of the real binary: what is lost, what the limits do, what the log keeps.
+
+The head is a real one where Ray's own death and revival is the question, and `faulty.py` where the
+head must misbehave in ways that Ray cannot be talked into. Every test says what may fail: mostly
+nothing.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from callers import Callers
+from door import Door, ask
+from faulty import FaultyHead
+from head import Head, wait_until
+
+# Ray's readings are not the question: the door's own latency would be, on a machine as busy as this.
+STILL = """
+[class.views]
+law = { kind = "static" }
+"""
+SIGNALS = ("negative", "nan", "absurd", "torn", "html", "huge", "slow", "down")
+
+
+@pytest.fixture
+def faulty():
+    with FaultyHead() as head:
+        yield head
+
+
+def whole(door):
+    """The record, held to its own promise: every line whole, no number twice, none missing without a word of it."""
+    numbers, excused = [], 0
+    for path in sorted((door.state / "ledger").glob("*")):
+        for line in path.read_text().splitlines():
+            line = json.loads(line)
+            numbers.append(line["seq"])
+            excused += line.get("lost", 0) if line["event"] == "gap" else 0
+    assert numbers == sorted(set(numbers)), "a number twice, or out of order"
+    missing = (numbers[-1] - numbers[0] + 1) - len(numbers)
+    assert missing <= excused, f"{missing} records are missing, {excused} are owned up to"
+    return numbers
+
+
+def within_bounds(door):
+    for key, row in door.limits().items():
+        assert row["min"] <= row["value"] <= row["max"], (key, row)
+
+
+def under_way(door):
+    """Exchanges that hold a place now, by the door's own count."""
+    answer = ask(f"http://127.0.0.1:{door.admin_port}", path="/metrics", headers={"Host": f"127.0.0.1:{door.admin_port}"})
+    lines = answer.body.decode().splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rayguard_in_flight{"))
+
+
+def nobody_failed(callers, least=50):
+    assert callers.served() >= least, callers.fates()
+    assert not callers.failed(), callers.failed()
+
+
+def test_ray_is_killed_and_comes_back():
+    head = Head()
+    with head:
+        with Door(head) as door, Callers(door.url, "/api/gcs_healthz", count=3, pause_s=0.05) as callers:
+            wait_until("answers", lambda: callers.served() > 20, 30)
+            head.kill()
+            died = time.monotonic()
+            wait_until("the door's word for it", lambda: 502 in callers.fates(since=died), 20)
+            time.sleep(3.0)
+            # Everyone was told at once, by the door, in its own name: nobody waited out a timeout.
+            assert set(callers.fates(since=died + 1.0)) <= {502, 503}, callers.fates(since=died + 1.0)
+            assert door.admin("/api/v1/state")["upstream_problem"]
+            head.__enter__()  # the same ports, the same directory
+            up = time.monotonic()
+            wait_until("answers again", lambda: 200 in callers.fates(since=up), 10)
+            time.sleep(5.0)
+            assert set(callers.fates(since=up + 4.0)) == {200}, callers.fates(since=up + 4.0)
+            within_bounds(door)
+            whole(door)
+
+
+def test_a_frozen_head_holds_nobody_up_for_long_and_is_not_hit_when_it_thaws(faulty):
+    patience = '[class.job-status]\ntimeout = "2s"\nin_flight = { initial = 8, min = 4, max = 8 }\n'
+    with Door(faulty, patience) as door, Callers(door.url, "/api/jobs/raysubmit_1", count=12, pause_s=0.1) as callers:
+        wait_until("answers", lambda: callers.served() > 50, 20)
+        faulty.signal(signal.SIGSTOP)
+        frozen = time.monotonic()
+        time.sleep(8.0)
+        # The door itself is awake, and what waits at the head is bounded by the limit.
+        assert ask(f"http://127.0.0.1:{door.admin_port}", path="/livez", timeout=1).status == 200
+        assert under_way(door) <= 16
+        faulty.signal(signal.SIGCONT)
+        thawed = time.monotonic()
+        time.sleep(6.0)
+        during = callers.fates(since=frozen + 0.5, until=thawed - 5.0)
+        assert during and set(during) <= {503, 504}, during
+        longest = max(took for begun, took, _ in callers.exchanges)
+        assert longest < 5.0, "two seconds in the queue and two at the head, at most"
+        after = callers.fates(since=thawed + 3.0)
+        assert set(after) == {200}, after
+        within_bounds(door)
+        whole(door)
+
+
+def test_answers_that_break_off_hold_no_place_and_hurt_no_neighbour(faulty):
+    with Door(faulty, STILL) as door:
+        with Callers(door.url, count=4) as polite, Callers(door.url, "/api/jobs/torn", count=4) as torn:
+            wait_until("two hundred torn answers", lambda: len(torn.exchanges) > 200, 60)
+        assert set(torn.fates()) <= {"IncompleteRead", "ConnectionResetError", "RemoteDisconnected", 502}, torn.fates()
+        nobody_failed(polite)
+        wait_until("no place is held", lambda: under_way(door) == 0, 10)
+
+
+@pytest.mark.parametrize("mood", SIGNALS)
+def test_a_metrics_page_that_lies_or_fails_costs_no_request_and_opens_no_limit(faulty, mood):
+    quick = '[alerts.rule.signal-stale]\nfor = "1s"\nclear = "1s"\n[signal.head_cpu]\nstale_after = "3s"\n'
+    with Door(faulty, faulty.metrics + quick + STILL) as door:
+        wait_until("a reading", lambda: signal_of(door)["health"] == "fresh", 20)
+        before = {key: row["value"] for key, row in door.limits().items()}
+        with Callers(door.url, count=2) as callers:
+            faulty.feel(mood)
+            wait_until("it is noticed", lambda: signal_of(door)["problem"] or signal_of(door)["health"] != "fresh", 20)
+            wait_until("an alert", lambda: "firing" in stale_alert(door), 30)
+            for key, row in door.limits().items():
+                assert row["value"] <= before[key] * 1.01, (mood, key, row)
+            faulty.feel("well")
+            wait_until("it is well again", lambda: signal_of(door)["health"] == "fresh", 20)
+            wait_until("the alert ends", lambda: stale_alert(door)[-1:] == ["resolved"], 30)
+        nobody_failed(callers)
+        assert door.status("VmHWM") < 300 * 1024, "a page of 50 MiB is not kept"
+        whole(door)
+
+
+def signal_of(door, name="head_cpu"):
+    return next(one for one in door.admin("/api/v1/signals") if one["name"] == name)
+
+
+def stale_alert(door):
+    return [line["state"] for line in door.records("alert") if line["alert"] in ("signal-stale", "signal_stale")]
+
+
+def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
+    with Door(faulty, faulty.metrics + STILL) as door:
+        pass  # for its directories
+    mount = "mount -t tmpfs -o size=256k none"
+    script = f'mkdir -p {door.state} && {mount} {door.state} && exec "$@"'
+    flags = "-m" if os.geteuid() == 0 else "-Urm"
+    door.command = ["unshare", flags, "sh", "-c", script, "sh", *door.command]
+    with door, Callers(door.url, count=4) as callers:
+        seen = Path(f"/proc/{door.session.popen.pid}/root{door.state}")  # its own view of the disk
+        (seen / "filler").write_bytes(b"")
+        filler = os.open(seen / "filler", os.O_WRONLY)
+        try:
+            while os.write(filler, bytes(4096)):
+                pass
+        except OSError:
+            os.close(filler)
+        steer(door, 30)
+        wait_until("the alert", lambda: "record-gaps" in [one["alert"] for one in door.admin("/api/v1/alerts")], 30)
+        (seen / "filler").unlink()
+        steer(door, 3)
+        read = lambda: [json.loads(line) for path in sorted((seen / "ledger").glob("*")) for line in path.read_text().splitlines()]  # noqa: E731
+        wait_until("the record owns up", lambda: any(line["event"] == "gap" and line["lost"] for line in read()), 30)
+        numbers = [line["seq"] for line in read()]
+        lost = sum(line.get("lost", 0) for line in read() if line["event"] == "gap")
+        assert numbers == sorted(set(numbers)) and numbers[-1] - numbers[0] + 1 - len(numbers) <= lost
+    nobody_failed(callers)
+
+
+def steer(door, times):
+    """Orders, each of which is a line of the record, with a reason that fills it."""
+    for _ in range(times):
+        door.admin("/api/v1/freeze", why="x" * 400)
+        door.admin("/api/v1/unfreeze", why="x" * 400)
+
+
+def test_the_records_directory_goes_away_and_the_record_goes_on(faulty):
+    with Door(faulty, STILL) as door, Callers(door.url, count=4) as callers:
+        steer(door, 2)
+        subprocess.run(["rm", "-rf", str(door.state / "ledger")], check=True)
+        steer(door, 2)
+        wait_until("a new record", lambda: (steer(door, 1), door.records())[1], 30, 1.0)
+        wait_until("answers", lambda: callers.served() > 100, 20)
+    nobody_failed(callers)
+
+
+def test_garbage_in_the_configuration_changes_nothing(faulty):
+    with Door(faulty, STILL) as door, Callers(door.url, count=4) as callers:
+        wait_until("answers", lambda: callers.served() > 20, 20)
+        before, good = door.admin("/api/v1/state")["config"], door.config.read_text()
+        for garbage in (os.urandom(4096), b"", b"listen = 7\n", b"mode = 'enforce'\n" * 2, good.encode() + b"\n[class.views"):
+            replace(door.config, garbage)
+            door.session.popen.send_signal(signal.SIGHUP)
+            if garbage:  # an empty file is a valid one: all defaults, and those need a restart
+                wait_until("it is refused", lambda: door.admin("/api/v1/state")["config_problem"], 20)
+            assert door.admin("/api/v1/state")["config"] == before
+            replace(door.config, good)
+            door.session.popen.send_signal(signal.SIGHUP)
+            wait_until("it is well again", lambda: not door.admin("/api/v1/state")["config_problem"], 20)
+    nobody_failed(callers, 20)
+
+
+def replace(path, content):
+    new = path.with_suffix(".new")
+    (new.write_bytes if isinstance(content, bytes) else new.write_text)(content)
+    new.rename(path)
+
+
+def test_a_reload_every_second_for_a_minute_fails_no_request(faulty):
+    with Door(faulty, STILL) as door:
+        good = door.config.read_text()
+        with Callers(door.url, count=6) as callers, Callers(door.url, "/nodes?view=summary", count=3) as tabs:
+            seen = set()
+            for turn in range(60):
+                replace(door.config, good + f"[class.state-heavy]\nin_flight = {{ initial = {2 + turn % 2}, min = 1, max = 4 }}\n")
+                door.session.popen.send_signal(signal.SIGHUP)
+                time.sleep(1.0)
+                seen.add(door.admin("/api/v1/state")["config"])
+        assert len(seen) == 2, "both configurations were in force"
+        nobody_failed(callers, 1000)
+        nobody_failed(tabs, 500)
+        whole(door)
+
+
+@pytest.mark.parametrize("jump", ["+1d", "-1d", "+20y"])
+def test_the_clock_jumps(faulty, tmp_path, jump):
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        assert not os.environ.get("CI"), "libfaketime is missing: apt-get install faketime"
+        pytest.skip("libfaketime is not installed")
+    dial = tmp_path / "time"
+    dial.write_text("+0")
+    env = {
+        "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(dial), "FAKETIME_CACHE_DURATION": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
+    }  # fmt: skip
+    with Door(faulty, faulty.metrics + STILL, env=env) as door, Callers(door.url, count=4) as callers:
+        door.admin("/api/v1/pin", **{"class": "state-heavy", "limit": "in_flight", "value": 3, "for": "1h", "why": "a test"})
+        wait_until("a reading", lambda: signal_of(door)["health"] == "fresh", 20)
+        before = {key: row["value"] for key, row in door.limits().items()}
+        when = door.admin("/api/v1/state")["time"]
+        dial.write_text(jump)
+        wait_until("the new time", lambda: door.admin("/api/v1/state")["time"][:10] != when[:10], 20)
+        time.sleep(5.0)
+        # Time that counts is the monotonic one: a pin of an hour lasts an hour, a reading stays fresh.
+        after = door.limits()
+        assert after["state-heavy", "in_flight"]["pinned"] and after["state-heavy", "in_flight"]["value"] == 3
+        for key, value in before.items():
+            assert after[key]["value"] == pytest.approx(value, rel=0.02), (key, value, after[key])
+        assert signal_of(door)["health"] == "fresh"
+        dial.write_text("+0")
+        time.sleep(2.0)
+        within_bounds(door)
+        whole(door)
+    nobody_failed(callers)
+
+
+def test_little_memory_is_enough_for_a_crowd_of_half_asked_questions(faulty):
+    with Door(faulty, STILL) as door:
+        pass
+    door.command = ["sh", "-c", 'ulimit -v 1048576 && exec "$@"', "sh", *door.command]
+    with door, Callers(door.url, count=4) as callers:
+        wait_until("answers", lambda: callers.served() > 20, 20)
+        crowd = []
+        for number in range(600):
+            one = socket.create_connection(("127.0.0.1", door.port))
+            one.sendall(b"POST /api/jobs/ HTTP/1.1\r\nHost: a\r\nX-Filler: " + b"a" * 50_000)
+            if number % 2:
+                one.sendall(b"\r\nContent-Length: 1000000\r\n\r\n" + b"b" * 10_000)
+            crowd.append(one)
+        at = callers.served()
+        wait_until("others are served meanwhile", lambda: callers.served() > at + 100, 30)
+        assert door.status("VmHWM") < 300 * 1024, f"{door.status('VmHWM')} KiB"
+        for one in crowd:
+            one.close()
+        wait_until("no place is held", lambda: under_way(door) <= 4, 20)
+    nobody_failed(callers)
+
+
+def test_a_stop_in_the_middle_of_a_flood_finishes_what_was_begun(faulty):
+    with Door(faulty, STILL) as door:
+        with Callers(door.url, count=16, pause_s=0.0) as callers:
+            wait_until("a flood", lambda: callers.served() > 500, 30)
+            told = time.monotonic()
+            door.session.popen.send_signal(signal.SIGTERM)
+            assert door.session.popen.wait(30) == 0
+        begun_before = callers.failed(until=told - 0.05)
+        assert not begun_before, begun_before
+        assert door.records()[-1]["event"] == "stop", door.records()[-1]
+        whole(door)
+
+
+def test_a_kill_in_the_middle_of_a_flood_keeps_the_record_and_the_limits(faulty):
+    with Door(faulty, faulty.metrics + STILL) as door:
+        kept = door.state / "limits.json"
+        # Each with a token of its own: equal questions of one asker would be asked once.
+        crowd = [Callers(door.url, "/api/v0/tasks", 2, 0.0, headers={"Authorization": f"Bearer {n}"}) for n in range(8)]
+        with contextlib.ExitStack() as flood:
+            for callers in crowd:
+                flood.enter_context(callers)
+            wait_until("a limit that has grown, and is kept", lambda: heavy(kept) > 2.5, 60)
+            door.session.popen.kill()
+            door.session.popen.wait()
+        grown, lines = heavy(kept), len(whole(door))
+        with door:
+            began = door.records("start")[-1]["limits"]
+            warm = next(one for one in began if (one["class"], one["limit"]) == ("state-heavy", "in_flight"))
+            assert warm["warm"] and warm["value"] == pytest.approx(grown), warm
+            with Callers(door.url, count=4) as again:
+                wait_until("answers", lambda: again.served() > 50, 20)
+            nobody_failed(again)
+            assert len(whole(door)) > lines
+
+
+def heavy(kept):
+    """Room for the costliest listings, as it would outlive this run."""
+    limits = {(one["class"], one["limit"]): one["value"] for one in json.loads(kept.read_text())}
+    return limits["state-heavy", "in_flight"]
