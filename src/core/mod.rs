@@ -7,12 +7,13 @@
 //! readings of Ray become signals ([`signal`]); signals and the door's own latency move the
 //! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]). Who asked for what is counted beside
 //! it all ([`census`]); what came in and what became of it can be written down and replayed
-//! ([`recording`]).
+//! ([`recording`]). Several doors share one set of limits ([`fleet`]).
 
 pub mod alert;
 pub mod census;
 pub mod control;
 pub mod engine;
+pub mod fleet;
 pub mod journal;
 pub mod limit;
 pub mod policy;
