@@ -98,7 +98,8 @@ pub async fn handle(
     }
     name_host(&mut parts);
     join_cookies(&mut parts.headers);
-    let key = sharing_key(&door, matched, &parts);
+    // An answer is shared by those who ask the same; a body is part of the question.
+    let key = matches!(body, ClientBody::Empty).then(|| sharing_key(&door, matched, &parts)).flatten();
     tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
     let since = door.clock.now();
     let passage = Passage {
@@ -538,6 +539,8 @@ fn origin_form(mut parts: Parts) -> Parts {
             parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
     }
     parts.version = http::Version::HTTP_11;
+    // A client of HTTP/1.0 need not name a host; from 1.1 on a request without one is refused.
+    parts.headers.entry(http::header::HOST).or_insert(HeaderValue::from_static(""));
     parts.extensions.clear();
     parts
 }

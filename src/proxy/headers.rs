@@ -4,8 +4,8 @@
 //! them; cookies, `Authorization` and `X-Ray-Authorization` are its own. All pass as they came.
 
 use http::header::{
-    CONNECTION, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
+    TE, TRANSFER_ENCODING, UPGRADE,
 };
 use std::net::IpAddr;
 
@@ -51,7 +51,8 @@ fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
     options
         .filter(|name| !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("close"))
         .filter_map(|name| HeaderName::try_from(name).ok())
-        .filter(|name| name != TE)
+        // Ray reads `TE` itself, and a request that has lost its host on the way is another request.
+        .filter(|name| name != TE && name != HOST)
 }
 
 /// Says for whom the request is made: the peer is appended to `X-Forwarded-For` if those who
@@ -74,7 +75,7 @@ pub fn tell_client(headers: &mut HeaderMap, peer: IpAddr, peer_is_trusted: bool,
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
     }
     if !(peer_is_trusted && headers.contains_key(X_FORWARDED_HOST)) {
-        match headers.get(http::header::HOST).cloned() {
+        match headers.get(HOST).cloned() {
             Some(host) => {
                 headers.insert(X_FORWARDED_HOST, host);
             }

@@ -5,7 +5,9 @@
 //! nobody on the way can have seen another request than the one that is forwarded. What is
 //! forwarded is written anew from what was understood.
 
+use crate::proxy::tunnel::is_websocket;
 use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
+use http::uri::Scheme;
 use http::{Method, Request, StatusCode, Version};
 use http_body::Body;
 
@@ -33,6 +35,9 @@ pub enum Malformed {
     /// No `Host`, or two, or one that the target contradicts.
     #[error("{0}")]
     Host(&'static str),
+    /// A target that is none, or of another protocol.
+    #[error("{0}")]
+    Target(&'static str),
     /// A length or transfer coding that could be read in two ways.
     #[error("{0}")]
     Framing(&'static str),
@@ -54,9 +59,11 @@ impl Malformed {
             Malformed::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Malformed::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Malformed::Expectation => StatusCode::EXPECTATION_FAILED,
-            Malformed::LineEnd | Malformed::Folded | Malformed::Host(_) | Malformed::Framing(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Malformed::LineEnd
+            | Malformed::Folded
+            | Malformed::Host(_)
+            | Malformed::Target(_)
+            | Malformed::Framing(_) => StatusCode::BAD_REQUEST,
         }
     }
 }
@@ -72,6 +79,11 @@ pub fn check<B: Body>(request: &Request<B>, body_bytes_max: u64) -> Result<(), M
     }
     if uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_LEN_MAX) {
         return Err(Malformed::TargetTooLong);
+    }
+    if request.version() < Version::HTTP_2
+        && uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS)
+    {
+        return Err(Malformed::Target("the request target is of another protocol than HTTP"));
     }
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -91,6 +103,9 @@ pub fn check<B: Body>(request: &Request<B>, body_bytes_max: u64) -> Result<(), M
     if headers.get(EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Malformed::Expectation);
     }
+    if is_websocket(headers) && !request.body().is_end_stream() {
+        return Err(Malformed::Framing("a WebSocket's handshake has no body"));
+    }
     if request.body().size_hint().lower() > body_bytes_max {
         return Err(Malformed::BodyTooLarge(body_bytes_max));
     }
@@ -100,7 +115,10 @@ pub fn check<B: Body>(request: &Request<B>, body_bytes_max: u64) -> Result<(), M
 /// A target in absolute form must name the same host as `Host` (RFC 9112, 3.2.2, lets the target
 /// win; whoever stands before us may have looked at the other).
 fn check_host(host: &HeaderValue, authority: Option<&http::uri::Authority>) -> Result<(), Malformed> {
-    if host.as_bytes().iter().any(|byte| matches!(byte, b' ' | b'\t' | b',' | b'/' | b'@' | b'\\')) {
+    let (name, port) = split_port(host.as_bytes());
+    if !name.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(&byte))
+        || !port.iter().all(u8::is_ascii_digit)
+    {
         return Err(Malformed::Host("the Host is not an authority"));
     }
     match authority {
@@ -108,5 +126,13 @@ fn check_host(host: &HeaderValue, authority: Option<&http::uri::Authority>) -> R
             Err(Malformed::Host("the request target names another host than Host does"))
         }
         _ => Ok(()),
+    }
+}
+
+/// A host and its port, if it has one: the colons of `[::1]` do not count.
+fn split_port(host: &[u8]) -> (&[u8], &[u8]) {
+    match memchr::memrchr(b':', host) {
+        Some(at) if memchr::memchr(b']', &host[at..]).is_none() => (&host[..at], &host[at + 1..]),
+        _ => (host, b""),
     }
 }

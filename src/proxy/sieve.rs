@@ -238,6 +238,10 @@ fn framing(head: &[u8]) -> Result<Body, Malformed> {
     if request.len() > TARGET_LEN_MAX + 32 {
         return Err(Malformed::TargetTooLong);
     }
+    if memchr::memchr(b'#', request).is_some() {
+        // The parser would drop it in silence.
+        return Err(Malformed::Target("the request target has a fragment; that part of a URL is not sent"));
+    }
     let (mut length, mut chunked, mut switches) = (None, false, false);
     for line in lines.filter(|line| !line.is_empty()) {
         if matches!(line[0], b' ' | b'\t') {

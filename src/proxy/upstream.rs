@@ -15,8 +15,9 @@ use crate::proxy::tls::Originator;
 use crate::proxy::wire::Wire;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
-use http::header::HOST;
+use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -263,6 +264,7 @@ impl Upstream {
         self: &Arc<Self>,
         mut request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
+        frame(&mut request);
         loop {
             let (mut wire, reused) = match self.take_idle() {
                 Some(wire) => (wire, true),
@@ -282,8 +284,9 @@ impl Upstream {
     /// Sends a request on a connection of its own, which may be upgraded.
     pub async fn send_alone(
         self: &Arc<Self>,
-        request: Request<ClientBody>,
+        mut request: Request<ClientBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {
+        frame(&mut request);
         let (mut sender, connection) = self.connect().await?.into_parts();
         self.tasks.spawn(async move {
             // An error here has been reported to whoever was waiting for the answer.
@@ -345,7 +348,11 @@ impl Upstream {
     fn absolute(&self, request: Request<ClientBody>) -> Request<ClientBody> {
         let (mut parts, body) = request.into_parts();
         let host = parts.headers.remove(HOST);
-        let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+        let host = host
+            .as_ref()
+            .and_then(|host| host.to_str().ok())
+            .filter(|host| !host.is_empty())
+            .unwrap_or("localhost");
         let target = parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
         let scheme = if matches!(self.address, Address::Tls(..)) { "https" } else { "http" };
         // Both parts have been read as parts of a URI before.
@@ -423,6 +430,20 @@ impl Upstream {
             return UpstreamError::Client(fault);
         }
         UpstreamError::Broken { address: self.address.to_string(), source }
+    }
+}
+
+/// What the head says of the body is what the body is. hyper leaves a `Content-Length` without a body
+/// behind it as it is, and Ray would take the next request on the connection for that body; and it leaves
+/// out the body of a GET whose length is not known unless the head announces it.
+fn frame(request: &mut Request<ClientBody>) {
+    let length = request.body().size_hint().exact();
+    let headers = request.headers_mut();
+    if length.is_none() {
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if length == Some(0) && headers.get(CONTENT_LENGTH).is_some_and(|announced| announced != "0") {
+        headers.remove(CONTENT_LENGTH);
     }
 }
 
