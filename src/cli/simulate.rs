@@ -1,6 +1,6 @@
 //! `rayguard simulate`: put questions to the production loop on a modelled head.
 //!
-//! Reads scenarios (files, or every `*.toml` of a folder), runs each with its control, and says
+//! Reads scenarios (files, or every `*.toml` of a folder and of those in it), runs each with its control, and says
 //! which expectations hold. Exit code 0 when all do, 1 when one does not or a scenario cannot
 //! be read. The seed is printed with each answer: a run can be had again to the last byte.
 
@@ -10,6 +10,7 @@ use crate::cli::progress::Bar;
 use crate::sim::calibration;
 use crate::sim::likeness;
 use crate::sim::monte_carlo::monte_carlo;
+use crate::sim::page;
 use crate::sim::report::{self, Answer};
 use crate::sim::scenario::{Scenario, ScenarioError};
 use crate::sim::trace::{self, TraceError};
@@ -195,7 +196,7 @@ fn finish(
         Format::Table => writeln!(out, "{held} of {} scenarios hold", answers.len())?,
     }
     if let Some(file) = &args.html {
-        std::fs::write(file, report::html(answers)).map_err(at(file))?;
+        std::fs::write(file, page::html(answers)).map_err(at(file))?;
     }
     Ok(held == answers.len())
 }
@@ -234,18 +235,26 @@ fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
             files.push(path.clone());
             continue;
         }
-        let mut inside = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(at(path))? {
-            let entry = entry.map_err(at(path))?.path();
-            if entry.extension().is_some_and(|extension| extension == "toml") {
-                inside.push(entry);
-            }
-        }
+        let inside = inside(path)?;
         if inside.is_empty() {
             return Err(Error::Empty(path.clone()));
         }
-        inside.sort();
         files.extend(inside);
+    }
+    Ok(files)
+}
+
+/// The scenarios of a folder, then those of the folders in it.
+fn inside(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let entries = std::fs::read_dir(folder).map_err(at(folder))?;
+    let mut entries: Vec<PathBuf> =
+        entries.map(|entry| Ok(entry.map_err(at(folder))?.path())).collect::<Result<_, Error>>()?;
+    entries.sort();
+    let (folders, mut files): (Vec<PathBuf>, Vec<PathBuf>) =
+        entries.into_iter().partition(|entry| entry.is_dir());
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "toml"));
+    for folder in folders {
+        files.extend(inside(&folder)?);
     }
     Ok(files)
 }

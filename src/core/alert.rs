@@ -185,8 +185,11 @@ pub struct Alerts {
     gap_at: Option<Time>,
 }
 
-#[derive(Clone, Debug)]
+/// What is bad, or was and has not been good for long enough. Of all else there is nothing to know.
+#[derive(Clone, Debug, Default)]
 struct Known {
+    /// A rule has spoken of it at this tick.
+    spoken_of: bool,
     bad_since: Option<Time>,
     good_since: Option<Time>,
     firing: Option<Transition>,
@@ -203,7 +206,7 @@ struct Averages {
     age_s: f64,
 }
 
-/// What a rule says of one subject at one tick.
+/// What a rule thinks of one subject.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Verdict {
     Bad,
@@ -212,13 +215,22 @@ enum Verdict {
     Good,
 }
 
-struct Finding {
+/// What a rule says of one subject at one tick.
+#[derive(Clone, Copy)]
+struct Finding<'a> {
     alert: Alert,
-    subject: Option<String>,
+    subject: Option<&'a str>,
     /// Tells apart alerts of one rule and subject (a class has several limits).
     detail: &'static str,
     verdict: Verdict,
-    summary: String,
+}
+
+/// One tick's judgement.
+struct Judge<'a> {
+    now: Time,
+    patience: &'a BTreeMap<Alert, Patience>,
+    known: &'a mut BTreeMap<(Alert, String), Known>,
+    transitions: Vec<Transition>,
 }
 
 impl Alert {
@@ -358,102 +370,77 @@ impl Alerts {
     pub fn tick(&mut self, now: Time, facts: &Facts<'_>) -> Vec<Transition> {
         let elapsed_s = self.last_tick.map_or(0.0, |at| now.since(at).as_secs_f64());
         self.last_tick = Some(now);
-        let mut findings = Vec::new();
-        self.classes(elapsed_s, &facts.classes, &mut findings);
-        limits(&facts.limits, &mut findings);
-        signals(&facts.signals, &mut findings);
-        self.house(now, facts, &mut findings);
-        self.judge(now, findings)
+        let mut judge =
+            Judge { now, patience: &self.patience, known: &mut self.known, transitions: Vec::new() };
+        judge_classes(&mut self.averages, elapsed_s, &facts.classes, &mut judge);
+        limits(&facts.limits, &mut judge);
+        signals(&facts.signals, &mut judge);
+        if facts.events_lost > self.events_lost {
+            self.gap_at = Some(now);
+        }
+        self.events_lost = facts.events_lost;
+        house(facts, self.gap_at == Some(now), &mut judge);
+        judge.conclude()
     }
 
     /// What fires now, for whoever must repeat it.
     pub fn firing(&self) -> impl Iterator<Item = &Transition> {
         self.known.values().filter_map(|known| known.firing.as_ref())
     }
+}
 
-    fn classes(&mut self, elapsed_s: f64, classes: &[ClassFacts<'_>], findings: &mut Vec<Finding>) {
-        self.averages.retain(|name, _| classes.iter().any(|class| class.name == name));
-        for class in classes {
-            let averages = self.averages.entry(class.name.to_owned()).or_default();
-            averages.take(elapsed_s, class);
-            findings.push(slo(class));
-            findings.push(sheds(class, averages));
-            findings.push(request_rate(class, averages));
+impl Judge<'_> {
+    /// Holds a finding against what is known of its subject. The sentence is asked for only when it
+    /// is said: nearly every finding of nearly every tick is that nothing is the matter.
+    fn take(&mut self, finding: Finding<'_>, summary: impl FnOnce() -> String) {
+        if self.known.is_empty() && finding.verdict != Verdict::Bad {
+            return;
         }
-    }
-
-    fn house(&mut self, now: Time, facts: &Facts<'_>, findings: &mut Vec<Finding>) {
-        let verdict = |bad: bool| if bad { Verdict::Bad } else { Verdict::Good };
-        let mut push = |alert, verdict, summary| {
-            findings.push(Finding { alert, subject: None, detail: "", verdict, summary });
+        let key = (finding.alert, finding.key());
+        let patience = self.patience.get(&finding.alert).copied();
+        let patience = patience.unwrap_or_else(|| finding.alert.patience());
+        let known = match finding.verdict {
+            Verdict::Bad => self.known.entry(key).or_default(),
+            Verdict::Between | Verdict::Good => match self.known.get_mut(&key) {
+                Some(known) => known,
+                None => return,
+            },
         };
-        let down = facts.upstream_problem;
-        push(
-            Alert::UpstreamDown,
-            verdict(down.is_some()),
-            format!("the head does not answer: {}", down.unwrap_or("it does again")),
-        );
-        let refused = facts.config_problem;
-        push(
-            Alert::ConfigRejected,
-            verdict(refused.is_some()),
-            format!(
-                "the last configuration was refused: {}",
-                refused.unwrap_or("one has been accepted since")
-            ),
-        );
-        if facts.events_lost > self.events_lost {
-            self.gap_at = Some(now);
-        }
-        let lately = self.gap_at == Some(now);
-        self.events_lost = facts.events_lost;
-        push(
-            Alert::RecordGaps,
-            verdict(lately),
-            format!("{} events are missing from the record since the start", facts.events_lost),
-        );
+        known.spoken_of = true;
+        self.transitions.extend(known.take(self.now, finding, summary, patience));
     }
 
-    fn judge(&mut self, now: Time, findings: Vec<Finding>) -> Vec<Transition> {
-        let mut transitions = Vec::new();
-        let mut spoken_of = Vec::with_capacity(findings.len());
-        for finding in findings {
-            let key = (finding.alert, finding.key());
-            let patience =
-                self.patience.get(&finding.alert).copied().unwrap_or_else(|| finding.alert.patience());
-            let known = self.known.entry(key.clone()).or_insert(Known {
-                bad_since: None,
-                good_since: None,
-                firing: None,
-            });
-            transitions.extend(known.take(now, &finding, patience));
-            spoken_of.push(key);
-        }
+    fn conclude(mut self) -> Vec<Transition> {
         // A class or signal that a reload took away cannot be ill any more.
-        spoken_of.sort();
-        self.known.retain(|key, known| {
-            let gone = spoken_of.binary_search(key).is_err();
-            if gone && let Some(mut firing) = known.firing.take() {
+        self.known.retain(|_, known| {
+            let spoken_of = std::mem::take(&mut known.spoken_of);
+            if !spoken_of && let Some(mut firing) = known.firing.take() {
                 firing.state = AlertState::Resolved;
                 "no longer configured".clone_into(&mut firing.summary);
-                transitions.push(firing);
+                self.transitions.push(firing);
             }
-            !gone
+            spoken_of && (known.firing.is_some() || known.bad_since.is_some())
         });
-        transitions
+        self.transitions
     }
 }
 
 impl Known {
-    fn take(&mut self, now: Time, finding: &Finding, patience: Patience) -> Option<Transition> {
+    fn take(
+        &mut self,
+        now: Time,
+        finding: Finding<'_>,
+        summary: impl FnOnce() -> String,
+        patience: Patience,
+    ) -> Option<Transition> {
         match finding.verdict {
             Verdict::Bad => {
                 self.good_since = None;
                 let since = *self.bad_since.get_or_insert(now);
                 if let Some(firing) = &mut self.firing {
-                    firing.summary.clone_from(&finding.summary);
+                    firing.summary = summary();
                 } else if now.since(since) >= patience.fire_after {
-                    self.firing = Some(finding.transition(now));
+                    self.firing = Some(finding.transition(summary(), now));
                     return self.firing.clone();
                 }
             }
@@ -467,7 +454,7 @@ impl Known {
                 if self.firing.is_some() && now.since(since) >= patience.clear_after {
                     let mut ended = self.firing.take()?;
                     ended.state = AlertState::Resolved;
-                    ended.summary.clone_from(&finding.summary);
+                    ended.summary = summary();
                     return Some(ended);
                 }
             }
@@ -476,10 +463,10 @@ impl Known {
     }
 }
 
-impl Finding {
+impl Finding<'_> {
     fn key(&self) -> String {
         let mut key = self.alert.label().to_owned();
-        for part in [self.subject.as_deref().unwrap_or(""), self.detail] {
+        for part in [self.subject.unwrap_or(""), self.detail] {
             if !part.is_empty() {
                 key.push('/');
                 key.push_str(part);
@@ -488,14 +475,14 @@ impl Finding {
         key
     }
 
-    fn transition(&self, now: Time) -> Transition {
+    fn transition(&self, summary: String, now: Time) -> Transition {
         Transition {
             alert: self.alert,
             state: AlertState::Firing,
             severity: self.alert.severity(),
-            subject: self.subject.clone(),
+            subject: self.subject.map(str::to_owned),
             key: self.key(),
-            summary: self.summary.clone(),
+            summary,
             description: self.alert.meaning().to_owned(),
             runbook: format!("#alert-{}", self.alert.label()),
             since: now,
@@ -535,25 +522,48 @@ fn band(value: f64, bad: f64, good: f64) -> Verdict {
     }
 }
 
-fn slo(class: &ClassFacts<'_>) -> Finding {
-    let (verdict, summary) = match class.slo_pressure.filter(|pressure| pressure.is_finite()) {
-        // No answers at all are no proof of health: what fires goes on while requests come.
-        None if class.offered_per_second > 0.0 => {
-            (Verdict::Between, format!("{} has no answers", class.name))
+/// The rules of classes.
+fn judge_classes(
+    averages: &mut BTreeMap<String, Averages>,
+    elapsed_s: f64,
+    classes: &[ClassFacts<'_>],
+    judge: &mut Judge<'_>,
+) {
+    for class in classes {
+        if !averages.contains_key(class.name) {
+            averages.insert(class.name.to_owned(), Averages::default());
         }
-        None => (Verdict::Good, format!("{} is not asked", class.name)),
-        Some(pressure) => (
-            band(pressure, 1.0, 0.95),
-            format!("latency of {} is {}x its objective", class.name, number(pressure)),
-        ),
+        let Some(averages) = averages.get_mut(class.name) else { continue };
+        averages.take(elapsed_s, class);
+        slo(class, judge);
+        sheds(class, averages, judge);
+        request_rate(class, averages, judge);
+    }
+    if averages.len() > classes.len() {
+        averages.retain(|name, _| classes.iter().any(|class| class.name == name));
+    }
+}
+
+fn slo(class: &ClassFacts<'_>, judge: &mut Judge<'_>) {
+    let pressure = class.slo_pressure.filter(|pressure| pressure.is_finite());
+    let verdict = match pressure {
+        // No answers at all are no proof of health: what fires goes on while requests come.
+        None if class.offered_per_second > 0.0 => Verdict::Between,
+        None => Verdict::Good,
+        Some(pressure) => band(pressure, 1.0, 0.95),
     };
-    Finding { alert: Alert::SloBreached, subject: Some(class.name.to_owned()), detail: "", verdict, summary }
+    let finding = Finding { alert: Alert::SloBreached, subject: Some(class.name), detail: "", verdict };
+    judge.take(finding, || match pressure {
+        None if class.offered_per_second > 0.0 => format!("{} has no answers", class.name),
+        None => format!("{} is not asked", class.name),
+        Some(pressure) => format!("latency of {} is {}x its objective", class.name, number(pressure)),
+    });
 }
 
 /// Fewer refusals per second are no flood: one a minute.
 const SHEDS_MIN: f64 = 1.0 / 60.0;
 
-fn sheds(class: &ClassFacts<'_>, averages: &Averages) -> Finding {
+fn sheds(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'_>) {
     let (now, before) = (averages.shed_share_1m, averages.shed_share_10m);
     // A share of nothing stays what it was: where nobody is refused any more, nothing rises.
     let verdict = if averages.shed_per_second_1m < SHEDS_MIN {
@@ -565,86 +575,95 @@ fn sheds(class: &ClassFacts<'_>, averages: &Averages) -> Finding {
     } else {
         Verdict::Good
     };
-    let summary = format!(
-        "{} refuses {} % of its requests ({}/s); over ten minutes it was {} %",
-        class.name,
-        number(now * 100.0),
-        number(averages.shed_per_second_1m),
-        number(before * 100.0)
-    );
-    Finding { alert: Alert::ShedsRising, subject: Some(class.name.to_owned()), detail: "", verdict, summary }
+    let finding = Finding { alert: Alert::ShedsRising, subject: Some(class.name), detail: "", verdict };
+    judge.take(finding, || {
+        format!(
+            "{} refuses {} % of its requests ({}/s); over ten minutes it was {} %",
+            class.name,
+            number(now * 100.0),
+            number(averages.shed_per_second_1m),
+            number(before * 100.0)
+        )
+    });
 }
 
-fn request_rate(class: &ClassFacts<'_>, averages: &Averages) -> Finding {
+fn request_rate(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'_>) {
     let threshold = class.rate_alert.filter(|rate| rate.is_finite()).or_else(|| {
         // The first ten minutes are for learning.
         (averages.age_s >= 600.0).then(|| (4.0 * averages.rate_1h).max(10.0))
     });
     let verdict = threshold.map_or(Verdict::Good, |bad| band(averages.rate_1m, bad, 0.8 * bad));
-    let summary = format!(
-        "{} is asked {} times per second; an alert is due above {}",
-        class.name,
-        number(averages.rate_1m),
-        threshold.map_or_else(|| "a rate still to be learnt".to_owned(), number)
-    );
-    Finding {
-        alert: Alert::HighRequestRate,
-        subject: Some(class.name.to_owned()),
-        detail: "",
-        verdict,
-        summary,
-    }
+    let finding = Finding { alert: Alert::HighRequestRate, subject: Some(class.name), detail: "", verdict };
+    judge.take(finding, || {
+        format!(
+            "{} is asked {} times per second; an alert is due above {}",
+            class.name,
+            number(averages.rate_1m),
+            threshold.map_or_else(|| "a rate still to be learnt".to_owned(), number)
+        )
+    });
 }
 
-fn limits(limits: &[LimitFacts<'_>], findings: &mut Vec<Finding>) {
+fn limits(limits: &[LimitFacts<'_>], judge: &mut Judge<'_>) {
     for limit in limits.iter().filter(|limit| limit.bounds.moves()) {
         let (class, what) = (limit.class, limit.limit.label());
-        let mut push = |alert, bad: bool, good: bool, summary| {
+        let finding = |alert, bad: bool, good: bool| {
             let verdict = match (bad, good) {
                 (true, _) => Verdict::Bad,
                 (false, true) => Verdict::Good,
                 (false, false) => Verdict::Between,
             };
-            findings.push(Finding { alert, subject: Some(class.to_owned()), detail: what, verdict, summary });
+            Finding { alert, subject: Some(class), detail: what, verdict }
         };
         let at_floor = limit.value <= limit.bounds.min * 1.001;
-        push(
-            Alert::PinnedFloor,
-            at_floor && limit.binding,
-            !at_floor,
-            format!("{class} {what} is {}, its floor is {}", number(limit.value), number(limit.bounds.min)),
-        );
+        judge.take(finding(Alert::PinnedFloor, at_floor && limit.binding, !at_floor), || {
+            format!("{class} {what} is {}, its floor is {}", number(limit.value), number(limit.bounds.min))
+        });
         let at_ceiling = limit.value >= limit.bounds.max * 0.999;
-        push(
-            Alert::PinnedCeiling,
-            at_ceiling && limit.binding,
-            !at_ceiling || !limit.binding,
-            format!("{class} {what} is {}, its ceiling is {}", number(limit.value), number(limit.bounds.max)),
-        );
-        push(
-            Alert::LoopHunting,
-            limit.hunting,
-            !limit.hunting,
-            format!("{class} {what} swings by +-{} %", number(limit.swing * 100.0)),
-        );
+        let free = !at_ceiling || !limit.binding;
+        judge.take(finding(Alert::PinnedCeiling, at_ceiling && limit.binding, free), || {
+            format!("{class} {what} is {}, its ceiling is {}", number(limit.value), number(limit.bounds.max))
+        });
+        judge.take(finding(Alert::LoopHunting, limit.hunting, !limit.hunting), || {
+            format!("{class} {what} swings by +-{} %", number(limit.swing * 100.0))
+        });
     }
 }
 
-fn signals(signals: &[SignalFacts<'_>], findings: &mut Vec<Finding>) {
+fn signals(signals: &[SignalFacts<'_>], judge: &mut Judge<'_>) {
     for signal in signals {
-        let age = signal.age.map_or_else(
-            || "never read".to_owned(),
-            |age| format!("last read {} s ago", number(age.as_secs_f64())),
-        );
-        let problem = if signal.problem.is_empty() { String::new() } else { format!(": {}", signal.problem) };
-        findings.push(Finding {
-            alert: Alert::SignalStale,
-            subject: Some(signal.name.to_owned()),
-            detail: "",
-            verdict: if signal.stale { Verdict::Bad } else { Verdict::Good },
-            summary: format!("signal {} was {age}{problem}", signal.name),
+        let verdict = if signal.stale { Verdict::Bad } else { Verdict::Good };
+        let finding = Finding { alert: Alert::SignalStale, subject: Some(signal.name), detail: "", verdict };
+        judge.take(finding, || {
+            let age = signal.age.map_or_else(
+                || "never read".to_owned(),
+                |age| format!("last read {} s ago", number(age.as_secs_f64())),
+            );
+            let problem =
+                if signal.problem.is_empty() { String::new() } else { format!(": {}", signal.problem) };
+            format!("signal {} was {age}{problem}", signal.name)
         });
     }
+}
+
+/// The rules of the whole; `gap`: the record has lost events since the last tick.
+fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
+    let finding = |alert, bad: bool| {
+        let verdict = if bad { Verdict::Bad } else { Verdict::Good };
+        Finding { alert, subject: None, detail: "", verdict }
+    };
+    let down = facts.upstream_problem;
+    judge.take(finding(Alert::UpstreamDown, down.is_some()), || {
+        format!("the head does not answer: {}", down.unwrap_or("it does again"))
+    });
+    let refused = facts.config_problem;
+    judge.take(finding(Alert::ConfigRejected, refused.is_some()), || {
+        let now = refused.unwrap_or("one has been accepted since");
+        format!("the last configuration was refused: {now}")
+    });
+    judge.take(finding(Alert::RecordGaps, gap), || {
+        format!("{} events are missing from the record since the start", facts.events_lost)
+    });
 }
 
 #[cfg(test)]

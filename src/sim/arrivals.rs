@@ -113,12 +113,12 @@ impl Group {
     fn next_open(&mut self, now: Time) -> Time {
         let mut next = now;
         loop {
-            next = next + duration_from_secs(self.chance.exponential(1.0 / self.spec.per_second));
+            next = next + duration_from_secs(self.gap_s());
             if let Some([on, off]) = self.spec.square_s {
                 let begun = Time::from_secs_f64(self.spec.from_s);
                 let phase = next.since(begun).as_secs_f64().rem_euclid(on + off);
                 if phase >= on {
-                    let wait = on + off - phase + self.chance.exponential(1.0 / self.spec.per_second);
+                    let wait = on + off - phase + self.gap_s();
                     next = next + duration_from_secs(wait);
                 }
             }
@@ -127,6 +127,12 @@ impl Group {
                 return next;
             }
         }
+    }
+
+    /// Time to an open loop's next request at its highest rate.
+    fn gap_s(&mut self) -> f64 {
+        let mean = 1.0 / self.spec.per_second;
+        if self.spec.regular { mean } else { self.chance.exponential(mean) }
     }
 
     /// The rate at `now` as a share of the highest.

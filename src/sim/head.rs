@@ -14,6 +14,7 @@
 
 use super::chance::Chance;
 use super::gauges::Cadence;
+use std::time::Duration;
 
 /// A route's place in [`Spec::routes`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -51,12 +52,49 @@ pub struct Spec {
     pub sigma: f64,
     /// Exponential service times instead of log-normal ones.
     pub exponential: bool,
+    /// A service that is slower the more it is asked at once, instead of servers that are shared.
+    pub link: Option<Link>,
     /// Submitted jobs.
     pub jobs: Jobs,
     /// Memory.
     pub memory: Memory,
     /// How often the exported numbers are refreshed.
     pub cadence: Cadence,
+}
+
+/// A service somewhere else, known only by how long it takes: no request waits for another, but
+/// each takes longer the more there are when it comes, and some are not taken at all. The form is
+/// that of the sink in Vector's tests of its adaptive concurrency.
+#[derive(Clone, Copy, PartialEq, Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Link {
+    /// Exponential time on top, as a share of the delay.
+    pub jitter: f64,
+    /// What each request beyond the first adds, as a share of the delay.
+    pub scale: f64,
+    /// Beyond so many, every further one multiplies the delay.
+    pub knee_start: Option<u32>,
+    /// By this much.
+    pub knee_factor: Option<f64>,
+    /// Beyond so many at once, requests are not taken.
+    pub at_once_max: Option<u32>,
+    /// Beyond so many within a second, requests are not taken.
+    pub per_second_max: Option<u32>,
+    /// What is not taken: no answer within [`Link::PATIENCE`], instead of a 503 after the delay.
+    pub drops: bool,
+}
+
+impl Link {
+    /// After so long a connection without an answer is given up (Vector's own default).
+    pub const PATIENCE: Duration = Duration::from_mins(1);
+
+    /// How many times the delay a request takes that finds `at_once` there, itself included.
+    pub fn factor(&self, at_once: u32, chance: &mut Chance) -> f64 {
+        let beyond = self.knee_start.map_or(0, |knee| at_once.saturating_sub(knee));
+        let knee = self.knee_factor.unwrap_or(self.scale + 1.0).powf(f64::from(beyond)) - 1.0;
+        let jitter = if self.jitter > 0.0 { self.jitter * chance.exponential(1.0) } else { 0.0 };
+        1.0 + self.scale * f64::from(at_once.saturating_sub(1)) + knee + jitter
+    }
 }
 
 /// A process behind a group of routes.
@@ -586,6 +624,7 @@ impl Spec {
             routes: ROUTES.to_vec(),
             sigma: 0.3,
             exponential: false,
+            link: None,
             jobs: Jobs {
                 starting_max: 4,
                 start_ms: 1250.0,
@@ -612,6 +651,12 @@ impl Spec {
             vec![Route { name: "work", endpoint: "work", parent_ms: 0.0, base_ms: mean_ms, ..FREE }];
         spec.exponential = true;
         spec
+    }
+
+    /// A link of this delay.
+    #[must_use]
+    pub fn link(delay_ms: f64, link: Link) -> Spec {
+        Spec { link: Some(link), exponential: false, ..Spec::parallel(u32::MAX, delay_ms) }
     }
 
     /// A head that is one first-come-first-served loop and finishes the work of clients that

@@ -14,6 +14,10 @@ pub struct EventHeap<T> {
     inserted: u64,
 }
 
+/// A place among equal keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place(u64);
+
 #[derive(Clone, Debug)]
 struct Entry<T> {
     key: u64,
@@ -47,8 +51,20 @@ impl<T> Default for EventHeap<T> {
 impl<T> EventHeap<T> {
     /// Adds an event.
     pub fn push(&mut self, key: u64, event: T) {
-        self.entries.push(Reverse(Entry { key, order: self.inserted, event }));
+        let place = self.reserve();
+        self.push_at(key, place, event);
+    }
+
+    /// The place among equal keys of what would be added now, for [`EventHeap::push_at`].
+    pub fn reserve(&mut self) -> Place {
         self.inserted += 1;
+        Place(self.inserted)
+    }
+
+    /// Adds an event as if it had been added when its place was reserved. Whoever keeps events in
+    /// order already need only keep the first of them here.
+    pub fn push_at(&mut self, key: u64, place: Place, event: T) {
+        self.entries.push(Reverse(Entry { key, order: place.0, event }));
     }
 
     /// The least key, if anything is left.
@@ -92,5 +108,16 @@ mod tests {
         }
         let order: String = std::iter::from_fn(|| heap.pop().map(|(_, event)| event)).collect();
         assert_eq!(order, "ebdac");
+    }
+
+    #[test]
+    fn a_reserved_place_is_kept_though_it_is_taken_late() {
+        let mut heap = EventHeap::default();
+        heap.push(5, 'a');
+        let place = heap.reserve();
+        heap.push(5, 'c');
+        heap.push_at(5, place, 'b');
+        let order: String = std::iter::from_fn(|| heap.pop().map(|(_, event)| event)).collect();
+        assert_eq!(order, "abc");
     }
 }

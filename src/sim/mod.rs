@@ -12,6 +12,7 @@ pub mod identify;
 pub mod incident;
 pub mod likeness;
 pub mod monte_carlo;
+pub mod page;
 pub mod plant;
 pub mod report;
 pub mod rivals;

@@ -19,7 +19,7 @@
 
 use super::chance::Chance;
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges, bucket};
-use super::head::{Effect, Route, RouteId, Spec};
+use super::head::{Effect, Link, Route, RouteId, Spec};
 use super::heap::EventHeap;
 use crate::core::time::Time;
 use std::collections::VecDeque;
@@ -91,6 +91,8 @@ pub struct Plant {
     doors: Vec<Door>,
     items: Vec<Item>,
     free: Vec<u32>,
+    /// When requests of the last second came, where a link counts them.
+    came: VecDeque<Time>,
     services: EventHeap<(u16, u32)>,
     timers: EventHeap<Timer>,
     cluster: Cluster,
@@ -138,6 +140,7 @@ struct Item {
 #[derive(Clone, Copy, Debug)]
 enum Timer {
     Waited(u32),
+    Unanswered(u32),
     HeldEnds(u32, u32),
     JobEnds,
     RefreshProcess,
@@ -208,6 +211,7 @@ impl Plant {
             doors: vec![Door::default(); spec.modules.len()],
             items: Vec::new(),
             free: Vec::new(),
+            came: VecDeque::new(),
             services: EventHeap::default(),
             timers,
             cluster: Cluster { listed: spec.jobs.listed, destroyed: spec.jobs.actors, ..Cluster::default() },
@@ -446,7 +450,10 @@ impl Plant {
 
     fn serve(&mut self, at: usize, occupant: u32) {
         let mean = self.service_ms(at, occupant);
-        let shape = if self.spec.exponential {
+        let shape = if let Some(link) = &self.spec.link {
+            let taken = self.items[occupant as usize].passes_left > 0;
+            link.factor(if taken { self.doors[0].in_progress } else { 1 }, &mut self.chance)
+        } else if self.spec.exponential {
             self.chance.exponential(1.0)
         } else {
             self.chance.jitter(self.spec.sigma)
@@ -500,7 +507,8 @@ impl Plant {
         let item = &mut self.items[slot as usize];
         let route = &self.spec.routes[item.route.index()];
         if item.passes_left == 0 {
-            return self.answer(slot, 429, events);
+            let status = if self.spec.link.is_some() { 503 } else { 429 };
+            return self.answer(slot, status, events);
         }
         item.passes_left -= 1;
         if route.gcs_ms > 0.0 {
@@ -537,7 +545,30 @@ impl Plant {
             // Ray's own limit: a cheap 429 from the module.
             self.items[slot as usize].passes_left = 0;
         }
+        if let Some(link) = self.spec.link
+            && !self.link_takes(&link)
+        {
+            self.items[slot as usize].passes_left = 0;
+            if link.drops {
+                // It is not there for the service, which is as quick for the others.
+                self.doors[module].in_progress -= 1;
+                self.timers.push((self.now + Link::PATIENCE).0, Timer::Unanswered(slot));
+                return;
+            }
+        }
         self.stand_in_line(module + 1, slot);
+    }
+
+    /// Whether the link takes the request that has just come.
+    fn link_takes(&mut self, link: &Link) -> bool {
+        let at_once = link.at_once_max.is_none_or(|max| self.doors[0].in_progress <= max);
+        let Some(max) = link.per_second_max else { return at_once };
+        let since = Time(self.now.0.saturating_sub(1_000_000_000));
+        while self.came.front().is_some_and(|came| *came <= since) {
+            self.came.pop_front();
+        }
+        self.came.push_back(self.now);
+        at_once && self.came.len() <= max as usize
     }
 
     /// Between two turns on the module's loop, or after the last one.
@@ -685,6 +716,10 @@ impl Plant {
     fn ring(&mut self, timer: Timer, events: &mut Vec<Event>) {
         match timer {
             Timer::Waited(slot) => self.resume(slot, events),
+            Timer::Unanswered(slot) => {
+                self.doors[0].in_progress += 1; // what `leave` takes back
+                self.answer(slot, 504, events);
+            }
             Timer::HeldEnds(slot, generation) => {
                 let item = self.items[slot as usize];
                 if item.generation == generation && item.live {

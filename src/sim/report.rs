@@ -1,4 +1,4 @@
-//! From scenarios to an answer: run, control run, checks, and the page that shows them.
+//! From scenarios to an answer: run, control run, checks, and the tables that show them.
 //!
 //! A scenario passes when every expectation is met *and* the control run breaks at least one
 //! of them.
@@ -202,9 +202,10 @@ pub fn comparison_table(scenarios: &[(String, Vec<Comparison>)]) -> String {
 }
 
 /// A number short enough for a table.
-fn short(value: f64) -> String {
+pub(super) fn short(value: f64) -> String {
     match value.abs() {
         _ if value.is_infinite() => "any".to_owned(),
+        0.0 => "0".to_owned(),
         size if size >= 1000.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.3}"),
@@ -294,115 +295,4 @@ pub fn json<'a>(answer: &'a Answer, rate: Option<&'a PassRate>, rivals: &[Compar
         monte_carlo: rate,
         rivals: rivals.to_vec(),
     }
-}
-
-/// A page of all answers with plots, whole in one file.
-#[must_use]
-pub fn html(answers: &[Answer]) -> String {
-    let mut page = String::from(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>rayguard simulate</title><style>\
-         body{font:14px system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}\
-         table{border-collapse:collapse}td,th{padding:.1rem .7rem;text-align:right}\
-         td:first-child,th:first-child{text-align:left}.bad{color:#b00020}.good{color:#1b6e20}\
-         svg{width:100%;height:150px;background:#fafafa;margin:.4rem 0}h2{margin-top:2.5rem}\
-         .key span{margin-right:1rem}</style><h1>rayguard simulate</h1>",
-    );
-    let passed = answers.iter().filter(|answer| answer.passed()).count();
-    // Writing to a String cannot fail.
-    let _ = write!(page, "<p>{passed} of {} scenarios hold.</p>", answers.len());
-    for answer in answers {
-        section(&mut page, answer);
-    }
-    page.push_str("</html>\n");
-    page
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
-/// What of a second is drawn.
-type Of = fn(&super::tally::Second) -> f64;
-
-fn section(page: &mut String, answer: &Answer) {
-    let (class, word) = if answer.passed() { ("good", "holds") } else { ("bad", "does not hold") };
-    let _ = write!(
-        page,
-        "<h2>{} <small class=\"{class}\">{word}</small></h2><p>{} (seed {})</p><table><tr><th>verdict<th>value\
-         <th>expected<th>control</tr>",
-        escape(&answer.name),
-        escape(&answer.scenario.question),
-        answer.seed
-    );
-    for (at, check) in answer.checks.iter().enumerate() {
-        let value = |check: &Check| check.value.map_or("none".to_owned(), short);
-        let control = answer.control.get(at).map_or_else(String::new, value);
-        let class = if check.met { "good" } else { "bad" };
-        let _ = write!(
-            page,
-            "<tr><td>{}<td class=\"{class}\">{}<td>{} to {}<td>{}</tr>",
-            escape(&check.name),
-            value(check),
-            short(check.low),
-            short(check.high),
-            control
-        );
-    }
-    for goal in &answer.goals {
-        let _ = write!(
-            page,
-            "<tr><td>{} (wanted)<td>{}<td>{} to {}<td></tr>",
-            escape(&goal.name),
-            goal.value.map_or("none".to_owned(), short),
-            short(goal.low),
-            short(goal.high)
-        );
-    }
-    page.push_str("</table>");
-    let flows: [(&str, &str, Of); 4] = [
-        ("asked /s", "#9e9e9e", |s| f64::from(s.offered)),
-        ("served /s", "#1b6e20", |s| f64::from(s.served)),
-        ("refused /s", "#e08b00", |s| f64::from(s.shed)),
-        ("given up or failed /s", "#b00020", |s| f64::from(s.lost)),
-    ];
-    let loops: [(&str, &str, Of); 3] = [
-        ("limit", "#0d47a1", |s| s.limit),
-        ("under way", "#64b5f6", |s| f64::from(s.in_flight)),
-        ("waiting", "#8e24aa", |s| f64::from(s.waiting)),
-    ];
-    let head: [(&str, &str, Of); 2] = [
-        ("head CPU %", "#6d4c41", |s| s.node_cpu_pct),
-        ("jobs not started", "#00838f", |s| s.backlog as f64),
-    ];
-    plot(page, answer, &flows);
-    plot(page, answer, &loops);
-    plot(page, answer, &head);
-}
-
-fn plot(page: &mut String, answer: &Answer, lines: &[(&str, &str, Of)]) {
-    let seconds = &answer.run.seconds;
-    let top = lines.iter().flat_map(|line| seconds.iter().map(line.2)).fold(1.0, f64::max);
-    let width = answer.scenario.seconds.max(1.0);
-    page.push_str("<div class=\"key\">");
-    for (name, colour, _) in lines {
-        let _ = write!(page, "<span style=\"color:{colour}\">&#9632; {name}</span>");
-    }
-    let _ = write!(page, "<small>0 to {}, {} s</small></div>", short(top), short(width));
-    page.push_str("<svg viewBox=\"0 0 1000 150\" preserveAspectRatio=\"none\">");
-    let [from, to] = answer.run.measured;
-    let _ = write!(
-        page,
-        "<rect x=\"{:.1}\" y=\"0\" width=\"{:.1}\" height=\"150\" fill=\"#eef3fb\"/>",
-        1000.0 * from / width,
-        1000.0 * (to - from) / width
-    );
-    for (_, colour, of) in lines {
-        let _ = write!(page, "<polyline fill=\"none\" stroke=\"{colour}\" points=\"");
-        for second in seconds {
-            let _ =
-                write!(page, "{:.1},{:.1} ", 1000.0 * second.at_s / width, 148.0 - 145.0 * of(second) / top);
-        }
-        page.push_str("\"/>");
-    }
-    page.push_str("</svg>");
 }

@@ -8,7 +8,7 @@
 //! Unknown keys are refused; `simulations/README.md` explains every key there is.
 
 use super::gauges::Cadence;
-use super::head::{Jobs, Spec};
+use super::head::{Jobs, Link, Spec};
 use crate::config::{self, Overrides};
 use crate::core::limit::table::LimitTable;
 use crate::core::policy::{
@@ -154,6 +154,17 @@ pub enum PlantSpec {
         count: u32,
         /// Mean service time, milliseconds.
         mean_ms: f64,
+        /// Every service takes just that, instead of an exponential time around it.
+        #[serde(default)]
+        fixed: bool,
+    },
+    /// A service that takes longer the more it is asked at once.
+    Link {
+        /// What an answer takes at the least, milliseconds.
+        delay_ms: f64,
+        /// How it changes.
+        #[serde(default)]
+        link: Link,
     },
     /// One first-come-first-served loop.
     Loop {
@@ -256,6 +267,9 @@ pub struct ClientSpec {
     pub from_s: f64,
     /// Ends; at the end of the run when left out.
     pub until_s: Option<f64>,
+    /// Open loop: at even intervals instead of random moments.
+    #[serde(default)]
+    pub regular: bool,
     /// Open loop: on for `[on, off]` seconds by turns.
     pub square_s: Option<[f64; 2]>,
     /// Open loop: its rate grows from nothing to `per_second` over so many seconds.
@@ -522,7 +536,12 @@ impl Scenario {
                 }
                 spec
             }
-            PlantSpec::Servers { count, mean_ms } => Spec::parallel(count, mean_ms),
+            PlantSpec::Servers { count, mean_ms, fixed } => {
+                let mut spec = Spec::parallel(count, mean_ms);
+                spec.exponential = !fixed;
+                spec
+            }
+            PlantSpec::Link { delay_ms, link } => Spec::link(delay_ms, link),
             PlantSpec::Loop { per_second, heavy } => Spec::single_loop(per_second, heavy),
             PlantSpec::Serve { replicas, ongoing, base_ms, per_size_ms } => {
                 Spec::serve(replicas.saturating_mul(ongoing).max(1), base_ms, per_size_ms)
@@ -535,7 +554,7 @@ impl Scenario {
     #[must_use]
     pub fn capacity_ms_per_s(&self) -> Option<f64> {
         match self.plant {
-            PlantSpec::RayHead { .. } => None,
+            PlantSpec::RayHead { .. } | PlantSpec::Link { .. } => None,
             PlantSpec::Servers { count, .. } => Some(1000.0 * f64::from(count)),
             PlantSpec::Loop { .. } => Some(1000.0),
             PlantSpec::Serve { replicas, ongoing, .. } => {
@@ -561,7 +580,7 @@ impl Scenario {
         let policy = match self.plant {
             PlantSpec::RayHead { .. } => Arc::clone(&settings.policy),
             PlantSpec::Serve { .. } => Arc::new(only_serve(&settings.policy)?),
-            PlantSpec::Servers { .. } | PlantSpec::Loop { .. } => Arc::new(Policy {
+            PlantSpec::Servers { .. } | PlantSpec::Loop { .. } | PlantSpec::Link { .. } => Arc::new(Policy {
                 modules: vec![self.one_module()],
                 classes: vec![self.one_class()],
                 signals: Vec::new(),

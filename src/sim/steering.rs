@@ -9,7 +9,7 @@ use crate::core::alert::Alert;
 use crate::core::engine::{Effects, Engine, LastGood, read_door};
 use crate::core::journal::{Event, Record};
 use crate::core::limit::table::Mode;
-use crate::core::policy::Policy;
+use crate::core::policy::{ClassId, Policy};
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::core::time::{Time, WallMs};
@@ -77,6 +77,12 @@ impl Steering {
     #[must_use]
     pub fn last_good(&self) -> Vec<LastGood> {
         self.engine.last_good()
+    }
+
+    /// The pressure on a class, 1 at its target; 0 while nothing is known of it.
+    #[must_use]
+    pub fn pressure(&self, class: ClassId) -> f64 {
+        self.engine.pressure(class).unwrap_or(0.0)
     }
 
     /// When the first scrape is: out of step with everything else.

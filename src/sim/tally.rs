@@ -2,7 +2,6 @@
 
 use crate::core::time::Time;
 use hdrhistogram::Histogram;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -44,12 +43,14 @@ pub struct Tally {
     /// Attempts refused although something less urgent had been let into the same module since
     /// they came.
     pub inverted: u64,
+    /// Time its requests spent at the head, all together, seconds.
+    pub busy_s: f64,
     /// Latency of attempts served, microseconds.
     latency: Histogram<u64>,
     /// Latency of the head's side of everything admitted, given-up ones included, microseconds.
     upstream: Histogram<u64>,
-    /// Per address: demands, served.
-    parties: BTreeMap<u64, (u64, u64)>,
+    /// Per address: demands, served; in the order of addresses.
+    parties: Vec<(u64, (u64, u64))>,
     /// Per second of first sending: settled, served.
     by_second: Vec<(u32, u32)>,
 }
@@ -82,9 +83,10 @@ impl Tally {
             timed_out: 0,
             failed: 0,
             inverted: 0,
+            busy_s: 0.0,
             latency: histogram(),
             upstream: histogram(),
-            parties: BTreeMap::new(),
+            parties: Vec::new(),
             by_second: Vec::new(),
         }
     }
@@ -99,19 +101,21 @@ impl Tally {
     }
 
     fn party(&mut self, address: u64) -> &mut (u64, u64) {
-        let known = self.parties.len() < PARTIES_MAX || self.parties.contains_key(&address);
-        self.parties.entry(if known { address } else { 0 }).or_default()
+        let find = |address: u64| self.parties.binary_search_by_key(&address, |party| party.0);
+        // Whoever finds no room any more is counted with all others of that kind, as party 0.
+        let (address, found) = match find(address) {
+            Err(_) if self.parties.len() >= PARTIES_MAX => (0, find(0)),
+            found => (address, found),
+        };
+        let at = found.unwrap_or_else(|at| {
+            self.parties.insert(at, (address, (0, 0)));
+            at
+        });
+        &mut self.parties[at].1
     }
 
-    /// An attempt ended; `last`: no other follows.
-    pub fn end(
-        &mut self,
-        ending: Ending,
-        latency: Duration,
-        _since_first: Duration,
-        last: bool,
-        address: u64,
-    ) {
+    /// An attempt ended.
+    pub fn end(&mut self, ending: Ending, latency: Duration, address: u64) {
         match ending {
             Ending::Served => {
                 self.served += 1;
@@ -122,7 +126,6 @@ impl Tally {
             Ending::TimedOut => self.timed_out += 1,
             Ending::Failed => self.failed += 1,
         }
-        let _ = last;
     }
 
     /// The same for the second in which the demand was first sent, in and out of the measured part.
@@ -140,6 +143,7 @@ impl Tally {
 
     /// The head finished one of the group's requests.
     pub fn upstream(&mut self, latency: Duration) {
+        self.busy_s += latency.as_secs_f64();
         self.upstream.saturating_record(micros(latency));
     }
 
@@ -166,9 +170,9 @@ impl Tally {
     pub fn jain(&self) -> f64 {
         jain(
             self.parties
-                .values()
-                .filter(|(sent, _)| *sent > 0)
-                .map(|(sent, served)| *served as f64 / *sent as f64),
+                .iter()
+                .filter(|(_, (sent, _))| *sent > 0)
+                .map(|(_, (sent, served))| *served as f64 / *sent as f64),
         )
     }
 
@@ -214,6 +218,11 @@ pub struct Second {
     pub in_flight: u32,
     /// The watched class waiting.
     pub waiting: u32,
+    /// The pressure on the watched class: the worst of its latency and its signals over their
+    /// targets; 0 while nothing is known.
+    pub pressure: f64,
+    /// Latency of what was served, 99 %, milliseconds; 0 when nothing was.
+    pub latency_ms: f64,
     /// As Ray exports it.
     pub node_cpu_pct: f64,
     /// Jobs accepted that have not started.
@@ -254,6 +263,49 @@ impl Second {
     }
 }
 
+/// Latencies of one second, eight buckets to the octave from 64 us up: a plot shows no more.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Latencies {
+    buckets: [u32; Latencies::BUCKETS],
+    count: u32,
+}
+
+impl Default for Latencies {
+    fn default() -> Latencies {
+        Latencies { buckets: [0; Latencies::BUCKETS], count: 0 }
+    }
+}
+
+impl Latencies {
+    const BUCKETS: usize = 200;
+
+    /// One more.
+    pub fn record(&mut self, latency: Duration) {
+        // The bits of a float order as the float does: its exponent and three bits of what follows
+        // are a logarithm that costs a shift.
+        let (bits, least) = ((latency.as_secs_f64().to_bits()) >> 49, 64e-6_f64.to_bits() >> 49);
+        let at = usize::try_from(bits.saturating_sub(least)).unwrap_or(0).min(Latencies::BUCKETS - 1);
+        self.buckets[at] += 1;
+        self.count += 1;
+    }
+
+    /// What 99 % stayed within, milliseconds, and begins anew; 0 when there was none.
+    pub fn take_p99_ms(&mut self) -> f64 {
+        if self.count == 0 {
+            return 0.0;
+        }
+        let beyond = self.count / 100;
+        let mut above = 0;
+        let worst = self.buckets.iter().rposition(|count| {
+            above += count;
+            above > beyond
+        });
+        *self = Latencies::default();
+        let upper = (64e-6_f64.to_bits() >> 49) + worst.unwrap_or(0) as u64 + 1;
+        1e3 * f64::from_bits(upper << 49)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -270,8 +322,21 @@ mod tests {
         for attempt in 1..=3 {
             tally.attempt(attempt == 1, 7);
             let ending = if attempt == 3 { Ending::Served } else { Ending::TimedOut };
-            tally.end(ending, Duration::from_millis(5), Duration::ZERO, attempt == 3, 7);
+            tally.end(ending, Duration::from_millis(5), 7);
         }
         assert_eq!((tally.demands, tally.attempts, tally.served, tally.timed_out), (1, 3, 1, 2));
+    }
+
+    #[test]
+    fn a_second_s_tail_is_told_to_an_eighth_of_an_octave() {
+        let mut latencies = Latencies::default();
+        for ms in [1_u64, 40, 2_000, 100_000] {
+            (0..990).for_each(|_| latencies.record(Duration::from_micros(100)));
+            (0..10).for_each(|_| latencies.record(Duration::from_secs(1000)));
+            latencies.record(Duration::from_millis(ms));
+            let p99 = latencies.take_p99_ms();
+            assert!((ms as f64..=1.13 * ms as f64).contains(&p99), "{ms} ms are told as {p99}");
+        }
+        assert!(latencies.take_p99_ms().abs() < 1e-12, "each second begins anew");
     }
 }

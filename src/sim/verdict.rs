@@ -56,6 +56,7 @@ fn groups(run: &Run, all: &mut Verdicts) {
             all.insert(format!("{}.{what}", tally.name), value);
         };
         put("demands", tally.demands as f64);
+        put("under_way", tally.busy_s / (run.measured[1] - run.measured[0]));
         put("served", share(tally.served, tally.demands));
         put("shed", share(tally.shed, tally.attempts));
         put("timed_out", share(tally.timed_out, tally.attempts));

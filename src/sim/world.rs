@@ -14,19 +14,19 @@ use super::door::{Door, Rid, Sharing};
 use super::exposition::{agent_page, dashboard_page};
 use super::faults::MetricsWeather;
 use super::head::{RouteId, Spec};
-use super::heap::EventHeap;
+use super::heap::{EventHeap, Place};
 use super::plant::{Demand, Event, Exchange, Plant, Step};
 use super::rivals::{self, Limiter};
 use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
 use super::steering::Steering;
-use super::tally::{Ending, Second, Tally};
+use super::tally::{Ending, Latencies, Second, Tally};
 use super::trace::Trace;
 use crate::core::limit::gate::{Decision, Grant, Ticket, WaitId};
 use crate::core::limit::meter::Outcome;
 use crate::core::policy::ClassId;
 use crate::core::request::party::Party;
 use crate::core::time::{Time, duration_from_secs};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,7 +80,8 @@ const PROBES: u64 = 1 << 63;
 #[derive(Debug)]
 enum Happening {
     Wake(u32),
-    GiveUp(Rid),
+    /// The patience of a group's longest waiting client is at its end.
+    GiveUp(u16),
     Again(Box<Retried>),
     Deadline(Rid),
     Leave(Rid),
@@ -128,6 +129,16 @@ enum Stage {
     Upstream { exchange: Exchange, ticket: Option<(Ticket, u32)>, admitted: Time },
 }
 
+/// When the clients of one group give up: all wait for as long, so they do it in the order they
+/// came, and the heap need know of the first alone.
+#[derive(Debug, Default)]
+struct Patience {
+    length: Duration,
+    ends: VecDeque<(Time, Place, Rid)>,
+    /// The heap knows of the first.
+    armed: bool,
+}
+
 /// One run under way.
 pub struct World<'a> {
     scenario: &'a Scenario,
@@ -142,6 +153,7 @@ pub struct World<'a> {
     steering: Option<Steering>,
     watched: ClassId,
     groups: Vec<Group>,
+    patience: Vec<Patience>,
     agents: Vec<Agent>,
     requests: Vec<Request>,
     free: Vec<u32>,
@@ -161,7 +173,11 @@ pub struct World<'a> {
     probe_next: u64,
     pumping: bool,
     run: Run,
+    /// Requests that reached the head in the measured part, by route.
+    upstream: Vec<u64>,
     second: Second,
+    /// Of what was served in this second.
+    latencies: Latencies,
 }
 
 /// What a run meets that its scenario does not say: the head it really is, and how well it is seen.
@@ -214,6 +230,9 @@ pub fn run_under(
 ) -> Result<Run, ScenarioError> {
     let mut world = World::new(scenario, conditions, guard, seed, traces)?;
     world.live();
+    let routes = world.plant.spec().routes.iter().zip(&world.upstream);
+    let reached = routes.filter(|(_, count)| **count > 0);
+    world.run.upstream = reached.map(|(route, count)| (route.name.to_owned(), *count)).collect();
     Ok(world.run)
 }
 
@@ -226,6 +245,7 @@ impl<'a> World<'a> {
         traces: &Traces,
     ) -> Result<World<'a>, ScenarioError> {
         let Conditions { spec, capacity, scrape_s, scrapes_lost, noise } = conditions;
+        let upstream = vec![0; spec.routes.len()];
         let end = Time::from_secs_f64(scenario.seconds);
         let [from, to] = scenario.measure.unwrap_or([0.0, scenario.seconds]);
         let guarded = matches!(guard, Guard::Rayguard | Guard::Still);
@@ -248,6 +268,7 @@ impl<'a> World<'a> {
             steering,
             watched,
             groups: Vec::new(),
+            patience: Vec::new(),
             agents: Vec::new(),
             requests: Vec::new(),
             free: Vec::new(),
@@ -264,7 +285,9 @@ impl<'a> World<'a> {
             probe_next: PROBES,
             pumping: false,
             run: Run { guard: guard.label(), measured: [from, to], capacity, ..Run::default() },
+            upstream,
             second: Second::default(),
+            latencies: Latencies::default(),
         };
         world.plant.set_capacity(Time::ZERO, capacity);
         world.people(seed, traces)?;
@@ -289,6 +312,8 @@ impl<'a> World<'a> {
                 self.heap.push(when.0, Happening::Wake(id));
             }
             self.groups.push(group);
+            let length = duration_from_secs(client.timeout_s);
+            self.patience.push(Patience { length, ..Patience::default() });
             self.run.groups.push(Tally::new(&client.name, client.polite));
         }
         Ok(())
@@ -337,7 +362,7 @@ impl<'a> World<'a> {
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Wake(agent) => self.wake(agent),
-            Happening::GiveUp(rid) => self.give_up(rid),
+            Happening::GiveUp(group) => self.patience_ends(group),
             Happening::Again(demand) => self.send(*demand),
             Happening::Deadline(rid) => self.queue_deadline(rid),
             Happening::Leave(rid) => self.leave(rid),
@@ -406,9 +431,33 @@ impl<'a> World<'a> {
         request.sent = self.now;
         request.client = true;
         let rid = u64::from(request.generation) << 32 | u64::from(slot);
-        let timeout = duration_from_secs(self.groups[usize::from(demand.group)].spec.timeout_s);
-        self.heap.push((self.now + timeout).0, Happening::GiveUp(rid));
+        let patience = &mut self.patience[usize::from(demand.group)];
+        patience.ends.push_back((self.now + patience.length, self.heap.reserve(), rid));
+        if !patience.armed {
+            self.watch_patience(demand.group);
+        }
         self.knock(rid);
+    }
+
+    /// Has the heap wake us when the first of a group that still waits would give up.
+    fn watch_patience(&mut self, group: u16) {
+        let mut ends = std::mem::take(&mut self.patience[usize::from(group)].ends);
+        while ends.front().is_some_and(|(_, _, rid)| !self.alive(*rid)) {
+            ends.pop_front();
+        }
+        if let Some((at, place, _)) = ends.front() {
+            self.heap.push_at(at.0, *place, Happening::GiveUp(group));
+        }
+        let patience = &mut self.patience[usize::from(group)];
+        patience.armed = !ends.is_empty();
+        patience.ends = ends;
+    }
+
+    fn patience_ends(&mut self, group: u16) {
+        if let Some((_, _, rid)) = self.patience[usize::from(group)].ends.pop_front() {
+            self.give_up(rid);
+        }
+        self.watch_patience(group);
     }
 
     /// At the door.
@@ -470,11 +519,7 @@ impl<'a> World<'a> {
         let exchange =
             self.plant.arrive(now, &Demand { tag: rid, route: demand.route, size: demand.size, lasts });
         if self.measured(now) {
-            let name = self.plant.spec().routes[demand.route.index()].name;
-            match self.run.upstream.get_mut(name) {
-                Some(count) => *count += 1,
-                None => drop(self.run.upstream.insert(name.to_owned(), 1)),
-            }
+            self.upstream[demand.route.index()] += 1;
         }
         let request = self.request_mut(rid);
         request.cost_ms = cost_ms;
@@ -578,15 +623,12 @@ impl<'a> World<'a> {
             (_, Retry::Storm) => Some(group.chance().between(0.0, 0.1)),
         };
         self.second.note(ending);
+        if ending == Ending::Served {
+            self.latencies.record(now.since(sent));
+        }
         if measured {
             let tally = &mut self.run.groups[usize::from(demand.group)];
-            tally.end(
-                ending,
-                now.since(sent),
-                now.since(demand.first_sent),
-                again.is_none(),
-                demand.party.address,
-            );
+            tally.end(ending, now.since(sent), demand.party.address);
         }
         self.run.groups[usize::from(demand.group)].note_second(demand.first_sent, ending, again.is_none());
         if let Some(wait) = again {
@@ -671,10 +713,9 @@ impl<'a> World<'a> {
 
     /// Whether an exchange of the watched class kept its objective.
     fn note_objective(&mut self, route: RouteId, latency: Duration) {
-        let Some(door) = &self.door else { return };
+        let Some(door) = self.door.as_ref().filter(|door| door.class(route) == self.watched) else { return };
         let [from, to] = self.run.measured;
-        let late = (f64::midpoint(from, to)..to).contains(&self.now.as_secs_f64());
-        if late && door.class(route) == self.watched {
+        if (f64::midpoint(from, to)..to).contains(&self.now.as_secs_f64()) {
             self.run.within.0 += 1;
             self.run.within.1 += u64::from(latency <= door.policy.classes[self.watched.index()].slo.latency);
         }
@@ -875,6 +916,8 @@ impl<'a> World<'a> {
         let mut second = std::mem::take(&mut self.second);
         second.at_s = self.now.as_secs_f64();
         second.node_cpu_pct = gauges.node_cpu_pct;
+        second.latency_ms = self.latencies.take_p99_ms();
+        second.pressure = self.steering.as_ref().map_or(0.0, |steering| steering.pressure(self.watched));
         second.backlog = self.plant.jobs().0;
         if let Some(door) = &self.door {
             let (in_flight, waiting) = door.gate.load(self.watched);

@@ -91,13 +91,13 @@ impl Engine {
         let spec = &self.policy.classes[class];
         let of = self.classes[class].inner.as_mut()?;
         of.peak = of.peak.max(seen.in_flight_peak);
-        let counts = seen.counts.since(&of.counts);
         let elapsed = now.since(of.since);
-        let ended = counts.finished();
+        let ended = seen.counts.finished().saturating_sub(of.counts.finished());
         let patient = elapsed < PATIENCE;
         if elapsed < self.policy.control.inner_period || (ended < SAMPLES_MIN && patient) {
             return None;
         }
+        let counts = seen.counts.since(&of.counts);
         let told = tell(&counts, seen, spec.slo.quantile);
         let objective = spec.slo.latency.as_secs_f64();
         if ended < SAMPLES && patient && !told.as_ref().is_some_and(|told| told.is_evidence(objective)) {

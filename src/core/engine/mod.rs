@@ -31,6 +31,7 @@ use crate::core::journal::{
     SignalSeen, Start, StartLimit,
 };
 use crate::core::limit::gate::Gate;
+pub use crate::core::limit::meter::Reading as ClassReading;
 use crate::core::limit::meter::{Counts, Reason};
 use crate::core::limit::table::{LimitTable, Mode, slots};
 use crate::core::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
@@ -40,40 +41,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the door says of one class.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct ClassReading {
-    /// Totals since the start.
-    pub counts: Counts,
-    /// Under way now.
-    pub in_flight: u32,
-    /// The most under way since the reading before.
-    pub in_flight_peak: u32,
-    /// Waiting now.
-    pub waiting: u32,
-    /// How long some have been under way without any ending, in seconds.
-    pub stalled_s: f64,
-}
-
 /// What the door says of itself: one reading per class, in the policy's order.
 pub type DoorReading = Vec<ClassReading>;
 
 /// Reads the gate's counters.
 #[must_use]
 pub fn read_door<W>(gate: &Gate<W>, classes: usize, now: Time) -> DoorReading {
-    (0..classes)
-        .filter_map(|at| u8::try_from(at).ok())
-        .map(|at| {
-            let window = gate.window(ClassId(at), &Counts::default(), Duration::ZERO, now);
-            ClassReading {
-                counts: window.counts,
-                in_flight: window.in_flight,
-                in_flight_peak: window.in_flight_peak,
-                waiting: window.waiting,
-                stalled_s: window.stalled_s,
-            }
-        })
-        .collect()
+    (0..u8::try_from(classes).unwrap_or(u8::MAX)).map(|at| gate.reading(ClassId(at), now)).collect()
 }
 
 /// What is to be done after a step.
@@ -482,14 +456,15 @@ impl Engine {
         }
         let weight = 1.0 - (-elapsed / RECENT_S).exp();
         for ((loops, seen), before) in self.classes.iter_mut().zip(door).zip(&self.last_door) {
-            let counts = seen.counts.since(&before.counts);
+            let (now, then) = (&seen.counts, &before.counts);
             let recent = &mut loops.recent;
             let mix =
                 |average: &mut f64, count: u64| *average += weight * (count as f64 / elapsed - *average);
-            mix(&mut recent.offered_per_s, counts.offered);
-            mix(&mut recent.admitted_per_s, counts.admitted);
-            mix(&mut recent.shed_per_s, counts.shed_all());
-            recent.work_per_s += weight * (counts.work_us as f64 / 1e6 / elapsed - recent.work_per_s);
+            mix(&mut recent.offered_per_s, now.offered.saturating_sub(then.offered));
+            mix(&mut recent.admitted_per_s, now.admitted.saturating_sub(then.admitted));
+            mix(&mut recent.shed_per_s, now.shed_all().saturating_sub(then.shed_all()));
+            let work_s = now.work_us.saturating_sub(then.work_us) as f64 / 1e6;
+            recent.work_per_s += weight * (work_s / elapsed - recent.work_per_s);
         }
     }
 

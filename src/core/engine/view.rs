@@ -4,7 +4,7 @@ use crate::core::alert;
 use crate::core::engine::{DoorReading, Engine};
 use crate::core::journal::{LimitKind, LoopKind, SignalHealth};
 use crate::core::limit::table::Mode;
-use crate::core::policy::{SignalId, Treatment};
+use crate::core::policy::{ClassId, SignalId, Treatment};
 use crate::core::time::Time;
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +147,19 @@ pub struct LimitView {
 }
 
 impl Engine {
+    /// The pressure on a class, 1 at its target: the worst of its own latency and of the signals it
+    /// follows, as last told. `None` while nothing is known.
+    #[must_use]
+    pub fn pressure(&self, class: ClassId) -> Option<f64> {
+        let of_signal = |id: &SignalId| {
+            let reading = self.board.get(*id)?.reading.as_ref()?;
+            Some(reading.value / self.policy.signals[id.index()].target)
+        };
+        let signals = &self.policy.classes[class.index()].signals;
+        let own = self.classes[class.index()].pressure;
+        own.into_iter().chain(signals.iter().filter_map(of_signal)).filter(|p| p.is_finite()).reduce(f64::max)
+    }
+
     /// The whole, as of the last tick.
     #[must_use]
     pub fn view(&self, now: Time) -> View {

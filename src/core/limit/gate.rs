@@ -20,7 +20,7 @@ use crate::core::limit::common::Common;
 use crate::core::limit::cost::{Costs, Departures};
 use crate::core::limit::flow::Flow;
 use crate::core::limit::in_flight::InFlight;
-use crate::core::limit::meter::{Counts, Meter, Outcome, Reason, Window};
+use crate::core::limit::meter::{Counts, Meter, Outcome, Reading, Reason};
 use crate::core::limit::queue::{FairQueue, Joined, Place, Waiting};
 use crate::core::limit::rate::Rate;
 use crate::core::limit::share::{Shares, SlotId};
@@ -518,14 +518,13 @@ impl<W> Gate<W> {
         self.class(id).tally.meter.read()
     }
 
-    /// The counts since `earlier`, and the state of the class's counters; takes the peak.
+    /// The totals of a class and the state of its counters; takes the peak.
     #[must_use]
-    pub fn window(&self, id: ClassId, earlier: &Counts, length: Duration, now: Time) -> Window {
+    pub fn reading(&self, id: ClassId, now: Time) -> Reading {
         let class = self.class(id);
         let in_flight = class.tally.in_flight.count();
-        Window {
-            length_s: length.as_secs_f64(),
-            counts: class.tally.meter.read().since(earlier),
+        Reading {
+            counts: class.tally.meter.read(),
             in_flight,
             in_flight_peak: class.tally.meter.take_peak(in_flight),
             waiting: class.waiting.load(Ordering::Relaxed),

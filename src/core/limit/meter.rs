@@ -1,7 +1,7 @@
 //! What the door counts: the loop's first and fastest reading, and the source of our metrics.
 //!
 //! Counters only ever rise and are read without stopping anyone; the loop looks at the
-//! difference between two snapshots (a [`Window`]), the metrics page at the totals.
+//! difference between two snapshots ([`Counts::since`]), the metrics page at the totals.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -347,18 +347,16 @@ impl Counts {
     }
 }
 
-/// One class's counts over one step of the loop.
+/// What the door says of one class at one moment.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Window {
-    /// How long it was, in seconds.
-    pub length_s: f64,
-    /// What was counted in it.
+pub struct Reading {
+    /// Totals since the start.
     pub counts: Counts,
-    /// Under way at its end.
+    /// Under way now.
     pub in_flight: u32,
-    /// The most under way in it.
+    /// The most under way since the reading before.
     pub in_flight_peak: u32,
-    /// Waiting at its end.
+    /// Waiting now.
     pub waiting: u32,
     /// For how long some have been under way without any coming to an end, in seconds: hung
     /// exchanges never show up in latencies.
