@@ -116,6 +116,13 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
     for listener in &settings.listeners {
         writeln!(out, "  {} -> {} ({:?})", listener.address, listener.upstream.url(), listener.surface)?;
     }
+    if let Some(service) = &settings.ratelimit_service {
+        writeln!(
+            out,
+            "  {} rate-limit service, domain \"{}\" ({:?})",
+            service.listen, service.domain, service.surface
+        )?;
+    }
     if let Some(admin) = &settings.admin {
         writeln!(out, "  {} admin", admin.listen)?;
     }

@@ -261,7 +261,9 @@ impl Look<'_> {
         let listeners = self.settings.listeners.iter().map(|listener| ("listen", &listener.address));
         let admin = self.settings.admin.as_ref().map(|admin| ("admin", &admin.listen));
         let mut findings = Vec::new();
-        for (subject, address) in listeners.chain(admin) {
+        let service = self.settings.ratelimit_service.as_ref();
+        let service = service.map(|service| ("ratelimit_service", &service.listen));
+        for (subject, address) in listeners.chain(service).chain(admin) {
             findings.push(self.door(subject, address).await);
         }
         if ray_answers && self.settings.upstream.port == 8265 {

@@ -287,6 +287,7 @@ pub(crate) mod tests {
             in_flight: 2,
             rate_limit: None,
             waited_ms: 1500,
+            via: crate::core::journal::Via::Proxy,
         })
     }
 

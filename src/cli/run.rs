@@ -14,6 +14,7 @@ use crate::observe::ledger::{self, Ledger, Writer};
 use crate::observe::notify;
 use crate::observe::recorder;
 use crate::proxy::listen::{self, Inherited, Listener};
+use crate::proxy::ratelimit;
 use crate::proxy::tls::{Originator, Terminator, TlsError};
 use crate::proxy::upstream::{Address, Protocol};
 use crate::runtime::clock::Clock;
@@ -126,6 +127,16 @@ pub enum RunError {
         "cannot listen on {address} for the operator: {source}; free the port, or set `admin.listen` to another or to \"off\""
     )]
     Admin {
+        /// The address.
+        address: String,
+        /// What the OS says.
+        source: std::io::Error,
+    },
+    /// The rate-limit service's address is taken or not ours.
+    #[error(
+        "cannot listen on {address} for Envoys: {source}; free the port, or set `ratelimit_service.listen` to another"
+    )]
+    Ratelimit {
         /// The address.
         address: String,
         /// What the OS says.
@@ -252,7 +263,8 @@ async fn guard(
     }
     let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
     guard.note_start(&run);
-    let (listeners, terminators) = bind(&settings, inherited).await?;
+    let (listeners, mut terminators) = bind(&settings, inherited).await?;
+    let ratelimit = bind_ratelimit(&settings, &mut terminators).await?;
     let admin = bind_admin(&settings).await?;
     let recording = recording.map(|recording| start_recording(&guard, &recording)).transpose()?;
     for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
@@ -265,6 +277,13 @@ async fn guard(
             "listening"
         );
         tasks.spawn(listen::serve(listener, front, tasks.clone(), (&settings.http).into()));
+    }
+    if let Some((listener, spec)) = ratelimit {
+        let nowhere = Address::Tcp(settings.upstream.authority());
+        let front = guard.front(spec.surface, nowhere).map_err(|faults| RunError::Routes { faults })?;
+        tracing::info!(address = %spec.listen, domain = &*spec.domain, "rate-limit service for Envoys");
+        let service = ratelimit::Service::start(front, Arc::clone(&spec.domain), spec.place_max);
+        tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), (&settings.http).into()));
     }
     let reloader = reload::start(&guard, source, terminators);
     if let Some((listener, access)) = admin {
@@ -410,13 +429,7 @@ async fn bind(
         };
         let listener =
             listener.map_err(|source| RunError::Listen { address: spec.address.to_string(), source })?;
-        let tls = match &spec.tls {
-            Some(tls) => {
-                let authorities = tls.client_authorities.as_deref();
-                Some(Arc::new(Terminator::new(&tls.certificate, &tls.key, authorities)?))
-            }
-            None => None,
-        };
+        let tls = terminator(spec.tls.as_ref())?;
         terminators.extend(tls.clone());
         listeners.push(listener.with_tls(tls).with_proxy_protocol(spec.proxy_protocol));
     }
@@ -424,6 +437,26 @@ async fn bind(
         tracing::warn!(%socket, "a socket was handed over that no `listen` names; it is closed");
     }
     Ok((listeners, terminators))
+}
+
+fn terminator(tls: Option<&settings::Tls>) -> Result<Option<Arc<Terminator>>, TlsError> {
+    let Some(tls) = tls else { return Ok(None) };
+    let authorities = tls.client_authorities.as_deref();
+    Ok(Some(Arc::new(Terminator::new(&tls.certificate, &tls.key, authorities)?)))
+}
+
+/// Opens the rate-limit service's listener, if there is to be one.
+async fn bind_ratelimit<'a>(
+    settings: &'a Settings,
+    terminators: &mut Vec<Arc<Terminator>>,
+) -> Result<Option<(Listener, &'a settings::RatelimitService)>, RunError> {
+    let Some(spec) = &settings.ratelimit_service else { return Ok(None) };
+    let listener = Listener::bind(&spec.listen)
+        .await
+        .map_err(|source| RunError::Ratelimit { address: spec.listen.to_string(), source })?;
+    let tls = terminator(spec.tls.as_ref())?;
+    terminators.extend(tls.clone());
+    Ok(Some((listener.with_tls(tls), spec)))
 }
 
 /// Where a listener's requests go.

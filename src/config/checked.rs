@@ -26,11 +26,11 @@ use super::quantity::{Bytes, Length, OrOff};
 use super::raw::{
     Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawDoor, RawDoorKind, RawFormat, RawHttp,
     RawIdentity, RawLedger, RawLevel, RawListen, RawLog, RawMetrics, RawMode, RawNotify, RawNotifyKind,
-    RawProbe, RawSecret, RawTls, RawUpstreamTls,
+    RawProbe, RawRatelimitService, RawSecret, RawTls, RawUpstreamTls,
 };
 use super::settings::{
     Address, Admin, Alerts, ApiKey, Http, Identity, Ledger, Listener, Log, Metrics, Notify, NotifyKind,
-    NotifyUrl, Probe, Secret, Settings, Tls, Upstream, UpstreamTls,
+    NotifyUrl, Probe, RatelimitService, Secret, Settings, Tls, Upstream, UpstreamTls,
 };
 use crate::core::alert::{Alert, Patience};
 use crate::core::limit::table::Mode;
@@ -168,6 +168,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         identity: judge.identity(&raw.identity, &raw.api_keys, &trusted_proxies),
         probe: judge.probe(&raw.probe),
         admin: judge.admin(&raw.admin),
+        ratelimit_service: raw.ratelimit_service.as_ref().and_then(|given| judge.ratelimit_service(given)),
         ledger: judge.ledger(&raw.ledger, &state_dir),
         log: log(&raw.log),
         alerts: judge.alerts(&raw.alerts),
@@ -642,6 +643,33 @@ impl Judge {
         Some(Admin { listen, token, hosts })
     }
 
+    fn ratelimit_service(&mut self, given: &Spanned<RawRatelimitService>) -> Option<RatelimitService> {
+        let raw = given.get_ref();
+        let key = |name: &str| format!("ratelimit_service.{name}");
+        let domain = match &raw.domain {
+            Some(domain) if domain.get_ref().is_empty() => {
+                let remedy =
+                    format!("write the `domain` of Envoy's filter, such as \"{}\"", defaults::DOMAIN);
+                self.refuse(Place::new(key("domain"), domain), "the domain is empty", remedy);
+                defaults::DOMAIN
+            }
+            Some(domain) => domain.get_ref(),
+            None => defaults::DOMAIN,
+        };
+        let tls = raw.tls.as_ref().and_then(|tls| self.tls(&key("tls"), tls));
+        let place_max =
+            self.length(&key("place_max"), raw.place_max.as_ref(), secs(600), [secs(1), secs(86_400)]);
+        let Some(listen) = &raw.listen else {
+            let remedy =
+                "write listen = \"127.0.0.1:8281\", or a Unix socket, and have Envoy's cluster lead there";
+            self.refuse(Place::new("ratelimit_service", given), "the service has no `listen`", remedy);
+            return None;
+        };
+        let listen = self.address(Place::new(key("listen"), listen), listen.get_ref())?;
+        let surface = raw.kind.as_ref().map_or(Surface::Dashboard, |kind| surface_of(*kind.get_ref()));
+        Some(RatelimitService { listen, tls, domain: domain.into(), surface, place_max })
+    }
+
     fn host_name(&mut self, key: &str, given: &Spanned<String>) -> Option<Arc<str>> {
         let name = given.get_ref().to_ascii_lowercase();
         let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
@@ -828,6 +856,17 @@ impl Judge {
                     break;
                 }
             }
+        }
+        if let (Some(service), Some(given)) = (&settings.ratelimit_service, &raw.ratelimit_service)
+            && let Some(listen) = &given.get_ref().listen
+        {
+            let place = Place::new("ratelimit_service.listen", listen);
+            self.free(&place, &service.listen, &taken);
+            if leads_to(&service.listen, &settings.upstream) {
+                let message = format!("{} is Ray's own address", service.listen);
+                self.refuse(place, message, "give the rate-limit service another port");
+            }
+            taken.push((&service.listen, "ratelimit_service.listen"));
         }
         let Some(admin) = &settings.admin else { return };
         let place = raw

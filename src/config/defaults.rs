@@ -15,6 +15,8 @@ pub const UPSTREAM: &str = "http://127.0.0.1:8265";
 pub const LISTEN: &str = "127.0.0.1:8266";
 /// Loopback: the page and the metrics name no one, but steering is steering.
 pub const ADMIN_LISTEN: &str = "127.0.0.1:9465";
+/// What Envoy's filter is to call this one, among the limits it may know.
+pub const DOMAIN: &str = "rayguard";
 /// Relative to the working directory; deployments say better.
 pub const STATE_DIR: &str = "rayguard-state";
 /// Where Ray lists its metrics targets on the head.

@@ -62,6 +62,8 @@ pub struct Raw {
     pub alerts: RawAlerts,
     /// The admin listener.
     pub admin: RawAdmin,
+    /// The rate-limit service that Envoys ask.
+    pub ratelimit_service: Option<Spanned<RawRatelimitService>>,
 }
 
 /// What becomes of a shed.
@@ -599,6 +601,22 @@ pub struct RawAdmin {
     pub token: Option<Spanned<RawSecret>>,
     /// Host names it may be asked by.
     pub hosts: Vec<Spanned<String>>,
+}
+
+/// `[ratelimit_service]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawRatelimitService {
+    /// `host:port` or `unix:/path`.
+    pub listen: Option<Spanned<String>>,
+    /// The domain that Envoys name.
+    pub domain: Option<Spanned<String>>,
+    /// What the paths that they tell mean.
+    pub kind: Option<Spanned<RawDoorKind>>,
+    /// TLS towards Envoys.
+    pub tls: Option<Spanned<RawTls>>,
+    /// How long a place is held whose end is to be told and is not.
+    pub place_max: Option<Spanned<Length>>,
 }
 
 impl<'de> Deserialize<'de> for RawListen {

@@ -45,6 +45,8 @@ pub struct Settings {
     pub probe: Option<Probe>,
     /// The admin listener, if wanted.
     pub admin: Option<Admin>,
+    /// The rate-limit service that Envoys ask, if wanted.
+    pub ratelimit_service: Option<RatelimitService>,
     /// Where last good limits survive a restart.
     pub state_dir: PathBuf,
     /// The adjustment log.
@@ -244,6 +246,21 @@ pub struct Admin {
     /// Host names, lower-case and without port, it may be asked by besides addresses and
     /// `localhost`: a name nobody configured may be another site's, pointed at us.
     pub hosts: Vec<Arc<str>>,
+}
+
+/// The rate-limit service that Envoys ask.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RatelimitService {
+    /// Where.
+    pub listen: Address,
+    /// TLS towards Envoys.
+    pub tls: Option<Tls>,
+    /// The domain that Envoys name; any other passes unlimited.
+    pub domain: Arc<str>,
+    /// What the paths that they tell mean.
+    pub surface: Surface,
+    /// How long a place is held whose end is to be told and is not.
+    pub place_max: Duration,
 }
 
 /// The adjustment log.

@@ -606,6 +606,7 @@ const PAGE_PREFIXES: &[(&str, &str)] = &[
     ("RawAlertRule", "rule."),
     ("RawNotify", "notify."),
     ("RawAdmin", "admin."),
+    ("RawRatelimitService", "ratelimit_service."),
 ];
 
 /// Every struct of `raw.rs` and its fields, read from the source: what the code accepts.

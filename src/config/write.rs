@@ -125,6 +125,15 @@ listen = "127.0.0.1:9465"               # state, steering, /metrics, /livez, /re
 # token = { file = "/run/secrets/rayguard-admin" }   # or { env = "NAME" }
 hosts = []                              # names it is asked by: ["rayguard.ray.svc"]; addresses always
 
+# Envoys that are in front already can ask here before they let a request pass (their rate-limit
+# service v3): they enforce these limits, and nothing goes through rayguard. deploy/envoy/.
+# [ratelimit_service]
+# listen = "127.0.0.1:8281"             # or "unix:/run/rayguard/ratelimit.sock"
+# domain = "rayguard"                   # as Envoy's filter has it; any other passes unlimited
+# kind = "dashboard"                    # what the paths mean: "dashboard", "ray-client" or "serve"
+# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/envoys.pem" }
+# place_max = "10m"                     # an exchange whose end was to be told and is not, at most so long
+
 # Routes of your own, before Ray's. A class may be one of yours; then say its module:
 # [class.batch-inference]
 # module = "Serve"

@@ -253,6 +253,24 @@ pub struct Adjustment {
     pub reason: String,
 }
 
+/// Which way a refused request came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Via {
+    /// To the door itself.
+    #[default]
+    Proxy,
+    /// An Envoy asked on its behalf.
+    RatelimitService,
+}
+
+impl Via {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+    fn is_proxy(&self) -> bool {
+        *self == Via::Proxy
+    }
+}
+
 /// One refused request.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Shed {
@@ -281,6 +299,9 @@ pub struct Shed {
     pub rate_limit: Option<f64>,
     /// How long it waited before it was refused.
     pub waited_ms: u64,
+    /// Which way it came, if not to the door itself.
+    #[serde(default, skip_serializing_if = "Via::is_proxy")]
+    pub via: Via,
 }
 
 /// What a class refused over an interval.
@@ -781,6 +802,10 @@ impl Shed {
     #[must_use]
     pub fn sentence(&self) -> String {
         let done = if self.shadow { "would have refused" } else { "refused" };
+        let asker = match self.via {
+            Via::Proxy => "",
+            Via::RatelimitService => " that an Envoy asked about",
+        };
         let waited = if self.waited_ms > 0 {
             format!(" after {} ms in the queue", self.waited_ms)
         } else {
@@ -789,7 +814,7 @@ impl Shed {
         let rate =
             self.rate_limit.map_or_else(String::new, |rate| format!(", rate limit {}/s", number(rate)));
         format!(
-            "{done} request {} of {} ({}){waited}: {}; {} under way, limit {}{rate}; told to come back in {} s",
+            "{done} request {} of {} ({}){asker}{waited}: {}; {} under way, limit {}{rate}; told to come back in {} s",
             self.request,
             self.class,
             self.module,

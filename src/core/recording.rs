@@ -124,6 +124,7 @@ impl From<Outcome> for Ending {
             Outcome::Failed => Ending::Failed,
             Outcome::Abandoned => Ending::Abandoned,
             Outcome::Unsent => Ending::Left,
+            Outcome::Unseen => Ending::Open,
         }
     }
 }

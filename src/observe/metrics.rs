@@ -14,6 +14,7 @@ use crate::core::engine::DoorReading;
 use crate::core::engine::view::{ClassView, View};
 use crate::core::journal::{Event, LimitKind, SignalHealth};
 use crate::core::limit::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
+use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
 use crate::runtime::guard::Guard;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet, text};
@@ -21,6 +22,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// The first bucket shown is the one up to 1.024 ms; from there one an octave, up to 67 s.
 const FIRST_BUCKET: usize = 16;
@@ -46,6 +48,8 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_oscillation_index",
     "rayguard_queue_wait_seconds_total",
     "rayguard_queued_requests_total",
+    "rayguard_ratelimit_service_answers_total",
+    "rayguard_ratelimit_service_places",
     "rayguard_record_lost_total",
     "rayguard_request_duration_seconds",
     "rayguard_requests_total",
@@ -129,6 +133,7 @@ pub fn page(guard: &Guard, format: Format) -> Page {
         door: guard.door_reading().0,
         tally: guard.tally(),
         events_lost: guard.events_lost(),
+        ratelimit: Arc::clone(&guard.door().ratelimit),
         started_s: guard.clock.wall().0 as f64 / 1e3 - guard.clock.now().as_secs_f64(),
     };
     now.page(format)
@@ -141,6 +146,7 @@ struct Moment {
     door: DoorReading,
     tally: Tally,
     events_lost: u64,
+    ratelimit: Arc<RatelimitTally>,
     started_s: f64,
 }
 
@@ -408,6 +414,16 @@ impl Moment {
             "rayguard_record_lost",
             "Events that are missing from the record",
             [([], self.events_lost)],
+        )?;
+        writer.counters(
+            "rayguard_ratelimit_service_answers",
+            "Descriptors that Envoys have asked about, by what was answered",
+            Answer::ALL.map(|answer| ([("answer", answer.label())], self.ratelimit.count(answer))),
+        )?;
+        writer.gauges(
+            "rayguard_ratelimit_service_places",
+            "Places held for requests that pass through Envoys",
+            [([], self.ratelimit.places() as f64)],
         )?;
         writer.gauges(
             "rayguard_start_time_seconds",

@@ -1,6 +1,7 @@
 //! The door's state: the table everybody reads, the gate everybody passes, the way to Ray.
 
 use crate::core::census::{Census, Sight, Unlisted, Verdict};
+use crate::core::journal::Via;
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
 use crate::core::limit::meter::{Outcome, Reason};
 use crate::core::limit::table::LimitTable;
@@ -13,6 +14,7 @@ use crate::core::time::{Time, duration_from_secs};
 use crate::observe::recorder::{Note, Passed, Recorder};
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::listen::Connections;
+use crate::proxy::ratelimit::tally::Tally;
 use crate::proxy::readers::Readers;
 use crate::proxy::sessions::Sessions;
 use crate::proxy::slot::Slot;
@@ -61,6 +63,8 @@ pub struct ShedNote {
     pub route: Arc<str>,
     /// Digest of the party's address.
     pub party: u64,
+    /// Which way it came.
+    pub via: Via,
 }
 
 /// The door.
@@ -98,6 +102,8 @@ pub struct Door {
     census: Arc<Mutex<Census>>,
     /// Whoever writes down what passes, if anybody does.
     pub recorder: Arc<ArcSwapOption<Recorder>>,
+    /// What was answered to those who ask for others.
+    pub ratelimit: Arc<Tally>,
     /// Counts the policies of this run: class and route numbers are this one's.
     pub generation: u32,
 }
@@ -203,6 +209,7 @@ impl Door {
             connections: Arc::default(),
             ids: Arc::new(Ids::new(clock.wall().0)),
             recorder: Arc::default(),
+            ratelimit: Arc::default(),
             generation: 0,
         })
     }
@@ -235,6 +242,7 @@ impl Door {
             connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),
             recorder: Arc::clone(&self.recorder),
+            ratelimit: Arc::clone(&self.ratelimit),
             generation: self.generation.wrapping_add(1),
         })
     }
@@ -242,6 +250,11 @@ impl Door {
     /// Asks the gate and, if need be, waits in line. A client that leaves while it waits takes
     /// its place in the line with it.
     pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Slot, Shed> {
+        self.admit_within(ask, Duration::MAX).await
+    }
+
+    /// The same for one who waits no longer than `patience`, whatever its class allows.
+    pub async fn admit_within(self: &Arc<Self>, ask: Ask, patience: Duration) -> Result<Slot, Shed> {
         let (decision, receiver) = self.decide(ask);
         let too_late = || self.gate.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
         match (decision, receiver) {
@@ -251,7 +264,9 @@ impl Door {
             }
             (Decision::Shed(shed), _) => Err(shed),
             (Decision::Wait(id, deadline), Some(mut receiver)) => {
-                let leaving = Leaving { door: self, id, ask, since: self.clock.now() };
+                let now = self.clock.now();
+                let leaving = Leaving { door: self, id, ask, since: now };
+                let deadline = deadline.min(now + patience);
                 let deadline = tokio::time::Instant::from_std(self.clock.instant(deadline));
                 let verdict = tokio::time::timeout_at(deadline, &mut receiver).await;
                 std::mem::forget(leaving);
@@ -393,10 +408,10 @@ impl Door {
     }
 
     /// Notes a refusal for the record.
-    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, party: u64) {
+    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, party: u64, via: Via) {
+        let note = ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), party, via };
         // A full channel loses the single line, not the count: the meters have it.
-        let _ =
-            self.sheds.try_send(ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), party });
+        let _ = self.sheds.try_send(note);
     }
 
     /// Whether requests of this class need an API key: those of a class that requires one, and

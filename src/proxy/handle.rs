@@ -1,6 +1,7 @@
 //! The way of a request, as lines of one function.
 
 use crate::core::census::{Sight, Unlisted, Verdict};
+use crate::core::journal::Via;
 use crate::core::limit::gate::Ask;
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
@@ -452,17 +453,8 @@ impl Passage {
         self.count(Verdict::Shed);
         self.door.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         let route = self.entrance.classifier.label(self.matched.route);
-        self.door.note(&self.id, &shed, route, self.party.address);
-        let class = self.class();
-        let limits = *self.door.table.load().class(shed.class);
-        let about = Refused {
-            id: &self.id,
-            class: &class.name,
-            module: &self.door.policy.modules[class.module.index()].name,
-            limit: limits.rate.unwrap_or(limits.in_flight),
-            waited_max: class.queue.wait_max,
-            key_header: self.door.identifier.key_header().unwrap_or("X-Rayguard-Key"),
-        };
+        self.door.note(&self.id, &shed, route, self.party.address, Via::Proxy);
+        let about = Refused::at(&self.door, &shed, &self.id);
         reject::shed(self.tongue, shed, &about)
     }
 

@@ -14,6 +14,7 @@ use crate::proxy::door::Front;
 use crate::proxy::handle::{Peer, handle};
 use crate::proxy::patience::Patience;
 use crate::proxy::preamble;
+use crate::proxy::ratelimit::Service;
 use crate::proxy::sieve::Sieve;
 use crate::proxy::stream::Stream;
 use crate::proxy::tls::Terminator;
@@ -21,7 +22,7 @@ use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, StatusCode, Version};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -297,7 +298,45 @@ enum Plain {
 /// Accepts until the tasks are closed; connections then finish what is under way. Each request
 /// goes by the front as it is at that moment.
 pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
-    let listener = listener.into();
+    let (fronts, closing) = (Arc::clone(&front), tasks.clone());
+    accept(listener.into(), front, tasks, bounds, move |stream, peer, http2| {
+        let (front, closing) = (Arc::clone(&fronts), closing.clone());
+        async move {
+            if http2 {
+                converse_http2(stream, BytesMut::new(), peer, front, closing, bounds).await;
+            } else {
+                converse(stream, peer, front, closing, bounds).await;
+            }
+        }
+    })
+    .await;
+}
+
+/// The same for the rate-limit service, which speaks HTTP/2 alone.
+pub async fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: Tasks, bounds: Bounds) {
+    let (front, closing) = (Arc::clone(service.front()), tasks.clone());
+    accept(listener, front, tasks, bounds, move |stream, peer, _| {
+        let (service, closing) = (Arc::clone(&service), closing.clone());
+        async move {
+            let answer = move |request| {
+                let service = Arc::clone(&service);
+                async move { service.answer(peer.address, request).await }
+            };
+            speak_http2(stream, BytesMut::new(), peer, answer, closing, bounds, QUESTIONS_MAX).await;
+        }
+    })
+    .await;
+}
+
+/// Accepts and opens connections, and has `converse` speak on each; it is told whether TLS agreed
+/// on HTTP/2.
+async fn accept<C: Future<Output = ()> + Send>(
+    listener: Listener,
+    front: Arc<ArcSwap<Front>>,
+    tasks: Tasks,
+    bounds: Bounds,
+    converse: impl Fn(Stream, Peer, bool) -> C + Clone + Send + 'static,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -318,17 +357,14 @@ pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, ta
             tracing::debug!(%address, "too many connections; this one is closed");
             continue;
         };
-        let (front, closing, tls) = (Arc::clone(&front), tasks.clone(), listener.tls.clone());
+        let (tls, converse) = (listener.tls.clone(), converse.clone());
         let peer =
             Peer { address, tls: tls.is_some(), body: bounds.body(), abandoned_max: bounds.abandoned_max };
         let proxy_protocol = listener.proxy_protocol;
         tasks.spawn(async move {
             let opening = open(stream, peer, proxy_protocol, trusted, tls.as_deref());
             match tokio::time::timeout(bounds.head_timeout, opening).await {
-                Ok(Ok((stream, peer, true))) => {
-                    converse_http2(stream, BytesMut::new(), peer, front, closing, bounds).await;
-                }
-                Ok(Ok((stream, peer, false))) => converse(stream, peer, front, closing, bounds).await,
+                Ok(Ok((stream, peer, http2))) => converse(stream, peer, http2).await,
                 Ok(Err(error)) => tracing::debug!(%address, %error, "connection not opened"),
                 Err(_) => tracing::debug!(%address, "connection not opened in time"),
             }
@@ -455,6 +491,10 @@ fn keeps_alive(headers: &http::HeaderMap) -> bool {
 /// Streams one connection may have open at once.
 const STREAMS_MAX: u32 = 256;
 
+/// Questions one connection of the rate-limit service may have open: an Envoy has one for each of
+/// its threads, and asks once for each of its requests.
+const QUESTIONS_MAX: u32 = 1024;
+
 async fn converse_http2(
     stream: Stream,
     start: BytesMut,
@@ -463,11 +503,31 @@ async fn converse_http2(
     tasks: Tasks,
     bounds: Bounds,
 ) {
+    let answer = move |request| {
+        let front = front.load();
+        let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
+        handle(door, entrance, peer, request)
+    };
+    speak_http2(stream, start, peer, answer, tasks, bounds, STREAMS_MAX).await;
+}
+
+async fn speak_http2<A, B>(
+    stream: Stream,
+    start: BytesMut,
+    peer: Peer,
+    answer: impl Fn(Request<Incoming>) -> A,
+    tasks: Tasks,
+    bounds: Bounds,
+    streams_max: u32,
+) where
+    A: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
+{
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
         .max_header_list_size(u32::try_from(bounds.head_bytes_max).unwrap_or(u32::MAX))
-        .max_concurrent_streams(STREAMS_MAX)
+        .max_concurrent_streams(streams_max)
         // A client that opens and resets streams faster than they are looked at is cut off.
         .max_pending_accept_reset_streams(32)
         .max_local_error_reset_streams(256)
@@ -476,9 +536,8 @@ async fn converse_http2(
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let service = service_fn(move |request: Request<Incoming>| {
-        let front = front.load();
-        let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
-        async move { Ok::<_, Infallible>(handle(door, entrance, peer, request).await) }
+        let answered = answer(request);
+        async move { Ok::<_, Infallible>(answered.await) }
     });
     let connection = builder.serve_connection(TokioIo::new(Sieve::open(stream, start)), service);
     // GOAWAY tells a client at once, and in good order.

@@ -8,6 +8,7 @@ pub mod headers;
 pub mod listen;
 pub mod patience;
 pub mod preamble;
+pub mod ratelimit;
 pub mod readers;
 pub mod recovery;
 pub mod reject;

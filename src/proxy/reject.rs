@@ -11,6 +11,7 @@
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
 use crate::proxy::body::{Body, BodyError};
+use crate::proxy::door::Door;
 use crate::proxy::headers::{REASON, REQUEST_ID};
 use crate::proxy::shape::Malformed;
 use crate::proxy::upstream::UpstreamError;
@@ -64,6 +65,23 @@ pub struct Refused<'a> {
     pub waited_max: Duration,
     /// The header in which API keys come.
     pub key_header: &'a str,
+}
+
+impl<'a> Refused<'a> {
+    /// A refusal at this door.
+    #[must_use]
+    pub fn at(door: &'a Door, shed: &Shed, id: &'a str) -> Refused<'a> {
+        let class = &door.policy.classes[shed.class.index()];
+        let limits = *door.table.load().class(shed.class);
+        Refused {
+            id,
+            class: &class.name,
+            module: &door.policy.modules[class.module.index()].name,
+            limit: limits.rate.unwrap_or(limits.in_flight),
+            waited_max: class.queue.wait_max,
+            key_header: door.identifier.key_header().unwrap_or("X-Rayguard-Key"),
+        }
+    }
 }
 
 /// The answer to a shed request.

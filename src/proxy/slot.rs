@@ -58,6 +58,11 @@ impl Slot {
         self.outcome = Outcome::Failed;
     }
 
+    /// It goes another way: unless its end is told, nothing is known of it.
+    pub fn unseen(&mut self) {
+        self.outcome = Outcome::Unseen;
+    }
+
     /// The ticket inside.
     #[must_use]
     pub fn ticket(&self) -> Option<&Ticket> {

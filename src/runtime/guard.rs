@@ -415,6 +415,7 @@ impl Guard {
             in_flight: door.gate.load(note.shed.class).0,
             rate_limit: limits.rate,
             waited_ms: 0,
+            via: note.via,
         });
         self.note(event);
     }
@@ -439,6 +440,7 @@ fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
         ("listen", before.listeners == after.listeners),
         ("http", before.http == after.http),
         ("admin", before.admin == after.admin),
+        ("ratelimit_service", before.ratelimit_service == after.ratelimit_service),
         ("state_dir", before.state_dir == after.state_dir),
         ("ledger", before.ledger == after.ledger),
         ("log", before.log == after.log),

@@ -16,6 +16,10 @@
 //! `W` is whatever the driver needs to reach a waiter: a channel in production, an event in
 //! simulation. The gate hands it back through `wake` together with the verdict.
 
+mod hits;
+
+pub use hits::Left;
+
 use crate::core::limit::common::Common;
 use crate::core::limit::cost::{Costs, Departures};
 use crate::core::limit::flow::Flow;
@@ -207,6 +211,12 @@ impl Full {
 }
 
 impl Ticket {
+    /// Whether it holds a place; what is exempt holds none.
+    #[must_use]
+    pub fn is_counted(&self) -> bool {
+        self.counted
+    }
+
     fn uncounted(ask: Ask, now: Time) -> Ticket {
         Ticket {
             ask,
@@ -379,7 +389,9 @@ impl<W> Gate<W> {
             let mut woken = Vec::new();
             {
                 let mut queue = self.lock(class.module);
-                if let (Some(estimate), Some(own)) = (ticket.charged, queue.class_mut(ticket.ask.class)) {
+                // What nobody saw costs what was thought.
+                let estimate = ticket.charged.filter(|_| outcome != Outcome::Unseen);
+                if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(ticket.ask.class)) {
                     own.fair.charge(ticket.ask.party, work - estimate);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
@@ -472,7 +484,7 @@ impl<W> Gate<W> {
             return None;
         }
         let party = self.common.judge(party);
-        if let Some(over) = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(party, now)) {
+        if let Some(over) = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(party, 1, now)) {
             return Some(over);
         }
         let waiting = class.waiting.load(Ordering::Relaxed);

@@ -94,6 +94,8 @@ pub enum Outcome {
     Abandoned,
     /// It was never sent: its client left between grant and sending.
     Unsent,
+    /// It went another way, and nobody told how it ended: it counts as neither answer nor latency.
+    Unseen,
 }
 
 /// The counters of one class.
@@ -181,6 +183,7 @@ impl Meter {
                 self.left.fetch_add(1, Ordering::Relaxed);
                 return;
             }
+            Outcome::Unseen => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);
         self.latency_us.fetch_add(micros(latency), Ordering::Relaxed);

@@ -32,14 +32,8 @@ pub(super) fn until_due(
     clock: &ElasticClock,
     now: Time,
 ) -> Duration {
-    let here = clock.advance(now).0 as f64 / CELL_NANOS;
-    // An error changes nothing.
-    let due = match account.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>) {
-        Err(Some(due)) => due.as_u64() as f64 / CELL_NANOS,
-        Err(None) | Ok(()) => here,
-    };
     // GCRA: a cell passes up to `burst - 1` cells before it is due.
-    let cells = due.max(here) + f64::from(ahead) - f64::from(burst.saturating_sub(1)) - here;
+    let cells = owed(account, clock, now) + f64::from(ahead) - f64::from(burst.saturating_sub(1));
     let rate = clock.rate();
     if cells <= 0.0 {
         Duration::ZERO
@@ -48,6 +42,23 @@ pub(super) fn until_due(
     } else {
         Duration::MAX
     }
+}
+
+/// How many cells have been taken before they were due, by governor's state, which is left as it is.
+pub(super) fn owed(account: &InMemoryState, clock: &ElasticClock, now: Time) -> f64 {
+    let here = clock.advance(now).0 as f64 / CELL_NANOS;
+    // An error changes nothing.
+    match account.measure_and_replace(&NotKeyed::NonKey, Err::<((), Nanos), _>) {
+        Err(Some(due)) => (due.as_u64() as f64 / CELL_NANOS - here).max(0.0),
+        Err(None) | Ok(()) => 0.0,
+    }
+}
+
+/// Cells there are for whoever comes now. (A cell is in hand to within a millionth: what was
+/// earned is counted in whole nanoseconds of virtual time.)
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the burst")]
+pub(super) fn in_hand(burst: u32, owed: f64) -> u32 {
+    (f64::from(burst) - owed + 1e-6).max(0.0) as u32
 }
 
 /// governor's state, held so that it can be looked at without being changed.
@@ -107,6 +118,21 @@ impl Rate {
     #[must_use]
     pub fn wait(&self, ahead: u32, now: Time) -> Duration {
         until_due(&self.account.0, self.burst, ahead, &self.clock, now)
+    }
+
+    /// Cells in hand, and how long until there are as many as there ever are.
+    #[must_use]
+    pub fn left(&self, now: Time) -> (u32, Duration) {
+        let owed = owed(&self.account.0, &self.clock, now);
+        let rate = self.clock.rate();
+        let whole = if rate > 0.0 { duration_from_secs(owed / rate) } else { Duration::MAX };
+        (in_hand(self.burst, owed), if owed > 0.0 { whole } else { Duration::ZERO })
+    }
+
+    /// Takes so many cells at once, or none.
+    pub fn take_all(&self, cells: NonZeroU32, now: Time) -> bool {
+        self.clock.advance(now);
+        matches!(self.limiter.check_n(cells), Ok(Ok(())))
     }
 
     /// Takes one cell, or says how long until there is one at the present rate
@@ -191,6 +217,24 @@ mod tests {
                     Err(wait) => prop_assert!(wait.abs_diff(foretold) < Duration::from_micros(1)),
                 }
             }
+        }
+
+        /// What is said to be left is what can be taken, at once or one by one.
+        #[test]
+        fn what_is_left_can_be_taken_and_no_more(
+            rate in 0.01..5000.0f64, burst in 1u32..50, taken in 0u32..60, later_ms in 0u64..2000, at_once: bool,
+        ) {
+            let limit = Rate::new(rate, burst, Time::ZERO);
+            let _ = (0..taken).filter(|_| limit.take(Time::ZERO).is_ok()).count();
+            let now = Time::ZERO + Duration::from_millis(later_ms);
+            let (left, _) = limit.left(now);
+            prop_assert!(left <= burst);
+            match NonZeroU32::new(left) {
+                Some(cells) if at_once => prop_assert!(limit.take_all(cells, now)),
+                _ => (0..left).for_each(|_| assert!(limit.take(now).is_ok())),
+            }
+            prop_assert!(limit.take(now).is_err(), "{left} were left of {burst}");
+            prop_assert!(!limit.take_all(NonZeroU32::new(burst + 1).unwrap(), now));
         }
 
         /// ... and nobody is locked out: after a change, the wait is what the new rate says.

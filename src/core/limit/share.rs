@@ -9,7 +9,7 @@
 use crate::core::limit::clock::{ElasticClock, SharedClock, VirtualTime};
 use crate::core::limit::in_flight::InFlight;
 use crate::core::limit::meter::Reason;
-use crate::core::limit::rate::until_due;
+use crate::core::limit::rate::{in_hand, owed, until_due};
 use crate::core::policy::PartyLimits;
 use crate::core::request::party::Party;
 use crate::core::time::Time;
@@ -105,16 +105,35 @@ impl Shares {
         Ok(SlotId(u32::try_from(at).unwrap_or(u32::MAX)))
     }
 
-    /// Which ceiling a request of `party` would meet if it came now, and for how long.
+    /// Which ceiling a request of `party`, worth so many `hits`, would meet if it came now, and for
+    /// how long.
     #[must_use]
-    pub fn would_refuse(&self, party: Party, now: Time) -> Option<(Reason, Duration)> {
+    pub fn would_refuse(&self, party: Party, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let at = self.slot_of(party, now);
         if self.slots[at].in_flight.count() >= self.in_flight_max {
             return Some((Reason::PartyInFlight, Duration::from_secs(1)));
         }
         self.rate.as_ref()?;
-        let wait = until_due(&self.accounts.0[at], self.burst, 0, &self.clock, now);
+        let wait = until_due(&self.accounts.0[at], self.burst, hits.saturating_sub(1), &self.clock, now);
         (!wait.is_zero()).then_some((Reason::PartyRate, wait))
+    }
+
+    /// Takes so many cells more of the party's rate, or none.
+    pub fn take_all(&self, party: Party, cells: NonZeroU32, now: Time) -> bool {
+        let Some(rate) = &self.rate else { return true };
+        self.clock.advance(now);
+        matches!(rate.check_key_n(&self.slot_of(party, now), cells), Ok(Ok(())))
+    }
+
+    /// How many requests of `party` its own ceilings would let in at once.
+    #[must_use]
+    pub fn left(&self, party: Party, now: Time) -> u32 {
+        let at = self.slot_of(party, now);
+        let places = self.in_flight_max.saturating_sub(self.slots[at].in_flight.count());
+        match &self.rate {
+            Some(_) => places.min(in_hand(self.burst, owed(&self.accounts.0[at], &self.clock, now))),
+            None => places,
+        }
     }
 
     /// Counts it out again.
@@ -193,16 +212,29 @@ mod tests {
     fn whoever_looks_is_told_what_whoever_enters_would_be() {
         let limits = PartyLimits { rate: Some((1.0, 2)), in_flight: Some(2) };
         let shares = Shares::new(limits, Time::ZERO).unwrap();
-        assert_eq!(shares.would_refuse(party(8), Time::ZERO), None);
+        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO), None);
         let first = shares.enter(party(8), Time::ZERO).unwrap();
-        assert_eq!(shares.would_refuse(party(8), Time::ZERO), None);
+        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO), None);
         let second = shares.enter(party(8), Time::ZERO).unwrap();
-        assert_eq!(shares.would_refuse(party(8), Time::ZERO).unwrap().0, Reason::PartyInFlight);
+        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO).unwrap().0, Reason::PartyInFlight);
         shares.leave(first);
         shares.leave(second);
-        let (reason, wait) = shares.would_refuse(party(8), Time::ZERO).unwrap();
+        let (reason, wait) = shares.would_refuse(party(8), 1, Time::ZERO).unwrap();
         assert_eq!((reason, wait.as_millis()), (Reason::PartyRate, 1000));
-        assert_eq!(shares.would_refuse(party(16), Time::ZERO), None);
+        assert_eq!(shares.would_refuse(party(16), 1, Time::ZERO), None);
+    }
+
+    #[test]
+    fn a_request_worth_several_is_weighed_against_what_is_left() {
+        let shares = Shares::new(PartyLimits { rate: Some((1.0, 4)), in_flight: None }, Time::ZERO).unwrap();
+        assert_eq!(shares.left(party(8), Time::ZERO), 4);
+        assert!(shares.take_all(party(8), NonZeroU32::new(3).unwrap(), Time::ZERO));
+        assert_eq!(shares.left(party(8), Time::ZERO), 1);
+        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO), None);
+        let (reason, wait) = shares.would_refuse(party(8), 3, Time::ZERO).unwrap();
+        assert_eq!((reason, wait.as_millis()), (Reason::PartyRate, 2000));
+        assert!(!shares.take_all(party(8), NonZeroU32::new(3).unwrap(), Time::ZERO));
+        assert_eq!(shares.left(party(8), Time::ZERO), 1, "all or none");
     }
 
     #[test]

@@ -177,6 +177,8 @@ pub struct Classifier {
     lenient: bool,
     /// By [`RouteId`].
     labels: Box<[Arc<str>]>,
+    /// A route of each class that has any, by [`ClassId`].
+    examples: Box<[Option<RouteId>]>,
 }
 
 /// The routes of one method. Literal ones apart from those with parameters: the literal goes
@@ -223,12 +225,17 @@ impl Classifier {
         };
 
         let mut labels: Vec<Arc<str>> = vec![UNLISTED.into(); Surface::ALL.len()];
+        let mut examples = vec![None; policy.classes.len()];
         let mut patterns = Vec::new();
         let mut trees: [Trees; METHODS.len()] = Default::default();
         for route in ROUTES {
             let id = next_id(&labels);
             labels.push(route.path.into());
-            match resolve(route.class, route.path) {
+            let resolved = resolve(route.class, route.path);
+            if let Ok(class) = &resolved {
+                examples[class.index()].get_or_insert(id);
+            }
+            match resolved {
                 Err(problem) => faults.push(Fault { rule: None, problem }),
                 Ok(_) if route.surface != surface => {}
                 Ok(class) => {
@@ -245,8 +252,10 @@ impl Classifier {
         for (place, rule) in rules.iter().enumerate() {
             let id = next_id(&labels);
             labels.push(rule.path.clone());
-            let made = resolve(&rule.class, &rule.path)
-                .and_then(|class| Pattern::of_operator(rule, place, Match { class, route: id }));
+            let made = resolve(&rule.class, &rule.path).and_then(|class| {
+                examples[class.index()].get_or_insert(id);
+                Pattern::of_operator(rule, place, Match { class, route: id })
+            });
             match made {
                 Err(problem) => faults.push(Fault { rule: Some(place), problem }),
                 Ok(pattern) => match patterns[first_rule..].iter().find(|other| other.equals(&pattern)) {
@@ -268,6 +277,7 @@ impl Classifier {
                 rules: patterns,
                 unlisted: Match { class, route: unlisted_id(surface) },
                 labels: labels.into(),
+                examples: examples.into(),
             }),
             Ok(_) => Err(faults),
             Err(problem) => {
@@ -295,6 +305,20 @@ impl Classifier {
         }
         let Some(tree) = tree_of(facts.method) else { return Ok(self.unlisted) };
         Ok(self.trees[tree].find(&path).unwrap_or(self.unlisted))
+    }
+
+    /// Where goes what no route knows.
+    #[must_use]
+    pub fn unlisted(&self) -> Match {
+        self.unlisted
+    }
+
+    /// A class's first route, for a request that tells its class and not its path; what no route
+    /// leads to counts as unlisted.
+    #[must_use]
+    pub fn example(&self, class: ClassId) -> Match {
+        let route = self.examples.get(class.index()).copied().flatten().unwrap_or(self.unlisted.route);
+        Match { class, route }
     }
 
     /// A route's pattern, for logs and metrics: as many values as routes, whatever is asked.

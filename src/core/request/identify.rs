@@ -115,6 +115,12 @@ impl Identifier {
         Party { address, credential: self.credential(facts) }
     }
 
+    /// The party of a name that somebody trusted has verified, whatever header it came in.
+    #[must_use]
+    pub fn named(&self, name: &[u8]) -> Party {
+        Party { address: self.digest(Domain::Name, &[&[0], name]), credential: None }
+    }
+
     /// The client's address as far as it can be trusted, IPv4 never written as IPv6.
     #[must_use]
     pub fn client_address(&self, facts: &Facts) -> IpAddr {

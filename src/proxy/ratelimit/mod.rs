@@ -1,0 +1,429 @@
+//! The brain of an Envoy fleet: rayguard decides, Envoys enforce.
+//!
+//! Many already have an Envoy, Istio or Envoy Gateway fleet in front of Ray, and no wish for one
+//! more hop. Envoy can ask before it lets a request pass: `ShouldRateLimit` of its rate-limit
+//! service protocol v3. Here that question is put to the very gate that decides about requests at
+//! the door ([`Gate::decide`]), under the very same table: the loop moves a limit, and the next
+//! answer to any Envoy is by that limit. Door and Envoys may be in use at the same time and share
+//! every limit. Nothing is decided twice, and nothing is decided here.
+//!
+//! **Rate** limits, party ceilings and the backlog's allowance need nothing more: they are spent on
+//! arrival. `hits_addend` is their price (`core/limit/gate/hits.rs`).
+//!
+//! **In-flight** limits need to know when an exchange ends, and this protocol has no word for it.
+//! There are two ways round that, and both hold a real place in the gate (`places.rs`):
+//! - *Envoy tells.* A second descriptor with `apply_on_stream_done` names the exchange that has
+//!   ended and, as its `hits_addend`, the status of the answer. Then concurrency is counted as at
+//!   the door, and door latency is measured too: the inner loop steers what goes through Envoys
+//!   by how long it took.
+//! - *Nobody tells.* The place is held for as long as an exchange of the class is known to last:
+//!   the mean of what was measured at the door or told by others, or, before there is any, the
+//!   objective of the class. By Little's law, L = lambda W, holding each of L places for W is the
+//!   rate L / W, and no more than L begin in any W. If exchanges take longer than thought, more
+//!   are under way than the limit says; the outer loop then sees it in Ray's own signals.
+//!
+//! **Waiting.** A short wait is worth more than a refusal, and fairness between parties comes from
+//! the queue. So a question waits in the class's line like a request at the door, but for no more
+//! than three quarters of what Envoy waits for the answer (`grpc-timeout`, from the filter's
+//! `timeout`). When Envoy gives up first, it does as its `failure_mode_deny` says, and that is not
+//! ours to provoke.
+//!
+//! **Never a shed by ignorance, never open by it either.** Another domain, or a descriptor that
+//! names nothing known, is answered OK, counted and logged: it is a configuration that does not
+//! fit, and whoever made it sees so. A path that cannot be classified is not ignorance but doubt,
+//! and is charged (`descriptor.rs`). What becomes of stale signals, frozen limits and shadow mode
+//! is the table's affair: in shadow every answer is OK, and what would have been shed is counted.
+//!
+//! What this cannot do: choose the status (Envoy's `rate_limited_status`, 429, stands for 404, 401
+//! and 503 of the door), share answers between equal requests, keep to bandwidth, or refuse an
+//! upload before its submission.
+//!
+//! Two limits on trust. A refusal stops at the first descriptor that is over: the others are only
+//! looked at, and places already taken are given back. And a client that breaks off while its
+//! Envoy waits for the answer is never reported as ended; its place then lasts as long as Ray
+//! may take to answer (`timeout` of its class), at most [`Service`]'s bound.
+//!
+//! [`Gate::decide`]: crate::core::limit::gate::Gate::decide
+
+pub mod call;
+pub mod descriptor;
+pub mod message;
+pub mod places;
+pub mod stay;
+pub mod tally;
+
+use crate::core::census::{Sight, Verdict};
+use crate::core::journal::Via;
+use crate::core::limit::gate::{Left, Shed};
+use crate::core::limit::meter::Reason;
+use crate::core::policy::{ClassId, Kind, Treatment};
+use crate::core::time::Time;
+use crate::proxy::body::Body;
+use crate::proxy::door::{Door, Front};
+use crate::proxy::ratelimit::call::Fault;
+use crate::proxy::ratelimit::descriptor::{Question, Told};
+use crate::proxy::ratelimit::message::{
+    Code, Descriptor, DescriptorStatus, HeaderValue, RateLimit, RateLimitRequest, RateLimitResponse, Unit,
+};
+use crate::proxy::ratelimit::places::{Places, Until};
+use crate::proxy::ratelimit::stay::Stays;
+use crate::proxy::ratelimit::tally::Answer;
+use crate::proxy::reject::{self, Refused};
+use crate::proxy::slot::Slot;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::Incoming;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Descriptors in one question, and entries in each. Envoy's operator writes them, not its clients.
+pub const DESCRIPTORS_MAX: usize = 16;
+
+/// How often places whose time is up are given back; the bound on how late that is.
+const EXPIRE: Duration = Duration::from_millis(10);
+
+/// How often it is looked at how long exchanges last.
+const MEASURE: Duration = Duration::from_secs(1);
+
+/// The rate-limit service.
+#[derive(Debug)]
+pub struct Service {
+    front: Arc<ArcSwap<Front>>,
+    domain: Arc<str>,
+    place_max: Duration,
+    places: Mutex<Places<Slot>>,
+    stays: Mutex<Stays>,
+}
+
+/// How one descriptor was decided.
+enum Decided {
+    Pass(Slot),
+    WouldShed(Slot),
+    Refused(Shed),
+}
+
+impl Service {
+    /// A service for `domain` by this front's routes and limits. A place whose end is to be told
+    /// is held for `place_max` at most.
+    #[must_use]
+    pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, place_max: Duration) -> Arc<Service> {
+        let tasks = front.load().door.tasks.clone();
+        let service =
+            Arc::new(Service { front, domain, place_max, places: Mutex::default(), stays: Mutex::default() });
+        let expiring = Arc::clone(&service);
+        tasks.every(EXPIRE, move || expiring.expire());
+        let measuring = Arc::clone(&service);
+        tasks.every(MEASURE, move || measuring.measure());
+        service
+    }
+
+    /// The front it decides by, which a listener needs to know whom it may let in.
+    #[must_use]
+    pub fn front(&self) -> &Arc<ArcSwap<Front>> {
+        &self.front
+    }
+
+    /// Answers one call from `peer`.
+    pub async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response<call::Body> {
+        let began = self.front.load().door.clock.now();
+        let patience = call::timeout(request.headers()).map_or(Duration::ZERO, |told| told / 4 * 3);
+        let message = match call::read(request).await {
+            Ok(message) => self.decide(peer, &message, began + patience).await,
+            Err(fault) => Err(fault),
+        };
+        match message {
+            Ok(message) => call::answer(&message),
+            Err(fault) => {
+                let count = self.front.load().door.ratelimit.note(Answer::Malformed);
+                if count.is_power_of_two() {
+                    tracing::warn!(%peer, count, %fault, "a call of the rate-limit service cannot be answered");
+                }
+                call::refuse(fault)
+            }
+        }
+    }
+
+    /// Decides about one question; nothing in it waits beyond `deadline`.
+    ///
+    /// # Errors
+    /// [`Fault::TooMany`].
+    pub async fn decide(
+        &self,
+        peer: IpAddr,
+        message: &RateLimitRequest,
+        deadline: Time,
+    ) -> Result<RateLimitResponse, Fault> {
+        let descriptors = &message.descriptors;
+        let sizes = descriptors.iter().map(|descriptor| descriptor.entries.len()).chain([descriptors.len()]);
+        if sizes.max().is_some_and(|most| most > DESCRIPTORS_MAX) {
+            return Err(Fault::TooMany(DESCRIPTORS_MAX));
+        }
+        let front = self.front.load_full();
+        let mut answer = RateLimitResponse { overall_code: Code::Ok as i32, ..RateLimitResponse::default() };
+        if message.domain != self.domain.as_bytes() {
+            self.shrug(&front.door, Answer::UnknownDomain, peer, descriptors.first());
+            answer.statuses = descriptors.iter().map(|_| passed()).collect();
+            return Ok(answer);
+        }
+        let mut taken = Vec::with_capacity(descriptors.len());
+        for descriptor in descriptors {
+            let status = match descriptor::read(&front, peer, descriptor) {
+                Told::Unknown => {
+                    self.shrug(&front.door, Answer::UnknownDescriptor, peer, Some(descriptor));
+                    passed()
+                }
+                Told::Ends(name, status) => {
+                    self.end(&front.door, name, status);
+                    passed()
+                }
+                Told::Asks(question) => {
+                    let hits = hits(descriptor, message.hits_addend);
+                    let refused = answer.overall_code == Code::OverLimit as i32;
+                    match NonZeroU32::new(hits).filter(|_| !refused) {
+                        None => self.look(&front.door, &question),
+                        Some(hits) => match self.admit(&front.door, &question, hits, deadline).await {
+                            Decided::Pass(slot) | Decided::WouldShed(slot) => {
+                                taken.push((slot, question.name));
+                                self.status(&front.door, &question, None)
+                            }
+                            Decided::Refused(shed) => {
+                                refuse(&front.door, &question, shed, &mut answer);
+                                self.status(&front.door, &question, Some(shed))
+                            }
+                        },
+                    }
+                }
+            };
+            answer.statuses.push(status);
+        }
+        if answer.overall_code == Code::Ok as i32 {
+            self.hold(&front.door, taken);
+        }
+        Ok(answer)
+    }
+
+    /// Puts a question to the gate.
+    async fn admit(
+        &self,
+        door: &Arc<Door>,
+        question: &Question<'_>,
+        hits: NonZeroU32,
+        deadline: Time,
+    ) -> Decided {
+        let (ask, now) = (question.ask, door.clock.now());
+        let limited = door.table.load().class(ask.class).treatment == Treatment::Limited;
+        let more = NonZeroU32::new(hits.get() - 1).filter(|_| limited);
+        let early = if question.keyless {
+            Some((Reason::ApiKey, Duration::ZERO))
+        } else {
+            more.and_then(|_| door.gate.lacks(ask, hits.get(), now))
+        };
+        if let Some((reason, wait)) = early
+            && let Some(shed) = door.gate.refuse_at_sight(&door.table.load(), ask.class, reason, wait)
+        {
+            return Decided::Refused(shed);
+        }
+        let slot = match door.admit_within(ask, deadline.since(now)).await {
+            Ok(slot) => slot,
+            Err(shed) => return Decided::Refused(shed),
+        };
+        let shadow = slot.ticket().is_some_and(|ticket| ticket.would_shed.is_some()) || early.is_some();
+        if let (Some(more), Some(ticket), false) = (more, slot.ticket(), shadow)
+            && let Err((reason, wait)) = door.gate.pay(ticket, more, door.clock.now())
+        {
+            // Somebody came in between; the slot goes back unsent.
+            return Decided::Refused(door.gate.refuse(ask.class, reason, wait));
+        }
+        let (verdict, answer) =
+            if shadow { (Verdict::WouldShed, Answer::WouldShed) } else { (Verdict::Admitted, Answer::Ok) };
+        count(door, question, verdict);
+        door.ratelimit.note(answer);
+        if shadow { Decided::WouldShed(slot) } else { Decided::Pass(slot) }
+    }
+
+    /// Answers without taking: nothing is worth nothing.
+    fn look(&self, door: &Arc<Door>, question: &Question<'_>) -> DescriptorStatus {
+        door.ratelimit.note(Answer::Asked);
+        let ask = question.ask;
+        let table = door.table.load();
+        let over = door.gate.would_turn_away(&table, ask.class, ask.party, door.clock.now());
+        let over = over.map(|(reason, wait)| Shed {
+            class: ask.class,
+            reason,
+            retry_after_s: u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1),
+        });
+        self.status(door, question, over)
+    }
+
+    /// Holds what was let in until its end.
+    fn hold(&self, door: &Door, taken: Vec<(Slot, Option<&[u8]>)>) {
+        let now = door.clock.now();
+        let mut gave_way = Vec::new();
+        for (mut slot, name) in taken {
+            let Some(ticket) = slot.ticket() else { continue };
+            let class = &door.policy.classes[ticket.ask.class.index()];
+            let holds_a_place = ticket.is_counted();
+            let latest = match class.kind {
+                Kind::Held => self.place_max,
+                Kind::Unary => class.timeout.unwrap_or(self.place_max).min(self.place_max),
+            };
+            let until = Until { expected: now + self.stay(door, ticket.ask.class), latest: now + latest };
+            slot.unseen();
+            if holds_a_place {
+                gave_way.extend(self.places().hold(slot, name, until));
+            }
+        }
+        door.ratelimit.set_places(self.places().count());
+    }
+
+    /// An exchange has ended; its status, where it is told, is 0 if its client left before it had one.
+    fn end(&self, door: &Door, name: &[u8], status: Option<u64>) {
+        let ended = self.places().release(name);
+        door.ratelimit.note(if ended.is_some() { Answer::End } else { Answer::EndUnknown });
+        if let Some(mut slot) = ended {
+            match status {
+                Some(0) => slot.sent(),
+                Some(500..) => slot.failed(),
+                _ => slot.served(),
+            }
+        }
+    }
+
+    fn expire(&self) {
+        let door = Arc::clone(&self.front.load().door);
+        let ended = self.places().expire(door.clock.now());
+        if !ended.is_empty() {
+            drop(ended);
+            door.ratelimit.set_places(self.places().count());
+        }
+    }
+
+    fn measure(&self) {
+        let front = self.front.load();
+        self.stays.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.door);
+    }
+
+    /// How long an exchange of a class is expected to hold its place.
+    fn stay(&self, door: &Door, id: ClassId) -> Duration {
+        let class = &door.policy.classes[id.index()];
+        let measured = self.stays.lock().unwrap_or_else(PoisonError::into_inner).mean(door, id);
+        match (class.kind, measured) {
+            // A log is read for hours; what it took to open it tells nothing.
+            (Kind::Held, _) => self.place_max,
+            (Kind::Unary, measured) => measured.unwrap_or(class.slo.latency).min(self.place_max),
+        }
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places<Slot>> {
+        // A panic while holding leaves a place too many or too few; each has its end.
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something is asked that nobody here knows: said at the 1st, 2nd, 4th, 8th ... time.
+    fn shrug(&self, door: &Door, answer: Answer, peer: IpAddr, descriptor: Option<&Descriptor>) {
+        let count = door.ratelimit.note(answer);
+        if count.is_power_of_two() {
+            // Keys alone: values may be credentials.
+            let keys: Vec<_> = descriptor
+                .iter()
+                .flat_map(|descriptor| descriptor.entries.iter().take(8))
+                .map(|entry| String::from_utf8_lossy(&entry.key[..entry.key.len().min(32)]).into_owned())
+                .collect();
+            tracing::warn!(
+                %peer, count, answer = answer.label(), keys = keys.join(","), domain = &*self.domain,
+                "an Envoy asks about what is not limited here; it passes"
+            );
+        }
+    }
+
+    fn status(&self, door: &Door, question: &Question<'_>, over: Option<Shed>) -> DescriptorStatus {
+        let ask = question.ask;
+        let left = door.gate.left(&door.table.load(), ask.class, ask.party, door.clock.now());
+        let stay = self.stay(door, ask.class);
+        let reset = match over {
+            Some(shed) => Duration::from_secs(u64::from(shed.retry_after_s)),
+            None if left.rate.is_some() => left.whole.min(Duration::from_hours(1)),
+            None => stay,
+        };
+        let code = if over.is_some() { Code::OverLimit } else { Code::Ok };
+        DescriptorStatus {
+            code: code as i32,
+            current_limit: Some(limit(door.class_name(ask.class), &left, stay)),
+            limit_remaining: if over.is_some() { 0 } else { left.requests },
+            duration_until_reset: Some(message::Duration {
+                seconds: i64::try_from(reset.as_secs()).unwrap_or(i64::MAX),
+                nanos: i32::try_from(reset.subsec_nanos()).unwrap_or(0),
+            }),
+        }
+    }
+}
+
+/// The first refusal speaks to the client.
+fn refuse(door: &Arc<Door>, question: &Question<'_>, shed: Shed, answer: &mut RateLimitResponse) {
+    count(door, question, Verdict::Shed);
+    door.ratelimit.note(Answer::OverLimit);
+    let id = door.ids.next();
+    door.note(&id, &shed, &question.pattern, question.ask.party.address, Via::RatelimitService);
+    answer.overall_code = Code::OverLimit as i32;
+    (answer.response_headers_to_add, answer.raw_body) =
+        spoken(reject::shed(question.tongue, shed, &Refused::at(door, &shed, &id)));
+}
+
+/// Nothing is said but that it may pass.
+fn passed() -> DescriptorStatus {
+    DescriptorStatus { code: Code::Ok as i32, ..DescriptorStatus::default() }
+}
+
+/// What a descriptor is worth: its own word before the request's, and nothing said is one.
+fn hits(descriptor: &Descriptor, of_request: u32) -> u32 {
+    match descriptor.hits_addend {
+        Some(own) => u32::try_from(own).unwrap_or(u32::MAX),
+        None => of_request.max(1),
+    }
+}
+
+fn count(door: &Door, question: &Question<'_>, verdict: Verdict) {
+    let sight = Sight {
+        ask: question.ask,
+        address: question.address,
+        pattern: &question.pattern,
+        unlisted: question.unlisted.as_deref(),
+        in_flight: door.gate.load(question.ask.class).0,
+    };
+    door.count(&sight, verdict);
+}
+
+/// A limit in words of this protocol: whole requests per unit of time, in the least unit that
+/// tells them to within a tenth. Places are L / W.
+fn limit(name: &str, left: &Left, stay: Duration) -> RateLimit {
+    let per_second =
+        left.rate.map_or_else(|| f64::from(left.places) / stay.as_secs_f64().max(1e-3), |(rate, _)| rate);
+    const UNITS: [(Unit, f64); 4] =
+        [(Unit::Second, 1.0), (Unit::Minute, 60.0), (Unit::Hour, 3600.0), (Unit::Day, 86_400.0)];
+    let tells = |(_, seconds): &(Unit, f64)| {
+        let exact = per_second * seconds;
+        exact >= 10.0 || (exact >= 1.0 && exact - exact.floor() < 1e-6)
+    };
+    let (unit, seconds) = UNITS.into_iter().find(tells).unwrap_or(UNITS[3]);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as-casts of f64 saturate")]
+    let requests_per_unit = (per_second * seconds + 1e-6) as u32;
+    RateLimit { requests_per_unit, unit: unit as i32, name: name.to_owned() }
+}
+
+/// A refusal of the door's as Envoy is to speak it. Status and gRPC's own words are Envoy's.
+fn spoken(response: Response<Body>) -> (Vec<HeaderValue>, Bytes) {
+    let (parts, body) = response.into_parts();
+    let headers =
+        parts.headers.iter().filter(|(name, _)| !matches!(name.as_str(), "grpc-status" | "grpc-message"));
+    let headers = headers.filter_map(|(name, value)| {
+        Some(HeaderValue { key: name.as_str().to_owned(), value: value.to_str().ok()?.to_owned() })
+    });
+    let bytes = if let Body::Full(Some(bytes)) = body { bytes } else { Bytes::new() };
+    (headers.collect(), bytes)
+}
+
+#[cfg(test)]
+mod tests;
