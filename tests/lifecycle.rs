@@ -282,3 +282,80 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
     let after = CertificateDer::from_pem_file(fixture("renewed.pem")).unwrap();
     assert_eq!(shown(address).await, Some(after));
 }
+
+/// Starts the program on a port of its own, once it listens there.
+async fn started(home: &Home, ray: SocketAddr, more: &str) -> (Guard, SocketAddr) {
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    home.configure(ray, address, more);
+    (home.start_with(&socket), address)
+}
+
+async fn status(to: SocketAddr, headers: &[&str]) -> (u16, String) {
+    let mut client = Client::connect(to).await;
+    client.send(get(PATH, headers)).await;
+    let answer = client.answer().await;
+    (answer.status, answer.text())
+}
+
+#[tokio::test]
+async fn tls_is_spoken_with_an_upstream_that_can_show_who_it_is_and_with_no_other() {
+    let (head, door, stranger) = (Home::new("tls-head"), Home::new("tls-door"), Home::new("tls-stranger"));
+    let tasks = Tasks::default();
+    let ray = Ray::start(&tasks).await;
+    // A door that ends TLS is the TLS upstream of the next.
+    let front = format!(
+        "[[listen]]\naddress = 'LISTEN'\ntls = {{ certificate = '{}', key = '{}' }}",
+        fixture("server.pem").display(),
+        fixture("server.key").display()
+    );
+    let (_head, upstream) = started(&head, ray.address, &front).await;
+    let behind = |authority: &str| {
+        format!(
+            "[[listen]]\naddress = 'LISTEN'\nupstream = 'http://{upstream}'\nupstream_tls = {{ authorities = '{}', name = 'localhost' }}",
+            fixture(authority).display()
+        )
+    };
+    let (_door, trusting) = started(&door, ray.address, &behind("authority.pem")).await;
+    for _ in 0..3 {
+        assert_eq!(status(trusting, &[]).await.0, 200, "{}", door.log());
+    }
+    let (_stranger, wary) = started(&stranger, ray.address, &behind("renewed-authority.pem")).await;
+    let (refused, why) = status(wary, &[]).await;
+    assert_eq!(refused, 502, "{why}");
+    assert!(why.contains("certificate"), "{why}");
+}
+
+#[tokio::test]
+async fn an_api_key_is_good_from_when_its_file_names_it_until_it_does_no_more() {
+    let (home, tasks) = (Home::new("keys"), Tasks::default());
+    let ray = Ray::start(&tasks).await;
+    let file = home.path("keys");
+    std::fs::write(&file, "# nobody yet\n").unwrap();
+    let more = format!("listen = 'LISTEN'\n[identity]\napi_keys_file = '{}'", file.display());
+    let (_guard, address) = started(&home, ray.address, &more).await;
+    let config = home.path("rayguard.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("in_flight = 10000", "in_flight = 10000\nrequire_key = true"))
+        .unwrap();
+    let key = ["x-rayguard-key: a key of the night's batch"];
+    let becomes = async |wanted: u16, what: &str| {
+        for _ in 0..500 {
+            if status(address, &key).await.0 == wanted {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{what}\n{}", home.log());
+    };
+    becomes(401, "the class takes a key now").await;
+    // printf %s "a key of the night's batch" | sha256sum
+    let digest = "5ec03e5cded559a4fa8386ded51f6e6d5a0b39f558268e97d35296c13a31d375";
+    std::fs::write(&file, format!("nightly {digest}\n")).unwrap();
+    becomes(200, "the key is named").await;
+    std::fs::write(&file, "nightly not-a-digest\n").unwrap();
+    until("the broken file is refused", || home.log().contains("is not an API key")).await;
+    assert_eq!(status(address, &key).await.0, 200, "what was in force stays");
+    std::fs::write(&file, "# gone again\n").unwrap();
+    becomes(401, "the key is named no more").await;
+}

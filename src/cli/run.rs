@@ -266,6 +266,7 @@ async fn guard(
     let (listeners, mut terminators) = bind(&settings, inherited).await?;
     let ratelimit = bind_ratelimit(&settings, &mut terminators).await?;
     let admin = bind_admin(&settings).await?;
+    let reloader = reload::start(&guard, source, terminators);
     let recording = recording.map(|recording| start_recording(&guard, &recording)).transpose()?;
     for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
         let front =
@@ -285,7 +286,6 @@ async fn guard(
         let service = ratelimit::Service::start(front, Arc::clone(&spec.domain), spec.place_max);
         tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), (&settings.http).into()));
     }
-    let reloader = reload::start(&guard, source, terminators);
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "state, metrics and steering");
         admin::start(&guard, listener, access, notifier, reloader);

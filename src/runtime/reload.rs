@@ -69,6 +69,8 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Te
     let guard = Arc::clone(guard);
     let tasks = guard.tasks.clone();
     let (wishes, mut wished) = mpsc::channel::<Wish>(4);
+    // Now and not in the task: what changes once requests are served is a change.
+    let mut last = content(&guard, source.as_ref());
     tasks.spawn_until_closed(async move {
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => hangups,
@@ -79,7 +81,6 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Te
         };
         let mut every = tokio::time::interval(LOOK);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut last = content(&guard, source.as_ref()).await;
         loop {
             let (asked, wish) = tokio::select! {
                 _ = every.tick() => (false, None),
@@ -92,7 +93,7 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Te
                 let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
                 continue;
             };
-            let now = content(&guard, Some(source)).await;
+            let now = content(&guard, Some(source));
             // A file that is gone or empty for a moment (a swap or a write under way) is not a change.
             let is_whole = now.as_ref().is_some_and(|(text, _)| !is_blank(text));
             if asked || (is_whole && now != last) {
@@ -106,10 +107,10 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Te
 }
 
 /// The file, and the API keys it points to.
-async fn content(guard: &Guard, source: Option<&Source>) -> Option<(Vec<u8>, Vec<u8>)> {
-    let text = tokio::fs::read(&source?.path).await.ok()?;
+fn content(guard: &Guard, source: Option<&Source>) -> Option<(Vec<u8>, Vec<u8>)> {
+    let text = std::fs::read(&source?.path).ok()?;
     let keys = match &guard.settings().identity.api_keys_file {
-        Some(file) => tokio::fs::read(file).await.ok()?,
+        Some(file) => std::fs::read(file).ok()?,
         None => Vec::new(),
     };
     Some((text, keys))
