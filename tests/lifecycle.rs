@@ -284,7 +284,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
 }
 
 /// Starts the program on a port of its own, once it listens there.
-async fn started(home: &Home, ray: SocketAddr, more: &str) -> (Guard, SocketAddr) {
+fn started(home: &Home, ray: SocketAddr, more: &str) -> (Guard, SocketAddr) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     home.configure(ray, address, more);
@@ -309,18 +309,18 @@ async fn tls_is_spoken_with_an_upstream_that_can_show_who_it_is_and_with_no_othe
         fixture("server.pem").display(),
         fixture("server.key").display()
     );
-    let (_head, upstream) = started(&head, ray.address, &front).await;
+    let (_head, upstream) = started(&head, ray.address, &front);
     let behind = |authority: &str| {
         format!(
             "[[listen]]\naddress = 'LISTEN'\nupstream = 'http://{upstream}'\nupstream_tls = {{ authorities = '{}', name = 'localhost' }}",
             fixture(authority).display()
         )
     };
-    let (_door, trusting) = started(&door, ray.address, &behind("authority.pem")).await;
+    let (_door, trusting) = started(&door, ray.address, &behind("authority.pem"));
     for _ in 0..3 {
         assert_eq!(status(trusting, &[]).await.0, 200, "{}", door.log());
     }
-    let (_stranger, wary) = started(&stranger, ray.address, &behind("renewed-authority.pem")).await;
+    let (_stranger, wary) = started(&stranger, ray.address, &behind("renewed-authority.pem"));
     let (refused, why) = status(wary, &[]).await;
     assert_eq!(refused, 502, "{why}");
     assert!(why.contains("certificate"), "{why}");
@@ -333,7 +333,7 @@ async fn an_api_key_is_good_from_when_its_file_names_it_until_it_does_no_more() 
     let file = home.path("keys");
     std::fs::write(&file, "# nobody yet\n").unwrap();
     let more = format!("listen = 'LISTEN'\n[identity]\napi_keys_file = '{}'", file.display());
-    let (_guard, address) = started(&home, ray.address, &more).await;
+    let (_guard, address) = started(&home, ray.address, &more);
     let config = home.path("rayguard.toml");
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("in_flight = 10000", "in_flight = 10000\nrequire_key = true"))
