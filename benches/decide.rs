@@ -8,24 +8,41 @@
 //! `full`: from the bytes of a path and its headers to the ticket and back. Its parts: `classify`
 //! (the path made normal and looked up), `identify` (two keyed digests), `gate` (the counters,
 //! with a party's own limits on as well, in and out again).
+//!
+//! `rate-limit service`: what an Envoy's question costs beyond its HTTP/2. From the bytes of the message
+//! to those of the answer: `admitted`, with the report of the exchange's end; `refused`, with the
+//! headers and the sentence that the client gets.
 
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "a program for the terminal")]
 
+use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
+use prost::Message;
 use rayguard::core::limit::gate::{Ask, Decision, Gate, Grant};
 use rayguard::core::limit::meter::Outcome;
 use rayguard::core::limit::table::LimitTable;
-use rayguard::core::policy::{Control, PartyLimits, Policy};
+use rayguard::core::policy::{Bounds, Control, PartyLimits, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::facts::{Facts, Headers};
 use rayguard::core::request::identify::Identifier;
 use rayguard::core::time::Time;
+use rayguard::proxy;
+use rayguard::proxy::door::{Entrance, Front};
 use rayguard::proxy::headers::Lookup;
+use rayguard::proxy::ratelimit;
+use rayguard::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
+use rayguard::proxy::upstream::{Address, Options, Upstream};
+use rayguard::runtime::clock::Clock;
+use rayguard::runtime::tasks::Tasks;
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
+use std::future::Future;
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 #[global_allocator]
@@ -168,5 +185,84 @@ fn decide(criterion: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, decide);
+/// A rate-limit service without its wire.
+struct Unwired {
+    service: Arc<ratelimit::Service>,
+    door: Arc<proxy::door::Door>,
+    next: u32,
+}
+
+impl Unwired {
+    fn new(policy: Policy) -> Unwired {
+        let (clock, tasks) = (Clock::start(), Tasks::default());
+        let identifier = Identifier::new([1, 2], Vec::new(), Vec::new());
+        let classifier = Classifier::new(&policy, Surface::Dashboard, &[]).unwrap();
+        let (sheds, _) = tokio::sync::mpsc::channel(1);
+        let door = proxy::door::Door::new(Arc::new(policy), identifier, clock, tasks.clone(), sheds);
+        let upstream = Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks);
+        let entrance = Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream));
+        let front = Front::new(Arc::clone(&door), entrance);
+        let service = ratelimit::Service::start(front, "rayguard".into(), Duration::from_mins(10));
+        Unwired { service, door, next: 0 }
+    }
+
+    /// What the shipped Envoy configuration sends for one request: its beginning and its end.
+    fn messages(&mut self) -> [Bytes; 2] {
+        self.next = (self.next + 7) % PARTIES;
+        let (address, token) = (Ipv4Addr::from(0x0a00_0000 + self.next), self.next);
+        let name = format!("28d9c57b-e788-4339-9f65-89e4{token:08x}");
+        let begin = [
+            ("method", "GET"),
+            ("path", "/api/jobs/raysubmit_7a6bXWkz2C4LmQ9d"),
+            ("remote_address", &address.to_string()),
+            ("authorization", &format!("Bearer {token:032x}")),
+            ("request", &name),
+        ];
+        [(&begin[..], None), (&[("end", &*name)], Some(200))].map(|(entries, hits_addend)| {
+            let entry = |(key, value): &(&str, &str)| Entry {
+                key: Bytes::copy_from_slice(key.as_bytes()),
+                value: Bytes::copy_from_slice(value.as_bytes()),
+            };
+            let descriptor = Descriptor { entries: entries.iter().map(entry).collect(), hits_addend };
+            let domain = "rayguard".into();
+            RateLimitRequest { domain, descriptors: vec![descriptor], hits_addend: 0 }.encode_to_vec().into()
+        })
+    }
+
+    /// The answer's bytes. Nothing waits here: what is decided at once is ready at once.
+    fn answer(&self, message: &Bytes) -> Vec<u8> {
+        let message = RateLimitRequest::decode(message.clone()).unwrap();
+        let deciding = pin!(self.service.decide(Ipv4Addr::LOCALHOST.into(), &message, self.door.clock.now()));
+        match deciding.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => answer.unwrap().encode_to_vec(),
+            Poll::Pending => unreachable!("nobody waits without patience"),
+        }
+    }
+}
+
+fn question(criterion: &mut Criterion) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let mut group = criterion.benchmark_group("rate-limit service");
+    let mut service = Unwired::new(policy());
+    let messages: Vec<[Bytes; 2]> = (0..PARTIES).map(|_| service.messages()).collect();
+    let mut next = messages.iter().cycle();
+    group.bench_function("admitted", |bencher| {
+        bencher.iter(|| {
+            let [begin, end] = next.next().unwrap();
+            (service.answer(black_box(begin)), service.answer(black_box(end)))
+        });
+    });
+    let mut policy = policy();
+    for class in &mut policy.classes {
+        (class.in_flight, class.queue.len_max) = (Bounds::fixed(0.0), 0);
+    }
+    let service = Unwired::new(policy);
+    group.bench_function("refused", |bencher| {
+        bencher.iter(|| service.answer(black_box(&next.next().unwrap()[0])));
+    });
+    group.finish();
+}
+
+criterion_group!(benches, decide, question);
 criterion_main!(benches);

@@ -39,9 +39,10 @@
 //! upload before its submission.
 //!
 //! Two limits on trust. A refusal stops at the first descriptor that is over: the others are only
-//! looked at, and places already taken are given back. And a client that breaks off while its
-//! Envoy waits for the answer is never reported as ended; its place then lasts as long as Ray
-//! may take to answer (`timeout` of its class), at most [`Service`]'s bound.
+//! looked at, and places already taken are given back. And a client that breaks off while our
+//! answer is on its way to its Envoy is never reported as ended, which a hostile one may do on
+//! purpose: its place lasts until it is taken for lost ([`LOST_OBJECTIVES`]). So it gains what a slow
+//! request would have gained it, and parties share places as they do at the door.
 //!
 //! [`Gate::decide`]: crate::core::limit::gate::Gate::decide
 
@@ -81,6 +82,12 @@ use std::time::Duration;
 
 /// Descriptors in one question, and entries in each. Envoy's operator writes them, not its clients.
 pub const DESCRIPTORS_MAX: usize = 16;
+
+/// An exchange whose end was to be told is taken for lost when it has lasted so many times as long
+/// as its class's objective, and so many times as long as they last on the average: late enough for
+/// the loop to have seen that Ray is slow, and soon enough for a lost report to cost little.
+const LOST_OBJECTIVES: u32 = 5;
+const LOST_STAYS: u32 = 10;
 
 /// How often places whose time is up are given back; the bound on how late that is.
 const EXPIRE: Duration = Duration::from_millis(10);
@@ -266,11 +273,11 @@ impl Service {
             let Some(ticket) = slot.ticket() else { continue };
             let class = &door.policy.classes[ticket.ask.class.index()];
             let holds_a_place = ticket.is_counted();
-            let latest = match class.kind {
-                Kind::Held => self.place_max,
-                Kind::Unary => class.timeout.unwrap_or(self.place_max).min(self.place_max),
-            };
-            let until = Until { expected: now + self.stay(door, ticket.ask.class), latest: now + latest };
+            let stay = self.stay(door, ticket.ask.class);
+            let long = (class.slo.latency * LOST_OBJECTIVES).max(stay * LOST_STAYS);
+            let latest = class.timeout.unwrap_or(self.place_max).min(long).min(self.place_max);
+            let latest = if class.kind == Kind::Held { self.place_max } else { latest };
+            let until = Until { expected: now + stay, latest: now + latest };
             slot.unseen();
             if holds_a_place {
                 gave_way.extend(self.places().hold(slot, name, until));

@@ -268,6 +268,18 @@ async fn a_place_is_given_back_when_its_end_is_told_and_its_time_is_measured() {
 }
 
 #[tokio::test]
+async fn a_report_that_is_lost_costs_a_place_for_a_few_objectives() {
+    let rig = Rig::narrow(1.0);
+    let objective = rig.door.policy.classes[rig.class("job-status").index()].slo.latency;
+    assert!(rig.passes(&[&STATUS[..], &[("request", "id-1")]].concat()).await);
+    let (now, stay) = (rig.door.clock.now(), rig.service.stay(&rig.door, rig.class("job-status")));
+    let long = (objective * LOST_OBJECTIVES).max(stay * LOST_STAYS).min(Duration::from_mins(10));
+    assert_eq!(rig.service.places().expire(now + long / 2).len(), 0);
+    assert_eq!(rig.service.places().expire(now + long + Duration::from_secs(1)).len(), 1);
+    assert!(rig.passes(&STATUS).await);
+}
+
+#[tokio::test]
 async fn without_a_report_a_place_is_held_for_as_long_as_its_class_takes() {
     let rig = Rig::narrow(4.0);
     let id = rig.class("job-status");
