@@ -27,7 +27,8 @@ const FORBIDDEN: [(&str, &str); 17] = [
 ];
 
 /// Rooms that `core` must not look into.
-const ROOMS: [&str; 8] = ["config", "proxy", "observe", "admin", "runtime", "sim", "emulator", "cli"];
+const ROOMS: [&str; 9] =
+    ["config", "fleet", "proxy", "observe", "admin", "runtime", "sim", "emulator", "cli"];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {

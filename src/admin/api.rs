@@ -458,6 +458,9 @@ fn refused(refusal: &Refusal) -> Problem {
         Refusal::OutOfBounds { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "out_of_bounds", "choose a value within the bounds")
         }
+        Refusal::Follows { .. } => {
+            (StatusCode::CONFLICT, "follows", "GET /api/v1/state names the leader under `fleet`")
+        }
         Refusal::NotPinned { .. } => (StatusCode::CONFLICT, "not_pinned", "nothing is to be done"),
     };
     Problem::new(status, code, refusal.to_string(), remedy)

@@ -17,11 +17,13 @@ use serde_json::json;
 use url::Url;
 
 use crate::cli::format::Format;
+use crate::cli::secret;
 use crate::config::settings::{Address, Settings};
 use crate::config::{self, Overrides};
 use crate::core::policy::{Signal, SignalSource};
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
+use crate::fleet::store::Store;
 use crate::observe::discover::{self, DiscoverFault};
 use crate::observe::fetch::{self, Bounds, Fault};
 use crate::observe::probe::{self, Outcome};
@@ -148,6 +150,7 @@ pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, Fault> {
     findings.extend(look.doors(answers).await);
     findings.extend(look.readings().await);
     findings.push(look.state_dir());
+    findings.extend(look.store().await);
     findings.extend(look.descriptors());
     Ok(findings)
 }
@@ -252,6 +255,33 @@ fn httpdate(date: &str) -> Option<u64> {
     let month = MONTHS.iter().position(|name| *name == month)? + 1;
     let whole = humantime::parse_rfc3339(&format!("{year}-{month:02}-{day}T{time}Z")).ok()?;
     whole.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+}
+
+// === the store that replicas share ===
+
+impl Look<'_> {
+    async fn store(&self) -> Option<Finding> {
+        let fleet = self.settings.fleet.as_ref()?;
+        let remedy = "start it, or name it in fleet.url; without it each replica goes on with its even share";
+        let password =
+            match fleet.password.as_ref().map(|from| secret::read(from, "password of the shared store")) {
+                Some(Err(error)) => {
+                    return Some(Finding::ill("fleet store", error.to_string(), "mend fleet.password"));
+                }
+                Some(Ok(password)) => Some(password),
+                None => None,
+            };
+        let store = Store::new(&fleet.url, password.as_deref(), &fleet.group, fleet.timing);
+        Some(match store {
+            Err(error) => Finding::ill("fleet store", error.to_string(), remedy),
+            Ok(mut store) => match store.greet().await {
+                Err(error) => Finding::ill("fleet store", error.to_string(), remedy),
+                Ok(()) => {
+                    Finding::well("fleet store", format!("answers, and runs scripts, at {}", fleet.url))
+                }
+            },
+        })
+    }
 }
 
 // === ports ===

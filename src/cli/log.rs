@@ -250,6 +250,7 @@ pub(crate) mod tests {
             }],
             apportioned: None,
             derivation: Derivation::Law { before, observation },
+            decided_by: None,
         };
         Adjustment::new(cause, &step)
     }
@@ -268,6 +269,7 @@ pub(crate) mod tests {
             signals: Vec::new(),
             apportioned: None,
             derivation: Derivation::Given { why: "pinned by ops: load test".into() },
+            decided_by: None,
         };
         let step = Move { old, new, terms: Terms::NoInformation, guard: None };
         Event::Adjustment(Box::new(Adjustment::new(cause, &step)))

@@ -8,6 +8,7 @@ use crate::core::engine::LastGood;
 use crate::core::journal::Event;
 use crate::core::limit::table::Mode;
 use crate::core::request::classify::Fault;
+use crate::fleet::Replica;
 use crate::observe::discover::{self, DiscoverFault};
 use crate::observe::fetch::{self, Fault as FetchFault};
 use crate::observe::ledger::{self, Ledger, Writer};
@@ -154,6 +155,9 @@ pub enum RunError {
     /// A secret cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// The store that replicas share.
+    #[error(transparent)]
+    Store(#[from] crate::fleet::store::StoreError),
     /// The OS refuses something we cannot do without.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
@@ -263,6 +267,10 @@ async fn guard(
     }
     let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
     guard.note_start(&run);
+    let replica = match &settings.fleet {
+        Some(fleet) => Some(join(&guard, fleet, &run).await?),
+        None => None,
+    };
     let (listeners, mut terminators) = bind(&settings, inherited).await?;
     let ratelimit = bind_ratelimit(&settings, &mut terminators).await?;
     let admin = bind_admin(&settings).await?;
@@ -289,6 +297,9 @@ async fn guard(
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "state, metrics and steering");
         admin::start(&guard, listener, access, notifier, reloader);
+    }
+    if let Some(replica) = replica {
+        replica.start();
     }
     crate::runtime::watch::start(&guard);
     say_whether_ray_is_there(&guard);
@@ -347,6 +358,21 @@ fn say_whether_ray_is_there(guard: &Arc<Guard>) {
             ),
         }
     });
+}
+
+/// Becomes one of several replicas, with leases in hand before the first request comes.
+async fn join(guard: &Arc<Guard>, fleet: &settings::Fleet, run: &str) -> Result<Replica, RunError> {
+    let password = fleet.password.as_ref();
+    let password =
+        password.map(|password| secret::read(password, "password of the shared store")).transpose()?;
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = match host.trim() {
+        "" => "rayguard",
+        host => host,
+    };
+    let mut replica = Replica::new(guard, fleet, password.as_deref(), host, run)?;
+    replica.begin().await;
+    Ok(replica)
 }
 
 /// Keeps other processes from our state and record. Where nothing can be written there is nothing

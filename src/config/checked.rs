@@ -24,15 +24,16 @@ use super::keys;
 use super::problem::{Problem, suggest};
 use super::quantity::{Bytes, Length, OrOff};
 use super::raw::{
-    Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawDoor, RawDoorKind, RawFormat, RawHttp,
-    RawIdentity, RawLedger, RawLevel, RawListen, RawLog, RawMetrics, RawMode, RawNotify, RawNotifyKind,
-    RawProbe, RawRatelimitService, RawSecret, RawTls, RawUpstreamTls,
+    Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawDoor, RawDoorKind, RawFleet, RawFormat,
+    RawHttp, RawIdentity, RawLedger, RawLevel, RawListen, RawLog, RawMetrics, RawMode, RawNotify,
+    RawNotifyKind, RawProbe, RawRatelimitService, RawSecret, RawTls, RawUpstreamTls,
 };
 use super::settings::{
-    Address, Admin, Alerts, ApiKey, Http, Identity, Ledger, Listener, Log, Metrics, Notify, NotifyKind,
-    NotifyUrl, Probe, RatelimitService, Secret, Settings, Tls, Upstream, UpstreamTls,
+    Address, Admin, Alerts, ApiKey, Fleet, Http, Identity, Ledger, Listener, Log, Metrics, Notify,
+    NotifyKind, NotifyUrl, Probe, RatelimitService, Secret, Settings, Tls, Upstream, UpstreamTls,
 };
 use crate::core::alert::{Alert, Patience};
+use crate::core::fleet::Timing;
 use crate::core::limit::table::Mode;
 use crate::core::request::catalogue::Surface;
 
@@ -169,6 +170,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         probe: judge.probe(&raw.probe),
         admin: judge.admin(&raw.admin),
         ratelimit_service: raw.ratelimit_service.as_ref().and_then(|given| judge.ratelimit_service(given)),
+        fleet: raw.fleet.as_ref().and_then(|fleet| judge.fleet(fleet)),
         ledger: judge.ledger(&raw.ledger, &state_dir),
         log: log(&raw.log),
         alerts: judge.alerts(&raw.alerts),
@@ -668,6 +670,78 @@ impl Judge {
         let listen = self.address(Place::new(key("listen"), listen), listen.get_ref())?;
         let surface = raw.kind.as_ref().map_or(Surface::Dashboard, |kind| surface_of(*kind.get_ref()));
         Some(RatelimitService { listen, tls, domain: domain.into(), surface, place_max })
+    }
+
+    fn fleet(&mut self, raw: &Spanned<RawFleet>) -> Option<Fleet> {
+        let (place, raw) = (|key| Place::new(key, raw), raw.get_ref());
+        let Some(url) = &raw.url else {
+            let remedy = "add url = \"redis://host:6379/0\", or take the section away for a single door";
+            self.refuse(place("fleet.url"), "replicas share a Redis or Valkey, and none is named", remedy);
+            return None;
+        };
+        if raw.replicas.is_none() {
+            let remedy = "add replicas = 3, or whatever is the most you run";
+            let message =
+                "without its store a replica goes on with an even share, and must know among how many";
+            self.refuse(place("fleet.replicas"), message, remedy);
+        }
+        let url = self.store_url(url);
+        let password = raw.password.as_ref().and_then(|password| self.secret("fleet.password", password));
+        let replicas = self.count("fleet.replicas", raw.replicas.as_ref(), 1, [1, 10_000]);
+        let group = self.short_name("fleet.group", raw.group.as_ref()).unwrap_or_else(|| "rayguard".into());
+        let name = self.short_name("fleet.name", raw.name.as_ref());
+        let period = self.length("fleet.period", raw.period.as_ref(), 250 * MS, [100 * MS, secs(5)]);
+        let remember =
+            self.length("fleet.remember", raw.remember.as_ref(), secs(300), [secs(10), secs(86_400)]);
+        Some(Fleet {
+            url: url?,
+            password,
+            replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
+            group,
+            name,
+            timing: Timing { period, remember },
+        })
+    }
+
+    fn store_url(&mut self, given: &Spanned<String>) -> Option<Arc<str>> {
+        let place = Place::new("fleet.url", given);
+        let remedy = "write \"redis://host:6379/0\" or \"unix:///run/redis.sock\"";
+        let Ok(url) = Url::parse(given.get_ref()) else {
+            self.refuse(place, format!("`{}` is not an address", given.get_ref()), remedy);
+            return None;
+        };
+        if url.password().is_some() {
+            // The file is read by more people than may use the store.
+            let remedy = "put it into a file: password = { file = \"/run/secrets/redis\" }";
+            self.refuse(place, "a password stands in the address", remedy);
+            return None;
+        }
+        match url.scheme() {
+            "redis" if url.has_host() => Some(given.get_ref().as_str().into()),
+            "unix" => Some(given.get_ref().as_str().into()),
+            "rediss" => {
+                let remedy =
+                    "put a TLS tunnel beside rayguard (stunnel, a mesh sidecar) and name its address";
+                self.refuse(place, "rayguard speaks no TLS to its store", remedy);
+                None
+            }
+            _ => {
+                self.refuse(place, format!("`{}` is no address of a Redis", given.get_ref()), remedy);
+                None
+            }
+        }
+    }
+
+    fn short_name(&mut self, key: &str, given: Option<&Spanned<String>>) -> Option<Arc<str>> {
+        let given = given?;
+        let name = given.get_ref();
+        let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        if name.is_empty() || name.len() > 100 || !name.bytes().all(fits) {
+            let message = format!("`{name}` is not a name");
+            self.refuse(Place::new(key, given), message, "use up to 100 letters, digits, `-`, `.` and `_`");
+            return None;
+        }
+        Some(name.as_str().into())
     }
 
     fn host_name(&mut self, key: &str, given: &Spanned<String>) -> Option<Arc<str>> {

@@ -64,6 +64,8 @@ pub struct Raw {
     pub admin: RawAdmin,
     /// The rate-limit service that Envoys ask.
     pub ratelimit_service: Option<Spanned<RawRatelimitService>>,
+    /// Replicas that share their limits.
+    pub fleet: Option<Spanned<RawFleet>>,
 }
 
 /// What becomes of a shed.
@@ -617,6 +619,26 @@ pub struct RawRatelimitService {
     pub tls: Option<Spanned<RawTls>>,
     /// How long a place is held whose end is to be told and is not.
     pub place_max: Option<Spanned<Length>>,
+}
+
+/// `[fleet]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RawFleet {
+    /// The Redis or Valkey they share, `redis://host:port/database`.
+    pub url: Option<Spanned<String>>,
+    /// Its password.
+    pub password: Option<Spanned<RawSecret>>,
+    /// How many replicas there are at most.
+    pub replicas: Option<Spanned<u64>>,
+    /// What replicas of one head have in common, and no others.
+    pub group: Option<Spanned<String>>,
+    /// What this replica is called.
+    pub name: Option<Spanned<String>>,
+    /// How often leases are renewed.
+    pub period: Option<Spanned<Length>>,
+    /// How long the share of a silent replica is kept for it.
+    pub remember: Option<Spanned<Length>>,
 }
 
 impl<'de> Deserialize<'de> for RawListen {

@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use url::Url;
 
 use crate::core::alert::{Alert, Patience};
+use crate::core::fleet::Timing;
 use crate::core::limit::table::Mode;
 use crate::core::policy::Policy;
 use crate::core::request::catalogue::Surface;
@@ -55,6 +56,8 @@ pub struct Settings {
     pub log: Log,
     /// Alerts and whom they reach.
     pub alerts: Alerts,
+    /// The store this replica shares with others, if it does.
+    pub fleet: Option<Fleet>,
     /// The core's share.
     pub policy: Arc<Policy>,
     /// The operator's routes, before Ray's own; [`Classifier::new`] takes them as they are.
@@ -261,6 +264,23 @@ pub struct RatelimitService {
     pub surface: Surface,
     /// How long a place is held whose end is to be told and is not.
     pub place_max: Duration,
+}
+
+/// Replicas that share their limits.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fleet {
+    /// The Redis or Valkey they share; no password stands in it.
+    pub url: Arc<str>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// How many replicas there are at most.
+    pub replicas: u32,
+    /// What replicas of one head have in common, and no others.
+    pub group: Arc<str>,
+    /// What this replica is called; the host's name when absent.
+    pub name: Option<Arc<str>>,
+    /// How often leases are renewed, and how long a silent replica's share is kept.
+    pub timing: Timing,
 }
 
 /// The adjustment log.

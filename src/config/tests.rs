@@ -220,9 +220,24 @@ fn secrets_stand_in_files_or_variables_never_in_the_file() {
 }
 
 #[test]
+fn a_fleet_is_absent_unless_asked_for_and_says_where_its_store_is_and_how_many_share_it() {
+    assert!(settings("").fleet.is_none());
+    let fleet = settings("[fleet]\nurl = 'redis://cache:6379/2'\nreplicas = 3").fleet.unwrap();
+    assert_eq!((&*fleet.url, fleet.replicas, &*fleet.group), ("redis://cache:6379/2", 3, "rayguard"));
+    assert_eq!(fleet.timing.period.as_millis(), 250);
+    refused("[fleet]\nreplicas = 3", "fleet.url", "none is named");
+    refused("[fleet]\nurl = 'redis://cache'", "fleet.replicas", "even share");
+    refused("[fleet]\nurl = 'redis://u:hunter2@cache'\nreplicas = 3", "fleet.url", "a password stands");
+    refused("[fleet]\nurl = 'rediss://cache'\nreplicas = 3", "fleet.url", "no TLS");
+    refused("[fleet]\nurl = 'http://cache'\nreplicas = 3", "fleet.url", "no address of a Redis");
+    refused("[fleet]\nurl = 'redis://cache'\nreplicas = 0", "fleet.replicas", "0");
+    refused("[fleet]\nurl = 'redis://cache'\nreplicas = 3\ngroup = 'a b'", "fleet.group", "not a name");
+}
+
+#[test]
 fn the_admin_listener_is_asked_by_names_without_scheme_and_port() {
     let hosts = settings("[admin]\nhosts = ['Rayguard.ray.svc']").admin.unwrap().hosts;
-    assert_eq!(hosts, ["rayguard.ray.svc".into()]);
+    assert_eq!(hosts, [std::sync::Arc::<str>::from("rayguard.ray.svc")]);
     for wrong in ["http://rayguard", "rayguard:9465", "", "a b"] {
         refused(&format!("[admin]\nhosts = ['{wrong}']"), "admin.hosts", "not a host name");
     }
@@ -545,6 +560,10 @@ const KEYS: &[&str] = &[
     "alerts.notify",
     "alerts.rule.slo-breached.for",
     "admin.hosts",
+    "fleet.url",
+    "fleet.replicas",
+    "fleet.period",
+    "fleet.name",
     "admin.listen",
     "admin.token",
     "ledger.file_bytes_max",
@@ -628,6 +647,7 @@ const PAGE_PREFIXES: &[(&str, &str)] = &[
     ("RawNotify", "notify."),
     ("RawAdmin", "admin."),
     ("RawRatelimitService", "ratelimit_service."),
+    ("RawFleet", "fleet."),
 ];
 
 /// Every struct of `raw.rs` and its fields, read from the source: what the code accepts.

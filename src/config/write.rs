@@ -134,6 +134,16 @@ hosts = []                              # names it is asked by: ["rayguard.ray.s
 # tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/envoys.pem" }
 # place_max = "10m"                     # an exchange whose end was to be told and is not, at most so long
 
+# Several doors in front of one head share its limits over a Redis or Valkey; one needs none.
+# [fleet]
+# url = "redis://127.0.0.1:6379/0"
+# password = { file = "/run/secrets/redis" }
+# replicas = 3                          # the most you run; without the store each has an even share
+# group = "rayguard"                    # one for each head
+# name = "door-1"                       # the host's name unless said otherwise
+# period = "250ms"                      # leases are renewed, and a leader is missed, this often
+# remember = "5m"                       # the share of a replica that fell silent is kept so long
+
 # Routes of your own, before Ray's. A class may be one of yours; then say its module:
 # [class.batch-inference]
 # module = "Serve"

@@ -18,6 +18,7 @@
 //! | upstream-down | the head does not answer | 5 s |
 //! | config-rejected | the last configuration was refused | at once |
 //! | record-gaps | events were lost | at once |
+//! | fleet-store-down | the replicas' shared store cannot be asked | 2 s |
 //!
 //! Pure: [`Alerts::tick`] returns what began and what ended; sending, repeating and retrying
 //! is `observe::notify`'s.
@@ -53,6 +54,8 @@ pub enum Alert {
     ConfigRejected,
     /// Events are missing from the record.
     RecordGaps,
+    /// The store that replicas share does not answer.
+    FleetStoreDown,
 }
 
 /// How urgent.
@@ -114,6 +117,8 @@ pub struct Facts<'a> {
     pub upstream_problem: Option<&'a str>,
     /// Why the last configuration was refused, if it was.
     pub config_problem: Option<&'a str>,
+    /// Why the store that replicas share cannot be asked, if it cannot.
+    pub fleet_problem: Option<&'a str>,
     /// Events lost from the record since the start.
     pub events_lost: u64,
 }
@@ -235,7 +240,7 @@ struct Judge<'a> {
 
 impl Alert {
     /// All rules.
-    pub const ALL: [Alert; 10] = [
+    pub const ALL: [Alert; 11] = [
         Alert::SloBreached,
         Alert::ShedsRising,
         Alert::HighRequestRate,
@@ -246,6 +251,7 @@ impl Alert {
         Alert::UpstreamDown,
         Alert::ConfigRejected,
         Alert::RecordGaps,
+        Alert::FleetStoreDown,
     ];
 
     /// As in keys, labels and config.
@@ -262,6 +268,7 @@ impl Alert {
             Alert::UpstreamDown => "upstream-down",
             Alert::ConfigRejected => "config-rejected",
             Alert::RecordGaps => "record-gaps",
+            Alert::FleetStoreDown => "fleet-store-down",
         }
     }
 
@@ -277,7 +284,8 @@ impl Alert {
             | Alert::SignalStale
             | Alert::LoopHunting
             | Alert::ConfigRejected
-            | Alert::RecordGaps => Severity::Warning,
+            | Alert::RecordGaps
+            | Alert::FleetStoreDown => Severity::Warning,
         }
     }
 
@@ -294,6 +302,7 @@ impl Alert {
             Alert::UpstreamDown => (5, 10),
             Alert::ConfigRejected => (0, 0),
             Alert::RecordGaps => (0, 600),
+            Alert::FleetStoreDown => (2, 5),
         };
         Patience { fire_after: Duration::from_secs(fire_s), clear_after: Duration::from_secs(clear_s) }
     }
@@ -343,6 +352,11 @@ impl Alert {
             Alert::RecordGaps => {
                 "Events could not be written (disk full, read-only or too slow). The gap is marked in the \
                  record with the number of lost events; limits were not affected."
+            }
+            Alert::FleetStoreDown => {
+                "The replicas cannot renew what they lease of each limit. Each goes on with its even share and \
+                 decides for itself; together they admit no more than one would, but cannot lend each other \
+                 what they do not need. Look at the Redis that `fleet.url` names; nothing has to be restarted."
             }
         }
     }
@@ -663,6 +677,10 @@ fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
     });
     judge.take(finding(Alert::RecordGaps, gap), || {
         format!("{} events are missing from the record since the start", facts.events_lost)
+    });
+    let store = facts.fleet_problem;
+    judge.take(finding(Alert::FleetStoreDown, store.is_some()), || {
+        format!("the store that replicas share cannot be asked: {}", store.unwrap_or("it can again"))
     });
 }
 

@@ -67,6 +67,8 @@ pub enum Event {
         /// What was seen.
         problem: String,
     },
+    /// Another replica decides from now on, or this one does, or nobody can be asked.
+    Fleet(super::engine::crew::FleetChange),
     /// Lines that are not in the record.
     Gap(Gap),
     /// An alert began or ended.
@@ -249,6 +251,9 @@ pub struct Adjustment {
     pub apportioned: Option<Apportioned>,
     /// What it was derived from.
     pub derivation: Derivation,
+    /// Which replica decided, where there are several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<String>,
     /// Why, as a sentence.
     pub reason: String,
 }
@@ -461,14 +466,25 @@ pub struct Cause {
     pub apportioned: Option<Apportioned>,
     /// What it was derived from.
     pub derivation: Derivation,
+    /// Which replica decided, where there are several.
+    pub decided_by: Option<String>,
 }
 
 impl Adjustment {
     /// The adjustment a move came to, with its reason put into words.
     #[must_use]
     pub fn new(cause: Cause, step: &Move) -> Adjustment {
-        let Cause { class, limit, r#loop, mode, policy_version, mut signals, apportioned, derivation } =
-            cause;
+        let Cause {
+            class,
+            limit,
+            r#loop,
+            mode,
+            policy_version,
+            mut signals,
+            apportioned,
+            derivation,
+            decided_by,
+        } = cause;
         signals.sort_by(|a, b| b.pressure.total_cmp(&a.pressure));
         let law = match &derivation {
             Derivation::Law { before, .. } => before.law.name(),
@@ -489,6 +505,7 @@ impl Adjustment {
             policy_version,
             apportioned,
             derivation,
+            decided_by,
             reason: String::new(),
         };
         adjustment.reason = adjustment.sentence();
@@ -697,6 +714,7 @@ impl Event {
             | Event::Stop { .. }
             | Event::ConfigChange(_)
             | Event::Upstream { .. }
+            | Event::Fleet(_)
             | Event::Gap(_) => None,
         }
     }
@@ -714,6 +732,7 @@ impl Event {
             Event::ModeChange(_) => "mode_change",
             Event::ConfigChange(_) => "config_change",
             Event::Upstream { .. } => "upstream",
+            Event::Fleet(_) => "fleet",
             Event::Gap(_) => "gap",
             Event::Alert(_) => "alert",
         }
@@ -739,6 +758,7 @@ impl Event {
             Event::ConfigChange(change) => change.sentence(),
             Event::Upstream { up: true, problem } => format!("the head answers again ({problem})"),
             Event::Upstream { up: false, problem } => format!("the head does not answer: {problem}"),
+            Event::Fleet(change) => change.sentence(),
             Event::Gap(gap) if gap.torn_bytes > 0 => {
                 format!("a torn line of {} bytes was set aside: {}", gap.torn_bytes, gap.why)
             }
@@ -1024,6 +1044,7 @@ mod tests {
             signals: vec![door_latency(pressure * 5.0)],
             apportioned: None,
             derivation: Derivation::Law { before, observation },
+            decided_by: None,
         };
         Adjustment::new(cause, &step)
     }

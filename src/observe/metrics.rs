@@ -11,7 +11,9 @@
 
 use crate::core::alert::Alert;
 use crate::core::engine::DoorReading;
+use crate::core::engine::crew::Role;
 use crate::core::engine::view::{ClassView, View};
+use crate::core::fleet::part::Leased;
 use crate::core::journal::{Event, LimitKind, SignalHealth};
 use crate::core::limit::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
 use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
@@ -23,6 +25,7 @@ use prometheus_client::registry::Registry;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The first bucket shown is the one up to 1.024 ms; from there one an octave, up to 67 s.
 const FIRST_BUCKET: usize = 16;
@@ -36,6 +39,11 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_answers_total",
     "rayguard_build_info",
     "rayguard_config_last_reload_successful",
+    "rayguard_fleet_leader",
+    "rayguard_fleet_lease_age_seconds",
+    "rayguard_fleet_leased",
+    "rayguard_fleet_replicas",
+    "rayguard_fleet_store_up",
     "rayguard_frozen",
     "rayguard_in_flight",
     "rayguard_limit",
@@ -134,6 +142,7 @@ pub fn page(guard: &Guard, format: Format) -> Page {
         tally: guard.tally(),
         events_lost: guard.events_lost(),
         ratelimit: Arc::clone(&guard.door().ratelimit),
+        leased: guard.leased(),
         started_s: guard.clock.wall().0 as f64 / 1e3 - guard.clock.now().as_secs_f64(),
     };
     now.page(format)
@@ -147,6 +156,8 @@ struct Moment {
     tally: Tally,
     events_lost: u64,
     ratelimit: Arc<RatelimitTally>,
+    /// What this replica may use of each shared limit, and how old that is.
+    leased: Option<(Vec<Leased>, Duration)>,
     started_s: f64,
 }
 
@@ -217,6 +228,7 @@ impl Collector for Moment {
         self.requests(&mut writer)?;
         self.limits(&mut writer)?;
         self.signals(&mut writer)?;
+        self.fleet(&mut writer)?;
         self.house(&mut writer)
     }
 }
@@ -390,6 +402,40 @@ impl Moment {
             "rayguard_signal_up",
             "1 while fresh readings arrive",
             signals().map(|(labels, signal)| (labels, flag(signal.health == SignalHealth::Fresh))),
+        )
+    }
+
+    /// Nothing of a door that shares with nobody.
+    fn fleet(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let one = |value: Option<f64>| value.map(|value| ([], value)).into_iter();
+        let (leased, age) = self.leased.as_ref().map(|(leased, age)| (leased, age.as_secs_f64())).unzip();
+        let fleet = self.view.fleet.as_ref();
+        let row = |of: &'_ Leased| (of.name.to_string(), of.limit, of.value);
+        let rows: Vec<_> = leased.into_iter().flatten().map(row).collect();
+        writer.gauges(
+            "rayguard_fleet_leased",
+            "What this replica may use of each shared limit, in the limit's unit",
+            rows.iter().map(|(name, limit, value)| ([("of", name.as_str()), ("limit", *limit)], *value)),
+        )?;
+        writer.gauges(
+            "rayguard_fleet_lease_age_seconds",
+            "How long ago the leases in hand were asked for",
+            one(age),
+        )?;
+        writer.gauges(
+            "rayguard_fleet_replicas",
+            "How many replicas the limits are divided among",
+            one(fleet.map(|fleet| f64::from(fleet.replicas))),
+        )?;
+        writer.gauges(
+            "rayguard_fleet_leader",
+            "1 while this replica decides for all",
+            one(fleet.map(|fleet| flag(fleet.role == Role::Leads))),
+        )?;
+        writer.gauges(
+            "rayguard_fleet_store_up",
+            "1 while the shared store answers",
+            one(fleet.map(|fleet| flag(fleet.store_problem.is_none()))),
         )
     }
 

@@ -9,7 +9,9 @@ use crate::core::alert;
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::View;
 use crate::core::engine::{DoorReading, Effects, Engine, LastGood, read_door};
+use crate::core::fleet::part::Part;
 use crate::core::journal::{Event, Shed as ShedEvent};
+use crate::core::limit::table::LimitTable;
 use crate::core::policy::SignalId;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Fault};
@@ -72,6 +74,8 @@ pub struct Guard {
     recent: Mutex<Recent>,
     tally: Mutex<Tally>,
     rays_token: OnceLock<Token>,
+    /// This door's part of the limits, where several doors share them.
+    part: Mutex<Option<Part>>,
 }
 
 /// Ray's token, which nothing may show.
@@ -119,6 +123,7 @@ impl Guard {
             recent: Mutex::default(),
             tally: Mutex::default(),
             rays_token: OnceLock::new(),
+            part: Mutex::default(),
         });
         guard.start_tasks(notes);
         guard
@@ -189,7 +194,11 @@ impl Guard {
                 self.clock.now(),
             );
             let old = self.door();
-            let door = old.succeed(policy, identifier(settings, self.key), engine.table());
+            if let Some(part) = &mut *self.part() {
+                part.take_over(Arc::clone(&policy), &engine.table());
+            }
+            let table = self.part_of(engine.table());
+            let door = old.succeed(policy, identifier(settings, self.key), table);
             self.serve_out(old);
             self.door.store(Arc::clone(&door));
             self.settings.store(Arc::clone(settings));
@@ -359,13 +368,17 @@ impl Guard {
             let mut engine = self.engine();
             let door = read_door(&self.door().gate, engine.policy().classes.len(), now);
             engine.on_record(self.outlets.record.events_lost());
+            if let Some(part) = &mut *self.part() {
+                part.observe(&door);
+            }
             engine.on_tick(door, now, self.clock.wall())
         };
         self.carry_out(effects);
     }
 
-    fn carry_out(&self, effects: Effects) {
+    pub(super) fn carry_out(&self, effects: Effects) {
         if let Some(table) = effects.table {
+            let table = self.part_of(table);
             let door = self.door();
             if let Some(recorder) = &*door.recorder.load() {
                 recorder.note(self.clock.now(), Note::Table(Arc::clone(&table)));
@@ -420,7 +433,20 @@ impl Guard {
         self.note(event);
     }
 
-    fn engine(&self) -> MutexGuard<'_, Engine> {
+    pub(super) fn part(&self) -> MutexGuard<'_, Option<Part>> {
+        // What is held is valid between any two fields.
+        self.part.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The table as this door may use it: its part, where several doors share the limits.
+    pub(super) fn part_of(&self, table: Arc<LimitTable>) -> Arc<LimitTable> {
+        match &*self.part() {
+            Some(part) => Arc::new(part.of(&table, self.clock.now())),
+            None => table,
+        }
+    }
+
+    pub(super) fn engine(&self) -> MutexGuard<'_, Engine> {
         // A panic in one step leaves the engine as it was between two fields at worst; its
         // limits stay within their bounds, and a door without a loop would be worse.
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
@@ -441,6 +467,7 @@ fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
         ("http", before.http == after.http),
         ("admin", before.admin == after.admin),
         ("ratelimit_service", before.ratelimit_service == after.ratelimit_service),
+        ("fleet", before.fleet == after.fleet),
         ("state_dir", before.state_dir == after.state_dir),
         ("ledger", before.ledger == after.ledger),
         ("log", before.log == after.log),

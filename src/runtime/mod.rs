@@ -2,6 +2,7 @@
 pub mod clock;
 pub mod guard;
 pub mod lock;
+mod part;
 pub mod reload;
 pub mod shutdown;
 pub mod tasks;

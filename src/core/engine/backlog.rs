@@ -32,6 +32,8 @@ pub const TRICKLE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Backlog {
     signal: SignalId,
+    /// Doors that submissions pass through.
+    doors: u32,
     admitted_max: Option<u64>,
     fresh: u64,
     granted_at: Time,
@@ -43,12 +45,25 @@ impl Backlog {
     /// A gate on this signal, open until the first reading.
     #[must_use]
     pub fn new(signal: SignalId) -> Backlog {
-        Backlog { signal, admitted_max: None, fresh: 0, granted_at: Time::ZERO, history: VecDeque::new() }
+        Backlog {
+            signal,
+            doors: 1,
+            admitted_max: None,
+            fresh: 0,
+            granted_at: Time::ZERO,
+            history: VecDeque::new(),
+        }
     }
 
     /// Goes on with what another gate of the same class has granted.
     pub fn take_over(&mut self, before: &Backlog) {
         *self = Backlog { signal: self.signal, fresh: 0, ..before.clone() };
+    }
+
+    /// How many doors let submissions in: each has an even part of the room, rounded up, so that
+    /// together they overshoot by less than one each.
+    pub fn share_among(&mut self, doors: u32) {
+        self.doors = doors.max(1);
     }
 
     /// The signal it follows.
@@ -92,7 +107,7 @@ impl Backlog {
             reason = "floored at 0; as-casts saturate"
         )]
         let room = (target - reading).max(0.0).floor() as u64;
-        self.admitted_max = Some(admitted_before.saturating_add(room));
+        self.admitted_max = Some(admitted_before.saturating_add(room.div_ceil(u64::from(self.doors))));
         true
     }
 

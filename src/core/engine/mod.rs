@@ -13,6 +13,7 @@
 
 pub mod backlog;
 pub mod board;
+pub mod crew;
 #[cfg(test)]
 mod eight_servers;
 mod inner;
@@ -25,6 +26,7 @@ use crate::core::control::oscillation::Oscillation;
 use crate::core::control::regulator::{Move, Regulator};
 use crate::core::engine::backlog::Backlog;
 use crate::core::engine::board::Board;
+use crate::core::engine::crew::Crew;
 use crate::core::engine::steer::Wheel;
 use crate::core::journal::{
     Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, ShedSummary,
@@ -122,6 +124,7 @@ pub struct Engine {
     classes: Vec<ClassLoops>,
     board: Board,
     wheel: Wheel,
+    crew: Option<Crew>,
     alerts: Alerts,
     alerts_unwanted: Vec<Alert>,
     upstream_problem: Option<String>,
@@ -129,6 +132,8 @@ pub struct Engine {
     events_lost: u64,
     last_tick: Time,
     last_door: DoorReading,
+    /// The same with the doors of others, where this engine decides for them too.
+    last_whole: DoorReading,
     summarised: Vec<Counts>,
     summarised_at: Time,
     judged_at: Option<Time>,
@@ -207,6 +212,7 @@ impl Engine {
             policy_version: 1,
             classes,
             wheel: Wheel::default(),
+            crew: None,
             alerts: Alerts::default(),
             alerts_unwanted: Vec::new(),
             upstream_problem: None,
@@ -214,6 +220,7 @@ impl Engine {
             events_lost: 0,
             last_tick: now,
             last_door: vec![ClassReading::default(); count],
+            last_whole: vec![ClassReading::default(); count],
             summarised: vec![Counts::default(); count],
             summarised_at: now,
             judged_at: None,
@@ -262,12 +269,17 @@ impl Engine {
             new.pressure = old.pressure;
             new.recent = old.recent;
             next.last_door[at].clone_from(&self.last_door[old_at]);
+            next.last_whole[at].clone_from(&self.last_whole[old_at]);
             next.summarised[at].clone_from(&self.summarised[old_at]);
         }
         next.wheel = self.wheel.under(|class| {
             let name = &self.policy.classes[class].name;
             next.policy.classes.iter().position(|class| class.name == *name)
         });
+        next.crew = self
+            .crew
+            .as_ref()
+            .map(|crew| crew.under(next.policy.classes.len(), |at| place_in(&next.policy, &self.policy, at)));
         next.alerts = self.alerts.clone();
         next.alerts_unwanted = Alert::ALL.into_iter().filter(|alert| !rules.contains_key(alert)).collect();
         next.upstream_problem.clone_from(&self.upstream_problem);
@@ -370,10 +382,17 @@ impl Engine {
     pub fn on_tick(&mut self, door: DoorReading, now: Time, wall: WallMs) -> Effects {
         let mut effects = Effects { events: self.board.tick(&self.policy, now), ..Effects::default() };
         effects.events.extend(self.release_pins(now, wall));
-        self.average(&door, now);
-        if !self.wheel.frozen() {
-            self.step_inner(&door, now, &mut effects.events);
-            self.step_outer(&door, now, &mut effects.events);
+        let whole = self.crew.as_ref().map(|crew| crew.whole(&door));
+        let whole = whole.as_ref().unwrap_or(&door);
+        self.average(whole, now);
+        if !self.decides() {
+            self.keep_ready(whole, now);
+        } else if !self.wheel.frozen() {
+            self.step_inner(whole, now, &mut effects.events);
+            self.step_outer(whole, now, &mut effects.events);
+        }
+        if self.crew.is_some() {
+            self.last_whole.clone_from(whole);
         }
         self.step_backlog(&door, now);
         effects.table = self.renew_table();
@@ -444,6 +463,7 @@ impl Engine {
                 signals: cause.signals,
                 apportioned: cause.apportioned,
                 derivation: cause.derivation,
+                decided_by: self.crew.as_ref().map(|crew| crew.me().to_owned()),
             },
             step,
         )))
@@ -455,7 +475,8 @@ impl Engine {
             return;
         }
         let weight = 1.0 - (-elapsed / RECENT_S).exp();
-        for ((loops, seen), before) in self.classes.iter_mut().zip(door).zip(&self.last_door) {
+        let last = if self.crew.is_some() { &self.last_whole } else { &self.last_door };
+        for ((loops, seen), before) in self.classes.iter_mut().zip(door).zip(last) {
             let (now, then) = (&seen.counts, &before.counts);
             let recent = &mut loops.recent;
             let mix =
@@ -543,6 +564,7 @@ impl Engine {
             signals: self.board.facts(&self.policy, now),
             upstream_problem: self.upstream_problem.as_deref(),
             config_problem: self.config_problem.as_deref(),
+            fleet_problem: self.crew.as_ref().and_then(Crew::problem),
             events_lost: self.events_lost,
         };
         let mut transitions = alerts.tick(now, &facts);
@@ -550,6 +572,11 @@ impl Engine {
         self.alerts = alerts;
         transitions
     }
+}
+
+/// The place in one policy of the class at a place in another.
+fn place_in(policy: &Policy, other: &Policy, at: usize) -> Option<usize> {
+    policy.classes.iter().position(|class| class.name == other.classes[at].name)
 }
 
 /// What an adjustment is put down to.

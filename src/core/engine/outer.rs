@@ -107,7 +107,8 @@ impl Engine {
         } else {
             OnStale::Hold
         };
-        let seen = self.last_door[class].clone();
+        let last = if self.crew.is_some() { &self.last_whole } else { &self.last_door };
+        let seen = last[class].clone();
         let observation = self.observe(class, of, &seen, None, elapsed, now);
         let before = Box::new(of.regulator);
         let step = of.regulator.step_stale(of.limit, on_stale, &observation);
@@ -216,8 +217,10 @@ impl Engine {
 
     /// The submission gate follows its own signal, every fresh reading at once.
     pub(super) fn step_backlog(&mut self, door: &DoorReading, now: Time) {
+        let doors = self.crew.as_ref().map_or(1, crate::core::engine::crew::Crew::replicas);
         for (class, loops) in self.classes.iter_mut().enumerate() {
             let Some(backlog) = &mut loops.backlog else { continue };
+            backlog.share_among(doors);
             let total = door[class].counts.admitted;
             let id = backlog.signal();
             let reach = REFRESH * 3;

@@ -80,6 +80,12 @@ pub enum Refusal {
         /// The upper bound.
         max: f64,
     },
+    /// Another replica decides.
+    #[error("{leader} decides for all replicas; steer there, and all of them follow")]
+    Follows {
+        /// Who leads.
+        leader: String,
+    },
     /// Nothing is pinned there.
     #[error("{class} {limit} is not pinned")]
     NotPinned {
@@ -133,6 +139,11 @@ impl Wheel {
         Wheel { frozen: self.frozen, pins: pins.collect() }
     }
 
+    /// The wheel of whoever leads.
+    pub(super) fn follow(&mut self, frozen: bool, pins: Vec<Pin>) {
+        (self.frozen, self.pins) = (frozen, pins);
+    }
+
     pub(super) fn apply(&self, class: usize, limits: &mut ClassLimits) {
         for pin in self.pins.iter().filter(|pin| pin.class == class) {
             match pin.limit {
@@ -153,6 +164,7 @@ impl Engine {
         now: Time,
         wall: WallMs,
     ) -> Result<crate::core::engine::Effects, Refusal> {
+        self.refuse_to_steer()?;
         let mut change = ModeChange {
             class: "all".into(),
             limit: None,

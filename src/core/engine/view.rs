@@ -31,6 +31,9 @@ pub struct View {
     pub alerts: Vec<alert::Transition>,
     /// Events lost from the record since the start.
     pub events_lost: u64,
+    /// The other replicas, where there are any.
+    #[serde(default)]
+    pub fleet: Option<crate::core::engine::crew::FleetView>,
 }
 
 /// One module.
@@ -174,6 +177,7 @@ impl Engine {
             pins: self.pin_views(now),
             alerts: self.alerts.firing().cloned().collect(),
             events_lost: self.events_lost,
+            fleet: self.crew.as_ref().map(crate::core::engine::crew::Crew::view),
         }
     }
 

@@ -87,6 +87,15 @@ impl Holding {
         self.safe.truncate(limits.len());
     }
 
+    /// Takes on other limits: each keeps what was held at its place before, if it had one.
+    pub fn rearrange(&mut self, places: &[Option<usize>], limits: &[u64]) {
+        let pick = |of: &[u64]| -> Vec<u64> {
+            places.iter().map(|place| place.and_then(|at| of.get(at)).copied().unwrap_or(0)).collect()
+        };
+        (self.leases, self.safe) = (pick(&self.leases), pick(&self.safe));
+        limits.clone_into(&mut self.limits);
+    }
+
     /// How many replicas share, as far as is known.
     #[must_use]
     pub fn count(&self) -> u32 {

@@ -45,11 +45,13 @@
 //! (the level says it in one number, so a leader's publication is as short for a thousand
 //! replicas as for three).
 //!
-//! Amounts are whole *grains*: slots, thousandths of a request per second, bytes per second.
+//! Amounts are whole *grains*: slots, millionths of a request per second, bytes per second; see
+//! [`part`].
 
 pub mod book;
 pub mod division;
 pub mod holding;
+pub mod part;
 
 #[cfg(test)]
 mod faults;

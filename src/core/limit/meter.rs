@@ -295,6 +295,24 @@ impl Counts {
         }
     }
 
+    /// Adds what another door has counted.
+    pub fn add(&mut self, more: &Counts) {
+        self.offered += more.offered;
+        self.admitted += more.admitted;
+        self.queued += more.queued;
+        self.served += more.served;
+        self.failed += more.failed;
+        self.abandoned += more.abandoned;
+        self.left += more.left;
+        self.shadow_shed += more.shadow_shed;
+        self.bound += more.bound;
+        self.latency_us += more.latency_us;
+        self.wait_us += more.wait_us;
+        self.work_us += more.work_us;
+        self.shed.iter_mut().zip(&more.shed).for_each(|(sum, more)| *sum += more);
+        self.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, more)| *sum += more);
+    }
+
     /// Exchanges that ended.
     #[must_use]
     pub fn finished(&self) -> u64 {

@@ -1,0 +1,74 @@
+#!/usr/bin/env python3
+"""What does sharing limits cost a request? The same door with and without `[fleet]`, turn by turn.
+
+A Redis of its own, three replicas of which one is measured (whoever leads pays most: the first one
+does), one nginx behind and one wrk before it, one worker each. A B A B; the figure is the median of
+the rounds' ratios of CPU time per request (user + system, the whole process), so that whatever else
+the machine does falls on both.
+
+    cargo build --release && python3 benches/door/fleet.py --rounds 5
+"""
+
+import argparse, os, pathlib, statistics, subprocess, sys, tempfile, time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+import cost
+
+REDIS, IDLE = 18480, 18481
+FLEET = '[fleet]\nurl = "redis://127.0.0.1:%d/0"\nreplicas = 3\nname = "%s"\n'
+
+
+def measured(home, rayguard, text, seconds):
+    """CPU seconds per request, and requests a second."""
+    door = cost.start(home, "rayguard.toml", text, [rayguard, "run", "--config", "rayguard.toml"], {"TOKIO_WORKER_THREADS": "1"})
+    try:
+        cost.await_port(cost.FRONT)
+        cost.load(2, 64)
+        before = cost.cpu(door.pid)
+        said = cost.load(seconds, 64)
+        requests = said[0] if isinstance(said, tuple) else said
+        return (cost.cpu(door.pid) - before) / requests, requests / seconds
+    finally:
+        door.terminate()
+        door.wait()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=5)
+    parser.add_argument("--rayguard")
+    arguments = parser.parse_args()
+    root = pathlib.Path(__file__).resolve().parents[2]
+    rayguard = arguments.rayguard or str(root / "target/release/rayguard")
+    with tempfile.TemporaryDirectory() as home:
+        others = []
+        try:
+            for kind in ("b", "p", "f", "u", "s"):
+                pathlib.Path(home, kind).mkdir(exist_ok=True)
+            others.append(cost.start(home, "backend.conf", cost.BACKEND_CONF, ["nginx", "-p", home, "-c", "backend.conf", "-e", "backend.log"]))
+            others.append(subprocess.Popen(["redis-server", "--port", str(REDIS), "--bind", "127.0.0.1", "--save", "", "--dir", home], stdout=subprocess.DEVNULL))
+            cost.await_port(cost.BACKEND)
+            cost.await_port(REDIS)
+            for number in (1, 2):
+                idle = cost.RAYGUARD_CONF.replace(str(cost.FRONT), str(IDLE + number)) + FLEET % (REDIS, f"idle-{number}")
+                place = pathlib.Path(home, f"idle-{number}")
+                place.mkdir()
+                others.append(cost.start(place, "rayguard.toml", idle, [rayguard, "run", "--config", "rayguard.toml"]))
+            ratios, alone, shared = [], [], []
+            for at in range(arguments.rounds):
+                a, rate_a = measured(home, rayguard, cost.RAYGUARD_CONF, arguments.seconds)
+                b, rate_b = measured(home, rayguard, cost.RAYGUARD_CONF + FLEET % (REDIS, "measured"), arguments.seconds)
+                ratios.append(b / a)
+                alone.append(a)
+                shared.append(b)
+                print(f"round {at + 1}: alone {a * 1e6:.2f} us at {rate_a:.0f}/s, in a fleet {b * 1e6:.2f} us at {rate_b:.0f}/s, ratio {b / a:.3f}", flush=True)
+            print(f"CPU per request: alone {statistics.median(alone) * 1e6:.2f} us, in a fleet {statistics.median(shared) * 1e6:.2f} us, median ratio {statistics.median(ratios):.3f}")
+        finally:
+            for other in others:
+                other.terminate()
+                other.wait()
+
+
+if __name__ == "__main__":
+    main()

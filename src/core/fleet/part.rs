@@ -1,0 +1,324 @@
+//! One door's part of the limit table: which limits are shared, what is used of each, and the
+//! table as it may be used here.
+//!
+//! Shared are each class's concurrency, rate and bandwidth and each module's ceiling. Concurrency
+//! is counted in whole slots, rates in millionths of a request per second (one an hour is 277 of
+//! them), bandwidth in bytes per second.
+//!
+//! *Demand.* Of slots: the most under way since the last renewal and a tenth (whoever has less
+//! than its share is not to be held back by chance), those that wait, and those refused, by
+//! Little's law. Of a rate: what was offered, averaged over a second. It falls by a tenth per
+//! renewal, so that leases do not follow each gap in the traffic.
+
+use super::Timing;
+use super::holding::{Holding, Standing};
+use crate::core::engine::DoorReading;
+use crate::core::limit::table::{LimitTable, slots};
+use crate::core::policy::{Kind, Policy, Treatment};
+use crate::core::time::{Time, duration_from_secs};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Grains in one request per second.
+const RATE: f64 = 1e6;
+
+/// A limit that is shared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Shared {
+    InFlight(usize),
+    Rate(usize),
+    Bytes(usize),
+    Module(usize),
+}
+
+/// One door's part of a fleet's limits.
+#[derive(Clone, Debug)]
+pub struct Part {
+    policy: Arc<Policy>,
+    shared: Vec<Shared>,
+    names: Vec<String>,
+    /// What may be used.
+    pub holding: Holding,
+    demands: Vec<f64>,
+    before: DoorReading,
+    /// The most under way and waiting of each class since the last renewal.
+    peaks: Vec<(u32, u32)>,
+    looked_at: Time,
+}
+
+/// One shared limit, for people and metrics.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Leased {
+    /// The class, or the module.
+    pub name: Arc<str>,
+    /// `in_flight`, `rate`, `bytes_per_second` or `module_in_flight`.
+    pub limit: &'static str,
+    /// What may be used here, in the limit's own unit.
+    pub value: f64,
+}
+
+impl Part {
+    /// Nothing held yet of the limits of `table`.
+    #[must_use]
+    pub fn new(policy: Arc<Policy>, table: &LimitTable, replicas: u32, timing: Timing, now: Time) -> Part {
+        let shared = shared(&policy);
+        let limits = shared.iter().map(|of| grains(*of, table)).collect::<Vec<_>>();
+        Part {
+            names: shared.iter().map(|of| name(*of, &policy)).collect(),
+            holding: Holding::new(limits, replicas, timing),
+            demands: vec![0.0; shared.len()],
+            shared,
+            policy,
+            before: DoorReading::new(),
+            peaks: Vec::new(),
+            looked_at: now,
+        }
+    }
+
+    /// The names of the shared limits, as the store knows them.
+    #[must_use]
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The whole limits in grains.
+    #[must_use]
+    pub fn limits(&self, table: &LimitTable) -> Vec<u64> {
+        self.shared.iter().map(|of| grains(*of, table)).collect()
+    }
+
+    /// Takes on a new policy: what is held of a limit stays held under its name.
+    pub fn take_over(&mut self, policy: Arc<Policy>, table: &LimitTable) {
+        let shared = shared(&policy);
+        let names: Vec<String> = shared.iter().map(|of| name(*of, &policy)).collect();
+        let places: Vec<Option<usize>> =
+            names.iter().map(|name| self.names.iter().position(|old| old == name)).collect();
+        let limits: Vec<u64> = shared.iter().map(|of| grains(*of, table)).collect();
+        self.holding.rearrange(&places, &limits);
+        self.demands = places.iter().map(|place| place.map_or(0.0, |at| self.demands[at])).collect();
+        (self.shared, self.names, self.policy) = (shared, names, policy);
+        self.before.clear();
+        self.peaks.clear();
+    }
+
+    /// Notes how busy the door is, between two renewals.
+    pub fn observe(&mut self, door: &DoorReading) {
+        self.peaks.resize(door.len(), (0, 0));
+        for (peak, seen) in self.peaks.iter_mut().zip(door) {
+            *peak = (peak.0.max(seen.in_flight_peak), peak.1.max(seen.waiting));
+        }
+    }
+
+    /// What is in use and what could be, of each shared limit: see the head of this file.
+    pub fn loads(&mut self, door: &DoorReading, now: Time) -> Vec<(u64, u64)> {
+        self.observe(door);
+        let elapsed_s = now.since(self.looked_at).as_secs_f64().max(1e-3);
+        let fresh = self.before.len() == door.len();
+        let wants: Vec<f64> = (0..door.len())
+            .map(|at| {
+                let seen = &door[at];
+                let (refused, latency_s) = if fresh {
+                    let counts = seen.counts.since(&self.before[at].counts);
+                    (counts.shed_all() as f64, counts.latency_mean().unwrap_or(0.1))
+                } else {
+                    (0.0, 0.0)
+                };
+                let held = self.policy.classes[at].kind == Kind::Held;
+                let turned_away = if held { refused } else { refused / elapsed_s * latency_s };
+                let (peak, waiting) = self.peaks[at];
+                1.1 * f64::from(peak) + f64::from(waiting) + turned_away
+            })
+            .collect();
+        let of_module = |module: usize, of: &dyn Fn(usize) -> f64| -> f64 {
+            let unary = |at: &usize| {
+                let class = &self.policy.classes[*at];
+                class.module.index() == module && class.kind == Kind::Unary
+            };
+            (0..door.len()).filter(unary).map(of).sum()
+        };
+        let weight = 1.0 - (-elapsed_s).exp();
+        let mut loads = Vec::with_capacity(self.shared.len());
+        for (of, kept) in self.shared.iter().zip(&mut self.demands) {
+            let (used, demand) = match *of {
+                Shared::InFlight(at) => (f64::from(door[at].in_flight), wants[at]),
+                Shared::Module(at) => (
+                    of_module(at, &|class| f64::from(door[class].in_flight)),
+                    of_module(at, &|class| wants[class]),
+                ),
+                Shared::Rate(at) if fresh => {
+                    let offered = door[at].counts.since(&self.before[at].counts).offered as f64 / elapsed_s;
+                    let mean = *kept / 1.1 + weight * (offered * RATE - *kept / 1.1);
+                    (0.0, (1.1 * mean).max(0.0))
+                }
+                Shared::Rate(_) => (0.0, 0.0),
+                Shared::Bytes(at) => (0.0, if door[at].in_flight > 0 { 1e13 } else { 0.0 }),
+            };
+            *kept = if matches!(of, Shared::Rate(_)) { demand } else { demand.max(*kept * 0.9 - 0.1) };
+            loads.push((whole(used), whole(kept.ceil())));
+        }
+        self.peaks.clear();
+        self.before.clone_from(door);
+        self.looked_at = now;
+        loads
+    }
+
+    /// The table as this door may use it at `now`.
+    #[must_use]
+    pub fn of(&self, table: &LimitTable, now: Time) -> LimitTable {
+        let mut part = table.clone();
+        for (of, cap) in self.shared.iter().zip(self.holding.caps(now)) {
+            match *of {
+                Shared::InFlight(at) => {
+                    let limit = &mut part.classes[at].in_flight;
+                    *limit = limit.min(cap as f64);
+                }
+                Shared::Rate(at) => {
+                    if let Some(rate) = &mut part.classes[at].rate {
+                        *rate = rate.min(cap as f64 / RATE);
+                    }
+                }
+                Shared::Bytes(at) => {
+                    if let Some(bytes) = &mut part.classes[at].bytes_per_second {
+                        *bytes = bytes.min((cap as f64).max(1.0));
+                    }
+                }
+                Shared::Module(at) => {
+                    let limit = &mut part.modules[at].in_flight;
+                    *limit = limit.min(cap as f64);
+                }
+            }
+        }
+        part
+    }
+
+    /// Every shared limit and what may be used of it at `now`.
+    #[must_use]
+    pub fn leased(&self, now: Time) -> Vec<Leased> {
+        let class = |at: usize| Arc::clone(&self.policy.classes[at].name);
+        self.shared
+            .iter()
+            .zip(self.holding.caps(now))
+            .map(|(of, cap)| match *of {
+                Shared::InFlight(at) => Leased { name: class(at), limit: "in_flight", value: cap as f64 },
+                Shared::Rate(at) => Leased { name: class(at), limit: "rate", value: cap as f64 / RATE },
+                Shared::Bytes(at) => Leased { name: class(at), limit: "bytes_per_second", value: cap as f64 },
+                Shared::Module(at) => Leased {
+                    name: Arc::clone(&self.policy.modules[at].name),
+                    limit: "module_in_flight",
+                    value: cap as f64,
+                },
+            })
+            .collect()
+    }
+
+    /// On what this door goes by.
+    #[must_use]
+    pub fn standing(&self, now: Time) -> Standing {
+        self.holding.standing(now)
+    }
+
+    /// How old the leases are.
+    #[must_use]
+    pub fn age(&self, now: Time) -> Duration {
+        self.holding.age(now).unwrap_or_else(|| duration_from_secs(now.as_secs_f64()))
+    }
+}
+
+fn shared(policy: &Policy) -> Vec<Shared> {
+    let mut shared = Vec::new();
+    for (at, class) in policy.classes.iter().enumerate() {
+        if class.treatment == Treatment::Limited {
+            shared.push(Shared::InFlight(at));
+            shared.extend(class.rate.map(|_| Shared::Rate(at)));
+            shared.extend(class.bytes_per_second.map(|_| Shared::Bytes(at)));
+        }
+    }
+    shared.extend((0..policy.modules.len()).map(Shared::Module));
+    shared
+}
+
+fn name(of: Shared, policy: &Policy) -> String {
+    match of {
+        Shared::InFlight(at) => format!("{}/in_flight", policy.classes[at].name),
+        Shared::Rate(at) => format!("{}/rate", policy.classes[at].name),
+        Shared::Bytes(at) => format!("{}/bytes_per_second", policy.classes[at].name),
+        Shared::Module(at) => format!("{}/module_in_flight", policy.modules[at].name),
+    }
+}
+
+fn grains(of: Shared, table: &LimitTable) -> u64 {
+    match of {
+        Shared::InFlight(at) => u64::from(slots(table.classes[at].in_flight)),
+        Shared::Rate(at) => whole(table.classes[at].rate.unwrap_or(0.0) * RATE),
+        Shared::Bytes(at) => whole(table.classes[at].bytes_per_second.unwrap_or(0.0)),
+        Shared::Module(at) => u64::from(slots(table.modules[at].in_flight)),
+    }
+}
+
+/// No more than the store's script counts exactly.
+const GRAINS_MAX: f64 = 1e13;
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped; NaN becomes 0")]
+fn whole(amount: f64) -> u64 {
+    amount.clamp(0.0, GRAINS_MAX) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::engine::ClassReading;
+    use crate::core::policy::plain::{class, policy};
+    use crate::core::policy::{Bounds, RateBounds};
+
+    const TIMING: Timing = Timing { period: Duration::from_millis(250), remember: Duration::from_mins(5) };
+
+    fn part() -> (Part, LimitTable) {
+        let mut submit = class("submit", 9.0);
+        submit.rate = Some(RateBounds { per_second: Bounds::fixed(1.0 / 3600.0), burst: 1 });
+        let policy = Arc::new(policy(vec![submit, class("list", 1.0)], 30.0));
+        let table = LimitTable::initial(&policy);
+        (Part::new(policy, &table, 3, TIMING, Time::ZERO), table)
+    }
+
+    #[test]
+    fn without_a_store_a_door_has_its_even_share_of_every_limit() {
+        let (mut part, table) = part();
+        part.holding.go_alone(Time::ZERO);
+        let own = part.of(&table, Time::ZERO);
+        assert_eq!(slots(own.classes[0].in_flight), 3);
+        assert_eq!(slots(own.classes[1].in_flight), 1, "never none");
+        assert_eq!(slots(own.modules[0].in_flight), 10);
+        assert!((own.classes[0].rate.unwrap() * 3.0 * 3600.0 - 1.0).abs() < 0.02);
+    }
+
+    #[test]
+    fn a_lease_is_what_the_door_may_use_and_a_reload_keeps_it_under_its_name() {
+        let (mut part, table) = part();
+        let renewal = part.holding.renew(Time::ZERO, &[]);
+        part.holding.take(&renewal, &[7, 100, 1, 20], 3);
+        assert_eq!(slots(part.of(&table, Time::ZERO).classes[0].in_flight), 7);
+        let after = Arc::new(policy(vec![class("new", 4.0), class("submit", 9.0)], 30.0));
+        let table = LimitTable::initial(&after);
+        part.take_over(after, &table);
+        let own = part.of(&table, Time::ZERO);
+        assert_eq!(slots(own.classes[1].in_flight), 7);
+        assert_eq!(slots(own.classes[0].in_flight), 0, "nothing has been leased of it yet");
+    }
+
+    #[test]
+    fn whoever_waits_and_whoever_was_refused_is_demand() {
+        let (mut part, _) = part();
+        let mut door = vec![ClassReading::default(), ClassReading::default()];
+        part.loads(&door, Time::ZERO);
+        door[0].in_flight = 3;
+        door[0].in_flight_peak = 4;
+        door[0].waiting = 5;
+        door[0].counts.offered = 10;
+        let loads = part.loads(&door, Time::from_secs_f64(1.0));
+        assert_eq!(loads[0], (3, 10), "4.4 + 5, rounded up");
+        assert!(loads[1].1 > 6_000_000, "most of ten a second: {}", loads[1].1);
+        assert_eq!(loads[3], (3, 10), "the module's is its classes'");
+        let later = part.loads(&vec![ClassReading::default(); 2], Time::from_secs_f64(1.25));
+        assert_eq!(later[0].1, 9, "forgotten slowly");
+    }
+}

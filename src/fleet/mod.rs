@@ -1,0 +1,207 @@
+//! One replica of several: it renews its leases, tells the others of its door, and leads or follows.
+//!
+//! One task, off every request's path: each period it says what is under way and what it could use,
+//! and is told what it may use ([`crate::core::fleet`]). Whoever leads is told what the others see,
+//! hands that to its engine, and publishes how each limit is divided and the table all follow
+//! ([`crate::core::engine::crew`]).
+
+mod report;
+pub mod store;
+
+use crate::config::settings;
+use crate::core::engine::crew::{FleetChange, Followed, Peer, Role};
+use crate::core::fleet::division::{Level, divide};
+use crate::core::fleet::holding::Standing;
+use crate::runtime::guard::Guard;
+use report::Report;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Store, StoreError, Told};
+
+/// How often a door looks whether its leases have run out.
+const WATCH: Duration = Duration::from_millis(50);
+
+/// One replica.
+#[derive(Debug)]
+pub struct Replica {
+    guard: Arc<Guard>,
+    store: Store,
+    settings: settings::Fleet,
+    /// Its name and run: no two are ever the same.
+    member: String,
+    stamp: String,
+    last_table: String,
+    tables: u64,
+    problem: Option<String>,
+}
+
+impl Replica {
+    /// A replica that has not been heard of yet, called `name` where the settings do not say; `run`
+    /// tells two runs of one name apart.
+    pub fn new(
+        guard: &Arc<Guard>,
+        settings: &settings::Fleet,
+        password: Option<&str>,
+        name: &str,
+        run: &str,
+    ) -> Result<Replica, StoreError> {
+        let store = Store::new(&settings.url, password, &settings.group, settings.timing)?;
+        let replica = Replica {
+            guard: Arc::clone(guard),
+            store,
+            member: format!("{}:{run}", settings.name.as_deref().unwrap_or(name)),
+            settings: settings.clone(),
+            stamp: String::new(),
+            last_table: String::new(),
+            tables: 0,
+            problem: None,
+        };
+        replica.guard.join_fleet(&replica.member, replica.settings.replicas, replica.settings.timing);
+        Ok(replica)
+    }
+
+    /// Asks for the first leases, so that there are some before the first request; without a store
+    /// it begins with its safe share.
+    pub async fn begin(&mut self) {
+        if self.renew().await {
+            // The first division is made of the first demands: the second renewal knows of it.
+            self.renew().await;
+        }
+    }
+
+    /// Renews until the process winds up, and then gives everything back.
+    pub fn start(mut self) {
+        let tasks = self.guard.tasks.clone();
+        let guard = Arc::clone(&self.guard);
+        tasks.every(WATCH, move || guard.enforce_leases());
+        let closing = tasks.clone();
+        tasks.spawn(async move {
+            let mut every = tokio::time::interval(self.settings.timing.period);
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = closing.closed() => break,
+                    _ = every.tick() => {}
+                }
+                self.renew().await;
+            }
+            // Exchanges under way end without new ones coming; the others may have the rest.
+            if let Err(error) = self.store.leave(&self.member).await {
+                tracing::warn!(%error, "the shared store did not hear that this replica ends");
+            }
+        });
+    }
+
+    /// One renewal; whether the store answered.
+    async fn renew(&mut self) -> bool {
+        let Some(sent) = self.guard.next_renewal() else { return false };
+        let report = Report::new(&sent.policy, &sent.door, &sent.names, &sent.loads);
+        let door = serde_json::to_string(&report).unwrap_or_default();
+        let answer =
+            self.store.renew(&self.member, &sent.names, &sent.renewal, &self.stamp, &door, None).await;
+        match answer {
+            Ok(Some(told)) => {
+                self.recover();
+                self.take(&sent, &told).await;
+                true
+            }
+            Ok(None) => true,
+            Err(error) => {
+                self.fail(&error.to_string());
+                false
+            }
+        }
+    }
+
+    async fn take(&mut self, sent: &Sent, told: &Told) {
+        let known = told.live + told.silent;
+        let leads = told.leader == self.member;
+        self.guard.take_leases(&sent.renewal, &told.leases(&sent.names), known);
+        self.guard.on_fleet(&FleetChange {
+            role: if leads { Role::Leads } else { Role::Follows },
+            leader: told.leader.clone(),
+            token: told.token,
+            replicas: known.max(self.settings.replicas),
+            problem: String::new(),
+        });
+        if leads {
+            self.lead(sent, told).await;
+        } else if let (Some(stamp), Some(table)) = (&told.stamp, &told.table) {
+            match serde_json::from_str::<Followed>(table) {
+                Ok(followed) => self.guard.follow(&followed),
+                Err(error) => {
+                    tracing::warn!(%error, leader = told.leader, "the leader's table cannot be read");
+                }
+            }
+            self.stamp.clone_from(stamp);
+        }
+    }
+
+    /// Divides each limit by the demand for it, and publishes that with the table.
+    async fn lead(&mut self, sent: &Sent, told: &Told) {
+        let mut peers = Vec::new();
+        let mut demands: Vec<Vec<u64>> = vec![Vec::new(); sent.names.len()];
+        for pair in told.doors.chunks_exact(2) {
+            let Ok(report) = serde_json::from_str::<Report>(&pair[1]) else { continue };
+            for (name, demands) in sent.names.iter().zip(&mut demands) {
+                demands.push(report.demands.get(name).copied().unwrap_or(0));
+            }
+            if pair[0] != self.member {
+                peers.push(Peer { member: pair[0].clone(), door: report.door(&sent.policy) });
+            }
+        }
+        self.guard.on_peers(peers);
+        let (limits, followed) = self.guard.publication();
+        let levels: BTreeMap<&str, Level> = sent
+            .names
+            .iter()
+            .zip(limits)
+            .zip(&demands)
+            .map(|((name, limit), demands)| (name.as_str(), divide(limit, told.reserved.get(name), demands)))
+            .collect();
+        let table = serde_json::to_string(&followed).unwrap_or_default();
+        if table != self.last_table {
+            self.tables += 1;
+            self.last_table = table;
+        }
+        let stamp = format!("{}.{}", told.token, self.tables);
+        match self.store.publish(&self.member, told.token, &levels, &stamp, &self.last_table).await {
+            Ok(true) => {}
+            Ok(false) => tracing::info!(token = told.token, "another replica has taken over"),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    fn fail(&mut self, problem: &str) {
+        if self.problem.is_none() {
+            tracing::warn!(problem, "the shared store cannot be asked; trying again");
+        }
+        self.problem = Some(problem.to_owned());
+        let standing = self.guard.fail_renewal();
+        // While leases run, whoever leads goes on leading only as long as its leadership does.
+        let role = if standing == Standing::Leased { Role::Follows } else { Role::CutOff };
+        self.guard.on_store_problem(role, problem);
+    }
+
+    fn recover(&mut self) {
+        if self.problem.take().is_some() {
+            tracing::info!("the shared store answers again");
+        }
+    }
+}
+
+/// What a renewal was made of.
+#[derive(Debug)]
+pub struct Sent {
+    /// The policy it speaks of.
+    pub policy: Arc<crate::core::policy::Policy>,
+    /// The door as it was then.
+    pub door: crate::core::engine::DoorReading,
+    /// The shared limits.
+    pub names: Vec<String>,
+    /// In use, and in demand, of each.
+    pub loads: Vec<(u64, u64)>,
+    /// What is sent.
+    pub renewal: crate::core::fleet::holding::Renewal,
+}

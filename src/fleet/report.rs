@@ -1,0 +1,125 @@
+//! What a replica says of its door to whoever leads, as text: demands, and counts since its start.
+//!
+//! Counters are totals, so a report that was not read is made good by the next. Only classes that
+//! were ever asked stand in it, and of their latencies only the buckets that hold any: about 2 KB
+//! for a busy door.
+
+use crate::core::engine::{ClassReading, DoorReading};
+use crate::core::limit::meter::{BUCKETS, Reason};
+use crate::core::policy::Policy;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// The report of one door.
+#[derive(Serialize, Deserialize, Debug, Default)]
+pub(super) struct Report {
+    /// What it could use of each limit, in grains.
+    pub(super) demands: BTreeMap<String, u64>,
+    classes: BTreeMap<String, ClassReport>,
+}
+
+#[derive(Serialize, Deserialize, Debug)]
+struct ClassReport {
+    /// In flight, its peak, waiting.
+    now: [u32; 3],
+    stalled_s: f64,
+    /// In the order of [`scalars`].
+    counts: [u64; 11],
+    shed: Vec<(usize, u64)>,
+    buckets: Vec<(usize, u64)>,
+}
+
+impl Report {
+    /// The report of a door.
+    #[must_use]
+    pub(super) fn new(policy: &Policy, door: &DoorReading, names: &[String], loads: &[(u64, u64)]) -> Report {
+        let some = |counts: &[u64]| counts.iter().copied().enumerate().filter(|(_, n)| *n > 0).collect();
+        let classes = policy.classes.iter().zip(door).filter(|(_, seen)| seen.counts.offered > 0);
+        let classes = classes.map(|(class, seen)| {
+            let counts = &seen.counts;
+            let report = ClassReport {
+                now: [seen.in_flight, seen.in_flight_peak, seen.waiting],
+                stalled_s: seen.stalled_s,
+                counts: [
+                    counts.offered,
+                    counts.admitted,
+                    counts.queued,
+                    counts.served,
+                    counts.failed,
+                    counts.abandoned,
+                    counts.left,
+                    counts.shadow_shed,
+                    counts.latency_us,
+                    counts.wait_us,
+                    counts.work_us,
+                ],
+                shed: some(&counts.shed),
+                buckets: some(&counts.buckets),
+            };
+            (class.name.to_string(), report)
+        });
+        let demands = names.iter().zip(loads).map(|(name, (_, demand))| (name.clone(), *demand));
+        Report { demands: demands.collect(), classes: classes.collect() }
+    }
+
+    /// The door as it was reported, in the order of this policy's classes.
+    #[must_use]
+    pub(super) fn door(&self, policy: &Policy) -> DoorReading {
+        let read = |report: &ClassReport| {
+            let mut seen = ClassReading {
+                in_flight: report.now[0],
+                in_flight_peak: report.now[1],
+                waiting: report.now[2],
+                stalled_s: report.stalled_s,
+                ..ClassReading::default()
+            };
+            let counts = &mut seen.counts;
+            [
+                counts.offered,
+                counts.admitted,
+                counts.queued,
+                counts.served,
+                counts.failed,
+                counts.abandoned,
+                counts.left,
+                counts.shadow_shed,
+                counts.latency_us,
+                counts.wait_us,
+                counts.work_us,
+            ] = report.counts;
+            for (at, count) in report.shed.iter().filter(|(at, _)| *at < Reason::ALL.len()) {
+                counts.shed[*at] = *count;
+            }
+            for (at, count) in report.buckets.iter().filter(|(at, _)| *at < BUCKETS) {
+                counts.buckets[*at] = *count;
+            }
+            counts.bound = counts.queued + counts.shed_all() + counts.shadow_shed;
+            seen
+        };
+        let classes = policy.classes.iter().map(|class| self.classes.get(&*class.name));
+        classes.map(|report| report.map(read).unwrap_or_default()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::plain::{class, policy};
+
+    #[test]
+    fn a_report_says_what_the_door_says_whatever_the_order_of_classes() {
+        let here = policy(vec![class("a", 1.0), class("b", 1.0)], 2.0);
+        let there = policy(vec![class("b", 1.0), class("new", 1.0), class("a", 1.0)], 2.0);
+        let mut door = vec![ClassReading::default(), ClassReading::default()];
+        door[1].counts.offered = 9;
+        door[1].counts.shed[3] = 4;
+        door[1].counts.bound = 4;
+        door[1].counts.buckets[40] = 5;
+        door[1].in_flight_peak = 3;
+        let text = serde_json::to_string(&Report::new(&here, &door, &["b/rate".into()], &[(0, 7)])).unwrap();
+        let report: Report = serde_json::from_str(&text).unwrap();
+        let read = report.door(&there);
+        assert_eq!((&read[0], &read[1], &read[2]), (&door[1], &door[0], &door[0]));
+        assert_eq!(report.demands["b/rate"], 7);
+    }
+}

@@ -1,0 +1,126 @@
+//! The guard of one replica among several: its part of the limits, and who decides.
+//!
+//! [`crate::fleet`] talks to the others; what they say goes to the engine and to this door's part
+//! here. Leases are looked at many times a second, so that none is used after it has run out,
+//! whatever else is waited for.
+
+use crate::core::engine::crew::{FleetChange, Followed, Peer, Role};
+use crate::core::fleet::Timing;
+use crate::core::fleet::holding::{Renewal, Standing};
+use crate::core::fleet::part::{Leased, Part};
+use crate::core::policy::ClassId;
+use crate::fleet::Sent;
+use crate::runtime::guard::Guard;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Guard {
+    /// From now on this door uses its part of the limits: nothing, until the first renewal is
+    /// answered or has failed.
+    pub fn join_fleet(&self, me: &str, replicas: u32, timing: Timing) {
+        let (policy, table) = {
+            let mut engine = self.engine();
+            engine.join(me, replicas);
+            (Arc::clone(engine.policy()), engine.table())
+        };
+        *self.part() = Some(Part::new(policy, &table, replicas, timing, self.clock.now()));
+        self.enforce_leases();
+    }
+
+    /// Uses no lease longer than it runs.
+    pub fn enforce_leases(&self) {
+        let door = self.door();
+        let table = self.part_of(self.engine().table());
+        if *table != **door.table.load() {
+            door.set_table(table);
+        }
+    }
+
+    /// The next renewal, and what it is made of; `None` for a door that shares with nobody.
+    pub fn next_renewal(&self) -> Option<Sent> {
+        let (policy, table, mut reading) = {
+            let engine = self.engine();
+            (Arc::clone(engine.policy()), engine.table(), engine.door().clone())
+        };
+        let door = self.door();
+        let mut part = self.part();
+        let part = part.as_mut()?;
+        for (at, seen) in reading.iter_mut().enumerate() {
+            // What is under way at this moment: the reading is up to a tick old.
+            if let Ok(id) = u8::try_from(at) {
+                (seen.in_flight, seen.waiting) = door.gate.load(ClassId(id));
+            }
+        }
+        let now = self.clock.now();
+        let limits = part.limits(&table);
+        part.holding.set_limits(&limits);
+        let loads = part.loads(&reading, now);
+        let renewal = part.holding.renew(now, &loads);
+        Some(Sent { policy, door: reading, names: part.names().to_vec(), loads, renewal })
+    }
+
+    /// Takes in what the store has granted.
+    pub fn take_leases(&self, renewal: &Renewal, leases: &[u64], known: u32) {
+        if let Some(part) = &mut *self.part() {
+            part.holding.take(renewal, leases, known);
+        }
+        self.enforce_leases();
+    }
+
+    /// The store did not answer; says on what this door goes by now.
+    pub fn fail_renewal(&self) -> Standing {
+        let now = self.clock.now();
+        let standing = self.part().as_mut().map_or(Standing::CutOff, |part| {
+            if part.standing(now) == Standing::New {
+                part.holding.go_alone(now);
+            }
+            part.standing(now)
+        });
+        self.enforce_leases();
+        standing
+    }
+
+    /// Takes in who leads.
+    pub fn on_fleet(&self, change: &FleetChange) {
+        let effects = self.engine().on_fleet(change);
+        self.carry_out(effects);
+    }
+
+    /// Takes in that the store cannot be asked, and who decides meanwhile.
+    pub fn on_store_problem(&self, role: Role, problem: &str) {
+        let view = self.engine().view(self.clock.now());
+        let Some(fleet) = view.fleet else { return };
+        self.on_fleet(&FleetChange {
+            role,
+            leader: String::new(),
+            token: fleet.token,
+            replicas: fleet.replicas,
+            problem: problem.to_owned(),
+        });
+    }
+
+    /// Takes in what the others' doors say.
+    pub fn on_peers(&self, peers: Vec<Peer>) {
+        self.engine().on_peers(peers);
+    }
+
+    /// What a leader publishes: the whole limits in grains, and the table the others follow.
+    pub fn publication(&self) -> (Vec<u64>, Followed) {
+        let engine = self.engine();
+        let limits = self.part().as_ref().map_or_else(Vec::new, |part| part.limits(&engine.table()));
+        (limits, engine.followed(self.clock.now()))
+    }
+
+    /// Follows the leader's table.
+    pub fn follow(&self, followed: &Followed) {
+        let effects = self.engine().follow(followed, self.clock.now());
+        self.carry_out(effects);
+    }
+
+    /// What is leased here of each shared limit, and how old that is; `None` for a door that
+    /// shares with nobody.
+    pub fn leased(&self) -> Option<(Vec<Leased>, Duration)> {
+        let now = self.clock.now();
+        self.part().as_ref().map(|part| (part.leased(now), part.age(now)))
+    }
+}

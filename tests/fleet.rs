@@ -1,0 +1,489 @@
+//! Several doors that share their limits over a real Redis, which is killed, stopped, emptied and
+//! restarted under a flood.
+//!
+//! Skipped, with a note, where there is no `redis-server`; with `CI=true` that is a failure
+//! instead, so that the check cannot go missing unnoticed.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::disallowed_methods,
+    reason = "what fails here fails the test, and says why; real doors are watched by a real clock"
+)]
+
+use rayguard::config::{self, Overrides, settings::Settings};
+use rayguard::core::engine::crew::Role;
+use rayguard::core::fleet::Claim;
+use rayguard::core::fleet::Timing;
+use rayguard::core::fleet::book::Book;
+use rayguard::core::fleet::division::Level;
+use rayguard::core::fleet::holding::Renewal;
+use rayguard::core::limit::gate::Ask;
+use rayguard::core::policy::{Bounds, ClassId, Law, PartyLimits, Queue, RateBounds};
+use rayguard::core::request::party::Party;
+use rayguard::fleet::Replica;
+use rayguard::fleet::store::Store;
+use rayguard::observe::ledger;
+use rayguard::runtime::clock::Clock;
+use rayguard::runtime::guard::{Guard, Outlets};
+use rayguard::runtime::tasks::Tasks;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+
+// === a Redis of one's own ===
+
+struct Redis {
+    process: Option<Child>,
+    port: u16,
+    home: PathBuf,
+}
+
+impl Redis {
+    fn start(name: &str) -> Option<Redis> {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let home = std::env::temp_dir().join(format!("rayguard-redis-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&home).unwrap();
+        let mut redis = Redis { process: None, port, home };
+        redis.run().then_some(redis)
+    }
+
+    /// Nothing is kept on disk: a restart is a loss of all data.
+    fn run(&mut self) -> bool {
+        let started = Command::new("redis-server")
+            .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
+            .arg(self.port.to_string())
+            .arg("--dir")
+            .arg(&self.home)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn();
+        match started {
+            Ok(process) => self.process = Some(process),
+            Err(error) => {
+                assert!(std::env::var("CI").is_err(), "no Redis to test against: {error}");
+                eprintln!("skipped: no `redis-server` here ({error})");
+                return false;
+            }
+        }
+        let begun = Instant::now();
+        while std::net::TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(30), "redis-server listens");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        true
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill().unwrap();
+            process.wait().unwrap();
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process.as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+    }
+
+    fn empty(&self) {
+        let mut socket = std::net::TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        std::io::Write::write_all(&mut socket, b"FLUSHALL\r\n").unwrap();
+        let mut answer = [0; 5];
+        std::io::Read::read_exact(&mut socket, &mut answer).unwrap();
+        assert_eq!(&answer, b"+OK\r\n");
+    }
+
+    fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = std::fs::remove_dir_all(&self.home);
+    }
+}
+
+// === doors ===
+
+/// Rate 300/s.
+const BY_RATE: &str = "views";
+/// 30 slots.
+const BY_SLOTS: &str = "state-light";
+const RATE: f64 = 300.0;
+const SLOTS: u32 = 30;
+
+/// One door with its own runtime, so that it can be ended as `kill -9` ends a process.
+struct Door {
+    runtime: Option<tokio::runtime::Runtime>,
+    guard: Arc<Guard>,
+    member: String,
+}
+
+fn settings(url: &str, name: &str) -> Settings {
+    let dir = std::env::temp_dir().join(format!("rayguard-fleet-{}-{name}", std::process::id()));
+    let text = format!(
+        "listen = '127.0.0.1:0'\nstate_dir = '{}'\n[metrics]\ndiscover = false\ndiscovery_file = 'off'\n\
+         [fleet]\nurl = '{url}'\nreplicas = 3\nname = '{name}'\n",
+        dir.display()
+    );
+    let mut settings = config::parse(&text, "test", &Overrides::default()).unwrap();
+    let mut policy = (*settings.policy).clone();
+    for class in &mut policy.classes {
+        class.signals.clear();
+        class.law = Law::Static;
+        if [BY_RATE, BY_SLOTS].contains(&&*class.name) {
+            class.rate = None;
+            class.queue = Queue { len_max: 0, ..class.queue };
+            class.per_party = PartyLimits::default();
+            class.in_flight = Bounds::fixed(f64::from(SLOTS));
+            policy.modules[class.module.index()].in_flight = Bounds::fixed(1000.0);
+            policy.modules[class.module.index()].work = None;
+        }
+        if *class.name == *BY_RATE {
+            class.rate = Some(RateBounds { per_second: Bounds::fixed(RATE), burst: 5 });
+            class.in_flight = Bounds::fixed(1000.0);
+        }
+    }
+    settings.policy = Arc::new(policy);
+    settings
+}
+
+impl Door {
+    fn open(redis: &Redis, name: &str) -> Door {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let settings = Arc::new(settings(&redis.url(), name));
+        let (guard, member) = runtime.block_on(async {
+            let (alerts, mut told) = mpsc::channel(256);
+            let options = ledger::Options {
+                dir: settings.ledger.dir.clone(),
+                file_bytes_max: 1 << 20,
+                files_max: 2,
+                sync: ledger::Sync::default(),
+            };
+            let (record, pump) = ledger::ledger(ledger::Writer::open(options).0, 4096);
+            std::thread::spawn(move || pump.run());
+            let (clock, tasks) = (Clock::start(), Tasks::default());
+            let guard = Guard::new(
+                Arc::clone(&settings),
+                &[],
+                [1, 2],
+                clock,
+                tasks.clone(),
+                Outlets { record, alerts },
+            );
+            tasks.spawn_until_closed(async move { while told.recv().await.is_some() {} });
+            let fleet = settings.fleet.as_ref().unwrap();
+            let mut replica = Replica::new(&guard, fleet, None, "host", "1").unwrap();
+            replica.begin().await;
+            replica.start();
+            (guard, format!("{name}:1"))
+        });
+        Door { runtime: Some(runtime), guard, member }
+    }
+
+    fn class(&self, name: &str) -> ClassId {
+        let at = self.guard.door().policy.classes.iter().position(|class| &*class.name == name).unwrap();
+        ClassId(u8::try_from(at).unwrap())
+    }
+
+    /// So many requests a second for ever, each over at once.
+    fn ask_by_rate(&self, per_second: f64) {
+        let (door, class) = (self.guard.door(), self.class(BY_RATE));
+        let begun = Instant::now();
+        self.runtime.as_ref().unwrap().spawn(async move {
+            let mut every = tokio::time::interval(Duration::from_millis(2));
+            let mut asked = 0_u64;
+            loop {
+                every.tick().await;
+                while (asked as f64) < begun.elapsed().as_secs_f64() * per_second {
+                    asked += 1;
+                    let party = Party { address: asked % 64 * 512, credential: None };
+                    drop(door.admit(Ask { class, route: 0, party }).await);
+                }
+            }
+        });
+    }
+
+    /// So many clients for ever, each of which holds a slot for 20 ms when it gets one.
+    fn ask_for_slots(&self, clients: u64) {
+        let (door, class) = (self.guard.door(), self.class(BY_SLOTS));
+        for client in 0..clients {
+            let door = Arc::clone(&door);
+            self.runtime.as_ref().unwrap().spawn(async move {
+                loop {
+                    let party = Party { address: client * 512, credential: None };
+                    let slot = door.admit(Ask { class, route: 0, party }).await;
+                    tokio::time::sleep(Duration::from_millis(if slot.is_ok() { 20 } else { 2 })).await;
+                    drop(slot);
+                }
+            });
+        }
+    }
+
+    fn admitted(&self) -> u64 {
+        self.guard.door().gate.counts(self.class(BY_RATE)).admitted
+    }
+
+    fn under_way(&self) -> u32 {
+        self.guard.door().gate.load(self.class(BY_SLOTS)).0
+    }
+
+    fn slots(&self) -> f64 {
+        self.guard.door().table.load().classes[self.class(BY_SLOTS).index()].in_flight
+    }
+
+    fn rate(&self) -> f64 {
+        self.guard.door().table.load().classes[self.class(BY_RATE).index()].rate.unwrap()
+    }
+
+    fn role(&self) -> Role {
+        self.guard.view().fleet.unwrap().role
+    }
+
+    /// As `kill -9` does.
+    fn kill(&mut self) {
+        self.runtime.take().unwrap().shutdown_background();
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Looks at the doors every few milliseconds: no more slots are ever in use or given out than there
+/// are. Returns the mean in use.
+fn watch(doors: &[Door], length: Duration) -> f64 {
+    let begun = Instant::now();
+    let (mut sum, mut count) = (0.0, 0.0);
+    while begun.elapsed() < length {
+        // One after the other: a slot may pass from one door to the next between two looks, but only
+        // a slot that was given up, some hundred milliseconds before.
+        let given: f64 = doors.iter().map(Door::slots).sum();
+        let used: u32 = doors.iter().map(Door::under_way).sum();
+        let rate: f64 = doors.iter().map(Door::rate).sum();
+        assert!(given <= f64::from(SLOTS), "{given} slots given out");
+        assert!(used <= SLOTS, "{used} slots in use");
+        assert!(rate <= RATE + 1e-3, "{rate}/s given out");
+        sum += f64::from(used);
+        count += 1.0;
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    sum / count
+}
+
+fn wait_until(what: &str, patience: Duration, is: impl Fn() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < patience, "{what} within {patience:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    begun.elapsed()
+}
+
+fn even(doors: &[Door]) -> bool {
+    doors
+        .iter()
+        .all(|door| (door.rate() / RATE * 3.0 - 1.0).abs() < 0.03 && (9.0..=10.0).contains(&door.slots()))
+}
+
+// === what must hold ===
+
+#[test]
+fn three_doors_under_a_tenfold_flood_admit_the_shared_limit_and_no_more() {
+    let Some(redis) = Redis::start("flood") else { return };
+    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
+    for door in &doors {
+        door.ask_by_rate(10.0 * RATE / 3.0);
+        door.ask_for_slots(100);
+    }
+    wait_until("an even division", Duration::from_secs(20), || even(&doors));
+    let (begun, before) = (Instant::now(), doors.iter().map(Door::admitted).sum::<u64>());
+    let used = watch(&doors, Duration::from_secs(8));
+    let admitted = doors.iter().map(Door::admitted).sum::<u64>() - before;
+    let share = admitted as f64 / begun.elapsed().as_secs_f64() / RATE;
+    eprintln!("admitted {:.2} % of the shared rate, used {used:.2} of {SLOTS} slots", share * 100.0);
+    assert!((share - 1.0).abs() <= 0.03, "{share}");
+    assert!(used >= 0.9 * f64::from(SLOTS), "{used}");
+    let leaders = doors.iter().filter(|door| door.role() == Role::Leads).count();
+    assert_eq!(leaders, 1, "one decides");
+}
+
+#[test]
+fn doors_with_unequal_demand_share_max_min() {
+    let Some(redis) = Redis::start("unequal") else { return };
+    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
+    for (door, per_second) in doors.iter().zip([40.0, 400.0, 2_500.0]) {
+        door.ask_by_rate(per_second);
+    }
+    std::thread::sleep(Duration::from_secs(8));
+    let before: Vec<u64> = doors.iter().map(Door::admitted).collect();
+    let begun = Instant::now();
+    watch(&doors, Duration::from_secs(10));
+    let length = begun.elapsed().as_secs_f64();
+    let got: Vec<f64> =
+        doors.iter().zip(before).map(|(door, before)| (door.admitted() - before) as f64 / length).collect();
+    eprintln!("40, 400 and 2500/s at 300/s: {got:.1?}/s");
+    for (got, fair) in got.iter().zip([40.0, 130.0, 130.0]) {
+        assert!((got / fair - 1.0).abs() <= 0.05, "{got:?} instead of {fair}");
+    }
+}
+
+#[test]
+fn whatever_happens_to_the_store_no_door_opens_and_none_shuts() {
+    let Some(mut redis) = Redis::start("faults") else { return };
+    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
+    doors[0].ask_by_rate(1_000.0);
+    doors[0].ask_for_slots(100);
+    doors[1].ask_for_slots(100);
+    wait_until("leases where they are asked for", Duration::from_secs(20), || {
+        doors[0].rate() > 0.8 * RATE && doors[1].slots() >= 12.0
+    });
+    let cut_off = || even(&doors) && doors.iter().all(|door| door.role() == Role::CutOff);
+    let well = || doors[0].rate() > 0.8 * RATE && doors[2].role() != Role::CutOff;
+
+    redis.kill();
+    watch(&doors, Duration::from_secs(7));
+    assert!(cut_off(), "each goes on with its even share");
+    assert!(doors[0].guard.view().alerts.iter().any(|alert| alert.key.starts_with("fleet-store-down")));
+
+    assert!(redis.run());
+    watch(&doors, Duration::from_secs(6));
+    assert!(well(), "a store that comes back empty is used again");
+
+    redis.signal("-STOP");
+    watch(&doors, Duration::from_secs(7));
+    assert!(cut_off(), "a store that is asleep is no store");
+    redis.signal("-CONT");
+    watch(&doors, Duration::from_secs(6));
+    assert!(well());
+
+    for _ in 0..3 {
+        redis.empty();
+        watch(&doors, Duration::from_secs(2));
+    }
+    watch(&doors, Duration::from_secs(3));
+    assert!(well(), "a store that forgot everything is told again");
+}
+
+#[test]
+fn whoever_leads_is_succeeded_within_three_periods_and_pins_outlive_it() {
+    let Some(redis) = Redis::start("leader") else { return };
+    let mut doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
+    let leads = |door: &&Door| door.role() == Role::Leads;
+    wait_until("a leader", Duration::from_secs(10), || doors.iter().filter(leads).count() == 1);
+    let at = doors.iter().position(|door| door.role() == Role::Leads).unwrap();
+    let order = rayguard::core::engine::steer::Order::Freeze(true);
+    doors[at].guard.order(&order, "me", "a test").unwrap();
+    assert!(
+        doors[(at + 1) % 3]
+            .guard
+            .order(&order, "me", "")
+            .unwrap_err()
+            .to_string()
+            .contains("decides for all")
+    );
+    wait_until("all follow", Duration::from_secs(5), || doors.iter().all(|door| door.guard.view().frozen));
+    let token = doors[at].guard.view().fleet.unwrap().token;
+    doors[at].kill();
+    let dead = doors.remove(at);
+    let took = wait_until("a successor", Duration::from_secs(5), || doors.iter().filter(leads).count() == 1);
+    eprintln!("taken over from {} within {took:?}", dead.member);
+    // Three periods, and one in which two busy processors may be late.
+    assert!(took <= Duration::from_secs(1), "{took:?}");
+    let next = doors.iter().find(leads).unwrap();
+    assert!(next.guard.view().fleet.unwrap().token > token);
+    assert!(next.guard.view().frozen, "what was held stays held");
+}
+
+/// The script and the book are given the same renewals and must give the same answers.
+#[tokio::test]
+async fn the_script_is_the_book() {
+    let Some(redis) = Redis::start("script") else { return };
+    let timing = Timing { period: Duration::from_millis(250), remember: Duration::from_secs(20) };
+    let names: Vec<String> = ["a/rate", "b/in_flight"].map(str::to_owned).to_vec();
+    let mut state = 42_u64;
+    let mut below = |bound: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % bound
+    };
+    Store::new(&redis.url(), None, "greeting", timing).unwrap().greet().await.unwrap();
+    for round in 0..20 {
+        let mut store = Store::new(&redis.url(), None, &format!("r{round}"), timing).unwrap();
+        let mut book = Book::new(2, timing);
+        let limits = [1_000_000 + below(1_000_000), 1 + below(40)];
+        let mut now = 1_700_000_000_000 + below(1_000_000);
+        let mut known = [(0_u64, 0_u64, [0_u64; 2]); 5];
+        for _ in 0..300 {
+            now += match below(30) {
+                0 => below(4_000),
+                1 => 21_000,
+                _ => below(120),
+            };
+            if below(100) == 0 {
+                now -= 5_000;
+            }
+            let at = usize::try_from(below(5)).unwrap();
+            let member = u32::try_from(at).unwrap();
+            if below(60) == 0 {
+                store.leave(&at.to_string()).await.unwrap();
+                book.leave(member);
+                continue;
+            }
+            let (seq, acknowledged, caps) = &mut known[at];
+            *seq += 1;
+            let claims = (0..2).map(|of| Claim {
+                cap: caps[of],
+                used: if of == 0 { 0 } else { below(limits[of] / 2 + 1) },
+                demand: below(limits[of] * 2),
+                safe: limits[of] / 5,
+                limit: limits[of],
+            });
+            let claims = claims.collect();
+            let renewal = Renewal {
+                seq: *seq,
+                acknowledged: *acknowledged,
+                claims,
+                at: rayguard::core::time::Time::ZERO,
+            };
+            let told = store.renew(&at.to_string(), &names, &renewal, "", "{}", Some(now)).await.unwrap();
+            let answer = book.renew(member, &renewal, now);
+            let (Some(told), Some(answer)) = (told, answer) else { panic!("both or none") };
+            assert_eq!(told.leases(&names), answer.leases, "round {round}: {renewal:?}");
+            assert_eq!((told.live, told.silent, told.token), (answer.live, answer.silent, answer.token));
+            assert_eq!(told.leader, answer.leader.unwrap().to_string());
+            if answer.leader == Some(member) {
+                assert_eq!(told.doors.len(), 2 * answer.demands.len());
+                let reserved: Vec<u64> = names.iter().map(|name| told.reserved.get(name)).collect();
+                assert_eq!(reserved, answer.reserved);
+            }
+            if below(10) > 0 {
+                *acknowledged = *seq;
+                caps.copy_from_slice(&answer.leases);
+            }
+            if below(4) == 0 {
+                let token = answer.token - u64::from(below(5) == 0);
+                let level = |limit: u64, level| Level { limit, level, slack: 3 };
+                let levels = match below(3) {
+                    0 => [level(limits[0], None), level(limits[1], Some(0))],
+                    1 => [level(limits[0], Some(limits[0] / 3)), level(limits[1], Some(2))],
+                    _ => [level(limits[0] / 2, Some(900)), level(limits[1], None)],
+                };
+                let by_name: BTreeMap<&str, Level> = names.iter().map(String::as_str).zip(levels).collect();
+                let leader = answer.leader.unwrap().to_string();
+                let written = store.publish(&leader, token, &by_name, "1", "{}").await.unwrap();
+                assert_eq!(written, book.publish(token, &levels));
+            }
+        }
+    }
+}
