@@ -2,6 +2,8 @@
 pub mod arrivals;
 pub mod calibration;
 pub mod chance;
+#[cfg(test)]
+mod critical_gain;
 pub mod door;
 pub mod exposition;
 pub mod faults;

@@ -174,7 +174,7 @@ fn under(scenario: &Scenario, guard: Guard, seed: u64, traces: &Traces) -> Resul
 pub fn comparison_table(scenarios: &[(String, Vec<Comparison>)]) -> String {
     let mut text = format!("{:<28}", "polite % / yield %, * holds");
     let Some((_, first)) = scenarios.first() else { return text };
-    let wide = |text: &str| format!("{text:>14}");
+    let wide = |text: &str| format!(" {text:>14}");
     for row in first {
         text.push_str(&wide(row.guard.trim_start_matches("netflix ").trim_start_matches("rayguard, ")));
     }

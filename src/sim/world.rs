@@ -236,6 +236,19 @@ pub fn run_under(
     Ok(world.run)
 }
 
+/// Runs a scenario behind a limiter of the caller's.
+#[cfg(test)]
+pub(super) fn run_behind(
+    scenario: &Scenario,
+    limiter: Box<dyn Limiter>,
+    seed: u64,
+) -> Result<Run, ScenarioError> {
+    let mut world = World::new(scenario, Conditions::of(scenario), Guard::Off, seed, &Traces::new())?;
+    world.rival = Some(limiter);
+    world.live();
+    Ok(world.run)
+}
+
 impl<'a> World<'a> {
     fn new(
         scenario: &'a Scenario,

@@ -20,9 +20,11 @@
 //! *Futile cuts.* Latency follows a limit only on a saturated plant (gain 1); below saturation
 //! (gain 0) a cut takes throughput and gives nothing for it. An objective which a head that has
 //! become slower cannot meet at any limit would so cut the limit to its floor. Every cut is a
-//! trial of that: once a binding limit has come down by a fifth (`TRIAL`), latency must have
-//! come down by half as much, or the limit stays there for `TRIAL_HOLD`, unless latency
-//! rises. A head that is slow for another reason than us is not helped by starving callers.
+//! trial of that: once a binding limit has come down by a fifth (`TRIAL`), or by as much more as
+//! it takes to tell from chance, latency must have come down by half as much, or the limit stays
+//! there for `TRIAL_HOLD`, unless latency rises by more than chance does. (It is the high readings
+//! that are answered with cuts: a trial that began anew at each of them would never end.) A head
+//! that is slow for another reason than us is not helped by starving callers.
 //! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
 //! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Rails::ground`], a
 //! hundredth of `initial`, and move on from there.
@@ -37,6 +39,10 @@ use std::time::Duration;
 pub const DEMAND_FACTOR: f64 = 2.0;
 /// So far on log(limit) a limit comes down before the cuts are judged by what they gave.
 const TRIAL: f64 = 0.25;
+/// A trial is told by a fall of this many standard errors of the latency.
+const TRIAL_ERRORS: f64 = 2.5;
+/// A rise of this many is no chance: the head has become slower, and the trial begins anew.
+const RISE_ERRORS: f64 = 3.0;
 /// So long a limit is not cut further after cuts that gave nothing.
 const TRIAL_HOLD: Duration = Duration::from_secs(30);
 /// Limits below this share of `initial` are lifted to it before they grow.
@@ -220,14 +226,16 @@ impl Rails {
         let anew = Trial { limit, latency_s, futile_at: None };
         let trial = *self.trial.get_or_insert(anew);
         let fallen = (trial.latency_s / latency_s).ln();
-        let grown = limit > trial.limit || fallen < -TRIAL / 2.0;
+        let grown = limit > trial.limit || fallen < -(TRIAL / 2.0).max(RISE_ERRORS * seen.noise);
         let over = trial.futile_at.is_some_and(|at| seen.now.since(at) > TRIAL_HOLD);
         if grown || over {
             self.trial = Some(anew);
-        } else if trial.futile_at.is_none() && (trial.limit / limit).ln() >= TRIAL && is_after_the_last(seen)
-        {
-            let futile_at = (fallen < TRIAL / 2.0).then_some(seen.now);
-            self.trial = Some(Trial { futile_at, ..anew });
+        } else if trial.futile_at.is_none() && is_after_the_last(seen) {
+            let cut = (trial.limit / limit).ln();
+            if cut >= TRIAL.max(TRIAL_ERRORS * seen.noise) {
+                let futile_at = (fallen < cut / 2.0).then_some(seen.now);
+                self.trial = Some(Trial { futile_at, ..anew });
+            }
         }
     }
 
