@@ -159,13 +159,20 @@ impl Bounds {
     /// `value` brought into the range; NaN becomes `initial`.
     #[must_use]
     pub fn clamp(&self, value: f64) -> f64 {
-        if value.is_nan() { self.initial } else { value.clamp(self.min, self.max) }
+        if value.is_nan() { self.initial } else { between(value, self.min, self.max) }
     }
     /// Whether the loop may move it.
     #[must_use]
     pub fn moves(&self) -> bool {
         self.min < self.max
     }
+}
+
+/// As `f64::clamp`, but bounds that cross are no reason to panic: the lower one holds. The
+/// configuration refuses such bounds; a record that is derived again has been read from a file.
+#[must_use]
+pub fn between(value: f64, low: f64, high: f64) -> f64 {
+    value.min(high).max(low)
 }
 
 /// A rate limit's range, in requests per second, and its burst.

@@ -267,7 +267,7 @@ impl Door {
                 let now = self.clock.now();
                 let leaving = Leaving { door: self, id, ask, since: now };
                 let deadline = deadline.min(now + patience);
-                let deadline = tokio::time::Instant::from_std(self.clock.instant(deadline));
+                let deadline = self.clock.instant(deadline);
                 let verdict = tokio::time::timeout_at(deadline, &mut receiver).await;
                 std::mem::forget(leaving);
                 match verdict {

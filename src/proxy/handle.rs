@@ -372,7 +372,8 @@ impl Passage {
             Ok(shaken) => shaken,
             Err(answer) => return answer,
         };
-        let joined = tunnel::connect(client, ray, slot, self.throttle(), self.door.tasks.clone());
+        let is_tail = self.class().kind == Kind::Held;
+        let joined = tunnel::connect(client, ray, slot, self.throttle(), is_tail, self.door.tasks.clone());
         self.door.tasks.spawn(joined);
         let (mut parts, _) = response.into_parts();
         strip_hop_by_hop(&mut parts.headers);

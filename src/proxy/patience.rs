@@ -76,7 +76,7 @@ impl hyper::rt::Timer for Patience {
     }
 
     fn now(&self) -> Instant {
-        self.0.clock.instant(self.0.clock.now())
+        self.0.clock.instant(self.0.clock.now()).into_std()
     }
 }
 
@@ -97,7 +97,7 @@ impl Future for Wait {
         let this = self.get_mut();
         let clock = this.patience.0.clock;
         let deadline = this.patience.deadline(this.since);
-        let at = tokio::time::Instant::from_std(clock.instant(deadline));
+        let at = clock.instant(deadline);
         let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
         if timer.deadline() > at {
             timer.as_mut().reset(at);

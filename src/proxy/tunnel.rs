@@ -58,17 +58,18 @@ pub async fn shake_hands(
 }
 
 /// Joins the two ends until Ray closes its own or the door goes down. Each is to be had once its
-/// answer has been sent.
+/// answer has been sent. When the client leaves, Ray is told unless it `is_tail`.
 pub async fn connect(
     client: OnUpgrade,
     ray: OnUpgrade,
     mut slot: Slot,
     throttle: Option<Throttle>,
+    is_tail: bool,
     tasks: Tasks,
 ) {
     match tokio::try_join!(client, ray) {
         Ok((client, ray)) => {
-            join(TokioIo::new(client), TokioIo::new(ray), throttle, &tasks).await;
+            join(TokioIo::new(client), TokioIo::new(ray), throttle, is_tail, &tasks).await;
             slot.served();
         }
         Err(_) => slot.failed(), // one side left between handshake and tunnel
@@ -81,14 +82,18 @@ async fn join(
     client: impl AsyncRead + AsyncWrite,
     ray: impl AsyncRead + AsyncWrite,
     mut throttle: Option<Throttle>,
+    is_tail: bool,
     tasks: &Tasks,
 ) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let (mut from_ray, mut to_ray) = tokio::io::split(ray);
     let upward = async {
-        // Ends when the client leaves. Ray's side stays open: closing it would free our socket
-        // and leave Ray's slot taken, out of our sight.
+        // Ends when the client leaves. A tail's other side stays open: closing it would free our
+        // socket and leave Ray's slot taken, out of our sight. Any other server is told.
         let _ = tokio::io::copy(&mut from_client, &mut to_ray).await;
+        if !is_tail {
+            let _ = to_ray.shutdown().await;
+        }
     };
     let downward = async {
         let mut buffer = vec![0; 16 * 1024];

@@ -4,9 +4,11 @@
 //! set back, is for the record alone.
 
 use crate::core::time::{Time, WallMs};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::time::Instant;
 
-/// The OS clock, counted from the moment it was made. Copies agree with each other.
+/// The OS clock, counted from the moment it was made. Copies agree with each other. It is read as
+/// tokio's timers read it: both stand still together where a test has stopped them.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
     start: Instant,
@@ -15,7 +17,6 @@ pub struct Clock {
 impl Clock {
     /// A clock that starts now.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "this is the one room that reads the OS clock")]
     pub fn start() -> Clock {
         Clock { start: Instant::now() }
     }

@@ -1011,6 +1011,7 @@ fn watched(door: &Door, name: &str) -> Result<ClassId, ScenarioError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const HEAD: &str = r#"
         question = "?"
@@ -1047,6 +1048,16 @@ mod tests {
         assert!(one.journal.contains("\"event\":\"adjustment\""), "the loop has something to say");
         assert_eq!(one, again);
         assert_ne!(one.journal, other.journal);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
+
+        /// Design 10, of any seed.
+        #[test]
+        fn a_seed_is_a_journal(seed in any::<u64>()) {
+            prop_assert_eq!(ran(Guard::Rayguard, seed), ran(Guard::Rayguard, seed));
+        }
     }
 
     #[test]

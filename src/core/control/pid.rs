@@ -22,6 +22,7 @@
 //! *Bumpless.* After a transfer `e'` is unknown and the first step is integral alone.
 
 use super::law::{self, Observation, Step};
+use crate::core::policy::between;
 use serde::{Deserialize, Serialize};
 
 /// Share of a new error that the derivative's filter takes per step.
@@ -109,7 +110,7 @@ impl State {
             return;
         }
         let backed = error + (new.ln() - log_limit) / config.kp; // Eq. 3
-        self.answered = Some(backed.clamp(before.min(error), before.max(error)));
+        self.answered = Some(between(backed, before.min(error), before.max(error)));
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::law::{LawState, Observation, Terms};
 use super::rails::{Guard, Rails};
-use crate::core::policy::{Bounds, Control, Law, OnStale};
+use crate::core::policy::{Bounds, Control, Law, OnStale, between};
 use crate::core::time::Time;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -81,7 +81,7 @@ impl Regulator {
             OnStale::Static => safe,
         };
         let ratio = self.rails.slew;
-        let new = bounds.clamp(wanted.clamp(from / ratio, (from * ratio).max(self.rails.ground())));
+        let new = bounds.clamp(between(wanted, from / ratio, (from * ratio).max(self.rails.ground())));
         let guard = ((new - wanted).abs() > 0.0).then_some(Guard::Slew);
         self.law.reset();
         Move { old: limit, new, terms: Terms::NoInformation, guard }

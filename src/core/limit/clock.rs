@@ -15,11 +15,11 @@
 //! Readers take no lock: the line's three numbers stand under a sequence count (odd while a
 //! writer is at work) and a reader that saw it move reads again.
 
+use super::sync::{AtomicU64, Ordering, fence, spin_loop};
 use crate::core::time::Time;
 use governor::clock::{Clock, Reference};
 use governor::nanos::Nanos;
 use std::ops::Add;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Virtual nanoseconds that one cell lasts.
 pub const CELL_NANOS: f64 = 1e6;
@@ -91,7 +91,7 @@ impl ElasticClock {
             {
                 break seen;
             }
-            std::hint::spin_loop();
+            spin_loop();
         };
         fence(Ordering::Release);
         let real = self.real_origin.load(Ordering::Relaxed);
@@ -126,7 +126,7 @@ impl ElasticClock {
                     return line;
                 }
             }
-            std::hint::spin_loop();
+            spin_loop();
         }
     }
 }

@@ -3,7 +3,7 @@
 //! The counter outlives every table. Lowering the limit below what is under way admits
 //! nothing until enough has drained; it interrupts nothing.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use super::sync::{AtomicU32, Ordering};
 
 /// How many are under way.
 #[derive(Debug, Default)]

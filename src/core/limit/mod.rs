@@ -11,5 +11,11 @@ pub mod rate;
 pub mod share;
 pub mod table;
 
+/// What the clock and the counter are made of. `tests/loom.rs` compiles both once more, on loom's.
+mod sync {
+    pub(super) use std::hint::spin_loop;
+    pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+}
+
 #[cfg(test)]
 mod fairness_tests;
