@@ -724,6 +724,11 @@ impl<W> Gate<W> {
             let virtual_time = queue.virtual_time;
             let ClassQueue { id, fair, tag } = &mut queue.classes[at];
             let class = self.class(*id);
+            if class.tally.in_flight.count() >= slots(table.class(*id).in_flight) {
+                // Who would be next need not be known; a full class is the rule under overload.
+                without_room |= 1 << at.min(63);
+                continue;
+            }
             let Some(next) = fair.peek(now) else { break };
             let ask = Ask { class: *id, route: next.route, party: next.party };
             let ticket = match self.try_enter(table, ask, now) {

@@ -282,33 +282,53 @@ impl<W> FairQueue<W> {
     }
 
     fn next_flow(&self) -> Option<Flow> {
-        self.flows.keys().copied().min_by(|a, b| order(self.key(*a), self.key(*b)))
+        let flows = self.flows.keys().map(|flow| (self.key(*flow), *flow));
+        flows.min_by(|a, b| order(a.0, b.0)).map(|(_, flow)| flow)
     }
 
     /// The flow whose backlog ends last, were a request of `newcomer` to join.
     fn served_last(&self, newcomer: Flow, cost: f64) -> Flow {
-        let mut backlog_address: BTreeMap<u64, f64> = BTreeMap::new();
-        let mut backlog_credential: BTreeMap<u64, f64> = BTreeMap::new();
-        let mut own: BTreeMap<Flow, f64> = BTreeMap::new();
         let joining = std::iter::once((newcomer, cost));
         let waiting =
             self.flows.iter().map(|(flow, queue)| (*flow, queue.iter().map(|(_, w)| w.cost).sum::<f64>()));
-        for (flow, work) in waiting.chain(joining) {
-            *backlog_address.entry(flow.address).or_default() += work;
-            *backlog_credential.entry(flow.credential).or_default() += work;
-            *own.entry(flow).or_default() += work;
-        }
-        let end = |flow: Flow| {
-            let of_address = backlog_address.get(&flow.address).copied().unwrap_or(0.0);
-            let of_credential = backlog_credential.get(&flow.credential).copied().unwrap_or(0.0);
+        let work: Vec<(Flow, f64)> = waiting.chain(joining).collect();
+        let of_address = Backlogs::by(&work, |flow| flow.address);
+        let of_credential = Backlogs::by(&work, |flow| flow.credential);
+        let end = |flow: Flow, own: f64| {
+            let (of_address, of_credential) =
+                (of_address.get(flow.address), of_credential.get(flow.credential));
             let (tag, turn) = self.key_after(flow, of_address, of_credential);
-            (tag, turn + own.get(&flow).copied().unwrap_or(0.0))
+            (tag, turn + own)
         };
-        let longest = self.flows.keys().copied().max_by(|a, b| order(end(*a), end(*b)));
-        match longest {
-            Some(flow) if order(end(flow), end(newcomer)).is_gt() => flow,
+        let own = work.iter().filter(|(flow, _)| *flow == newcomer).map(|(_, work)| *work).sum();
+        let of_newcomer = end(newcomer, own);
+        let others = work[..self.flows.len()]
+            .iter()
+            .map(|(flow, own)| (if *flow == newcomer { of_newcomer } else { end(*flow, *own) }, *flow));
+        match others.max_by(|a, b| order(a.0, b.0)) {
+            Some((of_longest, flow)) if order(of_longest, of_newcomer).is_gt() => flow,
             _ => newcomer,
         }
+    }
+}
+
+/// The work that waits for each address, or for each credential.
+struct Backlogs(Vec<(u64, f64)>);
+
+impl Backlogs {
+    fn by(work: &[(Flow, f64)], of: impl Fn(Flow) -> u64) -> Backlogs {
+        let mut sums: Vec<(u64, f64)> = work.iter().map(|(flow, work)| (of(*flow), *work)).collect();
+        sums.sort_by_key(|(party, _)| *party);
+        sums.dedup_by(|next, sum| {
+            let same = next.0 == sum.0;
+            sum.1 += if same { next.1 } else { 0.0 };
+            same
+        });
+        Backlogs(sums)
+    }
+
+    fn get(&self, party: u64) -> f64 {
+        self.0.binary_search_by_key(&party, |(party, _)| *party).map_or(0.0, |at| self.0[at].1)
     }
 }
 
