@@ -156,7 +156,6 @@ async fn a_thousand_questions_at_once_are_all_answered_within_the_limit() {
     let mut asking = tokio::task::JoinSet::new();
     for _ in 0..1500 {
         let mut envoy = envoy.clone();
-        #[expect(clippy::disallowed_methods, reason = "a test may start what it awaits")]
         asking.spawn(async move { decided(&mut envoy).await });
     }
     let codes = asking.join_all().await;

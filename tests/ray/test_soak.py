@@ -92,11 +92,12 @@ def test_a_long_mixed_life_leaves_no_trace_but_the_record():
         assert not outside, f"{len(outside)} of {len(polite.exchanges)} outside the faults: {outside[:5]}"
         assert polite.served() > 5 * seconds
         wait_until("no place is held", lambda: under_way(door) == 0, 20)
-        # In two minutes the history is still filling; in half an hour nothing may grow.
-        patience = 0.0 if MINUTES >= 20 else 1.0
-        for what, samples, floor in (("KiB of memory", memory, 100 * patience), ("descriptors", descriptors, 0.5 * patience)):
+        # In two minutes the history is still filling. After a quarter of an hour the allocator alone still
+        # rounds up now and then: 0.2 KiB a second was measured in the second quarter, and falling.
+        memory_max, descriptors_max = (100, 0.5) if MINUTES < 20 else (0.5, 0)
+        for what, samples, most in (("KiB of memory", memory, memory_max), ("descriptors", descriptors, descriptors_max)):
             settled = [(at, count) for at, count in samples if at >= WARM_S]
             rise, error = slope(settled)
             print(f"{what}: {samples[0][1]} at first, {samples[-1][1]} at last, slope {rise:.3f} +- {error:.3f} a second")
-            assert rise - error <= floor, f"{what} grow by {rise:.3f} +- {error:.3f} a second"
+            assert rise - error <= most, f"{what} grow by {rise:.3f} +- {error:.3f} a second"
         whole(door)
