@@ -5,7 +5,7 @@
 //! `doc/PROTOCOL-HTTP2.md`). For one method with one small message each way that is all there is,
 //! and hyper does the rest; a framework would bring more than it saves.
 //!
-//! Bounded: [`MESSAGE_BYTES_MAX`], [`READ_MAX`], and the streams that the listener allows.
+//! Bounded: [`MESSAGE_BYTES_MAX`], `READ_MAX`, and the streams that the listener allows.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};

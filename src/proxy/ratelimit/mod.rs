@@ -41,7 +41,7 @@
 //! Two limits on trust. A refusal stops at the first descriptor that is over: the others are only
 //! looked at, and places already taken are given back. And a client that breaks off while our
 //! answer is on its way to its Envoy is never reported as ended, which a hostile one may do on
-//! purpose: its place lasts until it is taken for lost ([`LOST_OBJECTIVES`]). So it gains what a slow
+//! purpose: its place lasts until it is taken for lost (`LOST_OBJECTIVES`). So it gains what a slow
 //! request would have gained it, and parties share places as they do at the door.
 //!
 //! [`Gate::decide`]: crate::core::limit::gate::Gate::decide
