@@ -16,6 +16,7 @@
 //! replica has let in since the reading it knows at once, and what others have only later.
 
 use crate::core::engine::steer::{Pin, Refusal};
+use crate::core::engine::view::PinView;
 use crate::core::engine::{ClassReading, DoorReading, Effects, Engine};
 use crate::core::journal::{Event, LimitKind, LoopKind};
 use crate::core::limit::meter::Counts;
@@ -113,7 +114,7 @@ pub struct Followed {
     /// Whether all limits are held.
     pub frozen: bool,
     /// What is held by hand.
-    pub pins: Vec<FollowedPin>,
+    pub pins: Vec<PinView>,
     /// Classes whose sheds are only counted.
     pub shadow: Vec<String>,
 }
@@ -129,23 +130,6 @@ pub struct FollowedLimit {
     pub r#loop: LoopKind,
     /// Its value.
     pub value: f64,
-}
-
-/// One limit held by hand.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-pub struct FollowedPin {
-    /// The class.
-    pub class: String,
-    /// Which limit.
-    pub limit: LimitKind,
-    /// Its value.
-    pub value: f64,
-    /// For how long yet, in seconds.
-    pub left_s: f64,
-    /// Who said so.
-    pub who: String,
-    /// Why.
-    pub why: String,
 }
 
 impl FleetChange {
@@ -320,19 +304,15 @@ impl Engine {
             r#loop: of.which,
             value: of.limit,
         });
-        let pins = self.wheel.pins().iter().map(|pin| FollowedPin {
-            class: name(pin.class),
-            limit: pin.limit,
-            value: pin.value,
-            left_s: pin.until.since(now).as_secs_f64().ceil(),
-            who: pin.who.clone(),
-            why: pin.why.clone(),
-        });
+        let mut pins = self.pin_views(now);
+        for pin in &mut pins {
+            pin.left_s = pin.left_s.ceil(); // or the table would be another at every renewal
+        }
         let shadow = self.classes.iter().enumerate().filter(|(_, loops)| loops.mode == Mode::Shadow);
         Followed {
             limits: limits.collect(),
             frozen: self.wheel.frozen(),
-            pins: pins.collect(),
+            pins,
             shadow: shadow.map(|(at, _)| name(at)).collect(),
         }
     }

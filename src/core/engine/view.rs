@@ -208,7 +208,7 @@ impl Engine {
         self.policy.modules.iter().enumerate().map(view).collect()
     }
 
-    fn pin_views(&self, now: Time) -> Vec<PinView> {
+    pub(super) fn pin_views(&self, now: Time) -> Vec<PinView> {
         let view = |pin: &super::steer::Pin| PinView {
             class: self.policy.classes[pin.class].name.to_string(),
             limit: pin.limit,
