@@ -42,7 +42,7 @@ http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; pro
 HAPROXY_CONF = """
 global
     nbthread 1
-    maxconn 16384
+    maxconn 9000
 defaults
     mode http
     option forwardfor
