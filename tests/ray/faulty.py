@@ -1,7 +1,7 @@
 """A head that can be made ill: an HTTP server in a process of its own, and its metrics page.
 
-What the real head cannot be talked into (an answer that breaks off, a metrics page that lies) this
-one does at a word. It is a process, so that it can be frozen and killed as Ray is.
+What the real head cannot be talked into (an answer that breaks off, a metrics page that lies, ten
+gigabytes of log) this one does at a word. It is a process, so that it can be frozen and killed as Ray is.
 
     python faulty.py PORT DIRECTORY     serves; obeys the words in DIRECTORY/mood
 """
@@ -21,6 +21,9 @@ ray_node_cpu_utilization{{IsHeadNode="true",ip="127.0.0.1"}} {cpu}
 # TYPE ray_tasks gauge
 ray_tasks{{State="PENDING_NODE_ASSIGNMENT",Name="f"}} {pending}
 """
+
+
+MEBIBYTE = b"x" * 2**20
 
 
 def page(mood):
@@ -48,8 +51,10 @@ async def serve(port, directory):
                 length = next(
                     (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0
                 )  # fmt: skip
-                if length:
-                    await reader.readexactly(length)
+                while length:
+                    length -= len(await reader.read(min(length, 2**16)))
+                    if reader.at_eof():
+                        return
                 path = head.split(b" ")[1].decode()
                 mood = (directory / "mood").read_text()
                 status, kind, body = 200, "application/json", b'{"result": true, "ray_version": "2.60.0"}'
@@ -64,6 +69,14 @@ async def serve(port, directory):
                     await writer.drain()
                     writer.transport.abort()
                     return
+                elif "mebibytes=" in path:
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n")
+                    for _ in range(int(path.split("mebibytes=")[1])):
+                        writer.write(b"100000\r\n" + MEBIBYTE + b"\r\n")
+                        await writer.drain()
+                    writer.write(b"0\r\n\r\n")
+                    await writer.drain()
+                    continue
                 else:
                     await asyncio.sleep(0.01)
                 writer.write(

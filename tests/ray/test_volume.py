@@ -1,0 +1,81 @@
+"""What is large passes in constant memory: a package up, ten gigabytes of log down, and a reader who is slow."""
+
+import socket
+import threading
+import time
+
+import pytest
+from door import Door
+from faulty import FaultyHead
+from head import wait_until
+
+# Logs pass at 50 MB/s as shipped; here memory is asked about, not bandwidth.
+UNBRIDLED = '[class.state-logs]\nbytes_per_second = "off"\n'
+PEAK_KIB = 64 * 1024
+PACKAGE_MIB = 100
+LOG_MIB = 10 * 1000**3 // 2**20
+
+
+@pytest.fixture
+def faulty():
+    with FaultyHead() as head:
+        yield head
+
+
+@pytest.fixture
+def door(faulty):
+    with Door(faulty, UNBRIDLED) as door:
+        yield door
+
+
+def connect(door, head):
+    connection = socket.create_connection(("127.0.0.1", door.port), timeout=60)
+    connection.sendall(head.encode() + b"\r\nhost: ray\r\nconnection: close\r\n\r\n")
+    return connection
+
+
+def drain(connection):
+    """How many bytes came until the end."""
+    room, count = memoryview(bytearray(2**20)), 0
+    while got := connection.recv_into(room):
+        count += got
+    return count
+
+
+def test_ten_gigabytes_of_log_pass_in_constant_memory(door):
+    log = connect(door, f"GET /api/v0/logs/file?mebibytes={LOG_MIB} HTTP/1.1")
+    assert drain(log) > LOG_MIB * 2**20
+    assert door.status("VmHWM") < PEAK_KIB
+
+
+def test_packages_pass_in_constant_memory(door):
+    def upload(number, statuses):
+        path = f"/api/packages/gcs/_ray_pkg_{number:016x}.zip"
+        package = connect(door, f"PUT {path} HTTP/1.1\r\ncontent-length: {PACKAGE_MIB * 2**20}")
+        mebibyte = b"p" * 2**20
+        for _ in range(PACKAGE_MIB):
+            package.sendall(mebibyte)
+        statuses.append(package.recv(12)[9:12])
+
+    statuses = []
+    uploads = [threading.Thread(target=upload, args=(number, statuses)) for number in range(4)]
+    for each in uploads:
+        each.start()
+    for each in uploads:
+        each.join(60)
+    assert statuses == [b"200"] * 4
+    assert door.status("VmHWM") < PEAK_KIB
+
+
+def test_a_reader_who_is_slow_holds_back_the_head_and_fills_no_memory(door):
+    slow = [connect(door, "GET /api/v0/logs/file?mebibytes=1000 HTTP/1.1") for _ in range(2)]
+    for each in slow:
+        assert each.recv(12).endswith(b"200")
+    # What nobody reads is not taken from the head: memory stands still while the head could send.
+    before = door.status("VmRSS")
+    time.sleep(2.0)
+    assert door.status("VmRSS") - before < 1024
+    assert door.status("VmHWM") < PEAK_KIB
+    for each in slow:
+        each.close()
+    wait_until("the door's descriptors", lambda: door.descriptors() < 64, 20)
