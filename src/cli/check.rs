@@ -17,6 +17,7 @@ use crate::config::margins::ClassLoop;
 use crate::config::quantity::Length;
 use crate::config::{self, Overrides, Problems, Settings};
 use crate::core::control::stability::Assessment;
+use crate::core::policy::Treatment;
 
 /// Says everything that is wrong with a configuration, and how stable its loops are.
 ///
@@ -220,10 +221,31 @@ fn notes(settings: &Settings) -> Vec<String> {
             Length(metrics.interval)
         ));
     }
+    notes.extend(scarce(settings));
     if settings.alerts.notify.is_empty() {
         notes.push("no one is told of alerts; they stand in the record and in /metrics alone".to_owned());
     }
     notes
+}
+
+/// Limits that may fall below one slot for each replica: the one case in which replicas that have
+/// lost their store may together exceed a limit.
+fn scarce(settings: &Settings) -> Option<String> {
+    let replicas = settings.fleet.as_ref()?.replicas;
+    let least = |name: &str, min: f64| (min < f64::from(replicas)).then(|| format!("{name} ({min})"));
+    let policy = &settings.policy;
+    let classes = policy.classes.iter().filter(|class| class.treatment == Treatment::Limited);
+    let classes = classes.filter_map(|class| least(&class.name, class.in_flight.min));
+    let modules = policy.modules.iter().filter_map(|module| least(&module.name, module.in_flight.min));
+    let scarce: Vec<String> = classes.chain(modules).collect();
+    (!scarce.is_empty()).then(|| {
+        format!(
+            "`in_flight.min` is less than the {replicas} replicas of the fleet in {}: a replica that has lost \
+             the store still has one slot, so that together they may exceed such a limit while it is that low; \
+             raise it to {replicas}, or live with it",
+            scarce.join(", ")
+        )
+    })
 }
 
 #[cfg(test)]
@@ -256,6 +278,17 @@ mod tests {
             assert!(out.contains(part), "{part} is missing from\n{out}");
         }
         assert!(!out.contains("job-list"), "a loop that stands still has no margin:\n{out}");
+    }
+
+    #[test]
+    fn limits_with_fewer_slots_than_replicas_are_named() {
+        let fleet = "[fleet]\nurl = 'redis://cache'\nreplicas = 3\n";
+        let (code, out) = checked(&format!("{STILL}[class.views]\nin_flight = 3\n{fleet}"), Format::Table);
+        assert_eq!(code, 0);
+        let note = out.lines().find(|line| line.contains("the 3 replicas of the fleet")).unwrap();
+        assert!(note.contains("job-submit (2)") && !note.contains("views ("), "{note}");
+        let (_, out) = checked(STILL, Format::Table);
+        assert!(!out.contains("replicas"), "one door has no such trouble:\n{out}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ for q, held in pairs(record.held) do
   if record.gone then s.reserved[q] = math.max(0, (s.reserved[q] or 0) - held) end
 end
 if record.gone then s.gone = s.gone - 1 end
-if s.leader == ARGV[1] then s.lead = 0 end
+if s.leader == ARGV[1] then s.leader, s.lead = '', 0 end
 redis.call('HSET', KEYS[1], 'state', cmsgpack.pack(s))
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[4], ARGV[1])

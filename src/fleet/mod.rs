@@ -11,7 +11,6 @@ pub mod store;
 use crate::config::settings;
 use crate::core::engine::crew::{FleetChange, Followed, Peer, Role};
 use crate::core::fleet::division::{Level, divide};
-use crate::core::fleet::holding::Standing;
 use crate::runtime::guard::Guard;
 use report::Report;
 use std::collections::BTreeMap;
@@ -70,11 +69,14 @@ impl Replica {
         }
     }
 
-    /// Renews until the process winds up, and then gives everything back.
+    /// Renews until the process winds up, and then gives everything back as it comes free.
     pub fn start(mut self) {
         let tasks = self.guard.tasks.clone();
         let guard = Arc::clone(&self.guard);
-        tasks.every(WATCH, move || guard.enforce_leases());
+        tasks.every(WATCH, move || {
+            guard.enforce_leases();
+            guard.step_down();
+        });
         let closing = tasks.clone();
         tasks.spawn(async move {
             let mut every = tokio::time::interval(self.settings.timing.period);
@@ -84,13 +86,33 @@ impl Replica {
                     () = closing.closed() => break,
                     _ = every.tick() => {}
                 }
+                while !self.renew().await && self.guard.leads() {
+                    // Before anybody else may lead.
+                    tokio::time::sleep(self.settings.timing.period / 5).await;
+                }
+            }
+            self.give_back().await;
+        });
+    }
+
+    /// What is still under way is this replica's until it has ended, or until nobody waits for it
+    /// any longer; the others may have the rest at once.
+    async fn give_back(&mut self) {
+        let (clock, tasks) = (self.guard.clock, self.guard.tasks.clone());
+        let last = clock.now() + self.guard.settings().http.drain * 9 / 10;
+        let mut due = clock.now();
+        self.guard.leave_fleet();
+        // This task is one of those that run.
+        while tasks.running() > 1 && clock.now() < last {
+            if clock.now() >= due {
+                due = clock.now() + self.settings.timing.period;
                 self.renew().await;
             }
-            // Exchanges under way end without new ones coming; the others may have the rest.
-            if let Err(error) = self.store.leave(&self.member).await {
-                tracing::warn!(%error, "the shared store did not hear that this replica ends");
-            }
-        });
+            tokio::time::sleep(WATCH).await;
+        }
+        if let Err(error) = self.store.leave(&self.member).await {
+            tracing::warn!(%error, "the shared store did not hear that this replica ends");
+        }
     }
 
     /// One renewal; whether the store answered.
@@ -117,7 +139,7 @@ impl Replica {
     async fn take(&mut self, sent: &Sent, told: &Told) {
         let known = told.live + told.silent;
         let leads = told.leader == self.member;
-        self.guard.take_leases(&sent.renewal, &told.leases(&sent.names), known);
+        self.guard.take_leases(&sent.renewal, &told.leases(&sent.names), known, leads);
         self.guard.on_fleet(&FleetChange {
             role: if leads { Role::Leads } else { Role::Follows },
             leader: told.leader.clone(),
@@ -179,9 +201,7 @@ impl Replica {
         }
         self.problem = Some(problem.to_owned());
         let standing = self.guard.fail_renewal();
-        // While leases run, whoever leads goes on leading only as long as its leadership does.
-        let role = if standing == Standing::Leased { Role::Follows } else { Role::CutOff };
-        self.guard.on_store_problem(role, problem);
+        self.guard.on_store_problem(standing, problem);
     }
 
     fn recover(&mut self) {

@@ -41,7 +41,7 @@ local function forget(member, record)
   redis.call('HDEL', KEYS[2], member)
   redis.call('HDEL', KEYS[4], member)
   redis.call('ZREM', KEYS[3], member)
-  if s.leader == member then s.lead = 0 end
+  if s.leader == member then s.leader, s.lead = '', 0 end
 end
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, 256)) do
   local record = read(KEYS[2], member)
@@ -71,7 +71,9 @@ if record and a.seq <= record.seq then
 end
 -- The store has forgotten what it acknowledged.
 if (record and record.seq or 0) < a.acknowledged then s.grace = now + a.ttl end
-if s.leader == a.member and s.lead > now then
+if a.leaving then
+  if s.leader == a.member then s.leader, s.lead = '', 0 end
+elseif s.leader == a.member and s.lead > now then
   s.lead = now + a.lead
 elseif s.lead <= now then
   s.token = s.token + 1
@@ -117,7 +119,8 @@ for q, claim in pairs(a.claims) do
     end
   else
     wish = level[2] < 0 and demand or math.min(demand, level[2])
-    wish = math.min(math.max(wish, minimum(limit)) + level[3], limit)
+    if not a.leaving then wish = math.max(wish, minimum(limit)) + level[3] end
+    wish = math.min(wish, limit)
   end
   if now < s.grace then
     wish = math.min(wish, newcomer and math.max(hold, safe, 1) or hold)

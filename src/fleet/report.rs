@@ -5,7 +5,7 @@
 //! for a busy door.
 
 use crate::core::engine::{ClassReading, DoorReading};
-use crate::core::limit::meter::{BUCKETS, Reason};
+use crate::core::limit::meter::{BUCKETS, Counts, Reason};
 use crate::core::policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,19 +40,7 @@ impl Report {
             let report = ClassReport {
                 now: [seen.in_flight, seen.in_flight_peak, seen.waiting],
                 stalled_s: seen.stalled_s,
-                counts: [
-                    counts.offered,
-                    counts.admitted,
-                    counts.queued,
-                    counts.served,
-                    counts.failed,
-                    counts.abandoned,
-                    counts.left,
-                    counts.shadow_shed,
-                    counts.latency_us,
-                    counts.wait_us,
-                    counts.work_us,
-                ],
+                counts: scalars(&mut counts.clone()).map(|count| *count),
                 shed: some(&counts.shed),
                 buckets: some(&counts.buckets),
             };
@@ -74,19 +62,7 @@ impl Report {
                 ..ClassReading::default()
             };
             let counts = &mut seen.counts;
-            [
-                counts.offered,
-                counts.admitted,
-                counts.queued,
-                counts.served,
-                counts.failed,
-                counts.abandoned,
-                counts.left,
-                counts.shadow_shed,
-                counts.latency_us,
-                counts.wait_us,
-                counts.work_us,
-            ] = report.counts;
+            scalars(counts).into_iter().zip(report.counts).for_each(|(count, told)| *count = told);
             for (at, count) in report.shed.iter().filter(|(at, _)| *at < Reason::ALL.len()) {
                 counts.shed[*at] = *count;
             }
@@ -99,6 +75,23 @@ impl Report {
         let classes = policy.classes.iter().map(|class| self.classes.get(&*class.name));
         classes.map(|report| report.map(read).unwrap_or_default()).collect()
     }
+}
+
+/// The counts that stand for themselves, in the order in which they are told.
+fn scalars(counts: &mut Counts) -> [&mut u64; 11] {
+    [
+        &mut counts.offered,
+        &mut counts.admitted,
+        &mut counts.queued,
+        &mut counts.served,
+        &mut counts.failed,
+        &mut counts.abandoned,
+        &mut counts.left,
+        &mut counts.shadow_shed,
+        &mut counts.latency_us,
+        &mut counts.wait_us,
+        &mut counts.work_us,
+    ]
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ struct Ask<'a> {
     lead: u128,
     remember: u128,
     turn: u128,
+    leaving: bool,
     stamp: &'a str,
     door: &'a str,
     /// cap, used, demand, safe, limit
@@ -174,6 +175,7 @@ impl Store {
             lead: timing.lead().as_millis(),
             remember: timing.remember.as_millis(),
             turn: timing.period.as_millis() * 4,
+            leaving: renewal.leaving,
             stamp,
             door,
             claims: claims

@@ -59,12 +59,43 @@ impl Guard {
         Some(Sent { policy, door: reading, names: part.names().to_vec(), loads, renewal })
     }
 
-    /// Takes in what the store has granted.
-    pub fn take_leases(&self, renewal: &Renewal, leases: &[u64], known: u32) {
+    /// Takes in what the store has granted, and whether this replica leads.
+    pub fn take_leases(&self, renewal: &Renewal, leases: &[u64], known: u32, leads: bool) {
         if let Some(part) = &mut *self.part() {
+            part.holding.lead(renewal, leads);
             part.holding.take(renewal, leases, known);
         }
         self.enforce_leases();
+    }
+
+    /// Whether this replica may take itself for the leader at this moment.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        let now = self.clock.now();
+        self.part().as_ref().is_some_and(|part| part.holding.leads(now))
+    }
+
+    /// From now on this door gives back what it does not use.
+    pub fn leave_fleet(&self) {
+        if let Some(part) = &mut *self.part() {
+            part.holding.leave();
+        }
+    }
+
+    /// Leads no longer than the store has it: another may by now, and this replica follows until it
+    /// hears who.
+    pub fn step_down(&self) {
+        let leads = self.leads();
+        let crew = self.engine().fleet();
+        if let Some(fleet) = crew.filter(|fleet| fleet.role == Role::Leads && !leads) {
+            self.on_fleet(&FleetChange {
+                role: Role::Follows,
+                leader: String::new(),
+                token: fleet.token,
+                replicas: fleet.replicas,
+                problem: fleet.store_problem.unwrap_or_default(),
+            });
+        }
     }
 
     /// The store did not answer; says on what this door goes by now.
@@ -86,13 +117,18 @@ impl Guard {
         self.carry_out(effects);
     }
 
-    /// Takes in that the store cannot be asked, and who decides meanwhile.
-    pub fn on_store_problem(&self, role: Role, problem: &str) {
-        let view = self.engine().view(self.clock.now());
-        let Some(fleet) = view.fleet else { return };
+    /// Takes in that the store cannot be asked: whoever leads leads on as long as its leadership
+    /// runs, and whoever has leases follows what it last heard.
+    pub fn on_store_problem(&self, standing: Standing, problem: &str) {
+        let Some(fleet) = self.engine().fleet() else { return };
+        let (role, leader) = match standing {
+            Standing::Leased if fleet.role == Role::Leads && self.leads() => (Role::Leads, fleet.leader),
+            Standing::Leased => (Role::Follows, String::new()),
+            _ => (Role::CutOff, String::new()),
+        };
         self.on_fleet(&FleetChange {
             role,
-            leader: String::new(),
+            leader,
             token: fleet.token,
             replicas: fleet.replicas,
             problem: problem.to_owned(),

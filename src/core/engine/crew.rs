@@ -140,6 +140,9 @@ impl FleetChange {
             Role::Leads => {
                 format!("this replica decides for all {} by token {}", self.replicas, self.token)
             }
+            Role::Follows if self.leader.is_empty() => {
+                "nobody is known to decide: this replica keeps to the table it has".to_owned()
+            }
             Role::Follows => {
                 format!("{} decides for all {} by token {}", self.leader, self.replicas, self.token)
             }
@@ -251,6 +254,12 @@ fn add_gauges(class: &mut ClassReading, other: &ClassReading) {
 }
 
 impl Engine {
+    /// The fleet, for people; `None` for an engine that decides for nobody else.
+    #[must_use]
+    pub fn fleet(&self) -> Option<FleetView> {
+        self.crew.as_ref().map(Crew::view)
+    }
+
     /// From now on this engine is one of several; until the store has answered it goes by itself.
     pub fn join(&mut self, me: &str, replicas: u32) {
         let classes = self.policy.classes.len();

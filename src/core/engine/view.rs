@@ -177,7 +177,7 @@ impl Engine {
             pins: self.pin_views(now),
             alerts: self.alerts.firing().cloned().collect(),
             events_lost: self.events_lost,
-            fleet: self.crew.as_ref().map(crate::core::engine::crew::Crew::view),
+            fleet: self.fleet(),
         }
     }
 

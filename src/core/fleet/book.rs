@@ -116,7 +116,11 @@ impl Book {
             // The store has forgotten what it acknowledged.
             self.grace_until_ms = now_ms + ttl;
         }
-        self.elect(member, now_ms);
+        if !renewal.leaving {
+            self.elect(member, now_ms);
+        } else if self.leader.is_some_and(|(leader, _)| leader == member) {
+            self.leader = None;
+        }
         let newcomer = renewal.acknowledged == 0;
         let limits = self.levels.len();
         let mut record = self.members.remove(&member).unwrap_or_else(|| Record::new(limits));
@@ -130,6 +134,8 @@ impl Book {
             let others = self.sums[at].saturating_sub(record.held[at]);
             let mut wish = if level.goes_round() {
                 record.turns[at].wish(claim.demand, &level, replicas, now_ms, self.timing)
+            } else if renewal.leaving {
+                level.need(claim.demand)
             } else {
                 level.wish(claim.demand, replicas)
             };

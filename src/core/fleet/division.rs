@@ -67,8 +67,13 @@ impl Level {
     #[must_use]
     pub fn wish(&self, demand: u64, replicas: u64) -> u64 {
         let least = minimum(self.limit, replicas);
-        let share = self.level.map_or(demand, |level| demand.min(level));
-        share.max(least).saturating_add(self.slack).min(self.limit)
+        self.need(demand).max(least).saturating_add(self.slack).min(self.limit)
+    }
+
+    /// The same for one that winds up, and needs nothing to spare.
+    #[must_use]
+    pub fn need(&self, demand: u64) -> u64 {
+        self.level.map_or(demand, |level| demand.min(level)).min(self.limit)
     }
 
     /// Whether it goes round.

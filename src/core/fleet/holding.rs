@@ -30,6 +30,9 @@ pub struct Holding {
     relies_on: Option<Time>,
     /// Since when there has been no store, for a replica that never reached one.
     alone_since: Option<Time>,
+    /// Until when this replica leads, by its own clock.
+    leads_until: Option<Time>,
+    leaving: bool,
 }
 
 /// On what a replica goes by.
@@ -54,6 +57,8 @@ pub struct Renewal {
     pub acknowledged: u64,
     /// One for each limit.
     pub claims: Vec<Claim>,
+    /// It winds up: it asks for what is still under way, and for nothing to spare.
+    pub leaving: bool,
     /// When it was sent.
     pub at: Time,
 }
@@ -73,6 +78,8 @@ impl Holding {
             acknowledged: 0,
             relies_on: None,
             alone_since: None,
+            leads_until: None,
+            leaving: false,
         }
     }
 
@@ -166,7 +173,7 @@ impl Holding {
             }
         });
         let claims = claims.collect();
-        Renewal { seq: self.sent, acknowledged: self.acknowledged, claims, at: now }
+        Renewal { seq: self.sent, acknowledged: self.acknowledged, claims, leaving: self.leaving, at: now }
     }
 
     /// The answer to `renewal`: leases in grains, and how many replicas the book knows of. An
@@ -182,6 +189,30 @@ impl Holding {
         self.relies_on = Some(renewal.at);
         self.known = known;
         true
+    }
+
+    /// From now on every renewal gives back what is not in use.
+    pub fn leave(&mut self) {
+        self.leaving = true;
+        self.leads_until = None;
+    }
+
+    /// Whether it winds up.
+    #[must_use]
+    pub fn is_leaving(&self) -> bool {
+        self.leaving
+    }
+
+    /// The answer to `renewal` says who leads.
+    pub fn lead(&mut self, renewal: &Renewal, leads: bool) {
+        self.leads_until = (leads && !self.leaving).then(|| renewal.at + self.timing.lead_reliance());
+    }
+
+    /// Whether this replica may still take itself for the leader: no longer than the book does,
+    /// and as long, though a renewal or two have failed.
+    #[must_use]
+    pub fn leads(&self, now: Time) -> bool {
+        self.leads_until.is_some_and(|until| now < until)
     }
 
     /// There is no store to ask, now at the start: the safe share must do.
@@ -246,6 +277,20 @@ mod tests {
         assert!(holding.take(&quick, &[7], 3));
         assert!(!holding.take(&slow, &[25], 3));
         assert_eq!(holding.caps(Time::from_secs_f64(0.5)), [7]);
+    }
+
+    #[test]
+    fn leadership_is_given_up_before_the_store_may_give_it_away() {
+        let mut holding = leased(30, 20);
+        let renewal = holding.renew(Time::from_secs_f64(1.0), &[(0, 5)]);
+        holding.lead(&renewal, true);
+        assert!(holding.leads(Time::from_secs_f64(1.44)), "as if nothing had happened");
+        assert!(!holding.leads(Time::from_secs_f64(1.45)), "a tenth before the 500 ms are over");
+        holding.lead(&renewal, false);
+        assert!(!holding.leads(Time::from_secs_f64(1.0)));
+        holding.lead(&renewal, true);
+        holding.leave();
+        assert!(!holding.leads(Time::from_secs_f64(1.0)), "whoever winds up leads nobody");
     }
 
     #[test]

@@ -93,6 +93,12 @@ impl Timing {
         self.period * 2
     }
 
+    /// How long after sending a renewal its sender may take itself for the leader.
+    #[must_use]
+    pub fn lead_reliance(&self) -> Duration {
+        self.lead() * 9 / 10
+    }
+
     /// How long after sending a renewal a replica relies on what it was granted.
     #[must_use]
     pub fn reliance(&self) -> Duration {

@@ -8,7 +8,8 @@
 //! *Demand.* Of slots: the most under way since the last renewal and a tenth (whoever has less
 //! than its share is not to be held back by chance), those that wait, and those refused, by
 //! Little's law. Of a rate: what was offered, averaged over a second. It falls by a tenth per
-//! renewal, so that leases do not follow each gap in the traffic.
+//! renewal, so that leases do not follow each gap in the traffic. A door that winds up needs what
+//! is under way and what waits, and not more.
 
 use super::Timing;
 use super::holding::{Holding, Standing};
@@ -137,8 +138,10 @@ impl Part {
             (0..door.len()).filter(unary).map(of).sum()
         };
         let weight = 1.0 - (-elapsed_s).exp();
+        let leaving = self.holding.is_leaving();
+        let leases = self.holding.caps(now);
         let mut loads = Vec::with_capacity(self.shared.len());
-        for (of, kept) in self.shared.iter().zip(&mut self.demands) {
+        for ((of, kept), lease) in self.shared.iter().zip(&mut self.demands).zip(leases) {
             let (used, demand) = match *of {
                 Shared::InFlight(at) => (f64::from(door[at].in_flight), wants[at]),
                 Shared::Module(at) => (
@@ -154,7 +157,17 @@ impl Part {
                 Shared::Bytes(at) => (0.0, if door[at].in_flight > 0 { 1e13 } else { 0.0 }),
             };
             *kept = if matches!(of, Shared::Rate(_)) { demand } else { demand.max(*kept * 0.9 - 0.1) };
-            loads.push((whole(used), whole(kept.ceil())));
+            let demand = match *of {
+                _ if !leaving => whole(kept.ceil()),
+                Shared::InFlight(at) => u64::from(door[at].in_flight + door[at].waiting),
+                Shared::Module(at) => {
+                    whole(of_module(at, &|class| f64::from(door[class].in_flight + door[class].waiting)))
+                }
+                Shared::Rate(at) if door[at].waiting > 0 => lease,
+                Shared::Bytes(at) if door[at].in_flight > 0 => lease,
+                Shared::Rate(_) | Shared::Bytes(_) => 0,
+            };
+            loads.push((whole(used), demand));
         }
         self.peaks.clear();
         self.before.clone_from(door);
@@ -303,6 +316,23 @@ mod tests {
         let own = part.of(&table, Time::ZERO);
         assert_eq!(slots(own.classes[1].in_flight), 7);
         assert_eq!(slots(own.classes[0].in_flight), 0, "nothing has been leased of it yet");
+    }
+
+    #[test]
+    fn a_door_that_winds_up_asks_for_what_it_still_serves_and_no_more() {
+        let (mut part, _) = part();
+        let renewal = part.holding.renew(Time::ZERO, &[]);
+        part.holding.take(&renewal, &[7, 100, 1, 20], 3);
+        let mut door = vec![ClassReading::default(), ClassReading::default()];
+        (door[0].in_flight, door[0].in_flight_peak, door[0].waiting) = (3, 6, 1);
+        door[0].counts.offered = 10;
+        part.loads(&door, Time::from_secs_f64(0.25));
+        part.holding.leave();
+        assert_eq!(part.loads(&door, Time::from_secs_f64(0.5)), [(3, 4), (0, 100), (0, 0), (3, 4)]);
+        door[0].waiting = 0;
+        let loads = part.loads(&door, Time::from_secs_f64(0.75));
+        assert_eq!(loads, [(3, 3), (0, 0), (0, 0), (3, 3)], "nobody waits for the rate any more");
+        assert!(part.holding.renew(Time::from_secs_f64(0.75), &loads).leaving);
     }
 
     #[test]
