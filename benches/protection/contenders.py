@@ -106,8 +106,8 @@ REAL = f"""listen = [
 """
 
 
-def commands(work, real=False):
-    """Name -> command of every contender, None for nothing at all."""
+def commands(work, real=False, recording=None):
+    """Name -> command of every contender, None for nothing at all; rayguard records what it sees into `recording`."""
 
     def peer(name):
         own = HERE / "peers" / "real" / name
@@ -128,6 +128,7 @@ def commands(work, real=False):
             "run",
             "--state-dir",
             str(work / f"state-{time.monotonic_ns()}"),
+            *(["--record", str(recording)] if recording else []),
             *os.environ.get("RAYGUARD_RUN_ARGS", "").split(),
             "--upstream",
             f"http://127.0.0.1:{HEAD_PORT}",
@@ -139,10 +140,11 @@ def commands(work, real=False):
 class Contender:
     """A context in which the contender stands at `port`."""
 
-    def __init__(self, name, work, real=False):
+    def __init__(self, name, work, real=False, recording=None):
         self.name = name
         self.work = Path(work)
         self.real = real
+        self.recording = recording
         self.process = None
 
     @property
@@ -154,7 +156,7 @@ class Contender:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
-        command = commands(self.work, self.real)[self.name]
+        command = commands(self.work, self.real, self.recording)[self.name]
         if command:
             self.process = Process(command, self.work / f"{self.name}.log", cwd=self.work)
             try:

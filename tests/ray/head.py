@@ -5,8 +5,10 @@ session of its own and ends what it started, and what is left over is known by t
 directory in its command line.
 """
 
+import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -26,15 +28,20 @@ BIN = Path(sys.executable).parent
 
 
 def free_ports(count):
-    """Ports that are free now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+    """Ports that are free now, all different; below those the system gives to connections, which would take one
+    between this question and its use."""
+    with contextlib.ExitStack() as held:
+        ports = []
+        for port in random.sample(range(30000, 32768), 2768):
+            if len(ports) == count:
+                return ports
+            one = held.enter_context(socket.socket())
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            ports.append(port)
+    raise RuntimeError(f"fewer than {count} free ports between 30000 and 32767")
 
 
 def wait_until(what, check, seconds=30.0, pause=0.1):
