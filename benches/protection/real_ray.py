@@ -197,7 +197,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=119, help="finished jobs in the head's history")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=ROOT / "target/protection")
+    parser.add_argument("--read", type=Path, nargs="+", metavar="JSON", help="measures nothing: one table of earlier runs' real-ray.json")
     options = parser.parse_args()
+    if options.read:
+        print(table([result for path in options.read for result in json.loads(path.read_text())]))
+        return
     options.out.mkdir(parents=True, exist_ok=True)
     everything = []
     with tempfile.TemporaryDirectory(prefix="protection-") as work:
