@@ -43,12 +43,12 @@ impl Engine {
         now: Time,
         events: &mut Vec<Event>,
     ) {
-        let ids = self.policy.classes[class].signals.clone();
-        let readings = self.board.seen(&self.policy, &ids, now);
         let elapsed = now.since(of.since);
         if elapsed < self.policy.control.outer_period {
             return;
         }
+        let ids = self.policy.classes[class].signals.clone();
+        let readings = self.board.seen(&self.policy, &ids, now);
         if readings.is_empty() {
             let stale = ids.iter().any(|id| self.health(*id) == Some(SignalHealth::Stale));
             if stale {

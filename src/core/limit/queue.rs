@@ -41,6 +41,10 @@
 //! is learnt from those who leave, leaning to the short ones, and forgotten after a minute in
 //! which nobody left.
 //!
+//! **Cost.** Whose turn it is depends on every flow that waits, so each decision looks at all of them
+//! once. A [`Line`] therefore remembers its flow's tags, turn and backlog, and those of its address
+//! and credential, as last changed; looking at one is a few comparisons.
+//!
 //! Memory: at most `len_max` waiters; tags are kept only for parties that wait or are in debt
 //! (tag > V), at most [`TAGS_MAX`]; past that, parties share one overflow tag per dimension.
 
@@ -53,8 +57,11 @@ use std::time::Duration;
 pub const TAGS_MAX: usize = 4096;
 
 /// A waiter's place, for taking it out again; never reused while the queue lives.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Place(pub u64);
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    flow: Flow,
+    number: u64,
+}
 
 /// Someone who waits.
 #[derive(Debug)]
@@ -87,15 +94,44 @@ pub enum Joined<W> {
 /// The waiters of one class.
 #[derive(Debug)]
 pub struct FairQueue<W> {
-    flows: BTreeMap<Flow, VecDeque<(Place, Waiting<W>)>>,
+    /// By flow; none is empty.
+    lines: Vec<Line<W>>,
     addresses: Tags,
     credentials: Tags,
     turns: Turns,
-    places: BTreeMap<Place, Flow>,
     virtual_time: f64,
     next_place: u64,
     len: u32,
     patience: Patience,
+}
+
+/// The waiters of one flow, oldest first, and what its turn depends on.
+#[derive(Debug)]
+struct Line<W> {
+    flow: Flow,
+    waiters: VecDeque<(u64, Waiting<W>)>,
+    /// The work of its waiters, in seconds.
+    work: f64,
+    /// The same of all flows of its address, and of its credential.
+    of_address: f64,
+    of_credential: f64,
+    /// The tags of its address and credential, without virtual time.
+    tag_address: f64,
+    tag_credential: f64,
+    turn: f64,
+}
+
+impl<W> Line<W> {
+    /// Its key once this much more work of its address and credential has been served.
+    fn key_after(&self, virtual_time: f64, of_address: f64, of_credential: f64) -> Key {
+        let address = self.tag_address.max(virtual_time) + of_address;
+        let credential = self.tag_credential.max(virtual_time) + of_credential;
+        (address.max(credential), self.turn)
+    }
+
+    fn key(&self, virtual_time: f64) -> Key {
+        self.key_after(virtual_time, 0.0, 0.0)
+    }
 }
 
 /// How long clients of this class wait before they leave, as far as any have left lately.
@@ -145,11 +181,10 @@ type Key = (f64, f64);
 impl<W> Default for FairQueue<W> {
     fn default() -> Self {
         FairQueue {
-            flows: BTreeMap::new(),
+            lines: Vec::new(),
             addresses: Tags::default(),
             credentials: Tags::default(),
             turns: Turns::default(),
-            places: BTreeMap::new(),
             virtual_time: 0.0,
             next_place: 0,
             len: 0,
@@ -174,7 +209,7 @@ impl<W> FairQueue<W> {
     /// How many of this party wait.
     #[must_use]
     pub fn waiting(&self, party: Party) -> usize {
-        self.flows.get(&Flow::from(party)).map_or(0, VecDeque::len)
+        self.line(Flow::from(party)).map_or(0, |at| self.lines[at].waiters.len())
     }
 
     /// Lets `request` wait, at most `len_max` in all.
@@ -199,22 +234,22 @@ impl<W> FairQueue<W> {
     /// The waiter that [`FairQueue::pop`] would take.
     #[must_use]
     pub fn peek(&self, now: Time) -> Option<&Waiting<W>> {
-        let queue = self.flows.get(&self.next_flow()?)?;
-        let next = if overloaded(queue, self.patience, now) { queue.back() } else { queue.front() };
+        let waiters = &self.lines[self.next_line()?].waiters;
+        let next = if overloaded(waiters, self.patience, now) { waiters.back() } else { waiters.front() };
         next.map(|(_, request)| request)
     }
 
     /// Takes the waiter that goes next and charges its party.
     pub fn pop(&mut self, now: Time) -> Option<Waiting<W>> {
-        let flow = self.next_flow()?;
-        let key = self.key(flow);
-        let patience = self.patience;
-        let queue = self.flows.get_mut(&flow)?;
-        let newest = overloaded(queue, patience, now);
-        let (place, request) = if newest { queue.pop_back()? } else { queue.pop_front()? };
-        self.forget(place, flow);
+        let at = self.next_line()?;
+        let line = &mut self.lines[at];
+        let (flow, key) = (line.flow, line.key(self.virtual_time));
+        let newest = overloaded(&line.waiters, self.patience, now);
+        let (_, request) = if newest { line.waiters.pop_back()? } else { line.waiters.pop_front()? };
+        self.len -= 1;
+        self.recount(at);
         self.virtual_time = self.virtual_time.max(key.0);
-        self.turns.take(flow, request.cost);
+        self.take_turn(flow, request.cost);
         self.charge(request.party, request.cost);
         Some(request)
     }
@@ -228,112 +263,146 @@ impl<W> FairQueue<W> {
 
     /// Takes a waiter out: its time is up.
     pub fn remove(&mut self, place: Place) -> Option<Waiting<W>> {
-        let flow = *self.places.get(&place)?;
-        let queue = self.flows.get_mut(&flow)?;
-        let position = queue.binary_search_by_key(&place, |(place, _)| *place).ok()?;
-        let (_, request) = queue.remove(position)?;
-        self.forget(place, flow);
+        let at = self.line(place.flow)?;
+        let waiters = &mut self.lines[at].waiters;
+        let position = waiters.binary_search_by_key(&place.number, |(number, _)| *number).ok()?;
+        let (_, request) = waiters.remove(position)?;
+        self.len -= 1;
+        self.recount(at);
         Some(request)
     }
 
     /// Adds work to a party's account: what it was served, or by how much the estimate was
     /// wrong once the true cost is known (negative: it was overcharged).
     pub fn charge(&mut self, party: Party, work: f64) {
-        if work.is_finite() {
-            let flow = Flow::from(party);
-            self.addresses.charge(flow.address, work, self.virtual_time);
-            self.credentials.charge(flow.credential, work, self.virtual_time);
+        if !work.is_finite() {
+            return;
+        }
+        let flow = Flow::from(party);
+        let address = self.addresses.charge(flow.address, work, self.virtual_time);
+        let credential = self.credentials.charge(flow.credential, work, self.virtual_time);
+        for line in &mut self.lines {
+            match address {
+                Charged::Alone(tag) if line.flow.address == flow.address => line.tag_address = tag,
+                Charged::Alone(_) => {}
+                Charged::WithOthers => line.tag_address = self.addresses.get(line.flow.address),
+            }
+            match credential {
+                Charged::Alone(tag) if line.flow.credential == flow.credential => line.tag_credential = tag,
+                Charged::Alone(_) => {}
+                Charged::WithOthers => line.tag_credential = self.credentials.get(line.flow.credential),
+            }
+        }
+    }
+
+    fn take_turn(&mut self, flow: Flow, work: f64) {
+        let (start, forgotten) = self.turns.take(flow, work);
+        for line in &mut self.lines {
+            if forgotten || line.flow == flow {
+                line.turn = self.turns.get(line.flow);
+            } else if line.flow.address == flow.address || line.flow.credential == flow.credential {
+                line.turn = line.turn.max(start);
+            }
         }
     }
 
     fn push(&mut self, request: Waiting<W>) -> Place {
-        let place = Place(self.next_place);
-        self.next_place += 1;
         let flow = Flow::from(request.party);
-        self.places.insert(place, flow);
-        self.flows.entry(flow).or_default().push_back((place, request));
+        let number = self.next_place;
+        self.next_place += 1;
+        let at = match self.lines.binary_search_by_key(&flow, |line| line.flow) {
+            Ok(at) => at,
+            Err(at) => {
+                let line = self.open(flow);
+                self.lines.insert(at, line);
+                at
+            }
+        };
+        self.lines[at].waiters.push_back((number, request));
         self.len += 1;
-        place
+        self.recount(at);
+        Place { flow, number }
     }
 
     fn pop_back(&mut self, flow: Flow) -> Option<Waiting<W>> {
-        let (place, request) = self.flows.get_mut(&flow)?.pop_back()?;
-        self.forget(place, flow);
+        let at = self.line(flow)?;
+        let (_, request) = self.lines[at].waiters.pop_back()?;
+        self.len -= 1;
+        self.recount(at);
         Some(request)
     }
 
-    fn forget(&mut self, place: Place, flow: Flow) {
-        self.places.remove(&place);
-        self.len -= 1;
-        if self.flows.get(&flow).is_some_and(VecDeque::is_empty) {
-            self.flows.remove(&flow);
+    fn line(&self, flow: Flow) -> Option<usize> {
+        self.lines.binary_search_by_key(&flow, |line| line.flow).ok()
+    }
+
+    /// The line of a flow of which nobody waits yet.
+    fn open(&self, flow: Flow) -> Line<W> {
+        Line {
+            flow,
+            waiters: VecDeque::new(),
+            work: 0.0,
+            of_address: self.work_of(|of| of.address == flow.address),
+            of_credential: self.work_of(|of| of.credential == flow.credential),
+            tag_address: self.addresses.get(flow.address),
+            tag_credential: self.credentials.get(flow.credential),
+            turn: self.turns.get(flow),
         }
     }
 
-    fn key(&self, flow: Flow) -> Key {
-        self.key_after(flow, 0.0, 0.0)
+    fn work_of(&self, is_meant: impl Fn(Flow) -> bool) -> f64 {
+        self.lines.iter().filter(|line| is_meant(line.flow)).map(|line| line.work).sum()
     }
 
-    /// The flow's key once this much more work of its address and credential has been served.
-    fn key_after(&self, flow: Flow, of_address: f64, of_credential: f64) -> Key {
-        let address = self.addresses.get(flow.address, self.virtual_time) + of_address;
-        let credential = self.credentials.get(flow.credential, self.virtual_time) + of_credential;
-        (address.max(credential), self.turns.get(flow))
+    /// A line has grown or shrunk: its work, and that of those who share a party with it, is counted
+    /// anew (and not by what came or went, so that no rounding gathers). An empty line goes.
+    fn recount(&mut self, at: usize) {
+        let line = &mut self.lines[at];
+        let flow = line.flow;
+        line.work = line.waiters.iter().map(|(_, waiting)| waiting.cost).sum();
+        if line.waiters.is_empty() {
+            self.lines.remove(at);
+        }
+        let of_address = self.work_of(|of| of.address == flow.address);
+        let of_credential = self.work_of(|of| of.credential == flow.credential);
+        for line in &mut self.lines {
+            if line.flow.address == flow.address {
+                line.of_address = of_address;
+            }
+            if line.flow.credential == flow.credential {
+                line.of_credential = of_credential;
+            }
+        }
     }
 
-    fn next_flow(&self) -> Option<Flow> {
-        let flows = self.flows.keys().map(|flow| (self.key(*flow), *flow));
-        flows.min_by(|a, b| order(a.0, b.0)).map(|(_, flow)| flow)
+    fn next_line(&self) -> Option<usize> {
+        let keys = self.lines.iter().map(|line| line.key(self.virtual_time));
+        keys.enumerate().min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
     }
 
     /// The flow whose backlog ends last, were a request of `newcomer` to join.
     fn served_last(&self, newcomer: Flow, cost: f64) -> Flow {
-        let joining = std::iter::once((newcomer, cost));
-        let waiting =
-            self.flows.iter().map(|(flow, queue)| (*flow, queue.iter().map(|(_, w)| w.cost).sum::<f64>()));
-        let work: Vec<(Flow, f64)> = waiting.chain(joining).collect();
-        let of_address = Backlogs::by(&work, |flow| flow.address);
-        let of_credential = Backlogs::by(&work, |flow| flow.credential);
-        let end = |flow: Flow, own: f64| {
-            let (of_address, of_credential) =
-                (of_address.get(flow.address), of_credential.get(flow.credential));
-            let (tag, turn) = self.key_after(flow, of_address, of_credential);
-            (tag, turn + own)
+        let joining = |same: bool| if same { cost } else { 0.0 };
+        let end = |line: &Line<W>| {
+            let of_address = line.of_address + joining(line.flow.address == newcomer.address);
+            let of_credential = line.of_credential + joining(line.flow.credential == newcomer.credential);
+            let (tag, turn) = line.key_after(self.virtual_time, of_address, of_credential);
+            (tag, turn + (line.work + joining(line.flow == newcomer)))
         };
-        let own = work.iter().filter(|(flow, _)| *flow == newcomer).map(|(_, work)| *work).sum();
-        let of_newcomer = end(newcomer, own);
-        let others = work[..self.flows.len()]
-            .iter()
-            .map(|(flow, own)| (if *flow == newcomer { of_newcomer } else { end(*flow, *own) }, *flow));
-        match others.max_by(|a, b| order(a.0, b.0)) {
+        let of_newcomer = match self.line(newcomer) {
+            Some(at) => end(&self.lines[at]),
+            None => end(&self.open(newcomer)),
+        };
+        let last = self.lines.iter().map(|line| (end(line), line.flow)).max_by(|a, b| order(a.0, b.0));
+        match last {
             Some((of_longest, flow)) if order(of_longest, of_newcomer).is_gt() => flow,
             _ => newcomer,
         }
     }
 }
 
-/// The work that waits for each address, or for each credential.
-struct Backlogs(Vec<(u64, f64)>);
-
-impl Backlogs {
-    fn by(work: &[(Flow, f64)], of: impl Fn(Flow) -> u64) -> Backlogs {
-        let mut sums: Vec<(u64, f64)> = work.iter().map(|(flow, work)| (of(*flow), *work)).collect();
-        sums.sort_by_key(|(party, _)| *party);
-        sums.dedup_by(|next, sum| {
-            let same = next.0 == sum.0;
-            sum.1 += if same { next.1 } else { 0.0 };
-            same
-        });
-        Backlogs(sums)
-    }
-
-    fn get(&self, party: u64) -> f64 {
-        self.0.binary_search_by_key(&party, |(party, _)| *party).map_or(0.0, |at| self.0[at].1)
-    }
-}
-
 /// Whether a flow's oldest has waited too long for its turn to be worth waiting for.
-fn overloaded<W>(queue: &VecDeque<(Place, Waiting<W>)>, patience: Patience, now: Time) -> bool {
+fn overloaded<W>(queue: &VecDeque<(u64, Waiting<W>)>, patience: Patience, now: Time) -> bool {
     queue.front().is_some_and(|(_, oldest)| {
         let of_deadline = oldest.deadline.since(oldest.since) / 4;
         let of_patience = patience.get(now).map_or(Duration::MAX, |patience| patience / 2);
@@ -345,6 +414,15 @@ fn order(a: Key, b: Key) -> std::cmp::Ordering {
     a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
 }
 
+/// What a charge has changed.
+#[derive(Clone, Copy, Debug)]
+enum Charged {
+    /// The tag of who was charged, to this.
+    Alone(f64),
+    /// Perhaps those of all who share the overflow, too.
+    WithOthers,
+}
+
 /// Tags against the queue's virtual time: only debts (tags ahead of it) are kept.
 #[derive(Debug, Default)]
 struct Tags {
@@ -354,27 +432,34 @@ struct Tags {
 }
 
 impl Tags {
-    fn get(&self, party: u64, virtual_time: f64) -> f64 {
-        let tag = match self.ahead.get(&party) {
+    /// The party's tag; one that owes nothing has none, and stands where virtual time does.
+    fn get(&self, party: u64) -> f64 {
+        match self.ahead.get(&party) {
             Some(tag) => *tag,
-            None if self.ahead.len() >= TAGS_MAX => self.overflow,
-            None => virtual_time,
-        };
-        tag.max(virtual_time)
+            None if self.is_full() => self.overflow,
+            None => f64::NEG_INFINITY,
+        }
     }
 
-    fn charge(&mut self, party: u64, work: f64, virtual_time: f64) {
-        if self.ahead.len() >= TAGS_MAX && self.pruned_at < virtual_time {
+    fn is_full(&self) -> bool {
+        self.ahead.len() >= TAGS_MAX
+    }
+
+    fn charge(&mut self, party: u64, work: f64, virtual_time: f64) -> Charged {
+        let was_full = self.is_full();
+        if was_full && self.pruned_at < virtual_time {
             // Debts that virtual time has caught up with are no debts: nothing is forgotten.
             self.ahead.retain(|_, tag| *tag > virtual_time);
             self.pruned_at = virtual_time;
         }
-        if self.ahead.len() >= TAGS_MAX && !self.ahead.contains_key(&party) {
+        if self.is_full() && !self.ahead.contains_key(&party) {
             self.overflow = self.overflow.max(virtual_time) + work;
-            return;
+            return Charged::WithOthers;
         }
         let tag = self.ahead.entry(party).or_insert(virtual_time);
         *tag = tag.max(virtual_time) + work;
+        let tag = *tag;
+        if was_full || self.is_full() { Charged::WithOthers } else { Charged::Alone(tag) }
     }
 }
 
@@ -395,14 +480,18 @@ impl Turns {
         own.max(address).max(credential)
     }
 
-    fn take(&mut self, flow: Flow, work: f64) {
-        if self.flows.len() >= TAGS_MAX {
+    /// Takes a turn; says when it starts, which no turn of its address or credential may come
+    /// before, and whether all that were taken have been forgotten first.
+    fn take(&mut self, flow: Flow, work: f64) -> (f64, bool) {
+        let forgotten = self.flows.len() >= TAGS_MAX;
+        if forgotten {
             *self = Turns::default();
         }
         let start = self.get(flow);
         self.of_address.insert(flow.address, start);
         self.of_credential.insert(flow.credential, start);
         self.flows.insert(flow, start + work);
+        (start, forgotten)
     }
 }
 
@@ -545,7 +634,7 @@ mod tests {
             queue.charge(party(address, Some(address)), 1.0);
         }
         assert!(queue.addresses.ahead.len() <= TAGS_MAX && queue.credentials.ahead.len() <= TAGS_MAX);
-        assert!((queue.addresses.get(0, 0.0) - 1.0).abs() < 1e-9, "an early debtor is not forgotten");
+        assert!((queue.addresses.get(0) - 1.0).abs() < 1e-9, "an early debtor is not forgotten");
     }
 
     proptest! {
@@ -569,7 +658,17 @@ mod tests {
                 }
                 prop_assert_eq!(queue.len(), joined - gone);
                 prop_assert!(queue.len() <= len_max);
-                prop_assert_eq!(queue.places.len(), queue.len() as usize);
+                prop_assert_eq!(queue.lines.iter().map(|line| line.waiters.len()).sum::<usize>(), queue.len() as usize);
+                prop_assert!(queue.lines.is_sorted_by(|a, b| a.flow < b.flow));
+                for line in &queue.lines {
+                    // What a line remembers is what there is.
+                    let anew = queue.open(line.flow);
+                    let seen = |line: &Line<Party>| {
+                        [line.of_address, line.of_credential, line.tag_address, line.tag_credential, line.turn]
+                            .map(f64::to_bits)
+                    };
+                    prop_assert_eq!(seen(line), seen(&anew));
+                }
             }
         }
     }

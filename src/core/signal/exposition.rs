@@ -14,9 +14,9 @@
 //!    stays too much is dropped by the exact match afterwards.
 //! 3. **Labels.** Each line that stays is read strictly, by the text format's grammar, into a
 //!    digest of all labels (which series it is) and the few labels that selectors name.
-//! 4. **Values.** A line reduced to those labels goes to `prometheus-parse`, under a key that
-//!    stands in for its name; a key that does not come back is a lost line and is counted.
-//!    Lines whose labels hold what the parser trips over are finished by hand instead.
+//! 4. **Values.** Each value goes to `prometheus-parse` as a line of its own, under a key that
+//!    stands in for the series; a key that does not come back is a lost line and is counted.
+//!    Labels do not go with it: it would be slow with them, and trips over some.
 //!
 //! Nothing is lost in silence: [`Counts`] says how many lines stayed, how many became samples,
 //! and how many were lost and why not.
@@ -416,33 +416,26 @@ fn digest_after(before: u64, bytes: &[u8]) -> u64 {
 
 /// Lines on their way through the parser.
 ///
-/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different
-/// ones (`{State="PENDING_ARGS_AVAIL"} 0.0`); each goes through the parser once.
+/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones,
+/// and most of their values are zero: each set of labels is kept once, each value parsed once.
 #[derive(Default)]
 struct Batch<'a> {
-    /// Samples without their value, in the order of the page.
-    waiting: Vec<(Sample, ValueOf)>,
-    /// The reduced lines; their places are their keys.
-    reduced: Vec<Reduced>,
-    /// Their keys by the digest of their text.
-    keys: BTreeMap<u64, usize>,
+    /// Samples without their value, in the order of the page; and that value's key.
+    waiting: Vec<(Sample, usize)>,
+    /// The values as written; their places are their keys.
+    values: Vec<&'a str>,
+    value_keys: BTreeMap<&'a str, usize>,
+    /// The labels that matter, by the digest of their text.
+    reduced: BTreeMap<u64, Reduced>,
     /// The line being read.
     labels: Vec<Label<'a>>,
-    line: String,
+    text: String,
 }
 
 /// What lines that reduce to the same share.
 struct Reduced {
-    /// Without a name.
-    line: String,
+    text: String,
     labels: Arc<[(Arc<str>, Box<str>)]>,
-}
-
-enum ValueOf {
-    /// What the parser makes of the line with this key.
-    Key(usize),
-    /// Read by hand.
-    Hand(f64),
 }
 
 impl<'a> Batch<'a> {
@@ -463,10 +456,7 @@ impl<'a> Batch<'a> {
         }
         let mut series = digest(&line[..name_len]);
         let mut le = None;
-        let mut fit = true;
-        self.line.clear();
-        // The parser wants something between the braces.
-        self.line.push_str("{k=\"\"");
+        self.text.clear();
         for &(label, raw) in &self.labels {
             if label == b"le" {
                 le = std::str::from_utf8(raw).ok().and_then(number);
@@ -479,40 +469,34 @@ impl<'a> Batch<'a> {
             series = series.wrapping_add(digest_after(digest(label), raw));
             if let Some(known) = family.label(label) {
                 let Ok(raw) = std::str::from_utf8(raw) else { return false };
-                fit &= !raw.contains(['}', ',', '=', '\\', '"']);
-                self.line.extend([",", known, "=\"", raw, "\""]);
+                // Values are still escaped: a quote ends one.
+                self.text.extend([known, "=\"", raw, "\""]);
             }
         }
-        self.line.extend(["} ", value]);
-        let key = if fit { self.key(family) } else { None };
-        let (labels, value) = if let Some(key) = key {
-            (Arc::clone(&self.reduced[key].labels), ValueOf::Key(key))
-        } else {
-            let Some(value) = number(value) else { return false };
-            (family.known(&self.labels), ValueOf::Hand(value))
-        };
         let reporter = reporter(&line[..name_len], line).unwrap_or(Reporter::Other);
-        let stamp_ms = stamp_ms.flatten();
+        let (labels, stamp_ms) = (self.labels_of(family), stamp_ms.flatten());
         let sample = Sample { family: place, series, labels, le, value: f64::NAN, stamp_ms, reporter };
-        self.waiting.push((sample, value));
+        let next = self.values.len();
+        let key = *self.value_keys.entry(value).or_insert(next);
+        if key == next {
+            self.values.push(value);
+        }
+        self.waiting.push((sample, key));
         true
     }
 
-    /// The key of the reduced line; none in the rare case that another one has its digest.
-    fn key(&mut self, family: &Family) -> Option<usize> {
-        let next = self.reduced.len();
-        let key = *self.keys.entry(digest(self.line.as_bytes())).or_insert(next);
-        if key == next {
-            let labels = family.known(&self.labels);
-            self.reduced.push(Reduced { line: self.line.clone(), labels });
-        }
-        (self.reduced[key].line == self.line).then_some(key)
+    /// The labels that matter of the line being read, shared with the lines before it.
+    fn labels_of(&mut self, family: &Family) -> Arc<[(Arc<str>, Box<str>)]> {
+        let anew = || Reduced { text: self.text.clone(), labels: family.known(&self.labels) };
+        let known = self.reduced.entry(digest(self.text.as_bytes())).or_insert_with(anew);
+        // Another one may have the same digest, once in an age of the world.
+        if known.text == self.text { Arc::clone(&known.labels) } else { family.known(&self.labels) }
     }
 
     /// Reads the values and hands over the samples.
     fn finish(self, into: &mut Exposition) {
-        let mut values = vec![None; self.reduced.len()];
-        let lines = self.reduced.iter().zip(0..).map(|(reduced, key)| format!("k{key}{}", reduced.line));
+        let mut values = vec![None; self.values.len()];
+        let lines = self.values.iter().zip(0..).map(|(value, key)| format!("k{key} {value}"));
         for parsed in parse(lines) {
             let key = parsed.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
             if let (Some(slot), prometheus_parse::Value::Untyped(value)) =
@@ -521,12 +505,8 @@ impl<'a> Batch<'a> {
                 *slot = Some(value);
             }
         }
-        for (mut sample, value) in self.waiting {
-            let value = match value {
-                ValueOf::Hand(value) => Some(value),
-                ValueOf::Key(key) => values[key],
-            };
-            match value {
+        for (mut sample, key) in self.waiting {
+            match values[key] {
                 None => into.family_lost[sample.family] += 1,
                 Some(value) => {
                     sample.value = value;
