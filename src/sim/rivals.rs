@@ -35,11 +35,13 @@ impl Limiter for Fixed {
 #[derive(Clone, Copy, Debug)]
 pub struct Aimd {
     limit: f64,
+    least: f64,
+    most: f64,
 }
 
 impl Default for Aimd {
     fn default() -> Aimd {
-        Aimd { limit: 20.0 }
+        Aimd { limit: 20.0, least: 20.0, most: 200.0 }
     }
 }
 
@@ -51,7 +53,7 @@ impl Limiter for Aimd {
         } else if f64::from(in_flight) * 2.0 >= self.limit {
             self.limit += 1.0;
         }
-        self.limit = self.limit.clamp(20.0, 200.0);
+        self.limit = self.limit.max(self.least).min(self.most);
     }
     fn limit(&self) -> f64 {
         self.limit
@@ -62,13 +64,14 @@ impl Limiter for Aimd {
 #[derive(Clone, Copy, Debug)]
 pub struct Vegas {
     limit: f64,
+    most: f64,
     rtt_no_load: f64,
     samples: f64,
 }
 
 impl Default for Vegas {
     fn default() -> Vegas {
-        Vegas { limit: 20.0, rtt_no_load: f64::INFINITY, samples: 0.0 }
+        Vegas { limit: 20.0, most: 1000.0, rtt_no_load: f64::INFINITY, samples: 0.0 }
     }
 }
 
@@ -85,8 +88,7 @@ impl Limiter for Vegas {
             self.rtt_no_load = rtt;
             return;
         }
-        // Their table of logarithms is of whole numbers.
-        let unit = self.limit.max(1.0).log10().floor().max(1.0);
+        let unit = whole_log10(self.limit);
         let queue = (self.limit * (1.0 - self.rtt_no_load / rtt)).ceil();
         if dropped {
             self.limit -= unit;
@@ -99,11 +101,16 @@ impl Limiter for Vegas {
         } else if queue > 6.0 * unit {
             self.limit -= unit;
         }
-        self.limit = self.limit.clamp(1.0, 1000.0);
+        self.limit = self.limit.clamp(1.0, self.most);
     }
     fn limit(&self) -> f64 {
         self.limit
     }
+}
+
+/// Their logarithm is a whole number, 1 at the least.
+fn whole_log10(limit: f64) -> f64 {
+    limit.max(1.0).log10().floor().max(1.0)
 }
 
 /// Samples of one window.
@@ -140,26 +147,61 @@ impl Samples {
     }
 }
 
-/// Netflix `concurrency-limits`, `Gradient2Limit` over 1 s windows: short against long latency.
+/// A mean that forgets: that of the first samples, then an exponential one.
+#[derive(Clone, Copy, Debug)]
+struct SlowMean {
+    value: f64,
+    count: f64,
+    first: f64,
+    window: f64,
+}
+
+impl SlowMean {
+    fn new(window: f64, first: f64) -> SlowMean {
+        SlowMean { value: 0.0, count: 0.0, first, window }
+    }
+
+    fn add(&mut self, sample: f64) -> f64 {
+        let weight = if self.count < self.first {
+            self.count += 1.0;
+            1.0 / self.count
+        } else {
+            2.0 / (self.window + 1.0)
+        };
+        self.value += weight * (sample - self.value);
+        self.value
+    }
+}
+
+/// Netflix `concurrency-limits`, `Gradient2Limit` behind a `WindowedLimit` of 1 s: short against
+/// long latency.
 #[derive(Clone, Debug)]
 pub struct Gradient2 {
     limit: f64,
-    long_s: Option<f64>,
+    long_s: SlowMean,
     samples: Samples,
 }
 
+/// A window of fewer samples is thrown away.
+const NETFLIX_WINDOW_MIN: usize = 10;
+
 impl Default for Gradient2 {
     fn default() -> Gradient2 {
-        Gradient2 { limit: 20.0, long_s: None, samples: Samples::default() }
+        Gradient2 { limit: 20.0, long_s: SlowMean::new(600.0, 10.0), samples: Samples::default() }
     }
 }
 
 impl Limiter for Gradient2 {
     fn finish(&mut self, now: Time, latency: Duration, in_flight: u32, _: bool) {
         let Some(window) = self.samples.take(now, latency, in_flight, Duration::from_secs(1)) else { return };
+        if window.seconds.len() < NETFLIX_WINDOW_MIN {
+            return;
+        }
         let short = window.mean();
-        let long = self.long_s.map_or(short, |long| long + (short - long) * 2.0 / 601.0);
-        self.long_s = Some(if long / short > 2.0 { long * 0.95 } else { long });
+        let long = self.long_s.add(short);
+        if long / short > 2.0 {
+            self.long_s.value *= 0.95;
+        }
         if f64::from(window.peak) < self.limit / 2.0 {
             return;
         }
@@ -325,24 +367,78 @@ mod tests {
     }
 
     /// Netflix/concurrency-limits at 78a74b9, `VegasLimitTest`: initial 10, alpha 3, beta 6
-    /// (increaseLimit, decreaseLimit, noChangeIfWithinThresholds).
+    /// (increaseLimit, decreaseLimit, noChangeIfWithinThresholds) and a large limit
+    /// (largeLimitIncrease). Its other four put a function of the user's (half the limit) in place
+    /// of the decrease, and smooth it: settings that the rival at its defaults does not have.
     #[test]
     fn vegas_moves_as_its_authors_test_says() {
-        for (latency_ms, in_flight, expected) in [(10, 11, 16.0), (50, 11, 9.0), (14, 14, 10.0)] {
-            let mut vegas = Vegas { limit: 10.0, ..Vegas::default() };
-            assert_eq!(sample(&mut vegas, 10, 10, false).to_bits(), 10.0_f64.to_bits());
+        for (begin, first, (latency_ms, in_flight), expected) in [
+            (10.0, (10, 10), (10, 11), 16.0),
+            (10.0, (10, 10), (50, 11), 9.0),
+            (10.0, (10, 10), (14, 14), 10.0),
+            (10_000.0, (10_000, 5000), (10_000, 6000), 10_024.0),
+        ] {
+            let mut vegas = Vegas { limit: begin, most: 2.0 * begin, ..Vegas::default() };
+            assert_eq!(sample(&mut vegas, first.0, first.1, false).to_bits(), f64::to_bits(begin));
             let moved = sample(&mut vegas, latency_ms, in_flight, false);
-            assert_eq!(moved.to_bits(), f64::to_bits(expected), "{latency_ms} ms");
+            assert_eq!(moved.to_bits(), f64::to_bits(expected), "{begin}, {latency_ms} ms");
         }
     }
 
-    /// The same repository, `AIMDLimitTest`: increaseOnSuccess, decreaseOnDrops.
+    /// `Log10RootIntFunctionTest`: test0Index, testInRange, testOutofLookupRange.
+    #[test]
+    fn a_logarithm_is_whole_and_one_at_the_least() {
+        for (limit, expected) in [(0.0, 1.0), (100.0, 2.0), (10_000.0, 4.0)] {
+            assert_eq!(whole_log10(limit).to_bits(), f64::to_bits(expected));
+        }
+    }
+
+    /// `AIMDLimitTest`: testDefault, increaseOnSuccess, decreaseOnDrops, successOverflow.
     #[test]
     fn aimd_moves_as_its_authors_test_says() {
-        let mut aimd = Aimd { limit: 20.0 };
-        assert_eq!(sample(&mut aimd, 1, 10, false).to_bits(), 21.0_f64.to_bits());
-        let mut aimd = Aimd { limit: 30.0 };
-        assert_eq!(sample(&mut aimd, 0, 0, true).to_bits(), 27.0_f64.to_bits());
+        let begin = |limit: f64| Aimd { limit, ..Aimd::default() };
+        assert_eq!(begin(10.0).limit().to_bits(), 10.0_f64.to_bits());
+        assert_eq!(sample(&mut begin(20.0), 1, 10, false).to_bits(), 21.0_f64.to_bits());
+        assert_eq!(sample(&mut begin(30.0), 0, 0, true).to_bits(), 27.0_f64.to_bits());
+        let mut full = Aimd { limit: 21.0, least: 0.0, most: 21.0 };
+        assert_eq!(sample(&mut full, 1, 10, false).to_bits(), 21.0_f64.to_bits());
+    }
+
+    /// `ExpAvgMeasurementTest`: testWarmup, within its own margins.
+    #[test]
+    fn gradient2s_long_latency_is_a_plain_mean_of_the_first_ten() {
+        let mut mean = SlowMean::new(100.0, 10.0);
+        for (at, expected) in [10.0, 10.5, 11.0, 11.5, 12.0, 12.5, 13.0, 13.5, 14.0, 14.5].iter().enumerate()
+        {
+            assert!((mean.add(10.0 + at as f64) - expected).abs() < 0.01);
+        }
+        assert!((mean.add(100.0) - 16.2).abs() < 0.1);
+    }
+
+    /// `ImmutableAverageSampleWindowTest` and `ImmutablePercentileSampleWindowTest` (a dropped sample
+    /// counts like any other, their order does not matter). Theirs count in whole nanoseconds. There
+    /// is no test of `Gradient2Limit` or `WindowedLimit` to port at that commit.
+    #[test]
+    fn a_window_tells_the_mean_and_the_quantiles_that_their_tests_say() {
+        let window = |ns: &[u64]| {
+            let mut samples = Samples::default();
+            for ns in ns {
+                samples.seconds.push(Duration::from_nanos(*ns).as_secs_f64());
+            }
+            samples
+        };
+        let ns = |seconds: f64| (seconds * 1e9).floor();
+        assert_eq!(ns(window(&[5000, 500, 10]).mean()).to_bits(), 1836.0_f64.to_bits());
+        assert_eq!(ns(window(&[5000, 500, 10, 5000]).mean()).to_bits(), 2627.0_f64.to_bits());
+        for (seen, quantile, expected) in [
+            ([5000, 500, 10].as_slice(), 0.5, 500.0),
+            (&[10, 5000, 5000], 0.5, 5000.0),
+            (&[5000, 500, 10], 0.999, 5000.0),
+            (&[500, 10, 5000, 10], 0.999, 5000.0),
+        ] {
+            let told = 1e9 * window(seen).quantile(quantile);
+            assert!((told - expected).abs() < 1e-6, "{seen:?} at {quantile}: {told}");
+        }
     }
 
     #[test]

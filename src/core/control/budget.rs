@@ -155,8 +155,11 @@ mod tests {
         }
     }
 
+    /// `TestFairAlloc` of kubernetes/apiserver at 24a394e, `queueset_test.go`.
     #[test]
     fn the_known_divisions() {
+        assert_close(&divide(42.0, &equal(&[0.0, 0.0])), &[0.0, 0.0]);
+        assert_close(&divide(21.0, &equal(&[1.0, 9.0, 7.0, 3.0])), &[1.0, 9.0, 7.0, 3.0]);
         assert_close(&divide(42.0, &equal(&[47.0, 0.0])), &[42.0, 0.0]);
         assert_close(&divide(42.0, &equal(&[1.0, 47.0])), &[1.0, 41.0]);
         assert_close(&divide(14.0, &equal(&[3.0, 7.0, 9.0, 1.0])), &[3.0, 5.0, 5.0, 1.0]);
@@ -251,6 +254,27 @@ mod tests {
                             );
                         }
                     }
+                }
+            }
+        }
+
+        /// `TestConcAlloc` of kubernetes/apiserver at 24a394e, `conc_alloc_test.go`: one proportion
+        /// solves it, and a share lies off it only at its own bound. (Their target is our weight,
+        /// their bounds are our floor and want. Bounds that do not fit are errors there; here floors
+        /// shrink together and wants are met, because a module's pressure has to go somewhere.)
+        #[test]
+        fn one_level_explains_every_share(claims in any_claims(), at in 0.01_f64..0.99) {
+            let floors: f64 = claims.iter().map(|claim| claim.floor.min(claim.want)).sum();
+            let wants: f64 = claims.iter().map(|claim| claim.want).sum();
+            let shares = divide(floors + at * (wants - floors), &claims);
+            let free = claims.iter().zip(&shares).find(|(claim, share)| {
+                **share > claim.floor.min(claim.want) + 1e-9 && **share < claim.want - 1e-9
+            });
+            if let Some((claim, share)) = free {
+                let level = share / claim.weight;
+                for (claim, share) in claims.iter().zip(&shares) {
+                    let due = (level * claim.weight).max(claim.floor.min(claim.want)).min(claim.want);
+                    prop_assert!((share - due).abs() < 1e-6, "{share} where {due} is due: {claims:?}");
                 }
             }
         }

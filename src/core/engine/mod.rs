@@ -18,6 +18,8 @@ pub mod crew;
 mod eight_servers;
 mod inner;
 mod outer;
+#[cfg(test)]
+mod retry_after;
 pub mod steer;
 pub mod view;
 

@@ -18,4 +18,6 @@ mod sync {
 }
 
 #[cfg(test)]
+mod apf_tests;
+#[cfg(test)]
 mod fairness_tests;
