@@ -226,6 +226,19 @@ mod tests {
     }
 
     #[test]
+    fn every_signal_that_was_recorded_is_compared() {
+        for case in cases() {
+            let Some(signals) = recorded(&format!("{}_signals", case.name)) else { continue };
+            assert!(signals.lines().count() > 100, "{}", case.name);
+            let rises = case.rises.iter().map(|rise| rise.0);
+            let compared: Vec<&str> = rises.chain(case.stays.iter().map(|stay| stay.0)).collect();
+            for signal in SIGNALS {
+                assert!(compared.contains(&signal), "{}: {signal}", case.name);
+            }
+        }
+    }
+
+    #[test]
     fn one_recording_was_kept_out_of_the_fit() {
         assert_eq!(cases().iter().filter(|case| !case.fitted).count(), 1);
     }
