@@ -98,7 +98,7 @@ pub fn run(args: &Simulate, trace: &Path, out: &mut dyn Write) -> Result<(), Err
         Wanted { label: "limits off".to_owned(), config: String::new(), guard: Guard::Off },
     ];
     let blamed = args.incident.config.clone().unwrap_or_else(|| trace.to_owned());
-    let incident = incident::replay(&case, &wanted, args.seed.unwrap_or(1))
+    let incident = incident::replay(&case, &wanted, args.seed.unwrap_or(1), args.journal.is_some())
         .map_err(|error| Error::Scenario { path: blamed, error })?;
     show(args, &incident, out)
 }

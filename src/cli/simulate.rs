@@ -14,8 +14,11 @@ use crate::sim::page;
 use crate::sim::report::{self, Answer};
 use crate::sim::scenario::{Scenario, ScenarioError};
 use crate::sim::trace::{self, TraceError};
-use crate::sim::world::Traces;
-use std::io::Write;
+use crate::sim::world::{Onlooker, Traces};
+use std::cell::Cell;
+use std::fmt;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -143,11 +146,7 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
         let seed = args.seed.unwrap_or(scenario.seed);
         let wrong = |error| Error::Scenario { path: path.clone(), error };
         let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
-        let answer = match args.draw {
-            Some(draw) => report::draw(&name, &scenario, seed, draw, &traces),
-            None => report::answer(&name, &scenario, seed, &traces),
-        }
-        .map_err(wrong)?;
+        let answer = answer(args, &name, path, &scenario, seed, &traces)?;
         let bar = Bar::new(&name, args.runs);
         let rate = (args.runs > 0)
             .then(|| monte_carlo(&scenario, seed, args.runs, &traces, &|done| bar.show(done)).map_err(wrong))
@@ -168,11 +167,6 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
                 }
             }
         }
-        if let Some(folder) = &args.journal {
-            std::fs::create_dir_all(folder).map_err(at(folder))?;
-            let file = folder.join(format!("{name}.jsonl"));
-            std::fs::write(&file, &answer.run.journal).map_err(at(&file))?;
-        }
         answers.push(answer);
         if args.rivals {
             compared.push((name, rivals));
@@ -182,6 +176,33 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
         write!(out, "{}", report::comparison_table(&compared))?;
     }
     finish(args, &answers, &machine, out)
+}
+
+/// A scenario's answer, its journal written and its progress shown as it goes.
+fn answer(
+    args: &Args,
+    name: &str,
+    path: &Path,
+    scenario: &Scenario,
+    seed: u64,
+    traces: &Traces,
+) -> Result<Answer, Error> {
+    let mut journal = args.journal.as_deref().map(|folder| JournalFile::create(folder, name)).transpose()?;
+    let (bar, done) = (Bar::new(name, seconds(scenario, args.draw)), Cell::new(0));
+    let step = || {
+        done.set(done.get() + 1);
+        bar.show(done.get());
+    };
+    let kept = journal.as_mut().map(|file| file as &mut dyn fmt::Write);
+    let onlooker = Onlooker { journal: kept, step: Some(&step) };
+    let answer = match args.draw {
+        Some(draw) => report::draw(name, scenario, seed, draw, traces, onlooker),
+        None => report::answer(name, scenario, seed, traces, onlooker),
+    };
+    bar.clear();
+    let answer = answer.map_err(|error| Error::Scenario { path: path.to_owned(), error })?;
+    journal.map(JournalFile::close).transpose()?;
+    Ok(answer)
 }
 
 fn finish(
@@ -225,6 +246,47 @@ fn calibrate(args: &Args, folder: &Path, out: &mut dyn Write) -> Result<bool, Er
         Format::Json => writeln!(out, "{}", serde_json::Value::Array(machine))?,
     }
     Ok(like)
+}
+
+/// Seconds of virtual time that an answer takes: a draw has no control run.
+fn seconds(scenario: &Scenario, draw: Option<u64>) -> u64 {
+    let runs = if draw.is_some() { 1.0 } else { 2.0 };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most two days")]
+    let seconds = (runs * scenario.seconds) as u64;
+    seconds
+}
+
+/// A run's journal on its way into a file.
+#[derive(Debug)]
+struct JournalFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+    /// Why no more could be written.
+    failed: Option<std::io::Error>,
+}
+
+impl JournalFile {
+    fn create(folder: &Path, name: &str) -> Result<JournalFile, Error> {
+        std::fs::create_dir_all(folder).map_err(at(folder))?;
+        let path = folder.join(format!("{name}.jsonl"));
+        let file = BufWriter::new(File::create(&path).map_err(at(&path))?);
+        Ok(JournalFile { path, file, failed: None })
+    }
+
+    /// All of it is in the file, or why not.
+    fn close(mut self) -> Result<(), Error> {
+        let flushed = self.file.flush();
+        self.failed.map_or(flushed, Err).map_err(at(&self.path))
+    }
+}
+
+impl fmt::Write for JournalFile {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        if self.failed.is_none() {
+            self.failed = self.file.write_all(text.as_bytes()).err();
+        }
+        if self.failed.is_some() { Err(fmt::Error) } else { Ok(()) }
+    }
 }
 
 /// The files named, folders opened, in the order of their names.

@@ -110,7 +110,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, TuneError> {
         config: config.clone(),
         guard,
     });
-    let incident = replay(&case, &wanted, args.seed)
+    let incident = replay(&case, &wanted, args.seed, false)
         .map_err(|error| SimulateError::Scenario { path: args.trace.clone(), error })?;
     let backed = is_backed(&incident);
     let mut text = preface(&name, &recording, &found);

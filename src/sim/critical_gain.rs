@@ -19,7 +19,9 @@ use crate::core::control::regulator::Regulator;
 use crate::core::control::stability::{Timing, critical_gain};
 use crate::core::policy::{Bounds, Control, Law};
 use crate::core::time::Time;
+use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::time::Duration;
 
 /// Ten servers of 10 ms, never idle: latency is limit / 1000 s, so that 80 is right for 80 ms.
@@ -49,6 +51,8 @@ struct Polled {
     limit: f64,
     next: Time,
     ended: VecDeque<(Time, f64)>,
+    /// What the limit has been: second, value.
+    past: Rc<RefCell<Vec<(f64, f64)>>>,
 }
 
 impl Polled {
@@ -63,6 +67,7 @@ impl Polled {
             limit: PUSH * REST,
             next: Time::ZERO + timing.period,
             ended: VecDeque::new(),
+            past: Rc::default(),
         }
     }
 
@@ -88,6 +93,7 @@ impl Polled {
             // The first reading is of a time when the plant was still filling up.
             if self.next.since(Time::ZERO) > self.timing.window + self.timing.data_age + self.timing.period {
                 self.limit = self.regulator.step(self.limit, &observation).new;
+                self.past.borrow_mut().push((now.as_secs_f64(), self.limit));
             }
             self.next = self.next + self.timing.period;
         }
@@ -113,10 +119,13 @@ fn grows(timing: Timing, gain: f64) -> bool {
     let mut scenario = Scenario::read(PLANT).unwrap();
     let period_s = timing.period.as_secs_f64();
     scenario.seconds = period_s * f64::from(STEPS);
-    let run = run_behind(&scenario, Box::new(Polled::new(timing, gain)), 1).unwrap();
+    let polled = Polled::new(timing, gain);
+    let past = Rc::clone(&polled.past);
+    run_behind(&scenario, Box::new(polled), 1).unwrap();
     let swing = |from: f64, to: f64| {
         let within = |at: f64| (from..to).contains(&(at / scenario.seconds));
-        let part = run.moves.iter().filter(|(at, _)| within(*at));
+        let past = past.borrow();
+        let part = past.iter().filter(|(at, _)| within(*at));
         part.map(|(_, limit)| (limit / REST).ln().abs()).fold(0.0, f64::max)
     };
     let (early, late) = (swing(0.3, 0.5), swing(0.8, 1.0));

@@ -6,6 +6,9 @@
 //! purpose: `_sum` of the GCS histograms is made of bucket midpoints, a long poll sits among
 //! the methods, `ray_tasks` has a negative series, the dashboard's `endpoint` is a Python
 //! function name with a suffix when cached.
+//!
+//! A page is some hundred lines of which only the numbers change, and a simulated day asks for it
+//! 17,000 times: what stands before a number is put together once ([`Page`]).
 
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges};
 use super::plant::Plant;
@@ -16,66 +19,67 @@ const VERSION: &str = "2.60.0";
 const IP: &str = "192.0.2.2";
 const OTEL: &str = "otel_scope_name=\"ray._private.telemetry.open_telemetry_metric_recorder\",otel_scope_schema_url=\"\",otel_scope_version=\"\"";
 
-/// The page of the node's agent (Ray's port 8080): node, GCS, raylet, tasks.
-#[must_use]
-pub fn agent_page(plant: &Plant) -> String {
-    let gauges = plant.gauges();
-    let mut page = Page::with_capacity(24_000);
-    page.gcs_calls(gauges);
-    page.node(plant, gauges);
-    page.actors_and_tasks(gauges);
-    page.text
+/// The two pages of one head, to be had again and again.
+#[derive(Clone, Debug, Default)]
+pub struct Pages {
+    agent: Page,
+    dashboard: Page,
 }
 
-/// The page of the dashboard (Ray's port 44227): request histogram, loop, module CPU.
+impl Pages {
+    /// The page of the node's agent (Ray's port 8080): node, GCS, raylet, tasks.
+    pub fn agent(&mut self, plant: &Plant) -> &str {
+        let (page, gauges) = (&mut self.agent, plant.gauges());
+        page.begin();
+        page.gcs_calls(gauges);
+        page.node(plant, gauges);
+        page.actors_and_tasks(gauges);
+        &page.text
+    }
+
+    /// The page of the dashboard (Ray's port 44227): request histogram, loop, module CPU.
+    pub fn dashboard(&mut self, plant: &Plant) -> &str {
+        let (page, gauges) = (&mut self.dashboard, plant.gauges());
+        page.begin();
+        page.requests(plant);
+        page.dashboard_process(plant, gauges);
+        &page.text
+    }
+}
+
+/// The agent's page, once.
+#[must_use]
+pub fn agent_page(plant: &Plant) -> String {
+    Pages::default().agent(plant).to_owned()
+}
+
+/// The dashboard's page, once.
 #[must_use]
 pub fn dashboard_page(plant: &Plant) -> String {
-    let gauges = plant.gauges();
-    let mut page = Page::with_capacity(16_000);
-    page.requests(plant);
-    page.head(
-        "ray_dashboard_event_loop_tasks",
-        "gauge",
-        "Number of tasks currently pending in the event loop's queue.",
-    );
-    let process = format!("SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\"");
-    page.line(
-        "ray_dashboard_event_loop_tasks",
-        &format!("Component=\"dashboard\",{process},pid=\"4395\""),
-        gauges.event_loop_tasks,
-    );
-    page.head("ray_dashboard_event_loop_lag_seconds", "gauge", "Event loop lag in seconds.");
-    page.line(
-        "ray_dashboard_event_loop_lag_seconds",
-        &format!("Component=\"dashboard\",{process},pid=\"4395\""),
-        gauges.event_loop_lag_s,
-    );
-    page.head("ray_component_cpu_percentage", "gauge", "Dashboard CPU percentage usage.");
-    page.line(
-        "ray_component_cpu_percentage",
-        &format!("Component=\"dashboard\",{process},pid=\"4395\""),
-        tenth(gauges.parent_cpu_pct),
-    );
-    for (index, (module, cpu)) in plant.spec().modules.iter().zip(&gauges.module_cpu_pct).enumerate() {
-        let labels = format!("Component=\"dashboard_{}\",{process},pid=\"{}\"", module.name, 4449 + index);
-        page.line("ray_component_cpu_percentage", &labels, tenth(*cpu));
-    }
-    page.text
+    Pages::default().dashboard(plant).to_owned()
 }
 
 /// The page of the autoscaler (Ray's port 44217): nothing a head's health shows in.
 #[must_use]
 pub fn autoscaler_page() -> String {
-    let mut page = Page::with_capacity(600);
-    page.head("autoscaler_pending_nodes", "gauge", "Number of nodes pending to be started.");
-    page.line("autoscaler_pending_nodes", &format!("SessionName=\"{SESSION}\""), 0.0);
-    page.head("autoscaler_running_workers", "gauge", "Number of worker nodes running.");
-    page.line("autoscaler_running_workers", &format!("SessionName=\"{SESSION}\""), 0.0);
+    let mut page = Page::default();
+    for (name, help) in [
+        ("autoscaler_pending_nodes", "Number of nodes pending to be started."),
+        ("autoscaler_running_workers", "Number of worker nodes running."),
+    ] {
+        page.head(name, "gauge", help);
+        page.line(name, || format!("SessionName=\"{SESSION}\""), 0.0);
+    }
     page.text
 }
 
+/// A page being written. The same lines are written in the same order each time, or left
+/// out ([`Page::series`]); whatever precedes their numbers is kept from the first time.
+#[derive(Clone, Debug, Default)]
 struct Page {
     text: String,
+    known: Vec<Box<str>>,
+    at: usize,
 }
 
 fn tenth(value: f64) -> f64 {
@@ -83,17 +87,59 @@ fn tenth(value: f64) -> f64 {
 }
 
 impl Page {
-    fn with_capacity(bytes: usize) -> Page {
-        Page { text: String::with_capacity(bytes) }
+    fn begin(&mut self) {
+        self.text.clear();
+        self.at = 0;
+    }
+
+    /// The next text of the page, as it was put together the first time.
+    fn next(&mut self, text: impl FnOnce() -> String) -> usize {
+        if self.at == self.known.len() {
+            self.known.push(text().into());
+        }
+        self.at += 1;
+        self.at - 1
     }
 
     fn head(&mut self, name: &str, kind: &str, help: &str) {
-        // Writing to a String cannot fail.
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+        let head = self.next(|| format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+        self.text.push_str(&self.known[head]);
     }
 
-    fn line(&mut self, name: &str, labels: &str, value: f64) {
-        let _ = writeln!(self.text, "{name}{{{labels}}} {value:?}");
+    fn line(&mut self, name: &str, labels: impl FnOnce() -> String, value: f64) {
+        self.series(|| format!("{name}{{{}}} ", labels()), Some(value));
+    }
+
+    /// A line, left out where there is no value.
+    fn series(&mut self, series: impl FnOnce() -> String, value: Option<f64>) {
+        let series = self.next(series);
+        if let Some(value) = value {
+            self.text.push_str(&self.known[series]);
+            // Writing to a String cannot fail.
+            let _ = writeln!(self.text, "{value:?}");
+        }
+    }
+
+    fn dashboard_process(&mut self, plant: &Plant, gauges: &Gauges) {
+        let process = |component: &str, pid: usize| {
+            format!(
+                "Component=\"{component}\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",pid=\"{pid}\""
+            )
+        };
+        let parent = || process("dashboard", 4395);
+        let name = "ray_dashboard_event_loop_tasks";
+        self.head(name, "gauge", "Number of tasks currently pending in the event loop's queue.");
+        self.line(name, parent, gauges.event_loop_tasks);
+        let name = "ray_dashboard_event_loop_lag_seconds";
+        self.head(name, "gauge", "Event loop lag in seconds.");
+        self.line(name, parent, gauges.event_loop_lag_s);
+        let name = "ray_component_cpu_percentage";
+        self.head(name, "gauge", "Dashboard CPU percentage usage.");
+        self.line(name, parent, tenth(gauges.parent_cpu_pct));
+        for (index, (module, cpu)) in plant.spec().modules.iter().zip(&gauges.module_cpu_pct).enumerate() {
+            let own = || process(&format!("dashboard_{}", module.name), 4449 + index);
+            self.line(name, own, tenth(*cpu));
+        }
     }
 
     fn gcs_calls(&mut self, gauges: &Gauges) {
@@ -105,17 +151,17 @@ impl Page {
             ("InternalKVGcsService.grpc_server.InternalKVGet", &gauges.gcs_calls),
             ("ControlPlanePubSubGcsService.grpc_server.GcsSubscriberPoll", &polls),
         ] {
-            let own = format!("Component=\"gcs_server\",Method=\"{method}\",NodeAddress=\"{IP}\"");
-            self.decades(name, &own, counts);
+            let own = || format!("Component=\"gcs_server\",Method=\"{method}\",NodeAddress=\"{IP}\"");
+            self.decades(name, own, counts);
         }
         let name = "ray_health_check_rpc_latency_ms";
         self.head(name, "histogram", "Latency of rpc request for health check.");
         let mut health = [0; GCS_BUCKETS_MS.len()];
         health[1] = gauges.gcs_polls;
-        self.decades(name, &format!("Component=\"gcs_server\",NodeAddress=\"{IP}\""), &health);
+        self.decades(name, || format!("Component=\"gcs_server\",NodeAddress=\"{IP}\""), &health);
     }
 
-    fn decades(&mut self, name: &str, own: &str, counts: &[u64; GCS_BUCKETS_MS.len()]) {
+    fn decades(&mut self, name: &str, own: impl Fn() -> String, counts: &[u64; GCS_BUCKETS_MS.len()]) {
         let rest = format!("SessionName=\"{SESSION}\",Version=\"{VERSION}\",WorkerId=\"\"");
         let (mut total, mut sum, mut below) = (0, 0.0, 0.0);
         for (bound, count) in GCS_BUCKETS_MS.iter().zip(counts) {
@@ -123,17 +169,20 @@ impl Page {
             let middle = if bound.is_finite() { f64::midpoint(below, *bound) } else { below };
             sum += middle * *count as f64;
             below = *bound;
-            let le = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
-            self.line(&format!("{name}_bucket"), &format!("{own},{rest},le=\"{le}\",{OTEL}"), total as f64);
+            let bucket = || format!("{name}_bucket{{{},{rest},le=\"{}\",{OTEL}}} ", own(), le(*bound));
+            self.series(bucket, Some(total as f64));
         }
-        self.line(&format!("{name}_count"), &format!("{own},{rest},{OTEL}"), total as f64);
-        self.line(&format!("{name}_sum"), &format!("{own},{rest},{OTEL}"), sum);
+        for (part, value) in [("count", total as f64), ("sum", sum)] {
+            self.series(|| format!("{name}_{part}{{{},{rest},{OTEL}}} ", own()), Some(value));
+        }
     }
 
     fn node(&mut self, plant: &Plant, gauges: &Gauges) {
-        let node = format!(
-            "IsHeadNode=\"true\",RayNodeType=\"head\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",{OTEL}"
-        );
+        let node = || {
+            format!(
+                "IsHeadNode=\"true\",RayNodeType=\"head\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",{OTEL}"
+            )
+        };
         let cores = if plant.spec().cores.is_finite() { plant.spec().cores } else { 8.0 };
         for (name, help, value) in [
             ("ray_node_cpu_utilization", "Total CPU usage on a ray node", tenth(gauges.node_cpu_pct)),
@@ -149,16 +198,18 @@ impl Page {
             ("ray_node_network_received", "Total network received", gauges.process_at.as_secs_f64() * 1000.0),
         ] {
             self.head(name, "gauge", help);
-            self.line(name, &node, value);
+            self.line(name, node, value);
         }
         self.head("ray_component_cpu_percentage", "gauge", "Total CPU usage of the components on a node.");
         for (component, pid, value) in
             [("gcs", "9553", gauges.gcs_cpu_pct), ("raylet", "9846", 2.0), ("agent", "9870", 3.0)]
         {
-            let labels = format!(
-                "Component=\"{component}\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",{OTEL},pid=\"{pid}\""
-            );
-            self.line("ray_component_cpu_percentage", &labels, tenth(value));
+            let labels = || {
+                format!(
+                    "Component=\"{component}\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",{OTEL},pid=\"{pid}\""
+                )
+            };
+            self.line("ray_component_cpu_percentage", labels, tenth(value));
         }
     }
 
@@ -173,10 +224,12 @@ impl Page {
             ("Unresolved", 0.0),
             ("Created", gauges.created),
         ] {
-            let labels = format!(
-                "Component=\"gcs_server\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",State=\"{state}\",{after}"
-            );
-            self.line("ray_gcs_actors_count", &labels, value);
+            let labels = || {
+                format!(
+                    "Component=\"gcs_server\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",State=\"{state}\",{after}"
+                )
+            };
+            self.line("ray_gcs_actors_count", labels, value);
         }
         self.head("ray_actors", "gauge", "An actor can be in one of these states.");
         for (state, value) in [
@@ -185,15 +238,17 @@ impl Page {
             ("PENDING_CREATION", gauges.registered),
             ("DEPENDENCIES_UNREADY", 0.0),
         ] {
-            let labels = format!(
-                "Component=\"gcs_server\",JobId=\"\",Name=\"JobSupervisor\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",Source=\"gcs\",State=\"{state}\",Version=\"{VERSION}\",{OTEL}"
-            );
-            self.line("ray_actors", &labels, value);
+            let labels = || {
+                format!(
+                    "Component=\"gcs_server\",JobId=\"\",Name=\"JobSupervisor\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",Source=\"gcs\",State=\"{state}\",Version=\"{VERSION}\",{OTEL}"
+                )
+            };
+            self.line("ray_actors", labels, value);
         }
         self.head("ray_running_jobs", "gauge", "Number of jobs currently running.");
         self.line(
             "ray_running_jobs",
-            &format!("Component=\"gcs_server\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",{after}"),
+            || format!("Component=\"gcs_server\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",{after}"),
             3.0,
         );
         self.head(
@@ -208,20 +263,24 @@ impl Page {
             ("WaitingForWorkers", gauges.waiting_for_workers),
             ("WaitingForPlasmaMemory", 0.0),
         ] {
-            let labels = format!(
-                "Component=\"raylet\",NodeAddress=\"{IP}\",Reason=\"{reason}\",SessionName=\"{SESSION}\",{after}"
-            );
-            self.line("ray_scheduler_unscheduleable_tasks", &labels, value);
+            let labels = || {
+                format!(
+                    "Component=\"raylet\",NodeAddress=\"{IP}\",Reason=\"{reason}\",SessionName=\"{SESSION}\",{after}"
+                )
+            };
+            self.line("ray_scheduler_unscheduleable_tasks", labels, value);
         }
         // Moves with every report of the raylet's, busy or not, as the real one does: without it an
         // idle head's tasks would read as a frozen exporter.
         let name = "ray_grpc_server_req_finished_total";
         self.head(name, "counter", "Finished request number in grpc server");
         let method = "NodeManagerService.grpc_server.GetResourceLoad";
-        let labels = format!(
-            "Component=\"raylet\",Method=\"{method}\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",{after}"
-        );
-        self.line(name, &labels, gauges.cluster_at.as_secs_f64().floor());
+        let labels = || {
+            format!(
+                "Component=\"raylet\",Method=\"{method}\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",{after}"
+            )
+        };
+        self.line(name, labels, gauges.cluster_at.as_secs_f64().floor());
         self.head("ray_tasks", "gauge", "Current number of tasks currently in a particular state.");
         for (source, state, value) in [
             ("owner", "FINISHED", gauges.finished_tasks),
@@ -230,45 +289,53 @@ impl Page {
             ("executor", "PENDING_NODE_ASSIGNMENT", -1.0),
             ("owner", "PENDING_ARGS_AVAIL", 0.0),
         ] {
-            let labels = format!(
-                "Component=\"core_worker\",IsRetry=\"0\",JobId=\"\",Name=\"JobSupervisor.ping\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",Source=\"{source}\",State=\"{state}\",Version=\"{VERSION}\",{OTEL}"
-            );
-            self.line("ray_tasks", &labels, value);
+            let labels = || {
+                format!(
+                    "Component=\"core_worker\",IsRetry=\"0\",JobId=\"\",Name=\"JobSupervisor.ping\",NodeAddress=\"{IP}\",SessionName=\"{SESSION}\",Source=\"{source}\",State=\"{state}\",Version=\"{VERSION}\",{OTEL}"
+                )
+            };
+            self.line("ray_tasks", labels, value);
         }
     }
 
     fn requests(&mut self, plant: &Plant) {
         let name = "ray_dashboard_api_requests_duration_seconds";
         self.head(name, "histogram", "Total duration in seconds per endpoint");
-        let process = format!("Component=\"dashboard\",SessionName=\"{SESSION}\",Version=\"{VERSION}\"");
-        for (endpoint, durations) in by_endpoint(plant) {
-            let count: u64 = durations.ok.iter().sum();
-            if count == 0 {
-                continue;
-            }
-            let labels = format!("{process},endpoint=\"{endpoint}\",http_status=\"2xx\"");
+        let all = by_endpoint(plant);
+        let process = || format!("Component=\"dashboard\",SessionName=\"{SESSION}\",Version=\"{VERSION}\"");
+        for (endpoint, durations) in &all {
+            let labels = || format!("{},endpoint=\"{endpoint}\",http_status=\"2xx\"", process());
+            let any = durations.ok.iter().any(|count| *count > 0);
             let mut total = 0;
             for (bound, count) in DASHBOARD_BUCKETS_S.iter().zip(durations.ok) {
                 total += count;
-                let le = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
-                self.line(&format!("{name}_bucket"), &format!("{labels},le=\"{le}\""), total as f64);
+                let bucket = || format!("{name}_bucket{{{},le=\"{}\"}} ", labels(), le(*bound));
+                self.series(bucket, any.then_some(total as f64));
             }
-            self.line(&format!("{name}_count"), &labels, total as f64);
-            self.line(&format!("{name}_sum"), &labels, durations.ok_sum_s);
+            for (part, value) in [("count", total as f64), ("sum", durations.ok_sum_s)] {
+                self.series(|| format!("{name}_{part}{{{}}} ", labels()), any.then_some(value));
+            }
         }
         let name = "ray_dashboard_api_requests_count_requests_total";
         self.head(name, "counter", "Total requests count per endpoint");
-        for (endpoint, durations) in by_endpoint(plant) {
+        for (endpoint, durations) in &all {
             let ok: u64 = durations.ok.iter().sum();
             for (status, count) in [("2xx", ok), ("4xx", durations.refused)] {
-                if count > 0 {
-                    let labels =
-                        format!("{process},endpoint=\"{endpoint}\",http_status=\"{status}\",method=\"GET\"");
-                    self.line(name, &labels, count as f64);
-                }
+                let series = || {
+                    let process = process();
+                    format!(
+                        "{name}{{{process},endpoint=\"{endpoint}\",http_status=\"{status}\",method=\"GET\"}} "
+                    )
+                };
+                self.series(series, (count > 0).then_some(count as f64));
             }
         }
     }
+}
+
+/// A bucket's bound as its label has it.
+fn le(bound: f64) -> String {
+    if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() }
 }
 
 /// Handler names collide (two routes are `list_tasks`); Ray adds them up, and so do we.

@@ -11,13 +11,14 @@
 //! does not; [`Incident::notes`] says which. The first thing to look at is therefore how far
 //! the run under the recorded configuration lies from the recording itself.
 
+use super::course::Point;
 use super::head::Spec;
 use super::scenario::{Guard, Scenario, ScenarioError};
-use super::tally::{Second, Tally};
+use super::tally::Tally;
 use super::trace::{Measured, Trace};
-use super::world::{Conditions, Traces, run_under};
+use super::world::{Conditions, Onlooker, Traces, run_under};
 use serde::Serialize;
-use std::fmt::Write as _;
+use std::fmt::Write;
 use std::sync::Arc;
 
 /// The load, and what is known of the head that bore it.
@@ -76,9 +77,11 @@ pub struct Row {
     pub fared: Vec<Fared>,
 }
 
-/// One second of all classes.
+/// A second of all classes, or some on end at their highest.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize)]
 pub struct Flow {
+    /// Its end.
+    pub at_s: f64,
     /// Asked.
     pub asked: f64,
     /// Answered.
@@ -108,19 +111,19 @@ pub struct Incident {
     pub notes: Vec<String>,
     /// The class whose limit is drawn.
     pub watched: String,
-    /// By run: its seconds.
+    /// By run: its course.
     #[serde(skip)]
     pub flows: Vec<Vec<Flow>>,
-    /// The journals of the simulated runs.
+    /// The journals of the simulated runs, where they were asked for.
     #[serde(skip)]
     pub journals: Vec<(String, String)>,
 }
 
-/// Replays a case under every configuration wanted.
+/// Replays a case under every configuration wanted, and keeps the runs' journals if told to.
 ///
 /// # Errors
 /// A configuration is wrong.
-pub fn replay(case: &Case, wanted: &[Wanted], seed: u64) -> Result<Incident, ScenarioError> {
+pub fn replay(case: &Case, wanted: &[Wanted], seed: u64, journals: bool) -> Result<Incident, ScenarioError> {
     let traces: Traces =
         case.groups.iter().map(|(name, trace)| (name.clone(), Arc::new(trace.clone()))).collect();
     let recorded = case.groups.iter().any(|(_, trace)| trace.arrivals.iter().any(|a| a.measured.is_some()));
@@ -148,17 +151,22 @@ pub fn replay(case: &Case, wanted: &[Wanted], seed: u64) -> Result<Incident, Sce
         let scenario = scenario(case, one, &incident.watched)?;
         let spec = case.spec.clone().unwrap_or_else(|| scenario.spec());
         let conditions = Conditions { spec, ..Conditions::of(&scenario) };
-        let run = run_under(&scenario, conditions, one.guard, seed, &traces)?;
+        let mut journal = String::new();
+        let kept = journals.then_some(&mut journal as &mut dyn Write);
+        let onlooker = Onlooker { journal: kept, ..Onlooker::default() };
+        let run = run_under(&scenario, conditions, one.guard, seed, &traces, onlooker)?;
         incident.runs.push(one.label.clone());
         for (row, tally) in rows.iter_mut().zip(&run.groups) {
             row.fared.push(tallied(tally));
         }
         // Without a class to watch there is no limit to draw.
         let watches = !scenario.watch.is_empty();
-        let flows = run.seconds.iter().map(flow);
+        let flows = run.course.points().iter().map(flow);
         let flows = flows.map(|flow| Flow { limit: if watches { flow.limit } else { 0.0 }, ..flow });
         incident.flows.push(flows.collect());
-        incident.journals.push((one.label.clone(), run.journal));
+        if journals {
+            incident.journals.push((one.label.clone(), journal));
+        }
     }
     for at in 0..incident.runs.len() {
         let sum = |of: fn(&Fared) -> u64| rows.iter().map(|row| of(&row.fared[at])).sum();
@@ -257,7 +265,8 @@ impl Measured {
 fn measured_flow(case: &Case) -> Vec<Flow> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "at most a day")]
     let last = case.seconds.ceil() as usize;
-    let mut seconds = vec![Flow::default(); last.max(1)];
+    let mut seconds: Vec<Flow> =
+        (1..=last.max(1)).map(|end| Flow { at_s: end as f64, ..Flow::default() }).collect();
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "held to the list")]
     let place = |at_s: f64| (at_s as usize).min(last.max(1) - 1);
     for arrival in case.groups.iter().flat_map(|(_, trace)| &trace.arrivals) {
@@ -286,8 +295,10 @@ fn tallied(tally: &Tally) -> Fared {
     }
 }
 
-fn flow(second: &Second) -> Flow {
+fn flow(point: &Point) -> Flow {
+    let second = &point.peak;
     Flow {
+        at_s: second.at_s,
         asked: f64::from(second.offered),
         served: f64::from(second.served),
         shed: f64::from(second.shed),
@@ -345,7 +356,7 @@ pub fn table(incident: &Incident) -> String {
 #[must_use]
 pub fn html(incident: &Incident) -> String {
     let mut page = String::from(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"color-scheme\" content=\"light dark\">\
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><meta name=\"color-scheme\" content=\"light dark\">\
          <title>rayguard simulate --trace</title><style>:root{--ink:#222;--paper:#fff;--field:#f6f7f9}\
          @media(prefers-color-scheme:dark){:root{--ink:#ddd;--paper:#16181b;--field:#202327}}\
          body{font:14px system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:var(--ink);\
@@ -356,7 +367,7 @@ pub fn html(incident: &Incident) -> String {
     // Writing to a String cannot fail.
     let _ = write!(
         page,
-        "<h1>{}</h1><p>{:.0} s, replayed</p><table><tr><th>class<th>run<th>asked<th>served<th>refused<th>lost\
+        "<h1>{}</h1><p>{:.0} s, replayed</p><div style=\"overflow-x:auto\"><table><tr><th>class<th>run<th>asked<th>served<th>refused<th>lost\
          <th>p50 ms<th>p99 ms</tr>",
         escape(&incident.name),
         incident.seconds
@@ -378,7 +389,7 @@ pub fn html(incident: &Incident) -> String {
             );
         }
     }
-    page.push_str("</table>");
+    page.push_str("</table></div>");
     for note in &incident.notes {
         let _ = write!(page, "<p>{}</p>", escape(note));
     }
@@ -419,15 +430,15 @@ fn plots(page: &mut String, incident: &Incident) {
 }
 
 fn plot(page: &mut String, seconds: &[Flow], top: f64, lines: &[(&str, &str, Of)]) {
-    let width = seconds.len().max(1) as f64;
+    let width = seconds.last().map_or(1.0, |last| last.at_s.max(1.0));
     // A day has more seconds than a page has pixels: a point is the highest of its stretch.
     let stretch = (seconds.len() / 1000).max(1);
     page.push_str("<svg viewBox=\"0 0 1000 130\" preserveAspectRatio=\"none\" role=\"img\">");
     for (name, colour, of) in lines {
         let _ = write!(page, "<polyline fill=\"none\" stroke=\"{colour}\" points=\"");
-        for (at, part) in seconds.chunks(stretch).enumerate() {
+        for part in seconds.chunks(stretch) {
             let value = part.iter().map(of).fold(0.0, f64::max);
-            let x = 1000.0 * (at * stretch) as f64 / width;
+            let x = 1000.0 * part[0].at_s / width;
             let _ = write!(page, "{x:.1},{:.1} ", 128.0 - 125.0 * (value / top).min(1.0));
         }
         let _ = write!(page, "\"><title>{name}</title></polyline>");
@@ -479,7 +490,7 @@ mod tests {
     #[test]
     fn recorded_and_simulated_stand_side_by_side() {
         let runs = [wanted("guarded", Guard::Rayguard), wanted("limits off", Guard::Off)];
-        let incident = replay(&case(), &runs, 1).unwrap();
+        let incident = replay(&case(), &runs, 1, false).unwrap();
         assert_eq!(incident.runs, ["recorded", "guarded", "limits off"]);
         let [actors, tasks] = incident.rows.as_slice() else { panic!() };
         assert_eq!((tasks.fared[0].asked, tasks.fared[0].shed, tasks.fared[0].lost), (300, 100, 200));
@@ -496,7 +507,7 @@ mod tests {
     #[test]
     fn a_wrong_configuration_is_said() {
         let one = Wanted { config: "moed = 'shadow'".into(), ..wanted("new", Guard::Rayguard) };
-        let error = replay(&case(), &[one], 1).unwrap_err();
+        let error = replay(&case(), &[one], 1, false).unwrap_err();
         assert!(error.to_string().contains("config"), "{error}");
     }
 }

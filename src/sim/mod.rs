@@ -2,6 +2,7 @@
 pub mod arrivals;
 pub mod calibration;
 pub mod chance;
+pub mod course;
 #[cfg(test)]
 mod critical_gain;
 pub mod door;
@@ -16,6 +17,7 @@ pub mod likeness;
 pub mod monte_carlo;
 pub mod page;
 pub mod plant;
+pub mod recovery;
 pub mod report;
 pub mod rivals;
 pub mod scenario;

@@ -16,7 +16,7 @@
 use super::chance::Chance;
 use super::scenario::{Scenario, ScenarioError};
 use super::verdict::{Check, verdicts, within};
-use super::world::{Conditions, Run, Traces, run_under};
+use super::world::{Conditions, Onlooker, Run, Traces, run_under};
 use serde::Serialize;
 use statrs::distribution::{Beta, ContinuousCDF};
 use std::collections::BTreeMap;
@@ -108,14 +108,20 @@ impl Trial {
     }
 }
 
-/// Runs one draw.
+/// Runs one draw, and tells an onlooker of it.
 ///
 /// # Errors
 /// The scenario cannot be run.
-pub fn trial(scenario: &Scenario, seed: u64, number: u64, traces: &Traces) -> Result<Trial, ScenarioError> {
+pub fn trial<'a>(
+    scenario: &'a Scenario,
+    seed: u64,
+    number: u64,
+    traces: &Traces,
+    onlooker: Onlooker<'a>,
+) -> Result<Trial, ScenarioError> {
     let (draw, mut chance) = Draw::new(seed, number);
     let conditions = draw.conditions(scenario, &mut chance);
-    let run = run_under(scenario, conditions, scenario.guard, draw.seed, traces)?;
+    let run = run_under(scenario, conditions, scenario.guard, draw.seed, traces, onlooker)?;
     let ranges = if scenario.robust.is_empty() { &scenario.expect } else { &scenario.robust };
     let checks = within(ranges, &verdicts(scenario, &run));
     Ok(Trial { draw, run, checks })
@@ -190,7 +196,7 @@ pub fn monte_carlo(
             if number >= runs {
                 return Ok(left);
             }
-            let trial = trial(scenario, seed, number, traces)?;
+            let trial = trial(scenario, seed, number, traces, Onlooker::default())?;
             let broken = if trial.met() { Vec::new() } else { trial.checks };
             left.push((trial.draw, broken));
             progress(done.fetch_add(1, Ordering::Relaxed) + 1);
@@ -311,7 +317,8 @@ mod tests {
         assert!(rate.passed > 2 && rate.passed < 22, "{rate:?}");
         let worst = rate.worst.clone().expect("some fail");
         assert!(worst.draw.capacity < 0.8, "{worst:?}");
-        let again = trial(&scenario, 3, worst.draw.number, &Traces::new()).expect("runs");
+        let again =
+            trial(&scenario, 3, worst.draw.number, &Traces::new(), Onlooker::default()).expect("runs");
         assert_eq!(again.checks[0], worst.check);
         assert_eq!(rate.broken["served_per_s"], 24 - rate.passed);
         assert!(rate.describe().contains(&format!("--draw {}", worst.draw.number)));

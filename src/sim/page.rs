@@ -38,7 +38,10 @@ th{color:var(--quiet);border:0}td{white-space:nowrap}td:first-child,th:first-chi
 .want{color:var(--want)}figure{margin:0 0 .7rem}figcaption{font-size:.82rem;display:flex;flex-wrap:wrap;gap:0 .9rem}
 figcaption b{font-weight:600}.dot{display:inline-block;width:.65em;height:.65em;border-radius:2px;margin-right:.3em}
 svg{display:block;width:100%;height:auto;overflow:visible}svg text{font-size:11px;fill:var(--quiet)}
-.line{fill:none;stroke-width:1.5;vector-effect:non-scaling-stroke;stroke-linejoin:round}.grid{stroke:var(--rule)}.rule{stroke:var(--quiet);stroke-dasharray:4 3}";
+.line{fill:none;stroke-width:1.5;vector-effect:non-scaling-stroke;stroke-linejoin:round}.grid{stroke:var(--rule)}.rule{stroke:var(--quiet);stroke-dasharray:4 3}
+.wide{overflow-x:auto}
+@media(max-width:40rem){main{padding:1.5rem .7rem 3rem}section{padding:1rem .9rem}table{font-size:.78rem}
+td,th{padding:.28rem .2rem}svg text{font-size:21px}}";
 
 /// The page of these answers.
 #[must_use]
@@ -82,7 +85,9 @@ fn section(page: &mut String, answer: &Answer) {
     let _ = write!(page, "<p class=\"quiet\"><small>seed {}</small></p></div>", answer.seed);
     // A plot of nothing but zeros says less than none: a synthetic plant has no jobs.
     let says_something = |plot: &&Plot| {
-        plot.lines.iter().any(|(_, _, of)| answer.run.seconds.iter().any(|second| of(second) > 0.0))
+        plot.lines
+            .iter()
+            .any(|(_, _, of)| answer.run.course.points().iter().any(|point| of(&point.peak) > 0.0))
     };
     for plot in PLOTS.iter().filter(says_something) {
         draw(page, answer, plot);
@@ -92,7 +97,10 @@ fn section(page: &mut String, answer: &Answer) {
 
 fn verdict_table(page: &mut String, answer: &Answer) {
     let control = escape(&answer.control_guard.label());
-    let _ = write!(page, "<table><tr><th>verdict<th>value<th>expected<th>control: {control}</tr>");
+    let _ = write!(
+        page,
+        "<div class=\"wide\"><table><tr><th>verdict<th>value<th>expected<th>control: {control}</tr>"
+    );
     let value = |check: &Check| check.value.map_or("none".to_owned(), short);
     let row = |page: &mut String, check: &Check, class: &str, control: &str| {
         let (name, value) = (escape(&check.name), value(check));
@@ -112,7 +120,7 @@ fn verdict_table(page: &mut String, answer: &Answer) {
     for goal in &answer.goals {
         row(page, goal, if goal.met { "good" } else { "want" }, "<td class=\"want\">wanted");
     }
-    page.push_str("</table>");
+    page.push_str("</table></div>");
 }
 
 /// What of a second is drawn.
@@ -173,9 +181,13 @@ const LEFT: f64 = 44.0;
 const POINTS_MAX: usize = 800;
 
 fn draw(page: &mut String, answer: &Answer, plot: &Plot) {
-    let seconds = &answer.run.seconds;
+    let points = answer.run.course.points();
     let length = answer.scenario.seconds.max(1.0);
-    let most = plot.lines.iter().flat_map(|line| seconds.iter().map(line.2)).filter(|v| v.is_finite());
+    let most = plot
+        .lines
+        .iter()
+        .flat_map(|line| points.iter().map(|point| line.2(&point.peak)))
+        .filter(|v| v.is_finite());
     let top = round_up(most.fold(1.0, f64::max));
     let x = |at_s: f64| LEFT + (WIDTH - LEFT) * (at_s / length).clamp(0.0, 1.0);
     let y = |value: f64| HEIGHT - HEIGHT * (value / top).clamp(0.0, 1.0);
@@ -232,13 +244,17 @@ fn draw(page: &mut String, answer: &Answer, plot: &Plot) {
         let _ =
             write!(page, "<line class=\"rule\" x1=\"{LEFT}\" x2=\"{WIDTH}\" y1=\"{at:.1}\" y2=\"{at:.1}\"/>");
     }
-    let step = seconds.len().div_ceil(POINTS_MAX).max(1);
+    let step = points.len().div_ceil(POINTS_MAX).max(1);
     for (_, colour, of) in plot.lines {
         let _ = write!(page, "<polyline class=\"line\" stroke=\"var(--{colour})\" points=\"");
-        for some in seconds.chunks(step) {
+        for some in points.chunks(step) {
             // The peak of each step: a spike must not vanish between two points.
-            let peak = some.iter().map(of).filter(|value| value.is_finite()).fold(0.0, f64::max);
-            let _ = write!(page, "{:.1},{:.1} ", x(some[0].at_s), y(peak));
+            let peak = some
+                .iter()
+                .map(|point| of(&point.peak))
+                .filter(|value| value.is_finite())
+                .fold(0.0, f64::max);
+            let _ = write!(page, "{:.1},{:.1} ", x(some[0].peak.at_s), y(peak));
         }
         page.push_str("\"/>");
     }
@@ -272,7 +288,7 @@ mod tests {
     use super::*;
     use crate::sim::report;
     use crate::sim::scenario::Scenario;
-    use crate::sim::world::Traces;
+    use crate::sim::world::{Onlooker, Traces};
 
     #[test]
     fn the_top_of_a_plot_is_a_round_number() {
@@ -301,7 +317,8 @@ mod tests {
             factor = 0.5
         "#;
         let scenario = Scenario::read(text).expect("good");
-        let answer = report::answer("twice", &scenario, 1, &Traces::new()).expect("runs");
+        let answer =
+            report::answer("twice", &scenario, 1, &Traces::new(), Onlooker::default()).expect("runs");
         let page = html(std::slice::from_ref(&answer));
         assert!(page.contains("is &lt;this&gt; &amp; that escaped?"));
         assert!(page.contains("1 of 1 scenarios hold"));

@@ -6,7 +6,7 @@
 use super::monte_carlo::{PassRate, Trial, trial};
 use super::scenario::{Guard, Scenario, ScenarioError};
 use super::verdict::{Check, Verdicts, check, verdicts, within};
-use super::world::{Run, Traces, run};
+use super::world::{Conditions, Onlooker, Run, Traces, run, run_under};
 use serde::Serialize;
 use std::fmt::Write as _;
 
@@ -51,14 +51,15 @@ impl Answer {
 ///
 /// # Errors
 /// The scenario cannot be run.
-pub fn draw(
+pub fn draw<'a>(
     name: &str,
-    scenario: &Scenario,
+    scenario: &'a Scenario,
     seed: u64,
     number: u64,
     traces: &Traces,
+    onlooker: Onlooker<'a>,
 ) -> Result<Answer, ScenarioError> {
-    let Trial { draw, run, checks } = trial(scenario, seed, number, traces)?;
+    let Trial { draw, run, checks } = trial(scenario, seed, number, traces, onlooker)?;
     let found = verdicts(scenario, &run);
     Ok(Answer {
         name: format!("{name}, draw {number}: {}", draw.describe()),
@@ -73,14 +74,23 @@ pub fn draw(
     })
 }
 
-/// Runs a scenario and its control.
+/// Runs a scenario and its control, and tells an onlooker of both; the record is the former's.
 ///
 /// # Errors
 /// The scenario cannot be run.
-pub fn answer(name: &str, scenario: &Scenario, seed: u64, traces: &Traces) -> Result<Answer, ScenarioError> {
-    let ran = run(scenario, scenario.guard, seed, traces)?;
+pub fn answer<'a>(
+    name: &str,
+    scenario: &'a Scenario,
+    seed: u64,
+    traces: &Traces,
+    onlooker: Onlooker<'a>,
+) -> Result<Answer, ScenarioError> {
+    let step = onlooker.step;
+    let ran = run_under(scenario, Conditions::of(scenario), scenario.guard, seed, traces, onlooker)?;
     let found = verdicts(scenario, &ran);
-    let control_run = run(scenario, scenario.control.guard, seed, traces)?;
+    let control = (Conditions::of(scenario), scenario.control.guard);
+    let onlooker = Onlooker { step, ..Onlooker::default() };
+    let control_run = run_under(scenario, control.0, control.1, seed, traces, onlooker)?;
     Ok(Answer {
         name: name.to_owned(),
         seed,

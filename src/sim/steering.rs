@@ -13,6 +13,7 @@ use crate::core::policy::{ClassId, Policy};
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::core::time::{Time, WallMs};
+use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +31,6 @@ pub struct Steering {
     period: Duration,
     seq: u64,
     pending: Vec<Event>,
-    /// Adjustments recorded.
-    pub adjustments: u64,
 }
 
 fn wall(now: Time, offset_s: f64) -> WallMs {
@@ -53,7 +52,6 @@ impl Steering {
             engine,
             seq: 0,
             pending: Vec::new(),
-            adjustments: 0,
         }
     }
 
@@ -124,30 +122,42 @@ impl Steering {
         self.pending.extend(effects.events);
     }
 
-    /// One step; says whether the table changed.
-    pub fn tick(&mut self, door: &mut Door, now: Time, offset_s: f64, journal: &mut String) -> bool {
+    /// One step; says whether the table changed. What happened goes into the journal, if there is one.
+    pub fn tick(
+        &mut self,
+        door: &mut Door,
+        now: Time,
+        offset_s: f64,
+        journal: Option<&mut (dyn Write + '_)>,
+    ) -> bool {
         let seen = read_door(&door.gate, door.policy.classes.len(), now);
         let effects: Effects = self.engine.on_tick(seen, now, wall(now, offset_s));
         for (class, seconds) in &effects.spreads {
             door.gate.spread(*class, *seconds);
         }
-        let earlier = std::mem::take(&mut self.pending);
-        for event in earlier.into_iter().chain(effects.events) {
-            self.adjustments += u64::from(matches!(event, Event::Adjustment(_)));
-            let record = Record { time: wall(now, offset_s), seq: self.seq, at: now, event };
-            self.seq += 1;
-            // Every event has a JSON form: numbers were cleaned before they were acted on.
-            if let Ok(line) = serde_json::to_string(&record) {
-                journal.push_str(&line);
-                journal.push('\n');
-            }
+        self.pending.extend(effects.events);
+        if let Some(journal) = journal {
+            self.record(now, offset_s, journal);
         }
+        self.pending.clear();
         match effects.table {
             Some(table) => {
                 door.table = table;
                 true
             }
             None => false,
+        }
+    }
+
+    fn record(&mut self, now: Time, offset_s: f64, journal: &mut (dyn Write + '_)) {
+        for event in self.pending.drain(..) {
+            let record = Record { time: wall(now, offset_s), seq: self.seq, at: now, event };
+            self.seq += 1;
+            // Every event has a JSON form: numbers were cleaned before they were acted on. And a
+            // journal that cannot be written knows why.
+            if let Ok(line) = serde_json::to_string(&record) {
+                let _ = writeln!(journal, "{line}");
+            }
         }
     }
 }
@@ -158,17 +168,19 @@ mod tests {
     use crate::core::journal::LimitKind;
     use crate::sim::scenario::Guard;
     use crate::sim::scenario::Scenario;
-    use crate::sim::world::{self, Traces};
+    use crate::sim::world::{Conditions, Onlooker, Traces, run_under};
     use std::collections::BTreeMap;
 
     /// Of each class that was refused anything or whose limit moved: the lowest its limit came to, over
     /// what it was first seen at, and the share that was refused where most was.
     fn cuts(scenario: &str) -> BTreeMap<String, (f64, f64)> {
         let scenario = Scenario::read(scenario).unwrap();
-        let run = world::run(&scenario, Guard::Rayguard, 1, &Traces::new()).unwrap();
+        let (conditions, mut journal) = (Conditions::of(&scenario), String::new());
+        let onlooker = Onlooker { journal: Some(&mut journal), ..Onlooker::default() };
+        run_under(&scenario, conditions, Guard::Rayguard, 1, &Traces::new(), onlooker).unwrap();
         let mut first: BTreeMap<String, f64> = BTreeMap::new();
         let mut cuts: BTreeMap<String, (f64, f64)> = BTreeMap::new();
-        for record in run.journal.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok()) {
+        for record in journal.lines().filter_map(|line| serde_json::from_str::<Record>(line).ok()) {
             match record.event {
                 Event::Adjustment(adjustment) if adjustment.limit == LimitKind::InFlight => {
                     let first = *first.entry(adjustment.class.clone()).or_insert(adjustment.old);

@@ -1,6 +1,5 @@
 //! What is counted of a run: per group of clients, and per second.
 
-use crate::core::time::Time;
 use hdrhistogram::Histogram;
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -51,8 +50,6 @@ pub struct Tally {
     upstream: Histogram<u64>,
     /// Per address: demands, served; in the order of addresses.
     parties: Vec<(u64, (u64, u64))>,
-    /// Per second of first sending: settled, served.
-    by_second: Vec<(u32, u32)>,
 }
 
 /// Parties told apart; more are one.
@@ -87,7 +84,6 @@ impl Tally {
             latency: histogram(),
             upstream: histogram(),
             parties: Vec::new(),
-            by_second: Vec::new(),
         }
     }
 
@@ -128,19 +124,6 @@ impl Tally {
         }
     }
 
-    /// The same for the second in which the demand was first sent, in and out of the measured part.
-    pub fn note_second(&mut self, first_sent: Time, ending: Ending, last: bool) {
-        if !last {
-            return;
-        }
-        let second = usize::try_from(first_sent.0 / 1_000_000_000).unwrap_or(usize::MAX);
-        if self.by_second.len() <= second {
-            self.by_second.resize(second + 1, (0, 0));
-        }
-        self.by_second[second].0 += 1;
-        self.by_second[second].1 += u32::from(ending == Ending::Served);
-    }
-
     /// The head finished one of the group's requests.
     pub fn upstream(&mut self, latency: Duration) {
         self.busy_s += latency.as_secs_f64();
@@ -174,15 +157,6 @@ impl Tally {
                 .filter(|(_, (sent, _))| *sent > 0)
                 .map(|(_, (sent, served))| *served as f64 / *sent as f64),
         )
-    }
-
-    /// Share served of what was first sent in `[from, to)` seconds; `None` when nothing was.
-    #[must_use]
-    pub fn served_between(&self, from: usize, to: usize) -> Option<f64> {
-        let window = self.by_second.get(from..to.min(self.by_second.len()))?;
-        let (settled, served) =
-            window.iter().fold((0, 0), |sum, second| (sum.0 + second.0, sum.1 + second.1));
-        (settled > 0).then(|| f64::from(served) / f64::from(settled))
     }
 }
 
@@ -236,6 +210,26 @@ impl Second {
             Ending::Served => self.served += 1,
             Ending::Shed { .. } => self.shed += 1,
             Ending::TimedOut | Ending::Failed => self.lost += 1,
+        }
+    }
+
+    /// This one and a later one as one: each figure at its highest.
+    #[must_use]
+    pub fn or_higher(&self, later: &Second) -> Second {
+        Second {
+            at_s: later.at_s,
+            offered: self.offered.max(later.offered),
+            served: self.served.max(later.served),
+            shed: self.shed.max(later.shed),
+            lost: self.lost.max(later.lost),
+            finished: self.finished.max(later.finished),
+            limit: self.limit.max(later.limit),
+            in_flight: self.in_flight.max(later.in_flight),
+            waiting: self.waiting.max(later.waiting),
+            pressure: self.pressure.max(later.pressure),
+            latency_ms: self.latency_ms.max(later.latency_ms),
+            node_cpu_pct: self.node_cpu_pct.max(later.node_cpu_pct),
+            backlog: self.backlog.max(later.backlog),
         }
     }
 

@@ -5,10 +5,8 @@
 //! that expects something of what never happened fails.
 
 use super::scenario::{ClientSpec, FaultSpec, Scenario};
-use super::tally::{histogram, jain, quantile_ms};
+use super::tally::{Second, histogram, jain, quantile_ms};
 use super::world::Run;
-use crate::core::control::oscillation::Oscillation;
-use crate::core::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
 
 /// Every verdict of a run, by name.
@@ -37,8 +35,7 @@ pub fn verdicts(scenario: &Scenario, run: &Run) -> Verdicts {
     whole(scenario, run, &mut all);
     limit(run, &mut all);
     objective(scenario, run, &mut all);
-    let calm = calm_from(scenario);
-    all.insert("recovery_s".to_owned(), recovery_s(run, calm));
+    all.insert("recovery_s".to_owned(), run.recovery.after_s().unwrap_or(f64::NAN));
     let seconds = run.measured[1] - run.measured[0];
     for (route, count) in &run.upstream {
         all.insert(format!("upstream_per_s.{route}"), *count as f64 / seconds);
@@ -103,54 +100,43 @@ fn whole(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
         all.insert(name.to_owned(), value);
     }
     let within = |at_s: f64| run.measured[0] < at_s && at_s <= run.measured[1];
-    let measured = || run.seconds.iter().filter(|second| within(second.at_s));
-    let most = |of: fn(&super::tally::Second) -> f64| measured().map(of).fold(0.0, f64::max);
+    let measured = || run.course.points().iter().filter(|point| within(point.peak.at_s));
+    let most = |of: fn(&Second) -> f64| measured().map(|point| of(&point.peak)).fold(0.0, f64::max);
     all.insert("backlog_max".to_owned(), most(|second| second.backlog as f64));
     all.insert("waiting_max".to_owned(), most(|second| f64::from(second.waiting)));
     all.insert("cpu_max".to_owned(), most(|second| second.node_cpu_pct));
-    let served = measured().map(|second| f64::from(second.served)).sum::<f64>();
-    all.insert("served_per_s".to_owned(), served / seconds);
+    let served = measured().map(|point| point.served).sum::<u64>();
+    all.insert("served_per_s".to_owned(), served as f64 / seconds);
 }
 
 /// How the watched limit moved: where it ended, how it swung and when it settled.
 fn limit(run: &Run, all: &mut Verdicts) {
     let [from, to] = run.measured;
-    let late: Vec<f64> = run
-        .seconds
-        .iter()
-        .filter(|second| second.at_s > f64::midpoint(from, to) && second.at_s <= to)
-        .map(|second| second.limit)
-        .collect();
-    let mean = late.iter().sum::<f64>() / late.len().max(1) as f64;
-    let (low, high) = late.iter().fold((f64::INFINITY, 0.0_f64), |(l, h), v| (l.min(*v), h.max(*v)));
+    let part = |from: f64| {
+        run.course.points().iter().filter(move |point| point.peak.at_s > from && point.peak.at_s <= to)
+    };
+    let late = || part(f64::midpoint(from, to));
+    let seconds = late().map(|point| point.seconds).sum::<u32>().max(1);
+    let mean = late().map(|point| point.limit_sum).sum::<f64>() / f64::from(seconds);
+    let low = late().map(|point| point.limit_least).fold(f64::INFINITY, f64::min);
+    let high = late().map(|point| point.peak.limit).fold(0.0, f64::max);
     // A swing is what is left once single steps of a slot are forgiven: 2 <-> 3 is no hunting.
     let swing = if mean > 0.0 { ((high - low) / 2.0 - 0.5).max(0.0) / mean } else { f64::NAN };
-    all.insert("limit".to_owned(), mean);
-    all.insert("limit_swing".to_owned(), swing);
     let outside = |value: f64| (value - mean).abs() > (0.2 * mean).max(1.0);
-    let settled = run
-        .seconds
-        .iter()
-        .filter(|second| second.at_s > from && second.at_s <= to && outside(second.limit))
-        .map(|second| second.at_s)
-        .fold(from, f64::max);
-    all.insert("settling_s".to_owned(), settled - from);
-    let peak =
-        run.seconds.iter().filter(|s| s.at_s > from && s.at_s <= to).map(|s| s.limit).fold(0.0, f64::max);
-    all.insert("overshoot".to_owned(), if mean > 0.0 { peak / mean - 1.0 } else { f64::NAN });
-    all.insert("reversals_per_min".to_owned(), reversals(run) * 60.0 / (to - from));
-    let mut travel = 0.0;
-    let mut hunting = Oscillation::new(duration_from_secs((to - from) / 4.0));
-    let mut last = None;
-    for second in run.seconds.iter().filter(|s| s.at_s > from && s.at_s <= to) {
-        hunting.observe(Time::from_secs_f64(second.at_s), second.limit);
+    let unsettled = part(from).filter(|point| outside(point.limit_least) || outside(point.peak.limit));
+    let settled = unsettled.map(|point| point.peak.at_s).fold(from, f64::max);
+    let peak = part(from).map(|point| point.peak.limit).fold(0.0, f64::max);
+    for (name, value) in [
+        ("limit", mean),
+        ("limit_swing", swing),
+        ("settling_s", settled - from),
+        ("overshoot", if mean > 0.0 { peak / mean - 1.0 } else { f64::NAN }),
+        ("reversals_per_min", run.motion.turns() * 60.0 / (to - from)),
+        ("travel_per_min", run.motion.travel() * 60.0 / (to - from)),
+        ("oscillation", run.motion.oscillation()),
+    ] {
+        all.insert(name.to_owned(), value);
     }
-    for (_, limit) in run.moves.iter().filter(|(at, limit)| *at > from && *at <= to && *limit > 0.0) {
-        travel += last.map_or(0.0, |last: f64| (limit / last).ln().abs());
-        last = Some(*limit);
-    }
-    all.insert("travel_per_min".to_owned(), travel * 60.0 / (to - from));
-    all.insert("oscillation".to_owned(), hunting.index());
 }
 
 /// Steady-state error: the share of the watched class's exchanges within its objective in the
@@ -168,52 +154,12 @@ fn objective(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
     all.insert("steady_error".to_owned(), error);
 }
 
-/// Changes of direction of more than 10 % in the late half, so that noise is not hunting.
-fn reversals(run: &Run) -> f64 {
-    let [from, to] = run.measured;
-    let mut turns = 0.0;
-    let (mut extreme, mut rising): (Option<f64>, Option<bool>) = (None, None);
-    for (_, limit) in run.moves.iter().filter(|(at, _)| *at > from && *at <= to) {
-        let last = *extreme.get_or_insert(*limit);
-        let ratio = limit / last;
-        match rising {
-            Some(true) if ratio >= 1.0 => extreme = Some(*limit),
-            Some(false) if ratio <= 1.0 => extreme = Some(*limit),
-            _ if !(0.9..=1.1).contains(&ratio) => {
-                turns += f64::from(u8::from(rising.is_some()));
-                rising = Some(ratio > 1.0);
-                extreme = Some(*limit);
-            }
-            _ => {}
-        }
-    }
-    turns
-}
-
 /// When the last disturbance ends: faults, and groups that do not keep within their share.
-fn calm_from(scenario: &Scenario) -> f64 {
+pub(super) fn calm_from(scenario: &Scenario) -> f64 {
     let fault = |fault: &FaultSpec| fault.at_s + fault.for_s.unwrap_or(0.0);
     let crowd = |client: &ClientSpec| client.until_s.filter(|_| !client.polite).unwrap_or(0.0);
     let faults = scenario.fault.iter().map(fault).fold(0.0, f64::max);
     scenario.client.iter().map(crowd).fold(faults, f64::max)
-}
-
-/// How long after `calm` every polite group is served 95 % for five seconds on end; NaN: never.
-fn recovery_s(run: &Run, calm: f64) -> f64 {
-    let last = run.seconds.len();
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a second of the run")]
-    let first = calm.ceil() as usize;
-    for second in first..last.saturating_sub(5) {
-        let well = run
-            .groups
-            .iter()
-            .filter(|tally| tally.polite)
-            .all(|tally| tally.served_between(second, second + 5).is_none_or(|share| share >= 0.95));
-        if well {
-            return second as f64 - calm;
-        }
-    }
-    f64::NAN
 }
 
 /// Holds verdicts against the scenario's expectations.
