@@ -215,7 +215,7 @@ impl Door {
                 while (asked as f64) < begun.elapsed().as_secs_f64() * per_second {
                     asked += 1;
                     let party = Party { address: asked % 64 * 512, credential: None };
-                    drop(door.admit(Ask { class, route: 0, party }).await);
+                    drop(door.admit(Ask { class, route: 0, party }, door.clock.now()).await);
                 }
             }
         });
@@ -229,7 +229,7 @@ impl Door {
             self.runtime.as_ref().unwrap().spawn(async move {
                 loop {
                     let party = Party { address: client * 512, credential: None };
-                    let slot = door.admit(Ask { class, route: 0, party }).await;
+                    let slot = door.admit(Ask { class, route: 0, party }, door.clock.now()).await;
                     tokio::time::sleep(Duration::from_millis(if slot.is_ok() { 20 } else { 2 })).await;
                     drop(slot);
                 }

@@ -464,7 +464,7 @@ fn paths_and_callers() {
                 (identifier.client_address(&facts), identifier.session(&facts), identifier.holds_key(&facts));
             headers::join_cookies(&mut map);
             headers::strip_hop_by_hop(&mut map);
-            headers::tell_client(&mut map, [127, 0, 0, 1].into(), true, false);
+            headers::tell_client(&mut map, &headers::hop([127, 0, 0, 1].into()), true, false);
             assert!(!map.contains_key("upgrade") && !map.contains_key("connection"));
         },
     );

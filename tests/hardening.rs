@@ -6,6 +6,7 @@
 mod rig;
 
 use rayguard::proxy::listen::Bounds;
+use rayguard::proxy::patience::DOZE;
 use rig::{Client, Rig, Setup, get, until};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -177,6 +178,40 @@ async fn an_idle_connection_may_rest_for_longer_than_a_head_may_take() {
         tokio::time::sleep(Duration::from_millis(400)).await;
     }
     assert!(client.is_closed().await, "but not for ever");
+}
+
+#[tokio::test]
+async fn a_connection_that_fell_asleep_is_woken_by_a_request_whole_or_in_parts() {
+    let rig = rig(Bounds { head_timeout: 4 * DOZE, ..Bounds::default() }).await;
+    let mut client = rig.client().await;
+    let request = get(STATUS, &[&format!("x-long: {}", "x".repeat(500))]);
+    for parts in [1, 3, 40] {
+        let piece = request.len().div_ceil(parts);
+        for part in request.as_bytes().chunks(piece) {
+            client.send(part).await;
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(client.answer().await.status, 200, "in {parts} parts");
+        tokio::time::sleep(2 * DOZE).await;
+    }
+    client.send(&request[..20]).await;
+    tokio::time::sleep(2 * DOZE).await;
+    client.send(&request[20..]).await;
+    assert_eq!(client.answer().await.status, 200, "who has begun does not fall asleep");
+    tokio::time::sleep(2 * DOZE).await;
+    client.send(&request[..20]).await;
+    assert!(client.is_closed().await, "a head is waited for no longer than ever");
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_long_finds_its_client_awake() {
+    let rig = rig(Bounds::default()).await;
+    let mut client = rig.client().await;
+    client.send(get(STATUS, &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    tokio::time::sleep(2 * DOZE).await;
+    rig.ray.hold.add_permits(1);
+    assert_eq!(client.answer().await.text(), "held");
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rayguard::config::settings;
 use rayguard::proxy::listen::Listener;
+use rayguard::proxy::patience::DOZE;
 use rayguard::proxy::tls::Terminator;
 use rig::{Client, Rig, Setup, get};
 use rustls::pki_types::pem::PemObject;
@@ -70,6 +71,19 @@ async fn tls_is_ended_here_and_ray_is_told() {
     client.send(get(STATUS, &[])).await;
     assert_eq!(client.answer().await.text(), "ray");
     assert_eq!(rig.ray.seen()[0].header("x-forwarded-proto"), Some("https"));
+}
+
+#[tokio::test]
+async fn a_connection_in_tls_outlasts_its_sleep() {
+    let rig = rig(tcp().await.with_tls(Some(terminator(None)))).await;
+    let stream = TcpStream::connect(rig.address).await.unwrap();
+    let stream = connector(false, &[b"http/1.1"]).connect(localhost(), stream).await.unwrap();
+    let mut client = Client::over(stream);
+    for _ in 0..2 {
+        client.send(get(STATUS, &[])).await;
+        assert_eq!(client.answer().await.text(), "ray");
+        tokio::time::sleep(2 * DOZE).await;
+    }
 }
 
 #[tokio::test]

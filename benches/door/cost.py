@@ -8,7 +8,7 @@ over the rounds. What is measured:
     cpu      user + system time per request of 1 KiB answers on 64 kept connections, and requests/s
     shed     the same for a refusal, beside what rayguard pays for a forwarded request
     large    bodies of 64 MiB: MiB/s and CPU per MiB
-    idle     RSS with 5,000 connections that have asked once and are kept
+    idle     RSS with 5,000 connections that have asked once, are kept, and have idled for a second
     latency  what the proxy adds at an open-loop rate, p50 and p99, over asking the backend directly
 
 CPU suffers less from a busy machine than throughput and latency do. One command for all:
@@ -222,6 +222,7 @@ def measure_idle(proxy, arguments):
         if not answered(connection):
             sys.exit("a connection was closed")
         kept.append(connection)
+    time.sleep(1)
     status = "".join(pathlib.Path(f"/proc/{pid}/status").read_text() for pid in family(proxy.pid))
     rss = sum(int(kib) for kib in re.findall(r"VmRSS:\s+(\d+)", status))
     for connection in kept:

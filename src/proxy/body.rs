@@ -15,7 +15,7 @@ use crate::runtime::clock::Clock;
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -185,6 +185,9 @@ impl HttpBody for ClientBody {
     }
 }
 
+/// The largest body that is looked for beside its head, in bytes.
+const SHORT_MAX: u64 = 64 << 10;
+
 /// Ray's body.
 #[derive(Debug)]
 pub enum RayBody {
@@ -195,6 +198,12 @@ pub enum RayBody {
 }
 
 impl RayBody {
+    /// Whether it may have come in one piece with its head: its length is known and small.
+    fn is_short(&self) -> bool {
+        matches!(self, RayBody::Http1(..))
+            && self.size_hint().exact().is_some_and(|length| length <= SHORT_MAX)
+    }
+
     /// The exchange is complete: its connection may carry the next.
     fn release(&mut self) {
         if let RayBody::Http1(_, lease) = self
@@ -288,6 +297,8 @@ struct Voyage {
 /// Ray's body and what it holds.
 #[derive(Debug)]
 struct Cargo {
+    /// What has come of it with its head.
+    first: Option<Result<Frame<Bytes>, hyper::Error>>,
     inner: Throttled<RayBody>,
     slot: Option<Slot>,
     alive: Option<Alive>,
@@ -312,13 +323,46 @@ impl Body {
         Body::Full(Some(bytes.into()))
     }
 
+    /// Ray's body. A short one has come with its head, most of the time: its connection and slot are
+    /// released at once, and nobody needs to watch over its way.
+    pub async fn forwarded(mut inner: RayBody, slot: Option<Slot>, alive: Option<Alive>, way: Way) -> Body {
+        if way.flow.is_some() || !inner.is_short() {
+            return Body::streamed(inner, slot, alive, way);
+        }
+        let come = poll_fn(|context| Poll::Ready(Pin::new(&mut inner).poll_frame(context))).await;
+        let first = match come {
+            Poll::Ready(first) => first,
+            Poll::Pending => return Body::streamed(inner, slot, alive, way),
+        };
+        let whole = match first {
+            None => None,
+            Some(Ok(frame)) if inner.is_end_stream() => frame.into_data().ok(),
+            Some(first) => return Body::depart(Some(first), inner, slot, alive, way),
+        };
+        if let Some(mut slot) = slot {
+            slot.answered(whole.as_ref().map_or(0, Bytes::len));
+            slot.served();
+        }
+        Body::Full(whole)
+    }
+
     /// Ray's body; connection and slot, if it rides here, are released when it ends, and so is the
     /// session that is alive as long as it streams.
     #[must_use]
     pub fn streamed(inner: RayBody, slot: impl Into<Option<Slot>>, alive: Option<Alive>, way: Way) -> Body {
+        Body::depart(None, inner, slot.into(), alive, way)
+    }
+
+    fn depart(
+        first: Option<Result<Frame<Bytes>, hyper::Error>>,
+        inner: RayBody,
+        slot: Option<Slot>,
+        alive: Option<Alive>,
+        way: Way,
+    ) -> Body {
         let inner = Throttled::new(inner, way.flow, way.clock);
-        let mut cargo = Cargo { inner, slot: slot.into(), alive };
-        if cargo.inner.is_end_stream() {
+        let mut cargo = Cargo { first, inner, slot, alive };
+        if cargo.is_end_stream() {
             cargo.complete();
         }
         let under_way = cargo.slot.is_some();
@@ -336,6 +380,25 @@ impl Body {
 }
 
 impl Cargo {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.first.take() {
+            Some(first) => Poll::Ready(Some(first)),
+            None => Pin::new(&mut self.inner).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let mut hint = self.inner.size_hint();
+        if let (Some(Ok(first)), Some(left)) = (&self.first, hint.exact()) {
+            hint.set_exact(left + first.data_ref().map_or(0, |data| data.len() as u64));
+        }
+        hint
+    }
+
     fn complete(&mut self) {
         self.alive = None;
         self.inner.body_mut().release();
@@ -372,7 +435,7 @@ impl HttpBody for Body {
         let mut cargo = voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
         voyage.taken.ask();
-        let frame = ready!(Pin::new(&mut cargo.inner).poll_frame(context));
+        let frame = ready!(cargo.poll_frame(context));
         voyage.taken.give(voyage.clock.now());
         if let (Some(Ok(frame)), Some(slot)) = (&frame, &mut cargo.slot) {
             slot.answered(frame.data_ref().map_or(0, Bytes::len));
@@ -385,7 +448,7 @@ impl HttpBody for Body {
                     slot.failed();
                 }
             }
-            Some(Ok(_)) if cargo.inner.is_end_stream() => cargo.complete(),
+            Some(Ok(_)) if cargo.is_end_stream() => cargo.complete(),
             Some(Ok(_)) => {}
         }
         Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Ray)))
@@ -394,14 +457,14 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Body::Full(bytes) => bytes.is_none(),
-            Body::Streamed(streamed) => streamed.look(|cargo| cargo.inner.is_end_stream()).unwrap_or(false),
+            Body::Streamed(streamed) => streamed.look(Cargo::is_end_stream).unwrap_or(false),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Body::Streamed(streamed) => streamed.look(|cargo| cargo.inner.size_hint()).unwrap_or_default(),
+            Body::Streamed(streamed) => streamed.look(Cargo::size_hint).unwrap_or_default(),
         }
     }
 }

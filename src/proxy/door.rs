@@ -13,6 +13,7 @@ use crate::core::request::identify::Identifier;
 use crate::core::time::{Time, duration_from_secs};
 use crate::observe::recorder::{Note, Passed, Recorder};
 use crate::proxy::coalesce::Coalescer;
+use crate::proxy::id::Ids;
 use crate::proxy::listen::Connections;
 use crate::proxy::ratelimit::tally::Tally;
 use crate::proxy::readers::Readers;
@@ -23,7 +24,6 @@ use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -143,27 +143,6 @@ impl Linked {
     }
 }
 
-/// Request ids: a prefix of this run and a counter.
-#[derive(Debug)]
-pub struct Ids {
-    prefix: String,
-    next: AtomicU64,
-}
-
-impl Ids {
-    /// Ids of a run that began at this wall time.
-    #[must_use]
-    pub fn new(run: u64) -> Ids {
-        Ids { prefix: format!("{:x}", run & 0xfff_ffff_ffff), next: AtomicU64::new(1) }
-    }
-
-    /// The next.
-    #[must_use]
-    pub fn next(&self) -> String {
-        format!("{}-{:x}", self.prefix, self.next.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
 impl Front {
     /// A front that may be swapped under live traffic.
     #[must_use]
@@ -247,15 +226,20 @@ impl Door {
         })
     }
 
-    /// Asks the gate and, if need be, waits in line. A client that leaves while it waits takes
+    /// Asks the gate, at the time that it is, and, if need be, waits in line. A client that leaves while it waits takes
     /// its place in the line with it.
-    pub async fn admit(self: &Arc<Self>, ask: Ask) -> Result<Slot, Shed> {
-        self.admit_within(ask, Duration::MAX).await
+    pub async fn admit(self: &Arc<Self>, ask: Ask, now: Time) -> Result<Slot, Shed> {
+        self.admit_within(ask, Duration::MAX, now).await
     }
 
     /// The same for one who waits no longer than `patience`, whatever its class allows.
-    pub async fn admit_within(self: &Arc<Self>, ask: Ask, patience: Duration) -> Result<Slot, Shed> {
-        let (decision, receiver) = self.decide(ask);
+    pub async fn admit_within(
+        self: &Arc<Self>,
+        ask: Ask,
+        patience: Duration,
+        now: Time,
+    ) -> Result<Slot, Shed> {
+        let (decision, receiver) = self.decide(ask, now);
         let too_late = || self.gate.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
         match (decision, receiver) {
             (Decision::Admit(ticket), _) => {
@@ -264,7 +248,6 @@ impl Door {
             }
             (Decision::Shed(shed), _) => Err(shed),
             (Decision::Wait(id, deadline), Some(mut receiver)) => {
-                let now = self.clock.now();
                 let leaving = Leaving { door: self, id, ask, since: now };
                 let deadline = deadline.min(now + patience);
                 let deadline = self.clock.instant(deadline);
@@ -289,12 +272,16 @@ impl Door {
         }
     }
 
-    fn decide(self: &Arc<Self>, ask: Ask) -> (Decision, Option<oneshot::Receiver<Result<Slot, Shed>>>) {
+    fn decide(
+        self: &Arc<Self>,
+        ask: Ask,
+        now: Time,
+    ) -> (Decision, Option<oneshot::Receiver<Result<Slot, Shed>>>) {
         let mut receiver = None;
         let decision = self.gate.decide(
             &self.table.load(),
             ask,
-            self.clock.now(),
+            now,
             || {
                 let (sender, waiting) = oneshot::channel();
                 receiver = Some(waiting);
@@ -322,8 +309,8 @@ impl Door {
     }
 
     /// Counts a request that has been decided on.
-    pub fn count(&self, sight: &Sight, verdict: Verdict) {
-        self.census().note(sight, verdict, self.clock.now());
+    pub fn count(&self, sight: &Sight, verdict: Verdict, now: Time) {
+        self.census().note(sight, verdict, now);
     }
 
     /// Who asked for what.

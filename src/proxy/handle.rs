@@ -18,6 +18,7 @@ use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{Lookup, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client};
+use crate::proxy::id::Id;
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shape;
@@ -36,10 +37,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The connection a request came on.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Peer {
     /// The other end, as the socket or a PROXY header tells it.
     pub address: IpAddr,
+    /// The same, as Ray is told.
+    pub hop: HeaderValue,
     /// Whether TLS was ended here.
     pub tls: bool,
     /// How its bodies may come, and for how long an answer may be left unread.
@@ -53,7 +56,7 @@ struct Passage {
     door: Arc<Door>,
     entrance: Arc<Entrance>,
     peer: Peer,
-    id: String,
+    id: Id,
     matched: Match,
     party: Party,
     keyless: bool,
@@ -81,7 +84,7 @@ pub async fn handle(
         return reject::unread(problem, &id);
     }
     let Recognised { matched, party, keyless, trusted, session, address, unlisted, call } =
-        match recognise(&door, &entrance, peer, &request) {
+        match recognise(&door, &entrance, peer.address, &request) {
             Ok(recognised) => recognised,
             Err(suspicious) => return reject::malformed(&suspicious, &id),
         };
@@ -101,7 +104,7 @@ pub async fn handle(
     join_cookies(&mut parts.headers);
     // An answer is shared by those who ask the same; a body is part of the question.
     let key = matches!(body, ClientBody::Empty).then(|| sharing_key(&door, matched, &parts)).flatten();
-    tell_client(&mut parts.headers, peer.address, trusted, peer.tls);
+    tell_client(&mut parts.headers, &peer.hop, trusted, peer.tls);
     let since = door.clock.now();
     let passage = Passage {
         door,
@@ -121,11 +124,12 @@ pub async fn handle(
 
     let mut response = match (passage.refuse_at_sight(), upgrade, key) {
         (Some(refusal), ..) => refusal,
-        (None, Some(client), _) => passage.tail(parts, client).await,
-        (None, None, Some(key)) => passage.share(parts, key).await,
-        (None, None, None) => passage.pass(parts, body).await,
+        // What is not every request's way stands on the heap, and costs the others no room.
+        (None, Some(client), _) => Box::pin(passage.tail(parts, client)).await,
+        (None, None, Some(key)) => Box::pin(passage.share(parts, key)).await,
+        (None, None, None) => passage.pass(parts, body, since).await,
     };
-    if let Ok(id) = HeaderValue::try_from(passage.id) {
+    if let Ok(id) = HeaderValue::from_str(&passage.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
@@ -134,7 +138,7 @@ pub async fn handle(
 fn recognise(
     door: &Door,
     entrance: &Entrance,
-    peer: Peer,
+    peer: IpAddr,
     request: &Request<Incoming>,
 ) -> Result<Recognised, Suspicious> {
     let headers = Lookup(request.headers());
@@ -142,13 +146,13 @@ fn recognise(
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query().unwrap_or(""),
-        address: peer.address,
+        address: peer,
         headers: &headers,
         upgrade: tunnel::is_websocket(request.headers()),
         grpc: is_grpc(request.headers()),
     };
     let mut matched = entrance.classifier.classify(&facts)?;
-    let trusted = door.identifier.trusts(peer.address);
+    let trusted = door.identifier.trusts(peer);
     let session = if facts.grpc { door.identifier.session(&facts) } else { None };
     // The question of a session that was let in is not a newcomer's knock.
     if let (Some(session), Some(call)) = (session, door.linked.call)
@@ -222,9 +226,9 @@ impl Passage {
         Some(self.refuse(shed))
     }
 
-    /// The plain way: admit, forward, stream back.
-    async fn pass(&self, parts: Parts, body: ClientBody) -> Response<Body> {
-        let slot = match self.admit().await {
+    /// The plain way: admit, forward, pass back.
+    async fn pass(&self, parts: Parts, body: ClientBody, now: Time) -> Response<Body> {
+        let slot = match self.admit(now).await {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
@@ -236,9 +240,11 @@ impl Passage {
                     self.door.coalescer.forget();
                 }
                 let slot = self.keep_place(&response, slot);
-                let response = stream(response, slot, self.stay_alive(), self.way());
+                let (mut parts, body) = response.into_parts();
+                strip_hop_by_hop(&mut parts.headers);
+                let body = Body::forwarded(body, slot, self.stay_alive(), self.way()).await;
                 drop(opening);
-                response
+                Response::from_parts(parts, body)
             }
             Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
             Err(late) => late,
@@ -265,8 +271,10 @@ impl Passage {
     /// rides in the answer.
     fn keep_place(&self, answer: &Response<RayBody>, slot: Slot) -> Option<Slot> {
         let newcomer = Some(self.matched.class) == self.door.linked.newcomer;
-        let welcome = answer.status().is_success() && !answer.headers().contains_key(GRPC_STATUS);
-        let Some(session) = self.session.filter(|_| newcomer && welcome) else { return Some(slot) };
+        let Some(session) = self.session.filter(|_| newcomer) else { return Some(slot) };
+        if !answer.status().is_success() || answer.headers().contains_key(GRPC_STATUS) {
+            return Some(slot);
+        }
         self.door.tasks.spawn_until_closed(self.door.sessions.start(session, slot));
         None
     }
@@ -285,19 +293,19 @@ impl Passage {
     async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
         match self.door.coalescer.join(key, || self.door.clock.now()).await {
             Joined::Answered(shared) => {
-                self.count(Verdict::Shared);
+                self.count(Verdict::Shared, self.door.clock.now());
                 let bytes = (0, shared.body.len() as u64);
                 self.door.record(self.ask(), Ending::Shared, self.since, bytes);
                 shared_response(&shared)
             }
-            Joined::Alone => self.pass(parts, ClientBody::Empty).await,
+            Joined::Alone => self.pass(parts, ClientBody::Empty, self.door.clock.now()).await,
             Joined::Lead(lead) => self.fetch(parts, lead).await,
         }
     }
 
     /// Admits and fetches for all who share; small answers are handed to everyone.
     async fn fetch(&self, parts: Parts, lead: Lead) -> Response<Body> {
-        let slot = match self.admit().await {
+        let slot = match self.admit(self.door.clock.now()).await {
             Ok(slot) => slot,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
@@ -346,7 +354,7 @@ impl Passage {
         };
         let Some(reader) = tail.join().await else { return self.tunnel(parts, client).await };
         if follows {
-            self.count(Verdict::Shared);
+            self.count(Verdict::Shared, self.door.clock.now());
             self.door.record(self.ask(), Ending::Shared, self.since, (0, 0));
         }
         self.door.tasks.spawn(tail::relay(client, reader, self.door.tasks.clone()));
@@ -355,7 +363,7 @@ impl Passage {
 
     /// Opens a tail that others may read too.
     async fn lead(&self, parts: &Parts, lead: TailLead) -> Result<Arc<Tail>, Response<Body>> {
-        let slot = self.admit().await?;
+        let slot = self.admit(self.door.clock.now()).await?;
         let (_, ray, slot) = self.shake_hands(parts.clone(), slot).await?;
         let (tail, pump) = lead.open(ray, slot, self.throttle());
         self.door.tasks.spawn_until_closed(pump);
@@ -364,7 +372,7 @@ impl Passage {
 
     /// The way of any other WebSocket: admit, hand-shake, join the two ends.
     async fn tunnel(&self, parts: Parts, client: OnUpgrade) -> Response<Body> {
-        let shaken = match self.admit().await {
+        let shaken = match self.admit(self.door.clock.now()).await {
             Ok(slot) => self.shake_hands(parts, slot).await,
             Err(refusal) => return refusal,
         };
@@ -409,16 +417,19 @@ impl Passage {
         }
     }
 
-    async fn admit(&self) -> Result<Slot, Response<Body>> {
-        let mut slot =
-            self.door.admit(self.ask()).await.map_err(|shed| self.refuse(shed))?.asking(self.bytes);
-        let would_shed = slot.ticket().is_some_and(|ticket| ticket.would_shed.is_some());
-        self.count(if would_shed { Verdict::WouldShed } else { Verdict::Admitted });
+    async fn admit(&self, now: Time) -> Result<Slot, Response<Body>> {
+        let slot = self.door.admit(self.ask(), now).await;
+        let mut slot = slot.map_err(|shed| self.refuse(shed))?.asking(self.bytes);
+        if let Some(ticket) = slot.ticket() {
+            let would_shed = ticket.would_shed.is_some();
+            let verdict = if would_shed { Verdict::WouldShed } else { Verdict::Admitted };
+            self.count(verdict, ticket.admitted);
+        }
         slot.account(self.unlisted.clone());
         Ok(slot)
     }
 
-    fn count(&self, verdict: Verdict) {
+    fn count(&self, verdict: Verdict, now: Time) {
         let sight = Sight {
             ask: self.ask(),
             address: self.address,
@@ -429,7 +440,7 @@ impl Passage {
             unlisted: self.unlisted.as_deref(),
             in_flight: self.door.gate.load(self.matched.class).0,
         };
-        self.door.count(&sight, verdict);
+        self.door.count(&sight, verdict, now);
     }
 
     fn ask(&self) -> Ask {
@@ -451,7 +462,7 @@ impl Passage {
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
-        self.count(Verdict::Shed);
+        self.count(Verdict::Shed, self.door.clock.now());
         self.door.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         let route = self.entrance.classifier.label(self.matched.route);
         self.door.note(&self.id, &shed, route, self.party.address, Via::Proxy);

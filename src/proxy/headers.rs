@@ -4,13 +4,14 @@
 //! them; cookies, `Authorization` and `X-Ray-Authorization` are its own. All pass as they came.
 
 use http::header::{
-    CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION,
-    TE, TRANSFER_ENCODING, UPGRADE,
+    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use std::net::IpAddr;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const X_RAY_AUTHORIZATION: HeaderName = HeaderName::from_static("x-ray-authorization");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
@@ -33,7 +34,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
     // One pass over the few names there are: most messages have none of these.
     if headers.keys().any(|name| name == TE || HOP_BY_HOP.contains(name)) {
-        for name in HOP_BY_HOP {
+        for name in &HOP_BY_HOP {
             headers.remove(name);
         }
         if headers.get(TE).is_some_and(|value| value != "trailers") {
@@ -42,7 +43,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-const HOP_BY_HOP: [HeaderName; 6] =
+static HOP_BY_HOP: [HeaderName; 6] =
     [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
 
 /// The headers that a `Connection` field names: none, in what most clients and servers say.
@@ -55,22 +56,23 @@ fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
         .filter(|name| name != TE && name != HOST)
 }
 
+/// An address as `X-Forwarded-For` has it: the same for every request of a connection.
+#[must_use]
+pub fn hop(address: IpAddr) -> HeaderValue {
+    // invariant: digits, dots and colons.
+    #[expect(clippy::unwrap_used, reason = "an address is written in digits, dots and colons")]
+    HeaderValue::try_from(address.to_canonical().to_string()).unwrap()
+}
+
 /// Says for whom the request is made: the peer is appended to `X-Forwarded-For` if those who
 /// wrote it are trusted, and replaces it otherwise; the scheme and host the client used are
 /// told unless a trusted proxy has said so already.
-pub fn tell_client(headers: &mut HeaderMap, peer: IpAddr, peer_is_trusted: bool, tls: bool) {
-    let mut chain = String::with_capacity(48);
-    if peer_is_trusted
-        && let Some(before) = headers.get(X_FORWARDED_FOR).and_then(|value| value.to_str().ok())
-    {
-        chain.push_str(before);
-        chain.push_str(", ");
-    }
-    // Writing an address to a String cannot fail.
-    let _ = std::fmt::Write::write_fmt(&mut chain, format_args!("{}", peer.to_canonical()));
-    if let Ok(value) = HeaderValue::try_from(chain) {
-        headers.insert(X_FORWARDED_FOR, value);
-    }
+pub fn tell_client(headers: &mut HeaderMap, peer: &HeaderValue, peer_is_trusted: bool, tls: bool) {
+    let before =
+        headers.get(X_FORWARDED_FOR).filter(|_| peer_is_trusted).and_then(|value| value.to_str().ok());
+    let chain = before.map(|before| format!("{before}, {}", peer.to_str().unwrap_or_default()));
+    let chain = chain.and_then(|chain| HeaderValue::try_from(chain).ok());
+    headers.insert(X_FORWARDED_FOR, chain.unwrap_or_else(|| peer.clone()));
     if !(peer_is_trusted && headers.contains_key(X_FORWARDED_PROTO)) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
     }
@@ -111,12 +113,26 @@ pub struct Lookup<'a>(pub &'a HeaderMap);
 
 impl crate::core::request::facts::Headers for Lookup<'_> {
     fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.get(name).map(HeaderValue::as_bytes)
+        let value = match known(name) {
+            Some(name) => self.0.get(name),
+            None => self.0.get(name),
+        };
+        value.map(HeaderValue::as_bytes)
     }
 
     fn nth_back(&self, name: &str, n: usize) -> Option<&[u8]> {
-        self.0.get_all(name).iter().rev().nth(n).map(HeaderValue::as_bytes)
+        let values = match known(name) {
+            Some(name) => self.0.get_all(name),
+            None => self.0.get_all(name),
+        };
+        values.iter().rev().nth(n).map(HeaderValue::as_bytes)
     }
+}
+
+/// The names that are looked up for each request need not be read each time.
+fn known(name: &str) -> Option<&'static HeaderName> {
+    static KNOWN: [HeaderName; 4] = [AUTHORIZATION, X_RAY_AUTHORIZATION, COOKIE, X_FORWARDED_FOR];
+    KNOWN.iter().find(|known| known.as_str() == name)
 }
 
 #[cfg(test)]
@@ -157,13 +173,13 @@ mod tests {
 
     #[test]
     fn a_forged_forwarding_chain_is_replaced_a_trusted_one_extended() {
-        let peer = "10.0.0.7".parse().unwrap();
+        let peer = hop("::ffff:10.0.0.7".parse().unwrap());
         let mut forged = map(&[("x-forwarded-for", "1.2.3.4"), ("x-forwarded-host", "evil")]);
-        tell_client(&mut forged, peer, false, false);
+        tell_client(&mut forged, &peer, false, false);
         assert_eq!(forged[&X_FORWARDED_FOR], "10.0.0.7");
         assert!(!forged.contains_key(X_FORWARDED_HOST));
         let mut trusted = map(&[("x-forwarded-for", "1.2.3.4")]);
-        tell_client(&mut trusted, peer, true, true);
+        tell_client(&mut trusted, &peer, true, true);
         assert_eq!(trusted[&X_FORWARDED_FOR], "1.2.3.4, 10.0.0.7");
         assert_eq!(trusted[&X_FORWARDED_PROTO], "https");
     }

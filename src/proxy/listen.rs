@@ -12,6 +12,7 @@ use crate::config::settings;
 use crate::proxy::body::BodyBounds;
 use crate::proxy::door::Front;
 use crate::proxy::handle::{Peer, handle};
+use crate::proxy::headers::hop;
 use crate::proxy::patience::Patience;
 use crate::proxy::preamble;
 use crate::proxy::ratelimit::Service;
@@ -36,7 +37,7 @@ use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 /// As many headers as hyper parses in place; told another number, even the same, it takes its room
@@ -303,7 +304,7 @@ pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, ta
         let (front, closing) = (Arc::clone(&fronts), closing.clone());
         async move {
             if http2 {
-                converse_http2(stream, BytesMut::new(), peer, front, closing, bounds).await;
+                Box::pin(converse_http2(stream, BytesMut::new(), peer, front, closing, bounds)).await;
             } else {
                 converse(stream, peer, front, closing, bounds).await;
             }
@@ -318,11 +319,12 @@ pub async fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: T
     accept(listener, front, tasks, bounds, move |stream, peer, _| {
         let (service, closing) = (Arc::clone(&service), closing.clone());
         async move {
+            let address = peer.address;
             let answer = move |request| {
                 let service = Arc::clone(&service);
-                async move { service.answer(peer.address, request).await }
+                async move { service.answer(address, request).await }
             };
-            speak_http2(stream, BytesMut::new(), peer, answer, closing, bounds, QUESTIONS_MAX).await;
+            speak_http2(stream, BytesMut::new(), address, answer, closing, bounds, QUESTIONS_MAX).await;
         }
     })
     .await;
@@ -358,11 +360,17 @@ async fn accept<C: Future<Output = ()> + Send>(
             continue;
         };
         let (tls, converse) = (listener.tls.clone(), converse.clone());
-        let peer =
-            Peer { address, tls: tls.is_some(), body: bounds.body(), abandoned_max: bounds.abandoned_max };
+        let peer = Peer {
+            address,
+            hop: hop(address),
+            tls: tls.is_some(),
+            body: bounds.body(),
+            abandoned_max: bounds.abandoned_max,
+        };
         let proxy_protocol = listener.proxy_protocol;
         tasks.spawn(async move {
-            let opening = open(stream, peer, proxy_protocol, trusted, tls.as_deref());
+            // What a connection holds while it idles is small: what it needs meanwhile stands on the heap.
+            let opening = Box::pin(open(stream, peer, proxy_protocol, trusted, tls.as_deref()));
             match tokio::time::timeout(bounds.head_timeout, opening).await {
                 Ok(Ok((stream, peer, http2))) => converse(stream, peer, http2).await,
                 Ok(Err(error)) => tracing::debug!(%address, %error, "connection not opened"),
@@ -388,7 +396,7 @@ async fn open(
             Plain::Unix(stream) => preamble::read(stream).await?,
         };
         if let Some(told) = told.filter(|_| trusted) {
-            peer.address = told;
+            (peer.address, peer.hop) = (told, hop(told));
         }
     }
     let Some(tls) = tls else {
@@ -423,7 +431,7 @@ async fn converse(mut stream: Stream, peer: Peer, front: Arc<ArcSwap<Front>>, ta
         () = closed(&tasks, FAREWELL) => return,
     };
     match first {
-        Ok(Ok(true)) => converse_http2(stream, start, peer, front, tasks, bounds).await,
+        Ok(Ok(true)) => Box::pin(converse_http2(stream, start, peer, front, tasks, bounds)).await,
         Ok(Ok(false)) => converse_http1(stream, start, peer, front, tasks, bounds).await,
         Ok(Err(_)) | Err(_) => {} // it left, or said nothing
     }
@@ -445,19 +453,46 @@ async fn begins_as_http2(stream: &mut Stream, start: &mut BytesMut) -> io::Resul
     }
 }
 
+/// Speaks HTTP/1 until the connection ends; while it sleeps there is nothing of it but this.
 async fn converse_http1(
-    stream: Stream,
-    start: BytesMut,
+    mut stream: Stream,
+    mut start: BytesMut,
     peer: Peer,
     front: Arc<ArcSwap<Front>>,
     tasks: Tasks,
     bounds: Bounds,
 ) {
-    let closing = tasks.clone();
     let patience = Patience::new(front.load().door.clock, bounds.idle_timeout, bounds.head_timeout);
+    loop {
+        let sieve = Sieve::new(stream, start, bounds.head_bytes_max, patience.clone());
+        Box::pin(speak_http1(sieve, peer.clone(), Arc::clone(&front), &tasks, bounds, patience.clone()))
+            .await;
+        let Some((asleep, until)) = patience.take_up() else { return };
+        (stream, start) = (asleep, BytesMut::new());
+        let begun = tokio::select! {
+            read = tokio::time::timeout_at(until, stream.read_buf(&mut start)) => matches!(read, Ok(Ok(1..))),
+            () = closed(&tasks, FAREWELL) => false,
+        };
+        if !begun {
+            // It left, or has idled for too long.
+            let _ = stream.shutdown().await;
+            return;
+        }
+    }
+}
+
+async fn speak_http1(
+    sieve: Sieve,
+    peer: Peer,
+    front: Arc<ArcSwap<Front>>,
+    tasks: &Tasks,
+    bounds: Bounds,
+    patience: Patience,
+) {
+    let (closing, address) = (tasks.clone(), peer.address);
     let service = service_fn(move |request: Request<Incoming>| {
         let front = front.load();
-        let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
+        let (door, entrance, peer) = (Arc::clone(&front.door), Arc::clone(&front.entrance), peer.clone());
         // The sieve sees no further than such a request: it is the last on its connection.
         let last = closing.closing()
             || request.headers().contains_key(TRANSFER_ENCODING)
@@ -471,17 +506,18 @@ async fn converse_http1(
             Ok::<_, Infallible>(response)
         }
     });
-    let sieve = Sieve::new(stream, start, bounds.head_bytes_max, patience.clone());
     let mut builder = http1::Builder::new();
     builder
         .timer(patience)
+        // Most answers are short: head and body in one buffer are one plain write.
+        .writev(false)
         .header_read_timeout(bounds.head_timeout) // the patience knows better
         .max_buf_size(bounds.head_bytes_max.max(8192) + 1024);
     if bounds.headers_max != HEADERS_ON_STACK {
         builder.max_headers(bounds.headers_max);
     }
     let connection = builder.serve_connection(TokioIo::new(sieve), service).with_upgrades();
-    see_out(connection, http1::UpgradeableConnection::graceful_shutdown, peer, &tasks, FAREWELL).await;
+    see_out(connection, http1::UpgradeableConnection::graceful_shutdown, address, tasks, FAREWELL).await;
 }
 
 fn keeps_alive(headers: &http::HeaderMap) -> bool {
@@ -503,18 +539,19 @@ async fn converse_http2(
     tasks: Tasks,
     bounds: Bounds,
 ) {
+    let address = peer.address;
     let answer = move |request| {
         let front = front.load();
         let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
-        handle(door, entrance, peer, request)
+        handle(door, entrance, peer.clone(), request)
     };
-    speak_http2(stream, start, peer, answer, tasks, bounds, STREAMS_MAX).await;
+    speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
 
 async fn speak_http2<A, B>(
     stream: Stream,
     start: BytesMut,
-    peer: Peer,
+    address: IpAddr,
     answer: impl Fn(Request<Incoming>) -> A,
     tasks: Tasks,
     bounds: Bounds,
@@ -541,7 +578,7 @@ async fn speak_http2<A, B>(
     });
     let connection = builder.serve_connection(TokioIo::new(Sieve::open(stream, start)), service);
     // GOAWAY tells a client at once, and in good order.
-    see_out(connection, http2::Connection::graceful_shutdown, peer, &tasks, Duration::ZERO).await;
+    see_out(connection, http2::Connection::graceful_shutdown, address, &tasks, Duration::ZERO).await;
 }
 
 /// For how long an HTTP/1 connection that idles when the door closes is left open: a request may
@@ -559,7 +596,7 @@ async fn closed(tasks: &Tasks, farewell: Duration) {
 async fn see_out<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     wind_up: impl FnOnce(Pin<&mut C>),
-    peer: Peer,
+    address: IpAddr,
     tasks: &Tasks,
     farewell: Duration,
 ) {
@@ -573,6 +610,6 @@ async fn see_out<C: Future<Output = hyper::Result<()>>>(
         }
     };
     if let Err(error) = ended {
-        tracing::debug!(address = %peer.address, %error, "connection ended early");
+        tracing::debug!(%address, %error, "connection ended early");
     }
 }

@@ -5,6 +5,7 @@ pub mod door;
 pub mod forward;
 pub mod handle;
 pub mod headers;
+pub mod id;
 pub mod listen;
 pub mod patience;
 pub mod preamble;

@@ -77,6 +77,13 @@ impl Recovery {
     /// # Errors
     /// [`Held`].
     pub async fn wait(&self, now: impl Fn() -> Time, patience: Duration) -> Result<Trial<'_>, Held> {
+        if !self.unwell.load(Ordering::Relaxed) {
+            return Ok(Trial(None));
+        }
+        Box::pin(self.wait_for_room(now, patience)).await
+    }
+
+    async fn wait_for_room(&self, now: impl Fn() -> Time, patience: Duration) -> Result<Trial<'_>, Held> {
         let first = self.enter(now());
         if !matches!(first, Err(Held::Full)) {
             return first;

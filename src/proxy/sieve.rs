@@ -27,13 +27,16 @@ use tokio::time::Sleep;
 /// A stream behind a sieve.
 #[derive(Debug)]
 pub struct Sieve {
-    stream: Stream,
+    /// `None` once its connection sleeps.
+    stream: Option<Stream>,
     /// Read, and not yet let through.
     held: BytesMut,
     state: State,
     head_bytes_max: usize,
     patience: Option<Patience>,
     linger: Option<Pin<Box<Sleep>>>,
+    /// Something is written that the client does not take yet.
+    blocked: bool,
 }
 
 #[derive(Debug)]
@@ -48,6 +51,8 @@ enum State {
     Open,
     /// Refused: this is to be written, so much of it is.
     Refused(String, usize),
+    /// Nothing has come for long: what reads here is told that this is the end.
+    Asleep,
 }
 
 /// What follows a head.
@@ -65,14 +70,26 @@ impl Sieve {
     /// come in parts.
     #[must_use]
     pub fn new(stream: Stream, start: BytesMut, head_bytes_max: usize, patience: Patience) -> Sieve {
-        let patience = Some(patience);
-        Sieve { stream, held: start, state: State::Head(0), head_bytes_max, patience, linger: None }
+        Sieve {
+            head_bytes_max,
+            state: State::Head(0),
+            patience: Some(patience),
+            ..Sieve::open(stream, start)
+        }
     }
 
     /// No sieve: only what has been read already comes first.
     #[must_use]
     pub fn open(stream: Stream, start: BytesMut) -> Sieve {
-        Sieve { stream, held: start, state: State::Open, head_bytes_max: 0, patience: None, linger: None }
+        Sieve {
+            stream: Some(stream),
+            held: start,
+            state: State::Open,
+            head_bytes_max: 0,
+            patience: None,
+            linger: None,
+            blocked: false,
+        }
     }
 
     /// Hands over what is held, at most `max` bytes, or reads that much.
@@ -90,7 +107,7 @@ impl Sieve {
             return Poll::Ready(Ok(length));
         }
         let mut part = ReadBuf::new(buffer.initialize_unfilled_to(max));
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut part))?;
+        ready!(there(&mut self.stream)?.poll_read(context, &mut part))?;
         let read = part.filled().len();
         buffer.advance(read);
         Poll::Ready(Ok(read))
@@ -99,7 +116,27 @@ impl Sieve {
     /// Reads more into what is held; 0 is the end.
     fn poll_hold(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         self.held.reserve(4096);
-        pin!(self.stream.read_buf(&mut self.held)).poll(context)
+        pin!(there(&mut self.stream)?.read_buf(&mut self.held)).poll(context)
+    }
+
+    /// Reads when nothing is held. A head that comes in one piece, and no more than its body with it, passes
+    /// at once; anything else is held.
+    fn poll_head(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = there(&mut self.stream)?.poll_read(context, buffer);
+        if read.is_pending() && !self.blocked && self.patience.as_ref().is_some_and(Patience::is_drowsy) {
+            self.state = State::Asleep;
+            return Poll::Ready(Ok(()));
+        }
+        ready!(read)?;
+        let come = &buffer.filled()[before..];
+        if let Some(next) = after_whole_head(come, self.head_bytes_max) {
+            self.state = next;
+        } else {
+            self.held.extend_from_slice(come); // nothing at all, at the end
+            buffer.set_filled(before);
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn refuse(&mut self, problem: Malformed) {
@@ -143,7 +180,7 @@ impl AsyncRead for Sieve {
             match &mut this.state {
                 State::Open => {
                     if this.held.is_empty() {
-                        return Pin::new(&mut this.stream).poll_read(context, buffer);
+                        return there(&mut this.stream)?.poll_read(context, buffer);
                     }
                     return this.poll_pass(context, buffer, u64::MAX).map_ok(|_| ());
                 }
@@ -164,13 +201,19 @@ impl AsyncRead for Sieve {
                     };
                     return Poll::Ready(Ok(()));
                 }
+                State::Head(_) if this.held.is_empty() => {
+                    ready!(this.poll_head(context, buffer))?;
+                    if this.held.is_empty() {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
                 State::Head(scanned) => match find_head(&this.held, scanned, this.head_bytes_max) {
                     Ok(Some(end)) => match framing(&this.held[..end]) {
                         Ok(body) => this.state = State::Passing(end, body),
                         Err(problem) => this.refuse(problem),
                     },
                     Ok(None) => {
-                        if let Some(patience) = this.patience.as_ref().filter(|_| !this.held.is_empty()) {
+                        if let Some(patience) = &this.patience {
                             patience.head_is_incomplete();
                         }
                         if ready!(this.poll_hold(context))? == 0 {
@@ -180,18 +223,32 @@ impl AsyncRead for Sieve {
                     Err(problem) => this.refuse(problem),
                 },
                 State::Refused(answer, written) if *written < answer.len() => {
-                    let stream = Pin::new(&mut this.stream);
+                    let stream = there(&mut this.stream)?;
                     *written += ready!(stream.poll_write(context, &answer.as_bytes()[*written..]))?;
                     if *written == answer.len() {
-                        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+                        ready!(there(&mut this.stream)?.poll_flush(context))?;
                     }
                 }
-                State::Refused(..) => {
+                State::Refused(..) | State::Asleep => {
                     // The end, to whoever reads here; `poll_shutdown` sees to the rest.
                     return Poll::Ready(Ok(()));
                 }
             }
         }
+    }
+}
+
+/// The stream, unless its connection sleeps: then nothing reads or writes here any more.
+fn there(stream: &mut Option<Stream>) -> io::Result<Pin<&mut Stream>> {
+    stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+}
+
+/// What comes after these bytes, if they are one head that may pass and at most what belongs to it.
+fn after_whole_head(come: &[u8], bytes_max: usize) -> Option<State> {
+    let end = find_head(come, &mut 0, bytes_max).ok()??;
+    match framing(&come[..end]).ok()? {
+        Body::Unknown => Some(State::Open),
+        Body::Length(length) => length.checked_sub((come.len() - end) as u64).map(State::Body),
     }
 }
 
@@ -298,7 +355,9 @@ impl AsyncWrite for Sieve {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = there(&mut self.stream)?.poll_write(context, bytes);
+        self.blocked = written.is_pending();
+        written
     }
 
     fn poll_write_vectored(
@@ -306,7 +365,9 @@ impl AsyncWrite for Sieve {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = there(&mut self.stream)?.poll_write_vectored(context, slices);
+        self.blocked = written.is_pending();
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -314,18 +375,24 @@ impl AsyncWrite for Sieve {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+        there(&mut self.stream)?.poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if let (State::Asleep, Some(patience)) = (&this.state, &this.patience) {
+            if let Some(stream) = this.stream.take() {
+                patience.lay_down(stream);
+            }
+            return Poll::Ready(Ok(()));
+        }
         if this.linger.is_none() {
-            ready!(Pin::new(&mut this.stream).poll_shutdown(context))?;
+            ready!(there(&mut this.stream)?.poll_shutdown(context))?;
         }
         let still_sending = match &this.state {
             State::Refused(..) | State::Body(1..) => true,
             State::Passing(_, body) => !matches!(body, Body::Length(0)),
-            State::Head(_) | State::Body(0) | State::Open => !this.held.is_empty(),
+            State::Head(_) | State::Body(0) | State::Open | State::Asleep => !this.held.is_empty(),
         };
         if still_sending || this.linger.is_some() {
             ready!(this.poll_linger(context));

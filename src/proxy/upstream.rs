@@ -248,7 +248,8 @@ impl Upstream {
             .map_err(|held| UpstreamError::Held { address: self.address.to_string(), held })?;
         // gRPC is HTTP/2 whatever else is spoken there: Serve has applications of both kinds.
         let response = if self.options.protocol == Protocol::Http2 || is_grpc(request.headers()) {
-            self.send_http2(request).await
+            // The rare ways stand on the heap: whatever awaits them has room for the usual one only.
+            Box::pin(self.send_http2(request)).await
         } else {
             self.send_http1(request).await
         };
@@ -268,7 +269,7 @@ impl Upstream {
         loop {
             let (mut wire, reused) = match self.take_idle() {
                 Some(wire) => (wire, true),
-                None => (self.connect().await?, false),
+                None => (Box::pin(self.connect()).await?, false),
             };
             match wire.exchange(request).await {
                 Ok(response) => return Ok(self.answer(response, wire)),

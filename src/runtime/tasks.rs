@@ -1,10 +1,12 @@
 //! The only place that starts tasks, so that shutdown knows what is still under way.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Poll, Waker};
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 
 /// Starts tasks, counts them, and tells them when to wind up.
 #[derive(Clone, Debug)]
@@ -14,7 +16,8 @@ pub struct Tasks(Arc<Inner>);
 struct Inner {
     running: AtomicUsize,
     idle: Notify,
-    closing: watch::Sender<bool>,
+    closing: AtomicBool,
+    closed: Notify,
 }
 
 /// Counts a task out however it ends.
@@ -33,7 +36,8 @@ impl Default for Tasks {
         Tasks(Arc::new(Inner {
             running: AtomicUsize::new(0),
             idle: Notify::new(),
-            closing: watch::Sender::new(false),
+            closing: AtomicBool::new(false),
+            closed: Notify::new(),
         }))
     }
 }
@@ -81,20 +85,34 @@ impl Tasks {
 
     /// Asks everyone to wind up.
     pub fn close(&self) {
-        self.0.closing.send_replace(true);
+        self.0.closing.store(true, Ordering::Release);
+        self.0.closed.notify_waiters();
     }
 
     /// Whether [`Tasks::close`] was called.
     #[must_use]
     pub fn closing(&self) -> bool {
-        *self.0.closing.borrow()
+        self.0.closing.load(Ordering::Acquire)
     }
 
     /// Resolves once [`Tasks::close`] was called.
     pub async fn closed(&self) {
-        let mut closing = self.0.closing.subscribe();
-        // The sender lives in `self`: this can only end by the value.
-        let _ = closing.wait_for(|closing| *closing).await;
+        let mut closed = pin!(self.0.closed.notified());
+        closed.as_mut().enable(); // from here on no news is missed
+        let mut left: Option<Waker> = None;
+        // Whoever waits here waits for something else as well, and is woken for that time and again: one
+        // look is enough until there is news.
+        poll_fn(|context| {
+            if self.closing() {
+                return Poll::Ready(());
+            }
+            if left.as_ref().is_none_or(|left| !left.will_wake(context.waker())) {
+                left = Some(context.waker().clone());
+                return closed.as_mut().poll(context);
+            }
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Waits until no task runs, at most `patience`; says whether that was reached.

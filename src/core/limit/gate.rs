@@ -17,15 +17,18 @@
 //! simulation. The gate hands it back through `wake` together with the verdict.
 
 mod hits;
+mod line;
+mod outlook;
 
 pub use hits::Left;
 
 use crate::core::limit::common::Common;
 use crate::core::limit::cost::{Costs, Departures};
 use crate::core::limit::flow::Flow;
+use crate::core::limit::gate::line::ModuleQueue;
 use crate::core::limit::in_flight::InFlight;
 use crate::core::limit::meter::{Counts, Meter, Outcome, Reading, Reason};
-use crate::core::limit::queue::{FairQueue, Joined, Place, Waiting};
+use crate::core::limit::queue::Place;
 use crate::core::limit::rate::Rate;
 use crate::core::limit::share::{Shares, SlotId};
 use crate::core::limit::table::{LimitTable, Mode, slots};
@@ -35,9 +38,6 @@ use crate::core::time::{Time, duration_from_secs};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-/// Classes of this priority and above are served before all others, whatever their share.
-const STRICT: Priority = Priority(9);
 
 /// What is asked of the gate.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -163,29 +163,6 @@ struct ModuleGate<W> {
     waiting: AtomicU32,
     queue: Mutex<ModuleQueue<W>>,
 }
-
-#[derive(Debug)]
-struct ModuleQueue<W> {
-    classes: Vec<ClassQueue<W>>,
-    virtual_time: f64,
-}
-
-#[derive(Debug)]
-struct ClassQueue<W> {
-    id: ClassId,
-    fair: FairQueue<Waiter<W>>,
-    /// The class's own tag among the classes of its module, in work / weight.
-    tag: f64,
-}
-
-#[derive(Debug)]
-struct Waiter<W> {
-    waiter: W,
-    slot: Option<SlotId>,
-}
-
-/// Work charged for a route nothing is known of yet, in seconds.
-const COST_MIN_S: f64 = 1e-4;
 
 /// Why there is no room.
 enum Full {
@@ -402,20 +379,6 @@ impl<W> Gate<W> {
         }
     }
 
-    /// A waiter's client has left. Returns its waiter if it was still waiting.
-    pub fn cancel(&self, id: WaitId, now: Time) -> Option<W> {
-        let waiter = self.take_out(id, Some(now))?;
-        self.class(id.class).tally.meter.leave();
-        Some(waiter)
-    }
-
-    /// A waiter's time is up: it is taken out and the refusal returned; `None` if its verdict
-    /// is already on the way.
-    pub fn expire(&self, id: WaitId) -> Option<(W, Shed)> {
-        let waiter = self.take_out(id, None)?;
-        Some((waiter, self.refuse(id.class, Reason::QueueTimeout, Duration::ZERO)))
-    }
-
     /// Serves whoever can be served now: to be called when limits were raised, and regularly
     /// (some tens of milliseconds) while a rate-limited class has waiters.
     pub fn pump(&self, table: &LimitTable, now: Time, wake: &mut impl FnMut(W, Grant)) {
@@ -446,71 +409,6 @@ impl<W> Gate<W> {
         let class = self.class(id);
         class.tally.meter.shed(reason);
         Shed { class: id, reason, retry_after_s: class.retry_after(wait) }
-    }
-
-    /// Refuses a request that is not to ask at all; `None` where sheds are only counted.
-    pub fn refuse_at_sight(
-        &self,
-        table: &LimitTable,
-        id: ClassId,
-        reason: Reason,
-        wait: Duration,
-    ) -> Option<Shed> {
-        let meter = &self.class(id).tally.meter;
-        if table.class(id).mode == Mode::Shadow {
-            meter.shed_in_shadow();
-            return None;
-        }
-        meter.offer();
-        Some(self.refuse(id, reason, wait))
-    }
-
-    /// Why a request of this class from this party would be refused if it came now, and for how
-    /// long; `None` if it may hope. It may as long as it could wait in line for its turn: it is
-    /// turned away where the party's own ceiling is reached, where nothing can pass at all, where
-    /// the class's next free cell is further away than anyone may wait, and where the line is
-    /// full and the party stands in it already. (One that does not would take the place of
-    /// somebody who asks for more than its share.)
-    #[must_use]
-    pub fn would_turn_away(
-        &self,
-        table: &LimitTable,
-        id: ClassId,
-        party: Party,
-        now: Time,
-    ) -> Option<(Reason, Duration)> {
-        let (class, limits) = (self.class(id), table.class(id));
-        if limits.treatment != Treatment::Limited || limits.mode != Mode::Enforce {
-            return None;
-        }
-        let party = self.common.judge(party);
-        if let Some(over) = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(party, 1, now)) {
-            return Some(over);
-        }
-        let waiting = class.waiting.load(Ordering::Relaxed);
-        let cell = class.rate.as_ref().map_or(Duration::ZERO, |(_, rate)| rate.wait(waiting, now));
-        let queues = class.queue_len_max > 0 && class.kind == Kind::Unary;
-        let patience = if queues { class.queue_wait_max } else { Duration::ZERO };
-        if cell > patience {
-            return Some((Reason::ClassRate, cell));
-        }
-        let [of_class, of_module] = [limits.in_flight, table.module(class.module).in_flight].map(slots);
-        let now_or_never = |count: u32, room: u32| room == 0 || (!queues && count >= room);
-        if now_or_never(class.tally.in_flight.count(), of_class) {
-            return Some((Reason::ClassInFlight, Duration::ZERO));
-        }
-        let of_module_used = self.module(class.module).tally.in_flight.count();
-        if class.kind == Kind::Unary && now_or_never(of_module_used, of_module) {
-            return Some((Reason::ModuleInFlight, Duration::ZERO));
-        }
-        let used = class.tally.allowance_used.load(Ordering::Acquire);
-        if !queues && limits.admitted_max.is_some_and(|max| used >= max) {
-            return Some((Reason::ClassBacklog, Duration::ZERO));
-        }
-        let stands_in_it =
-            || self.lock(class.module).class_mut(id).is_some_and(|line| line.fair.waiting(party) > 0);
-        (queues && waiting >= class.queue_len_max && stands_in_it())
-            .then_some((Reason::PartyShare, Duration::ZERO))
     }
 
     /// The bandwidth of a class, where the table limits it.
@@ -657,167 +555,9 @@ impl<W> Gate<W> {
         Decision::Shed(self.refuse(ask.class, reason, wait))
     }
 
-    /// Joins the class's queue, then serves whoever is next (perhaps this very request).
-    fn wait_in_line(
-        &self,
-        table: &LimitTable,
-        ask: Ask,
-        slot: Option<SlotId>,
-        now: Time,
-        waiter: impl FnOnce() -> W,
-        wake: &mut impl FnMut(W, Grant),
-    ) -> Decision {
-        let class = self.class(ask.class);
-        let module = self.module(class.module);
-        let deadline = now + class.queue_wait_max;
-        let request = Waiting {
-            waiter: Waiter { waiter: waiter(), slot },
-            party: ask.party,
-            route: ask.route,
-            cost: self.costs.get(ask.route).max(COST_MIN_S),
-            since: now,
-            deadline,
-        };
-        let mut woken = Vec::new();
-        let joined = {
-            let mut queue = self.lock(class.module);
-            // Made known before anyone looks for room (see the head of this file).
-            module.waiting.fetch_add(1, Ordering::SeqCst);
-            class.waiting.fetch_add(1, Ordering::SeqCst);
-            let joined = queue.join(ask.class, request, class.queue_len_max);
-            self.dispatch(table, &mut queue, now, &mut woken);
-            joined
-        };
-        let decision = match joined {
-            Joined::Waits(place) => Decision::Wait(WaitId { class: ask.class, place }, deadline),
-            Joined::Displaced(place, displaced) => {
-                let shed = self.turn_away(ask.class, displaced.waiter.slot);
-                wake(displaced.waiter.waiter, Grant::Shed(shed));
-                Decision::Wait(WaitId { class: ask.class, place }, deadline)
-            }
-            Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, request.waiter.slot)),
-        };
-        for (waiter, grant) in woken {
-            wake(waiter, grant);
-        }
-        decision
-    }
-
-    /// Counts out one who must give way.
-    fn turn_away(&self, id: ClassId, slot: Option<SlotId>) -> Shed {
-        self.leave_share(id, slot);
-        self.uncount(id);
-        self.refuse(id, Reason::PartyShare, Duration::ZERO)
-    }
-
-    /// Serves waiters of a module while there is room. The woken are told after the lock is
-    /// free: a waiter that has gone meanwhile gives its ticket straight back.
-    fn dispatch(
-        &self,
-        table: &LimitTable,
-        queue: &mut ModuleQueue<W>,
-        now: Time,
-        woken: &mut Vec<(W, Grant)>,
-    ) {
-        let mut without_room: u64 = 0; // classes, by position
-        while let Some(at) = self.next_class(queue, without_room) {
-            let virtual_time = queue.virtual_time;
-            let ClassQueue { id, fair, tag } = &mut queue.classes[at];
-            let class = self.class(*id);
-            if class.tally.in_flight.count() >= slots(table.class(*id).in_flight) {
-                // Who would be next need not be known; a full class is the rule under overload.
-                without_room |= 1 << at.min(63);
-                continue;
-            }
-            let Some(next) = fair.peek(now) else { break };
-            let ask = Ask { class: *id, route: next.route, party: next.party };
-            let ticket = match self.try_enter(table, ask, now) {
-                Ok(ticket) => ticket,
-                Err(Full::Module) => break,
-                Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
-                    without_room |= 1 << at.min(63);
-                    continue;
-                }
-            };
-            let Some(request) = fair.pop(now) else { break };
-            let start = tag.max(virtual_time);
-            *tag = start + request.cost / weight(class.priority);
-            queue.virtual_time = start;
-            self.uncount(ask.class);
-            let waited = now.since(request.since);
-            class.tally.meter.queue();
-            class.tally.meter.wait(waited);
-            let ticket = Ticket { slot: request.waiter.slot, waited, charged: Some(request.cost), ..ticket };
-            woken.push((request.waiter.waiter, Grant::Go(ticket)));
-        }
-    }
-
-    /// The class to serve next: strict ones first, then the smallest tag.
-    fn next_class(&self, queue: &ModuleQueue<W>, without_room: u64) -> Option<usize> {
-        queue
-            .classes
-            .iter()
-            .enumerate()
-            .filter(|(at, class)| without_room & (1 << (*at).min(63)) == 0 && !class.fair.is_empty())
-            .min_by(|(_, a), (_, b)| {
-                let ordinary = |class: &ClassQueue<W>| self.class(class.id).priority < STRICT;
-                ordinary(a).cmp(&ordinary(b)).then(a.tag.total_cmp(&b.tag))
-            })
-            .map(|(at, _)| at)
-    }
-
-    fn take_out(&self, id: WaitId, left_at: Option<Time>) -> Option<W> {
-        let class = self.class(id.class);
-        let removed = {
-            let mut queue = self.lock(class.module);
-            let fair = &mut queue.class_mut(id.class)?.fair;
-            match left_at {
-                Some(now) => fair.leave(id.place, now)?,
-                None => fair.remove(id.place)?,
-            }
-        };
-        self.leave_share(id.class, removed.waiter.slot);
-        self.uncount(id.class);
-        Some(removed.waiter.waiter)
-    }
-
     fn leave_share(&self, id: ClassId, slot: Option<SlotId>) {
         if let (Some(slot), Some((_, shares))) = (slot, &self.class(id).shares) {
             shares.leave(slot);
-        }
-    }
-
-    fn uncount(&self, id: ClassId) {
-        let class = self.class(id);
-        class.waiting.fetch_sub(1, Ordering::SeqCst);
-        self.module(class.module).waiting.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl<W> ModuleQueue<W> {
-    fn of(policy: &Policy, module: usize) -> ModuleQueue<W> {
-        let classes = policy.classes.iter().enumerate().filter(|(_, class)| class.module.index() == module);
-        let classes = classes.filter_map(|(at, _)| {
-            let id = ClassId(u8::try_from(at).ok()?);
-            Some(ClassQueue { id, fair: FairQueue::default(), tag: 0.0 })
-        });
-        ModuleQueue { classes: classes.collect(), virtual_time: 0.0 }
-    }
-
-    fn class_mut(&mut self, id: ClassId) -> Option<&mut ClassQueue<W>> {
-        self.classes.iter_mut().find(|class| class.id == id)
-    }
-
-    fn join(&mut self, id: ClassId, request: Waiting<Waiter<W>>, len_max: u32) -> Joined<Waiter<W>> {
-        let virtual_time = self.virtual_time;
-        match self.class_mut(id) {
-            Some(class) => {
-                if class.fair.is_empty() {
-                    class.tag = class.tag.max(virtual_time);
-                }
-                class.fair.join(request, len_max)
-            }
-            None => Joined::Refused(request),
         }
     }
 }
@@ -865,11 +605,6 @@ impl ClassGate {
 /// No caller is sent away for longer than this.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(2);
 
-/// A class's weight among those of its module.
-fn weight(priority: Priority) -> f64 {
-    f64::from(1u32 << u32::from(priority.0.min(9)))
-}
-
 /// How many times a module's bound on work a class may have under way. The bound is there for
 /// those who wait behind a class in the module; nobody waits with more right than the most
 /// urgent, so the more urgent a class, the less it is held back on behalf of others.
@@ -890,327 +625,4 @@ fn micros(seconds: f64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::core::limit::table::ClassLimits;
-    use crate::core::policy::plain::{self, policy};
-    use crate::core::policy::{Bounds, Class, Queue, RateBounds};
-    use proptest::prelude::*;
-    use std::cell::RefCell;
-
-    fn class(name: &str, priority: u8, in_flight: f64) -> Class {
-        Class { priority: Priority(priority), ..plain::class(name, in_flight) }
-    }
-
-    struct Rig {
-        gate: Gate<u32>,
-        table: LimitTable,
-        woken: RefCell<Vec<(u32, Grant)>>,
-        next: u32,
-    }
-
-    impl Rig {
-        fn new(policy: &Policy) -> Rig {
-            let table = LimitTable::initial(policy);
-            Rig { gate: Gate::new(policy, &table, Time::ZERO), table, woken: RefCell::default(), next: 0 }
-        }
-        fn ask(&mut self, class: u8, address: u64, now: Time) -> (u32, Decision) {
-            self.next += 1;
-            let ask = Ask {
-                class: ClassId(class),
-                route: u16::from(class),
-                party: Party { address, credential: None },
-            };
-            let id = self.next;
-            let decision = self
-                .gate
-                .decide(&self.table, ask, now, || id, &mut |w, g| self.woken.borrow_mut().push((w, g)));
-            (id, decision)
-        }
-        fn finish(&self, ticket: Ticket, now: Time) {
-            self.gate.finish(&self.table, ticket, Outcome::Served, now, &mut |w, g| {
-                self.woken.borrow_mut().push((w, g));
-            });
-        }
-        fn granted(&self) -> Option<(u32, Ticket)> {
-            let mut woken = self.woken.borrow_mut();
-            let at = woken.iter().position(|(_, grant)| matches!(grant, Grant::Go(_)))?;
-            match woken.remove(at) {
-                (waiter, Grant::Go(ticket)) => Some((waiter, ticket)),
-                (_, Grant::Shed(_)) => None,
-            }
-        }
-    }
-
-    fn at(seconds: f64) -> Time {
-        Time::from_secs_f64(seconds)
-    }
-
-    fn ticket(decision: Decision) -> Ticket {
-        match decision {
-            Decision::Admit(ticket) => ticket,
-            other => panic!("not admitted: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
-        let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-        let first = ticket(rig.ask(0, 1, at(0.0)).1);
-        let (waiter, decision) = rig.ask(0, 2, at(0.1));
-        assert!(matches!(decision, Decision::Wait(..)));
-        rig.finish(first, at(0.5));
-        let (woken, second) = rig.granted().unwrap();
-        assert_eq!((woken, second.ask.party.address), (waiter, 2));
-        assert_eq!(second.waited, Duration::from_millis(400));
-        rig.finish(second, at(0.6));
-        assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
-    }
-
-    #[test]
-    fn a_client_that_left_is_never_granted_a_slot() {
-        let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-        let first = ticket(rig.ask(0, 1, at(0.0)).1);
-        let (_, Decision::Wait(id, _)) = rig.ask(0, 2, at(0.1)) else { panic!("should wait") };
-        assert!(rig.gate.cancel(id, at(0.2)).is_some());
-        assert!(rig.gate.cancel(id, at(0.2)).is_none(), "once only");
-        rig.finish(first, at(0.5));
-        assert!(rig.granted().is_none());
-        assert_eq!(rig.gate.counts(ClassId(0)).left, 1);
-    }
-
-    #[test]
-    fn a_newcomer_is_next_after_a_flooder_with_a_full_queue() {
-        let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-        let mut held = Some(ticket(rig.ask(0, 1, at(0.0)).1));
-        for _ in 0..100 {
-            let _ = rig.ask(0, 1, at(0.0));
-        }
-        let (polite, decision) = rig.ask(0, 2, at(0.0));
-        assert!(matches!(decision, Decision::Wait(..)), "{decision:?}");
-        let mut served = Vec::new();
-        for _ in 0..2 {
-            rig.finish(held.take().unwrap(), at(0.1));
-            let (waiter, next) = rig.granted().unwrap();
-            served.push(waiter);
-            held = Some(next);
-        }
-        assert!(served.contains(&polite), "served within two: {served:?}");
-        rig.finish(held.unwrap(), at(0.2));
-    }
-
-    #[test]
-    fn the_most_urgent_class_is_served_before_all_others() {
-        let mut rig = Rig::new(&policy(vec![class("list", 5, 8.0), class("control", 9, 8.0)], 1.0));
-        let first = ticket(rig.ask(0, 1, at(0.0)).1);
-        for _ in 0..10 {
-            let _ = rig.ask(0, 1, at(0.0));
-        }
-        let (stop, _) = rig.ask(1, 1, at(0.0));
-        rig.finish(first, at(0.1));
-        let (woken, ticket) = rig.granted().unwrap();
-        assert_eq!(woken, stop);
-        rig.finish(ticket, at(0.2));
-    }
-
-    #[test]
-    fn a_class_without_room_does_not_hold_up_another_of_its_module() {
-        let mut rig = Rig::new(&policy(vec![class("heavy", 5, 1.0), class("light", 5, 8.0)], 8.0));
-        let _heavy = ticket(rig.ask(0, 1, at(0.0)).1);
-        let _ = rig.ask(0, 1, at(0.0));
-        let (light, decision) = rig.ask(1, 2, at(0.0));
-        assert!(matches!(decision, Decision::Wait(..)), "it passes through the queue");
-        assert_eq!(rig.granted().unwrap().0, light, "... and straight out of it");
-    }
-
-    /// How many requests of 20 ms a class of this priority has under way at once, of ten.
-    fn under_way_at_50_ms_of_work(priority: u8) -> usize {
-        let mut policy = policy(vec![class("a", priority, 50.0)], 50.0);
-        policy.modules[0].work = Some(Duration::from_millis(50));
-        let mut rig = Rig::new(&policy);
-        let mut now = 0.0;
-        for _ in 0..100 {
-            let ticket = ticket(rig.ask(0, 1, at(now)).1);
-            now += 0.02; // each takes 20 ms alone
-            rig.finish(ticket, at(now));
-        }
-        let held: Vec<_> = (0..10).map(|_| rig.ask(0, 1, at(now)).1).collect();
-        held.iter().filter(|decision| matches!(decision, Decision::Admit(_))).count()
-    }
-
-    #[test]
-    fn work_under_way_is_bounded_but_one_may_always_go() {
-        assert_eq!(under_way_at_50_ms_of_work(5), 2, "2 x 20 ms fit");
-        assert_eq!(under_way_at_50_ms_of_work(2), 2, "no less for what can wait");
-    }
-
-    #[test]
-    fn what_operators_need_is_held_back_less_than_what_waits_behind_it() {
-        assert_eq!(under_way_at_50_ms_of_work(8), 10, "200 ms of work");
-    }
-
-    #[test]
-    fn shadow_counts_what_it_would_shed_and_lets_it_through_at_once() {
-        let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-        rig.table.classes[0] = ClassLimits { mode: Mode::Shadow, ..rig.table.classes[0] };
-        let first = ticket(rig.ask(0, 1, at(0.0)).1);
-        let second = ticket(rig.ask(0, 1, at(0.0)).1);
-        assert_eq!(second.would_shed, Some(Reason::ClassInFlight));
-        rig.finish(first, at(0.1));
-        rig.finish(second, at(0.1));
-        let counts = rig.gate.counts(ClassId(0));
-        assert_eq!((counts.shadow_shed, counts.shed_all(), counts.served), (1, 0, 2));
-        assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
-    }
-
-    #[test]
-    fn a_rate_limited_class_waits_for_its_cell() {
-        let mut submit = class("submit", 7, 8.0);
-        submit.rate = Some(RateBounds { per_second: Bounds::fixed(2.0), burst: 1 });
-        let mut rig = Rig::new(&policy(vec![submit], 8.0));
-        let _first = ticket(rig.ask(0, 1, at(0.0)).1);
-        let (waiter, _) = rig.ask(0, 1, at(0.0));
-        rig.gate.pump(&rig.table, at(0.3), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
-        assert!(rig.granted().is_none());
-        rig.gate.pump(&rig.table, at(0.51), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
-        assert_eq!(rig.granted().unwrap().0, waiter);
-    }
-
-    #[test]
-    fn what_would_be_turned_away_is_known_before_it_is_sent() {
-        let who = |address| Party { address, credential: None };
-        let would = |rig: &Rig, address, seconds| {
-            rig.gate.would_turn_away(&rig.table, ClassId(0), who(address), at(seconds))
-        };
-        let reason = |turned: Option<(Reason, Duration)>| turned.map(|(reason, _)| reason);
-        let one_an_hour = |len_max, wait_s| {
-            let mut submit = class("submit", 7, 8.0);
-            submit.rate = Some(RateBounds { per_second: Bounds::fixed(1.0 / 3600.0), burst: 1 });
-            submit.queue = Queue { len_max, wait_max: Duration::from_secs(wait_s) };
-            Rig::new(&policy(vec![submit], 8.0))
-        };
-        for (len_max, wait_s) in [(0, 1), (64, 10)] {
-            let mut rig = one_an_hour(len_max, wait_s);
-            assert_eq!(would(&rig, 1, 0.0), None, "the burst is there");
-            let _first = ticket(rig.ask(0, 1, at(0.0)).1);
-            let (why, wait) = would(&rig, 1, 0.0).unwrap();
-            assert_eq!((why, wait.as_millis().div_ceil(1000)), (Reason::ClassRate, 3600));
-            assert_eq!(would(&rig, 1, 3601.0), None, "an hour later");
-        }
-        let mut rig = one_an_hour(64, 3600);
-        let _first = ticket(rig.ask(0, 1, at(0.0)).1);
-        assert_eq!(would(&rig, 1, 1.0), None, "worth waiting for");
-        let _ = rig.ask(0, 1, at(1.0));
-        assert_eq!(reason(would(&rig, 1, 1.0)), Some(Reason::ClassRate), "not behind another");
-
-        let mut without_line = class("a", 5, 1.0);
-        without_line.queue.len_max = 0;
-        let mut rig = Rig::new(&policy(vec![without_line], 8.0));
-        let first = ticket(rig.ask(0, 1, at(0.0)).1);
-        assert_eq!(reason(would(&rig, 2, 0.0)), Some(Reason::ClassInFlight));
-        rig.finish(first, at(0.1));
-        assert_eq!(would(&rig, 2, 0.1), None);
-        rig.table.classes[0].mode = Mode::Shadow;
-        rig.table.classes[0].in_flight = 0.0;
-        assert_eq!(would(&rig, 2, 0.1), None, "nobody is turned away in shadow mode");
-    }
-
-    #[test]
-    fn retry_after_is_spread() {
-        let mut rig = Rig::new(&policy(vec![class("a", 5, 0.0)], 10.0));
-        rig.gate.spread(ClassId(0), 10);
-        let mut seen = std::collections::BTreeSet::new();
-        for _ in 0..200 {
-            if let Decision::Shed(shed) = rig.ask(0, 1, at(0.0)).1 {
-                seen.insert(shed.retry_after_s);
-            }
-        }
-        assert_eq!(seen.into_iter().collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_successor_goes_on_counting_what_is_under_way() {
-        let mut submit = class("submit", 7, 2.0);
-        submit.rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 5 });
-        let before = policy(vec![submit.clone(), class("gone", 5, 1.0)], 8.0);
-        let mut rig = Rig::new(&before);
-        let held = ticket(rig.ask(0, 1, at(0.0)).1);
-        let mut after = policy(vec![class("new", 5, 1.0), submit.clone()], 8.0);
-        after.classes[1].rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 9 });
-        let old = std::mem::replace(&mut rig, Rig::new(&after));
-        rig.gate = old.gate.succeed(&after, &rig.table, at(1.0));
-        assert_eq!(rig.gate.load(ClassId(1)).0, 1, "by name, not by place");
-        assert!(
-            matches!(rig.ask(1, 1, at(1.0)).1, Decision::Wait(..)),
-            "a larger burst is not handed out at once"
-        );
-        old.finish(held, at(2.0));
-        assert_eq!(rig.gate.load(ClassId(1)).0, 0, "given back to the old gate, counted out of both");
-    }
-
-    proptest! {
-        /// Design 10: a ticket is released exactly once, in-flight never above the limit that
-        /// admitted, and nothing is left at the end.
-        #[test]
-        fn whatever_happens_the_counters_end_at_zero_and_never_exceed_their_limit(
-            steps in prop::collection::vec((0u8..6, 0u8..2, 0u64..4, 0u32..6), 1..300),
-        ) {
-            let mut rig = Rig::new(&policy(vec![class("a", 5, 3.0), class("b", 6, 3.0)], 4.0));
-            let mut held: Vec<Ticket> = Vec::new();
-            let mut waits: Vec<WaitId> = Vec::new();
-            let mut now = 0.0;
-            for (step, which, address, limit) in steps {
-                now += 0.01;
-                match step {
-                    0..=2 => match rig.ask(which, address, at(now)).1 {
-                        Decision::Admit(ticket) => held.push(ticket),
-                        Decision::Wait(id, _) => waits.push(id),
-                        Decision::Shed(_) => {}
-                    },
-                    3 => if let Some(ticket) = held.pop() { rig.finish(ticket, at(now)); },
-                    4 => if let Some(id) = waits.pop() { let _ = rig.gate.cancel(id, at(now)); },
-                    _ => {
-                        let before = rig.gate.load(ClassId(which)).0;
-                        rig.table.classes[usize::from(which)].in_flight = f64::from(limit);
-                        rig.gate.pump(&rig.table, at(now), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
-                        prop_assert!(rig.gate.load(ClassId(which)).0 <= before.max(limit));
-                    }
-                }
-                while let Some((_, ticket)) = rig.granted() {
-                    held.push(ticket);
-                }
-                prop_assert!(rig.gate.module_in_flight(ModuleId(0)) <= 4);
-                prop_assert_eq!(held.len(), rig.gate.module_in_flight(ModuleId(0)) as usize);
-            }
-            for id in waits { let _ = rig.gate.cancel(id, at(now)); }
-            while let Some(ticket) = held.pop() {
-                rig.finish(ticket, at(now));
-                while let Some((_, ticket)) = rig.granted() { held.push(ticket); }
-            }
-            prop_assert_eq!(rig.gate.waiting(), 0);
-            prop_assert_eq!(rig.gate.module_in_flight(ModuleId(0)), 0);
-        }
-
-        /// Design 10: at demand below the limit nothing is shed, and nobody waits, whoever asks.
-        #[test]
-        fn at_demand_below_the_limit_nothing_is_shed(
-            steps in prop::collection::vec((any::<bool>(), 0u64..40, 1u32..2000), 1..300),
-            limit in 1u8..9,
-        ) {
-            let mut rig = Rig::new(&policy(vec![class("a", 5, f64::from(limit))], f64::from(limit)));
-            let mut held = Vec::new();
-            let mut now = 0.0;
-            for (arrives, address, pause_ms) in steps {
-                now += f64::from(pause_ms) / 1e3;
-                if arrives && held.len() < usize::from(limit) {
-                    match rig.ask(0, address, at(now)).1 {
-                        Decision::Admit(ticket) => held.push(ticket),
-                        other => prop_assert!(false, "{other:?} with {} of {limit} under way", held.len()),
-                    }
-                } else if let Some(ticket) = held.pop() {
-                    rig.finish(ticket, at(now));
-                }
-            }
-        }
-    }
-}
+mod tests;

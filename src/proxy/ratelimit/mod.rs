@@ -233,7 +233,7 @@ impl Service {
         {
             return Decided::Refused(shed);
         }
-        let slot = match door.admit_within(ask, deadline.since(now)).await {
+        let slot = match door.admit_within(ask, deadline.since(now), now).await {
             Ok(slot) => slot,
             Err(shed) => return Decided::Refused(shed),
         };
@@ -404,7 +404,7 @@ fn count(door: &Door, question: &Question<'_>, verdict: Verdict) {
         unlisted: question.unlisted.as_deref(),
         in_flight: door.gate.load(question.ask.class).0,
     };
-    door.count(&sight, verdict);
+    door.count(&sight, verdict, door.clock.now());
 }
 
 /// A limit in words of this protocol: whole requests per unit of time, in the least unit that

@@ -1,0 +1,223 @@
+//! The line before a module: who waits, and who is next.
+//!
+//! One queue for each class, fair between parties ([`FairQueue`]); between the classes of a module
+//! start-time fair queueing again, by a tag of each class in work / weight, where the most urgent
+//! go before all. A class without room is passed over, and holds up none of the others.
+//!
+//! All of it under the module's mutex, which is taken only once somebody waits there.
+
+use super::{Decision, Full, Gate, Grant, Shed, Ticket, WaitId};
+use crate::core::limit::gate::Ask;
+use crate::core::limit::meter::Reason;
+use crate::core::limit::queue::{FairQueue, Joined, Waiting};
+use crate::core::limit::share::SlotId;
+use crate::core::limit::table::{LimitTable, slots};
+use crate::core::policy::{ClassId, Policy, Priority};
+use crate::core::time::Time;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// Classes of this priority and above are served before all others, whatever their share.
+const STRICT: Priority = Priority(9);
+
+#[derive(Debug)]
+pub(super) struct ModuleQueue<W> {
+    classes: Vec<ClassQueue<W>>,
+    virtual_time: f64,
+}
+
+#[derive(Debug)]
+pub(super) struct ClassQueue<W> {
+    id: ClassId,
+    pub(super) fair: FairQueue<Waiter<W>>,
+    /// The class's own tag among the classes of its module, in work / weight.
+    tag: f64,
+}
+
+#[derive(Debug)]
+pub(super) struct Waiter<W> {
+    waiter: W,
+    slot: Option<SlotId>,
+}
+
+/// Work charged for a route nothing is known of yet, in seconds.
+const COST_MIN_S: f64 = 1e-4;
+
+impl<W> Gate<W> {
+    /// A waiter's client has left. Returns its waiter if it was still waiting.
+    pub fn cancel(&self, id: WaitId, now: Time) -> Option<W> {
+        let waiter = self.take_out(id, Some(now))?;
+        self.class(id.class).tally.meter.leave();
+        Some(waiter)
+    }
+
+    /// A waiter's time is up: it is taken out and the refusal returned; `None` if its verdict
+    /// is already on the way.
+    pub fn expire(&self, id: WaitId) -> Option<(W, Shed)> {
+        let waiter = self.take_out(id, None)?;
+        Some((waiter, self.refuse(id.class, Reason::QueueTimeout, Duration::ZERO)))
+    }
+
+    /// Joins the class's queue, then serves whoever is next (perhaps this very request).
+    pub(super) fn wait_in_line(
+        &self,
+        table: &LimitTable,
+        ask: Ask,
+        slot: Option<SlotId>,
+        now: Time,
+        waiter: impl FnOnce() -> W,
+        wake: &mut impl FnMut(W, Grant),
+    ) -> Decision {
+        let class = self.class(ask.class);
+        let module = self.module(class.module);
+        let deadline = now + class.queue_wait_max;
+        let request = Waiting {
+            waiter: Waiter { waiter: waiter(), slot },
+            party: ask.party,
+            route: ask.route,
+            cost: self.costs.get(ask.route).max(COST_MIN_S),
+            since: now,
+            deadline,
+        };
+        let mut woken = Vec::new();
+        let joined = {
+            let mut queue = self.lock(class.module);
+            // Made known before anyone looks for room (see the head of this file).
+            module.waiting.fetch_add(1, Ordering::SeqCst);
+            class.waiting.fetch_add(1, Ordering::SeqCst);
+            let joined = queue.join(ask.class, request, class.queue_len_max);
+            self.dispatch(table, &mut queue, now, &mut woken);
+            joined
+        };
+        let decision = match joined {
+            Joined::Waits(place) => Decision::Wait(WaitId { class: ask.class, place }, deadline),
+            Joined::Displaced(place, displaced) => {
+                let shed = self.turn_away(ask.class, displaced.waiter.slot);
+                wake(displaced.waiter.waiter, Grant::Shed(shed));
+                Decision::Wait(WaitId { class: ask.class, place }, deadline)
+            }
+            Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, request.waiter.slot)),
+        };
+        for (waiter, grant) in woken {
+            wake(waiter, grant);
+        }
+        decision
+    }
+
+    /// Counts out one who must give way.
+    fn turn_away(&self, id: ClassId, slot: Option<SlotId>) -> Shed {
+        self.leave_share(id, slot);
+        self.uncount(id);
+        self.refuse(id, Reason::PartyShare, Duration::ZERO)
+    }
+
+    /// Serves waiters of a module while there is room. The woken are told after the lock is
+    /// free: a waiter that has gone meanwhile gives its ticket straight back.
+    pub(super) fn dispatch(
+        &self,
+        table: &LimitTable,
+        queue: &mut ModuleQueue<W>,
+        now: Time,
+        woken: &mut Vec<(W, Grant)>,
+    ) {
+        let mut without_room: u64 = 0; // classes, by position
+        while let Some(at) = self.next_class(queue, without_room) {
+            let virtual_time = queue.virtual_time;
+            let ClassQueue { id, fair, tag } = &mut queue.classes[at];
+            let class = self.class(*id);
+            if class.tally.in_flight.count() >= slots(table.class(*id).in_flight) {
+                // Who would be next need not be known; a full class is the rule under overload.
+                without_room |= 1 << at.min(63);
+                continue;
+            }
+            let Some(next) = fair.peek(now) else { break };
+            let ask = Ask { class: *id, route: next.route, party: next.party };
+            let ticket = match self.try_enter(table, ask, now) {
+                Ok(ticket) => ticket,
+                Err(Full::Module) => break,
+                Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
+                    without_room |= 1 << at.min(63);
+                    continue;
+                }
+            };
+            let Some(request) = fair.pop(now) else { break };
+            let start = tag.max(virtual_time);
+            *tag = start + request.cost / weight(class.priority);
+            queue.virtual_time = start;
+            self.uncount(ask.class);
+            let waited = now.since(request.since);
+            class.tally.meter.queue();
+            class.tally.meter.wait(waited);
+            let ticket = Ticket { slot: request.waiter.slot, waited, charged: Some(request.cost), ..ticket };
+            woken.push((request.waiter.waiter, Grant::Go(ticket)));
+        }
+    }
+
+    /// The class to serve next: strict ones first, then the smallest tag.
+    fn next_class(&self, queue: &ModuleQueue<W>, without_room: u64) -> Option<usize> {
+        queue
+            .classes
+            .iter()
+            .enumerate()
+            .filter(|(at, class)| without_room & (1 << (*at).min(63)) == 0 && !class.fair.is_empty())
+            .min_by(|(_, a), (_, b)| {
+                let ordinary = |class: &ClassQueue<W>| self.class(class.id).priority < STRICT;
+                ordinary(a).cmp(&ordinary(b)).then(a.tag.total_cmp(&b.tag))
+            })
+            .map(|(at, _)| at)
+    }
+
+    fn take_out(&self, id: WaitId, left_at: Option<Time>) -> Option<W> {
+        let class = self.class(id.class);
+        let removed = {
+            let mut queue = self.lock(class.module);
+            let fair = &mut queue.class_mut(id.class)?.fair;
+            match left_at {
+                Some(now) => fair.leave(id.place, now)?,
+                None => fair.remove(id.place)?,
+            }
+        };
+        self.leave_share(id.class, removed.waiter.slot);
+        self.uncount(id.class);
+        Some(removed.waiter.waiter)
+    }
+
+    fn uncount(&self, id: ClassId) {
+        let class = self.class(id);
+        class.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.module(class.module).waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl<W> ModuleQueue<W> {
+    pub(super) fn of(policy: &Policy, module: usize) -> ModuleQueue<W> {
+        let classes = policy.classes.iter().enumerate().filter(|(_, class)| class.module.index() == module);
+        let classes = classes.filter_map(|(at, _)| {
+            let id = ClassId(u8::try_from(at).ok()?);
+            Some(ClassQueue { id, fair: FairQueue::default(), tag: 0.0 })
+        });
+        ModuleQueue { classes: classes.collect(), virtual_time: 0.0 }
+    }
+
+    pub(super) fn class_mut(&mut self, id: ClassId) -> Option<&mut ClassQueue<W>> {
+        self.classes.iter_mut().find(|class| class.id == id)
+    }
+
+    fn join(&mut self, id: ClassId, request: Waiting<Waiter<W>>, len_max: u32) -> Joined<Waiter<W>> {
+        let virtual_time = self.virtual_time;
+        match self.class_mut(id) {
+            Some(class) => {
+                if class.fair.is_empty() {
+                    class.tag = class.tag.max(virtual_time);
+                }
+                class.fair.join(request, len_max)
+            }
+            None => Joined::Refused(request),
+        }
+    }
+}
+
+/// A class's weight among those of its module.
+fn weight(priority: Priority) -> f64 {
+    f64::from(1u32 << u32::from(priority.0.min(9)))
+}

@@ -1,0 +1,323 @@
+//! The gate as its callers see it, and the laws that no sequence of calls may break.
+
+use super::*;
+use crate::core::limit::table::ClassLimits;
+use crate::core::policy::plain::{self, policy};
+use crate::core::policy::{Bounds, Class, Queue, RateBounds};
+use proptest::prelude::*;
+use std::cell::RefCell;
+
+fn class(name: &str, priority: u8, in_flight: f64) -> Class {
+    Class { priority: Priority(priority), ..plain::class(name, in_flight) }
+}
+
+struct Rig {
+    gate: Gate<u32>,
+    table: LimitTable,
+    woken: RefCell<Vec<(u32, Grant)>>,
+    next: u32,
+}
+
+impl Rig {
+    fn new(policy: &Policy) -> Rig {
+        let table = LimitTable::initial(policy);
+        Rig { gate: Gate::new(policy, &table, Time::ZERO), table, woken: RefCell::default(), next: 0 }
+    }
+    fn ask(&mut self, class: u8, address: u64, now: Time) -> (u32, Decision) {
+        self.next += 1;
+        let ask = Ask {
+            class: ClassId(class),
+            route: u16::from(class),
+            party: Party { address, credential: None },
+        };
+        let id = self.next;
+        let decision =
+            self.gate.decide(&self.table, ask, now, || id, &mut |w, g| self.woken.borrow_mut().push((w, g)));
+        (id, decision)
+    }
+    fn finish(&self, ticket: Ticket, now: Time) {
+        self.gate.finish(&self.table, ticket, Outcome::Served, now, &mut |w, g| {
+            self.woken.borrow_mut().push((w, g));
+        });
+    }
+    fn granted(&self) -> Option<(u32, Ticket)> {
+        let mut woken = self.woken.borrow_mut();
+        let at = woken.iter().position(|(_, grant)| matches!(grant, Grant::Go(_)))?;
+        match woken.remove(at) {
+            (waiter, Grant::Go(ticket)) => Some((waiter, ticket)),
+            (_, Grant::Shed(_)) => None,
+        }
+    }
+}
+
+fn at(seconds: f64) -> Time {
+    Time::from_secs_f64(seconds)
+}
+
+fn ticket(decision: Decision) -> Ticket {
+    match decision {
+        Decision::Admit(ticket) => ticket,
+        other => panic!("not admitted: {other:?}"),
+    }
+}
+
+#[test]
+fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
+    let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
+    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let (waiter, decision) = rig.ask(0, 2, at(0.1));
+    assert!(matches!(decision, Decision::Wait(..)));
+    rig.finish(first, at(0.5));
+    let (woken, second) = rig.granted().unwrap();
+    assert_eq!((woken, second.ask.party.address), (waiter, 2));
+    assert_eq!(second.waited, Duration::from_millis(400));
+    rig.finish(second, at(0.6));
+    assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
+}
+
+#[test]
+fn a_client_that_left_is_never_granted_a_slot() {
+    let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
+    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let (_, Decision::Wait(id, _)) = rig.ask(0, 2, at(0.1)) else { panic!("should wait") };
+    assert!(rig.gate.cancel(id, at(0.2)).is_some());
+    assert!(rig.gate.cancel(id, at(0.2)).is_none(), "once only");
+    rig.finish(first, at(0.5));
+    assert!(rig.granted().is_none());
+    assert_eq!(rig.gate.counts(ClassId(0)).left, 1);
+}
+
+#[test]
+fn a_newcomer_is_next_after_a_flooder_with_a_full_queue() {
+    let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
+    let mut held = Some(ticket(rig.ask(0, 1, at(0.0)).1));
+    for _ in 0..100 {
+        let _ = rig.ask(0, 1, at(0.0));
+    }
+    let (polite, decision) = rig.ask(0, 2, at(0.0));
+    assert!(matches!(decision, Decision::Wait(..)), "{decision:?}");
+    let mut served = Vec::new();
+    for _ in 0..2 {
+        rig.finish(held.take().unwrap(), at(0.1));
+        let (waiter, next) = rig.granted().unwrap();
+        served.push(waiter);
+        held = Some(next);
+    }
+    assert!(served.contains(&polite), "served within two: {served:?}");
+    rig.finish(held.unwrap(), at(0.2));
+}
+
+#[test]
+fn the_most_urgent_class_is_served_before_all_others() {
+    let mut rig = Rig::new(&policy(vec![class("list", 5, 8.0), class("control", 9, 8.0)], 1.0));
+    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    for _ in 0..10 {
+        let _ = rig.ask(0, 1, at(0.0));
+    }
+    let (stop, _) = rig.ask(1, 1, at(0.0));
+    rig.finish(first, at(0.1));
+    let (woken, ticket) = rig.granted().unwrap();
+    assert_eq!(woken, stop);
+    rig.finish(ticket, at(0.2));
+}
+
+#[test]
+fn a_class_without_room_does_not_hold_up_another_of_its_module() {
+    let mut rig = Rig::new(&policy(vec![class("heavy", 5, 1.0), class("light", 5, 8.0)], 8.0));
+    let _heavy = ticket(rig.ask(0, 1, at(0.0)).1);
+    let _ = rig.ask(0, 1, at(0.0));
+    let (light, decision) = rig.ask(1, 2, at(0.0));
+    assert!(matches!(decision, Decision::Wait(..)), "it passes through the queue");
+    assert_eq!(rig.granted().unwrap().0, light, "... and straight out of it");
+}
+
+/// How many requests of 20 ms a class of this priority has under way at once, of ten.
+fn under_way_at_50_ms_of_work(priority: u8) -> usize {
+    let mut policy = policy(vec![class("a", priority, 50.0)], 50.0);
+    policy.modules[0].work = Some(Duration::from_millis(50));
+    let mut rig = Rig::new(&policy);
+    let mut now = 0.0;
+    for _ in 0..100 {
+        let ticket = ticket(rig.ask(0, 1, at(now)).1);
+        now += 0.02; // each takes 20 ms alone
+        rig.finish(ticket, at(now));
+    }
+    let held: Vec<_> = (0..10).map(|_| rig.ask(0, 1, at(now)).1).collect();
+    held.iter().filter(|decision| matches!(decision, Decision::Admit(_))).count()
+}
+
+#[test]
+fn work_under_way_is_bounded_but_one_may_always_go() {
+    assert_eq!(under_way_at_50_ms_of_work(5), 2, "2 x 20 ms fit");
+    assert_eq!(under_way_at_50_ms_of_work(2), 2, "no less for what can wait");
+}
+
+#[test]
+fn what_operators_need_is_held_back_less_than_what_waits_behind_it() {
+    assert_eq!(under_way_at_50_ms_of_work(8), 10, "200 ms of work");
+}
+
+#[test]
+fn shadow_counts_what_it_would_shed_and_lets_it_through_at_once() {
+    let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
+    rig.table.classes[0] = ClassLimits { mode: Mode::Shadow, ..rig.table.classes[0] };
+    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let second = ticket(rig.ask(0, 1, at(0.0)).1);
+    assert_eq!(second.would_shed, Some(Reason::ClassInFlight));
+    rig.finish(first, at(0.1));
+    rig.finish(second, at(0.1));
+    let counts = rig.gate.counts(ClassId(0));
+    assert_eq!((counts.shadow_shed, counts.shed_all(), counts.served), (1, 0, 2));
+    assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
+}
+
+#[test]
+fn a_rate_limited_class_waits_for_its_cell() {
+    let mut submit = class("submit", 7, 8.0);
+    submit.rate = Some(RateBounds { per_second: Bounds::fixed(2.0), burst: 1 });
+    let mut rig = Rig::new(&policy(vec![submit], 8.0));
+    let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let (waiter, _) = rig.ask(0, 1, at(0.0));
+    rig.gate.pump(&rig.table, at(0.3), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
+    assert!(rig.granted().is_none());
+    rig.gate.pump(&rig.table, at(0.51), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
+    assert_eq!(rig.granted().unwrap().0, waiter);
+}
+
+#[test]
+fn what_would_be_turned_away_is_known_before_it_is_sent() {
+    let who = |address| Party { address, credential: None };
+    let would = |rig: &Rig, address, seconds| {
+        rig.gate.would_turn_away(&rig.table, ClassId(0), who(address), at(seconds))
+    };
+    let reason = |turned: Option<(Reason, Duration)>| turned.map(|(reason, _)| reason);
+    let one_an_hour = |len_max, wait_s| {
+        let mut submit = class("submit", 7, 8.0);
+        submit.rate = Some(RateBounds { per_second: Bounds::fixed(1.0 / 3600.0), burst: 1 });
+        submit.queue = Queue { len_max, wait_max: Duration::from_secs(wait_s) };
+        Rig::new(&policy(vec![submit], 8.0))
+    };
+    for (len_max, wait_s) in [(0, 1), (64, 10)] {
+        let mut rig = one_an_hour(len_max, wait_s);
+        assert_eq!(would(&rig, 1, 0.0), None, "the burst is there");
+        let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+        let (why, wait) = would(&rig, 1, 0.0).unwrap();
+        assert_eq!((why, wait.as_millis().div_ceil(1000)), (Reason::ClassRate, 3600));
+        assert_eq!(would(&rig, 1, 3601.0), None, "an hour later");
+    }
+    let mut rig = one_an_hour(64, 3600);
+    let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+    assert_eq!(would(&rig, 1, 1.0), None, "worth waiting for");
+    let _ = rig.ask(0, 1, at(1.0));
+    assert_eq!(reason(would(&rig, 1, 1.0)), Some(Reason::ClassRate), "not behind another");
+
+    let mut without_line = class("a", 5, 1.0);
+    without_line.queue.len_max = 0;
+    let mut rig = Rig::new(&policy(vec![without_line], 8.0));
+    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    assert_eq!(reason(would(&rig, 2, 0.0)), Some(Reason::ClassInFlight));
+    rig.finish(first, at(0.1));
+    assert_eq!(would(&rig, 2, 0.1), None);
+    rig.table.classes[0].mode = Mode::Shadow;
+    rig.table.classes[0].in_flight = 0.0;
+    assert_eq!(would(&rig, 2, 0.1), None, "nobody is turned away in shadow mode");
+}
+
+#[test]
+fn retry_after_is_spread() {
+    let mut rig = Rig::new(&policy(vec![class("a", 5, 0.0)], 10.0));
+    rig.gate.spread(ClassId(0), 10);
+    let mut seen = std::collections::BTreeSet::new();
+    for _ in 0..200 {
+        if let Decision::Shed(shed) = rig.ask(0, 1, at(0.0)).1 {
+            seen.insert(shed.retry_after_s);
+        }
+    }
+    assert_eq!(seen.into_iter().collect::<Vec<_>>(), (1..=10).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_successor_goes_on_counting_what_is_under_way() {
+    let mut submit = class("submit", 7, 2.0);
+    submit.rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 5 });
+    let before = policy(vec![submit.clone(), class("gone", 5, 1.0)], 8.0);
+    let mut rig = Rig::new(&before);
+    let held = ticket(rig.ask(0, 1, at(0.0)).1);
+    let mut after = policy(vec![class("new", 5, 1.0), submit.clone()], 8.0);
+    after.classes[1].rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 9 });
+    let old = std::mem::replace(&mut rig, Rig::new(&after));
+    rig.gate = old.gate.succeed(&after, &rig.table, at(1.0));
+    assert_eq!(rig.gate.load(ClassId(1)).0, 1, "by name, not by place");
+    assert!(
+        matches!(rig.ask(1, 1, at(1.0)).1, Decision::Wait(..)),
+        "a larger burst is not handed out at once"
+    );
+    old.finish(held, at(2.0));
+    assert_eq!(rig.gate.load(ClassId(1)).0, 0, "given back to the old gate, counted out of both");
+}
+
+proptest! {
+    /// Design 10: a ticket is released exactly once, in-flight never above the limit that
+    /// admitted, and nothing is left at the end.
+    #[test]
+    fn whatever_happens_the_counters_end_at_zero_and_never_exceed_their_limit(
+        steps in prop::collection::vec((0u8..6, 0u8..2, 0u64..4, 0u32..6), 1..300),
+    ) {
+        let mut rig = Rig::new(&policy(vec![class("a", 5, 3.0), class("b", 6, 3.0)], 4.0));
+        let mut held: Vec<Ticket> = Vec::new();
+        let mut waits: Vec<WaitId> = Vec::new();
+        let mut now = 0.0;
+        for (step, which, address, limit) in steps {
+            now += 0.01;
+            match step {
+                0..=2 => match rig.ask(which, address, at(now)).1 {
+                    Decision::Admit(ticket) => held.push(ticket),
+                    Decision::Wait(id, _) => waits.push(id),
+                    Decision::Shed(_) => {}
+                },
+                3 => if let Some(ticket) = held.pop() { rig.finish(ticket, at(now)); },
+                4 => if let Some(id) = waits.pop() { let _ = rig.gate.cancel(id, at(now)); },
+                _ => {
+                    let before = rig.gate.load(ClassId(which)).0;
+                    rig.table.classes[usize::from(which)].in_flight = f64::from(limit);
+                    rig.gate.pump(&rig.table, at(now), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
+                    prop_assert!(rig.gate.load(ClassId(which)).0 <= before.max(limit));
+                }
+            }
+            while let Some((_, ticket)) = rig.granted() {
+                held.push(ticket);
+            }
+            prop_assert!(rig.gate.module_in_flight(ModuleId(0)) <= 4);
+            prop_assert_eq!(held.len(), rig.gate.module_in_flight(ModuleId(0)) as usize);
+        }
+        for id in waits { let _ = rig.gate.cancel(id, at(now)); }
+        while let Some(ticket) = held.pop() {
+            rig.finish(ticket, at(now));
+            while let Some((_, ticket)) = rig.granted() { held.push(ticket); }
+        }
+        prop_assert_eq!(rig.gate.waiting(), 0);
+        prop_assert_eq!(rig.gate.module_in_flight(ModuleId(0)), 0);
+    }
+
+    /// Design 10: at demand below the limit nothing is shed, and nobody waits, whoever asks.
+    #[test]
+    fn at_demand_below_the_limit_nothing_is_shed(
+        steps in prop::collection::vec((any::<bool>(), 0u64..40, 1u32..2000), 1..300),
+        limit in 1u8..9,
+    ) {
+        let mut rig = Rig::new(&policy(vec![class("a", 5, f64::from(limit))], f64::from(limit)));
+        let mut held = Vec::new();
+        let mut now = 0.0;
+        for (arrives, address, pause_ms) in steps {
+            now += f64::from(pause_ms) / 1e3;
+            if arrives && held.len() < usize::from(limit) {
+                match rig.ask(0, address, at(now)).1 {
+                    Decision::Admit(ticket) => held.push(ticket),
+                    other => prop_assert!(false, "{other:?} with {} of {limit} under way", held.len()),
+                }
+            } else if let Some(ticket) = held.pop() {
+                rig.finish(ticket, at(now));
+            }
+        }
+    }
+}
