@@ -246,7 +246,7 @@ impl Door {
             self.guard.tasks.spawn(async move {
                 let party = Party { address: u64::from(number) * 512, credential: None };
                 let slot = loop {
-                    match door.admit(Ask { class, route: 0, party }).await {
+                    match door.admit(Ask { class, route: 0, party }, door.clock.now()).await {
                         Ok(slot) => break slot,
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                     }
