@@ -13,10 +13,13 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rayguard::core::policy::{Bounds, Policy};
 use rayguard::core::request::catalogue::Surface;
+use rayguard::proxy::tls::{Originator, Renew, Terminator};
 use rayguard::proxy::upstream::{Address, Options, Protocol};
 use rayguard::runtime::tasks::Tasks;
 use rig::{Rig, Setup, class, policy, until};
+use rustls::pki_types::ServerName;
 use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -170,6 +173,66 @@ async fn a_call_passes_with_its_trailers() {
     }
     assert_eq!(head.connections.load(SeqCst), 1, "one connection for all");
     assert_eq!(rig.in_flight("ray-client"), 1, "one session, which has not opened its stream yet");
+}
+
+/// A server in TLS that says what is spoken with it.
+async fn polyglot(tasks: &Tasks) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let tls = Terminator::new(&fixture("server.pem"), &fixture("server.key"), None).unwrap();
+    let spawner = tasks.clone();
+    tasks.spawn_until_closed(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = tls.acceptor();
+            spawner.spawn_until_closed(async move {
+                let Ok(stream) = acceptor.accept(stream).await else { return };
+                let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                let service = hyper::service::service_fn(|request: Request<Incoming>| async move {
+                    Ok::<_, Infallible>(Response::new(format!("{:?}", request.version())))
+                });
+                let stream = TokioIo::new(stream);
+                if http2 {
+                    let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(stream, service).await;
+                } else {
+                    let _ =
+                        hyper::server::conn::http1::Builder::new().serve_connection(stream, service).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tls").join(name)
+}
+
+#[tokio::test]
+async fn a_server_in_tls_is_spoken_to_as_each_request_needs_and_its_authorities_are_renewed() {
+    let tasks = Tasks::default();
+    let address = polyglot(&tasks).await;
+    let authorities = std::env::temp_dir().join(format!("rayguard-authorities-{}.pem", std::process::id()));
+    std::fs::copy(fixture("renewed-authority.pem"), &authorities).unwrap();
+    let originator = Originator::new(ServerName::try_from("localhost").unwrap(), &authorities).unwrap();
+    let rig = Rig::with(Setup {
+        surface: Surface::Serve,
+        upstream: Some(Address::Tls(address, originator.clone())),
+        ..Setup::default()
+    })
+    .await;
+    assert_eq!(rig.get("/app", &[]).await.status, 502, "nobody who is trusted vouches for it");
+    std::fs::write(&authorities, "nonsense").unwrap();
+    assert!(originator.renew().is_err());
+    std::fs::copy(fixture("authority.pem"), &authorities).unwrap();
+    assert_eq!(originator.renew().ok(), Some(true));
+    assert_eq!(originator.renew().ok(), Some(false), "that is no news");
+    assert_eq!(rig.get("/app", &[]).await.text(), "HTTP/1.1");
+    let mut sender = connect(&rig).await;
+    let (_, body, _) = ask(&mut sender, "UserDefinedService/__call__", "a").await;
+    assert_eq!(&*body, b"HTTP/2.0");
+    std::fs::remove_file(&authorities).unwrap();
+    tasks.close();
 }
 
 #[tokio::test]

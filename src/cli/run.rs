@@ -16,8 +16,8 @@ use crate::observe::notify;
 use crate::observe::recorder;
 use crate::proxy::listen::{self, Inherited, Listener};
 use crate::proxy::ratelimit;
-use crate::proxy::tls::{Originator, Terminator, TlsError};
-use crate::proxy::upstream::{Address, Protocol};
+use crate::proxy::tls::{Originator, Renew, Terminator, TlsError};
+use crate::proxy::upstream::Address;
 use crate::runtime::clock::Clock;
 use crate::runtime::guard::{Guard, Outlets};
 use crate::runtime::lock::{self, Lock, LockError};
@@ -271,14 +271,19 @@ async fn guard(
         Some(fleet) => Some(join(&guard, fleet, &run).await?),
         None => None,
     };
-    let (listeners, mut terminators) = bind(&settings, inherited).await?;
-    let ratelimit = bind_ratelimit(&settings, &mut terminators).await?;
+    let (listeners, mut certificates) = bind(&settings, inherited).await?;
+    let ratelimit = bind_ratelimit(&settings, &mut certificates).await?;
+    let ways = settings.listeners.iter().map(leads_to).collect::<Result<Vec<Address>, TlsError>>()?;
+    for way in &ways {
+        if let Address::Tls(_, originator) = way {
+            certificates.push(Arc::new(originator.clone()));
+        }
+    }
     let admin = bind_admin(&settings).await?;
-    let reloader = reload::start(&guard, source, terminators);
+    let reloader = reload::start(&guard, source, certificates);
     let recording = recording.map(|recording| start_recording(&guard, &recording)).transpose()?;
-    for (listener, spec) in listeners.into_iter().zip(&settings.listeners) {
-        let front =
-            guard.front(spec.surface, leads_to(spec)?).map_err(|faults| RunError::Routes { faults })?;
+    for ((listener, spec), way) in listeners.into_iter().zip(&settings.listeners).zip(ways) {
+        let front = guard.front(spec.surface, way).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(
             address = %spec.address,
             surface = crate::proxy::handle::surface_name(spec.surface),
@@ -445,8 +450,8 @@ const RECORD_QUEUE: usize = 4096;
 async fn bind(
     settings: &Settings,
     mut inherited: Vec<Inherited>,
-) -> Result<(Vec<Listener>, Vec<Arc<Terminator>>), RunError> {
-    let (mut listeners, mut terminators) = (Vec::new(), Vec::new());
+) -> Result<(Vec<Listener>, Vec<Arc<dyn Renew>>), RunError> {
+    let (mut listeners, mut certificates) = (Vec::new(), Vec::<Arc<dyn Renew>>::new());
     for spec in &settings.listeners {
         let open = inherited.iter().position(|socket| socket.is_bound_to(&spec.address));
         let listener = match open {
@@ -456,13 +461,13 @@ async fn bind(
         let listener =
             listener.map_err(|source| RunError::Listen { address: spec.address.to_string(), source })?;
         let tls = terminator(spec.tls.as_ref())?;
-        terminators.extend(tls.clone());
+        certificates.extend(tls.clone().map(|tls| tls as Arc<dyn Renew>));
         listeners.push(listener.with_tls(tls).with_proxy_protocol(spec.proxy_protocol));
     }
     for socket in inherited {
         tracing::warn!(%socket, "a socket was handed over that no `listen` names; it is closed");
     }
-    Ok((listeners, terminators))
+    Ok((listeners, certificates))
 }
 
 fn terminator(tls: Option<&settings::Tls>) -> Result<Option<Arc<Terminator>>, TlsError> {
@@ -474,14 +479,14 @@ fn terminator(tls: Option<&settings::Tls>) -> Result<Option<Arc<Terminator>>, Tl
 /// Opens the rate-limit service's listener, if there is to be one.
 async fn bind_ratelimit<'a>(
     settings: &'a Settings,
-    terminators: &mut Vec<Arc<Terminator>>,
+    certificates: &mut Vec<Arc<dyn Renew>>,
 ) -> Result<Option<(Listener, &'a settings::RatelimitService)>, RunError> {
     let Some(spec) = &settings.ratelimit_service else { return Ok(None) };
     let listener = Listener::bind(&spec.listen)
         .await
         .map_err(|source| RunError::Ratelimit { address: spec.listen.to_string(), source })?;
     let tls = terminator(spec.tls.as_ref())?;
-    terminators.extend(tls.clone());
+    certificates.extend(tls.clone().map(|tls| tls as Arc<dyn Renew>));
     Ok(Some((listener.with_tls(tls), spec)))
 }
 
@@ -489,11 +494,7 @@ async fn bind_ratelimit<'a>(
 fn leads_to(spec: &settings::Listener) -> Result<Address, TlsError> {
     let authority = spec.upstream.authority();
     let Some(tls) = &spec.upstream_tls else { return Ok(Address::Tcp(authority)) };
-    let protocol: &[u8] = match Protocol::of(spec.surface) {
-        Protocol::Http1 => b"http/1.1",
-        Protocol::Http2 => b"h2",
-    };
-    Ok(Address::Tls(authority, Originator::new(tls.name.clone(), &tls.authorities, protocol)?))
+    Ok(Address::Tls(authority, Originator::new(tls.name.clone(), &tls.authorities)?))
 }
 
 /// Receivers of alerts, their secrets read.

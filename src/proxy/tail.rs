@@ -16,6 +16,12 @@
 //!   closing our end would hide Ray's slot, not free it. Whoever asks meanwhile finds the tail
 //!   open and costs Ray nothing.
 //!
+//! **`/api/v0/logs/stream` is not shared**, though it costs Ray a slot in the same way. A tail begins at
+//! the log's first line, for everybody; a stream begins so many lines before its end as it is at that
+//! moment, and what is read is a person following a log in a terminal. Whoever came later could only be
+//! given lines it did not ask for, or none of those it did; and few ask for the very same. So each has a
+//! connection to Ray and counts against `log-tail` for as long as Ray holds it, whoever has left.
+//!
 //! Ray never reads from a tail's reader, so neither are its frames passed on; only its wish to
 //! close is looked for. Extensions and subprotocols are agreed between two ends and cannot be
 //! shared: the former are not agreed to, whoever asks for the latter gets a tunnel.

@@ -5,6 +5,7 @@
 //! again when they have changed; a connection keeps the certificate it began with, and files that
 //! cannot be used leave the certificate that works in force.
 
+use crate::proxy::upstream::Protocol;
 use arc_swap::ArcSwap;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -54,6 +55,26 @@ pub enum TlsError {
     },
 }
 
+/// What TLS has in files, that others may exchange at any time.
+pub trait Renew: Send + Sync {
+    /// The file that names it to people.
+    fn file(&self) -> &Path;
+
+    /// Reads the files again if their content has changed since they were last looked at, and
+    /// says whether it had. Files that are exchanged one after the other may fail to go together
+    /// for a moment: what was in force stays so until they do.
+    ///
+    /// # Errors
+    /// [`TlsError`], once for each content.
+    fn renew(&self) -> Result<bool, TlsError>;
+}
+
+/// Whether what stands in the files is news; it is none the next time.
+fn has_changed(looked_at: &Mutex<Digest>, now: Digest) -> bool {
+    let mut looked_at = looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+    std::mem::replace(&mut *looked_at, now) != now
+}
+
 /// Ends TLS with the certificate in force.
 #[derive(Debug)]
 pub struct Terminator {
@@ -89,28 +110,6 @@ impl Terminator {
         })
     }
 
-    /// Reads the files again if their content has changed since they were last looked at, and
-    /// says whether it had. Files that are exchanged one after the other may fail to go together
-    /// for a moment: what was in force stays so until they do.
-    ///
-    /// # Errors
-    /// [`TlsError`], once for each content.
-    pub fn renew(&self) -> Result<bool, TlsError> {
-        let now = digest([Some(&*self.certificate), Some(&*self.key), self.client_authorities.as_deref()]);
-        let mut looked_at = self.looked_at.lock().unwrap_or_else(PoisonError::into_inner);
-        if *looked_at == now {
-            return Ok(false);
-        }
-        *looked_at = now;
-        self.reload().map(|()| true)
-    }
-
-    /// The certificate's file, which names this listener's TLS to people.
-    #[must_use]
-    pub fn certificate(&self) -> &Path {
-        &self.certificate
-    }
-
     /// Reads the files again; new connections use what they hold.
     ///
     /// # Errors
@@ -127,48 +126,99 @@ impl Terminator {
     }
 }
 
+impl Renew for Terminator {
+    fn file(&self) -> &Path {
+        &self.certificate
+    }
+
+    fn renew(&self) -> Result<bool, TlsError> {
+        let files = [Some(&*self.certificate), Some(&*self.key), self.client_authorities.as_deref()];
+        if !has_changed(&self.looked_at, digest(files)) {
+            return Ok(false);
+        }
+        self.reload().map(|()| true)
+    }
+}
+
 /// Begins TLS with the server behind the door.
 #[derive(Clone, Debug)]
-pub struct Originator {
+pub struct Originator(Arc<Towards>);
+
+#[derive(Debug)]
+struct Towards {
     name: ServerName<'static>,
-    config: Arc<ClientConfig>,
+    authorities: PathBuf,
+    offers: ArcSwap<Offers>,
+    /// What stood in the file when it was last looked at, right or wrong.
+    looked_at: Mutex<Digest>,
+}
+
+/// What is spoken is known beforehand and nothing else is offered: gRPC to the same server as
+/// HTTP/1.1 takes connections of its own.
+#[derive(Debug)]
+struct Offers {
+    http1: Arc<ClientConfig>,
+    http2: Arc<ClientConfig>,
 }
 
 impl PartialEq for Originator {
     fn eq(&self, other: &Originator) -> bool {
-        self.name == other.name && Arc::ptr_eq(&self.config, &other.config)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
 impl Eq for Originator {}
 
 impl Originator {
-    /// Trusts the authorities in this file, and nobody else, to vouch for the server `name`;
-    /// `protocol` is what is spoken then (`h2`, `http/1.1`).
+    /// Trusts the authorities in this file, and nobody else, to vouch for the server `name`.
     ///
     /// # Errors
     /// [`TlsError`].
-    pub fn new(
-        name: ServerName<'static>,
-        authorities: &Path,
-        protocol: &[u8],
-    ) -> Result<Originator, TlsError> {
-        let wrong = |problem: String| TlsError::Authorities { path: authorities.to_owned(), problem };
-        let mut config =
-            ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-                .with_safe_default_protocol_versions()
-                .map_err(|error| wrong(error.to_string()))?
-                .with_root_certificates(roots(authorities)?)
-                .with_no_client_auth();
-        config.alpn_protocols = vec![protocol.to_vec()];
-        Ok(Originator { name, config: Arc::new(config) })
+    pub fn new(name: ServerName<'static>, authorities: &Path) -> Result<Originator, TlsError> {
+        let looked_at = Mutex::new(digest([Some(authorities), None, None]));
+        let offers = ArcSwap::from_pointee(offers(authorities)?);
+        Ok(Originator(Arc::new(Towards { name, authorities: authorities.to_owned(), offers, looked_at })))
     }
 
-    /// For one connection: who begins it, and with whom.
+    /// For one connection on which this is spoken: who begins it, and with whom.
     #[must_use]
-    pub fn connector(&self) -> (TlsConnector, ServerName<'static>) {
-        (TlsConnector::from(Arc::clone(&self.config)), self.name.clone())
+    pub fn connector(&self, protocol: Protocol) -> (TlsConnector, ServerName<'static>) {
+        let offers = self.0.offers.load();
+        let config = match protocol {
+            Protocol::Http1 => &offers.http1,
+            Protocol::Http2 => &offers.http2,
+        };
+        (TlsConnector::from(Arc::clone(config)), self.0.name.clone())
     }
+}
+
+impl Renew for Originator {
+    fn file(&self) -> &Path {
+        &self.0.authorities
+    }
+
+    fn renew(&self) -> Result<bool, TlsError> {
+        if !has_changed(&self.0.looked_at, digest([Some(&*self.0.authorities), None, None])) {
+            return Ok(false);
+        }
+        self.0.offers.store(Arc::new(offers(&self.0.authorities)?));
+        Ok(true)
+    }
+}
+
+fn offers(authorities: &Path) -> Result<Offers, TlsError> {
+    let wrong = |problem: String| TlsError::Authorities { path: authorities.to_owned(), problem };
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| wrong(error.to_string()))?
+        .with_root_certificates(roots(authorities)?)
+        .with_no_client_auth();
+    let speaking = |protocol: &[u8]| {
+        let mut config = config.clone();
+        config.alpn_protocols = vec![protocol.to_vec()];
+        Arc::new(config)
+    };
+    Ok(Offers { http1: speaking(b"http/1.1"), http2: speaking(b"h2") })
 }
 
 /// The authorities in a file.

@@ -299,17 +299,17 @@ impl Upstream {
     }
 
     async fn connect(&self) -> Result<Wire, UpstreamError> {
-        let stream = self.dial().await?;
+        let stream = self.dial(Protocol::Http1).await?;
         Wire::open(stream).await.map_err(|source| self.broken(source))
     }
 
-    async fn dial(&self) -> Result<Stream, UpstreamError> {
+    async fn dial(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
         let bound = self.options.connect_timeout;
         let connecting = async {
             Ok(match &self.address {
                 Address::Tcp(address) => Stream::Tcp(connect(address).await?),
                 Address::Tls(address, originator) => {
-                    let (connector, name) = originator.connector();
+                    let (connector, name) = originator.connector(protocol);
                     let stream = connector.connect(name, connect(address).await?).await?;
                     Stream::Tls(Box::new(stream.into()))
                 }
@@ -377,7 +377,7 @@ impl Upstream {
                 return Ok(Arc::clone(least));
             }
         }
-        let stream = self.dial().await?;
+        let stream = self.dial(Protocol::Http2).await?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)

@@ -8,7 +8,7 @@
 
 use crate::config::{self, Overrides};
 use crate::core::journal::{ConfigChange, Event};
-use crate::proxy::tls::Terminator;
+use crate::proxy::tls::Renew;
 use crate::runtime::guard::Guard;
 use crate::runtime::watch;
 use std::path::PathBuf;
@@ -62,10 +62,10 @@ impl Reloader {
     }
 }
 
-/// Starts looking, for as long as the guard's tasks run: at the file, and at the certificates of
-/// `terminators`, which have files of their own and are renewed by others. Without a file SIGHUP
+/// Starts looking, for as long as the guard's tasks run: at the file, and at the
+/// `certificates` of TLS, which have files of their own and are renewed by others. Without a file SIGHUP
 /// renews the certificates alone.
-pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Terminator>>) -> Reloader {
+pub fn start(guard: &Arc<Guard>, source: Option<Source>, certificates: Vec<Arc<dyn Renew>>) -> Reloader {
     let guard = Arc::clone(guard);
     let tasks = guard.tasks.clone();
     let (wishes, mut wished) = mpsc::channel::<Wish>(4);
@@ -87,7 +87,7 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, terminators: Vec<Arc<Te
                 _ = hangups.recv() => (true, None),
                 Some(wish) = wished.recv() => (true, Some(wish)),
             };
-            renew(&guard, &terminators);
+            renew(&guard, &certificates);
             let (asker, answer) = wish.unzip();
             let Some(source) = &source else {
                 let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
@@ -121,10 +121,10 @@ fn is_blank(text: &[u8]) -> bool {
 }
 
 /// Takes over certificates that have changed.
-fn renew(guard: &Guard, terminators: &[Arc<Terminator>]) {
-    for terminator in terminators {
-        let file = terminator.certificate().display().to_string();
-        let problems = match terminator.renew() {
+fn renew(guard: &Guard, certificates: &[Arc<dyn Renew>]) {
+    for certificate in certificates {
+        let file = certificate.file().display().to_string();
+        let problems = match certificate.renew() {
             Ok(false) => continue,
             Ok(true) => Vec::new(),
             Err(problem) => vec![problem.to_string()],
