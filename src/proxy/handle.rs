@@ -1,4 +1,9 @@
-//! The way of a request, as lines of one function.
+//! The way of a request, as lines of one function ([`handle`]), and the plain way on: admit, forward,
+//! pass back. The two others have rooms of their own: an answer that is shared with those who ask the
+//! same (`shared`), and a WebSocket (`held`).
+
+mod held;
+mod shared;
 
 use crate::core::census::{Sight, Unlisted, Verdict};
 use crate::core::journal::Via;
@@ -14,7 +19,7 @@ use crate::core::request::party::Party;
 use crate::core::request::path::Suspicious;
 use crate::core::time::Time;
 use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace, RayBody, Way};
-use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
+use crate::proxy::coalesce::Key;
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{Lookup, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client};
@@ -23,15 +28,11 @@ use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shape;
 use crate::proxy::slot::Slot;
-use crate::proxy::tail::{self, Found, Lead as TailLead, Tail};
-use crate::proxy::throttle::Throttle;
-use crate::proxy::tunnel::{self, Shaken};
+use crate::proxy::tunnel;
 use http::header::HeaderValue;
 use http::request::Parts;
-use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Limited};
+use http::{Request, Response, Uri};
 use hyper::body::Incoming;
-use hyper::upgrade::OnUpgrade;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -289,134 +290,6 @@ impl Passage {
         self.door.sessions.open(self.opens_session()?)
     }
 
-    /// The shared way: one leads, the others wait for its answer.
-    async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
-        match self.door.coalescer.join(key, || self.door.clock.now()).await {
-            Joined::Answered(shared) => {
-                self.count(Verdict::Shared, self.door.clock.now());
-                let bytes = (0, shared.body.len() as u64);
-                self.door.record(self.ask(), Ending::Shared, self.since, bytes);
-                shared_response(&shared)
-            }
-            Joined::Alone => self.pass(parts, ClientBody::Empty, self.door.clock.now()).await,
-            Joined::Lead(lead) => self.fetch(parts, lead).await,
-        }
-    }
-
-    /// Admits and fetches for all who share; small answers are handed to everyone.
-    async fn fetch(&self, parts: Parts, lead: Lead) -> Response<Body> {
-        let slot = match self.admit(self.door.clock.now()).await {
-            Ok(slot) => slot,
-            Err(refusal) => return refusal, // the lead is dropped: the next in line leads
-        };
-        // A task of its own: followers get their answer even if this client leaves.
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let exchange = forward::send(
-            Arc::clone(&self.entrance.upstream),
-            Request::from_parts(origin_form(parts), ClientBody::Empty),
-            slot,
-            self.door.tasks.clone(),
-            self.peer.abandoned_max,
-        );
-        let way = self.way();
-        let ttl = self.class().coalesce.map_or(Duration::ZERO, |coalesce| coalesce.ttl);
-        let bound = self.class().timeout.unwrap_or(self.peer.abandoned_max);
-        self.door.tasks.spawn_until_closed(async move {
-            let answer = tokio::time::timeout(bound, exchange).await;
-            // The leader may be gone; its followers are not.
-            drop(sender.send(match answer {
-                Ok(answer) => Some(land(way, lead, ttl, answer).await),
-                Err(_) => None,
-            }));
-        });
-        match receiver.await {
-            Ok(Some(Landed::Shared(shared))) => shared_response(&shared),
-            Ok(Some(Landed::Alone(response))) => response,
-            Ok(Some(Landed::Failed(error))) => reject::upstream(self.tongue, &error, &self.id),
-            Ok(None) | Err(_) => reject::timeout(self.tongue, &self.class().name, bound, &self.id),
-        }
-    }
-
-    /// The way of a log tail: read with others where it may be, through a tunnel where not.
-    async fn tail(&self, mut parts: Parts, client: OnUpgrade) -> Response<Body> {
-        let key = self.class().coalesce.and_then(|_| tail::key(&parts));
-        let found = key.map_or(Found::Full, |key| self.door.tails.find(key));
-        let (follows, tail) = match found {
-            Found::Full => return self.tunnel(parts, client).await,
-            Found::Tail(tail) => (true, tail),
-            Found::Lead(lead) => {
-                tail::plain(&mut parts);
-                match self.lead(&parts, lead).await {
-                    Ok(tail) => (false, tail),
-                    Err(answer) => return answer,
-                }
-            }
-        };
-        let Some(reader) = tail.join().await else { return self.tunnel(parts, client).await };
-        if follows {
-            self.count(Verdict::Shared, self.door.clock.now());
-            self.door.record(self.ask(), Ending::Shared, self.since, (0, 0));
-        }
-        self.door.tasks.spawn(tail::relay(client, reader, self.door.tasks.clone()));
-        tail::welcome(&parts)
-    }
-
-    /// Opens a tail that others may read too.
-    async fn lead(&self, parts: &Parts, lead: TailLead) -> Result<Arc<Tail>, Response<Body>> {
-        let slot = self.admit(self.door.clock.now()).await?;
-        let (_, ray, slot) = self.shake_hands(parts.clone(), slot).await?;
-        let (tail, pump) = lead.open(ray, slot, self.throttle());
-        self.door.tasks.spawn_until_closed(pump);
-        Ok(tail)
-    }
-
-    /// The way of any other WebSocket: admit, hand-shake, join the two ends.
-    async fn tunnel(&self, parts: Parts, client: OnUpgrade) -> Response<Body> {
-        let shaken = match self.admit(self.door.clock.now()).await {
-            Ok(slot) => self.shake_hands(parts, slot).await,
-            Err(refusal) => return refusal,
-        };
-        let (response, ray, slot) = match shaken {
-            Ok(shaken) => shaken,
-            Err(answer) => return answer,
-        };
-        let is_tail = self.class().kind == Kind::Held;
-        let joined = tunnel::connect(client, ray, slot, self.throttle(), is_tail, self.door.tasks.clone());
-        self.door.tasks.spawn(joined);
-        let (mut parts, _) = response.into_parts();
-        strip_hop_by_hop(&mut parts.headers);
-        parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
-        parts.headers.insert(http::header::UPGRADE, HeaderValue::from_static("websocket"));
-        Response::from_parts(parts, Body::empty())
-    }
-
-    fn throttle(&self) -> Option<Throttle> {
-        let Way { clock, flow, .. } = self.way();
-        flow.map(|flow| Throttle::new(flow, clock))
-    }
-
-    /// Asks Ray for a WebSocket; the error is what to answer instead.
-    async fn shake_hands(
-        &self,
-        parts: Parts,
-        slot: Slot,
-    ) -> Result<(Response<Incoming>, OnUpgrade, Slot), Response<Body>> {
-        let request = Request::from_parts(origin_form(parts), ClientBody::Empty);
-        match tunnel::shake_hands(&self.entrance.upstream, request, slot).await {
-            Ok(Shaken::Open(response, ray, slot)) => Ok((response, ray, slot)),
-            Ok(Shaken::Declined(response, mut slot)) => {
-                // Ray's answer is short, and passed on as it is.
-                let (mut parts, body) = response.into_parts();
-                strip_hop_by_hop(&mut parts.headers);
-                let body =
-                    Limited::new(body, ANSWER_MAX).collect().await.map(http_body_util::Collected::to_bytes);
-                slot.served();
-                Err(Response::from_parts(parts, body.map_or_else(|_| Body::empty(), Body::full)))
-            }
-            Err(error) => Err(reject::upstream(self.tongue, &error, &self.id)),
-        }
-    }
-
     async fn admit(&self, now: Time) -> Result<Slot, Response<Body>> {
         let slot = self.door.admit(self.ask(), now).await;
         let mut slot = slot.map_err(|shed| self.refuse(shed))?.asking(self.bytes);
@@ -473,57 +346,6 @@ impl Passage {
     fn class(&self) -> &crate::core::policy::Class {
         &self.door.policy.classes[self.matched.class.index()]
     }
-}
-
-/// How a shared fetch ended for its leader.
-enum Landed {
-    Shared(Arc<Shared>),
-    Alone(Response<Body>),
-    Failed(crate::proxy::upstream::UpstreamError),
-}
-
-/// Ray's answer on its way back.
-fn stream(
-    response: Response<RayBody>,
-    slot: impl Into<Option<Slot>>,
-    alive: Option<Alive>,
-    way: Way,
-) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    strip_hop_by_hop(&mut parts.headers);
-    Response::from_parts(parts, Body::streamed(body, slot, alive, way))
-}
-
-/// Collects an answer and hands it to all who wait; one too large goes to the leader alone.
-async fn land(way: Way, lead: Lead, ttl: Duration, answer: Answer) -> Landed {
-    let (response, slot) = match answer {
-        Ok(answer) => answer,
-        Err(error) => return Landed::Failed(error), // dropping the lead passes it on
-    };
-    let declared = hyper::body::Body::size_hint(response.body()).exact();
-    if declared.is_none_or(|length| length > ANSWER_MAX as u64) {
-        lead.dissolve();
-        return Landed::Alone(stream(response, slot, None, way));
-    }
-    // Nobody's reading is awaited here.
-    let clock = way.clock;
-    let (parts, body) = stream(response, slot, None, Way { patience: None, ..way }).into_parts();
-    let Ok(collected) = body.collect().await else {
-        let mut broken = Response::new(Body::full("rayguard: Ray broke off in the middle of its answer.\n"));
-        *broken.status_mut() = StatusCode::BAD_GATEWAY;
-        return Landed::Alone(broken);
-    };
-    let shared = Shared { status: parts.status, headers: parts.headers, body: collected.to_bytes() };
-    // An error is shared with those who wait now, but not with those who come later.
-    let ttl = if parts.status.is_success() { ttl } else { Duration::ZERO };
-    Landed::Shared(lead.land(shared, ttl, clock.now()))
-}
-
-fn shared_response(shared: &Shared) -> Response<Body> {
-    let mut response = Response::new(Body::full(shared.body.clone()));
-    *response.status_mut() = shared.status;
-    *response.headers_mut() = shared.headers.clone();
-    response
 }
 
 /// The host as a header, wherever the client wrote it.

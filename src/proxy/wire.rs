@@ -18,6 +18,10 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::{Context, Waker};
 
+/// The most that is read ahead or kept for writing, in bytes; the head of an answer must fit. A connection
+/// keeps room for what it has once needed.
+const BUFFER_MAX: usize = 128 << 10;
+
 /// A connection and its two halves.
 #[derive(Debug)]
 pub struct Wire {
@@ -35,8 +39,11 @@ impl Wire {
     /// # Errors
     /// What hyper says.
     pub async fn open(stream: Stream) -> hyper::Result<Wire> {
-        // An answer may have as many headers as hyper keeps room for on the stack.
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // An answer may have as many headers as hyper keeps room for on the stack. Most requests are a
+        // head and nothing else: one buffer, one plain write.
+        let mut builder = http1::Builder::new();
+        builder.writev(false).max_buf_size(BUFFER_MAX);
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         Ok(Wire { sender, connection: Some(Box::new(connection)) })
     }
 

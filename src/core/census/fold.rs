@@ -14,7 +14,7 @@ const SEGMENTS_MAX: usize = 6;
 /// The pattern of a path.
 #[must_use]
 pub fn fold(path: &str) -> Arc<str> {
-    let mut pattern = String::new();
+    let mut pattern = String::with_capacity(path.len());
     let mut ids = 0;
     let segments = path.split('/').filter(|segment| !segment.is_empty());
     for (at, segment) in segments.enumerate() {
