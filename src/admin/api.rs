@@ -240,7 +240,7 @@ pub fn limits(view: &View) -> Limits {
 }
 
 fn events(guard: &Guard, since: Option<WallMs>) -> impl Iterator<Item = Entry> {
-    guard.recent(usize::MAX).into_iter().filter(move |entry| since.is_none_or(|since| entry.time > since))
+    guard.recent(since).into_iter()
 }
 
 fn adjustments(guard: &Guard, query: &Query) -> Result<Adjustments, Problem> {
@@ -252,10 +252,7 @@ fn adjustments(guard: &Guard, query: &Query) -> Result<Adjustments, Problem> {
         }
         _ => None,
     });
-    Ok(Adjustments {
-        adjustments: last(count, rows),
-        since: guard.recent(usize::MAX).first().map(|entry| entry.time),
-    })
+    Ok(Adjustments { adjustments: last(count, rows), since: guard.recent_since() })
 }
 
 fn last<T>(count: usize, rows: impl Iterator<Item = T>) -> Vec<T> {

@@ -3,6 +3,10 @@
 //! A ring of samples in memory, bounded by its length alone (classes and signals are as many as
 //! the policy has): it answers "since when" at 3 a.m. without a Prometheus. Rates are exact
 //! counts over the second, not averages, so that a burst shows as one.
+//!
+//! The whole ring is laid down at the start and written over from then on. Taken a sample at a time,
+//! its pieces would lie for a quarter of an hour between what lives for a moment, and the heap would
+//! grow around them.
 
 use crate::admin::Desk;
 use crate::core::engine::view::View;
@@ -28,8 +32,9 @@ pub struct History {
     ring: Mutex<Ring>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ring {
+    /// Always as many; what has not been seen yet is of no time.
     samples: VecDeque<Sample>,
     totals: Vec<Totals>,
     at: Option<Time>,
@@ -112,7 +117,11 @@ impl History {
         History {
             classes: policy.classes.iter().map(|class| Arc::clone(&class.name)).collect(),
             signals: policy.signals.iter().map(|signal| Arc::clone(&signal.name)).collect(),
-            ring: Mutex::default(),
+            ring: Mutex::new(Ring {
+                samples: (0..SAMPLES_MAX).map(|_| Sample::blank(policy)).collect(),
+                totals: Vec::new(),
+                at: None,
+            }),
         }
     }
 
@@ -145,15 +154,16 @@ impl History {
                 pressure: class.slo_pressure.map(round),
             }
         };
-        let sample = Sample {
-            time_ms: wall.0,
-            classes: view.classes.iter().enumerate().map(point).collect(),
-            pressures: view.signals.iter().map(|signal| signal.pressure.map(round)).collect(),
-        };
-        if ring.samples.len() == SAMPLES_MAX {
-            ring.samples.pop_front();
+        ring.samples.rotate_left(1);
+        if let Some(oldest) = ring.samples.back_mut() {
+            oldest.time_ms = wall.0;
+            oldest.classes.fill(Point::default());
+            oldest.pressures.fill(None);
+            let points = view.classes.iter().enumerate().map(point);
+            oldest.classes.iter_mut().zip(points).for_each(|(kept, seen)| *kept = seen);
+            let pressures = view.signals.iter().map(|signal| signal.pressure.map(round));
+            oldest.pressures.iter_mut().zip(pressures).for_each(|(kept, seen)| *kept = seen);
         }
-        ring.samples.push_back(sample);
         ring.at = Some(now);
     }
 
@@ -189,6 +199,16 @@ impl History {
             columns.signals.insert(name.to_string(), pressures.collect());
         }
         columns
+    }
+}
+
+impl Sample {
+    fn blank(policy: &Policy) -> Sample {
+        Sample {
+            time_ms: 0,
+            classes: vec![Point::default(); policy.classes.len()].into(),
+            pressures: vec![None; policy.signals.len()].into(),
+        }
     }
 }
 

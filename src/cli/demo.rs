@@ -323,7 +323,7 @@ fn in_head(head: &Running, module: &str) -> usize {
 
 /// The latest reasons, newest first.
 fn reasons(guard: &Guard, count: usize) -> Vec<String> {
-    let entries = guard.recent(1000);
+    let entries = guard.recent(None);
     let said = entries.iter().rev().filter_map(|entry| match &entry.event {
         Event::Adjustment(adjustment) => Some(adjustment.reason.clone()),
         _ => None,

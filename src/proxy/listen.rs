@@ -17,7 +17,7 @@ use crate::proxy::patience::Patience;
 use crate::proxy::preamble;
 use crate::proxy::ratelimit::Service;
 use crate::proxy::sieve::Sieve;
-use crate::proxy::stream::Stream;
+use crate::proxy::stream::{Accept, Plain, Stream};
 use crate::proxy::tls::Terminator;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
@@ -38,7 +38,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 
 /// As many headers as hyper parses in place; told another number, even the same, it takes its room
 /// from the heap for each request.
@@ -163,6 +163,7 @@ pub struct Listener {
 enum Socket {
     Tcp(TcpListener),
     Unix(UnixListener),
+    Other(Box<dyn Accept>),
 }
 
 /// A listening socket that was open before this process began.
@@ -208,6 +209,12 @@ impl std::fmt::Display for Inherited {
 impl From<TcpListener> for Listener {
     fn from(socket: TcpListener) -> Listener {
         Listener { socket: Socket::Tcp(socket), tls: None, proxy_protocol: false }
+    }
+}
+
+impl From<Box<dyn Accept>> for Listener {
+    fn from(network: Box<dyn Accept>) -> Listener {
+        Listener { socket: Socket::Other(network), tls: None, proxy_protocol: false }
     }
 }
 
@@ -266,7 +273,7 @@ impl Listener {
     pub fn local_address(&self) -> Option<SocketAddr> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().ok(),
-            Socket::Unix(_) => None,
+            Socket::Unix(_) | Socket::Other(_) => None,
         }
     }
 
@@ -282,18 +289,16 @@ impl Listener {
                 let (stream, _) = listener.accept().await?;
                 Ok((Plain::Unix(stream), Ipv4Addr::LOCALHOST.into()))
             }
+            Socket::Other(network) => {
+                let (line, peer) = network.accept().await?;
+                Ok((Plain::Other(line), peer.to_canonical()))
+            }
         }
     }
 }
 
 fn is_socket(entry: &std::fs::Metadata) -> bool {
     std::os::unix::fs::FileTypeExt::is_socket(&entry.file_type())
-}
-
-/// A connection before TLS.
-enum Plain {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 /// Accepts until the tasks are closed; connections then finish what is under way. Each request
@@ -383,41 +388,22 @@ async fn accept<C: Future<Output = ()> + Send>(
 
 /// What comes before HTTP; the last of the three tells whether TLS agreed on HTTP/2.
 async fn open(
-    stream: Plain,
+    mut stream: Plain,
     mut peer: Peer,
     proxy_protocol: bool,
     trusted: bool,
     tls: Option<&Terminator>,
 ) -> io::Result<(Stream, Peer, bool)> {
-    let mut stream = stream;
     if proxy_protocol {
-        let told = match &mut stream {
-            Plain::Tcp(stream) => preamble::read(stream).await?,
-            Plain::Unix(stream) => preamble::read(stream).await?,
-        };
+        let told = preamble::read(&mut stream).await?;
         if let Some(told) = told.filter(|_| trusted) {
             (peer.address, peer.hop) = (told, hop(told));
         }
     }
-    let Some(tls) = tls else {
-        let stream = match stream {
-            Plain::Tcp(stream) => Stream::Tcp(stream),
-            Plain::Unix(stream) => Stream::Unix(stream),
-        };
-        return Ok((stream, peer, false));
-    };
-    Ok(match stream {
-        Plain::Tcp(stream) => {
-            let stream = tls.acceptor().accept(stream).await?;
-            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            (Stream::Tls(Box::new(stream.into())), peer, http2)
-        }
-        Plain::Unix(stream) => {
-            let stream = tls.acceptor().accept(stream).await?;
-            let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-            (Stream::TlsUnix(Box::new(stream.into())), peer, http2)
-        }
-    })
+    let Some(tls) = tls else { return Ok((Stream::Plain(stream), peer, false)) };
+    let stream = tls.acceptor().accept(stream).await?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    Ok((Stream::Tls(Box::new(stream.into())), peer, http2))
 }
 
 /// How an HTTP/2 connection begins.

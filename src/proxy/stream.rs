@@ -1,66 +1,109 @@
-//! A byte stream of one of the kinds the door speaks over.
+//! A byte stream of one of the kinds the door speaks over, and where streams come from that are
+//! not the OS's.
+//!
+//! In service every stream is a socket of the OS. A simulation brings a network of its own,
+//! in which time is virtual and lines break by seed, and the door is to be the same there down to
+//! its last line: so such a network hands it streams ([`Line`]), and it asks for nothing else.
 
+use std::fmt::Debug;
+use std::future::Future;
 use std::io::{self, IoSlice};
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsStream;
 
 /// A byte stream of one of the kinds the door speaks over.
 #[derive(Debug)]
 pub enum Stream {
+    /// As it is.
+    Plain(Plain),
+    /// In TLS, ended or begun here.
+    Tls(Box<TlsStream<Plain>>),
+}
+
+/// A byte stream before TLS.
+#[derive(Debug)]
+pub enum Plain {
     /// TCP.
     Tcp(TcpStream),
     /// A Unix socket.
     Unix(UnixStream),
-    /// TLS over TCP, ended or begun here.
-    Tls(Box<tokio_rustls::TlsStream<TcpStream>>),
-    /// TLS over a Unix socket, ended here.
-    TlsUnix(Box<tokio_rustls::TlsStream<UnixStream>>),
+    /// Of a network that is not the OS's.
+    Other(Box<dyn Line>),
 }
 
-macro_rules! on_stream {
-    ($stream:expr, $inner:ident => $do:expr) => {
-        match $stream {
-            Stream::Tcp($inner) => $do,
-            Stream::Unix($inner) => $do,
-            Stream::Tls($inner) => $do,
-            Stream::TlsUnix($inner) => $do,
+/// A byte stream of a network that is not the OS's.
+pub trait Line: AsyncRead + AsyncWrite + Unpin + Send + Debug {}
+
+impl<L: AsyncRead + AsyncWrite + Unpin + Send + Debug> Line for L {}
+
+/// What a network that is not the OS's has still to say.
+pub type Pending<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
+
+/// Where streams begin, on a network that is not the OS's.
+pub trait Dial: Debug + Send + Sync {
+    /// A stream to `host:port`.
+    fn dial<'a>(&'a self, address: &'a str) -> Pending<'a, Box<dyn Line>>;
+}
+
+/// Where streams arrive, on a network that is not the OS's.
+pub trait Accept: Debug + Send + Sync {
+    /// The next stream, and whose it is.
+    fn accept(&self) -> Pending<'_, (Box<dyn Line>, IpAddr)>;
+}
+
+macro_rules! forward_to {
+    ($Stream:ident, $($Kind:ident),+) => {
+        impl AsyncRead for $Stream {
+            fn poll_read(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                buffer: &mut ReadBuf<'_>,
+            ) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($Stream::$Kind(inner) => Pin::new(inner).poll_read(context, buffer),)+
+                }
+            }
+        }
+
+        impl AsyncWrite for $Stream {
+            fn poll_write(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                bytes: &[u8],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $($Stream::$Kind(inner) => Pin::new(inner).poll_write(context, bytes),)+
+                }
+            }
+            fn poll_write_vectored(
+                self: Pin<&mut Self>,
+                context: &mut Context<'_>,
+                slices: &[IoSlice<'_>],
+            ) -> Poll<io::Result<usize>> {
+                match self.get_mut() {
+                    $($Stream::$Kind(inner) => Pin::new(inner).poll_write_vectored(context, slices),)+
+                }
+            }
+            fn is_write_vectored(&self) -> bool {
+                true
+            }
+            fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($Stream::$Kind(inner) => Pin::new(inner).poll_flush(context),)+
+                }
+            }
+            fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+                match self.get_mut() {
+                    $($Stream::$Kind(inner) => Pin::new(inner).poll_shutdown(context),)+
+                }
+            }
         }
     };
 }
 
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        on_stream!(self.get_mut(), inner => Pin::new(inner).poll_read(context, buffer))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        on_stream!(self.get_mut(), inner => Pin::new(inner).poll_write(context, bytes))
-    }
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        on_stream!(
-            self.get_mut(),
-            inner => Pin::new(inner).poll_write_vectored(context, slices)
-        )
-    }
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self.get_mut(), inner => Pin::new(inner).poll_flush(context))
-    }
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on_stream!(self.get_mut(), inner => Pin::new(inner).poll_shutdown(context))
-    }
-}
+forward_to!(Stream, Plain, Tls);
+forward_to!(Plain, Tcp, Unix, Other);

@@ -10,7 +10,7 @@ use crate::core::time::Time;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};
 use crate::proxy::headers::is_grpc;
 use crate::proxy::recovery::{Held, Recovery};
-use crate::proxy::stream::Stream;
+use crate::proxy::stream::{Dial, Plain, Stream};
 use crate::proxy::tls::Originator;
 use crate::proxy::wire::Wire;
 use crate::runtime::clock::Clock;
@@ -138,6 +138,8 @@ impl Protocol {
 #[derive(Debug)]
 pub struct Upstream {
     address: Address,
+    /// Where streams come from, if not from the OS.
+    network: Option<Arc<dyn Dial>>,
     options: Options,
     clock: Clock,
     tasks: Tasks,
@@ -219,8 +221,21 @@ impl Upstream {
     /// An upstream without connections yet.
     #[must_use]
     pub fn new(address: Address, options: Options, clock: Clock, tasks: Tasks) -> Arc<Upstream> {
+        Upstream::over(None, address, options, clock, tasks)
+    }
+
+    /// The same, reached by a network that is not the OS's.
+    #[must_use]
+    pub fn over(
+        network: Option<Arc<dyn Dial>>,
+        address: Address,
+        options: Options,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Arc<Upstream> {
         Arc::new(Upstream {
             address,
+            network,
             options,
             clock,
             tasks,
@@ -307,19 +322,28 @@ impl Upstream {
         let bound = self.options.connect_timeout;
         let connecting = async {
             Ok(match &self.address {
-                Address::Tcp(address) => Stream::Tcp(connect(address).await?),
+                Address::Tcp(address) => Stream::Plain(self.reach(address).await?),
                 Address::Tls(address, originator) => {
                     let (connector, name) = originator.connector(protocol);
-                    let stream = connector.connect(name, connect(address).await?).await?;
+                    let stream = connector.connect(name, self.reach(address).await?).await?;
                     Stream::Tls(Box::new(stream.into()))
                 }
-                Address::Unix(path) => Stream::Unix(UnixStream::connect(path).await?),
+                Address::Unix(path) => Stream::Plain(Plain::Unix(UnixStream::connect(path).await?)),
             })
         };
         tokio::time::timeout(bound, connecting)
             .await
             .map_err(|_| UpstreamError::ConnectTimeout { address: self.address.to_string(), bound })?
             .map_err(|source| UpstreamError::Connect { address: self.address.to_string(), source })
+    }
+
+    async fn reach(&self, address: &str) -> std::io::Result<Plain> {
+        if let Some(network) = &self.network {
+            return Ok(Plain::Other(network.dial(address).await?));
+        }
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        Ok(Plain::Tcp(stream))
     }
 
     async fn send_http2(
@@ -446,12 +470,6 @@ fn frame(request: &mut Request<ClientBody>) {
     } else if length == Some(0) && headers.get(CONTENT_LENGTH).is_some_and(|announced| announced != "0") {
         headers.remove(CONTENT_LENGTH);
     }
-}
-
-async fn connect(address: &str) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
 }
 
 /// hyper reports a body that could not be read as an error of its own: whose fault it was

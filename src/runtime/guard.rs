@@ -17,16 +17,16 @@ use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Fault};
 use crate::core::request::identify::Identifier;
 use crate::core::signal::reading::{Missing, Reading};
-use crate::core::time::Time;
+use crate::core::time::{Time, WallMs};
 use crate::observe::ledger::{Entry, Ledger};
 use crate::observe::metrics::Tally;
 use crate::observe::recorder::{self, Note, Recorder};
 use crate::proxy::door::{Door, Entrance, Front, ShedNote};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
 use crate::runtime::clock::Clock;
+use crate::runtime::recent::Recent;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -41,9 +41,6 @@ const PUMP: Duration = Duration::from_millis(20);
 
 /// How often idle connections to Ray are looked at.
 const SWEEP: Duration = Duration::from_secs(5);
-
-/// Events kept at hand for the page and the API.
-const RECENT_MAX: usize = 1000;
 
 /// Single refusals written to the record per second; the summaries have them all.
 const SHED_NOTES_PER_S: u32 = 20;
@@ -72,6 +69,8 @@ pub struct Guard {
     engine: Mutex<Engine>,
     outlets: Outlets,
     recent: Mutex<Recent>,
+    /// The second of the last refusal that was written down, and how many were in it.
+    shed_notes: Mutex<(u64, u32)>,
     tally: Mutex<Tally>,
     rays_token: OnceLock<Token>,
     /// This door's part of the limits, where several doors share them.
@@ -85,12 +84,6 @@ impl std::fmt::Debug for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Token")
     }
-}
-
-#[derive(Debug, Default)]
-struct Recent {
-    entries: VecDeque<Entry>,
-    shed_notes: (u64, u32),
 }
 
 impl Guard {
@@ -121,6 +114,7 @@ impl Guard {
             engine: Mutex::new(engine),
             outlets,
             recent: Mutex::default(),
+            shed_notes: Mutex::default(),
             tally: Mutex::default(),
             rays_token: OnceLock::new(),
             part: Mutex::default(),
@@ -313,28 +307,28 @@ impl Guard {
         self.engine().policy_version()
     }
 
-    /// The latest events, oldest first, at most `count`; single refusals are in the record alone,
+    /// The latest events after a moment, or all, oldest first; single refusals are in the record alone,
     /// or a flood would wash out the adjustments that answer it.
     #[must_use]
-    pub fn recent(&self, count: usize) -> Vec<Entry> {
-        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.entries.iter().skip(recent.entries.len().saturating_sub(count)).cloned().collect()
+    pub fn recent(&self, after: Option<WallMs>) -> Vec<Entry> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).after(after)
+    }
+
+    /// How far back the latest events reach.
+    #[must_use]
+    pub fn recent_since(&self) -> Option<WallMs> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).since()
     }
 
     /// Writes an event to the record.
     pub fn note(&self, event: Event) {
         let entry = Entry { time: self.clock.wall(), at: self.clock.now(), event };
-        // What does not fit is counted as lost by the ledger, which owns up to it in the record.
-        let _ = self.outlets.record.record(entry.clone());
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).take(&entry.event);
-        if matches!(entry.event, Event::Shed(_)) {
-            return;
+        if !matches!(entry.event, Event::Shed(_)) {
+            self.recent.lock().unwrap_or_else(PoisonError::into_inner).push(&entry);
         }
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if recent.entries.len() == RECENT_MAX {
-            recent.entries.pop_front();
-        }
-        recent.entries.push_back(entry);
+        // What does not fit is counted as lost by the ledger, which owns up to it in the record.
+        let _ = self.outlets.record.record(entry);
     }
 
     /// Writes the first line of this run's record.
@@ -400,12 +394,12 @@ impl Guard {
     fn note_shed(&self, note: &ShedNote) {
         let second = self.clock.now().0 / 1_000_000_000;
         {
-            let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-            if recent.shed_notes.0 != second {
-                recent.shed_notes = (second, 0);
+            let mut notes = self.shed_notes.lock().unwrap_or_else(PoisonError::into_inner);
+            if notes.0 != second {
+                *notes = (second, 0);
             }
-            recent.shed_notes.1 += 1;
-            if recent.shed_notes.1 > SHED_NOTES_PER_S {
+            notes.1 += 1;
+            if notes.1 > SHED_NOTES_PER_S {
                 return;
             }
         }

@@ -3,6 +3,7 @@ pub mod clock;
 pub mod guard;
 pub mod lock;
 mod part;
+mod recent;
 pub mod reload;
 pub mod shutdown;
 pub mod tasks;
