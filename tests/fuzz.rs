@@ -18,6 +18,7 @@
 mod rig;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use prost::Message;
 use rayguard::config::settings::Address;
 use rayguard::config::{self, Overrides};
 use rayguard::core::journal::Event;
@@ -28,20 +29,28 @@ use rayguard::core::request::identify::Identifier;
 use rayguard::core::request::path::{normalise, normalise_bytes};
 use rayguard::core::signal::series::SignalReader;
 use rayguard::core::time::{Time, WallMs};
-use rayguard::observe::ledger::{Line, Reader};
+use rayguard::fleet::Replica;
+use rayguard::fleet::store::Told;
+use rayguard::observe::ledger::{self, Line, Reader};
 use rayguard::proxy::headers::{self, Lookup};
 use rayguard::proxy::listen::{Bounds, Listener};
+use rayguard::proxy::ratelimit::Service;
+use rayguard::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
+use rayguard::proxy::upstream::{self, Upstream};
 use rayguard::proxy::websocket::Frames;
-use rayguard::proxy::{preamble, tunnel};
+use rayguard::proxy::{door, preamble, tunnel};
 use rayguard::runtime::clock::Clock;
+use rayguard::runtime::guard::{Guard, Outlets};
+use rayguard::runtime::tasks::Tasks;
 use rayguard::{core::recording, sim::trace};
 use rig::{Rig, Setup, get};
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -599,6 +608,166 @@ fn preambles_and_websockets() {
             assert_eq!(whole.are_whole(), cut.are_whole());
         },
     );
+}
+
+// --- Other parties' words: a fleet's store, and Envoys ---
+
+/// What the store's script answers, and what replicas write into it.
+#[test]
+fn what_a_fleets_store_tells() {
+    let words: [&[u8]; 22] = [
+        b"\"stale\":true",
+        b"\"leases\":{\"job-status/in_flight\":1e300}",
+        b"\"leases\":[]",
+        b"\"live\":4294967295",
+        b"\"silent\":4294967295",
+        b"\"leader\":\"door:1\"",
+        b"\"leader\":\"\\u001b[31m\"",
+        b"\"token\":18446744073709551615",
+        b"\"doors\":[\"door:1\"]",
+        b"\"reserved\":{\"job-status/in_flight\":-1}",
+        b"\"stamp\":\"7.1\"",
+        b"18446744073709551615",
+        b"-1",
+        b"1e308",
+        b"4294967295",
+        b"null",
+        b"\"shadow\":[\"job-status\"]",
+        b"\\\"value\\\":-1e308",
+        b"\\\"left_s\\\":1e308",
+        b"\\\"frozen\\\":true",
+        b"job-submit",
+        b"in_flight",
+    ];
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let text = "listen = '127.0.0.1:0'\n[metrics]\ndiscover = false\ndiscovery_file = 'off'\n\
+                [fleet]\nurl = 'redis://127.0.0.1:1'\nreplicas = 3\nname = 'door'\n";
+    let settings = config::parse(text, "test", &Overrides::default()).unwrap();
+    let fleet = settings.fleet.clone().unwrap();
+    let (alerts, _told) = tokio::sync::mpsc::channel(16);
+    let dir = std::env::temp_dir().join(format!("rayguard-fuzz-fleet-{}", std::process::id()));
+    let options =
+        ledger::Options { dir, file_bytes_max: 1 << 20, files_max: 2, sync: ledger::Sync::default() };
+    let (record, _pump) = ledger::ledger(ledger::Writer::open(options).0, 16);
+    let outlets = Outlets { record, alerts };
+    let guard = Guard::new(Arc::new(settings), &[], [1, 2], Clock::start(), Tasks::default(), outlets);
+    let replica = RefCell::new(Replica::new(&guard, &fleet, None, "host", "1").unwrap());
+
+    // What a leader publishes, what a replica reports, and what the script says of both.
+    let (_, followed) = guard.publication();
+    let table = serde_json::to_string(&followed).unwrap();
+    let pin = r#"{"limits":[{"class":"job-status","limit":"in_flight","loop":"inner","value":4}],"frozen":true,
+        "pins":[{"class":"job-status","limit":"in_flight","value":3.0,"left_s":60.0,"who":"a","why":"b","until":null}],
+        "shadow":["job-list"]}"#;
+    let door = r#"{"demands":{"job-status/in_flight":5},"classes":{"job-status":{"now":[1,2,3],"stalled_s":0.5,
+        "counts":[9,8,7,6,5,4,3,2,1,2,3],"shed":[[0,4],[3,18446744073709551615]],"buckets":[[40,5],[9999,1]]}}}"#;
+    let leases: BTreeMap<_, _> =
+        guard.next_renewal().unwrap().names.into_iter().map(|name| (name, 5)).collect();
+    let told = |leader: &str, table: &str| {
+        serde_json::json!({
+            "stale": false, "leases": leases, "live": 3, "silent": 1, "leader": leader, "token": 7,
+            "doors": ["door:1", door, "other:1", door], "reserved": {"job-status/in_flight": 2},
+            "stamp": "7.1", "table": table,
+        })
+        .to_string()
+        .into_bytes()
+    };
+    let inputs = [told("door:1", ""), told("other:1", &table), told("other:1", pin)];
+    let food = Food { inputs: inputs.iter().map(Vec::as_slice).collect(), words: &words };
+    fuzz(
+        "fleet",
+        |dice| food.serve(dice),
+        |bytes| {
+            // Numbers are changed more often than the shape is broken: else most of it is never looked at.
+            let Ok(told) = serde_json::from_slice::<Told>(bytes) else { return };
+            let mut replica = replica.borrow_mut();
+            let sent = guard.next_renewal().unwrap();
+            let _ = replica.hear(&sent, &told);
+            let _ = guard.view();
+            let (door, policy) = (guard.door(), guard.door().policy.clone());
+            for (limits, class) in door.table.load().classes.iter().zip(&policy.classes) {
+                let most = class.in_flight.max;
+                assert!((0.0..=most).contains(&limits.in_flight), "{}: {}", class.name, limits.in_flight);
+                if let (Some(rate), Some(bounds)) = (limits.rate, class.rate) {
+                    assert!((0.0..=bounds.per_second.max).contains(&rate), "{}: {rate}", class.name);
+                }
+            }
+        },
+    );
+}
+
+#[test]
+fn what_envoys_ask() {
+    let words: [&[u8]; 14] = [
+        b"\x0a\x06method\x12\x03GET",
+        b"\x0a\x04path\x12\x0e/api/jobs/?x=1",
+        b"\x0a\x0eremote_address\x12\x09127.0.0.1",
+        b"\x0a\x0dauthorization\x12\x08Bearer t",
+        b"\x0a\x03end\x12\x01x",
+        b"\x0a\x07request\x12\x01x",
+        b"\x1a\x03\x08\xc8\x01",
+        b"\x18\xff\xff\xff\xff\x0f",
+        b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",
+        b"/api/../api/jobs/%2e%2e",
+        b"999.999.999.999",
+        b"::ffff:1.2.3.4",
+        b"\x0a\x00",
+        b"\x12\x00",
+    ];
+    let food = Food {
+        inputs: vec![
+            b"\x0a\x08rayguard\x12\x90\x01\x0a\x0d\x0a\x06method\x12\x03GET\x0a\x16\x0a\x04path\x12\x0e/api/jobs/?x=1\
+              \x0a\x1b\x0a\x0eremote_address\x12\x09127.0.0.1\x0a\x19\x0a\x0dauthorization\x12\x08Bearer t\
+              \x0a/\x0a\x07request\x12$28d9c57b-e788-4339-9f65-89e43aa00b0c",
+            b"\x0a\x08rayguard\x122\x0a+\x0a\x03end\x12$28d9c57b-e788-4339-9f65-89e43aa00b0c\x1a\x03\x08\xc8\x01",
+            b"\x0a\x05other\x12\x11\x0a\x0f\x0a\x04path\x12\x07/api/v0\x18\x05",
+        ],
+        words: &words,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let rig = runtime.block_on(Rig::start());
+    let _inside = runtime.enter();
+    let (clock, tasks) = (rig.door.clock, rig.door.tasks.clone());
+    let classifier = Classifier::new(&rig.door.policy, Surface::Dashboard, &[]).unwrap();
+    let nowhere = upstream::Address::Tcp("127.0.0.1:1".into());
+    let upstream = Upstream::new(nowhere, upstream::Options::default(), clock, tasks);
+    let front = door::Front::new(
+        Arc::clone(&rig.door),
+        Arc::new(door::Entrance::new(Surface::Dashboard, classifier, upstream)),
+    );
+    let service = Service::start(front, "rayguard".into(), Duration::from_millis(50));
+    let peer = "127.0.0.1".parse().unwrap();
+    fuzz(
+        "ratelimit",
+        |dice| {
+            if dice.below(2) == 0 {
+                return food.serve(dice);
+            }
+            // The shape held, and nonsense in it.
+            let mut text = |of: &[&'static [u8]]| {
+                let mut text = dice.pick(of).to_vec();
+                (0..dice.below(3)).for_each(|_| mutate(dice, &mut text, &food.inputs, &words));
+                text.into()
+            };
+            let keys: [&[u8]; 6] =
+                [b"method", b"path", b"remote_address", b"authorization", b"request", b"end"];
+            let values: [&[u8]; 5] = [b"GET", b"/api/jobs/a", b"10.0.0.1", b"Bearer t", b"28d9c57b"];
+            let entries = (0..6).map(|_| Entry { key: text(&keys), value: text(&values) }).collect();
+            let own = (dice.below(3) == 0).then(|| dice.roll() >> dice.below(64));
+            let descriptors = vec![Descriptor { entries, hits_addend: own }; 1 + dice.below(3)];
+            let hits_addend = u32::try_from(dice.below(5)).unwrap();
+            RateLimitRequest { domain: "rayguard".into(), descriptors, hits_addend }.encode_to_vec()
+        },
+        |bytes| {
+            let Ok(message) = RateLimitRequest::decode(bytes) else { return };
+            let Ok(answer) = runtime.block_on(service.decide(peer, &message, clock.now())) else { return };
+            assert_eq!(answer.statuses.len(), message.descriptors.len(), "one answer for each");
+            assert!(!answer.encode_to_vec().is_empty());
+        },
+    );
+    let taken = || CLASSES.iter().all(|class| rig.in_flight(class.name) == 0);
+    runtime.block_on(rig::until("every place is given back", taken));
 }
 
 // --- The live listener ---

@@ -13,7 +13,6 @@ use crate::core::engine::crew::{FleetChange, Followed, Peer, Role};
 use crate::core::fleet::division::{Level, divide};
 use crate::runtime::guard::Guard;
 use report::Report;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Store, StoreError, Told};
@@ -137,7 +136,20 @@ impl Replica {
     }
 
     async fn take(&mut self, sent: &Sent, told: &Told) {
-        let known = told.live + told.silent;
+        let Some(levels) = self.hear(sent, told) else { return };
+        let levels = sent.names.iter().map(String::as_str).zip(levels).collect();
+        let stamp = format!("{}.{}", told.token, self.tables);
+        match self.store.publish(&self.member, told.token, &levels, &stamp, &self.last_table).await {
+            Ok(true) => {}
+            Ok(false) => tracing::info!(token = told.token, "another replica has taken over"),
+            Err(error) => self.fail(&error.to_string()),
+        }
+    }
+
+    /// Takes in what the store has told; for whoever leads, how each limit is divided by the demand for it.
+    /// The store is another party's: whatever it says, limits stay within the bounds of the policy.
+    pub fn hear(&mut self, sent: &Sent, told: &Told) -> Option<Vec<Level>> {
+        let known = told.live.saturating_add(told.silent);
         let leads = told.leader == self.member;
         self.guard.take_leases(&sent.renewal, &told.leases(&sent.names), known, leads);
         self.guard.on_fleet(&FleetChange {
@@ -148,8 +160,9 @@ impl Replica {
             problem: String::new(),
         });
         if leads {
-            self.lead(sent, told).await;
-        } else if let (Some(stamp), Some(table)) = (&told.stamp, &told.table) {
+            return Some(self.lead(sent, told));
+        }
+        if let (Some(stamp), Some(table)) = (&told.stamp, &told.table) {
             match serde_json::from_str::<Followed>(table) {
                 Ok(followed) => self.guard.follow(&followed),
                 Err(error) => {
@@ -158,10 +171,10 @@ impl Replica {
             }
             self.stamp.clone_from(stamp);
         }
+        None
     }
 
-    /// Divides each limit by the demand for it, and publishes that with the table.
-    async fn lead(&mut self, sent: &Sent, told: &Told) {
+    fn lead(&mut self, sent: &Sent, told: &Told) -> Vec<Level> {
         let mut peers = Vec::new();
         let mut demands: Vec<Vec<u64>> = vec![Vec::new(); sent.names.len()];
         for pair in told.doors.chunks_exact(2) {
@@ -175,24 +188,13 @@ impl Replica {
         }
         self.guard.on_peers(peers);
         let (limits, followed) = self.guard.publication();
-        let levels: BTreeMap<&str, Level> = sent
-            .names
-            .iter()
-            .zip(limits)
-            .zip(&demands)
-            .map(|((name, limit), demands)| (name.as_str(), divide(limit, told.reserved.get(name), demands)))
-            .collect();
         let table = serde_json::to_string(&followed).unwrap_or_default();
         if table != self.last_table {
             self.tables += 1;
             self.last_table = table;
         }
-        let stamp = format!("{}.{}", told.token, self.tables);
-        match self.store.publish(&self.member, told.token, &levels, &stamp, &self.last_table).await {
-            Ok(true) => {}
-            Ok(false) => tracing::info!(token = told.token, "another replica has taken over"),
-            Err(error) => self.fail(&error.to_string()),
-        }
+        let each = sent.names.iter().zip(limits).zip(&demands);
+        each.map(|((name, limit), demands)| divide(limit, told.reserved.get(name), demands)).collect()
     }
 
     fn fail(&mut self, problem: &str) {

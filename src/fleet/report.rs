@@ -10,6 +10,10 @@ use crate::core::policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
+/// No door has counted more of anything, whatever it says: sums of counts stay counts.
+const COUNT_MAX: u64 = 1 << 48;
+const UNDER_WAY_MAX: u32 = 1 << 20;
+
 /// The report of one door.
 #[derive(Serialize, Deserialize, Debug, Default)]
 pub(super) struct Report {
@@ -54,20 +58,24 @@ impl Report {
     #[must_use]
     pub(super) fn door(&self, policy: &Policy) -> DoorReading {
         let read = |report: &ClassReport| {
+            let now = report.now.map(|count| count.min(UNDER_WAY_MAX));
             let mut seen = ClassReading {
-                in_flight: report.now[0],
-                in_flight_peak: report.now[1],
-                waiting: report.now[2],
-                stalled_s: report.stalled_s,
+                in_flight: now[0],
+                in_flight_peak: now[1],
+                waiting: now[2],
+                stalled_s: report.stalled_s.max(0.0),
                 ..ClassReading::default()
             };
             let counts = &mut seen.counts;
-            scalars(counts).into_iter().zip(report.counts).for_each(|(count, told)| *count = told);
+            scalars(counts)
+                .into_iter()
+                .zip(report.counts)
+                .for_each(|(count, told)| *count = told.min(COUNT_MAX));
             for (at, count) in report.shed.iter().filter(|(at, _)| *at < Reason::ALL.len()) {
-                counts.shed[*at] = *count;
+                counts.shed[*at] = (*count).min(COUNT_MAX);
             }
             for (at, count) in report.buckets.iter().filter(|(at, _)| *at < BUCKETS) {
-                counts.buckets[*at] = *count;
+                counts.buckets[*at] = (*count).min(COUNT_MAX);
             }
             counts.bound = counts.queued + counts.shed_all() + counts.shadow_shed;
             seen

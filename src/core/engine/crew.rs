@@ -15,7 +15,7 @@
 //! The gate on the submission backlog is each replica's own, with an even part of the room: what a
 //! replica has let in since the reading it knows at once, and what others have only later.
 
-use crate::core::engine::steer::{Pin, Refusal};
+use crate::core::engine::steer::{PIN_MAX, Pin, Refusal};
 use crate::core::engine::view::PinView;
 use crate::core::engine::{ClassReading, DoorReading, Effects, Engine};
 use crate::core::journal::{Event, LimitKind, LoopKind};
@@ -345,11 +345,13 @@ impl Engine {
             }
         }
         let pins = followed.pins.iter().filter_map(|pin| {
+            let class = self.policy.classes.iter().position(|class| *class.name == *pin.class)?;
             Some(Pin {
-                class: self.policy.classes.iter().position(|class| *class.name == *pin.class)?,
+                class,
                 limit: pin.limit,
-                value: pin.value,
-                until: now + duration_from_secs(pin.left_s),
+                // What nobody may order here does not come by way of another replica either.
+                value: self.bounds_of(class, pin.limit)?.clamp(pin.value),
+                until: now + duration_from_secs(pin.left_s).min(PIN_MAX),
                 who: pin.who.clone(),
                 why: pin.why.clone(),
             })

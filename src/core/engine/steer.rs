@@ -295,7 +295,7 @@ impl Engine {
             .ok_or_else(|| Refusal::UnknownClass { class: name.to_owned() })
     }
 
-    fn bounds_of(&self, class: usize, limit: LimitKind) -> Option<crate::core::policy::Bounds> {
+    pub(super) fn bounds_of(&self, class: usize, limit: LimitKind) -> Option<crate::core::policy::Bounds> {
         let spec = &self.policy.classes[class];
         match limit {
             LimitKind::InFlight => Some(spec.in_flight),
