@@ -471,7 +471,8 @@ fn whoever_winds_up_gives_back_what_is_free_at_once_and_the_rest_as_it_ends() {
     let others = |doors: &[Door]| doors[1].slots() + doors[2].slots();
     wait_until("the others have the rest", Duration::from_secs(5), || others(&doors) >= 20.0);
     assert!(watch(&doors, Duration::from_secs(4)) > 25.0, "what is free is used");
-    assert_eq!((doors[0].under_way(), others(&doors) as u32), (8, 22), "what is under way is counted");
+    assert_eq!(doors[0].under_way(), 8, "what is under way is counted");
+    assert!((others(&doors) - 22.0).abs() < 0.5, "{} of the 22 that are left", others(&doors));
     finish.send_replace(5);
     wait_until("five more are free", Duration::from_secs(5), || others(&doors) >= 27.0);
     watch(&doors, Duration::from_secs(2));

@@ -224,6 +224,29 @@ async fn a_body_that_stops_coming_gives_its_place_back() {
 }
 
 #[tokio::test]
+async fn an_answer_in_which_ray_falls_silent_gives_its_place_back_and_those_who_share_it_are_told() {
+    let rig = Rig::with_policy(|policy| {
+        for name in ["job-status", "job-list"] {
+            policy.classes[rig::class(name).index()].timeout = Some(Duration::from_millis(200));
+        }
+    })
+    .await;
+    // Alone: the client has heard the half of it, waits for the rest, and is let go.
+    let mut alone = rig.client().await;
+    alone.send(get("/api/jobs/a", &["x-do: fall-silent"])).await;
+    assert!(alone.head().await.is_some_and(|head| head.contains("200")));
+    assert!(alone.exact(100).await.is_none(), "no more than half of it ever came");
+    rig::until("its place is free", || rig.in_flight("job-status") == 0).await;
+    // Shared: nobody has heard anything yet, and the next who asks is not left with the same silence.
+    for turn in 0..2 {
+        let answer = rig.get("/api/jobs/", &["x-do: fall-silent"]).await;
+        assert_eq!(answer.status, 502, "{turn}: {}", answer.text());
+    }
+    rig::until("its place is free", || rig.in_flight("job-list") == 0).await;
+    assert_eq!(rig.get("/api/jobs/", &[]).await.status, 200);
+}
+
+#[tokio::test]
 async fn an_answer_that_is_not_read_gives_its_place_back() {
     let rig = rig(Bounds { stall_timeout: Duration::from_millis(200), ..Bounds::default() }).await;
     let mut client = Client::connect(rig.address).await;

@@ -263,6 +263,9 @@ pub enum AnswerError {
     /// Ray broke off.
     #[error("Ray broke off in the middle of its answer: {0}")]
     Ray(hyper::Error),
+    /// Ray fell silent.
+    #[error("Ray said nothing more for {0:?} in the middle of its answer")]
+    Silent(Duration),
     /// Its client did not read it.
     #[error("the client stopped reading its answer")]
     Unread,
@@ -277,6 +280,9 @@ pub struct Way {
     pub flow: Option<Arc<Flow>>,
     /// How long its client may leave it unread.
     pub patience: Option<(Readers, Duration)>,
+    /// How long Ray may say nothing in the middle of it. A line to Ray that was cut without a word
+    /// would hold its slot, and whoever shares the answer, for ever.
+    pub silence_max: Option<Duration>,
 }
 
 /// Ray's body on its way.
@@ -302,6 +308,27 @@ struct Cargo {
     inner: Throttled<RayBody>,
     slot: Option<Slot>,
     alive: Option<Alive>,
+    silence: Option<Silence>,
+}
+
+/// A wait for Ray, and how long it may last.
+#[derive(Debug)]
+struct Silence {
+    max: Duration,
+    /// Kept from one wait to the next.
+    timer: Option<Pin<Box<Sleep>>>,
+    waits: bool,
+}
+
+impl Silence {
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(self.max)));
+        if !self.waits {
+            self.waits = true;
+            timer.as_mut().set(tokio::time::sleep(self.max));
+        }
+        timer.as_mut().poll(context)
+    }
 }
 
 impl Default for Body {
@@ -361,7 +388,8 @@ impl Body {
         way: Way,
     ) -> Body {
         let inner = Throttled::new(inner, way.flow, way.clock);
-        let mut cargo = Cargo { first, inner, slot, alive };
+        let silence = way.silence_max.map(|max| Silence { max, timer: None, waits: false });
+        let mut cargo = Cargo { first, inner, slot, alive, silence };
         if cargo.is_end_stream() {
             cargo.complete();
         }
@@ -380,10 +408,22 @@ impl Body {
 }
 
 impl Cargo {
-    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        match self.first.take() {
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        let frame = match self.first.take() {
             Some(first) => Poll::Ready(Some(first)),
             None => Pin::new(&mut self.inner).poll_frame(context),
+        };
+        match (frame, &mut self.silence) {
+            (Poll::Pending, Some(silence)) => {
+                silence.poll(context).map(|()| Some(Err(AnswerError::Silent(silence.max))))
+            }
+            (Poll::Pending, None) => Poll::Pending,
+            (Poll::Ready(frame), silence) => {
+                if let Some(silence) = silence {
+                    silence.waits = false;
+                }
+                Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Ray)))
+            }
         }
     }
 
@@ -451,7 +491,7 @@ impl HttpBody for Body {
             Some(Ok(_)) if cargo.is_end_stream() => cargo.complete(),
             Some(Ok(_)) => {}
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Ray)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

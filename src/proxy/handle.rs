@@ -255,10 +255,14 @@ impl Passage {
     /// What the answer keeps to on its way back.
     fn way(&self) -> Way {
         let held = self.class().kind == Kind::Held;
+        let flow = self.door.gate.flow(&self.door.table.load(), self.matched.class);
+        // Its bandwidth, too, may keep an answer waiting.
+        let least = flow.as_ref().map_or(Duration::ZERO, |_| self.peer.abandoned_max);
         Way {
             clock: self.door.clock,
-            flow: self.door.gate.flow(&self.door.table.load(), self.matched.class),
             patience: (!held).then(|| (self.door.readers.clone(), self.peer.body.stall)),
+            silence_max: self.class().timeout.filter(|_| !held).map(|timeout| timeout.max(least)),
+            flow,
         }
     }
 

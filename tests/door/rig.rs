@@ -422,6 +422,10 @@ impl Ray {
                 let _ = line.stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
                 false
             }
+            "fall-silent" => {
+                let _ = line.stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nhalf").await;
+                self.hold.acquire().await.is_ok()
+            }
             "last" => {
                 reply(line, 200, "last").await;
                 false
