@@ -614,7 +614,7 @@ impl Adjustment {
             Guard::NotFinite => "the law gave no number".into(),
             Guard::Deadband => "that is too near the target to act on".into(),
             Guard::Futile => {
-                "latency did not follow the cuts before, so more of them would only refuse callers".into()
+                "latency did not follow the cuts before: they do no more than refuse callers".into()
             }
             Guard::AppLimited => "an unused limit does not grow".into(),
             Guard::Cooldown => "it was cut too recently to grow".into(),

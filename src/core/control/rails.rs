@@ -22,9 +22,13 @@
 //! become slower cannot meet at any limit would so cut the limit to its floor. Every cut is a
 //! trial of that: once a binding limit has come down by a fifth (`TRIAL`), or by as much more as
 //! it takes to tell from chance, latency must have come down by half as much, or the limit stays
-//! there for `TRIAL_HOLD`, unless latency rises by more than chance does. (It is the high readings
-//! that are answered with cuts: a trial that began anew at each of them would never end.) A head
-//! that is slow for another reason than us is not helped by starving callers.
+//! where it is for `TRIAL_HOLD`; if not by a quarter, it goes back to where the trial began and stays
+//! there. A latency that rises by more than chance does ends both. (It is the high readings that are answered with cuts: a trial that began anew at each
+//! of them would never end.) What gave nothing is given back, or one trial after another would still
+//! take the limit to its floor; and each trial in a row that fails is waited for twice as long, up to
+//! sixteen minutes, because each costs a fifth of the throughput while it lasts. So a limit comes down
+//! as far as latency follows, the knee of the plant, and no further. A head that is slow for another
+//! reason than us is not helped by starving callers.
 //! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
 //! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Rails::ground`], a
 //! hundredth of `initial`, and move on from there.
@@ -39,12 +43,14 @@ use std::time::Duration;
 pub const DEMAND_FACTOR: f64 = 2.0;
 /// So far on log(limit) a limit comes down before the cuts are judged by what they gave.
 const TRIAL: f64 = 0.25;
-/// A trial is told by a fall of this many standard errors of the latency.
+/// A trial is told by a fall of this many standard errors of both latencies together.
 const TRIAL_ERRORS: f64 = 2.5;
 /// A rise of this many is no chance: the head has become slower, and the trial begins anew.
 const RISE_ERRORS: f64 = 3.0;
-/// So long a limit is not cut further after cuts that gave nothing.
+/// So long a limit is not cut further after cuts that gave nothing...
 const TRIAL_HOLD: Duration = Duration::from_secs(30);
+/// ... twice as long after each further trial in a row, and so many times at most.
+const DOUBLED_MAX: u32 = 5;
 /// Limits below this share of `initial` are lifted to it before they grow.
 const GROUND: f64 = 0.01;
 
@@ -112,9 +118,28 @@ pub struct Trial {
     pub limit: f64,
     /// The latency under it, in seconds.
     pub latency_s: f64,
-    /// When the cuts were found to have given nothing.
+    /// Standard error of that latency's logarithm.
+    #[serde(default)]
+    pub noise: f64,
+    /// When the cuts were found to have given nothing, and were given back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub futile_at: Option<Time>,
+    /// How many trials in a row have come to that.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub futile_times: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_none(times: &u32) -> bool {
+    *times == 0
+}
+
+impl Trial {
+    /// Until when nothing is cut after it has failed.
+    fn held_until(&self) -> Option<Time> {
+        let times = 1 << self.futile_times.saturating_sub(1).min(DOUBLED_MAX);
+        self.futile_at.map(|at| at + TRIAL_HOLD * times)
+    }
 }
 
 /// A ceiling that rises from `from` to the operator's `max`, evenly on log(limit).
@@ -171,8 +196,10 @@ impl Rails {
     /// What of `proposal` may be done. `old` that is no number counts as `initial`.
     pub fn pass(&mut self, old: f64, proposal: f64, seen: &Observation) -> Railed {
         let from = self.bounds.clamp(old);
-        self.judge_cuts(from, seen);
-        let mut railed = self.hold_back(from, proposal, seen);
+        let mut railed = match self.judge_cuts(from, seen) {
+            Some(limit) => Railed { limit, guard: Some(Guard::Futile) },
+            None => self.hold_back(from, proposal, seen),
+        };
         self.cap_by_ramp(&mut railed, seen.now);
         self.limit_slew(&mut railed, from);
         self.keep_in_bounds(&mut railed);
@@ -217,26 +244,42 @@ impl Rails {
         (pressure - 1.0).abs() <= self.deadband || pressure.ln().abs() <= noise
     }
 
-    /// Whether the cuts so far have brought latency down; see *futile cuts* above.
-    fn judge_cuts(&mut self, limit: f64, seen: &Observation) {
+    /// Whether the cuts so far have brought latency down; if not, the limit to go back to. See
+    /// *futile cuts* above.
+    fn judge_cuts(&mut self, limit: f64, seen: &Observation) -> Option<f64> {
         let Some(latency_s) = seen.latency.filter(|_| seen.binding && limit > 0.0) else {
             self.trial = None;
-            return;
+            return None;
         };
-        let anew = Trial { limit, latency_s, futile_at: None };
+        let anew = Trial { limit, latency_s, noise: seen.noise, futile_at: None, futile_times: 0 };
         let trial = *self.trial.get_or_insert(anew);
         let fallen = (trial.latency_s / latency_s).ln();
-        let grown = limit > trial.limit || fallen < -(TRIAL / 2.0).max(RISE_ERRORS * seen.noise);
-        let over = trial.futile_at.is_some_and(|at| seen.now.since(at) > TRIAL_HOLD);
-        if grown || over {
+        let error = trial.noise.hypot(seen.noise);
+        let rise = (TRIAL / 2.0).max(RISE_ERRORS * error);
+        let grown = limit > trial.limit || fallen < -rise;
+        let held = trial.held_until().map(|until| seen.now <= until);
+        if held == Some(true) && limit < trial.limit {
+            // On the way back, which may take more than one step.
+            return Some(trial.limit);
+        } else if grown {
             self.trial = Some(anew);
+        } else if held == Some(false) {
+            self.trial = Some(Trial { futile_times: trial.futile_times, ..anew });
         } else if trial.futile_at.is_none() && is_after_the_last(seen) {
             let cut = (trial.limit / limit).ln();
-            if cut >= TRIAL.max(TRIAL_ERRORS * seen.noise) {
-                let futile_at = (fallen < cut / 2.0).then_some(seen.now);
-                self.trial = Some(Trial { futile_at, ..anew });
+            if cut >= TRIAL.max(TRIAL_ERRORS * error) {
+                if fallen >= cut / 2.0 {
+                    self.trial = Some(anew);
+                    return None;
+                }
+                // What may still be chance is held and not given back.
+                let limit = if fallen < cut / 4.0 { trial.limit } else { limit };
+                let futile_times = trial.futile_times.saturating_add(1);
+                self.trial = Some(Trial { limit, futile_at: Some(seen.now), futile_times, ..anew });
+                return Some(limit);
             }
         }
+        None
     }
 
     fn cap_by_ramp(&mut self, railed: &mut Railed, now: Time) {
@@ -389,10 +432,51 @@ mod tests {
         assert!(was_futile && (7.0..16.0).contains(&limit), "{limit}");
     }
 
+    /// The limit at each second while every step asks for a tenth less and latency stays what it is.
+    fn in_vain(seconds: u32) -> Vec<f64> {
+        let mut rails = Rails::new(BOUNDS, &control());
+        let mut limits = vec![50.0];
+        for second in 0..seconds {
+            let mut at = seen(2.0, true, 500.0, f64::from(second));
+            (at.latency, at.dead_time) = (Some(0.6), at.period);
+            let limit = limits[limits.len() - 1];
+            limits.push(rails.pass(limit, limit * 0.9, &at).limit);
+        }
+        limits
+    }
+
+    #[test]
+    fn what_cuts_in_vain_took_is_given_back_and_they_are_tried_ever_more_seldom() {
+        let limits = in_vain(3600);
+        assert!(limits.iter().all(|limit| *limit > 35.0), "never below one trial");
+        let below =
+            |part: &[f64]| part.iter().filter(|limit| **limit < 49.0).count() as f64 / part.len() as f64;
+        assert!(below(&limits[..60]) > 0.05, "there are trials");
+        assert!(below(&limits[1800..]) < 0.01, "and few of them in the second half hour");
+    }
+
+    #[test]
+    fn the_way_back_takes_as_many_steps_as_the_slew_asks_for() {
+        let mut rails = Rails { slew: 1.2, ..Rails::new(BOUNDS, &control()) };
+        let futile =
+            Trial { limit: 40.0, latency_s: 0.5, noise: 0.0, futile_at: Some(Time::ZERO), futile_times: 1 };
+        rails.trial = Some(futile);
+        let mut limit = 20.0;
+        for second in 1..=5 {
+            let mut at = seen(2.0, true, 500.0, f64::from(second));
+            at.latency = Some(0.5);
+            let back = rails.pass(limit, limit * 0.9, &at).limit;
+            assert!((back - (limit * 1.2).min(40.0)).abs() < 1e-9, "{limit} -> {back}");
+            limit = back;
+        }
+        assert!((limit - 40.0).abs() < 1e-9);
+    }
+
     #[test]
     fn a_latency_that_rises_or_half_a_minute_opens_the_way_for_cuts_again() {
         let mut rails = Rails::new(BOUNDS, &control());
-        let futile = Trial { limit: 20.0, latency_s: 0.5, futile_at: Some(Time::ZERO) };
+        let futile =
+            Trial { limit: 20.0, latency_s: 0.5, noise: 0.0, futile_at: Some(Time::ZERO), futile_times: 1 };
         let mut at = seen(2.0, true, 500.0, 1.0);
         at.latency = Some(0.5);
         rails.trial = Some(futile);
