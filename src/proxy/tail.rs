@@ -23,13 +23,14 @@
 //! connection to Ray and counts against `log-tail` for as long as Ray holds it, whoever has left.
 //!
 //! Ray never reads from a tail's reader, so neither are its frames passed on; only its wish to
-//! close is looked for. Extensions and subprotocols are agreed between two ends and cannot be
+//! close is looked for. When Ray closes a tail it does wait for an answer, ten seconds long: it gets
+//! it from here, once, and not from whichever reader is the first. Extensions and subprotocols are agreed between two ends and cannot be
 //! shared: the former are not agreed to, whoever asks for the latter gets a tunnel.
 
 use crate::proxy::coalesce::Key;
 use crate::proxy::slot::Slot;
 use crate::proxy::throttle::Throttle;
-use crate::proxy::websocket::{self, Frames, GOING_AWAY};
+use crate::proxy::websocket::{self, Frames, GOING_AWAY, NORMAL};
 use crate::runtime::tasks::Tasks;
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
@@ -207,9 +208,10 @@ impl Lead {
     }
 
     /// Reads from Ray until it closes, at the pace of the fastest reader.
-    async fn pump(&self, mut ray: impl AsyncRead + Unpin, mut throttle: Option<Throttle>) {
+    async fn pump(&self, mut ray: impl AsyncRead + AsyncWrite + Unpin, mut throttle: Option<Throttle>) {
         let mut moved = self.tail.moved.subscribe();
         let mut buffer = vec![0; PIECE_BYTES];
+        let (mut frames, mut answered) = (Frames::default(), false);
         loop {
             while !self.tail.has_room() {
                 // The sender lives in the tail.
@@ -221,6 +223,12 @@ impl Lead {
             };
             if let Some(throttle) = throttle.as_mut().filter(|_| self.tail.is_read()) {
                 throttle.pass(read).await;
+            }
+            frames.pass(&buffer[..read]);
+            if frames.are_closed() && !answered {
+                answered = true;
+                // Should Ray not wait for it, it has gone already.
+                let _ = ray.write_all(&websocket::close_answer(NORMAL)).await;
             }
             if !self.tail.keep(Bytes::copy_from_slice(&buffer[..read])) {
                 self.tails.forget(self.key, &self.tail);
@@ -339,15 +347,12 @@ pub async fn relay(client: OnUpgrade, reader: Reader, tasks: Tasks) {
     }
 }
 
-/// The opcode of a wish to close (RFC 6455, 5.5.1).
-const CLOSE: u8 = 8;
-
 async fn hand_over(client: impl AsyncRead + AsyncWrite, mut reader: Reader, tasks: &Tasks) {
     let (mut from_client, mut to_client) = tokio::io::split(client);
     let leaves = async {
         let mut heard = [0; 1024];
         while let Ok(1..) = from_client.read(&mut heard).await {
-            if heard[0] & 0x0f == CLOSE {
+            if heard[0] & 0x0f == websocket::CLOSE {
                 return;
             }
         }
@@ -458,6 +463,29 @@ mod tests {
         assert!(!lead.tail.has_room(), "the last reader pushes back on Ray");
         drop(fast);
         assert!(lead.tail.has_room(), "whom nobody reads is drained");
+    }
+
+    #[tokio::test]
+    async fn ray_is_answered_when_it_closes_however_its_frames_are_cut() {
+        let mut said = websocket::text_frame("the last line");
+        said.extend(websocket::close_frame(NORMAL));
+        for cut in [1, 7, said.len()] {
+            let tails = Tails::default();
+            let lead = lead(&tails, key_of(TAIL, &[]));
+            lead.tail.enter(Stage::Open);
+            let (here, mut ray) = tokio::io::duplex(64);
+            let speaks = async {
+                for piece in said.chunks(cut) {
+                    ray.write_all(piece).await.unwrap();
+                }
+                let mut heard = Vec::new();
+                ray.shutdown().await.unwrap();
+                ray.read_to_end(&mut heard).await.unwrap();
+                heard
+            };
+            let (heard, ()) = tokio::join!(speaks, async { lead.pump(here, None).await });
+            assert_eq!(heard, websocket::close_answer(NORMAL), "once, cut by {cut}");
+        }
     }
 
     #[tokio::test]

@@ -1,16 +1,22 @@
-//! The server's half of a WebSocket, as far as a log tail needs it: the handshake's answer and
-//! unmasked text and close frames (RFC 6455, sections 4.2.2 and 5.2).
+//! As much of a WebSocket as a log tail needs: the handshake's answer, unmasked text and close
+//! frames of a server (RFC 6455, sections 4.2.2 and 5.2), and a client's answer to a closure.
 //!
-//! Ray's proxy only ever writes on a tail and never reads, which is why it does not notice
-//! that a client left. So frames are not read here, only told apart, for the one that the door itself adds: a
-//! good-bye when it goes down.
+//! Ray's proxy only ever writes on a tail until it closes it, which is why it does not notice
+//! that a client left. So frames are not read here, only told apart: for the one that the door itself adds, a
+//! good-bye when it goes down, and to see the one that ends a tail.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha1_smol::Sha1;
 
 /// The `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key`.
 #[must_use]
 pub fn accept(key: &[u8]) -> String {
-    let mut text = key.to_vec();
-    text.extend_from_slice(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-    base64(&sha1(&text))
+    // The handshake asks for SHA-1 by name; it protects nothing here.
+    let mut digest = Sha1::new();
+    digest.update(key);
+    digest.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    STANDARD.encode(digest.digest().bytes())
 }
 
 /// A whole text message in one frame.
@@ -30,6 +36,17 @@ pub fn close_frame(code: u16) -> Vec<u8> {
     frame(0x88, &code.to_be_bytes())
 }
 
+/// A client's answer to a closure. The mask keeps strangers from choosing what intermediaries see; these two
+/// bytes nobody chooses, so it is zero.
+#[must_use]
+pub fn close_answer(code: u16) -> [u8; 8] {
+    let [high, low] = code.to_be_bytes();
+    [0x80 | CLOSE, 0x80 | 2, 0, 0, 0, 0, high, low]
+}
+
+/// The opcode of a wish to close (RFC 6455, 5.5.1).
+pub const CLOSE: u8 = 8;
+
 /// Where one frame ends, as frames pass in pieces: the only place at which another may be put in.
 #[derive(Debug, Default)]
 pub struct Frames {
@@ -37,6 +54,8 @@ pub struct Frames {
     head: Vec<u8>,
     /// What is left of its payload.
     left: u64,
+    /// A closure has begun to pass.
+    closes: bool,
 }
 
 impl Frames {
@@ -53,9 +72,16 @@ impl Frames {
             bytes = &bytes[1..];
             if let Some(length) = payload_len(&self.head) {
                 self.left = length;
+                self.closes |= self.head[0] & 0x0f == CLOSE;
                 self.head.clear();
             }
         }
+    }
+
+    /// Whether a closure has passed whole.
+    #[must_use]
+    pub fn are_closed(&self) -> bool {
+        self.closes && self.are_whole()
     }
 
     /// Whether the last frame has passed whole.
@@ -99,60 +125,6 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// SHA-1 (FIPS 180-4). The handshake asks for it by name; it protects nothing here.
-#[expect(clippy::many_single_char_names, reason = "the standard's own names")]
-fn sha1(message: &[u8]) -> [u8; 20] {
-    let mut padded = message.to_vec();
-    padded.push(0x80);
-    while padded.len() % 64 != 56 {
-        padded.push(0);
-    }
-    padded.extend_from_slice(&(8 * message.len() as u64).to_be_bytes());
-    let mut state = [0x6745_2301_u32, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
-    for block in padded.chunks_exact(64) {
-        let mut words = [0_u32; 80];
-        for (word, bytes) in words.iter_mut().zip(block.chunks_exact(4)) {
-            *word = bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
-        }
-        for i in 16..80 {
-            words[i] = (words[i - 3] ^ words[i - 8] ^ words[i - 14] ^ words[i - 16]).rotate_left(1);
-        }
-        let [mut a, mut b, mut c, mut d, mut e] = state;
-        for (i, word) in words.iter().enumerate() {
-            let (f, k) = match i {
-                0..20 => ((b & c) | (!b & d), 0x5a82_7999),
-                20..40 => (b ^ c ^ d, 0x6ed9_eba1),
-                40..60 => ((b & c) | (b & d) | (c & d), 0x8f1b_bcdc),
-                _ => (b ^ c ^ d, 0xca62_c1d6_u32),
-            };
-            let next = a.rotate_left(5).wrapping_add(f).wrapping_add(e).wrapping_add(k).wrapping_add(*word);
-            (a, b, c, d, e) = (next, a, b.rotate_left(30), c, d);
-        }
-        for (into, from) in state.iter_mut().zip([a, b, c, d, e]) {
-            *into = into.wrapping_add(from);
-        }
-    }
-    let mut digest = [0; 20];
-    for (into, word) in digest.chunks_exact_mut(4).zip(state) {
-        into.copy_from_slice(&word.to_be_bytes());
-    }
-    digest
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for group in bytes.chunks(3) {
-        let word =
-            group.iter().fold(0_u32, |word, byte| word << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
-        for sextet in 0..4 {
-            let index = (word >> (18 - 6 * sextet)) as usize & 63;
-            text.push(if sextet <= group.len() { char::from(ALPHABET[index]) } else { '=' });
-        }
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +140,7 @@ mod tests {
         assert_eq!(text_frame(&"x".repeat(300))[..4], [0x81, 126, 1, 44]);
         assert_eq!(text_frame(&"x".repeat(70_000)).len(), 70_010);
         assert_eq!(close_frame(NORMAL), [0x88, 2, 3, 232]);
+        assert_eq!(close_answer(NORMAL), [0x88, 0x82, 0, 0, 0, 0, 3, 232]);
     }
 
     #[test]
