@@ -399,6 +399,32 @@ mod tests {
     }
 
     #[test]
+    fn a_journal_is_written_as_the_run_goes_and_twice_the_same() {
+        let folder = std::env::temp_dir().join(format!("rayguard-journal-{}", std::process::id()));
+        let journal = |part: &str| {
+            let folder = folder.join(part);
+            let args = Args {
+                journal: Some(folder.clone()),
+                ..args(vec![library().join("loop-heavy.toml")], Format::Table)
+            };
+            simulate(&args, &mut Vec::new()).expect("it can be run");
+            std::fs::read_to_string(folder.join("loop-heavy.jsonl")).expect("a journal")
+        };
+        let (one, again) = (journal("one"), journal("again"));
+        assert_eq!(one, again);
+        let seconds = one.lines().filter(|line| line.contains("\"event\":\"second\"")).count();
+        let length = read(&library().join("loop-heavy.toml")).expect("it is shipped").seconds;
+        assert!((seconds as f64 - length).abs() < 1.0, "{seconds} of {length}");
+        let in_the_way = Args {
+            journal: Some(folder.join("one/loop-heavy.jsonl")),
+            ..args(vec![library().join("loop-heavy.toml")], Format::Table)
+        };
+        let error = simulate(&in_the_way, &mut Vec::new()).expect_err("a file is no folder");
+        assert!(error.to_string().contains("loop-heavy.jsonl"), "{error}");
+        std::fs::remove_dir_all(&folder).expect("it is ours");
+    }
+
+    #[test]
     fn a_folder_without_scenarios_is_named() {
         let folder = library().join("recorded");
         let error = simulate(&args(vec![folder], Format::Table), &mut Vec::new()).expect_err("none there");

@@ -360,7 +360,7 @@ pub fn html(incident: &Incident) -> String {
          <title>rayguard simulate --trace</title><style>:root{--ink:#222;--paper:#fff;--field:#f6f7f9}\
          @media(prefers-color-scheme:dark){:root{--ink:#ddd;--paper:#16181b;--field:#202327}}\
          body{font:14px system-ui,sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem;color:var(--ink);\
-         background:var(--paper)}table{border-collapse:collapse}td,th{padding:.1rem .7rem;text-align:right}\
+         background:var(--paper)}h1{font-size:1.6rem;overflow-wrap:anywhere}table{border-collapse:collapse}td,th{padding:.1rem .7rem;text-align:right}\
          td:nth-child(-n+2),th:nth-child(-n+2){text-align:left}tr.first td{border-top:1px solid #8886;padding-top:.35rem}\
          svg{width:100%;height:130px;background:var(--field);margin:.2rem 0 1rem}.key span{margin-right:1rem}</style>",
     );
@@ -418,7 +418,12 @@ fn plots(page: &mut String, incident: &Incident) {
     }
     page.push_str("</p>");
     for (label, seconds) in incident.runs.iter().zip(&incident.flows) {
-        let _ = write!(page, "<h2>{}</h2><small>0 to {top:.0} a second</small>", escape(label));
+        let minutes = incident.seconds / 60.0;
+        let _ = write!(
+            page,
+            "<h2>{}</h2><small>0 to {top:.0} a second, over {minutes:.1} min</small>",
+            escape(label)
+        );
         plot(page, seconds, top, &flows);
         if seconds.iter().any(|flow| flow.limit > 0.0) {
             let limit: [(&str, &str, Of); 1] = [("limit", "#3f7fd0", |flow| flow.limit)];

@@ -1166,6 +1166,18 @@ mod tests {
     }
 
     #[test]
+    fn an_onlooker_is_told_of_each_second_and_changes_nothing() {
+        let scenario = Scenario::read(HEAD).expect("good");
+        let told = std::cell::Cell::new(0);
+        let step = || told.set(told.get() + 1);
+        let onlooker = Onlooker { journal: None, step: Some(&step) };
+        let conditions = Conditions::of(&scenario);
+        let run = run_under(&scenario, conditions, Guard::Rayguard, 1, &Traces::new(), onlooker);
+        assert_eq!(told.get(), 60);
+        assert_eq!(run.expect("runs"), ran(Guard::Rayguard, 1));
+    }
+
+    #[test]
     fn every_request_has_one_end() {
         for guard in [Guard::Off, Guard::Still, Guard::Rayguard, Guard::Fixed(4)] {
             for tally in ran(guard, 3).groups {
