@@ -52,6 +52,9 @@ fn wrong(error: &toml::de::Error, key: &str) -> Problem {
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let (message, remedy) = if message.starts_with("unknown field") && !quoted.is_empty() {
         ("unknown key".to_owned(), suggest(quoted[0], quoted[1..].iter().copied()))
+    } else if message.ends_with("expected struct RawSecret") {
+        let remedy = "write { file = \"/path\" } or { env = \"NAME\" }";
+        ("a secret does not stand in the configuration itself".to_owned(), Some(remedy.to_owned()))
     } else if message.starts_with("unknown variant") && !quoted.is_empty() {
         let known = quoted[1..].join(", ");
         (format!("`{}` is not known here", quoted[0]), Some(format!("write one of: {known}")))

@@ -4,6 +4,9 @@
 //! An operator who mends a file at 3 a.m. should need one round, not one round per slip.
 //! So nothing here stops at the first problem; `document` and `checked` collect them, and
 //! this room sorts and draws them (with annotate-snippets, in the manner of rustc).
+//!
+//! What is drawn is logged, shown on the page and pasted into chats. A secret has no place in the
+//! file, which is exactly why it may stand in a line that is drawn: it is drawn as stars.
 
 use std::fmt;
 use std::ops::Range;
@@ -38,7 +41,7 @@ impl Problems {
     pub fn new(file: &str, text: &str, mut list: Vec<Problem>) -> Problems {
         list.sort_by_key(|problem| problem.span.as_ref().map_or(0, |span| span.start));
         list.dedup();
-        Problems { file: file.into(), text: text.into(), list }
+        Problems { file: file.into(), text: mask(text).into(), list }
     }
 
     /// One by one.
@@ -111,9 +114,45 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
+/// Words in the keys of what may be a secret, misspelt ones included.
+const SECRET_KEYS: [&str; 4] = ["tok", "pass", "pw", "secret"];
+
+/// The text, as long as it was, with stars for what stands where a secret may have been written, and
+/// for names and passwords in addresses.
+fn mask(text: &str) -> String {
+    let stars = |secret: &str| -> String {
+        let keep = |c: char| c.is_whitespace() || "\"'[]{},#".contains(c);
+        secret.chars().map(|c| if keep(c) { c.to_string() } else { "*".repeat(c.len_utf8()) }).collect()
+    };
+    let mut masked = String::with_capacity(text.len());
+    for line in text.split_inclusive('\n') {
+        match line.split_once('=') {
+            // A table says where the secret is, not what it is.
+            Some((key, value))
+                if SECRET_KEYS.iter().any(|word| key.to_ascii_lowercase().contains(word))
+                    && !value.trim_start().starts_with('{') =>
+            {
+                masked.extend([key, "=", &stars(value)]);
+            }
+            _ => {
+                let mut rest = line;
+                while let Some((before, after)) = rest.split_once("://") {
+                    let host =
+                        after.find(|c: char| c.is_whitespace() || "/\"'`".contains(c)).unwrap_or(after.len());
+                    let user = after[..host].rfind('@').unwrap_or(0);
+                    masked.extend([before, "://", &stars(&after[..user])]);
+                    rest = &after[user..];
+                }
+                masked.push_str(rest);
+            }
+        }
+    }
+    masked
+}
+
 /// Control characters that a file may carry must not reach the terminal.
 fn display_safe(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    mask(text).chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 /// "did you mean `x`?" for a word that is close to one of `known`, else what there is.
@@ -189,6 +228,26 @@ mod tests {
         for part in ["rayguard.toml:2:1", "mood = 1", "^^^^", "did you mean `mode`?", "1 problem in"] {
             assert!(drawn.contains(part), "`{part}` is missing from:\n{drawn}");
         }
+    }
+
+    #[test]
+    fn a_secret_that_stands_in_the_file_is_drawn_as_stars() {
+        let text = "admin.token = 'hunter2'\nfleet.url = 'redis://joe:hünter2@a:1/0'\nadmin.tokn = [\"hunter2\"]\n\
+                    a.token = { file = '/run/token' }\nfleet.passwort = hunter2\nb = 'http://a/x@y'\n";
+        assert_eq!(mask(text).len(), text.len(), "places stay where they were");
+        for line in 0..6 {
+            let start = text.split_inclusive('\n').take(line).map(str::len).sum::<usize>();
+            let problem = Problem {
+                span: Some(start..start + 3),
+                key: String::new(),
+                message: "redis://joe:hunter2@a is no address".into(),
+                remedy: None,
+            };
+            let drawn = Problems::new("f", text, vec![problem]).to_string();
+            assert!(!drawn.contains("nter2"), "{drawn}");
+            assert!(drawn.contains("@a is no address"), "{drawn}");
+        }
+        assert!(mask(text).contains("/run/token") && mask(text).contains("http://a/x@y"), "{}", mask(text));
     }
 
     #[test]

@@ -84,7 +84,7 @@ async def serve(port, directory):
                     + body
                 )
                 await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, IndexError):  # it left, or speaks something else
             pass
         finally:
             writer.close()

@@ -34,9 +34,10 @@ T_95 = {4: 2.776, 6: 2.447, 8: 2.306, 10: 2.228, 13: 2.160, 18: 2.101}
 def slope(samples, blocks):
     """The straight line through `(t, y)`: its slope, and half of the slope's 95 % interval.
 
-    Memory moves in steps, and a sample is much like the one before it: fitted to single samples, a line
-    would be trusted far too well. So it is fitted to the means of `blocks` stretches, each of them longer than
-    what its samples have in common, with Student's t for so few points.
+    Memory moves in steps and a sample is much like the one before it: fitted to single samples, a line would
+    be trusted far too well. So it is fitted to the means of `blocks` stretches, with Student's t for so few points,
+    and what one stretch still tells of the next (the lag-1 autocorrelation r of what the line leaves) widens the
+    interval by sqrt((1 + r) / (1 - r)), as is usual for a trend in a series that remembers.
     """
     size = len(samples) // blocks
     parts = [samples[at * size : (at + 1) * size] for at in range(blocks)]
@@ -44,8 +45,11 @@ def slope(samples, blocks):
     mean_t, mean_y = statistics.fmean(t for t, _ in means), statistics.fmean(y for _, y in means)
     spread = sum((t - mean_t) ** 2 for t, _ in means)
     rise = sum((t - mean_t) * (y - mean_y) for t, y in means) / spread
-    rest = sum((y - mean_y - rise * (t - mean_t)) ** 2 for t, y in means)
-    return rise, T_95[blocks - 2] * math.sqrt(rest / (blocks - 2) / spread)
+    left = [y - mean_y - rise * (t - mean_t) for t, y in means]
+    rest = sum(one * one for one in left)
+    memory = min(max(sum(one * next_ for one, next_ in zip(left, left[1:])) / rest, 0.0), 0.9) if rest else 0.0
+    error = T_95[blocks - 2] * math.sqrt(rest / (blocks - 2) / spread)
+    return rise, error * math.sqrt((1 + memory) / (1 - memory))
 
 
 MIX = """
