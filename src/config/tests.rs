@@ -216,7 +216,7 @@ fn secrets_stand_in_files_or_variables_never_in_the_file() {
     assert_eq!(settings.alerts.notify[0].url, NotifyUrl::Secret(Secret::Env("SLACK_URL".into())));
     refused("[admin]\ntoken = { file = 'a', env = 'B' }", "admin.token", "one place");
     refused("[admin]\ntoken = {}", "admin.token", "one place");
-    refused("[admin]\ntoken = 'hunter2'", "admin.token", "invalid type");
+    refused("[admin]\ntoken = 'hunter2'", "admin.token", "does not stand in the configuration");
 }
 
 #[test]

@@ -21,6 +21,7 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Context;
@@ -190,6 +191,11 @@ struct Http2 {
 const STREAMS_PER_CONNECTION: usize = 16;
 const CONNECTIONS_MAX: usize = 16;
 
+/// A line that is silent is asked whether its other end is still there after this, and three times
+/// again. A head that is busy or frozen answers, by its kernel; one that is gone, or a network that
+/// has forgotten the line, does not, and what was counted on it would be for `abandoned_max`.
+const PROBE: Duration = Duration::from_secs(5);
+
 /// Windows of a stream and of a connection to Ray, in bytes: one slow reader must not use up
 /// what the others on its connection need.
 const STREAM_WINDOW: u32 = 1 << 20;
@@ -343,6 +349,9 @@ impl Upstream {
         }
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
+        let probes = TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3);
+        // A failure here costs patience, not correctness.
+        let _ = SockRef::from(&stream).set_tcp_keepalive(&probes);
         Ok(Plain::Tcp(stream))
     }
 

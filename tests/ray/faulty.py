@@ -8,11 +8,15 @@ gigabytes of log) this one does at a word. It is a process, so that it can be fr
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+# Linux: a socket that is being moved elsewhere closes in silence. Takes CAP_NET_ADMIN.
+TCP_REPAIR = 19
 
 GAUGES = """# HELP ray_node_cpu_utilization Total CPU usage on a ray node
 # TYPE ray_node_cpu_utilization gauge
@@ -44,7 +48,22 @@ def page(mood):
 
 
 async def serve(port, directory):
+    open_lines = set()
+
+    async def vanish():
+        """At the word, every line is gone without a word: neither FIN nor RST, as when a host or a network fails."""
+        while True:
+            await asyncio.sleep(0.05)
+            if (directory / "mood").read_text() == "vanish" and open_lines:
+                for writer in list(open_lines):
+                    line = writer.get_extra_info("socket")
+                    line.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+                    writer.transport.abort()
+                open_lines.clear()
+                (directory / "vanished").write_text("yes")
+
     async def converse(reader, writer):
+        open_lines.add(writer)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -87,9 +106,11 @@ async def serve(port, directory):
         except (asyncio.IncompleteReadError, ConnectionError, IndexError):  # it left, or speaks something else
             pass
         finally:
+            open_lines.discard(writer)
             writer.close()
 
     server = await asyncio.start_server(converse, "127.0.0.1", port, backlog=1024)
+    vanishing = asyncio.create_task(vanish())
     async with server:
         await server.serve_forever()
 

@@ -6,19 +6,21 @@ nothing.
 """
 
 import contextlib
+import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from callers import Callers
 from door import Door, ask
-from faulty import FaultyHead
-from head import Head, wait_until
+from faulty import TCP_REPAIR, FaultyHead
+from head import Head, free_ports, wait_until
 
 # Ray's readings are not the question: the door's own latency would be, on a machine as busy as this.
 STILL = """
@@ -107,6 +109,119 @@ def test_a_frozen_head_holds_nobody_up_for_long_and_is_not_hit_when_it_thaws(fau
         assert set(after) == {200}, after
         within_bounds(door)
         whole(door)
+
+
+def may_vanish():
+    with socket.socket() as one:
+        try:
+            one.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 0)
+        except OSError:
+            return False
+    return True
+
+
+def test_lines_to_ray_that_are_half_open_cost_no_more_than_what_was_on_them(faulty):
+    if not may_vanish():
+        pytest.skip("only an administrator's sockets can vanish without a word")
+    # What was on a line that vanished is never heard of again: its class's time-out is what ends it.
+    patience = '[class.job-status]\ntimeout = "2s"\n'
+    with Door(faulty, STILL + patience) as door, Callers(door.url, "/api/jobs/raysubmit_1", count=8, pause_s=0.01) as callers:
+        wait_until("answers", lambda: callers.served() > 200, 20)
+        for _ in range(2):
+            (faulty.directory / "vanished").unlink(missing_ok=True)
+            moment = time.monotonic()
+            faulty.feel("vanish")
+            wait_until("they are gone", lambda: (faulty.directory / "vanished").exists(), 10)
+            faulty.feel("well")
+            time.sleep(10.0)
+            # Each line that was open costs what was on it, or the next that is sent on it, at most.
+            lost = callers.failed(since=moment - 0.2)
+            assert set(lost) <= {502, 503, 504} and sum(lost.values()) <= 64 + 8, lost
+            # What is gone for good is told by probes, which begin after five seconds.
+            assert not callers.failed(since=moment + 7.0), callers.failed(since=moment + 7.0)
+            assert callers.fates(since=moment + 7.0).get(200, 0) > 20
+        within_bounds(door)
+        wait_until("no place is held", lambda: under_way(door) <= 8, 10)
+    wait_and_see = [took for _, took, _ in callers.exchanges]
+    assert max(wait_and_see) < 5.0, "nobody waited out a line that was dead"
+    whole(door)
+
+
+def test_clients_that_vanish_without_a_word_give_back_what_they_held(faulty):
+    if not may_vanish():
+        pytest.skip("only an administrator's sockets can vanish without a word")
+    bounds = '[http]\nheader_timeout = "2s"\nidle_timeout = "3s"\n'
+    with Door(faulty, STILL + bounds) as door, Callers(door.url, count=4) as callers:
+        wait_until("answers", lambda: callers.served() > 20, 20)
+        before = door.descriptors()
+        crowd = []
+        for number in range(300):
+            one = socket.create_connection(("127.0.0.1", door.port))
+            if number % 3:
+                one.sendall(b"GET /api/version HTTP/1.1\r\nHost: a\r\n" + (b"\r\n" if number % 3 == 1 else b"X-Half: "))
+            crowd.append(one)
+        wait_until("they are connected", lambda: door.descriptors() >= before + 290, 20)
+        for one in crowd:
+            one.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+            one.close()
+        gone = time.monotonic()
+        # But for idle connections to Ray, of which there may be 64.
+        wait_until("their descriptors are given back", lambda: door.descriptors() <= before + 64 + 8, 20)
+        assert time.monotonic() - gone < 8.0, "the bounds on silence, and a little"
+        wait_until("no place is held", lambda: under_way(door) <= 4, 10)
+    nobody_failed(callers)
+
+
+class Alertmanager:
+    """Takes alerts as Alertmanager's API v2 does, once it is up."""
+
+    def __init__(self, port):
+        taken = self.taken = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                alerts = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                taken.extend((time.monotonic(), alert["labels"]["alertname"]) for alert in alerts)
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.mark.parametrize("how", ["refuses", "hangs"])
+def test_alertmanager_is_down_and_what_fires_reaches_it_once_it_is_back(faulty, how):
+    (port,) = free_ports(1)
+    tables = (
+        f'[[alerts.notify]]\nkind = "alertmanager"\nurl = "http://127.0.0.1:{port}"\n'
+        '[alerts.rule.signal-stale]\nfor = "1s"\nclear = "1s"\n[signal.head_cpu]\nstale_after = "3s"\n'
+    )
+    hanging = socket.create_server(("127.0.0.1", port)) if how == "hangs" else None
+    with Door(faulty, faulty.metrics + STILL + tables) as door, Callers(door.url, count=4) as callers:
+        wait_until("a reading", lambda: signal_of(door)["health"] == "fresh", 20)
+        before = {key: row["value"] for key, row in door.limits().items()}
+        faulty.feel("down")
+        wait_until("an alert", lambda: "firing" in stale_alert(door), 30)
+        wait_until("it is known that nobody takes it", lambda: "alert" in door.log.read_text(), 30)
+        time.sleep(3.0)
+        for key, row in door.limits().items():
+            assert row["value"] <= before[key] * 1.01, (key, row)
+        if hanging:
+            hanging.close()
+        receiver = Alertmanager(port)
+        back = time.monotonic()
+        wait_until("it is told", lambda: receiver.taken, 60)
+        assert receiver.taken[0][0] - back < 40.0, "the longest pause between two attempts, and a little"
+        receiver.close()
+        whole(door)
+    nobody_failed(callers, 200)
 
 
 def test_answers_that_break_off_hold_no_place_and_hurt_no_neighbour(faulty):
