@@ -315,6 +315,48 @@ async fn two_envoys_share_one_limit_and_follow_it_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn envoy_keeps_to_the_lease_of_a_door_that_is_one_of_several() {
+    let store = free();
+    let redis = Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--save", "", "--port", &store.port().to_string()])
+        .stdout(Stdio::null())
+        .spawn();
+    let Ok(redis) = redis else {
+        eprintln!("skipped: no `redis-server` here");
+        return;
+    };
+    let redis = Running(redis);
+    let more = format!("[fleet]\nurl = 'redis://{store}'\nreplicas = 3\n");
+    let Some(fleet) = Fleet::start("lease", &more).await else { return };
+    let (_envoy, at) = fleet.envoy(true).await;
+    finds_rayguard(at).await;
+    // Nobody else wants any: it may lease all three.
+    let mut held = Vec::new();
+    for _ in 0..400 {
+        if fleet.ray.under_way.load(Ordering::SeqCst) == 3 {
+            break;
+        }
+        held.push(begin(at, STATUS, "hold").await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(fleet.ray.under_way.load(Ordering::SeqCst), 3);
+    assert_eq!(status(at).await, 429, "three are the whole limit");
+    fleet.ray.hold.add_permits(3);
+    until("all have ended", || fleet.ray.under_way.load(Ordering::SeqCst) == 0).await;
+    drop((held, redis));
+    let leased = "rayguard_fleet_leased{of=\"job-status\",limit=\"in_flight\"}";
+    for _ in 0..600 {
+        if (fleet.sample(leased).await - 1.0).abs() < 0.1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let _one = begin(at, STATUS, "hold").await;
+    until("one is under way", || fleet.ray.under_way.load(Ordering::SeqCst) == 1).await;
+    assert_eq!(status(at).await, 429, "without the store a third of three");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_shadow_envoy_refuses_nothing_and_we_count() {
     let Some(fleet) = Fleet::start("shadow", "mode = 'shadow'").await else { return };
     let (_envoy, at) = fleet.envoy(true).await;

@@ -9,12 +9,13 @@ use crate::admin::Desk;
 use crate::admin::access::Peer;
 use crate::admin::answer::{Answer, Problem, bytes, json, text};
 use crate::admin::schema::{
-    AdjustmentRow, Adjustments, Done, DoorView, EventRow, Events, FreezeOrder, LimitRow, Limits, ModeOrder,
-    PinOrder, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinOrder,
+    AdjustmentRow, Adjustments, Done, DoorView, EventRow, Events, FreezeOrder, LeaseView, LimitRow, Limits,
+    ModeOrder, PinOrder, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinOrder,
 };
 use crate::admin::{clients, discovery, page};
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::{ClassView, LimitView, SignalView, View};
+use crate::core::fleet::part::Leased;
 use crate::core::journal::{Event, printable};
 use crate::core::limit::table::Mode;
 use crate::core::time::WallMs;
@@ -206,8 +207,17 @@ fn state(desk: &Desk) -> State {
         uptime_s: guard.clock.now().as_secs_f64(),
         token_required: desk.access.takes_token(),
         doors: doors.collect(),
+        leases: leases(guard),
         view: guard.view(),
     }
+}
+
+/// What this replica may use of each limit it shares.
+fn leases(guard: &Guard) -> Vec<LeaseView> {
+    let leased = guard.leased().map(|(leased, _)| leased).unwrap_or_default();
+    let row =
+        |of: Leased| LeaseView { name: of.name.to_string(), limit: of.limit.to_owned(), value: of.value };
+    leased.into_iter().map(row).collect()
 }
 
 /// The limits of a view, class by class.

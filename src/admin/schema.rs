@@ -8,6 +8,17 @@ use crate::core::time::WallMs;
 use crate::observe::ledger::Entry;
 use serde::{Deserialize, Serialize};
 
+/// What a replica may use of one shared limit.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct LeaseView {
+    /// The class, or the module.
+    pub name: String,
+    /// Which of its limits.
+    pub limit: String,
+    /// In the limit's own unit.
+    pub value: f64,
+}
+
 /// `GET /api/v1/state`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct State {
@@ -23,6 +34,9 @@ pub struct State {
     pub token_required: bool,
     /// Where requests come in, and where they go.
     pub doors: Vec<DoorView>,
+    /// What this replica may use of each limit it shares; empty for a door that shares with nobody.
+    #[serde(default)]
+    pub leases: Vec<LeaseView>,
     /// Everything the engine knows.
     #[serde(flatten)]
     pub view: View,

@@ -271,7 +271,7 @@ impl Look<'_> {
                 Some(Ok(password)) => Some(password),
                 None => None,
             };
-        let store = Store::new(&fleet.url, password.as_deref(), &fleet.group, fleet.timing);
+        let store = Store::of(fleet, password.as_deref());
         Some(match store {
             Err(error) => Finding::ill("fleet store", error.to_string(), remedy),
             Ok(mut store) => match store.greet().await {

@@ -326,6 +326,7 @@ pub(super) mod tests {
             uptime_s: 7200.4,
             token_required: false,
             doors: Vec::new(),
+            leases: Vec::new(),
             view: engine.view(Time::ZERO),
         }
     }

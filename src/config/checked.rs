@@ -685,6 +685,7 @@ impl Judge {
                 "without its store a replica goes on with an even share, and must know among how many";
             self.refuse(place("fleet.replicas"), message, remedy);
         }
+        let tls = self.store_tls(url, raw.authorities.as_ref());
         let url = self.store_url(url);
         let password = raw.password.as_ref().and_then(|password| self.secret("fleet.password", password));
         let replicas = self.count("fleet.replicas", raw.replicas.as_ref(), 1, [1, 10_000]);
@@ -695,6 +696,7 @@ impl Judge {
             self.length("fleet.remember", raw.remember.as_ref(), secs(300), [secs(10), secs(86_400)]);
         Some(Fleet {
             url: url?,
+            tls,
             password,
             replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
             group,
@@ -717,18 +719,44 @@ impl Judge {
             return None;
         }
         match url.scheme() {
-            "redis" if url.has_host() => Some(given.get_ref().as_str().into()),
+            "redis" | "rediss" if url.has_host() => Some(given.get_ref().as_str().into()),
             "unix" => Some(given.get_ref().as_str().into()),
-            "rediss" => {
-                let remedy =
-                    "put a TLS tunnel beside rayguard (stunnel, a mesh sidecar) and name its address";
-                self.refuse(place, "rayguard speaks no TLS to its store", remedy);
-                None
-            }
             _ => {
                 self.refuse(place, format!("`{}` is no address of a Redis", given.get_ref()), remedy);
                 None
             }
+        }
+    }
+
+    /// Who vouches for the store, where its address says that it is spoken with in TLS.
+    fn store_tls(
+        &mut self,
+        url: &Spanned<String>,
+        authorities: Option<&Spanned<String>>,
+    ) -> Option<UpstreamTls> {
+        let parsed = Url::parse(url.get_ref()).ok()?;
+        match (parsed.scheme(), authorities) {
+            ("rediss", Some(authorities)) => {
+                let authorities = self.path("fleet.authorities", Some(authorities))?;
+                let name = parsed.host_str()?.trim_matches(['[', ']']).to_owned();
+                Some(UpstreamTls { authorities, name: ServerName::try_from(name).ok()? })
+            }
+            ("rediss", None) => {
+                let remedy = "add authorities = \"/path/ca.pem\": nobody is trusted unasked";
+                self.refuse(
+                    Place::new("fleet.url", url),
+                    "TLS towards the store needs `authorities`",
+                    remedy,
+                );
+                None
+            }
+            (_, Some(given)) => {
+                let remedy = "write url = \"rediss://host:6380/0\", or take the line away";
+                let place = Place::new("fleet.authorities", given);
+                self.refuse(place, "nobody vouches for a store that is spoken with in the open", remedy);
+                None
+            }
+            _ => None,
         }
     }
 

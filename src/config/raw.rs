@@ -627,6 +627,8 @@ pub struct RawRatelimitService {
 pub struct RawFleet {
     /// The Redis or Valkey they share, `redis://host:port/database`.
     pub url: Option<Spanned<String>>,
+    /// Who may vouch for it, PEM; with `rediss://`.
+    pub authorities: Option<Spanned<String>>,
     /// Its password.
     pub password: Option<Spanned<RawSecret>>,
     /// How many replicas there are at most.

@@ -271,6 +271,8 @@ pub struct RatelimitService {
 pub struct Fleet {
     /// The Redis or Valkey they share; no password stands in it.
     pub url: Arc<str>,
+    /// TLS towards it.
+    pub tls: Option<UpstreamTls>,
     /// Its password.
     pub password: Option<Secret>,
     /// How many replicas there are at most.

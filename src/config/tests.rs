@@ -228,7 +228,12 @@ fn a_fleet_is_absent_unless_asked_for_and_says_where_its_store_is_and_how_many_s
     refused("[fleet]\nreplicas = 3", "fleet.url", "none is named");
     refused("[fleet]\nurl = 'redis://cache'", "fleet.replicas", "even share");
     refused("[fleet]\nurl = 'redis://u:hunter2@cache'\nreplicas = 3", "fleet.url", "a password stands");
-    refused("[fleet]\nurl = 'rediss://cache'\nreplicas = 3", "fleet.url", "no TLS");
+    refused("[fleet]\nurl = 'rediss://cache'\nreplicas = 3", "fleet.url", "needs `authorities`");
+    let open = "[fleet]\nurl = 'redis://cache'\nauthorities = '/ca.pem'\nreplicas = 3";
+    refused(open, "fleet.authorities", "in the open");
+    let fleet = settings("[fleet]\nurl = 'rediss://[::1]:6380'\nauthorities = '/ca.pem'\nreplicas = 3").fleet;
+    let tls = fleet.unwrap().tls.unwrap();
+    assert_eq!((&*tls.name.to_str(), tls.authorities.to_str()), ("::1", Some("/ca.pem")));
     refused("[fleet]\nurl = 'http://cache'\nreplicas = 3", "fleet.url", "no address of a Redis");
     refused("[fleet]\nurl = 'redis://cache'\nreplicas = 0", "fleet.replicas", "0");
     refused("[fleet]\nurl = 'redis://cache'\nreplicas = 3\ngroup = 'a b'", "fleet.group", "not a name");

@@ -136,7 +136,7 @@ hosts = []                              # names it is asked by: ["rayguard.ray.s
 
 # Several doors in front of one head share its limits over a Redis or Valkey; one needs none.
 # [fleet]
-# url = "redis://127.0.0.1:6379/0"
+# url = "redis://127.0.0.1:6379/0"      # "rediss://..." is TLS, with authorities = "/etc/rayguard/redis-ca.pem"
 # password = { file = "/run/secrets/redis" }
 # replicas = 3                          # the most you run; without the store each has an even share
 # group = "rayguard"                    # one for each head

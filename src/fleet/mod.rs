@@ -2,8 +2,13 @@
 //!
 //! One task, off every request's path: each period it says what is under way and what it could use,
 //! and is told what it may use ([`crate::core::fleet`]). Whoever leads is told what the others see,
-//! hands that to its engine, and publishes how each limit is divided and the table all follow
-//! ([`crate::core::engine::crew`]).
+//! hands that to its engine, and publishes how each limit is divided among doors and identities and
+//! the table all follow ([`crate::core::engine::crew`]).
+//!
+//! So that an identity has the same digest at every door, they share the key of the digests, drawn
+//! at random by whichever came first and kept in the store. Whoever can read the store can try
+//! addresses against the digests there; it can also hand out leases, and is trusted. Callers never
+//! see either. A door that begins without its store takes on the key when it first hears of it.
 
 mod report;
 pub mod store;
@@ -11,11 +16,13 @@ pub mod store;
 use crate::config::settings;
 use crate::core::engine::crew::{FleetChange, Followed, Peer, Role};
 use crate::core::fleet::division::{Level, divide};
+use crate::core::fleet::holding::Standing;
+use crate::core::fleet::part::Wanted;
 use crate::runtime::guard::Guard;
 use report::Report;
 use std::sync::Arc;
 use std::time::Duration;
-use store::{Store, StoreError, Told};
+use store::{Says, Store, StoreError, Told};
 
 /// How often a door looks whether its leases have run out.
 const WATCH: Duration = Duration::from_millis(50);
@@ -30,6 +37,7 @@ pub struct Replica {
     member: String,
     stamp: String,
     last_table: String,
+    last_shares: String,
     tables: u64,
     problem: Option<String>,
 }
@@ -44,7 +52,7 @@ impl Replica {
         name: &str,
         run: &str,
     ) -> Result<Replica, StoreError> {
-        let store = Store::new(&settings.url, password, &settings.group, settings.timing)?;
+        let store = Store::of(settings, password)?;
         let replica = Replica {
             guard: Arc::clone(guard),
             store,
@@ -52,6 +60,7 @@ impl Replica {
             settings: settings.clone(),
             stamp: String::new(),
             last_table: String::new(),
+            last_shares: String::new(),
             tables: 0,
             problem: None,
         };
@@ -117,10 +126,10 @@ impl Replica {
     /// One renewal; whether the store answered.
     async fn renew(&mut self) -> bool {
         let Some(sent) = self.guard.next_renewal() else { return false };
-        let report = Report::new(&sent.policy, &sent.door, &sent.names, &sent.loads);
+        let report = Report::new(&sent.policy, &sent.door, &sent.names, &sent.loads, &sent.wanted);
         let door = serde_json::to_string(&report).unwrap_or_default();
-        let answer =
-            self.store.renew(&self.member, &sent.names, &sent.renewal, &self.stamp, &door, None).await;
+        let says = Says { stamp: &self.stamp, door: &door, key: self.guard.key() };
+        let answer = self.store.renew(&self.member, &sent.names, &sent.renewal, &says, None).await;
         match answer {
             Ok(Some(told)) => {
                 self.recover();
@@ -139,7 +148,8 @@ impl Replica {
         let Some(levels) = self.hear(sent, told) else { return };
         let levels = sent.names.iter().map(String::as_str).zip(levels).collect();
         let stamp = format!("{}.{}", told.token, self.tables);
-        match self.store.publish(&self.member, told.token, &levels, &stamp, &self.last_table).await {
+        let says = [&*stamp, &self.last_table, &self.last_shares];
+        match self.store.publish(&self.member, told.token, &levels, says).await {
             Ok(true) => {}
             Ok(false) => tracing::info!(token = told.token, "another replica has taken over"),
             Err(error) => self.fail(&error.to_string()),
@@ -151,6 +161,10 @@ impl Replica {
     pub fn hear(&mut self, sent: &Sent, told: &Told) -> Option<Vec<Level>> {
         let known = told.live.saturating_add(told.silent);
         let leads = told.leader == self.member;
+        if let Some(key) = told.key().filter(|key| *key != self.guard.key()) {
+            tracing::info!("identities are known by the fleet's key from now on");
+            self.guard.adopt_key(key);
+        }
         self.guard.take_leases(&sent.renewal, &told.leases(&sent.names), known, leads);
         self.guard.on_fleet(&FleetChange {
             role: if leads { Role::Leads } else { Role::Follows },
@@ -162,6 +176,7 @@ impl Replica {
         if leads {
             return Some(self.lead(sent, told));
         }
+        self.guard.take_shares(told.shares.as_deref().and_then(|shares| serde_json::from_str(shares).ok()));
         if let (Some(stamp), Some(table)) = (&told.stamp, &told.table) {
             match serde_json::from_str::<Followed>(table) {
                 Ok(followed) => self.guard.follow(&followed),
@@ -175,26 +190,31 @@ impl Replica {
     }
 
     fn lead(&mut self, sent: &Sent, told: &Told) -> Vec<Level> {
-        let mut peers = Vec::new();
+        let (mut peers, mut wanted) = (Vec::new(), Vec::new());
         let mut demands: Vec<Vec<u64>> = vec![Vec::new(); sent.names.len()];
         for pair in told.doors.chunks_exact(2) {
             let Ok(report) = serde_json::from_str::<Report>(&pair[1]) else { continue };
             for (name, demands) in sent.names.iter().zip(&mut demands) {
                 demands.push(report.demands.get(name).copied().unwrap_or(0));
             }
+            wanted.push(report.wanted(&sent.policy, &sent.names));
             if pair[0] != self.member {
                 peers.push(Peer { member: pair[0].clone(), door: report.door(&sent.policy) });
             }
         }
         self.guard.on_peers(peers);
         let (limits, followed) = self.guard.publication();
+        let reserved: Vec<u64> = sent.names.iter().map(|name| told.reserved.get(name)).collect();
+        let shares = self.guard.share_out(&limits, &reserved, &wanted);
+        self.last_shares = serde_json::to_string(&shares).unwrap_or_default();
+        self.guard.take_shares(Some(shares));
         let table = serde_json::to_string(&followed).unwrap_or_default();
         if table != self.last_table {
             self.tables += 1;
             self.last_table = table;
         }
-        let each = sent.names.iter().zip(limits).zip(&demands);
-        each.map(|((name, limit), demands)| divide(limit, told.reserved.get(name), demands)).collect()
+        let each = limits.into_iter().zip(reserved).zip(&demands);
+        each.map(|((limit, reserved), demands)| divide(limit, reserved, demands)).collect()
     }
 
     fn fail(&mut self, problem: &str) {
@@ -203,6 +223,9 @@ impl Replica {
         }
         self.problem = Some(problem.to_owned());
         let standing = self.guard.fail_renewal();
+        if standing != Standing::Leased {
+            self.guard.take_shares(None);
+        }
         self.guard.on_store_problem(standing, problem);
     }
 
@@ -222,8 +245,10 @@ pub struct Sent {
     pub door: crate::core::engine::DoorReading,
     /// The shared limits.
     pub names: Vec<String>,
-    /// In use, and in demand, of each.
+    /// In use, and asked for, of each.
     pub loads: Vec<(u64, u64)>,
+    /// What could be used of each, and who asks.
+    pub wanted: Wanted,
     /// What is sent.
     pub renewal: crate::core::fleet::holding::Renewal,
 }

@@ -30,6 +30,8 @@ if not s.last or now + 1000 < s.last or now > s.last + a.ttl / 2 then
 end
 s.grace = math.min(s.grace, now + a.ttl)
 s.last = now
+-- Whoever came first has drawn the key that all know identities by.
+s.key = s.key or a.key
 
 -- Whose leases have run out keeps its safe share, and at last nothing.
 local function forget(member, record)
@@ -161,12 +163,14 @@ local answer = {
   silent = s.gone,
   leader = s.leader,
   token = s.token,
+  key = s.key,
 }
 if leads then
   answer.doors = redis.call('HGETALL', KEYS[4])
   answer.reserved = s.reserved
 else
-  local table = redis.call('HMGET', KEYS[1], 'stamp', 'table')
+  local table = redis.call('HMGET', KEYS[1], 'stamp', 'table', 'shares')
+  answer.shares = table[3] or nil
   if table[1] and table[1] ~= a.stamp then
     answer.stamp, answer.table = table[1], table[2]
   end

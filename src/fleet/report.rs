@@ -1,10 +1,13 @@
-//! What a replica says of its door to whoever leads, as text: demands, and counts since its start.
+//! What a replica says of its door to whoever leads, as text: demands, who asks for what is contended
+//! (by keyed digests), and counts since its start.
 //!
 //! Counters are totals, so a report that was not read is made good by the next. Only classes that
 //! were ever asked stand in it, and of their latencies only the buckets that hold any: about 2 KB
 //! for a busy door.
 
 use crate::core::engine::{ClassReading, DoorReading};
+use crate::core::fleet::asking::Told;
+use crate::core::fleet::part::Wanted;
 use crate::core::limit::meter::{BUCKETS, Counts, Reason};
 use crate::core::policy::Policy;
 use serde::{Deserialize, Serialize};
@@ -17,8 +20,14 @@ const UNDER_WAY_MAX: u32 = 1 << 20;
 /// The report of one door.
 #[derive(Serialize, Deserialize, Debug, Default)]
 pub(super) struct Report {
-    /// What it could use of each limit, in grains.
+    /// What it asks for of each limit, in grains.
     pub(super) demands: BTreeMap<String, u64>,
+    /// What it could use, whoever asks for it, where that is another amount.
+    #[serde(default)]
+    wants: BTreeMap<String, u64>,
+    /// Who asks, by class.
+    #[serde(default)]
+    told: BTreeMap<String, Told>,
     classes: BTreeMap<String, ClassReport>,
 }
 
@@ -36,7 +45,13 @@ struct ClassReport {
 impl Report {
     /// The report of a door.
     #[must_use]
-    pub(super) fn new(policy: &Policy, door: &DoorReading, names: &[String], loads: &[(u64, u64)]) -> Report {
+    pub(super) fn new(
+        policy: &Policy,
+        door: &DoorReading,
+        names: &[String],
+        loads: &[(u64, u64)],
+        wanted: &Wanted,
+    ) -> Report {
         let some = |counts: &[u64]| counts.iter().copied().enumerate().filter(|(_, n)| *n > 0).collect();
         let classes = policy.classes.iter().zip(door).filter(|(_, seen)| seen.counts.offered > 0);
         let classes = classes.map(|(class, seen)| {
@@ -51,7 +66,29 @@ impl Report {
             (class.name.to_string(), report)
         });
         let demands = names.iter().zip(loads).map(|(name, (_, demand))| (name.clone(), *demand));
-        Report { demands: demands.collect(), classes: classes.collect() }
+        let wants = names.iter().zip(loads).zip(&wanted.wants);
+        let wants = wants.filter(|((_, (_, demand)), want)| demand != *want);
+        let told = wanted.told.iter().filter_map(|(at, told)| {
+            let class = policy.classes.get(*at)?;
+            Some((class.name.to_string(), told.clone()))
+        });
+        Report {
+            demands: demands.collect(),
+            wants: wants.map(|((name, _), want)| (name.clone(), *want)).collect(),
+            told: told.collect(),
+            classes: classes.collect(),
+        }
+    }
+
+    /// What the door could use of these limits, and who asks there for this policy's classes.
+    #[must_use]
+    pub(super) fn wanted(&self, policy: &Policy, names: &[String]) -> Wanted {
+        let want = |name: &String| self.wants.get(name).or(self.demands.get(name)).copied().unwrap_or(0);
+        let told = policy.classes.iter().enumerate();
+        Wanted {
+            wants: names.iter().map(want).collect(),
+            told: told.filter_map(|(at, class)| Some((at, self.told.get(&*class.name)?.clone()))).collect(),
+        }
     }
 
     /// The door as it was reported, in the order of this policy's classes.
@@ -117,10 +154,14 @@ mod tests {
         door[1].counts.bound = 4;
         door[1].counts.buckets[40] = 5;
         door[1].in_flight_peak = 3;
-        let text = serde_json::to_string(&Report::new(&here, &door, &["b/rate".into()], &[(0, 7)])).unwrap();
+        let wanted = Wanted { wants: vec![9], told: [(1, Told::default())].into() };
+        let names = ["b/rate".to_owned()];
+        let text = serde_json::to_string(&Report::new(&here, &door, &names, &[(0, 7)], &wanted)).unwrap();
         let report: Report = serde_json::from_str(&text).unwrap();
         let read = report.door(&there);
         assert_eq!((&read[0], &read[1], &read[2]), (&door[1], &door[0], &door[0]));
         assert_eq!(report.demands["b/rate"], 7);
+        let read = report.wanted(&there, &["a/rate".into(), "b/rate".into()]);
+        assert_eq!((read.wants, read.told), (vec![0, 9], [(0, Told::default())].into()));
     }
 }

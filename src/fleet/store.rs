@@ -3,16 +3,21 @@
 //! Each renewal is one round trip: one atomic script over all limits. The script is the book
 //! ([`crate::core::fleet::book`]); what it keeps stands under five keys of one hash slot, so that a
 //! Redis Cluster runs it too. The connection is made when it is needed and made anew after any
-//! fault; whatever was given up on may still be executed, which the book allows for. Neither the
+//! fault; whatever was given up on may still be executed, which the book allows for. With `rediss://`
+//! it is in TLS, and only who was named vouches for the store. Neither the
 //! password nor the address's user part is ever shown: errors carry what Redis says, no more.
 
+use crate::config::settings;
 use crate::core::fleet::Timing;
 use crate::core::fleet::division::Level;
 use crate::core::fleet::holding::Renewal;
+use crate::proxy::tls::{Originator, Renew, TlsError};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, IntoConnectionInfo, Script};
+use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Script};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::time::Duration;
 
 /// A store that takes longer is as good as none: leases would run out meanwhile.
@@ -30,19 +35,28 @@ pub enum StoreError {
     /// It, or the way to it, says no.
     #[error("{0}")]
     Redis(String),
+    /// Nobody can be believed to vouch for it.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// It answers what the script does not.
     #[error("its answer cannot be read ({0}); does another version of rayguard share `fleet.group`?")]
     Nonsense(String),
 }
 
+/// A connection, and what moves its bytes where nobody else does.
+type Line = (MultiplexedConnection, Option<Driver>);
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// A client of the shared store.
 pub struct Store {
     client: Client,
+    /// Who vouches for it, where it is spoken with in TLS.
+    tls: Option<Originator>,
     keys: [String; 4],
     renew: Script,
     publish: Script,
     leave: Script,
-    connection: Option<MultiplexedConnection>,
+    connection: Option<Line>,
     timing: Timing,
     /// Whoever does not answer for so long is given up on.
     patience: Duration,
@@ -67,8 +81,20 @@ struct Ask<'a> {
     leaving: bool,
     stamp: &'a str,
     door: &'a str,
+    key: String,
     /// cap, used, demand, safe, limit
     claims: BTreeMap<&'a str, [u64; 5]>,
+}
+
+/// What a renewal says besides its claims.
+#[derive(Clone, Copy, Debug)]
+pub struct Says<'a> {
+    /// The stamp of the table it follows.
+    pub stamp: &'a str,
+    /// Its door, for whoever leads.
+    pub door: &'a str,
+    /// The key it knows identities by, for a store that has none.
+    pub key: [u64; 2],
 }
 
 /// What is answered.
@@ -93,6 +119,9 @@ pub struct Told {
     pub stamp: Option<String>,
     /// The leader's table.
     pub table: Option<String>,
+    /// For others: how the leader shares the limits out among identities.
+    pub shares: Option<String>,
+    key: String,
 }
 
 /// Amounts by limit. Lua has one kind of table, and writes an empty one as a list.
@@ -120,6 +149,13 @@ impl Sparse {
 }
 
 impl Told {
+    /// The key all doors know identities by.
+    #[must_use]
+    pub fn key(&self) -> Option<[u64; 2]> {
+        let (first, second) = self.key.split_at_checked(16)?;
+        Some([u64::from_str_radix(first, 16).ok()?, u64::from_str_radix(second, 16).ok()?])
+    }
+
     /// The leases, in the order of these limits.
     #[must_use]
     pub fn leases(&self, names: &[String]) -> Vec<u64> {
@@ -128,10 +164,20 @@ impl Told {
 }
 
 impl Store {
-    /// A store that has not been asked yet.
+    /// The store of these settings, which has not been asked yet.
+    pub fn of(fleet: &settings::Fleet, password: Option<&str>) -> Result<Store, StoreError> {
+        let mut store = Store::new(&fleet.url, password, &fleet.group, fleet.timing)?;
+        let tls = fleet.tls.as_ref();
+        store.tls = tls.map(|tls| Originator::new(tls.name.clone(), &tls.authorities)).transpose()?;
+        Ok(store)
+    }
+
+    /// A store that has not been asked yet, spoken with in the open.
     pub fn new(url: &str, password: Option<&str>, group: &str, timing: Timing) -> Result<Store, StoreError> {
         let address = |error: redis::RedisError| StoreError::Address(error.kind_words());
-        let info = url.into_connection_info().map_err(address)?;
+        // The client is built without TLS: the one that is spoken at the door serves here too.
+        let open = url.strip_prefix("rediss:").map(|rest| format!("redis:{rest}"));
+        let info = open.as_deref().unwrap_or(url).into_connection_info().map_err(address)?;
         let mut settings = info.redis_settings().clone();
         if let Some(password) = password {
             settings = settings.set_password(password);
@@ -140,6 +186,7 @@ impl Store {
         let key = |of: &str| format!("{{rayguard:{group}}}:{of}");
         Ok(Store {
             client,
+            tls: None,
             keys: [key("state"), key("members"), key("until"), key("doors")],
             renew: Script::new(include_str!("renew.lua")),
             publish: Script::new(include_str!("publish.lua")),
@@ -161,8 +208,7 @@ impl Store {
         member: &str,
         names: &[String],
         renewal: &Renewal,
-        stamp: &str,
-        door: &str,
+        says: &Says<'_>,
         at_ms: Option<u64>,
     ) -> Result<Option<Told>, StoreError> {
         let timing = self.timing;
@@ -176,8 +222,9 @@ impl Store {
             remember: timing.remember.as_millis(),
             turn: timing.period.as_millis() * 4,
             leaving: renewal.leaving,
-            stamp,
-            door,
+            stamp: says.stamp,
+            door: says.door,
+            key: format!("{:016x}{:016x}", says.key[0], says.key[1]),
             claims: claims
                 .map(|(name, of)| (name.as_str(), [of.cap, of.used, of.demand, of.safe, of.limit]))
                 .collect(),
@@ -191,14 +238,14 @@ impl Store {
         Ok((!told.stale).then_some(told))
     }
 
-    /// Publishes the leader's division and table; `false` under a token that is not the present one.
+    /// Publishes the leader's division, and the stamp of its table, the table and the shares;
+    /// `false` under a token that is not the present one.
     pub async fn publish(
         &mut self,
         member: &str,
         token: u64,
         levels: &BTreeMap<&str, Level>,
-        stamp: &str,
-        table: &str,
+        [stamp, table, shares]: [&str; 3],
     ) -> Result<bool, StoreError> {
         let levels: BTreeMap<&str, (u64, i64, u64)> = levels
             .iter()
@@ -210,7 +257,8 @@ impl Store {
         let levels =
             serde_json::to_string(&levels).map_err(|error| StoreError::Nonsense(error.to_string()))?;
         let script = self.publish.clone();
-        let done: u32 = self.run(&script, &[member, &token.to_string(), &levels, stamp, table]).await?;
+        let done: u32 =
+            self.run(&script, &[member, &token.to_string(), &levels, stamp, table, shares]).await?;
         Ok(done == 1)
     }
 
@@ -239,14 +287,9 @@ impl Store {
         script: &Script,
         args: &[&str],
     ) -> Result<T, StoreError> {
-        let said = |error: redis::RedisError| StoreError::Redis(error.kind_words());
-        let mut connection = if let Some(connection) = self.connection.take() {
-            connection
-        } else {
-            let config = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(self.patience))
-                .set_response_timeout(Some(self.patience));
-            self.client.get_multiplexed_async_connection_with_config(&config).await.map_err(said)?
+        let (mut connection, mut driver) = match self.connection.take() {
+            Some(line) => line,
+            None => self.connect().await?,
         };
         let mut call = script.prepare_invoke();
         for key in &self.keys {
@@ -255,10 +298,46 @@ impl Store {
         for arg in args {
             call.arg(*arg);
         }
-        let value = call.invoke_async(&mut connection).await.map_err(said)?;
-        self.connection = Some(connection);
+        let answer = call.invoke_async(&mut connection);
+        let value = match &mut driver {
+            None => answer.await,
+            Some(driver) => tokio::select! {
+                answer = answer => answer,
+                () = driver => return Err(StoreError::Redis("the connection was closed".to_owned())),
+            },
+        };
+        let value = value.map_err(said)?;
+        self.connection = Some((connection, driver));
         Ok(value)
     }
+
+    /// By `&mut`: what moves the bytes of a connection may not be looked at from two threads.
+    async fn connect(&mut self) -> Result<Line, StoreError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.patience))
+            .set_response_timeout(Some(self.patience));
+        let info = self.client.get_connection_info();
+        let (Some(tls), ConnectionAddr::Tcp(host, port)) = (&self.tls, info.addr()) else {
+            let connection = self.client.get_multiplexed_async_connection_with_config(&config).await;
+            return Ok((connection.map_err(said)?, None));
+        };
+        let broke = |error: std::io::Error| StoreError::Redis(error.to_string());
+        let stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await.map_err(broke)?;
+        stream.set_nodelay(true).map_err(broke)?;
+        if let Err(error) = tls.renew() {
+            tracing::warn!(%error, "those who vouch for the shared store stay as they were");
+        }
+        let (connector, name) = tls.connector_of_other();
+        let stream = connector.connect(name, stream).await.map_err(broke)?;
+        let made = MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await;
+        let (connection, driver) = made.map_err(said)?;
+        Ok((connection, Some(Box::pin(driver))))
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for `map_err`")]
+fn said(error: redis::RedisError) -> StoreError {
+    StoreError::Redis(error.kind_words())
 }
 
 /// An error in words that hold no address with a password in it.

@@ -157,6 +157,8 @@ struct Towards {
 /// HTTP/1.1 takes connections of its own.
 #[derive(Debug)]
 struct Offers {
+    /// What is no HTTP, and has no name here.
+    other: Arc<ClientConfig>,
     http1: Arc<ClientConfig>,
     http2: Arc<ClientConfig>,
 }
@@ -190,6 +192,12 @@ impl Originator {
         };
         (TlsConnector::from(Arc::clone(config)), self.0.name.clone())
     }
+
+    /// For one connection on which no HTTP is spoken: who begins it, and with whom.
+    #[must_use]
+    pub fn connector_of_other(&self) -> (TlsConnector, ServerName<'static>) {
+        (TlsConnector::from(Arc::clone(&self.0.offers.load().other)), self.0.name.clone())
+    }
 }
 
 impl Renew for Originator {
@@ -218,7 +226,8 @@ fn offers(authorities: &Path) -> Result<Offers, TlsError> {
         config.alpn_protocols = vec![protocol.to_vec()];
         Arc::new(config)
     };
-    Ok(Offers { http1: speaking(b"http/1.1"), http2: speaking(b"h2") })
+    let (http1, http2) = (speaking(b"http/1.1"), speaking(b"h2"));
+    Ok(Offers { other: Arc::new(config), http1, http2 })
 }
 
 /// The authorities in a file.

@@ -61,7 +61,8 @@ pub struct Guard {
     door: ArcSwap<Door>,
     /// One for each listener.
     fronts: Mutex<Vec<Arc<ArcSwap<Front>>>>,
-    key: [u64; 2],
+    /// The key of all digests of identities.
+    key: Mutex<[u64; 2]>,
     /// Time.
     pub clock: Clock,
     /// Tasks.
@@ -108,7 +109,7 @@ impl Guard {
             settings: ArcSwap::from(settings),
             door: ArcSwap::from(door),
             fronts: Mutex::default(),
-            key,
+            key: Mutex::new(key),
             clock,
             tasks,
             engine: Mutex::new(engine),
@@ -187,24 +188,51 @@ impl Guard {
                 &settings.alerts.rules,
                 self.clock.now(),
             );
-            let old = self.door();
             if let Some(part) = &mut *self.part() {
                 part.take_over(Arc::clone(&policy), &engine.table());
             }
-            let table = self.part_of(engine.table());
-            let door = old.succeed(policy, identifier(settings, self.key), table);
-            self.serve_out(old);
-            self.door.store(Arc::clone(&door));
             self.settings.store(Arc::clone(settings));
-            if let Some(recorder) = &*door.recorder.load() {
-                self.note_names(recorder, &door);
-            }
-            door
+            self.succeed_door(&engine)
         };
         for (front, entrance) in fronts.iter_mut().zip(renewed) {
             front.store(Arc::new(Front { door: Arc::clone(&door), entrance }));
         }
         Ok(needs_restart(&before, settings))
+    }
+
+    /// From now on identities are known by this key: nobody's digest is what it was, so that debts
+    /// in queues and under ceilings are forgiven once.
+    pub fn adopt_key(&self, key: [u64; 2]) {
+        let fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        let door = {
+            let engine = self.engine();
+            *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+            self.succeed_door(&engine)
+        };
+        for front in fronts.iter() {
+            let entrance = Arc::clone(&front.load().entrance);
+            front.store(Arc::new(Front { door: Arc::clone(&door), entrance }));
+        }
+    }
+
+    /// The key of all digests of identities.
+    #[must_use]
+    pub fn key(&self) -> [u64; 2] {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a new door in the old one's place, by the engine's policy, the settings and the key.
+    fn succeed_door(&self, engine: &Engine) -> Arc<Door> {
+        let old = self.door();
+        let table = self.part_of(engine.table());
+        let identifier = identifier(&self.settings(), self.key());
+        let door = old.succeed(Arc::clone(engine.policy()), identifier, table);
+        self.serve_out(old);
+        self.door.store(Arc::clone(&door));
+        if let Some(recorder) = &*door.recorder.load() {
+            self.note_names(recorder, &door);
+        }
+        door
     }
 
     /// Whoever waits at a door that has been succeeded is still served there, until nobody does.

@@ -7,7 +7,7 @@
 use crate::core::engine::crew::{FleetChange, Followed, Peer, Role};
 use crate::core::fleet::Timing;
 use crate::core::fleet::holding::{Renewal, Standing};
-use crate::core::fleet::part::{Leased, Part};
+use crate::core::fleet::part::{Leased, Part, Shares, Wanted};
 use crate::core::policy::ClassId;
 use crate::fleet::Sent;
 use crate::runtime::guard::Guard;
@@ -52,11 +52,41 @@ impl Guard {
             }
         }
         let now = self.clock.now();
+        let ids = || (0..reading.len()).filter_map(|at| Some((at, ClassId(u8::try_from(at).ok()?))));
+        for (at, id) in ids() {
+            if let Some(askers) = door.gate.asked(id) {
+                part.hear(at, &askers, &door.gate.places_wanted(id), now);
+            }
+        }
         let limits = part.limits(&table);
         part.holding.set_limits(&limits);
         let loads = part.loads(&reading, now);
+        for (at, id) in ids() {
+            door.gate.watch(id, part.watches(at, now));
+        }
         let renewal = part.holding.renew(now, &loads);
-        Some(Sent { policy, door: reading, names: part.names().to_vec(), loads, renewal })
+        let wanted = part.wanted();
+        Some(Sent { policy, door: reading, names: part.names().to_vec(), loads, wanted, renewal })
+    }
+
+    /// Shares the whole limits out among all who ask at these doors; for whoever leads.
+    #[must_use]
+    pub fn share_out(&self, limits: &[u64], reserved: &[u64], doors: &[Wanted]) -> Shares {
+        self.part().as_ref().map(|part| part.share_out(limits, reserved, doors)).unwrap_or_default()
+    }
+
+    /// Takes in how the limits are shared out among identities.
+    pub fn take_shares(&self, shares: Option<Shares>) {
+        let door = self.door();
+        let mut part = self.part();
+        let Some(part) = part.as_mut() else { return };
+        part.take_shares(shares);
+        for at in 0..door.policy.classes.len() {
+            let (weights, parts) = part.weights(at);
+            if let Ok(id) = u8::try_from(at) {
+                door.gate.weigh(ClassId(id), &weights, &parts);
+            }
+        }
     }
 
     /// Takes in what the store has granted, and whether this replica leads.

@@ -190,6 +190,40 @@ async fn what_is_read_is_shown_as_text_and_fits_a_phone() {
     browser.until("document.title.includes('Ray does not answer')").await;
 }
 
+#[tokio::test]
+async fn a_door_among_several_says_who_decides_and_what_it_has_leased() {
+    if !has(CHROMIUM) || !has("/usr/bin/redis-server") {
+        return;
+    }
+    let alone = Gate::start("page-alone", "", None).await;
+    let mut browser = Browser::open("alone", &alone.admin, 1280).await;
+    assert_eq!(browser.value("document.getElementById('fleet').hidden").await, json!(true));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let mut redis = Command::new("/usr/bin/redis-server")
+        .args(["--bind", "127.0.0.1", "--save", "", "--port", &port])
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let config = format!("[fleet]\nurl = 'redis://127.0.0.1:{port}'\nreplicas = 2\nname = 'door-1'");
+    let gate = Gate::start("page-fleet", &config, None).await;
+    let fleet = gate.guard.settings().fleet.clone().unwrap();
+    let mut replica = rayguard::fleet::Replica::new(&gate.guard, &fleet, None, "host", "1").unwrap();
+    replica.begin().await;
+    replica.start();
+    let mut browser = Browser::open("fleet", &gate.admin, 390).await;
+    let says = |text: &str| format!("document.getElementById('fleet').textContent.includes({})", json!(text));
+    browser.until(&says("door-1:1 is one of 2 replicas; this one decides for all")).await;
+    browser.until(&says("The shared store answers.")).await;
+    gate.ask("/api/jobs/").await;
+    browser.until(&says("job-list in flight: ")).await;
+    redis.kill().await.unwrap();
+    browser.until(&says("it decides for itself, with an even share")).await;
+    browser.until("document.querySelector('#fleet .bad')?.textContent.includes('cannot be asked')").await;
+    let wide = browser.value("document.documentElement.scrollWidth").await.as_u64().unwrap();
+    assert!(wide <= 390, "{wide}");
+}
+
 /// What stands at the top when Ray's metrics are gone, and who asks, at every width.
 #[tokio::test]
 async fn a_head_without_metrics_is_one_matter_and_clients_are_named() {

@@ -16,7 +16,7 @@
 //! it was last seen at. No header, no credential, no name. Nothing here is ever a metric's label.
 
 pub mod fold;
-mod summary;
+pub(in crate::core) mod summary;
 
 use crate::core::limit::gate::Ask;
 use crate::core::policy::ClassId;
@@ -177,17 +177,17 @@ fn one_more(slice: &mut (u64, u64), at: u64) -> u64 {
 /// How many different ones were seen: linear counting (Whang, Vander-Zanden, Taylor, 1990) in
 /// 512 bits; within a tenth up to about 500, and full at 3,000 or so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-struct Crowd([u64; 8]);
+pub(in crate::core) struct Crowd([u64; 8]);
 
 impl Crowd {
-    fn see(&mut self, digest: u64) {
+    pub(in crate::core) fn see(&mut self, digest: u64) {
         let bit = digest % 512;
         if let Some(word) = self.0.get_mut(usize::try_from(bit / 64).unwrap_or(0)) {
             *word |= 1 << (bit % 64);
         }
     }
 
-    fn size(self) -> u32 {
+    pub(in crate::core) fn size(self) -> u32 {
         let empty = self.0.iter().map(|word| word.count_zeros()).sum::<u32>().max(1);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 3,194")]
         let size = (512.0 * (512.0 / f64::from(empty)).ln()).round() as u32;

@@ -32,6 +32,13 @@ pub fn minimum(limit: u64, replicas: u64) -> u64 {
     if limit < replicas { 0 } else { (limit / (20 * replicas)).max(1) }
 }
 
+/// What is divided among so many when they want it all: a hundredth stays for a newcomer.
+#[must_use]
+pub fn spare_one_part(limit: u64, reserved: u64, count: u64) -> u64 {
+    let pool = limit.saturating_sub(reserved);
+    pool - (limit / 100).min(pool / (count + 1))
+}
+
 /// Divides `limit`, of which `reserved` is kept for replicas that fell silent.
 #[must_use]
 pub fn divide(limit: u64, reserved: u64, demands: &[u64]) -> Level {
@@ -43,7 +50,7 @@ pub fn divide(limit: u64, reserved: u64, demands: &[u64]) -> Level {
     if wanted <= pool {
         return Level { limit, level: None, slack: (pool - wanted) / (count + 1) };
     }
-    let pool = pool - (limit / 100).min(pool / (count + 1));
+    let pool = spare_one_part(limit, reserved, count);
     let wanting = demands.iter().filter(|demand| **demand > 0).count() as u64;
     if pool < wanting {
         return Level { limit, level: Some(0), slack: 0 };

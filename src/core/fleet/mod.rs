@@ -7,7 +7,8 @@
 //! * the [`book`] (a script in the shared store) keeps what is out on lease and hands out no more
 //!   than is free. It alone is responsible for safety;
 //! * the [`division`] (by whoever leads) publishes one number per limit, the water level of
-//!   max-min fairness. It is responsible for fairness, and can be late or absent;
+//!   max-min fairness among doors, and one more, with the weights of those who come to several,
+//!   for fairness among [`identities`]. It is responsible for fairness, and can be late or absent;
 //! * the [`holding`] (in each replica) says what may be used now. It stops using a lease before
 //!   the book may give it away, and knows what to do without a store.
 //!
@@ -43,10 +44,13 @@
 //! # A thousand replicas
 //!
 //! One renewal a period each: at 250 ms, 4 a second for a replica, 12 for three, 4,000 for a thousand,
-//! each with five numbers for each of some forty limits, about 2 KB. A script run touches its
+//! each with five numbers for each of some forty limits, about 2 KB, and for each class that is
+//! contended anywhere its 32 heaviest askers, about 2 KB more ([`asking`]). What is answered has up
+//! to 64 weights for a contended limit, another 2 KB. A script run touches its
 //! caller's record and the sums, whatever the number of replicas; only the leader reads all doors,
-//! once a period (a thousand busy ones: some 4 MB, so a fleet of that size wants a period of
-//! seconds). A change of demand takes the leader's next renewal, the others' two (the wish and the
+//! once a period (a thousand busy ones: some 4 MB with one class contended, so a fleet of that size
+//! wants a period of seconds). To find the level it goes over the rows some fifty times: 32,000 of
+//! them for a thousand doors, 100 for three. A change of demand takes the leader's next renewal, the others' two (the wish and the
 //! fact) and the winner's: five periods at most. The tests beside this run a thousand in virtual
 //! time, with one message in a hundred lost: within 5 s of the first start no more than five are
 //! further than 5 % from their max-min share, and the sum was never above the limit.
@@ -59,9 +63,11 @@
 //! Amounts are whole *grains*: slots, millionths of a request per second, bytes per second; see
 //! [`part`].
 
+pub mod asking;
 pub mod book;
 pub mod division;
 pub mod holding;
+pub mod identities;
 pub mod part;
 
 #[cfg(test)]

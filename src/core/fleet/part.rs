@@ -10,18 +10,31 @@
 //! Little's law. Of a rate: what was offered, averaged over a second. It falls by a tenth per
 //! renewal, so that leases do not follow each gap in the traffic. A door that winds up needs what
 //! is under way and what waits, and not more.
+//!
+//! *Whose demand.* Where the fleet wants more of a limit than there is, a door asks for what lies
+//! within the shares of those who ask there ([`super::identities`]). Who asks is looked at only while it
+//! matters: in classes that were contended here or elsewhere in the last [`WATCHED_FOR`], and in
+//! those with ceilings per party, which several doors would otherwise each grant anew.
 
 use super::Timing;
+use super::asking::{Asking, Told};
 use super::holding::{Holding, Standing};
+use super::identities::{self, Demand, Share, Weights};
 use crate::core::engine::DoorReading;
+use crate::core::limit::askers::Askers;
 use crate::core::limit::table::{LimitTable, slots};
-use crate::core::policy::{Kind, Policy, Treatment};
+use crate::core::policy::{Kind, PartyLimits, Policy, Treatment};
 use crate::core::time::{Time, duration_from_secs};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// Grains in one request per second.
 const RATE: f64 = 1e6;
+
+/// How long it is looked who asks for a class after it was contended.
+pub const WATCHED_FOR: Duration = Duration::from_secs(5);
 
 /// A limit that is shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -40,11 +53,41 @@ pub struct Part {
     names: Vec<String>,
     /// What may be used.
     pub holding: Holding,
-    demands: Vec<f64>,
+    /// What could be used of each limit, whoever asks for it.
+    wants: Vec<f64>,
+    /// One for each class.
+    watched: Vec<Watched>,
+    shares: Shares,
     before: DoorReading,
     /// The most under way and waiting of each class since the last renewal.
     peaks: Vec<(u32, u32)>,
     looked_at: Time,
+}
+
+/// Who asks for a class here.
+#[derive(Clone, Debug, Default)]
+struct Watched {
+    until: Time,
+    asking: Asking,
+    told: Option<Told>,
+}
+
+/// How the limits are shared among identities, as whoever leads has found.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Shares {
+    /// By limit: those of which more is wanted than there is.
+    limits: BTreeMap<String, Share>,
+    /// By class: what of its own ceilings a party has at each door.
+    ceilings: BTreeMap<String, Weights>,
+}
+
+/// What a door tells of its demand, in the order of the leader's limits.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Wanted {
+    /// In grains, whoever asks.
+    pub wants: Vec<u64>,
+    /// Who asks for a class, by its place.
+    pub told: BTreeMap<usize, Told>,
 }
 
 /// One shared limit, for people and metrics.
@@ -67,7 +110,9 @@ impl Part {
         Part {
             names: shared.iter().map(|of| name(*of, &policy)).collect(),
             holding: Holding::new(limits, replicas, timing),
-            demands: vec![0.0; shared.len()],
+            wants: vec![0.0; shared.len()],
+            watched: vec![Watched::default(); policy.classes.len()],
+            shares: Shares::default(),
             shared,
             policy,
             before: DoorReading::new(),
@@ -96,7 +141,8 @@ impl Part {
             names.iter().map(|name| self.names.iter().position(|old| old == name)).collect();
         let limits: Vec<u64> = shared.iter().map(|of| grains(*of, table)).collect();
         self.holding.rearrange(&places, &limits);
-        self.demands = places.iter().map(|place| place.map_or(0.0, |at| self.demands[at])).collect();
+        self.wants = places.iter().map(|place| place.map_or(0.0, |at| self.wants[at])).collect();
+        self.watched = vec![Watched::default(); policy.classes.len()];
         (self.shared, self.names, self.policy) = (shared, names, policy);
         self.before.clear();
         self.peaks.clear();
@@ -110,10 +156,161 @@ impl Part {
         }
     }
 
-    /// What is in use and what could be, of each shared limit: see the head of this file.
+    /// Takes in who has asked since the last renewal.
+    pub fn hear(&mut self, class: usize, askers: &Askers, places: &[(u64, u32)], now: Time) {
+        let elapsed_s = self.elapsed_s(now);
+        if let Some(watched) = self.watched.get_mut(class) {
+            watched.asking.take_in(askers, elapsed_s);
+            watched.asking.take_places(places);
+        }
+    }
+
+    /// What is in use and what is asked for, of each shared limit: see the head of this file.
     pub fn loads(&mut self, door: &DoorReading, now: Time) -> Vec<(u64, u64)> {
         self.observe(door);
-        let elapsed_s = now.since(self.looked_at).as_secs_f64().max(1e-3);
+        let used = self.use_of(door, now);
+        self.look_who_asks(door, now);
+        let leases = self.holding.caps(now);
+        let wanted = if self.shares.limits.is_empty() { Wanted::default() } else { self.wanted() };
+        let mut loads = Vec::with_capacity(self.shared.len());
+        for (at, (used, lease)) in used.into_iter().zip(leases).enumerate() {
+            let demand = if self.holding.is_leaving() {
+                self.rest_of(at, door, lease)
+            } else {
+                match self.shares.limits.get(&self.names[at]) {
+                    Some(share) if self.is_told(at, &wanted) => {
+                        self.demand(at, &wanted).within(share).min(self.wants[at])
+                    }
+                    // Who holds places and asks for none is not known.
+                    _ => self.wants[at].ceil(),
+                }
+            };
+            // To the nearest whole, or three doors would together ask for up to three slots too many.
+            loads.push((whole(used), whole(demand.round()).max(u64::from(demand > 0.0))));
+        }
+        self.peaks.clear();
+        self.before.clone_from(door);
+        self.looked_at = now;
+        loads
+    }
+
+    /// What could be used here of each limit, and who asks for it.
+    #[must_use]
+    pub fn wanted(&self) -> Wanted {
+        let told = self.watched.iter().enumerate().filter_map(|(at, of)| Some((at, of.told.clone()?)));
+        Wanted { wants: self.wants.iter().map(|want| whole(want.ceil())).collect(), told: told.collect() }
+    }
+
+    /// Whether it is to be counted who asks for a class.
+    #[must_use]
+    pub fn watches(&self, class: usize, now: Time) -> bool {
+        self.watched.get(class).is_some_and(|watched| now < watched.until)
+    }
+
+    /// Shares out the whole limits among all who ask at these doors; for whoever leads.
+    #[must_use]
+    pub fn share_out(&self, limits: &[u64], reserved: &[u64], doors: &[Wanted]) -> Shares {
+        let mut shares = Shares::default();
+        for (at, (limit, reserved)) in limits.iter().zip(reserved).enumerate() {
+            let pool = super::division::spare_one_part(*limit, *reserved, doors.len() as u64);
+            let demands: Vec<Demand> = doors.iter().map(|door| self.demand(at, door)).collect();
+            if let Some(share) = identities::share(pool as f64, &demands) {
+                shares.limits.insert(self.names[at].clone(), share);
+            }
+        }
+        for (at, class) in self.policy.classes.iter().enumerate() {
+            let PartyLimits { rate, in_flight } = class.per_party;
+            let told = |of: &dyn Fn(&Told) -> Demand| -> Vec<Demand> {
+                doors.iter().filter_map(|door| door.told.get(&at).map(of)).collect()
+            };
+            let by_rate = rate.map(|(rate, _)| identities::hold_to(rate, &told(&Told::requests)));
+            let places = in_flight.map(|places| identities::hold_to(f64::from(places), &told(&Told::places)));
+            let parts = lesser(by_rate.into_iter().chain(places));
+            if !parts.is_empty() {
+                shares.ceilings.insert(class.name.to_string(), parts);
+            }
+        }
+        shares
+    }
+
+    /// Takes in how the limits are shared out among identities; `None`: nobody says so.
+    pub fn take_shares(&mut self, shares: Option<Shares>) {
+        self.shares = shares.unwrap_or_default();
+    }
+
+    /// Who weighs less than 1 in a class's queue here, and who has less than all of its own ceilings.
+    #[must_use]
+    pub fn weights(&self, class: usize) -> (Weights, Weights) {
+        let Some(of) = self.policy.classes.get(class) else { return (Weights::new(), Weights::new()) };
+        let limits = self.limits_of(class).filter_map(|at| self.shares.limits.get(&self.names[at]));
+        let weights = lesser(limits.map(|share| share.weights.clone()));
+        (weights, self.shares.ceilings.get(&*of.name).cloned().unwrap_or_default())
+    }
+
+    /// The demand for a limit at one door, by who asks.
+    fn demand(&self, at: usize, door: &Wanted) -> Demand {
+        let want = |at: usize| door.wants.get(at).copied().unwrap_or(0) as f64;
+        let by_class = |class: usize, want: f64| {
+            door.told.get(&class).map_or_else(|| Demand::of_one_unknown(want), |told| told.demand(want))
+        };
+        match self.shared[at] {
+            Shared::InFlight(class) | Shared::Rate(class) | Shared::Bytes(class) => by_class(class, want(at)),
+            Shared::Module(module) => Demand::join(self.shared.iter().enumerate().filter_map(|(at, of)| {
+                let Shared::InFlight(class) = *of else { return None };
+                (self.is_in(class, module) && want(at) > 0.0).then(|| by_class(class, want(at)))
+            })),
+        }
+    }
+
+    /// Whether anything is known of those who ask for a limit.
+    fn is_told(&self, at: usize, door: &Wanted) -> bool {
+        match self.shared[at] {
+            Shared::InFlight(class) | Shared::Rate(class) | Shared::Bytes(class) => {
+                door.told.contains_key(&class)
+            }
+            Shared::Module(module) => door.told.keys().any(|class| self.is_in(*class, module)),
+        }
+    }
+
+    /// The places of the limits that hold a class.
+    fn limits_of(&self, class: usize) -> impl Iterator<Item = usize> {
+        self.shared.iter().enumerate().filter_map(move |(at, of)| {
+            let holds = match *of {
+                Shared::InFlight(it) | Shared::Rate(it) | Shared::Bytes(it) => it == class,
+                Shared::Module(module) => self.is_in(class, module),
+            };
+            holds.then_some(at)
+        })
+    }
+
+    /// Whether a class counts towards a module's ceiling.
+    fn is_in(&self, class: usize, module: usize) -> bool {
+        let class = &self.policy.classes[class];
+        class.module.index() == module && class.kind == Kind::Unary
+    }
+
+    /// Tells who asks for what is contended, here or elsewhere.
+    fn look_who_asks(&mut self, door: &DoorReading, now: Time) {
+        let fresh = self.before.len() == door.len();
+        for (at, seen) in door.iter().enumerate().take(self.watched.len()) {
+            let elsewhere = self.limits_of(at).any(|at| self.shares.limits.contains_key(&self.names[at]));
+            let here = fresh && seen.counts.bound > self.before[at].counts.bound;
+            let ceilings = self.policy.classes[at].per_party != PartyLimits::default();
+            let watched = &mut self.watched[at];
+            let known = now < watched.until;
+            if here || elsewhere || ceilings {
+                watched.until = now + WATCHED_FOR;
+            } else if !known {
+                watched.asking = Asking::default();
+            }
+            // What has just begun to be counted says nothing yet.
+            watched.told = known.then(|| watched.asking.tell()).filter(Told::is_something);
+        }
+    }
+
+    /// What is in use of each limit; brings up to date what could be.
+    fn use_of(&mut self, door: &DoorReading, now: Time) -> Vec<f64> {
+        let elapsed_s = self.elapsed_s(now);
         let fresh = self.before.len() == door.len();
         let wants: Vec<f64> = (0..door.len())
             .map(|at| {
@@ -130,23 +327,15 @@ impl Part {
                 1.1 * f64::from(peak) + f64::from(waiting) + turned_away
             })
             .collect();
-        let of_module = |module: usize, of: &dyn Fn(usize) -> f64| -> f64 {
-            let unary = |at: &usize| {
-                let class = &self.policy.classes[*at];
-                class.module.index() == module && class.kind == Kind::Unary
-            };
-            (0..door.len()).filter(unary).map(of).sum()
-        };
         let weight = 1.0 - (-elapsed_s).exp();
-        let leaving = self.holding.is_leaving();
-        let leases = self.holding.caps(now);
-        let mut loads = Vec::with_capacity(self.shared.len());
-        for ((of, kept), lease) in self.shared.iter().zip(&mut self.demands).zip(leases) {
-            let (used, demand) = match *of {
+        let mut use_of = Vec::with_capacity(self.shared.len());
+        let mut now_wanted = Vec::with_capacity(self.shared.len());
+        for (of, kept) in self.shared.iter().zip(&self.wants) {
+            let (used, want) = match *of {
                 Shared::InFlight(at) => (f64::from(door[at].in_flight), wants[at]),
                 Shared::Module(at) => (
-                    of_module(at, &|class| f64::from(door[class].in_flight)),
-                    of_module(at, &|class| wants[class]),
+                    self.sum_of(at, door.len(), &|class| f64::from(door[class].in_flight)),
+                    self.sum_of(at, door.len(), &|class| wants[class]),
                 ),
                 Shared::Rate(at) if fresh => {
                     let offered = door[at].counts.since(&self.before[at].counts).offered as f64 / elapsed_s;
@@ -154,25 +343,35 @@ impl Part {
                     (0.0, (1.1 * mean).max(0.0))
                 }
                 Shared::Rate(_) => (0.0, 0.0),
-                Shared::Bytes(at) => (0.0, if door[at].in_flight > 0 { 1e13 } else { 0.0 }),
+                Shared::Bytes(at) => (0.0, if door[at].in_flight > 0 { GRAINS_MAX } else { 0.0 }),
             };
-            *kept = if matches!(of, Shared::Rate(_)) { demand } else { demand.max(*kept * 0.9 - 0.1) };
-            let demand = match *of {
-                _ if !leaving => whole(kept.ceil()),
-                Shared::InFlight(at) => u64::from(door[at].in_flight + door[at].waiting),
-                Shared::Module(at) => {
-                    whole(of_module(at, &|class| f64::from(door[class].in_flight + door[class].waiting)))
-                }
-                Shared::Rate(at) if door[at].waiting > 0 => lease,
-                Shared::Bytes(at) if door[at].in_flight > 0 => lease,
-                Shared::Rate(_) | Shared::Bytes(_) => 0,
-            };
-            loads.push((whole(used), demand));
+            use_of.push(used);
+            let fades = !matches!(of, Shared::Rate(_));
+            now_wanted.push(if fades { want.max(*kept * 0.9 - 0.1) } else { want });
         }
-        self.peaks.clear();
-        self.before.clone_from(door);
-        self.looked_at = now;
-        loads
+        self.wants = now_wanted;
+        use_of
+    }
+
+    /// What a door that winds up still needs of a limit.
+    fn rest_of(&self, at: usize, door: &DoorReading, lease: u64) -> f64 {
+        let busy = |class: usize| f64::from(door[class].in_flight + door[class].waiting);
+        match self.shared[at] {
+            Shared::InFlight(class) => busy(class),
+            Shared::Module(module) => self.sum_of(module, door.len(), &busy),
+            Shared::Rate(class) if door[class].waiting > 0 => lease as f64,
+            Shared::Bytes(class) if door[class].in_flight > 0 => lease as f64,
+            Shared::Rate(_) | Shared::Bytes(_) => 0.0,
+        }
+    }
+
+    /// The sum over the classes of a module.
+    fn sum_of(&self, module: usize, classes: usize, of: &dyn Fn(usize) -> f64) -> f64 {
+        (0..classes).filter(|class| self.is_in(*class, module)).map(of).sum()
+    }
+
+    fn elapsed_s(&self, now: Time) -> f64 {
+        now.since(self.looked_at).as_secs_f64().max(1e-3)
     }
 
     /// The table as this door may use it at `now`.
@@ -235,6 +434,15 @@ impl Part {
     pub fn age(&self, now: Time) -> Duration {
         self.holding.age(now).unwrap_or_else(|| duration_from_secs(now.as_secs_f64()))
     }
+}
+
+/// Of several weights of one party the least.
+fn lesser(weights: impl Iterator<Item = Weights>) -> Weights {
+    let mut least = Weights::new();
+    for (digest, weight) in weights.flatten() {
+        least.entry(digest).and_modify(|least: &mut f64| *least = least.min(weight)).or_insert(weight);
+    }
+    least
 }
 
 fn shared(policy: &Policy) -> Vec<Shared> {

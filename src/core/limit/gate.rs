@@ -22,6 +22,7 @@ mod outlook;
 
 pub use hits::Left;
 
+use crate::core::limit::askers::Askers;
 use crate::core::limit::common::Common;
 use crate::core::limit::cost::{Costs, Departures};
 use crate::core::limit::flow::Flow;
@@ -35,7 +36,8 @@ use crate::core::limit::table::{LimitTable, Mode, slots};
 use crate::core::policy::{ClassId, Kind, ModuleId, PartyLimits, Policy, Priority, Treatment};
 use crate::core::request::party::Party;
 use crate::core::time::{Time, duration_from_secs};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -147,6 +149,9 @@ struct Tally {
     progress: AtomicU64,
     flow: Arc<Flow>,
     meter: Meter,
+    /// Who asks, while somebody looks.
+    watched: AtomicBool,
+    askers: Mutex<Askers>,
 }
 
 /// What a module has under way, and its last departure.
@@ -304,6 +309,9 @@ impl<W> Gate<W> {
         }
         let shown = ask.party;
         let ask = Ask { party: self.common.judge(shown), ..ask };
+        if class.tally.watched.load(Ordering::Relaxed) {
+            class.tally.askers().note(ask.party, self.costs.get(ask.route).max(line::COST_MIN_S));
+        }
         let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.party, now)).transpose() {
             Ok(slot) => slot,
             Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
@@ -465,6 +473,41 @@ impl<W> Gate<W> {
         self.class(id).tally.allowance_used.load(Ordering::Acquire)
     }
 
+    /// From now on it is counted, or no longer, who asks for this class.
+    pub fn watch(&self, id: ClassId, on: bool) {
+        let tally = &self.class(id).tally;
+        if tally.watched.swap(on, Ordering::Relaxed) && !on {
+            *tally.askers() = Askers::default();
+        }
+    }
+
+    /// Who has asked for this class since the last call; `None` while nobody looks.
+    #[must_use]
+    pub fn asked(&self, id: ClassId) -> Option<Askers> {
+        let tally = &self.class(id).tally;
+        tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.askers()))
+    }
+
+    /// What each party of a class with places per party has under way, and was refused since the
+    /// last call.
+    #[must_use]
+    pub fn places_wanted(&self, id: ClassId) -> Vec<(u64, u32)> {
+        let shares = self.class(id).shares.as_ref().filter(|(limits, _)| limits.in_flight.is_some());
+        shares.map_or_else(Vec::new, |(_, shares)| shares.places_wanted())
+    }
+
+    /// From now on these parties have so much of a share in the class's queue, and of their own
+    /// ceilings; everybody else has all of it.
+    pub fn weigh(&self, id: ClassId, weights: &BTreeMap<u64, f64>, parts: &BTreeMap<u64, f64>) {
+        let class = self.class(id);
+        if let Some(line) = self.lock(class.module).class_mut(id) {
+            line.fair.weigh(weights);
+        }
+        if let Some((_, shares)) = &class.shares {
+            shares.part(parts);
+        }
+    }
+
     /// The learnt cost of a route, in seconds of its module's time.
     #[must_use]
     pub fn cost(&self, route: u16) -> f64 {
@@ -559,6 +602,13 @@ impl<W> Gate<W> {
         if let (Some(slot), Some((_, shares))) = (slot, &self.class(id).shares) {
             shares.leave(slot);
         }
+    }
+}
+
+impl Tally {
+    fn askers(&self) -> MutexGuard<'_, Askers> {
+        // A panic while counting leaves a count short.
+        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -45,6 +45,9 @@
 //! once. A [`Line`] therefore remembers its flow's tags, turn and backlog, and those of its address
 //! and credential, as last changed; looking at one is a few comparisons.
 //!
+//! **Weights.** A party that comes to several doors which share one limit weighs less than 1 at each:
+//! its tag moves by `c / weight`, so that all of them together give it one share.
+//!
 //! Memory: at most `len_max` waiters; tags are kept only for parties that wait or are in debt
 //! (tag > V), at most [`TAGS_MAX`]; past that, parties share one overflow tag per dimension.
 
@@ -103,6 +106,7 @@ pub struct FairQueue<W> {
     next_place: u64,
     len: u32,
     patience: Patience,
+    weights: BTreeMap<u64, f64>,
 }
 
 /// The waiters of one flow, oldest first, and what its turn depends on.
@@ -118,14 +122,16 @@ struct Line<W> {
     /// The tags of its address and credential, without virtual time.
     tag_address: f64,
     tag_credential: f64,
+    /// What its address and its credential weigh.
+    weights: (f64, f64),
     turn: f64,
 }
 
 impl<W> Line<W> {
     /// Its key once this much more work of its address and credential has been served.
     fn key_after(&self, virtual_time: f64, of_address: f64, of_credential: f64) -> Key {
-        let address = self.tag_address.max(virtual_time) + of_address;
-        let credential = self.tag_credential.max(virtual_time) + of_credential;
+        let address = self.tag_address.max(virtual_time) + of_address / self.weights.0;
+        let credential = self.tag_credential.max(virtual_time) + of_credential / self.weights.1;
         (address.max(credential), self.turn)
     }
 
@@ -133,6 +139,9 @@ impl<W> Line<W> {
         self.key_after(virtual_time, 0.0, 0.0)
     }
 }
+
+/// No party weighs less: its share at another door may end at any moment.
+const WEIGHT_MIN: f64 = 1.0 / 64.0;
 
 /// How long clients of this class wait before they leave, as far as any have left lately.
 #[derive(Clone, Copy, Debug, Default)]
@@ -189,11 +198,25 @@ impl<W> Default for FairQueue<W> {
             next_place: 0,
             len: 0,
             patience: Patience::default(),
+            weights: BTreeMap::new(),
         }
     }
 }
 
 impl<W> FairQueue<W> {
+    /// From now on these parties get so much of what any other gets; for those who come to several
+    /// doors that share one limit (`core/fleet/identities.rs`).
+    pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
+        if self.weights == *weights {
+            return;
+        }
+        self.weights.clone_from(weights);
+        for at in 0..self.lines.len() {
+            let flow = self.lines[at].flow;
+            self.lines[at].weights = (self.weight(flow.address), self.weight(flow.credential));
+        }
+    }
+
     /// How many wait.
     #[must_use]
     pub fn len(&self) -> u32 {
@@ -279,8 +302,9 @@ impl<W> FairQueue<W> {
             return;
         }
         let flow = Flow::from(party);
-        let address = self.addresses.charge(flow.address, work, self.virtual_time);
-        let credential = self.credentials.charge(flow.credential, work, self.virtual_time);
+        let (of_address, of_credential) = (self.weight(flow.address), self.weight(flow.credential));
+        let address = self.addresses.charge(flow.address, work / of_address, self.virtual_time);
+        let credential = self.credentials.charge(flow.credential, work / of_credential, self.virtual_time);
         for line in &mut self.lines {
             match address {
                 Charged::Alone(tag) if line.flow.address == flow.address => line.tag_address = tag,
@@ -304,6 +328,10 @@ impl<W> FairQueue<W> {
                 line.turn = line.turn.max(start);
             }
         }
+    }
+
+    fn weight(&self, party: u64) -> f64 {
+        self.weights.get(&party).copied().unwrap_or(1.0).clamp(WEIGHT_MIN, 1.0)
     }
 
     fn push(&mut self, request: Waiting<W>) -> Place {
@@ -346,6 +374,7 @@ impl<W> FairQueue<W> {
             of_credential: self.work_of(|of| of.credential == flow.credential),
             tag_address: self.addresses.get(flow.address),
             tag_credential: self.credentials.get(flow.credential),
+            weights: (self.weight(flow.address), self.weight(flow.credential)),
             turn: self.turns.get(flow),
         }
     }
@@ -534,6 +563,26 @@ mod tests {
     fn equal_askers_get_equal_work_whatever_their_requests_cost() {
         let work = serve(&[(party(1, None), 0.005), (party(2, None), 0.25)], 4000);
         assert!((share(&work, |who| who.0 == 1) - 0.5).abs() < 0.02);
+    }
+
+    #[test]
+    fn a_party_that_weighs_a_third_gets_a_third_of_what_the_others_get() {
+        let asking = [party(1, None), party(2, Some(7)), party(3, None)].map(|party| (party, 0.01));
+        for weighed in [1, 7] {
+            let mut queue = FairQueue::default();
+            queue.weigh(&BTreeMap::from([(weighed, 1.0 / 3.0)]));
+            let mut served = BTreeMap::new();
+            for _ in 0..4_000 {
+                for (who, cost) in asking {
+                    while queue.waiting(who) < 2 {
+                        queue.join(ask(who, cost), 10_000);
+                    }
+                }
+                *served.entry(queue.pop(Time::ZERO).unwrap().party.address).or_insert(0.0) += 1.0;
+            }
+            let light: u64 = if weighed == 1 { 1 } else { 2 };
+            assert!((served[&light] / 4_000.0_f64 - 1.0 / 7.0).abs() < 0.01, "{served:?}");
+        }
     }
 
     #[test]

@@ -5,8 +5,12 @@
 //! another only when its party owes nothing (its rate has refilled, nothing is under way), so
 //! that flooding the table with invented identities never forgets a debt. When every slot in
 //! reach is owed, the newcomer shares the overflow slot.
+//!
+//! Where several doors share their limits, a party that asks for more than its ceilings at several
+//! of them has a part of these at each (`core/fleet/identities.rs`): so much of its places, and a
+//! cell that costs as many more. Nobody has less than one place at a door.
 
-use crate::core::limit::clock::{ElasticClock, SharedClock, VirtualTime};
+use crate::core::limit::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
 use crate::core::limit::in_flight::InFlight;
 use crate::core::limit::meter::Reason;
 use crate::core::limit::rate::{in_hand, owed, until_due};
@@ -18,9 +22,10 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Slots a class keeps; beyond, parties share one.
@@ -39,6 +44,8 @@ pub struct Shares {
     burst: u32,
     slots: Box<[Slot]>,
     refill: Duration,
+    /// The slots whose party has a part of its ceilings here and the rest at other doors.
+    parted: Mutex<Vec<usize>>,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +53,17 @@ struct Slot {
     party: AtomicU64,
     in_flight: InFlight,
     touched: AtomicU64,
+    /// The part of its ceilings that the party has here, in millionths; 0: all of them.
+    part: AtomicU32,
+    /// Requests refused for want of a place since somebody last looked.
+    refused: AtomicU32,
+}
+
+impl Slot {
+    fn part(&self) -> Option<f64> {
+        let part = self.part.load(Ordering::Relaxed);
+        (part > 0).then(|| f64::from(part) / 1e6)
+    }
 }
 
 /// The place a party was given, to be handed back with its ticket.
@@ -80,14 +98,52 @@ impl Shares {
             burst: burst.get(),
             slots: (0..=SLOTS).map(|_| Slot::default()).collect(),
             refill,
+            parted: Mutex::default(),
         })
+    }
+
+    /// From now on these parties have so much of their ceilings here and the rest at other doors.
+    /// One request at least may be under way.
+    pub fn part(&self, parts: &BTreeMap<u64, f64>) {
+        // What is held is right between any two slots.
+        let mut parted = self.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        for at in parted.drain(..) {
+            self.slots[at].part.store(0, Ordering::Relaxed);
+        }
+        for (party, part) in parts {
+            let key = party | 1;
+            if let Some(at) = reach(key).find(|at| self.slots[*at].party.load(Ordering::Acquire) == key) {
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
+                let millionths = (part.clamp(1e-6, 1.0) * 1e6) as u32;
+                self.slots[at].part.store(millionths, Ordering::Relaxed);
+                parted.push(at);
+            }
+        }
+    }
+
+    /// What each party has under way here, and was refused for want of a place since the last call.
+    #[must_use]
+    pub fn places_wanted(&self) -> Vec<(u64, u32)> {
+        let wanted = self.slots[..SLOTS].iter().map(|slot| {
+            let refused = slot.refused.swap(0, Ordering::Relaxed);
+            (slot.party.load(Ordering::Acquire), slot.in_flight.count().saturating_add(refused))
+        });
+        wanted.filter(|(_, wanted)| *wanted > 0).collect()
+    }
+
+    /// How many requests the party of a slot may have under way here.
+    fn in_flight_max(&self, slot: &Slot) -> u32 {
+        let whole = self.in_flight_max;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a u32")]
+        slot.part().map_or(whole, |part| ((f64::from(whole) * part + 1e-3) as u32).max(1).min(whole))
     }
 
     /// Counts one request of `party` in, or says which ceiling it has reached and for how long.
     pub fn enter(&self, party: Party, now: Time) -> Result<SlotId, (Reason, Duration)> {
         let at = self.slot_of(party, now);
         let slot = &self.slots[at];
-        if !slot.in_flight.try_enter(self.in_flight_max) {
+        if !slot.in_flight.try_enter(self.in_flight_max(slot)) {
+            slot.refused.fetch_add(1, Ordering::Relaxed);
             return Err((Reason::PartyInFlight, Duration::from_secs(1)));
         }
         if let Some(rate) = &self.rate {
@@ -100,6 +156,17 @@ impl Shares {
                     crate::core::time::duration_from_secs(cells / self.clock.rate()),
                 ));
             }
+            if let Some(part) = slot.part() {
+                // A cell here costs what the party gets at other doors meanwhile.
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "as-casts saturate"
+                )]
+                let more = Nanos::from(((1.0 / part - 1.0) * CELL_NANOS) as u64);
+                let owe = |due: Option<Nanos>| due.map(|due| ((), due + more)).ok_or(());
+                let _ = self.accounts.0[at].measure_and_replace(&NotKeyed::NonKey, owe);
+            }
         }
         slot.touched.store(now.0, Ordering::Relaxed);
         Ok(SlotId(u32::try_from(at).unwrap_or(u32::MAX)))
@@ -110,7 +177,7 @@ impl Shares {
     #[must_use]
     pub fn would_refuse(&self, party: Party, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let at = self.slot_of(party, now);
-        if self.slots[at].in_flight.count() >= self.in_flight_max {
+        if self.slots[at].in_flight.count() >= self.in_flight_max(&self.slots[at]) {
             return Some((Reason::PartyInFlight, Duration::from_secs(1)));
         }
         self.rate.as_ref()?;
@@ -129,7 +196,8 @@ impl Shares {
     #[must_use]
     pub fn left(&self, party: Party, now: Time) -> u32 {
         let at = self.slot_of(party, now);
-        let places = self.in_flight_max.saturating_sub(self.slots[at].in_flight.count());
+        let slot = &self.slots[at];
+        let places = self.in_flight_max(slot).saturating_sub(slot.in_flight.count());
         match &self.rate {
             Some(_) => places.min(in_hand(self.burst, owed(&self.accounts.0[at], &self.clock, now))),
             None => places,
@@ -145,8 +213,7 @@ impl Shares {
 
     fn slot_of(&self, party: Party, now: Time) -> usize {
         let key = party.credential.unwrap_or(party.address) | 1; // 0 means free
-        let home = usize::try_from(key.rotate_left(29) % SLOTS as u64).unwrap_or(0);
-        let reach = (0..REACH).map(|step| (home + step) % SLOTS);
+        let reach = reach(key);
         if let Some(at) = reach.clone().find(|at| self.slots[*at].party.load(Ordering::Acquire) == key) {
             return at;
         }
@@ -158,11 +225,18 @@ impl Shares {
             if (present == 0 || !owes)
                 && slot.party.compare_exchange(present, key, Ordering::AcqRel, Ordering::Relaxed).is_ok()
             {
+                slot.part.store(0, Ordering::Relaxed);
                 return at;
             }
         }
         SLOTS // the overflow slot
     }
+}
+
+/// The slots a party may take.
+fn reach(key: u64) -> impl Iterator<Item = usize> + Clone {
+    let home = usize::try_from(key.rotate_left(29) % SLOTS as u64).unwrap_or(0);
+    (0..REACH).map(move |step| (home + step) % SLOTS)
 }
 
 /// governor's state, one cell per slot.
@@ -255,6 +329,31 @@ mod tests {
             let _ = shares.enter(party(invented.wrapping_mul(0x9E37_79B9_7F4A_7C15)), Time::ZERO);
         }
         assert_eq!(shares.enter(party(2), Time::from_secs_f64(1.0)).unwrap_err().0, Reason::PartyRate);
+    }
+
+    #[test]
+    fn a_party_has_a_part_of_its_ceilings_where_it_has_the_rest_elsewhere() {
+        let limits = PartyLimits { rate: Some((30.0, 3)), in_flight: Some(6) };
+        let shares = Shares::new(limits, Time::ZERO).unwrap();
+        let admitted = |who: u64, from: u64| {
+            let asked = (0..1_000_u64).map(|step| Time::from_secs_f64(from as f64 + step as f64 * 0.01));
+            asked.filter_map(|now| shares.enter(party(who), now).ok()).map(|slot| shares.leave(slot)).count()
+        };
+        let _ = (admitted(8, 0), admitted(16, 0));
+        shares.part(&BTreeMap::from([(8, 1.0 / 3.0)]));
+        let (parted, whole) = (admitted(8, 20), admitted(16, 40));
+        assert!((98..=104).contains(&parted) && (298..=304).contains(&whole), "{parted}, {whole}");
+        shares.part(&BTreeMap::new());
+        assert!((298..=310).contains(&admitted(8, 60)), "all of it again");
+
+        let shares = Shares::new(PartyLimits { rate: None, in_flight: Some(6) }, Time::ZERO).unwrap();
+        let first = shares.enter(party(8), Time::ZERO).unwrap();
+        shares.part(&BTreeMap::from([(8, 1.0 / 3.0)]));
+        let more = (0..8).filter(|_| shares.enter(party(8), Time::ZERO).is_ok()).count();
+        assert_eq!(more, 1, "two of six");
+        assert_eq!(shares.places_wanted(), [(9, 9)], "two it has, and seven it was refused");
+        shares.leave(first);
+        assert_eq!(shares.places_wanted(), [(9, 1)]);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) struct Waiter<W> {
 }
 
 /// Work charged for a route nothing is known of yet, in seconds.
-const COST_MIN_S: f64 = 1e-4;
+pub(super) const COST_MIN_S: f64 = 1e-4;
 
 impl<W> Gate<W> {
     /// A waiter's client has left. Returns its waiter if it was still waiting.
