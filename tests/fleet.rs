@@ -314,7 +314,7 @@ impl Door {
                     let (door, tally) = (Arc::clone(&door), Arc::clone(&told));
                     tokio::spawn(async move {
                         let counts = tally.counts.load(Ordering::SeqCst);
-                        let slot = door.admit(Ask { class, route: 0, party }).await;
+                        let slot = door.admit(Ask { class, route: 0, party }, door.clock.now()).await;
                         if counts {
                             tally.asked.fetch_add(1, Ordering::SeqCst);
                             tally.served.fetch_add(u64::from(slot.is_ok()), Ordering::SeqCst);
