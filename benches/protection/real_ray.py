@@ -209,8 +209,10 @@ def main():
             first = []
             for number in range(options.rounds):
                 for name in options.contenders.split(","):
-                    recording = options.out.resolve() / f"{scenario}-{number + 1}.rec"
-                    recording.unlink(missing_ok=True)
+                    recording = None
+                    if name == "rayguard":
+                        recording = options.out.resolve() / f"{scenario}-{number + 1}.rec"
+                        recording.unlink(missing_ok=True)
                     result = cell(scenario, name, options, work, recording)
                     print(row(result), flush=True)
                     everything.append(result)

@@ -8,7 +8,7 @@
 //! function name with a suffix when cached.
 //!
 //! A page is some hundred lines of which only the numbers change, and a simulated day asks for it
-//! 17,000 times: what stands before a number is put together once ([`Page`]).
+//! 17,000 times: what stands before a number is put together once (`Page`).
 
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges};
 use super::plant::Plant;

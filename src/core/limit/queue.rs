@@ -42,7 +42,7 @@
 //! which nobody left.
 //!
 //! **Cost.** Whose turn it is depends on every flow that waits, so each decision looks at all of them
-//! once. A [`Line`] therefore remembers its flow's tags, turn and backlog, and those of its address
+//! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
 //! and credential, as last changed; looking at one is a few comparisons.
 //!
 //! **Weights.** A party that comes to several doors which share one limit weighs less than 1 at each:
