@@ -2,14 +2,14 @@
 """What does sharing limits cost a request? The same door with and without `[fleet]`, turn by turn.
 
 A Redis of its own, three replicas of which one is measured (whoever leads pays most: the first one
-does), one nginx behind and one wrk before it, one worker each. A B A B; the figure is the median of
+does), one nginx behind and one wrk before it, one worker each. A B B A; the figure is the median of
 the rounds' ratios of CPU time per request (user + system, the whole process), so that whatever else
 the machine does falls on both.
 
-    cargo build --release && python3 benches/door/fleet.py --rounds 5
+    cargo build --release && python3 benches/door/fleet.py
 """
 
-import argparse, pathlib, statistics, subprocess, sys, tempfile
+import argparse, math, pathlib, statistics, subprocess, sys, tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import cost
@@ -35,9 +35,17 @@ def measured(home, rayguard, text, seconds):
         door.wait()
 
 
+def interval(values):
+    """Between which of the values the median lies with at least 95 %, whatever their distribution, and with how much."""
+    values, count = sorted(values), len(values)
+    outside = [2 * sum(math.comb(count, below) for below in range(rank + 1)) / 2**count for rank in range(count // 2)]
+    rank = max((rank for rank, chance in enumerate(outside) if chance <= 0.05), default=0)
+    return values[rank], values[-1 - rank], 1 - outside[rank]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rayguard")
     arguments = parser.parse_args()
@@ -58,14 +66,17 @@ def main():
                 place.mkdir()
                 others.append(cost.start(place, "rayguard.toml", idle, [rayguard, "run", "--config", "rayguard.toml"]))
             ratios, alone, shared = [], [], []
+            texts = (cost.RAYGUARD_CONF, cost.RAYGUARD_CONF + FLEET % (REDIS, "measured"))
             for at in range(arguments.rounds):
-                a, rate_a = measured(home, rayguard, cost.RAYGUARD_CONF, arguments.seconds)
-                b, rate_b = measured(home, rayguard, cost.RAYGUARD_CONF + FLEET % (REDIS, "measured"), arguments.seconds)
+                # Whoever comes second finds the machine warmer: each does, every other round.
+                took = {which: measured(home, rayguard, texts[which], arguments.seconds) for which in (at % 2, 1 - at % 2)}
+                (a, rate_a), (b, rate_b) = took[0], took[1]
                 ratios.append(b / a)
                 alone.append(a)
                 shared.append(b)
                 print(f"round {at + 1}: alone {a * 1e6:.2f} us at {rate_a:.0f}/s, in a fleet {b * 1e6:.2f} us at {rate_b:.0f}/s, ratio {b / a:.3f}", flush=True)
-            print(f"CPU per request: alone {statistics.median(alone) * 1e6:.2f} us, in a fleet {statistics.median(shared) * 1e6:.2f} us, median ratio {statistics.median(ratios):.3f}")
+            low, high, level = interval(ratios)
+            print(f"CPU per request: alone {statistics.median(alone) * 1e6:.2f} us, in a fleet {statistics.median(shared) * 1e6:.2f} us, median ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f} with {level:.1%})")
         finally:
             for other in others:
                 other.terminate()

@@ -26,7 +26,7 @@ import simulated
 from contenders import CLIENT_DOOR_PORT, CLIENT_HEAD_PORT, HEAD_PORT, HERE, ROOT, Contender, commands, find_rayguard
 from head import Head
 from history import History
-from plot import plot
+from plot import plot, plot_backlog
 from recovery import PATIENCE_S, Backlog, Recovery
 
 # The bars, for polite clients: what is answered in time, and how long the slowest hundredth takes.
@@ -221,6 +221,8 @@ def main():
             notes = tomllib.loads((HERE / "real" / f"{scenario}.toml").read_text())["notes"]
             if "flood" in notes:
                 (options.out / f"{scenario}.svg").write_text(plot(notes, first, VICTIMS.get(scenario, "job status")))
+            if notes.get("backlog"):
+                (options.out / f"{scenario}-backlog.svg").write_text(plot_backlog(notes, first))
     print("\n" + table(everything))
     (options.out / "real-ray.md").write_text(table(everything) + "\n")
     if recordings := sorted(options.out.glob("*.rec")):
