@@ -26,6 +26,8 @@ pub struct Holding {
     limits: Vec<u64>,
     sent: u64,
     acknowledged: u64,
+    /// The caps in force when the last renewal was sent; what it claimed may have been more.
+    caps_sent: Vec<u64>,
     /// When the renewal was sent that was acknowledged last.
     relies_on: Option<Time>,
     /// Since when there has been no store, for a replica that never reached one.
@@ -76,6 +78,7 @@ impl Holding {
             limits,
             sent: 0,
             acknowledged: 0,
+            caps_sent: Vec::new(),
             relies_on: None,
             alone_since: None,
             leads_until: None,
@@ -100,6 +103,7 @@ impl Holding {
             places.iter().map(|place| place.and_then(|at| of.get(at)).copied().unwrap_or(0)).collect()
         };
         (self.leases, self.safe) = (pick(&self.leases), pick(&self.safe));
+        self.caps_sent = pick(&self.caps_sent);
         limits.clone_into(&mut self.limits);
     }
 
@@ -173,6 +177,7 @@ impl Holding {
             }
         });
         let claims = claims.collect();
+        self.caps_sent = caps;
         Renewal { seq: self.sent, acknowledged: self.acknowledged, claims, leaving: self.leaving, at: now }
     }
 
@@ -183,7 +188,14 @@ impl Holding {
             return false;
         }
         self.acknowledged = renewal.seq;
-        self.leases.copy_from_slice(leases);
+        let sent = renewal.claims.iter().zip(&self.caps_sent);
+        for ((mine, lease), (claim, cap)) in self.leases.iter_mut().zip(leases).zip(sent) {
+            // The book takes a claim for what is in use, and grants so much without asking for
+            // room. Where more was claimed than the cap, to wait for the safe share, what lies
+            // between the two has room only once a lease goes beyond the claim.
+            let waits = *cap < claim.cap && *lease <= claim.hold();
+            *mine = if waits { *cap.min(lease) } else { *lease };
+        }
         self.safe.clear();
         self.safe.extend(renewal.claims.iter().map(|claim| claim.safe));
         self.relies_on = Some(renewal.at);
@@ -291,6 +303,18 @@ mod tests {
         holding.lead(&renewal, true);
         holding.leave();
         assert!(!holding.leads(Time::from_secs_f64(1.0)), "whoever winds up leads nobody");
+    }
+
+    #[test]
+    fn a_lease_out_of_what_was_claimed_but_not_in_use_waits_for_room() {
+        for (lease, used) in [(9, 2), (10, 2), (11, 11), (1, 1)] {
+            let mut holding = leased(30, 2);
+            let renewal = holding.renew(Time::from_secs_f64(2.0), &[(1, 9)]);
+            assert_eq!(renewal.claims[0].cap, 10, "its safe share, of which it uses 2");
+            assert!(holding.take(&renewal, &[lease], 3));
+            assert_eq!(holding.caps(Time::from_secs_f64(2.1)), [used], "lease {lease}");
+            assert_eq!(holding.renew(Time::from_secs_f64(2.2), &[(1, 9)]).claims[0].cap, used);
+        }
     }
 
     #[test]
