@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use toml::Spanned;
 
 use super::quantity::{Bytes, BytesPerSecond, Length, Objective, OrOff, PerSecond, Short};
@@ -209,7 +209,7 @@ pub struct RawMetrics {
 
 /// A secret is never in the file: it stands in another file or in the environment.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct RawSecret {
     /// A file whose content it is.
     pub file: Option<Spanned<String>>,
@@ -641,6 +641,24 @@ pub struct RawFleet {
     pub period: Option<Spanned<Length>>,
     /// How long the share of a silent replica is kept for it.
     pub remember: Option<Spanned<Length>>,
+}
+
+/// From a table alone: serde would read a list as the fields in their order, so that `token = ["..."]`
+/// would be taken for a file of that name, and the name be told.
+impl<'de> Deserialize<'de> for RawSecret {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Table;
+        impl<'de> Visitor<'de> for Table {
+            type Value = RawSecret;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("struct RawSecret")
+            }
+            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<RawSecret, M::Error> {
+                RawSecret::deserialize(de::value::MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_map(Table)
+    }
 }
 
 impl<'de> Deserialize<'de> for RawListen {

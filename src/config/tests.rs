@@ -217,6 +217,7 @@ fn secrets_stand_in_files_or_variables_never_in_the_file() {
     refused("[admin]\ntoken = { file = 'a', env = 'B' }", "admin.token", "one place");
     refused("[admin]\ntoken = {}", "admin.token", "one place");
     refused("[admin]\ntoken = 'hunter2'", "admin.token", "does not stand in the configuration");
+    refused("[admin]\ntoken = ['hunter2']", "admin.token", "does not stand in the configuration");
 }
 
 #[test]
