@@ -101,7 +101,7 @@ impl Door {
 
     fn ask(&mut self, path: &str) -> Ask {
         let place = self.turn();
-        let headers = Lookup(&self.parties[place].1);
+        let headers = Lookup::new(&self.parties[place].1);
         let facts = self.facts(place, path, &headers);
         let matched = self.classifier.classify(&facts).unwrap();
         Ask { class: matched.class, route: matched.route.0, party: self.identifier.identify(&facts) }
@@ -163,14 +163,14 @@ fn decide(criterion: &mut Criterion) {
         group.bench_function("classify", |bencher| {
             bencher.iter(|| {
                 let place = door.turn();
-                let headers = Lookup(&door.parties[place].1);
+                let headers = Lookup::new(&door.parties[place].1);
                 door.classifier.classify(&door.facts(place, black_box(path), &headers)).unwrap()
             });
         });
         group.bench_function("identify", |bencher| {
             bencher.iter(|| {
                 let place = door.turn();
-                let headers = Lookup(&door.parties[place].1);
+                let headers = Lookup::new(&door.parties[place].1);
                 door.identifier.identify(&door.facts(place, path, &headers))
             });
         });

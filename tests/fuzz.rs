@@ -455,7 +455,7 @@ fn paths_and_callers() {
                 String::from_utf8_lossy(path),
                 String::from_utf8_lossy(query),
             );
-            let look_up = Lookup(&map);
+            let look_up = Lookup::new(&map);
             let facts = Facts {
                 method: &method,
                 path: &path,

@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
 
@@ -228,11 +228,21 @@ impl HttpBody for RayBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        if let RayBody::Http1(_, Some(lease)) = this {
-            lease.drive(context);
-        }
-        let (RayBody::Http1(body, _) | RayBody::Http2(body, _)) = this;
-        let frame = ready!(Pin::new(body).poll_frame(context));
+        let frame = ready!(match this {
+            RayBody::Http1(body, Some(lease)) => {
+                // What comes, comes by driving it: it is looked for before and after, and wakes nobody.
+                let mut look = || Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
+                lease.rest();
+                let there = look();
+                if there.is_pending() {
+                    lease.drive(context);
+                    look()
+                } else {
+                    there
+                }
+            }
+            RayBody::Http1(body, None) | RayBody::Http2(body, _) => Pin::new(body).poll_frame(context),
+        });
         if frame.is_none() || this.is_end_stream() {
             this.release();
         }

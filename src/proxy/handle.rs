@@ -22,14 +22,16 @@ use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace, RayBody, Way};
 use crate::proxy::coalesce::Key;
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
-use crate::proxy::headers::{Lookup, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client};
+use crate::proxy::headers::{
+    Lookup, Mentions, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client,
+};
 use crate::proxy::id::Id;
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shape;
 use crate::proxy::slot::Slot;
 use crate::proxy::tunnel;
-use http::header::HeaderValue;
+use http::header::{HeaderMap, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
@@ -58,6 +60,8 @@ struct Passage {
     entrance: Arc<Entrance>,
     peer: Peer,
     id: Id,
+    /// Whether the peer may say for whom it asks.
+    trusted: bool,
     matched: Match,
     party: Party,
     keyless: bool,
@@ -81,11 +85,13 @@ pub async fn handle(
     mut request: Request<Incoming>,
 ) -> Response<Body> {
     let id = door.ids.next();
-    if let Err(problem) = shape::check(&request, peer.body.bytes_max) {
+    let headers = Lookup::new(request.headers());
+    let mentions = headers.mentions();
+    if let Err(problem) = shape::check(&request, mentions, peer.body.bytes_max) {
         return reject::unread(problem, &id);
     }
     let Recognised { matched, party, keyless, trusted, session, address, unlisted, call } =
-        match recognise(&door, &entrance, peer.address, &request) {
+        match recognise(&door, &entrance, peer.address, &request, &headers) {
             Ok(recognised) => recognised,
             Err(suspicious) => return reject::malformed(&suspicious, &id),
         };
@@ -102,16 +108,18 @@ pub async fn handle(
         parts.headers.remove(header);
     }
     name_host(&mut parts);
-    join_cookies(&mut parts.headers);
+    if mentions.has(Mentions::COOKIE) {
+        join_cookies(&mut parts.headers);
+    }
     // An answer is shared by those who ask the same; a body is part of the question.
     let key = matches!(body, ClientBody::Empty).then(|| sharing_key(&door, matched, &parts)).flatten();
-    tell_client(&mut parts.headers, &peer.hop, trusted, peer.tls);
     let since = door.clock.now();
     let passage = Passage {
         door,
         entrance,
         peer,
         id,
+        trusted,
         matched,
         party,
         keyless,
@@ -141,16 +149,17 @@ fn recognise(
     entrance: &Entrance,
     peer: IpAddr,
     request: &Request<Incoming>,
+    headers: &Lookup,
 ) -> Result<Recognised, Suspicious> {
-    let headers = Lookup(request.headers());
+    let mentions = headers.mentions();
     let facts = Facts {
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query().unwrap_or(""),
         address: peer,
-        headers: &headers,
-        upgrade: tunnel::is_websocket(request.headers()),
-        grpc: is_grpc(request.headers()),
+        headers,
+        upgrade: mentions.has(Mentions::UPGRADE) && tunnel::is_websocket(request.headers()),
+        grpc: mentions.has(Mentions::CONTENT_TYPE) && is_grpc(request.headers()),
     };
     let mut matched = entrance.classifier.classify(&facts)?;
     let trusted = door.identifier.trusts(peer);
@@ -325,7 +334,8 @@ impl Passage {
     }
 
     /// Sends it on, within the class's time; the outer error is the answer that it took too long.
-    async fn send(&self, parts: Parts, body: ClientBody, slot: Slot) -> Result<Answer, Response<Body>> {
+    async fn send(&self, mut parts: Parts, body: ClientBody, slot: Slot) -> Result<Answer, Response<Body>> {
+        self.tell_client(&mut parts.headers);
         let request = Request::from_parts(origin_form(parts), body);
         let upstream = Arc::clone(&self.entrance.upstream);
         let exchange =
@@ -336,6 +346,11 @@ impl Passage {
                 .await
                 .map_err(|_| reject::timeout(self.tongue, &self.class().name, bound, &self.id)),
         }
+    }
+
+    /// Says for whom the request is made: what is refused is told to nobody.
+    fn tell_client(&self, headers: &mut HeaderMap) {
+        tell_client(headers, &self.peer.hop, self.trusted, self.peer.tls);
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {

@@ -21,19 +21,78 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-rayguard-request-i
 /// The header that says why a request was refused.
 pub const REASON: HeaderName = HeaderName::from_static("x-rayguard-reason");
 
+/// Which of the names that the door looks for stand in a head. One pass over the few there are costs
+/// less than a look-up for each that is not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Mentions(u16);
+
+impl Mentions {
+    const NONE: Mentions = Mentions(0);
+    /// `Connection`.
+    pub const CONNECTION: Mentions = Mentions(1);
+    /// Any other header that concerns one hop only.
+    pub const HOP_BY_HOP: Mentions = Mentions(1 << 1);
+    /// `Upgrade`, which is one of them.
+    pub const UPGRADE: Mentions = Mentions(1 << 2 | 1 << 1);
+    /// `Transfer-Encoding`, another.
+    pub const TRANSFER_ENCODING: Mentions = Mentions(1 << 3 | 1 << 1);
+    /// `Expect`.
+    pub const EXPECT: Mentions = Mentions(1 << 4);
+    /// `Content-Type`.
+    pub const CONTENT_TYPE: Mentions = Mentions(1 << 5);
+    /// `Cookie`.
+    pub const COOKIE: Mentions = Mentions(1 << 6);
+    const AUTHORIZATION: Mentions = Mentions(1 << 7);
+    const X_RAY_AUTHORIZATION: Mentions = Mentions(1 << 8);
+    const X_FORWARDED_FOR: Mentions = Mentions(1 << 9);
+    const CLIENT_ID: Mentions = Mentions(1 << 10);
+
+    /// What this head mentions.
+    #[must_use]
+    pub fn of(headers: &HeaderMap) -> Mentions {
+        headers.keys().fold(Mentions::NONE, |all, name| Mentions(all.0 | Mentions::by(name.as_str()).0))
+    }
+
+    /// Whether it mentions this.
+    #[must_use]
+    pub fn has(self, name: Mentions) -> bool {
+        self.0 & name.0 == name.0
+    }
+
+    /// What a header of this lower-case name mentions: nothing, if the door does not look for it.
+    fn by(name: &str) -> Mentions {
+        match name {
+            "connection" => Mentions::CONNECTION,
+            "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization" | "te" => {
+                Mentions::HOP_BY_HOP
+            }
+            "upgrade" => Mentions::UPGRADE,
+            "transfer-encoding" => Mentions::TRANSFER_ENCODING,
+            "expect" => Mentions::EXPECT,
+            "content-type" => Mentions::CONTENT_TYPE,
+            "cookie" => Mentions::COOKIE,
+            "authorization" => Mentions::AUTHORIZATION,
+            "x-ray-authorization" => Mentions::X_RAY_AUTHORIZATION,
+            "x-forwarded-for" => Mentions::X_FORWARDED_FOR,
+            "client_id" => Mentions::CLIENT_ID,
+            _ => Mentions::NONE,
+        }
+    }
+}
+
 /// Removes what concerns one hop only (RFC 9110, 7.6.1), the names listed in `Connection`
 /// included. `TE: trailers` is kept: gRPC servers ask for it. `Trailer` announces trailers to
 /// the far end: it passes.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
+    let mentions = Mentions::of(headers);
+    if mentions.has(Mentions::CONNECTION) {
         let named: Vec<HeaderName> = headers.get_all(CONNECTION).iter().flat_map(named).collect();
         for name in named {
             headers.remove(name);
         }
         headers.remove(CONNECTION);
     }
-    // One pass over the few names there are: most messages have none of these.
-    if headers.keys().any(|name| name == TE || HOP_BY_HOP.contains(name)) {
+    if mentions.has(Mentions::HOP_BY_HOP) {
         for name in &HOP_BY_HOP {
             headers.remove(name);
         }
@@ -48,7 +107,12 @@ static HOP_BY_HOP: [HeaderName; 6] =
 
 /// The headers that a `Connection` field names: none, in what most clients and servers say.
 fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
-    let options = connection.to_str().unwrap_or_default().split(',').map(str::trim);
+    // What most clients and servers say is read at a glance.
+    let names = match connection.as_bytes() {
+        b"keep-alive" | b"close" => None,
+        _ => connection.to_str().ok(),
+    };
+    let options = names.into_iter().flat_map(|names| names.split(',').map(str::trim));
     options
         .filter(|name| !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("close"))
         .filter_map(|name| HeaderName::try_from(name).ok())
@@ -68,8 +132,10 @@ pub fn hop(address: IpAddr) -> HeaderValue {
 /// wrote it are trusted, and replaces it otherwise; the scheme and host the client used are
 /// told unless a trusted proxy has said so already.
 pub fn tell_client(headers: &mut HeaderMap, peer: &HeaderValue, peer_is_trusted: bool, tls: bool) {
-    let before =
-        headers.get(X_FORWARDED_FOR).filter(|_| peer_is_trusted).and_then(|value| value.to_str().ok());
+    // Room for all three at once.
+    let _ = headers.try_reserve(3);
+    let before = if peer_is_trusted { headers.get(X_FORWARDED_FOR) } else { None };
+    let before = before.and_then(|value| value.to_str().ok());
     let chain = before.map(|before| format!("{before}, {}", peer.to_str().unwrap_or_default()));
     let chain = chain.and_then(|chain| HeaderValue::try_from(chain).ok());
     headers.insert(X_FORWARDED_FOR, chain.unwrap_or_else(|| peer.clone()));
@@ -109,21 +175,44 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Header look-up for the core, which knows no HTTP library.
-pub struct Lookup<'a>(pub &'a HeaderMap);
+pub struct Lookup<'a> {
+    headers: &'a HeaderMap,
+    mentions: Mentions,
+}
+
+impl<'a> Lookup<'a> {
+    /// Looks up in these.
+    #[must_use]
+    pub fn new(headers: &'a HeaderMap) -> Lookup<'a> {
+        Lookup { headers, mentions: Mentions::of(headers) }
+    }
+
+    /// What they mention.
+    #[must_use]
+    pub fn mentions(&self) -> Mentions {
+        self.mentions
+    }
+}
 
 impl crate::core::request::facts::Headers for Lookup<'_> {
     fn get(&self, name: &str) -> Option<&[u8]> {
+        if !self.mentions.has(Mentions::by(name)) {
+            return None;
+        }
         let value = match known(name) {
-            Some(name) => self.0.get(name),
-            None => self.0.get(name),
+            Some(name) => self.headers.get(name),
+            None => self.headers.get(name),
         };
         value.map(HeaderValue::as_bytes)
     }
 
     fn nth_back(&self, name: &str, n: usize) -> Option<&[u8]> {
+        if !self.mentions.has(Mentions::by(name)) {
+            return None;
+        }
         let values = match known(name) {
-            Some(name) => self.0.get_all(name),
-            None => self.0.get_all(name),
+            Some(name) => self.headers.get_all(name),
+            None => self.headers.get_all(name),
         };
         values.iter().rev().nth(n).map(HeaderValue::as_bytes)
     }
@@ -138,6 +227,7 @@ fn known(name: &str) -> Option<&'static HeaderName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::request::facts::Headers;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
@@ -169,6 +259,39 @@ mod tests {
             left,
             ["authorization", "cookie", "origin", "sec-fetch-mode", "te", "x-ray-authorization"]
         );
+    }
+
+    #[test]
+    fn what_is_looked_for_is_found_as_if_no_pass_had_been_made() {
+        let headers = map(&[
+            ("authorization", "a"),
+            ("x-ray-authorization", "b"),
+            ("cookie", "c=1"),
+            ("cookie", "d=2"),
+            ("client_id", "e"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-user", "f"),
+        ]);
+        let (all, none) = (Lookup::new(&headers), HeaderMap::new());
+        for name in headers.keys().map(HeaderName::as_str) {
+            let last = headers.get_all(name).iter().next_back().map(HeaderValue::as_bytes);
+            assert_eq!(all.get(name), headers.get(name).map(HeaderValue::as_bytes), "{name}");
+            assert_eq!(all.nth_back(name, 0), last, "{name}");
+            assert_eq!(Lookup::new(&none).get(name), None, "{name}");
+        }
+        assert_eq!((all.get("expect"), all.nth_back("x-client-id", 0)), (None, None));
+        for (name, mentioned) in
+            [(&UPGRADE, Mentions::UPGRADE), (&TRANSFER_ENCODING, Mentions::TRANSFER_ENCODING)]
+        {
+            let one = Mentions::of(&HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]));
+            assert!(one.has(mentioned) && one.has(Mentions::HOP_BY_HOP), "{name}");
+            let other = if *name == UPGRADE { Mentions::TRANSFER_ENCODING } else { Mentions::UPGRADE };
+            assert!(!one.has(other) && !one.has(Mentions::EXPECT), "{name}");
+        }
+        for name in HOP_BY_HOP.iter().chain([&TE]) {
+            let one = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]);
+            assert!(Mentions::of(&one).has(Mentions::HOP_BY_HOP), "{name}");
+        }
     }
 
     #[test]

@@ -255,6 +255,9 @@ pub fn body(error: &BodyError, id: &str) -> Response<Body> {
     response
 }
 
+/// A refusal has no more headers than this; room for them is taken once.
+const HEADERS_MAX: usize = 12;
+
 fn answer(
     tongue: Tongue,
     status: StatusCode,
@@ -273,6 +276,7 @@ fn answer(
     let mut response = Response::new(if body.is_empty() { Body::empty() } else { Body::full(body) });
     *response.status_mut() = status;
     let headers = response.headers_mut();
+    headers.reserve(HEADERS_MAX);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(REQUEST_ID, id);

@@ -5,6 +5,7 @@
 //! nobody on the way can have seen another request than the one that is forwarded. What is
 //! forwarded is written anew from what was understood.
 
+use crate::proxy::headers::Mentions;
 use crate::proxy::tunnel::is_websocket;
 use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::uri::Scheme;
@@ -68,11 +69,15 @@ impl Malformed {
     }
 }
 
-/// Whether a parsed request can be read in one way only.
+/// Whether a parsed request, whose headers mention these names, can be read in one way only.
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn check<B: Body>(request: &Request<B>, body_bytes_max: u64) -> Result<(), Malformed> {
+pub fn check<B: Body>(
+    request: &Request<B>,
+    mentions: Mentions,
+    body_bytes_max: u64,
+) -> Result<(), Malformed> {
     let (uri, headers) = (request.uri(), request.headers());
     if *request.method() == Method::CONNECT {
         return Err(Malformed::Unsupported("CONNECT is not for a reverse proxy"));
@@ -94,16 +99,19 @@ pub fn check<B: Body>(request: &Request<B>, body_bytes_max: u64) -> Result<(), M
         (None, None) => {}
         (Some(host), None) => check_host(host, uri.authority())?,
     }
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
-        return Err(Malformed::Framing("the only Transfer-Encoding understood is `chunked`"));
+    if mentions.has(Mentions::TRANSFER_ENCODING) {
+        let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+        let chunked = codings.next().is_some_and(|coding| coding.as_bytes().eq_ignore_ascii_case(b"chunked"));
+        if !chunked || codings.next().is_some() {
+            return Err(Malformed::Framing("the only Transfer-Encoding understood is `chunked`"));
+        }
     }
-    if headers.get(EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+    if mentions.has(Mentions::EXPECT)
+        && headers.get(EXPECT).is_some_and(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    {
         return Err(Malformed::Expectation);
     }
-    if is_websocket(headers) && !request.body().is_end_stream() {
+    if mentions.has(Mentions::UPGRADE) && is_websocket(headers) && !request.body().is_end_stream() {
         return Err(Malformed::Framing("a WebSocket's handshake has no body"));
     }
     if request.body().size_hint().lower() > body_bytes_max {

@@ -209,7 +209,12 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Moves the exchange on: to be called by whoever reads its body, before each read.
+    /// Until it is driven again it wakes nobody.
+    pub fn rest(&self) {
+        self.wire.rest();
+    }
+
+    /// Moves the exchange on: to be called by whoever reads its body and finds nothing there.
     pub fn drive(&mut self, context: &mut Context<'_>) {
         self.wire.drive(context);
     }
@@ -441,6 +446,7 @@ impl Upstream {
     }
 
     fn keep(&self, wire: Wire) {
+        wire.rest();
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < self.options.idle_max {
             idle.push(Idle { wire, since: self.clock.now() });

@@ -6,6 +6,11 @@
 //! together, and the connection is polled by the future that waits for the head and by the body
 //! that waits for the next bytes. An idle connection is polled by nobody; that Ray has closed it
 //! shows when it is taken up again (the request then comes back unsent) or swept.
+//!
+//! hyper's halves wake each other, and a pooled connection remembers who polled it last: left to
+//! itself it would wake its own caller for what that has just been told, and, when it is taken up
+//! again, the caller before. So a connection wakes whoever drives it now ([`Driver`]), nobody while it
+//! idles, and what only it can bring about is looked for right after it was polled.
 
 use crate::proxy::body::ClientBody;
 use crate::proxy::stream::Stream;
@@ -16,7 +21,9 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::task::{Context, Waker};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Wake, Waker};
+use tokio::task::coop::unconstrained;
 
 /// The most that is read ahead or kept for writing, in bytes; the head of an answer must fit. A connection
 /// keeps room for what it has once needed.
@@ -28,10 +35,47 @@ pub struct Wire {
     sender: SendRequest<ClientBody>,
     /// `None` once it has ended: whoever still waits for an answer learns of it when this half is dropped.
     connection: Option<Box<Driven>>,
+    driver: Arc<Driver>,
+    /// Reaches the driver, whoever that is.
+    waker: Waker,
 }
 
 /// The half that reads and writes.
 pub type Driven = Connection<TokioIo<Stream>, ClientBody>;
+
+/// Who drives a connection and is to be woken when it can move on.
+#[derive(Debug, Default)]
+struct Driver(Mutex<Option<Waker>>);
+
+impl Driver {
+    fn is(&self, waker: &Waker) {
+        let mut driver = self.lock();
+        if driver.as_ref().is_none_or(|driver| !driver.will_wake(waker)) {
+            *driver = Some(waker.clone());
+        }
+    }
+
+    fn is_nobody(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Driver {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let driver = self.lock().clone();
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+}
 
 impl Wire {
     /// Speaks HTTP/1.1 on a stream.
@@ -44,7 +88,9 @@ impl Wire {
         let mut builder = http1::Builder::new();
         builder.writev(false).max_buf_size(BUFFER_MAX);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
-        Ok(Wire { sender, connection: Some(Box::new(connection)) })
+        let driver = Arc::<Driver>::default();
+        let waker = Waker::from(Arc::clone(&driver));
+        Ok(Wire { sender, connection: Some(Box::new(connection)), driver, waker })
     }
 
     /// The halves, for an exchange that turns into a tunnel.
@@ -60,22 +106,30 @@ impl Wire {
         &mut self,
         request: Request<ClientBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
-        let mut answer = pin!(self.sender.try_send_request(request));
+        // Without a budget of tokio's: an answer that is there is taken at once, and one that is not
+        // has no need to wake anybody.
+        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
         poll_fn(|context| {
             self.drive(context);
-            answer.as_mut().poll(context)
+            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
         })
         .await
     }
 
     /// Reads and writes what can be; `context` is woken when more can.
     pub fn drive(&mut self, context: &mut Context<'_>) {
+        self.driver.is(context.waker());
         // An error reaches whoever reads the answer.
         if let Some(connection) = &mut self.connection
-            && Pin::new(&mut **connection).poll(context).is_ready()
+            && Pin::new(&mut **connection).poll(&mut Context::from_waker(&self.waker)).is_ready()
         {
             self.connection = None;
         }
+    }
+
+    /// Until it is driven again it wakes nobody.
+    pub fn rest(&self) {
+        self.driver.is_nobody();
     }
 
     /// Whether it can carry a request at once.
@@ -88,5 +142,52 @@ impl Wire {
     pub fn is_alive(&mut self) -> bool {
         self.drive(&mut Context::from_waker(Waker::noop()));
         self.is_ready()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::stream::Plain;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_wakes_whoever_drives_it_now_and_nobody_while_it_rests() {
+        let (ours, mut rays) = tokio::io::duplex(1024);
+        let mut wire = Wire::open(Stream::Plain(Plain::Other(Box::new(ours)))).await.unwrap();
+        let bells = [Arc::<Bell>::default(), Arc::<Bell>::default()];
+        let rung = || bells.each_ref().map(|bell| bell.0.load(Ordering::Relaxed));
+        let wakers = bells.each_ref().map(|bell| Waker::from(Arc::clone(bell)));
+        for (caller, waker) in wakers.iter().enumerate() {
+            let request = Request::get("/").header("host", "ray").body(ClientBody::Empty).unwrap();
+            {
+                let mut exchange = pin!(wire.exchange(request));
+                let mut context = Context::from_waker(waker);
+                assert!(exchange.as_mut().poll(&mut context).is_pending());
+                assert_eq!(rung()[caller], 0, "nothing has come yet");
+                assert!(rays.read(&mut [0; 1024]).await.unwrap() > 0);
+                rays.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                assert_eq!(rung()[caller], 1, "the answer has come");
+                assert!(exchange.as_mut().poll(&mut context).is_ready());
+            }
+            wire.rest();
+            assert!(wire.is_ready());
+            assert_eq!(rung()[caller], 1, "its caller knows already");
+            assert_eq!(rung()[0], 1, "whoever called before is left alone");
+        }
+        drop(rays);
+        assert_eq!(rung(), [1, 1], "an idle connection wakes nobody");
+        assert!(!wire.is_alive(), "that it was closed is seen by whoever looks");
     }
 }

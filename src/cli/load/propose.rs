@@ -65,7 +65,7 @@ pub fn section(plan: &Plan, samples: &[Sample]) -> String {
             path,
             query,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            headers: &Lookup(&none),
+            headers: &Lookup::new(&none),
             upgrade: false,
             grpc: false,
         };

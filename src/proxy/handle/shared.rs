@@ -32,11 +32,12 @@ impl Passage {
     }
 
     /// Admits and fetches for all who share; small answers are handed to everyone.
-    async fn fetch(&self, parts: Parts, lead: Lead) -> Response<Body> {
+    async fn fetch(&self, mut parts: Parts, lead: Lead) -> Response<Body> {
         let slot = match self.admit(self.door.clock.now()).await {
             Ok(slot) => slot,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
+        self.tell_client(&mut parts.headers);
         // A task of its own: followers get their answer even if this client leaves.
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let exchange = forward::send(
