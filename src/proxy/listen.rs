@@ -28,6 +28,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use socket2::{SockRef, TcpKeepalive};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -43,6 +44,9 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 /// As many headers as hyper parses in place; told another number, even the same, it takes its room
 /// from the heap for each request.
 const HEADERS_ON_STACK: usize = 100;
+
+/// After so long a silence a client is probed; three probes unanswered later, 30 s in all, it is gone.
+const SILENCE: Duration = Duration::from_secs(20);
 
 /// Bounds on what a client may ask of a listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -225,7 +229,7 @@ impl Listener {
     /// What the OS says.
     pub async fn bind(address: &settings::Address) -> io::Result<Listener> {
         let socket = match address {
-            settings::Address::Tcp(address) => Socket::Tcp(TcpListener::bind(address).await?),
+            settings::Address::Tcp(address) => Socket::Tcp(probing(TcpListener::bind(address).await?)),
             settings::Address::Unix(path) => {
                 let in_use = UnixStream::connect(path).await.is_ok();
                 if !in_use && std::fs::symlink_metadata(path).is_ok_and(|entry| is_socket(&entry)) {
@@ -245,7 +249,7 @@ impl Listener {
         let socket = match socket {
             Inherited::Tcp(socket) => {
                 socket.set_nonblocking(true)?;
-                Socket::Tcp(TcpListener::from_std(socket)?)
+                Socket::Tcp(probing(TcpListener::from_std(socket)?))
             }
             Inherited::Unix(socket) => {
                 socket.set_nonblocking(true)?;
@@ -295,6 +299,16 @@ impl Listener {
             }
         }
     }
+}
+
+/// The same socket, whose connections probe a client that says nothing: what its listener is told, a
+/// connection inherits (tcp(7)). Whoever follows a quiet log file is neither read from nor
+/// written to, and that its machine is gone would not be noticed in hours.
+fn probing(socket: TcpListener) -> TcpListener {
+    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 2).with_retries(3);
+    // A failure here costs patience, not correctness.
+    let _ = SockRef::from(&socket).set_tcp_keepalive(&probes);
+    socket
 }
 
 fn is_socket(entry: &std::fs::Metadata) -> bool {

@@ -30,6 +30,15 @@ ray_tasks{{State="PENDING_NODE_ASSIGNMENT",Name="f"}} {pending}
 MEBIBYTE = b"x" * 2**20
 
 
+def may_vanish():
+    with socket.socket() as one:
+        try:
+            one.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 0)
+        except OSError:
+            return False
+    return True
+
+
 def page(mood):
     """The metrics page: its status, its type and its bytes."""
     text = "text/plain; version=0.0.4"

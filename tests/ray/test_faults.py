@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from callers import Callers
 from door import Door, ask
-from faulty import TCP_REPAIR, FaultyHead
+from faulty import TCP_REPAIR, FaultyHead, may_vanish
 from head import Head, free_ports, wait_until
 
 # Ray's readings are not the question: the door's own latency would be, on a machine as busy as this.
@@ -109,15 +109,6 @@ def test_a_frozen_head_holds_nobody_up_for_long_and_is_not_hit_when_it_thaws(fau
         assert set(after) == {200}, after
         within_bounds(door)
         whole(door)
-
-
-def may_vanish():
-    with socket.socket() as one:
-        try:
-            one.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 0)
-        except OSError:
-            return False
-    return True
 
 
 def test_lines_to_ray_that_are_half_open_cost_no_more_than_what_was_on_them(faulty):

@@ -1,9 +1,13 @@
 """Ray's state commands work through the door as they do without it."""
 
 import json
+import socket
 
 import pytest
 import yaml
+from door import ask
+from faulty import TCP_REPAIR, may_vanish
+from head import wait_until
 
 
 @pytest.mark.parametrize("what", ["tasks", "actors", "nodes", "jobs", "workers"])
@@ -44,6 +48,30 @@ def test_logs_of_the_cluster_come_through(head, door):
     first = [text.splitlines()[:10] for text in (direct, through)]
     assert first[0] == first[1]
     assert len(first[0]) == 10
+
+
+def test_followers_of_a_quiet_log_who_vanish_without_a_word_are_noticed(head, door):
+    if not may_vanish():
+        pytest.skip("only an administrator's sockets can vanish without a word")
+    head.run("ray", "job", "submit", "--address", head.url, "--submission-id", "raysubmit_quiet", "--", "echo", "quiet from now on")
+    node = json.loads(ask(head.url, path="/api/v0/nodes").body)["data"]["result"]["result"][0]["node_id"]
+    target = f"/api/v0/logs/stream?node_id={node}&filename=job-driver-raysubmit_quiet.log&lines=10"
+    before, readers = door.descriptors(), []
+    for _ in range(10):
+        one = socket.create_connection(("127.0.0.1", door.port), 20)
+        one.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+        readers.append(one)
+    for one in readers:
+        came = b""
+        while b"quiet from now on" not in came:
+            came += one.recv(65536)
+    # Towards each of them a line, and one to Ray.
+    assert door.descriptors() >= before + 18
+    for one in readers:
+        one.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+        one.close()
+    # Probes begin after twenty seconds, and nothing is ever written to that log again.
+    wait_until("their lines are given back", lambda: door.descriptors() <= before + 12, 40)
 
 
 def without_stamp(text):
