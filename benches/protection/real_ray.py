@@ -117,6 +117,8 @@ def summary(result):
         bar = VERSION_P99_MS_MAX if stream == "version" else bar
         slow[stream] = (figures["p99_ms"] or math.inf) / bar
     flooders = [figures for stream, figures in flood.items() if not is_polite(stream)]
+    # Ray Client sessions are opened beside the plan.
+    sessions = result["ray_clients"] or {"connected": 0, "of": 0}
     return {
         "success": sum(figures["in_time"] for figures in polite.values()) / max(1, due),
         "worst_success": min(figures["in_time_share"] for figures in polite.values()),
@@ -128,8 +130,8 @@ def summary(result):
         "healthy_s": math.inf if result["healthy_s"] is None else result["healthy_s"],
         "calm_sheds": sheds(calm),
         "polite_sheds": sheds(result["windows"]["whole"]),
-        "flood_in_time": sum(figures["in_time"] for figures in flooders),
-        "flood_due": sum(figures["due"] for figures in flooders),
+        "flood_in_time": sum(figures["in_time"] for figures in flooders) + sessions["connected"],
+        "flood_due": sum(figures["due"] for figures in flooders) + sessions["of"],
         "head_cpu_s": result["head_cpu_s"],
         "head_rss_mib": result["head_rss_mib"],
         "contender_cpu_s": result["contender_cpu_s"],
@@ -163,7 +165,7 @@ def middle(values, form):
 def table(everything):
     """Markdown: a row per scenario and contender; **bold** where a bar is missed."""
     def number(value):
-        return "never" if math.isinf(value) else f"{value:.0f}"
+        return "never" if math.isinf(value) else f"{value:,.0f}"
 
     columns = [
         ("polite answered in time", "success", lambda v: f"{math.floor(v * 1000) / 10:.1f} %", lambda v, _: v < SUCCESS_MIN),
@@ -174,14 +176,19 @@ def table(everything):
         ("head healthy after, s", "healthy_s", lambda v: f"> {PATIENCE_S}" if math.isinf(v) else f"{v:.1f}", lambda v, _: v > HEALTHY_S_MAX),
         ("polite shed", "polite_sheds", number, lambda v, _: v > 0),
         ("flood got", "flood_in_time", number, lambda v, _: False),
+        ("of", "flood_due", number, lambda v, _: False),
+        ("deepest backlog", "backlog", number, lambda v, _: False),
         ("head CPU s", "head_cpu_s", number, lambda v, _: False),
         ("own CPU s", "contender_cpu_s", lambda v: f"{v:.1f}", lambda v, _: False),
     ]
     lines = ["| scenario | in front | " + " | ".join(title for title, *_ in columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for scenario, name in dict.fromkeys((result["scenario"], result["contender"]) for result in everything):
+    for scenario, name in dict.fromkeys((r["scenario"], r["contender"]) for r in sorted(everything, key=lambda r: r["scenario"])):
         figures = [summary(r) for r in everything if (r["scenario"], r["contender"]) == (scenario, name)]
         cells = []
         for _, key, form, missed in columns:
+            if any(f[key] is None for f in figures):
+                cells.append("")
+                continue
             text = middle([f[key] for f in figures], form)
             bad = statistics.median(missed(f[key], f) for f in figures) > 0.5
             cells.append(f"**{text}**" if bad else text)
