@@ -9,7 +9,7 @@
 //!
 //! hyper's halves wake each other, and a pooled connection remembers who polled it last: left to
 //! itself it would wake its own caller for what that has just been told, and, when it is taken up
-//! again, the caller before. So a connection wakes whoever drives it now ([`Driver`]), nobody while it
+//! again, the caller before. So a connection wakes whoever drives it now (`Driver`), nobody while it
 //! idles, and what only it can bring about is looked for right after it was polled.
 
 use crate::proxy::body::ClientBody;
