@@ -6,13 +6,11 @@ nothing.
 """
 
 import contextlib
-import http.server
 import json
 import os
 import signal
 import socket
 import subprocess
-import threading
 import time
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from callers import Callers
 from door import Door, ask
 from faulty import TCP_REPAIR, FaultyHead, may_vanish
 from head import Head, free_ports, wait_until
+from receiver import Receiver
 
 # Ray's readings are not the question: the door's own latency would be, on a machine as busy as this.
 STILL = """
@@ -163,30 +162,6 @@ def test_clients_that_vanish_without_a_word_give_back_what_they_held(faulty):
     nobody_failed(callers)
 
 
-class Alertmanager:
-    """Takes alerts as Alertmanager's API v2 does, once it is up."""
-
-    def __init__(self, port):
-        taken = self.taken = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                alerts = json.loads(self.rfile.read(int(self.headers["content-length"])))
-                taken.extend((time.monotonic(), alert["labels"]["alertname"]) for alert in alerts)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
-
-
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
 def test_alertmanager_is_down_and_what_fires_reaches_it_once_it_is_back(faulty, how):
     (port,) = free_ports(1)
@@ -206,10 +181,11 @@ def test_alertmanager_is_down_and_what_fires_reaches_it_once_it_is_back(faulty, 
             assert row["value"] <= before[key] * 1.01, (key, row)
         if hanging:
             hanging.close()
-        receiver = Alertmanager(port)
+        receiver = Receiver(port)
         back = time.monotonic()
-        wait_until("it is told", lambda: receiver.taken, 60)
-        assert receiver.taken[0][0] - back < 40.0, "the longest pause between two attempts, and a little"
+        told = lambda: [(at, alert["labels"]["alertname"]) for at, _, _, body in receiver.taken for alert in json.loads(body)]  # noqa: E731
+        wait_until("it is told", told, 60)
+        assert told()[0][0] - back < 40.0, "the longest pause between two attempts, and a little"
         receiver.close()
         whole(door)
     nobody_failed(callers, 200)

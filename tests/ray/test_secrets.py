@@ -7,7 +7,6 @@ most talkative; then everything that rayguard has written, shown, sent or said i
 import base64
 import hashlib
 import http.client
-import http.server
 import json
 import os
 import re
@@ -21,6 +20,7 @@ import pytest
 from door import RAYGUARD, Door, ask
 from faulty import FaultyHead
 from head import free_ports, wait_until
+from receiver import Receiver
 from test_faults import STILL, replace
 
 PLACES = (
@@ -28,32 +28,6 @@ PLACES = (
     "metricstoken", "notifytoken", "admintoken", "wrongadmin", "redis", "proxyauth",
 )  # fmt: skip
 SECRET = {place: f"S3cr3t-{place}-{hashlib.sha256(place.encode()).hexdigest()[:12]}" for place in PLACES}
-
-
-class Receiver:
-    """Takes alerts and keeps what stood in them, but for the header that is meant for it."""
-
-    def __init__(self, port):
-        self.taken = []
-        taken = self.taken
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers.get("content-length", 0)))
-                others = [(name, value) for name, value in self.headers.items() if name.lower() != "authorization"]
-                taken.append(f"{self.path} {others} {body.decode()}")
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self):
-        self.server.shutdown()
-        self.server.server_close()
 
 
 def callers_of_every_kind(door, client_port):
@@ -211,7 +185,9 @@ clear = "1s"
     outputs["the log"] = door.log.read_text(errors="replace")
     assert len(outputs["the log"]) > 20_000, "it was at its most talkative"
     outputs["answers"] = "\n".join(said)
-    outputs["alerts"] = "\n".join(receiver.taken)
+    # But for the header that is meant for the receiver.
+    others = lambda headers: [(name, value) for name, value in headers if name.lower() != "authorization"]  # noqa: E731
+    outputs["alerts"] = "\n".join(f"{path} {others(headers)} {body.decode()}" for _, path, headers, body in receiver.taken)
     outputs["the recording"] = "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.glob("recording*"))
     assert outputs["the recording"]
     for path in door.state.rglob("*"):
