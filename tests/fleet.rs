@@ -764,6 +764,7 @@ async fn the_script_is_the_book() {
                 seq: *seq,
                 acknowledged: *acknowledged,
                 claims,
+                caps: Vec::new(),
                 leaving: below(12) == 0,
                 at: rayguard::core::time::Time::ZERO,
             };

@@ -17,7 +17,7 @@ use crate::proxy::patience::Patience;
 use crate::proxy::preamble;
 use crate::proxy::ratelimit::Service;
 use crate::proxy::sieve::Sieve;
-use crate::proxy::stream::{Accept, Plain, Stream};
+use crate::proxy::stream::{Accept, Plain, Stream, probe};
 use crate::proxy::tls::Terminator;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
@@ -28,7 +28,6 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use socket2::{SockRef, TcpKeepalive};
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -305,9 +304,7 @@ impl Listener {
 /// connection inherits (tcp(7)). Whoever follows a quiet log file is neither read from nor
 /// written to, and that its machine is gone would not be noticed in hours.
 fn probing(socket: TcpListener) -> TcpListener {
-    let probes = TcpKeepalive::new().with_time(SILENCE).with_interval(SILENCE / 2).with_retries(3);
-    // A failure here costs patience, not correctness.
-    let _ = SockRef::from(&socket).set_tcp_keepalive(&probes);
+    probe(&socket, SILENCE, SILENCE / 2);
     socket
 }
 

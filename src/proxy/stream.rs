@@ -5,12 +5,15 @@
 //! in which time is virtual and lines break by seed, and the door is to be the same there down to
 //! its last line: so such a network hands it streams ([`Line`]), and it asks for nothing else.
 
+use socket2::{SockRef, TcpKeepalive};
 use std::fmt::Debug;
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
@@ -53,6 +56,14 @@ pub trait Dial: Debug + Send + Sync {
 pub trait Accept: Debug + Send + Sync {
     /// The next stream, and whose it is.
     fn accept(&self) -> Pending<'_, (Box<dyn Line>, IpAddr)>;
+}
+
+/// Whoever is at the other end of this socket, or of what is accepted from it, is probed after so long
+/// a `silence`, and is gone when three probes, one `every` so often, were not answered.
+pub(super) fn probe(socket: &impl AsFd, silence: Duration, every: Duration) {
+    let probes = TcpKeepalive::new().with_time(silence).with_interval(every).with_retries(3);
+    // A failure here costs patience, not correctness.
+    let _ = SockRef::from(socket).set_tcp_keepalive(&probes);
 }
 
 macro_rules! forward_to {

@@ -10,7 +10,7 @@ use crate::core::time::Time;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};
 use crate::proxy::headers::is_grpc;
 use crate::proxy::recovery::{Held, Recovery};
-use crate::proxy::stream::{Dial, Plain, Stream};
+use crate::proxy::stream::{Dial, Plain, Stream, probe};
 use crate::proxy::tls::Originator;
 use crate::proxy::wire::Wire;
 use crate::runtime::clock::Clock;
@@ -21,7 +21,6 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use socket2::{SockRef, TcpKeepalive};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Context;
@@ -354,9 +353,7 @@ impl Upstream {
         }
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        let probes = TcpKeepalive::new().with_time(PROBE).with_interval(PROBE).with_retries(3);
-        // A failure here costs patience, not correctness.
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&probes);
+        probe(&stream, PROBE, PROBE);
         Ok(Plain::Tcp(stream))
     }
 

@@ -224,6 +224,29 @@ pub enum Credential {
     Many,
 }
 
+impl Credential {
+    /// The credential with this digest, or `Many` where its address has shown [`CREDENTIALS_MAX`] others
+    /// already: those `shown`, in order, each perhaps more than once.
+    pub(in crate::core) fn told_apart(
+        digest: Option<u64>,
+        shown: impl Iterator<Item = Credential>,
+    ) -> Credential {
+        let Some(digest) = digest else { return Credential::None };
+        let credential = Credential::One(digest);
+        let mut apart = 0;
+        let mut last = Credential::None;
+        for seen in shown {
+            if seen == credential {
+                return credential;
+            }
+            if seen != last {
+                (apart, last) = (apart + 1, seen);
+            }
+        }
+        if apart < CREDENTIALS_MAX { credential } else { Credential::Many }
+    }
+}
+
 /// One client of the last minutes.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Client {
@@ -418,8 +441,10 @@ impl Census {
         #[expect(clippy::unwrap_used, reason = "a window was put there if there was none")]
         let window = &mut self.windows.back_mut().unwrap().1;
         let Party { address, credential } = ask.party;
-        let credential = credential.map_or(Credential::None, Credential::One);
-        window.of((address, told_apart(window, address, credential), ask.route))
+        let (first, end) = ((address, Credential::One(0), 0), (address, Credential::Many, 0));
+        let shown = window.between(&first, &end);
+        let credential = Credential::told_apart(credential, shown.map(|(_, seen, _)| *seen));
+        window.of((address, credential, ask.route))
     }
 }
 
@@ -451,22 +476,6 @@ impl Counts {
 fn span(windows: usize) -> u64 {
     let one = u64::try_from(WINDOW.as_nanos()).unwrap_or(u64::MAX);
     one.saturating_mul(windows as u64)
-}
-
-/// The credential, or `Many` where the address has shown too many of them already.
-fn told_apart(window: &Summary<Key, Visit>, address: u64, credential: Credential) -> Credential {
-    let Credential::One(_) = credential else { return credential };
-    let mut apart = 0;
-    let mut last = Credential::None;
-    for (_, seen, _) in window.between(&(address, Credential::One(0), 0), &(address, Credential::Many, 0)) {
-        if *seen == credential {
-            return credential;
-        }
-        if *seen != last {
-            (apart, last) = (apart + 1, *seen);
-        }
-    }
-    if apart < CREDENTIALS_MAX { credential } else { Credential::Many }
 }
 
 #[cfg(test)]

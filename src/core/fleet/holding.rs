@@ -26,8 +26,6 @@ pub struct Holding {
     limits: Vec<u64>,
     sent: u64,
     acknowledged: u64,
-    /// The caps in force when the last renewal was sent; what it claimed may have been more.
-    caps_sent: Vec<u64>,
     /// When the renewal was sent that was acknowledged last.
     relies_on: Option<Time>,
     /// Since when there has been no store, for a replica that never reached one.
@@ -59,6 +57,8 @@ pub struct Renewal {
     pub acknowledged: u64,
     /// One for each limit.
     pub claims: Vec<Claim>,
+    /// The caps in force; a claim may be for more. Not for the book.
+    pub caps: Vec<u64>,
     /// It winds up: it asks for what is still under way, and for nothing to spare.
     pub leaving: bool,
     /// When it was sent.
@@ -78,7 +78,6 @@ impl Holding {
             limits,
             sent: 0,
             acknowledged: 0,
-            caps_sent: Vec::new(),
             relies_on: None,
             alone_since: None,
             leads_until: None,
@@ -103,7 +102,6 @@ impl Holding {
             places.iter().map(|place| place.and_then(|at| of.get(at)).copied().unwrap_or(0)).collect()
         };
         (self.leases, self.safe) = (pick(&self.leases), pick(&self.safe));
-        self.caps_sent = pick(&self.caps_sent);
         limits.clone_into(&mut self.limits);
     }
 
@@ -177,8 +175,14 @@ impl Holding {
             }
         });
         let claims = claims.collect();
-        self.caps_sent = caps;
-        Renewal { seq: self.sent, acknowledged: self.acknowledged, claims, leaving: self.leaving, at: now }
+        Renewal {
+            seq: self.sent,
+            acknowledged: self.acknowledged,
+            claims,
+            caps,
+            leaving: self.leaving,
+            at: now,
+        }
     }
 
     /// The answer to `renewal`: leases in grains, and how many replicas the book knows of. An
@@ -188,7 +192,7 @@ impl Holding {
             return false;
         }
         self.acknowledged = renewal.seq;
-        let sent = renewal.claims.iter().zip(&self.caps_sent);
+        let sent = renewal.claims.iter().zip(&renewal.caps);
         for ((mine, lease), (claim, cap)) in self.leases.iter_mut().zip(leases).zip(sent) {
             // The book takes a claim for what is in use, and grants so much without asking for
             // room. Where more was claimed than the cap, to wait for the safe share, what lies

@@ -7,11 +7,11 @@
 //! has room for everybody, pays one load a request.
 //!
 //! Memory is bounded as in the census: [`ROWS_MAX`] flows (Space-Saving, see
-//! [`crate::core::census`]), of one address no more than [`CREDENTIALS_MAX`] credentials apart.
+//! [`crate::core::census`]), of one address no more than [`CREDENTIALS_MAX`](crate::core::census::CREDENTIALS_MAX) credentials apart.
 //! What does not fit is counted without its name.
 
 use crate::core::census::summary::Summary;
-use crate::core::census::{CREDENTIALS_MAX, Credential, Crowd};
+use crate::core::census::{Credential, Crowd};
 use crate::core::request::party::Party;
 
 /// Flows (address and credential) told apart.
@@ -54,8 +54,9 @@ impl Askers {
         let heard = Heard { requests: 1.0, work_s };
         self.all.add(heard, 1.0);
         self.crowd.see(party.address);
-        let credential = party.credential.map_or(Credential::None, Credential::One);
-        let credential = self.told_apart(party.address, credential);
+        let (first, end) = ((party.address, Credential::One(0)), (party.address, Credential::Many));
+        let shown = self.flows.between(&first, &end).map(|(_, seen)| *seen);
+        let credential = Credential::told_apart(party.credential, shown);
         self.flows.of((party.address, credential)).add(heard, 1.0);
     }
 
@@ -74,19 +75,6 @@ impl Askers {
     #[must_use]
     pub fn addresses(&self) -> u32 {
         self.crowd.size()
-    }
-
-    fn told_apart(&self, address: u64, credential: Credential) -> Credential {
-        let Credential::One(_) = credential else { return credential };
-        let (first, end) = ((address, Credential::One(0)), (address, Credential::Many));
-        let mut count = 0;
-        for (_, seen) in self.flows.between(&first, &end) {
-            if *seen == credential {
-                return credential;
-            }
-            count += 1;
-        }
-        if count < CREDENTIALS_MAX { credential } else { Credential::Many }
     }
 }
 
