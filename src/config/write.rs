@@ -175,7 +175,8 @@ const SIGNALS: &str = r#"
 
 const MODULES: &str = "
 # Ray's processes: what may be under way in each at once, all classes together, and how
-# much learnt work one class may have in it (\"off\" for what works in parallel).
+# much learnt work one class may have in it (\"off\" for what works in parallel; what a
+# party takes of that is counted in slots' time).
 ";
 
 const CLASSES: &str = "

@@ -14,9 +14,12 @@
 //! is the flood's doing must not be taken for an expensive one, or the bound on work keeps out
 //! the very requests that cost nothing.
 //!
-//! In a module that overlaps its waiting (several requests truly in parallel) this reads too
-//! low by the degree of overlap, for all routes alike: shares stay right, and the concurrency
-//! limits, which do not depend on it, hold the rest.
+//! In a module that works in parallel this reads too low by the degree of overlap, for all routes
+//! alike; the concurrency limits, which do not depend on it, hold the rest. What each *party* is
+//! charged there must not come of it: of several that end together the first would be billed for
+//! them all, and as whoever is served together ends together, it would be the same one every
+//! time. There a request takes a slot for as long as it holds it, and is charged for that
+//! ([`Costs::hold`]).
 
 use crate::core::time::Time;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -59,6 +62,13 @@ impl Costs {
     pub fn get(&self, route: u16) -> f64 {
         let cost = self.slot(route);
         read(&cost.work).min(read(&cost.alone))
+    }
+
+    /// For how long a request of a route is thought to hold its slot, in seconds: a low quantile of
+    /// its latency; zero until one has been seen.
+    #[must_use]
+    pub fn hold(&self, route: u16) -> f64 {
+        read(&self.slot(route).alone)
     }
 
     /// Learns from one exchange: the work it was billed and the whole of its latency, in

@@ -11,7 +11,7 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Answers a second: the module is a single process, as Ray's are, and takes 10 ms for each.
+/// Answers a second.
 const CAPACITY: f64 = 100.0;
 /// The class's room.
 const ROOM: f64 = 4.0;
@@ -43,7 +43,23 @@ enum Next {
     Expire(WaitId),
 }
 
+/// How a module answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Plant {
+    /// One process, as Ray's are: one after the other, 10 ms for each.
+    Single,
+    /// The same with a wait for somebody else at the end of each, in which the next begins: 30 ms.
+    Awaiting,
+    /// As many at once as are let in, 40 ms for each; those let in together end together.
+    Parallel,
+}
+
+fn plant() -> impl Strategy<Value = Plant> {
+    prop_oneof![Just(Plant::Single), Just(Plant::Awaiting), Just(Plant::Parallel)]
+}
+
 struct World {
+    plant: Plant,
     gate: Gate<usize>,
     table: LimitTable,
     events: BTreeMap<(Time, u64), Next>,
@@ -60,6 +76,8 @@ impl World {
     /// a request may wait, counts.
     fn run(&mut self, askers: &[Asker], count_from_s: f64, end_s: f64) -> Vec<Got> {
         let service = Duration::from_secs_f64(1.0 / CAPACITY);
+        let hold = Duration::from_secs_f64(ROOM / CAPACITY);
+        let wait = Duration::from_secs_f64((ROOM - 1.0) / CAPACITY);
         let mut free = Time::ZERO;
         let mut got = vec![Got::default(); askers.len()];
         for (at, asker) in askers.iter().enumerate() {
@@ -103,7 +121,12 @@ impl World {
             for (at, grant) in woken {
                 if let Grant::Go(ticket) = grant {
                     free = free.max(now) + service;
-                    self.at(free, Next::Done(at, ticket));
+                    let done = match self.plant {
+                        Plant::Single => free,
+                        Plant::Awaiting => free + wait,
+                        Plant::Parallel => now + hold,
+                    };
+                    self.at(done, Next::Done(at, ticket));
                 }
             }
         }
@@ -115,11 +138,13 @@ fn nanos(length: Duration) -> u64 {
     u64::try_from(length.as_nanos()).unwrap()
 }
 
-fn world(len_max: u32) -> World {
+fn world(plant: Plant, len_max: u32) -> World {
     let queue = Queue { len_max, wait_max: Duration::from_secs(2) };
-    let policy = plain::policy(vec![Class { queue, ..plain::class("a", ROOM) }], 100.0);
+    let mut policy = plain::policy(vec![Class { queue, ..plain::class("a", ROOM) }], 100.0);
+    // More than fits into the room.
+    policy.modules[0].work = (plant != Plant::Parallel).then_some(Duration::from_mins(1));
     let table = LimitTable::initial(&policy);
-    World { gate: Gate::new(&policy, &table, Time::ZERO), table, events: BTreeMap::new(), order: 0 }
+    World { plant, gate: Gate::new(&policy, &table, Time::ZERO), table, events: BTreeMap::new(), order: 0 }
 }
 
 fn asker(address: u64, credential: Option<u64>, per_second: f64) -> Asker {
@@ -145,13 +170,14 @@ proptest! {
     #[test]
     fn a_flood_costs_those_within_their_share_nothing(
         polite in 1usize..8, load in 0.1f64..1.0, credentials in any::<bool>(), len_max in 32u32..128,
+        plant in plant(),
     ) {
         let fair = CAPACITY / (polite as f64 + 1.0);
         let mut askers: Vec<Asker> = (0..polite as u64)
             .map(|at| asker(at, credentials.then_some(1000 + at), fair * load))
             .collect();
         askers.push(asker(99, None, 20.0 * CAPACITY));
-        let got = world(len_max).run(&askers, 1.0, 12.0);
+        let got = world(plant, len_max).run(&askers, 1.0, 12.0);
         for one in &got[..polite] {
             prop_assert!(one.share() >= 0.995, "{got:?}");
         }
@@ -160,10 +186,10 @@ proptest! {
 
     /// Those who ask alike get alike, however many they are and however much they ask for.
     #[test]
-    fn equal_askers_get_equal_shares(askers in 2u64..12, times in 1.5f64..10.0) {
+    fn equal_askers_get_equal_shares(askers in 2u64..12, times in 1.5f64..10.0, plant in plant()) {
         let each = CAPACITY * times / askers as f64;
         let askers: Vec<Asker> = (0..askers).map(|at| asker(at, None, each)).collect();
-        let got = world(64).run(&askers, 1.0, 12.0);
+        let got = world(plant, 64).run(&askers, 1.0, 12.0);
         prop_assert!(jain(&got) >= 0.98, "{got:?}");
         prop_assert!(done(&got) / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
     }
@@ -181,7 +207,7 @@ fn cluster_and_stranger(from_s: f64) -> Vec<Asker> {
 /// Guards against one share for all who use the cluster's own token.
 #[test]
 fn a_stranger_without_a_token_does_not_squeeze_those_who_share_the_clusters() {
-    let got = world(64).run(&cluster_and_stranger(90.0), 91.0, 103.0);
+    let got = world(Plant::Single, 64).run(&cluster_and_stranger(90.0), 91.0, 103.0);
     for one in &got[..8] {
         assert!(one.share() >= 0.995, "{got:?}");
     }
@@ -194,7 +220,7 @@ fn a_token_that_floods_from_many_addresses_is_one_party() {
     let mut askers: Vec<Asker> = (0..4).map(|at| asker(at, None, 9.0)).collect();
     askers.extend((10..74).map(|at| asker(at, Some(66), 4.0 * CAPACITY / 64.0)));
     // Longer than it takes to be known as everybody's, were a flood to teach that.
-    let got = world(64).run(&askers, 1.0, 90.0);
+    let got = world(Plant::Single, 64).run(&askers, 1.0, 90.0);
     for one in &got[..4] {
         assert!(one.share() >= 0.995, "{:?}", &got[..4]);
     }

@@ -164,10 +164,15 @@ struct ModuleTally {
 #[derive(Debug)]
 struct ModuleGate<W> {
     name: Arc<str>,
+    /// It works in parallel: a request takes a slot for a time, not a part of one process's.
+    parallel: bool,
     tally: Arc<ModuleTally>,
     waiting: AtomicU32,
     queue: Mutex<ModuleQueue<W>>,
 }
+
+/// What is charged for a route nothing is known of yet, in seconds.
+const COST_MIN_S: f64 = 1e-4;
 
 /// Why there is no room.
 enum Full {
@@ -273,6 +278,7 @@ impl<W> Gate<W> {
             let old = before.and_then(|gate| gate.modules.iter().find(|old| old.name == module.name));
             ModuleGate {
                 name: Arc::clone(&module.name),
+                parallel: module.work.is_none(),
                 tally: old.map_or_else(Arc::default, |old| Arc::clone(&old.tally)),
                 waiting: AtomicU32::new(0),
                 queue: Mutex::new(ModuleQueue::of(policy, at)),
@@ -310,7 +316,7 @@ impl<W> Gate<W> {
         let shown = ask.party;
         let ask = Ask { party: self.common.judge(shown), ..ask };
         if class.tally.watched.load(Ordering::Relaxed) {
-            class.tally.askers().note(ask.party, self.costs.get(ask.route).max(line::COST_MIN_S));
+            class.tally.askers().note(ask.party, self.price(ask));
         }
         let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.party, now)).transpose() {
             Ok(slot) => slot,
@@ -377,7 +383,8 @@ impl<W> Gate<W> {
                 // What nobody saw costs what was thought.
                 let estimate = ticket.charged.filter(|_| outcome != Outcome::Unseen);
                 if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(ticket.ask.class)) {
-                    own.fair.charge(ticket.ask.party, work - estimate);
+                    let took = if module.parallel { latency.as_secs_f64() } else { work };
+                    own.fair.charge(ticket.ask.party, took - estimate);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }
@@ -506,6 +513,14 @@ impl<W> Gate<W> {
         if let Some((_, shares)) = &class.shares {
             shares.part(parts);
         }
+    }
+
+    /// What the fair queue takes a request for until it has ended, in seconds of its module's time or,
+    /// where that works in parallel, of a slot's.
+    fn price(&self, ask: Ask) -> f64 {
+        let parallel = self.module(self.class(ask.class).module).parallel;
+        let thought = if parallel { self.costs.hold(ask.route) } else { self.costs.get(ask.route) };
+        thought.max(COST_MIN_S)
     }
 
     /// The learnt cost of a route, in seconds of its module's time.

@@ -5,7 +5,7 @@
 //! and no slot stands idle?
 //!
 //! **The law.** Start-time fair queueing (Goyal, Vin, Cheng, "Start-time Fair Queuing", 1996),
-//! in units of *work*: every party carries a tag, the virtual time at which its next request
+//! in units of *work* (or of slots' time, where a module works in parallel): every party carries a tag, the virtual time at which its next request
 //! may start. Serving a request of cost `c` moves the party's tag to `max(V, tag) + c`, where
 //! `V`, the queue's virtual time, is the tag of the request served last. The smallest tag goes
 //! next. A party that asks less than its share finds its tag behind `V` and is next; a party

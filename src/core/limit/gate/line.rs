@@ -40,9 +40,6 @@ pub(super) struct Waiter<W> {
     slot: Option<SlotId>,
 }
 
-/// Work charged for a route nothing is known of yet, in seconds.
-pub(super) const COST_MIN_S: f64 = 1e-4;
-
 impl<W> Gate<W> {
     /// A waiter's client has left. Returns its waiter if it was still waiting.
     pub fn cancel(&self, id: WaitId, now: Time) -> Option<W> {
@@ -75,7 +72,7 @@ impl<W> Gate<W> {
             waiter: Waiter { waiter: waiter(), slot },
             party: ask.party,
             route: ask.route,
-            cost: self.costs.get(ask.route).max(COST_MIN_S),
+            cost: self.price(ask),
             since: now,
             deadline,
         };
