@@ -383,7 +383,12 @@ impl<W> Gate<W> {
                 // What nobody saw costs what was thought.
                 let estimate = ticket.charged.filter(|_| outcome != Outcome::Unseen);
                 if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(ticket.ask.class)) {
-                    let took = if module.parallel { latency.as_secs_f64() } else { work };
+                    let took = if module.parallel && class.kind == Kind::Unary {
+                        // What it held while nobody waited was taken from nobody.
+                        latency.min(own.fair.contended(now)).as_secs_f64()
+                    } else {
+                        work
+                    };
                     own.fair.charge(ticket.ask.party, took - estimate);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);

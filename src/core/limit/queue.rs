@@ -105,6 +105,8 @@ pub struct FairQueue<W> {
     virtual_time: f64,
     next_place: u64,
     len: u32,
+    /// When the one came who found nobody waiting.
+    contended_since: Time,
     patience: Patience,
     weights: BTreeMap<u64, f64>,
 }
@@ -197,6 +199,7 @@ impl<W> Default for FairQueue<W> {
             virtual_time: 0.0,
             next_place: 0,
             len: 0,
+            contended_since: Time::ZERO,
             patience: Patience::default(),
             weights: BTreeMap::new(),
         }
@@ -227,6 +230,12 @@ impl<W> FairQueue<W> {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// For how long there has always been somebody waiting.
+    #[must_use]
+    pub fn contended(&self, now: Time) -> Duration {
+        if self.is_empty() { Duration::ZERO } else { now.since(self.contended_since) }
     }
 
     /// How many of this party wait.
@@ -338,6 +347,9 @@ impl<W> FairQueue<W> {
         let flow = Flow::from(request.party);
         let number = self.next_place;
         self.next_place += 1;
+        if self.is_empty() {
+            self.contended_since = request.since;
+        }
         let at = match self.lines.binary_search_by_key(&flow, |line| line.flow) {
             Ok(at) => at,
             Err(at) => {

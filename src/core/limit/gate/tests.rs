@@ -76,6 +76,28 @@ fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
 }
 
 #[test]
+fn what_is_held_while_nobody_waits_is_no_debt() {
+    let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
+    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    rig.ask(0, 2, at(0.1));
+    rig.finish(first, at(0.5));
+    let (_, long) = rig.granted().unwrap();
+    // Ten minutes later somebody comes, and so does the one who had the slot, once more.
+    rig.ask(0, 1, at(600.0));
+    rig.ask(0, 2, at(600.1));
+    rig.finish(long, at(600.2));
+    let (_, next) = rig.granted().unwrap();
+    assert_eq!(next.ask.party.address, 1);
+    rig.ask(0, 1, at(600.3));
+    rig.finish(next, at(600.4));
+    assert_eq!(
+        rig.granted().unwrap().1.ask.party.address,
+        2,
+        "it owes a fifth of a second, and not ten minutes"
+    );
+}
+
+#[test]
 fn a_client_that_left_is_never_granted_a_slot() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
     let first = ticket(rig.ask(0, 1, at(0.0)).1);
