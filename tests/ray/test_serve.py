@@ -8,6 +8,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
+from callers import Callers
 from door import Door, ask
 from head import Head, free_ports, wait_until
 
@@ -26,6 +27,11 @@ class Application:
     async def predict(self, request: Request, seconds: float = 0.0):
         await asyncio.sleep(seconds)
         return {"bytes": len(await request.body()), "who": request.headers.get("x-forwarded-for", "")}
+
+    @app.get("/rank")
+    async def rank(self):
+        await asyncio.sleep(0.15)
+        return "ranked"
 
     @app.get("/tokens")
     async def tokens(self):
@@ -56,6 +62,15 @@ queue = { len = 0 }
 method = "POST"
 path = "/app/predict"
 class = "predict"
+
+[class.rank]
+module = "Serve"
+in_flight = 3
+
+[[route]]
+method = "GET"
+path = "/app/rank"
+class = "rank"
 """
 
 
@@ -143,3 +158,17 @@ def test_a_class_of_ones_own_is_held_to_its_limit_and_no_other_is(door):
     refused = next(answer for answer in answers if answer.status != 200)
     assert refused.header("x-rayguard-reason") and int(refused.header("retry-after")) >= 1, refused.headers
     assert ask(door, "POST", "/app/predict", body=b"x").status == 200
+
+
+def test_who_asks_in_twenty_places_gets_no_more_than_who_asks_in_three(door):
+    """Replicas work in parallel: what is let in together is answered together, and everybody's turn counts alike."""
+    crowd = Callers(door, path="/app/rank", count=20, pause_s=0.0)
+    few = Callers(door, path="/app/rank", count=3, pause_s=0.0, address="127.0.0.2")
+    with crowd, few:
+        time.sleep(3)
+        before = crowd.served(), few.served()
+        time.sleep(12)
+        after = crowd.served(), few.served()
+    got = [late - early for early, late in zip(before, after)]
+    assert sum(got) > 100, f"{got}: the three places stand empty"
+    assert 0.8 < got[1] / got[0] < 1.25, f"{got} instead of half each"

@@ -21,6 +21,8 @@ struct Asker {
     party: Party,
     per_second: f64,
     from_s: f64,
+    /// How many times longer than the others' each of its requests takes.
+    length: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,6 +41,7 @@ impl Got {
 
 enum Next {
     Ask(usize),
+    Ready(usize, Ticket),
     Done(usize, Ticket),
     Expire(WaitId),
 }
@@ -48,7 +51,7 @@ enum Next {
 enum Plant {
     /// One process, as Ray's are: one after the other, 10 ms for each.
     Single,
-    /// The same with a wait for somebody else at the end of each, in which the next begins: 30 ms.
+    /// The same, once what it asks of the GCS has come: after 30 ms, in which it does others' work.
     Awaiting,
     /// As many at once as are let in, 40 ms for each; those let in together end together.
     Parallel,
@@ -75,9 +78,7 @@ impl World {
     /// Runs until `end_s`; what is asked from `count_from_s` on, and not in the last seconds that
     /// a request may wait, counts.
     fn run(&mut self, askers: &[Asker], count_from_s: f64, end_s: f64) -> Vec<Got> {
-        let service = Duration::from_secs_f64(1.0 / CAPACITY);
-        let hold = Duration::from_secs_f64(ROOM / CAPACITY);
-        let wait = Duration::from_secs_f64((ROOM - 1.0) / CAPACITY);
+        let seconds = |length: f64| Duration::from_secs_f64(length / CAPACITY);
         let mut free = Time::ZERO;
         let mut got = vec![Got::default(); askers.len()];
         for (at, asker) in askers.iter().enumerate() {
@@ -108,6 +109,10 @@ impl World {
                         Decision::Shed(_) => {}
                     }
                 }
+                Next::Ready(at, ticket) => {
+                    free = free.max(now) + seconds(askers[at].length);
+                    self.at(free, Next::Done(at, ticket));
+                }
                 Next::Done(at, ticket) => {
                     let asked = Time(ticket.admitted.0.saturating_sub(nanos(ticket.waited)));
                     got[at].served += f64::from(u8::from(counts(asked)));
@@ -120,13 +125,12 @@ impl World {
             }
             for (at, grant) in woken {
                 if let Grant::Go(ticket) = grant {
-                    free = free.max(now) + service;
-                    let done = match self.plant {
-                        Plant::Single => free,
-                        Plant::Awaiting => free + wait,
-                        Plant::Parallel => now + hold,
-                    };
-                    self.at(done, Next::Done(at, ticket));
+                    let length = askers[at].length;
+                    match self.plant {
+                        Plant::Single => self.at(now, Next::Ready(at, ticket)),
+                        Plant::Awaiting => self.at(now + seconds(ROOM - 1.0), Next::Ready(at, ticket)),
+                        Plant::Parallel => self.at(now + seconds(ROOM * length), Next::Done(at, ticket)),
+                    }
                 }
             }
         }
@@ -148,7 +152,7 @@ fn world(plant: Plant, len_max: u32) -> World {
 }
 
 fn asker(address: u64, credential: Option<u64>, per_second: f64) -> Asker {
-    Asker { party: Party { address, credential }, per_second, from_s: 0.0 }
+    Asker { party: Party { address, credential }, per_second, from_s: 0.0, length: 1.0 }
 }
 
 fn done(got: &[Got]) -> f64 {
@@ -182,6 +186,24 @@ proptest! {
             prop_assert!(one.share() >= 0.995, "{got:?}");
         }
         prop_assert!(done(&got) / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
+    }
+
+    /// ... nor does one whose requests take longer, or less, than theirs.
+    #[test]
+    fn a_flood_of_long_requests_costs_them_nothing_either(
+        polite in 1usize..8, load in 0.1f64..1.0, length in 0.1f64..8.0, plant in plant(),
+    ) {
+        // Nobody is short of a process that idles while all it let in await the GCS.
+        prop_assume!(plant != Plant::Awaiting || length >= 1.0);
+        let fair = CAPACITY / (polite as f64 + 1.0);
+        let mut askers: Vec<Asker> = (0..polite as u64).map(|at| asker(at, None, fair * load)).collect();
+        askers.push(Asker { length, ..asker(99, None, 20.0 * CAPACITY) });
+        let got = world(plant, 64).run(&askers, 3.0, 14.0);
+        for one in &got[..polite] {
+            prop_assert!(one.share() >= 0.995, "{got:?}");
+        }
+        let work = done(&got[..polite]) + length * got[polite].done;
+        prop_assert!(work / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
     }
 
     /// Those who ask alike get alike, however many they are and however much they ask for.
