@@ -5,7 +5,7 @@ session of its own and ends what it started, and what is left over is known by t
 directory in its command line.
 """
 
-import contextlib
+import fcntl
 import json
 import os
 import random
@@ -27,21 +27,28 @@ QUICK_METRICS = {
 BIN = Path(sys.executable).parent
 
 
+# Below those the system gives to connections, which would take one between the question and its use.
+PORTS = range(30000, 32768)
+UNASKED = random.sample(PORTS, len(PORTS))
+CLAIMS = open(Path(tempfile.gettempdir(), f"rayguard-test-ports-{os.getuid()}"), "wb")  # noqa: SIM115
+
+
 def free_ports(count):
-    """Ports that are free now, all different; below those the system gives to connections, which would take one
-    between this question and its use."""
-    with contextlib.ExitStack() as held:
-        ports = []
-        for port in random.sample(range(30000, 32768), 2768):
-            if len(ports) == count:
-                return ports
-            one = held.enter_context(socket.socket())
-            try:
+    """Ports that are free now, and given to nobody else who asks here: each is claimed, until this process ends,
+    by a lock on its byte of a file."""
+    ports = []
+    while UNASKED and len(ports) < count:
+        port = UNASKED.pop()
+        try:
+            fcntl.lockf(CLAIMS, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+            with socket.socket() as one:
                 one.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            ports.append(port)
-    raise RuntimeError(f"fewer than {count} free ports between 30000 and 32767")
+        except OSError:
+            continue
+        ports.append(port)
+    if len(ports) < count:
+        raise RuntimeError(f"fewer than {count} free ports between {PORTS.start} and {PORTS.stop - 1}")
+    return ports
 
 
 def wait_until(what, check, seconds=30.0, pause=0.1):

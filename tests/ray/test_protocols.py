@@ -200,8 +200,12 @@ def test_a_websocket_is_the_same_through_the_door():
 
             async def differ():
                 for name, pieces in cases:
-                    direct, through = await asyncio.gather(play(echo.port, pieces), play(port, pieces))
-                    if direct != through:
+                    # A reset may overtake the closing frame before it, on either way; not three times.
+                    for _ in range(3):
+                        direct, through = await asyncio.gather(play(echo.port, pieces), play(port, pieces))
+                        if direct == through:
+                            break
+                    else:
                         yield name, [(len(said), said[-40:], closed) for said, closed in (direct, through)]
 
             async def collect():
