@@ -9,13 +9,15 @@ from urllib.parse import urlsplit
 class Callers:
     """`count` threads, each on a kept connection, each asking `path` every `pause_s`. Use as a context.
 
-    They come from `address`, where one is given. Nothing is tried again: what failed, failed. An exchange is `(begun, took_s, fate)`, its fate a
+    They come from `address`, and post `body`, where one is given. Nothing is tried again: what failed, failed. An exchange is `(begun, took_s, fate)`, its fate a
     status or the name of what went wrong.
     """
 
-    def __init__(self, url, path="/api/version", count=4, pause_s=0.02, timeout_s=10, headers=None, address=None):
+    def __init__(
+        self, url, path="/api/version", count=4, pause_s=0.02, timeout_s=10, headers=None, address=None, body=None
+    ):
         self.url, self.path, self.pause_s, self.timeout_s = url, path, pause_s, timeout_s
-        self.headers = headers or {}
+        self.headers, self.body = headers or {}, body
         self.source = address and (address, 0)
         self.exchanges = []
         self.over = threading.Event()
@@ -30,7 +32,7 @@ class Callers:
                     connection = http.client.HTTPConnection(
                         parts.hostname, parts.port, timeout=self.timeout_s, source_address=self.source
                     )
-                connection.request("GET", self.path, headers=self.headers)
+                connection.request("POST" if self.body else "GET", self.path, self.body, self.headers)
                 answer = connection.getresponse()
                 answer.read()
                 fate = answer.status

@@ -5,7 +5,8 @@ import threading
 import time
 
 import pytest
-from door import ask
+from callers import Callers
+from door import Door, ask
 from head import wait_until
 
 
@@ -121,3 +122,20 @@ def test_readers_of_one_log_share_rays_slot_and_each_gets_the_whole_log(door, cl
 
 def without_times(text):
     return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\x1b\[[0-9;]*m", "", text)
+
+
+def test_garbage_by_the_hundred_does_not_keep_a_submitter_out(head):
+    """What Ray refuses at once costs it next to nothing, and takes as much of the rate as what it runs."""
+    json = {"User-Agent": "python-requests/2.34.2", "Content-Type": "application/json"}
+    with Door(head, '[class.job-submit]\nrate = { initial = "2/s", min = "2/s", max = "2/s", burst = 2 }\n') as door:
+        garbage = Callers(
+            door.url, path="/api/jobs/", count=30, timeout_s=30, headers=json, address="127.0.0.2", body=b'{"nothing": 1}'
+        )
+        with garbage:
+            time.sleep(5)
+            fates = []
+            for _ in range(8):
+                fates.append(ask(door.url, "POST", "/api/jobs/", json, b'{"entrypoint": "true"}').status)
+                time.sleep(1.0)
+    assert fates == [200] * 8, (fates, garbage.fates())
+    assert garbage.fates().keys() & {429, 503}, "there was a flood"

@@ -4,7 +4,7 @@
 use super::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
 use super::meter::Outcome;
 use super::table::LimitTable;
-use crate::core::policy::{Class, ClassId, Queue, plain};
+use crate::core::policy::{Bounds, Class, ClassId, Queue, RateBounds, SignalId, plain};
 use crate::core::request::party::Party;
 use crate::core::time::Time;
 use proptest::prelude::*;
@@ -143,8 +143,14 @@ fn nanos(length: Duration) -> u64 {
 }
 
 fn world(plant: Plant, len_max: u32) -> World {
+    world_with(plant, len_max, |_| {})
+}
+
+fn world_with(plant: Plant, len_max: u32, adapt: impl FnOnce(&mut Class)) -> World {
     let queue = Queue { len_max, wait_max: Duration::from_secs(2) };
-    let mut policy = plain::policy(vec![Class { queue, ..plain::class("a", ROOM) }], 100.0);
+    let mut class = Class { queue, ..plain::class("a", ROOM) };
+    adapt(&mut class);
+    let mut policy = plain::policy(vec![class], 100.0);
     // More than fits into the room.
     policy.modules[0].work = (plant != Plant::Parallel).then_some(Duration::from_mins(1));
     let table = LimitTable::initial(&policy);
@@ -204,6 +210,26 @@ proptest! {
         }
         let work = done(&got[..polite]) + length * got[polite].done;
         prop_assert!(work / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
+    }
+
+    /// Where a rate binds, what is scarce is their number, and not what each of them takes.
+    #[test]
+    fn where_a_rate_binds_nobody_gets_more_for_asking_for_less(
+        polite in 1usize..8, load in 0.1f64..1.0, length in 0.02f64..1.0, plant in plant(), gated in any::<bool>(),
+    ) {
+        let rate = CAPACITY / 5.0;
+        let fair = rate / (polite as f64 + 1.0);
+        let mut askers: Vec<Asker> = (0..polite as u64).map(|at| asker(at, None, fair * load)).collect();
+        askers.push(Asker { length, ..asker(99, None, 20.0 * CAPACITY) });
+        let mut world = world_with(plant, 64, |class| {
+            class.rate = Some(RateBounds { per_second: Bounds::fixed(rate), burst: 4 });
+            class.backlog = gated.then_some(SignalId(0));
+        });
+        let got = world.run(&askers, 3.0, 14.0);
+        for one in &got[..polite] {
+            prop_assert!(one.share() >= 0.995, "{got:?}");
+        }
+        prop_assert!(done(&got) / (8.0 * rate) >= 0.95, "work conserving: {got:?}");
     }
 
     /// Those who ask alike get alike, however many they are and however much they ask for.

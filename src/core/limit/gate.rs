@@ -129,6 +129,8 @@ struct ClassGate {
     queue_len_max: u32,
     queue_wait_max: Duration,
     work_us_max: u64,
+    /// What its requests leave behind is bounded: what is scarce is their number.
+    is_gated: bool,
     rate: Option<(u32, Arc<Rate>)>,
     shares: Option<(PartyLimits, Arc<Shares>)>,
     waiting: AtomicU32,
@@ -173,6 +175,10 @@ struct ModuleGate<W> {
 
 /// What is charged for a route nothing is known of yet, in seconds.
 const COST_MIN_S: f64 = 1e-4;
+
+/// Below so many requests per second a rate is charged as this one: a debt must not outlive the limit
+/// that it was made under by more than an hour.
+const RATE_MIN: f64 = 1.0 / 3600.0;
 
 /// Why there is no room.
 enum Full {
@@ -266,6 +272,7 @@ impl<W> Gate<W> {
                 work_us_max: policy.modules[class.module.index()]
                     .work
                     .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
+                is_gated: class.backlog.is_some(),
                 rate,
                 shares,
                 waiting: AtomicU32::new(0),
@@ -316,7 +323,7 @@ impl<W> Gate<W> {
         let shown = ask.party;
         let ask = Ask { party: self.common.judge(shown), ..ask };
         if class.tally.watched.load(Ordering::Relaxed) {
-            class.tally.askers().note(ask.party, self.price(ask));
+            class.tally.askers().note(ask.party, self.price(table, ask.class, self.takes(ask)));
         }
         let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.party, now)).transpose() {
             Ok(slot) => slot,
@@ -389,7 +396,8 @@ impl<W> Gate<W> {
                     } else {
                         work
                     };
-                    own.fair.charge(ticket.ask.party, took - estimate);
+                    let price = self.price(table, ticket.ask.class, took);
+                    own.fair.charge(ticket.ask.party, price - estimate);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }
@@ -520,12 +528,28 @@ impl<W> Gate<W> {
         }
     }
 
-    /// What the fair queue takes a request for until it has ended, in seconds of its module's time or,
-    /// where that works in parallel, of a slot's.
-    fn price(&self, ask: Ask) -> f64 {
+    /// What a request is thought to take, in seconds of its module's time or, where that works in
+    /// parallel, of a slot's.
+    fn takes(&self, ask: Ask) -> f64 {
         let parallel = self.module(self.class(ask.class).module).parallel;
         let thought = if parallel { self.costs.hold(ask.route) } else { self.costs.get(ask.route) };
         thought.max(COST_MIN_S)
+    }
+
+    /// What a party is charged in its class's queue for a request that takes so much: the greatest part
+    /// it has of anything the class may be short of, in seconds of all of that. Or whoever asks for
+    /// what is refused after a millisecond would get the most of a rate (Ghodsi et al., "Dominant
+    /// Resource Fairness", 2011).
+    fn price(&self, table: &LimitTable, id: ClassId, takes: f64) -> f64 {
+        let class = self.class(id);
+        if class.is_gated {
+            return 1.0;
+        }
+        let limits = table.class(id);
+        let of_rate = limits.rate.map_or(0.0, |per_second| 1.0 / per_second.max(RATE_MIN));
+        let parallel = self.module(class.module).parallel;
+        let of_room = if parallel { takes / f64::from(slots(limits.in_flight).max(1)) } else { takes };
+        of_room.max(of_rate)
     }
 
     /// The learnt cost of a route, in seconds of its module's time.

@@ -5,10 +5,10 @@
 //! and no slot stands idle?
 //!
 //! **The law.** Start-time fair queueing (Goyal, Vin, Cheng, "Start-time Fair Queuing", 1996),
-//! in units of *work* (or of slots' time, where a module works in parallel): every party carries a tag, the virtual time at which its next request
-//! may start. Serving a request of cost `c` moves the party's tag to `max(V, tag) + c`, where
-//! `V`, the queue's virtual time, is the tag of the request served last. The smallest tag goes
-//! next. A party that asks less than its share finds its tag behind `V` and is next; a party
+//! in units of *work*, or of whatever else the class is short of (the gate says what a request
+//! costs): every party carries a tag, the virtual time at which its next request may start.
+//! Serving a request of cost `c` moves the party's tag to `max(V, tag) + c`, where `V`, the
+//! queue's virtual time, is the tag of the request served last. The smallest tag goes next. A party that asks less than its share finds its tag behind `V` and is next; a party
 //! that was idle gains nothing by it, because its tag is lifted to `V`.
 //!
 //! **Parties have two dimensions** (design 4.5): an address and the credential behind it. Each
@@ -75,7 +75,7 @@ pub struct Waiting<W> {
     pub party: Party,
     /// Its route, whose learnt cost is charged when it is served.
     pub route: u16,
-    /// Estimated work in seconds when it joined.
+    /// What it was thought to cost when it joined.
     pub cost: f64,
     /// When it joined.
     pub since: Time,

@@ -72,7 +72,7 @@ impl<W> Gate<W> {
             waiter: Waiter { waiter: waiter(), slot },
             party: ask.party,
             route: ask.route,
-            cost: self.price(ask),
+            cost: self.price(table, ask.class, self.takes(ask)),
             since: now,
             deadline,
         };
@@ -139,7 +139,7 @@ impl<W> Gate<W> {
             };
             let Some(request) = fair.pop(now) else { break };
             let start = tag.max(virtual_time);
-            *tag = start + request.cost / weight(class.priority);
+            *tag = start + self.takes(ask) / weight(class.priority);
             queue.virtual_time = start;
             self.uncount(ask.class);
             let waited = now.since(request.since);
