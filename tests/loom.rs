@@ -13,10 +13,8 @@
 )]
 
 /// What the files find above them in the library.
-mod core {
-    pub mod time {
-        pub use rayguard::core::time::Time;
-    }
+mod time {
+    pub(crate) use rayguard::core::time::Time;
 }
 
 #[path = "../src/core/limit/clock.rs"]
@@ -53,7 +51,7 @@ mod sync {
     }
 }
 
-use crate::core::time::Time;
+use crate::time::Time;
 use clock::ElasticClock;
 use in_flight::InFlight;
 use loom::sync::Arc;

@@ -766,3 +766,15 @@ fn every_setting_is_heeded_somewhere() {
     let unheeded: Vec<&str> = fields.filter(|field| !heeded(field) && *field != "host").collect();
     assert!(unheeded.is_empty(), "a key without effect is a promise that is not kept: {unheeded:?}");
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_was_asked_its_pattern_is_short_and_a_route_as_it_stands(path in "/[ -~]{0,80}") {
+        let pattern = crate::core::census::fold::fold(&path);
+        prop_assert!(pattern.len() <= 7 * 40 + 8);
+        let text = format!("[[route]]\npath = '{pattern}'\nclass = 'other'\n");
+        let read = parse(&text, "test", &Overrides::default());
+        prop_assert!(read.is_ok(), "{pattern}: {}", read.err().map(|wrong| wrong.to_string()).unwrap_or_default());
+    }
+}

@@ -995,8 +995,8 @@ pub fn printable(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::control::budget::{apportion_cut, weight};
-    use crate::core::policy::{Bounds, Control, Law, Priority};
+    use crate::control::budget::{apportion_cut, weight};
+    use crate::policy::{Bounds, Control, Law, Priority};
     use std::time::Duration;
 
     const BOUNDS: Bounds = Bounds { initial: 4.0, min: 1.0, max: 16.0 };
@@ -1078,7 +1078,7 @@ mod tests {
     fn a_gradient_speaks_of_its_baseline() {
         let law = Law::Gradient { tolerance: 2.0, smoothing: 0.5 };
         let mut grown = adjustment(&law, 4.0, 0.5, true);
-        grown.terms = Terms::Gradient(crate::core::control::gradient::Terms {
+        grown.terms = Terms::Gradient(crate::control::gradient::Terms {
             baseline: 2.0,
             gradient: 0.8,
             work: 3.2,

@@ -2,7 +2,7 @@
 //!
 //! `config` makes a `Policy` from the built-in catalogue and the operator's file; nothing
 //! in it can be wrong any more (every bound holds, every name resolves). What moves while
-//! the proxy runs, the limits themselves, lives in [`crate::core::limit::table`].
+//! the proxy runs, the limits themselves, lives in [`crate::limit::table`].
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -374,9 +374,8 @@ pub enum Law {
     },
 }
 
-/// The plainest policy, for the tests that ask one thing of it.
-#[cfg(test)]
-pub(crate) mod plain {
+/// The plainest policy: for examples, and for tests that ask one thing of it.
+pub mod plain {
     use super::{
         Bounds, Class, Control, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo,
         Treatment,
@@ -384,7 +383,8 @@ pub(crate) mod plain {
     use std::time::Duration;
 
     /// A limited class of the first module with room for `in_flight`.
-    pub(crate) fn class(name: &str, in_flight: f64) -> Class {
+    #[must_use]
+    pub fn class(name: &str, in_flight: f64) -> Class {
         Class {
             name: name.into(),
             module: ModuleId(0),
@@ -408,7 +408,8 @@ pub(crate) mod plain {
     }
 
     /// These classes on one module with this ceiling.
-    pub(crate) fn policy(classes: Vec<Class>, ceiling: f64) -> Policy {
+    #[must_use]
+    pub fn policy(classes: Vec<Class>, ceiling: f64) -> Policy {
         Policy {
             modules: vec![Module { name: "JobHead".into(), in_flight: Bounds::fixed(ceiling), work: None }],
             classes,

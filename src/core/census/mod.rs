@@ -16,13 +16,13 @@
 //! it was last seen at. No header, no credential, no name. Nothing here is ever a metric's label.
 
 pub mod fold;
-pub(in crate::core) mod summary;
+pub(crate) mod summary;
 
-use crate::core::limit::gate::Ask;
-use crate::core::policy::ClassId;
-use crate::core::request::catalogue::Surface;
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::limit::gate::Ask;
+use crate::policy::ClassId;
+use crate::request::catalogue::Surface;
+use crate::request::party::Party;
+use crate::time::Time;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -177,17 +177,17 @@ fn one_more(slice: &mut (u64, u64), at: u64) -> u64 {
 /// How many different ones were seen: linear counting (Whang, Vander-Zanden, Taylor, 1990) in
 /// 512 bits; within a tenth up to about 500, and full at 3,000 or so.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(in crate::core) struct Crowd([u64; 8]);
+pub(crate) struct Crowd([u64; 8]);
 
 impl Crowd {
-    pub(in crate::core) fn see(&mut self, digest: u64) {
+    pub(crate) fn see(&mut self, digest: u64) {
         let bit = digest % 512;
         if let Some(word) = self.0.get_mut(usize::try_from(bit / 64).unwrap_or(0)) {
             *word |= 1 << (bit % 64);
         }
     }
 
-    pub(in crate::core) fn size(self) -> u32 {
+    pub(crate) fn size(self) -> u32 {
         let empty = self.0.iter().map(|word| word.count_zeros()).sum::<u32>().max(1);
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 to 3,194")]
         let size = (512.0 * (512.0 / f64::from(empty)).ln()).round() as u32;
@@ -227,10 +227,7 @@ pub enum Credential {
 impl Credential {
     /// The credential with this digest, or `Many` where its address has shown [`CREDENTIALS_MAX`] others
     /// already: those `shown`, in order, each perhaps more than once.
-    pub(in crate::core) fn told_apart(
-        digest: Option<u64>,
-        shown: impl Iterator<Item = Credential>,
-    ) -> Credential {
+    pub(crate) fn told_apart(digest: Option<u64>, shown: impl Iterator<Item = Credential>) -> Credential {
         let Some(digest) = digest else { return Credential::None };
         let credential = Credential::One(digest);
         let mut apart = 0;

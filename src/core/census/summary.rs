@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 /// The most frequent keys of a stream, each with a value.
 #[derive(Debug)]
-pub(in crate::core) struct Summary<K, V> {
+pub(crate) struct Summary<K, V> {
     places: BTreeMap<K, usize>,
     rows: Vec<Row<K, V>>,
     rows_max: usize,
@@ -25,12 +25,12 @@ struct Row<K, V> {
 
 impl<K: Ord + Clone, V: Default> Summary<K, V> {
     /// Of at most so many keys; at least one.
-    pub(in crate::core) fn new(rows_max: usize) -> Summary<K, V> {
+    pub(crate) fn new(rows_max: usize) -> Summary<K, V> {
         Summary { places: BTreeMap::new(), rows: Vec::new(), rows_max: rows_max.max(1) }
     }
 
     /// The value of a key that has just come.
-    pub(in crate::core) fn of(&mut self, key: K) -> &mut V {
+    pub(crate) fn of(&mut self, key: K) -> &mut V {
         let place = if let Some(place) = self.places.get(&key) { *place } else { self.take_in(key) };
         let row = &mut self.rows[place];
         row.rank += 1;
@@ -38,18 +38,18 @@ impl<K: Ord + Clone, V: Default> Summary<K, V> {
     }
 
     /// The value of a key that is still in the table.
-    pub(in crate::core) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+    pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let place = *self.places.get(key)?;
         self.rows.get_mut(place).map(|row| &mut row.value)
     }
 
     /// All keys and their values, in no order.
-    pub(in crate::core) fn rows(&self) -> impl Iterator<Item = (&K, &V)> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (&K, &V)> {
         self.rows.iter().map(|row| (&row.key, &row.value))
     }
 
     /// The keys from `first` up to, and without, `end`.
-    pub(in crate::core) fn between(&self, first: &K, end: &K) -> impl Iterator<Item = &K> {
+    pub(crate) fn between(&self, first: &K, end: &K) -> impl Iterator<Item = &K> {
         self.places.range(first..end).map(|(key, _)| key)
     }
 

@@ -20,7 +20,7 @@
 //! shown to be safe any higher. It refuses nothing else; min, max and slew are the rails'.
 
 use super::law::{self, Observation, Step};
-use crate::core::time::Time;
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
 /// The constants.

@@ -46,7 +46,7 @@ pub struct Blame {
 
 /// The weight of a class of this priority: each step is worth twice the one below.
 #[must_use]
-pub fn weight(priority: crate::core::policy::Priority) -> f64 {
+pub fn weight(priority: crate::policy::Priority) -> f64 {
     f64::from(priority.0).exp2()
 }
 
@@ -141,7 +141,7 @@ fn water_level(capacity: f64, claims: &[Claim]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::Priority;
+    use crate::policy::Priority;
     use proptest::prelude::*;
 
     fn equal(wants: &[f64]) -> Vec<Claim> {

@@ -11,8 +11,8 @@ use super::law::Observation;
 use super::oscillation::Oscillation;
 use super::regulator::Regulator;
 use super::stability::Timing;
-use crate::core::policy::{Bounds, Control, Law, Priority};
-use crate::core::time::Time;
+use crate::policy::{Bounds, Control, Law, Priority};
+use crate::time::Time;
 use std::time::Duration;
 
 const SERVERS: f64 = 8.0;

@@ -7,7 +7,7 @@
 //! be, never faster than it can bear. It grows at once and shrinks slowly.
 
 use super::stability::Timing;
-use crate::core::time::{Time, duration_from_secs};
+use crate::time::{Time, duration_from_secs};
 use std::time::Duration;
 
 /// Weight of a new sample that is better than the average.
@@ -25,7 +25,7 @@ pub struct Cadence {
 
 impl Cadence {
     /// A reading came: seen `now`, true `at`, and `fresh` is the count of its information (see
-    /// [`crate::core::signal::reading::Reading::fresh`]). Returns whether it is news.
+    /// [`crate::signal::reading::Reading::fresh`]). Returns whether it is news.
     pub fn observe(&mut self, now: Time, at: Time, fresh: u64) -> bool {
         if self.last.is_some_and(|(_, known)| known == fresh) {
             return false;

@@ -103,7 +103,7 @@ fn learn(baseline: Option<f64>, latency: f64, may_rise: bool, period_s: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::time::Time;
+    use crate::time::Time;
     use std::time::Duration;
 
     const CONFIG: Config = Config { tolerance: 1.5, smoothing: 1.0, min: 1.0 };

@@ -17,8 +17,8 @@
 //! before the step, so that any line of the record can be derived again by itself.
 
 use super::{aimd, gradient, pid};
-use crate::core::policy::{Bounds, Law};
-use crate::core::time::Time;
+use crate::policy::{Bounds, Law};
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

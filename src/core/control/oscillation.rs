@@ -8,7 +8,7 @@
 //! means +-15 %. Small swings are noise, few turns are regulation; only a limit that turns
 //! often, swings wide and gets nowhere is hunting.
 
-use crate::core::time::Time;
+use crate::time::Time;
 use std::time::Duration;
 
 /// An index above this, with [`SWING_HUNTING`], is hunting.

@@ -22,7 +22,7 @@
 //! *Bumpless.* After a transfer `e'` is unknown and the first step is integral alone.
 
 use super::law::{self, Observation, Step};
-use crate::core::policy::between;
+use crate::policy::between;
 use serde::{Deserialize, Serialize};
 
 /// Share of a new error that the derivative's filter takes per step.
@@ -117,7 +117,7 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::time::Time;
+    use crate::time::Time;
     use std::time::Duration;
 
     fn seen(pressure: Option<f64>) -> Observation {

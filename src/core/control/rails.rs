@@ -34,8 +34,8 @@
 //! hundredth of `initial`, and move on from there.
 
 use super::law::Observation;
-use crate::core::policy::{Bounds, Control};
-use crate::core::time::Time;
+use crate::policy::{Bounds, Control};
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

@@ -7,8 +7,8 @@
 
 use super::law::{LawState, Observation, Terms};
 use super::rails::{Guard, Rails};
-use crate::core::policy::{Bounds, Control, Law, OnStale, between};
-use crate::core::time::Time;
+use crate::policy::{Bounds, Control, Law, OnStale, between};
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

@@ -23,7 +23,7 @@
 //! nothing there, and [`assess`] says so. A loop whose gain margin is below 2 is refused.
 
 use super::law::simc_gain;
-use crate::core::policy::{Bounds, Control, Law};
+use crate::policy::{Bounds, Control, Law};
 use std::f64::consts::PI;
 use std::time::Duration;
 

@@ -20,8 +20,8 @@
 //! gate for good. Before the first reading there is no allowance to hold (`None`): the class's
 //! rate and concurrency limits alone hold it.
 
-use crate::core::policy::SignalId;
-use crate::core::time::Time;
+use crate::policy::SignalId;
+use crate::time::Time;
 use std::collections::VecDeque;
 use std::time::Duration;
 

@@ -1,12 +1,12 @@
 //! The board: every signal's last reading, how fresh it is, and what it says.
 
-use crate::core::alert::SignalFacts;
-use crate::core::control::dead_time::Cadence;
-use crate::core::journal::{Event, SignalHealth, SignalSeen, SignalState};
-use crate::core::policy::{OnStale, Policy, SignalId};
-use crate::core::signal::freshness::{Freshness, State, Transition};
-use crate::core::signal::reading::{Missing, Reading};
-use crate::core::time::Time;
+use crate::alert::SignalFacts;
+use crate::control::dead_time::Cadence;
+use crate::journal::{Event, SignalHealth, SignalSeen, SignalState};
+use crate::policy::{OnStale, Policy, SignalId};
+use crate::signal::freshness::{Freshness, State, Transition};
+use crate::signal::reading::{Missing, Reading};
+use crate::time::Time;
 use std::time::Duration;
 
 /// All signals.

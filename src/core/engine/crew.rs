@@ -10,18 +10,18 @@
 //!
 //! A replica that cannot reach the store decides for itself, for its part. It takes the others to
 //! be like itself (what is under way counts once for each), so a limit neither looks unused to it
-//! nor grows beyond what it was: its part never exceeds the safe share, see [`crate::core::fleet`].
+//! nor grows beyond what it was: its part never exceeds the safe share, see [`crate::fleet`].
 //!
 //! The gate on the submission backlog is each replica's own, with an even part of the room: what a
 //! replica has let in since the reading it knows at once, and what others have only later.
 
-use crate::core::engine::steer::{PIN_MAX, Pin, Refusal};
-use crate::core::engine::view::PinView;
-use crate::core::engine::{ClassReading, DoorReading, Effects, Engine};
-use crate::core::journal::{Event, LimitKind, LoopKind};
-use crate::core::limit::meter::Counts;
-use crate::core::limit::table::Mode;
-use crate::core::time::{Time, duration_from_secs};
+use crate::engine::steer::{PIN_MAX, Pin, Refusal};
+use crate::engine::view::PinView;
+use crate::engine::{ClassReading, DoorReading, Effects, Engine};
+use crate::journal::{Event, LimitKind, LoopKind};
+use crate::limit::meter::Counts;
+use crate::limit::table::Mode;
+use crate::time::{Time, duration_from_secs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -390,9 +390,9 @@ impl Engine {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::plain::{class, policy};
-    use crate::core::policy::{Bounds, Law};
-    use crate::core::time::WallMs;
+    use crate::policy::plain::{class, policy};
+    use crate::policy::{Bounds, Law};
+    use crate::time::WallMs;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -412,12 +412,12 @@ mod tests {
 
     /// A door at which so many answers of two seconds have ended, and the limit was reached.
     fn slow(ended: u64, under_way: u32) -> DoorReading {
-        let meter = crate::core::limit::meter::Meter::default();
+        let meter = crate::limit::meter::Meter::default();
         for _ in 0..ended {
             meter.offer();
             meter.admit(under_way);
             let latency = Duration::from_secs(2);
-            meter.finish(crate::core::limit::meter::Outcome::Served, latency, latency);
+            meter.finish(crate::limit::meter::Outcome::Served, latency, latency);
         }
         let counts = meter.read();
         vec![ClassReading {
@@ -501,14 +501,14 @@ mod tests {
     fn a_follower_is_not_steered() {
         let mut follower = engine("b");
         follower.on_fleet(&role(Role::Follows, "a", 1));
-        let order = crate::core::engine::steer::Order::Freeze(true);
+        let order = crate::engine::steer::Order::Freeze(true);
         let refused = follower.on_order(&order, "me", "", Time::ZERO, WallMs(0)).unwrap_err();
         assert!(refused.to_string().starts_with("a decides for all replicas"), "{refused}");
     }
 
     #[test]
     fn pins_and_modes_pass_to_the_followers() {
-        use crate::core::engine::steer::Order;
+        use crate::engine::steer::Order;
         let mut leader = engine("a");
         leader.on_fleet(&role(Role::Leads, "a", 1));
         let pin = Order::Pin {

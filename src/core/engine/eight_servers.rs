@@ -8,11 +8,11 @@
 //! door's own loop, which looks four times a second, is put to `simulations/servers-*.toml`.
 
 use super::{ClassReading, Engine};
-use crate::core::control::stability::Timing;
-use crate::core::limit::meter::{Meter, Outcome, Reason};
-use crate::core::limit::table::{Mode, slots};
-use crate::core::policy::{Bounds, Class, Control, Law, Policy, Queue, Slo, plain};
-use crate::core::time::{Time, WallMs};
+use crate::control::stability::Timing;
+use crate::limit::meter::{Meter, Outcome, Reason};
+use crate::limit::table::{Mode, slots};
+use crate::policy::{Bounds, Class, Control, Law, Policy, Queue, Slo, plain};
+use crate::time::{Time, WallMs};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::sync::Arc;

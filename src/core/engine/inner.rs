@@ -16,18 +16,18 @@
 //! stands in.
 //!
 //! Where the worst class of a module is above its objective, the module's need to cut is
-//! divided by who causes it ([`crate::core::control::budget`]) before any law sees it: a class
+//! divided by who causes it ([`crate::control::budget`]) before any law sees it: a class
 //! within its share sees pressure 1 and holds, however slow its own answers are.
 
-use crate::core::control::budget::{Claim, apportion_cut, weight};
-use crate::core::control::law::Observation;
-use crate::core::control::stability::Timing;
-use crate::core::engine::{ClassReading, DoorReading, Engine, Reasons};
-use crate::core::journal::{Apportioned, Derivation, Event, SignalSeen};
-use crate::core::limit::meter::Counts;
-use crate::core::limit::table::slots;
-use crate::core::policy::Treatment;
-use crate::core::time::{Time, duration_from_secs};
+use crate::control::budget::{Claim, apportion_cut, weight};
+use crate::control::law::Observation;
+use crate::control::stability::Timing;
+use crate::engine::{ClassReading, DoorReading, Engine, Reasons};
+use crate::journal::{Apportioned, Derivation, Event, SignalSeen};
+use crate::limit::meter::Counts;
+use crate::limit::table::slots;
+use crate::policy::Treatment;
+use crate::time::{Time, duration_from_secs};
 use std::time::Duration;
 
 /// Fewer exchanges than this prove nothing.

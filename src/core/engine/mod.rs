@@ -23,24 +23,24 @@ mod retry_after;
 pub mod steer;
 pub mod view;
 
-use crate::core::alert::{self, Alert, Alerts, Patience};
-use crate::core::control::oscillation::Oscillation;
-use crate::core::control::regulator::{Move, Regulator};
-use crate::core::engine::backlog::Backlog;
-use crate::core::engine::board::Board;
-use crate::core::engine::crew::Crew;
-use crate::core::engine::steer::Wheel;
-use crate::core::journal::{
+use crate::alert::{self, Alert, Alerts, Patience};
+use crate::control::oscillation::Oscillation;
+use crate::control::regulator::{Move, Regulator};
+use crate::engine::backlog::Backlog;
+use crate::engine::board::Board;
+use crate::engine::crew::Crew;
+use crate::engine::steer::Wheel;
+use crate::journal::{
     Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, ShedSummary,
     SignalSeen, Start, StartLimit,
 };
-use crate::core::limit::gate::Gate;
-pub use crate::core::limit::meter::Reading as ClassReading;
-use crate::core::limit::meter::{Counts, Reason};
-use crate::core::limit::table::{LimitTable, Mode, slots};
-use crate::core::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
-use crate::core::signal::reading::{Missing, Reading};
-use crate::core::time::{Time, WallMs};
+use crate::limit::gate::Gate;
+pub use crate::limit::meter::Reading as ClassReading;
+use crate::limit::meter::{Counts, Reason};
+use crate::limit::table::{LimitTable, Mode, slots};
+use crate::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
+use crate::signal::reading::{Missing, Reading};
+use crate::time::{Time, WallMs};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

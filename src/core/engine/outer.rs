@@ -9,16 +9,16 @@
 //! When every signal a class follows has gone stale, its limit does what the operator chose:
 //! hold, decay to `initial`, or go there. It never opens.
 
-use crate::core::control::budget::{Claim, apportion_cut, weight};
-use crate::core::control::law::Observation;
-use crate::core::control::regulator::Move;
-use crate::core::control::stability::Timing;
-use crate::core::engine::{ClassReading, DoorReading, Engine, Loop, Reasons};
-use crate::core::journal::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
-use crate::core::limit::meter::Reason;
-use crate::core::limit::table::slots;
-use crate::core::policy::{OnStale, SignalId};
-use crate::core::time::Time;
+use crate::control::budget::{Claim, apportion_cut, weight};
+use crate::control::law::Observation;
+use crate::control::regulator::Move;
+use crate::control::stability::Timing;
+use crate::engine::{ClassReading, DoorReading, Engine, Loop, Reasons};
+use crate::journal::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
+use crate::limit::meter::Reason;
+use crate::limit::table::slots;
+use crate::policy::{OnStale, SignalId};
+use crate::time::Time;
 use std::time::Duration;
 
 /// A gauge of Ray's may have been true this long before it is published anew (facts 4), and
@@ -217,7 +217,7 @@ impl Engine {
 
     /// The submission gate follows its own signal, every fresh reading at once.
     pub(super) fn step_backlog(&mut self, door: &DoorReading, now: Time) {
-        let doors = self.crew.as_ref().map_or(1, crate::core::engine::crew::Crew::replicas);
+        let doors = self.crew.as_ref().map_or(1, crate::engine::crew::Crew::replicas);
         for (class, loops) in self.classes.iter_mut().enumerate() {
             let Some(backlog) = &mut loops.backlog else { continue };
             backlog.share_among(doors);

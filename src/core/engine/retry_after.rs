@@ -10,10 +10,10 @@
 //! bounded: 32 s theirs, 60 s ours.
 
 use super::{ClassReading, Engine};
-use crate::core::limit::meter::{Meter, Outcome, Reason};
-use crate::core::limit::table::Mode;
-use crate::core::policy::{ClassId, plain};
-use crate::core::time::{Time, WallMs};
+use crate::limit::meter::{Meter, Outcome, Reason};
+use crate::limit::table::Mode;
+use crate::policy::{ClassId, plain};
+use crate::time::{Time, WallMs};
 use std::sync::Arc;
 use std::time::Duration;
 

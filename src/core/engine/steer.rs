@@ -5,10 +5,10 @@
 //! Each is an event in the record, with who and why. When a pin ends, the limit starts from the
 //! pinned value and its law from a clean memory, so that nothing jumps.
 
-use crate::core::engine::Engine;
-use crate::core::journal::{Event, LimitKind, Mode as Who, ModeChange};
-use crate::core::limit::table::{ClassLimits, Mode};
-use crate::core::time::{Time, WallMs};
+use crate::engine::Engine;
+use crate::journal::{Event, LimitKind, Mode as Who, ModeChange};
+use crate::limit::table::{ClassLimits, Mode};
+use crate::time::{Time, WallMs};
 use std::time::Duration;
 
 /// The longest a pin without an explicit end may last, so that none is forgotten for ever.
@@ -163,7 +163,7 @@ impl Engine {
         why: &str,
         now: Time,
         wall: WallMs,
-    ) -> Result<crate::core::engine::Effects, Refusal> {
+    ) -> Result<crate::engine::Effects, Refusal> {
         self.refuse_to_steer()?;
         let mut change = ModeChange {
             class: "all".into(),
@@ -247,10 +247,10 @@ impl Engine {
             }
         }
         let table = self.renew_table();
-        Ok(crate::core::engine::Effects {
+        Ok(crate::engine::Effects {
             table,
             events: vec![Event::ModeChange(change)],
-            ..crate::core::engine::Effects::default()
+            ..crate::engine::Effects::default()
         })
     }
 
@@ -295,7 +295,7 @@ impl Engine {
             .ok_or_else(|| Refusal::UnknownClass { class: name.to_owned() })
     }
 
-    pub(super) fn bounds_of(&self, class: usize, limit: LimitKind) -> Option<crate::core::policy::Bounds> {
+    pub(super) fn bounds_of(&self, class: usize, limit: LimitKind) -> Option<crate::policy::Bounds> {
         let spec = &self.policy.classes[class];
         match limit {
             LimitKind::InFlight => Some(spec.in_flight),

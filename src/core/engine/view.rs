@@ -1,11 +1,11 @@
 //! What the engine looks like from outside: for the admin API, `status`, the demo and reports.
 
-use crate::core::alert;
-use crate::core::engine::{DoorReading, Engine};
-use crate::core::journal::{LimitKind, LoopKind, SignalHealth};
-use crate::core::limit::table::Mode;
-use crate::core::policy::{ClassId, SignalId, Treatment};
-use crate::core::time::Time;
+use crate::alert;
+use crate::engine::{DoorReading, Engine};
+use crate::journal::{LimitKind, LoopKind, SignalHealth};
+use crate::limit::table::Mode;
+use crate::policy::{ClassId, SignalId, Treatment};
+use crate::time::Time;
 use serde::{Deserialize, Serialize};
 
 /// Everything at one moment.
@@ -33,7 +33,7 @@ pub struct View {
     pub events_lost: u64,
     /// The other replicas, where there are any.
     #[serde(default)]
-    pub fleet: Option<crate::core::engine::crew::FleetView>,
+    pub fleet: Option<crate::engine::crew::FleetView>,
 }
 
 /// One module.
@@ -194,7 +194,7 @@ impl Engine {
     }
 
     fn module_views(&self) -> Vec<ModuleView> {
-        let view = |(at, module): (usize, &crate::core::policy::Module)| {
+        let view = |(at, module): (usize, &crate::policy::Module)| {
             let classes = self.policy.classes.iter().zip(&self.last_door);
             ModuleView {
                 name: module.name.to_string(),
@@ -221,7 +221,7 @@ impl Engine {
     }
 
     fn signal_views(&self, now: Time) -> Vec<SignalView> {
-        let view = |(at, signal): (usize, &crate::core::policy::Signal)| {
+        let view = |(at, signal): (usize, &crate::policy::Signal)| {
             let posted = self.board.get(SignalId(u8::try_from(at).ok()?))?;
             let reading = posted.reading.as_ref();
             Some(SignalView {

@@ -9,9 +9,9 @@
 //! that came from several addresses here is one row without an address, or a token behind 64 of
 //! them would be told as many small ones.
 
-use crate::core::census::Credential;
-use crate::core::fleet::identities::{Demand, NAMED_MAX, Row};
-use crate::core::limit::askers::{Askers, Heard, ROWS_MAX};
+use crate::census::Credential;
+use crate::fleet::identities::{Demand, NAMED_MAX, Row};
+use crate::limit::askers::{Askers, Heard, ROWS_MAX};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -193,7 +193,7 @@ fn whole(value: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::request::party::Party;
+    use crate::request::party::Party;
 
     fn told(asked: &[(u64, Option<u64>, u32)]) -> Told {
         let mut asking = Asking::default();

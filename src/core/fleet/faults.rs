@@ -8,7 +8,7 @@ use super::book::{Answer, Book, Member};
 use super::division::{Level, divide};
 use super::holding::{Holding, Renewal, Standing};
 use super::{Timing, even_share};
-use crate::core::time::Time;
+use crate::time::Time;
 use proptest::prelude::*;
 use std::time::Duration;
 

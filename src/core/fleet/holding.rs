@@ -11,7 +11,7 @@
 //! [`super`] for why that is safe.
 
 use super::{Claim, Timing, even_share};
-use crate::core::time::Time;
+use crate::time::Time;
 
 /// One replica's part of every limit.
 #[derive(Clone, Debug)]

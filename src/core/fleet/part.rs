@@ -20,11 +20,11 @@ use super::Timing;
 use super::asking::{Asking, Told};
 use super::holding::{Holding, Standing};
 use super::identities::{self, Demand, Share, Weights};
-use crate::core::engine::DoorReading;
-use crate::core::limit::askers::Askers;
-use crate::core::limit::table::{LimitTable, slots};
-use crate::core::policy::{Kind, PartyLimits, Policy, Treatment};
-use crate::core::time::{Time, duration_from_secs};
+use crate::engine::DoorReading;
+use crate::limit::askers::Askers;
+use crate::limit::table::{LimitTable, slots};
+use crate::policy::{Kind, PartyLimits, Policy, Treatment};
+use crate::time::{Time, duration_from_secs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -487,9 +487,9 @@ fn whole(amount: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::engine::ClassReading;
-    use crate::core::policy::plain::{class, policy};
-    use crate::core::policy::{Bounds, RateBounds};
+    use crate::engine::ClassReading;
+    use crate::policy::plain::{class, policy};
+    use crate::policy::{Bounds, RateBounds};
 
     const TIMING: Timing = Timing { period: Duration::from_millis(250), remember: Duration::from_mins(5) };
 

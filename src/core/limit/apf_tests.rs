@@ -9,10 +9,10 @@
 use super::gate::{Ask, Decision, Gate, Grant, Ticket};
 use super::meter::Outcome;
 use super::table::LimitTable;
-use crate::core::control::budget::{Claim, divide};
-use crate::core::policy::{Class, ClassId, Module, Policy, Queue, Treatment, plain};
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::control::budget::{Claim, divide};
+use crate::policy::{Class, ClassId, Module, Policy, Queue, Treatment, plain};
+use crate::request::party::Party;
+use crate::time::Time;
 use std::collections::BTreeMap;
 use std::time::Duration;
 

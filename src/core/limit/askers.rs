@@ -7,12 +7,12 @@
 //! has room for everybody, pays one load a request.
 //!
 //! Memory is bounded as in the census: [`ROWS_MAX`] flows (Space-Saving, see
-//! [`crate::core::census`]), of one address no more than [`CREDENTIALS_MAX`](crate::core::census::CREDENTIALS_MAX) credentials apart.
+//! [`crate::census`]), of one address no more than [`CREDENTIALS_MAX`](crate::census::CREDENTIALS_MAX) credentials apart.
 //! What does not fit is counted without its name.
 
-use crate::core::census::summary::Summary;
-use crate::core::census::{Credential, Crowd};
-use crate::core::request::party::Party;
+use crate::census::summary::Summary;
+use crate::census::{Credential, Crowd};
+use crate::request::party::Party;
 
 /// Flows (address and credential) told apart.
 pub const ROWS_MAX: usize = 256;

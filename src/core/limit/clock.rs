@@ -16,7 +16,7 @@
 //! writer is at work) and a reader that saw it move reads again.
 
 use super::sync::{AtomicU64, Ordering, fence, spin_loop};
-use crate::core::time::Time;
+use crate::time::Time;
 use governor::clock::{Clock, Reference};
 use governor::nanos::Nanos;
 use std::ops::Add;

@@ -18,10 +18,10 @@
 //!
 //! One relaxed load a request as long as nothing changes; no lock, no allocation.
 //!
-//! [`queue`]: crate::core::limit::queue
+//! [`queue`]: crate::limit::queue
 
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::request::party::Party;
+use crate::time::Time;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 

@@ -21,7 +21,7 @@
 //! time. There a request takes a slot for as long as it holds it, and is charged for that
 //! ([`Costs::hold`]).
 
-use crate::core::time::Time;
+use crate::time::Time;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Share of a new observation in the estimate.

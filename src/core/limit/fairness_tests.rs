@@ -4,9 +4,9 @@
 use super::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
 use super::meter::Outcome;
 use super::table::LimitTable;
-use crate::core::policy::{Bounds, Class, ClassId, Queue, RateBounds, SignalId, plain};
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::policy::{Bounds, Class, ClassId, Queue, RateBounds, SignalId, plain};
+use crate::request::party::Party;
+use crate::time::Time;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -51,8 +51,8 @@
 //! Memory: at most `len_max` waiters; tags are kept only for parties that wait or are in debt
 //! (tag > V), at most [`TAGS_MAX`]; past that, parties share one overflow tag per dimension.
 
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::request::party::Party;
+use crate::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 

@@ -10,13 +10,13 @@
 //! of them has a part of these at each (`core/fleet/identities.rs`): so much of its places, and a
 //! cell that costs as many more. Nobody has less than one place at a door.
 
-use crate::core::limit::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
-use crate::core::limit::in_flight::InFlight;
-use crate::core::limit::meter::Reason;
-use crate::core::limit::rate::{in_hand, owed, until_due};
-use crate::core::policy::PartyLimits;
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::limit::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
+use crate::limit::in_flight::InFlight;
+use crate::limit::meter::Reason;
+use crate::limit::rate::{in_hand, owed, until_due};
+use crate::policy::PartyLimits;
+use crate::request::party::Party;
+use crate::time::Time;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
@@ -86,7 +86,7 @@ impl Shares {
             Some(RateLimiter::new(quota, accounts.clone(), SharedClock(Arc::clone(&clock))))
         });
         let refill = if rate_per_second > 0.0 {
-            crate::core::time::duration_from_secs(f64::from(burst.get()) / rate_per_second)
+            crate::time::duration_from_secs(f64::from(burst.get()) / rate_per_second)
         } else {
             Duration::ZERO
         };
@@ -151,10 +151,7 @@ impl Shares {
             if let Err(not_until) = rate.check_key(&at) {
                 slot.in_flight.leave();
                 let cells = not_until.wait_time_from(here).as_secs_f64() * 1e3;
-                return Err((
-                    Reason::PartyRate,
-                    crate::core::time::duration_from_secs(cells / self.clock.rate()),
-                ));
+                return Err((Reason::PartyRate, crate::time::duration_from_secs(cells / self.clock.rate())));
             }
             if let Some(part) = slot.part() {
                 // A cell here costs what the party gets at other doors meanwhile.

@@ -2,9 +2,9 @@
 //!
 //! The loop makes a new table and stores it in an `ArcSwap`; a request loads it once and
 //! never sees half a change. Counters, clocks and queues live outside (see
-//! [`crate::core::limit::gate`]), so a swap resets nothing.
+//! [`crate::limit::gate`]), so a swap resets nothing.
 
-use crate::core::policy::{ClassId, ModuleId, Policy, Treatment};
+use crate::policy::{ClassId, ModuleId, Policy, Treatment};
 
 /// Every limit as it stands.
 #[derive(Clone, PartialEq, Debug)]

@@ -18,10 +18,10 @@
 //! On the [`Serve`](Surface::Serve) surface the paths are the users' own. As long as the
 //! operator has no routes there, nothing can be dodged and no path is refused.
 
-use crate::core::policy::{ClassId, Policy};
-use crate::core::request::catalogue::{ROUTES, Surface};
-use crate::core::request::facts::{Facts, Headers};
-use crate::core::request::path::{Suspicious, normalise};
+use crate::policy::{ClassId, Policy};
+use crate::request::catalogue::{ROUTES, Surface};
+use crate::request::facts::{Facts, Headers};
+use crate::request::path::{Suspicious, normalise};
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
@@ -414,7 +414,7 @@ enum Segment {
 
 impl Pattern {
     /// One of Ray's own, which are well formed.
-    fn of_ray(route: &crate::core::request::catalogue::Route, target: Match) -> Pattern {
+    fn of_ray(route: &crate::request::catalogue::Route, target: Match) -> Pattern {
         Pattern {
             surface: route.surface,
             method: Some(route.method.into()),
@@ -571,9 +571,9 @@ fn is_token(token: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::{Control, Treatment};
-    use crate::core::request::catalogue::{self, CLASSES};
-    use crate::core::request::facts::Lines;
+    use crate::policy::{Control, Treatment};
+    use crate::request::catalogue::{self, CLASSES};
+    use crate::request::facts::Lines;
     use proptest::prelude::*;
     use std::net::{IpAddr, Ipv4Addr};
 

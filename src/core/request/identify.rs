@@ -31,8 +31,8 @@
 //! Every kind of thing is digested in a domain of its own: a `client_id` that is spelled
 //! like a token is not that token's holder.
 
-use crate::core::request::facts::Facts;
-use crate::core::request::party::Party;
+use crate::request::facts::Facts;
+use crate::request::party::Party;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -323,7 +323,7 @@ impl SipHash {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::request::facts::Lines;
+    use crate::request::facts::Lines;
     use proptest::prelude::*;
 
     const KEY: [u64; 2] = [1, 2];

@@ -18,7 +18,7 @@
 //! - **`ray_io_context_event_loop_lag_ms` stays 0 through every overload**, `ray_running_jobs`
 //!   and `ray_finished_jobs_total` do not count what they say: not used.
 
-use crate::core::policy::{Derivation, How, LabelCondition, OnStale, Selector, Signal, SignalSource};
+use crate::policy::{Derivation, How, LabelCondition, OnStale, Selector, Signal, SignalSource};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn every_signal_that_a_class_is_moved_by_is_built_in() {
-        for class in crate::core::request::catalogue::CLASSES {
+        for class in crate::request::catalogue::CLASSES {
             for wanted in class.signals {
                 assert!(SIGNALS.iter().any(|signal| signal.name == *wanted), "{}: {wanted}", class.name);
             }

@@ -19,12 +19,12 @@
 //!   (each observation is entered again at its bucket's midpoint). No new observation is no
 //!   reading, not a zero.
 
-use crate::core::policy::How;
-use crate::core::signal::exposition::Sample;
+use crate::policy::How;
+use crate::signal::exposition::Sample;
 use std::time::Duration;
 
 /// A share or a quantile waits until it rests on so many observations (or until it has waited
-/// long enough, see [`crate::core::signal::series`]): one slow call of two is not 50 %.
+/// long enough, see [`crate::signal::series`]): one slow call of two is not 50 %.
 pub const OBSERVATIONS_MIN: f64 = 10.0;
 
 /// Why samples are no evidence.
@@ -411,7 +411,7 @@ fn same_bound(a: f64, b: f64) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::signal::exposition::Reporter;
+    use crate::signal::exposition::Reporter;
     use proptest::prelude::*;
 
     fn sample(series: u64, le: Option<f64>, value: f64) -> Sample {

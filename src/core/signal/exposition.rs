@@ -31,8 +31,8 @@
 //! Source: Prometheus text format 0.0.4 and OpenMetrics 1.0 (`# EOF`, exemplars and time
 //! stamps in seconds are understood). Metric names in quotes (`{"my.name"}`) are not read.
 
-use crate::core::policy::{Derivation, How, LabelCondition, Selector};
-use crate::core::signal::line::{Label, Lines, lex, name_of, number, time_stamp, unescape};
+use crate::policy::{Derivation, How, LabelCondition, Selector};
+use crate::signal::line::{Label, Lines, lex, name_of, number, time_stamp, unescape};
 use memchr::memmem::Finder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -20,9 +20,9 @@
 //! dated now; a reading older than the one before it brings nothing. Every change of state is
 //! returned as a value, for the journal and the alerts.
 
-use crate::core::policy::SignalId;
-use crate::core::signal::reading::{Missing, Reading};
-use crate::core::time::Time;
+use crate::policy::SignalId;
+use crate::signal::reading::{Missing, Reading};
+use crate::time::Time;
 use std::fmt;
 use std::time::Duration;
 

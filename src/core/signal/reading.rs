@@ -1,7 +1,7 @@
 //! A reading: one value of one signal, with all that says how far to trust it.
 
-use crate::core::policy::SignalId;
-use crate::core::time::Time;
+use crate::policy::SignalId;
+use crate::time::Time;
 use std::sync::Arc;
 
 /// One value of one signal.

@@ -15,7 +15,7 @@
 //!   their own time stamps these decide instead.
 //!
 //! Otherwise the old reading is handed out again with its old time, and
-//! [`freshness`](crate::core::signal::freshness) calls it frozen once it is older than
+//! [`freshness`](crate::signal::freshness) calls it frozen once it is older than
 //! `stale_after`. The healthy GCS moves hundreds of counters each report, so within two
 //! reports (20 s at Ray's default) constant and frozen are told apart.
 //!
@@ -41,13 +41,11 @@
 //! Memory: at most [`TARGETS_MAX`] parts per alternative, each holding one page's selected
 //! counters; parts not seen for `stale_after` are forgotten.
 
-use crate::core::policy::{
-    Derivation, How, LabelCondition, Policy, Selector, Signal, SignalId, SignalSource,
-};
-use crate::core::signal::derive::{Counters, Evidence, Flaw, Histograms, OBSERVATIONS_MIN};
-use crate::core::signal::exposition::{Counts, Exposition, Filter, Reporter, Sample, line_name};
-use crate::core::signal::reading::{Missing, Reading};
-use crate::core::time::{Time, WallMs};
+use crate::policy::{Derivation, How, LabelCondition, Policy, Selector, Signal, SignalId, SignalSource};
+use crate::signal::derive::{Counters, Evidence, Flaw, Histograms, OBSERVATIONS_MIN};
+use crate::signal::exposition::{Counts, Exposition, Filter, Reporter, Sample, line_name};
+use crate::signal::reading::{Missing, Reading};
+use crate::time::{Time, WallMs};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -724,7 +722,7 @@ fn describe(select: &Selector) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::{Control, OnStale};
+    use crate::policy::{Control, OnStale};
     use proptest::prelude::*;
 
     const SECOND: Duration = Duration::from_secs(1);

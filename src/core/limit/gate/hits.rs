@@ -10,12 +10,12 @@
 //! More hits than a burst has room for never pass.
 
 use super::Gate;
-use crate::core::limit::gate::{Ask, Ticket};
-use crate::core::limit::meter::Reason;
-use crate::core::limit::table::{LimitTable, slots};
-use crate::core::policy::ClassId;
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::limit::gate::{Ask, Ticket};
+use crate::limit::meter::Reason;
+use crate::limit::table::{LimitTable, slots};
+use crate::policy::ClassId;
+use crate::request::party::Party;
+use crate::time::Time;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -93,9 +93,9 @@ impl<W> Gate<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::limit::gate::{Decision, Grant};
-    use crate::core::limit::meter::Outcome;
-    use crate::core::policy::{Bounds, PartyLimits, Policy, RateBounds, plain};
+    use crate::limit::gate::{Decision, Grant};
+    use crate::limit::meter::Outcome;
+    use crate::policy::{Bounds, PartyLimits, Policy, RateBounds, plain};
     use proptest::prelude::*;
 
     const PARTY: Party = Party { address: 8, credential: None };

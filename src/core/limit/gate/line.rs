@@ -7,13 +7,13 @@
 //! All of it under the module's mutex, which is taken only once somebody waits there.
 
 use super::{Decision, Full, Gate, Grant, Shed, Ticket, WaitId};
-use crate::core::limit::gate::Ask;
-use crate::core::limit::meter::Reason;
-use crate::core::limit::queue::{FairQueue, Joined, Waiting};
-use crate::core::limit::share::SlotId;
-use crate::core::limit::table::{LimitTable, slots};
-use crate::core::policy::{ClassId, Policy, Priority};
-use crate::core::time::Time;
+use crate::limit::gate::Ask;
+use crate::limit::meter::Reason;
+use crate::limit::queue::{FairQueue, Joined, Waiting};
+use crate::limit::share::SlotId;
+use crate::limit::table::{LimitTable, slots};
+use crate::policy::{ClassId, Policy, Priority};
+use crate::time::Time;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 

@@ -4,11 +4,11 @@
 //! changes nothing and costs no place; a request that may hope is let on, and asks in earnest.
 
 use super::{Gate, Shed};
-use crate::core::limit::meter::Reason;
-use crate::core::limit::table::{LimitTable, Mode, slots};
-use crate::core::policy::{ClassId, Kind, Treatment};
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use crate::limit::meter::Reason;
+use crate::limit::table::{LimitTable, Mode, slots};
+use crate::policy::{ClassId, Kind, Treatment};
+use crate::request::party::Party;
+use crate::time::Time;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 

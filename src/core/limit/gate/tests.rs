@@ -1,9 +1,9 @@
 //! The gate as its callers see it, and the laws that no sequence of calls may break.
 
 use super::*;
-use crate::core::limit::table::ClassLimits;
-use crate::core::policy::plain::{self, policy};
-use crate::core::policy::{Bounds, Class, Queue, RateBounds};
+use crate::limit::table::ClassLimits;
+use crate::policy::plain::{self, policy};
+use crate::policy::{Bounds, Class, Queue, RateBounds};
 use proptest::prelude::*;
 use std::cell::RefCell;
 
