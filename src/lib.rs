@@ -6,14 +6,14 @@
 //! clock and the tasks, `fleet` shares limits with other doors, `admin` shows and steers, `sim` drives the very same core from an
 //! event heap, and `emulator` is `sim`'s head behind a real HTTP server.
 
+pub use rayguard_config as config;
 pub use rayguard_core as core;
+pub use rayguard_sim as sim;
 
 pub mod admin;
 pub mod cli;
-pub mod config;
 pub mod emulator;
 pub mod fleet;
 pub mod observe;
 pub mod proxy;
 pub mod runtime;
-pub mod sim;

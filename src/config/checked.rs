@@ -32,10 +32,10 @@ use super::settings::{
     Address, Admin, Alerts, ApiKey, Fleet, Http, Identity, Ledger, Listener, Log, Metrics, Notify,
     NotifyKind, NotifyUrl, Probe, RatelimitService, Secret, Settings, Tls, Upstream, UpstreamTls,
 };
-use crate::core::alert::{Alert, Patience};
-use crate::core::fleet::Timing;
-use crate::core::limit::table::Mode;
-use crate::core::request::catalogue::Surface;
+use rayguard_core::alert::{Alert, Patience};
+use rayguard_core::fleet::Timing;
+use rayguard_core::limit::table::Mode;
+use rayguard_core::request::catalogue::Surface;
 
 /// The longest path that fits `sun_path` (108 bytes on Linux, 104 elsewhere, one for NUL).
 const UNIX_PATH_BYTES_MAX: usize = 103;

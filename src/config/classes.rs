@@ -20,13 +20,13 @@ use super::raw::{
 };
 use super::selector;
 use super::settings::Metrics;
-use crate::core::limit::table::Mode;
-use crate::core::policy::{
+use rayguard_core::limit::table::Mode;
+use rayguard_core::policy::{
     Bounds, Class, Coalesce, Control, Derivation, How, Kind, Law, Module, ModuleId, OnStale, PartyLimits,
     Policy, Priority, Queue, RateBounds, Selector, Signal, SignalId, SignalSource, Treatment,
 };
-use crate::core::request::catalogue::{self, Surface};
-use crate::core::request::classify::{Classifier, HeaderIs, Rule};
+use rayguard_core::request::catalogue::{self, Surface};
+use rayguard_core::request::classify::{Classifier, HeaderIs, Rule};
 
 /// Bounds of a concurrency limit. 0 would shut a class for good: `treatment` does that.
 const IN_FLIGHT: [f64; 2] = [1.0, 1_000_000.0];
@@ -738,7 +738,7 @@ impl Judge {
         let seconds = f64::from(rate.burst) / rate.per_second.initial;
         if rate.burst > 1 && seconds > REFILL_MAX.as_secs_f64() {
             let refill =
-                Length(Duration::from_secs(crate::core::time::duration_from_secs(seconds).as_secs()));
+                Length(Duration::from_secs(rayguard_core::time::duration_from_secs(seconds).as_secs()));
             let message = format!(
                 "burst of {} needs {refill} to refill at {}",
                 rate.burst,
@@ -957,5 +957,5 @@ impl Judge {
 
 /// What may come at once where nothing is said: one second's worth.
 fn one_second(per_second: f64) -> u32 {
-    crate::core::limit::table::slots(per_second.ceil()).max(1)
+    rayguard_core::limit::table::slots(per_second.ceil()).max(1)
 }

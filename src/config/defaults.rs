@@ -5,9 +5,9 @@
 //! `core::policy::Control`. The rest stands here, one constant for each key, so that the commented
 //! `config/rayguard.toml` and `config/README.md` can be held to it by a test.
 
-use crate::core::policy::{Class, Law, Module, Signal, SignalId};
-use crate::core::request::catalogue;
-use crate::core::signal::catalogue::{SIGNALS, SignalDefault};
+use rayguard_core::policy::{Class, Law, Module, Signal, SignalId};
+use rayguard_core::request::catalogue;
+use rayguard_core::signal::catalogue::{SIGNALS, SignalDefault};
 
 /// Ray's dashboard on the head itself.
 pub const UPSTREAM: &str = "http://127.0.0.1:8265";

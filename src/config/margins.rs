@@ -11,9 +11,9 @@
 use std::time::Duration;
 
 use super::settings::Settings;
-use crate::core::control::stability::{Assessment, Timing, Unstable, assess};
-use crate::core::journal::LimitKind;
-use crate::core::policy::{Bounds, Class, ClassId, Control, Kind, Law, Policy, Treatment};
+use rayguard_core::control::stability::{Assessment, Timing, Unstable, assess};
+use rayguard_core::journal::LimitKind;
+use rayguard_core::policy::{Bounds, Class, ClassId, Control, Kind, Law, Policy, Treatment};
 
 /// One loop of a class, before it is closed.
 #[derive(Clone, Copy, PartialEq, Debug)]

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, Visitor};
 
-use crate::core::policy::Slo;
+use rayguard_core::policy::Slo;
 
 /// A length of time: `"500ms"`, `"10s"`, `"1h 30m"`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -14,12 +14,12 @@ use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 use url::Url;
 
-use crate::core::alert::{Alert, Patience};
-use crate::core::fleet::Timing;
-use crate::core::limit::table::Mode;
-use crate::core::policy::Policy;
-use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::Rule;
+use rayguard_core::alert::{Alert, Patience};
+use rayguard_core::fleet::Timing;
+use rayguard_core::limit::table::Mode;
+use rayguard_core::policy::Policy;
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::classify::Rule;
 
 /// Everything the program runs by.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct Settings {
     pub version: Arc<str>,
     /// What becomes of sheds, where a class does not say otherwise.
     pub mode: Mode,
-    /// What becomes of sheds, indexed by [`ClassId`](crate::core::policy::ClassId).
+    /// What becomes of sheds, indexed by [`ClassId`](rayguard_core::policy::ClassId).
     pub class_modes: Vec<Mode>,
     /// Ray's dashboard: where the probe and discovery ask, and where dashboard listeners lead.
     pub upstream: Upstream,
@@ -62,7 +62,7 @@ pub struct Settings {
     pub policy: Arc<Policy>,
     /// The operator's routes, before Ray's own; [`Classifier::new`] takes them as they are.
     ///
-    /// [`Classifier::new`]: crate::core::request::classify::Classifier::new
+    /// [`Classifier::new`]: rayguard_core::request::classify::Classifier::new
     pub routes: Vec<Rule>,
 }
 

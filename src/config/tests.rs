@@ -6,8 +6,8 @@ use proptest::prelude::*;
 
 use super::settings::{Address, NotifyUrl, Secret};
 use super::*;
-use crate::core::policy::{Bounds, Class, Kind, Law, SignalSource, Treatment};
-use crate::core::request::catalogue::{CLASSES, Surface};
+use rayguard_core::policy::{Bounds, Class, Kind, Law, SignalSource, Treatment};
+use rayguard_core::request::catalogue::{CLASSES, Surface};
 
 fn settings(text: &str) -> Settings {
     parse(text, "test.toml", &Overrides::default()).unwrap_or_else(|problems| panic!("{problems}"))
@@ -483,7 +483,7 @@ fn api_keys_are_digests_and_differ() {
 
 #[test]
 fn alerts_can_be_made_patient_and_silenced_one_by_one() {
-    use crate::core::alert::Alert;
+    use rayguard_core::alert::Alert;
     let alerts = settings(
         "[alerts.rule.slo-breached]
          for = '5m'
@@ -752,7 +752,7 @@ fn every_setting_is_heeded_somewhere() {
         }
     }
     let mut code = String::new();
-    read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")), &mut code);
+    read(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/..")), &mut code);
     let fields = include_str!("settings.rs").lines().filter_map(|line| {
         let (field, _) = line.strip_prefix("    pub ")?.split_once(": ")?;
         (!field.starts_with("fn ")).then_some(field)
@@ -771,7 +771,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn whatever_was_asked_its_pattern_is_short_and_a_route_as_it_stands(path in "/[ -~]{0,80}") {
-        let pattern = crate::core::census::fold::fold(&path);
+        let pattern = rayguard_core::census::fold::fold(&path);
         prop_assert!(pattern.len() <= 7 * 40 + 8);
         let text = format!("[[route]]\npath = '{pattern}'\nclass = 'other'\n");
         let read = parse(&text, "test", &Overrides::default());

@@ -9,13 +9,13 @@ use std::fmt::Write as _;
 use super::defaults;
 use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
 use super::selector;
-use crate::core::alert::Alert;
-use crate::core::policy::{
+use rayguard_core::alert::Alert;
+use rayguard_core::policy::{
     Bounds, Class, How, Kind, Law, Module, OnStale, PartyLimits, Queue, Signal, SignalId, SignalSource,
     Treatment,
 };
-use crate::core::request::catalogue;
-use crate::core::signal::catalogue::SIGNALS as SIGNALS_BUILT_IN;
+use rayguard_core::request::catalogue;
+use rayguard_core::signal::catalogue::SIGNALS as SIGNALS_BUILT_IN;
 
 /// The sections before the tables of signals, modules and classes.
 const HEAD: &str = r#"# rayguard: every key at its default. This file changes nothing; keep the lines you change.
@@ -401,6 +401,7 @@ mod tests {
     #[test]
     #[ignore = "writes config/rayguard.toml; run it by hand after a default has changed"]
     fn write_the_complete_file_again() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/config/rayguard.toml"), defaults()).unwrap();
+        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/rayguard.toml"), defaults())
+            .unwrap();
     }
 }

@@ -9,8 +9,8 @@ use super::chance::{Chance, mix};
 use super::head::{RouteId, Spec};
 use super::scenario::{ClientKind, ClientSpec};
 use super::trace::Trace;
-use crate::core::request::party::Party;
-use crate::core::time::{Time, duration_from_secs};
+use rayguard_core::request::party::Party;
+use rayguard_core::time::{Time, duration_from_secs};
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use super::head::Spec;
 use super::heap::EventHeap;
 use super::plant::{Demand, Event, Exchange, Plant, Step};
 use super::trace::Trace;
-use crate::core::time::{Time, duration_from_secs};
+use rayguard_core::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
 
 /// What the recording clients themselves add to every latency, milliseconds, *fitted*.

@@ -11,8 +11,8 @@
 //! How the limit moved ([`Motion`]) is told as it moves and kept as four numbers.
 
 use super::tally::Second;
-use crate::core::control::oscillation::Oscillation;
-use crate::core::time::{Time, duration_from_secs};
+use rayguard_core::control::oscillation::Oscillation;
+use rayguard_core::time::{Time, duration_from_secs};
 
 /// Points kept at most.
 pub const POINTS_MAX: usize = 4096;

@@ -9,16 +9,16 @@
 //! The readings are made as Ray's are: the mean over a window, some time old. Latency itself is
 //! part of their age, because a request tells only when it ends under which limit it came.
 //!
-//! [`stability`]: crate::core::control::stability
+//! [`stability`]: rayguard_core::control::stability
 
 use super::rivals::Limiter;
 use super::scenario::Scenario;
 use super::world::run_behind;
-use crate::core::control::law::Observation;
-use crate::core::control::regulator::Regulator;
-use crate::core::control::stability::{Timing, critical_gain};
-use crate::core::policy::{Bounds, Control, Law};
-use crate::core::time::Time;
+use rayguard_core::control::law::Observation;
+use rayguard_core::control::regulator::Regulator;
+use rayguard_core::control::stability::{Timing, critical_gain};
+use rayguard_core::policy::{Bounds, Control, Law};
+use rayguard_core::time::Time;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;

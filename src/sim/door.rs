@@ -7,15 +7,15 @@
 
 use super::head::{Route, RouteId, Spec};
 use super::scenario::{Scenario, ScenarioError};
-use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket, WaitId};
-use crate::core::limit::meter::Outcome;
-use crate::core::limit::table::LimitTable;
-use crate::core::policy::{ClassId, Kind, Policy};
-use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::Classifier;
-use crate::core::request::facts::{Facts, Headers};
-use crate::core::request::party::Party;
-use crate::core::time::Time;
+use rayguard_core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket, WaitId};
+use rayguard_core::limit::meter::Outcome;
+use rayguard_core::limit::table::LimitTable;
+use rayguard_core::policy::{ClassId, Kind, Policy};
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::classify::Classifier;
+use rayguard_core::request::facts::{Facts, Headers};
+use rayguard_core::request::party::Party;
+use rayguard_core::time::Time;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;

@@ -359,9 +359,9 @@ fn by_endpoint(plant: &Plant) -> Vec<(&'static str, Durations)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::time::Time;
-    use crate::sim::head::Spec;
-    use crate::sim::plant::Demand;
+    use crate::head::Spec;
+    use crate::plant::Demand;
+    use rayguard_core::time::Time;
 
     #[test]
     fn the_pages_show_what_happened() {
@@ -398,16 +398,16 @@ mod tests {
     /// News of an idle head is that nothing has changed: each page must show that its reporters live.
     #[test]
     fn an_idle_heads_signals_stay_news_for_ever() {
-        use crate::core::signal::series::SignalReader;
+        use rayguard_core::signal::series::SignalReader;
         let settings =
-            crate::config::Settings::defaults(&crate::config::Overrides::default()).expect("sound");
+            rayguard_config::Settings::defaults(&rayguard_config::Overrides::default()).expect("sound");
         let mut reader = SignalReader::new(&settings.policy);
         let mut plant = Plant::new(Spec::ray_head(), 1);
         let mut before = Vec::new();
         for second in (5_u32..180).step_by(5) {
             let now = Time::from_secs_f64(f64::from(second));
             plant.advance(now, &mut Vec::new());
-            let wall = crate::core::time::WallMs(1_000 * u64::from(second));
+            let wall = rayguard_core::time::WallMs(1_000 * u64::from(second));
             for (target, page) in [("agent", agent_page(&plant)), ("dashboard", dashboard_page(&plant))] {
                 reader.on_scrape(target, page.as_bytes(), now, wall).expect("a page");
             }

@@ -6,7 +6,7 @@
 //! histogram alone is immediate, and is written at completion: a request that hangs is not
 //! in it. GCS latencies exist only in decade buckets.
 
-use crate::core::time::Time;
+use rayguard_core::time::Time;
 use std::time::Duration;
 
 /// Upper bounds of the GCS histograms' buckets, in milliseconds; the last one is +Inf.

@@ -19,9 +19,9 @@
 use super::head::{RouteId, Spec};
 use super::plant::{Demand, Plant};
 use super::trace::Guide;
-use crate::core::limit::meter::Reason;
-use crate::core::recording::{Ending, Recording};
-use crate::core::time::Time;
+use rayguard_core::limit::meter::Reason;
+use rayguard_core::recording::{Ending, Recording};
+use rayguard_core::time::Time;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -496,7 +496,7 @@ fn alone_ms(spec: &Spec, route: RouteId) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::recording::{Arrival, ClassHead, Exchange, Head};
+    use rayguard_core::recording::{Arrival, ClassHead, Exchange, Head};
 
     /// A recording of one route: arrivals in seconds and how long each took.
     fn recording(spans: &[(f64, f64)]) -> Recording {

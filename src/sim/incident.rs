@@ -458,7 +458,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::trace;
+    use crate::trace;
 
     fn case() -> Case {
         // 20 s of a calm actor list, and tasks at 30/s from the fifth second: both in one module.

@@ -199,11 +199,11 @@ pub fn fitted() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::calibration::{cases, replay};
-    use crate::sim::trace;
+    use crate::calibration::{cases, replay};
+    use crate::trace;
 
     fn recorded(name: &str) -> Option<String> {
-        let path = format!("{}/simulations/recorded/{name}.csv", env!("CARGO_MANIFEST_DIR"));
+        let path = format!("{}/../../simulations/recorded/{name}.csv", env!("CARGO_MANIFEST_DIR"));
         std::fs::read_to_string(path).ok()
     }
 

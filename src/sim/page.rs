@@ -286,9 +286,9 @@ fn clock(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::report;
-    use crate::sim::scenario::Scenario;
-    use crate::sim::world::{Onlooker, Traces};
+    use crate::report;
+    use crate::scenario::Scenario;
+    use crate::world::{Onlooker, Traces};
 
     #[test]
     fn the_top_of_a_plot_is_a_round_number() {

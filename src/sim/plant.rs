@@ -21,7 +21,7 @@ use super::chance::Chance;
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges, bucket};
 use super::head::{Effect, Link, Route, RouteId, Spec};
 use super::heap::EventHeap;
-use crate::core::time::Time;
+use rayguard_core::time::Time;
 use std::collections::VecDeque;
 use std::time::Duration;
 

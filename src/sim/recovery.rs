@@ -6,7 +6,7 @@
 //! an end; seconds that can no longer matter are forgotten. What is kept is therefore as long as
 //! clients are patient, not as long as the run.
 
-use crate::core::time::Time;
+use rayguard_core::time::Time;
 use std::collections::VecDeque;
 
 /// Seconds on end in which all must be well.

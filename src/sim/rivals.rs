@@ -4,7 +4,7 @@
 //! number of requests under way at once. They have no queue, no classes and no parties; they
 //! are compared where that is no handicap (one class on one plant).
 
-use crate::core::time::Time;
+use rayguard_core::time::Time;
 use std::time::Duration;
 
 /// A concurrency limiter.
@@ -342,7 +342,7 @@ mod tests {
     fn feed(limiter: &mut dyn Limiter, latency_ms: u64, from: f64, seconds: f64) {
         for n in 0..200 {
             let now = Time::from_secs_f64(from + seconds * f64::from(n) / 200.0);
-            let in_flight = crate::core::limit::table::slots(limiter.limit());
+            let in_flight = rayguard_core::limit::table::slots(limiter.limit());
             limiter.finish(now, Duration::from_millis(latency_ms), in_flight, false);
         }
     }

@@ -9,13 +9,13 @@
 
 use super::gauges::Cadence;
 use super::head::{Jobs, Link, Spec};
-use crate::config::{self, Overrides};
-use crate::core::limit::table::LimitTable;
-use crate::core::policy::{
+use rayguard_config::Overrides;
+use rayguard_core::limit::table::LimitTable;
+use rayguard_core::policy::{
     Bounds, Class, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo, Treatment,
 };
-use crate::core::request::catalogue::Surface;
-use crate::core::time::duration_from_secs;
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::time::duration_from_secs;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -443,7 +443,7 @@ pub enum ScenarioError {
     Unreadable(#[from] toml::de::Error),
     /// rayguard's own configuration is wrong.
     #[error("in `config`: {0}")]
-    Config(#[from] config::Problems),
+    Config(#[from] rayguard_config::Problems),
     /// A value that cannot be.
     #[error("{0}")]
     Impossible(String),
@@ -576,7 +576,7 @@ impl Scenario {
     /// # Errors
     /// `config` is wrong.
     pub fn policy_of(&self, config: &str) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
-        let settings = config::parse(config, "config", &Overrides::default())?;
+        let settings = rayguard_config::parse(config, "config", &Overrides::default())?;
         let policy = match self.plant {
             PlantSpec::RayHead { .. } => Arc::clone(&settings.policy),
             PlantSpec::Serve { .. } => Arc::new(only_serve(&settings.policy)?),

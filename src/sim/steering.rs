@@ -5,14 +5,14 @@
 //! fault adds), so equal seeds give equal journals.
 
 use super::door::Door;
-use crate::core::alert::Alert;
-use crate::core::engine::{Effects, Engine, LastGood, read_door};
-use crate::core::journal::{Event, Record};
-use crate::core::limit::table::Mode;
-use crate::core::policy::{ClassId, Policy};
-use crate::core::signal::reading::Missing;
-use crate::core::signal::series::SignalReader;
-use crate::core::time::{Time, WallMs};
+use rayguard_core::alert::Alert;
+use rayguard_core::engine::{Effects, Engine, LastGood, read_door};
+use rayguard_core::journal::{Event, Record};
+use rayguard_core::limit::table::Mode;
+use rayguard_core::policy::{ClassId, Policy};
+use rayguard_core::signal::reading::Missing;
+use rayguard_core::signal::series::SignalReader;
+use rayguard_core::time::{Time, WallMs};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -165,10 +165,10 @@ impl Steering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::journal::LimitKind;
-    use crate::sim::scenario::Guard;
-    use crate::sim::scenario::Scenario;
-    use crate::sim::world::{Conditions, Onlooker, Traces, run_under};
+    use crate::scenario::Guard;
+    use crate::scenario::Scenario;
+    use crate::world::{Conditions, Onlooker, Traces, run_under};
+    use rayguard_core::journal::LimitKind;
     use std::collections::BTreeMap;
 
     /// Of each class that was refused anything or whose limit moved: the lowest its limit came to, over

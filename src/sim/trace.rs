@@ -13,11 +13,11 @@
 use super::door::facts;
 use super::head::Spec;
 use super::scenario::ClientSpec;
-use crate::config::{self, Overrides};
-use crate::core::recording::{self, Ending, Exchange, Recording};
-use crate::core::request::catalogue::{ROUTES, Surface};
-use crate::core::request::classify::Classifier;
-use crate::core::time::Time;
+use rayguard_config::Overrides;
+use rayguard_core::recording::{self, Ending, Exchange, Recording};
+use rayguard_core::request::catalogue::{ROUTES, Surface};
+use rayguard_core::request::classify::Classifier;
+use rayguard_core::time::Time;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -206,7 +206,7 @@ impl Guide {
     pub fn new() -> Guide {
         let mut guide = Guide::default();
         let spec = Spec::ray_head();
-        let Ok(settings) = config::parse("", "defaults", &Overrides::default()) else { return guide };
+        let Ok(settings) = rayguard_config::parse("", "defaults", &Overrides::default()) else { return guide };
         let policy = settings.policy;
         let Ok(classifier) = Classifier::new(&policy, Surface::Dashboard, &[]) else { return guide };
         for route in &spec.routes {

@@ -189,8 +189,8 @@ pub fn within(ranges: &BTreeMap<String, [f64; 2]>, verdicts: &Verdicts) -> Vec<C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sim::scenario::Guard;
-    use crate::sim::world::{self, Traces};
+    use crate::scenario::Guard;
+    use crate::world::{self, Traces};
 
     const TWICE: &str = r#"
         question = "does a limiter hold eight servers at twice their capacity?"

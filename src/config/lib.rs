@@ -25,8 +25,8 @@ use toml::Spanned;
 pub use problem::{Problem, Problems};
 pub use settings::Settings;
 
-use crate::core::limit::table::Mode;
 use raw::{Raw, RawListen, RawMode};
+use rayguard_core::limit::table::Mode;
 
 /// What the command line puts over the file.
 #[derive(Clone, Debug, Default)]
@@ -120,7 +120,5 @@ fn version(text: &str) -> String {
     format!("{head:012x}")
 }
 
-#[cfg(test)]
-mod deploy_tests;
 #[cfg(test)]
 mod tests;

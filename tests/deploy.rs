@@ -3,18 +3,18 @@
 
 use std::collections::BTreeSet;
 
-use super::{Overrides, Settings, parse};
-use crate::core::alert::Alert;
-use crate::observe::metrics::FAMILIES;
+use rayguard::config::{Overrides, Settings, parse};
+use rayguard::core::alert::Alert;
+use rayguard::observe::metrics::FAMILIES;
 
-const RULES: &str = include_str!("../../config/deploy/prometheus/rayguard.rules.yml");
-const RULES_OF_OPERATOR: &str = include_str!("../../config/deploy/kubernetes/prometheusrule.yaml");
-const RUNBOOK: &str = include_str!("../../config/deploy/RUNBOOK.md");
-const DASHBOARD: &str = include_str!("../../config/deploy/grafana/rayguard.json");
-const METRICS: &str = include_str!("../../config/deploy/METRICS.md");
-const CLUSTER: &str = include_str!("../../config/deploy/kubernetes/raycluster.yaml");
-const SERVE: &str = include_str!("../../config/deploy/kubernetes/serve.yaml");
-const COMPOSE: &str = include_str!("../../config/deploy/compose/rayguard.toml");
+const RULES: &str = include_str!("../config/deploy/prometheus/rayguard.rules.yml");
+const RULES_OF_OPERATOR: &str = include_str!("../config/deploy/kubernetes/prometheusrule.yaml");
+const RUNBOOK: &str = include_str!("../config/deploy/RUNBOOK.md");
+const DASHBOARD: &str = include_str!("../config/deploy/grafana/rayguard.json");
+const METRICS: &str = include_str!("../config/deploy/METRICS.md");
+const CLUSTER: &str = include_str!("../config/deploy/kubernetes/raycluster.yaml");
+const SERVE: &str = include_str!("../config/deploy/kubernetes/serve.yaml");
+const COMPOSE: &str = include_str!("../config/deploy/compose/rayguard.toml");
 
 fn sound(text: &str) -> Settings {
     parse(text, "deploy", &Overrides::default()).unwrap_or_else(|problems| panic!("{problems}"))
