@@ -206,7 +206,9 @@ impl Guide {
     pub fn new() -> Guide {
         let mut guide = Guide::default();
         let spec = Spec::ray_head();
-        let Ok(settings) = rayguard_config::parse("", "defaults", &Overrides::default()) else { return guide };
+        let Ok(settings) = rayguard_config::parse("", "defaults", &Overrides::default()) else {
+            return guide;
+        };
         let policy = settings.policy;
         let Ok(classifier) = Classifier::new(&policy, Surface::Dashboard, &[]) else { return guide };
         for route in &spec.routes {
