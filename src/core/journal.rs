@@ -788,7 +788,9 @@ impl Shed {
             Reason::PartyRate => "the caller had used up the rate configured for one caller",
             Reason::PartyInFlight => "the caller had as many requests under way as one caller may",
             Reason::QueueTimeout => "it waited as long as a request of its class may, and no room came",
-            Reason::UpstreamDown => "the head did not answer; nothing is sent to it but probes",
+            Reason::UpstreamUnreachable => {
+                "Ray accepted no connections; requests pass again as soon as it does"
+            }
             Reason::ApiKey => "the class asks for an API key, and none that is known was shown",
         }
     }
@@ -813,7 +815,7 @@ impl Shed {
             Reason::PartyRate | Reason::PartyInFlight => {
                 format!("the caller slows down; or raise `per_party` of class {class}")
             }
-            Reason::UpstreamDown => "the head comes back".to_owned(),
+            Reason::UpstreamUnreachable => "Ray accepts connections again".to_owned(),
             Reason::ApiKey => "the caller shows a key that the configuration lists".to_owned(),
         }
     }

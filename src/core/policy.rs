@@ -70,6 +70,9 @@ pub struct Module {
     /// behind it in the module see; classes of priority 6 to 9 may have two to five times as
     /// much, being held back on behalf of fewer. `None` for modules that truly work in parallel (Serve).
     pub work: Option<Duration>,
+    /// Whether it stops working on a request whose client has left. One that does not works on, and the
+    /// request stays counted until it has answered.
+    pub cancels: bool,
 }
 
 /// Endpoints that share a limit.
@@ -411,7 +414,12 @@ pub mod plain {
     #[must_use]
     pub fn policy(classes: Vec<Class>, ceiling: f64) -> Policy {
         Policy {
-            modules: vec![Module { name: "JobHead".into(), in_flight: Bounds::fixed(ceiling), work: None }],
+            modules: vec![Module {
+                name: "JobHead".into(),
+                in_flight: Bounds::fixed(ceiling),
+                work: None,
+                cancels: false,
+            }],
             classes,
             signals: Vec::new(),
             control: Control::SHIPPED,

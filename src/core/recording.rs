@@ -122,7 +122,7 @@ impl From<Outcome> for Ending {
         match outcome {
             Outcome::Served => Ending::Served,
             Outcome::Failed => Ending::Failed,
-            Outcome::Abandoned => Ending::Abandoned,
+            Outcome::Abandoned | Outcome::Cancelled => Ending::Abandoned,
             Outcome::Unsent => Ending::Left,
             Outcome::Unseen => Ending::Open,
         }

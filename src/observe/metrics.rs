@@ -255,12 +255,17 @@ impl Moment {
             self.classes().map(|(class, counts)| ([("class", class.name.as_str())], counts.shadow_shed)),
         )?;
         let answers = self.classes().flat_map(|(class, counts)| {
-            [("served", counts.served), ("failed", counts.failed), ("abandoned", counts.abandoned)]
-                .map(|(outcome, count)| ([("class", class.name.as_str()), ("outcome", outcome)], count))
+            [
+                ("served", counts.served),
+                ("failed", counts.failed),
+                ("abandoned", counts.abandoned),
+                ("cancelled", counts.cancelled),
+            ]
+            .map(|(outcome, count)| ([("class", class.name.as_str()), ("outcome", outcome)], count))
         });
         writer.counters(
             "rayguard_answers",
-            "Admitted requests that ended: served (below 500), failed, or abandoned by their client",
+            "Admitted requests that ended: served (below 500), failed, abandoned by their client, or cancelled with it",
             answers,
         )?;
         self.durations(writer)?;

@@ -2,10 +2,11 @@
 
 use crate::core::census::{Census, Sight, Unlisted, Verdict};
 use crate::core::journal::Via;
+use crate::core::limit::flow::Flow;
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
 use crate::core::limit::meter::{Outcome, Reason};
-use crate::core::limit::table::LimitTable;
-use crate::core::policy::{ClassId, Kind, Policy, Treatment};
+use crate::core::limit::table::{LimitTable, Mode};
+use crate::core::policy::{ClassId, Kind, Module, Policy, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Match};
@@ -401,6 +402,14 @@ impl Door {
         let _ = self.sheds.try_send(note);
     }
 
+    /// Whether a class is in shadow mode, and its bandwidth where that is limited and not in shadow.
+    #[must_use]
+    pub fn conduct(&self, id: ClassId) -> (bool, Option<Arc<Flow>>) {
+        let table = self.table.load();
+        let shadow = table.class(id).mode == Mode::Shadow;
+        (shadow, if shadow { None } else { self.gate.flow(&table, id) })
+    }
+
     /// Whether requests of this class need an API key: those of a class that requires one, and
     /// uploads for submissions that do. Whatever is blocked is blocked for all.
     #[must_use]
@@ -409,6 +418,12 @@ impl Door {
         let submits = || self.linked.submit.is_some_and(|id| self.policy.classes[id.index()].require_key);
         class.treatment != Treatment::Blocked
             && (class.require_key || (Some(id) == self.linked.packages && submits()))
+    }
+
+    /// The module that a class's requests are worked on in.
+    #[must_use]
+    pub fn module(&self, id: ClassId) -> &Module {
+        &self.policy.modules[self.policy.classes[id.index()].module.index()]
     }
 
     /// The class's name.

@@ -1,9 +1,10 @@
 //! Sending an admitted request to Ray, and what happens when its client does not wait.
 //!
-//! Ray does not stop working when a client leaves, so neither does the exchange: if the door's
-//! future is dropped (the client closed its connection) or its time is up, the upstream call
-//! moves to a task of its own and holds its ticket until Ray has answered or a bound has
-//! passed. Abandoned work stays counted and cannot pile up behind the door's back.
+//! Serve stops working on a request whose connection is closed, so a client that leaves, or whose time
+//! is up, closes it: the upstream call is dropped with its slot. Ray's dashboard does not stop,
+//! so neither does the exchange: the upstream call moves to a task of its own and holds its slot until
+//! Ray has answered or a bound has passed. Abandoned work stays counted and cannot pile up behind the
+//! door's back. Which of the two a module does, the catalogue says ([`Slot::cancels`]).
 
 use crate::proxy::body::{ClientBody, RayBody};
 use crate::proxy::slot::Slot;
@@ -19,8 +20,8 @@ use std::time::Duration;
 /// An answer and the slot it holds.
 pub type Answer = Result<(Response<RayBody>, Slot), UpstreamError>;
 
-/// Sends the request; the slot rides along. Once nobody waits for it, the exchange holds it for
-/// `abandoned_max` at most.
+/// Sends the request; the slot rides along. Once nobody waits for it, and unless upstream then cancels it,
+/// the exchange holds it for `abandoned_max` at most.
 pub fn send(
     upstream: Arc<Upstream>,
     request: Request<ClientBody>,
@@ -28,6 +29,7 @@ pub fn send(
     tasks: Tasks,
     abandoned_max: Duration,
 ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
+    let outlives = (!slot.cancels()).then_some((tasks, abandoned_max));
     let exchange = async move {
         slot.sent();
         match upstream.send(request).await {
@@ -45,14 +47,14 @@ pub fn send(
             }
         }
     };
-    Exchange { running: Some(Box::pin(exchange)), tasks, abandoned_max }
+    Exchange { running: Some(Box::pin(exchange)), outlives }
 }
 
-/// An upstream call that outlives whoever waits for it.
+/// An upstream call.
 pub struct Exchange<F: Future<Output = Answer> + Send + 'static> {
     running: Option<Pin<Box<F>>>,
-    tasks: Tasks,
-    abandoned_max: Duration,
+    /// Where it goes on when nobody waits for it any more, and for how long at most.
+    outlives: Option<(Tasks, Duration)>,
 }
 
 impl<F: Future<Output = Answer> + Send + 'static> Future for Exchange<F> {
@@ -70,15 +72,15 @@ impl<F: Future<Output = Answer> + Send + 'static> Future for Exchange<F> {
 
 impl<F: Future<Output = Answer> + Send + 'static> Drop for Exchange<F> {
     fn drop(&mut self) {
-        if let Some(running) = self.running.take() {
-            // Outside a runtime (the very end of the process) there is nothing left to protect.
-            let bound = self.abandoned_max;
-            if tokio::runtime::Handle::try_current().is_ok() {
-                self.tasks.spawn_until_closed(async move {
-                    // The answer and its slot are dropped here, when Ray is done.
-                    let _ = tokio::time::timeout(bound, running).await;
-                });
-            }
+        let (Some(running), Some((tasks, bound))) = (self.running.take(), self.outlives.take()) else {
+            return;
+        };
+        // Outside a runtime (the very end of the process) there is nothing left to protect.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            tasks.spawn_until_closed(async move {
+                // The answer and its slot are dropped here, when Ray is done.
+                let _ = tokio::time::timeout(bound, running).await;
+            });
         }
     }
 }

@@ -7,10 +7,10 @@ mod shared;
 
 use crate::core::census::{Sight, Unlisted, Verdict};
 use crate::core::journal::Via;
-use crate::core::limit::gate::Ask;
-use crate::core::limit::gate::Shed;
+use crate::core::limit::flow::Flow;
+use crate::core::limit::gate::{Ask, Shed};
 use crate::core::limit::meter::Reason;
-use crate::core::policy::Kind;
+use crate::core::policy::{Coalesce, Kind, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Match, UNLISTED};
@@ -28,7 +28,7 @@ use crate::proxy::headers::{
 use crate::proxy::id::Id;
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
 use crate::proxy::sessions::Alive;
-use crate::proxy::shape;
+use crate::proxy::shape::{self, Malformed};
 use crate::proxy::slot::Slot;
 use crate::proxy::tunnel;
 use http::header::{HeaderMap, HeaderValue};
@@ -54,6 +54,9 @@ pub struct Peer {
     pub abandoned_max: Duration,
 }
 
+/// A circuit breaker closes this soon after Ray is back, in seconds.
+const RECONNECT_S: u32 = 2;
+
 /// A request on its way through the door.
 struct Passage {
     door: Arc<Door>,
@@ -75,6 +78,10 @@ struct Passage {
     since: Time,
     /// Declared length of its body.
     bytes: u64,
+    /// Its class is in shadow mode: nothing is done to it that Ray alone would not do.
+    shadow: bool,
+    /// The bandwidth of its class.
+    flow: Option<Arc<Flow>>,
 }
 
 /// Answers one request: recognise, share, admit, forward.
@@ -87,7 +94,7 @@ pub async fn handle(
     let id = door.ids.next();
     let headers = Lookup::new(request.headers());
     let mentions = headers.mentions();
-    if let Err(problem) = shape::check(&request, mentions, peer.body.bytes_max) {
+    if let Err(problem) = shape::check(&request, mentions) {
         return reject::unread(problem, &id);
     }
     let Recognised { matched, party, keyless, trusted, session, address, unlisted, call } =
@@ -99,10 +106,13 @@ pub async fn handle(
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
+    let (shadow, flow) = door.conduct(matched.class);
+    if bytes > peer.body.bytes_max && !shadow {
+        return reject::unread(Malformed::BodyTooLarge(peer.body.bytes_max), &id);
+    }
     // A gRPC stream may be silent for hours; anything else is an upload.
-    let pace = (call != Call::Grpc).then(|| Pace::new(peer.body, door.clock));
-    let flow = door.gate.flow(&door.table.load(), matched.class);
-    let body = ClientBody::new(body, pace, flow, door.clock);
+    let pace = (call != Call::Grpc && !shadow).then(|| Pace::new(peer.body, door.clock));
+    let body = ClientBody::new(body, pace, flow.clone(), door.clock);
     strip_hop_by_hop(&mut parts.headers);
     if let Some(header) = door.identifier.key_header() {
         parts.headers.remove(header);
@@ -112,7 +122,8 @@ pub async fn handle(
         join_cookies(&mut parts.headers);
     }
     // An answer is shared by those who ask the same; a body is part of the question.
-    let key = matches!(body, ClientBody::Empty).then(|| sharing_key(&door, matched, &parts)).flatten();
+    let shares = matches!(body, ClientBody::Empty) && !shadow;
+    let key = shares.then(|| sharing_key(&door, matched, &parts)).flatten();
     let since = door.clock.now();
     let passage = Passage {
         door,
@@ -129,6 +140,8 @@ pub async fn handle(
         unlisted,
         since,
         bytes,
+        shadow,
+        flow,
     };
 
     let mut response = match (passage.refuse_at_sight(), upgrade, key) {
@@ -264,15 +277,24 @@ impl Passage {
     /// What the answer keeps to on its way back.
     fn way(&self) -> Way {
         let held = self.class().kind == Kind::Held;
-        let flow = self.door.gate.flow(&self.door.table.load(), self.matched.class);
         // Its bandwidth, too, may keep an answer waiting.
-        let least = flow.as_ref().map_or(Duration::ZERO, |_| self.peer.abandoned_max);
+        let least = self.flow.as_ref().map_or(Duration::ZERO, |_| self.peer.abandoned_max);
         Way {
             clock: self.door.clock,
-            patience: (!held).then(|| (self.door.readers.clone(), self.peer.body.stall)),
-            silence_max: self.class().timeout.filter(|_| !held).map(|timeout| timeout.max(least)),
-            flow,
+            patience: (!held && !self.shadow).then(|| (self.door.readers.clone(), self.peer.body.stall)),
+            silence_max: self.timeout().filter(|_| !held).map(|timeout| timeout.max(least)),
+            flow: self.flow.clone(),
         }
+    }
+
+    /// How long Ray may take to begin its answer.
+    fn timeout(&self) -> Option<Duration> {
+        self.class().timeout.filter(|_| !self.shadow)
+    }
+
+    /// How its answers are shared.
+    fn coalesce(&self) -> Option<Coalesce> {
+        self.class().coalesce.filter(|_| !self.shadow)
     }
 
     /// Whether the job list is another one after this.
@@ -304,8 +326,23 @@ impl Passage {
     }
 
     async fn admit(&self, now: Time) -> Result<Slot, Response<Body>> {
+        if self.is_cut_off()
+            && let Some(shed) = self.door.gate.refuse_at_sight(
+                &self.door.table.load(),
+                self.matched.class,
+                Reason::UpstreamUnreachable,
+                Duration::ZERO,
+            )
+        {
+            return Err(self.refuse(Shed { retry_after_s: RECONNECT_S, ..shed }));
+        }
         let slot = self.door.admit(self.ask(), now).await;
         let mut slot = slot.map_err(|shed| self.refuse(shed))?.asking(self.bytes);
+        if slot.waited() && self.is_cut_off() {
+            slot.failed();
+            let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
+            return Err(self.tell(Shed { class, reason, retry_after_s: RECONNECT_S }));
+        }
         if let Some(ticket) = slot.ticket() {
             let would_shed = ticket.would_shed.is_some();
             let verdict = if would_shed { Verdict::WouldShed } else { Verdict::Admitted };
@@ -313,6 +350,12 @@ impl Passage {
         }
         slot.account(self.unlisted.clone());
         Ok(slot)
+    }
+
+    /// Whether Ray accepts no connections, and the request is one that is told so at once. What is exempt
+    /// tries all the same: health checks get Ray's own silence.
+    fn is_cut_off(&self) -> bool {
+        self.entrance.upstream.is_unreachable() && self.class().treatment == Treatment::Limited
     }
 
     fn count(&self, verdict: Verdict, now: Time) {
@@ -340,7 +383,7 @@ impl Passage {
         let upstream = Arc::clone(&self.entrance.upstream);
         let exchange =
             forward::send(upstream, request, slot, self.door.tasks.clone(), self.peer.abandoned_max);
-        match self.class().timeout {
+        match self.timeout() {
             None => Ok(exchange.await),
             Some(bound) => tokio::time::timeout(bound, exchange)
                 .await
@@ -356,9 +399,14 @@ impl Passage {
     fn refuse(&self, shed: Shed) -> Response<Body> {
         self.count(Verdict::Shed, self.door.clock.now());
         self.door.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
+        self.tell(shed)
+    }
+
+    fn tell(&self, shed: Shed) -> Response<Body> {
         let route = self.entrance.classifier.label(self.matched.route);
         self.door.note(&self.id, &shed, route, self.party.address, Via::Proxy);
-        let about = Refused::at(&self.door, &shed, &self.id);
+        let upstream = Some(self.entrance.upstream.address());
+        let about = Refused { upstream, ..Refused::at(&self.door, &shed, &self.id) };
         reject::shed(self.tongue, shed, &about)
     }
 

@@ -1,5 +1,6 @@
 //! The door: takes requests from the wire, asks the core, forwards or refuses.
 pub mod body;
+pub mod circuit_breaker;
 pub mod coalesce;
 pub mod door;
 pub mod forward;
@@ -11,7 +12,6 @@ pub mod patience;
 pub mod preamble;
 pub mod ratelimit;
 pub mod readers;
-pub mod recovery;
 pub mod reject;
 pub mod sessions;
 pub mod shape;

@@ -14,7 +14,7 @@ use crate::proxy::body::{Body, BodyError};
 use crate::proxy::door::Door;
 use crate::proxy::headers::{REASON, REQUEST_ID};
 use crate::proxy::shape::Malformed;
-use crate::proxy::upstream::UpstreamError;
+use crate::proxy::upstream::{Address, UpstreamError};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use std::time::Duration;
@@ -65,6 +65,8 @@ pub struct Refused<'a> {
     pub waited_max: Duration,
     /// The header in which API keys come.
     pub key_header: &'a str,
+    /// Where Ray is, if the refusal is about that.
+    pub upstream: Option<&'a Address>,
 }
 
 impl<'a> Refused<'a> {
@@ -80,6 +82,7 @@ impl<'a> Refused<'a> {
             limit: limits.rate.unwrap_or(limits.in_flight),
             waited_max: class.queue.wait_max,
             key_header: door.identifier.key_header().unwrap_or("X-Rayguard-Key"),
+            upstream: None,
         }
     }
 }
@@ -148,8 +151,9 @@ fn sentence(shed: Shed, about: &Refused) -> String {
     let Refused { id, class, module, waited_max, .. } = about;
     let seconds = shed.retry_after_s.to_string();
     let plural = if shed.retry_after_s == 1 { "" } else { "s" };
-    let waited = match shed.reason {
+    let detail = match shed.reason {
         Reason::QueueTimeout => format!("{:.1}", waited_max.as_secs_f64()),
+        Reason::UpstreamUnreachable => about.upstream.map_or(String::new(), |at| format!(" at {at}")),
         _ => String::new(),
     };
     // Joined, not formatted: under a flood this is most of what a refusal costs.
@@ -173,9 +177,11 @@ fn sentence(shed: Shed, about: &Refused) -> String {
         Reason::PartyRate => &["you have reached your own rate of '", class, "' requests"],
         Reason::PartyInFlight => &["you have as many '", class, "' requests under way as one client may"],
         Reason::QueueTimeout => {
-            &["the Ray head had no room for this '", class, "' request within ", &waited, " s"]
+            &["the Ray head had no room for this '", class, "' request within ", &detail, " s"]
         }
-        Reason::UpstreamDown => &["the Ray head does not answer at the moment"],
+        Reason::UpstreamUnreachable => {
+            &["Ray is unreachable", &detail, "; rayguard keeps trying to reach it"]
+        }
         Reason::ApiKey => &["'", class, "' requests need an API key here"],
     };
     [
@@ -202,14 +208,11 @@ pub fn upstream(tongue: Tongue, error: &UpstreamError, id: &str) -> Response<Bod
     if let UpstreamError::Client(error) = error {
         return body(error, id);
     }
-    let sentence = format!("rayguard: {error}. Is the Ray head up? (request {id})");
-    // Who was held back may ask again at once; who was broken off had better look first.
-    let (status, retry_s) = match error {
-        UpstreamError::Held { .. } => (StatusCode::SERVICE_UNAVAILABLE, Some(1)),
-        _ => (StatusCode::BAD_GATEWAY, None),
-    };
-    let mut response = answer(tongue, status, &sentence, id, retry_s);
-    response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_unreachable"));
+    let reason = error.reason();
+    let sentence =
+        format!("rayguard: {error}. Give this id to your Ray administrator: {id} (reason {reason})");
+    let mut response = answer(tongue, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
     response
 }
 
@@ -319,6 +322,7 @@ mod tests {
         limit: 4.0,
         waited_max: Duration::from_secs(2),
         key_header: "x-rayguard-key",
+        upstream: None,
     };
 
     fn refuse(reason: Reason, tongue: Tongue) -> Response<Body> {

@@ -73,11 +73,7 @@ impl Malformed {
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn check<B: Body>(
-    request: &Request<B>,
-    mentions: Mentions,
-    body_bytes_max: u64,
-) -> Result<(), Malformed> {
+pub fn check<B: Body>(request: &Request<B>, mentions: Mentions) -> Result<(), Malformed> {
     let (uri, headers) = (request.uri(), request.headers());
     if *request.method() == Method::CONNECT {
         return Err(Malformed::Unsupported("CONNECT is not for a reverse proxy"));
@@ -113,9 +109,6 @@ pub fn check<B: Body>(
     }
     if mentions.has(Mentions::UPGRADE) && is_websocket(headers) && !request.body().is_end_stream() {
         return Err(Malformed::Framing("a WebSocket's handshake has no body"));
-    }
-    if request.body().size_hint().lower() > body_bytes_max {
-        return Err(Malformed::BodyTooLarge(body_bytes_max));
     }
     Ok(())
 }

@@ -41,9 +41,21 @@ impl Slot {
         self.bytes.1 += bytes as u64;
     }
 
-    /// The request is on its way: from here on a client that leaves abandons work.
+    /// The request is on its way: a client that leaves from here on abandons work, or cancels it.
     pub fn sent(&mut self) {
-        self.outcome = Outcome::Abandoned;
+        self.outcome = if self.cancels() { Outcome::Cancelled } else { Outcome::Abandoned };
+    }
+
+    /// Whether upstream stops working on the request when its client leaves.
+    #[must_use]
+    pub fn cancels(&self) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| self.door.module(ticket.ask.class).cancels)
+    }
+
+    /// Whether it had to wait for its turn.
+    #[must_use]
+    pub fn waited(&self) -> bool {
+        self.ticket.as_ref().is_some_and(|ticket| !ticket.waited.is_zero())
     }
 
     /// Upstream answered (below 500).

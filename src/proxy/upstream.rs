@@ -1,18 +1,22 @@
 //! Connections to Ray: kept alive, reused last-in-first-out, bounded.
 //!
 //! The door decides how many requests are under way; the pool follows. It keeps what has been
-//! used lately and drops what has idled longer than Ray keeps its side open. A request that
-//! meets a connection Ray has just closed was never sent (hyper hands it back) and is sent
-//! again on a new one; a request that may have been seen is never repeated.
+//! used lately and drops what has idled for too long.
+//!
+//! A request that meets a connection Ray has closed was never sent (hyper hands it back) and is sent
+//! again. Closing and sending may also cross on the way: then a GET or HEAD without a body, of whose
+//! answer not a byte has come, is sent once more on a new connection, and any other is not, because
+//! Ray may have acted on it.
 
+use crate::core::limit::meter::Reason;
 use crate::core::request::catalogue::Surface;
 use crate::core::time::Time;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};
+use crate::proxy::circuit_breaker::{CircuitBreaker, RETRY};
 use crate::proxy::headers::is_grpc;
-use crate::proxy::recovery::{Held, Recovery};
 use crate::proxy::stream::{Dial, Plain, Stream, probe};
 use crate::proxy::tls::Originator;
-use crate::proxy::wire::Wire;
+use crate::proxy::wire::{HEAD_BYTES_MAX, HEADERS_MAX, Wire};
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
@@ -21,11 +25,12 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Context;
 use std::time::Duration;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpStream, UnixStream, lookup_host};
 
 /// Where Ray listens.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -51,35 +56,36 @@ impl std::fmt::Display for Address {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// Nobody listens, or the network is gone.
-    #[error("Ray does not accept connections at {address}: {source}")]
+    #[error("Ray is unreachable at {address}: {source}")]
     Connect {
         /// Where.
         address: String,
         /// What the OS says.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// No connection within the bound.
-    #[error("Ray did not accept a connection at {address} within {bound:?}")]
+    #[error("Ray is unreachable at {address}: no connection within {bound:?}")]
     ConnectTimeout {
         /// Where.
         address: String,
         /// The bound.
         bound: Duration,
     },
-    /// It accepted no connection lately, or has just begun to again.
-    #[error("{}", match held {
-        Held::Down => format!("Ray has accepted no connections at {address} lately; it is tried again all the time"),
-        Held::Full => format!("Ray at {address} has just come back, and is given its work bit by bit"),
-    })]
-    Held {
+    /// The exchange broke before the answer's head had come.
+    #[error(
+        "Ray at {address} closed the connection before it answered ({source}); it may have begun to work on the request"
+    )]
+    Broken {
         /// Where.
         address: String,
-        /// Which of the two.
-        held: Held,
+        /// What hyper says.
+        source: hyper::Error,
     },
-    /// The exchange broke before the answer's head had come.
-    #[error("Ray at {address} broke off before it answered: {source}")]
-    Broken {
+    /// What came is no answer that can be passed on.
+    #[error(
+        "the answer of Ray at {address} cannot be passed on ({source}): rayguard reads heads of up to {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} headers"
+    )]
+    Unreadable {
         /// Where.
         address: String,
         /// What hyper says.
@@ -91,10 +97,23 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// Whether nobody is there, as far as can be told from here; what this machine lacks itself
+    /// The word for it in the `X-Rayguard-Reason` header.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. } => {
+                Reason::UpstreamUnreachable.label()
+            }
+            UpstreamError::Broken { .. } => "upstream_disconnected",
+            UpstreamError::Unreadable { .. } => "upstream_unreadable",
+            UpstreamError::Client(_) => "malformed",
+        }
+    }
+
+    /// Whether no connection was accepted, as far as can be told from here; what this machine lacks itself
     /// (descriptors, ports) says nothing of Ray.
     fn is_absence(&self) -> bool {
-        use std::io::ErrorKind::{
+        use io::ErrorKind::{
             ConnectionRefused, ConnectionReset, HostUnreachable, NetworkUnreachable, NotFound, TimedOut,
         };
         match self {
@@ -143,9 +162,9 @@ pub struct Upstream {
     options: Options,
     clock: Clock,
     tasks: Tasks,
-    recovery: Recovery,
+    breaker: CircuitBreaker,
     idle: Mutex<Vec<Idle>>,
-    shared: Mutex<Vec<Arc<Http2>>>,
+    shared: Mutex<Vec<Http2>>,
 }
 
 /// Bounds of the pool.
@@ -179,10 +198,13 @@ struct Idle {
 }
 
 /// A connection that carries many streams.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Http2 {
     sender: http2::SendRequest<ClientBody>,
+    /// One for each stream, and the pool's own.
     streams: Arc<()>,
+    /// When it was first seen without a stream.
+    idle_since: Option<Time>,
 }
 
 /// Streams on a connection before another is opened, and connections at most. Streams share
@@ -249,7 +271,7 @@ impl Upstream {
             options,
             clock,
             tasks,
-            recovery: Recovery::default(),
+            breaker: CircuitBreaker::default(),
             idle: Mutex::default(),
             shared: Mutex::default(),
         })
@@ -261,29 +283,24 @@ impl Upstream {
         &self.address
     }
 
+    /// Whether it is known to accept no connections. While the process ends nobody tries any more.
+    #[must_use]
+    pub fn is_unreachable(&self) -> bool {
+        self.breaker.is_open() && !self.tasks.closing()
+    }
+
     /// Sends a request and waits for the head of its answer.
     pub async fn send(
         self: &Arc<Self>,
         request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
-        let trial = self
-            .recovery
-            .wait(|| self.clock.now(), self.options.connect_timeout)
-            .await
-            .map_err(|held| UpstreamError::Held { address: self.address.to_string(), held })?;
         // gRPC is HTTP/2 whatever else is spoken there: Serve has applications of both kinds.
-        let response = if self.options.protocol == Protocol::Http2 || is_grpc(request.headers()) {
+        if self.options.protocol == Protocol::Http2 || is_grpc(request.headers()) {
             // The rare ways stand on the heap: whatever awaits them has room for the usual one only.
             Box::pin(self.send_http2(request)).await
         } else {
             self.send_http1(request).await
-        };
-        match &response {
-            Ok(_) => trial.answered(),
-            Err(error) if error.is_absence() => self.recovery.refused(self.clock.now()),
-            Err(_) => {}
         }
-        response
     }
 
     async fn send_http1(
@@ -291,19 +308,29 @@ impl Upstream {
         mut request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
         frame(&mut request);
+        let mut again = false;
         loop {
-            let (mut wire, reused) = match self.take_idle() {
+            let idle = if again { None } else { self.take_idle() };
+            let (mut wire, reused) = match idle {
                 Some(wire) => (wire, true),
                 None => (Box::pin(self.connect()).await?, false),
             };
-            match wire.exchange(request).await {
+            let mut error = match wire.exchange(request, reused).await {
                 Ok(response) => return Ok(self.answer(response, wire)),
-                Err(mut error) => match error.take_message() {
-                    // Never sent: Ray had just closed this connection.
-                    Some(unsent) if reused => request = unsent,
-                    _ => return Err(self.broken(error.into_error())),
-                },
+                Err(error) => error,
+            };
+            if !reused {
+                return Err(self.broken(error.into_error()));
             }
+            request = match error.take_message() {
+                // Never sent: Ray had closed this connection.
+                Some(unsent) => unsent,
+                // Ray closed it just then.
+                None => {
+                    again = true;
+                    wire.unanswered().ok_or_else(|| self.broken(error.into_error()))?
+                }
+            };
         }
     }
 
@@ -323,12 +350,44 @@ impl Upstream {
         sender.send_request(request).await.map_err(|source| self.broken(source))
     }
 
-    async fn connect(&self) -> Result<Wire, UpstreamError> {
+    async fn connect(self: &Arc<Self>) -> Result<Wire, UpstreamError> {
         let stream = self.dial(Protocol::Http1).await?;
         Wire::open(stream).await.map_err(|source| self.broken(source))
     }
 
-    async fn dial(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
+    /// A new connection; the circuit breaker learns how it went.
+    async fn dial(self: &Arc<Self>, protocol: Protocol) -> Result<Stream, UpstreamError> {
+        let unfinished = Unfinished(self);
+        let dialled = self.try_dial(protocol).await;
+        std::mem::forget(unfinished);
+        if dialled.as_ref().is_err_and(UpstreamError::is_absence) && self.breaker.open() {
+            // What idles was accepted before, and would only be found out one by one.
+            self.idle().clear();
+            self.shared().clear();
+            self.watch_for_return();
+        }
+        dialled
+    }
+
+    /// Tries to connect until that is accepted.
+    fn watch_for_return(self: &Arc<Self>) {
+        let upstream = Arc::downgrade(self);
+        self.tasks.spawn_until_closed(async move {
+            // A configuration that leads elsewhere has no use for the answer.
+            while let Some(upstream) = upstream.upgrade() {
+                match upstream.try_dial(upstream.options.protocol).await {
+                    Err(error) if error.is_absence() => {
+                        let _ = upstream.breaker.open();
+                    }
+                    _ => return upstream.breaker.close(),
+                }
+                drop(upstream);
+                tokio::time::sleep(RETRY).await;
+            }
+        });
+    }
+
+    async fn try_dial(&self, protocol: Protocol) -> Result<Stream, UpstreamError> {
         let bound = self.options.connect_timeout;
         let connecting = async {
             Ok(match &self.address {
@@ -347,11 +406,14 @@ impl Upstream {
             .map_err(|source| UpstreamError::Connect { address: self.address.to_string(), source })
     }
 
-    async fn reach(&self, address: &str) -> std::io::Result<Plain> {
+    async fn reach(&self, address: &str) -> io::Result<Plain> {
         if let Some(network) = &self.network {
             return Ok(Plain::Other(network.dial(address).await?));
         }
-        let stream = TcpStream::connect(address).await?;
+        // A name that nobody knows any more is as good as a host that is gone.
+        let found =
+            lookup_host(address).await.map_err(|source| io::Error::new(io::ErrorKind::NotFound, source))?;
+        let stream = TcpStream::connect(&*found.collect::<Vec<_>>()).await?;
         stream.set_nodelay(true)?;
         probe(&stream, PROBE, PROBE);
         Ok(Plain::Tcp(stream))
@@ -364,12 +426,9 @@ impl Upstream {
         let mut request = self.absolute(request);
         let mut attempt = 0;
         loop {
-            let connection = self.connection().await?;
-            let mut sender = connection.sender.clone();
+            let Http2 { mut sender, streams, .. } = self.connection().await?;
             match sender.try_send_request(request).await {
-                Ok(response) => {
-                    return Ok(response.map(|body| RayBody::Http2(body, Arc::clone(&connection.streams))));
-                }
+                Ok(response) => return Ok(response.map(|body| RayBody::Http2(body, streams))),
                 Err(mut error) => match error.take_message() {
                     // Never sent: the connection had just been closed.
                     Some(unsent) if attempt < 2 => request = unsent,
@@ -399,17 +458,18 @@ impl Upstream {
         Request::from_parts(parts, body)
     }
 
-    /// The least used connection, or a new one.
-    async fn connection(&self) -> Result<Arc<Http2>, UpstreamError> {
+    /// The least used connection, or a new one. It counts as a stream for as long as it is held.
+    async fn connection(self: &Arc<Self>) -> Result<Http2, UpstreamError> {
         {
-            let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut shared = self.shared();
             shared.retain(|connection| !connection.sender.is_closed());
-            let least = shared.iter().min_by_key(|connection| Arc::strong_count(&connection.streams));
+            let full = shared.len() >= CONNECTIONS_MAX;
+            let least = shared.iter_mut().min_by_key(|connection| Arc::strong_count(&connection.streams));
             if let Some(least) = least
-                && (Arc::strong_count(&least.streams) <= STREAMS_PER_CONNECTION
-                    || shared.len() >= CONNECTIONS_MAX)
+                && (full || Arc::strong_count(&least.streams) <= STREAMS_PER_CONNECTION)
             {
-                return Ok(Arc::clone(least));
+                least.idle_since = None;
+                return Ok(least.clone());
             }
         }
         let stream = self.dial(Protocol::Http2).await?;
@@ -425,15 +485,23 @@ impl Upstream {
             // An error here reaches every stream that was on it.
             let _ = connection.await;
         });
-        let connection = Arc::new(Http2 { sender, streams: Arc::default() });
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&connection));
+        let connection = Http2 { sender, streams: Arc::default(), idle_since: None };
+        self.shared().push(connection.clone());
         Ok(connection)
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Vec<Http2>> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection used last, which is the least likely to have been closed by Ray.
     fn take_idle(&self) -> Option<Wire> {
         let now = self.clock.now();
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle();
         let last = idle.pop()?;
         if now.since(last.since) <= self.options.idle_timeout {
             return Some(last.wire);
@@ -444,7 +512,7 @@ impl Upstream {
 
     fn keep(&self, wire: Wire) {
         wire.rest();
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle();
         if idle.len() < self.options.idle_max {
             idle.push(Idle { wire, since: self.clock.now() });
         }
@@ -454,8 +522,16 @@ impl Upstream {
     /// connection: to be called now and then.
     pub fn sweep(&self) {
         let now = self.clock.now();
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain_mut(|idle| now.since(idle.since) <= self.options.idle_timeout && idle.wire.is_alive());
+        let bound = self.options.idle_timeout;
+        self.idle().retain_mut(|idle| now.since(idle.since) <= bound && idle.wire.is_alive());
+        // Without a sender, and without streams, a connection ends.
+        self.shared().retain_mut(|connection| {
+            if Arc::strong_count(&connection.streams) > 1 {
+                connection.idle_since = None;
+                return !connection.sender.is_closed();
+            }
+            now.since(*connection.idle_since.get_or_insert(now)) <= bound && !connection.sender.is_closed()
+        });
     }
 
     fn answer(self: &Arc<Self>, response: Response<Incoming>, wire: Wire) -> Response<RayBody> {
@@ -466,7 +542,23 @@ impl Upstream {
         if let Some(fault) = client_fault(&source) {
             return UpstreamError::Client(fault);
         }
-        UpstreamError::Broken { address: self.address.to_string(), source }
+        let address = self.address.to_string();
+        if source.is_parse() {
+            return UpstreamError::Unreadable { address, source };
+        }
+        UpstreamError::Broken { address, source }
+    }
+}
+
+/// A connection that is neither accepted nor refused yet: dropped then, nobody learns which.
+struct Unfinished<'a>(&'a Arc<Upstream>);
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        // Outside a runtime (the very end of the process) nobody asks any more.
+        if tokio::runtime::Handle::try_current().is_ok() && self.0.breaker.suspect() {
+            self.0.watch_for_return();
+        }
     }
 }
 

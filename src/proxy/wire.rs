@@ -11,10 +11,13 @@
 //! itself it would wake its own caller for what that has just been told, and, when it is taken up
 //! again, the caller before. So a connection wakes whoever drives it now (`Driver`), nobody while it
 //! idles, and what only it can bring about is looked for right after it was polled.
+//!
+//! Upstream may close an idle connection just as a request is sent on it. hyper has used the request
+//! up by then, so one that may be sent again is kept until its answer begins ([`Kept`]).
 
 use crate::proxy::body::ClientBody;
 use crate::proxy::stream::Stream;
-use http::{Request, Response};
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
@@ -27,7 +30,10 @@ use tokio::task::coop::unconstrained;
 
 /// The most that is read ahead or kept for writing, in bytes; the head of an answer must fit. A connection
 /// keeps room for what it has once needed.
-const BUFFER_MAX: usize = 128 << 10;
+pub const HEAD_BYTES_MAX: usize = 128 << 10;
+
+/// As many headers of an answer as hyper keeps room for on the stack.
+pub const HEADERS_MAX: usize = 100;
 
 /// A connection and its two halves.
 #[derive(Debug)]
@@ -38,6 +44,44 @@ pub struct Wire {
     driver: Arc<Driver>,
     /// Reaches the driver, whoever that is.
     waker: Waker,
+    kept: Kept,
+    /// It has ended, and no byte came since the last whole answer.
+    silent: bool,
+}
+
+/// A GET or HEAD without a body, for as long as it may have to be sent again. Its room is kept
+/// from one request to the next, so that keeping one takes no memory from the heap.
+#[derive(Debug, Default)]
+struct Kept {
+    line: Option<(Method, Uri)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Kept {
+    fn keep(&mut self, request: &Request<ClientBody>) {
+        self.line = Some((request.method().clone(), request.uri().clone()));
+        self.headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
+
+    /// Its headers stand in the buffer of the client's connection, which has its own use for it.
+    fn forget(&mut self) {
+        self.line = None;
+        self.headers.clear();
+    }
+
+    fn take(&mut self) -> Option<Request<ClientBody>> {
+        let mut request = Request::new(ClientBody::Empty);
+        (*request.method_mut(), *request.uri_mut()) = self.line.take()?;
+        for (name, value) in self.headers.drain(..) {
+            request.headers_mut().append(name, value);
+        }
+        Some(request)
+    }
+}
+
+/// Whether a request may be sent twice (RFC 9110, 9.2.2), and can be: a body passes only once.
+fn may_repeat(request: &Request<ClientBody>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD) && matches!(request.body(), ClientBody::Empty)
 }
 
 /// The half that reads and writes.
@@ -83,14 +127,14 @@ impl Wire {
     /// # Errors
     /// What hyper says.
     pub async fn open(stream: Stream) -> hyper::Result<Wire> {
-        // An answer may have as many headers as hyper keeps room for on the stack. Most requests are a
-        // head and nothing else: one buffer, one plain write.
+        // Most requests are a head and nothing else: one buffer, one plain write.
         let mut builder = http1::Builder::new();
-        builder.writev(false).max_buf_size(BUFFER_MAX);
+        builder.writev(false).max_buf_size(HEAD_BYTES_MAX);
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         let driver = Arc::<Driver>::default();
         let waker = Waker::from(Arc::clone(&driver));
-        Ok(Wire { sender, connection: Some(Box::new(connection)), driver, waker })
+        let kept = Kept::default();
+        Ok(Wire { sender, connection: Some(Box::new(connection)), driver, waker, kept, silent: false })
     }
 
     /// The halves, for an exchange that turns into a tunnel.
@@ -98,11 +142,33 @@ impl Wire {
         (self.sender, self.connection)
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its answer. With `keep`, see [`Wire::unanswered`].
     ///
     /// # Errors
     /// With the request, if no byte of it was sent.
     pub async fn exchange(
+        &mut self,
+        request: Request<ClientBody>,
+        keep: bool,
+    ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
+        let keeps = keep && may_repeat(&request);
+        if keeps {
+            self.kept.keep(&request);
+        }
+        let answer = self.send(request).await;
+        if keeps && answer.is_ok() {
+            self.kept.forget();
+        }
+        answer
+    }
+
+    /// The last request, if it was kept, may be sent twice, and the connection ended without a byte
+    /// of an answer to it.
+    pub fn unanswered(&mut self) -> Option<Request<ClientBody>> {
+        self.kept.take().filter(|_| self.silent)
+    }
+
+    async fn send(
         &mut self,
         request: Request<ClientBody>,
     ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
@@ -122,8 +188,9 @@ impl Wire {
         // An error reaches whoever reads the answer.
         if let Some(connection) = &mut self.connection
             && Pin::new(&mut **connection).poll(&mut Context::from_waker(&self.waker)).is_ready()
+            && let Some(connection) = self.connection.take()
         {
-            self.connection = None;
+            self.silent = connection.into_parts().read_buf.is_empty();
         }
     }
 
@@ -172,7 +239,7 @@ mod tests {
         for (caller, waker) in wakers.iter().enumerate() {
             let request = Request::get("/").header("host", "ray").body(ClientBody::Empty).unwrap();
             {
-                let mut exchange = pin!(wire.exchange(request));
+                let mut exchange = pin!(wire.exchange(request, false));
                 let mut context = Context::from_waker(waker);
                 assert!(exchange.as_mut().poll(&mut context).is_pending());
                 assert_eq!(rung()[caller], 0, "nothing has come yet");

@@ -597,6 +597,7 @@ impl Scenario {
             name: Arc::from("head"),
             in_flight: Bounds::fixed(max),
             work: self.class.work_ms.map(|ms| duration_from_secs(ms / 1e3)),
+            cancels: false,
         }
     }
 

@@ -312,7 +312,7 @@ impl<W> Gate<W> {
         class.tally.meter.offer();
         match limits.treatment {
             Treatment::Blocked => {
-                return Decision::Shed(self.refuse(ask.class, Reason::Blocked, Duration::ZERO));
+                return self.shed_or_shadow(table, ask, Reason::Blocked, Duration::ZERO, now);
             }
             Treatment::Exempt => {
                 class.tally.meter.admit(0);

@@ -32,8 +32,8 @@ pub enum Reason {
     PartyInFlight,
     /// It waited as long as it may and no room came.
     QueueTimeout,
-    /// Upstream is down; nothing is admitted but probes.
-    UpstreamDown,
+    /// Upstream accepts no connections: the circuit breaker is open.
+    UpstreamUnreachable,
     /// The class asks for an API key and none, or none we know, was shown.
     ApiKey,
 }
@@ -50,7 +50,7 @@ impl Reason {
         Reason::PartyRate,
         Reason::PartyInFlight,
         Reason::QueueTimeout,
-        Reason::UpstreamDown,
+        Reason::UpstreamUnreachable,
         Reason::ApiKey,
     ];
 
@@ -67,7 +67,7 @@ impl Reason {
             Reason::PartyRate => "party_rate",
             Reason::PartyInFlight => "party_in_flight",
             Reason::QueueTimeout => "queue_timeout",
-            Reason::UpstreamDown => "upstream_down",
+            Reason::UpstreamUnreachable => "upstream_unreachable",
             Reason::ApiKey => "api_key",
         }
     }
@@ -78,7 +78,10 @@ impl Reason {
     pub fn is_callers(self) -> bool {
         !matches!(
             self,
-            Reason::ModuleInFlight | Reason::QueueTimeout | Reason::UpstreamDown | Reason::ClassInFlight
+            Reason::ModuleInFlight
+                | Reason::QueueTimeout
+                | Reason::UpstreamUnreachable
+                | Reason::ClassInFlight
         )
     }
 }
@@ -92,6 +95,8 @@ pub enum Outcome {
     Failed,
     /// The client had left before upstream answered.
     Abandoned,
+    /// The same, and upstream stopped working on it: what it took says nothing of an answer.
+    Cancelled,
     /// It was never sent: its client left between grant and sending.
     Unsent,
     /// It went another way, and nobody told how it ended: it counts as neither answer nor latency.
@@ -107,6 +112,7 @@ pub struct Meter {
     served: AtomicU64,
     failed: AtomicU64,
     abandoned: AtomicU64,
+    cancelled: AtomicU64,
     left: AtomicU64,
     shed: [AtomicU64; Reason::ALL.len()],
     shadow_shed: AtomicU64,
@@ -127,6 +133,7 @@ impl Default for Meter {
             served: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
             left: AtomicU64::new(0),
             shed: std::array::from_fn(|_| AtomicU64::new(0)),
             shadow_shed: AtomicU64::new(0),
@@ -179,6 +186,10 @@ impl Meter {
             Outcome::Served => &self.served,
             Outcome::Failed => &self.failed,
             Outcome::Abandoned => &self.abandoned,
+            Outcome::Cancelled => {
+                self.cancelled.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
             Outcome::Unsent => {
                 self.left.fetch_add(1, Ordering::Relaxed);
                 return;
@@ -202,6 +213,7 @@ impl Meter {
             served: load(&self.served),
             failed: load(&self.failed),
             abandoned: load(&self.abandoned),
+            cancelled: load(&self.cancelled),
             left: load(&self.left),
             shed: std::array::from_fn(|reason| load(&self.shed[reason])),
             shadow_shed: load(&self.shadow_shed),
@@ -234,6 +246,8 @@ pub struct Counts {
     pub failed: u64,
     /// Answers nobody waited for any more.
     pub abandoned: u64,
+    /// Requests that ended because their client left.
+    pub cancelled: u64,
     /// Clients that left while waiting.
     pub left: u64,
     /// Refusals by [`Reason`].
@@ -261,6 +275,7 @@ impl Default for Counts {
             served: 0,
             failed: 0,
             abandoned: 0,
+            cancelled: 0,
             left: 0,
             shed: [0; Reason::ALL.len()],
             shadow_shed: 0,
@@ -284,6 +299,7 @@ impl Counts {
             served: self.served.saturating_sub(earlier.served),
             failed: self.failed.saturating_sub(earlier.failed),
             abandoned: self.abandoned.saturating_sub(earlier.abandoned),
+            cancelled: self.cancelled.saturating_sub(earlier.cancelled),
             left: self.left.saturating_sub(earlier.left),
             shed: std::array::from_fn(|reason| self.shed[reason].saturating_sub(earlier.shed[reason])),
             shadow_shed: self.shadow_shed.saturating_sub(earlier.shadow_shed),
@@ -303,6 +319,7 @@ impl Counts {
         self.served += more.served;
         self.failed += more.failed;
         self.abandoned += more.abandoned;
+        self.cancelled += more.cancelled;
         self.left += more.left;
         self.shadow_shed += more.shadow_shed;
         self.bound += more.bound;

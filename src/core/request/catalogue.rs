@@ -44,6 +44,8 @@ pub struct ModuleDefault {
     pub in_flight: Bounds,
     /// Learnt work under way at once per class, where the module is one process.
     pub work: Option<Duration>,
+    /// Whether it stops working when the client leaves.
+    pub cancels: bool,
     /// What it is, for people.
     pub about: &'static str,
 }
@@ -120,7 +122,12 @@ impl ClassDefault {
 pub fn modules() -> Vec<Module> {
     MODULES
         .iter()
-        .map(|module| Module { name: module.name.into(), in_flight: module.in_flight, work: module.work })
+        .map(|module| Module {
+            name: module.name.into(),
+            in_flight: module.in_flight,
+            work: module.work,
+            cancels: module.cancels,
+        })
         .collect()
 }
 
@@ -194,11 +201,11 @@ const fn slo(quantile: f64, latency: Duration) -> Slo {
     Slo { quantile, latency }
 }
 const fn module(name: &'static str, in_flight: Bounds, about: &'static str) -> ModuleDefault {
-    ModuleDefault { name, in_flight, work: Some(WORK), about }
+    ModuleDefault { name, in_flight, work: Some(WORK), cancels: false, about }
 }
 /// A module that truly works in parallel.
 const fn parallel(name: &'static str, in_flight: Bounds, about: &'static str) -> ModuleDefault {
-    ModuleDefault { name, in_flight, work: None, about }
+    ModuleDefault { name, in_flight, work: None, cancels: false, about }
 }
 
 /// What a single process may have before it, per class: two calls of 20 ms keep its loop fed,
@@ -224,7 +231,11 @@ pub const MODULES: &[ModuleDefault] = &[
     module("TrainHead", bounds(8.0, 2.0, 16.0), "Ray Train's page"),
     module("JobAgent", bounds(16.0, 4.0, 32.0), "the job API of a node's agent (port 52365)"),
     parallel("RayClient", bounds(16.0, 4.0, 24.0), "the Ray Client proxier (port 10001); 100 threads"),
-    parallel("Serve", bounds(256.0, 32.0, 2048.0), "the users' applications (port 8000)"),
+    // Its proxy cancels a request whose connection is closed.
+    ModuleDefault {
+        cancels: true,
+        ..parallel("Serve", bounds(256.0, 32.0, 2048.0), "the users' applications (port 8000)")
+    },
 ];
 
 /// The law where nothing else is said: integral on log(limit), SIMC gain.

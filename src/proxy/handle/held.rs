@@ -24,7 +24,7 @@ impl Passage {
     /// The way of a log tail: read with others where it may be, through a tunnel where not.
     pub(super) async fn tail(&self, mut parts: Parts, client: OnUpgrade) -> Response<Body> {
         self.tell_client(&mut parts.headers);
-        let key = self.class().coalesce.and_then(|_| tail::key(&parts));
+        let key = self.coalesce().and_then(|_| tail::key(&parts));
         let found = key.map_or(Found::Full, |key| self.door.tails.find(key));
         let (follows, tail) = match found {
             Found::Full => return self.tunnel(parts, client).await,

@@ -48,8 +48,8 @@ impl Passage {
             self.peer.abandoned_max,
         );
         let way = self.way();
-        let ttl = self.class().coalesce.map_or(Duration::ZERO, |coalesce| coalesce.ttl);
-        let bound = self.class().timeout.unwrap_or(self.peer.abandoned_max);
+        let ttl = self.coalesce().map_or(Duration::ZERO, |coalesce| coalesce.ttl);
+        let bound = self.timeout().unwrap_or(self.peer.abandoned_max);
         self.door.tasks.spawn_until_closed(async move {
             let answer = tokio::time::timeout(bound, exchange).await;
             // The leader may be gone; its followers are not.
