@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
+#[path = "door/aborts.rs"]
+mod aborts;
 #[path = "door/enforcement.rs"]
 mod enforcement;
 #[path = "door/rig.rs"]
 mod rig;
+#[path = "door/upstream.rs"]
+mod upstream;
 
 use rayguard::core::policy::Bounds;
 use rayguard::proxy::listen;
@@ -198,7 +202,7 @@ async fn ray_down_is_said_at_once() {
     let answer = rig.get(STATUS, &[]).await;
     assert_eq!(answer.status, 502);
     assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_unreachable"));
-    assert!(answer.text().contains("does not accept connections"), "{}", answer.text());
+    assert!(answer.text().contains("Ray is unreachable at 127.0.0.1:"), "{}", answer.text());
     assert_eq!(rig.in_flight("job-status"), 0);
     assert_eq!(rig.door.gate.counts(class("job-status")).failed, 1);
 }

@@ -23,7 +23,7 @@ use crate::proxy::coalesce::Key;
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{
-    Lookup, Mentions, REQUEST_ID, is_grpc, join_cookies, strip_hop_by_hop, tell_client,
+    Lookup, Mentions, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, tell_client,
 };
 use crate::proxy::id::Id;
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
@@ -113,7 +113,7 @@ pub async fn handle(
     // A gRPC stream may be silent for hours; anything else is an upload.
     let pace = (call != Call::Grpc && !shadow).then(|| Pace::new(peer.body, door.clock));
     let body = ClientBody::new(body, pace, flow.clone(), door.clock);
-    strip_hop_by_hop(&mut parts.headers);
+    strip(&mut parts.headers, mentions);
     if let Some(header) = door.identifier.key_header() {
         parts.headers.remove(header);
     }

@@ -84,7 +84,11 @@ impl Mentions {
 /// included. `TE: trailers` is kept: gRPC servers ask for it. `Trailer` announces trailers to
 /// the far end: it passes.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    let mentions = Mentions::of(headers);
+    strip(headers, Mentions::of(headers));
+}
+
+/// The same for headers that have been looked over before.
+pub fn strip(headers: &mut HeaderMap, mentions: Mentions) {
     if mentions.has(Mentions::CONNECTION) {
         let named: Vec<HeaderName> = headers.get_all(CONNECTION).iter().flat_map(named).collect();
         for name in named {

@@ -104,7 +104,7 @@ impl UpstreamError {
             UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. } => {
                 Reason::UpstreamUnreachable.label()
             }
-            UpstreamError::Broken { .. } => "upstream_disconnected",
+            UpstreamError::Broken { .. } => "upstream_broke_off",
             UpstreamError::Unreadable { .. } => "upstream_unreadable",
             UpstreamError::Client(_) => "malformed",
         }

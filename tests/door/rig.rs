@@ -41,6 +41,7 @@ pub fn class(name: &str) -> ClassId {
 /// A door that listens.
 pub struct Rig {
     pub door: Arc<Door>,
+    pub entrance: Arc<Entrance>,
     pub address: SocketAddr,
     pub ray: Arc<Ray>,
     pub sheds: mpsc::Receiver<ShedNote>,
@@ -105,9 +106,9 @@ impl Rig {
         let entrance = Arc::new(Entrance::new(setup.surface, classifier, upstream));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let address = listener.local_address().unwrap_or(unknown);
-        let front = Front::new(Arc::clone(&door), entrance);
+        let front = Front::new(Arc::clone(&door), Arc::clone(&entrance));
         tasks.spawn(listen::serve(listener, front, tasks.clone(), setup.bounds));
-        Rig { door, address, ray, sheds }
+        Rig { door, entrance, address, ray, sheds }
     }
 
     pub async fn client(&self) -> Client<TcpStream> {

@@ -485,7 +485,7 @@ impl Engine {
                 |average: &mut f64, count: u64| *average += weight * (count as f64 / elapsed - *average);
             mix(&mut recent.offered_per_s, now.offered.saturating_sub(then.offered));
             mix(&mut recent.admitted_per_s, now.admitted.saturating_sub(then.admitted));
-            mix(&mut recent.shed_per_s, now.shed_all().saturating_sub(then.shed_all()));
+            mix(&mut recent.shed_per_s, now.shed_for_load().saturating_sub(then.shed_for_load()));
             let work_s = now.work_us.saturating_sub(then.work_us) as f64 / 1e6;
             recent.work_per_s += weight * (work_s / elapsed - recent.work_per_s);
         }

@@ -336,6 +336,12 @@ impl Counts {
         self.served + self.failed + self.abandoned
     }
 
+    /// The same without those for which there was no head to load; an outage has an alert of its own.
+    #[must_use]
+    pub fn shed_for_load(&self) -> u64 {
+        self.shed_all() - self.shed[Reason::UpstreamUnreachable as usize]
+    }
+
     /// All refusals carried out.
     #[must_use]
     pub fn shed_all(&self) -> u64 {
