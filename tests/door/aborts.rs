@@ -95,14 +95,14 @@ async fn over_http2(address: SocketAddr, number: u64, task: &str, dice: &mut Dic
         sender.send_request(request.unwrap())
     };
     let (first, second) = (asks(&mut sender), asks(&mut sender));
+    let (reset, bound) = (Duration::from_micros(dice.below(3000)), Duration::from_micros(dice.below(9000)));
     let talk = async {
         // One stream is reset, the other may be read; the connection goes with both.
-        let _ = tokio::time::timeout(Duration::from_micros(dice.below(3000)), first).await;
+        let _ = tokio::time::timeout(reset, first).await;
         if let Ok(answer) = second.await {
             let _ = answer.into_body().collect().await;
         }
     };
-    let bound = Duration::from_micros(dice.below(9000));
     tokio::select! {
         _ = connection => {}
         _ = tokio::time::timeout(bound, talk) => {}

@@ -6,8 +6,8 @@ use rayguard::core::policy::{Bounds, Treatment};
 use rayguard::core::request::catalogue::Surface;
 use rayguard::proxy::upstream::Address;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -138,20 +138,15 @@ async fn whoever_waits_for_a_turn_when_ray_goes_away_is_told() {
 
 // --- Connections that Ray closes ---
 
-/// Answers the first request of each connection; reads the second and closes. What it read, in order.
-async fn closes_under_the_second(listener: TcpListener, says: &'static [u8]) -> Vec<String> {
-    let mut read = Vec::new();
-    loop {
-        let Ok(Ok((stream, _))) = tokio::time::timeout(Duration::from_secs(2), listener.accept()).await
-        else {
-            return read;
-        };
+/// Answers the first request of each connection; reads the second, says what it `says`, and closes.
+async fn closes_under_the_second(listener: TcpListener, says: &[u8], read: &Mutex<Vec<String>>) {
+    while let Ok((stream, _)) = listener.accept().await {
         let mut line = Client::over(stream);
         let Some(head) = line.head().await else { continue };
-        read.push(head);
+        read.lock().unwrap().push(head);
         line.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
         let Some(head) = line.head().await else { continue };
-        read.push(head);
+        read.lock().unwrap().push(head);
         line.try_send(says).await;
     }
 }
@@ -181,7 +176,12 @@ async fn a_get_that_crosses_with_the_end_of_its_connection_is_sent_once_more_and
                 assert_eq!(reason, Some("upstream_broke_off"), "{request}");
             }
         };
-        let (read, ()) = tokio::join!(closes_under_the_second(listener, says), client);
+        let read = Mutex::default();
+        tokio::select! {
+            () = closes_under_the_second(listener, says, &read) => {}
+            () = client => {}
+        }
+        let read = read.into_inner().unwrap();
         let same: Vec<_> = read.iter().filter(|head| head.contains(" /a ")).collect();
         assert_eq!(same.len(), sent, "{request} {read:?}");
         assert!(same.iter().all(|head| *head == same[0]), "the same request: {same:?}");
