@@ -421,6 +421,8 @@ impl Judge {
     fn http(&mut self, raw: &RawHttp) -> Http {
         let header_bytes =
             self.bytes("http.header_bytes_max", raw.header_bytes_max.as_ref(), 64 * KIB, [4 * KIB, MIB]);
+        let shared_bytes =
+            self.bytes("http.shared_bytes_max", raw.shared_bytes_max.as_ref(), 64 * MIB, [MIB, 1024 * GIB]);
         Http {
             connections_max: self.count(
                 "http.connections_max",
@@ -442,6 +444,7 @@ impl Judge {
                 GIB,
                 [MIB, 1024 * GIB],
             ),
+            shared_bytes_max: usize::try_from(shared_bytes).unwrap_or(usize::MAX),
             header_timeout: self.length(
                 "http.header_timeout",
                 raw.header_timeout.as_ref(),

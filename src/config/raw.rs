@@ -153,6 +153,8 @@ pub struct RawHttp {
     pub headers_max: Option<Spanned<u64>>,
     /// Bytes of a request's body.
     pub body_bytes_max: Option<Spanned<Bytes>>,
+    /// Bytes of answers that are shared.
+    pub shared_bytes_max: Option<Spanned<Bytes>>,
     /// How long a caller may take to send its head.
     pub header_timeout: Option<Spanned<Length>>,
     /// How long an idle connection is kept.

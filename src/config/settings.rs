@@ -162,6 +162,8 @@ pub struct Http {
     pub headers_max: usize,
     /// Bytes of a request's body; Ray's dashboard refuses above 100 MiB by itself.
     pub body_bytes_max: u64,
+    /// Bytes of answers that are shared, kept or on their way to their readers.
+    pub shared_bytes_max: usize,
     /// How long a caller may take to send its head.
     pub header_timeout: Duration,
     /// How long an idle connection is kept.

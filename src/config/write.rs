@@ -54,6 +54,7 @@ connections_per_address_max = 1024      # trusted proxies are not counted
 header_bytes_max = "64 KiB"
 headers_max = 100
 body_bytes_max = "1 GiB"                # Ray's dashboard refuses above 100 MiB by itself
+shared_bytes_max = "64 MiB"             # answers that are shared; what has no room goes to each by itself
 header_timeout = "10s"
 idle_timeout = "75s"
 connect_timeout = "2s"

@@ -17,6 +17,7 @@ use crate::core::fleet::part::Leased;
 use crate::core::journal::{Event, LimitKind, SignalHealth};
 use crate::core::limit::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
 use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
+use crate::proxy::shared_answer::Budget;
 use crate::runtime::guard::Guard;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet, text};
@@ -62,6 +63,9 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_request_duration_seconds",
     "rayguard_requests_total",
     "rayguard_shadow",
+    "rayguard_shared_answer_bytes",
+    "rayguard_shared_answer_bytes_max",
+    "rayguard_shared_answers_without_room_total",
     "rayguard_shadow_sheds_total",
     "rayguard_signal_age_seconds",
     "rayguard_signal_pressure",
@@ -142,6 +146,7 @@ pub fn page(guard: &Guard, format: Format) -> Page {
         tally: guard.tally(),
         events_lost: guard.events_lost(),
         ratelimit: Arc::clone(&guard.door().ratelimit),
+        shared: guard.door().coalescer.budget().clone(),
         leased: guard.leased(),
         started_s: guard.clock.wall().0 as f64 / 1e3 - guard.clock.now().as_secs_f64(),
     };
@@ -156,6 +161,7 @@ struct Moment {
     tally: Tally,
     events_lost: u64,
     ratelimit: Arc<RatelimitTally>,
+    shared: Budget,
     /// What this replica may use of each shared limit, and how old that is.
     leased: Option<(Vec<Leased>, Duration)>,
     started_s: f64,
@@ -465,6 +471,21 @@ impl Moment {
             "rayguard_record_lost",
             "Events that are missing from the record",
             [([], self.events_lost)],
+        )?;
+        writer.gauges(
+            "rayguard_shared_answer_bytes",
+            "Bytes of shared answers that are kept or on their way to their readers",
+            [([], self.shared.used() as f64)],
+        )?;
+        writer.gauges(
+            "rayguard_shared_answer_bytes_max",
+            "Bytes that shared answers may take (http.shared_bytes_max)",
+            [([], self.shared.max() as f64)],
+        )?;
+        writer.counters(
+            "rayguard_shared_answers_without_room",
+            "Answers that were not shared, or not to their end, because shared answers took all they may",
+            [([], self.shared.exhausted())],
         )?;
         writer.counters(
             "rayguard_ratelimit_service_answers",

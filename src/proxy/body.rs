@@ -8,6 +8,7 @@ use crate::core::limit::flow::Flow;
 use crate::core::time::Time;
 use crate::proxy::readers::{Cut, Listed, Readers, Taken};
 use crate::proxy::sessions::Alive;
+use crate::proxy::shared_answer::SharedBody;
 use crate::proxy::slot::Slot;
 use crate::proxy::throttle::Throttled;
 use crate::proxy::upstream::Lease;
@@ -265,6 +266,8 @@ pub enum Body {
     Full(Option<Bytes>),
     /// Ray's, as it comes, with the ticket it holds.
     Streamed(Streamed),
+    /// One that others read too.
+    Shared(SharedBody),
 }
 
 /// Why an answer did not come to its end.
@@ -279,6 +282,12 @@ pub enum AnswerError {
     /// Its client did not read it.
     #[error("the client stopped reading its answer")]
     Unread,
+    /// Its client kept those waiting who read the same answer.
+    #[error("the client read a shared answer so slowly that it kept others waiting")]
+    HeldUp,
+    /// The one answer that it shared did not come to its end.
+    #[error("{0}")]
+    Shared(Arc<AnswerError>),
 }
 
 /// What an answer keeps to on its way.
@@ -480,6 +489,7 @@ impl HttpBody for Body {
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let Streamed { voyage, .. } = match self.get_mut() {
             Body::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Body::Shared(shared) => return Pin::new(shared).poll_frame(context),
             Body::Streamed(streamed) => streamed,
         };
         let mut cargo = voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner);
@@ -508,6 +518,7 @@ impl HttpBody for Body {
         match self {
             Body::Full(bytes) => bytes.is_none(),
             Body::Streamed(streamed) => streamed.look(Cargo::is_end_stream).unwrap_or(false),
+            Body::Shared(shared) => shared.is_end_stream(),
         }
     }
 
@@ -515,6 +526,7 @@ impl HttpBody for Body {
         match self {
             Body::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Body::Streamed(streamed) => streamed.look(Cargo::size_hint).unwrap_or_default(),
+            Body::Shared(shared) => shared.size_hint(),
         }
     }
 }

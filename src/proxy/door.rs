@@ -25,9 +25,13 @@ use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+
+/// How often those who wait at a door that has been succeeded are looked at.
+const PUMP: Duration = Duration::from_millis(20);
 
 /// How a waiter is reached: with a slot of its own, or with the refusal.
 pub type Waker = oneshot::Sender<Result<Slot, Shed>>;
@@ -107,6 +111,9 @@ pub struct Door {
     pub ratelimit: Arc<Tally>,
     /// Counts the policies of this run: class and route numbers are this one's.
     pub generation: u32,
+    /// Whether another door has taken its place, and whether a task looks after those who wait at this one.
+    succeeded: AtomicBool,
+    served_out: AtomicBool,
 }
 
 /// Classes that know of each other, by the names the catalogue gives them; `None` where the
@@ -180,6 +187,8 @@ impl Door {
             policy,
             identifier,
             coalescer: Coalescer::default(),
+            succeeded: AtomicBool::default(),
+            served_out: AtomicBool::default(),
             tails: Tails::default(),
             readers: Readers::new(clock, tasks.clone()),
             clock,
@@ -196,7 +205,12 @@ impl Door {
 
     /// The door of a new policy, with this one's counters; see [`Gate::succeed`].
     #[must_use]
-    pub fn succeed(&self, policy: Arc<Policy>, identifier: Identifier, table: Arc<LimitTable>) -> Arc<Door> {
+    pub fn succeed(
+        self: &Arc<Self>,
+        policy: Arc<Policy>,
+        identifier: Identifier,
+        table: Arc<LimitTable>,
+    ) -> Arc<Door> {
         let gate = self.gate.succeed(&policy, &table, self.clock.now());
         let names = |policy: &Policy| policy.classes.iter().map(|class| Arc::clone(&class.name)).collect();
         let (old, new): (Vec<_>, Vec<_>) = (names(&self.policy), names(&policy));
@@ -205,6 +219,8 @@ impl Door {
         } else {
             Arc::new(Mutex::new(Census::new(new.len(), self.clock.now())))
         };
+        self.succeeded.store(true, Ordering::SeqCst);
+        self.serve_out();
         Arc::new(Door {
             gate,
             census,
@@ -212,7 +228,9 @@ impl Door {
             linked: Linked::of(&policy),
             policy,
             identifier,
-            coalescer: Coalescer::default(),
+            coalescer: self.coalescer.succeed(),
+            succeeded: AtomicBool::default(),
+            served_out: AtomicBool::default(),
             clock: self.clock,
             tasks: self.tasks.clone(),
             sheds: self.sheds.clone(),
@@ -225,6 +243,27 @@ impl Door {
             ratelimit: Arc::clone(&self.ratelimit),
             generation: self.generation.wrapping_add(1),
         })
+    }
+
+    /// Whoever waits at a door that has been succeeded is still served there, until nobody does.
+    fn serve_out(self: &Arc<Self>) {
+        if self.served_out.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let door = Arc::clone(self);
+        self.tasks.spawn(async move {
+            loop {
+                while door.gate.waiting() > 0 {
+                    door.pump();
+                    tokio::time::sleep(PUMP).await;
+                }
+                door.served_out.store(false, Ordering::SeqCst);
+                // One may have begun to wait since.
+                if door.gate.waiting() == 0 || door.served_out.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
+        });
     }
 
     /// Asks the gate, at the time that it is, and, if need be, waits in line. A client that leaves while it waits takes
@@ -249,6 +288,10 @@ impl Door {
             }
             (Decision::Shed(shed), _) => Err(shed),
             (Decision::Wait(id, deadline), Some(mut receiver)) => {
+                // One that has followed another request may come here late.
+                if self.succeeded.load(Ordering::SeqCst) {
+                    self.serve_out();
+                }
                 let leaving = Leaving { door: self, id, ask, since: now };
                 let deadline = deadline.min(now + patience);
                 let deadline = self.clock.instant(deadline);

@@ -19,7 +19,7 @@ use crate::core::request::party::Party;
 use crate::core::request::path::Suspicious;
 use crate::core::time::Time;
 use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace, RayBody, Way};
-use crate::proxy::coalesce::Key;
+use crate::proxy::coalesce::{Key, Origin};
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{
@@ -122,8 +122,10 @@ pub async fn handle(
         join_cookies(&mut parts.headers);
     }
     // An answer is shared by those who ask the same; a body is part of the question.
-    let shares = matches!(body, ClientBody::Empty) && !shadow;
-    let key = shares.then(|| sharing_key(&door, matched, &parts)).flatten();
+    let origin = Origin { hop: &peer.hop, trusted, tls: peer.tls };
+    let coalesces = door.policy.classes[matched.class.index()].coalesce.is_some();
+    let shares = matches!(body, ClientBody::Empty) && coalesces && !shadow;
+    let key = shares.then(|| Key::of(&entrance, origin, &parts.method, &parts.uri, &parts.headers)).flatten();
     let since = door.clock.now();
     let passage = Passage {
         door,
@@ -224,12 +226,6 @@ struct Recognised {
     call: Call,
 }
 
-/// The key under which the request may share an answer, if its class shares.
-fn sharing_key(door: &Door, matched: Match, parts: &Parts) -> Option<Key> {
-    door.policy.classes[matched.class.index()].coalesce?;
-    Key::of(&parts.method, &parts.uri, &parts.headers)
-}
-
 impl Passage {
     /// What is refused before anything of it is read: what takes a key and shows none, and an
     /// upload whose submission would be refused.
@@ -257,11 +253,12 @@ impl Passage {
         };
         let opening = self.opens_session().map(|session| self.door.sessions.opening(session));
         let answer = self.send(parts, body, slot).await;
+        // Whatever was answered, it may have been done.
+        if self.changes_jobs() {
+            self.door.coalescer.forget();
+        }
         match answer {
             Ok(Ok((response, slot))) => {
-                if self.changes_jobs() {
-                    self.door.coalescer.forget();
-                }
                 let slot = self.keep_place(&response, slot);
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
@@ -326,6 +323,11 @@ impl Passage {
     }
 
     async fn admit(&self, now: Time) -> Result<Slot, Response<Body>> {
+        self.admit_within(Duration::MAX, now).await
+    }
+
+    /// The same for one that has waited already.
+    async fn admit_within(&self, patience: Duration, now: Time) -> Result<Slot, Response<Body>> {
         if self.is_cut_off()
             && let Some(shed) = self.door.gate.refuse_at_sight(
                 &self.door.table.load(),
@@ -336,7 +338,7 @@ impl Passage {
         {
             return Err(self.refuse(Shed { retry_after_s: RECONNECT_S, ..shed }));
         }
-        let slot = self.door.admit(self.ask(), now).await;
+        let slot = self.door.admit_within(self.ask(), patience, now).await;
         let mut slot = slot.map_err(|shed| self.refuse(shed))?.asking(self.bytes);
         if slot.waited() && self.is_cut_off() {
             slot.failed();

@@ -15,7 +15,9 @@ pub mod readers;
 pub mod reject;
 pub mod sessions;
 pub mod shape;
+pub mod shared_answer;
 pub mod sieve;
+pub mod single_flight;
 pub mod slot;
 pub mod stream;
 pub mod tail;
@@ -25,3 +27,8 @@ pub mod tunnel;
 pub mod upstream;
 pub mod websocket;
 pub mod wire;
+
+/// What the single-flight is made of. `tests/loom.rs` compiles it once more, on loom's.
+mod sync {
+    pub(super) use std::sync::{Arc, Mutex, MutexGuard};
+}

@@ -229,6 +229,28 @@ pub fn timeout(tongue: Tongue, class: &str, bound: Duration, id: &str) -> Respon
     response
 }
 
+/// The same for one that has waited for the answer to an equal request.
+#[must_use]
+pub fn timeout_of_equal(tongue: Tongue, class: &str, bound: Duration, id: &str) -> Response<Body> {
+    let sentence = format!(
+        "rayguard: the Ray head did not begin to answer an equal '{class}' request within {:.0} s; this one \
+         waited for its answer. Ray may still be working on it. (request {id})",
+        bound.as_secs_f64()
+    );
+    let mut response = answer(tongue, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
+    response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
+    response
+}
+
+/// The answer when a shared fetch of Ray's answer did not come to its end, and nothing had been passed on.
+#[must_use]
+pub fn broke_off(tongue: Tongue, why: &dyn std::fmt::Display, id: &str) -> Response<Body> {
+    let sentence = format!("rayguard: {why}. (request {id})");
+    let mut response = answer(tongue, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_broke_off"));
+    response
+}
+
 /// The answer to a request whose meaning is doubtful.
 #[must_use]
 pub fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {

@@ -105,6 +105,7 @@ impl Guard {
         let door =
             Door::new(Arc::clone(&settings.policy), identifier(&settings, key), clock, tasks.clone(), sheds);
         door.set_table(engine.table());
+        door.coalescer.budget().set_max(settings.http.shared_bytes_max);
         let guard = Arc::new(Guard {
             settings: ArcSwap::from(settings),
             door: ArcSwap::from(door),
@@ -227,22 +228,11 @@ impl Guard {
         let table = self.part_of(engine.table());
         let identifier = identifier(&self.settings(), self.key());
         let door = old.succeed(Arc::clone(engine.policy()), identifier, table);
-        self.serve_out(old);
         self.door.store(Arc::clone(&door));
         if let Some(recorder) = &*door.recorder.load() {
             self.note_names(recorder, &door);
         }
         door
-    }
-
-    /// Whoever waits at a door that has been succeeded is still served there, until nobody does.
-    fn serve_out(&self, old: Arc<Door>) {
-        self.tasks.spawn_until_closed(async move {
-            while old.gate.waiting() > 0 {
-                old.pump();
-                tokio::time::sleep(PUMP).await;
-            }
-        });
     }
 
     /// From now on, what passes is written down too.

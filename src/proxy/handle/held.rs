@@ -4,8 +4,8 @@ use super::{Passage, origin_form};
 use crate::core::census::Verdict;
 use crate::core::policy::Kind;
 use crate::core::recording::Ending;
+use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{Body, ClientBody, Way};
-use crate::proxy::coalesce::ANSWER_MAX;
 use crate::proxy::headers::strip_hop_by_hop;
 use crate::proxy::reject;
 use crate::proxy::slot::Slot;
@@ -20,11 +20,16 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use std::sync::Arc;
 
+/// The largest answer that declines a handshake and is passed on, in bytes.
+const ANSWER_MAX: usize = 8 << 20;
+
 impl Passage {
     /// The way of a log tail: read with others where it may be, through a tunnel where not.
     pub(super) async fn tail(&self, mut parts: Parts, client: OnUpgrade) -> Response<Body> {
         self.tell_client(&mut parts.headers);
-        let key = self.coalesce().and_then(|_| tail::key(&parts));
+        // An application's WebSocket is no log: each caller has its own.
+        let shares = self.coalesce().is_some() && self.entrance.surface == Surface::Dashboard;
+        let key = tail::key(&parts).filter(|_| shares).map(|key| key.at(&self.entrance));
         let found = key.map_or(Found::Full, |key| self.door.tails.find(key));
         let (follows, tail) = match found {
             Found::Full => return self.tunnel(parts, client).await,

@@ -3,43 +3,115 @@
 use super::{Passage, origin_form};
 use crate::core::census::Verdict;
 use crate::core::recording::Ending;
+use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{Body, ClientBody, RayBody, Way};
-use crate::proxy::coalesce::{ANSWER_MAX, Joined, Key, Lead, Shared};
+use crate::proxy::coalesce::{self, Failure, Found, Key, Lead, Told};
+use crate::proxy::door::Door;
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::strip_hop_by_hop;
 use crate::proxy::reject;
+use crate::proxy::shared_answer::{self, Share, SharedAnswer};
+use crate::proxy::single_flight::Answer as _;
 use crate::proxy::slot::Slot;
-use crate::proxy::upstream::UpstreamError;
+use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, Version};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Serve answers a request with the id that it came with.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// An answer of a known length up to this is told of when it is there whole: should it break off, that can
+/// still be said.
+const SHORT_MAX: u64 = 64 << 10;
+
+/// How a shared fetch ends for its leader.
+enum Fetched {
+    /// It shares the answer with others.
+    Share(Share),
+    /// The answer is its own.
+    Own(Response<Body>),
+    Failed(Failure),
+}
+
+/// What of a request its own copy of a shared answer depends on.
+struct Asked {
+    http2: bool,
+    id: Option<HeaderValue>,
+}
+
+impl Asked {
+    fn of(parts: &Parts) -> Asked {
+        Asked { http2: parts.version == Version::HTTP_2, id: parts.headers.get(REQUEST_ID).cloned() }
+    }
+}
 
 impl Passage {
     /// The shared way: one leads, the others wait for its answer.
     pub(super) async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
-        match self.door.coalescer.join(key, || self.door.clock.now()).await {
-            Joined::Answered(shared) => {
-                self.count(Verdict::Shared, self.door.clock.now());
-                let bytes = (0, shared.body.len() as u64);
-                self.door.record(self.ask(), Ending::Shared, self.since, bytes);
-                shared_response(&shared)
+        let told = match self.door.coalescer.find(key, self.door.clock.now()) {
+            Found::Lead(lead) => return self.fetch(parts, lead, Duration::MAX).await,
+            Found::Full => Told::Alone,
+            Found::Share(share) => Told::Share(share),
+            Found::Follow(follower) => follower.await,
+        };
+        match told {
+            Told::Share(share) => {
+                self.note_shared(share.length());
+                self.respond(share, Asked::of(&parts))
             }
-            Joined::Alone => self.pass(parts, ClientBody::Empty, self.door.clock.now()).await,
-            Joined::Lead(lead) => self.fetch(parts, lead).await,
+            Told::Failed(failure) => {
+                self.note_shared(0);
+                self.explain(&failure, false)
+            }
+            Told::Lead(lead) => {
+                // It has waited beside the leader that was shed: it does not wait that time again.
+                let waited = self.door.clock.now().since(self.since);
+                let patience = self.class().queue.wait_max.saturating_sub(waited);
+                self.fetch(parts, lead, patience).await
+            }
+            Told::Alone => self.pass(parts, ClientBody::Empty, self.door.clock.now()).await,
         }
     }
 
-    /// Admits and fetches for all who share; small answers are handed to everyone.
-    async fn fetch(&self, mut parts: Parts, lead: Lead) -> Response<Body> {
-        let slot = match self.admit(self.door.clock.now()).await {
+    fn note_shared(&self, bytes: u64) {
+        self.count(Verdict::Shared, self.door.clock.now());
+        self.door.record(self.ask(), Ending::Shared, self.since, (0, bytes));
+    }
+
+    fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
+        let mut response = share.respond(&self.way(), asked.http2);
+        if let (Some(echo), Some(id)) = (response.headers_mut().get_mut(REQUEST_ID), asked.id) {
+            *echo = id;
+        }
+        response
+    }
+
+    /// Why there is no answer.
+    fn explain(&self, failure: &Failure, leads: bool) -> Response<Body> {
+        let class = &self.class().name;
+        match failure {
+            Failure::Upstream(error) => reject::upstream(self.tongue, error, &self.id),
+            Failure::TimedOut(bound) if leads => reject::timeout(self.tongue, class, *bound, &self.id),
+            Failure::TimedOut(bound) => reject::timeout_of_equal(self.tongue, class, *bound, &self.id),
+            Failure::BrokeOff(error) => reject::broke_off(self.tongue, error, &self.id),
+        }
+    }
+
+    /// Admits and fetches for all who share.
+    async fn fetch(&self, mut parts: Parts, lead: Lead, patience: Duration) -> Response<Body> {
+        let slot = match self.admit_within(patience, self.door.clock.now()).await {
             Ok(slot) => slot,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
+        let (asked, cancels) = (Asked::of(&parts), slot.cancels());
         self.tell_client(&mut parts.headers);
-        // A task of its own: followers get their answer even if this client leaves.
-        let (sender, receiver) = tokio::sync::oneshot::channel();
         let exchange = forward::send(
             Arc::clone(&self.entrance.upstream),
             Request::from_parts(origin_form(parts), ClientBody::Empty),
@@ -47,68 +119,132 @@ impl Passage {
             self.door.tasks.clone(),
             self.peer.abandoned_max,
         );
-        let way = self.way();
-        let ttl = self.coalesce().map_or(Duration::ZERO, |coalesce| coalesce.ttl);
-        let bound = self.timeout().unwrap_or(self.peer.abandoned_max);
-        self.door.tasks.spawn_until_closed(async move {
-            let answer = tokio::time::timeout(bound, exchange).await;
-            // The leader may be gone; its followers are not.
-            drop(sender.send(match answer {
-                Ok(answer) => Some(land(way, lead, ttl, answer).await),
-                Err(_) => None,
-            }));
-        });
+        let (leader, receiver) = oneshot::channel();
+        let fetch = Fetch {
+            door: Arc::clone(&self.door),
+            surface: self.entrance.surface,
+            cancels,
+            way: self.way(),
+            ttl: self.coalesce().map_or(Duration::ZERO, |coalesce| coalesce.ttl),
+            bound: self.timeout().unwrap_or(self.peer.abandoned_max),
+            lead,
+            leader,
+        };
+        // A task of its own: followers get their answer even if this client leaves, and so do all of them
+        // while the proxy drains.
+        self.door.tasks.spawn(fetch.run(exchange));
         match receiver.await {
-            Ok(Some(Landed::Shared(shared))) => shared_response(&shared),
-            Ok(Some(Landed::Alone(response))) => response,
-            Ok(Some(Landed::Failed(error))) => reject::upstream(self.tongue, &error, &self.id),
-            Ok(None) | Err(_) => reject::timeout(self.tongue, &self.class().name, bound, &self.id),
+            Ok(Fetched::Share(share)) => self.respond(share, asked),
+            Ok(Fetched::Own(response)) => response,
+            Ok(Fetched::Failed(failure)) => self.explain(&failure, true),
+            Err(_) => reject::broke_off(self.tongue, &"the request to Ray was given up", &self.id),
         }
     }
 }
 
-/// How a shared fetch ended for its leader.
-enum Landed {
-    Shared(Arc<Shared>),
-    Alone(Response<Body>),
-    Failed(UpstreamError),
+/// A request to Ray on behalf of all who ask the same.
+struct Fetch {
+    door: Arc<Door>,
+    surface: Surface,
+    /// Whether upstream stops working on a request that nobody waits for.
+    cancels: bool,
+    way: Way,
+    ttl: Duration,
+    /// For Ray to begin its answer.
+    bound: Duration,
+    lead: Lead,
+    leader: oneshot::Sender<Fetched>,
 }
 
-/// Ray's answer on its way back.
-fn stream(response: Response<RayBody>, slot: Slot, way: Way) -> Response<Body> {
-    let (mut parts, body) = response.into_parts();
-    strip_hop_by_hop(&mut parts.headers);
-    Response::from_parts(parts, Body::streamed(body, slot, None, way))
-}
-
-/// Collects an answer and hands it to all who wait; one too large goes to the leader alone.
-async fn land(way: Way, lead: Lead, ttl: Duration, answer: Answer) -> Landed {
-    let (response, slot) = match answer {
-        Ok(answer) => answer,
-        Err(error) => return Landed::Failed(error), // dropping the lead passes it on
-    };
-    let declared = hyper::body::Body::size_hint(response.body()).exact();
-    if declared.is_none_or(|length| length > ANSWER_MAX as u64) {
-        lead.dissolve();
-        return Landed::Alone(stream(response, slot, way));
+impl Fetch {
+    async fn run(mut self, exchange: impl Future<Output = Answer>) {
+        let bound = self.bound;
+        let exchange = pin!(tokio::time::timeout(bound, exchange));
+        let answer = tokio::select! {
+            biased;
+            answer = exchange => answer,
+            // The lead passes on, should somebody have come at this moment.
+            () = self.unwanted() => return,
+        };
+        match answer {
+            Ok(Ok((response, slot))) => self.land(response, slot).await,
+            Ok(Err(error)) => self.fail(Failure::Upstream(Arc::new(error))),
+            Err(_) => self.fail(Failure::TimedOut(bound)),
+        }
     }
-    // Nobody's reading is awaited here.
-    let clock = way.clock;
-    let (parts, body) = stream(response, slot, Way { patience: None, ..way }).into_parts();
-    let Ok(collected) = body.collect().await else {
-        let mut broken = Response::new(Body::full("rayguard: Ray broke off in the middle of its answer.\n"));
-        *broken.status_mut() = StatusCode::BAD_GATEWAY;
-        return Landed::Alone(broken);
-    };
-    let shared = Shared { status: parts.status, headers: parts.headers, body: collected.to_bytes() };
-    // An error is shared with those who wait now, but not with those who come later.
-    let ttl = if parts.status.is_success() { ttl } else { Duration::ZERO };
-    Landed::Shared(lead.land(shared, ttl, clock.now()))
+
+    /// Resolves once nobody waits for the answer, where that is a reason to give it up: upstream then stops
+    /// working on it, or the proxy drains. Otherwise the next who asks will be glad of it.
+    async fn unwanted(&mut self) {
+        if !self.cancels {
+            self.door.tasks.closed().await;
+        }
+        self.leader.closed().await;
+        poll_fn(|context| self.lead.poll_unawaited(context)).await;
+    }
+
+    /// All are told, together. The leader may be gone; its followers are not.
+    fn fail(self, failure: Failure) {
+        self.lead.fail(failure.clone());
+        drop(self.leader.send(Fetched::Failed(failure)));
+    }
+
+    /// Hands the answer to all who wait, or to the leader alone if it cannot be shared.
+    async fn land(self, response: Response<RayBody>, slot: Slot) {
+        let (mut head, body) = response.into_parts();
+        strip_hop_by_hop(&mut head.headers);
+        let length = body.size_hint().exact();
+        let longest = coalesce::keeping(self.surface, &head.headers);
+        let charge =
+            longest.and_then(|_| self.door.coalescer.take(shared_answer::cost(&head.headers, length)));
+        let (Some(longest), Some(charge)) = (longest, charge) else {
+            self.lead.dissolve();
+            let body = Body::forwarded(body, Some(slot), None, self.way).await;
+            drop(self.leader.send(Fetched::Own(Response::from_parts(head, body))));
+            return;
+        };
+        // An error is shared with those who wait now, but not with those who come later.
+        let keep = if head.status.is_success() { self.ttl.min(longest) } else { Duration::ZERO };
+        let until = self.way.clock.now() + keep;
+        // Nobody's reading is awaited here.
+        let way = Way { patience: None, ..self.way.clone() };
+        let (answer, rest) = match Body::forwarded(body, Some(slot), None, way).await {
+            Body::Full(whole) => (SharedAnswer::whole(head, &whole.unwrap_or_default(), charge), None),
+            body if length.is_some_and(|length| length <= SHORT_MAX) => match body.collect().await {
+                Ok(whole) => (SharedAnswer::whole(head, &whole.to_bytes(), charge), None),
+                Err(error) => return self.fail(Failure::BrokeOff(Arc::new(error))),
+            },
+            body => (SharedAnswer::begun(head, length, charge), Some(body)),
+        };
+        // A share for the leader before anybody can be told: it is read from the beginning.
+        let own = answer.share();
+        let kept = self.lead.land(answer.clone(), until).filter(|_| !keep.is_zero());
+        if let Some(share) = own {
+            drop(self.leader.send(Fetched::Share(share)));
+        }
+        if let Some(body) = rest {
+            fill(&self.door, self.cancels, &answer, body).await;
+        }
+        if kept.is_some() && answer.is_whole() {
+            tokio::select! {
+                () = tokio::time::sleep_until(self.way.clock.instant(until)) => {}
+                () = self.door.tasks.closed() => {}
+            }
+        }
+    }
 }
 
-fn shared_response(shared: &Shared) -> Response<Body> {
-    let mut response = Response::new(Body::full(shared.body.clone()));
-    *response.status_mut() = shared.status;
-    *response.headers_mut() = shared.headers.clone();
-    response
+/// Takes in what Ray sends; see [`Fetch::unwanted`] for when that is given up.
+async fn fill(door: &Door, cancels: bool, answer: &SharedAnswer, body: Body) {
+    let unwanted = async {
+        if !cancels {
+            door.tasks.closed().await;
+        }
+        answer.unread().await;
+    };
+    tokio::select! {
+        biased;
+        () = answer.fill(body, || door.coalescer.make_room()) => {}
+        () = unwanted => {}
+    }
 }
