@@ -537,6 +537,164 @@ async fn followers_get_their_answer_though_the_leader_leaves() {
     assert_eq!(follower.answer().await.text(), "held");
 }
 
+/// So many clients that ask for the job list, all of them waiting for the one request that Ray has.
+async fn followers(rig: &Rig, count: usize, task: &str) -> Vec<Client<tokio::net::TcpStream>> {
+    let mut clients = Vec::new();
+    for _ in 0..count {
+        let mut client = rig.client().await;
+        client.send(get("/api/jobs/", &[task])).await;
+        clients.push(client);
+    }
+    until("Ray has it", || rig.ray.count() == 1).await;
+    // A request on their heels shows that all were read.
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    clients
+}
+
+/// How often Ray was asked for the job list.
+fn lists(rig: &Rig) -> usize {
+    rig.ray.seen().iter().filter(|seen| seen.line().contains("/api/jobs/ ")).count()
+}
+
+#[tokio::test]
+async fn all_who_wait_for_an_answer_that_does_not_come_are_told_together() {
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("job-list").index()].timeout = Some(Duration::from_secs(1));
+    })
+    .await;
+    let mut clients = followers(&rig, 5, "x-do: hold").await;
+    let mut equal = 0;
+    for client in &mut clients {
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.header("x-rayguard-reason")), (504, Some("upstream_timeout")));
+        equal += usize::from(answer.text().contains("an equal 'job-list' request within 1 s"));
+    }
+    assert_eq!((lists(&rig), equal), (1, 4), "Ray was not asked over again");
+}
+
+#[tokio::test]
+async fn all_who_wait_for_an_answer_that_breaks_off_are_told_together() {
+    let rig = Rig::start().await;
+    let mut held = followers(&rig, 5, "x-do: hold").await;
+    rig.ray.hold.close(); // Ray breaks off
+    for client in &mut held {
+        assert_eq!(client.answer().await.status, 502);
+    }
+    assert_eq!(lists(&rig), 1, "Ray was not asked over again");
+}
+
+#[tokio::test]
+async fn an_answer_that_is_one_callers_own_is_each_ones_own_within_the_limit() {
+    for own in ["set-cookie: session=1", "cache-control: private, no-store", "vary: *"] {
+        let rig = Rig::with_policy(|policy| {
+            policy.classes[class("job-list").index()].in_flight = Bounds::fixed(2.0);
+            policy.classes[class("job-list").index()].queue.wait_max = Duration::from_secs(15);
+        })
+        .await;
+        let mut clients = followers(&rig, 6, &format!("x-do: head:{own}")).await;
+        rig.ray.hold.add_permits(6);
+        for client in &mut clients {
+            assert_eq!(client.answer().await.status, 200, "{own}");
+        }
+        assert_eq!(lists(&rig), 6, "{own}");
+        assert!(rig.ray.under_way_max.load(SeqCst) <= 3, "two lists and a status");
+        rig.ray.hold.add_permits(1);
+        assert_eq!(rig.get("/api/jobs/", &[&format!("x-do: head:{own}")]).await.status, 200);
+        assert_eq!(lists(&rig), 7, "{own}: nor is it kept");
+    }
+}
+
+#[tokio::test]
+async fn a_list_of_any_size_within_the_budget_is_shared_and_one_beyond_it_goes_to_each_by_itself() {
+    let size = 9 << 20;
+    let rig = Rig::start().await;
+    let mut clients = followers(&rig, 20, &format!("x-do: hold-big:{size}")).await;
+    rig.ray.hold.add_permits(1);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.body.len(), size);
+    }
+    assert_eq!(lists(&rig), 1);
+
+    let rig = Rig::start().await;
+    rig.door.coalescer.budget().set_max(8 << 20);
+    let mut clients = followers(&rig, 4, &format!("x-do: hold-big:{size}")).await;
+    rig.ray.hold.add_permits(4);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.body.len(), size);
+    }
+    assert_eq!((lists(&rig), rig.door.coalescer.budget().used()), (4, 0));
+}
+
+#[tokio::test]
+async fn an_answer_of_unknown_length_is_shared_as_it_comes() {
+    let rig = Rig::start().await;
+    let mut clients = followers(&rig, 3, "x-do: stream").await;
+    rig.ray.hold.add_permits(1);
+    for client in &mut clients {
+        let head = client.head().await.unwrap();
+        assert!(head.contains("200") && head.contains("chunked"), "{head}");
+        assert_eq!(client.exact(10).await.unwrap(), b"5\r\nline\n\r\n", "before Ray has ended it");
+    }
+    rig.ray.hold.close();
+    for client in &mut clients {
+        assert_eq!(client.exact(5).await.unwrap(), b"0\r\n\r\n");
+    }
+    assert_eq!(lists(&rig), 1);
+}
+
+#[tokio::test]
+async fn what_is_kept_is_gone_after_its_time_though_nobody_asks() {
+    let rig = Rig::start().await;
+    let size = 1 << 20;
+    assert_eq!(rig.get("/api/jobs/", &[&format!("x-do: big:{size}")]).await.body.len(), size);
+    assert!(rig.door.coalescer.budget().used() >= size, "kept for a second");
+    until("it is gone", || rig.door.coalescer.budget().used() == 0).await;
+}
+
+#[tokio::test]
+async fn a_request_that_is_stamped_on_its_way_is_shared_all_the_same() {
+    let rig = Rig::start().await;
+    let mut clients = Vec::new();
+    for stamp in 0..5 {
+        let mut client = rig.client().await;
+        let stamps = [format!("traceparent: {stamp}"), format!("x-forwarded-for: 10.0.0.{stamp}")];
+        client.send(get("/api/jobs/", &["x-do: hold", &stamps[0], &stamps[1]])).await;
+        clients.push(client);
+    }
+    until("Ray has it", || rig.ray.count() == 1).await;
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    rig.ray.hold.add_permits(5);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.text(), "held");
+    }
+    assert_eq!(lists(&rig), 1);
+}
+
+#[tokio::test]
+async fn who_comes_late_to_a_door_that_has_been_succeeded_is_served_there() {
+    let rig = Rig::with_policy(|policy| {
+        let status = &mut policy.classes[class("job-status").index()];
+        status.in_flight = Bounds::fixed(1.0);
+        status.queue.wait_max = Duration::from_secs(15);
+    })
+    .await;
+    let identifier = rayguard::core::request::identify::Identifier::new([1, 2], Vec::new(), Vec::new());
+    let next = rig.door.succeed(rig.door.policy.clone(), identifier, rig.door.table.load_full());
+    let party = rayguard::core::request::party::Party { address: 1, credential: None };
+    let ask = rayguard::core::limit::gate::Ask { class: class("job-status"), route: 0, party };
+    let now = || rig.door.clock.now();
+    // Nobody waits at the old door for now: whatever looks after it is done.
+    let slot = next.admit(ask, now()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let late = rig.door.admit(ask, now());
+    let leaves = async {
+        until("it waits", || rig.waiting("job-status") == 1).await;
+        drop(slot);
+    };
+    let (late, ()) = tokio::join!(late, leaves);
+    assert!(late.is_ok(), "as soon as there is room");
+}
+
 // --- Refusals ---
 
 #[tokio::test]

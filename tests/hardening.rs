@@ -255,3 +255,21 @@ async fn an_answer_that_is_not_read_gives_its_place_back() {
     until("its place is free", || rig.in_flight("job-status") == 0).await;
     others_are_served(&rig).await;
 }
+
+#[tokio::test]
+async fn a_shared_answer_that_is_not_read_is_given_up() {
+    let rig = rig(Bounds { stall_timeout: Duration::from_millis(200), ..Bounds::default() }).await;
+    let size = 32 << 20;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let mut client = Client::connect(rig.address).await;
+        client.send(get("/api/jobs/", &[&format!("x-do: big:{size}")])).await;
+        clients.push(client);
+    }
+    let used = || rig.door.coalescer.budget().used();
+    until("it is under way", || used() >= size).await;
+    assert!(used() < 2 * size, "one copy for all");
+    until("their places at Ray are free", || rig.in_flight("job-list") == 0).await;
+    until("all of it has been given back", || used() == 0).await;
+    others_are_served(&rig).await;
+}

@@ -183,6 +183,35 @@ async fn a_restart_with_the_socket_handed_over_fails_no_request() {
 }
 
 #[tokio::test]
+async fn a_shared_request_under_way_is_finished_while_the_door_drains() {
+    let (home, tasks) = (Home::new("drain-shared"), Tasks::default());
+    let ray = Ray::start(&tasks).await;
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    home.configure(ray.address, address, "listen = 'LISTEN'");
+    let mut guard = home.start_with(&socket);
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::connect(address).await;
+        client.send(get("/api/jobs/", &["x-do: hold"])).await;
+        clients.push(client);
+    }
+    until("Ray has it", || ray.count() == 1).await;
+    // A request on their heels shows that all were read.
+    let mut last = Client::connect(address).await;
+    last.send(get(PATH, &[])).await;
+    assert_eq!(last.answer().await.status, 200);
+    guard.tell("TERM");
+    until("it drains", || home.log().contains("winding up") || home.log().contains("draining")).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    ray.hold.add_permits(1);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.text(), "held", "{}", home.log());
+    }
+    assert!(guard.ended().await, "{}", home.log());
+}
+
+#[tokio::test]
 async fn without_descriptors_left_the_door_serves_those_it_has() {
     let (home, tasks) = (Home::new("descriptors"), Tasks::default());
     let ray = Ray::start(&tasks).await;

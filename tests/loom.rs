@@ -1,6 +1,7 @@
-//! The interleavings of what two or three threads do to the elastic clock and the in-flight counter.
+//! The interleavings of what two or three threads do to the elastic clock, the in-flight counter, and the
+//! hand-over of a single-flight.
 //!
-//! The two files are compiled here once more, on loom's atomics instead of the standard library's; loom then
+//! Their files are compiled here once more, on loom's atomics instead of the standard library's; loom then
 //! runs each model under every order of its loads and stores that the memory model allows, with up to three
 //! switches of thread where it would not have to.
 #![allow(
@@ -21,11 +22,14 @@ mod time {
 mod clock;
 #[path = "../src/core/limit/in_flight.rs"]
 mod in_flight;
+#[path = "../src/proxy/single_flight.rs"]
+mod single_flight;
 
-/// What takes the place of `core::limit::sync`.
+/// What takes the place of `core::limit::sync` and `proxy::sync`.
 mod sync {
     pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
 
     /// The standard library's `try_update` is loom's `fetch_update`.
     #[derive(Debug, Default)]
@@ -138,13 +142,132 @@ fn two_writers_take_turns() {
     assert_eq!(clock.advance(at(1.0)).0, 10 * CELL, "a bend is no jump");
 }
 
+/// An answer that counts its shares.
+#[derive(Debug)]
+struct Counted(Arc<loom::sync::atomic::AtomicU32>);
+
+impl single_flight::Answer for Counted {
+    type Share = ();
+    fn share(&self) -> Option<()> {
+        self.0.fetch_add(1, sync::Ordering::Relaxed);
+        Some(())
+    }
+    fn is_idle(&self) -> bool {
+        true
+    }
+}
+
+type Flights = single_flight::SingleFlight<u8, Counted, ()>;
+
+/// Asks once: whatever it is told, it ends. `leads` is what it does with the lead, if it gets it.
+fn ask(flights: &Flights, leads: impl Fn(single_flight::Lead<u8, Counted, ()>)) -> &'static str {
+    use single_flight::{Found, Told};
+    match flights.find(0, Time::ZERO) {
+        Found::Lead(lead) => {
+            leads(lead);
+            "led"
+        }
+        Found::Share(()) => "share",
+        Found::Full => "full",
+        Found::Follow(follower) => match loom::future::block_on(follower) {
+            Told::Lead(lead) => {
+                leads(lead);
+                "led"
+            }
+            Told::Share(()) => "share",
+            Told::Failed(()) => "failed",
+            Told::Alone => "alone",
+        },
+    }
+}
+
+/// One leads and ends it in this way, beside one that asks, one that asks and leaves, and a `forget`.
+fn hand_over(lead: fn(single_flight::Lead<u8, Counted, ()>), forgets: bool) {
+    let flights = Flights::default();
+    let first = match flights.find(0, Time::ZERO) {
+        single_flight::Found::Lead(lead) => lead,
+        _ => unreachable!("nobody else is here"),
+    };
+    let asks = {
+        let flights = flights.clone();
+        thread::spawn(move || {
+            let told = ask(&flights, lead);
+            assert!(["led", "share", "failed", "alone"].contains(&told), "{told}");
+        })
+    };
+    let leaves = {
+        let flights = flights.clone();
+        thread::spawn(move || {
+            if forgets {
+                flights.forget();
+            }
+            // Whatever it found, it is gone at once: what it had been given is for another.
+            drop(flights.find(0, Time::ZERO));
+        })
+    };
+    lead(first);
+    asks.join().unwrap();
+    leaves.join().unwrap();
+    // Nothing is left behind: whoever comes now leads.
+    assert_eq!(ask(&flights, drop), "led");
+}
+
+/// The answer is handed to all who wait, once each, and to nobody after its time.
+fn an_answer_reaches_all_who_follow() {
+    hand_over(|lead| drop(lead.land(Counted(Arc::default()), Time::ZERO)), false);
+}
+
+fn a_failure_is_told_to_all_at_once() {
+    hand_over(|lead| lead.fail(()), true);
+}
+
+fn what_cannot_be_shared_leaves_nobody_waiting() {
+    hand_over(single_flight::Lead::dissolve, false);
+}
+
+/// A leader that was shed, whose heir leaves at the same moment: somebody leads, or nobody is left.
+fn a_lead_that_is_dropped_is_taken_up() {
+    hand_over(drop, false);
+    hand_over(drop, true);
+}
+
+/// While one answer makes room for another, nobody is handed it halfway.
+fn a_kept_answer_is_shared_or_gone() {
+    let flights = Flights::default();
+    let shares = Arc::new(loom::sync::atomic::AtomicU32::new(0));
+    let lead = match flights.find(0, Time::ZERO) {
+        single_flight::Found::Lead(lead) => lead,
+        _ => unreachable!("nobody else is here"),
+    };
+    let kept = lead.land(Counted(Arc::clone(&shares)), at(1.0));
+    let asks = {
+        let flights = flights.clone();
+        thread::spawn(move || ask(&flights, drop))
+    };
+    let room = {
+        let flights = flights.clone();
+        thread::spawn(move || flights.drop_oldest())
+    };
+    drop(kept);
+    let told = asks.join().unwrap();
+    let _ = room.join().unwrap();
+    let shared = shares.load(sync::Ordering::Relaxed);
+    assert_eq!(shared, u32::from(told == "share"), "{told}");
+    assert_eq!(ask(&flights, drop), "led");
+}
+
 fn main() {
-    let models: [(&str, fn()); 5] = [
+    let models: [(&str, fn()); 10] = [
         ("never above the limit", never_above_the_limit),
         ("a lowered limit only drains", a_lowered_limit_only_drains),
         ("whoever enters unasked is counted", whoever_enters_unasked_is_counted),
         ("a reader sees one line", a_reader_sees_one_line),
         ("two writers take turns", two_writers_take_turns),
+        ("an answer reaches all who follow", an_answer_reaches_all_who_follow),
+        ("a failure is told to all at once", a_failure_is_told_to_all_at_once),
+        ("what cannot be shared leaves nobody waiting", what_cannot_be_shared_leaves_nobody_waiting),
+        ("a lead that is dropped is taken up", a_lead_that_is_dropped_is_taken_up),
+        ("a kept answer is shared or gone", a_kept_answer_is_shared_or_gone),
     ];
     for (name, model) in models {
         let count = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));

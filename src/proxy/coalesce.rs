@@ -319,3 +319,129 @@ impl Coalescer {
         Coalescer { flights: SingleFlight::default(), budget: self.budget.clone() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy::{Control, Policy};
+    use crate::core::request::catalogue;
+    use crate::core::request::classify::Classifier;
+    use crate::proxy::upstream::{Options, Upstream};
+    use crate::runtime::clock::Clock;
+    use crate::runtime::tasks::Tasks;
+
+    fn entrance(surface: Surface, upstream: &str) -> Entrance {
+        let policy = Policy {
+            modules: catalogue::modules(),
+            classes: catalogue::classes(|_| None),
+            signals: Vec::new(),
+            control: Control::SHIPPED,
+        };
+        let address = Address::Tcp(upstream.to_owned());
+        let upstream = Upstream::new(address, Options::default(), Clock::start(), Tasks::default());
+        Entrance::new(surface, Classifier::new(&policy, surface, &[]).unwrap(), upstream)
+    }
+
+    fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
+        let name = |name: &str| HeaderName::from_bytes(name.as_bytes()).unwrap();
+        let mut map = HeaderMap::new();
+        for (header, value) in pairs {
+            map.append(name(header), HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    fn key_at(entrance: &Entrance, hop: &str, path: &str, pairs: &[(&str, &str)]) -> Option<Key> {
+        let hop = HeaderValue::from_str(hop).unwrap();
+        let origin = Origin { hop: &hop, trusted: false, tls: false };
+        Key::of(entrance, origin, &Method::GET, &path.parse().unwrap(), &headers(pairs))
+    }
+
+    #[test]
+    fn whatever_may_tell_two_callers_apart_tells_their_requests_apart() {
+        let dashboard = entrance(Surface::Dashboard, "127.0.0.1:8265");
+        let key = |path, pairs: &[_]| key_at(&dashboard, "10.0.0.1", path, pairs);
+        let all = [
+            key("/api/jobs/", &[]),
+            key("/api/jobs/", &[("authorization", "Bearer a")]),
+            key("/api/jobs/", &[("authorization", "Bearer b")]),
+            key("/api/jobs/", &[("x-ray-authorization", "Bearer a")]),
+            key("/api/jobs/", &[("api-key", "a")]),
+            key("/api/jobs/", &[("token", "a")]),
+            key("/api/jobs/", &[("serve_multiplexed_model_id", "a")]),
+            key("/api/jobs/", &[("cookie", "ray-authentication-token=a")]),
+            key("/api/jobs/", &[("user-agent", "Mozilla/5.0")]),
+            key("/api/jobs/", &[("user-agent", "python-requests/2.34")]),
+            key("/api/jobs/", &[("sec-fetch-mode", "cors")]),
+            key("/api/jobs/", &[("origin", "http://evil")]),
+            key("/api/jobs/", &[("accept-encoding", "gzip")]),
+            key("/api/jobs/", &[("x-forwarded-user", "ann")]),
+            key("/api/jobs/", &[("x-forwarded-client-cert", "ann")]),
+            key("/api/jobs/", &[("if-none-match", "\"1\"")]),
+            key("/api/jobs/", &[("x", "a"), ("x", "bc")]),
+            key("/api/jobs/", &[("x", "ab"), ("x", "c")]),
+            key("/api/jobs/?a=1", &[]),
+            key("/api/jobs", &[]),
+            key_at(&entrance(Surface::Dashboard, "127.0.0.1:8266"), "10.0.0.1", "/api/jobs/", &[]),
+            key_at(&entrance(Surface::Serve, "127.0.0.1:8265"), "10.0.0.1", "/api/jobs/", &[]),
+        ];
+        let distinct: std::collections::BTreeSet<_> = all.iter().map(|key| key.unwrap()).collect();
+        assert_eq!(distinct.len(), all.len());
+        assert_eq!(key("/x", &[("range", "bytes=0-1")]), None);
+        assert_eq!(
+            Key::of_tail(&"/x".parse().unwrap(), &headers(&[("sec-websocket-key", "a")])),
+            Key::of_tail(&"/x".parse().unwrap(), &headers(&[("sec-websocket-key", "b")]))
+        );
+    }
+
+    #[test]
+    fn what_front_ends_stamp_on_each_request_does_not() {
+        for surface in [Surface::Dashboard, Surface::Serve] {
+            let entrance = entrance(surface, "127.0.0.1:8265");
+            let plain = key_at(&entrance, "10.0.0.1", "/x", &[]);
+            for name in PER_REQUEST.iter().copied().chain(["x-b3-traceid", "x-datadog-trace-id"]) {
+                assert_eq!(plain, key_at(&entrance, "10.0.0.1", "/x", &[(name, "4711")]), "{name}");
+            }
+            for name in PER_CLIENT.iter().copied().chain(["ot-baggage-tenant"]) {
+                let stamped = key_at(&entrance, "10.0.0.1", "/x", &[(name, "4711")]);
+                assert_eq!(plain == stamped, surface == Surface::Dashboard, "{name}");
+            }
+            let elsewhere = key_at(&entrance, "10.0.0.2", "/x", &[]);
+            assert_eq!(plain == elsewhere, surface == Surface::Dashboard, "an application is told who calls");
+        }
+    }
+
+    #[test]
+    fn the_lists_are_sorted_and_in_lower_case() {
+        for list in [PER_REQUEST, PER_CLIENT] {
+            assert!(list.is_sorted());
+            assert!(list.iter().all(|name| *name == name.to_ascii_lowercase()));
+        }
+    }
+
+    #[test]
+    fn an_answer_says_itself_whether_it_is_shared_and_kept() {
+        let kept = |pairs: &[_]| keeping(Surface::Dashboard, &headers(pairs));
+        for one_callers_own in [
+            ("set-cookie", "a=b"),
+            ("cache-control", "max-age=5, Private"),
+            ("cache-control", "private=\"x\""),
+            ("cache-control", "no-store"),
+            ("vary", "accept, *"),
+            ("vary", "X-Forwarded-For"),
+            ("vary", "traceparent"),
+            ("content-type", "text/event-stream; charset=utf-8"),
+        ] {
+            assert_eq!(kept(&[one_callers_own]), None, "{one_callers_own:?}");
+        }
+        assert_eq!(
+            kept(&[("cache-control", "public"), ("vary", "Accept-Encoding, Origin")]),
+            Some(Duration::MAX)
+        );
+        assert_eq!(kept(&[("cache-control", "no-cache")]), Some(Duration::ZERO));
+        assert_eq!(kept(&[("cache-control", "max-age=0")]), Some(Duration::ZERO));
+        assert_eq!(kept(&[("cache-control", "max-age=5")]), Some(Duration::from_secs(5)));
+        let serve = keeping(Surface::Serve, &headers(&[("vary", "x-forwarded-for")]));
+        assert_eq!(serve, Some(Duration::MAX), "there it is part of the key");
+    }
+}

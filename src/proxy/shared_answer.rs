@@ -633,3 +633,169 @@ impl HttpBody for SharedBody {
         self.reader.left().map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::readers::Readers;
+    use crate::runtime::tasks::Tasks;
+    use http_body_util::BodyExt;
+
+    fn head() -> Parts {
+        Response::new(()).into_parts().0
+    }
+
+    /// An answer of unknown length, with a budget of so many bytes.
+    fn growing(budget: &Budget) -> SharedAnswer {
+        SharedAnswer::begun(head(), None, budget.take(cost(&HeaderMap::new(), None)).unwrap())
+    }
+
+    fn budget(bytes: usize) -> Budget {
+        let budget = Budget::default();
+        budget.set_max(bytes);
+        budget
+    }
+
+    /// What upstream sends: a frame each time it is asked.
+    fn frames(count: usize, bytes: usize) -> Body {
+        let frame = Bytes::from(vec![b'x'; bytes]);
+        let answer = SharedAnswer::begun(head(), None, Budget::default().take(0).unwrap());
+        for _ in 0..count {
+            answer.state().keep(frame.clone(), BLOCK);
+        }
+        answer.end(End::Whole);
+        Body::Shared(SharedBody::new(answer.share().unwrap(), &way(None)))
+    }
+
+    fn way(patience: Option<(Readers, Duration)>) -> Way {
+        Way { clock: Clock::start(), flow: None, patience, silence_max: None }
+    }
+
+    /// Takes what is there, or nothing.
+    fn take(share: &Share) -> Poll<Option<Result<Bytes, AnswerError>>> {
+        share.poll_next(&mut Context::from_waker(Waker::noop()))
+    }
+
+    async fn read(share: Share) -> Result<Bytes, AnswerError> {
+        Ok(Body::Shared(SharedBody::new(share, &way(None))).collect().await?.to_bytes())
+    }
+
+    const SMALL: usize = 256 << 10;
+
+    #[tokio::test]
+    async fn a_hundred_readers_take_the_room_of_one_and_the_last_gives_it_back() {
+        let budget = Budget::default();
+        let answer = growing(&budget);
+        let shares: Vec<_> = (0..100).map(|_| answer.share().unwrap()).collect();
+        answer.fill(frames(16, SMALL), || false).await;
+        let size = 16 * SMALL;
+        assert!((size..size + size / 10).contains(&budget.used()), "{}", budget.used());
+        drop(answer);
+        for share in shares {
+            assert_eq!(read(share).await.unwrap().len(), size);
+        }
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_comes_while_it_grows_reads_it_from_the_beginning() {
+        let answer = SharedAnswer::begun(head(), Some(11), Budget::default().take(0).unwrap());
+        let first = answer.share().unwrap();
+        answer.state().keep(Bytes::from_static(b"hello "), 11);
+        assert!(matches!(take(&first), Poll::Ready(Some(Ok(data))) if data == "hello "));
+        let late = answer.share().unwrap();
+        answer.state().keep(Bytes::from_static(b"world"), 11);
+        answer.end(End::Whole);
+        assert_eq!(read(late).await.unwrap(), "hello world");
+        assert_eq!(read(first).await.unwrap(), "world");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_breaks_off_breaks_off_for_all_and_for_nobody_who_comes_later() {
+        let answer = growing(&Budget::default());
+        let shares = [answer.share().unwrap(), answer.share().unwrap()];
+        answer.end(End::Broken(Arc::new(AnswerError::Silent(Duration::from_secs(1)))));
+        for share in shares {
+            assert!(read(share).await.is_err());
+        }
+        assert!(answer.share().is_none());
+    }
+
+    #[tokio::test]
+    async fn one_that_outgrows_the_budget_goes_on_at_its_readers_pace_within_it() {
+        let budget = budget(4 * SMALL);
+        let answer = growing(&budget);
+        let shares = [answer.share().unwrap(), answer.share().unwrap()];
+        let readers = async {
+            let mut came = [0, 0];
+            while came != [32 * SMALL; 2] {
+                for (share, came) in shares.iter().zip(&mut came) {
+                    let Poll::Ready(next) = take(share) else { continue };
+                    *came += next.unwrap().unwrap().len();
+                }
+                assert!(budget.used() <= budget.max());
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::join!(answer.fill(frames(32, SMALL), || false), readers);
+        assert!(answer.share().is_none(), "its beginning is gone");
+        assert_eq!(budget.exhausted(), 1);
+        drop(shares);
+        drop(answer);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_holds_up_the_others_for_so_long_and_no_longer() {
+        let budget = budget(4 * SMALL);
+        let answer = growing(&budget);
+        let (reads, sleeps) = (answer.share().unwrap(), answer.share().unwrap());
+        let began = Instant::now();
+        let (read, ()) = tokio::join!(read(reads), answer.fill(frames(32, SMALL), || false));
+        assert_eq!(read.unwrap().len(), 32 * SMALL);
+        assert!(began.elapsed() < 2 * HOLD_UP_MAX);
+        assert!(matches!(take(&sleeps), Poll::Ready(Some(Err(AnswerError::HeldUp)))));
+    }
+
+    #[tokio::test]
+    async fn kept_answers_make_room_before_one_outgrows_the_budget() {
+        let budget = budget(4 * SMALL);
+        let kept = Mutex::new(Some(budget.take(3 * SMALL).unwrap()));
+        let answer = growing(&budget);
+        let share = answer.share().unwrap();
+        answer.fill(frames(2, SMALL), || kept.lock().unwrap().take().is_some()).await;
+        assert!(answer.is_whole());
+        assert_eq!(read(share).await.unwrap().len(), 2 * SMALL);
+    }
+
+    #[tokio::test]
+    async fn one_without_an_end_is_given_up_when_its_last_reader_has_gone() {
+        let answer = growing(&Budget::default());
+        let share = answer.share().unwrap();
+        let endless = growing(&Budget::default());
+        let body = Body::Shared(SharedBody::new(endless.share().unwrap(), &way(None)));
+        let mut filling = Box::pin(answer.fill(body, || false));
+        let pending = poll_fn(|context| Poll::Ready(filling.as_mut().poll(context).is_pending())).await;
+        assert!(pending);
+        drop(share);
+        filling.await;
+        assert!(answer.is_idle());
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_a_shared_answer_is_cut_off_and_what_it_held_is_given_back() {
+        let (budget, tasks) = (Budget::default(), Tasks::default());
+        let patience = Duration::from_millis(20);
+        let way = way(Some((Readers::new(Clock::start(), tasks.clone()), patience)));
+        let answer =
+            SharedAnswer::whole(head(), &Bytes::from(vec![b'x'; SMALL]), budget.take(SMALL).unwrap());
+        let unread = answer.share().unwrap().respond(&way, false);
+        drop(answer);
+        assert!(budget.used() > 0);
+        while budget.used() > 0 {
+            tokio::time::sleep(patience).await;
+        }
+        assert!(matches!(unread.into_body().collect().await, Err(AnswerError::Unread)));
+        tasks.close();
+    }
+}

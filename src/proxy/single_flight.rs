@@ -387,3 +387,168 @@ impl<A: Answer, F> Flight<A, F> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::time::Time;
+    use std::future::Future;
+    use std::time::Duration;
+
+    /// An answer of one word, read by as many as there are copies of it.
+    #[derive(Debug)]
+    struct Word(std::sync::Arc<&'static str>);
+
+    impl Word {
+        fn new(word: &'static str) -> Word {
+            Word(std::sync::Arc::new(word))
+        }
+    }
+
+    impl Answer for Word {
+        type Share = std::sync::Arc<&'static str>;
+        fn share(&self) -> Option<Self::Share> {
+            Some(std::sync::Arc::clone(&self.0))
+        }
+        fn is_idle(&self) -> bool {
+            std::sync::Arc::strong_count(&self.0) == 1
+        }
+    }
+
+    type Words = SingleFlight<u8, Word, &'static str>;
+
+    const SOON: Time = Time(1_000_000_000);
+
+    fn lead(words: &Words, key: u8) -> Lead<u8, Word, &'static str> {
+        match words.find(key, Time::ZERO) {
+            Found::Lead(lead) => lead,
+            other => panic!("no lead: {other:?}"),
+        }
+    }
+
+    fn follow(words: &Words, key: u8) -> Follower<u8, Word, &'static str> {
+        match words.find(key, Time::ZERO) {
+            Found::Follow(follower) => follower,
+            other => panic!("nobody to follow: {other:?}"),
+        }
+    }
+
+    /// What a follower has been told by now.
+    fn news(follower: &mut Follower<u8, Word, &'static str>) -> Option<Told<u8, Word, &'static str>> {
+        match Pin::new(follower).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(told) => Some(told),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn followers_are_told_together_whatever_becomes_of_the_request() {
+        let words = Words::default();
+        for how in ["answered", "failed", "alone"] {
+            let lead = lead(&words, 0);
+            let mut followers: Vec<_> = (0..3).map(|_| follow(&words, 0)).collect();
+            assert!(followers.iter_mut().all(|follower| news(follower).is_none()));
+            match how {
+                "answered" => drop(lead.land(Word::new("jobs"), Time::ZERO)),
+                "failed" => lead.fail("too late"),
+                _ => lead.dissolve(),
+            }
+            for follower in &mut followers {
+                match news(follower) {
+                    Some(Told::Share(word)) => assert_eq!((how, *word), ("answered", "jobs")),
+                    Some(Told::Failed(why)) => assert_eq!((how, why), ("failed", "too late")),
+                    Some(Told::Alone) => assert_eq!(how, "alone"),
+                    other => panic!("{how}: {other:?}"),
+                }
+            }
+            assert!(lock(&words.0).is_empty(), "{how}: it is over, and forgotten");
+        }
+    }
+
+    #[test]
+    fn a_leader_that_is_shed_passes_the_lead_to_the_one_that_waits_longest_and_wakes_no_other() {
+        let words = Words::default();
+        let first = lead(&words, 0);
+        let (left, mut heir, mut last) = (follow(&words, 0), follow(&words, 0), follow(&words, 0));
+        drop(first);
+        drop(left); // it had been given the lead, and left before it knew
+        assert!(news(&mut last).is_none());
+        let Some(Told::Lead(lead)) = news(&mut heir) else { panic!("the next in line leads") };
+        assert!(news(&mut last).is_none());
+        drop(lead.land(Word::new("jobs"), Time::ZERO));
+        assert!(matches!(news(&mut last), Some(Told::Share(_))));
+    }
+
+    #[test]
+    fn with_nobody_left_to_lead_the_next_who_comes_does() {
+        let words = Words::default();
+        let first = lead(&words, 0);
+        drop(follow(&words, 0));
+        drop(first);
+        assert!(lock(&words.0).is_empty());
+        drop(lead(&words, 0));
+    }
+
+    #[test]
+    fn an_answer_is_handed_on_until_its_time_and_is_dropped_then_without_anybody_asking() {
+        let words = Words::default();
+        let word = Word::new("jobs");
+        let seen = std::sync::Arc::downgrade(&word.0);
+        let kept = lead(&words, 0).land(word, SOON);
+        assert!(matches!(words.find(0, Time(SOON.0 - 1)), Found::Share(_)));
+        drop(kept);
+        assert!(seen.upgrade().is_none());
+        let late = lead(&words, 0).land(Word::new("jobs"), SOON);
+        assert!(matches!(words.find(0, SOON), Found::Lead(_)));
+        drop(late);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_asked_anew_even_if_its_answer_comes_later() {
+        let words = Words::default();
+        let before = lead(&words, 0);
+        let mut waits = follow(&words, 0);
+        words.forget();
+        let after = lead(&words, 0);
+        let old = before.land(Word::new("old"), SOON);
+        assert!(matches!(news(&mut waits), Some(Told::Share(word)) if *word == "old"), "it asked before");
+        let new = after.land(Word::new("new"), SOON);
+        drop(old);
+        assert!(matches!(words.find(0, Time::ZERO), Found::Share(word) if *word == "new"));
+        words.forget();
+        drop(lead(&words, 0));
+        drop(new);
+    }
+
+    #[test]
+    fn the_oldest_idle_answer_makes_room_and_none_that_is_read() {
+        let words = Words::default();
+        let keep = |key, seconds| lead(&words, key).land(Word::new("x"), SOON + Duration::from_secs(seconds));
+        let _kept = [keep(0, 3), keep(1, 1), keep(2, 2)];
+        let Found::Share(reads) = words.find(1, Time::ZERO) else { panic!("kept") };
+        assert!(words.drop_oldest());
+        assert!(matches!(words.find(0, Time::ZERO), Found::Share(_)));
+        assert!(matches!(words.find(1, Time::ZERO), Found::Share(_)));
+        drop(lead(&words, 2));
+        drop(reads);
+    }
+
+    #[test]
+    fn a_leader_learns_when_nobody_waits_for_it_any_more() {
+        let words = Words::default();
+        let lead = lead(&words, 0);
+        let unawaited = |lead: &Lead<_, _, _>| lead.poll_unawaited(&mut Context::from_waker(Waker::noop()));
+        assert!(unawaited(&lead).is_ready());
+        let follower = follow(&words, 0);
+        assert!(unawaited(&lead).is_pending());
+        drop(follower);
+        assert!(unawaited(&lead).is_ready());
+    }
+
+    #[test]
+    fn the_number_of_distinct_requests_is_bounded() {
+        let words: SingleFlight<usize, Word, ()> = SingleFlight::default();
+        let leads: Vec<_> = (0..2 * FLIGHTS_MAX).map(|key| words.find(key, Time::ZERO)).collect();
+        assert_eq!(leads.iter().filter(|found| matches!(found, Found::Lead(_))).count(), FLIGHTS_MAX);
+    }
+}

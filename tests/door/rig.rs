@@ -442,6 +442,13 @@ impl Ray {
                 line.stream.write_all(head.as_bytes()).await.is_ok()
                     && line.stream.write_all(&vec![b'x'; length]).await.is_ok()
             }
+            "hold-big" => {
+                self.hold.acquire().await.unwrap().forget();
+                let length: usize = rest.parse().unwrap();
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+                line.stream.write_all(head.as_bytes()).await.is_ok()
+                    && line.stream.write_all(&vec![b'x'; length]).await.is_ok()
+            }
             "close-delimited" => {
                 let _ = line.stream.write_all(b"HTTP/1.1 200 OK\r\n\r\nuntil the end").await;
                 false
@@ -508,14 +515,25 @@ impl Ray {
                     }
                 }
             }
-            _ => reply(line, 200, "ray").await,
+            "head" => {
+                // Once there is a permit, this head and an empty body.
+                self.hold.acquire().await.unwrap().forget();
+                let head = rest.replace("\\r\\n", "\r\n");
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{head}\r\n\r\n");
+                line.stream.write_all(head.as_bytes()).await.is_ok()
+            }
+            _ => reply_with(line, 200, "set-cookie: a=b\r\nset-cookie: c=d\r\n", "ray").await,
         }
     }
 }
 
 async fn reply(line: &mut Client<TcpStream>, status: u16, text: &str) -> bool {
+    reply_with(line, status, "", text).await
+}
+
+async fn reply_with(line: &mut Client<TcpStream>, status: u16, headers: &str, text: &str) -> bool {
     let head = format!(
-        "HTTP/1.1 {status} Whatever\r\ncontent-length: {}\r\nx-ray: yes\r\nset-cookie: a=b\r\nset-cookie: c=d\r\n\r\n{text}",
+        "HTTP/1.1 {status} Whatever\r\ncontent-length: {}\r\nx-ray: yes\r\n{headers}\r\n{text}",
         text.len()
     );
     line.stream.write_all(head.as_bytes()).await.is_ok()
