@@ -18,6 +18,13 @@ mod time {
     pub(crate) use rayguard::core::time::Time;
 }
 
+/// The same for the files of the proxy.
+mod core {
+    pub mod time {
+        pub use rayguard::core::time::Time;
+    }
+}
+
 #[path = "../src/core/limit/clock.rs"]
 mod clock;
 #[path = "../src/core/limit/in_flight.rs"]
@@ -159,6 +166,33 @@ impl single_flight::Answer for Counted {
 
 type Flights = single_flight::SingleFlight<u8, Counted, ()>;
 
+/// Rung by a waker.
+struct Bell(loom::sync::Mutex<bool>, loom::sync::Condvar);
+
+impl std::task::Wake for Bell {
+    fn wake(self: std::sync::Arc<Self>) {
+        *self.0.lock().unwrap() = true;
+        self.1.notify_one();
+    }
+}
+
+/// Waits for it; one that is never woken is a deadlock, which loom reports.
+fn wait<F: Future + Unpin>(mut future: F) -> F::Output {
+    let bell = std::sync::Arc::new(Bell(loom::sync::Mutex::new(false), loom::sync::Condvar::new()));
+    let waker = std::task::Waker::from(std::sync::Arc::clone(&bell));
+    let mut context = std::task::Context::from_waker(&waker);
+    loop {
+        if let std::task::Poll::Ready(output) = std::pin::Pin::new(&mut future).poll(&mut context) {
+            return output;
+        }
+        let mut rung = bell.0.lock().unwrap();
+        while !*rung {
+            rung = bell.1.wait(rung).unwrap();
+        }
+        *rung = false;
+    }
+}
+
 /// Asks once: whatever it is told, it ends. `leads` is what it does with the lead, if it gets it.
 fn ask(flights: &Flights, leads: impl Fn(single_flight::Lead<u8, Counted, ()>)) -> &'static str {
     use single_flight::{Found, Told};
@@ -169,7 +203,7 @@ fn ask(flights: &Flights, leads: impl Fn(single_flight::Lead<u8, Counted, ()>)) 
         }
         Found::Share(()) => "share",
         Found::Full => "full",
-        Found::Follow(follower) => match loom::future::block_on(follower) {
+        Found::Follow(follower) => match wait(follower) {
             Told::Lead(lead) => {
                 leads(lead);
                 "led"
@@ -184,9 +218,8 @@ fn ask(flights: &Flights, leads: impl Fn(single_flight::Lead<u8, Counted, ()>)) 
 /// One leads and ends it in this way, beside one that asks, one that asks and leaves, and a `forget`.
 fn hand_over(lead: fn(single_flight::Lead<u8, Counted, ()>), forgets: bool) {
     let flights = Flights::default();
-    let first = match flights.find(0, Time::ZERO) {
-        single_flight::Found::Lead(lead) => lead,
-        _ => unreachable!("nobody else is here"),
+    let single_flight::Found::Lead(first) = flights.find(0, Time::ZERO) else {
+        unreachable!("nobody else is here");
     };
     let asks = {
         let flights = flights.clone();
@@ -235,9 +268,8 @@ fn a_lead_that_is_dropped_is_taken_up() {
 fn a_kept_answer_is_shared_or_gone() {
     let flights = Flights::default();
     let shares = Arc::new(loom::sync::atomic::AtomicU32::new(0));
-    let lead = match flights.find(0, Time::ZERO) {
-        single_flight::Found::Lead(lead) => lead,
-        _ => unreachable!("nobody else is here"),
+    let single_flight::Found::Lead(lead) = flights.find(0, Time::ZERO) else {
+        unreachable!("nobody else is here");
     };
     let kept = lead.land(Counted(Arc::clone(&shares)), at(1.0));
     let asks = {

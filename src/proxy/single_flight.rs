@@ -237,16 +237,13 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Entry<K, A, F> {
     fn pass_on(&self) {
         let mut state = lock(&self.flight);
         let heir = state.followers.values_mut().find(|place| place.news.is_none());
-        let waker = match heir {
-            Some(heir) => {
-                heir.news = Some(News::Lead);
-                heir.waker.take()
-            }
-            None => {
-                state.stage = Stage::Over;
-                drop(state);
-                return self.remove();
-            }
+        let waker = if let Some(heir) = heir {
+            heir.news = Some(News::Lead);
+            heir.waker.take()
+        } else {
+            state.stage = Stage::Over;
+            drop(state);
+            return self.remove();
         };
         drop(state);
         waker.into_iter().for_each(Waker::wake);
@@ -395,18 +392,22 @@ mod tests {
     use std::future::Future;
     use std::time::Duration;
 
+    /// One word.
+    #[derive(Debug)]
+    struct Text(&'static str);
+
     /// An answer of one word, read by as many as there are copies of it.
     #[derive(Debug)]
-    struct Word(std::sync::Arc<&'static str>);
+    struct Word(std::sync::Arc<Text>);
 
     impl Word {
         fn new(word: &'static str) -> Word {
-            Word(std::sync::Arc::new(word))
+            Word(std::sync::Arc::new(Text(word)))
         }
     }
 
     impl Answer for Word {
-        type Share = std::sync::Arc<&'static str>;
+        type Share = std::sync::Arc<Text>;
         fn share(&self) -> Option<Self::Share> {
             Some(std::sync::Arc::clone(&self.0))
         }
@@ -455,7 +456,7 @@ mod tests {
             }
             for follower in &mut followers {
                 match news(follower) {
-                    Some(Told::Share(word)) => assert_eq!((how, *word), ("answered", "jobs")),
+                    Some(Told::Share(word)) => assert_eq!((how, word.0), ("answered", "jobs")),
                     Some(Told::Failed(why)) => assert_eq!((how, why), ("failed", "too late")),
                     Some(Told::Alone) => assert_eq!(how, "alone"),
                     other => panic!("{how}: {other:?}"),
@@ -511,10 +512,10 @@ mod tests {
         words.forget();
         let after = lead(&words, 0);
         let old = before.land(Word::new("old"), SOON);
-        assert!(matches!(news(&mut waits), Some(Told::Share(word)) if *word == "old"), "it asked before");
+        assert!(matches!(news(&mut waits), Some(Told::Share(word)) if word.0 == "old"), "it asked before");
         let new = after.land(Word::new("new"), SOON);
         drop(old);
-        assert!(matches!(words.find(0, Time::ZERO), Found::Share(word) if *word == "new"));
+        assert!(matches!(words.find(0, Time::ZERO), Found::Share(word) if word.0 == "new"));
         words.forget();
         drop(lead(&words, 0));
         drop(new);
