@@ -10,7 +10,7 @@
     reason = "helpers of tests may fail the test and say why"
 )]
 
-use rayguard::observe::fetch::client;
+use rayguard::config::settings::Prometheus as Access;
 use rayguard::observe::promql::{Answer, DEFAULT_BOUNDS, QueryFault, Server, query};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -56,12 +56,12 @@ impl Prometheus {
                 return None;
             }
         };
-        let server = Server::parse(&format!("http://{address}")).unwrap();
+        let server = Server::new(&Access::plain(format!("http://{address}").parse().unwrap())).unwrap();
         Some(Prometheus { process, home, server })
     }
 
     async fn ask(&self, expression: &str) -> Result<Answer, QueryFault> {
-        query(&client().unwrap(), &self.server, expression, DEFAULT_BOUNDS).await
+        query(&self.server, expression, DEFAULT_BOUNDS).await
     }
 
     /// Asks until the first scrape is in.

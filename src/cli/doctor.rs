@@ -17,19 +17,19 @@ use serde_json::json;
 use url::Url;
 
 use crate::cli::format::Format;
-use crate::cli::secret;
 use crate::config::settings::{Address, Settings};
 use crate::config::{self, Overrides};
 use crate::core::policy::{Signal, SignalSource};
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::fleet::store::Store;
-use crate::observe::discover::{self, DiscoverFault};
+use crate::observe::discover::{self, DiscoverFault, Places};
 use crate::observe::fetch::{self, Bounds, Fault};
 use crate::observe::probe::{self, Outcome};
 use crate::observe::promql::{self, Server};
-use crate::observe::scrape::{self, Target};
+use crate::observe::scrape::{self, Target, Targets};
 use crate::runtime::clock::Clock;
+use crate::runtime::secret;
 
 /// Looks at this host and says what rayguard would find, and what to mend.
 ///
@@ -369,15 +369,25 @@ impl Look<'_> {
             return given;
         }
         let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return given };
-        let file = metrics.discovery_file.clone().unwrap_or_default();
-        match discover::discover(&self.client, &dashboard, None, &file).await {
+        let token = secret::rays_token(self.settings).unwrap_or_default();
+        let places = Places {
+            dashboard: &dashboard,
+            ask_dashboard: metrics.discover,
+            token: token.as_deref(),
+            file: metrics.discovery_file.as_deref(),
+        };
+        let remedy = "name them: [metrics] targets = [\"HOST:8080\", \"HOST:44217\", \"HOST:44227\"]";
+        match discover::discover(&self.client, places).await {
             Ok(found) => {
-                let names: Vec<&str> = found.targets.iter().map(|target| &*target.name).collect();
-                findings.push(Finding::well("metrics targets", names.join(", ")));
-                found.targets
+                findings.push(Finding::well("metrics targets", listed(&found.targets)));
+                for bad in found.bad.iter().take(ENTRIES_MAX) {
+                    let what = format!("skipped an entry of Ray's list: {bad}");
+                    findings.push(Finding::fair("metrics targets", what, remedy));
+                }
+                let most = found.targets.head.len() + NODES_MAX;
+                found.targets.all().take(most).cloned().collect()
             }
             Err(fault) => {
-                let remedy = "name them: [metrics] targets = [\"HOST:8080\", \"HOST:44217\", \"HOST:44227\"]";
                 findings.push(Finding::fair("metrics targets", fault.to_string(), remedy));
                 given
             }
@@ -424,21 +434,21 @@ impl Look<'_> {
 
     async fn prometheus(&self, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
         let metrics = &self.settings.metrics;
-        let Some(server) = metrics.prometheus.as_ref().and_then(|url| Server::parse(url.as_str()).ok())
-        else {
-            return;
+        let Some(access) = &metrics.prometheus else { return };
+        let remedy = "correct the keys [metrics] prometheus..., or remove them";
+        let server = match Server::new(access) {
+            Ok(server) => server,
+            Err(fault) => return findings.push(Finding::ill("prometheus", fault.to_string(), remedy)),
         };
         let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
-        findings.push(match promql::query(&self.client, &server, "vector(1)", bounds).await {
+        findings.push(match promql::query(&server, "vector(1)", bounds).await {
             Ok(_) => Finding::well("prometheus", format!("{} answers", server.name)),
-            Err(fault) => {
-                Finding::ill("prometheus", fault.to_string(), "mend [metrics] prometheus, or take it away")
-            }
+            Err(fault) => Finding::ill("prometheus", fault.to_string(), remedy),
         });
         let queries: Vec<_> = reader.queries().collect();
         for (signal, expression) in queries {
             let (now, wall) = (self.clock.now(), self.clock.wall());
-            let answer = promql::query(&self.client, &server, &expression, bounds).await;
+            let answer = promql::query(&server, &expression, bounds).await;
             let answer = answer
                 .map(|answer| (answer.value, answer.evaluated))
                 .map_err(|fault| fault.missing(&server, &expression));
@@ -509,6 +519,22 @@ fn looked_for(signal: &Signal) -> String {
     names.dedup();
     names.join(", ")
 }
+
+fn listed(targets: &Targets) -> String {
+    let head: Vec<&str> = targets.head.iter().map(|target| &*target.name).collect();
+    let others = match targets.nodes.len() {
+        0 => String::new(),
+        1 => ", and one of another node".to_owned(),
+        count => format!(", and {count} of other nodes"),
+    };
+    head.join(", ") + &others
+}
+
+/// Entries of a list that are no targets are named up to this many.
+const ENTRIES_MAX: usize = 5;
+
+/// So many nodes beside the head are looked at.
+const NODES_MAX: usize = scrape::AT_ONCE;
 
 /// The longest that a second look at the pages is waited for.
 const ROUNDS_APART_MAX: Duration = Duration::from_secs(5);

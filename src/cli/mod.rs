@@ -16,7 +16,6 @@ pub mod log;
 pub mod progress;
 pub mod replay;
 pub mod run;
-pub mod secret;
 pub mod simulate;
 pub mod status;
 pub mod steer;

@@ -1,7 +1,6 @@
 //! `rayguard run`: guard a Ray head.
 
 use crate::admin;
-use crate::cli::secret::{self, SecretError};
 use crate::config::quantity::{Bytes, Length};
 use crate::config::{self, Overrides, Settings, settings};
 use crate::core::engine::LastGood;
@@ -22,6 +21,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::guard::{Guard, Outlets};
 use crate::runtime::lock::{self, Lock, LockError};
 use crate::runtime::reload::{self, Source};
+use crate::runtime::secret::{self, SecretError};
 use crate::runtime::shutdown;
 use crate::runtime::tasks::Tasks;
 use std::path::{Path, PathBuf};
@@ -262,7 +262,7 @@ async fn guard(
         tasks.clone(),
         Outlets { record, alerts },
     );
-    if let Some(token) = rays_token(&settings)? {
+    if let Some(token) = secret::rays_token(&settings)? {
         guard.know_rays_token(token);
     }
     let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
@@ -398,15 +398,6 @@ fn lock_state(settings: &Settings) -> Result<Vec<Lock>, LockError> {
         }
     }
     Ok(locks)
-}
-
-/// Ray's own token, for asking the dashboard where its exporters are: as configured, or where
-/// Ray's own commands find it while `RAY_AUTH_MODE=token`.
-fn rays_token(settings: &Settings) -> Result<Option<String>, SecretError> {
-    if let Some(token) = &settings.metrics.token {
-        return secret::read(token, "token of Ray").map(Some);
-    }
-    Ok(secret::of_ray())
 }
 
 /// The record, written by a thread of its own so that a slow disk holds up nobody.

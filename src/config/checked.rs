@@ -542,8 +542,7 @@ impl Judge {
 
 impl Judge {
     fn metrics(&mut self, raw: &RawMetrics) -> Metrics {
-        let prometheus =
-            raw.prometheus.as_ref().and_then(|url| self.plain_url("metrics.prometheus", url, "/"));
+        let prometheus = self.prometheus(raw);
         let mut targets: Vec<Url> = Vec::new();
         for (i, target) in raw.targets.iter().flatten().enumerate() {
             let key = format!("metrics.targets[{i}]");
@@ -595,11 +594,9 @@ impl Judge {
         let remedy = "write an http URL, such as \"http://127.0.0.1:9090\"";
         match Url::parse(&whole) {
             Ok(url) if url.scheme() == "http" && url.has_host() => return Some(url),
-            Ok(url) if url.scheme() == "https" => self.refuse(
-                Place::new(key, given),
-                "https is not spoken here; readings travel on loopback or inside the cluster",
-                remedy,
-            ),
+            Ok(url) if url.scheme() == "https" => {
+                self.refuse(Place::new(key, given), "Ray's exporters speak no https", remedy);
+            }
             _ => self.refuse(Place::new(key, given), format!("`{text}` is not an http URL"), remedy),
         }
         None
@@ -882,7 +879,7 @@ impl Judge {
         None
     }
 
-    fn secret(&mut self, key: &str, secret: &Spanned<RawSecret>) -> Option<Secret> {
+    pub(super) fn secret(&mut self, key: &str, secret: &Spanned<RawSecret>) -> Option<Secret> {
         let raw = secret.get_ref();
         match (&raw.file, &raw.env) {
             (Some(file), None) => self.path(&format!("{key}.file"), Some(file)).map(Secret::File),

@@ -11,6 +11,7 @@ pub mod document;
 pub mod keys;
 pub mod margins;
 pub mod problem;
+mod prometheus;
 pub mod quantity;
 pub mod raw;
 pub mod selector;

@@ -193,6 +193,18 @@ pub struct RawApiKey {
 pub struct RawMetrics {
     /// A Prometheus server for `promql` sources.
     pub prometheus: Option<Spanned<String>>,
+    /// Who may vouch for it, PEM; with `https://`.
+    pub prometheus_authorities: Option<Spanned<String>>,
+    /// Its bearer token.
+    pub prometheus_token: Option<Spanned<RawSecret>>,
+    /// The user of its basic authentication.
+    pub prometheus_user: Option<Spanned<String>>,
+    /// And the password.
+    pub prometheus_password: Option<Spanned<RawSecret>>,
+    /// Headers that are no secret.
+    pub prometheus_headers: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// Headers that are, as JSON.
+    pub prometheus_headers_from: Option<Spanned<RawSecret>>,
     /// Exposition pages to scrape.
     pub targets: Option<Vec<Spanned<String>>>,
     /// Ray's own list of targets.

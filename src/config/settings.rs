@@ -203,12 +203,13 @@ pub struct ApiKey {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Metrics {
     /// The Prometheus server that PromQL sources ask.
-    pub prometheus: Option<Url>,
+    pub prometheus: Option<Prometheus>,
     /// Exposition pages to scrape.
     pub targets: Vec<Url>,
     /// Ray's own list of targets, in Prometheus' file_sd form.
     pub discovery_file: Option<PathBuf>,
-    /// Whether to ask Ray's dashboard (`GET /api/prometheus/sd`) when nothing else says.
+    /// Whether to ask Ray's dashboard (`GET /api/prometheus/sd`); the file is read where it does
+    /// not say.
     pub discover: bool,
     /// Ray's own token, for asking it where `RAY_AUTH_MODE=token`.
     pub token: Option<Secret>,
@@ -218,6 +219,43 @@ pub struct Metrics {
     pub timeout: Duration,
     /// Bytes of one page; a longer one is given up.
     pub body_bytes_max: usize,
+}
+
+/// A Prometheus server, and what it is asked with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Prometheus {
+    /// http or https, with a path and a query if need be.
+    pub url: Url,
+    /// A PEM file of the CA certificates that its certificate must chain to; the system's else.
+    pub authorities: Option<PathBuf>,
+    /// As whom.
+    pub login: Option<Login>,
+    /// Headers that are no secret, such as a tenant's.
+    pub headers: Vec<(Arc<str>, Arc<str>)>,
+    /// More headers, as Ray's `RAY_PROMETHEUS_HEADERS` holds them.
+    pub headers_from: Option<Secret>,
+}
+
+impl Prometheus {
+    /// A server that is asked with nothing but the question.
+    #[must_use]
+    pub fn plain(url: Url) -> Prometheus {
+        Prometheus { url, authorities: None, login: None, headers: Vec::new(), headers_from: None }
+    }
+}
+
+/// As whom a Prometheus server is asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Login {
+    /// By a bearer token.
+    Token(Secret),
+    /// By HTTP's basic authentication.
+    Basic {
+        /// The user.
+        user: Arc<str>,
+        /// The password.
+        password: Secret,
+    },
 }
 
 /// Where a secret stands. It is read when it is needed, and never shown.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::settings::{Address, NotifyUrl, Secret};
+use super::settings::{Address, Login, NotifyUrl, Secret};
 use super::*;
 use rayguard_core::policy::{Bounds, Class, Kind, Law, SignalSource, Treatment};
 use rayguard_core::request::catalogue::{CLASSES, Surface};
@@ -62,7 +62,7 @@ fn the_command_line_goes_over_the_file() {
     assert_eq!(settings.upstream.authority(), "ray-head:8265");
     assert_eq!(settings.listeners[0].address.to_string(), "0.0.0.0:9000");
     assert_eq!(settings.mode, Mode::Shadow);
-    assert_eq!(settings.metrics.prometheus.unwrap().as_str(), "http://prometheus:9090/");
+    assert_eq!(settings.metrics.prometheus.unwrap().url.as_str(), "http://prometheus:9090/");
     assert_eq!(settings.ledger.dir, Path::new("/var/lib/rayguard/ledger"));
 }
 
@@ -777,4 +777,35 @@ proptest! {
         let read = parse(&text, "test", &Overrides::default());
         prop_assert!(read.is_ok(), "{pattern}: {}", read.err().map(|wrong| wrong.to_string()).unwrap_or_default());
     }
+}
+
+#[test]
+fn a_prometheus_is_asked_as_its_people_want() {
+    let text = "[metrics]\nprometheus = 'https://prom.example/prefix?tenant=a'\n\
+                prometheus_authorities = '/ca.pem'\nprometheus_user = 'me'\n\
+                prometheus_password = { file = '/secret' }\nprometheus_headers = { X-Scope-OrgID = 'team-a' }\n\
+                prometheus_headers_from = { env = 'RAY_PROMETHEUS_HEADERS' }\n";
+    let prometheus = settings(text).metrics.prometheus.unwrap();
+    assert_eq!(prometheus.url.as_str(), "https://prom.example/prefix?tenant=a");
+    let password = Secret::File("/secret".into());
+    assert_eq!(prometheus.login, Some(Login::Basic { user: "me".into(), password }));
+    assert_eq!(prometheus.headers, [("X-Scope-OrgID".into(), "team-a".into())]);
+    assert_eq!(prometheus.headers_from, Some(Secret::Env("RAY_PROMETHEUS_HEADERS".into())));
+}
+
+#[test]
+fn what_a_prometheus_is_asked_with_is_refused_where_it_says_nothing() {
+    let http = "[metrics]\nprometheus = 'http://p:9090'\n";
+    refused("[metrics]\nprometheus_user = 'me'\n", "metrics.prometheus_user", "no Prometheus server");
+    refused(&format!("{http}prometheus_authorities = '/ca'\n"), "metrics.prometheus_authorities", "vouches");
+    refused(&format!("{http}prometheus_user = 'me'\n"), "metrics.prometheus_user", "token");
+    let both = format!("{http}prometheus_token = {{ env = 'T' }}\nprometheus_user = 'me'\n");
+    refused(&both, "metrics.prometheus_token", "user and a password");
+    let header = format!("{http}prometheus_headers = {{ 'not a name' = 'x' }}\n");
+    refused(&header, "metrics.prometheus_headers.not a name", "header");
+    refused("[metrics]\nprometheus = 'ftp://p'\n", "metrics.prometheus", "http");
+    let login = "[metrics]\nprometheus = 'http://me:s3cret@p:9090'\n";
+    refused(login, "metrics.prometheus", "password stands in the address");
+    let shown = parse(login, "f", &Overrides::default()).unwrap_err().to_string();
+    assert!(shown.contains("prometheus_password"), "{shown}");
 }

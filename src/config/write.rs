@@ -74,10 +74,14 @@ api_key_header = "x-rayguard-key"
 
 [metrics]
 # A Prometheus server, for signals with a `promql` source.
-# prometheus = "http://prometheus:9090"
-targets = []                            # "127.0.0.1:8080" or a URL; what is found is added
+# prometheus = "https://prometheus:9090"   # or http; with a path and a query if need be
+# prometheus_authorities = "/path/ca.pem"
+# prometheus_token = { file = "/run/secrets/prometheus" }   # or prometheus_user and prometheus_password
+# prometheus_headers = { X-Scope-OrgID = "team-a" }
+# prometheus_headers_from = { env = "RAY_PROMETHEUS_HEADERS" }
+targets = []                            # "127.0.0.1:8080" or a URL; then nothing is looked for
 discovery_file = "/tmp/ray/prom_metrics_service_discovery.json"   # "off": do not look
-discover = true                         # else ask the upstream: GET /api/prometheus/sd
+discover = true                         # ask the upstream first: GET /api/prometheus/sd
 # token = { file = "/root/.ray/auth_token" }   # Ray's own, for that; found as Ray's commands find it
 interval = "5s"
 timeout = "4s"

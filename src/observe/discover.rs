@@ -5,15 +5,21 @@
 //! the same body at `GET /api/prometheus/sd` of the dashboard. The file needs no network and
 //! no token, and may be left over from a head that is gone; the endpoint is of now, and needs
 //! the token where authentication is on. The endpoint is asked first; the file is what is left
-//! when the head is too busy to answer, which is when targets are needed most.
+//! when the head is too busy to answer, which is when targets are needed most. Either may be
+//! switched off.
+//!
+//! An entry that is no address is skipped and named: Ray writes one for every node that exports
+//! nothing, and one bad entry must not cost all the others.
 //!
 //! Every failure says what to do, for this is what an operator sees who starts rayguard beside
 //! a head that is not there, or in another container.
 
 use crate::observe::fetch::{self, Bounds, Fault};
-use crate::observe::scrape::{BadTarget, Target};
+use crate::observe::scrape::{BadTarget, Target, Targets};
 use reqwest::Client;
 use serde::Deserialize;
+use serde_json::Value;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use url::Url;
@@ -27,14 +33,16 @@ pub const PATH: &str = "/api/prometheus/sd";
 /// What a look-up may cost.
 pub const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 4 << 20 };
 
-/// More targets than this are cut off; the head's own come first in Ray's list.
+/// More targets than this are cut off, the head's own never.
 pub const TARGETS_MAX: usize = crate::core::signal::series::TARGETS_MAX;
 
 /// Targets, and where they are written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Discovery {
     /// In the order found, each once.
-    pub targets: Vec<Target>,
+    pub targets: Targets,
+    /// Entries that are no targets.
+    pub bad: Vec<BadTarget>,
     /// How many more there were than [`TARGETS_MAX`].
     pub left_out: usize,
     /// Who told.
@@ -67,7 +75,7 @@ pub struct Version {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DiscoverFault {
     /// The file is not there.
-    #[error("{path}: no such file; is Ray's head on this host (and /tmp/ray shared with this container)?", path = .path.display())]
+    #[error("{path}: no such file; is Ray's head on this host (and /tmp/ray shared with this container)? A head started with `--temp-dir DIR` writes it into DIR: name it with `metrics.discovery_file`", path = .path.display())]
     NoFile {
         /// Where it was looked for.
         path: PathBuf,
@@ -81,7 +89,7 @@ pub enum DiscoverFault {
         problem: String,
     },
     /// The dashboard gives none.
-    #[error("{url}: {fault}")]
+    #[error("{url}: {fault}{}", token_remedy(.fault))]
     Dashboard {
         /// What was asked.
         url: String,
@@ -102,14 +110,17 @@ pub enum DiscoverFault {
         /// What was read.
         origin: String,
     },
-    /// A target that is none.
-    #[error("{origin}: {bad}")]
+    /// A list of which no entry is a target.
+    #[error("{origin} names no target that can be read: {bad}")]
     Target {
         /// What was read.
         origin: String,
-        /// The target.
+        /// The first one.
         bad: BadTarget,
     },
+    /// Neither way is switched on.
+    #[error("no metrics targets: `metrics.discover` and `metrics.discovery_file` are both off")]
+    Off,
     /// Something else than Ray's dashboard answers.
     #[error("{url} is not Ray's dashboard: {problem}; check the upstream address")]
     NotRay {
@@ -128,22 +139,47 @@ pub enum DiscoverFault {
     },
 }
 
+fn token_remedy(fault: &Fault) -> &'static str {
+    match fault {
+        Fault::Status { status: 401 | 403 } => "; say where Ray's token is with `metrics.token`",
+        _ => "",
+    }
+}
+
+/// Where targets may be looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Places<'a> {
+    /// The dashboard's address, which is also the head's.
+    pub dashboard: &'a Url,
+    /// Whether the dashboard is asked.
+    pub ask_dashboard: bool,
+    /// Ray's token, for asking it.
+    pub token: Option<&'a str>,
+    /// Ray's file, unless it is left alone.
+    pub file: Option<&'a Path>,
+}
+
 /// Finds the exporters: from the dashboard, or else from the file.
 ///
 /// # Errors
-/// [`DiscoverFault::Neither`], with both reasons.
-pub async fn discover(
-    client: &Client,
-    dashboard: &Url,
-    token: Option<&str>,
-    file: &Path,
-) -> Result<Discovery, DiscoverFault> {
-    let not_dashboard = match from_dashboard(client, dashboard, token).await {
-        Ok(discovery) => return Ok(discovery),
-        Err(fault) => Box::new(fault),
+/// [`DiscoverFault`], with both reasons where both were tried.
+pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, DiscoverFault> {
+    let host = places.dashboard.host_str();
+    let not_dashboard = if places.ask_dashboard {
+        match from_dashboard(client, places.dashboard, places.token).await {
+            Ok(discovery) => return Ok(discovery),
+            Err(fault) => Some(fault),
+        }
+    } else {
+        None
     };
-    let not_file = |fault| DiscoverFault::Neither { dashboard: not_dashboard, file: Box::new(fault) };
-    from_file(file).await.map_err(not_file)
+    let Some(file) = places.file else { return Err(not_dashboard.unwrap_or(DiscoverFault::Off)) };
+    from_file(file, host).await.map_err(|not_file| match not_dashboard {
+        Some(not_dashboard) => {
+            DiscoverFault::Neither { dashboard: Box::new(not_dashboard), file: Box::new(not_file) }
+        }
+        None => not_file,
+    })
 }
 
 /// Asks the dashboard.
@@ -156,14 +192,14 @@ pub async fn from_dashboard(
     token: Option<&str>,
 ) -> Result<Discovery, DiscoverFault> {
     let (url, body) = ask(client, dashboard, PATH, token).await?;
-    parse(&body, &url, Origin::Dashboard)
+    parse(&body, &url, Origin::Dashboard, dashboard.host_str())
 }
 
-/// Reads Ray's file.
+/// Reads Ray's file; `host` is the head's as far as it is known.
 ///
 /// # Errors
 /// [`DiscoverFault`].
-pub async fn from_file(path: &Path) -> Result<Discovery, DiscoverFault> {
+pub async fn from_file(path: &Path, host: Option<&str>) -> Result<Discovery, DiscoverFault> {
     use tokio::io::AsyncReadExt;
     let unreadable = |problem: std::io::Error| match problem.kind() {
         std::io::ErrorKind::NotFound => DiscoverFault::NoFile { path: path.to_owned() },
@@ -172,7 +208,7 @@ pub async fn from_file(path: &Path) -> Result<Discovery, DiscoverFault> {
     let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
     let mut body = Vec::new();
     file.take(BOUNDS.body_bytes_max as u64).read_to_end(&mut body).await.map_err(unreadable)?;
-    parse(&body, &path.display().to_string(), Origin::File)
+    parse(&body, &path.display().to_string(), Origin::File, host)
 }
 
 /// Whether Ray's dashboard answers there, and which Ray it is.
@@ -209,30 +245,40 @@ async fn ask(
 /// One group of Prometheus' `file_sd` format; labels are not needed.
 #[derive(Deserialize)]
 struct Group {
-    targets: Vec<String>,
+    #[serde(default)]
+    targets: Vec<Value>,
 }
 
-fn parse(body: &[u8], shown: &str, origin: Origin) -> Result<Discovery, DiscoverFault> {
+fn parse(body: &[u8], shown: &str, origin: Origin, host: Option<&str>) -> Result<Discovery, DiscoverFault> {
     let named = || shown.to_owned();
     let groups: Vec<Group> = serde_json::from_slice(body)
         .map_err(|error| DiscoverFault::NotAList { origin: named(), problem: error.to_string() })?;
-    let mut targets: Vec<Target> = Vec::new();
-    let mut left_out = 0;
+    let (mut targets, mut bad, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
     for given in groups.iter().flat_map(|group| &group.targets) {
-        let target = Target::parse(given).map_err(|bad| DiscoverFault::Target { origin: named(), bad })?;
-        if targets.contains(&target) {
-            continue;
-        }
-        if targets.len() < TARGETS_MAX {
-            targets.push(target);
-        } else {
-            left_out += 1;
+        match read_entry(given) {
+            Ok(target) if seen.insert(target.clone()) => targets.push(target),
+            Ok(_) => {}
+            Err(fault) => bad.push(fault),
         }
     }
+    let mut targets = Targets::new(targets, host);
     if targets.is_empty() {
-        return Err(DiscoverFault::NoTargets { origin: named() });
+        return Err(match bad.into_iter().next() {
+            Some(bad) => DiscoverFault::Target { origin: named(), bad },
+            None => DiscoverFault::NoTargets { origin: named() },
+        });
     }
-    Ok(Discovery { targets, left_out, origin })
+    let room = TARGETS_MAX - targets.head.len();
+    let left_out = targets.nodes.len().saturating_sub(room);
+    targets.nodes.truncate(room);
+    Ok(Discovery { targets, bad, left_out, origin })
+}
+
+fn read_entry(given: &Value) -> Result<Target, BadTarget> {
+    match given {
+        Value::String(given) => Target::parse(given),
+        other => Err(BadTarget { given: other.to_string(), problem: "it is no text".to_owned() }),
+    }
 }
 
 #[cfg(test)]
@@ -244,11 +290,15 @@ mod tests {
     const RAYS: &str = r#"[{"labels": {"job": "ray"}, "targets": ["192.0.2.2:8080", "192.0.2.2:44217", "192.0.2.2:44227"]}]"#;
 
     fn names(discovery: &Discovery) -> Vec<&str> {
-        discovery.targets.iter().map(|target| &*target.name).collect()
+        discovery.targets.all().map(|target| &*target.name).collect()
     }
 
     fn url(address: &str) -> Url {
         Url::parse(&format!("http://{address}/")).unwrap()
+    }
+
+    fn places<'a>(dashboard: &'a Url, file: &'a Path) -> Places<'a> {
+        Places { dashboard, ask_dashboard: true, token: None, file: Some(file) }
     }
 
     /// A file of its own for one test; gone with the value.
@@ -273,13 +323,13 @@ mod tests {
         let bytes = server::answer("200 OK", "application/json", RAYS);
         let nowhere = Path::new("/nowhere");
         let discovery = server::with(bytes, async |address| {
-            discover(&fetch::client().unwrap(), &url(&address), None, nowhere).await
+            discover(&fetch::client().unwrap(), places(&url(&address), nowhere)).await
         })
         .await
         .unwrap();
         assert_eq!(names(&discovery), ["192.0.2.2:8080", "192.0.2.2:44217", "192.0.2.2:44227"]);
         assert_eq!(discovery.origin, Origin::Dashboard);
-        assert_eq!(discovery.targets[0].url.path(), "/metrics");
+        assert_eq!(discovery.targets.head[0].url.path(), "/metrics");
     }
 
     #[tokio::test]
@@ -304,18 +354,19 @@ mod tests {
     async fn the_file_is_what_is_left_when_the_dashboard_does_not_answer() {
         let file = Scratch::new("sd", RAYS);
         let discovery = server::with(Vec::new(), async |address| {
-            discover(&fetch::client().unwrap(), &url(&address), None, &file.0).await
+            discover(&fetch::client().unwrap(), places(&url(&address), &file.0)).await
         })
         .await
         .unwrap();
-        assert_eq!((discovery.origin, discovery.targets.len()), (Origin::File, 3));
+        assert_eq!((discovery.origin, discovery.targets.all().count()), (Origin::File, 3));
     }
 
     #[tokio::test]
     async fn neither_tells_both_reasons() {
         let bytes = server::answer("404 Not Found", "text/plain", "");
         let fault = server::with(bytes, async |address| {
-            discover(&fetch::client().unwrap(), &url(&address), None, Path::new("/nowhere/sd.json")).await
+            let nowhere = Path::new("/nowhere/sd.json");
+            discover(&fetch::client().unwrap(), places(&url(&address), nowhere)).await
         })
         .await
         .unwrap_err()
@@ -327,24 +378,61 @@ mod tests {
     async fn a_file_that_is_no_list_is_refused_by_its_fault() {
         for (name, content) in [("cut", &RAYS[..40]), ("object", "{}"), ("empty", "")] {
             let file = Scratch::new(name, content);
-            assert!(matches!(from_file(&file.0).await, Err(DiscoverFault::NotAList { .. })), "{content}");
+            assert!(
+                matches!(from_file(&file.0, None).await, Err(DiscoverFault::NotAList { .. })),
+                "{content}"
+            );
         }
         let file = Scratch::new("none", r#"[{"targets": []}]"#);
-        assert!(matches!(from_file(&file.0).await, Err(DiscoverFault::NoTargets { .. })));
+        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverFault::NoTargets { .. })));
         let file = Scratch::new("bad", r#"[{"targets": ["ho st:1"]}]"#);
-        assert!(matches!(from_file(&file.0).await, Err(DiscoverFault::Target { .. })));
-        assert!(matches!(from_file(&std::env::temp_dir()).await, Err(DiscoverFault::UnreadableFile { .. })));
+        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverFault::Target { .. })));
+        assert!(matches!(
+            from_file(&std::env::temp_dir(), None).await,
+            Err(DiscoverFault::UnreadableFile { .. })
+        ));
+    }
+
+    #[tokio::test]
+    async fn each_place_is_looked_at_only_where_it_is_switched_on() {
+        let file = Scratch::new("switched", RAYS);
+        let other = server::answer("200 OK", "application/json", r#"[{"targets": ["a:1"]}]"#);
+        server::with(other, async |address| {
+            let (client, dashboard) = (fetch::client().unwrap(), url(&address));
+            let both = places(&dashboard, &file.0);
+            let file_alone = discover(&client, Places { ask_dashboard: false, ..both }).await.unwrap();
+            assert_eq!(file_alone.origin, Origin::File);
+            let dashboard_alone = discover(&client, Places { file: None, ..both }).await.unwrap();
+            assert_eq!(dashboard_alone.origin, Origin::Dashboard);
+            let neither = discover(&client, Places { ask_dashboard: false, file: None, ..both }).await;
+            assert_eq!(neither, Err(DiscoverFault::Off));
+        })
+        .await;
+    }
+
+    fn parsed(body: &str) -> Discovery {
+        parse(body.as_bytes(), "x", Origin::File, None).unwrap()
     }
 
     #[test]
-    fn a_target_named_twice_is_asked_once_and_a_flood_is_cut_off() {
-        let twice =
-            parse(br#"[{"targets": ["a:1", "a:1"]}, {"targets": ["a:1"]}]"#, "x", Origin::File).unwrap();
+    fn an_entry_that_is_no_address_is_named_and_costs_no_other() {
+        let found = parsed(r#"[{"targets": ["a:1", "", null, "a:-1", "a:0", 7, "b:2"]}, {"labels": {}}]"#);
+        assert_eq!(names(&found), ["a:1", "b:2"]);
+        let bad: Vec<String> = found.bad.iter().map(ToString::to_string).collect();
+        assert_eq!(bad.len(), 5, "{bad:?}");
+        assert!(bad[2].contains("`a:-1`"), "{bad:?}");
+    }
+
+    #[test]
+    fn a_target_named_twice_is_asked_once_and_a_flood_costs_no_page_of_the_head() {
+        let twice = parsed(r#"[{"targets": ["a:1", "a:1"]}, {"targets": ["a:1"]}]"#);
         assert_eq!(names(&twice), ["a:1"]);
-        let many: Vec<String> = (0..TARGETS_MAX + 3).map(|port| format!("\"a:{}\"", port + 1)).collect();
-        let flood = format!("[{{\"targets\": [{}]}}]", many.join(","));
-        let flood = parse(flood.as_bytes(), "x", Origin::File).unwrap();
-        assert_eq!((flood.targets.len(), flood.left_out), (TARGETS_MAX, 3));
+        let mut many: Vec<String> = (0..TARGETS_MAX + 3).map(|node| format!("\"node{node}:80\"")).collect();
+        many.extend(["\"head:8080\"".to_owned(), "\"head:44227\"".to_owned()]);
+        let flood = parsed(&format!("[{{\"targets\": [{}]}}]", many.join(",")));
+        let heads: Vec<&str> = flood.targets.head.iter().map(|target| &*target.name).collect();
+        assert_eq!(heads, ["head:8080", "head:44227"]);
+        assert_eq!((flood.targets.all().count(), flood.left_out), (TARGETS_MAX, 5));
     }
 
     #[tokio::test]

@@ -4,12 +4,15 @@
 //! deadline, the body one size, and what breaks either is cut off while it streams, not after
 //! it has been held in memory. No redirects are followed and no proxy of the environment is
 //! used: the loop must read the head it was told to read. Credentials stay out of every
-//! message.
+//! message. Ray's own ports speak no TLS; a Prometheus may.
 
 use crate::core::signal::reading::Missing;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Client, StatusCode};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use url::Url;
@@ -64,11 +67,13 @@ pub enum Fault {
         /// As the server calls it.
         content_type: String,
     },
-    /// TLS is not spoken here.
-    #[error("`{scheme}://` is not supported; use http:// on loopback or inside the cluster's network")]
-    Scheme {
-        /// As given.
-        scheme: String,
+    /// The file of those who vouch for the server is of no use.
+    #[error("{path}: {problem}; give a PEM file of CA certificates")]
+    Authorities {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        problem: String,
     },
     /// The client could not be set up at all.
     #[error("the HTTP client could not be made: {cause}")]
@@ -80,7 +85,7 @@ pub enum Fault {
 
 fn remedy(status: u16) -> &'static str {
     match status {
-        401 | 403 => "; the head wants a token: set the upstream token",
+        401 | 403 => "; it wants credentials, or others",
         404 => "; check the path, or the version of Ray",
         300..=399 => ", a redirect, which is not followed; give the final address",
         _ => "",
@@ -104,13 +109,53 @@ pub(super) struct Answer {
     pub(super) body: Vec<u8>,
 }
 
+/// Where systems keep the certificates they trust.
+pub(super) const BUNDLES: [&str; 3] =
+    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
+
 /// The client all observations share: keeps connections alive, follows nothing, uses no proxy.
 ///
 /// # Errors
 /// [`Fault::Client`].
 pub fn client() -> Result<Client, Fault> {
+    client_with(rustls::RootCertStore::empty())
+}
+
+/// The same for a server that may speak TLS, and must then be vouched for by these authorities,
+/// or by those the system trusts.
+///
+/// # Errors
+/// [`Fault::Authorities`], [`Fault::Client`].
+pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, Fault> {
+    let mut roots = rustls::RootCertStore::empty();
+    let Some(path) = authorities else {
+        for bundle in BUNDLES {
+            if let Ok(certificates) = CertificateDer::pem_file_iter(bundle) {
+                roots.add_parsable_certificates(certificates.filter_map(Result::ok));
+            }
+        }
+        return client_with(roots);
+    };
+    let fault = |problem: String| Fault::Authorities { path: path.display().to_string(), problem };
+    for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fault(error.to_string()))? {
+        let certificate = certificate.map_err(|error| fault(error.to_string()))?;
+        roots.add(certificate).map_err(|error| fault(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(fault("there is no certificate in it".to_owned()));
+    }
+    client_with(roots)
+}
+
+fn client_with(roots: rustls::RootCertStore) -> Result<Client, Fault> {
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Fault::Client { cause: error.to_string() })?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
     Client::builder()
         .no_proxy()
+        .tls_backend_preconfigured(tls)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .pool_max_idle_per_host(2)
@@ -128,14 +173,23 @@ pub(super) async fn get(
     token: Option<&str>,
     bounds: Bounds,
 ) -> Result<Answer, Fault> {
-    if url.scheme() != "http" {
-        return Err(Fault::Scheme { scheme: url.scheme().to_owned() });
-    }
-    let mut request = client.get(url).header(ACCEPT, accept);
+    let mut headers = HeaderMap::new();
     if let Some(mut value) = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok()) {
         value.set_sensitive(true);
-        request = request.header(AUTHORIZATION, value);
+        headers.insert(AUTHORIZATION, value);
     }
+    get_with(client, url, accept, headers, bounds).await
+}
+
+/// The same with headers of one's own.
+pub(super) async fn get_with(
+    client: &Client,
+    url: Url,
+    accept: &'static str,
+    headers: HeaderMap,
+    bounds: Bounds,
+) -> Result<Answer, Fault> {
+    let request = client.get(url).header(ACCEPT, accept).headers(headers);
     let exchange = exchange(request, bounds.body_bytes_max);
     let slow = Fault::Slow { timeout: bounds.timeout };
     tokio::time::timeout(bounds.timeout, exchange).await.unwrap_or(Err(slow))
@@ -258,10 +312,10 @@ mod tests {
     const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(10), body_bytes_max: 1 << 20 };
 
     async fn get_from(address: String) -> Result<Vec<u8>, Fault> {
-        get_with(address, BOUNDS).await
+        get_within(address, BOUNDS).await
     }
 
-    async fn get_with(address: String, bounds: Bounds) -> Result<Vec<u8>, Fault> {
+    async fn get_within(address: String, bounds: Bounds) -> Result<Vec<u8>, Fault> {
         let url = Url::parse(&format!("http://{address}/metrics")).unwrap();
         get(&client().unwrap(), url, "text/plain", None, bounds).await?.data()
     }
@@ -275,7 +329,7 @@ mod tests {
     #[tokio::test]
     async fn other_statuses_say_what_to_do() {
         for (status, words) in
-            [("404 Not Found", "version of Ray"), ("401 Nope", "token"), ("302 Found", "redirect")]
+            [("404 Not Found", "version of Ray"), ("401 Nope", "credentials"), ("302 Found", "redirect")]
         {
             let bytes = server::answer(status, "text/plain", "");
             let fault = server::with(bytes, get_from).await.unwrap_err();
@@ -346,7 +400,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_never_answers_is_given_up() {
         let treat = async |_stream: tokio::net::TcpStream| std::future::pending::<()>().await;
-        let result = server::serve(treat, async |address| get_with(address, IMPATIENT).await).await;
+        let result = server::serve(treat, async |address| get_within(address, IMPATIENT).await).await;
         assert_eq!(result, Err(Fault::Slow { timeout: IMPATIENT.timeout }));
     }
 
@@ -359,14 +413,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        let result = server::serve(treat, async |address| get_with(address, IMPATIENT).await).await;
+        let result = server::serve(treat, async |address| get_within(address, IMPATIENT).await).await;
         assert_eq!(result, Err(Fault::Slow { timeout: IMPATIENT.timeout }));
-    }
-
-    #[tokio::test]
-    async fn tls_is_refused_with_a_remedy() {
-        let url = Url::parse("https://127.0.0.1:1/").unwrap();
-        let fault = get(&client().unwrap(), url, "*/*", None, BOUNDS).await.unwrap_err();
-        assert!(matches!(fault, Fault::Scheme { .. }), "{fault}");
     }
 }

@@ -12,6 +12,7 @@
 use crate::config::settings::NotifyKind;
 use crate::core::alert::{Alert, AlertState, Severity, Transition};
 use crate::core::time::{Time, WallMs};
+use crate::observe::fetch::BUNDLES;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use bytes::Bytes;
@@ -43,10 +44,6 @@ const RENEW: Duration = Duration::from_mins(1);
 
 /// Transitions that may wait for a receiver's task.
 const QUEUE: usize = 256;
-
-/// Where systems keep the certificates they trust.
-const BUNDLES: [&str; 3] =
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// A receiver of alerts, its secrets read.
 #[derive(Clone)]

@@ -7,13 +7,22 @@
 //! time of evaluation, which becomes the reading's own: a query that was slow to answer does
 //! not look younger than it is.
 //!
+//! A Prometheus is asked as its people let it be asked: under a path, with parameters of its own
+//! in the query, over TLS, with a bearer token, with user and password, or with headers, such as
+//! a tenant's. Secrets are read for each question, so that one that has been replaced is used at
+//! once, and stand in no message.
+//!
 //! Source: Prometheus HTTP API, "Instant queries"; values are strings, with `NaN` and `+Inf`.
 
+use crate::config::settings::{Login, Prometheus};
 use crate::core::signal::reading::Missing;
 use crate::core::time::WallMs;
 use crate::observe::fetch::{self, Bounds, Fault};
+use crate::runtime::secret;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use reqwest::Client;
-use serde::Deserialize;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +32,13 @@ use url::Url;
 pub const DEFAULT_BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 1 << 20 };
 
 /// A Prometheus server.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Server {
     /// `host:port`, for logs and readings.
     pub name: Arc<str>,
     query: Url,
+    access: Prometheus,
+    client: Client,
 }
 
 /// One number.
@@ -44,17 +55,31 @@ pub struct Answer {
 /// Why there is no number.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum QueryFault {
-    /// The server's address is none.
-    #[error("`{given}` is not a Prometheus address: {problem}; write `http://host:9090`")]
-    BadServer {
-        /// As written.
-        given: String,
-        /// What is wrong.
-        problem: String,
-    },
     /// The exchange failed.
     #[error(transparent)]
     Fetch(#[from] Fault),
+    /// Its certificate is not trusted, or it speaks no TLS.
+    #[error(
+        "TLS with Prometheus fails: {cause}; `metrics.prometheus_authorities` names the CA certificates it must chain to"
+    )]
+    Tls {
+        /// The library's words.
+        cause: String,
+    },
+    /// It answers, but not with 200.
+    #[error("Prometheus answered with status {status}{}{}", quoted(.said), remedy(*.status))]
+    Status {
+        /// The status.
+        status: u16,
+        /// The beginning of its words.
+        said: String,
+    },
+    /// What it is to be asked with cannot be had.
+    #[error("{problem}")]
+    Secret {
+        /// What is wrong, without the secret.
+        problem: String,
+    },
     /// Prometheus refuses the expression or cannot evaluate it.
     #[error("prometheus says {kind}: {message}")]
     Refused {
@@ -92,13 +117,32 @@ pub enum QueryFault {
     },
 }
 
+fn quoted(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(" ({said})") }
+}
+
+fn remedy(status: u16) -> &'static str {
+    match status {
+        401 | 403 => {
+            "; it wants credentials, or others: see `metrics.prometheus_token`, `prometheus_user`, and \
+             `prometheus_headers` for a tenant"
+        }
+        404 => "; check the path before `/api/v1/query` in `metrics.prometheus`",
+        300..=399 => ", a redirect, which is not followed; give the final address",
+        _ => "",
+    }
+}
+
 impl QueryFault {
     /// As the signals know it: an answer without a value is unusable, no answer unreachable.
     #[must_use]
     pub fn missing(&self, server: &Server, expression: &str) -> Missing {
         match self {
             QueryFault::Fetch(fault) => fault.missing(&server.name),
-            QueryFault::NotPrometheus { .. } | QueryFault::BadServer { .. } => {
+            QueryFault::NotPrometheus { .. }
+            | QueryFault::Tls { .. }
+            | QueryFault::Status { .. }
+            | QueryFault::Secret { .. } => {
                 Missing::Unreachable { target: server.name.clone(), problem: self.to_string().into() }
             }
             QueryFault::Empty => Missing::NotFound { tried: expression.into() },
@@ -108,26 +152,82 @@ impl QueryFault {
 }
 
 impl Server {
-    /// Reads a base URL; a path prefix (`http://host/prometheus`) is kept.
+    /// The server of the configuration. A path before the API's (`http://host/prometheus`) and
+    /// the parameters of its address are kept.
     ///
     /// # Errors
-    /// [`QueryFault::BadServer`].
-    pub fn parse(given: &str) -> Result<Server, QueryFault> {
-        let bad = |problem: &str| {
-            let given = given.rsplit_once('@').map_or(given, |(_, rest)| rest).to_owned();
-            QueryFault::BadServer { given, problem: problem.to_owned() }
-        };
-        let mut query = Url::parse(given.trim()).map_err(|error| bad(&error.to_string()))?;
-        if query.scheme() != "http" {
-            return Err(bad("only http:// is supported"));
-        }
-        let Some(host) = query.host_str() else { return Err(bad("it has no host")) };
+    /// [`QueryFault::Fetch`] when those who vouch for it cannot be read.
+    pub fn new(access: &Prometheus) -> Result<Server, QueryFault> {
+        let mut query = access.url.clone();
+        let host = query.host_str().unwrap_or_default();
         let name = format!("{host}:{}", query.port_or_known_default().unwrap_or(80)).into();
         let prefix = query.path().trim_end_matches('/').to_owned();
         query.set_path(&format!("{prefix}/api/v1/query"));
-        query.set_query(None);
         query.set_fragment(None);
-        Ok(Server { name, query })
+        let client = fetch::client_trusting(access.authorities.as_deref())?;
+        Ok(Server { name, query, access: access.clone(), client })
+    }
+
+    /// What it is asked with.
+    fn headers(&self) -> Result<HeaderMap, QueryFault> {
+        let read = |from, what: &str| {
+            let problem = |error: secret::SecretError| QueryFault::Secret { problem: error.to_string() };
+            secret::read(from, what).map_err(problem)
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in &self.access.headers {
+            add(&mut headers, name, value)?;
+        }
+        if let Some(from) = &self.access.headers_from {
+            let what = "headers of Prometheus";
+            let listed: Listed =
+                serde_json::from_str(&read(from, what)?).map_err(|_| QueryFault::Secret {
+                    problem: format!("the {what} are no JSON such as {{\"X-Scope-OrgID\": \"team-a\"}}"),
+                })?;
+            for (name, value) in listed.0 {
+                add(&mut headers, &name, &value)?;
+            }
+        }
+        let authorization = match &self.access.login {
+            None => return Ok(headers),
+            Some(Login::Token(token)) => format!("Bearer {}", read(token, "token of Prometheus")?),
+            Some(Login::Basic { user, password }) => {
+                let password = read(password, "password of Prometheus")?;
+                format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+            }
+        };
+        headers.remove(AUTHORIZATION);
+        add(&mut headers, AUTHORIZATION.as_str(), &authorization)?;
+        Ok(headers)
+    }
+}
+
+fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), QueryFault> {
+    let (Ok(header), Ok(mut text)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) else {
+        // Not its value: that may be the secret.
+        return Err(QueryFault::Secret { problem: format!("`{name}` of Prometheus is not a header") });
+    };
+    text.set_sensitive(true);
+    headers.append(header, text);
+    Ok(())
+}
+
+/// Headers as Ray's own `RAY_PROMETHEUS_HEADERS` holds them: an object, or a list of pairs.
+#[derive(Debug)]
+struct Listed(Vec<(String, String)>);
+
+impl<'de> Deserialize<'de> for Listed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Listed, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Either {
+            Object(std::collections::BTreeMap<String, String>),
+            Pairs(Vec<(String, String)>),
+        }
+        Ok(Listed(match Either::deserialize(deserializer)? {
+            Either::Object(object) => object.into_iter().collect(),
+            Either::Pairs(pairs) => pairs,
+        }))
     }
 }
 
@@ -135,20 +235,24 @@ impl Server {
 ///
 /// # Errors
 /// [`QueryFault`].
-pub async fn query(
-    client: &Client,
-    server: &Server,
-    expression: &str,
-    bounds: Bounds,
-) -> Result<Answer, QueryFault> {
+pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<Answer, QueryFault> {
     let mut url = server.query.clone();
     // Prometheus gives up when we do.
     let timeout = format!("{}ms", bounds.timeout.as_millis());
     url.query_pairs_mut().append_pair("query", expression).append_pair("timeout", &timeout);
-    let answer = fetch::get(client, url, "application/json", None, bounds).await?;
+    let headers = server.headers()?;
+    let answer = fetch::get_with(&server.client, url, "application/json", headers.clone(), bounds).await;
+    let answer = answer.map_err(as_tls)?;
+    let status = answer.status.as_u16();
     // A refusal has a status of its own, and a body that says more.
     match serde_json::from_slice::<Envelope>(&answer.body) {
+        Ok(envelope) if matches!(status, 401 | 403) => {
+            Err(QueryFault::Status { status, said: printable(envelope.error.as_bytes(), &headers) })
+        }
         Ok(envelope) => envelope.answer(),
+        Err(_) if status != 200 => {
+            Err(QueryFault::Status { status, said: printable(&answer.body, &headers) })
+        }
         Err(error) => {
             answer.data()?;
             Err(QueryFault::NotPrometheus { problem: error.to_string() })
@@ -156,17 +260,44 @@ pub async fn query(
     }
 }
 
+fn as_tls(fault: Fault) -> QueryFault {
+    match fault {
+        // As rustls words what a server's certificate, or a server without TLS, makes it say.
+        Fault::Unreachable { cause }
+            if cause.contains("certificate") || cause.contains("corrupt message") =>
+        {
+            QueryFault::Tls { cause }
+        }
+        fault => QueryFault::Fetch(fault),
+    }
+}
+
+/// The beginning of what was said; nothing when it is a page, or repeats what we sent.
+fn printable(body: &[u8], sent: &HeaderMap) -> String {
+    let text = String::from_utf8_lossy(body);
+    let repeats = sent.values().filter_map(|value| value.to_str().ok()).any(|value| text.contains(value));
+    if repeats || text.trim_start().starts_with('<') {
+        return String::new();
+    }
+    let text: String = text.trim().chars().filter(|letter| !letter.is_control()).take(200).collect();
+    text
+}
+
 /// The API's JSON.
 #[derive(Deserialize)]
 struct Envelope {
     status: String,
     data: Option<Data>,
-    #[serde(rename = "errorType", default)]
+    #[serde(rename = "errorType", default, deserialize_with = "text_or_null")]
     kind: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "text_or_null")]
     error: String,
-    #[serde(default)]
-    warnings: Vec<String>,
+    /// Left out, empty or `null` where there are none.
+    warnings: Option<Vec<String>>,
+}
+
+fn text_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Option::<String>::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 #[derive(Deserialize)]
@@ -196,7 +327,7 @@ impl Envelope {
             _ => return Err(QueryFault::WrongType { kind: data.kind }),
         };
         let (evaluated, value) = read_pair(pair)?;
-        Ok(Answer { value, evaluated, warnings: self.warnings })
+        Ok(Answer { value, evaluated, warnings: self.warnings.unwrap_or_default() })
     }
 }
 
@@ -227,11 +358,14 @@ mod tests {
     use super::*;
     use crate::observe::fetch::server;
 
+    fn at(address: &str) -> Prometheus {
+        Prometheus::plain(Url::parse(&format!("http://{address}")).unwrap())
+    }
+
     async fn ask(status: &str, body: &str) -> Result<Answer, QueryFault> {
         let bytes = server::answer(status, "application/json", body);
         server::with(bytes, async |address| {
-            let server = Server::parse(&format!("http://{address}")).unwrap();
-            query(&fetch::client().unwrap(), &server, "max(up)", DEFAULT_BOUNDS).await
+            query(&Server::new(&at(&address)).unwrap(), "max(up)", DEFAULT_BOUNDS).await
         })
         .await
     }
@@ -253,6 +387,9 @@ mod tests {
     async fn warnings_come_with_the_value() {
         let body = success("scalar", r#"[1,"2"]"#).replacen('{', r#"{"warnings":["no counter"],"#, 1);
         assert_eq!(ask("200 OK", &body).await.unwrap().warnings, ["no counter"]);
+        // As compatible servers write it that have none.
+        let body = body.replace(r#"["no counter"]"#, r#"null,"errorType":null,"error":null,"infos":null"#);
+        assert_eq!(ask("200 OK", &body).await.unwrap().warnings, Vec::<String>::new());
     }
 
     #[tokio::test]
@@ -298,36 +435,116 @@ mod tests {
         let page = ask("200 OK", "<!doctype html>").await.unwrap_err();
         assert!(matches!(page, QueryFault::Fetch(Fault::WebPage { .. })));
         let down = ask("503 Service Unavailable", "starting").await.unwrap_err();
-        assert_eq!(down, QueryFault::Fetch(Fault::Status { status: 503 }));
+        assert_eq!(down, QueryFault::Status { status: 503, said: "starting".to_owned() });
     }
 
-    #[tokio::test]
-    async fn the_expression_is_sent_escaped_and_whole() {
+    /// What a server is sent, that answers with 12.5.
+    async fn sent(access: impl FnOnce(&str) -> Prometheus) -> String {
         let seen = std::cell::RefCell::new(String::new());
-        let body = success("scalar", r#"[1,"2"]"#);
-        let bytes = server::answer("200 OK", "application/json", &body);
+        let bytes = server::answer("200 OK", "application/json", &success("scalar", r#"[1,"12.5"]"#));
         let treat = async |request: &[u8], mut stream: tokio::net::TcpStream| {
             seen.replace(String::from_utf8_lossy(request).into_owned());
             let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, &bytes).await;
         };
-        server::serve_requests(treat, async |address| {
-            let server = Server::parse(&format!("http://{address}/prefix/")).unwrap();
-            query(&fetch::client().unwrap(), &server, "sum(a{b=~\"c|d\"}) / 2 + 1", DEFAULT_BOUNDS).await
-        })
-        .await
-        .unwrap();
-        let line = seen.borrow().lines().next().unwrap().to_owned();
-        let path = line.split(' ').nth(1).unwrap();
-        let url = Url::parse(&format!("http://x{path}")).unwrap();
-        assert_eq!(url.path(), "/prefix/api/v1/query");
-        let asked = url.query_pairs().find(|(name, _)| name == "query").unwrap().1.into_owned();
-        assert_eq!(asked, "sum(a{b=~\"c|d\"}) / 2 + 1");
+        let ask = async |address: String| {
+            let server = Server::new(&access(&address)).unwrap();
+            query(&server, "sum(a{b=~\"c|d\"}) / 2 + 1", DEFAULT_BOUNDS).await.unwrap()
+        };
+        assert!((server::serve_requests(treat, ask).await.value - 12.5).abs() < 1e-9);
+        seen.into_inner()
     }
 
-    #[test]
-    fn an_address_that_is_none_is_refused_without_its_password() {
-        let fault = Server::parse("https://me:secret@prom:9090").unwrap_err().to_string();
-        assert!(fault.contains("http://") && !fault.contains("secret"), "{fault}");
-        assert!(Server::parse("prom:9090").is_err());
+    #[tokio::test]
+    async fn the_expression_is_sent_escaped_and_whole_behind_the_addresss_own_path_and_query() {
+        let sent = sent(|address| at(&format!("{address}/prefix/?tenant=team-a"))).await;
+        let path = sent.split(' ').nth(1).unwrap();
+        let url = Url::parse(&format!("http://x{path}")).unwrap();
+        assert_eq!(url.path(), "/prefix/api/v1/query");
+        let parameter = |wanted: &str| {
+            url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned())
+        };
+        assert_eq!(parameter("query").unwrap(), "sum(a{b=~\"c|d\"}) / 2 + 1");
+        assert_eq!(parameter("tenant").unwrap(), "team-a");
+    }
+
+    /// A secret in a file of its own.
+    fn file(name: &str, content: &str) -> (crate::config::settings::Secret, std::path::PathBuf) {
+        let path = std::env::temp_dir().join(format!("rayguard-prom-{}-{name}", std::process::id()));
+        std::fs::write(&path, content).unwrap();
+        (crate::config::settings::Secret::File(path.clone()), path)
+    }
+
+    #[tokio::test]
+    async fn a_server_is_asked_with_token_password_and_headers_as_its_people_want() {
+        let (token, path) = file("token", "s3cret\n");
+        let bearer =
+            sent(|address| Prometheus { login: Some(Login::Token(token.clone())), ..at(address) }).await;
+        assert!(bearer.contains("authorization: Bearer s3cret\r\n"), "{bearer}");
+        let login = Login::Basic { user: "me".into(), password: token };
+        let basic = sent(|address| Prometheus { login: Some(login), ..at(address) }).await;
+        assert!(basic.contains("authorization: Basic bWU6czNjcmV0\r\n"), "{basic}");
+        std::fs::remove_file(path).unwrap();
+        let tenant = vec![("X-Scope-OrgID".into(), "team-a".into())];
+        let headers = sent(|address| Prometheus { headers: tenant, ..at(address) }).await;
+        assert!(headers.contains("x-scope-orgid: team-a\r\n"), "{headers}");
+        for (name, rays) in
+            [("object", r#"{"H1": "V1", "H2": "V2"}"#), ("pairs", r#"[["H1","V1"],["H2","V2"]]"#)]
+        {
+            let (from, path) = file(name, rays);
+            let sent = sent(|address| Prometheus { headers_from: Some(from), ..at(address) }).await;
+            assert!(sent.contains("h1: V1\r\n") && sent.contains("h2: V2\r\n"), "{sent}");
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_is_replaced_is_used_at_once_and_one_that_is_gone_is_named() {
+        let (token, path) = file("replaced", "old");
+        let access = |address: &str| Prometheus { login: Some(Login::Token(token.clone())), ..at(address) };
+        let server = Server::new(&access("127.0.0.1:1")).unwrap();
+        std::fs::write(&path, "new").unwrap();
+        assert_eq!(server.headers().unwrap()[AUTHORIZATION], "Bearer new");
+        std::fs::write(&path, "new\u{1}line").unwrap();
+        let fault = server.headers().unwrap_err().to_string();
+        assert!(!fault.contains("new"), "{fault}");
+        std::fs::remove_file(&path).unwrap();
+        let fault = query(&server, "up", DEFAULT_BOUNDS).await.unwrap_err().to_string();
+        assert!(fault.contains("token of Prometheus") && fault.contains("replaced"), "{fault}");
+        let (from, path) = file("no-json", "X-Secret: value");
+        let server = Server::new(&Prometheus { headers_from: Some(from), ..at("127.0.0.1:1") }).unwrap();
+        let fault = server.headers().unwrap_err().to_string();
+        assert!(fault.contains("JSON") && !fault.contains("value"), "{fault}");
+        std::fs::remove_file(path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_server_that_wants_other_credentials_is_told_of_in_its_own_words_and_with_the_keys() {
+        let fault = ask("401 Unauthorized", "no org id").await.unwrap_err();
+        assert_eq!(fault, QueryFault::Status { status: 401, said: "no org id".to_owned() });
+        let said = fault.to_string();
+        assert!(said.contains("(no org id)") && said.contains("prometheus_headers"), "{said}");
+        let body = r#"{"status":"error","errorType":"x","error":"no tenant"}"#;
+        assert!(ask("403 Forbidden", body).await.unwrap_err().to_string().contains("(no tenant)"));
+        // Some servers repeat what they were sent.
+        let mut sent = HeaderMap::new();
+        add(&mut sent, "authorization", "Bearer s3cret").unwrap();
+        assert_eq!(printable(b"not allowed: Bearer s3cret", &sent), "");
+        let missing = ask("404 Not Found", "").await.unwrap_err().to_string();
+        assert!(missing.contains("/api/v1/query"), "{missing}");
+    }
+
+    #[tokio::test]
+    async fn tls_that_fails_is_told_with_the_key_that_names_the_authorities() {
+        let bytes = server::answer("200 OK", "text/plain", "");
+        let fault = server::with(bytes, async |address| {
+            let https = Url::parse(&format!("https://{address}")).unwrap();
+            query(&Server::new(&Prometheus::plain(https)).unwrap(), "up", DEFAULT_BOUNDS).await
+        })
+        .await
+        .unwrap_err();
+        assert!(matches!(fault, QueryFault::Tls { .. }), "{fault}");
+        let nowhere = Prometheus { authorities: Some("/nowhere/ca.pem".into()), ..at("127.0.0.1:1") };
+        let fault = Server::new(&nowhere).unwrap_err().to_string();
+        assert!(fault.contains("/nowhere/ca.pem"), "{fault}");
     }
 }

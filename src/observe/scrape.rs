@@ -5,14 +5,19 @@
 //! A few are asked at once, and each page is handed on before the next one is fetched: memory
 //! is bounded by the few, not by the number of nodes. Nothing is started in the background;
 //! who calls [`scrape_all`] decides on which task it runs. It is never on a request's path.
+//!
+//! The limits follow the head, and a cluster has a thousand other nodes, some of which do not
+//! answer. So [`Targets`] keeps the head's pages apart from all others, to be asked in rounds of
+//! their own, and [`Turns`] asks a node that fails less and less often.
 
 use crate::core::signal::reading::Missing;
 use crate::core::time::{Time, WallMs};
 use crate::observe::fetch::{self, Bounds, Fault};
 use crate::runtime::clock::Clock;
 use reqwest::Client;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
+use std::net::Ipv6Addr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -25,6 +30,9 @@ pub const DEFAULT_BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), bod
 
 /// Targets asked at once.
 pub const AT_ONCE: usize = 8;
+
+/// The longest pause before a node that fails is asked again.
+const BACK_OFF_MAX: Duration = Duration::from_mins(5);
 
 const ACCEPT: &str = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
 
@@ -61,7 +69,8 @@ pub struct Page {
 }
 
 impl Target {
-    /// Reads `host:port` (the path is then `/metrics`) or a URL.
+    /// Reads `host:port` (the path is then `/metrics`) or a URL. An IPv6 address is understood
+    /// without its brackets too, as older versions of Ray write it.
     ///
     /// # Errors
     /// [`BadTarget`].
@@ -69,13 +78,21 @@ impl Target {
         let bad =
             |problem: &str| BadTarget { given: without_credentials(given), problem: problem.to_owned() };
         let text = given.trim();
-        let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+        let text = match text.rsplit_once(':') {
+            Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => format!("http://[{host}]:{port}"),
+            _ if text.contains("://") => text.to_owned(),
+            _ => format!("http://{text}"),
+        };
         let mut url = Url::parse(&text).map_err(|error| bad(&error.to_string()))?;
         if url.scheme() != "http" {
             return Err(bad("only http:// is supported"));
         }
         let Some(host) = url.host_str() else { return Err(bad("it has no host")) };
-        let name = format!("{host}:{}", url.port_or_known_default().unwrap_or(80)).into();
+        let port = url.port_or_known_default().unwrap_or(80);
+        if port == 0 {
+            return Err(bad("nothing listens on port 0"));
+        }
+        let name = format!("{host}:{port}").into();
         if url.path() == "/" {
             url.set_path("/metrics");
         }
@@ -83,10 +100,109 @@ impl Target {
         Ok(Target { name, url })
     }
 
+    /// The host alone.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        self.url.host_str()
+    }
+
     /// As the signals know its fault.
     #[must_use]
     pub fn missing(&self, fault: &Fault) -> Missing {
         fault.missing(&self.name)
+    }
+}
+
+/// All targets, those of the head apart.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Targets {
+    /// Asked at once, each round.
+    pub head: Vec<Target>,
+    /// All others.
+    pub nodes: Vec<Target>,
+}
+
+impl Targets {
+    /// Tells the head's pages from the others by their host: the upstream's own, or the one that
+    /// most targets name, since a head has three exporters and each other node one. Where no
+    /// host stands out, the first targets take the head's place.
+    #[must_use]
+    pub fn new(targets: Vec<Target>, upstream_host: Option<&str>) -> Targets {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for host in targets.iter().filter_map(Target::host) {
+            *counts.entry(host).or_default() += 1;
+        }
+        let most = counts.values().copied().max().unwrap_or(0);
+        let stands_out = |target: &Target| {
+            let host = target.host().unwrap_or_default();
+            Some(host) == upstream_host || (most > 1 && counts.get(host) == Some(&most))
+        };
+        let is_heads: Vec<bool> = targets.iter().map(stands_out).collect();
+        let any = is_heads.contains(&true);
+        let mut whole = Targets::default();
+        for (target, is_heads) in targets.into_iter().zip(is_heads) {
+            let place = if (is_heads || !any) && whole.head.len() < AT_ONCE {
+                &mut whole.head
+            } else {
+                &mut whole.nodes
+            };
+            place.push(target);
+        }
+        whole
+    }
+
+    /// All of them, the head's first.
+    pub fn all(&self) -> impl Iterator<Item = &Target> {
+        self.head.iter().chain(&self.nodes)
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.head.is_empty() && self.nodes.is_empty()
+    }
+}
+
+/// Whose turn is it? A node that answers is asked each round; one that fails is asked again
+/// after a pause that doubles, and at most [`AT_ONCE`] of those in a round, so that any number
+/// of silent nodes lengthens a round by one time-out at most.
+#[derive(Clone, Debug, Default)]
+pub struct Turns(BTreeMap<Arc<str>, Turn>);
+
+#[derive(Clone, Debug)]
+struct Turn {
+    target: Target,
+    failures: u32,
+    due: Time,
+}
+
+impl Turns {
+    /// Goes on with these; what is known of those that stay is kept.
+    pub fn renew(&mut self, targets: &[Target]) {
+        let mut before = std::mem::take(&mut self.0);
+        for target in targets {
+            let known = before.remove(&target.name).filter(|turn| turn.target == *target);
+            let new = || Turn { target: target.clone(), failures: 0, due: Time::ZERO };
+            self.0.insert(target.name.clone(), known.unwrap_or_else(new));
+        }
+    }
+
+    /// Those to be asked now: first who answers, then who failed and has waited longest.
+    #[must_use]
+    pub fn due(&self, now: Time) -> Vec<Target> {
+        let (mut failed, well): (Vec<&Turn>, Vec<&Turn>) =
+            self.0.values().partition(|turn| turn.failures > 0);
+        failed.retain(|turn| turn.due <= now);
+        failed.sort_by_key(|turn| turn.due);
+        well.into_iter().chain(failed.into_iter().take(AT_ONCE)).map(|turn| turn.target.clone()).collect()
+    }
+
+    /// Notes what came of asking.
+    pub fn note(&mut self, target: &Target, answered: bool, now: Time, interval: Duration) {
+        let Some(turn) = self.0.get_mut(&target.name) else { return };
+        turn.failures = if answered { 0 } else { turn.failures.saturating_add(1) };
+        let pause = interval.saturating_mul(1 << turn.failures.min(16));
+        turn.due = now + pause.min(BACK_OFF_MAX);
     }
 }
 
@@ -158,8 +274,72 @@ mod tests {
         assert_eq!(read("http://head/custom"), both("head:80", "http://head/custom"));
         assert_eq!(read("[::1]:9090"), both("[::1]:9090", "http://[::1]:9090/metrics"));
         assert_eq!(read("http://u:p@head:1/m"), both("head:1", "http://u:p@head:1/m"));
-        assert!(read("https://head:1").is_err());
-        assert!(read("").is_err());
+        assert_eq!(read("fd00::5:8080"), both("[fd00::5]:8080", "http://[fd00::5]:8080/metrics"));
+        for none in ["https://head:1", "", "fd00::5", "::1", "10.0.0.1:-1", "10.0.0.1:0", "ho st:1"] {
+            assert!(read(none).is_err(), "{none}");
+        }
+    }
+
+    fn targets(names: &[&str]) -> Vec<Target> {
+        names.iter().map(|name| Target::parse(name).unwrap()).collect()
+    }
+
+    fn names(targets: &[Target]) -> Vec<&str> {
+        targets.iter().map(|target| &*target.name).collect()
+    }
+
+    #[test]
+    fn the_heads_pages_are_found_wherever_they_stand_in_the_list() {
+        let list = ["10.0.0.9:8080", "10.0.0.1:8080", "10.0.0.8:8080", "10.0.0.1:44217", "10.0.0.1:44227"];
+        let found = Targets::new(targets(&list), Some("127.0.0.1"));
+        assert_eq!(names(&found.head), ["10.0.0.1:8080", "10.0.0.1:44217", "10.0.0.1:44227"]);
+        assert_eq!(names(&found.nodes), ["10.0.0.9:8080", "10.0.0.8:8080"]);
+        // A head whose agent alone exports is known by the upstream's address.
+        let found = Targets::new(targets(&list[..3]), Some("10.0.0.8"));
+        assert_eq!(names(&found.head), ["10.0.0.8:8080"]);
+        // And where nothing tells them apart, the first ones are asked in the first place.
+        let nodes: Vec<String> = (1..20).map(|node| format!("10.0.0.{node}:8080")).collect();
+        let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
+        let found = Targets::new(targets(&nodes), Some("127.0.0.1"));
+        assert_eq!((found.head.len(), found.nodes.len()), (AT_ONCE, 19 - AT_ONCE));
+        assert_eq!(found.all().count(), 19);
+    }
+
+    #[test]
+    fn a_node_that_fails_is_asked_less_often_and_one_that_answers_each_time() {
+        let interval = Duration::from_secs(5);
+        let mut turns = Turns::default();
+        turns.renew(&targets(&["well:1", "ill:1"]));
+        let mut asked = 0;
+        for round in 0..720 {
+            let now = Time::ZERO + interval * round;
+            let due = turns.due(now);
+            assert!(due.iter().any(|target| &*target.name == "well:1"));
+            asked += due.len() - 1;
+            due.iter().for_each(|target| turns.note(target, &*target.name == "well:1", now, interval));
+        }
+        assert!((15..=20).contains(&asked), "{asked} times in an hour");
+        let now = Time::ZERO + interval * 720 + BACK_OFF_MAX;
+        turns.note(&targets(&["ill:1"])[0], true, now, interval);
+        assert_eq!(turns.due(now).len(), 2, "one answer is enough");
+    }
+
+    #[test]
+    fn any_number_of_silent_nodes_takes_few_turns_of_a_round() {
+        let interval = Duration::from_secs(5);
+        let nodes: Vec<String> = (1..1000).map(|port| format!("node:{port}")).collect();
+        let nodes: Vec<Target> = nodes.iter().map(|name| Target::parse(name).unwrap()).collect();
+        let mut turns = Turns::default();
+        turns.renew(&nodes);
+        nodes.iter().skip(10).for_each(|target| turns.note(target, false, Time::ZERO, interval));
+        let later = Time::ZERO + BACK_OFF_MAX * 2;
+        let due = turns.due(later);
+        assert_eq!(due.len(), 10 + AT_ONCE);
+        due.iter().skip(10).for_each(|target| turns.note(target, false, later, interval));
+        let next = turns.due(later);
+        assert!(next.iter().skip(10).all(|target| !due.contains(target)), "each has its turn");
+        turns.renew(&nodes);
+        assert_eq!(turns.due(later), next, "a list that has not changed changes no turn");
     }
 
     #[test]

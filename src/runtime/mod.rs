@@ -5,6 +5,7 @@ pub mod lock;
 mod part;
 mod recent;
 pub mod reload;
+pub mod secret;
 pub mod shutdown;
 pub mod tasks;
 pub mod watch;

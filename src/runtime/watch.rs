@@ -4,23 +4,30 @@
 //! request's path. A round hands everything over at once; what could not be read is handed over
 //! as missing, with its reason, so that a signal ages in plain sight.
 //!
+//! The head's own pages are asked each round, whatever else goes on: the limits follow them. The
+//! pages of all other nodes are asked by a task of their own, if a signal needs them at all, and
+//! the search for targets is a third one.
+//!
 //! The targets come from the configuration or are discovered anew as long as none answers: Ray
 //! may start after us, and picks its ports at random where nobody chose them.
 
 use crate::config::Settings;
 use crate::config::settings;
+use crate::core::policy::SignalId;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
-use crate::core::time::Time;
-use crate::observe::discover;
-use crate::observe::fetch::{self, Bounds};
+use crate::observe::discover::{self, Discovery, Places};
+use crate::observe::fetch::{self, Bounds, Fault};
 use crate::observe::probe::{self, Outcome};
-use crate::observe::promql::{self, Server};
-use crate::observe::scrape::{self, Target};
+use crate::observe::promql::{self, QueryFault, Server};
+use crate::observe::scrape::{self, Page, Target, Targets, Turns};
 use crate::runtime::guard::Guard;
 use reqwest::Client;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior};
 use url::Url;
 
 /// Where targets are not to be had, they are looked for again after this.
@@ -28,6 +35,9 @@ const REDISCOVER: Duration = Duration::from_secs(15);
 
 /// And where all answer, after this: a head that has just started names its exporters one by one.
 const REDISCOVER_CALM: Duration = Duration::from_mins(1);
+
+/// Entries of a list that are no targets are named in a warning up to this many.
+const NAMED_MAX: usize = 5;
 
 /// Starts looking, for as long as the guard's tasks run.
 pub fn start(guard: &Arc<Guard>) {
@@ -40,8 +50,16 @@ pub fn start(guard: &Arc<Guard>) {
         }
     };
     let reader = Arc::new(Mutex::new(SignalReader::new(&guard.settings().policy)));
-    let watch = Watch { guard: Arc::clone(guard), settings: guard.settings(), client, reader };
-    guard.tasks.spawn_until_closed(watch.clone().look());
+    let head_answers = Arc::new(AtomicBool::new(false));
+    let watch = Watch { guard: Arc::clone(guard), settings: guard.settings(), client, reader, head_answers };
+    let (found, targets) = watch::channel(Arc::new(watch.configured_targets()));
+    if found.borrow().is_empty() && (watch.settings.metrics.discover || watch.file().is_some()) {
+        guard.tasks.spawn_until_closed(watch.clone().look_for_targets(found));
+    }
+    guard.tasks.spawn_until_closed(watch.clone().look_at_head(targets.clone()));
+    if watch.reader().wants_nodes(watch.followed_signals()) {
+        guard.tasks.spawn_until_closed(watch.clone().look_at_nodes(targets));
+    }
     if let Some(probe) = watch.settings.probe.clone() {
         guard.tasks.spawn_until_closed(watch.clone().probe(probe));
     }
@@ -55,71 +73,131 @@ struct Watch {
     settings: Arc<Settings>,
     client: Client,
     reader: Arc<Mutex<SignalReader>>,
+    /// Whether all of the head's pages came in the latest round.
+    head_answers: Arc<AtomicBool>,
 }
 
 impl Watch {
-    /// Scrapes, round after round.
-    async fn look(self) {
+    fn configured_targets(&self) -> Targets {
+        let targets = self.settings.metrics.targets.iter();
+        let targets = targets.filter_map(|url| Target::parse(url.as_str()).ok()).collect();
+        Targets::new(targets, self.dashboard().as_ref().and_then(Url::host_str))
+    }
+
+    fn dashboard(&self) -> Option<Url> {
+        Url::parse(&self.settings.upstream.url()).ok()
+    }
+
+    fn file(&self) -> Option<&std::path::Path> {
+        self.settings.metrics.discovery_file.as_deref()
+    }
+
+    /// Signals that move a limit.
+    fn followed_signals(&self) -> Vec<SignalId> {
+        let classes = self.settings.policy.classes.iter();
+        classes.flat_map(|class| class.signals.iter().copied().chain(class.backlog)).collect()
+    }
+
+    fn reader(&self) -> MutexGuard<'_, SignalReader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn bounds(&self) -> Bounds {
         let metrics = &self.settings.metrics;
-        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
-        let mut targets: Vec<Target> =
-            metrics.targets.iter().filter_map(|url| Target::parse(url.as_str()).ok()).collect();
-        let fixed = !targets.is_empty();
-        let mut looked_at: Option<Time> = None;
-        let mut all_answer = false;
-        let mut every = tokio::time::interval(metrics.interval);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max }
+    }
+
+    /// Scrapes the head's pages, round after round. Only they are waited for.
+    async fn look_at_head(self, mut targets: watch::Receiver<Arc<Targets>>) {
+        let mut every = rounds(self.settings.metrics.interval);
+        loop {
+            // A list that has just been found is not left waiting for its turn.
+            tokio::select! {
+                _ = every.tick() => {}
+                Ok(()) = targets.changed() => every.reset(),
+            }
+            if self.is_succeeded() {
+                return;
+            }
+            let found = Arc::clone(&targets.borrow_and_update());
+            let mut failed = false;
+            scrape::scrape_all(&self.client, &found.head, self.bounds(), self.guard.clock, |target, page| {
+                failed |= page.is_err();
+                self.take(target, page, SignalReader::on_failure);
+            })
+            .await;
+            self.head_answers.store(!failed, Ordering::Relaxed);
+            self.hand_over();
+        }
+    }
+
+    /// Scrapes the pages of all other nodes. What they say is handed over with the head's.
+    async fn look_at_nodes(self, targets: watch::Receiver<Arc<Targets>>) {
+        let interval = self.settings.metrics.interval;
+        let (mut every, mut turns) = (rounds(interval), Turns::default());
         loop {
             every.tick().await;
             if self.is_succeeded() {
                 return;
             }
-            let now = self.guard.clock.now();
-            let pause = if all_answer { REDISCOVER_CALM } else { REDISCOVER };
-            if !fixed && metrics.discover && looked_at.is_none_or(|at| now.since(at) > pause) {
-                looked_at = Some(now);
-                targets = self.discover(targets).await;
-            }
-            let mut failed = false;
-            scrape::scrape_all(&self.client, &targets, bounds, self.guard.clock, |target, page| {
-                let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-                match page {
-                    Ok(page) => {
-                        if let Err(missing) =
-                            reader.on_scrape(&target.name, &page.body, page.began, page.wall)
-                        {
-                            tracing::debug!(target = %target.name, %missing, "a page that cannot be used");
-                        }
-                    }
-                    Err(fault) => {
-                        failed = true;
-                        reader.on_failure(&target.name, &target.missing(&fault));
-                    }
-                }
+            turns.renew(&targets.borrow().nodes);
+            let due = turns.due(self.guard.clock.now());
+            scrape::scrape_all(&self.client, &due, self.bounds(), self.guard.clock, |target, page| {
+                turns.note(target, page.is_ok(), self.guard.clock.now(), interval);
+                self.take(target, page, SignalReader::on_node_failure);
             })
             .await;
-            all_answer = !failed && !targets.is_empty();
-            self.hand_over();
+        }
+    }
+
+    fn take(
+        &self,
+        target: &Target,
+        page: Result<Page, Fault>,
+        on_failure: impl FnOnce(&mut SignalReader, &str, &Missing),
+    ) {
+        let mut reader = self.reader();
+        match page {
+            Ok(page) => {
+                if let Err(missing) = reader.on_scrape(&target.name, &page.body, page.began, page.wall) {
+                    tracing::debug!(target = %target.name, %missing, "a page that cannot be used");
+                }
+            }
+            Err(fault) => on_failure(&mut reader, &target.name, &target.missing(&fault)),
+        }
+    }
+
+    /// Finds the targets, and finds them anew: often as long as the head's own do not answer.
+    async fn look_for_targets(self, found: watch::Sender<Arc<Targets>>) {
+        loop {
+            self.discover(&found).await;
+            let calm = self.head_answers.load(Ordering::Relaxed) && !found.borrow().is_empty();
+            tokio::time::sleep(if calm { REDISCOVER_CALM } else { REDISCOVER }).await;
+            if self.is_succeeded() {
+                return;
+            }
         }
     }
 
     /// Finds the targets anew; keeps the old ones where none are to be found.
-    async fn discover(&self, before: Vec<Target>) -> Vec<Target> {
-        let settings = &self.settings;
-        let Ok(dashboard) = Url::parse(&settings.upstream.url()) else { return before };
-        let file = settings.metrics.discovery_file.clone().unwrap_or_default();
-        match discover::discover(&self.client, &dashboard, self.guard.rays_token(), &file).await {
-            Ok(found) => {
-                if found.targets != before {
-                    let names: Vec<&str> = found.targets.iter().map(|target| &*target.name).collect();
-                    tracing::info!(targets = %names.join(", "), "found Ray's metrics");
-                }
-                found.targets
+    async fn discover(&self, found: &watch::Sender<Arc<Targets>>) {
+        let Some(dashboard) = self.dashboard() else { return };
+        let places = Places {
+            dashboard: &dashboard,
+            ask_dashboard: self.settings.metrics.discover,
+            token: self.guard.rays_token(),
+            file: self.file(),
+        };
+        match discover::discover(&self.client, places).await {
+            Ok(discovery) if discovery.targets == **found.borrow() => {}
+            Ok(discovery) => {
+                say_what_was_found(&discovery);
+                let names: std::collections::HashSet<&str> =
+                    discovery.targets.all().map(|target| &*target.name).collect();
+                self.reader().keep_targets(|target| names.contains(target));
+                found.send_replace(Arc::new(discovery.targets));
             }
-            Err(fault) => {
-                tracing::warn!(%fault, "Ray's metrics are not to be found; looking again");
-                before
-            }
+            Err(fault) => tracing::warn!(%fault, "Ray's metrics are not to be found; looking again"),
         }
     }
 
@@ -127,8 +205,7 @@ impl Watch {
     async fn probe(self, wanted: settings::Probe) {
         let Ok(upstream) = Url::parse(&self.settings.upstream.url()) else { return };
         let name = self.settings.upstream.authority();
-        let mut every = tokio::time::interval(wanted.interval);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut every = rounds(wanted.interval);
         loop {
             every.tick().await;
             if self.is_succeeded() {
@@ -142,55 +219,41 @@ impl Watch {
             };
             self.guard.on_upstream(down.as_deref());
             let latency_ms = probe.outcome.latency_ms(&name);
-            self.reader.lock().unwrap_or_else(PoisonError::into_inner).on_probe(
-                &name,
-                &latency_ms,
-                probe.began,
-            );
+            self.reader().on_probe(&name, &latency_ms, probe.began);
             self.hand_over();
         }
     }
 
     /// Asks Prometheus, each expression on its own.
     fn query_all(&self) {
-        let Some(url) = &self.settings.metrics.prometheus else { return };
-        let server = match Server::parse(url.as_str()) {
+        let Some(access) = &self.settings.metrics.prometheus else { return };
+        let server = match Server::new(access) {
             Ok(server) => server,
             Err(fault) => {
                 tracing::error!(%fault, "Prometheus cannot be asked");
                 return;
             }
         };
-        let queries: Vec<_> = self.reader.lock().unwrap_or_else(PoisonError::into_inner).queries().collect();
+        let queries: Vec<_> = self.reader().queries().collect();
         for (signal, expression) in queries {
-            let (watch, server) = (self.clone(), server.clone());
-            self.guard.tasks.spawn_until_closed(async move {
-                let metrics = &watch.settings.metrics;
-                let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
-                let mut every = tokio::time::interval(metrics.interval);
-                every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-                loop {
-                    every.tick().await;
-                    if watch.is_succeeded() {
-                        return;
-                    }
-                    let (now, wall) = (watch.guard.clock.now(), watch.guard.clock.wall());
-                    let answer: Result<_, Missing> =
-                        promql::query(&watch.client, &server, &expression, bounds)
-                            .await
-                            .map(|answer| (answer.value, answer.evaluated))
-                            .map_err(|fault| fault.missing(&server, &expression));
-                    watch.reader.lock().unwrap_or_else(PoisonError::into_inner).on_answer(
-                        signal,
-                        &expression,
-                        &server.name,
-                        &answer,
-                        now,
-                        wall,
-                    );
-                    watch.hand_over();
-                }
-            });
+            self.guard.tasks.spawn_until_closed(self.clone().query(server.clone(), signal, expression));
+        }
+    }
+
+    async fn query(self, server: Server, signal: SignalId, expression: Arc<str>) {
+        let mut every = rounds(self.settings.metrics.interval);
+        loop {
+            every.tick().await;
+            if self.is_succeeded() {
+                return;
+            }
+            let (now, wall) = (self.guard.clock.now(), self.guard.clock.wall());
+            let answer: Result<_, Missing> = promql::query(&server, &expression, self.bounds())
+                .await
+                .map(|answer| (answer.value, answer.evaluated))
+                .map_err(|fault: QueryFault| fault.missing(&server, &expression));
+            self.reader().on_answer(signal, &expression, &server.name, &answer, now, wall);
+            self.hand_over();
         }
     }
 
@@ -203,8 +266,134 @@ impl Watch {
         if self.is_succeeded() {
             return; // these readings are numbered by a policy that is gone
         }
-        let readings =
-            self.reader.lock().unwrap_or_else(PoisonError::into_inner).readings(self.guard.clock.now());
+        let readings = self.reader().readings(self.guard.clock.now());
         self.guard.on_readings(&readings);
+    }
+}
+
+fn rounds(interval: Duration) -> Interval {
+    let mut every = tokio::time::interval(interval);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    every
+}
+
+fn say_what_was_found(discovery: &Discovery) {
+    let head: Vec<&str> = discovery.targets.head.iter().map(|target| &*target.name).collect();
+    let nodes = discovery.targets.nodes.len();
+    tracing::info!(head = %head.join(", "), other_nodes = nodes, "found Ray's metrics");
+    if !discovery.bad.is_empty() {
+        let named: Vec<String> = discovery.bad.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+        let count = discovery.bad.len();
+        tracing::warn!(count, entries = %named.join("; "), "skipped entries of Ray's list of targets");
+    }
+    if discovery.left_out > 0 {
+        let (max, left_out) = (discover::TARGETS_MAX, discovery.left_out);
+        tracing::warn!(max, left_out, "Ray names more targets than are read; the head's own are read");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Overrides};
+    use crate::observe::ledger;
+    use crate::runtime::clock::Clock;
+    use crate::runtime::guard::Outlets;
+    use crate::runtime::tasks::Tasks;
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::AtomicUsize;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A server that counts who comes, and answers with this page, or never.
+    struct Exporter {
+        port: u16,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl Exporter {
+        async fn start(tasks: &Tasks, page: Option<&'static str>) -> Exporter {
+            let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+            let port = listener.local_addr().unwrap().port();
+            let asked = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&asked);
+            tasks.spawn(async move {
+                let mut silent = Vec::new();
+                loop {
+                    let (mut stream, _) = listener.accept().await.unwrap();
+                    counted.fetch_add(1, Ordering::Relaxed);
+                    let Some(page) = page else {
+                        silent.push(stream);
+                        continue;
+                    };
+                    let _ = stream.read(&mut [0; 4096]).await;
+                    let length = page.len();
+                    let answer = format!(
+                        "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{page}"
+                    );
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+            Exporter { port, asked }
+        }
+
+        fn asked(&self) -> usize {
+            self.asked.load(Ordering::Relaxed)
+        }
+    }
+
+    const HEAD: &str = "ray_node_cpu_utilization{IsHeadNode=\"true\"} 40\n";
+    const DASHBOARD: &str = "ray_component_cpu_percentage{Component=\"dashboard\"} 40\n";
+
+    fn directory(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("rayguard-watch-{name}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// A guard that reads only the list of targets in `dir`.
+    fn watched(dir: &Path, tasks: &Tasks) -> Arc<Guard> {
+        let text = format!(
+            "upstream = 'http://127.0.0.1:1'\n[probe]\nenabled = false\n[metrics]\ndiscover = false\n\
+             discovery_file = '{}'\ninterval = '200ms'\ntimeout = '200ms'\n",
+            dir.join("sd.json").display()
+        );
+        let settings = config::parse(&text, "test", &Overrides::default()).unwrap();
+        let (alerts, _told) = tokio::sync::mpsc::channel(16);
+        let options = ledger::Options {
+            dir: dir.join("ledger"),
+            file_bytes_max: 1 << 20,
+            files_max: 2,
+            sync: ledger::Sync::default(),
+        };
+        let (record, _pump) = ledger::ledger(ledger::Writer::open(options).0, 16);
+        let outlets = Outlets { record, alerts };
+        let guard = Guard::new(Arc::new(settings), &[], [1, 2], Clock::start(), tasks.clone(), outlets);
+        start(&guard);
+        guard
+    }
+
+    async fn until(met: impl Fn() -> bool) {
+        while !met() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_heads_pages_are_read_each_round_whatever_bad_entries_and_silent_nodes_there_are() {
+        let (dir, tasks) = (directory("silent"), Tasks::default());
+        let head = Exporter::start(&tasks, Some(HEAD)).await;
+        let dashboard = Exporter::start(&tasks, Some(DASHBOARD)).await;
+        let silent = Exporter::start(&tasks, None).await;
+        let mut list = vec![format!("\"127.0.0.1:{}\"", head.port), "\"\"".to_owned(), "null".to_owned()];
+        list.extend((2..66).map(|node| format!("\"127.0.1.{node}:{}\"", silent.port)));
+        list.push(format!("\"127.0.0.1:{}\"", dashboard.port));
+        std::fs::write(dir.join("sd.json"), format!("[{{\"targets\": [{}]}}]", list.join(","))).unwrap();
+        let _guard = watched(&dir, &tasks);
+        until(|| head.asked() >= 8 && dashboard.asked() >= 8).await;
+        // All of them in each of eight rounds would be 512.
+        assert!(silent.asked() <= 192, "silent nodes were asked {} times", silent.asked());
+        until(|| silent.asked() >= 64).await;
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -25,7 +25,7 @@ from test_faults import STILL, replace
 
 PLACES = (
     "bearer", "basic", "cookie", "query", "xray", "apikey", "wrongkey", "subprotocol", "metadata", "body", "jobenv",
-    "metricstoken", "notifytoken", "admintoken", "wrongadmin", "redis", "proxyauth",
+    "metricstoken", "promtoken", "promheader", "notifytoken", "admintoken", "wrongadmin", "redis", "proxyauth",
 )  # fmt: skip
 SECRET = {place: f"S3cr3t-{place}-{hashlib.sha256(place.encode()).hexdigest()[:12]}" for place in PLACES}
 
@@ -121,6 +121,9 @@ replicas = 2
 kind = "webhook"
 url = "http://127.0.0.1:{hook}/hook"
 token = {{ env = "NOTIFY_SECRET" }}
+[signal.asked]
+target = 1
+sources = [{{ promql = "max(up)" }}]
 [alerts.rule.upstream-down]
 for = "0s"
 clear = "1s"
@@ -128,9 +131,13 @@ clear = "1s"
     with FaultyHead() as faulty:
         faulty.ports = {"client": faulty.port}  # where nobody speaks gRPC
         recording = tmp_path / "recording"
-        names = {"REDIS": "redis", "NOTIFY": "notifytoken", "METRICS": "metricstoken", "ADMIN": "admintoken"}
+        names = {"REDIS": "redis", "NOTIFY": "notifytoken", "METRICS": "metricstoken", "PROM": "promtoken", "ADMIN": "admintoken"}
         env = {f"{name}_SECRET": SECRET[place] for name, place in names.items()}
+        env["PROM_HEADERS"] = json.dumps({"X-Scope-Key": SECRET["promheader"]})
         metrics = faulty.metrics + 'token = { env = "METRICS_SECRET" }\n'
+        # A Prometheus that refuses who asks it.
+        metrics += f'prometheus = "http://127.0.0.1:{faulty.port}/prometheus?tenant=a"\n'
+        metrics += 'prometheus_token = { env = "PROM_SECRET" }\nprometheus_headers_from = { env = "PROM_HEADERS" }\n'
         door = Door(faulty, metrics + STILL + tables, ["--record", str(recording)], ray_client=True, env=env)
         text = door.config.read_text()
         text = text.replace(f'[admin]\nlisten = "127.0.0.1:{door.admin_port}"\n', f'[admin]\nlisten = "127.0.0.1:{door.admin_port}"\ntoken = {{ env = "ADMIN_SECRET" }}\n')
@@ -149,6 +156,7 @@ clear = "1s"
                 text.replace('token = { env = "ADMIN_SECRET" }', f'token = "{SECRET["admintoken"]}"'),
                 text.replace('token = { env = "ADMIN_SECRET" }', f'tokn = "{SECRET["admintoken"]}'),
                 text.replace("redis://127", f"redis://:{SECRET['redis']}@127"),
+                text.replace('prometheus = "http://127', f'prometheus = "http://me:{SECRET["promtoken"]}@127'),
                 text.replace(f"http://127.0.0.1:{hook}", f"http://user:{SECRET['notifytoken']}@127.0.0.1:{hook}").replace("webhook", "webhok"),
             )):  # fmt: skip
                 replace(door.config, wrong)

@@ -84,6 +84,12 @@ pub enum Flaw {
         /// How many.
         lost: usize,
     },
+    /// More matching lines than memory is set aside for; a sum over some of them would be wrong.
+    #[error("more than {max} lines of the metric match; narrow the signal's selector")]
+    TooManyLines {
+        /// The bound.
+        max: usize,
+    },
     /// A time stamp before one already seen.
     #[error("its time stamp went back by {by:?}")]
     StampBack {

@@ -1,9 +1,10 @@
 //! What of an exporter's answer is needed, and is it whole?
 //!
-//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB),
-//! and `prometheus-parse` reads about 14 MB/s, never reports an error, and loses what it does
-//! not like: lines with `}` in a label value, labels with `,` or `=` in theirs. So the page is
-//! first cut down by bytes, and what the parser must not be trusted with never reaches it:
+//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB), and
+//! a parser for whole pages reads about 14 MB/s. So the page is first cut down by bytes, and only
+//! what is left is read by the grammar. The crate `prometheus-parse`, which once read the values,
+//! was no help there: it loses lines with `}`, `,` or `=` in a label's value without a word, so
+//! labels have to be read here anyhow, and of a line without labels nothing is left but a number.
 //!
 //! 1. **Shape.** Empty, HTML, JSON, binary or cut off in the middle of a line: refused whole,
 //!    as a typed [`Malformed`]. A number cut short is still a number (`123` becomes `12`), so
@@ -14,9 +15,8 @@
 //!    stays too much is dropped by the exact match afterwards.
 //! 3. **Labels.** Each line that stays is read strictly, by the text format's grammar, into a
 //!    digest of all labels (which series it is) and the few labels that selectors name.
-//! 4. **Values.** Each value goes to `prometheus-parse` as a line of its own, under a key that
-//!    stands in for the series; a key that does not come back is a lost line and is counted.
-//!    Labels do not go with it: it would be slow with them, and trips over some.
+//! 4. **Bounds.** A family with more lines than [`FAMILY_LINES_MAX`] is given up, and no other one
+//!    with it: a sum over a part of its lines would be wrong in silence.
 //!
 //! Nothing is lost in silence: [`Counts`] says how many lines stayed, how many became samples,
 //! and how many were lost and why not.
@@ -29,16 +29,20 @@
 //! sum over lines, so that their order does not matter.
 //!
 //! Source: Prometheus text format 0.0.4 and OpenMetrics 1.0 (`# EOF`, exemplars and time
-//! stamps in seconds are understood). Metric names in quotes (`{"my.name"}`) are not read.
+//! stamps in seconds are understood). Lines with their name in quotes (`{"my.name"}`) are passed
+//! over: Ray writes none.
 
 use crate::policy::{Derivation, How, LabelCondition, Selector};
-use crate::signal::line::{Label, Lines, lex, name_of, number, time_stamp, unescape};
+use crate::signal::line::{Label, Lines, as_number, is_quoted_sample, lex, name_of, time_stamp, unescape};
 use memchr::memmem::Finder;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// A page with more lines of interest than this is refused: memory stays bounded.
-pub const KEPT_LINES_MAX: usize = 65_536;
+/// A family with more lines of interest than this is given up: memory stays bounded.
+pub const FAMILY_LINES_MAX: usize = 65_536;
+
+/// A page whose first lines are none of them samples is no exposition.
+const SHAPE_LINES: usize = 64;
 
 /// Why an answer is not an exposition.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -60,12 +64,6 @@ pub enum Malformed {
     Truncated {
         /// The length received.
         bytes: usize,
-    },
-    /// More series than memory is set aside for.
-    #[error("more than {max} lines match; narrow the selectors of the signals")]
-    TooManyLines {
-        /// The bound.
-        max: usize,
     },
 }
 
@@ -146,7 +144,7 @@ pub struct Counts {
     pub kept: usize,
     /// Kept lines that became samples.
     pub parsed: usize,
-    /// Kept lines that break the grammar, are not UTF-8, or did not come back from the parser.
+    /// Kept lines that break the grammar, are not UTF-8, or belong to a family that was given up.
     pub lost: usize,
     /// Kept lines that repeat a series; the first one counts.
     pub repeated: usize,
@@ -163,6 +161,8 @@ pub struct Exposition {
     family_lines: Vec<[usize; 3]>,
     /// Lines lost per family.
     pub family_lost: Vec<usize>,
+    /// Families that were given up for having too many lines.
+    overfull: BTreeSet<usize>,
     /// A digest of what each reporter said, by [`Reporter`].
     reported: [u64; 3],
 }
@@ -187,6 +187,12 @@ impl Exposition {
     #[must_use]
     pub fn family_lines(&self, family: usize, reporter: Reporter) -> usize {
         self.family_lines[family][reporter as usize]
+    }
+
+    /// Whether a family was given up: it has more than [`FAMILY_LINES_MAX`] lines.
+    #[must_use]
+    pub fn is_overfull(&self, family: usize) -> bool {
+        self.overfull.contains(&family)
     }
 
     /// A digest of everything this reporter said; equal digests: it said nothing new.
@@ -269,8 +275,10 @@ impl Filter {
             counts: Counts { bytes: page.len(), ..Counts::default() },
             family_lines: vec![[0; 3]; self.families.len()],
             family_lost: vec![0; self.families.len()],
+            overfull: BTreeSet::new(),
             reported: [0; 3],
         };
+        let mut kept = vec![0; self.families.len()];
         let mut batch = Batch::default();
         for line in Lines(page) {
             let Some(name) = name_of(line) else { continue };
@@ -288,17 +296,25 @@ impl Filter {
                 continue;
             }
             reading.counts.kept += 1;
-            if reading.counts.kept > KEPT_LINES_MAX {
-                return Err(Malformed::TooManyLines { max: KEPT_LINES_MAX });
+            kept[place] += 1;
+            if kept[place] > FAMILY_LINES_MAX {
+                reading.overfull.insert(place);
+                continue;
             }
             if !batch.take(place, family, line, name.len(), stamps_in_seconds) {
                 reading.family_lost[place] += 1;
             }
         }
-        let kept = reading.counts.kept;
-        batch.finish(&mut reading);
+        reading.samples = batch.samples;
+        for &place in &reading.overfull {
+            reading.samples.retain(|sample| sample.family != place);
+            reading.family_lost[place] = kept[place];
+        }
+        reading.counts.repeated = drop_repeated(&mut reading.samples);
+        // Stable: within a family the page's own order stays.
+        reading.samples.sort_by_key(|sample| sample.family);
         reading.counts.parsed = reading.samples.len();
-        reading.counts.lost = kept - reading.counts.parsed - reading.counts.repeated;
+        reading.counts.lost = reading.family_lost.iter().sum();
         Ok(reading)
     }
 }
@@ -343,11 +359,10 @@ fn check_shape(page: &[u8]) -> Result<(), Malformed> {
     if first == b'<' {
         return Err(Malformed::Html);
     }
-    let sample = Lines(text).find(|line| !line.trim_ascii().is_empty() && line.trim_ascii()[0] != b'#');
-    if let Some(sample) = sample
-        && !is_sample(sample)
-        && !is_cut(page, sample)
-    {
+    let is_content = |line: &&[u8]| line.trim_ascii_start().first().is_some_and(|&first| first != b'#');
+    // One line may be broken without the page being of another kind.
+    let mut content = Lines(text).filter(is_content).take(SHAPE_LINES).peekable();
+    if content.peek().is_some() && !content.any(|line| is_sample(line) || is_cut(page, line)) {
         return Err(Malformed::NotExposition { begin: printable(text) });
     }
     if page.last() != Some(&b'\n') && !ends_with_eof_mark(page) {
@@ -358,8 +373,7 @@ fn check_shape(page: &[u8]) -> Result<(), Malformed> {
 
 fn is_sample(line: &[u8]) -> bool {
     let tail = name_of(line).and_then(|name| lex(&line[name.len()..], &mut Vec::new()));
-    let value = tail.map(|tail| tail.value);
-    value.and_then(|value| std::str::from_utf8(value).ok()).and_then(number).is_some()
+    tail.is_some_and(|tail| as_number(tail.value).is_some()) || is_quoted_sample(line)
 }
 
 /// Whether the line is the last one and has no end, so that its grammar proves nothing.
@@ -412,19 +426,16 @@ fn digest_after(before: u64, bytes: &[u8]) -> u64 {
     hash ^ (hash >> 29)
 }
 
-// Values.
+// Labels and values.
 
-/// Lines on their way through the parser.
+/// The samples of a page.
 ///
-/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones,
-/// and most of their values are zero: each set of labels is kept once, each value parsed once.
+/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones:
+/// each set of labels is kept once.
 #[derive(Default)]
 struct Batch<'a> {
-    /// Samples without their value, in the order of the page; and that value's key.
-    waiting: Vec<(Sample, usize)>,
-    /// The values as written; their places are their keys.
-    values: Vec<&'a str>,
-    value_keys: BTreeMap<&'a str, usize>,
+    /// In the order of the page.
+    samples: Vec<Sample>,
     /// The labels that matter, by the digest of their text.
     reduced: BTreeMap<u64, Reduced>,
     /// The line being read.
@@ -439,7 +450,7 @@ struct Reduced {
 }
 
 impl<'a> Batch<'a> {
-    /// Reads a line's labels; false when the line is lost.
+    /// Reads a line; false when it is lost.
     fn take(
         &mut self,
         place: usize,
@@ -449,7 +460,7 @@ impl<'a> Batch<'a> {
         stamps_in_seconds: bool,
     ) -> bool {
         let Some(tail) = lex(&line[name_len..], &mut self.labels) else { return false };
-        let Ok(value) = std::str::from_utf8(tail.value) else { return false };
+        let Some(value) = as_number(tail.value) else { return false };
         let stamp_ms = tail.stamp.map(|stamp| time_stamp(stamp, stamps_in_seconds));
         if stamp_ms == Some(None) {
             return false;
@@ -459,7 +470,7 @@ impl<'a> Batch<'a> {
         self.text.clear();
         for &(label, raw) in &self.labels {
             if label == b"le" {
-                le = std::str::from_utf8(raw).ok().and_then(number);
+                le = as_number(raw);
                 if le.is_none() {
                     return false;
                 }
@@ -475,13 +486,7 @@ impl<'a> Batch<'a> {
         }
         let reporter = reporter(&line[..name_len], line).unwrap_or(Reporter::Other);
         let (labels, stamp_ms) = (self.labels_of(family), stamp_ms.flatten());
-        let sample = Sample { family: place, series, labels, le, value: f64::NAN, stamp_ms, reporter };
-        let next = self.values.len();
-        let key = *self.value_keys.entry(value).or_insert(next);
-        if key == next {
-            self.values.push(value);
-        }
-        self.waiting.push((sample, key));
+        self.samples.push(Sample { family: place, series, labels, le, value, stamp_ms, reporter });
         true
     }
 
@@ -491,32 +496,6 @@ impl<'a> Batch<'a> {
         let known = self.reduced.entry(digest(self.text.as_bytes())).or_insert_with(anew);
         // Another one may have the same digest, once in an age of the world.
         if known.text == self.text { Arc::clone(&known.labels) } else { family.known(&self.labels) }
-    }
-
-    /// Reads the values and hands over the samples.
-    fn finish(self, into: &mut Exposition) {
-        let mut values = vec![None; self.values.len()];
-        let lines = self.values.iter().zip(0..).map(|(value, key)| format!("k{key} {value}"));
-        for parsed in parse(lines) {
-            let key = parsed.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
-            if let (Some(slot), prometheus_parse::Value::Untyped(value)) =
-                (key.and_then(|key| values.get_mut(key)), parsed.value)
-            {
-                *slot = Some(value);
-            }
-        }
-        for (mut sample, key) in self.waiting {
-            match values[key] {
-                None => into.family_lost[sample.family] += 1,
-                Some(value) => {
-                    sample.value = value;
-                    into.samples.push(sample);
-                }
-            }
-        }
-        into.counts.repeated = drop_repeated(&mut into.samples);
-        // Stable: within a family the page's own order stays.
-        into.samples.sort_by_key(|sample| sample.family);
     }
 }
 
@@ -547,14 +526,6 @@ fn drop_repeated(samples: &mut Vec<Sample>) -> usize {
         samples.retain(|_| place.next().is_none_or(|place| !repeats.contains(&place)));
     }
     repeats.len()
-}
-
-#[expect(clippy::default_trait_access, reason = "the type is chrono's, which is no dependency of ours")]
-fn parse(lines: impl Iterator<Item = String>) -> Vec<prometheus_parse::Sample> {
-    // The parser's own time is not used: the line's stamp was read above.
-    prometheus_parse::Scrape::parse_at(lines.map(Ok), Default::default())
-        .map(|scrape| scrape.samples)
-        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -663,14 +634,32 @@ mod tests {
     }
 
     #[test]
-    fn more_series_than_the_bound_are_refused_and_not_half_read() {
+    fn a_family_with_more_lines_than_the_bound_is_given_up_and_no_other() {
         use std::fmt::Write as _;
-        let filter = filter(&select("m", vec![], How::Sum));
-        let mut page = String::new();
-        for series in 0..=KEPT_LINES_MAX {
+        let filter = Filter::new(&[select("m", vec![], How::Sum), select("up", vec![], How::Sum)]);
+        let mut page = String::from("up 1\n");
+        for series in 0..=FAMILY_LINES_MAX {
             writeln!(page, "m{{i=\"{series}\"}} 1").unwrap();
         }
-        assert_eq!(filter.read(page.as_bytes()), Err(Malformed::TooManyLines { max: KEPT_LINES_MAX }));
+        let exposition = filter.read(page.as_bytes()).unwrap();
+        let (m, up) = (filter.family("m").unwrap(), filter.family("up").unwrap());
+        assert_eq!((exposition.family(m).len(), exposition.family(up).len()), (0, 1));
+        assert!(exposition.is_overfull(m) && !exposition.is_overfull(up));
+        assert_eq!(exposition.counts.lost, FAMILY_LINES_MAX + 1);
+    }
+
+    #[test]
+    fn a_foreign_or_broken_first_sample_costs_no_other_line() {
+        let filter = filter(&select("m", vec![], How::Sum));
+        for first in ["{\"my.name\"} 1", "{\"my.name\", a=\"b\"} 1 5", "broken{ 1", "9 lives"] {
+            let exposition = filter.read(format!("# HELP x y\n{first}\nm 2\n").as_bytes()).unwrap();
+            assert_eq!(values(&exposition), [2.0], "{first}");
+        }
+        let quoted = filter.read(b"{\"only.this\",\"a.b\"=\"c\"} 1\n").unwrap();
+        assert!(quoted.samples.is_empty());
+        let label = filter.read(b"m{\"my.label\"=\"x\",a=\"b\"} 3\n").unwrap();
+        assert_eq!((values(&label), label.counts.lost), (vec![3.0], 0));
+        assert!(filter.read(b"{\"status\":\"success\"}\n").is_err(), "JSON is no sample");
     }
 
     #[test]

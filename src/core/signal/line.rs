@@ -31,6 +31,17 @@ pub(super) fn name_of(line: &[u8]) -> Option<&[u8]> {
     matches!(line.get(len), None | Some(b'{' | b' ' | b'\t')).then(|| &line[..len])
 }
 
+/// Whether a line is a sample whose name stands in quotes (`{"my.name",a="b"} 1`), as Prometheus 3
+/// writes names of other letters.
+pub(super) fn is_quoted_sample(line: &[u8]) -> bool {
+    let inside = line.strip_prefix(b"{").map(skip_blanks).and_then(lex_quoted);
+    let Some((_, after)) = inside else { return false };
+    let labels = skip_blanks(after);
+    let labels = labels.strip_prefix(b",").unwrap_or(labels);
+    let tail = lex(&[b"{", labels].concat(), &mut Vec::new()).and_then(|tail| as_number(tail.value));
+    tail.is_some()
+}
+
 /// What follows the labels.
 pub(super) struct Tail<'a> {
     pub(super) value: &'a [u8],
@@ -71,18 +82,29 @@ pub(super) fn lex<'a>(after_name: &'a [u8], labels: &mut Vec<Label<'a>>) -> Opti
 pub(super) type Label<'a> = (&'a [u8], &'a [u8]);
 
 fn lex_label(rest: &[u8]) -> Option<(Label<'_>, &[u8])> {
+    let (name, rest) = if rest.starts_with(b"\"") { lex_quoted(rest)? } else { lex_label_name(rest)? };
+    let rest = skip_blanks(rest).strip_prefix(b"=")?;
+    let (value, rest) = lex_quoted(skip_blanks(rest))?;
+    Some(((name, value), rest))
+}
+
+fn lex_label_name(rest: &[u8]) -> Option<(&[u8], &[u8])> {
     let len = rest.iter().position(|byte| !(byte.is_ascii_alphanumeric() || *byte == b'_'))?;
     let (name, rest) = rest.split_at(len);
     if name.first().is_none_or(u8::is_ascii_digit) {
         return None;
     }
-    let rest = skip_blanks(rest).strip_prefix(b"=")?;
-    let rest = skip_blanks(rest).strip_prefix(b"\"")?;
+    Some((name, rest))
+}
+
+/// What stands in quotes, escapes as written, and what follows it.
+fn lex_quoted(rest: &[u8]) -> Option<(&[u8], &[u8])> {
+    let rest = rest.strip_prefix(b"\"")?;
     let mut end = 0;
     loop {
         end += memchr::memchr2(b'"', b'\\', rest.get(end..)?)?;
         if rest[end] == b'"' {
-            return Some(((name, &rest[..end]), &rest[end + 1..]));
+            return Some((&rest[..end], &rest[end + 1..]));
         }
         end += 2;
     }
@@ -127,7 +149,12 @@ pub(super) fn time_stamp(word: &[u8], in_seconds: bool) -> Option<i64> {
     (ms.abs() <= 9.0e15).then_some(ms as i64)
 }
 
+/// As [`number`].
+pub(super) fn as_number(word: &[u8]) -> Option<f64> {
+    std::str::from_utf8(word).ok().and_then(number)
+}
+
 /// A number as exporters write it: `NaN`, `+Inf`, `1e5`.
 pub(super) fn number(word: &str) -> Option<f64> {
-    word.to_ascii_lowercase().parse().ok()
+    word.parse().ok()
 }

@@ -43,14 +43,14 @@
 
 use crate::policy::{Derivation, How, LabelCondition, Policy, Selector, Signal, SignalId, SignalSource};
 use crate::signal::derive::{Counters, Evidence, Flaw, Histograms, OBSERVATIONS_MIN};
-use crate::signal::exposition::{Counts, Exposition, Filter, Reporter, Sample, line_name};
+use crate::signal::exposition::{Counts, Exposition, FAMILY_LINES_MAX, Filter, Reporter, Sample, line_name};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::{Time, WallMs};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// More targets than this are refused.
-pub const TARGETS_MAX: usize = 512;
+pub const TARGETS_MAX: usize = 4096;
 
 /// A time stamp may lie so far ahead of this host's clock.
 pub const STAMP_AHEAD_MAX: Duration = Duration::from_secs(5);
@@ -118,6 +118,8 @@ struct Selection {
     how: How,
     scale: f64,
     divisor: Option<(usize, Vec<LabelCondition>)>,
+    /// Whether the head alone says this.
+    of_head: bool,
 }
 
 /// What one target contributes.
@@ -194,8 +196,15 @@ impl SignalReader {
         }
     }
 
-    /// Takes in that a target gave no page.
+    /// Takes in that a target gave no page. Of a signal that is found nowhere it is the reason.
     pub fn on_failure(&mut self, target: &str, missing: &Missing) {
+        self.on_node_failure(target, missing);
+        self.failure = Some((target.into(), missing.clone()));
+    }
+
+    /// The same of a node that is not the head: what is not found on the head's own pages is not
+    /// missing on its account.
+    pub fn on_node_failure(&mut self, target: &str, missing: &Missing) {
         let alternatives = self.signals.iter_mut().flat_map(|series| &mut series.alternatives);
         let pages = alternatives.filter(|alternative| matches!(alternative.from, From::Pages(_)));
         for part in pages.flat_map(|alternative| &mut alternative.parts) {
@@ -203,7 +212,21 @@ impl SignalReader {
                 part.failing = Some(missing.clone());
             }
         }
-        self.failure = Some((target.into(), missing.clone()));
+    }
+
+    /// Forgets what targets said that are there no more: a node that has left has no tasks.
+    pub fn keep_targets(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.targets.retain(|target| is_there(target));
+        self.failure.take_if(|(target, _)| !is_there(target));
+        let alternatives = self.signals.iter_mut().flat_map(|series| &mut series.alternatives);
+        for alternative in alternatives.filter(|alternative| matches!(alternative.from, From::Pages(_))) {
+            let before = alternative.parts.len();
+            alternative.parts.retain(|part| is_there(&part.target));
+            if alternative.parts.len() != before {
+                alternative.rename();
+                alternative.news += 1;
+            }
+        }
     }
 
     /// The PromQL expressions that must be asked, each with its signal.
@@ -239,6 +262,16 @@ impl SignalReader {
                 }
             }
         }
+    }
+
+    /// Whether any of these signals is read from pages of other nodes than the head.
+    #[must_use]
+    pub fn wants_nodes(&self, signals: impl IntoIterator<Item = SignalId>) -> bool {
+        let series = signals.into_iter().filter_map(|id| self.signals.get(id.index()));
+        series.flat_map(|series| &series.alternatives).any(|alternative| match &alternative.from {
+            From::Pages(selection) => !selection.of_head,
+            From::Query(_) | From::Probe => false,
+        })
     }
 
     /// Whether any signal is read from the active probe.
@@ -527,16 +560,18 @@ impl Selection {
             how: how.clone(),
             scale: *scale,
             divisor,
+            of_head: is_of_head(select),
         })
     }
 
     fn is_on(&self, page: &Exposition) -> bool {
-        match self.how {
-            How::Sum => {
-                page.family_lines(self.family, self.reporter) > 0 || self.selected(page).next().is_some()
+        page.is_overfull(self.family)
+            || match self.how {
+                How::Sum => {
+                    page.family_lines(self.family, self.reporter) > 0 || self.selected(page).next().is_some()
+                }
+                _ => self.selected(page).next().is_some(),
             }
-            _ => self.selected(page).next().is_some(),
-        }
     }
 
     fn selected<'a>(&'a self, page: &'a Exposition) -> impl Iterator<Item = &'a Sample> {
@@ -549,9 +584,14 @@ impl Selection {
         })
     }
 
-    fn lost(&self, page: &Exposition) -> usize {
-        page.family_lost[self.family]
-            + self.divisor.as_ref().map_or(0, |(family, _)| page.family_lost[*family])
+    /// What of the page is not known, if anything.
+    fn lost(&self, page: &Exposition) -> Option<Flaw> {
+        let families = || std::iter::once(self.family).chain(self.divisor.iter().map(|(family, _)| *family));
+        if families().any(|family| page.is_overfull(family)) {
+            return Some(Flaw::TooManyLines { max: FAMILY_LINES_MAX });
+        }
+        let lost = families().map(|family| page.family_lost[family]).sum();
+        (lost > 0).then_some(Flaw::Lost { lost })
     }
 }
 
@@ -594,17 +634,12 @@ impl Part {
         let dated = date(stamp_ms, self.stamp_ms, seen.began, seen.wall);
         self.heard = seen.began;
         self.failing = None;
-        let lost = selection.lost(page);
-        let at = match dated {
+        let at = match selection.lost(page).map_or(dated, Err) {
+            Ok(at) => at,
             Err(flaw) => {
                 self.evidence = Err(flaw);
                 return false;
             }
-            Ok(_) if lost > 0 => {
-                self.evidence = Err(Flaw::Lost { lost });
-                return false;
-            }
-            Ok(at) => at,
         };
         self.selected = selected;
         self.said = said;
@@ -701,6 +736,23 @@ fn digest<const N: usize>(words: [u64; N]) -> u64 {
         let mixed = (hash.rotate_left(23) ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         mixed ^ (mixed >> 29)
     })
+}
+
+/// Whether only the head's own pages can hold this: it is asked of the head node, or of a
+/// process that runs nowhere else.
+fn is_of_head(select: &Selector) -> bool {
+    let says_head = |condition: &LabelCondition| match condition {
+        LabelCondition::Is(label, value) => match &**label {
+            "IsHeadNode" => &**value == "true",
+            "RayNodeType" => &**value == "head",
+            "Source" => &**value == "gcs",
+            "Component" => value.starts_with("gcs") || value.starts_with("dashboard"),
+            _ => false,
+        },
+        _ => false,
+    };
+    let of_one_process = ["ray_gcs_", "ray_dashboard_", "autoscaler_"];
+    of_one_process.iter().any(|start| select.metric.starts_with(start)) || select.labels.iter().any(says_head)
 }
 
 /// A selector as PromQL writes it.
@@ -1080,5 +1132,53 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_node_that_has_left_takes_its_part_along_and_a_silent_one_is_no_reason_of_the_heads() {
+        let mut rig = Rig::new(vec![page_source("ray_tasks", vec![], How::Sum)]);
+        for (target, tasks) in [("head:1", 3), ("node:1", 4)] {
+            let page = format!("ray_tasks {tasks}\n");
+            rig.reader.on_scrape(target, page.as_bytes(), at(0), wall(0)).unwrap();
+        }
+        let value = |rig: &mut Rig, now| rig.reader.readings(now)[0].1.as_ref().map(|it| it.value).ok();
+        assert_eq!(value(&mut rig, at(1)), Some(7.0));
+        rig.reader.keep_targets(|target| target == "head:1");
+        assert_eq!(value(&mut rig, at(2)), Some(3.0));
+        let missing = Missing::Unreachable { target: "node:1".into(), problem: "silent".into() };
+        rig.reader.on_node_failure("node:1", &missing);
+        rig.reader.keep_targets(|_| false);
+        let reading = rig.reader.readings(at(3))[0].1.clone();
+        assert!(matches!(reading, Err(Missing::NotFound { .. })), "{reading:?}");
+        rig.reader.on_failure("head:1", &missing);
+        let reading = rig.reader.readings(at(4))[0].1.clone();
+        assert!(matches!(reading, Err(Missing::Unreachable { .. })), "{reading:?}");
+    }
+
+    #[test]
+    fn other_nodes_are_wanted_only_where_the_head_alone_does_not_say_it() {
+        let wants = |metric: &str, labels| {
+            let rig = Rig::new(vec![page_source(metric, labels, How::Max)]);
+            rig.reader.wants_nodes([SignalId(0)])
+        };
+        let is = |label: &str, value: &str| vec![LabelCondition::Is(label.into(), value.into())];
+        assert!(wants("ray_tasks", vec![]));
+        assert!(wants("ray_component_cpu_percentage", is("Component", "agent")));
+        assert!(!wants("ray_node_cpu_utilization", is("IsHeadNode", "true")));
+        assert!(!wants("ray_component_cpu_percentage", is("Component", "dashboard_JobHead")));
+        assert!(!wants("ray_dashboard_event_loop_tasks", vec![]));
+        let rig = Rig::new(vec![SignalSource::Probe]);
+        assert!(!rig.reader.wants_nodes([SignalId(0)]));
+    }
+
+    #[test]
+    fn a_metric_with_too_many_lines_is_unusable_and_says_so() {
+        use std::fmt::Write as _;
+        let mut rig = Rig::new(vec![page_source("m", vec![], How::Max)]);
+        let mut page = String::new();
+        (0..=FAMILY_LINES_MAX).for_each(|series| writeln!(page, "m{{i=\"{series}\"}} 1").unwrap());
+        rig.reader.on_scrape("head:1", page.as_bytes(), at(0), wall(0)).unwrap();
+        let said = rig.reader.readings(at(1))[0].1.clone().unwrap_err().to_string();
+        assert!(said.contains("65536 lines") && said.contains("selector"), "{said}");
     }
 }

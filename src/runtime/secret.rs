@@ -1,6 +1,6 @@
-//! Where secrets are read: the environment and files, once, at start.
+//! Where secrets are read: the environment and files.
 
-use crate::config::settings::Secret;
+use crate::config::settings::{Secret, Settings};
 
 /// Why there is no secret.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +48,7 @@ pub fn read(secret: &Secret, what: &str) -> Result<String, SecretError> {
         Secret::Env(name) => {
             #[expect(
                 clippy::disallowed_methods,
-                reason = "the command line is the room that reads the environment"
+                reason = "secrets stand in the environment, and are read here"
             )]
             let text = std::env::var(&**name)
                 .map_err(|_| SecretError::Env { what: what.to_owned(), name: name.to_string() })?;
@@ -62,11 +62,19 @@ pub fn read(secret: &Secret, what: &str) -> Result<String, SecretError> {
     Ok(text.to_owned())
 }
 
+/// Ray's own token, for asking the dashboard where its exporters are: as configured, or where
+/// Ray's own commands find it while `RAY_AUTH_MODE=token`.
+pub fn rays_token(settings: &Settings) -> Result<Option<String>, SecretError> {
+    match &settings.metrics.token {
+        Some(token) => read(token, "token of Ray").map(Some),
+        None => Ok(of_ray()),
+    }
+}
+
 /// Ray's token, where Ray's commands look for it when `RAY_AUTH_MODE` is `token`: in
 /// `RAY_AUTH_TOKEN`, in the file `RAY_AUTH_TOKEN_PATH` names, or in `~/.ray/auth_token`.
-#[must_use]
-pub fn of_ray() -> Option<String> {
-    #[expect(clippy::disallowed_methods, reason = "the command line is the room that reads the environment")]
+fn of_ray() -> Option<String> {
+    #[expect(clippy::disallowed_methods, reason = "secrets stand in the environment, and are read here")]
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     if !variable("RAY_AUTH_MODE").is_some_and(|mode| mode.eq_ignore_ascii_case("token")) {
         return None;
