@@ -17,8 +17,10 @@ use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
 
 /// Whether these headers ask for a WebSocket.
 #[must_use]
@@ -57,7 +59,7 @@ pub async fn shake_hands(
     }
 }
 
-/// Joins the two ends until Ray closes its own or the door goes down. Each is to be had once its
+/// Joins the two ends until Ray closes its own or the process drains. Each is to be had once its
 /// answer has been sent. When the client leaves, Ray is told unless it `is_tail`.
 pub async fn connect(
     client: OnUpgrade,
@@ -67,67 +69,108 @@ pub async fn connect(
     is_tail: bool,
     tasks: Tasks,
 ) {
-    match tokio::try_join!(client, ray) {
-        Ok((client, ray)) => {
-            join(TokioIo::new(client), TokioIo::new(ray), throttle, is_tail, &tasks).await;
-            slot.served();
-        }
-        Err(_) => slot.failed(), // one side left between handshake and tunnel
+    let Ok(ray) = ray.await else { return slot.failed() };
+    let ray = TokioIo::new(ray);
+    match client.await {
+        Ok(client) => join(TokioIo::new(client), ray, throttle, is_tail, &tasks).await,
+        // It left during the handshake: what was opened is let go in the same way.
+        Err(_) => join(tokio::io::empty(), ray, None, is_tail, &tasks).await,
     }
+    slot.served();
 }
 
-/// Copies both ways until Ray closes; a client that leaves does not end it. When the door goes down the
-/// client is told so, after the frame that is on its way.
+/// Copies both ways until Ray closes; a client that leaves does not end it. When the process drains the
+/// client is told so, after the frame that is on its way. A connection on which a Close has been sent is
+/// ended when it has been answered, or some time later (RFC 6455, 7.1.1): sooner would look like a failure.
 async fn join(
     client: impl AsyncRead + AsyncWrite,
     ray: impl AsyncRead + AsyncWrite,
-    mut throttle: Option<Throttle>,
+    throttle: Option<Throttle>,
     is_tail: bool,
     tasks: &Tasks,
 ) {
-    let (mut from_client, mut to_client) = tokio::io::split(client);
-    let (mut from_ray, mut to_ray) = tokio::io::split(ray);
-    let upward = async {
-        // Ends when the client leaves. A tail's other side stays open: closing it would free our
-        // socket and leave Ray's slot taken, out of our sight. Any other server is told.
-        let _ = tokio::io::copy(&mut from_client, &mut to_ray).await;
-        if !is_tail {
-            let _ = to_ray.shutdown().await;
-        }
-    };
-    let downward = async {
-        let mut buffer = vec![0; 16 * 1024];
-        let mut listening = true;
-        let mut frames = Frames::default();
-        loop {
-            let read = tokio::select! {
-                read = from_ray.read(&mut buffer) => read,
-                () = tasks.closed(), if !listening || frames.are_whole() => {
-                    if listening {
-                        // It may have left meanwhile.
-                        let _ = to_client.write_all(&websocket::close_frame(GOING_AWAY)).await;
-                    }
-                    break;
-                }
-            };
-            match read {
-                Ok(0) | Err(_) => break,
-                Ok(read) if listening => {
-                    if let Some(throttle) = &mut throttle {
-                        throttle.pass(read).await;
-                    }
-                    frames.pass(&buffer[..read]);
-                    listening = to_client.write_all(&buffer[..read]).await.is_ok();
-                }
-                Ok(_) => {} // nobody listens any more: Ray's slot is drained, not hidden
+    let (from_client, mut to_client) = tokio::io::split(client);
+    let (from_ray, to_ray) = tokio::io::split(ray);
+    let (says, closed) = watch::channel(false);
+    let mut upward = pin!(upward(from_client, to_ray, is_tail, says));
+    let ended = {
+        let mut downward = pin!(downward(from_ray, &mut to_client, throttle, tasks));
+        tokio::select! {
+            ended = &mut downward => ended,
+            () = &mut upward => {
+                downward.await;
+                Ended::Dropped
             }
         }
-        let _ = to_client.shutdown().await;
     };
-    tokio::pin!(upward);
-    tokio::pin!(downward);
-    tokio::select! {
-        () = &mut downward => {}
-        () = &mut upward => downward.await,
+    if ended == Ended::Closed {
+        websocket::see_closed(upward, closed, |closed| *closed).await;
+    }
+    let _ = to_client.shutdown().await;
+}
+
+/// What the client says, for Ray, until the client has left.
+async fn upward(
+    mut from_client: impl AsyncRead + Unpin,
+    mut to_ray: impl AsyncWrite + Unpin,
+    is_tail: bool,
+    says: watch::Sender<bool>,
+) {
+    let (mut buffer, mut frames) = (vec![0; 16 * 1024], Frames::default());
+    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+        // Ray may have gone; that the client answers its Close is still to be heard.
+        let _ = to_ray.write_all(&buffer[..read]).await;
+        frames.pass(&buffer[..read]);
+        if frames.are_closed() {
+            says.send_replace(true);
+        }
+    }
+    // A tail's other side stays open: closing it would free our socket and leave Ray's slot taken, out of
+    // our sight. Any other server is told.
+    if !is_tail {
+        let _ = to_ray.shutdown().await;
+    }
+}
+
+/// How what Ray says came to an end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Ended {
+    /// With a Close, which the client has been sent.
+    Closed,
+    /// Without, or nobody listens any more.
+    Dropped,
+}
+
+/// What Ray says, for the client, until Ray has closed or the process drains.
+async fn downward(
+    mut from_ray: impl AsyncRead + Unpin,
+    to_client: &mut (impl AsyncWrite + Unpin),
+    mut throttle: Option<Throttle>,
+    tasks: &Tasks,
+) -> Ended {
+    let mut buffer = vec![0; 16 * 1024];
+    let (mut listening, mut frames) = (true, Frames::default());
+    loop {
+        let read = tokio::select! {
+            read = from_ray.read(&mut buffer) => read,
+            () = tasks.closed(), if !listening || frames.are_whole() => {
+                let farewell = websocket::close_frame(GOING_AWAY);
+                // It may have left meanwhile.
+                let told = listening && (frames.are_closed() || to_client.write_all(&farewell).await.is_ok());
+                return if told { Ended::Closed } else { Ended::Dropped };
+            }
+        };
+        match read {
+            Ok(0) | Err(_) if listening && frames.are_closed() => return Ended::Closed,
+            Ok(0) | Err(_) => return Ended::Dropped,
+            Ok(read) if listening => {
+                if let Some(throttle) = &mut throttle {
+                    throttle.pass(read).await;
+                }
+                frames.pass(&buffer[..read]);
+                listening = to_client.write_all(&buffer[..read]).await.is_ok();
+            }
+            Ok(_) => {} // nobody listens any more: Ray's slot is drained, not hidden
+        }
     }
 }

@@ -2,16 +2,20 @@
 
 use super::{Passage, origin_form};
 use crate::core::census::Verdict;
-use crate::core::policy::Kind;
+use crate::core::limit::gate::Ask;
+use crate::core::policy::{ClassId, Kind};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
-use crate::proxy::body::{Body, ClientBody, Way};
+use crate::proxy::body::{Body, ClientBody};
+use crate::proxy::coalesce::Key;
+use crate::proxy::door::{Door, Entrance};
 use crate::proxy::headers::strip_hop_by_hop;
 use crate::proxy::reject;
 use crate::proxy::slot::Slot;
-use crate::proxy::tail::{self, Found, Lead as TailLead, Tail};
+use crate::proxy::tail::{self, Follower, Found, Lead, Place, Reopen, Tail};
 use crate::proxy::throttle::Throttle;
 use crate::proxy::tunnel::{self, Shaken};
+use crate::proxy::upstream::UpstreamError;
 use http::header::HeaderValue;
 use http::request::Parts;
 use http::{Request, Response};
@@ -19,6 +23,14 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How long a client waits for Ray's answer to a handshake where its class has no time-out.
+const HANDSHAKE_MAX: Duration = Duration::from_mins(1);
+
+/// A follower that finds no tail to go on at looks again after this.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// The largest answer that declines a handshake and is passed on, in bytes.
 const ANSWER_MAX: usize = 8 << 20;
@@ -29,9 +41,10 @@ impl Passage {
         self.tell_client(&mut parts.headers);
         // An application's WebSocket is no log: each caller has its own.
         let shares = self.coalesce().is_some() && self.entrance.surface == Surface::Dashboard;
-        let key = tail::key(&parts).filter(|_| shares).map(|key| key.at(&self.entrance));
-        let found = key.map_or(Found::Full, |key| self.door.tails.find(key));
-        let (follows, tail) = match found {
+        let Some(key) = tail::key(&parts).filter(|_| shares).map(|key| key.at(&self.entrance)) else {
+            return self.tunnel(parts, client).await;
+        };
+        let (follows, tail) = match self.door.tails.find(key) {
             Found::Full => return self.tunnel(parts, client).await,
             Found::Tail(tail) => (true, tail),
             Found::Lead(lead) => {
@@ -42,37 +55,47 @@ impl Passage {
                 }
             }
         };
-        let Some(reader) = tail.join().await else { return self.tunnel(parts, client).await };
+        let joined = tokio::time::timeout(self.handshake_max(), tail.join(Place::default())).await;
+        let follower = match joined {
+            Ok(Some(follower)) => follower,
+            Ok(None) => return self.tunnel(parts, client).await,
+            Err(_) => return self.late(),
+        };
         if follows {
             self.count(Verdict::Shared, self.door.clock.now());
             self.door.record(self.ask(), Ending::Shared, self.since, (0, 0));
         }
-        self.door.tasks.spawn(tail::relay(client, reader, self.door.tasks.clone()));
-        tail::welcome(&parts)
+        let welcome = tail::welcome(&parts);
+        tail::plain(&mut parts);
+        let again = Again { opener: self.opener(), ask: self.ask(), key, parts };
+        self.door.tasks.spawn(tail::relay(client, follower, again, self.door.tasks.clone()));
+        welcome
     }
 
     /// Opens a tail that others may read too.
-    async fn lead(&self, parts: &Parts, lead: TailLead) -> Result<Arc<Tail>, Response<Body>> {
+    async fn lead(&self, parts: &Parts, lead: Lead) -> Result<Arc<Tail>, Response<Body>> {
         let slot = self.admit(self.door.clock.now()).await?;
-        let (_, ray, slot) = self.shake_hands(parts.clone(), slot).await?;
-        let (tail, pump) = lead.open(ray, slot, self.throttle());
-        self.door.tasks.spawn_until_closed(pump);
+        let tail = lead.tail();
+        let told = self.opener().lead(parts.clone(), slot, self.matched.class, lead);
+        self.opened(told).await?;
         Ok(tail)
     }
 
     /// The way of any other WebSocket: admit, hand-shake, join the two ends.
     async fn tunnel(&self, parts: Parts, client: OnUpgrade) -> Response<Body> {
-        let shaken = match self.admit(self.door.clock.now()).await {
-            Ok(slot) => self.shake_hands(parts, slot).await,
+        let slot = match self.admit(self.door.clock.now()).await {
+            Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
-        let (response, ray, slot) = match shaken {
-            Ok(shaken) => shaken,
+        let is_tail = self.class().kind == Kind::Held;
+        let (opener, tasks) = (self.opener(), self.door.tasks.clone());
+        let throttle = opener.throttle(self.matched.class);
+        let told = opener
+            .open(parts, slot, move |ray, slot| tunnel::connect(client, ray, slot, throttle, is_tail, tasks));
+        let response = match self.opened(told).await {
+            Ok(response) => response,
             Err(answer) => return answer,
         };
-        let is_tail = self.class().kind == Kind::Held;
-        let joined = tunnel::connect(client, ray, slot, self.throttle(), is_tail, self.door.tasks.clone());
-        self.door.tasks.spawn(joined);
         let (mut parts, _) = response.into_parts();
         strip_hop_by_hop(&mut parts.headers);
         parts.headers.insert(http::header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -80,21 +103,11 @@ impl Passage {
         Response::from_parts(parts, Body::empty())
     }
 
-    fn throttle(&self) -> Option<Throttle> {
-        let Way { clock, flow, .. } = self.way();
-        flow.map(|flow| Throttle::new(flow, clock))
-    }
-
-    /// Asks Ray for a WebSocket; the error is what to answer instead.
-    async fn shake_hands(
-        &self,
-        parts: Parts,
-        slot: Slot,
-    ) -> Result<(Response<Incoming>, OnUpgrade, Slot), Response<Body>> {
-        let request = Request::from_parts(origin_form(parts), ClientBody::Empty);
-        match tunnel::shake_hands(&self.entrance.upstream, request, slot).await {
-            Ok(Shaken::Open(response, ray, slot)) => Ok((response, ray, slot)),
-            Ok(Shaken::Declined(response, mut slot)) => {
+    /// Waits for Ray's answer to a handshake; the error is what to answer instead.
+    async fn opened(&self, told: oneshot::Receiver<Opened>) -> Result<Response<Incoming>, Response<Body>> {
+        match tokio::time::timeout(self.handshake_max(), told).await {
+            Ok(Ok(Opened::Taken(response))) => Ok(response),
+            Ok(Ok(Opened::Declined(response, mut slot))) => {
                 // Ray's answer is short, and passed on as it is.
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
@@ -103,7 +116,136 @@ impl Passage {
                 slot.served();
                 Err(Response::from_parts(parts, body.map_or_else(|_| Body::empty(), Body::full)))
             }
-            Err(error) => Err(reject::upstream(self.tongue, &error, &self.id)),
+            Ok(Ok(Opened::Failed(error))) => Err(reject::upstream(self.tongue, &error, &self.id)),
+            Ok(Err(_)) | Err(_) => Err(self.late()),
+        }
+    }
+
+    fn handshake_max(&self) -> Duration {
+        let bound = self.class().timeout.unwrap_or(HANDSHAKE_MAX).min(self.peer.abandoned_max);
+        if self.shadow { self.peer.abandoned_max } else { bound }
+    }
+
+    fn late(&self) -> Response<Body> {
+        reject::timeout(self.tongue, &self.class().name, self.handshake_max(), &self.id)
+    }
+
+    fn opener(&self) -> Opener {
+        Opener {
+            door: Arc::clone(&self.door),
+            entrance: Arc::clone(&self.entrance),
+            abandoned_max: self.peer.abandoned_max,
+        }
+    }
+}
+
+/// How Ray answered a handshake.
+enum Opened {
+    Taken(Response<Incoming>),
+    Declined(Response<Incoming>, Slot),
+    Failed(UpstreamError),
+}
+
+/// Opens WebSockets at Ray for clients that may leave meanwhile.
+#[derive(Clone)]
+struct Opener {
+    door: Arc<Door>,
+    entrance: Arc<Entrance>,
+    abandoned_max: Duration,
+}
+
+impl Opener {
+    /// Shakes hands with Ray in a task of its own, then does what is to be done with the open end. Ray does not
+    /// notice that a client has left, so neither does this: the permit is held until Ray has declined or what it
+    /// opened has ended; for `abandoned_max` at most if Ray never answers.
+    fn open<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        parts: Parts,
+        slot: Slot,
+        then: impl FnOnce(OnUpgrade, Slot) -> F + Send + 'static,
+    ) -> oneshot::Receiver<Opened> {
+        let (mut tell, told) = oneshot::channel();
+        let (upstream, tasks) = (Arc::clone(&self.entrance.upstream), self.door.tasks.clone());
+        let (request, bound) =
+            (Request::from_parts(origin_form(parts), ClientBody::Empty), self.abandoned_max);
+        self.door.tasks.spawn(async move {
+            let nobody_waits = async {
+                tell.closed().await;
+                tasks.closed().await;
+            };
+            let shaken = tokio::select! {
+                shaken = tokio::time::timeout(bound, tunnel::shake_hands(&upstream, request, slot)) => shaken,
+                () = nobody_waits => return,
+            };
+            // Whoever asked may have left.
+            match shaken {
+                Ok(Ok(Shaken::Open(response, ray, slot))) => {
+                    drop(tell.send(Opened::Taken(response)));
+                    then(ray, slot).await;
+                }
+                Ok(Ok(Shaken::Declined(response, slot))) => drop(tell.send(Opened::Declined(response, slot))),
+                Ok(Err(error)) => drop(tell.send(Opened::Failed(error))),
+                Err(_) => {}
+            }
+        });
+        told
+    }
+
+    /// The same for a tail that others may follow.
+    fn lead(&self, parts: Parts, slot: Slot, class: ClassId, lead: Lead) -> oneshot::Receiver<Opened> {
+        let (throttle, tasks) = (self.throttle(class), self.door.tasks.clone());
+        self.open(parts, slot, move |ray, slot| async move {
+            tokio::select! {
+                () = lead.open(ray, slot, throttle) => {}
+                () = tasks.closed() => {}
+            }
+        })
+    }
+
+    fn throttle(&self, class: ClassId) -> Option<Throttle> {
+        let (_, flow) = self.door.conduct(class);
+        flow.map(|flow| Throttle::new(flow, self.door.clock))
+    }
+}
+
+/// What a follower needs to go on at another tail.
+struct Again {
+    opener: Opener,
+    ask: Ask,
+    key: Key,
+    parts: Parts,
+}
+
+impl Reopen for Again {
+    /// Waits for as long as there is no tail to be had: a follower has been let in, and is not sent away for being
+    /// slow.
+    async fn reopen(&self, place: Place) -> Option<Follower> {
+        let door = &self.opener.door;
+        loop {
+            let tail = match door.tails.find_from(self.key, place) {
+                Found::Tail(tail) => Some(tail),
+                Found::Lead(lead) => match door.admit(self.ask, door.clock.now()).await {
+                    Ok(slot) => {
+                        let tail = lead.tail();
+                        let told = self.opener.lead(self.parts.clone(), slot, self.ask.class, lead);
+                        match told.await {
+                            Ok(Opened::Taken(_)) => Some(tail),
+                            // The log is gone, or Ray is.
+                            Ok(Opened::Declined(..) | Opened::Failed(_)) | Err(_) => return None,
+                        }
+                    }
+                    Err(_) => None,
+                },
+                Found::Full => None,
+            };
+            match tail {
+                Some(tail) => {
+                    if let Some(follower) = tail.join(place).await {
+                        return Some(follower);
+                    }
+                }
+                None => tokio::time::sleep(LOOK_AGAIN).await,
+            }
         }
     }
 }
