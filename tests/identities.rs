@@ -12,7 +12,7 @@
 
 use rayguard::core::census::{Census, Sight, Verdict};
 use rayguard::core::limit::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
-use rayguard::core::limit::meter::Outcome;
+use rayguard::core::limit::meter::{Outcome, Reason};
 use rayguard::core::limit::table::LimitTable;
 use rayguard::core::policy::{Control, PartyLimits, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
@@ -147,7 +147,7 @@ impl World {
         }
         while self.waiting.front().is_some_and(|(at, _)| *at <= now) {
             let (_, id) = self.waiting.pop_front().unwrap();
-            self.gate.expire(id);
+            self.gate.expire(id, Reason::QueueTimeout);
         }
     }
 }

@@ -4,6 +4,11 @@
 #[path = "door/rig.rs"]
 mod rig;
 
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rayguard::proxy::websocket::{CLOSE, GOING_AWAY, NORMAL, answer_frame};
 use rayguard::runtime::tasks::Tasks;
 use rig::{Client, Ray, get, until};
 use rustls::pki_types::pem::PemObject;
@@ -12,10 +17,12 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 const PATH: &str = "/api/jobs/raysubmit_1";
@@ -47,6 +54,10 @@ impl Home {
 
     /// Starts the program by a line of shell that ends in `exec rayguard`.
     fn start(&self, shell: &str, stdin: Stdio) -> Guard {
+        self.start_between(shell, stdin, Stdio::null())
+    }
+
+    fn start_between(&self, shell: &str, stdin: Stdio, stdout: Stdio) -> Guard {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new("sh")
             .args(["-c", &format!("{shell}; exec \"$0\" run --config \"$1\"")])
@@ -54,7 +65,7 @@ impl Home {
             .arg(self.path("rayguard.toml"))
             .env("TOKIO_WORKER_THREADS", "2")
             .stdin(stdin)
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(log)
             .spawn()
             .unwrap();
@@ -66,6 +77,13 @@ impl Home {
         let socket = OwnedFd::from(socket.try_clone().unwrap());
         let shell = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$";
         self.start(shell, Stdio::from(socket))
+    }
+
+    /// The same with two.
+    fn start_with_both(&self, sockets: [&TcpListener; 2]) -> Guard {
+        let [first, second] = sockets.map(|socket| Stdio::from(OwnedFd::from(socket.try_clone().unwrap())));
+        let shell = "exec 3<&0 4>&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$";
+        self.start_between(shell, first, second)
     }
 
     fn log(&self) -> String {
@@ -180,6 +198,266 @@ async fn a_restart_with_the_socket_handed_over_fails_no_request() {
     load.serves_more("served after the last").await;
     load.stop.store(true, Ordering::SeqCst);
     assert_eq!(load.failed.load(Ordering::SeqCst), 0, "of {} requests\n{}", load.served(), home.log());
+}
+
+/// A gRPC server that takes its time and says back what it heard.
+async fn repeats(tasks: &Tasks) -> SocketAddr {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, spawner) = (listener.local_addr().unwrap(), tasks.clone());
+    tasks.spawn_until_closed(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let answer = |request: http::Request<hyper::body::Incoming>| async {
+                let body = request.into_body().collect().await?.to_bytes();
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                let body = Full::new(body).with_trailers(async { Some(Ok(trailers)) });
+                let response =
+                    http::Response::builder().header("content-type", "application/grpc").body(body);
+                Ok::<_, hyper::Error>(response.unwrap())
+            };
+            spawner.spawn_until_closed(async move {
+                let _ = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer))
+                    .await;
+            });
+        }
+    });
+    address
+}
+
+/// One gRPC call on a connection of its own; like any gRPC client it asks again what was told to be unsent.
+async fn call(to: SocketAddr) -> Result<(), String> {
+    loop {
+        let stream = TcpStream::connect(to).await.map_err(|error| error.to_string())?;
+        let opened = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await;
+        let (mut sender, connection) = opened.map_err(|error| format!("handshake: {error}"))?;
+        let request = http::Request::post(format!("http://{to}/app.Service/Call"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(Full::new(Bytes::from_static(b"said")))
+            .unwrap();
+        let asks = async {
+            let answer = match sender.try_send_request(request).await {
+                Ok(answer) => answer,
+                Err(mut error) => match error.take_message() {
+                    Some(_) => return Ok(false),
+                    None => return Err(error.into_error().to_string()),
+                },
+            };
+            let head = format!("{:?}", answer.headers());
+            let body = answer.into_body().collect().await.map_err(|error| error.to_string())?;
+            let status = body.trailers().and_then(|trailers| trailers.get("grpc-status").cloned());
+            if body.to_bytes() != "said" || status.is_none_or(|status| status != "0") {
+                return Err(head);
+            }
+            Ok(true)
+        };
+        let mut asks = pin!(asks);
+        let asked = tokio::select! {
+            asked = &mut asks => asked,
+            // What was on it knows by now.
+            _ = connection => asks.await,
+        };
+        if asked? {
+            return Ok(());
+        }
+    }
+}
+
+/// One request on a connection of its own, answered with 200 and this body.
+async fn exchange(to: SocketAddr, request: &str, wanted: &str) -> Result<(), String> {
+    let mut client = TcpStream::connect(to).await.map(Client::over).map_err(|error| error.to_string())?;
+    client.try_send(request).await;
+    match client.try_answer().await {
+        Some(answer) if answer.status == 200 && answer.text() == wanted => Ok(()),
+        Some(answer) => Err(format!("{} {}", answer.status, answer.text())),
+        None => Err("broken off".into()),
+    }
+}
+
+/// An upload that comes by and by.
+async fn upload(to: SocketAddr) -> Result<(), String> {
+    let mut client = TcpStream::connect(to).await.map(Client::over).map_err(|error| error.to_string())?;
+    let path = "/api/packages/gcs/_ray_pkg_0123456789abcdef.zip";
+    client
+        .try_send(format!("PUT {path} HTTP/1.1\r\nhost: ray\r\nx-do: echo\r\ncontent-length: 800\r\n\r\n"))
+        .await;
+    for _ in 0..8 {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        client.try_send([b'p'; 100]).await;
+    }
+    match client.try_answer().await {
+        Some(answer) if answer.status == 200 && answer.body == [b'p'; 800] => Ok(()),
+        Some(answer) => Err(format!("{} {}", answer.status, answer.text())),
+        None => Err("broken off".into()),
+    }
+}
+
+/// Follows a log to its end or to the restart, and ends the connection in order.
+async fn follow(to: SocketAddr, job: usize) -> Result<(), String> {
+    let mut client = TcpStream::connect(to).await.map(Client::over).map_err(|error| error.to_string())?;
+    let handshake = get(
+        &format!("/api/jobs/raysubmit_{job}/logs/tail"),
+        &[
+            "connection: Upgrade",
+            "upgrade: websocket",
+            "sec-websocket-version: 13",
+            "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
+            "x-do: websocket-log:8:40",
+        ],
+    );
+    client.try_send(handshake).await;
+    let answer = client.try_answer().await.ok_or("no answer to the handshake")?;
+    if answer.status != 101 {
+        return Err(format!("{} {}", answer.status, answer.text()));
+    }
+    let mut lines = 0;
+    let close = loop {
+        match client.message().await {
+            Some((CLOSE, payload)) => break payload,
+            Some((_, text)) if text == rig::log_line(lines).as_bytes() => lines += 1,
+            Some((_, text)) => return Err(format!("not line {lines}: {}", String::from_utf8_lossy(&text))),
+            None => return Err(format!("broken off after {lines} lines")),
+        }
+    };
+    client.try_send(answer_frame(CLOSE, &close)).await;
+    let end = client.stream.read(&mut [0; 1]).await;
+    match (u16::from_be_bytes(close.try_into().map_err(|_| "a Close without a code")?), lines) {
+        (NORMAL, 8) | (GOING_AWAY, _) if matches!(end, Ok(0)) => Ok(()),
+        (code, _) => Err(format!("closed with {code} after {lines} lines, then {end:?}")),
+    }
+}
+
+/// Whatever may be under way when a process is restarted, over and over until told to stop.
+struct Mixed {
+    stop: AtomicBool,
+    done: [AtomicUsize; KINDS.len()],
+    failed: Mutex<Vec<String>>,
+}
+
+const KINDS: [&str; 8] = ["plain", "shared", "rate", "queue", "upload", "events", "tail", "grpc"];
+
+impl Mixed {
+    async fn client(&self, kind: usize, number: usize, [http, grpc]: [SocketAddr; 2]) {
+        while !self.stop.load(Ordering::SeqCst) {
+            let ended = match KINDS[kind] {
+                "plain" => exchange(http, &get(PATH, &["x-do: slow:20"]), "slow").await,
+                "shared" => exchange(http, &get("/api/jobs/", &["x-do: slow:300"]), "slow").await,
+                "rate" => {
+                    let submit = "POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\ncontent-length: 2\r\n\r\n{}";
+                    exchange(http, submit, "ray").await
+                }
+                "queue" => {
+                    let path = format!("/api/v0/tasks?limit={number}");
+                    exchange(http, &get(&path, &["x-do: slow:60"]), "slow").await
+                }
+                "upload" => upload(http).await,
+                "events" => exchange(http, &get(PATH, &["x-do: drip:6:50"]), &"data: x\n\n".repeat(6)).await,
+                "tail" => follow(http, number % 3).await,
+                _ => call(grpc).await,
+            };
+            match ended {
+                Ok(()) => drop(self.done[kind].fetch_add(1, Ordering::SeqCst)),
+                Err(why) => self.failed.lock().unwrap().push(format!("{}: {why}", KINDS[kind])),
+            }
+        }
+    }
+
+    fn done(&self) -> [usize; KINDS.len()] {
+        self.done.each_ref().map(|done| done.load(Ordering::SeqCst))
+    }
+}
+
+/// Twenty restarts: `RESTARTS=20 cargo test --test lifecycle mixed`.
+#[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "asked for by hand")]
+async fn a_restart_under_a_mixed_load_fails_nothing() {
+    let restarts = std::env::var("RESTARTS").map_or(3, |count| count.parse().unwrap());
+    let (home, tasks) = (Home::new("mixed"), Tasks::default());
+    let (ray, grpc) = (Ray::start(&tasks).await, repeats(&tasks).await);
+    let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    let at = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
+    let limits = format!(
+        "[[listen]]\naddress = '{}'\n\
+         [[listen]]\naddress = '{}'\nkind = 'serve'\nupstream = 'http://{grpc}'\n\
+         [class.job-submit]\nrate = {{ initial = '8/s', min = '8/s', max = '8/s', burst = 1 }}\nbacklog = 'off'\n\
+         queue = {{ len = 64, wait = '20s' }}\n\
+         [class.state-heavy]\nin_flight = 1\nqueue = {{ len = 64, wait = '20s' }}\n\
+         [class.packages]\nrate = 'off'\n",
+        at[0], at[1]
+    );
+    home.configure(ray.address, at[0], &limits);
+    let mixed =
+        Arc::new(Mixed { stop: AtomicBool::new(false), done: Default::default(), failed: Mutex::default() });
+    let mut guard = home.start_with_both(sockets.each_ref());
+    let clients = Tasks::default();
+    for number in 0..6 * KINDS.len() {
+        let mixed = Arc::clone(&mixed);
+        clients.spawn(async move { mixed.client(number % KINDS.len(), number / KINDS.len(), at).await });
+    }
+    for restart in 0..=restarts {
+        let before = mixed.done();
+        until("each kind is served", || mixed.done().iter().zip(before).all(|(done, was)| *done > was + 6))
+            .await;
+        if restart < restarts {
+            guard.tell("TERM");
+            assert!(guard.ended().await, "{}", home.log());
+            assert!(!home.log().contains("did not finish in time"), "{}", home.log());
+            guard = home.start_with_both(sockets.each_ref());
+        }
+    }
+    mixed.stop.store(true, Ordering::SeqCst);
+    assert!(clients.drain(Duration::from_mins(1)).await);
+    let failed = mixed.failed.lock().unwrap();
+    assert!(failed.is_empty(), "{failed:#?}\nof {:?}\n{}", mixed.done(), home.log());
+}
+
+/// Submissions at 4 in a second: what they were answered, and whether the process ended in good order.
+async fn stopped_while_waiting(name: &str, drain: &str) -> Vec<(u16, String)> {
+    let (home, tasks) = (Home::new(name), Tasks::default());
+    let ray = Ray::start(&tasks).await;
+    let limits = format!(
+        "listen = 'LISTEN'\nhttp.drain = '{drain}'\n[class.job-submit]\nbacklog = 'off'\n\
+         rate = {{ initial = '4/s', min = '4/s', max = '4/s', burst = 1 }}\nqueue = {{ len = 64, wait = '30s' }}"
+    );
+    let (mut guard, address) = started(&home, ray.address, &limits);
+    assert_eq!(status(address, &[]).await.0, 200, "it is up");
+    let answers = Arc::new(Mutex::new(Vec::new()));
+    let clients = Tasks::default();
+    for _ in 0..9 {
+        let answers = Arc::clone(&answers);
+        clients.spawn(async move {
+            let mut client = Client::connect(address).await;
+            client.send("POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\ncontent-length: 2\r\n\r\n{}").await;
+            let answer = client.try_answer().await;
+            let answer = answer.map_or((0, "broken off".into()), |answer| (answer.status, answer.text()));
+            answers.lock().unwrap().push(answer);
+        });
+    }
+    until("some wait", || ray.count() >= 3).await;
+    guard.tell("TERM");
+    assert!(guard.ended().await, "{}", home.log());
+    assert!(clients.drain(Duration::from_secs(10)).await);
+    Arc::into_inner(answers).unwrap().into_inner().unwrap()
+}
+
+#[tokio::test]
+async fn those_who_wait_for_a_rate_have_their_turn_while_the_process_ends() {
+    let answers = stopped_while_waiting("served", "30s").await;
+    assert_eq!(answers.len(), 9);
+    assert!(answers.iter().all(|(status, _)| *status == 200), "{answers:?}");
+}
+
+#[tokio::test]
+async fn those_whose_turn_does_not_come_before_the_process_ends_are_told_so() {
+    let mut answers = stopped_while_waiting("told", "1s").await;
+    answers.retain(|(status, _)| *status != 200);
+    assert!(!answers.is_empty());
+    for (status, why) in answers {
+        assert_eq!(status, 503, "{why}");
+        assert!(why.contains("shutting down") && why.contains("reason draining"), "{why}");
+    }
 }
 
 #[tokio::test]

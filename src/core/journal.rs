@@ -792,6 +792,9 @@ impl Shed {
                 "Ray accepted no connections; requests pass again as soon as it does"
             }
             Reason::ApiKey => "the class asks for an API key, and none that is known was shown",
+            Reason::Draining => {
+                "rayguard was shutting down, and the request still waited when `http.drain` was nearly over"
+            }
         }
     }
 
@@ -816,6 +819,8 @@ impl Shed {
                 format!("the caller slows down; or raise `per_party` of class {class}")
             }
             Reason::UpstreamUnreachable => "Ray accepts connections again".to_owned(),
+            Reason::Draining => "ask again: the next process answers; a longer `http.drain` lets more of those who wait have their turn"
+                .to_owned(),
             Reason::ApiKey => "the caller shows a key that the configuration lists".to_owned(),
         }
     }

@@ -295,13 +295,18 @@ impl Door {
                 let leaving = Leaving { door: self, id, ask, since: now };
                 let deadline = deadline.min(now + patience);
                 let deadline = self.clock.instant(deadline);
-                let verdict = tokio::time::timeout_at(deadline, &mut receiver).await;
+                let verdict = tokio::select! {
+                    biased;
+                    verdict = &mut receiver => Ok(verdict),
+                    () = tokio::time::sleep_until(deadline) => Err(Reason::QueueTimeout),
+                    () = self.tasks.last_call() => Err(Reason::Draining),
+                };
                 std::mem::forget(leaving);
                 match verdict {
                     Ok(Ok(verdict)) => verdict,
                     // Dropped senders do not happen; were one dropped, the head is not at fault.
                     Ok(Err(_)) => Err(too_late()),
-                    Err(_) => match self.gate.expire(id) {
+                    Err(reason) => match self.gate.expire(id, reason) {
                         Some((_, shed)) => Err(shed),
                         // The verdict was on its way when the time was up.
                         None => receiver.await.unwrap_or_else(|_| Err(too_late())),

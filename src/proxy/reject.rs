@@ -183,6 +183,9 @@ fn sentence(shed: Shed, about: &Refused) -> String {
             &["Ray is unreachable", &detail, "; rayguard keeps trying to reach it"]
         }
         Reason::ApiKey => &["'", class, "' requests need an API key here"],
+        Reason::Draining => {
+            &["this rayguard is shutting down, and this '", class, "' request was still waiting for its turn"]
+        }
     };
     [
         "rayguard: ",

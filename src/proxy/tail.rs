@@ -875,7 +875,7 @@ mod tests {
     }
 
     /// A client on a tail that has said one line and its Close.
-    async fn ended() -> (tokio::io::DuplexStream, impl Future<Output = ()>) {
+    fn ended() -> (tokio::io::DuplexStream, impl Future<Output = ()>) {
         let (here, client) = tokio::io::duplex(4096);
         let hands_over = async move {
             let lead = opened(&Tails::default(), key_of(TAIL, &[]));
@@ -889,7 +889,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_stays_open_until_its_client_has_answered_the_close() {
         for answers in [true, false] {
-            let (mut client, hands_over) = ended().await;
+            let (mut client, hands_over) = ended();
             let reads = async {
                 let mut frames = vec![0; 10];
                 client.read_exact(&mut frames).await.unwrap();

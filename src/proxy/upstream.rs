@@ -481,7 +481,8 @@ impl Upstream {
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| self.broken(source))?;
-        self.tasks.spawn_until_closed(async move {
+        // A shutdown finishes the streams that are under way.
+        self.tasks.spawn_until_drained(async move {
             // An error here reaches every stream that was on it.
             let _ = connection.await;
         });

@@ -279,7 +279,7 @@ mod tests {
         put_frame(&mut stream, 0x80 | CONTINUATION, b"frames");
         stream.extend(text_frame(""));
         stream.extend([0x88, 0x85, 1, 2, 3, 4]); // 8 would do as a first byte of data: the opcode tells
-        stream.extend([3 ^ 1, 232 ^ 2, b'b' ^ 3, b'y' ^ 4, b'e' ^ 1]);
+        stream.extend([0x03 ^ 1, 0xe8 ^ 2, b'b' ^ 3, b'y' ^ 4, b'e' ^ 1]);
         for cut in 1..=stream.len() {
             let expected = [
                 (PING, b"between".to_vec()),

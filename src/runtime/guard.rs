@@ -359,14 +359,14 @@ impl Guard {
         let guard = Arc::clone(self);
         self.tasks.every(TICK, move || guard.tick());
         let guard = Arc::clone(self);
-        self.tasks.every(PUMP, move || {
+        self.tasks.every_until_drained(PUMP, move || {
             let door = guard.door();
             if door.gate.waiting() > 0 {
                 door.pump();
             }
         });
         let guard = Arc::clone(self);
-        self.tasks.spawn_until_closed(async move {
+        self.tasks.spawn_until_drained(async move {
             while let Some(note) = notes.recv().await {
                 guard.note_shed(&note);
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Starts tasks, counts them, and tells them when to wind up.
 #[derive(Clone, Debug)]
@@ -18,6 +18,18 @@ struct Inner {
     idle: Notify,
     closing: AtomicBool,
     closed: Notify,
+    stage: watch::Sender<Stage>,
+}
+
+/// How far winding up has come.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Stage {
+    /// It has not begun, or what is under way still has its time.
+    Open,
+    /// Little time is left.
+    LastCall,
+    /// None is.
+    Drained,
 }
 
 /// Counts a task out however it ends.
@@ -38,6 +50,7 @@ impl Default for Tasks {
             idle: Notify::new(),
             closing: AtomicBool::new(false),
             closed: Notify::new(),
+            stage: watch::Sender::new(Stage::Open),
         }))
     }
 }
@@ -65,16 +78,28 @@ impl Tasks {
         });
     }
 
-    /// Does this now and every so often until [`Tasks::close`]; what was missed is not made up for.
-    pub fn every(&self, period: Duration, mut act: impl FnMut() + Send + 'static) {
-        self.spawn_until_closed(async move {
-            let mut every = tokio::time::interval(period);
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                every.tick().await;
-                act();
+    /// Starts a task that those under way need to get on: it outlives [`Tasks::close`] and is not waited
+    /// for, but ended once they have been.
+    #[expect(clippy::disallowed_methods, reason = "this is the one room that starts tasks")]
+    pub fn spawn_until_drained(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // Held until the task is gone: see `drain`.
+        let mut stage = self.0.stage.subscribe();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = stage.wait_for(|stage| *stage == Stage::Drained) => {}
+                () = task => {}
             }
         });
+    }
+
+    /// Does this now and every so often until [`Tasks::close`]; what was missed is not made up for.
+    pub fn every(&self, period: Duration, act: impl FnMut() + Send + 'static) {
+        self.spawn_until_closed(periodically(period, act));
+    }
+
+    /// The same for what those under way need: it goes on until they have ended.
+    pub fn every_until_drained(&self, period: Duration, act: impl FnMut() + Send + 'static) {
+        self.spawn_until_drained(periodically(period, act));
     }
 
     /// How many tasks run.
@@ -115,8 +140,29 @@ impl Tasks {
         .await;
     }
 
-    /// Waits until no task runs, at most `patience`; says whether that was reached.
+    /// Resolves when so little of the time for winding up is left that what still waits to begin had better be
+    /// told.
+    pub async fn last_call(&self) {
+        // The sender lives as long as this.
+        let _ = self.0.stage.subscribe().wait_for(|stage| *stage >= Stage::LastCall).await;
+    }
+
+    /// Waits until no task runs, at most `patience`, with a last call when a tenth of that is left; says whether
+    /// that was reached. Then those end that were only needed until now.
     pub async fn drain(&self, patience: Duration) -> bool {
+        let mut drained = self.idle(patience * 9 / 10).await;
+        if !drained {
+            self.0.stage.send_replace(Stage::LastCall);
+            drained = self.idle(patience / 10).await;
+        }
+        self.0.stage.send_replace(Stage::Drained);
+        // They end where they wait, each of them soon.
+        self.0.stage.closed().await;
+        drained
+    }
+
+    /// Waits until no task runs, at most `patience`; says whether that was reached.
+    async fn idle(&self, patience: Duration) -> bool {
         let idle = async {
             loop {
                 let notified = self.0.idle.notified();
@@ -127,5 +173,51 @@ impl Tasks {
             }
         };
         tokio::time::timeout(patience, idle).await.is_ok()
+    }
+}
+
+/// Does this now and every so often; what was missed is not made up for.
+async fn periodically(period: Duration, mut act: impl FnMut() + Send) {
+    let mut every = tokio::time::interval(period);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        act();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_those_under_way_need_goes_on_until_they_have_ended() {
+        let tasks = Tasks::default();
+        let (needed, turns) = (Arc::new(()), Arc::new(AtomicUsize::new(0)));
+        let (kept, counts) = (Arc::clone(&needed), Arc::clone(&turns));
+        tasks.every_until_drained(Duration::from_millis(50), move || {
+            counts.fetch_add(Arc::strong_count(&kept) / 2, Ordering::Relaxed);
+        });
+        let counts = Arc::clone(&turns);
+        tasks.spawn(async move {
+            while counts.load(Ordering::Relaxed) < 40 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        tasks.close();
+        assert!(tasks.drain(Duration::from_secs(10)).await, "and is not waited for");
+        assert!(turns.load(Ordering::Relaxed) >= 40);
+        assert_eq!(Arc::strong_count(&needed), 1, "nothing is left of it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_call_comes_while_there_is_time_to_answer() {
+        let tasks = Tasks::default();
+        let waits = tasks.clone();
+        tasks.spawn(async move { waits.last_call().await });
+        tasks.close();
+        let began = tokio::time::Instant::now();
+        assert!(tasks.drain(Duration::from_secs(10)).await);
+        assert_eq!(began.elapsed(), Duration::from_secs(9));
     }
 }

@@ -8,7 +8,7 @@
 use super::head::{Route, RouteId, Spec};
 use super::scenario::{Scenario, ScenarioError};
 use rayguard_core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket, WaitId};
-use rayguard_core::limit::meter::Outcome;
+use rayguard_core::limit::meter::{Outcome, Reason};
 use rayguard_core::limit::table::LimitTable;
 use rayguard_core::policy::{ClassId, Kind, Policy};
 use rayguard_core::request::catalogue::Surface;
@@ -259,6 +259,6 @@ impl Door {
 
     /// A waiter's time is up.
     pub fn expire(&self, id: WaitId, life: u32) -> Option<Shed> {
-        self.gate_of(life)?.expire(id).map(|(_, shed)| shed)
+        self.gate_of(life)?.expire(id, Reason::QueueTimeout).map(|(_, shed)| shed)
     }
 }

@@ -13,6 +13,7 @@ use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::door::{Door, Entrance, Front, ShedNote};
 use rayguard::proxy::listen::{self, Bounds, Listener};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
+use rayguard::proxy::websocket;
 use rayguard::runtime::clock::Clock;
 use rayguard::runtime::tasks::Tasks;
 use std::net::SocketAddr;
@@ -93,7 +94,8 @@ impl Rig {
     /// A door behind this listener.
     pub async fn on(listener: Listener, setup: Setup) -> Rig {
         let tasks = Tasks::default();
-        let ray = Ray::start(&tasks).await;
+        // It does not go down with the door.
+        let ray = Ray::start(&Tasks::default()).await;
         let clock = Clock::start();
         let (note, sheds) = mpsc::channel(1024);
         // 127.0.0.1 speaks for others: `x-forwarded-for` names the party in these tests.
@@ -308,6 +310,34 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
+    /// The next WebSocket message or control frame, fragments put together: its opcode and payload. `None` at the
+    /// end of the connection.
+    pub async fn message(&mut self) -> Option<(u8, Vec<u8>)> {
+        let (mut kind, mut message) = (0, Vec::new());
+        loop {
+            let head = self.exact(2).await?;
+            let length = match head[1] & 0x7f {
+                126 => u16::from_be_bytes(self.exact(2).await?.try_into().unwrap()).into(),
+                127 => usize::try_from(u64::from_be_bytes(self.exact(8).await?.try_into().unwrap())).unwrap(),
+                short => usize::from(short),
+            };
+            let (opcode, payload) = (head[0] & 15, self.exact(length).await?);
+            if opcode >= 8 {
+                return Some((opcode, payload));
+            }
+            kind = if opcode == 0 { kind } else { opcode };
+            message.extend(payload);
+            if head[0] & 0x80 != 0 {
+                return Some((kind, message));
+            }
+        }
+    }
+
+    /// The next message, as text.
+    pub async fn said(&mut self) -> String {
+        String::from_utf8(self.message().await.expect("a message before the end").1).unwrap()
+    }
+
     /// Whether the other end has closed.
     pub async fn is_closed(&mut self) -> bool {
         self.more().await.is_none()
@@ -473,29 +503,55 @@ impl Ray {
                 }
                 line.stream.write_all(b"0\r\n\r\n").await.is_ok()
             }
-            "websocket-big" => {
-                let head =
-                    "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n";
-                let log = vec![b'x'; rest.parse().unwrap()];
-                if line.stream.write_all(head.as_bytes()).await.is_err() {
-                    return false;
-                }
+            "websocket-late" => {
+                // Shakes hands when there is a permit, then says nothing.
                 let Ok(permit) = self.hold.acquire().await else { return false };
                 permit.forget();
-                line.stream.write_all(&log).await.is_ok()
+                line.stream.write_all(SWITCH).await.is_ok() && self.hold.acquire().await.is_ok()
+            }
+            "websocket-log" => {
+                // So many lines with so many milliseconds between them, then a Close; whether it is answered is for
+                // the client to see. From the first line on, whoever asks, as Ray does it.
+                let (lines, pause) = rest.split_once(':').unwrap();
+                let pause = Duration::from_millis(pause.parse().unwrap());
+                if line.stream.write_all(SWITCH).await.is_err() {
+                    return false;
+                }
+                for number in 0..lines.parse().unwrap() {
+                    let text = websocket::text_frame(&log_line(number));
+                    if line.stream.write_all(&text).await.is_err() {
+                        return false;
+                    }
+                    if !pause.is_zero() {
+                        tokio::time::sleep(pause).await;
+                    }
+                }
+                let _ = line.stream.write_all(&websocket::close_frame(websocket::NORMAL)).await;
+                // As Ray: until it is answered, or has not been for ten seconds.
+                let answer = tokio::time::timeout(Duration::from_secs(10), line.more()).await;
+                drop(answer);
+                false
+            }
+            "drip" => {
+                // So many lines with so many milliseconds between them, as server-sent events.
+                let (lines, pause) = rest.split_once(':').unwrap();
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+                let mut sent = line.stream.write_all(head.as_bytes()).await.is_ok();
+                for _ in 0..lines.parse::<usize>().unwrap() {
+                    tokio::time::sleep(Duration::from_millis(pause.parse().unwrap())).await;
+                    sent &= line.stream.write_all(b"9\r\ndata: x\n\n\r\n").await.is_ok();
+                }
+                sent && line.stream.write_all(b"0\r\n\r\n").await.is_ok()
             }
             "websocket-text" => {
-                let mut said = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
-                                 connection: upgrade\r\nsec-websocket-accept: abc\r\n\r\n"
-                    .to_vec();
-                said.extend(rayguard::proxy::websocket::text_frame(rest));
+                let mut said = SWITCH.to_vec();
+                said.extend(websocket::text_frame(rest));
                 line.stream.write_all(&said).await.is_ok() && self.hold.acquire().await.is_ok()
             }
             "websocket" => {
                 assert!(header(head, "upgrade").is_some(), "no upgrade: {head}");
-                let head = "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
-                            connection: upgrade\r\nsec-websocket-accept: abc\r\n\r\nhello";
-                line.stream.write_all(head.as_bytes()).await.unwrap();
+                let said = [SWITCH, &websocket::text_frame("hello")].concat();
+                line.stream.write_all(&said).await.unwrap();
                 // A line per permit; closes when the semaphore does. What the client says comes back.
                 let mut chunk = [0; 1024];
                 let mut open = true;
@@ -504,7 +560,8 @@ impl Ray {
                         permit = self.hold.acquire() => match permit {
                             Ok(permit) => {
                                 permit.forget();
-                                if line.stream.write_all(b"tick").await.is_err() { return false; }
+                                let tick = websocket::text_frame("tick");
+                                if line.stream.write_all(&tick).await.is_err() { return false; }
                             }
                             Err(_) => return false,
                         },
@@ -525,6 +582,14 @@ impl Ray {
             _ => reply_with(line, 200, "set-cookie: a=b\r\nset-cookie: c=d\r\n", "ray").await,
         }
     }
+}
+
+const SWITCH: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\
+                        connection: upgrade\r\nsec-websocket-accept: abc\r\n\r\n";
+
+/// A line of the log of `websocket-log`.
+pub fn log_line(number: usize) -> String {
+    format!("{number:06} {}\n", "of a log that says a thing or two ".repeat(6))
 }
 
 async fn reply(line: &mut Client<TcpStream>, status: u16, text: &str) -> bool {

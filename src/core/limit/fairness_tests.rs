@@ -2,7 +2,7 @@
 //! class with room for a few, and what each of them got.
 
 use super::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
-use super::meter::Outcome;
+use super::meter::{Outcome, Reason};
 use super::table::LimitTable;
 use crate::policy::{Bounds, Class, ClassId, Queue, RateBounds, SignalId, plain};
 use crate::request::party::Party;
@@ -121,7 +121,7 @@ impl World {
                         woken.push((at, grant));
                     });
                 }
-                Next::Expire(id) => drop(self.gate.expire(id)),
+                Next::Expire(id) => drop(self.gate.expire(id, Reason::QueueTimeout)),
             }
             for (at, grant) in woken {
                 if let Grant::Go(ticket) = grant {

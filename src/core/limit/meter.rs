@@ -36,11 +36,13 @@ pub enum Reason {
     UpstreamUnreachable,
     /// The class asks for an API key and none, or none we know, was shown.
     ApiKey,
+    /// It still waited when the time to finish what was under way was nearly over: the process ends.
+    Draining,
 }
 
 impl Reason {
     /// All reasons, in order.
-    pub const ALL: [Reason; 11] = [
+    pub const ALL: [Reason; 12] = [
         Reason::Blocked,
         Reason::ClassRate,
         Reason::ClassBacklog,
@@ -52,6 +54,7 @@ impl Reason {
         Reason::QueueTimeout,
         Reason::UpstreamUnreachable,
         Reason::ApiKey,
+        Reason::Draining,
     ];
 
     /// The label in metrics, logs and the `X-Rayguard-Reason` header.
@@ -69,6 +72,7 @@ impl Reason {
             Reason::QueueTimeout => "queue_timeout",
             Reason::UpstreamUnreachable => "upstream_unreachable",
             Reason::ApiKey => "api_key",
+            Reason::Draining => "draining",
         }
     }
 
@@ -82,6 +86,7 @@ impl Reason {
                 | Reason::QueueTimeout
                 | Reason::UpstreamUnreachable
                 | Reason::ClassInFlight
+                | Reason::Draining
         )
     }
 }

@@ -48,11 +48,11 @@ impl<W> Gate<W> {
         Some(waiter)
     }
 
-    /// A waiter's time is up: it is taken out and the refusal returned; `None` if its verdict
+    /// A waiter's time is up, for this reason: it is taken out and the refusal returned; `None` if its verdict
     /// is already on the way.
-    pub fn expire(&self, id: WaitId) -> Option<(W, Shed)> {
+    pub fn expire(&self, id: WaitId, reason: Reason) -> Option<(W, Shed)> {
         let waiter = self.take_out(id, None)?;
-        Some((waiter, self.refuse(id.class, Reason::QueueTimeout, Duration::ZERO)))
+        Some((waiter, self.refuse(id.class, reason, Duration::ZERO)))
     }
 
     /// Joins the class's queue, then serves whoever is next (perhaps this very request).
