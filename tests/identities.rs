@@ -105,7 +105,7 @@ impl World {
             upgrade: false,
             grpc: false,
         };
-        let matched = self.classifier.classify(&facts).unwrap();
+        let matched = self.classifier.classify(&facts);
         Ask { class: matched.class, route: matched.route.0, party: self.identifier.identify(&facts) }
     }
 

@@ -212,7 +212,7 @@ impl Guide {
         let policy = settings.policy;
         let Ok(classifier) = Classifier::new(&policy, Surface::Dashboard, &[]) else { return guide };
         for route in &spec.routes {
-            let Ok(found) = classifier.classify(&facts(route)) else { continue };
+            let found = classifier.classify(&facts(route));
             if let Some(rays) =
                 found.route.index().checked_sub(Surface::ALL.len()).and_then(|at| ROUTES.get(at))
             {

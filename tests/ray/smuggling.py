@@ -65,7 +65,8 @@ class Recorder:
         body = await request.read()
         if request.path in OF_THE_DOOR:
             return web.Response(text="ray")
-        target = re.sub(r"^\w+://[^/?]*", "", request.raw_path) or "/"  # of a whole URL, what its router looks at
+        # Of a whole URL, what its router looks at, which is no fragment.
+        target = re.sub(r"^\w+://[^/?]*", "", request.raw_path).split("#")[0] or "/"
         self.seen.append(f'{request.method} {target} "{shown(body)}"')
         return web.Response(text="ray")
 

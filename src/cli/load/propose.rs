@@ -69,9 +69,8 @@ pub fn section(plan: &Plan, samples: &[Sample]) -> String {
             upgrade: false,
             grpc: false,
         };
-        if let Ok(matched) = classifier.classify(&facts) {
-            by_class.entry(matched.class.index()).or_default().push(sample);
-        }
+        let matched = classifier.classify(&facts);
+        by_class.entry(matched.class.index()).or_default().push(sample);
     }
     let mut objectives = String::new();
     for (class, samples) in by_class {

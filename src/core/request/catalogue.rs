@@ -582,6 +582,17 @@ pub const CLASSES: &[ClassDefault] = &[
         law: Law::Gradient { tolerance: 3.0, smoothing: 0.2 },
         ..UNARY
     },
+    // What a browser asks before it lets a page call another origin. An application answers it at once, and
+    // a page whose preflight is refused is told nothing at all: so it waits behind no call. It has a cap of its
+    // own, since an application that does its work whatever the method could be flooded by it.
+    ClassDefault {
+        name: "serve-preflight",
+        module: "Serve",
+        about: "CORS preflights of web pages that call the users' applications",
+        priority: 9,
+        in_flight: Bounds::fixed(64.0),
+        ..HELD
+    },
     // All the rest.
     ClassDefault {
         name: "health",
@@ -592,7 +603,7 @@ pub const CLASSES: &[ClassDefault] = &[
     ClassDefault {
         name: "blocked",
         module: "Dashboard",
-        about: "Ray's test routes, which pin a worker for as long as the caller likes",
+        about: "what pins a process of Ray's: its test routes, and a HEAD of a log that is streamed",
         treatment: Treatment::Blocked,
         priority: 0,
         ..UNLIMITED
@@ -614,6 +625,9 @@ const fn route(method: &'static str, path: &'static str, class: &'static str, mo
 const fn call(path: &'static str, class: &'static str) -> Route {
     Route { surface: Surface::RayClient, method: "POST", path, header: None, class, module: "RayClient" }
 }
+/// The header that makes an `OPTIONS` a preflight, whatever it says.
+pub const PREFLIGHT: &str = "access-control-request-method";
+
 const fn serve(path: &'static str, class: &'static str) -> Route {
     Route { surface: Surface::Serve, method: "GET", path, header: None, class, module: "Serve" }
 }
@@ -660,6 +674,9 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/api/v0/logs/stream", "log-stream", "StateHead"),
     route("GET", "/api/v0/logs/{media_type}", "state-logs", "StateHead"),
     route("GET", "/api/v0/delay/{delay_s}", "blocked", "StateHead"),
+    // Ray 2.60 passes a streamed answer on until its body ends, and a HEAD's never does: the dashboard's loop turns
+    // over it for good and answers nobody any more.
+    route("HEAD", "/api/v0/logs/{media_type}", "blocked", "StateHead"),
     // NodeHead.
     route("GET", "/nodes", "views", "NodeHead"),
     route("GET", "/nodes/{node_id}", "views", "NodeHead"),
@@ -721,6 +738,7 @@ pub const ROUTES: &[Route] = &[
     // Serve.
     serve("/-/healthz", "health"),
     serve("/-/routes", "health"),
+    Route { method: "OPTIONS", header: Some((PREFLIGHT, "")), ..serve("/{*rest}", "serve-preflight") },
 ];
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Which class does a request belong to?
 //!
-//! The path is brought to its normal form ([`normalise`]) and looked up, most specific first:
-//! the operator's routes, then Ray's own ([`ROUTES`]), then the class for what no route
-//! knows. What cannot be classified with certainty is [`Suspicious`] and refused.
+//! The path is read as Ray reads it (see [`path`]) and looked up, most specific first: the
+//! operator's routes, then Ray's own ([`ROUTES`]), then the class for what no route knows. A
+//! path with dot segments has two readings, and belongs where the costlier one does.
 //!
 //! Ray's routes are radix trees per method, as its router is in effect: a method that a
 //! path does not have is a 404 or 405 from the parent loop, hence `other`. Trailing slashes
@@ -15,13 +15,15 @@
 //! named method before any. Two rules that take the very same requests are an error; rules
 //! that merely overlap in part stand in the operator's order.
 //!
-//! On the [`Serve`](Surface::Serve) surface the paths are the users' own. As long as the
-//! operator has no routes there, nothing can be dodged and no path is refused.
+//! On the [`Serve`](Surface::Serve) surface the paths are the users' own.
+//!
+//! [`path`]: crate::request::path
 
-use crate::policy::{ClassId, Policy};
-use crate::request::catalogue::{ROUTES, Surface};
+use crate::policy::{ClassId, Policy, Treatment};
+use crate::request::catalogue::{PREFLIGHT, ROUTES, Surface};
 use crate::request::facts::{Facts, Headers};
-use crate::request::path::{Suspicious, normalise};
+use crate::request::path::{decode, normalise};
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::sync::Arc;
@@ -84,13 +86,13 @@ pub enum Problem {
         /// The class's name.
         class: Arc<str>,
     },
-    /// The path is one that is refused at the door.
+    /// The path is one that no request has.
     #[error("route `{path}` can never match: {why}")]
-    Suspicious {
+    Unreachable {
         /// The route's path.
         path: Arc<str>,
         /// What is wrong with it.
-        why: Suspicious,
+        why: &'static str,
     },
     /// The path is not in normal form.
     #[error("route `{path}` can never match, since paths are compared in normal form; write `{normal}`")]
@@ -173,8 +175,11 @@ pub struct Classifier {
     rules: Vec<Pattern>,
     /// Where goes what no route knows.
     unlisted: Match,
-    /// Whether a path that cannot be normalised is still let in, as unlisted.
-    lenient: bool,
+    surface: Surface,
+    /// Where goes a browser's question whether a page may call, before any other route.
+    preflight: Option<Match>,
+    /// Classes without limits, by [`ClassId`].
+    exempt: Box<[bool]>,
     /// By [`RouteId`].
     labels: Box<[Arc<str>]>,
     /// A route of each class that has any, by [`ClassId`].
@@ -226,7 +231,7 @@ impl Classifier {
 
         let mut labels: Vec<Arc<str>> = vec![UNLISTED.into(); Surface::ALL.len()];
         let mut examples = vec![None; policy.classes.len()];
-        let mut patterns = Vec::new();
+        let (mut patterns, mut preflight) = (Vec::new(), None);
         let mut trees: [Trees; METHODS.len()] = Default::default();
         for route in ROUTES {
             let id = next_id(&labels);
@@ -242,6 +247,7 @@ impl Classifier {
                     let target = Match { class, route: id };
                     let tree = METHODS.iter().position(|method| *method == route.method);
                     match (route.header, tree) {
+                        (Some((PREFLIGHT, _)), _) => preflight = Some(target),
                         (None, Some(tree)) => trees[tree].insert(route.path, target),
                         _ => patterns.push(Pattern::of_ray(route, target)),
                     }
@@ -273,7 +279,9 @@ impl Classifier {
         match unlisted {
             Ok(class) if faults.is_empty() => Ok(Classifier {
                 trees,
-                lenient: surface == Surface::Serve && patterns.is_empty(),
+                surface,
+                preflight,
+                exempt: policy.classes.iter().map(|class| class.treatment == Treatment::Exempt).collect(),
                 rules: patterns,
                 unlisted: Match { class, route: unlisted_id(surface) },
                 labels: labels.into(),
@@ -288,23 +296,36 @@ impl Classifier {
     }
 
     /// Where a request belongs.
-    ///
-    /// # Errors
-    /// [`Suspicious`] when the path could be read in two ways: answer 400.
     #[inline]
-    pub fn classify(&self, facts: &Facts) -> Result<Match, Suspicious> {
-        let path = match normalise(facts.path) {
-            Ok(path) => path,
-            Err(_) if self.lenient => return Ok(self.unlisted),
-            Err(why) => return Err(why),
-        };
-        let head = Head::of(&path);
-        let found = self.rules.iter().find(|rule| rule.head.begins(head) && rule.matches(facts, &path));
-        if let Some(rule) = found {
-            return Ok(rule.target);
+    #[must_use]
+    pub fn classify(&self, facts: &Facts) -> Match {
+        if self.surface == Surface::Serve {
+            let preflight = self.preflight.filter(|_| is_preflight(facts));
+            return preflight.unwrap_or_else(|| self.find(facts, &decode(facts.path)));
         }
-        let Some(tree) = tree_of(facts.method) else { return Ok(self.unlisted) };
-        Ok(self.trees[tree].find(&path).unwrap_or(self.unlisted))
+        let normal = normalise(facts.path);
+        let found = self.find(facts, &normal.path);
+        match normal.resolved {
+            None => found,
+            Some(resolved) => self.costlier(found, self.find(facts, &resolved)),
+        }
+    }
+
+    fn find(&self, facts: &Facts, path: &str) -> Match {
+        let head = Head::of(path);
+        let found = self.rules.iter().find(|rule| rule.head.begins(head) && rule.matches(facts, path));
+        if let Some(rule) = found {
+            return rule.target;
+        }
+        let Some(tree) = tree_of(facts.method) else { return self.unlisted };
+        self.trees[tree].find(path).unwrap_or(self.unlisted)
+    }
+
+    /// The dashboard goes by the path as it stands, the module behind it by the path without dot
+    /// segments: whatever work there is, the module does it.
+    fn costlier(&self, stands: Match, resolved: Match) -> Match {
+        let has_limits = !self.exempt[resolved.class.index()];
+        if has_limits && resolved.route != self.unlisted.route { resolved } else { stands }
     }
 
     /// Where goes what no route knows.
@@ -352,6 +373,13 @@ fn unlisted_id(surface: Surface) -> RouteId {
         Surface::RayClient => RouteId(1),
         Surface::Serve => RouteId(2),
     }
+}
+
+/// Whether a browser asks if a page of another origin may call (the Fetch standard, 3.2.2).
+fn is_preflight(facts: &Facts) -> bool {
+    facts.method == "OPTIONS"
+        && facts.headers.get("origin").is_some()
+        && facts.headers.get(PREFLIGHT).is_some()
 }
 
 /// The tree of a method's routes.
@@ -431,12 +459,15 @@ impl Pattern {
 
     fn of_operator(rule: &Rule, place: usize, target: Match) -> Result<Pattern, Problem> {
         let path = || rule.path.clone();
-        match normalise(&rule.path) {
-            Err(why) => return Err(Problem::Suspicious { path: path(), why }),
-            Ok(normal) if *normal != *rule.path => {
-                return Err(Problem::NotNormal { path: path(), normal: normal.into_owned().into() });
-            }
-            Ok(_) => {}
+        if let Some(why) = unreachable(rule) {
+            return Err(Problem::Unreachable { path: path(), why });
+        }
+        let normal = match rule.surface {
+            Surface::Serve => decode(&rule.path),
+            _ => normalise(&rule.path).path,
+        };
+        if let Cow::Owned(normal) = normal {
+            return Err(Problem::NotNormal { path: path(), normal: normal.into() });
         }
         let segments = segments_of(&rule.path)
             .map_err(|segment| Problem::BadSegment { path: path(), segment: segment.into() })?;
@@ -535,6 +566,19 @@ fn same_method(route: &str, sent: &str) -> bool {
     route.eq_ignore_ascii_case(sent) || (route == "GET" && sent.eq_ignore_ascii_case("HEAD"))
 }
 
+/// Why no request has this path.
+fn unreachable(rule: &Rule) -> Option<&'static str> {
+    if !rule.path.starts_with('/') {
+        Some("it does not begin with `/`")
+    } else if rule.path.contains(['?', '#']) {
+        Some("`?` and `#` end a path; escape them")
+    } else if rule.surface != Surface::Serve && normalise(&rule.path).resolved.is_some() {
+        Some("it has a `.` or `..` segment; write it resolved")
+    } else {
+        None
+    }
+}
+
 /// A pattern up to its first parameter.
 fn prefix_of(path: &str) -> &str {
     path.split('{').next().unwrap_or_default()
@@ -595,14 +639,14 @@ mod tests {
         Facts { method, path, query: "", address, headers, upgrade: false, grpc: false }
     }
 
-    /// Class and label of a request, or the refusal.
-    fn place(classifier: &Classifier, method: &str, path: &str) -> Result<(String, String), Suspicious> {
-        let found = classifier.classify(&facts(method, path, &Lines::default()))?;
+    /// Class and label of a request.
+    fn place(classifier: &Classifier, method: &str, path: &str) -> (String, String) {
+        let found = classifier.classify(&facts(method, path, &Lines::default()));
         let class = CLASSES[found.class.index()].name.to_owned();
-        Ok((class, classifier.label(found.route).to_string()))
+        (class, classifier.label(found.route).to_string())
     }
     fn class_of(classifier: &Classifier, method: &str, path: &str) -> String {
-        place(classifier, method, path).map_or_else(|_| "(refused)".to_owned(), |(class, _)| class)
+        place(classifier, method, path).0
     }
 
     fn rule(method: Option<&str>, path: &str, class: &str) -> Rule {
@@ -650,7 +694,7 @@ mod tests {
         let mut count = 0;
         for (method, pattern, module) in rays_routes() {
             let sample = pattern.replace('{', "x").replace('}', "y");
-            let (class, label) = place(&classifier, method, &sample).unwrap();
+            let (class, label) = place(&classifier, method, &sample);
             assert_eq!(label, pattern, "{method} {pattern} is not in the catalogue");
             let route = ROUTES.iter().find(|route| route.method == method && route.path == pattern).unwrap();
             assert_eq!(route.module, module, "{method} {pattern}");
@@ -687,6 +731,9 @@ mod tests {
             ("GET", "/", "health"),
             ("GET", "/api/v0/delay/5", "blocked"),
             ("HEAD", "/api/v0/delay/5", "blocked"),
+            ("HEAD", "/api/v0/logs/file", "blocked"),
+            ("head", "/api/v0/logs/stream", "blocked"),
+            ("HEAD", "/api/v0/logs", "state-logs"),
             ("GET", "/test/dump", "blocked"),
             ("GET", "/memory_profile", "profiling"),
             ("POST", "/report_events", "reports"),
@@ -719,15 +766,18 @@ mod tests {
                 panic!("five columns: {line:?}");
             };
             tricks += 1;
-            let found = place(&classifier, method, path);
-            assert_eq!(found.as_ref().map_or("(refused)", |(_, label)| label), expected, "{method} {path:?}");
-            let Ok((class, _)) = found else { continue };
-            for ray in [parent, module].into_iter().filter_map(|route| class_of_route(method, route)) {
-                let same = class == ray
+            let (class, label) = place(&classifier, method, path);
+            assert_eq!(label, expected, "{method} {path:?}");
+            // The module does the work, if there is one; what it does not know costs the dashboard little.
+            let ray = class_of_route(method, module).or_else(|| class_of_route(method, parent));
+            let same = ray.is_none_or(|ray| {
+                class == ray
                     || (ray == "logs" && ["state-logs", "log-stream"].contains(&&*class))
-                    || (ray == "health" && class == "other");
-                assert!(same, "{method} {path:?} is {ray} to Ray and {class} to us");
-            }
+                    || (ray == "health"
+                        && !classifier.exempt
+                            [classifier.classify(&facts(method, path, &Lines::default())).class.index()])
+            });
+            assert!(same, "{method} {path:?} is {ray:?} to Ray and {class} to us");
         }
         assert!(tricks >= 80, "{tricks}");
     }
@@ -736,7 +786,7 @@ mod tests {
     fn ray_client_newcomers_sessions_and_calls_are_told_apart() {
         let classifier = classifier(Surface::RayClient, &[]);
         let class = |path: &str, headers: &Lines| {
-            CLASSES[classifier.classify(&facts("POST", path, headers)).unwrap().class.index()].name
+            CLASSES[classifier.classify(&facts("POST", path, headers)).class.index()].name
         };
         let none = Lines::default();
         let resumed = Lines(vec![("reconnecting", b"True".to_vec())]);
@@ -762,10 +812,35 @@ mod tests {
         let costly = Rule { surface: Surface::Serve, ..rule(Some("POST"), "/llm/{*rest}", "state-heavy") };
         let ruled = classifier(Surface::Serve, &[costly]);
         assert_eq!(class_of(&ruled, "POST", "/llm/v1/chat"), "state-heavy");
+        for (path, class) in [
+            ("/llm%2Fv1%2Fchat", "state-heavy"),
+            ("/%6Clm/v1/ch%5Cat", "state-heavy"),
+            ("/x/../llm/v1/chat", "serve"),
+            ("//llm/v1/chat", "serve"),
+            ("/%", "serve"),
+            ("/a%00%FCb/..", "serve"),
+        ] {
+            assert_eq!(class_of(&ruled, "POST", path), class, "{path}: Serve's own router goes by it so");
+        }
+    }
+
+    #[test]
+    fn a_preflight_is_one_whatever_it_asks_for_and_nothing_else_is() {
+        let llm = Rule { surface: Surface::Serve, ..rule(None, "/llm/{*rest}", "state-heavy") };
+        let serve = classifier(Surface::Serve, &[llm]);
+        let class = |method: &str, names: &[&'static str]| {
+            let headers = Lines(names.iter().map(|name| (*name, b"x".to_vec())).collect());
+            CLASSES[serve.classify(&facts(method, "/llm/v1", &headers)).class.index()].name
+        };
+        assert_eq!(class("OPTIONS", &["origin", PREFLIGHT]), "serve-preflight");
+        assert_eq!(class("OPTIONS", &["origin"]), "state-heavy");
+        assert_eq!(class("OPTIONS", &[PREFLIGHT]), "state-heavy");
+        assert_eq!(class("POST", &["origin", PREFLIGHT]), "state-heavy");
+        let dashboard = classifier(Surface::Dashboard, &[]);
+        let headers = Lines(vec![("origin", b"x".to_vec()), (PREFLIGHT, b"GET".to_vec())]);
         assert_eq!(
-            class_of(&ruled, "POST", "/x/../llm/v1/chat"),
-            "(refused)",
-            "now there is something to dodge"
+            CLASSES[dashboard.classify(&facts("OPTIONS", "/x", &headers)).class.index()].name,
+            "other"
         );
     }
 
@@ -781,7 +856,7 @@ mod tests {
         ];
         let classifier = classifier(Surface::Dashboard, &rules);
         let class = |method: &str, path: &str, headers: &Lines| {
-            let found = classifier.classify(&facts(method, path, headers)).unwrap();
+            let found = classifier.classify(&facts(method, path, headers));
             (CLASSES[found.class.index()].name, classifier.label(found.route).to_string())
         };
         let none = Lines::default();
@@ -880,10 +955,9 @@ mod tests {
         fn a_path_and_its_normal_form_have_the_same_class(path in disguised(), method in "GET|POST|HEAD|get") {
             for surface in Surface::ALL {
                 let classifier = classifier(surface, &[]);
-                if let Ok(normal) = normalise(&path) {
-                    prop_assert_eq!(place(&classifier, &method, &path), place(&classifier, &method, &normal));
-                } else if surface != Surface::Serve {
-                    prop_assert!(place(&classifier, &method, &path).is_err());
+                let normal = normalise(&path);
+                if surface != Surface::Serve {
+                    prop_assert_eq!(place(&classifier, &method, &path), place(&classifier, &method, &normal.path));
                 }
             }
         }
@@ -900,8 +974,8 @@ mod tests {
             let filled: Vec<_> =
                 pieces.iter().map(|piece| if piece.starts_with('{') { filler.clone() } else { piece.clone() }).collect();
             let path = format!("/{}{}", filled.join("/"), deeper);
-            let Ok((class, label)) = place(&classifier, "GET", &path) else { return Ok(()) };
-            let merged = normalise(&path).unwrap().into_owned();
+            let (class, label) = place(&classifier, "GET", &path);
+            let merged = normalise(&path).path.into_owned();
             let takes = if rest { merged.split('/').count() > pieces.len() + 1 } else { merged.split('/').count() == pieces.len() + 1 };
             prop_assert_eq!(label == pattern, takes, "{} {}", pattern, path);
             prop_assert_eq!(class == "profiling", takes);

@@ -89,11 +89,11 @@ impl Identifier {
         Identifier { key_header: header, key_digests: digests, ..self }
     }
 
-    /// The header in which API keys come, if there are any: a secret between caller and door, that
+    /// The header in which API keys come, empty if none does: a secret between caller and proxy, that
     /// Ray has no use for.
     #[must_use]
-    pub fn key_header(&self) -> Option<&str> {
-        (!self.key_digests.is_empty()).then_some(&*self.key_header)
+    pub fn key_header(&self) -> &str {
+        &self.key_header
     }
 
     /// Whether the request shows one of the operator's API keys.
@@ -130,7 +130,7 @@ impl Identifier {
         }
         let mut hops = 0;
         for line in (0..LINES_MAX).map_while(|n| facts.headers.nth_back("x-forwarded-for", n)) {
-            for entry in line.rsplit(|&byte| byte == b',') {
+            for entry in line.rsplit(|&byte| byte == b',').filter(|entry| !entry.trim_ascii().is_empty()) {
                 let Some(hop) = parse_hop(entry) else { return nearest };
                 nearest = hop;
                 hops += 1;
@@ -502,6 +502,9 @@ mod tests {
         assert_eq!(via("[2001:db8::1]:4711"), "2001:db8::1");
         assert_eq!(via("[2001:db8::1]"), "2001:db8::1");
         assert_eq!(via("::ffff:203.0.113.9"), "203.0.113.9");
+        assert_eq!(via("198.51.100.7, 203.0.113.9,"), "203.0.113.9", "an empty entry is nobody");
+        assert_eq!(via("203.0.113.9, ,10.9.9.9, "), "203.0.113.9");
+        assert_eq!(via("\u{fc}, 203.0.113.9"), "203.0.113.9", "what the client wrote is left alone");
         assert_eq!(via("198.51.100.7, unknown"), "10.0.0.1", "nothing left of what is no address");
         assert_eq!(via("198.51.100.7, unknown, 10.9.9.9"), "10.9.9.9");
         assert_eq!(via(""), "10.0.0.1");
@@ -512,6 +515,8 @@ mod tests {
     fn a_proxy_that_adds_a_line_below_the_forged_one_is_believed() {
         let two = [("x-forwarded-for", "198.51.100.7"), ("x-forwarded-for", "203.0.113.9")];
         assert_eq!(address("10.0.0.1", &two), "203.0.113.9");
+        let empty = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "")];
+        assert_eq!(address("10.0.0.1", &empty), "203.0.113.9");
         let listed = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "10.3.3.3")];
         assert_eq!(address("10.0.0.1", &listed), "203.0.113.9", "on to the line above");
         let named = [("x-forwarded-user", "admin"), ("x-forwarded-user", "mallory")];

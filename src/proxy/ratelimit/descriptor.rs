@@ -117,7 +117,7 @@ fn matched(front: &Front, entries: &Entries<'_>, facts: &Facts<'_>) -> Option<Ma
     if std::str::from_utf8(path).is_err() {
         return Some(classifier.unlisted());
     }
-    Some(classifier.classify(facts).unwrap_or_else(|_| classifier.unlisted()))
+    Some(classifier.classify(facts))
 }
 
 fn party(identifier: &Identifier, entries: &Entries<'_>, facts: &Facts<'_>) -> Party {
