@@ -253,10 +253,12 @@ impl<W> Gate<W> {
                 };
                 (rate.burst, limiter)
             });
-            let shares = old
-                .and_then(|old| old.shares.clone())
-                .filter(|(limits, _)| *limits == class.per_party)
-                .or_else(|| Some((class.per_party, Arc::new(Shares::new(class.per_party, now)?))));
+            let shares = match old.and_then(|old| old.shares.as_ref()) {
+                Some((limits, shares)) if *limits == class.per_party => Some(Arc::clone(shares)),
+                Some((_, shares)) => Some(Arc::new(shares.succeed(class.per_party, now))),
+                None => Shares::new(class.per_party, now).map(Arc::new),
+            };
+            let shares = shares.map(|shares| (class.per_party, shares));
             let tally = old.map_or_else(
                 || Arc::new(Tally { progress: AtomicU64::new(now.0), ..Tally::default() }),
                 |old| Arc::clone(&old.tally),

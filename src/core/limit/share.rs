@@ -1,10 +1,20 @@
 //! Ceilings for one party: a rate and a concurrency nobody may exceed, whatever is free.
 //!
+//! **Counted twice.** A request counts for the address it comes from and for the credential it
+//! shows, and passes if neither has reached the ceiling. So one token behind 64 addresses is held
+//! to one ceiling, and an address gains nothing by inventing tokens. (Two people behind one
+//! address share its ceiling; an API key or a name that a trusted proxy vouches for sets them apart.)
+//!
 //! Fair queueing needs no per-party state while nobody waits; a configured ceiling does. It
 //! lives in a table of fixed size. A party takes a slot when first seen; a slot is given to
 //! another only when its party owes nothing (its rate has refilled, nothing is under way), so
 //! that flooding the table with invented identities never forgets a debt. When every slot in
-//! reach is owed, the newcomer shares the overflow slot.
+//! reach is owed, a new address shares the overflow slot, and a new credential has none: its
+//! address counts all the same. What an address may not ask takes no slot for a credential, so
+//! there are as many invented ones in the table as the addresses' own ceilings let in.
+//!
+//! **Changed ceilings** hold from the next request on, for the same table: what is under way stays
+//! counted, and a rate that was used up stays used up (see [`Shares::succeed`]).
 //!
 //! Where several doors share their limits, a party that asks for more than its ceilings at several
 //! of them has a part of these at each (`core/fleet/identities.rs`): so much of its places, and a
@@ -28,7 +38,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Slots a class keeps; beyond, parties share one.
+/// Slots a class keeps; beyond, addresses share one.
 pub const SLOTS: usize = 8192;
 
 /// Neighbouring slots a party may take.
@@ -38,18 +48,25 @@ const REACH: usize = 8;
 #[derive(Debug)]
 pub struct Shares {
     in_flight_max: u32,
-    clock: Arc<ElasticClock>,
     rate: Option<RateLimiter<usize, Slab, SharedClock, NoOpMiddleware<VirtualTime>>>,
-    accounts: Slab,
     burst: u32,
-    slots: Box<[Slot]>,
     refill: Duration,
+    table: Arc<Table>,
+}
+
+/// What is counted; it outlives the ceilings.
+#[derive(Debug)]
+struct Table {
+    clock: Arc<ElasticClock>,
+    accounts: Slab,
+    slots: Box<[Slot]>,
     /// The slots whose party has a part of its ceilings here and the rest at other doors.
     parted: Mutex<Vec<usize>>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
+    /// The digest; 0: free.
     party: AtomicU64,
     in_flight: InFlight,
     touched: AtomicU64,
@@ -66,9 +83,19 @@ impl Slot {
     }
 }
 
-/// The place a party was given, to be handed back with its ticket.
+/// The places a request was given, to be handed back with its ticket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SlotId(u32);
+pub struct SlotId {
+    address: u32,
+    credential: Option<u32>,
+}
+
+impl SlotId {
+    /// The slots, the address's first.
+    fn places(self) -> impl Iterator<Item = usize> + Clone {
+        std::iter::once(self.address).chain(self.credential).map(|at| at as usize)
+    }
+}
 
 impl Shares {
     /// A table for these ceilings, or `None` when there are none to hold.
@@ -77,54 +104,64 @@ impl Shares {
         if limits == PartyLimits::default() {
             return None;
         }
-        let rate_per_second = limits.rate.map_or(0.0, |(rate, _)| rate);
-        let clock = Arc::new(ElasticClock::new(rate_per_second, now));
+        let table = Table {
+            clock: Arc::new(ElasticClock::new(per_second(limits), now)),
+            accounts: Slab::default(),
+            slots: (0..=SLOTS).map(|_| Slot::default()).collect(),
+            parted: Mutex::default(),
+        };
+        Some(Shares::over(Arc::new(table), limits))
+    }
+
+    /// Other ceilings over what is counted already.
+    #[must_use]
+    pub fn succeed(&self, limits: PartyLimits, now: Time) -> Shares {
+        if limits.rate.is_some() {
+            self.table.clock.set_rate(per_second(limits), now);
+        }
+        Shares::over(Arc::clone(&self.table), limits)
+    }
+
+    fn over(table: Arc<Table>, limits: PartyLimits) -> Shares {
         let burst = NonZeroU32::new(limits.rate.map_or(1, |(_, burst)| burst)).unwrap_or(NonZeroU32::MIN);
-        let accounts = Slab::default();
         let rate = limits.rate.and_then(|_| {
             let quota = Quota::with_period(Duration::from_millis(1))?.allow_burst(burst);
-            Some(RateLimiter::new(quota, accounts.clone(), SharedClock(Arc::clone(&clock))))
+            Some(RateLimiter::new(quota, table.accounts.clone(), SharedClock(Arc::clone(&table.clock))))
         });
-        let refill = if rate_per_second > 0.0 {
-            crate::time::duration_from_secs(f64::from(burst.get()) / rate_per_second)
+        let per_second = per_second(limits);
+        let refill = if per_second > 0.0 {
+            crate::time::duration_from_secs(f64::from(burst.get()) / per_second)
         } else {
             Duration::ZERO
         };
-        Some(Shares {
-            in_flight_max: limits.in_flight.unwrap_or(u32::MAX),
-            clock,
-            rate,
-            accounts,
-            burst: burst.get(),
-            slots: (0..=SLOTS).map(|_| Slot::default()).collect(),
-            refill,
-            parted: Mutex::default(),
-        })
+        let in_flight_max = limits.in_flight.unwrap_or(u32::MAX);
+        Shares { in_flight_max, rate, burst: burst.get(), refill, table }
     }
 
     /// From now on these parties have so much of their ceilings here and the rest at other doors.
     /// One request at least may be under way.
     pub fn part(&self, parts: &BTreeMap<u64, f64>) {
+        let slots = &self.table.slots;
         // What is held is right between any two slots.
-        let mut parted = self.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parted = self.table.parted.lock().unwrap_or_else(PoisonError::into_inner);
         for at in parted.drain(..) {
-            self.slots[at].part.store(0, Ordering::Relaxed);
+            slots[at].part.store(0, Ordering::Relaxed);
         }
         for (party, part) in parts {
-            let key = party | 1;
-            if let Some(at) = reach(key).find(|at| self.slots[*at].party.load(Ordering::Acquire) == key) {
+            if let Some(at) = self.find(key(*party)) {
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
                 let millionths = (part.clamp(1e-6, 1.0) * 1e6) as u32;
-                self.slots[at].part.store(millionths, Ordering::Relaxed);
+                slots[at].part.store(millionths, Ordering::Relaxed);
                 parted.push(at);
             }
         }
     }
 
-    /// What each party has under way here, and was refused for want of a place since the last call.
+    /// What each party, by its digest, has under way here, and was refused for want of a place since the
+    /// last call.
     #[must_use]
     pub fn places_wanted(&self) -> Vec<(u64, u32)> {
-        let wanted = self.slots[..SLOTS].iter().map(|slot| {
+        let wanted = self.table.slots[..SLOTS].iter().map(|slot| {
             let refused = slot.refused.swap(0, Ordering::Relaxed);
             (slot.party.load(Ordering::Acquire), slot.in_flight.count().saturating_add(refused))
         });
@@ -140,20 +177,108 @@ impl Shares {
 
     /// Counts one request of `party` in, or says which ceiling it has reached and for how long.
     pub fn enter(&self, party: Party, now: Time) -> Result<SlotId, (Reason, Duration)> {
-        let at = self.slot_of(party, now);
-        let slot = &self.slots[at];
-        if !slot.in_flight.try_enter(self.in_flight_max(slot)) {
-            slot.refused.fetch_add(1, Ordering::Relaxed);
-            return Err((Reason::PartyInFlight, Duration::from_secs(1)));
-        }
-        if let Some(rate) = &self.rate {
-            let here = self.clock.advance(now);
-            if let Err(not_until) = rate.check_key(&at) {
-                slot.in_flight.leave();
-                let cells = not_until.wait_time_from(here).as_secs_f64() * 1e3;
-                return Err((Reason::PartyRate, crate::time::duration_from_secs(cells / self.clock.rate())));
+        let address = self.take_slot(party.address, now).unwrap_or(SLOTS);
+        self.take_place(address)?;
+        let mut id = SlotId { address: short(address), credential: None };
+        let entered = self.affords(id.places(), 1, now).and_then(|()| {
+            if let Some(at) = party.credential.and_then(|credential| self.take_slot(credential, now)) {
+                self.take_place(at)?;
+                id.credential = Some(short(at));
             }
-            if let Some(part) = slot.part() {
+            self.take_cells(id, now)
+        });
+        if let Err(over) = entered {
+            self.leave(id);
+            return Err(over);
+        }
+        id.places().for_each(|at| self.table.slots[at].touched.store(now.0, Ordering::Relaxed));
+        Ok(id)
+    }
+
+    /// Which ceiling a request of `party`, worth so many `hits`, would meet if it came now, and for
+    /// how long.
+    #[must_use]
+    pub fn would_refuse(&self, party: Party, hits: u32, now: Time) -> Option<(Reason, Duration)> {
+        let is_full = |at: usize| {
+            let slot = &self.table.slots[at];
+            slot.in_flight.count() >= self.in_flight_max(slot)
+        };
+        if self.known(party).any(is_full) {
+            return Some(FULL);
+        }
+        if self.rate.is_some() && hits > self.burst {
+            let nothing = InMemoryState::default();
+            let wait = until_due(&nothing, self.burst, hits - 1, &self.table.clock, now);
+            return Some((Reason::PartyRate, wait));
+        }
+        self.affords(self.known(party), hits, now).err()
+    }
+
+    /// Takes so many cells more of the party's rate, or none.
+    pub fn take_all(&self, party: Party, cells: NonZeroU32, now: Time) -> bool {
+        let Some(rate) = &self.rate else { return true };
+        let address = self.take_slot(party.address, now).unwrap_or(SLOTS);
+        let mut slots = std::iter::once(address).chain(party.credential.and_then(|digest| self.find(digest)));
+        self.affords(slots.clone(), cells.get(), now).is_ok()
+            && slots.all(|at| matches!(rate.check_key_n(&at, cells), Ok(Ok(()))))
+    }
+
+    /// How many requests of `party` its own ceilings would let in at once.
+    #[must_use]
+    pub fn left(&self, party: Party, now: Time) -> u32 {
+        let most = if self.rate.is_some() { self.in_flight_max.min(self.burst) } else { self.in_flight_max };
+        let left = self.known(party).map(|at| {
+            let slot = &self.table.slots[at];
+            let places = self.in_flight_max(slot).saturating_sub(slot.in_flight.count());
+            let owed = || owed(&self.table.accounts.0[at], &self.table.clock, now);
+            if self.rate.is_some() { places.min(in_hand(self.burst, owed())) } else { places }
+        });
+        left.fold(most, u32::min)
+    }
+
+    /// Counts it out again.
+    pub fn leave(&self, id: SlotId) {
+        id.places().for_each(|at| self.table.slots[at].in_flight.leave());
+    }
+
+    fn take_place(&self, at: usize) -> Result<(), (Reason, Duration)> {
+        let slot = &self.table.slots[at];
+        if slot.in_flight.try_enter(self.in_flight_max(slot)) {
+            return Ok(());
+        }
+        slot.refused.fetch_add(1, Ordering::Relaxed);
+        Err(FULL)
+    }
+
+    /// Whether all of these have so many cells in hand.
+    fn affords(
+        &self,
+        slots: impl Iterator<Item = usize>,
+        cells: u32,
+        now: Time,
+    ) -> Result<(), (Reason, Duration)> {
+        if self.rate.is_none() {
+            return Ok(());
+        }
+        let (clock, accounts) = (&self.table.clock, &self.table.accounts.0);
+        let waits = slots.map(|at| until_due(&accounts[at], self.burst, cells.saturating_sub(1), clock, now));
+        let wait = waits.max().unwrap_or_default();
+        if wait.is_zero() { Ok(()) } else { Err((Reason::PartyRate, wait)) }
+    }
+
+    /// Takes a cell of each slot's rate, if each has one.
+    fn take_cells(&self, id: SlotId, now: Time) -> Result<(), (Reason, Duration)> {
+        let Some(rate) = &self.rate else { return Ok(()) };
+        self.affords(id.places(), 1, now)?;
+        let clock = &self.table.clock;
+        let here = clock.advance(now);
+        for at in id.places() {
+            if let Err(not_until) = rate.check_key(&at) {
+                // Somebody was quicker.
+                let cells = not_until.wait_time_from(here).as_secs_f64() * 1e3;
+                return Err((Reason::PartyRate, crate::time::duration_from_secs(cells / clock.rate())));
+            }
+            if let Some(part) = self.table.slots[at].part() {
                 // A cell here costs what the party gets at other doors meanwhile.
                 #[expect(
                     clippy::cast_possible_truncation,
@@ -162,72 +287,57 @@ impl Shares {
                 )]
                 let more = Nanos::from(((1.0 / part - 1.0) * CELL_NANOS) as u64);
                 let owe = |due: Option<Nanos>| due.map(|due| ((), due + more)).ok_or(());
-                let _ = self.accounts.0[at].measure_and_replace(&NotKeyed::NonKey, owe);
+                let _ = self.table.accounts.0[at].measure_and_replace(&NotKeyed::NonKey, owe);
             }
         }
-        slot.touched.store(now.0, Ordering::Relaxed);
-        Ok(SlotId(u32::try_from(at).unwrap_or(u32::MAX)))
+        Ok(())
     }
 
-    /// Which ceiling a request of `party`, worth so many `hits`, would meet if it came now, and for
-    /// how long.
-    #[must_use]
-    pub fn would_refuse(&self, party: Party, hits: u32, now: Time) -> Option<(Reason, Duration)> {
-        let at = self.slot_of(party, now);
-        if self.slots[at].in_flight.count() >= self.in_flight_max(&self.slots[at]) {
-            return Some((Reason::PartyInFlight, Duration::from_secs(1)));
-        }
-        self.rate.as_ref()?;
-        let wait = until_due(&self.accounts.0[at], self.burst, hits.saturating_sub(1), &self.clock, now);
-        (!wait.is_zero()).then_some((Reason::PartyRate, wait))
+    /// The slots that the party has.
+    fn known(&self, party: Party) -> impl Iterator<Item = usize> {
+        [Some(party.address), party.credential].into_iter().flatten().filter_map(|digest| self.find(digest))
     }
 
-    /// Takes so many cells more of the party's rate, or none.
-    pub fn take_all(&self, party: Party, cells: NonZeroU32, now: Time) -> bool {
-        let Some(rate) = &self.rate else { return true };
-        self.clock.advance(now);
-        matches!(rate.check_key_n(&self.slot_of(party, now), cells), Ok(Ok(())))
+    fn find(&self, digest: u64) -> Option<usize> {
+        let key = key(digest);
+        reach(key).find(|at| self.table.slots[*at].party.load(Ordering::Acquire) == key)
     }
 
-    /// How many requests of `party` its own ceilings would let in at once.
-    #[must_use]
-    pub fn left(&self, party: Party, now: Time) -> u32 {
-        let at = self.slot_of(party, now);
-        let slot = &self.slots[at];
-        let places = self.in_flight_max(slot).saturating_sub(slot.in_flight.count());
-        match &self.rate {
-            Some(_) => places.min(in_hand(self.burst, owed(&self.accounts.0[at], &self.clock, now))),
-            None => places,
-        }
+    /// The slot of an address or a credential: its own, or one whose party owes nothing.
+    fn take_slot(&self, digest: u64, now: Time) -> Option<usize> {
+        let key = key(digest);
+        self.find(digest).or_else(|| {
+            reach(key).find(|at| {
+                let slot = &self.table.slots[*at];
+                let present = slot.party.load(Ordering::Acquire);
+                let owes = slot.in_flight.count() > 0
+                    || now.since(Time(slot.touched.load(Ordering::Relaxed))) < self.refill;
+                let taken = (present == 0 || !owes)
+                    && slot.party.compare_exchange(present, key, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+                if taken {
+                    slot.part.store(0, Ordering::Relaxed);
+                }
+                taken
+            })
+        })
     }
+}
 
-    /// Counts it out again.
-    pub fn leave(&self, id: SlotId) {
-        if let Some(slot) = self.slots.get(id.0 as usize) {
-            slot.in_flight.leave();
-        }
-    }
+/// What one is told who has as many under way as it may: when one ends is not known.
+const FULL: (Reason, Duration) = (Reason::PartyInFlight, Duration::from_secs(1));
 
-    fn slot_of(&self, party: Party, now: Time) -> usize {
-        let key = party.credential.unwrap_or(party.address) | 1; // 0 means free
-        let reach = reach(key);
-        if let Some(at) = reach.clone().find(|at| self.slots[*at].party.load(Ordering::Acquire) == key) {
-            return at;
-        }
-        for at in reach {
-            let slot = &self.slots[at];
-            let present = slot.party.load(Ordering::Acquire);
-            let owes = slot.in_flight.count() > 0
-                || now.since(Time(slot.touched.load(Ordering::Relaxed))) < self.refill;
-            if (present == 0 || !owes)
-                && slot.party.compare_exchange(present, key, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-            {
-                slot.part.store(0, Ordering::Relaxed);
-                return at;
-            }
-        }
-        SLOTS // the overflow slot
-    }
+fn per_second(limits: PartyLimits) -> f64 {
+    limits.rate.map_or(0.0, |(rate, _)| rate)
+}
+
+/// A digest as a slot holds it: 0 means free.
+fn key(digest: u64) -> u64 {
+    digest.max(1)
+}
+
+/// A slot's number, of which there are [`SLOTS`] and one.
+fn short(at: usize) -> u32 {
+    u32::try_from(at).unwrap_or(u32::MAX)
 }
 
 /// The slots a party may take.
@@ -348,9 +458,80 @@ mod tests {
         shares.part(&BTreeMap::from([(8, 1.0 / 3.0)]));
         let more = (0..8).filter(|_| shares.enter(party(8), Time::ZERO).is_ok()).count();
         assert_eq!(more, 1, "two of six");
-        assert_eq!(shares.places_wanted(), [(9, 9)], "two it has, and seven it was refused");
+        assert_eq!(shares.places_wanted(), [(8, 9)], "by its digest: two it has, and seven it was refused");
         shares.leave(first);
-        assert_eq!(shares.places_wanted(), [(9, 1)]);
+        assert_eq!(shares.places_wanted(), [(8, 1)]);
+    }
+
+    #[test]
+    fn an_address_gains_nothing_by_inventing_credentials() {
+        let shares = Shares::new(PartyLimits { rate: None, in_flight: Some(4) }, Time::ZERO).unwrap();
+        let shown = |address, credential| Party { address, credential: Some(credential) };
+        let invented = (0..60).filter(|it| shares.enter(shown(8, 100 + it), Time::ZERO).is_ok()).count();
+        assert_eq!(invented, 4);
+        assert!(shares.would_refuse(shown(8, 999), 1, Time::ZERO).is_some());
+        assert_eq!(shares.left(shown(8, 999), Time::ZERO), 0);
+        assert_eq!(shares.places_wanted().len(), 5, "the address and what it was let in with");
+        assert!(shares.enter(shown(16, 1000), Time::ZERO).is_ok(), "somebody else");
+
+        let shares = Shares::new(PartyLimits { rate: Some((1.0, 4)), in_flight: None }, Time::ZERO).unwrap();
+        let invented = (0..60).filter(|it| shares.enter(shown(8, 100 + it), Time::ZERO).is_ok()).count();
+        assert_eq!(invented, 4);
+    }
+
+    #[test]
+    fn a_credential_has_one_ceiling_however_many_addresses_show_it() {
+        let limits = PartyLimits { rate: Some((1.0, 5)), in_flight: Some(4) };
+        let shares = Shares::new(limits, Time::ZERO).unwrap();
+        let from = |address| Party { address, credential: Some(7) };
+        let held: Vec<_> =
+            (8..60).filter_map(|address| shares.enter(from(address), Time::ZERO).ok()).collect();
+        assert_eq!(held.len(), 4);
+        for id in held {
+            shares.leave(id);
+        }
+        assert!(shares.enter(from(90), Time::ZERO).is_ok());
+        let (reason, _) = shares.enter(from(91), Time::ZERO).unwrap_err();
+        assert_eq!(reason, Reason::PartyRate);
+        assert_eq!(
+            shares.left(Party { address: 91, credential: None }, Time::ZERO),
+            4,
+            "it took nothing of the address's"
+        );
+    }
+
+    #[test]
+    fn a_table_full_of_debtors_leaves_a_new_credential_to_its_address() {
+        let shares =
+            Shares::new(PartyLimits { rate: Some((0.001, 2)), in_flight: None }, Time::ZERO).unwrap();
+        for debtor in 0..200_000_u64 {
+            let _ = shares.enter(party(debtor.wrapping_mul(0x9E37_79B9_7F4A_7C15)), Time::ZERO);
+        }
+        let known = Party { address: 0x9E37_79B9_7F4A_7C15, credential: Some(5) };
+        let later = Time::from_secs_f64(1.0);
+        let admitted = (0..10).filter(|_| shares.enter(known, later).is_ok()).count();
+        assert_eq!(admitted, 1, "one of its address's two was spent");
+    }
+
+    #[test]
+    fn changed_ceilings_hand_out_nothing_twice() {
+        let limits = |rate, in_flight| PartyLimits { rate: Some((rate, 10)), in_flight: Some(in_flight) };
+        let mut shares = Shares::new(limits(1.0, 100), Time::ZERO).unwrap();
+        let burst = |shares: &Shares| (0..20).filter(|_| shares.enter(party(8), Time::ZERO).is_ok()).count();
+        assert_eq!(burst(&shares), 10);
+        for rate in [0.9, 0.8, 2.0] {
+            shares = shares.succeed(limits(rate, 100), Time::ZERO);
+            assert_eq!(burst(&shares), 0, "the burst is spent");
+        }
+        shares = shares.succeed(PartyLimits::default(), Time::ZERO).succeed(limits(1.0, 100), Time::ZERO);
+        assert_eq!(burst(&shares), 0, "nor by taking the ceiling away and giving it back");
+
+        let before = Shares::new(PartyLimits { rate: None, in_flight: Some(2) }, Time::ZERO).unwrap();
+        let held = before.enter(party(8), Time::ZERO).unwrap();
+        let after = before.succeed(PartyLimits { rate: None, in_flight: Some(1) }, Time::ZERO);
+        assert!(after.enter(party(8), Time::ZERO).is_err(), "what is under way counts on");
+        before.leave(held);
+        assert!(after.enter(party(8), Time::ZERO).is_ok());
     }
 
     #[test]

@@ -24,6 +24,8 @@ const STRICT: Priority = Priority(9);
 pub(super) struct ModuleQueue<W> {
     classes: Vec<ClassQueue<W>>,
     virtual_time: f64,
+    /// Counts the rounds in which waiters are served.
+    round: u64,
 }
 
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(super) struct ClassQueue<W> {
     pub(super) fair: FairQueue<Waiter<W>>,
     /// The class's own tag among the classes of its module, in work / weight.
     tag: f64,
+    /// The last round in which it was found without room.
+    full_in: u64,
 }
 
 #[derive(Debug)]
@@ -117,14 +121,14 @@ impl<W> Gate<W> {
         now: Time,
         woken: &mut Vec<(W, Grant)>,
     ) {
-        let mut without_room: u64 = 0; // classes, by position
-        while let Some(at) = self.next_class(queue, without_room) {
-            let virtual_time = queue.virtual_time;
-            let ClassQueue { id, fair, tag } = &mut queue.classes[at];
+        queue.round += 1;
+        while let Some(at) = self.next_class(queue) {
+            let (virtual_time, round) = (queue.virtual_time, queue.round);
+            let ClassQueue { id, fair, tag, full_in } = &mut queue.classes[at];
             let class = self.class(*id);
             if class.tally.in_flight.count() >= slots(table.class(*id).in_flight) {
                 // Who would be next need not be known; a full class is the rule under overload.
-                without_room |= 1 << at.min(63);
+                *full_in = round;
                 continue;
             }
             let Some(next) = fair.peek(now) else { break };
@@ -133,7 +137,7 @@ impl<W> Gate<W> {
                 Ok(ticket) => ticket,
                 Err(Full::Module) => break,
                 Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
-                    without_room |= 1 << at.min(63);
+                    *full_in = round;
                     continue;
                 }
             };
@@ -151,12 +155,12 @@ impl<W> Gate<W> {
     }
 
     /// The class to serve next: strict ones first, then the smallest tag.
-    fn next_class(&self, queue: &ModuleQueue<W>, without_room: u64) -> Option<usize> {
+    fn next_class(&self, queue: &ModuleQueue<W>) -> Option<usize> {
         queue
             .classes
             .iter()
             .enumerate()
-            .filter(|(at, class)| without_room & (1 << (*at).min(63)) == 0 && !class.fair.is_empty())
+            .filter(|(_, class)| class.full_in < queue.round && !class.fair.is_empty())
             .min_by(|(_, a), (_, b)| {
                 let ordinary = |class: &ClassQueue<W>| self.class(class.id).priority < STRICT;
                 ordinary(a).cmp(&ordinary(b)).then(a.tag.total_cmp(&b.tag))
@@ -191,9 +195,9 @@ impl<W> ModuleQueue<W> {
         let classes = policy.classes.iter().enumerate().filter(|(_, class)| class.module.index() == module);
         let classes = classes.filter_map(|(at, _)| {
             let id = ClassId(u8::try_from(at).ok()?);
-            Some(ClassQueue { id, fair: FairQueue::default(), tag: 0.0 })
+            Some(ClassQueue { id, fair: FairQueue::default(), tag: 0.0, full_in: 0 })
         });
-        ModuleQueue { classes: classes.collect(), virtual_time: 0.0 }
+        ModuleQueue { classes: classes.collect(), virtual_time: 0.0, round: 0 }
     }
 
     pub(super) fn class_mut(&mut self, id: ClassId) -> Option<&mut ClassQueue<W>> {

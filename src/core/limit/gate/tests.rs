@@ -76,6 +76,18 @@ fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
 }
 
 #[test]
+fn a_class_without_room_holds_up_no_other_however_many_there_are() {
+    let classes: Vec<_> = (0..80).map(|at| class(&format!("c{at}"), 5, 1.0)).collect();
+    let mut rig = Rig::new(&policy(classes, 1000.0));
+    let held: Vec<_> = (0..80).map(|one| Some(ticket(rig.ask(one, 1, at(0.0)).1))).collect();
+    let waiters: Vec<_> = (0..80).map(|one| rig.ask(one, 2, at(0.0)).0).collect();
+    for (mut held, waiter) in held.into_iter().zip(waiters).rev() {
+        rig.finish(held.take().unwrap(), at(1.0));
+        assert_eq!(rig.granted().map(|(woken, _)| woken), Some(waiter), "all others are full");
+    }
+}
+
+#[test]
 fn what_is_held_while_nobody_waits_is_no_debt() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
     let first = ticket(rig.ask(0, 1, at(0.0)).1);
