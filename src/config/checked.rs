@@ -438,6 +438,20 @@ impl Judge {
             ),
             header_bytes_max: usize::try_from(header_bytes).unwrap_or(usize::MAX),
             headers_max: self.count("http.headers_max", raw.headers_max.as_ref(), 100, [16, 1000]),
+            answer_header_bytes_max: usize::try_from(self.bytes(
+                "http.answer_header_bytes_max",
+                raw.answer_header_bytes_max.as_ref(),
+                128 * KIB,
+                [8 * KIB, MIB],
+            ))
+            .unwrap_or(usize::MAX),
+            answer_headers_max: self.count(
+                "http.answer_headers_max",
+                raw.answer_headers_max.as_ref(),
+                100,
+                [16, 1000],
+            ),
+            cors_origins: self.cors_origins(raw.cors_origins.as_deref()),
             body_bytes_max: self.bytes(
                 "http.body_bytes_max",
                 raw.body_bytes_max.as_ref(),
@@ -502,6 +516,22 @@ impl Judge {
             .unwrap_or_else(|| defaults::API_KEY_HEADER.into());
         let api_keys_file = self.path("identity.api_keys_file", raw.api_keys_file.as_ref());
         Identity { headers, api_key_header, api_keys: self.api_keys(keys), api_keys_file }
+    }
+
+    fn cors_origins(&mut self, given: Option<&[Spanned<String>]>) -> Vec<Arc<str>> {
+        let Some(given) = given else { return vec!["*".into()] };
+        for (i, origin) in given.iter().enumerate() {
+            let text = origin.get_ref().as_str();
+            let is_origin = Url::parse(text).is_ok_and(|url| url.origin().ascii_serialization() == text);
+            if text != "*" && !is_origin {
+                self.refuse(
+                    Place::new(format!("http.cors_origins[{i}]"), origin),
+                    format!("`{text}` is not an origin"),
+                    "write scheme, host and port as a browser sends them, such as \"https://app.example\", or \"*\"",
+                );
+            }
+        }
+        given.iter().map(|origin| origin.get_ref().as_str().into()).collect()
     }
 
     fn header_name(&mut self, key: &str, name: &Spanned<String>) -> Option<Arc<str>> {

@@ -151,6 +151,12 @@ pub struct RawHttp {
     pub header_bytes_max: Option<Spanned<Bytes>>,
     /// Header fields in a request.
     pub headers_max: Option<Spanned<u64>>,
+    /// Bytes of an answer's head.
+    pub answer_header_bytes_max: Option<Spanned<Bytes>>,
+    /// Header fields in an answer.
+    pub answer_headers_max: Option<Spanned<u64>>,
+    /// Origins whose pages may read the proxy's own answers on Serve listeners.
+    pub cors_origins: Option<Vec<Spanned<String>>>,
     /// Bytes of a request's body.
     pub body_bytes_max: Option<Spanned<Bytes>>,
     /// Bytes of answers that are shared.

@@ -160,6 +160,12 @@ pub struct Http {
     pub header_bytes_max: usize,
     /// Header fields in a request.
     pub headers_max: usize,
+    /// Bytes of an answer's head.
+    pub answer_header_bytes_max: usize,
+    /// Header fields in an answer.
+    pub answer_headers_max: usize,
+    /// Origins whose pages may read the proxy's own answers on Serve listeners; `*`: any.
+    pub cors_origins: Vec<Arc<str>>,
     /// Bytes of a request's body; Ray's dashboard refuses above 100 MiB by itself.
     pub body_bytes_max: u64,
     /// Bytes of answers that are shared, kept or on their way to their readers.

@@ -535,6 +535,8 @@ const KEYS: &[&str] = &[
     "http.drain",
     "http.connections_max",
     "http.header_bytes_max",
+    "http.answer_header_bytes_max",
+    "http.cors_origins",
     "identity.headers",
     "api_keys.a.sha256",
     "metrics.targets",

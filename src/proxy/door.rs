@@ -14,6 +14,7 @@ use crate::core::request::identify::Identifier;
 use crate::core::time::{Time, duration_from_secs};
 use crate::observe::recorder::{Note, Passed, Recorder};
 use crate::proxy::coalesce::Coalescer;
+use crate::proxy::cors::Origins;
 use crate::proxy::id::Ids;
 use crate::proxy::listen::Connections;
 use crate::proxy::ratelimit::tally::Tally;
@@ -45,6 +46,8 @@ pub struct Entrance {
     pub classifier: Classifier,
     /// Where its requests go.
     pub upstream: Arc<Upstream>,
+    /// Whose pages may read the proxy's own answers, on Serve.
+    pub origins: Origins,
 }
 
 /// What a listener needs for one request; swapped whole when the configuration is reloaded, so
@@ -163,7 +166,20 @@ impl Entrance {
     /// A kind of traffic, what its paths mean and where it goes.
     #[must_use]
     pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Entrance {
-        Entrance { surface, classifier, upstream }
+        Entrance { surface, classifier, upstream, origins: Origins::default() }
+    }
+
+    /// The same, whose own answers the pages of these origins may read.
+    #[must_use]
+    pub fn for_pages_of(self, origins: &[Arc<str>]) -> Entrance {
+        Entrance { origins: Origins::new(origins), ..self }
+    }
+
+    /// The same after a reload.
+    #[must_use]
+    pub fn with_classifier(&self, classifier: Classifier) -> Entrance {
+        let upstream = Arc::clone(&self.upstream);
+        Entrance { surface: self.surface, classifier, upstream, origins: self.origins.clone() }
     }
 }
 

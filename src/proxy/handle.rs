@@ -16,14 +16,14 @@ use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::facts::Facts;
 use crate::core::request::party::Party;
-use crate::core::request::path::Suspicious;
 use crate::core::time::Time;
 use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace, RayBody, Way};
 use crate::proxy::coalesce::{Key, Origin};
+use crate::proxy::cors::Origins;
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{
-    Lookup, Mentions, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, tell_client,
+    Lookup, Mentions, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key, tell_client,
 };
 use crate::proxy::id::Id;
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
@@ -31,7 +31,7 @@ use crate::proxy::sessions::Alive;
 use crate::proxy::shape::{self, Malformed};
 use crate::proxy::slot::Slot;
 use crate::proxy::tunnel;
-use http::header::{HeaderMap, HeaderValue};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HeaderMap, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
@@ -94,29 +94,32 @@ pub async fn handle(
     let id = door.ids.next();
     let headers = Lookup::new(request.headers());
     let mentions = headers.mentions();
-    if let Err(problem) = shape::check(&request, mentions) {
-        return reject::unread(problem, &id);
+    let page = Page::of(&entrance, mentions, request.headers());
+    let refuse = |problem| {
+        let mut refusal = reject::unread(problem, &id);
+        if let Some(page) = &page {
+            page.may_read(&mut refusal);
+        }
+        refusal
+    };
+    if let Err(problem) = shape::check(&request, mentions, entrance.surface) {
+        return refuse(problem);
     }
     let Recognised { matched, party, keyless, trusted, session, address, unlisted, call } =
-        match recognise(&door, &entrance, peer.address, &request, &headers) {
-            Ok(recognised) => recognised,
-            Err(suspicious) => return reject::malformed(&suspicious, &id),
-        };
+        recognise(&door, &entrance, peer.address, &request, &headers);
     let tongue = Tongue::of(request.uri().path(), call == Call::Grpc);
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     let (shadow, flow) = door.conduct(matched.class);
     if bytes > peer.body.bytes_max && !shadow {
-        return reject::unread(Malformed::BodyTooLarge(peer.body.bytes_max), &id);
+        return refuse(Malformed::BodyTooLarge(peer.body.bytes_max));
     }
     // A gRPC stream may be silent for hours; anything else is an upload.
     let pace = (call != Call::Grpc && !shadow).then(|| Pace::new(peer.body, door.clock));
     let body = ClientBody::new(body, pace, flow.clone(), door.clock);
     strip(&mut parts.headers, mentions);
-    if let Some(header) = door.identifier.key_header() {
-        parts.headers.remove(header);
-    }
+    strip_key(&mut parts.headers, door.identifier.key_header(), mentions);
     name_host(&mut parts);
     if mentions.has(Mentions::COOKIE) {
         join_cookies(&mut parts.headers);
@@ -156,7 +159,33 @@ pub async fn handle(
     if let Ok(id) = HeaderValue::from_str(&passage.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
+    page.iter().for_each(|page| page.may_read(&mut response));
     response
+}
+
+/// A web page that calls an application of Serve.
+struct Page {
+    origin: HeaderValue,
+    origins: Origins,
+}
+
+impl Page {
+    fn of(entrance: &Entrance, mentions: Mentions, headers: &HeaderMap) -> Option<Page> {
+        if entrance.surface != Surface::Serve || !mentions.has(Mentions::ORIGIN) {
+            return None;
+        }
+        let origin = headers.get(ORIGIN)?.clone();
+        Some(Page { origin, origins: entrance.origins.clone() })
+    }
+
+    /// Lets the page read an answer of ours; Ray's are left as they are.
+    fn may_read(&self, answer: &mut Response<Body>) {
+        if answer.headers().contains_key(REASON)
+            && !answer.headers().contains_key(ACCESS_CONTROL_ALLOW_ORIGIN)
+        {
+            self.origins.expose(answer.headers_mut(), &self.origin);
+        }
+    }
 }
 
 fn recognise(
@@ -165,7 +194,7 @@ fn recognise(
     peer: IpAddr,
     request: &Request<Incoming>,
     headers: &Lookup,
-) -> Result<Recognised, Suspicious> {
+) -> Recognised {
     let mentions = headers.mentions();
     let facts = Facts {
         method: request.method().as_str(),
@@ -176,7 +205,7 @@ fn recognise(
         upgrade: mentions.has(Mentions::UPGRADE) && tunnel::is_websocket(request.headers()),
         grpc: mentions.has(Mentions::CONTENT_TYPE) && is_grpc(request.headers()),
     };
-    let mut matched = entrance.classifier.classify(&facts)?;
+    let mut matched = entrance.classifier.classify(&facts);
     let trusted = door.identifier.trusts(peer);
     let session = if facts.grpc { door.identifier.session(&facts) } else { None };
     // The question of a session that was let in is not a newcomer's knock.
@@ -188,7 +217,7 @@ fn recognise(
     }
     let known = **entrance.classifier.label(matched.route) != *UNLISTED;
     let unlisted = || Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path));
-    Ok(Recognised {
+    Recognised {
         matched,
         party: door.identifier.identify(&facts),
         keyless: door.asks_for_key(matched.class) && !door.identifier.holds_key(&facts),
@@ -201,7 +230,7 @@ fn recognise(
             (false, true) => Call::WebSocket,
             (false, false) => Call::Plain,
         },
-    })
+    }
 }
 
 /// What a request wants its connection for.

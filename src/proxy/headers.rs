@@ -46,6 +46,9 @@ impl Mentions {
     const X_RAY_AUTHORIZATION: Mentions = Mentions(1 << 8);
     const X_FORWARDED_FOR: Mentions = Mentions(1 << 9);
     const CLIENT_ID: Mentions = Mentions(1 << 10);
+    const API_KEY: Mentions = Mentions(1 << 11);
+    /// `Origin`.
+    pub const ORIGIN: Mentions = Mentions(1 << 12);
 
     /// What this head mentions.
     #[must_use]
@@ -75,6 +78,8 @@ impl Mentions {
             "x-ray-authorization" => Mentions::X_RAY_AUTHORIZATION,
             "x-forwarded-for" => Mentions::X_FORWARDED_FOR,
             "client_id" => Mentions::CLIENT_ID,
+            "x-rayguard-key" => Mentions::API_KEY,
+            "origin" => Mentions::ORIGIN,
             _ => Mentions::NONE,
         }
     }
@@ -124,6 +129,14 @@ fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
         .filter(|name| name != TE && name != HOST)
 }
 
+/// Removes the header in which callers send their API key: a secret between them and this proxy, also where
+/// no key is known.
+pub fn strip_key(headers: &mut HeaderMap, name: &str, mentions: Mentions) {
+    if !name.is_empty() && mentions.has(Mentions::by(name)) {
+        headers.remove(name);
+    }
+}
+
 /// An address as `X-Forwarded-For` has it: the same for every request of a connection.
 #[must_use]
 pub fn hop(address: IpAddr) -> HeaderValue {
@@ -132,16 +145,13 @@ pub fn hop(address: IpAddr) -> HeaderValue {
     HeaderValue::try_from(address.to_canonical().to_string()).unwrap()
 }
 
-/// Says for whom the request is made: the peer is appended to `X-Forwarded-For` if those who
-/// wrote it are trusted, and replaces it otherwise; the scheme and host the client used are
+/// Says for whom the request is made: the peer is appended to `X-Forwarded-For`, one list of all its
+/// lines, if those who wrote it are trusted, and replaces it otherwise; the scheme and host the client used are
 /// told unless a trusted proxy has said so already.
 pub fn tell_client(headers: &mut HeaderMap, peer: &HeaderValue, peer_is_trusted: bool, tls: bool) {
     // Room for all three at once.
     let _ = headers.try_reserve(3);
-    let before = if peer_is_trusted { headers.get(X_FORWARDED_FOR) } else { None };
-    let before = before.and_then(|value| value.to_str().ok());
-    let chain = before.map(|before| format!("{before}, {}", peer.to_str().unwrap_or_default()));
-    let chain = chain.and_then(|chain| HeaderValue::try_from(chain).ok());
+    let chain = if peer_is_trusted { chain(headers, peer) } else { None };
     headers.insert(X_FORWARDED_FOR, chain.unwrap_or_else(|| peer.clone()));
     if !(peer_is_trusted && headers.contains_key(X_FORWARDED_PROTO)) {
         headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if tls { "https" } else { "http" }));
@@ -156,6 +166,22 @@ pub fn tell_client(headers: &mut HeaderMap, peer: &HeaderValue, peer_is_trusted:
             }
         }
     }
+}
+
+/// Those who have been forwarded for, in order, and the peer; `None` if there is nobody but the peer.
+fn chain(headers: &HeaderMap, peer: &HeaderValue) -> Option<HeaderValue> {
+    let lines = headers.get_all(X_FORWARDED_FOR).iter();
+    let entries = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
+    let mut chain = Vec::new();
+    for entry in entries.filter(|entry| !entry.is_empty()) {
+        chain.extend_from_slice(entry);
+        chain.extend_from_slice(b", ");
+    }
+    if chain.is_empty() {
+        return None;
+    }
+    chain.extend_from_slice(peer.as_bytes());
+    HeaderValue::from_bytes(&chain).ok()
 }
 
 /// HTTP/2 may send one field per cookie; HTTP/1 has one field for all (RFC 9113, 8.2.3).
@@ -309,5 +335,36 @@ mod tests {
         tell_client(&mut trusted, &peer, true, true);
         assert_eq!(trusted[&X_FORWARDED_FOR], "1.2.3.4, 10.0.0.7");
         assert_eq!(trusted[&X_FORWARDED_PROTO], "https");
+    }
+
+    #[test]
+    fn a_forwarding_chain_is_one_list_of_all_its_lines_in_order() {
+        let peer = hop("10.0.0.7".parse().unwrap());
+        for (lines, chain) in [
+            (&["6.6.6.6", "203.0.113.9"][..], &b"6.6.6.6, 203.0.113.9, 10.0.0.7"[..]),
+            (&["a, b,", " ,c"], b"a, b, c, 10.0.0.7"),
+            (&[""], b"10.0.0.7"),
+            (&[",", " , "], b"10.0.0.7"),
+            (&["1.2.3.4\u{fc}, 203.0.113.9"], b"1.2.3.4\xc3\xbc, 203.0.113.9, 10.0.0.7"),
+        ] {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append(X_FORWARDED_FOR, HeaderValue::from_bytes(line.as_bytes()).unwrap());
+            }
+            tell_client(&mut headers, &peer, true, false);
+            let told: Vec<_> = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes).collect();
+            assert_eq!(told, [chain], "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn the_key_header_goes_whatever_its_name() {
+        for name in ["x-rayguard-key", "x-my-key"] {
+            let mut headers =
+                HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static("k"))]);
+            let mentions = Mentions::of(&headers);
+            strip_key(&mut headers, name, mentions);
+            assert!(headers.is_empty(), "{name}");
+        }
     }
 }

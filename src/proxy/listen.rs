@@ -10,12 +10,13 @@
 
 use crate::config::settings;
 use crate::proxy::body::BodyBounds;
-use crate::proxy::door::Front;
+use crate::proxy::door::{Door, Front};
 use crate::proxy::handle::{Peer, handle};
 use crate::proxy::headers::hop;
 use crate::proxy::patience::Patience;
 use crate::proxy::preamble;
 use crate::proxy::ratelimit::Service;
+use crate::proxy::shape::HeadBounds;
 use crate::proxy::sieve::Sieve;
 use crate::proxy::stream::{Accept, Plain, Stream, probe};
 use crate::proxy::tls::Terminator;
@@ -32,10 +33,10 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -52,7 +53,7 @@ const SILENCE: Duration = Duration::from_secs(20);
 pub struct Bounds {
     /// Connections in all, over every listener.
     pub connections_max: usize,
-    /// Connections of one address that is not a trusted proxy.
+    /// Connections of one address (IPv6: of one /64) that is not a trusted proxy.
     pub connections_per_address_max: usize,
     /// A request's head must be complete within this, counted from its first byte; the first of a
     /// connection from when it was accepted, and so must a TLS handshake.
@@ -119,7 +120,17 @@ pub struct Connections {
 /// One connection, counted for as long as it lives.
 struct Counted {
     connections: Arc<Connections>,
+    /// Its subscriber's.
     address: IpAddr,
+}
+
+/// What the connections of one subscriber are counted under: an IPv4 address whole, an IPv6 address by its
+/// /64, as in `core/request/identify.rs`.
+fn subscriber(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+        v4 @ IpAddr::V4(_) => v4,
+    }
 }
 
 impl Connections {
@@ -130,27 +141,63 @@ impl Connections {
     }
 
     fn enter(self: &Arc<Self>, address: IpAddr, bounds: &Bounds, trusted: bool) -> Option<Counted> {
-        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = by_address.get(&address).copied().unwrap_or(0);
-        if self.count() >= bounds.connections_max || (own >= bounds.connections_per_address_max && !trusted) {
+        let address = subscriber(address);
+        let mut by_address = self.by_address();
+        if self.count() >= bounds.connections_max || !count_in(&mut by_address, address, bounds, trusted) {
             return None;
         }
-        by_address.insert(address, own + 1);
         self.all.fetch_add(1, Ordering::Relaxed);
         Some(Counted { connections: Arc::clone(self), address })
+    }
+
+    fn by_address(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts one more connection of this subscriber, if it may have one more.
+fn count_in(
+    by_address: &mut HashMap<IpAddr, usize>,
+    address: IpAddr,
+    bounds: &Bounds,
+    trusted: bool,
+) -> bool {
+    let own = by_address.get(&address).copied().unwrap_or(0);
+    let has_room = trusted || own < bounds.connections_per_address_max;
+    if has_room {
+        by_address.insert(address, own + 1);
+    }
+    has_room
+}
+
+fn count_out(by_address: &mut HashMap<IpAddr, usize>, address: IpAddr) {
+    if let Some(count) = by_address.get_mut(&address) {
+        *count -= 1;
+        if *count == 0 {
+            by_address.remove(&address);
+        }
+    }
+}
+
+impl Counted {
+    /// A load balancer says whose connection it is: it counts as that client's from now on, if the client may
+    /// have one more.
+    fn belongs_to(&mut self, client: IpAddr, bounds: &Bounds, trusted: bool) -> bool {
+        let client = subscriber(client);
+        let mut by_address = self.connections.by_address();
+        if !count_in(&mut by_address, client, bounds, trusted) {
+            return false;
+        }
+        count_out(&mut by_address, self.address);
+        self.address = client;
+        true
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        let mut by_address = self.connections.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         self.connections.all.fetch_sub(1, Ordering::Relaxed);
-        if let Some(count) = by_address.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                by_address.remove(&self.address);
-            }
-        }
+        count_out(&mut self.connections.by_address(), self.address);
     }
 }
 
@@ -371,7 +418,7 @@ async fn accept<C: Future<Output = ()> + Send>(
         };
         let door = Arc::clone(&front.load().door);
         let trusted = door.identifier.trusts(address);
-        let Some(counted) = door.connections.enter(address, &bounds, trusted) else {
+        let Some(mut counted) = door.connections.enter(address, &bounds, trusted) else {
             tracing::debug!(%address, "too many connections; this one is closed");
             continue;
         };
@@ -386,7 +433,16 @@ async fn accept<C: Future<Output = ()> + Send>(
         let proxy_protocol = listener.proxy_protocol;
         tasks.spawn(async move {
             // What a connection holds while it idles is small: what it needs meanwhile stands on the heap.
-            let opening = Box::pin(open(stream, peer, proxy_protocol, trusted, tls.as_deref()));
+            let opening = Box::pin(async {
+                let mut stream = stream;
+                let peer = if proxy_protocol {
+                    introduce(&mut stream, peer, &door, &mut counted, &bounds).await?
+                } else {
+                    peer
+                };
+                drop(door);
+                open(stream, peer, tls.as_deref()).await
+            });
             match tokio::time::timeout(bounds.head_timeout, opening).await {
                 Ok(Ok((stream, peer, http2))) => converse(stream, peer, http2).await,
                 Ok(Err(error)) => tracing::debug!(%address, %error, "connection not opened"),
@@ -397,20 +453,26 @@ async fn accept<C: Future<Output = ()> + Send>(
     }
 }
 
-/// What comes before HTTP; the last of the three tells whether TLS agreed on HTTP/2.
-async fn open(
-    mut stream: Plain,
+/// Reads the PROXY protocol's header: the peer it names, if whoever sent it may be believed.
+async fn introduce(
+    stream: &mut Plain,
     mut peer: Peer,
-    proxy_protocol: bool,
-    trusted: bool,
-    tls: Option<&Terminator>,
-) -> io::Result<(Stream, Peer, bool)> {
-    if proxy_protocol {
-        let told = preamble::read(&mut stream).await?;
-        if let Some(told) = told.filter(|_| trusted) {
-            (peer.address, peer.hop) = (told, hop(told));
+    door: &Door,
+    counted: &mut Counted,
+    bounds: &Bounds,
+) -> io::Result<Peer> {
+    let told = preamble::read(stream).await?;
+    if let Some(client) = told.filter(|_| door.identifier.trusts(peer.address)) {
+        if !counted.belongs_to(client, bounds, door.identifier.trusts(client)) {
+            return Err(io::Error::other("too many connections of this client"));
         }
+        (peer.address, peer.hop) = (client, hop(client));
     }
+    Ok(peer)
+}
+
+/// What comes before HTTP; the last of the three tells whether TLS agreed on HTTP/2.
+async fn open(stream: Plain, peer: Peer, tls: Option<&Terminator>) -> io::Result<(Stream, Peer, bool)> {
     let Some(tls) = tls else { return Ok((Stream::Plain(stream), peer, false)) };
     let stream = tls.acceptor().accept(stream).await?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
@@ -460,10 +522,21 @@ async fn converse_http1(
     bounds: Bounds,
 ) {
     let patience = Patience::new(front.load().door.clock, bounds.idle_timeout, bounds.head_timeout);
+    let head = HeadBounds::of(front.load().entrance.surface, bounds.head_bytes_max, bounds.headers_max);
     loop {
-        let sieve = Sieve::new(stream, start, bounds.head_bytes_max, patience.clone());
-        Box::pin(speak_http1(sieve, peer.clone(), Arc::clone(&front), &tasks, bounds, patience.clone()))
-            .await;
+        let sieve = Sieve::new(stream, start, head, patience.clone());
+        // What is escaped in a target takes three bytes for one.
+        let buffer_max = head.bytes.max(8192) + 2 * head.target + 1024;
+        Box::pin(speak_http1(
+            sieve,
+            buffer_max,
+            peer.clone(),
+            Arc::clone(&front),
+            &tasks,
+            bounds,
+            patience.clone(),
+        ))
+        .await;
         let Some((asleep, until)) = patience.take_up() else { return };
         (stream, start) = (asleep, BytesMut::new());
         let begun = tokio::select! {
@@ -480,14 +553,16 @@ async fn converse_http1(
 
 async fn speak_http1(
     sieve: Sieve,
+    buffer_max: usize,
     peer: Peer,
     front: Arc<ArcSwap<Front>>,
     tasks: &Tasks,
     bounds: Bounds,
     patience: Patience,
 ) {
-    let (closing, address) = (tasks.clone(), peer.address);
+    let (closing, address, heard) = (tasks.clone(), peer.address, patience.clone());
     let service = service_fn(move |request: Request<Incoming>| {
+        heard.head_is_a_request();
         let front = front.load();
         let (door, entrance, peer) = (Arc::clone(&front.door), Arc::clone(&front.entrance), peer.clone());
         // The sieve sees no further than such a request: it is the last on its connection.
@@ -509,7 +584,7 @@ async fn speak_http1(
         // Most answers are short: head and body in one buffer are one plain write.
         .writev(false)
         .header_read_timeout(bounds.head_timeout) // the patience knows better
-        .max_buf_size(bounds.head_bytes_max.max(8192) + 1024);
+        .max_buf_size(buffer_max);
     if bounds.headers_max != HEADERS_ON_STACK {
         builder.max_headers(bounds.headers_max);
     }
@@ -537,6 +612,8 @@ async fn converse_http2(
     bounds: Bounds,
 ) {
     let address = peer.address;
+    let surface = front.load().entrance.surface;
+    let bounds = Bounds { head_bytes_max: HeadBounds::of(surface, bounds.head_bytes_max, 0).bytes, ..bounds };
     let answer = move |request| {
         let front = front.load();
         let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
@@ -608,5 +685,44 @@ async fn see_out<C: Future<Output = hyper::Result<()>>>(
     };
     if let Err(error) = ended {
         tracing::debug!(%address, %error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn connections_are_counted_by_subscriber_an_ipv6_address_by_its_64() {
+        let bounds = Bounds { connections_per_address_max: 2, ..Bounds::default() };
+        let connections = Arc::<Connections>::default();
+        let enter = |from: &str| connections.enter(address(from), &bounds, false);
+        let held = [enter("2001:db8::1").unwrap(), enter("2001:db8::ffff:0:0:2").unwrap()];
+        assert!(enter("2001:db8::3").is_none(), "two of its /64 are there");
+        assert!(enter("2001:db8:0:1::1").is_some(), "another /64");
+        let _v4 = [enter("192.0.2.1").unwrap(), enter("::ffff:192.0.2.1").unwrap()];
+        assert!(enter("192.0.2.1").is_none() && enter("192.0.2.2").is_some());
+        drop(held);
+        assert!(enter("2001:db8::3").is_some());
+    }
+
+    #[test]
+    fn a_connection_that_a_balancer_forwards_counts_as_the_clients() {
+        let bounds = Bounds { connections_per_address_max: 2, ..Bounds::default() };
+        let connections = Arc::<Connections>::default();
+        let forward = |client: &str| {
+            let mut counted = connections.enter(address("10.0.0.1"), &bounds, true).unwrap();
+            counted.belongs_to(address(client), &bounds, false).then_some(counted)
+        };
+        let held = [forward("192.0.2.7").unwrap(), forward("192.0.2.7").unwrap()];
+        assert!(forward("192.0.2.7").is_none());
+        assert!(forward("192.0.2.8").is_some(), "somebody else behind the same balancer");
+        assert_eq!(connections.count(), 2, "those that left are counted out");
+        drop(held);
+        assert!(connections.by_address().is_empty());
     }
 }

@@ -2,6 +2,7 @@
 pub mod body;
 pub mod circuit_breaker;
 pub mod coalesce;
+pub mod cors;
 pub mod door;
 pub mod forward;
 pub mod handle;

@@ -16,6 +16,7 @@ use crate::proxy::stream::Stream;
 use crate::runtime::clock::Clock;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ struct Inner {
     idle: Duration,
     /// For a head that has begun to be complete.
     head: Duration,
+    /// A head has gone to hyper that has not become a request yet.
+    unanswered: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -54,7 +57,29 @@ impl Patience {
     /// A connection's patience, with its two bounds.
     #[must_use]
     pub fn new(clock: Clock, idle: Duration, head: Duration) -> Patience {
-        Patience(Arc::new(Inner { clock, idle, head, state: Mutex::default() }))
+        Patience(Arc::new(Inner {
+            clock,
+            idle,
+            head,
+            unanswered: AtomicBool::new(false),
+            state: Mutex::default(),
+        }))
+    }
+
+    /// A whole head has gone to hyper.
+    pub fn head_has_passed(&self) {
+        self.0.unanswered.store(true, Ordering::Relaxed);
+    }
+
+    /// hyper has made a request of it.
+    pub fn head_is_a_request(&self) {
+        self.0.unanswered.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether hyper answers a head itself, if it answers now.
+    #[must_use]
+    pub fn head_is_unanswered(&self) -> bool {
+        self.0.unanswered.load(Ordering::Relaxed)
     }
 
     /// A part of a head has come.

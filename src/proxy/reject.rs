@@ -81,7 +81,10 @@ impl<'a> Refused<'a> {
             module: &door.policy.modules[class.module.index()].name,
             limit: limits.rate.unwrap_or(limits.in_flight),
             waited_max: class.queue.wait_max,
-            key_header: door.identifier.key_header().unwrap_or("X-Rayguard-Key"),
+            key_header: match door.identifier.key_header() {
+                "" => "X-Rayguard-Key",
+                name => name,
+            },
             upstream: None,
         }
     }
@@ -160,7 +163,8 @@ fn sentence(shed: Shed, about: &Refused) -> String {
     let why: &[&str] = match shed.reason {
         Reason::Blocked => {
             return format!(
-                "rayguard: this test-only route pins a worker of the Ray head and is blocked by policy (class {class}). Request {id}."
+                "rayguard: this request would pin a process of the Ray head for good, and is blocked (class {class}). Nothing was sent to Ray. (reason {}, request {id})",
+                Reason::Blocked.label()
             );
         }
         Reason::ClassRate => &["'", class, "' requests have reached the rate the Ray head can take"],

@@ -5,15 +5,49 @@
 //! nobody on the way can have seen another request than the one that is forwarded. What is
 //! forwarded is written anew from what was understood.
 
+use crate::core::request::catalogue::Surface;
 use crate::proxy::headers::Mentions;
 use crate::proxy::tunnel::is_websocket;
 use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::uri::Scheme;
-use http::{Method, Request, StatusCode, Version};
+use http::{Method, Request, StatusCode, Uri, Version};
 use http_body::Body;
 
-/// The longest request target, in bytes: Ray's own server reads no longer line.
-pub const TARGET_LEN_MAX: usize = 8190;
+/// The longest request target that the dashboard's server (aiohttp) reads, in bytes.
+const TARGET_OF_DASHBOARD: usize = 8190;
+
+/// The longest that Serve is sent: its server (uvicorn) has no bound, ours has this one.
+const TARGET_OF_SERVE: usize = 65_534;
+
+/// How long a request's head may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct HeadBounds {
+    /// Its target, in bytes.
+    pub target: usize,
+    /// All of it, in bytes.
+    pub bytes: usize,
+    /// Its headers.
+    pub headers: usize,
+}
+
+impl HeadBounds {
+    /// The bounds on one kind of listener, where the operator allows a head so many bytes and headers. A
+    /// target longer than the dashboard's does not count against the bytes.
+    #[must_use]
+    pub fn of(surface: Surface, bytes: usize, headers: usize) -> HeadBounds {
+        let target = target_len_max(surface);
+        HeadBounds { target, bytes: bytes + target - TARGET_OF_DASHBOARD, headers }
+    }
+}
+
+/// The longest request target on one kind of listener, in bytes.
+#[must_use]
+pub fn target_len_max(surface: Surface) -> usize {
+    match surface {
+        Surface::Dashboard | Surface::RayClient => TARGET_OF_DASHBOARD,
+        Surface::Serve => TARGET_OF_SERVE,
+    }
+}
 
 /// Why a request is refused. The status is the answer's, the sentence its body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -24,9 +58,15 @@ pub enum Malformed {
     /// A header that goes on in the next line.
     #[error("a header is folded over two lines; write it in one")]
     Folded,
-    /// The target is longer than [`TARGET_LEN_MAX`].
-    #[error("the request target is longer than {TARGET_LEN_MAX} bytes, more than Ray reads")]
-    TargetTooLong,
+    /// A character that is allowed neither in a request line nor in a header.
+    #[error("the method, the target or a header has a character that HTTP does not allow there")]
+    Unreadable,
+    /// The target is longer than the bound.
+    #[error("the request target is longer than {0} bytes, more than Ray reads")]
+    TargetTooLong(usize),
+    /// There are more headers than the bound.
+    #[error("the request has more than {0} headers (the bound is `http.headers_max`); send fewer")]
+    TooManyHeaders(usize),
     /// The head is longer than the bound.
     #[error("the request's head is longer than {0} bytes; send fewer or smaller headers")]
     HeadTooLarge(usize),
@@ -55,12 +95,15 @@ impl Malformed {
     #[must_use]
     pub fn status(self) -> StatusCode {
         match self {
-            Malformed::TargetTooLong => StatusCode::URI_TOO_LONG,
-            Malformed::HeadTooLarge(_) => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Malformed::TargetTooLong(_) => StatusCode::URI_TOO_LONG,
+            Malformed::HeadTooLarge(_) | Malformed::TooManyHeaders(_) => {
+                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+            }
             Malformed::BodyTooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Malformed::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Malformed::Expectation => StatusCode::EXPECTATION_FAILED,
-            Malformed::LineEnd
+            Malformed::Unreadable
+            | Malformed::LineEnd
             | Malformed::Folded
             | Malformed::Host(_)
             | Malformed::Target(_)
@@ -73,18 +116,26 @@ impl Malformed {
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn check<B: Body>(request: &Request<B>, mentions: Mentions) -> Result<(), Malformed> {
+pub fn check<B: Body>(
+    request: &Request<B>,
+    mentions: Mentions,
+    surface: Surface,
+) -> Result<(), Malformed> {
     let (uri, headers) = (request.uri(), request.headers());
     if *request.method() == Method::CONNECT {
         return Err(Malformed::Unsupported("CONNECT is not for a reverse proxy"));
     }
-    if uri.path_and_query().is_some_and(|target| target.as_str().len() > TARGET_LEN_MAX) {
-        return Err(Malformed::TargetTooLong);
+    let target_max = target_len_max(surface);
+    if uri.path_and_query().is_some_and(|target| target.as_str().len() > target_max) {
+        return Err(Malformed::TargetTooLong(target_max));
     }
     if request.version() < Version::HTTP_2
         && uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS)
     {
         return Err(Malformed::Target("the request target is of another protocol than HTTP"));
+    }
+    if request.version() < Version::HTTP_2 && uri.scheme().is_none() && uri.authority().is_some() {
+        return Err(Malformed::Target("the request target is neither a path nor a URL"));
     }
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -93,7 +144,7 @@ pub fn check<B: Body>(request: &Request<B>, mentions: Mentions) -> Result<(), Ma
             return Err(Malformed::Host("there is no Host"));
         }
         (None, None) => {}
-        (Some(host), None) => check_host(host, uri.authority())?,
+        (Some(host), None) => check_host(host, uri)?,
     }
     if mentions.has(Mentions::TRANSFER_ENCODING) {
         let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
@@ -115,19 +166,21 @@ pub fn check<B: Body>(request: &Request<B>, mentions: Mentions) -> Result<(), Ma
 
 /// A target in absolute form must name the same host as `Host` (RFC 9112, 3.2.2, lets the target
 /// win; whoever stands before us may have looked at the other).
-fn check_host(host: &HeaderValue, authority: Option<&http::uri::Authority>) -> Result<(), Malformed> {
+fn check_host(host: &HeaderValue, target: &Uri) -> Result<(), Malformed> {
     let (name, port) = split_port(host.as_bytes());
     if !name.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(&byte))
         || !port.iter().all(u8::is_ascii_digit)
     {
         return Err(Malformed::Host("the Host is not an authority"));
     }
-    match authority {
-        Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()) => {
-            Err(Malformed::Host("the request target names another host than Host does"))
-        }
-        _ => Ok(()),
+    let Some(authority) = target.authority() else { return Ok(()) };
+    let (named, named_port) = split_port(authority.as_str().as_bytes());
+    let usual: &[u8] = if target.scheme() == Some(&Scheme::HTTPS) { b"443" } else { b"80" };
+    let or_usual = |port| if <[u8]>::is_empty(port) { usual } else { port };
+    if name.eq_ignore_ascii_case(named) && or_usual(port) == or_usual(named_port) {
+        return Ok(());
     }
+    Err(Malformed::Host("the request target names another host than Host does"))
 }
 
 /// A host and its port, if it has one: the colons of `[::1]` do not count.
@@ -135,5 +188,38 @@ fn split_port(host: &[u8]) -> (&[u8], &[u8]) {
     match memchr::memrchr(b':', host) {
         Some(at) if memchr::memchr(b']', &host[at..]).is_none() => (&host[..at], &host[at + 1..]),
         _ => (host, b""),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_names_the_host_that_host_names_its_usual_port_said_or_not() {
+        let check = |target: &str, host: &'static str| {
+            check_host(&HeaderValue::from_static(host), &target.parse().unwrap()).is_ok()
+        };
+        for (target, host) in [
+            ("/x", "head:8265"),
+            ("http://head/x", "head"),
+            ("http://head:80/x", "HEAD"),
+            ("http://head/x", "head:80"),
+            ("https://head:443/x", "head"),
+            ("http://head:8265/x", "head:8265"),
+            ("http://[::1]:80/x", "[::1]"),
+        ] {
+            assert!(check(target, host), "{target} {host}");
+        }
+        for (target, host) in [
+            ("http://head:8265/x", "head"),
+            ("http://head:443/x", "head"),
+            ("https://head/x", "head:80"),
+            ("http://other/x", "head"),
+            ("http://head/x", "head/y"),
+            ("http://me@head/x", "head"),
+        ] {
+            assert!(!check(target, host), "{target} {host}");
+        }
     }
 }

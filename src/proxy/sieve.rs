@@ -8,12 +8,17 @@
 //! bytes of a body of known length so as to find the next head. After a chunked body or a
 //! switch of protocols it looks no further, and `listen` ends the connection with that request.
 //!
+//! It has two more errands. A few characters that Ray reads in a target hyper does not (`"`, `<`, `>`
+//! and `` ` ``): they are escaped, which means the same. And where hyper refuses a head, in an answer
+//! without a word, the sieve says why in its place.
+//!
 //! A refusal is a sentence. So that the client can read it, its remaining bytes are read and
 //! thrown away for a while before the connection is closed, as they are whenever the door
 //! closes on a client that is still sending.
 
+use crate::proxy::headers::REQUEST_ID;
 use crate::proxy::patience::Patience;
-use crate::proxy::shape::{Malformed, TARGET_LEN_MAX};
+use crate::proxy::shape::{HeadBounds, Malformed};
 use crate::proxy::stream::Stream;
 use bytes::{Buf, BytesMut};
 use std::future::Future;
@@ -32,7 +37,7 @@ pub struct Sieve {
     /// Read, and not yet let through.
     held: BytesMut,
     state: State,
-    head_bytes_max: usize,
+    bounds: HeadBounds,
     patience: Option<Patience>,
     linger: Option<Pin<Box<Sleep>>>,
     /// Something is written that the client does not take yet.
@@ -69,13 +74,8 @@ impl Sieve {
     /// A sieve before HTTP/1; `start` has been read already. `patience` is told of heads that
     /// come in parts.
     #[must_use]
-    pub fn new(stream: Stream, start: BytesMut, head_bytes_max: usize, patience: Patience) -> Sieve {
-        Sieve {
-            head_bytes_max,
-            state: State::Head(0),
-            patience: Some(patience),
-            ..Sieve::open(stream, start)
-        }
+    pub fn new(stream: Stream, start: BytesMut, bounds: HeadBounds, patience: Patience) -> Sieve {
+        Sieve { bounds, state: State::Head(0), patience: Some(patience), ..Sieve::open(stream, start) }
     }
 
     /// No sieve: only what has been read already comes first.
@@ -85,7 +85,7 @@ impl Sieve {
             stream: Some(stream),
             held: start,
             state: State::Open,
-            head_bytes_max: 0,
+            bounds: HeadBounds { target: 0, bytes: 0, headers: 0 },
             patience: None,
             linger: None,
             blocked: false,
@@ -130,11 +130,48 @@ impl Sieve {
         }
         ready!(read)?;
         let come = &buffer.filled()[before..];
-        if let Some(next) = after_whole_head(come, self.head_bytes_max) {
+        if let Some(next) = after_whole_head(come, self.bounds) {
             self.state = next;
+            self.pass_head();
         } else {
             self.held.extend_from_slice(come); // nothing at all, at the end
             buffer.set_filled(before);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// A head goes to hyper, which hands it on or refuses it.
+    fn pass_head(&self) {
+        if let Some(patience) = &self.patience {
+            patience.head_has_passed();
+        }
+    }
+
+    /// What hyper refuses a head for, if this is its answer to one: three lines and no body, and without
+    /// the id that every answer to a request has.
+    fn refused_by_hyper(&self, answer: &[u8]) -> Option<Malformed> {
+        let status = answer.strip_prefix(b"HTTP/1.1 4")?.get(..2)?;
+        let is_bare = answer.ends_with(b"\r\n\r\n")
+            && answer.len() < 200
+            && memchr::memmem::find(answer, b"content-length: 0\r\n").is_some()
+            && memchr::memmem::find(answer, REQUEST_ID.as_str().as_bytes()).is_none();
+        if !is_bare || !self.patience.as_ref()?.head_is_unanswered() {
+            return None;
+        }
+        Some(match status {
+            b"14" => Malformed::TargetTooLong(self.bounds.target),
+            b"31" => Malformed::TooManyHeaders(self.bounds.headers),
+            _ => Malformed::Unreadable,
+        })
+    }
+
+    /// Writes what is left of a refusal.
+    fn poll_say(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let State::Refused(answer, written) = &mut self.state
+            && *written < answer.len()
+        {
+            let stream = there(&mut self.stream)?;
+            *written += ready!(stream.poll_write(context, &answer.as_bytes()[*written..]))?;
         }
         Poll::Ready(Ok(()))
     }
@@ -207,9 +244,13 @@ impl AsyncRead for Sieve {
                         return Poll::Ready(Ok(()));
                     }
                 }
-                State::Head(scanned) => match find_head(&this.held, scanned, this.head_bytes_max) {
-                    Ok(Some(end)) => match framing(&this.held[..end]) {
-                        Ok(body) => this.state = State::Passing(end, body),
+                State::Head(scanned) => match find_head(&this.held, scanned, this.bounds) {
+                    Ok(Some(end)) => match framing(&this.held[..end], this.bounds) {
+                        Ok(head) => {
+                            let end = if head.is_plain { end } else { escape_target(&mut this.held, end) };
+                            this.state = State::Passing(end, head.body);
+                            this.pass_head();
+                        }
                         Err(problem) => this.refuse(problem),
                     },
                     Ok(None) => {
@@ -223,11 +264,8 @@ impl AsyncRead for Sieve {
                     Err(problem) => this.refuse(problem),
                 },
                 State::Refused(answer, written) if *written < answer.len() => {
-                    let stream = there(&mut this.stream)?;
-                    *written += ready!(stream.poll_write(context, &answer.as_bytes()[*written..]))?;
-                    if *written == answer.len() {
-                        ready!(there(&mut this.stream)?.poll_flush(context))?;
-                    }
+                    ready!(this.poll_say(context))?;
+                    ready!(there(&mut this.stream)?.poll_flush(context))?;
                 }
                 State::Refused(..) | State::Asleep => {
                     // The end, to whoever reads here; `poll_shutdown` sees to the rest.
@@ -244,16 +282,17 @@ fn there(stream: &mut Option<Stream>) -> io::Result<Pin<&mut Stream>> {
 }
 
 /// What comes after these bytes, if they are one head that may pass and at most what belongs to it.
-fn after_whole_head(come: &[u8], bytes_max: usize) -> Option<State> {
-    let end = find_head(come, &mut 0, bytes_max).ok()??;
-    match framing(&come[..end]).ok()? {
+fn after_whole_head(come: &[u8], bounds: HeadBounds) -> Option<State> {
+    let end = find_head(come, &mut 0, bounds).ok()??;
+    let head = framing(&come[..end], bounds).ok().filter(|head| head.is_plain)?;
+    match head.body {
         Body::Unknown => Some(State::Open),
         Body::Length(length) => length.checked_sub((come.len() - end) as u64).map(State::Body),
     }
 }
 
 /// Where the first head ends, if it is held in full; every line of it must end in CR LF.
-fn find_head(held: &[u8], scanned: &mut usize, bytes_max: usize) -> Result<Option<usize>, Malformed> {
+fn find_head(held: &[u8], scanned: &mut usize, bounds: HeadBounds) -> Result<Option<usize>, Malformed> {
     // One empty line before a request is passed over (RFC 9112, 2.2), by hyper too.
     let start = if held.starts_with(b"\r\n") { 2 } else { 0 };
     for at in memchr::memchr2_iter(b'\n', b'\r', &held[*scanned..]).map(|at| at + *scanned) {
@@ -268,11 +307,11 @@ fn find_head(held: &[u8], scanned: &mut usize, bytes_max: usize) -> Result<Optio
             return Err(Malformed::LineEnd);
         }
         if at >= start + 3 && held[at - 2] == b'\n' {
-            return if at < bytes_max { Ok(Some(at + 1)) } else { Err(too_large(held, bytes_max)) };
+            return if at < bounds.bytes { Ok(Some(at + 1)) } else { Err(too_large(held, bounds)) };
         }
     }
-    if held.len() > bytes_max {
-        return Err(too_large(held, bytes_max));
+    if held.len() > bounds.bytes {
+        return Err(too_large(held, bounds));
     }
     // The line that is not complete stays to be looked at.
     *scanned = memchr::memrchr(b'\n', held).map_or(*scanned, |feed| feed.max(*scanned));
@@ -280,25 +319,54 @@ fn find_head(held: &[u8], scanned: &mut usize, bytes_max: usize) -> Result<Optio
 }
 
 /// A head without end is most likely a target without end, or headers.
-fn too_large(held: &[u8], bytes_max: usize) -> Malformed {
-    if memchr::memchr(b'\n', held).is_none_or(|line| line > TARGET_LEN_MAX + 32) {
-        Malformed::TargetTooLong
+fn too_large(held: &[u8], bounds: HeadBounds) -> Malformed {
+    if memchr::memchr(b'\n', held).is_none_or(|line| line > bounds.target + LINE_BESIDES) {
+        Malformed::TargetTooLong(bounds.target)
     } else {
-        Malformed::HeadTooLarge(bytes_max)
+        Malformed::HeadTooLarge(bounds.bytes)
     }
 }
 
-/// What the framing fields of a head say of its body.
-fn framing(head: &[u8]) -> Result<Body, Malformed> {
+/// What a request line may have besides its target, in bytes.
+const LINE_BESIDES: usize = 32;
+
+/// What is seen of a head at a glance.
+struct Head {
+    body: Body,
+    /// Its target has nothing that hyper would not read.
+    is_plain: bool,
+}
+
+/// Escapes what Ray reads in a target and hyper does not; returns where the head ends now.
+fn escape_target(held: &mut BytesMut, end: usize) -> usize {
+    let line = memchr::memchr(b'\n', &held[2..end]).map_or(end, |feed| feed + 2);
+    let mut escaped = BytesMut::with_capacity(held.len() + 64);
+    let (mut in_target, mut in_query) = (false, false);
+    for &byte in &held[..line] {
+        in_target |= byte == b' ';
+        in_query |= byte == b'?';
+        match (byte, in_query) {
+            (b'<' | b'>', _) | (b'"', true) | (b'`', false) if in_target => {
+                escaped.extend_from_slice(format!("%{byte:02X}").as_bytes());
+            }
+            _ => escaped.extend_from_slice(&[byte]),
+        }
+    }
+    let end = escaped.len() + end - line;
+    escaped.extend_from_slice(&held[line..]);
+    *held = escaped;
+    end
+}
+
+/// What the request line says of itself, and the framing fields of a head of its body.
+fn framing(head: &[u8], bounds: HeadBounds) -> Result<Head, Malformed> {
     let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let request = lines.by_ref().find(|line| !line.is_empty()).unwrap_or_default();
-    if request.len() > TARGET_LEN_MAX + 32 {
-        return Err(Malformed::TargetTooLong);
+    if request.len() > bounds.target + LINE_BESIDES {
+        return Err(Malformed::TargetTooLong(bounds.target));
     }
-    if memchr::memchr(b'#', request).is_some() {
-        // The parser would drop it in silence.
-        return Err(Malformed::Target("the request target has a fragment; that part of a URL is not sent"));
-    }
+    let is_plain =
+        memchr::memchr3(b'"', b'<', b'>', request).is_none() && memchr::memchr(b'`', request).is_none();
     let (mut length, mut chunked, mut switches) = (None, false, false);
     for line in lines.filter(|line| !line.is_empty()) {
         if matches!(line[0], b' ' | b'\t') {
@@ -334,8 +402,8 @@ fn framing(head: &[u8]) -> Result<Body, Malformed> {
     }
     match (length, chunked) {
         (Some(_), true) => Err(Malformed::Framing("there are both a Content-Length and a Transfer-Encoding")),
-        _ if chunked || switches => Ok(Body::Unknown),
-        (length, _) => Ok(Body::Length(length.unwrap_or(0))),
+        _ if chunked || switches => Ok(Head { body: Body::Unknown, is_plain }),
+        (length, _) => Ok(Head { body: Body::Length(length.unwrap_or(0)), is_plain }),
     }
 }
 
@@ -355,6 +423,10 @@ impl AsyncWrite for Sieve {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Some(problem) = self.refused_by_hyper(bytes) {
+            self.refuse(problem);
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = there(&mut self.stream)?.poll_write(context, bytes);
         self.blocked = written.is_pending();
         written
@@ -375,6 +447,7 @@ impl AsyncWrite for Sieve {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_say(context))?;
         there(&mut self.stream)?.poll_flush(context)
     }
 
@@ -387,6 +460,7 @@ impl AsyncWrite for Sieve {
             return Poll::Ready(Ok(()));
         }
         if this.linger.is_none() {
+            ready!(this.poll_say(context))?;
             ready!(there(&mut this.stream)?.poll_shutdown(context))?;
         }
         let still_sending = match &this.state {

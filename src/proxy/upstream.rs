@@ -16,7 +16,7 @@ use crate::proxy::circuit_breaker::{CircuitBreaker, RETRY};
 use crate::proxy::headers::is_grpc;
 use crate::proxy::stream::{Dial, Plain, Stream, probe};
 use crate::proxy::tls::Originator;
-use crate::proxy::wire::{HEAD_BYTES_MAX, HEADERS_MAX, Wire};
+use crate::proxy::wire::{AnswerBounds, Wire};
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
@@ -82,15 +82,20 @@ pub enum UpstreamError {
         source: hyper::Error,
     },
     /// What came is no answer that can be passed on.
-    #[error(
-        "the answer of Ray at {address} cannot be passed on ({source}): rayguard reads heads of up to {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} headers"
-    )]
+    #[error("the answer of Ray at {address} is not HTTP and cannot be passed on ({source})")]
     Unreadable {
         /// Where.
         address: String,
         /// What hyper says.
         source: hyper::Error,
     },
+    /// The answer's head is longer than the bounds.
+    #[error(
+        "Ray's answer has more than {} headers (`http.answer_headers_max`) or a head of more than {} bytes \
+         (`http.answer_header_bytes_max`); raise the bound, or have fewer or smaller headers sent",
+        .0.headers, .0.bytes
+    )]
+    AnswerHead(AnswerBounds),
     /// The client's own body did not come to its end.
     #[error(transparent)]
     Client(BodyError),
@@ -106,6 +111,7 @@ impl UpstreamError {
             }
             UpstreamError::Broken { .. } => "upstream_broke_off",
             UpstreamError::Unreadable { .. } => "upstream_unreadable",
+            UpstreamError::AnswerHead(_) => "answer_too_large",
             UpstreamError::Client(_) => "malformed",
         }
     }
@@ -178,6 +184,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// The most idle connections kept.
     pub idle_max: usize,
+    /// How long the head of an answer may be.
+    pub answer: AnswerBounds,
 }
 
 impl Default for Options {
@@ -187,6 +195,7 @@ impl Default for Options {
             connect_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(30),
             idle_max: 64,
+            answer: AnswerBounds::default(),
         }
     }
 }
@@ -352,7 +361,7 @@ impl Upstream {
 
     async fn connect(self: &Arc<Self>) -> Result<Wire, UpstreamError> {
         let stream = self.dial(Protocol::Http1).await?;
-        Wire::open(stream).await.map_err(|source| self.broken(source))
+        Wire::open(stream, self.options.answer).await.map_err(|source| self.broken(source))
     }
 
     /// A new connection; the circuit breaker learns how it went.
@@ -477,7 +486,7 @@ impl Upstream {
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(256 * 1024)
+            .max_header_list_size(u32::try_from(self.options.answer.bytes).unwrap_or(u32::MAX))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| self.broken(source))?;
@@ -544,6 +553,9 @@ impl Upstream {
             return UpstreamError::Client(fault);
         }
         let address = self.address.to_string();
+        if source.is_parse_too_large() {
+            return UpstreamError::AnswerHead(self.options.answer);
+        }
         if source.is_parse() {
             return UpstreamError::Unreadable { address, source };
         }

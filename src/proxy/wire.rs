@@ -28,12 +28,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 use tokio::task::coop::unconstrained;
 
-/// The most that is read ahead or kept for writing, in bytes; the head of an answer must fit. A connection
-/// keeps room for what it has once needed.
-pub const HEAD_BYTES_MAX: usize = 128 << 10;
+/// How long the head of an answer may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AnswerBounds {
+    /// Its headers.
+    pub headers: usize,
+    /// All of it, in bytes; so much is read ahead or kept for writing at most. A connection keeps room for
+    /// what it has once needed.
+    pub bytes: usize,
+}
 
-/// As many headers of an answer as hyper keeps room for on the stack.
-pub const HEADERS_MAX: usize = 100;
+/// As many headers as hyper parses in place; told another number, it takes its room from the heap for each answer.
+const HEADERS_ON_STACK: usize = 100;
+
+impl Default for AnswerBounds {
+    fn default() -> AnswerBounds {
+        AnswerBounds { headers: HEADERS_ON_STACK, bytes: 128 << 10 }
+    }
+}
 
 /// A connection and its two halves.
 #[derive(Debug)]
@@ -126,10 +138,13 @@ impl Wire {
     ///
     /// # Errors
     /// What hyper says.
-    pub async fn open(stream: Stream) -> hyper::Result<Wire> {
+    pub async fn open(stream: Stream, bounds: AnswerBounds) -> hyper::Result<Wire> {
         // Most requests are a head and nothing else: one buffer, one plain write.
         let mut builder = http1::Builder::new();
-        builder.writev(false).max_buf_size(HEAD_BYTES_MAX);
+        builder.writev(false).max_buf_size(bounds.bytes);
+        if bounds.headers != HEADERS_ON_STACK {
+            builder.max_headers(bounds.headers);
+        }
         let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         let driver = Arc::<Driver>::default();
         let waker = Waker::from(Arc::clone(&driver));
@@ -232,7 +247,8 @@ mod tests {
     #[tokio::test]
     async fn a_connection_wakes_whoever_drives_it_now_and_nobody_while_it_rests() {
         let (ours, mut rays) = tokio::io::duplex(1024);
-        let mut wire = Wire::open(Stream::Plain(Plain::Other(Box::new(ours)))).await.unwrap();
+        let mut wire =
+            Wire::open(Stream::Plain(Plain::Other(Box::new(ours))), AnswerBounds::default()).await.unwrap();
         let bells = [Arc::<Bell>::default(), Arc::<Bell>::default()];
         let rung = || bells.each_ref().map(|bell| bell.0.load(Ordering::Relaxed));
         let wakers = bells.each_ref().map(|bell| Waker::from(Arc::clone(bell)));

@@ -23,6 +23,7 @@ use crate::observe::metrics::Tally;
 use crate::observe::recorder::{self, Note, Recorder};
 use crate::proxy::door::{Door, Entrance, Front, ShedNote};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
+use crate::proxy::wire::AnswerBounds;
 use crate::runtime::clock::Clock;
 use crate::runtime::recent::Recent;
 use crate::runtime::tasks::Tasks;
@@ -154,12 +155,19 @@ impl Guard {
         let options = Options {
             protocol: Protocol::of(surface),
             connect_timeout: settings.http.connect_timeout,
+            answer: AnswerBounds {
+                headers: settings.http.answer_headers_max,
+                bytes: settings.http.answer_header_bytes_max,
+            },
             ..Options::default()
         };
         let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
         let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
         self.sweep(Arc::clone(&upstream));
-        let front = Front::new(self.door(), Arc::new(Entrance::new(surface, classifier, upstream)));
+        let front = Front::new(
+            self.door(),
+            Arc::new(Entrance::new(surface, classifier, upstream).for_pages_of(&settings.http.cors_origins)),
+        );
         self.fronts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&front));
         Ok(front)
     }
@@ -179,7 +187,7 @@ impl Guard {
             let old = front.load();
             let surface = old.entrance.surface;
             let classifier = Classifier::new(&policy, surface, &settings.routes)?;
-            renewed.push(Arc::new(Entrance::new(surface, classifier, Arc::clone(&old.entrance.upstream))));
+            renewed.push(Arc::new(old.entrance.with_classifier(classifier)));
         }
         let door = {
             let mut engine = self.engine();
