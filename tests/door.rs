@@ -881,7 +881,6 @@ async fn rays_test_routes_are_blocked_and_health_passes_a_full_gate() {
     for path in ["/api/version", "/api/gcs_healthz", "/"] {
         assert_eq!(rig.get(path, &[]).await.status, 200, "{path}");
     }
-    assert_eq!(rig.get("/api/jobs/x/../", &[]).await.status, 400);
 }
 
 // --- Connections of clients ---

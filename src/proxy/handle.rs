@@ -23,7 +23,8 @@ use crate::proxy::cors::Origins;
 use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{
-    Lookup, Mentions, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key, tell_client,
+    Lookup, Mentions, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
+    tell_client,
 };
 use crate::proxy::id::Id;
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
@@ -159,7 +160,9 @@ pub async fn handle(
     if let Ok(id) = HeaderValue::from_str(&passage.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    page.iter().for_each(|page| page.may_read(&mut response));
+    if let Some(page) = page {
+        page.may_read(&mut response);
+    }
     response
 }
 

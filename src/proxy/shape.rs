@@ -116,11 +116,7 @@ impl Malformed {
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn check<B: Body>(
-    request: &Request<B>,
-    mentions: Mentions,
-    surface: Surface,
-) -> Result<(), Malformed> {
+pub fn check<B: Body>(request: &Request<B>, mentions: Mentions, surface: Surface) -> Result<(), Malformed> {
     let (uri, headers) = (request.uri(), request.headers());
     if *request.method() == Method::CONNECT {
         return Err(Malformed::Unsupported("CONNECT is not for a reverse proxy"));

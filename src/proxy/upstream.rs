@@ -331,14 +331,13 @@ impl Upstream {
             if !reused {
                 return Err(self.broken(error.into_error()));
             }
-            request = match error.take_message() {
+            request = if let Some(unsent) = error.take_message() {
                 // Never sent: Ray had closed this connection.
-                Some(unsent) => unsent,
+                unsent
+            } else {
                 // Ray closed it just then.
-                None => {
-                    again = true;
-                    wire.unanswered().ok_or_else(|| self.broken(error.into_error()))?
-                }
+                again = true;
+                wire.unanswered().ok_or_else(|| self.broken(error.into_error()))?
             };
         }
     }
