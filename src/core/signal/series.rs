@@ -1104,7 +1104,7 @@ mod tests {
             rig.see(&format!("t:{target}"), "m 1\n", 0);
         }
         assert!(rig.reader.on_scrape("late:1", b"m 1\n", at(1), wall(1)).is_err());
-        assert!(is_near(rig.read(1).unwrap().value, 512.0));
+        assert!(is_near(rig.read(1).unwrap().value, TARGETS_MAX as f64));
         assert!(rig.read(61).is_err(), "all of them have been silent for too long");
         assert!(rig.reader.on_scrape("late:1", b"m 1\n", at(62), wall(62)).is_ok());
         assert!(is_near(rig.read(62).unwrap().value, 1.0));
