@@ -1,9 +1,10 @@
 //! `rayguard check`: is this configuration sound, and would its loops hold still?
 //!
 //! Everything that is wrong with the file comes out at once, each with its line, a caret and
-//! a remedy. A file that is sound is put to the arithmetic of `core::control::stability`:
-//! how late each class's loop is, how much gain it uses, how much it would bear, and how
-//! long it takes to settle. A margin below 2 is refused, here as at `rayguard run`.
+//! a remedy. A file that is sound is put to the arithmetic of `core::control::stability`. One line
+//! for each class says how far it is from instability and how soon it reacts; `--stability` shows
+//! every loop of it: how late it is, how much gain it uses and would bear, how long it takes to
+//! settle. A margin below 2 is refused, here as at `rayguard run`.
 
 use crate::cli::format::Format;
 use std::fmt::Display;
@@ -17,9 +18,10 @@ use crate::config::margins::ClassLoop;
 use crate::config::quantity::Length;
 use crate::config::{self, Overrides, Problems, Settings};
 use crate::core::control::stability::Assessment;
-use crate::core::policy::Treatment;
+use crate::core::journal::LoopKind;
+use crate::core::policy::{SignalId, Treatment};
 
-/// Says everything that is wrong with a configuration, and how stable its loops are.
+/// Validate a configuration file, and say how stable its loops are.
 ///
 /// Exit codes: 0 sound, 1 refused, 2 the file cannot be read.
 #[derive(clap::Args, Clone, Debug)]
@@ -30,6 +32,9 @@ pub struct Args {
     /// How to say it.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+    /// Shows every loop with its dead time, gain and margins.
+    #[arg(long)]
+    pub stability: bool,
     /// Prints the complete file, every key explained and at its default, and checks nothing.
     #[arg(long, conflicts_with = "config")]
     pub defaults: bool,
@@ -128,12 +133,44 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
         writeln!(out, "  {} admin", admin.listen)?;
     }
     writeln!(out)?;
+    if args.stability {
+        stability(settings, out)?
+    } else {
+        summary(settings, out)?
+    }
+    for note in notes(settings) {
+        writeln!(out, "\nnote: {note}")?;
+    }
+    Ok(())
+}
+
+/// One line for each class whose limits move.
+fn summary(settings: &Settings, out: &mut dyn Write) -> io::Result<()> {
+    let all: Vec<(ClassLoop, Assessment)> = assessed(settings).collect();
+    for (class, spec) in settings.policy.classes.iter().enumerate() {
+        let own = || all.iter().filter(|(each, _)| each.class.index() == class);
+        let Some(margin) = own().map(|(_, of)| of.gain_margin).reduce(f64::min) else { continue };
+        // The step that hides a change and the dead time until the next shows it.
+        let reacts = |inner: bool| {
+            let loops = own().filter(|(each, _)| (each.by == LoopKind::Inner) == inner);
+            loops.map(|(_, of)| of.step + of.dead_time).max().map(rounded)
+        };
+        let by = [("latency", reacts(true)), ("Ray's metrics", reacts(false))];
+        let by = by.into_iter().filter_map(|(what, within)| Some(format!("to {what} within {}", within?)));
+        let by = by.collect::<Vec<_>>().join(", ");
+        writeln!(out, "  {:<18} stable, {margin:.1}x margin; reacts {by}", spec.name)?;
+    }
+    Ok(())
+}
+
+fn stability(settings: &Settings, out: &mut dyn Write) -> io::Result<()> {
     row(
         out,
         [
             "class",
             "limit",
             "by",
+            "step",
             "dead time",
             "gain",
             "critical",
@@ -149,6 +186,7 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
                 class_name(settings, &each),
                 each.limit.label(),
                 by(&each),
+                &rounded(of.step),
                 &rounded(of.dead_time),
                 &figure(of.gain),
                 &figure(of.gain_critical),
@@ -158,15 +196,12 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
             ],
         )?;
     }
-    for note in notes(settings) {
-        writeln!(out, "\nnote: {note}")?;
-    }
     Ok(())
 }
 
-fn row<T: Display>(out: &mut dyn Write, cells: [T; 9]) -> io::Result<()> {
+fn row<T: Display>(out: &mut dyn Write, cells: [T; 10]) -> io::Result<()> {
     let [class, limit, by, numbers @ ..] = cells;
-    write!(out, "  {class:<18} {limit:<9} {by:<7}")?;
+    write!(out, "  {class:<18} {limit:<9} {by:<8}")?;
     for number in numbers {
         write!(out, " {number:>12}")?;
     }
@@ -181,9 +216,13 @@ fn class_name<'a>(settings: &'a Settings, each: &ClassLoop) -> &'a str {
     &settings.policy.classes[each.class.index()].name
 }
 
-/// What the loop steers by: door latency, or Ray's signals.
+/// What the loop follows.
 fn by(each: &ClassLoop) -> &'static str {
-    if each.is_inner { "door" } else { "signals" }
+    match each.by {
+        LoopKind::Inner => "latency",
+        LoopKind::Outer => "signals",
+        LoopKind::Backlog => "backlog",
+    }
 }
 
 /// Two digits of a length are all that a linear estimate is worth.
@@ -221,12 +260,56 @@ fn notes(settings: &Settings) -> Vec<String> {
             Length(metrics.interval)
         ));
     }
+    notes.extend(slow_scrapes(settings));
     notes.extend(scarce(settings));
     if settings.alerts.notify.is_empty() {
         notes.push("no one is told of alerts; they stand in the record and in /metrics alone".to_owned());
     }
     notes
 }
+
+/// Signals that come too seldom to be followed: their loops see nothing, or lose it with one scrape.
+fn slow_scrapes(settings: &Settings) -> Vec<String> {
+    let policy = &settings.policy;
+    let interval = settings.metrics.interval;
+    let followed = |id: SignalId| {
+        policy.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id))
+    };
+    let signals = policy.signals.iter().zip((0..=u8::MAX).map(SignalId)).filter(|(_, id)| followed(*id));
+    let mut notes: Vec<String> = signals
+        .filter_map(|(signal, id)| {
+            let (news, stale) = (settings.refresh(id), signal.stale_after);
+            let trouble = if stale <= news {
+                "the loop is blind: no limit that uses it ever rises"
+            } else if stale < 2 * news {
+                "one lost scrape makes it stale, and limits that use it do not rise until the next"
+            } else {
+                return None;
+            };
+            Some(format!(
+                "`{}` has news every {} and is stale after {}: {trouble}. Scrape more often, or set \
+                 signal.{}.stale_after to {} or more",
+                signal.name,
+                Length(news),
+                Length(stale),
+                signal.name,
+                Length(3 * news),
+            ))
+        })
+        .collect();
+    if interval > SCRAPE_MAX {
+        notes.push(format!(
+            "Ray's metrics are scraped every {}: limits follow them that much later, and a reading that is lost is \
+             missed for longer. Ray has news every 5 to 10 s; set metrics.interval to {} or less",
+            Length(interval),
+            Length(SCRAPE_MAX)
+        ));
+    }
+    notes
+}
+
+/// Scraping less often than this loses news of Ray's.
+const SCRAPE_MAX: Duration = Duration::from_secs(10);
 
 /// Limits that may fall below one slot for each replica: the one case in which replicas that have
 /// lost their store may together exceed a limit.
@@ -258,7 +341,7 @@ mod tests {
         let path = dir.join("rayguard.toml");
         std::fs::write(&path, text).unwrap();
         let mut out = Vec::new();
-        let args = Args { config: Some(path), format, defaults: false };
+        let args = Args { config: Some(path), format, defaults: false, stability: false };
         let code = run(&args, &mut out).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         (code, String::from_utf8(out).unwrap())
@@ -272,12 +355,33 @@ mod tests {
     fn a_sound_file_is_answered_with_its_loops_and_code_0() {
         let (code, out) = checked(STILL, Format::Table);
         assert_eq!(code, 0, "{out}");
-        for part in
-            ["sound", "127.0.0.1:8266 -> http://127.0.0.1:8265", "job-submit", "in_flight", "rate", "note:"]
-        {
+        for part in [
+            "sound",
+            "127.0.0.1:8266 -> http://127.0.0.1:8265",
+            "job-submit",
+            "stable, ",
+            "x margin",
+            "note:",
+        ] {
             assert!(out.contains(part), "{part} is missing from\n{out}");
         }
         assert!(!out.contains("job-list"), "a loop that stands still has no margin:\n{out}");
+    }
+
+    #[test]
+    fn a_scrape_interval_that_blinds_a_loop_or_loses_a_signal_is_named() {
+        let scraped = |seconds: u32| {
+            let (_, out) = checked(&format!("{STILL}[metrics]\ninterval = '{seconds}s'\n"), Format::Table);
+            out
+        };
+        assert!(!scraped(5).contains("scrape"), "{}", scraped(5));
+        for seconds in [30, 60] {
+            let out = scraped(seconds);
+            assert!(
+                out.contains(&format!("scraped every {}", Length(Duration::from_secs(seconds.into())))),
+                "{out}"
+            );
+        }
     }
 
     #[test]
@@ -297,8 +401,10 @@ mod tests {
         let answer: serde_json::Value = serde_json::from_str(&out).unwrap();
         assert_eq!((code, &answer["sound"]), (0, &json!(true)));
         let loops = answer["loops"].as_array().unwrap();
-        assert_eq!(loops.len(), 2, "{out}");
-        assert!(loops[1]["gain_margin"].as_f64().unwrap() >= 2.0);
+        // Latency at evidence and after five seconds; signals; the backlog.
+        let by: Vec<&str> = loops.iter().filter_map(|each| each["by"].as_str()).collect();
+        assert_eq!(by, ["latency", "latency", "signals", "backlog"], "{out}");
+        assert!(loops.iter().all(|each| each["gain_margin"].as_f64().unwrap() >= 2.0), "{out}");
     }
 
     #[test]
@@ -315,8 +421,12 @@ mod tests {
     #[test]
     fn a_file_that_is_not_there_is_code_2() {
         let mut out = Vec::new();
-        let args =
-            Args { config: Some("/nowhere/rayguard.toml".into()), format: Format::Table, defaults: false };
+        let args = Args {
+            config: Some("/nowhere/rayguard.toml".into()),
+            format: Format::Table,
+            defaults: false,
+            stability: false,
+        };
         assert_eq!(run(&args, &mut out).unwrap(), 2);
         assert!(String::from_utf8(out).unwrap().contains("/nowhere/rayguard.toml"));
     }
@@ -324,7 +434,7 @@ mod tests {
     #[test]
     fn the_complete_file_can_be_printed() {
         let mut out = Vec::new();
-        let args = Args { config: None, format: Format::Table, defaults: true };
+        let args = Args { config: None, format: Format::Table, defaults: true, stability: false };
         assert_eq!(run(&args, &mut out).unwrap(), 0);
         assert_eq!(String::from_utf8(out).unwrap(), config::write::defaults());
     }

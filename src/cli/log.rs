@@ -230,6 +230,9 @@ pub(crate) mod tests {
             binding: true,
             demand: 100.0,
             latency: None,
+            slo_pressure: None,
+            not_below: None,
+            backlog: None,
             noise: 0.0,
         };
         let step = regulator.step(limit, &observation);

@@ -68,6 +68,12 @@ fn names<'a, T>(things: &'a [T], name: fn(&'a T) -> &'a Arc<str>) -> impl Iterat
     things.iter().map(move |thing| &**name(thing))
 }
 
+/// Where the file does not say when a signal is stale: one lost scrape does not make it so.
+fn outlasts_lost_scrapes(signal: &Signal, metrics: &Metrics) -> Duration {
+    let is_probed = matches!(signal.sources.first(), Some(SignalSource::Probe));
+    if is_probed { signal.stale_after } else { signal.stale_after.max(3 * metrics.interval) }
+}
+
 /// Whether a name may become a label in metrics and logs.
 fn is_label(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
@@ -92,6 +98,9 @@ impl Judge {
 
     fn signals(&mut self, raw: &Raw, metrics: &Metrics) -> Vec<Signal> {
         let mut signals = defaults::signals();
+        for signal in &mut signals {
+            signal.stale_after = outlasts_lost_scrapes(signal, metrics);
+        }
         let built_in = signals.len();
         for (name, raw) in &raw.signal {
             let key = format!("signal.{}", name.get_ref());
@@ -123,6 +132,7 @@ impl Judge {
             unit: "".into(),
             stale_after: Duration::from_secs(30),
             on_stale: OnStale::Hold,
+            backlog: false,
             sources: Vec::new(),
         })
     }
@@ -141,6 +151,9 @@ impl Judge {
         let bounds = [Duration::from_secs(1), Duration::from_hours(1)];
         let stale_key = format!("{key}.stale_after");
         signal.stale_after = self.length(&stale_key, raw.stale_after.as_ref(), signal.stale_after, bounds);
+        if raw.stale_after.is_none() {
+            signal.stale_after = outlasts_lost_scrapes(signal, metrics);
+        }
         if let Some(given) = &raw.stale_after
             && signal.stale_after < 2 * metrics.interval
         {
@@ -160,6 +173,9 @@ impl Judge {
             Some(RawOnStale::Static) => OnStale::Static,
             None => signal.on_stale,
         };
+        if let Some(given) = &raw.backlog {
+            signal.backlog = *given.get_ref();
+        }
         if let Some(sources) = &raw.sources {
             let place = Place::new(format!("{key}.sources"), sources);
             let given = sources.get_ref().iter().enumerate();
@@ -577,6 +593,13 @@ impl Judge {
         if let Some(given) = &raw.alert_above {
             class.alert_above = self.rate_alert(&format!("{key}.alert_above"), given);
         }
+        let bounds = [Duration::from_secs(1), Duration::from_hours(1)];
+        class.starts_within = self.length(
+            &format!("{key}.starts_within"),
+            raw.starts_within.as_ref(),
+            class.starts_within,
+            bounds,
+        );
         if let Some(given) = &raw.backlog {
             class.backlog = match given.get_ref() {
                 OrOff::Off => None,

@@ -1,19 +1,23 @@
 //! How far is each class's loop from swinging for ever?
 //!
-//! A class has up to two loops. The inner one moves concurrency by door latency: every
-//! `inner_period`, on answers of the last such period, which began their way an objective's
-//! latency ago. The outer one moves the rate, or without one a second ceiling on concurrency,
-//! by Ray's signals: every `outer_period`, on
-//! readings that are `data_age` old and average over `window`, new at every scrape.
+//! A class has up to three loops, and they are assessed as they run. The inner one moves concurrency
+//! by door latency: at evidence, so as soon as every `inner_period`, and every 5 s at the latest, on
+//! answers that began their way an objective's latency ago. The outer one moves the rate, or without
+//! one a second ceiling on concurrency, by Ray's signals: on news of the signal that decides, which
+//! comes as often as the slowest of them, is `data_age` old and averages over `window`. A rate whose
+//! requests leave a backlog follows that too, as an integrator.
 //! `core::control::stability` does the arithmetic; here the configuration is put to it, and
 //! a file whose gain margin is below 2 is refused like one that does not parse.
 
 use std::time::Duration;
 
 use super::settings::Settings;
-use rayguard_core::control::stability::{Assessment, Timing, Unstable, assess};
-use rayguard_core::journal::LimitKind;
-use rayguard_core::policy::{Bounds, Class, ClassId, Control, Kind, Law, Policy, Treatment};
+use rayguard_core::control::stability::{Assessment, Timing, Unstable, assess, assess_backlog};
+use rayguard_core::engine::{PATIENCE, backlog_followed};
+use rayguard_core::journal::{LimitKind, LoopKind};
+use rayguard_core::policy::{
+    Bounds, Class, ClassId, Kind, Law, Policy, Signal, SignalId, SignalSource, Treatment,
+};
 
 /// One loop of a class, before it is closed.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -22,8 +26,8 @@ pub struct ClassLoop {
     pub class: ClassId,
     /// What it moves.
     pub limit: LimitKind,
-    /// Whether it is the inner loop, by door latency.
-    pub is_inner: bool,
+    /// What it follows: door latency, Ray's readings, or a backlog.
+    pub by: LoopKind,
     /// When it acts, and on what.
     pub timing: Timing,
     /// By which law.
@@ -36,7 +40,10 @@ impl ClassLoop {
     /// Its measures; `None` when it does not move.
     #[must_use]
     pub fn assess(&self) -> Option<Assessment> {
-        assess(&self.timing, &self.law, &self.bounds)
+        match self.by {
+            LoopKind::Backlog => assess_backlog(&self.timing, &self.bounds),
+            LoopKind::Inner | LoopKind::Outer => assess(&self.timing, &self.law, &self.bounds),
+        }
     }
 
     /// Refuses too little margin.
@@ -49,6 +56,7 @@ impl ClassLoop {
     #[must_use]
     pub fn is_safe_by_construction(&self) -> bool {
         match self.law {
+            _ if self.by == LoopKind::Backlog => true,
             // The gradient law holds its smoothing to SIMC's gain, and AIMD its growth; AIMD's cuts
             // have gain 1, once per dead time.
             Law::Static | Law::Gradient { .. } | Law::Aimd { .. } => true,
@@ -58,49 +66,70 @@ impl ClassLoop {
     }
 }
 
-/// Every loop of the policy, in the order of classes.
+/// Ray's own refresh of what its GCS and raylets report.
+const RAY_REFRESH: Duration = Duration::from_secs(10);
+
+/// How often a signal has something new.
 #[must_use]
-pub fn loops(policy: &Policy, refresh: Duration) -> Vec<ClassLoop> {
-    let classes = policy.classes.iter().zip((0..=u8::MAX).map(ClassId));
-    classes.flat_map(|(class, id)| loops_of(class, id, &policy.control, refresh)).collect()
+pub fn refresh(signal: &Signal, scrape: Duration, probe: Option<Duration>) -> Duration {
+    match signal.sources.first() {
+        Some(SignalSource::Probe) => probe.unwrap_or(scrape),
+        Some(SignalSource::PromQl(_)) => scrape,
+        Some(SignalSource::Scrape(_)) | None => scrape.max(RAY_REFRESH),
+    }
 }
 
 impl Settings {
     /// Every loop of these settings, in the order of classes.
     #[must_use]
     pub fn loops(&self) -> Vec<ClassLoop> {
-        loops(&self.policy, self.metrics.interval)
+        let classes = self.policy.classes.iter().zip((0..=u8::MAX).map(ClassId));
+        classes.flat_map(|(class, id)| self.loops_of(class, id)).collect()
     }
-}
 
-fn loops_of(class: &Class, id: ClassId, control: &Control, refresh: Duration) -> Vec<ClassLoop> {
-    if class.treatment != Treatment::Limited || class.law == Law::Static {
-        return Vec::new();
+    /// How often a signal has something new under these settings.
+    #[must_use]
+    pub fn refresh(&self, id: SignalId) -> Duration {
+        let probe = self.probe.as_ref().map(|probe| probe.interval);
+        refresh(&self.policy.signals[id.index()], self.metrics.interval, probe)
     }
-    let one = |limit, is_inner, timing, bounds| ClassLoop {
-        class: id,
-        limit,
-        is_inner,
-        timing,
-        law: class.law,
-        bounds,
-    };
-    let inner = (class.kind == Kind::Unary && class.in_flight.moves()).then(|| {
-        one(
-            LimitKind::InFlight,
-            true,
-            Timing::of_door(control.inner_period, class.slo.latency),
-            class.in_flight,
-        )
-    });
-    let slow = Timing::of_signals(control, refresh);
-    let rate = class.rate.filter(|rate| rate.per_second.moves());
-    let outer = match rate {
-        _ if class.signals.is_empty() => None,
-        Some(rate) => Some(one(LimitKind::Rate, false, slow, rate.per_second)),
-        None => class.in_flight.moves().then(|| one(LimitKind::InFlight, false, slow, class.in_flight)),
-    };
-    inner.into_iter().chain(outer).collect()
+
+    fn loops_of(&self, class: &Class, id: ClassId) -> Vec<ClassLoop> {
+        if class.treatment != Treatment::Limited {
+            return Vec::new();
+        }
+        let (policy, control): (&Policy, _) = (&self.policy, &self.policy.control);
+        let one =
+            |limit, by, timing, bounds| ClassLoop { class: id, limit, by, timing, law: class.law, bounds };
+        let mut loops = Vec::new();
+        let moves = class.law != Law::Static;
+        if moves && class.kind == Kind::Unary && class.in_flight.moves() {
+            // At evidence as soon as it may be, and when patience ends.
+            for window in [control.inner_period, PATIENCE.max(control.inner_period)] {
+                let timing = Timing::of_door(window, class.slo.latency);
+                loops.push(one(LimitKind::InFlight, LoopKind::Inner, timing, class.in_flight));
+            }
+        }
+        let counts = backlog_followed(policy, id.index());
+        let slowest =
+            class.signals.iter().filter(|id| Some(**id) != counts).map(|id| self.refresh(*id)).max();
+        let rate = class.rate.filter(|rate| rate.per_second.moves());
+        if let Some(slowest) = slowest.filter(|_| moves) {
+            let slow = Timing::of_signals(control, slowest);
+            match rate {
+                Some(rate) => loops.push(one(LimitKind::Rate, LoopKind::Outer, slow, rate.per_second)),
+                None if class.in_flight.moves() => {
+                    loops.push(one(LimitKind::InFlight, LoopKind::Outer, slow, class.in_flight));
+                }
+                None => {}
+            }
+        }
+        if let (Some(rate), Some(signal)) = (rate, counts) {
+            let slow = Timing::of_signals(control, self.refresh(signal));
+            loops.push(one(LimitKind::Rate, LoopKind::Backlog, slow, rate.per_second));
+        }
+        loops
+    }
 }
 
 #[cfg(test)]
@@ -114,7 +143,9 @@ mod tests {
         let settings = Settings::defaults(&Overrides::default()).unwrap();
         let loops = settings.loops();
         assert!(loops.len() > 20, "{}", loops.len());
-        for each in loops.iter().filter(|each| !each.is_inner || each.timing.data_age.as_secs() < 6) {
+        for each in
+            loops.iter().filter(|each| each.by != LoopKind::Inner || each.timing.data_age.as_secs() < 6)
+        {
             let name = &settings.policy.classes[each.class.index()].name;
             let assessment = each.assess().unwrap();
             assert!(each.verdict().is_ok(), "{name}: {assessment:?}");
@@ -141,7 +172,7 @@ mod tests {
                 Law::Gradient { tolerance: 1.5, smoothing: 1.0 },
             ] {
                 let each =
-                    ClassLoop { class: ClassId(0), limit: LimitKind::Rate, is_inner: false, timing, law, bounds };
+                    ClassLoop { class: ClassId(0), limit: LimitKind::Rate, by: LoopKind::Outer, timing, law, bounds };
                 prop_assert!(each.is_safe_by_construction());
                 prop_assert!(each.verdict().is_ok(), "{law:?} {:?}", each.assess());
             }

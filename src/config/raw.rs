@@ -263,6 +263,8 @@ pub struct RawSignal {
     pub stale_after: Option<Spanned<Length>>,
     /// What a stale signal does.
     pub on_stale: Option<Spanned<RawOnStale>>,
+    /// It counts work that requests leave behind.
+    pub backlog: Option<Spanned<bool>>,
     /// Where to read it, best first.
     pub sources: Option<Spanned<Vec<Spanned<RawSource>>>>,
 }
@@ -421,6 +423,8 @@ pub struct RawClass {
     pub signals: Option<Vec<Spanned<String>>>,
     /// The signal that counts what its requests leave behind.
     pub backlog: Option<Spanned<OrOff<String>>>,
+    /// Within which time the work it leaves behind is to start.
+    pub starts_within: Option<Spanned<Length>>,
     /// Alert above this rate.
     pub alert_above: Option<Spanned<OrOff<PerSecond>>>,
 }

@@ -178,6 +178,8 @@ const SIGNALS: &str = r#"
 #   { metric = 'name{Label="v"}', how = "sum" }   how: sum, max, rate, share-above, quantile, ratio
 #   at = 0.99 goes with share-above and quantile, to = "other_metric" with ratio
 #   { promql = "..." } asks the Prometheus server; { probe = true } is the probe's latency
+# backlog = true: it counts work that requests leave behind; a rate that follows it keeps the time
+# until that starts within the class's `starts_within`.
 # on_stale: "hold" (stay), "decay" (fall to initial), "static" (initial at once). Never open.
 "#;
 
@@ -253,6 +255,9 @@ fn write_signal(out: &mut String, signal: &Signal, about: &str) {
         OnStale::Static => "static",
     };
     line(out, "on_stale", &quoted(&on_stale));
+    if signal.backlog {
+        line(out, "backlog", "true");
+    }
     let sources = signal.sources.iter().map(|source| format!("  {},\n", source_text(source)));
     line(out, "sources", &format!("[\n{}]", sources.collect::<String>()));
 }
@@ -351,6 +356,7 @@ fn write_class(out: &mut String, class: &Class, about: &str, module: &str, signa
     }
     if whole || class.backlog.is_some() {
         line(out, "backlog", &or_off(class.backlog.as_ref().map(name)));
+        line(out, "starts_within", &quoted(&Length(class.starts_within)));
     }
     if whole {
         line(out, "alert_above", "\"off\"");

@@ -141,6 +141,8 @@ pub enum LoopKind {
     Inner,
     /// Slow: Ray's readings.
     Outer,
+    /// Slow: the backlog that a class's requests leave.
+    Backlog,
 }
 
 /// Who decides, and whether it counts.
@@ -213,6 +215,23 @@ pub enum Derivation {
         observation: Observation,
         /// What the operator wants done then.
         on_stale: OnStale,
+    },
+    /// A cut on a signal did not help: it is given back, and the signal has no say for a while.
+    Restored {
+        /// Law and rails as they stood before.
+        before: Box<Regulator>,
+        /// The limit before the cut.
+        to: f64,
+        /// The signal.
+        signal: String,
+        /// Its unit.
+        unit: String,
+        /// What it would have read without the cut.
+        expected: f64,
+        /// What it reads.
+        seen: f64,
+        /// How long it has no say.
+        rest_ms: u64,
     },
     /// The value was handed in, not derived: a pin, a reload, a warm start, a restart of the head.
     Given {
@@ -489,6 +508,7 @@ impl Adjustment {
         let law = match &derivation {
             Derivation::Law { before, .. } => before.law.name(),
             Derivation::Stale { .. } => "stale",
+            Derivation::Restored { .. } => "restored",
             Derivation::Given { .. } => "given",
         };
         let mut adjustment = Adjustment {
@@ -544,6 +564,14 @@ impl Adjustment {
     fn because(&self) -> String {
         match &self.derivation {
             Derivation::Given { why } => why.clone(),
+            Derivation::Restored { signal, unit, expected, seen, rest_ms, .. } => format!(
+                "lowering {} did not lower {signal}: it reads {} where {} was expected without the cut; restored, \
+                 and {signal} has no say in this limit for {}",
+                self.class,
+                quantity(*seen, unit),
+                quantity(*expected, unit),
+                seconds_words(Duration::from_millis(*rest_ms))
+            ),
             Derivation::Stale { on_stale, .. } => {
                 let names: Vec<&str> = self.signals.iter().map(|signal| signal.name.as_str()).collect();
                 let what =
@@ -608,11 +636,13 @@ impl Adjustment {
     fn guard_words(&self, guard: Guard) -> String {
         let bounds = match &self.derivation {
             Derivation::Law { before, .. } | Derivation::Stale { before, .. } => Some(&before.rails),
-            Derivation::Given { .. } => None,
+            Derivation::Restored { .. } | Derivation::Given { .. } => None,
         };
         match guard {
             Guard::NotFinite => "the law gave no number".into(),
             Guard::Deadband => "that is too near the target to act on".into(),
+            Guard::NotReached => "not lowered: limit not reached, and the class meets its SLO".into(),
+            Guard::OnTrial => "no lower until the signal is seen to follow the limit".into(),
             Guard::Futile => {
                 "latency did not follow the cuts before: they do no more than refuse callers".into()
             }
@@ -640,6 +670,10 @@ impl Adjustment {
     pub fn undo(&self) -> String {
         let pin = format!("pin it with `rayguard pin {} {}=VALUE`", self.class, self.limit.label());
         match &self.derivation {
+            Derivation::Restored { signal, rest_ms, .. } => format!(
+                "after {} {signal} may lower it again, on trial; or {pin}",
+                seconds_words(Duration::from_millis(*rest_ms))
+            ),
             Derivation::Given { .. } => format!("it stays until the loop or an operator moves it; {pin}"),
             Derivation::Stale { .. } => {
                 format!("the loop takes over again with the first fresh reading; or {pin}")
@@ -672,6 +706,7 @@ impl Adjustment {
     pub fn derive(&self) -> Option<Derived> {
         let (step, seen) = match &self.derivation {
             Derivation::Given { .. } => return None,
+            Derivation::Restored { before, to, .. } => (before.clone().restore(self.old, *to), None),
             Derivation::Law { before, observation } => {
                 (before.clone().step(self.old, observation), observation.pressure)
             }
@@ -1021,6 +1056,9 @@ mod tests {
             binding,
             demand: 40.0,
             latency: Some(pressure * 5.0),
+            slo_pressure: None,
+            not_below: None,
+            backlog: None,
             noise: 0.0,
         }
     }

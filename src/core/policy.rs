@@ -113,6 +113,8 @@ pub struct Class {
     /// The signal that counts the work this class's requests leave behind after their answer;
     /// its target is the most there may be. See `core/engine/backlog.rs`.
     pub backlog: Option<SignalId>,
+    /// The objective of work that is done after the answer: a submitted job starts within this time.
+    pub starts_within: Duration,
     /// The alert on high request rates fires above this, per second; `None`: learnt.
     pub alert_above: Option<f64>,
 }
@@ -234,6 +236,9 @@ pub struct Signal {
     pub stale_after: Duration,
     /// What a stale signal does to the limits it moves.
     pub on_stale: OnStale,
+    /// It counts work that requests leave behind: a rate that follows it feeds an integrator
+    /// (`core/control/backlog.rs`).
+    pub backlog: bool,
     /// Where to read it; alternatives in order of preference, the first one found is used.
     pub sources: Vec<SignalSource>,
 }
@@ -406,6 +411,7 @@ pub mod plain {
             law: Law::Static,
             signals: Vec::new(),
             backlog: None,
+            starts_within: Duration::from_secs(30),
             alert_above: None,
         }
     }

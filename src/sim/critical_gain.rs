@@ -88,6 +88,9 @@ impl Polled {
                 binding: true,
                 demand: 1e6,
                 latency: None,
+                slo_pressure: None,
+                not_below: None,
+                backlog: None,
                 noise: 0.0,
             };
             // The first reading is of a time when the plant was still filling up.

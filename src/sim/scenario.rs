@@ -19,6 +19,7 @@ use rayguard_core::time::duration_from_secs;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A scenario as it is written.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
@@ -632,6 +633,7 @@ impl Scenario {
             },
             signals: Vec::new(),
             backlog: None,
+            starts_within: Duration::from_secs(30),
             alert_above: None,
         }
     }

@@ -94,6 +94,9 @@ mod tests {
             binding,
             demand: 50.0,
             latency: None,
+            slo_pressure: None,
+            not_below: None,
+            backlog: None,
             noise: 0.0,
         }
     }

@@ -72,6 +72,9 @@ fn run(
                 binding: in_flight >= limit,
                 demand: offered_per_second * latency,
                 latency: Some(latency),
+                slo_pressure: None,
+                not_below: None,
+                backlog: None,
                 noise: 0.0,
             };
             limit = regulator.step(limit, &observation).new;
@@ -206,6 +209,9 @@ fn shared_module(divide_the_need: bool) -> Vec<([f64; 2], f64)> {
                     binding: class == 0,
                     demand: if class == 0 { 100.0 } else { 4.0 },
                     latency: Some(latency),
+                    slo_pressure: Some(pressures[class]),
+                    not_below: None,
+                    backlog: None,
                     noise: 0.0,
                 };
                 limits[class] = regulator.step(limits[class], &observation).new;

@@ -117,6 +117,9 @@ mod tests {
             binding,
             demand: 50.0,
             latency: Some(latency),
+            slo_pressure: None,
+            not_below: None,
+            backlog: None,
             noise: 0.0,
         }
     }

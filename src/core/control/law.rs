@@ -16,7 +16,7 @@
 //! Laws are plain data (`Serialize`): an adjustment is journalled with the law as it stood
 //! before the step, so that any line of the record can be derived again by itself.
 
-use super::{aimd, gradient, pid};
+use super::{aimd, backlog, gradient, pid};
 use crate::policy::{Bounds, Law};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -51,6 +51,16 @@ pub struct Observation {
     /// law compares it with the baseline it has learnt.
     #[serde(default, rename = "latency_s", skip_serializing_if = "Option::is_none")]
     pub latency: Option<f64>,
+    /// The class's own latency over its SLO, where it is known: at most 1 while it meets it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slo_pressure: Option<f64>,
+    /// A signal whose power over the limit is not proven yet may lower it so far and no further
+    /// ([`super::trial`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub not_below: Option<f64>,
+    /// The backlog that the class's requests leave behind, where the limit follows that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backlog: Option<backlog::Backlogged>,
     /// Standard error of ln(pressure): what of it may be chance. 0: it is exact, or nobody knows.
     #[serde(default, skip_serializing_if = "is_exact")]
     pub noise: f64,
@@ -62,6 +72,24 @@ fn is_exact(noise: &f64) -> bool {
 }
 
 impl Observation {
+    /// Nothing is known at `now`.
+    #[must_use]
+    pub fn nothing(now: Time) -> Observation {
+        Observation {
+            now,
+            period: Duration::ZERO,
+            dead_time: Duration::ZERO,
+            pressure: None,
+            binding: false,
+            demand: 0.0,
+            latency: None,
+            slo_pressure: None,
+            not_below: None,
+            backlog: None,
+            noise: 0.0,
+        }
+    }
+
     /// The same with every number that is none (NaN, infinite, negative) taken for missing:
     /// what a law acts on, and what the record holds.
     #[must_use]
@@ -70,10 +98,22 @@ impl Observation {
         Observation {
             pressure: self.pressure.and_then(number),
             latency: self.latency.and_then(number).filter(|&seconds| seconds > 0.0),
+            slo_pressure: self.slo_pressure.and_then(number),
+            not_below: self.not_below.and_then(number),
+            backlog: self.backlog.filter(|seen| {
+                [seen.reading, seen.target, seen.drain_per_s].into_iter().all(|value| number(value).is_some())
+            }),
             demand: number(self.demand).unwrap_or(0.0),
             noise: number(self.noise).unwrap_or(0.0),
             ..*self
         }
+    }
+
+    /// Whether the limit has held nothing back and the class meets its SLO: then a lower limit would
+    /// help nobody (law 3).
+    #[must_use]
+    pub fn is_calm(&self) -> bool {
+        !self.binding && self.slo_pressure.is_none_or(|pressure| pressure <= 1.0)
     }
 
     /// Pressure, held to a range in which its logarithm is harmless.
@@ -128,6 +168,11 @@ pub enum LawState {
         /// What it remembers.
         state: gradient::State,
     },
+    /// A rate after the backlog it leaves. It needs no constants.
+    Backlog {
+        /// What it remembers.
+        state: backlog::State,
+    },
 }
 
 /// A law's proposal.
@@ -153,6 +198,8 @@ pub enum Terms {
     Pid(pid::Terms),
     /// See [`gradient`].
     Gradient(gradient::Terms),
+    /// See [`backlog`].
+    Backlog(backlog::Terms),
 }
 
 impl LawState {
@@ -183,6 +230,7 @@ impl LawState {
             LawState::Aimd { .. } => "aimd",
             LawState::Pid { .. } => "pid",
             LawState::Gradient { .. } => "gradient",
+            LawState::Backlog { .. } => "backlog",
         }
     }
 
@@ -198,6 +246,7 @@ impl LawState {
             LawState::Aimd { config, state } => aimd::step(config, state, limit, &seen),
             LawState::Pid { config, state } => pid::step(config, state, limit, &seen),
             LawState::Gradient { config, state } => gradient::step(config, state, limit, &seen),
+            LawState::Backlog { state } => backlog::step(state, &seen),
         };
         step.filter(|step| step.limit.is_finite()).unwrap_or(Step { limit, terms: Terms::NoInformation })
     }
@@ -205,7 +254,7 @@ impl LawState {
     /// Tells the law what became of its last proposal: the limit went from `old` to `new`.
     pub fn applied(&mut self, observation: &Observation, old: f64, new: f64) {
         match self {
-            LawState::Static | LawState::Gradient { .. } => {}
+            LawState::Static | LawState::Gradient { .. } | LawState::Backlog { .. } => {}
             LawState::Aimd { state, .. } => state.applied(observation.now, old, new),
             LawState::Pid { config, state } => state.applied(config, new),
         }
@@ -218,6 +267,7 @@ impl LawState {
             LawState::Static | LawState::Gradient { .. } => {}
             LawState::Aimd { state, .. } => *state = aimd::State::default(),
             LawState::Pid { state, .. } => *state = pid::State::default(),
+            LawState::Backlog { state } => *state = backlog::State::default(),
         }
     }
 
@@ -274,6 +324,9 @@ mod tests {
             binding,
             demand: 20.0,
             latency,
+            slo_pressure: None,
+            not_below: None,
+            backlog: None,
             noise: 0.0,
         }
     }

@@ -1,5 +1,6 @@
 //! The laws that move limits, one file each, and the rails that keep every law honest.
 pub mod aimd;
+pub mod backlog;
 pub mod budget;
 pub mod dead_time;
 pub mod gradient;
@@ -9,6 +10,7 @@ pub mod pid;
 pub mod rails;
 pub mod regulator;
 pub mod stability;
+pub mod trial;
 
 #[cfg(test)]
 mod closed_loop;

@@ -7,7 +7,9 @@
 //! |---|---|---|
 //! | not finite | everything | a number that is none moves nothing |
 //! | deadband | everything, while pressure is within 1 +- deadband, or within its own noise | noise is not news |
+//! | not reached | cuts, while the limit holds nothing back and the class meets its SLO | it is not the cause (law 3) |
 //! | futile | cuts, while those before did not help | see below |
+//! | on trial | a cut on a signal, a fifth below where it began | the signal must answer first (law 2) |
 //! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
 //! | cool-down | growth, for a while after a cut (two dead times at most) | the queue behind the cut has to drain first |
 //! | demand cap | growth beyond twice the demand (never below `initial`) | room nobody asked for is a burst in waiting |
@@ -21,7 +23,7 @@
 //! (gain 0) a cut takes throughput and gives nothing for it. An objective which a head that has
 //! become slower cannot meet at any limit would so cut the limit to its floor. Every cut is a
 //! trial of that: once a binding limit has come down by a fifth (`TRIAL`), or by as much more as
-//! it takes to tell from chance, latency must have come down by half as much, or the limit stays
+//! it takes to tell from chance, and a dead time has passed, latency must have come down by half as much, or the limit stays
 //! where it is for `TRIAL_HOLD`; if not by a quarter, it goes back to where the trial began and stays
 //! there. A latency that rises by more than chance does ends both. (It is the high readings that are answered with cuts: a trial that began anew at each
 //! of them would never end.) What gave nothing is given back, or one trial after another would still
@@ -62,8 +64,12 @@ pub enum Guard {
     NotFinite,
     /// Pressure was too near the target to matter.
     Deadband,
+    /// The limit holds nothing back and the class meets its SLO: a cut would help nobody.
+    NotReached,
     /// Latency did not follow the cuts before.
     Futile,
+    /// A signal lowers a limit only so far before its readings must answer.
+    OnTrial,
     /// The limit was not binding, so it does not grow.
     AppLimited,
     /// Too soon after a cut to grow.
@@ -121,6 +127,10 @@ pub struct Trial {
     /// Standard error of that latency's logarithm.
     #[serde(default)]
     pub noise: f64,
+    /// A limit on the way down, and since when it was in force: what is seen a dead time later is judged
+    /// against it, and not against what the limit has come to meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<(Time, f64)>,
     /// When the cuts were found to have given nothing, and were given back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub futile_at: Option<Time>,
@@ -200,6 +210,11 @@ impl Rails {
             Some(limit) => Railed { limit, guard: Some(Guard::Futile) },
             None => self.hold_back(from, proposal, seen),
         };
+        if let Some(least) = seen.not_below.map(|least| least.min(from))
+            && railed.limit < least
+        {
+            railed = Railed { limit: least, guard: Some(Guard::OnTrial) };
+        }
         self.cap_by_ramp(&mut railed, seen.now);
         self.limit_slew(&mut railed, from);
         self.keep_in_bounds(&mut railed);
@@ -207,6 +222,14 @@ impl Rails {
             self.cut_at = Some(seen.now);
         }
         railed
+    }
+
+    /// The operator's bounds alone.
+    #[must_use]
+    pub fn bound(&self, proposal: f64) -> (f64, Option<Guard>) {
+        let mut railed = Railed { limit: proposal, guard: None };
+        self.keep_in_bounds(&mut railed);
+        (railed.limit, railed.guard)
     }
 
     /// The rails that know what is going on: deadband, app-limited, cool-down, demand.
@@ -218,6 +241,9 @@ impl Rails {
         let moves = (proposal - from).abs() > 0.0;
         if moves && seen.pressure.is_some_and(|pressure| self.is_noise(pressure, seen.noise)) {
             return hold(Guard::Deadband);
+        }
+        if proposal < from && seen.is_calm() {
+            return hold(Guard::NotReached);
         }
         if proposal < from && self.trial.is_some_and(|trial| trial.futile_at.is_some()) {
             return hold(Guard::Futile);
@@ -251,7 +277,8 @@ impl Rails {
             self.trial = None;
             return None;
         };
-        let anew = Trial { limit, latency_s, noise: seen.noise, futile_at: None, futile_times: 0 };
+        let anew =
+            Trial { limit, latency_s, noise: seen.noise, mark: None, futile_at: None, futile_times: 0 };
         let trial = *self.trial.get_or_insert(anew);
         let fallen = (trial.latency_s / latency_s).ln();
         let error = trial.noise.hypot(seen.noise);
@@ -265,21 +292,36 @@ impl Rails {
             self.trial = Some(anew);
         } else if held == Some(false) {
             self.trial = Some(Trial { futile_times: trial.futile_times, ..anew });
-        } else if trial.futile_at.is_none() && is_after_the_last(seen) {
-            let cut = (trial.limit / limit).ln();
+        } else if trial.futile_at.is_none()
+            && let Some(marked) = self.marked(limit, seen)
+        {
+            let cut = (trial.limit / marked).ln();
             if cut >= TRIAL.max(TRIAL_ERRORS * error) {
                 if fallen >= cut / 2.0 {
                     self.trial = Some(anew);
                     return None;
                 }
                 // What may still be chance is held and not given back.
-                let limit = if fallen < cut / 4.0 { trial.limit } else { limit };
+                let limit = if fallen < cut / 4.0 { trial.limit } else { marked };
                 let futile_times = trial.futile_times.saturating_add(1);
                 self.trial = Some(Trial { limit, futile_at: Some(seen.now), futile_times, ..anew });
                 return Some(limit);
             }
         }
         None
+    }
+
+    /// The limit that what is seen tells of: one that was in force when what has ended now began. `limit`
+    /// has been in force since the window began. `None` while that was too short a time ago.
+    fn marked(&mut self, limit: f64, seen: &Observation) -> Option<f64> {
+        let trial = self.trial.as_mut()?;
+        let (since, marked) = *trial.mark.get_or_insert((seen.now - seen.period, limit));
+        // Give or take a quarter: a window reaches a little back before the step.
+        if seen.now.since(since) < seen.dead_time * 3 / 4 {
+            return None;
+        }
+        trial.mark = None;
+        Some(marked)
     }
 
     fn cap_by_ramp(&mut self, railed: &mut Railed, now: Time) {
@@ -316,12 +358,6 @@ impl Rails {
     }
 }
 
-/// Whether what is seen is of the time after the last step, give or take a quarter: a window that
-/// reaches back before it, or an old reading, cannot tell what the step gave.
-fn is_after_the_last(seen: &Observation) -> bool {
-    seen.period >= seen.dead_time * 3 / 4
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,6 +378,9 @@ mod tests {
             binding,
             demand,
             latency: None,
+            slo_pressure: Some(pressure),
+            not_below: None,
+            backlog: None,
             noise: 0.0,
         }
     }
@@ -408,7 +447,7 @@ mod tests {
         let mut rails = Rails::new(BOUNDS, &control());
         let (mut limit, mut was_futile) = (50.0, false);
         for second in 0..25 {
-            let mut at = seen(2.0, binding, 500.0, f64::from(second));
+            let mut at = seen(2.0, binding, 500.0, 100.0 + f64::from(second));
             at.latency = Some(latency(limit));
             at.dead_time = at.period;
             let railed = rails.pass(limit, limit * 0.9, &at);
@@ -437,7 +476,7 @@ mod tests {
         let mut rails = Rails::new(BOUNDS, &control());
         let mut limits = vec![50.0];
         for second in 0..seconds {
-            let mut at = seen(2.0, true, 500.0, f64::from(second));
+            let mut at = seen(2.0, true, 500.0, 100.0 + f64::from(second));
             (at.latency, at.dead_time) = (Some(0.6), at.period);
             let limit = limits[limits.len() - 1];
             limits.push(rails.pass(limit, limit * 0.9, &at).limit);
@@ -458,8 +497,14 @@ mod tests {
     #[test]
     fn the_way_back_takes_as_many_steps_as_the_slew_asks_for() {
         let mut rails = Rails { slew: 1.2, ..Rails::new(BOUNDS, &control()) };
-        let futile =
-            Trial { limit: 40.0, latency_s: 0.5, noise: 0.0, futile_at: Some(Time::ZERO), futile_times: 1 };
+        let futile = Trial {
+            limit: 40.0,
+            latency_s: 0.5,
+            noise: 0.0,
+            mark: None,
+            futile_at: Some(Time::ZERO),
+            futile_times: 1,
+        };
         rails.trial = Some(futile);
         let mut limit = 20.0;
         for second in 1..=5 {
@@ -475,8 +520,14 @@ mod tests {
     #[test]
     fn a_latency_that_rises_or_half_a_minute_opens_the_way_for_cuts_again() {
         let mut rails = Rails::new(BOUNDS, &control());
-        let futile =
-            Trial { limit: 20.0, latency_s: 0.5, noise: 0.0, futile_at: Some(Time::ZERO), futile_times: 1 };
+        let futile = Trial {
+            limit: 20.0,
+            latency_s: 0.5,
+            noise: 0.0,
+            mark: None,
+            futile_at: Some(Time::ZERO),
+            futile_times: 1,
+        };
         let mut at = seen(2.0, true, 500.0, 1.0);
         at.latency = Some(0.5);
         rails.trial = Some(futile);

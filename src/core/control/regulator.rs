@@ -49,6 +49,13 @@ impl Regulator {
         Regulator { law: LawState::new(law, &bounds), rails: Rails::new(bounds, control) }
     }
 
+    /// The regulator of a rate that follows the backlog it leaves ([`super::backlog`]).
+    #[must_use]
+    pub fn of_backlog(bounds: Bounds, control: &Control) -> Regulator {
+        let law = LawState::Backlog { state: super::backlog::State::default() };
+        Regulator { law, rails: Rails::new(bounds, control) }
+    }
+
     /// One step: the law proposes, the rails decide, the law is told.
     pub fn step(&mut self, limit: f64, observation: &Observation) -> Move {
         let seen = observation.clean();
@@ -57,6 +64,9 @@ impl Regulator {
         let (new, guard) = if matches!(step.terms, Terms::NoInformation | Terms::Static) {
             // Nothing moves, but a reload may have moved the bounds.
             (self.rails.bounds.clamp(limit), None)
+        } else if matches!(step.terms, Terms::Backlog(_)) {
+            // It says where the rate belongs, not by how much to move it.
+            self.rails.bound(step.limit)
         } else {
             let railed = self.rails.pass(limit, step.limit, &seen);
             (railed.limit, railed.guard)
@@ -87,6 +97,13 @@ impl Regulator {
         Move { old: limit, new, terms: Terms::NoInformation, guard }
     }
 
+    /// A cut did not help ([`super::trial`]): the limit goes back to where it was, within the bounds.
+    pub fn restore(&mut self, limit: f64, to: f64) -> Move {
+        self.law.reset();
+        let new = self.rails.bounds.clamp(to.max(limit));
+        Move { old: limit, new, terms: Terms::NoInformation, guard: None }
+    }
+
     /// Somebody else set the limit; the next step starts from there without a jump.
     pub fn transfer(&mut self) {
         self.law.reset();
@@ -95,7 +112,11 @@ impl Regulator {
     /// New law constants, bounds and control constants; what was learnt stays.
     #[must_use]
     pub fn reload(&self, law: &Law, bounds: Bounds, control: &Control) -> Regulator {
-        Regulator { law: self.law.reload(law, &bounds), rails: self.rails.reload(bounds, control) }
+        let kept = match self.law {
+            LawState::Backlog { .. } => self.law,
+            _ => self.law.reload(law, &bounds),
+        };
+        Regulator { law: kept, rails: self.rails.reload(bounds, control) }
     }
 
     /// Where to start after a restart: the last good limit if it is a number, within the
@@ -146,6 +167,9 @@ mod tests {
             binding: true,
             demand: 200.0,
             latency: Some(0.1 * pressure),
+            slo_pressure: None,
+            not_below: None,
+            backlog: None,
             noise: 0.0,
         }
     }

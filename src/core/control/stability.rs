@@ -160,7 +160,9 @@ pub fn critical_gain(timing: &Timing) -> f64 {
         let ratio = timing.period.as_secs_f64() / timing.refresh.as_secs_f64();
         return critical_gain(&Timing { period: timing.refresh, ..*timing }) * ratio;
     }
-    Loop { weights: timing.weights(timing.period), law: Linear { kp: 0.0, ki: 1.0, kd: 0.0 } }.margins().0
+    Loop { weights: timing.weights(timing.period), law: Linear { kp: 0.0, ki: 1.0, kd: 0.0, kii: 0.0 } }
+        .margins()
+        .0
 }
 
 /// The measures of a class's loop; `None` for a law or limit that does not move.
@@ -204,22 +206,49 @@ impl Assessment {
     }
 }
 
+/// The measures of a rate that follows a backlog ([`super::backlog`], Eq. 3); `None` where it does not
+/// move. The plant is an integrator: its gain per step is the step, whatever the head.
+#[must_use]
+pub fn assess_backlog(timing: &Timing, bounds: &Bounds) -> Option<Assessment> {
+    if !bounds.moves() {
+        return None;
+    }
+    let (dead_time, step) = (timing.dead_time(), timing.step());
+    let gain = simc_gain(step, dead_time);
+    // 1 / (16 theta^2) = (1 / (2 theta))^2 / 4.
+    let law = Linear { kp: 0.0, ki: gain, kd: 0.0, kii: gain * gain / 4.0 };
+    let closed = Loop { weights: timing.weights(step), law };
+    let (gain_margin, phase_margin_deg) = closed.margins();
+    Some(Assessment {
+        dead_time,
+        step,
+        gain,
+        gain_critical: gain_margin * gain,
+        gain_margin,
+        phase_margin_deg,
+        settling: closed.settling(step, dead_time),
+        polls_too_fast: timing.period < timing.refresh,
+    })
+}
+
 /// A law near the target, where it is linear in ln(pressure).
 #[derive(Clone, Copy, PartialEq, Debug)]
 struct Linear {
     kp: f64,
     ki: f64,
     kd: f64,
+    /// Of the integral's integral: an integral term on a plant that is an integrator itself.
+    kii: f64,
 }
 
 fn linearised(law: &Law, step: Duration, dead_time: Duration) -> Option<Linear> {
-    let integral = |ki| Linear { kp: 0.0, ki, kd: 0.0 };
+    let integral = |ki| Linear { kp: 0.0, ki, kd: 0.0, kii: 0.0 };
     match *law {
         Law::Static => None,
         // A cut has gain 1 per dead time, growth no more than SIMC's.
         Law::Aimd { .. } => Some(integral(1.0)),
         Law::Pid { kp, ki, kd } => {
-            Some(Linear { kp, ki: ki.unwrap_or_else(|| simc_gain(step, dead_time)), kd })
+            Some(Linear { kp, ki: ki.unwrap_or_else(|| simc_gain(step, dead_time)), kd, kii: 0.0 })
         }
         Law::Gradient { smoothing, .. } => Some(integral(smoothing.min(simc_gain(step, dead_time)))),
     }
@@ -270,10 +299,11 @@ impl Loop {
             .fold(Complex { re: 0.0, im: 0.0 }, |sum, &weight| sum.scaled_plus(1.0, weight).times(back));
         let difference = back.scaled_plus(-1.0, 1.0); // 1 - z^-1
         let filter = Complex { re: 0.5, im: 0.0 }.over(back.scaled_plus(-0.5, 1.0));
-        let Linear { kp, ki, kd } = self.law;
+        let Linear { kp, ki, kd, kii } = self.law;
         let d = difference.times(difference).times(filter);
         let p = difference;
-        let law = Complex { re: kp * p.re + ki + kd * d.re, im: kp * p.im + kd * d.im };
+        let twice = Complex { re: kii, im: 0.0 }.over(difference);
+        let law = Complex { re: kp * p.re + ki + kd * d.re + twice.re, im: kp * p.im + kd * d.im + twice.im };
         law.times(reading).over(difference)
     }
 
@@ -323,7 +353,7 @@ impl Loop {
 
     /// Time to within 5 % after the plant's latency jumped by one on the log scale.
     fn settling(&self, step: Duration, dead_time: Duration) -> Option<Duration> {
-        let Linear { kp, ki, kd } = self.law;
+        let Linear { kp, ki, kd, .. } = self.law;
         let n = self.weights.len();
         let steps_max = DEAD_TIMES_MAX * dead_time.as_secs_f64() / step.as_secs_f64().max(1e-9) + n as f64;
         let mut limits = vec![0.0; n]; // newest last
@@ -465,6 +495,18 @@ mod tests {
         let assessed = assess(&fast, &law, &BOUNDS).unwrap();
         assert!(assessed.polls_too_fast);
         assert_eq!(assessed.step, Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_rate_after_a_backlog_bears_twice_its_gain_at_every_scrape_interval() {
+        for scrape_s in [1, 5, 10, 15, 30, 60] {
+            let timing = Timing { refresh: Duration::from_secs(scrape_s), ..timing(5, 10, 5) };
+            let assessed = assess_backlog(&timing, &Bounds { initial: 4.0, min: 0.2, max: 64.0 }).unwrap();
+            assert!(
+                assessed.gain_margin > 2.0 && assessed.phase_margin_deg > 40.0,
+                "{scrape_s}: {assessed:?}"
+            );
+        }
     }
 
     #[test]

@@ -17,8 +17,8 @@
 //!
 //! When the signal goes stale the last allowance stands: no more than that is admitted on the
 //! strength of old news, except one every [`TRICKLE`] so that a lost signal never shuts the
-//! gate for good. Before the first reading there is no allowance to hold (`None`): the class's
-//! rate and concurrency limits alone hold it.
+//! gate for good. Before the first reading nothing is known of the backlog, least of all that there
+//! is none: half the target may be admitted, and the trickle.
 
 use crate::policy::SignalId;
 use crate::time::Time;
@@ -34,25 +34,31 @@ pub struct Backlog {
     signal: SignalId,
     /// Doors that submissions pass through.
     doors: u32,
-    admitted_max: Option<u64>,
+    admitted_max: u64,
     fresh: u64,
-    granted_at: Time,
+    /// When one more may be admitted if there is no news.
+    more_at: Time,
     /// Totals admitted, by time, as far back as a reading may reach.
     history: VecDeque<(Time, u64)>,
 }
 
 impl Backlog {
-    /// A gate on this signal, open until the first reading.
+    /// A gate on this signal: until the first reading, half its target and a trickle.
     #[must_use]
-    pub fn new(signal: SignalId) -> Backlog {
+    pub fn new(signal: SignalId, target: f64, now: Time) -> Backlog {
         Backlog {
             signal,
             doors: 1,
-            admitted_max: None,
+            admitted_max: whole(target / 2.0),
             fresh: 0,
-            granted_at: Time::ZERO,
+            more_at: now + TRICKLE,
             history: VecDeque::new(),
         }
+    }
+
+    /// So many had been admitted before there was this gate.
+    pub fn begin_at(&mut self, admitted: u64) {
+        self.admitted_max = self.admitted_max.saturating_add(admitted);
     }
 
     /// Goes on with what another gate of the same class has granted.
@@ -74,7 +80,7 @@ impl Backlog {
 
     /// How many may have been admitted, all in all.
     #[must_use]
-    pub fn admitted_max(&self) -> Option<u64> {
+    pub fn admitted_max(&self) -> u64 {
         self.admitted_max
     }
 
@@ -89,11 +95,11 @@ impl Backlog {
     /// Takes in a backlog of `reading` against `target`, true at the earliest at `true_since`.
     /// Returns whether it was news.
     pub fn on_reading(&mut self, reading: f64, target: f64, fresh: u64, true_since: Time, now: Time) -> bool {
-        if fresh == self.fresh && self.admitted_max.is_some() {
+        if fresh == self.fresh {
             return false;
         }
         self.fresh = fresh;
-        self.granted_at = now;
+        self.more_at = now + NEWS_EXPECTED;
         let admitted_before = self
             .history
             .iter()
@@ -101,30 +107,31 @@ impl Backlog {
             .last()
             .or(self.history.front())
             .map_or(0, |(_, total)| *total);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "floored at 0; as-casts saturate"
-        )]
-        let room = (target - reading).max(0.0).floor() as u64;
-        self.admitted_max = Some(admitted_before.saturating_add(room.div_ceil(u64::from(self.doors))));
+        let room = whole(target - reading);
+        self.admitted_max = admitted_before.saturating_add(room.div_ceil(u64::from(self.doors)));
         true
     }
 
     /// Lets time pass: without news, one more every [`TRICKLE`].
     pub fn tick(&mut self, total: u64, now: Time) {
-        if let Some(max) = self.admitted_max
-            && now.since(self.granted_at) >= TRICKLE.max(NEWS_EXPECTED)
-            && total >= max
-        {
-            self.admitted_max = Some(total + 1);
-            self.granted_at = now - NEWS_EXPECTED.saturating_sub(TRICKLE);
+        if now >= self.more_at && total >= self.admitted_max {
+            self.admitted_max = total + 1;
+            self.more_at = now + TRICKLE;
         }
     }
 }
 
 /// News is expected this often at the least (Ray refreshes its gauges every 10 s).
 const NEWS_EXPECTED: Duration = Duration::from_secs(25);
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "floored at 0; as-casts saturate"
+)]
+fn whole(room: f64) -> u64 {
+    room.max(0.0).floor() as u64
+}
 
 #[cfg(test)]
 mod tests {
@@ -142,7 +149,7 @@ mod tests {
         // submitters who always want more.
         let (target, mut backlog, mut published) = (16.0, 0.0f64, 0.0);
         let (mut admitted, mut fresh, mut worst) = (0u64, 0, 0.0f64);
-        let mut gate = Backlog::new(SignalId(0));
+        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
         gate.on_reading(0.0, target, 1, at(0.0), at(0.0));
         for tenth in 0u32..6000 {
             let now = at(f64::from(tenth) / 10.0);
@@ -156,7 +163,7 @@ mod tests {
                 gate.on_reading(published, target, fresh + 1, now - Duration::from_secs(10), now);
             }
             gate.tick(admitted, now);
-            while gate.admitted_max().is_none_or(|max| admitted < max) {
+            while admitted < gate.admitted_max() {
                 admitted += 1;
                 backlog += 1.0;
             }
@@ -168,12 +175,12 @@ mod tests {
 
     #[test]
     fn without_news_a_trickle_passes_and_no_more() {
-        let mut gate = Backlog::new(SignalId(0));
+        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
         gate.on_reading(100.0, 16.0, 1, at(0.0), at(0.0));
         let mut admitted = 0;
         for second in 0u32..125 {
             gate.tick(admitted, at(f64::from(second)));
-            while gate.admitted_max().is_some_and(|max| admitted < max) {
+            while admitted < gate.admitted_max() {
                 admitted += 1;
             }
         }
@@ -181,11 +188,24 @@ mod tests {
     }
 
     #[test]
+    fn before_the_first_reading_half_the_target_passes_and_a_trickle() {
+        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
+        let mut admitted = 0;
+        for second in 0u32..100 {
+            gate.tick(admitted, at(f64::from(second)));
+            while admitted < gate.admitted_max() {
+                admitted += 1;
+            }
+        }
+        assert!((8 + 18..=8 + 21).contains(&admitted), "8 and one per five seconds: {admitted}");
+    }
+
+    #[test]
     fn the_same_reading_twice_grants_nothing_twice() {
-        let mut gate = Backlog::new(SignalId(0));
+        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
         assert!(gate.on_reading(6.0, 16.0, 1, at(0.0), at(0.0)));
         gate.on_admitted(10, at(1.0), REACH);
         assert!(!gate.on_reading(6.0, 16.0, 1, at(0.0), at(2.0)));
-        assert_eq!(gate.admitted_max(), Some(10));
+        assert_eq!(gate.admitted_max(), 10);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::alert::SignalFacts;
 use crate::control::dead_time::Cadence;
+use crate::control::trial::Trend;
 use crate::journal::{Event, SignalHealth, SignalSeen, SignalState};
 use crate::policy::{OnStale, Policy, SignalId};
 use crate::signal::freshness::{Freshness, State, Transition};
@@ -26,6 +27,8 @@ pub struct Posted {
     pub problem: String,
     /// How late and how often it really comes.
     pub cadence: Cadence,
+    /// Where its readings are going.
+    pub trend: Trend,
     fresh_at: Option<Time>,
 }
 
@@ -40,6 +43,7 @@ impl Board {
                 reading: None,
                 problem: String::new(),
                 cadence: Cadence::default(),
+                trend: Trend::default(),
                 fresh_at: None,
             })
         });
@@ -66,6 +70,7 @@ impl Board {
                 Ok(reading) => {
                     if posted.cadence.observe(now, reading.at, reading.fresh) {
                         posted.fresh_at = Some(now);
+                        posted.trend.observe(reading.value, now);
                     }
                     posted.problem.clear();
                     let transition = posted.freshness.on_reading(reading, now);
@@ -96,8 +101,8 @@ impl Board {
 
     /// The readings of these signals that may be acted on, as the record shows them.
     #[must_use]
-    pub fn seen(&self, policy: &Policy, ids: &[SignalId], now: Time) -> Vec<SignalSeen> {
-        ids.iter().filter_map(|id| self.get(*id)?.seen(policy, *id, now)).collect()
+    pub fn seen(&self, policy: &Policy, ids: &[SignalId], now: Time) -> Vec<(SignalId, SignalSeen)> {
+        ids.iter().filter_map(|id| Some((*id, self.get(*id)?.seen(policy, *id, now)?))).collect()
     }
 
     /// For the alert rules.
@@ -165,13 +170,11 @@ impl Posted {
         let consequence = match (&transition.to, signal.on_stale) {
             (State::Fresh, _) => "it moves limits",
             (State::Waiting, _) => "it moves nothing yet",
-            (State::Stale { .. }, OnStale::Hold) => "limits that follow it alone hold",
+            (State::Stale { .. }, OnStale::Hold) => "limits that use it do not rise",
             (State::Stale { .. }, OnStale::Decay) => {
-                "limits that follow it alone go back towards their initial values"
+                "limits that use it go back towards their initial values"
             }
-            (State::Stale { .. }, OnStale::Static) => {
-                "limits that follow it alone go to their initial values"
-            }
+            (State::Stale { .. }, OnStale::Static) => "limits that use it go to their initial values",
         };
         Event::SignalState(SignalState {
             signal: signal.name.to_string(),

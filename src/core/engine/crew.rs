@@ -330,7 +330,7 @@ impl Engine {
     pub fn follow(&mut self, followed: &Followed, now: Time) -> Effects {
         for (class, loops) in self.policy.classes.iter().zip(&mut self.classes) {
             let known = followed.limits.iter().any(|of| *of.class == *class.name);
-            for of in loops.inner.iter_mut().chain(&mut loops.outer) {
+            for of in loops.all_mut() {
                 let theirs = followed.limits.iter().find(|theirs| {
                     *theirs.class == *class.name && theirs.limit == of.kind && theirs.r#loop == of.which
                 });
@@ -377,7 +377,7 @@ impl Engine {
     pub(super) fn keep_ready(&mut self, whole: &DoorReading, now: Time) {
         for (loops, seen) in self.classes.iter_mut().zip(whole) {
             loops.pressure = None;
-            for of in loops.inner.iter_mut().chain(&mut loops.outer) {
+            for of in loops.all_mut() {
                 of.since = now;
                 of.counts.clone_from(&seen.counts);
                 of.peak = seen.in_flight;

@@ -15,9 +15,20 @@
 //! Exchanges that never end do not show in latencies; if nothing has ended for longer, that time
 //! stands in.
 //!
-//! Where the worst class of a module is above its objective, the module's need to cut is
-//! divided by who causes it ([`crate::control::budget`]) before any law sees it: a class
-//! within its share sees pressure 1 and holds, however slow its own answers are.
+//! *Who must give way* (law 4). Where the worst class of a module is above its objective, the
+//! module's need to cut is divided by who causes it ([`crate::control::budget`]) before any law
+//! sees it: a class within its share sees pressure 1 and holds, however slow its own answers are. A
+//! neighbour is blamed only on evidence that it stands in the way:
+//!
+//! - the module is *full*: its classes' learnt work makes up [`FULL`] of its time or more;
+//! - they stand in one line: in a single process all wait alike, so a class that is answered in a
+//!   small part ([`ALIKE`]) of the sufferer's time proves that the sufferer waits for something else
+//!   (an agent, a disk), however slow it is;
+//! - and a class that meets its own objective gives way only to one of higher priority. What operators
+//!   need (priority [`NEEDED`] and above) is set aside first.
+//!
+//! A neighbour's need stands for [`HEARSAY`] after it was last told: a class that nobody asks for any
+//! more does not suffer.
 
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::law::Observation;
@@ -26,7 +37,7 @@ use crate::engine::{ClassReading, DoorReading, Engine, Reasons};
 use crate::journal::{Apportioned, Derivation, Event, SignalSeen};
 use crate::limit::meter::Counts;
 use crate::limit::table::slots;
-use crate::policy::Treatment;
+use crate::policy::{Class, Priority, Treatment};
 use crate::time::{Time, duration_from_secs};
 use std::time::Duration;
 
@@ -37,13 +48,25 @@ const SAMPLES_MIN: u64 = 20;
 const SAMPLES: u64 = 400;
 
 /// After so long, fewer must do.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// This many standard errors above the objective are no chance, though looked at again and again.
 const EVIDENCE: f64 = 2.5;
 
 /// Below it, growth asks for a little less: it is the step that is taken back most easily.
 const EVIDENCE_OF_ROOM: f64 = 1.75;
+
+/// A module whose classes' work takes up less of its time is not full.
+const FULL: f64 = 0.5;
+
+/// A class that is answered in less than this part of a neighbour's time does not stand in its way.
+const ALIKE: f64 = 0.25;
+
+/// Classes of this priority and above are cut last, and never below what they need.
+const NEEDED: Priority = Priority(8);
+
+/// What a class last told of its latency counts for so long.
+const HEARSAY: Duration = Duration::from_secs(30);
 
 /// What one class has to say this tick.
 struct Due {
@@ -74,16 +97,44 @@ impl Engine {
             if of_module.is_empty() {
                 continue;
             }
-            // Classes are due at different times: the need of each stands until it speaks again.
-            let worst = (0..self.classes.len())
-                .filter(|at| self.policy.classes[*at].module.index() == module)
-                .filter_map(|at| self.classes[at].pressure)
-                .fold(0.0, f64::max);
-            let blame = (worst > 1.0).then(|| self.blame(module, worst));
+            let worst = self.sufferer(module, now);
             for due in of_module {
+                let theirs = worst.filter(|(at, _)| *at == due.class || self.is_in_the_way(due, *at));
+                let need = theirs.map(|(_, pressure)| pressure).or(due.pressure);
+                let blame =
+                    need.filter(|pressure| *pressure > 1.0).map(|pressure| self.blame(module, pressure));
                 self.step_class(due, &door[due.class], blame.as_ref(), now, events);
             }
         }
+    }
+
+    /// The class of a module that is furthest above its objective. Classes are due at different times:
+    /// the need of each stands for a while.
+    fn sufferer(&self, module: usize, now: Time) -> Option<(usize, f64)> {
+        let classes = (0..self.classes.len()).filter(|at| self.policy.classes[*at].module.index() == module);
+        let told = classes.filter_map(|at| {
+            let of = &self.classes[at];
+            let is_heard = of.inner.as_ref().is_some_and(|inner| now.since(inner.since) <= HEARSAY);
+            of.pressure.filter(|pressure| is_heard && *pressure > 1.0).map(|pressure| (at, pressure))
+        });
+        told.max_by(|(_, a), (_, b)| a.total_cmp(b))
+    }
+
+    /// Whether a class may be cut for a neighbour's sake.
+    fn is_in_the_way(&self, due: &Due, sufferer: usize) -> bool {
+        let (own, other) = (&self.policy.classes[due.class], &self.policy.classes[sufferer]);
+        let (Some(pressure), Some(theirs)) = (due.pressure, self.classes[sufferer].pressure) else {
+            return false;
+        };
+        let module = own.module;
+        let work: f64 = self.policy.classes.iter().zip(&self.classes).fold(0.0, |sum, (class, of)| {
+            if class.module == module { sum + of.recent.work_per_s } else { sum }
+        });
+        // What works in parallel is not told by work.
+        let is_full = work >= FULL || self.policy.modules[module.index()].work.is_none();
+        let latency_s = |pressure: f64, class: &Class| pressure * class.slo.latency.as_secs_f64();
+        let waits_alike = latency_s(pressure, own) >= ALIKE * latency_s(theirs, other);
+        is_full && waits_alike && (pressure > 1.0 || own.priority < other.priority)
     }
 
     /// What a class can tell since its last inner step, if it is time to.
@@ -119,7 +170,8 @@ impl Engine {
             }
             let recent = self.classes[at].recent;
             classes.push(at);
-            claims.push(Claim { want: recent.work_per_s, weight: weight(class.priority), floor: 0.0 });
+            let floor = if class.priority >= NEEDED { recent.work_per_s } else { 0.0 };
+            claims.push(Claim { want: recent.work_per_s, weight: weight(class.priority), floor });
         }
         let seen = apportion_cut(pressure, &claims);
         Blame {
@@ -161,6 +213,9 @@ impl Engine {
             binding: of.binding,
             demand: f64::from(of.peak) + f64::from(seen.waiting) + refused_per_s * latency_s,
             latency: due.latency.filter(|_| !innocent),
+            slo_pressure: due.pressure,
+            not_below: None,
+            backlog: None,
             // A need that comes from a neighbour's latency has been told by the neighbour.
             noise: if blame.is_some_and(|blame| Some(blame.pressure) != due.pressure) {
                 0.0

@@ -24,11 +24,15 @@ pub mod steer;
 pub mod view;
 
 use crate::alert::{self, Alert, Alerts, Patience};
+use crate::control::backlog::Drain;
 use crate::control::oscillation::Oscillation;
 use crate::control::regulator::{Move, Regulator};
+use crate::control::trial::Trials;
 use crate::engine::backlog::Backlog;
 use crate::engine::board::Board;
 use crate::engine::crew::Crew;
+pub use crate::engine::inner::PATIENCE;
+pub use crate::engine::outer::backlog_followed;
 use crate::engine::steer::Wheel;
 use crate::journal::{
     Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, ShedSummary,
@@ -92,6 +96,31 @@ struct Loop {
     peak: u32,
     /// What it last did, for the view.
     binding: bool,
+    /// Whether its cuts on signals have helped.
+    trials: Trials,
+}
+
+impl Loop {
+    fn new(kind: LimitKind, which: LoopKind, regulator: Regulator, last: Option<f64>, now: Time) -> Loop {
+        Loop {
+            kind,
+            which,
+            regulator,
+            limit: regulator.warm_start(last),
+            oscillation: Oscillation::new(Duration::from_mins(5)),
+            since: now,
+            counts: Counts::default(),
+            peak: 0,
+            binding: false,
+            trials: Trials::default(),
+        }
+    }
+
+    /// Its value after a restart is worth starting from. The outer ceiling begins open: what it was
+    /// lowered for may be long gone.
+    fn is_kept(&self) -> bool {
+        self.which == LoopKind::Inner || self.kind == LimitKind::Rate
+    }
 }
 
 /// The loops of one class.
@@ -99,11 +128,24 @@ struct Loop {
 struct ClassLoops {
     inner: Option<Loop>,
     outer: Option<Loop>,
+    /// The rate after the backlog it leaves.
+    drain: Option<Loop>,
+    measured: Drain,
     backlog: Option<Backlog>,
     mode: Mode,
     pressure: Option<f64>,
     spread_s: u32,
     recent: Recent,
+}
+
+impl ClassLoops {
+    fn all(&self) -> impl Iterator<Item = &Loop> {
+        self.inner.iter().chain(&self.outer).chain(&self.drain)
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Loop> {
+        self.inner.iter_mut().chain(&mut self.outer).chain(&mut self.drain)
+    }
 }
 
 /// Averages over about ten seconds.
@@ -159,46 +201,46 @@ impl Engine {
             .iter()
             .enumerate()
             .map(|(at, class)| {
-                let mut make = |kind, which, bounds: Bounds, law| {
-                    let regulator = Regulator::new(law, bounds, &policy.control);
-                    // The outer ceiling begins open: what it was lowered for may be long gone.
-                    let kept = which == LoopKind::Inner || kind == LimitKind::Rate;
-                    let last = last_good
-                        .iter()
-                        .find(|last| kept && *last.class == *class.name && last.limit == kind)
-                        .map(|last| last.value);
-                    warm.push(last.is_some());
-                    let limit = regulator.warm_start(last);
-                    Loop {
-                        kind,
-                        which,
-                        regulator,
-                        limit,
-                        oscillation: Oscillation::new(Duration::from_mins(5)),
-                        since: now,
-                        counts: Counts::default(),
-                        peak: 0,
-                        binding: false,
+                let mut make = |kind, which, bounds: Bounds| {
+                    let regulator = match which {
+                        LoopKind::Backlog => Regulator::of_backlog(bounds, &policy.control),
+                        LoopKind::Inner | LoopKind::Outer => {
+                            Regulator::new(&class.law, bounds, &policy.control)
+                        }
+                    };
+                    let last = last_good.iter().find(|last| *last.class == *class.name && last.limit == kind);
+                    let mut of = Loop::new(kind, which, regulator, None, now);
+                    if of.is_kept() {
+                        of.limit = regulator.warm_start(last.map(|last| last.value));
                     }
+                    warm.push(of.is_kept() && last.is_some());
+                    of
                 };
                 let limited = class.treatment == Treatment::Limited;
                 let inner = (limited && class.kind == Kind::Unary && class.in_flight.moves())
-                    .then(|| make(LimitKind::InFlight, LoopKind::Inner, class.in_flight, &class.law));
-                let outer = if !limited || class.signals.is_empty() {
+                    .then(|| make(LimitKind::InFlight, LoopKind::Inner, class.in_flight));
+                let counts = outer::backlog_followed(&policy, at);
+                let rate = class.rate.filter(|rate| rate.per_second.moves());
+                let outer = if !limited || class.signals.iter().all(|id| Some(*id) == counts) {
                     None
-                } else if let Some(rate) = class.rate.filter(|rate| rate.per_second.moves()) {
-                    Some(make(LimitKind::Rate, LoopKind::Outer, rate.per_second, &class.law))
+                } else if let Some(rate) = rate {
+                    Some(make(LimitKind::Rate, LoopKind::Outer, rate.per_second))
                 } else if class.in_flight.moves() {
                     // The ceiling begins fully open: it is the signals' to lower.
                     let open = Bounds { initial: class.in_flight.max, ..class.in_flight };
-                    Some(make(LimitKind::InFlight, LoopKind::Outer, open, &class.law))
+                    Some(make(LimitKind::InFlight, LoopKind::Outer, open))
                 } else {
                     None
                 };
+                let drain = rate.filter(|_| limited && counts.is_some());
+                let drain = drain.map(|rate| make(LimitKind::Rate, LoopKind::Backlog, rate.per_second));
+                let gated = class.backlog.filter(|_| limited);
                 ClassLoops {
                     inner,
                     outer,
-                    backlog: class.backlog.filter(|_| limited).map(Backlog::new),
+                    drain,
+                    measured: Drain::default(),
+                    backlog: gated.map(|id| Backlog::new(id, policy.signals[id.index()].target, now)),
                     mode: modes.get(at).copied().unwrap_or(Mode::Enforce),
                     pressure: None,
                     spread_s: 1,
@@ -256,17 +298,23 @@ impl Engine {
             let Some(old_at) = place(&class.name) else { continue };
             let old = &self.classes[old_at];
             let new = &mut next.classes[at];
-            for (of, before) in [(&mut new.inner, &old.inner), (&mut new.outer, &old.outer)] {
+            let pairs =
+                [(&mut new.inner, &old.inner), (&mut new.outer, &old.outer), (&mut new.drain, &old.drain)];
+            for (of, before) in pairs {
                 if let (Some(of), Some(before)) = (of, before)
                     && of.kind == before.kind
                 {
                     let bounds = of.regulator.rails.bounds;
                     let regulator = before.regulator.reload(&class.law, bounds, &next.policy.control);
-                    *of = Loop { regulator, limit: bounds.clamp(before.limit), ..before.clone() };
+                    let trials = before.trials.under(|id| signal_in(&next.policy, &self.policy, id));
+                    *of = Loop { regulator, limit: bounds.clamp(before.limit), trials, ..before.clone() };
                 }
             }
-            if let (Some(of), Some(before)) = (&mut new.backlog, &old.backlog) {
-                of.take_over(before);
+            new.measured.clone_from(&old.measured);
+            match (&mut new.backlog, &old.backlog) {
+                (Some(of), Some(before)) => of.take_over(before),
+                (Some(of), None) => of.begin_at(self.last_door[old_at].counts.admitted),
+                (None, _) => {}
             }
             new.pressure = old.pressure;
             new.recent = old.recent;
@@ -336,7 +384,7 @@ impl Engine {
     #[must_use]
     pub fn last_good(&self) -> Vec<LastGood> {
         self.loops()
-            .filter(|(_, of)| of.which == LoopKind::Inner || of.kind == LimitKind::Rate)
+            .filter(|(_, of)| of.is_kept())
             .map(|(class, of)| LastGood {
                 class: self.policy.classes[class].name.to_string(),
                 limit: of.kind,
@@ -393,10 +441,10 @@ impl Engine {
             self.step_inner(whole, now, &mut effects.events);
             self.step_outer(whole, now, &mut effects.events);
         }
+        self.step_backlog(&door, whole, now);
         if self.crew.is_some() {
             self.last_whole.clone_from(whole);
         }
-        self.step_backlog(&door, now);
         effects.table = self.renew_table();
         effects.spreads = self.spreads();
         self.sum_up(&door, now, &mut effects.events);
@@ -408,10 +456,7 @@ impl Engine {
     }
 
     fn loops(&self) -> impl Iterator<Item = (usize, &Loop)> {
-        self.classes
-            .iter()
-            .enumerate()
-            .flat_map(|(at, class)| class.inner.iter().chain(&class.outer).map(move |of| (at, of)))
+        self.classes.iter().enumerate().flat_map(|(at, class)| class.all().map(move |of| (at, of)))
     }
 
     /// The table as the loops, pins and modes want it; the version is the next one's.
@@ -420,17 +465,21 @@ impl Engine {
         table.version = self.table.version;
         for (at, (loops, limits)) in self.classes.iter().zip(&mut table.classes).enumerate() {
             limits.mode = loops.mode;
-            for of in loops.inner.iter().chain(&loops.outer) {
+            if let Some(inner) = &loops.inner {
+                limits.in_flight = inner.limit;
+            }
+            // Every limit of an outer loop is a ceiling: the lowest holds.
+            for of in loops.outer.iter().chain(&loops.drain) {
                 match of.kind {
-                    LimitKind::Rate => limits.rate = Some(of.limit),
-                    LimitKind::InFlight if of.which == LoopKind::Inner => limits.in_flight = of.limit,
-                    LimitKind::InFlight | LimitKind::ModuleInFlight => {}
+                    LimitKind::Rate => {
+                        let only = if of.which == LoopKind::Outer { None } else { loops.outer.as_ref() };
+                        limits.rate = Some(only.map_or(of.limit, |other| other.limit.min(of.limit)));
+                    }
+                    LimitKind::InFlight => limits.in_flight = limits.in_flight.min(of.limit),
+                    LimitKind::ModuleInFlight => {}
                 }
             }
-            if let Some(ceiling) = loops.outer.as_ref().filter(|of| of.kind == LimitKind::InFlight) {
-                limits.in_flight = limits.in_flight.min(ceiling.limit);
-            }
-            limits.admitted_max = loops.backlog.as_ref().and_then(Backlog::admitted_max);
+            limits.admitted_max = loops.backlog.as_ref().map(Backlog::admitted_max);
             self.wheel.apply(at, limits);
         }
         table
@@ -579,6 +628,13 @@ impl Engine {
 /// The place in one policy of the class at a place in another.
 fn place_in(policy: &Policy, other: &Policy, at: usize) -> Option<usize> {
     policy.classes.iter().position(|class| class.name == other.classes[at].name)
+}
+
+/// The place in one policy of the signal at a place in another.
+fn signal_in(policy: &Policy, other: &Policy, id: SignalId) -> Option<SignalId> {
+    let name = &other.signals[id.index()].name;
+    let at = policy.signals.iter().position(|signal| signal.name == *name)?;
+    u8::try_from(at).ok().map(SignalId)
 }
 
 /// What an adjustment is put down to.

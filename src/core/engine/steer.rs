@@ -281,9 +281,10 @@ impl Engine {
     /// The loop takes over from where the pin held the limit.
     fn hand_over(&mut self, pin: &Pin) {
         let loops = &mut self.classes[pin.class];
-        for of in loops.inner.iter_mut().chain(&mut loops.outer).filter(|of| of.kind == pin.limit) {
+        for of in loops.all_mut().filter(|of| of.kind == pin.limit) {
             of.limit = of.regulator.rails.bounds.clamp(pin.value);
             of.regulator.transfer();
+            of.trials.end();
         }
     }
 

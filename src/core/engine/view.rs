@@ -2,7 +2,7 @@
 
 use crate::alert;
 use crate::engine::{DoorReading, Engine};
-use crate::journal::{LimitKind, LoopKind, SignalHealth};
+use crate::journal::{LimitKind, SignalHealth};
 use crate::limit::table::Mode;
 use crate::policy::{ClassId, SignalId, Treatment};
 use crate::time::Time;
@@ -245,12 +245,10 @@ impl Engine {
         let limits = self.table.classes[at];
         let seen = &door[at];
         let pinned = |kind| self.wheel.pins().iter().any(|pin| pin.class == at && pin.limit == kind);
-        let of_kind =
-            |kind: LimitKind| {
-                loops.inner.iter().chain(&loops.outer).rfind(move |of| {
-                    of.kind == kind && (kind == LimitKind::Rate || of.which == LoopKind::Inner)
-                })
-            };
+        // The one that holds: the lowest.
+        let of_kind = |kind: LimitKind| {
+            loops.all().filter(move |of| of.kind == kind).min_by(|a, b| a.limit.total_cmp(&b.limit))
+        };
         let mut views = Vec::new();
         if class.treatment == Treatment::Limited {
             let of = of_kind(LimitKind::InFlight);

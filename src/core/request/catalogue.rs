@@ -85,6 +85,8 @@ pub struct ClassDefault {
     pub signals: &'static [&'static str],
     /// Name of the signal that counts the work its requests leave behind.
     pub backlog: Option<&'static str>,
+    /// Within which time what it leaves behind is to start.
+    pub starts_within: Duration,
     /// What it is, for people.
     pub about: &'static str,
 }
@@ -112,6 +114,7 @@ impl ClassDefault {
             law: self.law,
             signals: self.signals.iter().filter_map(|name| signal(name)).collect(),
             backlog: self.backlog.and_then(&signal),
+            starts_within: self.starts_within,
             alert_above: None,
         }
     }
@@ -262,6 +265,7 @@ const UNARY: ClassDefault = ClassDefault {
     law: INTEGRAL,
     signals: &[],
     backlog: None,
+    starts_within: seconds(30),
     about: "",
 };
 
@@ -298,7 +302,7 @@ const SUBMIT: ClassDefault = ClassDefault {
     priority: 7,
     rate: Some(RateBounds { per_second: bounds(4.0, 0.2, 64.0), burst: 16 }),
     in_flight: bounds(8.0, 2.0, 16.0),
-    queue: queue(64, seconds(10)),
+    queue: queue(256, seconds(300)),
     slo: slo(0.95, seconds(2)),
     timeout: Some(seconds(120)),
     signals: &["submission_backlog", "pending_tasks", "gcs_latency", "head_cpu", "head_memory"],

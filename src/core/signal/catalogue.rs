@@ -7,6 +7,12 @@
 //! measured head began to hurt its other callers, not where it was busy: a healthy head stays
 //! below all of them, so none of them sheds a thing there.
 //!
+//! **A signal may lower a limit only for what the class can have caused** (law 1). The node's CPU is
+//! full on a head whose users compute there, and then nothing that is asked of the API is to blame: what
+//! moves limits is the share of the cores that the processes behind the API use (`head_cpu`), and the
+//! node's own figure (`node_cpu`) is shown and moves nothing. Whatever else a reading may have been caused
+//! by is found out by trial (`core/control/trial.rs`).
+//!
 //! Three readings are not what their names promise, and the sources are chosen accordingly:
 //!
 //! - **`ray_gcs_actors_count{State="Registered"}` counts living actors too.** A head with 50
@@ -37,6 +43,8 @@ pub struct SignalDefault {
     pub stale_after: Duration,
     /// What a stale signal does.
     pub on_stale: OnStale,
+    /// It counts work that requests leave behind.
+    pub backlog: bool,
     /// In order of preference.
     pub sources: &'static [Source],
 }
@@ -83,8 +91,8 @@ pub enum Make {
     ShareAbove(f64),
     /// Upper bound of a quantile.
     Quantile(f64),
-    /// Divided by the sum of this family under the same conditions.
-    RatioTo(&'static str),
+    /// Divided by the sum of this family under these conditions.
+    RatioTo(&'static str, &'static [Condition]),
 }
 
 use Condition::{Is, IsNot, OneOf, StartsWith};
@@ -99,6 +107,24 @@ const PROBE_STALE: Duration = Duration::from_secs(10);
 
 const HEAD: &[Condition] = &[Is("IsHeadNode", "true")];
 const HEAD_BY_TYPE: &[Condition] = &[Is("RayNodeType", "head")];
+/// The processes that serve Ray's own API. They run on the head alone, as raylets and agents do not.
+const CONTROL_PLANE: &[Condition] = &[OneOf(
+    "Component",
+    &[
+        "gcs",
+        "gcs_server",
+        "dashboard",
+        "dashboard_JobHead",
+        "dashboard_StateHead",
+        "dashboard_NodeHead",
+        "dashboard_ReportHead",
+        "dashboard_ServeHead",
+        "dashboard_EventHead",
+        "dashboard_MetricsHead",
+        "dashboard_DataHead",
+        "dashboard_TrainHead",
+    ],
+)];
 const GCS_CALLS: &str = "ray_grpc_server_req_process_time_ms";
 const GCS_CALLS_THAT_DO_NOT_WAIT: &[Condition] = &[
     Is("Component", "gcs_server"),
@@ -128,6 +154,7 @@ macro_rules! module_cpu {
             target: 90.0,
             stale_after: NODE_STALE,
             on_stale: OnStale::Hold,
+            backlog: false,
             sources: &[page("ray_component_cpu_percentage", &[Is("Component", $component)], Max, 1.0)],
         }
     };
@@ -142,6 +169,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 250.0,
         stale_after: PROBE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[Source::Probe, page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, Quantile(0.99), 1.0)],
     },
     SignalDefault {
@@ -151,6 +179,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 20.0,
         stale_after: PUSHED_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, ShareAbove(10.0), 100.0)],
     },
     SignalDefault {
@@ -160,15 +189,32 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 5.0,
         stale_after: PUSHED_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, ShareAbove(100.0), 100.0)],
     },
     SignalDefault {
         name: "head_cpu",
-        about: "CPU of the head node, all cores together",
+        about: "share of the head's cores that GCS and dashboard use; the users' tasks do not count",
+        unit: "%",
+        target: 75.0,
+        stale_after: NODE_STALE,
+        on_stale: OnStale::Hold,
+        backlog: false,
+        sources: &[page(
+            "ray_component_cpu_percentage",
+            CONTROL_PLANE,
+            RatioTo("ray_node_cpu_count", HEAD),
+            1.0,
+        )],
+    },
+    SignalDefault {
+        name: "node_cpu",
+        about: "CPU of the head node, all cores together, the users' tasks included; moves no limit",
         unit: "%",
         target: 90.0,
         stale_after: NODE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[
             page("ray_node_cpu_utilization", HEAD, Max, 1.0),
             page("ray_node_cpu_utilization", HEAD_BY_TYPE, Max, 1.0),
@@ -181,6 +227,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 10_000.0,
         stale_after: PUSHED_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[
             page("ray_tasks", &[StartsWith("State", "PENDING_")], Sum, 1.0),
             page(
@@ -205,7 +252,8 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "jobs",
         target: 20.0,
         stale_after: PUSHED_STALE,
-        on_stale: OnStale::Decay,
+        on_stale: OnStale::Hold,
+        backlog: true,
         sources: &[
             page(
                 "ray_actors",
@@ -227,6 +275,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 30.0,
         stale_after: PUSHED_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[page(
             "ray_scheduler_unscheduleable_tasks",
             &[Is("Reason", "WaitingForWorkers")],
@@ -241,6 +290,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 600.0,
         stale_after: NODE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[page("ray_dashboard_event_loop_tasks", &[], Max, 1.0)],
     },
     SignalDefault {
@@ -250,6 +300,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 250.0,
         stale_after: NODE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[page("ray_dashboard_event_loop_lag_seconds", &[], Max, 1000.0)],
     },
     SignalDefault {
@@ -259,6 +310,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 20.0,
         stale_after: PUSHED_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[page(
             "ray_dashboard_api_requests_duration_seconds",
             &[
@@ -277,9 +329,10 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 90.0,
         stale_after: NODE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[
-            page("ray_node_mem_used", HEAD, RatioTo("ray_node_mem_total"), 100.0),
-            page("ray_node_mem_used", HEAD_BY_TYPE, RatioTo("ray_node_mem_total"), 100.0),
+            page("ray_node_mem_used", HEAD, RatioTo("ray_node_mem_total", HEAD), 100.0),
+            page("ray_node_mem_used", HEAD_BY_TYPE, RatioTo("ray_node_mem_total", HEAD_BY_TYPE), 100.0),
         ],
     },
     SignalDefault {
@@ -289,6 +342,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 4096.0,
         stale_after: NODE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[
             page("ray_component_rss_bytes", &[Is("Component", "gcs")], Max, 1.0 / 1_048_576.0),
             page("ray_component_rss_mb", &[Is("Component", "gcs")], Max, 1e6 / 1_048_576.0),
@@ -301,6 +355,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 2048.0,
         stale_after: NODE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[
             page("ray_component_rss_bytes", &[Is("Component", "agent")], Max, 1.0 / 1_048_576.0),
             page("ray_component_rss_mb", &[Is("Component", "agent")], Max, 1e6 / 1_048_576.0),
@@ -323,6 +378,7 @@ pub const SIGNALS: &[SignalDefault] = &[
         target: 120.0,
         stale_after: NODE_STALE,
         on_stale: OnStale::Hold,
+        backlog: false,
         sources: &[
             page("ray_component_cpu_percentage", &[Is("Component", "gcs")], Max, 1.0),
             page("ray_component_cpu_percentage", &[Is("Component", "gcs_server")], Max, 1.0),
@@ -340,6 +396,7 @@ impl SignalDefault {
             unit: self.unit.into(),
             stale_after: self.stale_after,
             on_stale: self.on_stale,
+            backlog: self.backlog,
             sources: self.sources.iter().map(Source::source).collect(),
         }
     }
@@ -353,7 +410,7 @@ impl Source {
             Source::Probe => SignalSource::Probe,
             Source::Page { metric, labels, make, scale } => {
                 let labels: Vec<LabelCondition> = labels.iter().map(Condition::condition).collect();
-                let how = make.how(&labels);
+                let how = make.how();
                 let select = Selector { metric: metric.into(), labels };
                 SignalSource::Scrape(Derivation { select, how, scale })
             }
@@ -375,13 +432,16 @@ impl Condition {
 }
 
 impl Make {
-    fn how(self, labels: &[LabelCondition]) -> How {
+    fn how(self) -> How {
         match self {
             Sum => How::Sum,
             Max => How::Max,
             ShareAbove(bound) => How::ShareAbove(bound),
             Quantile(share) => How::Quantile(share),
-            RatioTo(metric) => How::RatioTo(Selector { metric: metric.into(), labels: labels.to_vec() }),
+            RatioTo(metric, labels) => {
+                let labels = labels.iter().map(Condition::condition).collect();
+                How::RatioTo(Selector { metric: metric.into(), labels })
+            }
         }
     }
 }

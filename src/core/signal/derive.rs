@@ -153,12 +153,12 @@ impl Evidence {
         }
     }
 
-    /// What two groups of gauges say: `RatioTo`.
+    /// What two groups of gauges say: `RatioTo`. One page may know the part and another the whole.
     ///
     /// # Errors
-    /// [`Flaw`] when either group is empty or holds a sample that is not finite.
+    /// [`Flaw`] when both groups are empty or one holds a sample that is not finite.
     pub fn of_ratio(part: &[&Sample], whole: &[&Sample]) -> Result<Evidence, Flaw> {
-        if part.is_empty() || whole.is_empty() {
+        if part.is_empty() && whole.is_empty() {
             return Err(Flaw::NoSeries);
         }
         check_finite(part)?;

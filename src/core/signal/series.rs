@@ -39,7 +39,10 @@
 //! empty answer within one scrape; an exporter frozen behind Prometheus is not seen from here.
 //!
 //! Memory: at most [`TARGETS_MAX`] parts per alternative, each holding one page's selected
-//! counters; parts not seen for `stale_after` are forgotten.
+//! counters; parts not seen for `stale_after` are forgotten, those of a target that fails after
+//! [`LOST_MAX`]. A sum without a page that cannot be had would be a smaller number that looks as good,
+//! so it stays as old as what it lacks, and goes stale; a node that has left is said to have
+//! ([`SignalReader::keep_targets`]).
 
 use crate::policy::{Derivation, How, LabelCondition, Policy, Selector, Signal, SignalId, SignalSource};
 use crate::signal::derive::{Counters, Evidence, Flaw, Histograms, OBSERVATIONS_MIN};
@@ -57,6 +60,9 @@ pub const STAMP_AHEAD_MAX: Duration = Duration::from_secs(5);
 
 /// An equal PromQL answer is news once in so long.
 pub const ANSWER_REPEATS: Duration = Duration::from_secs(10);
+
+/// A target that fails is waited for at most so long; a list written by hand may name a dead node.
+pub const LOST_MAX: Duration = Duration::from_hours(1);
 
 /// Turns what was observed into readings.
 #[derive(Clone, Debug)]
@@ -389,7 +395,7 @@ impl Series {
 
     fn reading(&mut self, id: SignalId, failure: Option<&Missing>, now: Time) -> Result<Reading, Missing> {
         for alternative in &mut self.alternatives {
-            alternative.forget_before(now - self.stale_after);
+            alternative.forget(now, self.stale_after);
         }
         let Some(speaking) = self.speaking() else {
             return Err(self.absence(failure));
@@ -496,9 +502,14 @@ impl Alternative {
         };
     }
 
-    fn forget_before(&mut self, time: Time) {
+    fn forget(&mut self, now: Time, stale_after: Duration) {
         let before = self.parts.len();
-        self.parts.retain(|part| part.heard >= time);
+        let is_page = matches!(self.from, From::Pages(_));
+        self.parts.retain(|part| {
+            let kept_for =
+                if is_page && part.failing.is_some() { LOST_MAX.max(stale_after) } else { stale_after };
+            part.heard >= now - kept_for
+        });
         if self.parts.len() != before {
             self.rename();
         }
@@ -741,14 +752,16 @@ fn digest<const N: usize>(words: [u64; N]) -> u64 {
 /// Whether only the head's own pages can hold this: it is asked of the head node, or of a
 /// process that runs nowhere else.
 fn is_of_head(select: &Selector) -> bool {
+    let is_heads = |label: &str, value: &str| match label {
+        "IsHeadNode" => value == "true",
+        "RayNodeType" => value == "head",
+        "Source" => value == "gcs",
+        "Component" => value.starts_with("gcs") || value.starts_with("dashboard"),
+        _ => false,
+    };
     let says_head = |condition: &LabelCondition| match condition {
-        LabelCondition::Is(label, value) => match &**label {
-            "IsHeadNode" => &**value == "true",
-            "RayNodeType" => &**value == "head",
-            "Source" => &**value == "gcs",
-            "Component" => value.starts_with("gcs") || value.starts_with("dashboard"),
-            _ => false,
-        },
+        LabelCondition::Is(label, value) => is_heads(label, value),
+        LabelCondition::OneOf(label, values) => values.iter().all(|value| is_heads(label, value)),
         _ => false,
     };
     let of_one_process = ["ray_gcs_", "ray_dashboard_", "autoscaler_"];
@@ -809,6 +822,7 @@ mod tests {
                 unit: "".into(),
                 stale_after: SECOND * 60,
                 on_stale: OnStale::Hold,
+                backlog: false,
                 sources,
             };
             let control = Control {
@@ -957,7 +971,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_that_falls_silent_keeps_its_part_until_it_is_stale() {
+    fn a_target_that_fails_keeps_its_part_and_the_sum_goes_stale_until_it_is_gone_from_the_list() {
         let mut rig = Rig::gauge(How::Sum);
         rig.see("a:1", "m 3\n", 0);
         rig.see("b:1", "m 4\n", 0);
@@ -969,10 +983,13 @@ mod tests {
         assert_eq!(reading.at, at(0), "and the reading is as old as they are");
         rig.see("b:1", "m 6\n", 61);
         rig.reader.on_failure("a:1", &down);
+        let reading = rig.read(61).unwrap();
+        assert!(is_near(reading.value, 9.0) && reading.at == at(0), "no smaller sum, but an older one");
+        rig.reader.keep_targets(|target| target == "b:1");
         assert!(is_near(rig.read(61).unwrap().value, 6.0));
         rig.reader.on_failure("b:1", &down);
         assert_eq!(rig.read(62), Err(down.clone()), "when all fail, that is said");
-        assert_eq!(rig.read(120), Err(down), "as often as it is asked, and after all parts are forgotten");
+        assert_eq!(rig.read(120), Err(down), "as often as it is asked");
         rig.see("a:1", "other 1\n", 121);
         rig.see("b:1", "other 1\n", 121);
         assert!(

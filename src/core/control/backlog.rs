@@ -1,0 +1,284 @@
+//! How fast may work be let in that is done only after its answer? (Law 5: each plant gets its law.)
+//!
+//! *The question.* Ray answers a submission in 36 ms and starts the job later. What its user waits for
+//! is the start. The plant between the rate of submissions and the backlog of jobs not started is an
+//! *integrator*: the backlog is the sum of what came in less what the head has started.
+//!
+//! ```text
+//! B(t) = B(0) + integral of (rate - drain)                                                (Eq. 1)
+//! ```
+//!
+//! A law that is right for a plant of gain 1 (concurrency to latency) is a second integrator here and
+//! swings for ever, whatever its gain.
+//!
+//! *The target* follows from what was promised. By Little's law a job waits `B / drain` for its start,
+//! so `B* = drain * starts_within` is the backlog at which the promise is just kept (Eq. 2): a fast head
+//! takes a fan-out of sixty at once, a slow one does not. The drain is *measured*: what was admitted
+//! less what the backlog grew by. While there has always been a backlog that is the head's capacity;
+//! when the head ran dry it is only the least it can do, and then the configured target stands.
+//!
+//! *The law* is PI by SIMC's rule for integrating plants (Skogestad 2003, Table 1: `k' = 1`,
+//! `tau_c = theta`, so `Kc = 1 / (2 theta)`, `tau_I = 8 theta`), about the measured drain as
+//! feed-forward:
+//!
+//! ```text
+//! rate = drain + (B* - B) / (2 theta) + integral of (B* - B) / (16 theta^2)               (Eq. 3)
+//! ```
+//!
+//! Its gain margin is pi = 3.1 on the proportional part, whatever the head: the plant's gain is 1
+//! by definition. The integral covers only what the measured drain is wrong by, and is held to half of it.
+//!
+//! *What it refuses.* To grow on old news: a signal that has gone stale counts as a backlog of at least
+//! its target (law 7), which leaves the drain.
+
+use super::law::{self, Observation, Step};
+use crate::time::Time;
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// The drain is measured over the last so many seconds ...
+const WINDOW: Duration = Duration::from_mins(1);
+/// ... and over no fewer than these: a gauge is refreshed every 10 s.
+const SPAN_MIN: Duration = Duration::from_secs(15);
+/// Weight of time in the measured drain.
+const MEMORY_S: f64 = 60.0;
+/// The target never falls below so many jobs: a backlog of one or two is a reading's rounding.
+const TARGET_MIN: f64 = 4.0;
+/// ... nor rises above so many, whatever a head is thought to start.
+const TARGET_MAX: f64 = 1000.0;
+/// The integral is at most this share of the drain.
+const INTEGRAL_MAX: f64 = 0.5;
+
+/// What the law sees of a backlog.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Backlogged {
+    /// How many there are.
+    pub reading: f64,
+    /// How many there may be, Eq. 2.
+    pub target: f64,
+    /// How many the head starts per second.
+    pub drain_per_s: f64,
+}
+
+/// What the law remembers.
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct State {
+    /// The third term of Eq. 3, per second.
+    pub integral: f64,
+}
+
+/// The parts of a proposal, per second.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Terms {
+    /// What the head starts.
+    pub drain: f64,
+    /// To use the room there is, or to make room.
+    pub proportional: f64,
+    /// What the drain was found to be wrong by.
+    pub integral: f64,
+}
+
+/// The next rate, or `None` without information.
+pub(super) fn step(state: &mut State, seen: &Observation) -> Option<Step> {
+    let Backlogged { reading, target, drain_per_s } = seen.backlog?;
+    let theta = seen.dead_time.as_secs_f64().max(1.0);
+    let room = target - reading;
+    let most = INTEGRAL_MAX * drain_per_s;
+    let grown = state.integral + room * seen.period.as_secs_f64() / (16.0 * theta * theta);
+    state.integral = grown.clamp(-most, most);
+    let terms = Terms { drain: drain_per_s, proportional: room / (2.0 * theta), integral: state.integral };
+    let rate = (terms.drain + terms.proportional + terms.integral).max(0.0);
+    Some(Step { limit: rate, terms: law::Terms::Backlog(terms) })
+}
+
+/// The measured drain of a backlog.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Drain {
+    /// Totals admitted, by time.
+    admitted: VecDeque<(Time, u64)>,
+    /// Readings: when they were true at the latest, the backlog, and what had been admitted then.
+    readings: VecDeque<(Time, f64, u64)>,
+    per_s: Option<f64>,
+    /// There has been a backlog throughout once: it is the head's capacity, not the least of it.
+    is_capacity: bool,
+}
+
+impl Drain {
+    /// Notes how many have been admitted by `now`.
+    pub fn on_admitted(&mut self, total: u64, now: Time) {
+        if self.admitted.back().is_some_and(|(at, _)| now.since(*at) < Duration::from_secs(1)) {
+            return;
+        }
+        self.admitted.push_back((now, total));
+        while self.admitted.len() > 2 && now.since(self.admitted[1].0) > WINDOW * 2 {
+            self.admitted.pop_front();
+        }
+    }
+
+    /// Takes in a new reading, true at `at` at the latest and `age` before at the earliest.
+    pub fn on_reading(&mut self, backlog: f64, at: Time, age: Duration) {
+        // What was admitted since may or may not be in it: half of the time is the best guess.
+        let admitted = self.admitted_by(at - age / 2);
+        self.readings.push_back((at, backlog, admitted));
+        while self.readings.len() > 2 && at.since(self.readings[1].0) > WINDOW {
+            self.readings.pop_front();
+        }
+        let Some(&(since, before, admitted_before)) = self.readings.front() else { return };
+        let span = at.since(since);
+        if span < SPAN_MIN {
+            return;
+        }
+        let is_dry = self.readings.iter().any(|(_, backlog, _)| *backlog < 1.0);
+        // The least it can have been, where it is only that.
+        let admitted = if is_dry { self.admitted_by(at - age) } else { admitted };
+        let came = admitted.saturating_sub(admitted_before) as f64;
+        let measured = ((came + before - backlog) / span.as_secs_f64()).max(0.0);
+        self.per_s = Some(match self.per_s {
+            Some(known) if is_dry => known.max(measured),
+            Some(known) if self.is_capacity => {
+                let passed = self.readings.iter().rev().nth(1).map_or(span, |(last, ..)| at.since(*last));
+                known + (1.0 - (-passed.as_secs_f64() / MEMORY_S).exp()) * (measured - known)
+            }
+            _ => measured,
+        });
+        self.is_capacity |= !is_dry;
+    }
+
+    /// How many the head starts per second, as far as is known, and `initial` until it is.
+    #[must_use]
+    pub fn per_second(&self, initial: f64) -> f64 {
+        match self.per_s {
+            Some(known) if self.is_capacity => known,
+            Some(least) => least.max(initial),
+            None => initial,
+        }
+    }
+
+    /// The measured capacity; `None` until there has been a backlog throughout.
+    #[must_use]
+    pub fn capacity(&self) -> Option<f64> {
+        self.per_s.filter(|_| self.is_capacity)
+    }
+
+    /// How many may wait for their start so that each starts within `starts_within`, Eq. 2.
+    #[must_use]
+    pub fn target(&self, starts_within: Duration, configured: f64) -> f64 {
+        let kept = self.per_s.map(|per_s| per_s * starts_within.as_secs_f64());
+        match kept {
+            Some(kept) if self.is_capacity => kept.clamp(TARGET_MIN.min(configured), TARGET_MAX),
+            Some(kept) => kept.clamp(configured, TARGET_MAX.max(configured)),
+            None => configured,
+        }
+    }
+
+    fn admitted_by(&self, at: Time) -> u64 {
+        let before = self.admitted.iter().rev().find(|(then, _)| *then <= at);
+        before.or(self.admitted.front()).map_or(0, |(_, total)| *total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::regulator::Regulator;
+    use crate::policy::{Bounds, Control};
+    use proptest::prelude::*;
+
+    const BOUNDS: Bounds = Bounds { initial: 4.0, min: 0.2, max: 64.0 };
+
+    /// A head that starts `drain(second)` jobs a second, a gauge refreshed every 10 s, a scrape each
+    /// `scrape` seconds and submitters who always want more: the backlog at each second.
+    fn run(drain: impl Fn(u32) -> f64, scrape: u32, length: u32) -> Vec<f64> {
+        let mut regulator = Regulator::of_backlog(BOUNDS, &Control::SHIPPED);
+        let (mut measured, mut rate) = (Drain::default(), BOUNDS.initial);
+        let (mut backlog, mut published, mut admitted) = (0.0_f64, 0.0, 0.0_f64);
+        let mut seen = Vec::new();
+        for second in 0..length {
+            let now = Time::ZERO + Duration::from_secs(1) * second;
+            admitted += rate;
+            backlog = (backlog + rate - drain(second)).max(0.0);
+            measured.on_admitted(admitted as u64, now);
+            if second % 10 == 0 {
+                published = backlog.floor();
+            }
+            if second % scrape == 3 {
+                measured.on_reading(published, now, Duration::from_secs(10));
+                let observation = Observation {
+                    period: Duration::from_secs(u64::from(scrape.max(10))),
+                    dead_time: Duration::from_secs(u64::from(5 + 5 + scrape.max(10) / 2)),
+                    backlog: Some(Backlogged {
+                        reading: published,
+                        target: measured.target(Duration::from_secs(30), 20.0),
+                        drain_per_s: measured.per_second(BOUNDS.initial),
+                    }),
+                    ..Observation::nothing(now)
+                };
+                rate = regulator.step(rate, &observation).new;
+            }
+            seen.push(backlog);
+        }
+        seen
+    }
+
+    #[test]
+    fn a_rate_settles_at_the_drain_with_the_backlog_at_its_target() {
+        for (drain, scrape) in [(0.9, 5), (0.9, 15), (0.9, 30), (5.0, 5), (20.0, 5)] {
+            let seen = run(|_| drain, scrape, 3600);
+            let late = &seen[1200..];
+            let (low, high) = late.iter().fold((f64::MAX, 0.0_f64), |(l, h), v| (l.min(*v), h.max(*v)));
+            let target = drain * 30.0;
+            assert!(
+                low > 0.6 * target && high < 1.4 * target,
+                "{drain}/s, a scrape in {scrape} s: {low}..{high} about {target}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_head_that_becomes_four_times_slower_or_faster_gets_its_new_target() {
+        for (before, after) in [(4.0, 1.0), (1.0, 4.0)] {
+            let seen = run(|second| if second < 1200 { before } else { after }, 5, 3600);
+            let late = &seen[2400..];
+            let mean = late.iter().sum::<f64>() / late.len() as f64;
+            assert!((mean / (after * 30.0) - 1.0).abs() < 0.3, "{before} -> {after}: {mean}");
+        }
+    }
+
+    #[test]
+    fn an_idle_head_is_not_taken_for_a_slow_one() {
+        let mut drain = Drain::default();
+        for second in 0..600_u32 {
+            let now = Time::ZERO + Duration::from_secs(1) * second;
+            drain.on_admitted(u64::from(second / 10), now);
+            if second % 5 == 0 {
+                drain.on_reading(0.0, now, Duration::from_secs(10));
+            }
+        }
+        assert_eq!((drain.per_second(4.0), drain.capacity()), (4.0, None));
+        assert!((drain.target(Duration::from_secs(30), 20.0) - 20.0).abs() < 1e-9);
+    }
+
+    proptest! {
+        /// Whatever is read, the rate is what the head starts, give or take what the room allows.
+        #[test]
+        fn a_full_backlog_leaves_no_more_than_the_drain_and_its_doubt(
+            readings in prop::collection::vec(0.0_f64..500.0, 1..100), drain in 0.1_f64..20.0,
+        ) {
+            let mut state = State::default();
+            for reading in readings {
+                let observation = Observation {
+                    period: Duration::from_secs(10),
+                    dead_time: Duration::from_secs(15),
+                    backlog: Some(Backlogged { reading, target: 30.0 * drain, drain_per_s: drain }),
+                    ..Observation::nothing(Time::ZERO)
+                };
+                let rate = step(&mut state, &observation).unwrap().limit;
+                prop_assert!(rate.is_finite() && rate >= 0.0);
+                if reading >= 30.0 * drain {
+                    prop_assert!(rate <= drain * (1.0 + INTEGRAL_MAX) + 1e-9);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Did the cut help? (Law 2: a cut must help.)
+//!
+//! *The question.* A reading of Ray's above its target says that the head is short of something. It
+//! does not say that this class is the reason. A head whose cores are full of the users' tasks stays
+//! full however few submissions it gets; cutting them then only refuses callers.
+//!
+//! *The law.* Each cut on a signal is an experiment. Before it, the reading follows a *trend*: a level
+//! and a slope, learnt by double exponential smoothing (Holt 1957), with the scatter about them. Once
+//! the limit has come down by [`DEPTH`] and a dead time and a window have passed, so that the reading
+//! is all of the time after the cut, it is held against where the trend would have brought it:
+//!
+//! ```text
+//! helped  <=>  level + slope * t  -  reading  >  max(ERRORS * error, LEAST * expected)           (Eq. 1)
+//! ```
+//!
+//! Against the trend, not against the level: a backlog that grew by 100 a second and now grows by 50
+//! has answered, although it is higher than it was; a queue that was being worked off anyway has not,
+//! although it is lower. If the cut did not help, the limit goes back to where the trial began and
+//! the pair of signal and class *rests*: the signal neither cuts that class nor keeps it from growing.
+//! The rest doubles with each failure in a row, from [`REST`] to [`REST_MAX`], because each trial
+//! costs a fifth of the throughput while it lasts. A pair that has been shown to help is believed: its
+//! cuts go on at the law's own pace while the next trial runs.
+//!
+//! One trial at a time for one limit: of two cuts at once, which was it that helped?
+//!
+//! *What it refuses.* To lower a limit for long on a correlation. It is the least experiment that
+//! tells cause from coincidence; extremum-seeking control does the same with a continuous dither.
+
+use crate::policy::SignalId;
+use crate::time::Time;
+use std::time::Duration;
+
+/// So far a limit comes down on a signal, as a share of it, before the signal must answer.
+pub const DEPTH: f64 = 0.2;
+/// A reading has answered if it is lower than its trend by so many standard errors ...
+const ERRORS: f64 = 2.0;
+/// ... and by this share of what was expected: less is not worth refusing a fifth of the callers.
+const LEAST: f64 = 0.05;
+/// How long a pair rests after a cut that did not help ...
+pub const REST: Duration = Duration::from_mins(1);
+/// ... and at most, after several in a row.
+pub const REST_MAX: Duration = Duration::from_hours(1);
+/// The smoothing's time constant, in seconds.
+const MEMORY_S: f64 = 10.0;
+/// Gain of the slope relative to the level's.
+const SLOPE: f64 = 0.3;
+
+/// Where a reading is going.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Trend {
+    at: Option<Time>,
+    level: f64,
+    slope_per_s: f64,
+    /// Mean square of what single readings differ from the trend by.
+    scatter: f64,
+    /// The last reading's weight in the level.
+    weight: f64,
+}
+
+impl Trend {
+    /// Takes in a reading. What is no number is no reading.
+    pub fn observe(&mut self, reading: f64, now: Time) {
+        if !reading.is_finite() {
+            return;
+        }
+        let Some(at) = self.at else {
+            *self = Trend { at: Some(now), level: reading, weight: 1.0, ..Trend::default() };
+            return;
+        };
+        let passed = now.since(at).as_secs_f64();
+        if passed <= 0.0 {
+            return;
+        }
+        let expected = self.expected(now);
+        let off = reading - expected;
+        self.weight = 1.0 - (-passed / MEMORY_S).exp();
+        self.level = expected + self.weight * off;
+        self.slope_per_s += SLOPE * self.weight * off / passed;
+        self.scatter += self.weight * (off * off - self.scatter);
+        self.at = Some(now);
+    }
+
+    /// Where the reading would be at `now` if nothing changed; never below zero.
+    #[must_use]
+    pub fn expected(&self, now: Time) -> f64 {
+        let passed = self.at.map_or(0.0, |at| now.since(at).as_secs_f64());
+        (self.level + self.slope_per_s * passed).max(0.0)
+    }
+
+    /// Standard error of [`Trend::expected`].
+    fn error(&self, now: Time) -> f64 {
+        let passed = self.at.map_or(0.0, |at| now.since(at).as_secs_f64());
+        let of_level = (self.weight / (2.0 - self.weight)).sqrt();
+        self.scatter.sqrt() * of_level * (1.0 + SLOPE * passed / MEMORY_S)
+    }
+}
+
+/// A cut whose effect is waited for.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Trial {
+    /// The signal that asked for it.
+    pub signal: SignalId,
+    /// The limit before it.
+    pub limit: f64,
+    before: Trend,
+    /// When it can be judged; `None` until the limit has come down by [`DEPTH`].
+    judged_at: Option<Time>,
+}
+
+/// What a trial has shown.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Verdict {
+    /// The reading answered.
+    Helped,
+    /// It did not.
+    Futile {
+        /// The trial.
+        trial: Trial,
+        /// Where the reading was going without the cut.
+        expected: f64,
+        /// Where it is.
+        seen: f64,
+        /// How long the pair rests.
+        rest: Duration,
+    },
+}
+
+/// What is known of a signal's power over a limit.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Pair {
+    signal: SignalId,
+    is_proven: bool,
+    failed: u32,
+    rests_until: Time,
+}
+
+/// The trials of one limit.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Trials {
+    under_way: Option<Trial>,
+    pairs: Vec<Pair>,
+}
+
+impl Trials {
+    /// Whether the pair rests: the signal has no say about this limit.
+    #[must_use]
+    pub fn rests(&self, signal: SignalId, now: Time) -> bool {
+        self.pair(signal).is_some_and(|pair| now < pair.rests_until)
+    }
+
+    /// How far this signal may lower a limit that stands at `limit`, until its trial is judged.
+    #[must_use]
+    pub fn lowest(&self, signal: SignalId, limit: f64) -> f64 {
+        let is_proven = self.pair(signal).is_some_and(|pair| pair.is_proven);
+        match self.under_way {
+            Some(trial) if trial.signal != signal => limit,
+            _ if is_proven => 0.0,
+            Some(trial) => (trial.limit * (1.0 - DEPTH)).min(limit),
+            None => limit * (1.0 - DEPTH),
+        }
+    }
+
+    /// A limit was cut from `old` to `new` on this signal, whose readings follow `trend`. The cut can
+    /// be judged after `wait`.
+    pub fn on_cut(&mut self, signal: SignalId, old: f64, new: f64, trend: &Trend, now: Time, wait: Duration) {
+        let trial =
+            self.under_way.get_or_insert(Trial { signal, limit: old, before: *trend, judged_at: None });
+        // The floor may lie nearer than the depth, and then no more will come.
+        let is_deep = new <= trial.limit * (1.0 - DEPTH) * (1.0 + 1e-9) || new >= old;
+        if trial.judged_at.is_none() && is_deep {
+            trial.judged_at = Some(now + wait);
+        }
+    }
+
+    /// Judges the trial under way by how its signal's readings go now.
+    pub fn judge(&mut self, trend: impl Fn(SignalId) -> Option<Trend>, now: Time) -> Option<Verdict> {
+        let trial = self.under_way.filter(|trial| trial.judged_at.is_some_and(|at| now >= at))?;
+        self.under_way = None;
+        // Without a reading nothing is known, and a limit that was lowered stays so (law 7).
+        let after = trend(trial.signal)?;
+        let (expected, seen) = (trial.before.expected(now), after.level);
+        let least = (ERRORS * trial.before.error(now)).max(LEAST * expected);
+        let pair = self.pair_mut(trial.signal);
+        if expected - seen > least {
+            pair.is_proven = true;
+            pair.failed = 0;
+            return Some(Verdict::Helped);
+        }
+        let rest = (REST * 2_u32.saturating_pow(pair.failed.min(16))).min(REST_MAX);
+        pair.is_proven = false;
+        pair.failed += 1;
+        pair.rests_until = now + rest;
+        Some(Verdict::Futile { trial, expected, seen, rest })
+    }
+
+    /// The trial under way is over without a verdict: its signal is at its target again, or somebody
+    /// else has set the limit.
+    pub fn end(&mut self) {
+        self.under_way = None;
+    }
+
+    /// The signal that is on trial.
+    #[must_use]
+    pub fn on_trial(&self) -> Option<SignalId> {
+        self.under_way.map(|trial| trial.signal)
+    }
+
+    /// The same under a policy in which signals have other places.
+    #[must_use]
+    pub fn under(&self, place: impl Fn(SignalId) -> Option<SignalId>) -> Trials {
+        let pair = |pair: &Pair| Some(Pair { signal: place(pair.signal)?, ..*pair });
+        Trials { under_way: None, pairs: self.pairs.iter().filter_map(pair).collect() }
+    }
+
+    fn pair(&self, signal: SignalId) -> Option<&Pair> {
+        self.pairs.iter().find(|pair| pair.signal == signal)
+    }
+
+    fn pair_mut(&mut self, signal: SignalId) -> &mut Pair {
+        let at = self.pairs.iter().position(|pair| pair.signal == signal).unwrap_or_else(|| {
+            self.pairs.push(Pair { signal, is_proven: false, failed: 0, rests_until: Time::ZERO });
+            self.pairs.len() - 1
+        });
+        &mut self.pairs[at]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CPU: SignalId = SignalId(3);
+    const WAIT: Duration = Duration::from_secs(25);
+
+    fn at(seconds: u32) -> Time {
+        Time::ZERO + Duration::from_secs(1) * seconds
+    }
+
+    /// A reading each five seconds; `effect` on it once the limit has been cut by a fifth at 100 s.
+    fn verdict_on(reading: impl Fn(u32) -> f64) -> (Trials, Option<Verdict>) {
+        let (mut trend, mut trials) = (Trend::default(), Trials::default());
+        for second in (0..=140).step_by(5) {
+            trend.observe(reading(second), at(second));
+            if second == 100 {
+                trials.on_cut(CPU, 10.0, 8.0, &trend, at(second), WAIT);
+            }
+            if let Some(verdict) = trials.judge(|_| Some(trend), at(second)) {
+                return (trials, Some(verdict));
+            }
+        }
+        (trials, None)
+    }
+
+    fn helped(reading: impl Fn(u32) -> f64) -> bool {
+        matches!(verdict_on(reading).1, Some(Verdict::Helped))
+    }
+
+    #[test]
+    fn a_reading_that_nothing_moves_gives_the_cut_back_and_one_that_follows_keeps_it() {
+        assert!(!helped(|_| 98.0));
+        assert!(helped(|second| if second > 100 { 78.0 } else { 98.0 }));
+        // Half of it is this class's doing.
+        assert!(helped(|second| if second > 100 { 88.0 } else { 98.0 }));
+    }
+
+    #[test]
+    fn a_backlog_that_grows_more_slowly_has_answered_and_one_that_was_falling_anyway_has_not() {
+        let rising = |second: u32| 100.0 * f64::from(second) - f64::from(second.saturating_sub(100)) * 50.0;
+        assert!(helped(rising));
+        assert!(!helped(|second| 20_000.0 - 50.0 * f64::from(second)));
+    }
+
+    #[test]
+    fn a_pair_rests_twice_as_long_after_each_failure_and_is_believed_after_a_success() {
+        let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
+        let mut now = at(0);
+        for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
+            trials.on_cut(CPU, 10.0, 8.0, &trend, now, WAIT);
+            now = now + WAIT;
+            let Some(Verdict::Futile { rest, trial, .. }) = trials.judge(|_| Some(trend), now) else {
+                panic!("a constant does not answer")
+            };
+            assert_eq!((rest, trial.limit), (Duration::from_mins(minutes), 10.0));
+            assert!(trials.rests(CPU, now + rest / 2) && !trials.rests(CPU, now + rest));
+            now = now + rest;
+        }
+        trials.on_cut(CPU, 10.0, 8.0, &trend, now, WAIT);
+        let lower = Trend { level: 3.0, ..trend };
+        assert_eq!(trials.judge(|_| Some(lower), now + WAIT), Some(Verdict::Helped));
+        assert!(trials.lowest(CPU, 8.0) <= 0.0, "no further trial holds it up");
+    }
+
+    #[test]
+    fn until_it_is_judged_a_signal_lowers_a_limit_by_a_fifth_and_no_other_signal_does() {
+        let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
+        assert!((trials.lowest(CPU, 10.0) - 8.0).abs() < 1e-12);
+        trials.on_cut(CPU, 10.0, 9.0, &trend, at(0), WAIT);
+        assert!((trials.lowest(CPU, 9.0) - 8.0).abs() < 1e-12);
+        assert!((trials.lowest(SignalId(1), 9.0) - 9.0).abs() < 1e-12);
+        assert_eq!(trials.judge(|_| Some(trend), at(1000)), None, "it is not deep enough to be judged");
+    }
+
+    #[test]
+    fn a_trial_whose_signal_is_lost_ends_without_a_verdict() {
+        let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
+        trials.on_cut(CPU, 10.0, 8.0, &trend, at(0), WAIT);
+        assert_eq!(trials.judge(|_| None, at(60)), None);
+        assert_eq!((trials.on_trial(), trials.rests(CPU, at(61))), (None, false));
+    }
+
+    proptest! {
+        /// However a reading wanders by itself, cuts on it cost less than a tenth of the time.
+        #[test]
+        fn noise_that_nothing_moves_costs_little(seed in any::<u32>(), spread in 0.0_f64..0.1) {
+            let (mut trend, mut trials) = (Trend::default(), Trials::default());
+            let (mut limit, mut lost, mut random) = (10.0_f64, 0.0, u64::from(seed) | 1);
+            for second in (0..4 * 3600_u32).step_by(5) {
+                random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                let chance = (random >> 11) as f64 / (1_u64 << 52) as f64 - 1.0;
+                trend.observe(100.0 * (1.0 + spread * chance), at(second));
+                match trials.judge(|_| Some(trend), at(second)) {
+                    Some(Verdict::Futile { trial, .. }) => limit = limit.max(trial.limit),
+                    Some(Verdict::Helped) | None => {}
+                }
+                if !trials.rests(CPU, at(second)) {
+                    let new = (limit * 0.85).max(trials.lowest(CPU, limit));
+                    if new < limit {
+                        trials.on_cut(CPU, limit, new, &trend, at(second), WAIT);
+                    }
+                    limit = new.max(1.0);
+                } else {
+                    // Other signals have room: the limit returns.
+                    limit = (limit * 1.1).min(10.0);
+                }
+                lost += 1.0 - limit / 10.0;
+            }
+            prop_assert!(lost / 2880.0 < 0.1, "{lost} of 2880");
+        }
+    }
+}
