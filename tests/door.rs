@@ -8,6 +8,8 @@ mod aborts;
 mod enforcement;
 #[path = "door/rig.rs"]
 mod rig;
+#[path = "door/slow_lines.rs"]
+mod slow_lines;
 #[path = "door/upstream.rs"]
 mod upstream;
 
@@ -278,10 +280,13 @@ async fn a_request_whose_client_left_while_it_waited_is_never_forwarded() {
 async fn an_upload_that_its_client_breaks_off_frees_its_place() {
     let rig = Rig::start().await;
     let mut client = rig.client().await;
-    client.send("PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: r\r\ncontent-length: 1000\r\n\r\nhalf").await;
+    client
+        .send("PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: r\r\ncontent-length: 100000\r\n\r\nhalf")
+        .await;
     until("Ray has begun", || rig.ray.begun.load(SeqCst) == 1).await;
     drop(client);
-    until("the ticket is back", || rig.in_flight("packages") == 0).await;
+    until("its place is free", || rig.door.parked.count() == 0).await;
+    assert_eq!(rig.in_flight("packages"), 0);
 }
 
 #[tokio::test]

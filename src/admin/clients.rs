@@ -34,6 +34,9 @@ pub struct ClientRow {
     /// All classes together.
     #[serde(flatten)]
     pub counts: CountsView,
+    /// Seconds for which its requests and answers waited for its own line, taken together.
+    #[serde(default)]
+    pub client_wait_s: f64,
     /// By class, most asked first.
     pub classes: Vec<ClientClass>,
 }
@@ -94,6 +97,7 @@ pub fn clients(desk: &Desk, count: usize, open: bool) -> Clients {
         },
         credential_addresses: client.credential_addresses,
         counts: CountsView::from(&client.counts),
+        client_wait_s: (client.kept.as_secs_f64() * 1e3).round() / 1e3,
         classes: client
             .classes
             .iter()

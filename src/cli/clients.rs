@@ -43,13 +43,23 @@ pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<
     if clients.clients.is_empty() {
         return writeln!(out, "{indent}nobody has asked anything");
     }
-    let header = ["CLIENT", "CREDENTIAL", "ASKED", "ADMITTED", "SHED", "SHARED", "RAY'S TIME", "MOSTLY"];
+    let header = [
+        "CLIENT",
+        "CREDENTIAL",
+        "ASKED",
+        "ADMITTED",
+        "SHED",
+        "SHARED",
+        "RAY'S TIME",
+        "CLIENT WAIT",
+        "MOSTLY",
+    ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(clients.clients.iter().map(row));
     for row in &mut rows {
         row[0].insert_str(0, indent);
     }
-    table(out, &(2..7), &rows)
+    table(out, &(2..8), &rows)
 }
 
 fn row(client: &ClientRow) -> Vec<String> {
@@ -75,6 +85,7 @@ fn row(client: &ClientRow) -> Vec<String> {
         shed,
         counts.shared.to_string(),
         format!("{} s", number(counts.work_s)),
+        format!("{} s", number(client.client_wait_s)),
         mostly,
     ]
 }
@@ -94,6 +105,7 @@ mod tests {
             credential: Some("3f2a9b01".into()),
             credential_addresses: 64,
             counts,
+            client_wait_s: 12.5,
             classes: vec![class],
         };
         let closed = ClientRow { address: None, credential: None, ..open.clone() };
@@ -105,6 +117,7 @@ mod tests {
         assert!(
             lines[1].contains("3f2a9b01 (64 addresses)") && lines[1].ends_with("state-heavy /api/v0/tasks")
         );
+        assert!(lines[1].contains("12.5 s"), "{out}");
         assert!(lines[2].starts_with("  00000000000000aa  -"), "{out}");
     }
 }

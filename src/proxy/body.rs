@@ -1,23 +1,29 @@
 //! Bodies: what clients send, what Ray sends, and what the door sends itself.
 //!
-//! A client's body is held to a size and a pace. A ticket rides in the body of the answer it
-//! paid for, and is returned when that body ends, is dropped by a client that left, breaks, or is
-//! not read: whatever ends the exchange, once. Both kinds keep to their class's bandwidth.
+//! A client's body is held to a size and a pace. A short one is read whole before its request asks
+//! for a permit; of a longer one the last piece is held back until there is one
+//! ([`crate::proxy::upload`]), so that a client's slow line holds no permit. A permit rides in the
+//! body of the answer it was given for, and is returned when that body ends, is dropped by a client
+//! that left, breaks, is read slowly or not at all: whatever comes first, once. Both kinds keep to
+//! their class's bandwidth.
 
 use crate::core::limit::flow::Flow;
+use crate::core::limit::gate::{Shed, Stage};
 use crate::core::time::Time;
-use crate::proxy::readers::{Cut, Listed, Readers, Taken};
+use crate::proxy::readers::{Cut, LAG, Listed, Readers, Taken};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shared_answer::SharedBody;
 use crate::proxy::slot::Slot;
 use crate::proxy::throttle::Throttled;
+use crate::proxy::upload::Withheld;
 use crate::proxy::upstream::Lease;
 use crate::runtime::clock::Clock;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -30,8 +36,22 @@ pub enum BodyError {
     #[error("the body has more than the {0} bytes allowed here")]
     TooLarge(u64),
     /// It comes too slowly.
-    #[error("the body did not arrive in time")]
-    Slow,
+    #[error(
+        "the client sent its request too slowly: {received} bytes of the body in {:.1} s; \
+         send at least {RATE_MIN} bytes/s and pause for less than {:.1} s",
+        lasted.as_secs_f64(), stall.as_secs_f64()
+    )]
+    Slow {
+        /// Bytes that came.
+        received: u64,
+        /// Since they were first waited for.
+        lasted: Duration,
+        /// The longest pause allowed.
+        stall: Duration,
+    },
+    /// It has come whole, and there is no permit for it.
+    #[error("there was no permit for this request when its body had come")]
+    Shed(Shed),
     /// The client left, or its framing is broken.
     #[error("the request broke off before it was complete: {0}")]
     Broken(Arc<hyper::Error>),
@@ -59,6 +79,9 @@ pub struct Pace {
     received: u64,
     /// Since the body first kept us waiting.
     since: Option<Time>,
+    /// Since when it does now, and for how long it did before.
+    waits: Option<Time>,
+    waited: Duration,
     patience: Option<Pin<Box<Sleep>>>,
 }
 
@@ -66,7 +89,16 @@ impl Pace {
     /// Nothing has come yet.
     #[must_use]
     pub fn new(bounds: BodyBounds, clock: Clock) -> Pace {
-        Pace { bounds, clock, rate_min: RATE_MIN, received: 0, since: None, patience: None }
+        Pace {
+            bounds,
+            clock,
+            rate_min: RATE_MIN,
+            received: 0,
+            since: None,
+            waits: None,
+            waited: Duration::ZERO,
+            patience: None,
+        }
     }
 
     /// The same for a body that we slow down ourselves: only its silence counts.
@@ -78,6 +110,9 @@ impl Pace {
     fn note(&mut self, length: usize) -> Result<(), BodyError> {
         self.received += length as u64;
         self.patience = None;
+        if let Some(since) = self.waits.take() {
+            self.waited += self.clock.now().since(since);
+        }
         if self.received > self.bounds.bytes_max {
             return Err(BodyError::TooLarge(self.bounds.bytes_max));
         }
@@ -89,10 +124,11 @@ impl Pace {
         let now = self.clock.now();
         let stall = self.bounds.stall;
         let lasted = now.since(*self.since.get_or_insert(now));
+        self.waits.get_or_insert(now);
         let crawls = lasted > stall && self.received < lasted.as_secs().saturating_mul(self.rate_min);
         let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(stall)));
         if crawls || patience.as_mut().poll(context).is_ready() {
-            return Poll::Ready(BodyError::Slow);
+            return Poll::Ready(BodyError::Slow { received: self.received, lasted, stall });
         }
         Poll::Pending
     }
@@ -103,8 +139,12 @@ impl Pace {
 pub enum ClientBody {
     /// None.
     Empty,
+    /// A short one, read whole.
+    Whole(Bytes),
     /// As it comes.
     Streamed(Box<Throttled<Upload>>),
+    /// As it comes, but for its last piece.
+    Withheld(Box<Withheld>),
 }
 
 /// A body that a client sends, held to its bounds unless it is a call that may last.
@@ -114,16 +154,84 @@ pub struct Upload {
     pace: Option<Pace>,
 }
 
-impl ClientBody {
+impl Upload {
     /// The body of a request; `pace` holds it to its bounds, `flow` to its class's bandwidth.
     #[must_use]
-    pub fn new(body: Incoming, pace: Option<Pace>, flow: Option<Arc<Flow>>, clock: Clock) -> ClientBody {
-        if body.is_end_stream() {
-            return ClientBody::Empty;
-        }
+    pub fn new(
+        body: Incoming,
+        pace: Option<Pace>,
+        flow: Option<Arc<Flow>>,
+        clock: Clock,
+    ) -> Throttled<Upload> {
         let pace = if flow.is_some() { pace.map(Pace::unhurried) } else { pace };
-        ClientBody::Streamed(Box::new(Throttled::new(Upload { body, pace }, flow, clock)))
+        Throttled::new(Upload { body, pace }, flow, clock)
     }
+
+    /// For how long its client has kept us waiting.
+    #[must_use]
+    pub fn waited(&self) -> Duration {
+        self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.waited)
+    }
+}
+
+/// The longest body that is read whole before its request asks for a permit.
+pub const GATHERED_MAX: u64 = 64 << 10;
+
+/// Bytes of such bodies that may be waited for at once; those beyond are passed on as they come.
+const GATHERED_ALL_MAX: u64 = 64 << 20;
+
+/// What such bodies take together.
+#[derive(Debug, Default)]
+pub struct Budget(AtomicU64);
+
+/// A part of a [`Budget`]; dropped, it is given back.
+struct Part<'a>(&'a Budget, u64);
+
+impl Budget {
+    fn take(&self, bytes: u64) -> Option<Part<'_>> {
+        let part = Part(self, bytes);
+        (self.0.fetch_add(bytes, Ordering::Relaxed) + bytes <= GATHERED_ALL_MAX).then_some(part)
+    }
+}
+
+impl Drop for Part<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
+}
+
+/// Reads a body whole if it is short and there is room; otherwise it is handed back.
+///
+/// # Errors
+/// It came too slowly, or not to its end.
+pub async fn gather(
+    body: Incoming,
+    bounds: BodyBounds,
+    clock: Clock,
+    budget: &Budget,
+) -> Result<Result<Bytes, Incoming>, BodyError> {
+    let Some(length) =
+        body.size_hint().exact().filter(|length| *length <= GATHERED_MAX.min(bounds.bytes_max))
+    else {
+        return Ok(Err(body));
+    };
+    let Some(_part) = budget.take(length) else { return Ok(Err(body)) };
+    let mut upload = Upload { body, pace: Some(Pace::new(bounds, clock)) };
+    let mut whole = Bytes::new();
+    let mut pieces = BytesMut::new();
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut upload).poll_frame(context)).await {
+        let Ok(data) = frame?.into_data() else { continue };
+        if whole.is_empty() && pieces.is_empty() {
+            whole = data; // most come in one piece
+            continue;
+        }
+        if pieces.is_empty() {
+            pieces.reserve(usize::try_from(length).unwrap_or(0));
+            pieces.extend_from_slice(&std::mem::take(&mut whole));
+        }
+        pieces.extend_from_slice(&data);
+    }
+    Ok(Ok(if pieces.is_empty() { whole } else { pieces.freeze() }))
 }
 
 impl HttpBody for Upload {
@@ -167,21 +275,28 @@ impl HttpBody for ClientBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             ClientBody::Empty => Poll::Ready(None),
+            ClientBody::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            ClientBody::Whole(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             ClientBody::Streamed(upload) => Pin::new(&mut **upload).poll_frame(context),
+            ClientBody::Withheld(upload) => Pin::new(&mut **upload).poll_frame(context),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
             ClientBody::Empty => true,
+            ClientBody::Whole(bytes) => bytes.is_empty(),
             ClientBody::Streamed(upload) => upload.is_end_stream(),
+            ClientBody::Withheld(upload) => upload.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             ClientBody::Empty => SizeHint::with_exact(0),
+            ClientBody::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
             ClientBody::Streamed(upload) => upload.size_hint(),
+            ClientBody::Withheld(upload) => upload.size_hint(),
         }
     }
 }
@@ -314,9 +429,30 @@ pub struct Streamed {
 #[derive(Debug)]
 struct Voyage {
     clock: Clock,
+    began: Time,
     taken: Taken,
+    /// How long the client has kept it waiting, in nanoseconds, and whether it is parked for that.
+    kept: AtomicU64,
+    parked: AtomicBool,
     /// Gone once it is over.
     cargo: Mutex<Option<Cargo>>,
+}
+
+impl Voyage {
+    fn kept(&self) -> Duration {
+        Duration::from_nanos(self.kept.load(Ordering::Relaxed))
+    }
+
+    /// The same, with the wait that lasts.
+    fn kept_at(&self, now: Time) -> Duration {
+        self.kept() + self.taken.since().map_or(Duration::ZERO, |since| now.since(since))
+    }
+
+    /// The client has kept it waiting for so much longer.
+    fn keep(&self, more: Duration) -> Duration {
+        self.kept.fetch_add(u64::try_from(more.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.kept()
+    }
 }
 
 /// Ray's body and what it holds.
@@ -369,7 +505,7 @@ impl Body {
         Body::Full(Some(bytes.into()))
     }
 
-    /// Ray's body. A short one has come with its head, most of the time: its connection and slot are
+    /// Ray's body, whose head has come. A short one has come with its head, most of the time: its connection and slot are
     /// released at once, and nobody needs to watch over its way.
     pub async fn forwarded(mut inner: RayBody, slot: Option<Slot>, alive: Option<Alive>, way: Way) -> Body {
         if way.flow.is_some() || !inner.is_short() {
@@ -402,10 +538,13 @@ impl Body {
     fn depart(
         first: Option<Result<Frame<Bytes>, hyper::Error>>,
         inner: RayBody,
-        slot: Option<Slot>,
+        mut slot: Option<Slot>,
         alive: Option<Alive>,
         way: Way,
     ) -> Body {
+        if let Some(slot) = &mut slot {
+            slot.turn(Stage::Answered);
+        }
         let inner = Throttled::new(inner, way.flow, way.clock);
         let silence = way.silence_max.map(|max| Silence { max, timer: None, waits: false });
         let mut cargo = Cargo { first, inner, slot, alive, silence };
@@ -413,9 +552,13 @@ impl Body {
             cargo.complete();
         }
         let under_way = cargo.slot.is_some();
+        let began = way.clock.now();
         let voyage = Arc::new(Voyage {
             clock: way.clock,
-            taken: Taken::at(way.clock.now()),
+            began,
+            taken: Taken::at(began),
+            kept: AtomicU64::new(0),
+            parked: AtomicBool::new(false),
             cargo: Mutex::new(Some(cargo)),
         });
         let listed = way
@@ -472,6 +615,20 @@ impl Cut for Voyage {
         self.taken.since()
     }
 
+    fn lags(&self, now: Time) -> bool {
+        let kept = self.kept_at(now);
+        kept >= LAG && kept * 2 > now.since(self.began) && !self.parked.load(Ordering::Relaxed)
+    }
+
+    fn park(&self, now: Time) {
+        let mut cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Cargo { slot: Some(slot), inner, .. }) = cargo.as_mut() else { return };
+        slot.kept(self.kept_at(now));
+        if slot.park(inner.size_hint().exact()) {
+            self.parked.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Drops what is on the way: Ray's connection is closed, and the slot counts as abandoned.
     fn cut(&self) {
         let cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -494,7 +651,12 @@ impl HttpBody for Body {
         };
         let mut cargo = voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
-        voyage.taken.ask();
+        if let Some(since) = voyage.taken.ask() {
+            let kept = voyage.keep(voyage.clock.now().since(since));
+            if let Some(slot) = &mut cargo.slot {
+                slot.kept(kept);
+            }
+        }
         let frame = ready!(cargo.poll_frame(context));
         voyage.taken.give(voyage.clock.now());
         if let (Some(Ok(frame)), Some(slot)) = (&frame, &mut cargo.slot) {

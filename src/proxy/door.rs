@@ -5,14 +5,16 @@ use crate::core::journal::Via;
 use crate::core::limit::flow::Flow;
 use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
 use crate::core::limit::meter::{Outcome, Reason};
+use crate::core::limit::parked::Parked;
 use crate::core::limit::table::{LimitTable, Mode};
-use crate::core::policy::{ClassId, Kind, Module, Policy, Treatment};
+use crate::core::policy::{Class, ClassId, Kind, Module, Policy, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Match};
 use crate::core::request::identify::Identifier;
 use crate::core::time::{Time, duration_from_secs};
 use crate::observe::recorder::{Note, Passed, Recorder};
+use crate::proxy::body::Budget;
 use crate::proxy::coalesce::Coalescer;
 use crate::proxy::cors::Origins;
 use crate::proxy::id::Ids;
@@ -29,7 +31,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// How often those who wait at a door that has been succeeded are looked at.
 const PUMP: Duration = Duration::from_millis(20);
@@ -102,6 +104,12 @@ pub struct Door {
     pub tails: Tails,
     /// Who is being answered.
     pub readers: Readers,
+    /// Transfers that wait for their clients' lines.
+    pub parked: Arc<Parked>,
+    /// Bytes of short bodies that are being read.
+    pub gathered: Arc<Budget>,
+    /// Uploads of each class that may stand in its line at once, once they have come whole.
+    pub turns: Box<[Semaphore]>,
     /// Who is connected, over every listener.
     pub connections: Arc<Connections>,
     /// Request ids: unique within a run, and between runs by the prefix.
@@ -135,6 +143,11 @@ pub struct Linked {
     pub call: Option<ClassId>,
     /// Ray Client sessions, and those that come back.
     pub sessions: [Option<ClassId>; 2],
+}
+
+fn turns(policy: &Policy) -> Box<[Semaphore]> {
+    let of = |class: &Class| Semaphore::new((class.queue.len_max as usize / 2).max(1));
+    policy.classes.iter().map(of).collect()
 }
 
 impl Linked {
@@ -199,6 +212,7 @@ impl Door {
             gate,
             table: ArcSwap::from_pointee(table),
             linked: Linked::of(&policy),
+            turns: turns(&policy),
             census: Arc::new(Mutex::new(Census::new(policy.classes.len(), clock.now()))),
             policy,
             identifier,
@@ -207,6 +221,8 @@ impl Door {
             served_out: AtomicBool::default(),
             tails: Tails::default(),
             readers: Readers::new(clock, tasks.clone()),
+            parked: Arc::default(),
+            gathered: Arc::default(),
             clock,
             tasks,
             sheds,
@@ -242,6 +258,7 @@ impl Door {
             census,
             table: ArcSwap::from(table),
             linked: Linked::of(&policy),
+            turns: turns(&policy),
             policy,
             identifier,
             coalescer: self.coalescer.succeed(),
@@ -253,6 +270,8 @@ impl Door {
             sessions: self.sessions.clone(),
             tails: self.tails.clone(),
             readers: self.readers.clone(),
+            parked: Arc::clone(&self.parked),
+            gathered: Arc::clone(&self.gathered),
             connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),
             recorder: Arc::clone(&self.recorder),
@@ -360,7 +379,7 @@ impl Door {
     /// Gives a ticket back and hands its place to the next in line. What no route knows is charged
     /// to its pattern.
     pub fn finish(door: &Arc<Door>, ticket: Ticket, outcome: Outcome, unlisted: Option<&Unlisted>) {
-        let (ask, admitted, now) = (ticket.ask, ticket.admitted, door.clock.now());
+        let (ask, admitted, kept, now) = (ticket.ask, ticket.admitted, ticket.kept, door.clock.now());
         door.gate.finish(&door.table.load(), ticket, outcome, now, &mut |waker, grant| {
             door.wake(waker, grant);
         });
@@ -368,7 +387,7 @@ impl Door {
         if answered && door.policy.classes[ask.class.index()].kind == Kind::Unary {
             // Unlisted paths share one learnt cost, which says nothing of any of them.
             let learnt = || duration_from_secs(door.gate.cost(ask.route));
-            let work = if unlisted.is_some() { now.since(admitted) } else { learnt() };
+            let work = if unlisted.is_some() { now.since(admitted).saturating_sub(kept) } else { learnt() };
             door.census().charge(ask, unlisted, work, now);
         }
     }

@@ -8,6 +8,7 @@
 
 use crate::proxy::body::{ClientBody, RayBody};
 use crate::proxy::slot::Slot;
+use crate::proxy::upload::Handover;
 use crate::proxy::upstream::{Upstream, UpstreamError};
 use crate::runtime::tasks::Tasks;
 use http::{Request, Response};
@@ -30,10 +31,36 @@ pub fn send(
     abandoned_max: Duration,
 ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
     let outlives = (!slot.cancels()).then_some((tasks, abandoned_max));
+    slot.sent();
+    send_with(upstream, request, move || slot, outlives)
+}
+
+/// The same for an upload, whose slot comes with its last piece. Before that Ray has nothing to work
+/// on, and nothing goes on without the client.
+pub fn send_upload(
+    upstream: Arc<Upstream>,
+    request: Request<ClientBody>,
+    handover: &Arc<Handover>,
+    tasks: Tasks,
+    abandoned_max: Duration,
+) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
+    let outlives = (!handover.cancels()).then_some((tasks, abandoned_max));
+    let held = Arc::clone(handover);
+    let mut exchange = send_with(upstream, request, move || held.take(), outlives);
+    exchange.upload = Some(Arc::clone(handover));
+    exchange
+}
+
+fn send_with(
+    upstream: Arc<Upstream>,
+    request: Request<ClientBody>,
+    slot: impl FnOnce() -> Slot + Send + 'static,
+    outlives: Option<(Tasks, Duration)>,
+) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
     let exchange = async move {
-        slot.sent();
         match upstream.send(request).await {
             Ok(response) => {
+                let mut slot = slot();
                 if response.status().is_server_error() {
                     slot.failed();
                 }
@@ -42,17 +69,18 @@ pub fn send(
             // The client's doing is not Ray's failure: the slot stays marked as abandoned.
             Err(error @ UpstreamError::Client(_)) => Err(error),
             Err(error) => {
-                slot.failed();
+                slot().failed();
                 Err(error)
             }
         }
     };
-    Exchange { running: Some(Box::pin(exchange)), outlives }
+    Exchange { running: Some(Box::pin(exchange)), upload: None, outlives }
 }
 
 /// An upstream call.
 pub struct Exchange<F: Future<Output = Answer> + Send + 'static> {
     running: Option<Pin<Box<F>>>,
+    upload: Option<Arc<Handover>>,
     /// Where it goes on when nobody waits for it any more, and for how long at most.
     outlives: Option<(Tasks, Duration)>,
 }
@@ -72,7 +100,9 @@ impl<F: Future<Output = Answer> + Send + 'static> Future for Exchange<F> {
 
 impl<F: Future<Output = Answer> + Send + 'static> Drop for Exchange<F> {
     fn drop(&mut self) {
-        let (Some(running), Some((tasks, bound))) = (self.running.take(), self.outlives.take()) else {
+        let asked = self.upload.as_ref().is_none_or(|upload| upload.is_whole());
+        let outlives = self.outlives.take().filter(|_| asked);
+        let (Some(running), Some((tasks, bound))) = (self.running.take(), outlives) else {
             return;
         };
         // Outside a runtime (the very end of the process) there is nothing left to protect.

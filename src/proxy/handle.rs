@@ -1,9 +1,10 @@
 //! The way of a request, as lines of one function ([`handle`]), and the plain way on: admit, forward,
-//! pass back. The two others have rooms of their own: an answer that is shared with those who ask the
-//! same (`shared`), and a WebSocket (`held`).
+//! pass back. The others have rooms of their own: an answer that is shared with those who ask the
+//! same (`shared`), a WebSocket (`held`), and a body too long to be read whole first (`upload`).
 
 mod held;
 mod shared;
+mod upload;
 
 use crate::core::census::{Sight, Unlisted, Verdict};
 use crate::core::journal::Via;
@@ -17,7 +18,7 @@ use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::facts::Facts;
 use crate::core::request::party::Party;
 use crate::core::time::Time;
-use crate::proxy::body::{Body, BodyBounds, ClientBody, Pace, RayBody, Way};
+use crate::proxy::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, Upload, Way, gather};
 use crate::proxy::coalesce::{Key, Origin};
 use crate::proxy::cors::Origins;
 use crate::proxy::door::{Door, Entrance};
@@ -32,6 +33,7 @@ use crate::proxy::sessions::Alive;
 use crate::proxy::shape::{self, Malformed};
 use crate::proxy::slot::Slot;
 use crate::proxy::tunnel;
+use crate::proxy::upstream::UpstreamError;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HeaderMap, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::{Request, Response, Uri};
@@ -77,6 +79,8 @@ struct Passage {
     unlisted: Option<Arc<Unlisted>>,
     /// When it knocked.
     since: Time,
+    /// For how long its body was awaited.
+    kept: Duration,
     /// Declared length of its body.
     bytes: u64,
     /// Its class is in shadow mode: nothing is done to it that Ray alone would not do.
@@ -116,9 +120,6 @@ pub async fn handle(
     if bytes > peer.body.bytes_max && !shadow {
         return refuse(Malformed::BodyTooLarge(peer.body.bytes_max));
     }
-    // A gRPC stream may be silent for hours; anything else is an upload.
-    let pace = (call != Call::Grpc && !shadow).then(|| Pace::new(peer.body, door.clock));
-    let body = ClientBody::new(body, pace, flow.clone(), door.clock);
     strip(&mut parts.headers, mentions);
     strip_key(&mut parts.headers, door.identifier.key_header(), mentions);
     name_host(&mut parts);
@@ -128,7 +129,8 @@ pub async fn handle(
     // An answer is shared by those who ask the same; a body is part of the question.
     let origin = Origin { hop: &peer.hop, trusted, tls: peer.tls };
     let coalesces = door.policy.classes[matched.class.index()].coalesce.is_some();
-    let shares = matches!(body, ClientBody::Empty) && coalesces && !shadow;
+    let bare = http_body::Body::is_end_stream(&body);
+    let shares = bare && coalesces && !shadow;
     let key = shares.then(|| Key::of(&entrance, origin, &parts.method, &parts.uri, &parts.headers)).flatten();
     let since = door.clock.now();
     let passage = Passage {
@@ -145,6 +147,7 @@ pub async fn handle(
         address,
         unlisted,
         since,
+        kept: Duration::ZERO,
         bytes,
         shadow,
         flow,
@@ -155,9 +158,10 @@ pub async fn handle(
         // What is not every request's way stands on the heap, and costs the others no room.
         (None, Some(client), _) => Box::pin(passage.tail(parts, client)).await,
         (None, None, Some(key)) => Box::pin(passage.share(parts, key)).await,
-        (None, None, None) => passage.pass(parts, body, since).await,
+        (None, None, None) if bare => passage.pass(parts, ClientBody::Empty, since).await,
+        (None, None, None) => Box::pin(passage.pass_with_body(parts, body)).await,
     };
-    if let Ok(id) = HeaderValue::from_str(&passage.id) {
+    if let Ok(id) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     if let Some(page) = page {
@@ -206,7 +210,10 @@ fn recognise(
         address: peer,
         headers,
         upgrade: mentions.has(Mentions::UPGRADE) && tunnel::is_websocket(request.headers()),
-        grpc: mentions.has(Mentions::CONTENT_TYPE) && is_grpc(request.headers()),
+        grpc: mentions.has(Mentions::CONTENT_TYPE)
+            && entrance.surface != Surface::Dashboard
+            && request.version() == http::Version::HTTP_2
+            && is_grpc(request.headers()),
     };
     let mut matched = entrance.classifier.classify(&facts);
     let trusted = door.identifier.trusts(peer);
@@ -277,6 +284,31 @@ impl Passage {
         Some(self.refuse(shed))
     }
 
+    /// The way of a request with a body, which is its client's time and not Ray's.
+    async fn pass_with_body(mut self, parts: Parts, body: Incoming) -> Response<Body> {
+        let clock = self.door.clock;
+        if self.tongue == Tongue::Grpc {
+            // A stream may be silent for hours, and its two ends speak in turn.
+            let body = ClientBody::Streamed(Box::new(Upload::new(body, None, self.flow.clone(), clock)));
+            self.pass(parts, body, self.since).await
+        } else {
+            let gathered = if self.flow.is_some() || self.shadow {
+                Ok(Err(body))
+            } else {
+                gather(body, self.peer.body, clock, &self.door.gathered).await
+            };
+            let now = clock.now();
+            match gathered {
+                Ok(Ok(whole)) => {
+                    self.kept = now.since(self.since);
+                    self.pass(parts, ClientBody::Whole(whole), now).await
+                }
+                Ok(Err(body)) => Arc::new(self).upload(parts, body).await,
+                Err(error) => self.broke_off(&error),
+            }
+        }
+    }
+
     /// The plain way: admit, forward, pass back.
     async fn pass(&self, parts: Parts, body: ClientBody, now: Time) -> Response<Body> {
         let slot = match self.admit(now).await {
@@ -284,23 +316,49 @@ impl Passage {
             Err(refusal) => return refusal,
         };
         let opening = self.opens_session().map(|session| self.door.sessions.opening(session));
-        let answer = self.send(parts, body, slot).await;
-        // Whatever was answered, it may have been done.
+        let response = match self.send(parts, body, slot).await {
+            Ok(answer) => self.pass_back(answer).await,
+            Err(late) => {
+                self.note_change();
+                late
+            }
+        };
+        drop(opening);
+        response
+    }
+
+    /// Whatever was answered, it may have been done.
+    fn note_change(&self) {
         if self.changes_jobs() {
             self.door.coalescer.forget();
         }
+    }
+
+    async fn pass_back(&self, answer: Answer) -> Response<Body> {
+        self.note_change();
         match answer {
-            Ok(Ok((response, slot))) => {
+            Ok((response, slot)) => {
                 let slot = self.keep_place(&response, slot);
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
                 let body = Body::forwarded(body, slot, self.stay_alive(), self.way()).await;
-                drop(opening);
                 Response::from_parts(parts, body)
             }
-            Ok(Err(error)) => reject::upstream(self.tongue, &error, &self.id),
-            Err(late) => late,
+            Err(UpstreamError::Client(error)) => self.broke_off(&error),
+            Err(error) => reject::upstream(self.tongue, &error, &self.id),
         }
+    }
+
+    /// The answer to a request whose body did not come to its end, or had come in vain.
+    fn broke_off(&self, error: &BodyError) -> Response<Body> {
+        match error {
+            BodyError::Shed(shed) => return self.refuse(*shed),
+            BodyError::Slow { lasted, .. } => {
+                self.door.census().keep(self.ask(), *lasted, self.door.clock.now());
+            }
+            BodyError::TooLarge(_) | BodyError::Broken(_) => {}
+        }
+        reject::body(error, &self.id)
     }
 
     /// What the answer keeps to on its way back.
@@ -360,30 +418,43 @@ impl Passage {
 
     /// The same for one that has waited already.
     async fn admit_within(&self, patience: Duration, now: Time) -> Result<Slot, Response<Body>> {
-        if self.is_cut_off()
-            && let Some(shed) = self.door.gate.refuse_at_sight(
-                &self.door.table.load(),
-                self.matched.class,
-                Reason::UpstreamUnreachable,
-                Duration::ZERO,
-            )
-        {
-            return Err(self.refuse(Shed { retry_after_s: RECONNECT_S, ..shed }));
+        if let Some(shed) = self.cut_off() {
+            return Err(self.refuse(shed));
         }
-        let slot = self.door.admit_within(self.ask(), patience, now).await;
-        let mut slot = slot.map_err(|shed| self.refuse(shed))?.asking(self.bytes);
+        let mut slot = self.try_admit(patience, now).await.map_err(|shed| self.refuse(shed))?;
         if slot.waited() && self.is_cut_off() {
             slot.failed();
             let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
             return Err(self.tell(Shed { class, reason, retry_after_s: RECONNECT_S }));
         }
+        self.note_admitted(&mut slot);
+        Ok(slot)
+    }
+
+    /// What a request is told that Ray cannot be reached for.
+    fn cut_off(&self) -> Option<Shed> {
+        let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
+        let table = || self.door.table.load();
+        let shed = self
+            .is_cut_off()
+            .then(|| self.door.gate.refuse_at_sight(&table(), class, reason, Duration::ZERO))
+            .flatten()?;
+        Some(Shed { retry_after_s: RECONNECT_S, ..shed })
+    }
+
+    async fn try_admit(&self, patience: Duration, now: Time) -> Result<Slot, Shed> {
+        let mut slot = self.door.admit_within(self.ask(), patience, now).await?.asking(self.bytes);
+        slot.kept_before(self.kept);
+        Ok(slot)
+    }
+
+    fn note_admitted(&self, slot: &mut Slot) {
         if let Some(ticket) = slot.ticket() {
             let would_shed = ticket.would_shed.is_some();
             let verdict = if would_shed { Verdict::WouldShed } else { Verdict::Admitted };
             self.count(verdict, ticket.admitted);
         }
         slot.account(self.unlisted.clone());
-        Ok(slot)
     }
 
     /// Whether Ray accepts no connections, and the request is one that is told so at once. What is exempt
@@ -411,18 +482,29 @@ impl Passage {
     }
 
     /// Sends it on, within the class's time; the outer error is the answer that it took too long.
-    async fn send(&self, mut parts: Parts, body: ClientBody, slot: Slot) -> Result<Answer, Response<Body>> {
-        self.tell_client(&mut parts.headers);
-        let request = Request::from_parts(origin_form(parts), body);
+    async fn send(&self, parts: Parts, body: ClientBody, slot: Slot) -> Result<Answer, Response<Body>> {
+        let request = self.to_ray(parts, body);
         let upstream = Arc::clone(&self.entrance.upstream);
         let exchange =
             forward::send(upstream, request, slot, self.door.tasks.clone(), self.peer.abandoned_max);
         match self.timeout() {
             None => Ok(exchange.await),
-            Some(bound) => tokio::time::timeout(bound, exchange)
-                .await
-                .map_err(|_| reject::timeout(self.tongue, &self.class().name, bound, &self.id)),
+            Some(bound) => tokio::time::timeout(bound, exchange).await.map_err(|_| self.late(bound)),
         }
+    }
+
+    fn late(&self, bound: Duration) -> Response<Body> {
+        reject::timeout(self.tongue, &self.class().name, bound, &self.id)
+    }
+
+    /// The request as Ray gets it.
+    fn to_ray(&self, mut parts: Parts, body: ClientBody) -> Request<ClientBody> {
+        self.tell_client(&mut parts.headers);
+        let mut parts = origin_form(parts);
+        if self.tongue == Tongue::Grpc {
+            parts.version = http::Version::HTTP_2;
+        }
+        Request::from_parts(parts, body)
     }
 
     /// Says for whom the request is made: what is refused is told to nobody.

@@ -25,6 +25,7 @@ pub mod tail;
 pub mod throttle;
 pub mod tls;
 pub mod tunnel;
+pub mod upload;
 pub mod upstream;
 pub mod websocket;
 pub mod wire;

@@ -3,9 +3,11 @@
 //! An answer on its way holds a slot, and a connection to Ray. hyper asks a body for more only
 //! once its client has taken what came before, so a client that stops reading would hold both
 //! for ever, and nothing in the body would ever run. So whoever is on the way is listed here,
-//! and a look at the list every second cuts off those that have not asked for longer than they
-//! may: their slot and their connection to Ray are given back, and what is left of the answer is
-//! an error. Time in which Ray, or the class's bandwidth, keeps an answer waiting does not count.
+//! and a look at the list, four times a second, does two things. Who has kept its answer waiting for
+//! more than [`LAG`], and for most of the time, is *parked*: Ray has done its work, and the permit
+//! is free for others ([`crate::core::limit::parked`]). Who has not asked for longer than it may is
+//! cut off: its connection to Ray is given back, and what is left of the answer is an error. Time in
+//! which Ray, or the class's bandwidth, keeps an answer waiting does not count.
 //!
 //! Tails and streams are held open on purpose, and are not listed.
 
@@ -17,12 +19,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often the list is looked at, at most.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(250);
+
+/// A client that has kept its answer waiting for less than this is not slow.
+pub const LAG: Duration = Duration::from_millis(500);
 
 /// What can be cut off.
 pub trait Cut: Send + Sync + std::fmt::Debug {
     /// When the client last took something; `None` while it is not the client that is awaited.
     fn waits_since(&self) -> Option<Time>;
+    /// Whether it is to be parked.
+    fn lags(&self, now: Time) -> bool {
+        let _ = now;
+        false
+    }
+    /// Parks it.
+    fn park(&self, now: Time) {
+        let _ = now;
+    }
     /// Gives back everything it holds.
     fn cut(&self);
 }
@@ -40,9 +54,13 @@ impl Taken {
         Taken(AtomicU64::new(now.0))
     }
 
-    /// The client asks for more.
-    pub fn ask(&self) {
-        self.0.store(ASKING, Ordering::Relaxed);
+    /// The client asks for more; since when it was its turn.
+    pub fn ask(&self) -> Option<Time> {
+        let since = self.since();
+        if since.is_some() {
+            self.0.store(ASKING, Ordering::Relaxed);
+        }
+        since
     }
 
     /// The client has been given something.
@@ -112,7 +130,7 @@ impl Readers {
         loop {
             tokio::time::sleep(every).await;
             let now = self.0.clock.now();
-            let late = {
+            let (late, lagging) = {
                 let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
                 if list.free.len() == list.places.len() {
                     *list = List::default();
@@ -121,12 +139,18 @@ impl Readers {
                 let is_late = |(patience, reader): &&(Duration, Arc<dyn Cut>)| {
                     reader.waits_since().is_some_and(|since| now.since(since) > *patience)
                 };
-                list.places.iter().flatten().filter(is_late).map(|(_, reader)| Arc::clone(reader)).collect()
+                let lags = |(_, reader): &&(Duration, Arc<dyn Cut>)| reader.lags(now);
+                let places = || list.places.iter().flatten();
+                let late: Vec<_> = places().filter(is_late).map(|(_, reader)| Arc::clone(reader)).collect();
+                let lagging: Vec<_> = places().filter(lags).map(|(_, reader)| Arc::clone(reader)).collect();
+                (late, lagging)
             };
-            let late: Vec<Arc<dyn Cut>> = late;
             // Outside the lock: what is given back here wakes those who wait for it.
             for reader in late {
                 reader.cut();
+            }
+            for reader in lagging {
+                reader.park(now);
             }
         }
     }
@@ -169,7 +193,7 @@ mod tests {
         let readers = Readers::new(clock, tasks.clone());
         let reader = || Arc::new(Reader { taken: Taken::at(clock.now()), cut: AtomicBool::new(false) });
         let (idle, asking, done) = (reader(), reader(), reader());
-        asking.taken.ask();
+        assert!(asking.taken.ask().is_some() && asking.taken.ask().is_none());
         let patience = Duration::from_millis(20);
         let _idle = readers.list(idle.clone(), patience);
         let _asking = readers.list(asking.clone(), patience);

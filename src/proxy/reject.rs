@@ -279,9 +279,13 @@ pub fn unread(problem: Malformed, id: &str) -> Response<Body> {
 #[must_use]
 pub fn body(error: &BodyError, id: &str) -> Response<Body> {
     let mut response = malformed(error, id);
+    if matches!(error, BodyError::Slow { .. }) {
+        response.headers_mut().insert(REASON, HeaderValue::from_static("slow_upload"));
+    }
     *response.status_mut() = match error {
         BodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-        BodyError::Slow => StatusCode::REQUEST_TIMEOUT,
+        BodyError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
+        BodyError::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
         BodyError::Broken(_) => StatusCode::BAD_REQUEST,
     };
     response

@@ -1,10 +1,13 @@
 //! A ticket that cannot be lost: dropped in whatever way, it goes back to the gate once.
 
 use crate::core::census::Unlisted;
-use crate::core::limit::gate::Ticket;
+use crate::core::limit::gate::{Ask, Stage, Ticket};
 use crate::core::limit::meter::Outcome;
+use crate::core::limit::parked::Place;
+use crate::core::time::Time;
 use crate::proxy::door::Door;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A ticket on its way through the door.
 #[derive(Debug)]
@@ -15,13 +18,89 @@ pub struct Slot {
     unlisted: Option<Arc<Unlisted>>,
     /// Length of what was asked and of what was answered.
     bytes: (u64, u64),
+    ask: Ask,
+    /// How long its client's line has been awaited: before it was admitted, and since.
+    kept: (Duration, Duration),
+    /// Since when it is a session between the two ends, in which nobody waits for an answer.
+    opened: Option<Time>,
+    /// Held instead of the ticket while its client is slow.
+    place: Option<Place>,
 }
+
+/// A client that has kept us waiting for less is not worth naming.
+const NAMED_MIN: Duration = Duration::from_millis(100);
 
 impl Slot {
     /// A slot for this ticket. Until it is marked otherwise it counts as never sent.
     #[must_use]
     pub fn new(door: Arc<Door>, ticket: Ticket) -> Slot {
-        Slot { door, ticket: Some(ticket), outcome: Outcome::Unsent, unlisted: None, bytes: (0, 0) }
+        Slot {
+            ask: ticket.ask,
+            door,
+            ticket: Some(ticket),
+            outcome: Outcome::Unsent,
+            unlisted: None,
+            bytes: (0, 0),
+            kept: (Duration::ZERO, Duration::ZERO),
+            opened: None,
+            place: None,
+        }
+    }
+
+    /// The same, for a request that Ray has answered before it was whole: it stays parked.
+    #[must_use]
+    pub fn parked(mut self, place: Option<Place>) -> Slot {
+        self.place = place;
+        self
+    }
+
+    /// The turn in this exchange has changed.
+    pub fn turn(&mut self, stage: Stage) {
+        let now = self.door.clock.now();
+        if let Some(ticket) = &mut self.ticket {
+            self.door.gate.turn(ticket, stage, now);
+        }
+    }
+
+    /// Ray has opened a session: what it lasts is its two ends' business and nobody's latency.
+    pub fn opened(&mut self) {
+        self.turn(Stage::Answered);
+        self.opened = Some(self.door.clock.now());
+    }
+
+    /// So long has its client's line been awaited before it was admitted.
+    pub fn kept_before(&mut self, length: Duration) {
+        self.kept.0 = length;
+    }
+
+    /// So long in all since.
+    pub fn kept(&mut self, length: Duration) {
+        self.kept.1 = length;
+    }
+
+    /// Ray has done its work, and `left` bytes of its answer wait for a slow client: from now on it
+    /// holds no permit, if it may park.
+    pub fn park(&mut self, left: Option<u64>) -> bool {
+        if self.place.is_some() || self.ticket.is_none() {
+            return true;
+        }
+        self.place = self.door.parked.enter(self.ask.party.address, left);
+        if self.place.is_none() {
+            return false;
+        }
+        let outcome = if self.outcome == Outcome::Failed { Outcome::Failed } else { Outcome::Served };
+        self.finish(outcome);
+        true
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        let Some(mut ticket) = self.ticket.take() else { return };
+        ticket.kept = self.kept.1;
+        if let Some(opened) = self.opened {
+            ticket.kept += self.door.clock.now().since(opened);
+        }
+        self.door.record_end(&ticket, outcome, self.bytes);
+        Door::finish(&self.door, ticket, outcome, self.unlisted.as_deref());
     }
 
     /// Whose cost this is, for what no route knows.
@@ -84,9 +163,10 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        if let Some(ticket) = self.ticket.take() {
-            self.door.record_end(&ticket, self.outcome, self.bytes);
-            Door::finish(&self.door, ticket, self.outcome, self.unlisted.as_deref());
+        self.finish(self.outcome);
+        let kept = self.kept.0 + self.kept.1;
+        if kept >= NAMED_MIN {
+            self.door.census().keep(self.ask, kept, self.door.clock.now());
         }
     }
 }

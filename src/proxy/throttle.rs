@@ -101,6 +101,11 @@ impl<B> Throttled<B> {
         &mut self.body
     }
 
+    /// The same, to look at.
+    pub fn body(&self) -> &B {
+        &self.body
+    }
+
     /// How much has come and not gone.
     fn held(&self) -> usize {
         self.throttle.as_ref().map_or(0, |throttle| throttle.held.len())

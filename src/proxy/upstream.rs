@@ -13,7 +13,6 @@ use crate::core::request::catalogue::Surface;
 use crate::core::time::Time;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};
 use crate::proxy::circuit_breaker::{CircuitBreaker, RETRY};
-use crate::proxy::headers::is_grpc;
 use crate::proxy::stream::{Dial, Plain, Stream, probe};
 use crate::proxy::tls::Originator;
 use crate::proxy::wire::{AnswerBounds, Wire};
@@ -304,7 +303,7 @@ impl Upstream {
         request: Request<ClientBody>,
     ) -> Result<Response<RayBody>, UpstreamError> {
         // gRPC is HTTP/2 whatever else is spoken there: Serve has applications of both kinds.
-        if self.options.protocol == Protocol::Http2 || is_grpc(request.headers()) {
+        if self.options.protocol == Protocol::Http2 || request.version() == Version::HTTP_2 {
             // The rare ways stand on the heap: whatever awaits them has room for the usual one only.
             Box::pin(self.send_http2(request)).await
         } else {
@@ -332,11 +331,9 @@ impl Upstream {
                 return Err(self.broken(error.into_error()));
             }
             request = if let Some(unsent) = error.take_message() {
-                // Never sent: Ray had closed this connection.
-                unsent
+                unsent // Ray had closed this connection before
             } else {
-                // Ray closed it just then.
-                again = true;
+                again = true; // Ray closed it just then
                 wire.unanswered().ok_or_else(|| self.broken(error.into_error()))?
             };
         }

@@ -202,11 +202,18 @@ struct Visit {
     pattern: Arc<str>,
     address: Option<IpAddr>,
     counts: Counts,
+    kept: Duration,
 }
 
 impl Default for Visit {
     fn default() -> Visit {
-        Visit { class: ClassId(0), pattern: "".into(), address: None, counts: Counts::default() }
+        Visit {
+            class: ClassId(0),
+            pattern: "".into(),
+            address: None,
+            counts: Counts::default(),
+            kept: Duration::ZERO,
+        }
     }
 }
 
@@ -257,6 +264,8 @@ pub struct Client {
     pub credential_addresses: u32,
     /// Everything it asked.
     pub counts: Counts,
+    /// How long its requests and answers have waited for its own line, taken together.
+    pub kept: Duration,
     /// By class, most asked first, with the routes of each.
     pub classes: Vec<(ClassId, Counts, Vec<Arc<str>>)>,
 }
@@ -362,6 +371,11 @@ impl Census {
         self.visit(ask, now).counts.work_s += work_s;
     }
 
+    /// An exchange has waited for its client's line for so long.
+    pub fn keep(&mut self, ask: Ask, kept: Duration, now: Time) {
+        self.visit(ask, now).kept += kept;
+    }
+
     /// What a class was asked since the start.
     #[must_use]
     pub fn class(&self, id: ClassId) -> Option<&Traffic> {
@@ -404,6 +418,7 @@ impl Census {
                 address: None,
                 credential_addresses: 0,
                 counts: Counts::default(),
+                kept: Duration::ZERO,
                 classes: Vec::new(),
             });
             client.take(visit);
@@ -420,7 +435,7 @@ impl Census {
             }
             client.classes.sort_by_key(|(_, counts, _)| Reverse(counts.asked));
         }
-        clients.sort_by(|a, b| b.counts.weight().total_cmp(&a.counts.weight()));
+        clients.sort_by(|a, b| b.weight().total_cmp(&a.weight()));
         clients.truncate(count);
         (clients, since)
     }
@@ -446,9 +461,16 @@ impl Census {
 }
 
 impl Client {
+    /// What makes a client worth a look: the time it took from Ray, how often it knocked, and how
+    /// long it kept an answer or Ray waiting; a hundred knocks, or ten seconds of that, weigh a second.
+    fn weight(&self) -> f64 {
+        self.counts.work_s + self.counts.asked as f64 / 100.0 + self.kept.as_secs_f64() / 10.0
+    }
+
     fn take(&mut self, visit: &Visit) {
         self.address = visit.address.or(self.address);
         self.counts.add(&visit.counts);
+        self.kept += visit.kept;
         let place = self.classes.iter().position(|(class, ..)| *class == visit.class);
         let place = place.unwrap_or_else(|| {
             self.classes.push((visit.class, Counts::default(), Vec::new()));
@@ -459,14 +481,6 @@ impl Client {
         if !routes.contains(&visit.pattern) {
             routes.push(Arc::clone(&visit.pattern));
         }
-    }
-}
-
-impl Counts {
-    /// What makes a client worth a look: the time it took from Ray, and how often it knocked;
-    /// a hundred knocks weigh a second.
-    fn weight(&self) -> f64 {
-        self.work_s + self.asked as f64 / 100.0
     }
 }
 
@@ -511,6 +525,18 @@ mod tests {
         assert_eq!(client.classes[0].2, [Arc::from("/api/jobs/")]);
         let class = census.class(CLASS).unwrap();
         assert_eq!((class.counts.asked, class.busiest_second, class.parties()), (4, 4, 1));
+    }
+
+    #[test]
+    fn a_client_whose_line_is_slow_is_named_with_the_time_it_kept_others_waiting() {
+        let mut census = Census::new(5, Time(0));
+        for stranger in 0..30 {
+            (0..20).for_each(|_| note(&mut census, ask(stranger, None), Verdict::Admitted, 10));
+        }
+        note(&mut census, ask(99, None), Verdict::Admitted, 10);
+        census.keep(ask(99, None), Duration::from_secs(40), Time(12_000_000_000));
+        let (clients, _) = census.clients(1, Time(13_000_000_000));
+        assert_eq!((clients[0].party, clients[0].kept), (99, Duration::from_secs(40)));
     }
 
     #[test]

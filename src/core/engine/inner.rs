@@ -143,7 +143,7 @@ impl Engine {
         let of = self.classes[class].inner.as_mut()?;
         of.peak = of.peak.max(seen.in_flight_peak);
         let elapsed = now.since(of.since);
-        let ended = seen.counts.finished().saturating_sub(of.counts.finished());
+        let ended = seen.counts.answers().saturating_sub(of.counts.answers());
         let patient = elapsed < PATIENCE;
         if elapsed < self.policy.control.inner_period || (ended < SAMPLES_MIN && patient) {
             return None;
@@ -251,7 +251,7 @@ impl Engine {
 
 /// The latency that these exchanges tell, at `quantile` or as near to it as so few can.
 fn tell(counts: &Counts, seen: &ClassReading, quantile: f64) -> Option<Told> {
-    let telling = (1.0 - 2.0 / counts.finished().max(1) as f64).max(0.5).min(quantile);
+    let telling = (1.0 - 2.0 / counts.answers().max(1) as f64).max(0.5).min(quantile);
     let finished = counts.latency_quantile(telling).zip(counts.latency_noise(telling));
     let finished =
         finished.map(|(seconds, noise)| Told { seconds, noise, whole: telling >= quantile - f64::EPSILON });

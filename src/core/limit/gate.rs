@@ -64,12 +64,28 @@ pub struct Ticket {
     pub waited: Duration,
     /// The refusal that shadow mode did not carry out.
     pub would_shed: Option<Reason>,
+    /// How long its client's line has been awaited since: time that Ray did not spend.
+    pub kept: Duration,
+    stage: Stage,
+    /// Since when Ray can work on it: the request is whole.
+    asked: Time,
     counted: bool,
     /// Its module had nothing else under way when it was admitted.
     alone: bool,
     work_us: u64,
     charged: Option<f64>,
     slot: Option<SlotId>,
+}
+
+/// Whose turn it is in an exchange.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// The client's: its request is not whole yet.
+    Uploading,
+    /// Ray's: it has been asked.
+    Asked,
+    /// Ray has begun to answer.
+    Answered,
 }
 
 /// A refusal, and what to tell the caller.
@@ -147,8 +163,10 @@ struct Tally {
     work_us: AtomicU64,
     /// Admissions counted against the table's `admitted_max`.
     allowance_used: AtomicU64,
-    /// When something last finished, or began after a pause.
+    /// When something last was answered or finished, or was asked after a pause.
     progress: AtomicU64,
+    /// How many of those in flight do not wait for the head of Ray's answer.
+    away: AtomicU32,
     flow: Arc<Flow>,
     meter: Meter,
     /// Who asks, while somebody looks.
@@ -216,6 +234,9 @@ impl Ticket {
             admitted: now,
             waited: Duration::ZERO,
             would_shed: None,
+            kept: Duration::ZERO,
+            stage: Stage::Asked,
+            asked: now,
             counted: false,
             alone: false,
             work_us: 0,
@@ -353,6 +374,37 @@ impl<W> Gate<W> {
         self.wait_in_line(table, ask, slot, now, waiter, wake)
     }
 
+    /// Lets a request pass that Ray has answered before it was whole: nothing can be decided about
+    /// it any more.
+    pub fn let_by(&self, ask: Ask, now: Time) -> Ticket {
+        let meter = &self.class(ask.class).tally.meter;
+        meter.offer();
+        meter.admit(0);
+        Ticket::uncounted(ask, now)
+    }
+
+    /// The turn in an exchange has changed. Latency runs from the request being whole to the head
+    /// of its answer; an exchange that is not at that stage cannot be late.
+    pub fn turn(&self, ticket: &mut Ticket, stage: Stage, now: Time) {
+        if ticket.stage == stage {
+            return;
+        }
+        let tally = &self.class(ticket.ask.class).tally;
+        if ticket.counted {
+            match (ticket.stage, stage) {
+                (Stage::Asked, _) => _ = tally.away.fetch_add(1, Ordering::Relaxed),
+                (_, Stage::Asked) => _ = tally.away.fetch_sub(1, Ordering::Relaxed),
+                _ => {}
+            }
+            tally.progress.store(now.0, Ordering::Relaxed);
+        }
+        ticket.stage = stage;
+        match stage {
+            Stage::Answered => tally.meter.answer(now.since(ticket.asked)),
+            Stage::Uploading | Stage::Asked => ticket.asked = now,
+        }
+    }
+
     /// An admitted exchange has ended: its slot is free for the next in line.
     #[expect(clippy::needless_pass_by_value, reason = "a ticket is given back, not shown")]
     pub fn finish(
@@ -365,22 +417,30 @@ impl<W> Gate<W> {
     ) {
         let class = self.class(ticket.ask.class);
         let module = self.module(class.module);
-        let latency = now.since(ticket.admitted);
+        // What Ray spent: while the client's line was awaited it spent nothing.
+        let spent = now.since(ticket.admitted).saturating_sub(ticket.kept);
         // What failed or was never sent says nothing of what an answer costs.
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
         let work = if ticket.counted && class.kind == Kind::Unary && answered {
-            let work = module.tally.departures.depart(ticket.admitted, now);
-            self.costs.learn(ticket.ask.route, work, latency.as_secs_f64(), ticket.alone);
+            let seconds = spent.as_secs_f64();
+            let work = module.tally.departures.depart(ticket.admitted, now).min(seconds);
+            self.costs.learn(ticket.ask.route, work, seconds, ticket.alone);
             work
         } else {
             0.0
         };
-        class.tally.meter.finish(outcome, latency, duration_from_secs(work));
+        let tells = class.tally.meter.end(outcome, duration_from_secs(work));
+        if tells && ticket.stage == Stage::Asked {
+            class.tally.meter.answer(now.since(ticket.asked));
+        }
         self.leave_share(ticket.ask.class, ticket.slot);
         if !ticket.counted {
             return;
         }
         class.give_back(ticket.work_us);
+        if ticket.stage != Stage::Asked {
+            class.tally.away.fetch_sub(1, Ordering::Relaxed);
+        }
         class.tally.progress.store(now.0, Ordering::Relaxed);
         if class.kind == Kind::Unary {
             module.tally.in_flight.leave();
@@ -394,7 +454,7 @@ impl<W> Gate<W> {
                 if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(ticket.ask.class)) {
                     let took = if module.parallel && class.kind == Kind::Unary {
                         // What it held while nobody waited was taken from nobody.
-                        latency.min(own.fair.contended(now)).as_secs_f64()
+                        spent.min(own.fair.contended(now)).as_secs_f64()
                     } else {
                         work
                     };
@@ -468,7 +528,7 @@ impl<W> Gate<W> {
             in_flight,
             in_flight_peak: class.tally.meter.take_peak(in_flight),
             waiting: class.waiting.load(Ordering::Relaxed),
-            stalled_s: if in_flight == 0 {
+            stalled_s: if in_flight <= class.tally.away.load(Ordering::Relaxed) {
                 0.0
             } else {
                 now.since(Time(class.tally.progress.load(Ordering::Relaxed))).as_secs_f64()
@@ -609,7 +669,7 @@ impl<W> Gate<W> {
             return Err(Full::Rate(wait));
         }
         let under_way = class.tally.in_flight.count();
-        if under_way <= 1 {
+        if under_way <= class.tally.away.load(Ordering::Relaxed) + 1 {
             class.tally.progress.store(now.0, Ordering::Relaxed);
         }
         class.tally.meter.admit(under_way);

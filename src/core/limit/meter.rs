@@ -187,24 +187,36 @@ impl Meter {
     }
     /// An admitted exchange ended: upstream took `latency`, of which `work` is its own.
     pub fn finish(&self, outcome: Outcome, latency: Duration, work: Duration) {
+        if self.end(outcome, work) {
+            self.answer(latency);
+        }
+    }
+
+    /// Upstream began to answer after `latency`.
+    pub fn answer(&self, latency: Duration) {
+        self.latency_us.fetch_add(micros(latency), Ordering::Relaxed);
+        self.buckets[bucket(latency)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An admitted exchange ended, and whether its outcome says something of upstream.
+    pub fn end(&self, outcome: Outcome, work: Duration) -> bool {
         let counter = match outcome {
             Outcome::Served => &self.served,
             Outcome::Failed => &self.failed,
             Outcome::Abandoned => &self.abandoned,
             Outcome::Cancelled => {
                 self.cancelled.fetch_add(1, Ordering::Relaxed);
-                return;
+                return false;
             }
             Outcome::Unsent => {
                 self.left.fetch_add(1, Ordering::Relaxed);
-                return;
+                return false;
             }
-            Outcome::Unseen => return,
+            Outcome::Unseen => return false,
         };
         counter.fetch_add(1, Ordering::Relaxed);
-        self.latency_us.fetch_add(micros(latency), Ordering::Relaxed);
         self.work_us.fetch_add(micros(work), Ordering::Relaxed);
-        self.buckets[bucket(latency)].fetch_add(1, Ordering::Relaxed);
+        true
     }
 
     /// Everything counted so far, and the peak since the last `take_peak`.
@@ -261,7 +273,8 @@ pub struct Counts {
     pub shadow_shed: u64,
     /// Decisions taken while a limit was binding.
     pub bound: u64,
-    /// Sum of upstream latencies, microseconds.
+    /// Sum of upstream latencies, microseconds: from the request being whole to the head of the
+    /// answer, whatever the client's line makes of either.
     pub latency_us: u64,
     /// Sum of waits of those admitted, microseconds.
     pub wait_us: u64,
@@ -347,6 +360,12 @@ impl Counts {
         self.shed_all() - self.shed[Reason::UpstreamUnreachable as usize]
     }
 
+    /// Exchanges whose latency is known: their answer has begun, or they ended without one.
+    #[must_use]
+    pub fn answers(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
     /// All refusals carried out.
     #[must_use]
     pub fn shed_all(&self) -> u64 {
@@ -388,11 +407,11 @@ impl Counts {
         Some(((high / low).ln() / 2.0).max(0.5 / n.sqrt()))
     }
 
-    /// The mean upstream latency in seconds; `None` when nothing ended.
+    /// The mean upstream latency in seconds; `None` when nothing was answered.
     #[must_use]
     pub fn latency_mean(&self) -> Option<f64> {
-        let finished = self.finished();
-        (finished > 0).then(|| self.latency_us as f64 / 1e6 / finished as f64)
+        let answers = self.answers();
+        (answers > 0).then(|| self.latency_us as f64 / 1e6 / answers as f64)
     }
 }
 
@@ -407,8 +426,8 @@ pub struct Reading {
     pub in_flight_peak: u32,
     /// Waiting now.
     pub waiting: u32,
-    /// For how long some have been under way without any coming to an end, in seconds: hung
-    /// exchanges never show up in latencies.
+    /// For how long Ray has been asked without beginning any answer, in seconds: hung exchanges
+    /// never show up in latencies. What waits for its client's line does not count.
     pub stalled_s: f64,
 }
 

@@ -7,6 +7,7 @@ pub mod flow;
 pub mod gate;
 pub mod in_flight;
 pub mod meter;
+pub mod parked;
 pub mod queue;
 pub mod rate;
 pub mod share;

@@ -179,7 +179,8 @@ impl Opener {
             };
             // Whoever asked may have left.
             match shaken {
-                Ok(Ok(Shaken::Open(response, ray, slot))) => {
+                Ok(Ok(Shaken::Open(response, ray, mut slot))) => {
+                    slot.opened();
                     drop(tell.send(Opened::Taken(response)));
                     then(ray, slot).await;
                 }

@@ -2,6 +2,7 @@
 
 use super::{Passage, origin_form};
 use crate::core::census::Verdict;
+use crate::core::limit::gate::Stage;
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{Body, ClientBody, RayBody, Way};
@@ -190,7 +191,8 @@ impl Fetch {
     }
 
     /// Hands the answer to all who wait, or to the leader alone if it cannot be shared.
-    async fn land(self, response: Response<RayBody>, slot: Slot) {
+    async fn land(self, response: Response<RayBody>, mut slot: Slot) {
+        slot.turn(Stage::Answered);
         let (mut head, body) = response.into_parts();
         strip_hop_by_hop(&mut head.headers);
         let length = body.size_hint().exact();

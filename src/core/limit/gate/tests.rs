@@ -11,6 +11,29 @@ fn class(name: &str, priority: u8, in_flight: f64) -> Class {
     Class { priority: Priority(priority), ..plain::class(name, in_flight) }
 }
 
+#[test]
+fn latency_and_cost_are_what_ray_took_and_not_what_its_clients_line_did() {
+    let policy = policy(vec![class("a", 5, 4.0)], 8.0);
+    let mut rig = Rig::new(&policy);
+    // Asked at 0, uploaded until 3, answered from 4 on, read until 10: Ray worked for 2 s of those.
+    let mut slow = ticket(rig.ask(0, 1, at(0.0)).1);
+    rig.gate.turn(&mut slow, Stage::Uploading, at(0.0));
+    assert!(rig.gate.reading(ClassId(0), at(3.0)).stalled_s <= 0.0, "nobody waits for Ray");
+    rig.gate.turn(&mut slow, Stage::Asked, at(3.0));
+    assert!((rig.gate.reading(ClassId(0), at(3.5)).stalled_s - 0.5).abs() < 1e-9);
+    rig.gate.turn(&mut slow, Stage::Answered, at(4.0));
+    assert!(rig.gate.reading(ClassId(0), at(9.0)).stalled_s <= 0.0);
+    slow.kept = Duration::from_secs(8);
+    rig.finish(slow, at(10.0));
+    let counts = rig.gate.counts(ClassId(0));
+    assert_eq!(
+        (counts.answers(), counts.finished(), counts.latency_us, counts.work_us),
+        (1, 1, 1_000_000, 2_000_000)
+    );
+    assert!((rig.gate.cost(0) - 2.0).abs() < 1e-9);
+    assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
+}
+
 struct Rig {
     gate: Gate<u32>,
     table: LimitTable,

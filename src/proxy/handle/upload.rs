@@ -1,0 +1,92 @@
+//! The way of a request whose body is too long to be read whole beforehand.
+
+use super::Passage;
+use crate::core::limit::gate::Shed;
+use crate::core::policy::Treatment;
+use crate::proxy::body::{Body, ClientBody, Pace, Upload};
+use crate::proxy::forward;
+use crate::proxy::slot::Slot;
+use crate::proxy::upload::{Asking, Handover, Withheld};
+use http::Response;
+use http::request::Parts;
+use hyper::body::Incoming;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Passage {
+    /// Passes the body on as it comes, all but its last piece, asks for a permit for that, and only
+    /// then waits for Ray.
+    pub(super) async fn upload(self: Arc<Self>, parts: Parts, body: Incoming) -> Response<Body> {
+        if let Some(refusal) = self.refuse_upload() {
+            return refusal;
+        }
+        let (handover, asking) = match self.begin_upload().await {
+            Ok(begun) => begun,
+            Err(refusal) => return refusal,
+        };
+        let clock = self.door.clock;
+        let pace = (!self.shadow).then(|| Pace::new(self.peer.body, clock));
+        let body = Upload::new(body, pace, self.flow.clone(), clock);
+        let body = Withheld::new(body, Arc::clone(&handover), asking);
+        let request = self.to_ray(parts, ClientBody::Withheld(Box::new(body)));
+        let mut exchange = forward::send_upload(
+            Arc::clone(&self.entrance.upstream),
+            request,
+            &handover,
+            self.door.tasks.clone(),
+            self.peer.abandoned_max,
+        );
+        let Some(bound) = self.timeout() else { return self.pass_back(exchange.await).await };
+        let late = async {
+            handover.whole().await;
+            tokio::time::sleep(bound).await;
+        };
+        let answer = tokio::select! {
+            answer = &mut exchange => answer,
+            () = late => {
+                self.note_change();
+                return self.late(bound);
+            }
+        };
+        self.pass_back(answer).await
+    }
+
+    /// Parks the upload, or asks for its permit at once where that cannot be.
+    async fn begin_upload(self: &Arc<Self>) -> Result<(Arc<Handover>, Option<Asking>), Response<Body>> {
+        let (door, ask) = (Arc::clone(&self.door), self.ask());
+        let limited = self.door.table.load().class(ask.class).treatment == Treatment::Limited;
+        let declared = (self.bytes > 0).then_some(self.bytes);
+        let place = limited.then(|| door.parked.enter(ask.party.address, declared)).flatten();
+        let Some(place) = place else {
+            let slot = self.admit(door.clock.now()).await?;
+            return Ok((Handover::admitted(door, ask, slot), None));
+        };
+        let passage = Arc::clone(self);
+        let asking = Box::pin(async move { passage.ask_in_turn().await });
+        Ok((Handover::parked(door, ask, place), Some(asking)))
+    }
+
+    /// Asks for the permit of an upload that has come whole. It cannot cheaply come again, so where
+    /// many end at once they wait outside the line rather than be shed for its length: no more than
+    /// half of its room is theirs.
+    async fn ask_in_turn(&self) -> Result<Slot, Shed> {
+        let turns = &self.door.turns[self.matched.class.index()];
+        // Who has waited here for as long as in the line asks all the same, and is told.
+        let _turn = tokio::time::timeout(self.class().queue.wait_max, turns.acquire()).await;
+        let mut slot = self.try_admit(Duration::MAX, self.door.clock.now()).await?;
+        self.note_admitted(&mut slot);
+        Ok(slot)
+    }
+
+    /// Refuses at sight what would be refused once it had come.
+    fn refuse_upload(&self) -> Option<Response<Body>> {
+        if let Some(shed) = self.cut_off() {
+            return Some(self.refuse(shed));
+        }
+        let (door, class) = (&self.door, self.matched.class);
+        let table = door.table.load();
+        let (reason, wait) = door.gate.would_turn_away(&table, class, self.party, door.clock.now())?;
+        let shed = door.gate.refuse_at_sight(&table, class, reason, wait)?;
+        Some(self.refuse(shed))
+    }
+}

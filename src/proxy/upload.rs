@@ -1,0 +1,203 @@
+//! Requests whose body is too long to be read whole before they ask for a permit.
+//!
+//! Ray can begin to work once a request is whole, and not before. So the body is passed on as it
+//! comes, while the upload is parked ([`crate::core::limit::parked`]), and its last piece is held
+//! back until there is a permit: fairly in turn with all who ask. However slow its line, an upload
+//! holds no permit; and however many uploads end at once, Ray is given no more of them than the
+//! limits allow. Latency and the class's time-out begin with that last piece.
+//!
+//! Where nothing can be parked any more, an upload asks for its permit at the start.
+
+use crate::core::limit::gate::{Ask, Shed, Stage};
+use crate::core::limit::parked::Place;
+use crate::proxy::body::{BodyError, Upload};
+use crate::proxy::door::Door;
+use crate::proxy::slot::Slot;
+use crate::proxy::throttle::Throttled;
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
+use tokio::sync::Notify;
+
+/// A permit on its way.
+pub type Asking = Pin<Box<dyn Future<Output = Result<Slot, Shed>> + Send>>;
+
+/// What the two ends of an upload share: its body, which finds out when it is whole, and whoever
+/// waits for its answer.
+#[derive(Debug)]
+pub struct Handover {
+    door: Arc<Door>,
+    ask: Ask,
+    held: Mutex<Held>,
+    whole: Notify,
+    is_whole: AtomicBool,
+}
+
+/// A permit, or the place of one that is parked.
+#[derive(Debug, Default)]
+struct Held {
+    slot: Option<Slot>,
+    place: Option<Place>,
+}
+
+impl Handover {
+    /// Of an upload that is parked.
+    #[must_use]
+    pub fn parked(door: Arc<Door>, ask: Ask, place: Place) -> Arc<Handover> {
+        Handover::new(door, ask, Held { slot: None, place: Some(place) })
+    }
+
+    /// Of an upload that has its permit already.
+    #[must_use]
+    pub fn admitted(door: Arc<Door>, ask: Ask, mut slot: Slot) -> Arc<Handover> {
+        slot.turn(Stage::Uploading);
+        slot.sent();
+        Handover::new(door, ask, Held { slot: Some(slot), place: None })
+    }
+
+    fn new(door: Arc<Door>, ask: Ask, held: Held) -> Arc<Handover> {
+        Arc::new(Handover {
+            door,
+            ask,
+            held: Mutex::new(held),
+            whole: Notify::new(),
+            is_whole: AtomicBool::new(false),
+        })
+    }
+
+    /// What is held now. One that Ray has answered before it was whole stays parked.
+    #[must_use]
+    pub fn take(&self) -> Slot {
+        let mut held = self.lock();
+        held.slot.take().unwrap_or_else(|| {
+            let ticket = self.door.gate.let_by(self.ask, self.door.clock.now());
+            Slot::new(Arc::clone(&self.door), ticket).parked(held.place.take())
+        })
+    }
+
+    /// Returns once the request is whole and on its way.
+    pub async fn whole(&self) {
+        self.whole.notified().await;
+    }
+
+    /// Whether it is: only then does Ray work on it.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.is_whole.load(Ordering::Relaxed)
+    }
+
+    /// Whether upstream stops working on it when its client leaves.
+    #[must_use]
+    pub fn cancels(&self) -> bool {
+        self.door.module(self.ask.class).cancels
+    }
+
+    fn admit(&self, mut slot: Slot) {
+        slot.sent();
+        let mut held = self.lock();
+        held.slot = Some(slot);
+        held.place = None;
+    }
+
+    fn pass(&self, upload: &Upload) {
+        if let Some(slot) = &mut self.lock().slot {
+            slot.kept_before(upload.waited());
+            slot.turn(Stage::Asked);
+        }
+        self.is_whole.store(true, Ordering::Relaxed);
+        self.whole.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        // A permit is there or not at every step.
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A body whose last piece waits for a permit.
+pub struct Withheld {
+    body: Throttled<Upload>,
+    handover: Arc<Handover>,
+    asking: Option<Asking>,
+    last: Last,
+}
+
+/// Where its last piece is.
+#[derive(Debug)]
+enum Last {
+    ToCome,
+    /// Here; `None` is the mere end of a body whose length was not declared.
+    Here(Option<Frame<Bytes>>),
+    Gone,
+}
+
+impl Withheld {
+    /// This body; it asks for its permit, if it has none yet, when it has come whole.
+    #[must_use]
+    pub fn new(body: Throttled<Upload>, handover: Arc<Handover>, asking: Option<Asking>) -> Withheld {
+        Withheld { body, handover, asking, last: Last::ToCome }
+    }
+}
+
+impl std::fmt::Debug for Withheld {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Withheld").field("body", &self.body).field("last", &self.last).finish_non_exhaustive()
+    }
+}
+
+impl Body for Withheld {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            match &mut this.last {
+                Last::Gone => return Pin::new(&mut this.body).poll_frame(context),
+                Last::Here(last) => {
+                    if let Some(asking) = &mut this.asking {
+                        let verdict = ready!(asking.as_mut().poll(context));
+                        this.asking = None;
+                        match verdict {
+                            Ok(slot) => this.handover.admit(slot),
+                            Err(shed) => return Poll::Ready(Some(Err(BodyError::Shed(shed)))),
+                        }
+                    }
+                    let last = last.take();
+                    this.last = Last::Gone;
+                    this.handover.pass(this.body.body());
+                    return Poll::Ready(last.map(Ok));
+                }
+                Last::ToCome => match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+                    None => this.last = Last::Here(None),
+                    Some(Ok(frame)) if frame.is_trailers() || this.body.is_end_stream() => {
+                        this.last = Last::Here(Some(frame));
+                    }
+                    frame => return Poll::Ready(frame),
+                },
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.last, Last::Gone) && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let left = self.body.size_hint();
+        let Last::Here(Some(last)) = &self.last else { return left };
+        let mut hint = SizeHint::new();
+        let length = last.data_ref().map_or(0, |data| data.len() as u64);
+        hint.set_lower(left.lower() + length);
+        if let Some(upper) = left.upper() {
+            hint.set_upper(upper + length);
+        }
+        hint
+    }
+}
