@@ -307,7 +307,7 @@ impl Moment {
     fn durations(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let mut family = writer.0.encode_descriptor(
             "rayguard_request_duration_seconds",
-            "Time from admission to the end of the head's answer",
+            "Time from the request being whole and admitted to the head of Ray's answer",
             None,
             MetricType::Histogram,
         )?;
