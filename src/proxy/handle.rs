@@ -489,11 +489,11 @@ impl Passage {
             forward::send(upstream, request, slot, self.door.tasks.clone(), self.peer.abandoned_max);
         match self.timeout() {
             None => Ok(exchange.await),
-            Some(bound) => tokio::time::timeout(bound, exchange).await.map_err(|_| self.late(bound)),
+            Some(bound) => tokio::time::timeout(bound, exchange).await.map_err(|_| self.too_late(bound)),
         }
     }
 
-    fn late(&self, bound: Duration) -> Response<Body> {
+    fn too_late(&self, bound: Duration) -> Response<Body> {
         reject::timeout(self.tongue, &self.class().name, bound, &self.id)
     }
 

@@ -45,7 +45,7 @@ impl Passage {
             answer = &mut exchange => answer,
             () = late => {
                 self.note_change();
-                return self.late(bound);
+                return self.too_late(bound);
             }
         };
         self.pass_back(answer).await
