@@ -252,7 +252,7 @@ async fn above_a_rate_envoy_refuses_with_our_words() {
             .unwrap();
         String::from_utf8_lossy(&explain.stdout).into_owned()
     };
-    until("the refusal is explained", || explained().contains("that an Envoy asked about")).await;
+    until("the refusal is explained", || explained().contains("on behalf of an Envoy")).await;
     assert!(explained().contains("job-list"), "{}", explained());
 }
 

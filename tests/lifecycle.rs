@@ -585,7 +585,7 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
 
     publish(&volume, "3", "renewed.pem", "renewed.key");
     guard.tell("HUP");
-    until("it is taken over", || home.log().contains("the new certificate is in force")).await;
+    until("it is taken over", || home.log().contains("certificate reloaded")).await;
     let after = CertificateDer::from_pem_file(fixture("renewed.pem")).unwrap();
     assert_eq!(shown(address).await, Some(after));
 }

@@ -403,7 +403,7 @@ fn pin(order: PinOrder) -> Result<Asked, Problem> {
         .ok_or_else(|| {
             bad(
                 "order",
-                format!("`{}` is no length of time of a second or more", printable(&order.r#for)),
+                format!("invalid duration `{}`: expected a number and a unit of at least one second, such as \"10s\"", printable(&order.r#for)),
                 "write 30m, 1h or 2d",
             )
         })?;

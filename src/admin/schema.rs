@@ -187,7 +187,7 @@ pub struct PinOrder {
     pub value: f64,
     /// For how long: `30m`, `1h`, ...
     pub r#for: String,
-    /// Why, for the record.
+    /// Reason, kept in the adjustment log.
     pub why: String,
     /// Who, for the record; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -202,7 +202,7 @@ pub struct UnpinOrder {
     pub class: String,
     /// Which limit.
     pub limit: LimitKind,
-    /// Why, for the record.
+    /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
     /// Who, for the record; what the connection tells is added.
@@ -214,7 +214,7 @@ pub struct UnpinOrder {
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FreezeOrder {
-    /// Why, for the record.
+    /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
     /// Who, for the record; what the connection tells is added.
@@ -231,7 +231,7 @@ pub struct ModeOrder {
     /// The class; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// Why, for the record.
+    /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
     /// Who, for the record; what the connection tells is added.

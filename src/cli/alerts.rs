@@ -7,14 +7,14 @@ use crate::cli::status::{alert_line, sorted};
 use crate::core::journal::printable;
 use std::io::Write;
 
-/// Shows the alerts that fire.
+/// Shows firing alerts.
 #[derive(clap::Args, Clone, Debug)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
     /// What else to do.
     #[command(subcommand)]
     pub action: Option<Action>,
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
 }
@@ -22,9 +22,9 @@ pub struct Args {
 /// What else to do.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Action {
-    /// Send a test alert to every receiver, and say what became of it.
+    /// Send a test alert to every receiver and print the results.
     Test {
-        /// Where to ask.
+        /// Address of the running rayguard.
         #[command(flatten)]
         reach: Reach,
     },

@@ -26,16 +26,16 @@ use crate::core::policy::{SignalId, Treatment};
 /// Exit codes: 0 sound, 1 refused, 2 the file cannot be read.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The file; the defaults are checked when it is left out.
+    /// Configuration file. Default: check the built-in defaults.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How to say it.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
     /// Shows every loop with its dead time, gain and margins.
     #[arg(long)]
     pub stability: bool,
-    /// Prints the complete file, every key explained and at its default, and checks nothing.
+    /// Print the complete configuration with all defaults and explanations, and check nothing.
     #[arg(long, conflicts_with = "config")]
     pub defaults: bool,
 }
@@ -263,7 +263,7 @@ fn notes(settings: &Settings) -> Vec<String> {
     notes.extend(slow_scrapes(settings));
     notes.extend(scarce(settings));
     if settings.alerts.notify.is_empty() {
-        notes.push("no one is told of alerts; they stand in the record and in /metrics alone".to_owned());
+        notes.push("no alert receiver configured: alerts appear only in the log and in /metrics".to_owned());
     }
     notes
 }

@@ -17,7 +17,7 @@ pub struct Reach {
     /// A file with the admin token; without it, the variable RAYGUARD_ADMIN_TOKEN.
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
-    /// How to say it.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
 }

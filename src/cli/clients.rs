@@ -8,13 +8,13 @@ use crate::core::journal::{number, printable};
 use crate::core::time::WallMs;
 use std::io::{self, Write};
 
-/// Shows who asks most, in the last minutes.
+/// Shows which clients sent most requests in the last minutes.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// How many.
     #[arg(long, short = 'n', default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub number: u16,
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
 }

@@ -32,7 +32,7 @@ use tokio::sync::mpsc;
 /// The load, as `rayguard load` would read it from a file.
 const PLAN: &str = include_str!("demo.toml");
 
-/// Show what it does: two emulated heads under the same flood, one of them guarded.
+/// Show what it does: the same flood against two emulated Ray heads, one behind rayguard.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Args {
     /// Print a line every two seconds instead of a live view.

@@ -31,18 +31,18 @@ use crate::observe::scrape::{self, Target, Targets};
 use crate::runtime::clock::Clock;
 use crate::runtime::secret;
 
-/// Looks at this host and says what rayguard would find, and what to mend.
+/// Diagnoses this host and suggests fixes.
 ///
-/// Exit codes: 0 well, 1 something must be mended, 2 the configuration cannot be used.
+/// Exit codes: 0 no check failed, 1 a check failed, 2 the configuration cannot be used.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The configuration; the defaults when it is left out.
+    /// Configuration file. Default: the built-in defaults.
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Ray's dashboard, such as http://127.0.0.1:8265.
+    /// URL of Ray's dashboard, for example http://127.0.0.1:8265.
     #[arg(long)]
     pub upstream: Option<String>,
-    /// How to say it.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
 }

@@ -20,16 +20,16 @@ use std::path::PathBuf;
 /// Explains a refused request, or a class's limits at some time.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The id in the refusal's `X-Request-Id`.
+    /// Request id, from the `X-Request-Id` header of the response.
     #[arg(required_unless_present = "class", conflicts_with = "class")]
     pub request: Option<String>,
-    /// A class, or a module, instead of a request.
+    /// A class or module, instead of a request.
     #[arg(long, value_name = "NAME")]
     pub class: Option<String>,
-    /// When: a UTC time (`2026-01-31T23:00:00Z`) or so long ago (`10m`). Without it: now.
+    /// Point in time: UTC (`2026-01-31T23:00:00Z`) or a duration ago (`10m`). Default: now.
     #[arg(long, value_name = "TIME", requires = "class")]
     pub at: Option<String>,
-    /// The ledger's directory, or one of its files.
+    /// Directory of the adjustment log, or one of its files.
     #[arg(long, value_name = "PATH")]
     pub ledger: Option<PathBuf>,
     /// Table or JSON.
@@ -295,8 +295,8 @@ mod tests {
     fn a_refusal_is_explained_with_what_set_its_limit_and_what_would_undo_it() {
         let text = explain(&sample(), Some("r-17"), None, None).unwrap();
         for part in [
-            "refused request r-17 of state-heavy (StateHead) after 1500 ms in the queue: class_in_flight; 2 under way, limit 2",
-            "told to come back in 4 s",
+            "shed request r-17 of state-heavy (StateHead) after 1500 ms in the queue: class_in_flight; 2 under way, limit 2",
+            "told to retry in 4 s",
             "as many requests of the class were under way as it may have",
             "cut state-heavy in_flight from 4 to 3.61: door latency 7.5 s is 1.5x its target 5 s",
             "read: door_latency 7.5 s (target 5 s, pressure 1.5), 100 ms old, from door",

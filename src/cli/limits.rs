@@ -15,7 +15,7 @@ pub struct Args {
     /// Something else than showing them.
     #[command(subcommand)]
     pub command: Option<Instead>,
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
     /// Of this class alone.

@@ -28,7 +28,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// Sends a load from a plan and says what became of it.
+/// Sends the load of a plan and prints the results.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// The plan, a TOML file.

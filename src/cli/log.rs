@@ -21,26 +21,26 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(300);
 /// Shows what happened, from the record.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The ledger's directory, or one of its files.
+    /// Directory of the adjustment log, or one of its files.
     #[arg(long, value_name = "PATH")]
     pub ledger: Option<PathBuf>,
-    /// Only what is younger: a length of time (`1h`, `30m`) or a UTC time
+    /// Only events after this: a duration (`1h`, `30m`) or a UTC time
     /// (`2026-01-31T23:00:00Z`).
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
-    /// Only what speaks of this class, module or signal.
+    /// Only events of this class, module or signal.
     #[arg(long, value_name = "NAME")]
     pub class: Option<String>,
     /// Only events of this kind (`adjustment`, `shed`, `alert`, ...); may be repeated.
     #[arg(long, value_name = "KIND")]
     pub event: Vec<String>,
-    /// At most so many, the newest.
+    /// At most this many events, the newest.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub limit: usize,
-    /// A line for people, or the record's own JSON.
+    /// Output format: sentences, or the JSON of the adjustment log.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Goes on as more happens.
+    /// Keep printing new events.
     #[arg(long, short)]
     pub follow: bool,
 }
@@ -330,7 +330,7 @@ pub(crate) mod tests {
         assert_eq!(
             first,
             "2023-11-14T22:13:20.000Z        1  adjustment     cut state-heavy in_flight from 4 to 3.61: \
-             door latency 7.5 s is 1.5x its target 5 s; the limit was binding"
+             door latency 7.5 s is 1.5x its target 5 s; limit reached"
         );
         assert_eq!(text.lines().count(), 3);
     }

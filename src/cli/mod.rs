@@ -36,29 +36,29 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Guard a Ray head: listen, forward, poll and adjust.
+    /// Run the proxy in front of a Ray head.
     Run(run::Args),
-    /// Say everything that is wrong with a configuration, and how stable its loops are.
+    /// Validate a configuration file, and say how stable its control loops are.
     Check(check::Args),
-    /// Look at this host: what would be found, and what is to be mended.
+    /// Diagnose this host and suggest fixes.
     Doctor(doctor::Args),
-    /// Show what it does: two emulated heads under the same flood, one of them guarded.
+    /// Show what it does: the same flood against two emulated Ray heads, one behind rayguard.
     Demo(demo::Args),
-    /// Print the adjustment log: what moved, when and why.
+    /// Print the adjustment log: which limit moved, when and why.
     Log(log::Args),
-    /// Say why a request was refused, or why a limit stands where it stands.
+    /// Explain why a request was shed, or why a limit has its value.
     Explain(explain::Args),
-    /// Derive every adjustment of a log again, and fail at the first that comes out differently.
+    /// Verify an adjustment log: compute every adjustment again and compare.
     Replay(replay::Args),
-    /// Watch a Ray head for a while and write down what passes, shedding nothing.
+    /// Write a traffic trace of a Ray head, without shedding anything.
     Record(run::RecordArgs),
-    /// Put questions to the loop on a modelled Ray head.
+    /// Run scenarios against a simulated Ray head.
     Simulate(simulate::Args),
-    /// Propose limits from a recording, with the simulation that backs them.
+    /// Propose limits from a traffic trace, with the simulation that supports them.
     Tune(tune::Args),
     #[command(flatten)]
     Operate(Operate),
-    /// Send a bounded, Ray-shaped load and report what became of it.
+    /// Send a bounded load to a Ray head and print the results.
     Load(load::Args),
     /// Print a completion script for a shell.
     Completions(completions::Args),
@@ -66,30 +66,30 @@ enum Command {
     Man(completions::ManArgs),
 }
 
-/// What asks or steers a gate that runs.
+/// Commands for a running rayguard.
 #[derive(Debug, Subcommand)]
 enum Operate {
-    /// Show the gate on one screen.
+    /// Show current status.
     Status(status::Args),
-    /// Show who asks most, and what becomes of it.
+    /// Show which clients send most requests, and how many were shed.
     Clients(clients::Args),
-    /// Show every limit and its bounds, or suggest some from what is asked.
+    /// Show every limit and its bounds, or suggest limits from current traffic.
     Limits(limits::Args),
     /// Hold a limit at a value for a while.
     Pin(steer::PinArgs),
-    /// Give a pinned limit back to the loop.
+    /// Let the controller move a pinned limit again.
     Unpin(steer::UnpinArgs),
-    /// Hold all limits where they are.
+    /// Freeze all limits at their current values.
     Freeze(steer::FreezeArgs),
     /// Let all limits move again.
     Unfreeze(steer::FreezeArgs),
-    /// Let everything through and count what would have been shed, for one class or all.
+    /// Forward everything and count what would have been shed, for one class or all.
     Shadow(steer::ModeArgs),
-    /// Shed what the limits do not bear, for one class or all.
+    /// Enforce limits, for one class or all.
     Enforce(steer::ModeArgs),
-    /// Read the configuration again, and say what is wrong with it.
+    /// Reload the configuration file, and report its problems.
     Reload(steer::FreezeArgs),
-    /// Show the alerts that fire, or send a test.
+    /// Show firing alerts, or send a test alert.
     Alerts(alerts::Args),
 }
 

@@ -13,10 +13,10 @@ use crate::observe::ledger::{Line, Reader};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-/// Derives every adjustment of a record again and compares.
+/// Verifies an adjustment log: computes every adjustment again and compares.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// A ledger's directory, or one of its files.
+    /// Directory of an adjustment log, or one of its files.
     #[arg(value_name = "LOG")]
     pub log: PathBuf,
     /// Table or JSON.
@@ -31,7 +31,7 @@ pub enum ReplayError {
     #[error(transparent)]
     Log(#[from] LogError),
     /// An adjustment does not follow from its inputs.
-    #[error("seq {seq} ({class}): {what} is {recorded} in the record, and {derived} derived again")]
+    #[error("seq {seq} ({class}): {what} is {recorded} in the log, but computes to {derived}")]
     Differs {
         /// The record's number.
         seq: u64,
@@ -86,8 +86,8 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
     }
     writeln!(
         out,
-        "{} adjustments derived again, equal to the last bit; {} were handed in, {} other events; {} events are \
-         missing, {} lines cannot be read",
+        "{} adjustments verified, no differences; {} set by an operator or a reload and not computed; {} other \
+         events; {} events missing; {} unreadable lines",
         tally.derived, tally.given, tally.others, tally.missing, tally.unreadable
     )?;
     Ok(tally)

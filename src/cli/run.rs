@@ -29,58 +29,58 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// Guard a Ray head: listen, forward, poll and adjust.
+/// Run the proxy in front of a Ray head.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Args {
-    /// The configuration; without one, the defaults and what is found on this host.
+    /// Configuration file. Without one: the defaults, and Ray as found on this host.
     #[arg(long, short)]
     pub config: Option<PathBuf>,
-    /// Ray's dashboard, such as http://127.0.0.1:8265.
+    /// URL of Ray's dashboard, for example http://127.0.0.1:8265.
     #[arg(long)]
     pub upstream: Option<String>,
-    /// Where to listen, such as 127.0.0.1:8266.
+    /// Address to listen on, for example 127.0.0.1:8266.
     #[arg(long)]
     pub listen: Option<String>,
-    /// A Prometheus server to ask, such as http://127.0.0.1:9090.
+    /// URL of a Prometheus server that scrapes Ray, for example http://127.0.0.1:9090.
     #[arg(long)]
     pub prometheus: Option<String>,
-    /// Where last good limits and the adjustment log are kept.
+    /// Directory of the adjustment log and the last good limits.
     #[arg(long)]
     pub state_dir: Option<String>,
-    /// Decide and log, but shed nothing.
+    /// Shadow mode: decide and log, but shed nothing.
     #[arg(long)]
     pub shadow: bool,
     /// Writes down who asked for what class when and what became of it, signals and limits, for
     /// `rayguard simulate --trace` and `rayguard tune`; no address, credential, path or body.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
-    /// The most a recording may take; the latest is kept, in FILE and FILE.1.
+    /// Maximum size of the trace; the newest part is kept, in FILE and FILE.1.
     #[arg(long, value_name = "SIZE", default_value = "64 MiB", requires = "record")]
     pub record_max: Option<Bytes>,
 }
 
-/// Watch a Ray head for a while and write a recording: `run --shadow --record`, with an end.
+/// Writes a traffic trace for a while: `run --shadow --record`, with an end.
 #[derive(clap::Args, Clone, Debug)]
 pub struct RecordArgs {
-    /// The recording. A file of that name becomes FILE.1.
+    /// File to write the trace to. An existing file is renamed to FILE.1.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
-    /// For how long; until SIGINT or SIGTERM when left out.
+    /// Duration, for example 10m. Default: until SIGINT or SIGTERM.
     #[arg(long = "for", value_name = "TIME")]
     pub length: Option<Length>,
-    /// The most it may take; the latest is kept, in FILE and FILE.1.
+    /// Maximum size of the trace; the newest part is kept, in FILE and FILE.1.
     #[arg(long, value_name = "SIZE", default_value = "64 MiB")]
     pub max: Bytes,
-    /// Shed what the limits do not bear, rather than only note what would have been shed.
+    /// Enforce limits, instead of only counting what would have been shed.
     #[arg(long)]
     pub enforce: bool,
-    /// The configuration; without one, the defaults and what is found on this host.
+    /// Configuration file. Without one: the defaults, and Ray as found on this host.
     #[arg(long, short)]
     pub config: Option<PathBuf>,
-    /// Ray's dashboard, such as http://127.0.0.1:8265.
+    /// URL of Ray's dashboard, for example http://127.0.0.1:8265.
     #[arg(long)]
     pub upstream: Option<String>,
-    /// Where to listen, such as 127.0.0.1:8266.
+    /// Address to listen on, for example 127.0.0.1:8266.
     #[arg(long)]
     pub listen: Option<String>,
 }
@@ -300,7 +300,7 @@ async fn guard(
         tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), (&settings.http).into()));
     }
     if let Some((listener, access)) = admin {
-        tracing::info!(address = %listener.address(), "state, metrics and steering");
+        tracing::info!(address = %listener.address(), "admin page, API and metrics");
         admin::start(&guard, listener, access, notifier, reloader);
     }
     if let Some(replica) = replica {
@@ -316,26 +316,26 @@ async fn guard(
             () = tokio::time::sleep(length) => "the recording's time is up",
         },
     };
-    tracing::info!(signal, "winding up: finishing what is under way");
+    tracing::info!(signal, "draining: finishing requests in progress");
     guard.note(Event::Stop { reason: signal.to_owned() });
     state.save(&guard.last_good());
     tasks.close();
     let drained = tasks.drain(settings.http.drain).await;
     if !drained {
-        tracing::warn!(left = tasks.running(), "some exchanges did not finish in time");
+        tracing::warn!(left = tasks.running(), "some requests did not finish within http.drain");
     }
     guard.stop_recording();
     if let Some(writing) = recording {
         if let Ok(tally) = writing.join() {
             tracing::info!(exchanges = tally.exchanges, lost = tally.lost, "recorded");
         } else {
-            tracing::error!("the recording's writer did not end in good order");
+            tracing::error!("the traffic trace may be incomplete: its writer failed");
         }
     }
     drop(guard);
     // Ends when the last sender is gone; exchanges that did not finish may still hold one.
     if drained && writing.join().is_err() {
-        tracing::error!("the record's writer did not end in good order");
+        tracing::error!("the adjustment log may be incomplete: its writer failed");
     }
     Ok(0)
 }
@@ -393,7 +393,7 @@ fn lock_state(settings: &Settings) -> Result<Vec<Lock>, LockError> {
             Ok(lock) => locks.push(lock),
             Err(held @ LockError::Held { .. }) => return Err(held),
             Err(problem @ LockError::Unwritable { .. }) => {
-                tracing::error!(%problem, "going on without; nothing keeps a second rayguard from it");
+                tracing::error!(%problem, "could not lock the state directory: a second rayguard could use it");
             }
         }
     }
@@ -563,7 +563,7 @@ impl State {
             std::fs::rename(&beside, &self.path)
         };
         if let Err(error) = write() {
-            tracing::warn!(path = %self.path.display(), %error, "last good limits cannot be kept");
+            tracing::warn!(path = %self.path.display(), %error, "could not save the last good limits");
         }
     }
 

@@ -22,7 +22,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Put questions to the loop on a modelled Ray head.
+/// Run scenarios against a simulated Ray head.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Scenario files, or folders of them.

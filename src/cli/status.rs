@@ -14,13 +14,13 @@ use crate::core::engine::view::{ClassView, SignalView};
 use crate::core::journal::{LimitKind, SignalHealth, number, printable};
 use std::io::{self, Write};
 
-/// Shows the gate on one screen.
+/// Shows current status.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
-    /// Shows idle classes and quiet signals too.
+    /// Show idle classes and quiet signals too.
     #[arg(long)]
     pub all: bool,
 }
@@ -95,7 +95,14 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "Ray     {ray}")?;
     if let Some(problem) = &view.config_problem {
         let first = problem.lines().next().unwrap_or_default();
-        writeln!(out, "Config  {}", paint.bad(&format!("the last one was refused: {}", printable(first))))?;
+        writeln!(
+            out,
+            "Config  {}",
+            paint.bad(&format!(
+                "new configuration rejected; still using the previous one: {}",
+                printable(first)
+            ))
+        )?;
     }
     if view.events_lost > 0 {
         writeln!(out, "Record  {}", paint.bad(&format!("{} events are missing", view.events_lost)))?;

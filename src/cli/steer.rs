@@ -11,23 +11,23 @@ use std::str::FromStr;
 /// Holds a limit at a value for a while.
 #[derive(clap::Args, Clone, Debug)]
 pub struct PinArgs {
-    /// The class, such as job-submit.
+    /// Class name, for example job-submit.
     pub class: String,
-    /// Which limit and where: rate=5 or in_flight=20.
+    /// Limit and value: rate=5 or in_flight=20.
     #[arg(value_name = "LIMIT=VALUE")]
     pub limit: Setting,
-    /// For how long; at the end the loop takes over from there.
+    /// Duration; after it the controller moves the limit again, from this value.
     #[arg(long = "for", value_name = "LENGTH", default_value = "1h")]
     pub length: String,
-    /// Why, for the record and for whoever is on call next.
+    /// Reason, kept in the adjustment log.
     #[arg(long, value_name = "TEXT")]
     pub why: String,
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
 }
 
-/// Gives a pinned limit back to the loop.
+/// Lets the controller move a pinned limit again.
 #[derive(clap::Args, Clone, Debug)]
 pub struct UnpinArgs {
     /// The class.
@@ -35,10 +35,10 @@ pub struct UnpinArgs {
     /// Which limit: rate or in_flight.
     #[arg(value_parser = kind)]
     pub limit: LimitKind,
-    /// Why, for the record.
+    /// Reason, kept in the adjustment log.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
 }
@@ -46,10 +46,10 @@ pub struct UnpinArgs {
 /// What has a reason and nothing else.
 #[derive(clap::Args, Clone, Debug)]
 pub struct FreezeArgs {
-    /// Why, for the record.
+    /// Reason, kept in the adjustment log.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
 }
@@ -57,12 +57,12 @@ pub struct FreezeArgs {
 /// Says what becomes of sheds.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ModeArgs {
-    /// The class; all when left out.
+    /// Class name. Default: all classes.
     pub class: Option<String>,
-    /// Why, for the record.
+    /// Reason, kept in the adjustment log.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
 }

@@ -36,7 +36,7 @@ use std::time::Duration;
 /// Writes a section of configuration from what has been asked so far.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Where to ask.
+    /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
 }

@@ -35,13 +35,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use toml::Value;
 
-/// Propose limits, objectives and targets from a recording, with the simulation that backs them.
+/// Proposes limits, SLOs and targets from a traffic trace, with the simulation that supports them.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// A recording of `rayguard record` or `run --record`.
+    /// Traffic trace written by `rayguard record` or `run --record`.
     #[arg(long, value_name = "FILE")]
     pub trace: PathBuf,
-    /// The configuration to start from; the defaults without one.
+    /// Configuration to start from. Default: the built-in defaults.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Seed of the simulation.

@@ -100,7 +100,7 @@ timeout = "2s"
 inner_period = "250ms"                  # door latency moves concurrency
 outer_period = "5s"                     # Ray's signals move rates, once per fresh sample
 window = "10s"                          # Ray's readings average over so long
-data_age = "5s"                         # and are so old when they arrive
+data_age = "5s"                         # age of Ray's readings when scraped
 deadband = 0.05                         # pressure within 1 +- 0.05 moves nothing
 slew = 1.5                              # at most x1.5 or /1.5 in one step
 cooldown = "10s"                        # no growth for so long after a cut
@@ -131,7 +131,7 @@ repeat = "1h"                           # what still fires is sent again
 listen = "127.0.0.1:9465"               # state, steering, /metrics, /livez, /readyz; or "off"
 # Without a token only loopback may steer; reading needs none.
 # token = { file = "/run/secrets/rayguard-admin" }   # or { env = "NAME" }
-hosts = []                              # names it is asked by: ["rayguard.ray.svc"]; addresses always
+hosts = []                              # accepted Host headers: ["rayguard.ray.svc"]; IP addresses are always accepted
 
 # Envoys that are in front already can ask here before they let a request pass (their rate-limit
 # service v3): they enforce these limits, and nothing goes through rayguard. deploy/envoy/.
@@ -140,7 +140,7 @@ hosts = []                              # names it is asked by: ["rayguard.ray.s
 # domain = "rayguard"                   # as Envoy's filter has it; any other passes unlimited
 # kind = "dashboard"                    # what the paths mean: "dashboard", "ray-client" or "serve"
 # tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/envoys.pem" }
-# place_max = "10m"                     # an exchange whose end was to be told and is not, at most so long
+# place_max = "10m"                     # longest time a permit is held when Envoy does not report the end of a request
 
 # Several doors in front of one head share its limits over a Redis or Valkey; one needs none.
 # [fleet]
@@ -149,7 +149,7 @@ hosts = []                              # names it is asked by: ["rayguard.ray.s
 # replicas = 3                          # the most you run; without the store each has an even share
 # group = "rayguard"                    # one for each head
 # name = "door-1"                       # the host's name unless said otherwise
-# period = "250ms"                      # leases are renewed, and a leader is missed, this often
+# period = "250ms"                      # lease renewal interval
 # remember = "5m"                       # the share of a replica that fell silent is kept so long
 
 # Routes of your own, before Ray's. A class may be one of yours; then say its module:

@@ -15,7 +15,7 @@
 //! | pinned-ceiling | at `max` and binding | 10 min |
 //! | signal-stale | no fresh reading | 30 s |
 //! | loop-hunting | see [`super::control::oscillation`] | 2 min |
-//! | upstream-down | the head does not answer | 5 s |
+//! | upstream-down | Ray is unreachable | 5 s |
 //! | config-rejected | the last configuration was refused | at once |
 //! | record-gaps | events were lost | at once |
 //! | fleet-store-down | the replicas' shared store cannot be asked | 2 s |
@@ -568,9 +568,9 @@ fn slo(class: &ClassFacts<'_>, judge: &mut Judge<'_>) {
     };
     let finding = Finding { alert: Alert::SloBreached, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || match pressure {
-        None if class.offered_per_second > 0.0 => format!("{} has no answers", class.name),
-        None => format!("{} is not asked", class.name),
-        Some(pressure) => format!("latency of {} is {}x its objective", class.name, number(pressure)),
+        None if class.offered_per_second > 0.0 => format!("{} gets no responses", class.name),
+        None => format!("{} receives no requests", class.name),
+        Some(pressure) => format!("latency of {} is {}x its SLO", class.name, number(pressure)),
     });
 }
 
@@ -592,7 +592,7 @@ fn sheds(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'_>) {
     let finding = Finding { alert: Alert::ShedsRising, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
         format!(
-            "{} refuses {} % of its requests ({}/s); over ten minutes it was {} %",
+            "{} sheds {} % of its requests ({}/s); ten-minute average {} %",
             class.name,
             number(now * 100.0),
             number(averages.shed_per_second_1m),
@@ -610,10 +610,10 @@ fn request_rate(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'
     let finding = Finding { alert: Alert::HighRequestRate, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
         format!(
-            "{} is asked {} times per second; an alert is due above {}",
+            "{} receives {} requests per second; the alert threshold is {}",
             class.name,
             number(averages.rate_1m),
-            threshold.map_or_else(|| "a rate still to be learnt".to_owned(), number)
+            threshold.map_or_else(|| "not known yet".to_owned(), number)
         )
     });
 }
@@ -668,19 +668,19 @@ fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
     };
     let down = facts.upstream_problem;
     judge.take(finding(Alert::UpstreamDown, down.is_some()), || {
-        format!("the head does not answer: {}", down.unwrap_or("it does again"))
+        format!("Ray is unreachable: {}", down.unwrap_or("it is reachable again"))
     });
     let refused = facts.config_problem;
     judge.take(finding(Alert::ConfigRejected, refused.is_some()), || {
-        let now = refused.unwrap_or("one has been accepted since");
-        format!("the last configuration was refused: {now}")
+        let now = refused.unwrap_or("a later one was accepted");
+        format!("new configuration rejected; still using the previous one: {now}")
     });
     judge.take(finding(Alert::RecordGaps, gap), || {
-        format!("{} events are missing from the record since the start", facts.events_lost)
+        format!("{} events are missing from the adjustment log since the start", facts.events_lost)
     });
     let store = facts.fleet_problem;
     judge.take(finding(Alert::FleetStoreDown, store.is_some()), || {
-        format!("the store that replicas share cannot be asked: {}", store.unwrap_or("it can again"))
+        format!("the store that replicas share is unreachable: {}", store.unwrap_or("it is reachable again"))
     });
 }
 

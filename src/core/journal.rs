@@ -585,7 +585,7 @@ impl Adjustment {
             }
             Derivation::Law { observation, .. } => {
                 let binding =
-                    if observation.binding { "the limit was binding" } else { "the limit was not binding" };
+                    if observation.binding { "limit reached" } else { "limit not reached" };
                 match (self.signals.first(), self.gradient_words(), observation.pressure) {
                     (Some(worst), None, _) => format!("{}; {binding}", signal_words(worst)),
                     (Some(worst), Some(gradient), _) if worst.pressure > 1.0 => {
@@ -639,17 +639,17 @@ impl Adjustment {
             Derivation::Restored { .. } | Derivation::Given { .. } => None,
         };
         match guard {
-            Guard::NotFinite => "the law gave no number".into(),
-            Guard::Deadband => "that is too near the target to act on".into(),
+            Guard::NotFinite => "the control law returned no finite value".into(),
+            Guard::Deadband => "not moved: close enough to the target".into(),
             Guard::NotReached => "not lowered: limit not reached, and the class meets its SLO".into(),
             Guard::OnTrial => "no lower until the signal is seen to follow the limit".into(),
             Guard::Futile => {
-                "latency did not follow the cuts before: they do no more than refuse callers".into()
+                "earlier cuts did not lower the latency: further cuts would only refuse clients".into()
             }
-            Guard::AppLimited => "an unused limit does not grow".into(),
-            Guard::Cooldown => "it was cut too recently to grow".into(),
-            Guard::DemandCap => "twice the demand is enough".into(),
-            Guard::Ramp => "the head came back a short while ago".into(),
+            Guard::AppLimited => "not raised: limit not reached".into(),
+            Guard::Cooldown => "not raised: it was cut too recently".into(),
+            Guard::DemandCap => "not raised: already twice the demand".into(),
+            Guard::Ramp => "Ray was restarted a short time ago".into(),
             Guard::Slew => match bounds {
                 Some(rails) => format!("one step moves it by x{} at most", number(rails.slew)),
                 None => "that is the most in one step".into(),
@@ -791,13 +791,13 @@ impl Event {
             Event::SignalState(state) => state.sentence(),
             Event::ModeChange(change) => change.sentence(),
             Event::ConfigChange(change) => change.sentence(),
-            Event::Upstream { up: true, problem } => format!("the head answers again ({problem})"),
-            Event::Upstream { up: false, problem } => format!("the head does not answer: {problem}"),
+            Event::Upstream { up: true, problem } => format!("Ray is reachable again ({problem})"),
+            Event::Upstream { up: false, problem } => format!("Ray is unreachable: {problem}"),
             Event::Fleet(change) => change.sentence(),
             Event::Gap(gap) if gap.torn_bytes > 0 => {
                 format!("a torn line of {} bytes was set aside: {}", gap.torn_bytes, gap.why)
             }
-            Event::Gap(gap) => format!("{} events are not in the record: {}", gap.lost, gap.why),
+            Event::Gap(gap) => format!("{} events are missing from the adjustment log: {}", gap.lost, gap.why),
             Event::Alert(transition) => {
                 format!("{} {}: {}", transition.alert.label(), transition.state.label(), transition.summary)
             }
@@ -811,22 +811,22 @@ impl Shed {
     pub fn meaning(&self) -> &'static str {
         match self.cause {
             Reason::Blocked => "the route is blocked by policy, whatever the load; Ray keeps it for tests",
-            Reason::ClassRate => "the class had used up its rate; it comes back by itself as time passes",
+            Reason::ClassRate => "the class had used up its rate limit",
             Reason::ClassInFlight => {
-                "as many requests of the class were under way as it may have, and the queue was full"
+                "the class was at its limit of requests in flight, and its queue was full"
             }
-            Reason::ClassBacklog => "as much of the class's work was still to be begun as the head can bear",
+            Reason::ClassBacklog => "Ray had as much unstarted work of this class as its limit allows",
             Reason::ModuleInFlight => {
-                "as many requests were under way in the module as it can bear, all classes together"
+                "the module was at its limit of requests in flight, all classes together"
             }
             Reason::PartyShare => "the caller asked for more than its share while others waited",
             Reason::PartyRate => "the caller had used up the rate configured for one caller",
             Reason::PartyInFlight => "the caller had as many requests under way as one caller may",
-            Reason::QueueTimeout => "it waited as long as a request of its class may, and no room came",
+            Reason::QueueTimeout => "it waited for the longest queue time of its class, and no permit became free",
             Reason::UpstreamUnreachable => {
                 "Ray accepted no connections; requests pass again as soon as it does"
             }
-            Reason::ApiKey => "the class asks for an API key, and none that is known was shown",
+            Reason::ApiKey => "the class requires an API key, and the request had no valid one",
             Reason::Draining => {
                 "rayguard was shutting down, and the request still waited when `http.drain` was nearly over"
             }
@@ -866,7 +866,7 @@ impl Shed {
         let done = if self.shadow { "would have refused" } else { "refused" };
         let asker = match self.via {
             Via::Proxy => "",
-            Via::RatelimitService => " that an Envoy asked about",
+            Via::RatelimitService => " on behalf of an Envoy",
         };
         let waited = if self.waited_ms > 0 {
             format!(" after {} ms in the queue", self.waited_ms)
@@ -876,7 +876,7 @@ impl Shed {
         let rate =
             self.rate_limit.map_or_else(String::new, |rate| format!(", rate limit {}/s", number(rate)));
         format!(
-            "{done} request {} of {} ({}){asker}{waited}: {}; {} under way, limit {}{rate}; told to come back in {} s",
+            "{done} request {} of {} ({}){asker}{waited}: {}; {} under way, limit {}{rate}; told to retry in {} s",
             self.request,
             self.class,
             self.module,

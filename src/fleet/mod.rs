@@ -119,7 +119,7 @@ impl Replica {
             tokio::time::sleep(WATCH).await;
         }
         if let Err(error) = self.store.leave(&self.member).await {
-            tracing::warn!(%error, "the shared store did not hear that this replica ends");
+            tracing::warn!(%error, "could not release this replica's leases");
         }
     }
 
@@ -162,7 +162,7 @@ impl Replica {
         let known = told.live.saturating_add(told.silent);
         let leads = told.leader == self.member;
         if let Some(key) = told.key().filter(|key| *key != self.guard.key()) {
-            tracing::info!("identities are known by the fleet's key from now on");
+            tracing::info!("now using the shared key to tell clients apart");
             self.guard.adopt_key(key);
         }
         self.guard.take_leases(&sent.renewal, &told.leases(&sent.names), known, leads);
@@ -231,7 +231,7 @@ impl Replica {
 
     fn recover(&mut self) {
         if self.problem.take().is_some() {
-            tracing::info!("the shared store answers again");
+            tracing::info!("the shared store is reachable again");
         }
     }
 }

@@ -325,7 +325,7 @@ impl Store {
         let stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await.map_err(broke)?;
         stream.set_nodelay(true).map_err(broke)?;
         if let Err(error) = tls.renew() {
-            tracing::warn!(%error, "those who vouch for the shared store stay as they were");
+            tracing::warn!(%error, "could not reload the shared store's CA bundle; using the previous one");
         }
         let (connector, name) = tls.connector_of_other();
         let stream = connector.connect(name, stream).await.map_err(broke)?;

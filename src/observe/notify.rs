@@ -204,7 +204,7 @@ impl Notifier {
                         desk.perhaps_said();
                     }
                     let wait = pace.failed();
-                    tracing::warn!(receiver = %receiver.name(), %untaken, again_in = ?wait, "alerts were not taken");
+                    tracing::warn!(receiver = %receiver.name(), %untaken, again_in = ?wait, "alerts could not be delivered; retrying");
                     wait
                 }
             };

@@ -132,7 +132,7 @@ fn whole(limit: f64) -> u64 {
 fn keyless(tongue: Tongue, about: &Refused) -> Response<Body> {
     let Refused { id, class, key_header, .. } = about;
     let sentence = format!(
-        "rayguard: '{class}' requests need an API key here; ask your operator for one and send it in the \
+        "rayguard: '{class}' requests need an API key; ask your Ray administrator for one and send it in the \
          header {key_header}. Nothing was sent to Ray. (reason {}, request {id})",
         Reason::ApiKey.label()
     );
@@ -167,19 +167,19 @@ fn sentence(shed: Shed, about: &Refused) -> String {
                 Reason::Blocked.label()
             );
         }
-        Reason::ClassRate => &["'", class, "' requests have reached the rate the Ray head can take"],
+        Reason::ClassRate => &["'", class, "' requests have reached the rate limit of this Ray head"],
         Reason::ClassBacklog => {
-            &["the Ray head still has to begin as many '", class, "' requests as it can bear"]
+            &["Ray has as many '", class, "' requests that have not started yet as its limit allows"]
         }
-        Reason::ClassInFlight => &["the Ray head is busy with as many '", class, "' requests as it can bear"],
-        Reason::ModuleInFlight => {
-            &["the Ray head's ", module, " is busy with as many requests as it can bear"]
-        }
+        Reason::ClassInFlight => &["the Ray head is at its limit of '", class, "' requests in progress"],
+        Reason::ModuleInFlight => &["the Ray head's ", module, " is at its limit of requests in progress"],
         Reason::PartyShare => {
             &["you have more '", class, "' requests waiting than your share of the Ray head"]
         }
-        Reason::PartyRate => &["you have reached your own rate of '", class, "' requests"],
-        Reason::PartyInFlight => &["you have as many '", class, "' requests under way as one client may"],
+        Reason::PartyRate => &["you have reached the rate limit of '", class, "' requests for one client"],
+        Reason::PartyInFlight => {
+            &["you have reached the limit of '", class, "' requests in progress for one client"]
+        }
         Reason::QueueTimeout => {
             &["the Ray head had no room for this '", class, "' request within ", &detail, " s"]
         }
@@ -202,9 +202,7 @@ fn sentence(shed: Shed, about: &Refused) -> String {
         shed.reason.label(),
         ", request ",
         id,
-        "; `rayguard explain ",
-        id,
-        "` tells your operator more)",
+        "). Give this id to your Ray administrator if it goes on.",
     ]
     .concat()
 }

@@ -130,12 +130,9 @@ fn renew(guard: &Guard, certificates: &[Arc<dyn Renew>]) {
             Err(problem) => vec![problem.to_string()],
         };
         if let Some(problem) = problems.first() {
-            tracing::error!(
-                file,
-                "the new certificate is refused, the last good one stays in force: {problem}"
-            );
+            tracing::error!(file, "new certificate rejected; still using the previous one: {problem}");
         } else {
-            tracing::info!(file, "the new certificate is in force");
+            tracing::info!(file, "certificate reloaded");
         }
         let accepted = problems.is_empty();
         let changes = accepted.then(|| "the certificate was renewed".to_owned()).into_iter().collect();
@@ -180,11 +177,11 @@ fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome
         Ok((mut changes, left)) => {
             changes.extend(left.iter().map(|part| format!("`{part}` changed too, and takes a restart")));
             if left.is_empty() {
-                tracing::info!(file = name, "the new configuration is in force");
+                tracing::info!(file = name, "configuration reloaded");
             } else {
                 tracing::warn!(
                     file = name,
-                    "the new configuration is in force but for {}, which take a restart",
+                    "configuration reloaded, except {}, which need a restart",
                     left.join(", ")
                 );
             }
@@ -197,7 +194,7 @@ fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome
             for problem in &problems {
                 tracing::error!(
                     file = name,
-                    "the new configuration is refused, the last good one stays in force: {problem}"
+                    "new configuration rejected; still using the previous one: {problem}"
                 );
             }
             guard.on_config(problems.first().map(String::as_str));

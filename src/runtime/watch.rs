@@ -160,7 +160,7 @@ impl Watch {
         match page {
             Ok(page) => {
                 if let Err(missing) = reader.on_scrape(&target.name, &page.body, page.began, page.wall) {
-                    tracing::debug!(target = %target.name, %missing, "a page that cannot be used");
+                    tracing::debug!(target = %target.name, %missing, "a metrics page could not be used");
                 }
             }
             Err(fault) => on_failure(&mut reader, &target.name, &target.missing(&fault)),

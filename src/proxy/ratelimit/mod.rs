@@ -146,7 +146,7 @@ impl Service {
             Err(fault) => {
                 let count = self.front.load().door.ratelimit.note(Answer::Malformed);
                 if count.is_power_of_two() {
-                    tracing::warn!(%peer, count, %fault, "a call of the rate-limit service cannot be answered");
+                    tracing::warn!(%peer, count, %fault, "could not answer a rate-limit request");
                 }
                 call::refuse(fault)
             }
