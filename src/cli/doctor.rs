@@ -63,11 +63,11 @@ pub enum DoctorError {
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// As it should be.
-    Well,
+    Ok,
     /// It would run, and not as well as it could.
-    Fair,
+    Warn,
     /// It would not do its work.
-    Ill,
+    Fail,
 }
 
 /// One thing that was looked at.
@@ -84,19 +84,19 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn well(subject: &str, found: impl Into<String>) -> Finding {
+    fn ok(subject: &str, found: impl Into<String>) -> Finding {
         Finding {
             subject: subject.to_owned(),
-            health: Health::Well,
+            health: Health::Ok,
             found: found.into(),
             remedy: String::new(),
         }
     }
-    fn fair(subject: &str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { health: Health::Fair, remedy: remedy.into(), ..Finding::well(subject, found) }
+    fn warn(subject: &str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { health: Health::Warn, remedy: remedy.into(), ..Finding::ok(subject, found) }
     }
-    fn ill(subject: &str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
-        Finding { health: Health::Ill, remedy: remedy.into(), ..Finding::well(subject, found) }
+    fn fail(subject: &str, found: impl Into<String>, remedy: impl Into<String>) -> Finding {
+        Finding { health: Health::Fail, remedy: remedy.into(), ..Finding::ok(subject, found) }
     }
 }
 
@@ -116,36 +116,36 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, DoctorError> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let findings = runtime.block_on(examine(&settings))?;
-    let ill = findings.iter().any(|finding| finding.health == Health::Ill);
+    let failed = findings.iter().any(|finding| finding.health == Health::Fail);
     match args.format {
-        Format::Json => writeln!(out, "{:#}", json!({ "well": !ill, "findings": findings }))?,
+        Format::Json => writeln!(out, "{:#}", json!({ "ok": !failed, "findings": findings }))?,
         Format::Table => print(&findings, out)?,
     }
-    Ok(u8::from(ill))
+    Ok(u8::from(failed))
 }
 
 fn print(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
     for finding in findings {
         let mark = match finding.health {
-            Health::Well => "well",
-            Health::Fair => "fair",
-            Health::Ill => "ILL ",
+            Health::Ok => "OK",
+            Health::Warn => "WARN",
+            Health::Fail => "FAIL",
         };
-        writeln!(out, "{mark}  {:<27} {}", finding.subject, finding.found)?;
+        writeln!(out, "{mark:<4}  {:<27} {}", finding.subject, finding.found)?;
         if !finding.remedy.is_empty() {
             writeln!(out, "      {:<27} -> {}", "", finding.remedy)?;
         }
     }
     let count = |health| findings.iter().filter(|finding| finding.health == health).count();
-    writeln!(out, "\n{} well, {} fair, {} ill", count(Health::Well), count(Health::Fair), count(Health::Ill))
+    writeln!(out, "\n{} OK, {} WARN, {} FAIL", count(Health::Ok), count(Health::Warn), count(Health::Fail))
 }
 
 /// Everything there is to look at.
 pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, Fault> {
     let look = Look { settings, client: fetch::client()?, clock: Clock::start() };
-    let mut findings = vec![Finding::well("configuration", format!("sound (version {})", settings.version))];
+    let mut findings = vec![Finding::ok("configuration", format!("sound (version {})", settings.version))];
     let ray = look.ray().await;
-    let answers = ray.iter().all(|finding| finding.health != Health::Ill);
+    let answers = ray.iter().all(|finding| finding.health != Health::Fail);
     findings.extend(ray);
     findings.extend(look.doors(answers).await);
     findings.extend(look.readings().await);
@@ -170,12 +170,12 @@ impl Look<'_> {
         let mut findings = Vec::new();
         let shown = self.settings.upstream.url();
         match discover::version(&self.client, &dashboard, None).await {
-            Ok(version) => findings.push(Finding::well("ray", format!("{} at {shown}", version.ray_version))),
+            Ok(version) => findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version))),
             Err(DiscoverFault::Dashboard { fault: Fault::Status { status: 401 | 403 }, .. }) => findings
-                .push(Finding::well("ray", format!("answers at {shown}, and wants a token of its callers"))),
+                .push(Finding::ok("ray", format!("answers at {shown}, and wants a token of its callers"))),
             Err(fault) => {
                 let remedy = "start it (ray start --head), or name its address: upstream, or --upstream";
-                findings.push(Finding::ill("ray", fault.to_string(), remedy));
+                findings.push(Finding::fail("ray", fault.to_string(), remedy));
                 return findings;
             }
         }
@@ -186,14 +186,14 @@ impl Look<'_> {
         findings.push(
             match probe::probe(&self.client, &dashboard, path, timeout, self.clock).await.outcome {
                 Outcome::Answered { latency } => {
-                    Finding::well("gcs", format!("answers in {:.1} ms", latency.as_secs_f64() * 1000.0))
+                    Finding::ok("gcs", format!("answers in {:.1} ms", latency.as_secs_f64() * 1000.0))
                 }
-                Outcome::Slow { at_least } => Finding::fair(
+                Outcome::Slow { at_least } => Finding::warn(
                     "gcs",
                     format!("no answer within {at_least:?}"),
                     "the head is overloaded now, or probe.timeout is too short for it",
                 ),
-                Outcome::Down { fault } => Finding::ill(
+                Outcome::Down { fault } => Finding::fail(
                     "gcs",
                     fault.to_string(),
                     "the dashboard runs and the GCS behind it does not answer: ray status",
@@ -218,14 +218,12 @@ impl Look<'_> {
             && let Some(mode) = facts["authentication_mode"].as_str()
         {
             findings.push(match mode {
-                "disabled" => Finding::fair(
+                "disabled" => Finding::warn(
                     "authentication",
                     "disabled: whoever reaches Ray may run code on it",
                     "RAY_AUTH_MODE=token, or keep all but rayguard away from Ray's ports",
                 ),
-                mode => {
-                    Finding::well("authentication", format!("{mode}; credentials pass rayguard untouched"))
-                }
+                mode => Finding::ok("authentication", format!("{mode}; credentials pass rayguard untouched")),
             });
         }
         findings
@@ -238,10 +236,10 @@ impl Look<'_> {
         let apart = ours.abs_diff(theirs);
         let found = format!("{apart} s apart from the head's");
         Some(if apart <= 5 {
-            Finding::well("clock", found)
+            Finding::ok("clock", found)
         } else {
             let remedy = "decisions do not use it, but the record cannot be laid beside Ray's logs: run chrony or ntpd";
-            Finding::fair("clock", found, remedy)
+            Finding::warn("clock", found, remedy)
         })
     }
 }
@@ -266,19 +264,17 @@ impl Look<'_> {
         let password =
             match fleet.password.as_ref().map(|from| secret::read(from, "password of the shared store")) {
                 Some(Err(error)) => {
-                    return Some(Finding::ill("fleet store", error.to_string(), "mend fleet.password"));
+                    return Some(Finding::fail("fleet store", error.to_string(), "mend fleet.password"));
                 }
                 Some(Ok(password)) => Some(password),
                 None => None,
             };
         let store = Store::of(fleet, password.as_deref());
         Some(match store {
-            Err(error) => Finding::ill("fleet store", error.to_string(), remedy),
+            Err(error) => Finding::fail("fleet store", error.to_string(), remedy),
             Ok(mut store) => match store.greet().await {
-                Err(error) => Finding::ill("fleet store", error.to_string(), remedy),
-                Ok(()) => {
-                    Finding::well("fleet store", format!("answers, and runs scripts, at {}", fleet.url))
-                }
+                Err(error) => Finding::fail("fleet store", error.to_string(), remedy),
+                Ok(()) => Finding::ok("fleet store", format!("answers, and runs scripts, at {}", fleet.url)),
             },
         })
     }
@@ -299,7 +295,7 @@ impl Look<'_> {
         if ray_answers && self.settings.upstream.port == 8265 {
             let remedy = "fine for a first try; to guard everyone: ray start --head --dashboard-port=18265, and \
                           listen on 8265";
-            findings.push(Finding::fair(
+            findings.push(Finding::warn(
                 "ways round",
                 "Ray still owns 8265: clients go past rayguard",
                 remedy,
@@ -309,24 +305,24 @@ impl Look<'_> {
     }
 
     async fn door(&self, subject: &str, address: &Address) -> Finding {
-        let Address::Tcp(tcp) = address else { return Finding::well(subject, address.to_string()) };
+        let Address::Tcp(tcp) = address else { return Finding::ok(subject, address.to_string()) };
         match TcpListener::bind(tcp) {
-            Ok(_) => Finding::well(subject, format!("{tcp} is free")),
+            Ok(_) => Finding::ok(subject, format!("{tcp} is free")),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && self.is_ours().await => {
-                Finding::well(subject, format!("{tcp} is held by a rayguard that runs"))
+                Finding::ok(subject, format!("{tcp} is held by a rayguard that runs"))
             }
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::ill(
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::fail(
                 subject,
                 format!("{tcp} is taken"),
                 format!("find out by whom: ss -ltnp 'sport = :{}'; or listen elsewhere", tcp.port()),
             ),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::ill(
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::fail(
                 subject,
                 format!("{tcp}: {error}"),
                 "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one",
             ),
             Err(error) => {
-                Finding::ill(subject, format!("{tcp}: {error}"), "is this address one of this host's?")
+                Finding::fail(subject, format!("{tcp}: {error}"), "is this address one of this host's?")
             }
         }
     }
@@ -379,16 +375,16 @@ impl Look<'_> {
         let remedy = "name them: [metrics] targets = [\"HOST:8080\", \"HOST:44217\", \"HOST:44227\"]";
         match discover::discover(&self.client, places).await {
             Ok(found) => {
-                findings.push(Finding::well("metrics targets", listed(&found.targets)));
+                findings.push(Finding::ok("metrics targets", listed(&found.targets)));
                 for bad in found.bad.iter().take(ENTRIES_MAX) {
                     let what = format!("skipped an entry of Ray's list: {bad}");
-                    findings.push(Finding::fair("metrics targets", what, remedy));
+                    findings.push(Finding::warn("metrics targets", what, remedy));
                 }
                 let most = found.targets.head.len() + NODES_MAX;
                 found.targets.all().take(most).cloned().collect()
             }
             Err(fault) => {
-                findings.push(Finding::fair("metrics targets", fault.to_string(), remedy));
+                findings.push(Finding::warn("metrics targets", fault.to_string(), remedy));
                 given
             }
         }
@@ -406,16 +402,16 @@ impl Look<'_> {
             let subject = format!("metrics {}", target.name);
             let finding = match page {
                 Ok(page) => match reader.on_scrape(&target.name, &page.body, page.began, page.wall) {
-                    Ok(_) => Finding::well(
+                    Ok(_) => Finding::ok(
                         &subject,
                         format!("{} kB in {} ms", page.body.len() / 1000, page.took.as_millis()),
                     ),
-                    Err(missing) => Finding::fair(&subject, missing.to_string(), "is this Ray's exporter?"),
+                    Err(missing) => Finding::warn(&subject, missing.to_string(), "is this Ray's exporter?"),
                 },
                 Err(fault) => {
                     reader.on_failure(&target.name, &target.missing(&fault));
                     let remedy = "is the port open to this host? Ray's metrics ports need no token";
-                    Finding::fair(&subject, fault.to_string(), remedy)
+                    Finding::warn(&subject, fault.to_string(), remedy)
                 }
             };
             if let Some(findings) = &mut findings {
@@ -438,12 +434,12 @@ impl Look<'_> {
         let remedy = "correct the keys [metrics] prometheus..., or remove them";
         let server = match Server::new(access) {
             Ok(server) => server,
-            Err(fault) => return findings.push(Finding::ill("prometheus", fault.to_string(), remedy)),
+            Err(fault) => return findings.push(Finding::fail("prometheus", fault.to_string(), remedy)),
         };
         let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
         findings.push(match promql::query(&server, "vector(1)", bounds).await {
-            Ok(_) => Finding::well("prometheus", format!("{} answers", server.name)),
-            Err(fault) => Finding::ill("prometheus", fault.to_string(), remedy),
+            Ok(_) => Finding::ok("prometheus", format!("{} answers", server.name)),
+            Err(fault) => Finding::fail("prometheus", fault.to_string(), remedy),
         });
         let queries: Vec<_> = reader.queries().collect();
         for (signal, expression) in queries {
@@ -478,13 +474,13 @@ impl Look<'_> {
                         short(&reading.source)
                     );
                     findings.push(if reading.value > signal.target {
-                        Finding::fair(
+                        Finding::warn(
                             &subject,
                             found,
                             "above its target: limits that follow it would fall now",
                         )
                     } else {
-                        Finding::well(&subject, found)
+                        Finding::ok(&subject, found)
                     });
                 }
                 Err(missing) if followed(id) => {
@@ -496,14 +492,14 @@ impl Look<'_> {
                         "limits that follow it hold meanwhile; under another name? [signal.{}] sources",
                         signal.name
                     );
-                    findings.push(Finding::fair(&subject, found, remedy));
+                    findings.push(Finding::warn(&subject, found, remedy));
                 }
                 Err(_) => spare.push(&*signal.name),
             }
         }
         if !spare.is_empty() {
             let found = format!("not there, and no class follows them: {}", spare.join(", "));
-            findings.push(Finding::well("other signals", found));
+            findings.push(Finding::ok("other signals", found));
         }
     }
 }
@@ -549,7 +545,7 @@ impl Look<'_> {
         // "" is what stands above a relative path.
         let above = dir.ancestors().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir });
         let Some(nearest) = above.into_iter().find(|dir| dir.is_dir()) else {
-            return Finding::ill(
+            return Finding::fail(
                 "state_dir",
                 format!("{shown}: no directory above it"),
                 "choose another state_dir",
@@ -564,9 +560,9 @@ impl Look<'_> {
                 } else {
                     format!("{shown} can be written")
                 };
-                Finding::well("state_dir", found)
+                Finding::ok("state_dir", found)
             }
-            Err(error) => Finding::ill(
+            Err(error) => Finding::fail(
                 "state_dir",
                 format!("{shown}: {error}"),
                 "choose a directory of this user's: state_dir; else no limit and no record survives a restart",
@@ -582,9 +578,9 @@ impl Look<'_> {
         let wanted = 2 * self.settings.http.connections_max as u64 + 256;
         let found = format!("{soft} descriptors, {wanted} may be wanted");
         Some(if soft >= wanted {
-            Finding::well("open files", found)
+            Finding::ok("open files", found)
         } else {
-            Finding::fair(
+            Finding::warn(
                 "open files",
                 found,
                 "raise it (LimitNOFILE=, ulimit -n), or lower [http] connections_max",
@@ -629,9 +625,9 @@ mod tests {
         );
         let findings = examine(&settings(&text)).await.unwrap();
         for subject in ["configuration", "ray", "gcs", "listen", "admin", "state_dir", "signal head_cpu"] {
-            assert_eq!(of(&findings, subject).health, Health::Well, "{findings:#?}");
+            assert_eq!(of(&findings, subject).health, Health::Ok, "{findings:#?}");
         }
-        assert!(findings.iter().all(|finding| finding.health != Health::Ill), "{findings:#?}");
+        assert!(findings.iter().all(|finding| finding.health != Health::Fail), "{findings:#?}");
     }
 
     #[tokio::test]
@@ -646,17 +642,17 @@ mod tests {
         );
         let findings = examine(&settings(&text)).await.unwrap();
         for subject in ["ray", "listen", "state_dir"] {
-            assert_eq!(of(&findings, subject).health, Health::Ill, "{findings:#?}");
+            assert_eq!(of(&findings, subject).health, Health::Fail, "{findings:#?}");
         }
-        assert_eq!(of(&findings, "metrics targets").health, Health::Fair);
-        assert!(findings.iter().all(|finding| finding.health == Health::Well || !finding.remedy.is_empty()));
+        assert_eq!(of(&findings, "metrics targets").health, Health::Warn);
+        assert!(findings.iter().all(|finding| finding.health == Health::Ok || !finding.remedy.is_empty()));
     }
 
     #[tokio::test]
     async fn a_relative_state_dir_lies_in_the_working_directory() {
         let settings = settings("state_dir = 'rayguard-state-of-a-test'");
         let look = Look { settings: &settings, client: fetch::client().unwrap(), clock: Clock::start() };
-        assert_eq!(look.state_dir().health, Health::Well);
+        assert_eq!(look.state_dir().health, Health::Ok);
     }
 
     #[test]

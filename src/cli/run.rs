@@ -6,6 +6,7 @@ use crate::config::{self, Overrides, Settings, settings};
 use crate::core::engine::LastGood;
 use crate::core::journal::Event;
 use crate::core::limit::table::Mode;
+use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::Fault;
 use crate::fleet::Replica;
 use crate::observe::discover::{self, DiscoverFault};
@@ -344,6 +345,10 @@ async fn guard(
 /// beside a head that is still starting, the door must be there first.
 fn say_whether_ray_is_there(guard: &Arc<Guard>) {
     let settings = guard.settings();
+    // Where only applications are proxied there is no dashboard to expect.
+    if settings.listeners.iter().all(|listener| listener.surface != Surface::Dashboard) {
+        return;
+    }
     let tasks = guard.tasks.clone();
     let guard = Arc::clone(guard);
     tasks.spawn_until_closed(async move {

@@ -584,8 +584,7 @@ impl Adjustment {
                 format!("{what}, so {then}")
             }
             Derivation::Law { observation, .. } => {
-                let binding =
-                    if observation.binding { "limit reached" } else { "limit not reached" };
+                let binding = if observation.binding { "limit reached" } else { "limit not reached" };
                 match (self.signals.first(), self.gradient_words(), observation.pressure) {
                     (Some(worst), None, _) => format!("{}; {binding}", signal_words(worst)),
                     (Some(worst), Some(gradient), _) if worst.pressure > 1.0 => {
@@ -623,13 +622,13 @@ impl Adjustment {
         let percent = |part: f64| format!("{:.0} %", part / work * 100.0);
         Some(if apportioned.seen > 1.0 {
             format!(
-                "it does {} of {}'s work and may do {} of it",
+                "uses {} of {}'s capacity; its fair share is {}",
                 percent(own),
                 apportioned.module,
                 percent(apportioned.allotted)
             )
         } else {
-            format!("it does {} of {}'s work, within its share", percent(own), apportioned.module)
+            format!("uses {} of {}'s capacity, within its fair share", percent(own), apportioned.module)
         })
     }
 
@@ -797,7 +796,9 @@ impl Event {
             Event::Gap(gap) if gap.torn_bytes > 0 => {
                 format!("a torn line of {} bytes was set aside: {}", gap.torn_bytes, gap.why)
             }
-            Event::Gap(gap) => format!("{} events are missing from the adjustment log: {}", gap.lost, gap.why),
+            Event::Gap(gap) => {
+                format!("{} events are missing from the adjustment log: {}", gap.lost, gap.why)
+            }
             Event::Alert(transition) => {
                 format!("{} {}: {}", transition.alert.label(), transition.state.label(), transition.summary)
             }
@@ -819,10 +820,12 @@ impl Shed {
             Reason::ModuleInFlight => {
                 "the module was at its limit of requests in flight, all classes together"
             }
-            Reason::PartyShare => "the caller asked for more than its share while others waited",
-            Reason::PartyRate => "the caller had used up the rate configured for one caller",
-            Reason::PartyInFlight => "the caller had as many requests under way as one caller may",
-            Reason::QueueTimeout => "it waited for the longest queue time of its class, and no permit became free",
+            Reason::PartyShare => "the client sent more than its fair share while others waited",
+            Reason::PartyRate => "the client had used up the rate configured for one client",
+            Reason::PartyInFlight => "the client was at its limit of requests in progress",
+            Reason::QueueTimeout => {
+                "it waited for the longest queue time of its class, and no permit became free"
+            }
             Reason::UpstreamUnreachable => {
                 "Ray accepted no connections; requests pass again as soon as it does"
             }
@@ -838,10 +841,10 @@ impl Shed {
     pub fn undo(&self) -> String {
         let class = &self.class;
         match self.cause {
-            Reason::Blocked => "set the class's treatment in the configuration, if you must".to_owned(),
-            Reason::ClassRate => format!("the caller waits; or raise `rate` of class {class}"),
+            Reason::Blocked => "set `treatment` of the class in the configuration".to_owned(),
+            Reason::ClassRate => format!("the client waits; or raise `rate` of class {class}"),
             Reason::ClassBacklog => {
-                format!("fewer requests of class {class} until the head has worked off what it has taken on")
+                format!("fewer requests of class {class} until Ray has started the jobs it has accepted")
             }
             Reason::ClassInFlight | Reason::QueueTimeout => {
                 format!("fewer requests, a faster head, or a higher `in_flight` or `queue` of class {class}")
@@ -849,21 +852,21 @@ impl Shed {
             Reason::ModuleInFlight => {
                 format!("less load on {}, or a higher `in_flight` of that module", self.module)
             }
-            Reason::PartyShare => "the caller slows down; others need not do anything".to_owned(),
+            Reason::PartyShare => "the client sends fewer requests".to_owned(),
             Reason::PartyRate | Reason::PartyInFlight => {
-                format!("the caller slows down; or raise `per_party` of class {class}")
+                format!("the client sends fewer requests; or raise `per_party` of class {class}")
             }
             Reason::UpstreamUnreachable => "Ray accepts connections again".to_owned(),
             Reason::Draining => "ask again: the next process answers; a longer `http.drain` lets more of those who wait have their turn"
                 .to_owned(),
-            Reason::ApiKey => "the caller shows a key that the configuration lists".to_owned(),
+            Reason::ApiKey => "the client sends a key that the configuration lists".to_owned(),
         }
     }
 
     /// Why the request was refused, as a sentence.
     #[must_use]
     pub fn sentence(&self) -> String {
-        let done = if self.shadow { "would have refused" } else { "refused" };
+        let done = if self.shadow { "would have shed" } else { "shed" };
         let asker = match self.via {
             Via::Proxy => "",
             Via::RatelimitService => " on behalf of an Envoy",
@@ -897,7 +900,7 @@ impl ShedSummary {
         let shadow =
             if self.shadow > 0 { format!(", {} of them only counted", self.shadow) } else { String::new() };
         format!(
-            "{} refused {total} of {} requests in {}{shadow}: {}",
+            "{} shed {total} of {} requests in {}{shadow}: {}",
             self.class,
             self.offered,
             quantity(self.interval_ms as f64 / 1e3, "s"),
@@ -1101,7 +1104,7 @@ mod tests {
         assert_eq!(
             adjustment(&AIMD, 4.0, 1.44, true).reason,
             "cut state-heavy in_flight from 4 to 2.78: door latency 7.2 s is 1.44x its target 5 s; \
-             the limit was binding"
+             limit reached"
         );
     }
 
@@ -1110,12 +1113,12 @@ mod tests {
         assert_eq!(
             adjustment(&AIMD, 4.0, 0.2, false).reason,
             "held state-heavy in_flight at 4: door latency 1 s is 0.2x its target 5 s; \
-             the limit was not binding"
+             limit not reached"
         );
         assert_eq!(
             adjustment(&Law::Pid { kp: 0.0, ki: Some(1.0), kd: 0.0 }, 4.0, 5.0, true).reason,
             "cut state-heavy in_flight from 4 to 2: door latency 25 s is 5x its target 5 s; \
-             the limit was binding; one step moves it by x2 at most"
+             limit reached; one step moves it by x2 at most"
         );
     }
 
@@ -1152,7 +1155,7 @@ mod tests {
             seen: blame[0].pressure,
         });
         assert!(
-            cut.sentence().contains("it does 95 % of StateHead's work and may do 47 % of it"),
+            cut.sentence().contains("uses 95 % of StateHead's capacity; its fair share is 47 %"),
             "{}",
             cut.sentence()
         );
