@@ -7,6 +7,7 @@
 use crate::cli::format::Format;
 use crate::cli::incident;
 use crate::cli::progress::Bar;
+use crate::sim::ablation;
 use crate::sim::calibration;
 use crate::sim::likeness;
 use crate::sim::monte_carlo::monte_carlo;
@@ -50,6 +51,12 @@ pub struct Args {
     /// Compares rayguard with other limiters, in one table over all scenarios.
     #[arg(long)]
     pub rivals: bool,
+    /// Runs each scenario with parts of the loop taken away, in one table over all scenarios.
+    #[arg(long, conflicts_with_all = ["runs", "draw", "rivals"])]
+    pub ablate: bool,
+    /// Where traces are that scenarios name and that are not beside them.
+    #[arg(long, value_name = "FOLDER")]
+    pub traces: Option<PathBuf>,
     /// Lays the modelled head beside recordings of a real one, instead of running scenarios,
     /// and says what is not alike.
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "simulations/recorded")]
@@ -111,6 +118,8 @@ impl Args {
             runs: 0,
             draw: None,
             rivals: false,
+            ablate: false,
+            traces: None,
             calibration: None,
             incident: incident::TraceArgs::default(),
         }
@@ -137,15 +146,21 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
         return calibrate(args, folder, out);
     }
     let files = files(&args.scenarios)?;
+    if args.ablate {
+        return ablated(args, &files, out);
+    }
     let mut answers = Vec::new();
     let mut machine = Vec::new();
     let mut compared = Vec::new();
     for path in &files {
         let scenario = read(path)?;
-        let traces = traces(path, &scenario)?;
+        let Some(traces) = traces(args, path, &scenario)? else {
+            left_out(args, path, out)?;
+            continue;
+        };
         let seed = args.seed.unwrap_or(scenario.seed);
         let wrong = |error| Error::Scenario { path: path.clone(), error };
-        let name = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
+        let name = name(path);
         let answer = answer(args, &name, path, &scenario, seed, &traces)?;
         let bar = Bar::new(&name, args.runs);
         let rate = (args.runs > 0)
@@ -176,6 +191,30 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
         write!(out, "{}", report::comparison_table(&compared))?;
     }
     finish(args, &answers, &machine, out)
+}
+
+fn name(path: &Path) -> String {
+    path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned())
+}
+
+/// Every scenario without parts of the loop; says whether all hold with all of it.
+fn ablated(args: &Args, files: &[PathBuf], out: &mut dyn Write) -> Result<bool, Error> {
+    let mut rows = Vec::new();
+    for path in files {
+        let scenario = read(path)?;
+        let Some(traces) = traces(args, path, &scenario)? else {
+            left_out(args, path, out)?;
+            continue;
+        };
+        let seed = args.seed.unwrap_or(scenario.seed);
+        let row = ablation::ablate(&name(path), &scenario, seed, &traces);
+        rows.push(row.map_err(|error| Error::Scenario { path: path.clone(), error })?);
+    }
+    match args.format {
+        Format::Table => write!(out, "{}", ablation::table(&rows))?,
+        Format::Json => writeln!(out, "{}", serde_json::to_value(&rows).unwrap_or_default())?,
+    }
+    Ok(rows.iter().all(|row| row.broken[0].is_none()))
 }
 
 /// A scenario's answer, its journal written and its progress shown as it goes.
@@ -332,16 +371,30 @@ fn read_trace(path: &Path) -> Result<trace::Trace, Error> {
         .map_err(|error| Error::Trace { path: path.to_owned(), error })
 }
 
-/// The traces a scenario names, relative to its own folder.
-fn traces(scenario_path: &Path, scenario: &Scenario) -> Result<Traces, Error> {
+/// The traces a scenario names: in its own folder, or in that of `--traces`. `None`: one that is in
+/// neither, which is no part of the project.
+fn traces(args: &Args, scenario_path: &Path, scenario: &Scenario) -> Result<Option<Traces>, Error> {
     let folder = scenario_path.parent().unwrap_or(Path::new("."));
     let mut traces = Traces::new();
     for client in scenario.client.iter().filter(|client| !client.trace.is_empty()) {
-        if !traces.contains_key(&client.trace) {
-            traces.insert(client.trace.clone(), Arc::new(read_trace(&folder.join(&client.trace))?));
+        if traces.contains_key(&client.trace) {
+            continue;
         }
+        let own = folder.join(&client.trace);
+        let named = args.traces.as_ref().map(|folder| folder.join(&client.trace));
+        let Some(path) = [Some(own), named].into_iter().flatten().find(|path| path.exists()) else {
+            return Ok(None);
+        };
+        traces.insert(client.trace.clone(), Arc::new(read_trace(&path)?));
     }
-    Ok(traces)
+    Ok(Some(traces))
+}
+
+fn left_out(args: &Args, path: &Path, out: &mut dyn Write) -> Result<(), Error> {
+    if args.format == Format::Table {
+        writeln!(out, "---- {}: not run, its trace is not here; name its folder with --traces", name(path))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -362,8 +415,44 @@ mod tests {
         assert!(files.len() >= 20, "{} scenarios", files.len());
         for file in files {
             let scenario = read(&file).unwrap_or_else(|error| panic!("{error}"));
-            traces(&file, &scenario).unwrap_or_else(|error| panic!("{error}"));
+            let args = args(Vec::new(), Format::Table);
+            traces(&args, &file, &scenario).unwrap_or_else(|error| panic!("{error}"));
         }
+    }
+
+    #[test]
+    fn a_scenario_whose_trace_is_not_here_is_left_out_and_run_when_its_folder_is_named() {
+        let folder = std::env::temp_dir().join(format!("rayguard-traces-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("it is ours");
+        let mut lines = String::from("TIMESTAMP,ContextTokens,GeneratedTokens\n");
+        for second in 0..59 {
+            lines.push_str(&format!("2023-11-16 18:00:{second:02}.0000000,100,20\n"));
+        }
+        std::fs::write(folder.join("tokens.csv"), lines).expect("it is ours");
+        let scenario = folder.join("scenario");
+        std::fs::create_dir_all(&scenario).expect("it is ours");
+        let text = r#"
+            question = "?"
+            seconds = 60
+            plant = { kind = "serve", replicas = 1, ongoing = 4, base_ms = 5, per_size_ms = 25000 }
+            control = { guard = { fixed = 1 } }
+            expect = { "all.served" = [0.9, 1], "all.demands" = [50, 60], "all.p50_ms" = [0, 800] }
+            [[client]]
+            name = "all"
+            kind = "trace"
+            trace = "tokens.csv"
+        "#;
+        std::fs::write(scenario.join("one.toml"), text).expect("it is ours");
+        let mut args = args(vec![scenario], Format::Table);
+        let mut out = Vec::new();
+        assert!(simulate(&args, &mut out).expect("nothing to run"));
+        assert!(String::from_utf8_lossy(&out).contains("0 of 0"), "{}", String::from_utf8_lossy(&out));
+        args.traces = Some(folder.clone());
+        out.clear();
+        simulate(&args, &mut out).expect("it runs");
+        let told = String::from_utf8_lossy(&out);
+        assert!(told.contains("+ all.demands") && told.contains("+ all.served"), "{told}");
+        std::fs::remove_dir_all(&folder).expect("it is ours");
     }
 
     /// The quick ones of the library; all of them take `rayguard simulate` in a release build.

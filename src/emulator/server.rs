@@ -345,7 +345,7 @@ impl Head {
         count.in_flight_max = count.in_flight_max.max(count.in_flight);
         let State { plant, events, .. } = &mut *state;
         plant.advance(now, events);
-        let exchange = plant.arrive(now, &Demand { tag, route, size, lasts });
+        let exchange = plant.arrive(now, &Demand { size, lasts, ..Demand::of(tag, route) });
         state.deliver();
         drop(state);
         self.wake.notify_one();

@@ -240,7 +240,7 @@ impl Run<'_> {
                 let name = &self.trace.arrivals[index].route;
                 let Some(route) = plant.spec().route(name) else { return };
                 let tag = index as u64;
-                let exchange = plant.arrive(now, &Demand { tag, route, size: 0.0, lasts: None });
+                let exchange = plant.arrive(now, &Demand::of(tag, route));
                 self.waiting.insert(tag, (now, exchange));
                 script.push((now + duration_from_secs(self.case.timeout_s)).0, Next::GiveUp(index));
             }
@@ -256,7 +256,7 @@ impl Run<'_> {
                     && now < Time::from_secs_f64(to)
                     && let Some(route) = plant.spec().route(route)
                 {
-                    plant.arrive(now, &Demand { tag: CLOSED, route, size: 0.0, lasts: None });
+                    plant.arrive(now, &Demand::of(CLOSED, route));
                 }
             }
             Next::Sample => {

@@ -5,7 +5,7 @@
 //! under way share one upstream call, and a client that leaves takes its place in the line
 //! with it.
 
-use super::head::{Route, RouteId, Spec};
+use super::head::{RAY_CLIENT, Route, RouteId, Spec};
 use super::scenario::{Scenario, ScenarioError};
 use rayguard_core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket, WaitId};
 use rayguard_core::limit::meter::{Outcome, Reason};
@@ -85,7 +85,7 @@ pub(super) fn facts(route: &Route) -> Facts<'static> {
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
         headers: &NoHeaders,
         upgrade: route.name == "log-tail",
-        grpc: false,
+        grpc: route.endpoint.is_empty(),
     }
 }
 
@@ -95,10 +95,16 @@ fn places(policy: &Policy, spec: &Spec, ray: bool) -> Result<Vec<(ClassId, u16)>
         let numbered = (0..spec.routes.len()).map(|at| (ClassId(0), u16::try_from(at).unwrap_or(u16::MAX)));
         return Ok(numbered.collect());
     }
-    let classifier = Classifier::new(policy, Surface::Dashboard, &[]).map_err(|faults| {
-        ScenarioError::Impossible(format!("{} routes do not fit the policy", faults.len()))
-    })?;
-    let found = spec.routes.iter().map(|route| classifier.classify(&facts(route)));
+    let classifier = |surface| {
+        Classifier::new(policy, surface, &[]).map_err(|faults| {
+            ScenarioError::Impossible(format!("{} routes do not fit the policy", faults.len()))
+        })
+    };
+    let (dashboard, client) = (classifier(Surface::Dashboard)?, classifier(Surface::RayClient)?);
+    let found = spec.routes.iter().map(|route| {
+        let of_client = spec.modules[route.module].name == RAY_CLIENT;
+        if of_client { &client } else { &dashboard }.classify(&facts(route))
+    });
     Ok(found.map(|found| (found.class, found.route.0)).collect())
 }
 
@@ -107,8 +113,13 @@ impl Door {
     ///
     /// # Errors
     /// The scenario's configuration is wrong.
-    pub fn new(scenario: &Scenario, spec: &Spec, now: Time) -> Result<Door, ScenarioError> {
-        let (policy, table) = scenario.policy()?;
+    pub fn new(
+        scenario: &Scenario,
+        policy: Arc<Policy>,
+        spec: &Spec,
+        now: Time,
+    ) -> Result<Door, ScenarioError> {
+        let table = LimitTable::initial(&policy);
         let ray = scenario.is_ray_head();
         Ok(Door {
             places: places(&policy, spec, ray)?,

@@ -11,6 +11,7 @@
 //! 17,000 times: what stands before a number is put together once (`Page`).
 
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges};
+use super::head::RAY_CLIENT;
 use super::plant::Plant;
 use std::fmt::Write as _;
 
@@ -136,7 +137,8 @@ impl Page {
         let name = "ray_component_cpu_percentage";
         self.head(name, "gauge", "Dashboard CPU percentage usage.");
         self.line(name, parent, tenth(gauges.parent_cpu_pct));
-        for (index, (module, cpu)) in plant.spec().modules.iter().zip(&gauges.module_cpu_pct).enumerate() {
+        let modules = plant.spec().modules.iter().zip(&gauges.module_cpu_pct);
+        for (index, (module, cpu)) in modules.filter(|(module, _)| module.name != RAY_CLIENT).enumerate() {
             let own = || process(&format!("dashboard_{}", module.name), 4449 + index);
             self.line(name, own, tenth(*cpu));
         }
@@ -201,9 +203,16 @@ impl Page {
             self.line(name, node, value);
         }
         self.head("ray_component_cpu_percentage", "gauge", "Total CPU usage of the components on a node.");
-        for (component, pid, value) in
-            [("gcs", "9553", gauges.gcs_cpu_pct), ("raylet", "9846", 2.0), ("agent", "9870", 3.0)]
-        {
+        // The agent is there twice, as Ray has it; a user's process is known by its task's name.
+        for (component, pid, value) in [
+            ("gcs", "9553", gauges.gcs_cpu_pct),
+            ("raylet", "9846", gauges.raylet_cpu_pct),
+            ("agent", "9870", gauges.agent_cpu_pct),
+            ("ray::DashboardAgent", "9870", gauges.agent_cpu_pct),
+            ("ray::JobSupervisor", "10112", gauges.starting_cpu_pct),
+            ("ray::train", "10204", gauges.user_cpu_pct),
+            ("ray::IDLE", "10221", 0.0),
+        ] {
             let labels = || {
                 format!(
                     "Component=\"{component}\",SessionName=\"{SESSION}\",Version=\"{VERSION}\",ip=\"{IP}\",{OTEL},pid=\"{pid}\""
@@ -257,9 +266,9 @@ impl Page {
             "Number of pending tasks (not scheduleable tasks) broken per reason.",
         );
         for (reason, value) in [
-            ("WaitingForResources", 0.0),
+            ("WaitingForResources", gauges.waiting_for_resources),
             ("WaitingForRemoteResources", 0.0),
-            ("Infeasible", 0.0),
+            ("Infeasible", gauges.infeasible_tasks),
             ("WaitingForWorkers", gauges.waiting_for_workers),
             ("WaitingForPlasmaMemory", 0.0),
         ] {
@@ -284,6 +293,7 @@ impl Page {
         self.head("ray_tasks", "gauge", "Current number of tasks currently in a particular state.");
         for (source, state, value) in [
             ("owner", "FINISHED", gauges.finished_tasks),
+            ("owner", "RUNNING", gauges.running_tasks),
             ("owner", "PENDING_NODE_ASSIGNMENT", gauges.pending_tasks + 1.0),
             // The executor's side of the same task: single series may be negative.
             ("executor", "PENDING_NODE_ASSIGNMENT", -1.0),
@@ -341,7 +351,8 @@ fn le(bound: f64) -> String {
 /// Handler names collide (two routes are `list_tasks`); Ray adds them up, and so do we.
 fn by_endpoint(plant: &Plant) -> Vec<(&'static str, Durations)> {
     let mut all: Vec<(&'static str, Durations)> = Vec::new();
-    for (route, durations) in plant.spec().routes.iter().zip(plant.durations()) {
+    let routes = plant.spec().routes.iter().zip(plant.durations());
+    for (route, durations) in routes.filter(|(route, _)| !route.endpoint.is_empty()) {
         match all.iter_mut().find(|(endpoint, _)| *endpoint == route.endpoint) {
             Some((_, sum)) => {
                 for (into, from) in sum.ok.iter_mut().zip(durations.ok) {
@@ -372,7 +383,7 @@ mod tests {
             plant.advance(now, &mut events);
             for route in ["job-submit", "tasks"] {
                 let route = plant.spec().route(route).expect("known");
-                plant.arrive(now, &Demand { tag: n, route, size: 0.0, lasts: None });
+                plant.arrive(now, &Demand::of(n, route));
             }
         }
         plant.advance(Time::from_secs_f64(30.0), &mut events);

@@ -5,14 +5,17 @@
 //! worst: everything looks fresh and well-formed.
 
 use super::chance::Chance;
-use super::scenario::{FaultKind, FaultSpec};
+use super::scenario::{FaultKind, FaultSpec, MetricsPage};
 use std::fmt::Write as _;
+
+/// The pages of agent and dashboard, each unless it is not to be had.
+pub type Scraped = (Option<String>, Option<String>);
 
 /// The faults active at this moment, as far as scrapes are concerned.
 #[derive(Clone, Debug)]
 pub struct MetricsWeather {
-    /// Scrapes fail.
-    pub missing: bool,
+    /// Scrapes fail, of the agent and of the dashboard.
+    pub missing: [bool; 2],
     /// The text that is served for ever, once it has been taken.
     pub frozen: Option<(String, String)>,
     /// Gauges are multiplied by this.
@@ -35,7 +38,7 @@ impl MetricsWeather {
     #[must_use]
     pub fn new(lost: f64, noise: f64, chance: Chance) -> MetricsWeather {
         MetricsWeather {
-            missing: false,
+            missing: [false; 2],
             frozen: None,
             lying: None,
             nan: false,
@@ -50,7 +53,10 @@ impl MetricsWeather {
     /// A fault begins; `pages` are the pages of this moment.
     pub fn begin(&mut self, fault: &FaultSpec, pages: (String, String)) {
         match fault.kind {
-            FaultKind::MetricsMissing => self.missing = true,
+            FaultKind::MetricsMissing => {
+                self.missing = [MetricsPage::Agent, MetricsPage::Dashboard]
+                    .map(|page| fault.page.is_none_or(|missing| missing == page));
+            }
             FaultKind::MetricsFrozen => self.frozen = Some(pages),
             FaultKind::MetricsLying => self.lying = Some(fault.factor),
             FaultKind::MetricsNan => self.nan = true,
@@ -63,7 +69,7 @@ impl MetricsWeather {
     /// It ends. A reset does not end: counters stay where they began again.
     pub fn end(&mut self, kind: FaultKind) {
         match kind {
-            FaultKind::MetricsMissing => self.missing = false,
+            FaultKind::MetricsMissing => self.missing = [false; 2],
             FaultKind::MetricsFrozen => self.frozen = None,
             FaultKind::MetricsLying => self.lying = None,
             FaultKind::MetricsNan => self.nan = false,
@@ -72,15 +78,20 @@ impl MetricsWeather {
         }
     }
 
-    /// What a scrape reads: agent and dashboard page, or nothing.
+    /// What a scrape reads: agent and dashboard page, each unless it is not to be had.
     #[must_use]
-    pub fn pages(&mut self, agent: String, dashboard: String) -> Option<(String, String)> {
-        if self.missing || (self.lost > 0.0 && self.chance.happens(self.lost)) {
-            return None;
-        }
-        if let Some(frozen) = &self.frozen {
-            return Some(frozen.clone());
-        }
+    pub fn pages(&mut self, agent: String, dashboard: String) -> Scraped {
+        let lost = self.lost > 0.0 && self.chance.happens(self.lost);
+        let [agent_missing, dashboard_missing] = self.missing.map(|missing| missing || lost);
+        let (agent, dashboard) = match &self.frozen {
+            Some(frozen) => frozen.clone(),
+            None => self.bent(agent, dashboard),
+        };
+        ((!agent_missing).then_some(agent), (!dashboard_missing).then_some(dashboard))
+    }
+
+    /// The pages as the weather leaves them.
+    fn bent(&mut self, agent: String, dashboard: String) -> (String, String) {
         let (chance, noise) = (&mut self.chance, self.noise);
         let mut bend = |page: String, zero: Option<&String>| {
             let mut page = page;
@@ -100,12 +111,12 @@ impl MetricsWeather {
             page
         };
         let zero = self.reset.as_ref();
-        Some((bend(agent, zero.map(|pages| &pages.0)), bend(dashboard, zero.map(|pages| &pages.1))))
+        (bend(agent, zero.map(|pages| &pages.0)), bend(dashboard, zero.map(|pages| &pages.1)))
     }
 }
 
 /// The page with every value put through `change(series, is a gauge, value)`.
-fn values(page: &str, mut change: impl FnMut(&str, bool, f64) -> f64) -> String {
+pub(super) fn values(page: &str, mut change: impl FnMut(&str, bool, f64) -> f64) -> String {
     let mut out = String::with_capacity(page.len());
     let mut gauge = false;
     for line in page.lines() {
@@ -146,23 +157,31 @@ mod tests {
     const PAGE: &str = "# TYPE a gauge\na{x=\"1\"} 10.0\n# TYPE b counter\nb{x=\"1\"} 7.0\n";
 
     fn fault(kind: FaultKind, factor: f64) -> FaultSpec {
-        FaultSpec { kind, at_s: 0.0, for_s: None, factor, config: None }
+        FaultSpec { kind, at_s: 0.0, for_s: None, factor, page: None, over_s: 0.0, config: None }
     }
 
     fn read(kind: FaultKind, factor: f64, now: &str) -> Option<String> {
         let mut weather = MetricsWeather::new(0.0, 0.0, Chance::new(1, 1));
         weather.begin(&fault(kind, factor), (PAGE.to_owned(), PAGE.to_owned()));
-        weather.pages(now.to_owned(), now.to_owned()).map(|pages| pages.0)
+        weather.pages(now.to_owned(), now.to_owned()).0
     }
 
     #[test]
     fn lost_scrapes_and_noise_are_as_frequent_and_as_large_as_asked_for() {
         let mut weather = MetricsWeather::new(0.3, 0.1, Chance::new(1, 1));
         let read: Vec<_> =
-            (0..1000).filter_map(|_| weather.pages(PAGE.to_owned(), PAGE.to_owned())).collect();
+            (0..1000).filter_map(|_| weather.pages(PAGE.to_owned(), PAGE.to_owned()).0).collect();
         assert!((650..750).contains(&read.len()), "{} of 1000 came", read.len());
-        assert!(read.iter().all(|page| page.0.contains("b{x=\"1\"} 7.0")), "counters are exact");
-        assert!(read.iter().all(|page| !page.0.contains("a{x=\"1\"} 10.0\n")), "gauges are not");
+        assert!(read.iter().all(|page| page.contains("b{x=\"1\"} 7.0")), "counters are exact");
+        assert!(read.iter().all(|page| !page.contains("a{x=\"1\"} 10.0\n")), "gauges are not");
+    }
+
+    #[test]
+    fn one_page_of_two_can_be_missing() {
+        let mut weather = MetricsWeather::new(0.0, 0.0, Chance::new(1, 1));
+        let gone = FaultSpec { page: Some(MetricsPage::Agent), ..fault(FaultKind::MetricsMissing, 1.0) };
+        weather.begin(&gone, (PAGE.to_owned(), PAGE.to_owned()));
+        assert_eq!(weather.pages(PAGE.to_owned(), PAGE.to_owned()), (None, Some(PAGE.to_owned())));
     }
 
     #[test]

@@ -66,6 +66,14 @@ pub struct Gauges {
     pub module_cpu_pct: Vec<f64>,
     /// The same for the GCS.
     pub gcs_cpu_pct: f64,
+    /// The same for the raylet.
+    pub raylet_cpu_pct: f64,
+    /// The same for the node's agent.
+    pub agent_cpu_pct: f64,
+    /// The same for the processes of jobs that are starting.
+    pub starting_cpu_pct: f64,
+    /// The same for the users' own tasks on the head.
+    pub user_cpu_pct: f64,
     /// `ray_dashboard_event_loop_tasks`.
     pub event_loop_tasks: f64,
     /// `ray_dashboard_event_loop_lag_seconds`.
@@ -85,6 +93,12 @@ pub struct Gauges {
     pub waiting_for_workers: f64,
     /// `ray_tasks{State="PENDING_NODE_ASSIGNMENT"}`, summed.
     pub pending_tasks: f64,
+    /// `ray_tasks{State="RUNNING"}`.
+    pub running_tasks: f64,
+    /// `ray_scheduler_unscheduleable_tasks{Reason="WaitingForResources"}`.
+    pub waiting_for_resources: f64,
+    /// `ray_scheduler_unscheduleable_tasks{Reason="Infeasible"}`.
+    pub infeasible_tasks: f64,
     /// `ray_tasks{State="FINISHED"}`.
     pub finished_tasks: f64,
     /// Cumulative counts of GCS calls by bucket (not cumulated over buckets), without long polls.

@@ -35,6 +35,12 @@ pub struct Spec {
     pub cores: f64,
     /// Cores taken by whatever else runs on the node (raylet, agents, monitor).
     pub background_cores: f64,
+    /// Cores that the users' own tasks on the head would use.
+    pub user_cores: f64,
+    /// Share of a core that the raylet needs for the cluster's own tasks.
+    pub raylet_need: f64,
+    /// Share of the GCS's one loop that the cluster's own calls need.
+    pub gcs_need: f64,
     /// Speed lost when every core is busy: two hardware threads share one core's units.
     /// 0..1, *fitted*.
     pub crowding: f64,
@@ -115,7 +121,7 @@ pub struct Module {
 pub struct Route {
     /// A name of ours.
     pub name: &'static str,
-    /// Ray's handler name, the `endpoint` label of its request histogram.
+    /// Ray's handler name, the `endpoint` label of its request histogram; empty: not the dashboard's.
     pub endpoint: &'static str,
     /// What a client sends for it: method and path.
     pub asks: (&'static str, &'static str),
@@ -139,6 +145,12 @@ pub struct Route {
     pub passes: u8,
     /// Calls to the GCS.
     pub gcs_calls: u8,
+    /// CPU outside the module's loop: its other threads and the node's agent.
+    pub outside_ms: f64,
+    /// The same per unit of payload.
+    pub outside_per_size_ms: f64,
+    /// Memory that a unit of payload takes while the request is under way, megabytes.
+    pub memory_per_size: f64,
     /// CPU of the GCS; 0: it is not asked.
     pub gcs_ms: f64,
     /// CPU of the GCS as a share of what the module pays for the cluster's size, *fitted*.
@@ -160,6 +172,8 @@ pub enum Effect {
     Package,
     /// The connection is held until the job ends, whether or not the client stays (facts G).
     Tail,
+    /// A process of its own lives until the client leaves and its grace is over, or until it ends.
+    Session,
     /// The answer streams; a stream whose client left counts in `in_progress` until the log grows.
     Stream,
 }
@@ -179,14 +193,29 @@ pub struct Jobs {
     pub listed: u32,
     /// Tasks in the GCS at the beginning, finished.
     pub tasks: u32,
-    /// Tasks pending at the beginning, for good (they fit nowhere).
+    /// Tasks pending for good, which the cluster works off as fast as others come.
     pub pending: u32,
+    /// Tasks pending for good because no node can run them.
+    pub infeasible: u32,
+    /// Tasks that the cluster runs at once.
+    pub task_slots: f64,
     /// Actors in the GCS at the beginning.
     pub actors: u32,
     /// Tasks pending per job that waits for its start.
     pub pending_per_job: f64,
     /// Tasks each job leaves in the GCS.
     pub tasks_per_job: f64,
+}
+
+impl Jobs {
+    /// Worker processes that Ray starts at once: one for each CPU, and four on the recorded head, which
+    /// had been told that it has as many.
+    #[must_use]
+    pub fn starting_max(cores: f64) -> u32 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+        let cores = cores as u32;
+        cores.max(4)
+    }
 }
 
 /// The head's memory, megabytes.
@@ -196,6 +225,10 @@ pub struct Memory {
     pub total_mb: f64,
     /// In use when idle.
     pub base_mb: f64,
+    /// Held by the users' own processes and objects.
+    pub user_mb: f64,
+    /// A Ray Client session's process.
+    pub per_session_mb: f64,
     /// A job's processes.
     pub per_job_mb: f64,
     /// A request under way.
@@ -213,6 +246,9 @@ const FREE: Route = Route {
     per_task_ms: 0.0,
     per_actor_ms: 0.0,
     per_size_ms: 0.0,
+    outside_ms: 0.0,
+    outside_per_size_ms: 0.0,
+    memory_per_size: 0.0,
     wait_ms: 0.0,
     passes: 1,
     gcs_calls: 0,
@@ -230,9 +266,10 @@ const EVENT: usize = 5;
 const METRICS: usize = 6;
 const DATA: usize = 7;
 const TRAIN: usize = 8;
+const CLIENT: usize = 9;
 
 /// Ray's modules, in the order of the constants above.
-const MODULES: [&str; 9] = [
+const MODULES: [&str; 10] = [
     "JobHead",
     "StateHead",
     "NodeHead",
@@ -242,7 +279,11 @@ const MODULES: [&str; 9] = [
     "MetricsHead",
     "DataHead",
     "TrainHead",
+    RAY_CLIENT,
 ];
+
+/// The Ray Client proxier: a process of its own behind port 10001, no module of the dashboard.
+pub const RAY_CLIENT: &str = "RayClient";
 
 /// Ray's routes and their costs.
 const ROUTES: &[Route] = &[
@@ -260,7 +301,9 @@ const ROUTES: &[Route] = &[
         endpoint: "submit_job",
         asks: ("POST", "/api/jobs/"),
         module: JOB,
-        base_ms: 4.0,
+        // Most of it is awaited: the agent and other threads do it, and the loop serves others.
+        base_ms: 1.5,
+        outside_ms: 2.5,
         wait_ms: 6.0,
         passes: 3,
         gcs_calls: 8,
@@ -301,6 +344,7 @@ const ROUTES: &[Route] = &[
         module: JOB,
         base_ms: 1.4,
         per_size_ms: 15.0,
+        memory_per_size: 3.6,
         wait_ms: 1.5,
         passes: 3,
         gcs_calls: 2,
@@ -348,7 +392,8 @@ const ROUTES: &[Route] = &[
         asks: ("PUT", "/api/packages/gcs/p.zip"),
         module: JOB,
         base_ms: 1.0,
-        per_size_ms: 8.0,
+        per_size_ms: 1.0,
+        outside_per_size_ms: 7.0,
         wait_ms: 5.0,
         passes: 2,
         gcs_calls: 1,
@@ -590,6 +635,33 @@ const ROUTES: &[Route] = &[
         gcs_calls: 1,
         ..FREE
     },
+    Route {
+        name: "client-connect",
+        endpoint: "",
+        asks: ("POST", "/ray.rpc.RayletDriver/ClusterInfo"),
+        module: CLIENT,
+        parent_ms: 0.0,
+        base_ms: 1.0,
+        wait_ms: 1.0,
+        gcs_calls: 1,
+        gcs_ms: 0.1,
+        ..FREE
+    },
+    // A server process for each, started in 1.2 s.
+    Route {
+        name: "client-session",
+        endpoint: "",
+        asks: ("POST", "/ray.rpc.RayletDataStreamer/Datapath"),
+        module: CLIENT,
+        parent_ms: 0.0,
+        base_ms: 1.0,
+        outside_ms: 900.0,
+        wait_ms: 300.0,
+        gcs_calls: 4,
+        gcs_ms: 0.5,
+        effect: Effect::Session,
+        ..FREE
+    },
     // Answered by the parent alone; the module it is booked on never sees it (`passes: 0`).
     Route {
         name: "parent",
@@ -609,6 +681,9 @@ impl Spec {
         Spec {
             cores: 2.0,
             background_cores: 0.15,
+            user_cores: 0.0,
+            raylet_need: 0.0,
+            gcs_need: 0.0,
             crowding: 0.15,
             wake_up_ms: 2.2,
             turn_ms: 0.3,
@@ -616,8 +691,8 @@ impl Spec {
                 .iter()
                 .map(|name| Module {
                     name,
-                    servers: 1,
-                    connections_max: 100,
+                    servers: if *name == RAY_CLIENT { 100 } else { 1 },
+                    connections_max: if *name == RAY_CLIENT { u32::MAX } else { 100 },
                     in_progress_max: (*name == "StateHead").then_some(100),
                 })
                 .collect(),
@@ -633,11 +708,20 @@ impl Spec {
                 listed: 2,
                 tasks: 1053,
                 pending: 0,
+                infeasible: 0,
+                task_slots: 64.0,
                 actors: 2,
                 pending_per_job: 2.9,
                 tasks_per_job: 3.0,
             },
-            memory: Memory { total_mb: 25_276.0, base_mb: 1_400.0, per_job_mb: 65.0, per_request_mb: 0.3 },
+            memory: Memory {
+                total_mb: 25_276.0,
+                base_mb: 1_400.0,
+                user_mb: 0.0,
+                per_job_mb: 65.0,
+                per_session_mb: 120.0,
+                per_request_mb: 0.3,
+            },
             cadence: Cadence::DEFAULT,
         }
     }
@@ -715,6 +799,8 @@ impl Spec {
                 &mut route.per_task_ms,
                 &mut route.per_actor_ms,
                 &mut route.per_size_ms,
+                &mut route.outside_ms,
+                &mut route.outside_per_size_ms,
             ] {
                 *cost *= factor;
             }
@@ -724,6 +810,12 @@ impl Spec {
         spec.jobs.start_ms *= chance.jitter(SIGMA);
         spec.wake_up_ms *= chance.jitter(SIGMA);
         spec
+    }
+
+    /// Whether there is a cluster behind it: a GCS that its routes ask.
+    #[must_use]
+    pub fn has_cluster(&self) -> bool {
+        self.routes.iter().any(|route| route.gcs_ms > 0.0)
     }
 
     /// The route of this name.

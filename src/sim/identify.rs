@@ -454,6 +454,7 @@ fn fit_route(spec: &mut Spec, id: RouteId, service_ms: f64, capacity: Option<f64
             &mut route.per_task_ms,
             &mut route.per_actor_ms,
             &mut route.wait_ms,
+            &mut route.outside_ms,
             &mut route.gcs_ms,
         ] {
             *cost *= factor;
@@ -484,7 +485,7 @@ fn alone_ms(spec: &Spec, route: RouteId) -> f64 {
     for tag in 0..15_u64 {
         let at = Time::from_secs_f64(20.0 * tag as f64);
         plant.advance(at, &mut events);
-        plant.arrive(at, &Demand { tag, route, size: 0.0, lasts: Some(Duration::from_millis(1)) });
+        plant.arrive(at, &Demand { lasts: Some(Duration::from_millis(1)), ..Demand::of(tag, route) });
         events.clear();
         plant.advance(at + Duration::from_secs(19), &mut events);
         let answer = events.iter().find(|event| event.tag == tag);

@@ -1,10 +1,14 @@
 //! The deterministic simulator: the production core, a modelled Ray head, virtual time.
+pub mod ablation;
 pub mod arrivals;
 pub mod calibration;
 pub mod chance;
+pub mod cluster;
 pub mod course;
 #[cfg(test)]
 mod critical_gain;
+#[cfg(test)]
+mod defects;
 pub mod door;
 pub mod exposition;
 pub mod faults;

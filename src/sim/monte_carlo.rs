@@ -11,8 +11,11 @@
 //! and the time between scrapes (half to double), the noise of gauges (up to 20 %), scrapes
 //! that are lost (up to 30 %), the shape of service times (log-normal with deviation 0.1 to 1,
 //! or exponential), and every single cost (28 %).
-//! A draw is held to the scenario's `robust` ranges, or to `expect` where it has none.
+//! A draw is held to the scenario's `robust` ranges, or to `expect` where it has none. One that does
+//! not hold is put to an oracle: the same head, with the watched class's limit held at each of many
+//! values. Where none of them holds either, no limit can serve that head, and it is counted apart.
 
+use super::ablation::pinned;
 use super::chance::Chance;
 use super::scenario::{Scenario, ScenarioError};
 use super::verdict::{Check, verdicts, within};
@@ -100,6 +103,8 @@ pub struct Trial {
     pub run: Run,
     /// What it was held to.
     pub checks: Vec<Check>,
+    /// The head and how it is seen.
+    pub conditions: Conditions,
 }
 
 impl Trial {
@@ -121,10 +126,22 @@ pub fn trial<'a>(
 ) -> Result<Trial, ScenarioError> {
     let (draw, mut chance) = Draw::new(seed, number);
     let conditions = draw.conditions(scenario, &mut chance);
-    let run = run_under(scenario, conditions, scenario.guard, draw.seed, traces, onlooker)?;
-    let ranges = if scenario.robust.is_empty() { &scenario.expect } else { &scenario.robust };
-    let checks = within(ranges, &verdicts(scenario, &run));
-    Ok(Trial { draw, run, checks })
+    let run = run_under(scenario, conditions.clone(), scenario.guard, draw.seed, traces, onlooker)?;
+    let checks = within(ranges(scenario), &verdicts(scenario, &run));
+    Ok(Trial { draw, run, checks, conditions })
+}
+
+/// What a draw is held to.
+fn ranges(scenario: &Scenario) -> &BTreeMap<String, [f64; 2]> {
+    if scenario.robust.is_empty() { &scenario.expect } else { &scenario.robust }
+}
+
+/// Whether some fixed limit holds where this trial does not.
+fn can_be_served(scenario: &Scenario, trial: &Trial, traces: &Traces) -> Result<bool, ScenarioError> {
+    let held = pinned(scenario, &trial.conditions, trial.draw.seed, traces, |found| {
+        within(ranges(scenario), found).iter().all(|check| check.met)
+    })?;
+    Ok(held.contains(&true))
 }
 
 /// How far beyond its range a check lies, as a share of the range's nearer bound; 0 within.
@@ -142,6 +159,8 @@ fn shortfall(check: &Check) -> f64 {
 pub struct PassRate {
     /// Draws.
     pub runs: u64,
+    /// Draws that no limit can serve.
+    pub beyond: u64,
     /// Draws in which everything held.
     pub passed: u64,
     /// Lower bound of the exact 95 % interval.
@@ -173,8 +192,19 @@ pub fn interval(passed: u64, runs: u64) -> (f64, f64) {
     (low, high)
 }
 
-/// What a trial leaves behind: whether it held, what did not, and by how much.
-type Left = (Draw, Vec<Check>);
+/// What a trial leaves behind: what did not hold, unless no limit could have served it.
+#[derive(Debug)]
+enum Left {
+    Judged(Draw, Vec<Check>),
+    Beyond(Draw),
+}
+
+impl Left {
+    fn number(&self) -> u64 {
+        let (Left::Judged(draw, _) | Left::Beyond(draw)) = self;
+        draw.number
+    }
+}
 
 /// Runs `runs` draws, spread over the cores; `progress` is told after each how many are done.
 ///
@@ -197,8 +227,13 @@ pub fn monte_carlo(
                 return Ok(left);
             }
             let trial = trial(scenario, seed, number, traces, Onlooker::default())?;
-            let broken = if trial.met() { Vec::new() } else { trial.checks };
-            left.push((trial.draw, broken));
+            left.push(if trial.met() {
+                Left::Judged(trial.draw, Vec::new())
+            } else if can_be_served(scenario, &trial, traces)? {
+                Left::Judged(trial.draw, trial.checks)
+            } else {
+                Left::Beyond(trial.draw)
+            });
             progress(done.fetch_add(1, Ordering::Relaxed) + 1);
         }
     };
@@ -216,17 +251,25 @@ pub fn monte_carlo(
         all.extend(part?);
     }
     // Threads finish in any order; what is printed must not depend on it.
-    all.sort_by_key(|(draw, _)| draw.number);
+    all.sort_by_key(Left::number);
     Ok(summary(runs, &all))
 }
 
 fn summary(runs: u64, all: &[Left]) -> PassRate {
-    let failed = all.iter().filter(|(_, checks)| !checks.is_empty()).count() as u64;
-    let passed = runs - failed;
-    let (low, high) = interval(passed, runs);
+    let judged: Vec<(&Draw, &Vec<Check>)> = all
+        .iter()
+        .filter_map(|left| match left {
+            Left::Judged(draw, broken) => Some((draw, broken)),
+            Left::Beyond(_) => None,
+        })
+        .collect();
+    let beyond = runs - judged.len() as u64;
+    let failed = judged.iter().filter(|(_, checks)| !checks.is_empty()).count() as u64;
+    let passed = judged.len() as u64 - failed;
+    let (low, high) = interval(passed, runs - beyond);
     let mut broken = BTreeMap::new();
     let mut worst: Option<(f64, Worst)> = None;
-    for (draw, checks) in all {
+    for (draw, checks) in judged {
         for check in checks.iter().filter(|check| !check.met) {
             *broken.entry(check.name.clone()).or_insert(0) += 1;
             let by = shortfall(check);
@@ -235,7 +278,7 @@ fn summary(runs: u64, all: &[Left]) -> PassRate {
             }
         }
     }
-    PassRate { runs, passed, low, high, broken, worst: worst.map(|(_, worst)| worst) }
+    PassRate { runs, beyond, passed, low, high, broken, worst: worst.map(|(_, worst)| worst) }
 }
 
 impl PassRate {
@@ -245,12 +288,15 @@ impl PassRate {
         let mut text = format!(
             "     {} of {} draws hold: {:.1} % to {:.1} % (95 %)\n",
             self.passed,
-            self.runs,
+            self.runs - self.beyond,
             100.0 * self.low,
             100.0 * self.high
         );
-        for (name, times) in &self.broken {
+        if self.beyond > 0 {
             // Writing to a String cannot fail.
+            let _ = writeln!(text, "     {} more draws are heads that no fixed limit can serve", self.beyond);
+        }
+        for (name, times) in &self.broken {
             let _ = writeln!(text, "     - {name:<28} broken in {times}");
         }
         if let Some(Worst { draw, check }) = &self.worst {
@@ -297,12 +343,12 @@ mod tests {
     }
 
     const HALF_FAILS: &str = r#"
-        question = "is the head at least as fast as said?"
+        question = "is a limit of two enough?"
         seconds = 20
         plant = { kind = "servers", count = 8, mean_ms = 100 }
-        guard = { fixed = 64 }
+        guard = { fixed = 2 }
         expect = { served_per_s = [0, 1000] }
-        robust = { served_per_s = [80, 1000] }
+        robust = { served_per_s = [20, 1000] }
         [[client]]
         name = "all"
         kind = "open"
@@ -322,5 +368,15 @@ mod tests {
         assert_eq!(again.checks[0], worst.check);
         assert_eq!(rate.broken["served_per_s"], 24 - rate.passed);
         assert!(rate.describe().contains(&format!("--draw {}", worst.draw.number)));
+        assert_eq!(rate.beyond, 0, "eight at once would do on every one of them");
+    }
+
+    #[test]
+    fn heads_that_no_limit_can_serve_are_counted_apart() {
+        let more = HALF_FAILS.replace("[20, 1000]", "[80, 1000]").replace("fixed = 2", "fixed = 64");
+        let scenario = Scenario::read(&more).expect("good");
+        let rate = monte_carlo(&scenario, 3, 16, &Traces::new(), &|_| ()).expect("runs");
+        assert!(rate.beyond > 2 && rate.beyond + rate.passed == 16, "{rate:?}");
+        assert!(rate.broken.is_empty() && rate.worst.is_none(), "{rate:?}");
     }
 }

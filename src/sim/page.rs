@@ -96,7 +96,7 @@ fn section(page: &mut String, answer: &Answer) {
 }
 
 fn verdict_table(page: &mut String, answer: &Answer) {
-    let control = escape(&answer.control_guard.label());
+    let control = escape(&answer.control_label);
     let _ = write!(
         page,
         "<div class=\"wide\"><table><tr><th>verdict<th>value<th>expected<th>control: {control}</tr>"

@@ -18,8 +18,9 @@
 //! accepted, and started when there is CPU for it.
 
 use super::chance::Chance;
+use super::cluster::{Brings, Own, Workers};
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges, bucket};
-use super::head::{Effect, Link, Route, RouteId, Spec};
+use super::head::{Effect, Jobs, Link, Route, RouteId, Spec};
 use super::heap::EventHeap;
 use rayguard_core::time::Time;
 use std::collections::VecDeque;
@@ -37,6 +38,16 @@ pub struct Demand {
     /// Tails and streams: how long until the job ends or the log grows. Submissions: how long
     /// the job will run. Delays and profiles: how long they take. `None`: the head's default.
     pub lasts: Option<Duration>,
+    /// Submissions: what the job brings to the cluster.
+    pub brings: Brings,
+}
+
+impl Demand {
+    /// A request for `route`, with nothing more to it.
+    #[must_use]
+    pub fn of(tag: u64, route: RouteId) -> Demand {
+        Demand { tag, route, size: 0.0, lasts: None, brings: Brings::default() }
+    }
 }
 
 /// A request under way, for [`Plant::hang_up`].
@@ -68,6 +79,19 @@ pub enum Step {
     Answered(u16),
     /// The tail or stream ended at the head's side.
     Closed,
+    /// The job of this submission, answered long ago, has started.
+    Begun,
+    /// It is done.
+    Done,
+}
+
+/// How the cluster's own work fares, at one moment.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+pub struct Felt {
+    /// What one of its calls to the GCS takes, milliseconds.
+    pub gcs_ms: f64,
+    /// How late the raylet is with what the cluster needs of it, milliseconds.
+    pub raylet_ms: f64,
 }
 
 /// The head's state.
@@ -86,7 +110,7 @@ pub struct Plant {
     /// Scales every process's speed; faults move it.
     capacity: f64,
     chance: Chance,
-    /// The parent, the modules, the GCS, the job starters.
+    /// The parent, the modules, the GCS, all other threads and agents, the job starters.
     stations: Vec<Station>,
     doors: Vec<Door>,
     items: Vec<Item>,
@@ -96,6 +120,12 @@ pub struct Plant {
     services: EventHeap<(u16, u32)>,
     timers: EventHeap<Timer>,
     cluster: Cluster,
+    jobs: Vec<Job>,
+    jobs_free: Vec<u32>,
+    workers: Workers,
+    gcs_own: Own,
+    raylet: Own,
+    felt: Vec<Felt>,
     meter: Meter,
     gauges: Gauges,
     durations: Vec<Durations>,
@@ -133,8 +163,17 @@ struct Item {
     live: bool,
     size: f64,
     lasts: Option<Duration>,
+    brings: Brings,
     arrived: Time,
     in_line: Time,
+}
+
+/// A submitted job that is not done.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    tag: u64,
+    runs: Duration,
+    brings: Brings,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -142,7 +181,9 @@ enum Timer {
     Waited(u32),
     Unanswered(u32),
     HeldEnds(u32, u32),
-    JobEnds,
+    JobRuns(u32),
+    JobEnds(u32),
+    Feel,
     RefreshProcess,
     RefreshCluster,
 }
@@ -154,12 +195,21 @@ struct Cluster {
     alive: u32,
     destroyed: u32,
     ended_early: u32,
+    /// Tasks of jobs that no node can run.
+    infeasible: f64,
+    sessions: u32,
+    /// Of requests under way, megabytes.
+    answers_mb: f64,
     packages_mb: f64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Meter {
     calls: [u64; GCS_BUCKETS_MS.len()],
+    /// Parts of a background call that are not counted yet.
+    owed: f64,
+    /// What stood in the GCS's line when that was last looked at.
+    gcs_waits_ms: f64,
     polls: u64,
     parent_wait_s: f64,
     in_dashboard: u32,
@@ -172,6 +222,14 @@ const WORK_STEPS: f64 = 16.0;
 const GCS_BACKGROUND_PER_S: f64 = 15.0;
 /// Median-ish latency of a plain GCS call on an idle head, milliseconds.
 const GCS_CALL_MS: f64 = 0.4;
+/// What one of the cluster's own calls takes of the GCS's loop, seconds.
+const GCS_OWN_CALL_S: f64 = 0.0005;
+/// However busy the cluster keeps the GCS, the API's calls get this share of what it can do.
+const GCS_SHARE_MIN: f64 = 0.05;
+/// How often it is noted what the cluster's own work feels.
+const FEEL_EVERY: Duration = Duration::from_millis(500);
+/// A Ray Client's process outlives its client by so much.
+const SESSION_GRACE: Duration = Duration::from_secs(30);
 /// Event-loop tasks of an idle dashboard, and per request in it (facts 5 A: 500 -> 1280).
 const LOOP_TASKS_IDLE: f64 = 14.0;
 const LOOP_TASKS_PER_REQUEST: f64 = 2.4;
@@ -199,11 +257,15 @@ impl Plant {
         let mut stations = vec![Station { servers: 1, ..Station::default() }];
         stations.extend(spec.modules.iter().map(|m| Station { servers: m.servers, ..Station::default() }));
         stations.push(Station { servers: 1, ..Station::default() });
+        stations.push(Station { servers: u32::MAX, ..Station::default() });
         stations.push(Station { servers: spec.jobs.starting_max, ..Station::default() });
         let mut chance = Chance::new(seed, 0x914a);
         let mut timers = EventHeap::default();
         timers.push(phase(&mut chance, spec.cadence.process), Timer::RefreshProcess);
         timers.push(phase(&mut chance, spec.cadence.cluster), Timer::RefreshCluster);
+        if spec.has_cluster() {
+            timers.push(whole(FEEL_EVERY.as_nanos() as f64), Timer::Feel);
+        }
         let mut plant = Plant {
             now: Time::ZERO,
             work: 0.0,
@@ -221,6 +283,12 @@ impl Plant {
             services: EventHeap::default(),
             timers,
             cluster: Cluster { listed: spec.jobs.listed, destroyed: spec.jobs.actors, ..Cluster::default() },
+            jobs: Vec::new(),
+            jobs_free: Vec::new(),
+            workers: Workers::new(spec.jobs.task_slots),
+            gcs_own: Own::new(spec.gcs_need),
+            raylet: Own::new(spec.raylet_need),
+            felt: Vec::new(),
             meter: Meter::default(),
             gauges: Gauges { module_cpu_pct: vec![0.0; spec.modules.len()], ..Gauges::default() },
             durations: vec![Durations::default(); spec.routes.len()],
@@ -258,6 +326,7 @@ impl Plant {
             live: true,
             size: demand.size,
             lasts: demand.lasts,
+            brings: demand.brings,
             arrived: self.now,
             in_line: self.now,
         };
@@ -279,16 +348,28 @@ impl Plant {
         }
         let already = std::mem::replace(&mut item.abandoned, true);
         let route = &self.spec.routes[item.route.index()];
-        if item.held && !already && route.effect == Effect::Stream {
+        if !item.held || already {
+            return;
+        }
+        match route.effect {
             // A stream's connection is freed; its place among those in progress is not.
-            self.release_connection(route.module);
+            Effect::Stream => self.release_connection(route.module),
+            Effect::Session => {
+                let ends = Timer::HeldEnds(exchange.slot, exchange.generation);
+                self.timers.push((self.now + SESSION_GRACE).0, ends);
+            }
+            _ => {}
         }
     }
 
     /// When something happens next, if anything will.
     #[must_use]
     pub fn next_event(&self) -> Option<Time> {
-        let timer = self.timers.next_key();
+        let done = self.workers.next().map(|at| at.max(self.now).0);
+        let timer = match (self.timers.next_key(), done) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
         let service = self.services.next_key().and_then(|key| self.real(key));
         match (timer, service) {
             (Some(a), Some(b)) => Some(Time(a.min(b))),
@@ -304,6 +385,10 @@ impl Plant {
                 if let Some((_, timer)) = self.timers.pop() {
                     self.ring(timer, events);
                 }
+            } else if self.workers.next().is_some_and(|done| done <= at) {
+                if let Some(job) = self.workers.pop(at) {
+                    self.job_ends(job, events);
+                }
             } else if let Some((_, (station, occupant))) = self.services.pop() {
                 self.complete(usize::from(station), occupant, events);
             }
@@ -315,6 +400,66 @@ impl Plant {
     pub fn set_capacity(&mut self, now: Time, capacity: f64) {
         self.sync(now);
         self.capacity = capacity.max(0.0);
+        self.recount();
+    }
+
+    /// The users' own tasks on the head use so many cores from now on.
+    pub fn set_user_cores(&mut self, now: Time, cores: f64) {
+        self.sync(now);
+        self.spec.user_cores = cores.max(0.0);
+        self.recount();
+    }
+
+    /// The cluster's own calls need this share of the GCS from now on.
+    pub fn set_gcs_need(&mut self, now: Time, need: f64) {
+        self.sync(now);
+        self.gcs_own.need = need.clamp(0.0, 1.0 - GCS_SHARE_MIN);
+        self.recount();
+    }
+
+    /// The raylet needs this share of a core from now on.
+    pub fn set_raylet_need(&mut self, now: Time, need: f64) {
+        self.sync(now);
+        self.raylet.need = need.clamp(0.0, 1.0);
+        self.recount();
+    }
+
+    /// The cluster runs so many tasks at once from now on.
+    pub fn set_task_slots(&mut self, now: Time, slots: f64) {
+        self.workers.set_slots(now, slots.max(0.0));
+        self.spec.jobs.task_slots = slots.max(0.0);
+    }
+
+    /// The first module works on so many requests at once from now on: replicas come and go. What is
+    /// being worked on is finished.
+    pub fn set_servers(&mut self, now: Time, servers: u32) {
+        self.sync(now);
+        let at = PARENT + 1;
+        self.stations[at].servers = servers;
+        while self.stations[at].busy < servers
+            && let Some(next) = self.stations[at].line.pop_front()
+        {
+            self.serve(at, next);
+        }
+    }
+
+    /// So many tasks are pending for good from now on, and the cluster works them off.
+    pub fn set_pending(&mut self, tasks: u32) {
+        self.spec.jobs.pending = tasks;
+    }
+
+    /// The users' own processes and objects hold so much of the head's memory from now on.
+    pub fn set_user_mb(&mut self, megabytes: f64) {
+        self.spec.memory.user_mb = megabytes.max(0.0);
+    }
+
+    /// Another machine takes the head's place: so many cores, and everything under way is lost.
+    pub fn replace(&mut self, now: Time, cores: f64, events: &mut Vec<Event>) {
+        self.restart(now, events);
+        self.spec.cores = cores;
+        let starters = self.starters();
+        self.spec.jobs.starting_max = Jobs::starting_max(cores);
+        self.stations[starters].servers = self.spec.jobs.starting_max;
         self.recount();
     }
 
@@ -342,7 +487,16 @@ impl Plant {
         let spec = &self.spec;
         self.timers.push((self.now + spec.cadence.process).0, Timer::RefreshProcess);
         self.timers.push((self.now + spec.cadence.cluster).0, Timer::RefreshCluster);
+        if spec.has_cluster() {
+            self.timers.push((self.now + FEEL_EVERY).0, Timer::Feel);
+        }
         self.cluster = Cluster { destroyed: spec.jobs.actors, ..Cluster::default() };
+        self.jobs.clear();
+        self.jobs_free.clear();
+        self.workers = Workers::new(spec.jobs.task_slots);
+        self.workers.sync(self.now);
+        self.gcs_own = Own::new(self.gcs_own.need);
+        self.raylet = Own::new(self.raylet.need);
         self.recount();
     }
 
@@ -367,7 +521,7 @@ impl Plant {
     /// Jobs submitted that have not started; jobs running.
     #[must_use]
     pub fn jobs(&self) -> (usize, u32) {
-        let starters = &self.stations[self.stations.len() - 1];
+        let starters = &self.stations[self.starters()];
         (starters.line.len() + starters.busy as usize, self.cluster.alive)
     }
 
@@ -380,7 +534,7 @@ impl Plant {
     /// CPU time all processes have had, seconds, job starts left out.
     #[must_use]
     pub fn served_s(&self) -> f64 {
-        let last = self.stations.len() - 1;
+        let last = self.starters();
         self.stations[..last]
             .iter()
             .map(|s| s.done + f64::from(s.busy) * (self.billed - s.since))
@@ -408,6 +562,42 @@ impl Plant {
         route.gcs_ms + route.gcs_share * grown
     }
 
+    /// How the cluster's own work fared since this was last asked.
+    pub fn take_felt(&mut self) -> std::vec::Drain<'_, Felt> {
+        self.felt.drain(..)
+    }
+
+    /// The head's memory in use, as a share of what it has.
+    #[must_use]
+    pub fn memory_share(&self) -> f64 {
+        self.memory_mb() / self.spec.memory.total_mb
+    }
+
+    fn memory_mb(&self) -> f64 {
+        let (starting, alive) = self.jobs();
+        let processes = starting.min(self.spec.jobs.starting_max as usize) as f64 + f64::from(alive);
+        let memory = &self.spec.memory;
+        memory.base_mb
+            + memory.user_mb
+            + memory.per_job_mb * processes
+            + memory.per_session_mb * f64::from(self.cluster.sessions)
+            + memory.per_request_mb * f64::from(self.meter.in_dashboard)
+            + self.cluster.answers_mb
+            + self.cluster.packages_mb
+    }
+
+    fn gcs(&self) -> usize {
+        self.stations.len() - 3
+    }
+
+    fn outside(&self) -> usize {
+        self.stations.len() - 2
+    }
+
+    fn starters(&self) -> usize {
+        self.stations.len() - 1
+    }
+
     // --- the clock -------------------------------------------------------------------------
 
     fn sync(&mut self, now: Time) {
@@ -415,6 +605,8 @@ impl Plant {
             let span = (now.0 - self.now.0) as f64;
             self.work += span * self.speed;
             self.billed += span * self.share;
+            self.raylet.pass(span / 1e9, self.speed);
+            self.gcs_own.pass(span / 1e9, self.speed * (1.0 - GCS_SHARE_MIN));
             self.now = now;
         }
     }
@@ -426,7 +618,7 @@ impl Plant {
     }
 
     fn recount(&mut self) {
-        let load = self.spec.background_cores + self.busy;
+        let load = self.load();
         let cores = self.spec.cores;
         self.share = if load > cores { cores / load } else { 1.0 };
         let crowded = if cores > 1.0 { ((load - 1.0) / (cores - 1.0)).clamp(0.0, 1.0) } else { 0.0 };
@@ -435,7 +627,13 @@ impl Plant {
 
     /// Runnable processes beyond the cores.
     fn excess(&self) -> f64 {
-        (self.spec.background_cores + self.busy - self.spec.cores).max(0.0)
+        (self.load() - self.spec.cores).max(0.0)
+    }
+
+    /// Cores that would be used if there were enough.
+    fn load(&self) -> f64 {
+        let gcs = if self.stations[self.gcs()].busy > 0 { 0.0 } else { self.gcs_own.load() };
+        self.spec.background_cores + self.spec.user_cores + self.raylet.load() + gcs + self.busy
     }
 
     fn settle(&mut self, at: usize) {
@@ -474,13 +672,17 @@ impl Plant {
     }
 
     fn service_ms(&mut self, at: usize, occupant: u32) -> f64 {
-        if at + 1 == self.stations.len() {
+        if at == self.starters() {
             return self.spec.jobs.start_ms;
         }
         let item = self.items[occupant as usize];
         let route = self.spec.routes[item.route.index()];
-        if at + 2 == self.stations.len() {
-            return self.gcs_cost_ms(&route, item.size) / f64::from(route.passes.max(1));
+        if at == self.gcs() {
+            return self.gcs_cost_ms(&route, item.size) / f64::from(route.passes.max(1)) * self.gcs_stretch();
+        }
+        if at == self.outside() {
+            let whole_ms = route.outside_ms + route.outside_per_size_ms * item.size;
+            return whole_ms / f64::from(route.passes.max(1));
         }
         if at == PARENT {
             self.meter.parent_wait_s = self.now.since(item.in_line).as_secs_f64();
@@ -494,12 +696,16 @@ impl Plant {
         self.stations[at].busy -= 1;
         self.busy -= 1.0;
         self.recount();
-        if let Some(next) = self.stations[at].line.pop_front() {
+        if self.stations[at].busy < self.stations[at].servers
+            && let Some(next) = self.stations[at].line.pop_front()
+        {
             self.serve(at, next);
         }
-        if at + 1 == self.stations.len() {
+        if at == self.starters() {
             self.job_started(occupant);
-        } else if at + 2 == self.stations.len() {
+        } else if at == self.outside() {
+            self.ask_gcs(occupant, events);
+        } else if at == self.gcs() {
             self.pause(occupant, events);
         } else if at == PARENT {
             self.knock(occupant, Some(events));
@@ -517,12 +723,27 @@ impl Plant {
             return self.answer(slot, status, events);
         }
         item.passes_left -= 1;
-        if route.gcs_ms > 0.0 {
+        if route.outside_ms + route.outside_per_size_ms > 0.0 {
+            let outside = self.outside();
+            return self.stand_in_line(outside, slot);
+        }
+        self.ask_gcs(slot, events);
+    }
+
+    fn ask_gcs(&mut self, slot: u32, events: &mut Vec<Event>) {
+        let item = &mut self.items[slot as usize];
+        if self.spec.routes[item.route.index()].gcs_ms > 0.0 {
             item.in_line = self.now;
-            let gcs = self.stations.len() - 2;
+            let gcs = self.gcs();
             return self.stand_in_line(gcs, slot);
         }
         self.pause(slot, events);
+    }
+
+    /// How much longer the GCS takes over a call because the cluster's own stand in its line too:
+    /// until a backlog is worked off, its own share of new ones has come besides.
+    fn gcs_stretch(&self) -> f64 {
+        1.0 / (1.0 - self.gcs_own.need / self.speed.max(0.01)).max(GCS_SHARE_MIN)
     }
 
     /// At the module's connections: in, or into the lobby, which has no bound.
@@ -543,6 +764,7 @@ impl Plant {
     }
 
     fn enter(&mut self, slot: u32, module: usize) {
+        self.cluster.answers_mb += self.answer_mb(slot);
         let door = &mut self.doors[module];
         door.open += 1;
         door.in_progress += 1;
@@ -607,8 +829,9 @@ impl Plant {
         }
         self.note_gcs(route.gcs_calls, self.gcs_cost_ms(&route, item.size));
         match route.effect {
-            Effect::Tail | Effect::Stream => {
+            Effect::Tail | Effect::Stream | Effect::Session => {
                 self.items[slot as usize].held = true;
+                self.cluster.sessions += u32::from(route.effect == Effect::Session);
                 let until = self.now + item.lasts.unwrap_or(Duration::from_mins(1));
                 self.timers.push(until.0, Timer::HeldEnds(slot, item.generation));
                 events.push(Event {
@@ -620,9 +843,13 @@ impl Plant {
                 if item.abandoned && route.effect == Effect::Stream {
                     self.release_connection(route.module);
                 }
+                if item.abandoned && route.effect == Effect::Session {
+                    let ends = Timer::HeldEnds(slot, item.generation);
+                    self.timers.push((self.now + SESSION_GRACE).0, ends);
+                }
                 return;
             }
-            Effect::Submit => self.submit(item.lasts),
+            Effect::Submit => self.submit(&item),
             Effect::Stop => self.stop(),
             Effect::Package => self.cluster.packages_mb += item.size,
             Effect::None => {}
@@ -653,7 +880,11 @@ impl Plant {
     fn leave(&mut self, slot: u32) {
         let item = self.items[slot as usize];
         let route = self.spec.routes[item.route.index()];
+        if item.held && route.effect == Effect::Session {
+            self.cluster.sessions -= 1;
+        }
         if route.passes > 0 {
+            self.cluster.answers_mb -= self.answer_mb(slot);
             self.doors[route.module].in_progress -= 1;
             let freed_before = item.held && item.abandoned && route.effect == Effect::Stream;
             if !freed_before {
@@ -671,6 +902,12 @@ impl Plant {
         self.free.push(slot);
     }
 
+    /// Memory that a request takes once its module has let it in, megabytes.
+    fn answer_mb(&self, slot: u32) -> f64 {
+        let item = &self.items[slot as usize];
+        self.spec.routes[item.route.index()].memory_per_size * item.size
+    }
+
     fn release_connection(&mut self, module: usize) {
         self.doors[module].open -= 1;
         if let Some(next) = self.doors[module].lobby.pop_front() {
@@ -680,25 +917,54 @@ impl Plant {
 
     // --- jobs ------------------------------------------------------------------------------
 
-    fn submit(&mut self, runs: Option<Duration>) {
+    fn submit(&mut self, item: &Item) {
         self.cluster.listed += 1;
-        let run = runs.map_or(self.spec.jobs.run_s, |d| d.as_secs_f64());
-        // A job in the starters' line is its own running time, in milliseconds.
-        let milliseconds = u32::try_from(whole(run * 1e3)).unwrap_or(u32::MAX);
-        let starters = self.stations.len() - 1;
-        self.stand_in_line(starters, milliseconds);
+        let runs = item.lasts.unwrap_or_else(|| Duration::from_secs_f64(self.spec.jobs.run_s));
+        let job = Job { tag: item.tag, runs, brings: item.brings };
+        let number = self.jobs_free.pop().unwrap_or_else(|| {
+            self.jobs.push(job);
+            u32::try_from(self.jobs.len() - 1).unwrap_or(u32::MAX)
+        });
+        self.jobs[number as usize] = job;
+        let starters = self.starters();
+        self.stand_in_line(starters, number);
     }
 
-    fn job_started(&mut self, run_ms: u32) {
+    fn job_started(&mut self, number: u32) {
         self.cluster.alive += 1;
         let wait = self.spec.jobs.start_wait_ms * self.chance.jitter(self.spec.sigma);
-        let end = self.now.0 + whole(milliseconds(wait + f64::from(run_ms)));
-        self.timers.push(end, Timer::JobEnds);
+        self.timers.push(self.now.0 + whole(milliseconds(wait)), Timer::JobRuns(number));
+    }
+
+    fn job_runs(&mut self, number: u32, events: &mut Vec<Event>) {
+        let Job { tag, runs, brings } = self.jobs[number as usize];
+        events.push(Event { tag, at: self.now, step: Step::Begun, abandoned: false });
+        if brings.tasks > 0 && !brings.infeasible {
+            return self.workers.add(self.now, number, brings);
+        }
+        self.cluster.infeasible += f64::from(brings.tasks);
+        self.timers.push((self.now + runs).0, Timer::JobEnds(number));
+    }
+
+    fn job_ends(&mut self, number: u32, events: &mut Vec<Event>) {
+        let Job { tag, brings, .. } = self.jobs[number as usize];
+        events.push(Event { tag, at: self.now, step: Step::Done, abandoned: false });
+        if brings.infeasible {
+            self.cluster.infeasible -= f64::from(brings.tasks);
+        }
+        self.jobs_free.push(number);
+        if self.cluster.ended_early > 0 {
+            self.cluster.ended_early -= 1;
+        } else {
+            self.cluster.alive = self.cluster.alive.saturating_sub(1);
+            self.cluster.destroyed += 1;
+        }
     }
 
     fn stop(&mut self) {
-        let starters = self.stations.len() - 1;
-        if self.stations[starters].line.pop_back().is_some() {
+        let starters = self.starters();
+        if let Some(number) = self.stations[starters].line.pop_back() {
+            self.jobs_free.push(number);
             self.cluster.destroyed += 1;
         } else if self.cluster.alive > 0 {
             self.cluster.alive -= 1;
@@ -738,13 +1004,11 @@ impl Plant {
                     self.leave(slot);
                 }
             }
-            Timer::JobEnds => {
-                if self.cluster.ended_early > 0 {
-                    self.cluster.ended_early -= 1;
-                } else {
-                    self.cluster.alive = self.cluster.alive.saturating_sub(1);
-                    self.cluster.destroyed += 1;
-                }
+            Timer::JobRuns(number) => self.job_runs(number, events),
+            Timer::JobEnds(number) => self.job_ends(number, events),
+            Timer::Feel => {
+                self.feel();
+                self.timers.push((self.now + FEEL_EVERY).0, Timer::Feel);
             }
             Timer::RefreshProcess => {
                 self.refresh_process();
@@ -763,23 +1027,47 @@ impl Plant {
         }
         let own = 2.0 * cpu_ms / f64::from(calls);
         for _ in 0..calls {
-            let at = self.gcs_call_bucket(own);
-            self.meter.calls[at] += 1;
+            let latency_ms = self.gcs_call_ms(own) + self.meter.gcs_waits_ms;
+            self.meter.calls[bucket(&GCS_BUCKETS_MS, latency_ms)] += 1;
         }
     }
 
-    fn gcs_call_bucket(&mut self, own_ms: f64) -> usize {
+    /// What a call of this cost takes where no other stands in line.
+    fn gcs_call_ms(&mut self, own_ms: f64) -> f64 {
         let mut latency = (GCS_CALL_MS + own_ms) * self.chance.jitter(0.7) / self.speed.clamp(0.05, 1.0);
         let excess = self.excess();
         if excess > 0.0 && self.spec.wake_up_ms > 0.0 {
             latency += self.chance.exponential(self.spec.wake_up_ms * excess.sqrt());
         }
-        bucket(&GCS_BUCKETS_MS, latency)
+        latency
+    }
+
+    /// What the cluster's own work feels now. Its calls come at random, so what they meet is what
+    /// stands in the GCS's line at any moment (Wolff, 1982).
+    fn feel(&mut self) {
+        let gcs = self.gcs();
+        let line: Vec<u32> = self.stations[gcs].line.iter().copied().collect();
+        let standing_ms = line.into_iter().map(|slot| self.service_ms(gcs, slot)).sum::<f64>();
+        let speed = self.speed.clamp(0.01, 1.0);
+        let waits_ms = standing_ms / speed + 1e3 * self.gcs_own.late_s();
+        let own_ms = if self.gcs_own.need > 0.0 { 1e3 * GCS_OWN_CALL_S * self.gcs_stretch() } else { 0.0 };
+        let latency_ms = self.gcs_call_ms(0.0);
+        let gcs_ms = latency_ms + own_ms + waits_ms;
+        self.felt.push(Felt { gcs_ms, raylet_ms: 1e3 * self.raylet.late_s() });
+        let per_s = GCS_BACKGROUND_PER_S + self.gcs_own.need / GCS_OWN_CALL_S;
+        self.meter.owed += FEEL_EVERY.as_secs_f64() * per_s;
+        let calls = whole(self.meter.owed);
+        self.meter.owed -= calls as f64;
+        self.meter.calls[bucket(&GCS_BUCKETS_MS, gcs_ms)] += calls;
+        self.meter.gcs_waits_ms = waits_ms;
     }
 
     fn refresh_process(&mut self) {
         let span = self.now.since(self.gauges.process_at).as_secs_f64().max(1e-9);
-        let mut all = self.spec.background_cores;
+        // The cluster's own work and the users' get their part of the cores as everybody does.
+        let user_cores = self.spec.user_cores * self.share;
+        let raylet_cores = self.raylet.load() * self.share;
+        let mut all = self.spec.background_cores + user_cores + raylet_cores;
         let modules = self.spec.modules.len();
         for at in 0..self.stations.len() {
             self.settle(at);
@@ -790,8 +1078,13 @@ impl Plant {
             match at {
                 PARENT => self.gauges.parent_cpu_pct = 100.0 * cores,
                 _ if at <= modules => self.gauges.module_cpu_pct[at - 1] = 100.0 * cores,
-                _ if at == modules + 1 => self.gauges.gcs_cpu_pct = 0.9 + 100.0 * cores,
-                _ => {}
+                _ if at == modules + 1 => {
+                    let own = self.gcs_own.load() * self.share * (1.0 - cores).max(0.0);
+                    all += own;
+                    self.gauges.gcs_cpu_pct = 0.9 + 100.0 * (cores + own);
+                }
+                _ if at == modules + 2 => self.gauges.agent_cpu_pct = 3.0 + 100.0 * cores,
+                _ => self.gauges.starting_cpu_pct = 100.0 * cores,
             }
         }
         let servers = f64::from(self.stations[1].servers);
@@ -800,27 +1093,18 @@ impl Plant {
         let waiting = f64::from(self.meter.in_dashboard);
         self.gauges.event_loop_tasks = (LOOP_TASKS_IDLE + LOOP_TASKS_PER_REQUEST * waiting).round();
         self.gauges.event_loop_lag_s = 0.001 + std::mem::take(&mut self.meter.parent_wait_s);
-        let (starting, alive) = self.jobs();
-        let held = starting.min(self.spec.jobs.starting_max as usize) as f64 + f64::from(alive);
-        let memory = &self.spec.memory;
-        let used = memory.base_mb
-            + memory.per_job_mb * held
-            + memory.per_request_mb * waiting
-            + self.cluster.packages_mb;
-        self.gauges.mem_used_bytes = used * 1e6;
-        self.gauges.mem_total_bytes = memory.total_mb * 1e6;
+        self.gauges.user_cpu_pct = 100.0 * user_cores;
+        self.gauges.raylet_cpu_pct = 2.0 + 100.0 * raylet_cores;
+        self.gauges.mem_used_bytes = self.memory_mb() * 1e6;
+        self.gauges.mem_total_bytes = self.spec.memory.total_mb * 1e6;
         self.gauges.process_at = self.now;
     }
 
     fn refresh_cluster(&mut self) {
         let span = self.now.since(self.gauges.cluster_at).as_secs_f64();
-        // The background's calls are counted by a sample of 20.
-        let each = whole(GCS_BACKGROUND_PER_S * span / 20.0);
-        for _ in 0..20 {
-            let at = self.gcs_call_bucket(0.0);
-            self.meter.calls[at] += each;
-        }
-        self.meter.polls += 4 * each;
+        self.meter.polls += whole(GCS_BACKGROUND_PER_S * span / 5.0);
+        self.workers.sync(self.now);
+        let (running, queued) = self.workers.tasks();
         let (starting, alive) = self.jobs();
         let jobs = &self.spec.jobs;
         let starting = starting as f64;
@@ -829,12 +1113,18 @@ impl Plant {
         gauges.created = f64::from(alive);
         gauges.destroyed = f64::from(self.cluster.destroyed);
         gauges.waiting_for_workers = (starting - f64::from(jobs.starting_max)).max(0.0);
-        gauges.pending_tasks = f64::from(jobs.pending) + (jobs.pending_per_job * starting).round();
+        let slots_full = if jobs.pending > 0 { jobs.task_slots } else { 0.0 };
+        gauges.running_tasks = running.max(slots_full).round();
+        gauges.waiting_for_resources = f64::from(jobs.pending) + queued.round();
+        gauges.infeasible_tasks = f64::from(jobs.infeasible) + self.cluster.infeasible;
+        gauges.pending_tasks = gauges.waiting_for_resources
+            + gauges.infeasible_tasks
+            + (jobs.pending_per_job * starting).round();
         gauges.gcs_calls = self.meter.calls;
         gauges.gcs_polls = self.meter.polls;
         gauges.cluster_at = self.now;
-        let finished = self.tasks();
-        self.gauges.finished_tasks = finished;
+        let finished = self.tasks() + self.workers.finished() + slots_full * self.now.as_secs_f64();
+        self.gauges.finished_tasks = finished.round();
     }
 }
 
@@ -850,6 +1140,7 @@ impl Item {
             live: false,
             size: 0.0,
             lasts: None,
+            brings: Brings::default(),
             arrived: Time::ZERO,
             in_line: Time::ZERO,
         }
@@ -866,7 +1157,7 @@ mod tests {
 
     fn demand(plant: &Plant, route: &str, tag: u64) -> Demand {
         let route = plant.spec().route(route).expect("a route of the head");
-        Demand { tag, route, size: 0.0, lasts: None }
+        Demand::of(tag, route)
     }
 
     fn at(seconds: f64) -> Time {
@@ -1005,12 +1296,96 @@ mod tests {
     fn every_job_is_accepted_and_they_start_at_about_one_a_second() {
         let mut plant = Plant::new(Spec::ray_head(), 1);
         let accepted = flood(&mut plant, "job-submit", 3.0, 40.0, 42.0);
+        let answers = accepted.iter().filter(|e| !matches!(e.step, Step::Begun | Step::Done));
+        let accepted: Vec<&Event> = answers.collect();
         assert!(accepted.iter().all(|e| e.step == Step::Answered(200)));
         let (waiting, _) = plant.jobs();
         let per_second = (accepted.len() - waiting) as f64 / 42.0;
         assert!((0.8..1.5).contains(&per_second), "{per_second} starts a second");
         assert!(plant.gauges().node_cpu_pct > 95.0);
         assert!(plant.gauges().registered > 40.0);
+    }
+
+    #[test]
+    fn users_tasks_take_the_cores_and_are_told_apart_from_the_heads_own() {
+        let mut plant = Plant::new(Spec { user_cores: 2.0, ..Spec::ray_head() }, 1);
+        plant.advance(at(30.0), &mut Vec::new());
+        let gauges = plant.gauges();
+        assert!(gauges.node_cpu_pct > 95.0, "{}", gauges.node_cpu_pct);
+        assert!(gauges.user_cpu_pct > 150.0, "{}", gauges.user_cpu_pct);
+        let own = gauges.parent_cpu_pct + gauges.gcs_cpu_pct + gauges.module_cpu_pct.iter().sum::<f64>();
+        assert!(own < 10.0, "{own}");
+    }
+
+    #[test]
+    fn a_job_that_brings_tasks_is_done_when_they_are_and_one_that_fits_nowhere_leaves_them_pending() {
+        let mut spec = Spec::ray_head();
+        spec.jobs.task_slots = 10.0;
+        let mut plant = Plant::new(spec, 1);
+        let submit = demand(&plant, "job-submit", 1);
+        let brings = Brings { tasks: 600, task_s: 1.0, infeasible: false };
+        plant.arrive(Time::ZERO, &Demand { brings, ..submit });
+        let brings = Brings { tasks: 70, infeasible: true, ..brings };
+        plant.arrive(Time::ZERO, &Demand { tag: 2, brings, lasts: Some(Duration::from_secs(300)), ..submit });
+        let mut events = Vec::new();
+        plant.advance(at(40.0), &mut events);
+        let gauges = plant.gauges();
+        assert!((gauges.infeasible_tasks - 70.0).abs() < 1e-9 && gauges.running_tasks > 9.0, "{gauges:?}");
+        assert!((gauges.waiting_for_resources - 260.0).abs() < 130.0, "{}", gauges.waiting_for_resources);
+        plant.advance(at(400.0), &mut events);
+        let when =
+            |tag, step| events.iter().find(|e| e.tag == tag && e.step == step).map(|e| e.at.as_secs_f64());
+        assert!(when(1, Step::Begun).is_some_and(|at| at < 5.0));
+        assert!(
+            when(1, Step::Done).is_some_and(|at| (60.0..70.0).contains(&at)),
+            "{:?}",
+            when(1, Step::Done)
+        );
+        assert!(when(2, Step::Done).is_some_and(|at| (300.0..305.0).contains(&at)));
+        assert!(plant.gauges().infeasible_tasks.abs() < 1e-9);
+    }
+
+    #[test]
+    fn large_calls_keep_the_clusters_own_waiting_and_a_starved_raylet_falls_behind() {
+        let mut spec = Spec { gcs_need: 0.6, raylet_need: 0.5, ..Spec::ray_head() };
+        spec.jobs.listed = 2000;
+        let worst = |per_second: f64| {
+            let mut plant = Plant::new(spec.clone(), 1);
+            let mut events = Vec::new();
+            for n in 0..whole(per_second * 30.0) {
+                let now = at(n as f64 / per_second);
+                plant.advance(now, &mut events);
+                let routes = ["job-list", "tasks", "nodes", "cluster-status"];
+                let one = demand(&plant, routes[usize::try_from(n % 4).expect("small")], n);
+                plant.arrive(now, &one);
+            }
+            plant.advance(at(30.0), &mut events);
+            let worse = |a: Felt, b: Felt| Felt {
+                gcs_ms: a.gcs_ms.max(b.gcs_ms),
+                raylet_ms: a.raylet_ms.max(b.raylet_ms),
+            };
+            plant.take_felt().fold(Felt::default(), worse)
+        };
+        let (quiet, flooded) = (worst(0.2), worst(400.0));
+        assert!(quiet.raylet_ms < 1.0 && flooded.raylet_ms > 1000.0, "{quiet:?} {flooded:?}");
+        assert!(quiet.gcs_ms < flooded.gcs_ms && flooded.gcs_ms > 100.0, "{quiet:?} {flooded:?}");
+    }
+
+    #[test]
+    fn a_ray_clients_process_outlives_its_client_by_its_grace_and_takes_memory() {
+        let mut plant = Plant::new(Spec::ray_head(), 1);
+        let before = plant.memory_share();
+        let session = Demand { lasts: Some(Duration::from_mins(60)), ..demand(&plant, "client-session", 1) };
+        let exchange = plant.arrive(Time::ZERO, &session);
+        let mut events = Vec::new();
+        plant.advance(at(10.0), &mut events);
+        assert!(events.iter().any(|e| e.step == Step::Opened));
+        assert!(plant.memory_share() > before);
+        plant.hang_up(at(10.0), exchange);
+        plant.advance(at(39.0), &mut events);
+        assert!(plant.memory_share() > before);
+        plant.advance(at(41.0), &mut events);
+        assert!(plant.memory_share() <= before);
     }
 
     #[test]

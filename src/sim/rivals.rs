@@ -4,6 +4,7 @@
 //! number of requests under way at once. They have no queue, no classes and no parties; they
 //! are compared where that is no handicap (one class on one plant).
 
+use super::chance::Chance;
 use rayguard_core::time::Time;
 use std::time::Duration;
 
@@ -31,7 +32,8 @@ impl Limiter for Fixed {
     }
 }
 
-/// Netflix `concurrency-limits`, `AIMDLimit`: 20..200, back off by 0.9 above 5 s or on a drop.
+/// Netflix `concurrency-limits`, `AIMDLimit`: 20..200, back off by 0.9 above 5 s or on a drop, which a
+/// call is whose caller gave up.
 #[derive(Clone, Copy, Debug)]
 pub struct Aimd {
     limit: f64,
@@ -47,8 +49,7 @@ impl Default for Aimd {
 
 impl Limiter for Aimd {
     fn finish(&mut self, _: Time, latency: Duration, in_flight: u32, dropped: bool) {
-        // A client that has given up is not seen by this limiter; a failure at once is a drop.
-        if latency > Duration::from_secs(5) || dropped && latency.is_zero() {
+        if dropped || latency > Duration::from_secs(5) {
             self.limit = (self.limit * 0.9).floor();
         } else if f64::from(in_flight) * 2.0 >= self.limit {
             self.limit += 1.0;
@@ -214,8 +215,9 @@ impl Limiter for Gradient2 {
     }
 }
 
-/// Envoy's adaptive concurrency filter: gradient of p90 against a minimum that is measured
-/// anew every minute with 3 at once.
+/// Envoy's adaptive concurrency filter at its documented defaults: gradient of the median against a
+/// minimum that is measured with 3 at once, anew every minute (and up to 15 % more, by chance) and
+/// whenever the limit has been at its least for five windows.
 #[derive(Clone, Debug)]
 pub struct EnvoyGradient {
     limit: f64,
@@ -226,8 +228,18 @@ pub struct EnvoyGradient {
     epoch: Time,
     measuring: Vec<f64>,
     samples: Samples,
+    /// Windows on end with the limit at its least.
+    at_least: u32,
+    /// Until the minimum is measured again.
+    measure_after: Duration,
+    chance: Chance,
 }
 
+/// Of the filter's example; there is no default.
+const ENVOY_UPDATE: Duration = Duration::from_millis(100);
+const ENVOY_PERCENTILE: f64 = 0.5;
+const ENVOY_MIN_RTT_EVERY: Duration = Duration::from_mins(1);
+const ENVOY_WINDOWS_AT_LEAST: u32 = 5;
 const ENVOY_CONCURRENCY_MIN: f64 = 3.0;
 const ENVOY_MIN_RTT_REQUESTS: usize = 50;
 
@@ -241,7 +253,22 @@ impl Default for EnvoyGradient {
             epoch: Time::ZERO,
             measuring: Vec::new(),
             samples: Samples::default(),
+            at_least: 0,
+            measure_after: ENVOY_MIN_RTT_EVERY,
+            chance: Chance::new(1, 0xe70),
         }
+    }
+}
+
+impl EnvoyGradient {
+    /// Measures the minimum anew: three at once until there are enough.
+    fn measure(&mut self, now: Time) {
+        self.min_rtt_s = None;
+        self.epoch = now;
+        self.held = self.limit;
+        self.limit = ENVOY_CONCURRENCY_MIN;
+        self.at_least = 0;
+        self.measure_after = ENVOY_MIN_RTT_EVERY.mul_f64(self.chance.between(1.0, 1.15));
     }
 }
 
@@ -255,7 +282,7 @@ impl Limiter for EnvoyGradient {
             if self.measuring.len() >= ENVOY_MIN_RTT_REQUESTS {
                 let mut samples =
                     Samples { seconds: std::mem::take(&mut self.measuring), ..Samples::default() };
-                self.min_rtt_s = Some(samples.quantile(0.9));
+                self.min_rtt_s = Some(samples.quantile(ENVOY_PERCENTILE));
                 self.min_rtt_at = now;
                 self.limit = self.held;
                 self.epoch = now;
@@ -263,20 +290,67 @@ impl Limiter for EnvoyGradient {
             }
             return;
         };
-        if let Some(mut window) = self.samples.take(now, latency, in_flight, Duration::from_secs(1)) {
-            let gradient = (min_rtt * 1.25 / window.quantile(0.9)).clamp(0.5, 2.0);
+        if let Some(mut window) = self.samples.take(now, latency, in_flight, ENVOY_UPDATE) {
+            let gradient = (min_rtt * 1.25 / window.quantile(ENVOY_PERCENTILE)).clamp(0.5, 2.0);
             let wanted = self.limit * gradient;
             self.limit = (wanted + wanted.sqrt()).clamp(ENVOY_CONCURRENCY_MIN, 1000.0);
+            let at_least = self.limit <= ENVOY_CONCURRENCY_MIN;
+            self.at_least = if at_least { self.at_least + 1 } else { 0 };
         }
-        if now.since(self.min_rtt_at) >= Duration::from_mins(1) {
-            self.min_rtt_s = None;
-            self.epoch = now;
-            self.held = self.limit;
-            self.limit = ENVOY_CONCURRENCY_MIN;
+        let often = self.at_least >= ENVOY_WINDOWS_AT_LEAST;
+        if often || now.since(self.min_rtt_at) >= self.measure_after {
+            self.measure(now);
         }
     }
     fn limit(&self) -> f64 {
         self.limit
+    }
+}
+
+/// Breakwater (Cho et al., OSDI 2020), the server's side: credits are the limit. Each round trip they
+/// grow by a thousandth of the clients, or one, while requests wait less than the target, and shrink
+/// by 2 % of the excess beyond it, by half at most; what waits twice the target is refused. A request
+/// waits for what it takes beyond the least that one took. The target is the paper's 40 % of an
+/// objective, of half a second here.
+#[derive(Clone, Copy, Debug)]
+pub struct Breakwater {
+    credits: f64,
+    least: Duration,
+    waits: Duration,
+    updated: Time,
+}
+
+const BREAKWATER_TARGET: Duration = Duration::from_millis(200);
+const BREAKWATER_GROWTH: f64 = 1.0;
+const BREAKWATER_CUT: f64 = 0.02;
+
+impl Default for Breakwater {
+    fn default() -> Breakwater {
+        Breakwater { credits: 20.0, least: Duration::MAX, waits: Duration::ZERO, updated: Time::ZERO }
+    }
+}
+
+impl Limiter for Breakwater {
+    fn admit(&mut self, _: Time, in_flight: u32) -> bool {
+        f64::from(in_flight) + 1.0 <= self.credits && (in_flight == 0 || self.waits < 2 * BREAKWATER_TARGET)
+    }
+    fn finish(&mut self, now: Time, latency: Duration, _: u32, _: bool) {
+        self.least = self.least.min(latency);
+        self.waits = latency.saturating_sub(self.least);
+        if now.since(self.updated) < self.least {
+            return;
+        }
+        self.updated = now;
+        let excess = self.waits.as_secs_f64() / BREAKWATER_TARGET.as_secs_f64() - 1.0;
+        if excess < 0.0 {
+            self.credits += BREAKWATER_GROWTH;
+        } else {
+            self.credits *= (1.0 - BREAKWATER_CUT * excess).max(0.5);
+        }
+        self.credits = self.credits.clamp(1.0, 1000.0);
+    }
+    fn limit(&self) -> f64 {
+        self.credits
     }
 }
 
@@ -350,7 +424,7 @@ mod tests {
     #[test]
     fn every_limiter_grows_while_latency_is_flat_and_shrinks_when_it_rises() {
         let limiters: Vec<Box<dyn Limiter>> =
-            vec![Box::<Vegas>::default(), Box::<Gradient2>::default(), Box::<EnvoyGradient>::default()];
+            vec![Box::<Vegas>::default(), Box::<Gradient2>::default(), Box::<Breakwater>::default()];
         for mut limiter in limiters {
             let began = limiter.limit();
             feed(&mut *limiter, 100, 0.0, 20.0);
@@ -452,6 +526,40 @@ mod tests {
             refused[(n / 10_000) as usize] += u32::from(!codel.admit(now, 100));
         }
         assert!(refused[0] > 10 && refused[1] > refused[0] && refused[2] == 0, "{refused:?}");
+    }
+
+    #[test]
+    fn envoys_minimum_is_measured_anew_after_five_windows_at_the_least() {
+        let mut envoy = EnvoyGradient::default();
+        feed(&mut envoy, 100, 0.0, 20.0);
+        assert!(envoy.min_rtt_s.is_some_and(|seconds| (seconds - 0.1).abs() < 1e-9));
+        let slow = |envoy: &mut EnvoyGradient, at: f64| {
+            envoy.finish(Time::from_secs_f64(at), Duration::from_secs(1), 3, false);
+        };
+        // Each answer closes a window and halves the limit; then five at the least.
+        let windows = (0..40).find(|n| {
+            slow(&mut envoy, 21.0 + 1.5 * f64::from(*n));
+            envoy.min_rtt_s.is_none()
+        });
+        assert!(windows.is_some_and(|count| count < 25), "{windows:?} windows, long before a minute");
+        assert!(envoy.limit() <= ENVOY_CONCURRENCY_MIN, "{envoy:?}");
+    }
+
+    #[test]
+    fn breakwater_gives_more_credits_until_requests_wait_and_takes_them_back() {
+        let mut breakwater = Breakwater::default();
+        feed(&mut breakwater, 100, 0.0, 20.0);
+        let grown = breakwater.limit();
+        assert!(grown > 100.0, "{grown}");
+        feed(&mut breakwater, 1100, 20.0, 20.0);
+        assert!(breakwater.limit() < 0.5 * grown, "{breakwater:?}");
+        assert!(!breakwater.admit(Time::from_secs_f64(40.0), 1), "what would wait too long is refused");
+    }
+
+    #[test]
+    fn aimd_backs_off_when_a_caller_gives_up() {
+        let mut aimd = Aimd { limit: 100.0, ..Aimd::default() };
+        assert!(sample(&mut aimd, 1000, 100, true) < 91.0);
     }
 
     #[test]

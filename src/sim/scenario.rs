@@ -10,6 +10,7 @@
 use super::gauges::Cadence;
 use super::head::{Jobs, Link, Spec};
 use rayguard_config::Overrides;
+use rayguard_config::settings::Probe;
 use rayguard_core::limit::table::LimitTable;
 use rayguard_core::policy::{
     Bounds, Class, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo, Treatment,
@@ -45,6 +46,8 @@ pub struct Scenario {
     /// Seconds between two scrapes; 5 unless said otherwise.
     #[serde(default = "five")]
     pub scrape_s: f64,
+    /// Seconds between two scrapes of a Prometheus that rayguard reads instead of the head.
+    pub prometheus_s: Option<f64>,
     /// What protects the head: see [`Guard`].
     #[serde(default)]
     pub guard: Guard,
@@ -79,6 +82,10 @@ pub enum Guard {
     /// The production gate and loop.
     #[default]
     Rayguard,
+    /// The production gate and loop, deaf to Ray's signals.
+    NoOuter,
+    /// The production gate and loop, deaf to latency.
+    NoInner,
     /// The production gate with limits that stand still at `initial`.
     Still,
     /// A fixed number under way at once, all together, no queue.
@@ -89,8 +96,10 @@ pub enum Guard {
     Gradient2,
     /// Netflix `AIMDLimit`, defaults.
     Aimd,
-    /// Envoy's gradient controller, p90 over 1 s.
+    /// Envoy's gradient controller at its documented defaults.
     EnvoyGradient,
+    /// Breakwater's credits.
+    Breakwater,
     /// CoDel on the time spent at the head.
     Codel,
 }
@@ -102,28 +111,42 @@ impl Guard {
         match self {
             Guard::Off => "none".to_owned(),
             Guard::Rayguard => "rayguard".to_owned(),
+            Guard::NoOuter => "rayguard, no outer loop".to_owned(),
+            Guard::NoInner => "rayguard, no inner loop".to_owned(),
             Guard::Still => "rayguard, limits still".to_owned(),
             Guard::Fixed(limit) => format!("fixed {limit}"),
             Guard::Vegas => "netflix vegas".to_owned(),
             Guard::Gradient2 => "netflix gradient2".to_owned(),
             Guard::Aimd => "netflix aimd".to_owned(),
             Guard::EnvoyGradient => "envoy gradient".to_owned(),
+            Guard::Breakwater => "breakwater".to_owned(),
             Guard::Codel => "codel".to_owned(),
         }
     }
 }
 
 /// The run that must fail.
-#[derive(Clone, PartialEq, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, PartialEq, Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct ControlSpec {
-    /// What takes the protection's place.
-    pub guard: Guard,
+    /// What takes the protection's place; nothing, unless signals are taken away.
+    pub guard: Option<Guard>,
+    /// Signals that no class follows.
+    pub without: Vec<String>,
 }
 
-impl Default for ControlSpec {
-    fn default() -> ControlSpec {
-        ControlSpec { guard: Guard::Off }
+impl ControlSpec {
+    /// What takes the protection's place.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        self.guard.unwrap_or(if self.without.is_empty() { Guard::Off } else { Guard::Rayguard })
+    }
+
+    /// The run's name in tables.
+    #[must_use]
+    pub fn label(&self) -> String {
+        let guard = self.guard().label();
+        if self.without.is_empty() { guard } else { format!("{guard}, without {}", self.without.join(", ")) }
     }
 }
 
@@ -148,6 +171,9 @@ pub enum PlantSpec {
         /// Ray's metrics at their 1 s settings.
         #[serde(default)]
         fast_metrics: bool,
+        /// The cluster behind it and what its users do on it.
+        #[serde(default)]
+        cluster: ClusterSpec,
     },
     /// Parallel servers of exponential service time and one queue.
     Servers {
@@ -187,6 +213,76 @@ pub enum PlantSpec {
         /// What a unit of size takes besides (a thousand tokens), milliseconds.
         per_size_ms: f64,
     },
+}
+
+/// What a Ray head carries besides its API.
+#[derive(Clone, PartialEq, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ClusterSpec {
+    /// Cores of the head that the users' own tasks would use, all the time.
+    pub user_cores: f64,
+    /// Share of a core that the raylet needs for the cluster's tasks, 0..1.
+    pub raylet_need: f64,
+    /// Share of the GCS's loop that the cluster's own calls need, 0..0.95.
+    pub gcs_need: f64,
+    /// Tasks that the cluster runs at once.
+    pub task_slots: f64,
+    /// Tasks pending for good: as fast as they are worked off, others come.
+    pub pending: u32,
+    /// Tasks pending for good that no node can run.
+    pub infeasible: u32,
+    /// The head's memory, megabytes.
+    pub memory_mb: f64,
+    /// Of it held by the users' own processes and objects, megabytes.
+    pub user_mb: f64,
+}
+
+impl Default for ClusterSpec {
+    fn default() -> ClusterSpec {
+        let Spec { jobs, memory, .. } = Spec::ray_head();
+        ClusterSpec {
+            user_cores: 0.0,
+            raylet_need: 0.0,
+            gcs_need: 0.0,
+            task_slots: jobs.task_slots,
+            pending: 0,
+            infeasible: 0,
+            memory_mb: memory.total_mb,
+            user_mb: 0.0,
+        }
+    }
+}
+
+impl ClusterSpec {
+    /// Lays it over a head.
+    fn put_into(&self, spec: &mut Spec) {
+        spec.user_cores = self.user_cores;
+        spec.raylet_need = self.raylet_need;
+        spec.gcs_need = self.gcs_need;
+        spec.jobs.task_slots = self.task_slots;
+        spec.jobs.pending = self.pending;
+        spec.jobs.infeasible = self.infeasible;
+        spec.memory.total_mb = self.memory_mb;
+        spec.memory.user_mb = self.user_mb;
+    }
+
+    fn check(&self) -> Result<(), ScenarioError> {
+        for (name, value, [low, high]) in [
+            ("user_cores", self.user_cores, [0.0, 1024.0]),
+            ("raylet_need", self.raylet_need, [0.0, 1.0]),
+            ("gcs_need", self.gcs_need, [0.0, 0.95]),
+            ("task_slots", self.task_slots, [0.0, 1e6]),
+            ("memory_mb", self.memory_mb, [1.0, 1e9]),
+            ("user_mb", self.user_mb, [0.0, self.memory_mb]),
+        ] {
+            if !(low..=high).contains(&value) {
+                let problem =
+                    format!("`plant.cluster.{name}` is {value}; it must lie between {low} and {high}");
+                return Err(ScenarioError::Impossible(problem));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The one class of a synthetic plant.
@@ -302,7 +398,16 @@ pub struct ClientSpec {
     pub size: f64,
     /// Tails: until the job ends; submissions: how long the job runs, seconds.
     pub lasts_s: Option<f64>,
-    /// Tails: the client leaves after so long, seconds.
+    /// Submissions: tasks that each job brings; it is done when they are.
+    #[serde(default)]
+    pub tasks: u32,
+    /// How long each of them takes, seconds.
+    #[serde(default = "one_f64")]
+    pub task_s: f64,
+    /// No node can run them: they stay pending until the job ends.
+    #[serde(default)]
+    pub infeasible: bool,
+    /// Tails and Ray Client sessions: the client leaves after so long, seconds.
     pub stay_s: Option<f64>,
     /// Traces: the file, relative to the scenario's folder.
     #[serde(default)]
@@ -365,11 +470,26 @@ pub struct FaultSpec {
     pub at_s: f64,
     /// For how long; for good when left out.
     pub for_s: Option<f64>,
-    /// How much: capacity and lying metrics.
+    /// How much; what it means depends on the kind.
     #[serde(default = "one_f64")]
     pub factor: f64,
+    /// Metrics: of this page alone; of both when left out.
+    pub page: Option<MetricsPage>,
+    /// Capacity: it gets there evenly over so many seconds, instead of at once.
+    #[serde(default)]
+    pub over_s: f64,
     /// Reload: rayguard's configuration from then on, as its file would say it.
     pub config: Option<String>,
+}
+
+/// One of the pages that Ray's metrics are on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MetricsPage {
+    /// The node's agent: node, GCS, raylet, tasks, jobs.
+    Agent,
+    /// The dashboard: its modules and their answers.
+    Dashboard,
 }
 
 /// What can go wrong.
@@ -392,6 +512,24 @@ pub enum FaultKind {
     Capacity,
     /// The head restarts and loses everything under way.
     HeadRestart,
+    /// A machine of `factor` cores takes the head's place, which restarts.
+    HeadReplaced,
+    /// The head refuses connections.
+    HeadRefuses,
+    /// The users' own tasks on the head use `factor` cores.
+    UserCores,
+    /// The cluster's own calls need `factor` of the GCS.
+    GcsNeed,
+    /// The cluster's tasks need `factor` of a core of the raylet.
+    RayletNeed,
+    /// The cluster runs `factor` tasks at once.
+    TaskSlots,
+    /// `factor` tasks are pending, and are worked off as fast as others come.
+    PendingTasks,
+    /// The users' own processes and objects hold `factor` megabytes.
+    UserMemory,
+    /// Replicas come or go: the plant's servers, or a Serve's slots, are `factor`.
+    Servers,
     /// rayguard reads its configuration anew: `config`, or the same once more.
     ConfigReload,
     /// rayguard restarts: counters and queues are empty, limits are the last good ones.
@@ -400,6 +538,43 @@ pub enum FaultKind {
     ControllerPause,
     /// The wall clock jumps by `factor` seconds.
     ClockJump,
+}
+
+impl FaultSpec {
+    fn check(&self) -> Result<(), ScenarioError> {
+        let [low, high] = match self.kind {
+            FaultKind::HeadReplaced => [0.1, 1024.0],
+            FaultKind::GcsNeed => [0.0, 0.95],
+            FaultKind::RayletNeed => [0.0, 1.0],
+            FaultKind::Capacity
+            | FaultKind::UserCores
+            | FaultKind::TaskSlots
+            | FaultKind::PendingTasks
+            | FaultKind::Servers
+            | FaultKind::UserMemory
+            | FaultKind::MetricsSlow => [0.0, 1e9],
+            _ => [f64::NEG_INFINITY, f64::INFINITY],
+        };
+        if !(low..=high).contains(&self.factor) {
+            return Err(ScenarioError::Impossible(format!(
+                "fault `{:?}` at {} s: `factor` is {}; it must lie between {low} and {high}",
+                self.kind, self.at_s, self.factor
+            )));
+        }
+        if self.page.is_some() && self.kind != FaultKind::MetricsMissing {
+            return Err(ScenarioError::Impossible(format!(
+                "fault `{:?}` at {} s: `page` is for `metrics-missing`",
+                self.kind, self.at_s
+            )));
+        }
+        if self.over_s < 0.0 || (self.over_s > 0.0 && self.kind != FaultKind::Capacity) {
+            return Err(ScenarioError::Impossible(format!(
+                "fault `{:?}` at {} s: `over_s` is for `capacity`, and must not be below 0",
+                self.kind, self.at_s
+            )));
+        }
+        Ok(())
+    }
 }
 
 fn one() -> u64 {
@@ -477,6 +652,17 @@ impl Scenario {
                 self.seconds
             ));
         }
+        if let Some(prometheus_s) = self.prometheus_s
+            && !(1.0..=600.0).contains(&prometheus_s)
+        {
+            return wrong(format!("`prometheus_s` is {prometheus_s}; it must lie between 1 and 600"));
+        }
+        if let PlantSpec::RayHead { cluster, .. } = &self.plant {
+            cluster.check()?;
+        }
+        for fault in &self.fault {
+            fault.check()?;
+        }
         let spec = self.spec();
         for client in &self.client {
             let named = matches!(client.kind, ClientKind::Open | ClientKind::Closed);
@@ -487,6 +673,12 @@ impl Scenario {
                     client.name,
                     client.route,
                     known.join(", ")
+                ));
+            }
+            if !(client.task_s > 0.0 && client.task_s <= 1e6) {
+                return wrong(format!(
+                    "client `{}`: `task_s` is {}; it must be above 0 and at most 1000000",
+                    client.name, client.task_s
                 ));
             }
             if client.kind == ClientKind::Open && client.per_second <= 0.0 {
@@ -515,7 +707,14 @@ impl Scenario {
         for config in self.fault.iter().filter_map(|fault| fault.config.as_deref()) {
             self.policy_of(config)?;
         }
-        self.policy().map(drop)
+        let (policy, _) = self.policy()?;
+        let known: Vec<&str> = policy.signals.iter().map(|signal| &*signal.name).collect();
+        match self.control.without.iter().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => {
+                wrong(format!("`control.without`: no signal `{name}`; there are {}", known.join(", ")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Whether the head is Ray's, with its modules and routes.
@@ -528,10 +727,17 @@ impl Scenario {
     #[must_use]
     pub fn spec(&self) -> Spec {
         match self.plant {
-            PlantSpec::RayHead { cores, jobs, tasks, actors, fast_metrics } => {
+            PlantSpec::RayHead { cores, jobs, tasks, actors, fast_metrics, ref cluster } => {
                 let mut spec = Spec::ray_head();
                 spec.cores = cores;
-                spec.jobs = Jobs { listed: jobs, tasks, actors, ..spec.jobs };
+                spec.jobs = Jobs {
+                    listed: jobs,
+                    tasks,
+                    actors,
+                    starting_max: Jobs::starting_max(cores),
+                    ..spec.jobs
+                };
+                cluster.put_into(&mut spec);
                 if fast_metrics {
                     spec.cadence = Cadence::FAST;
                 }
@@ -570,6 +776,12 @@ impl Scenario {
     /// `config` is wrong.
     pub fn policy(&self) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
         self.policy_of(&self.config)
+    }
+
+    /// The active probe of `config`, if it wants one.
+    #[must_use]
+    pub fn probe(&self) -> Option<Probe> {
+        rayguard_config::parse(&self.config, "config", &Overrides::default()).ok()?.probe
     }
 
     /// The policy and the table of another configuration at the same head.
@@ -671,7 +883,7 @@ mod tests {
     #[test]
     fn a_small_scenario_is_enough() {
         let scenario = Scenario::read(SMALL).expect("good");
-        assert_eq!(scenario.control.guard, Guard::Off);
+        assert_eq!(scenario.control.guard(), Guard::Off);
         assert_eq!(scenario.policy().expect("good").0.classes.len(), 1);
     }
 
@@ -684,6 +896,19 @@ mod tests {
             ("[0.9, 1.1]", "[1.1, 0.9]", "no range"),
             ("expect = { goodput = [0.9, 1.1] }", "expect = {}", "proves nothing"),
             ("seconds = 10", "seconds = 10\nconfig = \"upstreem = 1\"", "config"),
+            ("seconds = 10", "seconds = 10\nprometheus_s = 0", "between 1 and 600"),
+            ("seconds = 10", "seconds = 10\ncontrol = { without = [\"cpu\"] }", "no signal `cpu`"),
+            ("per_second = 100", "per_second = 100\ntask_s = 0", "`task_s` is 0"),
+            (
+                "per_second = 100",
+                "per_second = 100\n[[fault]]\nkind = \"gcs-need\"\nat_s = 1\nfactor = 2",
+                "between 0 and 0.95",
+            ),
+            (
+                "{ kind = \"servers\", count = 8, mean_ms = 100 }",
+                "{ kind = \"ray-head\", cluster = { gcs_need = 1.5 } }",
+                "`plant.cluster.gcs_need` is 1.5",
+            ),
         ] {
             let error = Scenario::read(&SMALL.replace(from, to)).expect_err(part).to_string();
             assert!(error.contains(part), "{error}");

@@ -5,6 +5,7 @@
 //! fault adds), so equal seeds give equal journals.
 
 use super::door::Door;
+use super::faults::Scraped;
 use rayguard_core::alert::Alert;
 use rayguard_core::engine::{Effects, Engine, LastGood, read_door};
 use rayguard_core::journal::{Event, Record};
@@ -31,6 +32,12 @@ pub struct Steering {
     period: Duration,
     seq: u64,
     pending: Vec<Event>,
+    /// How often a limit was lowered.
+    cuts: u64,
+    #[cfg(test)]
+    pub(super) defect: Option<super::defects::Defect>,
+    #[cfg(test)]
+    last: Scraped,
 }
 
 fn wall(now: Time, offset_s: f64) -> WallMs {
@@ -52,6 +59,11 @@ impl Steering {
             engine,
             seq: 0,
             pending: Vec::new(),
+            cuts: 0,
+            #[cfg(test)]
+            defect: None,
+            #[cfg(test)]
+            last: (None, None),
         }
     }
 
@@ -60,6 +72,10 @@ impl Steering {
         let modes = vec![Mode::Enforce; policy.classes.len()];
         let rules = Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
         self.engine = self.engine.succeed(policy, &modes, &rules, now);
+        #[cfg(test)]
+        if self.defect == Some(super::defects::Defect::ForgetsOnReload) {
+            self.engine = Engine::new(door.policy.clone(), &modes, &[], now);
+        }
         self.reader = SignalReader::new(&door.policy);
         self.period = door.policy.control.inner_period;
         door.table = self.engine.table();
@@ -83,26 +99,32 @@ impl Steering {
         self.engine.pressure(class).unwrap_or(0.0)
     }
 
+    /// How often a limit has been lowered since this was last asked.
+    pub fn take_cuts(&mut self) -> u64 {
+        std::mem::take(&mut self.cuts)
+    }
+
     /// When the first scrape is: out of step with everything else.
     #[must_use]
     pub fn scrape_phase(&self, every: Duration) -> Duration {
         every.min(Duration::from_secs(10)).mul_f64(0.37)
     }
 
-    /// The pages of agent and dashboard came, or the scrape failed.
-    pub fn on_scrape(&mut self, pages: Option<&(String, String)>, began: Time, now: Time, offset_s: f64) {
-        match pages {
-            Some((agent, dashboard)) => {
-                for (target, page) in [(AGENT, agent), (DASHBOARD, dashboard)] {
-                    // A page that cannot be read is noted by the reader itself.
-                    let _ = self.reader.on_scrape(target, page.as_bytes(), began, wall(began, offset_s));
-                }
-            }
-            None => {
-                for target in [AGENT, DASHBOARD] {
-                    let missing = Missing::Unreachable { target: target.into(), problem: "timed out".into() };
-                    self.reader.on_failure(target, &missing);
-                }
+    /// The pages of agent and dashboard came, or their scrape failed.
+    pub fn on_scrape(&mut self, scraped: &Scraped, began: Time, now: Time, offset_s: f64) {
+        #[cfg(test)]
+        let bent = self.defect.map(|defect| defect.read(scraped, &mut self.last, now));
+        #[cfg(test)]
+        let (scraped, now) =
+            (bent.as_ref().unwrap_or(scraped), self.defect.map_or(now, |defect| defect.time(now, offset_s)));
+        let (agent, dashboard) = scraped;
+        for (target, page) in [(AGENT, agent), (DASHBOARD, dashboard)] {
+            if let Some(page) = page {
+                // A page that cannot be read is noted by the reader itself.
+                let _ = self.reader.on_scrape(target, page.as_bytes(), began, wall(began, offset_s));
+            } else {
+                let missing = Missing::Unreachable { target: target.into(), problem: "timed out".into() };
+                self.reader.on_failure(target, &missing);
             }
         }
         self.take_readings(now);
@@ -130,12 +152,16 @@ impl Steering {
         offset_s: f64,
         journal: Option<&mut (dyn Write + '_)>,
     ) -> bool {
+        #[cfg(test)]
+        let now = self.defect.map_or(now, |defect| defect.time(now, offset_s));
         let seen = read_door(&door.gate, door.policy.classes.len(), now);
         let effects: Effects = self.engine.on_tick(seen, now, wall(now, offset_s));
         for (class, seconds) in &effects.spreads {
             door.gate.spread(*class, *seconds);
         }
         self.pending.extend(effects.events);
+        let lowers = |event: &&Event| matches!(event, Event::Adjustment(step) if step.new < step.old);
+        self.cuts += self.pending.iter().filter(lowers).count() as u64;
         if let Some(journal) = journal {
             self.record(now, offset_s, journal);
         }

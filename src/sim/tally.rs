@@ -1,6 +1,8 @@
 //! What is counted of a run: per group of clients, and per second.
 
+use super::plant::Felt;
 use hdrhistogram::Histogram;
+use rayguard_core::time::duration_from_secs;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -42,8 +44,17 @@ pub struct Tally {
     /// Attempts refused although something less urgent had been let into the same module since
     /// they came.
     pub inverted: u64,
+    /// Attempts that had to wait at the door.
+    pub waited: u64,
     /// Time its requests spent at the head, all together, seconds.
     pub busy_s: f64,
+    /// Submissions whose job started, and whose job is done.
+    pub jobs_begun: u64,
+    /// See above.
+    pub jobs_done: u64,
+    /// From a submission's first attempt until its job started, and until it was done, milliseconds.
+    start: Histogram<u64>,
+    done: Histogram<u64>,
     /// Latency of attempts served, microseconds.
     latency: Histogram<u64>,
     /// Latency of the head's side of everything admitted, given-up ones included, microseconds.
@@ -66,6 +77,46 @@ fn micros(length: Duration) -> u64 {
     u64::try_from(length.as_micros()).unwrap_or(u64::MAX)
 }
 
+fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What the cluster's own work felt of the head.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FeltTally {
+    /// What its calls to the GCS took, microseconds.
+    gcs: Histogram<u64>,
+    /// How late the raylet was, microseconds.
+    raylet: Histogram<u64>,
+}
+
+impl Default for FeltTally {
+    fn default() -> FeltTally {
+        FeltTally { gcs: histogram(), raylet: histogram() }
+    }
+}
+
+impl FeltTally {
+    /// One moment.
+    pub fn note(&mut self, felt: Felt) {
+        let micros = |ms: f64| micros(duration_from_secs(ms / 1e3));
+        self.gcs.saturating_record(micros(felt.gcs_ms));
+        self.raylet.saturating_record(micros(felt.raylet_ms));
+    }
+
+    /// What a call to the GCS took, milliseconds.
+    #[must_use]
+    pub fn gcs_ms(&self, quantile: f64) -> f64 {
+        quantile_ms(&self.gcs, quantile)
+    }
+
+    /// How late the raylet was, milliseconds.
+    #[must_use]
+    pub fn raylet_ms(&self, quantile: f64) -> f64 {
+        quantile_ms(&self.raylet, quantile)
+    }
+}
+
 impl Tally {
     /// Nothing counted yet.
     #[must_use]
@@ -80,7 +131,12 @@ impl Tally {
             timed_out: 0,
             failed: 0,
             inverted: 0,
+            waited: 0,
             busy_s: 0.0,
+            jobs_begun: 0,
+            jobs_done: 0,
+            start: histogram(),
+            done: histogram(),
             latency: histogram(),
             upstream: histogram(),
             parties: Vec::new(),
@@ -128,6 +184,31 @@ impl Tally {
     pub fn upstream(&mut self, latency: Duration) {
         self.busy_s += latency.as_secs_f64();
         self.upstream.saturating_record(micros(latency));
+    }
+
+    /// The job of a submission has started, so long after it was first sent.
+    pub fn begun(&mut self, after: Duration) {
+        self.jobs_begun += 1;
+        self.start.saturating_record(millis(after));
+    }
+
+    /// The job of a submission is done, so long after it was first sent.
+    pub fn done(&mut self, after: Duration) {
+        self.jobs_done += 1;
+        self.done.saturating_record(millis(after));
+    }
+
+    /// From a submission until its job has started, seconds.
+    #[must_use]
+    pub fn start_s(&self, quantile: f64) -> f64 {
+        // The histograms of jobs count milliseconds.
+        quantile_ms(&self.start, quantile)
+    }
+
+    /// From a submission until its job is done, seconds.
+    #[must_use]
+    pub fn done_s(&self, quantile: f64) -> f64 {
+        quantile_ms(&self.done, quantile)
     }
 
     /// Latency quantile of what was served, milliseconds; NaN when nothing was.

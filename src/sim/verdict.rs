@@ -64,6 +64,13 @@ fn groups(run: &Run, all: &mut Verdicts) {
         put("head_p50_ms", tally.upstream_ms(0.5));
         put("head_p99_ms", tally.upstream_ms(0.99));
         put("jain", tally.jain());
+        put("waited", share(tally.waited, tally.attempts));
+        put("begun", share(tally.jobs_begun, tally.demands));
+        put("start_p50_s", tally.start_s(0.5));
+        put("start_p99_s", tally.start_s(0.99));
+        put("done", share(tally.jobs_done, tally.demands));
+        put("done_p50_s", tally.done_s(0.5));
+        put("done_p99_s", tally.done_s(0.99));
         put("inversions", share(tally.inverted, tally.attempts));
     }
 }
@@ -95,6 +102,12 @@ fn whole(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
         ("victim_p99_ms", quantile_ms(&victims, 0.99)),
         ("amplification", attempts as f64 / demands as f64),
         ("jain", jain(shares)),
+        ("gcs_p50_ms", run.felt.gcs_ms(0.5)),
+        ("gcs_p99_ms", run.felt.gcs_ms(0.99)),
+        ("raylet_p99_ms", run.felt.raylet_ms(0.99)),
+        ("cuts", run.cuts as f64),
+        ("memory_max", run.memory_max),
+        ("out_of_memory", f64::from(run.out_of_memory)),
         ("requests", run.requests as f64),
     ] {
         all.insert(name.to_owned(), value);

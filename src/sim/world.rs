@@ -8,22 +8,25 @@
 //! The network costs nothing here, and so does the proxy itself: a simulation judges decisions,
 //! not nanoseconds.
 
+use super::ablation::{pin, policy_under};
 use super::arrivals::{Agent, Group, agents};
 use super::chance::Chance;
+use super::cluster::Brings;
 use super::course::{Course, Motion};
 use super::door::{Door, Rid, Sharing};
 use super::exposition::Pages;
-use super::faults::MetricsWeather;
-use super::head::{RouteId, Spec};
+use super::faults::{MetricsWeather, Scraped};
+use super::head::{Effect, RouteId, Spec};
 use super::heap::{EventHeap, Place};
 use super::plant::{Demand, Event, Exchange, Plant, Step};
 use super::recovery::Recovery;
 use super::rivals::{self, Limiter};
 use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
 use super::steering::Steering;
-use super::tally::{Ending, Latencies, Second, Tally};
+use super::tally::{Ending, FeltTally, Latencies, Second, Tally};
 use super::trace::Trace;
 use super::verdict::calm_from;
+use rayguard_config::settings::Probe;
 use rayguard_core::limit::gate::{Decision, Grant, Ticket, WaitId};
 use rayguard_core::limit::meter::Outcome;
 use rayguard_core::policy::ClassId;
@@ -64,6 +67,14 @@ pub struct Run {
     /// The watched class in the late half of the measured part: exchanges that ended, and how
     /// many of them within its objective.
     pub within: (u64, u64),
+    /// What the cluster's own work felt.
+    pub felt: FeltTally,
+    /// The head's memory in use at its highest, as a share of what there is.
+    pub memory_max: f64,
+    /// How often the head ran out of memory and was restarted.
+    pub out_of_memory: u32,
+    /// How often a limit of any class was lowered in the measured part.
+    pub cuts: u64,
     /// Simulated requests, attempts and shared ones included.
     pub requests: u64,
 }
@@ -73,9 +84,8 @@ pub type Traces = BTreeMap<String, Arc<Trace>>;
 
 /// How often a waiting queue is looked after, as in production.
 const PUMP: Duration = Duration::from_millis(20);
-/// How often the active probe asks.
-const PROBE_EVERY: Duration = Duration::from_secs(5);
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// After so long a refused connection is known to be one.
+const REFUSAL_TAKES: Duration = Duration::from_millis(1);
 /// What a scrape takes on a healthy head.
 const SCRAPE_TAKES: Duration = Duration::from_millis(30);
 /// Tags of the plant from here on are probes.
@@ -94,7 +104,11 @@ enum Happening {
     Tick,
     Second,
     Scrape,
-    Scraped(Box<(Option<(String, String)>, Time)>),
+    /// Prometheus scrapes the head.
+    Prometheus,
+    /// The head has refused the connection of this request.
+    Unconnected(Rid),
+    Scraped(Box<(Scraped, Time)>),
     Probe,
     ProbeTimeout(u64),
     Fault(usize),
@@ -131,7 +145,7 @@ enum Stage {
     Free,
     Shares,
     Waits(WaitId, u32),
-    Upstream { exchange: Exchange, ticket: Option<(Ticket, u32)>, admitted: Time },
+    Upstream { exchange: Option<Exchange>, ticket: Option<(Ticket, u32)>, admitted: Time },
 }
 
 /// Whose time is measured.
@@ -161,6 +175,9 @@ pub struct World<'a> {
     plant: Plant,
     events: Vec<Event>,
     door: Option<Door>,
+    guard: Guard,
+    /// Signals that no class follows.
+    without: Vec<String>,
     rival: Option<Box<dyn Limiter>>,
     rival_in_flight: u32,
     steering: Option<Steering>,
@@ -182,10 +199,21 @@ pub struct World<'a> {
     capacity: f64,
     /// The part of it that a fault has left.
     capacity_left: f64,
+    /// Servers there are, as a share of those there were.
+    servers: f64,
     /// Work asked for in this second.
     asked_ms: f64,
     scrape_every: Duration,
+    /// What Prometheus read last, and when.
+    stored: Option<(String, String, Time)>,
     paused: bool,
+    /// The head refuses connections.
+    refuses: bool,
+    /// The capacity's way to where a fault takes it: from, to, since, over seconds.
+    drift: Option<(f64, f64, Time, f64)>,
+    /// Submissions whose job has not ended: whose they are, and when they were first sent.
+    jobs: BTreeMap<Rid, (u16, Time)>,
+    probe: Option<Probe>,
     wall_offset_s: f64,
     probes: BTreeMap<u64, Time>,
     probe_next: u64,
@@ -224,6 +252,10 @@ pub struct Conditions {
     pub scrapes_lost: f64,
     /// Deviation of the logarithm of every gauge scraped.
     pub noise: f64,
+    /// Signals that no class follows.
+    pub without: Vec<String>,
+    /// The watched class's concurrency is held here.
+    pub pinned: Option<f64>,
 }
 
 impl Conditions {
@@ -236,6 +268,8 @@ impl Conditions {
             scrape_s: scenario.scrape_s,
             scrapes_lost: 0.0,
             noise: 0.0,
+            without: Vec::new(),
+            pinned: None,
         }
     }
 }
@@ -270,6 +304,22 @@ pub fn run_under<'a>(
     Ok(world.run)
 }
 
+/// Runs a scenario with something wrong in its loop.
+#[cfg(test)]
+pub(super) fn run_defective(
+    scenario: &Scenario,
+    guard: Guard,
+    seed: u64,
+    defect: super::defects::Defect,
+) -> Result<Run, ScenarioError> {
+    let mut world = World::new(scenario, Conditions::of(scenario), guard, seed, &Traces::new())?;
+    if let Some(steering) = &mut world.steering {
+        steering.defect = Some(defect);
+    }
+    world.live();
+    Ok(world.run)
+}
+
 /// Runs a scenario behind a limiter of the caller's.
 #[cfg(test)]
 pub(super) fn run_behind(
@@ -291,17 +341,23 @@ impl<'a> World<'a> {
         seed: u64,
         traces: &Traces,
     ) -> Result<World<'a>, ScenarioError> {
-        let Conditions { spec, capacity, scrape_s, scrapes_lost, noise } = conditions;
+        let Conditions { spec, capacity, scrape_s, scrapes_lost, noise, without, pinned } = conditions;
         let upstream = vec![0; spec.routes.len()];
         let end = Time::from_secs_f64(scenario.seconds);
         let [from, to] = scenario.measure.unwrap_or([0.0, scenario.seconds]);
-        let guarded = matches!(guard, Guard::Rayguard | Guard::Still);
-        let mut door = guarded.then(|| Door::new(scenario, &spec, Time::ZERO)).transpose()?;
+        let steered = matches!(guard, Guard::Rayguard | Guard::NoOuter | Guard::NoInner);
+        let policy = |config: &str| scenario.policy_of(config).map(|(policy, _)| policy);
+        let door = (steered || guard == Guard::Still).then(|| {
+            let mut policy = policy_under(&*policy(&scenario.config)?, guard, &without);
+            if let Some(limit) = pinned {
+                pin(&mut policy, &scenario.watch, limit);
+            }
+            let policy = Arc::new(policy);
+            Door::new(scenario, policy, &spec, Time::ZERO)
+        });
+        let mut door = door.transpose()?;
         let watched = door.as_ref().map_or(Ok(ClassId(0)), |door| watched(door, &scenario.watch))?;
-        let steering = match (&mut door, guard) {
-            (Some(door), Guard::Rayguard) => Some(Steering::new(door, &[], Time::ZERO)),
-            _ => None,
-        };
+        let steering = door.as_mut().filter(|_| steered).map(|door| Steering::new(door, &[], Time::ZERO));
         let mut world = World {
             scenario,
             end,
@@ -310,6 +366,8 @@ impl<'a> World<'a> {
             plant: Plant::new(spec, seed),
             events: Vec::new(),
             door,
+            guard,
+            without,
             rival: rival(guard),
             rival_in_flight: 0,
             steering,
@@ -327,9 +385,15 @@ impl<'a> World<'a> {
             weather: MetricsWeather::new(scrapes_lost, noise, Chance::new(seed, 0x5c7a)),
             capacity,
             capacity_left: 1.0,
+            servers: 1.0,
             asked_ms: 0.0,
             scrape_every: duration_from_secs(scrape_s),
+            stored: None,
             paused: false,
+            refuses: false,
+            drift: None,
+            jobs: BTreeMap::new(),
+            probe: scenario.probe(),
             wall_offset_s: 0.0,
             probes: BTreeMap::new(),
             probe_next: PROBES,
@@ -386,8 +450,11 @@ impl<'a> World<'a> {
         if let Some(steering) = &self.steering {
             self.heap.push((Time::ZERO + steering.period()).0, Happening::Tick);
             self.heap.push((Time::ZERO + steering.scrape_phase(self.scrape_every)).0, Happening::Scrape);
-            if self.plant.spec().route("gcs-healthz").is_some() {
-                self.heap.push((Time::ZERO + PROBE_EVERY).0, Happening::Probe);
+            if let Some(every) = self.scenario.prometheus_s {
+                self.heap.push(Time::from_secs_f64(0.61 * every).0, Happening::Prometheus);
+            }
+            if let (Some(probe), Some(_)) = (&self.probe, self.plant.spec().route("gcs-healthz")) {
+                self.heap.push((Time::ZERO + probe.interval).0, Happening::Probe);
             }
         }
         for (at, fault) in self.scenario.fault.iter().enumerate() {
@@ -433,16 +500,23 @@ impl<'a> World<'a> {
             Happening::Tick => self.tick(),
             Happening::Second => self.close_second(),
             Happening::Scrape => self.scrape(),
+            Happening::Prometheus => self.prometheus(),
+            Happening::Unconnected(rid) => {
+                if self.alive(rid) {
+                    self.finished(rid, 502);
+                }
+            }
             Happening::Scraped(scraped) => {
                 let (pages, began) = *scraped;
                 if let (Some(steering), false) = (&mut self.steering, self.paused) {
-                    steering.on_scrape(pages.as_ref(), began, self.now, self.wall_offset_s);
+                    steering.on_scrape(&pages, began, self.now, self.wall_offset_s);
                 }
             }
             Happening::Probe => self.probe(),
             Happening::ProbeTimeout(tag) => {
                 if let (Some(began), Some(steering)) = (self.probes.remove(&tag), &mut self.steering) {
-                    steering.on_probe(Some(PROBE_TIMEOUT.as_secs_f64() * 1e3), began, self.now);
+                    let waited = self.now.since(began);
+                    steering.on_probe(Some(waited.as_secs_f64() * 1e3), began, self.now);
                 }
             }
             Happening::Fault(at) => self.fault(at),
@@ -578,6 +652,10 @@ impl<'a> World<'a> {
                 Decision::Wait(id, deadline) => {
                     let (life, class) = (door.life, door.class(route));
                     self.request_mut(rid).stage = Stage::Waits(id, life);
+                    let demand = self.request(rid).demand;
+                    if self.measured(demand.first_sent) {
+                        self.run.groups[usize::from(demand.group)].waited += 1;
+                    }
                     self.set(Clock::Queue(class.0), deadline, rid);
                     self.keep_pumping();
                 }
@@ -610,8 +688,16 @@ impl<'a> World<'a> {
         let spec = &self.groups[usize::from(demand.group)].spec;
         let lasts = demand.lasts.or(spec.lasts_s.map(duration_from_secs));
         let cost_ms = self.plant.cost_ms(demand.route, demand.size);
-        let exchange =
-            self.plant.arrive(now, &Demand { tag: rid, route: demand.route, size: demand.size, lasts });
+        let brings = Brings { tasks: spec.tasks, task_s: spec.task_s, infeasible: spec.infeasible };
+        let asked = Demand { size: demand.size, lasts, brings, ..Demand::of(rid, demand.route) };
+        if self.refuses {
+            self.heap.push((now + REFUSAL_TAKES).0, Happening::Unconnected(rid));
+            let request = self.request_mut(rid);
+            request.cost_ms = 0.0;
+            request.stage = Stage::Upstream { exchange: None, ticket, admitted: now };
+            return;
+        }
+        let exchange = Some(self.plant.arrive(now, &asked));
         if self.measured(now) {
             self.upstream[demand.route.index()] += 1;
         }
@@ -662,7 +748,7 @@ impl<'a> World<'a> {
         self.resolve(rid, Ending::TimedOut);
         let request = &self.requests[slot_of(rid)];
         match request.stage {
-            Stage::Upstream { exchange, .. } => self.plant.hang_up(self.now, exchange),
+            Stage::Upstream { exchange: Some(exchange), .. } => self.plant.hang_up(self.now, exchange),
             Stage::Waits(id, life) => {
                 let Some(door) = &mut self.door else { return };
                 if !door.is_followed(route, party, rid) && door.cancel(id, life, self.now) {
@@ -671,7 +757,7 @@ impl<'a> World<'a> {
                 }
             }
             Stage::Shares => self.release(rid),
-            Stage::Free => {}
+            Stage::Free | Stage::Upstream { .. } => {}
         }
     }
 
@@ -689,7 +775,7 @@ impl<'a> World<'a> {
     /// A tail's reader leaves.
     fn leave(&mut self, rid: Rid) {
         if self.alive(rid)
-            && let Stage::Upstream { exchange, .. } = self.request(rid).stage
+            && let Stage::Upstream { exchange: Some(exchange), .. } = self.request(rid).stage
         {
             self.plant.hang_up(self.now, exchange);
         }
@@ -747,10 +833,14 @@ impl<'a> World<'a> {
             return;
         }
         let rid = event.tag;
+        if matches!(event.step, Step::Begun | Step::Done) {
+            return self.job_went_on(rid, event.step);
+        }
         if !self.alive(rid) {
             return;
         }
         match event.step {
+            Step::Begun | Step::Done => {}
             Step::Opened => {
                 self.resolve(rid, Ending::Served);
                 let group = usize::from(self.request(rid).demand.group);
@@ -782,6 +872,10 @@ impl<'a> World<'a> {
         let followers: Vec<Rid> =
             followers.into_iter().filter(|rid| self.alive(*rid) && self.request(*rid).client).collect();
         let wanted = client || !followers.is_empty();
+        let submits = self.plant.spec().routes[demand.route.index()].effect == Effect::Submit;
+        if ok && client && submits && self.measured(demand.first_sent) {
+            self.jobs.insert(rid, (demand.group, demand.first_sent));
+        }
         let outcome = match (wanted, status < 500) {
             (_, false) => Outcome::Failed,
             (true, true) => Outcome::Served,
@@ -805,6 +899,18 @@ impl<'a> World<'a> {
         }
         self.resolve(rid, ending);
         self.release(rid);
+    }
+
+    /// The job of a submission has started, or is done.
+    fn job_went_on(&mut self, rid: Rid, step: Step) {
+        let Some((group, sent)) = self.jobs.get(&rid).copied() else { return };
+        let tally = &mut self.run.groups[usize::from(group)];
+        if step == Step::Begun {
+            tally.begun(self.now.since(sent));
+        } else {
+            tally.done(self.now.since(sent));
+            self.jobs.remove(&rid);
+        }
     }
 
     /// Whether an exchange of the watched class kept its objective.
@@ -891,6 +997,10 @@ impl<'a> World<'a> {
         let (Some(door), Some(steering)) = (&mut self.door, &mut self.steering) else { return };
         self.heap.push((self.now + steering.period()).0, Happening::Tick);
         if self.paused {
+            #[cfg(test)]
+            if steering.defect == Some(super::defects::Defect::OpenWhileAway) {
+                door.table = super::defects::opened(&door.table);
+            }
             return;
         }
         let changed = steering.tick(door, self.now, self.wall_offset_s, self.onlooker.journal.as_deref_mut());
@@ -907,12 +1017,27 @@ impl<'a> World<'a> {
 
     fn scrape(&mut self) {
         self.heap.push((self.now + self.scrape_every).0, Happening::Scrape);
-        let pages = self.pages();
-        let pages = self.weather.pages(pages.0, pages.1);
+        let read = match (self.scenario.prometheus_s, &self.stored) {
+            // What Prometheus has is as old as its own last scrape.
+            (Some(_), stored) => stored.clone().map(|(agent, dashboard, at)| ((agent, dashboard), at)),
+            (None, _) => Some((self.pages(), self.now)),
+        };
+        let began = read.as_ref().map_or(self.now, |(_, at)| *at);
         let takes = self.weather.slow_s.map_or(SCRAPE_TAKES, duration_from_secs);
         // rayguard's own scrape time-out.
-        let pages = pages.filter(|_| takes <= Duration::from_secs(4));
-        self.heap.push((self.now + takes).0, Happening::Scraped(Box::new((pages, self.now))));
+        let in_time = takes <= Duration::from_secs(4);
+        let pages = match read {
+            Some(((agent, dashboard), _)) if in_time => self.weather.pages(agent, dashboard),
+            _ => (None, None),
+        };
+        self.heap.push((self.now + takes).0, Happening::Scraped(Box::new((pages, began))));
+    }
+
+    fn prometheus(&mut self) {
+        let every = duration_from_secs(self.scenario.prometheus_s.unwrap_or(f64::INFINITY));
+        self.heap.push((self.now + every).0, Happening::Prometheus);
+        let (agent, dashboard) = self.pages();
+        self.stored = Some((agent, dashboard, self.now));
     }
 
     /// The head's metrics as they stand.
@@ -921,13 +1046,20 @@ impl<'a> World<'a> {
     }
 
     fn probe(&mut self) {
-        self.heap.push((self.now + PROBE_EVERY).0, Happening::Probe);
+        let Some(Probe { interval, timeout, .. }) = self.probe else { return };
+        self.heap.push((self.now + interval).0, Happening::Probe);
         let Some(route) = self.plant.spec().route("gcs-healthz") else { return };
         let tag = self.probe_next;
         self.probe_next += 1;
-        self.plant.arrive(self.now, &Demand { tag, route, size: 0.0, lasts: None });
+        if self.refuses {
+            if let Some(steering) = &mut self.steering {
+                steering.on_probe(None, self.now, self.now);
+            }
+            return;
+        }
+        self.plant.arrive(self.now, &Demand::of(tag, route));
         self.probes.insert(tag, self.now);
-        self.heap.push((self.now + PROBE_TIMEOUT).0, Happening::ProbeTimeout(tag));
+        self.heap.push((self.now + timeout).0, Happening::ProbeTimeout(tag));
     }
 
     fn fault(&mut self, at: usize) {
@@ -935,20 +1067,52 @@ impl<'a> World<'a> {
         let pages = self.pages();
         self.weather.begin(fault, pages);
         match fault.kind {
-            FaultKind::Capacity => self.set_capacity(fault.factor),
-            FaultKind::HeadRestart => {
-                let mut events = Vec::new();
-                self.plant.restart(self.now, &mut events);
-                for event in events {
-                    self.answered(&event);
-                }
+            FaultKind::Capacity if fault.over_s > 0.0 => {
+                self.drift = Some((self.capacity_left, fault.factor, self.now, fault.over_s));
             }
+            FaultKind::Capacity => self.set_capacity(fault.factor),
+            FaultKind::HeadRestart => self.head_restart(None),
+            FaultKind::HeadReplaced => self.head_restart(Some(fault.factor)),
+            FaultKind::HeadRefuses => self.refuses = true,
             FaultKind::ProxyRestart => self.proxy_restart(),
             FaultKind::ConfigReload => self.config_reload(fault.config.as_deref()),
             FaultKind::ControllerPause => self.paused = true,
             FaultKind::ClockJump => self.wall_offset_s += fault.factor,
+            kind => self.burden(kind, fault.factor),
+        }
+    }
+
+    /// What the users and the cluster ask of the head besides the API.
+    fn burden(&mut self, kind: FaultKind, amount: f64) {
+        let now = self.now;
+        match kind {
+            FaultKind::UserCores => self.plant.set_user_cores(now, amount),
+            FaultKind::GcsNeed => self.plant.set_gcs_need(now, amount),
+            FaultKind::RayletNeed => self.plant.set_raylet_need(now, amount),
+            FaultKind::TaskSlots => self.plant.set_task_slots(now, amount),
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+            FaultKind::PendingTasks => self.plant.set_pending(amount as u32),
+            FaultKind::UserMemory => self.plant.set_user_mb(amount),
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
+            FaultKind::Servers => {
+                self.servers = amount / f64::from(self.plant.spec().modules[0].servers.max(1));
+                self.plant.set_servers(now, amount as u32);
+            }
             _ => {}
         }
+    }
+
+    /// The head's processes are new; on a machine of so many cores, if that is another.
+    fn head_restart(&mut self, cores: Option<f64>) {
+        let mut events = Vec::new();
+        match cores {
+            Some(cores) => self.plant.replace(self.now, cores, &mut events),
+            None => self.plant.restart(self.now, &mut events),
+        }
+        for event in events {
+            self.answered(&event);
+        }
+        self.jobs.clear();
     }
 
     fn set_capacity(&mut self, left: f64) {
@@ -960,10 +1124,26 @@ impl<'a> World<'a> {
         let fault = &self.scenario.fault[at];
         self.weather.end(fault.kind);
         match fault.kind {
-            FaultKind::Capacity => self.set_capacity(1.0),
+            FaultKind::Capacity => {
+                self.drift = None;
+                self.set_capacity(1.0);
+            }
             FaultKind::ControllerPause => self.paused = false,
             FaultKind::ClockJump => self.wall_offset_s -= fault.factor,
-            _ => {}
+            FaultKind::HeadRefuses => self.refuses = false,
+            kind => {
+                let spec = self.scenario.spec();
+                let before = match kind {
+                    FaultKind::UserCores => spec.user_cores,
+                    FaultKind::GcsNeed => spec.gcs_need,
+                    FaultKind::RayletNeed => spec.raylet_need,
+                    FaultKind::TaskSlots => spec.jobs.task_slots,
+                    FaultKind::PendingTasks => f64::from(spec.jobs.pending),
+                    FaultKind::Servers => f64::from(spec.modules[0].servers),
+                    _ => spec.memory.user_mb,
+                };
+                self.burden(kind, before);
+            }
         }
     }
 
@@ -973,7 +1153,13 @@ impl<'a> World<'a> {
         door.restart(self.now);
         if let Some(steering) = &mut self.steering {
             let last_good = steering.last_good();
+            #[cfg(test)]
+            let defect = steering.defect;
             *steering = Steering::new(door, &last_good, self.now);
+            #[cfg(test)]
+            {
+                steering.defect = defect;
+            }
         }
         for slot in 0..self.requests.len() {
             let generation = self.requests[slot].generation;
@@ -983,7 +1169,8 @@ impl<'a> World<'a> {
             }
             self.resolve(rid, Ending::Failed);
             match &self.requests[slot].stage {
-                Stage::Upstream { exchange, .. } => self.plant.hang_up(self.now, *exchange),
+                Stage::Upstream { exchange: Some(exchange), .. } => self.plant.hang_up(self.now, *exchange),
+                Stage::Upstream { .. } => {}
                 _ => self.release(rid),
             }
         }
@@ -995,6 +1182,7 @@ impl<'a> World<'a> {
         let Ok((policy, _)) = self.scenario.policy_of(config.unwrap_or(&self.scenario.config)) else {
             return;
         };
+        let policy = Arc::new(policy_under(&policy, self.guard, &self.without));
         let ray = self.scenario.is_ray_head();
         if door.reload(Arc::clone(&policy), self.plant.spec(), ray, self.now).is_err() {
             return;
@@ -1007,9 +1195,25 @@ impl<'a> World<'a> {
     fn close_second(&mut self) {
         self.heap.push((self.now + Duration::from_secs(1)).0, Happening::Second);
         let asked_ms = std::mem::take(&mut self.asked_ms);
-        if self.measured(self.now) {
+        if let Some((from, to, since, over_s)) = self.drift {
+            let way = (self.now.since(since).as_secs_f64() / over_s).min(1.0);
+            self.set_capacity(from + way * (to - from));
+        }
+        let measured = self.measured(self.now);
+        let cuts = self.steering.as_mut().map_or(0, Steering::take_cuts);
+        self.run.cuts += if measured { cuts } else { 0 };
+        for felt in self.plant.take_felt().filter(|_| measured) {
+            self.run.felt.note(felt);
+        }
+        let memory = self.plant.memory_share();
+        if memory >= 1.0 {
+            self.run.out_of_memory += 1;
+            self.head_restart(None);
+        }
+        if measured {
+            self.run.memory_max = self.run.memory_max.max(memory);
             let able = self.scenario.capacity_ms_per_s().unwrap_or(f64::INFINITY);
-            self.run.possible_ms += asked_ms.min(able * self.capacity * self.capacity_left);
+            self.run.possible_ms += asked_ms.min(able * self.capacity * self.capacity_left * self.servers);
         }
         let gauges = self.plant.gauges();
         let mut second = std::mem::take(&mut self.second);
@@ -1086,12 +1290,13 @@ fn slot_of(rid: Rid) -> usize {
 
 fn rival(guard: Guard) -> Option<Box<dyn Limiter>> {
     match guard {
-        Guard::Off | Guard::Rayguard | Guard::Still => None,
+        Guard::Off | Guard::Rayguard | Guard::NoOuter | Guard::NoInner | Guard::Still => None,
         Guard::Fixed(limit) => Some(Box::new(rivals::Fixed(f64::from(limit)))),
         Guard::Vegas => Some(Box::<rivals::Vegas>::default()),
         Guard::Gradient2 => Some(Box::<rivals::Gradient2>::default()),
         Guard::Aimd => Some(Box::<rivals::Aimd>::default()),
         Guard::Codel => Some(Box::<rivals::CoDel>::default()),
+        Guard::Breakwater => Some(Box::<rivals::Breakwater>::default()),
         Guard::EnvoyGradient => Some(Box::<rivals::EnvoyGradient>::default()),
     }
 }
