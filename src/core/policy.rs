@@ -411,7 +411,7 @@ pub mod plain {
             law: Law::Static,
             signals: Vec::new(),
             backlog: None,
-            starts_within: Duration::from_secs(30),
+            starts_within: Duration::from_secs(25),
             alert_above: None,
         }
     }

@@ -845,7 +845,7 @@ impl Scenario {
             },
             signals: Vec::new(),
             backlog: None,
-            starts_within: Duration::from_secs(30),
+            starts_within: Duration::from_secs(25),
             alert_above: None,
         }
     }

@@ -19,7 +19,8 @@
 //! the pair of signal and class *rests*: the signal neither cuts that class nor keeps it from growing.
 //! The rest doubles with each failure in a row, from [`REST`] to [`REST_MAX`], because each trial
 //! costs a fifth of the throughput while it lasts. A pair that has been shown to help is believed: its
-//! cuts go on at the law's own pace while the next trial runs.
+//! cuts go on at the law's own pace while the next trial runs, and a reading that falls meanwhile is
+//! taken to fall for them.
 //!
 //! One trial at a time for one limit: of two cuts at once, which was it that helped?
 //!
@@ -130,6 +131,8 @@ pub enum Verdict {
 struct Pair {
     signal: SignalId,
     is_proven: bool,
+    /// The scatter of its readings before they were first moved.
+    scatter: f64,
     failed: u32,
     rests_until: Time,
 }
@@ -160,11 +163,18 @@ impl Trials {
         }
     }
 
-    /// A limit was cut from `old` to `new` on this signal, whose readings follow `trend`. The cut can
-    /// be judged after `wait`.
+    /// A limit was cut from `old` to `new` on this signal, or stands at its floor, and readings follow
+    /// `trend`. The cut can be judged after `wait`.
     pub fn on_cut(&mut self, signal: SignalId, old: f64, new: f64, trend: &Trend, now: Time, wait: Duration) {
-        let trial =
-            self.under_way.get_or_insert(Trial { signal, limit: old, before: *trend, judged_at: None });
+        // Where a pair is proven, a reading that falls, or scatters more, does so for the cuts before.
+        let before = match self.pair(signal).filter(|pair| pair.is_proven) {
+            Some(pair) => {
+                let slope_per_s = trend.slope_per_s.max(0.0);
+                Trend { slope_per_s, scatter: trend.scatter.min(pair.scatter), ..*trend }
+            }
+            None => *trend,
+        };
+        let trial = self.under_way.get_or_insert(Trial { signal, limit: old, before, judged_at: None });
         // The floor may lie nearer than the depth, and then no more will come.
         let is_deep = new <= trial.limit * (1.0 - DEPTH) * (1.0 + 1e-9) || new >= old;
         if trial.judged_at.is_none() && is_deep {
@@ -182,8 +192,7 @@ impl Trials {
         let least = (ERRORS * trial.before.error(now)).max(LEAST * expected);
         let pair = self.pair_mut(trial.signal);
         if expected - seen > least {
-            pair.is_proven = true;
-            pair.failed = 0;
+            (pair.is_proven, pair.failed, pair.scatter) = (true, 0, trial.before.scatter);
             return Some(Verdict::Helped);
         }
         let rest = (REST * 2_u32.saturating_pow(pair.failed.min(16))).min(REST_MAX);
@@ -218,7 +227,8 @@ impl Trials {
 
     fn pair_mut(&mut self, signal: SignalId) -> &mut Pair {
         let at = self.pairs.iter().position(|pair| pair.signal == signal).unwrap_or_else(|| {
-            self.pairs.push(Pair { signal, is_proven: false, failed: 0, rests_until: Time::ZERO });
+            let fresh = Pair { signal, is_proven: false, scatter: 0.0, failed: 0, rests_until: Time::ZERO };
+            self.pairs.push(fresh);
             self.pairs.len() - 1
         });
         &mut self.pairs[at]

@@ -16,6 +16,8 @@ pub mod board;
 pub mod crew;
 #[cfg(test)]
 mod eight_servers;
+#[cfg(test)]
+mod evidence;
 mod inner;
 mod outer;
 #[cfg(test)]

@@ -20,6 +20,7 @@
 use crate::control::backlog::Backlogged;
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::law::Observation;
+use crate::control::rails::Guard;
 use crate::control::regulator::Move;
 use crate::control::stability::Timing;
 use crate::control::trial::Verdict;
@@ -76,7 +77,8 @@ impl Engine {
             return;
         }
         let Some((id, worst)) = worst.filter(|(id, _)| self.is_news(*id, of.since)) else { return };
-        if of.trials.on_trial() == Some(id) && !is_over {
+        // A signal that has come to its target has answered.
+        if of.trials.on_trial() == Some(id) && worst.pressure <= 1.0 + self.policy.control.deadband {
             of.trials.end();
         }
         if seen.counts.offered == of.counts.offered {
@@ -115,8 +117,7 @@ impl Engine {
         let before = Box::new(of.regulator);
         let step = of.regulator.step(of.limit, &observation);
         let wait = timing.dead_time() + self.policy.control.window;
-        if pressure > 1.0
-            && observation.binding
+        if (step.new < step.old || step.guard == Some(Guard::Floor))
             && let Some(posted) = self.board.get(id)
         {
             of.trials.on_cut(id, step.old, step.new, &posted.trend, now, wait);

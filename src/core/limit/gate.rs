@@ -429,7 +429,9 @@ impl<W> Gate<W> {
         } else {
             0.0
         };
-        let tells = class.tally.meter.end(outcome, duration_from_secs(work));
+        // What it waited for others in the middle was their work, or an agent's.
+        let own = work.min(self.costs.get(ticket.ask.route));
+        let tells = class.tally.meter.end(outcome, duration_from_secs(own));
         if tells && ticket.stage == Stage::Asked {
             class.tally.meter.answer(now.since(ticket.asked));
         }

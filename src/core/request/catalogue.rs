@@ -265,7 +265,7 @@ const UNARY: ClassDefault = ClassDefault {
     law: INTEGRAL,
     signals: &[],
     backlog: None,
-    starts_within: seconds(30),
+    starts_within: seconds(25),
     about: "",
 };
 
