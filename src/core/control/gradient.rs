@@ -20,7 +20,8 @@
 //! *A limit that is not reached is not cut.* Eq. 1 takes the whole limit to be under way. Below
 //! it nothing waits because of the limit, and a latency above the baseline is a change in what is
 //! asked: answers of 8 s by day on a Serve that had only health probes of 1 ms by night. While the
-//! objective is met as well, there is nothing to cut for.
+//! objective is met as well, there is nothing to cut for, and the guardrails hold such a cut back
+//! (law 3, [`super::rails`]).
 //!
 //! *The baseline* is learnt from the traffic there is. It takes a lower latency at once, by a
 //! third of the way per step. It rises slowly, doubling in about ten minutes, and only while
@@ -89,10 +90,6 @@ pub(super) fn step(config: &Config, state: &mut State, limit: f64, seen: &Observ
     if let Some(pressure) = seen.pressure_held() {
         target = target.min(limit / pressure); // Eq. 3
     }
-    let met = seen.pressure_held().is_none_or(|pressure| pressure <= 1.0);
-    if !seen.binding && met {
-        target = target.max(limit);
-    }
     let smoothing = config.smoothing.min(seen.gain_simc());
     let next = limit * (smoothing * (target / limit).ln()).exp(); // Eq. 2
     let terms = Terms { baseline, gradient, work, target, smoothing };
@@ -112,6 +109,10 @@ fn learn(baseline: Option<f64>, latency: f64, may_rise: bool, period_s: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::law::LawState;
+    use crate::control::rails::Rails;
+    use crate::control::regulator::Regulator;
+    use crate::policy::{Bounds, Control};
     use crate::time::Time;
     use std::time::Duration;
 
@@ -175,15 +176,18 @@ mod tests {
     #[test]
     fn a_change_in_the_mix_is_no_overload_while_the_limit_is_not_reached() {
         // Probes of 1 ms by night; by day 60 answers of 8 s under a limit of 256.
-        let mut state = State { baseline: Some(0.001) };
+        let bounds = Bounds { initial: 256.0, min: 1.0, max: 2048.0 };
+        let state = State { baseline: Some(0.001) };
+        let law = LawState::Gradient { config: CONFIG, state };
+        let mut regulator = Regulator { law, rails: Rails::new(bounds, &Control::SHIPPED) };
         let mut limit = 256.0;
         for _ in 0..600 {
-            limit = step(&CONFIG, &mut state, limit, &seen(8.0, false)).unwrap().limit;
+            limit = regulator.step(limit, &seen(8.0, false)).new;
         }
         assert!(limit >= 256.0, "{limit}");
         let mut missed = seen(8.0, false);
-        missed.pressure = Some(1.5);
-        assert!(step(&CONFIG, &mut state, 256.0, &missed).unwrap().limit < 256.0, "the objective counts");
+        (missed.pressure, missed.slo_pressure) = (Some(1.5), Some(1.5));
+        assert!(regulator.step(256.0, &missed).new < 256.0, "the objective counts");
     }
 
     #[test]
