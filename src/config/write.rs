@@ -178,8 +178,8 @@ const SIGNALS: &str = r#"
 #   { metric = 'name{Label="v"}', how = "sum" }   how: sum, max, rate, share-above, quantile, ratio
 #   at = 0.99 goes with share-above and quantile, to = "other_metric" with ratio
 #   { promql = "..." } asks the Prometheus server; { probe = true } is the probe's latency
-# backlog = true: it counts work that requests leave behind; a rate that follows it keeps the time
-# until that starts within the class's `starts_within`.
+# One with `backlog = true` counts work that requests leave behind: a rate that follows it keeps
+# the time until that starts within the class's `starts_within`.
 # on_stale: "hold" (stay), "decay" (fall to initial), "static" (initial at once). Never open.
 "#;
 
