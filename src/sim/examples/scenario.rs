@@ -1,9 +1,10 @@
 //! Runs scenarios with the simulator alone: `cargo run -p rayguard-sim --example scenario -- FILE...`.
 //!
-//! It builds without the proxy, which is what one wants while a law or a scenario is being written.
+//! With `--ablate`, all of them without parts of the loop, as one table. It builds without the proxy, which is what one wants while a law or a scenario is being written.
 //! `rayguard simulate` does the same and more.
 #![allow(clippy::print_stdout, reason = "an example")]
 
+use rayguard_sim::ablation;
 use rayguard_sim::report;
 use rayguard_sim::scenario::Scenario;
 use rayguard_sim::trace;
@@ -13,7 +14,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    for file in std::env::args().skip(1) {
+    let (flags, files): (Vec<String>, Vec<String>) =
+        std::env::args().skip(1).partition(|arg| arg.starts_with("--"));
+    let mut rows = Vec::new();
+    for file in files {
         let scenario = Scenario::read(&std::fs::read_to_string(&file)?)?;
         let folder = Path::new(&file).parent().unwrap_or(Path::new("."));
         let mut traces = Traces::new();
@@ -21,8 +25,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             let text = std::fs::read_to_string(folder.join(&client.trace))?;
             traces.insert(client.trace.clone(), Arc::new(trace::read(&text)?));
         }
+        if flags.iter().any(|flag| flag == "--ablate") {
+            let name = Path::new(&file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            rows.push(ablation::ablate(&name, &scenario, scenario.seed, &traces)?);
+            continue;
+        }
         let answer = report::answer(&file, &scenario, scenario.seed, &traces, Onlooker::default())?;
         print!("{}", report::table(&answer));
+    }
+    if !rows.is_empty() {
+        print!("{}", ablation::table(&rows));
     }
     Ok(())
 }
