@@ -28,7 +28,7 @@ use crate::engine::{ClassReading, DoorReading, Engine, Loop, Reasons};
 use crate::journal::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
 use crate::limit::meter::Reason;
 use crate::limit::table::slots;
-use crate::policy::{OnStale, Policy, SignalId};
+use crate::policy::{Law, OnStale, Policy, SignalId};
 use crate::time::Time;
 use std::time::Duration;
 
@@ -365,7 +365,7 @@ impl Engine {
 #[must_use]
 pub fn backlog_followed(policy: &Policy, class: usize) -> Option<SignalId> {
     let class = &policy.classes[class];
-    let moves = class.rate.is_some_and(|rate| rate.per_second.moves());
+    let moves = class.law != Law::Static && class.rate.is_some_and(|rate| rate.per_second.moves());
     class.signals.iter().copied().find(|id| moves && policy.signals[id.index()].backlog)
 }
 
