@@ -120,6 +120,11 @@ pub const PER_CLIENT: &[&str] = &[
 /// The same, where a family of headers begins like this.
 pub const PER_CLIENT_PREFIXES: &[&str] = &["ot-baggage-", "uberctx-"];
 
+/// What each WebSocket handshake has anew, or the proxy negotiates itself. Not the sub-protocol: a page in a
+/// browser, which can set no other header, may send its token there.
+pub const PER_HANDSHAKE: &[&str] =
+    &["sec-websocket-extensions", "sec-websocket-key", "sec-websocket-version"];
+
 /// Whether a header, by its lower-case name, does not tell two callers of this surface apart.
 fn is_ignored(surface: Surface, name: &str) -> bool {
     let among = |names: &[&str], prefixes: &[&str]| {
@@ -159,7 +164,7 @@ impl Key {
         }
         let mut digest = Sha256::new();
         add_upstream(&mut digest, entrance);
-        add_request(&mut digest, entrance.surface, uri, headers);
+        add_request(&mut digest, uri, headers, |name| is_ignored(entrance.surface, name));
         if entrance.surface != Surface::Dashboard {
             digest.update(origin.hop);
             digest.update([u8::from(origin.trusted), u8::from(origin.tls)]);
@@ -167,11 +172,13 @@ impl Key {
         Some(Key(digest.finalize().into()))
     }
 
-    /// The key of a handshake for a log tail. What belongs to the handshake itself does not count.
+    /// The key of a handshake for a log tail.
     #[must_use]
     pub fn of_tail(uri: &Uri, headers: &HeaderMap) -> Key {
         let mut digest = Sha256::new();
-        add_request(&mut digest, Surface::Dashboard, uri, headers);
+        add_request(&mut digest, uri, headers, |name| {
+            PER_HANDSHAKE.contains(&name) || is_ignored(Surface::Dashboard, name)
+        });
         Key(digest.finalize().into())
     }
 
@@ -198,12 +205,12 @@ fn add_upstream(digest: &mut Sha256, entrance: &Entrance) {
 }
 
 /// Neither a target, nor a header's name or value has a line end in it; no name has a colon.
-fn add_request(digest: &mut Sha256, surface: Surface, uri: &Uri, headers: &HeaderMap) {
+fn add_request(digest: &mut Sha256, uri: &Uri, headers: &HeaderMap, is_ignored: impl Fn(&str) -> bool) {
     digest.update(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
     digest.update(b"\n");
     for (name, value) in headers {
         let name = name.as_str();
-        if !name.starts_with("sec-websocket-") && !is_ignored(surface, name) {
+        if !is_ignored(name) {
             digest.update(name);
             digest.update(b":");
             digest.update(value);
@@ -388,10 +395,17 @@ mod tests {
         let distinct: std::collections::BTreeSet<_> = all.iter().map(|key| key.unwrap()).collect();
         assert_eq!(distinct.len(), all.len());
         assert_eq!(key("/x", &[("range", "bytes=0-1")]), None);
-        assert_eq!(
-            Key::of_tail(&"/x".parse().unwrap(), &headers(&[("sec-websocket-key", "a")])),
-            Key::of_tail(&"/x".parse().unwrap(), &headers(&[("sec-websocket-key", "b")]))
-        );
+    }
+
+    #[test]
+    fn handshakes_for_a_tail_differ_in_all_that_is_not_the_handshakes_own() {
+        let key = |pairs: &[_]| Key::of_tail(&"/x".parse().unwrap(), &headers(pairs));
+        for name in PER_HANDSHAKE {
+            assert_eq!(key(&[]), key(&[(name, "a")]), "{name}");
+        }
+        for name in ["sec-websocket-protocol", "sec-websocket-token", "authorization", "cookie"] {
+            assert_ne!(key(&[(name, "token-a")]), key(&[(name, "token-b")]), "{name}");
+        }
     }
 
     #[test]
