@@ -3,8 +3,8 @@
 //!
 //! A mutational fuzzer that knows the shape of what it breaks: it starts from real inputs (pages of
 //! a real head, the shipped configuration, recordings, records, the shapes of `smuggling/`), puts words
-//! of their languages where they do not belong, splices them, and cuts them short. Not guided by
-//! coverage: that takes a nightly compiler. The same seed gives the same inputs.
+//! of their languages where they do not belong, splices them, and cuts them short. The same seed gives
+//! the same inputs. Fuzzing that is guided by coverage stands beside it: `fuzz/run`.
 //!
 //!     cargo test --test fuzz                                            a moment for each reader
 //!     FUZZ_SECONDS=600 FUZZ_SEED=7 cargo test --release --test fuzz -- --nocapture
