@@ -134,9 +134,9 @@ fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()
     }
     writeln!(out)?;
     if args.stability {
-        stability(settings, out)?
+        stability(settings, out)?;
     } else {
-        summary(settings, out)?
+        summary(settings, out)?;
     }
     for note in notes(settings) {
         writeln!(out, "\nnote: {note}")?;

@@ -2,6 +2,7 @@
 
 use crate::admin::answer::ProblemBody;
 use crate::cli::format::Format;
+use crate::observe::fetch;
 use serde::de::DeserializeOwned;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -135,7 +136,7 @@ impl Client {
             address: reach.address.clone(),
             problem: problem.to_owned(),
         };
-        let builder = reqwest::Client::builder().no_proxy().timeout(TIMEOUT);
+        let builder = fetch::builder().map_err(|error| wrong(&error.to_string()))?.timeout(TIMEOUT);
         let (builder, base) = if let Some(path) = reach.address.strip_prefix("unix:") {
             (builder.unix_socket(PathBuf::from(path)), "http://localhost".to_owned())
         } else {

@@ -426,7 +426,7 @@ mod tests {
         std::fs::create_dir_all(&folder).expect("it is ours");
         let mut lines = String::from("TIMESTAMP,ContextTokens,GeneratedTokens\n");
         for second in 0..59 {
-            lines.push_str(&format!("2023-11-16 18:00:{second:02}.0000000,100,20\n"));
+            lines += &["2023-11-16 18:00:", &format!("{second:02}"), ".0000000,100,20\n"].concat();
         }
         std::fs::write(folder.join("tokens.csv"), lines).expect("it is ours");
         let scenario = folder.join("scenario");

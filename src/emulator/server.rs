@@ -754,7 +754,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     fn client() -> reqwest::Client {
-        reqwest::Client::builder().no_proxy().build().expect("a client")
+        crate::observe::fetch::client().expect("a client")
     }
 
     async fn start() -> Running {

@@ -147,15 +147,26 @@ pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, Fault> {
     client_with(roots)
 }
 
-fn client_with(roots: rustls::RootCertStore) -> Result<Client, Fault> {
+/// What builds a client for servers without TLS. reqwest looks for a provider of TLS whether one is
+/// needed or not, and panics without.
+///
+/// # Errors
+/// [`Fault::Client`].
+pub fn builder() -> Result<reqwest::ClientBuilder, Fault> {
+    builder_with(rustls::RootCertStore::empty())
+}
+
+fn builder_with(roots: rustls::RootCertStore) -> Result<reqwest::ClientBuilder, Fault> {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| Fault::Client { cause: error.to_string() })?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    Client::builder()
-        .no_proxy()
-        .tls_backend_preconfigured(tls)
+    Ok(Client::builder().no_proxy().tls_backend_preconfigured(tls))
+}
+
+fn client_with(roots: rustls::RootCertStore) -> Result<Client, Fault> {
+    builder_with(roots)?
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .pool_max_idle_per_host(2)

@@ -316,7 +316,9 @@ mod tests {
             let due = turns.due(now);
             assert!(due.iter().any(|target| &*target.name == "well:1"));
             asked += due.len() - 1;
-            due.iter().for_each(|target| turns.note(target, &*target.name == "well:1", now, interval));
+            for target in &due {
+                turns.note(target, &*target.name == "well:1", now, interval);
+            }
         }
         assert!((15..=20).contains(&asked), "{asked} times in an hour");
         let now = Time::ZERO + interval * 720 + BACK_OFF_MAX;

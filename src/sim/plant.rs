@@ -1326,7 +1326,7 @@ mod tests {
         let brings = Brings { tasks: 600, task_s: 1.0, infeasible: false };
         plant.arrive(Time::ZERO, &Demand { brings, ..submit });
         let brings = Brings { tasks: 70, infeasible: true, ..brings };
-        plant.arrive(Time::ZERO, &Demand { tag: 2, brings, lasts: Some(Duration::from_secs(300)), ..submit });
+        plant.arrive(Time::ZERO, &Demand { tag: 2, brings, lasts: Some(Duration::from_mins(5)), ..submit });
         let mut events = Vec::new();
         plant.advance(at(40.0), &mut events);
         let gauges = plant.gauges();
@@ -1375,7 +1375,7 @@ mod tests {
     fn a_ray_clients_process_outlives_its_client_by_its_grace_and_takes_memory() {
         let mut plant = Plant::new(Spec::ray_head(), 1);
         let before = plant.memory_share();
-        let session = Demand { lasts: Some(Duration::from_mins(60)), ..demand(&plant, "client-session", 1) };
+        let session = Demand { lasts: Some(Duration::from_hours(1)), ..demand(&plant, "client-session", 1) };
         let exchange = plant.arrive(Time::ZERO, &session);
         let mut events = Vec::new();
         plant.advance(at(10.0), &mut events);

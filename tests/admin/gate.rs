@@ -82,7 +82,7 @@ impl Gate {
         let access = Access::new(token, vec!["gate.test".into()]);
         admin::start(&guard, listener, access, notifier, reloader);
         rayguard::runtime::watch::start(&guard);
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let client = rayguard::observe::fetch::client().unwrap();
         Gate { guard, head: Some(head), door: door_address, admin, client, file: path, dir }
     }
 

@@ -144,7 +144,7 @@ async fn a_real_alertmanager_is_told_that_an_alert_has_ended() {
     }
     let (_server, port) = alertmanager("resolves");
     let (words, tasks) = notifier(&[(NotifyKind::Alertmanager, format!("http://127.0.0.1:{port}"))]);
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let client = rayguard::observe::fetch::client().unwrap();
     let active = async || -> Option<Vec<String>> {
         let url = format!("http://127.0.0.1:{port}/api/v2/alerts");
         let alerts: Value =

@@ -223,7 +223,7 @@ async fn a_class_that_takes_a_key_is_closed_to_all_others_and_ray_never_sees_it(
         assert_eq!(refused.status, 401, "{headers}");
         assert!(refused.header("www-authenticate").unwrap().contains("x-rayguard-key"));
         assert_eq!(refused.header("x-rayguard-reason"), Some("api_key"));
-        assert!(refused.text().contains("ask your operator for one"), "{}", refused.text());
+        assert!(refused.text().contains("ask your Ray administrator for one"), "{}", refused.text());
     }
     let upload = "PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: ray\r\ncontent-length: 90000000\r\n\r\n";
     assert_eq!(rig.ask(upload).await.status, 401, "nor is its package taken");

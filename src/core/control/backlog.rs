@@ -198,6 +198,7 @@ mod tests {
             let now = Time::ZERO + Duration::from_secs(1) * second;
             admitted += rate;
             backlog = (backlog + rate - drain(second)).max(0.0);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a small count")]
             measured.on_admitted(admitted as u64, now);
             if second % 10 == 0 {
                 published = backlog.floor();

@@ -333,15 +333,15 @@ mod tests {
                     Some(Verdict::Futile { trial, .. }) => limit = limit.max(trial.limit),
                     Some(Verdict::Helped) | None => {}
                 }
-                if !trials.rests(CPU, at(second)) {
+                if trials.rests(CPU, at(second)) {
+                    // Other signals have room: the limit returns.
+                    limit = (limit * 1.1).min(10.0);
+                } else {
                     let new = (limit * 0.85).max(trials.lowest(CPU, limit));
                     if new < limit {
                         trials.on_cut(CPU, limit, new, &trend, at(second), WAIT);
                     }
                     limit = new.max(1.0);
-                } else {
-                    // Other signals have room: the limit returns.
-                    limit = (limit * 1.1).min(10.0);
                 }
                 lost += 1.0 - limit / 10.0;
             }

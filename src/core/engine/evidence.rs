@@ -63,6 +63,7 @@ fn run(offered_per_s: f64, seconds: u32, readings: impl Fn(u32, f64) -> [Option<
             };
             engine.on_readings(&[(id, answer)], now);
         }
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small counts")]
         let mut counts = Counts { offered: offered as u64, admitted: admitted as u64, ..Counts::default() };
         counts.shed[Reason::ClassRate as usize] = counts.offered - counts.admitted;
         let door = vec![ClassReading { counts, ..ClassReading::default() }];

@@ -103,11 +103,11 @@ struct Loop {
 }
 
 impl Loop {
-    fn new(kind: LimitKind, which: LoopKind, regulator: Regulator, last: Option<f64>, now: Time) -> Loop {
+    fn new(kind: LimitKind, which: LoopKind, regulator: &Regulator, last: Option<f64>, now: Time) -> Loop {
         Loop {
             kind,
             which,
-            regulator,
+            regulator: *regulator,
             limit: regulator.warm_start(last),
             oscillation: Oscillation::new(Duration::from_mins(5)),
             since: now,
@@ -211,7 +211,7 @@ impl Engine {
                         }
                     };
                     let last = last_good.iter().find(|last| *last.class == *class.name && last.limit == kind);
-                    let mut of = Loop::new(kind, which, regulator, None, now);
+                    let mut of = Loop::new(kind, which, &regulator, None, now);
                     if of.is_kept() {
                         of.limit = regulator.warm_start(last.map(|last| last.value));
                     }

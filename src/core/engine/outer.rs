@@ -112,7 +112,7 @@ impl Engine {
         let observation = Observation {
             pressure: Some(pressure),
             not_below: Some(of.trials.lowest(id, of.limit)),
-            ..self.observe(of, seen, &timing, now)
+            ..Engine::observe(of, seen, &timing, now)
         };
         let before = Box::new(of.regulator);
         let step = of.regulator.step(of.limit, &observation);
@@ -187,7 +187,7 @@ impl Engine {
             OnStale::Hold
         };
         let timing = Timing::of_signals(&self.policy.control, Duration::ZERO);
-        let observation = self.observe(of, seen, &timing, now);
+        let observation = Engine::observe(of, seen, &timing, now);
         let before = Box::new(of.regulator);
         let step = of.regulator.step_stale(of.limit, on_stale, &observation);
         conclude(of, seen, &step, now);
@@ -225,7 +225,7 @@ impl Engine {
             target,
             drain_per_s: if is_stale { drain_per_s.min(of.limit) } else { drain_per_s },
         };
-        let observed = self.observe(of, seen, &self.timing(id), now);
+        let observed = Engine::observe(of, seen, &self.timing(id), now);
         let period = if is_stale { Duration::ZERO } else { observed.period };
         let observation = Observation { backlog: Some(backlog), period, ..observed };
         let before = Box::new(of.regulator);
@@ -239,7 +239,7 @@ impl Engine {
         }
     }
 
-    fn observe(&self, of: &mut Loop, seen: &ClassReading, timing: &Timing, now: Time) -> Observation {
+    fn observe(of: &mut Loop, seen: &ClassReading, timing: &Timing, now: Time) -> Observation {
         let elapsed = now.since(of.since);
         let counts = seen.counts.since(&of.counts);
         let length = elapsed.as_secs_f64().max(1e-3);

@@ -20,7 +20,7 @@
 //! and whatever stands between us and Ray and merges them too gains nothing by it.
 //!
 //! **Serve** ([`decode`]) knows one reading (uvicorn 0.54): every escape decoded once, `%2F` and
-//! `%25` too, and nothing else.
+//! `%25` too. Runs of slashes are merged here as well, since an application may merge them.
 //!
 //! A clean path comes back borrowed. `normalise` is idempotent, which the tests hold it to.
 
@@ -51,7 +51,7 @@ pub fn normalise(path: &str) -> Normal<'_> {
 /// What Serve makes of a path.
 #[must_use]
 pub fn decode(path: &str) -> Cow<'_, str> {
-    if memchr::memchr(b'%', path.as_bytes()).is_none() {
+    if is_clean(path.as_bytes()) {
         return Cow::Borrowed(path);
     }
     let mut decoded = String::with_capacity(path.len());
@@ -62,7 +62,7 @@ pub fn decode(path: &str) -> Cow<'_, str> {
             Piece::Escapes(bytes) => decoded.push_str(&String::from_utf8_lossy(&bytes)),
         }
     }
-    Cow::Owned(decoded)
+    Cow::Owned(merge_slashes(decoded))
 }
 
 /// Whether a path is its own normal form at first sight. `/.` may still be harmless
@@ -267,11 +267,12 @@ mod tests {
     }
 
     #[test]
-    fn serve_decodes_everything_once_and_nothing_else() {
+    fn serve_decodes_everything_once_and_slashes_are_merged() {
         for (sent, decoded) in [
             ("/llm%2Fv1%2fchat", "/llm/v1/chat"),
             ("/a%252Fb%25", "/a%2Fb%"),
-            ("//a/../b/%2e", "//a/../b/."),
+            ("//a/../b/%2e", "/a/../b/."),
+            ("/llm%2F/v1", "/llm/v1"),
             ("/%/%zz/%e4%bd%a0/%ff", "/%/%zz/你/\u{FFFD}"),
         ] {
             assert_eq!(decode(sent), decoded, "{sent}");

@@ -107,7 +107,8 @@ impl Passage {
     async fn opened(&self, told: oneshot::Receiver<Opened>) -> Result<Response<Incoming>, Response<Body>> {
         match tokio::time::timeout(self.handshake_max(), told).await {
             Ok(Ok(Opened::Taken(response))) => Ok(response),
-            Ok(Ok(Opened::Declined(response, mut slot))) => {
+            Ok(Ok(Opened::Declined(declined))) => {
+                let (response, mut slot) = *declined;
                 // Ray's answer is short, and passed on as it is.
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
@@ -142,7 +143,7 @@ impl Passage {
 /// How Ray answered a handshake.
 enum Opened {
     Taken(Response<Incoming>),
-    Declined(Response<Incoming>, Slot),
+    Declined(Box<(Response<Incoming>, Slot)>),
     Failed(UpstreamError),
 }
 
@@ -184,7 +185,9 @@ impl Opener {
                     drop(tell.send(Opened::Taken(response)));
                     then(ray, slot).await;
                 }
-                Ok(Ok(Shaken::Declined(response, slot))) => drop(tell.send(Opened::Declined(response, slot))),
+                Ok(Ok(Shaken::Declined(response, slot))) => {
+                    drop(tell.send(Opened::Declined(Box::new((response, slot)))));
+                }
                 Ok(Err(error)) => drop(tell.send(Opened::Failed(error))),
                 Err(_) => {}
             }
