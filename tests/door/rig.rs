@@ -176,6 +176,8 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
 pub struct Client<S> {
     pub stream: S,
     buffer: Vec<u8>,
+    /// How long the other end may say nothing.
+    patience: Duration,
 }
 
 /// An answer as it stood on the wire.
@@ -215,7 +217,7 @@ impl Client<TcpStream> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub fn over(stream: S) -> Client<S> {
-        Client { stream, buffer: Vec::new() }
+        Client { stream, buffer: Vec::new(), patience: Duration::from_secs(20) }
     }
 
     pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -232,9 +234,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// More bytes, or `None` at the end.
     async fn more(&mut self) -> Option<()> {
         let mut chunk = vec![0; 16 * 1024];
-        let read = tokio::time::timeout(Duration::from_secs(20), self.stream.read(&mut chunk))
+        let read = tokio::time::timeout(self.patience, self.stream.read(&mut chunk))
             .await
-            .expect("an answer within 20 s")
+            .expect("an answer in time")
             .unwrap_or(0);
         self.buffer.extend_from_slice(&chunk[..read]);
         (read > 0).then_some(())
@@ -412,7 +414,8 @@ impl Ray {
 
     async fn serve(&self, stream: TcpStream) {
         let connection = self.connections.fetch_add(1, SeqCst);
-        let mut line = Client::over(stream);
+        // A connection that is kept may be idle for long.
+        let mut line = Client { patience: Duration::from_secs(3600), ..Client::over(stream) };
         while let Some(head) = line.head().await {
             self.begun.fetch_add(1, SeqCst);
             let task = header(&head, "x-do").unwrap_or("").to_owned();
