@@ -46,7 +46,7 @@ async fn a_real_alertmanager_takes_an_alert_and_its_end_is_not_its_beginning() {
     })
     .await;
     assert_eq!(alert["labels"]["severity"], "critical");
-    assert!(alert["annotations"]["summary"].as_str().unwrap().contains("does not answer"));
+    assert!(alert["annotations"]["summary"].as_str().unwrap().contains("unreachable"));
     assert!(alert["endsAt"].as_str() > alert["startsAt"].as_str());
 }
 

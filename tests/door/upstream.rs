@@ -315,7 +315,7 @@ async fn connections_to_a_grpc_server_idle_out_and_none_in_use_does() {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = Some(Address::Tcp(listener.local_addr().unwrap().to_string()));
-    let rig = Rig::with(Setup { upstream, options, ..setup }).await;
+    let rig = Rig::with(Setup { options, upstream, ..setup }).await;
     let mut client = rig.client().await;
     client.send("POST /ray.rpc.RayletDriver/ClusterInfo HTTP/1.1\r\nhost: r\r\ncontent-type: application/grpc\r\nte: trailers\r\ncontent-length: 0\r\n\r\n").await;
     let (mut stream, _) = listener.accept().await.unwrap();
