@@ -6,7 +6,7 @@
 //! and the bytes on it, and those are bounded here, for each client and in all. What is beyond the
 //! bounds needs a permit.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Transfers one client may have parked.
@@ -24,7 +24,7 @@ pub struct Parked(Mutex<Book>);
 
 #[derive(Debug, Default)]
 struct Book {
-    clients: HashMap<u64, u32>,
+    clients: BTreeMap<u64, u32>,
     bytes: u64,
 }
 
