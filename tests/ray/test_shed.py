@@ -112,7 +112,8 @@ def test_what_must_work_when_all_else_is_refused_works(head, strict):
 def test_test_only_routes_are_closed(strict, path):
     refused = ask(strict.url, path=path)
     assert refused.status == 404
-    assert b"blocked by policy" in refused.body
+    assert b"is blocked (class blocked)" in refused.body
+    assert refused.header("x-rayguard-reason") == "blocked"
 
 
 def test_every_refusal_is_in_the_record(strict):
