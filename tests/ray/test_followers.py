@@ -14,11 +14,12 @@ import threading
 import time
 
 import pytest
+from aiohttp.http import SERVER_SOFTWARE
 from door import Door, ask
 from head import BIN, wait_until
 
 LINES, FIRST = 20_000, 1_000
-LINE = "line {:05} " + "." * 300
+LINE = "line {:05} " + "." * 600
 WHOLE = [LINE.format(number) for number in range(LINES)]
 JOB = "raysubmit_followed"
 # Its pace is the test's: the first lines, then the others over some seconds, then the last when all have had them.
@@ -66,9 +67,11 @@ class Crawler(threading.Thread):
         self.socket.settimeout(60)
         self.socket.connect(("127.0.0.1", port))
         key = base64.b64encode(os.urandom(16)).decode()
+        # As the SDK asks: who asks in another way has a tail of its own.
         self.socket.sendall(
-            f"GET /api/jobs/{JOB}/logs/tail HTTP/1.1\r\nHost: ray\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-            f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n".encode()
+            f"GET /api/jobs/{JOB}/logs/tail HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+            f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
+            f"Accept: */*\r\nAccept-Encoding: gzip, deflate\r\nUser-Agent: {SERVER_SOFTWARE}\r\n\r\n".encode()
         )
         while b"\r\n\r\n" not in self.buffer:
             self.read()
@@ -171,9 +174,10 @@ def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace
         command.start()
         await until("the first lines", lambda: all(logs[who].has(FIRST) for who in ("eager", "second", "slow")))
         tasks.append(asyncio.ensure_future(follow(client, logs["late"])))
-        crawler = await asyncio.get_running_loop().run_in_executor(None, Crawler, door.port, logs["crawler"], 0.02)
+        crawler = await asyncio.get_running_loop().run_in_executor(None, Crawler, door.port, logs["crawler"], 0.04)
         crawler.start()
         await until("the first lines again", lambda: all(logs[who].has(FIRST) for who in ("late", "command", "crawler")))
+        assert tails(door) == 1, "nobody has fallen behind yet"
         on.touch()
         early = [logs[who] for who in logs if who != "after"]
 
@@ -181,6 +185,8 @@ def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace
             counts.append(tails(door))
             return all(log.has(LINES) for log in early)
 
+        await until("the lines where nobody waits", lambda: logs["eager"].has(LINES))
+        crawler.pause_s = 0.004
         await until("the lines", all_have_them)
         tasks.append(asyncio.ensure_future(follow(client, logs["after"])))
         await until("the lines once more", lambda: logs["after"].has(LINES))
@@ -194,8 +200,9 @@ def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace
     assert asyncio.run(all_of_them()) == 0
     for who, log in logs.items():
         assert [*WHOLE, "the last line"] == log.lines(), who
-    assert max(counts) == 2, "the slow ones share a second tail"
-    assert max(counts_after) <= 3, "who comes when the beginning is gone reads it anew"
+    # The quick ones share one; the slow ones another, or one each when the quicker of them falls behind first.
+    assert 2 <= max(counts) <= 3
+    assert max(counts_after) <= 4, "who comes when the beginning is gone reads it anew"
     assert "succeeded" in logs["command"].text
     # A Close is what it is without the proxy.
     direct = Log()
