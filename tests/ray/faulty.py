@@ -18,9 +18,12 @@ from pathlib import Path
 # Linux: a socket that is being moved elsewhere closes in silence. Takes CAP_NET_ADMIN.
 TCP_REPAIR = 19
 
-GAUGES = """# HELP ray_node_cpu_utilization Total CPU usage on a ray node
-# TYPE ray_node_cpu_utilization gauge
-ray_node_cpu_utilization{{IsHeadNode="true",ip="127.0.0.1"}} {cpu}
+GAUGES = """# HELP ray_component_cpu_percentage CPU usage of a component, in percent of one core
+# TYPE ray_component_cpu_percentage gauge
+ray_component_cpu_percentage{{Component="gcs_server",IsHeadNode="true",ip="127.0.0.1"}} {cpu}
+# HELP ray_node_cpu_count Total CPUs available on a ray node
+# TYPE ray_node_cpu_count gauge
+ray_node_cpu_count{{IsHeadNode="true",ip="127.0.0.1"}} 1
 # HELP ray_tasks Current number of tasks currently in a particular state.
 # TYPE ray_tasks gauge
 ray_tasks{{State="PENDING_NODE_ASSIGNMENT",Name="f"}} {pending}
