@@ -474,7 +474,7 @@ async fn a_shared_request_under_way_is_finished_while_the_door_drains() {
         client.send(get("/api/jobs/", &["x-do: hold"])).await;
         clients.push(client);
     }
-    until("Ray has it", || ray.under_way.load(SeqCst) == 1).await;
+    until("Ray has it", || ray.under_way.load(Ordering::SeqCst) == 1).await;
     // A request on their heels shows that all were read.
     let mut last = Client::connect(address).await;
     last.send(get(PATH, &[])).await;
