@@ -785,7 +785,12 @@ impl Front {
         let rig = runtime.block_on(async {
             let listener = Listener::bind(&Address::Unix(socket.clone())).await.unwrap();
             let bounds = Bounds { head_bytes_max: 8192, body_bytes_max: 1 << 20, ..Bounds::default() };
-            Rig::on(listener, Setup { bounds, ..Setup::default() }).await
+            let mut setup = Setup { bounds, ..Setup::default() };
+            for class in &mut setup.policy.classes {
+                // Who waits with more bytes behind its request is not missed before its turn.
+                class.queue.wait_max = class.queue.wait_max.min(Duration::from_secs(2));
+            }
+            Rig::on(listener, setup).await
         });
         Front { runtime, rig, socket }
     }
