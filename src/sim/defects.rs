@@ -14,8 +14,6 @@ pub(super) enum Defect {
     NothingIsZero,
     /// A page is news whenever it comes, whether or not anything in it has moved.
     AnyPageIsNews,
-    /// A new configuration begins as a new process does: what was let in is forgotten.
-    ForgetsOnReload,
     /// While the loop is away, nothing is held back.
     OpenWhileAway,
     /// The loop goes by the wall clock.
@@ -96,7 +94,6 @@ mod tests {
             (fault!("metrics-missing-before-storm"), NothingIsZero),
             (fault!("metrics-nan"), NothingIsZero),
             (fault!("metrics-frozen"), AnyPageIsNews),
-            (fault!("config-reload"), ForgetsOnReload),
             (fault!("controller-pause"), OpenWhileAway),
             (fault!("clock-jump"), WallClock),
         ] {

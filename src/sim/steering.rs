@@ -72,10 +72,6 @@ impl Steering {
         let modes = vec![Mode::Enforce; policy.classes.len()];
         let rules = Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
         self.engine = self.engine.succeed(policy, &modes, &rules, now);
-        #[cfg(test)]
-        if self.defect == Some(super::defects::Defect::ForgetsOnReload) {
-            self.engine = Engine::new(door.policy.clone(), &modes, &[], now);
-        }
         self.reader = SignalReader::new(&door.policy);
         self.period = door.policy.control.inner_period;
         door.table = self.engine.table();

@@ -62,7 +62,8 @@ pub fn decode(path: &str) -> Cow<'_, str> {
             Piece::Escapes(bytes) => decoded.push_str(&String::from_utf8_lossy(&bytes)),
         }
     }
-    Cow::Owned(merge_slashes(decoded))
+    let decoded = merge_slashes(decoded);
+    if decoded == path { Cow::Borrowed(path) } else { Cow::Owned(decoded) }
 }
 
 /// Whether a path is its own normal form at first sight. `/.` may still be harmless
