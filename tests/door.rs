@@ -843,7 +843,7 @@ async fn a_flood_from_one_address_costs_a_polite_one_nothing() {
         polite.send(get(STATUS, &["x-do: slow:2", "x-forwarded-for: 10.0.0.1"])).await;
         let answer = polite.answer().await;
         if answer.status != 200 {
-            refused.push(answer.text().to_owned());
+            refused.push(answer.text());
         }
     }
     stop.store(true, SeqCst);
