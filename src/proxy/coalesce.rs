@@ -125,6 +125,11 @@ pub const PER_CLIENT_PREFIXES: &[&str] = &["ot-baggage-", "uberctx-"];
 pub const PER_HANDSHAKE: &[&str] =
     &["sec-websocket-extensions", "sec-websocket-key", "sec-websocket-version"];
 
+/// What tells one client's software from another's. A log tail is the same for all of them: Ray's handler
+/// reads the job's id from the path and nothing else.
+pub const PER_SOFTWARE: &[&str] =
+    &["accept", "accept-encoding", "accept-language", "cache-control", "pragma", "user-agent"];
+
 /// Whether a header, by its lower-case name, does not tell two callers of this surface apart.
 fn is_ignored(surface: Surface, name: &str) -> bool {
     let among = |names: &[&str], prefixes: &[&str]| {
@@ -177,7 +182,9 @@ impl Key {
     pub fn of_tail(uri: &Uri, headers: &HeaderMap) -> Key {
         let mut digest = Sha256::new();
         add_request(&mut digest, uri, headers, |name| {
-            PER_HANDSHAKE.contains(&name) || is_ignored(Surface::Dashboard, name)
+            PER_HANDSHAKE.contains(&name)
+                || PER_SOFTWARE.contains(&name)
+                || is_ignored(Surface::Dashboard, name)
         });
         Key(digest.finalize().into())
     }
@@ -400,10 +407,10 @@ mod tests {
     #[test]
     fn handshakes_for_a_tail_differ_in_all_that_is_not_the_handshakes_own() {
         let key = |pairs: &[_]| Key::of_tail(&"/x".parse().unwrap(), &headers(pairs));
-        for name in PER_HANDSHAKE {
+        for name in PER_HANDSHAKE.iter().chain(PER_SOFTWARE) {
             assert_eq!(key(&[]), key(&[(name, "a")]), "{name}");
         }
-        for name in ["sec-websocket-protocol", "sec-websocket-token", "authorization", "cookie"] {
+        for name in ["sec-websocket-protocol", "sec-websocket-token", "authorization", "cookie", "origin"] {
             assert_ne!(key(&[(name, "token-a")]), key(&[(name, "token-b")]), "{name}");
         }
     }

@@ -12,7 +12,7 @@
 //!   connection, so that tail is read from the first byte that the follower has not had.
 //! - **Laggards share.** Their tail is read at the pace of the slowest of them, so none of them falls out of it
 //!   again: Ray has two tails of a job, not one for each speed, unless a laggard is behind what theirs still keeps
-//!   when it notices: then it opens one more. One that takes nothing for [`STALL`]
+//!   when it notices: then it opens one more. One that takes nothing for `STALL`
 //!   holds up the others no longer; when it reads again, it goes on at a tail that still has its place or at another
 //!   new one. A tail for laggards takes a permit like any other, from the follower that opens it; while there
 //!   is none to be had, the follower waits.

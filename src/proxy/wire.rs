@@ -13,7 +13,7 @@
 //! idles, and what only it can bring about is looked for right after it was polled.
 //!
 //! Upstream may close an idle connection just as a request is sent on it. hyper has used the request
-//! up by then, so one that may be sent again is kept until its answer begins ([`Kept`]).
+//! up by then, so one that may be sent again is kept until its answer begins (`Kept`).
 
 use crate::proxy::body::ClientBody;
 use crate::proxy::stream::Stream;

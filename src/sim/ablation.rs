@@ -65,7 +65,7 @@ pub fn pin(policy: &mut Policy, name: &str, limit: f64) {
 /// Limits that an oracle tries.
 const PINS: [f64; 14] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
 
-/// The best fixed limit of hindsight: what each of [`PINS`] gives under these conditions.
+/// The best fixed limit of hindsight: what each of `PINS` gives under these conditions.
 ///
 /// # Errors
 /// The scenario cannot be run.
