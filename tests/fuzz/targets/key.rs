@@ -7,7 +7,7 @@ use http::Uri;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
 use rayguard::proxy::coalesce::{
-    Key, PER_CLIENT, PER_CLIENT_PREFIXES, PER_HANDSHAKE, PER_REQUEST, PER_REQUEST_PREFIXES,
+    Key, PER_CLIENT, PER_CLIENT_PREFIXES, PER_HANDSHAKE, PER_REQUEST, PER_REQUEST_PREFIXES, PER_SOFTWARE,
 };
 use std::collections::BTreeMap;
 
@@ -27,11 +27,10 @@ fn read(text: &str) -> Option<Asked> {
     Some(Asked { uri, headers })
 }
 
-/// Headers that are documented not to tell two callers of the dashboard apart, and those that make
-/// up a WebSocket's handshake.
+/// Headers that are documented not to tell two followers of a log apart.
 fn is_left_out(name: &str) -> bool {
     let mut starts = PER_REQUEST_PREFIXES.iter().chain(PER_CLIENT_PREFIXES);
-    [PER_REQUEST, PER_CLIENT, PER_HANDSHAKE].iter().any(|names| names.contains(&name))
+    [PER_REQUEST, PER_CLIENT, PER_HANDSHAKE, PER_SOFTWARE].iter().any(|names| names.contains(&name))
         || starts.any(|start| name.starts_with(start))
 }
 

@@ -56,7 +56,7 @@ fn check_forms(path: &str) {
         let again = normalise(resolved);
         assert!(again.path == *resolved && again.resolved.is_none(), "{resolved}");
     }
-    if !path.contains('%') {
+    if !path.contains('%') && !path.contains("//") {
         assert!(matches!(decode(path), Cow::Borrowed(_)));
     }
 }
