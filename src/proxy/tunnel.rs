@@ -1,7 +1,7 @@
 //! WebSocket tunnels: log tails.
 //!
 //! Ray's parent only ever writes to a tail's client, so it does not notice that a client has
-//! left: the slot in JobHead stays taken until the log's next line or the job's end (facts G).
+//! left: the slot in JobHead stays taken until the log's next line or the job's end.
 //! Closing our side does not free it, it only hides it. So when a client leaves, the tunnel
 //! keeps reading from Ray and throws away what comes until Ray closes, and its ticket stays
 //! counted for as long as Ray's slot is taken.

@@ -1,7 +1,7 @@
 //! What a Ray head is made of, as data: processes, routes, and what each request costs.
 //!
 //! The dashboard is one parent process that proxies to single-process modules over at most
-//! 100 connections each (facts 2). A request costs the parent's loop once and its module's
+//! 100 connections each. A request costs the parent's loop once and its module's
 //! loop in `passes` turns, between which it waits for the GCS or an agent; the loop serves
 //! whoever is ready, first come first served, so a request of three passes stands in line
 //! three times. What a route costs moves with the cluster's state: listing jobs is linear in
@@ -170,7 +170,7 @@ pub enum Effect {
     Stop,
     /// A package stays in the GCS's memory.
     Package,
-    /// The connection is held until the job ends, whether or not the client stays (facts G).
+    /// The connection is held until the job ends, whether or not the client stays.
     Tail,
     /// A process of its own lives until the client leaves and its grace is over, or until it ends.
     Session,

@@ -230,7 +230,7 @@ const GCS_SHARE_MIN: f64 = 0.05;
 const FEEL_EVERY: Duration = Duration::from_millis(500);
 /// A Ray Client's process outlives its client by so much.
 const SESSION_GRACE: Duration = Duration::from_secs(30);
-/// Event-loop tasks of an idle dashboard, and per request in it (facts 5 A: 500 -> 1280).
+/// Event-loop tasks of an idle dashboard, and per request in it (500 -> 1280).
 const LOOP_TASKS_IDLE: f64 = 14.0;
 const LOOP_TASKS_PER_REQUEST: f64 = 2.4;
 

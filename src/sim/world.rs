@@ -1363,7 +1363,7 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 8, ..ProptestConfig::default() })]
 
-        /// Design 10, of any seed.
+        /// Of any seed.
         #[test]
         fn a_seed_is_a_journal(seed in any::<u64>()) {
             prop_assert_eq!(recorded(Guard::Rayguard, seed), recorded(Guard::Rayguard, seed));

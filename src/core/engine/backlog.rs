@@ -1,8 +1,8 @@
 //! The submission gate: how many may still be let in before the head has caught up.
 //!
 //! Ray answers a submission in 36 ms and pays for it later: each becomes a supervisor actor and
-//! a process, begun at about one a second. Latency peaks after the arrivals have stopped
-//! (facts B), so neither door latency nor a rate can hold the backlog; both learn too late.
+//! a process, begun at about one a second. Latency peaks after the arrivals have
+//! stopped, so neither door latency nor a rate can hold the backlog; both learn too late.
 //! But the backlog itself is published (actors in state `Registered`), and the door knows what
 //! it has let in since. So
 //!

@@ -1,6 +1,6 @@
 //! The engine: readings and the door's own counts in, a new limit table and its reasons out.
 //!
-//! Two loops in cascade (design 7). The inner one steps on the door's latency, as soon as a
+//! Two loops in cascade. The inner one steps on the door's latency, as soon as a
 //! class has finished enough exchanges to tell (`inner`); it saves the head in the first
 //! seconds. The outer one steps once per fresh reading of Ray's (`outer`); it finds what
 //! holds. A class's concurrency is the lesser of what the two allow, its rate is the outer

@@ -32,7 +32,7 @@ use crate::policy::{Law, OnStale, Policy, SignalId};
 use crate::time::Time;
 use std::time::Duration;
 
-/// A gauge of Ray's may have been true this long before it is published anew (facts 4), and
+/// A gauge of Ray's may have been true this long before it is published anew, and
 /// so long before it is scraped.
 const REFRESH: Duration = Duration::from_secs(10);
 

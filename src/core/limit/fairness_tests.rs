@@ -175,7 +175,7 @@ fn jain(got: &[Got]) -> f64 {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// Design 4.5: a 20x flood from one identity costs those at or below their fair share
+    /// A 20x flood from one identity costs those at or below their fair share
     /// nothing, and no slot stands idle meanwhile.
     #[test]
     fn a_flood_costs_those_within_their_share_nothing(

@@ -1,6 +1,6 @@
 //! The gate: every counter, clock and queue of the door, and the one decision about a request.
 //!
-//! The order is design 4's: blocked, exempt, the party's own ceiling, then the class's
+//! The order: blocked, exempt, the party's own ceiling, then the class's
 //! concurrency, its work under way, the module's ceiling and the class's rate; whoever finds
 //! no room waits its turn in the class's fair queue, and whoever would wait in vain is told.
 //!

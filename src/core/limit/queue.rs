@@ -11,7 +11,7 @@
 //! queue's virtual time, is the tag of the request served last. The smallest tag goes next. A party that asks less than its share finds its tag behind `V` and is next; a party
 //! that was idle gains nothing by it, because its tag is lifted to `V`.
 //!
-//! **Parties have two dimensions** (design 4.5): an address and the credential behind it. Each
+//! **Parties have two dimensions**: an address and the credential behind it. Each
 //! has a tag of its own, and a flow (address, credential) is keyed by the *later* of the two:
 //!
 //! ```text

@@ -176,7 +176,7 @@ mod tests {
     }
 
     proptest! {
-        /// Design 10: admitted in any interval <= integral of rate + burst.
+        /// Admitted in any interval <= integral of rate + burst.
         #[test]
         fn admitted_never_exceeds_the_integral_of_the_rate_plus_the_burst(
             burst in 1u32..50,

@@ -322,8 +322,8 @@ const CONTROL: ClassDefault = ClassDefault {
 };
 
 /// Whole log files: read into memory three times over (a 60 MB log costs 600 MB), so two
-/// at once, and the others wait. Four at once moved 57 MB/s and made a job's status wait 0.8 s
-/// (facts 5E): at 50 MB/s the parent loop, which copies every byte, has time for the others.
+/// at once, and the others wait. Four at once moved 57 MB/s and made a job's status wait
+/// 0.8 s: at 50 MB/s the parent loop, which copies every byte, has time for the others.
 const LOGS: ClassDefault = ClassDefault {
     priority: 2,
     in_flight: bounds(2.0, 1.0, 4.0),

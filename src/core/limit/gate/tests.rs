@@ -314,7 +314,7 @@ fn a_successor_goes_on_counting_what_is_under_way() {
 }
 
 proptest! {
-    /// Design 10: a ticket is released exactly once, in-flight never above the limit that
+    /// A ticket is released exactly once, in-flight never above the limit that
     /// admitted, and nothing is left at the end.
     #[test]
     fn whatever_happens_the_counters_end_at_zero_and_never_exceed_their_limit(
@@ -356,7 +356,7 @@ proptest! {
         prop_assert_eq!(rig.gate.module_in_flight(ModuleId(0)), 0);
     }
 
-    /// Design 10: at demand below the limit nothing is shed, and nobody waits, whoever asks.
+    /// At demand below the limit nothing is shed, and nobody waits, whoever asks.
     #[test]
     fn at_demand_below_the_limit_nothing_is_shed(
         steps in prop::collection::vec((any::<bool>(), 0u64..40, 1u32..2000), 1..300),
