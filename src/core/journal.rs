@@ -811,7 +811,9 @@ impl Shed {
     #[must_use]
     pub fn meaning(&self) -> &'static str {
         match self.cause {
-            Reason::Blocked => "the route is blocked by policy, whatever the load; Ray keeps it for tests",
+            Reason::Blocked => {
+                "the route is blocked by policy, whatever the load: it can pin a process of the Ray head"
+            }
             Reason::ClassRate => "the class had used up its rate limit",
             Reason::ClassInFlight => {
                 "the class was at its limit of requests in flight, and its queue was full"
