@@ -62,6 +62,14 @@ pub enum ClientError {
         /// Why, and what to do.
         problem: ProblemBody,
     },
+    /// It runs, and takes no requests.
+    #[error("not ready: {said} (status {status})")]
+    NotReady {
+        /// The answer's status.
+        status: u16,
+        /// Its words.
+        said: String,
+    },
     /// The token's file cannot be read.
     #[error("the admin token cannot be read from {}: {source}", path.display())]
     Token {
@@ -155,6 +163,22 @@ impl Client {
     /// Asks for a value.
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send(self.http.get(format!("{}{path}", self.base))).await
+    }
+
+    /// Asks for a text, of which any status but 200 is a failure.
+    pub async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let unreachable = |error: reqwest::Error| ClientError::Unreachable {
+            address: self.address.clone(),
+            problem: root_cause(&error),
+        };
+        let answer = self.http.get(format!("{}{path}", self.base)).send().await.map_err(unreachable)?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await.map_err(|error| self.strange(&root_cause(&error)))?;
+        if status == 200 {
+            Ok(text)
+        } else {
+            Err(ClientError::NotReady { status, said: text.trim().to_owned() })
+        }
     }
 
     /// Sends an order.

@@ -114,8 +114,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, DoctorError> {
             return Ok(2);
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let findings = runtime.block_on(examine(&settings))?;
+    let findings = look(&settings)?;
     let failed = findings.iter().any(|finding| finding.health == Health::Fail);
     match args.format {
         Format::Json => writeln!(out, "{:#}", json!({ "ok": !failed, "findings": findings }))?,
@@ -124,17 +123,29 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, DoctorError> {
     Ok(u8::from(failed))
 }
 
+/// Looks at this host, on a runtime of its own.
+pub fn look(settings: &Settings) -> Result<Vec<Finding>, DoctorError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(examine(settings))?)
+}
+
+/// Prints one finding, with its remedy where there is one.
+pub fn print_finding(finding: &Finding, out: &mut dyn Write) -> io::Result<()> {
+    let mark = match finding.health {
+        Health::Ok => "OK",
+        Health::Warn => "WARN",
+        Health::Fail => "FAIL",
+    };
+    writeln!(out, "{mark:<4}  {:<27} {}", finding.subject, finding.found)?;
+    if !finding.remedy.is_empty() {
+        writeln!(out, "      {:<27} -> {}", "", finding.remedy)?;
+    }
+    Ok(())
+}
+
 fn print(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
     for finding in findings {
-        let mark = match finding.health {
-            Health::Ok => "OK",
-            Health::Warn => "WARN",
-            Health::Fail => "FAIL",
-        };
-        writeln!(out, "{mark:<4}  {:<27} {}", finding.subject, finding.found)?;
-        if !finding.remedy.is_empty() {
-            writeln!(out, "      {:<27} -> {}", "", finding.remedy)?;
-        }
+        print_finding(finding, out)?;
     }
     let count = |health| findings.iter().filter(|finding| finding.health == health).count();
     writeln!(out, "\n{} OK, {} WARN, {} FAIL", count(Health::Ok), count(Health::Warn), count(Health::Fail))

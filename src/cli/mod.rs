@@ -9,6 +9,7 @@ pub mod demo;
 pub mod doctor;
 pub mod explain;
 pub mod format;
+pub mod health;
 pub mod incident;
 pub mod limits;
 pub mod load;
@@ -21,6 +22,7 @@ pub mod status;
 pub mod steer;
 pub mod suggest;
 pub mod tune;
+pub mod up;
 
 use crate::admin::schema::ShedMode;
 use clap::{Parser, Subcommand};
@@ -36,6 +38,8 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Diagnose this host, run the proxy, and print what to do next.
+    Up(up::Args),
     /// Run the proxy in front of a Ray head.
     Run(run::Args),
     /// Validate a configuration file, and say how stable its control loops are.
@@ -71,6 +75,8 @@ enum Command {
 enum Operate {
     /// Show current status.
     Status(status::Args),
+    /// Ask whether it takes requests: for health checks.
+    Health(health::Args),
     /// Show which clients send most requests, and how many were shed.
     Clients(clients::Args),
     /// Show every limit and its bounds, or suggest limits from current traffic.
@@ -99,6 +105,7 @@ enum Operate {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
+        Command::Up(args) => up::run(args).map_err(Into::into),
         Command::Run(args) => run::run(args).map_err(Into::into),
         Command::Record(args) => run::record(args).map_err(Into::into),
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
@@ -150,6 +157,7 @@ async fn operate(command: Operate) -> Result<(), client::ClientError> {
     let paint = client::Paint::stdout();
     match command {
         Operate::Status(args) => status::run(&args, out, paint).await,
+        Operate::Health(args) => health::run(&args, out).await,
         Operate::Clients(args) => clients::run(&args, out).await,
         Operate::Limits(args) => limits::run(&args, out, paint).await,
         Operate::Pin(args) => steer::pin(&args, out).await,

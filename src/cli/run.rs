@@ -181,35 +181,49 @@ pub enum RunError {
 /// Carries out `record`.
 pub fn record(args: RecordArgs) -> Result<u8, RunError> {
     let length = args.length.map(|length| length.0);
-    run_for(args.into(), length)
+    run_for(args.into(), length, |_| {})
 }
 
 /// Carries out the command.
 pub fn run(args: Args) -> Result<u8, RunError> {
-    run_for(args, None)
+    run_then(args, |_| {})
 }
 
-fn run_for(args: Args, length: Option<Duration>) -> Result<u8, RunError> {
+/// The same, and calls `ready` once every listener is open.
+pub fn run_then(args: Args, ready: impl FnOnce(&Settings)) -> Result<u8, RunError> {
+    run_for(args, None, ready)
+}
+
+/// What the command line and its file come to.
+pub fn settings(args: &Args) -> Result<Settings, RunError> {
+    let overrides = overrides(args);
+    Ok(match &args.config {
+        Some(path) => config::load(path, &overrides)?,
+        None => Settings::defaults(&overrides).map_err(config::Error::from)?,
+    })
+}
+
+fn overrides(args: &Args) -> Overrides {
+    Overrides {
+        upstream: args.upstream.clone(),
+        listen: args.listen.clone(),
+        mode: args.shadow.then_some(Mode::Shadow),
+        prometheus: args.prometheus.clone(),
+        state_dir: args.state_dir.clone(),
+    }
+}
+
+fn run_for(args: Args, length: Option<Duration>, ready: impl FnOnce(&Settings)) -> Result<u8, RunError> {
     let bytes_max = args.record_max.map_or(recorder::BYTES_DEFAULT, |max| max.0);
     if bytes_max < recorder::BYTES_MIN {
         return Err(RunError::RecordMax(bytes_max));
     }
-    let recording = args.record.map(|path| Recording { path, bytes_max });
-    let overrides = Overrides {
-        upstream: args.upstream,
-        listen: args.listen,
-        mode: args.shadow.then_some(Mode::Shadow),
-        prometheus: args.prometheus,
-        state_dir: args.state_dir,
-    };
-    let settings = match &args.config {
-        Some(path) => config::load(path, &overrides)?,
-        None => Settings::defaults(&overrides).map_err(config::Error::from)?,
-    };
+    let recording = args.record.clone().map(|path| Recording { path, bytes_max });
+    let (settings, overrides) = (settings(&args)?, overrides(&args));
     crate::observe::log::start(&settings.log);
     let runtime = runtime()?;
     let source = args.config.map(|path| Source { path, overrides });
-    runtime.block_on(guard(Arc::new(settings), source, inherited(), recording, length))
+    runtime.block_on(guard(Arc::new(settings), source, inherited(), recording, length, ready))
 }
 
 /// Threads for the door. One forwards more requests than any head answers; a few more keep a TLS
@@ -247,6 +261,7 @@ async fn guard(
     inherited: Vec<Inherited>,
     recording: Option<Recording>,
     length: Option<Duration>,
+    ready: impl FnOnce(&Settings),
 ) -> Result<u8, RunError> {
     let clock = Clock::start();
     let tasks = Tasks::default();
@@ -309,6 +324,7 @@ async fn guard(
     }
     crate::runtime::watch::start(&guard);
     say_whether_ray_is_there(&guard);
+    ready(&settings);
     state.keep(&guard);
     let signal = match length {
         None => shutdown::signalled().await?,
