@@ -1,13 +1,13 @@
 //! What does a decision cost, in time and in allocations?
 //!
 //! Everything the door decides by itself: classify, identify, pass every gate, give the ticket
-//! back. 10,000 parties take turns, each with an address and a token of its own, so that caches
+//! back. 10,000 clients take turns, each with an address and a token of its own, so that caches
 //! and tables are as cold as they are in earnest. The bar is a median of 200 ns without an
 //! allocation; the second half is checked, the first is for `cargo bench --bench decide` to show.
 //!
 //! `full`: from the bytes of a path and its headers to the ticket and back. Its parts: `classify`
 //! (the path made normal and looked up), `identify` (two keyed digests), `gate` (the counters,
-//! with a party's own limits on as well, in and out again).
+//! with a client's own limits on as well, in and out again).
 //!
 //! `rate-limit service`: what an Envoy's question costs beyond its HTTP/2. From the bytes of the message
 //! to those of the answer: `admitted`, with the report of the exchange's end; `refused`, with the
@@ -21,7 +21,7 @@ use prost::Message;
 use rayguard::core::limit::gate::{Ask, Decision, Gate, Grant};
 use rayguard::core::limit::meter::Outcome;
 use rayguard::core::limit::table::LimitTable;
-use rayguard::core::policy::{Bounds, Control, PartyLimits, Policy};
+use rayguard::core::policy::{Bounds, Control, PerClientLimits, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::facts::{Facts, Headers};
@@ -48,7 +48,7 @@ use std::time::Duration;
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const PARTIES: u32 = 10_000;
+const CLIENTS: u32 = 10_000;
 
 /// A door without its wire.
 struct Door {
@@ -56,7 +56,7 @@ struct Door {
     identifier: Identifier,
     table: LimitTable,
     gate: Gate<()>,
-    parties: Vec<(IpAddr, http::HeaderMap)>,
+    clients: Vec<(IpAddr, http::HeaderMap)>,
     next: usize,
     now: Time,
 }
@@ -65,10 +65,10 @@ impl Door {
     fn new(surface: Surface) -> Door {
         let mut policy = policy();
         for class in &mut policy.classes {
-            class.per_party = PartyLimits { in_flight: Some(64), ..class.per_party };
+            class.per_client = PerClientLimits { in_flight: Some(64), ..class.per_client };
         }
         let table = LimitTable::initial(&policy);
-        let parties = (0..PARTIES).map(|n| {
+        let clients = (0..CLIENTS).map(|n| {
             let mut headers = http::HeaderMap::new();
             headers.insert("host", "head:8265".parse().unwrap());
             headers.insert("user-agent", "python-requests/2.32".parse().unwrap());
@@ -81,30 +81,30 @@ impl Door {
             identifier: Identifier::new([1, 2], vec!["192.0.2.0/24".parse().unwrap()], Vec::new()),
             gate: Gate::new(&policy, &table, Time::ZERO),
             table,
-            parties: parties.collect(),
+            clients: clients.collect(),
             next: 0,
             now: Time::ZERO,
         }
     }
 
-    /// One step of the clock and the next party.
+    /// One step of the clock and the next client.
     fn turn(&mut self) -> usize {
         self.now = self.now + Duration::from_millis(1);
-        self.next = (self.next + 7) % self.parties.len();
+        self.next = (self.next + 7) % self.clients.len();
         self.next
     }
 
     fn facts<'a>(&self, place: usize, path: &'a str, headers: &'a dyn Headers) -> Facts<'a> {
-        let address = self.parties[place].0;
+        let address = self.clients[place].0;
         Facts { method: "GET", path, query: "", address, headers, upgrade: false, grpc: false }
     }
 
     fn ask(&mut self, path: &str) -> Ask {
         let place = self.turn();
-        let headers = Lookup::new(&self.parties[place].1);
+        let headers = Lookup::new(&self.clients[place].1);
         let facts = self.facts(place, path, &headers);
         let matched = self.classifier.classify(&facts);
-        Ask { class: matched.class, route: matched.route.0, party: self.identifier.identify(&facts) }
+        Ask { class: matched.class, route: matched.route.0, client: self.identifier.identify(&facts) }
     }
 
     fn pass(&mut self, ask: Ask) -> bool {
@@ -136,21 +136,21 @@ const WAYS: [(&str, Surface, &str); 3] = [
 fn decide(criterion: &mut Criterion) {
     for (name, surface, path) in WAYS {
         let mut door = Door::new(surface);
-        // Every party has been here once: what a party costs the first time is not the usual way.
-        let admitted = (0..2 * PARTIES)
+        // Every client has been here once: what a client costs the first time is not the usual way.
+        let admitted = (0..2 * CLIENTS)
             .filter(|_| {
                 let ask = door.ask(path);
                 door.pass(ask)
             })
             .count();
-        println!("{name}: {admitted} of {} admitted", 2 * PARTIES);
+        println!("{name}: {admitted} of {} admitted", 2 * CLIENTS);
         let region = Region::new(ALLOCATOR);
-        for _ in 0..PARTIES {
+        for _ in 0..CLIENTS {
             let ask = door.ask(path);
             black_box(door.pass(ask));
         }
         let counted = region.change();
-        println!("{name}: {} allocations in {PARTIES} decisions", counted.allocations);
+        println!("{name}: {} allocations in {CLIENTS} decisions", counted.allocations);
         assert_eq!(counted.allocations + counted.reallocations, 0, "a decision allocates nothing");
 
         let mut group = criterion.benchmark_group(name);
@@ -163,18 +163,18 @@ fn decide(criterion: &mut Criterion) {
         group.bench_function("classify", |bencher| {
             bencher.iter(|| {
                 let place = door.turn();
-                let headers = Lookup::new(&door.parties[place].1);
+                let headers = Lookup::new(&door.clients[place].1);
                 door.classifier.classify(&door.facts(place, black_box(path), &headers))
             });
         });
         group.bench_function("identify", |bencher| {
             bencher.iter(|| {
                 let place = door.turn();
-                let headers = Lookup::new(&door.parties[place].1);
+                let headers = Lookup::new(&door.clients[place].1);
                 door.identifier.identify(&door.facts(place, path, &headers))
             });
         });
-        let asks: Vec<Ask> = (0..PARTIES).map(|_| door.ask(path)).collect();
+        let asks: Vec<Ask> = (0..CLIENTS).map(|_| door.ask(path)).collect();
         group.bench_function("gate", |bencher| {
             bencher.iter(|| {
                 let place = door.turn();
@@ -208,7 +208,7 @@ impl Unwired {
 
     /// What the shipped Envoy configuration sends for one request: its beginning and its end.
     fn messages(&mut self) -> [Bytes; 2] {
-        self.next = (self.next + 7) % PARTIES;
+        self.next = (self.next + 7) % CLIENTS;
         let (address, token) = (Ipv4Addr::from(0x0a00_0000 + self.next), self.next);
         let name = format!("28d9c57b-e788-4339-9f65-89e4{token:08x}");
         let begin = [
@@ -245,7 +245,7 @@ fn question(criterion: &mut Criterion) {
     let _entered = runtime.enter();
     let mut group = criterion.benchmark_group("rate-limit service");
     let mut service = Unwired::new(policy());
-    let messages: Vec<[Bytes; 2]> = (0..PARTIES).map(|_| service.messages()).collect();
+    let messages: Vec<[Bytes; 2]> = (0..CLIENTS).map(|_| service.messages()).collect();
     let mut next = messages.iter().cycle();
     group.bench_function("admitted", |bencher| {
         bencher.iter(|| {

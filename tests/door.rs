@@ -698,7 +698,7 @@ async fn all_who_wait_for_an_answer_that_breaks_off_are_told_together() {
 }
 
 #[tokio::test]
-async fn an_answer_that_is_one_callers_own_is_each_ones_own_within_the_limit() {
+async fn an_answer_that_is_one_clients_own_is_each_ones_own_within_the_limit() {
     for own in ["set-cookie: session=1", "cache-control: private, no-store", "vary: *"] {
         let rig = Rig::with_policy(|policy| {
             policy.classes[class("job-list").index()].in_flight = Bounds::fixed(2.0);
@@ -794,8 +794,8 @@ async fn who_comes_late_to_a_door_that_has_been_succeeded_is_served_there() {
     .await;
     let identifier = rayguard::core::request::identify::Identifier::new([1, 2], Vec::new(), Vec::new());
     let next = rig.door.succeed(rig.door.policy.clone(), identifier, rig.door.table.load_full());
-    let party = rayguard::core::request::party::Party { address: 1, credential: None };
-    let ask = rayguard::core::limit::gate::Ask { class: class("job-status"), route: 0, party };
+    let client = rayguard::core::request::client_id::ClientId { address: 1, credential: None };
+    let ask = rayguard::core::limit::gate::Ask { class: class("job-status"), route: 0, client };
     let now = || rig.door.clock.now();
     // Nobody waits at the old door for now: whatever looks after it is done.
     let slot = next.admit(ask, now()).await.unwrap();
@@ -989,5 +989,5 @@ async fn an_upload_whose_submission_would_be_refused_is_refused_before_it_is_sen
     assert_eq!(refused.status, 429, "without a byte of the body");
     let mut other = rig.client().await;
     other.send(upload("10.0.0.1")).await;
-    assert!(other.head().await.unwrap().contains("100"), "another party's upload may begin");
+    assert!(other.head().await.unwrap().contains("100"), "another client's upload may begin");
 }

@@ -19,8 +19,8 @@ use rayguard::core::fleet::book::Book;
 use rayguard::core::fleet::division::Level;
 use rayguard::core::fleet::holding::Renewal;
 use rayguard::core::limit::gate::Ask;
-use rayguard::core::policy::{Bounds, ClassId, Law, PartyLimits, Queue, RateBounds};
-use rayguard::core::request::party::Party;
+use rayguard::core::policy::{Bounds, ClassId, Law, PerClientLimits, Queue, RateBounds};
+use rayguard::core::request::client_id::ClientId;
 use rayguard::fleet::Replica;
 use rayguard::fleet::store::{Says, Store};
 use rayguard::observe::ledger;
@@ -152,9 +152,9 @@ const LINE_RATE: f64 = 120.0;
 /// 20 slots, with a line.
 const LINE_BY_SLOTS: &str = "state-heavy";
 const LINE_SLOTS: f64 = 20.0;
-/// What a modest party asks for of its fair share.
+/// What a modest client asks for of its fair share.
 const MODEST: f64 = 0.8;
-/// 30/s and 6 at once for each party, more than enough for all.
+/// 30/s and 6 at once for each client, more than enough for all.
 const CEILINGS: &str = "job-logs";
 
 /// One door with its own runtime, so that it can be ended as `kill -9` ends a process.
@@ -184,14 +184,14 @@ fn settings(url: &str, name: &str) -> Settings {
         if [BY_RATE, BY_SLOTS].contains(&&*class.name) {
             class.rate = None;
             class.queue = Queue { len_max: 0, ..class.queue };
-            class.per_party = PartyLimits::default();
+            class.per_client = PerClientLimits::default();
             class.in_flight = Bounds::fixed(f64::from(SLOTS));
             policy.modules[class.module.index()].in_flight = Bounds::fixed(1000.0);
             policy.modules[class.module.index()].work = None;
         }
         if [LINE_BY_RATE, LINE_BY_SLOTS, CEILINGS].contains(&&*class.name) {
             class.queue = Queue { len_max: 64, wait_max: Duration::from_secs(2) };
-            class.per_party = PartyLimits::default();
+            class.per_client = PerClientLimits::default();
             class.rate = None;
             class.in_flight = Bounds::fixed(1000.0);
             policy.modules[class.module.index()].in_flight = Bounds::fixed(1000.0);
@@ -200,7 +200,7 @@ fn settings(url: &str, name: &str) -> Settings {
         match &*class.name {
             LINE_BY_RATE => class.rate = Some(RateBounds { per_second: Bounds::fixed(LINE_RATE), burst: 20 }),
             LINE_BY_SLOTS => class.in_flight = Bounds::fixed(LINE_SLOTS),
-            CEILINGS => class.per_party = PartyLimits { rate: Some((30.0, 10)), in_flight: Some(6) },
+            CEILINGS => class.per_client = PerClientLimits { rate: Some((30.0, 10)), in_flight: Some(6) },
             _ => {}
         }
         if *class.name == *BY_RATE {
@@ -238,8 +238,8 @@ impl Tally {
     }
 }
 
-fn address(number: u64) -> Party {
-    Party { address: number * 512, credential: None }
+fn address(number: u64) -> ClientId {
+    ClientId { address: number * 512, credential: None }
 }
 
 impl Door {
@@ -292,15 +292,15 @@ impl Door {
                 every.tick().await;
                 while (asked as f64) < begun.elapsed().as_secs_f64() * per_second {
                     asked += 1;
-                    let party = Party { address: asked % 64 * 512, credential: None };
-                    drop(door.admit(Ask { class, route: 0, party }, door.clock.now()).await);
+                    let client = ClientId { address: asked % 64 * 512, credential: None };
+                    drop(door.admit(Ask { class, route: 0, client }, door.clock.now()).await);
                 }
             }
         });
     }
 
-    /// A party that asks for so much a second, for ever; what it gets, it holds for so long.
-    fn ask_as(&self, class: &str, party: Party, per_second: f64, hold: Duration) -> Arc<Tally> {
+    /// A client that asks for so much a second, for ever; what it gets, it holds for so long.
+    fn ask_as(&self, class: &str, client: ClientId, per_second: f64, hold: Duration) -> Arc<Tally> {
         let (door, class) = (self.guard.door(), self.class(class));
         let tally = Arc::new(Tally::default());
         let told = Arc::clone(&tally);
@@ -315,7 +315,7 @@ impl Door {
                     let (door, tally) = (Arc::clone(&door), Arc::clone(&told));
                     tokio::spawn(async move {
                         let counts = tally.counts.load(Ordering::SeqCst);
-                        let slot = door.admit(Ask { class, route: 0, party }, door.clock.now()).await;
+                        let slot = door.admit(Ask { class, route: 0, client }, door.clock.now()).await;
                         if counts {
                             tally.asked.fetch_add(1, Ordering::SeqCst);
                             tally.served.fetch_add(u64::from(slot.is_ok()), Ordering::SeqCst);
@@ -335,12 +335,12 @@ impl Door {
     /// So many clients for ever, each of which holds a slot for 20 ms when it gets one.
     fn ask_for_slots(&self, clients: u64) {
         let (door, class) = (self.guard.door(), self.class(BY_SLOTS));
-        for client in 0..clients {
+        for number in 0..clients {
             let door = Arc::clone(&door);
             self.runtime.as_ref().unwrap().spawn(async move {
                 loop {
-                    let party = Party { address: client * 512, credential: None };
-                    let slot = door.admit(Ask { class, route: 0, party }, door.clock.now()).await;
+                    let client = ClientId { address: number * 512, credential: None };
+                    let slot = door.admit(Ask { class, route: 0, client }, door.clock.now()).await;
                     tokio::time::sleep(Duration::from_millis(if slot.is_ok() { 20 } else { 2 })).await;
                     drop(slot);
                 }
@@ -355,9 +355,9 @@ impl Door {
         for number in 1..=slots {
             let (door, mut finished) = (Arc::clone(&door), finished.clone());
             self.guard.tasks.spawn(async move {
-                let party = Party { address: u64::from(number) * 512, credential: None };
+                let client = ClientId { address: u64::from(number) * 512, credential: None };
                 let slot = loop {
-                    match door.admit(Ask { class, route: 0, party }, door.clock.now()).await {
+                    match door.admit(Ask { class, route: 0, client }, door.clock.now()).await {
                         Ok(slot) => break slot,
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                     }
@@ -486,14 +486,14 @@ fn doors_with_unequal_demand_share_max_min() {
 /// One that floods all three doors with twenty times a fair share, and eight that come to one door
 /// each and ask for four fifths of their share of the whole limit (of `whole` requests a second).
 /// At the door where one of them is alone with the flood, an even division would give it two thirds.
-fn a_flood_over_all_doors(name: &str, class: &str, whole: f64, hold: Duration, flooder: [Party; 3]) {
+fn a_flood_over_all_doors(name: &str, class: &str, whole: f64, hold: Duration, flooder: [ClientId; 3]) {
     let Some(redis) = Redis::start(name) else { return };
     let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
     let fair = whole / 9.0;
     let flood: Vec<_> = doors
         .iter()
         .zip(flooder)
-        .map(|(door, party)| door.ask_as(class, party, 20.0 * fair / 3.0, hold))
+        .map(|(door, client)| door.ask_as(class, client, 20.0 * fair / 3.0, hold))
         .collect();
     let homes = [0, 0, 0, 0, 0, 1, 1, 2];
     let polite = homes
@@ -531,7 +531,7 @@ fn whoever_floods_every_door_has_one_share_of_a_rate() {
 
 #[test]
 fn one_token_at_an_address_for_each_door_has_one_share_of_the_slots() {
-    let flooder = [90, 91, 92].map(|number| Party { credential: Some(7), ..address(number) });
+    let flooder = [90, 91, 92].map(|number| ClientId { credential: Some(7), ..address(number) });
     let hold = Duration::from_millis(150);
     a_flood_over_all_doors("one-token", LINE_BY_SLOTS, LINE_SLOTS / hold.as_secs_f64(), hold, flooder);
 }

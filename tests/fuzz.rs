@@ -389,7 +389,7 @@ fn configurations() {
 }
 
 #[test]
-fn paths_and_callers() {
+fn paths_and_clients() {
     let settings = config::parse("upstream = 'http://127.0.0.1:1'", "a", &Overrides::default()).unwrap();
     let classifier = Classifier::new(&settings.policy, Surface::Dashboard, &[]).unwrap();
     let identifier =
@@ -609,7 +609,7 @@ fn preambles_and_websockets() {
     );
 }
 
-// --- Other parties' words: a fleet's store, and Envoys ---
+// --- Other clients' words: a fleet's store, and Envoys ---
 
 /// What the store's script answers, and what replicas write into it.
 #[test]

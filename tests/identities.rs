@@ -14,7 +14,7 @@ use rayguard::core::census::{Census, Sight, Verdict};
 use rayguard::core::limit::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
 use rayguard::core::limit::meter::{Outcome, Reason};
 use rayguard::core::limit::table::LimitTable;
-use rayguard::core::policy::{Control, PartyLimits, Policy};
+use rayguard::core::policy::{Control, PerClientLimits, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::facts::{Facts, Headers};
@@ -76,7 +76,7 @@ impl World {
             control: Control::SHIPPED,
         };
         for class in &mut policy.classes {
-            class.per_party = PartyLimits { rate: Some((1.0, 5)), in_flight: Some(8) };
+            class.per_client = PerClientLimits { rate: Some((1.0, 5)), in_flight: Some(8) };
         }
         let table = LimitTable::initial(&policy);
         World {
@@ -106,7 +106,7 @@ impl World {
             grpc: false,
         };
         let matched = self.classifier.classify(&facts);
-        Ask { class: matched.class, route: matched.route.0, party: self.identifier.identify(&facts) }
+        Ask { class: matched.class, route: matched.route.0, client: self.identifier.identify(&facts) }
     }
 
     /// Whether it was refused by a ceiling of its own.

@@ -5,7 +5,7 @@
 #[path = "door/rig.rs"]
 mod rig;
 
-use rayguard::core::policy::{Bounds, PartyLimits};
+use rayguard::core::policy::{Bounds, PerClientLimits};
 use rayguard::core::request::catalogue::Surface;
 use rayguard::core::request::classify::Rule;
 use rayguard::proxy::listen::{self, Listener};
@@ -278,8 +278,8 @@ async fn a_page_of_another_origin_reads_a_refusal_and_its_preflight_always_passe
 #[tokio::test]
 async fn an_invented_credential_wins_no_place() {
     let rig = Rig::with_policy(|policy| {
-        policy.classes[class("log-stream").index()].per_party =
-            PartyLimits { rate: None, in_flight: Some(2) };
+        policy.classes[class("log-stream").index()].per_client =
+            PerClientLimits { rate: None, in_flight: Some(2) };
     })
     .await;
     let mut held = Vec::new();

@@ -4,7 +4,7 @@
 //! rebinding) shows in `Host`: only addresses, `localhost` and configured names are answered. A
 //! web page that sends a request across origins shows in `Origin` and `Sec-Fetch-Site`: only
 //! our own is answered, nothing is ever allowed by CORS, and steering takes `application/json`,
-//! which no form can send. A caller from another machine shows in its address: without a token
+//! which no form can send. A client from another machine shows in its address: without a token
 //! only this machine may steer, and a proxy on this machine that speaks for others
 //! (`X-Forwarded-For`, `Forwarded`, `Via`) is not this machine.
 //!
@@ -101,7 +101,7 @@ impl Access {
         Err(cross_origin())
     }
 
-    /// Whether the caller may change anything; its name for the record.
+    /// Whether the client may change anything; its name for the record.
     pub fn may_steer(&self, peer: Peer, headers: &HeaderMap) -> Result<String, Problem> {
         let site = headers.get("sec-fetch-site").map(http::HeaderValue::as_bytes);
         if !matches!(site, None | Some(b"same-origin" | b"none")) {

@@ -2,7 +2,7 @@
 //!
 //! A client is an address and a digest of the credential seen with it. The address itself is
 //! told to whoever may steer (this machine, or the holder of the token); anybody else sees its
-//! digest, the `party` of the record. A credential is never more than a digest, keyed anew with
+//! digest, the `client` of the record. A credential is never more than a digest, keyed anew with
 //! every start.
 
 use crate::admin::Desk;
@@ -24,7 +24,7 @@ pub struct Clients {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ClientRow {
     /// Digest of its address, as in the record.
-    pub party: String,
+    pub client: String,
     /// The address it was last seen at; absent for those who may not steer.
     pub address: Option<String>,
     /// Short digest of its credential; `several` where an address shows more than are told apart.
@@ -64,7 +64,7 @@ pub struct CountsView {
     pub shed: u64,
     /// Sent on, and would have been refused were the class not in shadow mode.
     pub would_shed: u64,
-    /// Answered with another asker's answer.
+    /// Answered with another client's answer.
     pub shared: u64,
     /// Seconds of Ray's time, as learnt.
     pub work_s: f64,
@@ -88,8 +88,8 @@ pub fn clients(desk: &Desk, count: usize, open: bool) -> Clients {
     let (clients, since) = door.census().clients(count, now);
     let classes = &door.policy.classes;
     let row = |client: &Client| ClientRow {
-        party: format!("{:016x}", client.party),
-        address: client.address.filter(|_| open).map(|address| address.to_string()),
+        client: format!("{:016x}", client.address),
+        address: client.last_seen_at.filter(|_| open).map(|address| address.to_string()),
         credential: match client.credential {
             Credential::None => None,
             Credential::One(digest) => Some(format!("{:08x}", digest >> 32)),

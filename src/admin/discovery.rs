@@ -108,7 +108,7 @@ impl From<&Traffic> for TrafficView {
     fn from(traffic: &Traffic) -> TrafficView {
         TrafficView {
             counts: CountsView::from(&traffic.counts),
-            clients: traffic.parties(),
+            clients: traffic.clients(),
             busiest_second: traffic.busiest_second,
             busiest_minute: traffic.busiest_minute,
             in_flight_peak: traffic.in_flight_peak,

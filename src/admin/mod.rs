@@ -3,7 +3,7 @@
 //! It stands apart from the door, on an address of its own (loopback unless told otherwise),
 //! and never on a proxied port: what steers the gate must not be reachable by whoever comes
 //! through it. Reading needs no token; what changes anything needs the configured one, or,
-//! where none is configured, a caller on this machine ([`access`]). A flood at the door does
+//! where none is configured, a client on this machine ([`access`]). A flood at the door does
 //! not reach it: it has its own bound on connections, and asks the engine's mutex a few times a
 //! second at most.
 

@@ -78,7 +78,7 @@ fn row(client: &ClientRow) -> Vec<String> {
         format!("{}{route}", printable(&most.class))
     });
     vec![
-        client.address.clone().unwrap_or_else(|| client.party.clone()),
+        client.address.clone().unwrap_or_else(|| client.client.clone()),
         credential,
         counts.asked.to_string(),
         counts.admitted.to_string(),
@@ -100,7 +100,7 @@ mod tests {
         let counts = CountsView { asked: 40, admitted: 30, shed: 10, work_s: 1.5, ..CountsView::default() };
         let class = ClientClass { class: "state-heavy".into(), counts, routes: vec!["/api/v0/tasks".into()] };
         let open = ClientRow {
-            party: "00000000000000aa".into(),
+            client: "00000000000000aa".into(),
             address: Some("10.0.0.7".into()),
             credential: Some("3f2a9b01".into()),
             credential_addresses: 64,

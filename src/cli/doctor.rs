@@ -183,7 +183,7 @@ impl Look<'_> {
         match discover::version(&self.client, &dashboard, None).await {
             Ok(version) => findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version))),
             Err(DiscoverFault::Dashboard { fault: Fault::Status { status: 401 | 403 }, .. }) => findings
-                .push(Finding::ok("ray", format!("answers at {shown}, and wants a token of its callers"))),
+                .push(Finding::ok("ray", format!("answers at {shown}, and wants a token of its clients"))),
             Err(fault) => {
                 let remedy = "start it (ray start --head), or name its address: upstream, or --upstream";
                 findings.push(Finding::fail("ray", fault.to_string(), remedy));

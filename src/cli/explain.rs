@@ -230,7 +230,7 @@ fn explain_class(
 fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}  {}", time.rfc3339(), printable(&shed.sentence()))?;
     writeln!(out, "what that means: {}", shed.meaning())?;
-    writeln!(out, "who asked: party {} (a digest; nothing else is kept)", printable(&shed.party))?;
+    writeln!(out, "who asked: client {} (a digest; nothing else is kept)", printable(&shed.client))?;
     writeln!(out, "what would let it pass: {}", printable(&shed.undo()))?;
     writeln!(out, "the limits then (table {}):", shed.table)?;
     known.show(&shed.class, out)?;

@@ -285,7 +285,7 @@ pub(crate) mod tests {
             module: "StateHead".into(),
             cause: Reason::ClassInFlight,
             shadow: false,
-            party: "8f1c".into(),
+            client: "8f1c".into(),
             retry_after_s: 4,
             table: 17,
             in_flight_limit: 2.0,

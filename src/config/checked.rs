@@ -228,7 +228,7 @@ fn log(raw: &RawLog) -> Log {
     Log { level, json: raw.format.as_ref().is_some_and(|format| *format.get_ref() == RawFormat::Json) }
 }
 
-// === impl Judge: where callers come in ===
+// === impl Judge: where clients come in ===
 
 impl Judge {
     /// The listeners, each with the place of its address.
@@ -375,7 +375,7 @@ impl Judge {
         } else if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
             format!("`{text}` has a path, and paths are passed on as they come")
         } else if !url.username().is_empty() || url.password().is_some() {
-            "a password does not belong here; callers bring their own credentials".to_owned()
+            "a password does not belong here; clients bring their own credentials".to_owned()
         } else if url.port_or_known_default() == Some(0) {
             "port 0 is no server's".to_owned()
         } else {
@@ -559,7 +559,7 @@ impl Judge {
             };
             if let Some(twin) = out.iter().find(|other| other.sha256 == sha256) {
                 let message = format!("`{}` has the same key", twin.name);
-                self.refuse(place, message, "give each caller a key of its own");
+                self.refuse(place, message, "give each client a key of its own");
                 continue;
             }
             out.push(ApiKey { name: name.get_ref().as_str().into(), sha256 });

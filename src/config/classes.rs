@@ -16,13 +16,13 @@ use super::problem::suggest;
 use super::quantity::{BytesPerSecond, Length, Objective, OrOff, PerSecond, Short};
 use super::raw::{
     Name, Raw, RawBounds, RawClass, RawControl, RawHow, RawKind, RawLaw, RawLawKind, RawModule, RawOnStale,
-    RawPerParty, RawQueue, RawRate, RawRoute, RawSignal, RawSource, RawTreatment,
+    RawPerClient, RawQueue, RawRate, RawRoute, RawSignal, RawSource, RawTreatment,
 };
 use super::selector;
 use super::settings::Metrics;
 use rayguard_core::limit::table::Mode;
 use rayguard_core::policy::{
-    Bounds, Class, Coalesce, Control, Derivation, How, Kind, Law, Module, ModuleId, OnStale, PartyLimits,
+    Bounds, Class, Coalesce, Control, Derivation, How, Kind, Law, Module, ModuleId, OnStale, PerClientLimits,
     Policy, Priority, Queue, RateBounds, Selector, Signal, SignalId, SignalSource, Treatment,
 };
 use rayguard_core::request::catalogue::{self, Surface};
@@ -575,9 +575,9 @@ impl Judge {
             class.require_key = *given.get_ref();
         }
         self.waits(key, raw, class);
-        if let Some(per_party) = &raw.per_party {
-            class.per_party =
-                self.per_party(&format!("{key}.per_party"), per_party.get_ref(), class.per_party);
+        if let Some(per_client) = &raw.per_client {
+            class.per_client =
+                self.per_client(&format!("{key}.per_client"), per_client.get_ref(), class.per_client);
         }
         if let Some(coalesce) = &raw.coalesce {
             let ttl =
@@ -649,7 +649,7 @@ impl Judge {
             ("rate", raw.rate.as_ref().map(Spanned::span)),
             ("in_flight", raw.in_flight.as_ref().map(Spanned::span)),
             ("queue", raw.queue.as_ref().map(Spanned::span)),
-            ("per_party", raw.per_party.as_ref().map(Spanned::span)),
+            ("per_client", raw.per_client.as_ref().map(Spanned::span)),
             ("law", raw.law.as_ref().map(Spanned::span)),
         ];
         for (field, span) in idle {
@@ -776,7 +776,7 @@ impl Judge {
         rate
     }
 
-    fn per_party(&mut self, key: &str, raw: &RawPerParty, base: PartyLimits) -> PartyLimits {
+    fn per_client(&mut self, key: &str, raw: &RawPerClient, base: PerClientLimits) -> PerClientLimits {
         let mut limits = base;
         let burst = raw.burst.as_ref();
         let burst_key = format!("{key}.burst");

@@ -165,7 +165,7 @@ mod tests {
     fn an_unknown_key_is_answered_with_the_one_that_was_meant() {
         let (_, problems) = read("[class.job-submit]\nper_prty = {}\n");
         assert_eq!(problems[0].message, "unknown key");
-        assert_eq!(problems[0].remedy.as_deref(), Some("did you mean `per_party`?"));
+        assert_eq!(problems[0].remedy.as_deref(), Some("did you mean `per_client`?"));
         assert_eq!(problems[0].span, Some(19..27));
     }
 

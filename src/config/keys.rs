@@ -38,8 +38,8 @@ pub enum KeysError {
         /// Which line, from 1.
         line: usize,
     },
-    /// Two callers have one key.
-    #[error("line {line} of {}: `{twin}` has the same key; give each caller a key of its own", path.display())]
+    /// Two clients have one key.
+    #[error("line {line} of {}: `{twin}` has the same key; give each client a key of its own", path.display())]
     Twin {
         /// The file.
         path: PathBuf,

@@ -34,9 +34,9 @@ pub struct Raw {
     pub trusted_proxies: Option<Vec<Spanned<String>>>,
     /// Limits and timeouts of HTTP itself.
     pub http: RawHttp,
-    /// Who counts as one party.
+    /// Who counts as one client.
     pub identity: RawIdentity,
-    /// Keys handed to known callers, by name.
+    /// Keys handed to known clients, by name.
     pub api_keys: BTreeMap<Name, RawApiKey>,
     /// Where Ray's readings come from.
     pub metrics: RawMetrics,
@@ -99,7 +99,7 @@ pub struct RawDoor {
     pub upstream: Option<Spanned<String>>,
     /// TLS towards the upstream.
     pub upstream_tls: Option<Spanned<RawUpstreamTls>>,
-    /// TLS towards callers.
+    /// TLS towards clients.
     pub tls: Option<Spanned<RawTls>>,
     /// Whether a PROXY protocol header comes first.
     pub proxy_protocol: Option<bool>,
@@ -161,13 +161,13 @@ pub struct RawHttp {
     pub body_bytes_max: Option<Spanned<Bytes>>,
     /// Bytes of answers that are shared.
     pub shared_bytes_max: Option<Spanned<Bytes>>,
-    /// How long a caller may take to send its head.
+    /// How long a client may take to send its head.
     pub header_timeout: Option<Spanned<Length>>,
     /// How long an idle connection is kept.
     pub idle_timeout: Option<Spanned<Length>>,
     /// How long connecting to Ray may take.
     pub connect_timeout: Option<Spanned<Length>>,
-    /// How long work whose caller has left stays counted.
+    /// How long work whose client has left stays counted.
     pub abandoned_max: Option<Spanned<Length>>,
     /// How long exchanges may finish at shutdown.
     pub drain: Option<Spanned<Length>>,
@@ -177,9 +177,9 @@ pub struct RawHttp {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RawIdentity {
-    /// Headers of trusted proxies that name the caller.
+    /// Headers of trusted proxies that name the client.
     pub headers: Option<Vec<Spanned<String>>>,
-    /// The header in which callers send their API key.
+    /// The header in which clients send their API key.
     pub api_key_header: Option<Spanned<String>>,
     /// A file with the digests of further keys.
     pub api_keys_file: Option<Spanned<String>>,
@@ -411,8 +411,8 @@ pub struct RawClass {
     pub require_key: Option<Spanned<bool>>,
     /// How a request waits.
     pub queue: Option<Spanned<RawQueue>>,
-    /// What one party may do at most.
-    pub per_party: Option<Spanned<RawPerParty>>,
+    /// What one client may do at most.
+    pub per_client: Option<Spanned<RawPerClient>>,
     /// Sharing of equal GETs.
     pub coalesce: Option<Spanned<OrOff<Length>>>,
     /// How long Ray may take to begin its answer.
@@ -487,10 +487,10 @@ pub struct RawQueue {
     pub wait: Option<Spanned<Length>>,
 }
 
-/// `per_party`.
+/// `per_client`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawPerParty {
+pub struct RawPerClient {
     /// Requests per second.
     pub rate: Option<Spanned<OrOff<PerSecond>>>,
     /// How many may come at once.

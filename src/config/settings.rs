@@ -38,7 +38,7 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// Limits and timeouts of HTTP itself.
     pub http: Http,
-    /// Who counts as one party.
+    /// Who counts as one client.
     pub identity: Identity,
     /// Where Ray's readings come from.
     pub metrics: Metrics,
@@ -104,7 +104,7 @@ pub struct Listener {
     pub upstream: Upstream,
     /// TLS towards the upstream.
     pub upstream_tls: Option<UpstreamTls>,
-    /// TLS towards callers.
+    /// TLS towards clients.
     pub tls: Option<Tls>,
     /// Whether a PROXY protocol header (v1 or v2) comes before anything else. It is
     /// believed from trusted proxies alone.
@@ -136,7 +136,7 @@ pub struct Tls {
     pub certificate: PathBuf,
     /// PEM, the private key.
     pub key: PathBuf,
-    /// PEM, authorities: only callers with a certificate of theirs are let in.
+    /// PEM, authorities: only clients with a certificate of theirs are let in.
     pub client_authorities: Option<PathBuf>,
 }
 
@@ -170,36 +170,36 @@ pub struct Http {
     pub body_bytes_max: u64,
     /// Bytes of answers that are shared, kept or on their way to their readers.
     pub shared_bytes_max: usize,
-    /// How long a caller may take to send its head.
+    /// How long a client may take to send its head.
     pub header_timeout: Duration,
     /// How long an idle connection is kept.
     pub idle_timeout: Duration,
     /// How long connecting to Ray may take.
     pub connect_timeout: Duration,
-    /// How long work whose caller has left stays counted while Ray does not answer.
+    /// How long work whose client has left stays counted while Ray does not answer.
     pub abandoned_max: Duration,
     /// How long exchanges may finish at shutdown.
     pub drain: Duration,
 }
 
-/// Who counts as one party.
+/// Who counts as one client.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
-    /// Headers, set by trusted proxies, that name the caller; lower-case, best first.
+    /// Headers, set by trusted proxies, that name the client; lower-case, best first.
     pub headers: Vec<Arc<str>>,
-    /// The header in which callers send their API key; lower-case.
+    /// The header in which clients send their API key; lower-case.
     pub api_key_header: Arc<str>,
-    /// Keys handed to known callers, those of the file among them.
+    /// Keys handed to known clients, those of the file among them.
     pub api_keys: Vec<ApiKey>,
     /// The file that some of them stand in; it is read with the configuration, and again when it
     /// has changed.
     pub api_keys_file: Option<PathBuf>,
 }
 
-/// A key handed to a known caller. The key itself is nowhere: only its digest.
+/// A key handed to a known client. The key itself is nowhere: only its digest.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ApiKey {
-    /// The caller.
+    /// The client.
     pub name: Arc<str>,
     /// SHA-256 of the key.
     pub sha256: [u8; 32],

@@ -81,7 +81,7 @@ fn limits_are_laid_over_the_catalogue_key_by_key() {
          rate = { max = '10/s', burst = 5 }
          in_flight = 6
          queue = { wait = '3s' }
-         per_party = { rate = '30/min', in_flight = 4 }
+         per_client = { rate = '30/min', in_flight = 4 }
          coalesce = 'off'
          timeout = '45s'
          law = { kind = 'aimd', decrease = 0.5 }
@@ -97,8 +97,8 @@ fn limits_are_laid_over_the_catalogue_key_by_key() {
     assert_eq!(submit.in_flight, Bounds::fixed(6.0));
     assert_eq!(submit.queue.len_max, 256);
     assert_eq!(submit.queue.wait_max, Duration::from_secs(3));
-    assert_eq!(submit.per_party.rate, Some((0.5, 1)));
-    assert_eq!(submit.per_party.in_flight, Some(4));
+    assert_eq!(submit.per_client.rate, Some((0.5, 1)));
+    assert_eq!(submit.per_client.in_flight, Some(4));
     assert_eq!(submit.timeout, Some(Duration::from_secs(45)));
     assert_eq!(submit.law, Law::Aimd { increase: 0.5, decrease: 0.5 });
     let followed: Vec<&str> =
@@ -315,7 +315,7 @@ fn numbers_out_of_their_range_are_refused_nan_included() {
         ("[class.job-submit]\nrate = { burst = 0 }", "class.job-submit.rate.burst"),
         ("[class.views]\nbytes_per_second = '1 B/s'", "class.views.bytes_per_second"),
         ("[class.views]\ntimeout = '0s'", "class.views.timeout"),
-        ("[class.views]\nper_party = { in_flight = 0 }", "class.views.per_party.in_flight"),
+        ("[class.views]\nper_client = { in_flight = 0 }", "class.views.per_client.in_flight"),
         ("[signal.head_cpu]\ntarget = nan", "signal.head_cpu.target"),
         ("[signal.head_cpu]\ntarget = 0", "signal.head_cpu.target"),
         ("[control]\ninner_period = '0s'", "control.inner_period"),
@@ -561,7 +561,7 @@ const KEYS: &[&str] = &[
     "class.job-submit.law",
     "class.new.module",
     "class.new.rate",
-    "class.views.per_party",
+    "class.views.per_client",
     "class.views.coalesce",
     "class.views.signals",
     "route",
@@ -646,7 +646,7 @@ const PAGE_PREFIXES: &[(&str, &str)] = &[
     ("RawRate", "rate."),
     ("RawBounds", "range."),
     ("RawQueue", "queue."),
-    ("RawPerParty", "per_party."),
+    ("RawPerClient", "per_client."),
     ("RawRoute", "route."),
     ("RawLedger", "ledger."),
     ("RawLog", "log."),

@@ -11,7 +11,7 @@ use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
 use super::selector;
 use rayguard_core::alert::Alert;
 use rayguard_core::policy::{
-    Bounds, Class, How, Kind, Law, Module, OnStale, PartyLimits, Queue, Signal, SignalId, SignalSource,
+    Bounds, Class, How, Kind, Law, Module, OnStale, PerClientLimits, Queue, Signal, SignalId, SignalSource,
     Treatment,
 };
 use rayguard_core::request::catalogue;
@@ -45,7 +45,7 @@ trusted_proxies = []
 # kind = "ray-client"                   # "dashboard", "ray-client" or "serve"
 # upstream = "http://127.0.0.1:20001"   # needed for ray-client and serve
 # upstream_tls = { authorities = "/etc/rayguard/ca.pem", name = "serve.internal" }
-# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/callers.pem" }
+# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/clients.pem" }
 # proxy_protocol = false                # true behind a TCP load balancer that speaks it
 
 [http]
@@ -61,7 +61,7 @@ shared_bytes_max = "64 MiB"             # answers that are shared; what has no r
 header_timeout = "10s"
 idle_timeout = "75s"
 connect_timeout = "2s"
-abandoned_max = "10m"                   # work whose caller left stays counted, at most so long
+abandoned_max = "10m"                   # work whose client left stays counted, at most so long
 drain = "30s"                           # at shutdown, exchanges under way may finish
 
 [identity]
@@ -70,7 +70,7 @@ drain = "30s"                           # at shutdown, exchanges under way may f
 api_key_header = "x-rayguard-key"
 # api_keys_file = "/etc/rayguard/keys"  # lines of `name sha256`; read again when it changes
 
-# Callers with a key of their own are one party wherever they call from. The file holds
+# Clients with a key of their own are one client wherever they call from. The file holds
 # only the digest:  printf %s "$KEY" | sha256sum
 # [api_keys.nightly-batch]
 # sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -186,7 +186,7 @@ const SIGNALS: &str = r#"
 const MODULES: &str = "
 # Ray's processes: what may be under way in each at once, all classes together, and how
 # much learnt work one class may have in it (\"off\" for what works in parallel; what a
-# party takes of that is counted in slots' time).
+# client takes of that is counted in slots' time).
 ";
 
 const CLASSES: &str = "
@@ -339,8 +339,8 @@ fn write_class(out: &mut String, class: &Class, about: &str, module: &str, signa
         let Queue { len_max, wait_max } = class.queue;
         line(out, "queue", &format!("{{ len = {len_max}, wait = \"{}\" }}", Length(wait_max)));
     }
-    if whole || class.per_party != PartyLimits::default() {
-        line(out, "per_party", &per_party_text(class.per_party));
+    if whole || class.per_client != PerClientLimits::default() {
+        line(out, "per_client", &per_client_text(class.per_client));
     }
     if whole || class.coalesce.is_some() {
         line(out, "coalesce", &or_off(class.coalesce.map(|coalesce| Length(coalesce.ttl))));
@@ -363,7 +363,7 @@ fn write_class(out: &mut String, class: &Class, about: &str, module: &str, signa
     }
 }
 
-fn per_party_text(limits: PartyLimits) -> String {
+fn per_client_text(limits: PerClientLimits) -> String {
     let rate = match limits.rate {
         Some((rate, burst)) => format!("rate = \"{}\", burst = {burst}", PerSecond(rate)),
         None => "rate = \"off\"".to_owned(),

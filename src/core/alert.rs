@@ -342,7 +342,7 @@ impl Alert {
                  `rayguard check` prints the gain margin; lower the gain, or make the readings fresher."
             }
             Alert::UpstreamDown => {
-                "The head accepts no connections or does not answer health checks. Callers are told to come \
+                "The head accepts no connections or does not answer health checks. Clients are told to come \
                  back later; limits start from their initial values when it returns."
             }
             Alert::ConfigRejected => {

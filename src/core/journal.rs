@@ -8,7 +8,7 @@
 //! lines before it, and must come out the same to the last bit; floating-point numbers are
 //! therefore written in their shortest form that reads back exactly.
 //!
-//! What it refuses: identities (parties are keyed digests), credentials (never here), and
+//! What it refuses: identities (clients are keyed digests), credentials (never here), and
 //! free text that could break a line (JSON escapes control characters; see
 //! [`printable`] for tables). A `NaN` has no JSON; observations are cleaned before they are
 //! acted on, so none can arise.
@@ -309,8 +309,9 @@ pub struct Shed {
     /// Counted, but let through.
     pub shadow: bool,
     /// Keyed digest of who asked.
-    pub party: String,
-    /// When the caller was told to come back.
+    #[serde(alias = "party")]
+    pub client: String,
+    /// When the client was told to come back.
     pub retry_after_s: u32,
     /// Version of the limit table that decided.
     pub table: u64,
@@ -343,8 +344,8 @@ pub struct ShedSummary {
     pub causes: Vec<Count>,
     /// Of these, only counted (shadow mode).
     pub shadow: u64,
-    /// The parties refused most, as keyed digests; a few at most.
-    pub parties: Vec<Count>,
+    /// The clients refused most, as keyed digests; a few at most.
+    pub clients: Vec<Count>,
 }
 
 /// A label and how often.
@@ -807,7 +808,7 @@ impl Event {
 }
 
 impl Shed {
-    /// What the reason means, for whoever has to tell the caller.
+    /// What the reason means, for whoever has to tell the client.
     #[must_use]
     pub fn meaning(&self) -> &'static str {
         match self.cause {
@@ -822,9 +823,9 @@ impl Shed {
             Reason::ModuleInFlight => {
                 "the module was at its limit of requests in flight, all classes together"
             }
-            Reason::PartyShare => "the client sent more than its fair share while others waited",
-            Reason::PartyRate => "the client had used up the rate configured for one client",
-            Reason::PartyInFlight => "the client was at its limit of requests in progress",
+            Reason::ClientShare => "the client sent more than its fair share while others waited",
+            Reason::ClientRate => "the client had used up the rate configured for one client",
+            Reason::ClientInFlight => "the client was at its limit of requests in progress",
             Reason::QueueTimeout => {
                 "it waited for the longest queue time of its class, and no permit became free"
             }
@@ -854,9 +855,9 @@ impl Shed {
             Reason::ModuleInFlight => {
                 format!("less load on {}, or a higher `in_flight` of that module", self.module)
             }
-            Reason::PartyShare => "the client sends fewer requests".to_owned(),
-            Reason::PartyRate | Reason::PartyInFlight => {
-                format!("the client sends fewer requests; or raise `per_party` of class {class}")
+            Reason::ClientShare => "the client sends fewer requests".to_owned(),
+            Reason::ClientRate | Reason::ClientInFlight => {
+                format!("the client sends fewer requests; or raise `per_client` of class {class}")
             }
             Reason::UpstreamUnreachable => "Ray accepts connections again".to_owned(),
             Reason::Draining => "ask again: the next process answers; a longer `http.drain` lets more of those who wait have their turn"
@@ -869,7 +870,7 @@ impl Shed {
     #[must_use]
     pub fn sentence(&self) -> String {
         let done = if self.shadow { "would have shed" } else { "shed" };
-        let asker = match self.via {
+        let client = match self.via {
             Via::Proxy => "",
             Via::RatelimitService => " on behalf of an Envoy",
         };
@@ -881,7 +882,7 @@ impl Shed {
         let rate =
             self.rate_limit.map_or_else(String::new, |rate| format!(", rate limit {}/s", number(rate)));
         format!(
-            "{done} request {} of {} ({}){asker}{waited}: {}; {} under way, limit {}{rate}; told to retry in {} s",
+            "{done} request {} of {} ({}){client}{waited}: {}; {} under way, limit {}{rate}; told to retry in {} s",
             self.request,
             self.class,
             self.module,

@@ -3,7 +3,7 @@
 //! `now` is an argument. There is no clock, I/O, thread, randomness or global in here, and
 //! no tokio, hyper, reqwest or tracing: Cargo.toml lets none in, and `tests/purity.rs` reads the
 //! sources for what the standard library would.
-//! In the order of the data: a request becomes facts, a class and a party ([`request`]);
+//! In the order of the data: a request becomes facts, a class and a client ([`request`]);
 //! the gate admits, queues or sheds it against the limit table ([`limit`]);
 //! readings of Ray become signals ([`signal`]); signals and the door's own latency move the
 //! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]). Who asked for what is counted beside

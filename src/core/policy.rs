@@ -98,8 +98,8 @@ pub struct Class {
     pub require_key: bool,
     /// How a request waits when there is no room.
     pub queue: Queue,
-    /// What one party may do at most, whatever is free.
-    pub per_party: PartyLimits,
+    /// What one client may do at most, whatever is free.
+    pub per_client: PerClientLimits,
     /// Equal GETs under way share one upstream call; the answer may be reused for `ttl`.
     pub coalesce: Option<Coalesce>,
     /// The latency the operator wants at the door: `quantile` of answers within `latency`.
@@ -192,15 +192,15 @@ pub struct RateBounds {
 /// How a request waits for room.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Queue {
-    /// Requests of the class waiting at once, all parties together. 0: shed at once.
+    /// Requests of the class waiting at once, all clients together. 0: shed at once.
     pub len_max: u32,
     /// The longest wait; stays below the clients' own timeouts.
     pub wait_max: Duration,
 }
 
-/// Ceilings for one party; `None` leaves the party to fair queueing alone.
+/// Ceilings for one client; `None` leaves the client to fair queueing alone.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct PartyLimits {
+pub struct PerClientLimits {
     /// Requests per second and burst.
     pub rate: Option<(f64, u32)>,
     /// Requests under way at once.
@@ -385,7 +385,7 @@ pub enum Law {
 /// The plainest policy: for examples, and for tests that ask one thing of it.
 pub mod plain {
     use super::{
-        Bounds, Class, Control, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo,
+        Bounds, Class, Control, Kind, Law, Module, ModuleId, PerClientLimits, Policy, Priority, Queue, Slo,
         Treatment,
     };
     use std::time::Duration;
@@ -404,7 +404,7 @@ pub mod plain {
             bytes_per_second: None,
             require_key: false,
             queue: Queue { len_max: 16, wait_max: Duration::from_secs(2) },
-            per_party: PartyLimits::default(),
+            per_client: PerClientLimits::default(),
             coalesce: None,
             slo: Slo { quantile: 0.95, latency: Duration::from_secs(1) },
             timeout: None,

@@ -2,7 +2,7 @@
 //! read and did meanwhile, as lines that can be replayed.
 //!
 //! A recording exists to ask "and what if?" afterwards, so it holds the *offered* load (what
-//! was refused too) and nothing that could name anybody. A party is a small number, given in
+//! was refused too) and nothing that could name anybody. A client is a small number, given in
 //! the order of appearance; a route is the number of a pattern of Ray's; there is no address,
 //! no credential, no path, no query and no body in it, and no field that could hold one.
 //!

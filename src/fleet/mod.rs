@@ -7,7 +7,7 @@
 //!
 //! So that an identity has the same digest at every door, they share the key of the digests, drawn
 //! at random by whichever came first and kept in the store. Whoever can read the store can try
-//! addresses against the digests there; it can also hand out leases, and is trusted. Callers never
+//! addresses against the digests there; it can also hand out leases, and is trusted. Clients never
 //! see either. A door that begins without its store takes on the key when it first hears of it.
 
 mod report;

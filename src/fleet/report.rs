@@ -6,8 +6,8 @@
 //! for a busy door.
 
 use crate::core::engine::{ClassReading, DoorReading};
-use crate::core::fleet::asking::Told;
 use crate::core::fleet::part::Wanted;
+use crate::core::fleet::reported_demand::ReportedDemand;
 use crate::core::limit::meter::{BUCKETS, Counts, Reason};
 use crate::core::policy::Policy;
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,7 @@ pub(super) struct Report {
     wants: BTreeMap<String, u64>,
     /// Who asks, by class.
     #[serde(default)]
-    told: BTreeMap<String, Told>,
+    told: BTreeMap<String, ReportedDemand>,
     classes: BTreeMap<String, ClassReport>,
 }
 
@@ -154,7 +154,7 @@ mod tests {
         door[1].counts.bound = 4;
         door[1].counts.buckets[40] = 5;
         door[1].in_flight_peak = 3;
-        let wanted = Wanted { wants: vec![9], told: [(1, Told::default())].into() };
+        let wanted = Wanted { wants: vec![9], told: [(1, ReportedDemand::default())].into() };
         let names = ["b/rate".to_owned()];
         let text = serde_json::to_string(&Report::new(&here, &door, &names, &[(0, 7)], &wanted)).unwrap();
         let report: Report = serde_json::from_str(&text).unwrap();
@@ -162,6 +162,6 @@ mod tests {
         assert_eq!((&read[0], &read[1], &read[2]), (&door[1], &door[0], &door[0]));
         assert_eq!(report.demands["b/rate"], 7);
         let read = report.wanted(&there, &["a/rate".into(), "b/rate".into()]);
-        assert_eq!((read.wants, read.told), (vec![0, 9], [(0, Told::default())].into()));
+        assert_eq!((read.wants, read.told), (vec![0, 9], [(0, ReportedDemand::default())].into()));
     }
 }

@@ -4,7 +4,7 @@
 //! *tried*; what does not fit is counted and owned up to in the recording itself. Nobody is
 //! woken by that: one thread looks at the queue twenty times a second, so that a request pays
 //! for a slot in an array and no more. That thread makes lines of it
-//! ([`recording`](crate::core::recording) has their words), gives parties their small numbers
+//! ([`recording`](crate::core::recording) has their words), gives clients their small numbers
 //! and writes.
 //!
 //! A recording is bounded: at half its size the file becomes `FILE.1`, in the place of an older
@@ -23,7 +23,7 @@ use crate::core::policy::{ClassId, Kind, Policy};
 use crate::core::recording::{ClassHead, Ending, Exchange, Head, Line, Opened, Pen, SignalHead, micros};
 use crate::core::request::catalogue::{ROUTES, Surface};
 use crate::core::request::classify::UNLISTED;
-use crate::core::request::party::Party;
+use crate::core::request::client_id::ClientId;
 use crate::core::signal::reading::Reading;
 use crate::core::time::{Time, WallMs};
 use std::collections::{BTreeMap, HashMap};
@@ -42,8 +42,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 const QUEUE: usize = 16_384;
 /// Lines are gathered up to this before they are written.
 const GATHER_BYTES: usize = 64 * 1024;
-/// Parties that get numbers of their own; the others share 0.
-const PARTIES_MAX: usize = 1 << 16;
+/// Clients that get numbers of their own; the others share 0.
+const CLIENTS_MAX: usize = 1 << 16;
 /// The least size of a recording: two parts, each with its names.
 pub const BYTES_MIN: u64 = 1 << 20;
 /// The size of a recording where none is said: some two million requests.
@@ -59,7 +59,7 @@ pub struct Passed {
     /// Its route.
     pub route: u16,
     /// Who asked.
-    pub party: Party,
+    pub client: ClientId,
     /// What became of it.
     pub ending: Ending,
     /// The refusal that shadow mode did not carry out.
@@ -111,7 +111,7 @@ pub struct Scribe {
     queue: Receiver<(Time, Note)>,
     overflow: Arc<AtomicU64>,
     pages: Pages,
-    parties: HashMap<(bool, u64), u32>,
+    clients: HashMap<(bool, u64), u32>,
     counts: [u32; 2],
     generation: Option<u32>,
     limits: Option<Arc<LimitTable>>,
@@ -132,7 +132,7 @@ pub fn recorder(path: &Path, bytes_max: u64) -> io::Result<(Recorder, Scribe)> {
         queue,
         overflow: Arc::clone(&lost),
         pages,
-        parties: HashMap::new(),
+        clients: HashMap::new(),
         counts: [0; 2],
         generation: None,
         limits: None,
@@ -268,8 +268,8 @@ impl Scribe {
     }
 
     fn exchange(&mut self, now: Time, passed: &Passed) -> Exchange {
-        let address = self.number(false, passed.party.address);
-        let credential = passed.party.credential.map(|digest| self.number(true, digest));
+        let address = self.number(false, passed.client.address);
+        let credential = passed.client.credential.map(|digest| self.number(true, digest));
         // The difference of whole microseconds, so that arrivals can be had back exactly.
         let latency_us = micros(now).saturating_sub(micros(passed.admitted));
         Exchange {
@@ -286,17 +286,17 @@ impl Scribe {
         }
     }
 
-    /// A party's number: 1, 2, 3 in the order of appearance, for addresses and credentials apart.
+    /// A client's number: 1, 2, 3 in the order of appearance, for addresses and credentials apart.
     fn number(&mut self, credential: bool, digest: u64) -> u32 {
-        if let Some(number) = self.parties.get(&(credential, digest)) {
+        if let Some(number) = self.clients.get(&(credential, digest)) {
             return *number;
         }
-        if self.parties.len() >= PARTIES_MAX {
+        if self.clients.len() >= CLIENTS_MAX {
             return 0;
         }
         let count = &mut self.counts[usize::from(credential)];
         *count += 1;
-        self.parties.insert((credential, digest), *count);
+        self.clients.insert((credential, digest), *count);
         *count
     }
 
@@ -536,7 +536,7 @@ mod tests {
             generation,
             class: ClassId(3),
             route: 9,
-            party: Party { address, credential: Some(0xdead_beef) },
+            client: ClientId { address, credential: Some(0xdead_beef) },
             ending: Ending::Served,
             would_shed: None,
             admitted: Time(1_000_000),
@@ -556,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn what_passed_is_read_back_with_its_limits_and_parties_as_small_numbers() {
+    fn what_passed_is_read_back_with_its_limits_and_clients_as_small_numbers() {
         let folder = Folder::new("back");
         let (recorder, scribe) = begin(&folder, BYTES_DEFAULT);
         for address in [77, 78, 77] {
@@ -626,8 +626,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_more_parties_are_told_apart_than_the_table_holds(digests in proptest::collection::vec(any::<u64>(), 1..200)) {
-            let folder = Folder::new("parties");
+        fn no_more_clients_are_told_apart_than_the_table_holds(digests in proptest::collection::vec(any::<u64>(), 1..200)) {
+            let folder = Folder::new("clients");
             let (_, mut scribe) = begin(&folder, BYTES_DEFAULT);
             let numbers: Vec<u32> = digests.iter().map(|digest| scribe.number(false, *digest)).collect();
             for (at, digest) in digests.iter().enumerate() {

@@ -4,7 +4,7 @@
 //! O(jobs ever) apiece. Equal requests under way share one upstream call (`single_flight`) and one copy of
 //! its answer (`shared_answer`); for a class's `ttl` after the answer's head has come it is handed on.
 //!
-//! **Never across callers.** Requests are equal if nothing that may tell two callers apart differs: the
+//! **Never across clients.** Requests are equal if nothing that may tell two clients apart differs: the
 //! upstream, path and query as sent, and every header, by name and value, with repetitions. The exceptions
 //! are data, and few: headers that whoever passes a request on stamps anew on each ([`PER_REQUEST`]), and, for
 //! Ray's dashboard alone, those that tell where a client calls from ([`PER_CLIENT`]). Ray's dashboard reads
@@ -130,7 +130,7 @@ pub const PER_HANDSHAKE: &[&str] =
 pub const PER_SOFTWARE: &[&str] =
     &["accept", "accept-encoding", "accept-language", "cache-control", "pragma", "user-agent"];
 
-/// Whether a header, by its lower-case name, does not tell two callers of this surface apart.
+/// Whether a header, by its lower-case name, does not tell two clients of this surface apart.
 fn is_ignored(surface: Surface, name: &str) -> bool {
     let among = |names: &[&str], prefixes: &[&str]| {
         names.binary_search(&name).is_ok() || prefixes.iter().any(|prefix| name.starts_with(prefix))
@@ -227,7 +227,7 @@ fn add_request(digest: &mut Sha256, uri: &Uri, headers: &HeaderMap, is_ignored: 
 }
 
 /// For how long an answer with these headers may be kept, after those who wait have had it; `None` if it is
-/// for one caller alone.
+/// for one client alone.
 #[must_use]
 pub fn keeping(surface: Surface, headers: &HeaderMap) -> Option<Duration> {
     let event_stream = |kind: &HeaderValue| kind.as_bytes().starts_with(b"text/event-stream");
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_may_tell_two_callers_apart_tells_their_requests_apart() {
+    fn whatever_may_tell_two_clients_apart_tells_their_requests_apart() {
         let dashboard = entrance(Surface::Dashboard, "127.0.0.1:8265");
         let key = |path, pairs: &[_]| key_at(&dashboard, "10.0.0.1", path, pairs);
         let all = [
@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn an_answer_says_itself_whether_it_is_shared_and_kept() {
         let kept = |pairs: &[_]| keeping(Surface::Dashboard, &headers(pairs));
-        for one_callers_own in [
+        for one_clients_own in [
             ("set-cookie", "a=b"),
             ("cache-control", "max-age=5, Private"),
             ("cache-control", "private=\"x\""),
@@ -453,7 +453,7 @@ mod tests {
             ("vary", "traceparent"),
             ("content-type", "text/event-stream; charset=utf-8"),
         ] {
-            assert_eq!(kept(&[one_callers_own]), None, "{one_callers_own:?}");
+            assert_eq!(kept(&[one_clients_own]), None, "{one_clients_own:?}");
         }
         assert_eq!(
             kept(&[("cache-control", "public"), ("vary", "Accept-Encoding, Origin")]),

@@ -71,8 +71,8 @@ pub struct ShedNote {
     pub shed: Shed,
     /// The route's pattern.
     pub route: Arc<str>,
-    /// Digest of the party's address.
-    pub party: u64,
+    /// Digest of the client's address.
+    pub client: u64,
     /// Which way it came.
     pub via: Via,
 }
@@ -433,7 +433,7 @@ impl Door {
                 generation: self.generation,
                 class: ask.class,
                 route: ask.route,
-                party: ask.party,
+                client: ask.client,
                 ending,
                 would_shed: None,
                 // Another's answer takes time of Ray's; a refusal only ever waits.
@@ -468,7 +468,7 @@ impl Door {
             generation: self.generation,
             class: ticket.ask.class,
             route: ticket.ask.route,
-            party: ticket.ask.party,
+            client: ticket.ask.client,
             ending,
             would_shed: ticket.would_shed,
             admitted: ticket.admitted,
@@ -479,8 +479,8 @@ impl Door {
     }
 
     /// Notes a refusal for the record.
-    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, party: u64, via: Via) {
-        let note = ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), party, via };
+    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, client: u64, via: Via) {
+        let note = ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), client, via };
         // A full channel loses the single line, not the count: the meters have it.
         let _ = self.sheds.try_send(note);
     }

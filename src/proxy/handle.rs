@@ -15,8 +15,8 @@ use crate::core::policy::{Coalesce, Kind, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Match, UNLISTED};
+use crate::core::request::client_id::ClientId;
 use crate::core::request::facts::Facts;
-use crate::core::request::party::Party;
 use crate::core::time::Time;
 use crate::proxy::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, Upload, Way, gather};
 use crate::proxy::coalesce::{Key, Origin};
@@ -69,7 +69,7 @@ struct Passage {
     /// Whether the peer may say for whom it asks.
     trusted: bool,
     matched: Match,
-    party: Party,
+    client: ClientId,
     keyless: bool,
     tongue: Tongue,
     session: Option<u64>,
@@ -110,7 +110,7 @@ pub async fn handle(
     if let Err(problem) = shape::check(&request, mentions, entrance.surface) {
         return refuse(problem);
     }
-    let Recognised { matched, party, keyless, trusted, session, address, unlisted, call } =
+    let Recognised { matched, client, keyless, trusted, session, address, unlisted, call } =
         recognise(&door, &entrance, peer.address, &request, &headers);
     let tongue = Tongue::of(request.uri().path(), call == Call::Grpc);
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
@@ -140,7 +140,7 @@ pub async fn handle(
         id,
         trusted,
         matched,
-        party,
+        client,
         keyless,
         tongue,
         session,
@@ -229,7 +229,7 @@ fn recognise(
     let unlisted = || Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path));
     Recognised {
         matched,
-        party: door.identifier.identify(&facts),
+        client: door.identifier.identify(&facts),
         keyless: door.asks_for_key(matched.class) && !door.identifier.holds_key(&facts),
         trusted,
         session,
@@ -254,7 +254,7 @@ enum Call {
 /// What the door knows of a request before it decides.
 struct Recognised {
     matched: Match,
-    party: Party,
+    client: ClientId,
     /// Whether it asks for something that takes an API key, and shows none.
     keyless: bool,
     trusted: bool,
@@ -278,7 +278,7 @@ impl Passage {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.door.linked.submit?;
-            self.door.gate.would_turn_away(&table, submit, self.party, self.door.clock.now())?
+            self.door.gate.would_turn_away(&table, submit, self.client, self.door.clock.now())?
         };
         let shed = self.door.gate.refuse_at_sight(&table, self.matched.class, reason, wait)?;
         Some(self.refuse(shed))
@@ -478,7 +478,7 @@ impl Passage {
     }
 
     fn ask(&self) -> Ask {
-        Ask { class: self.matched.class, route: self.matched.route.0, party: self.party }
+        Ask { class: self.matched.class, route: self.matched.route.0, client: self.client }
     }
 
     /// Sends it on, within the class's time; the outer error is the answer that it took too long.
@@ -520,7 +520,7 @@ impl Passage {
 
     fn tell(&self, shed: Shed) -> Response<Body> {
         let route = self.entrance.classifier.label(self.matched.route);
-        self.door.note(&self.id, &shed, route, self.party.address, Via::Proxy);
+        self.door.note(&self.id, &shed, route, self.client.address, Via::Proxy);
         let upstream = Some(self.entrance.upstream.address());
         let about = Refused { upstream, ..Refused::at(&self.door, &shed, &self.id) };
         reject::shed(self.tongue, shed, &about)

@@ -129,7 +129,7 @@ fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
         .filter(|name| name != TE && name != HOST)
 }
 
-/// Removes the header in which callers send their API key: a secret between them and this proxy, also where
+/// Removes the header in which clients send their API key: a secret between them and this proxy, also where
 /// no key is known.
 pub fn strip_key(headers: &mut HeaderMap, name: &str, mentions: Mentions) {
     if !name.is_empty() && mentions.has(Mentions::by(name)) {

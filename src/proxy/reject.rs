@@ -3,7 +3,7 @@
 //! No Ray client retries and most print the body, so the body is the user's only message: a
 //! sentence with the reason, the time to wait and the request's id. Paths of the State API get
 //! Ray's envelope, because `ray list` shows `msg` from it and "Failed to parse" otherwise. 429
-//! when the caller asks for more than its share, 503 when the head is overloaded; never 401 or
+//! when the client asks for more than its share, 503 when the head is overloaded; never 401 or
 //! 403, which Ray's tools turn into advice about tokens and the dashboard into a login dialog.
 //! 401 is for one thing alone, and that is no shedding: a class that takes an API key, asked
 //! without one.
@@ -25,7 +25,7 @@ pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status"
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
-/// How the caller wants to be spoken to.
+/// How the client wants to be spoken to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tongue {
     /// A sentence.
@@ -37,7 +37,7 @@ pub enum Tongue {
 }
 
 impl Tongue {
-    /// The caller's, told from its path and content type.
+    /// The client's, told from its path and content type.
     #[must_use]
     pub fn of(path: &str, grpc: bool) -> Tongue {
         if grpc {
@@ -98,7 +98,7 @@ pub fn shed(tongue: Tongue, shed: Shed, about: &Refused) -> Response<Body> {
     }
     let status = if shed.reason == Reason::Blocked {
         StatusCode::NOT_FOUND
-    } else if shed.reason.is_callers() {
+    } else if shed.reason.is_clients_own() {
         StatusCode::TOO_MANY_REQUESTS
     } else {
         StatusCode::SERVICE_UNAVAILABLE
@@ -173,11 +173,11 @@ fn sentence(shed: Shed, about: &Refused) -> String {
         }
         Reason::ClassInFlight => &["the Ray head is at its limit of '", class, "' requests in progress"],
         Reason::ModuleInFlight => &["the Ray head's ", module, " is at its limit of requests in progress"],
-        Reason::PartyShare => {
+        Reason::ClientShare => {
             &["you have more '", class, "' requests waiting than your share of the Ray head"]
         }
-        Reason::PartyRate => &["you have reached the rate limit of '", class, "' requests for one client"],
-        Reason::PartyInFlight => {
+        Reason::ClientRate => &["you have reached the rate limit of '", class, "' requests for one client"],
+        Reason::ClientInFlight => {
             &["you have reached the limit of '", class, "' requests in progress for one client"]
         }
         Reason::QueueTimeout => {
@@ -369,10 +369,10 @@ mod tests {
     }
 
     #[test]
-    fn the_caller_at_fault_gets_429_the_head_at_fault_503() {
-        assert_eq!(refuse(Reason::PartyShare, Tongue::Plain).status(), 429);
+    fn the_client_at_fault_gets_429_the_head_at_fault_503() {
+        assert_eq!(refuse(Reason::ClientShare, Tongue::Plain).status(), 429);
         assert_eq!(refuse(Reason::ModuleInFlight, Tongue::Plain).status(), 503);
-        assert_eq!(refuse(Reason::PartyShare, Tongue::Plain).headers()[RETRY_AFTER], "3");
+        assert_eq!(refuse(Reason::ClientShare, Tongue::Plain).headers()[RETRY_AFTER], "3");
     }
 
     #[test]

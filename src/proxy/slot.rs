@@ -84,7 +84,7 @@ impl Slot {
         if self.place.is_some() || self.ticket.is_none() {
             return true;
         }
-        self.place = self.door.parked.enter(self.ask.party.address, left);
+        self.place = self.door.parked.enter(self.ask.client.address, left);
         if self.place.is_none() {
             return false;
         }

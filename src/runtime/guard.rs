@@ -441,7 +441,7 @@ impl Guard {
             module: policy.modules[class.module.index()].name.to_string(),
             cause: note.shed.reason,
             shadow: false,
-            party: format!("{:016x}", note.party),
+            client: format!("{:016x}", note.client),
             retry_after_s: note.shed.retry_after_s,
             table: table.version,
             in_flight_limit: limits.in_flight,

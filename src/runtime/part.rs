@@ -54,8 +54,8 @@ impl Guard {
         let now = self.clock.now();
         let ids = || (0..reading.len()).filter_map(|at| Some((at, ClassId(u8::try_from(at).ok()?))));
         for (at, id) in ids() {
-            if let Some(askers) = door.gate.asked(id) {
-                part.hear(at, &askers, &door.gate.places_wanted(id), now);
+            if let Some(demand) = door.gate.asked(id) {
+                part.hear(at, &demand, &door.gate.places_wanted(id), now);
             }
         }
         let limits = part.limits(&table);

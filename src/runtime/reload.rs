@@ -88,7 +88,7 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, certificates: Vec<Arc<d
                 Some(wish) = wished.recv() => (true, Some(wish)),
             };
             renew(&guard, &certificates);
-            let (asker, answer) = wish.unzip();
+            let (requester, answer) = wish.unzip();
             let Some(source) = &source else {
                 let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
                 continue;
@@ -98,7 +98,7 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, certificates: Vec<Arc<d
             let is_whole = now.as_ref().is_some_and(|(text, _)| !is_blank(text));
             if asked || (is_whole && now != last) {
                 last = now;
-                let outcome = reload(&guard, source, asker);
+                let outcome = reload(&guard, source, requester);
                 let _ = answer.map(|answer| answer.send(outcome));
             }
         }
@@ -147,7 +147,7 @@ fn renew(guard: &Guard, certificates: &[Arc<dyn Renew>]) {
     }
 }
 
-fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome {
+fn reload(guard: &Arc<Guard>, source: &Source, requester: Option<String>) -> Outcome {
     let name = source.path.display().to_string();
     let before = guard.settings();
     let outcome = match config::load(&source.path, &source.overrides) {
@@ -169,7 +169,7 @@ fn reload(guard: &Arc<Guard>, source: &Source, asker: Option<String>) -> Outcome
     let mut change = ConfigChange {
         accepted: outcome.is_ok(),
         policy_version: 0,
-        source: asker.map_or_else(|| name.clone(), |asker| format!("{name}, {asker}")),
+        source: requester.map_or_else(|| name.clone(), |requester| format!("{name}, {requester}")),
         changes: Vec::new(),
         problems: Vec::new(),
     };

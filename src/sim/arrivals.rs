@@ -9,7 +9,7 @@ use super::chance::{Chance, mix};
 use super::head::{RouteId, Spec};
 use super::scenario::{ClientKind, ClientSpec};
 use super::trace::Trace;
-use rayguard_core::request::party::Party;
+use rayguard_core::request::client_id::ClientId;
 use rayguard_core::time::{Time, duration_from_secs};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use std::time::Duration;
 /// and a little work. Without it a closed loop that is refused at once would stop time.
 const TURNAROUND: Duration = Duration::from_millis(1);
 
-/// One asker.
+/// One client.
 #[derive(Clone, Debug)]
 pub struct Agent {
     /// Its group.
@@ -45,7 +45,7 @@ pub struct Wish {
     /// Payload.
     pub size: f64,
     /// As whom.
-    pub party: Party,
+    pub client: ClientId,
     /// How long it is held open, where a trace says so.
     pub lasts: Option<Duration>,
     /// Whether it may be given the answer to an equal question.
@@ -95,7 +95,7 @@ impl Group {
         &mut self.chance
     }
 
-    fn party(&self, group: usize, turn: u32) -> Party {
+    fn client(&self, group: usize, turn: u32) -> ClientId {
         let address = address(group, &self.spec, turn);
         let credential = match self.spec.token.as_str() {
             "" | "none" => None,
@@ -103,7 +103,7 @@ impl Group {
             "each" => Some(mix(0xeac4 ^ mix(group as u64) ^ u64::from(turn % self.spec.addresses.max(1)))),
             word => Some(digest(word)),
         };
-        Party { address, credential }
+        ClientId { address, credential }
     }
 
     /// When an open loop asks next after `now`, its square wave, ramp and day considered.
@@ -220,7 +220,7 @@ impl Agent {
         let nothing = Wish {
             route: None,
             size: 0.0,
-            party: group.party(index, self.turn),
+            client: group.client(index, self.turn),
             lasts: None,
             follows: true,
             again: None,
@@ -234,8 +234,8 @@ impl Agent {
             Behaviour::Open { route } => {
                 let route = *route;
                 self.turn = self.turn.wrapping_add(1);
-                let party = group.party(index, self.turn);
-                Wish { route: Some(route), size, party, again: Some(group.next_open(now)), ..nothing }
+                let client = group.client(index, self.turn);
+                Wish { route: Some(route), size, client, again: Some(group.next_open(now)), ..nothing }
             }
             Behaviour::Ticker { route, period } => {
                 Wish { route: Some(*route), size, again: Some(now + *period), ..nothing }
@@ -251,17 +251,17 @@ impl Agent {
                 *at += 1;
                 let from = Time::from_secs_f64(group.spec.from_s);
                 let again = trace.arrivals.get(*at).map(|next| from + next.at.since(Time::ZERO));
-                let mut party = nothing.party;
-                if !arrival.party.is_empty() {
-                    party.address = digest(&arrival.party);
+                let mut client = nothing.client;
+                if !arrival.client.is_empty() {
+                    client.address = digest(&arrival.client);
                 }
                 if !arrival.credential.is_empty() {
-                    party.credential = Some(digest(&arrival.credential));
+                    client.credential = Some(digest(&arrival.credential));
                 }
                 Wish {
                     route: Some(route),
                     size: arrival.size,
-                    party,
+                    client,
                     lasts: arrival.lasts,
                     follows: arrival.follows,
                     again,
@@ -334,20 +334,20 @@ mod tests {
     }
 
     #[test]
-    fn parties_are_as_the_scenario_says() {
-        let parties = |text: &str| {
+    fn clients_are_as_the_scenario_says() {
+        let clients = |text: &str| {
             let mut group = group(text);
             let mut agent = agents(0, &mut group, &Spec::ray_head(), None).remove(0).1;
             (0..64)
-                .map(|n| agent.wake(Time::from_secs_f64(f64::from(n)), &mut group).party)
+                .map(|n| agent.wake(Time::from_secs_f64(f64::from(n)), &mut group).client)
                 .collect::<Vec<_>>()
         };
         let distinct = |list: Vec<u64>| list.into_iter().collect::<std::collections::BTreeSet<_>>().len();
         let base = "name='a'\nkind='open'\nroute='tasks'\nper_second=50\n";
-        let spread = parties(&format!("{base}addresses=64\ntoken='own'"));
+        let spread = clients(&format!("{base}addresses=64\ntoken='own'"));
         assert_eq!(distinct(spread.iter().map(|p| p.address).collect()), 64);
         assert_eq!(distinct(spread.iter().filter_map(|p| p.credential).collect()), 1);
-        let invented = parties(&format!("{base}behind='nat'\naddresses=64\ntoken='each'"));
+        let invented = clients(&format!("{base}behind='nat'\naddresses=64\ntoken='each'"));
         assert_eq!(distinct(invented.iter().map(|p| p.address).collect()), 1);
         assert_eq!(distinct(invented.iter().filter_map(|p| p.credential).collect()), 64);
     }

@@ -13,8 +13,8 @@ use rayguard_core::limit::table::LimitTable;
 use rayguard_core::policy::{ClassId, Kind, Policy};
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::Classifier;
+use rayguard_core::request::client_id::ClientId;
 use rayguard_core::request::facts::{Facts, Headers};
-use rayguard_core::request::party::Party;
 use rayguard_core::time::Time;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -174,13 +174,13 @@ impl Door {
 
     /// Whether a request is shared with another under way, or answered from memory; one that
     /// does not follow may still lead.
-    pub fn share(&mut self, route: RouteId, party: Party, rid: Rid, follows: bool, now: Time) -> Sharing {
+    pub fn share(&mut self, route: RouteId, client: ClientId, rid: Rid, follows: bool, now: Time) -> Sharing {
         let class = &self.policy.classes[self.class(route).index()];
         // A route stands for many logs: whose tails are shared is not modelled.
         if class.coalesce.is_none() || class.kind == Kind::Held {
             return Sharing::Alone;
         }
-        let shared = self.shared.entry((route.0, party.credential)).or_insert_with(|| Shared {
+        let shared = self.shared.entry((route.0, client.credential)).or_insert_with(|| Shared {
             leader: None,
             followers: Vec::new(),
             good_until: Time::ZERO,
@@ -201,15 +201,15 @@ impl Door {
 
     /// Whether somebody else waits for this leader's answer.
     #[must_use]
-    pub fn is_followed(&self, route: RouteId, party: Party, rid: Rid) -> bool {
+    pub fn is_followed(&self, route: RouteId, client: ClientId, rid: Rid) -> bool {
         self.shared
-            .get(&(route.0, party.credential))
+            .get(&(route.0, client.credential))
             .is_some_and(|shared| shared.leader == Some(rid) && !shared.followers.is_empty())
     }
 
     /// A leader has its answer (`ok`) or none: those who followed it.
-    pub fn unshare(&mut self, route: RouteId, party: Party, rid: Rid, ok: bool, now: Time) -> Vec<Rid> {
-        let Some(shared) = self.shared.get_mut(&(route.0, party.credential)) else { return Vec::new() };
+    pub fn unshare(&mut self, route: RouteId, client: ClientId, rid: Rid, ok: bool, now: Time) -> Vec<Rid> {
+        let Some(shared) = self.shared.get_mut(&(route.0, client.credential)) else { return Vec::new() };
         if shared.leader != Some(rid) {
             return Vec::new();
         }
@@ -222,10 +222,10 @@ impl Door {
     }
 
     /// Asks the gate.
-    pub fn decide(&mut self, route: RouteId, party: Party, rid: Rid, now: Time) -> Decision {
+    pub fn decide(&mut self, route: RouteId, client: ClientId, rid: Rid, now: Time) -> Decision {
         let (class, route) = self.places[route.index()];
         let (woken, life) = (&mut self.woken, self.life);
-        let ask = Ask { class, route, party };
+        let ask = Ask { class, route, client };
         let wake = &mut |waiter, grant| woken.push((waiter, life, grant));
         self.gate.decide(&self.table, ask, now, || rid, wake)
     }

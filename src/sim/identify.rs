@@ -237,7 +237,7 @@ fn line_at_door(recording: &Recording, module: &str) -> Vec<f64> {
         let refused = matches!(
             it.exchange.ending,
             Ending::Shed(
-                Reason::ClassInFlight | Reason::ModuleInFlight | Reason::PartyShare | Reason::QueueTimeout
+                Reason::ClassInFlight | Reason::ModuleInFlight | Reason::ClientShare | Reason::QueueTimeout
             )
         );
         class.module == module && (refused || it.exchange.waited_us > WAITED_US)

@@ -1,7 +1,7 @@
 //! Other people's limiters, for the same plants: what is rayguard better than?
 //!
 //! Each is written from its published description with its default settings, reduced to one
-//! number of requests under way at once. They have no queue, no classes and no parties; they
+//! number of requests under way at once. They have no queue, no classes and no clients; they
 //! are compared where that is no handicap (one class on one plant).
 
 use super::chance::Chance;
@@ -33,7 +33,7 @@ impl Limiter for Fixed {
 }
 
 /// Netflix `concurrency-limits`, `AIMDLimit`: 20..200, back off by 0.9 above 5 s or on a drop, which a
-/// call is whose caller gave up.
+/// call is whose client gave up.
 #[derive(Clone, Copy, Debug)]
 pub struct Aimd {
     limit: f64,
@@ -557,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn aimd_backs_off_when_a_caller_gives_up() {
+    fn aimd_backs_off_when_a_client_gives_up() {
         let mut aimd = Aimd { limit: 100.0, ..Aimd::default() };
         assert!(sample(&mut aimd, 1000, 100, true) < 91.0);
     }

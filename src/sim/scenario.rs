@@ -13,7 +13,7 @@ use rayguard_config::Overrides;
 use rayguard_config::settings::Probe;
 use rayguard_core::limit::table::LimitTable;
 use rayguard_core::policy::{
-    Bounds, Class, Kind, Law, Module, ModuleId, PartyLimits, Policy, Priority, Queue, Slo, Treatment,
+    Bounds, Class, Kind, Law, Module, ModuleId, PerClientLimits, Policy, Priority, Queue, Slo, Treatment,
 };
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::time::duration_from_secs;
@@ -424,7 +424,7 @@ pub struct ClientSpec {
     /// Traces: begins at this second of the trace.
     #[serde(default)]
     pub trace_from_s: f64,
-    /// Traces: so many times the load, each copy with parties of its own.
+    /// Traces: so many times the load, each copy with clients of its own.
     #[serde(default = "one_u32")]
     pub copies: u32,
 }
@@ -830,7 +830,7 @@ impl Scenario {
                 len_max: self.class.queue_len,
                 wait_max: duration_from_secs(self.class.queue_wait_s),
             },
-            per_party: PartyLimits::default(),
+            per_client: PerClientLimits::default(),
             coalesce: None,
             slo: Slo {
                 quantile: self.class.slo_quantile,

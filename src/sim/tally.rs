@@ -60,11 +60,11 @@ pub struct Tally {
     /// Latency of the head's side of everything admitted, given-up ones included, microseconds.
     upstream: Histogram<u64>,
     /// Per address: demands, served; in the order of addresses.
-    parties: Vec<(u64, (u64, u64))>,
+    clients: Vec<(u64, (u64, u64))>,
 }
 
-/// Parties told apart; more are one.
-const PARTIES_MAX: usize = 4096;
+/// Clients told apart; more are one.
+const CLIENTS_MAX: usize = 4096;
 
 /// Three significant digits, up to an hour.
 pub(super) fn histogram() -> Histogram<u64> {
@@ -139,7 +139,7 @@ impl Tally {
             done: histogram(),
             latency: histogram(),
             upstream: histogram(),
-            parties: Vec::new(),
+            clients: Vec::new(),
         }
     }
 
@@ -148,22 +148,22 @@ impl Tally {
         self.attempts += 1;
         if first {
             self.demands += 1;
-            self.party(address).0 += 1;
+            self.client(address).0 += 1;
         }
     }
 
-    fn party(&mut self, address: u64) -> &mut (u64, u64) {
-        let find = |address: u64| self.parties.binary_search_by_key(&address, |party| party.0);
-        // Whoever finds no room any more is counted with all others of that kind, as party 0.
+    fn client(&mut self, address: u64) -> &mut (u64, u64) {
+        let find = |address: u64| self.clients.binary_search_by_key(&address, |client| client.0);
+        // Whoever finds no room any more is counted with all others of that kind, as client 0.
         let (address, found) = match find(address) {
-            Err(_) if self.parties.len() >= PARTIES_MAX => (0, find(0)),
+            Err(_) if self.clients.len() >= CLIENTS_MAX => (0, find(0)),
             found => (address, found),
         };
         let at = found.unwrap_or_else(|at| {
-            self.parties.insert(at, (address, (0, 0)));
+            self.clients.insert(at, (address, (0, 0)));
             at
         });
-        &mut self.parties[at].1
+        &mut self.clients[at].1
     }
 
     /// An attempt ended.
@@ -172,7 +172,7 @@ impl Tally {
             Ending::Served => {
                 self.served += 1;
                 self.latency.saturating_record(micros(latency));
-                self.party(address).1 += 1;
+                self.client(address).1 += 1;
             }
             Ending::Shed { .. } => self.shed += 1,
             Ending::TimedOut => self.timed_out += 1,
@@ -233,7 +233,7 @@ impl Tally {
     #[must_use]
     pub fn jain(&self) -> f64 {
         jain(
-            self.parties
+            self.clients
                 .iter()
                 .filter(|(_, (sent, _))| *sent > 0)
                 .map(|(_, (sent, served))| *served as f64 / *sent as f64),

@@ -37,7 +37,7 @@ pub struct Arrival {
     /// The plant's name of what is asked.
     pub route: Arc<str>,
     /// Who asks, by address, in the trace's own words; empty when it does not say.
-    pub party: Arc<str>,
+    pub client: Arc<str>,
     /// Who asks, by credential; empty when it does not say.
     pub credential: Arc<str>,
     /// How long it is held open: tails.
@@ -129,7 +129,7 @@ fn recorded(fields: &[&str]) -> Parsed {
     Ok(Arrival {
         at: Time::from_secs_f64(number(fields, 0)?),
         route: Arc::from(*fields.get(1).ok_or("no route")?),
-        party: Arc::from(""),
+        client: Arc::from(""),
         credential: Arc::from(""),
         lasts: None,
         follows: true,
@@ -147,7 +147,7 @@ fn philly(fields: &[&str]) -> Parsed {
     Ok(Arrival {
         at: Time::from_secs_f64(number(fields, 0)?),
         route: Arc::from("job-submit"),
-        party: Arc::from(*fields.get(1).ok_or("no virtual cluster")?),
+        client: Arc::from(*fields.get(1).ok_or("no virtual cluster")?),
         credential: Arc::from(""),
         lasts: None,
         follows: true,
@@ -166,7 +166,7 @@ fn azure(text: &str) -> Result<Trace, TraceError> {
         Ok(Arrival {
             at: Time::from_secs_f64(seconds - first),
             route: Arc::from("completion"),
-            party: Arc::from(""),
+            client: Arc::from(""),
             credential: Arc::from(""),
             lasts: None,
             follows: true,
@@ -268,7 +268,7 @@ pub fn import(recording: &Recording, guide: &Guide, wanted: impl Fn(u16) -> bool
         import.trace.arrivals.push(Arrival {
             at: Time(arrival.at.0.saturating_sub(recording.from.0)),
             route: Arc::from(route),
-            party: Arc::from(format!("a{}", it.address)),
+            client: Arc::from(format!("a{}", it.address)),
             credential: it.credential.map_or_else(|| Arc::from(""), |number| Arc::from(format!("c{number}"))),
             lasts: class.held.then(|| Duration::from_micros(it.latency_us)),
             follows: it.ending == Ending::Shared,
@@ -284,7 +284,7 @@ fn measured(it: &Exchange) -> Measured {
         Ending::Served | Ending::Shared | Ending::Open => 200,
         Ending::Failed => 502,
         Ending::Abandoned | Ending::Left => 0,
-        Ending::Shed(reason) if reason.is_callers() => 429,
+        Ending::Shed(reason) if reason.is_clients_own() => 429,
         Ending::Shed(_) => 503,
     };
     Measured { status, latency_ms: it.waited_us.saturating_add(it.latency_us) as f64 / 1e3 }
@@ -303,7 +303,7 @@ impl Trace {
         cut.copies(client.copies)
     }
 
-    /// The same load so many times over: each copy comes from parties of its own, a little later,
+    /// The same load so many times over: each copy comes from clients of its own, a little later,
     /// so that not all ask at the same moment.
     #[must_use]
     pub fn copies(self, count: u32) -> Trace {
@@ -317,7 +317,7 @@ impl Trace {
             };
             all.extend(self.arrivals.iter().map(|arrival| Arrival {
                 at: arrival.at + later,
-                party: own(&arrival.party),
+                client: own(&arrival.client),
                 credential: own(&arrival.credential),
                 ..arrival.clone()
             }));
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!(&*own.arrivals[0].route, "tasks", "sorted by time");
         assert_eq!(own.arrivals[1].measured, Some(Measured { status: 200, latency_ms: 1.5 }));
         let philly = read("arrival_s,vc,gpus,job_type,total_steps\n0,0e4a51,1,T (batch size 128),95121\n");
-        assert_eq!(&*philly.expect("fits").arrivals[0].party, "0e4a51");
+        assert_eq!(&*philly.expect("fits").arrivals[0].client, "0e4a51");
         let azure = read(
             "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,4808,10\n\
              2023-11-16 18:18:04.0319600,3180,8\n",
@@ -402,11 +402,11 @@ mod tests {
     }
 
     #[test]
-    fn a_load_taken_three_times_has_three_times_the_parties() {
+    fn a_load_taken_three_times_has_three_times_the_clients() {
         let philly = read("arrival_s,vc,gpus\n10,a,1\n20,b,1\n").expect("fits").copies(3);
-        let parties: std::collections::BTreeSet<_> =
-            philly.arrivals.iter().map(|a| a.party.clone()).collect();
-        assert_eq!((philly.arrivals.len(), parties.len()), (6, 6));
+        let clients: std::collections::BTreeSet<_> =
+            philly.arrivals.iter().map(|a| a.client.clone()).collect();
+        assert_eq!((philly.arrivals.len(), clients.len()), (6, 6));
         assert!(philly.arrivals.is_sorted_by_key(|arrival| arrival.at));
     }
 

@@ -30,7 +30,7 @@ use rayguard_config::settings::Probe;
 use rayguard_core::limit::gate::{Decision, Grant, Ticket, WaitId};
 use rayguard_core::limit::meter::Outcome;
 use rayguard_core::policy::ClassId;
-use rayguard_core::request::party::Party;
+use rayguard_core::request::client_id::ClientId;
 use rayguard_core::time::{Time, duration_from_secs};
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write;
@@ -122,7 +122,7 @@ struct Retried {
     group: u16,
     route: RouteId,
     size: f64,
-    party: Party,
+    client: ClientId,
     lasts: Option<Duration>,
     follows: bool,
     attempt: u32,
@@ -539,7 +539,7 @@ impl<'a> World<'a> {
                 group: number,
                 route,
                 size: wish.size,
-                party: wish.party,
+                client: wish.client,
                 lasts: wish.lasts,
                 follows: wish.follows,
                 attempt: 1,
@@ -554,7 +554,7 @@ impl<'a> World<'a> {
         let measured = self.measured(demand.first_sent);
         let tally = &mut self.run.groups[usize::from(demand.group)];
         if measured {
-            tally.attempt(demand.attempt == 1, demand.party.address);
+            tally.attempt(demand.attempt == 1, demand.client.address);
         }
         if demand.attempt == 1 {
             if let Some(polite) = self.polite[usize::from(demand.group)] {
@@ -630,9 +630,9 @@ impl<'a> World<'a> {
 
     /// At the door.
     fn knock(&mut self, rid: Rid) {
-        let Retried { route, party, follows, .. } = self.request(rid).demand;
+        let Retried { route, client, follows, .. } = self.request(rid).demand;
         if let Some(door) = &mut self.door {
-            match door.share(route, party, rid, follows, self.now) {
+            match door.share(route, client, rid, follows, self.now) {
                 Sharing::Alone => {}
                 Sharing::Follows => {
                     self.request_mut(rid).stage = Stage::Shares;
@@ -644,7 +644,7 @@ impl<'a> World<'a> {
                     return;
                 }
             }
-            match door.decide(route, party, rid, self.now) {
+            match door.decide(route, client, rid, self.now) {
                 Decision::Admit(ticket) => {
                     let life = door.life;
                     self.forward(rid, Some((ticket, life)));
@@ -731,9 +731,9 @@ impl<'a> World<'a> {
 
     /// A leader that gets no answer leaves its followers to ask for themselves.
     fn pass_lead_on(&mut self, rid: Rid) {
-        let Retried { route, party, .. } = self.request(rid).demand;
+        let Retried { route, client, .. } = self.request(rid).demand;
         let Some(door) = &mut self.door else { return };
-        for follower in door.unshare(route, party, rid, false, self.now) {
+        for follower in door.unshare(route, client, rid, false, self.now) {
             if self.alive(follower) && self.request(follower).client {
                 self.knock(follower);
             }
@@ -744,15 +744,15 @@ impl<'a> World<'a> {
         if !self.alive(rid) || !self.request(rid).client {
             return;
         }
-        let Retried { route, party, .. } = self.request(rid).demand;
+        let Retried { route, client, .. } = self.request(rid).demand;
         self.resolve(rid, Ending::TimedOut);
         let request = &self.requests[slot_of(rid)];
         match request.stage {
             Stage::Upstream { exchange: Some(exchange), .. } => self.plant.hang_up(self.now, exchange),
             Stage::Waits(id, life) => {
                 let Some(door) = &mut self.door else { return };
-                if !door.is_followed(route, party, rid) && door.cancel(id, life, self.now) {
-                    door.unshare(route, party, rid, false, self.now);
+                if !door.is_followed(route, client, rid) && door.cancel(id, life, self.now) {
+                    door.unshare(route, client, rid, false, self.now);
                     self.release(rid);
                 }
             }
@@ -808,7 +808,7 @@ impl<'a> World<'a> {
         }
         if measured {
             let tally = &mut self.run.groups[usize::from(demand.group)];
-            tally.end(ending, now.since(sent), demand.party.address);
+            tally.end(ending, now.since(sent), demand.client.address);
         }
         if let (Some(polite), None) = (self.polite[usize::from(demand.group)], again) {
             self.run.recovery.settle(polite, demand.first_sent, ending == Ending::Served);
@@ -866,7 +866,7 @@ impl<'a> World<'a> {
             _ => Duration::ZERO,
         };
         let followers = match &mut self.door {
-            Some(door) => door.unshare(demand.route, demand.party, rid, ok, self.now),
+            Some(door) => door.unshare(demand.route, demand.client, rid, ok, self.now),
             None => Vec::new(),
         };
         let followers: Vec<Rid> =
@@ -950,9 +950,9 @@ impl<'a> World<'a> {
             match grant {
                 Grant::Go(ticket) => {
                     let gone = !self.alive(rid) || {
-                        let Retried { route, party, .. } = self.request(rid).demand;
+                        let Retried { route, client, .. } = self.request(rid).demand;
                         let followed =
-                            self.door.as_ref().is_some_and(|door| door.is_followed(route, party, rid));
+                            self.door.as_ref().is_some_and(|door| door.is_followed(route, client, rid));
                         !self.request(rid).client && !followed
                     };
                     if gone {

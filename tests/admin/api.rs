@@ -239,7 +239,7 @@ async fn top_clients_are_told_by_address_to_whoever_may_steer_and_by_digest_to_o
     let first = &closed["clients"][0];
     assert_eq!((&first["asked"], &first["classes"][0]["class"]), (&json!(3), &json!("state-light")));
     assert_eq!(first["classes"][0]["routes"][0], "/api/v0/actors");
-    assert!(first["address"].is_null() && first["party"].as_str().unwrap().len() == 16);
+    assert!(first["address"].is_null() && first["client"].as_str().unwrap().len() == 16);
     assert_eq!(first["credential"].as_str().unwrap().len(), 8);
     let open = gate.client.get(format!("{}/api/v1/clients?limit=1", gate.admin)).bearer_auth("s3cret");
     let open = open.send().await.unwrap().text().await.unwrap();
@@ -248,7 +248,7 @@ async fn top_clients_are_told_by_address_to_whoever_may_steer_and_by_digest_to_o
         let (_, page) = gate.get(page).await;
         assert!(!page.contains("their-own-token"));
     }
-    assert!(!gate.get("/metrics").await.1.contains(first["party"].as_str().unwrap()));
+    assert!(!gate.get("/metrics").await.1.contains(first["client"].as_str().unwrap()));
 }
 
 #[tokio::test]

@@ -61,14 +61,14 @@ async fn series_are_bounded_and_name_nobody() {
     let gate = Gate::start("bounded", "", None).await;
     gate.ask("/api/jobs/").await;
     let before = gate.get("/metrics").await.1.lines().count();
-    for caller in 0..50 {
+    for client in 0..50 {
         let request =
-            gate.client.get(format!("http://{}/api/jobs/", gate.door)).bearer_auth(format!("t{caller}"));
+            gate.client.get(format!("http://{}/api/jobs/", gate.door)).bearer_auth(format!("t{client}"));
         request.send().await.unwrap();
     }
     let page = gate.get("/metrics").await.1;
     assert!(page.lines().count() < 2500);
-    // Readings arrive meanwhile; callers add nothing.
+    // Readings arrive meanwhile; clients add nothing.
     assert!(page.lines().count() <= before + 60, "{before} -> {}", page.lines().count());
 }
 

@@ -20,7 +20,7 @@ fn with_class<'a>(policy: &'a mut Policy, name: &str) -> &'a mut rayguard::core:
 // --- Shares ---
 
 #[tokio::test]
-async fn equal_askers_get_equal_shares() {
+async fn equal_clients_get_equal_shares() {
     let rig = Rig::with_policy(|policy| {
         let status = with_class(policy, "job-status");
         // One at a time, as a process of Ray's works: so each is billed its own work.
@@ -30,17 +30,17 @@ async fn equal_askers_get_equal_shares() {
     .await;
     let stop = Arc::new(AtomicBool::new(false));
     let served: Arc<Vec<AtomicUsize>> = Arc::new((0..5).map(|_| AtomicUsize::new(0)).collect());
-    // As many clients as there are places, so that nobody is ever refused, five parties alike.
+    // As many clients as there are places, so that nobody is ever refused, five clients alike.
     for client in 0..40 {
         let (stop, served, address) = (stop.clone(), served.clone(), rig.address);
-        let party = client % served.len();
+        let number = client % served.len();
         rig.door.tasks.spawn(async move {
             let mut client = Client::connect(address).await;
-            let ask = get(STATUS, &["x-do: slow:2", &format!("x-forwarded-for: 10.0.0.{party}")]);
+            let ask = get(STATUS, &["x-do: slow:2", &format!("x-forwarded-for: 10.0.0.{number}")]);
             while !stop.load(SeqCst) {
                 client.send(&ask).await;
                 let status = client.answer().await.status;
-                served[party].fetch_add(usize::from(status == 200), SeqCst);
+                served[number].fetch_add(usize::from(status == 200), SeqCst);
             }
         });
     }

@@ -98,7 +98,7 @@ impl Rig {
         let ray = Ray::start(&Tasks::default()).await;
         let clock = Clock::start();
         let (note, sheds) = mpsc::channel(1024);
-        // 127.0.0.1 speaks for others: `x-forwarded-for` names the party in these tests.
+        // 127.0.0.1 speaks for others: `x-forwarded-for` names the client in these tests.
         let identifier = Identifier::new([1, 2], vec!["127.0.0.1/32".parse().unwrap()], Vec::new())
             .with_keys("x-rayguard-key".into(), setup.keys);
         let classifier = Classifier::new(&setup.policy, setup.surface, &setup.rules).unwrap();

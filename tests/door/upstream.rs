@@ -246,7 +246,7 @@ async fn shadowed() -> Rig {
     for class in &mut setup.policy.classes {
         class.timeout = Some(Duration::from_millis(30));
         class.in_flight = Bounds::fixed(0.0);
-        class.per_party.in_flight = Some(0);
+        class.per_client.in_flight = Some(0);
         class.require_key = class.treatment == Treatment::Limited;
         class.bytes_per_second = Some(1.0);
     }

@@ -199,7 +199,7 @@ def refused_as(text, *statuses):
 
 KNOWN = [
     (
-        "Ray's test routes pin a worker for as long as the caller likes: they are blocked",
+        "Ray's test routes pin a worker for as long as the client likes: they are blocked",
         lambda request, _, through: b"/delay/" in request.target and through[0] == 404 and b"(class blocked)" in through[2],
     ),
     ("a target that names another host than Host does may have been judged by the other", refused_as(b"names another host", 400)),

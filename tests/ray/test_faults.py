@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from callers import Callers
+from clients import Clients
 from door import Door, ask
 from faulty import TCP_REPAIR, FaultyHead, may_vanish
 from head import Head, free_ports, wait_until
@@ -61,36 +61,36 @@ def under_way(door):
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rayguard_in_flight{"))
 
 
-def nobody_failed(callers, least=50):
-    assert callers.served() >= least, callers.fates()
-    assert not callers.failed(), callers.failed()
+def nobody_failed(clients, least=50):
+    assert clients.served() >= least, clients.fates()
+    assert not clients.failed(), clients.failed()
 
 
 def test_ray_is_killed_and_comes_back():
     head = Head()
     with head:
-        with Door(head) as door, Callers(door.url, "/api/gcs_healthz", count=3, pause_s=0.05) as callers:
-            wait_until("answers", lambda: callers.served() > 20, 30)
+        with Door(head) as door, Clients(door.url, "/api/gcs_healthz", count=3, pause_s=0.05) as clients:
+            wait_until("answers", lambda: clients.served() > 20, 30)
             head.kill()
             died = time.monotonic()
-            wait_until("the door's word for it", lambda: 502 in callers.fates(since=died), 20)
+            wait_until("the door's word for it", lambda: 502 in clients.fates(since=died), 20)
             time.sleep(3.0)
             # Everyone was told at once, by the door, in its own name: nobody waited out a timeout.
-            assert set(callers.fates(since=died + 1.0)) <= {502, 503}, callers.fates(since=died + 1.0)
+            assert set(clients.fates(since=died + 1.0)) <= {502, 503}, clients.fates(since=died + 1.0)
             assert door.admin("/api/v1/state")["upstream_problem"]
             head.__enter__()  # the same ports, the same directory
             up = time.monotonic()
-            wait_until("answers again", lambda: 200 in callers.fates(since=up), 10)
+            wait_until("answers again", lambda: 200 in clients.fates(since=up), 10)
             time.sleep(5.0)
-            assert set(callers.fates(since=up + 4.0)) == {200}, callers.fates(since=up + 4.0)
+            assert set(clients.fates(since=up + 4.0)) == {200}, clients.fates(since=up + 4.0)
             within_bounds(door)
             whole(door)
 
 
 def test_a_frozen_head_holds_nobody_up_for_long_and_is_not_hit_when_it_thaws(faulty):
     patience = '[class.job-status]\ntimeout = "2s"\nin_flight = { initial = 8, min = 4, max = 8 }\n'
-    with Door(faulty, patience) as door, Callers(door.url, "/api/jobs/raysubmit_1", count=12, pause_s=0.1) as callers:
-        wait_until("answers", lambda: callers.served() > 50, 20)
+    with Door(faulty, patience) as door, Clients(door.url, "/api/jobs/raysubmit_1", count=12, pause_s=0.1) as clients:
+        wait_until("answers", lambda: clients.served() > 50, 20)
         faulty.signal(signal.SIGSTOP)
         frozen = time.monotonic()
         time.sleep(8.0)
@@ -100,11 +100,11 @@ def test_a_frozen_head_holds_nobody_up_for_long_and_is_not_hit_when_it_thaws(fau
         faulty.signal(signal.SIGCONT)
         thawed = time.monotonic()
         time.sleep(6.0)
-        during = callers.fates(since=frozen + 0.5, until=thawed - 5.0)
+        during = clients.fates(since=frozen + 0.5, until=thawed - 5.0)
         assert during and set(during) <= {503, 504}, during
-        longest = max(took for begun, took, _ in callers.exchanges)
+        longest = max(took for begun, took, _ in clients.exchanges)
         assert longest < 5.0, "two seconds in the queue and two at the head, at most"
-        after = callers.fates(since=thawed + 3.0)
+        after = clients.fates(since=thawed + 3.0)
         assert set(after) == {200}, after
         within_bounds(door)
         whole(door)
@@ -115,8 +115,8 @@ def test_lines_to_ray_that_are_half_open_cost_no_more_than_what_was_on_them(faul
         pytest.skip("only an administrator's sockets can vanish without a word")
     # What was on a line that vanished is never heard of again: its class's time-out is what ends it.
     patience = '[class.job-status]\ntimeout = "2s"\n'
-    with Door(faulty, STILL + patience) as door, Callers(door.url, "/api/jobs/raysubmit_1", count=8, pause_s=0.01) as callers:
-        wait_until("answers", lambda: callers.served() > 200, 20)
+    with Door(faulty, STILL + patience) as door, Clients(door.url, "/api/jobs/raysubmit_1", count=8, pause_s=0.01) as clients:
+        wait_until("answers", lambda: clients.served() > 200, 20)
         for _ in range(2):
             (faulty.directory / "vanished").unlink(missing_ok=True)
             moment = time.monotonic()
@@ -125,14 +125,14 @@ def test_lines_to_ray_that_are_half_open_cost_no_more_than_what_was_on_them(faul
             faulty.feel("well")
             time.sleep(10.0)
             # Each line that was open costs what was on it, or the next that is sent on it, at most.
-            lost = callers.failed(since=moment - 0.2)
+            lost = clients.failed(since=moment - 0.2)
             assert set(lost) <= {502, 503, 504} and sum(lost.values()) <= 64 + 8, lost
             # What is gone for good is told by probes, which begin after five seconds.
-            assert not callers.failed(since=moment + 7.0), callers.failed(since=moment + 7.0)
-            assert callers.fates(since=moment + 7.0).get(200, 0) > 20
+            assert not clients.failed(since=moment + 7.0), clients.failed(since=moment + 7.0)
+            assert clients.fates(since=moment + 7.0).get(200, 0) > 20
         within_bounds(door)
         wait_until("no place is held", lambda: under_way(door) <= 8, 10)
-    wait_and_see = [took for _, took, _ in callers.exchanges]
+    wait_and_see = [took for _, took, _ in clients.exchanges]
     assert max(wait_and_see) < 5.0, "nobody waited out a line that was dead"
     whole(door)
 
@@ -141,8 +141,8 @@ def test_clients_that_vanish_without_a_word_give_back_what_they_held(faulty):
     if not may_vanish():
         pytest.skip("only an administrator's sockets can vanish without a word")
     bounds = '[http]\nheader_timeout = "2s"\nidle_timeout = "3s"\n'
-    with Door(faulty, STILL + bounds) as door, Callers(door.url, count=4) as callers:
-        wait_until("answers", lambda: callers.served() > 20, 20)
+    with Door(faulty, STILL + bounds) as door, Clients(door.url, count=4) as clients:
+        wait_until("answers", lambda: clients.served() > 20, 20)
         before = door.descriptors()
         crowd = []
         for number in range(300):
@@ -159,7 +159,7 @@ def test_clients_that_vanish_without_a_word_give_back_what_they_held(faulty):
         wait_until("their descriptors are given back", lambda: door.descriptors() <= before + 64 + 8, 20)
         assert time.monotonic() - gone < 8.0, "the bounds on silence, and a little"
         wait_until("no place is held", lambda: under_way(door) <= 4, 10)
-    nobody_failed(callers)
+    nobody_failed(clients)
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
@@ -170,7 +170,7 @@ def test_alertmanager_is_down_and_what_fires_reaches_it_once_it_is_back(faulty, 
         '[alerts.rule.signal-stale]\nfor = "1s"\nclear = "1s"\n[signal.head_cpu]\nstale_after = "3s"\n'
     )
     hanging = socket.create_server(("127.0.0.1", port)) if how == "hangs" else None
-    with Door(faulty, faulty.metrics + STILL + tables) as door, Callers(door.url, count=4) as callers:
+    with Door(faulty, faulty.metrics + STILL + tables) as door, Clients(door.url, count=4) as clients:
         wait_until("a reading", lambda: signal_of(door)["health"] == "fresh", 20)
         before = {key: row["value"] for key, row in door.limits().items()}
         faulty.feel("down")
@@ -188,12 +188,12 @@ def test_alertmanager_is_down_and_what_fires_reaches_it_once_it_is_back(faulty, 
         assert told()[0][0] - back < 40.0, "the longest pause between two attempts, and a little"
         receiver.close()
         whole(door)
-    nobody_failed(callers, 200)
+    nobody_failed(clients, 200)
 
 
 def test_answers_that_break_off_hold_no_place_and_hurt_no_neighbour(faulty):
     with Door(faulty, STILL) as door:
-        with Callers(door.url, count=4) as polite, Callers(door.url, "/api/jobs/torn", count=4) as torn:
+        with Clients(door.url, count=4) as polite, Clients(door.url, "/api/jobs/torn", count=4) as torn:
             wait_until("two hundred torn answers", lambda: len(torn.exchanges) > 200, 60)
         assert set(torn.fates()) <= {"IncompleteRead", "ConnectionResetError", "RemoteDisconnected", 502}, torn.fates()
         nobody_failed(polite)
@@ -206,7 +206,7 @@ def test_a_metrics_page_that_lies_or_fails_costs_no_request_and_opens_no_limit(f
     with Door(faulty, faulty.metrics + quick + STILL) as door:
         wait_until("a reading", lambda: signal_of(door)["health"] == "fresh", 20)
         before = {key: row["value"] for key, row in door.limits().items()}
-        with Callers(door.url, count=2) as callers:
+        with Clients(door.url, count=2) as clients:
             faulty.feel(mood)
             wait_until("it is noticed", lambda: signal_of(door)["problem"] or signal_of(door)["health"] != "fresh", 20)
             wait_until("an alert", lambda: "firing" in stale_alert(door), 30)
@@ -215,7 +215,7 @@ def test_a_metrics_page_that_lies_or_fails_costs_no_request_and_opens_no_limit(f
             faulty.feel("well")
             wait_until("it is well again", lambda: signal_of(door)["health"] == "fresh", 20)
             wait_until("the alert ends", lambda: stale_alert(door)[-1:] == ["resolved"], 30)
-        nobody_failed(callers)
+        nobody_failed(clients)
         assert door.status("VmHWM") < 300 * 1024, "a page of 50 MiB is not kept"
         whole(door)
 
@@ -235,7 +235,7 @@ def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
     script = f'mkdir -p {door.state} && {mount} {door.state} && exec "$@"'
     flags = "-m" if os.geteuid() == 0 else "-Urm"
     door.command = ["unshare", flags, "sh", "-c", script, "sh", *door.command]
-    with door, Callers(door.url, count=4) as callers:
+    with door, Clients(door.url, count=4) as clients:
         seen = Path(f"/proc/{door.session.popen.pid}/root{door.state}")  # its own view of the disk
         (seen / "filler").write_bytes(b"")
         filler = os.open(seen / "filler", os.O_WRONLY)
@@ -253,7 +253,7 @@ def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
         numbers = [line["seq"] for line in read()]
         lost = sum(line.get("lost", 0) for line in read() if line["event"] == "gap")
         assert numbers == sorted(set(numbers)) and numbers[-1] - numbers[0] + 1 - len(numbers) <= lost
-    nobody_failed(callers)
+    nobody_failed(clients)
 
 
 def steer(door, times):
@@ -264,18 +264,18 @@ def steer(door, times):
 
 
 def test_the_records_directory_goes_away_and_the_record_goes_on(faulty):
-    with Door(faulty, STILL) as door, Callers(door.url, count=4) as callers:
+    with Door(faulty, STILL) as door, Clients(door.url, count=4) as clients:
         steer(door, 2)
         subprocess.run(["rm", "-rf", str(door.state / "ledger")], check=True)
         steer(door, 2)
         wait_until("a new record", lambda: (steer(door, 1), door.records())[1], 30, 1.0)
-        wait_until("answers", lambda: callers.served() > 100, 20)
-    nobody_failed(callers)
+        wait_until("answers", lambda: clients.served() > 100, 20)
+    nobody_failed(clients)
 
 
 def test_garbage_in_the_configuration_changes_nothing(faulty):
-    with Door(faulty, STILL) as door, Callers(door.url, count=4) as callers:
-        wait_until("answers", lambda: callers.served() > 20, 20)
+    with Door(faulty, STILL) as door, Clients(door.url, count=4) as clients:
+        wait_until("answers", lambda: clients.served() > 20, 20)
         before, good = door.admin("/api/v1/state")["config"], door.config.read_text()
         for garbage in (os.urandom(4096), b"", b"listen = 7\n", b"mode = 'enforce'\n" * 2, good.encode() + b"\n[class.views"):
             replace(door.config, garbage)
@@ -286,7 +286,7 @@ def test_garbage_in_the_configuration_changes_nothing(faulty):
             replace(door.config, good)
             door.session.popen.send_signal(signal.SIGHUP)
             wait_until("it is well again", lambda: not door.admin("/api/v1/state")["config_problem"], 20)
-    nobody_failed(callers, 20)
+    nobody_failed(clients, 20)
 
 
 def replace(path, content):
@@ -298,7 +298,7 @@ def replace(path, content):
 def test_a_reload_every_second_for_a_minute_fails_no_request(faulty):
     with Door(faulty, STILL) as door:
         good = door.config.read_text()
-        with Callers(door.url, count=6) as callers, Callers(door.url, "/nodes?view=summary", count=3) as tabs:
+        with Clients(door.url, count=6) as clients, Clients(door.url, "/nodes?view=summary", count=3) as tabs:
             seen = set()
             for turn in range(60):
                 replace(door.config, good + f"[class.state-heavy]\nin_flight = {{ initial = {2 + turn % 2}, min = 1, max = 4 }}\n")
@@ -306,7 +306,7 @@ def test_a_reload_every_second_for_a_minute_fails_no_request(faulty):
                 time.sleep(1.0)
                 seen.add(door.admin("/api/v1/state")["config"])
         assert len(seen) == 2, "both configurations were in force"
-        nobody_failed(callers, 1000)
+        nobody_failed(clients, 1000)
         nobody_failed(tabs, 500)
         whole(door)
 
@@ -323,7 +323,7 @@ def test_the_clock_jumps(faulty, tmp_path, jump):
         "LD_PRELOAD": str(library), "FAKETIME_TIMESTAMP_FILE": str(dial), "FAKETIME_CACHE_DURATION": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_DONT_RESET": "1",
     }  # fmt: skip
-    with Door(faulty, faulty.metrics + STILL, env=env) as door, Callers(door.url, count=4) as callers:
+    with Door(faulty, faulty.metrics + STILL, env=env) as door, Clients(door.url, count=4) as clients:
         door.admin("/api/v1/pin", **{"class": "state-heavy", "limit": "in_flight", "value": 3, "for": "1h", "why": "a test"})
         wait_until("a reading", lambda: signal_of(door)["health"] == "fresh", 20)
         before = {key: row["value"] for key, row in door.limits().items()}
@@ -341,15 +341,15 @@ def test_the_clock_jumps(faulty, tmp_path, jump):
         time.sleep(2.0)
         within_bounds(door)
         whole(door)
-    nobody_failed(callers)
+    nobody_failed(clients)
 
 
 def test_little_memory_is_enough_for_a_crowd_of_half_asked_questions(faulty):
     with Door(faulty, STILL) as door:
         pass
     door.command = ["sh", "-c", 'ulimit -v 1048576 && exec "$@"', "sh", *door.command]
-    with door, Callers(door.url, count=4) as callers:
-        wait_until("answers", lambda: callers.served() > 20, 20)
+    with door, Clients(door.url, count=4) as clients:
+        wait_until("answers", lambda: clients.served() > 20, 20)
         crowd = []
         for number in range(600):
             one = socket.create_connection(("127.0.0.1", door.port))
@@ -357,23 +357,23 @@ def test_little_memory_is_enough_for_a_crowd_of_half_asked_questions(faulty):
             if number % 2:
                 one.sendall(b"\r\nContent-Length: 1000000\r\n\r\n" + b"b" * 10_000)
             crowd.append(one)
-        at = callers.served()
-        wait_until("others are served meanwhile", lambda: callers.served() > at + 100, 30)
+        at = clients.served()
+        wait_until("others are served meanwhile", lambda: clients.served() > at + 100, 30)
         assert door.status("VmHWM") < 300 * 1024, f"{door.status('VmHWM')} KiB"
         for one in crowd:
             one.close()
         wait_until("no place is held", lambda: under_way(door) <= 4, 20)
-    nobody_failed(callers)
+    nobody_failed(clients)
 
 
 def test_a_stop_in_the_middle_of_a_flood_finishes_what_was_begun(faulty):
     with Door(faulty, STILL) as door:
-        with Callers(door.url, count=16, pause_s=0.0) as callers:
-            wait_until("a flood", lambda: callers.served() > 500, 30)
+        with Clients(door.url, count=16, pause_s=0.0) as clients:
+            wait_until("a flood", lambda: clients.served() > 500, 30)
             told = time.monotonic()
             door.session.popen.send_signal(signal.SIGTERM)
             assert door.session.popen.wait(30) == 0
-        begun_before = callers.failed(until=told - 0.05)
+        begun_before = clients.failed(until=told - 0.05)
         assert not begun_before, begun_before
         assert door.records()[-1]["event"] == "stop", door.records()[-1]
         whole(door)
@@ -382,11 +382,11 @@ def test_a_stop_in_the_middle_of_a_flood_finishes_what_was_begun(faulty):
 def test_a_kill_in_the_middle_of_a_flood_keeps_the_record_and_the_limits(faulty):
     with Door(faulty, faulty.metrics + STILL) as door:
         kept = door.state / "limits.json"
-        # Each with a token of its own: equal questions of one asker would be asked once.
-        crowd = [Callers(door.url, "/api/v0/tasks", 2, 0.0, headers={"Authorization": f"Bearer {n}"}) for n in range(8)]
+        # Each with a token of its own: equal questions of one client would be asked once.
+        crowd = [Clients(door.url, "/api/v0/tasks", 2, 0.0, headers={"Authorization": f"Bearer {n}"}) for n in range(8)]
         with contextlib.ExitStack() as flood:
-            for callers in crowd:
-                flood.enter_context(callers)
+            for clients in crowd:
+                flood.enter_context(clients)
             wait_until("a limit that has grown, and is kept", lambda: heavy(kept) > 2.5, 60)
             door.session.popen.kill()
             door.session.popen.wait()
@@ -395,7 +395,7 @@ def test_a_kill_in_the_middle_of_a_flood_keeps_the_record_and_the_limits(faulty)
             began = door.records("start")[-1]["limits"]
             warm = next(one for one in began if (one["class"], one["limit"]) == ("state-heavy", "in_flight"))
             assert warm["warm"] and warm["value"] == pytest.approx(grown), warm
-            with Callers(door.url, count=4) as again:
+            with Clients(door.url, count=4) as again:
                 wait_until("answers", lambda: again.served() > 50, 20)
             nobody_failed(again)
             assert len(whole(door)) > lines

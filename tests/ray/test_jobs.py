@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from callers import Callers
+from clients import Clients
 from door import Door, ask
 from head import wait_until
 
@@ -130,7 +130,7 @@ def test_garbage_by_the_hundred_does_not_keep_a_submitter_out(head):
     # As shipped, a submission waits for its turn for five minutes: a short queue tells a flood sooner.
     scarce = '[class.job-submit]\nrate = { initial = "2/s", min = "2/s", max = "2/s", burst = 2 }\nqueue = { len = 16, wait = "15s" }\n'
     with Door(head, scarce) as door:
-        garbage = Callers(
+        garbage = Clients(
             door.url, path="/api/jobs/", count=30, timeout_s=30, headers=json, address="127.0.0.2", body=b'{"nothing": 1}'
         )
         with garbage:

@@ -30,7 +30,7 @@ PLACES = (
 SECRET = {place: f"S3cr3t-{place}-{hashlib.sha256(place.encode()).hexdigest()[:12]}" for place in PLACES}
 
 
-def callers_of_every_kind(door, client_port):
+def clients_of_every_kind(door, client_port):
     """One of each place, each on several classes."""
     said = []
 
@@ -145,8 +145,8 @@ clear = "1s"
         receiver = Receiver(hook)
         outputs = {}
         with door:
-            said = callers_of_every_kind(door, door.client_port)
-            threads = [threading.Thread(target=lambda: said.extend(callers_of_every_kind(door, door.client_port))) for _ in range(4)]
+            said = clients_of_every_kind(door, door.client_port)
+            threads = [threading.Thread(target=lambda: said.extend(clients_of_every_kind(door, door.client_port))) for _ in range(4)]
             [thread.start() for thread in threads]
             [thread.join(120) for thread in threads]
             # Configurations in which a secret stands, where none may stand.
@@ -171,7 +171,7 @@ clear = "1s"
             wait_until("it is well again", lambda: not door.admin("/api/v1/state")["config_problem"], 20)
             # Ray dies: errors and an alert; the store of the fleet was never there.
             faulty.kill()
-            said += callers_of_every_kind(door, door.client_port)
+            said += clients_of_every_kind(door, door.client_port)
             wait_until("an alert is sent", lambda: receiver.taken, 40)
             for path in (
                 "/", "/livez", "/readyz", "/metrics", "/openapi.json", "/api/v1/state", "/api/v1/limits", "/api/v1/signals",

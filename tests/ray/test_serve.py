@@ -8,7 +8,7 @@ import time
 from urllib.parse import urlsplit
 
 import pytest
-from callers import Callers
+from clients import Clients
 from door import Door, ask
 from head import Head, free_ports, wait_until
 
@@ -162,8 +162,8 @@ def test_a_class_of_ones_own_is_held_to_its_limit_and_no_other_is(door):
 
 def test_who_asks_in_twenty_places_gets_no_more_than_who_asks_in_three(door):
     """Replicas work in parallel: what is let in together is answered together, and everybody's turn counts alike."""
-    crowd = Callers(door, path="/app/rank", count=20, pause_s=0.0)
-    few = Callers(door, path="/app/rank", count=3, pause_s=0.0, address="127.0.0.2")
+    crowd = Clients(door, path="/app/rank", count=20, pause_s=0.0)
+    few = Clients(door, path="/app/rank", count=3, pause_s=0.0, address="127.0.0.2")
     with crowd, few:
         time.sleep(3)
         before = crowd.served(), few.served()

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from callers import Callers
+from clients import Clients
 from door import Door, Load, ask
 from faulty import FaultyHead
 from head import Head, command_lines, wait_until
@@ -98,7 +98,7 @@ def test_a_long_mixed_life_leaves_no_trace_but_the_record():
         good = door.config.read_text()
         load = Load(door.url, MIX.format(seconds=int(seconds), tabs=tabs, polls=polls))
         memory, descriptors, faults = [], [], []
-        with Callers(door.url, count=2, pause_s=0.1) as polite:
+        with Clients(door.url, count=2, pause_s=0.1) as polite:
             begun = time.monotonic()
             turn = 0
             while time.monotonic() - begun < seconds:

@@ -1,7 +1,7 @@
 //! Who asks for what, how often, and at what cost?
 //!
 //! Two questions of an operator's are answered from here. At three in the morning: *who is it?*
-//! That is [`Census::clients`], the heaviest askers of the last minutes, class by class. In the
+//! That is [`Census::clients`], the heaviest clients of the last minutes, class by class. In the
 //! week before limits are enforced: *what is being asked, and what of it does no class cover?*
 //! That is [`Census::routes`], everything since the start, the unlisted by folded path
 //! ([`fold`]).
@@ -21,7 +21,7 @@ pub(crate) mod summary;
 use crate::limit::gate::Ask;
 use crate::policy::ClassId;
 use crate::request::catalogue::Surface;
-use crate::request::party::Party;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
@@ -54,14 +54,14 @@ pub enum Verdict {
     WouldShed,
     /// Refused.
     Shed,
-    /// Answered with what another asker got; Ray saw nothing of it.
+    /// Answered with what another client got; Ray saw nothing of it.
     Shared,
 }
 
 /// A request at the door.
 #[derive(Clone, Copy, Debug)]
 pub struct Sight<'a> {
-    /// Class, route and party.
+    /// Class, route and client.
     pub ask: Ask,
     /// Where the client calls from.
     pub address: IpAddr,
@@ -105,7 +105,7 @@ pub struct Counts {
     pub shed: u64,
     /// Sent on in shadow mode, that would have been refused.
     pub would_shed: u64,
-    /// Answered with another asker's answer.
+    /// Answered with another client's answer.
     pub shared: u64,
     /// Seconds of Ray's time they cost, as learnt.
     pub work_s: f64,
@@ -158,12 +158,12 @@ impl Traffic {
         self.busiest_second = self.busiest_second.max(one_more(&mut self.second, second));
         self.busiest_minute = self.busiest_minute.max(one_more(&mut self.minute, second / 60));
         self.in_flight_peak = self.in_flight_peak.max(sight.in_flight);
-        self.crowd.see(sight.ask.party.address);
+        self.crowd.see(sight.ask.client.address);
     }
 
     /// About how many different addresses asked.
     #[must_use]
-    pub fn parties(&self) -> u32 {
+    pub fn clients(&self) -> u32 {
         self.crowd.size()
     }
 }
@@ -255,11 +255,11 @@ impl Credential {
 #[derive(Clone, PartialEq, Debug)]
 pub struct Client {
     /// Digest of its address, as in the record.
-    pub party: u64,
+    pub address: u64,
     /// Digest of its credential.
     pub credential: Credential,
     /// Where it was last seen.
-    pub address: Option<IpAddr>,
+    pub last_seen_at: Option<IpAddr>,
     /// Addresses on which the same credential was seen, this one included; 0 without one.
     pub credential_addresses: u32,
     /// Everything it asked.
@@ -411,11 +411,11 @@ impl Census {
         let since = windows().map(|(began, _)| *began).min().unwrap_or(now);
         let mut clients: BTreeMap<(u64, Credential), Client> = BTreeMap::new();
         let mut addresses: BTreeMap<Credential, Vec<u64>> = BTreeMap::new();
-        for ((party, credential, _), visit) in windows().flat_map(|(_, window)| window.rows()) {
-            let client = clients.entry((*party, *credential)).or_insert_with(|| Client {
-                party: *party,
+        for ((address, credential, _), visit) in windows().flat_map(|(_, window)| window.rows()) {
+            let client = clients.entry((*address, *credential)).or_insert_with(|| Client {
+                address: *address,
                 credential: *credential,
-                address: None,
+                last_seen_at: None,
                 credential_addresses: 0,
                 counts: Counts::default(),
                 kept: Duration::ZERO,
@@ -423,8 +423,8 @@ impl Census {
             });
             client.take(visit);
             let seen = addresses.entry(*credential).or_default();
-            if !seen.contains(party) {
-                seen.push(*party);
+            if !seen.contains(address) {
+                seen.push(*address);
             }
         }
         let mut clients: Vec<Client> = clients.into_values().collect();
@@ -452,7 +452,7 @@ impl Census {
         // invariant: one was put there a line ago, if there was none.
         #[expect(clippy::unwrap_used, reason = "a window was put there if there was none")]
         let window = &mut self.windows.back_mut().unwrap().1;
-        let Party { address, credential } = ask.party;
+        let ClientId { address, credential } = ask.client;
         let (first, end) = ((address, Credential::One(0), 0), (address, Credential::Many, 0));
         let shown = window.between(&first, &end);
         let credential = Credential::told_apart(credential, shown.map(|(_, seen, _)| *seen));
@@ -468,7 +468,7 @@ impl Client {
     }
 
     fn take(&mut self, visit: &Visit) {
-        self.address = visit.address.or(self.address);
+        self.last_seen_at = visit.address.or(self.last_seen_at);
         self.counts.add(&visit.counts);
         self.kept += visit.kept;
         let place = self.classes.iter().position(|(class, ..)| *class == visit.class);
@@ -497,7 +497,7 @@ mod tests {
     const CLASS: ClassId = ClassId(3);
 
     fn ask(address: u64, credential: Option<u64>) -> Ask {
-        Ask { class: CLASS, route: 7, party: Party { address, credential } }
+        Ask { class: CLASS, route: 7, client: ClientId { address, credential } }
     }
 
     fn note(census: &mut Census, ask: Ask, verdict: Verdict, second: u64) {
@@ -517,14 +517,14 @@ mod tests {
         census.charge(who, None, Duration::from_millis(300), Time(10_500_000_000));
         let (clients, _) = census.clients(10, Time(11_000_000_000));
         let [client] = &clients[..] else { panic!("{clients:?}") };
-        assert_eq!((client.party, client.credential), (1, Credential::One(2)));
+        assert_eq!((client.address, client.credential), (1, Credential::One(2)));
         let counts =
             Counts { asked: 4, admitted: 2, shed: 1, would_shed: 1, shared: 1, work_s: client.counts.work_s };
         assert_eq!(client.counts, counts);
         assert!((client.counts.work_s - 0.3).abs() < 1e-12);
         assert_eq!(client.classes[0].2, [Arc::from("/api/jobs/")]);
         let class = census.class(CLASS).unwrap();
-        assert_eq!((class.counts.asked, class.busiest_second, class.parties()), (4, 4, 1));
+        assert_eq!((class.counts.asked, class.busiest_second, class.clients()), (4, 4, 1));
     }
 
     #[test]
@@ -536,7 +536,7 @@ mod tests {
         note(&mut census, ask(99, None), Verdict::Admitted, 10);
         census.keep(ask(99, None), Duration::from_secs(40), Time(12_000_000_000));
         let (clients, _) = census.clients(1, Time(13_000_000_000));
-        assert_eq!((clients[0].party, clients[0].kept), (99, Duration::from_secs(40)));
+        assert_eq!((clients[0].address, clients[0].kept), (99, Duration::from_secs(40)));
     }
 
     #[test]
@@ -546,7 +546,7 @@ mod tests {
         assert_eq!(census.clients(10, Time(60_000_000_000)).0.len(), 1);
         note(&mut census, ask(2, None), Verdict::Admitted, 400);
         let (clients, since) = census.clients(10, Time(401_000_000_000));
-        assert_eq!(clients.iter().map(|client| client.party).collect::<Vec<_>>(), [2]);
+        assert_eq!(clients.iter().map(|client| client.address).collect::<Vec<_>>(), [2]);
         assert_eq!(since, Time(360_000_000_000));
         assert!(census.clients(10, Time(4_000_000_000_000)).0.is_empty(), "silence empties it too");
     }
@@ -559,10 +559,10 @@ mod tests {
             note(&mut census, ask(invented % 40 + 100, Some(1)), Verdict::Admitted, 1);
         }
         let clients = census.clients(100, Time(2_000_000_000)).0;
-        let rotating: u64 = clients.iter().filter(|client| client.party == 9).map(|c| c.counts.asked).sum();
+        let rotating: u64 = clients.iter().filter(|client| client.address == 9).map(|c| c.counts.asked).sum();
         assert_eq!(rotating, 5_000);
-        assert_eq!((clients[0].party, clients[0].credential), (9, Credential::Many));
-        let spread = clients.iter().find(|client| client.party == 100).unwrap();
+        assert_eq!((clients[0].address, clients[0].credential), (9, Credential::Many));
+        let spread = clients.iter().find(|client| client.address == 100).unwrap();
         assert_eq!(spread.credential_addresses, 41, "the forty, and the one that invented it by chance");
     }
 
@@ -597,7 +597,7 @@ mod tests {
             }
             let (clients, _) = census.clients(usize::MAX, Time(1_000_000_000));
             prop_assert!(clients.len() <= CLIENTS_MAX);
-            prop_assert!(strangers.is_empty() || clients[0].party == 1 || strangers.len() < 50);
+            prop_assert!(strangers.is_empty() || clients[0].address == 1 || strangers.len() < 50);
             let asked: u64 = clients.iter().map(|client| client.counts.asked).sum();
             prop_assert!(asked <= census.class(CLASS).unwrap().counts.asked);
         }

@@ -9,7 +9,7 @@
 //! `x_i = min(want_i, max(floor_i, level * weight_i))` with `sum(x) = min(capacity, sum(want))`
 //! (water-filling; Bertsekas and Gallager, "Data Networks", 6.5.2; Kubernetes' `conc_alloc`
 //! solves the same). `f(level) = sum(x)` is continuous, piecewise linear and strictly rising
-//! until every want is met, so one level solves it and the order of the parties is of no
+//! until every want is met, so one level solves it and the order of the clients is of no
 //! consequence. Nobody can get more except from one who has less, measured per weight.
 //!
 //! *Blame.* Under pressure P the module bears its present work divided by P. That capacity is
@@ -24,7 +24,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// One party's claim on something divisible.
+/// One client's claim on something divisible.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Claim {
     /// What it would use, in the unit of the capacity.

@@ -30,7 +30,7 @@
 //! take the limit to its floor; and each trial in a row that fails is waited for twice as long, up to
 //! sixteen minutes, because each costs a fifth of the throughput while it lasts. So a limit comes down
 //! as far as latency follows, the knee of the plant, and no further. A head that is slow for another
-//! reason than us is not helped by starving callers.
+//! reason than us is not helped by starving clients.
 //! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
 //! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Rails::ground`], a
 //! hundredth of `initial`, and move on from there.

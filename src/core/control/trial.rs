@@ -2,7 +2,7 @@
 //!
 //! *The question.* A reading of Ray's above its target says that the head is short of something. It
 //! does not say that this class is the reason. A head whose cores are full of the users' tasks stays
-//! full however few submissions it gets; cutting them then only refuses callers.
+//! full however few submissions it gets; cutting them then only refuses clients.
 //!
 //! *The law.* Each cut on a signal is an experiment. Before it, the reading follows a *trend*: a level
 //! and a slope, learnt by double exponential smoothing (Holt 1957), with the scatter about them. Once
@@ -35,7 +35,7 @@ use std::time::Duration;
 pub const DEPTH: f64 = 0.2;
 /// A reading has answered if it is lower than its trend by so many standard errors ...
 const ERRORS: f64 = 2.0;
-/// ... and by this share of what was expected: less is not worth refusing a fifth of the callers.
+/// ... and by this share of what was expected: less is not worth refusing a fifth of the clients.
 const LEAST: f64 = 0.05;
 /// How long a pair rests after a cut that did not help ...
 pub const REST: Duration = Duration::from_mins(1);

@@ -1,7 +1,7 @@
 //! The bar: eight servers, every law, a poll every 5 s and every 15 s, twenty seeds.
 //!
 //! Eight servers of exponential service time, 100 ms in the mean, behind the limit and nothing
-//! else; callers come at random, do not wait for a place, and leave after a second (what they
+//! else; clients come at random, do not wait for a place, and leave after a second (what they
 //! asked for is done all the same). The engine is the production one and sees what the door
 //! would count. Three minutes of 0.6 of the capacity, then four of twice the capacity, and by
 //! itself 1.2 times. What others reach on this plant stands in `simulations/README.md`; the
@@ -68,7 +68,7 @@ struct Run {
 /// A plant under way: who is served, who waits, since when.
 #[derive(Default)]
 struct Plant {
-    /// When a service ends, when its caller came and how long the service takes, in nanoseconds.
+    /// When a service ends, when its client came and how long the service takes, in nanoseconds.
     served: BinaryHeap<Reverse<(u64, u64, u64)>>,
     waiting: VecDeque<u64>,
 }
@@ -214,7 +214,7 @@ fn gradient_meets_the_bar_at_both_polls() {
 
 #[test]
 fn a_limit_that_does_not_move_meets_it_only_by_luck() {
-    // At `initial` eight servers have no one waiting: callers are refused without need.
+    // At `initial` eight servers have no one waiting: clients are refused without need.
     let calm = run(Law::Static, Duration::from_secs(5), |_| 48.0, [30, 150], 1);
     assert!(calm.shed > 0.05, "{}", calm.shed);
 }

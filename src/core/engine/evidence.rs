@@ -78,7 +78,7 @@ fn run(offered_per_s: f64, seconds: u32, readings: impl Fn(u32, f64) -> [Option<
 }
 
 #[test]
-fn a_head_that_is_busy_with_its_own_work_costs_its_callers_next_to_nothing() {
+fn a_head_that_is_busy_with_its_own_work_costs_its_clients_next_to_nothing() {
     // Twice its target, whatever is let in; the probe is calm.
     let came = run(10.0, 7200, |_, _| [Some(2.0), Some(0.5)]);
     let restored = came.moves.iter().find(|of| matches!(of.derivation, Derivation::Restored { .. }));

@@ -583,7 +583,7 @@ impl Engine {
                 served: counts.served,
                 causes: causes.collect(),
                 shadow: counts.shadow_shed,
-                parties: Vec::new(),
+                clients: Vec::new(),
             }));
         }
         self.summarised_at = now;

@@ -34,7 +34,7 @@ impl Level {
         level
     }
 
-    /// A second in which so many are refused; what callers are told at its end.
+    /// A second in which so many are refused; what clients are told at its end.
     fn pass(&mut self, drops: u64) {
         self.second += 1;
         self.meter.offer();
@@ -42,7 +42,7 @@ impl Level {
         self.meter.finish(Outcome::Served, Duration::from_millis(100), Duration::from_millis(100));
         for _ in 0..drops {
             self.meter.offer();
-            self.meter.shed(Reason::PartyShare);
+            self.meter.shed(Reason::ClientShare);
         }
         let reading = ClassReading { counts: self.meter.read(), ..ClassReading::default() };
         let now = Time::from_secs_f64(self.second as f64);

@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_grains_than_askers_go_round() {
+    fn fewer_grains_than_clients_go_round() {
         assert!(divide(2, 0, &[5, 5, 5]).goes_round());
         assert!(!divide(2, 0, &[5, 0, 0]).goes_round());
         assert_eq!(shares(2, &[2, 0, 0]), [2, 0, 0]);

@@ -45,9 +45,9 @@
 //!
 //! One renewal a period each: at 250 ms, 4 a second for a replica, 12 for three, 4,000 for a thousand,
 //! each with five numbers for each of some forty limits, about 2 KB, and for each class that is
-//! contended anywhere its 32 heaviest askers, about 2 KB more ([`asking`]). What is answered has up
+//! contended anywhere its 32 heaviest clients, about 2 KB more ([`reported_demand`]). What is answered has up
 //! to 64 weights for a contended limit, another 2 KB. A script run touches its
-//! caller's record and the sums, whatever the number of replicas; only the leader reads all doors,
+//! replica's record and the sums, whatever the number of replicas; only the leader reads all doors,
 //! once a period (a thousand busy ones: some 4 MB with one class contended, so a fleet of that size
 //! wants a period of seconds). To find the level it goes over the rows some fifty times: 32,000 of
 //! them for a thousand doors, 100 for three. A change of demand takes the leader's next renewal, the others' two (the wish and the
@@ -55,7 +55,7 @@
 //! time, with one message in a hundred lost: within 5 s of the first start no more than five are
 //! further than 5 % from their max-min share, and the sum was never above the limit.
 //!
-//! *Refused:* consensus (the store has it, or has not); leases by party count or by hashing
+//! *Refused:* consensus (the store has it, or has not); leases by client count or by hashing
 //! requests to owners (a round trip each, and a hot owner); a table of targets for each replica
 //! (the level says it in one number, so a leader's publication is as short for a thousand
 //! replicas as for three).
@@ -63,12 +63,12 @@
 //! Amounts are whole *grains*: slots, millionths of a request per second, bytes per second; see
 //! [`part`].
 
-pub mod asking;
 pub mod book;
 pub mod division;
 pub mod holding;
 pub mod identities;
 pub mod part;
+pub mod reported_demand;
 
 #[cfg(test)]
 mod faults;

@@ -14,16 +14,16 @@
 //! *Whose demand.* Where the fleet wants more of a limit than there is, a door asks for what lies
 //! within the shares of those who ask there ([`super::identities`]). Who asks is looked at only while it
 //! matters: in classes that were contended here or elsewhere in the last [`WATCHED_FOR`], and in
-//! those with ceilings per party, which several doors would otherwise each grant anew.
+//! those with ceilings per client, which several doors would otherwise each grant anew.
 
 use super::Timing;
-use super::asking::{Asking, Told};
 use super::holding::{Holding, Standing};
 use super::identities::{self, Demand, Share, Weights};
+use super::reported_demand::{ReportedDemand, SmoothedDemand};
 use crate::engine::DoorReading;
-use crate::limit::askers::Askers;
+use crate::limit::demand::ClassDemand;
 use crate::limit::table::{LimitTable, slots};
-use crate::policy::{Kind, PartyLimits, Policy, Treatment};
+use crate::policy::{Kind, PerClientLimits, Policy, Treatment};
 use crate::time::{Time, duration_from_secs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -68,8 +68,8 @@ pub struct Part {
 #[derive(Clone, Debug, Default)]
 struct Watched {
     until: Time,
-    asking: Asking,
-    told: Option<Told>,
+    smoothed: SmoothedDemand,
+    told: Option<ReportedDemand>,
 }
 
 /// How the limits are shared among identities, as whoever leads has found.
@@ -77,7 +77,7 @@ struct Watched {
 pub struct Shares {
     /// By limit: those of which more is wanted than there is.
     limits: BTreeMap<String, Share>,
-    /// By class: what of its own ceilings a party has at each door.
+    /// By class: what of its own ceilings a client has at each door.
     ceilings: BTreeMap<String, Weights>,
 }
 
@@ -87,7 +87,7 @@ pub struct Wanted {
     /// In grains, whoever asks.
     pub wants: Vec<u64>,
     /// Who asks for a class, by its place.
-    pub told: BTreeMap<usize, Told>,
+    pub told: BTreeMap<usize, ReportedDemand>,
 }
 
 /// One shared limit, for people and metrics.
@@ -157,11 +157,11 @@ impl Part {
     }
 
     /// Takes in who has asked since the last renewal.
-    pub fn hear(&mut self, class: usize, askers: &Askers, places: &[(u64, u32)], now: Time) {
+    pub fn hear(&mut self, class: usize, demand: &ClassDemand, places: &[(u64, u32)], now: Time) {
         let elapsed_s = self.elapsed_s(now);
         if let Some(watched) = self.watched.get_mut(class) {
-            watched.asking.take_in(askers, elapsed_s);
-            watched.asking.take_places(places);
+            watched.smoothed.take_in(demand, elapsed_s);
+            watched.smoothed.take_places(places);
         }
     }
 
@@ -219,12 +219,13 @@ impl Part {
             }
         }
         for (at, class) in self.policy.classes.iter().enumerate() {
-            let PartyLimits { rate, in_flight } = class.per_party;
-            let told = |of: &dyn Fn(&Told) -> Demand| -> Vec<Demand> {
+            let PerClientLimits { rate, in_flight } = class.per_client;
+            let told = |of: &dyn Fn(&ReportedDemand) -> Demand| -> Vec<Demand> {
                 doors.iter().filter_map(|door| door.told.get(&at).map(of)).collect()
             };
-            let by_rate = rate.map(|(rate, _)| identities::hold_to(rate, &told(&Told::requests)));
-            let places = in_flight.map(|places| identities::hold_to(f64::from(places), &told(&Told::places)));
+            let by_rate = rate.map(|(rate, _)| identities::hold_to(rate, &told(&ReportedDemand::requests)));
+            let places = in_flight
+                .map(|places| identities::hold_to(f64::from(places), &told(&ReportedDemand::places)));
             let parts = lesser(by_rate.into_iter().chain(places));
             if !parts.is_empty() {
                 shares.ceilings.insert(class.name.to_string(), parts);
@@ -295,16 +296,16 @@ impl Part {
         for (at, seen) in door.iter().enumerate().take(self.watched.len()) {
             let elsewhere = self.limits_of(at).any(|at| self.shares.limits.contains_key(&self.names[at]));
             let here = fresh && seen.counts.bound > self.before[at].counts.bound;
-            let ceilings = self.policy.classes[at].per_party != PartyLimits::default();
+            let ceilings = self.policy.classes[at].per_client != PerClientLimits::default();
             let watched = &mut self.watched[at];
             let known = now < watched.until;
             if here || elsewhere || ceilings {
                 watched.until = now + WATCHED_FOR;
             } else if !known {
-                watched.asking = Asking::default();
+                watched.smoothed = SmoothedDemand::default();
             }
             // What has just begun to be counted says nothing yet.
-            watched.told = known.then(|| watched.asking.tell()).filter(Told::is_something);
+            watched.told = known.then(|| watched.smoothed.tell()).filter(ReportedDemand::is_something);
         }
     }
 
@@ -436,7 +437,7 @@ impl Part {
     }
 }
 
-/// Of several weights of one party the least.
+/// Of several weights of one client the least.
 fn lesser(weights: impl Iterator<Item = Weights>) -> Weights {
     let mut least = Weights::new();
     for (digest, weight) in weights.flatten() {

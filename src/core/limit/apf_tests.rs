@@ -11,7 +11,7 @@ use super::meter::Outcome;
 use super::table::LimitTable;
 use crate::control::budget::{Claim, divide};
 use crate::policy::{Class, ClassId, Module, Policy, Queue, Treatment, plain};
-use crate::request::party::Party;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -85,7 +85,8 @@ impl World {
     fn learn(&mut self) {
         for seats in 1..=7_u16 {
             let began = Time::ZERO + 20 * SECOND * u32::from(seats);
-            let ask = Ask { class: ClassId(0), route: seats, party: Party { address: 99, credential: None } };
+            let ask =
+                Ask { class: ClassId(0), route: seats, client: ClientId { address: 99, credential: None } };
             let never = &mut |_, _| panic!("nobody waits");
             let Decision::Admit(ticket) = self.gate.decide(&self.table, ask, began, || (0, 0, 0), never)
             else {
@@ -127,8 +128,8 @@ impl World {
             match next {
                 Next::Call(client, thread, call) => {
                     let who = (client, thread, call);
-                    let party = Party { address: 1 + client as u64, credential: None };
-                    let ask = Ask { class: ClassId(0), route: self.clients[client].seats, party };
+                    let id = ClientId { address: 1 + client as u64, credential: None };
+                    let ask = Ask { class: ClassId(0), route: self.clients[client].seats, client: id };
                     let wake = &mut |who, grant| woken.push((who, grant));
                     match self.gate.decide(&self.table, ask, now, || who, wake) {
                         Decision::Admit(ticket) => woken.push((who, Grant::Go(ticket))),

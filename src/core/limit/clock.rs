@@ -1,7 +1,7 @@
 //! The elastic clock: how a rate limit changes while traffic flows.
 //!
 //! governor's quota is fixed at construction. Rebuilding a limiter to change its rate hands
-//! out a fresh burst; scaling its state locks callers out. So the quota never changes (one
+//! out a fresh burst; scaling its state locks clients out. So the quota never changes (one
 //! cell is one millisecond of *virtual* time) and the clock under it runs at the rate:
 //!
 //! ```text

@@ -1,7 +1,7 @@
 //! The credential that everybody shows.
 //!
 //! One credential's total over all addresses is held to one fair share (see [`queue`]): a token
-//! that floods from 64 nodes is one party. Ray's own token is different. It is the whole
+//! that floods from 64 nodes is one client. Ray's own token is different. It is the whole
 //! cluster's, and holding it to one share would leave all who use it with no more than a single
 //! stranger who shows none. So a credential that most *addresses* show is recognised, and counts
 //! as none: its holders are told apart by their addresses.
@@ -20,7 +20,7 @@
 //!
 //! [`queue`]: crate::limit::queue
 
-use crate::request::party::Party;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -64,10 +64,10 @@ impl Default for Common {
 }
 
 impl Common {
-    /// Takes note of a party that was let in at once.
-    pub fn see(&self, party: Party, now: Time) {
-        let shown = shown(party);
-        let place = &self.places[usize::try_from(party.address % PLACES as u64).unwrap_or(0)];
+    /// Takes note of a client that was let in at once.
+    pub fn see(&self, client: ClientId, now: Time) {
+        let shown = shown(client);
+        let place = &self.places[usize::try_from(client.address % PLACES as u64).unwrap_or(0)];
         if place.load(Ordering::Relaxed) != shown {
             place.store(shown, Ordering::Relaxed);
         }
@@ -80,11 +80,15 @@ impl Common {
         }
     }
 
-    /// The party as it counts.
+    /// The client as it counts.
     #[must_use]
-    pub fn judge(&self, party: Party) -> Party {
+    pub fn judge(&self, client: ClientId) -> ClientId {
         let common = self.sure.load(Ordering::Relaxed);
-        if common != EMPTY && common == shown(party) { Party { credential: None, ..party } } else { party }
+        if common != EMPTY && common == shown(client) {
+            ClientId { credential: None, ..client }
+        } else {
+            client
+        }
     }
 
     /// Ends a slice. Two at once do not happen: the slice's end is taken by one.
@@ -111,8 +115,8 @@ impl Common {
     }
 }
 
-fn shown(party: Party) -> u64 {
-    party.credential.map_or(NONE, |credential| credential.max(NONE + 1))
+fn shown(client: ClientId) -> u64 {
+    client.credential.map_or(NONE, |credential| credential.max(NONE + 1))
 }
 
 /// The credential that more than half of the places show, and two at least.
@@ -130,41 +134,41 @@ mod tests {
 
     const TOKEN: u64 = 0xfeed;
 
-    fn party(address: u64, credential: Option<u64>) -> Party {
-        Party { address, credential }
+    fn client(address: u64, credential: Option<u64>) -> ClientId {
+        ClientId { address, credential }
     }
 
-    /// So many slices in which `parties` ask.
-    fn pass(common: &Common, from: &mut u64, slices: u32, parties: &[Party]) {
+    /// So many slices in which `clients` ask.
+    fn pass(common: &Common, from: &mut u64, slices: u32, clients: &[ClientId]) {
         for _ in 0..slices {
             *from += SLICE.as_secs();
-            for party in parties {
-                common.see(*party, Time::from_secs_f64(*from as f64));
+            for client in clients {
+                common.see(*client, Time::from_secs_f64(*from as f64));
             }
         }
     }
 
-    fn cluster(holders: u64, strangers: u64) -> Vec<Party> {
-        let holders = (0..holders).map(|address| party(address, Some(TOKEN)));
-        holders.chain((40..40 + strangers).map(|address| party(address, None))).collect()
+    fn cluster(holders: u64, strangers: u64) -> Vec<ClientId> {
+        let holders = (0..holders).map(|address| client(address, Some(TOKEN)));
+        holders.chain((40..40 + strangers).map(|address| client(address, None))).collect()
     }
 
     #[test]
     fn what_most_addresses_show_counts_as_none() {
         let (common, mut at) = (Common::default(), 0);
         pass(&common, &mut at, SURE, &cluster(5, 4));
-        assert_eq!(common.judge(party(1, Some(TOKEN))).credential, Some(TOKEN), "not sure yet");
+        assert_eq!(common.judge(client(1, Some(TOKEN))).credential, Some(TOKEN), "not sure yet");
         pass(&common, &mut at, 2, &cluster(5, 4));
-        assert_eq!(common.judge(party(1, Some(TOKEN))), party(1, None));
-        assert_eq!(common.judge(party(1, Some(7))), party(1, Some(7)), "another one counts as before");
+        assert_eq!(common.judge(client(1, Some(TOKEN))), client(1, None));
+        assert_eq!(common.judge(client(1, Some(7))), client(1, Some(7)), "another one counts as before");
     }
 
     #[test]
     fn neither_a_minority_nor_a_single_address_makes_it_common() {
-        for parties in [cluster(4, 5), cluster(1, 0)] {
+        for clients in [cluster(4, 5), cluster(1, 0)] {
             let (common, mut at) = (Common::default(), 0);
-            pass(&common, &mut at, 10 * SURE, &parties);
-            assert_eq!(common.judge(party(1, Some(TOKEN))).credential, Some(TOKEN));
+            pass(&common, &mut at, 10 * SURE, &clients);
+            assert_eq!(common.judge(client(1, Some(TOKEN))).credential, Some(TOKEN));
         }
     }
 
@@ -172,8 +176,8 @@ mod tests {
     fn what_is_no_longer_shown_is_forgotten() {
         let (common, mut at) = (Common::default(), 0);
         pass(&common, &mut at, 5 * SURE, &cluster(5, 0));
-        assert_eq!(common.judge(party(1, Some(TOKEN))).credential, None);
+        assert_eq!(common.judge(client(1, Some(TOKEN))).credential, None);
         pass(&common, &mut at, 3 * SURE, &cluster(0, 5));
-        assert_eq!(common.judge(party(1, Some(TOKEN))).credential, Some(TOKEN));
+        assert_eq!(common.judge(client(1, Some(TOKEN))).credential, Some(TOKEN));
     }
 }

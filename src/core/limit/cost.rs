@@ -15,7 +15,7 @@
 //! the very requests that cost nothing.
 //!
 //! In a module that works in parallel this reads too low by the degree of overlap, for all routes
-//! alike; the concurrency limits, which do not depend on it, hold the rest. What each *party* is
+//! alike; the concurrency limits, which do not depend on it, hold the rest. What each *client* is
 //! charged there must not come of it: of several that end together the first would be billed for
 //! them all, and as whoever is served together ends together, it would be the same one every
 //! time. There a request takes a slot for as long as it holds it, and is charged for that

@@ -1,11 +1,11 @@
-//! Fairness of gate and queue together, in virtual time: parties that ask at their own pace, a
+//! Fairness of gate and queue together, in virtual time: clients that ask at their own pace, a
 //! class with room for a few, and what each of them got.
 
 use super::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
 use super::meter::{Outcome, Reason};
 use super::table::LimitTable;
 use crate::policy::{Bounds, Class, ClassId, Queue, RateBounds, SignalId, plain};
-use crate::request::party::Party;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -17,8 +17,8 @@ const CAPACITY: f64 = 100.0;
 const ROOM: f64 = 4.0;
 
 #[derive(Clone, Copy, Debug)]
-struct Asker {
-    party: Party,
+struct TestClient {
+    client: ClientId,
     per_second: f64,
     from_s: f64,
     /// How many times longer than the others' each of its requests takes.
@@ -77,13 +77,13 @@ impl World {
 
     /// Runs until `end_s`; what is asked from `count_from_s` on, and not in the last seconds that
     /// a request may wait, counts.
-    fn run(&mut self, askers: &[Asker], count_from_s: f64, end_s: f64) -> Vec<Got> {
+    fn run(&mut self, clients: &[TestClient], count_from_s: f64, end_s: f64) -> Vec<Got> {
         let seconds = |length: f64| Duration::from_secs_f64(length / CAPACITY);
         let mut free = Time::ZERO;
-        let mut got = vec![Got::default(); askers.len()];
-        for (at, asker) in askers.iter().enumerate() {
+        let mut got = vec![Got::default(); clients.len()];
+        for (at, client) in clients.iter().enumerate() {
             // Not all in step.
-            let start = asker.from_s + 0.37 * at as f64 / (askers.len() as f64 * asker.per_second);
+            let start = client.from_s + 0.37 * at as f64 / (clients.len() as f64 * client.per_second);
             self.at(Time::from_secs_f64(start), Next::Ask(at));
         }
         let counts = |since: Time| {
@@ -96,10 +96,10 @@ impl World {
             let mut woken = Vec::new();
             match next {
                 Next::Ask(at) => {
-                    let asker = askers[at];
-                    self.at(now + Duration::from_secs_f64(1.0 / asker.per_second), Next::Ask(at));
+                    let client = clients[at];
+                    self.at(now + Duration::from_secs_f64(1.0 / client.per_second), Next::Ask(at));
                     got[at].asked += f64::from(u8::from(counts(now)));
-                    let ask = Ask { class: ClassId(0), route: 0, party: asker.party };
+                    let ask = Ask { class: ClassId(0), route: 0, client: client.client };
                     let decision = self
                         .gate
                         .decide(&self.table, ask, now, || at, &mut |at, grant| woken.push((at, grant)));
@@ -110,7 +110,7 @@ impl World {
                     }
                 }
                 Next::Ready(at, ticket) => {
-                    free = free.max(now) + seconds(askers[at].length);
+                    free = free.max(now) + seconds(clients[at].length);
                     self.at(free, Next::Done(at, ticket));
                 }
                 Next::Done(at, ticket) => {
@@ -125,7 +125,7 @@ impl World {
             }
             for (at, grant) in woken {
                 if let Grant::Go(ticket) = grant {
-                    let length = askers[at].length;
+                    let length = clients[at].length;
                     match self.plant {
                         Plant::Single => self.at(now, Next::Ready(at, ticket)),
                         Plant::Awaiting => self.at(now + seconds(ROOM - 1.0), Next::Ready(at, ticket)),
@@ -157,8 +157,8 @@ fn world_with(plant: Plant, len_max: u32, adapt: impl FnOnce(&mut Class)) -> Wor
     World { plant, gate: Gate::new(&policy, &table, Time::ZERO), table, events: BTreeMap::new(), order: 0 }
 }
 
-fn asker(address: u64, credential: Option<u64>, per_second: f64) -> Asker {
-    Asker { party: Party { address, credential }, per_second, from_s: 0.0, length: 1.0 }
+fn client(address: u64, credential: Option<u64>, per_second: f64) -> TestClient {
+    TestClient { client: ClientId { address, credential }, per_second, from_s: 0.0, length: 1.0 }
 }
 
 fn done(got: &[Got]) -> f64 {
@@ -183,11 +183,11 @@ proptest! {
         plant in plant(),
     ) {
         let fair = CAPACITY / (polite as f64 + 1.0);
-        let mut askers: Vec<Asker> = (0..polite as u64)
-            .map(|at| asker(at, credentials.then_some(1000 + at), fair * load))
+        let mut clients: Vec<TestClient> = (0..polite as u64)
+            .map(|at| client(at, credentials.then_some(1000 + at), fair * load))
             .collect();
-        askers.push(asker(99, None, 20.0 * CAPACITY));
-        let got = world(plant, len_max).run(&askers, 1.0, 12.0);
+        clients.push(client(99, None, 20.0 * CAPACITY));
+        let got = world(plant, len_max).run(&clients, 1.0, 12.0);
         for one in &got[..polite] {
             prop_assert!(one.share() >= 0.995, "{got:?}");
         }
@@ -202,9 +202,9 @@ proptest! {
         // Nobody is short of a process that idles while all it let in await the GCS.
         prop_assume!(plant != Plant::Awaiting || length >= 1.0);
         let fair = CAPACITY / (polite as f64 + 1.0);
-        let mut askers: Vec<Asker> = (0..polite as u64).map(|at| asker(at, None, fair * load)).collect();
-        askers.push(Asker { length, ..asker(99, None, 20.0 * CAPACITY) });
-        let got = world(plant, 64).run(&askers, 3.0, 14.0);
+        let mut clients: Vec<TestClient> = (0..polite as u64).map(|at| client(at, None, fair * load)).collect();
+        clients.push(TestClient { length, ..client(99, None, 20.0 * CAPACITY) });
+        let got = world(plant, 64).run(&clients, 3.0, 14.0);
         for one in &got[..polite] {
             prop_assert!(one.share() >= 0.995, "{got:?}");
         }
@@ -219,13 +219,13 @@ proptest! {
     ) {
         let rate = CAPACITY / 5.0;
         let fair = rate / (polite as f64 + 1.0);
-        let mut askers: Vec<Asker> = (0..polite as u64).map(|at| asker(at, None, fair * load)).collect();
-        askers.push(Asker { length, ..asker(99, None, 20.0 * CAPACITY) });
+        let mut clients: Vec<TestClient> = (0..polite as u64).map(|at| client(at, None, fair * load)).collect();
+        clients.push(TestClient { length, ..client(99, None, 20.0 * CAPACITY) });
         let mut world = world_with(plant, 64, |class| {
             class.rate = Some(RateBounds { per_second: Bounds::fixed(rate), burst: 4 });
             class.backlog = gated.then_some(SignalId(0));
         });
-        let got = world.run(&askers, 3.0, 14.0);
+        let got = world.run(&clients, 3.0, 14.0);
         for one in &got[..polite] {
             prop_assert!(one.share() >= 0.995, "{got:?}");
         }
@@ -234,10 +234,10 @@ proptest! {
 
     /// Those who ask alike get alike, however many they are and however much they ask for.
     #[test]
-    fn equal_askers_get_equal_shares(askers in 2u64..12, times in 1.5f64..10.0, plant in plant()) {
-        let each = CAPACITY * times / askers as f64;
-        let askers: Vec<Asker> = (0..askers).map(|at| asker(at, None, each)).collect();
-        let got = world(plant, 64).run(&askers, 1.0, 12.0);
+    fn equal_clients_get_equal_shares(clients in 2u64..12, times in 1.5f64..10.0, plant in plant()) {
+        let each = CAPACITY * times / clients as f64;
+        let clients: Vec<TestClient> = (0..clients).map(|at| client(at, None, each)).collect();
+        let got = world(plant, 64).run(&clients, 1.0, 12.0);
         prop_assert!(jain(&got) >= 0.98, "{got:?}");
         prop_assert!(done(&got) / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
     }
@@ -246,10 +246,10 @@ proptest! {
 const TOKEN: u64 = 0x70c3;
 
 /// The whole cluster shows one token, and asks for 80 of 100; a stranger floods from `from_s` on.
-fn cluster_and_stranger(from_s: f64) -> Vec<Asker> {
-    let mut askers: Vec<Asker> = (0..8).map(|at| asker(at, Some(TOKEN), 10.0)).collect();
-    askers.push(Asker { from_s, ..asker(99, None, 20.0 * CAPACITY) });
-    askers
+fn cluster_and_stranger(from_s: f64) -> Vec<TestClient> {
+    let mut clients: Vec<TestClient> = (0..8).map(|at| client(at, Some(TOKEN), 10.0)).collect();
+    clients.push(TestClient { from_s, ..client(99, None, 20.0 * CAPACITY) });
+    clients
 }
 
 /// Guards against one share for all who use the cluster's own token.
@@ -262,13 +262,13 @@ fn a_stranger_without_a_token_does_not_squeeze_those_who_share_the_clusters() {
 }
 
 /// ... and the credential is still held while nothing else is known: 64 nodes with one token are
-/// one party from their first request on.
+/// one client from their first request on.
 #[test]
-fn a_token_that_floods_from_many_addresses_is_one_party() {
-    let mut askers: Vec<Asker> = (0..4).map(|at| asker(at, None, 9.0)).collect();
-    askers.extend((10..74).map(|at| asker(at, Some(66), 4.0 * CAPACITY / 64.0)));
+fn a_token_that_floods_from_many_addresses_is_one_client() {
+    let mut clients: Vec<TestClient> = (0..4).map(|at| client(at, None, 9.0)).collect();
+    clients.extend((10..74).map(|at| client(at, Some(66), 4.0 * CAPACITY / 64.0)));
     // Longer than it takes to be known as everybody's, were a flood to teach that.
-    let got = world(Plant::Single, 64).run(&askers, 1.0, 90.0);
+    let got = world(Plant::Single, 64).run(&clients, 1.0, 90.0);
     for one in &got[..4] {
         assert!(one.share() >= 0.995, "{:?}", &got[..4]);
     }

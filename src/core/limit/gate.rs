@@ -1,6 +1,6 @@
 //! The gate: every counter, clock and queue of the door, and the one decision about a request.
 //!
-//! The order: blocked, exempt, the party's own ceiling, then the class's
+//! The order: blocked, exempt, the client's own ceiling, then the class's
 //! concurrency, its work under way, the module's ceiling and the class's rate; whoever finds
 //! no room waits its turn in the class's fair queue, and whoever would wait in vain is told.
 //!
@@ -22,9 +22,9 @@ mod outlook;
 
 pub use hits::Left;
 
-use crate::limit::askers::Askers;
 use crate::limit::common::Common;
 use crate::limit::cost::{Costs, Departures};
+use crate::limit::demand::ClassDemand;
 use crate::limit::flow::Flow;
 use crate::limit::gate::line::ModuleQueue;
 use crate::limit::in_flight::InFlight;
@@ -33,8 +33,8 @@ use crate::limit::queue::Place;
 use crate::limit::rate::Rate;
 use crate::limit::share::{Shares, SlotId};
 use crate::limit::table::{LimitTable, Mode, slots};
-use crate::policy::{ClassId, Kind, ModuleId, PartyLimits, Policy, Priority, Treatment};
-use crate::request::party::Party;
+use crate::policy::{ClassId, Kind, ModuleId, PerClientLimits, Policy, Priority, Treatment};
+use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -49,7 +49,7 @@ pub struct Ask {
     /// Its route, the key of its learnt cost.
     pub route: u16,
     /// Who asks.
-    pub party: Party,
+    pub client: ClientId,
 }
 
 /// A request under way. It must be given back to [`Gate::finish`], once.
@@ -88,7 +88,7 @@ pub enum Stage {
     Answered,
 }
 
-/// A refusal, and what to tell the caller.
+/// A refusal, and what to tell the client.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Shed {
     /// Of which class.
@@ -148,7 +148,7 @@ struct ClassGate {
     /// What its requests leave behind is bounded: what is scarce is their number.
     is_gated: bool,
     rate: Option<(u32, Arc<Rate>)>,
-    shares: Option<(PartyLimits, Arc<Shares>)>,
+    shares: Option<(PerClientLimits, Arc<Shares>)>,
     waiting: AtomicU32,
     spread_s: AtomicU32,
     sheds: AtomicU32,
@@ -171,7 +171,7 @@ struct Tally {
     meter: Meter,
     /// Who asks, while somebody looks.
     watched: AtomicBool,
-    askers: Mutex<Askers>,
+    demand: Mutex<ClassDemand>,
 }
 
 /// What a module has under way, and its last departure.
@@ -275,11 +275,11 @@ impl<W> Gate<W> {
                 (rate.burst, limiter)
             });
             let shares = match old.and_then(|old| old.shares.as_ref()) {
-                Some((limits, shares)) if *limits == class.per_party => Some(Arc::clone(shares)),
-                Some((_, shares)) => Some(Arc::new(shares.succeed(class.per_party, now))),
-                None => Shares::new(class.per_party, now).map(Arc::new),
+                Some((limits, shares)) if *limits == class.per_client => Some(Arc::clone(shares)),
+                Some((_, shares)) => Some(Arc::new(shares.succeed(class.per_client, now))),
+                None => Shares::new(class.per_client, now).map(Arc::new),
             };
-            let shares = shares.map(|shares| (class.per_party, shares));
+            let shares = shares.map(|shares| (class.per_client, shares));
             let tally = old.map_or_else(
                 || Arc::new(Tally { progress: AtomicU64::new(now.0), ..Tally::default() }),
                 |old| Arc::clone(&old.tally),
@@ -343,12 +343,12 @@ impl<W> Gate<W> {
             }
             Treatment::Limited => {}
         }
-        let shown = ask.party;
-        let ask = Ask { party: self.common.judge(shown), ..ask };
+        let shown = ask.client;
+        let ask = Ask { client: self.common.judge(shown), ..ask };
         if class.tally.watched.load(Ordering::Relaxed) {
-            class.tally.askers().note(ask.party, self.price(table, ask.class, self.takes(ask)));
+            class.tally.demand().note(ask.client, self.price(table, ask.class, self.takes(ask)));
         }
-        let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.party, now)).transpose() {
+        let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.client, now)).transpose() {
             Ok(slot) => slot,
             Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
         };
@@ -461,7 +461,7 @@ impl<W> Gate<W> {
                         work
                     };
                     let price = self.price(table, ticket.ask.class, took);
-                    own.fair.charge(ticket.ask.party, price - estimate);
+                    own.fair.charge(ticket.ask.client, price - estimate);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }
@@ -561,18 +561,18 @@ impl<W> Gate<W> {
     pub fn watch(&self, id: ClassId, on: bool) {
         let tally = &self.class(id).tally;
         if tally.watched.swap(on, Ordering::Relaxed) && !on {
-            *tally.askers() = Askers::default();
+            *tally.demand() = ClassDemand::default();
         }
     }
 
     /// Who has asked for this class since the last call; `None` while nobody looks.
     #[must_use]
-    pub fn asked(&self, id: ClassId) -> Option<Askers> {
+    pub fn asked(&self, id: ClassId) -> Option<ClassDemand> {
         let tally = &self.class(id).tally;
-        tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.askers()))
+        tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.demand()))
     }
 
-    /// What each party of a class with places per party has under way, and was refused since the
+    /// What each client of a class with places per client has under way, and was refused since the
     /// last call.
     #[must_use]
     pub fn places_wanted(&self, id: ClassId) -> Vec<(u64, u32)> {
@@ -580,7 +580,7 @@ impl<W> Gate<W> {
         shares.map_or_else(Vec::new, |(_, shares)| shares.places_wanted())
     }
 
-    /// From now on these parties have so much of a share in the class's queue, and of their own
+    /// From now on these clients have so much of a share in the class's queue, and of their own
     /// ceilings; everybody else has all of it.
     pub fn weigh(&self, id: ClassId, weights: &BTreeMap<u64, f64>, parts: &BTreeMap<u64, f64>) {
         let class = self.class(id);
@@ -600,7 +600,7 @@ impl<W> Gate<W> {
         thought.max(COST_MIN_S)
     }
 
-    /// What a party is charged in its class's queue for a request that takes so much: the greatest part
+    /// What a client is charged in its class's queue for a request that takes so much: the greatest part
     /// it has of anything the class may be short of, in seconds of all of that. Or whoever asks for
     /// what is refused after a millisecond would get the most of a rate (Ghodsi et al., "Dominant
     /// Resource Fairness", 2011).
@@ -714,9 +714,9 @@ impl<W> Gate<W> {
 }
 
 impl Tally {
-    fn askers(&self) -> MutexGuard<'_, Askers> {
+    fn demand(&self) -> MutexGuard<'_, ClassDemand> {
         // A panic while counting leaves a count short.
-        self.askers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -760,7 +760,7 @@ impl ClassGate {
     }
 }
 
-/// No caller is sent away for longer than this.
+/// No client is sent away for longer than this.
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(2);
 
 /// How many times a module's bound on work a class may have under way. The bound is there for

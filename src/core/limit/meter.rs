@@ -24,12 +24,12 @@ pub enum Reason {
     ClassInFlight,
     /// The module has as many under way as it can bear, and no room to wait.
     ModuleInFlight,
-    /// The party asks for more than its share while others wait.
-    PartyShare,
-    /// The party's own configured rate is used up.
-    PartyRate,
-    /// The party's own configured concurrency is used up.
-    PartyInFlight,
+    /// The client asks for more than its share while others wait.
+    ClientShare,
+    /// The client's own configured rate is used up.
+    ClientRate,
+    /// The client's own configured concurrency is used up.
+    ClientInFlight,
     /// It waited as long as it may and no room came.
     QueueTimeout,
     /// Upstream accepts no connections: the circuit breaker is open.
@@ -48,9 +48,9 @@ impl Reason {
         Reason::ClassBacklog,
         Reason::ClassInFlight,
         Reason::ModuleInFlight,
-        Reason::PartyShare,
-        Reason::PartyRate,
-        Reason::PartyInFlight,
+        Reason::ClientShare,
+        Reason::ClientRate,
+        Reason::ClientInFlight,
         Reason::QueueTimeout,
         Reason::UpstreamUnreachable,
         Reason::ApiKey,
@@ -66,9 +66,9 @@ impl Reason {
             Reason::ClassBacklog => "class_backlog",
             Reason::ClassInFlight => "class_in_flight",
             Reason::ModuleInFlight => "module_in_flight",
-            Reason::PartyShare => "party_share",
-            Reason::PartyRate => "party_rate",
-            Reason::PartyInFlight => "party_in_flight",
+            Reason::ClientShare => "client_share",
+            Reason::ClientRate => "client_rate",
+            Reason::ClientInFlight => "client_in_flight",
             Reason::QueueTimeout => "queue_timeout",
             Reason::UpstreamUnreachable => "upstream_unreachable",
             Reason::ApiKey => "api_key",
@@ -76,10 +76,10 @@ impl Reason {
         }
     }
 
-    /// Whether the caller itself is over its share or a configured limit (429), rather than
+    /// Whether the client itself is over its share or a configured limit (429), rather than
     /// the head overloaded (503).
     #[must_use]
-    pub fn is_callers(self) -> bool {
+    pub fn is_clients_own(self) -> bool {
         !matches!(
             self,
             Reason::ModuleInFlight

@@ -1,8 +1,8 @@
 //! What holds a limit: the table of numbers, and the clocks, counters and queues they govern.
-pub mod askers;
 pub mod clock;
 pub mod common;
 pub mod cost;
+pub mod demand;
 pub mod flow;
 pub mod gate;
 pub mod in_flight;

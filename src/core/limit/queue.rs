@@ -1,17 +1,17 @@
 //! The fair queue of one class: who waits, who goes next, who must give way.
 //!
-//! **The question.** When a class is contended, several parties want more than there is. Who
+//! **The question.** When a class is contended, several clients want more than there is. Who
 //! is served next so that each gets the lesser of what it asks and an equal share (max-min),
 //! and no slot stands idle?
 //!
 //! **The law.** Start-time fair queueing (Goyal, Vin, Cheng, "Start-time Fair Queuing", 1996),
 //! in units of *work*, or of whatever else the class is short of (the gate says what a request
-//! costs): every party carries a tag, the virtual time at which its next request may start.
-//! Serving a request of cost `c` moves the party's tag to `max(V, tag) + c`, where `V`, the
-//! queue's virtual time, is the tag of the request served last. The smallest tag goes next. A party that asks less than its share finds its tag behind `V` and is next; a party
+//! costs): every client carries a tag, the virtual time at which its next request may start.
+//! Serving a request of cost `c` moves the client's tag to `max(V, tag) + c`, where `V`, the
+//! queue's virtual time, is the tag of the request served last. The smallest tag goes next. A client that asks less than its share finds its tag behind `V` and is next; a client
 //! that was idle gains nothing by it, because its tag is lifted to `V`.
 //!
-//! **Parties have two dimensions**: an address and the credential behind it. Each
+//! **Clients have two dimensions**: an address and the credential behind it. Each
 //! has a tag of its own, and a flow (address, credential) is keyed by the *later* of the two:
 //!
 //! ```text
@@ -32,7 +32,7 @@
 //!
 //! **Giving way.** When the queue is full, the request that would be served last makes room,
 //! the newcomer included: the largest key after the flow's whole backlog (longest queue drop,
-//! in units of work). A party at or below its share is never the one.
+//! in units of work). A client at or below its share is never the one.
 //!
 //! **Within a flow** the oldest goes first while the flow is healthy. Once its oldest has
 //! waited more than a quarter of its time, or half of what clients of this class turn out to
@@ -45,18 +45,18 @@
 //! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
 //! and credential, as last changed; looking at one is a few comparisons.
 //!
-//! **Weights.** A party that comes to several doors which share one limit weighs less than 1 at each:
+//! **Weights.** A client that comes to several doors which share one limit weighs less than 1 at each:
 //! its tag moves by `c / weight`, so that all of them together give it one share.
 //!
-//! Memory: at most `len_max` waiters; tags are kept only for parties that wait or are in debt
-//! (tag > V), at most [`TAGS_MAX`]; past that, parties share one overflow tag per dimension.
+//! Memory: at most `len_max` waiters; tags are kept only for clients that wait or are in debt
+//! (tag > V), at most [`TAGS_MAX`]; past that, clients share one overflow tag per dimension.
 
-use crate::request::party::Party;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// The most parties whose debts are remembered apart, per dimension.
+/// The most clients whose debts are remembered apart, per dimension.
 pub const TAGS_MAX: usize = 4096;
 
 /// A waiter's place, for taking it out again; never reused while the queue lives.
@@ -72,7 +72,7 @@ pub struct Waiting<W> {
     /// How to reach it.
     pub waiter: W,
     /// Who it is.
-    pub party: Party,
+    pub client: ClientId,
     /// Its route, whose learnt cost is charged when it is served.
     pub route: u16,
     /// What it was thought to cost when it joined.
@@ -142,7 +142,7 @@ impl<W> Line<W> {
     }
 }
 
-/// No party weighs less: its share at another door may end at any moment.
+/// No client weighs less: its share at another door may end at any moment.
 const WEIGHT_MIN: f64 = 1.0 / 64.0;
 
 /// How long clients of this class wait before they leave, as far as any have left lately.
@@ -172,17 +172,17 @@ impl Patience {
 /// Without anyone leaving for so long, patience is no longer known.
 const PATIENCE_MEMORY: Duration = Duration::from_mins(1);
 
-/// A party as a key; without a credential, the address stands in for it.
+/// A client as a key; without a credential, the address stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Flow {
     address: u64,
     credential: u64,
 }
 
-impl From<Party> for Flow {
-    fn from(party: Party) -> Flow {
+impl From<ClientId> for Flow {
+    fn from(client: ClientId) -> Flow {
         // The complement keeps "nothing shown" apart from a credential with the same digest.
-        Flow { address: party.address, credential: party.credential.unwrap_or(!party.address) }
+        Flow { address: client.address, credential: client.credential.unwrap_or(!client.address) }
     }
 }
 
@@ -207,7 +207,7 @@ impl<W> Default for FairQueue<W> {
 }
 
 impl<W> FairQueue<W> {
-    /// From now on these parties get so much of what any other gets; for those who come to several
+    /// From now on these clients get so much of what any other gets; for those who come to several
     /// doors that share one limit (`core/fleet/identities.rs`).
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
         if self.weights == *weights {
@@ -238,10 +238,10 @@ impl<W> FairQueue<W> {
         if self.is_empty() { Duration::ZERO } else { now.since(self.contended_since) }
     }
 
-    /// How many of this party wait.
+    /// How many of this client wait.
     #[must_use]
-    pub fn waiting(&self, party: Party) -> usize {
-        self.line(Flow::from(party)).map_or(0, |at| self.lines[at].waiters.len())
+    pub fn waiting(&self, client: ClientId) -> usize {
+        self.line(Flow::from(client)).map_or(0, |at| self.lines[at].waiters.len())
     }
 
     /// Lets `request` wait, at most `len_max` in all.
@@ -252,7 +252,7 @@ impl<W> FairQueue<W> {
         if self.len < len_max {
             return Joined::Waits(self.push(request));
         }
-        let newcomer = Flow::from(request.party);
+        let newcomer = Flow::from(request.client);
         let last = self.served_last(newcomer, request.cost);
         if last == newcomer {
             return Joined::Refused(request);
@@ -271,7 +271,7 @@ impl<W> FairQueue<W> {
         next.map(|(_, request)| request)
     }
 
-    /// Takes the waiter that goes next and charges its party.
+    /// Takes the waiter that goes next and charges its client.
     pub fn pop(&mut self, now: Time) -> Option<Waiting<W>> {
         let at = self.next_line()?;
         let line = &mut self.lines[at];
@@ -282,7 +282,7 @@ impl<W> FairQueue<W> {
         self.recount(at);
         self.virtual_time = self.virtual_time.max(key.0);
         self.take_turn(flow, request.cost);
-        self.charge(request.party, request.cost);
+        self.charge(request.client, request.cost);
         Some(request)
     }
 
@@ -304,13 +304,13 @@ impl<W> FairQueue<W> {
         Some(request)
     }
 
-    /// Adds work to a party's account: what it was served, or by how much the estimate was
+    /// Adds work to a client's account: what it was served, or by how much the estimate was
     /// wrong once the true cost is known (negative: it was overcharged).
-    pub fn charge(&mut self, party: Party, work: f64) {
+    pub fn charge(&mut self, client: ClientId, work: f64) {
         if !work.is_finite() {
             return;
         }
-        let flow = Flow::from(party);
+        let flow = Flow::from(client);
         let (of_address, of_credential) = (self.weight(flow.address), self.weight(flow.credential));
         let address = self.addresses.charge(flow.address, work / of_address, self.virtual_time);
         let credential = self.credentials.charge(flow.credential, work / of_credential, self.virtual_time);
@@ -339,12 +339,12 @@ impl<W> FairQueue<W> {
         }
     }
 
-    fn weight(&self, party: u64) -> f64 {
-        self.weights.get(&party).copied().unwrap_or(1.0).clamp(WEIGHT_MIN, 1.0)
+    fn weight(&self, client: u64) -> f64 {
+        self.weights.get(&client).copied().unwrap_or(1.0).clamp(WEIGHT_MIN, 1.0)
     }
 
     fn push(&mut self, request: Waiting<W>) -> Place {
-        let flow = Flow::from(request.party);
+        let flow = Flow::from(request.client);
         let number = self.next_place;
         self.next_place += 1;
         if self.is_empty() {
@@ -395,7 +395,7 @@ impl<W> FairQueue<W> {
         self.lines.iter().filter(|line| is_meant(line.flow)).map(|line| line.work).sum()
     }
 
-    /// A line has grown or shrunk: its work, and that of those who share a party with it, is counted
+    /// A line has grown or shrunk: its work, and that of those who share a client with it, is counted
     /// anew (and not by what came or went, so that no rounding gathers). An empty line goes.
     fn recount(&mut self, at: usize) {
         let line = &mut self.lines[at];
@@ -473,9 +473,9 @@ struct Tags {
 }
 
 impl Tags {
-    /// The party's tag; one that owes nothing has none, and stands where virtual time does.
-    fn get(&self, party: u64) -> f64 {
-        match self.ahead.get(&party) {
+    /// The client's tag; one that owes nothing has none, and stands where virtual time does.
+    fn get(&self, client: u64) -> f64 {
+        match self.ahead.get(&client) {
             Some(tag) => *tag,
             None if self.is_full() => self.overflow,
             None => f64::NEG_INFINITY,
@@ -486,18 +486,18 @@ impl Tags {
         self.ahead.len() >= TAGS_MAX
     }
 
-    fn charge(&mut self, party: u64, work: f64, virtual_time: f64) -> Charged {
+    fn charge(&mut self, client: u64, work: f64, virtual_time: f64) -> Charged {
         let was_full = self.is_full();
         if was_full && self.pruned_at < virtual_time {
             // Debts that virtual time has caught up with are no debts: nothing is forgotten.
             self.ahead.retain(|_, tag| *tag > virtual_time);
             self.pruned_at = virtual_time;
         }
-        if self.is_full() && !self.ahead.contains_key(&party) {
+        if self.is_full() && !self.ahead.contains_key(&client) {
             self.overflow = self.overflow.max(virtual_time) + work;
             return Charged::WithOthers;
         }
-        let tag = self.ahead.entry(party).or_insert(virtual_time);
+        let tag = self.ahead.entry(client).or_insert(virtual_time);
         *tag = tag.max(virtual_time) + work;
         let tag = *tag;
         if was_full || self.is_full() { Charged::WithOthers } else { Charged::Alone(tag) }
@@ -541,17 +541,17 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn party(address: u64, credential: Option<u64>) -> Party {
-        Party { address, credential }
+    fn client(address: u64, credential: Option<u64>) -> ClientId {
+        ClientId { address, credential }
     }
 
-    fn ask(party: Party, cost: f64) -> Waiting<Party> {
+    fn ask(client: ClientId, cost: f64) -> Waiting<ClientId> {
         let deadline = Time::ZERO + Duration::from_secs(1000);
-        Waiting { waiter: party, party, route: 0, cost, since: Time::ZERO, deadline }
+        Waiting { waiter: client, client, route: 0, cost, since: Time::ZERO, deadline }
     }
 
-    /// Serves `rounds` requests while every party in `asking` always has one more waiting.
-    fn serve(asking: &[(Party, f64)], rounds: usize) -> BTreeMap<(u64, Option<u64>), f64> {
+    /// Serves `rounds` requests while every client in `asking` always has one more waiting.
+    fn serve(asking: &[(ClientId, f64)], rounds: usize) -> BTreeMap<(u64, Option<u64>), f64> {
         let mut queue = FairQueue::default();
         let mut work = BTreeMap::new();
         for _ in 0..rounds {
@@ -561,7 +561,7 @@ mod tests {
                 }
             }
             let served = queue.pop(Time::ZERO).unwrap();
-            *work.entry((served.party.address, served.party.credential)).or_insert(0.0) += served.cost;
+            *work.entry((served.client.address, served.client.credential)).or_insert(0.0) += served.cost;
         }
         work
     }
@@ -572,14 +572,14 @@ mod tests {
     }
 
     #[test]
-    fn equal_askers_get_equal_work_whatever_their_requests_cost() {
-        let work = serve(&[(party(1, None), 0.005), (party(2, None), 0.25)], 4000);
+    fn equal_clients_get_equal_work_whatever_their_requests_cost() {
+        let work = serve(&[(client(1, None), 0.005), (client(2, None), 0.25)], 4000);
         assert!((share(&work, |who| who.0 == 1) - 0.5).abs() < 0.02);
     }
 
     #[test]
-    fn a_party_that_weighs_a_third_gets_a_third_of_what_the_others_get() {
-        let asking = [party(1, None), party(2, Some(7)), party(3, None)].map(|party| (party, 0.01));
+    fn a_client_that_weighs_a_third_gets_a_third_of_what_the_others_get() {
+        let asking = [client(1, None), client(2, Some(7)), client(3, None)].map(|client| (client, 0.01));
         for weighed in [1, 7] {
             let mut queue = FairQueue::default();
             queue.weigh(&BTreeMap::from([(weighed, 1.0 / 3.0)]));
@@ -590,7 +590,7 @@ mod tests {
                         queue.join(ask(who, cost), 10_000);
                     }
                 }
-                *served.entry(queue.pop(Time::ZERO).unwrap().party.address).or_insert(0.0) += 1.0;
+                *served.entry(queue.pop(Time::ZERO).unwrap().client.address).or_insert(0.0) += 1.0;
             }
             let light: u64 = if weighed == 1 { 1 } else { 2 };
             assert!((served[&light] / 4_000.0_f64 - 1.0 / 7.0).abs() < 0.01, "{served:?}");
@@ -598,16 +598,16 @@ mod tests {
     }
 
     #[test]
-    fn one_token_behind_many_addresses_is_one_party() {
-        let mut asking: Vec<_> = (0..64).map(|address| (party(address, Some(7)), 0.005)).collect();
-        asking.push((party(100, Some(8)), 0.005));
+    fn one_token_behind_many_addresses_is_one_client() {
+        let mut asking: Vec<_> = (0..64).map(|address| (client(address, Some(7)), 0.005)).collect();
+        asking.push((client(100, Some(8)), 0.005));
         let work = serve(&asking, 4000);
         assert!((share(&work, |who| who.0 == 100) - 0.5).abs() < 0.02, "{work:?}");
     }
 
     #[test]
     fn two_tokens_behind_one_address_split_its_share() {
-        let asking = [(party(1, Some(7)), 0.005), (party(1, Some(8)), 0.005), (party(2, Some(9)), 0.005)];
+        let asking = [(client(1, Some(7)), 0.005), (client(1, Some(8)), 0.005), (client(2, Some(9)), 0.005)];
         let work = serve(&asking, 4000);
         assert!((share(&work, |who| who.0 == 2) - 0.5).abs() < 0.02, "{work:?}");
         assert!((share(&work, |who| who.1 == Some(7)) - 0.25).abs() < 0.02, "{work:?}");
@@ -615,15 +615,15 @@ mod tests {
 
     #[test]
     fn invented_tokens_behind_one_address_gain_nothing() {
-        let mut asking: Vec<_> = (0..200).map(|token| (party(1, Some(token)), 0.005)).collect();
-        asking.push((party(2, Some(999)), 0.005));
+        let mut asking: Vec<_> = (0..200).map(|token| (client(1, Some(token)), 0.005)).collect();
+        asking.push((client(2, Some(999)), 0.005));
         let work = serve(&asking, 4000);
         assert!((share(&work, |who| who.0 == 2) - 0.5).abs() < 0.03, "{work:?}");
     }
 
     #[test]
     fn a_token_the_whole_cluster_shares_degenerates_to_per_address() {
-        let asking: Vec<_> = (0..4).map(|address| (party(address, Some(7)), 0.005)).collect();
+        let asking: Vec<_> = (0..4).map(|address| (client(address, Some(7)), 0.005)).collect();
         let work = serve(&asking, 4000);
         for address in 0..4 {
             assert!((share(&work, |who| who.0 == address) - 0.25).abs() < 0.02, "{work:?}");
@@ -634,25 +634,25 @@ mod tests {
     fn the_greedy_give_way_when_the_queue_is_full() {
         let mut queue = FairQueue::default();
         for _ in 0..20 {
-            queue.join(ask(party(1, None), 1.0), 8);
+            queue.join(ask(client(1, None), 1.0), 8);
         }
         assert_eq!(queue.len(), 8);
-        match queue.join(ask(party(2, None), 1.0), 8) {
-            Joined::Displaced(_, displaced) => assert_eq!(displaced.party, party(1, None)),
+        match queue.join(ask(client(2, None), 1.0), 8) {
+            Joined::Displaced(_, displaced) => assert_eq!(displaced.client, client(1, None)),
             other => panic!("{other:?}"),
         }
-        assert_eq!(queue.pop(Time::ZERO).unwrap().party, party(1, None), "served in turn: tags are equal");
-        assert_eq!(queue.pop(Time::ZERO).unwrap().party, party(2, None));
+        assert_eq!(queue.pop(Time::ZERO).unwrap().client, client(1, None), "served in turn: tags are equal");
+        assert_eq!(queue.pop(Time::ZERO).unwrap().client, client(2, None));
     }
 
     #[test]
     fn behind_one_address_the_greedy_credential_gives_way() {
         let mut queue = FairQueue::default();
         for _ in 0..8 {
-            queue.join(ask(party(1, Some(1)), 1.0), 8);
+            queue.join(ask(client(1, Some(1)), 1.0), 8);
         }
-        match queue.join(ask(party(1, Some(2)), 1.0), 8) {
-            Joined::Displaced(_, displaced) => assert_eq!(displaced.party.credential, Some(1)),
+        match queue.join(ask(client(1, Some(2)), 1.0), 8) {
+            Joined::Displaced(_, displaced) => assert_eq!(displaced.client.credential, Some(1)),
             other => panic!("{other:?}"),
         }
     }
@@ -660,10 +660,10 @@ mod tests {
     #[test]
     fn an_overloaded_flow_serves_its_newest_first() {
         let mut queue = FairQueue::default();
-        let mut early = ask(party(1, None), 1.0);
+        let mut early = ask(client(1, None), 1.0);
         early.deadline = Time::from_secs_f64(2.0);
         queue.join(early, 8);
-        let mut late = ask(party(1, None), 1.0);
+        let mut late = ask(client(1, None), 1.0);
         late.since = Time::from_secs_f64(1.4);
         late.deadline = Time::from_secs_f64(3.4);
         queue.join(late, 8);
@@ -673,7 +673,7 @@ mod tests {
     #[test]
     fn clients_that_leave_early_are_not_served_just_as_they_leave() {
         let mut queue = FairQueue::default();
-        let wait = |since: f64| Waiting { since: Time::from_secs_f64(since), ..ask(party(1, None), 1.0) };
+        let wait = |since: f64| Waiting { since: Time::from_secs_f64(since), ..ask(client(1, None), 1.0) };
         let Joined::Waits(place) = queue.join(wait(0.0), 8) else { panic!("room") };
         queue.leave(place, Time::from_secs_f64(1.0));
         queue.join(wait(1.0), 8);
@@ -689,10 +689,10 @@ mod tests {
     }
 
     #[test]
-    fn ten_thousand_parties_in_debt_take_bounded_memory() {
-        let mut queue = FairQueue::<Party>::default();
+    fn ten_thousand_clients_in_debt_take_bounded_memory() {
+        let mut queue = FairQueue::<ClientId>::default();
         for address in 0..100_000 {
-            queue.charge(party(address, Some(address)), 1.0);
+            queue.charge(client(address, Some(address)), 1.0);
         }
         assert!(queue.addresses.ahead.len() <= TAGS_MAX && queue.credentials.ahead.len() <= TAGS_MAX);
         assert!((queue.addresses.get(0) - 1.0).abs() < 1e-9, "an early debtor is not forgotten");
@@ -709,7 +709,7 @@ mod tests {
             let mut places = Vec::new();
             for (step, address, credential, cost) in steps {
                 match step {
-                    0 | 1 => match queue.join(ask(party(address, credential), cost), len_max) {
+                    0 | 1 => match queue.join(ask(client(address, credential), cost), len_max) {
                         Joined::Waits(place) => { joined += 1; places.push(place); }
                         Joined::Displaced(place, _) => { joined += 1; gone += 1; places.push(place); }
                         Joined::Refused(_) => prop_assert_eq!(queue.len(), len_max),
@@ -724,7 +724,7 @@ mod tests {
                 for line in &queue.lines {
                     // What a line remembers is what there is.
                     let anew = queue.open(line.flow);
-                    let seen = |line: &Line<Party>| {
+                    let seen = |line: &Line<ClientId>| {
                         [line.of_address, line.of_credential, line.tag_address, line.tag_credential, line.turn]
                             .map(f64::to_bits)
                     };

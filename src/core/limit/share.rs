@@ -1,13 +1,13 @@
-//! Ceilings for one party: a rate and a concurrency nobody may exceed, whatever is free.
+//! Ceilings for one client: a rate and a concurrency nobody may exceed, whatever is free.
 //!
 //! **Counted twice.** A request counts for the address it comes from and for the credential it
 //! shows, and passes if neither has reached the ceiling. So one token behind 64 addresses is held
 //! to one ceiling, and an address gains nothing by inventing tokens. (Two people behind one
 //! address share its ceiling; an API key or a name that a trusted proxy vouches for sets them apart.)
 //!
-//! Fair queueing needs no per-party state while nobody waits; a configured ceiling does. It
-//! lives in a table of fixed size. A party takes a slot when first seen; a slot is given to
-//! another only when its party owes nothing (its rate has refilled, nothing is under way), so
+//! Fair queueing needs no per-client state while nobody waits; a configured ceiling does. It
+//! lives in a table of fixed size. A client takes a slot when first seen; a slot is given to
+//! another only when its client owes nothing (its rate has refilled, nothing is under way), so
 //! that flooding the table with invented identities never forgets a debt. When every slot in
 //! reach is owed, a new address shares the overflow slot, and a new credential has none: its
 //! address counts all the same. What an address may not ask takes no slot for a credential, so
@@ -16,7 +16,7 @@
 //! **Changed ceilings** hold from the next request on, for the same table: what is under way stays
 //! counted, and a rate that was used up stays used up (see [`Shares::succeed`]).
 //!
-//! Where several doors share their limits, a party that asks for more than its ceilings at several
+//! Where several doors share their limits, a client that asks for more than its ceilings at several
 //! of them has a part of these at each (`core/fleet/identities.rs`): so much of its places, and a
 //! cell that costs as many more. Nobody has less than one place at a door.
 
@@ -24,8 +24,8 @@ use crate::limit::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
 use crate::limit::in_flight::InFlight;
 use crate::limit::meter::Reason;
 use crate::limit::rate::{in_hand, owed, until_due};
-use crate::policy::PartyLimits;
-use crate::request::party::Party;
+use crate::policy::PerClientLimits;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
@@ -41,10 +41,10 @@ use std::time::Duration;
 /// Slots a class keeps; beyond, addresses share one.
 pub const SLOTS: usize = 8192;
 
-/// Neighbouring slots a party may take.
+/// Neighbouring slots a client may take.
 const REACH: usize = 8;
 
-/// The parties of one class, held to its [`PartyLimits`].
+/// The clients of one class, held to its [`PerClientLimits`].
 #[derive(Debug)]
 pub struct Shares {
     in_flight_max: u32,
@@ -60,17 +60,17 @@ struct Table {
     clock: Arc<ElasticClock>,
     accounts: Slab,
     slots: Box<[Slot]>,
-    /// The slots whose party has a part of its ceilings here and the rest at other doors.
+    /// The slots whose client has a part of its ceilings here and the rest at other doors.
     parted: Mutex<Vec<usize>>,
 }
 
 #[derive(Debug, Default)]
 struct Slot {
     /// The digest; 0: free.
-    party: AtomicU64,
+    client: AtomicU64,
     in_flight: InFlight,
     touched: AtomicU64,
-    /// The part of its ceilings that the party has here, in millionths; 0: all of them.
+    /// The part of its ceilings that the client has here, in millionths; 0: all of them.
     part: AtomicU32,
     /// Requests refused for want of a place since somebody last looked.
     refused: AtomicU32,
@@ -100,8 +100,8 @@ impl SlotId {
 impl Shares {
     /// A table for these ceilings, or `None` when there are none to hold.
     #[must_use]
-    pub fn new(limits: PartyLimits, now: Time) -> Option<Shares> {
-        if limits == PartyLimits::default() {
+    pub fn new(limits: PerClientLimits, now: Time) -> Option<Shares> {
+        if limits == PerClientLimits::default() {
             return None;
         }
         let table = Table {
@@ -115,14 +115,14 @@ impl Shares {
 
     /// Other ceilings over what is counted already.
     #[must_use]
-    pub fn succeed(&self, limits: PartyLimits, now: Time) -> Shares {
+    pub fn succeed(&self, limits: PerClientLimits, now: Time) -> Shares {
         if limits.rate.is_some() {
             self.table.clock.set_rate(per_second(limits), now);
         }
         Shares::over(Arc::clone(&self.table), limits)
     }
 
-    fn over(table: Arc<Table>, limits: PartyLimits) -> Shares {
+    fn over(table: Arc<Table>, limits: PerClientLimits) -> Shares {
         let burst = NonZeroU32::new(limits.rate.map_or(1, |(_, burst)| burst)).unwrap_or(NonZeroU32::MIN);
         let rate = limits.rate.and_then(|_| {
             let quota = Quota::with_period(Duration::from_millis(1))?.allow_burst(burst);
@@ -138,7 +138,7 @@ impl Shares {
         Shares { in_flight_max, rate, burst: burst.get(), refill, table }
     }
 
-    /// From now on these parties have so much of their ceilings here and the rest at other doors.
+    /// From now on these clients have so much of their ceilings here and the rest at other doors.
     /// One request at least may be under way.
     pub fn part(&self, parts: &BTreeMap<u64, f64>) {
         let slots = &self.table.slots;
@@ -147,8 +147,8 @@ impl Shares {
         for at in parted.drain(..) {
             slots[at].part.store(0, Ordering::Relaxed);
         }
-        for (party, part) in parts {
-            if let Some(at) = self.find(key(*party)) {
+        for (client, part) in parts {
+            if let Some(at) = self.find(key(*client)) {
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
                 let millionths = (part.clamp(1e-6, 1.0) * 1e6) as u32;
                 slots[at].part.store(millionths, Ordering::Relaxed);
@@ -157,31 +157,31 @@ impl Shares {
         }
     }
 
-    /// What each party, by its digest, has under way here, and was refused for want of a place since the
+    /// What each client, by its digest, has under way here, and was refused for want of a place since the
     /// last call.
     #[must_use]
     pub fn places_wanted(&self) -> Vec<(u64, u32)> {
         let wanted = self.table.slots[..SLOTS].iter().map(|slot| {
             let refused = slot.refused.swap(0, Ordering::Relaxed);
-            (slot.party.load(Ordering::Acquire), slot.in_flight.count().saturating_add(refused))
+            (slot.client.load(Ordering::Acquire), slot.in_flight.count().saturating_add(refused))
         });
         wanted.filter(|(_, wanted)| *wanted > 0).collect()
     }
 
-    /// How many requests the party of a slot may have under way here.
+    /// How many requests the client of a slot may have under way here.
     fn in_flight_max(&self, slot: &Slot) -> u32 {
         let whole = self.in_flight_max;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a u32")]
         slot.part().map_or(whole, |part| ((f64::from(whole) * part + 1e-3) as u32).max(1).min(whole))
     }
 
-    /// Counts one request of `party` in, or says which ceiling it has reached and for how long.
-    pub fn enter(&self, party: Party, now: Time) -> Result<SlotId, (Reason, Duration)> {
-        let address = self.take_slot(party.address, now).unwrap_or(SLOTS);
+    /// Counts one request of `client` in, or says which ceiling it has reached and for how long.
+    pub fn enter(&self, client: ClientId, now: Time) -> Result<SlotId, (Reason, Duration)> {
+        let address = self.take_slot(client.address, now).unwrap_or(SLOTS);
         self.take_place(address)?;
         let mut id = SlotId { address: short(address), credential: None };
         let entered = self.affords(id.places(), 1, now).and_then(|()| {
-            if let Some(at) = party.credential.and_then(|credential| self.take_slot(credential, now)) {
+            if let Some(at) = client.credential.and_then(|credential| self.take_slot(credential, now)) {
                 self.take_place(at)?;
                 id.credential = Some(short(at));
             }
@@ -195,39 +195,40 @@ impl Shares {
         Ok(id)
     }
 
-    /// Which ceiling a request of `party`, worth so many `hits`, would meet if it came now, and for
+    /// Which ceiling a request of `client`, worth so many `hits`, would meet if it came now, and for
     /// how long.
     #[must_use]
-    pub fn would_refuse(&self, party: Party, hits: u32, now: Time) -> Option<(Reason, Duration)> {
+    pub fn would_refuse(&self, client: ClientId, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let is_full = |at: usize| {
             let slot = &self.table.slots[at];
             slot.in_flight.count() >= self.in_flight_max(slot)
         };
-        if self.known(party).any(is_full) {
+        if self.known(client).any(is_full) {
             return Some(FULL);
         }
         if self.rate.is_some() && hits > self.burst {
             let nothing = InMemoryState::default();
             let wait = until_due(&nothing, self.burst, hits - 1, &self.table.clock, now);
-            return Some((Reason::PartyRate, wait));
+            return Some((Reason::ClientRate, wait));
         }
-        self.affords(self.known(party), hits, now).err()
+        self.affords(self.known(client), hits, now).err()
     }
 
-    /// Takes so many cells more of the party's rate, or none.
-    pub fn take_all(&self, party: Party, cells: NonZeroU32, now: Time) -> bool {
+    /// Takes so many cells more of the client's rate, or none.
+    pub fn take_all(&self, client: ClientId, cells: NonZeroU32, now: Time) -> bool {
         let Some(rate) = &self.rate else { return true };
-        let address = self.take_slot(party.address, now).unwrap_or(SLOTS);
-        let mut slots = std::iter::once(address).chain(party.credential.and_then(|digest| self.find(digest)));
+        let address = self.take_slot(client.address, now).unwrap_or(SLOTS);
+        let mut slots =
+            std::iter::once(address).chain(client.credential.and_then(|digest| self.find(digest)));
         self.affords(slots.clone(), cells.get(), now).is_ok()
             && slots.all(|at| matches!(rate.check_key_n(&at, cells), Ok(Ok(()))))
     }
 
-    /// How many requests of `party` its own ceilings would let in at once.
+    /// How many requests of `client` its own ceilings would let in at once.
     #[must_use]
-    pub fn left(&self, party: Party, now: Time) -> u32 {
+    pub fn left(&self, client: ClientId, now: Time) -> u32 {
         let most = if self.rate.is_some() { self.in_flight_max.min(self.burst) } else { self.in_flight_max };
-        let left = self.known(party).map(|at| {
+        let left = self.known(client).map(|at| {
             let slot = &self.table.slots[at];
             let places = self.in_flight_max(slot).saturating_sub(slot.in_flight.count());
             let owed = || owed(&self.table.accounts.0[at], &self.table.clock, now);
@@ -263,7 +264,7 @@ impl Shares {
         let (clock, accounts) = (&self.table.clock, &self.table.accounts.0);
         let waits = slots.map(|at| until_due(&accounts[at], self.burst, cells.saturating_sub(1), clock, now));
         let wait = waits.max().unwrap_or_default();
-        if wait.is_zero() { Ok(()) } else { Err((Reason::PartyRate, wait)) }
+        if wait.is_zero() { Ok(()) } else { Err((Reason::ClientRate, wait)) }
     }
 
     /// Takes a cell of each slot's rate, if each has one.
@@ -276,10 +277,10 @@ impl Shares {
             if let Err(not_until) = rate.check_key(&at) {
                 // Somebody was quicker.
                 let cells = not_until.wait_time_from(here).as_secs_f64() * 1e3;
-                return Err((Reason::PartyRate, crate::time::duration_from_secs(cells / clock.rate())));
+                return Err((Reason::ClientRate, crate::time::duration_from_secs(cells / clock.rate())));
             }
             if let Some(part) = self.table.slots[at].part() {
-                // A cell here costs what the party gets at other doors meanwhile.
+                // A cell here costs what the client gets at other doors meanwhile.
                 #[expect(
                     clippy::cast_possible_truncation,
                     clippy::cast_sign_loss,
@@ -293,27 +294,30 @@ impl Shares {
         Ok(())
     }
 
-    /// The slots that the party has.
-    fn known(&self, party: Party) -> impl Iterator<Item = usize> {
-        [Some(party.address), party.credential].into_iter().flatten().filter_map(|digest| self.find(digest))
+    /// The slots that the client has.
+    fn known(&self, client: ClientId) -> impl Iterator<Item = usize> {
+        [Some(client.address), client.credential].into_iter().flatten().filter_map(|digest| self.find(digest))
     }
 
     fn find(&self, digest: u64) -> Option<usize> {
         let key = key(digest);
-        reach(key).find(|at| self.table.slots[*at].party.load(Ordering::Acquire) == key)
+        reach(key).find(|at| self.table.slots[*at].client.load(Ordering::Acquire) == key)
     }
 
-    /// The slot of an address or a credential: its own, or one whose party owes nothing.
+    /// The slot of an address or a credential: its own, or one whose client owes nothing.
     fn take_slot(&self, digest: u64, now: Time) -> Option<usize> {
         let key = key(digest);
         self.find(digest).or_else(|| {
             reach(key).find(|at| {
                 let slot = &self.table.slots[*at];
-                let present = slot.party.load(Ordering::Acquire);
+                let present = slot.client.load(Ordering::Acquire);
                 let owes = slot.in_flight.count() > 0
                     || now.since(Time(slot.touched.load(Ordering::Relaxed))) < self.refill;
                 let taken = (present == 0 || !owes)
-                    && slot.party.compare_exchange(present, key, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+                    && slot
+                        .client
+                        .compare_exchange(present, key, Ordering::AcqRel, Ordering::Relaxed)
+                        .is_ok();
                 if taken {
                     slot.part.store(0, Ordering::Relaxed);
                 }
@@ -324,9 +328,9 @@ impl Shares {
 }
 
 /// What one is told who has as many under way as it may: when one ends is not known.
-const FULL: (Reason, Duration) = (Reason::PartyInFlight, Duration::from_secs(1));
+const FULL: (Reason, Duration) = (Reason::ClientInFlight, Duration::from_secs(1));
 
-fn per_second(limits: PartyLimits) -> f64 {
+fn per_second(limits: PerClientLimits) -> f64 {
     limits.rate.map_or(0.0, |(rate, _)| rate)
 }
 
@@ -340,7 +344,7 @@ fn short(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// The slots a party may take.
+/// The slots a client may take.
 fn reach(key: u64) -> impl Iterator<Item = usize> + Clone {
     let home = usize::try_from(key.rotate_left(29) % SLOTS as u64).unwrap_or(0);
     (0..REACH).map(move |step| (home + step) % SLOTS)
@@ -373,78 +377,79 @@ const _: fn(&SharedClock) -> VirtualTime = <SharedClock as Clock>::now;
 mod tests {
     use super::*;
 
-    fn party(address: u64) -> Party {
-        Party { address, credential: None }
+    fn client(address: u64) -> ClientId {
+        ClientId { address, credential: None }
     }
 
     #[test]
-    fn each_party_has_its_own_rate_and_concurrency() {
+    fn each_client_has_its_own_rate_and_concurrency() {
         let shares =
-            Shares::new(PartyLimits { rate: Some((1.0, 2)), in_flight: Some(5) }, Time::ZERO).unwrap();
-        assert!(shares.enter(party(1 << 9), Time::ZERO).is_ok());
-        assert!(shares.enter(party(1 << 9), Time::ZERO).is_ok());
-        let (reason, wait) = shares.enter(party(1 << 9), Time::ZERO).unwrap_err();
-        assert_eq!(reason, Reason::PartyRate);
+            Shares::new(PerClientLimits { rate: Some((1.0, 2)), in_flight: Some(5) }, Time::ZERO).unwrap();
+        assert!(shares.enter(client(1 << 9), Time::ZERO).is_ok());
+        assert!(shares.enter(client(1 << 9), Time::ZERO).is_ok());
+        let (reason, wait) = shares.enter(client(1 << 9), Time::ZERO).unwrap_err();
+        assert_eq!(reason, Reason::ClientRate);
         assert!((wait.as_secs_f64() - 1.0).abs() < 0.01, "{wait:?}");
-        assert!(shares.enter(party(2 << 9), Time::ZERO).is_ok());
+        assert!(shares.enter(client(2 << 9), Time::ZERO).is_ok());
     }
 
     #[test]
     fn whoever_looks_is_told_what_whoever_enters_would_be() {
-        let limits = PartyLimits { rate: Some((1.0, 2)), in_flight: Some(2) };
+        let limits = PerClientLimits { rate: Some((1.0, 2)), in_flight: Some(2) };
         let shares = Shares::new(limits, Time::ZERO).unwrap();
-        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO), None);
-        let first = shares.enter(party(8), Time::ZERO).unwrap();
-        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO), None);
-        let second = shares.enter(party(8), Time::ZERO).unwrap();
-        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO).unwrap().0, Reason::PartyInFlight);
+        assert_eq!(shares.would_refuse(client(8), 1, Time::ZERO), None);
+        let first = shares.enter(client(8), Time::ZERO).unwrap();
+        assert_eq!(shares.would_refuse(client(8), 1, Time::ZERO), None);
+        let second = shares.enter(client(8), Time::ZERO).unwrap();
+        assert_eq!(shares.would_refuse(client(8), 1, Time::ZERO).unwrap().0, Reason::ClientInFlight);
         shares.leave(first);
         shares.leave(second);
-        let (reason, wait) = shares.would_refuse(party(8), 1, Time::ZERO).unwrap();
-        assert_eq!((reason, wait.as_millis()), (Reason::PartyRate, 1000));
-        assert_eq!(shares.would_refuse(party(16), 1, Time::ZERO), None);
+        let (reason, wait) = shares.would_refuse(client(8), 1, Time::ZERO).unwrap();
+        assert_eq!((reason, wait.as_millis()), (Reason::ClientRate, 1000));
+        assert_eq!(shares.would_refuse(client(16), 1, Time::ZERO), None);
     }
 
     #[test]
     fn a_request_worth_several_is_weighed_against_what_is_left() {
-        let shares = Shares::new(PartyLimits { rate: Some((1.0, 4)), in_flight: None }, Time::ZERO).unwrap();
-        assert_eq!(shares.left(party(8), Time::ZERO), 4);
-        assert!(shares.take_all(party(8), NonZeroU32::new(3).unwrap(), Time::ZERO));
-        assert_eq!(shares.left(party(8), Time::ZERO), 1);
-        assert_eq!(shares.would_refuse(party(8), 1, Time::ZERO), None);
-        let (reason, wait) = shares.would_refuse(party(8), 3, Time::ZERO).unwrap();
-        assert_eq!((reason, wait.as_millis()), (Reason::PartyRate, 2000));
-        assert!(!shares.take_all(party(8), NonZeroU32::new(3).unwrap(), Time::ZERO));
-        assert_eq!(shares.left(party(8), Time::ZERO), 1, "all or none");
+        let shares =
+            Shares::new(PerClientLimits { rate: Some((1.0, 4)), in_flight: None }, Time::ZERO).unwrap();
+        assert_eq!(shares.left(client(8), Time::ZERO), 4);
+        assert!(shares.take_all(client(8), NonZeroU32::new(3).unwrap(), Time::ZERO));
+        assert_eq!(shares.left(client(8), Time::ZERO), 1);
+        assert_eq!(shares.would_refuse(client(8), 1, Time::ZERO), None);
+        let (reason, wait) = shares.would_refuse(client(8), 3, Time::ZERO).unwrap();
+        assert_eq!((reason, wait.as_millis()), (Reason::ClientRate, 2000));
+        assert!(!shares.take_all(client(8), NonZeroU32::new(3).unwrap(), Time::ZERO));
+        assert_eq!(shares.left(client(8), Time::ZERO), 1, "all or none");
     }
 
     #[test]
     fn concurrency_comes_back_when_a_request_leaves() {
-        let shares = Shares::new(PartyLimits { rate: None, in_flight: Some(1) }, Time::ZERO).unwrap();
-        let slot = shares.enter(party(8), Time::ZERO).unwrap();
-        assert_eq!(shares.enter(party(8), Time::ZERO).unwrap_err().0, Reason::PartyInFlight);
+        let shares = Shares::new(PerClientLimits { rate: None, in_flight: Some(1) }, Time::ZERO).unwrap();
+        let slot = shares.enter(client(8), Time::ZERO).unwrap();
+        assert_eq!(shares.enter(client(8), Time::ZERO).unwrap_err().0, Reason::ClientInFlight);
         shares.leave(slot);
-        assert!(shares.enter(party(8), Time::ZERO).is_ok());
+        assert!(shares.enter(client(8), Time::ZERO).is_ok());
     }
 
     #[test]
-    fn a_flood_of_invented_parties_forgets_no_debt() {
+    fn a_flood_of_invented_clients_forgets_no_debt() {
         let shares =
-            Shares::new(PartyLimits { rate: Some((0.001, 1)), in_flight: None }, Time::ZERO).unwrap();
-        assert!(shares.enter(party(2), Time::ZERO).is_ok());
+            Shares::new(PerClientLimits { rate: Some((0.001, 1)), in_flight: None }, Time::ZERO).unwrap();
+        assert!(shares.enter(client(2), Time::ZERO).is_ok());
         for invented in 0..200_000u64 {
-            let _ = shares.enter(party(invented.wrapping_mul(0x9E37_79B9_7F4A_7C15)), Time::ZERO);
+            let _ = shares.enter(client(invented.wrapping_mul(0x9E37_79B9_7F4A_7C15)), Time::ZERO);
         }
-        assert_eq!(shares.enter(party(2), Time::from_secs_f64(1.0)).unwrap_err().0, Reason::PartyRate);
+        assert_eq!(shares.enter(client(2), Time::from_secs_f64(1.0)).unwrap_err().0, Reason::ClientRate);
     }
 
     #[test]
-    fn a_party_has_a_part_of_its_ceilings_where_it_has_the_rest_elsewhere() {
-        let limits = PartyLimits { rate: Some((30.0, 3)), in_flight: Some(6) };
+    fn a_client_has_a_part_of_its_ceilings_where_it_has_the_rest_elsewhere() {
+        let limits = PerClientLimits { rate: Some((30.0, 3)), in_flight: Some(6) };
         let shares = Shares::new(limits, Time::ZERO).unwrap();
         let admitted = |who: u64, from: u64| {
             let asked = (0..1_000_u64).map(|step| Time::from_secs_f64(from as f64 + step as f64 * 0.01));
-            asked.filter_map(|now| shares.enter(party(who), now).ok()).map(|slot| shares.leave(slot)).count()
+            asked.filter_map(|now| shares.enter(client(who), now).ok()).map(|slot| shares.leave(slot)).count()
         };
         let _ = (admitted(8, 0), admitted(16, 0));
         shares.part(&BTreeMap::from([(8, 1.0 / 3.0)]));
@@ -453,10 +458,10 @@ mod tests {
         shares.part(&BTreeMap::new());
         assert!((298..=310).contains(&admitted(8, 60)), "all of it again");
 
-        let shares = Shares::new(PartyLimits { rate: None, in_flight: Some(6) }, Time::ZERO).unwrap();
-        let first = shares.enter(party(8), Time::ZERO).unwrap();
+        let shares = Shares::new(PerClientLimits { rate: None, in_flight: Some(6) }, Time::ZERO).unwrap();
+        let first = shares.enter(client(8), Time::ZERO).unwrap();
         shares.part(&BTreeMap::from([(8, 1.0 / 3.0)]));
-        let more = (0..8).filter(|_| shares.enter(party(8), Time::ZERO).is_ok()).count();
+        let more = (0..8).filter(|_| shares.enter(client(8), Time::ZERO).is_ok()).count();
         assert_eq!(more, 1, "two of six");
         assert_eq!(shares.places_wanted(), [(8, 9)], "by its digest: two it has, and seven it was refused");
         shares.leave(first);
@@ -465,8 +470,8 @@ mod tests {
 
     #[test]
     fn an_address_gains_nothing_by_inventing_credentials() {
-        let shares = Shares::new(PartyLimits { rate: None, in_flight: Some(4) }, Time::ZERO).unwrap();
-        let shown = |address, credential| Party { address, credential: Some(credential) };
+        let shares = Shares::new(PerClientLimits { rate: None, in_flight: Some(4) }, Time::ZERO).unwrap();
+        let shown = |address, credential| ClientId { address, credential: Some(credential) };
         let invented = (0..60).filter(|it| shares.enter(shown(8, 100 + it), Time::ZERO).is_ok()).count();
         assert_eq!(invented, 4);
         assert!(shares.would_refuse(shown(8, 999), 1, Time::ZERO).is_some());
@@ -474,16 +479,17 @@ mod tests {
         assert_eq!(shares.places_wanted().len(), 5, "the address and what it was let in with");
         assert!(shares.enter(shown(16, 1000), Time::ZERO).is_ok(), "somebody else");
 
-        let shares = Shares::new(PartyLimits { rate: Some((1.0, 4)), in_flight: None }, Time::ZERO).unwrap();
+        let shares =
+            Shares::new(PerClientLimits { rate: Some((1.0, 4)), in_flight: None }, Time::ZERO).unwrap();
         let invented = (0..60).filter(|it| shares.enter(shown(8, 100 + it), Time::ZERO).is_ok()).count();
         assert_eq!(invented, 4);
     }
 
     #[test]
     fn a_credential_has_one_ceiling_however_many_addresses_show_it() {
-        let limits = PartyLimits { rate: Some((1.0, 5)), in_flight: Some(4) };
+        let limits = PerClientLimits { rate: Some((1.0, 5)), in_flight: Some(4) };
         let shares = Shares::new(limits, Time::ZERO).unwrap();
-        let from = |address| Party { address, credential: Some(7) };
+        let from = |address| ClientId { address, credential: Some(7) };
         let held: Vec<_> =
             (8..60).filter_map(|address| shares.enter(from(address), Time::ZERO).ok()).collect();
         assert_eq!(held.len(), 4);
@@ -492,9 +498,9 @@ mod tests {
         }
         assert!(shares.enter(from(90), Time::ZERO).is_ok());
         let (reason, _) = shares.enter(from(91), Time::ZERO).unwrap_err();
-        assert_eq!(reason, Reason::PartyRate);
+        assert_eq!(reason, Reason::ClientRate);
         assert_eq!(
-            shares.left(Party { address: 91, credential: None }, Time::ZERO),
+            shares.left(ClientId { address: 91, credential: None }, Time::ZERO),
             4,
             "it took nothing of the address's"
         );
@@ -503,11 +509,11 @@ mod tests {
     #[test]
     fn a_table_full_of_debtors_leaves_a_new_credential_to_its_address() {
         let shares =
-            Shares::new(PartyLimits { rate: Some((0.001, 2)), in_flight: None }, Time::ZERO).unwrap();
+            Shares::new(PerClientLimits { rate: Some((0.001, 2)), in_flight: None }, Time::ZERO).unwrap();
         for debtor in 0..200_000_u64 {
-            let _ = shares.enter(party(debtor.wrapping_mul(0x9E37_79B9_7F4A_7C15)), Time::ZERO);
+            let _ = shares.enter(client(debtor.wrapping_mul(0x9E37_79B9_7F4A_7C15)), Time::ZERO);
         }
-        let known = Party { address: 0x9E37_79B9_7F4A_7C15, credential: Some(5) };
+        let known = ClientId { address: 0x9E37_79B9_7F4A_7C15, credential: Some(5) };
         let later = Time::from_secs_f64(1.0);
         let admitted = (0..10).filter(|_| shares.enter(known, later).is_ok()).count();
         assert_eq!(admitted, 1, "one of its address's two was spent");
@@ -515,27 +521,27 @@ mod tests {
 
     #[test]
     fn changed_ceilings_hand_out_nothing_twice() {
-        let limits = |rate, in_flight| PartyLimits { rate: Some((rate, 10)), in_flight: Some(in_flight) };
+        let limits = |rate, in_flight| PerClientLimits { rate: Some((rate, 10)), in_flight: Some(in_flight) };
         let mut shares = Shares::new(limits(1.0, 100), Time::ZERO).unwrap();
-        let burst = |shares: &Shares| (0..20).filter(|_| shares.enter(party(8), Time::ZERO).is_ok()).count();
+        let burst = |shares: &Shares| (0..20).filter(|_| shares.enter(client(8), Time::ZERO).is_ok()).count();
         assert_eq!(burst(&shares), 10);
         for rate in [0.9, 0.8, 2.0] {
             shares = shares.succeed(limits(rate, 100), Time::ZERO);
             assert_eq!(burst(&shares), 0, "the burst is spent");
         }
-        shares = shares.succeed(PartyLimits::default(), Time::ZERO).succeed(limits(1.0, 100), Time::ZERO);
+        shares = shares.succeed(PerClientLimits::default(), Time::ZERO).succeed(limits(1.0, 100), Time::ZERO);
         assert_eq!(burst(&shares), 0, "nor by taking the ceiling away and giving it back");
 
-        let before = Shares::new(PartyLimits { rate: None, in_flight: Some(2) }, Time::ZERO).unwrap();
-        let held = before.enter(party(8), Time::ZERO).unwrap();
-        let after = before.succeed(PartyLimits { rate: None, in_flight: Some(1) }, Time::ZERO);
-        assert!(after.enter(party(8), Time::ZERO).is_err(), "what is under way counts on");
+        let before = Shares::new(PerClientLimits { rate: None, in_flight: Some(2) }, Time::ZERO).unwrap();
+        let held = before.enter(client(8), Time::ZERO).unwrap();
+        let after = before.succeed(PerClientLimits { rate: None, in_flight: Some(1) }, Time::ZERO);
+        assert!(after.enter(client(8), Time::ZERO).is_err(), "what is under way counts on");
         before.leave(held);
-        assert!(after.enter(party(8), Time::ZERO).is_ok());
+        assert!(after.enter(client(8), Time::ZERO).is_ok());
     }
 
     #[test]
     fn no_ceilings_need_no_table() {
-        assert!(Shares::new(PartyLimits::default(), Time::ZERO).is_none());
+        assert!(Shares::new(PerClientLimits::default(), Time::ZERO).is_none());
     }
 }

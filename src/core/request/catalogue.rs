@@ -13,7 +13,7 @@
 //! - **Ceilings** stay near the saturation point, and a module's ceiling plus the held
 //!   connections on it stay below the 100 that Ray opens per module ([`CONNECTIONS_MAX`]).
 //!   At 100 held tails the whole Job API hangs, `stop` and `/api/version` included.
-//! - **Waits** end before the callers give up: KubeRay after 2 s, the state API after 24 to
+//! - **Waits** end before the clients give up: KubeRay after 2 s, the state API after 24 to
 //!   30 s. The job SDK never gives up, and never retries, so submissions may wait longest.
 //! - **Priority** is how badly the head needs the call: stopping work before starting it,
 //!   an operator's poll before a browser's.
@@ -26,8 +26,8 @@
 //! use up the room of the node list.
 
 use crate::policy::{
-    Bounds, Class, Coalesce, Kind, Law, Module, ModuleId, PartyLimits, Priority, Queue, RateBounds, SignalId,
-    Slo, Treatment,
+    Bounds, Class, Coalesce, Kind, Law, Module, ModuleId, PerClientLimits, Priority, Queue, RateBounds,
+    SignalId, Slo, Treatment,
 };
 use std::time::Duration;
 
@@ -71,8 +71,8 @@ pub struct ClassDefault {
     pub bytes_per_second: Option<f64>,
     /// How a request waits.
     pub queue: Queue,
-    /// Ceilings for one party.
-    pub per_party: PartyLimits,
+    /// Ceilings for one client.
+    pub per_client: PerClientLimits,
     /// Sharing of one upstream answer.
     pub coalesce: Option<Coalesce>,
     /// The latency objective.
@@ -107,7 +107,7 @@ impl ClassDefault {
             bytes_per_second: self.bytes_per_second,
             require_key: false,
             queue: self.queue,
-            per_party: self.per_party,
+            per_client: self.per_client,
             coalesce: self.coalesce,
             slo: self.slo,
             timeout: self.timeout,
@@ -258,7 +258,7 @@ const UNARY: ClassDefault = ClassDefault {
     in_flight: bounds(4.0, 1.0, 8.0),
     bytes_per_second: None,
     queue: queue(64, seconds(2)),
-    per_party: PartyLimits { rate: None, in_flight: None },
+    per_client: PerClientLimits { rate: None, in_flight: None },
     coalesce: None,
     slo: slo(0.95, seconds(1)),
     timeout: Some(seconds(60)),
@@ -335,11 +335,11 @@ const LOGS: ClassDefault = ClassDefault {
 };
 
 /// Tails and follow streams. Ray does not notice that a reader left, so a slot is gone
-/// until the log's next line; at 100 the module hangs. Half of them for one party at most,
+/// until the log's next line; at 100 the module hangs. Half of them for one client at most,
 /// since a held slot cannot be taken back for the next who asks.
 const TAIL: ClassDefault = ClassDefault {
     in_flight: Bounds::fixed(48.0),
-    per_party: PartyLimits { rate: None, in_flight: Some(24) },
+    per_client: PerClientLimits { rate: None, in_flight: Some(24) },
     ..HELD
 };
 
@@ -373,7 +373,7 @@ pub const CLASSES: &[ClassDefault] = &[
     ClassDefault {
         name: "job-list",
         module: "JobHead",
-        about: "the list of all jobs ever: 19 ms at 119 jobs, 80 s seen; shared between equal askers",
+        about: "the list of all jobs ever: 19 ms at 119 jobs, 80 s seen; shared between equal clients",
         priority: 4,
         in_flight: bounds(4.0, 1.0, 12.0),
         queue: queue(64, Duration::from_millis(1500)),
@@ -851,7 +851,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_waits_longer_than_its_caller() {
+    fn nothing_waits_longer_than_its_client() {
         // KubeRay's client gives up after 2 s, the state API's after 24.
         for name in ["job-control", "job-status", "job-list", "serve-admin"] {
             assert!(class(name).queue.wait_max < seconds(2), "{name}");

@@ -20,19 +20,19 @@
 //!
 //! **Verified name.** A header that the operator listed, set by a listed proxy
 //! (`X-Forwarded-User` of oauth2-proxy), outranks both: it stands alone, as the address
-//! part, so that one user is one party from every address and two users behind one proxy
+//! part, so that one user is one client from every address and two users behind one proxy
 //! are two. From any other peer the header means nothing.
 //!
 //! **API key.** A key that the operator handed out, known here by its SHA-256 alone, outranks
-//! everything: its holder is one party from wherever it calls. All known digests are compared,
+//! everything: its holder is one client from wherever it calls. All known digests are compared,
 //! each in constant time, so that a guess learns nothing from how long its refusal took. An
 //! unknown key is not an error and not a credential; the request counts as if it had none.
 //!
 //! Every kind of thing is digested in a domain of its own: a `client_id` that is spelled
 //! like a token is not that token's holder.
 
+use crate::request::client_id::ClientId;
 use crate::request::facts::Facts;
-use crate::request::party::Party;
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -63,7 +63,7 @@ enum Domain {
     Key = 7,
 }
 
-/// From facts to party.
+/// From facts to client.
 #[derive(Clone)]
 pub struct Identifier {
     key: [u64; 2],
@@ -89,7 +89,7 @@ impl Identifier {
         Identifier { key_header: header, key_digests: digests, ..self }
     }
 
-    /// The header in which API keys come, empty if none does: a secret between caller and proxy, that
+    /// The header in which API keys come, empty if none does: a secret between client and proxy, that
     /// Ray has no use for.
     #[must_use]
     pub fn key_header(&self) -> &str {
@@ -104,21 +104,21 @@ impl Identifier {
 
     /// Who asks.
     #[must_use]
-    pub fn identify(&self, facts: &Facts) -> Party {
+    pub fn identify(&self, facts: &Facts) -> ClientId {
         if let Some(name) = self.verified_key(facts).or_else(|| self.verified_name(facts)) {
-            return Party { address: name, credential: None };
+            return ClientId { address: name, credential: None };
         }
         let address = match self.client_address(facts) {
             IpAddr::V4(address) => self.digest(Domain::V4, &[&address.octets()]),
             IpAddr::V6(address) => self.digest(Domain::V6, &[&address.octets()[..8]]),
         };
-        Party { address, credential: self.credential(facts) }
+        ClientId { address, credential: self.credential(facts) }
     }
 
-    /// The party of a name that somebody trusted has verified, whatever header it came in.
+    /// The client of a name that somebody trusted has verified, whatever header it came in.
     #[must_use]
-    pub fn named(&self, name: &[u8]) -> Party {
-        Party { address: self.digest(Domain::Name, &[&[0], name]), credential: None }
+    pub fn named(&self, name: &[u8]) -> ClientId {
+        ClientId { address: self.digest(Domain::Name, &[&[0], name]), credential: None }
     }
 
     /// The client's address as far as it can be trusted, IPv4 never written as IPv6.
@@ -249,7 +249,7 @@ fn cookie<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 
 /// SipHash-2-4 (Aumasson and Bernstein, 2012): a keyed digest that strangers cannot steer
 /// into collisions without the key. Sequential, no allocation; the parts of a message are
-/// joined, so callers separate what must stay apart.
+/// joined, so clients separate what must stay apart.
 struct SipHash {
     v: [u64; 4],
     tail: u64,
@@ -346,7 +346,7 @@ mod tests {
         Lines(lines.iter().map(|(name, value)| (*name, value.as_bytes().to_vec())).collect())
     }
 
-    fn party(peer: &str, headers: &[(&'static str, &str)]) -> Party {
+    fn client(peer: &str, headers: &[(&'static str, &str)]) -> ClientId {
         identifier().identify(&facts(peer, &lines(headers)))
     }
 
@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_api_key_is_one_party_from_everywhere_and_outranks_the_rest() {
+    fn a_known_api_key_is_one_client_from_everywhere_and_outranks_the_rest() {
         let digest = |key: &str| -> [u8; 32] { Sha256::digest(key).into() };
         let identifier =
             identifier().with_keys("x-rayguard-key".into(), vec![digest("nightly"), digest("ci")]);
@@ -369,7 +369,7 @@ mod tests {
         );
         assert_eq!(nightly, who("10.0.0.1", &[("x-rayguard-key", "nightly"), ("x-forwarded-user", "ann")]));
         assert_ne!(nightly, who("1.1.1.1", &[("x-rayguard-key", "ci")]));
-        // What nobody handed out is no credential: inventing keys makes no new parties.
+        // What nobody handed out is no credential: inventing keys makes no new clients.
         let plain = who("1.1.1.1", &[]);
         let long = "x".repeat(KEY_BYTES_MAX + 1);
         for invented in ["guess", "", "Nightly", &long] {
@@ -394,17 +394,17 @@ mod tests {
 
     #[test]
     fn an_address_is_ipv4_whole_and_ipv6_by_its_64() {
-        let same = |a: &str, b: &str| party(a, &[]) == party(b, &[]);
+        let same = |a: &str, b: &str| client(a, &[]) == client(b, &[]);
         assert!(!same("192.0.2.1", "192.0.2.2"));
         assert!(same("192.0.2.1", "::ffff:192.0.2.1"));
         assert!(same("2001:db8::1", "2001:db8::ffff:0:0:1"));
         assert!(!same("2001:db8::1", "2001:db8:0:1::1"));
-        assert_eq!(party("192.0.2.1", &[]).credential, None);
+        assert_eq!(client("192.0.2.1", &[]).credential, None);
     }
 
     #[test]
     fn a_token_is_the_same_wherever_ray_reads_it() {
-        let with = |name, value| party("192.0.2.1", &[(name, value)]).credential;
+        let with = |name, value| client("192.0.2.1", &[(name, value)]).credential;
         let token = with("authorization", "Bearer s3cret");
         assert!(token.is_some());
         assert_eq!(with("x-ray-authorization", "Bearer s3cret"), token);
@@ -422,8 +422,8 @@ mod tests {
 
     #[test]
     fn the_first_place_decides_as_it_does_for_ray() {
-        let bad = party("192.0.2.1", &[("authorization", "Bearer bad")]);
-        let rescued = party(
+        let bad = client("192.0.2.1", &[("authorization", "Bearer bad")]);
+        let rescued = client(
             "192.0.2.1",
             &[
                 ("authorization", "Bearer bad"),
@@ -432,13 +432,13 @@ mod tests {
             ],
         );
         assert_eq!(bad, rescued, "a bad Authorization is not rescued by a good one elsewhere");
-        let empty = party("192.0.2.1", &[("authorization", ""), ("x-ray-authorization", "Bearer good")]);
+        let empty = client("192.0.2.1", &[("authorization", ""), ("x-ray-authorization", "Bearer good")]);
         assert_eq!(
             empty,
-            party("192.0.2.1", &[("authorization", "Bearer good")]),
+            client("192.0.2.1", &[("authorization", "Bearer good")]),
             "an empty one counts as none"
         );
-        let split = party(
+        let split = client(
             "192.0.2.1",
             &[("cookie", "a=b"), ("cookie", "ray-authentication-token=good"), ("cookie", "c=d")],
         );
@@ -452,13 +452,13 @@ mod tests {
         let found = identifier().identify(&call);
         assert!(found.credential.is_some());
         assert_eq!(found.credential, identifier().session(&call));
-        assert_eq!(party("192.0.2.1", &[("client_id", "0123abcd")]).credential, None, "only in gRPC");
+        assert_eq!(client("192.0.2.1", &[("client_id", "0123abcd")]).credential, None, "only in gRPC");
 
         let both = lines(&[("client_id", "0123abcd"), ("authorization", "Bearer s3cret")]);
         let call = Facts { grpc: true, ..facts("192.0.2.1", &both) };
         assert_eq!(
             identifier().identify(&call).credential,
-            party("192.0.2.1", &[("authorization", "Bearer s3cret")]).credential
+            client("192.0.2.1", &[("authorization", "Bearer s3cret")]).credential
         );
         assert_eq!(identifier().session(&call), found.credential, "the session is known all the same");
     }
@@ -467,12 +467,12 @@ mod tests {
     fn like_spelt_things_of_different_kinds_are_different() {
         let word = "s3cret";
         let headers = lines(&[("client_id", word)]);
-        let client = identifier().session(&Facts { grpc: true, ..facts("192.0.2.1", &headers) });
-        let token = party("192.0.2.1", &[("authorization", "Bearer s3cret")]).credential;
-        let other = party("192.0.2.1", &[("authorization", word)]).credential;
-        let name = Some(party("10.0.0.1", &[("x-forwarded-user", word)]).address);
-        let id = Some(party("10.0.0.1", &[("x-client-id", word)]).address);
-        let all = [client, token, other, name, id];
+        let session = identifier().session(&Facts { grpc: true, ..facts("192.0.2.1", &headers) });
+        let token = client("192.0.2.1", &[("authorization", "Bearer s3cret")]).credential;
+        let other = client("192.0.2.1", &[("authorization", word)]).credential;
+        let name = Some(client("10.0.0.1", &[("x-forwarded-user", word)]).address);
+        let id = Some(client("10.0.0.1", &[("x-client-id", word)]).address);
+        let all = [session, token, other, name, id];
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b), "{all:?}");
         }
@@ -480,11 +480,11 @@ mod tests {
 
     #[test]
     fn a_stranger_cannot_forge_an_address_or_a_name() {
-        let honest = party("192.0.2.1", &[]);
-        assert_eq!(party("192.0.2.1", &[("x-forwarded-for", "203.0.113.9")]), honest);
-        assert_eq!(party("192.0.2.1", &[("x-forwarded-for", "10.0.0.1")]), honest);
-        assert_eq!(party("192.0.2.1", &[("x-forwarded-user", "admin"), ("x-client-id", "7")]), honest);
-        assert_eq!(party("::ffff:192.0.2.1", &[("x-forwarded-for", "203.0.113.9")]), honest);
+        let honest = client("192.0.2.1", &[]);
+        assert_eq!(client("192.0.2.1", &[("x-forwarded-for", "203.0.113.9")]), honest);
+        assert_eq!(client("192.0.2.1", &[("x-forwarded-for", "10.0.0.1")]), honest);
+        assert_eq!(client("192.0.2.1", &[("x-forwarded-user", "admin"), ("x-client-id", "7")]), honest);
+        assert_eq!(client("::ffff:192.0.2.1", &[("x-forwarded-for", "203.0.113.9")]), honest);
     }
 
     #[test]
@@ -520,7 +520,7 @@ mod tests {
         let listed = [("x-forwarded-for", "203.0.113.9"), ("x-forwarded-for", "10.3.3.3")];
         assert_eq!(address("10.0.0.1", &listed), "203.0.113.9", "on to the line above");
         let named = [("x-forwarded-user", "admin"), ("x-forwarded-user", "mallory")];
-        assert_eq!(party("10.0.0.1", &named), party("10.0.0.1", &[("x-forwarded-user", "mallory")]));
+        assert_eq!(client("10.0.0.1", &named), client("10.0.0.1", &[("x-forwarded-user", "mallory")]));
     }
 
     #[test]
@@ -528,14 +528,14 @@ mod tests {
         let ann =
             [("x-forwarded-user", "ann"), ("x-forwarded-for", "203.0.113.9"), ("authorization", "Bearer a")];
         let ann_elsewhere = [("x-forwarded-user", " ann "), ("x-forwarded-for", "203.0.113.10")];
-        assert_eq!(party("10.0.0.1", &ann), party("10.0.0.2", &ann_elsewhere));
-        assert_ne!(party("10.0.0.1", &[("x-forwarded-user", "bob")]), party("10.0.0.1", &ann));
-        let by_id = party("10.0.0.1", &[("x-client-id", "7")]);
-        assert_eq!(party("10.0.0.1", &[("x-forwarded-user", ""), ("x-client-id", "7")]), by_id);
+        assert_eq!(client("10.0.0.1", &ann), client("10.0.0.2", &ann_elsewhere));
+        assert_ne!(client("10.0.0.1", &[("x-forwarded-user", "bob")]), client("10.0.0.1", &ann));
+        let by_id = client("10.0.0.1", &[("x-client-id", "7")]);
+        assert_eq!(client("10.0.0.1", &[("x-forwarded-user", ""), ("x-client-id", "7")]), by_id);
         assert_eq!(by_id.credential, None);
         assert_eq!(
-            party("10.0.0.1", &[("x-forwarded-user", " ")]),
-            party("10.0.0.1", &[]),
+            client("10.0.0.1", &[("x-forwarded-user", " ")]),
+            client("10.0.0.1", &[]),
             "an empty name is none"
         );
     }

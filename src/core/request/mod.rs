@@ -1,7 +1,7 @@
-//! From bytes on the wire to a class and a party.
+//! From bytes on the wire to a class and a client.
 pub mod catalogue;
 pub mod classify;
+pub mod client_id;
 pub mod facts;
 pub mod identify;
-pub mod party;
 pub mod path;

@@ -4,7 +4,7 @@
 //! Plain data; `config` turns it into [`Signal`]s and lays the operator's file over it. Names
 //! and labels are those of Ray 2.60's own pages (`tests/fixtures/ray/scrapes/`; a test reads
 //! every signal off them), with the other names each reading has or had. Targets are where a
-//! measured head began to hurt its other callers, not where it was busy: a healthy head stays
+//! measured head began to hurt its other clients, not where it was busy: a healthy head stays
 //! below all of them, so none of them sheds a thing there.
 //!
 //! **A signal may lower a limit only for what the class can have caused** (law 1). The node's CPU is

@@ -39,7 +39,7 @@ impl Passage {
     /// The way of a log tail: read with others where it may be, through a tunnel where not.
     pub(super) async fn tail(&self, mut parts: Parts, client: OnUpgrade) -> Response<Body> {
         self.tell_client(&mut parts.headers);
-        // An application's WebSocket is no log: each caller has its own.
+        // An application's WebSocket is no log: each client has its own.
         let shares = self.coalesce().is_some() && self.entrance.surface == Surface::Dashboard;
         let Some(key) = tail::key(&parts).filter(|_| shares).map(|key| key.at(&self.entrance)) else {
             return self.tunnel(parts, client).await;

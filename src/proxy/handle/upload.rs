@@ -56,7 +56,7 @@ impl Passage {
         let (door, ask) = (Arc::clone(&self.door), self.ask());
         let limited = self.door.table.load().class(ask.class).treatment == Treatment::Limited;
         let declared = (self.bytes > 0).then_some(self.bytes);
-        let place = limited.then(|| door.parked.enter(ask.party.address, declared)).flatten();
+        let place = limited.then(|| door.parked.enter(ask.client.address, declared)).flatten();
         let Some(place) = place else {
             let slot = self.admit(door.clock.now()).await?;
             return Ok((Handover::admitted(door, ask, slot), None));
@@ -85,7 +85,7 @@ impl Passage {
         }
         let (door, class) = (&self.door, self.matched.class);
         let table = door.table.load();
-        let (reason, wait) = door.gate.would_turn_away(&table, class, self.party, door.clock.now())?;
+        let (reason, wait) = door.gate.would_turn_away(&table, class, self.client, door.clock.now())?;
         let shed = door.gate.refuse_at_sight(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }

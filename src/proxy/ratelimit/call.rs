@@ -109,7 +109,7 @@ fn unframe<M: Message + Default>(bytes: &Bytes) -> Result<M, Fault> {
     M::decode(message).map_err(|_| Fault::Malformed)
 }
 
-/// How long the caller waits, if it says so.
+/// How long the client waits, if it says so.
 #[must_use]
 pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn the_callers_patience_is_understood() {
+    fn the_clients_patience_is_understood() {
         let read = |text: &str| {
             timeout(&HeaderMap::from_iter([(GRPC_TIMEOUT, HeaderValue::try_from(text).unwrap())]))
         };

@@ -8,14 +8,14 @@
 //! |---|---|
 //! | `class` | the class, by name; or instead of it: |
 //! | `method`, `path` | the request's, classified here as at the door (a query may follow `?`) |
-//! | `remote_address`, `masked_remote_address` | the party's address, as Envoy trusts it |
-//! | `client` | the party's name, if Envoy has verified one (a JWT's subject, a certificate's) |
+//! | `remote_address`, `masked_remote_address` | the client's address, as Envoy trusts it |
+//! | `client` | the client's name, if Envoy has verified one (a JWT's subject, a certificate's) |
 //! | `request` | the exchange's name, unique; whoever sends it tells its end too |
 //! | `end` | that name again: the exchange has ended; the descriptor's `hits_addend` is the status of its answer |
 //!
 //! Whoever reaches this service is believed: it speaks for others. That is what mutual TLS or a
 //! Unix socket is for. `client` outranks the address as a name header does, and an API key both.
-//! Without any of them whoever sits behind one Envoy is one party.
+//! Without any of them whoever sits behind one Envoy is one client.
 //!
 //! A path that cannot be classified with certainty (what the door answers with 400) is charged to
 //! the class for what no route knows. Letting it pass uncounted would make a crooked path the way
@@ -25,9 +25,9 @@ use crate::core::census::Unlisted;
 use crate::core::limit::gate::Ask;
 use crate::core::policy::ClassId;
 use crate::core::request::classify::{Match, UNLISTED};
+use crate::core::request::client_id::ClientId;
 use crate::core::request::facts::{Facts, Headers};
 use crate::core::request::identify::Identifier;
-use crate::core::request::party::Party;
 use crate::proxy::door::Front;
 use crate::proxy::ratelimit::message::{Descriptor, Entry};
 use crate::proxy::reject::Tongue;
@@ -93,7 +93,7 @@ pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told
         ask: Ask {
             class: matched.class,
             route: matched.route.0,
-            party: party(&door.identifier, &entries, &facts),
+            client: client(&door.identifier, &entries, &facts),
         },
         pattern: unlisted
             .as_ref()
@@ -120,7 +120,7 @@ fn matched(front: &Front, entries: &Entries<'_>, facts: &Facts<'_>) -> Option<Ma
     Some(classifier.classify(facts))
 }
 
-fn party(identifier: &Identifier, entries: &Entries<'_>, facts: &Facts<'_>) -> Party {
+fn client(identifier: &Identifier, entries: &Entries<'_>, facts: &Facts<'_>) -> ClientId {
     match entries.get("client").map(<[u8]>::trim_ascii).filter(|name| !name.is_empty()) {
         Some(name) if !identifier.holds_key(facts) => identifier.named(name),
         _ => identifier.identify(facts),

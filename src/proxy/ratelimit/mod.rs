@@ -7,7 +7,7 @@
 //! answer to any Envoy is by that limit. Door and Envoys may be in use at the same time and share
 //! every limit. Nothing is decided twice, and nothing is decided here.
 //!
-//! **Rate** limits, party ceilings and the backlog's allowance need nothing more: they are spent on
+//! **Rate** limits, client ceilings and the backlog's allowance need nothing more: they are spent on
 //! arrival. `hits_addend` is their price (`core/limit/gate/hits.rs`).
 //!
 //! **In-flight** limits need to know when an exchange ends, and this protocol has no word for it.
@@ -22,7 +22,7 @@
 //!   rate L / W, and no more than L begin in any W. If exchanges take longer than thought, more
 //!   are under way than the limit says; the outer loop then sees it in Ray's own signals.
 //!
-//! **Waiting.** A short wait is worth more than a refusal, and fairness between parties comes from
+//! **Waiting.** A short wait is worth more than a refusal, and fairness between clients comes from
 //! the queue. So a question waits in the class's line like a request at the door, but for no more
 //! than three quarters of what Envoy waits for the answer (`grpc-timeout`, from the filter's
 //! `timeout`). When Envoy gives up first, it does as its `failure_mode_deny` says, and that is not
@@ -42,7 +42,7 @@
 //! looked at, and places already taken are given back. And a client that breaks off while our
 //! answer is on its way to its Envoy is never reported as ended, which a hostile one may do on
 //! purpose: its place lasts until it is taken for lost (`LOST_OBJECTIVES`). So it gains what a slow
-//! request would have gained it, and parties share places as they do at the door.
+//! request would have gained it, and clients share places as they do at the door.
 //!
 //! [`Gate::decide`]: crate::core::limit::gate::Gate::decide
 
@@ -256,7 +256,7 @@ impl Service {
         door.ratelimit.note(Answer::Asked);
         let ask = question.ask;
         let table = door.table.load();
-        let over = door.gate.would_turn_away(&table, ask.class, ask.party, door.clock.now());
+        let over = door.gate.would_turn_away(&table, ask.class, ask.client, door.clock.now());
         let over = over.map(|(reason, wait)| Shed {
             class: ask.class,
             reason,
@@ -352,7 +352,7 @@ impl Service {
         if table.class(ask.class).treatment == Treatment::Exempt {
             return passed();
         }
-        let left = door.gate.left(&table, ask.class, ask.party, door.clock.now());
+        let left = door.gate.left(&table, ask.class, ask.client, door.clock.now());
         let stay = self.stay(door, ask.class);
         let reset = match over {
             Some(shed) => Duration::from_secs(u64::from(shed.retry_after_s)),
@@ -377,7 +377,7 @@ fn refuse(door: &Arc<Door>, question: &Question<'_>, shed: Shed, answer: &mut Ra
     count(door, question, Verdict::Shed);
     door.ratelimit.note(Answer::OverLimit);
     let id = door.ids.next();
-    door.note(&id, &shed, &question.pattern, question.ask.party.address, Via::RatelimitService);
+    door.note(&id, &shed, &question.pattern, question.ask.client.address, Via::RatelimitService);
     answer.overall_code = Code::OverLimit as i32;
     (answer.response_headers_to_add, answer.raw_body) =
         spoken(reject::shed(question.tongue, shed, &Refused::at(door, &shed, &id)));

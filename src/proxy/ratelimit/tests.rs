@@ -1,6 +1,6 @@
 use super::*;
 use crate::core::limit::table::{LimitTable, Mode};
-use crate::core::policy::{Bounds, Control, PartyLimits, Policy, RateBounds};
+use crate::core::policy::{Bounds, Control, PerClientLimits, Policy, RateBounds};
 use crate::core::request::catalogue::{self, Surface};
 use crate::core::request::classify::Classifier;
 use crate::core::request::identify::Identifier;
@@ -220,10 +220,10 @@ async fn a_crooked_path_is_no_way_round() {
 }
 
 #[tokio::test]
-async fn each_party_has_its_own_ceiling_by_address_name_or_key() {
+async fn each_client_has_its_own_ceiling_by_address_name_or_key() {
     let rig = Rig::new(|policy| {
         let class = class_mut(policy, "job-status");
-        class.per_party = PartyLimits { rate: Some((0.01, 1)), in_flight: None };
+        class.per_client = PerClientLimits { rate: Some((0.01, 1)), in_flight: None };
         class.in_flight = Bounds::fixed(1000.0);
     });
     let from = |address: &'static str, more: &[(&'static str, &'static str)]| {
@@ -231,7 +231,7 @@ async fn each_party_has_its_own_ceiling_by_address_name_or_key() {
     };
     assert!(rig.passes(&from("192.0.2.1", &[])).await);
     let refused = rig.ask(&one(&from("192.0.2.1", &[]))).await;
-    assert_eq!(header(&refused, "x-rayguard-reason"), "party_rate");
+    assert_eq!(header(&refused, "x-rayguard-reason"), "client_rate");
     assert!(rig.passes(&from("192.0.2.2", &[])).await, "another address");
     assert!(rig.passes(&from("192.0.2.1", &[("client", "ann")])).await, "a name");
     assert!(!rig.passes(&from("192.0.2.3", &[("client", "ann")])).await, "wherever she calls from");
@@ -342,7 +342,7 @@ async fn hits_are_the_price_in_rate_and_none_is_a_question() {
 }
 
 #[tokio::test]
-async fn a_question_waits_for_room_no_longer_than_its_asker() {
+async fn a_question_waits_for_room_no_longer_than_its_client() {
     let rig = Rig::new(|policy| class_mut(policy, "job-status").in_flight = Bounds::fixed(1.0));
     assert!(rig.passes(&[&STATUS[..], &[("request", "first")]].concat()).await);
     let refused = rig.ask(&one(&STATUS)).await;

@@ -14,19 +14,19 @@ use crate::limit::gate::{Ask, Ticket};
 use crate::limit::meter::Reason;
 use crate::limit::table::{LimitTable, slots};
 use crate::policy::ClassId;
-use crate::request::party::Party;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-/// How much a class has left for a party.
+/// How much a class has left for a client.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Left {
     /// Requests per second and how many may come at once, if the class has a rate.
     pub rate: Option<(f64, u32)>,
     /// Places in flight, all in all.
     pub places: u32,
-    /// Requests that would be let in if they came now, by every limit of class and party.
+    /// Requests that would be let in if they came now, by every limit of class and client.
     pub requests: u32,
     /// How long until the rate has all in hand that it ever has; zero without one.
     pub whole: Duration,
@@ -37,8 +37,8 @@ impl<W> Gate<W> {
     #[must_use]
     pub fn lacks(&self, ask: Ask, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let class = self.class(ask.class);
-        let party = self.common.judge(ask.party);
-        let own = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(party, hits, now));
+        let client = self.common.judge(ask.client);
+        let own = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(client, hits, now));
         own.or_else(|| {
             let (_, rate) = class.rate.as_ref()?;
             let wait = rate.wait(hits.saturating_sub(1), now);
@@ -53,10 +53,11 @@ impl<W> Gate<W> {
     pub fn pay(&self, ticket: &Ticket, more: NonZeroU32, now: Time) -> Result<(), (Reason, Duration)> {
         let class = self.class(ticket.ask.class);
         if let Some((_, shares)) = &class.shares
-            && !shares.take_all(ticket.ask.party, more, now)
+            && !shares.take_all(ticket.ask.client, more, now)
         {
-            let wait = shares.would_refuse(ticket.ask.party, more.get(), now).map_or(Duration::ZERO, |o| o.1);
-            return Err((Reason::PartyRate, wait));
+            let wait =
+                shares.would_refuse(ticket.ask.client, more.get(), now).map_or(Duration::ZERO, |o| o.1);
+            return Err((Reason::ClientRate, wait));
         }
         match &class.rate {
             Some((_, rate)) if !rate.take_all(more, now) => {
@@ -66,10 +67,10 @@ impl<W> Gate<W> {
         }
     }
 
-    /// How much a class has left for a party. The module's ceiling is everybody's, and says nothing
+    /// How much a class has left for a client. The module's ceiling is everybody's, and says nothing
     /// about one class: it is not looked at.
     #[must_use]
-    pub fn left(&self, table: &LimitTable, id: ClassId, party: Party, now: Time) -> Left {
+    pub fn left(&self, table: &LimitTable, id: ClassId, client: ClientId, now: Time) -> Left {
         let (class, limits) = (self.class(id), table.class(id));
         let places = slots(limits.in_flight);
         let mut requests = places.saturating_sub(class.tally.in_flight.count());
@@ -79,7 +80,7 @@ impl<W> Gate<W> {
             (requests, whole) = (requests.min(cells), until);
         }
         if let Some((_, shares)) = &class.shares {
-            requests = requests.min(shares.left(self.common.judge(party), now));
+            requests = requests.min(shares.left(self.common.judge(client), now));
         }
         if let Some(max) = limits.admitted_max {
             let used = self.allowance_used(id);
@@ -95,16 +96,16 @@ mod tests {
     use super::*;
     use crate::limit::gate::{Decision, Grant};
     use crate::limit::meter::Outcome;
-    use crate::policy::{Bounds, PartyLimits, Policy, RateBounds, plain};
+    use crate::policy::{Bounds, PerClientLimits, Policy, RateBounds, plain};
     use proptest::prelude::*;
 
-    const PARTY: Party = Party { address: 8, credential: None };
-    const ASK: Ask = Ask { class: ClassId(0), route: 0, party: PARTY };
+    const CLIENT: ClientId = ClientId { address: 8, credential: None };
+    const ASK: Ask = Ask { class: ClassId(0), route: 0, client: CLIENT };
 
-    fn rated(per_second: f64, burst: u32, per_party: PartyLimits) -> (Policy, LimitTable, Gate<()>) {
+    fn rated(per_second: f64, burst: u32, per_client: PerClientLimits) -> (Policy, LimitTable, Gate<()>) {
         let mut class = plain::class("submit", 100.0);
         class.rate = Some(RateBounds { per_second: Bounds::fixed(per_second), burst });
-        class.per_party = per_party;
+        class.per_client = per_client;
         let policy = plain::policy(vec![class], 100.0);
         let table = LimitTable::initial(&policy);
         let gate = Gate::new(&policy, &table, Time::ZERO);
@@ -120,16 +121,16 @@ mod tests {
 
     #[test]
     fn what_is_left_is_the_least_of_all_limits() {
-        let own = PartyLimits { rate: Some((1.0, 6)), in_flight: Some(5) };
+        let own = PerClientLimits { rate: Some((1.0, 6)), in_flight: Some(5) };
         let (_, mut table, gate) = rated(10.0, 8, own);
-        let left = |table: &LimitTable, party| gate.left(table, ASK.class, party, Time::ZERO).requests;
-        assert_eq!(left(&table, PARTY), 5, "the party's own places");
+        let left = |table: &LimitTable, client| gate.left(table, ASK.class, client, Time::ZERO).requests;
+        assert_eq!(left(&table, CLIENT), 5, "the client's own places");
         table.classes[0].in_flight = 3.0;
-        assert_eq!(left(&table, PARTY), 3, "the class's places");
+        assert_eq!(left(&table, CLIENT), 3, "the class's places");
         table.classes[0].admitted_max = Some(2);
-        assert_eq!(left(&table, PARTY), 2, "the work the head may have before it");
+        assert_eq!(left(&table, CLIENT), 2, "the work the head may have before it");
         let ticket = admit(&gate, &table, Time::ZERO).unwrap();
-        let now = gate.left(&table, ASK.class, PARTY, Time::ZERO);
+        let now = gate.left(&table, ASK.class, CLIENT, Time::ZERO);
         assert_eq!((now.requests, now.rate, now.places), (1, Some((10.0, 8)), 3));
         assert!((now.whole.as_secs_f64() - 0.1).abs() < 1e-3, "{now:?}");
         gate.finish(&table, ticket, Outcome::Unseen, Time::ZERO, &mut |(), _| {});
@@ -139,7 +140,7 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_price_is_paid_whole_or_not_at_all() {
-        let (_, table, gate) = rated(1.0, 8, PartyLimits::default());
+        let (_, table, gate) = rated(1.0, 8, PerClientLimits::default());
         let ticket = admit(&gate, &table, Time::ZERO).unwrap();
         assert_eq!(gate.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO), Ok(()));
         let (reason, wait) = gate.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO).unwrap_err();
@@ -155,7 +156,7 @@ mod tests {
         fn hits_never_exceed_the_rate_plus_the_burst(
             asks in prop::collection::vec((1u32..12, 0u64..400), 1..80),
         ) {
-            let (_, table, gate) = rated(20.0, 10, PartyLimits::default());
+            let (_, table, gate) = rated(20.0, 10, PerClientLimits::default());
             let (mut now, mut paid) = (Time::ZERO, 0);
             for (hits, later_ms) in asks {
                 now = now + Duration::from_millis(later_ms);

@@ -1,6 +1,6 @@
 //! The line before a module: who waits, and who is next.
 //!
-//! One queue for each class, fair between parties ([`FairQueue`]); between the classes of a module
+//! One queue for each class, fair between clients ([`FairQueue`]); between the classes of a module
 //! start-time fair queueing again, by a tag of each class in work / weight, where the most urgent
 //! go before all. A class without room is passed over, and holds up none of the others.
 //!
@@ -74,7 +74,7 @@ impl<W> Gate<W> {
         let deadline = now + class.queue_wait_max;
         let request = Waiting {
             waiter: Waiter { waiter: waiter(), slot },
-            party: ask.party,
+            client: ask.client,
             route: ask.route,
             cost: self.price(table, ask.class, self.takes(ask)),
             since: now,
@@ -109,7 +109,7 @@ impl<W> Gate<W> {
     fn turn_away(&self, id: ClassId, slot: Option<SlotId>) -> Shed {
         self.leave_share(id, slot);
         self.uncount(id);
-        self.refuse(id, Reason::PartyShare, Duration::ZERO)
+        self.refuse(id, Reason::ClientShare, Duration::ZERO)
     }
 
     /// Serves waiters of a module while there is room. The woken are told after the lock is
@@ -132,7 +132,7 @@ impl<W> Gate<W> {
                 continue;
             }
             let Some(next) = fair.peek(now) else { break };
-            let ask = Ask { class: *id, route: next.route, party: next.party };
+            let ask = Ask { class: *id, route: next.route, client: next.client };
             let ticket = match self.try_enter(table, ask, now) {
                 Ok(ticket) => ticket,
                 Err(Full::Module) => break,

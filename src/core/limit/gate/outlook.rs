@@ -7,7 +7,7 @@ use super::{Gate, Shed};
 use crate::limit::meter::Reason;
 use crate::limit::table::{LimitTable, Mode, slots};
 use crate::policy::{ClassId, Kind, Treatment};
-use crate::request::party::Party;
+use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,26 +30,27 @@ impl<W> Gate<W> {
         Some(self.refuse(id, reason, wait))
     }
 
-    /// Why a request of this class from this party would be refused if it came now, and for how
+    /// Why a request of this class from this client would be refused if it came now, and for how
     /// long; `None` if it may hope. It may as long as it could wait in line for its turn: it is
-    /// turned away where the party's own ceiling is reached, where nothing can pass at all, where
+    /// turned away where the client's own ceiling is reached, where nothing can pass at all, where
     /// the class's next free cell is further away than anyone may wait, and where the line is
-    /// full and the party stands in it already. (One that does not would take the place of
+    /// full and the client stands in it already. (One that does not would take the place of
     /// somebody who asks for more than its share.)
     #[must_use]
     pub fn would_turn_away(
         &self,
         table: &LimitTable,
         id: ClassId,
-        party: Party,
+        client: ClientId,
         now: Time,
     ) -> Option<(Reason, Duration)> {
         let (class, limits) = (self.class(id), table.class(id));
         if limits.treatment != Treatment::Limited || limits.mode != Mode::Enforce {
             return None;
         }
-        let party = self.common.judge(party);
-        if let Some(over) = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(party, 1, now)) {
+        let client = self.common.judge(client);
+        if let Some(over) = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(client, 1, now))
+        {
             return Some(over);
         }
         let waiting = class.waiting.load(Ordering::Relaxed);
@@ -73,8 +74,8 @@ impl<W> Gate<W> {
             return Some((Reason::ClassBacklog, Duration::ZERO));
         }
         let stands_in_it =
-            || self.lock(class.module).class_mut(id).is_some_and(|line| line.fair.waiting(party) > 0);
+            || self.lock(class.module).class_mut(id).is_some_and(|line| line.fair.waiting(client) > 0);
         (queues && waiting >= class.queue_len_max && stands_in_it())
-            .then_some((Reason::PartyShare, Duration::ZERO))
+            .then_some((Reason::ClientShare, Duration::ZERO))
     }
 }

@@ -51,7 +51,7 @@ impl Rig {
         let ask = Ask {
             class: ClassId(class),
             route: u16::from(class),
-            party: Party { address, credential: None },
+            client: ClientId { address, credential: None },
         };
         let id = self.next;
         let decision =
@@ -92,7 +92,7 @@ fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
     assert!(matches!(decision, Decision::Wait(..)));
     rig.finish(first, at(0.5));
     let (woken, second) = rig.granted().unwrap();
-    assert_eq!((woken, second.ask.party.address), (waiter, 2));
+    assert_eq!((woken, second.ask.client.address), (waiter, 2));
     assert_eq!(second.waited, Duration::from_millis(400));
     rig.finish(second, at(0.6));
     assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
@@ -122,11 +122,11 @@ fn what_is_held_while_nobody_waits_is_no_debt() {
     rig.ask(0, 2, at(600.1));
     rig.finish(long, at(600.2));
     let (_, next) = rig.granted().unwrap();
-    assert_eq!(next.ask.party.address, 1);
+    assert_eq!(next.ask.client.address, 1);
     rig.ask(0, 1, at(600.3));
     rig.finish(next, at(600.4));
     assert_eq!(
-        rig.granted().unwrap().1.ask.party.address,
+        rig.granted().unwrap().1.ask.client.address,
         2,
         "it owes a fifth of a second, and not ten minutes"
     );
@@ -243,7 +243,7 @@ fn a_rate_limited_class_waits_for_its_cell() {
 
 #[test]
 fn what_would_be_turned_away_is_known_before_it_is_sent() {
-    let who = |address| Party { address, credential: None };
+    let who = |address| ClientId { address, credential: None };
     let would = |rig: &Rig, address, seconds| {
         rig.gate.would_turn_away(&rig.table, ClassId(0), who(address), at(seconds))
     };

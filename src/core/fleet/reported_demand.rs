@@ -1,6 +1,6 @@
 //! What a door knows of those who ask for a class, and what it tells of them.
 //!
-//! The gate hands over what it has counted since the last renewal ([`Askers`]); here it is averaged over
+//! The gate hands over what it has counted since the last renewal ([`ClassDemand`]); here it is averaged over
 //! [`MEMORY_S`] seconds, long enough for somebody who asks ten times a second to be known within a
 //! fifth, and short enough for a flood to be known when it has lasted as long. Told are the
 //! heaviest by name and the others by number.
@@ -11,7 +11,7 @@
 
 use crate::census::Credential;
 use crate::fleet::identities::{Demand, NAMED_MAX, Row};
-use crate::limit::askers::{Askers, Heard, ROWS_MAX};
+use crate::limit::demand::{ClassDemand, FlowDemand, ROWS_MAX};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -23,41 +23,41 @@ const FORGOTTEN: f64 = 0.01;
 
 /// Who asks for a class here, per second.
 #[derive(Clone, Debug, Default)]
-pub struct Asking {
-    flows: BTreeMap<(u64, Credential), Heard>,
-    all: Heard,
+pub struct SmoothedDemand {
+    flows: BTreeMap<(u64, Credential), FlowDemand>,
+    all: FlowDemand,
     addresses: f64,
     places: BTreeMap<u64, f64>,
 }
 
 /// The same as it is told.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Told {
+pub struct ReportedDemand {
     /// Address, credential, requests and seconds of work per second; the heaviest first.
     rows: Vec<(Option<u64>, Option<u64>, f32, f32)>,
     /// The others' requests and work per second.
     rest: (f32, f32),
     /// How many they are.
     others: u32,
-    /// What a party has under way or was refused a place for, where parties have so many each.
+    /// What a client has under way or was refused a place for, where clients have so many each.
     places: Vec<(u64, f32)>,
 }
 
-impl Asking {
+impl SmoothedDemand {
     /// Takes in what was heard in the last `elapsed_s` seconds.
-    pub fn take_in(&mut self, askers: &Askers, elapsed_s: f64) {
+    pub fn take_in(&mut self, demand: &ClassDemand, elapsed_s: f64) {
         let kept = (-elapsed_s / MEMORY_S).exp();
         let new = (1.0 - kept) / elapsed_s.max(1e-3);
-        let fade = |heard: &mut Heard| {
-            *heard = Heard { requests: heard.requests * kept, work_s: heard.work_s * kept };
+        let fade = |heard: &mut FlowDemand| {
+            *heard = FlowDemand { requests: heard.requests * kept, work_s: heard.work_s * kept };
         };
         fade(&mut self.all);
         self.flows.values_mut().for_each(fade);
-        self.all.add(askers.all(), new);
-        for (flow, heard) in askers.flows() {
+        self.all.add(demand.all(), new);
+        for (flow, heard) in demand.flows() {
             self.flows.entry(*flow).or_default().add(*heard, new);
         }
-        self.addresses = (self.addresses * kept).max(f64::from(askers.addresses()));
+        self.addresses = (self.addresses * kept).max(f64::from(demand.addresses()));
         self.flows.retain(|_, heard| heard.requests > FORGOTTEN);
         if self.flows.len() > ROWS_MAX {
             let mut work: Vec<f64> = self.flows.values().map(|heard| heard.work_s).collect();
@@ -67,11 +67,11 @@ impl Asking {
         }
     }
 
-    /// Takes in what each party has under way and was refused a place for; forgotten slowly.
+    /// Takes in what each client has under way and was refused a place for; forgotten slowly.
     pub fn take_places(&mut self, wanted: &[(u64, u32)]) {
         self.places.values_mut().for_each(|places| *places *= 0.9);
-        for (party, wanted) in wanted {
-            let places = self.places.entry(*party).or_default();
+        for (client, wanted) in wanted {
+            let places = self.places.entry(*client).or_default();
             *places = places.max(f64::from(*wanted));
         }
         self.places.retain(|_, places| *places >= 0.5);
@@ -79,14 +79,14 @@ impl Asking {
 
     /// What is told of them.
     #[must_use]
-    pub fn tell(&self) -> Told {
+    pub fn tell(&self) -> ReportedDemand {
         let mut addresses: BTreeMap<u64, u32> = BTreeMap::new();
         for (_, credential) in self.flows.keys() {
             if let Credential::One(credential) = credential {
                 *addresses.entry(*credential).or_default() += 1;
             }
         }
-        let mut rows: BTreeMap<(Option<u64>, Option<u64>), Heard> = BTreeMap::new();
+        let mut rows: BTreeMap<(Option<u64>, Option<u64>), FlowDemand> = BTreeMap::new();
         for ((address, credential), heard) in &self.flows {
             let name = match credential {
                 Credential::One(one) if addresses[one] > 1 => (None, Some(*one)),
@@ -108,22 +108,22 @@ impl Asking {
         let crowd = if self.flows.len() < ROWS_MAX { 0.0 } else { self.addresses };
         let others = crowd.max(count as f64) - rows.len() as f64;
         let mut places: Vec<(u64, f64)> =
-            self.places.iter().map(|(party, places)| (*party, *places)).collect();
+            self.places.iter().map(|(client, places)| (*client, *places)).collect();
         places.sort_by(|a, b| bucket(b.1).cmp(&bucket(a.1)).then(a.0.cmp(&b.0)));
         places.truncate(NAMED_MAX);
-        let row = |((address, credential), heard): &((Option<u64>, Option<u64>), Heard)| {
+        let row = |((address, credential), heard): &((Option<u64>, Option<u64>), FlowDemand)| {
             (*address, *credential, short(heard.requests), short(heard.work_s))
         };
-        Told {
+        ReportedDemand {
             rows: rows.iter().map(row).collect(),
             rest: (short(rest.requests.max(0.0)), short(rest.work_s.max(0.0))),
             others: whole(others.max(1.0)),
-            places: places.into_iter().map(|(party, places)| (party, short(places))).collect(),
+            places: places.into_iter().map(|(client, places)| (client, short(places))).collect(),
         }
     }
 }
 
-impl Told {
+impl ReportedDemand {
     /// Whether anybody asks.
     #[must_use]
     pub fn is_something(&self) -> bool {
@@ -149,9 +149,9 @@ impl Told {
     /// What each has under way or was refused a place for, by the same.
     #[must_use]
     pub fn places(&self) -> Demand {
-        let row = |(party, places): &(u64, f32)| Row {
+        let row = |(client, places): &(u64, f32)| Row {
             address: None,
-            credential: Some(*party),
+            credential: Some(*client),
             amount: f64::from(*places),
         };
         Demand::new(self.places.iter().map(row).collect(), 0.0, 1.0)
@@ -193,19 +193,19 @@ fn whole(value: f64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::party::Party;
+    use crate::request::client_id::ClientId;
 
-    fn told(asked: &[(u64, Option<u64>, u32)]) -> Told {
-        let mut asking = Asking::default();
+    fn told(asked: &[(u64, Option<u64>, u32)]) -> ReportedDemand {
+        let mut smoothed = SmoothedDemand::default();
         for _ in 0..200 {
-            let mut askers = Askers::default();
+            let mut demand = ClassDemand::default();
             for (address, credential, times) in asked {
                 (0..*times)
-                    .for_each(|_| askers.note(Party { address: *address, credential: *credential }, 0.1));
+                    .for_each(|_| demand.note(ClientId { address: *address, credential: *credential }, 0.1));
             }
-            asking.take_in(&askers, 0.25);
+            smoothed.take_in(&demand, 0.25);
         }
-        let told = asking.tell();
+        let told = smoothed.tell();
         serde_json::from_str(&serde_json::to_string(&told).unwrap()).unwrap()
     }
 
@@ -231,12 +231,12 @@ mod tests {
 
     #[test]
     fn whoever_has_stopped_is_forgotten() {
-        let mut asking = Asking::default();
-        let mut askers = Askers::default();
-        (0..100).for_each(|_| askers.note(Party { address: 1, credential: None }, 0.1));
-        asking.take_in(&askers, 0.25);
-        assert_eq!(asking.tell().rows.len(), 1);
-        (0..200).for_each(|_| asking.take_in(&Askers::default(), 0.25));
-        assert_eq!(asking.tell().rows, []);
+        let mut smoothed = SmoothedDemand::default();
+        let mut demand = ClassDemand::default();
+        (0..100).for_each(|_| demand.note(ClientId { address: 1, credential: None }, 0.1));
+        smoothed.take_in(&demand, 0.25);
+        assert_eq!(smoothed.tell().rows.len(), 1);
+        (0..200).for_each(|_| smoothed.take_in(&ClassDemand::default(), 0.25));
+        assert_eq!(smoothed.tell().rows, []);
     }
 }

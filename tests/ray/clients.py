@@ -6,7 +6,7 @@ import time
 from urllib.parse import urlsplit
 
 
-class Callers:
+class Clients:
     """`count` threads, each on a kept connection, each asking `path` every `pause_s`. Use as a context.
 
     They come from `address`, and post `body`, where one is given. Nothing is tried again: what failed, failed. An exchange is `(begun, took_s, fate)`, its fate a
