@@ -1,6 +1,6 @@
 //! What does a decision cost, in time and in allocations?
 //!
-//! Everything the door decides by itself: classify, identify, pass every gate, give the ticket
+//! Everything the proxy decides by itself: classify, identify, pass every gate, give the ticket
 //! back. 10,000 clients take turns, each with an address and a token of its own, so that caches
 //! and tables are as cold as they are in earnest. The bar is a median of 200 ns without an
 //! allocation; the second half is checked, the first is for `cargo bench --bench decide` to show.
@@ -28,10 +28,10 @@ use rayguard::core::request::facts::{Facts, Headers};
 use rayguard::core::request::identify::Identifier;
 use rayguard::core::time::Time;
 use rayguard::proxy;
-use rayguard::proxy::door::{Entrance, Front};
 use rayguard::proxy::headers::Lookup;
 use rayguard::proxy::ratelimit;
 use rayguard::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
+use rayguard::proxy::state::{Entrance, Front};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rayguard::runtime::clock::Clock;
 use rayguard::runtime::tasks::Tasks;
@@ -50,8 +50,8 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CLIENTS: u32 = 10_000;
 
-/// A door without its wire.
-struct Door {
+/// A proxy without its wire.
+struct BenchProxy {
     classifier: Classifier,
     identifier: Identifier,
     table: LimitTable,
@@ -61,8 +61,8 @@ struct Door {
     now: Time,
 }
 
-impl Door {
-    fn new(surface: Surface) -> Door {
+impl BenchProxy {
+    fn new(surface: Surface) -> BenchProxy {
         let mut policy = policy();
         for class in &mut policy.classes {
             class.per_client = PerClientLimits { in_flight: Some(64), ..class.per_client };
@@ -76,7 +76,7 @@ impl Door {
             headers.insert("authorization", format!("Bearer {n:032x}").parse().unwrap());
             (Ipv4Addr::from(0x0a00_0000 + n).into(), headers)
         });
-        Door {
+        BenchProxy {
             classifier: Classifier::new(&policy, surface, &[]).unwrap(),
             identifier: Identifier::new([1, 2], vec!["192.0.2.0/24".parse().unwrap()], Vec::new()),
             gate: Gate::new(&policy, &table, Time::ZERO),
@@ -135,19 +135,19 @@ const WAYS: [(&str, Surface, &str); 3] = [
 
 fn decide(criterion: &mut Criterion) {
     for (name, surface, path) in WAYS {
-        let mut door = Door::new(surface);
+        let mut proxy = BenchProxy::new(surface);
         // Every client has been here once: what a client costs the first time is not the usual way.
         let admitted = (0..2 * CLIENTS)
             .filter(|_| {
-                let ask = door.ask(path);
-                door.pass(ask)
+                let ask = proxy.ask(path);
+                proxy.pass(ask)
             })
             .count();
         println!("{name}: {admitted} of {} admitted", 2 * CLIENTS);
         let region = Region::new(ALLOCATOR);
         for _ in 0..CLIENTS {
-            let ask = door.ask(path);
-            black_box(door.pass(ask));
+            let ask = proxy.ask(path);
+            black_box(proxy.pass(ask));
         }
         let counted = region.change();
         println!("{name}: {} allocations in {CLIENTS} decisions", counted.allocations);
@@ -156,29 +156,29 @@ fn decide(criterion: &mut Criterion) {
         let mut group = criterion.benchmark_group(name);
         group.bench_function("full", |bencher| {
             bencher.iter(|| {
-                let ask = door.ask(black_box(path));
-                door.pass(ask)
+                let ask = proxy.ask(black_box(path));
+                proxy.pass(ask)
             });
         });
         group.bench_function("classify", |bencher| {
             bencher.iter(|| {
-                let place = door.turn();
-                let headers = Lookup::new(&door.clients[place].1);
-                door.classifier.classify(&door.facts(place, black_box(path), &headers))
+                let place = proxy.turn();
+                let headers = Lookup::new(&proxy.clients[place].1);
+                proxy.classifier.classify(&proxy.facts(place, black_box(path), &headers))
             });
         });
         group.bench_function("identify", |bencher| {
             bencher.iter(|| {
-                let place = door.turn();
-                let headers = Lookup::new(&door.clients[place].1);
-                door.identifier.identify(&door.facts(place, path, &headers))
+                let place = proxy.turn();
+                let headers = Lookup::new(&proxy.clients[place].1);
+                proxy.identifier.identify(&proxy.facts(place, path, &headers))
             });
         });
-        let asks: Vec<Ask> = (0..CLIENTS).map(|_| door.ask(path)).collect();
+        let asks: Vec<Ask> = (0..CLIENTS).map(|_| proxy.ask(path)).collect();
         group.bench_function("gate", |bencher| {
             bencher.iter(|| {
-                let place = door.turn();
-                door.pass(asks[place])
+                let place = proxy.turn();
+                proxy.pass(asks[place])
             });
         });
         group.finish();
@@ -188,7 +188,7 @@ fn decide(criterion: &mut Criterion) {
 /// A rate-limit service without its wire.
 struct Unwired {
     service: Arc<ratelimit::Service>,
-    door: Arc<proxy::door::Door>,
+    proxy: Arc<proxy::state::ProxyState>,
     next: u32,
 }
 
@@ -198,12 +198,12 @@ impl Unwired {
         let identifier = Identifier::new([1, 2], Vec::new(), Vec::new());
         let classifier = Classifier::new(&policy, Surface::Dashboard, &[]).unwrap();
         let (sheds, _) = tokio::sync::mpsc::channel(1);
-        let door = proxy::door::Door::new(Arc::new(policy), identifier, clock, tasks.clone(), sheds);
+        let proxy = proxy::state::ProxyState::new(Arc::new(policy), identifier, clock, tasks.clone(), sheds);
         let upstream = Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks);
         let entrance = Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream));
-        let front = Front::new(Arc::clone(&door), entrance);
+        let front = Front::new(Arc::clone(&proxy), entrance);
         let service = ratelimit::Service::start(front, "rayguard".into(), Duration::from_mins(10));
-        Unwired { service, door, next: 0 }
+        Unwired { service, proxy, next: 0 }
     }
 
     /// What the shipped Envoy configuration sends for one request: its beginning and its end.
@@ -232,7 +232,8 @@ impl Unwired {
     /// The answer's bytes. Nothing waits here: what is decided at once is ready at once.
     fn answer(&self, message: &Bytes) -> Vec<u8> {
         let message = RateLimitRequest::decode(message.clone()).unwrap();
-        let deciding = pin!(self.service.decide(Ipv4Addr::LOCALHOST.into(), &message, self.door.clock.now()));
+        let deciding =
+            pin!(self.service.decide(Ipv4Addr::LOCALHOST.into(), &message, self.proxy.clock.now()));
         match deciding.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(answer) => answer.unwrap().encode_to_vec(),
             Poll::Pending => unreachable!("nobody waits without patience"),

@@ -2,11 +2,11 @@
 //!
 //! The bars: a million requests a second of one core, a day at a hundred requests a second in
 //! 15 s, and memory that does not grow with the length of a run.
-//! - `door alone`: eight servers at 0.9 of what they can do, under a limit that never binds: what an
+//! - `proxy alone`: eight servers at 0.9 of what they can do, under a limit that never binds: what an
 //!   event costs;
 //! - `overload`: the same at three times what they can do, the production gate and loop in front;
 //! - `hour` and `day`: the scenario `ray-whole-day`, and the same in an hour: a Ray head at a hundred
-//!   requests a second, door, loop, metrics pages and parser included. Here most of the cost is that of
+//!   requests a second, proxy, loop, metrics pages and parser included. Here most of the cost is that of
 //!   looking (four ticks a second, a scrape of two pages every five), not that of requests.
 //!
 //! CPU time of this thread as the kernel counts it (`/proc/thread-self/schedstat`), so that a busy
@@ -70,7 +70,7 @@ fn main() {
         peaks[1] / peaks[0]
     );
     for (name, per_second, guard) in
-        [("door alone", "7200", Guard::Fixed(100_000)), ("overload", "24000", Guard::Rayguard)]
+        [("proxy alone", "7200", Guard::Fixed(100_000)), ("overload", "24000", Guard::Rayguard)]
     {
         let scenario = Scenario::read(&SERVERS.replace("PER_SECOND", per_second)).unwrap();
         let mut rates: Vec<f64> = (0..ROUNDS)

@@ -10,7 +10,7 @@
     reason = "what fails here fails the test"
 )]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use rayguard::runtime::tasks::Tasks;
@@ -315,7 +315,7 @@ async fn two_envoys_share_one_limit_and_follow_it_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn envoy_keeps_to_the_lease_of_a_door_that_is_one_of_several() {
+async fn envoy_keeps_to_the_lease_of_a_proxy_that_is_one_of_several() {
     let store = free();
     let redis = Command::new("redis-server")
         .args(["--bind", "127.0.0.1", "--save", "", "--port", &store.port().to_string()])

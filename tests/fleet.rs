@@ -1,4 +1,4 @@
-//! Several doors that share their limits over a real Redis, which is killed, stopped, emptied and
+//! Several replicas that share their limits over a real Redis, which is killed, stopped, emptied and
 //! restarted under a flood.
 //!
 //! Skipped, with a note, where there is no `redis-server`; with `CI=true` that is a failure
@@ -8,7 +8,7 @@
     clippy::unwrap_used,
     clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "what fails here fails the test, and says why; real doors are watched by a real clock"
+    reason = "what fails here fails the test, and says why; real replicas are watched by a real clock"
 )]
 
 use rayguard::config::{self, Overrides, settings::Settings};
@@ -137,7 +137,7 @@ impl Drop for Redis {
     }
 }
 
-// === doors ===
+// === replicas ===
 
 /// Rate 300/s.
 const BY_RATE: &str = "views";
@@ -157,8 +157,8 @@ const MODEST: f64 = 0.8;
 /// 30/s and 6 at once for each client, more than enough for all.
 const CEILINGS: &str = "job-logs";
 
-/// One door with its own runtime, so that it can be ended as `kill -9` ends a process.
-struct Door {
+/// One replica with its own runtime, so that it can be ended as `kill -9` ends a process.
+struct TestReplica {
     runtime: Option<tokio::runtime::Runtime>,
     guard: Arc<Guard>,
     member: String,
@@ -242,8 +242,8 @@ fn address(number: u64) -> ClientId {
     ClientId { address: number * 512, credential: None }
 }
 
-impl Door {
-    fn open(redis: &Redis, name: &str) -> Door {
+impl TestReplica {
+    fn open(redis: &Redis, name: &str) -> TestReplica {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let settings = Arc::new(settings(&redis.url(), name));
@@ -273,17 +273,17 @@ impl Door {
             replica.start();
             (guard, format!("{name}:1"))
         });
-        Door { runtime: Some(runtime), guard, member }
+        TestReplica { runtime: Some(runtime), guard, member }
     }
 
     fn class(&self, name: &str) -> ClassId {
-        let at = self.guard.door().policy.classes.iter().position(|class| &*class.name == name).unwrap();
+        let at = self.guard.proxy().policy.classes.iter().position(|class| &*class.name == name).unwrap();
         ClassId(u8::try_from(at).unwrap())
     }
 
     /// So many requests a second for ever, each over at once.
     fn ask_by_rate(&self, per_second: f64) {
-        let (door, class) = (self.guard.door(), self.class(BY_RATE));
+        let (proxy, class) = (self.guard.proxy(), self.class(BY_RATE));
         let begun = Instant::now();
         self.runtime.as_ref().unwrap().spawn(async move {
             let mut every = tokio::time::interval(Duration::from_millis(2));
@@ -293,7 +293,7 @@ impl Door {
                 while (asked as f64) < begun.elapsed().as_secs_f64() * per_second {
                     asked += 1;
                     let client = ClientId { address: asked % 64 * 512, credential: None };
-                    drop(door.admit(Ask { class, route: 0, client }, door.clock.now()).await);
+                    drop(proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await);
                 }
             }
         });
@@ -301,7 +301,7 @@ impl Door {
 
     /// A client that asks for so much a second, for ever; what it gets, it holds for so long.
     fn ask_as(&self, class: &str, client: ClientId, per_second: f64, hold: Duration) -> Arc<Tally> {
-        let (door, class) = (self.guard.door(), self.class(class));
+        let (proxy, class) = (self.guard.proxy(), self.class(class));
         let tally = Arc::new(Tally::default());
         let told = Arc::clone(&tally);
         self.runtime.as_ref().unwrap().spawn(async move {
@@ -312,10 +312,10 @@ impl Door {
                 every.tick().await;
                 while (asked as f64) < begun.elapsed().as_secs_f64() * per_second {
                     asked += 1;
-                    let (door, tally) = (Arc::clone(&door), Arc::clone(&told));
+                    let (proxy, tally) = (Arc::clone(&proxy), Arc::clone(&told));
                     tokio::spawn(async move {
                         let counts = tally.counts.load(Ordering::SeqCst);
-                        let slot = door.admit(Ask { class, route: 0, client }, door.clock.now()).await;
+                        let slot = proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await;
                         if counts {
                             tally.asked.fetch_add(1, Ordering::SeqCst);
                             tally.served.fetch_add(u64::from(slot.is_ok()), Ordering::SeqCst);
@@ -334,13 +334,13 @@ impl Door {
 
     /// So many clients for ever, each of which holds a slot for 20 ms when it gets one.
     fn ask_for_slots(&self, clients: u64) {
-        let (door, class) = (self.guard.door(), self.class(BY_SLOTS));
+        let (proxy, class) = (self.guard.proxy(), self.class(BY_SLOTS));
         for number in 0..clients {
-            let door = Arc::clone(&door);
+            let proxy = Arc::clone(&proxy);
             self.runtime.as_ref().unwrap().spawn(async move {
                 loop {
                     let client = ClientId { address: number * 512, credential: None };
-                    let slot = door.admit(Ask { class, route: 0, client }, door.clock.now()).await;
+                    let slot = proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await;
                     tokio::time::sleep(Duration::from_millis(if slot.is_ok() { 20 } else { 2 })).await;
                     drop(slot);
                 }
@@ -350,14 +350,14 @@ impl Door {
 
     /// Takes so many slots and gives each back when so many are to be finished.
     fn hold(&self, slots: u32, finished: &tokio::sync::watch::Receiver<u32>) {
-        let (door, class) = (self.guard.door(), self.class(BY_SLOTS));
+        let (proxy, class) = (self.guard.proxy(), self.class(BY_SLOTS));
         let _inside = self.runtime.as_ref().unwrap().enter();
         for number in 1..=slots {
-            let (door, mut finished) = (Arc::clone(&door), finished.clone());
+            let (proxy, mut finished) = (Arc::clone(&proxy), finished.clone());
             self.guard.tasks.spawn(async move {
                 let client = ClientId { address: u64::from(number) * 512, credential: None };
                 let slot = loop {
-                    match door.admit(Ask { class, route: 0, client }, door.clock.now()).await {
+                    match proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await {
                         Ok(slot) => break slot,
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                     }
@@ -369,19 +369,19 @@ impl Door {
     }
 
     fn admitted(&self) -> u64 {
-        self.guard.door().gate.counts(self.class(BY_RATE)).admitted
+        self.guard.proxy().gate.counts(self.class(BY_RATE)).admitted
     }
 
     fn under_way(&self) -> u32 {
-        self.guard.door().gate.load(self.class(BY_SLOTS)).0
+        self.guard.proxy().gate.load(self.class(BY_SLOTS)).0
     }
 
     fn slots(&self) -> f64 {
-        self.guard.door().table.load().classes[self.class(BY_SLOTS).index()].in_flight
+        self.guard.proxy().table.load().classes[self.class(BY_SLOTS).index()].in_flight
     }
 
     fn rate(&self) -> f64 {
-        self.guard.door().table.load().classes[self.class(BY_RATE).index()].rate.unwrap()
+        self.guard.proxy().table.load().classes[self.class(BY_RATE).index()].rate.unwrap()
     }
 
     fn role(&self) -> Role {
@@ -394,7 +394,7 @@ impl Door {
     }
 }
 
-impl Drop for Door {
+impl Drop for TestReplica {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
@@ -402,17 +402,17 @@ impl Drop for Door {
     }
 }
 
-/// Looks at the doors every few milliseconds: no more slots are ever in use or given out than there
+/// Looks at the replicas every few milliseconds: no more slots are ever in use or given out than there
 /// are. Returns the mean in use.
-fn watch(doors: &[Door], length: Duration) -> f64 {
+fn watch(replicas: &[TestReplica], length: Duration) -> f64 {
     let begun = Instant::now();
     let (mut sum, mut count) = (0.0, 0.0);
     while begun.elapsed() < length {
-        // One after the other: a slot may pass from one door to the next between two looks, but only
+        // One after the other: a slot may pass from one replica to the next between two looks, but only
         // a slot that was given up, some hundred milliseconds before.
-        let given: f64 = doors.iter().map(Door::slots).sum();
-        let used: u32 = doors.iter().map(Door::under_way).sum();
-        let rate: f64 = doors.iter().map(Door::rate).sum();
+        let given: f64 = replicas.iter().map(TestReplica::slots).sum();
+        let used: u32 = replicas.iter().map(TestReplica::under_way).sum();
+        let rate: f64 = replicas.iter().map(TestReplica::rate).sum();
         assert!(given <= f64::from(SLOTS), "{given} slots given out");
         assert!(used <= SLOTS, "{used} slots in use");
         assert!(rate <= RATE + 1e-3, "{rate}/s given out");
@@ -432,50 +432,55 @@ fn wait_until(what: &str, patience: Duration, is: impl Fn() -> bool) -> Duration
     begun.elapsed()
 }
 
-fn even(doors: &[Door]) -> bool {
-    doors
-        .iter()
-        .all(|door| (door.rate() / RATE * 3.0 - 1.0).abs() < 0.03 && (9.0..=10.0).contains(&door.slots()))
+fn even(replicas: &[TestReplica]) -> bool {
+    replicas.iter().all(|replica| {
+        (replica.rate() / RATE * 3.0 - 1.0).abs() < 0.03 && (9.0..=10.0).contains(&replica.slots())
+    })
 }
 
 // === what must hold ===
 
 #[test]
-fn three_doors_under_a_tenfold_flood_admit_the_shared_limit_and_no_more() {
+fn three_replicas_under_a_tenfold_flood_admit_the_shared_limit_and_no_more() {
     let Some(redis) = Redis::start("flood") else { return };
-    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
-    for door in &doors {
-        door.ask_by_rate(10.0 * RATE / 3.0);
-        door.ask_for_slots(100);
+    let replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    for replica in &replicas {
+        replica.ask_by_rate(10.0 * RATE / 3.0);
+        replica.ask_for_slots(100);
     }
-    wait_until("an even division", Duration::from_secs(20), || even(&doors));
-    let (begun, before) = (Instant::now(), doors.iter().map(Door::admitted).sum::<u64>());
-    let used = watch(&doors, Duration::from_secs(8));
-    let admitted = doors.iter().map(Door::admitted).sum::<u64>() - before;
+    wait_until("an even division", Duration::from_secs(20), || even(&replicas));
+    let (begun, before) = (Instant::now(), replicas.iter().map(TestReplica::admitted).sum::<u64>());
+    let used = watch(&replicas, Duration::from_secs(8));
+    let admitted = replicas.iter().map(TestReplica::admitted).sum::<u64>() - before;
     let share = admitted as f64 / begun.elapsed().as_secs_f64() / RATE;
     eprintln!("admitted {:.2} % of the shared rate, used {used:.2} of {SLOTS} slots", share * 100.0);
     assert!((share - 1.0).abs() <= 0.03, "{share}");
     assert!(used >= 0.9 * f64::from(SLOTS), "{used}");
-    let leaders = doors.iter().filter(|door| door.role() == Role::Leads).count();
+    let leaders = replicas.iter().filter(|replica| replica.role() == Role::Leads).count();
     assert_eq!(leaders, 1, "one decides");
 }
 
 #[test]
-fn doors_with_unequal_demand_share_max_min() {
+fn replicas_with_unequal_demand_share_max_min() {
     let Some(redis) = Redis::start("unequal") else { return };
-    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
-    for (door, per_second) in doors.iter().zip([40.0, 400.0, 2_500.0]) {
-        door.ask_by_rate(per_second);
+    let replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    for (replica, per_second) in replicas.iter().zip([40.0, 400.0, 2_500.0]) {
+        replica.ask_by_rate(per_second);
     }
     std::thread::sleep(Duration::from_secs(8));
-    let before: Vec<u64> = doors.iter().map(Door::admitted).collect();
+    let before: Vec<u64> = replicas.iter().map(TestReplica::admitted).collect();
     let begun = Instant::now();
-    watch(&doors, Duration::from_secs(10));
+    watch(&replicas, Duration::from_secs(10));
     let length = begun.elapsed().as_secs_f64();
-    let got: Vec<f64> =
-        doors.iter().zip(before).map(|(door, before)| (door.admitted() - before) as f64 / length).collect();
+    let got: Vec<f64> = replicas
+        .iter()
+        .zip(before)
+        .map(|(proxy, before)| (proxy.admitted() - before) as f64 / length)
+        .collect();
     eprintln!("40, 400 and 2500/s at 300/s: {got:.1?}/s");
-    // Two busy processors may keep a door from its rate for a moment; not one of them more than another.
+    // Two busy processors may keep a replica from its rate for a moment; not one of them more than another.
     let sum: f64 = got.iter().sum();
     assert!(sum >= 0.9 * RATE, "{got:?}");
     for (got, fair) in got.iter().zip([40.0, (sum - 40.0) / 2.0, (sum - 40.0) / 2.0]) {
@@ -483,30 +488,31 @@ fn doors_with_unequal_demand_share_max_min() {
     }
 }
 
-/// One that floods all three doors with twenty times a fair share, and eight that come to one door
+/// One that floods all three replicas with twenty times a fair share, and eight that come to one replica
 /// each and ask for four fifths of their share of the whole limit (of `whole` requests a second).
-/// At the door where one of them is alone with the flood, an even division would give it two thirds.
-fn a_flood_over_all_doors(name: &str, class: &str, whole: f64, hold: Duration, flooder: [ClientId; 3]) {
+/// At the replica where one of them is alone with the flood, an even division would give it two thirds.
+fn a_flood_over_all_replicas(name: &str, class: &str, whole: f64, hold: Duration, flooder: [ClientId; 3]) {
     let Some(redis) = Redis::start(name) else { return };
-    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
+    let replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
     let fair = whole / 9.0;
-    let flood: Vec<_> = doors
+    let flood: Vec<_> = replicas
         .iter()
         .zip(flooder)
-        .map(|(door, client)| door.ask_as(class, client, 20.0 * fair / 3.0, hold))
+        .map(|(replica, client)| replica.ask_as(class, client, 20.0 * fair / 3.0, hold))
         .collect();
     let homes = [0, 0, 0, 0, 0, 1, 1, 2];
     let polite = homes
         .iter()
         .zip(1..)
-        .map(|(at, number)| doors[*at].ask_as(class, address(number), MODEST * fair, hold));
+        .map(|(at, number)| replicas[*at].ask_as(class, address(number), MODEST * fair, hold));
     let polite: Vec<_> = polite.collect();
     std::thread::sleep(Duration::from_secs(8));
     let everybody = || flood.iter().chain(&polite);
-    // Two busy processors may hold up a door for a second; they do not three times.
+    // Two busy processors may hold up a replica for a second; they do not three times.
     let fair_once = (0..3).any(|_| {
         everybody().for_each(|tally| tally.begin());
-        watch(&doors, Duration::from_secs(10));
+        watch(&replicas, Duration::from_secs(10));
         everybody().for_each(|tally| tally.counts.store(false, Ordering::SeqCst));
         std::thread::sleep(Duration::from_millis(2_200));
         let (success, got) = (Tally::success(&polite), Tally::served(&flood) / 10.0);
@@ -523,41 +529,46 @@ fn a_flood_over_all_doors(name: &str, class: &str, whole: f64, hold: Duration, f
 }
 
 #[test]
-fn whoever_floods_every_door_has_one_share_of_a_rate() {
+fn whoever_floods_every_replica_has_one_share_of_a_rate() {
     let flooder = [address(99); 3];
     let hold = Duration::from_millis(10);
-    a_flood_over_all_doors("one-address", LINE_BY_RATE, LINE_RATE, hold, flooder);
+    a_flood_over_all_replicas("one-address", LINE_BY_RATE, LINE_RATE, hold, flooder);
 }
 
 #[test]
-fn one_token_at_an_address_for_each_door_has_one_share_of_the_slots() {
+fn one_token_at_an_address_for_each_replica_has_one_share_of_the_slots() {
     let flooder = [90, 91, 92].map(|number| ClientId { credential: Some(7), ..address(number) });
     let hold = Duration::from_millis(150);
-    a_flood_over_all_doors("one-token", LINE_BY_SLOTS, LINE_SLOTS / hold.as_secs_f64(), hold, flooder);
+    a_flood_over_all_replicas("one-token", LINE_BY_SLOTS, LINE_SLOTS / hold.as_secs_f64(), hold, flooder);
 }
 
 #[test]
-fn a_partys_own_ceilings_hold_over_all_doors() {
+fn a_partys_own_ceilings_hold_over_all_replicas() {
     let Some(redis) = Redis::start("ceilings") else { return };
-    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
-    let spread: Vec<_> =
-        doors.iter().map(|door| door.ask_as(CEILINGS, address(1), 27.0, Duration::from_millis(5))).collect();
-    let below: Vec<_> =
-        doors.iter().map(|door| door.ask_as(CEILINGS, address(2), 8.0, Duration::from_millis(5))).collect();
+    let replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    let spread: Vec<_> = replicas
+        .iter()
+        .map(|replica| replica.ask_as(CEILINGS, address(1), 27.0, Duration::from_millis(5)))
+        .collect();
+    let below: Vec<_> = replicas
+        .iter()
+        .map(|replica| replica.ask_as(CEILINGS, address(2), 8.0, Duration::from_millis(5)))
+        .collect();
     std::thread::sleep(Duration::from_secs(8));
     spread.iter().chain(&below).for_each(|tally| tally.counts.store(true, Ordering::SeqCst));
     let begun = Instant::now();
     std::thread::sleep(Duration::from_secs(8));
     let rate = Tally::served(&spread) / begun.elapsed().as_secs_f64();
     assert!((0.7 * 30.0..=1.1 * 30.0).contains(&rate), "{rate}");
-    assert!(Tally::success(&below) > 0.99, "24/s over all doors is below the ceiling");
+    assert!(Tally::success(&below) > 0.99, "24/s over all replicas is below the ceiling");
     spread.iter().chain(&below).for_each(|tally| tally.over.store(true, Ordering::SeqCst));
 
-    let class = doors[0].class(CEILINGS);
-    let under_way = || doors.iter().map(|door| door.guard.door().gate.load(class).0).sum::<u32>();
+    let class = replicas[0].class(CEILINGS);
+    let under_way = || replicas.iter().map(|replica| replica.guard.proxy().gate.load(class).0).sum::<u32>();
     wait_until("nobody is there", Duration::from_secs(5), || under_way() == 0);
-    for door in &doors {
-        door.ask_as(CEILINGS, address(3), 9.0, Duration::from_millis(900));
+    for replica in &replicas {
+        replica.ask_as(CEILINGS, address(3), 9.0, Duration::from_millis(900));
     }
     std::thread::sleep(Duration::from_secs(6));
     let (mut most, begun) = (0, Instant::now());
@@ -565,17 +576,17 @@ fn a_partys_own_ceilings_hold_over_all_doors() {
         most = most.max(under_way());
         std::thread::sleep(Duration::from_millis(2));
     }
-    eprintln!("27/s at each door at 30/s in all: {rate:.1}/s; {most} of 6 at once");
+    eprintln!("27/s at each replica at 30/s in all: {rate:.1}/s; {most} of 6 at once");
     assert!((5..=6).contains(&most), "{most} at once");
 }
 
 #[test]
 fn a_store_is_spoken_with_in_tls_and_only_if_somebody_named_vouches_for_it() {
     let Some(redis) = Redis::start_as("tls", true) else { return };
-    let doors: Vec<Door> = ["a", "b"].iter().map(|name| Door::open(&redis, name)).collect();
-    assert!(doors.iter().all(|door| door.role() != Role::CutOff), "leases before the first request");
-    doors[0].ask_by_rate(1_000.0);
-    wait_until("a lease by demand", Duration::from_secs(20), || doors[0].rate() > 0.8 * RATE);
+    let replicas: Vec<TestReplica> = ["a", "b"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    assert!(replicas.iter().all(|replica| replica.role() != Role::CutOff), "leases before the first request");
+    replicas[0].ask_by_rate(1_000.0);
+    wait_until("a lease by demand", Duration::from_secs(20), || replicas[0].rate() > 0.8 * RATE);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let hear = |fleet: &rayguard::config::settings::Fleet| {
         runtime.block_on(async { Store::of(fleet, None).unwrap().greet().await })
@@ -590,82 +601,90 @@ fn a_store_is_spoken_with_in_tls_and_only_if_somebody_named_vouches_for_it() {
 }
 
 #[test]
-fn all_doors_know_an_identity_by_the_same_digest() {
+fn all_replicas_know_an_identity_by_the_same_digest() {
     let Some(redis) = Redis::start("key") else { return };
-    let mut doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
-    let one = |doors: &[Door]| doors.iter().all(|door| door.guard.key() == doors[0].guard.key());
-    assert!(one(&doors), "from the first renewal on");
-    let key = doors[0].guard.key();
+    let mut replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    let one = |replicas: &[TestReplica]| {
+        replicas.iter().all(|replica| replica.guard.key() == replicas[0].guard.key())
+    };
+    assert!(one(&replicas), "from the first renewal on");
+    let key = replicas[0].guard.key();
     redis.empty();
     std::thread::sleep(Duration::from_secs(1));
-    doors.push(Door::open(&redis, "d"));
-    wait_until("the newcomer knows it too", Duration::from_secs(5), || one(&doors));
-    assert_eq!(doors[0].guard.key(), key, "it outlives a store that forgets");
+    replicas.push(TestReplica::open(&redis, "d"));
+    wait_until("the newcomer knows it too", Duration::from_secs(5), || one(&replicas));
+    assert_eq!(replicas[0].guard.key(), key, "it outlives a store that forgets");
 }
 
 #[test]
-fn whatever_happens_to_the_store_no_door_opens_and_none_shuts() {
+fn whatever_happens_to_the_store_no_replica_opens_and_none_shuts() {
     let Some(mut redis) = Redis::start("faults") else { return };
-    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
-    doors[0].ask_by_rate(1_000.0);
-    doors[0].ask_for_slots(100);
-    doors[1].ask_for_slots(100);
+    let replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    replicas[0].ask_by_rate(1_000.0);
+    replicas[0].ask_for_slots(100);
+    replicas[1].ask_for_slots(100);
     wait_until("leases where they are asked for", Duration::from_secs(20), || {
-        doors[0].rate() > 0.8 * RATE && doors[1].slots() >= 12.0
+        replicas[0].rate() > 0.8 * RATE && replicas[1].slots() >= 12.0
     });
-    let cut_off = || even(&doors) && doors.iter().all(|door| door.role() == Role::CutOff);
-    let well = || doors[0].rate() > 0.8 * RATE && doors[2].role() != Role::CutOff;
+    let cut_off = || even(&replicas) && replicas.iter().all(|replica| replica.role() == Role::CutOff);
+    let well = || replicas[0].rate() > 0.8 * RATE && replicas[2].role() != Role::CutOff;
 
     redis.kill();
-    watch(&doors, Duration::from_secs(7));
+    watch(&replicas, Duration::from_secs(7));
     assert!(cut_off(), "each goes on with its even share");
-    assert!(doors[0].guard.view().alerts.iter().any(|alert| alert.key.starts_with("fleet-store-down")));
+    assert!(replicas[0].guard.view().alerts.iter().any(|alert| alert.key.starts_with("fleet-store-down")));
 
     assert!(redis.run());
-    watch(&doors, Duration::from_secs(6));
+    watch(&replicas, Duration::from_secs(6));
     assert!(well(), "a store that comes back empty is used again");
 
     redis.signal("-STOP");
-    watch(&doors, Duration::from_secs(7));
+    watch(&replicas, Duration::from_secs(7));
     assert!(cut_off(), "a store that is asleep is no store");
     redis.signal("-CONT");
-    watch(&doors, Duration::from_secs(6));
+    watch(&replicas, Duration::from_secs(6));
     assert!(well());
 
     for _ in 0..3 {
         redis.empty();
-        watch(&doors, Duration::from_secs(2));
+        watch(&replicas, Duration::from_secs(2));
     }
-    watch(&doors, Duration::from_secs(3));
+    watch(&replicas, Duration::from_secs(3));
     assert!(well(), "a store that forgot everything is told again");
 }
 
 #[test]
 fn whoever_leads_is_succeeded_within_three_periods_and_pins_outlive_it() {
     let Some(redis) = Redis::start("leader") else { return };
-    let mut doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
-    let leads = |door: &&Door| door.role() == Role::Leads;
-    wait_until("a leader", Duration::from_secs(10), || doors.iter().filter(leads).count() == 1);
-    let at = doors.iter().position(|door| door.role() == Role::Leads).unwrap();
+    let mut replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    let leads = |replica: &&TestReplica| replica.role() == Role::Leads;
+    wait_until("a leader", Duration::from_secs(10), || replicas.iter().filter(leads).count() == 1);
+    let at = replicas.iter().position(|replica| replica.role() == Role::Leads).unwrap();
     let order = rayguard::core::engine::steer::Order::Freeze(true);
-    doors[at].guard.order(&order, "me", "a test").unwrap();
+    replicas[at].guard.order(&order, "me", "a test").unwrap();
     assert!(
-        doors[(at + 1) % 3]
+        replicas[(at + 1) % 3]
             .guard
             .order(&order, "me", "")
             .unwrap_err()
             .to_string()
             .contains("decides for all")
     );
-    wait_until("all follow", Duration::from_secs(5), || doors.iter().all(|door| door.guard.view().frozen));
-    let token = doors[at].guard.view().fleet.unwrap().token;
-    doors[at].kill();
-    let dead = doors.remove(at);
-    let took = wait_until("a successor", Duration::from_secs(5), || doors.iter().filter(leads).count() == 1);
+    wait_until("all follow", Duration::from_secs(5), || {
+        replicas.iter().all(|replica| replica.guard.view().frozen)
+    });
+    let token = replicas[at].guard.view().fleet.unwrap().token;
+    replicas[at].kill();
+    let dead = replicas.remove(at);
+    let took =
+        wait_until("a successor", Duration::from_secs(5), || replicas.iter().filter(leads).count() == 1);
     eprintln!("taken over from {} within {took:?}", dead.member);
     // Three periods, and one in which two busy processors may be late.
     assert!(took <= Duration::from_secs(1), "{took:?}");
-    let next = doors.iter().find(leads).unwrap();
+    let next = replicas.iter().find(leads).unwrap();
     assert!(next.guard.view().fleet.unwrap().token > token);
     assert!(next.guard.view().frozen, "what was held stays held");
 }
@@ -673,16 +692,17 @@ fn whoever_leads_is_succeeded_within_three_periods_and_pins_outlive_it() {
 #[test]
 fn a_leader_whose_connection_breaks_leads_on() {
     let Some(redis) = Redis::start("hang-up") else { return };
-    let doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
-    let leads = |door: &&Door| door.role() == Role::Leads;
-    let token = || doors.iter().map(|door| door.guard.view().fleet.unwrap().token).max().unwrap();
-    wait_until("a leader", Duration::from_secs(10), || doors.iter().filter(leads).count() == 1);
-    let (before, leader) = (token(), doors.iter().find(leads).unwrap());
+    let replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
+    let leads = |replica: &&TestReplica| replica.role() == Role::Leads;
+    let token = || replicas.iter().map(|replica| replica.guard.view().fleet.unwrap().token).max().unwrap();
+    wait_until("a leader", Duration::from_secs(10), || replicas.iter().filter(leads).count() == 1);
+    let (before, leader) = (token(), replicas.iter().find(leads).unwrap());
     let changes = || leader.guard.recent(None).iter().filter(|e| e.event.name() == "fleet").count();
     let heard = changes();
     for _ in 0..6 {
         redis.hang_up();
-        watch(&doors, Duration::from_millis(1_300));
+        watch(&replicas, Duration::from_millis(1_300));
     }
     assert_eq!((token(), changes()), (before, heard), "nobody else has led, and it never ceased to");
     assert_eq!(leader.role(), Role::Leads);
@@ -691,29 +711,30 @@ fn a_leader_whose_connection_breaks_leads_on() {
 #[test]
 fn whoever_winds_up_gives_back_what_is_free_at_once_and_the_rest_as_it_ends() {
     let Some(redis) = Redis::start("drain") else { return };
-    let mut doors: Vec<Door> = ["a", "b", "c"].iter().map(|name| Door::open(&redis, name)).collect();
+    let mut replicas: Vec<TestReplica> =
+        ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
     let (finish, finished) = tokio::sync::watch::channel(0_u32);
-    doors[0].hold(8, &finished);
-    wait_until("eight under way", Duration::from_secs(20), || doors[0].under_way() == 8);
-    doors[1..].iter().for_each(|door| door.ask_for_slots(60));
+    replicas[0].hold(8, &finished);
+    wait_until("eight under way", Duration::from_secs(20), || replicas[0].under_way() == 8);
+    replicas[1..].iter().for_each(|replica| replica.ask_for_slots(60));
     wait_until("leases where they are asked for", Duration::from_secs(20), || {
-        doors[1].slots() >= 9.0 && doors[2].slots() >= 9.0
+        replicas[1].slots() >= 9.0 && replicas[2].slots() >= 9.0
     });
-    doors[0].guard.tasks.close();
-    let others = |doors: &[Door]| doors[1].slots() + doors[2].slots();
-    wait_until("the others have the rest", Duration::from_secs(5), || others(&doors) >= 20.0);
-    assert!(watch(&doors, Duration::from_secs(4)) > 25.0, "what is free is used");
-    assert_eq!(doors[0].under_way(), 8, "what is under way is counted");
-    assert!((others(&doors) - 22.0).abs() < 0.5, "{} of the 22 that are left", others(&doors));
+    replicas[0].guard.tasks.close();
+    let others = |replicas: &[TestReplica]| replicas[1].slots() + replicas[2].slots();
+    wait_until("the others have the rest", Duration::from_secs(5), || others(&replicas) >= 20.0);
+    assert!(watch(&replicas, Duration::from_secs(4)) > 25.0, "what is free is used");
+    assert_eq!(replicas[0].under_way(), 8, "what is under way is counted");
+    assert!((others(&replicas) - 22.0).abs() < 0.5, "{} of the 22 that are left", others(&replicas));
     finish.send_replace(5);
-    wait_until("five more are free", Duration::from_secs(5), || others(&doors) >= 27.0);
-    watch(&doors, Duration::from_secs(2));
+    wait_until("five more are free", Duration::from_secs(5), || others(&replicas) >= 27.0);
+    watch(&replicas, Duration::from_secs(2));
     finish.send_replace(8);
-    wait_until("all is given back", Duration::from_secs(5), || others(&doors) >= 30.0);
-    watch(&doors[1..], Duration::from_secs(1));
-    let known = doors[1].guard.view().fleet.unwrap().replicas;
+    wait_until("all is given back", Duration::from_secs(5), || others(&replicas) >= 30.0);
+    watch(&replicas[1..], Duration::from_secs(1));
+    let known = replicas[1].guard.view().fleet.unwrap().replicas;
     assert_eq!(known, 3, "as configured");
-    doors[0].kill();
+    replicas[0].kill();
 }
 
 /// The script and the book are given the same renewals and must give the same answers.
@@ -768,7 +789,7 @@ async fn the_script_is_the_book() {
                 leaving: below(12) == 0,
                 at: rayguard::core::time::Time::ZERO,
             };
-            let says = Says { stamp: "", door: "{}", key: [at as u64 + 1, 7] };
+            let says = Says { stamp: "", replica: "{}", key: [at as u64 + 1, 7] };
             let told = store.renew(&at.to_string(), &names, &renewal, &says, Some(now)).await.unwrap();
             let answer = book.renew(member, &renewal, now);
             let (Some(told), Some(answer)) = (told, answer) else { panic!("both or none") };
@@ -776,7 +797,7 @@ async fn the_script_is_the_book() {
             assert_eq!((told.live, told.silent, told.token), (answer.live, answer.silent, answer.token));
             assert_eq!(told.leader, answer.leader.map_or_else(String::new, |leader| leader.to_string()));
             if answer.leader == Some(member) {
-                assert_eq!(told.doors.len(), 2 * answer.demands.len());
+                assert_eq!(told.replicas.len(), 2 * answer.demands.len());
                 let reserved: Vec<u64> = names.iter().map(|name| told.reserved.get(name)).collect();
                 assert_eq!(reserved, answer.reserved);
             }

@@ -14,7 +14,7 @@
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 #![allow(clippy::print_stdout, reason = "how many inputs there were")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -38,7 +38,7 @@ use rayguard::proxy::ratelimit::Service;
 use rayguard::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
 use rayguard::proxy::upstream::{self, Upstream};
 use rayguard::proxy::websocket::Frames;
-use rayguard::proxy::{door, preamble, tunnel};
+use rayguard::proxy::{preamble, state as proxy_state, tunnel};
 use rayguard::runtime::clock::Clock;
 use rayguard::runtime::guard::{Guard, Outlets};
 use rayguard::runtime::tasks::Tasks;
@@ -320,7 +320,7 @@ fn pages_of_metrics() {
         ],
         words: &words,
     };
-    // It remembers what it has seen, as the door's own does; time goes on.
+    // It remembers what it has seen, as the proxy's own does; time goes on.
     let reader = RefCell::new((SignalReader::new(&settings.policy), Time::ZERO));
     let make = |dice: &mut Dice| {
         let mut page = food.serve(dice);
@@ -620,10 +620,10 @@ fn what_a_fleets_store_tells() {
         b"\"leases\":[]",
         b"\"live\":4294967295",
         b"\"silent\":4294967295",
-        b"\"leader\":\"door:1\"",
+        b"\"leader\":\"replica:1\"",
         b"\"leader\":\"\\u001b[31m\"",
         b"\"token\":18446744073709551615",
-        b"\"doors\":[\"door:1\"]",
+        b"\"replicas\":[\"replica:1\"]",
         b"\"reserved\":{\"job-status/in_flight\":-1}",
         b"\"stamp\":\"7.1\"",
         b"18446744073709551615",
@@ -641,7 +641,7 @@ fn what_a_fleets_store_tells() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
     let text = "listen = '127.0.0.1:0'\n[metrics]\ndiscover = false\ndiscovery_file = 'off'\n\
-                [fleet]\nurl = 'redis://127.0.0.1:1'\nreplicas = 3\nname = 'door'\n";
+                [fleet]\nurl = 'redis://127.0.0.1:1'\nreplicas = 3\nname = 'proxy'\n";
     let settings = config::parse(text, "test", &Overrides::default()).unwrap();
     let fleet = settings.fleet.clone().unwrap();
     let (alerts, _told) = tokio::sync::mpsc::channel(16);
@@ -659,20 +659,20 @@ fn what_a_fleets_store_tells() {
     let pin = r#"{"limits":[{"class":"job-status","limit":"in_flight","loop":"inner","value":4}],"frozen":true,
         "pins":[{"class":"job-status","limit":"in_flight","value":3.0,"left_s":60.0,"who":"a","why":"b","until":null}],
         "shadow":["job-list"]}"#;
-    let door = r#"{"demands":{"job-status/in_flight":5},"classes":{"job-status":{"now":[1,2,3],"stalled_s":0.5,
+    let proxy = r#"{"demands":{"job-status/in_flight":5},"classes":{"job-status":{"now":[1,2,3],"stalled_s":0.5,
         "counts":[9,8,7,6,5,4,3,2,1,2,3],"shed":[[0,4],[3,18446744073709551615]],"buckets":[[40,5],[9999,1]]}}}"#;
     let leases: BTreeMap<_, _> =
         guard.next_renewal().unwrap().names.into_iter().map(|name| (name, 5)).collect();
     let told = |leader: &str, table: &str| {
         serde_json::json!({
             "stale": false, "leases": leases, "live": 3, "silent": 1, "leader": leader, "token": 7,
-            "doors": ["door:1", door, "other:1", door], "reserved": {"job-status/in_flight": 2},
+            "replicas": ["replica:1", proxy, "other:1", proxy], "reserved": {"job-status/in_flight": 2},
             "stamp": "7.1", "table": table,
         })
         .to_string()
         .into_bytes()
     };
-    let inputs = [told("door:1", ""), told("other:1", &table), told("other:1", pin)];
+    let inputs = [told("replica:1", ""), told("other:1", &table), told("other:1", pin)];
     let food = Food { inputs: inputs.iter().map(Vec::as_slice).collect(), words: &words };
     fuzz(
         "fleet",
@@ -684,8 +684,8 @@ fn what_a_fleets_store_tells() {
             let sent = guard.next_renewal().unwrap();
             let _ = replica.hear(&sent, &told);
             let _ = guard.view();
-            let (door, policy) = (guard.door(), guard.door().policy.clone());
-            for (limits, class) in door.table.load().classes.iter().zip(&policy.classes) {
+            let (proxy, policy) = (guard.proxy(), guard.proxy().policy.clone());
+            for (limits, class) in proxy.table.load().classes.iter().zip(&policy.classes) {
                 let most = class.in_flight.max;
                 assert!((0.0..=most).contains(&limits.in_flight), "{}: {}", class.name, limits.in_flight);
                 if let (Some(rate), Some(bounds)) = (limits.rate, class.rate) {
@@ -727,13 +727,13 @@ fn what_envoys_ask() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let rig = runtime.block_on(Rig::start());
     let _inside = runtime.enter();
-    let (clock, tasks) = (rig.door.clock, rig.door.tasks.clone());
-    let classifier = Classifier::new(&rig.door.policy, Surface::Dashboard, &[]).unwrap();
+    let (clock, tasks) = (rig.proxy.clock, rig.proxy.tasks.clone());
+    let classifier = Classifier::new(&rig.proxy.policy, Surface::Dashboard, &[]).unwrap();
     let nowhere = upstream::Address::Tcp("127.0.0.1:1".into());
     let upstream = Upstream::new(nowhere, upstream::Options::default(), clock, tasks);
-    let front = door::Front::new(
-        Arc::clone(&rig.door),
-        Arc::new(door::Entrance::new(Surface::Dashboard, classifier, upstream)),
+    let front = proxy_state::Front::new(
+        Arc::clone(&rig.proxy),
+        Arc::new(proxy_state::Entrance::new(Surface::Dashboard, classifier, upstream)),
     );
     let service = Service::start(front, "rayguard".into(), Duration::from_millis(50));
     let peer = "127.0.0.1".parse().unwrap();
@@ -771,7 +771,7 @@ fn what_envoys_ask() {
 
 // --- The live listener ---
 
-/// A door with a socket in the file system, and what runs it.
+/// A proxy with a socket in the file system, and what runs it.
 struct Front {
     runtime: tokio::runtime::Runtime,
     rig: Rig,
@@ -795,7 +795,7 @@ impl Front {
         Front { runtime, rig, socket }
     }
 
-    /// Says all this, listens until the door has said all it will, and leaves.
+    /// Says all this, listens until the proxy has said all it will, and leaves.
     fn say(&self, bytes: &[u8]) {
         self.runtime.block_on(async {
             let mut stream = UnixStream::connect(&self.socket).await.unwrap();
@@ -808,7 +808,7 @@ impl Front {
                 let mut buffer = vec![0; 64 * 1024];
                 while matches!(from.read(&mut buffer).await, Ok(1..)) {}
             };
-            // What waits for Ray or for a time-out is left behind: the door must cope.
+            // What waits for Ray or for a time-out is left behind: the proxy must cope.
             let _ =
                 tokio::time::timeout(Duration::from_millis(20), async { tokio::join!(saying, listening) })
                     .await;
@@ -825,7 +825,7 @@ impl Front {
             let mut client = rig::Client::over(UnixStream::connect(&socket).await.unwrap());
             client.send(get("/api/version", &[])).await;
             assert_eq!(client.answer().await.status, 200);
-            let connections = || rig.door.connections.count() <= 1;
+            let connections = || rig.proxy.connections.count() <= 1;
             rig::until("nobody else is connected", connections).await;
         });
         let _ = std::fs::remove_file(socket);

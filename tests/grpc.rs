@@ -1,7 +1,7 @@
-//! gRPC through the door: Ray Client's calls, streams and sessions, over HTTP/2 at both ends.
+//! gRPC through the proxy: Ray Client's calls, streams and sessions, over HTTP/2 at both ends.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use bytes::Bytes;
@@ -120,7 +120,7 @@ async fn connect(rig: &Rig) -> SendRequest<Said> {
     let stream = TcpStream::connect(rig.address).await.unwrap();
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    rig.door.tasks.spawn_until_closed(async move {
+    rig.proxy.tasks.spawn_until_closed(async move {
         let _ = connection.await;
     });
     sender
@@ -248,7 +248,7 @@ async fn a_newcomer_keeps_its_place_until_its_stream_is_answered() {
 
     let (say, request) = call(CLUSTER_INFO, "second");
     drop(say);
-    let second = rig.door.tasks.clone();
+    let second = rig.proxy.tasks.clone();
     let (answered, mut answer) = mpsc::channel(1);
     let mut other = connect(&rig).await;
     second.spawn(async move {
@@ -282,7 +282,7 @@ async fn a_stream_goes_both_ways_at_once_and_holds_its_ticket() {
 }
 
 #[tokio::test]
-async fn a_door_that_goes_down_says_so_and_ends_no_stream() {
+async fn a_proxy_that_goes_down_says_so_and_ends_no_stream() {
     let (rig, _head, _tasks) = start(|_| {}).await;
     let stream = TcpStream::connect(rig.address).await.unwrap();
     let (mut sender, connection) =
@@ -296,7 +296,7 @@ async fn a_door_that_goes_down_says_so_and_ends_no_stream() {
     let mut body = sender.send_request(request).await.unwrap().into_body();
     say.send(Bytes::from_static(b"before")).await.unwrap();
     assert_eq!(next(&mut body).await, "before");
-    rig.door.tasks.close();
+    rig.proxy.tasks.close();
     // Until the client has read GOAWAY its calls are taken; then it may send no more.
     while sender.send_request(call("RayletDriver/KVGet", "a").1).await.is_ok() {}
     say.send(Bytes::from_static(b"after")).await.unwrap();
@@ -312,7 +312,7 @@ async fn a_large_message_passes_within_the_windows() {
     let (say, request) = call(DATAPATH, "a");
     let mut body = sender.send_request(request).await.unwrap().into_body();
     let (pieces, piece) = (200, Bytes::from(vec![7; 64 * 1024]));
-    rig.door.tasks.spawn(async move {
+    rig.proxy.tasks.spawn(async move {
         for _ in 0..pieces {
             say.send(piece.clone()).await.unwrap();
         }
@@ -348,10 +348,10 @@ async fn newcomers_are_refused_kindly_while_live_sessions_go_on() {
     let mut body = sender.send_request(request).await.unwrap().into_body();
     say.send(Bytes::from_static(b"hi")).await.unwrap();
     assert_eq!(next(&mut body).await, "hi");
-    let mut table = (**rig.door.table.load()).clone();
+    let mut table = (**rig.proxy.table.load()).clone();
     table.classes[class("ray-client").index()].rate = Some(0.0);
     table.classes[class("ray-client").index()].in_flight = 0.0;
-    rig.door.set_table(Arc::new(table));
+    rig.proxy.set_table(Arc::new(table));
 
     let calls = head.calls.load(SeqCst);
     let (_, _, status) = ask(&mut sender, CLUSTER_INFO, "alive").await;

@@ -1,8 +1,8 @@
-//! Clients that mean harm, or are merely very slow: each costs the door a bounded amount, and
+//! Clients that mean harm, or are merely very slow: each costs the proxy a bounded amount, and
 //! whoever comes beside them is served.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use rayguard::proxy::listen::Bounds;
@@ -67,7 +67,7 @@ async fn greet(rig: &Rig) -> TcpStream {
     stream
 }
 
-/// Sends the same bytes up to `times` times; how many went before the door had enough.
+/// Sends the same bytes up to `times` times; how many went before the proxy had enough.
 async fn send_many(stream: &mut TcpStream, times: usize, mut bytes: impl FnMut(usize) -> Vec<u8>) -> usize {
     for n in 0..times {
         let sent = tokio::time::timeout(Duration::from_secs(2), stream.write_all(&bytes(n))).await;
@@ -78,7 +78,7 @@ async fn send_many(stream: &mut TcpStream, times: usize, mut bytes: impl FnMut(u
     times
 }
 
-/// Whether the door says goodbye, or is gone.
+/// Whether the proxy says goodbye, or is gone.
 async fn is_cut_off(stream: &mut TcpStream) -> bool {
     let mut all = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut all)).await;
@@ -136,7 +136,7 @@ async fn pings_and_settings_without_end_hold_up_nobody_else() {
     for flood in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])] {
         let mut stream = greet(&rig).await;
         let bytes: Vec<u8> = flood.iter().copied().cycle().take(flood.len() * 1000).collect();
-        // It reads no answer: once the answers fill the line, the door takes no more.
+        // It reads no answer: once the answers fill the line, the proxy takes no more.
         let sent = send_many(&mut stream, 10_000, |_| bytes.clone()).await;
         assert!(sent < 10_000, "every one of ten million was taken");
         others_are_served(&rig).await;
@@ -266,7 +266,7 @@ async fn a_shared_answer_that_is_not_read_is_given_up() {
         client.send(get("/api/jobs/", &[&format!("x-do: big:{size}")])).await;
         clients.push(client);
     }
-    let used = || rig.door.coalescer.budget().used();
+    let used = || rig.proxy.coalescer.budget().used();
     until("it is under way", || used() >= size).await;
     assert!(used() < 2 * size, "one copy for all");
     until("their places at Ray are free", || rig.in_flight("job-list") == 0).await;

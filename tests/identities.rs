@@ -1,5 +1,5 @@
 //! Identities without end: every request of a flood comes with a token and an address nobody has
-//! shown before. What the door keeps of them is bounded, whoever owes something still owes it,
+//! shown before. What the proxy keeps of them is bounded, whoever owes something still owes it,
 //! and people elsewhere are served as if nobody had called.
 //!
 //! Virtual time, the production classifier, identifier, gate and census. Tens of thousands of
@@ -47,7 +47,7 @@ impl Headers for Asked<'_> {
     }
 }
 
-/// A door without its wire, and a head that answers in its own time.
+/// A proxy without its wire, and a head that answers in its own time.
 struct World {
     classifier: Classifier,
     identifier: Identifier,

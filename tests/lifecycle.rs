@@ -1,7 +1,7 @@
 //! The binary itself: started, restarted, starved, and given new certificates, under traffic.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use bytes::Bytes;
@@ -41,7 +41,7 @@ impl Home {
         self.0.join(name)
     }
 
-    /// A configuration for a door at `listen` before `ray`.
+    /// A configuration for a proxy at `listen` before `ray`.
     fn configure(&self, ray: SocketAddr, listen: SocketAddr, more: &str) {
         let text = format!(
             "upstream = 'http://{ray}'\nstate_dir = '{}'\n{more}\n[admin]\nlisten = 'off'\n\
@@ -461,7 +461,7 @@ async fn those_whose_turn_does_not_come_before_the_process_ends_are_told_so() {
 }
 
 #[tokio::test]
-async fn a_shared_request_under_way_is_finished_while_the_door_drains() {
+async fn a_shared_request_under_way_is_finished_while_the_proxy_drains() {
     let (home, tasks) = (Home::new("drain-shared"), Tasks::default());
     let ray = Ray::start(&tasks).await;
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -490,7 +490,7 @@ async fn a_shared_request_under_way_is_finished_while_the_door_drains() {
 }
 
 #[tokio::test]
-async fn without_descriptors_left_the_door_serves_those_it_has() {
+async fn without_descriptors_left_the_proxy_serves_those_it_has() {
     let (home, tasks) = (Home::new("descriptors"), Tasks::default());
     let ray = Ray::start(&tasks).await;
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -607,10 +607,10 @@ async fn status(to: SocketAddr, headers: &[&str]) -> (u16, String) {
 
 #[tokio::test]
 async fn tls_is_spoken_with_an_upstream_that_can_show_who_it_is_and_with_no_other() {
-    let (head, door, stranger) = (Home::new("tls-head"), Home::new("tls-door"), Home::new("tls-stranger"));
+    let (head, proxy, stranger) = (Home::new("tls-head"), Home::new("tls-proxy"), Home::new("tls-stranger"));
     let tasks = Tasks::default();
     let ray = Ray::start(&tasks).await;
-    // A door that ends TLS is the TLS upstream of the next.
+    // A proxy that ends TLS is the TLS upstream of the next.
     let front = format!(
         "[[listen]]\naddress = 'LISTEN'\ntls = {{ certificate = '{}', key = '{}' }}",
         fixture("server.pem").display(),
@@ -623,9 +623,9 @@ async fn tls_is_spoken_with_an_upstream_that_can_show_who_it_is_and_with_no_othe
             fixture(authority).display()
         )
     };
-    let (_door, trusting) = started(&door, ray.address, &behind("authority.pem"));
+    let (_proxy, trusting) = started(&proxy, ray.address, &behind("authority.pem"));
     for _ in 0..3 {
-        assert_eq!(status(trusting, &[]).await.0, 200, "{}", door.log());
+        assert_eq!(status(trusting, &[]).await.0, 200, "{}", proxy.log());
     }
     let (_stranger, wary) = started(&stranger, ray.address, &behind("renewed-authority.pem"));
     let (refused, why) = status(wary, &[]).await;

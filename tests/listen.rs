@@ -1,7 +1,7 @@
 //! What may stand before HTTP on a connection: TLS, a PROXY header, a Unix socket, HTTP/2.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use bytes::Bytes;
@@ -192,7 +192,7 @@ where
 {
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), stream).await.unwrap();
-    rig.door.tasks.spawn_until_closed(async move {
+    rig.proxy.tasks.spawn_until_closed(async move {
         let _ = connection.await;
     });
     let asks = (0..20).map(|n| {

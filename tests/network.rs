@@ -1,8 +1,8 @@
-//! A bad network between clients and door, and between door and Ray: late, held up, cut, one way only,
+//! A bad network between clients and proxy, and between proxy and Ray: late, held up, cut, one way only,
 //! while limits and upstreams are replaced and hosts die and come back. In virtual time, by seed.
 //!
-//! Clients, door and Ray are hosts of a turmoil simulation: one thread, one clock, one source of
-//! chance. The door is the whole of it, from its accept loop to its connections to Ray; only where
+//! Clients, proxy and Ray are hosts of a turmoil simulation: one thread, one clock, one source of
+//! chance. The proxy is the whole of it, from its accept loop to its connections to Ray; only where
 //! streams come from is turmoil's instead of the OS's ([`Dial`], [`Accept`]). What a cut line swallows
 //! is never sent again, so both ends of it stay open and silent: the half-open lines that a network
 //! leaves behind when it fails for good.
@@ -14,15 +14,15 @@
 //!     NETWORK_SEEDS=1000..3000 cargo test --test network     others; one that fails is named
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use arc_swap::ArcSwap;
 use rayguard::core::request::catalogue::{CLASSES, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::identify::Identifier;
-use rayguard::proxy::door::{Door, Entrance, Front};
 use rayguard::proxy::listen::{self, Bounds};
+use rayguard::proxy::state::{Entrance, Front, ProxyState};
 use rayguard::proxy::stream::{Accept, Dial, Line, Pending};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rayguard::runtime::clock::Clock;
@@ -86,7 +86,7 @@ impl Dice {
 
 // --- What is seen of a storm ---
 
-/// Something that happened at the door's streams: when, with whom, what, how much of it.
+/// Something that happened at the proxy's streams: when, with whom, what, how much of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Sight(Duration, SocketAddr, &'static str, usize);
 
@@ -162,7 +162,7 @@ impl AsyncWrite for Watched {
     }
 }
 
-/// Where the door's streams to Ray begin, ...
+/// Where the proxy's streams to Ray begin, ...
 #[derive(Debug)]
 struct Way;
 
@@ -211,8 +211,8 @@ struct World {
     calm: Cell<bool>,
     /// They may ask once more.
     again: Cell<bool>,
-    door: RefCell<Option<Arc<Door>>>,
-    doors: Cell<usize>,
+    proxy: RefCell<Option<Arc<ProxyState>>>,
+    proxies: Cell<usize>,
     /// What may not happen, where a panic would end a task alone.
     faults: RefCell<Vec<String>>,
 }
@@ -265,8 +265,8 @@ async fn answer_to(number: &str, dice: &Dice, calm: bool) -> Option<String> {
     })
 }
 
-/// The door, and whoever looks after it in service: limits and upstreams are replaced under it.
-async fn door(world: Rc<World>, dice: Dice) -> turmoil::Result {
+/// The proxy, and whoever looks after it in service: limits and upstreams are replaced under it.
+async fn proxy(world: Rc<World>, dice: Dice) -> turmoil::Result {
     let (tasks, clock) = (Tasks::default(), Clock::start());
     let (note, _sheds) = tokio::sync::mpsc::channel(1 << 16);
     let mut policy = policy();
@@ -274,12 +274,12 @@ async fn door(world: Rc<World>, dice: Dice) -> turmoil::Result {
         class.timeout = class.timeout.map(|_| Duration::from_secs(20));
     }
     let identifier = Identifier::new([1, 2], Vec::new(), Vec::new());
-    let door = Door::new(Arc::new(policy), identifier, clock, tasks.clone(), note);
-    world.doors.set(world.doors.get() + 1);
-    let dice = dice.named(&world.doors.get().to_string());
-    *world.door.borrow_mut() = Some(Arc::clone(&door));
-    let new_entrance = || entrance(&door, clock, &tasks);
-    let front = Front::new(Arc::clone(&door), new_entrance());
+    let proxy = ProxyState::new(Arc::new(policy), identifier, clock, tasks.clone(), note);
+    world.proxies.set(world.proxies.get() + 1);
+    let dice = dice.named(&world.proxies.get().to_string());
+    *world.proxy.borrow_mut() = Some(Arc::clone(&proxy));
+    let new_entrance = || entrance(&proxy, clock, &tasks);
+    let front = Front::new(Arc::clone(&proxy), new_entrance());
     let bounds = Bounds {
         head_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(20),
@@ -291,19 +291,19 @@ async fn door(world: Rc<World>, dice: Dice) -> turmoil::Result {
     tasks.spawn(listen::serve(arrivals, Arc::clone(&front), tasks.clone(), bounds));
     loop {
         if !world.calm.get() {
-            reload(&door, &front, &dice, new_entrance);
+            reload(&proxy, &front, &dice, new_entrance);
         }
         for _ in 0..=dice.below(50) {
-            door.pump();
+            proxy.pump();
             sleep(Duration::from_millis(20)).await;
         }
         front.load().entrance.upstream.sweep();
     }
 }
 
-/// A front to the same door, whose connections to Ray are all new.
-fn entrance(door: &Arc<Door>, clock: Clock, tasks: &Tasks) -> Arc<Entrance> {
-    let classifier = Classifier::new(&door.policy, Surface::Dashboard, &[]).unwrap();
+/// A front to the same proxy, whose connections to Ray are all new.
+fn entrance(proxy: &Arc<ProxyState>, clock: Clock, tasks: &Tasks) -> Arc<Entrance> {
+    let classifier = Classifier::new(&proxy.policy, Surface::Dashboard, &[]).unwrap();
     let options = Options { connect_timeout: Duration::from_secs(1), ..Options::default() };
     let address = Address::Tcp(format!("ray:{PORT}"));
     let upstream = Upstream::over(Some(Arc::new(Way)), address, options, clock, tasks.clone());
@@ -311,8 +311,13 @@ fn entrance(door: &Arc<Door>, clock: Clock, tasks: &Tasks) -> Arc<Entrance> {
 }
 
 /// New limits, and now and then a new upstream, while requests are under way.
-fn reload(door: &Arc<Door>, front: &ArcSwap<Front>, dice: &Dice, entrance: impl Fn() -> Arc<Entrance>) {
-    let mut table = (**door.table.load()).clone();
+fn reload(
+    proxy: &Arc<ProxyState>,
+    front: &ArcSwap<Front>,
+    dice: &Dice,
+    entrance: impl Fn() -> Arc<Entrance>,
+) {
+    let mut table = (**proxy.table.load()).clone();
     table.version += 1;
     for name in ["job-submit", "job-list", "job-status"] {
         let limits = &mut table.classes[class(name).index()];
@@ -320,9 +325,9 @@ fn reload(door: &Arc<Door>, front: &ArcSwap<Front>, dice: &Dice, entrance: impl 
         let limit = dice.below(6) as f64;
         limits.in_flight = limit + 1.0;
     }
-    door.set_table(Arc::new(table));
+    proxy.set_table(Arc::new(table));
     if dice.below(3) == 0 {
-        front.store(Arc::new(Front { door: Arc::clone(door), entrance: entrance() }));
+        front.store(Arc::new(Front { proxy: Arc::clone(proxy), entrance: entrance() }));
     }
 }
 
@@ -358,7 +363,7 @@ async fn ask(world: &World, who: usize, requests: usize, dice: &Dice) {
         let patience = Duration::from_millis(200 + dice.below(8000));
         let answered = timeout(patience, async {
             if line.is_none() {
-                let stream = TcpStream::connect(("door", PORT)).await.ok()?;
+                let stream = TcpStream::connect(("proxy", PORT)).await.ok()?;
                 line = Some(Client::over(Watched::over(stream).ok()?));
             }
             let client = line.as_mut()?;
@@ -391,13 +396,13 @@ async fn ask(world: &World, who: usize, requests: usize, dice: &Dice) {
 /// One change of the network; most storms are of one kind.
 fn turn(sim: &mut Sim<'_>, clients: &[String], dice: &Dice) {
     for name in clients {
-        change(sim, name, "door", dice);
+        change(sim, name, "proxy", dice);
     }
-    change(sim, "door", "ray", dice);
+    change(sim, "proxy", "ray", dice);
     match dice.below(30) {
         0 => sim.bounce("ray"),
         1 => sim.crash("ray"),
-        2 => sim.bounce("door"),
+        2 => sim.bounce("proxy"),
         _ if !sim.is_host_running("ray") => sim.bounce("ray"),
         _ => {}
     }
@@ -417,7 +422,7 @@ fn change(sim: &Sim<'_>, a: &str, b: &str, dice: &Dice) {
 }
 
 fn clear(sim: &mut Sim<'_>, clients: &[String]) {
-    let links = clients.iter().map(|name| (name.as_str(), "door")).chain([("door", "ray")]);
+    let links = clients.iter().map(|name| (name.as_str(), "proxy")).chain([("proxy", "ray")]);
     for (a, b) in links {
         sim.release(a, b);
         sim.set_link_max_message_latency(a, b, Duration::from_millis(5));
@@ -468,9 +473,9 @@ fn storm(seed: u64) -> (Vec<Outcome>, Vec<Sight>) {
         let (world, dice) = (Rc::clone(&world), dice.named("ray"));
         move || ray(Rc::clone(&world), dice.clone())
     });
-    sim.host("door", {
-        let (world, dice) = (Rc::clone(&world), dice.named("door"));
-        move || door(Rc::clone(&world), dice.clone())
+    sim.host("proxy", {
+        let (world, dice) = (Rc::clone(&world), dice.named("proxy"));
+        move || proxy(Rc::clone(&world), dice.clone())
     });
     let clients: Vec<String> = (0..CLIENTS).map(|who| format!("client-{who}")).collect();
     for (who, name) in clients.iter().enumerate() {
@@ -492,13 +497,13 @@ fn storm(seed: u64) -> (Vec<Outcome>, Vec<Sight>) {
     world.calm.set(true);
     pass(&mut sim, Duration::from_mins(1));
     {
-        let door = world.door.borrow();
-        let door = door.as_ref().unwrap();
+        let proxy = world.proxy.borrow();
+        let proxy = proxy.as_ref().unwrap();
         for class in CLASSES {
-            let at = door.gate.load(rig::class(class.name));
+            let at = proxy.gate.load(rig::class(class.name));
             assert_eq!(at, (0, 0), "{}: under way and waiting, a minute after", class.name);
         }
-        assert_eq!(door.connections.count(), 0, "connections, a minute after");
+        assert_eq!(proxy.connections.count(), 0, "connections, a minute after");
     }
     world.again.set(true);
     pass_until(&mut sim, || world.through[1].get() == CLIENTS);

@@ -1,7 +1,7 @@
 //! The rate-limit service on the wire: one gRPC call, and whatever else may come instead of it.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,12 +13,12 @@ use prost::Message;
 use rayguard::core::policy::Bounds;
 use rayguard::core::request::catalogue::Surface;
 use rayguard::core::request::classify::Classifier;
-use rayguard::proxy::door::{Entrance, Front};
 use rayguard::proxy::listen::{self, Listener};
 use rayguard::proxy::ratelimit::Service;
 use rayguard::proxy::ratelimit::call::{MESSAGE_BYTES_MAX, METHOD};
 use rayguard::proxy::ratelimit::message::{Code, Descriptor, Entry, RateLimitRequest, RateLimitResponse};
 use rayguard::proxy::ratelimit::tally::Answer;
+use rayguard::proxy::state::{Entrance, Front};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rig::{Client, Rig, class, policy, until};
 use std::net::SocketAddr;
@@ -26,19 +26,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// A service beside a door, at one table with it.
+/// A service beside a proxy, at one table with it.
 async fn start() -> (Rig, SocketAddr) {
     let rig = Rig::with_policy(|policy| {
         let class = &mut policy.classes[class("job-status").index()];
         (class.in_flight, class.queue.len_max) = (Bounds::fixed(2.0), 0);
     })
     .await;
-    let (clock, tasks) = (rig.door.clock, rig.door.tasks.clone());
+    let (clock, tasks) = (rig.proxy.clock, rig.proxy.tasks.clone());
     let classifier = Classifier::new(&policy(), Surface::Dashboard, &[]).unwrap();
     let upstream =
         Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks.clone());
     let entrance = Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream));
-    let front = Front::new(Arc::clone(&rig.door), entrance);
+    let front = Front::new(Arc::clone(&rig.proxy), entrance);
     let listener = Listener::bind(&rayguard::config::settings::Address::Tcp("127.0.0.1:0".parse().unwrap()))
         .await
         .unwrap();
@@ -52,7 +52,7 @@ async fn connect(rig: &Rig, address: SocketAddr) -> SendRequest<Full<Bytes>> {
     let stream = TcpStream::connect(address).await.unwrap();
     let (sender, connection) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-    rig.door.tasks.spawn_until_closed(async move {
+    rig.proxy.tasks.spawn_until_closed(async move {
         let _ = connection.await;
     });
     sender
@@ -98,18 +98,18 @@ async fn decided(to: &mut SendRequest<Full<Bytes>>) -> Code {
 }
 
 #[tokio::test]
-async fn door_and_service_share_every_limit() {
+async fn proxy_and_service_share_every_limit() {
     let (rig, address) = start().await;
     let mut envoy = connect(&rig, address).await;
-    let mut at_the_door = rig.client().await;
-    at_the_door.send("GET /api/jobs/a HTTP/1.1\r\nhost: head\r\nx-do: hold\r\n\r\n").await;
-    until("one is under way", || rig.door.gate.load(class("job-status")).0 == 1).await;
+    let mut at_the_proxy = rig.client().await;
+    at_the_proxy.send("GET /api/jobs/a HTTP/1.1\r\nhost: head\r\nx-do: hold\r\n\r\n").await;
+    until("one is under way", || rig.proxy.gate.load(class("job-status")).0 == 1).await;
     assert_eq!(decided(&mut envoy).await, Code::Ok);
     assert_eq!(decided(&mut envoy).await, Code::OverLimit);
     assert_eq!(rig.ask("GET /api/jobs/a HTTP/1.1\r\nhost: head\r\n\r\n").await.status, 503);
     rig.ray.hold.add_permits(1);
-    assert_eq!(at_the_door.answer().await.status, 200);
-    until("its place is free", || rig.door.gate.load(class("job-status")).0 < 2).await;
+    assert_eq!(at_the_proxy.answer().await.status, 200);
+    until("its place is free", || rig.proxy.gate.load(class("job-status")).0 < 2).await;
     assert_eq!(decided(&mut envoy).await, Code::Ok);
 }
 
@@ -132,7 +132,7 @@ async fn what_is_not_the_call_is_refused_and_the_connection_goes_on() {
         let (status, told, bytes) = call(&mut envoy, path, body).await;
         assert_eq!((status, told.as_str(), bytes.len()), (StatusCode::OK, grpc, 0));
     }
-    assert_eq!(rig.door.ratelimit.count(Answer::Malformed), 7);
+    assert_eq!(rig.proxy.ratelimit.count(Answer::Malformed), 7);
     assert_eq!(decided(&mut envoy).await, Code::Ok);
 }
 
@@ -161,9 +161,9 @@ async fn a_thousand_questions_at_once_are_all_answered_within_the_limit() {
     let codes = asking.join_all().await;
     let passed = codes.iter().filter(|code| **code == Code::Ok).count();
     // Nobody tells an end: two at a time, each for as long as its class's objective.
-    let slo = rig.door.policy.classes[class("job-status").index()].slo.latency;
+    let slo = rig.proxy.policy.classes[class("job-status").index()].slo.latency;
     assert!((2..=8).contains(&passed), "{passed} of 1500, {slo:?} each");
     assert_eq!(codes.len(), 1500);
-    let counts = rig.door.gate.counts(class("job-status"));
+    let counts = rig.proxy.gate.counts(class("job-status"));
     assert_eq!((counts.offered, counts.admitted), (1500, passed as u64));
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// `rayguard run` before a head that is not there; ended with the value.
 struct Process {
     child: Child,
-    door: SocketAddr,
+    proxy: SocketAddr,
     admin: SocketAddr,
 }
 
@@ -21,11 +21,11 @@ fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-fn command(state: &Path, door: SocketAddr, admin: SocketAddr) -> Command {
+fn command(state: &Path, proxy: SocketAddr, admin: SocketAddr) -> Command {
     let nobody = free_address();
-    let config = std::env::temp_dir().join(format!("rayguard-record-{}.toml", door.port()));
+    let config = std::env::temp_dir().join(format!("rayguard-record-{}.toml", proxy.port()));
     let text = format!(
-        "upstream = 'http://{nobody}'\nlisten = '{door}'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
+        "upstream = 'http://{nobody}'\nlisten = '{proxy}'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
          [metrics]\ndiscover = false\n[probe]\ninterval = '100ms'\ntimeout = '90ms'\n",
         state.display()
     );
@@ -37,9 +37,9 @@ fn command(state: &Path, door: SocketAddr, admin: SocketAddr) -> Command {
 
 impl Process {
     fn start(state: &Path) -> Process {
-        let (door, admin) = (free_address(), free_address());
-        let child = command(state, door, admin).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        let process = Process { child, door, admin };
+        let (proxy, admin) = (free_address(), free_address());
+        let child = command(state, proxy, admin).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let process = Process { child, proxy, admin };
         eventually("the admin listener answers", || process.page("/livez"));
         process
     }
@@ -153,11 +153,11 @@ fn a_second_process_on_the_same_state_is_turned_away_by_name_and_the_first_stays
 }
 
 #[test]
-fn where_nothing_can_be_written_the_door_stands_and_an_alert_says_so() {
+fn where_nothing_can_be_written_the_proxy_stands_and_an_alert_says_so() {
     // Not even the superuser makes a directory there.
     let process = Process::start(Path::new("/proc/rayguard"));
-    let refused = ask(process.door, "/api/jobs/").unwrap();
-    assert!(refused.contains("rayguard:"), "the door answers for the head that is gone: {refused}");
+    let refused = ask(process.proxy, "/api/jobs/").unwrap();
+    assert!(refused.contains("rayguard:"), "the proxy answers for the head that is gone: {refused}");
     eventually("lost lines are counted", || {
         let page = process.page("/metrics")?;
         let lost = page.lines().find(|line| line.starts_with("rayguard_record_lost_total"))?.to_owned();

@@ -2,7 +2,7 @@
 //! a reason: targets, headers, heads that are too long, pages of other origins.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use rayguard::core::policy::{Bounds, PerClientLimits};

@@ -3,10 +3,10 @@
 //! one request, and the same one to Ray.
 //!
 //! The shapes, with what Ray's own HTTP server makes of each, stand in `smuggling/shapes.tsv`;
-//! `ray/test_smuggling.py` holds the table against that server, and the door before it.
+//! `ray/test_smuggling.py` holds the table against that server, and the proxy before it.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
 
 use rayguard::proxy::listen::Bounds;
@@ -23,7 +23,7 @@ const PRIZE_READ: &str = "GET /prize \"\"";
 /// A row of the table.
 struct Shape {
     name: &'static str,
-    door: Verdict,
+    proxy: Verdict,
     /// What aiohttp hands on, then how it ends: the prize, a status, or `...` for waiting.
     aiohttp: Vec<&'static str>,
     bytes: Vec<u8>,
@@ -44,13 +44,13 @@ fn shapes() -> Vec<Shape> {
     rows.map(|row| {
         let mut columns = row.split('\t');
         let mut next = || columns.next().unwrap_or_else(|| panic!("four columns: {row}"));
-        let (name, door, aiohttp, bytes) = (next(), next(), next(), next());
-        let door = match door {
+        let (name, proxy, aiohttp, bytes) = (next(), next(), next(), next());
+        let proxy = match proxy {
             "pass" => Verdict::Pass,
             "cut" => Verdict::Cut,
             status => Verdict::Refuse(status.parse().unwrap()),
         };
-        Shape { name, door, aiohttp: aiohttp.split("; ").collect(), bytes: unescape(bytes) }
+        Shape { name, proxy, aiohttp: aiohttp.split("; ").collect(), bytes: unescape(bytes) }
     })
     .collect()
 }
@@ -107,7 +107,7 @@ async fn rig() -> Rig {
     Rig::with(Setup { bounds, ..Setup::default() }).await
 }
 
-/// What the door does with a shape and the prize behind it: the statuses of its answers.
+/// What the proxy does with a shape and the prize behind it: the statuses of its answers.
 async fn statuses(rig: &Rig, shape: &Shape) -> Vec<u16> {
     let mut client = rig.client().await;
     client.send(&shape.bytes).await;
@@ -125,9 +125,9 @@ async fn statuses(rig: &Rig, shape: &Shape) -> Vec<u16> {
 fn what_passes_is_at_most_one_request_to_aiohttp_too() {
     let shapes = shapes();
     assert!(shapes.len() >= 200, "{}", shapes.len());
-    for Shape { name, door, aiohttp, .. } in shapes {
+    for Shape { name, proxy, aiohttp, .. } in shapes {
         assert!(!aiohttp[0].is_empty(), "{name}: not read yet; run tests/ray/smuggling.py");
-        if door != Verdict::Pass {
+        if proxy != Verdict::Pass {
             continue;
         }
         // What else it says is a refusal, or that it waits.
@@ -142,7 +142,7 @@ async fn what_is_refused_is_refused_whole_and_ends_its_connection() {
     let rig = rig().await;
     let mut wrong = Vec::new();
     for shape in shapes() {
-        let Verdict::Refuse(status) = shape.door else { continue };
+        let Verdict::Refuse(status) = shape.proxy else { continue };
         let statuses = statuses(&rig, &shape).await;
         // A head that was understood may be refused for what it asks; the next is then heard.
         let heard = rig.ray.seen().iter().map(reading).collect::<Vec<_>>();
@@ -160,7 +160,7 @@ async fn what_is_refused_is_refused_whole_and_ends_its_connection() {
 async fn a_body_that_breaks_ends_the_request_and_the_connection() {
     let rig = rig().await;
     let mut wrong = Vec::new();
-    for shape in shapes().iter().filter(|shape| shape.door == Verdict::Cut) {
+    for shape in shapes().iter().filter(|shape| shape.proxy == Verdict::Cut) {
         let statuses = statuses(&rig, shape).await;
         if statuses.len() > 1 || statuses.iter().any(|&status| status < 400) || rig.ray.count() > 0 {
             wrong.push(format!("{}: {statuses:?}, {:?}", shape.name, rig.ray.seen()));
@@ -175,7 +175,7 @@ async fn a_body_that_breaks_ends_the_request_and_the_connection() {
 async fn what_passes_is_one_request_and_the_same_to_ray() {
     let rig = rig().await;
     let mut wrong = Vec::new();
-    for shape in shapes().iter().filter(|shape| shape.door == Verdict::Pass) {
+    for shape in shapes().iter().filter(|shape| shape.proxy == Verdict::Pass) {
         let statuses = statuses(&rig, shape).await;
         let heard: Vec<String> = rig.ray.seen().iter().map(reading).collect();
         rig.ray.seen.lock().unwrap().clear();

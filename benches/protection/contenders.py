@@ -17,9 +17,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 HEAD_PORT = 18265
-DOOR_PORT = 18266
+PROXY_PORT = 18266
 CLIENT_HEAD_PORT = 18267  # Ray Client, on a real head only
-CLIENT_DOOR_PORT = 18268
+CLIENT_PROXY_PORT = 18268
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -100,8 +100,8 @@ def find_rayguard():
 
 # On a real head rayguard guards Ray Client's port too; all else stays as shipped.
 REAL = f"""listen = [
-  {{ address = "127.0.0.1:{DOOR_PORT}" }},
-  {{ address = "127.0.0.1:{CLIENT_DOOR_PORT}", kind = "ray-client", upstream = "http://127.0.0.1:{CLIENT_HEAD_PORT}" }},
+  {{ address = "127.0.0.1:{PROXY_PORT}" }},
+  {{ address = "127.0.0.1:{CLIENT_PROXY_PORT}", kind = "ray-client", upstream = "http://127.0.0.1:{CLIENT_HEAD_PORT}" }},
 ]
 """
 
@@ -132,7 +132,7 @@ def commands(work, real=False, recording=None):
             *os.environ.get("RAYGUARD_RUN_ARGS", "").split(),
             "--upstream",
             f"http://127.0.0.1:{HEAD_PORT}",
-            *(["--config", str(work / "rayguard.toml")] if real else ["--listen", f"127.0.0.1:{DOOR_PORT}"]),
+            *(["--config", str(work / "rayguard.toml")] if real else ["--listen", f"127.0.0.1:{PROXY_PORT}"]),
         ],
     }
 
@@ -149,7 +149,7 @@ class Contender:
 
     @property
     def port(self):
-        return HEAD_PORT if self.name == "nothing" else DOOR_PORT
+        return HEAD_PORT if self.name == "nothing" else PROXY_PORT
 
     @property
     def target(self):

@@ -23,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent / "tests" / "ray"))
 
 import simulated
-from contenders import CLIENT_DOOR_PORT, CLIENT_HEAD_PORT, HEAD_PORT, HERE, ROOT, Contender, commands, find_rayguard
+from contenders import CLIENT_PROXY_PORT, CLIENT_HEAD_PORT, HEAD_PORT, HERE, ROOT, Contender, commands, find_rayguard
 from head import Head
 from history import History
 from plot import plot, plot_backlog
@@ -87,7 +87,7 @@ def cell(scenario, name, options, work, recording):
 
 def storm(name, notes):
     """Starts the Ray Client connections; they knock when the flood is due."""
-    port = CLIENT_HEAD_PORT if name == "nothing" else CLIENT_DOOR_PORT
+    port = CLIENT_HEAD_PORT if name == "nothing" else CLIENT_PROXY_PORT
     begin, end = notes["flood"]
     script = f"sleep {begin - 3}; exec {sys.executable} {HERE / 'clients.py'} 127.0.0.1:{port} {notes['ray_clients']} {end - begin - 10}"
     return subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True)

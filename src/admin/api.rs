@@ -9,8 +9,8 @@ use crate::admin::Desk;
 use crate::admin::access::Peer;
 use crate::admin::answer::{Answer, Problem, bytes, json, text};
 use crate::admin::schema::{
-    AdjustmentRow, Adjustments, Done, DoorView, EventRow, Events, FreezeOrder, LeaseView, LimitRow, Limits,
-    ModeOrder, PinOrder, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinOrder,
+    AdjustmentRow, Adjustments, Done, EventRow, Events, FreezeOrder, LeaseView, LimitRow, Limits,
+    ListenerView, ModeOrder, PinOrder, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinOrder,
 };
 use crate::admin::{clients, discovery, page};
 use crate::core::engine::steer::{Order, Refusal};
@@ -171,7 +171,7 @@ fn ok<T: serde::Serialize>(value: &T) -> Answer {
 }
 
 fn alive(guard: &Guard) -> Answer {
-    let idle = guard.clock.now().since(guard.door_reading().1);
+    let idle = guard.clock.now().since(guard.proxy_reading().1);
     if idle > STALLED {
         let body = format!("the loop has not stepped for {:.0} s\n", idle.as_secs_f64());
         return text(StatusCode::SERVICE_UNAVAILABLE, &body);
@@ -195,7 +195,7 @@ fn exposition(guard: &Guard, headers: &HeaderMap) -> Answer {
 fn state(desk: &Desk) -> State {
     let guard = &desk.guard;
     let settings = guard.settings();
-    let doors = settings.listeners.iter().map(|listener| DoorView {
+    let listeners = settings.listeners.iter().map(|listener| ListenerView {
         kind: crate::proxy::handle::surface_name(listener.surface).to_owned(),
         listen: listener.address.to_string(),
         upstream: listener.upstream.url(),
@@ -206,7 +206,7 @@ fn state(desk: &Desk) -> State {
         time: guard.clock.wall(),
         uptime_s: guard.clock.now().as_secs_f64(),
         token_required: desk.access.takes_token(),
-        doors: doors.collect(),
+        listeners: listeners.collect(),
         leases: leases(guard),
         view: guard.view(),
     }
@@ -377,7 +377,7 @@ async fn steer(desk: &Desk, path: &str, who: &str, body: &[u8]) -> Result<Answer
     let who = by(&given_who, who);
     guard.order(&order, &words("who", &who)?, &words("why", &why)?).map_err(|refusal| refused(&refusal))?;
     tracing::info!(who = %printable(&who), why = %printable(&why), "{done}");
-    Ok(ok(&Done { done, table: guard.door().table.load().version }))
+    Ok(ok(&Done { done, table: guard.proxy().table.load().version }))
 }
 
 /// Whoever it says it is, and what the connection tells.

@@ -83,10 +83,10 @@ const ROUTES_MAX: usize = 3;
 /// The heaviest clients, at most `count`; with their addresses if `open`.
 #[must_use]
 pub fn clients(desk: &Desk, count: usize, open: bool) -> Clients {
-    let door = desk.guard.door();
+    let proxy = desk.guard.proxy();
     let (now, wall) = (desk.guard.clock.now(), desk.guard.clock.wall());
-    let (clients, since) = door.census().clients(count, now);
-    let classes = &door.policy.classes;
+    let (clients, since) = proxy.census().clients(count, now);
+    let classes = &proxy.policy.classes;
     let row = |client: &Client| ClientRow {
         client: format!("{:016x}", client.address),
         address: client.last_seen_at.filter(|_| open).map(|address| address.to_string()),

@@ -120,18 +120,18 @@ impl From<&Traffic> for TrafficView {
 #[must_use]
 pub fn discovery(desk: &Desk) -> Discovery {
     let guard = &desk.guard;
-    let (door, settings) = (guard.door(), guard.settings());
+    let (proxy, settings) = (guard.proxy(), guard.settings());
     let (routes, traffic, began) = {
-        let census = door.census();
-        let classes: Vec<Traffic> = (0..door.policy.classes.len())
+        let census = proxy.census();
+        let classes: Vec<Traffic> = (0..proxy.policy.classes.len())
             .map(|at| census.class(class_id(at)).cloned().unwrap_or_default())
             .collect();
         (census.routes(), classes, census.began())
     };
     let watched = guard.clock.now().since(began);
-    let module = |class: &Class| &door.policy.modules[class.module.index()];
+    let module = |class: &Class| &proxy.policy.modules[class.module.index()];
     let route = |route: &Route| {
-        let class = door.policy.classes.get(route.class.index())?;
+        let class = proxy.policy.classes.get(route.class.index())?;
         Some(RouteTraffic {
             pattern: route.pattern.to_string(),
             class: class.name.to_string(),
@@ -143,8 +143,8 @@ pub fn discovery(desk: &Desk) -> Discovery {
         })
     };
     let class = |(at, traffic): (usize, &Traffic)| {
-        let class = &door.policy.classes[at];
-        let counts = door.gate.counts(class_id(at));
+        let class = &proxy.policy.classes[at];
+        let counts = proxy.gate.counts(class_id(at));
         let mode = settings.class_modes.get(at);
         ClassTraffic {
             class: class.name.to_string(),

@@ -96,7 +96,7 @@ pub struct ClassColumns {
     pub in_flight_limit: Vec<Option<f32>>,
     /// The limit on requests per second.
     pub rate_limit: Vec<Option<f32>>,
-    /// Door latency / objective.
+    /// Proxy latency / objective.
     pub pressure: Vec<Option<f32>>,
 }
 

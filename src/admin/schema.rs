@@ -33,8 +33,8 @@ pub struct State {
     /// Whether steering takes a token.
     pub token_required: bool,
     /// Where requests come in, and where they go.
-    pub doors: Vec<DoorView>,
-    /// What this replica may use of each limit it shares; empty for a door that shares with nobody.
+    pub listeners: Vec<ListenerView>,
+    /// What this replica may use of each limit it shares; empty for a replica that shares with nobody.
     #[serde(default)]
     pub leases: Vec<LeaseView>,
     /// Everything the engine knows.
@@ -42,9 +42,9 @@ pub struct State {
     pub view: View,
 }
 
-/// One listener of the door.
+/// One listener of the proxy.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct DoorView {
+pub struct ListenerView {
     /// `dashboard`, `ray-client` or `serve`.
     pub kind: String,
     /// Where it listens.

@@ -249,7 +249,7 @@ fn notes(settings: &Settings) -> Vec<String> {
         && !metrics.discover
     {
         notes.push(
-            "no source of Ray's metrics is left; limits follow door latency and the probe alone".to_owned(),
+            "no source of Ray's metrics is left; limits follow proxy latency and the probe alone".to_owned(),
         );
     }
     if control.outer_period < metrics.interval {
@@ -392,7 +392,7 @@ mod tests {
         let note = out.lines().find(|line| line.contains("the 3 replicas of the fleet")).unwrap();
         assert!(note.contains("job-submit (2)") && !note.contains("views ("), "{note}");
         let (_, out) = checked(STILL, Format::Table);
-        assert!(!out.contains("replicas"), "one door has no such trouble:\n{out}");
+        assert!(!out.contains("replicas"), "one proxy has no such trouble:\n{out}");
     }
 
     #[test]

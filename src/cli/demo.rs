@@ -69,13 +69,13 @@ async fn show(args: &Args) -> Result<u8, DemoError> {
         .keep
         .clone()
         .unwrap_or_else(|| std::env::temp_dir().join(format!("rayguard-demo-{}", std::process::id())));
-    let (guard, door) = start_guard(&head, &dir).await?;
+    let (guard, proxy) = start_guard(&head, &dir).await?;
 
     let clock = guard.clock;
     let screen = Screen { live: std::io::stdout().is_terminal() && !args.plain, clock, plan: plan.clone() };
     screen.open()?;
     let direct = spawn_load(&plan, bare.dashboard, &guard.tasks);
-    let guarded = spawn_load(&plan, door, &guard.tasks);
+    let guarded = spawn_load(&plan, proxy, &guard.tasks);
     let start = clock.now();
     let mut every =
         tokio::time::interval(if screen.live { Duration::from_millis(500) } else { Duration::from_secs(2) });
@@ -143,10 +143,10 @@ async fn start_guard(head: &Running, dir: &std::path::Path) -> Result<(Arc<Guard
         .front(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
         .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let door = listener.local_addr()?;
+    let proxy = listener.local_addr()?;
     tasks.spawn(listen::serve(listener, front, tasks.clone(), listen::Bounds::default()));
     watch::start(&guard);
-    Ok((guard, door))
+    Ok((guard, proxy))
 }
 
 fn new_guard(settings: &Arc<Settings>, clock: Clock, tasks: &Tasks, record: Ledger) -> Arc<Guard> {

@@ -158,7 +158,7 @@ pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, Fault> {
     let ray = look.ray().await;
     let answers = ray.iter().all(|finding| finding.health != Health::Fail);
     findings.extend(ray);
-    findings.extend(look.doors(answers).await);
+    findings.extend(look.listeners(answers).await);
     findings.extend(look.readings().await);
     findings.push(look.state_dir());
     findings.extend(look.store().await);
@@ -294,14 +294,14 @@ impl Look<'_> {
 // === ports ===
 
 impl Look<'_> {
-    async fn doors(&self, ray_answers: bool) -> Vec<Finding> {
+    async fn listeners(&self, ray_answers: bool) -> Vec<Finding> {
         let listeners = self.settings.listeners.iter().map(|listener| ("listen", &listener.address));
         let admin = self.settings.admin.as_ref().map(|admin| ("admin", &admin.listen));
         let mut findings = Vec::new();
         let service = self.settings.ratelimit_service.as_ref();
         let service = service.map(|service| ("ratelimit_service", &service.listen));
         for (subject, address) in listeners.chain(service).chain(admin) {
-            findings.push(self.door(subject, address).await);
+            findings.push(self.listener(subject, address).await);
         }
         if ray_answers && self.settings.upstream.port == 8265 {
             let remedy = "fine for a first try; to guard everyone: ray start --head --dashboard-port=18265, and \
@@ -315,7 +315,7 @@ impl Look<'_> {
         findings
     }
 
-    async fn door(&self, subject: &str, address: &Address) -> Finding {
+    async fn listener(&self, subject: &str, address: &Address) -> Finding {
         let Address::Tcp(tcp) = address else { return Finding::ok(subject, address.to_string()) };
         match TcpListener::bind(tcp) {
             Ok(_) => Finding::ok(subject, format!("{tcp} is free")),

@@ -298,9 +298,9 @@ mod tests {
             "shed request r-17 of state-heavy (StateHead) after 1500 ms in the queue: class_in_flight; 2 under way, limit 2",
             "told to retry in 4 s",
             "the class was at its limit of requests in flight",
-            "cut state-heavy in_flight from 4 to 3.61: door latency 7.5 s is 1.5x its target 5 s",
-            "read: door_latency 7.5 s (target 5 s, pressure 1.5), 100 ms old, from door",
-            "undo: it grows again once door_latency is below 4.75 s",
+            "cut state-heavy in_flight from 4 to 3.61: proxy latency 7.5 s is 1.5x its target 5 s",
+            "read: proxy_latency 7.5 s (target 5 s, pressure 1.5), 100 ms old, from proxy",
+            "undo: it grows again once proxy_latency is below 4.75 s",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }

@@ -243,12 +243,12 @@ pub(crate) mod tests {
             mode: Mode::Enforce,
             policy_version: 1,
             signals: vec![SignalSeen {
-                name: "door_latency".into(),
+                name: "proxy_latency".into(),
                 value: pressure * 5.0,
                 target: 5.0,
                 pressure,
                 age_ms: 100,
-                source: "door".into(),
+                source: "proxy".into(),
                 unit: "s".into(),
             }],
             apportioned: None,
@@ -330,7 +330,7 @@ pub(crate) mod tests {
         assert_eq!(
             first,
             "2023-11-14T22:13:20.000Z        1  adjustment     cut state-heavy in_flight from 4 to 3.61: \
-             door latency 7.5 s is 1.5x its target 5 s; limit reached"
+             proxy latency 7.5 s is 1.5x its target 5 s; limit reached"
         );
         assert_eq!(text.lines().count(), 3);
     }

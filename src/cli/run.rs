@@ -226,7 +226,7 @@ fn run_for(args: Args, length: Option<Duration>, ready: impl FnOnce(&Settings)) 
     runtime.block_on(guard(Arc::new(settings), source, inherited(), recording, length, ready))
 }
 
-/// Threads for the door. One forwards more requests than any head answers; a few more keep a TLS
+/// Threads for the proxy. One forwards more requests than any head answers; a few more keep a TLS
 /// handshake or a large page of metrics from holding up whoever comes next.
 const WORKERS_MAX: usize = 4;
 
@@ -358,7 +358,7 @@ async fn guard(
 }
 
 /// Says at once what an operator who mistyped an address needs to know. It is no reason to end:
-/// beside a head that is still starting, the door must be there first.
+/// beside a head that is still starting, the proxy must be there first.
 fn say_whether_ray_is_there(guard: &Arc<Guard>) {
     let settings = guard.settings();
     // Where only applications are proxied there is no dashboard to expect.

@@ -85,8 +85,8 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         printable(&state.config),
         printable(&state.version)
     )?;
-    for door in &state.doors {
-        writeln!(out, "Door    {} {} -> {}", door.kind, door.listen, door.upstream)?;
+    for listener in &state.listeners {
+        writeln!(out, "Listen  {} {} -> {}", listener.kind, listener.listen, listener.upstream)?;
     }
     let ray = view.upstream_problem.as_ref().map_or_else(
         || "answers".to_owned(),
@@ -332,7 +332,7 @@ pub(super) mod tests {
             time: WallMs(0),
             uptime_s: 7200.4,
             token_required: false,
-            doors: Vec::new(),
+            listeners: Vec::new(),
             leases: Vec::new(),
             view: engine.view(Time::ZERO),
         }

@@ -24,8 +24,8 @@ use super::keys;
 use super::problem::{Problem, suggest};
 use super::quantity::{Bytes, Length, OrOff};
 use super::raw::{
-    Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawDoor, RawDoorKind, RawFleet, RawFormat,
-    RawHttp, RawIdentity, RawLedger, RawLevel, RawListen, RawLog, RawMetrics, RawMode, RawNotify,
+    Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawFleet, RawFormat, RawHttp, RawIdentity,
+    RawLedger, RawLevel, RawListen, RawListener, RawListenerKind, RawLog, RawMetrics, RawMode, RawNotify,
     RawNotifyKind, RawProbe, RawRatelimitService, RawSecret, RawTls, RawUpstreamTls,
 };
 use super::settings::{
@@ -155,7 +155,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         None => None,
     }
     .unwrap_or_else(default_upstream);
-    let doors = judge.doors(raw, &upstream);
+    let listeners = judge.listeners(raw, &upstream);
     let trusted_proxies = judge.trusted_proxies(raw);
     let state_dir =
         judge.path("state_dir", raw.state_dir.as_ref()).unwrap_or_else(|| defaults::STATE_DIR.into());
@@ -174,7 +174,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         ledger: judge.ledger(&raw.ledger, &state_dir),
         log: log(&raw.log),
         alerts: judge.alerts(&raw.alerts),
-        listeners: doors.iter().map(|(listener, _)| listener.clone()).collect(),
+        listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
         policy: Arc::new(judged.policy),
         routes: judged.routes,
         upstream,
@@ -182,7 +182,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         metrics,
         state_dir,
     };
-    judge.addresses(&settings, &doors, raw);
+    judge.addresses(&settings, &listeners, raw);
     judge.margins(&settings, raw);
     if judge.problems.is_empty() { Ok(settings) } else { Err(judge.problems) }
 }
@@ -209,11 +209,11 @@ fn default_listener(upstream: &Upstream) -> Listener {
     }
 }
 
-pub(super) fn surface_of(kind: RawDoorKind) -> Surface {
+pub(super) fn surface_of(kind: RawListenerKind) -> Surface {
     match kind {
-        RawDoorKind::Dashboard => Surface::Dashboard,
-        RawDoorKind::RayClient => Surface::RayClient,
-        RawDoorKind::Serve => Surface::Serve,
+        RawListenerKind::Dashboard => Surface::Dashboard,
+        RawListenerKind::RayClient => Surface::RayClient,
+        RawListenerKind::Serve => Surface::Serve,
     }
 }
 
@@ -232,7 +232,7 @@ fn log(raw: &RawLog) -> Log {
 
 impl Judge {
     /// The listeners, each with the place of its address.
-    fn doors(&mut self, raw: &Raw, upstream: &Upstream) -> Vec<(Listener, Place)> {
+    fn listeners(&mut self, raw: &Raw, upstream: &Upstream) -> Vec<(Listener, Place)> {
         let Some(listen) = &raw.listen else {
             return vec![(default_listener(upstream), Place::nowhere("listen"))];
         };
@@ -246,19 +246,26 @@ impl Judge {
                     place,
                 )]
             }
-            RawListen::Doors(doors) => {
-                if doors.is_empty() {
+            RawListen::Listeners(listeners) => {
+                if listeners.is_empty() {
                     let remedy = format!("write listen = \"{}\"", defaults::LISTEN);
                     self.refuse(Place::new("listen", listen), "no listener is left", remedy);
                 }
-                let doors = doors.iter().enumerate();
-                doors.filter_map(|(i, door)| self.door(&format!("listen[{i}]"), door, upstream)).collect()
+                let listeners = listeners.iter().enumerate();
+                listeners
+                    .filter_map(|(i, listener)| self.listener(&format!("listen[{i}]"), listener, upstream))
+                    .collect()
             }
         }
     }
 
-    fn door(&mut self, key: &str, door: &Spanned<RawDoor>, upstream: &Upstream) -> Option<(Listener, Place)> {
-        let raw = door.get_ref();
+    fn listener(
+        &mut self,
+        key: &str,
+        listener: &Spanned<RawListener>,
+        upstream: &Upstream,
+    ) -> Option<(Listener, Place)> {
+        let raw = listener.get_ref();
         let surface = raw.kind.as_ref().map_or(Surface::Dashboard, |kind| surface_of(*kind.get_ref()));
         let leads_to = match &raw.upstream {
             Some(given) => self.upstream(&format!("{key}.upstream"), given),
@@ -266,7 +273,7 @@ impl Judge {
             None => {
                 let remedy = "write where Ray listens, such as upstream = \"http://127.0.0.1:20001\"";
                 self.refuse(
-                    Place::new(key, door),
+                    Place::new(key, listener),
                     "this kind of listener needs an `upstream` of its own",
                     remedy,
                 );
@@ -280,7 +287,7 @@ impl Judge {
         };
         let Some(given) = &raw.address else {
             let remedy = format!("write address = \"{}\"", defaults::LISTEN);
-            self.refuse(Place::new(key, door), "this listener has no `address`", remedy);
+            self.refuse(Place::new(key, listener), "this listener has no `address`", remedy);
             return None;
         };
         let place = Place::new(format!("{key}.address"), given);
@@ -343,7 +350,7 @@ impl Judge {
                     "the path of the Unix socket has {bytes} bytes, the system takes {UNIX_PATH_BYTES_MAX}"
                 ),
             };
-            self.refuse(place, message, "choose a short path, such as unix:/run/rayguard/door.sock");
+            self.refuse(place, message, "choose a short path, such as unix:/run/rayguard/proxy.sock");
             return None;
         }
         let named = text.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
@@ -705,7 +712,7 @@ impl Judge {
     fn fleet(&mut self, raw: &Spanned<RawFleet>) -> Option<Fleet> {
         let (place, raw) = (|key| Place::new(key, raw), raw.get_ref());
         let Some(url) = &raw.url else {
-            let remedy = "add url = \"redis://host:6379/0\", or take the section away for a single door";
+            let remedy = "add url = \"redis://host:6379/0\", or take the section away for a single replica";
             self.refuse(place("fleet.url"), "replicas share a Redis or Valkey, and none is named", remedy);
             return None;
         };
@@ -968,9 +975,9 @@ impl Judge {
 
 impl Judge {
     /// No two listeners in one place, and none that leads to itself.
-    fn addresses(&mut self, settings: &Settings, doors: &[(Listener, Place)], raw: &Raw) {
+    fn addresses(&mut self, settings: &Settings, listeners: &[(Listener, Place)], raw: &Raw) {
         let mut taken: Vec<(&Address, &str)> = Vec::new();
-        for (listener, place) in doors {
+        for (listener, place) in listeners {
             self.free(place, &listener.address, &taken);
             taken.push((&listener.address, &place.key));
             for upstream in std::iter::once(&listener.upstream).chain([&settings.upstream]) {

@@ -55,7 +55,7 @@ pub fn classes(signals: &[Signal]) -> Vec<Class> {
 /// The signals of a class for which the catalogue names none. What lists and parses much
 /// follows the GCS and the head's CPU; what reads or keeps whole files follows its memory.
 /// What operators and Ray's own agents need follows nothing: it must work best when the head
-/// is worst, and only its own latency at the door moves it.
+/// is worst, and only its own latency at the proxy moves it.
 fn followed(class: &str) -> &'static [&'static str] {
     match class {
         "state-heavy" | "state-light" | "task-query" | "job-list" => &["gcs_latency", "head_cpu"],

@@ -1,7 +1,7 @@
 //! How far is each class's loop from swinging for ever?
 //!
 //! A class has up to three loops, and they are assessed as they run. The inner one moves concurrency
-//! by door latency: at evidence, so as soon as every `inner_period`, and every 5 s at the latest, on
+//! by proxy latency: at evidence, so as soon as every `inner_period`, and every 5 s at the latest, on
 //! answers that began their way an objective's latency ago. The outer one moves the rate, or without
 //! one a second ceiling on concurrency, by Ray's signals: on news of the signal that decides, which
 //! comes as often as the slowest of them, is `data_age` old and averages over `window`. A rate whose
@@ -26,7 +26,7 @@ pub struct ClassLoop {
     pub class: ClassId,
     /// What it moves.
     pub limit: LimitKind,
-    /// What it follows: door latency, Ray's readings, or a backlog.
+    /// What it follows: proxy latency, Ray's readings, or a backlog.
     pub by: LoopKind,
     /// When it acts, and on what.
     pub timing: Timing,
@@ -106,7 +106,7 @@ impl Settings {
         if moves && class.kind == Kind::Unary && class.in_flight.moves() {
             // At evidence as soon as it may be, and when patience ends.
             for window in [control.inner_period, PATIENCE.max(control.inner_period)] {
-                let timing = Timing::of_door(window, class.slo.latency);
+                let timing = Timing::of_proxy(window, class.slo.latency);
                 loops.push(one(LimitKind::InFlight, LoopKind::Inner, timing, class.in_flight));
             }
         }

@@ -84,17 +84,17 @@ pub enum RawListen {
     /// One dashboard listener.
     Address(String),
     /// `[[listen]]`.
-    Doors(Vec<Spanned<RawDoor>>),
+    Listeners(Vec<Spanned<RawListener>>),
 }
 
 /// `[[listen]]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawDoor {
+pub struct RawListener {
     /// `host:port` or `unix:/path`.
     pub address: Option<Spanned<String>>,
     /// What is spoken behind it.
-    pub kind: Option<Spanned<RawDoorKind>>,
+    pub kind: Option<Spanned<RawListenerKind>>,
     /// Where it leads; the top-level `upstream` for the dashboard.
     pub upstream: Option<Spanned<String>>,
     /// TLS towards the upstream.
@@ -108,7 +108,7 @@ pub struct RawDoor {
 /// What is spoken behind a listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum RawDoorKind {
+pub enum RawListenerKind {
     /// Port 8265: dashboard, Job API, State API.
     Dashboard,
     /// Port 10001: Ray Client gRPC.
@@ -510,7 +510,7 @@ pub struct RawRoute {
     /// A header the request must carry: `name: value`.
     pub header: Option<Spanned<String>>,
     /// The kind of listener; that of the class's module when absent.
-    pub kind: Option<Spanned<RawDoorKind>>,
+    pub kind: Option<Spanned<RawListenerKind>>,
     /// Its class.
     pub class: Option<Spanned<String>>,
 }
@@ -638,7 +638,7 @@ pub struct RawRatelimitService {
     /// The domain that Envoys name.
     pub domain: Option<Spanned<String>>,
     /// What the paths that they tell mean.
-    pub kind: Option<Spanned<RawDoorKind>>,
+    pub kind: Option<Spanned<RawListenerKind>>,
     /// TLS towards Envoys.
     pub tls: Option<Spanned<RawTls>>,
     /// How long a place is held whose end is to be told and is not.
@@ -697,11 +697,11 @@ impl<'de> Deserialize<'de> for RawListen {
                 Ok(RawListen::Address(text.to_owned()))
             }
             fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<RawListen, S::Error> {
-                let mut doors = Vec::new();
-                while let Some(door) = seq.next_element()? {
-                    doors.push(door);
+                let mut listeners = Vec::new();
+                while let Some(listener) = seq.next_element()? {
+                    listeners.push(listener);
                 }
-                Ok(RawListen::Doors(doors))
+                Ok(RawListen::Listeners(listeners))
             }
         }
         deserializer.deserialize_any(OneOrMany)

@@ -168,7 +168,7 @@ fn listeners_may_be_many_and_of_every_kind() {
          tls = { certificate = '/c.pem', key = '/k.pem' }
          proxy_protocol = true
          [[listen]]
-         address = 'unix:/run/rayguard/door.sock'
+         address = 'unix:/run/rayguard/proxy.sock'
          [[listen]]
          kind = 'ray-client'
          address = '[::1]:10001'
@@ -176,13 +176,13 @@ fn listeners_may_be_many_and_of_every_kind() {
     );
     let [tls, unix, client] = &settings.listeners[..] else { panic!("three listeners") };
     assert!(tls.tls.is_some() && tls.proxy_protocol);
-    assert_eq!(unix.address, Address::Unix("/run/rayguard/door.sock".into()));
+    assert_eq!(unix.address, Address::Unix("/run/rayguard/proxy.sock".into()));
     assert_eq!(unix.upstream.authority(), "127.0.0.1:18265");
     assert_eq!((client.surface, client.upstream.port), (Surface::RayClient, 20001));
 }
 
 #[test]
-fn a_server_in_tls_behind_the_door_is_known_by_its_authority_and_name() {
+fn a_server_in_tls_behind_the_proxy_is_known_by_its_authority_and_name() {
     let listen = "[[listen]]\naddress = '127.0.0.1:1'\nkind = 'serve'\nupstream = 'http://serve.ray:443'\n";
     let given = settings(&format!("{listen}upstream_tls = {{ authorities = '/ca.pem' }}"));
     let tls = given.listeners[0].upstream_tls.as_ref().unwrap();
@@ -628,7 +628,7 @@ const VALUES: &[&str] = &[
 /// The key under which the page lists what stands in a struct of `raw.rs`.
 const PAGE_PREFIXES: &[(&str, &str)] = &[
     ("Raw", ""),
-    ("RawDoor", "listen."),
+    ("RawListener", "listen."),
     ("RawTls", "tls."),
     ("RawUpstreamTls", "upstream_tls."),
     ("RawHttp", "http."),

@@ -41,7 +41,7 @@ trusted_proxies = []
 
 # Instead of `listen = "..."`, one table for each port, of any kind:
 # [[listen]]
-# address = "0.0.0.0:10001"             # or "unix:/run/rayguard/door.sock"
+# address = "0.0.0.0:10001"             # or "unix:/run/rayguard/proxy.sock"
 # kind = "ray-client"                   # "dashboard", "ray-client" or "serve"
 # upstream = "http://127.0.0.1:20001"   # needed for ray-client and serve
 # upstream_tls = { authorities = "/etc/rayguard/ca.pem", name = "serve.internal" }
@@ -97,7 +97,7 @@ interval = "1s"
 timeout = "2s"
 
 [control]
-inner_period = "250ms"                  # door latency moves concurrency
+inner_period = "250ms"                  # proxy latency moves concurrency
 outer_period = "5s"                     # Ray's signals move rates, once per fresh sample
 window = "10s"                          # Ray's readings average over so long
 data_age = "5s"                         # age of Ray's readings when scraped
@@ -142,13 +142,13 @@ hosts = []                              # accepted Host headers: ["rayguard.ray.
 # tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/envoys.pem" }
 # place_max = "10m"                     # longest time a permit is held when Envoy does not report the end of a request
 
-# Several doors in front of one head share its limits over a Redis or Valkey; one needs none.
+# Several replicas in front of one head share its limits over a Redis or Valkey; one needs none.
 # [fleet]
 # url = "redis://127.0.0.1:6379/0"      # "rediss://..." is TLS, with authorities = "/etc/rayguard/redis-ca.pem"
 # password = { file = "/run/secrets/redis" }
 # replicas = 3                          # the most you run; without the store each has an even share
 # group = "rayguard"                    # one for each head
-# name = "door-1"                       # the host's name unless said otherwise
+# name = "replica-1"                       # the host's name unless said otherwise
 # period = "250ms"                      # lease renewal interval
 # remember = "5m"                       # the share of a replica that fell silent is kept so long
 
@@ -168,7 +168,7 @@ hosts = []                              # accepted Host headers: ["rayguard.ray.
 "#;
 
 const SLO: &str = "
-# The latency you want at the door, by class: this is what limits are moved to keep.
+# The latency you want at the proxy, by class: this is what limits are moved to keep.
 [slo]
 ";
 

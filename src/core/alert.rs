@@ -314,7 +314,7 @@ impl Alert {
             Alert::SloBreached => {
                 "Answers of this class take longer than its objective although the loop has had time to act. \
                  See `rayguard log --class` for what it did. If the limit stands at its floor, the load is in \
-                 another class or does not pass this door; if not, wait a few dead times."
+                 another class or does not pass this proxy; if not, wait a few dead times."
             }
             Alert::ShedsRising => {
                 "More and more requests of this class are refused. `rayguard clients` shows who asks most, for \

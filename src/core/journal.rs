@@ -137,7 +137,7 @@ impl LimitKind {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoopKind {
-    /// Fast: the door's own latency.
+    /// Fast: the proxy's own latency.
     Inner,
     /// Slow: Ray's readings.
     Outer,
@@ -163,7 +163,7 @@ pub enum Mode {
 /// A reading as the loop saw it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct SignalSeen {
-    /// `door_latency`, `gcs_latency`, `head_cpu`, ...
+    /// `proxy_latency`, `gcs_latency`, `head_cpu`, ...
     pub name: String,
     /// In `unit`.
     pub value: f64,
@@ -281,7 +281,7 @@ pub struct Adjustment {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
-    /// To the door itself.
+    /// To the proxy itself.
     #[default]
     Proxy,
     /// An Envoy asked on its behalf.
@@ -324,7 +324,7 @@ pub struct Shed {
     pub rate_limit: Option<f64>,
     /// How long it waited before it was refused.
     pub waited_ms: u64,
-    /// Which way it came, if not to the door itself.
+    /// Which way it came, if not to the proxy itself.
     #[serde(default, skip_serializing_if = "Via::is_proxy")]
     pub via: Via,
 }
@@ -1069,14 +1069,14 @@ mod tests {
         }
     }
 
-    fn door_latency(value: f64) -> SignalSeen {
+    fn proxy_latency(value: f64) -> SignalSeen {
         SignalSeen {
-            name: "door_latency".into(),
+            name: "proxy_latency".into(),
             value,
             target: 5.0,
             pressure: value / 5.0,
             age_ms: 100,
-            source: "door".into(),
+            source: "proxy".into(),
             unit: "s".into(),
         }
     }
@@ -1092,7 +1092,7 @@ mod tests {
             r#loop: LoopKind::Inner,
             mode: Mode::Enforce,
             policy_version: 3,
-            signals: vec![door_latency(pressure * 5.0)],
+            signals: vec![proxy_latency(pressure * 5.0)],
             apportioned: None,
             derivation: Derivation::Law { before, observation },
             decided_by: None,
@@ -1106,7 +1106,7 @@ mod tests {
     fn a_cut_explains_itself() {
         assert_eq!(
             adjustment(&AIMD, 4.0, 1.44, true).reason,
-            "cut state-heavy in_flight from 4 to 2.78: door latency 7.2 s is 1.44x its target 5 s; \
+            "cut state-heavy in_flight from 4 to 2.78: proxy latency 7.2 s is 1.44x its target 5 s; \
              limit reached"
         );
     }
@@ -1115,12 +1115,12 @@ mod tests {
     fn a_rail_that_held_the_law_back_is_named() {
         assert_eq!(
             adjustment(&AIMD, 4.0, 0.2, false).reason,
-            "held state-heavy in_flight at 4: door latency 1 s is 0.2x its target 5 s; \
+            "held state-heavy in_flight at 4: proxy latency 1 s is 0.2x its target 5 s; \
              limit not reached"
         );
         assert_eq!(
             adjustment(&Law::Pid { kp: 0.0, ki: Some(1.0), kd: 0.0 }, 4.0, 5.0, true).reason,
-            "cut state-heavy in_flight from 4 to 2: door latency 25 s is 5x its target 5 s; \
+            "cut state-heavy in_flight from 4 to 2: proxy latency 25 s is 5x its target 5 s; \
              limit reached; one step moves it by x2 at most"
         );
     }
@@ -1171,7 +1171,7 @@ mod tests {
         let undo = adjustment(&AIMD, 4.0, 1.44, true).undo();
         assert!(
             undo.starts_with(
-                "it grows again once door_latency is below 4.75 s and the limit is binding, 2 s after"
+                "it grows again once proxy_latency is below 4.75 s and the limit is binding, 2 s after"
             ),
             "{undo}"
         );

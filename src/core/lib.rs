@@ -5,10 +5,10 @@
 //! sources for what the standard library would.
 //! In the order of the data: a request becomes facts, a class and a client ([`request`]);
 //! the gate admits, queues or sheds it against the limit table ([`limit`]);
-//! readings of Ray become signals ([`signal`]); signals and the door's own latency move the
+//! readings of Ray become signals ([`signal`]); signals and the proxy's own latency move the
 //! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]). Who asked for what is counted beside
 //! it all ([`census`]); what came in and what became of it can be written down and replayed
-//! ([`recording`]). Several doors share one set of limits ([`fleet`]).
+//! ([`recording`]). Several replicas share one set of limits ([`fleet`]).
 
 pub mod alert;
 pub mod census;

@@ -102,7 +102,7 @@ pub struct Class {
     pub per_client: PerClientLimits,
     /// Equal GETs under way share one upstream call; the answer may be reused for `ttl`.
     pub coalesce: Option<Coalesce>,
-    /// The latency the operator wants at the door: `quantile` of answers within `latency`.
+    /// The latency the operator wants at the proxy: `quantile` of answers within `latency`.
     pub slo: Slo,
     /// How long upstream may take to begin its answer; none for streams.
     pub timeout: Option<Duration>,
@@ -320,7 +320,7 @@ pub enum How {
 /// How the loop steps.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Control {
-    /// The inner loop's period: door latency moves concurrency.
+    /// The inner loop's period: proxy latency moves concurrency.
     pub inner_period: Duration,
     /// The outer loop's shortest period: Ray's signals move rates. It steps once per fresh sample.
     pub outer_period: Duration,

@@ -1,14 +1,14 @@
-//! One replica of several: it renews its leases, tells the others of its door, and leads or follows.
+//! One replica of several: it renews its leases, reports to the others, and leads or follows.
 //!
 //! One task, off every request's path: each period it says what is under way and what it could use,
 //! and is told what it may use ([`crate::core::fleet`]). Whoever leads is told what the others see,
-//! hands that to its engine, and publishes how each limit is divided among doors and identities and
+//! hands that to its engine, and publishes how each limit is divided among replicas and identities and
 //! the table all follow ([`crate::core::engine::crew`]).
 //!
-//! So that an identity has the same digest at every door, they share the key of the digests, drawn
+//! So that an identity has the same digest at every replica, they share the key of the digests, drawn
 //! at random by whichever came first and kept in the store. Whoever can read the store can try
 //! addresses against the digests there; it can also hand out leases, and is trusted. Clients never
-//! see either. A door that begins without its store takes on the key when it first hears of it.
+//! see either. A replica that begins without its store takes on the key when it first hears of it.
 
 mod report;
 pub mod store;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use store::{Says, Store, StoreError, Told};
 
-/// How often a door looks whether its leases have run out.
+/// How often a replica looks whether its leases have run out.
 const WATCH: Duration = Duration::from_millis(50);
 
 /// One replica.
@@ -126,9 +126,9 @@ impl Replica {
     /// One renewal; whether the store answered.
     async fn renew(&mut self) -> bool {
         let Some(sent) = self.guard.next_renewal() else { return false };
-        let report = Report::new(&sent.policy, &sent.door, &sent.names, &sent.loads, &sent.wanted);
-        let door = serde_json::to_string(&report).unwrap_or_default();
-        let says = Says { stamp: &self.stamp, door: &door, key: self.guard.key() };
+        let report = Report::new(&sent.policy, &sent.reading, &sent.names, &sent.loads, &sent.wanted);
+        let replica = serde_json::to_string(&report).unwrap_or_default();
+        let says = Says { stamp: &self.stamp, replica: &replica, key: self.guard.key() };
         let answer = self.store.renew(&self.member, &sent.names, &sent.renewal, &says, None).await;
         match answer {
             Ok(Some(told)) => {
@@ -192,14 +192,14 @@ impl Replica {
     fn lead(&mut self, sent: &Sent, told: &Told) -> Vec<Level> {
         let (mut peers, mut wanted) = (Vec::new(), Vec::new());
         let mut demands: Vec<Vec<u64>> = vec![Vec::new(); sent.names.len()];
-        for pair in told.doors.chunks_exact(2) {
+        for pair in told.replicas.chunks_exact(2) {
             let Ok(report) = serde_json::from_str::<Report>(&pair[1]) else { continue };
             for (name, demands) in sent.names.iter().zip(&mut demands) {
                 demands.push(report.demands.get(name).copied().unwrap_or(0));
             }
             wanted.push(report.wanted(&sent.policy, &sent.names));
             if pair[0] != self.member {
-                peers.push(Peer { member: pair[0].clone(), door: report.door(&sent.policy) });
+                peers.push(Peer { member: pair[0].clone(), reading: report.reading(&sent.policy) });
             }
         }
         self.guard.on_peers(peers);
@@ -241,8 +241,8 @@ impl Replica {
 pub struct Sent {
     /// The policy it speaks of.
     pub policy: Arc<crate::core::policy::Policy>,
-    /// The door as it was then.
-    pub door: crate::core::engine::DoorReading,
+    /// The replica as it was then.
+    pub reading: crate::core::engine::ProxyReading,
     /// The shared limits.
     pub names: Vec<String>,
     /// In use, and asked for, of each.

@@ -1,7 +1,7 @@
 -- One renewal of a replica's leases: `core::fleet::book` in the store's language. The essay there
 -- says why; a test gives both the same renewals and compares their answers.
 --
--- KEYS  1 state (hash)  2 members (hash)  3 when each runs out (sorted set)  4 doors (hash)
+-- KEYS  1 state (hash)  2 members (hash)  3 when each runs out (sorted set)  4 replicas (hash)
 -- ARGV  1 the renewal, JSON  2 the time in ms, or empty: the store's own
 local a = cjson.decode(ARGV[1])
 local now = tonumber(ARGV[2])
@@ -153,7 +153,7 @@ end
 record.seq = a.seq
 redis.call('HSET', KEYS[2], a.member, cmsgpack.pack(record))
 redis.call('ZADD', KEYS[3], now + a.ttl, a.member)
-redis.call('HSET', KEYS[4], a.member, a.door)
+redis.call('HSET', KEYS[4], a.member, a.replica)
 redis.call('HSET', KEYS[1], 'state', cmsgpack.pack(s))
 
 local leads = s.leader == a.member
@@ -166,7 +166,7 @@ local answer = {
   key = s.key,
 }
 if leads then
-  answer.doors = redis.call('HGETALL', KEYS[4])
+  answer.replicas = redis.call('HGETALL', KEYS[4])
   answer.reserved = s.reserved
 else
   local table = redis.call('HMGET', KEYS[1], 'stamp', 'table', 'shares')

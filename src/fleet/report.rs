@@ -1,11 +1,11 @@
-//! What a replica says of its door to whoever leads, as text: demands, who asks for what is contended
+//! What a replica says of its replica to whoever leads, as text: demands, who asks for what is contended
 //! (by keyed digests), and counts since its start.
 //!
 //! Counters are totals, so a report that was not read is made good by the next. Only classes that
 //! were ever asked stand in it, and of their latencies only the buckets that hold any: about 2 KB
-//! for a busy door.
+//! for a busy replica.
 
-use crate::core::engine::{ClassReading, DoorReading};
+use crate::core::engine::{ClassReading, ProxyReading};
 use crate::core::fleet::part::Wanted;
 use crate::core::fleet::reported_demand::ReportedDemand;
 use crate::core::limit::meter::{BUCKETS, Counts, Reason};
@@ -13,11 +13,11 @@ use crate::core::policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// No door has counted more of anything, whatever it says: sums of counts stay counts.
+/// No replica has counted more of anything, whatever it says: sums of counts stay counts.
 const COUNT_MAX: u64 = 1 << 48;
 const UNDER_WAY_MAX: u32 = 1 << 20;
 
-/// The report of one door.
+/// The report of one replica.
 #[derive(Serialize, Deserialize, Debug, Default)]
 pub(super) struct Report {
     /// What it asks for of each limit, in grains.
@@ -43,17 +43,17 @@ struct ClassReport {
 }
 
 impl Report {
-    /// The report of a door.
+    /// The report of a replica.
     #[must_use]
     pub(super) fn new(
         policy: &Policy,
-        door: &DoorReading,
+        replica: &ProxyReading,
         names: &[String],
         loads: &[(u64, u64)],
         wanted: &Wanted,
     ) -> Report {
         let some = |counts: &[u64]| counts.iter().copied().enumerate().filter(|(_, n)| *n > 0).collect();
-        let classes = policy.classes.iter().zip(door).filter(|(_, seen)| seen.counts.offered > 0);
+        let classes = policy.classes.iter().zip(replica).filter(|(_, seen)| seen.counts.offered > 0);
         let classes = classes.map(|(class, seen)| {
             let counts = &seen.counts;
             let report = ClassReport {
@@ -80,7 +80,7 @@ impl Report {
         }
     }
 
-    /// What the door could use of these limits, and who asks there for this policy's classes.
+    /// What the replica could use of these limits, and who asks there for this policy's classes.
     #[must_use]
     pub(super) fn wanted(&self, policy: &Policy, names: &[String]) -> Wanted {
         let want = |name: &String| self.wants.get(name).or(self.demands.get(name)).copied().unwrap_or(0);
@@ -91,9 +91,9 @@ impl Report {
         }
     }
 
-    /// The door as it was reported, in the order of this policy's classes.
+    /// The replica as it was reported, in the order of this policy's classes.
     #[must_use]
-    pub(super) fn door(&self, policy: &Policy) -> DoorReading {
+    pub(super) fn reading(&self, policy: &Policy) -> ProxyReading {
         let read = |report: &ClassReport| {
             let now = report.now.map(|count| count.min(UNDER_WAY_MAX));
             let mut seen = ClassReading {
@@ -145,21 +145,21 @@ mod tests {
     use crate::core::policy::plain::{class, policy};
 
     #[test]
-    fn a_report_says_what_the_door_says_whatever_the_order_of_classes() {
+    fn a_report_says_what_the_replica_says_whatever_the_order_of_classes() {
         let here = policy(vec![class("a", 1.0), class("b", 1.0)], 2.0);
         let there = policy(vec![class("b", 1.0), class("new", 1.0), class("a", 1.0)], 2.0);
-        let mut door = vec![ClassReading::default(), ClassReading::default()];
-        door[1].counts.offered = 9;
-        door[1].counts.shed[3] = 4;
-        door[1].counts.bound = 4;
-        door[1].counts.buckets[40] = 5;
-        door[1].in_flight_peak = 3;
+        let mut replica = vec![ClassReading::default(), ClassReading::default()];
+        replica[1].counts.offered = 9;
+        replica[1].counts.shed[3] = 4;
+        replica[1].counts.bound = 4;
+        replica[1].counts.buckets[40] = 5;
+        replica[1].in_flight_peak = 3;
         let wanted = Wanted { wants: vec![9], told: [(1, ReportedDemand::default())].into() };
         let names = ["b/rate".to_owned()];
-        let text = serde_json::to_string(&Report::new(&here, &door, &names, &[(0, 7)], &wanted)).unwrap();
+        let text = serde_json::to_string(&Report::new(&here, &replica, &names, &[(0, 7)], &wanted)).unwrap();
         let report: Report = serde_json::from_str(&text).unwrap();
-        let read = report.door(&there);
-        assert_eq!((&read[0], &read[1], &read[2]), (&door[1], &door[0], &door[0]));
+        let read = report.reading(&there);
+        assert_eq!((&read[0], &read[1], &read[2]), (&replica[1], &replica[0], &replica[0]));
         assert_eq!(report.demands["b/rate"], 7);
         let read = report.wanted(&there, &["a/rate".into(), "b/rate".into()]);
         assert_eq!((read.wants, read.told), (vec![0, 9], [(0, ReportedDemand::default())].into()));

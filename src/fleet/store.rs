@@ -80,7 +80,7 @@ struct Ask<'a> {
     turn: u128,
     leaving: bool,
     stamp: &'a str,
-    door: &'a str,
+    replica: &'a str,
     key: String,
     /// cap, used, demand, safe, limit
     claims: BTreeMap<&'a str, [u64; 5]>,
@@ -91,8 +91,8 @@ struct Ask<'a> {
 pub struct Says<'a> {
     /// The stamp of the table it follows.
     pub stamp: &'a str,
-    /// Its door, for whoever leads.
-    pub door: &'a str,
+    /// Its replica, for whoever leads.
+    pub replica: &'a str,
     /// The key it knows identities by, for a store that has none.
     pub key: [u64; 2],
 }
@@ -111,8 +111,8 @@ pub struct Told {
     pub leader: String,
     /// By which token.
     pub token: u64,
-    /// For the leader: member, door, member, door, ...
-    pub doors: Vec<String>,
+    /// For the leader: member, replica, member, replica, ...
+    pub replicas: Vec<String>,
     /// For the leader: what is kept for the silent, by limit.
     pub reserved: Sparse,
     /// For others, when it is not the one they have: the stamp of the leader's table.
@@ -149,7 +149,7 @@ impl Sparse {
 }
 
 impl Told {
-    /// The key all doors know identities by.
+    /// The key all replicas know identities by.
     #[must_use]
     pub fn key(&self) -> Option<[u64; 2]> {
         let (first, second) = self.key.split_at_checked(16)?;
@@ -175,7 +175,7 @@ impl Store {
     /// A store that has not been asked yet, spoken with in the open.
     pub fn new(url: &str, password: Option<&str>, group: &str, timing: Timing) -> Result<Store, StoreError> {
         let address = |error: redis::RedisError| StoreError::Address(error.kind_words());
-        // The client is built without TLS: the one that is spoken at the door serves here too.
+        // The client is built without TLS: the one that is spoken at the replica serves here too.
         let open = url.strip_prefix("rediss:").map(|rest| format!("redis:{rest}"));
         let info = open.as_deref().unwrap_or(url).into_connection_info().map_err(address)?;
         let mut settings = info.redis_settings().clone();
@@ -187,7 +187,7 @@ impl Store {
         Ok(Store {
             client,
             tls: None,
-            keys: [key("state"), key("members"), key("until"), key("doors")],
+            keys: [key("state"), key("members"), key("until"), key("replicas")],
             renew: Script::new(include_str!("renew.lua")),
             publish: Script::new(include_str!("publish.lua")),
             leave: Script::new(include_str!("leave.lua")),
@@ -223,7 +223,7 @@ impl Store {
             turn: timing.period.as_millis() * 4,
             leaving: renewal.leaving,
             stamp: says.stamp,
-            door: says.door,
+            replica: says.replica,
             key: format!("{:016x}{:016x}", says.key[0], says.key[1]),
             claims: claims
                 .map(|(name, of)| (name.as_str(), [of.cap, of.used, of.demand, of.safe, of.limit]))

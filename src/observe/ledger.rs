@@ -1,6 +1,6 @@
 //! How does the record reach the disk, and what if the disk is not there?
 //!
-//! The door must never wait for the record, and the record must never lose a line in silence.
+//! The proxy must never wait for the record, and the record must never lose a line in silence.
 //! Both hold because of what stands between them: a bounded queue that is only ever *tried*
 //! ([`Ledger::record`]), and a count of what did not fit. One thread ([`Pump::run`]) takes
 //! entries off the queue and appends them to `record.jsonl`, one JSON object a line.
@@ -80,7 +80,7 @@ pub struct Entry {
     pub event: Event,
 }
 
-/// The door's end: hands entries over and never waits. Copies share one queue.
+/// The proxy's end: hands entries over and never waits. Copies share one queue.
 #[derive(Clone, Debug)]
 pub struct Ledger {
     queue: SyncSender<Entry>,

@@ -1,6 +1,6 @@
 //! Our own metrics, as Prometheus reads them.
 //!
-//! A page is made anew for each scrape from what door and engine have counted anyway; nothing
+//! A page is made anew for each scrape from what proxy and engine have counted anyway; nothing
 //! is counted twice and no global registry exists. Labels are classes, modules, limits,
 //! signals, rules and reasons: as many series as the policy has of these, never one for
 //! whoever asks. Series stand from the first scrape on, at zero, so that a rate over the first
@@ -10,7 +10,7 @@
 //! which a counter's family carries the `_total` of its samples.
 
 use crate::core::alert::Alert;
-use crate::core::engine::DoorReading;
+use crate::core::engine::ProxyReading;
 use crate::core::engine::crew::Role;
 use crate::core::engine::view::{ClassView, View};
 use crate::core::fleet::part::Leased;
@@ -142,11 +142,11 @@ impl Format {
 pub fn page(guard: &Guard, format: Format) -> Page {
     let now = Moment {
         view: guard.view(),
-        door: guard.door_reading().0,
+        proxy: guard.proxy_reading().0,
         tally: guard.tally(),
         events_lost: guard.events_lost(),
-        ratelimit: Arc::clone(&guard.door().ratelimit),
-        shared: guard.door().coalescer.budget().clone(),
+        ratelimit: Arc::clone(&guard.proxy().ratelimit),
+        shared: guard.proxy().coalescer.budget().clone(),
         leased: guard.leased(),
         started_s: guard.clock.wall().0 as f64 / 1e3 - guard.clock.now().as_secs_f64(),
     };
@@ -157,7 +157,7 @@ pub fn page(guard: &Guard, format: Format) -> Page {
 #[derive(Debug)]
 struct Moment {
     view: View,
-    door: DoorReading,
+    proxy: ProxyReading,
     tally: Tally,
     events_lost: u64,
     ratelimit: Arc<RatelimitTally>,
@@ -183,7 +183,7 @@ impl Moment {
     }
 
     fn classes(&self) -> impl Iterator<Item = (&ClassView, &Counts)> {
-        self.view.classes.iter().zip(self.door.iter().map(|reading| &reading.counts))
+        self.view.classes.iter().zip(self.proxy.iter().map(|reading| &reading.counts))
     }
 }
 
@@ -385,7 +385,7 @@ impl Moment {
             self.view.classes.iter().filter_map(|c| Some(([("class", c.name.as_str())], c.slo_pressure?)));
         writer.gauges(
             "rayguard_slo_pressure",
-            "Latency at the door over the objective, when last told",
+            "Latency at the proxy over the objective, when last told",
             told,
         )?;
         let signals = || self.view.signals.iter().map(|signal| ([("signal", signal.name.as_str())], signal));
@@ -416,7 +416,7 @@ impl Moment {
         )
     }
 
-    /// Nothing of a door that shares with nobody.
+    /// Nothing of a replica that shares with nobody.
     fn fleet(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let one = |value: Option<f64>| value.map(|value| ([], value)).into_iter();
         let (leased, age) = self.leased.as_ref().map(|(leased, age)| (leased, age.as_secs_f64())).unzip();

@@ -1,6 +1,6 @@
-//! How does a recording reach the disk without costing the door anything?
+//! How does a recording reach the disk without costing the proxy anything?
 //!
-//! The door hands over what happened as a small value, into a bounded queue that is only ever
+//! The proxy hands over what happened as a small value, into a bounded queue that is only ever
 //! *tried*; what does not fit is counted and owned up to in the recording itself. Nobody is
 //! woken by that: one thread looks at the queue twenty times a second, so that a request pays
 //! for a slot in an array and no more. That thread makes lines of it
@@ -49,10 +49,10 @@ pub const BYTES_MIN: u64 = 1 << 20;
 /// The size of a recording where none is said: some two million requests.
 pub const BYTES_DEFAULT: u64 = 64 << 20;
 
-/// An exchange as the door saw it.
+/// An exchange as the proxy saw it.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Passed {
-    /// Which of the door's policies numbers class and route.
+    /// Which of the proxy's policies numbers class and route.
     pub generation: u32,
     /// Its class.
     pub class: ClassId,
@@ -89,7 +89,7 @@ pub enum Note {
     Readings(Vec<Reading>),
 }
 
-/// The door's end: hands notes over and never waits.
+/// The proxy's end: hands notes over and never waits.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     queue: SyncSender<(Time, Note)>,

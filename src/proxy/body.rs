@@ -1,4 +1,4 @@
-//! Bodies: what clients send, what Ray sends, and what the door sends itself.
+//! Bodies: what clients send, what Ray sends, and what the proxy sends itself.
 //!
 //! A client's body is held to a size and a pace. A short one is read whole before its request asks
 //! for a permit; of a longer one the last piece is held back until there is one

@@ -24,9 +24,9 @@
 use crate::core::request::catalogue::Surface;
 use crate::core::time::Time;
 use crate::proxy::body::AnswerError;
-use crate::proxy::door::Entrance;
 use crate::proxy::shared_answer::{Budget, Charge, SharedAnswer};
 use crate::proxy::single_flight::{self, SingleFlight};
+use crate::proxy::state::Entrance;
 use crate::proxy::upstream::{Address, UpstreamError};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, SET_COOKIE, VARY};
 use http::{HeaderName, Method, Uri};

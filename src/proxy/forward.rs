@@ -4,7 +4,7 @@
 //! is up, closes it: the upstream call is dropped with its slot. Ray's dashboard does not stop,
 //! so neither does the exchange: the upstream call moves to a task of its own and holds its slot until
 //! Ray has answered or a bound has passed. Abandoned work stays counted and cannot pile up behind the
-//! door's back. Which of the two a module does, the catalogue says ([`Slot::cancels`]).
+//! proxy's back. Which of the two a module does, the catalogue says ([`Slot::cancels`]).
 
 use crate::proxy::body::{ClientBody, RayBody};
 use crate::proxy::slot::Slot;

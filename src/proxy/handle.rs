@@ -21,7 +21,6 @@ use crate::core::time::Time;
 use crate::proxy::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, Upload, Way, gather};
 use crate::proxy::coalesce::{Key, Origin};
 use crate::proxy::cors::Origins;
-use crate::proxy::door::{Door, Entrance};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::{
     Lookup, Mentions, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
@@ -32,6 +31,7 @@ use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shape::{self, Malformed};
 use crate::proxy::slot::Slot;
+use crate::proxy::state::{Entrance, ProxyState};
 use crate::proxy::tunnel;
 use crate::proxy::upstream::UpstreamError;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HeaderMap, HeaderValue, ORIGIN};
@@ -60,9 +60,9 @@ pub struct Peer {
 /// A circuit breaker closes this soon after Ray is back, in seconds.
 const RECONNECT_S: u32 = 2;
 
-/// A request on its way through the door.
+/// A request on its way through the proxy.
 struct Passage {
-    door: Arc<Door>,
+    proxy: Arc<ProxyState>,
     entrance: Arc<Entrance>,
     peer: Peer,
     id: Id,
@@ -91,12 +91,12 @@ struct Passage {
 
 /// Answers one request: recognise, share, admit, forward.
 pub async fn handle(
-    door: Arc<Door>,
+    proxy: Arc<ProxyState>,
     entrance: Arc<Entrance>,
     peer: Peer,
     mut request: Request<Incoming>,
 ) -> Response<Body> {
-    let id = door.ids.next();
+    let id = proxy.ids.next();
     let headers = Lookup::new(request.headers());
     let mentions = headers.mentions();
     let page = Page::of(&entrance, mentions, request.headers());
@@ -111,30 +111,30 @@ pub async fn handle(
         return refuse(problem);
     }
     let Recognised { matched, client, keyless, trusted, session, address, unlisted, call } =
-        recognise(&door, &entrance, peer.address, &request, &headers);
+        recognise(&proxy, &entrance, peer.address, &request, &headers);
     let tongue = Tongue::of(request.uri().path(), call == Call::Grpc);
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
-    let (shadow, flow) = door.conduct(matched.class);
+    let (shadow, flow) = proxy.conduct(matched.class);
     if bytes > peer.body.bytes_max && !shadow {
         return refuse(Malformed::BodyTooLarge(peer.body.bytes_max));
     }
     strip(&mut parts.headers, mentions);
-    strip_key(&mut parts.headers, door.identifier.key_header(), mentions);
+    strip_key(&mut parts.headers, proxy.identifier.key_header(), mentions);
     name_host(&mut parts);
     if mentions.has(Mentions::COOKIE) {
         join_cookies(&mut parts.headers);
     }
     // An answer is shared by those who ask the same; a body is part of the question.
     let origin = Origin { hop: &peer.hop, trusted, tls: peer.tls };
-    let coalesces = door.policy.classes[matched.class.index()].coalesce.is_some();
+    let coalesces = proxy.policy.classes[matched.class.index()].coalesce.is_some();
     let bare = http_body::Body::is_end_stream(&body);
     let shares = bare && coalesces && !shadow;
     let key = shares.then(|| Key::of(&entrance, origin, &parts.method, &parts.uri, &parts.headers)).flatten();
-    let since = door.clock.now();
+    let since = proxy.clock.now();
     let passage = Passage {
-        door,
+        proxy,
         entrance,
         peer,
         id,
@@ -196,7 +196,7 @@ impl Page {
 }
 
 fn recognise(
-    door: &Door,
+    proxy: &ProxyState,
     entrance: &Entrance,
     peer: IpAddr,
     request: &Request<Incoming>,
@@ -216,12 +216,12 @@ fn recognise(
             && is_grpc(request.headers()),
     };
     let mut matched = entrance.classifier.classify(&facts);
-    let trusted = door.identifier.trusts(peer);
-    let session = if facts.grpc { door.identifier.session(&facts) } else { None };
+    let trusted = proxy.identifier.trusts(peer);
+    let session = if facts.grpc { proxy.identifier.session(&facts) } else { None };
     // The question of a session that was let in is not a newcomer's knock.
-    if let (Some(session), Some(call)) = (session, door.linked.call)
-        && Some(matched.class) == door.linked.newcomer
-        && door.sessions.is_known(session)
+    if let (Some(session), Some(call)) = (session, proxy.linked.call)
+        && Some(matched.class) == proxy.linked.newcomer
+        && proxy.sessions.is_known(session)
     {
         matched.class = call;
     }
@@ -229,11 +229,11 @@ fn recognise(
     let unlisted = || Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path));
     Recognised {
         matched,
-        client: door.identifier.identify(&facts),
-        keyless: door.asks_for_key(matched.class) && !door.identifier.holds_key(&facts),
+        client: proxy.identifier.identify(&facts),
+        keyless: proxy.asks_for_key(matched.class) && !proxy.identifier.holds_key(&facts),
         trusted,
         session,
-        address: door.identifier.client_address(&facts),
+        address: proxy.identifier.client_address(&facts),
         unlisted: (!known).then(unlisted),
         call: match (facts.grpc, facts.upgrade) {
             (true, _) => Call::Grpc,
@@ -251,7 +251,7 @@ enum Call {
     WebSocket,
 }
 
-/// What the door knows of a request before it decides.
+/// What the proxy knows of a request before it decides.
 struct Recognised {
     matched: Match,
     client: ClientId,
@@ -269,24 +269,24 @@ impl Passage {
     /// What is refused before anything of it is read: what takes a key and shows none, and an
     /// upload whose submission would be refused.
     fn refuse_at_sight(&self) -> Option<Response<Body>> {
-        let uploads = Some(self.matched.class) == self.door.linked.packages;
+        let uploads = Some(self.matched.class) == self.proxy.linked.packages;
         if !self.keyless && !uploads {
             return None;
         }
-        let table = self.door.table.load();
+        let table = self.proxy.table.load();
         let (reason, wait) = if self.keyless {
             (Reason::ApiKey, Duration::ZERO)
         } else {
-            let submit = self.door.linked.submit?;
-            self.door.gate.would_turn_away(&table, submit, self.client, self.door.clock.now())?
+            let submit = self.proxy.linked.submit?;
+            self.proxy.gate.would_turn_away(&table, submit, self.client, self.proxy.clock.now())?
         };
-        let shed = self.door.gate.refuse_at_sight(&table, self.matched.class, reason, wait)?;
+        let shed = self.proxy.gate.refuse_at_sight(&table, self.matched.class, reason, wait)?;
         Some(self.refuse(shed))
     }
 
     /// The way of a request with a body, which is its client's time and not Ray's.
     async fn pass_with_body(mut self, parts: Parts, body: Incoming) -> Response<Body> {
-        let clock = self.door.clock;
+        let clock = self.proxy.clock;
         if self.tongue == Tongue::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
             let body = ClientBody::Streamed(Box::new(Upload::new(body, None, self.flow.clone(), clock)));
@@ -295,7 +295,7 @@ impl Passage {
             let gathered = if self.flow.is_some() || self.shadow {
                 Ok(Err(body))
             } else {
-                gather(body, self.peer.body, clock, &self.door.gathered).await
+                gather(body, self.peer.body, clock, &self.proxy.gathered).await
             };
             let now = clock.now();
             match gathered {
@@ -315,7 +315,7 @@ impl Passage {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
-        let opening = self.opens_session().map(|session| self.door.sessions.opening(session));
+        let opening = self.opens_session().map(|session| self.proxy.sessions.opening(session));
         let response = match self.send(parts, body, slot).await {
             Ok(answer) => self.pass_back(answer).await,
             Err(late) => {
@@ -330,7 +330,7 @@ impl Passage {
     /// Whatever was answered, it may have been done.
     fn note_change(&self) {
         if self.changes_jobs() {
-            self.door.coalescer.forget();
+            self.proxy.coalescer.forget();
         }
     }
 
@@ -354,7 +354,7 @@ impl Passage {
         match error {
             BodyError::Shed(shed) => return self.refuse(*shed),
             BodyError::Slow { lasted, .. } => {
-                self.door.census().keep(self.ask(), *lasted, self.door.clock.now());
+                self.proxy.census().keep(self.ask(), *lasted, self.proxy.clock.now());
             }
             BodyError::TooLarge(_) | BodyError::Broken(_) => {}
         }
@@ -367,8 +367,8 @@ impl Passage {
         // Its bandwidth, too, may keep an answer waiting.
         let least = self.flow.as_ref().map_or(Duration::ZERO, |_| self.peer.abandoned_max);
         Way {
-            clock: self.door.clock,
-            patience: (!held && !self.shadow).then(|| (self.door.readers.clone(), self.peer.body.stall)),
+            clock: self.proxy.clock,
+            patience: (!held && !self.shadow).then(|| (self.proxy.readers.clone(), self.peer.body.stall)),
             silence_max: self.timeout().filter(|_| !held).map(|timeout| timeout.max(least)),
             flow: self.flow.clone(),
         }
@@ -387,29 +387,29 @@ impl Passage {
     /// Whether the job list is another one after this.
     fn changes_jobs(&self) -> bool {
         let class = Some(self.matched.class);
-        class == self.door.linked.submit || class == self.door.linked.control
+        class == self.proxy.linked.submit || class == self.proxy.linked.control
     }
 
     /// A newcomer that Ray answered keeps its place until its session has started; any other slot
     /// rides in the answer.
     fn keep_place(&self, answer: &Response<RayBody>, slot: Slot) -> Option<Slot> {
-        let newcomer = Some(self.matched.class) == self.door.linked.newcomer;
+        let newcomer = Some(self.matched.class) == self.proxy.linked.newcomer;
         let Some(session) = self.session.filter(|_| newcomer) else { return Some(slot) };
         if !answer.status().is_success() || answer.headers().contains_key(GRPC_STATUS) {
             return Some(slot);
         }
-        self.door.tasks.spawn_until_closed(self.door.sessions.start(session, slot));
+        self.proxy.tasks.spawn_until_closed(self.proxy.sessions.start(session, slot));
         None
     }
 
     /// The session whose stream this is.
     fn opens_session(&self) -> Option<u64> {
-        self.session.filter(|_| self.door.linked.sessions.contains(&Some(self.matched.class)))
+        self.session.filter(|_| self.proxy.linked.sessions.contains(&Some(self.matched.class)))
     }
 
     /// A session is alive from the moment Ray takes its stream.
     fn stay_alive(&self) -> Option<Alive> {
-        self.door.sessions.open(self.opens_session()?)
+        self.proxy.sessions.open(self.opens_session()?)
     }
 
     async fn admit(&self, now: Time) -> Result<Slot, Response<Body>> {
@@ -434,16 +434,16 @@ impl Passage {
     /// What a request is told that Ray cannot be reached for.
     fn cut_off(&self) -> Option<Shed> {
         let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
-        let table = || self.door.table.load();
+        let table = || self.proxy.table.load();
         let shed = self
             .is_cut_off()
-            .then(|| self.door.gate.refuse_at_sight(&table(), class, reason, Duration::ZERO))
+            .then(|| self.proxy.gate.refuse_at_sight(&table(), class, reason, Duration::ZERO))
             .flatten()?;
         Some(Shed { retry_after_s: RECONNECT_S, ..shed })
     }
 
     async fn try_admit(&self, patience: Duration, now: Time) -> Result<Slot, Shed> {
-        let mut slot = self.door.admit_within(self.ask(), patience, now).await?.asking(self.bytes);
+        let mut slot = self.proxy.admit_within(self.ask(), patience, now).await?.asking(self.bytes);
         slot.kept_before(self.kept);
         Ok(slot)
     }
@@ -472,9 +472,9 @@ impl Passage {
                 None => self.entrance.classifier.label(self.matched.route),
             },
             unlisted: self.unlisted.as_deref(),
-            in_flight: self.door.gate.load(self.matched.class).0,
+            in_flight: self.proxy.gate.load(self.matched.class).0,
         };
-        self.door.count(&sight, verdict, now);
+        self.proxy.count(&sight, verdict, now);
     }
 
     fn ask(&self) -> Ask {
@@ -486,7 +486,7 @@ impl Passage {
         let request = self.to_ray(parts, body);
         let upstream = Arc::clone(&self.entrance.upstream);
         let exchange =
-            forward::send(upstream, request, slot, self.door.tasks.clone(), self.peer.abandoned_max);
+            forward::send(upstream, request, slot, self.proxy.tasks.clone(), self.peer.abandoned_max);
         match self.timeout() {
             None => Ok(exchange.await),
             Some(bound) => tokio::time::timeout(bound, exchange).await.map_err(|_| self.too_late(bound)),
@@ -513,21 +513,21 @@ impl Passage {
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
-        self.count(Verdict::Shed, self.door.clock.now());
-        self.door.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
+        self.count(Verdict::Shed, self.proxy.clock.now());
+        self.proxy.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         self.tell(shed)
     }
 
     fn tell(&self, shed: Shed) -> Response<Body> {
         let route = self.entrance.classifier.label(self.matched.route);
-        self.door.note(&self.id, &shed, route, self.client.address, Via::Proxy);
+        self.proxy.note(&self.id, &shed, route, self.client.address, Via::Proxy);
         let upstream = Some(self.entrance.upstream.address());
-        let about = Refused { upstream, ..Refused::at(&self.door, &shed, &self.id) };
+        let about = Refused { upstream, ..Refused::at(&self.proxy, &shed, &self.id) };
         reject::shed(self.tongue, shed, &about)
     }
 
     fn class(&self) -> &crate::core::policy::Class {
-        &self.door.policy.classes[self.matched.class.index()]
+        &self.proxy.policy.classes[self.matched.class.index()]
     }
 }
 

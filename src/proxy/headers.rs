@@ -1,4 +1,4 @@
-//! What the door may change in a message: hop-by-hop headers and `X-Forwarded-*`, nothing else.
+//! What the proxy may change in a message: hop-by-hop headers and `X-Forwarded-*`, nothing else.
 //!
 //! Ray treats `Origin`, `Referer` and `Sec-Fetch-*` as the mark of a browser and answers by
 //! them; cookies, `Authorization` and `X-Ray-Authorization` are its own. All pass as they came.
@@ -21,7 +21,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-rayguard-request-i
 /// The header that says why a request was refused.
 pub const REASON: HeaderName = HeaderName::from_static("x-rayguard-reason");
 
-/// Which of the names that the door looks for stand in a head. One pass over the few there are costs
+/// Which of the names that the proxy looks for stand in a head. One pass over the few there are costs
 /// less than a look-up for each that is not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Mentions(u16);
@@ -62,7 +62,7 @@ impl Mentions {
         self.0 & name.0 == name.0
     }
 
-    /// What a header of this lower-case name mentions: nothing, if the door does not look for it.
+    /// What a header of this lower-case name mentions: nothing, if the proxy does not look for it.
     fn by(name: &str) -> Mentions {
         match name {
             "connection" => Mentions::CONNECTION,

@@ -10,7 +10,6 @@
 
 use crate::config::settings;
 use crate::proxy::body::BodyBounds;
-use crate::proxy::door::{Door, Front};
 use crate::proxy::handle::{Peer, handle};
 use crate::proxy::headers::hop;
 use crate::proxy::patience::Patience;
@@ -18,6 +17,7 @@ use crate::proxy::preamble;
 use crate::proxy::ratelimit::Service;
 use crate::proxy::shape::HeadBounds;
 use crate::proxy::sieve::Sieve;
+use crate::proxy::state::{Front, ProxyState};
 use crate::proxy::stream::{Accept, Plain, Stream, probe};
 use crate::proxy::tls::Terminator;
 use crate::runtime::tasks::Tasks;
@@ -416,9 +416,9 @@ async fn accept<C: Future<Output = ()> + Send>(
                 continue;
             }
         };
-        let door = Arc::clone(&front.load().door);
-        let trusted = door.identifier.trusts(address);
-        let Some(mut counted) = door.connections.enter(address, &bounds, trusted) else {
+        let proxy = Arc::clone(&front.load().proxy);
+        let trusted = proxy.identifier.trusts(address);
+        let Some(mut counted) = proxy.connections.enter(address, &bounds, trusted) else {
             tracing::debug!(%address, "too many connections; this one is closed");
             continue;
         };
@@ -436,11 +436,11 @@ async fn accept<C: Future<Output = ()> + Send>(
             let opening = Box::pin(async {
                 let mut stream = stream;
                 let peer = if proxy_protocol {
-                    introduce(&mut stream, peer, &door, &mut counted, &bounds).await?
+                    introduce(&mut stream, peer, &proxy, &mut counted, &bounds).await?
                 } else {
                     peer
                 };
-                drop(door);
+                drop(proxy);
                 open(stream, peer, tls.as_deref()).await
             });
             match tokio::time::timeout(bounds.head_timeout, opening).await {
@@ -457,13 +457,13 @@ async fn accept<C: Future<Output = ()> + Send>(
 async fn introduce(
     stream: &mut Plain,
     mut peer: Peer,
-    door: &Door,
+    proxy: &ProxyState,
     counted: &mut Counted,
     bounds: &Bounds,
 ) -> io::Result<Peer> {
     let told = preamble::read(stream).await?;
-    if let Some(client) = told.filter(|_| door.identifier.trusts(peer.address)) {
-        if !counted.belongs_to(client, bounds, door.identifier.trusts(client)) {
+    if let Some(client) = told.filter(|_| proxy.identifier.trusts(peer.address)) {
+        if !counted.belongs_to(client, bounds, proxy.identifier.trusts(client)) {
             return Err(io::Error::other("too many connections of this client"));
         }
         (peer.address, peer.hop) = (client, hop(client));
@@ -521,7 +521,7 @@ async fn converse_http1(
     tasks: Tasks,
     bounds: Bounds,
 ) {
-    let patience = Patience::new(front.load().door.clock, bounds.idle_timeout, bounds.head_timeout);
+    let patience = Patience::new(front.load().proxy.clock, bounds.idle_timeout, bounds.head_timeout);
     let head = HeadBounds::of(front.load().entrance.surface, bounds.head_bytes_max, bounds.headers_max);
     loop {
         let sieve = Sieve::new(stream, start, head, patience.clone());
@@ -564,14 +564,14 @@ async fn speak_http1(
     let service = service_fn(move |request: Request<Incoming>| {
         heard.head_is_a_request();
         let front = front.load();
-        let (door, entrance, peer) = (Arc::clone(&front.door), Arc::clone(&front.entrance), peer.clone());
+        let (proxy, entrance, peer) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance), peer.clone());
         // The sieve sees no further than such a request: it is the last on its connection.
         let last = closing.closing()
             || request.headers().contains_key(TRANSFER_ENCODING)
             || request.headers().contains_key(http::header::UPGRADE)
             || request.version() != Version::HTTP_11 && !keeps_alive(request.headers());
         async move {
-            let mut response = handle(door, entrance, peer, request).await;
+            let mut response = handle(proxy, entrance, peer, request).await;
             if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -616,8 +616,8 @@ async fn converse_http2(
     let bounds = Bounds { head_bytes_max: HeadBounds::of(surface, bounds.head_bytes_max, 0).bytes, ..bounds };
     let answer = move |request| {
         let front = front.load();
-        let (door, entrance) = (Arc::clone(&front.door), Arc::clone(&front.entrance));
-        handle(door, entrance, peer.clone(), request)
+        let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
+        handle(proxy, entrance, peer.clone(), request)
     };
     speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
@@ -655,7 +655,7 @@ async fn speak_http2<A, B>(
     see_out(connection, http2::Connection::graceful_shutdown, address, &tasks, Duration::ZERO).await;
 }
 
-/// For how long an HTTP/1 connection that idles when the door closes is left open: a request may
+/// For how long an HTTP/1 connection that idles when the proxy closes is left open: a request may
 /// be on its way. It is answered, and told that it was the last.
 const FAREWELL: Duration = Duration::from_secs(1);
 

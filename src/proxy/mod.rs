@@ -1,9 +1,8 @@
-//! The door: takes requests from the wire, asks the core, forwards or refuses.
+//! The proxy: takes requests from the wire, asks the core, forwards or refuses.
 pub mod body;
 pub mod circuit_breaker;
 pub mod coalesce;
 pub mod cors;
-pub mod door;
 pub mod forward;
 pub mod handle;
 pub mod headers;
@@ -20,6 +19,7 @@ pub mod shared_answer;
 pub mod sieve;
 pub mod single_flight;
 pub mod slot;
+pub mod state;
 pub mod stream;
 pub mod tail;
 pub mod throttle;

@@ -1,4 +1,4 @@
-//! Every answer that is the door's own.
+//! Every answer that is the proxy's own.
 //!
 //! No Ray client retries and most print the body, so the body is the user's only message: a
 //! sentence with the reason, the time to wait and the request's id. Paths of the State API get
@@ -11,9 +11,9 @@
 use crate::core::limit::gate::Shed;
 use crate::core::limit::meter::Reason;
 use crate::proxy::body::{Body, BodyError};
-use crate::proxy::door::Door;
 use crate::proxy::headers::{REASON, REQUEST_ID};
 use crate::proxy::shape::Malformed;
+use crate::proxy::state::ProxyState;
 use crate::proxy::upstream::{Address, UpstreamError};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
@@ -70,18 +70,18 @@ pub struct Refused<'a> {
 }
 
 impl<'a> Refused<'a> {
-    /// A refusal at this door.
+    /// A refusal at this proxy.
     #[must_use]
-    pub fn at(door: &'a Door, shed: &Shed, id: &'a str) -> Refused<'a> {
-        let class = &door.policy.classes[shed.class.index()];
-        let limits = *door.table.load().class(shed.class);
+    pub fn at(proxy: &'a ProxyState, shed: &Shed, id: &'a str) -> Refused<'a> {
+        let class = &proxy.policy.classes[shed.class.index()];
+        let limits = *proxy.table.load().class(shed.class);
         Refused {
             id,
             class: &class.name,
-            module: &door.policy.modules[class.module.index()].name,
+            module: &proxy.policy.modules[class.module.index()].name,
             limit: limits.rate.unwrap_or(limits.in_flight),
             waited_max: class.queue.wait_max,
-            key_header: match door.identifier.key_header() {
+            key_header: match proxy.identifier.key_header() {
                 "" => "X-Rayguard-Key",
                 name => name,
             },

@@ -31,7 +31,7 @@ const KNOCK_MAX: Duration = Duration::from_secs(3);
 /// Ray gives a session's process this long to start.
 const START_MAX: Duration = Duration::from_secs(30);
 
-/// The Ray Client sessions of a door, by digest.
+/// The Ray Client sessions of a proxy, by digest.
 #[derive(Clone, Debug, Default)]
 pub struct Sessions(Arc<Mutex<Known>>);
 

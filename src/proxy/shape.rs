@@ -1,6 +1,6 @@
 //! Requests that two readers could read in two ways, and that are refused for it.
 //!
-//! hyper reads HTTP correctly; that is not enough for a door that others stand before and
+//! hyper reads HTTP correctly; that is not enough for a proxy that others stand before and
 //! behind. What it repairs in silence is refused here and in [`crate::proxy::sieve`], so that
 //! nobody on the way can have seen another request than the one that is forwarded. What is
 //! forwarded is written anew from what was understood.
@@ -82,7 +82,7 @@ pub enum Malformed {
     /// A length or transfer coding that could be read in two ways.
     #[error("{0}")]
     Framing(&'static str),
-    /// Something the door does not do.
+    /// Something the proxy does not do.
     #[error("{0}")]
     Unsupported(&'static str),
     /// An expectation other than `100-continue`.

@@ -13,7 +13,7 @@
 //! without a word, the sieve says why in its place.
 //!
 //! A refusal is a sentence. So that the client can read it, its remaining bytes are read and
-//! thrown away for a while before the connection is closed, as they are whenever the door
+//! thrown away for a while before the connection is closed, as they are whenever the proxy
 //! closes on a client that is still sending.
 
 use crate::proxy::headers::REQUEST_ID;
@@ -67,7 +67,7 @@ enum Body {
     Unknown,
 }
 
-/// For how long a client may go on sending to a door that has closed.
+/// For how long a client may go on sending to a proxy that has closed.
 const LINGER: Duration = Duration::from_secs(10);
 
 impl Sieve {

@@ -5,14 +5,14 @@ use crate::core::limit::gate::{Ask, Stage, Ticket};
 use crate::core::limit::meter::Outcome;
 use crate::core::limit::parked::Place;
 use crate::core::time::Time;
-use crate::proxy::door::Door;
+use crate::proxy::state::ProxyState;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A ticket on its way through the door.
+/// A ticket on its way through the proxy.
 #[derive(Debug)]
 pub struct Slot {
-    door: Arc<Door>,
+    proxy: Arc<ProxyState>,
     ticket: Option<Ticket>,
     outcome: Outcome,
     unlisted: Option<Arc<Unlisted>>,
@@ -33,10 +33,10 @@ const NAMED_MIN: Duration = Duration::from_millis(100);
 impl Slot {
     /// A slot for this ticket. Until it is marked otherwise it counts as never sent.
     #[must_use]
-    pub fn new(door: Arc<Door>, ticket: Ticket) -> Slot {
+    pub fn new(proxy: Arc<ProxyState>, ticket: Ticket) -> Slot {
         Slot {
             ask: ticket.ask,
-            door,
+            proxy,
             ticket: Some(ticket),
             outcome: Outcome::Unsent,
             unlisted: None,
@@ -56,16 +56,16 @@ impl Slot {
 
     /// The turn in this exchange has changed.
     pub fn turn(&mut self, stage: Stage) {
-        let now = self.door.clock.now();
+        let now = self.proxy.clock.now();
         if let Some(ticket) = &mut self.ticket {
-            self.door.gate.turn(ticket, stage, now);
+            self.proxy.gate.turn(ticket, stage, now);
         }
     }
 
     /// Ray has opened a session: what it lasts is its two ends' business and nobody's latency.
     pub fn opened(&mut self) {
         self.turn(Stage::Answered);
-        self.opened = Some(self.door.clock.now());
+        self.opened = Some(self.proxy.clock.now());
     }
 
     /// So long has its client's line been awaited before it was admitted.
@@ -84,7 +84,7 @@ impl Slot {
         if self.place.is_some() || self.ticket.is_none() {
             return true;
         }
-        self.place = self.door.parked.enter(self.ask.client.address, left);
+        self.place = self.proxy.parked.enter(self.ask.client.address, left);
         if self.place.is_none() {
             return false;
         }
@@ -97,10 +97,10 @@ impl Slot {
         let Some(mut ticket) = self.ticket.take() else { return };
         ticket.kept = self.kept.1;
         if let Some(opened) = self.opened {
-            ticket.kept += self.door.clock.now().since(opened);
+            ticket.kept += self.proxy.clock.now().since(opened);
         }
-        self.door.record_end(&ticket, outcome, self.bytes);
-        Door::finish(&self.door, ticket, outcome, self.unlisted.as_deref());
+        self.proxy.record_end(&ticket, outcome, self.bytes);
+        ProxyState::finish(&self.proxy, ticket, outcome, self.unlisted.as_deref());
     }
 
     /// Whose cost this is, for what no route knows.
@@ -128,7 +128,7 @@ impl Slot {
     /// Whether upstream stops working on the request when its client leaves.
     #[must_use]
     pub fn cancels(&self) -> bool {
-        self.ticket.as_ref().is_some_and(|ticket| self.door.module(ticket.ask.class).cancels)
+        self.ticket.as_ref().is_some_and(|ticket| self.proxy.module(ticket.ask.class).cancels)
     }
 
     /// Whether it had to wait for its turn.
@@ -166,7 +166,7 @@ impl Drop for Slot {
         self.finish(self.outcome);
         let kept = self.kept.0 + self.kept.1;
         if kept >= NAMED_MIN {
-            self.door.census().keep(self.ask, kept, self.door.clock.now());
+            self.proxy.census().keep(self.ask, kept, self.proxy.clock.now());
         }
     }
 }

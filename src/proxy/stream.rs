@@ -1,8 +1,8 @@
-//! A byte stream of one of the kinds the door speaks over, and where streams come from that are
+//! A byte stream of one of the kinds the proxy speaks over, and where streams come from that are
 //! not the OS's.
 //!
 //! In service every stream is a socket of the OS. A simulation brings a network of its own,
-//! in which time is virtual and lines break by seed, and the door is to be the same there down to
+//! in which time is virtual and lines break by seed, and the proxy is to be the same there down to
 //! its last line: so such a network hands it streams ([`Line`]), and it asks for nothing else.
 
 use socket2::{SockRef, TcpKeepalive};
@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsStream;
 
-/// A byte stream of one of the kinds the door speaks over.
+/// A byte stream of one of the kinds the proxy speaks over.
 #[derive(Debug)]
 pub enum Stream {
     /// As it is.

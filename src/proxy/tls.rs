@@ -1,7 +1,7 @@
 //! TLS: towards clients, with certificates from files and client certificates if asked for; and
-//! towards a server behind the door, where Ray stands behind one that speaks it.
+//! towards a server behind the proxy, where Ray stands behind one that speaks it.
 //!
-//! Ray's own ports speak no TLS; the door ends it. The files are read when a listener opens and
+//! Ray's own ports speak no TLS; the proxy ends it. The files are read when a listener opens and
 //! again when they have changed; a connection keeps the certificate it began with, and files that
 //! cannot be used leave the certificate that works in force.
 
@@ -140,7 +140,7 @@ impl Renew for Terminator {
     }
 }
 
-/// Begins TLS with the server behind the door.
+/// Begins TLS with the server behind the proxy.
 #[derive(Clone, Debug)]
 pub struct Originator(Arc<Towards>);
 

@@ -11,8 +11,8 @@
 use crate::core::limit::gate::{Ask, Shed, Stage};
 use crate::core::limit::parked::Place;
 use crate::proxy::body::{BodyError, Upload};
-use crate::proxy::door::Door;
 use crate::proxy::slot::Slot;
+use crate::proxy::state::ProxyState;
 use crate::proxy::throttle::Throttled;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
@@ -29,7 +29,7 @@ pub type Asking = Pin<Box<dyn Future<Output = Result<Slot, Shed>> + Send>>;
 /// waits for its answer.
 #[derive(Debug)]
 pub struct Handover {
-    door: Arc<Door>,
+    proxy: Arc<ProxyState>,
     ask: Ask,
     held: Mutex<Held>,
     whole: Notify,
@@ -46,21 +46,21 @@ struct Held {
 impl Handover {
     /// Of an upload that is parked.
     #[must_use]
-    pub fn parked(door: Arc<Door>, ask: Ask, place: Place) -> Arc<Handover> {
-        Handover::new(door, ask, Held { slot: None, place: Some(place) })
+    pub fn parked(proxy: Arc<ProxyState>, ask: Ask, place: Place) -> Arc<Handover> {
+        Handover::new(proxy, ask, Held { slot: None, place: Some(place) })
     }
 
     /// Of an upload that has its permit already.
     #[must_use]
-    pub fn admitted(door: Arc<Door>, ask: Ask, mut slot: Slot) -> Arc<Handover> {
+    pub fn admitted(proxy: Arc<ProxyState>, ask: Ask, mut slot: Slot) -> Arc<Handover> {
         slot.turn(Stage::Uploading);
         slot.sent();
-        Handover::new(door, ask, Held { slot: Some(slot), place: None })
+        Handover::new(proxy, ask, Held { slot: Some(slot), place: None })
     }
 
-    fn new(door: Arc<Door>, ask: Ask, held: Held) -> Arc<Handover> {
+    fn new(proxy: Arc<ProxyState>, ask: Ask, held: Held) -> Arc<Handover> {
         Arc::new(Handover {
-            door,
+            proxy,
             ask,
             held: Mutex::new(held),
             whole: Notify::new(),
@@ -73,8 +73,8 @@ impl Handover {
     pub fn take(&self) -> Slot {
         let mut held = self.lock();
         held.slot.take().unwrap_or_else(|| {
-            let ticket = self.door.gate.let_by(self.ask, self.door.clock.now());
-            Slot::new(Arc::clone(&self.door), ticket).parked(held.place.take())
+            let ticket = self.proxy.gate.let_by(self.ask, self.proxy.clock.now());
+            Slot::new(Arc::clone(&self.proxy), ticket).parked(held.place.take())
         })
     }
 
@@ -92,7 +92,7 @@ impl Handover {
     /// Whether upstream stops working on it when its client leaves.
     #[must_use]
     pub fn cancels(&self) -> bool {
-        self.door.module(self.ask.class).cancels
+        self.proxy.module(self.ask.class).cancels
     }
 
     fn admit(&self, mut slot: Slot) {

@@ -1,6 +1,6 @@
 //! Connections to Ray: kept alive, reused last-in-first-out, bounded.
 //!
-//! The door decides how many requests are under way; the pool follows. It keeps what has been
+//! The proxy decides how many requests are under way; the pool follows. It keeps what has been
 //! used lately and drops what has idled for too long.
 //!
 //! A request that meets a connection Ray has closed was never sent (hyper hands it back) and is sent

@@ -1,6 +1,6 @@
-//! The guard: door and engine at work together.
+//! The guard: proxy and engine at work together.
 //!
-//! The engine decides and the guard carries out: a new table goes into force at the door, an
+//! The engine decides and the guard carries out: a new table goes into force at the proxy, an
 //! event into the record, an alert to whoever is to be told. One mutex holds the engine; it is
 //! taken a few times a second, by the tick, by fresh readings and by the operator, and never by
 //! a request.
@@ -8,7 +8,7 @@
 use crate::core::alert;
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::View;
-use crate::core::engine::{DoorReading, Effects, Engine, LastGood, read_door};
+use crate::core::engine::{Effects, Engine, LastGood, ProxyReading, read_proxy};
 use crate::core::fleet::part::Part;
 use crate::core::journal::{Event, Shed as ShedEvent};
 use crate::core::limit::table::LimitTable;
@@ -21,7 +21,7 @@ use crate::core::time::{Time, WallMs};
 use crate::observe::ledger::{Entry, Ledger};
 use crate::observe::metrics::Tally;
 use crate::observe::recorder::{self, Note, Recorder};
-use crate::proxy::door::{Door, Entrance, Front, ShedNote};
+use crate::proxy::state::{Entrance, Front, ProxyState, ShedNote};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
 use crate::proxy::wire::AnswerBounds;
 use crate::runtime::clock::Clock;
@@ -34,10 +34,10 @@ use tokio::sync::mpsc;
 
 use crate::config::Settings;
 
-/// How often the loop looks at the door.
+/// How often the loop looks at the proxy.
 pub const TICK: Duration = Duration::from_millis(100);
 
-/// How often the door looks for waiters whose cell has come.
+/// How often the proxy looks for waiters whose cell has come.
 const PUMP: Duration = Duration::from_millis(20);
 
 /// How often idle connections to Ray are looked at.
@@ -55,11 +55,11 @@ pub struct Outlets {
     pub alerts: mpsc::Sender<alert::Transition>,
 }
 
-/// Door and engine at work together.
+/// Proxy and engine at work together.
 #[derive(Debug)]
 pub struct Guard {
     settings: ArcSwap<Settings>,
-    door: ArcSwap<Door>,
+    proxy: ArcSwap<ProxyState>,
     /// One for each listener.
     fronts: Mutex<Vec<Arc<ArcSwap<Front>>>>,
     /// The key of all digests of identities.
@@ -75,7 +75,7 @@ pub struct Guard {
     shed_notes: Mutex<(u64, u32)>,
     tally: Mutex<Tally>,
     rays_token: OnceLock<Token>,
-    /// This door's part of the limits, where several doors share them.
+    /// This proxy's part of the limits, where several replicas share them.
     part: Mutex<Option<Part>>,
 }
 
@@ -103,13 +103,18 @@ impl Guard {
         let engine = Engine::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now)
             .with_alerts(&settings.alerts.rules);
         let (sheds, notes) = mpsc::channel(256);
-        let door =
-            Door::new(Arc::clone(&settings.policy), identifier(&settings, key), clock, tasks.clone(), sheds);
-        door.set_table(engine.table());
-        door.coalescer.budget().set_max(settings.http.shared_bytes_max);
+        let proxy = ProxyState::new(
+            Arc::clone(&settings.policy),
+            identifier(&settings, key),
+            clock,
+            tasks.clone(),
+            sheds,
+        );
+        proxy.set_table(engine.table());
+        proxy.coalescer.budget().set_max(settings.http.shared_bytes_max);
         let guard = Arc::new(Guard {
             settings: ArcSwap::from(settings),
-            door: ArcSwap::from(door),
+            proxy: ArcSwap::from(proxy),
             fronts: Mutex::default(),
             key: Mutex::new(key),
             clock,
@@ -143,10 +148,10 @@ impl Guard {
         self.settings.load_full()
     }
 
-    /// The door at the moment.
+    /// The proxy at the moment.
     #[must_use]
-    pub fn door(&self) -> Arc<Door> {
-        self.door.load_full()
+    pub fn proxy(&self) -> Arc<ProxyState> {
+        self.proxy.load_full()
     }
 
     /// What a listener for one kind of traffic needs; it is renewed at every reload.
@@ -165,7 +170,7 @@ impl Guard {
         let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
         self.sweep(Arc::clone(&upstream));
         let front = Front::new(
-            self.door(),
+            self.proxy(),
             Arc::new(Entrance::new(surface, classifier, upstream).for_pages_of(&settings.http.cors_origins)),
         );
         self.fronts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&front));
@@ -189,7 +194,7 @@ impl Guard {
             let classifier = Classifier::new(&policy, surface, &settings.routes)?;
             renewed.push(Arc::new(old.entrance.with_classifier(classifier)));
         }
-        let door = {
+        let proxy = {
             let mut engine = self.engine();
             *engine = engine.succeed(
                 Arc::clone(&policy),
@@ -201,10 +206,10 @@ impl Guard {
                 part.take_over(Arc::clone(&policy), &engine.table());
             }
             self.settings.store(Arc::clone(settings));
-            self.succeed_door(&engine)
+            self.succeed_proxy(&engine)
         };
         for (front, entrance) in fronts.iter_mut().zip(renewed) {
-            front.store(Arc::new(Front { door: Arc::clone(&door), entrance }));
+            front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
         }
         Ok(needs_restart(&before, settings))
     }
@@ -213,14 +218,14 @@ impl Guard {
     /// in queues and under ceilings are forgiven once.
     pub fn adopt_key(&self, key: [u64; 2]) {
         let fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
-        let door = {
+        let proxy = {
             let engine = self.engine();
             *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
-            self.succeed_door(&engine)
+            self.succeed_proxy(&engine)
         };
         for front in fronts.iter() {
             let entrance = Arc::clone(&front.load().entrance);
-            front.store(Arc::new(Front { door: Arc::clone(&door), entrance }));
+            front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
         }
     }
 
@@ -230,37 +235,37 @@ impl Guard {
         *self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts a new door in the old one's place, by the engine's policy, the settings and the key.
-    fn succeed_door(&self, engine: &Engine) -> Arc<Door> {
-        let old = self.door();
+    /// Puts a new proxy in the old one's place, by the engine's policy, the settings and the key.
+    fn succeed_proxy(&self, engine: &Engine) -> Arc<ProxyState> {
+        let old = self.proxy();
         let table = self.part_of(engine.table());
         let identifier = identifier(&self.settings(), self.key());
-        let door = old.succeed(Arc::clone(engine.policy()), identifier, table);
-        self.door.store(Arc::clone(&door));
-        if let Some(recorder) = &*door.recorder.load() {
-            self.note_names(recorder, &door);
+        let proxy = old.succeed(Arc::clone(engine.policy()), identifier, table);
+        self.proxy.store(Arc::clone(&proxy));
+        if let Some(recorder) = &*proxy.recorder.load() {
+            self.note_names(recorder, &proxy);
         }
-        door
+        proxy
     }
 
     /// From now on, what passes is written down too.
     pub fn start_recording(&self, recorder: Recorder) {
-        let door = self.door();
-        self.note_names(&recorder, &door);
-        door.recorder.store(Some(Arc::new(recorder)));
+        let proxy = self.proxy();
+        self.note_names(&recorder, &proxy);
+        proxy.recorder.store(Some(Arc::new(recorder)));
     }
 
     /// Nothing more is written down; the recorder's writer ends.
     pub fn stop_recording(&self) {
-        self.door().recorder.store(None);
+        self.proxy().recorder.store(None);
     }
 
     /// Names and limits, which every number after them stands for.
-    fn note_names(&self, recorder: &Recorder, door: &Door) {
+    fn note_names(&self, recorder: &Recorder, proxy: &ProxyState) {
         let now = self.clock.now();
-        let head = recorder::names(&door.policy, self.settings().routes.len(), now, self.clock.wall());
-        recorder.note(now, Note::Names(door.generation, head));
-        recorder.note(now, Note::Table(door.table.load_full()));
+        let head = recorder::names(&proxy.policy, self.settings().routes.len(), now, self.clock.wall());
+        recorder.note(now, Note::Names(proxy.generation, head));
+        recorder.note(now, Note::Table(proxy.table.load_full()));
     }
 
     /// Idle connections are looked after by nobody else.
@@ -270,7 +275,7 @@ impl Guard {
 
     /// Takes in a round of readings.
     pub fn on_readings(&self, readings: &[(SignalId, Result<Reading, Missing>)]) {
-        if let Some(recorder) = &*self.door().recorder.load() {
+        if let Some(recorder) = &*self.proxy().recorder.load() {
             let read = readings.iter().filter_map(|(_, reading)| reading.as_ref().ok().cloned()).collect();
             recorder.note(self.clock.now(), Note::Readings(read));
         }
@@ -302,11 +307,11 @@ impl Guard {
         self.engine().view(self.clock.now())
     }
 
-    /// The door's counts as of the last tick, in the policy's order, and when that was.
+    /// The proxy's counts as of the last tick, in the policy's order, and when that was.
     #[must_use]
-    pub fn door_reading(&self) -> (DoorReading, Time) {
+    pub fn proxy_reading(&self) -> (ProxyReading, Time) {
         let engine = self.engine();
-        (engine.door().clone(), engine.ticked_at())
+        (engine.proxy().clone(), engine.ticked_at())
     }
 
     /// What was counted of the events so far.
@@ -368,9 +373,9 @@ impl Guard {
         self.tasks.every(TICK, move || guard.tick());
         let guard = Arc::clone(self);
         self.tasks.every_until_drained(PUMP, move || {
-            let door = guard.door();
-            if door.gate.waiting() > 0 {
-                door.pump();
+            let proxy = guard.proxy();
+            if proxy.gate.waiting() > 0 {
+                proxy.pump();
             }
         });
         let guard = Arc::clone(self);
@@ -384,14 +389,14 @@ impl Guard {
     fn tick(&self) {
         let now = self.clock.now();
         let effects = {
-            // The lock keeps a reload from coming between the door's reading and its policy.
+            // The lock keeps a reload from coming between the proxy's reading and its policy.
             let mut engine = self.engine();
-            let door = read_door(&self.door().gate, engine.policy().classes.len(), now);
+            let proxy = read_proxy(&self.proxy().gate, engine.policy().classes.len(), now);
             engine.on_record(self.outlets.record.events_lost());
             if let Some(part) = &mut *self.part() {
-                part.observe(&door);
+                part.observe(&proxy);
             }
-            engine.on_tick(door, now, self.clock.wall())
+            engine.on_tick(proxy, now, self.clock.wall())
         };
         self.carry_out(effects);
     }
@@ -399,14 +404,14 @@ impl Guard {
     pub(super) fn carry_out(&self, effects: Effects) {
         if let Some(table) = effects.table {
             let table = self.part_of(table);
-            let door = self.door();
-            if let Some(recorder) = &*door.recorder.load() {
+            let proxy = self.proxy();
+            if let Some(recorder) = &*proxy.recorder.load() {
                 recorder.note(self.clock.now(), Note::Table(Arc::clone(&table)));
             }
-            door.set_table(table);
+            proxy.set_table(table);
         }
         for (class, seconds) in effects.spreads {
-            self.door().gate.spread(class, seconds);
+            self.proxy().gate.spread(class, seconds);
         }
         for event in effects.events {
             self.note(event);
@@ -429,11 +434,11 @@ impl Guard {
                 return;
             }
         }
-        let door = self.door();
-        let policy = &door.policy;
-        // A note may be a reload older than the door it is read by.
+        let proxy = self.proxy();
+        let policy = &proxy.policy;
+        // A note may be a reload older than the proxy it is read by.
         let Some(class) = policy.classes.get(note.shed.class.index()) else { return };
-        let table = door.table.load();
+        let table = proxy.table.load();
         let limits = table.class(note.shed.class);
         let event = Event::Shed(ShedEvent {
             request: note.id.clone(),
@@ -445,7 +450,7 @@ impl Guard {
             retry_after_s: note.shed.retry_after_s,
             table: table.version,
             in_flight_limit: limits.in_flight,
-            in_flight: door.gate.load(note.shed.class).0,
+            in_flight: proxy.gate.load(note.shed.class).0,
             rate_limit: limits.rate,
             waited_ms: 0,
             via: note.via,
@@ -458,7 +463,7 @@ impl Guard {
         self.part.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The table as this door may use it: its part, where several doors share the limits.
+    /// The table as this proxy may use it: its part, where several replicas share the limits.
     pub(super) fn part_of(&self, table: Arc<LimitTable>) -> Arc<LimitTable> {
         match &*self.part() {
             Some(part) => Arc::new(part.of(&table, self.clock.now())),
@@ -468,7 +473,7 @@ impl Guard {
 
     pub(super) fn engine(&self) -> MutexGuard<'_, Engine> {
         // A panic in one step leaves the engine as it was between two fields at worst; its
-        // limits stay within their bounds, and a door without a loop would be worse.
+        // limits stay within their bounds, and a proxy without a loop would be worse.
         self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -4,7 +4,7 @@
 //! limits of the other. So whoever runs holds the file `lock` in the directory, by a lock of the
 //! operating system that ends with the process however it ends (a `kill -9` leaves none behind);
 //! the file itself says who holds it. A second process is turned away with that name. A
-//! directory in which no file can be made is no reason not to guard: the door runs without a
+//! directory in which no file can be made is no reason not to guard: the proxy runs without a
 //! record then, and says so.
 
 use std::fs::{File, OpenOptions, TryLockError};

@@ -1,6 +1,6 @@
 //! The guard of one replica among several: its part of the limits, and who decides.
 //!
-//! [`crate::fleet`] talks to the others; what they say goes to the engine and to this door's part
+//! [`crate::fleet`] talks to the others; what they say goes to the engine and to this proxy's part
 //! here. Leases are looked at many times a second, so that none is used after it has run out,
 //! whatever else is waited for.
 
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Guard {
-    /// From now on this door uses its part of the limits: nothing, until the first renewal is
+    /// From now on this proxy uses its part of the limits: nothing, until the first renewal is
     /// answered or has failed.
     pub fn join_fleet(&self, me: &str, replicas: u32, timing: Timing) {
         let (policy, table) = {
@@ -29,62 +29,62 @@ impl Guard {
 
     /// Uses no lease longer than it runs.
     pub fn enforce_leases(&self) {
-        let door = self.door();
+        let proxy = self.proxy();
         let table = self.part_of(self.engine().table());
-        if *table != **door.table.load() {
-            door.set_table(table);
+        if *table != **proxy.table.load() {
+            proxy.set_table(table);
         }
     }
 
-    /// The next renewal, and what it is made of; `None` for a door that shares with nobody.
+    /// The next renewal, and what it is made of; `None` for a replica that shares with nobody.
     pub fn next_renewal(&self) -> Option<Sent> {
         let (policy, table, mut reading) = {
             let engine = self.engine();
-            (Arc::clone(engine.policy()), engine.table(), engine.door().clone())
+            (Arc::clone(engine.policy()), engine.table(), engine.proxy().clone())
         };
-        let door = self.door();
+        let proxy = self.proxy();
         let mut part = self.part();
         let part = part.as_mut()?;
         for (at, seen) in reading.iter_mut().enumerate() {
             // What is under way at this moment: the reading is up to a tick old.
             if let Ok(id) = u8::try_from(at) {
-                (seen.in_flight, seen.waiting) = door.gate.load(ClassId(id));
+                (seen.in_flight, seen.waiting) = proxy.gate.load(ClassId(id));
             }
         }
         let now = self.clock.now();
         let ids = || (0..reading.len()).filter_map(|at| Some((at, ClassId(u8::try_from(at).ok()?))));
         for (at, id) in ids() {
-            if let Some(demand) = door.gate.asked(id) {
-                part.hear(at, &demand, &door.gate.places_wanted(id), now);
+            if let Some(demand) = proxy.gate.asked(id) {
+                part.hear(at, &demand, &proxy.gate.places_wanted(id), now);
             }
         }
         let limits = part.limits(&table);
         part.holding.set_limits(&limits);
         let loads = part.loads(&reading, now);
         for (at, id) in ids() {
-            door.gate.watch(id, part.watches(at, now));
+            proxy.gate.watch(id, part.watches(at, now));
         }
         let renewal = part.holding.renew(now, &loads);
         let wanted = part.wanted();
-        Some(Sent { policy, door: reading, names: part.names().to_vec(), loads, wanted, renewal })
+        Some(Sent { policy, reading, names: part.names().to_vec(), loads, wanted, renewal })
     }
 
-    /// Shares the whole limits out among all who ask at these doors; for whoever leads.
+    /// Shares the whole limits out among all who ask at these replicas; for whoever leads.
     #[must_use]
-    pub fn share_out(&self, limits: &[u64], reserved: &[u64], doors: &[Wanted]) -> Shares {
-        self.part().as_ref().map(|part| part.share_out(limits, reserved, doors)).unwrap_or_default()
+    pub fn share_out(&self, limits: &[u64], reserved: &[u64], proxies: &[Wanted]) -> Shares {
+        self.part().as_ref().map(|part| part.share_out(limits, reserved, proxies)).unwrap_or_default()
     }
 
     /// Takes in how the limits are shared out among identities.
     pub fn take_shares(&self, shares: Option<Shares>) {
-        let door = self.door();
+        let proxy = self.proxy();
         let mut part = self.part();
         let Some(part) = part.as_mut() else { return };
         part.take_shares(shares);
-        for at in 0..door.policy.classes.len() {
+        for at in 0..proxy.policy.classes.len() {
             let (weights, parts) = part.weights(at);
             if let Ok(id) = u8::try_from(at) {
-                door.gate.weigh(ClassId(id), &weights, &parts);
+                proxy.gate.weigh(ClassId(id), &weights, &parts);
             }
         }
     }
@@ -105,7 +105,7 @@ impl Guard {
         self.part().as_ref().is_some_and(|part| part.holding.leads(now))
     }
 
-    /// From now on this door gives back what it does not use.
+    /// From now on this proxy gives back what it does not use.
     pub fn leave_fleet(&self) {
         if let Some(part) = &mut *self.part() {
             part.holding.leave();
@@ -128,7 +128,7 @@ impl Guard {
         }
     }
 
-    /// The store did not answer; says on what this door goes by now.
+    /// The store did not answer; says on what this proxy goes by now.
     pub fn fail_renewal(&self) -> Standing {
         let now = self.clock.now();
         let standing = self.part().as_mut().map_or(Standing::CutOff, |part| {
@@ -165,7 +165,7 @@ impl Guard {
         });
     }
 
-    /// Takes in what the others' doors say.
+    /// Takes in what the other replicas say.
     pub fn on_peers(&self, peers: Vec<Peer>) {
         self.engine().on_peers(peers);
     }
@@ -183,7 +183,7 @@ impl Guard {
         self.carry_out(effects);
     }
 
-    /// What is leased here of each shared limit, and how old that is; `None` for a door that
+    /// What is leased here of each shared limit, and how old that is; `None` for a proxy that
     /// shares with nobody.
     pub fn leased(&self) -> Option<(Vec<Leased>, Duration)> {
         let now = self.clock.now();

@@ -44,7 +44,7 @@ pub fn start(guard: &Arc<Guard>) {
     let client = match fetch::client() {
         Ok(client) => client,
         Err(fault) => {
-            // The door's own readings still protect; the signals go stale and say why.
+            // The proxy's own readings still protect; the signals go stale and say why.
             tracing::error!(%fault, "no HTTP client: Ray's metrics cannot be read");
             return;
         }

@@ -6,7 +6,7 @@
 //!   themselves from beginning to end. Without such, the lowest tenth of all is an upper bound.
 //! - **Capacity** of a module, as work per second: `sum(service time of what ended) / length`
 //!   of windows in which work stood in line: in the module (more than one and a half under way on
-//!   average, and answers half as slow again as alone), or at the door while the module was hardly
+//!   average, and answers half as slow again as alone), or at the proxy while the module was hardly
 //!   ever idle. 1 is one process that is never idle, which is what
 //!   Ray's modules are; more means that requests wait for others and let the next one work.
 //! - **Dead time** of signals: how old readings were when they came, and how often they were new.
@@ -136,8 +136,8 @@ pub fn identify(recording: &Recording, guide: &Guide) -> Identified {
     for (module, spans) in by_module(recording) {
         let services = services(recording, guide, &module, &spans, &mut found.routes);
         let mut own = Vec::new();
-        let at_door = line_at_door(recording, &module);
-        found.modules.push(capacity(module.clone(), &spans, &services, &at_door, &mut own));
+        let at_proxy = line_at_proxy(recording, &module);
+        found.modules.push(capacity(module.clone(), &spans, &services, &at_proxy, &mut own));
         classes(recording, &module, &services, &own, &mut found.classes);
         saturated.append(&mut own);
     }
@@ -228,8 +228,8 @@ fn services(
     services
 }
 
-/// When somebody stood in line at the door for a module, or was refused for want of room in it.
-fn line_at_door(recording: &Recording, module: &str) -> Vec<f64> {
+/// When somebody stood in line at the proxy for a module, or was refused for want of room in it.
+fn line_at_proxy(recording: &Recording, module: &str) -> Vec<f64> {
     /// A shorter wait is a queue that works, not a line.
     const WAITED_US: u64 = 50_000;
     let stood = recording.arrivals.iter().filter(|it| {
@@ -250,7 +250,7 @@ fn capacity(
     module: String,
     spans: &[Span],
     services: &BTreeMap<u16, f64>,
-    at_door: &[f64],
+    at_proxy: &[f64],
     saturated: &mut Vec<(f64, f64)>,
 ) -> ModuleFit {
     /// Of one window: in-flight seconds, work, latencies, endings.
@@ -265,7 +265,7 @@ fn capacity(
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a day has 17,280 windows")]
     let bin = |at: f64| ((at - begin) / WINDOW_S).max(0.0) as usize;
     let mut bins: BTreeMap<usize, Bin> = BTreeMap::new();
-    let lines: BTreeSet<usize> = at_door.iter().map(|at| bin(*at)).collect();
+    let lines: BTreeSet<usize> = at_proxy.iter().map(|at| bin(*at)).collect();
     for span in spans {
         for at in bin(span.from)..=bin(span.to) {
             let (low, high) = (begin + at as f64 * WINDOW_S, begin + (at + 1) as f64 * WINDOW_S);

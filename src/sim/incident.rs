@@ -1,7 +1,7 @@
 //! What really happened, beside what would have happened.
 //!
 //! A trace's offered load (what was refused too) is sent once more, at the same moments and by
-//! the same clients, to a modelled head behind the production door: under another
+//! the same clients, to a modelled head behind the production proxy: under another
 //! configuration, and under none. The answer is one row per class and run, and the plots of
 //! their seconds.
 //!

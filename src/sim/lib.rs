@@ -9,7 +9,6 @@ pub mod course;
 mod critical_gain;
 #[cfg(test)]
 mod defects;
-pub mod door;
 pub mod exposition;
 pub mod faults;
 pub mod gauges;
@@ -21,6 +20,7 @@ pub mod likeness;
 pub mod monte_carlo;
 pub mod page;
 pub mod plant;
+pub mod proxy;
 pub mod recovery;
 pub mod report;
 pub mod rivals;

@@ -112,7 +112,7 @@ pub struct Plant {
     chance: Chance,
     /// The parent, the modules, the GCS, all other threads and agents, the job starters.
     stations: Vec<Station>,
-    doors: Vec<Door>,
+    acceptors: Vec<Acceptor>,
     items: Vec<Item>,
     free: Vec<u32>,
     /// When requests of the last second came, where a link counts them.
@@ -146,7 +146,7 @@ struct Station {
 
 /// A module's connections.
 #[derive(Clone, Debug, Default)]
-struct Door {
+struct Acceptor {
     open: u32,
     in_progress: u32,
     lobby: VecDeque<u32>,
@@ -276,7 +276,7 @@ impl Plant {
             capacity: 1.0,
             chance,
             stations,
-            doors: vec![Door::default(); spec.modules.len()],
+            acceptors: vec![Acceptor::default(); spec.modules.len()],
             items: Vec::new(),
             free: Vec::new(),
             came: VecDeque::new(),
@@ -480,7 +480,7 @@ impl Plant {
             self.stations[at].busy = 0;
             self.stations[at].line.clear();
         }
-        self.doors = vec![Door::default(); self.doors.len()];
+        self.acceptors = vec![Acceptor::default(); self.acceptors.len()];
         self.services.clear();
         self.timers.clear();
         self.busy = 0.0;
@@ -515,7 +515,7 @@ impl Plant {
     /// Connections of a module in use and requests waiting for one.
     #[must_use]
     pub fn module_in_flight(&self, module: usize) -> (u32, usize) {
-        self.doors.get(module).map_or((0, 0), |door| (door.open, door.lobby.len()))
+        self.acceptors.get(module).map_or((0, 0), |acceptor| (acceptor.open, acceptor.lobby.len()))
     }
 
     /// Jobs submitted that have not started; jobs running.
@@ -656,7 +656,7 @@ impl Plant {
         let mean = self.service_ms(at, occupant);
         let shape = if let Some(link) = &self.spec.link {
             let taken = self.items[occupant as usize].passes_left > 0;
-            link.factor(if taken { self.doors[0].in_progress } else { 1 }, &mut self.chance)
+            link.factor(if taken { self.acceptors[0].in_progress } else { 1 }, &mut self.chance)
         } else if self.spec.exponential {
             self.chance.exponential(1.0)
         } else {
@@ -756,8 +756,8 @@ impl Plant {
             }
             return;
         }
-        if self.doors[module].open >= self.spec.modules[module].connections_max {
-            self.doors[module].lobby.push_back(slot);
+        if self.acceptors[module].open >= self.spec.modules[module].connections_max {
+            self.acceptors[module].lobby.push_back(slot);
             return;
         }
         self.enter(slot, module);
@@ -765,11 +765,11 @@ impl Plant {
 
     fn enter(&mut self, slot: u32, module: usize) {
         self.cluster.answers_mb += self.answer_mb(slot);
-        let door = &mut self.doors[module];
-        door.open += 1;
-        door.in_progress += 1;
+        let acceptor = &mut self.acceptors[module];
+        acceptor.open += 1;
+        acceptor.in_progress += 1;
         let cap = self.spec.modules[module].in_progress_max.unwrap_or(u32::MAX);
-        if door.in_progress > cap {
+        if acceptor.in_progress > cap {
             // Ray's own limit: a cheap 429 from the module.
             self.items[slot as usize].passes_left = 0;
         }
@@ -779,7 +779,7 @@ impl Plant {
             self.items[slot as usize].passes_left = 0;
             if link.drops {
                 // It is not there for the service, which is as quick for the others.
-                self.doors[module].in_progress -= 1;
+                self.acceptors[module].in_progress -= 1;
                 self.timers.push((self.now + Link::PATIENCE).0, Timer::Unanswered(slot));
                 return;
             }
@@ -789,7 +789,7 @@ impl Plant {
 
     /// Whether the link takes the request that has just come.
     fn link_takes(&mut self, link: &Link) -> bool {
-        let at_once = link.at_once_max.is_none_or(|max| self.doors[0].in_progress <= max);
+        let at_once = link.at_once_max.is_none_or(|max| self.acceptors[0].in_progress <= max);
         let Some(max) = link.per_second_max else { return at_once };
         let since = Time(self.now.0.saturating_sub(1_000_000_000));
         while self.came.front().is_some_and(|came| *came <= since) {
@@ -885,7 +885,7 @@ impl Plant {
         }
         if route.passes > 0 {
             self.cluster.answers_mb -= self.answer_mb(slot);
-            self.doors[route.module].in_progress -= 1;
+            self.acceptors[route.module].in_progress -= 1;
             let freed_before = item.held && item.abandoned && route.effect == Effect::Stream;
             if !freed_before {
                 self.release_connection(route.module);
@@ -909,8 +909,8 @@ impl Plant {
     }
 
     fn release_connection(&mut self, module: usize) {
-        self.doors[module].open -= 1;
-        if let Some(next) = self.doors[module].lobby.pop_front() {
+        self.acceptors[module].open -= 1;
+        if let Some(next) = self.acceptors[module].lobby.pop_front() {
             self.enter(next, module);
         }
     }
@@ -989,7 +989,7 @@ impl Plant {
         match timer {
             Timer::Waited(slot) => self.resume(slot, events),
             Timer::Unanswered(slot) => {
-                self.doors[0].in_progress += 1; // what `leave` takes back
+                self.acceptors[0].in_progress += 1; // what `leave` takes back
                 self.answer(slot, 504, events);
             }
             Timer::HeldEnds(slot, generation) => {

@@ -4,10 +4,10 @@
 //! the journal, as the ledger would write it. Wall time is virtual too (plus whatever a clock
 //! fault adds), so equal seeds give equal journals.
 
-use super::door::Door;
 use super::faults::Scraped;
+use super::proxy::SimProxy;
 use rayguard_core::alert::Alert;
-use rayguard_core::engine::{Effects, Engine, LastGood, read_door};
+use rayguard_core::engine::{Effects, Engine, LastGood, read_proxy};
 use rayguard_core::journal::{Event, Record};
 use rayguard_core::limit::table::Mode;
 use rayguard_core::policy::{ClassId, Policy};
@@ -49,13 +49,13 @@ fn wall(now: Time, offset_s: f64) -> WallMs {
 impl Steering {
     /// A loop that has seen nothing; limits start at the last run's where they are given.
     #[must_use]
-    pub fn new(door: &mut Door, last_good: &[LastGood], now: Time) -> Steering {
-        let modes = vec![Mode::Enforce; door.policy.classes.len()];
-        let engine = Engine::new(door.policy.clone(), &modes, last_good, now);
-        door.table = engine.table();
+    pub fn new(proxy: &mut SimProxy, last_good: &[LastGood], now: Time) -> Steering {
+        let modes = vec![Mode::Enforce; proxy.policy.classes.len()];
+        let engine = Engine::new(proxy.policy.clone(), &modes, last_good, now);
+        proxy.table = engine.table();
         Steering {
-            reader: SignalReader::new(&door.policy),
-            period: door.policy.control.inner_period,
+            reader: SignalReader::new(&proxy.policy),
+            period: proxy.policy.control.inner_period,
             engine,
             seq: 0,
             pending: Vec::new(),
@@ -68,13 +68,13 @@ impl Steering {
     }
 
     /// Takes on a new policy; limits and averages go on.
-    pub fn reload(&mut self, door: &mut Door, policy: Arc<Policy>, now: Time) {
+    pub fn reload(&mut self, proxy: &mut SimProxy, policy: Arc<Policy>, now: Time) {
         let modes = vec![Mode::Enforce; policy.classes.len()];
         let rules = Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
         self.engine = self.engine.succeed(policy, &modes, &rules, now);
-        self.reader = SignalReader::new(&door.policy);
-        self.period = door.policy.control.inner_period;
-        door.table = self.engine.table();
+        self.reader = SignalReader::new(&proxy.policy);
+        self.period = proxy.policy.control.inner_period;
+        proxy.table = self.engine.table();
     }
 
     /// Time between two ticks.
@@ -143,17 +143,17 @@ impl Steering {
     /// One step; says whether the table changed. What happened goes into the journal, if there is one.
     pub fn tick(
         &mut self,
-        door: &mut Door,
+        proxy: &mut SimProxy,
         now: Time,
         offset_s: f64,
         journal: Option<&mut (dyn Write + '_)>,
     ) -> bool {
         #[cfg(test)]
         let now = self.defect.map_or(now, |defect| defect.time(now, offset_s));
-        let seen = read_door(&door.gate, door.policy.classes.len(), now);
+        let seen = read_proxy(&proxy.gate, proxy.policy.classes.len(), now);
         let effects: Effects = self.engine.on_tick(seen, now, wall(now, offset_s));
         for (class, seconds) in &effects.spreads {
-            door.gate.spread(*class, *seconds);
+            proxy.gate.spread(*class, *seconds);
         }
         self.pending.extend(effects.events);
         let lowers = |event: &&Event| matches!(event, Event::Adjustment(step) if step.new < step.old);
@@ -164,7 +164,7 @@ impl Steering {
         self.pending.clear();
         match effects.table {
             Some(table) => {
-                door.table = table;
+                proxy.table = table;
                 true
             }
             None => false,

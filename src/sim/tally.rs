@@ -11,9 +11,9 @@ use std::time::Duration;
 pub enum Ending {
     /// An answer, in time.
     Served,
-    /// Refused at the door, to come back after so many seconds.
+    /// Refused at the proxy, to come back after so many seconds.
     Shed {
-        /// As the door said.
+        /// As the proxy said.
         retry_after_s: u32,
     },
     /// The client gave up.
@@ -44,7 +44,7 @@ pub struct Tally {
     /// Attempts refused although something less urgent had been let into the same module since
     /// they came.
     pub inverted: u64,
-    /// Attempts that had to wait at the door.
+    /// Attempts that had to wait at the proxy.
     pub waited: u64,
     /// Time its requests spent at the head, all together, seconds.
     pub busy_s: f64,

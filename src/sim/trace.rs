@@ -10,8 +10,8 @@
 //! A recording speaks of routes as Ray's own table has them, and the plant of those it knows:
 //! [`Guide`] leads from the one to the other, and [`Import::stand_ins`] says whom it replaced.
 
-use super::door::facts;
 use super::head::Spec;
+use super::proxy::facts;
 use super::scenario::ClientSpec;
 use rayguard_config::Overrides;
 use rayguard_core::recording::{self, Ending, Exchange, Recording};

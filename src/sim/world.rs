@@ -1,7 +1,7 @@
-//! The world: clients, door, head, metrics and faults on one virtual time line.
+//! The world: clients, proxy, head, metrics and faults on one virtual time line.
 //!
 //! One heap holds what is scripted (clients, ticks, scrapes, faults), the plant knows what is
-//! due in the head; whichever is earlier happens next. The door and the loop are the
+//! due in the head; whichever is earlier happens next. The proxy and the loop are the
 //! production code, handed virtual time. Everything that happens is a function of scenario,
 //! guard and seed: two runs of one seed give the same [`Run`] to the last byte.
 //!
@@ -13,12 +13,12 @@ use super::arrivals::{Agent, Group, agents};
 use super::chance::Chance;
 use super::cluster::Brings;
 use super::course::{Course, Motion};
-use super::door::{Door, Rid, Sharing};
 use super::exposition::Pages;
 use super::faults::{MetricsWeather, Scraped};
 use super::head::{Effect, RouteId, Spec};
 use super::heap::{EventHeap, Place};
 use super::plant::{Demand, Event, Exchange, Plant, Step};
+use super::proxy::{Rid, Sharing, SimProxy};
 use super::recovery::Recovery;
 use super::rivals::{self, Limiter};
 use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
@@ -174,7 +174,7 @@ pub struct World<'a> {
     now: Time,
     plant: Plant,
     events: Vec<Event>,
-    door: Option<Door>,
+    proxy: Option<SimProxy>,
     guard: Guard,
     /// Signals that no class follows.
     without: Vec<String>,
@@ -347,17 +347,17 @@ impl<'a> World<'a> {
         let [from, to] = scenario.measure.unwrap_or([0.0, scenario.seconds]);
         let steered = matches!(guard, Guard::Rayguard | Guard::NoOuter | Guard::NoInner);
         let policy = |config: &str| scenario.policy_of(config).map(|(policy, _)| policy);
-        let door = (steered || guard == Guard::Still).then(|| {
+        let proxy = (steered || guard == Guard::Still).then(|| {
             let mut policy = policy_under(&*policy(&scenario.config)?, guard, &without);
             if let Some(limit) = pinned {
                 pin(&mut policy, &scenario.watch, limit);
             }
             let policy = Arc::new(policy);
-            Door::new(scenario, policy, &spec, Time::ZERO)
+            SimProxy::new(scenario, policy, &spec, Time::ZERO)
         });
-        let mut door = door.transpose()?;
-        let watched = door.as_ref().map_or(Ok(ClassId(0)), |door| watched(door, &scenario.watch))?;
-        let steering = door.as_mut().filter(|_| steered).map(|door| Steering::new(door, &[], Time::ZERO));
+        let mut proxy = proxy.transpose()?;
+        let watched = proxy.as_ref().map_or(Ok(ClassId(0)), |proxy| watched(proxy, &scenario.watch))?;
+        let steering = proxy.as_mut().filter(|_| steered).map(|proxy| Steering::new(proxy, &[], Time::ZERO));
         let mut world = World {
             scenario,
             end,
@@ -365,7 +365,7 @@ impl<'a> World<'a> {
             now: Time::ZERO,
             plant: Plant::new(spec, seed),
             events: Vec::new(),
-            door,
+            proxy,
             guard,
             without,
             rival: rival(guard),
@@ -628,11 +628,11 @@ impl<'a> World<'a> {
         self.arm(clock);
     }
 
-    /// At the door.
+    /// At the proxy.
     fn knock(&mut self, rid: Rid) {
         let Retried { route, client, follows, .. } = self.request(rid).demand;
-        if let Some(door) = &mut self.door {
-            match door.share(route, client, rid, follows, self.now) {
+        if let Some(proxy) = &mut self.proxy {
+            match proxy.share(route, client, rid, follows, self.now) {
                 Sharing::Alone => {}
                 Sharing::Follows => {
                     self.request_mut(rid).stage = Stage::Shares;
@@ -644,13 +644,13 @@ impl<'a> World<'a> {
                     return;
                 }
             }
-            match door.decide(route, client, rid, self.now) {
+            match proxy.decide(route, client, rid, self.now) {
                 Decision::Admit(ticket) => {
-                    let life = door.life;
+                    let life = proxy.life;
                     self.forward(rid, Some((ticket, life)));
                 }
                 Decision::Wait(id, deadline) => {
-                    let (life, class) = (door.life, door.class(route));
+                    let (life, class) = (proxy.life, proxy.class(route));
                     self.request_mut(rid).stage = Stage::Waits(id, life);
                     let demand = self.request(rid).demand;
                     if self.measured(demand.first_sent) {
@@ -677,8 +677,8 @@ impl<'a> World<'a> {
     fn forward(&mut self, rid: Rid, ticket: Option<(Ticket, u32)>) {
         let now = self.now;
         let demand = self.request(rid).demand;
-        if let Some(door) = &self.door {
-            let class = &door.policy.classes[door.class(demand.route).index()];
+        if let Some(proxy) = &self.proxy {
+            let class = &proxy.policy.classes[proxy.class(demand.route).index()];
             let (module, priority) = (class.module.index(), usize::from(class.priority.0.min(9)));
             if self.let_in.len() <= module {
                 self.let_in.resize(module + 1, [Time::ZERO; 10]);
@@ -715,10 +715,10 @@ impl<'a> World<'a> {
 
     /// Was something less urgent let into this request's module while it was here?
     fn note_inversion(&mut self, rid: Rid) {
-        let Some(door) = &self.door else { return };
+        let Some(proxy) = &self.proxy else { return };
         let Request { demand, sent, .. } = self.request(rid);
         let (demand, sent) = (*demand, *sent);
-        let class = &door.policy.classes[door.class(demand.route).index()];
+        let class = &proxy.policy.classes[proxy.class(demand.route).index()];
         let priority = usize::from(class.priority.0.min(9));
         let passed = self
             .let_in
@@ -732,8 +732,8 @@ impl<'a> World<'a> {
     /// A leader that gets no answer leaves its followers to ask for themselves.
     fn pass_lead_on(&mut self, rid: Rid) {
         let Retried { route, client, .. } = self.request(rid).demand;
-        let Some(door) = &mut self.door else { return };
-        for follower in door.unshare(route, client, rid, false, self.now) {
+        let Some(proxy) = &mut self.proxy else { return };
+        for follower in proxy.unshare(route, client, rid, false, self.now) {
             if self.alive(follower) && self.request(follower).client {
                 self.knock(follower);
             }
@@ -750,9 +750,9 @@ impl<'a> World<'a> {
         match request.stage {
             Stage::Upstream { exchange: Some(exchange), .. } => self.plant.hang_up(self.now, exchange),
             Stage::Waits(id, life) => {
-                let Some(door) = &mut self.door else { return };
-                if !door.is_followed(route, client, rid) && door.cancel(id, life, self.now) {
-                    door.unshare(route, client, rid, false, self.now);
+                let Some(proxy) = &mut self.proxy else { return };
+                if !proxy.is_followed(route, client, rid) && proxy.cancel(id, life, self.now) {
+                    proxy.unshare(route, client, rid, false, self.now);
                     self.release(rid);
                 }
             }
@@ -765,8 +765,8 @@ impl<'a> World<'a> {
         if !self.alive(rid) {
             return;
         }
-        if let (Stage::Waits(id, life), Some(door)) = (&self.requests[slot_of(rid)].stage, &mut self.door)
-            && let Some(shed) = door.expire(*id, *life)
+        if let (Stage::Waits(id, life), Some(proxy)) = (&self.requests[slot_of(rid)].stage, &mut self.proxy)
+            && let Some(shed) = proxy.expire(*id, *life)
         {
             self.refused(rid, shed.retry_after_s);
         }
@@ -865,8 +865,8 @@ impl<'a> World<'a> {
             Stage::Upstream { admitted, .. } => self.now.since(admitted),
             _ => Duration::ZERO,
         };
-        let followers = match &mut self.door {
-            Some(door) => door.unshare(demand.route, demand.client, rid, ok, self.now),
+        let followers = match &mut self.proxy {
+            Some(proxy) => proxy.unshare(demand.route, demand.client, rid, ok, self.now),
             None => Vec::new(),
         };
         let followers: Vec<Rid> =
@@ -915,11 +915,13 @@ impl<'a> World<'a> {
 
     /// Whether an exchange of the watched class kept its objective.
     fn note_objective(&mut self, route: RouteId, latency: Duration) {
-        let Some(door) = self.door.as_ref().filter(|door| door.class(route) == self.watched) else { return };
+        let Some(proxy) = self.proxy.as_ref().filter(|proxy| proxy.class(route) == self.watched) else {
+            return;
+        };
         let [from, to] = self.run.measured;
         if (f64::midpoint(from, to)..to).contains(&self.now.as_secs_f64()) {
             self.run.within.0 += 1;
-            self.run.within.1 += u64::from(latency <= door.policy.classes[self.watched.index()].slo.latency);
+            self.run.within.1 += u64::from(latency <= proxy.policy.classes[self.watched.index()].slo.latency);
         }
     }
 
@@ -928,8 +930,8 @@ impl<'a> World<'a> {
         let request = &mut self.requests[slot_of(rid)];
         let Stage::Upstream { ticket, admitted, .. } = &mut request.stage else { return };
         let latency = now.since(*admitted);
-        match (ticket.take(), &mut self.door, &mut self.rival) {
-            (Some((ticket, life)), Some(door), _) => door.finish(ticket, life, outcome, now),
+        match (ticket.take(), &mut self.proxy, &mut self.rival) {
+            (Some((ticket, life)), Some(proxy), _) => proxy.finish(ticket, life, outcome, now),
             (_, _, Some(rival)) => {
                 rival.finish(now, latency, self.rival_in_flight, outcome != Outcome::Served);
                 self.rival_in_flight -= 1;
@@ -942,8 +944,10 @@ impl<'a> World<'a> {
 
     fn tell_woken(&mut self) {
         loop {
-            let Some((rid, life, grant)) =
-                self.door.as_mut().and_then(|door| (!door.woken.is_empty()).then(|| door.woken.remove(0)))
+            let Some((rid, life, grant)) = self
+                .proxy
+                .as_mut()
+                .and_then(|proxy| (!proxy.woken.is_empty()).then(|| proxy.woken.remove(0)))
             else {
                 return;
             };
@@ -952,12 +956,12 @@ impl<'a> World<'a> {
                     let gone = !self.alive(rid) || {
                         let Retried { route, client, .. } = self.request(rid).demand;
                         let followed =
-                            self.door.as_ref().is_some_and(|door| door.is_followed(route, client, rid));
+                            self.proxy.as_ref().is_some_and(|proxy| proxy.is_followed(route, client, rid));
                         !self.request(rid).client && !followed
                     };
                     if gone {
-                        if let Some(door) = &mut self.door {
-                            door.finish(ticket, life, Outcome::Unsent, self.now);
+                        if let Some(proxy) = &mut self.proxy {
+                            proxy.finish(ticket, life, Outcome::Unsent, self.now);
                         }
                         if self.alive(rid) {
                             self.release(rid);
@@ -986,27 +990,28 @@ impl<'a> World<'a> {
 
     fn pump(&mut self) {
         self.pumping = false;
-        let Some(door) = &mut self.door else { return };
-        door.pump(self.now);
-        if door.waiting() > 0 {
+        let Some(proxy) = &mut self.proxy else { return };
+        proxy.pump(self.now);
+        if proxy.waiting() > 0 {
             self.keep_pumping();
         }
     }
 
     fn tick(&mut self) {
-        let (Some(door), Some(steering)) = (&mut self.door, &mut self.steering) else { return };
+        let (Some(proxy), Some(steering)) = (&mut self.proxy, &mut self.steering) else { return };
         self.heap.push((self.now + steering.period()).0, Happening::Tick);
         if self.paused {
             #[cfg(test)]
             if steering.defect == Some(super::defects::Defect::OpenWhileAway) {
-                door.table = super::defects::opened(&door.table);
+                proxy.table = super::defects::opened(&proxy.table);
             }
             return;
         }
-        let changed = steering.tick(door, self.now, self.wall_offset_s, self.onlooker.journal.as_deref_mut());
+        let changed =
+            steering.tick(proxy, self.now, self.wall_offset_s, self.onlooker.journal.as_deref_mut());
         if changed {
-            door.pump(self.now);
-            let limit = door.table.class(self.watched).in_flight;
+            proxy.pump(self.now);
+            let limit = proxy.table.class(self.watched).in_flight;
             self.note_limit(limit);
         }
     }
@@ -1147,15 +1152,15 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Connections break: everybody at the door fails, the head goes on with what it has.
+    /// Connections break: everybody at the proxy fails, the head goes on with what it has.
     fn proxy_restart(&mut self) {
-        let Some(door) = &mut self.door else { return };
-        door.restart(self.now);
+        let Some(proxy) = &mut self.proxy else { return };
+        proxy.restart(self.now);
         if let Some(steering) = &mut self.steering {
             let last_good = steering.last_good();
             #[cfg(test)]
             let defect = steering.defect;
-            *steering = Steering::new(door, &last_good, self.now);
+            *steering = Steering::new(proxy, &last_good, self.now);
             #[cfg(test)]
             {
                 steering.defect = defect;
@@ -1178,17 +1183,17 @@ impl<'a> World<'a> {
 
     /// A new configuration, or the same once more; a wrong one was refused when the scenario was read.
     fn config_reload(&mut self, config: Option<&str>) {
-        let Some(door) = &mut self.door else { return };
+        let Some(proxy) = &mut self.proxy else { return };
         let Ok((policy, _)) = self.scenario.policy_of(config.unwrap_or(&self.scenario.config)) else {
             return;
         };
         let policy = Arc::new(policy_under(&policy, self.guard, &self.without));
         let ray = self.scenario.is_ray_head();
-        if door.reload(Arc::clone(&policy), self.plant.spec(), ray, self.now).is_err() {
+        if proxy.reload(Arc::clone(&policy), self.plant.spec(), ray, self.now).is_err() {
             return;
         }
         if let Some(steering) = &mut self.steering {
-            steering.reload(door, policy, self.now);
+            steering.reload(proxy, policy, self.now);
         }
     }
 
@@ -1222,11 +1227,11 @@ impl<'a> World<'a> {
         second.latency_ms = self.latencies.take_p99_ms();
         second.pressure = self.steering.as_ref().map_or(0.0, |steering| steering.pressure(self.watched));
         second.backlog = self.plant.jobs().0;
-        if let Some(door) = &self.door {
-            let (in_flight, waiting) = door.gate.load(self.watched);
+        if let Some(proxy) = &self.proxy {
+            let (in_flight, waiting) = proxy.gate.load(self.watched);
             second.in_flight = in_flight;
             second.waiting = waiting;
-            second.limit = door.table.class(self.watched).in_flight;
+            second.limit = proxy.table.class(self.watched).in_flight;
         } else if let Some(rival) = &self.rival {
             second.in_flight = self.rival_in_flight;
             second.limit = rival.limit();
@@ -1301,11 +1306,11 @@ fn rival(guard: Guard) -> Option<Box<dyn Limiter>> {
     }
 }
 
-fn watched(door: &Door, name: &str) -> Result<ClassId, ScenarioError> {
+fn watched(proxy: &SimProxy, name: &str) -> Result<ClassId, ScenarioError> {
     if name.is_empty() {
         return Ok(ClassId(0));
     }
-    let at = door.policy.classes.iter().position(|class| &*class.name == name);
+    let at = proxy.policy.classes.iter().position(|class| &*class.name == name);
     at.and_then(|at| u8::try_from(at).ok())
         .map(ClassId)
         .ok_or_else(|| ScenarioError::Impossible(format!("`watch`: there is no class `{name}`")))
@@ -1395,7 +1400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_door_never_lets_more_into_the_head_than_it_says() {
+    fn the_proxy_never_lets_more_into_the_head_than_it_says() {
         let run = ran(Guard::Rayguard, 1);
         for second in run.course.points().iter().map(|point| point.peak) {
             assert!(f64::from(second.in_flight) <= second.limit.max(4.0), "{second:?}");

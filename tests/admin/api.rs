@@ -25,7 +25,7 @@ async fn everything_that_can_be_looked_at_answers_and_says_what_it_is() {
 }
 
 #[tokio::test]
-async fn the_state_names_the_door_its_classes_and_what_came_through() {
+async fn the_state_names_the_proxy_its_classes_and_what_came_through() {
     let gate = Gate::start("state", "", None).await;
     assert_eq!(gate.ask("/api/jobs/").await, 200);
     let state: State = eventually("the request is counted", async || {
@@ -34,7 +34,7 @@ async fn the_state_names_the_door_its_classes_and_what_came_through() {
         (listed.offered == 1 && listed.admitted == 1).then_some(state)
     })
     .await;
-    assert_eq!(state.doors[0].kind, "dashboard");
+    assert_eq!(state.listeners[0].kind, "dashboard");
     assert!(state.view.upstream_problem.is_none());
     assert!(!state.token_required);
     let limits: Limits = serde_json::from_value(gate.json("/api/v1/limits").await).unwrap();
@@ -231,7 +231,7 @@ async fn an_adjustment_is_listed_with_its_reason() {
 async fn top_clients_are_told_by_address_to_whoever_may_steer_and_by_digest_to_others() {
     let gate = Gate::start("clients", "", Some("s3cret")).await;
     for _ in 0..3 {
-        let url = format!("http://{}/api/v0/actors", gate.door);
+        let url = format!("http://{}/api/v0/actors", gate.proxy);
         gate.client.get(url).bearer_auth("their-own-token").send().await.unwrap();
     }
     gate.ask("/api/version").await;

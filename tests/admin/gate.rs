@@ -29,7 +29,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 pub(crate) struct Gate {
     pub(crate) guard: Arc<Guard>,
     pub(crate) head: Option<Running>,
-    pub(crate) door: SocketAddr,
+    pub(crate) proxy: SocketAddr,
     pub(crate) admin: String,
     pub(crate) client: reqwest::Client,
     /// The configuration's file.
@@ -67,11 +67,11 @@ impl Gate {
         let options =
             Options { receivers: receivers.collect(), repeat: settings.alerts.repeat, runbook: None };
         let notifier = notify::start(&tasks, clock, options, transitions);
-        let door = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let door_address = door.local_addr().unwrap();
+        let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy_address = proxy.local_addr().unwrap();
         let upstream = upstream::Address::Tcp(head.dashboard.to_string());
         let front = guard.front(Surface::Dashboard, upstream).unwrap();
-        tasks.spawn(listen::serve(door, front, tasks.clone(), Bounds::default()));
+        tasks.spawn(listen::serve(proxy, front, tasks.clone(), Bounds::default()));
         let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
         let admin = format!("http://{}", listener.address());
         let path = dir.join("rayguard.toml");
@@ -83,7 +83,7 @@ impl Gate {
         admin::start(&guard, listener, access, notifier, reloader);
         rayguard::runtime::watch::start(&guard);
         let client = rayguard::observe::fetch::client().unwrap();
-        Gate { guard, head: Some(head), door: door_address, admin, client, file: path, dir }
+        Gate { guard, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
     }
 
     /// An answer's status and body.
@@ -107,9 +107,9 @@ impl Gate {
         (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
     }
 
-    /// Sends a request through the door; its status.
+    /// Sends a request through the proxy; its status.
     pub(crate) async fn ask(&self, path: &str) -> u16 {
-        self.client.get(format!("http://{}{path}", self.door)).send().await.unwrap().status().as_u16()
+        self.client.get(format!("http://{}{path}", self.proxy)).send().await.unwrap().status().as_u16()
     }
 }
 

@@ -63,7 +63,7 @@ async fn series_are_bounded_and_name_nobody() {
     let before = gate.get("/metrics").await.1.lines().count();
     for client in 0..50 {
         let request =
-            gate.client.get(format!("http://{}/api/jobs/", gate.door)).bearer_auth(format!("t{client}"));
+            gate.client.get(format!("http://{}/api/jobs/", gate.proxy)).bearer_auth(format!("t{client}"));
         request.send().await.unwrap();
     }
     let page = gate.get("/metrics").await.1;

@@ -191,7 +191,7 @@ async fn what_is_read_is_shown_as_text_and_fits_a_phone() {
 }
 
 #[tokio::test]
-async fn a_door_among_several_says_who_decides_and_what_it_has_leased() {
+async fn a_proxy_among_several_says_who_decides_and_what_it_has_leased() {
     if !has(CHROMIUM) || !has("/usr/bin/redis-server") {
         return;
     }
@@ -205,7 +205,7 @@ async fn a_door_among_several_says_who_decides_and_what_it_has_leased() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let config = format!("[fleet]\nurl = 'redis://127.0.0.1:{port}'\nreplicas = 2\nname = 'door-1'");
+    let config = format!("[fleet]\nurl = 'redis://127.0.0.1:{port}'\nreplicas = 2\nname = 'replica-1'");
     let gate = Gate::start("page-fleet", &config, None).await;
     let fleet = gate.guard.settings().fleet.clone().unwrap();
     let mut replica = rayguard::fleet::Replica::new(&gate.guard, &fleet, None, "host", "1").unwrap();
@@ -213,7 +213,7 @@ async fn a_door_among_several_says_who_decides_and_what_it_has_leased() {
     replica.start();
     let mut browser = Browser::open("fleet", &gate.admin, 390).await;
     let says = |text: &str| format!("document.getElementById('fleet').textContent.includes({})", json!(text));
-    browser.until(&says("door-1:1 is one of 2 replicas; this one decides for all")).await;
+    browser.until(&says("replica-1:1 is one of 2 replicas; this one decides for all")).await;
     browser.until(&says("The shared store answers.")).await;
     gate.ask("/api/jobs/").await;
     browser.until(&says("job-list in flight: ")).await;
@@ -240,7 +240,7 @@ async fn a_head_without_metrics_is_one_matter_and_clients_are_named() {
     })
     .await;
     gate.ask("/api/v0/actors").await;
-    let hostile = gate.client.get(format!("http://{}/<b>%3Cimg%3E/x", gate.door));
+    let hostile = gate.client.get(format!("http://{}/<b>%3Cimg%3E/x", gate.proxy));
     hostile.header("authorization", "Bearer <b>").send().await.unwrap();
     gate.head.as_ref().unwrap().set_metrics_fault(MetricsFault::Unavailable);
     for width in [1280, 390] {

@@ -41,13 +41,13 @@ async fn a_recording_holds_what_passed_and_nothing_that_names_anybody() {
         for (token, id) in [("tok-3fd1c5", "raysubmit_secret9"), ("other", "raysubmit_2")] {
             let request = gate
                 .client
-                .get(format!("http://{}/api/jobs/{id}?pw=hunter2", gate.door))
+                .get(format!("http://{}/api/jobs/{id}?pw=hunter2", gate.proxy))
                 .header("authorization", format!("Bearer {token}"))
                 .header("cookie", "ray-authentication-token=sess-cookie-1")
                 .header("x-forwarded-for", "203.0.113.77");
             request.send().await.unwrap().bytes().await.unwrap();
         }
-        let job = gate.client.post(format!("http://{}/api/jobs/", gate.door)).body("bodytext42");
+        let job = gate.client.post(format!("http://{}/api/jobs/", gate.proxy)).body("bodytext42");
         job.send().await.unwrap().bytes().await.unwrap();
         assert_eq!(gate.ask("/api/v0/delay/5").await, 404, "blocked by default");
         eventually("a signal was read", async || {

@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from door import Door, ask  # noqa: E402
+from proxy import Proxy, ask  # noqa: E402
 from head import Head, wait_until  # noqa: E402
 
 
@@ -19,14 +19,14 @@ def head():
 
 
 @pytest.fixture(scope="session")
-def door(head):
-    with Door(head) as door:
-        yield door
+def proxy(head):
+    with Proxy(head) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="session")
 def finished_job(head):
-    """A job that ran to its end on the head, submitted without the door."""
+    """A job that ran to its end on the head, submitted without the proxy."""
     submission = "raysubmit_finished"
     head.run(
         "ray", "job", "submit", "--address", head.url, "--submission-id", submission,

@@ -128,7 +128,7 @@ async def serve(port, directory):
 
 
 class FaultyHead:
-    """Looks to [`Door`] like a head. Use as a context."""
+    """Looks to [`Proxy`] like a head. Use as a context."""
 
     def __init__(self):
         from head import free_ports
@@ -144,7 +144,7 @@ class FaultyHead:
 
     @property
     def metrics(self):
-        """The table that lets the door read this page, and nothing else."""
+        """The table that lets the proxy read this page, and nothing else."""
         return f'[metrics]\ndiscovery_file = "off"\ndiscover = false\ntargets = ["127.0.0.1:{self.port}"]\ninterval = "1s"\ntimeout = "900ms"\n'
 
     def feel(self, mood):

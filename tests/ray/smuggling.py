@@ -13,7 +13,7 @@ from aiohttp import web
 TABLE = Path(__file__).resolve().parent.parent / "smuggling/shapes.tsv"
 PRIZE = b"GET /prize HTTP/1.1\r\nhost: ray\r\n\r\n"
 PRIZE_READ = 'GET /prize ""'
-OF_THE_DOOR = ("/api/gcs_healthz", "/api/version", "/api/prometheus/sd")  # what a door asks for itself
+OF_THE_PROXY = ("/api/gcs_healthz", "/api/version", "/api/prometheus/sd")  # what a proxy asks for itself
 ESCAPES = {"r": "\r", "n": "\n", "t": "\t"}
 
 
@@ -25,11 +25,11 @@ def unescape(text):
 
 
 def rows():
-    """`(name, door, aiohttp, bytes)` of each shape."""
+    """`(name, proxy, aiohttp, bytes)` of each shape."""
     for line in TABLE.read_text().splitlines():
         if line and not line.startswith("#"):
-            name, door, reading, text = line.split("\t")
-            yield name, door, reading, unescape(text)
+            name, proxy, reading, text = line.split("\t")
+            yield name, proxy, reading, unescape(text)
 
 
 def shown(body):
@@ -63,7 +63,7 @@ class Recorder:
     async def handle(self, request):
         """A request counts once its body is whole."""
         body = await request.read()
-        if request.path in OF_THE_DOOR:
+        if request.path in OF_THE_PROXY:
             return web.Response(text="ray")
         # Of a whole URL, what its router looks at, which is no fragment.
         target = re.sub(r"^\w+://[^/?]*", "", request.raw_path).split("#")[0] or "/"
@@ -71,7 +71,7 @@ class Recorder:
         return web.Response(text="ray")
 
     async def exchange(self, data, port=None, patience=0.1):
-        """These bytes, and a prize behind them, to the server or to the door at `port`: the requests the server
+        """These bytes, and a prize behind them, to the server or to the proxy at `port`: the requests the server
         handed on, the statuses the client was answered with, and whether it is left waiting."""
         self.seen = []
         reader, writer = await asyncio.open_connection("127.0.0.1", port or self.port)
@@ -102,8 +102,8 @@ async def record():
     async with Recorder() as recorder:
         for line in TABLE.read_text().splitlines():
             if line and not line.startswith("#"):
-                name, door, _, text = line.split("\t")
-                line = "\t".join([name, door, await recorder.reading(unescape(text)), text])
+                name, proxy, _, text = line.split("\t")
+                line = "\t".join([name, proxy, await recorder.reading(unescape(text)), text])
             lines.append(line)
     TABLE.write_text("\n".join(lines) + "\n")
 

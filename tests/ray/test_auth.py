@@ -1,7 +1,7 @@
-"""With Ray's token authentication on, the door neither weakens it nor stands in its way."""
+"""With Ray's token authentication on, the proxy neither weakens it nor stands in its way."""
 
 import pytest
-from door import Door, ask
+from proxy import Proxy, ask
 from head import Head, wait_until
 
 TOKEN = "a-token-of-thirty-two-characters"
@@ -20,15 +20,15 @@ EXPECTED = {"none": 401, "good": 200, "bad": 403, "x-ray": 200, "bad not rescued
 
 @pytest.fixture(scope="module")
 def guarded():
-    with Head(token=TOKEN) as head, Door(head) as door:
-        yield head, door
+    with Head(token=TOKEN) as head, Proxy(head) as proxy:
+        yield head, proxy
 
 
 @pytest.mark.parametrize("bearer", BEARERS)
 @pytest.mark.parametrize("path", ["/", "/api/version", "/api/jobs/", "/api/v0/nodes?limit=0", "/api/gcs_healthz", "/api/authentication_mode"])
 def test_status_and_body_are_those_of_ray(guarded, bearer, path):
-    head, door = guarded
-    direct, through = (ask(url, path=path, headers=BEARERS[bearer]) for url in (head.url, door.url))
+    head, proxy = guarded
+    direct, through = (ask(url, path=path, headers=BEARERS[bearer]) for url in (head.url, proxy.url))
     assert (through.status, through.body) == (direct.status, direct.body)
     assert through.comparable_headers() == direct.comparable_headers()
     if path == "/api/jobs/" and bearer in EXPECTED:
@@ -36,28 +36,28 @@ def test_status_and_body_are_those_of_ray(guarded, bearer, path):
 
 
 def test_the_login_sets_rays_cookie(guarded):
-    head, door = guarded
+    head, proxy = guarded
     for bearer in ("good", "bad", "none"):
-        direct, through = (ask(url, "POST", "/api/authenticate", BEARERS[bearer], b"") for url in (head.url, door.url))
+        direct, through = (ask(url, "POST", "/api/authenticate", BEARERS[bearer], b"") for url in (head.url, proxy.url))
         assert (through.status, through.body) == (direct.status, direct.body)
         assert through.header("set-cookie") == direct.header("set-cookie")
 
 
 @pytest.mark.parametrize("path", ["/api/jobs/", "/api/jobs/absent/stop"])
 def test_a_post_that_looks_like_a_browsers_is_still_refused(guarded, path):
-    head, door = guarded
+    head, proxy = guarded
     for mark in ({"User-Agent": "Mozilla/5.0"}, {"Origin": "http://elsewhere"}, {"Sec-Fetch-Mode": "cors"}):
         headers = BEARERS["good"] | mark
-        direct, through = (ask(url, "POST", path, headers, b"{}") for url in (head.url, door.url))
+        direct, through = (ask(url, "POST", path, headers, b"{}") for url in (head.url, proxy.url))
         assert direct.status == 405
         assert (through.status, through.body) == (direct.status, direct.body)
 
 
 def test_the_commands_work_with_the_token_and_not_without(guarded):
-    head, door = guarded
-    said = head.run("ray", "job", "submit", "--address", door.url, "--", "echo", "let in")
+    head, proxy = guarded
+    said = head.run("ray", "job", "submit", "--address", proxy.url, "--", "echo", "let in")
     assert "let in" in said
-    said = head.run("ray", "job", "list", "--address", door.url, check=False, env={"RAY_AUTH_MODE": "disabled"})
+    said = head.run("ray", "job", "list", "--address", proxy.url, check=False, env={"RAY_AUTH_MODE": "disabled"})
     direct = head.run("ray", "job", "list", "--address", head.url, check=False, env={"RAY_AUTH_MODE": "disabled"})
     assert ("Authentication" in said) == ("Authentication" in direct)
     assert "let in" not in said
@@ -73,24 +73,24 @@ def test_the_exporters_are_found_with_rays_own_token(guarded, way):
         tables += f'token = {{ file = "{path}" }}\n'
     else:
         env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
-    with Door(head, tables, env=env) as door:
+    with Proxy(head, tables, env=env) as proxy:
         def is_read():
-            fresh = [line["signal"] for line in door.records("signal_state") if line["state"] == "fresh"]
+            fresh = [line["signal"] for line in proxy.records("signal_state") if line["state"] == "fresh"]
             return "head_cpu" in fresh
 
         wait_until("a reading of the head's exporters", is_read, 90)
-        assert "found Ray's metrics" in door.log.read_text()
-        for file in door.directory.rglob("*"):
+        assert "found Ray's metrics" in proxy.log.read_text()
+        for file in proxy.directory.rglob("*"):
             assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), file
 
 
 def test_without_the_token_the_log_says_what_to_do(guarded):
-    _, door = guarded
-    wait_until("advice", lambda: "metrics.token" in door.log.read_text(), 20)
+    _, proxy = guarded
+    wait_until("advice", lambda: "metrics.token" in proxy.log.read_text(), 20)
 
 
 def test_no_token_is_written_anywhere(guarded):
-    _, door = guarded
-    for path in door.directory.rglob("*"):
+    _, proxy = guarded
+    for path in proxy.directory.rglob("*"):
         if path.is_file():
             assert TOKEN.encode() not in path.read_bytes(), path

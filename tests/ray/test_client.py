@@ -1,9 +1,9 @@
-"""Ray Client (gRPC on 10001) through the door."""
+"""Ray Client (gRPC on 10001) through the proxy."""
 
 import subprocess
 
 import pytest
-from door import Door
+from proxy import Proxy
 from head import BIN
 
 SCRIPT = """
@@ -18,13 +18,13 @@ print('bytes', len(ray.get(ray.put(bytes(5_000_000)))))
 
 
 @pytest.fixture(scope="module")
-def door(head):
-    with Door(head, ray_client=True) as door:
-        yield door
+def proxy(head):
+    with Proxy(head, ray_client=True) as proxy:
+        yield proxy
 
 
 # Ray's proxier forks a process for each session while its other threads are in gRPC, and now and then the
-# child dies of it, with and without a door between (ray-project/ray issue 63202). Ray then says one of these.
+# child dies of it, with and without a proxy between (ray-project/ray issue 63202). Ray then says one of these.
 RAYS_OWN = ("Starting Ray client server failed", "psutil.ZombieProcess")
 
 
@@ -51,13 +51,13 @@ class Session:
         return said
 
 
-def test_a_session_works_through_the_door(head, door, tmp_path):
-    said = Session(head, door.client_port, tmp_path).said()
+def test_a_session_works_through_the_proxy(head, proxy, tmp_path):
+    said = Session(head, proxy.client_port, tmp_path).said()
     assert "sum 30 1" in said
     assert "bytes 5000000" in said
 
 
-def test_two_sessions_at_once(head, door, tmp_path):
-    sessions = [Session(head, door.client_port, tmp_path / name) for name in ("a", "b")]
+def test_two_sessions_at_once(head, proxy, tmp_path):
+    sessions = [Session(head, proxy.client_port, tmp_path / name) for name in ("a", "b")]
     for session in sessions:
         assert "sum 30 1" in session.said()

@@ -9,8 +9,8 @@ PAGES = ["/#/overview", "/#/jobs", "/#/cluster", "/#/actors", "/#/logs"]
 
 
 @pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium on this machine")
-def test_every_request_of_the_dashboard_is_answered_as_ray_answers_it(head, door, work):
-    direct, through = (browser.visit(url, PAGES, seconds_each=6) for url in (head.url, door.url))
+def test_every_request_of_the_dashboard_is_answered_as_ray_answers_it(head, proxy, work):
+    direct, through = (browser.visit(url, PAGES, seconds_each=6) for url in (head.url, proxy.url))
     assert through.failures == direct.failures == []
     assert by_route(through) == by_route(direct)
     assert len(by_route(direct)) > 10, "a dashboard that asks for nothing shows nothing"

@@ -16,7 +16,7 @@ from itertools import islice
 from urllib.parse import quote
 
 import pytest
-from door import Door
+from proxy import Proxy
 
 SEED, COUNT, WORKERS = 14, 2000, 4
 
@@ -251,8 +251,8 @@ def compare(ports, requests):
 
 
 def test_generated_requests_are_answered_as_ray_answers_them(head):
-    with Door(head, ROOMY) as door:
-        ports = (head.ports["dashboard"], door.port)
+    with Proxy(head, ROOMY) as proxy:
+        ports = (head.ports["dashboard"], proxy.port)
         requests = list(islice(generated(), COUNT))
         with ThreadPoolExecutor(WORKERS) as pool:
             slices = [requests[at::WORKERS] for at in range(WORKERS)]
@@ -264,10 +264,10 @@ def test_generated_requests_are_answered_as_ray_answers_them(head):
 
 
 @pytest.mark.parametrize("submission", ["back\\slash", "per%cent", "line\nfeed\x01", "dots..", 'q"<>`'])
-def test_a_job_that_is_accepted_is_found_whatever_its_id(head, door, submission):
+def test_a_job_that_is_accepted_is_found_whatever_its_id(head, proxy, submission):
     """Submitted through the proxy, and asked for both ways."""
     body = json.dumps({"entrypoint": "true", "submission_id": submission}).encode()
-    direct, through = Line(head.ports["dashboard"]), Line(door.port)
+    direct, through = Line(head.ports["dashboard"]), Line(proxy.port)
     request = Request("POST", b"/api/jobs/", [(b"Content-Type", b" application/json")], body)
     assert through.ask(request)[0] == 200
     find = Request("GET", b"/api/jobs/" + quote(submission, safe="").encode())
@@ -276,9 +276,9 @@ def test_a_job_that_is_accepted_is_found_whatever_its_id(head, door, submission)
         assert (status, json.loads(body)["submission_id"]) == (200, submission)
 
 
-def test_a_head_of_a_streamed_log_never_reaches_ray(door):
+def test_a_head_of_a_streamed_log_never_reaches_ray(proxy):
     """Ray 2.60 passes its body on until it ends, which it never does: the dashboard answers nobody any more."""
-    line = Line(door.port)
+    line = Line(proxy.port)
     for path in (b"/api/v0/logs/file", b"/api/v0/logs/stream?node_id=x", b"/api/v0/l%6Fgs/file"):
         assert line.ask(Request("HEAD", path))[0] == 404
         assert line.ask(Request("GET", b"/api/version"))[0] == 200

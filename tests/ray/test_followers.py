@@ -15,7 +15,7 @@ import time
 
 import pytest
 from aiohttp.http import SERVER_SOFTWARE
-from door import Door, ask
+from proxy import Proxy, ask
 from head import BIN, wait_until
 
 LINES, FIRST = 20_000, 1_000
@@ -141,9 +141,9 @@ def client(head, monkeypatch):
             monkeypatch.setenv(name, value)
     from ray.job_submission import JobSubmissionClient
 
-    with Door(head) as door:
-        client = JobSubmissionClient(door.url)
-        client.door = door
+    with Proxy(head) as proxy:
+        client = JobSubmissionClient(proxy.url)
+        client.proxy = proxy
         yield client
 
 
@@ -151,14 +151,14 @@ async def until(what, check, seconds=60):
     await asyncio.get_running_loop().run_in_executor(None, wait_until, what, check, seconds)
 
 
-def tails(door):
+def tails(proxy):
     """How many tails Ray has of the proxy, counted as it holds them."""
-    page = ask(f"http://127.0.0.1:{door.admin_port}", path="/metrics").body.decode()
+    page = ask(f"http://127.0.0.1:{proxy.admin_port}", path="/metrics").body.decode()
     return float(re.search(r'rayguard_in_flight\{class="log-tail"[^}]*\} (\S+)', page)[1])
 
 
 def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace(head, client, tmp_path):
-    door = client.door
+    proxy = client.proxy
     on, end, script = tmp_path / "on", tmp_path / "end", tmp_path / "numbered.py"
     script.write_text(SCRIPT)
     client.submit_job(entrypoint=f"python {script} {on} {end}", submission_id=JOB)
@@ -170,19 +170,19 @@ def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace
             asyncio.ensure_future(follow(client, logs[who], pause_s))
             for who, pause_s in (("eager", 0), ("second", 0), ("slow", 0.004))
         ]
-        command = Command(head, door.url, logs["command"])
+        command = Command(head, proxy.url, logs["command"])
         command.start()
         await until("the first lines", lambda: all(logs[who].has(FIRST) for who in ("eager", "second", "slow")))
         tasks.append(asyncio.ensure_future(follow(client, logs["late"])))
-        crawler = await asyncio.get_running_loop().run_in_executor(None, Crawler, door.port, logs["crawler"], 0.04)
+        crawler = await asyncio.get_running_loop().run_in_executor(None, Crawler, proxy.port, logs["crawler"], 0.04)
         crawler.start()
         await until("the first lines again", lambda: all(logs[who].has(FIRST) for who in ("late", "command", "crawler")))
-        assert tails(door) == 1, "nobody has fallen behind yet"
+        assert tails(proxy) == 1, "nobody has fallen behind yet"
         on.touch()
         early = [logs[who] for who in logs if who != "after"]
 
         def all_have_them():
-            counts.append(tails(door))
+            counts.append(tails(proxy))
             return all(log.has(LINES) for log in early)
 
         await until("the lines where nobody waits", lambda: logs["eager"].has(LINES))
@@ -190,7 +190,7 @@ def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace
         await until("the lines", all_have_them)
         tasks.append(asyncio.ensure_future(follow(client, logs["after"])))
         await until("the lines once more", lambda: logs["after"].has(LINES))
-        counts_after.append(tails(door))
+        counts_after.append(tails(proxy))
         end.touch()
         await asyncio.wait_for(asyncio.gather(*tasks), 30)  # raises what a follower raised
         for thread in (command, crawler):

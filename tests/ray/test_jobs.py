@@ -1,4 +1,4 @@
-"""Ray's job commands and SDK work through the door as they do without it."""
+"""Ray's job commands and SDK work through the proxy as they do without it."""
 
 import re
 import threading
@@ -6,50 +6,50 @@ import time
 
 import pytest
 from clients import Clients
-from door import Door, ask
+from proxy import Proxy, ask
 from head import wait_until
 
 
 @pytest.fixture
-def client(head, door, monkeypatch):
+def client(head, proxy, monkeypatch):
     for name, value in head.env.items():
         if name.startswith("RAY_"):
             monkeypatch.setenv(name, value)
     from ray.job_submission import JobSubmissionClient
 
-    return JobSubmissionClient(door.url)
+    return JobSubmissionClient(proxy.url)
 
 
-def test_submit_uploads_the_working_dir_and_tails_the_log(head, door, tmp_path):
+def test_submit_uploads_the_working_dir_and_tails_the_log(head, proxy, tmp_path):
     (tmp_path / "main.py").write_text(
         "import time\nfrom part import WORD\nfor i in range(3):\n    print(WORD, i, flush=True)\n    time.sleep(0.3)\n"
     )
     (tmp_path / "part.py").write_text("WORD = 'carried'\n")
     (tmp_path / "ballast.bin").write_bytes(bytes(range(256)) * 8_000)
     said = head.run(
-        "ray", "job", "submit", "--address", door.url, "--working-dir", str(tmp_path), "--", "python", "main.py"
+        "ray", "job", "submit", "--address", proxy.url, "--working-dir", str(tmp_path), "--", "python", "main.py"
     )
     assert "Uploading package" in said
     assert re.findall(r"carried (\d)", said) == ["0", "1", "2"]
     assert "succeeded" in said
 
 
-def test_list_status_and_logs_say_what_they_say_without_the_door(head, door, finished_job):
+def test_list_status_and_logs_say_what_they_say_without_the_proxy(head, proxy, finished_job):
     for command in (["list"], ["status", finished_job], ["logs", finished_job]):
         direct = head.run("ray", "job", command[0], "--address", head.url, *command[1:])
-        through = head.run("ray", "job", command[0], "--address", door.url, *command[1:])
-        assert without_times(through).replace(door.url, head.url) == without_times(direct)
+        through = head.run("ray", "job", command[0], "--address", proxy.url, *command[1:])
+        assert without_times(through).replace(proxy.url, head.url) == without_times(direct)
     assert "one line for the log" in through
 
 
-def test_stop_and_delete_reach_the_job(head, door):
+def test_stop_and_delete_reach_the_job(head, proxy):
     job = "raysubmit_to_stop"
     head.run(
-        "ray", "job", "submit", "--no-wait", "--address", door.url, "--submission-id", job, "--", "sleep", "600"
+        "ray", "job", "submit", "--no-wait", "--address", proxy.url, "--submission-id", job, "--", "sleep", "600"
     )
-    said = head.run("ray", "job", "stop", "--address", door.url, job)
+    said = head.run("ray", "job", "stop", "--address", proxy.url, job)
     assert "was stopped" in said or "STOPPED" in said, said
-    assert "deleted" in head.run("ray", "job", "delete", "--address", door.url, job)
+    assert "deleted" in head.run("ray", "job", "delete", "--address", proxy.url, job)
 
 
 def test_the_sdk_sees_a_job_through_its_life(client):
@@ -83,7 +83,7 @@ def test_a_tail_delivers_lines_as_they_are_written(client):
     assert came[-1][0] - came[0][0] > 1.0, "lines must come while the job runs, not all at its end"
 
 
-def test_readers_of_one_log_share_rays_slot_and_each_gets_the_whole_log(door, client):
+def test_readers_of_one_log_share_rays_slot_and_each_gets_the_whole_log(proxy, client):
     import asyncio
 
     # Lines, then silence: a tail that Ray would not notice the end of.
@@ -98,7 +98,7 @@ def test_readers_of_one_log_share_rays_slot_and_each_gets_the_whole_log(door, cl
                 return
 
     def tails():
-        page = ask(f"http://127.0.0.1:{door.admin_port}", path="/metrics").body.decode()
+        page = ask(f"http://127.0.0.1:{proxy.admin_port}", path="/metrics").body.decode()
         return float(re.search(r'rayguard_in_flight\{class="log-tail"[^}]*\} (\S+)', page)[1])
 
     async def four_readers():
@@ -129,15 +129,15 @@ def test_garbage_by_the_hundred_does_not_keep_a_submitter_out(head):
     json = {"User-Agent": "python-requests/2.34.2", "Content-Type": "application/json"}
     # As shipped, a submission waits for its turn for five minutes: a short queue tells a flood sooner.
     scarce = '[class.job-submit]\nrate = { initial = "2/s", min = "2/s", max = "2/s", burst = 2 }\nqueue = { len = 16, wait = "15s" }\n'
-    with Door(head, scarce) as door:
+    with Proxy(head, scarce) as proxy:
         garbage = Clients(
-            door.url, path="/api/jobs/", count=30, timeout_s=30, headers=json, address="127.0.0.2", body=b'{"nothing": 1}'
+            proxy.url, path="/api/jobs/", count=30, timeout_s=30, headers=json, address="127.0.0.2", body=b'{"nothing": 1}'
         )
         with garbage:
             time.sleep(5)
             fates = []
             for _ in range(8):
-                fates.append(ask(door.url, "POST", "/api/jobs/", json, b'{"entrypoint": "true"}').status)
+                fates.append(ask(proxy.url, "POST", "/api/jobs/", json, b'{"entrypoint": "true"}').status)
                 time.sleep(1.0)
     assert fates == [200] * 8, (fates, garbage.fates())
     assert garbage.fates().keys() & {429, 503}, "there was a flood"

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from door import RAYGUARD, Door, Load, ask
+from proxy import RAYGUARD, Proxy, Load, ask
 from exporter import Recorder
 from head import Head, wait_until
 
@@ -78,21 +78,21 @@ def busy_head():
 
 
 def test_a_healthy_head_is_left_alone(busy_head):
-    with Door(busy_head) as door:
-        whole = Load(door.url, CALM).report()["windows"][0]["streams"]["polite"]
+    with Proxy(busy_head) as proxy:
+        whole = Load(proxy.url, CALM).report()["windows"][0]["streams"]["polite"]
         assert set(whole["fates"]) == {"200"}, "a healthy head sheds nothing"
         assert whole["in_time_share"] == 1.0
-        cuts = [line for line in door.records("adjustment") if line["new"] < line["old"]]
+        cuts = [line for line in proxy.records("adjustment") if line["new"] < line["old"]]
         assert not cuts, [line["reason"] for line in cuts]
 
 
 @pytest.fixture(scope="module")
 def flooded(busy_head):
     with Recorder(busy_head.metrics_targets[2]) as exporter:  # the dashboard's own
-        with Door(busy_head, QUICK.format(target=exporter.target)) as door:
+        with Proxy(busy_head, QUICK.format(target=exporter.target)) as proxy:
             time.sleep(3.0)
-            report = Load(door.url, FLOOD).report()
-            yield door, report, exporter, door.records()
+            report = Load(proxy.url, FLOOD).report()
+            yield proxy, report, exporter, proxy.records()
 
 
 def moved_by_readings(records):
@@ -147,9 +147,9 @@ def moment(text):
 
 
 def test_the_record_replays_bit_for_bit(flooded):
-    door, _, _, _ = flooded
+    proxy, _, _, _ = flooded
     replayed = subprocess.run(
-        [RAYGUARD, "replay", str(door.state / "ledger")], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [RAYGUARD, "replay", str(proxy.state / "ledger")], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
 
@@ -164,11 +164,11 @@ def test_the_record_is_in_order_and_whole(flooded):
 
 def test_a_head_that_goes_away_and_comes_back_is_followed():
     with Head() as head:
-        with Door(head) as door:
+        with Proxy(head) as proxy:
             head.session.stop()
-            gone = wait_until("502 or 503 from the door", lambda: (a := ask(door.url, path="/api/jobs/")).status >= 502 and a, 20)
+            gone = wait_until("502 or 503 from the proxy", lambda: (a := ask(proxy.url, path="/api/jobs/")).status >= 502 and a, 20)
             assert b"rayguard:" in gone.body
             begin = time.monotonic()
-            ask(door.url, path="/api/jobs/")
+            ask(proxy.url, path="/api/jobs/")
             assert time.monotonic() - begin < 3.0, "a dead head is reported at once"
-            assert door.session.popen.poll() is None
+            assert proxy.session.popen.poll() is None

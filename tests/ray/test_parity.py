@@ -1,10 +1,10 @@
-"""What Ray answers is what comes through the door: status, headers and body, byte for byte."""
+"""What Ray answers is what comes through the proxy: status, headers and body, byte for byte."""
 
 import os
 import re
 
 import pytest
-from door import ask
+from proxy import ask
 
 STABLE = [
     "/",
@@ -85,16 +85,16 @@ def same(direct, through):
 
 @pytest.mark.parametrize("client", CLIENTS)
 @pytest.mark.parametrize("path", STABLE)
-def test_a_stable_answer_is_byte_equal(head, door, finished_job, path, client):
+def test_a_stable_answer_is_byte_equal(head, proxy, finished_job, path, client):
     path = path.format(job=finished_job)
     headers = CLIENTS[client] | {"Host": f"127.0.0.1:{head.ports['dashboard']}"}
     ask(head.url, path=path, headers=headers)  # Ray's own caches are warm for both
-    same(ask(head.url, path=path, headers=headers), ask(door.url, path=path, headers=headers))
+    same(ask(head.url, path=path, headers=headers), ask(proxy.url, path=path, headers=headers))
 
 
 @pytest.mark.parametrize("path", MOVING)
-def test_a_moving_answer_has_the_same_shape(head, door, work, path):
-    direct, through = (ask(url, path=path, headers=CLIENTS["sdk"]) for url in (head.url, door.url))
+def test_a_moving_answer_has_the_same_shape(head, proxy, work, path):
+    direct, through = (ask(url, path=path, headers=CLIENTS["sdk"]) for url in (head.url, proxy.url))
     assert (through.status, through.reason) == (direct.status, direct.reason)
     assert [name for name, _ in through.comparable_headers()] == [name for name, _ in direct.comparable_headers()]
     assert through.header("content-type") == direct.header("content-type")
@@ -105,53 +105,53 @@ def test_a_moving_answer_has_the_same_shape(head, door, work, path):
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "PATCH", "DELETE", "PUT", "POST"])
 @pytest.mark.parametrize("path", ["/api/version", "/api/jobs/", "/api/jobs/absent", "/nodes", "/", "/absent"])
 @pytest.mark.parametrize("client", CLIENTS)
-def test_other_methods_are_answered_as_ray_answers_them(head, door, method, path, client):
+def test_other_methods_are_answered_as_ray_answers_them(head, proxy, method, path, client):
     if (method, path, client) == ("POST", "/api/jobs/", "sdk"):
         body = b'{"not": "a job"}'
     else:
         body = b"" if method in ("PATCH", "DELETE", "PUT", "POST") else None
-    answers = [ask(url, method, path, CLIENTS[client], body) for url in (head.url, door.url)]
+    answers = [ask(url, method, path, CLIENTS[client], body) for url in (head.url, proxy.url)]
     # A refused body's message may hold a traceback with addresses of objects.
     for answer in answers:
         answer.body = re.sub(rb"0x[0-9a-f]+", b"0x", answer.body)
     same(*answers)
 
 
-def test_every_script_of_the_dashboard_is_byte_equal(head, door):
+def test_every_script_of_the_dashboard_is_byte_equal(head, proxy):
     index = ask(head.url, path="/").body.decode()
     files = re.findall(r'(?:src|href)="\./?([^"]+\.(?:js|css|ico|png|svg))"', index)
     assert files, index
     for file in files:
         for encoding in ("identity", "gzip"):
             headers = {"Accept-Encoding": encoding}
-            same(ask(head.url, path=f"/{file}", headers=headers), ask(door.url, path=f"/{file}", headers=headers))
+            same(ask(head.url, path=f"/{file}", headers=headers), ask(proxy.url, path=f"/{file}", headers=headers))
 
 
-def test_a_range_and_a_condition_reach_ray(head, door):
+def test_a_range_and_a_condition_reach_ray(head, proxy):
     headers = {"Range": "bytes=10-99"}
     file = re.search(r'src="\./?(static/js/[^"]+)"', ask(head.url, path="/").body.decode())[1]
-    direct, through = (ask(url, path=f"/{file}", headers=headers) for url in (head.url, door.url))
+    direct, through = (ask(url, path=f"/{file}", headers=headers) for url in (head.url, proxy.url))
     assert direct.status == 206
     same(direct, through)
     headers = {"If-None-Match": direct.header("etag")}
-    direct, through = (ask(url, path=f"/{file}", headers=headers) for url in (head.url, door.url))
+    direct, through = (ask(url, path=f"/{file}", headers=headers) for url in (head.url, proxy.url))
     assert direct.status == 304
     same(direct, through)
 
 
-def test_a_package_comes_back_as_it_went(head, door):
+def test_a_package_comes_back_as_it_went(head, proxy):
     content = os.urandom(5_000_000)
-    put = ask(door.url, "PUT", "/api/packages/gcs/_ray_pkg_through_the_door.zip", CLIENTS["sdk"], content)
+    put = ask(proxy.url, "PUT", "/api/packages/gcs/_ray_pkg_through_the_proxy.zip", CLIENTS["sdk"], content)
     assert put.status == 200, put.body
-    for url in (head.url, door.url):
-        assert ask(url, path="/api/packages/gcs/_ray_pkg_through_the_door.zip").status == 200
-    again = [ask(url, "PUT", "/api/packages/gcs/_ray_pkg_direct.zip", CLIENTS["sdk"], content) for url in (head.url, door.url)]
+    for url in (head.url, proxy.url):
+        assert ask(url, path="/api/packages/gcs/_ray_pkg_through_the_proxy.zip").status == 200
+    again = [ask(url, "PUT", "/api/packages/gcs/_ray_pkg_direct.zip", CLIENTS["sdk"], content) for url in (head.url, proxy.url)]
     same(*again)
 
 
-def test_a_package_over_rays_own_limit_gets_rays_own_refusal(head, door):
+def test_a_package_over_rays_own_limit_gets_rays_own_refusal(head, proxy):
     content = bytes(105 << 20)
     path = "/api/packages/gcs/_ray_pkg_too_large.zip"
-    direct, through = (ask(url, "PUT", path, CLIENTS["sdk"], content, timeout=60) for url in (head.url, door.url))
+    direct, through = (ask(url, "PUT", path, CLIENTS["sdk"], content, timeout=60) for url in (head.url, proxy.url))
     assert direct.status == 413
     assert (through.status, through.body) == (direct.status, direct.body)

@@ -1,5 +1,5 @@
-"""WebSocket and gRPC through the door are what they are without it: every case is played twice, directly and through
-the door, and must end alike.
+"""WebSocket and gRPC through the proxy are what they are without it: every case is played twice, directly and through
+the proxy, and must end alike.
 
 The WebSocket cases follow Autobahn's (framing, control frames, reserved bits and opcodes, fragmentation, UTF-8, limits,
 closing); they are sent as raw bytes, and what comes back is compared as raw bytes. No Ray is needed: the servers
@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import grpc
 import pytest
 from aiohttp import WSMsgType, web
-from door import Door
+from proxy import Proxy
 from head import free_ports
 
 # --- WebSocket ---
@@ -190,13 +190,13 @@ def serve_listener(port, upstream):
     return f'[[listen]]\naddress = "127.0.0.1:{port}"\nkind = "serve"\nupstream = "http://127.0.0.1:{upstream}"\n'
 
 
-def test_a_websocket_is_the_same_through_the_door():
+def test_a_websocket_is_the_same_through_the_proxy():
     cases = list(websocket_cases())
     assert len({name for name, _ in cases}) == len(cases) >= 150
     with Echo() as echo:
         (port,) = free_ports(1)
         ray = SimpleNamespace(url=f"http://127.0.0.1:{echo.port}", ports={})
-        with Door(ray, serve_listener(port, echo.port)):
+        with Proxy(ray, serve_listener(port, echo.port)):
 
             async def differ():
                 for name, pieces in cases:
@@ -374,12 +374,12 @@ def callers():
     with Echo() as echo:
         (port,) = free_ports(1)
         ray = SimpleNamespace(url=f"http://127.0.0.1:{echo.port}", ports={})
-        with Door(ray, serve_listener(port, upstream)):
+        with Proxy(ray, serve_listener(port, upstream)):
             yield Caller(upstream, interop), Caller(port, interop)
     server.stop(None)
 
 
 @pytest.mark.parametrize("case", GRPC_CASES)
-def test_grpc_is_the_same_through_the_door(callers, case):
+def test_grpc_is_the_same_through_the_proxy(callers, case):
     direct, through = (GRPC_CASES[case](caller) for caller in callers)
     assert through == direct

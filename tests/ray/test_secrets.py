@@ -17,7 +17,7 @@ import threading
 import time
 
 import pytest
-from door import RAYGUARD, Door, ask
+from proxy import RAYGUARD, Proxy, ask
 from faulty import FaultyHead
 from head import free_ports, wait_until
 from receiver import Receiver
@@ -30,13 +30,13 @@ PLACES = (
 SECRET = {place: f"S3cr3t-{place}-{hashlib.sha256(place.encode()).hexdigest()[:12]}" for place in PLACES}
 
 
-def clients_of_every_kind(door, client_port):
+def clients_of_every_kind(proxy, client_port):
     """One of each place, each on several classes."""
     said = []
 
     def say(method="GET", path="/api/jobs/", headers=None, body=None):
         try:
-            answer = ask(door.url, method, path, headers, body, timeout=8)
+            answer = ask(proxy.url, method, path, headers, body, timeout=8)
             said.append(f"{answer.status} {answer.headers} {answer.body.decode(errors='replace')}")
             return answer
         except (OSError, http.client.HTTPException) as problem:
@@ -66,7 +66,7 @@ def clients_of_every_kind(door, client_port):
         f"GET /\x01?token={SECRET['query']} HTTP/1.1\r\nHost: a\r\nAuthorization: {SECRET['bearer']}\r\n\r\n",
         f"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\nX-Ray-Authorization: {SECRET['xray']}\r\n\r\n{SECRET['body']}",
     ):
-        with socket.create_connection(("127.0.0.1", door.port), 5) as line:
+        with socket.create_connection(("127.0.0.1", proxy.port), 5) as line:
             line.sendall(head.encode())
             line.settimeout(3)
             try:
@@ -85,9 +85,9 @@ def clients_of_every_kind(door, client_port):
     return said
 
 
-def commands(door, request):
-    """Every command that looks at a door or at its files."""
-    admin, config = ["--admin", f"http://127.0.0.1:{door.admin_port}"], ["--config", str(door.config)]
+def commands(proxy, request):
+    """Every command that looks at a proxy or at its files."""
+    admin, config = ["--admin", f"http://127.0.0.1:{proxy.admin_port}"], ["--config", str(proxy.config)]
     for arguments in (
         ["check", *config], ["doctor", *config], ["status", *admin], ["clients", *admin], ["limits", *admin], ["alerts", *admin],
         ["log", *config], ["explain", request, *config], ["pin", "job-status", "in_flight=2", "--for", "1h", "--why", "x", *admin],
@@ -138,19 +138,19 @@ clear = "1s"
         # A Prometheus that refuses who asks it.
         metrics += f'prometheus = "http://127.0.0.1:{faulty.port}/prometheus?tenant=a"\n'
         metrics += 'prometheus_token = { env = "PROM_SECRET" }\nprometheus_headers_from = { env = "PROM_HEADERS" }\n'
-        door = Door(faulty, metrics + STILL + tables, ["--record", str(recording)], ray_client=True, env=env)
-        text = door.config.read_text()
-        text = text.replace(f'[admin]\nlisten = "127.0.0.1:{door.admin_port}"\n', f'[admin]\nlisten = "127.0.0.1:{door.admin_port}"\ntoken = {{ env = "ADMIN_SECRET" }}\n')
-        door.config.write_text(text)
+        proxy = Proxy(faulty, metrics + STILL + tables, ["--record", str(recording)], ray_client=True, env=env)
+        text = proxy.config.read_text()
+        text = text.replace(f'[admin]\nlisten = "127.0.0.1:{proxy.admin_port}"\n', f'[admin]\nlisten = "127.0.0.1:{proxy.admin_port}"\ntoken = {{ env = "ADMIN_SECRET" }}\n')
+        proxy.config.write_text(text)
         receiver = Receiver(hook)
         outputs = {}
-        with door:
-            said = clients_of_every_kind(door, door.client_port)
-            threads = [threading.Thread(target=lambda: said.extend(clients_of_every_kind(door, door.client_port))) for _ in range(4)]
+        with proxy:
+            said = clients_of_every_kind(proxy, proxy.client_port)
+            threads = [threading.Thread(target=lambda: said.extend(clients_of_every_kind(proxy, proxy.client_port))) for _ in range(4)]
             [thread.start() for thread in threads]
             [thread.join(120) for thread in threads]
             # Configurations in which a secret stands, where none may stand.
-            host = {"Host": f"127.0.0.1:{door.admin_port}"}
+            host = {"Host": f"127.0.0.1:{proxy.admin_port}"}
             for number, wrong in enumerate((
                 text.replace('password = { env = "REDIS_SECRET" }', f'password = "{SECRET["redis"]}"'),
                 text.replace('token = { env = "ADMIN_SECRET" }', f'token = "{SECRET["admintoken"]}"'),
@@ -159,38 +159,38 @@ clear = "1s"
                 text.replace('prometheus = "http://127', f'prometheus = "http://me:{SECRET["promtoken"]}@127'),
                 text.replace(f"http://127.0.0.1:{hook}", f"http://user:{SECRET['notifytoken']}@127.0.0.1:{hook}").replace("webhook", "webhok"),
             )):  # fmt: skip
-                replace(door.config, wrong)
-                door.session.popen.send_signal(signal.SIGHUP)
-                wait_until("it is refused", lambda: door.admin("/api/v1/state")["config_problem"], 20)
-                outputs[f"state under configuration {number}"] = json.dumps(door.admin("/api/v1/state"))
-                done = subprocess.run([RAYGUARD, "check", "--config", str(door.config)], capture_output=True, text=True, timeout=60)
+                replace(proxy.config, wrong)
+                proxy.session.popen.send_signal(signal.SIGHUP)
+                wait_until("it is refused", lambda: proxy.admin("/api/v1/state")["config_problem"], 20)
+                outputs[f"state under configuration {number}"] = json.dumps(proxy.admin("/api/v1/state"))
+                done = subprocess.run([RAYGUARD, "check", "--config", str(proxy.config)], capture_output=True, text=True, timeout=60)
                 assert done.returncode, (number, wrong)
                 outputs[f"check of configuration {number}"] = done.stdout + done.stderr
-            replace(door.config, text)
-            door.session.popen.send_signal(signal.SIGHUP)
-            wait_until("it is well again", lambda: not door.admin("/api/v1/state")["config_problem"], 20)
+            replace(proxy.config, text)
+            proxy.session.popen.send_signal(signal.SIGHUP)
+            wait_until("it is well again", lambda: not proxy.admin("/api/v1/state")["config_problem"], 20)
             # Ray dies: errors and an alert; the store of the fleet was never there.
             faulty.kill()
-            said += clients_of_every_kind(door, door.client_port)
+            said += clients_of_every_kind(proxy, proxy.client_port)
             wait_until("an alert is sent", lambda: receiver.taken, 40)
             for path in (
                 "/", "/livez", "/readyz", "/metrics", "/openapi.json", "/api/v1/state", "/api/v1/limits", "/api/v1/signals",
                 "/api/v1/alerts", "/api/v1/adjustments", "/api/v1/events", "/api/v1/history", "/api/v1/clients", "/api/v1/discovery",
             ):  # fmt: skip
                 for token in ({}, {"Authorization": f"Bearer {SECRET['wrongadmin']}"}, {"Authorization": f"Bearer {SECRET['admintoken']}"}):
-                    answer = ask(f"http://127.0.0.1:{door.admin_port}", "GET", path, host | token)
+                    answer = ask(f"http://127.0.0.1:{proxy.admin_port}", "GET", path, host | token)
                     outputs[f"admin {path} {list(token)}"] = f"{answer.headers} {answer.body.decode(errors='replace')}"
             wrong = host | {"Authorization": f"Bearer {SECRET['wrongadmin']}", "Content-Type": "application/json"}
-            answer = ask(f"http://127.0.0.1:{door.admin_port}", "POST", "/api/v1/freeze", wrong, b'{"why": "x"}')
+            answer = ask(f"http://127.0.0.1:{proxy.admin_port}", "POST", "/api/v1/freeze", wrong, b'{"why": "x"}')
             assert answer.status in (401, 403), answer.status
             outputs["a wrong token"] = answer.body.decode()
             refused = next((found for text in said if (found := re.search(r"request ([0-9a-f]+-[0-9a-f]+)", text))), None)
             assert refused, "somebody was refused, and told which request it was"
-            outputs |= dict(commands(door, refused[1]))
+            outputs |= dict(commands(proxy, refused[1]))
             time.sleep(1.5)
         faulty.start()
         receiver.close()
-    outputs["the log"] = door.log.read_text(errors="replace")
+    outputs["the log"] = proxy.log.read_text(errors="replace")
     assert len(outputs["the log"]) > 20_000, "it was at its most talkative"
     outputs["answers"] = "\n".join(said)
     # But for the header that is meant for the receiver.
@@ -198,7 +198,7 @@ clear = "1s"
     outputs["alerts"] = "\n".join(f"{path} {others(headers)} {body.decode()}" for _, path, headers, body in receiver.taken)
     outputs["the recording"] = "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.glob("recording*"))
     assert outputs["the recording"]
-    for path in door.state.rglob("*"):
+    for path in proxy.state.rglob("*"):
         if path.is_file():
             outputs[f"state {path.name}"] = path.read_bytes().decode(errors="replace")
     found = []

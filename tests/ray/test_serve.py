@@ -1,4 +1,4 @@
-"""Ray Serve on 8000 behind the door: an application's own routes, its streams, its sockets, its limits."""
+"""Ray Serve on 8000 behind the proxy: an application's own routes, its streams, its sockets, its limits."""
 
 import base64
 import os
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from clients import Clients
-from door import Door, ask
+from proxy import Proxy, ask
 from head import Head, free_ports, wait_until
 
 APPLICATION = """
@@ -88,12 +88,12 @@ def serve():
 
 
 @pytest.fixture(scope="module")
-def door(serve):
-    """Where the application is reached through the door."""
+def proxy(serve):
+    """Where the application is reached through the proxy."""
     head, url = serve
     (port,) = free_ports(1)
     listener = f'[[listen]]\naddress = "127.0.0.1:{port}"\nkind = "serve"\nupstream = "{url}"\n'
-    with Door(head, listener + CLASSES):
+    with Proxy(head, listener + CLASSES):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -102,19 +102,19 @@ def connect(url):
     return socket.create_connection((parts.hostname, parts.port), timeout=20)
 
 
-def test_an_application_answers_as_it_does_without_the_door(door, serve):
+def test_an_application_answers_as_it_does_without_the_proxy(proxy, serve):
     _, direct = serve
     body = os.urandom(3 * 2**20)
-    for url in (door, direct):
+    for url in (proxy, direct):
         answer = ask(url, "POST", "/app/predict", body=body)
         assert (answer.status, answer.json()["bytes"]) == (200, len(body))
     for path in ("/-/healthz", "/-/routes", "/app/openapi.json", "/app/nothing", "/nowhere"):
-        said, expected = ask(door, path=path), ask(direct, path=path)
+        said, expected = ask(proxy, path=path), ask(direct, path=path)
         assert (said.status, said.body) == (expected.status, expected.body), path
 
 
-def test_tokens_pass_as_they_are_made(door):
-    connection = connect(door)
+def test_tokens_pass_as_they_are_made(proxy):
+    connection = connect(proxy)
     connection.sendall(b"GET /app/tokens HTTP/1.1\r\nhost: serve\r\nconnection: close\r\n\r\n")
     pieces = []
     while got := connection.recv(65536):
@@ -123,8 +123,8 @@ def test_tokens_pass_as_they_are_made(door):
     assert pieces[-1][0] - pieces[0][0] > 0.5, "they came in one piece, at the end"
 
 
-def test_a_socket_talks_both_ways(door):
-    connection = connect(door)
+def test_a_socket_talks_both_ways(proxy):
+    connection = connect(proxy)
     key = base64.b64encode(os.urandom(16)).decode()
     connection.sendall(
         f"GET /app/talk HTTP/1.1\r\nhost: serve\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
@@ -139,31 +139,31 @@ def test_a_socket_talks_both_ways(door):
     connection.close()
 
 
-def test_a_class_of_ones_own_is_held_to_its_limit_and_no_other_is(door):
+def test_a_class_of_ones_own_is_held_to_its_limit_and_no_other_is(proxy):
     answers = []
 
     def predict():
-        answers.append(ask(door, "POST", "/app/predict?seconds=2", body=b"x"))
+        answers.append(ask(proxy, "POST", "/app/predict?seconds=2", body=b"x"))
 
     threads = [threading.Thread(target=predict) for _ in range(8)]
     for thread in threads:
         thread.start()
     time.sleep(1.0)
-    assert ask(door, path="/-/healthz").status == 200
-    assert ask(door, path="/app/tokens").status == 200
+    assert ask(proxy, path="/-/healthz").status == 200
+    assert ask(proxy, path="/app/tokens").status == 200
     for thread in threads:
         thread.join(20)
     statuses = sorted(answer.status for answer in answers)
     assert statuses[:2] == [200, 200] and set(statuses[2:]) <= {429, 503}, statuses
     refused = next(answer for answer in answers if answer.status != 200)
     assert refused.header("x-rayguard-reason") and int(refused.header("retry-after")) >= 1, refused.headers
-    assert ask(door, "POST", "/app/predict", body=b"x").status == 200
+    assert ask(proxy, "POST", "/app/predict", body=b"x").status == 200
 
 
-def test_who_asks_in_twenty_places_gets_no_more_than_who_asks_in_three(door):
+def test_who_asks_in_twenty_places_gets_no_more_than_who_asks_in_three(proxy):
     """Replicas work in parallel: what is let in together is answered together, and everybody's turn counts alike."""
-    crowd = Clients(door, path="/app/rank", count=20, pause_s=0.0)
-    few = Clients(door, path="/app/rank", count=3, pause_s=0.0, address="127.0.0.2")
+    crowd = Clients(proxy, path="/app/rank", count=20, pause_s=0.0)
+    few = Clients(proxy, path="/app/rank", count=3, pause_s=0.0, address="127.0.0.2")
     with crowd, few:
         time.sleep(3)
         before = crowd.served(), few.served()

@@ -4,7 +4,7 @@ import asyncio
 import re
 
 import pytest
-from door import Door, ask
+from proxy import Proxy, ask
 
 # One of each, then an hour of nothing.
 STRICT = """
@@ -24,12 +24,12 @@ SENTENCE = r"rayguard: .+ Nothing was sent to Ray; please try again in \d+ secon
 
 @pytest.fixture(scope="module")
 def strict(head):
-    with Door(head, STRICT) as door:
+    with Proxy(head, STRICT) as proxy:
         job = {"User-Agent": "python-requests/2.34.2", "Content-Type": "application/json"}
-        first = ask(door.url, "POST", "/api/jobs/", job, b'{"entrypoint": "sleep 300", "submission_id": "raysubmit_first"}')
+        first = ask(proxy.url, "POST", "/api/jobs/", job, b'{"entrypoint": "sleep 300", "submission_id": "raysubmit_first"}')
         assert first.status == 200, first.body
-        assert ask(door.url, path="/api/v0/nodes").status == 200
-        yield door
+        assert ask(proxy.url, path="/api/v0/nodes").status == 200
+        yield proxy
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from clients import Clients
-from door import Door, Load, ask
+from proxy import Proxy, Load, ask
 from faulty import FaultyHead
 from head import Head, command_lines, wait_until
 from test_faults import STILL, replace, under_way, whole
@@ -85,8 +85,8 @@ class RealHead(Head):
         """Its metrics are what they are."""
 
 
-def cpu_s(door):
-    fields = Path(f"/proc/{door.session.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
+def cpu_s(proxy):
+    fields = Path(f"/proc/{proxy.session.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -94,24 +94,24 @@ def test_a_long_mixed_life_leaves_no_trace_but_the_record():
     seconds = MINUTES * 60
     # A real head is slow enough, and costs the machine enough, at a seventh of the traffic.
     tabs, polls, kills = (3, 9, 600) if REAL else (20, 60, 55)
-    with RealHead(quick_metrics=False) if REAL else FaultyHead() as head, Door(head, head.metrics + STILL) as door:
-        good = door.config.read_text()
-        load = Load(door.url, MIX.format(seconds=int(seconds), tabs=tabs, polls=polls))
+    with RealHead(quick_metrics=False) if REAL else FaultyHead() as head, Proxy(head, head.metrics + STILL) as proxy:
+        good = proxy.config.read_text()
+        load = Load(proxy.url, MIX.format(seconds=int(seconds), tabs=tabs, polls=polls))
         memory, descriptors, faults = [], [], []
-        with Clients(door.url, count=2, pause_s=0.1) as polite:
+        with Clients(proxy.url, count=2, pause_s=0.1) as polite:
             begun = time.monotonic()
             turn = 0
             while time.monotonic() - begun < seconds:
                 turn += 1
                 if turn % 10 == 0:
-                    replace(door.config, good + f"[class.state-heavy]\nin_flight = {{ initial = {2 + turn // 10 % 2}, min = 1, max = 4 }}\n")
-                    door.session.popen.send_signal(signal.SIGHUP)
+                    replace(proxy.config, good + f"[class.state-heavy]\nin_flight = {{ initial = {2 + turn // 10 % 2}, min = 1, max = 4 }}\n")
+                    proxy.session.popen.send_signal(signal.SIGHUP)
                 if turn % 25 == 0:
                     head.feel("html" if turn % 50 else "well")
                 if REAL and turn % 60 == 0:
                     job = json.dumps({"entrypoint": "echo a line for the log", "submission_id": f"raysubmit_{turn // 60}"})
                     with contextlib.suppress(OSError):
-                        ask(door.url, "POST", "/api/jobs/", {"Content-Type": "application/json"}, job.encode(), timeout=20)
+                        ask(proxy.url, "POST", "/api/jobs/", {"Content-Type": "application/json"}, job.encode(), timeout=20)
                 if turn % 40 == 0:
                     at = time.monotonic()
                     head.signal(signal.SIGSTOP)
@@ -126,8 +126,8 @@ def test_a_long_mixed_life_leaves_no_trace_but_the_record():
                     faults.append((at - 0.5, time.monotonic() + (15.0 if REAL else 5.0)))
                 time.sleep(1.0)
                 now = time.monotonic()
-                memory.append((now - begun, door.status("VmRSS")))
-                descriptors.append((now - begun, door.descriptors()))
+                memory.append((now - begun, proxy.status("VmRSS")))
+                descriptors.append((now - begun, proxy.descriptors()))
             load.report(120)
             outside = [
                 fate for at, _, fate in polite.exchanges if fate != 200 and not any(a <= at <= b for a, b in faults)
@@ -135,10 +135,10 @@ def test_a_long_mixed_life_leaves_no_trace_but_the_record():
         kept = Path(tempfile.mkdtemp(prefix="soak")) / "samples.json"
         kept.write_text(json.dumps({"memory": memory, "descriptors": descriptors}))
         print(f"{len(polite.exchanges)} exchanges, {len(outside)} failed outside {len(faults)} faults; ", end="")
-        print(f"{cpu_s(door):.0f} s of CPU in {seconds:.0f}; every sample is in {kept}")
+        print(f"{cpu_s(proxy):.0f} s of CPU in {seconds:.0f}; every sample is in {kept}")
         assert not outside, f"{len(outside)} of {len(polite.exchanges)} outside the faults: {outside[:5]}"
         assert polite.served() > (3 if REAL else 5) * seconds
-        wait_until("no place is held", lambda: under_way(door) == 0, 20)
+        wait_until("no place is held", lambda: under_way(proxy) == 0, 20)
         # Two minutes are too short to tell a step of the allocator from a slope.
         blocks = 15 if MINUTES >= 20 else 6
         for what, samples, most in (("KiB of memory", memory, 100), ("descriptors", descriptors, 0.5)):
@@ -147,4 +147,4 @@ def test_a_long_mixed_life_leaves_no_trace_but_the_record():
             print(f"{what}: {samples[0][1]} at first, {settled[0][1]} settled, {samples[-1][1]} at last, slope {rise:.3f} +- {error:.3f} a second")
             most = 0 if MINUTES >= 20 else most
             assert rise - error <= most, f"{what} grow by {rise:.3f} +- {error:.3f} a second"
-        whole(door)
+        whole(proxy)

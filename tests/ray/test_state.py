@@ -1,20 +1,20 @@
-"""Ray's state commands work through the door as they do without it."""
+"""Ray's state commands work through the proxy as they do without it."""
 
 import json
 import socket
 
 import pytest
 import yaml
-from door import ask
+from proxy import ask
 from faulty import TCP_REPAIR, may_vanish
 from head import wait_until
 
 
 @pytest.mark.parametrize("what", ["tasks", "actors", "nodes", "jobs", "workers"])
-def test_list_names_the_same_things(head, door, work, what):
+def test_list_names_the_same_things(head, proxy, work, what):
     listed = [
         json.loads(head.run("ray", "list", what, "--address", url, "--format", "json", "--limit", "1000"))
-        for url in (head.url, door.url)
+        for url in (head.url, proxy.url)
     ]
     key = {"tasks": "task_id", "actors": "actor_id", "nodes": "node_id", "workers": "worker_id"}.get(what)
     direct, through = (sorted(entry[key] for entry in entries) if key else entries for entries in listed)
@@ -23,26 +23,26 @@ def test_list_names_the_same_things(head, door, work, what):
 
 
 @pytest.mark.parametrize("what", ["tasks", "actors", "objects"])
-def test_summary_counts_the_same_things(head, door, work, what):
-    direct, through = (head.run("ray", "summary", what, "--address", url) for url in (head.url, door.url))
+def test_summary_counts_the_same_things(head, proxy, work, what):
+    direct, through = (head.run("ray", "summary", what, "--address", url) for url in (head.url, proxy.url))
     assert without_stamp(through) == without_stamp(direct)
     assert "Stats" in direct
 
 
-def test_get_shows_the_same_actor(head, door, work):
-    actors = json.loads(head.run("ray", "list", "actors", "--address", door.url, "--format", "json"))
+def test_get_shows_the_same_actor(head, proxy, work):
+    actors = json.loads(head.run("ray", "list", "actors", "--address", proxy.url, "--format", "json"))
     actor = next(entry["actor_id"] for entry in actors if entry["state"] == "ALIVE")
     direct, through = (
-        yaml.safe_load(head.run("ray", "get", "actors", actor, "--address", url)) for url in (head.url, door.url)
+        yaml.safe_load(head.run("ray", "get", "actors", actor, "--address", url)) for url in (head.url, proxy.url)
     )
     assert through == direct
 
 
-def test_logs_of_the_cluster_come_through(head, door):
+def test_logs_of_the_cluster_come_through(head, proxy):
     """`ray logs` takes no http address; it goes where RAY_API_SERVER_ADDRESS says."""
     direct, through = (
         head.run("ray", "logs", "cluster", "gcs_server.out", "--tail", "-1", env={"RAY_API_SERVER_ADDRESS": url, "RAY_ADDRESS": f"127.0.0.1:{head.ports['gcs']}"})
-        for url in (head.url, door.url)
+        for url in (head.url, proxy.url)
     )
     # The log grows between the two calls: its beginning does not change.
     first = [text.splitlines()[:10] for text in (direct, through)]
@@ -50,15 +50,15 @@ def test_logs_of_the_cluster_come_through(head, door):
     assert len(first[0]) == 10
 
 
-def test_followers_of_a_quiet_log_who_vanish_without_a_word_are_noticed(head, door):
+def test_followers_of_a_quiet_log_who_vanish_without_a_word_are_noticed(head, proxy):
     if not may_vanish():
         pytest.skip("only an administrator's sockets can vanish without a word")
     head.run("ray", "job", "submit", "--address", head.url, "--submission-id", "raysubmit_quiet", "--", "echo", "quiet from now on")
     node = json.loads(ask(head.url, path="/api/v0/nodes").body)["data"]["result"]["result"][0]["node_id"]
     target = f"/api/v0/logs/stream?node_id={node}&filename=job-driver-raysubmit_quiet.log&lines=10"
-    before, readers = door.descriptors(), []
+    before, readers = proxy.descriptors(), []
     for _ in range(10):
-        one = socket.create_connection(("127.0.0.1", door.port), 20)
+        one = socket.create_connection(("127.0.0.1", proxy.port), 20)
         one.sendall(f"GET {target} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
         readers.append(one)
     for one in readers:
@@ -66,12 +66,12 @@ def test_followers_of_a_quiet_log_who_vanish_without_a_word_are_noticed(head, do
         while b"quiet from now on" not in came:
             came += one.recv(65536)
     # Towards each of them a line, and one to Ray.
-    assert door.descriptors() >= before + 18
+    assert proxy.descriptors() >= before + 18
     for one in readers:
         one.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
         one.close()
     # Probes begin after twenty seconds, and nothing is ever written to that log again.
-    wait_until("their lines are given back", lambda: door.descriptors() <= before + 12, 40)
+    wait_until("their lines are given back", lambda: proxy.descriptors() <= before + 12, 40)
 
 
 def without_stamp(text):

@@ -1,6 +1,6 @@
 """Five minutes before a healthy head: nothing is shed, and no limit moves without a cause."""
 
-from door import Door, Load
+from proxy import Proxy, Load
 from head import Head
 
 FIVE_MINUTES = """
@@ -14,15 +14,15 @@ request = [{ path = "/api/jobs/" }, { path = "/api/v0/actors" }, { path = "/node
 
 
 def test_the_loop_holds_still_on_a_healthy_head_for_five_minutes():
-    with Head(quick_metrics=False) as head, Door(head) as door:
-        polite = Load(door.url, FIVE_MINUTES).report(timeout=400)["windows"][0]["streams"]["polite"]
+    with Head(quick_metrics=False) as head, Proxy(head) as proxy:
+        polite = Load(proxy.url, FIVE_MINUTES).report(timeout=400)["windows"][0]["streams"]["polite"]
         assert set(polite["fates"]) == {"200"}, polite
-        assert not door.records("shed") and not door.records("shed_summary")
-        for line in door.records("adjustment"):
+        assert not proxy.records("shed") and not proxy.records("shed_summary")
+        for line in proxy.records("adjustment"):
             # No cut, and no move of a reading that was within its deadband.
             assert line["new"] >= line["old"], line["reason"]
             for cited in line["signals"][:1]:
                 assert abs(cited["pressure"] - 1) > 0.05, line["reason"]
         # A young head names its exporters one by one: that one of them is missed at first may be said.
-        fired = {alert["alert"] for alert in door.records("alert") if alert["state"] == "firing"}
+        fired = {alert["alert"] for alert in proxy.records("alert") if alert["state"] == "firing"}
         assert fired <= {"signal-stale", "signal_stale"}

@@ -5,7 +5,7 @@ import threading
 import time
 
 import pytest
-from door import Door
+from proxy import Proxy
 from faulty import FaultyHead
 from head import wait_until
 
@@ -23,13 +23,13 @@ def faulty():
 
 
 @pytest.fixture
-def door(faulty):
-    with Door(faulty, UNBRIDLED) as door:
-        yield door
+def proxy(faulty):
+    with Proxy(faulty, UNBRIDLED) as proxy:
+        yield proxy
 
 
-def connect(door, head):
-    connection = socket.create_connection(("127.0.0.1", door.port), timeout=60)
+def connect(proxy, head):
+    connection = socket.create_connection(("127.0.0.1", proxy.port), timeout=60)
     connection.sendall(head.encode() + b"\r\nhost: ray\r\nconnection: close\r\n\r\n")
     return connection
 
@@ -42,16 +42,16 @@ def drain(connection):
     return count
 
 
-def test_ten_gigabytes_of_log_pass_in_constant_memory(door):
-    log = connect(door, f"GET /api/v0/logs/file?mebibytes={LOG_MIB} HTTP/1.1")
+def test_ten_gigabytes_of_log_pass_in_constant_memory(proxy):
+    log = connect(proxy, f"GET /api/v0/logs/file?mebibytes={LOG_MIB} HTTP/1.1")
     assert drain(log) > LOG_MIB * 2**20
-    assert door.status("VmHWM") < PEAK_KIB
+    assert proxy.status("VmHWM") < PEAK_KIB
 
 
-def test_packages_pass_in_constant_memory(door):
+def test_packages_pass_in_constant_memory(proxy):
     def upload(number, statuses):
         path = f"/api/packages/gcs/_ray_pkg_{number:016x}.zip"
-        package = connect(door, f"PUT {path} HTTP/1.1\r\ncontent-length: {PACKAGE_MIB * 2**20}")
+        package = connect(proxy, f"PUT {path} HTTP/1.1\r\ncontent-length: {PACKAGE_MIB * 2**20}")
         mebibyte = b"p" * 2**20
         for _ in range(PACKAGE_MIB):
             package.sendall(mebibyte)
@@ -64,18 +64,18 @@ def test_packages_pass_in_constant_memory(door):
     for each in uploads:
         each.join(60)
     assert statuses == [b"200"] * 4
-    assert door.status("VmHWM") < PEAK_KIB
+    assert proxy.status("VmHWM") < PEAK_KIB
 
 
-def test_a_reader_who_is_slow_holds_back_the_head_and_fills_no_memory(door):
-    slow = [connect(door, "GET /api/v0/logs/file?mebibytes=1000 HTTP/1.1") for _ in range(2)]
+def test_a_reader_who_is_slow_holds_back_the_head_and_fills_no_memory(proxy):
+    slow = [connect(proxy, "GET /api/v0/logs/file?mebibytes=1000 HTTP/1.1") for _ in range(2)]
     for each in slow:
         assert each.recv(12).endswith(b"200")
     # What nobody reads is not taken from the head: memory stands still while the head could send.
-    before = door.status("VmRSS")
+    before = proxy.status("VmRSS")
     time.sleep(2.0)
-    assert door.status("VmRSS") - before < 1024
-    assert door.status("VmHWM") < PEAK_KIB
+    assert proxy.status("VmRSS") - before < 1024
+    assert proxy.status("VmHWM") < PEAK_KIB
     for each in slow:
         each.close()
-    wait_until("the door's descriptors", lambda: door.descriptors() < 64, 20)
+    wait_until("the proxy's descriptors", lambda: proxy.descriptors() < 64, 20)

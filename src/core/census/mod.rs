@@ -45,7 +45,7 @@ pub const WINDOW: Duration = Duration::from_mins(1);
 /// How many windows are kept.
 pub const WINDOWS: usize = 5;
 
-/// What became of a request at the door.
+/// What became of a request at the proxy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
     /// Sent on.
@@ -58,7 +58,7 @@ pub enum Verdict {
     Shared,
 }
 
-/// A request at the door.
+/// A request at the proxy.
 #[derive(Clone, Copy, Debug)]
 pub struct Sight<'a> {
     /// Class, route and client.

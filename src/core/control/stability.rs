@@ -98,7 +98,7 @@ impl Timing {
     /// A loop that steps on the answers of the last `window`, which began their way a `latency`
     /// ago: the inner one.
     #[must_use]
-    pub fn of_door(window: Duration, latency: Duration) -> Timing {
+    pub fn of_proxy(window: Duration, latency: Duration) -> Timing {
         Timing { period: window, window, data_age: latency, refresh: Duration::ZERO }
     }
 

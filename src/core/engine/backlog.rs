@@ -2,8 +2,8 @@
 //!
 //! Ray answers a submission in 36 ms and pays for it later: each becomes a supervisor actor and
 //! a process, begun at about one a second. Latency peaks after the arrivals have
-//! stopped, so neither door latency nor a rate can hold the backlog; both learn too late.
-//! But the backlog itself is published (actors in state `Registered`), and the door knows what
+//! stopped, so neither proxy latency nor a rate can hold the backlog; both learn too late.
+//! But the backlog itself is published (actors in state `Registered`), and the proxy knows what
 //! it has let in since. So
 //!
 //! ```text
@@ -32,8 +32,8 @@ pub const TRICKLE: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Backlog {
     signal: SignalId,
-    /// Doors that submissions pass through.
-    doors: u32,
+    /// Replicas that submissions pass through.
+    replicas: u32,
     admitted_max: u64,
     fresh: u64,
     /// When one more may be admitted if there is no news.
@@ -48,7 +48,7 @@ impl Backlog {
     pub fn new(signal: SignalId, target: f64, now: Time) -> Backlog {
         Backlog {
             signal,
-            doors: 1,
+            replicas: 1,
             admitted_max: whole(target / 2.0),
             fresh: 0,
             more_at: now + TRICKLE,
@@ -66,10 +66,10 @@ impl Backlog {
         *self = Backlog { signal: self.signal, fresh: 0, ..before.clone() };
     }
 
-    /// How many doors let submissions in: each has an even part of the room, rounded up, so that
+    /// How many replicas let submissions in: each has an even part of the room, rounded up, so that
     /// together they overshoot by less than one each.
-    pub fn share_among(&mut self, doors: u32) {
-        self.doors = doors.max(1);
+    pub fn share_among(&mut self, replicas: u32) {
+        self.replicas = replicas.max(1);
     }
 
     /// The signal it follows.
@@ -108,7 +108,7 @@ impl Backlog {
             .or(self.history.front())
             .map_or(0, |(_, total)| *total);
         let room = whole(target - reading);
-        self.admitted_max = admitted_before.saturating_add(room.div_ceil(u64::from(self.doors)));
+        self.admitted_max = admitted_before.saturating_add(room.div_ceil(u64::from(self.replicas)));
         true
     }
 

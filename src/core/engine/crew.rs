@@ -2,7 +2,7 @@
 //!
 //! Replicas in front of one head must not each find a limit of their own: each sees a part of the
 //! requests, and together they would regulate one plant with several integrators. So one leads.
-//! It sees the whole: its own door's reading and, added to it, what the others have counted since
+//! It sees the whole: its own proxy's reading and, added to it, what the others have counted since
 //! it began to look (counters only ever rise; a difference is lost with nobody). The others follow
 //! its table: their loops stand at its limits with nothing remembered, as after a hand-over from an
 //! operator, so whoever takes over begins where the last leader stopped, and its first window at
@@ -17,7 +17,7 @@
 
 use crate::engine::steer::{PIN_MAX, Pin, Refusal};
 use crate::engine::view::PinView;
-use crate::engine::{ClassReading, DoorReading, Effects, Engine};
+use crate::engine::{ClassReading, Effects, Engine, ProxyReading};
 use crate::journal::{Event, LimitKind, LoopKind};
 use crate::limit::meter::Counts;
 use crate::limit::table::Mode;
@@ -52,13 +52,13 @@ pub struct Crew {
     seen: BTreeMap<String, Vec<ClassReading>>,
 }
 
-/// Another replica's reading of its door.
+/// Another replica's reading of its proxy.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Peer {
     /// Its name and run.
     pub member: String,
     /// One for each class, in this replica's order.
-    pub door: DoorReading,
+    pub reading: ProxyReading,
 }
 
 /// The fleet, for people.
@@ -188,8 +188,8 @@ impl Crew {
     }
 
     /// The whole as far as this replica knows it: see the head of this file.
-    pub(super) fn whole(&self, door: &DoorReading) -> DoorReading {
-        let mut whole = door.clone();
+    pub(super) fn whole(&self, reading: &ProxyReading) -> ProxyReading {
+        let mut whole = reading.clone();
         for (class, others) in whole.iter_mut().zip(&self.others) {
             class.counts.add(others);
         }
@@ -223,18 +223,18 @@ impl Crew {
     fn look(&mut self, peers: Vec<Peer>) {
         let mut seen = BTreeMap::new();
         self.peers.clear();
-        for Peer { member, door } in peers {
+        for Peer { member, reading } in peers {
             if let Some(before) = self.seen.get(&member) {
-                for ((sum, now), before) in self.others.iter_mut().zip(&door).zip(before) {
+                for ((sum, now), before) in self.others.iter_mut().zip(&reading).zip(before) {
                     sum.add(&now.counts.since(&before.counts));
                 }
             }
             self.peers.push(PeerView {
                 name: member.clone(),
-                in_flight: door.iter().map(|class| class.in_flight).sum(),
-                waiting: door.iter().map(|class| class.waiting).sum(),
+                in_flight: reading.iter().map(|class| class.in_flight).sum(),
+                waiting: reading.iter().map(|class| class.waiting).sum(),
             });
-            seen.insert(member, door);
+            seen.insert(member, reading);
         }
         self.seen = seen;
     }
@@ -296,7 +296,7 @@ impl Engine {
         effects
     }
 
-    /// Takes in what the others' doors say; for whoever leads.
+    /// Takes in what the other replicas say; for whoever leads.
     pub fn on_peers(&mut self, peers: Vec<Peer>) {
         if let Some(crew) = &mut self.crew {
             crew.look(peers);
@@ -374,7 +374,7 @@ impl Engine {
     }
 
     /// Whoever follows begins its first window when it takes over, not when it last decided.
-    pub(super) fn keep_ready(&mut self, whole: &DoorReading, now: Time) {
+    pub(super) fn keep_ready(&mut self, whole: &ProxyReading, now: Time) {
         for (loops, seen) in self.classes.iter_mut().zip(whole) {
             loops.pressure = None;
             for of in loops.all_mut() {
@@ -410,8 +410,8 @@ mod tests {
         FleetChange { role, leader: leader.into(), token, replicas: 3, problem: String::new() }
     }
 
-    /// A door at which so many answers of two seconds have ended, and the limit was reached.
-    fn slow(ended: u64, under_way: u32) -> DoorReading {
+    /// A proxy at which so many answers of two seconds have ended, and the limit was reached.
+    fn slow(ended: u64, under_way: u32) -> ProxyReading {
         let meter = crate::limit::meter::Meter::default();
         for _ in 0..ended {
             meter.offer();
@@ -432,11 +432,11 @@ mod tests {
         engine.table().classes[0].in_flight
     }
 
-    fn run(engine: &mut Engine, from_s: f64, door: impl Fn(u64) -> DoorReading) -> Vec<Event> {
+    fn run(engine: &mut Engine, from_s: f64, reading: impl Fn(u64) -> ProxyReading) -> Vec<Event> {
         (0..50)
             .flat_map(|step| {
                 let now = Time::from_secs_f64(from_s + step as f64 * 0.1);
-                engine.on_tick(door(step), now, WallMs(0)).events
+                engine.on_tick(reading(step), now, WallMs(0)).events
             })
             .collect()
     }
@@ -480,7 +480,7 @@ mod tests {
     fn a_leader_acts_on_what_others_see() {
         let mut leader = engine("a");
         leader.on_fleet(&role(Role::Leads, "a", 1));
-        let peer = |ended| vec![Peer { member: "b".into(), door: slow(ended, 9) }];
+        let peer = |ended| vec![Peer { member: "b".into(), reading: slow(ended, 9) }];
         leader.on_peers(peer(0));
         for step in 1..50_u64 {
             leader.on_peers(peer(step * 20));

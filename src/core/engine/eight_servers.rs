@@ -2,10 +2,10 @@
 //!
 //! Eight servers of exponential service time, 100 ms in the mean, behind the limit and nothing
 //! else; clients come at random, do not wait for a place, and leave after a second (what they
-//! asked for is done all the same). The engine is the production one and sees what the door
+//! asked for is done all the same). The engine is the production one and sees what the proxy
 //! would count. Three minutes of 0.6 of the capacity, then four of twice the capacity, and by
 //! itself 1.2 times. What others reach on this plant stands in `simulations/README.md`; the
-//! door's own loop, which looks four times a second, is put to `simulations/servers-*.toml`.
+//! proxy's own loop, which looks four times a second, is put to `simulations/servers-*.toml`.
 
 use super::{ClassReading, Engine};
 use crate::control::stability::Timing;
@@ -175,7 +175,7 @@ fn settled_after(limits: &[f64], from_s: usize) -> f64 {
 
 fn meets_the_bar(law: Law) {
     for poll in [5, 15].map(Duration::from_secs) {
-        let dead_time = Timing::of_door(poll, SLO.latency).dead_time().as_secs_f64();
+        let dead_time = Timing::of_proxy(poll, SLO.latency).dead_time().as_secs_f64();
         let twice: Vec<Run> = (1..=SEEDS)
             .map(|seed| run(law, poll, |second| if second < 180 { 48.0 } else { 160.0 }, [230, 420], seed))
             .collect();

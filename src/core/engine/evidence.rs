@@ -1,5 +1,5 @@
 //! What the outer loop does on evidence, and what it leaves alone without it: the production engine,
-//! fed with readings and with what the door would count.
+//! fed with readings and with what the proxy would count.
 
 use crate::control::law::Observation;
 use crate::engine::{ClassReading, Engine};
@@ -66,8 +66,8 @@ fn run(offered_per_s: f64, seconds: u32, readings: impl Fn(u32, f64) -> [Option<
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small counts")]
         let mut counts = Counts { offered: offered as u64, admitted: admitted as u64, ..Counts::default() };
         counts.shed[Reason::ClassRate as usize] = counts.offered - counts.admitted;
-        let door = vec![ClassReading { counts, ..ClassReading::default() }];
-        let effects = engine.on_tick(door, now, WallMs(0));
+        let proxy = vec![ClassReading { counts, ..ClassReading::default() }];
+        let effects = engine.on_tick(proxy, now, WallMs(0));
         came.moves.extend(effects.events.into_iter().filter_map(|event| match event {
             Event::Adjustment(adjustment) => Some(*adjustment),
             _ => None,

@@ -1,4 +1,4 @@
-//! The inner loop: the door's own latency moves concurrency, class by class.
+//! The inner loop: the proxy's own latency moves concurrency, class by class.
 //!
 //! *When it steps.* Twenty exchanges tell a latency to +-20 %, four hundred to +-5 %. A limit that
 //! moves on twenty swings with their chance; one that waits for four hundred finds out too late.
@@ -33,7 +33,7 @@
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::law::Observation;
 use crate::control::stability::Timing;
-use crate::engine::{ClassReading, DoorReading, Engine, Reasons};
+use crate::engine::{ClassReading, Engine, ProxyReading, Reasons};
 use crate::journal::{Apportioned, Derivation, Event, SignalSeen};
 use crate::limit::meter::Counts;
 use crate::limit::table::slots;
@@ -88,9 +88,9 @@ struct Told {
 }
 
 impl Engine {
-    pub(super) fn step_inner(&mut self, door: &DoorReading, now: Time, events: &mut Vec<Event>) {
+    pub(super) fn step_inner(&mut self, proxy: &ProxyReading, now: Time, events: &mut Vec<Event>) {
         let due: Vec<Due> =
-            (0..self.classes.len()).filter_map(|class| self.due(class, &door[class], now)).collect();
+            (0..self.classes.len()).filter_map(|class| self.due(class, &proxy[class], now)).collect();
         for module in 0..self.policy.modules.len() {
             let of_module: Vec<&Due> =
                 due.iter().filter(|due| self.policy.classes[due.class].module.index() == module).collect();
@@ -103,7 +103,7 @@ impl Engine {
                 let need = theirs.map(|(_, pressure)| pressure).or(due.pressure);
                 let blame =
                     need.filter(|pressure| *pressure > 1.0).map(|pressure| self.blame(module, pressure));
-                self.step_class(due, &door[due.class], blame.as_ref(), now, events);
+                self.step_class(due, &proxy[due.class], blame.as_ref(), now, events);
             }
         }
     }
@@ -208,7 +208,7 @@ impl Engine {
         let observation = Observation {
             now,
             period: due.elapsed,
-            dead_time: Timing::of_door(due.elapsed, duration_from_secs(latency_s.min(60.0))).dead_time(),
+            dead_time: Timing::of_proxy(due.elapsed, duration_from_secs(latency_s.min(60.0))).dead_time(),
             pressure,
             binding: of.binding,
             demand: f64::from(of.peak) + f64::from(seen.waiting) + refused_per_s * latency_s,
@@ -233,12 +233,12 @@ impl Engine {
         of.peak = seen.in_flight;
         if step.is_change() {
             let signals = due.pressure.map(|own| SignalSeen {
-                name: "door_latency".into(),
+                name: "proxy_latency".into(),
                 value: latency_s,
                 target: spec.slo.latency.as_secs_f64(),
                 pressure: own,
                 age_ms: 0,
-                source: "door".into(),
+                source: "proxy".into(),
                 unit: "s".into(),
             });
             let derivation = Derivation::Law { before, observation };

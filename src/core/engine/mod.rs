@@ -1,6 +1,6 @@
-//! The engine: readings and the door's own counts in, a new limit table and its reasons out.
+//! The engine: readings and the proxy's own counts in, a new limit table and its reasons out.
 //!
-//! Two loops in cascade. The inner one steps on the door's latency, as soon as a
+//! Two loops in cascade. The inner one steps on the proxy's latency, as soon as a
 //! class has finished enough exchanges to tell (`inner`); it saves the head in the first
 //! seconds. The outer one steps once per fresh reading of Ray's (`outer`); it finds what
 //! holds. A class's concurrency is the lesser of what the two allow, its rate is the outer
@@ -51,12 +51,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the door says of itself: one reading per class, in the policy's order.
-pub type DoorReading = Vec<ClassReading>;
+/// What the proxy says of itself: one reading per class, in the policy's order.
+pub type ProxyReading = Vec<ClassReading>;
 
 /// Reads the gate's counters.
 #[must_use]
-pub fn read_door<W>(gate: &Gate<W>, classes: usize, now: Time) -> DoorReading {
+pub fn read_proxy<W>(gate: &Gate<W>, classes: usize, now: Time) -> ProxyReading {
     (0..u8::try_from(classes).unwrap_or(u8::MAX)).map(|at| gate.reading(ClassId(at), now)).collect()
 }
 
@@ -177,9 +177,9 @@ pub struct Engine {
     config_problem: Option<String>,
     events_lost: u64,
     last_tick: Time,
-    last_door: DoorReading,
-    /// The same with the doors of others, where this engine decides for them too.
-    last_whole: DoorReading,
+    last_proxy: ProxyReading,
+    /// The same with what the other replicas count, where this engine decides for them too.
+    last_whole: ProxyReading,
     summarised: Vec<Counts>,
     summarised_at: Time,
     judged_at: Option<Time>,
@@ -265,7 +265,7 @@ impl Engine {
             config_problem: None,
             events_lost: 0,
             last_tick: now,
-            last_door: vec![ClassReading::default(); count],
+            last_proxy: vec![ClassReading::default(); count],
             last_whole: vec![ClassReading::default(); count],
             summarised: vec![Counts::default(); count],
             summarised_at: now,
@@ -315,12 +315,12 @@ impl Engine {
             new.measured.clone_from(&old.measured);
             match (&mut new.backlog, &old.backlog) {
                 (Some(of), Some(before)) => of.take_over(before),
-                (Some(of), None) => of.begin_at(self.last_door[old_at].counts.admitted),
+                (Some(of), None) => of.begin_at(self.last_proxy[old_at].counts.admitted),
                 (None, _) => {}
             }
             new.pressure = old.pressure;
             new.recent = old.recent;
-            next.last_door[at].clone_from(&self.last_door[old_at]);
+            next.last_proxy[at].clone_from(&self.last_proxy[old_at]);
             next.last_whole[at].clone_from(&self.last_whole[old_at]);
             next.summarised[at].clone_from(&self.summarised[old_at]);
         }
@@ -431,11 +431,11 @@ impl Engine {
     }
 
     /// One step of everything that is due.
-    pub fn on_tick(&mut self, door: DoorReading, now: Time, wall: WallMs) -> Effects {
+    pub fn on_tick(&mut self, proxy: ProxyReading, now: Time, wall: WallMs) -> Effects {
         let mut effects = Effects { events: self.board.tick(&self.policy, now), ..Effects::default() };
         effects.events.extend(self.release_pins(now, wall));
-        let whole = self.crew.as_ref().map(|crew| crew.whole(&door));
-        let whole = whole.as_ref().unwrap_or(&door);
+        let whole = self.crew.as_ref().map(|crew| crew.whole(&proxy));
+        let whole = whole.as_ref().unwrap_or(&proxy);
         self.average(whole, now);
         if !self.decides() {
             self.keep_ready(whole, now);
@@ -443,16 +443,16 @@ impl Engine {
             self.step_inner(whole, now, &mut effects.events);
             self.step_outer(whole, now, &mut effects.events);
         }
-        self.step_backlog(&door, whole, now);
+        self.step_backlog(&proxy, whole, now);
         if self.crew.is_some() {
             self.last_whole.clone_from(whole);
         }
         effects.table = self.renew_table();
         effects.spreads = self.spreads();
-        self.sum_up(&door, now, &mut effects.events);
-        effects.alerts = self.judge(&door, now);
+        self.sum_up(&proxy, now, &mut effects.events);
+        effects.alerts = self.judge(&proxy, now);
         effects.events.extend(effects.alerts.iter().cloned().map(Event::Alert));
-        self.last_door = door;
+        self.last_proxy = proxy;
         self.last_tick = now;
         effects
     }
@@ -522,14 +522,14 @@ impl Engine {
         )))
     }
 
-    fn average(&mut self, door: &DoorReading, now: Time) {
+    fn average(&mut self, proxy: &ProxyReading, now: Time) {
         let elapsed = now.since(self.last_tick).as_secs_f64();
         if elapsed <= 0.0 {
             return;
         }
         let weight = 1.0 - (-elapsed / RECENT_S).exp();
-        let last = if self.crew.is_some() { &self.last_whole } else { &self.last_door };
-        for ((loops, seen), before) in self.classes.iter_mut().zip(door).zip(last) {
+        let last = if self.crew.is_some() { &self.last_whole } else { &self.last_proxy };
+        for ((loops, seen), before) in self.classes.iter_mut().zip(proxy).zip(last) {
             let (now, then) = (&seen.counts, &before.counts);
             let recent = &mut loops.recent;
             let mix =
@@ -560,12 +560,12 @@ impl Engine {
         changed
     }
 
-    fn sum_up(&mut self, door: &DoorReading, now: Time, events: &mut Vec<Event>) {
+    fn sum_up(&mut self, proxy: &ProxyReading, now: Time, events: &mut Vec<Event>) {
         let interval = now.since(self.summarised_at);
         if interval < SUMMARY_PERIOD {
             return;
         }
-        for ((class, seen), before) in self.policy.classes.iter().zip(door).zip(&mut self.summarised) {
+        for ((class, seen), before) in self.policy.classes.iter().zip(proxy).zip(&mut self.summarised) {
             let counts = seen.counts.since(before);
             before.clone_from(&seen.counts);
             if counts.shed_all() + counts.shadow_shed == 0 {
@@ -589,7 +589,7 @@ impl Engine {
         self.summarised_at = now;
     }
 
-    fn judge(&mut self, door: &DoorReading, now: Time) -> Vec<alert::Transition> {
+    fn judge(&mut self, proxy: &ProxyReading, now: Time) -> Vec<alert::Transition> {
         if self.judged_at.is_some_and(|at| now.since(at) < JUDGEMENT_PERIOD) {
             return Vec::new();
         }
@@ -607,7 +607,7 @@ impl Engine {
             limit: of.kind,
             value: of.limit,
             bounds: of.regulator.rails.bounds,
-            binding: of.binding && door.get(at).is_some_and(|seen| seen.in_flight_peak >= slots(of.limit)),
+            binding: of.binding && proxy.get(at).is_some_and(|seen| seen.in_flight_peak >= slots(of.limit)),
             hunting: of.oscillation.is_hunting(),
             swing: of.oscillation.swing(),
         });

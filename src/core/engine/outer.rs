@@ -24,7 +24,7 @@ use crate::control::rails::Guard;
 use crate::control::regulator::Move;
 use crate::control::stability::Timing;
 use crate::control::trial::Verdict;
-use crate::engine::{ClassReading, DoorReading, Engine, Loop, Reasons};
+use crate::engine::{ClassReading, Engine, Loop, ProxyReading, Reasons};
 use crate::journal::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
 use crate::limit::meter::Reason;
 use crate::limit::table::slots;
@@ -37,8 +37,8 @@ use std::time::Duration;
 const REFRESH: Duration = Duration::from_secs(10);
 
 impl Engine {
-    pub(super) fn step_outer(&mut self, door: &DoorReading, now: Time, events: &mut Vec<Event>) {
-        for (class, seen) in door.iter().enumerate().take(self.classes.len()) {
+    pub(super) fn step_outer(&mut self, proxy: &ProxyReading, now: Time, events: &mut Vec<Event>) {
+        for (class, seen) in proxy.iter().enumerate().take(self.classes.len()) {
             if let Some(mut of) = self.classes[class].outer.take() {
                 of.peak = of.peak.max(seen.in_flight_peak);
                 self.step_limit(class, &mut of, seen, now, events);
@@ -326,17 +326,17 @@ impl Engine {
         })
     }
 
-    /// The submission gate follows its own signal, every fresh reading at once. `whole` is the door
+    /// The submission gate follows its own signal, every fresh reading at once. `whole` is the proxy
     /// with those of others.
-    pub(super) fn step_backlog(&mut self, door: &DoorReading, whole: &DoorReading, now: Time) {
-        let doors = self.crew.as_ref().map_or(1, crate::engine::crew::Crew::replicas);
+    pub(super) fn step_backlog(&mut self, proxy: &ProxyReading, whole: &ProxyReading, now: Time) {
+        let proxies = self.crew.as_ref().map_or(1, crate::engine::crew::Crew::replicas);
         for (class, loops) in self.classes.iter_mut().enumerate() {
             let spec = &self.policy.classes[class];
             let Some(id) = spec.backlog.or_else(|| backlog_followed(&self.policy, class)) else { continue };
             loops.measured.on_admitted(whole[class].counts.admitted, now);
-            let total = door[class].counts.admitted;
+            let total = proxy[class].counts.admitted;
             if let Some(backlog) = &mut loops.backlog {
-                backlog.share_among(doors);
+                backlog.share_among(proxies);
                 backlog.on_admitted(total, now, REFRESH * 3);
             }
             if let Some(posted) = self.board.get(id)

@@ -1,7 +1,7 @@
 //! What the engine looks like from outside: for the admin API, `status`, the demo and reports.
 
 use crate::alert;
-use crate::engine::{DoorReading, Engine};
+use crate::engine::{Engine, ProxyReading};
 use crate::journal::{LimitKind, SignalHealth};
 use crate::limit::table::Mode;
 use crate::policy::{ClassId, SignalId, Treatment};
@@ -100,7 +100,7 @@ pub struct ClassView {
     pub mode: String,
     /// 0 to 9.
     pub priority: u8,
-    /// Door latency / objective, when last told.
+    /// Proxy latency / objective, when last told.
     pub slo_pressure: Option<f64>,
     /// The objective, in seconds.
     pub slo_s: f64,
@@ -172,7 +172,7 @@ impl Engine {
             upstream_problem: self.upstream_problem.clone(),
             config_problem: self.config_problem.clone(),
             signals: self.signal_views(now),
-            classes: (0..self.classes.len()).map(|at| self.class_view(at, &self.last_door)).collect(),
+            classes: (0..self.classes.len()).map(|at| self.class_view(at, &self.last_proxy)).collect(),
             modules: self.module_views(),
             pins: self.pin_views(now),
             alerts: self.alerts.firing().cloned().collect(),
@@ -181,10 +181,10 @@ impl Engine {
         }
     }
 
-    /// The door's counts as of the last tick, in the policy's order.
+    /// The proxy's counts as of the last tick, in the policy's order.
     #[must_use]
-    pub fn door(&self) -> &DoorReading {
-        &self.last_door
+    pub fn proxy(&self) -> &ProxyReading {
+        &self.last_proxy
     }
 
     /// When the engine last stepped.
@@ -195,7 +195,7 @@ impl Engine {
 
     fn module_views(&self) -> Vec<ModuleView> {
         let view = |(at, module): (usize, &crate::policy::Module)| {
-            let classes = self.policy.classes.iter().zip(&self.last_door);
+            let classes = self.policy.classes.iter().zip(&self.last_proxy);
             ModuleView {
                 name: module.name.to_string(),
                 in_flight: classes
@@ -239,11 +239,11 @@ impl Engine {
         self.policy.signals.iter().enumerate().filter_map(view).collect()
     }
 
-    fn class_view(&self, at: usize, door: &DoorReading) -> ClassView {
+    fn class_view(&self, at: usize, proxy: &ProxyReading) -> ClassView {
         let class = &self.policy.classes[at];
         let loops = &self.classes[at];
         let limits = self.table.classes[at];
-        let seen = &door[at];
+        let seen = &proxy[at];
         let pinned = |kind| self.wheel.pins().iter().any(|pin| pin.class == at && pin.limit == kind);
         // The one that holds: the lowest.
         let of_kind = |kind: LimitKind| {

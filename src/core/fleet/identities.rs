@@ -1,17 +1,17 @@
-//! Who gets how much, wherever it comes in: max-min fairness between identities over all doors.
+//! Who gets how much, wherever it comes in: max-min fairness between identities over all replicas.
 //!
-//! The doors' demands alone do not say it. An identity that spreads its flood over three doors
-//! would get three shares, and one that comes to a single door, together with many others, would
-//! have a share of that door's part only. So each door tells how its demand divides among those
+//! The replicas' demands alone do not say it. An identity that spreads its flood over three replicas
+//! would get three shares, and one that comes to a single replica, together with many others, would
+//! have a share of that replica's part only. So each replica tells how its demand divides among those
 //! who ask, and whoever leads finds the level of max-min fairness over *identities*:
 //!
 //! ```text
-//! sum over identities of min(d_i, level) = limit        d_i = what identity i asks for at all doors
+//! sum over identities of min(d_i, level) = limit        d_i = what identity i asks for at all replicas
 //! ```
 //!
-//! *Among its doors* an identity's share is divided max-min once more, so that a modest use of one
-//! door does not suffer from its flood at another: `min(d_ik, u_i)` at door k, where `u_i` is the
-//! level at which these sum to the identity's share. `w_i = u_i / level` is all that a door needs
+//! *Among its replicas* an identity's share is divided max-min once more, so that a modest use of one
+//! replica does not suffer from its flood at another: `min(d_ik, u_i)` at replica k, where `u_i` is the
+//! level at which these sum to the identity's share. `w_i = u_i / level` is all that a replica needs
 //! to know of the others: it asks for `sum over i of min(d_ik, w_i level)`, and in its queue the
 //! identity weighs `w_i` (its tag advances by `cost / w_i`), which gives it `w_i` of what anybody
 //! else gets there. Most weigh 1 and are not named.
@@ -20,37 +20,37 @@
 //! fair queue, and is cut to the lesser of what either has left; those of one address (or one
 //! credential) are cut alike. Of equal flows behind one address no more than its share passes,
 //! with however many invented tokens, and of one token no more than a share, from however many
-//! addresses and at however many doors. For a single dimension this is max-min exactly.
+//! addresses and at however many replicas. For a single dimension this is max-min exactly.
 //!
-//! *Bounded.* A door names its [`NAMED_MAX`] heaviest of a class; the rest is an amount and a number of
-//! equals. So an identity may hide at most a [`NAMED_MAX`]th of each door's demand. Nothing here can
-//! make the sum exceed the limit: what a door asks for is a wish, and the book grants it or not.
+//! *Bounded.* A replica names its [`NAMED_MAX`] heaviest of a class; the rest is an amount and a number of
+//! equals. So an identity may hide at most a [`NAMED_MAX`]th of each replica's demand. Nothing here can
+//! make the sum exceed the limit: what a replica asks for is a wish, and the book grants it or not.
 //!
-//! *Refused:* a home door for each identity (a round trip, and a hot home); shares in proportion
+//! *Refused:* a home replica for each identity (a round trip, and a hot home); shares in proportion
 //! to demand (whoever asks for more would get more).
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// The heaviest that a door tells by name, of one class.
+/// The heaviest that a replica tells by name, of one class.
 pub const NAMED_MAX: usize = 32;
 
 /// The most whose weight is told, of one limit.
 pub const WEIGHED_MAX: usize = 64;
 
-/// An identity's weight at each door, where it is less than 1.
+/// An identity's weight at each replica, where it is less than 1.
 pub type Weights = BTreeMap<u64, f64>;
 
 /// How one limit is shared among identities.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Share {
-    /// No identity gets more than this, at all doors together; in grains.
+    /// No identity gets more than this, at all replicas together; in grains.
     pub level: f64,
-    /// Of those that ask for more, at several doors.
+    /// Of those that ask for more, at several replicas.
     pub weights: Weights,
 }
 
-/// What somebody asks for at one door: as an address, as a credential, or as both.
+/// What somebody asks for at one replica: as an address, as a credential, or as both.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Row {
     /// Digest of the address, where it is one.
@@ -61,7 +61,7 @@ pub struct Row {
     pub amount: f64,
 }
 
-/// What is asked for at one door.
+/// What is asked for at one replica.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Demand {
     rows: Vec<Row>,
@@ -90,14 +90,14 @@ impl Demand {
         Demand { rows, here, rest: (rest, others) }
     }
 
-    /// A demand of which nothing is known but its size, as that of a door that has just begun to
+    /// A demand of which nothing is known but its size, as that of a replica that has just begun to
     /// look who asks: it counts as one identity's.
     #[must_use]
     pub fn of_one_unknown(amount: f64) -> Demand {
         Demand::new(Vec::new(), amount, 1.0)
     }
 
-    /// Several demands at one door as one.
+    /// Several demands at one replica as one.
     #[must_use]
     pub fn join(demands: impl IntoIterator<Item = Demand>) -> Demand {
         let mut joined = (Vec::new(), 0.0, 0.0);
@@ -131,19 +131,19 @@ impl Demand {
     }
 }
 
-/// Shares `pool` grains among everybody who asks at these doors; `None` where it is enough for all.
+/// Shares `pool` grains among everybody who asks at these replicas; `None` where it is enough for all.
 #[must_use]
-pub fn share(pool: f64, doors: &[Demand]) -> Option<Share> {
-    if doors.iter().map(Demand::sum).sum::<f64>() <= pool {
+pub fn share(pool: f64, replicas: &[Demand]) -> Option<Share> {
+    if replicas.iter().map(Demand::sum).sum::<f64>() <= pool {
         return None;
     }
-    let spread = Spread::of(doors);
+    let spread = Spread::of(replicas);
     let at = |level: f64| Share { level, weights: spread.weights(level) };
     let (mut low, mut high) = (0.0, spread.most.max(pool));
     for _ in 0..50 {
         let level = f64::midpoint(low, high);
         let share = at(level);
-        if doors.iter().map(|door| door.within(&share)).sum::<f64>() > pool {
+        if replicas.iter().map(|replica| replica.within(&share)).sum::<f64>() > pool {
             high = level;
         } else {
             low = level;
@@ -159,16 +159,16 @@ pub fn share(pool: f64, doors: &[Demand]) -> Option<Share> {
     Some(share)
 }
 
-/// The weights by which nobody who comes to several doors gets more than `ceiling` in all.
+/// The weights by which nobody who comes to several replicas gets more than `ceiling` in all.
 #[must_use]
-pub fn hold_to(ceiling: f64, doors: &[Demand]) -> Weights {
-    let mut weights: Vec<(u64, f64)> = Spread::of(doors).weights(ceiling).into_iter().collect();
+pub fn hold_to(ceiling: f64, replicas: &[Demand]) -> Weights {
+    let mut weights: Vec<(u64, f64)> = Spread::of(replicas).weights(ceiling).into_iter().collect();
     weights.sort_by(|a, b| a.1.total_cmp(&b.1));
     weights.truncate(WEIGHED_MAX);
     weights.into_iter().collect()
 }
 
-/// Whoever comes to several doors, with what it asks for at each.
+/// Whoever comes to several replicas, with what it asks for at each.
 struct Spread {
     over: Vec<(u64, Vec<f64>)>,
     /// The most that anybody asks for.
@@ -176,13 +176,13 @@ struct Spread {
 }
 
 impl Spread {
-    fn of(doors: &[Demand]) -> Spread {
+    fn of(replicas: &[Demand]) -> Spread {
         let mut everybody: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
-        for (digest, amount) in doors.iter().flat_map(|door| &door.here) {
+        for (digest, amount) in replicas.iter().flat_map(|replica| &replica.here) {
             everybody.entry(*digest).or_default().push(*amount);
         }
         let sums = everybody.values().map(|amounts| amounts.iter().sum::<f64>());
-        let rest = doors.iter().map(|door| door.rest.0);
+        let rest = replicas.iter().map(|replica| replica.rest.0);
         let most = sums.chain(rest).fold(0.0, f64::max);
         let mut spread: Vec<(u64, Vec<f64>)> =
             everybody.into_iter().filter(|(_, amounts)| amounts.len() > 1).collect();
@@ -224,13 +224,13 @@ mod tests {
         Row { address: Some(digest), credential: None, amount }
     }
 
-    fn door(rows: &[(u64, f64)]) -> Demand {
+    fn replica(rows: &[(u64, f64)]) -> Demand {
         Demand::new(rows.iter().map(|(digest, amount)| address(*digest, *amount)).collect(), 0.0, 0.0)
     }
 
-    fn parts(pool: f64, doors: &[Demand]) -> Vec<f64> {
-        let share = share(pool, doors).unwrap();
-        doors.iter().map(|door| door.within(&share)).collect()
+    fn parts(pool: f64, replicas: &[Demand]) -> Vec<f64> {
+        let share = share(pool, replicas).unwrap();
+        replicas.iter().map(|replica| replica.within(&share)).collect()
     }
 
     fn close(a: &[f64], b: &[f64]) {
@@ -238,85 +238,85 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_over_three_doors_is_one_flood() {
-        // Nine polite ones at the first door, the flooder (0) at all: a tenth each of 100.
+    fn a_flood_over_three_replicas_is_one_flood() {
+        // Nine polite ones at the first replica, the flooder (0) at all: a tenth each of 100.
         let polite: Vec<(u64, f64)> = (1..=9).map(|digest| (digest, 10.0)).chain([(0, 700.0)]).collect();
-        let doors = [door(&polite), door(&[(0, 700.0)]), door(&[(0, 600.0)])];
-        let share = share(100.0, &doors).unwrap();
+        let replicas = [replica(&polite), replica(&[(0, 700.0)]), replica(&[(0, 600.0)])];
+        let share = share(100.0, &replicas).unwrap();
         assert!((share.level - 10.0).abs() < 1e-3, "{share:?}");
-        close(&parts(100.0, &doors), &[93.333, 3.333, 3.333]);
+        close(&parts(100.0, &replicas), &[93.333, 3.333, 3.333]);
         assert!((share.weights[&0] - 1.0 / 3.0).abs() < 1e-6 && share.weights.len() == 1, "{share:?}");
     }
 
     #[test]
-    fn whoever_comes_to_one_door_has_its_share_of_the_whole() {
-        // Four at one door and one at another: a fifth each, not an eighth and a half.
-        let doors = [door(&[(1, 90.0), (2, 90.0), (3, 90.0), (4, 90.0)]), door(&[(5, 900.0)])];
-        close(&parts(100.0, &doors), &[80.0, 20.0]);
+    fn whoever_comes_to_one_replica_has_its_share_of_the_whole() {
+        // Four at one replica and one at another: a fifth each, not an eighth and a half.
+        let replicas = [replica(&[(1, 90.0), (2, 90.0), (3, 90.0), (4, 90.0)]), replica(&[(5, 900.0)])];
+        close(&parts(100.0, &replicas), &[80.0, 20.0]);
     }
 
     #[test]
-    fn a_modest_use_of_one_door_does_not_suffer_from_the_same_ones_flood_at_another() {
-        let doors = [door(&[(1, 5.0), (2, 500.0)]), door(&[(1, 500.0)])];
-        close(&parts(100.0, &doors), &[55.0, 45.0]);
+    fn a_modest_use_of_one_replica_does_not_suffer_from_the_same_ones_flood_at_another() {
+        let replicas = [replica(&[(1, 5.0), (2, 500.0)]), replica(&[(1, 500.0)])];
+        close(&parts(100.0, &replicas), &[55.0, 45.0]);
     }
 
     #[test]
-    fn tokens_and_addresses_are_held_to_one_share_over_all_doors() {
+    fn tokens_and_addresses_are_held_to_one_share_over_all_replicas() {
         let row = |address, credential, amount| Row { address, credential: Some(credential), amount };
-        // One token behind three addresses, one at each door, beside one who shows none.
-        let doors = [
+        // One token behind three addresses, one at each replica, beside one who shows none.
+        let replicas = [
             Demand::new(vec![row(Some(1), 7, 300.0), address(9, 300.0)], 0.0, 0.0),
             Demand::new(vec![row(Some(2), 7, 300.0)], 0.0, 0.0),
             Demand::new(vec![row(Some(3), 7, 300.0)], 0.0, 0.0),
         ];
-        close(&parts(90.0, &doors), &[60.0, 15.0, 15.0]);
-        // One address that invents a token at each door.
-        let doors = [
+        close(&parts(90.0, &replicas), &[60.0, 15.0, 15.0]);
+        // One address that invents a token at each replica.
+        let replicas = [
             Demand::new(vec![row(Some(1), 7, 300.0), address(9, 300.0)], 0.0, 0.0),
             Demand::new(vec![row(Some(1), 8, 300.0)], 0.0, 0.0),
         ];
-        close(&parts(90.0, &doors), &[67.5, 22.5]);
+        close(&parts(90.0, &replicas), &[67.5, 22.5]);
     }
 
     #[test]
     fn many_unnamed_ones_count_as_many() {
-        let doors = [Demand::new(Vec::new(), 300.0, 3.0), door(&[(5, 900.0)])];
-        close(&parts(100.0, &doors), &[75.0, 25.0]);
-        let doors = [Demand::of_one_unknown(60.0), door(&[(5, 900.0)])];
-        close(&parts(100.0, &doors), &[50.0, 50.0]);
+        let replicas = [Demand::new(Vec::new(), 300.0, 3.0), replica(&[(5, 900.0)])];
+        close(&parts(100.0, &replicas), &[75.0, 25.0]);
+        let replicas = [Demand::of_one_unknown(60.0), replica(&[(5, 900.0)])];
+        close(&parts(100.0, &replicas), &[50.0, 50.0]);
     }
 
     #[test]
     fn enough_for_all_needs_no_level() {
-        assert_eq!(share(100.0, &[door(&[(1, 40.0)]), door(&[(1, 60.0)])]), None);
+        assert_eq!(share(100.0, &[replica(&[(1, 40.0)]), replica(&[(1, 60.0)])]), None);
     }
 
     #[test]
-    fn a_ceiling_is_divided_among_the_doors_of_whoever_exceeds_it_there() {
-        let doors = [door(&[(1, 8.0), (2, 3.0)]), door(&[(1, 1.0), (2, 3.0)])];
-        let weights = hold_to(6.0, &doors);
+    fn a_ceiling_is_divided_among_the_replicas_of_whoever_exceeds_it_there() {
+        let replicas = [replica(&[(1, 8.0), (2, 3.0)]), replica(&[(1, 1.0), (2, 3.0)])];
+        let weights = hold_to(6.0, &replicas);
         assert_eq!(weights.keys().copied().collect::<Vec<_>>(), [1], "the other does not");
         assert!((weights[&1] - 5.0 / 6.0).abs() < 1e-9, "{weights:?}: 5 and 1 make 6");
     }
 
     proptest! {
         /// Of addresses alone: each gets the lesser of what it asks for and the level, at all its
-        /// doors together, and nothing is left over.
+        /// replicas together, and nothing is left over.
         #[test]
         fn the_shares_are_max_min_over_identities(
             asks in prop::collection::vec(prop::collection::vec((0_u64..12, 0.1_f64..1e4), 0..10), 1..6),
             pool in 1.0_f64..1e4,
         ) {
-            let doors: Vec<Demand> = asks.iter().map(|rows| door(rows)).collect();
-            let whole: f64 = doors.iter().map(Demand::sum).sum();
-            let Some(share) = share(pool, &doors) else {
+            let replicas: Vec<Demand> = asks.iter().map(|rows| replica(rows)).collect();
+            let whole: f64 = replicas.iter().map(Demand::sum).sum();
+            let Some(share) = share(pool, &replicas) else {
                 prop_assert!(whole <= pool);
                 return Ok(());
             };
             let mut asked: BTreeMap<u64, f64> = BTreeMap::new();
             let mut got: BTreeMap<u64, f64> = BTreeMap::new();
-            for (rows, whole) in asks.iter().zip(&doors) {
+            for (rows, whole) in asks.iter().zip(&replicas) {
                 for (digest, amount) in rows {
                     let alone = Demand { rows: vec![address(*digest, *amount)], ..whole.clone() };
                     *asked.entry(*digest).or_default() += amount;
@@ -330,7 +330,7 @@ mod tests {
             prop_assert!((got.values().sum::<f64>() - pool).abs() <= 1e-6 * pool);
         }
 
-        /// Whatever tokens are shown: no address and no token gets more than the level, over all doors.
+        /// Whatever tokens are shown: no address and no token gets more than the level, over all replicas.
         #[test]
         fn neither_dimension_gets_more_than_the_level(
             asks in prop::collection::vec(
@@ -340,13 +340,13 @@ mod tests {
             let row = |(address, credential, amount): &(u64, Option<u64>, f64)| {
                 Row { address: Some(*address), credential: *credential, amount: *amount }
             };
-            let doors: Vec<Demand> =
+            let replicas: Vec<Demand> =
                 asks.iter().map(|rows| Demand::new(rows.iter().map(row).collect(), 0.0, 0.0)).collect();
-            let Some(share) = share(pool, &doors) else { return Ok(()) };
+            let Some(share) = share(pool, &replicas) else { return Ok(()) };
             let mut got: BTreeMap<u64, f64> = BTreeMap::new();
-            for door in &doors {
-                for row in &door.rows {
-                    let alone = Demand { rows: vec![*row], ..door.clone() }.within(&share);
+            for replica in &replicas {
+                for row in &replica.rows {
+                    let alone = Demand { rows: vec![*row], ..replica.clone() }.within(&share);
                     row.digests().for_each(|digest| *got.entry(digest).or_default() += alone);
                 }
             }

@@ -1,4 +1,4 @@
-//! Several doors, one limit: how replicas share what the head can bear.
+//! Several replicas, one limit: how replicas share what the head can bear.
 //!
 //! A request must not cost a round trip, so no request asks anybody: each replica *leases* a
 //! part of every limit, sized by its demand, and renews the leases a few times a second. Three
@@ -7,7 +7,7 @@
 //! * the [`book`] (a script in the shared store) keeps what is out on lease and hands out no more
 //!   than is free. It alone is responsible for safety;
 //! * the [`division`] (by whoever leads) publishes one number per limit, the water level of
-//!   max-min fairness among doors, and one more, with the weights of those who come to several,
+//!   max-min fairness among replicas, and one more, with the weights of those who come to several,
 //!   for fairness among [`identities`]. It is responsible for fairness, and can be late or absent;
 //! * the [`holding`] (in each replica) says what may be used now. It stops using a lease before
 //!   the book may give it away, and knows what to do without a store.
@@ -47,10 +47,10 @@
 //! each with five numbers for each of some forty limits, about 2 KB, and for each class that is
 //! contended anywhere its 32 heaviest clients, about 2 KB more ([`reported_demand`]). What is answered has up
 //! to 64 weights for a contended limit, another 2 KB. A script run touches its
-//! replica's record and the sums, whatever the number of replicas; only the leader reads all doors,
+//! replica's record and the sums, whatever the number of replicas; only the leader reads all replicas,
 //! once a period (a thousand busy ones: some 4 MB with one class contended, so a fleet of that size
 //! wants a period of seconds). To find the level it goes over the rows some fifty times: 32,000 of
-//! them for a thousand doors, 100 for three. A change of demand takes the leader's next renewal, the others' two (the wish and the
+//! them for a thousand replicas, 100 for three. A change of demand takes the leader's next renewal, the others' two (the wish and the
 //! fact) and the winner's: five periods at most. The tests beside this run a thousand in virtual
 //! time, with one message in a hundred lost: within 5 s of the first start no more than five are
 //! further than 5 % from their max-min share, and the sum was never above the limit.

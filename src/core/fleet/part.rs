@@ -1,4 +1,4 @@
-//! One door's part of the limit table: which limits are shared, what is used of each, and the
+//! One replica's part of the limit table: which limits are shared, what is used of each, and the
 //! table as it may be used here.
 //!
 //! Shared are each class's concurrency, rate and bandwidth and each module's ceiling. Concurrency
@@ -8,19 +8,19 @@
 //! *Demand.* Of slots: the most under way since the last renewal and a tenth (whoever has less
 //! than its share is not to be held back by chance), those that wait, and those refused, by
 //! Little's law. Of a rate: what was offered, averaged over a second. It falls by a tenth per
-//! renewal, so that leases do not follow each gap in the traffic. A door that winds up needs what
+//! renewal, so that leases do not follow each gap in the traffic. A replica that winds up needs what
 //! is under way and what waits, and not more.
 //!
-//! *Whose demand.* Where the fleet wants more of a limit than there is, a door asks for what lies
+//! *Whose demand.* Where the fleet wants more of a limit than there is, a replica asks for what lies
 //! within the shares of those who ask there ([`super::identities`]). Who asks is looked at only while it
 //! matters: in classes that were contended here or elsewhere in the last [`WATCHED_FOR`], and in
-//! those with ceilings per client, which several doors would otherwise each grant anew.
+//! those with ceilings per client, which several replicas would otherwise each grant anew.
 
 use super::Timing;
 use super::holding::{Holding, Standing};
 use super::identities::{self, Demand, Share, Weights};
 use super::reported_demand::{ReportedDemand, SmoothedDemand};
-use crate::engine::DoorReading;
+use crate::engine::ProxyReading;
 use crate::limit::demand::ClassDemand;
 use crate::limit::table::{LimitTable, slots};
 use crate::policy::{Kind, PerClientLimits, Policy, Treatment};
@@ -45,7 +45,7 @@ enum Shared {
     Module(usize),
 }
 
-/// One door's part of a fleet's limits.
+/// One replica's part of a fleet's limits.
 #[derive(Clone, Debug)]
 pub struct Part {
     policy: Arc<Policy>,
@@ -58,7 +58,7 @@ pub struct Part {
     /// One for each class.
     watched: Vec<Watched>,
     shares: Shares,
-    before: DoorReading,
+    before: ProxyReading,
     /// The most under way and waiting of each class since the last renewal.
     peaks: Vec<(u32, u32)>,
     looked_at: Time,
@@ -77,11 +77,11 @@ struct Watched {
 pub struct Shares {
     /// By limit: those of which more is wanted than there is.
     limits: BTreeMap<String, Share>,
-    /// By class: what of its own ceilings a client has at each door.
+    /// By class: what of its own ceilings a client has at each replica.
     ceilings: BTreeMap<String, Weights>,
 }
 
-/// What a door tells of its demand, in the order of the leader's limits.
+/// What a replica tells of its demand, in the order of the leader's limits.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Wanted {
     /// In grains, whoever asks.
@@ -115,7 +115,7 @@ impl Part {
             shares: Shares::default(),
             shared,
             policy,
-            before: DoorReading::new(),
+            before: ProxyReading::new(),
             peaks: Vec::new(),
             looked_at: now,
         }
@@ -148,10 +148,10 @@ impl Part {
         self.peaks.clear();
     }
 
-    /// Notes how busy the door is, between two renewals.
-    pub fn observe(&mut self, door: &DoorReading) {
-        self.peaks.resize(door.len(), (0, 0));
-        for (peak, seen) in self.peaks.iter_mut().zip(door) {
+    /// Notes how busy the replica is, between two renewals.
+    pub fn observe(&mut self, replica: &ProxyReading) {
+        self.peaks.resize(replica.len(), (0, 0));
+        for (peak, seen) in self.peaks.iter_mut().zip(replica) {
             *peak = (peak.0.max(seen.in_flight_peak), peak.1.max(seen.waiting));
         }
     }
@@ -166,16 +166,16 @@ impl Part {
     }
 
     /// What is in use and what is asked for, of each shared limit: see the head of this file.
-    pub fn loads(&mut self, door: &DoorReading, now: Time) -> Vec<(u64, u64)> {
-        self.observe(door);
-        let used = self.use_of(door, now);
-        self.look_who_asks(door, now);
+    pub fn loads(&mut self, replica: &ProxyReading, now: Time) -> Vec<(u64, u64)> {
+        self.observe(replica);
+        let used = self.use_of(replica, now);
+        self.look_who_asks(replica, now);
         let leases = self.holding.caps(now);
         let wanted = if self.shares.limits.is_empty() { Wanted::default() } else { self.wanted() };
         let mut loads = Vec::with_capacity(self.shared.len());
         for (at, (used, lease)) in used.into_iter().zip(leases).enumerate() {
             let demand = if self.holding.is_leaving() {
-                self.rest_of(at, door, lease)
+                self.rest_of(at, replica, lease)
             } else {
                 match self.shares.limits.get(&self.names[at]) {
                     Some(share) if self.is_told(at, &wanted) => {
@@ -185,11 +185,11 @@ impl Part {
                     _ => self.wants[at].ceil(),
                 }
             };
-            // To the nearest whole, or three doors would together ask for up to three slots too many.
+            // To the nearest whole, or three replicas would together ask for up to three slots too many.
             loads.push((whole(used), whole(demand.round()).max(u64::from(demand > 0.0))));
         }
         self.peaks.clear();
-        self.before.clone_from(door);
+        self.before.clone_from(replica);
         self.looked_at = now;
         loads
     }
@@ -207,13 +207,13 @@ impl Part {
         self.watched.get(class).is_some_and(|watched| now < watched.until)
     }
 
-    /// Shares out the whole limits among all who ask at these doors; for whoever leads.
+    /// Shares out the whole limits among all who ask at these replicas; for whoever leads.
     #[must_use]
-    pub fn share_out(&self, limits: &[u64], reserved: &[u64], doors: &[Wanted]) -> Shares {
+    pub fn share_out(&self, limits: &[u64], reserved: &[u64], replicas: &[Wanted]) -> Shares {
         let mut shares = Shares::default();
         for (at, (limit, reserved)) in limits.iter().zip(reserved).enumerate() {
-            let pool = super::division::spare_one_part(*limit, *reserved, doors.len() as u64);
-            let demands: Vec<Demand> = doors.iter().map(|door| self.demand(at, door)).collect();
+            let pool = super::division::spare_one_part(*limit, *reserved, replicas.len() as u64);
+            let demands: Vec<Demand> = replicas.iter().map(|replica| self.demand(at, replica)).collect();
             if let Some(share) = identities::share(pool as f64, &demands) {
                 shares.limits.insert(self.names[at].clone(), share);
             }
@@ -221,7 +221,7 @@ impl Part {
         for (at, class) in self.policy.classes.iter().enumerate() {
             let PerClientLimits { rate, in_flight } = class.per_client;
             let told = |of: &dyn Fn(&ReportedDemand) -> Demand| -> Vec<Demand> {
-                doors.iter().filter_map(|door| door.told.get(&at).map(of)).collect()
+                replicas.iter().filter_map(|replica| replica.told.get(&at).map(of)).collect()
             };
             let by_rate = rate.map(|(rate, _)| identities::hold_to(rate, &told(&ReportedDemand::requests)));
             let places = in_flight
@@ -248,11 +248,11 @@ impl Part {
         (weights, self.shares.ceilings.get(&*of.name).cloned().unwrap_or_default())
     }
 
-    /// The demand for a limit at one door, by who asks.
-    fn demand(&self, at: usize, door: &Wanted) -> Demand {
-        let want = |at: usize| door.wants.get(at).copied().unwrap_or(0) as f64;
+    /// The demand for a limit at one replica, by who asks.
+    fn demand(&self, at: usize, replica: &Wanted) -> Demand {
+        let want = |at: usize| replica.wants.get(at).copied().unwrap_or(0) as f64;
         let by_class = |class: usize, want: f64| {
-            door.told.get(&class).map_or_else(|| Demand::of_one_unknown(want), |told| told.demand(want))
+            replica.told.get(&class).map_or_else(|| Demand::of_one_unknown(want), |told| told.demand(want))
         };
         match self.shared[at] {
             Shared::InFlight(class) | Shared::Rate(class) | Shared::Bytes(class) => by_class(class, want(at)),
@@ -264,12 +264,12 @@ impl Part {
     }
 
     /// Whether anything is known of those who ask for a limit.
-    fn is_told(&self, at: usize, door: &Wanted) -> bool {
+    fn is_told(&self, at: usize, replica: &Wanted) -> bool {
         match self.shared[at] {
             Shared::InFlight(class) | Shared::Rate(class) | Shared::Bytes(class) => {
-                door.told.contains_key(&class)
+                replica.told.contains_key(&class)
             }
-            Shared::Module(module) => door.told.keys().any(|class| self.is_in(*class, module)),
+            Shared::Module(module) => replica.told.keys().any(|class| self.is_in(*class, module)),
         }
     }
 
@@ -291,9 +291,9 @@ impl Part {
     }
 
     /// Tells who asks for what is contended, here or elsewhere.
-    fn look_who_asks(&mut self, door: &DoorReading, now: Time) {
-        let fresh = self.before.len() == door.len();
-        for (at, seen) in door.iter().enumerate().take(self.watched.len()) {
+    fn look_who_asks(&mut self, replica: &ProxyReading, now: Time) {
+        let fresh = self.before.len() == replica.len();
+        for (at, seen) in replica.iter().enumerate().take(self.watched.len()) {
             let elsewhere = self.limits_of(at).any(|at| self.shares.limits.contains_key(&self.names[at]));
             let here = fresh && seen.counts.bound > self.before[at].counts.bound;
             let ceilings = self.policy.classes[at].per_client != PerClientLimits::default();
@@ -310,12 +310,12 @@ impl Part {
     }
 
     /// What is in use of each limit; brings up to date what could be.
-    fn use_of(&mut self, door: &DoorReading, now: Time) -> Vec<f64> {
+    fn use_of(&mut self, replica: &ProxyReading, now: Time) -> Vec<f64> {
         let elapsed_s = self.elapsed_s(now);
-        let fresh = self.before.len() == door.len();
-        let wants: Vec<f64> = (0..door.len())
+        let fresh = self.before.len() == replica.len();
+        let wants: Vec<f64> = (0..replica.len())
             .map(|at| {
-                let seen = &door[at];
+                let seen = &replica[at];
                 let (refused, latency_s) = if fresh {
                     let counts = seen.counts.since(&self.before[at].counts);
                     (counts.shed_all() as f64, counts.latency_mean().unwrap_or(0.1))
@@ -333,18 +333,19 @@ impl Part {
         let mut now_wanted = Vec::with_capacity(self.shared.len());
         for (of, kept) in self.shared.iter().zip(&self.wants) {
             let (used, want) = match *of {
-                Shared::InFlight(at) => (f64::from(door[at].in_flight), wants[at]),
+                Shared::InFlight(at) => (f64::from(replica[at].in_flight), wants[at]),
                 Shared::Module(at) => (
-                    self.sum_of(at, door.len(), &|class| f64::from(door[class].in_flight)),
-                    self.sum_of(at, door.len(), &|class| wants[class]),
+                    self.sum_of(at, replica.len(), &|class| f64::from(replica[class].in_flight)),
+                    self.sum_of(at, replica.len(), &|class| wants[class]),
                 ),
                 Shared::Rate(at) if fresh => {
-                    let offered = door[at].counts.since(&self.before[at].counts).offered as f64 / elapsed_s;
+                    let offered =
+                        replica[at].counts.since(&self.before[at].counts).offered as f64 / elapsed_s;
                     let mean = *kept / 1.1 + weight * (offered * RATE - *kept / 1.1);
                     (0.0, (1.1 * mean).max(0.0))
                 }
                 Shared::Rate(_) => (0.0, 0.0),
-                Shared::Bytes(at) => (0.0, if door[at].in_flight > 0 { GRAINS_MAX } else { 0.0 }),
+                Shared::Bytes(at) => (0.0, if replica[at].in_flight > 0 { GRAINS_MAX } else { 0.0 }),
             };
             use_of.push(used);
             let fades = !matches!(of, Shared::Rate(_));
@@ -354,14 +355,14 @@ impl Part {
         use_of
     }
 
-    /// What a door that winds up still needs of a limit.
-    fn rest_of(&self, at: usize, door: &DoorReading, lease: u64) -> f64 {
-        let busy = |class: usize| f64::from(door[class].in_flight + door[class].waiting);
+    /// What a replica that winds up still needs of a limit.
+    fn rest_of(&self, at: usize, replica: &ProxyReading, lease: u64) -> f64 {
+        let busy = |class: usize| f64::from(replica[class].in_flight + replica[class].waiting);
         match self.shared[at] {
             Shared::InFlight(class) => busy(class),
-            Shared::Module(module) => self.sum_of(module, door.len(), &busy),
-            Shared::Rate(class) if door[class].waiting > 0 => lease as f64,
-            Shared::Bytes(class) if door[class].in_flight > 0 => lease as f64,
+            Shared::Module(module) => self.sum_of(module, replica.len(), &busy),
+            Shared::Rate(class) if replica[class].waiting > 0 => lease as f64,
+            Shared::Bytes(class) if replica[class].in_flight > 0 => lease as f64,
             Shared::Rate(_) | Shared::Bytes(_) => 0.0,
         }
     }
@@ -375,7 +376,7 @@ impl Part {
         now.since(self.looked_at).as_secs_f64().max(1e-3)
     }
 
-    /// The table as this door may use it at `now`.
+    /// The table as this replica may use it at `now`.
     #[must_use]
     pub fn of(&self, table: &LimitTable, now: Time) -> LimitTable {
         let mut part = table.clone();
@@ -424,7 +425,7 @@ impl Part {
             .collect()
     }
 
-    /// On what this door goes by.
+    /// On what this replica goes by.
     #[must_use]
     pub fn standing(&self, now: Time) -> Standing {
         self.holding.standing(now)
@@ -503,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_store_a_door_has_its_even_share_of_every_limit() {
+    fn without_a_store_a_replica_has_its_even_share_of_every_limit() {
         let (mut part, table) = part();
         part.holding.go_alone(Time::ZERO);
         let own = part.of(&table, Time::ZERO);
@@ -514,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_is_what_the_door_may_use_and_a_reload_keeps_it_under_its_name() {
+    fn a_lease_is_what_the_replica_may_use_and_a_reload_keeps_it_under_its_name() {
         let (mut part, table) = part();
         let renewal = part.holding.renew(Time::ZERO, &[]);
         part.holding.take(&renewal, &[7, 100, 1, 20], 3);
@@ -528,18 +529,18 @@ mod tests {
     }
 
     #[test]
-    fn a_door_that_winds_up_asks_for_what_it_still_serves_and_no_more() {
+    fn a_replica_that_winds_up_asks_for_what_it_still_serves_and_no_more() {
         let (mut part, _) = part();
         let renewal = part.holding.renew(Time::ZERO, &[]);
         part.holding.take(&renewal, &[7, 100, 1, 20], 3);
-        let mut door = vec![ClassReading::default(), ClassReading::default()];
-        (door[0].in_flight, door[0].in_flight_peak, door[0].waiting) = (3, 6, 1);
-        door[0].counts.offered = 10;
-        part.loads(&door, Time::from_secs_f64(0.25));
+        let mut replica = vec![ClassReading::default(), ClassReading::default()];
+        (replica[0].in_flight, replica[0].in_flight_peak, replica[0].waiting) = (3, 6, 1);
+        replica[0].counts.offered = 10;
+        part.loads(&replica, Time::from_secs_f64(0.25));
         part.holding.leave();
-        assert_eq!(part.loads(&door, Time::from_secs_f64(0.5)), [(3, 4), (0, 100), (0, 0), (3, 4)]);
-        door[0].waiting = 0;
-        let loads = part.loads(&door, Time::from_secs_f64(0.75));
+        assert_eq!(part.loads(&replica, Time::from_secs_f64(0.5)), [(3, 4), (0, 100), (0, 0), (3, 4)]);
+        replica[0].waiting = 0;
+        let loads = part.loads(&replica, Time::from_secs_f64(0.75));
         assert_eq!(loads, [(3, 3), (0, 0), (0, 0), (3, 3)], "nobody waits for the rate any more");
         assert!(part.holding.renew(Time::from_secs_f64(0.75), &loads).leaving);
     }
@@ -547,13 +548,13 @@ mod tests {
     #[test]
     fn whoever_waits_and_whoever_was_refused_is_demand() {
         let (mut part, _) = part();
-        let mut door = vec![ClassReading::default(), ClassReading::default()];
-        part.loads(&door, Time::ZERO);
-        door[0].in_flight = 3;
-        door[0].in_flight_peak = 4;
-        door[0].waiting = 5;
-        door[0].counts.offered = 10;
-        let loads = part.loads(&door, Time::from_secs_f64(1.0));
+        let mut replica = vec![ClassReading::default(), ClassReading::default()];
+        part.loads(&replica, Time::ZERO);
+        replica[0].in_flight = 3;
+        replica[0].in_flight_peak = 4;
+        replica[0].waiting = 5;
+        replica[0].counts.offered = 10;
+        let loads = part.loads(&replica, Time::from_secs_f64(1.0));
         assert_eq!(loads[0], (3, 10), "4.4 + 5, rounded up");
         assert!(loads[1].1 > 6_000_000, "most of ten a second: {}", loads[1].1);
         assert_eq!(loads[3], (3, 10), "the module's is its classes'");

@@ -1,4 +1,4 @@
-//! What a door knows of those who ask for a class, and what it tells of them.
+//! What a replica knows of those who ask for a class, and what it tells of them.
 //!
 //! The gate hands over what it has counted since the last renewal ([`ClassDemand`]); here it is averaged over
 //! [`MEMORY_S`] seconds, long enough for somebody who asks ten times a second to be known within a
@@ -97,7 +97,7 @@ impl SmoothedDemand {
         }
         let count = rows.len();
         let mut rows: Vec<_> = rows.into_iter().collect();
-        // Equals in the order of their digests, so that all doors name the same ones.
+        // Equals in the order of their digests, so that all replicas name the same ones.
         rows.sort_by(|a, b| bucket(b.1.work_s).cmp(&bucket(a.1.work_s)).then(a.0.cmp(&b.0)));
         rows.truncate(NAMED_MAX);
         let mut rest = self.all;

@@ -1,9 +1,9 @@
 //! Who asks for how much of a class, since somebody last looked.
 //!
-//! For doors that share limits: each tells the others' leader who asks for much of it, so that an
-//! identity that comes to several doors is seen as one (`core/fleet/identities.rs`). Counted is
+//! For replicas that share limits: each tells the others' leader who asks for much of it, so that an
+//! identity that comes to several replicas is seen as one (`core/fleet/identities.rs`). Counted is
 //! what was asked for, let in or not, in requests and in work, by the keyed digests the gate knows
-//! a client by. A class is counted only while it is looked at: a door that shares with nobody, or
+//! a client by. A class is counted only while it is looked at: a replica that shares with nobody, or
 //! has room for everybody, pays one load a request.
 //!
 //! Memory is bounded as in the census: [`ROWS_MAX`] flows (Space-Saving, see

@@ -1,4 +1,4 @@
-//! The gate: every counter, clock and queue of the door, and the one decision about a request.
+//! The gate: every counter, clock and queue of the proxy, and the one decision about a request.
 //!
 //! The order: blocked, exempt, the client's own ceiling, then the class's
 //! concurrency, its work under way, the module's ceiling and the class's rate; whoever finds
@@ -127,7 +127,7 @@ pub enum Grant {
     Shed(Shed),
 }
 
-/// Every counter, clock and queue of the door.
+/// Every counter, clock and queue of the proxy.
 #[derive(Debug)]
 pub struct Gate<W> {
     classes: Box<[ClassGate]>,
@@ -631,7 +631,7 @@ impl<W> Gate<W> {
     }
 
     fn lock(&self, id: ModuleId) -> MutexGuard<'_, ModuleQueue<W>> {
-        // A panic elsewhere must not close the door: the queue's state is valid at every await-free step.
+        // A panic elsewhere must not close the proxy: the queue's state is valid at every await-free step.
         self.module(id).queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

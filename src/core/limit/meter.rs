@@ -1,4 +1,4 @@
-//! What the door counts: the loop's first and fastest reading, and the source of our metrics.
+//! What the proxy counts: the loop's first and fastest reading, and the source of our metrics.
 //!
 //! Counters only ever rise and are read without stopping anyone; the loop looks at the
 //! difference between two snapshots ([`Counts::since`]), the metrics page at the totals.
@@ -329,7 +329,7 @@ impl Counts {
         }
     }
 
-    /// Adds what another door has counted.
+    /// Adds what another replica has counted.
     pub fn add(&mut self, more: &Counts) {
         self.offered += more.offered;
         self.admitted += more.admitted;
@@ -415,7 +415,7 @@ impl Counts {
     }
 }
 
-/// What the door says of one class at one moment.
+/// What the proxy says of one class at one moment.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Reading {
     /// Totals since the start.

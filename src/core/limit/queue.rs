@@ -45,7 +45,7 @@
 //! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
 //! and credential, as last changed; looking at one is a few comparisons.
 //!
-//! **Weights.** A client that comes to several doors which share one limit weighs less than 1 at each:
+//! **Weights.** A client that comes to several replicas which share one limit weighs less than 1 at each:
 //! its tag moves by `c / weight`, so that all of them together give it one share.
 //!
 //! Memory: at most `len_max` waiters; tags are kept only for clients that wait or are in debt
@@ -142,7 +142,7 @@ impl<W> Line<W> {
     }
 }
 
-/// No client weighs less: its share at another door may end at any moment.
+/// No client weighs less: its share at another replica may end at any moment.
 const WEIGHT_MIN: f64 = 1.0 / 64.0;
 
 /// How long clients of this class wait before they leave, as far as any have left lately.
@@ -208,7 +208,7 @@ impl<W> Default for FairQueue<W> {
 
 impl<W> FairQueue<W> {
     /// From now on these clients get so much of what any other gets; for those who come to several
-    /// doors that share one limit (`core/fleet/identities.rs`).
+    /// replicas that share one limit (`core/fleet/identities.rs`).
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
         if self.weights == *weights {
             return;

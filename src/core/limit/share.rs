@@ -16,9 +16,9 @@
 //! **Changed ceilings** hold from the next request on, for the same table: what is under way stays
 //! counted, and a rate that was used up stays used up (see [`Shares::succeed`]).
 //!
-//! Where several doors share their limits, a client that asks for more than its ceilings at several
+//! Where several replicas share their limits, a client that asks for more than its ceilings at several
 //! of them has a part of these at each (`core/fleet/identities.rs`): so much of its places, and a
-//! cell that costs as many more. Nobody has less than one place at a door.
+//! cell that costs as many more. Nobody has less than one place at a replica.
 
 use crate::limit::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
 use crate::limit::in_flight::InFlight;
@@ -60,7 +60,7 @@ struct Table {
     clock: Arc<ElasticClock>,
     accounts: Slab,
     slots: Box<[Slot]>,
-    /// The slots whose client has a part of its ceilings here and the rest at other doors.
+    /// The slots whose client has a part of its ceilings here and the rest at other replicas.
     parted: Mutex<Vec<usize>>,
 }
 
@@ -138,7 +138,7 @@ impl Shares {
         Shares { in_flight_max, rate, burst: burst.get(), refill, table }
     }
 
-    /// From now on these clients have so much of their ceilings here and the rest at other doors.
+    /// From now on these clients have so much of their ceilings here and the rest at other replicas.
     /// One request at least may be under way.
     pub fn part(&self, parts: &BTreeMap<u64, f64>) {
         let slots = &self.table.slots;
@@ -280,7 +280,7 @@ impl Shares {
                 return Err((Reason::ClientRate, crate::time::duration_from_secs(cells / clock.rate())));
             }
             if let Some(part) = self.table.slots[at].part() {
-                // A cell here costs what the client gets at other doors meanwhile.
+                // A cell here costs what the client gets at other replicas meanwhile.
                 #[expect(
                     clippy::cast_possible_truncation,
                     clippy::cast_sign_loss,

@@ -32,7 +32,7 @@ use crate::policy::{
 use std::time::Duration;
 
 /// The most a module's unary ceiling and its held connections may add up to: Ray's parent
-/// opens 100 connections per module, and traffic that does not pass the door needs some.
+/// opens 100 connections per module, and traffic that does not pass the proxy needs some.
 pub const CONNECTIONS_MAX: f64 = 90.0;
 
 /// A module and its default ceiling.
@@ -503,7 +503,7 @@ pub const CLASSES: &[ClassDefault] = &[
         slo: slo(0.95, seconds(5)),
         ..UNARY
     },
-    // The agent of a node, for those who put a door before it too.
+    // The agent of a node, for those who put a proxy before it too.
     ClassDefault {
         name: "agent-control",
         module: "JobAgent",
@@ -522,7 +522,7 @@ pub const CLASSES: &[ClassDefault] = &[
     // again after 5 and 15 s); refused at Datapath it dies at once, and cut there it comes
     // back 570 times a second. So newcomers are paced at ClusterInfo, where they may wait
     // (their ping allows 5 s), and the sessions have caps of their own that pacing should
-    // keep out of reach. ClusterInfo also serves `ray.nodes()` of live sessions: the door
+    // keep out of reach. ClusterInfo also serves `ray.nodes()` of live sessions: the proxy
     // should let it pass when the client_id holds a session, and the rate is generous for
     // the case that it cannot tell.
     ClassDefault {

@@ -1,9 +1,9 @@
-//! What the door knows of a request before it decides: the input of `classify` and
+//! What the proxy knows of a request before it decides: the input of `classify` and
 //! `identify`. Borrowed from the wire, nothing is copied.
 
 use std::net::IpAddr;
 
-/// What the door knows of a request.
+/// What the proxy knows of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
     /// `GET`, `POST`, ... as sent.

@@ -2,7 +2,7 @@
 //!
 //! Two keyed digests: of the address, and of the credential the request carries. The things
 //! themselves are neither kept nor logged, and without the key, which lives as long as the
-//! process (or the store of the doors that share their limits), a digest leads back to nobody.
+//! process (or the store of the replicas that share their limits), a digest leads back to nobody.
 //!
 //! **Address.** The peer of the connection. IPv4 counts whole, IPv4 written as IPv6 counts
 //! as IPv4, IPv6 by its /64, since that much is handed to a single subscriber. Only when the

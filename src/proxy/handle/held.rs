@@ -8,10 +8,10 @@ use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{Body, ClientBody};
 use crate::proxy::coalesce::Key;
-use crate::proxy::door::{Door, Entrance};
 use crate::proxy::headers::strip_hop_by_hop;
 use crate::proxy::reject;
 use crate::proxy::slot::Slot;
+use crate::proxy::state::{Entrance, ProxyState};
 use crate::proxy::tail::{self, Follower, Found, Lead, Place, Reopen, Tail};
 use crate::proxy::throttle::Throttle;
 use crate::proxy::tunnel::{self, Shaken};
@@ -44,7 +44,7 @@ impl Passage {
         let Some(key) = tail::key(&parts).filter(|_| shares).map(|key| key.at(&self.entrance)) else {
             return self.tunnel(parts, client).await;
         };
-        let (follows, tail) = match self.door.tails.find(key) {
+        let (follows, tail) = match self.proxy.tails.find(key) {
             Found::Full => return self.tunnel(parts, client).await,
             Found::Tail(tail) => (true, tail),
             Found::Lead(lead) => {
@@ -62,19 +62,19 @@ impl Passage {
             Err(_) => return self.late(),
         };
         if follows {
-            self.count(Verdict::Shared, self.door.clock.now());
-            self.door.record(self.ask(), Ending::Shared, self.since, (0, 0));
+            self.count(Verdict::Shared, self.proxy.clock.now());
+            self.proxy.record(self.ask(), Ending::Shared, self.since, (0, 0));
         }
         let welcome = tail::welcome(&parts);
         tail::plain(&mut parts);
         let again = Again { opener: self.opener(), ask: self.ask(), key, parts };
-        self.door.tasks.spawn(tail::relay(client, follower, again, self.door.tasks.clone()));
+        self.proxy.tasks.spawn(tail::relay(client, follower, again, self.proxy.tasks.clone()));
         welcome
     }
 
     /// Opens a tail that others may read too.
     async fn lead(&self, parts: &Parts, lead: Lead) -> Result<Arc<Tail>, Response<Body>> {
-        let slot = self.admit(self.door.clock.now()).await?;
+        let slot = self.admit(self.proxy.clock.now()).await?;
         let tail = lead.tail();
         let told = self.opener().lead(parts.clone(), slot, self.matched.class, lead);
         self.opened(told).await?;
@@ -83,12 +83,12 @@ impl Passage {
 
     /// The way of any other WebSocket: admit, hand-shake, join the two ends.
     async fn tunnel(&self, parts: Parts, client: OnUpgrade) -> Response<Body> {
-        let slot = match self.admit(self.door.clock.now()).await {
+        let slot = match self.admit(self.proxy.clock.now()).await {
             Ok(slot) => slot,
             Err(refusal) => return refusal,
         };
         let is_tail = self.class().kind == Kind::Held;
-        let (opener, tasks) = (self.opener(), self.door.tasks.clone());
+        let (opener, tasks) = (self.opener(), self.proxy.tasks.clone());
         let throttle = opener.throttle(self.matched.class);
         let told = opener
             .open(parts, slot, move |ray, slot| tunnel::connect(client, ray, slot, throttle, is_tail, tasks));
@@ -133,7 +133,7 @@ impl Passage {
 
     fn opener(&self) -> Opener {
         Opener {
-            door: Arc::clone(&self.door),
+            proxy: Arc::clone(&self.proxy),
             entrance: Arc::clone(&self.entrance),
             abandoned_max: self.peer.abandoned_max,
         }
@@ -150,7 +150,7 @@ enum Opened {
 /// Opens WebSockets at Ray for clients that may leave meanwhile.
 #[derive(Clone)]
 struct Opener {
-    door: Arc<Door>,
+    proxy: Arc<ProxyState>,
     entrance: Arc<Entrance>,
     abandoned_max: Duration,
 }
@@ -166,10 +166,10 @@ impl Opener {
         then: impl FnOnce(OnUpgrade, Slot) -> F + Send + 'static,
     ) -> oneshot::Receiver<Opened> {
         let (mut tell, told) = oneshot::channel();
-        let (upstream, tasks) = (Arc::clone(&self.entrance.upstream), self.door.tasks.clone());
+        let (upstream, tasks) = (Arc::clone(&self.entrance.upstream), self.proxy.tasks.clone());
         let (request, bound) =
             (Request::from_parts(origin_form(parts), ClientBody::Empty), self.abandoned_max);
-        self.door.tasks.spawn(async move {
+        self.proxy.tasks.spawn(async move {
             let nobody_waits = async {
                 tell.closed().await;
                 tasks.closed().await;
@@ -197,7 +197,7 @@ impl Opener {
 
     /// The same for a tail that others may follow.
     fn lead(&self, parts: Parts, slot: Slot, class: ClassId, lead: Lead) -> oneshot::Receiver<Opened> {
-        let (throttle, tasks) = (self.throttle(class), self.door.tasks.clone());
+        let (throttle, tasks) = (self.throttle(class), self.proxy.tasks.clone());
         self.open(parts, slot, move |ray, slot| async move {
             tokio::select! {
                 () = lead.open(ray, slot, throttle) => {}
@@ -207,8 +207,8 @@ impl Opener {
     }
 
     fn throttle(&self, class: ClassId) -> Option<Throttle> {
-        let (_, flow) = self.door.conduct(class);
-        flow.map(|flow| Throttle::new(flow, self.door.clock))
+        let (_, flow) = self.proxy.conduct(class);
+        flow.map(|flow| Throttle::new(flow, self.proxy.clock))
     }
 }
 
@@ -224,11 +224,11 @@ impl Reopen for Again {
     /// Waits for as long as there is no tail to be had: a follower has been let in, and is not sent away for being
     /// slow.
     async fn reopen(&self, place: Place) -> Option<Follower> {
-        let door = &self.opener.door;
+        let proxy = &self.opener.proxy;
         loop {
-            let tail = match door.tails.find_from(self.key, place) {
+            let tail = match proxy.tails.find_from(self.key, place) {
                 Found::Tail(tail) => Some(tail),
-                Found::Lead(lead) => match door.admit(self.ask, door.clock.now()).await {
+                Found::Lead(lead) => match proxy.admit(self.ask, proxy.clock.now()).await {
                     Ok(slot) => {
                         let tail = lead.tail();
                         let told = self.opener.lead(self.parts.clone(), slot, self.ask.class, lead);

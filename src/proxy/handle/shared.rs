@@ -7,13 +7,13 @@ use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{Body, ClientBody, RayBody, Way};
 use crate::proxy::coalesce::{self, Failure, Found, Key, Lead, Told};
-use crate::proxy::door::Door;
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::strip_hop_by_hop;
 use crate::proxy::reject;
 use crate::proxy::shared_answer::{self, Share, SharedAnswer};
 use crate::proxy::single_flight::Answer as _;
 use crate::proxy::slot::Slot;
+use crate::proxy::state::ProxyState;
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, Version};
@@ -56,7 +56,7 @@ impl Asked {
 impl Passage {
     /// The shared way: one leads, the others wait for its answer.
     pub(super) async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
-        let told = match self.door.coalescer.find(key, self.door.clock.now()) {
+        let told = match self.proxy.coalescer.find(key, self.proxy.clock.now()) {
             Found::Lead(lead) => return self.fetch(parts, lead, Duration::MAX).await,
             Found::Full => Told::Alone,
             Found::Share(share) => Told::Share(share),
@@ -73,17 +73,17 @@ impl Passage {
             }
             Told::Lead(lead) => {
                 // It has waited beside the leader that was shed: it does not wait that time again.
-                let waited = self.door.clock.now().since(self.since);
+                let waited = self.proxy.clock.now().since(self.since);
                 let patience = self.class().queue.wait_max.saturating_sub(waited);
                 self.fetch(parts, lead, patience).await
             }
-            Told::Alone => self.pass(parts, ClientBody::Empty, self.door.clock.now()).await,
+            Told::Alone => self.pass(parts, ClientBody::Empty, self.proxy.clock.now()).await,
         }
     }
 
     fn note_shared(&self, bytes: u64) {
-        self.count(Verdict::Shared, self.door.clock.now());
-        self.door.record(self.ask(), Ending::Shared, self.since, (0, bytes));
+        self.count(Verdict::Shared, self.proxy.clock.now());
+        self.proxy.record(self.ask(), Ending::Shared, self.since, (0, bytes));
     }
 
     fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
@@ -107,7 +107,7 @@ impl Passage {
 
     /// Admits and fetches for all who share.
     async fn fetch(&self, mut parts: Parts, lead: Lead, patience: Duration) -> Response<Body> {
-        let slot = match self.admit_within(patience, self.door.clock.now()).await {
+        let slot = match self.admit_within(patience, self.proxy.clock.now()).await {
             Ok(slot) => slot,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
@@ -117,12 +117,12 @@ impl Passage {
             Arc::clone(&self.entrance.upstream),
             Request::from_parts(origin_form(parts), ClientBody::Empty),
             slot,
-            self.door.tasks.clone(),
+            self.proxy.tasks.clone(),
             self.peer.abandoned_max,
         );
         let (leader, receiver) = oneshot::channel();
         let fetch = Fetch {
-            door: Arc::clone(&self.door),
+            proxy: Arc::clone(&self.proxy),
             surface: self.entrance.surface,
             cancels,
             way: self.way(),
@@ -133,7 +133,7 @@ impl Passage {
         };
         // A task of its own: followers get their answer even if this client leaves, and so do all of them
         // while the proxy drains.
-        self.door.tasks.spawn(fetch.run(exchange));
+        self.proxy.tasks.spawn(fetch.run(exchange));
         match receiver.await {
             Ok(Fetched::Share(share)) => self.respond(share, asked),
             Ok(Fetched::Own(response)) => response,
@@ -145,7 +145,7 @@ impl Passage {
 
 /// A request to Ray on behalf of all who ask the same.
 struct Fetch {
-    door: Arc<Door>,
+    proxy: Arc<ProxyState>,
     surface: Surface,
     /// Whether upstream stops working on a request that nobody waits for.
     cancels: bool,
@@ -178,7 +178,7 @@ impl Fetch {
     /// working on it, or the proxy drains. Otherwise the next who asks will be glad of it.
     async fn unwanted(&mut self) {
         if !self.cancels {
-            self.door.tasks.closed().await;
+            self.proxy.tasks.closed().await;
         }
         self.leader.closed().await;
         poll_fn(|context| self.lead.poll_unawaited(context)).await;
@@ -198,7 +198,7 @@ impl Fetch {
         let length = body.size_hint().exact();
         let longest = coalesce::keeping(self.surface, &head.headers);
         let charge =
-            longest.and_then(|_| self.door.coalescer.take(shared_answer::cost(&head.headers, length)));
+            longest.and_then(|_| self.proxy.coalescer.take(shared_answer::cost(&head.headers, length)));
         let (Some(longest), Some(charge)) = (longest, charge) else {
             self.lead.dissolve();
             let body = Body::forwarded(body, Some(slot), None, self.way).await;
@@ -225,28 +225,28 @@ impl Fetch {
             drop(self.leader.send(Fetched::Share(share)));
         }
         if let Some(body) = rest {
-            fill(&self.door, self.cancels, &answer, body).await;
+            fill(&self.proxy, self.cancels, &answer, body).await;
         }
         if kept.is_some() && answer.is_whole() {
             tokio::select! {
                 () = tokio::time::sleep_until(self.way.clock.instant(until)) => {}
-                () = self.door.tasks.closed() => {}
+                () = self.proxy.tasks.closed() => {}
             }
         }
     }
 }
 
 /// Takes in what Ray sends; see [`Fetch::unwanted`] for when that is given up.
-async fn fill(door: &Door, cancels: bool, answer: &SharedAnswer, body: Body) {
+async fn fill(proxy: &ProxyState, cancels: bool, answer: &SharedAnswer, body: Body) {
     let unwanted = async {
         if !cancels {
-            door.tasks.closed().await;
+            proxy.tasks.closed().await;
         }
         answer.unread().await;
     };
     tokio::select! {
         biased;
-        () = answer.fill(body, || door.coalescer.make_room()) => {}
+        () = answer.fill(body, || proxy.coalescer.make_room()) => {}
         () = unwanted => {}
     }
 }

@@ -24,7 +24,7 @@ impl Passage {
             Ok(begun) => begun,
             Err(refusal) => return refusal,
         };
-        let clock = self.door.clock;
+        let clock = self.proxy.clock;
         let pace = (!self.shadow).then(|| Pace::new(self.peer.body, clock));
         let body = Upload::new(body, pace, self.flow.clone(), clock);
         let body = Withheld::new(body, Arc::clone(&handover), asking);
@@ -33,7 +33,7 @@ impl Passage {
             Arc::clone(&self.entrance.upstream),
             request,
             &handover,
-            self.door.tasks.clone(),
+            self.proxy.tasks.clone(),
             self.peer.abandoned_max,
         );
         let Some(bound) = self.timeout() else { return self.pass_back(exchange.await).await };
@@ -53,27 +53,27 @@ impl Passage {
 
     /// Parks the upload, or asks for its permit at once where that cannot be.
     async fn begin_upload(self: &Arc<Self>) -> Result<(Arc<Handover>, Option<Asking>), Response<Body>> {
-        let (door, ask) = (Arc::clone(&self.door), self.ask());
-        let limited = self.door.table.load().class(ask.class).treatment == Treatment::Limited;
+        let (proxy, ask) = (Arc::clone(&self.proxy), self.ask());
+        let limited = self.proxy.table.load().class(ask.class).treatment == Treatment::Limited;
         let declared = (self.bytes > 0).then_some(self.bytes);
-        let place = limited.then(|| door.parked.enter(ask.client.address, declared)).flatten();
+        let place = limited.then(|| proxy.parked.enter(ask.client.address, declared)).flatten();
         let Some(place) = place else {
-            let slot = self.admit(door.clock.now()).await?;
-            return Ok((Handover::admitted(door, ask, slot), None));
+            let slot = self.admit(proxy.clock.now()).await?;
+            return Ok((Handover::admitted(proxy, ask, slot), None));
         };
         let passage = Arc::clone(self);
         let asking = Box::pin(async move { passage.ask_in_turn().await });
-        Ok((Handover::parked(door, ask, place), Some(asking)))
+        Ok((Handover::parked(proxy, ask, place), Some(asking)))
     }
 
     /// Asks for the permit of an upload that has come whole. It cannot cheaply come again, so where
     /// many end at once they wait outside the line rather than be shed for its length: no more than
     /// half of its room is theirs.
     async fn ask_in_turn(&self) -> Result<Slot, Shed> {
-        let turns = &self.door.turns[self.matched.class.index()];
+        let turns = &self.proxy.turns[self.matched.class.index()];
         // Who has waited here for as long as in the line asks all the same, and is told.
         let _turn = tokio::time::timeout(self.class().queue.wait_max, turns.acquire()).await;
-        let mut slot = self.try_admit(Duration::MAX, self.door.clock.now()).await?;
+        let mut slot = self.try_admit(Duration::MAX, self.proxy.clock.now()).await?;
         self.note_admitted(&mut slot);
         Ok(slot)
     }
@@ -83,10 +83,10 @@ impl Passage {
         if let Some(shed) = self.cut_off() {
             return Some(self.refuse(shed));
         }
-        let (door, class) = (&self.door, self.matched.class);
-        let table = door.table.load();
-        let (reason, wait) = door.gate.would_turn_away(&table, class, self.client, door.clock.now())?;
-        let shed = door.gate.refuse_at_sight(&table, class, reason, wait)?;
+        let (proxy, class) = (&self.proxy, self.matched.class);
+        let table = proxy.table.load();
+        let (reason, wait) = proxy.gate.would_turn_away(&table, class, self.client, proxy.clock.now())?;
+        let shed = proxy.gate.refuse_at_sight(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }
 }

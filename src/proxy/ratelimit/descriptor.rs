@@ -2,12 +2,12 @@
 //!
 //! Envoy's operator writes which facts of a request are told, as entries of a key and a value.
 //! These keys mean something here; any other is the request's header of that name, so that
-//! routes with a header condition, credentials and API keys mean what they mean at the door:
+//! routes with a header condition, credentials and API keys mean what they mean at the proxy:
 //!
 //! | key | value |
 //! |---|---|
 //! | `class` | the class, by name; or instead of it: |
-//! | `method`, `path` | the request's, classified here as at the door (a query may follow `?`) |
+//! | `method`, `path` | the request's, classified here as at the proxy (a query may follow `?`) |
 //! | `remote_address`, `masked_remote_address` | the client's address, as Envoy trusts it |
 //! | `client` | the client's name, if Envoy has verified one (a JWT's subject, a certificate's) |
 //! | `request` | the exchange's name, unique; whoever sends it tells its end too |
@@ -17,7 +17,7 @@
 //! Unix socket is for. `client` outranks the address as a name header does, and an API key both.
 //! Without any of them whoever sits behind one Envoy is one client.
 //!
-//! A path that cannot be classified with certainty (what the door answers with 400) is charged to
+//! A path that cannot be classified with certainty (what the proxy answers with 400) is charged to
 //! the class for what no route knows. Letting it pass uncounted would make a crooked path the way
 //! round every limit; Envoy's `normalize_path` is what keeps the two readings of it together.
 
@@ -28,9 +28,9 @@ use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::client_id::ClientId;
 use crate::core::request::facts::{Facts, Headers};
 use crate::core::request::identify::Identifier;
-use crate::proxy::door::Front;
 use crate::proxy::ratelimit::message::{Descriptor, Entry};
 use crate::proxy::reject::Tongue;
+use crate::proxy::state::Front;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -83,23 +83,23 @@ pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told
         grpc: entries.get("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc")),
     };
     let Some(matched) = matched(front, &entries, &facts) else { return Told::Unknown };
-    let Front { door, entrance } = front;
+    let Front { proxy, entrance } = front;
     let label = entrance.classifier.label(matched.route);
     let by_path = entries.get("class").is_none();
     let unlisted = (by_path && **label == *UNLISTED)
         .then(|| Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path)));
-    let keyless = door.asks_for_key(matched.class) && !door.identifier.holds_key(&facts);
+    let keyless = proxy.asks_for_key(matched.class) && !proxy.identifier.holds_key(&facts);
     Told::Asks(Question {
         ask: Ask {
             class: matched.class,
             route: matched.route.0,
-            client: client(&door.identifier, &entries, &facts),
+            client: client(&proxy.identifier, &entries, &facts),
         },
         pattern: unlisted
             .as_ref()
             .map_or_else(|| Arc::clone(label), |unlisted| Arc::clone(&unlisted.pattern)),
         unlisted,
-        address: door.identifier.client_address(&facts),
+        address: proxy.identifier.client_address(&facts),
         keyless,
         tongue: Tongue::of(path, facts.grpc),
         name: entries.get("request"),
@@ -109,7 +109,7 @@ pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told
 fn matched(front: &Front, entries: &Entries<'_>, facts: &Facts<'_>) -> Option<Match> {
     let classifier = &front.entrance.classifier;
     if let Some(name) = entries.get("class") {
-        let place = front.door.policy.classes.iter().position(|class| class.name.as_bytes() == name)?;
+        let place = front.proxy.policy.classes.iter().position(|class| class.name.as_bytes() == name)?;
         return Some(classifier.example(ClassId(u8::try_from(place).ok()?)));
     }
     entries.get("method")?;

@@ -3,8 +3,8 @@
 //! Many already have an Envoy, Istio or Envoy Gateway fleet in front of Ray, and no wish for one
 //! more hop. Envoy can ask before it lets a request pass: `ShouldRateLimit` of its rate-limit
 //! service protocol v3. Here that question is put to the very gate that decides about requests at
-//! the door ([`Gate::decide`]), under the very same table: the loop moves a limit, and the next
-//! answer to any Envoy is by that limit. Door and Envoys may be in use at the same time and share
+//! the proxy ([`Gate::decide`]), under the very same table: the loop moves a limit, and the next
+//! answer to any Envoy is by that limit. Proxy and Envoys may be in use at the same time and share
 //! every limit. Nothing is decided twice, and nothing is decided here.
 //!
 //! **Rate** limits, client ceilings and the backlog's allowance need nothing more: they are spent on
@@ -14,16 +14,16 @@
 //! There are two ways round that, and both hold a real place in the gate (`places.rs`):
 //! - *Envoy tells.* A second descriptor with `apply_on_stream_done` names the exchange that has
 //!   ended and, as its `hits_addend`, the status of the answer. Then concurrency is counted as at
-//!   the door, and door latency is measured too: the inner loop steers what goes through Envoys
+//!   the proxy, and proxy latency is measured too: the inner loop steers what goes through Envoys
 //!   by how long it took.
 //! - *Nobody tells.* The place is held for as long as an exchange of the class is known to last:
-//!   the mean of what was measured at the door or told by others, or, before there is any, the
+//!   the mean of what was measured at the proxy or told by others, or, before there is any, the
 //!   objective of the class. By Little's law, L = lambda W, holding each of L places for W is the
 //!   rate L / W, and no more than L begin in any W. If exchanges take longer than thought, more
 //!   are under way than the limit says; the outer loop then sees it in Ray's own signals.
 //!
 //! **Waiting.** A short wait is worth more than a refusal, and fairness between clients comes from
-//! the queue. So a question waits in the class's line like a request at the door, but for no more
+//! the queue. So a question waits in the class's line like a request at the proxy, but for no more
 //! than three quarters of what Envoy waits for the answer (`grpc-timeout`, from the filter's
 //! `timeout`). When Envoy gives up first, it does as its `failure_mode_deny` says, and that is not
 //! ours to provoke.
@@ -35,14 +35,14 @@
 //! is the table's affair: in shadow every answer is OK, and what would have been shed is counted.
 //!
 //! What this cannot do: choose the status (Envoy's `rate_limited_status`, 429, stands for 404, 401
-//! and 503 of the door), share answers between equal requests, keep to bandwidth, or refuse an
+//! and 503 of the proxy), share answers between equal requests, keep to bandwidth, or refuse an
 //! upload before its submission.
 //!
 //! Two limits on trust. A refusal stops at the first descriptor that is over: the others are only
 //! looked at, and places already taken are given back. And a client that breaks off while our
 //! answer is on its way to its Envoy is never reported as ended, which a hostile one may do on
 //! purpose: its place lasts until it is taken for lost (`LOST_OBJECTIVES`). So it gains what a slow
-//! request would have gained it, and clients share places as they do at the door.
+//! request would have gained it, and clients share places as they do at the proxy.
 //!
 //! [`Gate::decide`]: crate::core::limit::gate::Gate::decide
 
@@ -60,7 +60,6 @@ use crate::core::limit::meter::Reason;
 use crate::core::policy::{ClassId, Kind, Treatment};
 use crate::core::time::Time;
 use crate::proxy::body::Body;
-use crate::proxy::door::{Door, Front};
 use crate::proxy::ratelimit::call::Fault;
 use crate::proxy::ratelimit::descriptor::{Question, Told};
 use crate::proxy::ratelimit::message::{
@@ -71,6 +70,7 @@ use crate::proxy::ratelimit::stay::Stays;
 use crate::proxy::ratelimit::tally::Answer;
 use crate::proxy::reject::{self, Refused};
 use crate::proxy::slot::Slot;
+use crate::proxy::state::{Front, ProxyState};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
@@ -117,7 +117,7 @@ impl Service {
     /// is held for `place_max` at most.
     #[must_use]
     pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, place_max: Duration) -> Arc<Service> {
-        let tasks = front.load().door.tasks.clone();
+        let tasks = front.load().proxy.tasks.clone();
         let service =
             Arc::new(Service { front, domain, place_max, places: Mutex::default(), stays: Mutex::default() });
         let expiring = Arc::clone(&service);
@@ -135,7 +135,7 @@ impl Service {
 
     /// Answers one call from `peer`.
     pub async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response<call::Body> {
-        let began = self.front.load().door.clock.now();
+        let began = self.front.load().proxy.clock.now();
         let patience = call::timeout(request.headers()).map_or(Duration::ZERO, |told| told / 4 * 3);
         let message = match call::read(request).await {
             Ok(message) => self.decide(peer, &message, began + patience).await,
@@ -144,7 +144,7 @@ impl Service {
         match message {
             Ok(message) => call::answer(&message),
             Err(fault) => {
-                let count = self.front.load().door.ratelimit.note(Answer::Malformed);
+                let count = self.front.load().proxy.ratelimit.note(Answer::Malformed);
                 if count.is_power_of_two() {
                     tracing::warn!(%peer, count, %fault, "could not answer a rate-limit request");
                 }
@@ -171,7 +171,7 @@ impl Service {
         let front = self.front.load_full();
         let mut answer = RateLimitResponse { overall_code: Code::Ok as i32, ..RateLimitResponse::default() };
         if message.domain != self.domain.as_bytes() {
-            self.shrug(&front.door, Answer::UnknownDomain, peer, descriptors.first());
+            self.shrug(&front.proxy, Answer::UnknownDomain, peer, descriptors.first());
             answer.statuses = descriptors.iter().map(|_| passed()).collect();
             return Ok(answer);
         }
@@ -179,26 +179,26 @@ impl Service {
         for descriptor in descriptors {
             let status = match descriptor::read(&front, peer, descriptor) {
                 Told::Unknown => {
-                    self.shrug(&front.door, Answer::UnknownDescriptor, peer, Some(descriptor));
+                    self.shrug(&front.proxy, Answer::UnknownDescriptor, peer, Some(descriptor));
                     passed()
                 }
                 Told::Ends(name, status) => {
-                    self.end(&front.door, name, status);
+                    self.end(&front.proxy, name, status);
                     passed()
                 }
                 Told::Asks(question) => {
                     let hits = hits(descriptor, message.hits_addend);
                     let refused = answer.overall_code == Code::OverLimit as i32;
                     match NonZeroU32::new(hits).filter(|_| !refused) {
-                        None => self.look(&front.door, &question),
-                        Some(hits) => match self.admit(&front.door, &question, hits, deadline).await {
+                        None => self.look(&front.proxy, &question),
+                        Some(hits) => match self.admit(&front.proxy, &question, hits, deadline).await {
                             Decided::Pass(slot) | Decided::WouldShed(slot) => {
                                 taken.push((slot, question.name));
-                                self.status(&front.door, &question, None)
+                                self.status(&front.proxy, &question, None)
                             }
                             Decided::Refused(shed) => {
-                                refuse(&front.door, &question, shed, &mut answer);
-                                self.status(&front.door, &question, Some(shed))
+                                refuse(&front.proxy, &question, shed, &mut answer);
+                                self.status(&front.proxy, &question, Some(shed))
                             }
                         },
                     }
@@ -207,7 +207,7 @@ impl Service {
             answer.statuses.push(status);
         }
         if answer.overall_code == Code::Ok as i32 {
-            self.hold(&front.door, taken);
+            self.hold(&front.proxy, taken);
         }
         Ok(answer)
     }
@@ -215,65 +215,65 @@ impl Service {
     /// Puts a question to the gate.
     async fn admit(
         &self,
-        door: &Arc<Door>,
+        proxy: &Arc<ProxyState>,
         question: &Question<'_>,
         hits: NonZeroU32,
         deadline: Time,
     ) -> Decided {
-        let (ask, now) = (question.ask, door.clock.now());
-        let limited = door.table.load().class(ask.class).treatment == Treatment::Limited;
+        let (ask, now) = (question.ask, proxy.clock.now());
+        let limited = proxy.table.load().class(ask.class).treatment == Treatment::Limited;
         let more = NonZeroU32::new(hits.get() - 1).filter(|_| limited);
         let early = if question.keyless {
             Some((Reason::ApiKey, Duration::ZERO))
         } else {
-            more.and_then(|_| door.gate.lacks(ask, hits.get(), now))
+            more.and_then(|_| proxy.gate.lacks(ask, hits.get(), now))
         };
         if let Some((reason, wait)) = early
-            && let Some(shed) = door.gate.refuse_at_sight(&door.table.load(), ask.class, reason, wait)
+            && let Some(shed) = proxy.gate.refuse_at_sight(&proxy.table.load(), ask.class, reason, wait)
         {
             return Decided::Refused(shed);
         }
-        let slot = match door.admit_within(ask, deadline.since(now), now).await {
+        let slot = match proxy.admit_within(ask, deadline.since(now), now).await {
             Ok(slot) => slot,
             Err(shed) => return Decided::Refused(shed),
         };
         let shadow = slot.ticket().is_some_and(|ticket| ticket.would_shed.is_some()) || early.is_some();
         if let (Some(more), Some(ticket), false) = (more, slot.ticket(), shadow)
-            && let Err((reason, wait)) = door.gate.pay(ticket, more, door.clock.now())
+            && let Err((reason, wait)) = proxy.gate.pay(ticket, more, proxy.clock.now())
         {
             // Somebody came in between; the slot goes back unsent.
-            return Decided::Refused(door.gate.refuse(ask.class, reason, wait));
+            return Decided::Refused(proxy.gate.refuse(ask.class, reason, wait));
         }
         let (verdict, answer) =
             if shadow { (Verdict::WouldShed, Answer::WouldShed) } else { (Verdict::Admitted, Answer::Ok) };
-        count(door, question, verdict);
-        door.ratelimit.note(answer);
+        count(proxy, question, verdict);
+        proxy.ratelimit.note(answer);
         if shadow { Decided::WouldShed(slot) } else { Decided::Pass(slot) }
     }
 
     /// Answers without taking: nothing is worth nothing.
-    fn look(&self, door: &Arc<Door>, question: &Question<'_>) -> DescriptorStatus {
-        door.ratelimit.note(Answer::Asked);
+    fn look(&self, proxy: &Arc<ProxyState>, question: &Question<'_>) -> DescriptorStatus {
+        proxy.ratelimit.note(Answer::Asked);
         let ask = question.ask;
-        let table = door.table.load();
-        let over = door.gate.would_turn_away(&table, ask.class, ask.client, door.clock.now());
+        let table = proxy.table.load();
+        let over = proxy.gate.would_turn_away(&table, ask.class, ask.client, proxy.clock.now());
         let over = over.map(|(reason, wait)| Shed {
             class: ask.class,
             reason,
             retry_after_s: u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1),
         });
-        self.status(door, question, over)
+        self.status(proxy, question, over)
     }
 
     /// Holds what was let in until its end.
-    fn hold(&self, door: &Door, taken: Vec<(Slot, Option<&[u8]>)>) {
-        let now = door.clock.now();
+    fn hold(&self, proxy: &ProxyState, taken: Vec<(Slot, Option<&[u8]>)>) {
+        let now = proxy.clock.now();
         let mut gave_way = Vec::new();
         for (mut slot, name) in taken {
             let Some(ticket) = slot.ticket() else { continue };
-            let class = &door.policy.classes[ticket.ask.class.index()];
+            let class = &proxy.policy.classes[ticket.ask.class.index()];
             let holds_a_place = ticket.is_counted();
-            let stay = self.stay(door, ticket.ask.class);
+            let stay = self.stay(proxy, ticket.ask.class);
             let long = (class.slo.latency * LOST_OBJECTIVES).max(stay * LOST_STAYS);
             let latest = class.timeout.unwrap_or(self.place_max).min(long).min(self.place_max);
             let latest = if class.kind == Kind::Held { self.place_max } else { latest };
@@ -283,13 +283,13 @@ impl Service {
                 gave_way.extend(self.places().hold(slot, name, until));
             }
         }
-        door.ratelimit.set_places(self.places().count());
+        proxy.ratelimit.set_places(self.places().count());
     }
 
     /// An exchange has ended; its status, where it is told, is 0 if its client left before it had one.
-    fn end(&self, door: &Door, name: &[u8], status: Option<u64>) {
+    fn end(&self, proxy: &ProxyState, name: &[u8], status: Option<u64>) {
         let ended = self.places().release(name);
-        door.ratelimit.note(if ended.is_some() { Answer::End } else { Answer::EndUnknown });
+        proxy.ratelimit.note(if ended.is_some() { Answer::End } else { Answer::EndUnknown });
         if let Some(mut slot) = ended {
             match status {
                 Some(0) => slot.sent(),
@@ -300,23 +300,23 @@ impl Service {
     }
 
     fn expire(&self) {
-        let door = Arc::clone(&self.front.load().door);
-        let ended = self.places().expire(door.clock.now());
+        let proxy = Arc::clone(&self.front.load().proxy);
+        let ended = self.places().expire(proxy.clock.now());
         if !ended.is_empty() {
             drop(ended);
-            door.ratelimit.set_places(self.places().count());
+            proxy.ratelimit.set_places(self.places().count());
         }
     }
 
     fn measure(&self) {
         let front = self.front.load();
-        self.stays.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.door);
+        self.stays.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.proxy);
     }
 
     /// How long an exchange of a class is expected to hold its place.
-    fn stay(&self, door: &Door, id: ClassId) -> Duration {
-        let class = &door.policy.classes[id.index()];
-        let measured = self.stays.lock().unwrap_or_else(PoisonError::into_inner).mean(door, id);
+    fn stay(&self, proxy: &ProxyState, id: ClassId) -> Duration {
+        let class = &proxy.policy.classes[id.index()];
+        let measured = self.stays.lock().unwrap_or_else(PoisonError::into_inner).mean(proxy, id);
         match (class.kind, measured) {
             // A log is read for hours; what it took to open it tells nothing.
             (Kind::Held, _) => self.place_max,
@@ -330,8 +330,8 @@ impl Service {
     }
 
     /// Something is asked that nobody here knows: said at the 1st, 2nd, 4th, 8th ... time.
-    fn shrug(&self, door: &Door, answer: Answer, peer: IpAddr, descriptor: Option<&Descriptor>) {
-        let count = door.ratelimit.note(answer);
+    fn shrug(&self, proxy: &ProxyState, answer: Answer, peer: IpAddr, descriptor: Option<&Descriptor>) {
+        let count = proxy.ratelimit.note(answer);
         if count.is_power_of_two() {
             // Keys alone: values may be credentials.
             let keys: Vec<_> = descriptor
@@ -346,14 +346,14 @@ impl Service {
         }
     }
 
-    fn status(&self, door: &Door, question: &Question<'_>, over: Option<Shed>) -> DescriptorStatus {
+    fn status(&self, proxy: &ProxyState, question: &Question<'_>, over: Option<Shed>) -> DescriptorStatus {
         let ask = question.ask;
-        let table = door.table.load();
+        let table = proxy.table.load();
         if table.class(ask.class).treatment == Treatment::Exempt {
             return passed();
         }
-        let left = door.gate.left(&table, ask.class, ask.client, door.clock.now());
-        let stay = self.stay(door, ask.class);
+        let left = proxy.gate.left(&table, ask.class, ask.client, proxy.clock.now());
+        let stay = self.stay(proxy, ask.class);
         let reset = match over {
             Some(shed) => Duration::from_secs(u64::from(shed.retry_after_s)),
             None if left.rate.is_some() => left.whole.min(Duration::from_hours(1)),
@@ -362,7 +362,7 @@ impl Service {
         let code = if over.is_some() { Code::OverLimit } else { Code::Ok };
         DescriptorStatus {
             code: code as i32,
-            current_limit: Some(limit(door.class_name(ask.class), &left, stay)),
+            current_limit: Some(limit(proxy.class_name(ask.class), &left, stay)),
             limit_remaining: if over.is_some() { 0 } else { left.requests },
             duration_until_reset: Some(message::Duration {
                 seconds: i64::try_from(reset.as_secs()).unwrap_or(i64::MAX),
@@ -373,14 +373,14 @@ impl Service {
 }
 
 /// The first refusal speaks to the client.
-fn refuse(door: &Arc<Door>, question: &Question<'_>, shed: Shed, answer: &mut RateLimitResponse) {
-    count(door, question, Verdict::Shed);
-    door.ratelimit.note(Answer::OverLimit);
-    let id = door.ids.next();
-    door.note(&id, &shed, &question.pattern, question.ask.client.address, Via::RatelimitService);
+fn refuse(proxy: &Arc<ProxyState>, question: &Question<'_>, shed: Shed, answer: &mut RateLimitResponse) {
+    count(proxy, question, Verdict::Shed);
+    proxy.ratelimit.note(Answer::OverLimit);
+    let id = proxy.ids.next();
+    proxy.note(&id, &shed, &question.pattern, question.ask.client.address, Via::RatelimitService);
     answer.overall_code = Code::OverLimit as i32;
     (answer.response_headers_to_add, answer.raw_body) =
-        spoken(reject::shed(question.tongue, shed, &Refused::at(door, &shed, &id)));
+        spoken(reject::shed(question.tongue, shed, &Refused::at(proxy, &shed, &id)));
 }
 
 /// Nothing is said but that it may pass.
@@ -396,15 +396,15 @@ fn hits(descriptor: &Descriptor, of_request: u32) -> u32 {
     }
 }
 
-fn count(door: &Door, question: &Question<'_>, verdict: Verdict) {
+fn count(proxy: &ProxyState, question: &Question<'_>, verdict: Verdict) {
     let sight = Sight {
         ask: question.ask,
         address: question.address,
         pattern: &question.pattern,
         unlisted: question.unlisted.as_deref(),
-        in_flight: door.gate.load(question.ask.class).0,
+        in_flight: proxy.gate.load(question.ask.class).0,
     };
-    door.count(&sight, verdict, door.clock.now());
+    proxy.count(&sight, verdict, proxy.clock.now());
 }
 
 /// A limit in words of this protocol: whole requests per unit of time, in the least unit that
@@ -424,7 +424,7 @@ fn limit(name: &str, left: &Left, stay: Duration) -> RateLimit {
     RateLimit { requests_per_unit, unit: unit as i32, name: name.to_owned() }
 }
 
-/// A refusal of the door's as Envoy is to speak it. Status and gRPC's own words are Envoy's.
+/// A refusal of the proxy's as Envoy is to speak it. Status and gRPC's own words are Envoy's.
 fn spoken(response: Response<Body>) -> (Vec<HeaderValue>, Bytes) {
     let (parts, body) = response.into_parts();
     let headers =

@@ -1,13 +1,13 @@
 //! How long does an exchange of a class last?
 //!
 //! A place whose end nobody tells is held for the mean of what was seen: Little's law asks for
-//! the mean, not for a quantile. Seen is what went through the door and what was told by those who
+//! the mean, not for a quantile. Seen is what went through the proxy and what was told by those who
 //! tell. The mean of each second with enough of them counts for a quarter, so that a burst of odd ones
 //! moves it little and a head that has slowed down moves it within seconds.
 
 use crate::core::limit::meter::Counts;
 use crate::core::policy::ClassId;
-use crate::proxy::door::Door;
+use crate::proxy::state::ProxyState;
 use std::time::Duration;
 
 /// A second with fewer exchanges than this tells nothing.
@@ -25,16 +25,16 @@ pub struct Stays {
 
 impl Stays {
     /// Takes in what has ended since the last time.
-    pub fn measure(&mut self, door: &Door) {
-        let ids = (0..=u8::MAX).map(ClassId).take(door.policy.classes.len());
-        if self.generation != Some(door.generation) {
+    pub fn measure(&mut self, proxy: &ProxyState) {
+        let ids = (0..=u8::MAX).map(ClassId).take(proxy.policy.classes.len());
+        if self.generation != Some(proxy.generation) {
             // Another policy numbers its classes anew.
-            self.generation = Some(door.generation);
-            self.classes = ids.map(|id| (door.gate.counts(id), None)).collect();
+            self.generation = Some(proxy.generation);
+            self.classes = ids.map(|id| (proxy.gate.counts(id), None)).collect();
             return;
         }
         for (id, (before, mean)) in ids.zip(&mut self.classes) {
-            let now = door.gate.counts(id);
+            let now = proxy.gate.counts(id);
             let window = now.since(before);
             *before = now;
             if window.finished() >= ENOUGH
@@ -47,8 +47,8 @@ impl Stays {
 
     /// The mean stay of a class, once there is one.
     #[must_use]
-    pub fn mean(&self, door: &Door, id: ClassId) -> Option<Duration> {
-        let known = self.generation == Some(door.generation);
+    pub fn mean(&self, proxy: &ProxyState, id: ClassId) -> Option<Duration> {
+        let known = self.generation == Some(proxy.generation);
         let (_, mean) = self.classes.get(id.index()).filter(|_| known)?;
         mean.map(|mean| Duration::from_secs_f64(mean.clamp(1e-3, 3600.0)))
     }

@@ -4,8 +4,8 @@ use crate::core::policy::{Bounds, Control, PerClientLimits, Policy, RateBounds};
 use crate::core::request::catalogue::{self, Surface};
 use crate::core::request::classify::Classifier;
 use crate::core::request::identify::Identifier;
-use crate::proxy::door::{Entrance, ShedNote};
 use crate::proxy::ratelimit::message::Entry;
+use crate::proxy::state::{Entrance, ShedNote};
 use crate::proxy::upstream::{Address, Options, Upstream};
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
@@ -17,7 +17,7 @@ const ENVOY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 /// A service over Ray's own routes. No task of it runs unless a test awaits.
 struct Rig {
     service: Arc<Service>,
-    door: Arc<Door>,
+    proxy: Arc<ProxyState>,
     sheds: mpsc::Receiver<ShedNote>,
 }
 
@@ -35,11 +35,11 @@ impl Rig {
         let identifier = Identifier::new([1, 2], Vec::new(), Vec::new())
             .with_keys("x-rayguard-key".into(), vec![Sha256::digest(b"nightly").into()]);
         let classifier = Classifier::new(&policy, Surface::Dashboard, &[]).unwrap();
-        let door = Door::new(Arc::new(policy), identifier, clock, tasks.clone(), note);
+        let proxy = ProxyState::new(Arc::new(policy), identifier, clock, tasks.clone(), note);
         let upstream = Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks);
         let front =
-            Front::new(Arc::clone(&door), Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream)));
-        Rig { service: Service::start(front, "rayguard".into(), Duration::from_mins(10)), door, sheds }
+            Front::new(Arc::clone(&proxy), Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream)));
+        Rig { service: Service::start(front, "rayguard".into(), Duration::from_mins(10)), proxy, sheds }
     }
 
     /// Job status may be asked for `places` at a time and never waits.
@@ -60,18 +60,18 @@ impl Rig {
     }
 
     fn class(&self, name: &str) -> ClassId {
-        let place = self.door.policy.classes.iter().position(|class| &*class.name == name).unwrap();
+        let place = self.proxy.policy.classes.iter().position(|class| &*class.name == name).unwrap();
         ClassId(u8::try_from(place).unwrap())
     }
 
     fn change(&self, change: impl FnOnce(&mut LimitTable)) {
-        let mut table = LimitTable::clone(&self.door.table.load());
+        let mut table = LimitTable::clone(&self.proxy.table.load());
         change(&mut table);
-        self.door.set_table(Arc::new(table));
+        self.proxy.set_table(Arc::new(table));
     }
 
     async fn ask(&self, message: &RateLimitRequest) -> RateLimitResponse {
-        self.service.decide(ENVOY, message, self.door.clock.now()).await.unwrap()
+        self.service.decide(ENVOY, message, self.proxy.clock.now()).await.unwrap()
     }
 
     /// Whether one descriptor may pass.
@@ -80,7 +80,7 @@ impl Rig {
     }
 
     fn told(&self, answer: Answer) -> u64 {
-        self.door.ratelimit.count(answer)
+        self.proxy.ratelimit.count(answer)
     }
 }
 
@@ -118,7 +118,7 @@ async fn a_path_and_the_name_of_its_class_are_held_to_one_limit() {
     assert!(rig.passes(&[("class", "job-status")]).await);
     assert!(!rig.passes(&STATUS).await);
     assert!(!rig.passes(&[("class", "job-status")]).await);
-    assert_eq!(rig.door.gate.counts(rig.class("job-status")).admitted, 2);
+    assert_eq!(rig.proxy.gate.counts(rig.class("job-status")).admitted, 2);
     assert_eq!((rig.told(Answer::Ok), rig.told(Answer::OverLimit)), (2, 2));
 }
 
@@ -181,7 +181,7 @@ async fn in_shadow_everything_passes_and_what_would_have_been_shed_is_counted() 
     for _ in 0..5 {
         assert!(rig.passes(&STATUS).await);
     }
-    let counts = rig.door.gate.counts(id);
+    let counts = rig.proxy.gate.counts(id);
     assert_eq!((counts.shed_all(), counts.shadow_shed, rig.told(Answer::WouldShed)), (0, 3, 3));
     let mut heavy = one(&STATUS);
     heavy.hits_addend = 100;
@@ -199,7 +199,7 @@ async fn what_is_not_known_passes_and_is_counted() {
         assert!(rig.passes(unknown).await, "{unknown:?}");
     }
     assert_eq!((rig.told(Answer::UnknownDomain), rig.told(Answer::UnknownDescriptor)), (1, 4));
-    assert_eq!(rig.door.gate.counts(rig.class("job-status")).offered, 0);
+    assert_eq!(rig.proxy.gate.counts(rig.class("job-status")).offered, 0);
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn a_place_is_given_back_when_its_end_is_told_and_its_time_is_measured() {
     end.descriptors[0].hits_addend = Some(503);
     rig.ask(&end).await;
     rig.ask(&end).await;
-    let counts = rig.door.gate.counts(rig.class("job-status"));
+    let counts = rig.proxy.gate.counts(rig.class("job-status"));
     assert_eq!((counts.served, counts.failed, counts.left), (1, 1, 0));
     assert!(counts.latency_mean().is_some());
     assert_eq!(
@@ -273,9 +273,9 @@ async fn a_place_is_given_back_when_its_end_is_told_and_its_time_is_measured() {
 #[tokio::test]
 async fn a_report_that_is_lost_costs_a_place_for_a_few_objectives() {
     let rig = Rig::narrow(1.0);
-    let objective = rig.door.policy.classes[rig.class("job-status").index()].slo.latency;
+    let objective = rig.proxy.policy.classes[rig.class("job-status").index()].slo.latency;
     assert!(rig.passes(&[&STATUS[..], &[("request", "id-1")]].concat()).await);
-    let (now, stay) = (rig.door.clock.now(), rig.service.stay(&rig.door, rig.class("job-status")));
+    let (now, stay) = (rig.proxy.clock.now(), rig.service.stay(&rig.proxy, rig.class("job-status")));
     let long = (objective * LOST_OBJECTIVES).max(stay * LOST_STAYS).min(Duration::from_mins(10));
     assert_eq!(rig.service.places().expire(now + long / 2).len(), 0);
     assert_eq!(rig.service.places().expire(now + long + Duration::from_secs(1)).len(), 1);
@@ -286,15 +286,15 @@ async fn a_report_that_is_lost_costs_a_place_for_a_few_objectives() {
 async fn without_a_report_a_place_is_held_for_as_long_as_its_class_takes() {
     let rig = Rig::narrow(4.0);
     let id = rig.class("job-status");
-    let stay = rig.service.stay(&rig.door, id);
-    assert_eq!(stay, rig.door.policy.classes[id.index()].slo.latency, "nothing is known yet");
+    let stay = rig.service.stay(&rig.proxy, id);
+    assert_eq!(stay, rig.proxy.policy.classes[id.index()].slo.latency, "nothing is known yet");
     for _ in 0..4 {
         assert!(rig.passes(&STATUS).await);
     }
-    let now = rig.door.clock.now();
+    let now = rig.proxy.clock.now();
     assert_eq!(rig.service.places().expire(now + stay / 2).len(), 0);
     assert_eq!(rig.service.places().expire(now + stay + Duration::from_secs(1)).len(), 4);
-    let counts = rig.door.gate.counts(id);
+    let counts = rig.proxy.gate.counts(id);
     assert_eq!((counts.finished(), counts.left), (0, 0), "nobody saw how it ended");
     assert!(rig.passes(&STATUS).await);
     let status = &rig.ask(&one(&STATUS)).await.statuses[0];
@@ -317,7 +317,7 @@ async fn several_descriptors_pass_together_or_not_at_all() {
     let codes: Vec<i32> = answer.statuses.iter().map(|status| status.code).collect();
     assert_eq!(codes, [Code::Ok as i32, Code::OverLimit as i32, Code::Ok as i32]);
     assert_eq!(answer.overall_code, Code::OverLimit as i32);
-    assert_eq!(rig.door.gate.load(rig.class("job-status")).0, 0, "what was taken is given back");
+    assert_eq!(rig.proxy.gate.load(rig.class("job-status")).0, 0, "what was taken is given back");
     assert_eq!(rig.service.places().count(), 0);
 }
 
@@ -335,7 +335,7 @@ async fn hits_are_the_price_in_rate_and_none_is_a_question() {
     assert_eq!(rig.ask(&asks).await.overall_code, Code::OverLimit as i32);
     asks.descriptors[0].hits_addend = Some(u64::MAX);
     assert_eq!(rig.ask(&asks).await.overall_code, Code::OverLimit as i32);
-    let counts = rig.door.gate.counts(rig.class("job-status"));
+    let counts = rig.proxy.gate.counts(rig.class("job-status"));
     assert_eq!((counts.offered, counts.admitted, counts.shed_all()), (4, 2, 2));
     asks.descriptors[0].hits_addend = Some(0);
     assert_eq!(remaining(rig.ask(&asks).await), (Code::Ok as i32, 1), "refusals cost nothing");
@@ -348,7 +348,7 @@ async fn a_question_waits_for_room_no_longer_than_its_client() {
     let refused = rig.ask(&one(&STATUS)).await;
     assert_eq!(header(&refused, "x-rayguard-reason"), "queue_timeout", "this one does not wait");
     let (patient, end) = (one(&[&STATUS[..], &[("request", "second")]].concat()), one(&[("end", "first")]));
-    let deadline = rig.door.clock.now() + Duration::from_secs(30);
+    let deadline = rig.proxy.clock.now() + Duration::from_secs(30);
     let waits = rig.service.decide(ENVOY, &patient, deadline);
     let (waited, _) = tokio::join!(waits, rig.service.decide(ENVOY, &end, deadline));
     assert_eq!(waited.unwrap().overall_code, Code::Ok as i32, "room came");
@@ -359,10 +359,10 @@ async fn a_question_of_too_many_parts_is_not_answered() {
     let rig = Rig::narrow(100.0);
     let entries = vec![("k", "v"); DESCRIPTORS_MAX + 1];
     for many in [one(&entries), all(vec![descriptor(&STATUS); DESCRIPTORS_MAX + 1])] {
-        let fault = rig.service.decide(ENVOY, &many, rig.door.clock.now()).await.unwrap_err();
+        let fault = rig.service.decide(ENVOY, &many, rig.proxy.clock.now()).await.unwrap_err();
         assert_eq!(fault, Fault::TooMany(DESCRIPTORS_MAX));
     }
-    assert_eq!(rig.door.gate.counts(rig.class("job-status")).offered, 0);
+    assert_eq!(rig.proxy.gate.counts(rig.class("job-status")).offered, 0);
 }
 
 #[test]

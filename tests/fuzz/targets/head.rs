@@ -2,7 +2,7 @@
 //! upstream can be read in one way only.
 #![no_main]
 
-#[path = "../../door/rig.rs"]
+#[path = "../../proxy/rig.rs"]
 mod rig;
 
 use libfuzzer_sys::fuzz_target;

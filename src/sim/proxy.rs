@@ -1,4 +1,4 @@
-//! The production door under virtual time: the very gate, table and classifier that `run`
+//! The production proxy under virtual time: the very gate, table and classifier that `run`
 //! uses, driven from the event heap.
 //!
 //! What the proxy does around the gate and what matters to a head is here too: equal reads
@@ -26,9 +26,9 @@ pub type Rid = u64;
 /// A waiter of the gate: the request that waits, and which life of the proxy it belongs to.
 pub type Waiter = Rid;
 
-/// The door.
+/// The proxy.
 #[derive(Debug)]
-pub struct Door {
+pub struct SimProxy {
     /// The policy.
     pub policy: Arc<Policy>,
     /// The limits as they stand.
@@ -108,8 +108,8 @@ fn places(policy: &Policy, spec: &Spec, ray: bool) -> Result<Vec<(ClassId, u16)>
     Ok(found.map(|found| (found.class, found.route.0)).collect())
 }
 
-impl Door {
-    /// The door of a scenario, as it starts.
+impl SimProxy {
+    /// The proxy of a scenario, as it starts.
     ///
     /// # Errors
     /// The scenario's configuration is wrong.
@@ -118,10 +118,10 @@ impl Door {
         policy: Arc<Policy>,
         spec: &Spec,
         now: Time,
-    ) -> Result<Door, ScenarioError> {
+    ) -> Result<SimProxy, ScenarioError> {
         let table = LimitTable::initial(&policy);
         let ray = scenario.is_ray_head();
-        Ok(Door {
+        Ok(SimProxy {
             places: places(&policy, spec, ray)?,
             gate: Gate::new(&policy, &table, now),
             table: Arc::new(table),

@@ -30,10 +30,10 @@ async fn before(upstream: SocketAddr, mode: Mode) -> Rig {
 
 /// Every class into this mode.
 fn enter(rig: &Rig, mode: Mode) {
-    let mut table = (**rig.door.table.load()).clone();
+    let mut table = (**rig.proxy.table.load()).clone();
     table.version += 1;
     table.classes.iter_mut().for_each(|class| class.mode = mode);
-    rig.door.set_table(Arc::new(table));
+    rig.proxy.set_table(Arc::new(table));
 }
 
 // --- The circuit breaker ---
@@ -63,7 +63,7 @@ async fn in_shadow_mode_all_try_while_ray_is_away() {
         assert_eq!(answer.status, 502);
         assert!(answer.text().contains("Ray is unreachable at"), "{}", answer.text());
     }
-    assert_eq!(rig.door.gate.counts(class("job-status")).shadow_shed, 3, "counted");
+    assert_eq!(rig.proxy.gate.counts(class("job-status")).shadow_shed, 3, "counted");
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn serve_learns_that_a_client_has_left_and_its_place_is_free() {
         assert!(serve.is_closed().await, "as without a proxy");
         until("the place is free", || rig.in_flight("serve") == 0).await;
     }
-    let counts = rig.door.gate.counts(class("serve"));
+    let counts = rig.proxy.gate.counts(class("serve"));
     assert_eq!(
         (counts.cancelled, counts.abandoned, counts.finished()),
         (2, 0, 0),
@@ -266,7 +266,7 @@ async fn shadow_mode_changes_nothing_that_a_limit_a_time_out_or_a_pace_would() {
     upload.send("def").await;
     assert_eq!(upload.answer().await.status, 200, "no pace and no size of a body");
     for name in ["job-status", "blocked", "packages"] {
-        let counts = rig.door.gate.counts(class(name));
+        let counts = rig.proxy.gate.counts(class(name));
         assert!(counts.shadow_shed > 0 && counts.shed_all() == 0, "{name} is counted: {counts:?}");
     }
 }

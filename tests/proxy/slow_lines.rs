@@ -22,7 +22,7 @@ fn upload(from: u32, length: usize, does: &str) -> String {
 }
 
 fn counts(rig: &Rig, name: &str) -> Counts {
-    rig.door.gate.counts(class(name))
+    rig.proxy.gate.counts(class(name))
 }
 
 async fn uploads(rig: &Rig, many: u32, sent: usize) -> Vec<Client<TcpStream>> {
@@ -46,7 +46,7 @@ async fn slow_uploads_hold_no_permit_and_shut_nobody_out() {
     })
     .await;
     let mut slow = uploads(&rig, 30, LONG / 2).await;
-    assert_eq!((rig.in_flight("packages"), rig.waiting("packages"), rig.door.parked.count()), (0, 0, 30));
+    assert_eq!((rig.in_flight("packages"), rig.waiting("packages"), rig.proxy.parked.count()), (0, 0, 30));
     for length in [20_000, LONG] {
         let mut polite = rig.client().await;
         polite.send(upload(99, length, "")).await;
@@ -62,7 +62,7 @@ async fn slow_uploads_hold_no_permit_and_shut_nobody_out() {
     }
     assert!(rig.ray.under_way_max.load(SeqCst) <= 2);
     assert!(rig.ray.seen().iter().all(|seen| seen.body.len() >= 20_000));
-    assert_eq!((counts(&rig, "packages").served, rig.door.parked.count()), (32, 0));
+    assert_eq!((counts(&rig, "packages").served, rig.proxy.parked.count()), (32, 0));
 }
 
 #[tokio::test]
@@ -122,7 +122,7 @@ async fn an_upload_for_which_there_is_no_permit_is_shed_and_ray_never_has_it_who
     assert_eq!((answer.status, answer.header("x-rayguard-reason")), (503, Some("queue_timeout")));
     rig.ray.hold.add_permits(1);
     assert_eq!(holder.answer().await.status, 200);
-    until("nothing is parked", || rig.door.parked.count() == 0).await;
+    until("nothing is parked", || rig.proxy.parked.count() == 0).await;
     assert_eq!(rig.ray.count(), 1);
 }
 
@@ -144,7 +144,7 @@ async fn a_client_that_sends_too_slowly_is_told_so_and_named() {
         );
         assert!(answer.text().contains("too slowly: 4 bytes of the body in 0.2 s"), "{}", answer.text());
     }
-    let (clients, _) = rig.door.census().clients(10, rig.door.clock.now());
+    let (clients, _) = rig.proxy.census().clients(10, rig.proxy.clock.now());
     assert!(clients[0].kept >= Duration::from_millis(600), "{clients:?}");
     assert_eq!(counts(&rig, "packages").answers(), 0, "says nothing of Ray");
 }
@@ -164,7 +164,7 @@ async fn slow_readers_hold_no_permit_and_shut_nobody_out() {
         assert!(client.head().await.is_some_and(|head| head.contains("200")));
         slow.push(client);
     }
-    until("all are parked", || rig.door.parked.count() == 6).await;
+    until("all are parked", || rig.proxy.parked.count() == 6).await;
     assert_eq!(rig.in_flight("job-status"), 0);
     assert_eq!(rig.get(STATUS, &["x-forwarded-for: 10.0.0.99"]).await.status, 200);
     for mut client in slow {
@@ -174,15 +174,15 @@ async fn slow_readers_hold_no_permit_and_shut_nobody_out() {
             "not a byte is lost"
         );
     }
-    until("nothing is parked", || rig.door.parked.count() == 0).await;
-    let (clients, _) = rig.door.census().clients(10, rig.door.clock.now());
+    until("nothing is parked", || rig.proxy.parked.count() == 0).await;
+    let (clients, _) = rig.proxy.census().clients(10, rig.proxy.clock.now());
     assert_eq!(clients.iter().filter(|client| client.kept >= Duration::from_millis(500)).count(), 6);
 }
 
 #[tokio::test]
 async fn latency_ends_with_the_head_of_the_answer_and_a_stream_under_way_is_no_stall() {
     let rig = Rig::start().await;
-    let reading = || rig.door.gate.reading(class("job-status"), rig.door.clock.now());
+    let reading = || rig.proxy.gate.reading(class("job-status"), rig.proxy.clock.now());
     let mut asked = rig.client().await;
     asked.send(get(STATUS, &["x-do: hold"])).await;
     until("Ray is silent", || reading().stalled_s > 0.05).await;
@@ -217,7 +217,7 @@ async fn an_answer_before_the_request_is_whole_is_passed_on() {
     line.send("HTTP/1.1 413 Too Large\r\ncontent-length: 5\r\n\r\nlarge").await;
     let answer = client.answer().await;
     assert_eq!((answer.status, &*answer.text()), (413, "large"));
-    until("nothing is parked", || rig.door.parked.count() == 0).await;
+    until("nothing is parked", || rig.proxy.parked.count() == 0).await;
     assert_eq!(counts(&rig, "packages").answers(), 1);
     assert_eq!(rig::header(&answer.head, "x-rayguard-reason"), None);
 }

@@ -1,4 +1,4 @@
-//! What the door enforces, on the wire: shares, bandwidth, keys, and who may hold what for how long.
+//! What the proxy enforces, on the wire: shares, bandwidth, keys, and who may hold what for how long.
 
 use crate::rig::{self, Client, Rig, Setup, class, get, until};
 use rayguard::core::policy::{Bounds, Policy, RateBounds};
@@ -34,7 +34,7 @@ async fn equal_clients_get_equal_shares() {
     for client in 0..40 {
         let (stop, served, address) = (stop.clone(), served.clone(), rig.address);
         let number = client % served.len();
-        rig.door.tasks.spawn(async move {
+        rig.proxy.tasks.spawn(async move {
             let mut client = Client::connect(address).await;
             let ask = get(STATUS, &["x-do: slow:2", &format!("x-forwarded-for: 10.0.0.{number}")]);
             while !stop.load(SeqCst) {
@@ -82,12 +82,12 @@ async fn a_download_keeps_to_its_classs_bandwidth_and_ray_feels_it() {
         with_class(policy, "job-logs").bytes_per_second = Some(400_000.0);
     })
     .await;
-    let began = rig.door.clock.now();
+    let began = rig.proxy.clock.now();
     let ask = || rig.get(LOGS, &["x-do: big:100000"]);
     let (a, b) = tokio::join!(ask(), ask());
     assert_eq!((a.body.len(), b.body.len()), (100_000, 100_000));
     assert!(
-        rig.door.clock.now().since(began) > Duration::from_millis(400),
+        rig.proxy.clock.now().since(began) > Duration::from_millis(400),
         "200 kB at 400 kB/s, less the burst"
     );
 
@@ -111,7 +111,7 @@ async fn an_upload_keeps_to_it_too() {
     })
     .await;
     let mut client = rig.client().await;
-    let began = rig.door.clock.now();
+    let began = rig.proxy.clock.now();
     let length = 120_000;
     client
         .send(format!("PUT /api/packages/gcs/a.zip HTTP/1.1\r\nhost: r\r\ncontent-length: {length}\r\n\r\n"))
@@ -119,7 +119,7 @@ async fn an_upload_keeps_to_it_too() {
     client.send(vec![b'p'; length]).await;
     assert_eq!(client.answer().await.status, 200);
     assert!(
-        rig.door.clock.now().since(began) > Duration::from_millis(200),
+        rig.proxy.clock.now().since(began) > Duration::from_millis(200),
         "120 kB at 400 kB/s, less the burst"
     );
     assert_eq!(rig.ray.seen()[0].body.len(), length);
@@ -134,9 +134,9 @@ async fn a_bandwidth_that_is_raised_is_felt_at_once() {
     let mut reader = rig.client().await;
     reader.send(get(LOGS, &["x-do: big:3000000"])).await;
     assert!(reader.head().await.is_some());
-    let mut table = (**rig.door.table.load()).clone();
+    let mut table = (**rig.proxy.table.load()).clone();
     table.classes[class("job-logs").index()].bytes_per_second = Some(1e9);
-    rig.door.set_table(Arc::new(table));
+    rig.proxy.set_table(Arc::new(table));
     assert_eq!(reader.exact(3_000_000).await.map(|body| body.len()), Some(3_000_000), "not 50 minutes later");
 }
 
@@ -155,7 +155,7 @@ async fn who_stops_reading_gives_its_place_back_but_a_stream_may_stand_still() {
     assert!(idle.head().await.is_some());
     until("the place is back", || rig.in_flight("job-status") == 0).await;
     until("Ray is rid of it", || rig.ray.under_way.load(SeqCst) == 1).await;
-    assert_eq!(rig.door.gate.counts(class("job-status")).abandoned, 1);
+    assert_eq!(rig.proxy.gate.counts(class("job-status")).abandoned, 1);
     assert_eq!(rig.in_flight("log-stream"), 1);
 }
 
@@ -170,7 +170,7 @@ async fn whom_ray_keeps_waiting_is_not_taken_for_one_who_does_not_read() {
     let mut idle = rig.client().await;
     idle.send(get(STATUS, &["x-do: big:60000000"])).await;
     assert!(idle.head().await.is_some());
-    until("the other one was cut off", || rig.door.gate.counts(class("job-status")).abandoned == 1).await;
+    until("the other one was cut off", || rig.proxy.gate.counts(class("job-status")).abandoned == 1).await;
     rig.ray.hold.add_permits(1);
     assert_eq!(patient.exact(10).await.unwrap(), b"5\r\nline\n\r\n");
 }
@@ -238,7 +238,7 @@ async fn a_class_that_takes_a_key_is_closed_to_all_others_and_ray_never_sees_it(
     assert_eq!((seen.header("x-rayguard-key"), seen.header("authorization")), (None, Some("Bearer t")));
     assert_eq!(rig.get("/api/jobs/", &[]).await.status, 200, "reading is for all");
     assert_eq!(rig.get("/api/v0/nodes", &["x-rayguard-key: nightly"]).await.status, 200);
-    let counts = rig.door.gate.counts(class("job-submit"));
+    let counts = rig.proxy.gate.counts(class("job-submit"));
     assert_eq!((counts.offered, counts.admitted, counts.shed_all()), (4, 1, 3));
 }
 
@@ -273,7 +273,7 @@ async fn the_operators_routes_have_their_classes_by_method_path_and_header() {
     let offered = || {
         [0, 1, 2].map(|at| {
             let id = rayguard::core::policy::ClassId(u8::try_from(first + at).unwrap());
-            rig.door.gate.counts(id).offered
+            rig.proxy.gate.counts(id).offered
         })
     };
     let post = |path: &str, more: &str| {

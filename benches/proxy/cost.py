@@ -13,7 +13,7 @@ over the rounds. What is measured:
 
 CPU suffers less from a busy machine than throughput and latency do. One command for all:
 
-    cargo build --profile dist && python3 benches/door/cost.py --rounds 5 --all
+    cargo build --profile dist && python3 benches/proxy/cost.py --rounds 5 --all
 """
 
 import argparse, os, pathlib, re, resource, select, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
@@ -50,7 +50,7 @@ defaults
     timeout client 600s
     timeout http-keep-alive 600s
     timeout server 60s
-frontend door
+frontend proxy
     bind 127.0.0.1:%d backlog 4096
     default_backend head
 backend head
@@ -67,7 +67,7 @@ static_resources:
       - name: envoy.filters.network.http_connection_manager
         typed_config:
           "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: door
+          stat_prefix: proxy
           use_remote_address: true
           route_config:
             virtual_hosts:

@@ -1,16 +1,16 @@
-//! The door on the wire: what passes, what is shared, what is refused, and what stays counted.
+//! The proxy on the wire: what passes, what is shared, what is refused, and what stays counted.
 
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
-#[path = "door/aborts.rs"]
+#[path = "proxy/aborts.rs"]
 mod aborts;
-#[path = "door/enforcement.rs"]
+#[path = "proxy/enforcement.rs"]
 mod enforcement;
-#[path = "door/rig.rs"]
+#[path = "proxy/rig.rs"]
 mod rig;
-#[path = "door/slow_lines.rs"]
+#[path = "proxy/slow_lines.rs"]
 mod slow_lines;
-#[path = "door/upstream.rs"]
+#[path = "proxy/upstream.rs"]
 mod upstream;
 
 use rayguard::core::policy::Bounds;
@@ -208,7 +208,7 @@ async fn ray_down_is_said_at_once() {
     assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_unreachable"));
     assert!(answer.text().contains("Ray is unreachable at 127.0.0.1:"), "{}", answer.text());
     assert_eq!(rig.in_flight("job-status"), 0);
-    assert_eq!(rig.door.gate.counts(class("job-status")).failed, 1);
+    assert_eq!(rig.proxy.gate.counts(class("job-status")).failed, 1);
 }
 
 #[tokio::test]
@@ -247,12 +247,12 @@ async fn abandoned_work_holds_its_ticket_until_ray_answers() {
     client.send(get(STATUS, &["x-do: hold"])).await;
     until("Ray has it", || rig.ray.count() == 1).await;
     drop(client);
-    // Long enough for the door to see the client leave: another request's whole way.
+    // Long enough for the proxy to see the client leave: another request's whole way.
     assert_eq!(rig.get(STATUS, &[]).await.status, 200);
     assert_eq!(rig.in_flight("job-status"), 1);
     rig.ray.hold.add_permits(1);
     until("the ticket is back", || rig.in_flight("job-status") == 0).await;
-    assert_eq!(rig.door.gate.counts(class("job-status")).abandoned, 1);
+    assert_eq!(rig.proxy.gate.counts(class("job-status")).abandoned, 1);
 }
 
 #[tokio::test]
@@ -273,7 +273,7 @@ async fn a_request_whose_client_left_while_it_waited_is_never_forwarded() {
     assert_eq!(first.answer().await.text(), "held");
     assert_eq!(rig.get(STATUS, &[]).await.status, 200);
     assert!(rig.ray.seen().iter().all(|seen| seen.header("x-mark").is_none()));
-    assert_eq!(rig.door.gate.counts(class("job-status")).left, 1);
+    assert_eq!(rig.proxy.gate.counts(class("job-status")).left, 1);
 }
 
 #[tokio::test]
@@ -285,7 +285,7 @@ async fn an_upload_that_its_client_breaks_off_frees_its_place() {
         .await;
     until("Ray has begun", || rig.ray.begun.load(SeqCst) == 1).await;
     drop(client);
-    until("its place is free", || rig.door.parked.count() == 0).await;
+    until("its place is free", || rig.proxy.parked.count() == 0).await;
     assert_eq!(rig.in_flight("packages"), 0);
 }
 
@@ -441,7 +441,7 @@ async fn fifty_readers_of_one_log_are_one_slot_of_rays() {
 }
 
 #[tokio::test]
-async fn readers_are_told_when_the_door_goes_down() {
+async fn readers_are_told_when_the_proxy_goes_down() {
     for shared in [true, false] {
         let rig = Rig::with_policy(|policy| {
             let tails = &mut policy.classes[class("log-tail").index()];
@@ -452,7 +452,7 @@ async fn readers_are_told_when_the_door_goes_down() {
         client.send(tail("x-do: websocket-text:hi")).await;
         assert_eq!(client.answer().await.status, 101);
         assert_eq!(client.exact(4).await.unwrap(), [0x81, 2, b'h', b'i']);
-        rig.door.tasks.close();
+        rig.proxy.tasks.close();
         assert_eq!(client.message().await, Some((CLOSE, vec![3, 233])), "1001, going away");
         client.send(answer_frame(CLOSE, &[3, 233])).await;
         assert!(client.is_closed().await);
@@ -730,13 +730,13 @@ async fn a_list_of_any_size_within_the_budget_is_shared_and_one_beyond_it_goes_t
     assert_eq!(lists(&rig), 1);
 
     let rig = Rig::start().await;
-    rig.door.coalescer.budget().set_max(8 << 20);
+    rig.proxy.coalescer.budget().set_max(8 << 20);
     let mut clients = followers(&rig, 4, &format!("x-do: hold-big:{size}")).await;
     rig.ray.hold.add_permits(4);
     for client in &mut clients {
         assert_eq!(client.answer().await.body.len(), size);
     }
-    assert_eq!((lists(&rig), rig.door.coalescer.budget().used()), (4, 0));
+    assert_eq!((lists(&rig), rig.proxy.coalescer.budget().used()), (4, 0));
 }
 
 #[tokio::test]
@@ -761,8 +761,8 @@ async fn what_is_kept_is_gone_after_its_time_though_nobody_asks() {
     let rig = Rig::start().await;
     let size = 1 << 20;
     assert_eq!(rig.get("/api/jobs/", &[&format!("x-do: big:{size}")]).await.body.len(), size);
-    assert!(rig.door.coalescer.budget().used() >= size, "kept for a second");
-    until("it is gone", || rig.door.coalescer.budget().used() == 0).await;
+    assert!(rig.proxy.coalescer.budget().used() >= size, "kept for a second");
+    until("it is gone", || rig.proxy.coalescer.budget().used() == 0).await;
 }
 
 #[tokio::test]
@@ -785,7 +785,7 @@ async fn a_request_that_is_stamped_on_its_way_is_shared_all_the_same() {
 }
 
 #[tokio::test]
-async fn who_comes_late_to_a_door_that_has_been_succeeded_is_served_there() {
+async fn who_comes_late_to_a_proxy_that_has_been_succeeded_is_served_there() {
     let rig = Rig::with_policy(|policy| {
         let status = &mut policy.classes[class("job-status").index()];
         status.in_flight = Bounds::fixed(1.0);
@@ -793,14 +793,14 @@ async fn who_comes_late_to_a_door_that_has_been_succeeded_is_served_there() {
     })
     .await;
     let identifier = rayguard::core::request::identify::Identifier::new([1, 2], Vec::new(), Vec::new());
-    let next = rig.door.succeed(rig.door.policy.clone(), identifier, rig.door.table.load_full());
+    let next = rig.proxy.succeed(rig.proxy.policy.clone(), identifier, rig.proxy.table.load_full());
     let client = rayguard::core::request::client_id::ClientId { address: 1, credential: None };
     let ask = rayguard::core::limit::gate::Ask { class: class("job-status"), route: 0, client };
-    let now = || rig.door.clock.now();
-    // Nobody waits at the old door for now: whatever looks after it is done.
+    let now = || rig.proxy.clock.now();
+    // Nobody waits at the old proxy for now: whatever looks after it is done.
     let slot = next.admit(ask, now()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let late = rig.door.admit(ask, now());
+    let late = rig.proxy.admit(ask, now());
     let leaves = async {
         until("it waits", || rig.waiting("job-status") == 1).await;
         drop(slot);
@@ -825,7 +825,7 @@ async fn a_flood_from_one_address_costs_a_polite_one_nothing() {
     let shed = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     for _ in 0..40 {
         let (stop, shed, address) = (stop.clone(), shed.clone(), rig.address);
-        rig.door.tasks.spawn(async move {
+        rig.proxy.tasks.spawn(async move {
             let mut client = Client::connect(address).await;
             while !stop.load(SeqCst) {
                 client.send(get(STATUS, &["x-do: slow:2", "x-forwarded-for: 10.0.0.66"])).await;
@@ -935,7 +935,7 @@ async fn closing_finishes_what_is_under_way() {
     let mut client = rig.client().await;
     client.send(get(STATUS, &["x-do: slow:100"])).await;
     until("Ray has it", || rig.ray.count() == 1).await;
-    rig.door.tasks.close();
+    rig.proxy.tasks.close();
     let answer = client.try_answer().await;
     assert_eq!(answer.map(|answer| answer.status), Some(200));
 }

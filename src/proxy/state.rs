@@ -1,4 +1,4 @@
-//! The door's state: the table everybody reads, the gate everybody passes, the way to Ray.
+//! The proxy's state: the table everybody reads, the gate everybody passes, the way to Ray.
 
 use crate::core::census::{Census, Sight, Unlisted, Verdict};
 use crate::core::journal::Via;
@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-/// How often those who wait at a door that has been succeeded are looked at.
+/// How often those who wait at a proxy that has been succeeded are looked at.
 const PUMP: Duration = Duration::from_millis(20);
 
 /// How a waiter is reached: with a slot of its own, or with the refusal.
@@ -57,7 +57,7 @@ pub struct Entrance {
 #[derive(Debug)]
 pub struct Front {
     /// Limits, counters, identities.
-    pub door: Arc<Door>,
+    pub proxy: Arc<ProxyState>,
     /// Routes and upstream.
     pub entrance: Arc<Entrance>,
 }
@@ -77,9 +77,9 @@ pub struct ShedNote {
     pub via: Via,
 }
 
-/// The door.
+/// The proxy.
 #[derive(Debug)]
-pub struct Door {
+pub struct ProxyState {
     /// The policy in force.
     pub policy: Arc<Policy>,
     /// The limits as they stand: one atomic load per request, never held across an await.
@@ -122,7 +122,7 @@ pub struct Door {
     pub ratelimit: Arc<Tally>,
     /// Counts the policies of this run: class and route numbers are this one's.
     pub generation: u32,
-    /// Whether another door has taken its place, and whether a task looks after those who wait at this one.
+    /// Whether another proxy has taken its place, and whether a task looks after those who wait at this one.
     succeeded: AtomicBool,
     served_out: AtomicBool,
 }
@@ -170,8 +170,8 @@ impl Linked {
 impl Front {
     /// A front that may be swapped under live traffic.
     #[must_use]
-    pub fn new(door: Arc<Door>, entrance: Arc<Entrance>) -> Arc<ArcSwap<Front>> {
-        Arc::new(ArcSwap::from_pointee(Front { door, entrance }))
+    pub fn new(proxy: Arc<ProxyState>, entrance: Arc<Entrance>) -> Arc<ArcSwap<Front>> {
+        Arc::new(ArcSwap::from_pointee(Front { proxy, entrance }))
     }
 }
 
@@ -196,8 +196,8 @@ impl Entrance {
     }
 }
 
-impl Door {
-    /// A door at the policy's initial limits. `sheds` takes the refusals worth a line.
+impl ProxyState {
+    /// A proxy at the policy's initial limits. `sheds` takes the refusals worth a line.
     #[must_use]
     pub fn new(
         policy: Arc<Policy>,
@@ -205,10 +205,10 @@ impl Door {
         clock: Clock,
         tasks: Tasks,
         sheds: mpsc::Sender<ShedNote>,
-    ) -> Arc<Door> {
+    ) -> Arc<ProxyState> {
         let table = LimitTable::initial(&policy);
         let gate = Gate::new(&policy, &table, clock.now());
-        Arc::new(Door {
+        Arc::new(ProxyState {
             gate,
             table: ArcSwap::from_pointee(table),
             linked: Linked::of(&policy),
@@ -235,14 +235,14 @@ impl Door {
         })
     }
 
-    /// The door of a new policy, with this one's counters; see [`Gate::succeed`].
+    /// The proxy of a new policy, with this one's counters; see [`Gate::succeed`].
     #[must_use]
     pub fn succeed(
         self: &Arc<Self>,
         policy: Arc<Policy>,
         identifier: Identifier,
         table: Arc<LimitTable>,
-    ) -> Arc<Door> {
+    ) -> Arc<ProxyState> {
         let gate = self.gate.succeed(&policy, &table, self.clock.now());
         let names = |policy: &Policy| policy.classes.iter().map(|class| Arc::clone(&class.name)).collect();
         let (old, new): (Vec<_>, Vec<_>) = (names(&self.policy), names(&policy));
@@ -253,7 +253,7 @@ impl Door {
         };
         self.succeeded.store(true, Ordering::SeqCst);
         self.serve_out();
-        Arc::new(Door {
+        Arc::new(ProxyState {
             gate,
             census,
             table: ArcSwap::from(table),
@@ -280,21 +280,21 @@ impl Door {
         })
     }
 
-    /// Whoever waits at a door that has been succeeded is still served there, until nobody does.
+    /// Whoever waits at a proxy that has been succeeded is still served there, until nobody does.
     fn serve_out(self: &Arc<Self>) {
         if self.served_out.swap(true, Ordering::SeqCst) {
             return;
         }
-        let door = Arc::clone(self);
+        let proxy = Arc::clone(self);
         self.tasks.spawn(async move {
             loop {
-                while door.gate.waiting() > 0 {
-                    door.pump();
+                while proxy.gate.waiting() > 0 {
+                    proxy.pump();
                     tokio::time::sleep(PUMP).await;
                 }
-                door.served_out.store(false, Ordering::SeqCst);
+                proxy.served_out.store(false, Ordering::SeqCst);
                 // One may have begun to wait since.
-                if door.gate.waiting() == 0 || door.served_out.swap(true, Ordering::SeqCst) {
+                if proxy.gate.waiting() == 0 || proxy.served_out.swap(true, Ordering::SeqCst) {
                     return;
                 }
             }
@@ -327,7 +327,7 @@ impl Door {
                 if self.succeeded.load(Ordering::SeqCst) {
                     self.serve_out();
                 }
-                let leaving = Leaving { door: self, id, ask, since: now };
+                let leaving = Leaving { proxy: self, id, ask, since: now };
                 let deadline = deadline.min(now + patience);
                 let deadline = self.clock.instant(deadline);
                 let verdict = tokio::select! {
@@ -378,17 +378,17 @@ impl Door {
 
     /// Gives a ticket back and hands its place to the next in line. What no route knows is charged
     /// to its pattern.
-    pub fn finish(door: &Arc<Door>, ticket: Ticket, outcome: Outcome, unlisted: Option<&Unlisted>) {
-        let (ask, admitted, kept, now) = (ticket.ask, ticket.admitted, ticket.kept, door.clock.now());
-        door.gate.finish(&door.table.load(), ticket, outcome, now, &mut |waker, grant| {
-            door.wake(waker, grant);
+    pub fn finish(proxy: &Arc<ProxyState>, ticket: Ticket, outcome: Outcome, unlisted: Option<&Unlisted>) {
+        let (ask, admitted, kept, now) = (ticket.ask, ticket.admitted, ticket.kept, proxy.clock.now());
+        proxy.gate.finish(&proxy.table.load(), ticket, outcome, now, &mut |waker, grant| {
+            proxy.wake(waker, grant);
         });
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
-        if answered && door.policy.classes[ask.class.index()].kind == Kind::Unary {
+        if answered && proxy.policy.classes[ask.class.index()].kind == Kind::Unary {
             // Unlisted paths share one learnt cost, which says nothing of any of them.
-            let learnt = || duration_from_secs(door.gate.cost(ask.route));
+            let learnt = || duration_from_secs(proxy.gate.cost(ask.route));
             let work = if unlisted.is_some() { now.since(admitted).saturating_sub(kept) } else { learnt() };
-            door.census().charge(ask, unlisted, work, now);
+            proxy.census().charge(ask, unlisted, work, now);
         }
     }
 
@@ -399,7 +399,7 @@ impl Door {
 
     /// Who asked for what.
     pub fn census(&self) -> MutexGuard<'_, Census> {
-        // A panic while counting leaves a count short; the door goes on.
+        // A panic while counting leaves a count short; the proxy goes on.
         self.census.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -518,7 +518,7 @@ impl Door {
 
 /// Takes a waiter out of the line when its client leaves.
 struct Leaving<'a> {
-    door: &'a Arc<Door>,
+    proxy: &'a Arc<ProxyState>,
     id: crate::core::limit::gate::WaitId,
     ask: Ask,
     since: Time,
@@ -526,13 +526,13 @@ struct Leaving<'a> {
 
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
-        let now = self.door.clock.now();
-        drop(self.door.gate.cancel(self.id, now));
-        self.door.record(self.ask, Ending::Left, self.since, (0, 0));
+        let now = self.proxy.clock.now();
+        drop(self.proxy.gate.cancel(self.id, now));
+        self.proxy.record(self.ask, Ending::Left, self.since, (0, 0));
     }
 }
 
-/// A request the door has recognised.
+/// A request the proxy has recognised.
 #[derive(Clone, Copy, Debug)]
 pub struct Recognised {
     /// Its class and route.

@@ -17,12 +17,12 @@ RAYGUARD = os.environ.get("RAYGUARD", str(ROOT / "target/release/rayguard"))
 OF_THE_MOMENT = {"date", "connection", "keep-alive", "transfer-encoding", "content-length", "server"}
 
 
-class Door:
+class Proxy:
     """`rayguard run` before `head`, at shipped defaults but for what `tables` says. Use as a context."""
 
     def __init__(self, head, tables="", args=(), ray_client=False, env=None):
         self.head = head
-        self.directory = Path(tempfile.mkdtemp(prefix="door"))
+        self.directory = Path(tempfile.mkdtemp(prefix="proxy"))
         self.state = self.directory / "state"
         self.port, self.admin_port, self.client_port = free_ports(3)
         self.log = self.directory / "rayguard.log"
@@ -86,7 +86,7 @@ class Door:
         env = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.session = Session(self.command, self.log, env | self.env)
         try:
-            wait_until("the door", self.is_up, 20)
+            wait_until("the proxy", self.is_up, 20)
         except BaseException:
             self.__exit__()
             raise

@@ -1,4 +1,4 @@
-//! A door between a raw client and a raw upstream, all on ephemeral loopback ports.
+//! A proxy between a raw client and a raw upstream, all on ephemeral loopback ports.
 //!
 //! The upstream does what the request's `x-do` header says, so that any path, and with it any
 //! class, can be made slow, broken or chatty. Both ends speak HTTP by hand: what is asserted
@@ -10,8 +10,8 @@ use rayguard::core::policy::{ClassId, Control, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::{Classifier, Rule};
 use rayguard::core::request::identify::Identifier;
-use rayguard::proxy::door::{Door, Entrance, Front, ShedNote};
 use rayguard::proxy::listen::{self, Bounds, Listener};
+use rayguard::proxy::state::{Entrance, Front, ProxyState, ShedNote};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rayguard::proxy::websocket;
 use rayguard::runtime::clock::Clock;
@@ -39,9 +39,9 @@ pub fn class(name: &str) -> ClassId {
     ClassId(u8::try_from(at).unwrap())
 }
 
-/// A door that listens.
+/// A proxy that listens.
 pub struct Rig {
-    pub door: Arc<Door>,
+    pub proxy: Arc<ProxyState>,
     pub entrance: Arc<Entrance>,
     pub address: SocketAddr,
     pub ray: Arc<Ray>,
@@ -91,10 +91,10 @@ impl Rig {
         Rig::on(Listener::bind(&address).await.unwrap(), setup).await
     }
 
-    /// A door behind this listener.
+    /// A proxy behind this listener.
     pub async fn on(listener: Listener, setup: Setup) -> Rig {
         let tasks = Tasks::default();
-        // It does not go down with the door.
+        // It does not go down with the proxy.
         let ray = Ray::start(&Tasks::default()).await;
         let clock = Clock::start();
         let (note, sheds) = mpsc::channel(1024);
@@ -102,15 +102,15 @@ impl Rig {
         let identifier = Identifier::new([1, 2], vec!["127.0.0.1/32".parse().unwrap()], Vec::new())
             .with_keys("x-rayguard-key".into(), setup.keys);
         let classifier = Classifier::new(&setup.policy, setup.surface, &setup.rules).unwrap();
-        let door = Door::new(Arc::new(setup.policy), identifier, clock, tasks.clone(), note);
+        let proxy = ProxyState::new(Arc::new(setup.policy), identifier, clock, tasks.clone(), note);
         let address = setup.upstream.unwrap_or(Address::Tcp(ray.address.to_string()));
         let upstream = Upstream::new(address, setup.options, clock, tasks.clone());
         let entrance = Arc::new(Entrance::new(setup.surface, classifier, upstream));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let address = listener.local_address().unwrap_or(unknown);
-        let front = Front::new(Arc::clone(&door), Arc::clone(&entrance));
+        let front = Front::new(Arc::clone(&proxy), Arc::clone(&entrance));
         tasks.spawn(listen::serve(listener, front, tasks.clone(), setup.bounds));
-        Rig { door, entrance, address, ray, sheds }
+        Rig { proxy, entrance, address, ray, sheds }
     }
 
     pub async fn client(&self) -> Client<TcpStream> {
@@ -130,11 +130,11 @@ impl Rig {
     }
 
     pub fn in_flight(&self, name: &str) -> u32 {
-        self.door.gate.load(class(name)).0
+        self.proxy.gate.load(class(name)).0
     }
 
     pub fn waiting(&self, name: &str) -> u32 {
-        self.door.gate.load(class(name)).1
+        self.proxy.gate.load(class(name)).1
     }
 }
 

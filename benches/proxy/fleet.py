@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""What does sharing limits cost a request? The same door with and without `[fleet]`, turn by turn.
+"""What does sharing limits cost a request? The same replica with and without `[fleet]`, turn by turn.
 
 A Redis of its own, three replicas of which one is measured (whoever leads pays most: the first one
 does), one nginx behind and one wrk before it, one worker each. A B B A; the figure is the median of
 the rounds' ratios of CPU time per request (user + system, the whole process), so that whatever else
 the machine does falls on both.
 
-    cargo build --release && python3 benches/door/fleet.py
+    cargo build --release && python3 benches/replica/fleet.py
 """
 
 import argparse, math, pathlib, statistics, subprocess, sys, tempfile
@@ -20,19 +20,19 @@ FLEET = '[fleet]\nurl = "redis://127.0.0.1:%d/0"\nreplicas = 3\nname = "%s"\n'
 
 def measured(home, rayguard, text, seconds):
     """CPU seconds per request, and requests a second."""
-    door = cost.start(home, "rayguard.toml", text, [rayguard, "run", "--config", "rayguard.toml"], {"TOKIO_WORKER_THREADS": "1"})
+    replica = cost.start(home, "rayguard.toml", text, [rayguard, "run", "--config", "rayguard.toml"], {"TOKIO_WORKER_THREADS": "1"})
     try:
         cost.await_port(cost.FRONT)
         cost.load(2, 64)
-        before = cost.cpu(door.pid)
+        before = cost.cpu(replica.pid)
         requests, rate, bad = cost.load(seconds, 64)
         if bad:
             # A refusal costs less than an exchange: such a round compares two different things.
             print(f"  {bad} of {requests} were not 2xx", file=sys.stderr)
-        return (cost.cpu(door.pid) - before) / requests, rate
+        return (cost.cpu(replica.pid) - before) / requests, rate
     finally:
-        door.terminate()
-        door.wait()
+        replica.terminate()
+        replica.wait()
 
 
 def interval(values):
