@@ -1,12 +1,12 @@
 //! What does a decision cost, in time and in allocations?
 //!
-//! Everything the proxy decides by itself: classify, identify, pass every gate, give the ticket
+//! Everything the proxy decides by itself: classify, identify, pass every limit, give the ticket
 //! back. 10,000 clients take turns, each with an address and a token of its own, so that caches
 //! and tables are as cold as they are in earnest. The bar is a median of 200 ns without an
 //! allocation; the second half is checked, the first is for `cargo bench --bench decide` to show.
 //!
 //! `full`: from the bytes of a path and its headers to the ticket and back. Its parts: `classify`
-//! (the path made normal and looked up), `identify` (two keyed digests), `gate` (the counters,
+//! (the path made normal and looked up), `identify` (two keyed digests), `admission` (the counters,
 //! with a client's own limits on as well, in and out again).
 //!
 //! `rate-limit service`: what an Envoy's question costs beyond its HTTP/2. From the bytes of the message
@@ -18,9 +18,9 @@
 use bytes::Bytes;
 use criterion::{Criterion, criterion_group, criterion_main};
 use prost::Message;
-use rayguard::core::limit::gate::{Ask, Decision, Gate, Grant};
-use rayguard::core::limit::meter::Outcome;
-use rayguard::core::limit::table::LimitTable;
+use rayguard::core::admission::controller::{AdmissionController, Ask, Decision, Grant};
+use rayguard::core::admission::meter::Outcome;
+use rayguard::core::admission::table::LimitTable;
 use rayguard::core::policy::{Bounds, Control, PerClientLimits, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
@@ -55,7 +55,7 @@ struct BenchProxy {
     classifier: Classifier,
     identifier: Identifier,
     table: LimitTable,
-    gate: Gate<()>,
+    admission: AdmissionController<()>,
     clients: Vec<(IpAddr, http::HeaderMap)>,
     next: usize,
     now: Time,
@@ -79,7 +79,7 @@ impl BenchProxy {
         BenchProxy {
             classifier: Classifier::new(&policy, surface, &[]).unwrap(),
             identifier: Identifier::new([1, 2], vec!["192.0.2.0/24".parse().unwrap()], Vec::new()),
-            gate: Gate::new(&policy, &table, Time::ZERO),
+            admission: AdmissionController::new(&policy, &table, Time::ZERO),
             table,
             clients: clients.collect(),
             next: 0,
@@ -109,10 +109,10 @@ impl BenchProxy {
 
     fn pass(&mut self, ask: Ask) -> bool {
         let nobody = &mut |(), _: Grant| {};
-        let Decision::Admit(ticket) = self.gate.decide(&self.table, ask, self.now, || (), nobody) else {
+        let Decision::Admit(ticket) = self.admission.decide(&self.table, ask, self.now, || (), nobody) else {
             return false;
         };
-        self.gate.finish(&self.table, ticket, Outcome::Served, self.now, nobody);
+        self.admission.finish(&self.table, ticket, Outcome::Served, self.now, nobody);
         true
     }
 }
@@ -175,7 +175,7 @@ fn decide(criterion: &mut Criterion) {
             });
         });
         let asks: Vec<Ask> = (0..CLIENTS).map(|_| proxy.ask(path)).collect();
-        group.bench_function("gate", |bencher| {
+        group.bench_function("admission", |bencher| {
             bencher.iter(|| {
                 let place = proxy.turn();
                 proxy.pass(asks[place])

@@ -4,7 +4,7 @@
 //! 15 s, and memory that does not grow with the length of a run.
 //! - `proxy alone`: eight servers at 0.9 of what they can do, under a limit that never binds: what an
 //!   event costs;
-//! - `overload`: the same at three times what they can do, the production gate and loop in front;
+//! - `overload`: the same at three times what they can do, the production admission controller and loop in front;
 //! - `hour` and `day`: the scenario `ray-whole-day`, and the same in an hour: a Ray head at a hundred
 //!   requests a second, proxy, loop, metrics pages and parser included. Here most of the cost is that of
 //!   looking (four ticks a second, a scrape of two pages every five), not that of requests.

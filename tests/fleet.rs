@@ -12,13 +12,13 @@
 )]
 
 use rayguard::config::{self, Overrides, settings::Settings};
+use rayguard::core::admission::controller::Ask;
 use rayguard::core::engine::crew::Role;
 use rayguard::core::fleet::Claim;
 use rayguard::core::fleet::Timing;
 use rayguard::core::fleet::book::Book;
 use rayguard::core::fleet::division::Level;
 use rayguard::core::fleet::holding::Renewal;
-use rayguard::core::limit::gate::Ask;
 use rayguard::core::policy::{Bounds, ClassId, Law, PerClientLimits, Queue, RateBounds};
 use rayguard::core::request::client_id::ClientId;
 use rayguard::fleet::Replica;
@@ -369,11 +369,11 @@ impl TestReplica {
     }
 
     fn admitted(&self) -> u64 {
-        self.guard.proxy().gate.counts(self.class(BY_RATE)).admitted
+        self.guard.proxy().admission.counts(self.class(BY_RATE)).admitted
     }
 
     fn under_way(&self) -> u32 {
-        self.guard.proxy().gate.load(self.class(BY_SLOTS)).0
+        self.guard.proxy().admission.load(self.class(BY_SLOTS)).0
     }
 
     fn slots(&self) -> f64 {
@@ -565,7 +565,8 @@ fn a_partys_own_ceilings_hold_over_all_replicas() {
     spread.iter().chain(&below).for_each(|tally| tally.over.store(true, Ordering::SeqCst));
 
     let class = replicas[0].class(CEILINGS);
-    let under_way = || replicas.iter().map(|replica| replica.guard.proxy().gate.load(class).0).sum::<u32>();
+    let under_way =
+        || replicas.iter().map(|replica| replica.guard.proxy().admission.load(class).0).sum::<u32>();
     wait_until("nobody is there", Duration::from_secs(5), || under_way() == 0);
     for replica in &replicas {
         replica.ask_as(CEILINGS, address(3), 9.0, Duration::from_millis(900));

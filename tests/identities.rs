@@ -2,7 +2,7 @@
 //! shown before. What the proxy keeps of them is bounded, whoever owes something still owes it,
 //! and people elsewhere are served as if nobody had called.
 //!
-//! Virtual time, the production classifier, identifier, gate and census. Tens of thousands of
+//! Virtual time, the production classifier, identifier, admission and census. Tens of thousands of
 //! identities here; as many as one likes by hand:
 //!
 //! ```sh
@@ -10,10 +10,10 @@
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
+use rayguard::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Ticket, WaitId};
+use rayguard::core::admission::meter::{Outcome, Reason};
+use rayguard::core::admission::table::LimitTable;
 use rayguard::core::census::{Census, Sight, Verdict};
-use rayguard::core::limit::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
-use rayguard::core::limit::meter::{Outcome, Reason};
-use rayguard::core::limit::table::LimitTable;
 use rayguard::core::policy::{Control, PerClientLimits, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
@@ -52,7 +52,7 @@ struct World {
     classifier: Classifier,
     identifier: Identifier,
     table: LimitTable,
-    gate: Gate<Who>,
+    admission: AdmissionController<Who>,
     census: Census,
     pattern: Arc<str>,
     waiting: VecDeque<(Time, WaitId)>,
@@ -82,7 +82,7 @@ impl World {
         World {
             classifier: Classifier::new(&policy, Surface::Dashboard, &[]).unwrap(),
             identifier: Identifier::new([1, 2], vec!["192.0.2.0/24".parse().unwrap()], Vec::new()),
-            gate: Gate::new(&policy, &table, Time::ZERO),
+            admission: AdmissionController::new(&policy, &table, Time::ZERO),
             census: Census::new(policy.classes.len(), Time::ZERO),
             table,
             pattern: "/api/jobs/".into(),
@@ -112,8 +112,9 @@ impl World {
     /// Whether it was refused by a ceiling of its own.
     fn arrive(&mut self, who: Who, ask: Ask, address: IpAddr, now: Time) -> bool {
         let mut granted = Vec::new();
-        let decision =
-            self.gate.decide(&self.table, ask, now, || who, &mut |who, grant| granted.push((who, grant)));
+        let decision = self
+            .admission
+            .decide(&self.table, ask, now, || who, &mut |who, grant| granted.push((who, grant)));
         let verdict = if matches!(decision, Decision::Shed(_)) { Verdict::Shed } else { Verdict::Admitted };
         let sight = Sight { ask, address, pattern: &self.pattern, unlisted: None, in_flight: 0 };
         self.census.note(&sight, verdict, now);
@@ -140,14 +141,14 @@ impl World {
         while self.served.front().is_some_and(|(at, _)| *at <= now) {
             let (at, ticket) = self.served.pop_front().unwrap();
             let mut granted = Vec::new();
-            self.gate.finish(&self.table, ticket, Outcome::Served, at, &mut |who, grant| {
+            self.admission.finish(&self.table, ticket, Outcome::Served, at, &mut |who, grant| {
                 granted.push((who, grant));
             });
             self.begin(granted, at);
         }
         while self.waiting.front().is_some_and(|(at, _)| *at <= now) {
             let (_, id) = self.waiting.pop_front().unwrap();
-            self.gate.expire(id, Reason::QueueTimeout);
+            self.admission.expire(id, Reason::QueueTimeout);
         }
     }
 }

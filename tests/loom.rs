@@ -25,14 +25,14 @@ mod core {
     }
 }
 
-#[path = "../src/core/limit/clock.rs"]
+#[path = "../src/core/admission/clock.rs"]
 mod clock;
-#[path = "../src/core/limit/in_flight.rs"]
+#[path = "../src/core/admission/in_flight.rs"]
 mod in_flight;
 #[path = "../src/proxy/single_flight.rs"]
 mod single_flight;
 
-/// What takes the place of `core::limit::sync` and `proxy::sync`.
+/// What takes the place of `core::admission::sync` and `proxy::sync`.
 mod sync {
     pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};

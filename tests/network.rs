@@ -500,7 +500,7 @@ fn storm(seed: u64) -> (Vec<Outcome>, Vec<Sight>) {
         let proxy = world.proxy.borrow();
         let proxy = proxy.as_ref().unwrap();
         for class in CLASSES {
-            let at = proxy.gate.load(rig::class(class.name));
+            let at = proxy.admission.load(rig::class(class.name));
             assert_eq!(at, (0, 0), "{}: under way and waiting, a minute after", class.name);
         }
         assert_eq!(proxy.connections.count(), 0, "connections, a minute after");

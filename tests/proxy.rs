@@ -208,7 +208,7 @@ async fn ray_down_is_said_at_once() {
     assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_unreachable"));
     assert!(answer.text().contains("Ray is unreachable at 127.0.0.1:"), "{}", answer.text());
     assert_eq!(rig.in_flight("job-status"), 0);
-    assert_eq!(rig.proxy.gate.counts(class("job-status")).failed, 1);
+    assert_eq!(rig.proxy.admission.counts(class("job-status")).failed, 1);
 }
 
 #[tokio::test]
@@ -252,7 +252,7 @@ async fn abandoned_work_holds_its_ticket_until_ray_answers() {
     assert_eq!(rig.in_flight("job-status"), 1);
     rig.ray.hold.add_permits(1);
     until("the ticket is back", || rig.in_flight("job-status") == 0).await;
-    assert_eq!(rig.proxy.gate.counts(class("job-status")).abandoned, 1);
+    assert_eq!(rig.proxy.admission.counts(class("job-status")).abandoned, 1);
 }
 
 #[tokio::test]
@@ -273,7 +273,7 @@ async fn a_request_whose_client_left_while_it_waited_is_never_forwarded() {
     assert_eq!(first.answer().await.text(), "held");
     assert_eq!(rig.get(STATUS, &[]).await.status, 200);
     assert!(rig.ray.seen().iter().all(|seen| seen.header("x-mark").is_none()));
-    assert_eq!(rig.proxy.gate.counts(class("job-status")).left, 1);
+    assert_eq!(rig.proxy.admission.counts(class("job-status")).left, 1);
 }
 
 #[tokio::test]
@@ -795,7 +795,7 @@ async fn who_comes_late_to_a_proxy_that_has_been_succeeded_is_served_there() {
     let identifier = rayguard::core::request::identify::Identifier::new([1, 2], Vec::new(), Vec::new());
     let next = rig.proxy.succeed(rig.proxy.policy.clone(), identifier, rig.proxy.table.load_full());
     let client = rayguard::core::request::client_id::ClientId { address: 1, credential: None };
-    let ask = rayguard::core::limit::gate::Ask { class: class("job-status"), route: 0, client };
+    let ask = rayguard::core::admission::controller::Ask { class: class("job-status"), route: 0, client };
     let now = || rig.proxy.clock.now();
     // Nobody waits at the old proxy for now: whatever looks after it is done.
     let slot = next.admit(ask, now()).await.unwrap();
@@ -877,7 +877,7 @@ async fn a_refusal_says_why_and_when_to_come_back() {
 }
 
 #[tokio::test]
-async fn rays_test_routes_are_blocked_and_health_passes_a_full_gate() {
+async fn rays_test_routes_are_blocked_and_health_passes_full_limits() {
     let rig = Rig::with_policy(|policy| {
         for module in &mut policy.modules {
             module.in_flight = Bounds::fixed(0.0);

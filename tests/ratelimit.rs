@@ -103,13 +103,13 @@ async fn proxy_and_service_share_every_limit() {
     let mut envoy = connect(&rig, address).await;
     let mut at_the_proxy = rig.client().await;
     at_the_proxy.send("GET /api/jobs/a HTTP/1.1\r\nhost: head\r\nx-do: hold\r\n\r\n").await;
-    until("one is under way", || rig.proxy.gate.load(class("job-status")).0 == 1).await;
+    until("one is under way", || rig.proxy.admission.load(class("job-status")).0 == 1).await;
     assert_eq!(decided(&mut envoy).await, Code::Ok);
     assert_eq!(decided(&mut envoy).await, Code::OverLimit);
     assert_eq!(rig.ask("GET /api/jobs/a HTTP/1.1\r\nhost: head\r\n\r\n").await.status, 503);
     rig.ray.hold.add_permits(1);
     assert_eq!(at_the_proxy.answer().await.status, 200);
-    until("its place is free", || rig.proxy.gate.load(class("job-status")).0 < 2).await;
+    until("its place is free", || rig.proxy.admission.load(class("job-status")).0 < 2).await;
     assert_eq!(decided(&mut envoy).await, Code::Ok);
 }
 
@@ -164,6 +164,6 @@ async fn a_thousand_questions_at_once_are_all_answered_within_the_limit() {
     let slo = rig.proxy.policy.classes[class("job-status").index()].slo.latency;
     assert!((2..=8).contains(&passed), "{passed} of 1500, {slo:?} each");
     assert_eq!(codes.len(), 1500);
-    let counts = rig.proxy.gate.counts(class("job-status"));
+    let counts = rig.proxy.admission.counts(class("job-status"));
     assert_eq!((counts.offered, counts.admitted), (1500, passed as u64));
 }

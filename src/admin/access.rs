@@ -113,7 +113,7 @@ impl Access {
                 return Err(Problem::new(
                     StatusCode::UNAUTHORIZED,
                     "token_required",
-                    "this changes the gate, and takes the admin token",
+                    "this changes rayguard, and takes the admin token",
                     "send `Authorization: Bearer TOKEN`, or --token-file with the command",
                 ));
             };
@@ -133,7 +133,7 @@ impl Access {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "not_local",
-                "no admin token is configured, so only this machine itself may change the gate",
+                "no admin token is configured, so only this machine itself may change rayguard",
                 "set `admin.token` in the configuration, or ask from the machine rayguard runs on",
             ));
         }

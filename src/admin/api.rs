@@ -13,11 +13,11 @@ use crate::admin::schema::{
     ListenerView, ModeOrder, PinOrder, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinOrder,
 };
 use crate::admin::{clients, discovery, page};
+use crate::core::admission::table::Mode;
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::{ClassView, LimitView, SignalView, View};
 use crate::core::fleet::part::Leased;
 use crate::core::journal::{Event, printable};
-use crate::core::limit::table::Mode;
 use crate::core::time::WallMs;
 use crate::observe::ledger::Entry;
 use crate::observe::metrics;

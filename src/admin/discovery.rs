@@ -3,8 +3,8 @@
 
 use crate::admin::Desk;
 use crate::admin::clients::{CountsView, earlier};
+use crate::core::admission::table::Mode;
 use crate::core::census::{Route, Traffic};
-use crate::core::limit::table::Mode;
 use crate::core::policy::{Bounds, Class, ClassId, Kind, Treatment};
 use crate::core::time::WallMs;
 use crate::proxy::handle::surface_name;
@@ -144,7 +144,7 @@ pub fn discovery(desk: &Desk) -> Discovery {
     };
     let class = |(at, traffic): (usize, &Traffic)| {
         let class = &proxy.policy.classes[at];
-        let counts = proxy.gate.counts(class_id(at));
+        let counts = proxy.admission.counts(class_id(at));
         let mode = settings.class_modes.get(at);
         ClassTraffic {
             class: class.name.to_string(),

@@ -1,7 +1,7 @@
 //! The operator's listener: health, metrics, the JSON API and the page.
 //!
 //! It stands apart from the proxy, on an address of its own (loopback unless told otherwise),
-//! and never on a proxied port: what steers the gate must not be reachable by whoever comes
+//! and never on a proxied port: what steers rayguard must not be reachable by whoever comes
 //! through it. Reading needs no token; what changes anything needs the configured one, or,
 //! where none is configured, a client on this machine ([`access`]). A flood at the proxy does
 //! not reach it: it has its own bound on connections, and asks the engine's mutex a few times a

@@ -327,7 +327,7 @@ pub(super) mod tests {
                 address: if at > 60.0 { 2 } else { 1 },
                 credential: None,
                 ending: if shed {
-                    Ending::Shed(crate::core::limit::meter::Reason::ClassInFlight)
+                    Ending::Shed(crate::core::admission::meter::Reason::ClassInFlight)
                 } else {
                     Ending::Served
                 },

@@ -170,12 +170,12 @@ pub(crate) fn row(record: &Record) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::core::admission::meter::Reason;
     use crate::core::control::law::{Observation, Terms};
     use crate::core::control::regulator::{Move, Regulator};
     use crate::core::journal::{
         Adjustment, Cause, Derivation, Event, LimitKind, LoopKind, Mode, Shed, SignalSeen,
     };
-    use crate::core::limit::meter::Reason;
     use crate::core::policy::{Bounds, Control, Law};
     use crate::core::time::Time;
     use crate::observe::ledger::{Entry, Options, Sync, Writer};

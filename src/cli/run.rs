@@ -3,9 +3,9 @@
 use crate::admin;
 use crate::config::quantity::{Bytes, Length};
 use crate::config::{self, Overrides, Settings, settings};
+use crate::core::admission::table::Mode;
 use crate::core::engine::LastGood;
 use crate::core::journal::Event;
-use crate::core::limit::table::Mode;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::Fault;
 use crate::fleet::Replica;

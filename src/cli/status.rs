@@ -1,4 +1,4 @@
-//! `rayguard status`: the gate on one screen, as `ray status` is the cluster on one.
+//! `rayguard status`: everything on one screen, as `ray status` is the cluster on one.
 //!
 //! What is wrong comes first, then what it stands on: alerts, what is held by hand, Ray's
 //! readings against their targets, the classes that are busy, the last changes with their
@@ -79,7 +79,7 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     };
     writeln!(
         out,
-        "Gate    {mode}; up {}, limit table {}, config {}, rayguard {}",
+        "Mode    {mode}; up {}, limit table {}, config {}, rayguard {}",
         length(state.uptime_s),
         view.table,
         printable(&state.config),
@@ -316,8 +316,8 @@ fn changes(last: &[AdjustmentRow], paint: Paint, out: &mut dyn Write) -> io::Res
 pub(super) mod tests {
     use super::*;
     use crate::config::{Overrides, Settings};
+    use crate::core::admission::table::Mode;
     use crate::core::engine::Engine;
-    use crate::core::limit::table::Mode;
     use crate::core::time::{Time, WallMs};
     use std::sync::Arc;
 
@@ -345,7 +345,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_quiet_gate_fits_a_screen() {
+    fn a_quiet_proxy_fits_a_screen() {
         let screen = shown(&state(), false);
         assert!(screen.lines().count() < 30, "{screen}");
         for part in ["up 2 h 0 min", "Ray     answers", "Alerts  none", "idle: "] {

@@ -32,9 +32,9 @@ use super::settings::{
     Address, Admin, Alerts, ApiKey, Fleet, Http, Identity, Ledger, Listener, Log, Metrics, Notify,
     NotifyKind, NotifyUrl, Probe, RatelimitService, Secret, Settings, Tls, Upstream, UpstreamTls,
 };
+use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::{Alert, Patience};
 use rayguard_core::fleet::Timing;
-use rayguard_core::limit::table::Mode;
 use rayguard_core::request::catalogue::Surface;
 
 /// The longest path that fits `sun_path` (108 bytes on Linux, 104 elsewhere, one for NUL).

@@ -20,7 +20,7 @@ use super::raw::{
 };
 use super::selector;
 use super::settings::Metrics;
-use rayguard_core::limit::table::Mode;
+use rayguard_core::admission::table::Mode;
 use rayguard_core::policy::{
     Bounds, Class, Coalesce, Control, Derivation, How, Kind, Law, Module, ModuleId, OnStale, PerClientLimits,
     Policy, Priority, Queue, RateBounds, Selector, Signal, SignalId, SignalSource, Treatment,
@@ -980,5 +980,5 @@ impl Judge {
 
 /// What may come at once where nothing is said: one second's worth.
 fn one_second(per_second: f64) -> u32 {
-    rayguard_core::limit::table::slots(per_second.ceil()).max(1)
+    rayguard_core::admission::table::slots(per_second.ceil()).max(1)
 }

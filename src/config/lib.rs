@@ -27,7 +27,7 @@ pub use problem::{Problem, Problems};
 pub use settings::Settings;
 
 use raw::{Raw, RawListen, RawMode};
-use rayguard_core::limit::table::Mode;
+use rayguard_core::admission::table::Mode;
 
 /// What the command line puts over the file.
 #[derive(Clone, Debug, Default)]

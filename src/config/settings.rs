@@ -14,9 +14,9 @@ use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 use url::Url;
 
+use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::{Alert, Patience};
 use rayguard_core::fleet::Timing;
-use rayguard_core::limit::table::Mode;
 use rayguard_core::policy::Policy;
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::Rule;

@@ -13,11 +13,11 @@
 //! [`printable`] for tables). A `NaN` has no JSON; observations are cleaned before they are
 //! acted on, so none can arise.
 
+use super::admission::meter::Reason;
 use super::control::budget::Claim;
 use super::control::law::{Observation, Terms};
 use super::control::rails::Guard;
 use super::control::regulator::{Move, Regulator};
-use super::limit::meter::Reason;
 use super::policy::OnStale;
 use super::time::{Time, WallMs};
 use serde::{Deserialize, Serialize};

@@ -2,7 +2,7 @@
 //!
 //! `config` makes a `Policy` from the built-in catalogue and the operator's file; nothing
 //! in it can be wrong any more (every bound holds, every name resolves). What moves while
-//! the proxy runs, the limits themselves, lives in [`crate::limit::table`].
+//! the proxy runs, the limits themselves, lives in [`crate::admission::table`].
 
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;

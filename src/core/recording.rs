@@ -24,10 +24,10 @@
 //! left before it was sent, `c` answered from another's answer, `x:REASON` refused; `s:REASON`
 //! and the like were let through in shadow mode and would have been refused. Every line stands
 //! by itself: one that is torn or spoilt costs itself alone, and is counted. Times are
-//! the gate's own monotone clock; an exchange's arrival is its end less latency and wait.
+//! the proxy's own monotone clock; an exchange's arrival is its end less latency and wait.
 
+use super::admission::meter::{Outcome, Reason};
 use super::journal::LimitKind;
-use super::limit::meter::{Outcome, Reason};
 use super::time::{Time, WallMs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -56,7 +56,7 @@ pub struct Head {
     pub run: String,
     /// Counts the files of a recording that went round.
     pub part: u32,
-    /// When this part begins, on the gate's clock.
+    /// When this part begins, on the admission controller's clock.
     pub at: Time,
     /// The same for people.
     pub time: WallMs,
@@ -530,7 +530,7 @@ impl Reader {
                 };
                 let lasted = it.waited_us.saturating_add(it.latency_us).saturating_mul(1_000);
                 if lasted > at.0 {
-                    return false; // longer than the gate has been there
+                    return false; // longer than the proxy has been there
                 }
                 let at = Time(at.0.saturating_sub(lasted));
                 own.arrivals.push(Arrival { at, exchange: Exchange { class, route, ..*it } });

@@ -5,10 +5,10 @@
 //! were ever asked stand in it, and of their latencies only the buckets that hold any: about 2 KB
 //! for a busy replica.
 
+use crate::core::admission::meter::{BUCKETS, Counts, Reason};
 use crate::core::engine::{ClassReading, ProxyReading};
 use crate::core::fleet::part::Wanted;
 use crate::core::fleet::reported_demand::ReportedDemand;
-use crate::core::limit::meter::{BUCKETS, Counts, Reason};
 use crate::core::policy::Policy;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

@@ -9,13 +9,13 @@
 //! Both formats are spoken, as the scraper asks: OpenMetrics, and the older text format, in
 //! which a counter's family carries the `_total` of its samples.
 
+use crate::core::admission::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
 use crate::core::alert::Alert;
 use crate::core::engine::ProxyReading;
 use crate::core::engine::crew::Role;
 use crate::core::engine::view::{ClassView, View};
 use crate::core::fleet::part::Leased;
 use crate::core::journal::{Event, LimitKind, SignalHealth};
-use crate::core::limit::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
 use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
 use crate::proxy::shared_answer::Budget;
 use crate::runtime::guard::Guard;

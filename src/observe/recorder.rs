@@ -16,9 +16,9 @@
 //! Addresses and credentials come as keyed digests and leave as 1, 2, 3 in the order of
 //! appearance; the table from one to the other is never written.
 
+use crate::core::admission::meter::Reason;
+use crate::core::admission::table::LimitTable;
 use crate::core::journal::LimitKind;
-use crate::core::limit::meter::Reason;
-use crate::core::limit::table::LimitTable;
 use crate::core::policy::{ClassId, Kind, Policy};
 use crate::core::recording::{ClassHead, Ending, Exchange, Head, Line, Opened, Pen, SignalHead, micros};
 use crate::core::request::catalogue::{ROUTES, Surface};

@@ -7,8 +7,8 @@
 //! that left, breaks, is read slowly or not at all: whatever comes first, once. Both kinds keep to
 //! their class's bandwidth.
 
-use crate::core::limit::flow::Flow;
-use crate::core::limit::gate::{Shed, Stage};
+use crate::core::admission::controller::{Shed, Stage};
+use crate::core::admission::flow::Flow;
 use crate::core::time::Time;
 use crate::proxy::readers::{Cut, LAG, Listed, Readers, Taken};
 use crate::proxy::sessions::Alive;

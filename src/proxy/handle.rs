@@ -6,11 +6,11 @@ mod held;
 mod shared;
 mod upload;
 
+use crate::core::admission::controller::{Ask, Shed};
+use crate::core::admission::flow::Flow;
+use crate::core::admission::meter::Reason;
 use crate::core::census::{Sight, Unlisted, Verdict};
 use crate::core::journal::Via;
-use crate::core::limit::flow::Flow;
-use crate::core::limit::gate::{Ask, Shed};
-use crate::core::limit::meter::Reason;
 use crate::core::policy::{Coalesce, Kind, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
@@ -278,9 +278,9 @@ impl Passage {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.proxy.linked.submit?;
-            self.proxy.gate.would_turn_away(&table, submit, self.client, self.proxy.clock.now())?
+            self.proxy.admission.would_shed(&table, submit, self.client, self.proxy.clock.now())?
         };
-        let shed = self.proxy.gate.refuse_at_sight(&table, self.matched.class, reason, wait)?;
+        let shed = self.proxy.admission.refuse_at_sight(&table, self.matched.class, reason, wait)?;
         Some(self.refuse(shed))
     }
 
@@ -437,7 +437,7 @@ impl Passage {
         let table = || self.proxy.table.load();
         let shed = self
             .is_cut_off()
-            .then(|| self.proxy.gate.refuse_at_sight(&table(), class, reason, Duration::ZERO))
+            .then(|| self.proxy.admission.refuse_at_sight(&table(), class, reason, Duration::ZERO))
             .flatten()?;
         Some(Shed { retry_after_s: RECONNECT_S, ..shed })
     }
@@ -472,7 +472,7 @@ impl Passage {
                 None => self.entrance.classifier.label(self.matched.route),
             },
             unlisted: self.unlisted.as_deref(),
-            in_flight: self.proxy.gate.load(self.matched.class).0,
+            in_flight: self.proxy.admission.load(self.matched.class).0,
         };
         self.proxy.count(&sight, verdict, now);
     }

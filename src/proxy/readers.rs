@@ -5,7 +5,7 @@
 //! for ever, and nothing in the body would ever run. So whoever is on the way is listed here,
 //! and a look at the list, four times a second, does two things. Who has kept its answer waiting for
 //! more than [`LAG`], and for most of the time, is *parked*: Ray has done its work, and the permit
-//! is free for others ([`crate::core::limit::parked`]). Who has not asked for longer than it may is
+//! is free for others ([`crate::core::admission::parked`]). Who has not asked for longer than it may is
 //! cut off: its connection to Ray is given back, and what is left of the answer is an error. Time in
 //! which Ray, or the class's bandwidth, keeps an answer waiting does not count.
 //!

@@ -8,8 +8,8 @@
 //! 401 is for one thing alone, and that is no shedding: a class that takes an API key, asked
 //! without one.
 
-use crate::core::limit::gate::Shed;
-use crate::core::limit::meter::Reason;
+use crate::core::admission::controller::Shed;
+use crate::core::admission::meter::Reason;
 use crate::proxy::body::{Body, BodyError};
 use crate::proxy::headers::{REASON, REQUEST_ID};
 use crate::proxy::shape::Malformed;

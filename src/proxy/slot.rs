@@ -1,9 +1,9 @@
-//! A ticket that cannot be lost: dropped in whatever way, it goes back to the gate once.
+//! A ticket that cannot be lost: dropped in whatever way, it goes back to the admission controller once.
 
+use crate::core::admission::controller::{Ask, Stage, Ticket};
+use crate::core::admission::meter::Outcome;
+use crate::core::admission::parked::Place;
 use crate::core::census::Unlisted;
-use crate::core::limit::gate::{Ask, Stage, Ticket};
-use crate::core::limit::meter::Outcome;
-use crate::core::limit::parked::Place;
 use crate::core::time::Time;
 use crate::proxy::state::ProxyState;
 use std::sync::Arc;
@@ -58,7 +58,7 @@ impl Slot {
     pub fn turn(&mut self, stage: Stage) {
         let now = self.proxy.clock.now();
         if let Some(ticket) = &mut self.ticket {
-            self.proxy.gate.turn(ticket, stage, now);
+            self.proxy.admission.turn(ticket, stage, now);
         }
     }
 

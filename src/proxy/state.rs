@@ -1,12 +1,12 @@
-//! The proxy's state: the table everybody reads, the gate everybody passes, the way to Ray.
+//! The proxy's state: the table everybody reads, the admission controller everybody passes, the way to Ray.
 
+use crate::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Shed, Ticket};
+use crate::core::admission::flow::Flow;
+use crate::core::admission::meter::{Outcome, Reason};
+use crate::core::admission::parked::Parked;
+use crate::core::admission::table::{LimitTable, Mode};
 use crate::core::census::{Census, Sight, Unlisted, Verdict};
 use crate::core::journal::Via;
-use crate::core::limit::flow::Flow;
-use crate::core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket};
-use crate::core::limit::meter::{Outcome, Reason};
-use crate::core::limit::parked::Parked;
-use crate::core::limit::table::{LimitTable, Mode};
 use crate::core::policy::{Class, ClassId, Kind, Module, Policy, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
@@ -85,7 +85,7 @@ pub struct ProxyState {
     /// The limits as they stand: one atomic load per request, never held across an await.
     pub table: ArcSwap<LimitTable>,
     /// Counters, clocks and queues.
-    pub gate: Gate<Waker>,
+    pub admission: AdmissionController<Waker>,
     /// Who asks.
     pub identifier: Identifier,
     /// Equal requests under way.
@@ -207,9 +207,9 @@ impl ProxyState {
         sheds: mpsc::Sender<ShedNote>,
     ) -> Arc<ProxyState> {
         let table = LimitTable::initial(&policy);
-        let gate = Gate::new(&policy, &table, clock.now());
+        let admission = AdmissionController::new(&policy, &table, clock.now());
         Arc::new(ProxyState {
-            gate,
+            admission,
             table: ArcSwap::from_pointee(table),
             linked: Linked::of(&policy),
             turns: turns(&policy),
@@ -235,7 +235,7 @@ impl ProxyState {
         })
     }
 
-    /// The proxy of a new policy, with this one's counters; see [`Gate::succeed`].
+    /// The proxy of a new policy, with this one's counters; see [`AdmissionController::succeed`].
     #[must_use]
     pub fn succeed(
         self: &Arc<Self>,
@@ -243,7 +243,7 @@ impl ProxyState {
         identifier: Identifier,
         table: Arc<LimitTable>,
     ) -> Arc<ProxyState> {
-        let gate = self.gate.succeed(&policy, &table, self.clock.now());
+        let admission = self.admission.succeed(&policy, &table, self.clock.now());
         let names = |policy: &Policy| policy.classes.iter().map(|class| Arc::clone(&class.name)).collect();
         let (old, new): (Vec<_>, Vec<_>) = (names(&self.policy), names(&policy));
         let census = if old == new {
@@ -254,7 +254,7 @@ impl ProxyState {
         self.succeeded.store(true, Ordering::SeqCst);
         self.serve_out();
         Arc::new(ProxyState {
-            gate,
+            admission,
             census,
             table: ArcSwap::from(table),
             linked: Linked::of(&policy),
@@ -288,20 +288,20 @@ impl ProxyState {
         let proxy = Arc::clone(self);
         self.tasks.spawn(async move {
             loop {
-                while proxy.gate.waiting() > 0 {
+                while proxy.admission.waiting() > 0 {
                     proxy.pump();
                     tokio::time::sleep(PUMP).await;
                 }
                 proxy.served_out.store(false, Ordering::SeqCst);
                 // One may have begun to wait since.
-                if proxy.gate.waiting() == 0 || proxy.served_out.swap(true, Ordering::SeqCst) {
+                if proxy.admission.waiting() == 0 || proxy.served_out.swap(true, Ordering::SeqCst) {
                     return;
                 }
             }
         });
     }
 
-    /// Asks the gate, at the time that it is, and, if need be, waits in line. A client that leaves while it waits takes
+    /// Asks the admission controller, at the time that it is, and, if need be, waits in line. A client that leaves while it waits takes
     /// its place in the line with it.
     pub async fn admit(self: &Arc<Self>, ask: Ask, now: Time) -> Result<Slot, Shed> {
         self.admit_within(ask, Duration::MAX, now).await
@@ -315,7 +315,7 @@ impl ProxyState {
         now: Time,
     ) -> Result<Slot, Shed> {
         let (decision, receiver) = self.decide(ask, now);
-        let too_late = || self.gate.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
+        let too_late = || self.admission.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
         match (decision, receiver) {
             (Decision::Admit(ticket), _) => {
                 self.record_opening(&ticket);
@@ -341,7 +341,7 @@ impl ProxyState {
                     Ok(Ok(verdict)) => verdict,
                     // Dropped senders do not happen; were one dropped, the head is not at fault.
                     Ok(Err(_)) => Err(too_late()),
-                    Err(reason) => match self.gate.expire(id, reason) {
+                    Err(reason) => match self.admission.expire(id, reason) {
                         Some((_, shed)) => Err(shed),
                         // The verdict was on its way when the time was up.
                         None => receiver.await.unwrap_or_else(|_| Err(too_late())),
@@ -349,8 +349,8 @@ impl ProxyState {
                 }
             }
             (Decision::Wait(id, _), None) => {
-                // The gate takes the waiter it was offered whenever it says `Wait`.
-                let _ = self.gate.cancel(id, self.clock.now());
+                // The admission controller takes the waiter it was offered whenever it says `Wait`.
+                let _ = self.admission.cancel(id, self.clock.now());
                 Err(too_late())
             }
         }
@@ -362,7 +362,7 @@ impl ProxyState {
         now: Time,
     ) -> (Decision, Option<oneshot::Receiver<Result<Slot, Shed>>>) {
         let mut receiver = None;
-        let decision = self.gate.decide(
+        let decision = self.admission.decide(
             &self.table.load(),
             ask,
             now,
@@ -380,13 +380,13 @@ impl ProxyState {
     /// to its pattern.
     pub fn finish(proxy: &Arc<ProxyState>, ticket: Ticket, outcome: Outcome, unlisted: Option<&Unlisted>) {
         let (ask, admitted, kept, now) = (ticket.ask, ticket.admitted, ticket.kept, proxy.clock.now());
-        proxy.gate.finish(&proxy.table.load(), ticket, outcome, now, &mut |waker, grant| {
+        proxy.admission.finish(&proxy.table.load(), ticket, outcome, now, &mut |waker, grant| {
             proxy.wake(waker, grant);
         });
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
         if answered && proxy.policy.classes[ask.class.index()].kind == Kind::Unary {
             // Unlisted paths share one learnt cost, which says nothing of any of them.
-            let learnt = || duration_from_secs(proxy.gate.cost(ask.route));
+            let learnt = || duration_from_secs(proxy.admission.cost(ask.route));
             let work = if unlisted.is_some() { now.since(admitted).saturating_sub(kept) } else { learnt() };
             proxy.census().charge(ask, unlisted, work, now);
         }
@@ -411,7 +411,8 @@ impl ProxyState {
 
     /// Serves whoever can be served now.
     pub fn pump(self: &Arc<Self>) {
-        self.gate.pump(&self.table.load(), self.clock.now(), &mut |waker, grant| self.wake(waker, grant));
+        self.admission
+            .pump(&self.table.load(), self.clock.now(), &mut |waker, grant| self.wake(waker, grant));
     }
 
     /// A waiter that has gone meanwhile drops its slot, which gives it straight back.
@@ -490,7 +491,7 @@ impl ProxyState {
     pub fn conduct(&self, id: ClassId) -> (bool, Option<Arc<Flow>>) {
         let table = self.table.load();
         let shadow = table.class(id).mode == Mode::Shadow;
-        (shadow, if shadow { None } else { self.gate.flow(&table, id) })
+        (shadow, if shadow { None } else { self.admission.flow(&table, id) })
     }
 
     /// Whether requests of this class need an API key: those of a class that requires one, and
@@ -519,7 +520,7 @@ impl ProxyState {
 /// Takes a waiter out of the line when its client leaves.
 struct Leaving<'a> {
     proxy: &'a Arc<ProxyState>,
-    id: crate::core::limit::gate::WaitId,
+    id: crate::core::admission::controller::WaitId,
     ask: Ask,
     since: Time,
 }
@@ -527,7 +528,7 @@ struct Leaving<'a> {
 impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         let now = self.proxy.clock.now();
-        drop(self.proxy.gate.cancel(self.id, now));
+        drop(self.proxy.admission.cancel(self.id, now));
         self.proxy.record(self.ask, Ending::Left, self.since, (0, 0));
     }
 }
@@ -537,6 +538,6 @@ impl Drop for Leaving<'_> {
 pub struct Recognised {
     /// Its class and route.
     pub matched: Match,
-    /// What to ask the gate.
+    /// What to ask the admission controller.
     pub ask: Ask,
 }

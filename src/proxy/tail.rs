@@ -2,7 +2,7 @@
 //!
 //! Ray sends a tail from the log's first line on, for each follower anew, and keeps a slot of
 //! JobHead for each until the job ends, whether its follower is still there or not; at a hundred
-//! the Job API hangs. So the first who asks leads: it passes the gate, and what Ray
+//! the Job API hangs. So the first who asks leads: it passes admission, and what Ray
 //! sends is kept; a client that asks the same (path, query and credentials, as [`Key`] has it) gets it
 //! from the beginning, as Ray would have sent it, and then as it comes.
 //!
@@ -135,7 +135,7 @@ struct State {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Stage {
-    /// Its leader is at the gate or shakes hands.
+    /// Its leader is at admission or shakes hands.
     Opening,
     /// Ray sends.
     Open,

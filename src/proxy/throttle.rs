@@ -4,7 +4,7 @@
 //!
 //! Memory: one frame an exchange. See [`Flow`] for how turns are shared out.
 
-use crate::core::limit::flow::{Flow, Turn};
+use crate::core::admission::flow::{Flow, Turn};
 use crate::runtime::clock::Clock;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};

@@ -1,15 +1,15 @@
 //! Requests whose body is too long to be read whole before they ask for a permit.
 //!
 //! Ray can begin to work once a request is whole, and not before. So the body is passed on as it
-//! comes, while the upload is parked ([`crate::core::limit::parked`]), and its last piece is held
+//! comes, while the upload is parked ([`crate::core::admission::parked`]), and its last piece is held
 //! back until there is a permit: fairly in turn with all who ask. However slow its line, an upload
 //! holds no permit; and however many uploads end at once, Ray is given no more of them than the
 //! limits allow. Latency and the class's time-out begin with that last piece.
 //!
 //! Where nothing can be parked any more, an upload asks for its permit at the start.
 
-use crate::core::limit::gate::{Ask, Shed, Stage};
-use crate::core::limit::parked::Place;
+use crate::core::admission::controller::{Ask, Shed, Stage};
+use crate::core::admission::parked::Place;
 use crate::proxy::body::{BodyError, Upload};
 use crate::proxy::slot::Slot;
 use crate::proxy::state::ProxyState;
@@ -73,7 +73,7 @@ impl Handover {
     pub fn take(&self) -> Slot {
         let mut held = self.lock();
         held.slot.take().unwrap_or_else(|| {
-            let ticket = self.proxy.gate.let_by(self.ask, self.proxy.clock.now());
+            let ticket = self.proxy.admission.let_by(self.ask, self.proxy.clock.now());
             Slot::new(Arc::clone(&self.proxy), ticket).parked(held.place.take())
         })
     }

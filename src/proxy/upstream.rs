@@ -8,7 +8,7 @@
 //! answer not a byte has come, is sent once more on a new connection, and any other is not, because
 //! Ray may have acted on it.
 
-use crate::core::limit::meter::Reason;
+use crate::core::admission::meter::Reason;
 use crate::core::request::catalogue::Surface;
 use crate::core::time::Time;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};

@@ -5,13 +5,13 @@
 //! taken a few times a second, by the tick, by fresh readings and by the operator, and never by
 //! a request.
 
+use crate::core::admission::table::LimitTable;
 use crate::core::alert;
 use crate::core::engine::steer::{Order, Refusal};
 use crate::core::engine::view::View;
 use crate::core::engine::{Effects, Engine, LastGood, ProxyReading, read_proxy};
 use crate::core::fleet::part::Part;
 use crate::core::journal::{Event, Shed as ShedEvent};
-use crate::core::limit::table::LimitTable;
 use crate::core::policy::SignalId;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Fault};
@@ -374,7 +374,7 @@ impl Guard {
         let guard = Arc::clone(self);
         self.tasks.every_until_drained(PUMP, move || {
             let proxy = guard.proxy();
-            if proxy.gate.waiting() > 0 {
+            if proxy.admission.waiting() > 0 {
                 proxy.pump();
             }
         });
@@ -391,7 +391,7 @@ impl Guard {
         let effects = {
             // The lock keeps a reload from coming between the proxy's reading and its policy.
             let mut engine = self.engine();
-            let proxy = read_proxy(&self.proxy().gate, engine.policy().classes.len(), now);
+            let proxy = read_proxy(&self.proxy().admission, engine.policy().classes.len(), now);
             engine.on_record(self.outlets.record.events_lost());
             if let Some(part) = &mut *self.part() {
                 part.observe(&proxy);
@@ -411,7 +411,7 @@ impl Guard {
             proxy.set_table(table);
         }
         for (class, seconds) in effects.spreads {
-            self.proxy().gate.spread(class, seconds);
+            self.proxy().admission.spread(class, seconds);
         }
         for event in effects.events {
             self.note(event);
@@ -450,7 +450,7 @@ impl Guard {
             retry_after_s: note.shed.retry_after_s,
             table: table.version,
             in_flight_limit: limits.in_flight,
-            in_flight: proxy.gate.load(note.shed.class).0,
+            in_flight: proxy.admission.load(note.shed.class).0,
             rate_limit: limits.rate,
             waited_ms: 0,
             via: note.via,

@@ -48,21 +48,21 @@ impl Guard {
         for (at, seen) in reading.iter_mut().enumerate() {
             // What is under way at this moment: the reading is up to a tick old.
             if let Ok(id) = u8::try_from(at) {
-                (seen.in_flight, seen.waiting) = proxy.gate.load(ClassId(id));
+                (seen.in_flight, seen.waiting) = proxy.admission.load(ClassId(id));
             }
         }
         let now = self.clock.now();
         let ids = || (0..reading.len()).filter_map(|at| Some((at, ClassId(u8::try_from(at).ok()?))));
         for (at, id) in ids() {
-            if let Some(demand) = proxy.gate.asked(id) {
-                part.hear(at, &demand, &proxy.gate.places_wanted(id), now);
+            if let Some(demand) = proxy.admission.asked(id) {
+                part.hear(at, &demand, &proxy.admission.places_wanted(id), now);
             }
         }
         let limits = part.limits(&table);
         part.holding.set_limits(&limits);
         let loads = part.loads(&reading, now);
         for (at, id) in ids() {
-            proxy.gate.watch(id, part.watches(at, now));
+            proxy.admission.watch(id, part.watches(at, now));
         }
         let renewal = part.holding.renew(now, &loads);
         let wanted = part.wanted();
@@ -84,7 +84,7 @@ impl Guard {
         for at in 0..proxy.policy.classes.len() {
             let (weights, parts) = part.weights(at);
             if let Ok(id) = u8::try_from(at) {
-                proxy.gate.weigh(ClassId(id), &weights, &parts);
+                proxy.admission.weigh(ClassId(id), &weights, &parts);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! defective loop passes would probe nothing.
 
 use super::faults::{Scraped, values};
-use rayguard_core::limit::table::LimitTable;
+use rayguard_core::admission::table::LimitTable;
 use rayguard_core::time::Time;
 use std::sync::Arc;
 use std::time::Duration;

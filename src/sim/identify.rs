@@ -19,7 +19,7 @@
 use super::head::{RouteId, Spec};
 use super::plant::{Demand, Plant};
 use super::trace::Guide;
-use rayguard_core::limit::meter::Reason;
+use rayguard_core::admission::meter::Reason;
 use rayguard_core::recording::{Ending, Recording};
 use rayguard_core::time::Time;
 use serde::Serialize;

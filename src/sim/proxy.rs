@@ -1,15 +1,15 @@
-//! The production proxy under virtual time: the very gate, table and classifier that `run`
+//! The production proxy under virtual time: the very admission, table and classifier that `run`
 //! uses, driven from the event heap.
 //!
-//! What the proxy does around the gate and what matters to a head is here too: equal reads
+//! What the proxy does around the admission controller and what matters to a head is here too: equal reads
 //! under way share one upstream call, and a client that leaves takes its place in the line
 //! with it.
 
 use super::head::{RAY_CLIENT, Route, RouteId, Spec};
 use super::scenario::{Scenario, ScenarioError};
-use rayguard_core::limit::gate::{Ask, Decision, Gate, Grant, Shed, Ticket, WaitId};
-use rayguard_core::limit::meter::{Outcome, Reason};
-use rayguard_core::limit::table::LimitTable;
+use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Shed, Ticket, WaitId};
+use rayguard_core::admission::meter::{Outcome, Reason};
+use rayguard_core::admission::table::LimitTable;
 use rayguard_core::policy::{ClassId, Kind, Policy};
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::Classifier;
@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// A request's number in the simulation.
 pub type Rid = u64;
 
-/// A waiter of the gate: the request that waits, and which life of the proxy it belongs to.
+/// A waiter of the admission controller: the request that waits, and which life of the proxy it belongs to.
 pub type Waiter = Rid;
 
 /// The proxy.
@@ -34,14 +34,14 @@ pub struct SimProxy {
     /// The limits as they stand.
     pub table: Arc<LimitTable>,
     /// Counters, clocks and queues.
-    pub gate: Gate<Waiter>,
+    pub admission: AdmissionController<Waiter>,
     /// Counts the gates there have been: tickets and waiters go back to their own.
     pub life: u32,
     /// Gates that a reload has succeeded; whoever waits there is still served there.
-    succeeded: BTreeMap<u32, Gate<Waiter>>,
-    /// Class and route of the gate for each route of the plant.
+    succeeded: BTreeMap<u32, AdmissionController<Waiter>>,
+    /// Class and route of the admission controller for each route of the plant.
     places: Vec<(ClassId, u16)>,
-    /// Waiters woken and not yet told, with the life of their gate.
+    /// Waiters woken and not yet told, with the life of their admission.
     pub woken: Vec<(Waiter, u32, Grant)>,
     shared: BTreeMap<(u8, Option<u64>), Shared>,
 }
@@ -89,7 +89,7 @@ pub(super) fn facts(route: &Route) -> Facts<'static> {
     }
 }
 
-/// Class and gate route of every route of the plant, as the production classifier says.
+/// Class and admission route of every route of the plant, as the production classifier says.
 fn places(policy: &Policy, spec: &Spec, ray: bool) -> Result<Vec<(ClassId, u16)>, ScenarioError> {
     if !ray {
         let numbered = (0..spec.routes.len()).map(|at| (ClassId(0), u16::try_from(at).unwrap_or(u16::MAX)));
@@ -123,7 +123,7 @@ impl SimProxy {
         let ray = scenario.is_ray_head();
         Ok(SimProxy {
             places: places(&policy, spec, ray)?,
-            gate: Gate::new(&policy, &table, now),
+            admission: AdmissionController::new(&policy, &table, now),
             table: Arc::new(table),
             policy,
             life: 0,
@@ -135,7 +135,7 @@ impl SimProxy {
 
     /// The proxy restarts: counters, clocks and queues are new, the limits are the last good ones.
     pub fn restart(&mut self, now: Time) {
-        self.gate = Gate::new(&self.policy, &self.table, now);
+        self.admission = AdmissionController::new(&self.policy, &self.table, now);
         self.life += 1;
         self.succeeded.clear();
         self.woken.clear();
@@ -154,16 +154,16 @@ impl SimProxy {
         now: Time,
     ) -> Result<(), ScenarioError> {
         self.places = places(&policy, spec, ray)?;
-        let next = self.gate.succeed(&policy, &self.table, now);
-        let old = std::mem::replace(&mut self.gate, next);
+        let next = self.admission.succeed(&policy, &self.table, now);
+        let old = std::mem::replace(&mut self.admission, next);
         self.succeeded.insert(self.life, old);
         self.life += 1;
         self.policy = policy;
         Ok(())
     }
 
-    fn gate_of(&self, life: u32) -> Option<&Gate<Waiter>> {
-        if life == self.life { Some(&self.gate) } else { self.succeeded.get(&life) }
+    fn admission_of(&self, life: u32) -> Option<&AdmissionController<Waiter>> {
+        if life == self.life { Some(&self.admission) } else { self.succeeded.get(&life) }
     }
 
     /// The class of a route of the plant.
@@ -221,20 +221,20 @@ impl SimProxy {
         std::mem::take(&mut shared.followers)
     }
 
-    /// Asks the gate.
+    /// Asks the admission controller.
     pub fn decide(&mut self, route: RouteId, client: ClientId, rid: Rid, now: Time) -> Decision {
         let (class, route) = self.places[route.index()];
         let (woken, life) = (&mut self.woken, self.life);
         let ask = Ask { class, route, client };
         let wake = &mut |waiter, grant| woken.push((waiter, life, grant));
-        self.gate.decide(&self.table, ask, now, || rid, wake)
+        self.admission.decide(&self.table, ask, now, || rid, wake)
     }
 
-    /// Gives a ticket back to the gate it is of; one of an earlier process is forgotten.
+    /// Gives a ticket back to the admission controller it is of; one of an earlier process is forgotten.
     pub fn finish(&mut self, ticket: Ticket, life: u32, outcome: Outcome, now: Time) {
         let mut woken = Vec::new();
-        if let Some(gate) = self.gate_of(life) {
-            gate.finish(&self.table, ticket, outcome, now, &mut |waiter, grant| {
+        if let Some(admission) = self.admission_of(life) {
+            admission.finish(&self.table, ticket, outcome, now, &mut |waiter, grant| {
                 woken.push((waiter, life, grant));
             });
         }
@@ -244,25 +244,25 @@ impl SimProxy {
     /// Serves whoever can be served now.
     pub fn pump(&mut self, now: Time) {
         let (woken, life) = (&mut self.woken, self.life);
-        self.gate.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));
-        for (life, gate) in &self.succeeded {
-            gate.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
+        self.admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));
+        for (life, admission) in &self.succeeded {
+            admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
         }
     }
 
     /// How many wait, wherever.
     #[must_use]
     pub fn waiting(&self) -> u32 {
-        self.gate.waiting() + self.succeeded.values().map(Gate::waiting).sum::<u32>()
+        self.admission.waiting() + self.succeeded.values().map(AdmissionController::waiting).sum::<u32>()
     }
 
     /// A waiter's client left.
     pub fn cancel(&mut self, id: WaitId, life: u32, now: Time) -> bool {
-        self.gate_of(life).is_some_and(|gate| gate.cancel(id, now).is_some())
+        self.admission_of(life).is_some_and(|admission| admission.cancel(id, now).is_some())
     }
 
     /// A waiter's time is up.
     pub fn expire(&self, id: WaitId, life: u32) -> Option<Shed> {
-        self.gate_of(life)?.expire(id, Reason::QueueTimeout).map(|(_, shed)| shed)
+        self.admission_of(life)?.expire(id, Reason::QueueTimeout).map(|(_, shed)| shed)
     }
 }

@@ -11,7 +11,7 @@ use super::gauges::Cadence;
 use super::head::{Jobs, Link, Spec};
 use rayguard_config::Overrides;
 use rayguard_config::settings::Probe;
-use rayguard_core::limit::table::LimitTable;
+use rayguard_core::admission::table::LimitTable;
 use rayguard_core::policy::{
     Bounds, Class, Kind, Law, Module, ModuleId, PerClientLimits, Policy, Priority, Queue, Slo, Treatment,
 };
@@ -79,14 +79,14 @@ pub struct Scenario {
 pub enum Guard {
     /// Nothing.
     Off,
-    /// The production gate and loop.
+    /// The production admission controller and loop.
     #[default]
     Rayguard,
-    /// The production gate and loop, deaf to Ray's signals.
+    /// The production admission controller and loop, deaf to Ray's signals.
     NoOuter,
-    /// The production gate and loop, deaf to latency.
+    /// The production admission controller and loop, deaf to latency.
     NoInner,
-    /// The production gate with limits that stand still at `initial`.
+    /// The production admission controller with limits that stand still at `initial`.
     Still,
     /// A fixed number under way at once, all together, no queue.
     Fixed(u32),

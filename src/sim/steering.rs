@@ -6,10 +6,10 @@
 
 use super::faults::Scraped;
 use super::proxy::SimProxy;
+use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::Alert;
 use rayguard_core::engine::{Effects, Engine, LastGood, read_proxy};
 use rayguard_core::journal::{Event, Record};
-use rayguard_core::limit::table::Mode;
 use rayguard_core::policy::{ClassId, Policy};
 use rayguard_core::signal::reading::Missing;
 use rayguard_core::signal::series::SignalReader;
@@ -150,10 +150,10 @@ impl Steering {
     ) -> bool {
         #[cfg(test)]
         let now = self.defect.map_or(now, |defect| defect.time(now, offset_s));
-        let seen = read_proxy(&proxy.gate, proxy.policy.classes.len(), now);
+        let seen = read_proxy(&proxy.admission, proxy.policy.classes.len(), now);
         let effects: Effects = self.engine.on_tick(seen, now, wall(now, offset_s));
         for (class, seconds) in &effects.spreads {
-            proxy.gate.spread(*class, *seconds);
+            proxy.admission.spread(*class, *seconds);
         }
         self.pending.extend(effects.events);
         let lowers = |event: &&Event| matches!(event, Event::Adjustment(step) if step.new < step.old);

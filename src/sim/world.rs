@@ -27,8 +27,8 @@ use super::tally::{Ending, FeltTally, Latencies, Second, Tally};
 use super::trace::Trace;
 use super::verdict::calm_from;
 use rayguard_config::settings::Probe;
-use rayguard_core::limit::gate::{Decision, Grant, Ticket, WaitId};
-use rayguard_core::limit::meter::Outcome;
+use rayguard_core::admission::controller::{Decision, Grant, Ticket, WaitId};
+use rayguard_core::admission::meter::Outcome;
 use rayguard_core::policy::ClassId;
 use rayguard_core::request::client_id::ClientId;
 use rayguard_core::time::{Time, duration_from_secs};
@@ -1228,7 +1228,7 @@ impl<'a> World<'a> {
         second.pressure = self.steering.as_ref().map_or(0.0, |steering| steering.pressure(self.watched));
         second.backlog = self.plant.jobs().0;
         if let Some(proxy) = &self.proxy {
-            let (in_flight, waiting) = proxy.gate.load(self.watched);
+            let (in_flight, waiting) = proxy.admission.load(self.watched);
             second.in_flight = in_flight;
             second.waiting = waiting;
             second.limit = proxy.table.class(self.watched).in_flight;

@@ -1,6 +1,6 @@
 //! The API: what it tells, what it refuses, and what an order does.
 
-use crate::gate::{Gate, eventually};
+use crate::instance::{Instance, eventually};
 use rayguard::admin::answer::ProblemBody;
 use rayguard::admin::api::ROUTES;
 use rayguard::admin::schema::{Adjustments, Limits, State};
@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 #[tokio::test]
 async fn everything_that_can_be_looked_at_answers_and_says_what_it_is() {
-    let gate = Gate::start("look", "", None).await;
+    let instance = Instance::start("look", "", None).await;
     for (path, _) in ROUTES.iter().filter(|(_, method)| *method == "GET") {
-        let answer = gate.client.get(format!("{}{path}", gate.admin)).send().await.unwrap();
+        let answer = instance.client.get(format!("{}{path}", instance.admin)).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
         let headers = answer.headers();
         assert_eq!(headers["cache-control"], "no-store", "{path}");
@@ -26,10 +26,10 @@ async fn everything_that_can_be_looked_at_answers_and_says_what_it_is() {
 
 #[tokio::test]
 async fn the_state_names_the_proxy_its_classes_and_what_came_through() {
-    let gate = Gate::start("state", "", None).await;
-    assert_eq!(gate.ask("/api/jobs/").await, 200);
+    let instance = Instance::start("state", "", None).await;
+    assert_eq!(instance.ask("/api/jobs/").await, 200);
     let state: State = eventually("the request is counted", async || {
-        let state: State = serde_json::from_value(gate.json("/api/v1/state").await).unwrap();
+        let state: State = serde_json::from_value(instance.json("/api/v1/state").await).unwrap();
         let listed = state.view.classes.iter().find(|class| class.name == "job-list").unwrap();
         (listed.offered == 1 && listed.admitted == 1).then_some(state)
     })
@@ -37,46 +37,46 @@ async fn the_state_names_the_proxy_its_classes_and_what_came_through() {
     assert_eq!(state.listeners[0].kind, "dashboard");
     assert!(state.view.upstream_problem.is_none());
     assert!(!state.token_required);
-    let limits: Limits = serde_json::from_value(gate.json("/api/v1/limits").await).unwrap();
+    let limits: Limits = serde_json::from_value(instance.json("/api/v1/limits").await).unwrap();
     assert!(limits.limits.iter().all(|row| row.min <= row.value && row.value <= row.max));
     assert!(limits.modules.iter().any(|module| module.name == "JobHead"));
 }
 
 #[tokio::test]
 async fn signals_are_read_and_history_grows() {
-    let gate = Gate::start("signals", "", None).await;
+    let instance = Instance::start("signals", "", None).await;
     eventually("some signal is fresh", async || {
-        let signals = gate.json("/api/v1/signals").await;
+        let signals = instance.json("/api/v1/signals").await;
         signals.as_array().unwrap().iter().any(|signal| signal["health"] == "fresh").then_some(())
     })
     .await;
     let history = eventually("two samples", async || {
-        let history = gate.json("/api/v1/history").await;
+        let history = instance.json("/api/v1/history").await;
         (history["times_ms"].as_array().unwrap().len() >= 2).then_some(history)
     })
     .await;
     let count = history["times_ms"].as_array().unwrap().len();
     assert_eq!(history["classes"]["job-list"]["offered"].as_array().unwrap().len(), count);
     let last = history["times_ms"][count - 1].as_u64().unwrap();
-    let newer = gate.json(&format!("/api/v1/history?since={last}&class=job-list")).await;
+    let newer = instance.json(&format!("/api/v1/history?since={last}&class=job-list")).await;
     assert!(newer["times_ms"].as_array().unwrap().iter().all(|at| at.as_u64().unwrap() > last));
     assert_eq!(newer["classes"].as_object().unwrap().len(), 1);
 }
 
 #[tokio::test]
 async fn a_pin_holds_is_told_with_its_reason_and_is_given_back() {
-    let gate = Gate::start("pin", "", None).await;
-    let limits: Limits = serde_json::from_value(gate.json("/api/v1/limits").await).unwrap();
+    let instance = Instance::start("pin", "", None).await;
+    let limits: Limits = serde_json::from_value(instance.json("/api/v1/limits").await).unwrap();
     let row = limits.limits.iter().find(|row| row.class == "job-submit").unwrap();
     let pin = json!({"class": "job-submit", "limit": row.limit, "value": row.min, "for": "1h", "why": "night shift", "who": "ada"});
-    let (status, done) = gate.order("/api/v1/pin", &pin).await;
+    let (status, done) = instance.order("/api/v1/pin", &pin).await;
     assert_eq!(status, 200, "{done}");
-    let state: State = serde_json::from_value(gate.json("/api/v1/state").await).unwrap();
+    let state: State = serde_json::from_value(instance.json("/api/v1/state").await).unwrap();
     let [held] = state.view.pins.as_slice() else { panic!("{:?}", state.view.pins) };
     assert_eq!((held.class.as_str(), held.value, held.why.as_str()), ("job-submit", row.min, "night shift"));
     assert_eq!(held.who, "ada (127.0.0.1)");
     assert!(held.left_s > 3500.0 && held.left_s <= 3600.0);
-    let told = gate.json("/api/v1/events?since=1m").await;
+    let told = instance.json("/api/v1/events?since=1m").await;
     let told = told["events"]
         .as_array()
         .unwrap()
@@ -86,20 +86,20 @@ async fn a_pin_holds_is_told_with_its_reason_and_is_given_back() {
         .clone();
     assert_eq!((told["why"].as_str(), told["to"].as_str()), (Some("night shift"), Some("manual")));
     let unpin = json!({"class": "job-submit", "limit": row.limit});
-    assert_eq!(gate.order("/api/v1/unpin", &unpin).await.0, 200);
-    let (status, again) = gate.order("/api/v1/unpin", &unpin).await;
+    assert_eq!(instance.order("/api/v1/unpin", &unpin).await.0, 200);
+    let (status, again) = instance.order("/api/v1/unpin", &unpin).await;
     assert_eq!((status, again["error"].as_str()), (409, Some("not_pinned")));
 }
 
 #[tokio::test]
 async fn freeze_and_shadow_are_seen_in_the_state() {
-    let gate = Gate::start("freeze", "", None).await;
-    assert_eq!(gate.order("/api/v1/freeze", &json!({"why": "upgrade"})).await.0, 200);
-    assert_eq!(gate.json("/api/v1/state").await["frozen"], true);
-    assert_eq!(gate.order("/api/v1/unfreeze", &json!({})).await.0, 200);
-    assert_eq!(gate.json("/api/v1/state").await["frozen"], false);
-    assert_eq!(gate.order("/api/v1/mode", &json!({"mode": "shadow", "class": "job-list"})).await.0, 200);
-    let state: State = serde_json::from_value(gate.json("/api/v1/state").await).unwrap();
+    let instance = Instance::start("freeze", "", None).await;
+    assert_eq!(instance.order("/api/v1/freeze", &json!({"why": "upgrade"})).await.0, 200);
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], true);
+    assert_eq!(instance.order("/api/v1/unfreeze", &json!({})).await.0, 200);
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], false);
+    assert_eq!(instance.order("/api/v1/mode", &json!({"mode": "shadow", "class": "job-list"})).await.0, 200);
+    let state: State = serde_json::from_value(instance.json("/api/v1/state").await).unwrap();
     let shadowed: Vec<&str> = state
         .view
         .classes
@@ -112,7 +112,7 @@ async fn freeze_and_shadow_are_seen_in_the_state() {
 
 #[tokio::test]
 async fn an_order_that_cannot_be_is_refused_with_its_remedy_and_changes_nothing() {
-    let gate = Gate::start("refuse", "", None).await;
+    let instance = Instance::start("refuse", "", None).await;
     let pin = |class: &str, value: f64| json!({"class": class, "limit": "in_flight", "value": value, "for": "1h", "why": "x"});
     for (path, order, status, code) in [
         ("/api/v1/pin", pin("no-such", 1.0), 404, "unknown_class"),
@@ -135,12 +135,12 @@ async fn an_order_that_cannot_be_is_refused_with_its_remedy_and_changes_nothing(
         ("/api/v1/freeze", json!({"why": "x".repeat(501)}), 400, "order"),
         ("/api/v1/mode", json!({"mode": "open"}), 400, "order"),
     ] {
-        let (got, problem) = gate.order(path, &order).await;
+        let (got, problem) = instance.order(path, &order).await;
         let problem: ProblemBody = serde_json::from_value(problem).unwrap();
         assert_eq!((got, problem.error.as_str()), (status, code), "{path} {order}");
         assert!(!problem.message.is_empty() && !problem.remedy.is_empty());
     }
-    let state = gate.json("/api/v1/state").await;
+    let state = instance.json("/api/v1/state").await;
     assert_eq!((&state["pins"], &state["frozen"]), (&json!([]), &json!(false)));
     let modes = state["classes"].as_array().unwrap().iter().map(|class| &class["mode"]);
     assert!(modes.into_iter().all(|mode| mode == "enforce"));
@@ -148,14 +148,14 @@ async fn an_order_that_cannot_be_is_refused_with_its_remedy_and_changes_nothing(
 
 #[tokio::test]
 async fn requests_of_strangers_are_refused() {
-    let gate = Gate::start("strangers", "", None).await;
-    let url = |path: &str| format!("{}{path}", gate.admin);
+    let instance = Instance::start("strangers", "", None).await;
+    let url = |path: &str| format!("{}{path}", instance.admin);
     let status = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
-    let client = &gate.client;
+    let client = &instance.client;
     assert_eq!(status(client.get(url("/api/v1/state")).header("host", "evil.example")).await, 421);
     assert_eq!(status(client.get(url("/metrics")).header("host", "evil.example")).await, 421);
     assert_eq!(status(client.get(url("/readyz")).header("host", "10.0.0.1:9465")).await, 200);
-    assert_eq!(status(client.get(url("/api/v1/state")).header("host", "gate.test")).await, 200);
+    assert_eq!(status(client.get(url("/api/v1/state")).header("host", "instance.test")).await, 200);
     assert_eq!(status(client.get(url("/api/v1/state")).header("origin", "http://evil.example")).await, 403);
     let freeze = || client.post(url("/api/v1/freeze")).body("{}");
     assert_eq!(status(freeze()).await, 415);
@@ -171,18 +171,18 @@ async fn requests_of_strangers_are_refused() {
     assert_eq!(status(client.get(url("/api/v1/state?x=1"))).await, 400);
     assert_eq!(status(client.get(url("/api/v1/adjustments?limit=0"))).await, 400);
     assert_eq!(status(client.get(url("/api/v1/adjustments?since=yesterday"))).await, 400);
-    assert_eq!(gate.json("/api/v1/state").await["frozen"], false);
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], false);
     assert_eq!(status(json()).await, 200);
 }
 
 #[tokio::test]
 async fn with_a_token_reading_is_free_and_steering_is_not() {
-    let gate = Gate::start("token", "", Some("s3cret")).await;
-    assert_eq!(gate.json("/api/v1/state").await["token_required"], true);
-    let (status, problem) = gate.order("/api/v1/freeze", &json!({})).await;
+    let instance = Instance::start("token", "", Some("s3cret")).await;
+    assert_eq!(instance.json("/api/v1/state").await["token_required"], true);
+    let (status, problem) = instance.order("/api/v1/freeze", &json!({})).await;
     assert_eq!((status, problem["error"].as_str()), (401, Some("token_required")));
     let with = async |token: &str| {
-        let request = gate.client.post(format!("{}/api/v1/freeze", gate.admin)).bearer_auth(token);
+        let request = instance.client.post(format!("{}/api/v1/freeze", instance.admin)).bearer_auth(token);
         request.header("content-type", "application/json").body("{}").send().await.unwrap().status().as_u16()
     };
     assert_eq!(with("wrong").await, 401);
@@ -190,15 +190,15 @@ async fn with_a_token_reading_is_free_and_steering_is_not() {
 }
 
 #[tokio::test]
-async fn the_gate_is_alive_and_ready_while_ray_is_away() {
-    let mut gate = Gate::start("away", "[probe]\ninterval = '100ms'\ntimeout = '90ms'", None).await;
-    gate.head.take();
+async fn the_proxy_is_alive_and_ready_while_ray_is_away() {
+    let mut instance = Instance::start("away", "[probe]\ninterval = '100ms'\ntimeout = '90ms'", None).await;
+    instance.head.take();
     eventually("the head's absence is noticed", async || {
-        (!gate.json("/api/v1/state").await["upstream_problem"].is_null()).then_some(())
+        (!instance.json("/api/v1/state").await["upstream_problem"].is_null()).then_some(())
     })
     .await;
-    assert_eq!(gate.get("/livez").await.0, 200);
-    assert_eq!(gate.get("/readyz").await.0, 200);
+    assert_eq!(instance.get("/livez").await.0, 200);
+    assert_eq!(instance.get("/readyz").await.0, 200);
 }
 
 /// What the loop changed is listed as it stands in the record: by class, newest last, with the
@@ -207,12 +207,12 @@ async fn the_gate_is_alive_and_ready_while_ray_is_away() {
 async fn an_adjustment_is_listed_with_its_reason() {
     let config = "[slo]\njob-list = 'p95 1ms'\n[control]\ninner_period = '50ms'\n\
                   [class.job-list]\ncoalesce = 'off'\nin_flight = { initial = 8, min = 1, max = 12 }";
-    let gate = Gate::start("adjust", config, None).await;
+    let instance = Instance::start("adjust", config, None).await;
     let cut = eventually("a class that misses its objective is cut", async || {
-        let ask = || gate.ask("/api/jobs/");
+        let ask = || instance.ask("/api/jobs/");
         tokio::join!(ask(), ask(), ask(), ask(), ask(), ask());
         let path = "/api/v1/adjustments?class=job-list&limit=1000";
-        let listed: Adjustments = serde_json::from_value(gate.json(path).await).unwrap();
+        let listed: Adjustments = serde_json::from_value(instance.json(path).await).unwrap();
         assert!(listed.adjustments.iter().all(|row| row.class == "job-list"));
         assert!(listed.adjustments.is_sorted_by_key(|row| row.time));
         listed.adjustments.into_iter().find(|row| row.new < row.old)
@@ -221,44 +221,45 @@ async fn an_adjustment_is_listed_with_its_reason() {
     assert!(!cut.signals.is_empty(), "{cut:?}");
     assert!(!cut.reason.is_empty() && cut.new >= 1.0, "{cut:?}");
     let none: Adjustments =
-        serde_json::from_value(gate.json("/api/v1/adjustments?class=profiling").await).unwrap();
+        serde_json::from_value(instance.json("/api/v1/adjustments?class=profiling").await).unwrap();
     assert!(none.adjustments.is_empty());
-    let later = gate.json("/api/v1/adjustments?since=2999-01-01T00:00:00Z").await;
+    let later = instance.json("/api/v1/adjustments?since=2999-01-01T00:00:00Z").await;
     assert_eq!(later["adjustments"].as_array().unwrap().len(), 0);
 }
 
 #[tokio::test]
 async fn top_clients_are_told_by_address_to_whoever_may_steer_and_by_digest_to_others() {
-    let gate = Gate::start("clients", "", Some("s3cret")).await;
+    let instance = Instance::start("clients", "", Some("s3cret")).await;
     for _ in 0..3 {
-        let url = format!("http://{}/api/v0/actors", gate.proxy);
-        gate.client.get(url).bearer_auth("their-own-token").send().await.unwrap();
+        let url = format!("http://{}/api/v0/actors", instance.proxy);
+        instance.client.get(url).bearer_auth("their-own-token").send().await.unwrap();
     }
-    gate.ask("/api/version").await;
-    let closed = gate.json("/api/v1/clients").await;
+    instance.ask("/api/version").await;
+    let closed = instance.json("/api/v1/clients").await;
     let first = &closed["clients"][0];
     assert_eq!((&first["asked"], &first["classes"][0]["class"]), (&json!(3), &json!("state-light")));
     assert_eq!(first["classes"][0]["routes"][0], "/api/v0/actors");
     assert!(first["address"].is_null() && first["client"].as_str().unwrap().len() == 16);
     assert_eq!(first["credential"].as_str().unwrap().len(), 8);
-    let open = gate.client.get(format!("{}/api/v1/clients?limit=1", gate.admin)).bearer_auth("s3cret");
+    let open =
+        instance.client.get(format!("{}/api/v1/clients?limit=1", instance.admin)).bearer_auth("s3cret");
     let open = open.send().await.unwrap().text().await.unwrap();
     assert!(open.contains("\"address\":\"127.0.0.1\"") && !open.contains("their-own-token"), "{open}");
     for page in ["/metrics", "/api/v1/clients", "/api/v1/discovery", "/api/v1/events"] {
-        let (_, page) = gate.get(page).await;
+        let (_, page) = instance.get(page).await;
         assert!(!page.contains("their-own-token"));
     }
-    assert!(!gate.get("/metrics").await.1.contains(first["client"].as_str().unwrap()));
+    assert!(!instance.get("/metrics").await.1.contains(first["client"].as_str().unwrap()));
 }
 
 #[tokio::test]
 async fn what_no_class_names_is_discovered_with_its_ids_folded() {
-    let gate = Gate::start("discovery", "mode = 'shadow'", None).await;
+    let instance = Instance::start("discovery", "mode = 'shadow'", None).await;
     for id in 0..5 {
-        gate.ask(&format!("/api/internal/{id}/report")).await;
-        gate.ask("/api/jobs/").await;
+        instance.ask(&format!("/api/internal/{id}/report")).await;
+        instance.ask("/api/jobs/").await;
     }
-    let seen = gate.json("/api/v1/discovery").await;
+    let seen = instance.json("/api/v1/discovery").await;
     let routes = seen["routes"].as_array().unwrap();
     let own = routes.iter().find(|route| route["pattern"] == "/api/internal/{id}/report").unwrap();
     assert_eq!((&own["asked"], &own["unlisted"]["method"]), (&json!(5), &json!("GET")));
@@ -272,33 +273,33 @@ async fn what_no_class_names_is_discovered_with_its_ids_folded() {
 
 #[tokio::test]
 async fn a_reload_is_carried_out_or_refused_with_every_reason() {
-    let gate = Gate::start("reload", "", None).await;
-    let before = gate.json("/api/v1/state").await["config"].clone();
-    let text = std::fs::read_to_string(&gate.file).unwrap();
-    std::fs::write(&gate.file, format!("{text}[slo]\njob-list = 'p95 3s'\n")).unwrap();
-    let (status, done) = gate.order("/api/v1/reload", &json!({"why": "slower lists are fine"})).await;
+    let instance = Instance::start("reload", "", None).await;
+    let before = instance.json("/api/v1/state").await["config"].clone();
+    let text = std::fs::read_to_string(&instance.file).unwrap();
+    std::fs::write(&instance.file, format!("{text}[slo]\njob-list = 'p95 3s'\n")).unwrap();
+    let (status, done) = instance.order("/api/v1/reload", &json!({"why": "slower lists are fine"})).await;
     assert_eq!(status, 200, "{done}");
-    let state = gate.json("/api/v1/state").await;
+    let state = instance.json("/api/v1/state").await;
     assert_ne!(state["config"], before);
     assert_eq!(state["config"], done["config"]);
     let list = state["classes"].as_array().unwrap().iter().find(|class| class["name"] == "job-list").unwrap();
     assert_eq!(list["slo_s"], 3.0);
 
-    std::fs::write(&gate.file, format!("{text}[slo]\njob-lost = 'p95 3s'\n[probe]\ninterval = '1'\n"))
+    std::fs::write(&instance.file, format!("{text}[slo]\njob-lost = 'p95 3s'\n[probe]\ninterval = '1'\n"))
         .unwrap();
-    let (status, refused) = gate.order("/api/v1/reload", &json!({})).await;
+    let (status, refused) = instance.order("/api/v1/reload", &json!({})).await;
     assert_eq!((status, &refused["error"]), (422, &json!("config_refused")));
     let message = refused["message"].as_str().unwrap();
     assert!(message.contains("job-lost") && message.contains("stays in force"), "{message}");
-    assert_eq!(gate.json("/api/v1/state").await["config"], done["config"]);
-    let events = gate.json("/api/v1/events").await.to_string();
+    assert_eq!(instance.json("/api/v1/state").await["config"], done["config"]);
+    let events = instance.json("/api/v1/events").await.to_string();
     assert!(events.contains("slower lists are fine"), "{events}");
 }
 
 #[tokio::test]
 async fn the_description_names_every_route_and_no_other() {
-    let gate = Gate::start("openapi", "", None).await;
-    let described = gate.json("/openapi.json").await;
+    let instance = Instance::start("openapi", "", None).await;
+    let described = instance.json("/openapi.json").await;
     let paths = described["paths"].as_object().unwrap();
     for (path, method) in ROUTES {
         let operation = &paths[path][method.to_lowercase()];
@@ -308,12 +309,12 @@ async fn the_description_names_every_route_and_no_other() {
     assert_eq!(paths.len(), ROUTES.len());
     let keys =
         |value: &Value| value.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
-    let state = gate.json("/api/v1/state").await;
-    let limits = gate.json("/api/v1/limits").await;
-    let history = gate.json("/api/v1/history").await;
-    gate.ask("/api/jobs/").await;
-    let clients = gate.json("/api/v1/clients").await;
-    let discovery = gate.json("/api/v1/discovery").await;
+    let state = instance.json("/api/v1/state").await;
+    let limits = instance.json("/api/v1/limits").await;
+    let history = instance.json("/api/v1/history").await;
+    instance.ask("/api/jobs/").await;
+    let clients = instance.json("/api/v1/clients").await;
+    let discovery = instance.json("/api/v1/discovery").await;
     for (schema, shown) in [
         ("State", &state),
         ("Class", &state["classes"][0]),

@@ -1,6 +1,6 @@
-//! The command line against a gate that runs.
+//! The command line against a rayguard that runs.
 
-use crate::gate::Gate;
+use crate::instance::Instance;
 use std::process::{Command, Output};
 
 async fn rayguard(arguments: &[&str]) -> Output {
@@ -15,27 +15,28 @@ fn said(output: &Output) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn status_is_one_screen_without_colours_when_it_is_piped() {
-    let gate = Gate::start("cli-status", "", None).await;
-    gate.ask("/api/jobs/").await;
-    let output = rayguard(&["status", "--address", &gate.admin]).await;
+    let instance = Instance::start("cli-status", "", None).await;
+    instance.ask("/api/jobs/").await;
+    let output = rayguard(&["status", "--address", &instance.admin]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let screen = said(&output);
     for part in
-        ["rayguard status", "Gate    enforcing", "Ray     answers", "Pressure", "gcs_latency", "Classes"]
+        ["rayguard status", "Instance    enforcing", "Ray     answers", "Pressure", "gcs_latency", "Classes"]
     {
         assert!(screen.contains(part), "{part} in\n{screen}");
     }
     assert!(!screen.contains('\x1b'));
     assert!(screen.lines().count() < 50, "{screen}");
-    let output = rayguard(&["status", "--address", &gate.admin, "--format", "json"]).await;
+    let output = rayguard(&["status", "--address", &instance.admin, "--format", "json"]).await;
     let state: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(state["classes"].as_array().unwrap().len() > 10);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pin_is_set_shown_and_taken_away_and_codes_tell_wrong_questions_from_failures() {
-    let gate = Gate::start("cli-pin", "", None).await;
-    let run = async |arguments: &[&str]| rayguard(&[arguments, &["--address", &gate.admin]].concat()).await;
+    let instance = Instance::start("cli-pin", "", None).await;
+    let run =
+        async |arguments: &[&str]| rayguard(&[arguments, &["--address", &instance.admin]].concat()).await;
     let output = run(&["pin", "job-submit", "in_flight=2", "--for", "30m", "--why", "night shift"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(said(&output), "job-submit in_flight is pinned at 2 for 30m\n");
@@ -61,57 +62,59 @@ async fn a_pin_is_set_shown_and_taken_away_and_codes_tell_wrong_questions_from_f
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_comes_from_a_file() {
-    let gate = Gate::start("cli-token", "", Some("s3cret")).await;
-    assert_eq!(rayguard(&["freeze", "--address", &gate.admin]).await.status.code(), Some(1));
+    let instance = Instance::start("cli-token", "", Some("s3cret")).await;
+    assert_eq!(rayguard(&["freeze", "--address", &instance.admin]).await.status.code(), Some(1));
     let path = std::env::temp_dir().join(format!("rayguard-cli-token-{}", std::process::id()));
     std::fs::write(&path, "s3cret\n").unwrap();
     let token = path.to_str().unwrap();
     let output =
-        rayguard(&["freeze", "--address", &gate.admin, "--token-file", token, "--why", "upgrade"]).await;
+        rayguard(&["freeze", "--address", &instance.admin, "--token-file", token, "--why", "upgrade"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(gate.json("/api/v1/state").await["frozen"], true);
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], true);
     std::fs::remove_file(path).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn shadow_and_enforce_take_a_class_or_all() {
-    let gate = Gate::start("cli-mode", "", None).await;
-    let run = async |arguments: &[&str]| rayguard(&[arguments, &["--address", &gate.admin]].concat()).await;
+    let instance = Instance::start("cli-mode", "", None).await;
+    let run =
+        async |arguments: &[&str]| rayguard(&[arguments, &["--address", &instance.admin]].concat()).await;
     assert_eq!(run(&["shadow", "job-list"]).await.status.code(), Some(0));
     assert!(said(&run(&["status", "--all"]).await).contains("1 in shadow"));
     assert_eq!(run(&["enforce"]).await.status.code(), Some(0));
-    assert!(said(&run(&["status"]).await).contains("Gate    enforcing;"));
+    assert!(said(&run(&["status"]).await).contains("Instance    enforcing;"));
     assert_eq!(said(&run(&["alerts"]).await), "nothing fires\n");
 }
 
 #[tokio::test]
 async fn what_limits_suggest_writes_passes_the_check() {
-    let gate = Gate::start("cli-suggest", "mode = 'shadow'\n[class.job-list]\ncoalesce = 'off'", None).await;
+    let instance =
+        Instance::start("cli-suggest", "mode = 'shadow'\n[class.job-list]\ncoalesce = 'off'", None).await;
     for id in 0..120 {
-        assert_eq!(gate.ask("/api/jobs/").await, 200);
-        gate.ask(&format!("/api/internal/{id}/report")).await;
+        assert_eq!(instance.ask("/api/jobs/").await, 200);
+        instance.ask(&format!("/api/internal/{id}/report")).await;
     }
-    let suggested = rayguard(&["limits", "suggest", "--address", &gate.admin]).await;
+    let suggested = rayguard(&["limits", "suggest", "--address", &instance.admin]).await;
     assert_eq!(suggested.status.code(), Some(0));
     let text = said(&suggested);
     assert!(text.contains("\n[class.job-list]\n# 120 requests by about 1 client:"), "{text}");
     assert!(text.contains("# path = \"/api/internal/{id}/report\""), "{text}");
-    let file = gate.file.with_file_name("suggested.toml");
+    let file = instance.file.with_file_name("suggested.toml");
     std::fs::write(&file, &text).unwrap();
     let check = rayguard(&["check", "--config", file.to_str().unwrap()]).await;
     assert_eq!(check.status.code(), Some(0), "{}\n{text}", said(&check));
-    let clients = rayguard(&["clients", "--address", &gate.admin]).await;
+    let clients = rayguard(&["clients", "--address", &instance.admin]).await;
     assert!(said(&clients).contains("127.0.0.1"), "{}", said(&clients));
 }
 
 #[tokio::test]
 async fn reload_says_what_came_of_it() {
-    let gate = Gate::start("cli-reload", "", None).await;
-    let fine = rayguard(&["reload", "--address", &gate.admin]).await;
+    let instance = Instance::start("cli-reload", "", None).await;
+    let fine = rayguard(&["reload", "--address", &instance.admin]).await;
     assert_eq!(fine.status.code(), Some(0));
     assert!(said(&fine).contains("is in force"), "{}", said(&fine));
-    std::fs::write(&gate.file, "upstreem = 'x'").unwrap();
-    let wrong = rayguard(&["reload", "--address", &gate.admin]).await;
+    std::fs::write(&instance.file, "upstreem = 'x'").unwrap();
+    let wrong = rayguard(&["reload", "--address", &instance.admin]).await;
     assert_eq!(wrong.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("upstreem"));
 }

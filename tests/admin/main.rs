@@ -1,4 +1,4 @@
-//! The operator's side, from outside: a whole gate in front of an emulated head, asked over
+//! The operator's side, from outside: a whole rayguard in front of an emulated head, asked over
 //! HTTP as people, scrapers and browsers ask it.
 
 #![expect(
@@ -9,7 +9,7 @@
 
 mod api;
 mod cli;
-mod gate;
+mod instance;
 mod metrics;
 mod notify;
 mod page;

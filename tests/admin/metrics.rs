@@ -1,6 +1,6 @@
 //! Our own metrics: sound for promtool, scraped by a real Prometheus.
 
-use crate::gate::{Gate, eventually, has};
+use crate::instance::{Instance, eventually, has};
 use rayguard::observe::metrics::FAMILIES;
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -15,11 +15,11 @@ fn value(page: &str, series: &str) -> Option<f64> {
 
 #[tokio::test]
 async fn the_page_counts_what_came_through() {
-    let gate = Gate::start("count", "", None).await;
-    assert_eq!(gate.ask("/api/jobs/").await, 200);
-    assert_eq!(gate.ask("/test/dump").await, 404);
+    let instance = Instance::start("count", "", None).await;
+    assert_eq!(instance.ask("/api/jobs/").await, 200);
+    assert_eq!(instance.ask("/test/dump").await, 404);
     let page = eventually("both are counted", async || {
-        let page = gate.get("/metrics").await.1;
+        let page = instance.get("/metrics").await.1;
         let blocked =
             value(&page, "rayguard_requests_total{class=\"blocked\",verdict=\"shed\",reason=\"blocked\"}")?;
         let served = value(&page, "rayguard_answers_total{class=\"job-list\",outcome=\"served\"}")?;
@@ -44,10 +44,10 @@ async fn the_page_counts_what_came_through() {
 
 #[tokio::test]
 async fn the_page_shows_the_families_that_are_promised_and_no_others() {
-    let gate = Gate::start("families", "", None).await;
-    assert_eq!(gate.ask("/api/jobs/").await, 200);
+    let instance = Instance::start("families", "", None).await;
+    assert_eq!(instance.ask("/api/jobs/").await, 200);
     let shown = eventually("latency has been told and signals have been read", async || {
-        let page = gate.get("/metrics").await.1;
+        let page = instance.get("/metrics").await.1;
         let types = page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
         let shown: BTreeSet<String> = types.map(str::to_owned).collect();
         (shown.len() >= FAMILIES.len()).then_some(shown)
@@ -58,15 +58,17 @@ async fn the_page_shows_the_families_that_are_promised_and_no_others() {
 
 #[tokio::test]
 async fn series_are_bounded_and_name_nobody() {
-    let gate = Gate::start("bounded", "", None).await;
-    gate.ask("/api/jobs/").await;
-    let before = gate.get("/metrics").await.1.lines().count();
+    let instance = Instance::start("bounded", "", None).await;
+    instance.ask("/api/jobs/").await;
+    let before = instance.get("/metrics").await.1.lines().count();
     for client in 0..50 {
-        let request =
-            gate.client.get(format!("http://{}/api/jobs/", gate.proxy)).bearer_auth(format!("t{client}"));
+        let request = instance
+            .client
+            .get(format!("http://{}/api/jobs/", instance.proxy))
+            .bearer_auth(format!("t{client}"));
         request.send().await.unwrap();
     }
-    let page = gate.get("/metrics").await.1;
+    let page = instance.get("/metrics").await.1;
     assert!(page.lines().count() < 2500);
     // Readings arrive meanwhile; clients add nothing.
     assert!(page.lines().count() <= before + 60, "{before} -> {}", page.lines().count());
@@ -77,9 +79,9 @@ async fn promtool_finds_nothing_to_say() {
     if !has(PROMTOOL) {
         return;
     }
-    let gate = Gate::start("promtool", "", None).await;
-    gate.ask("/api/jobs/").await;
-    let (_, page) = gate.get("/metrics").await;
+    let instance = Instance::start("promtool", "", None).await;
+    instance.ask("/api/jobs/").await;
+    let (_, page) = instance.get("/metrics").await;
     let mut tool = Command::new(PROMTOOL)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -108,8 +110,8 @@ fn promtool_accepts_the_rules_and_their_unit_tests() {
 
 #[tokio::test]
 async fn openmetrics_is_spoken_to_whoever_asks_for_it() {
-    let gate = Gate::start("openmetrics", "", None).await;
-    let request = gate.client.get(format!("{}/metrics", gate.admin));
+    let instance = Instance::start("openmetrics", "", None).await;
+    let request = instance.client.get(format!("{}/metrics", instance.admin));
     let answer = request
         .header("accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
         .send()
@@ -136,11 +138,11 @@ async fn a_real_prometheus_scrapes_every_series() {
     if !has(PROMETHEUS) {
         return;
     }
-    let gate = Gate::start("prometheus", "", None).await;
-    gate.ask("/api/jobs/").await;
+    let instance = Instance::start("prometheus", "", None).await;
+    instance.ask("/api/jobs/").await;
     let dir = std::env::temp_dir().join(format!("rayguard-prometheus-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    let target = gate.admin.trim_start_matches("http://");
+    let target = instance.admin.trim_start_matches("http://");
     let config = format!(
         "global: {{scrape_interval: 1s, scrape_timeout: 1s}}\nscrape_configs:\n- job_name: rayguard\n  static_configs:\n  - targets: ['{target}']\n"
     );
@@ -161,7 +163,7 @@ async fn a_real_prometheus_scrapes_every_series() {
             &format!("http://127.0.0.1:{port}/api/v1/query"),
             [("query", text)],
         );
-        let answer = gate.client.get(url.unwrap()).send().await.ok()?;
+        let answer = instance.client.get(url.unwrap()).send().await.ok()?;
         let answer: serde_json::Value = serde_json::from_str(&answer.text().await.ok()?).ok()?;
         answer["data"]["result"][0]["value"][1].as_str()?.parse::<f64>().ok()
     };
@@ -170,7 +172,7 @@ async fn a_real_prometheus_scrapes_every_series() {
     })
     .await;
     let scraped = query("scrape_samples_scraped{job=\"rayguard\"}").await.unwrap();
-    let shown = gate.get("/metrics").await.1.lines().filter(|line| !line.starts_with('#')).count();
+    let shown = instance.get("/metrics").await.1.lines().filter(|line| !line.starts_with('#')).count();
     assert!((scraped - shown as f64).abs() < 60.0, "{scraped} of {shown}");
     assert!(query("sum(rayguard_requests_total{verdict=\"admitted\"})").await.unwrap() >= 1.0);
     assert!(query("histogram_quantile(0.5, sum by (le) (rayguard_request_duration_seconds_bucket{class=\"job-list\"}))").await.unwrap() > 0.0);

@@ -1,6 +1,6 @@
 //! Alerts reach a real Alertmanager and plain webhooks, and survive a receiver that was away.
 
-use crate::gate::{Gate, PATIENCE, eventually, has};
+use crate::instance::{Instance, PATIENCE, eventually, has};
 use crate::metrics::{Server, free_port};
 use rayguard::config::settings::NotifyKind;
 use rayguard::core::alert::{Alert, AlertState, Severity, Transition};
@@ -30,18 +30,18 @@ async fn a_real_alertmanager_takes_an_alert_and_its_end_is_not_its_beginning() {
     let (_server, port) = alertmanager("rings");
     let config =
         format!("{QUICK}[[alerts.notify]]\nkind = 'alertmanager'\nurl = 'http://127.0.0.1:{port}'\n");
-    let mut gate = Gate::start("alertmanager", &config, None).await;
+    let mut instance = Instance::start("alertmanager", &config, None).await;
     eventually("the test alert is taken", async || {
-        let (status, tested) = gate.order("/api/v1/alerts/test", &json!({})).await;
+        let (status, tested) = instance.order("/api/v1/alerts/test", &json!({})).await;
         assert_eq!(status, 200);
         tested["receivers"][0]["problem"].is_null().then_some(())
     })
     .await;
-    gate.head.take();
+    instance.head.take();
     let alert = eventually("the alert is there", async || {
         let url = format!("http://127.0.0.1:{port}/api/v2/alerts");
         let alerts: Value =
-            serde_json::from_str(&gate.client.get(url).send().await.ok()?.text().await.ok()?).ok()?;
+            serde_json::from_str(&instance.client.get(url).send().await.ok()?.text().await.ok()?).ok()?;
         alerts.as_array()?.iter().find(|alert| alert["labels"]["alert_key"] == "upstream-down").cloned()
     })
     .await;
@@ -225,10 +225,13 @@ async fn a_receiver_that_hangs_holds_up_no_other_and_no_sender() {
 async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
     let (url, taken, _server) =
         webhook(|attempt| if attempt == 0 { "503 Unavailable" } else { "200 OK" }).await;
-    let mut gate =
-        Gate::start("webhook", &format!("{QUICK}[[alerts.notify]]\nkind = 'webhook'\nurl = '{url}'\n"), None)
-            .await;
-    gate.head.take();
+    let mut instance = Instance::start(
+        "webhook",
+        &format!("{QUICK}[[alerts.notify]]\nkind = 'webhook'\nurl = '{url}'\n"),
+        None,
+    )
+    .await;
+    instance.head.take();
     let alert = eventually("the second attempt is taken", async || {
         let taken = taken.lock().unwrap();
         taken
@@ -243,7 +246,7 @@ async fn a_webhook_that_fails_is_tried_again_until_it_takes_the_alert() {
 
 #[tokio::test]
 async fn without_a_receiver_a_test_says_so() {
-    let gate = Gate::start("no-receiver", "", None).await;
-    let (status, problem) = gate.order("/api/v1/alerts/test", &json!({})).await;
+    let instance = Instance::start("no-receiver", "", None).await;
+    let (status, problem) = instance.order("/api/v1/alerts/test", &json!({})).await;
     assert_eq!((status, problem["error"].as_str()), (409, Some("no_receivers")));
 }

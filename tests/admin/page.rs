@@ -1,6 +1,6 @@
 //! The page, driven in a real Chromium over its debugging pipe.
 
-use crate::gate::{Gate, PATIENCE, eventually, has};
+use crate::instance::{Instance, PATIENCE, eventually, has};
 use rayguard::emulator::MetricsFault;
 use serde_json::{Value, json};
 use std::process::Stdio;
@@ -111,17 +111,17 @@ async fn limits_are_frozen_by_button_with_confirmation_and_reason() {
     if !has(CHROMIUM) {
         return;
     }
-    let gate = Gate::start("page-freeze", "", None).await;
-    let mut browser = Browser::open("freeze", &gate.admin, 1280).await;
+    let instance = Instance::start("page-freeze", "", None).await;
+    let mut browser = Browser::open("freeze", &instance.admin, 1280).await;
     browser.value("document.getElementById('freeze').click()").await;
     assert_eq!(browser.value("document.getElementById('dialog').open").await, json!(true));
-    assert_eq!(gate.json("/api/v1/state").await["frozen"], false);
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], false);
     browser.value("document.getElementById('d-why').value = 'upgrade of the head'").await;
     browser.value("document.getElementById('d-yes').click()").await;
     browser.until("!document.getElementById('dialog').open").await;
-    let state = gate.json("/api/v1/state").await;
+    let state = instance.json("/api/v1/state").await;
     assert_eq!(state["frozen"], true);
-    let events = gate.json("/api/v1/events").await;
+    let events = instance.json("/api/v1/events").await;
     let change = events["events"]
         .as_array()
         .unwrap()
@@ -139,22 +139,22 @@ async fn the_token_is_asked_for_and_a_wrong_one_is_told() {
     if !has(CHROMIUM) {
         return;
     }
-    let gate = Gate::start("page-token", "", Some("s3cret")).await;
-    let mut browser = Browser::open("token", &gate.admin, 1280).await;
+    let instance = Instance::start("page-token", "", Some("s3cret")).await;
+    let mut browser = Browser::open("token", &instance.admin, 1280).await;
     browser.value("document.getElementById('freeze').click()").await;
     assert_eq!(browser.value("document.getElementById('d-token-row').hidden").await, json!(false));
     browser
         .value("document.getElementById('d-token').value = 'wrong'; document.getElementById('d-yes').click()")
         .await;
     browser.until("document.getElementById('d-problem').textContent.includes('not the admin token')").await;
-    assert_eq!(gate.json("/api/v1/state").await["frozen"], false);
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], false);
     browser
         .value(
             "document.getElementById('d-token').value = 's3cret'; document.getElementById('d-yes').click()",
         )
         .await;
     browser.until("!document.getElementById('dialog').open").await;
-    assert_eq!(gate.json("/api/v1/state").await["frozen"], true);
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], true);
     assert_eq!(browser.value("localStorage.length + sessionStorage.length").await, json!(0));
 }
 
@@ -163,13 +163,14 @@ async fn what_is_read_is_shown_as_text_and_fits_a_phone() {
     if !has(CHROMIUM) {
         return;
     }
-    let mut gate = Gate::start("page-text", "[probe]\ninterval = '200ms'\ntimeout = '150ms'", None).await;
+    let mut instance =
+        Instance::start("page-text", "[probe]\ninterval = '200ms'\ntimeout = '150ms'", None).await;
     let hostile = "<img src=x onerror=alert(1)>";
     let pin = json!({"class": "job-list", "limit": "in_flight", "value": 2, "for": "1h", "why": hostile});
-    assert_eq!(gate.order("/api/v1/pin", &pin).await.0, 200);
+    assert_eq!(instance.order("/api/v1/pin", &pin).await.0, 200);
     eventually("a request is in the history", async || {
-        gate.ask("/api/jobs/").await;
-        let history = gate.json("/api/v1/history").await;
+        instance.ask("/api/jobs/").await;
+        let history = instance.json("/api/v1/history").await;
         let offered = history["classes"]["job-list"]["offered"]
             .as_array()?
             .iter()
@@ -177,7 +178,7 @@ async fn what_is_read_is_shown_as_text_and_fits_a_phone() {
         offered.then_some(())
     })
     .await;
-    let mut browser = Browser::open("text", &gate.admin, 390).await;
+    let mut browser = Browser::open("text", &instance.admin, 390).await;
     browser.until("document.getElementById('held').textContent.includes('<img src=x')").await;
     assert_eq!(browser.value("document.querySelectorAll('main img').length").await, json!(0));
     browser.until("document.querySelector('.card h3')?.textContent.startsWith('job-list')").await;
@@ -186,7 +187,7 @@ async fn what_is_read_is_shown_as_text_and_fits_a_phone() {
     let unnamed = "[...document.querySelectorAll('main button, header button, main [role=meter], main svg')].filter((e) => !e.hidden && \
                    !(e.textContent.trim() || e.getAttribute('aria-label'))).length";
     assert_eq!(browser.value(unnamed).await, json!(0));
-    gate.head.take();
+    instance.head.take();
     browser.until("document.title.includes('Ray does not answer')").await;
 }
 
@@ -195,7 +196,7 @@ async fn a_proxy_among_several_says_who_decides_and_what_it_has_leased() {
     if !has(CHROMIUM) || !has("/usr/bin/redis-server") {
         return;
     }
-    let alone = Gate::start("page-alone", "", None).await;
+    let alone = Instance::start("page-alone", "", None).await;
     let mut browser = Browser::open("alone", &alone.admin, 1280).await;
     assert_eq!(browser.value("document.getElementById('fleet').hidden").await, json!(true));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
@@ -206,16 +207,16 @@ async fn a_proxy_among_several_says_who_decides_and_what_it_has_leased() {
         .spawn()
         .unwrap();
     let config = format!("[fleet]\nurl = 'redis://127.0.0.1:{port}'\nreplicas = 2\nname = 'replica-1'");
-    let gate = Gate::start("page-fleet", &config, None).await;
-    let fleet = gate.guard.settings().fleet.clone().unwrap();
-    let mut replica = rayguard::fleet::Replica::new(&gate.guard, &fleet, None, "host", "1").unwrap();
+    let instance = Instance::start("page-fleet", &config, None).await;
+    let fleet = instance.guard.settings().fleet.clone().unwrap();
+    let mut replica = rayguard::fleet::Replica::new(&instance.guard, &fleet, None, "host", "1").unwrap();
     replica.begin().await;
     replica.start();
-    let mut browser = Browser::open("fleet", &gate.admin, 390).await;
+    let mut browser = Browser::open("fleet", &instance.admin, 390).await;
     let says = |text: &str| format!("document.getElementById('fleet').textContent.includes({})", json!(text));
     browser.until(&says("replica-1:1 is one of 2 replicas; this one decides for all")).await;
     browser.until(&says("The shared store answers.")).await;
-    gate.ask("/api/jobs/").await;
+    instance.ask("/api/jobs/").await;
     browser.until(&says("job-list in flight: ")).await;
     redis.kill().await.unwrap();
     browser.until(&says("it decides for itself, with an even share")).await;
@@ -232,19 +233,19 @@ async fn a_head_without_metrics_is_one_matter_and_clients_are_named() {
     }
     let config = "[signal.head_cpu]\nstale_after = '3s'\n[signal.head_memory]\nstale_after = '3s'\n\
                   [signal.pending_tasks]\nstale_after = '3s'\n[alerts.rule.signal-stale]\nfor = '0s'";
-    let gate = Gate::start("page-stale", config, None).await;
+    let instance = Instance::start("page-stale", config, None).await;
     eventually("readings have come", async || {
-        let state = gate.json("/api/v1/state").await;
+        let state = instance.json("/api/v1/state").await;
         let fresh = state["signals"].as_array()?.iter().filter(|signal| signal["health"] == "fresh").count();
         (fresh > 10).then_some(())
     })
     .await;
-    gate.ask("/api/v0/actors").await;
-    let hostile = gate.client.get(format!("http://{}/<b>%3Cimg%3E/x", gate.proxy));
+    instance.ask("/api/v0/actors").await;
+    let hostile = instance.client.get(format!("http://{}/<b>%3Cimg%3E/x", instance.proxy));
     hostile.header("authorization", "Bearer <b>").send().await.unwrap();
-    gate.head.as_ref().unwrap().set_metrics_fault(MetricsFault::Unavailable);
+    instance.head.as_ref().unwrap().set_metrics_fault(MetricsFault::Unavailable);
     for width in [1280, 390] {
-        let mut browser = Browser::open(&format!("stale-{width}"), &gate.admin, width).await;
+        let mut browser = Browser::open(&format!("stale-{width}"), &instance.admin, width).await;
         let flying =
             "/^(Flying without|Ray.s readings are stale)/.test(document.querySelector('h1').textContent)";
         browser.until(flying).await;
@@ -265,15 +266,15 @@ async fn a_limit_is_pinned_with_the_keyboard_alone() {
     if !has(CHROMIUM) {
         return;
     }
-    let gate = Gate::start("page-keys", "", None).await;
+    let instance = Instance::start("page-keys", "", None).await;
     eventually("a request is in the history", async || {
-        gate.ask("/api/jobs/").await;
-        let history = gate.json("/api/v1/history").await;
+        instance.ask("/api/jobs/").await;
+        let history = instance.json("/api/v1/history").await;
         let offered = history["classes"]["job-list"]["offered"].as_array()?;
         offered.iter().any(|rate| rate.as_f64() > Some(0.0)).then_some(())
     })
     .await;
-    let mut browser = Browser::open("keys", &gate.admin, 1280).await;
+    let mut browser = Browser::open("keys", &instance.admin, 1280).await;
     let focused = "document.activeElement.getAttribute('aria-label') === 'Pin a limit of job-list'";
     browser.until("document.querySelector('[aria-label=\"Pin a limit of job-list\"]') !== null").await;
     let mut steps = 0;
@@ -286,7 +287,7 @@ async fn a_limit_is_pinned_with_the_keyboard_alone() {
     browser.until("document.getElementById('dialog').open").await;
     browser.key("Escape", 27).await;
     browser.until("!document.getElementById('dialog').open").await;
-    assert_eq!(gate.json("/api/v1/state").await["pins"], json!([]));
+    assert_eq!(instance.json("/api/v1/state").await["pins"], json!([]));
     assert_eq!(browser.value(focused).await, json!(true), "the focus is back where it was");
     browser.key("Enter", 13).await;
     browser.until("document.getElementById('dialog').open").await;
@@ -294,6 +295,6 @@ async fn a_limit_is_pinned_with_the_keyboard_alone() {
     browser.call("Input.insertText", json!({"text": "by hand"})).await;
     browser.key("Enter", 13).await;
     browser.until("!document.getElementById('dialog').open").await;
-    let pin = gate.json("/api/v1/state").await["pins"][0].clone();
+    let pin = instance.json("/api/v1/state").await["pins"][0].clone();
     assert_eq!((&pin["class"], &pin["why"]), (&json!("job-list"), &json!("by hand")));
 }

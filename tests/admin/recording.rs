@@ -1,6 +1,6 @@
-//! A recording made through the whole gate: what is in it, and what is not.
+//! A recording made through the whole rayguard: what is in it, and what is not.
 
-use crate::gate::{Gate, eventually};
+use crate::instance::{Instance, eventually};
 use rayguard::core::recording::{Ending, Recording, read};
 use rayguard::observe::recorder;
 use std::path::PathBuf;
@@ -11,14 +11,14 @@ struct Recorded {
 }
 
 /// Records what happens meanwhile.
-async fn record(gate: &Gate, name: &str, meanwhile: impl AsyncFnOnce()) -> Recorded {
+async fn record(instance: &Instance, name: &str, meanwhile: impl AsyncFnOnce()) -> Recorded {
     let path: PathBuf =
         std::env::temp_dir().join(format!("rayguard-recording-{name}-{}.rec", std::process::id()));
     let (recorder, scribe) = recorder::recorder(&path, recorder::BYTES_DEFAULT).unwrap();
     let writing = std::thread::spawn(move || scribe.run());
-    gate.guard.start_recording(recorder);
+    instance.guard.start_recording(recorder);
     meanwhile().await;
-    gate.guard.stop_recording();
+    instance.guard.stop_recording();
     let tally = tokio::task::spawn_blocking(move || writing.join().unwrap()).await.unwrap();
     assert_eq!(tally.lost, 0);
     let bytes = std::fs::read(&path).unwrap();
@@ -34,24 +34,24 @@ fn class_of(recording: &Recording, at: usize) -> &str {
 
 #[tokio::test]
 async fn a_recording_holds_what_passed_and_nothing_that_names_anybody() {
-    let gate = Gate::start("recording", "trusted_proxies = ['127.0.0.1/32']", None).await;
+    let instance = Instance::start("recording", "trusted_proxies = ['127.0.0.1/32']", None).await;
     let secrets =
         ["tok-3fd1c5", "203.0.113.77", "raysubmit_secret9", "pw=hunter2", "sess-cookie-1", "bodytext42"];
-    let recorded = record(&gate, "secrets", async || {
+    let recorded = record(&instance, "secrets", async || {
         for (token, id) in [("tok-3fd1c5", "raysubmit_secret9"), ("other", "raysubmit_2")] {
-            let request = gate
+            let request = instance
                 .client
-                .get(format!("http://{}/api/jobs/{id}?pw=hunter2", gate.proxy))
+                .get(format!("http://{}/api/jobs/{id}?pw=hunter2", instance.proxy))
                 .header("authorization", format!("Bearer {token}"))
                 .header("cookie", "ray-authentication-token=sess-cookie-1")
                 .header("x-forwarded-for", "203.0.113.77");
             request.send().await.unwrap().bytes().await.unwrap();
         }
-        let job = gate.client.post(format!("http://{}/api/jobs/", gate.proxy)).body("bodytext42");
+        let job = instance.client.post(format!("http://{}/api/jobs/", instance.proxy)).body("bodytext42");
         job.send().await.unwrap().bytes().await.unwrap();
-        assert_eq!(gate.ask("/api/v0/delay/5").await, 404, "blocked by default");
+        assert_eq!(instance.ask("/api/v0/delay/5").await, 404, "blocked by default");
         eventually("a signal was read", async || {
-            let signals = gate.json("/api/v1/signals").await;
+            let signals = instance.json("/api/v1/signals").await;
             signals.as_array().unwrap().iter().any(|signal| signal["health"] == "fresh").then_some(())
         })
         .await;
@@ -79,11 +79,12 @@ async fn a_recording_holds_what_passed_and_nothing_that_names_anybody() {
 
 #[tokio::test]
 async fn shared_answers_and_shadow_refusals_are_told_apart() {
-    let gate =
-        Gate::start("recording-shadow", "[class.state-heavy]\nmode = 'shadow'\nin_flight = 1\n", None).await;
-    let recorded = record(&gate, "shadow", async || {
-        let tasks = || gate.ask("/api/v0/tasks");
-        let list = || gate.ask("/api/jobs/");
+    let instance =
+        Instance::start("recording-shadow", "[class.state-heavy]\nmode = 'shadow'\nin_flight = 1\n", None)
+            .await;
+    let recorded = record(&instance, "shadow", async || {
+        let tasks = || instance.ask("/api/v0/tasks");
+        let list = || instance.ask("/api/jobs/");
         tokio::join!(tasks(), tasks(), tasks(), list(), list(), list());
     })
     .await;

@@ -121,7 +121,7 @@ async fn three_thousand_clients_that_leave_at_any_moment_leave_no_permit_held() 
         // Ray ends the tails it holds; all else has ended or ends by itself.
         rig.ray.hold.close();
         for class in CLASSES {
-            until(class.name, || rig.proxy.gate.load(rig::class(class.name)) == (0, 0)).await;
+            until(class.name, || rig.proxy.admission.load(rig::class(class.name)) == (0, 0)).await;
         }
         until("no connection is left", || rig.proxy.connections.count() == 0).await;
         assert_eq!(rig.get("/api/version", &[]).await.status, 200);

@@ -155,7 +155,7 @@ async fn who_stops_reading_gives_its_place_back_but_a_stream_may_stand_still() {
     assert!(idle.head().await.is_some());
     until("the place is back", || rig.in_flight("job-status") == 0).await;
     until("Ray is rid of it", || rig.ray.under_way.load(SeqCst) == 1).await;
-    assert_eq!(rig.proxy.gate.counts(class("job-status")).abandoned, 1);
+    assert_eq!(rig.proxy.admission.counts(class("job-status")).abandoned, 1);
     assert_eq!(rig.in_flight("log-stream"), 1);
 }
 
@@ -170,7 +170,8 @@ async fn whom_ray_keeps_waiting_is_not_taken_for_one_who_does_not_read() {
     let mut idle = rig.client().await;
     idle.send(get(STATUS, &["x-do: big:60000000"])).await;
     assert!(idle.head().await.is_some());
-    until("the other one was cut off", || rig.proxy.gate.counts(class("job-status")).abandoned == 1).await;
+    until("the other one was cut off", || rig.proxy.admission.counts(class("job-status")).abandoned == 1)
+        .await;
     rig.ray.hold.add_permits(1);
     assert_eq!(patient.exact(10).await.unwrap(), b"5\r\nline\n\r\n");
 }
@@ -238,7 +239,7 @@ async fn a_class_that_takes_a_key_is_closed_to_all_others_and_ray_never_sees_it(
     assert_eq!((seen.header("x-rayguard-key"), seen.header("authorization")), (None, Some("Bearer t")));
     assert_eq!(rig.get("/api/jobs/", &[]).await.status, 200, "reading is for all");
     assert_eq!(rig.get("/api/v0/nodes", &["x-rayguard-key: nightly"]).await.status, 200);
-    let counts = rig.proxy.gate.counts(class("job-submit"));
+    let counts = rig.proxy.admission.counts(class("job-submit"));
     assert_eq!((counts.offered, counts.admitted, counts.shed_all()), (4, 1, 3));
 }
 
@@ -273,7 +274,7 @@ async fn the_operators_routes_have_their_classes_by_method_path_and_header() {
     let offered = || {
         [0, 1, 2].map(|at| {
             let id = rayguard::core::policy::ClassId(u8::try_from(first + at).unwrap());
-            rig.proxy.gate.counts(id).offered
+            rig.proxy.admission.counts(id).offered
         })
     };
     let post = |path: &str, more: &str| {

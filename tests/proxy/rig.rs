@@ -130,11 +130,11 @@ impl Rig {
     }
 
     pub fn in_flight(&self, name: &str) -> u32 {
-        self.proxy.gate.load(class(name)).0
+        self.proxy.admission.load(class(name)).0
     }
 
     pub fn waiting(&self, name: &str) -> u32 {
-        self.proxy.gate.load(class(name)).1
+        self.proxy.admission.load(class(name)).1
     }
 }
 

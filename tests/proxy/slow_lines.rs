@@ -1,7 +1,7 @@
 //! Clients on slow lines: what they cost others, and what is said of them.
 
 use crate::rig::{self, Client, Rig, Setup, class, get, until};
-use rayguard::core::limit::meter::Counts;
+use rayguard::core::admission::meter::Counts;
 use rayguard::core::policy::{Bounds, Queue};
 use rayguard::proxy::listen;
 use std::sync::atomic::Ordering::SeqCst;
@@ -22,7 +22,7 @@ fn upload(from: u32, length: usize, does: &str) -> String {
 }
 
 fn counts(rig: &Rig, name: &str) -> Counts {
-    rig.proxy.gate.counts(class(name))
+    rig.proxy.admission.counts(class(name))
 }
 
 async fn uploads(rig: &Rig, many: u32, sent: usize) -> Vec<Client<TcpStream>> {
@@ -182,7 +182,7 @@ async fn slow_readers_hold_no_permit_and_shut_nobody_out() {
 #[tokio::test]
 async fn latency_ends_with_the_head_of_the_answer_and_a_stream_under_way_is_no_stall() {
     let rig = Rig::start().await;
-    let reading = || rig.proxy.gate.reading(class("job-status"), rig.proxy.clock.now());
+    let reading = || rig.proxy.admission.reading(class("job-status"), rig.proxy.clock.now());
     let mut asked = rig.client().await;
     asked.send(get(STATUS, &["x-do: hold"])).await;
     until("Ray is silent", || reading().stalled_s > 0.05).await;

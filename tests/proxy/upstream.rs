@@ -1,7 +1,7 @@
 //! What becomes of requests when Ray goes, comes back, or closes a connection; and of Ray when clients go.
 
 use super::rig::{self, Client, Rig, Setup, class, get, policy, until};
-use rayguard::core::limit::table::Mode;
+use rayguard::core::admission::table::Mode;
 use rayguard::core::policy::{Bounds, Treatment};
 use rayguard::core::request::catalogue::Surface;
 use rayguard::proxy::upstream::Address;
@@ -63,7 +63,7 @@ async fn in_shadow_mode_all_try_while_ray_is_away() {
         assert_eq!(answer.status, 502);
         assert!(answer.text().contains("Ray is unreachable at"), "{}", answer.text());
     }
-    assert_eq!(rig.proxy.gate.counts(class("job-status")).shadow_shed, 3, "counted");
+    assert_eq!(rig.proxy.admission.counts(class("job-status")).shadow_shed, 3, "counted");
 }
 
 #[tokio::test]
@@ -211,7 +211,7 @@ async fn serve_learns_that_a_client_has_left_and_its_place_is_free() {
         assert!(serve.is_closed().await, "as without a proxy");
         until("the place is free", || rig.in_flight("serve") == 0).await;
     }
-    let counts = rig.proxy.gate.counts(class("serve"));
+    let counts = rig.proxy.admission.counts(class("serve"));
     assert_eq!(
         (counts.cancelled, counts.abandoned, counts.finished()),
         (2, 0, 0),
@@ -266,7 +266,7 @@ async fn shadow_mode_changes_nothing_that_a_limit_a_time_out_or_a_pace_would() {
     upload.send("def").await;
     assert_eq!(upload.answer().await.status, 200, "no pace and no size of a body");
     for name in ["job-status", "blocked", "packages"] {
-        let counts = rig.proxy.gate.counts(class(name));
+        let counts = rig.proxy.admission.counts(class(name));
         assert!(counts.shadow_shed > 0 && counts.shed_all() == 0, "{name} is counted: {counts:?}");
     }
 }

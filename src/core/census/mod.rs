@@ -12,13 +12,13 @@
 //! An address that brings ever new credentials is folded after [`CREDENTIALS_MAX`] of them, or
 //! it would hide behind its own inventions.
 //!
-//! **What is kept of a client** is what the gate knows it by: two keyed digests, and the address
+//! **What is kept of a client** is what the admission controller knows it by: two keyed digests, and the address
 //! it was last seen at. No header, no credential, no name. Nothing here is ever a metric's label.
 
 pub mod fold;
 pub(crate) mod summary;
 
-use crate::limit::gate::Ask;
+use crate::admission::controller::Ask;
 use crate::policy::ClassId;
 use crate::request::catalogue::Surface;
 use crate::request::client_id::ClientId;

@@ -1,4 +1,4 @@
-//! The submission gate: how many may still be let in before the head has caught up.
+//! The backlog limit: how many may still be let in before the head has caught up.
 //!
 //! Ray answers a submission in 36 ms and pays for it later: each becomes a supervisor actor and
 //! a process, begun at about one a second. Latency peaks after the arrivals have
@@ -17,7 +17,7 @@
 //!
 //! When the signal goes stale the last allowance stands: no more than that is admitted on the
 //! strength of old news, except one every [`TRICKLE`] so that a lost signal never shuts the
-//! gate for good. Before the first reading nothing is known of the backlog, least of all that there
+//! limit for good. Before the first reading nothing is known of the backlog, least of all that there
 //! is none: half the target may be admitted, and the trickle.
 
 use crate::policy::SignalId;
@@ -28,7 +28,7 @@ use std::time::Duration;
 /// Without news, one more may be admitted in this time.
 pub const TRICKLE: Duration = Duration::from_secs(5);
 
-/// The gate of one class.
+/// The limit of one class.
 #[derive(Clone, Debug)]
 pub struct Backlog {
     signal: SignalId,
@@ -43,7 +43,7 @@ pub struct Backlog {
 }
 
 impl Backlog {
-    /// A gate on this signal: until the first reading, half its target and a trickle.
+    /// A limit on this signal: until the first reading, half its target and a trickle.
     #[must_use]
     pub fn new(signal: SignalId, target: f64, now: Time) -> Backlog {
         Backlog {
@@ -56,12 +56,12 @@ impl Backlog {
         }
     }
 
-    /// So many had been admitted before there was this gate.
+    /// So many had been admitted before there was this limit.
     pub fn begin_at(&mut self, admitted: u64) {
         self.admitted_max = self.admitted_max.saturating_add(admitted);
     }
 
-    /// Goes on with what another gate of the same class has granted.
+    /// Goes on with what another limit of the same class has granted.
     pub fn take_over(&mut self, before: &Backlog) {
         *self = Backlog { signal: self.signal, fresh: 0, ..before.clone() };
     }
@@ -149,8 +149,8 @@ mod tests {
         // submitters who always want more.
         let (target, mut backlog, mut published) = (16.0, 0.0f64, 0.0);
         let (mut admitted, mut fresh, mut worst) = (0u64, 0, 0.0f64);
-        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
-        gate.on_reading(0.0, target, 1, at(0.0), at(0.0));
+        let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
+        limiter.on_reading(0.0, target, 1, at(0.0), at(0.0));
         for tenth in 0u32..6000 {
             let now = at(f64::from(tenth) / 10.0);
             backlog = (backlog - 0.09).max(0.0);
@@ -158,12 +158,12 @@ mod tests {
                 published = backlog.ceil();
                 fresh += 1;
             }
-            gate.on_admitted(admitted, now, REACH);
+            limiter.on_admitted(admitted, now, REACH);
             if tenth % 50 == 7 {
-                gate.on_reading(published, target, fresh + 1, now - Duration::from_secs(10), now);
+                limiter.on_reading(published, target, fresh + 1, now - Duration::from_secs(10), now);
             }
-            gate.tick(admitted, now);
-            while admitted < gate.admitted_max() {
+            limiter.tick(admitted, now);
+            while admitted < limiter.admitted_max() {
                 admitted += 1;
                 backlog += 1.0;
             }
@@ -175,12 +175,12 @@ mod tests {
 
     #[test]
     fn without_news_a_trickle_passes_and_no_more() {
-        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
-        gate.on_reading(100.0, 16.0, 1, at(0.0), at(0.0));
+        let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
+        limiter.on_reading(100.0, 16.0, 1, at(0.0), at(0.0));
         let mut admitted = 0;
         for second in 0u32..125 {
-            gate.tick(admitted, at(f64::from(second)));
-            while admitted < gate.admitted_max() {
+            limiter.tick(admitted, at(f64::from(second)));
+            while admitted < limiter.admitted_max() {
                 admitted += 1;
             }
         }
@@ -189,11 +189,11 @@ mod tests {
 
     #[test]
     fn before_the_first_reading_half_the_target_passes_and_a_trickle() {
-        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
+        let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
         let mut admitted = 0;
         for second in 0u32..100 {
-            gate.tick(admitted, at(f64::from(second)));
-            while admitted < gate.admitted_max() {
+            limiter.tick(admitted, at(f64::from(second)));
+            while admitted < limiter.admitted_max() {
                 admitted += 1;
             }
         }
@@ -202,10 +202,10 @@ mod tests {
 
     #[test]
     fn the_same_reading_twice_grants_nothing_twice() {
-        let mut gate = Backlog::new(SignalId(0), 16.0, at(0.0));
-        assert!(gate.on_reading(6.0, 16.0, 1, at(0.0), at(0.0)));
-        gate.on_admitted(10, at(1.0), REACH);
-        assert!(!gate.on_reading(6.0, 16.0, 1, at(0.0), at(2.0)));
-        assert_eq!(gate.admitted_max(), 10);
+        let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
+        assert!(limiter.on_reading(6.0, 16.0, 1, at(0.0), at(0.0)));
+        limiter.on_admitted(10, at(1.0), REACH);
+        assert!(!limiter.on_reading(6.0, 16.0, 1, at(0.0), at(2.0)));
+        assert_eq!(limiter.admitted_max(), 10);
     }
 }

@@ -12,15 +12,15 @@
 //! be like itself (what is under way counts once for each), so a limit neither looks unused to it
 //! nor grows beyond what it was: its part never exceeds the safe share, see [`crate::fleet`].
 //!
-//! The gate on the submission backlog is each replica's own, with an even part of the room: what a
+//! The limit on the submission backlog is each replica's own, with an even part of the room: what a
 //! replica has let in since the reading it knows at once, and what others have only later.
 
+use crate::admission::meter::Counts;
+use crate::admission::table::Mode;
 use crate::engine::steer::{PIN_MAX, Pin, Refusal};
 use crate::engine::view::PinView;
 use crate::engine::{ClassReading, Effects, Engine, ProxyReading};
 use crate::journal::{Event, LimitKind, LoopKind};
-use crate::limit::meter::Counts;
-use crate::limit::table::Mode;
 use crate::time::{Time, duration_from_secs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -412,12 +412,12 @@ mod tests {
 
     /// A proxy at which so many answers of two seconds have ended, and the limit was reached.
     fn slow(ended: u64, under_way: u32) -> ProxyReading {
-        let meter = crate::limit::meter::Meter::default();
+        let meter = crate::admission::meter::Meter::default();
         for _ in 0..ended {
             meter.offer();
             meter.admit(under_way);
             let latency = Duration::from_secs(2);
-            meter.finish(crate::limit::meter::Outcome::Served, latency, latency);
+            meter.finish(crate::admission::meter::Outcome::Served, latency, latency);
         }
         let counts = meter.read();
         vec![ClassReading {

@@ -8,9 +8,9 @@
 //! proxy's own loop, which looks four times a second, is put to `simulations/servers-*.toml`.
 
 use super::{ClassReading, Engine};
+use crate::admission::meter::{Meter, Outcome, Reason};
+use crate::admission::table::{Mode, slots};
 use crate::control::stability::Timing;
-use crate::limit::meter::{Meter, Outcome, Reason};
-use crate::limit::table::{Mode, slots};
 use crate::policy::{Bounds, Class, Control, Law, Policy, Queue, Slo, plain};
 use crate::time::{Time, WallMs};
 use std::cmp::Reverse;

@@ -1,10 +1,10 @@
 //! What the outer loop does on evidence, and what it leaves alone without it: the production engine,
 //! fed with readings and with what the proxy would count.
 
+use crate::admission::meter::{Counts, Reason};
 use crate::control::law::Observation;
 use crate::engine::{ClassReading, Engine};
 use crate::journal::{Adjustment, Derivation, Event};
-use crate::limit::meter::{Counts, Reason};
 use crate::policy::{Bounds, Class, Law, OnStale, Policy, RateBounds, Signal, SignalId, SignalSource, plain};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::{Time, WallMs};

@@ -30,13 +30,13 @@
 //! A neighbour's need stands for [`HEARSAY`] after it was last told: a class that nobody asks for any
 //! more does not suffer.
 
+use crate::admission::meter::Counts;
+use crate::admission::table::slots;
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::law::Observation;
 use crate::control::stability::Timing;
 use crate::engine::{ClassReading, Engine, ProxyReading, Reasons};
 use crate::journal::{Apportioned, Derivation, Event, SignalSeen};
-use crate::limit::meter::Counts;
-use crate::limit::table::slots;
 use crate::policy::{Class, Priority, Treatment};
 use crate::time::{Time, duration_from_secs};
 use std::time::Duration;

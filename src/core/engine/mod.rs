@@ -25,6 +25,10 @@ mod retry_after;
 pub mod steer;
 pub mod view;
 
+use crate::admission::controller::AdmissionController;
+pub use crate::admission::meter::Reading as ClassReading;
+use crate::admission::meter::{Counts, Reason};
+use crate::admission::table::{LimitTable, Mode, slots};
 use crate::alert::{self, Alert, Alerts, Patience};
 use crate::control::backlog::Drain;
 use crate::control::oscillation::Oscillation;
@@ -40,10 +44,6 @@ use crate::journal::{
     Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, ShedSummary,
     SignalSeen, Start, StartLimit,
 };
-use crate::limit::gate::Gate;
-pub use crate::limit::meter::Reading as ClassReading;
-use crate::limit::meter::{Counts, Reason};
-use crate::limit::table::{LimitTable, Mode, slots};
 use crate::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::{Time, WallMs};
@@ -54,10 +54,10 @@ use std::time::Duration;
 /// What the proxy says of itself: one reading per class, in the policy's order.
 pub type ProxyReading = Vec<ClassReading>;
 
-/// Reads the gate's counters.
+/// Reads the admission controller's counters.
 #[must_use]
-pub fn read_proxy<W>(gate: &Gate<W>, classes: usize, now: Time) -> ProxyReading {
-    (0..u8::try_from(classes).unwrap_or(u8::MAX)).map(|at| gate.reading(ClassId(at), now)).collect()
+pub fn read_proxy<W>(admission: &AdmissionController<W>, classes: usize, now: Time) -> ProxyReading {
+    (0..u8::try_from(classes).unwrap_or(u8::MAX)).map(|at| admission.reading(ClassId(at), now)).collect()
 }
 
 /// What is to be done after a step.

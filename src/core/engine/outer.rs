@@ -17,6 +17,8 @@
 //! *A backlog* is no level but a sum: a rate follows it by a law of its own
 //! ([`crate::control::backlog`]), and the lesser of the two rates holds.
 
+use crate::admission::meter::Reason;
+use crate::admission::table::slots;
 use crate::control::backlog::Backlogged;
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::law::Observation;
@@ -26,8 +28,6 @@ use crate::control::stability::Timing;
 use crate::control::trial::Verdict;
 use crate::engine::{ClassReading, Engine, Loop, ProxyReading, Reasons};
 use crate::journal::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
-use crate::limit::meter::Reason;
-use crate::limit::table::slots;
 use crate::policy::{Law, OnStale, Policy, SignalId};
 use crate::time::Time;
 use std::time::Duration;
@@ -326,7 +326,7 @@ impl Engine {
         })
     }
 
-    /// The submission gate follows its own signal, every fresh reading at once. `whole` is the proxy
+    /// The backlog limit follows its own signal, every fresh reading at once. `whole` is the proxy
     /// with those of others.
     pub(super) fn step_backlog(&mut self, proxy: &ProxyReading, whole: &ProxyReading, now: Time) {
         let proxies = self.crew.as_ref().map_or(1, crate::engine::crew::Crew::replicas);

@@ -10,8 +10,8 @@
 //! bounded: 32 s theirs, 60 s ours.
 
 use super::{ClassReading, Engine};
-use crate::limit::meter::{Meter, Outcome, Reason};
-use crate::limit::table::Mode;
+use crate::admission::meter::{Meter, Outcome, Reason};
+use crate::admission::table::Mode;
 use crate::policy::{ClassId, plain};
 use crate::time::{Time, WallMs};
 use std::sync::Arc;

@@ -5,9 +5,9 @@
 //! Each is an event in the record, with who and why. When a pin ends, the limit starts from the
 //! pinned value and its law from a clean memory, so that nothing jumps.
 
+use crate::admission::table::{ClassLimits, Mode};
 use crate::engine::Engine;
 use crate::journal::{Event, LimitKind, Mode as Who, ModeChange};
-use crate::limit::table::{ClassLimits, Mode};
 use crate::time::{Time, WallMs};
 use std::time::Duration;
 

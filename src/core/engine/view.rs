@@ -1,9 +1,9 @@
 //! What the engine looks like from outside: for the admin API, `status`, the demo and reports.
 
+use crate::admission::table::Mode;
 use crate::alert;
 use crate::engine::{Engine, ProxyReading};
 use crate::journal::{LimitKind, SignalHealth};
-use crate::limit::table::Mode;
 use crate::policy::{ClassId, SignalId, Treatment};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,6 @@
 //! What a replica knows of those who ask for a class, and what it tells of them.
 //!
-//! The gate hands over what it has counted since the last renewal ([`ClassDemand`]); here it is averaged over
+//! The admission controller hands over what it has counted since the last renewal ([`ClassDemand`]); here it is averaged over
 //! [`MEMORY_S`] seconds, long enough for somebody who asks ten times a second to be known within a
 //! fifth, and short enough for a flood to be known when it has lasted as long. Told are the
 //! heaviest by name and the others by number.
@@ -9,9 +9,9 @@
 //! that came from several addresses here is one row without an address, or a token behind 64 of
 //! them would be told as many small ones.
 
+use crate::admission::demand::{ClassDemand, FlowDemand, ROWS_MAX};
 use crate::census::Credential;
 use crate::fleet::identities::{Demand, NAMED_MAX, Row};
-use crate::limit::demand::{ClassDemand, FlowDemand, ROWS_MAX};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -1,8 +1,8 @@
 //! The way of what is held open: WebSockets, and log tails above all.
 
 use super::{Passage, origin_form};
+use crate::core::admission::controller::Ask;
 use crate::core::census::Verdict;
-use crate::core::limit::gate::Ask;
 use crate::core::policy::{ClassId, Kind};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;

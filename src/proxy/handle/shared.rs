@@ -1,8 +1,8 @@
 //! The shared way: one asks Ray, all who ask the same get its answer.
 
 use super::{Passage, origin_form};
+use crate::core::admission::controller::Stage;
 use crate::core::census::Verdict;
-use crate::core::limit::gate::Stage;
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{Body, ClientBody, RayBody, Way};

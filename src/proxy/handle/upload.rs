@@ -1,7 +1,7 @@
 //! The way of a request whose body is too long to be read whole beforehand.
 
 use super::Passage;
-use crate::core::limit::gate::Shed;
+use crate::core::admission::controller::Shed;
 use crate::core::policy::Treatment;
 use crate::proxy::body::{Body, ClientBody, Pace, Upload};
 use crate::proxy::forward;
@@ -85,8 +85,8 @@ impl Passage {
         }
         let (proxy, class) = (&self.proxy, self.matched.class);
         let table = proxy.table.load();
-        let (reason, wait) = proxy.gate.would_turn_away(&table, class, self.client, proxy.clock.now())?;
-        let shed = proxy.gate.refuse_at_sight(&table, class, reason, wait)?;
+        let (reason, wait) = proxy.admission.would_shed(&table, class, self.client, proxy.clock.now())?;
+        let shed = proxy.admission.refuse_at_sight(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }
 }

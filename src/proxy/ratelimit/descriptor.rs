@@ -21,8 +21,8 @@
 //! the class for what no route knows. Letting it pass uncounted would make a crooked path the way
 //! round every limit; Envoy's `normalize_path` is what keeps the two readings of it together.
 
+use crate::core::admission::controller::Ask;
 use crate::core::census::Unlisted;
-use crate::core::limit::gate::Ask;
 use crate::core::policy::ClassId;
 use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::client_id::ClientId;
@@ -48,7 +48,7 @@ pub enum Told<'a> {
 /// A request that is to pass elsewhere.
 #[derive(Clone, Debug)]
 pub struct Question<'a> {
-    /// What to ask the gate.
+    /// What to ask the admission controller.
     pub ask: Ask,
     /// The route's pattern, or what stands for it.
     pub pattern: Arc<str>,

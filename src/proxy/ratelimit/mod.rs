@@ -2,16 +2,16 @@
 //!
 //! Many already have an Envoy, Istio or Envoy Gateway fleet in front of Ray, and no wish for one
 //! more hop. Envoy can ask before it lets a request pass: `ShouldRateLimit` of its rate-limit
-//! service protocol v3. Here that question is put to the very gate that decides about requests at
-//! the proxy ([`Gate::decide`]), under the very same table: the loop moves a limit, and the next
+//! service protocol v3. Here that question is put to the very admission controller that decides about requests at
+//! the proxy ([`AdmissionController::decide`]), under the very same table: the loop moves a limit, and the next
 //! answer to any Envoy is by that limit. Proxy and Envoys may be in use at the same time and share
 //! every limit. Nothing is decided twice, and nothing is decided here.
 //!
 //! **Rate** limits, client ceilings and the backlog's allowance need nothing more: they are spent on
-//! arrival. `hits_addend` is their price (`core/limit/gate/hits.rs`).
+//! arrival. `hits_addend` is their price (`core/admission/controller/multi_cost.rs`).
 //!
 //! **In-flight** limits need to know when an exchange ends, and this protocol has no word for it.
-//! There are two ways round that, and both hold a real place in the gate (`places.rs`):
+//! There are two ways round that, and both hold a real place in the admission controller (`places.rs`):
 //! - *Envoy tells.* A second descriptor with `apply_on_stream_done` names the exchange that has
 //!   ended and, as its `hits_addend`, the status of the answer. Then concurrency is counted as at
 //!   the proxy, and proxy latency is measured too: the inner loop steers what goes through Envoys
@@ -44,7 +44,7 @@
 //! purpose: its place lasts until it is taken for lost (`LOST_OBJECTIVES`). So it gains what a slow
 //! request would have gained it, and clients share places as they do at the proxy.
 //!
-//! [`Gate::decide`]: crate::core::limit::gate::Gate::decide
+//! [`AdmissionController::decide`]: crate::core::admission::controller::AdmissionController::decide
 
 pub mod call;
 pub mod descriptor;
@@ -53,10 +53,10 @@ pub mod places;
 pub mod stay;
 pub mod tally;
 
+use crate::core::admission::controller::{Left, Shed};
+use crate::core::admission::meter::Reason;
 use crate::core::census::{Sight, Verdict};
 use crate::core::journal::Via;
-use crate::core::limit::gate::{Left, Shed};
-use crate::core::limit::meter::Reason;
 use crate::core::policy::{ClassId, Kind, Treatment};
 use crate::core::time::Time;
 use crate::proxy::body::Body;
@@ -212,7 +212,7 @@ impl Service {
         Ok(answer)
     }
 
-    /// Puts a question to the gate.
+    /// Puts a question to the admission controller.
     async fn admit(
         &self,
         proxy: &Arc<ProxyState>,
@@ -226,10 +226,10 @@ impl Service {
         let early = if question.keyless {
             Some((Reason::ApiKey, Duration::ZERO))
         } else {
-            more.and_then(|_| proxy.gate.lacks(ask, hits.get(), now))
+            more.and_then(|_| proxy.admission.lacks(ask, hits.get(), now))
         };
         if let Some((reason, wait)) = early
-            && let Some(shed) = proxy.gate.refuse_at_sight(&proxy.table.load(), ask.class, reason, wait)
+            && let Some(shed) = proxy.admission.refuse_at_sight(&proxy.table.load(), ask.class, reason, wait)
         {
             return Decided::Refused(shed);
         }
@@ -239,10 +239,10 @@ impl Service {
         };
         let shadow = slot.ticket().is_some_and(|ticket| ticket.would_shed.is_some()) || early.is_some();
         if let (Some(more), Some(ticket), false) = (more, slot.ticket(), shadow)
-            && let Err((reason, wait)) = proxy.gate.pay(ticket, more, proxy.clock.now())
+            && let Err((reason, wait)) = proxy.admission.pay(ticket, more, proxy.clock.now())
         {
             // Somebody came in between; the slot goes back unsent.
-            return Decided::Refused(proxy.gate.refuse(ask.class, reason, wait));
+            return Decided::Refused(proxy.admission.refuse(ask.class, reason, wait));
         }
         let (verdict, answer) =
             if shadow { (Verdict::WouldShed, Answer::WouldShed) } else { (Verdict::Admitted, Answer::Ok) };
@@ -256,7 +256,7 @@ impl Service {
         proxy.ratelimit.note(Answer::Asked);
         let ask = question.ask;
         let table = proxy.table.load();
-        let over = proxy.gate.would_turn_away(&table, ask.class, ask.client, proxy.clock.now());
+        let over = proxy.admission.would_shed(&table, ask.class, ask.client, proxy.clock.now());
         let over = over.map(|(reason, wait)| Shed {
             class: ask.class,
             reason,
@@ -352,7 +352,7 @@ impl Service {
         if table.class(ask.class).treatment == Treatment::Exempt {
             return passed();
         }
-        let left = proxy.gate.left(&table, ask.class, ask.client, proxy.clock.now());
+        let left = proxy.admission.left(&table, ask.class, ask.client, proxy.clock.now());
         let stay = self.stay(proxy, ask.class);
         let reset = match over {
             Some(shed) => Duration::from_secs(u64::from(shed.retry_after_s)),
@@ -402,7 +402,7 @@ fn count(proxy: &ProxyState, question: &Question<'_>, verdict: Verdict) {
         address: question.address,
         pattern: &question.pattern,
         unlisted: question.unlisted.as_deref(),
-        in_flight: proxy.gate.load(question.ask.class).0,
+        in_flight: proxy.admission.load(question.ask.class).0,
     };
     proxy.count(&sight, verdict, proxy.clock.now());
 }

@@ -5,7 +5,7 @@
 //! tell. The mean of each second with enough of them counts for a quarter, so that a burst of odd ones
 //! moves it little and a head that has slowed down moves it within seconds.
 
-use crate::core::limit::meter::Counts;
+use crate::core::admission::meter::Counts;
 use crate::core::policy::ClassId;
 use crate::proxy::state::ProxyState;
 use std::time::Duration;
@@ -30,11 +30,11 @@ impl Stays {
         if self.generation != Some(proxy.generation) {
             // Another policy numbers its classes anew.
             self.generation = Some(proxy.generation);
-            self.classes = ids.map(|id| (proxy.gate.counts(id), None)).collect();
+            self.classes = ids.map(|id| (proxy.admission.counts(id), None)).collect();
             return;
         }
         for (id, (before, mean)) in ids.zip(&mut self.classes) {
-            let now = proxy.gate.counts(id);
+            let now = proxy.admission.counts(id);
             let window = now.since(before);
             *before = now;
             if window.finished() >= ENOUGH

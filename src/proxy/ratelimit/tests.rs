@@ -1,5 +1,5 @@
 use super::*;
-use crate::core::limit::table::{LimitTable, Mode};
+use crate::core::admission::table::{LimitTable, Mode};
 use crate::core::policy::{Bounds, Control, PerClientLimits, Policy, RateBounds};
 use crate::core::request::catalogue::{self, Surface};
 use crate::core::request::classify::Classifier;
@@ -118,7 +118,7 @@ async fn a_path_and_the_name_of_its_class_are_held_to_one_limit() {
     assert!(rig.passes(&[("class", "job-status")]).await);
     assert!(!rig.passes(&STATUS).await);
     assert!(!rig.passes(&[("class", "job-status")]).await);
-    assert_eq!(rig.proxy.gate.counts(rig.class("job-status")).admitted, 2);
+    assert_eq!(rig.proxy.admission.counts(rig.class("job-status")).admitted, 2);
     assert_eq!((rig.told(Answer::Ok), rig.told(Answer::OverLimit)), (2, 2));
 }
 
@@ -181,7 +181,7 @@ async fn in_shadow_everything_passes_and_what_would_have_been_shed_is_counted() 
     for _ in 0..5 {
         assert!(rig.passes(&STATUS).await);
     }
-    let counts = rig.proxy.gate.counts(id);
+    let counts = rig.proxy.admission.counts(id);
     assert_eq!((counts.shed_all(), counts.shadow_shed, rig.told(Answer::WouldShed)), (0, 3, 3));
     let mut heavy = one(&STATUS);
     heavy.hits_addend = 100;
@@ -199,7 +199,7 @@ async fn what_is_not_known_passes_and_is_counted() {
         assert!(rig.passes(unknown).await, "{unknown:?}");
     }
     assert_eq!((rig.told(Answer::UnknownDomain), rig.told(Answer::UnknownDescriptor)), (1, 4));
-    assert_eq!(rig.proxy.gate.counts(rig.class("job-status")).offered, 0);
+    assert_eq!(rig.proxy.admission.counts(rig.class("job-status")).offered, 0);
 }
 
 #[tokio::test]
@@ -261,7 +261,7 @@ async fn a_place_is_given_back_when_its_end_is_told_and_its_time_is_measured() {
     end.descriptors[0].hits_addend = Some(503);
     rig.ask(&end).await;
     rig.ask(&end).await;
-    let counts = rig.proxy.gate.counts(rig.class("job-status"));
+    let counts = rig.proxy.admission.counts(rig.class("job-status"));
     assert_eq!((counts.served, counts.failed, counts.left), (1, 1, 0));
     assert!(counts.latency_mean().is_some());
     assert_eq!(
@@ -294,7 +294,7 @@ async fn without_a_report_a_place_is_held_for_as_long_as_its_class_takes() {
     let now = rig.proxy.clock.now();
     assert_eq!(rig.service.places().expire(now + stay / 2).len(), 0);
     assert_eq!(rig.service.places().expire(now + stay + Duration::from_secs(1)).len(), 4);
-    let counts = rig.proxy.gate.counts(id);
+    let counts = rig.proxy.admission.counts(id);
     assert_eq!((counts.finished(), counts.left), (0, 0), "nobody saw how it ended");
     assert!(rig.passes(&STATUS).await);
     let status = &rig.ask(&one(&STATUS)).await.statuses[0];
@@ -317,7 +317,7 @@ async fn several_descriptors_pass_together_or_not_at_all() {
     let codes: Vec<i32> = answer.statuses.iter().map(|status| status.code).collect();
     assert_eq!(codes, [Code::Ok as i32, Code::OverLimit as i32, Code::Ok as i32]);
     assert_eq!(answer.overall_code, Code::OverLimit as i32);
-    assert_eq!(rig.proxy.gate.load(rig.class("job-status")).0, 0, "what was taken is given back");
+    assert_eq!(rig.proxy.admission.load(rig.class("job-status")).0, 0, "what was taken is given back");
     assert_eq!(rig.service.places().count(), 0);
 }
 
@@ -335,7 +335,7 @@ async fn hits_are_the_price_in_rate_and_none_is_a_question() {
     assert_eq!(rig.ask(&asks).await.overall_code, Code::OverLimit as i32);
     asks.descriptors[0].hits_addend = Some(u64::MAX);
     assert_eq!(rig.ask(&asks).await.overall_code, Code::OverLimit as i32);
-    let counts = rig.proxy.gate.counts(rig.class("job-status"));
+    let counts = rig.proxy.admission.counts(rig.class("job-status"));
     assert_eq!((counts.offered, counts.admitted, counts.shed_all()), (4, 2, 2));
     asks.descriptors[0].hits_addend = Some(0);
     assert_eq!(remaining(rig.ask(&asks).await), (Code::Ok as i32, 1), "refusals cost nothing");
@@ -362,7 +362,7 @@ async fn a_question_of_too_many_parts_is_not_answered() {
         let fault = rig.service.decide(ENVOY, &many, rig.proxy.clock.now()).await.unwrap_err();
         assert_eq!(fault, Fault::TooMany(DESCRIPTORS_MAX));
     }
-    assert_eq!(rig.proxy.gate.counts(rig.class("job-status")).offered, 0);
+    assert_eq!(rig.proxy.admission.counts(rig.class("job-status")).offered, 0);
 }
 
 #[test]

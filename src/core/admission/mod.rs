@@ -1,10 +1,10 @@
 //! What holds a limit: the table of numbers, and the clocks, counters and queues they govern.
 pub mod clock;
 pub mod common;
+pub mod controller;
 pub mod cost;
 pub mod demand;
 pub mod flow;
-pub mod gate;
 pub mod in_flight;
 pub mod meter;
 pub mod parked;

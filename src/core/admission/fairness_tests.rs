@@ -1,7 +1,7 @@
-//! Fairness of gate and queue together, in virtual time: clients that ask at their own pace, a
+//! Fairness of admission and queue together, in virtual time: clients that ask at their own pace, a
 //! class with room for a few, and what each of them got.
 
-use super::gate::{Ask, Decision, Gate, Grant, Ticket, WaitId};
+use super::controller::{AdmissionController, Ask, Decision, Grant, Ticket, WaitId};
 use super::meter::{Outcome, Reason};
 use super::table::LimitTable;
 use crate::policy::{Bounds, Class, ClassId, Queue, RateBounds, SignalId, plain};
@@ -63,7 +63,7 @@ fn plant() -> impl Strategy<Value = Plant> {
 
 struct World {
     plant: Plant,
-    gate: Gate<usize>,
+    admission: AdmissionController<usize>,
     table: LimitTable,
     events: BTreeMap<(Time, u64), Next>,
     order: u64,
@@ -101,7 +101,7 @@ impl World {
                     got[at].asked += f64::from(u8::from(counts(now)));
                     let ask = Ask { class: ClassId(0), route: 0, client: client.client };
                     let decision = self
-                        .gate
+                        .admission
                         .decide(&self.table, ask, now, || at, &mut |at, grant| woken.push((at, grant)));
                     match decision {
                         Decision::Admit(ticket) => woken.push((at, Grant::Go(ticket))),
@@ -117,11 +117,11 @@ impl World {
                     let asked = Time(ticket.admitted.0.saturating_sub(nanos(ticket.waited)));
                     got[at].served += f64::from(u8::from(counts(asked)));
                     got[at].done += f64::from(u8::from(counts(now)));
-                    self.gate.finish(&self.table, ticket, Outcome::Served, now, &mut |at, grant| {
+                    self.admission.finish(&self.table, ticket, Outcome::Served, now, &mut |at, grant| {
                         woken.push((at, grant));
                     });
                 }
-                Next::Expire(id) => drop(self.gate.expire(id, Reason::QueueTimeout)),
+                Next::Expire(id) => drop(self.admission.expire(id, Reason::QueueTimeout)),
             }
             for (at, grant) in woken {
                 if let Grant::Go(ticket) = grant {
@@ -154,7 +154,13 @@ fn world_with(plant: Plant, len_max: u32, adapt: impl FnOnce(&mut Class)) -> Wor
     // More than fits into the room.
     policy.modules[0].work = (plant != Plant::Parallel).then_some(Duration::from_mins(1));
     let table = LimitTable::initial(&policy);
-    World { plant, gate: Gate::new(&policy, &table, Time::ZERO), table, events: BTreeMap::new(), order: 0 }
+    World {
+        plant,
+        admission: AdmissionController::new(&policy, &table, Time::ZERO),
+        table,
+        events: BTreeMap::new(),
+        order: 0,
+    }
 }
 
 fn client(address: u64, credential: Option<u64>, per_second: f64) -> TestClient {

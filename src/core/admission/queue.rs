@@ -5,7 +5,7 @@
 //! and no slot stands idle?
 //!
 //! **The law.** Start-time fair queueing (Goyal, Vin, Cheng, "Start-time Fair Queuing", 1996),
-//! in units of *work*, or of whatever else the class is short of (the gate says what a request
+//! in units of *work*, or of whatever else the class is short of (the admission controller says what a request
 //! costs): every client carries a tag, the virtual time at which its next request may start.
 //! Serving a request of cost `c` moves the client's tag to `max(V, tag) + c`, where `V`, the
 //! queue's virtual time, is the tag of the request served last. The smallest tag goes next. A client that asks less than its share finds its tag behind `V` and is next; a client

@@ -2,7 +2,7 @@
 //!
 //! For replicas that share limits: each tells the others' leader who asks for much of it, so that an
 //! identity that comes to several replicas is seen as one (`core/fleet/identities.rs`). Counted is
-//! what was asked for, let in or not, in requests and in work, by the keyed digests the gate knows
+//! what was asked for, let in or not, in requests and in work, by the keyed digests the admission controller knows
 //! a client by. A class is counted only while it is looked at: a replica that shares with nobody, or
 //! has room for everybody, pays one load a request.
 //!

@@ -3,16 +3,16 @@
 //! Whoever is certain to be refused is spared the upload that comes before the asking. To look
 //! changes nothing and costs no place; a request that may hope is let on, and asks in earnest.
 
-use super::{Gate, Shed};
-use crate::limit::meter::Reason;
-use crate::limit::table::{LimitTable, Mode, slots};
+use super::{AdmissionController, Shed};
+use crate::admission::meter::Reason;
+use crate::admission::table::{LimitTable, Mode, slots};
 use crate::policy::{ClassId, Kind, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-impl<W> Gate<W> {
+impl<W> AdmissionController<W> {
     /// Refuses a request that is not to ask at all; `None` where sheds are only counted.
     pub fn refuse_at_sight(
         &self,
@@ -37,7 +37,7 @@ impl<W> Gate<W> {
     /// full and the client stands in it already. (One that does not would take the place of
     /// somebody who asks for more than its share.)
     #[must_use]
-    pub fn would_turn_away(
+    pub fn would_shed(
         &self,
         table: &LimitTable,
         id: ClassId,

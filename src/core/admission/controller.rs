@@ -1,10 +1,10 @@
-//! The gate: every counter, clock and queue of the proxy, and the one decision about a request.
+//! The admission controller: every counter, clock and queue of the proxy, and the one decision about a request.
 //!
 //! The order: blocked, exempt, the client's own ceiling, then the class's
 //! concurrency, its work under way, the module's ceiling and the class's rate; whoever finds
 //! no room waits its turn in the class's fair queue, and whoever would wait in vain is told.
 //!
-//! The gate holds no limits. Each call is handed the limit table of that moment; what is
+//! The admission controller holds no limits. Each call is handed the limit table of that moment; what is
 //! counted here outlives every table, so a changed limit resets nothing.
 //!
 //! While nobody waits a decision takes no lock: a handful of atomic operations. Once somebody
@@ -14,25 +14,25 @@
 //! looks for room.
 //!
 //! `W` is whatever the driver needs to reach a waiter: a channel in production, an event in
-//! simulation. The gate hands it back through `wake` together with the verdict.
+//! simulation. The admission controller hands it back through `wake` together with the verdict.
 
-mod hits;
-mod line;
-mod outlook;
+mod dispatch;
+mod multi_cost;
+mod preflight;
 
-pub use hits::Left;
+pub use multi_cost::Left;
 
-use crate::limit::common::Common;
-use crate::limit::cost::{Costs, Departures};
-use crate::limit::demand::ClassDemand;
-use crate::limit::flow::Flow;
-use crate::limit::gate::line::ModuleQueue;
-use crate::limit::in_flight::InFlight;
-use crate::limit::meter::{Counts, Meter, Outcome, Reading, Reason};
-use crate::limit::queue::Place;
-use crate::limit::rate::Rate;
-use crate::limit::share::{Shares, SlotId};
-use crate::limit::table::{LimitTable, Mode, slots};
+use crate::admission::common::Common;
+use crate::admission::controller::dispatch::ModuleQueue;
+use crate::admission::cost::{Costs, Departures};
+use crate::admission::demand::ClassDemand;
+use crate::admission::flow::Flow;
+use crate::admission::in_flight::InFlight;
+use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
+use crate::admission::queue::Place;
+use crate::admission::rate::Rate;
+use crate::admission::share::{Shares, SlotId};
+use crate::admission::table::{LimitTable, Mode, slots};
 use crate::policy::{ClassId, Kind, ModuleId, PerClientLimits, Policy, Priority, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
@@ -41,7 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// What is asked of the gate.
+/// What is asked of the admission controller.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ask {
     /// The request's class.
@@ -52,7 +52,7 @@ pub struct Ask {
     pub client: ClientId,
 }
 
-/// A request under way. It must be given back to [`Gate::finish`], once.
+/// A request under way. It must be given back to [`AdmissionController::finish`], once.
 #[derive(Debug)]
 #[must_use = "a ticket that is not finished holds its slot for ever"]
 pub struct Ticket {
@@ -112,7 +112,7 @@ pub enum Decision {
     /// Send it on.
     Admit(Ticket),
     /// It waits; its waiter is woken with a [`Grant`], at `deadline` at the latest if the
-    /// driver calls [`Gate::expire`] then.
+    /// driver calls [`AdmissionController::expire`] then.
     Wait(WaitId, Time),
     /// Refuse it.
     Shed(Shed),
@@ -129,15 +129,15 @@ pub enum Grant {
 
 /// Every counter, clock and queue of the proxy.
 #[derive(Debug)]
-pub struct Gate<W> {
-    classes: Box<[ClassGate]>,
-    modules: Box<[ModuleGate<W>]>,
+pub struct AdmissionController<W> {
+    classes: Box<[ClassAdmission]>,
+    modules: Box<[ModuleAdmission<W>]>,
     costs: Arc<Costs>,
     common: Arc<Common>,
 }
 
 #[derive(Debug)]
-struct ClassGate {
+struct ClassAdmission {
     name: Arc<str>,
     module: ModuleId,
     priority: Priority,
@@ -152,7 +152,7 @@ struct ClassGate {
     waiting: AtomicU32,
     spread_s: AtomicU32,
     sheds: AtomicU32,
-    /// What is counted outlives this gate: see [`Gate::succeed`].
+    /// What is counted outlives this admission controller: see [`AdmissionController::succeed`].
     tally: Arc<Tally>,
 }
 
@@ -182,7 +182,7 @@ struct ModuleTally {
 }
 
 #[derive(Debug)]
-struct ModuleGate<W> {
+struct ModuleAdmission<W> {
     name: Arc<str>,
     /// It works in parallel: a request takes a slot for a time, not a part of one process's.
     parallel: bool,
@@ -246,24 +246,30 @@ impl Ticket {
     }
 }
 
-impl<W> Gate<W> {
-    /// An empty gate for this policy, at the rates of `table`.
+impl<W> AdmissionController<W> {
+    /// An empty admission controller for this policy, at the rates of `table`.
     #[must_use]
-    pub fn new(policy: &Policy, table: &LimitTable, now: Time) -> Gate<W> {
-        Gate::build(policy, table, now, None)
+    pub fn new(policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
+        AdmissionController::build(policy, table, now, None)
     }
 
-    /// The gate of a new policy, for requests from now on. Classes and modules of the same name
+    /// The admission controller of a new policy, for requests from now on. Classes and modules of the same name
     /// go on with the counters of this one, so that nothing under way is forgotten and no change
     /// hands out a slot or a burst twice; whoever waits here is still served here.
     #[must_use]
-    pub fn succeed(&self, policy: &Policy, table: &LimitTable, now: Time) -> Gate<W> {
-        Gate::build(policy, table, now, Some(self))
+    pub fn succeed(&self, policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
+        AdmissionController::build(policy, table, now, Some(self))
     }
 
-    fn build(policy: &Policy, table: &LimitTable, now: Time, before: Option<&Gate<W>>) -> Gate<W> {
+    fn build(
+        policy: &Policy,
+        table: &LimitTable,
+        now: Time,
+        before: Option<&AdmissionController<W>>,
+    ) -> AdmissionController<W> {
         let classes = policy.classes.iter().zip(&table.classes).map(|(class, limits)| {
-            let old = before.and_then(|gate| gate.classes.iter().find(|old| old.name == class.name));
+            let old =
+                before.and_then(|admission| admission.classes.iter().find(|old| old.name == class.name));
             let rate = class.rate.map(|rate| {
                 let per_second = limits.rate.unwrap_or(rate.per_second.initial);
                 let kept = old.and_then(|old| old.rate.as_ref()).filter(|(burst, _)| *burst == rate.burst);
@@ -285,7 +291,7 @@ impl<W> Gate<W> {
                 |old| Arc::clone(&old.tally),
             );
             tally.flow.set_limit(limits.bytes_per_second, now);
-            ClassGate {
+            ClassAdmission {
                 name: Arc::clone(&class.name),
                 module: class.module,
                 priority: class.priority,
@@ -305,8 +311,9 @@ impl<W> Gate<W> {
             }
         });
         let modules = policy.modules.iter().enumerate().map(|(at, module)| {
-            let old = before.and_then(|gate| gate.modules.iter().find(|old| old.name == module.name));
-            ModuleGate {
+            let old =
+                before.and_then(|admission| admission.modules.iter().find(|old| old.name == module.name));
+            ModuleAdmission {
                 name: Arc::clone(&module.name),
                 parallel: module.work.is_none(),
                 tally: old.map_or_else(Arc::default, |old| Arc::clone(&old.tally)),
@@ -315,9 +322,9 @@ impl<W> Gate<W> {
             }
         });
         // Routes are numbered alike in every configuration but for the operator's own.
-        let costs = before.map_or_else(Arc::default, |gate| Arc::clone(&gate.costs));
-        let common = before.map_or_else(Arc::default, |gate| Arc::clone(&gate.common));
-        Gate { classes: classes.collect(), modules: modules.collect(), costs, common }
+        let costs = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.costs));
+        let common = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.common));
+        AdmissionController { classes: classes.collect(), modules: modules.collect(), costs, common }
     }
 
     /// Decides about one request. `waiter` is called only if it must wait; `wake` is called for
@@ -622,11 +629,11 @@ impl<W> Gate<W> {
         self.costs.get(route)
     }
 
-    fn class(&self, id: ClassId) -> &ClassGate {
+    fn class(&self, id: ClassId) -> &ClassAdmission {
         &self.classes[id.index()]
     }
 
-    fn module(&self, id: ModuleId) -> &ModuleGate<W> {
+    fn module(&self, id: ModuleId) -> &ModuleAdmission<W> {
         &self.modules[id.index()]
     }
 
@@ -720,7 +727,7 @@ impl Tally {
     }
 }
 
-impl ClassGate {
+impl ClassAdmission {
     /// Takes `cost` seconds of work if that stays within the class's bound, or if it is the
     /// only one; returns what was taken.
     fn try_take_work(&self, cost: f64) -> Option<u64> {

@@ -1,4 +1,4 @@
-//! A whole gate on ephemeral loopback ports, in front of an emulated head.
+//! A whole rayguard on ephemeral loopback ports, in front of an emulated head.
 
 use rayguard::admin;
 use rayguard::admin::access::Access;
@@ -26,7 +26,7 @@ use tokio::sync::mpsc;
 /// Long enough for the slowest machine; only a failing test waits so long.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
-pub(crate) struct Gate {
+pub(crate) struct Instance {
     pub(crate) guard: Arc<Guard>,
     pub(crate) head: Option<Running>,
     pub(crate) proxy: SocketAddr,
@@ -37,9 +37,9 @@ pub(crate) struct Gate {
     dir: PathBuf,
 }
 
-impl Gate {
+impl Instance {
     /// With this configuration besides what the ports need; steering takes `token`.
-    pub(crate) async fn start(name: &str, config: &str, token: Option<&str>) -> Gate {
+    pub(crate) async fn start(name: &str, config: &str, token: Option<&str>) -> Instance {
         let head = Emulator::start(EmulatorConfig::default()).await.unwrap();
         let dir = std::env::temp_dir().join(format!("rayguard-admin-{name}-{}", std::process::id()));
         let text = format!(
@@ -79,11 +79,11 @@ impl Gate {
         std::fs::write(&path, &text).unwrap();
         let source = reload::Source { path: path.clone(), overrides: Overrides::default() };
         let reloader = reload::start(&guard, Some(source), Vec::new());
-        let access = Access::new(token, vec!["gate.test".into()]);
+        let access = Access::new(token, vec!["instance.test".into()]);
         admin::start(&guard, listener, access, notifier, reloader);
         rayguard::runtime::watch::start(&guard);
         let client = rayguard::observe::fetch::client().unwrap();
-        Gate { guard, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
+        Instance { guard, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
     }
 
     /// An answer's status and body.
@@ -113,7 +113,7 @@ impl Gate {
     }
 }
 
-impl Drop for Gate {
+impl Drop for Instance {
     fn drop(&mut self) {
         self.guard.tasks.close();
         let _ = std::fs::remove_dir_all(&self.dir);

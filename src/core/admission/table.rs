@@ -2,7 +2,7 @@
 //!
 //! The loop makes a new table and stores it in an `ArcSwap`; a request loads it once and
 //! never sees half a change. Counters, clocks and queues live outside (see
-//! [`crate::limit::gate`]), so a swap resets nothing.
+//! [`crate::admission::controller`]), so a swap resets nothing.
 
 use crate::policy::{ClassId, ModuleId, Policy, Treatment};
 
@@ -26,7 +26,7 @@ pub struct ClassLimits {
     pub mode: Mode,
     /// Requests per second; `None`: no rate limit.
     pub rate: Option<f64>,
-    /// Requests under way at once. The gate uses the whole part, and never less than 1
+    /// Requests under way at once. The admission controller uses the whole part, and never less than 1
     /// unless it is below 0.5 (then 0: nothing may pass).
     pub in_flight: f64,
     /// Bytes per second; `None`: no limit.
@@ -92,7 +92,7 @@ impl LimitTable {
     }
 }
 
-/// A concurrency limit as the gate counts it: the whole part, 1 for anything from 0.5 up.
+/// A concurrency limit as the admission controller counts it: the whole part, 1 for anything from 0.5 up.
 #[must_use]
 pub fn slots(limit: f64) -> u32 {
     if limit.is_nan() || limit < 0.5 {

@@ -1,4 +1,4 @@
-//! The fairness tests of Kubernetes API Priority and Fairness, put to our gate as facts: their
+//! The fairness tests of Kubernetes API Priority and Fairness, put to our admission controller as facts: their
 //! clients, their margins, their expected shares (`kubernetes/apiserver` at 24a394e,
 //! `pkg/util/flowcontrol/fairqueuing/queueset/queueset_test.go`).
 //!
@@ -6,7 +6,7 @@
 //! cost, held to the module's bound on work under way. A seat is a second of work below. What has
 //! no counterpart is said where it is left out.
 
-use super::gate::{Ask, Decision, Gate, Grant, Ticket};
+use super::controller::{AdmissionController, Ask, Decision, Grant, Ticket};
 use super::meter::Outcome;
 use super::table::LimitTable;
 use crate::control::budget::{Claim, divide};
@@ -52,7 +52,7 @@ enum Next {
 }
 
 struct World {
-    gate: Gate<(usize, u32, u32)>,
+    admission: AdmissionController<(usize, u32, u32)>,
     table: LimitTable,
     clients: Vec<Client>,
     events: BTreeMap<(Time, u64), Next>,
@@ -67,7 +67,7 @@ impl World {
     fn new(clients: &[Client], policy: &Policy, length: Duration) -> World {
         let table = LimitTable::initial(policy);
         let mut world = World {
-            gate: Gate::new(policy, &table, Time::ZERO),
+            admission: AdmissionController::new(policy, &table, Time::ZERO),
             table,
             clients: clients.to_vec(),
             events: BTreeMap::new(),
@@ -88,12 +88,13 @@ impl World {
             let ask =
                 Ask { class: ClassId(0), route: seats, client: ClientId { address: 99, credential: None } };
             let never = &mut |_, _| panic!("nobody waits");
-            let Decision::Admit(ticket) = self.gate.decide(&self.table, ask, began, || (0, 0, 0), never)
+            let Decision::Admit(ticket) = self.admission.decide(&self.table, ask, began, || (0, 0, 0), never)
             else {
                 return; // where nothing is let in, nothing needs to be known
             };
             let now = began + SECOND * u32::from(seats);
-            self.gate.finish(&self.table, ticket, Outcome::Served, now, &mut |_, _| panic!("nobody waits"));
+            self.admission
+                .finish(&self.table, ticket, Outcome::Served, now, &mut |_, _| panic!("nobody waits"));
         }
     }
 
@@ -131,7 +132,7 @@ impl World {
                     let id = ClientId { address: 1 + client as u64, credential: None };
                     let ask = Ask { class: ClassId(0), route: self.clients[client].seats, client: id };
                     let wake = &mut |who, grant| woken.push((who, grant));
-                    match self.gate.decide(&self.table, ask, now, || who, wake) {
+                    match self.admission.decide(&self.table, ask, now, || who, wake) {
                         Decision::Admit(ticket) => woken.push((who, Grant::Go(ticket))),
                         Decision::Wait(..) => {}
                         // A thread that is refused ends there, as theirs do.
@@ -141,7 +142,7 @@ impl World {
                 Next::Done(ticket) => {
                     let wake = &mut |who, grant| woken.push((who, grant));
                     // Nothing is learnt from it: a width is given, not measured.
-                    self.gate.finish(&self.table, ticket, Outcome::Unseen, now, wake);
+                    self.admission.finish(&self.table, ticket, Outcome::Unseen, now, wake);
                 }
             }
             for (who, grant) in woken {
@@ -213,7 +214,7 @@ fn each_gets_its_share_of_the_seats_within_their_margins() {
 
 /// TestSeparations. Theirs may hold a request's seats for a while after its answer (`pad`, at so many
 /// *final seats*), for the watchers it has set off. Ours has no such time: Ray's answer is the end of
-/// its work, and what a job costs afterwards the submission gate holds. So ours differs in all rows in
+/// its work, and what a job costs afterwards the backlog limit holds. So ours differs in all rows in
 /// which that time is what they lack. Where two contend ours may be off by one request of 24 besides:
 /// what is let in while nobody waits is not put to anyone's account.
 #[test]

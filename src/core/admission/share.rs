@@ -20,10 +20,10 @@
 //! of them has a part of these at each (`core/fleet/identities.rs`): so much of its places, and a
 //! cell that costs as many more. Nobody has less than one place at a replica.
 
-use crate::limit::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
-use crate::limit::in_flight::InFlight;
-use crate::limit::meter::Reason;
-use crate::limit::rate::{in_hand, owed, until_due};
+use crate::admission::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
+use crate::admission::in_flight::InFlight;
+use crate::admission::meter::Reason;
+use crate::admission::rate::{in_hand, owed, until_due};
 use crate::policy::PerClientLimits;
 use crate::request::client_id::ClientId;
 use crate::time::Time;

@@ -6,12 +6,12 @@
 //!
 //! All of it under the module's mutex, which is taken only once somebody waits there.
 
-use super::{Decision, Full, Gate, Grant, Shed, Ticket, WaitId};
-use crate::limit::gate::Ask;
-use crate::limit::meter::Reason;
-use crate::limit::queue::{FairQueue, Joined, Waiting};
-use crate::limit::share::SlotId;
-use crate::limit::table::{LimitTable, slots};
+use super::{AdmissionController, Decision, Full, Grant, Shed, Ticket, WaitId};
+use crate::admission::controller::Ask;
+use crate::admission::meter::Reason;
+use crate::admission::queue::{FairQueue, Joined, Waiting};
+use crate::admission::share::SlotId;
+use crate::admission::table::{LimitTable, slots};
 use crate::policy::{ClassId, Policy, Priority};
 use crate::time::Time;
 use std::sync::atomic::Ordering;
@@ -44,7 +44,7 @@ pub(super) struct Waiter<W> {
     slot: Option<SlotId>,
 }
 
-impl<W> Gate<W> {
+impl<W> AdmissionController<W> {
     /// A waiter's client has left. Returns its waiter if it was still waiting.
     pub fn cancel(&self, id: WaitId, now: Time) -> Option<W> {
         let waiter = self.take_out(id, Some(now))?;

@@ -18,7 +18,7 @@
 //!
 //! One relaxed load a request as long as nothing changes; no lock, no allocation.
 //!
-//! [`queue`]: crate::limit::queue
+//! [`queue`]: crate::admission::queue
 
 use crate::request::client_id::ClientId;
 use crate::time::Time;

@@ -4,15 +4,15 @@
 //! many: `hits`. They are the price in *rate*. An exchange takes one place in flight whatever it
 //! is worth, since a place is a thing of the head's and a hit is a thing of the operator's.
 //!
-//! GCRA takes several cells at once or none. The gate takes the first cell itself
-//! ([`Gate::decide`]), so the price is looked at before ([`Gate::lacks`]) and the rest of it is
-//! paid after ([`Gate::pay`]); whoever came in between has been served, and the payer is not.
+//! GCRA takes several cells at once or none. The admission controller takes the first cell itself
+//! ([`AdmissionController::decide`]), so the price is looked at before ([`AdmissionController::lacks`]) and the rest of it is
+//! paid after ([`AdmissionController::pay`]); whoever came in between has been served, and the payer is not.
 //! More hits than a burst has room for never pass.
 
-use super::Gate;
-use crate::limit::gate::{Ask, Ticket};
-use crate::limit::meter::Reason;
-use crate::limit::table::{LimitTable, slots};
+use super::AdmissionController;
+use crate::admission::controller::{Ask, Ticket};
+use crate::admission::meter::Reason;
+use crate::admission::table::{LimitTable, slots};
 use crate::policy::ClassId;
 use crate::request::client_id::ClientId;
 use crate::time::Time;
@@ -32,7 +32,7 @@ pub struct Left {
     pub whole: Duration,
 }
 
-impl<W> Gate<W> {
+impl<W> AdmissionController<W> {
     /// Which rate has less than `hits` in hand, and for how long.
     #[must_use]
     pub fn lacks(&self, ask: Ask, hits: u32, now: Time) -> Option<(Reason, Duration)> {
@@ -94,26 +94,30 @@ impl<W> Gate<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limit::gate::{Decision, Grant};
-    use crate::limit::meter::Outcome;
+    use crate::admission::controller::{Decision, Grant};
+    use crate::admission::meter::Outcome;
     use crate::policy::{Bounds, PerClientLimits, Policy, RateBounds, plain};
     use proptest::prelude::*;
 
     const CLIENT: ClientId = ClientId { address: 8, credential: None };
     const ASK: Ask = Ask { class: ClassId(0), route: 0, client: CLIENT };
 
-    fn rated(per_second: f64, burst: u32, per_client: PerClientLimits) -> (Policy, LimitTable, Gate<()>) {
+    fn rated(
+        per_second: f64,
+        burst: u32,
+        per_client: PerClientLimits,
+    ) -> (Policy, LimitTable, AdmissionController<()>) {
         let mut class = plain::class("submit", 100.0);
         class.rate = Some(RateBounds { per_second: Bounds::fixed(per_second), burst });
         class.per_client = per_client;
         let policy = plain::policy(vec![class], 100.0);
         let table = LimitTable::initial(&policy);
-        let gate = Gate::new(&policy, &table, Time::ZERO);
-        (policy, table, gate)
+        let admission = AdmissionController::new(&policy, &table, Time::ZERO);
+        (policy, table, admission)
     }
 
-    fn admit(gate: &Gate<()>, table: &LimitTable, now: Time) -> Option<Ticket> {
-        match gate.decide(table, ASK, now, || (), &mut |(), _: Grant| {}) {
+    fn admit(admission: &AdmissionController<()>, table: &LimitTable, now: Time) -> Option<Ticket> {
+        match admission.decide(table, ASK, now, || (), &mut |(), _: Grant| {}) {
             Decision::Admit(ticket) => Some(ticket),
             _ => None,
         }
@@ -122,32 +126,35 @@ mod tests {
     #[test]
     fn what_is_left_is_the_least_of_all_limits() {
         let own = PerClientLimits { rate: Some((1.0, 6)), in_flight: Some(5) };
-        let (_, mut table, gate) = rated(10.0, 8, own);
-        let left = |table: &LimitTable, client| gate.left(table, ASK.class, client, Time::ZERO).requests;
+        let (_, mut table, admission) = rated(10.0, 8, own);
+        let left = |table: &LimitTable, client| admission.left(table, ASK.class, client, Time::ZERO).requests;
         assert_eq!(left(&table, CLIENT), 5, "the client's own places");
         table.classes[0].in_flight = 3.0;
         assert_eq!(left(&table, CLIENT), 3, "the class's places");
         table.classes[0].admitted_max = Some(2);
         assert_eq!(left(&table, CLIENT), 2, "the work the head may have before it");
-        let ticket = admit(&gate, &table, Time::ZERO).unwrap();
-        let now = gate.left(&table, ASK.class, CLIENT, Time::ZERO);
+        let ticket = admit(&admission, &table, Time::ZERO).unwrap();
+        let now = admission.left(&table, ASK.class, CLIENT, Time::ZERO);
         assert_eq!((now.requests, now.rate, now.places), (1, Some((10.0, 8)), 3));
         assert!((now.whole.as_secs_f64() - 0.1).abs() < 1e-3, "{now:?}");
-        gate.finish(&table, ticket, Outcome::Unseen, Time::ZERO, &mut |(), _| {});
-        let counts = gate.counts(ASK.class);
+        admission.finish(&table, ticket, Outcome::Unseen, Time::ZERO, &mut |(), _| {});
+        let counts = admission.counts(ASK.class);
         assert_eq!((counts.left, counts.finished()), (0, 0), "what nobody saw counts as nothing");
     }
 
     #[test]
     fn the_rest_of_a_price_is_paid_whole_or_not_at_all() {
-        let (_, table, gate) = rated(1.0, 8, PerClientLimits::default());
-        let ticket = admit(&gate, &table, Time::ZERO).unwrap();
-        assert_eq!(gate.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO), Ok(()));
-        let (reason, wait) = gate.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO).unwrap_err();
+        let (_, table, admission) = rated(1.0, 8, PerClientLimits::default());
+        let ticket = admit(&admission, &table, Time::ZERO).unwrap();
+        assert_eq!(admission.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO), Ok(()));
+        let (reason, wait) = admission.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO).unwrap_err();
         assert_eq!((reason, wait.as_millis()), (Reason::ClassRate, 3000), "two are left of eight");
-        assert_eq!(gate.lacks(ASK, 2, Time::ZERO), None);
-        assert_eq!(gate.lacks(ASK, 3, Time::ZERO).unwrap().0, Reason::ClassRate);
-        assert!(gate.lacks(ASK, 9, Time::from_secs_f64(1e3)).is_some(), "more than a burst never passes");
+        assert_eq!(admission.lacks(ASK, 2, Time::ZERO), None);
+        assert_eq!(admission.lacks(ASK, 3, Time::ZERO).unwrap().0, Reason::ClassRate);
+        assert!(
+            admission.lacks(ASK, 9, Time::from_secs_f64(1e3)).is_some(),
+            "more than a burst never passes"
+        );
     }
 
     proptest! {
@@ -156,17 +163,17 @@ mod tests {
         fn hits_never_exceed_the_rate_plus_the_burst(
             asks in prop::collection::vec((1u32..12, 0u64..400), 1..80),
         ) {
-            let (_, table, gate) = rated(20.0, 10, PerClientLimits::default());
+            let (_, table, admission) = rated(20.0, 10, PerClientLimits::default());
             let (mut now, mut paid) = (Time::ZERO, 0);
             for (hits, later_ms) in asks {
                 now = now + Duration::from_millis(later_ms);
-                if gate.lacks(ASK, hits, now).is_none() {
-                    let ticket = admit(&gate, &table, now).unwrap();
+                if admission.lacks(ASK, hits, now).is_none() {
+                    let ticket = admit(&admission, &table, now).unwrap();
                     if let Some(more) = NonZeroU32::new(hits - 1) {
-                        prop_assert_eq!(gate.pay(&ticket, more, now), Ok(()), "nobody came in between");
+                        prop_assert_eq!(admission.pay(&ticket, more, now), Ok(()), "nobody came in between");
                     }
                     paid += hits;
-                    gate.finish(&table, ticket, Outcome::Unseen, now, &mut |(), _| {});
+                    admission.finish(&table, ticket, Outcome::Unseen, now, &mut |(), _| {});
                 }
             }
             prop_assert!(f64::from(paid) <= 20.0 * now.as_secs_f64() + 10.0 + 1.0, "{paid} in {now:?}");

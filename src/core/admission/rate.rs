@@ -3,7 +3,7 @@
 //! Whatever happens to the rate in between, what is admitted in any interval is at most the
 //! integral of the rate over it, plus the burst (one more for the cell in progress).
 
-use crate::limit::clock::{CELL_NANOS, ElasticClock, SharedClock};
+use crate::admission::clock::{CELL_NANOS, ElasticClock, SharedClock};
 use crate::time::{Time, duration_from_secs};
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
@@ -19,7 +19,8 @@ pub struct Rate {
     clock: Arc<ElasticClock>,
     burst: u32,
     account: Account,
-    limiter: RateLimiter<NotKeyed, Account, SharedClock, NoOpMiddleware<crate::limit::clock::VirtualTime>>,
+    limiter:
+        RateLimiter<NotKeyed, Account, SharedClock, NoOpMiddleware<crate::admission::clock::VirtualTime>>,
 }
 
 /// How long until one who lets `ahead` others go first has a cell, by governor's state, which is

@@ -16,7 +16,7 @@
 //! whose reader is slow asks seldom and leaves the rest to the others: max-min, in constant
 //! memory. Turns are taken without a lock.
 
-use crate::limit::clock::ElasticClock;
+use crate::admission::clock::ElasticClock;
 use crate::time::{Time, duration_from_secs};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,7 +25,7 @@ use std::time::Duration;
 const UNLIMITED: f64 = 1e11;
 
 /// Virtual nanoseconds, hence bytes, that the clock counts as one of its cells.
-const CELL_BYTES: f64 = crate::limit::clock::CELL_NANOS;
+const CELL_BYTES: f64 = crate::admission::clock::CELL_NANOS;
 
 /// A piece takes about this long at the limit, so that a ring of many goes round quickly...
 const PIECE_S: f64 = 0.1;

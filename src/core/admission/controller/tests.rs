@@ -1,7 +1,7 @@
-//! The gate as its callers see it, and the laws that no sequence of calls may break.
+//! The admission controller as its callers see it, and the laws that no sequence of calls may break.
 
 use super::*;
-use crate::limit::table::ClassLimits;
+use crate::admission::table::ClassLimits;
 use crate::policy::plain::{self, policy};
 use crate::policy::{Bounds, Class, Queue, RateBounds};
 use proptest::prelude::*;
@@ -17,25 +17,25 @@ fn latency_and_cost_are_what_ray_took_and_not_what_its_clients_line_did() {
     let mut rig = Rig::new(&policy);
     // Asked at 0, uploaded until 3, answered from 4 on, read until 10: Ray worked for 2 s of those.
     let mut slow = ticket(rig.ask(0, 1, at(0.0)).1);
-    rig.gate.turn(&mut slow, Stage::Uploading, at(0.0));
-    assert!(rig.gate.reading(ClassId(0), at(3.0)).stalled_s <= 0.0, "nobody waits for Ray");
-    rig.gate.turn(&mut slow, Stage::Asked, at(3.0));
-    assert!((rig.gate.reading(ClassId(0), at(3.5)).stalled_s - 0.5).abs() < 1e-9);
-    rig.gate.turn(&mut slow, Stage::Answered, at(4.0));
-    assert!(rig.gate.reading(ClassId(0), at(9.0)).stalled_s <= 0.0);
+    rig.admission.turn(&mut slow, Stage::Uploading, at(0.0));
+    assert!(rig.admission.reading(ClassId(0), at(3.0)).stalled_s <= 0.0, "nobody waits for Ray");
+    rig.admission.turn(&mut slow, Stage::Asked, at(3.0));
+    assert!((rig.admission.reading(ClassId(0), at(3.5)).stalled_s - 0.5).abs() < 1e-9);
+    rig.admission.turn(&mut slow, Stage::Answered, at(4.0));
+    assert!(rig.admission.reading(ClassId(0), at(9.0)).stalled_s <= 0.0);
     slow.kept = Duration::from_secs(8);
     rig.finish(slow, at(10.0));
-    let counts = rig.gate.counts(ClassId(0));
+    let counts = rig.admission.counts(ClassId(0));
     assert_eq!(
         (counts.answers(), counts.finished(), counts.latency_us, counts.work_us),
         (1, 1, 1_000_000, 2_000_000)
     );
-    assert!((rig.gate.cost(0) - 2.0).abs() < 1e-9);
-    assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
+    assert!((rig.admission.cost(0) - 2.0).abs() < 1e-9);
+    assert_eq!(rig.admission.load(ClassId(0)), (0, 0));
 }
 
 struct Rig {
-    gate: Gate<u32>,
+    admission: AdmissionController<u32>,
     table: LimitTable,
     woken: RefCell<Vec<(u32, Grant)>>,
     next: u32,
@@ -44,7 +44,12 @@ struct Rig {
 impl Rig {
     fn new(policy: &Policy) -> Rig {
         let table = LimitTable::initial(policy);
-        Rig { gate: Gate::new(policy, &table, Time::ZERO), table, woken: RefCell::default(), next: 0 }
+        Rig {
+            admission: AdmissionController::new(policy, &table, Time::ZERO),
+            table,
+            woken: RefCell::default(),
+            next: 0,
+        }
     }
     fn ask(&mut self, class: u8, address: u64, now: Time) -> (u32, Decision) {
         self.next += 1;
@@ -54,12 +59,13 @@ impl Rig {
             client: ClientId { address, credential: None },
         };
         let id = self.next;
-        let decision =
-            self.gate.decide(&self.table, ask, now, || id, &mut |w, g| self.woken.borrow_mut().push((w, g)));
+        let decision = self
+            .admission
+            .decide(&self.table, ask, now, || id, &mut |w, g| self.woken.borrow_mut().push((w, g)));
         (id, decision)
     }
     fn finish(&self, ticket: Ticket, now: Time) {
-        self.gate.finish(&self.table, ticket, Outcome::Served, now, &mut |w, g| {
+        self.admission.finish(&self.table, ticket, Outcome::Served, now, &mut |w, g| {
             self.woken.borrow_mut().push((w, g));
         });
     }
@@ -95,7 +101,7 @@ fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
     assert_eq!((woken, second.ask.client.address), (waiter, 2));
     assert_eq!(second.waited, Duration::from_millis(400));
     rig.finish(second, at(0.6));
-    assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
+    assert_eq!(rig.admission.load(ClassId(0)), (0, 0));
 }
 
 #[test]
@@ -137,11 +143,11 @@ fn a_client_that_left_is_never_granted_a_slot() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
     let first = ticket(rig.ask(0, 1, at(0.0)).1);
     let (_, Decision::Wait(id, _)) = rig.ask(0, 2, at(0.1)) else { panic!("should wait") };
-    assert!(rig.gate.cancel(id, at(0.2)).is_some());
-    assert!(rig.gate.cancel(id, at(0.2)).is_none(), "once only");
+    assert!(rig.admission.cancel(id, at(0.2)).is_some());
+    assert!(rig.admission.cancel(id, at(0.2)).is_none(), "once only");
     rig.finish(first, at(0.5));
     assert!(rig.granted().is_none());
-    assert_eq!(rig.gate.counts(ClassId(0)).left, 1);
+    assert_eq!(rig.admission.counts(ClassId(0)).left, 1);
 }
 
 #[test]
@@ -223,9 +229,9 @@ fn shadow_counts_what_it_would_shed_and_lets_it_through_at_once() {
     assert_eq!(second.would_shed, Some(Reason::ClassInFlight));
     rig.finish(first, at(0.1));
     rig.finish(second, at(0.1));
-    let counts = rig.gate.counts(ClassId(0));
+    let counts = rig.admission.counts(ClassId(0));
     assert_eq!((counts.shadow_shed, counts.shed_all(), counts.served), (1, 0, 2));
-    assert_eq!(rig.gate.load(ClassId(0)), (0, 0));
+    assert_eq!(rig.admission.load(ClassId(0)), (0, 0));
 }
 
 #[test]
@@ -235,9 +241,9 @@ fn a_rate_limited_class_waits_for_its_cell() {
     let mut rig = Rig::new(&policy(vec![submit], 8.0));
     let _first = ticket(rig.ask(0, 1, at(0.0)).1);
     let (waiter, _) = rig.ask(0, 1, at(0.0));
-    rig.gate.pump(&rig.table, at(0.3), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
+    rig.admission.pump(&rig.table, at(0.3), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
     assert!(rig.granted().is_none());
-    rig.gate.pump(&rig.table, at(0.51), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
+    rig.admission.pump(&rig.table, at(0.51), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
     assert_eq!(rig.granted().unwrap().0, waiter);
 }
 
@@ -245,7 +251,7 @@ fn a_rate_limited_class_waits_for_its_cell() {
 fn what_would_be_turned_away_is_known_before_it_is_sent() {
     let who = |address| ClientId { address, credential: None };
     let would = |rig: &Rig, address, seconds| {
-        rig.gate.would_turn_away(&rig.table, ClassId(0), who(address), at(seconds))
+        rig.admission.would_shed(&rig.table, ClassId(0), who(address), at(seconds))
     };
     let reason = |turned: Option<(Reason, Duration)>| turned.map(|(reason, _)| reason);
     let one_an_hour = |len_max, wait_s| {
@@ -283,7 +289,7 @@ fn what_would_be_turned_away_is_known_before_it_is_sent() {
 #[test]
 fn retry_after_is_spread() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 0.0)], 10.0));
-    rig.gate.spread(ClassId(0), 10);
+    rig.admission.spread(ClassId(0), 10);
     let mut seen = std::collections::BTreeSet::new();
     for _ in 0..200 {
         if let Decision::Shed(shed) = rig.ask(0, 1, at(0.0)).1 {
@@ -303,14 +309,18 @@ fn a_successor_goes_on_counting_what_is_under_way() {
     let mut after = policy(vec![class("new", 5, 1.0), submit.clone()], 8.0);
     after.classes[1].rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 9 });
     let old = std::mem::replace(&mut rig, Rig::new(&after));
-    rig.gate = old.gate.succeed(&after, &rig.table, at(1.0));
-    assert_eq!(rig.gate.load(ClassId(1)).0, 1, "by name, not by place");
+    rig.admission = old.admission.succeed(&after, &rig.table, at(1.0));
+    assert_eq!(rig.admission.load(ClassId(1)).0, 1, "by name, not by place");
     assert!(
         matches!(rig.ask(1, 1, at(1.0)).1, Decision::Wait(..)),
         "a larger burst is not handed out at once"
     );
     old.finish(held, at(2.0));
-    assert_eq!(rig.gate.load(ClassId(1)).0, 0, "given back to the old gate, counted out of both");
+    assert_eq!(
+        rig.admission.load(ClassId(1)).0,
+        0,
+        "given back to the old admission controller, counted out of both"
+    );
 }
 
 proptest! {
@@ -333,27 +343,27 @@ proptest! {
                     Decision::Shed(_) => {}
                 },
                 3 => if let Some(ticket) = held.pop() { rig.finish(ticket, at(now)); },
-                4 => if let Some(id) = waits.pop() { let _ = rig.gate.cancel(id, at(now)); },
+                4 => if let Some(id) = waits.pop() { let _ = rig.admission.cancel(id, at(now)); },
                 _ => {
-                    let before = rig.gate.load(ClassId(which)).0;
+                    let before = rig.admission.load(ClassId(which)).0;
                     rig.table.classes[usize::from(which)].in_flight = f64::from(limit);
-                    rig.gate.pump(&rig.table, at(now), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
-                    prop_assert!(rig.gate.load(ClassId(which)).0 <= before.max(limit));
+                    rig.admission.pump(&rig.table, at(now), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
+                    prop_assert!(rig.admission.load(ClassId(which)).0 <= before.max(limit));
                 }
             }
             while let Some((_, ticket)) = rig.granted() {
                 held.push(ticket);
             }
-            prop_assert!(rig.gate.module_in_flight(ModuleId(0)) <= 4);
-            prop_assert_eq!(held.len(), rig.gate.module_in_flight(ModuleId(0)) as usize);
+            prop_assert!(rig.admission.module_in_flight(ModuleId(0)) <= 4);
+            prop_assert_eq!(held.len(), rig.admission.module_in_flight(ModuleId(0)) as usize);
         }
-        for id in waits { let _ = rig.gate.cancel(id, at(now)); }
+        for id in waits { let _ = rig.admission.cancel(id, at(now)); }
         while let Some(ticket) = held.pop() {
             rig.finish(ticket, at(now));
             while let Some((_, ticket)) = rig.granted() { held.push(ticket); }
         }
-        prop_assert_eq!(rig.gate.waiting(), 0);
-        prop_assert_eq!(rig.gate.module_in_flight(ModuleId(0)), 0);
+        prop_assert_eq!(rig.admission.waiting(), 0);
+        prop_assert_eq!(rig.admission.module_in_flight(ModuleId(0)), 0);
     }
 
     /// At demand below the limit nothing is shed, and nobody waits, whoever asks.
