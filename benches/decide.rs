@@ -1,11 +1,11 @@
 //! What does a decision cost, in time and in allocations?
 //!
-//! Everything the proxy decides by itself: classify, identify, pass every limit, give the ticket
+//! Everything the proxy decides by itself: classify, identify, pass every limit, give the permit
 //! back. 10,000 clients take turns, each with an address and a token of its own, so that caches
 //! and tables are as cold as they are in earnest. The bar is a median of 200 ns without an
 //! allocation; the second half is checked, the first is for `cargo bench --bench decide` to show.
 //!
-//! `full`: from the bytes of a path and its headers to the ticket and back. Its parts: `classify`
+//! `full`: from the bytes of a path and its headers to the permit and back. Its parts: `classify`
 //! (the path made normal and looked up), `identify` (two keyed digests), `admission` (the counters,
 //! with a client's own limits on as well, in and out again).
 //!
@@ -109,10 +109,10 @@ impl BenchProxy {
 
     fn pass(&mut self, ask: Ask) -> bool {
         let nobody = &mut |(), _: Grant| {};
-        let Decision::Admit(ticket) = self.admission.decide(&self.table, ask, self.now, || (), nobody) else {
+        let Decision::Admit(permit) = self.admission.decide(&self.table, ask, self.now, || (), nobody) else {
             return false;
         };
-        self.admission.finish(&self.table, ticket, Outcome::Served, self.now, nobody);
+        self.admission.finish(&self.table, permit, Outcome::Served, self.now, nobody);
         true
     }
 }

@@ -141,17 +141,17 @@ impl Drop for Redis {
 
 /// Rate 300/s.
 const BY_RATE: &str = "views";
-/// 30 slots.
-const BY_SLOTS: &str = "state-light";
+/// 30 permits.
+const BY_PERMITS: &str = "state-light";
 const RATE: f64 = 300.0;
-const SLOTS: u32 = 30;
+const PERMITS: u32 = 30;
 
 /// 120/s, and whoever finds none waits in line.
 const LINE_BY_RATE: &str = "job-list";
 const LINE_RATE: f64 = 120.0;
-/// 20 slots, with a line.
-const LINE_BY_SLOTS: &str = "state-heavy";
-const LINE_SLOTS: f64 = 20.0;
+/// 20 permits, with a line.
+const LINE_BY_PERMITS: &str = "state-heavy";
+const LINE_PERMITS: f64 = 20.0;
 /// What a modest client asks for of its fair share.
 const MODEST: f64 = 0.8;
 /// 30/s and 6 at once for each client, more than enough for all.
@@ -181,15 +181,15 @@ fn settings(url: &str, name: &str) -> Settings {
     for class in &mut policy.classes {
         class.signals.clear();
         class.law = Law::Static;
-        if [BY_RATE, BY_SLOTS].contains(&&*class.name) {
+        if [BY_RATE, BY_PERMITS].contains(&&*class.name) {
             class.rate = None;
             class.queue = Queue { len_max: 0, ..class.queue };
             class.per_client = PerClientLimits::default();
-            class.in_flight = Bounds::fixed(f64::from(SLOTS));
+            class.in_flight = Bounds::fixed(f64::from(PERMITS));
             policy.modules[class.module.index()].in_flight = Bounds::fixed(1000.0);
             policy.modules[class.module.index()].work = None;
         }
-        if [LINE_BY_RATE, LINE_BY_SLOTS, CEILINGS].contains(&&*class.name) {
+        if [LINE_BY_RATE, LINE_BY_PERMITS, CEILINGS].contains(&&*class.name) {
             class.queue = Queue { len_max: 64, wait_max: Duration::from_secs(2) };
             class.per_client = PerClientLimits::default();
             class.rate = None;
@@ -199,7 +199,7 @@ fn settings(url: &str, name: &str) -> Settings {
         }
         match &*class.name {
             LINE_BY_RATE => class.rate = Some(RateBounds { per_second: Bounds::fixed(LINE_RATE), burst: 20 }),
-            LINE_BY_SLOTS => class.in_flight = Bounds::fixed(LINE_SLOTS),
+            LINE_BY_PERMITS => class.in_flight = Bounds::fixed(LINE_PERMITS),
             CEILINGS => class.per_client = PerClientLimits { rate: Some((30.0, 10)), in_flight: Some(6) },
             _ => {}
         }
@@ -315,15 +315,15 @@ impl TestReplica {
                     let (proxy, tally) = (Arc::clone(&proxy), Arc::clone(&told));
                     tokio::spawn(async move {
                         let counts = tally.counts.load(Ordering::SeqCst);
-                        let slot = proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await;
+                        let permit = proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await;
                         if counts {
                             tally.asked.fetch_add(1, Ordering::SeqCst);
-                            tally.served.fetch_add(u64::from(slot.is_ok()), Ordering::SeqCst);
+                            tally.served.fetch_add(u64::from(permit.is_ok()), Ordering::SeqCst);
                         }
-                        if let Ok(mut slot) = slot {
-                            slot.sent();
+                        if let Ok(mut permit) = permit {
+                            permit.sent();
                             tokio::time::sleep(hold).await;
-                            slot.served();
+                            permit.served();
                         }
                     });
                 }
@@ -332,38 +332,38 @@ impl TestReplica {
         tally
     }
 
-    /// So many clients for ever, each of which holds a slot for 20 ms when it gets one.
-    fn ask_for_slots(&self, clients: u64) {
-        let (proxy, class) = (self.guard.proxy(), self.class(BY_SLOTS));
+    /// So many clients for ever, each of which holds a permit for 20 ms when it gets one.
+    fn ask_for_permits(&self, clients: u64) {
+        let (proxy, class) = (self.guard.proxy(), self.class(BY_PERMITS));
         for number in 0..clients {
             let proxy = Arc::clone(&proxy);
             self.runtime.as_ref().unwrap().spawn(async move {
                 loop {
                     let client = ClientId { address: number * 512, credential: None };
-                    let slot = proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await;
-                    tokio::time::sleep(Duration::from_millis(if slot.is_ok() { 20 } else { 2 })).await;
-                    drop(slot);
+                    let permit = proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await;
+                    tokio::time::sleep(Duration::from_millis(if permit.is_ok() { 20 } else { 2 })).await;
+                    drop(permit);
                 }
             });
         }
     }
 
-    /// Takes so many slots and gives each back when so many are to be finished.
-    fn hold(&self, slots: u32, finished: &tokio::sync::watch::Receiver<u32>) {
-        let (proxy, class) = (self.guard.proxy(), self.class(BY_SLOTS));
+    /// Takes so many permits and gives each back when so many are to be finished.
+    fn hold(&self, permits: u32, finished: &tokio::sync::watch::Receiver<u32>) {
+        let (proxy, class) = (self.guard.proxy(), self.class(BY_PERMITS));
         let _inside = self.runtime.as_ref().unwrap().enter();
-        for number in 1..=slots {
+        for number in 1..=permits {
             let (proxy, mut finished) = (Arc::clone(&proxy), finished.clone());
             self.guard.tasks.spawn(async move {
                 let client = ClientId { address: u64::from(number) * 512, credential: None };
-                let slot = loop {
+                let permit = loop {
                     match proxy.admit(Ask { class, route: 0, client }, proxy.clock.now()).await {
-                        Ok(slot) => break slot,
+                        Ok(permit) => break permit,
                         Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
                     }
                 };
                 let _ = finished.wait_for(|finished| *finished >= number).await;
-                drop(slot);
+                drop(permit);
             });
         }
     }
@@ -373,11 +373,11 @@ impl TestReplica {
     }
 
     fn under_way(&self) -> u32 {
-        self.guard.proxy().admission.load(self.class(BY_SLOTS)).0
+        self.guard.proxy().admission.load(self.class(BY_PERMITS)).0
     }
 
-    fn slots(&self) -> f64 {
-        self.guard.proxy().table.load().classes[self.class(BY_SLOTS).index()].in_flight
+    fn permits(&self) -> f64 {
+        self.guard.proxy().table.load().classes[self.class(BY_PERMITS).index()].in_flight
     }
 
     fn rate(&self) -> f64 {
@@ -402,19 +402,19 @@ impl Drop for TestReplica {
     }
 }
 
-/// Looks at the replicas every few milliseconds: no more slots are ever in use or given out than there
+/// Looks at the replicas every few milliseconds: no more permits are ever in use or given out than there
 /// are. Returns the mean in use.
 fn watch(replicas: &[TestReplica], length: Duration) -> f64 {
     let begun = Instant::now();
     let (mut sum, mut count) = (0.0, 0.0);
     while begun.elapsed() < length {
-        // One after the other: a slot may pass from one replica to the next between two looks, but only
-        // a slot that was given up, some hundred milliseconds before.
-        let given: f64 = replicas.iter().map(TestReplica::slots).sum();
+        // One after the other: a permit may pass from one replica to the next between two looks, but only
+        // a permit that was given up, some hundred milliseconds before.
+        let given: f64 = replicas.iter().map(TestReplica::permits).sum();
         let used: u32 = replicas.iter().map(TestReplica::under_way).sum();
         let rate: f64 = replicas.iter().map(TestReplica::rate).sum();
-        assert!(given <= f64::from(SLOTS), "{given} slots given out");
-        assert!(used <= SLOTS, "{used} slots in use");
+        assert!(given <= f64::from(PERMITS), "{given} permits given out");
+        assert!(used <= PERMITS, "{used} permits in use");
         assert!(rate <= RATE + 1e-3, "{rate}/s given out");
         sum += f64::from(used);
         count += 1.0;
@@ -434,7 +434,7 @@ fn wait_until(what: &str, patience: Duration, is: impl Fn() -> bool) -> Duration
 
 fn even(replicas: &[TestReplica]) -> bool {
     replicas.iter().all(|replica| {
-        (replica.rate() / RATE * 3.0 - 1.0).abs() < 0.03 && (9.0..=10.0).contains(&replica.slots())
+        (replica.rate() / RATE * 3.0 - 1.0).abs() < 0.03 && (9.0..=10.0).contains(&replica.permits())
     })
 }
 
@@ -447,16 +447,16 @@ fn three_replicas_under_a_tenfold_flood_admit_the_shared_limit_and_no_more() {
         ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
     for replica in &replicas {
         replica.ask_by_rate(10.0 * RATE / 3.0);
-        replica.ask_for_slots(100);
+        replica.ask_for_permits(100);
     }
     wait_until("an even division", Duration::from_secs(20), || even(&replicas));
     let (begun, before) = (Instant::now(), replicas.iter().map(TestReplica::admitted).sum::<u64>());
     let used = watch(&replicas, Duration::from_secs(8));
     let admitted = replicas.iter().map(TestReplica::admitted).sum::<u64>() - before;
     let share = admitted as f64 / begun.elapsed().as_secs_f64() / RATE;
-    eprintln!("admitted {:.2} % of the shared rate, used {used:.2} of {SLOTS} slots", share * 100.0);
+    eprintln!("admitted {:.2} % of the shared rate, used {used:.2} of {PERMITS} permits", share * 100.0);
     assert!((share - 1.0).abs() <= 0.03, "{share}");
-    assert!(used >= 0.9 * f64::from(SLOTS), "{used}");
+    assert!(used >= 0.9 * f64::from(PERMITS), "{used}");
     let leaders = replicas.iter().filter(|replica| replica.role() == Role::Leads).count();
     assert_eq!(leaders, 1, "one decides");
 }
@@ -536,10 +536,10 @@ fn whoever_floods_every_replica_has_one_share_of_a_rate() {
 }
 
 #[test]
-fn one_token_at_an_address_for_each_replica_has_one_share_of_the_slots() {
+fn one_token_at_an_address_for_each_replica_has_one_share_of_the_permits() {
     let flooder = [90, 91, 92].map(|number| ClientId { credential: Some(7), ..address(number) });
     let hold = Duration::from_millis(150);
-    a_flood_over_all_replicas("one-token", LINE_BY_SLOTS, LINE_SLOTS / hold.as_secs_f64(), hold, flooder);
+    a_flood_over_all_replicas("one-token", LINE_BY_PERMITS, LINE_PERMITS / hold.as_secs_f64(), hold, flooder);
 }
 
 #[test]
@@ -624,10 +624,10 @@ fn whatever_happens_to_the_store_no_replica_opens_and_none_shuts() {
     let replicas: Vec<TestReplica> =
         ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
     replicas[0].ask_by_rate(1_000.0);
-    replicas[0].ask_for_slots(100);
-    replicas[1].ask_for_slots(100);
+    replicas[0].ask_for_permits(100);
+    replicas[1].ask_for_permits(100);
     wait_until("leases where they are asked for", Duration::from_secs(20), || {
-        replicas[0].rate() > 0.8 * RATE && replicas[1].slots() >= 12.0
+        replicas[0].rate() > 0.8 * RATE && replicas[1].permits() >= 12.0
     });
     let cut_off = || even(&replicas) && replicas.iter().all(|replica| replica.role() == Role::CutOff);
     let well = || replicas[0].rate() > 0.8 * RATE && replicas[2].role() != Role::CutOff;
@@ -717,12 +717,12 @@ fn whoever_winds_up_gives_back_what_is_free_at_once_and_the_rest_as_it_ends() {
     let (finish, finished) = tokio::sync::watch::channel(0_u32);
     replicas[0].hold(8, &finished);
     wait_until("eight under way", Duration::from_secs(20), || replicas[0].under_way() == 8);
-    replicas[1..].iter().for_each(|replica| replica.ask_for_slots(60));
+    replicas[1..].iter().for_each(|replica| replica.ask_for_permits(60));
     wait_until("leases where they are asked for", Duration::from_secs(20), || {
-        replicas[1].slots() >= 9.0 && replicas[2].slots() >= 9.0
+        replicas[1].permits() >= 9.0 && replicas[2].permits() >= 9.0
     });
     replicas[0].guard.tasks.close();
-    let others = |replicas: &[TestReplica]| replicas[1].slots() + replicas[2].slots();
+    let others = |replicas: &[TestReplica]| replicas[1].permits() + replicas[2].permits();
     wait_until("the others have the rest", Duration::from_secs(5), || others(&replicas) >= 20.0);
     assert!(watch(&replicas, Duration::from_secs(4)) > 25.0, "what is free is used");
     assert_eq!(replicas[0].under_way(), 8, "what is under way is counted");

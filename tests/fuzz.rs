@@ -820,7 +820,7 @@ impl Front {
     fn close(self) {
         let Front { runtime, rig, socket } = self;
         runtime.block_on(async {
-            rig::until("every ticket is back", || CLASSES.iter().all(|class| rig.in_flight(class.name) == 0))
+            rig::until("every permit is back", || CLASSES.iter().all(|class| rig.in_flight(class.name) == 0))
                 .await;
             let mut client = rig::Client::over(UnixStream::connect(&socket).await.unwrap());
             client.send(get("/api/version", &[])).await;

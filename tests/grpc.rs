@@ -265,7 +265,7 @@ async fn a_newcomer_keeps_its_place_until_its_stream_is_answered() {
 }
 
 #[tokio::test]
-async fn a_stream_goes_both_ways_at_once_and_holds_its_ticket() {
+async fn a_stream_goes_both_ways_at_once_and_holds_its_permit() {
     let (rig, _head, _tasks) = start(|_| {}).await;
     let mut sender = connect(&rig).await;
     let (say, request) = call(DATAPATH, "a");
@@ -278,7 +278,7 @@ async fn a_stream_goes_both_ways_at_once_and_holds_its_ticket() {
     drop(say);
     let end = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
     assert_eq!(end["grpc-status"], "0");
-    until("the ticket is back", || rig.in_flight("ray-client-session") == 0).await;
+    until("the permit is back", || rig.in_flight("ray-client-session") == 0).await;
 }
 
 #[tokio::test]
@@ -428,7 +428,7 @@ async fn grpc_applications_of_serve_are_called_over_http_2() {
     drop(say);
     let end = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
     assert_eq!(end["grpc-status"], "0");
-    until("the ticket is back", || rig.in_flight("serve") == 0).await;
+    until("the permit is back", || rig.in_flight("serve") == 0).await;
     let (_, _, status) = ask(&mut sender, "UserDefinedService/Call", "b").await;
     assert_eq!(status.as_deref(), Some("0"));
 }

@@ -10,7 +10,7 @@
 //! ```
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
-use rayguard::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Ticket, WaitId};
+use rayguard::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, WaitId};
 use rayguard::core::admission::meter::{Outcome, Reason};
 use rayguard::core::admission::table::LimitTable;
 use rayguard::core::census::{Census, Sight, Verdict};
@@ -56,7 +56,7 @@ struct World {
     census: Census,
     pattern: Arc<str>,
     waiting: VecDeque<(Time, WaitId)>,
-    served: VecDeque<(Time, Ticket)>,
+    served: VecDeque<(Time, Permit)>,
     free: Time,
     honest_served: u32,
 }
@@ -119,7 +119,7 @@ impl World {
         let sight = Sight { ask, address, pattern: &self.pattern, unlisted: None, in_flight: 0 };
         self.census.note(&sight, verdict, now);
         match decision {
-            Decision::Admit(ticket) => granted.push((who, Grant::Go(ticket))),
+            Decision::Admit(permit) => granted.push((who, Grant::Go(permit))),
             Decision::Wait(id, deadline) => self.waiting.push_back((deadline, id)),
             Decision::Shed(_) => {}
         }
@@ -129,19 +129,19 @@ impl World {
 
     fn begin(&mut self, granted: Vec<(Who, Grant)>, now: Time) {
         for (who, grant) in granted {
-            if let Grant::Go(ticket) = grant {
+            if let Grant::Go(permit) = grant {
                 self.honest_served += u32::from(who == Who::Honest);
                 self.free = self.free.max(now) + SERVICE;
-                self.served.push_back((self.free, ticket));
+                self.served.push_back((self.free, permit));
             }
         }
     }
 
     fn pass(&mut self, now: Time) {
         while self.served.front().is_some_and(|(at, _)| *at <= now) {
-            let (at, ticket) = self.served.pop_front().unwrap();
+            let (at, permit) = self.served.pop_front().unwrap();
             let mut granted = Vec::new();
-            self.admission.finish(&self.table, ticket, Outcome::Served, at, &mut |who, grant| {
+            self.admission.finish(&self.table, permit, Outcome::Served, at, &mut |who, grant| {
                 granted.push((who, grant));
             });
             self.begin(granted, at);

@@ -89,41 +89,41 @@ fn together<T: Send + Sync + 'static>(of: &Arc<T>, parts: Vec<fn(&T)>) {
 }
 
 fn never_above_the_limit() {
-    let slots = Arc::new((InFlight::default(), loom::sync::atomic::AtomicU32::new(0)));
-    let one = |(slots, inside): &(InFlight, loom::sync::atomic::AtomicU32)| {
-        if slots.try_enter(1) {
+    let permits = Arc::new((InFlight::default(), loom::sync::atomic::AtomicU32::new(0)));
+    let one = |(permits, inside): &(InFlight, loom::sync::atomic::AtomicU32)| {
+        if permits.try_enter(1) {
             assert_eq!(inside.fetch_add(1, sync::Ordering::AcqRel), 0, "two were in at a limit of one");
             inside.fetch_sub(1, sync::Ordering::AcqRel);
-            slots.leave();
+            permits.leave();
         }
     };
-    together(&slots, vec![one, one]);
-    assert_eq!(slots.0.count(), 0, "each slot is given back once");
-    assert!(slots.0.try_enter(1), "and can be had again");
+    together(&permits, vec![one, one]);
+    assert_eq!(permits.0.count(), 0, "each permit is given back once");
+    assert!(permits.0.try_enter(1), "and can be had again");
 }
 
 fn a_lowered_limit_only_drains() {
-    let slots = Arc::new(InFlight::default());
-    assert!(slots.try_enter(2) && slots.try_enter(2));
-    let leaves = |slots: &InFlight| slots.leave();
-    let enters = |slots: &InFlight| {
-        if slots.try_enter(1) {
-            assert!(slots.count() >= 1);
-            slots.leave();
+    let permits = Arc::new(InFlight::default());
+    assert!(permits.try_enter(2) && permits.try_enter(2));
+    let leaves = |permits: &InFlight| permits.leave();
+    let enters = |permits: &InFlight| {
+        if permits.try_enter(1) {
+            assert!(permits.count() >= 1);
+            permits.leave();
         }
     };
-    together(&slots, vec![leaves, enters, leaves]);
-    assert_eq!(slots.count(), 0);
+    together(&permits, vec![leaves, enters, leaves]);
+    assert_eq!(permits.count(), 0);
 }
 
 fn whoever_enters_unasked_is_counted() {
-    let slots = Arc::new(InFlight::default());
-    let exempt = |slots: &InFlight| slots.enter();
-    let limited = |slots: &InFlight| {
-        let _ = slots.try_enter(1);
+    let permits = Arc::new(InFlight::default());
+    let exempt = |permits: &InFlight| permits.enter();
+    let limited = |permits: &InFlight| {
+        let _ = permits.try_enter(1);
     };
-    together(&slots, vec![exempt, limited]);
-    assert!((1..=2).contains(&slots.count()), "{}", slots.count());
+    together(&permits, vec![exempt, limited]);
+    assert!((1..=2).contains(&permits.count()), "{}", permits.count());
 }
 
 /// Either line, never parts of both: 10/s for 2 s, or 10/s for 1 s and 100/s for another.

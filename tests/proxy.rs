@@ -221,7 +221,7 @@ async fn ray_breaking_off_is_a_502_and_never_sent_twice() {
     let mut client = rig.client().await;
     client.send(get(STATUS, &["x-do: break-body"])).await;
     assert!(client.try_answer().await.is_none());
-    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+    until("the permit is back", || rig.in_flight("job-status") == 0).await;
 }
 
 #[tokio::test]
@@ -235,13 +235,13 @@ async fn a_request_ray_does_not_begin_to_answer_is_a_504_and_stays_counted() {
     assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_timeout"));
     assert_eq!(rig.in_flight("job-status"), 1, "Ray still works on it");
     rig.ray.hold.add_permits(1);
-    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+    until("the permit is back", || rig.in_flight("job-status") == 0).await;
 }
 
 // --- Clients that leave ---
 
 #[tokio::test]
-async fn abandoned_work_holds_its_ticket_until_ray_answers() {
+async fn abandoned_work_holds_its_permit_until_ray_answers() {
     let rig = Rig::start().await;
     let mut client = rig.client().await;
     client.send(get(STATUS, &["x-do: hold"])).await;
@@ -251,7 +251,7 @@ async fn abandoned_work_holds_its_ticket_until_ray_answers() {
     assert_eq!(rig.get(STATUS, &[]).await.status, 200);
     assert_eq!(rig.in_flight("job-status"), 1);
     rig.ray.hold.add_permits(1);
-    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+    until("the permit is back", || rig.in_flight("job-status") == 0).await;
     assert_eq!(rig.proxy.admission.counts(class("job-status")).abandoned, 1);
 }
 
@@ -296,7 +296,7 @@ async fn a_reader_that_leaves_in_the_middle_of_an_answer_frees_its_place() {
     client.send(get(STATUS, &["x-do: big:50000000"])).await;
     assert!(client.head().await.is_some());
     drop(client);
-    until("the ticket is back", || rig.in_flight("job-status") == 0).await;
+    until("the permit is back", || rig.in_flight("job-status") == 0).await;
 }
 
 // --- Tunnels ---
@@ -332,7 +332,7 @@ async fn a_websocket_is_joined_both_ways() {
     assert_eq!(rig.in_flight("log-tail"), 1);
     rig.ray.hold.close();
     assert!(client.is_closed().await);
-    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+    until("the permit is back", || rig.in_flight("log-tail") == 0).await;
 }
 
 #[tokio::test]
@@ -347,7 +347,7 @@ async fn a_tail_whose_reader_left_stays_counted_until_ray_closes() {
     rig.ray.hold.add_permits(3); // lines nobody reads
     assert_eq!(rig.get(STATUS, &[]).await.status, 200);
     rig.ray.hold.close();
-    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+    until("the permit is back", || rig.in_flight("log-tail") == 0).await;
 }
 
 #[tokio::test]
@@ -355,7 +355,7 @@ async fn a_declined_handshake_is_passed_on() {
     let rig = Rig::start().await;
     let answer = rig.ask(&tail("x-do: status:404")).await;
     assert_eq!((answer.status, &*answer.text()), (404, "as told"));
-    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+    until("the permit is back", || rig.in_flight("log-tail") == 0).await;
 }
 
 #[tokio::test]
@@ -413,7 +413,7 @@ async fn readers_of_one_log_share_one_tail_from_its_beginning() {
     assert_eq!(rig.in_flight("log-tail"), 2);
     rig.ray.hold.close();
     assert!(again.is_closed().await);
-    until("the tickets are back", || rig.in_flight("log-tail") == 0).await;
+    until("the permits are back", || rig.in_flight("log-tail") == 0).await;
 }
 
 #[tokio::test]
@@ -497,7 +497,7 @@ async fn followers_at_any_speed_get_every_line_and_laggards_share_a_tail() {
     }
     rig::all(followers).await;
     assert!((1..=2).contains(&rig.ray.count()), "{} tails at Ray", rig.ray.count());
-    until("the tickets are back", || rig.in_flight("log-tail") == 0).await;
+    until("the permits are back", || rig.in_flight("log-tail") == 0).await;
 }
 
 #[tokio::test]
@@ -530,7 +530,7 @@ async fn a_tunnel_stays_open_until_both_ends_have_closed() {
     assert!(early.is_err(), "the client has not answered yet: {early:?}");
     client.send(answer_frame(CLOSE, &NORMAL.to_be_bytes())).await;
     assert!(client.is_closed().await);
-    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+    until("the permit is back", || rig.in_flight("log-tail") == 0).await;
 }
 
 #[tokio::test]
@@ -555,7 +555,7 @@ async fn clients_that_leave_during_the_handshake_stay_counted_until_ray_closes()
         assert_eq!(rig.get(STATUS, &[]).await.status, 200);
         assert_eq!(rig.in_flight("log-tail"), 2, "and holds what it opened");
         rig.ray.hold.close();
-        until("the tickets are back", || rig.in_flight("log-tail") == 0).await;
+        until("the permits are back", || rig.in_flight("log-tail") == 0).await;
     }
 }
 
@@ -573,7 +573,7 @@ async fn a_handshake_that_ray_does_not_answer_ends_in_time_for_all_who_wait_for_
     }
     assert_eq!((rig.ray.count(), rig.in_flight("log-tail")), (1, 1), "Ray may still be at it");
     rig.ray.hold.close();
-    until("the ticket is back", || rig.in_flight("log-tail") == 0).await;
+    until("the permit is back", || rig.in_flight("log-tail") == 0).await;
 }
 
 #[tokio::test]

@@ -166,7 +166,7 @@ async fn a_body_that_breaks_ends_the_request_and_the_connection() {
             wrong.push(format!("{}: {statuses:?}, {:?}", shape.name, rig.ray.seen()));
         }
         rig.ray.seen.lock().unwrap().clear();
-        rig::until("the ticket is back", || rig.in_flight("job-submit") == 0).await;
+        rig::until("the permit is back", || rig.in_flight("job-submit") == 0).await;
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }

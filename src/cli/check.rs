@@ -311,7 +311,7 @@ fn slow_scrapes(settings: &Settings) -> Vec<String> {
 /// Scraping less often than this loses news of Ray's.
 const SCRAPE_MAX: Duration = Duration::from_secs(10);
 
-/// Limits that may fall below one slot for each replica: the one case in which replicas that have
+/// Limits that may fall below one permit for each replica: the one case in which replicas that have
 /// lost their store may together exceed a limit.
 fn scarce(settings: &Settings) -> Option<String> {
     let replicas = settings.fleet.as_ref()?.replicas;
@@ -324,7 +324,7 @@ fn scarce(settings: &Settings) -> Option<String> {
     (!scarce.is_empty()).then(|| {
         format!(
             "`in_flight.min` is less than the {replicas} replicas of the fleet in {}: a replica that has lost \
-             the store still has one slot, so that together they may exceed such a limit while it is that low; \
+             the store still has one permit, so that together they may exceed such a limit while it is that low; \
              raise it to {replicas}, or live with it",
             scarce.join(", ")
         )
@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_with_fewer_slots_than_replicas_are_named() {
+    fn limits_with_fewer_permits_than_replicas_are_named() {
         let fleet = "[fleet]\nurl = 'redis://cache'\nreplicas = 3\n";
         let (code, out) = checked(&format!("{STILL}[class.views]\nin_flight = 3\n{fleet}"), Format::Table);
         assert_eq!(code, 0);

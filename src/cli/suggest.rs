@@ -18,7 +18,7 @@
 //!
 //! The factor 2 is room for tomorrow; the loop finds the rest. What nobody asked keeps its
 //! default, and of what was asked too seldom to tell, this says so and writes nothing. Classes
-//! that are held open keep their limits, since a slot there is a connection of Ray's, not a
+//! that are held open keep their limits, since a permit there is a connection of Ray's, not a
 //! share of its time. Routes that no class names get a class of their own, commented out: what
 //! they cost is known, what they are worth is not.
 
@@ -81,7 +81,7 @@ pub fn section(seen: &Discovery) -> String {
     for class in untold {
         let why = if class.held {
             let peak = class.traffic.in_flight_peak;
-            format!("held open; {peak} at once at most, and a slot is one of Ray's connections")
+            format!("held open; {peak} at once at most, and a permit is one of Ray's connections")
         } else {
             format!("{} answers say too little of their latency", class.answers)
         };

@@ -187,7 +187,7 @@ fn limits(
     }
     let mut range = toml::Table::new();
     for (key, value) in [("initial", initial), ("min", min), ("max", max)] {
-        #[expect(clippy::cast_possible_truncation, reason = "a whole number of slots")]
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number of permits")]
         range.insert(key.to_owned(), Value::Integer(value as i64));
     }
     proposals.push(Proposal {
@@ -443,11 +443,11 @@ mod tests {
         let settings = config::parse(&text, "proposal", &Overrides::default());
         let settings = settings.unwrap_or_else(|problems| panic!("{problems}\n{text}"));
         let class = settings.policy.classes.iter().find(|class| &*class.name == "state-heavy").unwrap();
-        let slots = class.slo.latency.as_secs_f64() / 0.1;
+        let permits = class.slo.latency.as_secs_f64() / 0.1;
         let ceiling = settings.policy.modules[class.module.index()].in_flight.max;
         assert!(
-            (class.in_flight.max - slots.min(ceiling)).abs() <= 2.0,
-            "{:?} {slots}\n{text}",
+            (class.in_flight.max - permits.min(ceiling)).abs() <= 2.0,
+            "{:?} {permits}\n{text}",
             class.in_flight
         );
         assert!(text.contains("StateHead      1.0") || text.contains("StateHead      0.9"), "{text}");

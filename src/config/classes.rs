@@ -980,5 +980,5 @@ impl Judge {
 
 /// What may come at once where nothing is said: one second's worth.
 fn one_second(per_second: f64) -> u32 {
-    rayguard_core::admission::table::slots(per_second.ceil()).max(1)
+    rayguard_core::admission::table::permits(per_second.ceil()).max(1)
 }

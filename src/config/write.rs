@@ -186,7 +186,7 @@ const SIGNALS: &str = r#"
 const MODULES: &str = "
 # Ray's processes: what may be under way in each at once, all classes together, and how
 # much learnt work one class may have in it (\"off\" for what works in parallel; what a
-# client takes of that is counted in slots' time).
+# client takes of that is counted in permits' time).
 ";
 
 const CLASSES: &str = "

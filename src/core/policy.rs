@@ -134,13 +134,13 @@ pub enum Treatment {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Priority(pub u8);
 
-/// How an exchange lives, which decides what a slot means.
+/// How an exchange lives, which decides what a permit means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// Asked and answered: the slot is free when upstream has answered.
+    /// Asked and answered: the permit is free when upstream has answered.
     Unary,
     /// Held open (tails, follow streams, Ray Client sessions): capped as connections, no
-    /// timeout, no queue, and the slot counts as leaked until upstream closes.
+    /// timeout, no queue, and the permit counts as leaked until upstream closes.
     Held,
 }
 

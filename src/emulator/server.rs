@@ -221,7 +221,7 @@ enum Port {
     DashboardMetrics,
 }
 
-type Tail = (hyper::upgrade::OnUpgrade, mpsc::Receiver<Step>, Ticket);
+type Tail = (hyper::upgrade::OnUpgrade, mpsc::Receiver<Step>, Permit);
 
 #[derive(Debug)]
 struct Head {
@@ -256,20 +256,20 @@ struct Waiter {
 
 /// A request's place in the plant; dropped before the end, it means that the client left.
 #[derive(Debug)]
-struct Ticket {
+struct Permit {
     head: Arc<Head>,
     exchange: Exchange,
     done: bool,
 }
 
-impl Ticket {
+impl Permit {
     /// The exchange ended at the head's side.
     fn finish(mut self) {
         self.done = true;
     }
 }
 
-impl Drop for Ticket {
+impl Drop for Permit {
     fn drop(&mut self) {
         if !self.done {
             let exchange = self.exchange;
@@ -331,7 +331,7 @@ impl Head {
         ask: &Ask,
         size: f64,
         lasts: Option<Duration>,
-    ) -> (mpsc::Receiver<Step>, Ticket) {
+    ) -> (mpsc::Receiver<Step>, Permit) {
         let (answer, steps) = mpsc::channel(2);
         let route = self.spec.route(ask.route).unwrap_or(crate::sim::head::RouteId(0));
         let mut state = self.lock();
@@ -349,7 +349,7 @@ impl Head {
         state.deliver();
         drop(state);
         self.wake.notify_one();
-        (steps, Ticket { head: Arc::clone(self), exchange, done: false })
+        (steps, Permit { head: Arc::clone(self), exchange, done: false })
     }
 
     /// The jobs as the Job API shows them: started and ended in the order they came.
@@ -553,9 +553,9 @@ async fn ordinary(head: &Arc<Head>, ask: &Ask, (body, length): &(Vec<u8>, u64)) 
         Reply::Delay(seconds) => Some(*seconds),
         _ => None,
     };
-    let (mut steps, ticket) = head.enter(ask, *length as f64 / 1e6, lasts);
+    let (mut steps, permit) = head.enter(ask, *length as f64 / 1e6, lasts);
     let step = steps.recv().await;
-    ticket.finish();
+    permit.finish();
     if let Some(Step::Answered(status)) = step
         && status != 200
     {
@@ -619,9 +619,9 @@ async fn tail(
         return plain(StatusCode::BAD_REQUEST, TEXT, "No WebSocket UPGRADE hdr: None");
     };
     let lasts = job_lasts(head, &id);
-    let (mut steps, ticket) = head.enter(ask, 0.0, Some(lasts));
+    let (mut steps, permit) = head.enter(ask, 0.0, Some(lasts));
     if steps.recv().await != Some(Step::Opened) {
-        ticket.finish();
+        permit.finish();
         return plain(StatusCode::TOO_MANY_REQUESTS, TEXT, "busy");
     }
     let mut response = plain(StatusCode::SWITCHING_PROTOCOLS, TEXT, "");
@@ -633,7 +633,7 @@ async fn tail(
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
     // Fails only when the head has ended.
-    let _ = head.tails.send((upgrade, steps, ticket));
+    let _ = head.tails.send((upgrade, steps, permit));
     response
 }
 
@@ -644,14 +644,14 @@ async fn carry_tails(mut queue: mpsc::UnboundedReceiver<Tail>) {
     loop {
         tokio::select! {
             tail = queue.recv() => match tail {
-                Some((upgrade, mut steps, ticket)) => {
+                Some((upgrade, mut steps, permit)) => {
                     tails.spawn(async move {
                         let Ok(upgraded) = upgrade.await else { return };
                         let mut io = TokioIo::new(upgraded);
                         // The client may be gone; the slot stays until the job ends all the same.
                         let _ = io.write_all(&websocket::text_frame("hi\n")).await;
                         steps.recv().await;
-                        ticket.finish();
+                        permit.finish();
                         let _ = io.write_all(&websocket::close_frame(websocket::NORMAL)).await;
                         let _ = io.shutdown().await;
                     });
@@ -664,18 +664,18 @@ async fn carry_tails(mut queue: mpsc::UnboundedReceiver<Tail>) {
 }
 
 async fn follow(head: &Arc<Head>, ask: &Ask) -> Answer {
-    let (mut steps, ticket) = head.enter(ask, 0.0, Some(Duration::from_mins(1)));
+    let (mut steps, permit) = head.enter(ask, 0.0, Some(Duration::from_mins(1)));
     match steps.recv().await {
         Some(Step::Opened) => {
             let first = Some(Bytes::from_static(b"1hi\n"));
-            let mut response = Response::new(Either::Right(Follow { first, steps, ticket }));
+            let mut response = Response::new(Either::Right(Follow { first, steps, permit }));
             response
                 .headers_mut()
                 .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/plain"));
             response
         }
         Some(Step::Answered(_)) => {
-            ticket.finish();
+            permit.finish();
             plain(StatusCode::TOO_MANY_REQUESTS, TEXT, "Max number of in-progress requests=100 reached.")
         }
         _ => plain(StatusCode::BAD_GATEWAY, TEXT, "the head ended"),
@@ -686,7 +686,7 @@ async fn follow(head: &Arc<Head>, ask: &Ask) -> Answer {
 struct Follow {
     first: Option<Bytes>,
     steps: mpsc::Receiver<Step>,
-    ticket: Ticket,
+    permit: Permit,
 }
 
 impl Body for Follow {
@@ -703,7 +703,7 @@ impl Body for Follow {
         match self.steps.poll_recv(context) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(_) => {
-                self.ticket.done = true;
+                self.permit.done = true;
                 Poll::Ready(None)
             }
         }
@@ -822,7 +822,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_tail_keeps_its_slot_after_the_client_left() {
+    async fn a_tail_keeps_its_permit_after_the_client_left() {
         let head = start().await;
         let mut stream = TcpStream::connect(head.dashboard).await.expect("a connection");
         let handshake = "GET /api/jobs/raysubmit_0000000000000000/logs/tail HTTP/1.1\r\nhost: x\r\n\
@@ -838,7 +838,7 @@ mod tests {
         assert!(text.starts_with("HTTP/1.1 101"), "{text}");
         assert!(text.contains("sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{text}");
         drop(stream);
-        assert_eq!(head.module_in_flight("JobHead").0, 1, "the slot is held");
+        assert_eq!(head.module_in_flight("JobHead").0, 1, "the permit is held");
         get(head.dashboard, "/api/version").await;
         assert_eq!(head.module_in_flight("JobHead").0, 1, "and still is");
     }

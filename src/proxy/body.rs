@@ -10,10 +10,10 @@
 use crate::core::admission::controller::{Shed, Stage};
 use crate::core::admission::flow::Flow;
 use crate::core::time::Time;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::readers::{Cut, LAG, Listed, Readers, Taken};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shared_answer::SharedBody;
-use crate::proxy::slot::Slot;
 use crate::proxy::throttle::Throttled;
 use crate::proxy::upload::Withheld;
 use crate::proxy::upstream::Lease;
@@ -379,7 +379,7 @@ impl HttpBody for RayBody {
 pub enum Body {
     /// Known in full.
     Full(Option<Bytes>),
-    /// Ray's, as it comes, with the ticket it holds.
+    /// Ray's, as it comes, with the permit it holds.
     Streamed(Streamed),
     /// One that others read too.
     Shared(SharedBody),
@@ -415,7 +415,7 @@ pub struct Way {
     /// How long its client may leave it unread.
     pub patience: Option<(Readers, Duration)>,
     /// How long Ray may say nothing in the middle of it. A line to Ray that was cut without a word
-    /// would hold its slot, and whoever shares the answer, for ever.
+    /// would hold its permit, and whoever shares the answer, for ever.
     pub silence_max: Option<Duration>,
 }
 
@@ -461,7 +461,7 @@ struct Cargo {
     /// What has come of it with its head.
     first: Option<Result<Frame<Bytes>, hyper::Error>>,
     inner: Throttled<RayBody>,
-    slot: Option<Slot>,
+    permit: Option<PermitGuard>,
     alive: Option<Alive>,
     silence: Option<Silence>,
 }
@@ -505,53 +505,63 @@ impl Body {
         Body::Full(Some(bytes.into()))
     }
 
-    /// Ray's body, whose head has come. A short one has come with its head, most of the time: its connection and slot are
+    /// Ray's body, whose head has come. A short one has come with its head, most of the time: its connection and permit are
     /// released at once, and nobody needs to watch over its way.
-    pub async fn forwarded(mut inner: RayBody, slot: Option<Slot>, alive: Option<Alive>, way: Way) -> Body {
+    pub async fn forwarded(
+        mut inner: RayBody,
+        permit: Option<PermitGuard>,
+        alive: Option<Alive>,
+        way: Way,
+    ) -> Body {
         if way.flow.is_some() || !inner.is_short() {
-            return Body::streamed(inner, slot, alive, way);
+            return Body::streamed(inner, permit, alive, way);
         }
         let come = poll_fn(|context| Poll::Ready(Pin::new(&mut inner).poll_frame(context))).await;
         let first = match come {
             Poll::Ready(first) => first,
-            Poll::Pending => return Body::streamed(inner, slot, alive, way),
+            Poll::Pending => return Body::streamed(inner, permit, alive, way),
         };
         let whole = match first {
             None => None,
             Some(Ok(frame)) if inner.is_end_stream() => frame.into_data().ok(),
-            Some(first) => return Body::depart(Some(first), inner, slot, alive, way),
+            Some(first) => return Body::depart(Some(first), inner, permit, alive, way),
         };
-        if let Some(mut slot) = slot {
-            slot.answered(whole.as_ref().map_or(0, Bytes::len));
-            slot.served();
+        if let Some(mut permit) = permit {
+            permit.answered(whole.as_ref().map_or(0, Bytes::len));
+            permit.served();
         }
         Body::Full(whole)
     }
 
-    /// Ray's body; connection and slot, if it rides here, are released when it ends, and so is the
+    /// Ray's body; connection and permit, if it rides here, are released when it ends, and so is the
     /// session that is alive as long as it streams.
     #[must_use]
-    pub fn streamed(inner: RayBody, slot: impl Into<Option<Slot>>, alive: Option<Alive>, way: Way) -> Body {
-        Body::depart(None, inner, slot.into(), alive, way)
+    pub fn streamed(
+        inner: RayBody,
+        permit: impl Into<Option<PermitGuard>>,
+        alive: Option<Alive>,
+        way: Way,
+    ) -> Body {
+        Body::depart(None, inner, permit.into(), alive, way)
     }
 
     fn depart(
         first: Option<Result<Frame<Bytes>, hyper::Error>>,
         inner: RayBody,
-        mut slot: Option<Slot>,
+        mut permit: Option<PermitGuard>,
         alive: Option<Alive>,
         way: Way,
     ) -> Body {
-        if let Some(slot) = &mut slot {
-            slot.turn(Stage::Answered);
+        if let Some(permit) = &mut permit {
+            permit.turn(Stage::Answered);
         }
         let inner = Throttled::new(inner, way.flow, way.clock);
         let silence = way.silence_max.map(|max| Silence { max, timer: None, waits: false });
-        let mut cargo = Cargo { first, inner, slot, alive, silence };
+        let mut cargo = Cargo { first, inner, permit, alive, silence };
         if cargo.is_end_stream() {
             cargo.complete();
         }
-        let under_way = cargo.slot.is_some();
+        let under_way = cargo.permit.is_some();
         let began = way.clock.now();
         let voyage = Arc::new(Voyage {
             clock: way.clock,
@@ -604,8 +614,8 @@ impl Cargo {
     fn complete(&mut self) {
         self.alive = None;
         self.inner.body_mut().release();
-        if let Some(mut slot) = self.slot.take() {
-            slot.served();
+        if let Some(mut permit) = self.permit.take() {
+            permit.served();
         }
     }
 }
@@ -622,14 +632,14 @@ impl Cut for Voyage {
 
     fn park(&self, now: Time) {
         let mut cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(Cargo { slot: Some(slot), inner, .. }) = cargo.as_mut() else { return };
-        slot.kept(self.kept_at(now));
-        if slot.park(inner.size_hint().exact()) {
+        let Some(Cargo { permit: Some(permit), inner, .. }) = cargo.as_mut() else { return };
+        permit.kept(self.kept_at(now));
+        if permit.park(inner.size_hint().exact()) {
             self.parked.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Drops what is on the way: Ray's connection is closed, and the slot counts as abandoned.
+    /// Drops what is on the way: Ray's connection is closed, and the permit counts as abandoned.
     fn cut(&self) {
         let cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner).take();
         drop(cargo);
@@ -653,21 +663,21 @@ impl HttpBody for Body {
         let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
         if let Some(since) = voyage.taken.ask() {
             let kept = voyage.keep(voyage.clock.now().since(since));
-            if let Some(slot) = &mut cargo.slot {
-                slot.kept(kept);
+            if let Some(permit) = &mut cargo.permit {
+                permit.kept(kept);
             }
         }
         let frame = ready!(cargo.poll_frame(context));
         voyage.taken.give(voyage.clock.now());
-        if let (Some(Ok(frame)), Some(slot)) = (&frame, &mut cargo.slot) {
-            slot.answered(frame.data_ref().map_or(0, Bytes::len));
+        if let (Some(Ok(frame)), Some(permit)) = (&frame, &mut cargo.permit) {
+            permit.answered(frame.data_ref().map_or(0, Bytes::len));
         }
         match &frame {
             None => cargo.complete(),
             Some(Err(_)) => {
                 cargo.alive = None;
-                if let Some(mut slot) = cargo.slot.take() {
-                    slot.failed();
+                if let Some(mut permit) = cargo.permit.take() {
+                    permit.failed();
                 }
             }
             Some(Ok(_)) if cargo.is_end_stream() => cargo.complete(),

@@ -1,13 +1,13 @@
 //! Sending an admitted request to Ray, and what happens when its client does not wait.
 //!
 //! Serve stops working on a request whose connection is closed, so a client that leaves, or whose time
-//! is up, closes it: the upstream call is dropped with its slot. Ray's dashboard does not stop,
-//! so neither does the exchange: the upstream call moves to a task of its own and holds its slot until
+//! is up, closes it: the upstream call is dropped with its permit. Ray's dashboard does not stop,
+//! so neither does the exchange: the upstream call moves to a task of its own and holds its permit until
 //! Ray has answered or a bound has passed. Abandoned work stays counted and cannot pile up behind the
-//! proxy's back. Which of the two a module does, the catalogue says ([`Slot::cancels`]).
+//! proxy's back. Which of the two a module does, the catalogue says ([`PermitGuard::cancels`]).
 
 use crate::proxy::body::{ClientBody, RayBody};
-use crate::proxy::slot::Slot;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::upload::Handover;
 use crate::proxy::upstream::{Upstream, UpstreamError};
 use crate::runtime::tasks::Tasks;
@@ -18,24 +18,24 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-/// An answer and the slot it holds.
-pub type Answer = Result<(Response<RayBody>, Slot), UpstreamError>;
+/// An answer and the permit it holds.
+pub type Answer = Result<(Response<RayBody>, PermitGuard), UpstreamError>;
 
-/// Sends the request; the slot rides along. Once nobody waits for it, and unless upstream then cancels it,
+/// Sends the request; the permit rides along. Once nobody waits for it, and unless upstream then cancels it,
 /// the exchange holds it for `abandoned_max` at most.
 pub fn send(
     upstream: Arc<Upstream>,
     request: Request<ClientBody>,
-    mut slot: Slot,
+    mut permit: PermitGuard,
     tasks: Tasks,
     abandoned_max: Duration,
 ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
-    let outlives = (!slot.cancels()).then_some((tasks, abandoned_max));
-    slot.sent();
-    send_with(upstream, request, move || slot, outlives)
+    let outlives = (!permit.cancels()).then_some((tasks, abandoned_max));
+    permit.sent();
+    send_with(upstream, request, move || permit, outlives)
 }
 
-/// The same for an upload, whose slot comes with its last piece. Before that Ray has nothing to work
+/// The same for an upload, whose permit comes with its last piece. Before that Ray has nothing to work
 /// on, and nothing goes on without the client.
 pub fn send_upload(
     upstream: Arc<Upstream>,
@@ -54,22 +54,22 @@ pub fn send_upload(
 fn send_with(
     upstream: Arc<Upstream>,
     request: Request<ClientBody>,
-    slot: impl FnOnce() -> Slot + Send + 'static,
+    permit: impl FnOnce() -> PermitGuard + Send + 'static,
     outlives: Option<(Tasks, Duration)>,
 ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
     let exchange = async move {
         match upstream.send(request).await {
             Ok(response) => {
-                let mut slot = slot();
+                let mut permit = permit();
                 if response.status().is_server_error() {
-                    slot.failed();
+                    permit.failed();
                 }
-                Ok((response, slot))
+                Ok((response, permit))
             }
-            // The client's doing is not Ray's failure: the slot stays marked as abandoned.
+            // The client's doing is not Ray's failure: the permit stays marked as abandoned.
             Err(error @ UpstreamError::Client(_)) => Err(error),
             Err(error) => {
-                slot().failed();
+                permit().failed();
                 Err(error)
             }
         }
@@ -108,7 +108,7 @@ impl<F: Future<Output = Answer> + Send + 'static> Drop for Exchange<F> {
         // Outside a runtime (the very end of the process) there is nothing left to protect.
         if tokio::runtime::Handle::try_current().is_ok() {
             tasks.spawn_until_closed(async move {
-                // The answer and its slot are dropped here, when Ray is done.
+                // The answer and its permit are dropped here, when Ray is done.
                 let _ = tokio::time::timeout(bound, running).await;
             });
         }

@@ -27,10 +27,10 @@ use crate::proxy::headers::{
     tell_client,
 };
 use crate::proxy::id::Id;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shape::{self, Malformed};
-use crate::proxy::slot::Slot;
 use crate::proxy::state::{Entrance, ProxyState};
 use crate::proxy::tunnel;
 use crate::proxy::upstream::UpstreamError;
@@ -311,12 +311,12 @@ impl Passage {
 
     /// The plain way: admit, forward, pass back.
     async fn pass(&self, parts: Parts, body: ClientBody, now: Time) -> Response<Body> {
-        let slot = match self.admit(now).await {
-            Ok(slot) => slot,
+        let permit = match self.admit(now).await {
+            Ok(permit) => permit,
             Err(refusal) => return refusal,
         };
         let opening = self.opens_session().map(|session| self.proxy.sessions.opening(session));
-        let response = match self.send(parts, body, slot).await {
+        let response = match self.send(parts, body, permit).await {
             Ok(answer) => self.pass_back(answer).await,
             Err(late) => {
                 self.note_change();
@@ -337,11 +337,11 @@ impl Passage {
     async fn pass_back(&self, answer: Answer) -> Response<Body> {
         self.note_change();
         match answer {
-            Ok((response, slot)) => {
-                let slot = self.keep_place(&response, slot);
+            Ok((response, permit)) => {
+                let permit = self.keep_place(&response, permit);
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
-                let body = Body::forwarded(body, slot, self.stay_alive(), self.way()).await;
+                let body = Body::forwarded(body, permit, self.stay_alive(), self.way()).await;
                 Response::from_parts(parts, body)
             }
             Err(UpstreamError::Client(error)) => self.broke_off(&error),
@@ -390,15 +390,15 @@ impl Passage {
         class == self.proxy.linked.submit || class == self.proxy.linked.control
     }
 
-    /// A newcomer that Ray answered keeps its place until its session has started; any other slot
+    /// A newcomer that Ray answered keeps its place until its session has started; any other permit
     /// rides in the answer.
-    fn keep_place(&self, answer: &Response<RayBody>, slot: Slot) -> Option<Slot> {
+    fn keep_place(&self, answer: &Response<RayBody>, permit: PermitGuard) -> Option<PermitGuard> {
         let newcomer = Some(self.matched.class) == self.proxy.linked.newcomer;
-        let Some(session) = self.session.filter(|_| newcomer) else { return Some(slot) };
+        let Some(session) = self.session.filter(|_| newcomer) else { return Some(permit) };
         if !answer.status().is_success() || answer.headers().contains_key(GRPC_STATUS) {
-            return Some(slot);
+            return Some(permit);
         }
-        self.proxy.tasks.spawn_until_closed(self.proxy.sessions.start(session, slot));
+        self.proxy.tasks.spawn_until_closed(self.proxy.sessions.start(session, permit));
         None
     }
 
@@ -412,23 +412,23 @@ impl Passage {
         self.proxy.sessions.open(self.opens_session()?)
     }
 
-    async fn admit(&self, now: Time) -> Result<Slot, Response<Body>> {
+    async fn admit(&self, now: Time) -> Result<PermitGuard, Response<Body>> {
         self.admit_within(Duration::MAX, now).await
     }
 
     /// The same for one that has waited already.
-    async fn admit_within(&self, patience: Duration, now: Time) -> Result<Slot, Response<Body>> {
+    async fn admit_within(&self, patience: Duration, now: Time) -> Result<PermitGuard, Response<Body>> {
         if let Some(shed) = self.cut_off() {
             return Err(self.refuse(shed));
         }
-        let mut slot = self.try_admit(patience, now).await.map_err(|shed| self.refuse(shed))?;
-        if slot.waited() && self.is_cut_off() {
-            slot.failed();
+        let mut permit = self.try_admit(patience, now).await.map_err(|shed| self.refuse(shed))?;
+        if permit.waited() && self.is_cut_off() {
+            permit.failed();
             let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
             return Err(self.tell(Shed { class, reason, retry_after_s: RECONNECT_S }));
         }
-        self.note_admitted(&mut slot);
-        Ok(slot)
+        self.note_admitted(&mut permit);
+        Ok(permit)
     }
 
     /// What a request is told that Ray cannot be reached for.
@@ -442,19 +442,19 @@ impl Passage {
         Some(Shed { retry_after_s: RECONNECT_S, ..shed })
     }
 
-    async fn try_admit(&self, patience: Duration, now: Time) -> Result<Slot, Shed> {
-        let mut slot = self.proxy.admit_within(self.ask(), patience, now).await?.asking(self.bytes);
-        slot.kept_before(self.kept);
-        Ok(slot)
+    async fn try_admit(&self, patience: Duration, now: Time) -> Result<PermitGuard, Shed> {
+        let mut permit = self.proxy.admit_within(self.ask(), patience, now).await?.asking(self.bytes);
+        permit.kept_before(self.kept);
+        Ok(permit)
     }
 
-    fn note_admitted(&self, slot: &mut Slot) {
-        if let Some(ticket) = slot.ticket() {
-            let would_shed = ticket.would_shed.is_some();
+    fn note_admitted(&self, permit: &mut PermitGuard) {
+        if let Some(inner) = permit.permit() {
+            let would_shed = inner.would_shed.is_some();
             let verdict = if would_shed { Verdict::WouldShed } else { Verdict::Admitted };
-            self.count(verdict, ticket.admitted);
+            self.count(verdict, inner.admitted);
         }
-        slot.account(self.unlisted.clone());
+        permit.account(self.unlisted.clone());
     }
 
     /// Whether Ray accepts no connections, and the request is one that is told so at once. What is exempt
@@ -482,11 +482,16 @@ impl Passage {
     }
 
     /// Sends it on, within the class's time; the outer error is the answer that it took too long.
-    async fn send(&self, parts: Parts, body: ClientBody, slot: Slot) -> Result<Answer, Response<Body>> {
+    async fn send(
+        &self,
+        parts: Parts,
+        body: ClientBody,
+        permit: PermitGuard,
+    ) -> Result<Answer, Response<Body>> {
         let request = self.to_ray(parts, body);
         let upstream = Arc::clone(&self.entrance.upstream);
         let exchange =
-            forward::send(upstream, request, slot, self.proxy.tasks.clone(), self.peer.abandoned_max);
+            forward::send(upstream, request, permit, self.proxy.tasks.clone(), self.peer.abandoned_max);
         match self.timeout() {
             None => Ok(exchange.await),
             Some(bound) => tokio::time::timeout(bound, exchange).await.map_err(|_| self.too_late(bound)),

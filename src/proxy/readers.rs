@@ -1,6 +1,6 @@
 //! Clients that read their answers, and those that do not.
 //!
-//! An answer on its way holds a slot, and a connection to Ray. hyper asks a body for more only
+//! An answer on its way holds a permit, and a connection to Ray. hyper asks a body for more only
 //! once its client has taken what came before, so a client that stops reading would hold both
 //! for ever, and nothing in the body would ever run. So whoever is on the way is listed here,
 //! and a look at the list, four times a second, does two things. Who has kept its answer waiting for

@@ -14,7 +14,7 @@
 //! Memory is bounded: beyond [`SESSIONS_MAX`] a session is simply not known, and its calls are
 //! paced like a newcomer's.
 
-use crate::proxy::slot::Slot;
+use crate::proxy::permit_guard::PermitGuard;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -78,7 +78,7 @@ impl Sessions {
 
     /// A newcomer was let in: its place is taken until its stream is answered, because that is
     /// when its process has started.
-    pub fn start(&self, session: u64, mut slot: Slot) -> impl Future<Output = ()> + Send + 'static {
+    pub fn start(&self, session: u64, mut permit: PermitGuard) -> impl Future<Output = ()> + Send + 'static {
         let (sessions, stage) = (self.clone(), self.note(session));
         async move {
             if let Some(mut stage) = stage {
@@ -89,7 +89,7 @@ impl Sessions {
                 }
                 sessions.lock().starting.remove(&session);
             }
-            slot.served();
+            permit.served();
         }
     }
 

@@ -1,6 +1,6 @@
 //! The proxy's state: the table everybody reads, the admission controller everybody passes, the way to Ray.
 
-use crate::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Shed, Ticket};
+use crate::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed};
 use crate::core::admission::flow::Flow;
 use crate::core::admission::meter::{Outcome, Reason};
 use crate::core::admission::parked::Parked;
@@ -19,10 +19,10 @@ use crate::proxy::coalesce::Coalescer;
 use crate::proxy::cors::Origins;
 use crate::proxy::id::Ids;
 use crate::proxy::listen::Connections;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::ratelimit::tally::Tally;
 use crate::proxy::readers::Readers;
 use crate::proxy::sessions::Sessions;
-use crate::proxy::slot::Slot;
 use crate::proxy::tail::Tails;
 use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
@@ -36,8 +36,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 /// How often those who wait at a proxy that has been succeeded are looked at.
 const PUMP: Duration = Duration::from_millis(20);
 
-/// How a waiter is reached: with a slot of its own, or with the refusal.
-pub type Waker = oneshot::Sender<Result<Slot, Shed>>;
+/// How a waiter is reached: with a permit of its own, or with the refusal.
+pub type Waker = oneshot::Sender<Result<PermitGuard, Shed>>;
 
 /// One listener's kind of traffic: its routes and its upstream.
 #[derive(Debug)]
@@ -303,7 +303,7 @@ impl ProxyState {
 
     /// Asks the admission controller, at the time that it is, and, if need be, waits in line. A client that leaves while it waits takes
     /// its place in the line with it.
-    pub async fn admit(self: &Arc<Self>, ask: Ask, now: Time) -> Result<Slot, Shed> {
+    pub async fn admit(self: &Arc<Self>, ask: Ask, now: Time) -> Result<PermitGuard, Shed> {
         self.admit_within(ask, Duration::MAX, now).await
     }
 
@@ -313,13 +313,13 @@ impl ProxyState {
         ask: Ask,
         patience: Duration,
         now: Time,
-    ) -> Result<Slot, Shed> {
+    ) -> Result<PermitGuard, Shed> {
         let (decision, receiver) = self.decide(ask, now);
         let too_late = || self.admission.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
         match (decision, receiver) {
-            (Decision::Admit(ticket), _) => {
-                self.record_opening(&ticket);
-                Ok(Slot::new(Arc::clone(self), ticket))
+            (Decision::Admit(permit), _) => {
+                self.record_opening(&permit);
+                Ok(PermitGuard::new(Arc::clone(self), permit))
             }
             (Decision::Shed(shed), _) => Err(shed),
             (Decision::Wait(id, deadline), Some(mut receiver)) => {
@@ -360,7 +360,7 @@ impl ProxyState {
         self: &Arc<Self>,
         ask: Ask,
         now: Time,
-    ) -> (Decision, Option<oneshot::Receiver<Result<Slot, Shed>>>) {
+    ) -> (Decision, Option<oneshot::Receiver<Result<PermitGuard, Shed>>>) {
         let mut receiver = None;
         let decision = self.admission.decide(
             &self.table.load(),
@@ -376,11 +376,11 @@ impl ProxyState {
         (decision, receiver)
     }
 
-    /// Gives a ticket back and hands its place to the next in line. What no route knows is charged
+    /// Gives a permit back and hands its place to the next in line. What no route knows is charged
     /// to its pattern.
-    pub fn finish(proxy: &Arc<ProxyState>, ticket: Ticket, outcome: Outcome, unlisted: Option<&Unlisted>) {
-        let (ask, admitted, kept, now) = (ticket.ask, ticket.admitted, ticket.kept, proxy.clock.now());
-        proxy.admission.finish(&proxy.table.load(), ticket, outcome, now, &mut |waker, grant| {
+    pub fn finish(proxy: &Arc<ProxyState>, permit: Permit, outcome: Outcome, unlisted: Option<&Unlisted>) {
+        let (ask, admitted, kept, now) = (permit.ask, permit.admitted, permit.kept, proxy.clock.now());
+        proxy.admission.finish(&proxy.table.load(), permit, outcome, now, &mut |waker, grant| {
             proxy.wake(waker, grant);
         });
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
@@ -415,10 +415,10 @@ impl ProxyState {
             .pump(&self.table.load(), self.clock.now(), &mut |waker, grant| self.wake(waker, grant));
     }
 
-    /// A waiter that has gone meanwhile drops its slot, which gives it straight back.
+    /// A waiter that has gone meanwhile drops its permit, which gives it straight back.
     fn wake(self: &Arc<Self>, waker: Waker, grant: Grant) {
         let verdict = match grant {
-            Grant::Go(ticket) => Ok(Slot::new(Arc::clone(self), ticket)),
+            Grant::Go(permit) => Ok(PermitGuard::new(Arc::clone(self), permit)),
             Grant::Shed(shed) => Err(shed),
         };
         drop(waker.send(verdict));
@@ -448,32 +448,32 @@ impl ProxyState {
     }
 
     /// The same for one that passed and has ended.
-    pub fn record_end(&self, ticket: &Ticket, outcome: Outcome, bytes: (u64, u64)) {
+    pub fn record_end(&self, permit: &Permit, outcome: Outcome, bytes: (u64, u64)) {
         if let Some(recorder) = &*self.recorder.load() {
-            let passed = self.passed(ticket, outcome.into(), bytes);
+            let passed = self.passed(permit, outcome.into(), bytes);
             recorder.note(self.clock.now(), Note::Passed(passed));
         }
     }
 
     /// A connection that is held may outlast the recording: its beginning is a line of its own.
-    fn record_opening(&self, ticket: &Ticket) {
-        if self.policy.classes[ticket.ask.class.index()].kind == Kind::Held
+    fn record_opening(&self, permit: &Permit) {
+        if self.policy.classes[permit.ask.class.index()].kind == Kind::Held
             && let Some(recorder) = &*self.recorder.load()
         {
-            recorder.note(ticket.admitted, Note::Opened(self.passed(ticket, Ending::Open, (0, 0))));
+            recorder.note(permit.admitted, Note::Opened(self.passed(permit, Ending::Open, (0, 0))));
         }
     }
 
-    fn passed(&self, ticket: &Ticket, ending: Ending, bytes: (u64, u64)) -> Passed {
+    fn passed(&self, permit: &Permit, ending: Ending, bytes: (u64, u64)) -> Passed {
         Passed {
             generation: self.generation,
-            class: ticket.ask.class,
-            route: ticket.ask.route,
-            client: ticket.ask.client,
+            class: permit.ask.class,
+            route: permit.ask.route,
+            client: permit.ask.client,
             ending,
-            would_shed: ticket.would_shed,
-            admitted: ticket.admitted,
-            waited: ticket.waited,
+            would_shed: permit.would_shed,
+            admitted: permit.admitted,
+            waited: permit.waited,
             asked_bytes: bytes.0,
             answered_bytes: bytes.1,
         }

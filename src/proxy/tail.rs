@@ -45,7 +45,7 @@
 //! agreed to, and a client that asks for the latter gets a tunnel.
 
 use crate::proxy::coalesce::Key;
-use crate::proxy::slot::Slot;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::throttle::Throttle;
 use crate::proxy::websocket::{
     self, CLOSE, CLOSE_WAIT, CONTINUATION, Frames, GOING_AWAY, PING, PONG, Part, answer_frame, control_frame,
@@ -292,14 +292,14 @@ impl Lead {
     }
 
     /// Ray sends: those who wait may read. Keeps the tail going until Ray closes.
-    pub async fn open(self, ray: OnUpgrade, mut slot: Slot, throttle: Option<Throttle>) {
+    pub async fn open(self, ray: OnUpgrade, mut permit: PermitGuard, throttle: Option<Throttle>) {
         self.tail.enter(Stage::Open);
         match ray.await {
             Ok(ray) => {
                 self.pump(TokioIo::new(ray), throttle).await;
-                slot.served();
+                permit.served();
             }
-            Err(_) => slot.failed(),
+            Err(_) => permit.failed(),
         }
     }
 

@@ -3,11 +3,11 @@
 //! Ray's parent only ever writes to a tail's client, so it does not notice that a client has
 //! left: the slot in JobHead stays taken until the log's next line or the job's end.
 //! Closing our side does not free it, it only hides it. So when a client leaves, the tunnel
-//! keeps reading from Ray and throws away what comes until Ray closes, and its ticket stays
+//! keeps reading from Ray and throws away what comes until Ray closes, and its permit stays
 //! counted for as long as Ray's slot is taken.
 
 use crate::proxy::body::ClientBody;
-use crate::proxy::slot::Slot;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::throttle::Throttle;
 use crate::proxy::upstream::{Upstream, UpstreamError};
 use crate::proxy::websocket::{self, Frames, GOING_AWAY};
@@ -31,9 +31,9 @@ pub fn is_websocket(headers: &HeaderMap) -> bool {
 /// How Ray answered a handshake.
 pub enum Shaken {
     /// It took it; its end of the line is there once the answer has been read.
-    Open(Response<Incoming>, OnUpgrade, Slot),
+    Open(Response<Incoming>, OnUpgrade, PermitGuard),
     /// It declined, and says why.
-    Declined(Response<Incoming>, Slot),
+    Declined(Response<Incoming>, PermitGuard),
 }
 
 /// Asks Ray for the upgrade on a connection of its own. `request` has its hop-by-hop headers
@@ -41,19 +41,19 @@ pub enum Shaken {
 pub async fn shake_hands(
     upstream: &Arc<Upstream>,
     mut request: Request<ClientBody>,
-    mut slot: Slot,
+    mut permit: PermitGuard,
 ) -> Result<Shaken, UpstreamError> {
     request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     request.headers_mut().insert(UPGRADE, HeaderValue::from_static("websocket"));
-    slot.sent();
+    permit.sent();
     match upstream.send_alone(request).await {
         Ok(mut response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
             let ray = hyper::upgrade::on(&mut response);
-            Ok(Shaken::Open(response, ray, slot))
+            Ok(Shaken::Open(response, ray, permit))
         }
-        Ok(response) => Ok(Shaken::Declined(response, slot)),
+        Ok(response) => Ok(Shaken::Declined(response, permit)),
         Err(error) => {
-            slot.failed();
+            permit.failed();
             Err(error)
         }
     }
@@ -64,19 +64,19 @@ pub async fn shake_hands(
 pub async fn connect(
     client: OnUpgrade,
     ray: OnUpgrade,
-    mut slot: Slot,
+    mut permit: PermitGuard,
     throttle: Option<Throttle>,
     is_tail: bool,
     tasks: Tasks,
 ) {
-    let Ok(ray) = ray.await else { return slot.failed() };
+    let Ok(ray) = ray.await else { return permit.failed() };
     let ray = TokioIo::new(ray);
     match client.await {
         Ok(client) => join(TokioIo::new(client), ray, throttle, is_tail, &tasks).await,
         // It left during the handshake: what was opened is let go in the same way.
         Err(_) => join(tokio::io::empty(), ray, None, is_tail, &tasks).await,
     }
-    slot.served();
+    permit.served();
 }
 
 /// Copies both ways until Ray closes; a client that leaves does not end it. When the process drains the

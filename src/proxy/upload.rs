@@ -11,7 +11,7 @@
 use crate::core::admission::controller::{Ask, Shed, Stage};
 use crate::core::admission::parked::Place;
 use crate::proxy::body::{BodyError, Upload};
-use crate::proxy::slot::Slot;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::state::ProxyState;
 use crate::proxy::throttle::Throttled;
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::Notify;
 
 /// A permit on its way.
-pub type Asking = Pin<Box<dyn Future<Output = Result<Slot, Shed>> + Send>>;
+pub type Asking = Pin<Box<dyn Future<Output = Result<PermitGuard, Shed>> + Send>>;
 
 /// What the two ends of an upload share: its body, which finds out when it is whole, and whoever
 /// waits for its answer.
@@ -39,7 +39,7 @@ pub struct Handover {
 /// A permit, or the place of one that is parked.
 #[derive(Debug, Default)]
 struct Held {
-    slot: Option<Slot>,
+    permit: Option<PermitGuard>,
     place: Option<Place>,
 }
 
@@ -47,15 +47,15 @@ impl Handover {
     /// Of an upload that is parked.
     #[must_use]
     pub fn parked(proxy: Arc<ProxyState>, ask: Ask, place: Place) -> Arc<Handover> {
-        Handover::new(proxy, ask, Held { slot: None, place: Some(place) })
+        Handover::new(proxy, ask, Held { permit: None, place: Some(place) })
     }
 
     /// Of an upload that has its permit already.
     #[must_use]
-    pub fn admitted(proxy: Arc<ProxyState>, ask: Ask, mut slot: Slot) -> Arc<Handover> {
-        slot.turn(Stage::Uploading);
-        slot.sent();
-        Handover::new(proxy, ask, Held { slot: Some(slot), place: None })
+    pub fn admitted(proxy: Arc<ProxyState>, ask: Ask, mut permit: PermitGuard) -> Arc<Handover> {
+        permit.turn(Stage::Uploading);
+        permit.sent();
+        Handover::new(proxy, ask, Held { permit: Some(permit), place: None })
     }
 
     fn new(proxy: Arc<ProxyState>, ask: Ask, held: Held) -> Arc<Handover> {
@@ -70,11 +70,11 @@ impl Handover {
 
     /// What is held now. One that Ray has answered before it was whole stays parked.
     #[must_use]
-    pub fn take(&self) -> Slot {
+    pub fn take(&self) -> PermitGuard {
         let mut held = self.lock();
-        held.slot.take().unwrap_or_else(|| {
-            let ticket = self.proxy.admission.let_by(self.ask, self.proxy.clock.now());
-            Slot::new(Arc::clone(&self.proxy), ticket).parked(held.place.take())
+        held.permit.take().unwrap_or_else(|| {
+            let permit = self.proxy.admission.let_by(self.ask, self.proxy.clock.now());
+            PermitGuard::new(Arc::clone(&self.proxy), permit).parked(held.place.take())
         })
     }
 
@@ -95,17 +95,17 @@ impl Handover {
         self.proxy.module(self.ask.class).cancels
     }
 
-    fn admit(&self, mut slot: Slot) {
-        slot.sent();
+    fn admit(&self, mut permit: PermitGuard) {
+        permit.sent();
         let mut held = self.lock();
-        held.slot = Some(slot);
+        held.permit = Some(permit);
         held.place = None;
     }
 
     fn pass(&self, upload: &Upload) {
-        if let Some(slot) = &mut self.lock().slot {
-            slot.kept_before(upload.waited());
-            slot.turn(Stage::Asked);
+        if let Some(permit) = &mut self.lock().permit {
+            permit.kept_before(upload.waited());
+            permit.turn(Stage::Asked);
         }
         self.is_whole.store(true, Ordering::Relaxed);
         self.whole.notify_one();
@@ -165,7 +165,7 @@ impl Body for Withheld {
                         let verdict = ready!(asking.as_mut().poll(context));
                         this.asking = None;
                         match verdict {
-                            Ok(slot) => this.handover.admit(slot),
+                            Ok(permit) => this.handover.admit(permit),
                             Err(shed) => return Poll::Ready(Some(Err(BodyError::Shed(shed)))),
                         }
                     }

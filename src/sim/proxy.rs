@@ -7,7 +7,7 @@
 
 use super::head::{RAY_CLIENT, Route, RouteId, Spec};
 use super::scenario::{Scenario, ScenarioError};
-use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Shed, Ticket, WaitId};
+use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed, WaitId};
 use rayguard_core::admission::meter::{Outcome, Reason};
 use rayguard_core::admission::table::LimitTable;
 use rayguard_core::policy::{ClassId, Kind, Policy};
@@ -35,7 +35,7 @@ pub struct SimProxy {
     pub table: Arc<LimitTable>,
     /// Counters, clocks and queues.
     pub admission: AdmissionController<Waiter>,
-    /// Counts the gates there have been: tickets and waiters go back to their own.
+    /// Counts the admission controllers there have been: permits and waiters go back to their own.
     pub life: u32,
     /// Gates that a reload has succeeded; whoever waits there is still served there.
     succeeded: BTreeMap<u32, AdmissionController<Waiter>>,
@@ -230,11 +230,11 @@ impl SimProxy {
         self.admission.decide(&self.table, ask, now, || rid, wake)
     }
 
-    /// Gives a ticket back to the admission controller it is of; one of an earlier process is forgotten.
-    pub fn finish(&mut self, ticket: Ticket, life: u32, outcome: Outcome, now: Time) {
+    /// Gives a permit back to the admission controller it is of; one of an earlier process is forgotten.
+    pub fn finish(&mut self, permit: Permit, life: u32, outcome: Outcome, now: Time) {
         let mut woken = Vec::new();
         if let Some(admission) = self.admission_of(life) {
-            admission.finish(&self.table, ticket, outcome, now, &mut |waiter, grant| {
+            admission.finish(&self.table, permit, outcome, now, &mut |waiter, grant| {
                 woken.push((waiter, life, grant));
             });
         }

@@ -416,7 +416,7 @@ mod tests {
     fn feed(limiter: &mut dyn Limiter, latency_ms: u64, from: f64, seconds: f64) {
         for n in 0..200 {
             let now = Time::from_secs_f64(from + seconds * f64::from(n) / 200.0);
-            let in_flight = rayguard_core::admission::table::slots(limiter.limit());
+            let in_flight = rayguard_core::admission::table::permits(limiter.limit());
             limiter.finish(now, Duration::from_millis(latency_ms), in_flight, false);
         }
     }

@@ -133,7 +133,7 @@ fn limit(run: &Run, all: &mut Verdicts) {
     let mean = late().map(|point| point.limit_sum).sum::<f64>() / f64::from(seconds);
     let low = late().map(|point| point.limit_least).fold(f64::INFINITY, f64::min);
     let high = late().map(|point| point.peak.limit).fold(0.0, f64::max);
-    // A swing is what is left once single steps of a slot are forgiven: 2 <-> 3 is no hunting.
+    // A swing is what is left once single steps of a permit are forgiven: 2 <-> 3 is no hunting.
     let swing = if mean > 0.0 { ((high - low) / 2.0 - 0.5).max(0.0) / mean } else { f64::NAN };
     let outside = |value: f64| (value - mean).abs() > (0.2 * mean).max(1.0);
     let unsettled = part(from).filter(|point| outside(point.limit_least) || outside(point.peak.limit));

@@ -27,7 +27,7 @@ use super::tally::{Ending, FeltTally, Latencies, Second, Tally};
 use super::trace::Trace;
 use super::verdict::calm_from;
 use rayguard_config::settings::Probe;
-use rayguard_core::admission::controller::{Decision, Grant, Ticket, WaitId};
+use rayguard_core::admission::controller::{Decision, Grant, Permit, WaitId};
 use rayguard_core::admission::meter::Outcome;
 use rayguard_core::policy::ClassId;
 use rayguard_core::request::client_id::ClientId;
@@ -145,7 +145,7 @@ enum Stage {
     Free,
     Shares,
     Waits(WaitId, u32),
-    Upstream { exchange: Option<Exchange>, ticket: Option<(Ticket, u32)>, admitted: Time },
+    Upstream { exchange: Option<Exchange>, permit: Option<(Permit, u32)>, admitted: Time },
 }
 
 /// Whose time is measured.
@@ -645,9 +645,9 @@ impl<'a> World<'a> {
                 }
             }
             match proxy.decide(route, client, rid, self.now) {
-                Decision::Admit(ticket) => {
+                Decision::Admit(permit) => {
                     let life = proxy.life;
-                    self.forward(rid, Some((ticket, life)));
+                    self.forward(rid, Some((permit, life)));
                 }
                 Decision::Wait(id, deadline) => {
                     let (life, class) = (proxy.life, proxy.class(route));
@@ -674,7 +674,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn forward(&mut self, rid: Rid, ticket: Option<(Ticket, u32)>) {
+    fn forward(&mut self, rid: Rid, permit: Option<(Permit, u32)>) {
         let now = self.now;
         let demand = self.request(rid).demand;
         if let Some(proxy) = &self.proxy {
@@ -694,7 +694,7 @@ impl<'a> World<'a> {
             self.heap.push((now + REFUSAL_TAKES).0, Happening::Unconnected(rid));
             let request = self.request_mut(rid);
             request.cost_ms = 0.0;
-            request.stage = Stage::Upstream { exchange: None, ticket, admitted: now };
+            request.stage = Stage::Upstream { exchange: None, permit, admitted: now };
             return;
         }
         let exchange = Some(self.plant.arrive(now, &asked));
@@ -703,7 +703,7 @@ impl<'a> World<'a> {
         }
         let request = self.request_mut(rid);
         request.cost_ms = cost_ms;
-        request.stage = Stage::Upstream { exchange, ticket, admitted: now };
+        request.stage = Stage::Upstream { exchange, permit, admitted: now };
     }
 
     fn refused(&mut self, rid: Rid, retry_after_s: u32) {
@@ -928,10 +928,10 @@ impl<'a> World<'a> {
     fn give_back(&mut self, rid: Rid, outcome: Outcome) {
         let now = self.now;
         let request = &mut self.requests[slot_of(rid)];
-        let Stage::Upstream { ticket, admitted, .. } = &mut request.stage else { return };
+        let Stage::Upstream { permit, admitted, .. } = &mut request.stage else { return };
         let latency = now.since(*admitted);
-        match (ticket.take(), &mut self.proxy, &mut self.rival) {
-            (Some((ticket, life)), Some(proxy), _) => proxy.finish(ticket, life, outcome, now),
+        match (permit.take(), &mut self.proxy, &mut self.rival) {
+            (Some((permit, life)), Some(proxy), _) => proxy.finish(permit, life, outcome, now),
             (_, _, Some(rival)) => {
                 rival.finish(now, latency, self.rival_in_flight, outcome != Outcome::Served);
                 self.rival_in_flight -= 1;
@@ -952,7 +952,7 @@ impl<'a> World<'a> {
                 return;
             };
             match grant {
-                Grant::Go(ticket) => {
+                Grant::Go(permit) => {
                     let gone = !self.alive(rid) || {
                         let Retried { route, client, .. } = self.request(rid).demand;
                         let followed =
@@ -961,13 +961,13 @@ impl<'a> World<'a> {
                     };
                     if gone {
                         if let Some(proxy) = &mut self.proxy {
-                            proxy.finish(ticket, life, Outcome::Unsent, self.now);
+                            proxy.finish(permit, life, Outcome::Unsent, self.now);
                         }
                         if self.alive(rid) {
                             self.release(rid);
                         }
                     } else {
-                        self.forward(rid, Some((ticket, life)));
+                        self.forward(rid, Some((permit, life)));
                     }
                 }
                 Grant::Shed(shed) => {

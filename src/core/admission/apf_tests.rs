@@ -6,7 +6,7 @@
 //! cost, held to the module's bound on work under way. A seat is a second of work below. What has
 //! no counterpart is said where it is left out.
 
-use super::controller::{AdmissionController, Ask, Decision, Grant, Ticket};
+use super::controller::{AdmissionController, Ask, Decision, Grant, Permit};
 use super::meter::Outcome;
 use super::table::LimitTable;
 use crate::control::budget::{Claim, divide};
@@ -48,7 +48,7 @@ impl Client {
 
 enum Next {
     Call(usize, u32, u32),
-    Done(Ticket),
+    Done(Permit),
 }
 
 struct World {
@@ -88,13 +88,13 @@ impl World {
             let ask =
                 Ask { class: ClassId(0), route: seats, client: ClientId { address: 99, credential: None } };
             let never = &mut |_, _| panic!("nobody waits");
-            let Decision::Admit(ticket) = self.admission.decide(&self.table, ask, began, || (0, 0, 0), never)
+            let Decision::Admit(permit) = self.admission.decide(&self.table, ask, began, || (0, 0, 0), never)
             else {
                 return; // where nothing is let in, nothing needs to be known
             };
             let now = began + SECOND * u32::from(seats);
             self.admission
-                .finish(&self.table, ticket, Outcome::Served, now, &mut |_, _| panic!("nobody waits"));
+                .finish(&self.table, permit, Outcome::Served, now, &mut |_, _| panic!("nobody waits"));
         }
     }
 
@@ -103,14 +103,14 @@ impl World {
         self.events.insert((time, self.order), next);
     }
 
-    fn execute(&mut self, (client, thread, call): (usize, u32, u32), ticket: Ticket, now: Time) {
+    fn execute(&mut self, (client, thread, call): (usize, u32, u32), permit: Permit, now: Time) {
         let within = (now + EXEC).min(self.end).since(now.min(self.end)).as_secs_f64();
         let Client { think, seats, calls, .. } = self.clients[client];
         self.used[client] += within * f64::from(seats);
         if call + 1 < calls {
             self.at(now + EXEC + think, Next::Call(client, thread, call + 1));
         }
-        self.at(now + EXEC, Next::Done(ticket));
+        self.at(now + EXEC, Next::Done(permit));
     }
 
     /// The seats each client used on average.
@@ -133,21 +133,21 @@ impl World {
                     let ask = Ask { class: ClassId(0), route: self.clients[client].seats, client: id };
                     let wake = &mut |who, grant| woken.push((who, grant));
                     match self.admission.decide(&self.table, ask, now, || who, wake) {
-                        Decision::Admit(ticket) => woken.push((who, Grant::Go(ticket))),
+                        Decision::Admit(permit) => woken.push((who, Grant::Go(permit))),
                         Decision::Wait(..) => {}
                         // A thread that is refused ends there, as theirs do.
                         Decision::Shed(_) => self.refused += 1,
                     }
                 }
-                Next::Done(ticket) => {
+                Next::Done(permit) => {
                     let wake = &mut |who, grant| woken.push((who, grant));
                     // Nothing is learnt from it: a width is given, not measured.
-                    self.admission.finish(&self.table, ticket, Outcome::Unseen, now, wake);
+                    self.admission.finish(&self.table, permit, Outcome::Unseen, now, wake);
                 }
             }
             for (who, grant) in woken {
                 match grant {
-                    Grant::Go(ticket) => self.execute(who, ticket, now),
+                    Grant::Go(permit) => self.execute(who, permit, now),
                     Grant::Shed(_) => self.refused += 1,
                 }
             }

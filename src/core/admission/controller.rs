@@ -9,7 +9,7 @@
 //!
 //! While nobody waits a decision takes no lock: a handful of atomic operations. Once somebody
 //! waits in a module, its requests pass through the module's queue under its mutex, because
-//! then their order matters. A slot is never lost between the two: whoever leaves first counts
+//! then their order matters. A permit is never lost between the two: whoever leaves first counts
 //! itself out and then looks for waiters; whoever waits first makes itself known and then
 //! looks for room.
 //!
@@ -31,8 +31,8 @@ use crate::admission::in_flight::InFlight;
 use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
 use crate::admission::queue::Place;
 use crate::admission::rate::Rate;
-use crate::admission::share::{Shares, SlotId};
-use crate::admission::table::{LimitTable, Mode, slots};
+use crate::admission::share::{ClientPermit, Shares};
+use crate::admission::table::{LimitTable, Mode, permits};
 use crate::policy::{ClassId, Kind, ModuleId, PerClientLimits, Policy, Priority, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
@@ -54,8 +54,8 @@ pub struct Ask {
 
 /// A request under way. It must be given back to [`AdmissionController::finish`], once.
 #[derive(Debug)]
-#[must_use = "a ticket that is not finished holds its slot for ever"]
-pub struct Ticket {
+#[must_use = "a permit that is not finished is held for ever"]
+pub struct Permit {
     /// What was asked.
     pub ask: Ask,
     /// When it was admitted.
@@ -74,7 +74,7 @@ pub struct Ticket {
     alone: bool,
     work_us: u64,
     charged: Option<f64>,
-    slot: Option<SlotId>,
+    client_permit: Option<ClientPermit>,
 }
 
 /// Whose turn it is in an exchange.
@@ -110,7 +110,7 @@ pub struct WaitId {
 #[derive(Debug)]
 pub enum Decision {
     /// Send it on.
-    Admit(Ticket),
+    Admit(Permit),
     /// It waits; its waiter is woken with a [`Grant`], at `deadline` at the latest if the
     /// driver calls [`AdmissionController::expire`] then.
     Wait(WaitId, Time),
@@ -122,7 +122,7 @@ pub enum Decision {
 #[derive(Debug)]
 pub enum Grant {
     /// Its turn has come.
-    Go(Ticket),
+    Go(Permit),
     /// It had to give way, or its time is up.
     Shed(Shed),
 }
@@ -184,7 +184,7 @@ struct ModuleTally {
 #[derive(Debug)]
 struct ModuleAdmission<W> {
     name: Arc<str>,
-    /// It works in parallel: a request takes a slot for a time, not a part of one process's.
+    /// It works in parallel: a request takes a permit for a time, not a part of one process's.
     parallel: bool,
     tally: Arc<ModuleTally>,
     waiting: AtomicU32,
@@ -221,15 +221,15 @@ impl Full {
     }
 }
 
-impl Ticket {
+impl Permit {
     /// Whether it holds a place; what is exempt holds none.
     #[must_use]
     pub fn is_counted(&self) -> bool {
         self.counted
     }
 
-    fn uncounted(ask: Ask, now: Time) -> Ticket {
-        Ticket {
+    fn uncounted(ask: Ask, now: Time) -> Permit {
+        Permit {
             ask,
             admitted: now,
             waited: Duration::ZERO,
@@ -241,7 +241,7 @@ impl Ticket {
             alone: false,
             work_us: 0,
             charged: None,
-            slot: None,
+            client_permit: None,
         }
     }
 }
@@ -255,7 +255,7 @@ impl<W> AdmissionController<W> {
 
     /// The admission controller of a new policy, for requests from now on. Classes and modules of the same name
     /// go on with the counters of this one, so that nothing under way is forgotten and no change
-    /// hands out a slot or a burst twice; whoever waits here is still served here.
+    /// hands out a permit or a burst twice; whoever waits here is still served here.
     #[must_use]
     pub fn succeed(&self, policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
         AdmissionController::build(policy, table, now, Some(self))
@@ -346,7 +346,7 @@ impl<W> AdmissionController<W> {
             }
             Treatment::Exempt => {
                 class.tally.meter.admit(0);
-                return Decision::Admit(Ticket::uncounted(ask, now));
+                return Decision::Admit(Permit::uncounted(ask, now));
             }
             Treatment::Limited => {}
         }
@@ -355,99 +355,100 @@ impl<W> AdmissionController<W> {
         if class.tally.watched.load(Ordering::Relaxed) {
             class.tally.demand().note(ask.client, self.price(table, ask.class, self.takes(ask)));
         }
-        let slot = match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.client, now)).transpose() {
-            Ok(slot) => slot,
-            Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
-        };
+        let client_permit =
+            match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.client, now)).transpose() {
+                Ok(client_permit) => client_permit,
+                Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
+            };
         let queues = class.queue_len_max > 0 && class.kind == Kind::Unary && limits.mode == Mode::Enforce;
         if queues && self.module(class.module).waiting.load(Ordering::SeqCst) > 0 {
             // Others wait: their turn comes first.
-            return self.wait_in_line(table, ask, slot, now, waiter, wake);
+            return self.wait_in_line(table, ask, client_permit, now, waiter, wake);
         }
         let full = match self.try_enter(table, ask, now) {
-            Ok(ticket) => {
+            Ok(permit) => {
                 self.common.see(shown, now);
-                return Decision::Admit(Ticket { slot, ..ticket });
+                return Decision::Admit(Permit { client_permit, ..permit });
             }
             Err(full) => full,
         };
         if limits.mode == Mode::Shadow {
-            return Decision::Admit(self.admit_in_shadow(ask, slot, full.reason(), now));
+            return Decision::Admit(self.admit_in_shadow(ask, client_permit, full.reason(), now));
         }
         if !queues {
-            self.leave_share(ask.class, slot);
+            self.leave_share(ask.class, client_permit);
             return Decision::Shed(self.refuse(ask.class, full.reason(), full.wait()));
         }
-        self.wait_in_line(table, ask, slot, now, waiter, wake)
+        self.wait_in_line(table, ask, client_permit, now, waiter, wake)
     }
 
     /// Lets a request pass that Ray has answered before it was whole: nothing can be decided about
     /// it any more.
-    pub fn let_by(&self, ask: Ask, now: Time) -> Ticket {
+    pub fn let_by(&self, ask: Ask, now: Time) -> Permit {
         let meter = &self.class(ask.class).tally.meter;
         meter.offer();
         meter.admit(0);
-        Ticket::uncounted(ask, now)
+        Permit::uncounted(ask, now)
     }
 
     /// The turn in an exchange has changed. Latency runs from the request being whole to the head
     /// of its answer; an exchange that is not at that stage cannot be late.
-    pub fn turn(&self, ticket: &mut Ticket, stage: Stage, now: Time) {
-        if ticket.stage == stage {
+    pub fn turn(&self, permit: &mut Permit, stage: Stage, now: Time) {
+        if permit.stage == stage {
             return;
         }
-        let tally = &self.class(ticket.ask.class).tally;
-        if ticket.counted {
-            match (ticket.stage, stage) {
+        let tally = &self.class(permit.ask.class).tally;
+        if permit.counted {
+            match (permit.stage, stage) {
                 (Stage::Asked, _) => _ = tally.away.fetch_add(1, Ordering::Relaxed),
                 (_, Stage::Asked) => _ = tally.away.fetch_sub(1, Ordering::Relaxed),
                 _ => {}
             }
             tally.progress.store(now.0, Ordering::Relaxed);
         }
-        ticket.stage = stage;
+        permit.stage = stage;
         match stage {
-            Stage::Answered => tally.meter.answer(now.since(ticket.asked)),
-            Stage::Uploading | Stage::Asked => ticket.asked = now,
+            Stage::Answered => tally.meter.answer(now.since(permit.asked)),
+            Stage::Uploading | Stage::Asked => permit.asked = now,
         }
     }
 
-    /// An admitted exchange has ended: its slot is free for the next in line.
-    #[expect(clippy::needless_pass_by_value, reason = "a ticket is given back, not shown")]
+    /// An admitted exchange has ended: its permit is free for the next in line.
+    #[expect(clippy::needless_pass_by_value, reason = "a permit is given back, not shown")]
     pub fn finish(
         &self,
         table: &LimitTable,
-        ticket: Ticket,
+        permit: Permit,
         outcome: Outcome,
         now: Time,
         wake: &mut impl FnMut(W, Grant),
     ) {
-        let class = self.class(ticket.ask.class);
+        let class = self.class(permit.ask.class);
         let module = self.module(class.module);
         // What Ray spent: while the client's line was awaited it spent nothing.
-        let spent = now.since(ticket.admitted).saturating_sub(ticket.kept);
+        let spent = now.since(permit.admitted).saturating_sub(permit.kept);
         // What failed or was never sent says nothing of what an answer costs.
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
-        let work = if ticket.counted && class.kind == Kind::Unary && answered {
+        let work = if permit.counted && class.kind == Kind::Unary && answered {
             let seconds = spent.as_secs_f64();
-            let work = module.tally.departures.depart(ticket.admitted, now).min(seconds);
-            self.costs.learn(ticket.ask.route, work, seconds, ticket.alone);
+            let work = module.tally.departures.depart(permit.admitted, now).min(seconds);
+            self.costs.learn(permit.ask.route, work, seconds, permit.alone);
             work
         } else {
             0.0
         };
         // What it waited for others in the middle was their work, or an agent's.
-        let own = work.min(self.costs.get(ticket.ask.route));
+        let own = work.min(self.costs.get(permit.ask.route));
         let tells = class.tally.meter.end(outcome, duration_from_secs(own));
-        if tells && ticket.stage == Stage::Asked {
-            class.tally.meter.answer(now.since(ticket.asked));
+        if tells && permit.stage == Stage::Asked {
+            class.tally.meter.answer(now.since(permit.asked));
         }
-        self.leave_share(ticket.ask.class, ticket.slot);
-        if !ticket.counted {
+        self.leave_share(permit.ask.class, permit.client_permit);
+        if !permit.counted {
             return;
         }
-        class.give_back(ticket.work_us);
-        if ticket.stage != Stage::Asked {
+        class.give_back(permit.work_us);
+        if permit.stage != Stage::Asked {
             class.tally.away.fetch_sub(1, Ordering::Relaxed);
         }
         class.tally.progress.store(now.0, Ordering::Relaxed);
@@ -459,16 +460,16 @@ impl<W> AdmissionController<W> {
             {
                 let mut queue = self.lock(class.module);
                 // What nobody saw costs what was thought.
-                let estimate = ticket.charged.filter(|_| outcome != Outcome::Unseen);
-                if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(ticket.ask.class)) {
+                let estimate = permit.charged.filter(|_| outcome != Outcome::Unseen);
+                if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(permit.ask.class)) {
                     let took = if module.parallel && class.kind == Kind::Unary {
                         // What it held while nobody waited was taken from nobody.
                         spent.min(own.fair.contended(now)).as_secs_f64()
                     } else {
                         work
                     };
-                    let price = self.price(table, ticket.ask.class, took);
-                    own.fair.charge(ticket.ask.client, price - estimate);
+                    let price = self.price(table, permit.ask.class, took);
+                    own.fair.charge(permit.ask.client, price - estimate);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }
@@ -600,7 +601,7 @@ impl<W> AdmissionController<W> {
     }
 
     /// What a request is thought to take, in seconds of its module's time or, where that works in
-    /// parallel, of a slot's.
+    /// parallel, of a permit's.
     fn takes(&self, ask: Ask) -> f64 {
         let parallel = self.module(self.class(ask.class).module).parallel;
         let thought = if parallel { self.costs.hold(ask.route) } else { self.costs.get(ask.route) };
@@ -619,7 +620,7 @@ impl<W> AdmissionController<W> {
         let limits = table.class(id);
         let of_rate = limits.rate.map_or(0.0, |per_second| 1.0 / per_second.max(RATE_MIN));
         let parallel = self.module(class.module).parallel;
-        let of_room = if parallel { takes / f64::from(slots(limits.in_flight).max(1)) } else { takes };
+        let of_room = if parallel { takes / f64::from(permits(limits.in_flight).max(1)) } else { takes };
         of_room.max(of_rate)
     }
 
@@ -643,11 +644,11 @@ impl<W> AdmissionController<W> {
     }
 
     /// Enters class, work, module and rate, or none of them.
-    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time) -> Result<Ticket, Full> {
+    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time) -> Result<Permit, Full> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         let module = self.module(class.module);
-        if !class.tally.in_flight.try_enter(slots(limits.in_flight)) {
+        if !class.tally.in_flight.try_enter(permits(limits.in_flight)) {
             return Err(Full::Class);
         }
         let Some(work_us) = class.try_take_work(self.costs.get(ask.route)) else {
@@ -656,7 +657,7 @@ impl<W> AdmissionController<W> {
         };
         // Held connections have a cap of their own: they would starve the others of the ceiling.
         let unary = class.kind == Kind::Unary;
-        if unary && !module.tally.in_flight.try_enter(slots(table.module(class.module).in_flight)) {
+        if unary && !module.tally.in_flight.try_enter(permits(table.module(class.module).in_flight)) {
             class.give_back(work_us);
             return Err(Full::Module);
         }
@@ -683,11 +684,17 @@ impl<W> AdmissionController<W> {
         }
         class.tally.meter.admit(under_way);
         let alone = module.tally.in_flight.count() <= 1;
-        Ok(Ticket { counted: true, alone, work_us, ..Ticket::uncounted(ask, now) })
+        Ok(Permit { counted: true, alone, work_us, ..Permit::uncounted(ask, now) })
     }
 
     /// Counts it as if it had been refused, and lets it through beyond every limit.
-    fn admit_in_shadow(&self, ask: Ask, slot: Option<SlotId>, reason: Reason, now: Time) -> Ticket {
+    fn admit_in_shadow(
+        &self,
+        ask: Ask,
+        client_permit: Option<ClientPermit>,
+        reason: Reason,
+        now: Time,
+    ) -> Permit {
         let class = self.class(ask.class);
         class.tally.meter.shed_in_shadow();
         class.tally.in_flight.enter();
@@ -696,7 +703,7 @@ impl<W> AdmissionController<W> {
             self.module(class.module).tally.in_flight.enter();
         }
         class.tally.meter.admit(class.tally.in_flight.count());
-        Ticket { counted: true, would_shed: Some(reason), slot, ..Ticket::uncounted(ask, now) }
+        Permit { counted: true, would_shed: Some(reason), client_permit, ..Permit::uncounted(ask, now) }
     }
 
     fn shed_or_shadow(
@@ -713,9 +720,9 @@ impl<W> AdmissionController<W> {
         Decision::Shed(self.refuse(ask.class, reason, wait))
     }
 
-    fn leave_share(&self, id: ClassId, slot: Option<SlotId>) {
-        if let (Some(slot), Some((_, shares))) = (slot, &self.class(id).shares) {
-            shares.leave(slot);
+    fn leave_share(&self, id: ClassId, client_permit: Option<ClientPermit>) {
+        if let (Some(client_permit), Some((_, shares))) = (client_permit, &self.class(id).shares) {
+            shares.leave(client_permit);
         }
     }
 }

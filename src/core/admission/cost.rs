@@ -18,7 +18,7 @@
 //! alike; the concurrency limits, which do not depend on it, hold the rest. What each *client* is
 //! charged there must not come of it: of several that end together the first would be billed for
 //! them all, and as whoever is served together ends together, it would be the same one every
-//! time. There a request takes a slot for as long as it holds it, and is charged for that
+//! time. There a request takes a permit for as long as it holds it, and is charged for that
 //! ([`Costs::hold`]).
 
 use crate::time::Time;
@@ -60,22 +60,22 @@ impl Costs {
     /// The estimate for a route in seconds; zero until one has been seen.
     #[must_use]
     pub fn get(&self, route: u16) -> f64 {
-        let cost = self.slot(route);
+        let cost = self.permit(route);
         read(&cost.work).min(read(&cost.alone))
     }
 
-    /// For how long a request of a route is thought to hold its slot, in seconds: a low quantile of
+    /// For how long a request of a route is thought to hold its permit, in seconds: a low quantile of
     /// its latency; zero until one has been seen.
     #[must_use]
     pub fn hold(&self, route: u16) -> f64 {
-        read(&self.slot(route).alone)
+        read(&self.permit(route).alone)
     }
 
     /// Learns from one exchange: the work it was billed and the whole of its latency, in
     /// seconds, and whether it found its module idle. Two at once may lose one: these are
     /// averages.
     pub fn learn(&self, route: u16, work: f64, latency: f64, alone: bool) {
-        let cost = self.slot(route);
+        let cost = self.permit(route);
         if work.is_finite() && work >= 0.0 {
             mix(&cost.work, work, |_| LEARN);
         }
@@ -85,7 +85,7 @@ impl Costs {
         }
     }
 
-    fn slot(&self, route: u16) -> &Cost {
+    fn permit(&self, route: u16) -> &Cost {
         &self.0[usize::from(route).min(ROUTES_MAX - 1)]
     }
 }

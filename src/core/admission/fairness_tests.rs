@@ -1,7 +1,7 @@
 //! Fairness of admission and queue together, in virtual time: clients that ask at their own pace, a
 //! class with room for a few, and what each of them got.
 
-use super::controller::{AdmissionController, Ask, Decision, Grant, Ticket, WaitId};
+use super::controller::{AdmissionController, Ask, Decision, Grant, Permit, WaitId};
 use super::meter::{Outcome, Reason};
 use super::table::LimitTable;
 use crate::policy::{Bounds, Class, ClassId, Queue, RateBounds, SignalId, plain};
@@ -41,8 +41,8 @@ impl Got {
 
 enum Next {
     Ask(usize),
-    Ready(usize, Ticket),
-    Done(usize, Ticket),
+    Ready(usize, Permit),
+    Done(usize, Permit),
     Expire(WaitId),
 }
 
@@ -104,32 +104,32 @@ impl World {
                         .admission
                         .decide(&self.table, ask, now, || at, &mut |at, grant| woken.push((at, grant)));
                     match decision {
-                        Decision::Admit(ticket) => woken.push((at, Grant::Go(ticket))),
+                        Decision::Admit(permit) => woken.push((at, Grant::Go(permit))),
                         Decision::Wait(id, deadline) => self.at(deadline, Next::Expire(id)),
                         Decision::Shed(_) => {}
                     }
                 }
-                Next::Ready(at, ticket) => {
+                Next::Ready(at, permit) => {
                     free = free.max(now) + seconds(clients[at].length);
-                    self.at(free, Next::Done(at, ticket));
+                    self.at(free, Next::Done(at, permit));
                 }
-                Next::Done(at, ticket) => {
-                    let asked = Time(ticket.admitted.0.saturating_sub(nanos(ticket.waited)));
+                Next::Done(at, permit) => {
+                    let asked = Time(permit.admitted.0.saturating_sub(nanos(permit.waited)));
                     got[at].served += f64::from(u8::from(counts(asked)));
                     got[at].done += f64::from(u8::from(counts(now)));
-                    self.admission.finish(&self.table, ticket, Outcome::Served, now, &mut |at, grant| {
+                    self.admission.finish(&self.table, permit, Outcome::Served, now, &mut |at, grant| {
                         woken.push((at, grant));
                     });
                 }
                 Next::Expire(id) => drop(self.admission.expire(id, Reason::QueueTimeout)),
             }
             for (at, grant) in woken {
-                if let Grant::Go(ticket) = grant {
+                if let Grant::Go(permit) = grant {
                     let length = clients[at].length;
                     match self.plant {
-                        Plant::Single => self.at(now, Next::Ready(at, ticket)),
-                        Plant::Awaiting => self.at(now + seconds(ROOM - 1.0), Next::Ready(at, ticket)),
-                        Plant::Parallel => self.at(now + seconds(ROOM * length), Next::Done(at, ticket)),
+                        Plant::Single => self.at(now, Next::Ready(at, permit)),
+                        Plant::Awaiting => self.at(now + seconds(ROOM - 1.0), Next::Ready(at, permit)),
+                        Plant::Parallel => self.at(now + seconds(ROOM * length), Next::Done(at, permit)),
                     }
                 }
             }
@@ -182,7 +182,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     /// A 20x flood from one identity costs those at or below their fair share
-    /// nothing, and no slot stands idle meanwhile.
+    /// nothing, and no permit stands idle meanwhile.
     #[test]
     fn a_flood_costs_those_within_their_share_nothing(
         polite in 1usize..8, load in 0.1f64..1.0, credentials in any::<bool>(), len_max in 32u32..128,

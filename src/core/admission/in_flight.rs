@@ -25,7 +25,7 @@ impl InFlight {
     /// Counts one less. One that was never counted is not subtracted.
     pub fn leave(&self) {
         let left = self.0.try_update(Ordering::AcqRel, Ordering::Relaxed, |count| count.checked_sub(1));
-        debug_assert!(left.is_ok(), "a slot was given back twice");
+        debug_assert!(left.is_ok(), "a permit was given back twice");
     }
 
     /// How many are under way.
@@ -42,25 +42,25 @@ mod tests {
 
     #[test]
     fn a_lowered_limit_only_drains() {
-        let slots = InFlight::default();
-        assert!((0..8).all(|_| slots.try_enter(8)));
-        assert!(!slots.try_enter(4));
-        (0..4).for_each(|_| slots.leave());
-        assert!(!slots.try_enter(4));
-        slots.leave();
-        assert!(slots.try_enter(4));
+        let permits = InFlight::default();
+        assert!((0..8).all(|_| permits.try_enter(8)));
+        assert!(!permits.try_enter(4));
+        (0..4).for_each(|_| permits.leave());
+        assert!(!permits.try_enter(4));
+        permits.leave();
+        assert!(permits.try_enter(4));
     }
 
     proptest! {
         #[test]
         fn what_enters_finds_the_count_below_the_limit(steps in prop::collection::vec((any::<bool>(), 0u32..20), 0..200)) {
-            let slots = InFlight::default();
+            let permits = InFlight::default();
             for (entering, limit) in steps {
-                let before = slots.count();
+                let before = permits.count();
                 if entering {
-                    prop_assert_eq!(slots.try_enter(limit), before < limit);
+                    prop_assert_eq!(permits.try_enter(limit), before < limit);
                 } else if before > 0 {
-                    slots.leave();
+                    permits.leave();
                 }
             }
         }

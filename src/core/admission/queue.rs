@@ -2,7 +2,7 @@
 //!
 //! **The question.** When a class is contended, several clients want more than there is. Who
 //! is served next so that each gets the lesser of what it asks and an equal share (max-min),
-//! and no slot stands idle?
+//! and no permit stands idle?
 //!
 //! **The law.** Start-time fair queueing (Goyal, Vin, Cheng, "Start-time Fair Queuing", 1996),
 //! in units of *work*, or of whatever else the class is short of (the admission controller says what a request

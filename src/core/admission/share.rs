@@ -6,11 +6,11 @@
 //! address share its ceiling; an API key or a name that a trusted proxy vouches for sets them apart.)
 //!
 //! Fair queueing needs no per-client state while nobody waits; a configured ceiling does. It
-//! lives in a table of fixed size. A client takes a slot when first seen; a slot is given to
+//! lives in a table of fixed size. A client takes an entry when first seen; an entry is given to
 //! another only when its client owes nothing (its rate has refilled, nothing is under way), so
-//! that flooding the table with invented identities never forgets a debt. When every slot in
-//! reach is owed, a new address shares the overflow slot, and a new credential has none: its
-//! address counts all the same. What an address may not ask takes no slot for a credential, so
+//! that flooding the table with invented identities never forgets a debt. When every entry in
+//! reach is owed, a new address shares the overflow entry, and a new credential has none: its
+//! address counts all the same. What an address may not ask takes no entry for a credential, so
 //! there are as many invented ones in the table as the addresses' own ceilings let in.
 //!
 //! **Changed ceilings** hold from the next request on, for the same table: what is under way stays
@@ -38,10 +38,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// Slots a class keeps; beyond, addresses share one.
-pub const SLOTS: usize = 8192;
+/// Entries a class keeps; beyond, addresses share one.
+pub const ENTRIES: usize = 8192;
 
-/// Neighbouring slots a client may take.
+/// Neighbouring entries a client may take.
 const REACH: usize = 8;
 
 /// The clients of one class, held to its [`PerClientLimits`].
@@ -59,13 +59,13 @@ pub struct Shares {
 struct Table {
     clock: Arc<ElasticClock>,
     accounts: Slab,
-    slots: Box<[Slot]>,
-    /// The slots whose client has a part of its ceilings here and the rest at other replicas.
+    entries: Box<[Entry]>,
+    /// The entries whose client has a part of its ceilings here and the rest at other replicas.
     parted: Mutex<Vec<usize>>,
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct Entry {
     /// The digest; 0: free.
     client: AtomicU64,
     in_flight: InFlight,
@@ -76,22 +76,22 @@ struct Slot {
     refused: AtomicU32,
 }
 
-impl Slot {
+impl Entry {
     fn part(&self) -> Option<f64> {
         let part = self.part.load(Ordering::Relaxed);
         (part > 0).then(|| f64::from(part) / 1e6)
     }
 }
 
-/// The places a request was given, to be handed back with its ticket.
+/// The places a request was given, to be handed back with its permit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct SlotId {
+pub struct ClientPermit {
     address: u32,
     credential: Option<u32>,
 }
 
-impl SlotId {
-    /// The slots, the address's first.
+impl ClientPermit {
+    /// The entries, the address's first.
     fn places(self) -> impl Iterator<Item = usize> + Clone {
         std::iter::once(self.address).chain(self.credential).map(|at| at as usize)
     }
@@ -107,7 +107,7 @@ impl Shares {
         let table = Table {
             clock: Arc::new(ElasticClock::new(per_second(limits), now)),
             accounts: Slab::default(),
-            slots: (0..=SLOTS).map(|_| Slot::default()).collect(),
+            entries: (0..=ENTRIES).map(|_| Entry::default()).collect(),
             parted: Mutex::default(),
         };
         Some(Shares::over(Arc::new(table), limits))
@@ -141,17 +141,17 @@ impl Shares {
     /// From now on these clients have so much of their ceilings here and the rest at other replicas.
     /// One request at least may be under way.
     pub fn part(&self, parts: &BTreeMap<u64, f64>) {
-        let slots = &self.table.slots;
-        // What is held is right between any two slots.
+        let entries = &self.table.entries;
+        // What is held is right between any two entries.
         let mut parted = self.table.parted.lock().unwrap_or_else(PoisonError::into_inner);
         for at in parted.drain(..) {
-            slots[at].part.store(0, Ordering::Relaxed);
+            entries[at].part.store(0, Ordering::Relaxed);
         }
         for (client, part) in parts {
             if let Some(at) = self.find(key(*client)) {
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
                 let millionths = (part.clamp(1e-6, 1.0) * 1e6) as u32;
-                slots[at].part.store(millionths, Ordering::Relaxed);
+                entries[at].part.store(millionths, Ordering::Relaxed);
                 parted.push(at);
             }
         }
@@ -161,27 +161,27 @@ impl Shares {
     /// last call.
     #[must_use]
     pub fn places_wanted(&self) -> Vec<(u64, u32)> {
-        let wanted = self.table.slots[..SLOTS].iter().map(|slot| {
-            let refused = slot.refused.swap(0, Ordering::Relaxed);
-            (slot.client.load(Ordering::Acquire), slot.in_flight.count().saturating_add(refused))
+        let wanted = self.table.entries[..ENTRIES].iter().map(|entry| {
+            let refused = entry.refused.swap(0, Ordering::Relaxed);
+            (entry.client.load(Ordering::Acquire), entry.in_flight.count().saturating_add(refused))
         });
         wanted.filter(|(_, wanted)| *wanted > 0).collect()
     }
 
-    /// How many requests the client of a slot may have under way here.
-    fn in_flight_max(&self, slot: &Slot) -> u32 {
+    /// How many requests the client of an entry may have under way here.
+    fn in_flight_max(&self, entry: &Entry) -> u32 {
         let whole = self.in_flight_max;
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a part of a u32")]
-        slot.part().map_or(whole, |part| ((f64::from(whole) * part + 1e-3) as u32).max(1).min(whole))
+        entry.part().map_or(whole, |part| ((f64::from(whole) * part + 1e-3) as u32).max(1).min(whole))
     }
 
     /// Counts one request of `client` in, or says which ceiling it has reached and for how long.
-    pub fn enter(&self, client: ClientId, now: Time) -> Result<SlotId, (Reason, Duration)> {
-        let address = self.take_slot(client.address, now).unwrap_or(SLOTS);
+    pub fn enter(&self, client: ClientId, now: Time) -> Result<ClientPermit, (Reason, Duration)> {
+        let address = self.take_entry(client.address, now).unwrap_or(ENTRIES);
         self.take_place(address)?;
-        let mut id = SlotId { address: short(address), credential: None };
+        let mut id = ClientPermit { address: short(address), credential: None };
         let entered = self.affords(id.places(), 1, now).and_then(|()| {
-            if let Some(at) = client.credential.and_then(|credential| self.take_slot(credential, now)) {
+            if let Some(at) = client.credential.and_then(|credential| self.take_entry(credential, now)) {
                 self.take_place(at)?;
                 id.credential = Some(short(at));
             }
@@ -191,7 +191,7 @@ impl Shares {
             self.leave(id);
             return Err(over);
         }
-        id.places().for_each(|at| self.table.slots[at].touched.store(now.0, Ordering::Relaxed));
+        id.places().for_each(|at| self.table.entries[at].touched.store(now.0, Ordering::Relaxed));
         Ok(id)
     }
 
@@ -200,8 +200,8 @@ impl Shares {
     #[must_use]
     pub fn would_refuse(&self, client: ClientId, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let is_full = |at: usize| {
-            let slot = &self.table.slots[at];
-            slot.in_flight.count() >= self.in_flight_max(slot)
+            let entry = &self.table.entries[at];
+            entry.in_flight.count() >= self.in_flight_max(entry)
         };
         if self.known(client).any(is_full) {
             return Some(FULL);
@@ -217,11 +217,11 @@ impl Shares {
     /// Takes so many cells more of the client's rate, or none.
     pub fn take_all(&self, client: ClientId, cells: NonZeroU32, now: Time) -> bool {
         let Some(rate) = &self.rate else { return true };
-        let address = self.take_slot(client.address, now).unwrap_or(SLOTS);
-        let mut slots =
+        let address = self.take_entry(client.address, now).unwrap_or(ENTRIES);
+        let mut entries =
             std::iter::once(address).chain(client.credential.and_then(|digest| self.find(digest)));
-        self.affords(slots.clone(), cells.get(), now).is_ok()
-            && slots.all(|at| matches!(rate.check_key_n(&at, cells), Ok(Ok(()))))
+        self.affords(entries.clone(), cells.get(), now).is_ok()
+            && entries.all(|at| matches!(rate.check_key_n(&at, cells), Ok(Ok(()))))
     }
 
     /// How many requests of `client` its own ceilings would let in at once.
@@ -229,8 +229,8 @@ impl Shares {
     pub fn left(&self, client: ClientId, now: Time) -> u32 {
         let most = if self.rate.is_some() { self.in_flight_max.min(self.burst) } else { self.in_flight_max };
         let left = self.known(client).map(|at| {
-            let slot = &self.table.slots[at];
-            let places = self.in_flight_max(slot).saturating_sub(slot.in_flight.count());
+            let entry = &self.table.entries[at];
+            let places = self.in_flight_max(entry).saturating_sub(entry.in_flight.count());
             let owed = || owed(&self.table.accounts.0[at], &self.table.clock, now);
             if self.rate.is_some() { places.min(in_hand(self.burst, owed())) } else { places }
         });
@@ -238,23 +238,23 @@ impl Shares {
     }
 
     /// Counts it out again.
-    pub fn leave(&self, id: SlotId) {
-        id.places().for_each(|at| self.table.slots[at].in_flight.leave());
+    pub fn leave(&self, id: ClientPermit) {
+        id.places().for_each(|at| self.table.entries[at].in_flight.leave());
     }
 
     fn take_place(&self, at: usize) -> Result<(), (Reason, Duration)> {
-        let slot = &self.table.slots[at];
-        if slot.in_flight.try_enter(self.in_flight_max(slot)) {
+        let entry = &self.table.entries[at];
+        if entry.in_flight.try_enter(self.in_flight_max(entry)) {
             return Ok(());
         }
-        slot.refused.fetch_add(1, Ordering::Relaxed);
+        entry.refused.fetch_add(1, Ordering::Relaxed);
         Err(FULL)
     }
 
     /// Whether all of these have so many cells in hand.
     fn affords(
         &self,
-        slots: impl Iterator<Item = usize>,
+        entries: impl Iterator<Item = usize>,
         cells: u32,
         now: Time,
     ) -> Result<(), (Reason, Duration)> {
@@ -262,13 +262,14 @@ impl Shares {
             return Ok(());
         }
         let (clock, accounts) = (&self.table.clock, &self.table.accounts.0);
-        let waits = slots.map(|at| until_due(&accounts[at], self.burst, cells.saturating_sub(1), clock, now));
+        let waits =
+            entries.map(|at| until_due(&accounts[at], self.burst, cells.saturating_sub(1), clock, now));
         let wait = waits.max().unwrap_or_default();
         if wait.is_zero() { Ok(()) } else { Err((Reason::ClientRate, wait)) }
     }
 
-    /// Takes a cell of each slot's rate, if each has one.
-    fn take_cells(&self, id: SlotId, now: Time) -> Result<(), (Reason, Duration)> {
+    /// Takes a cell of each entry's rate, if each has one.
+    fn take_cells(&self, id: ClientPermit, now: Time) -> Result<(), (Reason, Duration)> {
         let Some(rate) = &self.rate else { return Ok(()) };
         self.affords(id.places(), 1, now)?;
         let clock = &self.table.clock;
@@ -279,7 +280,7 @@ impl Shares {
                 let cells = not_until.wait_time_from(here).as_secs_f64() * 1e3;
                 return Err((Reason::ClientRate, crate::time::duration_from_secs(cells / clock.rate())));
             }
-            if let Some(part) = self.table.slots[at].part() {
+            if let Some(part) = self.table.entries[at].part() {
                 // A cell here costs what the client gets at other replicas meanwhile.
                 #[expect(
                     clippy::cast_possible_truncation,
@@ -294,32 +295,32 @@ impl Shares {
         Ok(())
     }
 
-    /// The slots that the client has.
+    /// The entries that the client has.
     fn known(&self, client: ClientId) -> impl Iterator<Item = usize> {
         [Some(client.address), client.credential].into_iter().flatten().filter_map(|digest| self.find(digest))
     }
 
     fn find(&self, digest: u64) -> Option<usize> {
         let key = key(digest);
-        reach(key).find(|at| self.table.slots[*at].client.load(Ordering::Acquire) == key)
+        reach(key).find(|at| self.table.entries[*at].client.load(Ordering::Acquire) == key)
     }
 
-    /// The slot of an address or a credential: its own, or one whose client owes nothing.
-    fn take_slot(&self, digest: u64, now: Time) -> Option<usize> {
+    /// The entry of an address or a credential: its own, or one whose client owes nothing.
+    fn take_entry(&self, digest: u64, now: Time) -> Option<usize> {
         let key = key(digest);
         self.find(digest).or_else(|| {
             reach(key).find(|at| {
-                let slot = &self.table.slots[*at];
-                let present = slot.client.load(Ordering::Acquire);
-                let owes = slot.in_flight.count() > 0
-                    || now.since(Time(slot.touched.load(Ordering::Relaxed))) < self.refill;
+                let entry = &self.table.entries[*at];
+                let present = entry.client.load(Ordering::Acquire);
+                let owes = entry.in_flight.count() > 0
+                    || now.since(Time(entry.touched.load(Ordering::Relaxed))) < self.refill;
                 let taken = (present == 0 || !owes)
-                    && slot
+                    && entry
                         .client
                         .compare_exchange(present, key, Ordering::AcqRel, Ordering::Relaxed)
                         .is_ok();
                 if taken {
-                    slot.part.store(0, Ordering::Relaxed);
+                    entry.part.store(0, Ordering::Relaxed);
                 }
                 taken
             })
@@ -334,29 +335,29 @@ fn per_second(limits: PerClientLimits) -> f64 {
     limits.rate.map_or(0.0, |(rate, _)| rate)
 }
 
-/// A digest as a slot holds it: 0 means free.
+/// A digest as an entry holds it: 0 means free.
 fn key(digest: u64) -> u64 {
     digest.max(1)
 }
 
-/// A slot's number, of which there are [`SLOTS`] and one.
+/// An entry's number, of which there are [`ENTRIES`] and one.
 fn short(at: usize) -> u32 {
     u32::try_from(at).unwrap_or(u32::MAX)
 }
 
-/// The slots a client may take.
+/// The entries a client may take.
 fn reach(key: u64) -> impl Iterator<Item = usize> + Clone {
-    let home = usize::try_from(key.rotate_left(29) % SLOTS as u64).unwrap_or(0);
-    (0..REACH).map(move |step| (home + step) % SLOTS)
+    let home = usize::try_from(key.rotate_left(29) % ENTRIES as u64).unwrap_or(0);
+    (0..REACH).map(move |step| (home + step) % ENTRIES)
 }
 
-/// governor's state, one cell per slot.
+/// governor's state, one cell per entry.
 #[derive(Clone, Debug)]
 struct Slab(Arc<[InMemoryState]>);
 
 impl Default for Slab {
     fn default() -> Slab {
-        Slab((0..=SLOTS).map(|_| InMemoryState::default()).collect())
+        Slab((0..=ENTRIES).map(|_| InMemoryState::default()).collect())
     }
 }
 
@@ -366,7 +367,7 @@ impl StateStore for Slab {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        self.0[(*key).min(SLOTS)].measure_and_replace(&NotKeyed::NonKey, f)
+        self.0[(*key).min(ENTRIES)].measure_and_replace(&NotKeyed::NonKey, f)
     }
 }
 
@@ -426,9 +427,9 @@ mod tests {
     #[test]
     fn concurrency_comes_back_when_a_request_leaves() {
         let shares = Shares::new(PerClientLimits { rate: None, in_flight: Some(1) }, Time::ZERO).unwrap();
-        let slot = shares.enter(client(8), Time::ZERO).unwrap();
+        let entry = shares.enter(client(8), Time::ZERO).unwrap();
         assert_eq!(shares.enter(client(8), Time::ZERO).unwrap_err().0, Reason::ClientInFlight);
-        shares.leave(slot);
+        shares.leave(entry);
         assert!(shares.enter(client(8), Time::ZERO).is_ok());
     }
 
@@ -449,7 +450,10 @@ mod tests {
         let shares = Shares::new(limits, Time::ZERO).unwrap();
         let admitted = |who: u64, from: u64| {
             let asked = (0..1_000_u64).map(|step| Time::from_secs_f64(from as f64 + step as f64 * 0.01));
-            asked.filter_map(|now| shares.enter(client(who), now).ok()).map(|slot| shares.leave(slot)).count()
+            asked
+                .filter_map(|now| shares.enter(client(who), now).ok())
+                .map(|entry| shares.leave(entry))
+                .count()
         };
         let _ = (admitted(8, 0), admitted(16, 0));
         shares.part(&BTreeMap::from([(8, 1.0 / 3.0)]));

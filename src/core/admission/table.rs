@@ -94,7 +94,7 @@ impl LimitTable {
 
 /// A concurrency limit as the admission controller counts it: the whole part, 1 for anything from 0.5 up.
 #[must_use]
-pub fn slots(limit: f64) -> u32 {
+pub fn permits(limit: f64) -> u32 {
     if limit.is_nan() || limit < 0.5 {
         0
     } else if limit >= f64::from(u32::MAX) {

@@ -7,7 +7,7 @@
 //!
 //! All laws work on `ln(limit)`. By Little's law, latency = limit / throughput once the plant
 //! is saturated, so `d ln(latency) / d ln(limit)` is 1 there, whatever the plant's size, and 0
-//! below saturation. One dimensionless gain therefore fits a class of 2 slots and a class of
+//! below saturation. One dimensionless gain therefore fits a class of 2 permits and a class of
 //! 2,000, and the stability sums in [`super::stability`] hold for both.
 //!
 //! A pressure that is absent, NaN, infinite or negative is *no information*: nothing moves.

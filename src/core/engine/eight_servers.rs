@@ -9,7 +9,7 @@
 
 use super::{ClassReading, Engine};
 use crate::admission::meter::{Meter, Outcome, Reason};
-use crate::admission::table::{Mode, slots};
+use crate::admission::table::{Mode, permits};
 use crate::control::stability::Timing;
 use crate::policy::{Bounds, Class, Control, Law, Policy, Queue, Slo, plain};
 use crate::time::{Time, WallMs};
@@ -125,7 +125,7 @@ fn run(law: Law, poll: Duration, demand: impl Fn(u64) -> f64, measure_s: [u64; 2
             arrival += nanoseconds(chance.exponential(1.0 / demand(now / SECOND)));
             came += measured;
             meter.offer();
-            if plant.in_flight() >= slots(limit) {
+            if plant.in_flight() >= permits(limit) {
                 meter.shed(Reason::ClassInFlight);
                 shed += measured;
                 continue;
@@ -154,7 +154,7 @@ fn run(law: Law, poll: Duration, demand: impl Fn(u64) -> f64, measure_s: [u64; 2
     }
 }
 
-/// Half the range of the limit in its last two minutes over its mean, but for one slot.
+/// Half the range of the limit in its last two minutes over its mean, but for one permit.
 fn swing(limits: &[f64]) -> f64 {
     let late = &limits[limits.len() - 120..];
     let (low, high) = late.iter().fold((f64::MAX, 0.0_f64), |(low, high), v| (low.min(*v), high.max(*v)));

@@ -31,7 +31,7 @@
 //! more does not suffer.
 
 use crate::admission::meter::Counts;
-use crate::admission::table::slots;
+use crate::admission::table::permits;
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::law::Observation;
 use crate::control::stability::Timing;
@@ -204,7 +204,7 @@ impl Engine {
         let Some(mut of) = self.classes[due.class].inner.take() else { return };
         let latency_s = due.latency.unwrap_or(0.0);
         let refused_per_s = due.counts.shed_all() as f64 / due.elapsed.as_secs_f64().max(1e-3);
-        of.binding = of.peak >= slots(of.limit);
+        of.binding = of.peak >= permits(of.limit);
         let observation = Observation {
             now,
             period: due.elapsed,

@@ -28,7 +28,7 @@ pub mod view;
 use crate::admission::controller::AdmissionController;
 pub use crate::admission::meter::Reading as ClassReading;
 use crate::admission::meter::{Counts, Reason};
-use crate::admission::table::{LimitTable, Mode, slots};
+use crate::admission::table::{LimitTable, Mode, permits};
 use crate::alert::{self, Alert, Alerts, Patience};
 use crate::control::backlog::Drain;
 use crate::control::oscillation::Oscillation;
@@ -607,7 +607,7 @@ impl Engine {
             limit: of.kind,
             value: of.limit,
             bounds: of.regulator.rails.bounds,
-            binding: of.binding && proxy.get(at).is_some_and(|seen| seen.in_flight_peak >= slots(of.limit)),
+            binding: of.binding && proxy.get(at).is_some_and(|seen| seen.in_flight_peak >= permits(of.limit)),
             hunting: of.oscillation.is_hunting(),
             swing: of.oscillation.swing(),
         });

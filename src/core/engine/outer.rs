@@ -18,7 +18,7 @@
 //! ([`crate::control::backlog`]), and the lesser of the two rates holds.
 
 use crate::admission::meter::Reason;
-use crate::admission::table::slots;
+use crate::admission::table::permits;
 use crate::control::backlog::Backlogged;
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::law::Observation;
@@ -250,7 +250,7 @@ impl Engine {
         } else {
             let latency_s = counts.latency_mean().unwrap_or(0.0);
             let refused = counts.shed_all() as f64 / length * latency_s;
-            (of.peak >= slots(of.limit), f64::from(of.peak) + f64::from(seen.waiting) + refused)
+            (of.peak >= permits(of.limit), f64::from(of.peak) + f64::from(seen.waiting) + refused)
         };
         of.binding = binding;
         Observation {

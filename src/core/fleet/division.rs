@@ -7,7 +7,7 @@
 //! so that a burst finds room where it arrives, and one part of it stays for a newcomer. When
 //! nothing is left, a hundredth is kept back for one.
 //!
-//! In whole grains the level is rounded up and the book stops at the limit: of 20 slots among
+//! In whole grains the level is rounded up and the book stops at the limit: of 20 permits among
 //! three, two get 7 and one 6. A limit with fewer grains than there are replicas that want some
 //! has the level 0: it goes round, see [`super::book`].
 

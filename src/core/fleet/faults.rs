@@ -224,7 +224,7 @@ fn a_newcomer_has_something_at_once_and_its_part_within_five_periods() {
 }
 
 #[test]
-fn a_limit_of_one_slot_goes_round_and_is_never_held_twice() {
+fn a_limit_of_one_permit_goes_round_and_is_never_held_twice() {
     let mut fleet = Fleet::new(4, 1, &[5, 5, 5], 5, 0);
     fleet.never_above(4_000, 1);
     let mut held = [0; 3];

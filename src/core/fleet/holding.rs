@@ -152,7 +152,7 @@ impl Holding {
         .collect()
     }
 
-    /// The one slot of a limit that has fewer than there are replicas.
+    /// The one permit of a limit that has fewer than there are replicas.
     fn scarce(&self, limit: u64) -> u64 {
         u64::from(limit > 0 && limit < u64::from(self.count()))
     }
@@ -271,7 +271,7 @@ mod tests {
         let mut holding = Holding::new(vec![30, 1, 0], 3, TIMING);
         assert_eq!(holding.caps(Time::ZERO), [0, 0, 0]);
         holding.go_alone(Time::ZERO);
-        assert_eq!(holding.caps(Time::ZERO), [10, 1, 0], "one slot at least, unless nothing may pass");
+        assert_eq!(holding.caps(Time::ZERO), [10, 1, 0], "one permit at least, unless nothing may pass");
     }
 
     #[test]

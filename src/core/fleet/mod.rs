@@ -37,8 +37,8 @@
 //! to a living one, through which the others go on; so the book keeps that share for whoever falls
 //! silent ([`Timing::remember`] long, unless it left in good order). At first a silent replica
 //! uses the lesser of its lease and its share, which the book holds already; two `ttl` later the
-//! whole share, by when the others have made room. Never less than one slot: a class with fewer
-//! slots than there are replicas is the one case in which the sum exceeds the limit then, by less
+//! whole share, by when the others have made room. Never less than one permit: a class with fewer
+//! permits than there are replicas is the one case in which the sum exceeds the limit then, by less
 //! than one each.
 //!
 //! # A thousand replicas
@@ -60,7 +60,7 @@
 //! (the level says it in one number, so a leader's publication is as short for a thousand
 //! replicas as for three).
 //!
-//! Amounts are whole *grains*: slots, millionths of a request per second, bytes per second; see
+//! Amounts are whole *grains*: permits, millionths of a request per second, bytes per second; see
 //! [`part`].
 
 pub mod book;

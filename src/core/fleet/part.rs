@@ -2,10 +2,10 @@
 //! table as it may be used here.
 //!
 //! Shared are each class's concurrency, rate and bandwidth and each module's ceiling. Concurrency
-//! is counted in whole slots, rates in millionths of a request per second (one an hour is 277 of
+//! is counted in whole permits, rates in millionths of a request per second (one an hour is 277 of
 //! them), bandwidth in bytes per second.
 //!
-//! *Demand.* Of slots: the most under way since the last renewal and a tenth (whoever has less
+//! *Demand.* Of permits: the most under way since the last renewal and a tenth (whoever has less
 //! than its share is not to be held back by chance), those that wait, and those refused, by
 //! Little's law. Of a rate: what was offered, averaged over a second. It falls by a tenth per
 //! renewal, so that leases do not follow each gap in the traffic. A replica that winds up needs what
@@ -21,7 +21,7 @@ use super::holding::{Holding, Standing};
 use super::identities::{self, Demand, Share, Weights};
 use super::reported_demand::{ReportedDemand, SmoothedDemand};
 use crate::admission::demand::ClassDemand;
-use crate::admission::table::{LimitTable, slots};
+use crate::admission::table::{LimitTable, permits};
 use crate::engine::ProxyReading;
 use crate::policy::{Kind, PerClientLimits, Policy, Treatment};
 use crate::time::{Time, duration_from_secs};
@@ -185,7 +185,7 @@ impl Part {
                     _ => self.wants[at].ceil(),
                 }
             };
-            // To the nearest whole, or three replicas would together ask for up to three slots too many.
+            // To the nearest whole, or three replicas would together ask for up to three permits too many.
             loads.push((whole(used), whole(demand.round()).max(u64::from(demand > 0.0))));
         }
         self.peaks.clear();
@@ -471,10 +471,10 @@ fn name(of: Shared, policy: &Policy) -> String {
 
 fn grains(of: Shared, table: &LimitTable) -> u64 {
     match of {
-        Shared::InFlight(at) => u64::from(slots(table.classes[at].in_flight)),
+        Shared::InFlight(at) => u64::from(permits(table.classes[at].in_flight)),
         Shared::Rate(at) => whole(table.classes[at].rate.unwrap_or(0.0) * RATE),
         Shared::Bytes(at) => whole(table.classes[at].bytes_per_second.unwrap_or(0.0)),
-        Shared::Module(at) => u64::from(slots(table.modules[at].in_flight)),
+        Shared::Module(at) => u64::from(permits(table.modules[at].in_flight)),
     }
 }
 
@@ -508,9 +508,9 @@ mod tests {
         let (mut part, table) = part();
         part.holding.go_alone(Time::ZERO);
         let own = part.of(&table, Time::ZERO);
-        assert_eq!(slots(own.classes[0].in_flight), 3);
-        assert_eq!(slots(own.classes[1].in_flight), 1, "never none");
-        assert_eq!(slots(own.modules[0].in_flight), 10);
+        assert_eq!(permits(own.classes[0].in_flight), 3);
+        assert_eq!(permits(own.classes[1].in_flight), 1, "never none");
+        assert_eq!(permits(own.modules[0].in_flight), 10);
         assert!((own.classes[0].rate.unwrap() * 3.0 * 3600.0 - 1.0).abs() < 0.02);
     }
 
@@ -519,13 +519,13 @@ mod tests {
         let (mut part, table) = part();
         let renewal = part.holding.renew(Time::ZERO, &[]);
         part.holding.take(&renewal, &[7, 100, 1, 20], 3);
-        assert_eq!(slots(part.of(&table, Time::ZERO).classes[0].in_flight), 7);
+        assert_eq!(permits(part.of(&table, Time::ZERO).classes[0].in_flight), 7);
         let after = Arc::new(policy(vec![class("new", 4.0), class("submit", 9.0)], 30.0));
         let table = LimitTable::initial(&after);
         part.take_over(after, &table);
         let own = part.of(&table, Time::ZERO);
-        assert_eq!(slots(own.classes[1].in_flight), 7);
-        assert_eq!(slots(own.classes[0].in_flight), 0, "nothing has been leased of it yet");
+        assert_eq!(permits(own.classes[1].in_flight), 7);
+        assert_eq!(permits(own.classes[0].in_flight), 0, "nothing has been leased of it yet");
     }
 
     #[test]

@@ -362,7 +362,7 @@ pub const CLASSES: &[ClassDefault] = &[
         name: "packages",
         module: "JobHead",
         about: "uploads of working directories, up to 100 MiB each, kept in the GCS's memory",
-        // Part of a submission. A slow uplink holds its slot for long, so waits are long too.
+        // Part of a submission. A slow uplink holds its permit for long, so waits are long too.
         priority: 6,
         in_flight: bounds(2.0, 1.0, 4.0),
         queue: queue(32, seconds(30)),

@@ -9,8 +9,8 @@ use crate::core::request::catalogue::Surface;
 use crate::proxy::body::{Body, ClientBody};
 use crate::proxy::coalesce::Key;
 use crate::proxy::headers::strip_hop_by_hop;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::reject;
-use crate::proxy::slot::Slot;
 use crate::proxy::state::{Entrance, ProxyState};
 use crate::proxy::tail::{self, Follower, Found, Lead, Place, Reopen, Tail};
 use crate::proxy::throttle::Throttle;
@@ -74,24 +74,25 @@ impl Passage {
 
     /// Opens a tail that others may read too.
     async fn lead(&self, parts: &Parts, lead: Lead) -> Result<Arc<Tail>, Response<Body>> {
-        let slot = self.admit(self.proxy.clock.now()).await?;
+        let permit = self.admit(self.proxy.clock.now()).await?;
         let tail = lead.tail();
-        let told = self.opener().lead(parts.clone(), slot, self.matched.class, lead);
+        let told = self.opener().lead(parts.clone(), permit, self.matched.class, lead);
         self.opened(told).await?;
         Ok(tail)
     }
 
     /// The way of any other WebSocket: admit, hand-shake, join the two ends.
     async fn tunnel(&self, parts: Parts, client: OnUpgrade) -> Response<Body> {
-        let slot = match self.admit(self.proxy.clock.now()).await {
-            Ok(slot) => slot,
+        let permit = match self.admit(self.proxy.clock.now()).await {
+            Ok(permit) => permit,
             Err(refusal) => return refusal,
         };
         let is_tail = self.class().kind == Kind::Held;
         let (opener, tasks) = (self.opener(), self.proxy.tasks.clone());
         let throttle = opener.throttle(self.matched.class);
-        let told = opener
-            .open(parts, slot, move |ray, slot| tunnel::connect(client, ray, slot, throttle, is_tail, tasks));
+        let told = opener.open(parts, permit, move |ray, permit| {
+            tunnel::connect(client, ray, permit, throttle, is_tail, tasks)
+        });
         let response = match self.opened(told).await {
             Ok(response) => response,
             Err(answer) => return answer,
@@ -108,13 +109,13 @@ impl Passage {
         match tokio::time::timeout(self.handshake_max(), told).await {
             Ok(Ok(Opened::Taken(response))) => Ok(response),
             Ok(Ok(Opened::Declined(declined))) => {
-                let (response, mut slot) = *declined;
+                let (response, mut permit) = *declined;
                 // Ray's answer is short, and passed on as it is.
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
                 let body =
                     Limited::new(body, ANSWER_MAX).collect().await.map(http_body_util::Collected::to_bytes);
-                slot.served();
+                permit.served();
                 Err(Response::from_parts(parts, body.map_or_else(|_| Body::empty(), Body::full)))
             }
             Ok(Ok(Opened::Failed(error))) => Err(reject::upstream(self.tongue, &error, &self.id)),
@@ -143,7 +144,7 @@ impl Passage {
 /// How Ray answered a handshake.
 enum Opened {
     Taken(Response<Incoming>),
-    Declined(Box<(Response<Incoming>, Slot)>),
+    Declined(Box<(Response<Incoming>, PermitGuard)>),
     Failed(UpstreamError),
 }
 
@@ -162,8 +163,8 @@ impl Opener {
     fn open<F: Future<Output = ()> + Send + 'static>(
         &self,
         parts: Parts,
-        slot: Slot,
-        then: impl FnOnce(OnUpgrade, Slot) -> F + Send + 'static,
+        permit: PermitGuard,
+        then: impl FnOnce(OnUpgrade, PermitGuard) -> F + Send + 'static,
     ) -> oneshot::Receiver<Opened> {
         let (mut tell, told) = oneshot::channel();
         let (upstream, tasks) = (Arc::clone(&self.entrance.upstream), self.proxy.tasks.clone());
@@ -175,18 +176,18 @@ impl Opener {
                 tasks.closed().await;
             };
             let shaken = tokio::select! {
-                shaken = tokio::time::timeout(bound, tunnel::shake_hands(&upstream, request, slot)) => shaken,
+                shaken = tokio::time::timeout(bound, tunnel::shake_hands(&upstream, request, permit)) => shaken,
                 () = nobody_waits => return,
             };
             // Whoever asked may have left.
             match shaken {
-                Ok(Ok(Shaken::Open(response, ray, mut slot))) => {
-                    slot.opened();
+                Ok(Ok(Shaken::Open(response, ray, mut permit))) => {
+                    permit.opened();
                     drop(tell.send(Opened::Taken(response)));
-                    then(ray, slot).await;
+                    then(ray, permit).await;
                 }
-                Ok(Ok(Shaken::Declined(response, slot))) => {
-                    drop(tell.send(Opened::Declined(Box::new((response, slot)))));
+                Ok(Ok(Shaken::Declined(response, permit))) => {
+                    drop(tell.send(Opened::Declined(Box::new((response, permit)))));
                 }
                 Ok(Err(error)) => drop(tell.send(Opened::Failed(error))),
                 Err(_) => {}
@@ -196,11 +197,17 @@ impl Opener {
     }
 
     /// The same for a tail that others may follow.
-    fn lead(&self, parts: Parts, slot: Slot, class: ClassId, lead: Lead) -> oneshot::Receiver<Opened> {
+    fn lead(
+        &self,
+        parts: Parts,
+        permit: PermitGuard,
+        class: ClassId,
+        lead: Lead,
+    ) -> oneshot::Receiver<Opened> {
         let (throttle, tasks) = (self.throttle(class), self.proxy.tasks.clone());
-        self.open(parts, slot, move |ray, slot| async move {
+        self.open(parts, permit, move |ray, permit| async move {
             tokio::select! {
-                () = lead.open(ray, slot, throttle) => {}
+                () = lead.open(ray, permit, throttle) => {}
                 () = tasks.closed() => {}
             }
         })
@@ -229,9 +236,9 @@ impl Reopen for Again {
             let tail = match proxy.tails.find_from(self.key, place) {
                 Found::Tail(tail) => Some(tail),
                 Found::Lead(lead) => match proxy.admit(self.ask, proxy.clock.now()).await {
-                    Ok(slot) => {
+                    Ok(permit) => {
                         let tail = lead.tail();
-                        let told = self.opener.lead(self.parts.clone(), slot, self.ask.class, lead);
+                        let told = self.opener.lead(self.parts.clone(), permit, self.ask.class, lead);
                         match told.await {
                             Ok(Opened::Taken(_)) => Some(tail),
                             // The log is gone, or Ray is.

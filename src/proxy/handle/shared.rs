@@ -9,10 +9,10 @@ use crate::proxy::body::{Body, ClientBody, RayBody, Way};
 use crate::proxy::coalesce::{self, Failure, Found, Key, Lead, Told};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::strip_hop_by_hop;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::reject;
 use crate::proxy::shared_answer::{self, Share, SharedAnswer};
 use crate::proxy::single_flight::Answer as _;
-use crate::proxy::slot::Slot;
 use crate::proxy::state::ProxyState;
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
@@ -107,16 +107,16 @@ impl Passage {
 
     /// Admits and fetches for all who share.
     async fn fetch(&self, mut parts: Parts, lead: Lead, patience: Duration) -> Response<Body> {
-        let slot = match self.admit_within(patience, self.proxy.clock.now()).await {
-            Ok(slot) => slot,
+        let permit = match self.admit_within(patience, self.proxy.clock.now()).await {
+            Ok(permit) => permit,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
-        let (asked, cancels) = (Asked::of(&parts), slot.cancels());
+        let (asked, cancels) = (Asked::of(&parts), permit.cancels());
         self.tell_client(&mut parts.headers);
         let exchange = forward::send(
             Arc::clone(&self.entrance.upstream),
             Request::from_parts(origin_form(parts), ClientBody::Empty),
-            slot,
+            permit,
             self.proxy.tasks.clone(),
             self.peer.abandoned_max,
         );
@@ -168,7 +168,7 @@ impl Fetch {
             () = self.unwanted() => return,
         };
         match answer {
-            Ok(Ok((response, slot))) => self.land(response, slot).await,
+            Ok(Ok((response, permit))) => self.land(response, permit).await,
             Ok(Err(error)) => self.fail(Failure::Upstream(Arc::new(error))),
             Err(_) => self.fail(Failure::TimedOut(bound)),
         }
@@ -191,8 +191,8 @@ impl Fetch {
     }
 
     /// Hands the answer to all who wait, or to the leader alone if it cannot be shared.
-    async fn land(self, response: Response<RayBody>, mut slot: Slot) {
-        slot.turn(Stage::Answered);
+    async fn land(self, response: Response<RayBody>, mut permit: PermitGuard) {
+        permit.turn(Stage::Answered);
         let (mut head, body) = response.into_parts();
         strip_hop_by_hop(&mut head.headers);
         let length = body.size_hint().exact();
@@ -201,7 +201,7 @@ impl Fetch {
             longest.and_then(|_| self.proxy.coalescer.take(shared_answer::cost(&head.headers, length)));
         let (Some(longest), Some(charge)) = (longest, charge) else {
             self.lead.dissolve();
-            let body = Body::forwarded(body, Some(slot), None, self.way).await;
+            let body = Body::forwarded(body, Some(permit), None, self.way).await;
             drop(self.leader.send(Fetched::Own(Response::from_parts(head, body))));
             return;
         };
@@ -210,7 +210,7 @@ impl Fetch {
         let until = self.way.clock.now() + keep;
         // Nobody's reading is awaited here.
         let way = Way { patience: None, ..self.way.clone() };
-        let (answer, rest) = match Body::forwarded(body, Some(slot), None, way).await {
+        let (answer, rest) = match Body::forwarded(body, Some(permit), None, way).await {
             Body::Full(whole) => (SharedAnswer::whole(head, &whole.unwrap_or_default(), charge), None),
             body if length.is_some_and(|length| length <= SHORT_MAX) => match body.collect().await {
                 Ok(whole) => (SharedAnswer::whole(head, &whole.to_bytes(), charge), None),

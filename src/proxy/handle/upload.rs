@@ -5,7 +5,7 @@ use crate::core::admission::controller::Shed;
 use crate::core::policy::Treatment;
 use crate::proxy::body::{Body, ClientBody, Pace, Upload};
 use crate::proxy::forward;
-use crate::proxy::slot::Slot;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::upload::{Asking, Handover, Withheld};
 use http::Response;
 use http::request::Parts;
@@ -58,8 +58,8 @@ impl Passage {
         let declared = (self.bytes > 0).then_some(self.bytes);
         let place = limited.then(|| proxy.parked.enter(ask.client.address, declared)).flatten();
         let Some(place) = place else {
-            let slot = self.admit(proxy.clock.now()).await?;
-            return Ok((Handover::admitted(proxy, ask, slot), None));
+            let permit = self.admit(proxy.clock.now()).await?;
+            return Ok((Handover::admitted(proxy, ask, permit), None));
         };
         let passage = Arc::clone(self);
         let asking = Box::pin(async move { passage.ask_in_turn().await });
@@ -69,13 +69,13 @@ impl Passage {
     /// Asks for the permit of an upload that has come whole. It cannot cheaply come again, so where
     /// many end at once they wait outside the line rather than be shed for its length: no more than
     /// half of its room is theirs.
-    async fn ask_in_turn(&self) -> Result<Slot, Shed> {
+    async fn ask_in_turn(&self) -> Result<PermitGuard, Shed> {
         let turns = &self.proxy.turns[self.matched.class.index()];
         // Who has waited here for as long as in the line asks all the same, and is told.
         let _turn = tokio::time::timeout(self.class().queue.wait_max, turns.acquire()).await;
-        let mut slot = self.try_admit(Duration::MAX, self.proxy.clock.now()).await?;
-        self.note_admitted(&mut slot);
-        Ok(slot)
+        let mut permit = self.try_admit(Duration::MAX, self.proxy.clock.now()).await?;
+        self.note_admitted(&mut permit);
+        Ok(permit)
     }
 
     /// Refuses at sight what would be refused once it had come.

@@ -60,6 +60,7 @@ use crate::core::journal::Via;
 use crate::core::policy::{ClassId, Kind, Treatment};
 use crate::core::time::Time;
 use crate::proxy::body::Body;
+use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::ratelimit::call::Fault;
 use crate::proxy::ratelimit::descriptor::{Question, Told};
 use crate::proxy::ratelimit::message::{
@@ -69,7 +70,6 @@ use crate::proxy::ratelimit::places::{Places, Until};
 use crate::proxy::ratelimit::stay::Stays;
 use crate::proxy::ratelimit::tally::Answer;
 use crate::proxy::reject::{self, Refused};
-use crate::proxy::slot::Slot;
 use crate::proxy::state::{Front, ProxyState};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -101,14 +101,14 @@ pub struct Service {
     front: Arc<ArcSwap<Front>>,
     domain: Arc<str>,
     place_max: Duration,
-    places: Mutex<Places<Slot>>,
+    places: Mutex<Places<PermitGuard>>,
     stays: Mutex<Stays>,
 }
 
 /// How one descriptor was decided.
 enum Decided {
-    Pass(Slot),
-    WouldShed(Slot),
+    Pass(PermitGuard),
+    WouldShed(PermitGuard),
     Refused(Shed),
 }
 
@@ -192,8 +192,8 @@ impl Service {
                     match NonZeroU32::new(hits).filter(|_| !refused) {
                         None => self.look(&front.proxy, &question),
                         Some(hits) => match self.admit(&front.proxy, &question, hits, deadline).await {
-                            Decided::Pass(slot) | Decided::WouldShed(slot) => {
-                                taken.push((slot, question.name));
+                            Decided::Pass(permit) | Decided::WouldShed(permit) => {
+                                taken.push((permit, question.name));
                                 self.status(&front.proxy, &question, None)
                             }
                             Decided::Refused(shed) => {
@@ -233,22 +233,22 @@ impl Service {
         {
             return Decided::Refused(shed);
         }
-        let slot = match proxy.admit_within(ask, deadline.since(now), now).await {
-            Ok(slot) => slot,
+        let permit = match proxy.admit_within(ask, deadline.since(now), now).await {
+            Ok(permit) => permit,
             Err(shed) => return Decided::Refused(shed),
         };
-        let shadow = slot.ticket().is_some_and(|ticket| ticket.would_shed.is_some()) || early.is_some();
-        if let (Some(more), Some(ticket), false) = (more, slot.ticket(), shadow)
-            && let Err((reason, wait)) = proxy.admission.pay(ticket, more, proxy.clock.now())
+        let shadow = permit.permit().is_some_and(|inner| inner.would_shed.is_some()) || early.is_some();
+        if let (Some(more), Some(inner), false) = (more, permit.permit(), shadow)
+            && let Err((reason, wait)) = proxy.admission.pay(inner, more, proxy.clock.now())
         {
-            // Somebody came in between; the slot goes back unsent.
+            // Somebody came in between; the permit goes back unsent.
             return Decided::Refused(proxy.admission.refuse(ask.class, reason, wait));
         }
         let (verdict, answer) =
             if shadow { (Verdict::WouldShed, Answer::WouldShed) } else { (Verdict::Admitted, Answer::Ok) };
         count(proxy, question, verdict);
         proxy.ratelimit.note(answer);
-        if shadow { Decided::WouldShed(slot) } else { Decided::Pass(slot) }
+        if shadow { Decided::WouldShed(permit) } else { Decided::Pass(permit) }
     }
 
     /// Answers without taking: nothing is worth nothing.
@@ -266,21 +266,21 @@ impl Service {
     }
 
     /// Holds what was let in until its end.
-    fn hold(&self, proxy: &ProxyState, taken: Vec<(Slot, Option<&[u8]>)>) {
+    fn hold(&self, proxy: &ProxyState, taken: Vec<(PermitGuard, Option<&[u8]>)>) {
         let now = proxy.clock.now();
         let mut gave_way = Vec::new();
-        for (mut slot, name) in taken {
-            let Some(ticket) = slot.ticket() else { continue };
-            let class = &proxy.policy.classes[ticket.ask.class.index()];
-            let holds_a_place = ticket.is_counted();
-            let stay = self.stay(proxy, ticket.ask.class);
+        for (mut permit, name) in taken {
+            let Some(inner) = permit.permit() else { continue };
+            let class = &proxy.policy.classes[inner.ask.class.index()];
+            let holds_a_place = inner.is_counted();
+            let stay = self.stay(proxy, inner.ask.class);
             let long = (class.slo.latency * LOST_OBJECTIVES).max(stay * LOST_STAYS);
             let latest = class.timeout.unwrap_or(self.place_max).min(long).min(self.place_max);
             let latest = if class.kind == Kind::Held { self.place_max } else { latest };
             let until = Until { expected: now + stay, latest: now + latest };
-            slot.unseen();
+            permit.unseen();
             if holds_a_place {
-                gave_way.extend(self.places().hold(slot, name, until));
+                gave_way.extend(self.places().hold(permit, name, until));
             }
         }
         proxy.ratelimit.set_places(self.places().count());
@@ -290,11 +290,11 @@ impl Service {
     fn end(&self, proxy: &ProxyState, name: &[u8], status: Option<u64>) {
         let ended = self.places().release(name);
         proxy.ratelimit.note(if ended.is_some() { Answer::End } else { Answer::EndUnknown });
-        if let Some(mut slot) = ended {
+        if let Some(mut permit) = ended {
             match status {
-                Some(0) => slot.sent(),
-                Some(500..) => slot.failed(),
-                _ => slot.served(),
+                Some(0) => permit.sent(),
+                Some(500..) => permit.failed(),
+                _ => permit.served(),
             }
         }
     }
@@ -324,7 +324,7 @@ impl Service {
         }
     }
 
-    fn places(&self) -> MutexGuard<'_, Places<Slot>> {
+    fn places(&self) -> MutexGuard<'_, Places<PermitGuard>> {
         // A panic while holding leaves a place too many or too few; each has its end.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }

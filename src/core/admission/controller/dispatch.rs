@@ -6,12 +6,12 @@
 //!
 //! All of it under the module's mutex, which is taken only once somebody waits there.
 
-use super::{AdmissionController, Decision, Full, Grant, Shed, Ticket, WaitId};
+use super::{AdmissionController, Decision, Full, Grant, Permit, Shed, WaitId};
 use crate::admission::controller::Ask;
 use crate::admission::meter::Reason;
 use crate::admission::queue::{FairQueue, Joined, Waiting};
-use crate::admission::share::SlotId;
-use crate::admission::table::{LimitTable, slots};
+use crate::admission::share::ClientPermit;
+use crate::admission::table::{LimitTable, permits};
 use crate::policy::{ClassId, Policy, Priority};
 use crate::time::Time;
 use std::sync::atomic::Ordering;
@@ -41,7 +41,7 @@ pub(super) struct ClassQueue<W> {
 #[derive(Debug)]
 pub(super) struct Waiter<W> {
     waiter: W,
-    slot: Option<SlotId>,
+    client_permit: Option<ClientPermit>,
 }
 
 impl<W> AdmissionController<W> {
@@ -64,7 +64,7 @@ impl<W> AdmissionController<W> {
         &self,
         table: &LimitTable,
         ask: Ask,
-        slot: Option<SlotId>,
+        client_permit: Option<ClientPermit>,
         now: Time,
         waiter: impl FnOnce() -> W,
         wake: &mut impl FnMut(W, Grant),
@@ -73,7 +73,7 @@ impl<W> AdmissionController<W> {
         let module = self.module(class.module);
         let deadline = now + class.queue_wait_max;
         let request = Waiting {
-            waiter: Waiter { waiter: waiter(), slot },
+            waiter: Waiter { waiter: waiter(), client_permit },
             client: ask.client,
             route: ask.route,
             cost: self.price(table, ask.class, self.takes(ask)),
@@ -93,11 +93,13 @@ impl<W> AdmissionController<W> {
         let decision = match joined {
             Joined::Waits(place) => Decision::Wait(WaitId { class: ask.class, place }, deadline),
             Joined::Displaced(place, displaced) => {
-                let shed = self.turn_away(ask.class, displaced.waiter.slot);
+                let shed = self.turn_away(ask.class, displaced.waiter.client_permit);
                 wake(displaced.waiter.waiter, Grant::Shed(shed));
                 Decision::Wait(WaitId { class: ask.class, place }, deadline)
             }
-            Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, request.waiter.slot)),
+            Joined::Refused(request) => {
+                Decision::Shed(self.turn_away(ask.class, request.waiter.client_permit))
+            }
         };
         for (waiter, grant) in woken {
             wake(waiter, grant);
@@ -106,14 +108,14 @@ impl<W> AdmissionController<W> {
     }
 
     /// Counts out one who must give way.
-    fn turn_away(&self, id: ClassId, slot: Option<SlotId>) -> Shed {
-        self.leave_share(id, slot);
+    fn turn_away(&self, id: ClassId, client_permit: Option<ClientPermit>) -> Shed {
+        self.leave_share(id, client_permit);
         self.uncount(id);
         self.refuse(id, Reason::ClientShare, Duration::ZERO)
     }
 
     /// Serves waiters of a module while there is room. The woken are told after the lock is
-    /// free: a waiter that has gone meanwhile gives its ticket straight back.
+    /// free: a waiter that has gone meanwhile gives its permit straight back.
     pub(super) fn dispatch(
         &self,
         table: &LimitTable,
@@ -126,15 +128,15 @@ impl<W> AdmissionController<W> {
             let (virtual_time, round) = (queue.virtual_time, queue.round);
             let ClassQueue { id, fair, tag, full_in } = &mut queue.classes[at];
             let class = self.class(*id);
-            if class.tally.in_flight.count() >= slots(table.class(*id).in_flight) {
+            if class.tally.in_flight.count() >= permits(table.class(*id).in_flight) {
                 // Who would be next need not be known; a full class is the rule under overload.
                 *full_in = round;
                 continue;
             }
             let Some(next) = fair.peek(now) else { break };
             let ask = Ask { class: *id, route: next.route, client: next.client };
-            let ticket = match self.try_enter(table, ask, now) {
-                Ok(ticket) => ticket,
+            let permit = match self.try_enter(table, ask, now) {
+                Ok(permit) => permit,
                 Err(Full::Module) => break,
                 Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
                     *full_in = round;
@@ -149,8 +151,13 @@ impl<W> AdmissionController<W> {
             let waited = now.since(request.since);
             class.tally.meter.queue();
             class.tally.meter.wait(waited);
-            let ticket = Ticket { slot: request.waiter.slot, waited, charged: Some(request.cost), ..ticket };
-            woken.push((request.waiter.waiter, Grant::Go(ticket)));
+            let permit = Permit {
+                client_permit: request.waiter.client_permit,
+                waited,
+                charged: Some(request.cost),
+                ..permit
+            };
+            woken.push((request.waiter.waiter, Grant::Go(permit)));
         }
     }
 
@@ -178,7 +185,7 @@ impl<W> AdmissionController<W> {
                 None => fair.remove(id.place)?,
             }
         };
-        self.leave_share(id.class, removed.waiter.slot);
+        self.leave_share(id.class, removed.waiter.client_permit);
         self.uncount(id.class);
         Some(removed.waiter.waiter)
     }

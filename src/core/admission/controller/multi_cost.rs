@@ -10,9 +10,9 @@
 //! More hits than a burst has room for never pass.
 
 use super::AdmissionController;
-use crate::admission::controller::{Ask, Ticket};
+use crate::admission::controller::{Ask, Permit};
 use crate::admission::meter::Reason;
-use crate::admission::table::{LimitTable, slots};
+use crate::admission::table::{LimitTable, permits};
 use crate::policy::ClassId;
 use crate::request::client_id::ClientId;
 use crate::time::Time;
@@ -46,17 +46,17 @@ impl<W> AdmissionController<W> {
         })
     }
 
-    /// Pays what a ticket is worth beyond its first hit.
+    /// Pays what a permit is worth beyond its first hit.
     ///
     /// # Errors
     /// The rate that has not so much in hand; then nothing is paid by it.
-    pub fn pay(&self, ticket: &Ticket, more: NonZeroU32, now: Time) -> Result<(), (Reason, Duration)> {
-        let class = self.class(ticket.ask.class);
+    pub fn pay(&self, permit: &Permit, more: NonZeroU32, now: Time) -> Result<(), (Reason, Duration)> {
+        let class = self.class(permit.ask.class);
         if let Some((_, shares)) = &class.shares
-            && !shares.take_all(ticket.ask.client, more, now)
+            && !shares.take_all(permit.ask.client, more, now)
         {
             let wait =
-                shares.would_refuse(ticket.ask.client, more.get(), now).map_or(Duration::ZERO, |o| o.1);
+                shares.would_refuse(permit.ask.client, more.get(), now).map_or(Duration::ZERO, |o| o.1);
             return Err((Reason::ClientRate, wait));
         }
         match &class.rate {
@@ -72,7 +72,7 @@ impl<W> AdmissionController<W> {
     #[must_use]
     pub fn left(&self, table: &LimitTable, id: ClassId, client: ClientId, now: Time) -> Left {
         let (class, limits) = (self.class(id), table.class(id));
-        let places = slots(limits.in_flight);
+        let places = permits(limits.in_flight);
         let mut requests = places.saturating_sub(class.tally.in_flight.count());
         let mut whole = Duration::ZERO;
         if let Some((_, rate)) = &class.rate {
@@ -116,9 +116,9 @@ mod tests {
         (policy, table, admission)
     }
 
-    fn admit(admission: &AdmissionController<()>, table: &LimitTable, now: Time) -> Option<Ticket> {
+    fn admit(admission: &AdmissionController<()>, table: &LimitTable, now: Time) -> Option<Permit> {
         match admission.decide(table, ASK, now, || (), &mut |(), _: Grant| {}) {
-            Decision::Admit(ticket) => Some(ticket),
+            Decision::Admit(permit) => Some(permit),
             _ => None,
         }
     }
@@ -133,11 +133,11 @@ mod tests {
         assert_eq!(left(&table, CLIENT), 3, "the class's places");
         table.classes[0].admitted_max = Some(2);
         assert_eq!(left(&table, CLIENT), 2, "the work the head may have before it");
-        let ticket = admit(&admission, &table, Time::ZERO).unwrap();
+        let permit = admit(&admission, &table, Time::ZERO).unwrap();
         let now = admission.left(&table, ASK.class, CLIENT, Time::ZERO);
         assert_eq!((now.requests, now.rate, now.places), (1, Some((10.0, 8)), 3));
         assert!((now.whole.as_secs_f64() - 0.1).abs() < 1e-3, "{now:?}");
-        admission.finish(&table, ticket, Outcome::Unseen, Time::ZERO, &mut |(), _| {});
+        admission.finish(&table, permit, Outcome::Unseen, Time::ZERO, &mut |(), _| {});
         let counts = admission.counts(ASK.class);
         assert_eq!((counts.left, counts.finished()), (0, 0), "what nobody saw counts as nothing");
     }
@@ -145,9 +145,9 @@ mod tests {
     #[test]
     fn the_rest_of_a_price_is_paid_whole_or_not_at_all() {
         let (_, table, admission) = rated(1.0, 8, PerClientLimits::default());
-        let ticket = admit(&admission, &table, Time::ZERO).unwrap();
-        assert_eq!(admission.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO), Ok(()));
-        let (reason, wait) = admission.pay(&ticket, NonZeroU32::new(5).unwrap(), Time::ZERO).unwrap_err();
+        let permit = admit(&admission, &table, Time::ZERO).unwrap();
+        assert_eq!(admission.pay(&permit, NonZeroU32::new(5).unwrap(), Time::ZERO), Ok(()));
+        let (reason, wait) = admission.pay(&permit, NonZeroU32::new(5).unwrap(), Time::ZERO).unwrap_err();
         assert_eq!((reason, wait.as_millis()), (Reason::ClassRate, 3000), "two are left of eight");
         assert_eq!(admission.lacks(ASK, 2, Time::ZERO), None);
         assert_eq!(admission.lacks(ASK, 3, Time::ZERO).unwrap().0, Reason::ClassRate);
@@ -168,12 +168,12 @@ mod tests {
             for (hits, later_ms) in asks {
                 now = now + Duration::from_millis(later_ms);
                 if admission.lacks(ASK, hits, now).is_none() {
-                    let ticket = admit(&admission, &table, now).unwrap();
+                    let permit = admit(&admission, &table, now).unwrap();
                     if let Some(more) = NonZeroU32::new(hits - 1) {
-                        prop_assert_eq!(admission.pay(&ticket, more, now), Ok(()), "nobody came in between");
+                        prop_assert_eq!(admission.pay(&permit, more, now), Ok(()), "nobody came in between");
                     }
                     paid += hits;
-                    admission.finish(&table, ticket, Outcome::Unseen, now, &mut |(), _| {});
+                    admission.finish(&table, permit, Outcome::Unseen, now, &mut |(), _| {});
                 }
             }
             prop_assert!(f64::from(paid) <= 20.0 * now.as_secs_f64() + 10.0 + 1.0, "{paid} in {now:?}");

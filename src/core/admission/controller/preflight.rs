@@ -5,7 +5,7 @@
 
 use super::{AdmissionController, Shed};
 use crate::admission::meter::Reason;
-use crate::admission::table::{LimitTable, Mode, slots};
+use crate::admission::table::{LimitTable, Mode, permits};
 use crate::policy::{ClassId, Kind, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::Time;
@@ -60,7 +60,7 @@ impl<W> AdmissionController<W> {
         if cell > patience {
             return Some((Reason::ClassRate, cell));
         }
-        let [of_class, of_module] = [limits.in_flight, table.module(class.module).in_flight].map(slots);
+        let [of_class, of_module] = [limits.in_flight, table.module(class.module).in_flight].map(permits);
         let now_or_never = |count: u32, room: u32| room == 0 || (!queues && count >= room);
         if now_or_never(class.tally.in_flight.count(), of_class) {
             return Some((Reason::ClassInFlight, Duration::ZERO));

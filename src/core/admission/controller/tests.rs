@@ -16,7 +16,7 @@ fn latency_and_cost_are_what_ray_took_and_not_what_its_clients_line_did() {
     let policy = policy(vec![class("a", 5, 4.0)], 8.0);
     let mut rig = Rig::new(&policy);
     // Asked at 0, uploaded until 3, answered from 4 on, read until 10: Ray worked for 2 s of those.
-    let mut slow = ticket(rig.ask(0, 1, at(0.0)).1);
+    let mut slow = permit(rig.ask(0, 1, at(0.0)).1);
     rig.admission.turn(&mut slow, Stage::Uploading, at(0.0));
     assert!(rig.admission.reading(ClassId(0), at(3.0)).stalled_s <= 0.0, "nobody waits for Ray");
     rig.admission.turn(&mut slow, Stage::Asked, at(3.0));
@@ -64,16 +64,16 @@ impl Rig {
             .decide(&self.table, ask, now, || id, &mut |w, g| self.woken.borrow_mut().push((w, g)));
         (id, decision)
     }
-    fn finish(&self, ticket: Ticket, now: Time) {
-        self.admission.finish(&self.table, ticket, Outcome::Served, now, &mut |w, g| {
+    fn finish(&self, permit: Permit, now: Time) {
+        self.admission.finish(&self.table, permit, Outcome::Served, now, &mut |w, g| {
             self.woken.borrow_mut().push((w, g));
         });
     }
-    fn granted(&self) -> Option<(u32, Ticket)> {
+    fn granted(&self) -> Option<(u32, Permit)> {
         let mut woken = self.woken.borrow_mut();
         let at = woken.iter().position(|(_, grant)| matches!(grant, Grant::Go(_)))?;
         match woken.remove(at) {
-            (waiter, Grant::Go(ticket)) => Some((waiter, ticket)),
+            (waiter, Grant::Go(permit)) => Some((waiter, permit)),
             (_, Grant::Shed(_)) => None,
         }
     }
@@ -83,17 +83,17 @@ fn at(seconds: f64) -> Time {
     Time::from_secs_f64(seconds)
 }
 
-fn ticket(decision: Decision) -> Ticket {
+fn permit(decision: Decision) -> Permit {
     match decision {
-        Decision::Admit(ticket) => ticket,
+        Decision::Admit(permit) => permit,
         other => panic!("not admitted: {other:?}"),
     }
 }
 
 #[test]
-fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
+fn a_permit_that_is_given_back_goes_to_the_one_who_waits() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let first = permit(rig.ask(0, 1, at(0.0)).1);
     let (waiter, decision) = rig.ask(0, 2, at(0.1));
     assert!(matches!(decision, Decision::Wait(..)));
     rig.finish(first, at(0.5));
@@ -108,7 +108,7 @@ fn a_slot_that_is_given_back_goes_to_the_one_who_waits() {
 fn a_class_without_room_holds_up_no_other_however_many_there_are() {
     let classes: Vec<_> = (0..80).map(|at| class(&format!("c{at}"), 5, 1.0)).collect();
     let mut rig = Rig::new(&policy(classes, 1000.0));
-    let held: Vec<_> = (0..80).map(|one| Some(ticket(rig.ask(one, 1, at(0.0)).1))).collect();
+    let held: Vec<_> = (0..80).map(|one| Some(permit(rig.ask(one, 1, at(0.0)).1))).collect();
     let waiters: Vec<_> = (0..80).map(|one| rig.ask(one, 2, at(0.0)).0).collect();
     for (mut held, waiter) in held.into_iter().zip(waiters).rev() {
         rig.finish(held.take().unwrap(), at(1.0));
@@ -119,11 +119,11 @@ fn a_class_without_room_holds_up_no_other_however_many_there_are() {
 #[test]
 fn what_is_held_while_nobody_waits_is_no_debt() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let first = permit(rig.ask(0, 1, at(0.0)).1);
     rig.ask(0, 2, at(0.1));
     rig.finish(first, at(0.5));
     let (_, long) = rig.granted().unwrap();
-    // Ten minutes later somebody comes, and so does the one who had the slot, once more.
+    // Ten minutes later somebody comes, and so does the one who had the permit, once more.
     rig.ask(0, 1, at(600.0));
     rig.ask(0, 2, at(600.1));
     rig.finish(long, at(600.2));
@@ -139,9 +139,9 @@ fn what_is_held_while_nobody_waits_is_no_debt() {
 }
 
 #[test]
-fn a_client_that_left_is_never_granted_a_slot() {
+fn a_client_that_left_is_never_granted_a_permit() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let first = permit(rig.ask(0, 1, at(0.0)).1);
     let (_, Decision::Wait(id, _)) = rig.ask(0, 2, at(0.1)) else { panic!("should wait") };
     assert!(rig.admission.cancel(id, at(0.2)).is_some());
     assert!(rig.admission.cancel(id, at(0.2)).is_none(), "once only");
@@ -153,7 +153,7 @@ fn a_client_that_left_is_never_granted_a_slot() {
 #[test]
 fn a_newcomer_is_next_after_a_flooder_with_a_full_queue() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
-    let mut held = Some(ticket(rig.ask(0, 1, at(0.0)).1));
+    let mut held = Some(permit(rig.ask(0, 1, at(0.0)).1));
     for _ in 0..100 {
         let _ = rig.ask(0, 1, at(0.0));
     }
@@ -173,21 +173,21 @@ fn a_newcomer_is_next_after_a_flooder_with_a_full_queue() {
 #[test]
 fn the_most_urgent_class_is_served_before_all_others() {
     let mut rig = Rig::new(&policy(vec![class("list", 5, 8.0), class("control", 9, 8.0)], 1.0));
-    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let first = permit(rig.ask(0, 1, at(0.0)).1);
     for _ in 0..10 {
         let _ = rig.ask(0, 1, at(0.0));
     }
     let (stop, _) = rig.ask(1, 1, at(0.0));
     rig.finish(first, at(0.1));
-    let (woken, ticket) = rig.granted().unwrap();
+    let (woken, permit) = rig.granted().unwrap();
     assert_eq!(woken, stop);
-    rig.finish(ticket, at(0.2));
+    rig.finish(permit, at(0.2));
 }
 
 #[test]
 fn a_class_without_room_does_not_hold_up_another_of_its_module() {
     let mut rig = Rig::new(&policy(vec![class("heavy", 5, 1.0), class("light", 5, 8.0)], 8.0));
-    let _heavy = ticket(rig.ask(0, 1, at(0.0)).1);
+    let _heavy = permit(rig.ask(0, 1, at(0.0)).1);
     let _ = rig.ask(0, 1, at(0.0));
     let (light, decision) = rig.ask(1, 2, at(0.0));
     assert!(matches!(decision, Decision::Wait(..)), "it passes through the queue");
@@ -201,9 +201,9 @@ fn under_way_at_50_ms_of_work(priority: u8) -> usize {
     let mut rig = Rig::new(&policy);
     let mut now = 0.0;
     for _ in 0..100 {
-        let ticket = ticket(rig.ask(0, 1, at(now)).1);
+        let permit = permit(rig.ask(0, 1, at(now)).1);
         now += 0.02; // each takes 20 ms alone
-        rig.finish(ticket, at(now));
+        rig.finish(permit, at(now));
     }
     let held: Vec<_> = (0..10).map(|_| rig.ask(0, 1, at(now)).1).collect();
     held.iter().filter(|decision| matches!(decision, Decision::Admit(_))).count()
@@ -224,8 +224,8 @@ fn what_operators_need_is_held_back_less_than_what_waits_behind_it() {
 fn shadow_counts_what_it_would_shed_and_lets_it_through_at_once() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
     rig.table.classes[0] = ClassLimits { mode: Mode::Shadow, ..rig.table.classes[0] };
-    let first = ticket(rig.ask(0, 1, at(0.0)).1);
-    let second = ticket(rig.ask(0, 1, at(0.0)).1);
+    let first = permit(rig.ask(0, 1, at(0.0)).1);
+    let second = permit(rig.ask(0, 1, at(0.0)).1);
     assert_eq!(second.would_shed, Some(Reason::ClassInFlight));
     rig.finish(first, at(0.1));
     rig.finish(second, at(0.1));
@@ -239,7 +239,7 @@ fn a_rate_limited_class_waits_for_its_cell() {
     let mut submit = class("submit", 7, 8.0);
     submit.rate = Some(RateBounds { per_second: Bounds::fixed(2.0), burst: 1 });
     let mut rig = Rig::new(&policy(vec![submit], 8.0));
-    let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let _first = permit(rig.ask(0, 1, at(0.0)).1);
     let (waiter, _) = rig.ask(0, 1, at(0.0));
     rig.admission.pump(&rig.table, at(0.3), &mut |w, g| rig.woken.borrow_mut().push((w, g)));
     assert!(rig.granted().is_none());
@@ -263,13 +263,13 @@ fn what_would_be_turned_away_is_known_before_it_is_sent() {
     for (len_max, wait_s) in [(0, 1), (64, 10)] {
         let mut rig = one_an_hour(len_max, wait_s);
         assert_eq!(would(&rig, 1, 0.0), None, "the burst is there");
-        let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+        let _first = permit(rig.ask(0, 1, at(0.0)).1);
         let (why, wait) = would(&rig, 1, 0.0).unwrap();
         assert_eq!((why, wait.as_millis().div_ceil(1000)), (Reason::ClassRate, 3600));
         assert_eq!(would(&rig, 1, 3601.0), None, "an hour later");
     }
     let mut rig = one_an_hour(64, 3600);
-    let _first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let _first = permit(rig.ask(0, 1, at(0.0)).1);
     assert_eq!(would(&rig, 1, 1.0), None, "worth waiting for");
     let _ = rig.ask(0, 1, at(1.0));
     assert_eq!(reason(would(&rig, 1, 1.0)), Some(Reason::ClassRate), "not behind another");
@@ -277,7 +277,7 @@ fn what_would_be_turned_away_is_known_before_it_is_sent() {
     let mut without_line = class("a", 5, 1.0);
     without_line.queue.len_max = 0;
     let mut rig = Rig::new(&policy(vec![without_line], 8.0));
-    let first = ticket(rig.ask(0, 1, at(0.0)).1);
+    let first = permit(rig.ask(0, 1, at(0.0)).1);
     assert_eq!(reason(would(&rig, 2, 0.0)), Some(Reason::ClassInFlight));
     rig.finish(first, at(0.1));
     assert_eq!(would(&rig, 2, 0.1), None);
@@ -305,7 +305,7 @@ fn a_successor_goes_on_counting_what_is_under_way() {
     submit.rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 5 });
     let before = policy(vec![submit.clone(), class("gone", 5, 1.0)], 8.0);
     let mut rig = Rig::new(&before);
-    let held = ticket(rig.ask(0, 1, at(0.0)).1);
+    let held = permit(rig.ask(0, 1, at(0.0)).1);
     let mut after = policy(vec![class("new", 5, 1.0), submit.clone()], 8.0);
     after.classes[1].rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 9 });
     let old = std::mem::replace(&mut rig, Rig::new(&after));
@@ -324,25 +324,25 @@ fn a_successor_goes_on_counting_what_is_under_way() {
 }
 
 proptest! {
-    /// A ticket is released exactly once, in-flight never above the limit that
+    /// A permit is released exactly once, in-flight never above the limit that
     /// admitted, and nothing is left at the end.
     #[test]
     fn whatever_happens_the_counters_end_at_zero_and_never_exceed_their_limit(
         steps in prop::collection::vec((0u8..6, 0u8..2, 0u64..4, 0u32..6), 1..300),
     ) {
         let mut rig = Rig::new(&policy(vec![class("a", 5, 3.0), class("b", 6, 3.0)], 4.0));
-        let mut held: Vec<Ticket> = Vec::new();
+        let mut held: Vec<Permit> = Vec::new();
         let mut waits: Vec<WaitId> = Vec::new();
         let mut now = 0.0;
         for (step, which, address, limit) in steps {
             now += 0.01;
             match step {
                 0..=2 => match rig.ask(which, address, at(now)).1 {
-                    Decision::Admit(ticket) => held.push(ticket),
+                    Decision::Admit(permit) => held.push(permit),
                     Decision::Wait(id, _) => waits.push(id),
                     Decision::Shed(_) => {}
                 },
-                3 => if let Some(ticket) = held.pop() { rig.finish(ticket, at(now)); },
+                3 => if let Some(permit) = held.pop() { rig.finish(permit, at(now)); },
                 4 => if let Some(id) = waits.pop() { let _ = rig.admission.cancel(id, at(now)); },
                 _ => {
                     let before = rig.admission.load(ClassId(which)).0;
@@ -351,16 +351,16 @@ proptest! {
                     prop_assert!(rig.admission.load(ClassId(which)).0 <= before.max(limit));
                 }
             }
-            while let Some((_, ticket)) = rig.granted() {
-                held.push(ticket);
+            while let Some((_, permit)) = rig.granted() {
+                held.push(permit);
             }
             prop_assert!(rig.admission.module_in_flight(ModuleId(0)) <= 4);
             prop_assert_eq!(held.len(), rig.admission.module_in_flight(ModuleId(0)) as usize);
         }
         for id in waits { let _ = rig.admission.cancel(id, at(now)); }
-        while let Some(ticket) = held.pop() {
-            rig.finish(ticket, at(now));
-            while let Some((_, ticket)) = rig.granted() { held.push(ticket); }
+        while let Some(permit) = held.pop() {
+            rig.finish(permit, at(now));
+            while let Some((_, permit)) = rig.granted() { held.push(permit); }
         }
         prop_assert_eq!(rig.admission.waiting(), 0);
         prop_assert_eq!(rig.admission.module_in_flight(ModuleId(0)), 0);
@@ -379,11 +379,11 @@ proptest! {
             now += f64::from(pause_ms) / 1e3;
             if arrives && held.len() < usize::from(limit) {
                 match rig.ask(0, address, at(now)).1 {
-                    Decision::Admit(ticket) => held.push(ticket),
+                    Decision::Admit(permit) => held.push(permit),
                     other => prop_assert!(false, "{other:?} with {} of {limit} under way", held.len()),
                 }
-            } else if let Some(ticket) = held.pop() {
-                rig.finish(ticket, at(now));
+            } else if let Some(permit) = held.pop() {
+                rig.finish(permit, at(now));
             }
         }
     }

@@ -1,6 +1,6 @@
-//! A ticket that cannot be lost: dropped in whatever way, it goes back to the admission controller once.
+//! A permit that cannot be lost: dropped in whatever way, it goes back to the admission controller once.
 
-use crate::core::admission::controller::{Ask, Stage, Ticket};
+use crate::core::admission::controller::{Ask, Permit, Stage};
 use crate::core::admission::meter::Outcome;
 use crate::core::admission::parked::Place;
 use crate::core::census::Unlisted;
@@ -9,11 +9,11 @@ use crate::proxy::state::ProxyState;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A ticket on its way through the proxy.
+/// A permit on its way through the proxy.
 #[derive(Debug)]
-pub struct Slot {
+pub struct PermitGuard {
     proxy: Arc<ProxyState>,
-    ticket: Option<Ticket>,
+    permit: Option<Permit>,
     outcome: Outcome,
     unlisted: Option<Arc<Unlisted>>,
     /// Length of what was asked and of what was answered.
@@ -23,21 +23,21 @@ pub struct Slot {
     kept: (Duration, Duration),
     /// Since when it is a session between the two ends, in which nobody waits for an answer.
     opened: Option<Time>,
-    /// Held instead of the ticket while its client is slow.
+    /// Held instead of the permit while its client is slow.
     place: Option<Place>,
 }
 
 /// A client that has kept us waiting for less is not worth naming.
 const NAMED_MIN: Duration = Duration::from_millis(100);
 
-impl Slot {
-    /// A slot for this ticket. Until it is marked otherwise it counts as never sent.
+impl PermitGuard {
+    /// A guard for this permit. Until it is marked otherwise it counts as never sent.
     #[must_use]
-    pub fn new(proxy: Arc<ProxyState>, ticket: Ticket) -> Slot {
-        Slot {
-            ask: ticket.ask,
+    pub fn new(proxy: Arc<ProxyState>, permit: Permit) -> PermitGuard {
+        PermitGuard {
+            ask: permit.ask,
             proxy,
-            ticket: Some(ticket),
+            permit: Some(permit),
             outcome: Outcome::Unsent,
             unlisted: None,
             bytes: (0, 0),
@@ -49,7 +49,7 @@ impl Slot {
 
     /// The same, for a request that Ray has answered before it was whole: it stays parked.
     #[must_use]
-    pub fn parked(mut self, place: Option<Place>) -> Slot {
+    pub fn parked(mut self, place: Option<Place>) -> PermitGuard {
         self.place = place;
         self
     }
@@ -57,8 +57,8 @@ impl Slot {
     /// The turn in this exchange has changed.
     pub fn turn(&mut self, stage: Stage) {
         let now = self.proxy.clock.now();
-        if let Some(ticket) = &mut self.ticket {
-            self.proxy.admission.turn(ticket, stage, now);
+        if let Some(permit) = &mut self.permit {
+            self.proxy.admission.turn(permit, stage, now);
         }
     }
 
@@ -81,7 +81,7 @@ impl Slot {
     /// Ray has done its work, and `left` bytes of its answer wait for a slow client: from now on it
     /// holds no permit, if it may park.
     pub fn park(&mut self, left: Option<u64>) -> bool {
-        if self.place.is_some() || self.ticket.is_none() {
+        if self.place.is_some() || self.permit.is_none() {
             return true;
         }
         self.place = self.proxy.parked.enter(self.ask.client.address, left);
@@ -94,13 +94,13 @@ impl Slot {
     }
 
     fn finish(&mut self, outcome: Outcome) {
-        let Some(mut ticket) = self.ticket.take() else { return };
-        ticket.kept = self.kept.1;
+        let Some(mut permit) = self.permit.take() else { return };
+        permit.kept = self.kept.1;
         if let Some(opened) = self.opened {
-            ticket.kept += self.proxy.clock.now().since(opened);
+            permit.kept += self.proxy.clock.now().since(opened);
         }
-        self.proxy.record_end(&ticket, outcome, self.bytes);
-        ProxyState::finish(&self.proxy, ticket, outcome, self.unlisted.as_deref());
+        self.proxy.record_end(&permit, outcome, self.bytes);
+        ProxyState::finish(&self.proxy, permit, outcome, self.unlisted.as_deref());
     }
 
     /// Whose cost this is, for what no route knows.
@@ -110,7 +110,7 @@ impl Slot {
 
     /// The same, for a request of so many bytes.
     #[must_use]
-    pub fn asking(mut self, bytes: u64) -> Slot {
+    pub fn asking(mut self, bytes: u64) -> PermitGuard {
         self.bytes.0 = bytes;
         self
     }
@@ -128,13 +128,13 @@ impl Slot {
     /// Whether upstream stops working on the request when its client leaves.
     #[must_use]
     pub fn cancels(&self) -> bool {
-        self.ticket.as_ref().is_some_and(|ticket| self.proxy.module(ticket.ask.class).cancels)
+        self.permit.as_ref().is_some_and(|permit| self.proxy.module(permit.ask.class).cancels)
     }
 
     /// Whether it had to wait for its turn.
     #[must_use]
     pub fn waited(&self) -> bool {
-        self.ticket.as_ref().is_some_and(|ticket| !ticket.waited.is_zero())
+        self.permit.as_ref().is_some_and(|permit| !permit.waited.is_zero())
     }
 
     /// Upstream answered (below 500).
@@ -154,14 +154,14 @@ impl Slot {
         self.outcome = Outcome::Unseen;
     }
 
-    /// The ticket inside.
+    /// The permit inside.
     #[must_use]
-    pub fn ticket(&self) -> Option<&Ticket> {
-        self.ticket.as_ref()
+    pub fn permit(&self) -> Option<&Permit> {
+        self.permit.as_ref()
     }
 }
 
-impl Drop for Slot {
+impl Drop for PermitGuard {
     fn drop(&mut self) {
         self.finish(self.outcome);
         let kept = self.kept.0 + self.kept.1;
