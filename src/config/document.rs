@@ -12,6 +12,7 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
 use super::problem::{Problem, suggest};
 use super::raw::Raw;
+use super::renamed;
 
 /// Problems reported for one file.
 pub const PROBLEMS_MAX: usize = 100;
@@ -50,19 +51,22 @@ fn grammar(error: &toml::de::Error) -> Problem {
 fn wrong(error: &toml::de::Error, key: &str) -> Problem {
     let message = error.message().lines().next().unwrap_or_default();
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
-    let (message, remedy) = if message.starts_with("unknown field") && !quoted.is_empty() {
-        ("unknown key".to_owned(), suggest(quoted[0], quoted[1..].iter().copied()))
-    } else if message.ends_with("expected struct RawSecret") {
-        let remedy = "write { file = \"/path\" } or { env = \"NAME\" }";
-        ("a secret does not stand in the configuration itself".to_owned(), Some(remedy.to_owned()))
-    } else if message.starts_with("unknown variant") && !quoted.is_empty() {
-        let known = quoted[1..].join(", ");
-        (format!("`{}` is not known here", quoted[0]), Some(format!("write one of: {known}")))
-    } else if let Some((message, remedy)) = message.split_once("; ") {
-        (message.to_owned(), Some(remedy.to_owned()))
-    } else {
-        (message.to_owned(), None)
-    };
+    let (message, remedy) =
+        if let Some(new) = renamed::key(key).filter(|_| message.starts_with("unknown field")) {
+            ("this key has a new name".to_owned(), Some(format!("write `{new}`")))
+        } else if message.starts_with("unknown field") && !quoted.is_empty() {
+            ("unknown key".to_owned(), suggest(quoted[0], quoted[1..].iter().copied()))
+        } else if message.ends_with("expected struct RawSecret") {
+            let remedy = "write { file = \"/path\" } or { env = \"NAME\" }";
+            ("a secret does not stand in the configuration itself".to_owned(), Some(remedy.to_owned()))
+        } else if message.starts_with("unknown variant") && !quoted.is_empty() {
+            let known = quoted[1..].join(", ");
+            (format!("`{}` is not known here", quoted[0]), Some(format!("write one of: {known}")))
+        } else if let Some((message, remedy)) = message.split_once("; ") {
+            (message.to_owned(), Some(remedy.to_owned()))
+        } else {
+            (message.to_owned(), None)
+        };
     Problem { span: error.span(), key: key.to_owned(), message, remedy }
 }
 
@@ -163,10 +167,10 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_answered_with_the_one_that_was_meant() {
-        let (_, problems) = read("[class.job-submit]\nper_prty = {}\n");
+        let (_, problems) = read("[class.job-submit]\nper_clint = {}\n");
         assert_eq!(problems[0].message, "unknown key");
         assert_eq!(problems[0].remedy.as_deref(), Some("did you mean `per_client`?"));
-        assert_eq!(problems[0].span, Some(19..27));
+        assert_eq!(problems[0].span, Some(19..28));
     }
 
     #[test]

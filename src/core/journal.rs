@@ -1200,6 +1200,20 @@ mod tests {
     }
 
     #[test]
+    fn a_log_written_with_earlier_names_reads_as_today() {
+        let names = (r#""cause":"party_share""#, r#""party":"8f1c""#); // kept: earlier names
+        let old = format!(
+            r#"{{"time":"2023-11-14T22:13:20.123Z","seq":7,"at":1,"event":"shed","request":"r-1","class":"views",
+            "module":"NodeHead",{},"shadow":false,{},"retry_after_s":1,"table":1,"in_flight_limit":4.0,
+            "in_flight":4,"waited_ms":0}}"#,
+            names.0, names.1
+        );
+        let read: Record = serde_json::from_str(&old).unwrap();
+        let Event::Shed(shed) = read.event else { panic!("{old}") };
+        assert_eq!((shed.cause, &*shed.client), (Reason::ClientShare, "8f1c"));
+    }
+
+    #[test]
     fn a_line_begins_with_when_and_what() {
         let line = serde_json::to_string(&record(Event::Stop { reason: "SIGTERM".into() })).unwrap();
         assert_eq!(

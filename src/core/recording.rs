@@ -276,7 +276,7 @@ impl std::fmt::Display for Fate {
 
 fn fate(text: &str) -> Option<(Ending, Option<Reason>)> {
     let (letter, reason) = match text.split_once(':') {
-        Some((letter, label)) => (letter, Some(Reason::ALL.into_iter().find(|r| r.label() == label)?)),
+        Some((letter, label)) => (letter, Some(Reason::named(label)?)),
         None => (text, None),
     };
     Some(match (letter, reason) {

@@ -21,7 +21,7 @@ async fn status_is_one_screen_without_colours_when_it_is_piped() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let screen = said(&output);
     for part in
-        ["rayguard status", "Instance    enforcing", "Ray     answers", "Pressure", "gcs_latency", "Classes"]
+        ["rayguard status", "Mode    enforcing", "Ray     answers", "Pressure", "gcs_latency", "Classes"]
     {
         assert!(screen.contains(part), "{part} in\n{screen}");
     }
@@ -82,7 +82,7 @@ async fn shadow_and_enforce_take_a_class_or_all() {
     assert_eq!(run(&["shadow", "job-list"]).await.status.code(), Some(0));
     assert!(said(&run(&["status", "--all"]).await).contains("1 in shadow"));
     assert_eq!(run(&["enforce"]).await.status.code(), Some(0));
-    assert!(said(&run(&["status"]).await).contains("Instance    enforcing;"));
+    assert!(said(&run(&["status"]).await).contains("Mode    enforcing;"));
     assert_eq!(said(&run(&["alerts"]).await), "nothing fires\n");
 }
 

@@ -25,10 +25,13 @@ pub enum Reason {
     /// The module has as many under way as it can bear, and no room to wait.
     ModuleInFlight,
     /// The client asks for more than its share while others wait.
+    #[serde(alias = "party_share")]
     ClientShare,
     /// The client's own configured rate is used up.
+    #[serde(alias = "party_rate")]
     ClientRate,
     /// The client's own configured concurrency is used up.
+    #[serde(alias = "party_in_flight")]
     ClientInFlight,
     /// It waited as long as it may and no room came.
     QueueTimeout,
@@ -74,6 +77,15 @@ impl Reason {
             Reason::ApiKey => "api_key",
             Reason::Draining => "draining",
         }
+    }
+
+    /// The reason with this label, or with the one it had before clients were called that.
+    #[must_use]
+    pub fn named(label: &str) -> Option<Reason> {
+        let was = |reason: &Reason| label.strip_prefix("party").zip(reason.label().strip_prefix("client")); // kept: their earlier name
+        Reason::ALL
+            .into_iter()
+            .find(|reason| reason.label() == label || was(reason).is_some_and(|(old, new)| old == new))
     }
 
     /// Whether the client itself is over its share or a configured limit (429), rather than
