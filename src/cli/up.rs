@@ -15,6 +15,7 @@ use crate::core::request::catalogue::Surface;
 /// Takes the options of `run`. Exit codes: 0 ended by SIGINT or SIGTERM, 1 a check failed or the
 /// proxy could not start.
 #[derive(clap::Args, Clone, Debug, Default)]
+#[group(id = "up")] // the options of `run` come with a group of their own
 pub struct Args {
     /// As `run` takes them.
     #[command(flatten)]
