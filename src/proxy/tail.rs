@@ -10,12 +10,11 @@
 //!   so a single one still pushes back on Ray, and at most [`TAIL_BYTES_MAX`] of a tail are kept. A follower
 //!   that falls behind what is kept goes on at another tail: Ray replays a log from its first line on every
 //!   connection, so that tail is read from the first byte that the follower has not had.
-//! - **Laggards share.** Their tail is read at the pace of the slowest of them, so none of them falls out of it
-//!   again: Ray has two tails of a job, not one for each speed, unless a laggard is behind what theirs still keeps
-//!   when it notices: then it opens one more. One that takes nothing for `STALL`
-//!   holds up the others no longer; when it reads again, it goes on at a tail that still has its place or at another
-//!   new one. A tail for laggards takes a permit like any other, from the follower that opens it; while there
-//!   is none to be had, the follower waits.
+//! - **Laggards share.** Their tail is read at the pace of the slowest follower of the log, on whatever tail it is
+//!   now, so all who fall behind find their place there, and none falls out of it again: Ray has two tails of a
+//!   job, not one for each speed. One that takes nothing for `STALL` holds up the others no longer; when it reads
+//!   again, it goes on at a tail that still has its place or at another new one. A tail for laggards takes a permit
+//!   like any other, from the follower that opens it; while there is none to be had, the follower waits.
 //! - **Newcomers are no laggards.** Who comes when the beginning is gone leads another tail at its own
 //!   pace, and those who come after it join that: a slow follower never slows down a newcomer.
 //! - **The leader is a follower like any other.** Its leaving ends nothing, not even during the handshake.
@@ -63,6 +62,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// How much of a tail is kept, in bytes.
 pub const TAIL_BYTES_MAX: usize = 1 << 20;
@@ -89,7 +89,7 @@ const PROTOCOL: HeaderName = HeaderName::from_static("sec-websocket-protocol");
 /// All tails that may be joined: of one log, one at the pace of each group that came together.
 #[derive(Clone, Debug)]
 pub struct Tails {
-    by_log: Arc<Mutex<HashMap<Key, Vec<Arc<Tail>>>>>,
+    by_log: Arc<Mutex<HashMap<Key, Log>>>,
     /// How much of each is kept, in bytes.
     room: usize,
 }
@@ -105,12 +105,44 @@ pub enum Found {
     Full,
 }
 
+/// A log that is tailed.
+#[derive(Debug, Default)]
+struct Log {
+    /// Those that may be joined.
+    tails: Vec<Arc<Tail>>,
+    followers: Arc<Followers>,
+}
+
+/// Everyone who follows a log, on whatever tail.
+#[derive(Debug, Default)]
+struct Followers {
+    known: Mutex<Known>,
+    /// What reads from Ray waits for this: a follower has taken something, come or gone.
+    moved: watch::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    ever: u64,
+    /// Where each is, and since when it holds up a tail there.
+    places: HashMap<u64, (Place, Option<Instant>)>,
+}
+
 /// Whose pace Ray is read at.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Pace {
+    /// The fastest of its own followers.
     Fastest,
-    /// A tail for laggards.
+    /// A tail for laggards: the slowest of all who could go on at it.
     Slowest,
+}
+
+/// What keeps a tail from being read on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Hold {
+    Fastest,
+    /// A follower that stands still; from then on it is not waited for any more.
+    Slowest(Instant),
 }
 
 /// A tail at Ray, and what it has sent.
@@ -120,17 +152,15 @@ pub struct Tail {
     state: Mutex<State>,
     /// Followers wait for this: there is more, or the end.
     came: watch::Sender<()>,
-    /// What reads from Ray waits for this: a follower has taken something, come or gone.
-    taken: watch::Sender<()>,
+    followers: Arc<Followers>,
 }
 
 #[derive(Debug)]
 struct State {
     stage: Stage,
     kept: Kept,
-    /// The number of the piece each follower wants next; those that are not waited for any more have none.
+    /// The number of the piece each of its followers wants next.
     wanted: HashMap<u64, u64>,
-    followers: u64,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -260,26 +290,26 @@ impl Tails {
     }
 
     fn find_or_lead(&self, key: Key, pace: Pace, fits: impl Fn(&Tail) -> bool) -> Found {
-        let mut tails = self.by_log.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = tails.get(&key).and_then(|of_log| of_log.iter().find(|tail| fits(tail)));
+        let mut by_log = self.by_log.lock().unwrap_or_else(PoisonError::into_inner);
+        // Followers whose tail has ended are followers still.
+        by_log.retain(|_, log| !log.tails.is_empty() || Arc::strong_count(&log.followers) > 1);
+        let fitting = by_log.get(&key).and_then(|log| log.tails.iter().find(|tail| fits(tail)));
         if let Some(tail) = fitting {
             return Found::Tail(Arc::clone(tail));
         }
-        if tails.values().map(Vec::len).sum::<usize>() >= TAILS_MAX {
+        if by_log.values().map(|log| log.tails.len()).sum::<usize>() >= TAILS_MAX {
             return Found::Full;
         }
-        let tail = Arc::new(Tail::new(pace, self.room));
-        tails.entry(key).or_default().push(Arc::clone(&tail));
+        let log = by_log.entry(key).or_default();
+        let tail = Arc::new(Tail::new(pace, self.room, Arc::clone(&log.followers)));
+        log.tails.push(Arc::clone(&tail));
         Found::Lead(Lead { tails: self.clone(), key, tail })
     }
 
     fn forget(&self, key: Key, tail: &Arc<Tail>) {
-        let mut tails = self.by_log.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(of_log) = tails.get_mut(&key) {
-            of_log.retain(|known| !Arc::ptr_eq(known, tail));
-            if of_log.is_empty() {
-                tails.remove(&key);
-            }
+        let mut by_log = self.by_log.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(log) = by_log.get_mut(&key) {
+            log.tails.retain(|known| !Arc::ptr_eq(known, tail));
         }
     }
 }
@@ -305,11 +335,11 @@ impl Lead {
 
     /// Reads from Ray until it closes.
     async fn pump(&self, mut ray: impl AsyncRead + AsyncWrite + Unpin, mut throttle: Option<Throttle>) {
-        let mut taken = self.tail.taken.subscribe();
+        let mut moved = self.tail.followers.moved.subscribe();
         let mut buffer = vec![0; self.tails.room / READS_KEPT];
         let mut frames = Frames::default();
         loop {
-            self.tail.room(&mut taken).await;
+            self.tail.room(&mut moved).await;
             let read = match ray.read(&mut buffer).await {
                 Ok(0) | Err(_) => return,
                 Ok(read) => read,
@@ -410,15 +440,37 @@ impl Piece {
     }
 }
 
+impl Followers {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn come(&self, place: Place) -> u64 {
+        let mut known = self.known();
+        let id = known.ever;
+        known.ever += 1;
+        known.places.insert(id, (place, None));
+        drop(known);
+        self.moved.send_replace(());
+        id
+    }
+
+    fn move_to(&self, id: u64, place: Place) {
+        self.known().places.insert(id, (place, None));
+        self.moved.send_replace(());
+    }
+
+    fn leave(&self, id: u64) {
+        self.known().places.remove(&id);
+        self.moved.send_replace(());
+    }
+}
+
 impl Tail {
-    fn new(pace: Pace, room: usize) -> Tail {
-        let state = State {
-            stage: Stage::Opening,
-            kept: Kept { room, ..Kept::default() },
-            wanted: HashMap::new(),
-            followers: 0,
-        };
-        Tail { pace, state: Mutex::new(state), came: watch::Sender::new(()), taken: watch::Sender::new(()) }
+    fn new(pace: Pace, room: usize, followers: Arc<Followers>) -> Tail {
+        let kept = Kept { room, ..Kept::default() };
+        let state = State { stage: Stage::Opening, kept, wanted: HashMap::new() };
+        Tail { pace, state: Mutex::new(state), came: watch::Sender::new(()), followers }
     }
 
     /// A place among its followers; `None` if it did not open, or no longer has what comes there.
@@ -437,12 +489,10 @@ impl Tail {
         if !state.kept.has(place) {
             return None;
         }
-        let id = state.followers;
-        state.followers += 1;
+        let id = self.followers.come(place);
         let number = state.kept.number(place);
         state.wanted.insert(id, number);
         drop(state);
-        self.taken.send_replace(());
         Some(Follower { tail: Arc::clone(self), came, id, place })
     }
 
@@ -459,30 +509,35 @@ impl Tail {
         !self.state().wanted.is_empty()
     }
 
-    /// Whether Ray may send more: nobody follows, or whose pace it is is close enough.
-    fn has_room(&self) -> bool {
+    /// Why Ray may not send more yet; it may if nobody follows, or whose pace it is is close enough.
+    fn hold(&self) -> Option<Hold> {
         let state = self.state();
         let (kept, mut wanted) = (&state.kept, state.wanted.values());
         match self.pace {
-            Pace::Fastest => wanted.max().is_none_or(|wanted| kept.end() < wanted + PIECES_AHEAD),
-            Pace::Slowest => wanted.all(|wanted| kept.spares(*wanted)),
+            Pace::Fastest => {
+                let is_close = |wanted: &u64| kept.end() < wanted + PIECES_AHEAD;
+                (wanted.len() > 0 && !wanted.any(is_close)).then_some(Hold::Fastest)
+            }
+            Pace::Slowest => {
+                let (mut known, now) = (self.followers.known(), Instant::now());
+                let holds = |(place, _): &&mut (Place, Option<Instant>)| {
+                    kept.has(*place) && !kept.spares(kept.number(*place))
+                };
+                let since =
+                    known.places.values_mut().filter(holds).map(|(_, since)| *since.get_or_insert(now));
+                since.max().map(|since| since + STALL).filter(|end| *end > now).map(Hold::Slowest)
+            }
         }
     }
 
-    /// Waits for room; among laggards, no longer than a stalled one may hold up the others.
-    async fn room(&self, taken: &mut watch::Receiver<()>) {
-        while !self.has_room() {
-            // The sender lives in the tail.
-            let more = taken.changed();
-            match self.pace {
-                Pace::Fastest => drop(more.await),
-                Pace::Slowest => {
-                    if tokio::time::timeout(STALL, more).await.is_err() {
-                        let mut state = self.state();
-                        let State { kept, wanted, .. } = &mut *state;
-                        wanted.retain(|_, wanted| kept.spares(*wanted));
-                    }
-                }
+    /// Waits until Ray may send more.
+    async fn room(&self, moved: &mut watch::Receiver<()>) {
+        while let Some(hold) = self.hold() {
+            // The sender lives as long as the tail.
+            let more = moved.changed();
+            match hold {
+                Hold::Fastest => drop(more.await),
+                Hold::Slowest(end) => drop(tokio::time::timeout_at(end, more).await),
             }
         }
     }
@@ -528,6 +583,8 @@ impl Follower {
         let State { stage, kept, wanted, .. } = &mut *state;
         let at = wanted.get(&self.id).and_then(|number| number.checked_sub(kept.first));
         let Some(at) = at.and_then(|at| usize::try_from(at).ok()) else {
+            drop(state);
+            self.tail.followers.move_to(self.id, self.place);
             return Some(Next::Behind(self.place));
         };
         let (mut frames, mut taken) = (Vec::new(), 0);
@@ -546,7 +603,7 @@ impl Follower {
         wanted.entry(self.id).and_modify(|number| *number += taken);
         drop(state);
         if taken > 0 {
-            self.tail.taken.send_replace(());
+            self.tail.followers.move_to(self.id, self.place);
         }
         next
     }
@@ -560,7 +617,7 @@ impl Follower {
 impl Drop for Follower {
     fn drop(&mut self) {
         self.tail.state().wanted.remove(&self.id);
-        self.tail.taken.send_replace(());
+        self.tail.followers.leave(self.id);
     }
 }
 
@@ -656,7 +713,7 @@ async fn follow(
                 }
             }
             Next::Behind(place) => {
-                drop(follower);
+                // Until it is found, this one tells tails for laggards where it is.
                 follower = tokio::select! {
                     found = again.reopen(place) => match found {
                         Some(found) => found,
@@ -772,7 +829,7 @@ mod tests {
         let line = |number: usize| format!("{number:05} of the log\n");
         let mut lines = 0;
         while front.tail.join(Place::default()).await.is_some() {
-            assert!(front.tail.has_room());
+            assert!(front.tail.hold().is_none());
             says(&front, &texts(&[&line(lines)]));
             lines += 1;
             assert!(!all(&mut fast).is_empty());
@@ -808,7 +865,7 @@ mod tests {
         let (mut fast, mut slow) = (joins(&rear).await, joins(&rear).await);
         let fills = || {
             let mut read = 0;
-            while rear.tail.has_room() {
+            while rear.tail.hold().is_none() {
                 says(&rear, &websocket::text_frame(&"x".repeat(1000)));
                 read += 1;
             }
@@ -819,9 +876,9 @@ mod tests {
         assert!(fills() > 1);
         assert!(all(&mut fast).len() > 60_000);
         assert_eq!(fills(), 0, "the slower holds Ray back");
-        let mut taken = rear.tail.taken.subscribe();
-        assert!(tokio::time::timeout(STALL / 2, rear.tail.room(&mut taken)).await.is_err());
-        rear.tail.room(&mut taken).await; // it has stalled
+        let mut moved = rear.tail.followers.moved.subscribe();
+        assert!(tokio::time::timeout(STALL / 2, rear.tail.room(&mut moved)).await.is_err());
+        rear.tail.room(&mut moved).await; // it has stalled
         assert!(fills() > 1);
         assert!(!all(&mut fast).is_empty());
         assert!(matches!(slow.take(), Some(Next::Behind(_))), "it goes on elsewhere, should it read again");
@@ -958,7 +1015,7 @@ mod tests {
 
         /// Reads on if there is room, as the pump does.
         fn reads(&mut self, length: usize) {
-            if self.lead.tail.has_room() && self.at < self.said.len() {
+            if self.lead.tail.hold().is_none() && self.at < self.said.len() {
                 let end = self.said.len().min(self.at + length);
                 self.lead.tail.keep(&mut self.frames, &Bytes::copy_from_slice(&self.said[self.at..end]));
                 self.at = end;
@@ -1071,6 +1128,10 @@ mod tests {
             let tail = match found {
                 Found::Tail(tail) => tail,
                 Found::Lead(lead) => {
+                    let open =
+                        |ray: &&Connection| ray.lead.tail.pace == Pace::Slowest && !ray.frames.are_closed();
+                    let rears = self.rays.iter().filter(open).count();
+                    assert!(lead.tail.pace == Pace::Fastest || rears == 0, "laggards share one tail");
                     let tail = lead.tail();
                     let cut = self.cuts[self.rays.len() % self.cuts.len()];
                     self.rays.push(Connection::new(lead, &self.log, cut));
