@@ -277,6 +277,44 @@ async fn a_request_whose_client_left_while_it_waited_is_never_forwarded() {
 }
 
 #[tokio::test]
+async fn who_has_sent_ahead_and_left_is_missed_like_any_other() {
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
+    })
+    .await;
+    let mut first = rig.client().await;
+    first.send(get(STATUS, &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    // The next request in one piece with the first, in a piece of its own, and cut.
+    for ahead in [get(STATUS, &[]), get(STATUS, &[]).repeat(100), "GET /api".to_owned()] {
+        for pieces in [1, 2] {
+            let mut second = rig.client().await;
+            let asks = get(STATUS, &["x-mark: gone"]);
+            if pieces == 1 {
+                second.send(asks + &ahead).await;
+            } else {
+                second.send(asks).await;
+                until("it waits", || rig.waiting("job-status") == 1).await;
+                second.send(&ahead).await;
+            }
+            until("it waits", || rig.waiting("job-status") == 1).await;
+            drop(second);
+            until("it has left the line", || rig.waiting("job-status") == 0).await;
+        }
+    }
+    // Who stays has an answer to each.
+    let mut stays = rig.client().await;
+    stays.send(get(STATUS, &[]).repeat(3)).await;
+    until("it waits", || rig.waiting("job-status") == 1).await;
+    rig.ray.hold.add_permits(1);
+    assert_eq!(first.answer().await.text(), "held");
+    for _ in 0..3 {
+        assert_eq!(stays.answer().await.status, 200);
+    }
+    assert!(rig.ray.seen().iter().all(|seen| seen.header("x-mark").is_none()));
+}
+
+#[tokio::test]
 async fn an_upload_that_its_client_breaks_off_frees_its_place() {
     let rig = Rig::start().await;
     let mut client = rig.client().await;

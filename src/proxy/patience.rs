@@ -38,6 +38,8 @@ struct Inner {
     head: Duration,
     /// A head has gone to hyper that has not become a request yet.
     unanswered: AtomicBool,
+    /// From a head that has gone to hyper until hyper waits for the next.
+    busy: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -62,6 +64,7 @@ impl Patience {
             idle,
             head,
             unanswered: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             state: Mutex::default(),
         }))
     }
@@ -69,6 +72,7 @@ impl Patience {
     /// A whole head has gone to hyper.
     pub fn head_has_passed(&self) {
         self.0.unanswered.store(true, Ordering::Relaxed);
+        self.0.busy.store(true, Ordering::Relaxed);
     }
 
     /// hyper has made a request of it.
@@ -80,6 +84,12 @@ impl Patience {
     #[must_use]
     pub fn head_is_unanswered(&self) -> bool {
         self.0.unanswered.load(Ordering::Relaxed)
+    }
+
+    /// Whether hyper has a head and does not wait for the next yet.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.0.busy.load(Ordering::Relaxed)
     }
 
     /// A part of a head has come.
@@ -116,6 +126,7 @@ impl Patience {
     }
 
     fn wait(&self) -> Wait {
+        self.0.busy.store(false, Ordering::Relaxed);
         let mut state = self.state();
         let (since, timer) = (self.0.clock.now(), state.timer.take());
         // What came of the next head while this one's request was under way did not wait for us.

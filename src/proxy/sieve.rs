@@ -140,6 +140,27 @@ impl Sieve {
         Poll::Ready(Ok(()))
     }
 
+    /// Whether hyper is at work on a request: it reads only to learn that its client has left.
+    fn is_busy(&self) -> bool {
+        self.patience.as_ref().is_some_and(Patience::is_busy)
+    }
+
+    /// Holds what a client sends ahead of its next turn, so that hyper, which looks no further once it has
+    /// bytes to parse, still learns when the client leaves.
+    fn poll_ahead(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        while self.held.len() < self.bounds.bytes {
+            ready!(there(&mut self.stream)?.poll_read(context, buffer))?;
+            let come = &buffer.filled()[before..];
+            if come.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            self.held.extend_from_slice(come);
+            buffer.set_filled(before);
+        }
+        Poll::Pending // hyper reads again when it wants the next head
+    }
+
     /// A head goes to hyper, which hands it on or refuses it.
     fn pass_head(&self) {
         if let Some(patience) = &self.patience {
@@ -214,6 +235,7 @@ impl AsyncRead for Sieve {
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
+            let is_busy = this.is_busy();
             match &mut this.state {
                 State::Open => {
                     if this.held.is_empty() {
@@ -238,6 +260,7 @@ impl AsyncRead for Sieve {
                     };
                     return Poll::Ready(Ok(()));
                 }
+                State::Head(_) if is_busy => return this.poll_ahead(context, buffer),
                 State::Head(_) if this.held.is_empty() => {
                     ready!(this.poll_head(context, buffer))?;
                     if this.held.is_empty() {
