@@ -536,7 +536,7 @@ impl<W> AdmissionController<W> {
         Reading {
             counts: class.tally.meter.read(),
             in_flight,
-            in_flight_peak: class.tally.meter.take_peak(in_flight),
+            in_flight_peak: class.tally.meter.take_peak(self.at_work(class)),
             waiting: class.waiting.load(Ordering::Relaxed),
             stalled_s: if in_flight <= class.tally.away.load(Ordering::Relaxed) {
                 0.0
@@ -638,6 +638,17 @@ impl<W> AdmissionController<W> {
         &self.modules[id.index()]
     }
 
+    /// How many of a class Ray is at work on, as far as can be told: a module of the dashboard has made its answer
+    /// when it begins it, whatever the client's line makes of that; others may work on while they answer.
+    fn at_work(&self, class: &ClassAdmission) -> u32 {
+        let under_way = class.tally.in_flight.count();
+        if class.kind == Kind::Unary && !self.module(class.module).parallel {
+            under_way.saturating_sub(class.tally.away.load(Ordering::Relaxed))
+        } else {
+            under_way
+        }
+    }
+
     fn lock(&self, id: ModuleId) -> MutexGuard<'_, ModuleQueue<W>> {
         // A panic elsewhere must not close the proxy: the queue's state is valid at every await-free step.
         self.module(id).queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -682,7 +693,7 @@ impl<W> AdmissionController<W> {
         if under_way <= class.tally.away.load(Ordering::Relaxed) + 1 {
             class.tally.progress.store(now.0, Ordering::Relaxed);
         }
-        class.tally.meter.admit(under_way);
+        class.tally.meter.admit(self.at_work(class));
         let alone = module.tally.in_flight.count() <= 1;
         Ok(Permit { counted: true, alone, work_us, ..Permit::uncounted(ask, now) })
     }
@@ -702,7 +713,7 @@ impl<W> AdmissionController<W> {
         if class.kind == Kind::Unary {
             self.module(class.module).tally.in_flight.enter();
         }
-        class.tally.meter.admit(class.tally.in_flight.count());
+        class.tally.meter.admit(self.at_work(class));
         Permit { counted: true, would_shed: Some(reason), client_permit, ..Permit::uncounted(ask, now) }
     }
 

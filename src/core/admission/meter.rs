@@ -169,10 +169,10 @@ impl Meter {
     pub fn offer(&self) {
         self.offered.fetch_add(1, Ordering::Relaxed);
     }
-    /// It was admitted; `in_flight` counts it.
-    pub fn admit(&self, in_flight: u32) {
+    /// It was admitted; Ray is at work on so many, this one among them.
+    pub fn admit(&self, asked: u32) {
         self.admitted.fetch_add(1, Ordering::Relaxed);
-        self.in_flight_peak.fetch_max(in_flight, Ordering::Relaxed);
+        self.in_flight_peak.fetch_max(asked, Ordering::Relaxed);
     }
     /// It had to wait for a limit of its class or module: the limit was binding.
     pub fn queue(&self) {
@@ -254,9 +254,9 @@ impl Meter {
         }
     }
 
-    /// The most under way since the last call; the count starts anew at `in_flight`.
-    pub fn take_peak(&self, in_flight: u32) -> u32 {
-        self.in_flight_peak.swap(in_flight, Ordering::Relaxed).max(in_flight)
+    /// The most that Ray was at work on since the last call; the count starts anew at `asked`.
+    pub fn take_peak(&self, asked: u32) -> u32 {
+        self.in_flight_peak.swap(asked, Ordering::Relaxed).max(asked)
     }
 }
 
@@ -434,7 +434,7 @@ pub struct Reading {
     pub counts: Counts,
     /// Under way now.
     pub in_flight: u32,
-    /// The most under way since the reading before.
+    /// The most that Ray was at work on since the reading before: who reads his answer slowly says nothing of it.
     pub in_flight_peak: u32,
     /// Waiting now.
     pub waiting: u32,

@@ -152,7 +152,8 @@ impl Part {
     pub fn observe(&mut self, replica: &ProxyReading) {
         self.peaks.resize(replica.len(), (0, 0));
         for (peak, seen) in self.peaks.iter_mut().zip(replica) {
-            *peak = (peak.0.max(seen.in_flight_peak), peak.1.max(seen.waiting));
+            let busy = seen.in_flight.max(seen.in_flight_peak);
+            *peak = (peak.0.max(busy), peak.1.max(seen.waiting));
         }
     }
 

@@ -34,6 +34,22 @@ fn latency_and_cost_are_what_ray_took_and_not_what_its_clients_line_did() {
     assert_eq!(rig.admission.load(ClassId(0)), (0, 0));
 }
 
+#[test]
+fn who_reads_slowly_does_not_make_ray_look_busy() {
+    let mut of_module = policy(vec![class("a", 5, 4.0)], 8.0);
+    for (parallel, peak) in [(false, 1), (true, 3)] {
+        of_module.modules[0].work = (!parallel).then_some(Duration::from_secs(100));
+        let mut rig = Rig::new(&of_module);
+        let mut readers = [permit(rig.ask(0, 1, at(0.0)).1), permit(rig.ask(0, 2, at(0.0)).1)];
+        readers.iter_mut().for_each(|reader| rig.admission.turn(reader, Stage::Answered, at(1.0)));
+        let _ = rig.admission.reading(ClassId(0), at(1.0));
+        let other = permit(rig.ask(0, 3, at(2.0)).1);
+        let seen = rig.admission.reading(ClassId(0), at(2.0));
+        assert_eq!((seen.in_flight, seen.in_flight_peak), (3, peak), "a module in parallel: {parallel}");
+        rig.finish(other, at(3.0));
+    }
+}
+
 struct Rig {
     admission: AdmissionController<u32>,
     table: LimitTable,
