@@ -507,7 +507,8 @@ impl Body {
 
     /// Ray's body, whose head has come. A short one has come with its head, most of the time: its connection and permit are
     /// released at once, and nobody needs to watch over its way.
-    pub async fn forwarded(
+    #[must_use]
+    pub fn forwarded(
         mut inner: RayBody,
         permit: Option<PermitGuard>,
         alive: Option<Alive>,
@@ -516,8 +517,8 @@ impl Body {
         if way.flow.is_some() || !inner.is_short() {
             return Body::streamed(inner, permit, alive, way);
         }
-        let come = poll_fn(|context| Poll::Ready(Pin::new(&mut inner).poll_frame(context))).await;
-        let first = match come {
+        // What has not come yet is asked for again by whoever reads the answer, and wakes that one.
+        let first = match Pin::new(&mut inner).poll_frame(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(first) => first,
             Poll::Pending => return Body::streamed(inner, permit, alive, way),
         };

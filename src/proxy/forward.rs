@@ -25,7 +25,7 @@ pub type Answer = Result<(Response<RayBody>, PermitGuard), UpstreamError>;
 /// the exchange holds it for `abandoned_max` at most.
 pub fn send(
     upstream: Arc<Upstream>,
-    request: Request<ClientBody>,
+    request: Box<Request<ClientBody>>,
     mut permit: PermitGuard,
     tasks: Tasks,
     abandoned_max: Duration,
@@ -39,7 +39,7 @@ pub fn send(
 /// on, and nothing goes on without the client.
 pub fn send_upload(
     upstream: Arc<Upstream>,
-    request: Request<ClientBody>,
+    request: Box<Request<ClientBody>>,
     handover: &Arc<Handover>,
     tasks: Tasks,
     abandoned_max: Duration,
@@ -53,7 +53,7 @@ pub fn send_upload(
 
 fn send_with(
     upstream: Arc<Upstream>,
-    request: Request<ClientBody>,
+    request: Box<Request<ClientBody>>,
     permit: impl FnOnce() -> PermitGuard + Send + 'static,
     outlives: Option<(Tasks, Duration)>,
 ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {

@@ -21,7 +21,7 @@ use crate::core::time::Time;
 use crate::proxy::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, Upload, Way, gather};
 use crate::proxy::coalesce::{Key, Origin};
 use crate::proxy::cors::Origins;
-use crate::proxy::forward::{self, Answer};
+use crate::proxy::forward::{self, Answer, Exchange};
 use crate::proxy::headers::{
     Lookup, Mentions, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
     tell_client,
@@ -34,10 +34,12 @@ use crate::proxy::shape::{self, Malformed};
 use crate::proxy::state::{Entrance, ProxyState};
 use crate::proxy::tunnel;
 use crate::proxy::upstream::UpstreamError;
-use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, HeaderMap, HeaderValue, ORIGIN};
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderMap, HeaderValue, ORIGIN};
 use http::request::Parts;
-use http::{Request, Response, Uri};
+use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,27 +91,75 @@ struct Passage {
     flow: Option<Arc<Flow>>,
 }
 
-/// Answers one request: recognise, share, admit, forward.
-pub async fn handle(
+/// Answers one request, maybe the `last` of its connection: recognise, share, admit, forward.
+///
+/// What can be done at once is done at once, so that the future keeps only what it waits with: every byte of
+/// it is moved a few times for every request. (A block keeps its captures where they are; an `async fn`
+/// would keep its arguments twice.)
+///
+/// # Errors
+/// None: it is what hyper calls.
+pub fn handle(
+    proxy: Arc<ProxyState>,
+    entrance: Arc<Entrance>,
+    peer: Peer,
+    request: Request<Incoming>,
+    last: bool,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static {
+    let Begun { passage, parts, way, page } = begin(proxy, entrance, peer, request);
+    async move {
+        let id = HeaderValue::from_str(&passage.id);
+        let mut response = match way {
+            Onward::Refused(refusal) => *refusal,
+            Onward::Plain => passage.pass(parts, ClientBody::Empty, passage.since).await,
+            // What is not every request's way stands on the heap, and costs the others no room.
+            Onward::Upgraded(client) => Box::pin(passage.tail(parts, client)).await,
+            Onward::Shared(key) => Box::pin(passage.share(parts, key)).await,
+            Onward::WithBody(body) => Box::pin(passage.pass_with_body(parts, body)).await,
+        };
+        if let Ok(id) = id {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+        if let Some(page) = page {
+            page.may_read(&mut response);
+        }
+        if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        Ok(response)
+    }
+}
+
+/// A request that has been recognised, and what is to become of it.
+struct Begun {
+    passage: Passage,
+    parts: Parts,
+    way: Onward,
+    page: Option<Page>,
+}
+
+/// The ways of a request.
+enum Onward {
+    /// Here it ends.
+    Refused(Box<Response<Body>>),
+    Plain,
+    WithBody(Incoming),
+    Shared(Key),
+    Upgraded(OnUpgrade),
+}
+
+/// Recognises a request.
+fn begin(
     proxy: Arc<ProxyState>,
     entrance: Arc<Entrance>,
     peer: Peer,
     mut request: Request<Incoming>,
-) -> Response<Body> {
+) -> Begun {
     let id = proxy.ids.next();
     let headers = Lookup::new(request.headers());
     let mentions = headers.mentions();
     let page = Page::of(&entrance, mentions, request.headers());
-    let refuse = |problem| {
-        let mut refusal = reject::unread(problem, &id);
-        if let Some(page) = &page {
-            page.may_read(&mut refusal);
-        }
-        refusal
-    };
-    if let Err(problem) = shape::check(&request, mentions, entrance.surface) {
-        return refuse(problem);
-    }
+    let malformed = shape::check(&request, mentions, entrance.surface).err();
     let Recognised { matched, client, keyless, trusted, session, address, unlisted, call } =
         recognise(&proxy, &entrance, peer.address, &request, &headers);
     let tongue = Tongue::of(request.uri().path(), call == Call::Grpc);
@@ -117,9 +167,8 @@ pub async fn handle(
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     let (shadow, flow) = proxy.conduct(matched.class);
-    if bytes > peer.body.bytes_max && !shadow {
-        return refuse(Malformed::BodyTooLarge(peer.body.bytes_max));
-    }
+    let too_large =
+        (bytes > peer.body.bytes_max && !shadow).then_some(Malformed::BodyTooLarge(peer.body.bytes_max));
     strip(&mut parts.headers, mentions);
     strip_key(&mut parts.headers, proxy.identifier.key_header(), mentions);
     name_host(&mut parts);
@@ -152,22 +201,18 @@ pub async fn handle(
         shadow,
         flow,
     };
-
-    let mut response = match (passage.refuse_at_sight(), upgrade, key) {
-        (Some(refusal), ..) => refusal,
-        // What is not every request's way stands on the heap, and costs the others no room.
-        (None, Some(client), _) => Box::pin(passage.tail(parts, client)).await,
-        (None, None, Some(key)) => Box::pin(passage.share(parts, key)).await,
-        (None, None, None) if bare => passage.pass(parts, ClientBody::Empty, since).await,
-        (None, None, None) => Box::pin(passage.pass_with_body(parts, body)).await,
+    let refusal = malformed
+        .or(too_large)
+        .map(|problem| reject::unread(problem, &passage.id))
+        .or_else(|| passage.refuse_at_sight());
+    let way = match (refusal, upgrade, key) {
+        (Some(refusal), ..) => Onward::Refused(Box::new(refusal)),
+        (None, Some(client), _) => Onward::Upgraded(client),
+        (None, None, Some(key)) => Onward::Shared(key),
+        (None, None, None) if bare => Onward::Plain,
+        (None, None, None) => Onward::WithBody(body),
     };
-    if let Ok(id) = HeaderValue::from_str(&id) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
-    if let Some(page) = page {
-        page.may_read(&mut response);
-    }
-    response
+    Begun { passage, parts, way, page }
 }
 
 /// A web page that calls an application of Serve.
@@ -310,21 +355,29 @@ impl Passage {
     }
 
     /// The plain way: admit, forward, pass back.
-    async fn pass(&self, parts: Parts, body: ClientBody, now: Time) -> Response<Body> {
-        let permit = match self.admit(now).await {
-            Ok(permit) => permit,
-            Err(refusal) => return refusal,
-        };
-        let opening = self.opens_session().map(|session| self.proxy.sessions.opening(session));
-        let response = match self.send(parts, body, permit).await {
-            Ok(answer) => self.pass_back(answer).await,
-            Err(late) => {
-                self.note_change();
-                late
-            }
-        };
-        drop(opening);
-        response
+    fn pass(
+        &self,
+        parts: Parts,
+        body: ClientBody,
+        now: Time,
+    ) -> impl Future<Output = Response<Body>> + Send + '_ {
+        async move {
+            let permit = match self.admit(now).await {
+                Ok(permit) => permit,
+                Err(refusal) => return refusal,
+            };
+            let opening = self.opens_session().map(|session| self.proxy.sessions.opening(session));
+            let exchange = self.exchange(parts, body, permit);
+            let response = match self.in_time(exchange).await {
+                Ok(answer) => self.pass_back(answer),
+                Err(late) => {
+                    self.note_change();
+                    late
+                }
+            };
+            drop(opening);
+            response
+        }
     }
 
     /// Whatever was answered, it may have been done.
@@ -334,14 +387,14 @@ impl Passage {
         }
     }
 
-    async fn pass_back(&self, answer: Answer) -> Response<Body> {
+    fn pass_back(&self, answer: Answer) -> Response<Body> {
         self.note_change();
         match answer {
             Ok((response, permit)) => {
                 let permit = self.keep_place(&response, permit);
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
-                let body = Body::forwarded(body, permit, self.stay_alive(), self.way()).await;
+                let body = Body::forwarded(body, permit, self.stay_alive(), self.way());
                 Response::from_parts(parts, body)
             }
             Err(UpstreamError::Client(error)) => self.broke_off(&error),
@@ -481,17 +534,20 @@ impl Passage {
         Ask { class: self.matched.class, route: self.matched.route.0, client: self.client }
     }
 
-    /// Sends it on, within the class's time; the outer error is the answer that it took too long.
-    async fn send(
+    /// Sends it on.
+    fn exchange(
         &self,
         parts: Parts,
         body: ClientBody,
         permit: PermitGuard,
-    ) -> Result<Answer, Response<Body>> {
+    ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
         let request = self.to_ray(parts, body);
         let upstream = Arc::clone(&self.entrance.upstream);
-        let exchange =
-            forward::send(upstream, request, permit, self.proxy.tasks.clone(), self.peer.abandoned_max);
+        forward::send(upstream, request, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
+    }
+
+    /// Waits for its answer within the class's time; the outer error is the answer that it took too long.
+    async fn in_time(&self, exchange: impl Future<Output = Answer>) -> Result<Answer, Response<Body>> {
         match self.timeout() {
             None => Ok(exchange.await),
             Some(bound) => tokio::time::timeout(bound, exchange).await.map_err(|_| self.too_late(bound)),
@@ -502,14 +558,14 @@ impl Passage {
         reject::timeout(self.tongue, &self.class().name, bound, &self.id)
     }
 
-    /// The request as Ray gets it.
-    fn to_ray(&self, mut parts: Parts, body: ClientBody) -> Request<ClientBody> {
+    /// The request as Ray gets it, on the heap: it passes through many hands.
+    fn to_ray(&self, mut parts: Parts, body: ClientBody) -> Box<Request<ClientBody>> {
         self.tell_client(&mut parts.headers);
         let mut parts = origin_form(parts);
         if self.tongue == Tongue::Grpc {
             parts.version = http::Version::HTTP_2;
         }
-        Request::from_parts(parts, body)
+        Box::new(Request::from_parts(parts, body))
     }
 
     /// Says for whom the request is made: what is refused is told to nobody.

@@ -23,8 +23,8 @@ use crate::proxy::tls::Terminator;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use http::header::{CONNECTION, HeaderValue, TRANSFER_ENCODING};
-use http::{Request, Response, StatusCode, Version};
+use http::header::{CONNECTION, TRANSFER_ENCODING};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -385,7 +385,7 @@ pub async fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: T
             let address = peer.address;
             let answer = move |request| {
                 let service = Arc::clone(&service);
-                async move { service.answer(address, request).await }
+                async move { Ok(service.answer(address, request).await) }
             };
             speak_http2(stream, BytesMut::new(), address, answer, closing, bounds, QUESTIONS_MAX).await;
         }
@@ -570,13 +570,7 @@ async fn speak_http1(
             || request.headers().contains_key(TRANSFER_ENCODING)
             || request.headers().contains_key(http::header::UPGRADE)
             || request.version() != Version::HTTP_11 && !keeps_alive(request.headers());
-        async move {
-            let mut response = handle(proxy, entrance, peer, request).await;
-            if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            Ok::<_, Infallible>(response)
-        }
+        handle(proxy, entrance, peer, request, last)
     });
     let mut builder = http1::Builder::new();
     builder
@@ -617,7 +611,7 @@ async fn converse_http2(
     let answer = move |request| {
         let front = front.load();
         let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
-        handle(proxy, entrance, peer.clone(), request)
+        handle(proxy, entrance, peer.clone(), request, false)
     };
     speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
@@ -631,7 +625,7 @@ async fn speak_http2<A, B>(
     bounds: Bounds,
     streams_max: u32,
 ) where
-    A: Future<Output = Response<B>> + Send + 'static,
+    A: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,
     B: http_body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static,
 {
     let mut builder = http2::Builder::new(TokioExecutor::new());
@@ -646,10 +640,7 @@ async fn speak_http2<A, B>(
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
-    let service = service_fn(move |request: Request<Incoming>| {
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
-    });
+    let service = service_fn(answer);
     let connection = builder.serve_connection(TokioIo::new(Sieve::open(stream, start)), service);
     // GOAWAY tells a client at once, and in good order.
     see_out(connection, http2::Connection::graceful_shutdown, address, &tasks, Duration::ZERO).await;

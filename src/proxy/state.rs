@@ -314,45 +314,54 @@ impl ProxyState {
         patience: Duration,
         now: Time,
     ) -> Result<PermitGuard, Shed> {
-        let (decision, receiver) = self.decide(ask, now);
-        let too_late = || self.admission.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO);
-        match (decision, receiver) {
+        match self.decide(ask, now) {
             (Decision::Admit(permit), _) => {
                 self.record_opening(&permit);
                 Ok(PermitGuard::new(Arc::clone(self), permit))
             }
             (Decision::Shed(shed), _) => Err(shed),
-            (Decision::Wait(id, deadline), Some(mut receiver)) => {
-                // One that has followed another request may come here late.
-                if self.succeeded.load(Ordering::SeqCst) {
-                    self.serve_out();
-                }
-                let leaving = Leaving { proxy: self, id, ask, since: now };
+            (Decision::Wait(id, deadline), Some(receiver)) => {
                 let deadline = deadline.min(now + patience);
-                let deadline = self.clock.instant(deadline);
-                let verdict = tokio::select! {
-                    biased;
-                    verdict = &mut receiver => Ok(verdict),
-                    () = tokio::time::sleep_until(deadline) => Err(Reason::QueueTimeout),
-                    () = self.tasks.last_call() => Err(Reason::Draining),
-                };
-                std::mem::forget(leaving);
-                match verdict {
-                    Ok(Ok(verdict)) => verdict,
-                    // Dropped senders do not happen; were one dropped, the head is not at fault.
-                    Ok(Err(_)) => Err(too_late()),
-                    Err(reason) => match self.admission.expire(id, reason) {
-                        Some((_, shed)) => Err(shed),
-                        // The verdict was on its way when the time was up.
-                        None => receiver.await.unwrap_or_else(|_| Err(too_late())),
-                    },
-                }
+                let leaving = Leaving { proxy: self, id, ask, since: now };
+                Box::pin(self.wait(leaving, receiver, deadline)).await
             }
             (Decision::Wait(id, _), None) => {
                 // The admission controller takes the waiter it was offered whenever it says `Wait`.
                 let _ = self.admission.cancel(id, self.clock.now());
-                Err(too_late())
+                Err(self.admission.refuse(ask.class, Reason::QueueTimeout, Duration::ZERO))
             }
+        }
+    }
+
+    /// Waits for a turn in line.
+    async fn wait(
+        self: &Arc<Self>,
+        leaving: Leaving<'_>,
+        mut receiver: oneshot::Receiver<Result<PermitGuard, Shed>>,
+        deadline: Time,
+    ) -> Result<PermitGuard, Shed> {
+        let (id, class) = (leaving.id, leaving.ask.class);
+        let too_late = || self.admission.refuse(class, Reason::QueueTimeout, Duration::ZERO);
+        // One that has followed another request may come here late.
+        if self.succeeded.load(Ordering::SeqCst) {
+            self.serve_out();
+        }
+        let verdict = tokio::select! {
+            biased;
+            verdict = &mut receiver => Ok(verdict),
+            () = tokio::time::sleep_until(self.clock.instant(deadline)) => Err(Reason::QueueTimeout),
+            () = self.tasks.last_call() => Err(Reason::Draining),
+        };
+        std::mem::forget(leaving);
+        match verdict {
+            Ok(Ok(verdict)) => verdict,
+            // Dropped senders do not happen; were one dropped, the head is not at fault.
+            Ok(Err(_)) => Err(too_late()),
+            Err(reason) => match self.admission.expire(id, reason) {
+                Some((_, shed)) => Err(shed),
+                // The verdict was on its way when the time was up.
+                None => receiver.await.unwrap_or_else(|_| Err(too_late())),
+            },
         }
     }
 

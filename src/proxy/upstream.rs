@@ -201,7 +201,7 @@ impl Default for Options {
 
 #[derive(Debug)]
 struct Idle {
-    wire: Wire,
+    wire: Box<Wire>,
     since: Time,
 }
 
@@ -234,7 +234,7 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 #[derive(Debug)]
 pub struct Lease {
     upstream: Arc<Upstream>,
-    wire: Wire,
+    wire: Box<Wire>,
 }
 
 impl Lease {
@@ -300,12 +300,12 @@ impl Upstream {
     /// Sends a request and waits for the head of its answer.
     pub async fn send(
         self: &Arc<Self>,
-        request: Request<ClientBody>,
+        request: Box<Request<ClientBody>>,
     ) -> Result<Response<RayBody>, UpstreamError> {
         // gRPC is HTTP/2 whatever else is spoken there: Serve has applications of both kinds.
         if self.options.protocol == Protocol::Http2 || request.version() == Version::HTTP_2 {
             // The rare ways stand on the heap: whatever awaits them has room for the usual one only.
-            Box::pin(self.send_http2(request)).await
+            Box::pin(self.send_http2(*request)).await
         } else {
             self.send_http1(request).await
         }
@@ -313,7 +313,7 @@ impl Upstream {
 
     async fn send_http1(
         self: &Arc<Self>,
-        mut request: Request<ClientBody>,
+        mut request: Box<Request<ClientBody>>,
     ) -> Result<Response<RayBody>, UpstreamError> {
         frame(&mut request);
         let mut again = false;
@@ -330,12 +330,12 @@ impl Upstream {
             if !reused {
                 return Err(self.broken(error.into_error()));
             }
-            request = if let Some(unsent) = error.take_message() {
+            request = Box::new(if let Some(unsent) = error.take_message() {
                 unsent // Ray had closed this connection before
             } else {
                 again = true; // Ray closed it just then
                 wire.unanswered().ok_or_else(|| self.broken(error.into_error()))?
-            };
+            });
         }
     }
 
@@ -355,9 +355,10 @@ impl Upstream {
         sender.send_request(request).await.map_err(|source| self.broken(source))
     }
 
-    async fn connect(self: &Arc<Self>) -> Result<Wire, UpstreamError> {
+    async fn connect(self: &Arc<Self>) -> Result<Box<Wire>, UpstreamError> {
         let stream = self.dial(Protocol::Http1).await?;
-        Wire::open(stream, self.options.answer).await.map_err(|source| self.broken(source))
+        let wire = Wire::open(stream, self.options.answer).await.map_err(|source| self.broken(source))?;
+        Ok(Box::new(wire))
     }
 
     /// A new connection; the circuit breaker learns how it went.
@@ -505,7 +506,7 @@ impl Upstream {
     }
 
     /// The connection used last, which is the least likely to have been closed by Ray.
-    fn take_idle(&self) -> Option<Wire> {
+    fn take_idle(&self) -> Option<Box<Wire>> {
         let now = self.clock.now();
         let mut idle = self.idle();
         let last = idle.pop()?;
@@ -516,7 +517,7 @@ impl Upstream {
         None
     }
 
-    fn keep(&self, wire: Wire) {
+    fn keep(&self, wire: Box<Wire>) {
         wire.rest();
         let mut idle = self.idle();
         if idle.len() < self.options.idle_max {
@@ -540,7 +541,7 @@ impl Upstream {
         });
     }
 
-    fn answer(self: &Arc<Self>, response: Response<Incoming>, wire: Wire) -> Response<RayBody> {
+    fn answer(self: &Arc<Self>, response: Response<Incoming>, wire: Box<Wire>) -> Response<RayBody> {
         response.map(|body| RayBody::Http1(body, Some(Lease { upstream: Arc::clone(self), wire })))
     }
 

@@ -163,14 +163,21 @@ impl Wire {
     /// With the request, if no byte of it was sent.
     pub async fn exchange(
         &mut self,
-        request: Request<ClientBody>,
+        request: Box<Request<ClientBody>>,
         keep: bool,
     ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
         let keeps = keep && may_repeat(&request);
         if keeps {
             self.kept.keep(&request);
         }
-        let answer = self.send(request).await;
+        // Without a budget of tokio's: an answer that is there is taken at once, and one that is not
+        // has no need to wake anybody.
+        let mut answer = pin!(unconstrained(self.sender.try_send_request(*request)));
+        let answer = poll_fn(|context| {
+            self.drive(context);
+            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        })
+        .await;
         if keeps && answer.is_ok() {
             self.kept.forget();
         }
@@ -181,20 +188,6 @@ impl Wire {
     /// of an answer to it.
     pub fn unanswered(&mut self) -> Option<Request<ClientBody>> {
         self.kept.take().filter(|_| self.silent)
-    }
-
-    async fn send(
-        &mut self,
-        request: Request<ClientBody>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
-        // Without a budget of tokio's: an answer that is there is taken at once, and one that is not
-        // has no need to wake anybody.
-        let mut answer = pin!(unconstrained(self.sender.try_send_request(request)));
-        poll_fn(|context| {
-            self.drive(context);
-            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
-        })
-        .await
     }
 
     /// Reads and writes what can be; `context` is woken when more can.
@@ -255,7 +248,7 @@ mod tests {
         for (caller, waker) in wakers.iter().enumerate() {
             let request = Request::get("/").header("host", "ray").body(ClientBody::Empty).unwrap();
             {
-                let mut exchange = pin!(wire.exchange(request, false));
+                let mut exchange = pin!(wire.exchange(Box::new(request), false));
                 let mut context = Context::from_waker(waker);
                 assert!(exchange.as_mut().poll(&mut context).is_pending());
                 assert_eq!(rung()[caller], 0, "nothing has come yet");

@@ -115,7 +115,7 @@ impl Passage {
         self.tell_client(&mut parts.headers);
         let exchange = forward::send(
             Arc::clone(&self.entrance.upstream),
-            Request::from_parts(origin_form(parts), ClientBody::Empty),
+            Box::new(Request::from_parts(origin_form(parts), ClientBody::Empty)),
             permit,
             self.proxy.tasks.clone(),
             self.peer.abandoned_max,
@@ -201,7 +201,7 @@ impl Fetch {
             longest.and_then(|_| self.proxy.coalescer.take(shared_answer::cost(&head.headers, length)));
         let (Some(longest), Some(charge)) = (longest, charge) else {
             self.lead.dissolve();
-            let body = Body::forwarded(body, Some(permit), None, self.way).await;
+            let body = Body::forwarded(body, Some(permit), None, self.way);
             drop(self.leader.send(Fetched::Own(Response::from_parts(head, body))));
             return;
         };
@@ -210,7 +210,7 @@ impl Fetch {
         let until = self.way.clock.now() + keep;
         // Nobody's reading is awaited here.
         let way = Way { patience: None, ..self.way.clone() };
-        let (answer, rest) = match Body::forwarded(body, Some(permit), None, way).await {
+        let (answer, rest) = match Body::forwarded(body, Some(permit), None, way) {
             Body::Full(whole) => (SharedAnswer::whole(head, &whole.unwrap_or_default(), charge), None),
             body if length.is_some_and(|length| length <= SHORT_MAX) => match body.collect().await {
                 Ok(whole) => (SharedAnswer::whole(head, &whole.to_bytes(), charge), None),

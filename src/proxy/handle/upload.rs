@@ -36,7 +36,7 @@ impl Passage {
             self.proxy.tasks.clone(),
             self.peer.abandoned_max,
         );
-        let Some(bound) = self.timeout() else { return self.pass_back(exchange.await).await };
+        let Some(bound) = self.timeout() else { return self.pass_back(exchange.await) };
         let late = async {
             handover.whole().await;
             tokio::time::sleep(bound).await;
@@ -48,7 +48,7 @@ impl Passage {
                 return self.too_late(bound);
             }
         };
-        self.pass_back(answer).await
+        self.pass_back(answer)
     }
 
     /// Parks the upload, or asks for its permit at once where that cannot be.
