@@ -1,5 +1,5 @@
 //! The interleavings of what two or three threads do to the elastic clock, the in-flight counter, and the
-//! hand-over of a single-flight.
+//! hand-over of a single-flight and of a log that is followed by several.
 //!
 //! Their files are compiled here once more, on loom's atomics instead of the standard library's; loom then
 //! runs each model under every order of its loads and stores that the memory model allows, with up to three
@@ -31,12 +31,80 @@ mod clock;
 mod in_flight;
 #[path = "../src/proxy/single_flight.rs"]
 mod single_flight;
+#[path = "../src/proxy/tail.rs"]
+mod tail;
+
+mod proxy {
+    pub use rayguard::proxy::{coalesce, permit_guard, throttle, websocket};
+}
+
+mod runtime {
+    pub use rayguard::runtime::tasks;
+}
 
 /// What takes the place of `core::admission::sync` and `proxy::sync`.
 mod sync {
     pub(crate) use loom::hint::spin_loop;
     pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
+
+    /// tokio's `watch` on loom's, as far as a log needs it: a value that is only ever new.
+    pub(crate) mod watch {
+        use super::{Arc, Mutex};
+        use std::task::{Poll, Waker};
+
+        #[derive(Debug, Default)]
+        struct Seen {
+            version: u64,
+            waiting: Vec<Waker>,
+        }
+
+        #[derive(Debug)]
+        pub(crate) struct Sender<T>(Arc<Mutex<Seen>>, std::marker::PhantomData<T>);
+
+        impl<T> Default for Sender<T> {
+            fn default() -> Sender<T> {
+                Sender(Arc::new(Mutex::new(Seen::default())), std::marker::PhantomData)
+            }
+        }
+
+        impl<T> Sender<T> {
+            pub(crate) fn new(_: T) -> Sender<T> {
+                Sender::default()
+            }
+
+            pub(crate) fn send_replace(&self, _: T) {
+                let mut seen = self.0.lock().unwrap();
+                seen.version += 1;
+                let waiting = std::mem::take(&mut seen.waiting);
+                drop(seen);
+                waiting.into_iter().for_each(Waker::wake);
+            }
+
+            pub(crate) fn subscribe(&self) -> Receiver<T> {
+                let version = self.0.lock().unwrap().version;
+                Receiver(Arc::clone(&self.0), version, std::marker::PhantomData)
+            }
+        }
+
+        #[derive(Debug)]
+        pub(crate) struct Receiver<T>(Arc<Mutex<Seen>>, u64, std::marker::PhantomData<T>);
+
+        impl<T> Receiver<T> {
+            pub(crate) async fn changed(&mut self) -> Result<(), ()> {
+                std::future::poll_fn(|context| {
+                    let mut seen = self.0.lock().unwrap();
+                    if seen.version == self.1 {
+                        seen.waiting.push(context.waker().clone());
+                        return Poll::Pending;
+                    }
+                    self.1 = seen.version;
+                    Poll::Ready(Ok(()))
+                })
+                .await
+            }
+        }
+    }
 
     /// The standard library's `try_update` is loom's `fetch_update`.
     #[derive(Debug, Default)]
@@ -288,8 +356,65 @@ fn a_kept_answer_is_shared_or_gone() {
     assert_eq!(ask(&flights, drop), "led");
 }
 
+fn log() -> proxy::coalesce::Key {
+    let uri = http::Uri::from_static("/api/jobs/a/logs/tail");
+    proxy::coalesce::Key::of_tail(&uri, &http::HeaderMap::new())
+}
+
+/// What a follower gets to read, to the end.
+fn reads(mut follower: tail::Follower) -> (Vec<u8>, Option<bytes::Bytes>) {
+    let mut read = Vec::new();
+    loop {
+        match wait(Box::pin(follower.next())) {
+            tail::Next::Frames(frames) => read.extend(frames),
+            tail::Next::Behind(place) => panic!("nothing was dropped before {place:?}"),
+            tail::Next::End(close) => return (read, close),
+        }
+    }
+}
+
+/// Ray sends two lines and its Close, in two pieces, while one joins at some moment and another comes and leaves.
+fn every_follower_gets_every_line() {
+    use proxy::websocket::{NORMAL, close_frame, text_frame};
+    let tails = tail::Tails::default();
+    let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("nobody else is here") };
+    let reader = {
+        let tail = lead.tail();
+        thread::spawn(move || {
+            let follower = wait(Box::pin(tail.join(tail::Place::default()))).expect("it opens");
+            let said = [text_frame("one"), text_frame("two")].concat();
+            let close = bytes::Bytes::copy_from_slice(&NORMAL.to_be_bytes());
+            assert_eq!(reads(follower), (said, Some(close)));
+        })
+    };
+    let leaver = {
+        let tail = lead.tail();
+        thread::spawn(move || drop(wait(Box::pin(tail.join(tail::Place::default())))))
+    };
+    lead.begin();
+    let (first, rest) = (text_frame("one"), [text_frame("two"), close_frame(NORMAL)].concat());
+    let says = tokio::io::AsyncReadExt::chain(&first[..], &rest[..]);
+    wait(Box::pin(lead.pump(tokio::io::join(says, tokio::io::sink()), None)));
+    drop(lead);
+    reader.join().unwrap();
+    leaver.join().unwrap();
+}
+
+/// The lead is dropped before Ray has answered: whoever waits is told.
+fn those_who_wait_for_a_tail_that_fails_are_told() {
+    let tails = tail::Tails::default();
+    let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("nobody else is here") };
+    let waits = {
+        let tail = lead.tail();
+        thread::spawn(move || assert!(wait(Box::pin(tail.join(tail::Place::default()))).is_none()))
+    };
+    drop(lead);
+    waits.join().unwrap();
+    assert!(matches!(tails.find(log()), tail::Found::Lead(_)), "and it is forgotten");
+}
+
 fn main() {
-    let models: [(&str, fn()); 10] = [
+    let models: [(&str, fn()); 12] = [
         ("never above the limit", never_above_the_limit),
         ("a lowered limit only drains", a_lowered_limit_only_drains),
         ("whoever enters unasked is counted", whoever_enters_unasked_is_counted),
@@ -300,6 +425,8 @@ fn main() {
         ("what cannot be shared leaves nobody waiting", what_cannot_be_shared_leaves_nobody_waiting),
         ("a lead that is dropped is taken up", a_lead_that_is_dropped_is_taken_up),
         ("a kept answer is shared or gone", a_kept_answer_is_shared_or_gone),
+        ("every follower gets every line", every_follower_gets_every_line),
+        ("those who wait for a tail that fails are told", those_who_wait_for_a_tail_that_fails_are_told),
     ];
     for (name, model) in models {
         let count = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));

@@ -30,7 +30,8 @@ pub mod upstream;
 pub mod websocket;
 pub mod wire;
 
-/// What the single-flight is made of. `tests/loom.rs` compiles it once more, on loom's.
+/// What the single-flight and the log fan-out are made of. `tests/loom.rs` compiles them once more, on loom's.
 mod sync {
     pub(super) use std::sync::{Arc, Mutex, MutexGuard};
+    pub(super) use tokio::sync::watch;
 }

@@ -43,6 +43,7 @@
 //! Extensions and subprotocols are agreed between two ends and cannot be shared: the former are not
 //! agreed to, and a client that asks for the latter gets a tunnel.
 
+use super::sync::{Mutex, MutexGuard, watch};
 use crate::proxy::coalesce::Key;
 use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::throttle::Throttle;
@@ -58,10 +59,9 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// How much of a tail is kept, in bytes.
@@ -323,7 +323,7 @@ impl Lead {
 
     /// Ray sends: those who wait may read. Keeps the tail going until Ray closes.
     pub async fn open(self, ray: OnUpgrade, mut permit: PermitGuard, throttle: Option<Throttle>) {
-        self.tail.enter(Stage::Open);
+        self.begin();
         match ray.await {
             Ok(ray) => {
                 self.pump(TokioIo::new(ray), throttle).await;
@@ -333,8 +333,13 @@ impl Lead {
         }
     }
 
+    /// Those who wait may read.
+    pub fn begin(&self) {
+        self.tail.enter(Stage::Open);
+    }
+
     /// Reads from Ray until it closes.
-    async fn pump(&self, mut ray: impl AsyncRead + AsyncWrite + Unpin, mut throttle: Option<Throttle>) {
+    pub async fn pump(&self, mut ray: impl AsyncRead + AsyncWrite + Unpin, mut throttle: Option<Throttle>) {
         let mut moved = self.tail.followers.moved.subscribe();
         let mut buffer = vec![0; self.tails.room / READS_KEPT];
         let mut frames = Frames::default();
@@ -646,7 +651,7 @@ async fn hand_over(
     tasks: &Tasks,
 ) {
     let (from_client, mut to_client) = tokio::io::split(client);
-    let (says, heard) = watch::channel(Heard::default());
+    let (says, heard) = tokio::sync::watch::channel(Heard::default());
     let mut listens = pin!(listen(from_client, says));
     let has_closed = |heard: &Heard| heard.close.is_some();
     // Of a tail that is to end, a client that takes nothing is not waited for.
@@ -670,7 +675,7 @@ async fn hand_over(
 }
 
 /// Hears what a client says, until it has left. Ray never reads from a follower, so none of it is passed on.
-async fn listen(mut client: impl AsyncRead + Unpin, says: watch::Sender<Heard>) {
+async fn listen(mut client: impl AsyncRead + Unpin, says: tokio::sync::watch::Sender<Heard>) {
     let (mut buffer, mut frames) = ([0; 1024], Frames::default());
     while let Ok(read @ 1..) = client.read(&mut buffer).await {
         frames.read(&buffer[..read], |part| {
@@ -690,7 +695,7 @@ async fn follow(
     client: &mut (impl AsyncWrite + Unpin),
     mut follower: Follower,
     again: impl Reopen,
-    mut heard: watch::Receiver<Heard>,
+    mut heard: tokio::sync::watch::Receiver<Heard>,
     tasks: &Tasks,
 ) -> bool {
     let close = loop {
