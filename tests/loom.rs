@@ -381,7 +381,7 @@ fn every_follower_gets_every_line() {
     let reader = {
         let tail = lead.tail();
         thread::spawn(move || {
-            let follower = wait(Box::pin(tail.join(tail::Place::default()))).expect("it opens");
+            let follower = wait(Box::pin(tail.join(tail::Place::default()))).unwrap();
             let said = [text_frame("one"), text_frame("two")].concat();
             let close = bytes::Bytes::copy_from_slice(&NORMAL.to_be_bytes());
             assert_eq!(reads(follower), (said, Some(close)));

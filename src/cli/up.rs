@@ -91,7 +91,7 @@ fn next(settings: &Settings, ray: &str, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "\nrayguard is up and protects {protected}. Next:")?;
     match dashboard {
         Some(_) => {
-            writeln!(out, "  export RAY_API_SERVER_ADDRESS={url}   # send Ray's CLI and SDK through it")?
+            writeln!(out, "  export RAY_API_SERVER_ADDRESS={url}   # send Ray's CLI and SDK through it")?;
         }
         None => writeln!(out, "  send your requests to {url}")?,
     }

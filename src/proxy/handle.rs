@@ -355,6 +355,7 @@ impl Passage {
     }
 
     /// The plain way: admit, forward, pass back.
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` would keep its arguments twice")]
     fn pass(
         &self,
         parts: Parts,

@@ -74,7 +74,7 @@ pub struct Permit {
     alone: bool,
     work_us: u64,
     charged: Option<f64>,
-    client_permit: Option<ClientPermit>,
+    of_client: Option<ClientPermit>,
 }
 
 /// Whose turn it is in an exchange.
@@ -241,7 +241,7 @@ impl Permit {
             alone: false,
             work_us: 0,
             charged: None,
-            client_permit: None,
+            of_client: None,
         }
     }
 }
@@ -355,31 +355,31 @@ impl<W> AdmissionController<W> {
         if class.tally.watched.load(Ordering::Relaxed) {
             class.tally.demand().note(ask.client, self.price(table, ask.class, self.takes(ask)));
         }
-        let client_permit =
+        let of_client =
             match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.client, now)).transpose() {
-                Ok(client_permit) => client_permit,
+                Ok(of_client) => of_client,
                 Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
             };
         let queues = class.queue_len_max > 0 && class.kind == Kind::Unary && limits.mode == Mode::Enforce;
         if queues && self.module(class.module).waiting.load(Ordering::SeqCst) > 0 {
             // Others wait: their turn comes first.
-            return self.wait_in_line(table, ask, client_permit, now, waiter, wake);
+            return self.wait_in_line(table, ask, of_client, now, waiter, wake);
         }
         let full = match self.try_enter(table, ask, now) {
             Ok(permit) => {
                 self.common.see(shown, now);
-                return Decision::Admit(Permit { client_permit, ..permit });
+                return Decision::Admit(Permit { of_client, ..permit });
             }
             Err(full) => full,
         };
         if limits.mode == Mode::Shadow {
-            return Decision::Admit(self.admit_in_shadow(ask, client_permit, full.reason(), now));
+            return Decision::Admit(self.admit_in_shadow(ask, of_client, full.reason(), now));
         }
         if !queues {
-            self.leave_share(ask.class, client_permit);
+            self.leave_share(ask.class, of_client);
             return Decision::Shed(self.refuse(ask.class, full.reason(), full.wait()));
         }
-        self.wait_in_line(table, ask, client_permit, now, waiter, wake)
+        self.wait_in_line(table, ask, of_client, now, waiter, wake)
     }
 
     /// Lets a request pass that Ray has answered before it was whole: nothing can be decided about
@@ -443,7 +443,7 @@ impl<W> AdmissionController<W> {
         if tells && permit.stage == Stage::Asked {
             class.tally.meter.answer(now.since(permit.asked));
         }
-        self.leave_share(permit.ask.class, permit.client_permit);
+        self.leave_share(permit.ask.class, permit.of_client);
         if !permit.counted {
             return;
         }
@@ -702,7 +702,7 @@ impl<W> AdmissionController<W> {
     fn admit_in_shadow(
         &self,
         ask: Ask,
-        client_permit: Option<ClientPermit>,
+        of_client: Option<ClientPermit>,
         reason: Reason,
         now: Time,
     ) -> Permit {
@@ -714,7 +714,7 @@ impl<W> AdmissionController<W> {
             self.module(class.module).tally.in_flight.enter();
         }
         class.tally.meter.admit(self.at_work(class));
-        Permit { counted: true, would_shed: Some(reason), client_permit, ..Permit::uncounted(ask, now) }
+        Permit { counted: true, would_shed: Some(reason), of_client, ..Permit::uncounted(ask, now) }
     }
 
     fn shed_or_shadow(
@@ -731,9 +731,9 @@ impl<W> AdmissionController<W> {
         Decision::Shed(self.refuse(ask.class, reason, wait))
     }
 
-    fn leave_share(&self, id: ClassId, client_permit: Option<ClientPermit>) {
-        if let (Some(client_permit), Some((_, shares))) = (client_permit, &self.class(id).shares) {
-            shares.leave(client_permit);
+    fn leave_share(&self, id: ClassId, of_client: Option<ClientPermit>) {
+        if let (Some(of_client), Some((_, shares))) = (of_client, &self.class(id).shares) {
+            shares.leave(of_client);
         }
     }
 }

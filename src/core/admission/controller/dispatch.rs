@@ -41,7 +41,7 @@ pub(super) struct ClassQueue<W> {
 #[derive(Debug)]
 pub(super) struct Waiter<W> {
     waiter: W,
-    client_permit: Option<ClientPermit>,
+    of_client: Option<ClientPermit>,
 }
 
 impl<W> AdmissionController<W> {
@@ -64,7 +64,7 @@ impl<W> AdmissionController<W> {
         &self,
         table: &LimitTable,
         ask: Ask,
-        client_permit: Option<ClientPermit>,
+        of_client: Option<ClientPermit>,
         now: Time,
         waiter: impl FnOnce() -> W,
         wake: &mut impl FnMut(W, Grant),
@@ -73,7 +73,7 @@ impl<W> AdmissionController<W> {
         let module = self.module(class.module);
         let deadline = now + class.queue_wait_max;
         let request = Waiting {
-            waiter: Waiter { waiter: waiter(), client_permit },
+            waiter: Waiter { waiter: waiter(), of_client },
             client: ask.client,
             route: ask.route,
             cost: self.price(table, ask.class, self.takes(ask)),
@@ -93,13 +93,11 @@ impl<W> AdmissionController<W> {
         let decision = match joined {
             Joined::Waits(place) => Decision::Wait(WaitId { class: ask.class, place }, deadline),
             Joined::Displaced(place, displaced) => {
-                let shed = self.turn_away(ask.class, displaced.waiter.client_permit);
+                let shed = self.turn_away(ask.class, displaced.waiter.of_client);
                 wake(displaced.waiter.waiter, Grant::Shed(shed));
                 Decision::Wait(WaitId { class: ask.class, place }, deadline)
             }
-            Joined::Refused(request) => {
-                Decision::Shed(self.turn_away(ask.class, request.waiter.client_permit))
-            }
+            Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, request.waiter.of_client)),
         };
         for (waiter, grant) in woken {
             wake(waiter, grant);
@@ -108,8 +106,8 @@ impl<W> AdmissionController<W> {
     }
 
     /// Counts out one who must give way.
-    fn turn_away(&self, id: ClassId, client_permit: Option<ClientPermit>) -> Shed {
-        self.leave_share(id, client_permit);
+    fn turn_away(&self, id: ClassId, of_client: Option<ClientPermit>) -> Shed {
+        self.leave_share(id, of_client);
         self.uncount(id);
         self.refuse(id, Reason::ClientShare, Duration::ZERO)
     }
@@ -151,12 +149,8 @@ impl<W> AdmissionController<W> {
             let waited = now.since(request.since);
             class.tally.meter.queue();
             class.tally.meter.wait(waited);
-            let permit = Permit {
-                client_permit: request.waiter.client_permit,
-                waited,
-                charged: Some(request.cost),
-                ..permit
-            };
+            let permit =
+                Permit { of_client: request.waiter.of_client, waited, charged: Some(request.cost), ..permit };
             woken.push((request.waiter.waiter, Grant::Go(permit)));
         }
     }
@@ -185,7 +179,7 @@ impl<W> AdmissionController<W> {
                 None => fair.remove(id.place)?,
             }
         };
-        self.leave_share(id.class, removed.waiter.client_permit);
+        self.leave_share(id.class, removed.waiter.of_client);
         self.uncount(id.class);
         Some(removed.waiter.waiter)
     }

@@ -41,7 +41,9 @@ fn who_reads_slowly_does_not_make_ray_look_busy() {
         of_module.modules[0].work = (!parallel).then_some(Duration::from_secs(100));
         let mut rig = Rig::new(&of_module);
         let mut readers = [permit(rig.ask(0, 1, at(0.0)).1), permit(rig.ask(0, 2, at(0.0)).1)];
-        readers.iter_mut().for_each(|reader| rig.admission.turn(reader, Stage::Answered, at(1.0)));
+        for reader in &mut readers {
+            rig.admission.turn(reader, Stage::Answered, at(1.0));
+        }
         let _ = rig.admission.reading(ClassId(0), at(1.0));
         let other = permit(rig.ask(0, 3, at(2.0)).1);
         let seen = rig.admission.reading(ClassId(0), at(2.0));
