@@ -357,8 +357,8 @@ fn a_kept_answer_is_shared_or_gone() {
 }
 
 fn log() -> proxy::coalesce::Key {
-    let uri = http::Uri::from_static("/api/jobs/a/logs/tail");
-    proxy::coalesce::Key::of_tail(&uri, &http::HeaderMap::new())
+    let question = proxy::coalesce::Question::AsSent("/api/jobs/a/logs/tail");
+    proxy::coalesce::Key::of_tail(&question, &http::HeaderMap::new())
 }
 
 /// What a follower gets to read, to the end.

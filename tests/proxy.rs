@@ -822,6 +822,30 @@ async fn a_request_that_is_stamped_on_its_way_is_shared_all_the_same() {
     assert_eq!(lists(&rig), 1);
 }
 
+/// Asks for the job list five times at once, each time with a key that Ray ignores; how many reached Ray.
+async fn busters(reads_are_known: bool) -> usize {
+    let rig = Rig::with(Setup { reads_are_known, ..Setup::default() }).await;
+    let mut clients = Vec::new();
+    for random in 0..5 {
+        let mut client = rig.client().await;
+        client.send(get(&format!("/api/jobs/?r={random}"), &["x-do: hold"])).await;
+        clients.push(client);
+    }
+    // A request of another class on the same connections' heels shows that all were read.
+    assert_eq!(rig.get(STATUS, &[]).await.status, 200);
+    rig.ray.hold.add_permits(5);
+    for client in &mut clients {
+        assert_eq!(client.answer().await.text(), "held");
+    }
+    rig.ray.seen().iter().filter(|seen| seen.line().contains("/api/jobs/?r=")).count()
+}
+
+#[tokio::test]
+async fn a_key_that_ray_ignores_does_not_split_an_answer_once_its_handlers_are_known() {
+    assert_eq!(busters(true).await, 1);
+    assert_eq!(busters(false).await, 5);
+}
+
 #[tokio::test]
 async fn who_comes_late_to_a_proxy_that_has_been_succeeded_is_served_there() {
     let rig = Rig::with_policy(|policy| {

@@ -146,6 +146,7 @@ async fn start_guard(head: &Running, dir: &std::path::Path) -> Result<(Arc<Guard
     let proxy = listener.local_addr()?;
     tasks.spawn(listen::serve(listener, front, tasks.clone(), listen::Bounds::default()));
     watch::start(&guard);
+    crate::runtime::head_version::start(&guard);
     Ok((guard, proxy))
 }
 

@@ -323,6 +323,7 @@ async fn guard(
         replica.start();
     }
     crate::runtime::watch::start(&guard);
+    crate::runtime::head_version::start(&guard);
     say_whether_ray_is_there(&guard);
     ready(&settings);
     state.keep(&guard);

@@ -4,8 +4,13 @@
 //! O(jobs ever) apiece. Equal requests under way share one upstream call (`single_flight`) and one copy of
 //! its answer (`shared_answer`); for a class's `ttl` after the answer's head has come it is handed on.
 //!
+//! **What Ray ignores splits nothing.** Where the head's Ray is of a version whose handlers are known, the target
+//! counts as they read it: the route, and those keys of the query that the handler takes
+//! ([`query`](crate::core::request::query)). So `?r=1` and `?r=2` are one question. Anywhere else path and query
+//! count as sent.
+//!
 //! **Never across clients.** Requests are equal if nothing that may tell two clients apart differs: the
-//! upstream, path and query as sent, and every header, by name and value, with repetitions. The exceptions
+//! upstream, the target, and every header, by name and value, with repetitions. The exceptions
 //! are data, and few: headers that whoever passes a request on stamps anew on each ([`PER_REQUEST`]), and, for
 //! Ray's dashboard alone, those that tell where a client calls from ([`PER_CLIENT`]). Ray's dashboard reads
 //! `Authorization`, `X-Ray-Authorization`, cookies, `User-Agent`, `Origin`, `Referer` and `Sec-Fetch-*`, and
@@ -22,6 +27,7 @@
 //! gets the same 304.
 
 use crate::core::request::catalogue::Surface;
+use crate::core::request::query::{self, ReadKeys};
 use crate::core::time::Time;
 use crate::proxy::body::AnswerError;
 use crate::proxy::shared_answer::{Budget, Charge, SharedAnswer};
@@ -150,6 +156,41 @@ pub struct Origin<'a> {
     pub tls: bool,
 }
 
+/// What a request's target asks for, as far as an answer may depend on it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Question<'a> {
+    /// Path and query as sent: it is not known what is read of them.
+    AsSent(&'a str),
+    /// The path, and what the handler reads of the query.
+    Read(&'a str, Vec<u8>),
+}
+
+impl<'a> Question<'a> {
+    /// The question of a target whose route reads these keys, if they are known.
+    #[must_use]
+    pub fn of(uri: &'a Uri, keys: Option<&'static ReadKeys>) -> Question<'a> {
+        let as_sent = || Question::AsSent(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
+        let Some(keys) = keys else { return as_sent() };
+        let Some(read) = query::question(uri.query().unwrap_or(""), keys) else { return as_sent() };
+        let path = if query::is_path(uri.path(), keys.path) { keys.path } else { uri.path() };
+        Question::Read(path, read)
+    }
+
+    fn add_to(&self, digest: &mut Sha256) {
+        match self {
+            Question::AsSent(target) => digest.update(target),
+            Question::Read(path, read) => {
+                digest.update(path);
+                // No target has a line end in it: what follows is not taken for a part of one.
+                digest.update(b"\n?");
+                digest.update((read.len() as u64).to_le_bytes());
+                digest.update(read);
+            }
+        }
+        digest.update(b"\n");
+    }
+}
+
 /// All that an answer may depend on, digested.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Key([u8; 32]);
@@ -161,7 +202,7 @@ impl Key {
         entrance: &Entrance,
         origin: Origin<'_>,
         method: &Method,
-        uri: &Uri,
+        question: &Question<'_>,
         headers: &HeaderMap,
     ) -> Option<Key> {
         if method != Method::GET || headers.contains_key(RANGE) {
@@ -169,7 +210,7 @@ impl Key {
         }
         let mut digest = Sha256::new();
         add_upstream(&mut digest, entrance);
-        add_request(&mut digest, uri, headers, |name| is_ignored(entrance.surface, name));
+        add_request(&mut digest, question, headers, |name| is_ignored(entrance.surface, name));
         if entrance.surface != Surface::Dashboard {
             digest.update(origin.hop);
             digest.update([u8::from(origin.trusted), u8::from(origin.tls)]);
@@ -179,9 +220,9 @@ impl Key {
 
     /// The key of a handshake for a log tail.
     #[must_use]
-    pub fn of_tail(uri: &Uri, headers: &HeaderMap) -> Key {
+    pub fn of_tail(question: &Question<'_>, headers: &HeaderMap) -> Key {
         let mut digest = Sha256::new();
-        add_request(&mut digest, uri, headers, |name| {
+        add_request(&mut digest, question, headers, |name| {
             PER_HANDSHAKE.contains(&name)
                 || PER_SOFTWARE.contains(&name)
                 || is_ignored(Surface::Dashboard, name)
@@ -212,9 +253,13 @@ fn add_upstream(digest: &mut Sha256, entrance: &Entrance) {
 }
 
 /// Neither a target, nor a header's name or value has a line end in it; no name has a colon.
-fn add_request(digest: &mut Sha256, uri: &Uri, headers: &HeaderMap, is_ignored: impl Fn(&str) -> bool) {
-    digest.update(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
-    digest.update(b"\n");
+fn add_request(
+    digest: &mut Sha256,
+    question: &Question<'_>,
+    headers: &HeaderMap,
+    is_ignored: impl Fn(&str) -> bool,
+) {
+    question.add_to(digest);
     for (name, value) in headers {
         let name = name.as_str();
         if !is_ignored(name) {
@@ -368,7 +413,7 @@ mod tests {
     fn key_at(entrance: &Entrance, hop: &str, path: &str, pairs: &[(&str, &str)]) -> Option<Key> {
         let hop = HeaderValue::from_str(hop).unwrap();
         let origin = Origin { hop: &hop, trusted: false, tls: false };
-        Key::of(entrance, origin, &Method::GET, &path.parse().unwrap(), &headers(pairs))
+        Key::of(entrance, origin, &Method::GET, &Question::AsSent(path), &headers(pairs))
     }
 
     #[test]
@@ -406,13 +451,35 @@ mod tests {
 
     #[test]
     fn handshakes_for_a_tail_differ_in_all_that_is_not_the_handshakes_own() {
-        let key = |pairs: &[_]| Key::of_tail(&"/x".parse().unwrap(), &headers(pairs));
+        let key = |pairs: &[_]| Key::of_tail(&Question::AsSent("/x"), &headers(pairs));
         for name in PER_HANDSHAKE.iter().chain(PER_SOFTWARE) {
             assert_eq!(key(&[]), key(&[(name, "a")]), "{name}");
         }
         for name in ["sec-websocket-protocol", "sec-websocket-token", "authorization", "cookie", "origin"] {
             assert_ne!(key(&[(name, "token-a")]), key(&[(name, "token-b")]), "{name}");
         }
+    }
+
+    #[test]
+    fn a_question_is_what_the_handler_reads_where_that_is_known() {
+        let question = |target: &str, pattern: &str| {
+            let uri: Uri = target.parse().unwrap();
+            let question = Question::of(&uri, query::read_keys(pattern));
+            Key::of_tail(&question, &HeaderMap::new())
+        };
+        let (jobs, job) = ("/api/jobs/", "/nodes/{node_id}");
+        for same in ["/api/jobs/?r=1", "/api/jobs/?", "/api/%6Aobs/?r=2&r=3"] {
+            assert_eq!(question("/api/jobs/", jobs), question(same, jobs), "{same}");
+        }
+        for other in ["/api//jobs/", "/api/jobs/.", "/api/jobs"] {
+            assert_ne!(question("/api/jobs/", jobs), question(other, jobs), "{other}");
+        }
+        assert_eq!(question("/nodes/a?r=1", job), question("/nodes/a?r=2", job));
+        assert_ne!(question("/nodes/a", job), question("/nodes/b", job));
+        assert_ne!(question("/nodes/a?nocache=1", job), question("/nodes/a", job));
+        assert_ne!(question("/x?r=1", "/x"), question("/x?r=2", "/x"), "a route whose keys are not known");
+        let many = format!("/api/jobs/?{}", "a&".repeat(query::FIELDS_MAX));
+        assert_ne!(question(&many, jobs), question(&format!("{many}b"), jobs), "more than Ray takes");
     }
 
     #[test]

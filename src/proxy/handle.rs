@@ -180,7 +180,9 @@ fn begin(
     let coalesces = proxy.policy.classes[matched.class.index()].coalesce.is_some();
     let bare = http_body::Body::is_end_stream(&body);
     let shares = bare && coalesces && !shadow;
-    let key = shares.then(|| Key::of(&entrance, origin, &parts.method, &parts.uri, &parts.headers)).flatten();
+    let question = || entrance.question(matched.route, &parts.uri);
+    let key =
+        shares.then(|| Key::of(&entrance, origin, &parts.method, &question(), &parts.headers)).flatten();
     let since = proxy.clock.now();
     let passage = Passage {
         proxy,

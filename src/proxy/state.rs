@@ -10,12 +10,13 @@ use crate::core::journal::Via;
 use crate::core::policy::{Class, ClassId, Kind, Module, Policy, Treatment};
 use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::{Classifier, Match};
+use crate::core::request::classify::{Classifier, Match, RouteId};
 use crate::core::request::identify::Identifier;
+use crate::core::request::query;
 use crate::core::time::{Time, duration_from_secs};
 use crate::observe::recorder::{Note, Passed, Recorder};
 use crate::proxy::body::Budget;
-use crate::proxy::coalesce::Coalescer;
+use crate::proxy::coalesce::{Coalescer, Question};
 use crate::proxy::cors::Origins;
 use crate::proxy::id::Ids;
 use crate::proxy::listen::Connections;
@@ -28,6 +29,7 @@ use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use http::Uri;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -50,6 +52,8 @@ pub struct Entrance {
     pub upstream: Arc<Upstream>,
     /// Whose pages may read the proxy's own answers, on Serve.
     pub origins: Origins,
+    /// Whether the head is of a Ray whose handlers are known to read what `core/request/query.rs` says.
+    pub reads_are_known: Arc<AtomicBool>,
 }
 
 /// What a listener needs for one request; swapped whole when the configuration is reloaded, so
@@ -179,7 +183,26 @@ impl Entrance {
     /// A kind of traffic, what its paths mean and where it goes.
     #[must_use]
     pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Entrance {
-        Entrance { surface, classifier, upstream, origins: Origins::default() }
+        Entrance {
+            surface,
+            classifier,
+            upstream,
+            origins: Origins::default(),
+            reads_are_known: Arc::default(),
+        }
+    }
+
+    /// The same before a head of which somebody else finds out whether its handlers are known.
+    #[must_use]
+    pub fn with_reads(self, reads_are_known: Arc<AtomicBool>) -> Entrance {
+        Entrance { reads_are_known, ..self }
+    }
+
+    /// What a request asks for, as far as an answer may depend on its target.
+    #[must_use]
+    pub fn question<'a>(&self, route: RouteId, uri: &'a Uri) -> Question<'a> {
+        let known = self.surface == Surface::Dashboard && self.reads_are_known.load(Ordering::Relaxed);
+        Question::of(uri, known.then(|| query::read_keys(self.classifier.label(route))).flatten())
     }
 
     /// The same, whose own answers the pages of these origins may read.
@@ -192,7 +215,14 @@ impl Entrance {
     #[must_use]
     pub fn with_classifier(&self, classifier: Classifier) -> Entrance {
         let upstream = Arc::clone(&self.upstream);
-        Entrance { surface: self.surface, classifier, upstream, origins: self.origins.clone() }
+        let reads_are_known = Arc::clone(&self.reads_are_known);
+        Entrance {
+            surface: self.surface,
+            classifier,
+            upstream,
+            origins: self.origins.clone(),
+            reads_are_known,
+        }
     }
 }
 

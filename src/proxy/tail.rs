@@ -44,7 +44,7 @@
 //! agreed to, and a client that asks for the latter gets a tunnel.
 
 use super::sync::{Mutex, MutexGuard, watch};
-use crate::proxy::coalesce::Key;
+use crate::proxy::coalesce::{Key, Question};
 use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::throttle::Throttle;
 use crate::proxy::websocket::{
@@ -243,9 +243,9 @@ pub trait Reopen {
 
 /// The key under which a handshake may share a tail, if it may.
 #[must_use]
-pub fn key(parts: &Parts) -> Option<Key> {
+pub fn key(parts: &Parts, question: &Question<'_>) -> Option<Key> {
     let shares = parts.headers.contains_key(KEY) && !parts.headers.contains_key(PROTOCOL);
-    shares.then(|| Key::of_tail(&parts.uri, &parts.headers))
+    shares.then(|| Key::of_tail(question, &parts.headers))
 }
 
 /// Agrees to nothing that only two ends can agree on.
@@ -755,7 +755,7 @@ mod tests {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        key(&request.body(()).unwrap().into_parts().0).unwrap()
+        key(&request.body(()).unwrap().into_parts().0, &Question::AsSent(path)).unwrap()
     }
 
     const TAIL: &str = "/api/jobs/a/logs/tail";
@@ -805,7 +805,7 @@ mod tests {
         assert_ne!(plain, key_of(TAIL, &[("cookie", "ray-authentication-token=a")]));
         assert_eq!(plain, key_of(TAIL, &[("sec-websocket-extensions", "permessage-deflate")]));
         let with_protocol = Request::get(TAIL).header("sec-websocket-protocol", "x").body(()).unwrap();
-        assert!(key(&with_protocol.into_parts().0).is_none());
+        assert!(key(&with_protocol.into_parts().0, &Question::AsSent(TAIL)).is_none());
     }
 
     #[tokio::test]

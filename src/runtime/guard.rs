@@ -28,6 +28,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::recent::Recent;
 use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -75,6 +76,8 @@ pub struct Guard {
     shed_notes: Mutex<(u64, u32)>,
     tally: Mutex<Tally>,
     rays_token: OnceLock<Token>,
+    /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
+    reads_are_known: Arc<AtomicBool>,
     /// This proxy's part of the limits, where several replicas share them.
     part: Mutex<Option<Part>>,
 }
@@ -125,6 +128,7 @@ impl Guard {
             shed_notes: Mutex::default(),
             tally: Mutex::default(),
             rays_token: OnceLock::new(),
+            reads_are_known: Arc::default(),
             part: Mutex::default(),
         });
         guard.start_tasks(notes);
@@ -167,12 +171,17 @@ impl Guard {
             ..Options::default()
         };
         let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
+        let is_the_head = match &upstream {
+            Address::Tcp(authority) | Address::Tls(authority, _) => {
+                *authority == settings.upstream.authority()
+            }
+            Address::Unix(_) => false,
+        };
         let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
         self.sweep(Arc::clone(&upstream));
-        let front = Front::new(
-            self.proxy(),
-            Arc::new(Entrance::new(surface, classifier, upstream).for_pages_of(&settings.http.cors_origins)),
-        );
+        let reads = if is_the_head { Arc::clone(&self.reads_are_known) } else { Arc::default() };
+        let entrance = Entrance::new(surface, classifier, upstream).with_reads(reads);
+        let front = Front::new(self.proxy(), Arc::new(entrance.for_pages_of(&settings.http.cors_origins)));
         self.fronts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&front));
         Ok(front)
     }
@@ -283,8 +292,23 @@ impl Guard {
         self.carry_out(effects);
     }
 
+    /// Takes in whether it is known what the handlers of the Ray at `upstream` read of a query.
+    pub fn on_reads_known(&self, known: bool) {
+        self.reads_are_known.store(known, Ordering::Relaxed);
+    }
+
+    /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
+    #[must_use]
+    pub fn knows_reads(&self) -> bool {
+        self.reads_are_known.load(Ordering::Relaxed)
+    }
+
     /// Takes in whether Ray accepts connections.
     pub fn on_upstream(&self, problem: Option<&str>) {
+        if problem.is_some() {
+            // Another version may come back.
+            self.on_reads_known(false);
+        }
         let effects = self.engine().on_upstream(problem, self.clock.now());
         self.carry_out(effects);
     }

@@ -1,6 +1,7 @@
 //! The only room with an OS clock, spawned tasks, signals and reloads.
 pub mod clock;
 pub mod guard;
+pub mod head_version;
 pub mod lock;
 mod part;
 mod recent;

@@ -59,6 +59,8 @@ pub struct Setup {
     pub rules: Vec<Rule>,
     /// SHA-256 of the API keys that were handed out.
     pub keys: Vec<[u8; 32]>,
+    /// Whether the head is of a Ray whose handlers are known.
+    pub reads_are_known: bool,
 }
 
 impl Default for Setup {
@@ -71,6 +73,7 @@ impl Default for Setup {
             policy: policy(),
             rules: Vec::new(),
             keys: Vec::new(),
+            reads_are_known: false,
         }
     }
 }
@@ -105,7 +108,8 @@ impl Rig {
         let proxy = ProxyState::new(Arc::new(setup.policy), identifier, clock, tasks.clone(), note);
         let address = setup.upstream.unwrap_or(Address::Tcp(ray.address.to_string()));
         let upstream = Upstream::new(address, setup.options, clock, tasks.clone());
-        let entrance = Arc::new(Entrance::new(setup.surface, classifier, upstream));
+        let entrance = Entrance::new(setup.surface, classifier, upstream);
+        let entrance = Arc::new(entrance.with_reads(Arc::new(setup.reads_are_known.into())));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let address = listener.local_address().unwrap_or(unknown);
         let front = Front::new(Arc::clone(&proxy), Arc::clone(&entrance));

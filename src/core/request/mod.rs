@@ -5,3 +5,4 @@ pub mod client_id;
 pub mod facts;
 pub mod identify;
 pub mod path;
+pub mod query;

@@ -41,7 +41,8 @@ impl Passage {
         self.tell_client(&mut parts.headers);
         // An application's WebSocket is no log: each client has its own.
         let shares = self.coalesce().is_some() && self.entrance.surface == Surface::Dashboard;
-        let Some(key) = tail::key(&parts).filter(|_| shares).map(|key| key.at(&self.entrance)) else {
+        let key = tail::key(&parts, &self.entrance.question(self.matched.route, &parts.uri));
+        let Some(key) = key.filter(|_| shares).map(|key| key.at(&self.entrance)) else {
             return self.tunnel(parts, client).await;
         };
         let (follows, tail) = match self.proxy.tails.find(key) {
