@@ -124,6 +124,7 @@ fn policy() -> Policy {
         classes: catalogue::classes(|_| None),
         signals: Vec::new(),
         control: Control::SHIPPED,
+        history: true,
     }
 }
 

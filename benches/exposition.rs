@@ -74,7 +74,7 @@ fn policy() -> Policy {
         cooldown: second,
     };
     let signals = SIGNALS.iter().map(SignalDefault::signal).collect();
-    Policy { modules: Vec::new(), classes: Vec::new(), signals, control }
+    Policy { modules: Vec::new(), classes: Vec::new(), signals, control, history: true }
 }
 
 fn foreign() -> String {

@@ -74,6 +74,7 @@ impl World {
             classes: catalogue::classes(|_| None),
             signals: Vec::new(),
             control: Control::SHIPPED,
+            history: true,
         };
         for class in &mut policy.classes {
             class.per_client = PerClientLimits { rate: Some((1.0, 5)), in_flight: Some(8) };

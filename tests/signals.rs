@@ -45,7 +45,7 @@ impl Head {
             slew: 1.5,
             cooldown: SECOND,
         };
-        let policy = Policy { modules: Vec::new(), classes: Vec::new(), signals, control };
+        let policy = Policy { modules: Vec::new(), classes: Vec::new(), signals, control, history: true };
         Head { reader: SignalReader::new(&policy), last: Vec::new() }
     }
 

@@ -59,7 +59,8 @@ pub(super) fn judge(judge: &mut Judge, raw: &Raw, metrics: &Metrics, mode: Mode)
         raw.map_or(mode, |mode| mode_of(*mode.get_ref()))
     });
     let modes = modes.collect();
-    let policy = Policy { modules, classes, signals, control };
+    let history = raw.identity.history.unwrap_or(true);
+    let policy = Policy { modules, classes, signals, control, history };
     let routes = judge.routes(raw, &policy);
     Judged { policy, modes, routes }
 }

@@ -183,6 +183,8 @@ pub struct RawIdentity {
     pub api_key_header: Option<Spanned<String>>,
     /// A file with the digests of further keys.
     pub api_keys_file: Option<Spanned<String>>,
+    /// Whether clients with a past go before strangers.
+    pub history: Option<bool>,
 }
 
 /// `[api_keys.<name>]`.

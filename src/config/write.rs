@@ -69,6 +69,8 @@ drain = "30s"                           # at shutdown, exchanges under way may f
 # headers = ["x-client-id", "x-forwarded-user", "x-auth-request-user"]
 api_key_header = "x-rayguard-key"
 # api_keys_file = "/etc/rayguard/keys"  # lines of `name sha256`; read again when it changes
+# Under contention clients that were here before go before strangers, who keep a fifth of each class.
+history = true
 
 # Clients with a key of their own are one client wherever they call from. The file holds
 # only the digest:  printf %s "$KEY" | sha256sum

@@ -53,6 +53,8 @@ pub struct Policy {
     pub signals: Vec<Signal>,
     /// How the loop steps.
     pub control: Control,
+    /// Whether clients that were here before go before strangers (`core/admission/history.rs`).
+    pub history: bool,
 }
 
 /// A Ray process behind a group of routes: the unit that saturates.
@@ -429,6 +431,7 @@ pub mod plain {
             classes,
             signals: Vec::new(),
             control: Control::SHIPPED,
+            history: true,
         }
     }
 }

@@ -395,6 +395,7 @@ mod tests {
             classes: catalogue::classes(|_| None),
             signals: Vec::new(),
             control: Control::SHIPPED,
+            history: true,
         };
         let address = Address::Tcp(upstream.to_owned());
         let upstream = Upstream::new(address, Options::default(), Clock::start(), Tasks::default());

@@ -30,6 +30,7 @@ pub fn policy() -> Policy {
         classes: catalogue::classes(|_| None),
         signals: Vec::new(),
         control: Control::SHIPPED,
+        history: true,
     }
 }
 

@@ -27,12 +27,13 @@ use crate::admission::controller::dispatch::ModuleQueue;
 use crate::admission::cost::{Costs, Departures};
 use crate::admission::demand::ClassDemand;
 use crate::admission::flow::Flow;
+use crate::admission::history::{Claim, History};
 use crate::admission::in_flight::InFlight;
 use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
-use crate::admission::queue::Place;
 use crate::admission::rate::Rate;
 use crate::admission::share::{ClientPermit, Shares};
 use crate::admission::table::{LimitTable, Mode, permits};
+use crate::admission::tiers::TierPlace;
 use crate::policy::{ClassId, Kind, ModuleId, PerClientLimits, Policy, Priority, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
@@ -73,7 +74,10 @@ pub struct Permit {
     /// Its module had nothing else under way when it was admitted.
     alone: bool,
     work_us: u64,
+    /// What its client was charged when its turn came; none was where it did not have to wait.
     charged: Option<f64>,
+    /// Its claim to go before strangers, if it had to wait and is known.
+    claim: Option<Claim>,
     of_client: Option<ClientPermit>,
 }
 
@@ -103,7 +107,7 @@ pub struct Shed {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WaitId {
     class: ClassId,
-    place: Place,
+    place: TierPlace,
 }
 
 /// The verdict on a request.
@@ -134,6 +138,9 @@ pub struct AdmissionController<W> {
     modules: Box<[ModuleAdmission<W>]>,
     costs: Arc<Costs>,
     common: Arc<Common>,
+    /// What clients used in calm, and whether it counts.
+    history: Arc<History>,
+    uses_history: bool,
 }
 
 #[derive(Debug)]
@@ -241,6 +248,7 @@ impl Permit {
             alone: false,
             work_us: 0,
             charged: None,
+            claim: None,
             of_client: None,
         }
     }
@@ -324,7 +332,33 @@ impl<W> AdmissionController<W> {
         // Routes are numbered alike in every configuration but for the operator's own.
         let costs = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.costs));
         let common = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.common));
-        AdmissionController { classes: classes.collect(), modules: modules.collect(), costs, common }
+        let history = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.history));
+        let (classes, modules) = (classes.collect(), modules.collect());
+        AdmissionController { classes, modules, costs, common, history, uses_history: policy.history }
+    }
+
+    /// The same with what an earlier admission knows of clients.
+    #[must_use]
+    pub fn with_history(self, history: Arc<History>) -> AdmissionController<W> {
+        AdmissionController { history, ..self }
+    }
+
+    /// What clients used in calm.
+    #[must_use]
+    pub fn history(&self) -> &Arc<History> {
+        &self.history
+    }
+
+    /// Whether that counts.
+    #[must_use]
+    pub fn uses_history(&self) -> bool {
+        self.uses_history
+    }
+
+    /// A client as it counts here, without a credential that is everybody's.
+    #[must_use]
+    pub fn judge(&self, client: ClientId) -> ClientId {
+        self.common.judge(client)
     }
 
     /// Decides about one request. `waiter` is called only if it must wait; `wake` is called for
@@ -365,7 +399,7 @@ impl<W> AdmissionController<W> {
             // Others wait: their turn comes first.
             return self.wait_in_line(table, ask, of_client, now, waiter, wake);
         }
-        let full = match self.try_enter(table, ask, now) {
+        let full = match self.try_enter(table, ask, now, false) {
             Ok(permit) => {
                 self.common.see(shown, now);
                 return Decision::Admit(Permit { of_client, ..permit });
@@ -447,6 +481,11 @@ impl<W> AdmissionController<W> {
         if !permit.counted {
             return;
         }
+        let calm = permit.charged.is_none() && permit.would_shed.is_none();
+        if self.uses_history && calm && answered && class.kind == Kind::Unary {
+            let worth = self.worth(table, permit.ask.class, self.takes(permit.ask));
+            self.history.earn(permit.ask.client, worth, now);
+        }
         class.give_back(permit.work_us);
         if permit.stage != Stage::Asked {
             class.tally.away.fetch_sub(1, Ordering::Relaxed);
@@ -469,7 +508,7 @@ impl<W> AdmissionController<W> {
                         work
                     };
                     let price = self.price(table, permit.ask.class, took);
-                    own.fair.charge(permit.ask.client, price - estimate);
+                    own.fair.charge(permit.ask.client, price - estimate, permit.claim);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }
@@ -613,15 +652,23 @@ impl<W> AdmissionController<W> {
     /// what is refused after a millisecond would get the most of a rate (Ghodsi et al., "Dominant
     /// Resource Fairness", 2011).
     fn price(&self, table: &LimitTable, id: ClassId, takes: f64) -> f64 {
-        let class = self.class(id);
-        if class.is_gated {
-            return 1.0;
-        }
-        let limits = table.class(id);
+        if self.class(id).is_gated { 1.0 } else { self.worth(table, id, takes) }
+    }
+
+    /// The same in seconds of all that the class has, whatever it is short of at the moment: what is remembered of
+    /// a client, over all classes.
+    fn worth(&self, table: &LimitTable, id: ClassId, takes: f64) -> f64 {
+        let (class, limits) = (self.class(id), table.class(id));
         let of_rate = limits.rate.map_or(0.0, |per_second| 1.0 / per_second.max(RATE_MIN));
         let parallel = self.module(class.module).parallel;
         let of_room = if parallel { takes / f64::from(permits(limits.in_flight).max(1)) } else { takes };
         of_room.max(of_rate)
+    }
+
+    /// What has been learnt of all routes.
+    #[must_use]
+    pub fn costs(&self) -> &Costs {
+        &self.costs
     }
 
     /// The learnt cost of a route, in seconds of its module's time.
@@ -654,15 +701,18 @@ impl<W> AdmissionController<W> {
         self.module(id).queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters class, work, module and rate, or none of them.
-    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time) -> Result<Permit, Full> {
+    /// Enters class, work, module and rate, or none of them; with `keeps_room` only if that leaves room in the class for
+    /// another like it.
+    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time, keeps_room: bool) -> Result<Permit, Full> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         let module = self.module(class.module);
-        if !class.tally.in_flight.try_enter(permits(limits.in_flight)) {
+        let most = permits(limits.in_flight);
+        let kept = u32::from(keeps_room && most > 1);
+        if !class.tally.in_flight.try_enter(most - kept) {
             return Err(Full::Class);
         }
-        let Some(work_us) = class.try_take_work(self.costs.get(ask.route)) else {
+        let Some(work_us) = class.try_take_work(self.costs.get(ask.route), kept) else {
             class.tally.in_flight.leave();
             return Err(Full::Class);
         };
@@ -746,15 +796,16 @@ impl Tally {
 }
 
 impl ClassAdmission {
-    /// Takes `cost` seconds of work if that stays within the class's bound, or if it is the
-    /// only one; returns what was taken.
-    fn try_take_work(&self, cost: f64) -> Option<u64> {
+    /// Takes `cost` seconds of work if that, and as much again for each of `kept`, stays within the class's bound, or
+    /// if it is the only one; returns what was taken.
+    fn try_take_work(&self, cost: f64, kept: u32) -> Option<u64> {
         let own = micros(cost);
         self.tally
             .work_us
             .try_update(Ordering::AcqRel, Ordering::Relaxed, |work| {
                 let sum = work.saturating_add(own);
-                (work == 0 || sum <= self.work_us_max).then_some(sum)
+                let all = sum.saturating_add(own.saturating_mul(u64::from(kept)));
+                (work == 0 || all <= self.work_us_max).then_some(sum)
             })
             .ok()
             .map(|_| own)

@@ -39,6 +39,9 @@ const RISE_AMONG_OTHERS: f64 = 0.000_2;
 /// What one below moves it by.
 const FALL: f64 = 0.2;
 
+/// A cost that was written down and is not below this is none.
+const RECALLED_MAX_S: f64 = 3600.0;
+
 /// Learnt work per route, in seconds.
 #[derive(Debug)]
 pub struct Costs(Box<[Cost]>);
@@ -69,6 +72,22 @@ impl Costs {
     #[must_use]
     pub fn hold(&self, route: u16) -> f64 {
         read(&self.permit(route).alone)
+    }
+
+    /// What has been learnt so far: the work of each route and the low quantile of its latency, in seconds.
+    pub fn learnt(&self) -> impl Iterator<Item = (u16, [f64; 2])> {
+        let of = |cost: &Cost| [read(&cost.work), read(&cost.alone)];
+        (0..).zip(&self.0).map(move |(route, cost)| (route, of(cost))).filter(|(_, cost)| cost[1] > 0.0)
+    }
+
+    /// Takes in what an earlier process has learnt of a route of which nothing is known yet.
+    pub fn recall(&self, route: u16, [work, alone]: [f64; 2]) {
+        let sound = |seconds: f64| seconds > 0.0 && seconds < RECALLED_MAX_S;
+        let cost = self.permit(route);
+        if sound(work) && sound(alone) && read(&cost.alone) == 0.0 {
+            cost.work.store(work.to_bits(), Ordering::Relaxed);
+            cost.alone.store(alone.to_bits(), Ordering::Relaxed);
+        }
     }
 
     /// Learns from one exchange: the work it was billed and the whole of its latency, in
@@ -149,6 +168,23 @@ mod tests {
         assert!(costs.get(7) < 0.050, "{}", costs.get(7));
         (0..300).for_each(|n| costs.learn(7, 0.025, if n % 20 == 0 { 0.004 } else { 0.110 }, false));
         assert!(costs.get(7) < 0.010, "one poll in twenty got through at once: {}", costs.get(7));
+    }
+
+    #[test]
+    fn what_was_learnt_is_recalled_by_a_process_that_knows_nothing_yet_and_nonsense_is_not() {
+        let (old, new) = (Costs::default(), Costs::default());
+        old.learn(7, 0.02, 0.03, true);
+        let learnt: Vec<_> = old.learnt().collect();
+        assert_eq!(learnt, [(7, [0.02, 0.03])]);
+        for (route, cost) in learnt {
+            new.recall(route, cost);
+        }
+        assert!((new.get(7) - 0.02).abs() < 1e-12 && (new.hold(7) - 0.03).abs() < 1e-12);
+        for nonsense in [[f64::NAN, 1.0], [1.0, f64::INFINITY], [-1.0, 1.0], [0.0, 0.0], [1e9, 1.0]] {
+            new.recall(8, nonsense);
+        }
+        new.recall(7, [9.0, 9.0]);
+        assert!(new.get(8) == 0.0 && new.get(7) < 0.03);
     }
 
     #[test]

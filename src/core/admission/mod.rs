@@ -5,6 +5,7 @@ pub mod controller;
 pub mod cost;
 pub mod demand;
 pub mod flow;
+pub mod history;
 pub mod in_flight;
 pub mod meter;
 pub mod parked;
@@ -12,6 +13,7 @@ pub mod queue;
 pub mod rate;
 pub mod share;
 pub mod table;
+pub mod tiers;
 
 /// What the clock and the counter are made of. `tests/loom.rs` compiles both once more, on loom's.
 mod sync {

@@ -51,13 +51,17 @@
 //! Memory: at most `len_max` waiters; tags are kept only for clients that wait or are in debt
 //! (tag > V), at most [`TAGS_MAX`]; past that, clients share one overflow tag per dimension.
 
+use crate::admission::history::Claim;
 use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// The most clients whose debts are remembered apart, per dimension.
-pub const TAGS_MAX: usize = 4096;
+pub const TAGS_MAX: usize = 16_384;
+
+/// Debts are looked through for those that are none any more after so many charges, where there is no room.
+const PRUNE_EVERY: u32 = 1024;
 
 /// A waiter's place, for taking it out again; never reused while the queue lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,15 +85,44 @@ pub struct Waiting<W> {
     pub since: Time,
     /// It must be served or told by then.
     pub deadline: Time,
+    /// Its claim to go before strangers (see [`history`](crate::admission::history)).
+    pub claim: Option<Claim>,
+    /// What was taken from its allowance for that.
+    pub claimed: f64,
+    /// What it weighs among those in its line.
+    pub weights: Weights,
+}
+
+#[cfg(test)]
+impl<W> Waiting<W> {
+    /// One without a past, who must be served at once.
+    pub(crate) fn plain(waiter: W, client: ClientId, cost: f64, since: Time) -> Waiting<W> {
+        let (claim, claimed, weights) = (None, 0.0, Weights::EVEN);
+        Waiting { waiter, client, route: 0, cost, since, deadline: since, claim, claimed, weights }
+    }
+}
+
+/// What a flow's address and credential weigh.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Weights {
+    /// Its address.
+    pub address: f64,
+    /// Its credential.
+    pub credential: f64,
+}
+
+impl Weights {
+    /// As much as any other.
+    pub const EVEN: Weights = Weights { address: 1.0, credential: 1.0 };
 }
 
 /// What became of a request that wanted to join.
 #[derive(Debug)]
-pub enum Joined<W> {
+pub enum Joined<W, P = Place> {
     /// It waits here.
-    Waits(Place),
+    Waits(P),
     /// It waits here, and another had to give way.
-    Displaced(Place, Waiting<W>),
+    Displaced(P, Waiting<W>),
     /// The queue is full and it would be served last: it is handed back.
     Refused(Waiting<W>),
 }
@@ -126,6 +159,8 @@ struct Line<W> {
     tag_credential: f64,
     /// What its address and its credential weigh.
     weights: (f64, f64),
+    /// The same without what they weigh at other replicas.
+    own: Weights,
     turn: f64,
 }
 
@@ -134,16 +169,25 @@ impl<W> Line<W> {
     fn key_after(&self, virtual_time: f64, of_address: f64, of_credential: f64) -> Key {
         let address = self.tag_address.max(virtual_time) + of_address / self.weights.0;
         let credential = self.tag_credential.max(virtual_time) + of_credential / self.weights.1;
-        (address.max(credential), self.turn)
+        (address.max(credential), self.turn, 0)
     }
 
     fn key(&self, virtual_time: f64) -> Key {
-        self.key_after(virtual_time, 0.0, 0.0)
+        let (tag, turn, _) = self.key_after(virtual_time, 0.0, 0.0);
+        (tag, turn, self.waiters.front().map_or(0, |(number, _)| *number))
+    }
+
+    /// The number of its newest waiter.
+    fn newest(&self) -> u64 {
+        self.waiters.back().map_or(0, |(number, _)| *number)
     }
 }
 
 /// No client weighs less: its share at another replica may end at any moment.
 const WEIGHT_MIN: f64 = 1.0 / 64.0;
+
+/// No habit weighs less, however far it has faded: tags must stay finite.
+const OWN_WEIGHT_MIN: f64 = 1e-9;
 
 /// How long clients of this class wait before they leave, as far as any have left lately.
 #[derive(Clone, Copy, Debug, Default)]
@@ -186,8 +230,9 @@ impl From<ClientId> for Flow {
     }
 }
 
-/// `(later tag, turn)`: the smaller goes first.
-type Key = (f64, f64);
+/// `(later tag, turn, arrival)`: the smaller goes first. Those who owe nothing are all alike but for when
+/// they came.
+type Key = (f64, f64, u64);
 
 impl<W> Default for FairQueue<W> {
     fn default() -> Self {
@@ -215,8 +260,8 @@ impl<W> FairQueue<W> {
         }
         self.weights.clone_from(weights);
         for at in 0..self.lines.len() {
-            let flow = self.lines[at].flow;
-            self.lines[at].weights = (self.weight(flow.address), self.weight(flow.credential));
+            let (flow, own) = (self.lines[at].flow, self.lines[at].own);
+            self.lines[at].weights = self.weights_of(flow, own);
         }
     }
 
@@ -253,7 +298,7 @@ impl<W> FairQueue<W> {
             return Joined::Waits(self.push(request));
         }
         let newcomer = Flow::from(request.client);
-        let last = self.served_last(newcomer, request.cost);
+        let last = self.served_last(newcomer, request.cost, request.weights);
         if last == newcomer {
             return Joined::Refused(request);
         }
@@ -282,7 +327,7 @@ impl<W> FairQueue<W> {
         self.recount(at);
         self.virtual_time = self.virtual_time.max(key.0);
         self.take_turn(flow, request.cost);
-        self.charge(request.client, request.cost);
+        self.charge(request.client, request.cost, request.weights);
         Some(request)
     }
 
@@ -306,12 +351,12 @@ impl<W> FairQueue<W> {
 
     /// Adds work to a client's account: what it was served, or by how much the estimate was
     /// wrong once the true cost is known (negative: it was overcharged).
-    pub fn charge(&mut self, client: ClientId, work: f64) {
+    pub fn charge(&mut self, client: ClientId, work: f64, weights: Weights) {
         if !work.is_finite() {
             return;
         }
         let flow = Flow::from(client);
-        let (of_address, of_credential) = (self.weight(flow.address), self.weight(flow.credential));
+        let (of_address, of_credential) = self.weights_of(flow, weights);
         let address = self.addresses.charge(flow.address, work / of_address, self.virtual_time);
         let credential = self.credentials.charge(flow.credential, work / of_credential, self.virtual_time);
         for line in &mut self.lines {
@@ -343,8 +388,15 @@ impl<W> FairQueue<W> {
         self.weights.get(&client).copied().unwrap_or(1.0).clamp(WEIGHT_MIN, 1.0)
     }
 
+    /// What a flow weighs here: by its history, and where it comes to other replicas too, a part of that.
+    fn weights_of(&self, flow: Flow, own: Weights) -> (f64, f64) {
+        let sound = |weight: f64| if weight.is_finite() { weight.max(OWN_WEIGHT_MIN) } else { 1.0 };
+        (self.weight(flow.address) * sound(own.address), self.weight(flow.credential) * sound(own.credential))
+    }
+
     fn push(&mut self, request: Waiting<W>) -> Place {
         let flow = Flow::from(request.client);
+        let own = request.weights;
         let number = self.next_place;
         self.next_place += 1;
         if self.is_empty() {
@@ -353,11 +405,13 @@ impl<W> FairQueue<W> {
         let at = match self.lines.binary_search_by_key(&flow, |line| line.flow) {
             Ok(at) => at,
             Err(at) => {
-                let line = self.open(flow);
+                let line = self.open(flow, own);
                 self.lines.insert(at, line);
                 at
             }
         };
+        // A habit grows and fades: the latest is the one that counts.
+        (self.lines[at].own, self.lines[at].weights) = (own, self.weights_of(flow, own));
         self.lines[at].waiters.push_back((number, request));
         self.len += 1;
         self.recount(at);
@@ -377,7 +431,7 @@ impl<W> FairQueue<W> {
     }
 
     /// The line of a flow of which nobody waits yet.
-    fn open(&self, flow: Flow) -> Line<W> {
+    fn open(&self, flow: Flow, own: Weights) -> Line<W> {
         Line {
             flow,
             waiters: VecDeque::new(),
@@ -386,7 +440,8 @@ impl<W> FairQueue<W> {
             of_credential: self.work_of(|of| of.credential == flow.credential),
             tag_address: self.addresses.get(flow.address),
             tag_credential: self.credentials.get(flow.credential),
-            weights: (self.weight(flow.address), self.weight(flow.credential)),
+            weights: self.weights_of(flow, own),
+            own,
             turn: self.turns.get(flow),
         }
     }
@@ -421,18 +476,29 @@ impl<W> FairQueue<W> {
         keys.enumerate().min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
     }
 
+    /// Takes out the newest waiter of the flow whose backlog ends last: others need its place.
+    pub fn give_way(&mut self) -> Option<Waiting<W>> {
+        let end = |line: &Line<W>| {
+            let (tag, turn, _) = line.key_after(self.virtual_time, line.of_address, line.of_credential);
+            (tag, turn + line.work, line.newest())
+        };
+        let last = self.lines.iter().map(|line| (end(line), line.flow)).max_by(|a, b| order(a.0, b.0));
+        last.and_then(|(_, flow)| self.pop_back(flow))
+    }
+
     /// The flow whose backlog ends last, were a request of `newcomer` to join.
-    fn served_last(&self, newcomer: Flow, cost: f64) -> Flow {
+    fn served_last(&self, newcomer: Flow, cost: f64, own: Weights) -> Flow {
         let joining = |same: bool| if same { cost } else { 0.0 };
         let end = |line: &Line<W>| {
             let of_address = line.of_address + joining(line.flow.address == newcomer.address);
             let of_credential = line.of_credential + joining(line.flow.credential == newcomer.credential);
-            let (tag, turn) = line.key_after(self.virtual_time, of_address, of_credential);
-            (tag, turn + (line.work + joining(line.flow == newcomer)))
+            let (tag, turn, _) = line.key_after(self.virtual_time, of_address, of_credential);
+            // Between equals who stands in line already is not sent away for who comes.
+            (tag, turn + (line.work + joining(line.flow == newcomer)), 0)
         };
         let of_newcomer = match self.line(newcomer) {
             Some(at) => end(&self.lines[at]),
-            None => end(&self.open(newcomer)),
+            None => end(&self.open(newcomer, own)),
         };
         let last = self.lines.iter().map(|line| (end(line), line.flow)).max_by(|a, b| order(a.0, b.0));
         match last {
@@ -452,7 +518,7 @@ fn overloaded<W>(queue: &VecDeque<(u64, Waiting<W>)>, patience: Patience, now: T
 }
 
 fn order(a: Key, b: Key) -> std::cmp::Ordering {
-    a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+    a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2))
 }
 
 /// What a charge has changed.
@@ -470,6 +536,7 @@ struct Tags {
     ahead: BTreeMap<u64, f64>,
     overflow: f64,
     pruned_at: f64,
+    since_pruned: u32,
 }
 
 impl Tags {
@@ -488,10 +555,11 @@ impl Tags {
 
     fn charge(&mut self, client: u64, work: f64, virtual_time: f64) -> Charged {
         let was_full = self.is_full();
-        if was_full && self.pruned_at < virtual_time {
+        self.since_pruned = self.since_pruned.saturating_add(1);
+        if was_full && self.pruned_at < virtual_time && self.since_pruned >= PRUNE_EVERY {
             // Debts that virtual time has caught up with are no debts: nothing is forgotten.
             self.ahead.retain(|_, tag| *tag > virtual_time);
-            self.pruned_at = virtual_time;
+            (self.pruned_at, self.since_pruned) = (virtual_time, 0);
         }
         if self.is_full() && !self.ahead.contains_key(&client) {
             self.overflow = self.overflow.max(virtual_time) + work;
@@ -547,7 +615,7 @@ mod tests {
 
     fn ask(client: ClientId, cost: f64) -> Waiting<ClientId> {
         let deadline = Time::ZERO + Duration::from_secs(1000);
-        Waiting { waiter: client, client, route: 0, cost, since: Time::ZERO, deadline }
+        Waiting { deadline, ..Waiting::plain(client, client, cost, Time::ZERO) }
     }
 
     /// Serves `rounds` requests while every client in `asking` always has one more waiting.
@@ -692,7 +760,7 @@ mod tests {
     fn ten_thousand_clients_in_debt_take_bounded_memory() {
         let mut queue = FairQueue::<ClientId>::default();
         for address in 0..100_000 {
-            queue.charge(client(address, Some(address)), 1.0);
+            queue.charge(client(address, Some(address)), 1.0, Weights::EVEN);
         }
         assert!(queue.addresses.ahead.len() <= TAGS_MAX && queue.credentials.ahead.len() <= TAGS_MAX);
         assert!((queue.addresses.get(0) - 1.0).abs() < 1e-9, "an early debtor is not forgotten");
@@ -723,7 +791,7 @@ mod tests {
                 prop_assert!(queue.lines.is_sorted_by(|a, b| a.flow < b.flow));
                 for line in &queue.lines {
                     // What a line remembers is what there is.
-                    let anew = queue.open(line.flow);
+                    let anew = queue.open(line.flow, line.own);
                     let seen = |line: &Line<ClientId>| {
                         [line.of_address, line.of_credential, line.tag_address, line.tag_credential, line.turn]
                             .map(f64::to_bits)

@@ -34,6 +34,12 @@ use std::sync::Arc;
 pub struct RouteId(pub u16);
 
 impl RouteId {
+    /// The number of the route at this place of [`ROUTES`].
+    #[must_use]
+    pub fn of_ray(place: usize) -> RouteId {
+        RouteId(u16::try_from(Surface::ALL.len() + place).unwrap_or(u16::MAX))
+    }
+
     /// The number as an index, below [`Classifier::route_count`].
     #[must_use]
     pub fn index(self) -> usize {
@@ -235,6 +241,7 @@ impl Classifier {
         let mut trees: [Trees; METHODS.len()] = Default::default();
         for route in ROUTES {
             let id = next_id(&labels);
+            debug_assert_eq!(id, RouteId::of_ray(labels.len() - Surface::ALL.len()));
             labels.push(route.path.into());
             let resolved = resolve(route.class, route.path);
             if let Ok(class) = &resolved {
@@ -627,6 +634,7 @@ mod tests {
             classes: catalogue::classes(|_| None),
             signals: Vec::new(),
             control: Control::SHIPPED,
+            history: true,
         }
     }
 

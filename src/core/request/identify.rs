@@ -1,8 +1,9 @@
 //! Who asks?
 //!
 //! Two keyed digests: of the address, and of the credential the request carries. The things
-//! themselves are neither kept nor logged, and without the key, which lives as long as the
-//! process (or the store of the replicas that share their limits), a digest leads back to nobody.
+//! themselves are neither kept nor logged, and without the key a digest leads back to nobody. Where clients' pasts
+//! are kept (`identity.history`) the key is in the state directory, where replicas share their limits in their store;
+//! otherwise it lives as long as the process.
 //!
 //! **Address.** The peer of the connection. IPv4 counts whole, IPv4 written as IPv6 counts
 //! as IPv4, IPv6 by its /64, since that much is handed to a single subscriber. Only when the

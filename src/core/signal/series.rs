@@ -832,7 +832,13 @@ mod tests {
                 data_age: SECOND,
                 ..Control::SHIPPED
             };
-            let policy = Policy { modules: Vec::new(), classes: Vec::new(), signals: vec![signal], control };
+            let policy = Policy {
+                modules: Vec::new(),
+                classes: Vec::new(),
+                signals: vec![signal],
+                control,
+                history: true,
+            };
             Rig { reader: SignalReader::new(&policy) }
         }
 

@@ -28,6 +28,7 @@ impl Rig {
             classes: catalogue::classes(|_| None),
             signals: Vec::new(),
             control: Control::SHIPPED,
+            history: true,
         };
         change(&mut policy);
         let (clock, tasks) = (Clock::start(), Tasks::default());

@@ -1,6 +1,6 @@
 //! The line before a module: who waits, and who is next.
 //!
-//! One queue for each class, fair between clients ([`FairQueue`]); between the classes of a module
+//! One queue for each class, fair between clients ([`Tiers`]); between the classes of a module
 //! start-time fair queueing again, by a tag of each class in work / weight, where the most urgent
 //! go before all. A class without room is passed over, and holds up none of the others.
 //!
@@ -8,10 +8,12 @@
 
 use super::{AdmissionController, Decision, Full, Grant, Permit, Shed, WaitId};
 use crate::admission::controller::Ask;
+use crate::admission::history::KEPT_FOR;
 use crate::admission::meter::Reason;
-use crate::admission::queue::{FairQueue, Joined, Waiting};
+use crate::admission::queue::{Joined, Waiting, Weights};
 use crate::admission::share::ClientPermit;
 use crate::admission::table::{LimitTable, permits};
+use crate::admission::tiers::{TierPlace, Tiers};
 use crate::policy::{ClassId, Policy, Priority};
 use crate::time::Time;
 use std::sync::atomic::Ordering;
@@ -31,11 +33,13 @@ pub(super) struct ModuleQueue<W> {
 #[derive(Debug)]
 pub(super) struct ClassQueue<W> {
     id: ClassId,
-    pub(super) fair: FairQueue<Waiter<W>>,
+    pub(super) fair: Tiers<Waiter<W>>,
     /// The class's own tag among the classes of its module, in work / weight.
     tag: f64,
     /// The last round in which it was found without room.
     full_in: u64,
+    /// Until when strangers leave room for a known request.
+    kept_until: Time,
 }
 
 #[derive(Debug)]
@@ -72,6 +76,8 @@ impl<W> AdmissionController<W> {
         let class = self.class(ask.class);
         let module = self.module(class.module);
         let deadline = now + class.queue_wait_max;
+        let worth = self.worth(table, ask.class, self.takes(ask));
+        let claim = self.uses_history.then(|| self.history.claim(ask.client, worth, now)).flatten();
         let request = Waiting {
             waiter: Waiter { waiter: waiter(), of_client },
             client: ask.client,
@@ -79,6 +85,9 @@ impl<W> AdmissionController<W> {
             cost: self.price(table, ask.class, self.takes(ask)),
             since: now,
             deadline,
+            claim,
+            claimed: if claim.is_some() { worth } else { 0.0 },
+            weights: Weights::EVEN,
         };
         let mut woken = Vec::new();
         let joined = {
@@ -93,11 +102,11 @@ impl<W> AdmissionController<W> {
         let decision = match joined {
             Joined::Waits(place) => Decision::Wait(WaitId { class: ask.class, place }, deadline),
             Joined::Displaced(place, displaced) => {
-                let shed = self.turn_away(ask.class, displaced.waiter.of_client);
+                let shed = self.turn_away(ask.class, &displaced);
                 wake(displaced.waiter.waiter, Grant::Shed(shed));
                 Decision::Wait(WaitId { class: ask.class, place }, deadline)
             }
-            Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, request.waiter.of_client)),
+            Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, &request)),
         };
         for (waiter, grant) in woken {
             wake(waiter, grant);
@@ -106,10 +115,18 @@ impl<W> AdmissionController<W> {
     }
 
     /// Counts out one who must give way.
-    fn turn_away(&self, id: ClassId, of_client: Option<ClientPermit>) -> Shed {
-        self.leave_share(id, of_client);
+    fn turn_away(&self, id: ClassId, request: &Waiting<Waiter<W>>) -> Shed {
+        self.refund(request);
+        self.leave_share(id, request.waiter.of_client);
         self.uncount(id);
         self.refuse(id, Reason::ClientShare, Duration::ZERO)
+    }
+
+    /// A known one is not served: its allowance is what it was.
+    fn refund(&self, request: &Waiting<Waiter<W>>) {
+        if request.claim.is_some() {
+            self.history.refund(request.client, request.claimed);
+        }
     }
 
     /// Serves waiters of a module while there is room. The woken are told after the lock is
@@ -124,7 +141,7 @@ impl<W> AdmissionController<W> {
         queue.round += 1;
         while let Some(at) = self.next_class(queue) {
             let (virtual_time, round) = (queue.virtual_time, queue.round);
-            let ClassQueue { id, fair, tag, full_in } = &mut queue.classes[at];
+            let ClassQueue { id, fair, tag, full_in, kept_until } = &mut queue.classes[at];
             let class = self.class(*id);
             if class.tally.in_flight.count() >= permits(table.class(*id).in_flight) {
                 // Who would be next need not be known; a full class is the rule under overload.
@@ -133,7 +150,8 @@ impl<W> AdmissionController<W> {
             }
             let Some(next) = fair.peek(now) else { break };
             let ask = Ask { class: *id, route: next.route, client: next.client };
-            let permit = match self.try_enter(table, ask, now) {
+            let keeps_room = next.claim.is_none() && !fair.known_wait() && now < *kept_until;
+            let permit = match self.try_enter(table, ask, now, keeps_room) {
                 Ok(permit) => permit,
                 Err(Full::Module) => break,
                 Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
@@ -149,8 +167,8 @@ impl<W> AdmissionController<W> {
             let waited = now.since(request.since);
             class.tally.meter.queue();
             class.tally.meter.wait(waited);
-            let permit =
-                Permit { of_client: request.waiter.of_client, waited, charged: Some(request.cost), ..permit };
+            let (of_client, claim) = (request.waiter.of_client, request.claim);
+            let permit = Permit { of_client, waited, charged: Some(request.cost), claim, ..permit };
             woken.push((request.waiter.waiter, Grant::Go(permit)));
         }
     }
@@ -179,6 +197,7 @@ impl<W> AdmissionController<W> {
                 None => fair.remove(id.place)?,
             }
         };
+        self.refund(&removed);
         self.leave_share(id.class, removed.waiter.of_client);
         self.uncount(id.class);
         Some(removed.waiter.waiter)
@@ -196,7 +215,7 @@ impl<W> ModuleQueue<W> {
         let classes = policy.classes.iter().enumerate().filter(|(_, class)| class.module.index() == module);
         let classes = classes.filter_map(|(at, _)| {
             let id = ClassId(u8::try_from(at).ok()?);
-            Some(ClassQueue { id, fair: FairQueue::default(), tag: 0.0, full_in: 0 })
+            Some(ClassQueue { id, fair: Tiers::default(), tag: 0.0, full_in: 0, kept_until: Time::ZERO })
         });
         ModuleQueue { classes: classes.collect(), virtual_time: 0.0, round: 0 }
     }
@@ -205,12 +224,20 @@ impl<W> ModuleQueue<W> {
         self.classes.iter_mut().find(|class| class.id == id)
     }
 
-    fn join(&mut self, id: ClassId, request: Waiting<Waiter<W>>, len_max: u32) -> Joined<Waiter<W>> {
+    fn join(
+        &mut self,
+        id: ClassId,
+        request: Waiting<Waiter<W>>,
+        len_max: u32,
+    ) -> Joined<Waiter<W>, TierPlace> {
         let virtual_time = self.virtual_time;
         match self.class_mut(id) {
             Some(class) => {
                 if class.fair.is_empty() {
                     class.tag = class.tag.max(virtual_time);
+                }
+                if request.claim.is_some() {
+                    class.kept_until = request.since + KEPT_FOR;
                 }
                 class.fair.join(request, len_max)
             }

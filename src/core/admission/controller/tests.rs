@@ -141,18 +141,18 @@ fn what_is_held_while_nobody_waits_is_no_debt() {
     rig.ask(0, 2, at(0.1));
     rig.finish(first, at(0.5));
     let (_, long) = rig.granted().unwrap();
-    // Ten minutes later somebody comes, and so does the one who had the permit, once more.
-    rig.ask(0, 1, at(600.0));
-    rig.ask(0, 2, at(600.1));
-    rig.finish(long, at(600.2));
+    // Nine minutes later somebody comes, and so does the one who had the permit, once more.
+    rig.ask(0, 1, at(540.0));
+    rig.ask(0, 2, at(540.1));
+    rig.finish(long, at(540.2));
     let (_, next) = rig.granted().unwrap();
     assert_eq!(next.ask.client.address, 1);
-    rig.ask(0, 1, at(600.3));
-    rig.finish(next, at(600.4));
+    rig.ask(0, 1, at(540.3));
+    rig.finish(next, at(540.4));
     assert_eq!(
         rig.granted().unwrap().1.ask.client.address,
         2,
-        "it owes a fifth of a second, and not ten minutes"
+        "it owes a fifth of a second, and not nine minutes"
     );
 }
 

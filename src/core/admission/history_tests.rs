@@ -1,0 +1,272 @@
+use super::*;
+use proptest::prelude::*;
+
+const MINUTE: u64 = 60;
+const HOUR: u64 = 3600;
+const DAY: u64 = 24 * HOUR;
+
+fn at(seconds: u64) -> Time {
+    Time(seconds * 1_000_000_000)
+}
+
+fn client(address: u64, credential: Option<u64>) -> ClientId {
+    ClientId { address, credential }
+}
+
+/// Uses a tenth of a second every ten seconds between the two moments, beginning with the first.
+fn use_calmly(history: &History, who: ClientId, from: u64, to: u64) {
+    for second in (from..to).step_by(10) {
+        history.earn(who, 0.1, at(second));
+    }
+}
+
+/// How many requests of this cost are known, asked all at once.
+fn burst(history: &History, who: ClientId, cost: f64, now: u64) -> usize {
+    (0..100_000).take_while(|_| history.claim(who, cost, at(now)).is_some()).count()
+}
+
+#[test]
+fn a_client_is_known_once_it_was_first_seen_some_minutes_ago() {
+    let (history, who) = (History::default(), client(1, None));
+    use_calmly(&history, who, 0, 5 * MINUTE);
+    assert_eq!(history.claim(who, 0.1, at(9 * MINUTE)), None);
+    assert_eq!(history.standing(who, at(9 * MINUTE)), Standing::Stranger);
+    assert!(history.claim(who, 0.1, at(11 * MINUTE)).is_some());
+    assert_eq!(history.claim(client(2, None), 0.1, at(11 * MINUTE)), None, "another address");
+    assert_eq!(history.claims(), [2, 1]);
+}
+
+#[test]
+fn a_farm_that_behaves_for_ten_minutes_gains_no_more_than_it_behaved() {
+    let history = History::default();
+    let farm: Vec<ClientId> = (0..1000).map(|address| client(address, None)).collect();
+    let mut used = 0.0;
+    for minute in 0..10 {
+        for who in &farm {
+            history.earn(*who, 0.02, at(minute * MINUTE + who.address % 60));
+            used += 0.02;
+        }
+    }
+    let claimed =
+        |now: u64| farm.iter().map(|who| 0.02 * burst(&history, *who, 0.02, now) as f64).sum::<f64>();
+    let at_once = claimed(12 * MINUTE);
+    let half_a_request = 0.01 * farm.len() as f64;
+    assert!(at_once <= used + half_a_request, "{at_once} of {used}");
+    assert!(at_once >= 0.9 * used, "what it did in calm it may repeat: {at_once} of {used}");
+    // Then a third of its pace.
+    let later: f64 = (1..=6).map(|ten| claimed((12 + 10 * ten) * MINUTE)).sum();
+    assert!(later <= 6.0 * used / 3.0 + half_a_request, "{later} in an hour");
+}
+
+#[test]
+fn who_keeps_to_its_habit_is_known_for_as_long_as_the_flood_lasts() {
+    let (history, who) = (History::default(), client(1, None));
+    use_calmly(&history, who, 0, 5 * HOUR);
+    for second in (5 * HOUR..29 * HOUR).step_by(10) {
+        assert!(history.claim(who, 0.1, at(second)).is_some(), "after {second} s");
+    }
+}
+
+#[test]
+fn a_flood_by_a_known_client_is_known_for_its_habit_alone() {
+    let (history, who) = (History::default(), client(1, None));
+    use_calmly(&history, who, 0, 5 * HOUR);
+    // A hundred times as much for three hours; its habit is 36 s an hour.
+    let known =
+        (0..3 * HOUR * 10).filter(|tenth| history.claim(who, 0.1, at(5 * HOUR + tenth / 10)).is_some());
+    let claimed = 0.1 * known.count() as f64;
+    let most = 36.0 * (1.0 + HEADROOM * 3.0) + 0.05;
+    assert!(claimed <= most && claimed >= 0.9 * most, "{claimed} of {most}");
+}
+
+#[test]
+fn a_habit_fades_over_days_and_never_exceeds_half_a_class() {
+    let (history, who) = (History::default(), client(1, None));
+    for second in 0..2 * HOUR {
+        history.earn(who, 1.0, at(second));
+    }
+    let habit = |day: u64| match history.standing(who, at(2 * HOUR + day * DAY)) {
+        Standing::Known { habit_s, .. } => habit_s,
+        Standing::Stranger => 0.0,
+    };
+    assert!((habit(0) - HABIT_MAX).abs() < 1.0, "{}", habit(0));
+    assert!((habit(7) - HABIT_MAX / 2.0).abs() < 2.0, "{}", habit(7));
+    assert!((habit(70) - HABIT_MAX / 1024.0).abs() < 0.1, "{}", habit(70));
+}
+
+#[test]
+fn an_hour_that_is_busier_raises_a_habit_at_once_and_a_quieter_one_does_not_lower_it() {
+    let (history, who) = (History::default(), client(1, None));
+    let rate = |now: u64| match history.standing(who, at(now)) {
+        Standing::Known { per_second, habit_s, .. } => (per_second, habit_s),
+        Standing::Stranger => (0.0, 0.0),
+    };
+    use_calmly(&history, who, 0, HOUR);
+    let (per_second, habit) = rate(HOUR);
+    assert!((per_second - 0.1).abs() < 0.002 && (habit - 36.0).abs() < 0.5, "{per_second} {habit}");
+    history.earn(who, 0.1, at(HOUR + 30 * MINUTE));
+    assert!(rate(2 * HOUR).1 > 35.5);
+    (0..1000).for_each(|n| history.earn(who, 0.1, at(3 * HOUR + n)));
+    assert!((rate(4 * HOUR).1 - 100.0).abs() < 1.0);
+}
+
+#[test]
+fn an_office_a_token_and_an_operator_that_moved_keep_theirs() {
+    let history = History::default();
+    // An office behind one address, with a token each; a token from many addresses; an operator.
+    for person in 0..5 {
+        use_calmly(&history, client(1, Some(100 + person)), person, 2 * HOUR);
+    }
+    for second in (0..2 * HOUR).step_by(10) {
+        history.earn(client(1000 + second, Some(7)), 0.1, at(second));
+    }
+    use_calmly(&history, client(3, Some(8)), 0, 2 * HOUR);
+    let known = |who: ClientId| history.claim(who, 0.1, at(2 * HOUR)).is_some();
+    assert!(known(client(1, Some(100))) && known(client(1, None)) && known(client(1, Some(999))));
+    assert!(known(client(5_000_000, Some(7))), "from an address that nobody has seen");
+    assert!(known(client(4, Some(8))), "restarted with another address");
+    assert!(!known(client(4, Some(9))) && !known(client(4, None)));
+}
+
+#[test]
+fn each_of_a_claims_two_sides_weighs_what_it_used_and_an_unknown_one_as_much_as_the_other() {
+    let history = History::default();
+    use_calmly(&history, client(1, Some(10)), 0, HOUR);
+    use_calmly(&history, client(1, Some(11)), 0, HOUR);
+    let claim = |who| history.claim(who, 0.1, at(HOUR)).unwrap();
+    let both = claim(client(1, Some(10)));
+    assert!((both.address - 72.0).abs() < 1.0 && (both.credential - 36.0).abs() < 1.0, "{both:?}");
+    let moved = claim(client(2, Some(10)));
+    assert!((moved.address - 36.0).abs() < 1.0 && (moved.credential - 36.0).abs() < 1.0, "{moved:?}");
+}
+
+#[test]
+fn what_was_not_served_is_given_back() {
+    let (history, who) = (History::default(), client(1, None));
+    use_calmly(&history, who, 0, HOUR);
+    let before = burst(&history, who, 0.1, HOUR);
+    (0..before).for_each(|_| history.refund(who, 0.1));
+    assert!(burst(&history, who, 0.1, HOUR).abs_diff(before) <= 1, "{before}");
+    history.refund(who, 1e6);
+    assert!(burst(&history, who, 0.1, HOUR) <= before + 1, "never more than a habit");
+}
+
+#[test]
+fn strangers_are_counted_over_the_last_minutes() {
+    let history = History::default();
+    for address in 0..214_u64 {
+        history.claim(client(address.wrapping_mul(0x9E37_79B9_7F4A_7C15), None), 0.1, at(address % 60));
+    }
+    assert!(history.strangers(at(60)).abs_diff(214) <= 10, "{}", history.strangers(at(60)));
+    assert_eq!(history.strangers(at(20 * MINUTE)), 0);
+    assert!(history.is_empty(), "who waits leaves no record");
+}
+
+#[test]
+fn what_was_written_is_what_was_known_and_time_goes_on_meanwhile() {
+    let (history, wall) = (History::default(), WallMs(1_763_000_000_000));
+    history.set_clock(Time::ZERO, wall);
+    for address in 0..500 {
+        use_calmly(&history, client(address, Some(10_000 + address)), 0, HOUR);
+    }
+    let bytes = history.to_bytes(42);
+    let next = History::default();
+    // Three days later, by a process that has run for an hour.
+    next.set_clock(at(HOUR), WallMs(wall.0 + 3 * DAY * 1000));
+    assert_eq!(next.restore(&bytes, 42, at(HOUR)), Ok(1000));
+    assert_eq!(next.standing(client(7, None), at(HOUR)), history.standing(client(7, None), at(3 * DAY)));
+    assert_eq!(next.restore(&bytes, 43, at(HOUR)), Err(HistoryError::OtherKey));
+    assert_eq!(next.restore(&bytes[1..], 42, at(HOUR)), Err(HistoryError::Broken));
+    assert_eq!(next.restore(&bytes[..bytes.len() - 1], 42, at(HOUR)), Err(HistoryError::Broken));
+    assert_eq!(next.len(), 1000, "what is not taken in changes nothing");
+}
+
+#[test]
+fn a_clock_that_was_set_back_owes_and_forgets_nothing() {
+    let history = History::default();
+    history.set_clock(Time::ZERO, WallMs(1_763_000_000_000));
+    use_calmly(&history, client(1, None), 0, HOUR);
+    let next = History::default();
+    next.set_clock(Time::ZERO, WallMs(1_762_000_000_000));
+    next.restore(&history.to_bytes(1), 1, Time::ZERO).unwrap();
+    assert_eq!(next.claim(client(1, None), 0.1, at(1)), None, "it was first seen just now");
+    assert!(next.claim(client(1, None), 0.1, at(11 * MINUTE)).is_some());
+}
+
+#[test]
+fn a_crowd_of_passers_by_does_not_push_out_who_has_settled() {
+    let history = History::default();
+    // All in one shard.
+    let digest = |n: u64| spread(n) / SHARDS as u64 * SHARDS as u64;
+    let known: Vec<ClientId> = (0..2000).map(|n| client(digest(n), None)).collect();
+    for who in &known {
+        history.earn(*who, 0.1, at(0));
+    }
+    for passer in 0..40_000_u64 {
+        history.earn(client(digest(1_000_000 + passer), None), 0.001, at(20 * MINUTE + passer / 1000));
+    }
+    assert!(history.len() <= SHARD_MAX, "{}", history.len());
+    let kept = known.iter().filter(|who| history.claim(**who, 0.1, at(30 * MINUTE)).is_some()).count();
+    assert_eq!(kept, known.len());
+}
+
+/// A digest as good as a keyed one.
+fn spread(n: u64) -> u64 {
+    let mixed = (n ^ n >> 31).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mixed ^ mixed >> 29).wrapping_mul(0xBF58_476D_1CE4_E5B9) ^ mixed >> 32
+}
+
+proptest! {
+    /// Whatever is used, claimed and given back when: ahead of strangers a client gets at most its habit, once and
+    /// then as fast as it refills, and half a request.
+    #[test]
+    fn what_is_claimed_was_used_in_calm(
+        uses in prop::collection::vec((0_u64..6 * HOUR, 0.001..5.0_f64), 1..60),
+        asks in prop::collection::vec((0_u64..12 * HOUR, 0.001..5.0_f64), 1..200),
+    ) {
+        let (history, who) = (History::default(), client(1, None));
+        let mut uses = uses;
+        uses.sort_by_key(|used| used.0);
+        let mut by_hour = BTreeMap::<u64, f64>::new();
+        for (second, seconds) in &uses {
+            history.earn(who, *seconds, at(*second));
+            *by_hour.entry(second / HOUR).or_default() += seconds;
+        }
+        let busiest = by_hour.values().copied().fold(0.0, f64::max).min(HABIT_MAX);
+        let mut asks = asks;
+        asks.sort_by_key(|asked| asked.0);
+        let (mut claimed, mut dearest) = (0.0, 0.0_f64);
+        let begin = 6 * HOUR;
+        for (second, cost) in &asks {
+            if history.claim(who, *cost, at(begin + second)).is_some() {
+                claimed += cost;
+                dearest = dearest.max(*cost);
+            }
+        }
+        let hours = asks.last().map_or(0.0, |asked| asked.0 as f64 / 3600.0);
+        let most = busiest * (1.0 + HEADROOM * hours) + dearest / 2.0;
+        prop_assert!(claimed <= most * 1.001, "{} of {}", claimed, most);
+    }
+
+    /// No file makes a record that could not have come about, or a panic.
+    #[test]
+    fn whatever_is_restored_is_sound(words in prop::collection::vec(any::<[u32; 10]>(), 0..20)) {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend_from_slice(&9_u64.to_le_bytes());
+        words.iter().flatten().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        let sum = Sha256::digest(&bytes);
+        bytes.extend_from_slice(&sum);
+        let history = History::default();
+        history.set_clock(Time::ZERO, WallMs(1_763_000_000_000));
+        let taken = history.restore(&bytes, 9, Time::ZERO);
+        prop_assert!(taken.is_ok_and(|taken| taken <= words.len()));
+        for [low, high, ..] in words {
+            let who = client(u64::from(high) << 32 | u64::from(low), None);
+            if let Standing::Known { habit_s, left_s, .. } = history.standing(who, at(1)) {
+                prop_assert!(habit_s <= HABIT_MAX && left_s <= habit_s);
+            }
+            history.earn(who, 1.0, at(2));
+            let _ = history.claim(who, 1.0, at(3));
+        }
+    }
+}
