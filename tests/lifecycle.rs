@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::{Child, Command, Stdio};
@@ -198,6 +198,32 @@ async fn a_restart_with_the_socket_handed_over_fails_no_request() {
     load.serves_more("served after the last").await;
     load.stop.store(true, Ordering::SeqCst);
     assert_eq!(load.failed.load(Ordering::SeqCst), 0, "of {} requests\n{}", load.served(), home.log());
+}
+
+#[tokio::test]
+async fn what_is_known_of_clients_outlives_the_process_unless_it_is_not_to() {
+    for kept in [true, false] {
+        let (home, tasks) = (Home::new(&format!("history-{kept}")), Tasks::default());
+        let ray = Ray::start(&tasks).await;
+        let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        home.configure(ray.address, address, &format!("listen = 'LISTEN'\n[identity]\nhistory = {kept}"));
+        for life in 0..2 {
+            let mut guard = home.start_with(&socket);
+            let load = Load::begin(&tasks, address, 1);
+            load.serves_more("served in calm").await;
+            load.stop.store(true, Ordering::SeqCst);
+            guard.tell("TERM");
+            assert!(guard.ended().await, "{}", home.log());
+            let known = home.log().contains("clients are known from before");
+            assert_eq!(known, kept && life == 1, "{}", home.log());
+        }
+        for name in ["state/history", "state/identity.key", "state/costs.json"] {
+            let file = std::fs::metadata(home.path(name));
+            assert_eq!(file.is_ok(), kept, "{name}");
+            assert!(file.is_err() || file.unwrap().permissions().mode() & 0o777 == 0o600, "{name}");
+        }
+    }
 }
 
 /// A gRPC server that takes its time and says back what it heard.

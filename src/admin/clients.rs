@@ -6,7 +6,9 @@
 //! every start.
 
 use crate::admin::Desk;
+use crate::core::admission::history::Standing;
 use crate::core::census::{Client, Counts, Credential};
+use crate::core::request::client_id::ClientId;
 use crate::core::time::WallMs;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -37,8 +39,82 @@ pub struct ClientRow {
     /// Seconds for which its requests and answers waited for its own line, taken together.
     #[serde(default)]
     pub client_wait_s: f64,
+    /// What its past is worth under contention; absent where `identity.history` is off.
+    #[serde(default)]
+    pub standing: Option<StandingView>,
     /// By class, most asked first.
     pub classes: Vec<ClientClass>,
+}
+
+/// What is known of a client's past.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct StandingView {
+    /// When it was first seen; absent for a stranger.
+    pub known_since: Option<WallMs>,
+    /// Requests per second in its busiest hour, faded.
+    pub per_second: f64,
+    /// Seconds of a class that it used in that hour.
+    pub habit_s: f64,
+    /// What it may still use ahead of strangers, in the same seconds.
+    pub left_s: f64,
+    /// About how many addresses have waited as strangers in the last minutes.
+    pub strangers: u32,
+    /// The same in words.
+    pub says: String,
+}
+
+impl StandingView {
+    /// What stands for this past.
+    #[must_use]
+    pub fn of(standing: Standing, strangers: u32) -> StandingView {
+        match standing {
+            Standing::Known { since, per_second, habit_s, left_s } => StandingView {
+                known_since: Some(since),
+                per_second,
+                habit_s: rounded(habit_s),
+                left_s: rounded(left_s),
+                strangers,
+                says: format!("known since {}; {} by habit", day(since), pace(per_second)),
+            },
+            Standing::Stranger => StandingView {
+                known_since: None,
+                per_second: 0.0,
+                habit_s: 0.0,
+                left_s: 0.0,
+                strangers,
+                says: if strangers > 1 {
+                    format!("stranger; one of {strangers}")
+                } else {
+                    "stranger".to_owned()
+                },
+            },
+        }
+    }
+}
+
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
+}
+
+/// `12 Nov`.
+fn day(at: WallMs) -> String {
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+    let text = at.rfc3339();
+    let part =
+        |place: std::ops::Range<usize>| text.get(place).and_then(|digits| digits.parse::<usize>().ok());
+    let month = part(5..7).and_then(|month| MONTHS.get(month.wrapping_sub(1))).unwrap_or(&"");
+    format!("{} {month}", part(8..10).unwrap_or(0))
+}
+
+/// `0.5/s`, `12/min` or `3/h`.
+fn pace(per_second: f64) -> String {
+    match per_second {
+        fast if fast >= 9.95 => format!("{fast:.0}/s"),
+        fast if fast >= 0.3 => format!("{fast:.1}/s"),
+        slow if slow * 60.0 >= 0.95 => format!("{:.0}/min", slow * 60.0),
+        rare => format!("{:.0}/h", (rare * 3600.0).max(1.0)),
+    }
 }
 
 /// One client in one class.
@@ -87,6 +163,12 @@ pub fn clients(desk: &Desk, count: usize, open: bool) -> Clients {
     let (now, wall) = (desk.guard.clock.now(), desk.guard.clock.wall());
     let (clients, since) = proxy.census().clients(count, now);
     let classes = &proxy.policy.classes;
+    let strangers = proxy.admission.history().strangers(now);
+    let standing = |client: &Client| {
+        let credential = if let Credential::One(digest) = client.credential { Some(digest) } else { None };
+        let client = proxy.admission.judge(ClientId { address: client.address, credential });
+        StandingView::of(proxy.admission.history().standing(client, now), strangers)
+    };
     let row = |client: &Client| ClientRow {
         client: format!("{:016x}", client.address),
         address: client.last_seen_at.filter(|_| open).map(|address| address.to_string()),
@@ -97,7 +179,8 @@ pub fn clients(desk: &Desk, count: usize, open: bool) -> Clients {
         },
         credential_addresses: client.credential_addresses,
         counts: CountsView::from(&client.counts),
-        client_wait_s: (client.kept.as_secs_f64() * 1e3).round() / 1e3,
+        client_wait_s: rounded(client.kept.as_secs_f64()),
+        standing: proxy.admission.uses_history().then(|| standing(client)),
         classes: client
             .classes
             .iter()
@@ -114,4 +197,26 @@ pub fn clients(desk: &Desk, count: usize, open: bool) -> Clients {
 /// So long before this wall time.
 pub(super) fn earlier(wall: WallMs, ago: Duration) -> WallMs {
     WallMs(wall.0.saturating_sub(u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_past_is_said_in_a_few_words() {
+        let known = |per_second| Standing::Known {
+            since: WallMs::parse_rfc3339("2026-11-12T23:59:59Z").unwrap(),
+            per_second,
+            habit_s: 12.3456,
+            left_s: 3.0,
+        };
+        let says = |standing| StandingView::of(standing, 214).says;
+        assert_eq!(says(known(0.5)), "known since 12 Nov; 0.5/s by habit");
+        assert_eq!(says(known(12.0)), "known since 12 Nov; 12/s by habit");
+        assert_eq!(says(known(0.25)), "known since 12 Nov; 15/min by habit");
+        assert_eq!(says(known(0.002)), "known since 12 Nov; 7/h by habit");
+        assert_eq!(says(Standing::Stranger), "stranger; one of 214");
+        assert_eq!(StandingView::of(Standing::Stranger, 0).says, "stranger");
+    }
 }

@@ -52,6 +52,7 @@ pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<
         "SHARED",
         "RAY'S TIME",
         "CLIENT WAIT",
+        "STANDING",
         "MOSTLY",
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
@@ -86,6 +87,7 @@ fn row(client: &ClientRow) -> Vec<String> {
         counts.shared.to_string(),
         format!("{} s", number(counts.work_s)),
         format!("{} s", number(client.client_wait_s)),
+        client.standing.as_ref().map_or_else(|| "-".to_owned(), |standing| printable(&standing.says)),
         mostly,
     ]
 }
@@ -93,7 +95,8 @@ fn row(client: &ClientRow) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::clients::{ClientClass, CountsView};
+    use crate::admin::clients::{ClientClass, CountsView, StandingView};
+    use crate::core::admission::history::Standing;
 
     #[test]
     fn a_client_stands_on_one_line_by_address_or_by_digest() {
@@ -106,6 +109,7 @@ mod tests {
             credential_addresses: 64,
             counts,
             client_wait_s: 12.5,
+            standing: Some(StandingView::of(Standing::Stranger, 214)),
             classes: vec![class],
         };
         let closed = ClientRow { address: None, credential: None, ..open.clone() };
@@ -117,7 +121,7 @@ mod tests {
         assert!(
             lines[1].contains("3f2a9b01 (64 addresses)") && lines[1].ends_with("state-heavy /api/v0/tasks")
         );
-        assert!(lines[1].contains("12.5 s"), "{out}");
+        assert!(lines[1].contains("12.5 s") && lines[1].contains("stranger; one of 214"), "{out}");
         assert!(lines[2].starts_with("  00000000000000aa  -"), "{out}");
     }
 }

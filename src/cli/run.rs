@@ -20,6 +20,7 @@ use crate::proxy::tls::{Originator, Renew, Terminator, TlsError};
 use crate::proxy::upstream::Address;
 use crate::runtime::clock::Clock;
 use crate::runtime::guard::{Guard, Outlets};
+use crate::runtime::history::HistoryFiles;
 use crate::runtime::lock::{self, Lock, LockError};
 use crate::runtime::reload::{self, Source};
 use crate::runtime::secret::{self, SecretError};
@@ -267,13 +268,15 @@ async fn guard(
     let tasks = Tasks::default();
     let _locks = lock_state(&settings)?;
     let state = State::of(&settings.state_dir);
+    let known = settings.policy.history.then(|| HistoryFiles::of(&settings.state_dir));
+    let key = known.as_ref().map_or_else(random_key, |known| known.key(random_key()));
     let (record, writing) = start_record(&settings)?;
     let (alerts, transitions) = mpsc::channel(256);
     let run = format!("{:x}", clock.wall().0);
     let guard = Guard::new(
         Arc::clone(&settings),
         &state.load(),
-        random_key(),
+        key,
         clock,
         tasks.clone(),
         Outlets { record, alerts },
@@ -287,6 +290,10 @@ async fn guard(
         Some(fleet) => Some(join(&guard, fleet, &run).await?),
         None => None,
     };
+    if let Some(known) = &known {
+        known.load(&guard);
+        known.keep(&guard);
+    }
     let (listeners, mut certificates) = bind(&settings, inherited).await?;
     let ratelimit = bind_ratelimit(&settings, &mut certificates).await?;
     let ways = settings.listeners.iter().map(leads_to).collect::<Result<Vec<Address>, TlsError>>()?;
@@ -337,6 +344,9 @@ async fn guard(
     tracing::info!(signal, "draining: finishing requests in progress");
     guard.note(Event::Stop { reason: signal.to_owned() });
     state.save(&guard.last_good());
+    if let Some(known) = &known {
+        known.save(&guard);
+    }
     tasks.close();
     let drained = tasks.drain(settings.http.drain).await;
     if !drained {

@@ -9,6 +9,7 @@
 //! Both formats are spoken, as the scraper asks: OpenMetrics, and the older text format, in
 //! which a counter's family carries the `_total` of its samples.
 
+use crate::core::admission::history::History;
 use crate::core::admission::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
 use crate::core::alert::Alert;
 use crate::core::engine::ProxyReading;
@@ -46,6 +47,8 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_fleet_replicas",
     "rayguard_fleet_store_up",
     "rayguard_frozen",
+    "rayguard_history_records",
+    "rayguard_history_waits_total",
     "rayguard_in_flight",
     "rayguard_limit",
     "rayguard_limit_binding",
@@ -147,6 +150,7 @@ pub fn page(guard: &Guard, format: Format) -> Page {
         events_lost: guard.events_lost(),
         ratelimit: Arc::clone(&guard.proxy().ratelimit),
         shared: guard.proxy().coalescer.budget().clone(),
+        history: Arc::clone(guard.proxy().admission.history()),
         leased: guard.leased(),
         started_s: guard.clock.wall().0 as f64 / 1e3 - guard.clock.now().as_secs_f64(),
     };
@@ -162,6 +166,7 @@ struct Moment {
     events_lost: u64,
     ratelimit: Arc<RatelimitTally>,
     shared: Budget,
+    history: Arc<History>,
     /// What this replica may use of each shared limit, and how old that is.
     leased: Option<(Vec<Leased>, Duration)>,
     started_s: f64,
@@ -471,6 +476,17 @@ impl Moment {
             "rayguard_record_lost",
             "Events that are missing from the record",
             [([], self.events_lost)],
+        )?;
+        writer.gauges(
+            "rayguard_history_records",
+            "Addresses and credentials whose past is remembered",
+            [([], self.history.len() as f64)],
+        )?;
+        let [strangers, known] = self.history.claims();
+        writer.counters(
+            "rayguard_history_waits",
+            "Requests that had to wait, by whether their client's habit covered them (known) or not (stranger)",
+            [([("standing", "known")], known), ([("standing", "stranger")], strangers)],
         )?;
         writer.gauges(
             "rayguard_shared_answer_bytes",

@@ -238,6 +238,7 @@ impl ProxyState {
     ) -> Arc<ProxyState> {
         let table = LimitTable::initial(&policy);
         let admission = AdmissionController::new(&policy, &table, clock.now());
+        admission.history().set_clock(clock.now(), clock.wall());
         Arc::new(ProxyState {
             admission,
             table: ArcSwap::from_pointee(table),

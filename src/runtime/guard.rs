@@ -229,7 +229,12 @@ impl Guard {
         let fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
         let proxy = {
             let engine = self.engine();
-            *self.key.lock().unwrap_or_else(PoisonError::into_inner) = key;
+            let before =
+                std::mem::replace(&mut *self.key.lock().unwrap_or_else(PoisonError::into_inner), key);
+            if before != key {
+                // Whoever is remembered has another digest from now on.
+                self.proxy().admission.history().clear();
+            }
             self.succeed_proxy(&engine)
         };
         for front in fronts.iter() {

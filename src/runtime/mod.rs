@@ -2,6 +2,7 @@
 pub mod clock;
 pub mod guard;
 pub mod head_version;
+pub mod history;
 pub mod lock;
 mod part;
 mod recent;

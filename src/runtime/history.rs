@@ -1,0 +1,190 @@
+//! What is known of clients outlives the process: `identity.key`, `history` and `costs.json` in the state directory.
+//!
+//! `core/admission/history.rs` knows clients by keyed digests of addresses and credentials. For these to mean the same
+//! after a restart the key must be kept. It stands in a file of its own that only the owner can read; whoever
+//! has both files can try addresses against them. Without `identity.history` neither is written, and the key
+//! is drawn anew with every start.
+//!
+//! A past is counted in seconds of Ray's time as learnt. So what was learnt of each route is kept beside it: a
+//! process that starts in the middle of a flood would otherwise learn from the flood what an allowance buys.
+//!
+//! Written once a minute beside the file and renamed, by a thread of its own, so that neither a slow disk nor
+//! a million clients hold up a request.
+
+use crate::core::request::catalogue::{ROUTES, Route};
+use crate::core::request::classify::RouteId;
+use crate::core::request::identify::Identifier;
+use crate::runtime::guard::Guard;
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it is written.
+const KEEP: Duration = Duration::from_mins(1);
+
+/// The two files.
+#[derive(Clone, Debug)]
+pub struct HistoryFiles {
+    key: PathBuf,
+    records: PathBuf,
+    costs: PathBuf,
+}
+
+/// By method and pattern: the work of a route and the low quantile of its latency, in seconds.
+type LearntCosts = BTreeMap<String, [f64; 2]>;
+
+impl HistoryFiles {
+    /// Those of a state directory.
+    #[must_use]
+    pub fn of(state_dir: &Path) -> HistoryFiles {
+        let [key, records, costs] =
+            ["identity.key", "history", "costs.json"].map(|name| state_dir.join(name));
+        HistoryFiles { key, records, costs }
+    }
+
+    /// The key of all digests: the one that was kept, or from now on this one.
+    #[must_use]
+    pub fn key(&self, fresh: [u64; 2]) -> [u64; 2] {
+        match fs::read_to_string(&self.key).map(|text| read_key(&text)) {
+            Ok(Some(kept)) => return kept,
+            Ok(None) => {
+                tracing::warn!(path = %self.key.display(), "not a key of identities; clients start without a past");
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(path = %self.key.display(), %error, "cannot read the key of identities; clients start without a past");
+                return fresh;
+            }
+        }
+        let [first, second] = fresh;
+        if let Err(error) = write_private(&self.key, format!("{first:016x}{second:016x}\n").as_bytes()) {
+            tracing::warn!(path = %self.key.display(), %error, "cannot keep the key of identities: what is known of clients ends with this process");
+        }
+        fresh
+    }
+
+    /// Takes in what an earlier process knew.
+    pub fn load(&self, guard: &Guard) {
+        if let Ok(text) = fs::read(&self.costs) {
+            match serde_json::from_slice::<LearntCosts>(&text) {
+                Ok(learnt) => {
+                    for (id, name) in routes() {
+                        learnt
+                            .get(&name)
+                            .inspect(|cost| guard.proxy().admission.costs().recall(id.0, **cost));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(path = %self.costs.display(), %error, "learnt costs cannot be read; they are learnt anew");
+                }
+            }
+        }
+        let bytes = match fs::read(&self.records) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => {
+                tracing::warn!(path = %self.records.display(), %error, "cannot read what is known of clients");
+                return;
+            }
+        };
+        let proxy = guard.proxy();
+        match proxy.admission.history().restore(&bytes, mark(guard.key()), guard.clock.now()) {
+            Ok(records) => tracing::info!(records, "clients are known from before"),
+            Err(error) => {
+                tracing::warn!(path = %self.records.display(), %error, "what is known of clients cannot be used; they start without a past");
+            }
+        }
+    }
+
+    /// Writes what is known now.
+    pub fn save(&self, guard: &Guard) {
+        let bytes = guard.proxy().admission.history().to_bytes(mark(guard.key()));
+        let names: BTreeMap<u16, String> = routes().map(|(id, name)| (id.0, name)).collect();
+        let proxy = guard.proxy();
+        let learnt = proxy.admission.costs().learnt();
+        let learnt = learnt.filter_map(|(route, cost)| Some((names.get(&route)?.clone(), cost)));
+        let costs = serde_json::to_vec(&learnt.collect::<LearntCosts>()).unwrap_or_default();
+        let written = write_private(&self.records, &bytes).and_then(|()| write_private(&self.costs, &costs));
+        if let Err(error) = written {
+            tracing::warn!(path = %self.records.display(), %error, "could not save what is known of clients");
+        }
+    }
+
+    /// Writes it from now on, for as long as the guard's tasks run.
+    pub fn keep(&self, guard: &Arc<Guard>) {
+        let (files, guard) = (self.clone(), Arc::clone(guard));
+        let tasks = guard.tasks.clone();
+        let mut writing: Option<std::thread::JoinHandle<()>> = None;
+        tasks.every(KEEP, move || {
+            let is_busy = writing.as_ref().is_some_and(|thread| !thread.is_finished());
+            if is_busy || guard.proxy().admission.history().is_empty() {
+                return;
+            }
+            let (files, guard) = (files.clone(), Arc::clone(&guard));
+            writing =
+                std::thread::Builder::new().name("history".into()).spawn(move || files.save(&guard)).ok();
+        });
+    }
+}
+
+/// Ray's own routes, as they are numbered and as they are named in a file.
+fn routes() -> impl Iterator<Item = (RouteId, String)> {
+    let name = |route: &Route| format!("{:?} {} {}", route.surface, route.method, route.path);
+    ROUTES.iter().enumerate().map(move |(at, route)| (RouteId::of_ray(at), name(route)))
+}
+
+/// Stands for a key in a file: digests of another key are of no use.
+fn mark(key: [u64; 2]) -> u64 {
+    Identifier::new(key, Vec::new(), Vec::new()).named(b"rayguard history").address
+}
+
+fn read_key(text: &str) -> Option<[u64; 2]> {
+    let text = text.trim_end();
+    let half = |at: std::ops::Range<usize>| u64::from_str_radix(text.get(at)?, 16).ok();
+    (text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .then(|| Some([half(0..16)?, half(16..32)?]))
+        .flatten()
+}
+
+/// Writes beside the file and renames, so that a crash leaves the old or the new one whole.
+fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    // One that was left behind may be another's to read.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&beside, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_key_is_kept_and_read_by_its_owner_alone() {
+        let dir = std::env::temp_dir().join(format!("rayguard-history-{}", std::process::id()));
+        let files = HistoryFiles::of(&dir);
+        assert_eq!(files.key([1, 2]), [1, 2]);
+        assert_eq!(files.key([3, 4]), [1, 2]);
+        assert_eq!(fs::metadata(&files.key).unwrap().permissions().mode() & 0o777, 0o600);
+        for broken in ["", "12", &"g".repeat(32), &"1".repeat(33)] {
+            fs::write(&files.key, broken).unwrap();
+            assert_eq!(files.key([5, 6]), [5, 6], "{broken}");
+            assert_eq!(files.key([7, 8]), [5, 6], "{broken}");
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+}
