@@ -133,9 +133,12 @@ impl SimProxy {
         })
     }
 
-    /// The proxy restarts: counters, clocks and queues are new, the limits are the last good ones.
+    /// The proxy restarts: counters, clocks and queues are new, the limits are the last good ones, and clients
+    /// have the past that they had.
     pub fn restart(&mut self, now: Time) {
-        self.admission = AdmissionController::new(&self.policy, &self.table, now);
+        // What clients used in calm is kept, as in production.
+        let history = Arc::clone(self.admission.history());
+        self.admission = AdmissionController::new(&self.policy, &self.table, now).with_history(history);
         self.life += 1;
         self.succeeded.clear();
         self.woken.clear();

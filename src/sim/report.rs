@@ -99,8 +99,12 @@ pub fn answer<'a>(
     }
     let without = scenario.control.without.clone();
     let control = (Conditions { without, ..Conditions::of(scenario) }, scenario.control.guard());
+    let without_it = Scenario {
+        config: scenario.control.config.clone().unwrap_or_else(|| scenario.config.clone()),
+        ..scenario.clone()
+    };
     let onlooker = Onlooker { step, ..Onlooker::default() };
-    let control_run = run_under(scenario, control.0, control.1, seed, traces, onlooker)?;
+    let control_run = run_under(&without_it, control.0, control.1, seed, traces, onlooker)?;
     Ok(Answer {
         name: name.to_owned(),
         seed,

@@ -35,6 +35,8 @@ pub struct Scenario {
     pub seed: u64,
     /// The part that is judged, `[from, to]`; the whole run when left out.
     pub measure: Option<[f64; 2]>,
+    /// The part before anything goes wrong, `[from, to]`: what `p99_of_calm` is compared with.
+    pub calm: Option<[f64; 2]>,
     /// The head.
     pub plant: PlantSpec,
     /// rayguard's own configuration, as its file would say it. Ray heads only.
@@ -133,20 +135,27 @@ pub struct ControlSpec {
     pub guard: Option<Guard>,
     /// Signals that no class follows.
     pub without: Vec<String>,
+    /// rayguard's configuration instead of the scenario's.
+    pub config: Option<String>,
 }
 
 impl ControlSpec {
     /// What takes the protection's place.
     #[must_use]
     pub fn guard(&self) -> Guard {
-        self.guard.unwrap_or(if self.without.is_empty() { Guard::Off } else { Guard::Rayguard })
+        let is_rayguard = !self.without.is_empty() || self.config.is_some();
+        self.guard.unwrap_or(if is_rayguard { Guard::Rayguard } else { Guard::Off })
     }
 
     /// The run's name in tables.
     #[must_use]
     pub fn label(&self) -> String {
         let guard = self.guard().label();
-        if self.without.is_empty() { guard } else { format!("{guard}, without {}", self.without.join(", ")) }
+        match &self.config {
+            Some(config) => format!("{guard}, {}", config.split_whitespace().collect::<Vec<_>>().join(" ")),
+            None if self.without.is_empty() => guard,
+            None => format!("{guard}, without {}", self.without.join(", ")),
+        }
     }
 }
 
@@ -336,6 +345,7 @@ impl Default for ClassSpec {
 /// A group of clients.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "keys of a file, each its own")]
 pub struct ClientSpec {
     /// Its name in verdicts.
     pub name: String,
@@ -374,6 +384,9 @@ pub struct ClientSpec {
     /// Open loop: its rate swings between a tenth of `per_second` and all of it once in so many
     /// seconds, least at the beginning.
     pub day_s: Option<f64>,
+    /// Each of its requests asks something else: nobody else's answer is one to it.
+    #[serde(default)]
+    pub unique: bool,
     /// Distinct addresses it comes from.
     #[serde(default = "one_u32")]
     pub addresses: u32,
@@ -652,6 +665,11 @@ impl Scenario {
                 self.seconds
             ));
         }
+        if let Some([from, to]) = self.calm
+            && !(0.0 <= from && from < to && to <= self.seconds)
+        {
+            return wrong(format!("`calm` [{from}, {to}] does not lie within the run of {} s", self.seconds));
+        }
         if let Some(prometheus_s) = self.prometheus_s
             && !(1.0..=600.0).contains(&prometheus_s)
         {
@@ -704,7 +722,8 @@ impl Scenario {
         if self.expect.is_empty() {
             return wrong("nothing is expected: a run that cannot fail proves nothing".to_owned());
         }
-        for config in self.fault.iter().filter_map(|fault| fault.config.as_deref()) {
+        let of_faults = self.fault.iter().filter_map(|fault| fault.config.as_deref());
+        for config in of_faults.chain(self.control.config.as_deref()) {
             self.policy_of(config)?;
         }
         let (policy, _) = self.policy()?;

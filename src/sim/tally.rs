@@ -57,6 +57,8 @@ pub struct Tally {
     done: Histogram<u64>,
     /// Latency of attempts served, microseconds.
     latency: Histogram<u64>,
+    /// The same in the calm part of the run.
+    calm: Histogram<u64>,
     /// Latency of the head's side of everything admitted, given-up ones included, microseconds.
     upstream: Histogram<u64>,
     /// Per address: demands, served; in the order of addresses.
@@ -138,6 +140,7 @@ impl Tally {
             start: histogram(),
             done: histogram(),
             latency: histogram(),
+            calm: histogram(),
             upstream: histogram(),
             clients: Vec::new(),
         }
@@ -180,6 +183,11 @@ impl Tally {
         }
     }
 
+    /// An attempt of the calm part was served.
+    pub fn calm(&mut self, latency: Duration) {
+        self.calm.saturating_record(micros(latency));
+    }
+
     /// The head finished one of the group's requests.
     pub fn upstream(&mut self, latency: Duration) {
         self.busy_s += latency.as_secs_f64();
@@ -215,6 +223,12 @@ impl Tally {
     #[must_use]
     pub fn latency_ms(&self, quantile: f64) -> f64 {
         quantile_ms(&self.latency, quantile)
+    }
+
+    /// Latency quantile of what was served in the calm part, milliseconds; NaN when nothing was.
+    #[must_use]
+    pub fn calm_ms(&self, quantile: f64) -> f64 {
+        quantile_ms(&self.calm, quantile)
     }
 
     /// Latency quantile at the head, milliseconds, those whose client gave up included.

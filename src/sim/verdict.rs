@@ -61,6 +61,11 @@ fn groups(run: &Run, all: &mut Verdicts) {
         put("amplification", share(tally.attempts, tally.demands));
         put("p50_ms", tally.latency_ms(0.5));
         put("p99_ms", tally.latency_ms(0.99));
+        put("p99_of_calm", tally.latency_ms(0.99) / tally.calm_ms(0.99));
+        for other in &run.groups {
+            let shares = share(tally.served, tally.demands) / share(other.served, other.demands);
+            put(&format!("served_of.{}", other.name), shares);
+        }
         put("head_p50_ms", tally.upstream_ms(0.5));
         put("head_p99_ms", tally.upstream_ms(0.99));
         put("jain", tally.jain());

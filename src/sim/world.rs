@@ -630,9 +630,12 @@ impl<'a> World<'a> {
 
     /// At the proxy.
     fn knock(&mut self, rid: Rid) {
-        let Retried { route, client, follows, .. } = self.request(rid).demand;
+        let Retried { route, client, follows, group, .. } = self.request(rid).demand;
+        let unique = self.groups[usize::from(group)].spec.unique;
         if let Some(proxy) = &mut self.proxy {
-            match proxy.share(route, client, rid, follows, self.now) {
+            let sharing =
+                if unique { Sharing::Alone } else { proxy.share(route, client, rid, follows, self.now) };
+            match sharing {
                 Sharing::Alone => {}
                 Sharing::Follows => {
                     self.request_mut(rid).stage = Stage::Shares;
@@ -809,6 +812,10 @@ impl<'a> World<'a> {
         if measured {
             let tally = &mut self.run.groups[usize::from(demand.group)];
             tally.end(ending, now.since(sent), demand.client.address);
+        }
+        let is_calm = |[from, to]: [f64; 2]| (from..to).contains(&demand.first_sent.as_secs_f64());
+        if ending == Ending::Served && self.scenario.calm.is_some_and(is_calm) {
+            self.run.groups[usize::from(demand.group)].calm(now.since(sent));
         }
         if let (Some(polite), None) = (self.polite[usize::from(demand.group)], again) {
             self.run.recovery.settle(polite, demand.first_sent, ending == Ending::Served);

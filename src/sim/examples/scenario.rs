@@ -1,10 +1,12 @@
 //! Runs scenarios with the simulator alone: `cargo run -p rayguard-sim --example scenario -- FILE...`.
 //!
-//! With `--ablate`, all of them without parts of the loop, as one table. It builds without the proxy, which is what one wants while a law or a scenario is being written.
+//! With `--ablate`, all of them without parts of the loop, as one table; with `--runs=200`, each on so many heads
+//! that are not quite its own. It builds without the proxy, which is what one wants while a law or a scenario is being written.
 //! `rayguard simulate` does the same and more.
 #![allow(clippy::print_stdout, reason = "an example")]
 
 use rayguard_sim::ablation;
+use rayguard_sim::monte_carlo::monte_carlo;
 use rayguard_sim::report;
 use rayguard_sim::scenario::Scenario;
 use rayguard_sim::trace;
@@ -28,6 +30,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         if flags.iter().any(|flag| flag == "--ablate") {
             let name = Path::new(&file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
             rows.push(ablation::ablate(&name, &scenario, scenario.seed, &traces)?);
+            continue;
+        }
+        if let Some(runs) = flags.iter().find_map(|flag| flag.strip_prefix("--runs=")) {
+            let rate = monte_carlo(&scenario, scenario.seed, runs.parse()?, &traces, &|_| ())?;
+            print!("{file}\n{}", rate.describe());
             continue;
         }
         let answer = report::answer(&file, &scenario, scenario.seed, &traces, Onlooker::default())?;
