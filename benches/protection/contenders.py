@@ -106,7 +106,7 @@ REAL = f"""listen = [
 """
 
 
-def commands(work, real=False, recording=None):
+def commands(work, real=False, recording=None, state=None):
     """Name -> command of every contender, None for nothing at all; rayguard records what it sees into `recording`."""
 
     def peer(name):
@@ -127,7 +127,7 @@ def commands(work, real=False, recording=None):
             find_rayguard(),
             "run",
             "--state-dir",
-            str(work / f"state-{time.monotonic_ns()}"),
+            str(state or work / f"state-{time.monotonic_ns()}"),
             *(["--record", str(recording)] if recording else []),
             *os.environ.get("RAYGUARD_RUN_ARGS", "").split(),
             "--upstream",
@@ -140,8 +140,9 @@ def commands(work, real=False, recording=None):
 class Contender:
     """A context in which the contender stands at `port`."""
 
-    def __init__(self, name, work, real=False, recording=None):
+    def __init__(self, name, work, real=False, recording=None, state=None):
         self.name = name
+        self.state = state
         self.work = Path(work)
         self.real = real
         self.recording = recording
@@ -156,7 +157,7 @@ class Contender:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
-        command = commands(self.work, self.real, self.recording)[self.name]
+        command = commands(self.work, self.real, self.recording, self.state)[self.name]
         if command:
             self.process = Process(command, self.work / f"{self.name}.log", cwd=self.work)
             try:

@@ -22,6 +22,7 @@ import urllib.request
 from pathlib import Path
 
 from contenders import HEAD_PORT, HERE, ROOT, Contender, Process, commands, find_rayguard, wait_for_port
+from past import age
 
 CAPACITY_MS = 1000.0
 NOISY_MS = 25.0
@@ -37,6 +38,9 @@ ROWS = [
     "ramp",
     "pollers",
     "capacity-drop",
+    "crowd-200",
+    "crowd-1000",
+    "crowd-10000",
 ]
 
 
@@ -89,6 +93,21 @@ def usable(plan, seconds, measured):
     return total
 
 
+def live_through_calm(plan, name, work, state):
+    """What a plan's polite client does in calm before it begins; an hour passes until then."""
+    polite = next(stream for stream in plan["stream"] if stream["name"] == "polite")
+    calm = Path(work) / "calm.toml"
+    given = {key: value for key, value in polite.items() if key != "request"}
+    lines = [f"duration_s = {plan['notes']['past_s']}", "[[stream]]", *(f"{key} = {json.dumps(value)}" for key, value in given.items())]
+    shapes = ", ".join("{ " + ", ".join(f"{key} = {json.dumps(value)}" for key, value in shape.items()) + " }" for shape in polite["request"])
+    calm.write_text("\n".join([*lines, f"request = [{shapes}]"]))
+    with Contender(name, work, state=state) as contender:
+        time.sleep(0.5)
+        subprocess.run(load_command(calm, contender.target, 1), check=True, capture_output=True)
+    if name == "rayguard":
+        age(state, 3600)
+
+
 def cell(row, name, seed, work):
     """One measurement."""
     path = HERE / "plans" / f"{row}.toml"
@@ -97,7 +116,10 @@ def cell(row, name, seed, work):
     head = Process(head_command(), Path(work) / "head.log")
     try:
         wait_for_port(HEAD_PORT, process=head)
-        with Contender(name, work) as contender:
+        state = Path(work) / f"state-{time.monotonic_ns()}"
+        if "past_s" in notes:
+            live_through_calm(plan, name, work, state)
+        with Contender(name, work, state=state) as contender:
             time.sleep(0.5)
             watch = Watch(notes.get("dips", []), plan["duration_s"])
             cpu_before, _ = contender.usage()

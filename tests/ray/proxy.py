@@ -20,10 +20,10 @@ OF_THE_MOMENT = {"date", "connection", "keep-alive", "transfer-encoding", "conte
 class Proxy:
     """`rayguard run` before `head`, at shipped defaults but for what `tables` says. Use as a context."""
 
-    def __init__(self, head, tables="", args=(), ray_client=False, env=None):
+    def __init__(self, head, tables="", args=(), ray_client=False, env=None, state=None):
         self.head = head
         self.directory = Path(tempfile.mkdtemp(prefix="proxy"))
-        self.state = self.directory / "state"
+        self.state = state or self.directory / "state"  # another life may go on where one ended
         self.port, self.admin_port, self.client_port = free_ports(3)
         self.log = self.directory / "rayguard.log"
         self.config = self.directory / "rayguard.toml"

@@ -149,7 +149,7 @@ impl Client {
             .header(http::header::HOST, &self.authority)
             .header(http::header::ACCEPT, "*/*");
         for (name, value) in &self.stream.headers {
-            request = request.header(name, value);
+            request = request.header(name, value.replace("{n}", &number));
         }
         if self.stream.tokens > 0 {
             let token = n % u64::from(self.stream.tokens);

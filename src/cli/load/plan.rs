@@ -92,7 +92,7 @@ pub struct Stream {
     /// Whether connections are kept for the identity's next request.
     #[serde(default)]
     pub connection: Connection,
-    /// Sent with every request of the stream.
+    /// Sent with every request of the stream; `{n}` in a value as in the path.
     #[serde(default)]
     pub headers: Vec<(String, String)>,
     /// What is asked, by weight.

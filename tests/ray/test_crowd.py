@@ -1,0 +1,131 @@
+"""A crowd of strangers at a real head: who was here before goes on as if it were not there.
+
+Every stranger comes from an address of its own, shows no token, asks less often than the users do, and never the same
+twice. Ten minutes of calm are had by ageing what rayguard remembers of one (`benches/protection/past.py`).
+"""
+
+import sys
+from pathlib import Path
+
+import pytest
+from proxy import ROOT, Proxy, Load
+from head import Head
+
+sys.path.append(str(ROOT / "benches" / "protection"))
+from history import History  # noqa: E402
+from past import age  # noqa: E402
+
+CALM_S, FLOOD_S = 60, 40
+LATE_MS = 250  # a generator that is later than this measured the machine
+
+# The job list's handler reads no key at all, and nothing but `timeout` changes what a list of tasks is asked for.
+USERS = """
+[[stream]]
+name = "reader"
+rate = 0.75
+spacing = "even"
+addresses = 3
+first_address = "127.0.1.1"
+timeout_s = 20
+connection = "new"
+headers = [["x-nonce", "reader-{n}"]]
+request = [{ path = "/api/jobs/" }]
+
+[[stream]]
+name = "analyst"
+rate = 0.2
+spacing = "even"
+addresses = 2
+first_address = "127.0.1.11"
+timeout_s = 20
+connection = "new"
+request = [{ path = "/api/v0/tasks?limit=100&timeout=3{n}" }]
+"""
+
+CROWD = """
+[[stream]]
+name = "crowd"
+rate = {rate}
+addresses = {strangers}
+first_address = "127.0.4.1"
+timeout_s = 20
+connection = "new"
+{headers}
+request = [{{ path = "{jobs}" }}, {{ path = "{tasks}" }}]
+
+[[stream]]
+name = "newcomer"
+rate = {newcomers}
+addresses = 10
+first_address = "127.0.2.1"
+timeout_s = 20
+connection = "new"
+{headers}
+request = [{{ path = "{jobs}" }}, {{ path = "{tasks}" }}]
+"""
+# What differs from one request of a stranger to the next: a key that Ray ignores, or something that counts.
+IGNORED = {"headers": "", "jobs": "/api/jobs/?r={n}", "tasks": "/api/v0/tasks?limit=100&r={n}"}
+COUNTS = {
+    "headers": 'headers = [["x-nonce", "{n}"]]',
+    "jobs": "/api/jobs/",
+    "tasks": "/api/v0/tasks?limit=100&timeout=3{n}",
+}
+
+
+@pytest.fixture(scope="module")
+def busy_head():
+    """A head with a thousand tasks and 119 jobs behind it."""
+    with Head() as head:
+        History(head).make(119, set())
+        yield head
+
+
+@pytest.fixture(scope="module")
+def calm(busy_head, tmp_path_factory):
+    """A state directory in which the users are known, and how they fared in calm."""
+    state = tmp_path_factory.mktemp("calm")
+    with Proxy(busy_head, state=state) as proxy:
+        report = Load(proxy.url, f"duration_s = {CALM_S}\n{USERS}").report()
+    streams = report["windows"][0]["streams"]
+    late = {name: stream["fates"] for name, stream in streams.items() if stream["in_time_share"] < 1.0}
+    assert not late, "a healthy head sheds nothing"
+    assert age(state, 3600) >= 5
+    return state, streams
+
+
+def flood(head, state, strangers, rate, busting, tables=""):
+    plan = CROWD.format(rate=rate, strangers=strangers, newcomers=10 * rate / strangers, **busting)
+    with Proxy(head, tables, state=state) as proxy:
+        report = Load(proxy.url, f"duration_s = {FLOOD_S}\nin_flight_max = 8192\n{USERS}{plan}").report()
+        clients = proxy.admin("/api/v1/clients?limit=1000")["clients"]
+    return report["late_p99_ms"], report["windows"][0]["streams"], clients
+
+
+@pytest.mark.parametrize("strangers, rate", [(200, 100), (1000, 100), (10000, 150)])
+@pytest.mark.parametrize("busting", [IGNORED, COUNTS], ids=["ignored", "counts"])
+def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers, rate, busting, tmp_path):
+    state, before = calm
+    for name in ("history", "identity.key", "costs.json"):
+        Path(tmp_path, name).write_bytes(Path(state, name).read_bytes())
+    late, now, clients = flood(busy_head, tmp_path, strangers, rate, busting)
+    assert late < LATE_MS, "this machine is too busy to say"
+    for name in ("reader", "analyst"):
+        served, p99, calm_p99 = now[name]["in_time_share"], now[name]["p99_ms"], before[name]["p99_ms"]
+        print(f"{strangers} {name}: {served:.3f} in time, p99 {p99:.0f} ms (calm {calm_p99:.0f})")
+        assert served >= 0.99, now[name]
+        assert p99 <= max(2 * calm_p99, 250), (p99, calm_p99)
+    crowd, newcomer = now["crowd"]["in_time_share"], now["newcomer"]["in_time_share"]
+    print(f"{strangers} strangers: {crowd:.3f} of the crowd in time, {newcomer:.3f} of newcomers")
+    # Ten of them ask some tens of times: the share of so few is a matter of chance.
+    assert newcomer >= crowd - 0.15
+    says = {row["address"]: row["standing"]["says"] for row in clients}
+    assert all(says[f"127.0.1.{at}"].startswith("known since") for at in (1, 2, 3, 11, 12)), says
+    if busting is COUNTS:
+        assert any(each.startswith("stranger; one of ") for each in says.values()), says
+
+
+def test_without_a_past_they_are_one_of_the_crowd(busy_head, calm, tmp_path):
+    _, now, clients = flood(busy_head, tmp_path, 200, 100, COUNTS, "[identity]\nhistory = false\n")
+    assert min(now[name]["in_time_share"] for name in ("reader", "analyst")) < 0.95, now
+    assert all(row["standing"] is None for row in clients)
+    assert not Path(tmp_path, "history").exists() and not Path(tmp_path, "identity.key").exists()
