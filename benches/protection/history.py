@@ -56,8 +56,12 @@ class History:
         return self.ids
 
     async def record(self, count):
-        from ray._raylet import GcsClient
         from ray.dashboard.modules.job.common import JobInfoStorageClient
+
+        try:  # until 2.4x its asynchronous client was another one
+            from ray._private.gcs_aio_client import GcsAioClient as GcsClient
+        except ImportError:
+            from ray._raylet import GcsClient
 
         store = JobInfoStorageClient(GcsClient(address=f"127.0.0.1:{self.head.ports['gcs']}"), str(self.head.directory))
         model = await store.get_info(self.ids["job"])
