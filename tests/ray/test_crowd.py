@@ -28,7 +28,7 @@ addresses = 3
 first_address = "127.0.1.1"
 timeout_s = 20
 connection = "new"
-headers = [["x-nonce", "reader-{n}"]]
+headers = [["user-agent", "python-requests/2.34.2"], ["x-nonce", "reader-{n}"]]
 request = [{ path = "/api/jobs/" }]
 
 [[stream]]
@@ -39,6 +39,7 @@ addresses = 2
 first_address = "127.0.1.11"
 timeout_s = 20
 connection = "new"
+headers = [["user-agent", "python-requests/2.34.2"]]
 request = [{ path = "/api/v0/tasks?limit=100&timeout=3{n}" }]
 """
 
@@ -64,9 +65,10 @@ connection = "new"
 request = [{{ path = "{jobs}" }}, {{ path = "{tasks}" }}]
 """
 # What differs from one request of a stranger to the next: a key that Ray ignores, or something that counts.
-IGNORED = {"headers": "", "jobs": "/api/jobs/?r={n}", "tasks": "/api/v0/tasks?limit=100&r={n}"}
+SOFTWARE = '["user-agent", "python-requests/2.34.2"]'  # Ray 2.44 answers nobody who sends none
+IGNORED = {"headers": f"headers = [{SOFTWARE}]", "jobs": "/api/jobs/?r={n}", "tasks": "/api/v0/tasks?limit=100&r={n}"}
 COUNTS = {
-    "headers": 'headers = [["x-nonce", "{n}"]]',
+    "headers": f'headers = [{SOFTWARE}, ["x-nonce", "{{n}}"]]',
     "jobs": "/api/jobs/",
     "tasks": "/api/v0/tasks?limit=100&timeout=3{n}",
 }
