@@ -1,0 +1,1 @@
+"""The rayguard binary, as a Python package."""

@@ -1,0 +1,168 @@
+"""The image's file system, assembled as the Dockerfile does it, and the binary run in it as an engine would run it: its own
+root, read-only, its own network, no privileges. And the tarball of the same binary.
+
+Needs root, a static binary (RAYGUARD_STATIC) and no container engine.
+"""
+
+import os
+import re
+import shutil
+import stat
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run
+
+STATIC = os.environ.get("RAYGUARD_STATIC", str(ROOT / "target/shipped/rayguard"))
+DOCKERFILE = (ROOT / "config/deploy/image/Dockerfile").read_text()
+
+
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory):
+    out = tmp_path_factory.mktemp("shipped")
+    run("bash", ROOT / ".ci/release", "binary", "rootfs", "tarball", "sbom", env={**os.environ, "OUT": str(out), "BINARY": STATIC})
+    return out
+
+
+@pytest.fixture
+def rootfs(shipped):
+    return shipped / "rootfs"
+
+
+def in_namespaces(script, rootfs, **environment):
+    """Runs a script with a network, processes and mounts of its own, and `$ROOT` read-only but for its volume."""
+    prelude = """set -eu
+        ip link set lo up
+        mount --bind "$ROOT" "$ROOT" && mount -o remount,bind,ro "$ROOT"
+        mount -t tmpfs -o uid=65532,gid=65532,mode=0750 volume "$ROOT/var/lib/rayguard"
+        inside() { chroot --userspec=65532:65532 "$ROOT" /usr/local/bin/rayguard "$@"; }
+        healthy() { for _ in $(seq 100); do inside health && return; sleep 0.1; done 2>/dev/null; inside health; }
+    """
+    command = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", prelude + script]
+    done = subprocess.run(
+        command, env={"PATH": os.environ["PATH"], "ROOT": str(rootfs), **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_it_holds_the_binary_and_little_else(rootfs):
+    files = sorted(str(each.relative_to(rootfs)) for each in rootfs.rglob("*") if each.is_file())
+    assert files == [
+        "etc/group", "etc/nsswitch.conf", "etc/passwd", "etc/ssl/certs/ca-certificates.crt", "usr/local/bin/rayguard",
+        "usr/share/licenses/rayguard/LICENSE", "usr/share/licenses/rayguard/THIRD-PARTY-LICENSES.txt",
+    ]  # fmt: skip
+    assert sum(each.lstat().st_size for each in rootfs.rglob("*")) <= 20 << 20
+    for each in rootfs.rglob("*"):
+        assert not each.stat().st_mode & (stat.S_ISUID | stat.S_ISGID), each
+
+
+def test_it_runs_without_privileges_on_a_read_only_root_and_is_healthy(rootfs):
+    said = in_namespaces(
+        """
+        if inside health 2>/dev/null; then echo "healthy before it runs"; exit 1; fi
+        cd "$ROOT"
+        chroot --userspec=65532:65532 "$ROOT" /usr/local/bin/rayguard run --state-dir /var/lib/rayguard & pid=$!
+        healthy
+        grep ^Uid: /proc/$pid/status; grep ^CapEff: /proc/$pid/status
+        if touch "$ROOT/tmp/x" 2>/dev/null; then echo "the root can be written"; exit 1; fi
+        kill -TERM $pid; wait $pid; echo "ended: $?"
+        find "$ROOT/var/lib/rayguard" -type f -printf '%P\\n' | sort
+        """,
+        rootfs,
+    )
+    assert "ready\n" in said and "ended: 0" in said
+    assert re.search(r"^Uid:\s+65532\s+65532\s+65532\s+65532$", said, re.M), said
+    assert re.search(r"^CapEff:\s+0+$", said, re.M), said
+    assert "limits.json" in said and "ledger/" in said, said
+
+
+def test_names_are_resolved_in_it_and_requests_reach_ray(rootfs, tmp_path):
+    """By /etc/hosts, which an engine mounts; the C library is static, and there is none beside it."""
+    copy = tmp_path / "rootfs"
+    shutil.copytree(rootfs, copy, symlinks=True)
+    (copy / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.0.1 ray-head\n")
+    (tmp_path / "index.html").write_text("a page of Ray's dashboard")
+    said = in_namespaces(
+        """
+        (cd "$PAGES" && exec python3 -m http.server 18265 --bind 127.0.0.1 >/dev/null 2>&1) &
+        inside run --upstream http://ray-head:18265 --listen 127.0.0.1:8265 --state-dir /var/lib/rayguard &
+        healthy
+        for _ in $(seq 100); do
+            if python3 -c 'import urllib.request as u; print(u.urlopen("http://127.0.0.1:8265/").read().decode())' 2>/dev/null; then exit 0; fi
+            sleep 0.1
+        done
+        exit 1
+        """,
+        copy,
+        PAGES=str(tmp_path),
+    )
+    assert "a page of Ray's dashboard" in said
+
+
+def test_the_dockerfile_makes_an_image_of_it():
+    """What an engine would be told: the same script, no user of root's, a health check by the binary."""
+    build, final = DOCKERFILE.split("\nFROM scratch\n")
+    assert "RUN bash .ci/release rootfs" in build
+    assert "COPY --from=build /src/target/shipped/rootfs /\n" in final
+    assert "\nUSER 65532:65532\n" in final and "\nRUN " not in final
+    check = re.search(r'^HEALTHCHECK .*CMD \["/usr/local/bin/rayguard", "(\w+)"\]$', final, re.M)
+    assert check and run(STATIC, check[1], "--help")
+    ignored = (ROOT / "config/deploy/image/Dockerfile.dockerignore").read_text().split()
+    assert "target" in ignored and not {"src", "config", ".ci", "benches", "Cargo.lock"} & set(ignored)
+
+
+def test_the_workflows_image_is_the_dockerfiles_last_stage(tmp_path):
+    workflow = (ROOT / ".github/workflows/release.yml").read_text()
+    script = re.search(r"(sed -n '/\^FROM scratch/.*?) > context/Dockerfile", workflow, re.S)[1]
+    made = run("bash", "-c", script, cwd=ROOT).stdout
+    assert made.startswith("FROM scratch\nARG TARGETARCH\n")
+    assert "\nCOPY $TARGETARCH/rootfs /\n" in made
+    assert "\nCOPY --chown=65532:65532 $TARGETARCH/rootfs/var/lib/rayguard /var/lib/rayguard\n" in made
+    assert "--from" not in made and "HEALTHCHECK" in made
+
+
+def test_the_tarball_has_what_a_host_needs_and_its_checksum_holds(shipped, tmp_path):
+    archive = next(shipped.glob("rayguard-*-linux.tar.gz"))
+    run("sha256sum", "--check", f"{archive.name}.sha256", cwd=shipped)
+    with tarfile.open(archive) as opened:
+        assert all(member.uid == member.gid == 0 for member in opened)
+        opened.extractall(tmp_path, filter="data")
+    root = tmp_path / archive.name.removesuffix(".tar.gz")
+    files = sorted(str(each.relative_to(root)) for each in root.rglob("*") if each.is_file())
+    assert files == [
+        "CHANGELOG.md", "README.md", "bin/rayguard", "completions/_rayguard", "completions/rayguard.bash",
+        "completions/rayguard.fish", "licenses/LICENSE", "licenses/THIRD-PARTY-LICENSES.txt", "man/man1/rayguard.1",
+        "minimal.toml", "rayguard.toml", "systemd/rayguard.service", "systemd/rayguard.socket",
+    ]  # fmt: skip
+    version = re.search(r'^version = "(.+)"$', (ROOT / "Cargo.toml").read_text(), re.M)[1]
+    assert run(root / "bin/rayguard", "--version").stdout == f"rayguard {version}\n"
+    run("bash", "-n", root / "completions/rayguard.bash")
+    assert ".TH rayguard" in (root / "man/man1/rayguard.1").read_text()
+    run(root / "bin/rayguard", "check", "--config", root / "rayguard.toml")
+    assert not run("readelf", "-l", root / "bin/rayguard").stdout.count("INTERP"), "it needs no loader"
+
+
+def test_every_crate_that_is_linked_in_has_its_licence_told(shipped):
+    told = (shipped / "THIRD-PARTY-LICENSES.txt").read_text()
+    for name in ("hyper", "tokio", "rustls", "ring", "prometheus-client", "the Rust standard library"):
+        assert re.search(rf"^{re.escape(name)} ", told, re.M), name
+    assert "Permission is hereby granted, free of charge" in told and "GNU LESSER GENERAL PUBLIC LICENSE" in told
+
+
+def test_the_sbom_is_cyclonedx_and_complete(shipped):
+    import json
+
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    text = next(shipped.glob("*.cdx.json")).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    made = json.loads(text)
+    linked = run("cargo", "tree", "--locked", "--package", "rayguard", "--edges", "normal", "--prefix", "none", "--format", "{p}", cwd=ROOT).stdout
+    packages = {tuple(line.split()[:2]) for line in linked.splitlines() if line.strip()}
+    listed = {(each["name"], "v" + each["version"]) for each in [made["metadata"]["component"], *made["components"]]}
+    assert listed == packages
+    assert {each["ref"] for each in made["dependencies"]} == {each["purl"] for each in [made["metadata"]["component"], *made["components"]]}
