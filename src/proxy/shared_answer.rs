@@ -118,7 +118,7 @@ impl Charge {
     fn grow(&mut self, more: usize) -> bool {
         let max = self.budget.max();
         let next = |used: usize| used.checked_add(more).filter(|used| *used <= max);
-        let grown = self.budget.0.used.try_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok();
+        let grown = self.budget.0.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok();
         if grown {
             self.bytes += more;
         }

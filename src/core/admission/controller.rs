@@ -802,7 +802,7 @@ impl ClassAdmission {
         let own = micros(cost);
         self.tally
             .work_us
-            .try_update(Ordering::AcqRel, Ordering::Relaxed, |work| {
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |work| {
                 let sum = work.saturating_add(own);
                 let all = sum.saturating_add(own.saturating_mul(u64::from(kept)));
                 (work == 0 || all <= self.work_us_max).then_some(sum)
@@ -816,7 +816,7 @@ impl ClassAdmission {
         let max = admitted_max.unwrap_or(u64::MAX);
         self.tally
             .allowance_used
-            .try_update(Ordering::AcqRel, Ordering::Relaxed, |used| (used < max).then_some(used + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |used| (used < max).then_some(used + 1))
             .is_ok()
     }
 

@@ -90,7 +90,7 @@ impl Flow {
         let burst = (self.bytes_per_second() * BURST_S) as u64;
         let floor = self.clock.advance(now).0.saturating_sub(burst);
         let next = |end: u64| Some(end.max(floor).saturating_add(bytes as u64));
-        let (Ok(end) | Err(end)) = self.end.try_update(Ordering::AcqRel, Ordering::Relaxed, next);
+        let (Ok(end) | Err(end)) = self.end.fetch_update(Ordering::AcqRel, Ordering::Relaxed, next);
         Turn(end.max(floor))
     }
 

@@ -13,7 +13,7 @@ impl InFlight {
     /// Counts one more if that stays within `limit`.
     pub fn try_enter(&self, limit: u32) -> bool {
         self.0
-            .try_update(Ordering::AcqRel, Ordering::Relaxed, |count| (count < limit).then_some(count + 1))
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| (count < limit).then_some(count + 1))
             .is_ok()
     }
 
@@ -24,7 +24,7 @@ impl InFlight {
 
     /// Counts one less. One that was never counted is not subtracted.
     pub fn leave(&self) {
-        let left = self.0.try_update(Ordering::AcqRel, Ordering::Relaxed, |count| count.checked_sub(1));
+        let left = self.0.fetch_update(Ordering::AcqRel, Ordering::Relaxed, |count| count.checked_sub(1));
         debug_assert!(left.is_ok(), "a permit was given back twice");
     }
 
