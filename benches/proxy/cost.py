@@ -125,6 +125,9 @@ def contenders(home, arguments):
     if rayguard.exists():
         command = [str(rayguard), "run", "--config", "rayguard.toml"]
         found["rayguard"] = ("rayguard.toml", RAYGUARD_CONF, command, {"TOKIO_WORKER_THREADS": "1"})
+    if arguments.against:
+        command = [os.path.abspath(arguments.against), "run", "--config", "rayguard.toml"]
+        found["against"] = ("rayguard.toml", RAYGUARD_CONF, command, {"TOKIO_WORKER_THREADS": "1"})
     return found
 
 
@@ -275,7 +278,7 @@ def run(name, home, arguments):
     for _ in range(arguments.rounds):
         for proxy_name, (file, text, command, environment) in contenders(home, arguments).items():
             if name == "shed":
-                if proxy_name != "rayguard":
+                if proxy_name not in ("rayguard", "against"):
                     continue
                 text = SHEDDING
             proxy = start(home, file, text, command, environment)
@@ -302,6 +305,11 @@ def show(name, measured):
         proxy: {quantity: statistics.median(round[quantity] for round in rounds) for quantity in quantities}
         for proxy, rounds in measured.items()
     }
+    if "against" in measured:
+        first = quantities[0]
+        pairs = zip(measured["rayguard"], measured["against"], strict=True)
+        ratios = sorted(one[first] / other[first] for one, other in pairs)
+        print(f"\n{name}: {first}, rayguard over the other build, pair by pair: median {statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}")
     print(f"\n{name:10}" + "".join(f"{quantity:>14} {'spread':>17} {'x nginx':>8}" for quantity in quantities))
     for proxy, rounds in measured.items():
         line = f"{proxy:10}"
@@ -323,6 +331,7 @@ def main():
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--envoy")
     parser.add_argument("--rayguard")
+    parser.add_argument("--against", metavar="BINARY", help="another build of rayguard, in turns with the first")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     print(f"load average at the start: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
