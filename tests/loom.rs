@@ -45,7 +45,7 @@ mod runtime {
 /// What takes the place of `core::admission::sync` and `proxy::sync`.
 mod sync {
     pub(crate) use loom::hint::spin_loop;
-    pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+    pub(crate) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
     pub(crate) use loom::sync::{Arc, Mutex, MutexGuard};
 
     /// tokio's `watch` on loom's, as far as a log needs it: a value that is only ever new.
@@ -103,29 +103,6 @@ mod sync {
                 })
                 .await
             }
-        }
-    }
-
-    /// The standard library's `try_update` is loom's `fetch_update`.
-    #[derive(Debug, Default)]
-    pub(crate) struct AtomicU32(loom::sync::atomic::AtomicU32);
-
-    impl AtomicU32 {
-        pub(crate) fn try_update(
-            &self,
-            set: Ordering,
-            fetch: Ordering,
-            next: impl FnMut(u32) -> Option<u32>,
-        ) -> Result<u32, u32> {
-            self.0.fetch_update(set, fetch, next)
-        }
-
-        pub(crate) fn fetch_add(&self, more: u32, order: Ordering) -> u32 {
-            self.0.fetch_add(more, order)
-        }
-
-        pub(crate) fn load(&self, order: Ordering) -> u32 {
-            self.0.load(order)
         }
     }
 }
