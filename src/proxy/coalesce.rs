@@ -6,7 +6,7 @@
 //!
 //! **What Ray ignores splits nothing.** Where the head's Ray is of a version whose handlers are known, the target
 //! counts as they read it: the route, and those keys of the query that the handler takes
-//! ([`query`](crate::core::request::query)). So `?r=1` and `?r=2` are one question. Anywhere else path and query
+//! ([`query`]). So `?r=1` and `?r=2` are one question. Anywhere else path and query
 //! count as sent.
 //!
 //! **Never across clients.** Requests are equal if nothing that may tell two clients apart differs: the
