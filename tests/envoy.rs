@@ -41,13 +41,13 @@ impl Drop for Running {
 }
 
 /// A head, a rayguard that is asked, and a directory for all there is.
-struct Fleet {
+struct Setup {
     home: PathBuf,
     ray: Arc<Ray>,
     tasks: Tasks,
     service: SocketAddr,
     admin: SocketAddr,
-    guard: Option<Running>,
+    app: Option<Running>,
     envoy: PathBuf,
 }
 
@@ -69,9 +69,9 @@ fn envoy() -> Option<PathBuf> {
     None
 }
 
-impl Fleet {
+impl Setup {
     /// `more` is added to rayguard's configuration. `None` where there is no Envoy.
-    async fn start(name: &str, more: &str) -> Option<Fleet> {
+    async fn start(name: &str, more: &str) -> Option<Setup> {
         let envoy = envoy()?;
         let home = std::env::temp_dir().join(format!("rayguard-envoy-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&home).unwrap();
@@ -90,12 +90,12 @@ impl Fleet {
             home.join("state").display()
         );
         std::fs::write(home.join("rayguard.toml"), text).unwrap();
-        let mut fleet = Fleet { home, ray, tasks, service, admin, guard: None, envoy };
-        fleet.start_guard().await;
-        Some(fleet)
+        let mut setup = Setup { home, ray, tasks, service, admin, app: None, envoy };
+        setup.start_app().await;
+        Some(setup)
     }
 
-    async fn start_guard(&mut self) {
+    async fn start_app(&mut self) {
         let log = std::fs::File::options().create(true).append(true).open(self.home.join("log")).unwrap();
         let child = Command::new(env!("CARGO_BIN_EXE_rayguard"))
             .args(["run", "--config"])
@@ -103,7 +103,7 @@ impl Fleet {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();
-        self.guard = Some(Running(child.unwrap()));
+        self.app = Some(Running(child.unwrap()));
         self.listens(self.service).await;
         self.listens(self.admin).await;
     }
@@ -182,10 +182,10 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for Setup {
     fn drop(&mut self) {
         self.tasks.close();
-        self.guard = None;
+        self.app = None;
         let _ = std::fs::remove_dir_all(&self.home);
     }
 }
@@ -217,8 +217,8 @@ async fn status(at: SocketAddr) -> u16 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn above_a_rate_envoy_refuses_with_our_words() {
-    let Some(fleet) = Fleet::start("rate", "").await else { return };
-    let (_envoy, at) = fleet.envoy(true).await;
+    let Some(setup) = Setup::start("rate", "").await else { return };
+    let (_envoy, at) = setup.envoy(true).await;
     finds_rayguard(at).await;
     for n in 0..5 {
         let answer = ask(at, LIST, "").await;
@@ -236,18 +236,18 @@ async fn above_a_rate_envoy_refuses_with_our_words() {
     assert!(refused.text().contains("have reached the rate limit of this Ray head"), "{}", refused.text());
     assert_eq!(status(at).await, 200, "another class");
     assert_eq!(
-        fleet.ray.seen().iter().filter(|seen| seen.line().starts_with(&format!("GET {LIST} "))).count(),
+        setup.ray.seen().iter().filter(|seen| seen.line().starts_with(&format!("GET {LIST} "))).count(),
         5
     );
-    // The page is as of the last tick, the record as of the last write.
+    // The page is as of the last tick, the adjustment log as of the last write.
     let shed = "rayguard_requests_total{class=\"job-list\",verdict=\"shed\",reason=\"class_rate\"}";
-    while fleet.sample(shed).await < 0.5 {
+    while setup.sample(shed).await < 0.5 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let explained = || {
         let explain = Command::new(env!("CARGO_BIN_EXE_rayguard"))
-            .args(["explain", id, "--ledger"])
-            .arg(fleet.home.join("state/ledger"))
+            .args(["explain", id, "--adjustment-log"])
+            .arg(setup.home.join("state/adjustment-log"))
             .output()
             .unwrap();
         String::from_utf8_lossy(&explain.stdout).into_owned()
@@ -258,16 +258,16 @@ async fn above_a_rate_envoy_refuses_with_our_words() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_envoys_share_one_limit_and_follow_it_at_once() {
-    let Some(fleet) = Fleet::start("share", "").await else { return };
-    let ((_one, one), (_two, two)) = (fleet.envoy(true).await, fleet.envoy(true).await);
+    let Some(setup) = Setup::start("share", "").await else { return };
+    let ((_one, one), (_two, two)) = (setup.envoy(true).await, setup.envoy(true).await);
     finds_rayguard(one).await;
     finds_rayguard(two).await;
     // Below the limit everything passes, however many.
     for at in [one, two, one, two, one, two, one, two] {
         assert_eq!(status(at).await, 200);
     }
-    let begun = fleet.ray.begun.load(Ordering::SeqCst);
-    let under_way = || fleet.ray.begun.load(Ordering::SeqCst) - begun;
+    let begun = setup.ray.begun.load(Ordering::SeqCst);
+    let under_way = || setup.ray.begun.load(Ordering::SeqCst) - begun;
     let mut held = vec![
         begin(one, STATUS, "hold").await,
         begin(two, STATUS, "hold").await,
@@ -279,15 +279,15 @@ async fn two_envoys_share_one_limit_and_follow_it_at_once() {
         assert_eq!((refused.status, refused.header("x-rayguard-reason")), (429, Some("class_in_flight")));
     }
     // Raised: the next question is answered by it, at either.
-    fleet.pin(5.0).await;
+    setup.pin(5.0).await;
     held.push(begin(two, STATUS, "hold").await);
     held.push(begin(one, STATUS, "hold").await);
     until("five are under way", || under_way() == 5).await;
     assert_eq!((status(one).await, status(two).await), (429, 429));
-    assert!((fleet.sample("rayguard_ratelimit_service_places").await - 5.0).abs() < 0.1);
+    assert!((setup.sample("rayguard_ratelimit_service_places").await - 5.0).abs() < 0.1);
     // Cut: what is under way goes on, and nothing new passes until it has drained.
-    fleet.pin(2.0).await;
-    fleet.ray.hold.add_permits(3);
+    setup.pin(2.0).await;
+    setup.ray.hold.add_permits(3);
     let done = AtomicUsize::new(0);
     for client in &mut held {
         tokio::select! {
@@ -297,11 +297,11 @@ async fn two_envoys_share_one_limit_and_follow_it_at_once() {
         done.fetch_add(1, Ordering::SeqCst);
     }
     assert_eq!(done.load(Ordering::SeqCst), 3, "three were let go");
-    while fleet.answers("end").await < 11 {
+    while setup.answers("end").await < 11 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!((status(one).await, status(two).await), (429, 429), "two are left of two");
-    fleet.ray.hold.add_permits(1);
+    setup.ray.hold.add_permits(1);
     let mut last = 429;
     for _ in 0..200 {
         last = status(two).await;
@@ -311,7 +311,7 @@ async fn two_envoys_share_one_limit_and_follow_it_at_once() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(last, 200, "an end makes room");
-    assert!(fleet.ray.under_way_max.load(Ordering::SeqCst) <= 5);
+    assert!(setup.ray.under_way_max.load(Ordering::SeqCst) <= 5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -326,65 +326,65 @@ async fn envoy_keeps_to_the_lease_of_a_proxy_that_is_one_of_several() {
         return;
     };
     let redis = Running(redis);
-    let more = format!("[fleet]\nurl = 'redis://{store}'\nreplicas = 3\n");
-    let Some(fleet) = Fleet::start("lease", &more).await else { return };
-    let (_envoy, at) = fleet.envoy(true).await;
+    let more = format!("[setup]\nurl = 'redis://{store}'\nreplicas = 3\n");
+    let Some(setup) = Setup::start("lease", &more).await else { return };
+    let (_envoy, at) = setup.envoy(true).await;
     finds_rayguard(at).await;
     // Nobody else wants any: it may lease all three.
     let mut held = Vec::new();
     for _ in 0..400 {
-        if fleet.ray.under_way.load(Ordering::SeqCst) == 3 {
+        if setup.ray.under_way.load(Ordering::SeqCst) == 3 {
             break;
         }
         held.push(begin(at, STATUS, "hold").await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert_eq!(fleet.ray.under_way.load(Ordering::SeqCst), 3);
+    assert_eq!(setup.ray.under_way.load(Ordering::SeqCst), 3);
     assert_eq!(status(at).await, 429, "three are the whole limit");
-    fleet.ray.hold.add_permits(3);
-    until("all have ended", || fleet.ray.under_way.load(Ordering::SeqCst) == 0).await;
+    setup.ray.hold.add_permits(3);
+    until("all have ended", || setup.ray.under_way.load(Ordering::SeqCst) == 0).await;
     drop((held, redis));
-    let leased = "rayguard_fleet_leased{of=\"job-status\",limit=\"in_flight\"}";
+    let leased = "rayguard_replica_leased{of=\"job-status\",limit=\"in_flight\"}";
     for _ in 0..600 {
-        if (fleet.sample(leased).await - 1.0).abs() < 0.1 {
+        if (setup.sample(leased).await - 1.0).abs() < 0.1 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let _one = begin(at, STATUS, "hold").await;
-    until("one is under way", || fleet.ray.under_way.load(Ordering::SeqCst) == 1).await;
+    until("one is under way", || setup.ray.under_way.load(Ordering::SeqCst) == 1).await;
     assert_eq!(status(at).await, 429, "without the store a third of three");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn in_shadow_envoy_refuses_nothing_and_we_count() {
-    let Some(fleet) = Fleet::start("shadow", "mode = 'shadow'").await else { return };
-    let (_envoy, at) = fleet.envoy(true).await;
+    let Some(setup) = Setup::start("shadow", "mode = 'shadow'").await else { return };
+    let (_envoy, at) = setup.envoy(true).await;
     finds_rayguard(at).await;
     for _ in 0..20 {
         assert_eq!(ask(at, LIST, "").await.status, 200);
     }
-    assert_eq!((fleet.answers("over_limit").await, fleet.answers("would_shed").await), (0, 15));
-    fleet.order("/api/v1/mode", serde_json::json!({ "mode": "enforce", "why": "a test" })).await;
+    assert_eq!((setup.answers("over_limit").await, setup.answers("would_shed").await), (0, 15));
+    setup.order("/api/v1/mode", serde_json::json!({ "mode": "enforce", "why": "a test" })).await;
     assert_eq!(ask(at, LIST, "").await.status, 429, "and at a word it enforces");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_rayguard_envoy_does_as_its_failure_mode_says() {
-    let Some(mut fleet) = Fleet::start("killed", "").await else { return };
-    let ((_open, open), (_shut, shut)) = (fleet.envoy(false).await, fleet.envoy(true).await);
+    let Some(mut setup) = Setup::start("killed", "").await else { return };
+    let ((_open, open), (_shut, shut)) = (setup.envoy(false).await, setup.envoy(true).await);
     finds_rayguard(open).await;
     finds_rayguard(shut).await;
-    fleet.pin(1.0).await;
+    setup.pin(1.0).await;
     let _held = begin(open, STATUS, "hold").await;
-    until("one is under way", || fleet.ray.under_way.load(Ordering::SeqCst) == 1).await;
+    until("one is under way", || setup.ray.under_way.load(Ordering::SeqCst) == 1).await;
     assert_eq!((status(open).await, status(shut).await), (429, 429));
-    fleet.guard = None;
+    setup.app = None;
     for _ in 0..5 {
         assert_eq!((status(open).await, status(shut).await), (200, 503), "killed");
     }
     // Another run: its places are counted anew.
-    fleet.start_guard().await;
+    setup.start_app().await;
     let mut answered = 503;
     for _ in 0..200 {
         answered = status(shut).await;

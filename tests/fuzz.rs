@@ -2,7 +2,7 @@
 //! hang, nor grow.
 //!
 //! A mutational fuzzer that knows the shape of what it breaks: it starts from real inputs (pages of
-//! a real head, the shipped configuration, recordings, records, the shapes of `smuggling/`), puts words
+//! a real head, the shipped configuration, traffic traces, records, the shapes of `smuggling/`), puts words
 //! of their languages where they do not belong, splices them, and cuts them short. The same seed gives
 //! the same inputs. Fuzzing that is guided by coverage stands beside it: `fuzz/run`.
 //!
@@ -21,7 +21,7 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use prost::Message;
 use rayguard::config::settings::Address;
 use rayguard::config::{self, Overrides};
-use rayguard::core::journal::Event;
+use rayguard::core::event::Event;
 use rayguard::core::request::catalogue::{CLASSES, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::facts::Facts;
@@ -29,20 +29,20 @@ use rayguard::core::request::identify::Identifier;
 use rayguard::core::request::path::normalise;
 use rayguard::core::signal::series::SignalReader;
 use rayguard::core::time::{Time, WallMs};
-use rayguard::fleet::Replica;
-use rayguard::fleet::store::Told;
-use rayguard::observe::ledger::{self, Line, Reader};
+use rayguard::observe::adjustment_log::{self, Line, Reader};
 use rayguard::proxy::headers::{self, Lookup};
 use rayguard::proxy::listen::{Bounds, Listener};
 use rayguard::proxy::ratelimit::Service;
 use rayguard::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
 use rayguard::proxy::upstream::{self, Upstream};
 use rayguard::proxy::websocket::Frames;
-use rayguard::proxy::{preamble, state as proxy_state, tunnel};
+use rayguard::proxy::{proxy_protocol, state as proxy_state, tunnel};
+use rayguard::replicas::Replica;
+use rayguard::replicas::store::Told;
+use rayguard::runtime::app::{App, Outlets};
 use rayguard::runtime::clock::Clock;
-use rayguard::runtime::guard::{Guard, Outlets};
 use rayguard::runtime::tasks::Tasks;
-use rayguard::{core::recording, sim::trace};
+use rayguard::{core::traffic_trace, sim::trace};
 use rig::{Rig, Setup, get};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -479,7 +479,7 @@ fn paths_and_clients() {
 }
 
 #[test]
-fn traces_and_recordings() {
+fn traces_and_traces() {
     let words: [&[u8]; 14] = [
         b"@ ",
         b"r ",
@@ -487,7 +487,7 @@ fn traces_and_recordings() {
         b"c ",
         b"l ",
         b"s ",
-        b"rayguard-recording 1 {",
+        b"rayguard-trace 1 {",
         b"at_s,route,status,latency_ms\n",
         b"arrival_s,vc,gpus,job_type,total_steps\n",
         b"TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n",
@@ -509,8 +509,8 @@ fn traces_and_recordings() {
         "trace",
         |dice| food.serve(dice),
         |bytes| {
-            if let Ok(recording) = recording::read(bytes) {
-                assert!(recording.arrivals.len() <= bytes.len());
+            if let Ok(trace) = traffic_trace::read(bytes) {
+                assert!(trace.arrivals.len() <= bytes.len());
             }
             if let Ok(trace) = trace::read(&String::from_utf8_lossy(bytes)) {
                 assert!(trace.arrivals.is_sorted_by_key(|arrival| arrival.at));
@@ -540,7 +540,7 @@ fn records_of_adjustments() {
         b"true",
         b"\n{",
     ];
-    let food = Food { inputs: lines(include_str!("fuzz/record.jsonl")).collect(), words: &words };
+    let food = Food { inputs: lines(include_str!("fuzz/adjustments.jsonl")).collect(), words: &words };
     let shm = Path::new("/dev/shm");
     let dir = if shm.is_dir() { shm.to_owned() } else { std::env::temp_dir() };
     let file = dir.join(format!("rayguard-fuzz-{}.jsonl", std::process::id()));
@@ -552,13 +552,13 @@ fn records_of_adjustments() {
             let mut count = 0;
             for line in Reader::over(vec![file.clone()]) {
                 count += 1;
-                let Line::Record(record) = line.unwrap() else { continue };
+                let Line::LoggedEvent(logged) = line.unwrap() else { continue };
                 // What `log`, `explain` and `replay` do with it.
-                assert!(!serde_json::to_string(&record).unwrap().is_empty());
-                let sentence = record.event.sentence();
-                assert!(!sentence.contains('\x1b'), "{sentence:?} would steer a terminal");
-                let _ = (record.event.name(), record.event.subject());
-                if let Event::Adjustment(adjustment) = &record.event {
+                assert!(!serde_json::to_string(&logged).unwrap().is_empty());
+                let sentence = logged.event.sentence();
+                assert!(!sentence.contains('\x1b'), "{sentence:?} would control a terminal");
+                let _ = (logged.event.name(), logged.event.subject());
+                if let Event::Adjustment(adjustment) = &logged.event {
                     let _ = (adjustment.derive(), adjustment.undo());
                 }
             }
@@ -569,7 +569,7 @@ fn records_of_adjustments() {
 }
 
 #[test]
-fn preambles_and_websockets() {
+fn proxy_headers_and_websockets() {
     let words: [&[u8]; 8] = [
         b"PROXY ",
         b"TCP4 ",
@@ -591,12 +591,12 @@ fn preambles_and_websockets() {
         words: &words,
     };
     fuzz(
-        "preamble",
+        "proxy-protocol",
         |dice| food.serve(dice),
         |bytes| {
             let mut rest = bytes;
             let mut context = Context::from_waker(Waker::noop());
-            let reading = pin!(preamble::read(&mut rest));
+            let reading = pin!(proxy_protocol::read(&mut rest));
             assert!(
                 matches!(Future::poll(reading, &mut context), Poll::Ready(_)),
                 "all there is has been read"
@@ -609,11 +609,11 @@ fn preambles_and_websockets() {
     );
 }
 
-// --- Other clients' words: a fleet's store, and Envoys ---
+// --- Other clients' words: the replicas' store, and Envoys ---
 
 /// What the store's script answers, and what replicas write into it.
 #[test]
-fn what_a_fleets_store_tells() {
+fn what_the_shared_store_tells() {
     let words: [&[u8]; 22] = [
         b"\"stale\":true",
         b"\"leases\":{\"job-status/in_flight\":1e300}",
@@ -641,20 +641,24 @@ fn what_a_fleets_store_tells() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();
     let text = "listen = '127.0.0.1:0'\n[metrics]\ndiscover = false\ndiscovery_file = 'off'\n\
-                [fleet]\nurl = 'redis://127.0.0.1:1'\nreplicas = 3\nname = 'proxy'\n";
+                [replicas]\nurl = 'redis://127.0.0.1:1'\ncount = 3\nname = 'proxy'\n";
     let settings = config::parse(text, "test", &Overrides::default()).unwrap();
-    let fleet = settings.fleet.clone().unwrap();
+    let replicas = settings.replicas.clone().unwrap();
     let (alerts, _told) = tokio::sync::mpsc::channel(16);
-    let dir = std::env::temp_dir().join(format!("rayguard-fuzz-fleet-{}", std::process::id()));
-    let options =
-        ledger::Options { dir, file_bytes_max: 1 << 20, files_max: 2, sync: ledger::Sync::default() };
-    let (record, _pump) = ledger::ledger(ledger::Writer::open(options).0, 16);
-    let outlets = Outlets { record, alerts };
-    let guard = Guard::new(Arc::new(settings), &[], [1, 2], Clock::start(), Tasks::default(), outlets);
-    let replica = RefCell::new(Replica::new(&guard, &fleet, None, "host", "1").unwrap());
+    let dir = std::env::temp_dir().join(format!("rayguard-fuzz-replicas-{}", std::process::id()));
+    let options = adjustment_log::Options {
+        dir,
+        file_bytes_max: 1 << 20,
+        files_max: 2,
+        sync: adjustment_log::Sync::default(),
+    };
+    let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
+    let outlets = Outlets { adjustment_log, alerts };
+    let app = App::new(Arc::new(settings), &[], [1, 2], Clock::start(), Tasks::default(), outlets);
+    let replica = RefCell::new(Replica::new(&app, &replicas, None, "host", "1").unwrap());
 
     // What a leader publishes, what a replica reports, and what the script says of both.
-    let (_, followed) = guard.publication();
+    let (_, followed) = app.publication();
     let table = serde_json::to_string(&followed).unwrap();
     let pin = r#"{"limits":[{"class":"job-status","limit":"in_flight","loop":"inner","value":4}],"frozen":true,
         "pins":[{"class":"job-status","limit":"in_flight","value":3.0,"left_s":60.0,"who":"a","why":"b","until":null}],
@@ -662,7 +666,7 @@ fn what_a_fleets_store_tells() {
     let proxy = r#"{"demands":{"job-status/in_flight":5},"classes":{"job-status":{"now":[1,2,3],"stalled_s":0.5,
         "counts":[9,8,7,6,5,4,3,2,1,2,3],"shed":[[0,4],[3,18446744073709551615]],"buckets":[[40,5],[9999,1]]}}}"#;
     let leases: BTreeMap<_, _> =
-        guard.next_renewal().unwrap().names.into_iter().map(|name| (name, 5)).collect();
+        app.next_renewal().unwrap().names.into_iter().map(|name| (name, 5)).collect();
     let told = |leader: &str, table: &str| {
         serde_json::json!({
             "stale": false, "leases": leases, "live": 3, "silent": 1, "leader": leader, "token": 7,
@@ -675,16 +679,16 @@ fn what_a_fleets_store_tells() {
     let inputs = [told("replica:1", ""), told("other:1", &table), told("other:1", pin)];
     let food = Food { inputs: inputs.iter().map(Vec::as_slice).collect(), words: &words };
     fuzz(
-        "fleet",
+        "replicas",
         |dice| food.serve(dice),
         |bytes| {
             // Numbers are changed more often than the shape is broken: else most of it is never looked at.
             let Ok(told) = serde_json::from_slice::<Told>(bytes) else { return };
             let mut replica = replica.borrow_mut();
-            let sent = guard.next_renewal().unwrap();
+            let sent = app.next_renewal().unwrap();
             let _ = replica.hear(&sent, &told);
-            let _ = guard.view();
-            let (proxy, policy) = (guard.proxy(), guard.proxy().policy.clone());
+            let _ = app.view();
+            let (proxy, policy) = (app.proxy(), app.proxy().policy.clone());
             for (limits, class) in proxy.table.load().classes.iter().zip(&policy.classes) {
                 let most = class.in_flight.max;
                 assert!((0.0..=most).contains(&limits.in_flight), "{}: {}", class.name, limits.in_flight);

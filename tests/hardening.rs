@@ -5,8 +5,8 @@
 #[path = "proxy/rig.rs"]
 mod rig;
 
+use rayguard::proxy::keepalive::DOZE;
 use rayguard::proxy::listen::Bounds;
-use rayguard::proxy::patience::DOZE;
 use rig::{Client, Rig, Setup, get, until};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //! shown before. What the proxy keeps of them is bounded, whoever owes something still owes it,
 //! and people elsewhere are served as if nobody had called.
 //!
-//! Virtual time, the production classifier, identifier, admission and census. Tens of thousands of
+//! Virtual time, the production classifier, identifier, admission and usage. Tens of thousands of
 //! identities here; as many as one likes by hand:
 //!
 //! ```sh
@@ -13,13 +13,13 @@
 use rayguard::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, WaitId};
 use rayguard::core::admission::meter::{Outcome, Reason};
 use rayguard::core::admission::table::LimitTable;
-use rayguard::core::census::{Census, Sight, Verdict};
 use rayguard::core::policy::{Control, PerClientLimits, Policy};
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::facts::{Facts, Headers};
 use rayguard::core::request::identify::Identifier;
 use rayguard::core::time::Time;
+use rayguard::core::usage::{RequestSummary, Usage, Verdict};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use std::alloc::System;
 use std::collections::VecDeque;
@@ -53,7 +53,7 @@ struct World {
     identifier: Identifier,
     table: LimitTable,
     admission: AdmissionController<Who>,
-    census: Census,
+    usage: Usage,
     pattern: Arc<str>,
     waiting: VecDeque<(Time, WaitId)>,
     served: VecDeque<(Time, Permit)>,
@@ -84,7 +84,7 @@ impl World {
             classifier: Classifier::new(&policy, Surface::Dashboard, &[]).unwrap(),
             identifier: Identifier::new([1, 2], vec!["192.0.2.0/24".parse().unwrap()], Vec::new()),
             admission: AdmissionController::new(&policy, &table, Time::ZERO),
-            census: Census::new(policy.classes.len(), Time::ZERO),
+            usage: Usage::new(policy.classes.len(), Time::ZERO),
             table,
             pattern: "/api/jobs/".into(),
             waiting: VecDeque::new(),
@@ -117,8 +117,8 @@ impl World {
             .admission
             .decide(&self.table, ask, now, || who, &mut |who, grant| granted.push((who, grant)));
         let verdict = if matches!(decision, Decision::Shed(_)) { Verdict::Shed } else { Verdict::Admitted };
-        let sight = Sight { ask, address, pattern: &self.pattern, unlisted: None, in_flight: 0 };
-        self.census.note(&sight, verdict, now);
+        let summary = RequestSummary { ask, address, pattern: &self.pattern, unlisted: None, in_flight: 0 };
+        self.usage.note(&summary, verdict, now);
         match decision {
             Decision::Admit(permit) => granted.push((who, Grant::Go(permit))),
             Decision::Wait(id, deadline) => self.waiting.push_back((deadline, id)),

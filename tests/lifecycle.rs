@@ -53,11 +53,11 @@ impl Home {
     }
 
     /// Starts the program by a line of shell that ends in `exec rayguard`.
-    fn start(&self, shell: &str, stdin: Stdio) -> Guard {
+    fn start(&self, shell: &str, stdin: Stdio) -> App {
         self.start_between(shell, stdin, Stdio::null())
     }
 
-    fn start_between(&self, shell: &str, stdin: Stdio, stdout: Stdio) -> Guard {
+    fn start_between(&self, shell: &str, stdin: Stdio, stdout: Stdio) -> App {
         let log = std::fs::File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = Command::new("sh")
             .args(["-c", &format!("{shell}; exec \"$0\" run --config \"$1\"")])
@@ -69,18 +69,18 @@ impl Home {
             .stderr(log)
             .spawn()
             .unwrap();
-        Guard(child)
+        App(child)
     }
 
     /// Starts the program with this socket handed over as systemd does it.
-    fn start_with(&self, socket: &TcpListener) -> Guard {
+    fn start_with(&self, socket: &TcpListener) -> App {
         let socket = OwnedFd::from(socket.try_clone().unwrap());
         let shell = "exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$";
         self.start(shell, Stdio::from(socket))
     }
 
     /// The same with two.
-    fn start_with_both(&self, sockets: [&TcpListener; 2]) -> Guard {
+    fn start_with_both(&self, sockets: [&TcpListener; 2]) -> App {
         let [first, second] = sockets.map(|socket| Stdio::from(OwnedFd::from(socket.try_clone().unwrap())));
         let shell = "exec 3<&0 4>&1 </dev/null >/dev/null; export LISTEN_FDS=2 LISTEN_PID=$$";
         self.start_between(shell, first, second)
@@ -98,9 +98,9 @@ impl Drop for Home {
 }
 
 /// The program.
-struct Guard(Child);
+struct App(Child);
 
-impl Guard {
+impl App {
     fn tell(&self, signal: &str) {
         let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.0.id().to_string()).status();
         assert!(sent.unwrap().success());
@@ -121,7 +121,7 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
+impl Drop for App {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -187,13 +187,13 @@ async fn a_restart_with_the_socket_handed_over_fails_no_request() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     home.configure(ray.address, address, "listen = 'LISTEN'");
-    let mut guard = home.start_with(&socket);
+    let mut app = home.start_with(&socket);
     let load = Load::begin(&tasks, address, 8);
     for _ in 0..3 {
         load.serves_more("served before the restart").await;
-        guard.tell("TERM");
-        assert!(guard.ended().await, "{}", home.log());
-        guard = home.start_with(&socket);
+        app.tell("TERM");
+        assert!(app.ended().await, "{}", home.log());
+        app = home.start_with(&socket);
     }
     load.serves_more("served after the last").await;
     load.stop.store(true, Ordering::SeqCst);
@@ -209,12 +209,12 @@ async fn what_is_known_of_clients_outlives_the_process_unless_it_is_not_to() {
         let address = socket.local_addr().unwrap();
         home.configure(ray.address, address, &format!("listen = 'LISTEN'\n[identity]\nhistory = {kept}"));
         for life in 0..2 {
-            let mut guard = home.start_with(&socket);
+            let mut app = home.start_with(&socket);
             let load = Load::begin(&tasks, address, 1);
             load.serves_more("served in calm").await;
             load.stop.store(true, Ordering::SeqCst);
-            guard.tell("TERM");
-            assert!(guard.ended().await, "{}", home.log());
+            app.tell("TERM");
+            assert!(app.ended().await, "{}", home.log());
             let known = home.log().contains("clients are known from before");
             assert_eq!(known, kept && life == 1, "{}", home.log());
         }
@@ -416,7 +416,7 @@ async fn a_restart_under_a_mixed_load_fails_nothing() {
     home.configure(ray.address, at[0], &limits);
     let mixed =
         Arc::new(Mixed { stop: AtomicBool::new(false), done: Default::default(), failed: Mutex::default() });
-    let mut guard = home.start_with_both(sockets.each_ref());
+    let mut app = home.start_with_both(sockets.each_ref());
     let clients = Tasks::default();
     for number in 0..6 * KINDS.len() {
         let mixed = Arc::clone(&mixed);
@@ -427,10 +427,10 @@ async fn a_restart_under_a_mixed_load_fails_nothing() {
         until("each kind is served", || mixed.done().iter().zip(before).all(|(done, was)| *done > was + 6))
             .await;
         if restart < restarts {
-            guard.tell("TERM");
-            assert!(guard.ended().await, "{}", home.log());
+            app.tell("TERM");
+            assert!(app.ended().await, "{}", home.log());
             assert!(!home.log().contains("did not finish in time"), "{}", home.log());
-            guard = home.start_with_both(sockets.each_ref());
+            app = home.start_with_both(sockets.each_ref());
         }
     }
     mixed.stop.store(true, Ordering::SeqCst);
@@ -447,7 +447,7 @@ async fn stopped_while_waiting(name: &str, drain: &str) -> Vec<(u16, String)> {
         "listen = 'LISTEN'\nhttp.drain = '{drain}'\n[class.job-submit]\nbacklog = 'off'\n\
          rate = {{ initial = '4/s', min = '4/s', max = '4/s', burst = 1 }}\nqueue = {{ len = 64, wait = '30s' }}"
     );
-    let (mut guard, address) = started(&home, ray.address, &limits);
+    let (mut app, address) = started(&home, ray.address, &limits);
     assert_eq!(status(address, &[]).await.0, 200, "it is up");
     let answers = Arc::new(Mutex::new(Vec::new()));
     let clients = Tasks::default();
@@ -462,8 +462,8 @@ async fn stopped_while_waiting(name: &str, drain: &str) -> Vec<(u16, String)> {
         });
     }
     until("some wait", || ray.count() >= 3).await;
-    guard.tell("TERM");
-    assert!(guard.ended().await, "{}", home.log());
+    app.tell("TERM");
+    assert!(app.ended().await, "{}", home.log());
     assert!(clients.drain(Duration::from_secs(10)).await);
     Arc::into_inner(answers).unwrap().into_inner().unwrap()
 }
@@ -493,7 +493,7 @@ async fn a_shared_request_under_way_is_finished_while_the_proxy_drains() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     home.configure(ray.address, address, "listen = 'LISTEN'");
-    let mut guard = home.start_with(&socket);
+    let mut app = home.start_with(&socket);
     let mut clients = Vec::new();
     for _ in 0..3 {
         let mut client = Client::connect(address).await;
@@ -505,14 +505,14 @@ async fn a_shared_request_under_way_is_finished_while_the_proxy_drains() {
     let mut last = Client::connect(address).await;
     last.send(get(PATH, &[])).await;
     assert_eq!(last.answer().await.status, 200);
-    guard.tell("TERM");
+    app.tell("TERM");
     until("it drains", || home.log().contains("draining")).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     ray.hold.add_permits(1);
     for client in &mut clients {
         assert_eq!(client.answer().await.text(), "held", "{}", home.log());
     }
-    assert!(guard.ended().await, "{}", home.log());
+    assert!(app.ended().await, "{}", home.log());
 }
 
 #[tokio::test]
@@ -523,7 +523,7 @@ async fn without_descriptors_left_the_proxy_serves_those_it_has() {
     let address = socket.local_addr().unwrap();
     drop(socket);
     home.configure(ray.address, address, "listen = 'LISTEN'");
-    let mut guard = home.start("ulimit -n 64", Stdio::null());
+    let mut app = home.start("ulimit -n 64", Stdio::null());
     for _ in 0..2000 {
         if TcpStream::connect(address).await.is_ok() {
             break;
@@ -543,7 +543,7 @@ async fn without_descriptors_left_the_proxy_serves_those_it_has() {
         early.send(get(PATH, &[])).await;
         assert_eq!(early.answer().await.status, 200, "whoever was there goes on");
     }
-    assert!(guard.runs());
+    assert!(app.runs());
     drop(crowd);
     let mut late = Client::connect(address).await;
     late.send(get(PATH, &[])).await;
@@ -599,25 +599,25 @@ async fn a_renewed_certificate_is_shown_without_a_restart() {
         volume.display()
     );
     home.configure(ray.address, address, &listen);
-    let guard = home.start_with(&socket);
+    let app = home.start_with(&socket);
     let before = CertificateDer::from_pem_file(fixture("server.pem")).unwrap();
     assert_eq!(shown(address).await, Some(before.clone()));
 
     // One that does not go with its key changes nothing.
     publish(&volume, "2", "renewed.pem", "server.key");
-    guard.tell("HUP");
+    app.tell("HUP");
     until("the refusal is said", || home.log().contains("new certificate rejected")).await;
     assert_eq!(shown(address).await, Some(before));
 
     publish(&volume, "3", "renewed.pem", "renewed.key");
-    guard.tell("HUP");
+    app.tell("HUP");
     until("it is taken over", || home.log().contains("certificate reloaded")).await;
     let after = CertificateDer::from_pem_file(fixture("renewed.pem")).unwrap();
     assert_eq!(shown(address).await, Some(after));
 }
 
 /// Starts the program on a port of its own, once it listens there.
-fn started(home: &Home, ray: SocketAddr, more: &str) -> (Guard, SocketAddr) {
+fn started(home: &Home, ray: SocketAddr, more: &str) -> (App, SocketAddr) {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
     home.configure(ray, address, more);

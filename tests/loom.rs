@@ -31,7 +31,7 @@ mod clock;
 mod in_flight;
 #[path = "../src/proxy/single_flight.rs"]
 mod single_flight;
-#[path = "../src/proxy/tail.rs"]
+#[path = "../src/proxy/log_fanout.rs"]
 mod tail;
 
 mod proxy {
@@ -353,7 +353,7 @@ fn reads(mut follower: tail::Follower) -> (Vec<u8>, Option<bytes::Bytes>) {
 /// Ray sends two lines and its Close, in two pieces, while one joins at some moment and another comes and leaves.
 fn every_follower_gets_every_line() {
     use proxy::websocket::{NORMAL, close_frame, text_frame};
-    let tails = tail::Tails::default();
+    let tails = tail::LogFanouts::default();
     let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("nobody else is here") };
     let reader = {
         let tail = lead.tail();
@@ -379,7 +379,7 @@ fn every_follower_gets_every_line() {
 
 /// The lead is dropped before Ray has answered: whoever waits is told.
 fn those_who_wait_for_a_tail_that_fails_are_told() {
-    let tails = tail::Tails::default();
+    let tails = tail::LogFanouts::default();
     let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("nobody else is here") };
     let waits = {
         let tail = lead.tail();

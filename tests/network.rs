@@ -53,7 +53,7 @@ const TICK: Duration = Duration::from_millis(4);
 const SEGMENT_BYTES: usize = 1460;
 const PORT: u16 = 8265;
 
-/// SplitMix64. Each party has dice of its own, drawn from the seed by name.
+/// SplitMix64. Each peer has dice of its own, drawn from the seed by name.
 #[derive(Clone)]
 struct Dice(Rc<Cell<u64>>, u64);
 

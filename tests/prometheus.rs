@@ -11,7 +11,7 @@
 )]
 
 use rayguard::config::settings::Prometheus as Access;
-use rayguard::observe::promql::{Answer, DEFAULT_BOUNDS, QueryFault, Server, query};
+use rayguard::observe::promql::{Answer, DEFAULT_BOUNDS, QueryError, Server, query};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -60,7 +60,7 @@ impl Prometheus {
         Some(Prometheus { process, home, server })
     }
 
-    async fn ask(&self, expression: &str) -> Result<Answer, QueryFault> {
+    async fn ask(&self, expression: &str) -> Result<Answer, QueryError> {
         query(&self.server, expression, DEFAULT_BOUNDS).await
     }
 
@@ -119,15 +119,15 @@ async fn a_real_prometheus_gives_the_values_of_the_page_it_scraped() {
         let evaluated = prometheus.ask("max(up)").await.unwrap().evaluated;
         assert!(prometheus.ask("max(up)").await.unwrap().evaluated >= evaluated, "its clock moves on");
 
-        assert_eq!(prometheus.ask("no_such_series").await, Err(QueryFault::Empty));
-        assert!(matches!(prometheus.ask("scalar(vector(0)) / 0").await, Err(QueryFault::NotFinite { .. })));
+        assert_eq!(prometheus.ask("no_such_series").await, Err(QueryError::Empty));
+        assert!(matches!(prometheus.ask("scalar(vector(0)) / 0").await, Err(QueryError::NotFinite { .. })));
         assert!(matches!(
             prometheus.ask("ray_gcs_actors_count").await,
-            Err(QueryFault::SeveralSeries { count: 5 })
+            Err(QueryError::SeveralSeries { count: 5 })
         ));
-        assert!(matches!(prometheus.ask("\"words\"").await, Err(QueryFault::WrongType { .. })));
+        assert!(matches!(prometheus.ask("\"words\"").await, Err(QueryError::WrongType { .. })));
         let refused = prometheus.ask("sum(").await.unwrap_err();
-        assert!(matches!(&refused, QueryFault::Refused { kind, .. } if kind == "bad_data"), "{refused}");
+        assert!(matches!(&refused, QueryError::Refused { kind, .. } if kind == "bad_data"), "{refused}");
     };
     tokio::select! {
         () = asking => (),

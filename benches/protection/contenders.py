@@ -106,8 +106,8 @@ REAL = f"""listen = [
 """
 
 
-def commands(work, real=False, recording=None, state=None):
-    """Name -> command of every contender, None for nothing at all; rayguard records what it sees into `recording`."""
+def commands(work, real=False, trace=None, state=None):
+    """Name -> command of every contender, None for nothing at all; rayguard records what it sees into `trace`."""
 
     def peer(name):
         own = HERE / "peers" / "real" / name
@@ -128,7 +128,7 @@ def commands(work, real=False, recording=None, state=None):
             "run",
             "--state-dir",
             str(state or work / f"state-{time.monotonic_ns()}"),
-            *(["--record", str(recording)] if recording else []),
+            *(["--record", str(trace)] if trace else []),
             *os.environ.get("RAYGUARD_RUN_ARGS", "").split(),
             "--upstream",
             f"http://127.0.0.1:{HEAD_PORT}",
@@ -140,12 +140,12 @@ def commands(work, real=False, recording=None, state=None):
 class Contender:
     """A context in which the contender stands at `port`."""
 
-    def __init__(self, name, work, real=False, recording=None, state=None):
+    def __init__(self, name, work, real=False, trace=None, state=None):
         self.name = name
         self.state = state
         self.work = Path(work)
         self.real = real
-        self.recording = recording
+        self.trace = trace
         self.process = None
 
     @property
@@ -157,7 +157,7 @@ class Contender:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self):
-        command = commands(self.work, self.real, self.recording, self.state)[self.name]
+        command = commands(self.work, self.real, self.trace, self.state)[self.name]
         if command:
             self.process = Process(command, self.work / f"{self.name}.log", cwd=self.work)
             try:

@@ -6,7 +6,7 @@ To be run by a Python that has Ray (see tests/ray/requirements.txt). Each cell b
 head, which is given a history first: 1,000 finished tasks and 119 finished jobs. Rounds are
 interleaved. Prints a row per cell, then a table with the median and spread of each scenario and contender
 beside its bars; writes everything as JSON, and draws one plot per scenario. rayguard records each of its
-cells; each recording is replayed in the simulator, and what was measured is laid beside what was simulated.
+cells; each trace is replayed in the simulator, and what was measured is laid beside what was simulated.
 """
 
 import argparse
@@ -38,7 +38,7 @@ OF_ITS_OWN = {("a-tasks", "ray list actors"): 500.0}
 VICTIMS = {"a-tasks": "ray list actors"}  # drawn; of the others: job status
 
 
-def cell(scenario, name, options, work, recording):
+def cell(scenario, name, options, work, trace):
     """One measurement: a new head, its history, the contender, the load."""
     text = (HERE / "real" / f"{scenario}.toml").read_text() + "\n" + (HERE / "real" / "polite.toml").read_text()
     notes = tomllib.loads(text)["notes"]
@@ -52,7 +52,7 @@ def cell(scenario, name, options, work, recording):
             text = text.replace(f"{{{part}}}", job)
         plan = Path(work) / f"{scenario}.toml"
         plan.write_text(text)
-        with Contender(name, work, real=True, recording=recording) as contender:
+        with Contender(name, work, real=True, trace=trace) as contender:
             time.sleep(8)  # its first readings
             cpu_before, _ = head.usage()
             recovery, backlog = Recovery(head, ids["job"], flood_end), Backlog(head)
@@ -216,11 +216,11 @@ def main():
             first = []
             for number in range(options.rounds):
                 for name in options.contenders.split(","):
-                    recording = None
+                    trace = None
                     if name == "rayguard":
-                        recording = options.out.resolve() / f"{scenario}-{number + 1}.rec"
-                        recording.unlink(missing_ok=True)
-                    result = cell(scenario, name, options, work, recording)
+                        trace = options.out.resolve() / f"{scenario}-{number + 1}.rec"
+                        trace.unlink(missing_ok=True)
+                    result = cell(scenario, name, options, work, trace)
                     print(row(result), flush=True)
                     everything.append(result)
                     first += [result] if number == 0 else []
@@ -232,8 +232,8 @@ def main():
                 (options.out / f"{scenario}-backlog.svg").write_text(plot_backlog(notes, first))
     print("\n" + table(everything))
     (options.out / "real-ray.md").write_text(table(everything) + "\n")
-    if recordings := sorted(options.out.glob("*.rec")):
-        print("\n" + simulated.table(recordings))
+    if traffic traces := sorted(options.out.glob("*.rec")):
+        print("\n" + simulated.table(traffic traces))
 
 
 if __name__ == "__main__":

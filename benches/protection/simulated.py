@@ -2,9 +2,9 @@
 
     python3 benches/protection/simulated.py target/protection/*.rec
 
-Each recording is replayed (`rayguard simulate --trace`) against the model of a Ray head, fitted where the
-recording shows enough: under rayguard as shipped, and with limits off. A row per class: its requests
-in the recording, what share was answered, and the median and the slowest hundredth of those.
+Each trace is replayed (`rayguard simulate --trace`) against the model of a Ray head, fitted where the
+trace shows enough: under rayguard as shipped, and with limits off. A row per class: its requests
+in the trace, what share was answered, and the median and the slowest hundredth of those.
 """
 
 import json
@@ -33,14 +33,14 @@ def figures(fared):
     return f"{share}, {ms(fared['p50_ms'])} / {ms(fared['p99_ms'])}"
 
 
-def table(recordings):
+def table(traffic traces):
     """Markdown: answered, p50 / p99 in ms."""
     lines = []
-    for path in recordings:
+    for path in traffic traces:
         incident = replay(path)
         if not lines:
             lines = [
-                "| recording | class | asked | " + " | ".join(incident["runs"]) + " |",
+                "| trace | class | asked | " + " | ".join(incident["runs"]) + " |",
                 "|---" * (3 + len(incident["runs"])) + "|",
             ]
         for row in incident["rows"]:

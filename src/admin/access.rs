@@ -1,11 +1,11 @@
-//! Who may ask, and who may steer?
+//! Who may ask, and who may change anything?
 //!
 //! Three strangers are kept out. A web page that has pointed its own name at this address (DNS
 //! rebinding) shows in `Host`: only addresses, `localhost` and configured names are answered. A
 //! web page that sends a request across origins shows in `Origin` and `Sec-Fetch-Site`: only
-//! our own is answered, nothing is ever allowed by CORS, and steering takes `application/json`,
+//! our own is answered, nothing is ever allowed by CORS, and changes take `application/json`,
 //! which no form can send. A client from another machine shows in its address: without a token
-//! only this machine may steer, and a proxy on this machine that speaks for others
+//! only this machine may change anything, and a proxy on this machine that speaks for others
 //! (`X-Forwarded-For`, `Forwarded`, `Via`) is not this machine.
 //!
 //! The token is held and compared as a digest, in constant time.
@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
-/// Who may ask, and who may steer.
+/// Who may ask, and who may change anything.
 #[derive(Clone, Default)]
 pub struct Access {
     token: Option<[u8; 32]>,
@@ -59,13 +59,13 @@ impl std::fmt::Display for Peer {
 }
 
 impl Access {
-    /// With this token for steering, asked by these names.
+    /// With this token for changes, asked by these names.
     #[must_use]
     pub fn new(token: Option<&str>, hosts: Vec<Arc<str>>) -> Access {
         Access { token: token.map(|token| Sha256::digest(token).into()), hosts }
     }
 
-    /// Whether steering takes a token.
+    /// Whether changes take a token.
     #[must_use]
     pub fn takes_token(&self) -> bool {
         self.token.is_some()
@@ -88,7 +88,7 @@ impl Access {
             return Err(Problem::new(
                 StatusCode::MISDIRECTED_REQUEST,
                 "host",
-                format!("`{}` is not a name of this listener", crate::core::journal::printable(host)),
+                format!("`{}` is not a name of this listener", crate::core::event::printable(host)),
                 "ask by address or as localhost, or add the name to `admin.hosts` in the configuration",
             ));
         }
@@ -101,8 +101,8 @@ impl Access {
         Err(cross_origin())
     }
 
-    /// Whether the client may change anything; its name for the record.
-    pub fn may_steer(&self, peer: Peer, headers: &HeaderMap) -> Result<String, Problem> {
+    /// Whether the client may change anything; its name for the adjustment log.
+    pub fn may_override(&self, peer: Peer, headers: &HeaderMap) -> Result<String, Problem> {
         let site = headers.get("sec-fetch-site").map(http::HeaderValue::as_bytes);
         if !matches!(site, None | Some(b"same-origin" | b"none")) {
             return Err(cross_origin());
@@ -263,32 +263,33 @@ mod tests {
             assert!(!ask(origin), "{origin}");
         }
         for site in ["cross-site", "same-site", "else"] {
-            assert!(access.may_steer(HERE, &headers(&[("sec-fetch-site", site)])).is_err(), "{site}");
+            assert!(access.may_override(HERE, &headers(&[("sec-fetch-site", site)])).is_err(), "{site}");
         }
-        assert!(access.may_steer(HERE, &headers(&[("sec-fetch-site", "same-origin")])).is_ok());
+        assert!(access.may_override(HERE, &headers(&[("sec-fetch-site", "same-origin")])).is_ok());
     }
 
     #[test]
-    fn without_a_token_only_this_machine_itself_steers() {
+    fn without_a_token_only_this_machine_itself_may_change_anything() {
         let access = Access::default();
-        assert_eq!(access.may_steer(HERE, &headers(&[])).unwrap(), "127.0.0.1");
-        assert!(access.may_steer(Peer::Unix, &headers(&[])).is_ok());
-        assert_eq!(access.may_steer(FAR, &headers(&[])).unwrap_err().code, "not_local");
+        assert_eq!(access.may_override(HERE, &headers(&[])).unwrap(), "127.0.0.1");
+        assert!(access.may_override(Peer::Unix, &headers(&[])).is_ok());
+        assert_eq!(access.may_override(FAR, &headers(&[])).unwrap_err().code, "not_local");
         for speaks_for_others in ["x-forwarded-for", "forwarded", "via", "x-real-ip"] {
-            let problem = access.may_steer(HERE, &headers(&[(speaks_for_others, "10.0.0.9")])).unwrap_err();
+            let problem =
+                access.may_override(HERE, &headers(&[(speaks_for_others, "10.0.0.9")])).unwrap_err();
             assert_eq!(problem.code, "not_local");
         }
     }
 
     #[test]
-    fn with_a_token_nobody_steers_without_it_not_even_from_here() {
+    fn with_a_token_nobody_changes_anything_without_it_not_even_from_here() {
         let access = Access::new(Some("s3cret"), Vec::new());
-        assert_eq!(access.may_steer(HERE, &headers(&[])).unwrap_err().code, "token_required");
+        assert_eq!(access.may_override(HERE, &headers(&[])).unwrap_err().code, "token_required");
         for wrong in ["Bearer s3cre", "Bearer s3crett", "Bearer S3CRET", "Bearer ", "Basic s3cret"] {
-            assert!(access.may_steer(HERE, &headers(&[("authorization", wrong)])).is_err(), "{wrong}");
+            assert!(access.may_override(HERE, &headers(&[("authorization", wrong)])).is_err(), "{wrong}");
         }
         assert_eq!(
-            access.may_steer(FAR, &headers(&[("authorization", "bearer s3cret")])).unwrap(),
+            access.may_override(FAR, &headers(&[("authorization", "bearer s3cret")])).unwrap(),
             "token, 10.0.0.9"
         );
         assert!(!format!("{access:?}").contains("s3cret"));

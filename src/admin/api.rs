@@ -1,27 +1,27 @@
-//! The API: what is, what was, and the wheel.
+//! The API: what is, what was, and overrides.
 //!
 //! Every answer is JSON of a type in [`schema`](crate::admin::schema), every refusal a
-//! [`Problem`] with its remedy. `/livez` asks whether the engine still steps, `/readyz` whether
+//! [`Problem`] with its remedy. `/livez` asks whether the controller still steps, `/readyz` whether
 //! this process takes requests; neither asks whether Ray is well, or an ill head would have its
 //! guard restarted or taken out of service when it is needed most.
 
-use crate::admin::Desk;
+use crate::admin::AdminState;
 use crate::admin::access::Peer;
 use crate::admin::answer::{Answer, Problem, bytes, json, text};
 use crate::admin::schema::{
-    AdjustmentRow, Adjustments, Done, EventRow, Events, FreezeOrder, LeaseView, LimitRow, Limits,
-    ListenerView, ModeOrder, PinOrder, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinOrder,
+    AdjustmentRow, Adjustments, Done, EventRow, Events, FreezeRequest, LeaseView, LimitRow, Limits,
+    ListenerView, ModeRequest, PinRequest, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinRequest,
 };
 use crate::admin::{clients, discovery, page};
 use crate::core::admission::table::Mode;
-use crate::core::engine::steer::{Order, Refusal};
-use crate::core::engine::view::{ClassView, LimitView, SignalView, View};
-use crate::core::fleet::part::Leased;
-use crate::core::journal::{Event, printable};
+use crate::core::controller::overrides::{Override, OverrideError};
+use crate::core::controller::view::{ClassView, LimitView, SignalView, View};
+use crate::core::event::{Event, printable};
+use crate::core::replicas::quota::Leased;
 use crate::core::time::WallMs;
-use crate::observe::ledger::Entry;
+use crate::observe::adjustment_log::Entry;
 use crate::observe::metrics;
-use crate::runtime::guard::Guard;
+use crate::runtime::app::App;
 use crate::runtime::reload::NotReloaded;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE};
@@ -58,33 +58,33 @@ pub const ROUTES: [(&str, &str); 21] = [
 ];
 
 /// The largest body of an order.
-const ORDER_BYTES_MAX: usize = 16 * 1024;
+const OVERRIDE_BYTES_MAX: usize = 16 * 1024;
 
 /// An order must have come within this.
-const ORDER_TIMEOUT: Duration = Duration::from_secs(10);
+const OVERRIDE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest reason or name that goes into the record, in characters.
+/// The longest reason or name that goes into the adjustment log, in characters.
 const WORDS_MAX: usize = 500;
 
-/// An engine that has not stepped for so long is not alive.
+/// A controller that has not stepped for so long is not alive.
 const STALLED: Duration = Duration::from_secs(10);
 
 /// The description of this API.
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// Answers one request.
-pub async fn answer<B>(desk: &Arc<Desk>, peer: Peer, request: Request<B>) -> Answer
+pub async fn answer<B>(admin: &Arc<AdminState>, peer: Peer, request: Request<B>) -> Answer
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match route(desk, peer, request).await {
+    match route(admin, peer, request).await {
         Ok(answer) => answer,
         Err(problem) => problem.answer(),
     }
 }
 
-async fn route<B>(desk: &Arc<Desk>, peer: Peer, request: Request<B>) -> Result<Answer, Problem>
+async fn route<B>(admin: &Arc<AdminState>, peer: Peer, request: Request<B>) -> Result<Answer, Problem>
 where
     B: Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -111,15 +111,15 @@ where
     }
     // The kubelet and load balancers send whatever Host they like; these two tell nothing.
     if !matches!(path, "/livez" | "/readyz") {
-        desk.access.may_ask(&head.uri, &head.headers)?;
+        admin.access.may_ask(&head.uri, &head.headers)?;
     }
     if *method == "POST" {
-        let who = desk.access.may_steer(peer, &head.headers)?;
+        let who = admin.access.may_override(peer, &head.headers)?;
         let body = read(&head.headers, body).await?;
-        return steer(desk, path, &who, &body).await;
+        return override_limits(admin, path, &who, &body).await;
     }
     let query = Query::parse(head.uri.query().unwrap_or_default());
-    look(desk, peer, path, &head.headers, &query)
+    look(admin, peer, path, &head.headers, &query)
 }
 
 fn is(method: &Method, expected: &str) -> bool {
@@ -128,41 +128,47 @@ fn is(method: &Method, expected: &str) -> bool {
 
 // === looking ===
 
-fn look(desk: &Desk, peer: Peer, path: &str, headers: &HeaderMap, query: &Query) -> Result<Answer, Problem> {
-    let guard = &desk.guard;
+fn look(
+    admin: &AdminState,
+    peer: Peer,
+    path: &str,
+    headers: &HeaderMap,
+    query: &Query,
+) -> Result<Answer, Problem> {
+    let app = &admin.app;
     match path {
         "/api/v1/adjustments" => {
             query.only(&["since", "class", "limit"])?;
-            return Ok(ok(&adjustments(guard, query)?));
+            return Ok(ok(&adjustments(app, query)?));
         }
         "/api/v1/events" => {
             query.only(&["since", "limit"])?;
-            let (since, count) = (query.since(guard.clock.wall())?, query.limit(200)?);
-            return Ok(ok(&Events { events: last(count, events(guard, since).map(EventRow::from)) }));
+            let (since, count) = (query.since(app.clock.wall())?, query.limit(200)?);
+            return Ok(ok(&Events { events: last(count, events(app, since).map(EventRow::from)) }));
         }
         "/api/v1/history" => {
             query.only(&["since", "class"])?;
-            let since = query.since(guard.clock.wall())?.map_or(0, |since| since.0);
-            return Ok(ok(&desk.history.columns(since, query.get("class"))));
+            let since = query.since(app.clock.wall())?.map_or(0, |since| since.0);
+            return Ok(ok(&admin.history.columns(since, query.get("class"))));
         }
         "/api/v1/clients" => {
             query.only(&["limit"])?;
-            let open = desk.access.may_steer(peer, headers).is_ok();
-            return Ok(ok(&clients::clients(desk, query.limit(20)?, open)));
+            let open = admin.access.may_override(peer, headers).is_ok();
+            return Ok(ok(&clients::clients(admin, query.limit(20)?, open)));
         }
         _ => query.only(&[])?,
     }
     Ok(match path {
         "/" => page::answer(),
-        "/livez" => alive(guard),
-        "/readyz" => ready(guard),
-        "/metrics" => exposition(guard, headers),
+        "/livez" => alive(app),
+        "/readyz" => ready(app),
+        "/metrics" => exposition(app, headers),
         "/openapi.json" => bytes(StatusCode::OK, "application/json", OPENAPI),
-        "/api/v1/limits" => ok(&limits(&guard.view())),
-        "/api/v1/signals" => ok::<Vec<SignalView>>(&guard.view().signals),
-        "/api/v1/discovery" => ok(&discovery::discovery(desk)),
-        "/api/v1/alerts" => ok(&guard.view().alerts),
-        _ => ok(&state(desk)),
+        "/api/v1/limits" => ok(&limits(&app.view())),
+        "/api/v1/signals" => ok::<Vec<SignalView>>(&app.view().signals),
+        "/api/v1/discovery" => ok(&discovery::discovery(admin)),
+        "/api/v1/alerts" => ok(&app.view().alerts),
+        _ => ok(&state(admin)),
     })
 }
 
@@ -170,8 +176,8 @@ fn ok<T: serde::Serialize>(value: &T) -> Answer {
     json(StatusCode::OK, value)
 }
 
-fn alive(guard: &Guard) -> Answer {
-    let idle = guard.clock.now().since(guard.proxy_reading().1);
+fn alive(app: &App) -> Answer {
+    let idle = app.clock.now().since(app.proxy_reading().1);
     if idle > STALLED {
         let body = format!("the loop has not stepped for {:.0} s\n", idle.as_secs_f64());
         return text(StatusCode::SERVICE_UNAVAILABLE, &body);
@@ -179,22 +185,22 @@ fn alive(guard: &Guard) -> Answer {
     text(StatusCode::OK, "alive\n")
 }
 
-fn ready(guard: &Guard) -> Answer {
-    if guard.tasks.closing() {
+fn ready(app: &App) -> Answer {
+    if app.tasks.closing() {
         return text(StatusCode::SERVICE_UNAVAILABLE, "winding up\n");
     }
     text(StatusCode::OK, "ready\n")
 }
 
-fn exposition(guard: &Guard, headers: &HeaderMap) -> Answer {
+fn exposition(app: &App, headers: &HeaderMap) -> Answer {
     let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    let page = metrics::page(guard, metrics::Format::accepted(accept));
+    let page = metrics::page(app, metrics::Format::accepted(accept));
     bytes(StatusCode::OK, page.kind, page.body)
 }
 
-fn state(desk: &Desk) -> State {
-    let guard = &desk.guard;
-    let settings = guard.settings();
+fn state(admin: &AdminState) -> State {
+    let app = &admin.app;
+    let settings = app.settings();
     let listeners = settings.listeners.iter().map(|listener| ListenerView {
         kind: crate::proxy::handle::surface_name(listener.surface).to_owned(),
         listen: listener.address.to_string(),
@@ -203,18 +209,18 @@ fn state(desk: &Desk) -> State {
     State {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         config: settings.version.to_string(),
-        time: guard.clock.wall(),
-        uptime_s: guard.clock.now().as_secs_f64(),
-        token_required: desk.access.takes_token(),
+        time: app.clock.wall(),
+        uptime_s: app.clock.now().as_secs_f64(),
+        token_required: admin.access.takes_token(),
         listeners: listeners.collect(),
-        leases: leases(guard),
-        view: guard.view(),
+        leases: leases(app),
+        view: app.view(),
     }
 }
 
 /// What this replica may use of each limit it shares.
-fn leases(guard: &Guard) -> Vec<LeaseView> {
-    let leased = guard.leased().map(|(leased, _)| leased).unwrap_or_default();
+fn leases(app: &App) -> Vec<LeaseView> {
+    let leased = app.leased().map(|(leased, _)| leased).unwrap_or_default();
     let row =
         |of: Leased| LeaseView { name: of.name.to_string(), limit: of.limit.to_owned(), value: of.value };
     leased.into_iter().map(row).collect()
@@ -249,20 +255,20 @@ pub fn limits(view: &View) -> Limits {
     }
 }
 
-fn events(guard: &Guard, since: Option<WallMs>) -> impl Iterator<Item = Entry> {
-    guard.recent(since).into_iter()
+fn events(app: &App, since: Option<WallMs>) -> impl Iterator<Item = Entry> {
+    app.recent(since).into_iter()
 }
 
-fn adjustments(guard: &Guard, query: &Query) -> Result<Adjustments, Problem> {
-    let (since, count) = (query.since(guard.clock.wall())?, query.limit(100)?);
+fn adjustments(app: &App, query: &Query) -> Result<Adjustments, Problem> {
+    let (since, count) = (query.since(app.clock.wall())?, query.limit(100)?);
     let class = query.get("class");
-    let rows = events(guard, since).filter_map(|entry| match entry.event {
+    let rows = events(app, since).filter_map(|entry| match entry.event {
         Event::Adjustment(adjustment) if class.is_none_or(|class| class == adjustment.class) => {
             Some(AdjustmentRow::new(entry.time, &adjustment))
         }
         _ => None,
     });
-    Ok(Adjustments { adjustments: last(count, rows), since: guard.recent_since() })
+    Ok(Adjustments { adjustments: last(count, rows), since: app.recent_since() })
 }
 
 fn last<T>(count: usize, rows: impl Iterator<Item = T>) -> Vec<T> {
@@ -325,7 +331,7 @@ fn bad(code: &'static str, message: impl Into<String>, remedy: impl Into<String>
     Problem::new(StatusCode::BAD_REQUEST, code, message, remedy)
 }
 
-// === steering ===
+// === overrides ===
 
 async fn read<B>(headers: &HeaderMap, body: B) -> Result<Bytes, Problem>
 where
@@ -342,42 +348,43 @@ where
             "send `Content-Type: application/json`",
         ));
     }
-    let whole = Limited::new(body, ORDER_BYTES_MAX).collect();
-    match tokio::time::timeout(ORDER_TIMEOUT, whole).await {
+    let whole = Limited::new(body, OVERRIDE_BYTES_MAX).collect();
+    match tokio::time::timeout(OVERRIDE_TIMEOUT, whole).await {
         Ok(Ok(whole)) => Ok(whole.to_bytes()),
         Ok(Err(_)) => Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body",
-            format!("the order broke off or is larger than {ORDER_BYTES_MAX} bytes"),
+            format!("the order broke off or is larger than {OVERRIDE_BYTES_MAX} bytes"),
             "send the order alone",
         )),
         Err(_) => Err(Problem::new(
             StatusCode::REQUEST_TIMEOUT,
             "body",
-            format!("the order did not come within {} s", ORDER_TIMEOUT.as_secs()),
+            format!("the order did not come within {} s", OVERRIDE_TIMEOUT.as_secs()),
             "send it again",
         )),
     }
 }
 
-async fn steer(desk: &Desk, path: &str, who: &str, body: &[u8]) -> Result<Answer, Problem> {
-    let guard = &desk.guard;
+async fn override_limits(admin: &AdminState, path: &str, who: &str, body: &[u8]) -> Result<Answer, Problem> {
+    let app = &admin.app;
     let (order, given_who, why, done) = match path {
         "/api/v1/pin" => pin(parse(body)?)?,
         "/api/v1/unpin" => unpin(parse(body)?),
         "/api/v1/freeze" => freeze(parse(body)?, true),
         "/api/v1/unfreeze" => freeze(parse(body)?, false),
         "/api/v1/mode" => mode(parse(body)?),
-        "/api/v1/reload" => return reload(desk, parse(body)?, who).await,
+        "/api/v1/reload" => return reload(admin, parse(body)?, who).await,
         _ => {
             parse::<serde_json::Map<String, serde_json::Value>>(body)?;
-            return test_alerts(desk).await;
+            return test_alerts(admin).await;
         }
     };
     let who = by(&given_who, who);
-    guard.order(&order, &words("who", &who)?, &words("why", &why)?).map_err(|refusal| refused(&refusal))?;
+    app.override_limits(&order, &words("who", &who)?, &words("why", &why)?)
+        .map_err(|refusal| refused(&refusal))?;
     tracing::info!(who = %printable(&who), why = %printable(&why), "{done}");
-    Ok(ok(&Done { done, table: guard.proxy().table.load().version }))
+    Ok(ok(&Done { done, table: app.proxy().table.load().version }))
 }
 
 /// Whoever it says it is, and what the connection tells.
@@ -385,7 +392,7 @@ fn by(given: &str, who: &str) -> String {
     if given.is_empty() { who.to_owned() } else { format!("{given} ({who})") }
 }
 
-type Asked = (Order, String, String, String);
+type Asked = (Override, String, String, String);
 
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     // By way of a map: an order is an object, where serde would take an array of its fields too.
@@ -396,7 +403,7 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
         })
 }
 
-fn pin(order: PinOrder) -> Result<Asked, Problem> {
+fn pin(order: PinRequest) -> Result<Asked, Problem> {
     let length = humantime::parse_duration(&order.r#for)
         .ok()
         .filter(|length| *length >= Duration::from_secs(1))
@@ -417,21 +424,21 @@ fn pin(order: PinOrder) -> Result<Asked, Problem> {
         order.value,
         humantime::format_duration(length)
     );
-    let pin = Order::Pin { class: order.class, limit: order.limit, value: order.value, length };
+    let pin = Override::Pin { class: order.class, limit: order.limit, value: order.value, length };
     Ok((pin, order.who, order.why, done))
 }
 
-fn unpin(order: UnpinOrder) -> Asked {
+fn unpin(order: UnpinRequest) -> Asked {
     let done = format!("{} {} moves again", order.class, order.limit.label());
-    (Order::Unpin { class: order.class, limit: order.limit }, order.who, order.why, done)
+    (Override::Unpin { class: order.class, limit: order.limit }, order.who, order.why, done)
 }
 
-fn freeze(order: FreezeOrder, frozen: bool) -> Asked {
+fn freeze(order: FreezeRequest, frozen: bool) -> Asked {
     let done = if frozen { "all limits are held where they are" } else { "limits move again" };
-    (Order::Freeze(frozen), order.who, order.why, done.to_owned())
+    (Override::Freeze(frozen), order.who, order.why, done.to_owned())
 }
 
-fn mode(order: ModeOrder) -> Asked {
+fn mode(order: ModeRequest) -> Asked {
     let subject = order.class.as_deref().unwrap_or("every class").to_owned();
     let (mode, done) = match order.mode {
         ShedMode::Enforce => (Mode::Enforce, format!("{subject} sheds what its limits do not bear")),
@@ -439,10 +446,10 @@ fn mode(order: ModeOrder) -> Asked {
             (Mode::Shadow, format!("{subject} lets everything through and counts what it would have shed"))
         }
     };
-    (Order::Mode { class: order.class, mode }, order.who, order.why, done)
+    (Override::Mode { class: order.class, mode }, order.who, order.why, done)
 }
 
-/// What goes into the record: short, and without anything that could forge a line.
+/// What goes into the adjustment log: short, and without anything that could forge a line.
 fn words(name: &str, text: &str) -> Result<String, Problem> {
     if text.chars().count() > WORDS_MAX {
         return Err(bad(
@@ -454,32 +461,32 @@ fn words(name: &str, text: &str) -> Result<String, Problem> {
     Ok(printable(text.trim()))
 }
 
-fn refused(refusal: &Refusal) -> Problem {
+fn refused(refusal: &OverrideError) -> Problem {
     let (status, code, remedy) = match refusal {
-        Refusal::UnknownClass { .. } => {
+        OverrideError::UnknownClass { .. } => {
             (StatusCode::NOT_FOUND, "unknown_class", "GET /api/v1/limits lists the classes")
         }
-        Refusal::NoSuchLimit { .. } => {
+        OverrideError::NoSuchLimit { .. } => {
             (StatusCode::NOT_FOUND, "no_such_limit", "GET /api/v1/limits lists what each class has")
         }
-        Refusal::OutOfBounds { .. } => {
+        OverrideError::OutOfBounds { .. } => {
             (StatusCode::UNPROCESSABLE_ENTITY, "out_of_bounds", "choose a value within the bounds")
         }
-        Refusal::Follows { .. } => {
-            (StatusCode::CONFLICT, "follows", "GET /api/v1/state names the leader under `fleet`")
+        OverrideError::Follows { .. } => {
+            (StatusCode::CONFLICT, "follows", "GET /api/v1/state names the leader under `replicas`")
         }
-        Refusal::NotPinned { .. } => (StatusCode::CONFLICT, "not_pinned", "nothing is to be done"),
+        OverrideError::NotPinned { .. } => (StatusCode::CONFLICT, "not_pinned", "nothing is to be done"),
     };
     Problem::new(status, code, refusal.to_string(), remedy)
 }
 
-async fn reload(desk: &Desk, order: FreezeOrder, who: &str) -> Result<Answer, Problem> {
+async fn reload(admin: &AdminState, order: FreezeRequest, who: &str) -> Result<Answer, Problem> {
     let (who, why) = (words("who", &by(&order.who, who))?, words("why", &order.why)?);
     let asked =
         if why.is_empty() { format!("asked for by {who}") } else { format!("asked for by {who}: {why}") };
-    match desk.reloader.reload(asked).await {
+    match admin.reloader.reload(asked).await {
         Ok(left) => {
-            let config = desk.guard.settings().version.to_string();
+            let config = admin.app.settings().version.to_string();
             let takes_restart: Vec<String> = left.iter().map(|part| (*part).to_owned()).collect();
             let but = match &takes_restart[..] {
                 [] => String::new(),
@@ -512,8 +519,8 @@ async fn reload(desk: &Desk, order: FreezeOrder, who: &str) -> Result<Answer, Pr
     }
 }
 
-async fn test_alerts(desk: &Desk) -> Result<Answer, Problem> {
-    let outcomes = desk.notifier.test().await;
+async fn test_alerts(admin: &AdminState) -> Result<Answer, Problem> {
+    let outcomes = admin.notifier.test().await;
     if outcomes.is_empty() {
         return Err(Problem::new(
             StatusCode::CONFLICT,

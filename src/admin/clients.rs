@@ -1,15 +1,15 @@
 //! `GET /api/v1/clients`: who asks most, in the last minutes.
 //!
 //! A client is an address and a digest of the credential seen with it. The address itself is
-//! told to whoever may steer (this machine, or the holder of the token); anybody else sees its
-//! digest, the `client` of the record. A credential is never more than a digest, keyed anew with
+//! told to whoever may change anything (this machine, or the holder of the token); anybody else sees its
+//! digest, the `client` of the adjustment log. A credential is never more than a digest, keyed anew with
 //! every start.
 
-use crate::admin::Desk;
+use crate::admin::AdminState;
 use crate::core::admission::history::Standing;
-use crate::core::census::{Client, Counts, Credential};
 use crate::core::request::client_id::ClientId;
 use crate::core::time::WallMs;
+use crate::core::usage::{Client, Counts, Credential};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -25,9 +25,9 @@ pub struct Clients {
 /// One client.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct ClientRow {
-    /// Digest of its address, as in the record.
+    /// Digest of its address, as in the adjustment log.
     pub client: String,
-    /// The address it was last seen at; absent for those who may not steer.
+    /// The address it was last seen at; absent for those who may not change anything.
     pub address: Option<String>,
     /// Short digest of its credential; `several` where an address shows more than are told apart.
     pub credential: Option<String>,
@@ -158,10 +158,10 @@ const ROUTES_MAX: usize = 3;
 
 /// The heaviest clients, at most `count`; with their addresses if `open`.
 #[must_use]
-pub fn clients(desk: &Desk, count: usize, open: bool) -> Clients {
-    let proxy = desk.guard.proxy();
-    let (now, wall) = (desk.guard.clock.now(), desk.guard.clock.wall());
-    let (clients, since) = proxy.census().clients(count, now);
+pub fn clients(admin: &AdminState, count: usize, open: bool) -> Clients {
+    let proxy = admin.app.proxy();
+    let (now, wall) = (admin.app.clock.now(), admin.app.clock.wall());
+    let (clients, since) = proxy.usage().clients(count, now);
     let classes = &proxy.policy.classes;
     let strangers = proxy.admission.history().strangers(now);
     let standing = |client: &Client| {

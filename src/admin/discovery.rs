@@ -1,12 +1,12 @@
 //! `GET /api/v1/discovery`: what is asked, by how many, how often and at what cost; and what of
 //! it no class covers. `rayguard limits suggest` makes a section of configuration from it.
 
-use crate::admin::Desk;
+use crate::admin::AdminState;
 use crate::admin::clients::{CountsView, earlier};
 use crate::core::admission::table::Mode;
-use crate::core::census::{Route, Traffic};
 use crate::core::policy::{Bounds, Class, ClassId, Kind, Treatment};
 use crate::core::time::WallMs;
+use crate::core::usage::{Route, Traffic};
 use crate::proxy::handle::surface_name;
 use serde::{Deserialize, Serialize};
 
@@ -118,17 +118,17 @@ impl From<&Traffic> for TrafficView {
 
 /// What was asked since the start.
 #[must_use]
-pub fn discovery(desk: &Desk) -> Discovery {
-    let guard = &desk.guard;
-    let (proxy, settings) = (guard.proxy(), guard.settings());
+pub fn discovery(admin: &AdminState) -> Discovery {
+    let app = &admin.app;
+    let (proxy, settings) = (app.proxy(), app.settings());
     let (routes, traffic, began) = {
-        let census = proxy.census();
+        let usage = proxy.usage();
         let classes: Vec<Traffic> = (0..proxy.policy.classes.len())
-            .map(|at| census.class(class_id(at)).cloned().unwrap_or_default())
+            .map(|at| usage.class(class_id(at)).cloned().unwrap_or_default())
             .collect();
-        (census.routes(), classes, census.began())
+        (usage.routes(), classes, usage.began())
     };
-    let watched = guard.clock.now().since(began);
+    let watched = app.clock.now().since(began);
     let module = |class: &Class| &proxy.policy.modules[class.module.index()];
     let route = |route: &Route| {
         let class = proxy.policy.classes.get(route.class.index())?;
@@ -167,7 +167,7 @@ pub fn discovery(desk: &Desk) -> Discovery {
     };
     Discovery {
         config: settings.version.to_string(),
-        since: earlier(guard.clock.wall(), watched),
+        since: earlier(app.clock.wall(), watched),
         watched_s: watched.as_secs_f64(),
         classes: traffic
             .iter()

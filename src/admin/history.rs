@@ -8,9 +8,9 @@
 //! its pieces would lie for a quarter of an hour between what lives for a moment, and the heap would
 //! grow around them.
 
-use crate::admin::Desk;
-use crate::core::engine::view::View;
-use crate::core::journal::LimitKind;
+use crate::admin::AdminState;
+use crate::core::controller::view::View;
+use crate::core::event::LimitKind;
 use crate::core::policy::Policy;
 use crate::core::time::{Time, WallMs};
 use serde::{Deserialize, Serialize};
@@ -101,12 +101,12 @@ pub struct ClassColumns {
 }
 
 /// Takes a sample every second, for as long as it is polled.
-pub async fn record(desk: Arc<Desk>) {
+pub async fn record(admin: Arc<AdminState>) {
     let mut every = tokio::time::interval(STEP);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         every.tick().await;
-        desk.history.take(&desk.guard.view(), desk.guard.clock.now(), desk.guard.clock.wall());
+        admin.history.take(&admin.app.view(), admin.app.clock.now(), admin.app.clock.wall());
     }
 }
 
@@ -139,7 +139,7 @@ impl History {
             Some(elapsed_s) if elapsed_s > 0.0 => round(now.saturating_sub(before) as f64 / elapsed_s),
             _ => 0.0,
         };
-        let point = |(at, class): (usize, &crate::core::engine::view::ClassView)| {
+        let point = |(at, class): (usize, &crate::core::controller::view::ClassView)| {
             let before = before.get(at).copied().unwrap_or(totals[at]);
             let limit =
                 |kind| class.limits.iter().find(|limit| limit.limit == kind).map(|limit| round(limit.value));

@@ -1,7 +1,7 @@
 //! The admin listener: few connections, small requests, nobody else's address.
 
 use crate::admin::access::Peer;
-use crate::admin::{Desk, api};
+use crate::admin::{AdminState, api};
 use crate::config::settings::Address;
 use crate::proxy::upstream::timer;
 use hyper::body::Incoming;
@@ -80,14 +80,14 @@ impl Listener {
     }
 }
 
-/// Accepts until the guard's tasks close; connections then finish what is under way.
-pub async fn serve(listener: Listener, desk: Arc<Desk>) {
+/// Accepts until the app's tasks close; connections then finish what is under way.
+pub async fn serve(listener: Listener, admin: Arc<AdminState>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let tasks = desk.guard.tasks.clone();
+    let tasks = admin.app.tasks.clone();
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
         let accepted = tokio::select! {
-            accepted = accept(&listener, &desk, permit) => accepted,
+            accepted = accept(&listener, &admin, permit) => accepted,
             () = tasks.closed() => return,
         };
         if let Err(error) = accepted {
@@ -97,34 +97,38 @@ pub async fn serve(listener: Listener, desk: Arc<Desk>) {
     }
 }
 
-async fn accept(listener: &Listener, desk: &Arc<Desk>, permit: OwnedSemaphorePermit) -> io::Result<()> {
+async fn accept(
+    listener: &Listener,
+    admin: &Arc<AdminState>,
+    permit: OwnedSemaphorePermit,
+) -> io::Result<()> {
     match listener {
         Listener::Tcp(listener) => {
             let (stream, peer) = listener.accept().await?;
             // A failure here costs latency, not correctness.
             let _ = stream.set_nodelay(true);
-            converse(stream, Peer::Tcp(peer.ip()), desk, permit);
+            converse(stream, Peer::Tcp(peer.ip()), admin, permit);
         }
         Listener::Unix(socket) => {
             let (stream, _) = socket.listener.accept().await?;
-            converse(stream, Peer::Unix, desk, permit);
+            converse(stream, Peer::Unix, admin, permit);
         }
     }
     Ok(())
 }
 
 /// Speaks HTTP/1.1 on one connection until it ends.
-fn converse<S>(stream: S, peer: Peer, desk: &Arc<Desk>, permit: OwnedSemaphorePermit)
+fn converse<S>(stream: S, peer: Peer, admin: &Arc<AdminState>, permit: OwnedSemaphorePermit)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let desk = Arc::clone(desk);
-    let tasks = desk.guard.tasks.clone();
+    let admin = Arc::clone(admin);
+    let tasks = admin.app.tasks.clone();
     let closing = tasks.clone();
     tasks.spawn(async move {
         let service = service_fn(move |request: Request<Incoming>| {
-            let desk = Arc::clone(&desk);
-            async move { Ok::<_, Infallible>(api::answer(&desk, peer, request).await) }
+            let admin = Arc::clone(&admin);
+            async move { Ok::<_, Infallible>(api::answer(&admin, peer, request).await) }
         });
         let connection = http1::Builder::new()
             .timer(timer())

@@ -1,10 +1,10 @@
 //! The operator's listener: health, metrics, the JSON API and the page.
 //!
 //! It stands apart from the proxy, on an address of its own (loopback unless told otherwise),
-//! and never on a proxied port: what steers rayguard must not be reachable by whoever comes
+//! and never on a proxied port: what changes rayguard must not be reachable by whoever comes
 //! through it. Reading needs no token; what changes anything needs the configured one, or,
 //! where none is configured, a client on this machine ([`access`]). A flood at the proxy does
-//! not reach it: it has its own bound on connections, and asks the engine's mutex a few times a
+//! not reach it: it has its own bound on connections, and asks the controller's mutex a few times a
 //! second at most.
 
 pub mod access;
@@ -18,7 +18,7 @@ pub mod page;
 pub mod schema;
 
 use crate::observe::notify::Notifier;
-use crate::runtime::guard::Guard;
+use crate::runtime::app::App;
 use crate::runtime::reload::Reloader;
 use access::Access;
 use history::History;
@@ -26,10 +26,10 @@ use std::sync::Arc;
 
 /// What every answer is made from.
 #[derive(Debug)]
-pub struct Desk {
-    /// Proxy and engine.
-    pub guard: Arc<Guard>,
-    /// Who may ask, and who may steer.
+pub struct AdminState {
+    /// Proxy and controller.
+    pub app: Arc<App>,
+    /// Who may ask, and who may change anything.
     pub access: Access,
     /// The last quarter of an hour.
     pub history: History,
@@ -39,21 +39,21 @@ pub struct Desk {
     pub reloader: Reloader,
 }
 
-/// Serves until the guard's tasks close.
+/// Serves until the app's tasks close.
 pub fn start(
-    guard: &Arc<Guard>,
+    app: &Arc<App>,
     listener: listen::Listener,
     access: Access,
     notifier: Notifier,
     reloader: Reloader,
 ) {
-    let desk = Arc::new(Desk {
-        guard: Arc::clone(guard),
+    let admin = Arc::new(AdminState {
+        app: Arc::clone(app),
         access,
-        history: History::new(&guard.settings().policy),
+        history: History::new(&app.settings().policy),
         notifier,
         reloader,
     });
-    guard.tasks.spawn_until_closed(history::record(Arc::clone(&desk)));
-    guard.tasks.spawn(listen::serve(listener, desk));
+    app.tasks.spawn_until_closed(history::record(Arc::clone(&admin)));
+    app.tasks.spawn(listen::serve(listener, admin));
 }

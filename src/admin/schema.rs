@@ -1,11 +1,11 @@
 //! What the API says and takes: the same types serve the listener, the command line and the
 //! OpenAPI description.
 
-use crate::core::control::rails::Guard as Rail;
-use crate::core::engine::view::{ModuleView, PinView, View};
-use crate::core::journal::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
+use crate::core::control::guardrails::Guardrail;
+use crate::core::controller::view::{ModuleView, PinView, View};
+use crate::core::event::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
 use crate::core::time::WallMs;
-use crate::observe::ledger::Entry;
+use crate::observe::adjustment_log::Entry;
 use serde::{Deserialize, Serialize};
 
 /// What a replica may use of one shared limit.
@@ -30,14 +30,14 @@ pub struct State {
     pub time: WallMs,
     /// Seconds since the process began.
     pub uptime_s: f64,
-    /// Whether steering takes a token.
+    /// Whether changes take a token.
     pub token_required: bool,
     /// Where requests come in, and where they go.
     pub listeners: Vec<ListenerView>,
     /// What this replica may use of each limit it shares; empty for a replica that shares with nobody.
     #[serde(default)]
     pub leases: Vec<LeaseView>,
-    /// Everything the engine knows.
+    /// Everything the controller knows.
     #[serde(flatten)]
     pub view: View,
 }
@@ -95,7 +95,7 @@ pub struct LimitRow {
     pub oscillation: f64,
 }
 
-/// One change of one limit, as the page and the command line show it. The record holds more:
+/// One change of one limit, as the page and the command line show it. The adjustment log holds more:
 /// everything it was derived from.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct AdjustmentRow {
@@ -115,8 +115,8 @@ pub struct AdjustmentRow {
     pub r#loop: LoopKind,
     /// Who decides.
     pub mode: Mode,
-    /// The rail that held the law back, if one did.
-    pub guard: Option<Rail>,
+    /// The guardrail that held the law back, if one did.
+    pub guardrail: Option<Guardrail>,
     /// What was read, worst first.
     pub signals: Vec<SignalSeen>,
     /// Why, as a sentence.
@@ -136,7 +136,7 @@ impl AdjustmentRow {
             law: adjustment.law.clone(),
             r#loop: adjustment.r#loop,
             mode: adjustment.mode,
-            guard: adjustment.guard,
+            guardrail: adjustment.guardrail,
             signals: adjustment.signals.clone(),
             reason: adjustment.reason.clone(),
         }
@@ -148,7 +148,7 @@ impl AdjustmentRow {
 pub struct Adjustments {
     /// What was changed.
     pub adjustments: Vec<AdjustmentRow>,
-    /// Wall time of the oldest event still at hand; what is older stands in the record.
+    /// Wall time of the oldest event still at hand; what is older stands in the adjustment log.
     pub since: Option<WallMs>,
 }
 
@@ -159,14 +159,14 @@ pub struct Events {
     pub events: Vec<EventRow>,
 }
 
-/// One event as in the record, without its sequence number.
+/// One event as in the adjustment log, without its sequence number.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct EventRow {
     /// Wall time.
     pub time: WallMs,
     /// What happened.
     #[serde(flatten)]
-    pub event: crate::core::journal::Event,
+    pub event: crate::core::event::Event,
 }
 
 impl From<Entry> for EventRow {
@@ -178,7 +178,7 @@ impl From<Entry> for EventRow {
 /// `POST /api/v1/pin`.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PinOrder {
+pub struct PinRequest {
     /// The class.
     pub class: String,
     /// Which limit.
@@ -189,7 +189,7 @@ pub struct PinOrder {
     pub r#for: String,
     /// Reason, kept in the adjustment log.
     pub why: String,
-    /// Who, for the record; what the connection tells is added.
+    /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub who: String,
 }
@@ -197,7 +197,7 @@ pub struct PinOrder {
 /// `POST /api/v1/unpin`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct UnpinOrder {
+pub struct UnpinRequest {
     /// The class.
     pub class: String,
     /// Which limit.
@@ -205,7 +205,7 @@ pub struct UnpinOrder {
     /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
-    /// Who, for the record; what the connection tells is added.
+    /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub who: String,
 }
@@ -213,11 +213,11 @@ pub struct UnpinOrder {
 /// `POST /api/v1/freeze`, `/unfreeze` and `/reload`.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct FreezeOrder {
+pub struct FreezeRequest {
     /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
-    /// Who, for the record; what the connection tells is added.
+    /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub who: String,
 }
@@ -225,7 +225,7 @@ pub struct FreezeOrder {
 /// `POST /api/v1/mode`.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ModeOrder {
+pub struct ModeRequest {
     /// `enforce` or `shadow`.
     pub mode: ShedMode,
     /// The class; all when absent.
@@ -234,7 +234,7 @@ pub struct ModeOrder {
     /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub why: String,
-    /// Who, for the record; what the connection tells is added.
+    /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub who: String,
 }

@@ -4,7 +4,7 @@ use crate::admin::schema::{State, Tested};
 use crate::cli::client::{Client, ClientError, Paint, Reach, json};
 use crate::cli::format::Format;
 use crate::cli::status::{alert_line, sorted};
-use crate::core::journal::printable;
+use crate::core::event::printable;
 use std::io::Write;
 
 /// Shows firing alerts.
@@ -71,7 +71,7 @@ async fn test(reach: &Reach, out: &mut dyn Write, paint: Paint) -> Result<(), Cl
     }
     let failed = tested.receivers.iter().filter(|receiver| receiver.problem.is_some()).count();
     if failed > 0 {
-        return Err(ClientError::Untaken { failed, of: tested.receivers.len() });
+        return Err(ClientError::DeliveryError { failed, of: tested.receivers.len() });
     }
     Ok(())
 }

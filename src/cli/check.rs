@@ -18,7 +18,7 @@ use crate::config::margins::ClassLoop;
 use crate::config::quantity::Length;
 use crate::config::{self, Overrides, Problems, Settings};
 use crate::core::control::stability::Assessment;
-use crate::core::journal::LoopKind;
+use crate::core::event::LoopKind;
 use crate::core::policy::{SignalId, Treatment};
 
 /// Validate a configuration file, and say how stable its loops are.
@@ -314,7 +314,7 @@ const SCRAPE_MAX: Duration = Duration::from_secs(10);
 /// Limits that may fall below one permit for each replica: the one case in which replicas that have
 /// lost their store may together exceed a limit.
 fn scarce(settings: &Settings) -> Option<String> {
-    let replicas = settings.fleet.as_ref()?.replicas;
+    let replicas = settings.replicas.as_ref()?.count;
     let least = |name: &str, min: f64| (min < f64::from(replicas)).then(|| format!("{name} ({min})"));
     let policy = &settings.policy;
     let classes = policy.classes.iter().filter(|class| class.treatment == Treatment::Limited);
@@ -323,7 +323,7 @@ fn scarce(settings: &Settings) -> Option<String> {
     let scarce: Vec<String> = classes.chain(modules).collect();
     (!scarce.is_empty()).then(|| {
         format!(
-            "`in_flight.min` is less than the {replicas} replicas of the fleet in {}: a replica that has lost \
+            "`in_flight.min` is less than the {replicas} replicas in {}: a replica that has lost \
              the store still has one permit, so that together they may exceed such a limit while it is that low; \
              raise it to {replicas}, or live with it",
             scarce.join(", ")
@@ -386,10 +386,10 @@ mod tests {
 
     #[test]
     fn limits_with_fewer_permits_than_replicas_are_named() {
-        let fleet = "[fleet]\nurl = 'redis://cache'\nreplicas = 3\n";
-        let (code, out) = checked(&format!("{STILL}[class.views]\nin_flight = 3\n{fleet}"), Format::Table);
+        let replicas = "[replicas]\nurl = 'redis://cache'\ncount = 3\n";
+        let (code, out) = checked(&format!("{STILL}[class.views]\nin_flight = 3\n{replicas}"), Format::Table);
         assert_eq!(code, 0);
-        let note = out.lines().find(|line| line.contains("the 3 replicas of the fleet")).unwrap();
+        let note = out.lines().find(|line| line.contains("the 3 replicas in")).unwrap();
         assert!(note.contains("job-submit (2)") && !note.contains("views ("), "{note}");
         let (_, out) = checked(STILL, Format::Table);
         assert!(!out.contains("replicas"), "one proxy has no such trouble:\n{out}");

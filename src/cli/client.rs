@@ -80,7 +80,7 @@ pub enum ClientError {
     },
     /// Receivers of alerts did not take the test.
     #[error("{failed} of {of} receivers did not take the test alert")]
-    Untaken {
+    DeliveryError {
         /// How many.
         failed: usize,
         /// Of how many.
@@ -227,7 +227,7 @@ fn token(reach: &Reach) -> Result<Option<String>, ClientError> {
     Ok(token.ok().filter(|token| !token.is_empty()))
 }
 
-/// Who types, for the record.
+/// Who types, for the adjustment log.
 #[must_use]
 pub fn who() -> String {
     #[expect(clippy::disallowed_methods, reason = "the command line is the room that reads the environment")]

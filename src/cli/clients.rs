@@ -4,7 +4,7 @@ use crate::admin::clients::{ClientRow, Clients};
 use crate::admin::schema::State;
 use crate::cli::client::{Client, ClientError, Reach, json, length, table};
 use crate::cli::format::Format;
-use crate::core::journal::{number, printable};
+use crate::core::event::{number, printable};
 use crate::core::time::WallMs;
 use std::io::{self, Write};
 

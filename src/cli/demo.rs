@@ -10,15 +10,15 @@ use crate::cli::load::plan::Plan;
 use crate::cli::load::report::{Figures, Report};
 use crate::cli::load::{self, report::Sample};
 use crate::config::{Overrides, Settings};
-use crate::core::engine::view::View;
-use crate::core::journal::{Event, LimitKind};
+use crate::core::controller::view::View;
+use crate::core::event::{Event, LimitKind};
 use crate::core::request::catalogue::Surface;
 use crate::emulator::{Emulator, EmulatorConfig, Running};
-use crate::observe::ledger::{self, Ledger, Writer};
+use crate::observe::adjustment_log::{self, AdjustmentLog, Writer};
 use crate::proxy::listen;
 use crate::proxy::upstream::Address;
+use crate::runtime::app::{App, Outlets};
 use crate::runtime::clock::Clock;
-use crate::runtime::guard::{Guard, Outlets};
 use crate::runtime::tasks::Tasks;
 use crate::runtime::watch;
 use std::fmt::Write as _;
@@ -69,13 +69,13 @@ async fn show(args: &Args) -> Result<u8, DemoError> {
         .keep
         .clone()
         .unwrap_or_else(|| std::env::temp_dir().join(format!("rayguard-demo-{}", std::process::id())));
-    let (guard, proxy) = start_guard(&head, &dir).await?;
+    let (app, proxy) = start_app(&head, &dir).await?;
 
-    let clock = guard.clock;
+    let clock = app.clock;
     let screen = Screen { live: std::io::stdout().is_terminal() && !args.plain, clock, plan: plan.clone() };
     screen.open()?;
-    let direct = spawn_load(&plan, bare.dashboard, &guard.tasks);
-    let guarded = spawn_load(&plan, proxy, &guard.tasks);
+    let direct = spawn_load(&plan, bare.dashboard, &app.tasks);
+    let guarded = spawn_load(&plan, proxy, &app.tasks);
     let start = clock.now();
     let mut every =
         tokio::time::interval(if screen.live { Duration::from_millis(500) } else { Duration::from_secs(2) });
@@ -88,14 +88,14 @@ async fn show(args: &Args) -> Result<u8, DemoError> {
             samples = &mut guarded, if with.is_none() => with = samples.ok(),
             _ = every.tick() => {
                 let elapsed = clock.now().since(start).as_secs_f64();
-                screen.draw(elapsed, &guard, &bare, &head)?;
+                screen.draw(elapsed, &app, &bare, &head)?;
             }
         }
     }
     let without = Report::new(&plan, &without.unwrap_or_default());
     let with = Report::new(&plan, &with.unwrap_or_default());
-    screen.close(&guard, &without, &with, args.keep.as_deref())?;
-    guard.tasks.close();
+    screen.close(&app, &without, &with, args.keep.as_deref())?;
+    app.tasks.close();
     if args.keep.is_none() {
         // The demo's own directory, made a minute ago; that it stays if it cannot go is no harm.
         let _ = std::fs::remove_dir_all(&dir);
@@ -110,8 +110,8 @@ fn busy_head() -> EmulatorConfig {
     config
 }
 
-/// The guard as `rayguard run` starts it, in front of an emulated head.
-async fn start_guard(head: &Running, dir: &std::path::Path) -> Result<(Arc<Guard>, SocketAddr), DemoError> {
+/// The app as `rayguard run` starts it, in front of an emulated head.
+async fn start_app(head: &Running, dir: &std::path::Path) -> Result<(Arc<App>, SocketAddr), DemoError> {
     let text = format!(
         "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstate_dir = \"{}\"\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n[admin]\nlisten = \"off\"\n",
         head.dashboard,
@@ -124,36 +124,36 @@ async fn start_guard(head: &Running, dir: &std::path::Path) -> Result<(Arc<Guard
     let settings: Arc<Settings> = Arc::new(settings);
     let tasks = Tasks::default();
     let clock = Clock::start();
-    let (record, pump) = {
-        let options = ledger::Options {
-            dir: dir.join("ledger"),
-            file_bytes_max: settings.ledger.file_bytes_max,
-            files_max: settings.ledger.files_max,
-            sync: ledger::Sync::Never,
+    let (adjustment_log, thread) = {
+        let options = adjustment_log::Options {
+            dir: dir.join("adjustment-log"),
+            file_bytes_max: settings.adjustment_log.file_bytes_max,
+            files_max: settings.adjustment_log.files_max,
+            sync: adjustment_log::Sync::Never,
         };
         let (writer, problem) = Writer::open(options);
         if let Some(problem) = problem {
             return Err(problem.into());
         }
-        ledger::ledger(writer, 4096)
+        adjustment_log::channel(writer, 4096)
     };
-    std::thread::Builder::new().name("record".into()).spawn(move || pump.run())?;
-    let guard = new_guard(&settings, clock, &tasks, record);
-    let front = guard
+    std::thread::Builder::new().name("record".into()).spawn(move || thread.run())?;
+    let app = new_app(&settings, clock, &tasks, adjustment_log);
+    let front = app
         .front(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
         .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let proxy = listener.local_addr()?;
     tasks.spawn(listen::serve(listener, front, tasks.clone(), listen::Bounds::default()));
-    watch::start(&guard);
-    crate::runtime::head_version::start(&guard);
-    Ok((guard, proxy))
+    watch::start(&app);
+    crate::runtime::head_version::start(&app);
+    Ok((app, proxy))
 }
 
-fn new_guard(settings: &Arc<Settings>, clock: Clock, tasks: &Tasks, record: Ledger) -> Arc<Guard> {
+fn new_app(settings: &Arc<Settings>, clock: Clock, tasks: &Tasks, adjustment_log: AdjustmentLog) -> Arc<App> {
     let (alerts, mut transitions) = mpsc::channel(64);
     tasks.spawn_until_closed(async move { while transitions.recv().await.is_some() {} });
-    Guard::new(Arc::clone(settings), &[], [1, 2], clock, tasks.clone(), Outlets { record, alerts })
+    App::new(Arc::clone(settings), &[], [1, 2], clock, tasks.clone(), Outlets { adjustment_log, alerts })
 }
 
 /// Sends the whole plan and hands its samples over at the end.
@@ -197,11 +197,11 @@ impl Screen {
         }
     }
 
-    fn draw(&self, elapsed: f64, guard: &Guard, bare: &Running, head: &Running) -> std::io::Result<()> {
-        let view = guard.view();
+    fn draw(&self, elapsed: f64, app: &App, bare: &Running, head: &Running) -> std::io::Result<()> {
+        let view = app.view();
         let mut out = std::io::stdout().lock();
         if self.live {
-            let text = self.page(elapsed, &view, guard, bare, head);
+            let text = self.page(elapsed, &view, app, bare, head);
             write!(out, "\x1b[s{text}\x1b[u")?;
         } else {
             writeln!(out, "{}", Self::line(elapsed, &view, bare, head))?;
@@ -225,7 +225,7 @@ impl Screen {
         )
     }
 
-    fn page(&self, elapsed: f64, view: &View, guard: &Guard, bare: &Running, head: &Running) -> String {
+    fn page(&self, elapsed: f64, view: &View, app: &App, bare: &Running, head: &Running) -> String {
         let mut page = String::new();
         let total = self.plan.duration_s;
         // Writing to a String cannot fail.
@@ -265,7 +265,7 @@ impl Screen {
         }
         let _ = writeln!(page, "\x1b[K");
         let _ = writeln!(page, "\x1b[Kwhy (latest first)");
-        for sentence in reasons(guard, 3) {
+        for sentence in reasons(app, 3) {
             let _ = writeln!(page, "\x1b[K  {}", sentence.chars().take(110).collect::<String>());
         }
         let _ = write!(page, "\x1b[J");
@@ -274,7 +274,7 @@ impl Screen {
 
     fn close(
         &self,
-        guard: &Guard,
+        app: &App,
         without: &Report,
         with: &Report,
         kept: Option<&std::path::Path>,
@@ -292,15 +292,19 @@ impl Screen {
             }
         }
         writeln!(out, "\nWhat rayguard did, in its own words:")?;
-        let mut said = reasons(guard, 6);
+        let mut said = reasons(app, 6);
         said.reverse();
         for sentence in said {
             writeln!(out, "  {sentence}")?;
         }
-        let shed: u64 = guard.view().classes.iter().map(|class| class.shed).sum();
+        let shed: u64 = app.view().classes.iter().map(|class| class.shed).sum();
         writeln!(out, "\n{shed} requests were refused, each with a reason and a time to come back.")?;
         if let Some(dir) = kept {
-            writeln!(out, "The adjustment log: {}", dir.join("ledger").join(ledger::FILE_NAME).display())?;
+            writeln!(
+                out,
+                "The adjustment log: {}",
+                dir.join("adjustment-log").join(adjustment_log::FILE_NAME).display()
+            )?;
         }
         writeln!(out, "Elapsed: {:.0} s.", self.clock.now().as_secs_f64())?;
         out.flush()
@@ -323,8 +327,8 @@ fn in_head(head: &Running, module: &str) -> usize {
 }
 
 /// The latest reasons, newest first.
-fn reasons(guard: &Guard, count: usize) -> Vec<String> {
-    let entries = guard.recent(None);
+fn reasons(app: &App, count: usize) -> Vec<String> {
+    let entries = app.recent(None);
     let said = entries.iter().rev().filter_map(|entry| match &entry.event {
         Event::Adjustment(adjustment) => Some(adjustment.reason.clone()),
         _ => None,

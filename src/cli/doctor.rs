@@ -2,7 +2,7 @@
 //!
 //! Looks at what `run` will need, in the order in which it will: the configuration, Ray
 //! itself, the ports, Ray's metrics, each signal in them, the directory for limits and
-//! record, the clock and the bounds of the system. It changes nothing and sheds nothing: a
+//! adjustment log, the clock and the bounds of the system. It changes nothing and sheds nothing: a
 //! few GETs, and each port is opened and closed again. Every finding that is not well carries
 //! what to do.
 
@@ -22,12 +22,12 @@ use crate::config::{self, Overrides};
 use crate::core::policy::{Signal, SignalSource};
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
-use crate::fleet::store::Store;
-use crate::observe::discover::{self, DiscoverFault, Places};
-use crate::observe::fetch::{self, Bounds, Fault};
+use crate::observe::discover::{self, DiscoverError, Places};
+use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::observe::probe::{self, Outcome};
 use crate::observe::promql::{self, Server};
 use crate::observe::scrape::{self, Target, Targets};
+use crate::replicas::store::Store;
 use crate::runtime::clock::Clock;
 use crate::runtime::secret;
 
@@ -55,7 +55,7 @@ pub enum DoctorError {
     System(#[from] io::Error),
     /// No HTTP client.
     #[error(transparent)]
-    Client(#[from] Fault),
+    Client(#[from] FetchError),
 }
 
 /// How well something is.
@@ -152,7 +152,7 @@ fn print(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
 }
 
 /// Everything there is to look at.
-pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, Fault> {
+pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, FetchError> {
     let look = Look { settings, client: fetch::client()?, clock: Clock::start() };
     let mut findings = vec![Finding::ok("configuration", format!("sound (version {})", settings.version))];
     let ray = look.ray().await;
@@ -182,7 +182,7 @@ impl Look<'_> {
         let shown = self.settings.upstream.url();
         match discover::version(&self.client, &dashboard, None).await {
             Ok(version) => findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version))),
-            Err(DiscoverFault::Dashboard { fault: Fault::Status { status: 401 | 403 }, .. }) => findings
+            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => findings
                 .push(Finding::ok("ray", format!("answers at {shown}, and wants a token of its clients"))),
             Err(fault) => {
                 let remedy = "start it (ray start --head), or name its address: upstream, or --upstream";
@@ -249,7 +249,7 @@ impl Look<'_> {
         Some(if apart <= 5 {
             Finding::ok("clock", found)
         } else {
-            let remedy = "decisions do not use it, but the record cannot be laid beside Ray's logs: run chrony or ntpd";
+            let remedy = "decisions do not use it, but the adjustment log cannot be laid beside Ray's logs: run chrony or ntpd";
             Finding::warn("clock", found, remedy)
         })
     }
@@ -270,22 +270,25 @@ fn httpdate(date: &str) -> Option<u64> {
 
 impl Look<'_> {
     async fn store(&self) -> Option<Finding> {
-        let fleet = self.settings.fleet.as_ref()?;
-        let remedy = "start it, or name it in fleet.url; without it each replica goes on with its even share";
+        let replicas = self.settings.replicas.as_ref()?;
+        let remedy =
+            "start it, or name it in replicas.url; without it each replica goes on with its even share";
         let password =
-            match fleet.password.as_ref().map(|from| secret::read(from, "password of the shared store")) {
+            match replicas.password.as_ref().map(|from| secret::read(from, "password of the shared store")) {
                 Some(Err(error)) => {
-                    return Some(Finding::fail("fleet store", error.to_string(), "mend fleet.password"));
+                    return Some(Finding::fail("shared store", error.to_string(), "mend replicas.password"));
                 }
                 Some(Ok(password)) => Some(password),
                 None => None,
             };
-        let store = Store::of(fleet, password.as_deref());
+        let store = Store::of(replicas, password.as_deref());
         Some(match store {
-            Err(error) => Finding::fail("fleet store", error.to_string(), remedy),
+            Err(error) => Finding::fail("shared store", error.to_string(), remedy),
             Ok(mut store) => match store.greet().await {
-                Err(error) => Finding::fail("fleet store", error.to_string(), remedy),
-                Ok(()) => Finding::ok("fleet store", format!("answers, and runs scripts, at {}", fleet.url)),
+                Err(error) => Finding::fail("shared store", error.to_string(), remedy),
+                Ok(()) => {
+                    Finding::ok("shared store", format!("answers, and runs scripts, at {}", replicas.url))
+                }
             },
         })
     }
@@ -576,7 +579,7 @@ impl Look<'_> {
             Err(error) => Finding::fail(
                 "state_dir",
                 format!("{shown}: {error}"),
-                "choose a directory of this user's: state_dir; else no limit and no record survives a restart",
+                "choose a directory of this user's: state_dir; else no limit and no adjustment log survives a restart",
             ),
         }
     }

@@ -1,17 +1,17 @@
 //! `rayguard explain`: why was this request refused, or why is this limit what it is?
 //!
-//! From the record alone. For a request id (every refusal carries one) it shows the refusal,
+//! From the adjustment log alone. For a request id (every refusal carries one) it shows the refusal,
 //! what it means, the limits of its class and module as they stood, what they had been set by,
 //! and what would undo it. For a class and a time it shows the last change of each of its
 //! limits before then and the first one after.
 
 use super::format::Format;
-use super::log::{LogError, ledger_path, parse_time};
-use crate::core::journal::{
-    Adjustment, Event, LimitKind, ModeChange, Record, Shed, number, printable, quantity,
+use super::log::{LogError, log_path, parse_time};
+use crate::core::event::{
+    Adjustment, Event, LimitKind, LoggedEvent, ModeChange, Shed, number, printable, quantity,
 };
 use crate::core::time::WallMs;
-use crate::observe::ledger::{Line, Reader};
+use crate::observe::adjustment_log::{Line, Reader};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -31,7 +31,7 @@ pub struct Args {
     pub at: Option<String>,
     /// Directory of the adjustment log, or one of its files.
     #[arg(long, value_name = "PATH")]
-    pub ledger: Option<PathBuf>,
+    pub adjustment_log: Option<PathBuf>,
     /// Table or JSON.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -40,20 +40,20 @@ pub struct Args {
 /// Why there is no explanation.
 #[derive(Debug, thiserror::Error)]
 pub enum ExplainError {
-    /// The record cannot be read, or a time is none.
+    /// The adjustment log cannot be read, or a time is none.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// The request is not in the record.
+    /// The request is not in the adjustment log.
     #[error(
-        "request {request:?} is not in the record: only refusals are written down, and of a flood only a few each \
+        "request {request:?} is not in the adjustment log: only refusals are written down, and of a flood only a few each \
          second; try `rayguard explain --class NAME --at TIME` with the class and time of the refusal"
     )]
     NoRequest {
         /// As given.
         request: String,
     },
-    /// The class is not in the record.
-    #[error("nothing about {class:?} is in the record before {at}; `rayguard log` shows what is")]
+    /// The class is not in the adjustment log.
+    #[error("nothing about {class:?} is in the adjustment log before {at}; `rayguard log` shows what is")]
     NoClass {
         /// As given.
         class: String,
@@ -67,24 +67,24 @@ pub enum ExplainError {
 
 /// Carries out the command; `now` is the wall clock.
 pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), ExplainError> {
-    let path = ledger_path(args.ledger.as_deref());
-    let unreadable = |problem| LogError::Record { path: path.clone(), problem };
-    let mut records = Reader::open(&path, None).map_err(unreadable)?.filter_map(|line| match line {
-        Ok(Line::Record(record)) => Some(Ok(*record)),
+    let path = log_path(args.adjustment_log.as_deref());
+    let unreadable = |problem| LogError::Unreadable { path: path.clone(), problem };
+    let mut logged_events = Reader::open(&path, None).map_err(unreadable)?.filter_map(|line| match line {
+        Ok(Line::LoggedEvent(logged)) => Some(Ok(*logged)),
         Ok(Line::Unreadable { .. }) => None,
         Err(problem) => Some(Err(unreadable(problem))),
     });
     match (&args.request, &args.class) {
-        (Some(request), _) => explain_request(request, &mut records, args.format, out),
+        (Some(request), _) => explain_request(request, &mut logged_events, args.format, out),
         (None, Some(class)) => {
             let at = args.at.as_deref().map_or(Ok(now), |text| parse_time(text, now))?;
-            explain_class(class, at, &mut records, args.format, out)
+            explain_class(class, at, &mut logged_events, args.format, out)
         }
         (None, None) => Err(ExplainError::NoRequest { request: String::new() }),
     }
 }
 
-/// The last word on every limit, as the record is read.
+/// The last word on every limit, as the adjustment log is read.
 #[derive(Default)]
 struct Known {
     adjustments: BTreeMap<(String, LimitKind), (WallMs, Adjustment)>,
@@ -92,14 +92,14 @@ struct Known {
 }
 
 impl Known {
-    fn take(&mut self, record: Record) {
-        match record.event {
+    fn take(&mut self, logged: LoggedEvent) {
+        match logged.event {
             Event::Adjustment(adjustment) => {
                 let key = (adjustment.class.clone(), adjustment.limit);
-                self.adjustments.insert(key, (record.time, *adjustment));
+                self.adjustments.insert(key, (logged.time, *adjustment));
             }
             Event::ModeChange(change) => {
-                self.modes.insert(change.class.clone(), (record.time, change));
+                self.modes.insert(change.class.clone(), (logged.time, change));
             }
             // A new process starts from its own limits.
             Event::Start(_) => *self = Known::default(),
@@ -151,24 +151,24 @@ impl Known {
     }
 }
 
-type Records<'a> = &'a mut dyn Iterator<Item = Result<Record, LogError>>;
+type LoggedEvents<'a> = &'a mut dyn Iterator<Item = Result<LoggedEvent, LogError>>;
 
 fn explain_request(
     request: &str,
-    records: Records<'_>,
+    logged_events: LoggedEvents<'_>,
     format: Format,
     out: &mut dyn Write,
 ) -> Result<(), ExplainError> {
     let mut known = Known::default();
-    for record in records {
-        let record = record?;
-        match &record.event {
+    for logged in logged_events {
+        let logged = logged?;
+        match &logged.event {
             Event::Shed(shed) if shed.request == request => {
                 match format {
-                    Format::Table => show_shed(record.time, shed, &known, out)?,
+                    Format::Table => show_shed(logged.time, shed, &known, out)?,
                     Format::Json => {
                         let told = json!({
-                            "refused": record, "sentence": shed.sentence(), "meaning": shed.meaning(),
+                            "refused": logged, "sentence": shed.sentence(), "meaning": shed.meaning(),
                             "undo": shed.undo(), "limits": known.told(&[&shed.class, &shed.module]),
                         });
                         writeln!(out, "{told}")?;
@@ -176,7 +176,7 @@ fn explain_request(
                 }
                 return Ok(());
             }
-            _ => known.take(record),
+            _ => known.take(logged),
         }
     }
     Err(ExplainError::NoRequest { request: request.to_owned() })
@@ -185,25 +185,25 @@ fn explain_request(
 fn explain_class(
     class: &str,
     at: WallMs,
-    records: Records<'_>,
+    logged_events: LoggedEvents<'_>,
     format: Format,
     out: &mut dyn Write,
 ) -> Result<(), ExplainError> {
     let mut known = Known::default();
     let (mut refused, mut next) = (None, None);
-    for record in records {
-        let record = record?;
-        if record.time > at {
-            if record.event.subject() == Some(class) && matches!(record.event, Event::Adjustment(_)) {
-                next = Some(record);
+    for logged in logged_events {
+        let logged = logged?;
+        if logged.time > at {
+            if logged.event.subject() == Some(class) && matches!(logged.event, Event::Adjustment(_)) {
+                next = Some(logged);
                 break;
             }
             continue;
         }
-        if matches!(&record.event, Event::ShedSummary(summary) if summary.class == class) {
-            refused = Some(record);
+        if matches!(&logged.event, Event::ShedSummary(summary) if summary.class == class) {
+            refused = Some(logged);
         } else {
-            known.take(record);
+            known.take(logged);
         }
     }
     if !known.knows(&[class]) && refused.is_none() && next.is_none() {
@@ -218,11 +218,11 @@ fn explain_class(
     }
     writeln!(out, "{} at {}:", printable(class), at.rfc3339())?;
     known.show(class, out)?;
-    if let Some(record) = &refused {
-        writeln!(out, "  {}  {}", record.time.rfc3339(), printable(&record.event.sentence()))?;
+    if let Some(logged) = &refused {
+        writeln!(out, "  {}  {}", logged.time.rfc3339(), printable(&logged.event.sentence()))?;
     }
-    if let Some(record) = &next {
-        writeln!(out, "then {}  {}", record.time.rfc3339(), printable(&record.event.sentence()))?;
+    if let Some(logged) = &next {
+        writeln!(out, "then {}  {}", logged.time.rfc3339(), printable(&logged.event.sentence()))?;
     }
     Ok(())
 }
@@ -261,10 +261,10 @@ fn show_adjustment(time: WallMs, adjustment: &Adjustment, out: &mut dyn Write) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::log::tests::{START_MS, TestLedger, adjusted, shed};
+    use crate::cli::log::tests::{START_MS, TestLog, adjusted, shed};
 
     fn explain(
-        ledger: &TestLedger,
+        adjustment_log: &TestLog,
         request: Option<&str>,
         class: Option<&str>,
         at: Option<&str>,
@@ -273,7 +273,7 @@ mod tests {
             request: request.map(str::to_owned),
             class: class.map(str::to_owned),
             at: at.map(str::to_owned),
-            ledger: Some(ledger.dir.clone()),
+            adjustment_log: Some(adjustment_log.dir.clone()),
             format: Format::Table,
         };
         let mut out = Vec::new();
@@ -281,14 +281,14 @@ mod tests {
         Ok(String::from_utf8(out).unwrap())
     }
 
-    fn sample() -> TestLedger {
-        let mut ledger = TestLedger::new("explain");
-        ledger.write(0, adjusted("state-heavy", 8.0, 3.0, 0));
-        ledger.write(5, adjusted("state-heavy", 4.0, 1.5, 5));
-        ledger.write(6, adjusted("job-list", 4.0, 0.5, 6));
-        ledger.write(7, shed("r-17", "state-heavy"));
-        ledger.write(60, adjusted("state-heavy", 3.0, 0.5, 60));
-        ledger
+    fn sample() -> TestLog {
+        let mut adjustment_log = TestLog::new("explain");
+        adjustment_log.write(0, adjusted("state-heavy", 8.0, 3.0, 0));
+        adjustment_log.write(5, adjusted("state-heavy", 4.0, 1.5, 5));
+        adjustment_log.write(6, adjusted("job-list", 4.0, 0.5, 6));
+        adjustment_log.write(7, shed("r-17", "state-heavy"));
+        adjustment_log.write(60, adjusted("state-heavy", 3.0, 0.5, 60));
+        adjustment_log
     }
 
     #[test]
@@ -309,22 +309,22 @@ mod tests {
 
     #[test]
     fn a_class_is_explained_as_of_a_time() {
-        let ledger = sample();
-        let then = explain(&ledger, None, Some("state-heavy"), Some("2023-11-14T22:13:21Z")).unwrap();
+        let adjustment_log = sample();
+        let then = explain(&adjustment_log, None, Some("state-heavy"), Some("2023-11-14T22:13:21Z")).unwrap();
         assert!(then.contains("from 8 to"), "{then}");
         assert!(then.contains("then 2023-11-14T22:13:25.000Z  cut state-heavy in_flight from 4"), "{then}");
-        let now = explain(&ledger, None, Some("state-heavy"), None).unwrap();
+        let now = explain(&adjustment_log, None, Some("state-heavy"), None).unwrap();
         assert!(now.contains("raised state-heavy in_flight from 3") && !now.contains("then"), "{now}");
     }
 
     #[test]
     fn programs_are_told_the_same() {
-        let ledger = sample();
+        let adjustment_log = sample();
         let told = |request: Option<&str>, class: Option<&str>| -> Value {
             let (request, class) = (request.map(str::to_owned), class.map(str::to_owned));
-            let ledger = Some(ledger.dir.clone());
+            let adjustment_log = Some(adjustment_log.dir.clone());
             let mut out = Vec::new();
-            let args = Args { request, class, at: None, ledger, format: Format::Json };
+            let args = Args { request, class, at: None, adjustment_log, format: Format::Json };
             run(&args, WallMs(START_MS + 100_000), &mut out).unwrap();
             serde_json::from_slice(&out).unwrap()
         };
@@ -338,10 +338,10 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_record_is_said_to_be_sampled_or_unknown() {
-        let ledger = sample();
-        let request = explain(&ledger, Some("r-99"), None, None).unwrap_err();
+        let adjustment_log = sample();
+        let request = explain(&adjustment_log, Some("r-99"), None, None).unwrap_err();
         assert!(request.to_string().contains("of a flood only a few each second"), "{request}");
-        let class = explain(&ledger, None, Some("nobody"), None).unwrap_err();
+        let class = explain(&adjustment_log, None, Some("nobody"), None).unwrap_err();
         assert!(matches!(class, ExplainError::NoClass { .. }));
     }
 }

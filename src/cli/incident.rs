@@ -1,7 +1,7 @@
 //! `rayguard simulate --trace`: what would have happened with this configuration?
 //!
-//! A trace is one of rayguard's own recordings, or an arrival log that the importers of
-//! `sim::trace` know. From a recording the head is identified as far as it shows; the other
+//! A trace is one of rayguard's own traffic traces, or an arrival log that the importers of
+//! `sim::trace` know. From a trace the head is identified as far as it shows; the other
 //! formats are replayed against the calibrated head, or, for a log of completions, against a
 //! Serve application. Every run sees the same load; the first line of each class is what was
 //! recorded, the last what would have been with limits off.
@@ -9,8 +9,8 @@
 use super::format::Format;
 use super::simulate::{Args as Simulate, Error};
 use crate::config::quantity::Length;
-use crate::core::recording::{self, Reader, Recording};
-use crate::observe::recorder::older;
+use crate::core::traffic_trace::{self, Reader, TrafficTrace};
+use crate::observe::trace_writer::older;
 use crate::sim::identify::{Identified, identify};
 use crate::sim::incident::{self, Case, Incident, Wanted};
 use crate::sim::scenario::Guard;
@@ -23,7 +23,7 @@ use std::time::Duration;
 /// Which trace, which part of it, and how.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct TraceArgs {
-    /// Replays this trace instead of running scenarios: a recording of rayguard's, or an arrival
+    /// Replays this trace instead of running scenarios: a trace of rayguard's, or an arrival
     /// log (Philly's submissions, Azure's completions, `at_s,route,status,latency_ms`).
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
@@ -53,7 +53,7 @@ pub struct Replay {
     /// Clients give up after this.
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub patience: Length,
-    /// Cores of the head's node; a recording does not show them.
+    /// Cores of the head's node; a trace does not show them.
     #[arg(long, value_name = "COUNT", default_value_t = 2.0)]
     pub cores: f64,
 }
@@ -79,8 +79,8 @@ const DAY_S: f64 = 86_400.0;
 pub struct Loaded {
     /// The load.
     pub case: Case,
-    /// The recording, where it is one.
-    pub recording: Option<(Recording, Identified)>,
+    /// The trace, where it is one.
+    pub trace: Option<(TrafficTrace, Identified)>,
 }
 
 /// Carries out `simulate --trace`.
@@ -98,7 +98,7 @@ pub fn run(args: &Simulate, trace: &Path, out: &mut dyn Write) -> Result<(), Err
         Wanted { label: "limits off".to_owned(), config: String::new(), guard: Guard::Off },
     ];
     let blamed = args.incident.config.clone().unwrap_or_else(|| trace.to_owned());
-    let incident = incident::replay(&case, &wanted, args.seed.unwrap_or(1), args.journal.is_some())
+    let incident = incident::replay(&case, &wanted, args.seed.unwrap_or(1), args.adjustment_log.is_some())
         .map_err(|error| Error::Scenario { path: blamed, error })?;
     show(args, &incident, out)
 }
@@ -114,10 +114,10 @@ fn show(args: &Simulate, incident: &Incident, out: &mut dyn Write) -> Result<(),
     if let Some(path) = &args.html {
         file(path, &incident::html(incident))?;
     }
-    if let Some(folder) = &args.journal {
+    if let Some(folder) = &args.adjustment_log {
         std::fs::create_dir_all(folder).map_err(|error| Error::File { path: folder.clone(), error })?;
-        for (label, journal) in &incident.journals {
-            file(&folder.join(format!("{}.jsonl", label.replace(['/', ' '], "-"))), journal)?;
+        for (label, adjustment_log) in &incident.adjustment_logs {
+            file(&folder.join(format!("{}.jsonl", label.replace(['/', ' '], "-"))), adjustment_log)?;
         }
     }
     Ok(())
@@ -145,8 +145,8 @@ pub fn load(path: &Path, replay: &Replay) -> Result<Loaded, Error> {
         return Err(wrong("--speedup, --copies and --cores must be above 0".to_owned()));
     }
     let bytes = std::fs::read(path).map_err(|error| Error::File { path: path.to_owned(), error })?;
-    let mut loaded = if bytes.starts_with(recording::MAGIC.as_bytes()) {
-        of_recording(path, &bytes, replay)?
+    let mut loaded = if traffic_trace::is_trace(&bytes) {
+        of_trace(path, &bytes, replay)?
     } else {
         let trace = trace::read(&String::from_utf8_lossy(&bytes))
             .map_err(|error| Error::Trace { path: path.to_owned(), error })?;
@@ -159,26 +159,26 @@ pub fn load(path: &Path, replay: &Replay) -> Result<Loaded, Error> {
     Ok(loaded)
 }
 
-fn of_recording(path: &Path, bytes: &[u8], replay: &Replay) -> Result<Loaded, Error> {
-    let wrong = |error: recording::RecordingError| Error::Trace {
+fn of_trace(path: &Path, bytes: &[u8], replay: &Replay) -> Result<Loaded, Error> {
+    let wrong = |error: traffic_trace::TrafficTraceError| Error::Trace {
         path: path.to_owned(),
-        error: TraceError { line: 1, problem: error.to_string(), expected: "a recording" },
+        error: TraceError { line: 1, problem: error.to_string(), expected: "a trace" },
     };
     let mut reader = Reader::default();
     if let Ok(older) = std::fs::read(older(path)) {
-        // One that is no recording is somebody else's file; one of another run is left out.
+        // One that is no trace is somebody else's file; one of another run is left out.
         if reader.read(&older).is_err() {
             reader = Reader::default();
         }
     }
     reader.read(bytes).map_err(wrong)?;
-    let recording = reader.finish().map_err(wrong)?;
+    let trace = reader.finish().map_err(wrong)?;
     let guide = Guide::new();
-    let identified = identify(&recording, &guide);
+    let identified = identify(&trace, &guide);
     let mut notes = Vec::new();
     let mut groups = Vec::new();
-    for (number, class) in recording.head.classes.iter().enumerate() {
-        let part = import(&recording, &guide, |wanted| usize::from(wanted) == number);
+    for (number, class) in trace.head.classes.iter().enumerate() {
+        let part = import(&trace, &guide, |wanted| usize::from(wanted) == number);
         for (label, (stand_in, count)) in part.stand_ins {
             notes.push(match stand_in {
                 Some(name) => format!("{count} requests of {label} are replayed as `{name}`"),
@@ -191,13 +191,13 @@ fn of_recording(path: &Path, bytes: &[u8], replay: &Replay) -> Result<Loaded, Er
     let case = Case {
         name: name_of(path),
         groups,
-        seconds: recording.until.since(recording.from).as_secs_f64().floor() + 1.0,
+        seconds: trace.until.since(trace.from).as_secs_f64().floor() + 1.0,
         plant: ray_head(replay.cores),
         spec: Some(identified.spec(replay.cores)),
         patience_s: replay.patience.0.as_secs_f64(),
         notes,
     };
-    Ok(Loaded { case, recording: Some((recording, identified)) })
+    Ok(Loaded { case, trace: Some((trace, identified)) })
 }
 
 fn of_log(path: &Path, trace: &Trace) -> Loaded {
@@ -210,7 +210,7 @@ fn of_log(path: &Path, trace: &Trace) -> Loaded {
         "completions are replayed against 8 replicas of 4 slots at 25 ms a generated token; a scenario with \
          `plant = { kind = \"serve\", ... }` can say otherwise"
     } else {
-        "replayed against the calibrated head; a recording of your own would be fitted to yours"
+        "replayed against the calibrated head; a trace of your own would be fitted to yours"
     };
     let case = Case {
         name: name_of(path),
@@ -221,7 +221,7 @@ fn of_log(path: &Path, trace: &Trace) -> Loaded {
         patience_s: 30.0,
         notes: vec![note.to_owned()],
     };
-    Loaded { case, recording: None }
+    Loaded { case, trace: None }
 }
 
 fn ray_head(cores: f64) -> toml::Table {
@@ -287,8 +287,8 @@ pub(super) mod tests {
 
     /// Two minutes: actors now and then, and from the 60th second tasks at 20 a second for half a
     /// minute, on one server of 100 ms a task.
-    pub(in crate::cli) fn recording() -> String {
-        use crate::core::recording::{ClassHead, Ending, Exchange, Head, Line, Pen, SignalHead};
+    pub(in crate::cli) fn trace() -> String {
+        use crate::core::traffic_trace::{ClassHead, Encoder, Ending, Exchange, Head, Line, SignalHead};
         let class = |name: &str| ClassHead {
             name: name.into(),
             module: "StateHead".into(),
@@ -342,10 +342,10 @@ pub(super) mod tests {
         lines.extend((0..24).map(|n| (5.0 * f64::from(n), Line::Signal(0, 20.0, 2_000_000))));
         lines.push((120.0, Line::End("stopped".into())));
         lines.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let (mut pen, mut out) = (Pen::default(), String::new());
-        pen.put(Time::ZERO, &Line::Head(Box::new(head)), &mut out);
+        let (mut encoder, mut out) = (Encoder::default(), String::new());
+        encoder.put(Time::ZERO, &Line::Head(Box::new(head)), &mut out);
         for (at, line) in lines {
-            pen.put(Time::from_secs_f64(at), &line, &mut out);
+            encoder.put(Time::from_secs_f64(at), &line, &mut out);
         }
         out
     }
@@ -359,8 +359,8 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_recording_is_laid_beside_its_replay() {
-        let file = File::new("own.rec", &recording());
+    fn a_trace_is_laid_beside_its_replay() {
+        let file = File::new("own.rec", &trace());
         let answer = answer(&file.0, Replay::default(), None).unwrap();
         assert_eq!(answer["runs"], serde_json::json!(["recorded", "with the defaults", "limits off"]));
         let row = |class: &str| {
@@ -404,7 +404,7 @@ pub(super) mod tests {
         let file = File::new("bad.csv", "who,what\n1,2\n");
         let error = answer(&file.0, Replay::default(), None).unwrap_err().to_string();
         assert!(error.contains("unknown header"), "{error}");
-        let file = File::new("cut.rec", &recording());
+        let file = File::new("cut.rec", &trace());
         let late = Replay { from: Length(Duration::from_hours(1)), ..Replay::default() };
         let error = answer(&file.0, late, None).unwrap_err().to_string();
         assert!(error.contains("no requests in this part"), "{error}");

@@ -5,7 +5,7 @@ use crate::admin::schema::{LimitRow, Limits};
 use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table};
 use crate::cli::format::Format;
 use crate::cli::suggest;
-use crate::core::journal::{number, printable};
+use crate::core::event::{number, printable};
 use std::io::{self, Write};
 
 /// Shows every limit and its bounds.

@@ -129,7 +129,7 @@ fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
 /// Sends the whole plan to `target` and returns its operations in the order in which they were due.
 pub async fn send(plan: &Plan, target: SocketAddr) -> Vec<Sample> {
     let start = Instant::now() + LEAD;
-    let desk = Arc::new(Desk {
+    let run = Arc::new(LoadRun {
         start,
         duration_s: plan.duration_s,
         in_flight_max: plan.in_flight_max,
@@ -141,14 +141,14 @@ pub async fn send(plan: &Plan, target: SocketAddr) -> Vec<Sample> {
         let client = Arc::new(Client::new(stream.clone(), target, target.to_string()));
         let seed = plan.seed.wrapping_mul(1_000).wrapping_add(index as u64);
         let source =
-            Source { index, stream: stream.clone(), client, desk: Arc::clone(&desk), choice: choice(seed) };
+            Source { index, stream: stream.clone(), client, run: Arc::clone(&run), choice: choice(seed) };
         for worker in 0..stream.workers.unwrap_or(0) {
             streams.spawn(source.clone().close_loop(u64::from(worker)));
         }
         streams.spawn(source.open_loop(Arrivals::new(stream, plan.duration_s, seed)));
     }
     while streams.join_next().await.is_some() {}
-    let mut samples = std::mem::take(&mut *desk.samples.lock().unwrap_or_else(PoisonError::into_inner));
+    let mut samples = std::mem::take(&mut *run.samples.lock().unwrap_or_else(PoisonError::into_inner));
     samples.sort_by(|a, b| a.due_s.total_cmp(&b.due_s));
     samples
 }
@@ -157,7 +157,7 @@ pub async fn send(plan: &Plan, target: SocketAddr) -> Vec<Sample> {
 const LEAD: Duration = Duration::from_millis(50);
 
 /// What all streams share.
-struct Desk {
+struct LoadRun {
     start: Instant,
     duration_s: f64,
     in_flight_max: usize,
@@ -171,7 +171,7 @@ struct Source {
     index: usize,
     stream: Stream,
     client: Arc<Client>,
-    desk: Arc<Desk>,
+    run: Arc<LoadRun>,
     choice: Pcg64Mcg,
 }
 
@@ -179,33 +179,33 @@ impl Source {
     async fn open_loop(mut self, arrivals: Arrivals) {
         let mut under_way = JoinSet::new();
         for (n, due_s) in (0..).zip(arrivals) {
-            let due = self.desk.start + Duration::from_secs_f64(due_s);
+            let due = self.run.start + Duration::from_secs_f64(due_s);
             sleep_until(due).await;
             while under_way.try_join_next().is_some() {}
             let shape = self.choose();
-            let Source { index, client, desk, .. } = self.clone();
-            if desk.in_flight.fetch_add(1, Ordering::Relaxed) >= desk.in_flight_max {
-                desk.in_flight.fetch_sub(1, Ordering::Relaxed);
-                desk.unsent(index, shape, due_s);
+            let Source { index, client, run, .. } = self.clone();
+            if run.in_flight.fetch_add(1, Ordering::Relaxed) >= run.in_flight_max {
+                run.in_flight.fetch_sub(1, Ordering::Relaxed);
+                run.unsent(index, shape, due_s);
                 continue;
             }
-            under_way.spawn(async move { desk.carry_out(index, &client, n, shape, due).await });
+            under_way.spawn(async move { run.carry_out(index, &client, n, shape, due).await });
         }
         while under_way.join_next().await.is_some() {}
     }
 
     async fn close_loop(mut self, worker: u64) {
-        let end = Duration::from_secs_f64(self.stream.until(self.desk.duration_s));
+        let end = Duration::from_secs_f64(self.stream.until(self.run.duration_s));
         let think = Duration::from_secs_f64(self.stream.think_s);
         // Workers begin spread over one pause, as people do.
         let spread = think.mul_f64(unit(&mut choice(worker)));
-        let begin = self.desk.start + Duration::from_secs_f64(self.stream.from_s) + spread;
+        let begin = self.run.start + Duration::from_secs_f64(self.stream.from_s) + spread;
         sleep_until(begin).await;
-        while self.desk.start.elapsed() < end {
+        while self.run.start.elapsed() < end {
             let shape = self.choose();
-            self.desk.in_flight.fetch_add(1, Ordering::Relaxed);
+            self.run.in_flight.fetch_add(1, Ordering::Relaxed);
             let asked = Instant::now();
-            let succeeded = self.desk.carry_out(self.index, &self.client, worker, shape, asked).await;
+            let succeeded = self.run.carry_out(self.index, &self.client, worker, shape, asked).await;
             // A refused worker without a pause of its own would spin: it breathes, as a loop in a shell does.
             sleep(if succeeded { think } else { think.max(BREATH) }).await;
         }
@@ -225,7 +225,7 @@ impl Source {
 /// The least pause of a closed loop after a failure.
 const BREATH: Duration = Duration::from_millis(10);
 
-impl Desk {
+impl LoadRun {
     /// Carries out one operation and records it; whether it succeeded.
     async fn carry_out(&self, stream: usize, client: &Client, n: u64, shape: usize, due: Instant) -> bool {
         let late_s = due.elapsed().as_secs_f64();

@@ -1,15 +1,15 @@
-//! `rayguard log`: what happened, from the record.
+//! `rayguard log`: what happened, from the adjustment log.
 //!
-//! Reads the ledger's files as they lie on disk, so it works while rayguard runs, when it does
+//! Reads the adjustment log's files as they lie on disk, so it works while rayguard runs, when it does
 //! not, and on a copy from another machine. Lines that cannot be read are shown as such, never
 //! passed over in silence. Everything that goes to a terminal is made printable first: a
 //! submission id cannot move the cursor.
 
 use crate::cli::format::Format;
 use crate::config::defaults;
-use crate::core::journal::{Record, printable};
+use crate::core::event::{LoggedEvent, printable};
 use crate::core::time::WallMs;
-use crate::observe::ledger::{Follower, Line, Reader};
+use crate::observe::adjustment_log::{Follower, Line, Reader};
 use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -18,12 +18,12 @@ use std::time::Duration;
 /// How often `--follow` looks for more.
 const FOLLOW_EVERY: Duration = Duration::from_millis(300);
 
-/// Shows what happened, from the record.
+/// Shows what happened, from the adjustment log.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Directory of the adjustment log, or one of its files.
     #[arg(long, value_name = "PATH")]
-    pub ledger: Option<PathBuf>,
+    pub adjustment_log: Option<PathBuf>,
     /// Only events after this: a duration (`1h`, `30m`) or a UTC time
     /// (`2026-01-31T23:00:00Z`).
     #[arg(long, value_name = "TIME")]
@@ -45,12 +45,12 @@ pub struct Args {
     pub follow: bool,
 }
 
-/// Why the record could not be shown.
+/// Why the adjustment log could not be shown.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The record cannot be read.
-    #[error("cannot read the record at {path}: {problem}; name it with --ledger")]
-    Record {
+    /// The adjustment log cannot be read.
+    #[error("cannot read the adjustment log at {path}: {problem}; name it with --adjustment-log")]
+    Unreadable {
         /// Where.
         path: PathBuf,
         /// Why not.
@@ -69,8 +69,8 @@ pub enum LogError {
 
 /// Carries out the command; `now` is the wall clock.
 pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError> {
-    let path = ledger_path(args.ledger.as_deref());
-    let unreadable = |problem| LogError::Record { path: path.clone(), problem };
+    let path = log_path(args.adjustment_log.as_deref());
+    let unreadable = |problem| LogError::Unreadable { path: path.clone(), problem };
     let since = args.since.as_deref().map(|text| parse_time(text, now)).transpose()?;
     // Before reading, so that nothing is missed in between; what is seen twice is dropped.
     let follower = args.follow.then(|| Follower::at_end(&path));
@@ -89,8 +89,8 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
     }
     let mut shown = 0;
     for line in newest {
-        if let Line::Record(record) = &line {
-            shown = shown.max(record.seq);
+        if let Line::LoggedEvent(logged) = &line {
+            shown = shown.max(logged.seq);
         }
         show(&line, args.format, out)?;
     }
@@ -100,9 +100,9 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
 
 fn follow(args: &Args, mut follower: Follower, shown: u64, out: &mut dyn Write) -> Result<(), LogError> {
     loop {
-        let path = ledger_path(args.ledger.as_deref());
-        for line in follower.poll().map_err(|problem| LogError::Record { path, problem })? {
-            let again = matches!(&line, Line::Record(record) if record.seq <= shown);
+        let path = log_path(args.adjustment_log.as_deref());
+        for line in follower.poll().map_err(|problem| LogError::Unreadable { path, problem })? {
+            let again = matches!(&line, Line::LoggedEvent(logged) if logged.seq <= shown);
             if !again && args.wants(&line, None) {
                 show(&line, args.format, out)?;
             }
@@ -114,20 +114,20 @@ fn follow(args: &Args, mut follower: Follower, shown: u64, out: &mut dyn Write) 
 
 impl Args {
     fn wants(&self, line: &Line, since: Option<WallMs>) -> bool {
-        let Line::Record(record) = line else {
+        let Line::LoggedEvent(logged) = line else {
             // A torn line may have been anything.
             return self.class.is_none() && self.event.is_empty();
         };
-        since.is_none_or(|since| record.time >= since)
-            && self.class.as_deref().is_none_or(|class| record.event.subject() == Some(class))
-            && (self.event.is_empty() || self.event.iter().any(|kind| kind == record.event.name()))
+        since.is_none_or(|since| logged.time >= since)
+            && self.class.as_deref().is_none_or(|class| logged.event.subject() == Some(class))
+            && (self.event.is_empty() || self.event.iter().any(|kind| kind == logged.event.name()))
     }
 }
 
-/// Where the record is, if nothing else is said.
+/// Where the adjustment log is, if nothing else is said.
 #[must_use]
-pub(crate) fn ledger_path(given: Option<&Path>) -> PathBuf {
-    given.map_or_else(|| Path::new(defaults::STATE_DIR).join("ledger"), Path::to_path_buf)
+pub(crate) fn log_path(given: Option<&Path>) -> PathBuf {
+    given.map_or_else(|| Path::new(defaults::STATE_DIR).join("adjustment-log"), Path::to_path_buf)
 }
 
 /// A length of time before `now`, or a time.
@@ -141,9 +141,9 @@ pub(crate) fn parse_time(text: &str, now: WallMs) -> Result<WallMs, LogError> {
 
 fn show(line: &Line, format: Format, out: &mut dyn Write) -> io::Result<()> {
     match (line, format) {
-        (Line::Record(record), Format::Table) => writeln!(out, "{}", row(record)),
-        (Line::Record(record), Format::Json) => {
-            serde_json::to_writer(&mut *out, record)?;
+        (Line::LoggedEvent(logged), Format::Table) => writeln!(out, "{}", row(logged)),
+        (Line::LoggedEvent(logged), Format::Json) => {
+            serde_json::to_writer(&mut *out, logged)?;
             out.write_all(b"\n")
         }
         (Line::Unreadable { file, number, bytes, problem }, Format::Table) => {
@@ -162,9 +162,9 @@ fn show(line: &Line, format: Format, out: &mut dyn Write) -> io::Result<()> {
 
 /// `2026-01-31T23:00:00.123Z      42  adjustment     cut ...`
 #[must_use]
-pub(crate) fn row(record: &Record) -> String {
-    let sentence = printable(&record.event.sentence());
-    format!("{}  {:>7}  {:<13}  {sentence}", record.time.rfc3339(), record.seq, record.event.name())
+pub(crate) fn row(logged: &LoggedEvent) -> String {
+    let sentence = printable(&logged.event.sentence());
+    format!("{}  {:>7}  {:<13}  {sentence}", logged.time.rfc3339(), logged.seq, logged.event.name())
 }
 
 #[cfg(test)]
@@ -173,25 +173,25 @@ pub(crate) mod tests {
     use crate::core::admission::meter::Reason;
     use crate::core::control::law::{Observation, Terms};
     use crate::core::control::regulator::{Move, Regulator};
-    use crate::core::journal::{
+    use crate::core::event::{
         Adjustment, Cause, Derivation, Event, LimitKind, LoopKind, Mode, Shed, SignalSeen,
     };
     use crate::core::policy::{Bounds, Control, Law};
     use crate::core::time::Time;
-    use crate::observe::ledger::{Entry, Options, Sync, Writer};
+    use crate::observe::adjustment_log::{Entry, Options, Sync, Writer};
     use std::fs;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     pub(crate) const START_MS: u64 = 1_700_000_000_000;
 
-    /// A ledger of this test's own, removed at its end.
-    pub(crate) struct TestLedger {
+    /// An adjustment log of this test's own, removed at its end.
+    pub(crate) struct TestLog {
         pub(crate) dir: PathBuf,
         pub(crate) writer: Writer,
     }
 
-    impl TestLedger {
-        pub(crate) fn new(name: &str) -> TestLedger {
+    impl TestLog {
+        pub(crate) fn new(name: &str) -> TestLog {
             static NEXT: AtomicU32 = AtomicU32::new(0);
             let number = NEXT.fetch_add(1, Ordering::Relaxed);
             let dir =
@@ -201,7 +201,7 @@ pub(crate) mod tests {
                 Options { dir: dir.clone(), file_bytes_max: 1 << 20, files_max: 4, sync: Sync::Never };
             let (writer, problem) = Writer::open(options);
             assert!(problem.is_none());
-            TestLedger { dir, writer }
+            TestLog { dir, writer }
         }
 
         pub(crate) fn write(&mut self, second: u64, event: Event) {
@@ -210,7 +210,7 @@ pub(crate) mod tests {
         }
     }
 
-    impl Drop for TestLedger {
+    impl Drop for TestLog {
         fn drop(&mut self) {
             let _ = fs::remove_dir_all(&self.dir);
         }
@@ -274,7 +274,7 @@ pub(crate) mod tests {
             derivation: Derivation::Given { why: "pinned by ops: load test".into() },
             decided_by: None,
         };
-        let step = Move { old, new, terms: Terms::NoInformation, guard: None };
+        let step = Move { old, new, terms: Terms::NoInformation, guardrail: None };
         Event::Adjustment(Box::new(Adjustment::new(cause, &step)))
     }
 
@@ -292,13 +292,13 @@ pub(crate) mod tests {
             in_flight: 2,
             rate_limit: None,
             waited_ms: 1500,
-            via: crate::core::journal::Via::Proxy,
+            via: crate::core::event::Via::Proxy,
         })
     }
 
-    fn args(ledger: &TestLedger) -> Args {
+    fn args(adjustment_log: &TestLog) -> Args {
         Args {
-            ledger: Some(ledger.dir.clone()),
+            adjustment_log: Some(adjustment_log.dir.clone()),
             since: None,
             class: None,
             event: Vec::new(),
@@ -314,18 +314,18 @@ pub(crate) mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    fn sample() -> TestLedger {
-        let mut ledger = TestLedger::new("log");
-        ledger.write(0, adjusted("state-heavy", 4.0, 1.5, 0));
-        ledger.write(1_800, adjusted("job-list", 8.0, 0.5, 1_800));
-        ledger.write(3_000, shed("r-1", "state-heavy"));
-        ledger
+    fn sample() -> TestLog {
+        let mut adjustment_log = TestLog::new("log");
+        adjustment_log.write(0, adjusted("state-heavy", 4.0, 1.5, 0));
+        adjustment_log.write(1_800, adjusted("job-list", 8.0, 0.5, 1_800));
+        adjustment_log.write(3_000, shed("r-1", "state-heavy"));
+        adjustment_log
     }
 
     #[test]
     fn a_table_is_when_what_and_why() {
-        let ledger = sample();
-        let text = output(&args(&ledger));
+        let adjustment_log = sample();
+        let text = output(&args(&adjustment_log));
         let first = text.lines().next().unwrap();
         assert_eq!(
             first,
@@ -337,9 +337,9 @@ pub(crate) mod tests {
 
     #[test]
     fn since_class_event_and_limit_narrow_it_down() {
-        let ledger = sample();
+        let adjustment_log = sample();
         let count = |change: &dyn Fn(&mut Args)| {
-            let mut args = args(&ledger);
+            let mut args = args(&adjustment_log);
             change(&mut args);
             output(&args).lines().count()
         };
@@ -352,34 +352,35 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn json_is_the_records_own() {
+    fn json_is_the_logs_own() {
         let mut args = args(&sample());
-        let ledger = sample();
-        args.ledger = Some(ledger.dir.clone());
+        let adjustment_log = sample();
+        args.adjustment_log = Some(adjustment_log.dir.clone());
         args.format = Format::Json;
-        let file = fs::read_to_string(ledger.dir.join("record.jsonl")).unwrap();
+        let file = fs::read_to_string(adjustment_log.dir.join("adjustments.jsonl")).unwrap();
         assert_eq!(output(&args), file);
     }
 
     #[test]
-    fn a_name_from_outside_cannot_steer_the_terminal() {
-        let mut ledger = TestLedger::new("injection");
-        ledger.write(0, shed("r\u{1b}[2J\n2023-11-14T22:13:20.000Z 9 stop all is well", "state-heavy"));
-        let text = output(&args(&ledger));
+    fn a_name_from_outside_cannot_control_the_terminal() {
+        let mut adjustment_log = TestLog::new("injection");
+        adjustment_log
+            .write(0, shed("r\u{1b}[2J\n2023-11-14T22:13:20.000Z 9 stop all is well", "state-heavy"));
+        let text = output(&args(&adjustment_log));
         assert_eq!(text.lines().count(), 1, "{text:?}");
         assert!(!text.contains('\u{1b}'));
     }
 
     #[test]
-    fn a_time_that_is_none_and_a_record_that_is_not_there_are_said() {
-        let ledger = sample();
-        let mut args = args(&ledger);
+    fn a_time_that_is_none_and_a_log_that_is_not_there_are_said() {
+        let adjustment_log = sample();
+        let mut args = args(&adjustment_log);
         args.since = Some("yesterday".into());
         let error = run(&args, WallMs(0), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().starts_with("\"yesterday\" is neither"), "{error}");
         args.since = None;
-        args.ledger = Some(ledger.dir.join("nowhere"));
+        args.adjustment_log = Some(adjustment_log.dir.join("nowhere"));
         let error = run(&args, WallMs(0), &mut Vec::new()).unwrap_err();
-        assert!(error.to_string().contains("name it with --ledger"), "{error}");
+        assert!(error.to_string().contains("name it with --adjustment-log"), "{error}");
     }
 }

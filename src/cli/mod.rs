@@ -14,18 +14,18 @@ pub mod incident;
 pub mod limits;
 pub mod load;
 pub mod log;
+pub mod overrides;
 pub mod progress;
 pub mod replay;
 pub mod run;
 pub mod simulate;
 pub mod status;
-pub mod steer;
 pub mod suggest;
 pub mod tune;
 pub mod up;
 
 use crate::admin::schema::ShedMode;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Adaptive load shedding in front of a Ray head.
@@ -82,28 +82,44 @@ enum Operate {
     /// Show every limit and its bounds, or suggest limits from current traffic.
     Limits(limits::Args),
     /// Hold a limit at a value for a while.
-    Pin(steer::PinArgs),
+    Pin(overrides::PinArgs),
     /// Let the controller move a pinned limit again.
-    Unpin(steer::UnpinArgs),
+    Unpin(overrides::UnpinArgs),
     /// Freeze all limits at their current values.
-    Freeze(steer::FreezeArgs),
+    Freeze(overrides::FreezeArgs),
     /// Let all limits move again.
-    Unfreeze(steer::FreezeArgs),
+    Unfreeze(overrides::FreezeArgs),
     /// Forward everything and count what would have been shed, for one class or all.
-    Shadow(steer::ModeArgs),
+    Shadow(overrides::ModeArgs),
     /// Enforce limits, for one class or all.
-    Enforce(steer::ModeArgs),
+    Enforce(overrides::ModeArgs),
     /// Reload the configuration file, and report its problems.
-    Reload(steer::FreezeArgs),
+    Reload(overrides::FreezeArgs),
     /// Show firing alerts, or send a test alert.
     Alerts(alerts::Args),
+}
+
+/// Says what is wrong with the command line, and what an option that was renamed is called now.
+fn refuse(error: &clap::Error) -> ! {
+    if let Some((old, new)) = renamed(error) {
+        Cli::command().error(error.kind(), format!("`{old}` has a new name; write `{new}`")).exit();
+    }
+    error.exit()
+}
+
+/// The option that is not known here because it was renamed, and its new name.
+fn renamed(error: &clap::Error) -> Option<(&str, &'static str)> {
+    match error.get(clap::error::ContextKind::InvalidArg)? {
+        clap::error::ContextValue::String(old) => Some((old, crate::config::renamed::option(old)?)),
+        _ => None,
+    }
 }
 
 /// Parses the command line and carries it out. Exit codes: 0 done, 1 it went wrong, 2 it was
 /// asked wrongly.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
     let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
         Command::Up(args) => up::run(args).map_err(Into::into),
         Command::Run(args) => run::run(args).map_err(Into::into),
@@ -160,20 +176,27 @@ async fn operate(command: Operate) -> Result<(), client::ClientError> {
         Operate::Health(args) => health::run(&args, out).await,
         Operate::Clients(args) => clients::run(&args, out).await,
         Operate::Limits(args) => limits::run(&args, out, paint).await,
-        Operate::Pin(args) => steer::pin(&args, out).await,
-        Operate::Unpin(args) => steer::unpin(&args, out).await,
-        Operate::Freeze(args) => steer::freeze(&args, true, out).await,
-        Operate::Unfreeze(args) => steer::freeze(&args, false, out).await,
-        Operate::Shadow(args) => steer::mode(&args, ShedMode::Shadow, out).await,
-        Operate::Enforce(args) => steer::mode(&args, ShedMode::Enforce, out).await,
-        Operate::Reload(args) => steer::reload(&args, out).await,
+        Operate::Pin(args) => overrides::pin(&args, out).await,
+        Operate::Unpin(args) => overrides::unpin(&args, out).await,
+        Operate::Freeze(args) => overrides::freeze(&args, true, out).await,
+        Operate::Unfreeze(args) => overrides::freeze(&args, false, out).await,
+        Operate::Shadow(args) => overrides::mode(&args, ShedMode::Shadow, out).await,
+        Operate::Enforce(args) => overrides::mode(&args, ShedMode::Enforce, out).await,
+        Operate::Reload(args) => overrides::reload(&args, out).await,
         Operate::Alerts(args) => alerts::run(&args, out, paint).await,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn an_option_that_was_renamed_is_refused_with_its_new_name() {
+        let old = ["rayguard", "log", "--ledger", "x"]; // kept: an earlier name
+        let error = super::Cli::try_parse_from(old).unwrap_err();
+        assert_eq!(super::renamed(&error), Some((old[2], "--adjustment-log")));
+    }
 
     #[test]
     fn the_command_line_does_not_contradict_itself() {

@@ -1,15 +1,15 @@
-//! `rayguard replay`: does the record follow from its own inputs?
+//! `rayguard replay`: does the adjustment log follow from its own inputs?
 //!
-//! Every adjustment holds the law and rails as they stood before, what they saw, and what they
+//! Every adjustment holds the law and guardrails as they stood before, what they saw, and what they
 //! came to. This steps each of them once more and compares to the last bit: the new limit, the
-//! law's terms, the rail that held it back, and, where a module's need was divided, the
+//! law's terms, the guardrail that held it back, and, where a module's need was divided, the
 //! pressure that this class was to see. The first difference ends it, with both values: either
-//! the record was changed, or the arithmetic was (another version, another machine).
+//! the adjustment log was changed, or the arithmetic was (another version, another machine).
 
 use super::format::Format;
 use super::log::LogError;
-use crate::core::journal::{Adjustment, Event, Record, printable};
-use crate::observe::ledger::{Line, Reader};
+use crate::core::event::{Adjustment, Event, LoggedEvent, printable};
+use crate::observe::adjustment_log::{Line, Reader};
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -24,16 +24,16 @@ pub struct Args {
     pub format: Format,
 }
 
-/// Why a record was not confirmed.
+/// Why an adjustment log was not confirmed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
-    /// The record cannot be read.
+    /// The adjustment log cannot be read.
     #[error(transparent)]
     Log(#[from] LogError),
     /// An adjustment does not follow from its inputs.
     #[error("seq {seq} ({class}): {what} is {recorded} in the log, but computes to {derived}")]
     Differs {
-        /// The record's number.
+        /// The adjustment log's number.
         seq: u64,
         /// The class or module.
         class: String,
@@ -66,19 +66,19 @@ pub struct Tally {
 
 /// Carries out the command.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
-    let unreadable = |problem| LogError::Record { path: args.log.clone(), problem };
+    let unreadable = |problem| LogError::Unreadable { path: args.log.clone(), problem };
     let mut tally = Tally::default();
     let mut seq_last = None;
     for line in Reader::open(&args.log, None).map_err(unreadable)? {
-        let Line::Record(record) = line.map_err(unreadable)? else {
+        let Line::LoggedEvent(logged) = line.map_err(unreadable)? else {
             tally.unreadable += 1;
             continue;
         };
         if let Some(last) = seq_last {
-            tally.missing += record.seq.saturating_sub(last + 1);
+            tally.missing += logged.seq.saturating_sub(last + 1);
         }
-        seq_last = Some(record.seq);
-        tally.take(&record)?;
+        seq_last = Some(logged.seq);
+        tally.take(&logged)?;
     }
     if args.format == Format::Json {
         writeln!(out, "{}", serde_json::json!(tally))?;
@@ -94,12 +94,12 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
 }
 
 impl Tally {
-    fn take(&mut self, record: &Record) -> Result<(), ReplayError> {
-        let Event::Adjustment(adjustment) = &record.event else {
+    fn take(&mut self, logged: &LoggedEvent) -> Result<(), ReplayError> {
+        let Event::Adjustment(adjustment) = &logged.event else {
             self.others += 1;
             return Ok(());
         };
-        if compare(record.seq, adjustment)? {
+        if compare(logged.seq, adjustment)? {
             self.derived += 1;
         } else {
             self.given += 1;
@@ -124,8 +124,12 @@ fn compare(seq: u64, adjustment: &Adjustment) -> Result<bool, ReplayError> {
             format!("{:?}", again.step.terms),
         );
     }
-    if again.step.guard != adjustment.guard {
-        return differs("the guard", format!("{:?}", adjustment.guard), format!("{:?}", again.step.guard));
+    if again.step.guardrail != adjustment.guardrail {
+        return differs(
+            "the guardrail",
+            format!("{:?}", adjustment.guardrail),
+            format!("{:?}", again.step.guardrail),
+        );
     }
     if let (Some(apportioned), Some(blame)) = (&adjustment.apportioned, again.blame) {
         if blame.pressure.to_bits() != apportioned.seen.to_bits() {
@@ -146,44 +150,45 @@ fn exact(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::log::tests::{TestLedger, adjusted, pinned, shed};
+    use crate::cli::log::tests::{TestLog, adjusted, pinned, shed};
     use std::fs;
 
-    fn sample(name: &str) -> TestLedger {
-        let mut ledger = TestLedger::new(name);
+    fn sample(name: &str) -> TestLog {
+        let mut adjustment_log = TestLog::new(name);
         for second in 0..50 {
             let pressure = 0.3 + (second % 7) as f64 / 3.0;
-            ledger.write(second, adjusted("state-heavy", 3.7 + second as f64 / 7.0, pressure, second));
+            adjustment_log
+                .write(second, adjusted("state-heavy", 3.7 + second as f64 / 7.0, pressure, second));
         }
-        ledger.write(50, pinned("state-heavy", 9.0, 4.0));
-        ledger.write(51, shed("r-1", "state-heavy"));
-        ledger
+        adjustment_log.write(50, pinned("state-heavy", 9.0, 4.0));
+        adjustment_log.write(51, shed("r-1", "state-heavy"));
+        adjustment_log
     }
 
-    fn replay(ledger: &TestLedger) -> Result<Tally, ReplayError> {
-        run(&Args { log: ledger.dir.clone(), format: Format::Table }, &mut Vec::new())
+    fn replay(adjustment_log: &TestLog) -> Result<Tally, ReplayError> {
+        run(&Args { log: adjustment_log.dir.clone(), format: Format::Table }, &mut Vec::new())
     }
 
     #[test]
-    fn a_record_follows_from_its_own_inputs() {
+    fn a_log_follows_from_its_own_inputs() {
         let tally = replay(&sample("replay")).unwrap();
         assert_eq!(tally, Tally { derived: 50, given: 1, others: 1, missing: 0, unreadable: 0 });
     }
 
     #[test]
     fn the_least_change_of_a_number_is_found_and_both_values_are_told() {
-        let ledger = sample("replay-changed");
-        let path = ledger.dir.join("record.jsonl");
+        let adjustment_log = sample("replay-changed");
+        let path = adjustment_log.dir.join("adjustments.jsonl");
         let text = fs::read_to_string(&path).unwrap();
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
-        let mut record: Record = serde_json::from_str(&lines[9]).unwrap();
-        let Event::Adjustment(adjustment) = &mut record.event else { panic!() };
+        let mut logged: LoggedEvent = serde_json::from_str(&lines[9]).unwrap();
+        let Event::Adjustment(adjustment) = &mut logged.event else { panic!() };
         let true_limit = adjustment.new;
         adjustment.new = f64::from_bits(true_limit.to_bits() + 1);
-        lines[9] = serde_json::to_string(&record).unwrap();
+        lines[9] = serde_json::to_string(&logged).unwrap();
         fs::write(&path, lines.join("\n") + "\n").unwrap();
 
-        let error = replay(&ledger).unwrap_err();
+        let error = replay(&adjustment_log).unwrap_err();
         let ReplayError::Differs { seq, recorded, derived, .. } = &error else { panic!("{error}") };
         assert_eq!(*seq, 10);
         assert_eq!(*derived, exact(true_limit));
@@ -192,16 +197,16 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_counted() {
-        let ledger = sample("replay-missing");
-        let path = ledger.dir.join("record.jsonl");
+        let adjustment_log = sample("replay-missing");
+        let path = adjustment_log.dir.join("adjustments.jsonl");
         let text = fs::read_to_string(&path).unwrap();
         let kept: Vec<&str> =
             text.lines().enumerate().filter(|(i, _)| !(5..8).contains(i)).map(|(_, line)| line).collect();
         fs::write(&path, kept.join("\n") + "\n{\"time\":\"torn").unwrap();
-        let tally = replay(&ledger).unwrap();
+        let tally = replay(&adjustment_log).unwrap();
         assert_eq!((tally.derived, tally.missing, tally.unreadable), (47, 3, 1));
         let mut out = Vec::new();
-        run(&Args { log: ledger.dir.clone(), format: Format::Json }, &mut out).unwrap();
+        run(&Args { log: adjustment_log.dir.clone(), format: Format::Json }, &mut out).unwrap();
         let told: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((&told["derived"], &told["missing"]), (&47.into(), &3.into()));
     }

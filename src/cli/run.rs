@@ -4,22 +4,22 @@ use crate::admin;
 use crate::config::quantity::{Bytes, Length};
 use crate::config::{self, Overrides, Settings, settings};
 use crate::core::admission::table::Mode;
-use crate::core::engine::LastGood;
-use crate::core::journal::Event;
+use crate::core::controller::LastGood;
+use crate::core::event::Event;
 use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::Fault;
-use crate::fleet::Replica;
-use crate::observe::discover::{self, DiscoverFault};
-use crate::observe::fetch::{self, Fault as FetchFault};
-use crate::observe::ledger::{self, Ledger, Writer};
+use crate::core::request::classify::RouteError;
+use crate::observe::adjustment_log::{self, AdjustmentLog, Writer};
+use crate::observe::discover::{self, DiscoverError};
+use crate::observe::fetch::{self, FetchError};
 use crate::observe::notify;
-use crate::observe::recorder;
+use crate::observe::trace_writer;
 use crate::proxy::listen::{self, Inherited, Listener};
 use crate::proxy::ratelimit;
 use crate::proxy::tls::{Originator, Renew, Terminator, TlsError};
 use crate::proxy::upstream::Address;
+use crate::replicas::Replica;
+use crate::runtime::app::{App, Outlets};
 use crate::runtime::clock::Clock;
-use crate::runtime::guard::{Guard, Outlets};
 use crate::runtime::history::HistoryFiles;
 use crate::runtime::lock::{self, Lock, LockError};
 use crate::runtime::reload::{self, Source};
@@ -101,14 +101,14 @@ impl From<RecordArgs> for Args {
     }
 }
 
-/// A recording that was asked for.
+/// A trace that was asked for.
 #[derive(Clone, Debug)]
-struct Recording {
+struct TraceTarget {
     path: PathBuf,
     bytes_max: u64,
 }
 
-/// Why the guard cannot run.
+/// Why the app cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// The configuration is wrong.
@@ -149,7 +149,7 @@ pub enum RunError {
     #[error("{}", faults.iter().map(|fault| fault.problem.to_string()).collect::<Vec<_>>().join("\n"))]
     Routes {
         /// What is wrong with each.
-        faults: Vec<Fault>,
+        faults: Vec<RouteError>,
     },
     /// Another process writes there.
     #[error(transparent)]
@@ -159,14 +159,14 @@ pub enum RunError {
     Secret(#[from] SecretError),
     /// The store that replicas share.
     #[error(transparent)]
-    Store(#[from] crate::fleet::store::StoreError),
+    Store(#[from] crate::replicas::store::StoreError),
     /// The OS refuses something we cannot do without.
     #[error("cannot start: {0}")]
     System(#[from] std::io::Error),
     /// TLS cannot be had.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The recording cannot be begun.
+    /// The trace cannot be begun.
     #[error("cannot record to {}: {source}; name a file in a directory that can be written", path.display())]
     Record {
         /// The file.
@@ -174,8 +174,8 @@ pub enum RunError {
         /// What the OS says.
         source: std::io::Error,
     },
-    /// The recording may take too little.
-    #[error("a recording of at most {0} bytes holds little more than its names; allow 1 MiB or more")]
+    /// The trace may take too little.
+    #[error("a trace of at most {0} bytes holds little more than its names; allow 1 MiB or more")]
     RecordMax(u64),
 }
 
@@ -215,16 +215,16 @@ fn overrides(args: &Args) -> Overrides {
 }
 
 fn run_for(args: Args, length: Option<Duration>, ready: impl FnOnce(&Settings)) -> Result<u8, RunError> {
-    let bytes_max = args.record_max.map_or(recorder::BYTES_DEFAULT, |max| max.0);
-    if bytes_max < recorder::BYTES_MIN {
+    let bytes_max = args.record_max.map_or(trace_writer::BYTES_DEFAULT, |max| max.0);
+    if bytes_max < trace_writer::BYTES_MIN {
         return Err(RunError::RecordMax(bytes_max));
     }
-    let recording = args.record.clone().map(|path| Recording { path, bytes_max });
+    let trace = args.record.clone().map(|path| TraceTarget { path, bytes_max });
     let (settings, overrides) = (settings(&args)?, overrides(&args));
     crate::observe::log::start(&settings.log);
     let runtime = runtime()?;
     let source = args.config.map(|path| Source { path, overrides });
-    runtime.block_on(guard(Arc::new(settings), source, inherited(), recording, length, ready))
+    runtime.block_on(app(Arc::new(settings), source, inherited(), trace, length, ready))
 }
 
 /// Threads for the proxy. One forwards more requests than any head answers; a few more keep a TLS
@@ -256,11 +256,11 @@ fn inherited() -> Vec<Inherited> {
 }
 
 /// Runs until a signal comes, or for so long.
-async fn guard(
+async fn app(
     settings: Arc<Settings>,
     source: Option<Source>,
     inherited: Vec<Inherited>,
-    recording: Option<Recording>,
+    trace: Option<TraceTarget>,
     length: Option<Duration>,
     ready: impl FnOnce(&Settings),
 ) -> Result<u8, RunError> {
@@ -270,29 +270,29 @@ async fn guard(
     let state = State::of(&settings.state_dir);
     let known = settings.policy.history.then(|| HistoryFiles::of(&settings.state_dir));
     let key = known.as_ref().map_or_else(random_key, |known| known.key(random_key()));
-    let (record, writing) = start_record(&settings)?;
+    let (adjustment_log, writing) = start_adjustment_log(&settings)?;
     let (alerts, transitions) = mpsc::channel(256);
     let run = format!("{:x}", clock.wall().0);
-    let guard = Guard::new(
+    let app = App::new(
         Arc::clone(&settings),
         &state.load(),
         key,
         clock,
         tasks.clone(),
-        Outlets { record, alerts },
+        Outlets { adjustment_log, alerts },
     );
     if let Some(token) = secret::rays_token(&settings)? {
-        guard.know_rays_token(token);
+        app.know_rays_token(token);
     }
     let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
-    guard.note_start(&run);
-    let replica = match &settings.fleet {
-        Some(fleet) => Some(join(&guard, fleet, &run).await?),
+    app.note_start(&run);
+    let replica = match &settings.replicas {
+        Some(replicas) => Some(join(&app, replicas, &run).await?),
         None => None,
     };
     if let Some(known) = &known {
-        known.load(&guard);
-        known.keep(&guard);
+        known.load(&app);
+        known.keep(&app);
     }
     let (listeners, mut certificates) = bind(&settings, inherited).await?;
     let ratelimit = bind_ratelimit(&settings, &mut certificates).await?;
@@ -303,10 +303,10 @@ async fn guard(
         }
     }
     let admin = bind_admin(&settings).await?;
-    let reloader = reload::start(&guard, source, certificates);
-    let recording = recording.map(|recording| start_recording(&guard, &recording)).transpose()?;
+    let reloader = reload::start(&app, source, certificates);
+    let trace = trace.map(|trace| start_trace(&app, &trace)).transpose()?;
     for ((listener, spec), way) in listeners.into_iter().zip(&settings.listeners).zip(ways) {
-        let front = guard.front(spec.surface, way).map_err(|faults| RunError::Routes { faults })?;
+        let front = app.front(spec.surface, way).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(
             address = %spec.address,
             surface = crate::proxy::handle::surface_name(spec.surface),
@@ -317,50 +317,50 @@ async fn guard(
     }
     if let Some((listener, spec)) = ratelimit {
         let nowhere = Address::Tcp(settings.upstream.authority());
-        let front = guard.front(spec.surface, nowhere).map_err(|faults| RunError::Routes { faults })?;
+        let front = app.front(spec.surface, nowhere).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(address = %spec.listen, domain = &*spec.domain, "rate-limit service for Envoys");
         let service = ratelimit::Service::start(front, Arc::clone(&spec.domain), spec.place_max);
         tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), (&settings.http).into()));
     }
     if let Some((listener, access)) = admin {
         tracing::info!(address = %listener.address(), "admin page, API and metrics");
-        admin::start(&guard, listener, access, notifier, reloader);
+        admin::start(&app, listener, access, notifier, reloader);
     }
     if let Some(replica) = replica {
         replica.start();
     }
-    crate::runtime::watch::start(&guard);
-    crate::runtime::head_version::start(&guard);
-    say_whether_ray_is_there(&guard);
+    crate::runtime::watch::start(&app);
+    crate::runtime::head_version::start(&app);
+    say_whether_ray_is_there(&app);
     ready(&settings);
-    state.keep(&guard);
+    state.keep(&app);
     let signal = match length {
         None => shutdown::signalled().await?,
         Some(length) => tokio::select! {
             signal = shutdown::signalled() => signal?,
-            () = tokio::time::sleep(length) => "the recording's time is up",
+            () = tokio::time::sleep(length) => "the trace's time is up",
         },
     };
     tracing::info!(signal, "draining: finishing requests in progress");
-    guard.note(Event::Stop { reason: signal.to_owned() });
-    state.save(&guard.last_good());
+    app.note(Event::Stop { reason: signal.to_owned() });
+    state.save(&app.last_good());
     if let Some(known) = &known {
-        known.save(&guard);
+        known.save(&app);
     }
     tasks.close();
     let drained = tasks.drain(settings.http.drain).await;
     if !drained {
         tracing::warn!(left = tasks.running(), "some requests did not finish within http.drain");
     }
-    guard.stop_recording();
-    if let Some(writing) = recording {
+    app.stop_trace();
+    if let Some(writing) = trace {
         if let Ok(tally) = writing.join() {
             tracing::info!(exchanges = tally.exchanges, lost = tally.lost, "recorded");
         } else {
             tracing::error!("the traffic trace may be incomplete: its writer failed");
         }
     }
-    drop(guard);
+    drop(app);
     // Ends when the last sender is gone; exchanges that did not finish may still hold one.
     if drained && writing.join().is_err() {
         tracing::error!("the adjustment log may be incomplete: its writer failed");
@@ -370,21 +370,21 @@ async fn guard(
 
 /// Says at once what an operator who mistyped an address needs to know. It is no reason to end:
 /// beside a head that is still starting, the proxy must be there first.
-fn say_whether_ray_is_there(guard: &Arc<Guard>) {
-    let settings = guard.settings();
+fn say_whether_ray_is_there(app: &Arc<App>) {
+    let settings = app.settings();
     // Where only applications are proxied there is no dashboard to expect.
     if settings.listeners.iter().all(|listener| listener.surface != Surface::Dashboard) {
         return;
     }
-    let tasks = guard.tasks.clone();
-    let guard = Arc::clone(guard);
+    let tasks = app.tasks.clone();
+    let app = Arc::clone(app);
     tasks.spawn_until_closed(async move {
         let url = settings.upstream.url();
         let (Ok(client), Ok(dashboard)) = (fetch::client(), url::Url::parse(&url)) else { return };
-        match discover::version(&client, &dashboard, guard.rays_token()).await {
+        match discover::version(&client, &dashboard, app.rays_token()).await {
             Ok(version) => tracing::info!(ray = version.ray_version, dashboard = url, "found Ray"),
             // With token authentication a Ray that refuses us is a Ray.
-            Err(DiscoverFault::Dashboard { fault: FetchFault::Status { status: 401 | 403 }, .. }) => {
+            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
                 tracing::warn!(
                     dashboard = url,
                     "found Ray, which does not take our token; say where Ray's is with `metrics.token`, or list its exporters in `metrics.targets`"
@@ -398,8 +398,8 @@ fn say_whether_ray_is_there(guard: &Arc<Guard>) {
 }
 
 /// Becomes one of several replicas, with leases in hand before the first request comes.
-async fn join(guard: &Arc<Guard>, fleet: &settings::Fleet, run: &str) -> Result<Replica, RunError> {
-    let password = fleet.password.as_ref();
+async fn join(app: &Arc<App>, replicas: &settings::Replicas, run: &str) -> Result<Replica, RunError> {
+    let password = replicas.password.as_ref();
     let password =
         password.map(|password| secret::read(password, "password of the shared store")).transpose()?;
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -407,17 +407,17 @@ async fn join(guard: &Arc<Guard>, fleet: &settings::Fleet, run: &str) -> Result<
         "" => "rayguard",
         host => host,
     };
-    let mut replica = Replica::new(guard, fleet, password.as_deref(), host, run)?;
+    let mut replica = Replica::new(app, replicas, password.as_deref(), host, run)?;
     replica.begin().await;
     Ok(replica)
 }
 
-/// Keeps other processes from our state and record. Where nothing can be written there is nothing
+/// Keeps other processes from our state and adjustment log. Where nothing can be written there is nothing
 /// to keep them from.
 fn lock_state(settings: &Settings) -> Result<Vec<Lock>, LockError> {
     let mut dirs = vec![&settings.state_dir];
-    if !settings.ledger.dir.starts_with(&settings.state_dir) {
-        dirs.push(&settings.ledger.dir);
+    if !settings.adjustment_log.dir.starts_with(&settings.state_dir) {
+        dirs.push(&settings.adjustment_log.dir);
     }
     let mut locks = Vec::new();
     for dir in dirs {
@@ -432,42 +432,44 @@ fn lock_state(settings: &Settings) -> Result<Vec<Lock>, LockError> {
     Ok(locks)
 }
 
-/// The record, written by a thread of its own so that a slow disk holds up nobody.
-fn start_record(settings: &Settings) -> Result<(Ledger, std::thread::JoinHandle<()>), RunError> {
-    let options = ledger::Options {
-        dir: settings.ledger.dir.clone(),
-        file_bytes_max: settings.ledger.file_bytes_max,
-        files_max: settings.ledger.files_max,
-        sync: ledger::Sync::default(),
+/// The adjustment log, written by a thread of its own so that a slow disk holds up nobody.
+fn start_adjustment_log(
+    settings: &Settings,
+) -> Result<(AdjustmentLog, std::thread::JoinHandle<()>), RunError> {
+    let options = adjustment_log::Options {
+        dir: settings.adjustment_log.dir.clone(),
+        file_bytes_max: settings.adjustment_log.file_bytes_max,
+        files_max: settings.adjustment_log.files_max,
+        sync: adjustment_log::Sync::default(),
     };
     let (mut writer, problem) = Writer::open(options);
     if let Some(problem) = problem {
-        tracing::error!(dir = %settings.ledger.dir.display(), %problem, "the adjustment log cannot be written; trying again");
+        tracing::error!(dir = %settings.adjustment_log.dir.display(), %problem, "the adjustment log cannot be written; trying again");
     }
-    if settings.ledger.stdout {
+    if settings.adjustment_log.stdout {
         writer = writer.with_echo(Box::new(std::io::stdout()));
     }
-    let (record, pump) = ledger::ledger(writer, RECORD_QUEUE);
-    let writing = std::thread::Builder::new().name("record".into()).spawn(move || pump.run())?;
-    Ok((record, writing))
+    let (adjustment_log, thread) = adjustment_log::channel(writer, LOG_QUEUE);
+    let writing = std::thread::Builder::new().name("record".into()).spawn(move || thread.run())?;
+    Ok((adjustment_log, writing))
 }
 
 /// Begins to write down what passes, by a thread of its own.
-fn start_recording(
-    guard: &Arc<Guard>,
-    recording: &Recording,
-) -> Result<std::thread::JoinHandle<recorder::Tally>, RunError> {
-    let Recording { path, bytes_max } = recording;
-    let (recorder, scribe) = recorder::recorder(path, *bytes_max)
+fn start_trace(
+    app: &Arc<App>,
+    trace: &TraceTarget,
+) -> Result<std::thread::JoinHandle<trace_writer::Tally>, RunError> {
+    let TraceTarget { path, bytes_max } = trace;
+    let (trace_writer, thread) = trace_writer::channel(path, *bytes_max)
         .map_err(|source| RunError::Record { path: path.clone(), source })?;
-    let writing = std::thread::Builder::new().name("recording".into()).spawn(move || scribe.run())?;
-    guard.start_recording(recorder);
-    tracing::info!(path = %path.display(), bytes_max, "recording");
+    let writing = std::thread::Builder::new().name("trace".into()).spawn(move || thread.run())?;
+    app.start_trace(trace_writer);
+    tracing::info!(path = %path.display(), bytes_max, "trace");
     Ok(writing)
 }
 
 /// Events that may wait for the disk.
-const RECORD_QUEUE: usize = 4096;
+const LOG_QUEUE: usize = 4096;
 
 /// Opens the listeners, those excepted that were inherited open; with them, what ends TLS there.
 async fn bind(
@@ -542,7 +544,7 @@ fn whom_to_tell(settings: &Settings) -> Result<notify::Options, RunError> {
     })
 }
 
-/// The operator's listener, and who may steer through it.
+/// The operator's listener, and who may change anything through it.
 async fn bind_admin(
     settings: &Settings,
 ) -> Result<Option<(admin::listen::Listener, admin::access::Access)>, RunError> {
@@ -599,12 +601,12 @@ impl State {
         }
     }
 
-    fn keep(&self, guard: &Arc<Guard>) {
-        let (state, guard) = (self.clone(), Arc::clone(guard));
-        let tasks = guard.tasks.clone();
+    fn keep(&self, app: &Arc<App>) {
+        let (state, app) = (self.clone(), Arc::clone(app));
+        let tasks = app.tasks.clone();
         let mut last = Vec::new();
         tasks.every(KEEP, move || {
-            let limits = guard.last_good();
+            let limits = app.last_good();
             if limits != last {
                 state.save(&limits);
                 last = limits;

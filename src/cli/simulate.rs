@@ -9,7 +9,7 @@ use crate::cli::incident;
 use crate::cli::progress::Bar;
 use crate::sim::ablation;
 use crate::sim::calibration;
-use crate::sim::likeness;
+use crate::sim::model_fit;
 use crate::sim::monte_carlo::monte_carlo;
 use crate::sim::page;
 use crate::sim::report::{self, Answer};
@@ -38,26 +38,26 @@ pub struct Args {
     /// Writes a page with plots to this file.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Writes the journal of each run to this folder, as JSON Lines.
+    /// Writes the adjustment log of each run to this folder, as JSON Lines.
     #[arg(long, value_name = "FOLDER")]
-    pub journal: Option<PathBuf>,
+    pub adjustment_log: Option<PathBuf>,
     /// Repeats each scenario so many times on heads that are known less well, and prints the
     /// pass rate with its 95 % interval and the worst draw.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub runs: u64,
     /// Runs this one draw of them, and judges it.
-    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["runs", "rivals"])]
+    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["runs", "baselines"])]
     pub draw: Option<u64>,
     /// Compares rayguard with other limiters, in one table over all scenarios.
     #[arg(long)]
-    pub rivals: bool,
+    pub baselines: bool,
     /// Runs each scenario with parts of the loop taken away, in one table over all scenarios.
-    #[arg(long, conflicts_with_all = ["runs", "draw", "rivals"])]
+    #[arg(long, conflicts_with_all = ["runs", "draw", "baselines"])]
     pub ablate: bool,
     /// Where traces are that scenarios name and that are not beside them.
     #[arg(long, value_name = "FOLDER")]
     pub traces: Option<PathBuf>,
-    /// Lays the modelled head beside recordings of a real one, instead of running scenarios,
+    /// Lays the modelled head beside traffic traces of a real one, instead of running scenarios,
     /// and says what is not alike.
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "simulations/recorded")]
     pub calibration: Option<PathBuf>,
@@ -114,10 +114,10 @@ impl Args {
             seed: None,
             format: Format::Table,
             html: None,
-            journal: None,
+            adjustment_log: None,
             runs: 0,
             draw: None,
-            rivals: false,
+            baselines: false,
             ablate: false,
             traces: None,
             calibration: None,
@@ -167,12 +167,16 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
             .then(|| monte_carlo(&scenario, seed, args.runs, &traces, &|done| bar.show(done)).map_err(wrong))
             .transpose()?;
         bar.clear();
-        let rivals =
-            if args.rivals { report::compare(&scenario, seed, &traces).map_err(wrong)? } else { Vec::new() };
+        let baselines = if args.baselines {
+            report::compare(&scenario, seed, &traces).map_err(wrong)?
+        } else {
+            Vec::new()
+        };
         match args.format {
             Format::Json => {
                 machine.push(
-                    serde_json::to_value(report::json(&answer, rate.as_ref(), &rivals)).unwrap_or_default(),
+                    serde_json::to_value(report::json(&answer, rate.as_ref(), &baselines))
+                        .unwrap_or_default(),
                 );
             }
             Format::Table => {
@@ -183,11 +187,11 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
             }
         }
         answers.push(answer);
-        if args.rivals {
-            compared.push((name, rivals));
+        if args.baselines {
+            compared.push((name, baselines));
         }
     }
-    if args.rivals && args.format == Format::Table {
+    if args.baselines && args.format == Format::Table {
         write!(out, "{}", report::comparison_table(&compared))?;
     }
     finish(args, &answers, &machine, out)
@@ -217,7 +221,7 @@ fn ablated(args: &Args, files: &[PathBuf], out: &mut dyn Write) -> Result<bool, 
     Ok(rows.iter().all(|row| row.broken[0].is_none()))
 }
 
-/// A scenario's answer, its journal written and its progress shown as it goes.
+/// A scenario's answer, its adjustment log written and its progress shown as it goes.
 fn answer(
     args: &Args,
     name: &str,
@@ -226,21 +230,22 @@ fn answer(
     seed: u64,
     traces: &Traces,
 ) -> Result<Answer, Error> {
-    let mut journal = args.journal.as_deref().map(|folder| JournalFile::create(folder, name)).transpose()?;
+    let mut adjustment_log =
+        args.adjustment_log.as_deref().map(|folder| AdjustmentLogFile::create(folder, name)).transpose()?;
     let (bar, done) = (Bar::new(name, seconds(scenario, args.draw)), Cell::new(0));
     let step = || {
         done.set(done.get() + 1);
         bar.show(done.get());
     };
-    let kept = journal.as_mut().map(|file| file as &mut dyn fmt::Write);
-    let onlooker = Onlooker { journal: kept, step: Some(&step) };
+    let kept = adjustment_log.as_mut().map(|file| file as &mut dyn fmt::Write);
+    let onlooker = Onlooker { adjustment_log: kept, step: Some(&step) };
     let answer = match args.draw {
         Some(draw) => report::draw(name, scenario, seed, draw, traces, onlooker),
         None => report::answer(name, scenario, seed, traces, onlooker),
     };
     bar.clear();
     let answer = answer.map_err(|error| Error::Scenario { path: path.to_owned(), error })?;
-    journal.map(JournalFile::close).transpose()?;
+    adjustment_log.map(AdjustmentLogFile::close).transpose()?;
     Ok(answer)
 }
 
@@ -270,10 +275,10 @@ fn calibrate(args: &Args, folder: &Path, out: &mut dyn Write) -> Result<bool, Er
         let signals = std::fs::read_to_string(folder.join(format!("{}_signals.csv", case.name))).ok();
         let seed = args.seed.unwrap_or(1);
         let replay = calibration::replay(&case, &trace, seed);
-        let all = likeness::judge(&case, &trace, signals.as_deref(), &replay);
+        let all = model_fit::judge(&case, &trace, signals.as_deref(), &replay);
         like &= all.iter().all(|one| one.met);
         match args.format {
-            Format::Table => writeln!(out, "{}", likeness::report(&case, &all))?,
+            Format::Table => writeln!(out, "{}", model_fit::report(&case, &all))?,
             Format::Json => {
                 machine
                     .push(serde_json::json!({ "case": case.name, "fitted": case.fitted, "compared": all }));
@@ -281,7 +286,7 @@ fn calibrate(args: &Args, folder: &Path, out: &mut dyn Write) -> Result<bool, Er
         }
     }
     match args.format {
-        Format::Table => write!(out, "{}", likeness::fitted())?,
+        Format::Table => write!(out, "{}", model_fit::fitted())?,
         Format::Json => writeln!(out, "{}", serde_json::Value::Array(machine))?,
     }
     Ok(like)
@@ -295,21 +300,21 @@ fn seconds(scenario: &Scenario, draw: Option<u64>) -> u64 {
     seconds
 }
 
-/// A run's journal on its way into a file.
+/// A run's adjustment log on its way into a file.
 #[derive(Debug)]
-struct JournalFile {
+struct AdjustmentLogFile {
     path: PathBuf,
     file: BufWriter<File>,
     /// Why no more could be written.
     failed: Option<std::io::Error>,
 }
 
-impl JournalFile {
-    fn create(folder: &Path, name: &str) -> Result<JournalFile, Error> {
+impl AdjustmentLogFile {
+    fn create(folder: &Path, name: &str) -> Result<AdjustmentLogFile, Error> {
         std::fs::create_dir_all(folder).map_err(at(folder))?;
         let path = folder.join(format!("{name}.jsonl"));
         let file = BufWriter::new(File::create(&path).map_err(at(&path))?);
-        Ok(JournalFile { path, file, failed: None })
+        Ok(AdjustmentLogFile { path, file, failed: None })
     }
 
     /// All of it is in the file, or why not.
@@ -319,7 +324,7 @@ impl JournalFile {
     }
 }
 
-impl fmt::Write for JournalFile {
+impl fmt::Write for AdjustmentLogFile {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         if self.failed.is_none() {
             self.failed = self.file.write_all(text.as_bytes()).err();
@@ -488,24 +493,24 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_is_written_as_the_run_goes_and_twice_the_same() {
-        let folder = std::env::temp_dir().join(format!("rayguard-journal-{}", std::process::id()));
-        let journal = |part: &str| {
+    fn a_adjustment_log_is_written_as_the_run_goes_and_twice_the_same() {
+        let folder = std::env::temp_dir().join(format!("rayguard-adjustment-log-{}", std::process::id()));
+        let adjustment_log = |part: &str| {
             let folder = folder.join(part);
             let args = Args {
-                journal: Some(folder.clone()),
+                adjustment_log: Some(folder.clone()),
                 ..args(vec![library().join("loop-heavy.toml")], Format::Table)
             };
             simulate(&args, &mut Vec::new()).expect("it can be run");
-            std::fs::read_to_string(folder.join("loop-heavy.jsonl")).expect("a journal")
+            std::fs::read_to_string(folder.join("loop-heavy.jsonl")).expect("an adjustment log")
         };
-        let (one, again) = (journal("one"), journal("again"));
+        let (one, again) = (adjustment_log("one"), adjustment_log("again"));
         assert_eq!(one, again);
         let seconds = one.lines().filter(|line| line.contains("\"event\":\"second\"")).count();
         let length = read(&library().join("loop-heavy.toml")).expect("it is shipped").seconds;
         assert!((seconds as f64 - length).abs() < 1.0, "{seconds} of {length}");
         let in_the_way = Args {
-            journal: Some(folder.join("one/loop-heavy.jsonl")),
+            adjustment_log: Some(folder.join("one/loop-heavy.jsonl")),
             ..args(vec![library().join("loop-heavy.toml")], Format::Table)
         };
         let error = simulate(&in_the_way, &mut Vec::new()).expect_err("a file is no folder");

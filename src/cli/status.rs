@@ -10,8 +10,8 @@ use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table}
 use crate::cli::clients;
 use crate::cli::format::Format;
 use crate::core::alert::{Severity, Transition};
-use crate::core::engine::view::{ClassView, SignalView};
-use crate::core::journal::{LimitKind, SignalHealth, number, printable};
+use crate::core::controller::view::{ClassView, SignalView};
+use crate::core::event::{LimitKind, SignalHealth, number, printable};
 use std::io::{self, Write};
 
 /// Shows current status.
@@ -105,7 +105,7 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     if view.events_lost > 0 {
-        writeln!(out, "Record  {}", paint.bad(&format!("{} events are missing", view.events_lost)))?;
+        writeln!(out, "Log     {}", paint.bad(&format!("{} events are missing", view.events_lost)))?;
     }
     for pin in &view.pins {
         let held = format!(
@@ -317,7 +317,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::{Overrides, Settings};
     use crate::core::admission::table::Mode;
-    use crate::core::engine::Engine;
+    use crate::core::controller::Controller;
     use crate::core::time::{Time, WallMs};
     use std::sync::Arc;
 
@@ -325,7 +325,7 @@ pub(super) mod tests {
     pub(in crate::cli) fn state() -> State {
         let settings = Settings::defaults(&Overrides::default()).unwrap();
         let modes = vec![Mode::Enforce; settings.policy.classes.len()];
-        let engine = Engine::new(Arc::clone(&settings.policy), &modes, &[], Time::ZERO);
+        let controller = Controller::new(Arc::clone(&settings.policy), &modes, &[], Time::ZERO);
         State {
             version: "0.1.0".into(),
             config: "defaults".into(),
@@ -334,7 +334,7 @@ pub(super) mod tests {
             token_required: false,
             listeners: Vec::new(),
             leases: Vec::new(),
-            view: engine.view(Time::ZERO),
+            view: controller.view(Time::ZERO),
         }
     }
 

@@ -26,7 +26,7 @@ use crate::admin::discovery::{ClassTraffic, Discovery, RouteTraffic, TrafficView
 use crate::cli::client::{Client, ClientError, Reach, json, length};
 use crate::cli::format::Format;
 use crate::config::quantity::{Length, Objective, PerSecond};
-use crate::core::journal::{number, printable};
+use crate::core::event::{number, printable};
 use crate::core::policy::Slo;
 use crate::core::time::duration_from_secs;
 use std::fmt::Write as _;

@@ -1,6 +1,6 @@
 //! `rayguard tune --trace FILE`: what should the limits be, going by what was recorded?
 //!
-//! From a recording the head is identified (`sim::identify`), and from that follows, for each
+//! From a trace the head is identified (`sim::identify`), and from that follows, for each
 //! class whose module was seen saturated:
 //!
 //! ```text
@@ -15,18 +15,18 @@
 //! gets one with a quarter's room. Data that came older than the configuration thinks lengthen
 //! its dead time, and gains follow from that by themselves (SIMC: step / (2 * dead time)).
 //!
-//! The proposal is then put to the same recording, beside the configuration as it is and no
-//! limits at all; what the recording cannot show is listed, and no value is made up for it.
+//! The proposal is then put to the same trace, beside the configuration as it is and no
+//! limits at all; what the trace cannot show is listed, and no value is made up for it.
 //! `rayguard limits suggest` answers the simpler question of what calm traffic needs.
 
 use super::incident::{self, Loaded, Replay};
 use super::simulate::Error as SimulateError;
 use crate::config::quantity::{Length, Objective};
 use crate::config::{self, Overrides, Settings};
-use crate::core::journal::printable;
+use crate::core::event::printable;
 use crate::core::policy::{Class, Kind, Slo, Treatment};
-use crate::core::recording::Recording;
 use crate::core::time::duration_from_secs;
+use crate::core::traffic_trace::TrafficTrace;
 use crate::sim::identify::{ClassFit, Identified};
 use crate::sim::incident::{Incident, Wanted, replay, table};
 use crate::sim::scenario::Guard;
@@ -47,7 +47,7 @@ pub struct Args {
     /// Seed of the simulation.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// How the recording is replayed.
+    /// How the trace is replayed.
     #[command(flatten)]
     pub replay: Replay,
 }
@@ -58,9 +58,9 @@ pub enum TuneError {
     /// Trace or configuration cannot be read.
     #[error(transparent)]
     Simulate(#[from] SimulateError),
-    /// Not a recording.
+    /// Not a trace.
     #[error(
-        "{0}: an arrival log does not say how long the head took; make a recording with `rayguard record FILE`"
+        "{0}: an arrival log does not say how long the head took; make a trace with `rayguard record FILE`"
     )]
     Log(String),
     /// The configuration is wrong.
@@ -87,11 +87,11 @@ const WORSE: f64 = 0.005;
 /// Carries out the command; 1: the simulation does not back the proposal.
 ///
 /// # Errors
-/// The recording or the configuration cannot be read.
+/// The trace or the configuration cannot be read.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, TuneError> {
-    let Loaded { case, recording } = incident::load(&args.trace, &args.replay)?;
+    let Loaded { case, trace } = incident::load(&args.trace, &args.replay)?;
     let name = args.trace.display().to_string();
-    let Some((recording, found)) = recording else { return Err(TuneError::Log(name)) };
+    let Some((trace, found)) = trace else { return Err(TuneError::Log(name)) };
     let base = match &args.config {
         Some(path) => std::fs::read_to_string(path)
             .map_err(|error| SimulateError::File { path: path.clone(), error })?,
@@ -113,7 +113,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, TuneError> {
     let incident = replay(&case, &wanted, args.seed, false)
         .map_err(|error| SimulateError::Scenario { path: args.trace.clone(), error })?;
     let backed = is_backed(&incident);
-    let mut text = preface(&name, &recording, &found);
+    let mut text = preface(&name, &trace, &found);
     write_proposals(&proposals, &mut text);
     stability(&proposed, &mut text);
     backing(&incident, backed, &mut text);
@@ -225,7 +225,7 @@ fn targets(found: &Identified, proposals: &mut Vec<Proposal>) {
     }
 }
 
-/// Gains follow from the dead time; what the recording shows of that is how old data were.
+/// Gains follow from the dead time; what the trace shows of that is how old data were.
 fn data_age(settings: &Settings, found: &Identified, proposals: &mut Vec<Proposal>) {
     let used = settings.policy.classes.iter().flat_map(|class| &class.signals);
     let used: Vec<&str> = used.map(|id| &*settings.policy.signals[id.index()].name).collect();
@@ -295,14 +295,14 @@ fn is_backed(incident: &Incident) -> bool {
 
 // --- what is printed -------------------------------------------------------------------------
 
-fn preface(name: &str, recording: &Recording, found: &Identified) -> String {
+fn preface(name: &str, trace: &TrafficTrace, found: &Identified) -> String {
     let mut text = format!(
         "# Proposed by `rayguard tune` from {}: {} requests in {:.0} s.\n\
          # Take what you agree with into your own file, and put it to `rayguard check`.\n#\n\
          # What it shows of the head:\n",
         printable(name),
-        recording.arrivals.len(),
-        recording.until.since(recording.from).as_secs_f64()
+        trace.arrivals.len(),
+        trace.until.since(trace.from).as_secs_f64()
     );
     // Writing to a String cannot fail.
     for module in found.modules.iter().filter(|module| module.capacity.is_some()) {
@@ -399,7 +399,7 @@ fn backing(incident: &Incident, backed: bool, text: &mut String) {
     if !backed {
         text.push_str("\n# NOT BACKED: the simulation serves less with this than with what is configured.\n");
     }
-    text.push_str("\n# The recording, replayed on the head identified from it:\n#\n");
+    text.push_str("\n# The trace, replayed on the head identified from it:\n#\n");
     for line in table(incident).lines().take_while(|line| !line.starts_with("note:")) {
         let _ = writeln!(text, "#{}{line}", if line.is_empty() { "" } else { " " });
     }
@@ -426,7 +426,7 @@ fn round_up(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::incident::tests::{File, recording};
+    use crate::cli::incident::tests::{File, trace};
 
     fn tuned(file: &File, config: Option<PathBuf>) -> (u8, String) {
         let args = Args { trace: file.0.clone(), config, seed: 1, replay: Replay::default() };
@@ -437,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_saturated_module_gets_limits_by_littles_law_and_the_file_can_be_used_as_it_is() {
-        let file = File::new("tune.rec", &recording());
+        let file = File::new("tune.rec", &trace());
         let (code, text) = tuned(&file, None);
         assert_eq!(code, 0, "{text}");
         let settings = config::parse(&text, "proposal", &Overrides::default());
@@ -455,8 +455,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_calm_recording_cannot_show_is_said_and_nothing_is_made_up() {
-        let calm: String = recording()
+    fn what_a_calm_trace_cannot_show_is_said_and_nothing_is_made_up() {
+        let calm: String = trace()
             .lines()
             .filter(|line| !line.contains(" 2 - "))
             .map(|line| line.to_owned() + "\n")
@@ -470,7 +470,7 @@ mod tests {
 
     #[test]
     fn an_objective_that_a_calm_head_does_not_keep_is_raised() {
-        let file = File::new("slow.rec", &recording());
+        let file = File::new("slow.rec", &trace());
         let config = File::new("strict.toml", "[slo]\nstate-heavy = \"p95 60ms\"\n");
         let (_, text) = tuned(&file, Some(config.0.clone()));
         assert!(

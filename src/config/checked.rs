@@ -24,17 +24,17 @@ use super::keys;
 use super::problem::{Problem, suggest};
 use super::quantity::{Bytes, Length, OrOff};
 use super::raw::{
-    Name, Raw, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawFleet, RawFormat, RawHttp, RawIdentity,
-    RawLedger, RawLevel, RawListen, RawListener, RawListenerKind, RawLog, RawMetrics, RawMode, RawNotify,
-    RawNotifyKind, RawProbe, RawRatelimitService, RawSecret, RawTls, RawUpstreamTls,
+    Name, Raw, RawAdjustmentLog, RawAdmin, RawAlertRule, RawAlerts, RawApiKey, RawFormat, RawHttp,
+    RawIdentity, RawLevel, RawListen, RawListener, RawListenerKind, RawLog, RawMetrics, RawMode, RawNotify,
+    RawNotifyKind, RawProbe, RawRatelimitService, RawReplicas, RawSecret, RawTls, RawUpstreamTls,
 };
 use super::settings::{
-    Address, Admin, Alerts, ApiKey, Fleet, Http, Identity, Ledger, Listener, Log, Metrics, Notify,
-    NotifyKind, NotifyUrl, Probe, RatelimitService, Secret, Settings, Tls, Upstream, UpstreamTls,
+    Address, AdjustmentLog, Admin, Alerts, ApiKey, Http, Identity, Listener, Log, Metrics, Notify,
+    NotifyKind, NotifyUrl, Probe, RatelimitService, Replicas, Secret, Settings, Tls, Upstream, UpstreamTls,
 };
 use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::{Alert, Patience};
-use rayguard_core::fleet::Timing;
+use rayguard_core::replicas::Timing;
 use rayguard_core::request::catalogue::Surface;
 
 /// The longest path that fits `sun_path` (108 bytes on Linux, 104 elsewhere, one for NUL).
@@ -170,8 +170,8 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         probe: judge.probe(&raw.probe),
         admin: judge.admin(&raw.admin),
         ratelimit_service: raw.ratelimit_service.as_ref().and_then(|given| judge.ratelimit_service(given)),
-        fleet: raw.fleet.as_ref().and_then(|fleet| judge.fleet(fleet)),
-        ledger: judge.ledger(&raw.ledger, &state_dir),
+        replicas: raw.replicas.as_ref().and_then(|replicas| judge.replicas(replicas)),
+        adjustment_log: judge.adjustment_log(&raw.adjustment_log, &state_dir),
         log: log(&raw.log),
         alerts: judge.alerts(&raw.alerts),
         listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
@@ -709,33 +709,34 @@ impl Judge {
         Some(RatelimitService { listen, tls, domain: domain.into(), surface, place_max })
     }
 
-    fn fleet(&mut self, raw: &Spanned<RawFleet>) -> Option<Fleet> {
+    fn replicas(&mut self, raw: &Spanned<RawReplicas>) -> Option<Replicas> {
         let (place, raw) = (|key| Place::new(key, raw), raw.get_ref());
         let Some(url) = &raw.url else {
             let remedy = "add url = \"redis://host:6379/0\", or take the section away for a single replica";
-            self.refuse(place("fleet.url"), "replicas share a Redis or Valkey, and none is named", remedy);
+            self.refuse(place("replicas.url"), "replicas share a Redis or Valkey, and none is named", remedy);
             return None;
         };
-        if raw.replicas.is_none() {
-            let remedy = "add replicas = 3, or whatever is the most you run";
+        if raw.count.is_none() {
+            let remedy = "add count = 3, or whatever is the most you run";
             let message =
                 "without its store a replica goes on with an even share, and must know among how many";
-            self.refuse(place("fleet.replicas"), message, remedy);
+            self.refuse(place("replicas.count"), message, remedy);
         }
         let tls = self.store_tls(url, raw.authorities.as_ref());
         let url = self.store_url(url);
-        let password = raw.password.as_ref().and_then(|password| self.secret("fleet.password", password));
-        let replicas = self.count("fleet.replicas", raw.replicas.as_ref(), 1, [1, 10_000]);
-        let group = self.short_name("fleet.group", raw.group.as_ref()).unwrap_or_else(|| "rayguard".into());
-        let name = self.short_name("fleet.name", raw.name.as_ref());
-        let period = self.length("fleet.period", raw.period.as_ref(), 250 * MS, [100 * MS, secs(5)]);
+        let password = raw.password.as_ref().and_then(|password| self.secret("replicas.password", password));
+        let count = self.count("replicas.count", raw.count.as_ref(), 1, [1, 10_000]);
+        let group =
+            self.short_name("replicas.group", raw.group.as_ref()).unwrap_or_else(|| "rayguard".into());
+        let name = self.short_name("replicas.name", raw.name.as_ref());
+        let period = self.length("replicas.period", raw.period.as_ref(), 250 * MS, [100 * MS, secs(5)]);
         let remember =
-            self.length("fleet.remember", raw.remember.as_ref(), secs(300), [secs(10), secs(86_400)]);
-        Some(Fleet {
+            self.length("replicas.remember", raw.remember.as_ref(), secs(300), [secs(10), secs(86_400)]);
+        Some(Replicas {
             url: url?,
             tls,
             password,
-            replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
+            count: u32::try_from(count).unwrap_or(u32::MAX),
             group,
             name,
             timing: Timing { period, remember },
@@ -743,7 +744,7 @@ impl Judge {
     }
 
     fn store_url(&mut self, given: &Spanned<String>) -> Option<Arc<str>> {
-        let place = Place::new("fleet.url", given);
+        let place = Place::new("replicas.url", given);
         let remedy = "write \"redis://host:6379/0\" or \"unix:///run/redis.sock\"";
         let Ok(url) = Url::parse(given.get_ref()) else {
             self.refuse(place, format!("`{}` is not an address", given.get_ref()), remedy);
@@ -774,14 +775,14 @@ impl Judge {
         let parsed = Url::parse(url.get_ref()).ok()?;
         match (parsed.scheme(), authorities) {
             ("rediss", Some(authorities)) => {
-                let authorities = self.path("fleet.authorities", Some(authorities))?;
+                let authorities = self.path("replicas.authorities", Some(authorities))?;
                 let name = parsed.host_str()?.trim_matches(['[', ']']).to_owned();
                 Some(UpstreamTls { authorities, name: ServerName::try_from(name).ok()? })
             }
             ("rediss", None) => {
                 let remedy = "add authorities = \"/path/ca.pem\": nobody is trusted unasked";
                 self.refuse(
-                    Place::new("fleet.url", url),
+                    Place::new("replicas.url", url),
                     "TLS towards the store needs `authorities`",
                     remedy,
                 );
@@ -789,7 +790,7 @@ impl Judge {
             }
             (_, Some(given)) => {
                 let remedy = "write url = \"rediss://host:6380/0\", or take the line away";
-                let place = Place::new("fleet.authorities", given);
+                let place = Place::new("replicas.authorities", given);
                 self.refuse(place, "nobody vouches for a store that is spoken with in the open", remedy);
                 None
             }
@@ -820,16 +821,18 @@ impl Judge {
         Some(name.into())
     }
 
-    fn ledger(&mut self, raw: &RawLedger, state_dir: &std::path::Path) -> Ledger {
-        Ledger {
-            dir: self.path("ledger.dir", raw.dir.as_ref()).unwrap_or_else(|| state_dir.join("ledger")),
+    fn adjustment_log(&mut self, raw: &RawAdjustmentLog, state_dir: &std::path::Path) -> AdjustmentLog {
+        AdjustmentLog {
+            dir: self
+                .path("adjustment_log.dir", raw.dir.as_ref())
+                .unwrap_or_else(|| state_dir.join("adjustment-log")),
             file_bytes_max: self.bytes(
-                "ledger.file_bytes_max",
+                "adjustment_log.file_bytes_max",
                 raw.file_bytes_max.as_ref(),
                 64 * MIB,
                 [64 * KIB, 16 * GIB],
             ),
-            files_max: self.count("ledger.files_max", raw.files_max.as_ref(), 16, [2, 10_000]),
+            files_max: self.count("adjustment_log.files_max", raw.files_max.as_ref(), 16, [2, 10_000]),
             stdout: raw.stdout.unwrap_or(false),
         }
     }
@@ -839,6 +842,10 @@ impl Judge {
             Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
         for (name, rule) in &raw.rule {
             let key = format!("alerts.rule.{}", name.get_ref());
+            if let Some(new) = super::renamed::key(&key) {
+                self.refuse(Place::new(&key, name), "this key has a new name", format!("write `{new}`"));
+                continue;
+            }
             let known = Alert::ALL.iter().map(|alert| alert.label());
             let found = self.find(Place::new(&key, name), "alert", name.get_ref(), known);
             let Some(alert) = found.map(|place| Alert::ALL[place]) else { continue };

@@ -265,8 +265,8 @@ impl Judge {
     fn selector(&mut self, key: &str, text: &Spanned<String>) -> Option<Selector> {
         match selector::parse(text.get_ref()) {
             Ok(selector) => Some(selector),
-            Err(misread) => {
-                self.refuse(Place::new(key, text), misread.to_string(), "");
+            Err(parse_error) => {
+                self.refuse(Place::new(key, text), parse_error.to_string(), "");
                 None
             }
         }

@@ -13,7 +13,7 @@ use rayguard_core::signal::catalogue::{SIGNALS, SignalDefault};
 pub const UPSTREAM: &str = "http://127.0.0.1:8265";
 /// Beside Ray's own port, so that a first try disturbs nothing.
 pub const LISTEN: &str = "127.0.0.1:8266";
-/// Loopback: the page and the metrics name no one, but steering is steering.
+/// Loopback: the page and the metrics name no one, but a change is a change.
 pub const ADMIN_LISTEN: &str = "127.0.0.1:9465";
 /// What Envoy's filter is to call this one, among the limits it may know.
 pub const DOMAIN: &str = "rayguard";

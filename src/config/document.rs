@@ -47,7 +47,7 @@ fn grammar(error: &toml::de::Error) -> Problem {
     Problem { span: error.span(), key: String::new(), message: message.to_owned(), remedy }
 }
 
-/// A slip that serde found: unknown key, unknown word, wrong type, misread quantity.
+/// A slip that serde found: unknown key, unknown word, wrong type, quantity that cannot be read.
 fn wrong(error: &toml::de::Error, key: &str) -> Problem {
     let message = error.message().lines().next().unwrap_or_default();
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();

@@ -14,7 +14,7 @@ pub mod problem;
 mod prometheus;
 pub mod quantity;
 pub mod raw;
-mod renamed;
+pub mod renamed;
 pub mod selector;
 pub mod settings;
 pub mod write;

@@ -52,7 +52,7 @@ pub enum Short<A, T> {
 
 /// Why a quantity was not understood: a lower-case sentence with what was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Misread {
+pub enum ParseError {
     /// Not a length of time.
     #[error(
         "`{0}` is not a length of time; write a number with a unit, such as \"500ms\", \"10s\" or \"1h\""
@@ -77,9 +77,9 @@ pub enum Misread {
 // === impl Length ===
 
 impl std::str::FromStr for Length {
-    type Err = Misread;
-    fn from_str(text: &str) -> Result<Self, Misread> {
-        humantime::parse_duration(text.trim()).map(Length).map_err(|_| Misread::Length(shown(text)))
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        humantime::parse_duration(text.trim()).map(Length).map_err(|_| ParseError::Length(shown(text)))
     }
 }
 
@@ -100,17 +100,17 @@ impl fmt::Display for Length {
 // === impl PerSecond ===
 
 impl std::str::FromStr for PerSecond {
-    type Err = Misread;
-    fn from_str(text: &str) -> Result<Self, Misread> {
-        let misread = || Misread::Rate(shown(text));
-        let (count, unit) = text.split_once('/').ok_or_else(misread)?;
-        let count = number(count).ok_or_else(misread)?;
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let parse_error = || ParseError::Rate(shown(text));
+        let (count, unit) = text.split_once('/').ok_or_else(parse_error)?;
+        let count = number(count).ok_or_else(parse_error)?;
         let seconds = match unit.trim() {
             "s" | "sec" | "second" => 1.0,
             "m" | "min" | "minute" => 60.0,
             "h" | "hour" => 3600.0,
             "d" | "day" => 86_400.0,
-            _ => return Err(misread()),
+            _ => return Err(parse_error()),
         };
         Ok(PerSecond(count / seconds))
     }
@@ -133,9 +133,9 @@ impl fmt::Display for PerSecond {
 // === impl Bytes ===
 
 impl std::str::FromStr for Bytes {
-    type Err = Misread;
-    fn from_str(text: &str) -> Result<Self, Misread> {
-        let bytes = bytes(text).ok_or_else(|| Misread::Bytes(shown(text)))?;
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let bytes = bytes(text).ok_or_else(|| ParseError::Bytes(shown(text)))?;
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -159,14 +159,14 @@ impl fmt::Display for Bytes {
 // === impl BytesPerSecond ===
 
 impl std::str::FromStr for BytesPerSecond {
-    type Err = Misread;
-    fn from_str(text: &str) -> Result<Self, Misread> {
-        let misread = || Misread::BytesPerSecond(shown(text));
-        let (size, unit) = text.rsplit_once('/').ok_or_else(misread)?;
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let parse_error = || ParseError::BytesPerSecond(shown(text));
+        let (size, unit) = text.rsplit_once('/').ok_or_else(parse_error)?;
         if unit.trim() != "s" {
-            return Err(misread());
+            return Err(parse_error());
         }
-        bytes(size).map(BytesPerSecond).ok_or_else(misread)
+        bytes(size).map(BytesPerSecond).ok_or_else(parse_error)
     }
 }
 
@@ -184,12 +184,12 @@ impl fmt::Display for BytesPerSecond {
 // === impl Objective ===
 
 impl std::str::FromStr for Objective {
-    type Err = Misread;
-    fn from_str(text: &str) -> Result<Self, Misread> {
-        let misread = || Misread::Objective(shown(text));
-        let (percentile, latency) = text.trim().split_once(char::is_whitespace).ok_or_else(misread)?;
-        let percentile = percentile.strip_prefix('p').and_then(number).ok_or_else(misread)?;
-        let Length(latency) = latency.parse().map_err(|_| misread())?;
+    type Err = ParseError;
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        let parse_error = || ParseError::Objective(shown(text));
+        let (percentile, latency) = text.trim().split_once(char::is_whitespace).ok_or_else(parse_error)?;
+        let percentile = percentile.strip_prefix('p').and_then(number).ok_or_else(parse_error)?;
+        let Length(latency) = latency.parse().map_err(|_| parse_error())?;
         Ok(Objective(Slo { quantile: percentile / 100.0, latency }))
     }
 }
@@ -346,10 +346,10 @@ mod tests {
     fn a_number_without_its_unit_is_refused_with_an_example() {
         assert!("10".parse::<Length>().unwrap_err().to_string().contains("\"10s\""));
         for rate in ["5", "5/", "/s", "5/fortnight", "-1/s", "nan/s", "inf/s"] {
-            assert_eq!(rate.parse::<PerSecond>(), Err(Misread::Rate(rate.into())));
+            assert_eq!(rate.parse::<PerSecond>(), Err(ParseError::Rate(rate.into())));
         }
         for size in ["100", "MiB", "1 mib", "-1 B", "1e300 TiB"] {
-            assert_eq!(size.parse::<Bytes>(), Err(Misread::Bytes(size.into())));
+            assert_eq!(size.parse::<Bytes>(), Err(ParseError::Bytes(size.into())));
         }
         for objective in ["p99", "1s", "99 1s", "p99 1"] {
             assert!(objective.parse::<Objective>().is_err(), "{objective}");

@@ -28,7 +28,7 @@ pub struct Raw {
     pub upstream: Option<Spanned<String>>,
     /// Where rayguard listens: one address, or `[[listen]]` tables.
     pub listen: Option<Spanned<RawListen>>,
-    /// Where limits and the record survive a restart.
+    /// Where limits and the adjustment log survive a restart.
     pub state_dir: Option<Spanned<String>>,
     /// Networks whose X-Forwarded-* headers are believed.
     pub trusted_proxies: Option<Vec<Spanned<String>>>,
@@ -55,7 +55,7 @@ pub struct Raw {
     /// Custom routes.
     pub route: Vec<Spanned<RawRoute>>,
     /// The adjustment log.
-    pub ledger: RawLedger,
+    pub adjustment_log: RawAdjustmentLog,
     /// The program's own log.
     pub log: RawLog,
     /// Alerts and whom they reach.
@@ -65,7 +65,7 @@ pub struct Raw {
     /// The rate-limit service that Envoys ask.
     pub ratelimit_service: Option<Spanned<RawRatelimitService>>,
     /// Replicas that share their limits.
-    pub fleet: Option<Spanned<RawFleet>>,
+    pub replicas: Option<Spanned<RawReplicas>>,
 }
 
 /// What becomes of a shed.
@@ -517,10 +517,10 @@ pub struct RawRoute {
     pub class: Option<Spanned<String>>,
 }
 
-/// `[ledger]`.
+/// `[adjustment_log]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawLedger {
+pub struct RawAdjustmentLog {
     /// Where; under `state_dir` when absent.
     pub dir: Option<Spanned<String>>,
     /// Bytes of one file.
@@ -647,10 +647,10 @@ pub struct RawRatelimitService {
     pub place_max: Option<Spanned<Length>>,
 }
 
-/// `[fleet]`.
+/// `[replicas]`.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct RawFleet {
+pub struct RawReplicas {
     /// The Redis or Valkey they share, `redis://host:port/database`.
     pub url: Option<Spanned<String>>,
     /// Who may vouch for it, PEM; with `rediss://`.
@@ -658,7 +658,7 @@ pub struct RawFleet {
     /// Its password.
     pub password: Option<Spanned<RawSecret>>,
     /// How many replicas there are at most.
-    pub replicas: Option<Spanned<u64>>,
+    pub count: Option<Spanned<u64>>,
     /// What replicas of one head have in common, and no others.
     pub group: Option<Spanned<String>>,
     /// What this replica is called.

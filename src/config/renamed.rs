@@ -1,13 +1,34 @@
-//! What keys are called now that had another name once: an old key is refused with its new one.
+//! What keys and options are called now that had another name once: the old one is refused, and the
+//! message says the new one.
 
-/// A key's path or its end, what it is called now, and what else has changed with it.
-const KEYS: &[(&str, &str)] = &[("per_party", "per_client")];
+/// A key's path (`*.` for any table before it), and what it is called now.
+const KEYS: &[(&str, &str)] = &[
+    ("*.per_party", "per_client"),
+    ("ledger", "[adjustment_log]"),
+    ("fleet", "[replicas], and in it `count` for `replicas`"),
+    ("replicas.replicas", "count"),
+    ("alerts.rule.record-gaps", "alerts.rule.adjustment-log-gaps"),
+    ("alerts.rule.fleet-store-down", "alerts.rule.replica-store-down"),
+];
+
+/// Options of the command line.
+const OPTIONS: &[(&str, &str)] =
+    &[("--ledger", "--adjustment-log"), ("--journal", "--adjustment-log"), ("--rivals", "--baselines")];
 
 /// What the key at this path is called now, if it had this name once.
 #[must_use]
-pub(super) fn key(path: &str) -> Option<&'static str> {
-    let is_it = |old: &str| path == old || path.strip_suffix(old).is_some_and(|rest| rest.ends_with('.'));
+pub fn key(path: &str) -> Option<&'static str> {
+    let is_it = |old: &str| {
+        old.strip_prefix('*')
+            .map_or(path == old, |end| path.ends_with(end) || path == end.trim_start_matches('.'))
+    };
     KEYS.iter().find(|(old, _)| is_it(old)).map(|(_, new)| *new)
+}
+
+/// What this option of the command line is called now, if it had this name once.
+#[must_use]
+pub fn option(old: &str) -> Option<&'static str> {
+    OPTIONS.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
 }
 
 #[cfg(test)]
@@ -18,14 +39,14 @@ mod tests {
     #[test]
     fn every_old_key_is_refused_with_its_new_name() {
         for (old, new) in KEYS {
-            let text = match old.rsplit_once('.') {
-                Some((table, key)) => format!("[{table}]\n{key} = 1\n"),
-                None if *old == "per_party" => format!("[class.views]\n{old} = {{ in_flight = 4 }}\n"),
-                None => format!("[{old}]\n"),
+            let text = match (old.strip_prefix("*."), old.rsplit_once('.')) {
+                (Some(key), _) => format!("[class.views]\n{key} = {{ in_flight = 4 }}\n"),
+                (None, Some(("alerts.rule", name))) => format!("[alerts.rule.{name}]\nenabled = false\n"),
+                (None, Some((table, key))) => format!("[{table}]\n{key} = 1\n"),
+                (None, None) => format!("[{old}]\n"),
             };
             let refused = parse(&text, "old.toml", &Overrides::default()).unwrap_err().to_string();
-            assert!(refused.contains(new), "{old}: {refused}");
-            assert!(refused.contains("has a new name"), "{old}: {refused}");
+            assert!(refused.contains(new) && refused.contains("has a new name"), "{old}: {refused}");
         }
     }
 }

@@ -12,7 +12,7 @@ use rayguard_core::policy::{LabelCondition, Selector};
 
 /// Why a selector was not understood.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Misread {
+pub enum ParseError {
     /// The name is not a metric name.
     #[error("`{0}` is not a metric name; it consists of letters, digits, `_` and `:`")]
     Name(String),
@@ -27,18 +27,19 @@ pub enum Misread {
 }
 
 /// Reads a selector.
-pub fn parse(text: &str) -> Result<Selector, Misread> {
+pub fn parse(text: &str) -> Result<Selector, ParseError> {
     let text = text.trim();
     let (name, rest) = text.split_at(text.find('{').unwrap_or(text.len()));
     let name = name.trim_end();
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
     if name.is_empty() || !name.chars().all(is_name) || name.starts_with(|c: char| c.is_ascii_digit()) {
-        return Err(Misread::Name(name.to_owned()));
+        return Err(ParseError::Name(name.to_owned()));
     }
     let mut labels = Vec::new();
     if !rest.is_empty() {
-        let misread = || Misread::Condition(rest.to_owned());
-        let mut inside = rest.strip_prefix('{').and_then(|r| r.strip_suffix('}')).ok_or_else(misread)?.trim();
+        let parse_error = || ParseError::Condition(rest.to_owned());
+        let mut inside =
+            rest.strip_prefix('{').and_then(|r| r.strip_suffix('}')).ok_or_else(parse_error)?.trim();
         while !inside.is_empty() {
             let (condition, after) = condition(inside)?;
             labels.push(condition);
@@ -46,7 +47,7 @@ pub fn parse(text: &str) -> Result<Selector, Misread> {
             inside = match after.strip_prefix(',') {
                 Some(next) => next.trim_start(),
                 None if after.is_empty() => after,
-                None => return Err(Misread::Condition(after.to_owned())),
+                None => return Err(ParseError::Condition(after.to_owned())),
             };
         }
     }
@@ -54,24 +55,24 @@ pub fn parse(text: &str) -> Result<Selector, Misread> {
 }
 
 /// One condition and what follows it.
-fn condition(text: &str) -> Result<(LabelCondition, &str), Misread> {
-    let misread = || Misread::Condition(text.to_owned());
-    let split = text.find(['=', '!']).ok_or_else(misread)?;
+fn condition(text: &str) -> Result<(LabelCondition, &str), ParseError> {
+    let parse_error = || ParseError::Condition(text.to_owned());
+    let split = text.find(['=', '!']).ok_or_else(parse_error)?;
     let label = text[..split].trim();
     if label.is_empty() || !label.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Err(misread());
+        return Err(parse_error());
     }
     let operator = ["=~", "!=", "!~", "="]
         .into_iter()
         .find(|operator| text[split..].starts_with(operator))
-        .ok_or_else(misread)?;
-    let (value, after) = quoted(text[split + operator.len()..].trim_start()).ok_or_else(misread)?;
+        .ok_or_else(parse_error)?;
+    let (value, after) = quoted(text[split + operator.len()..].trim_start()).ok_or_else(parse_error)?;
     let label: Arc<str> = label.into();
     let condition = match operator {
         "=" => LabelCondition::Is(label, value.into()),
         "!=" => LabelCondition::IsNot(label, value.into()),
         "=~" => pattern(label, &value)?,
-        _ => return Err(Misread::Pattern(text.to_owned())),
+        _ => return Err(ParseError::Pattern(text.to_owned())),
     };
     Ok((condition, after))
 }
@@ -95,7 +96,7 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     None
 }
 
-fn pattern(label: Arc<str>, pattern: &str) -> Result<LabelCondition, Misread> {
+fn pattern(label: Arc<str>, pattern: &str) -> Result<LabelCondition, ParseError> {
     let literal =
         |part: &str| !part.contains(['.', '*', '+', '?', '(', ')', '[', ']', '^', '$', '\\', '{', '}', '|']);
     if let Some(prefix) = pattern.strip_suffix(".*")
@@ -106,7 +107,7 @@ fn pattern(label: Arc<str>, pattern: &str) -> Result<LabelCondition, Misread> {
     if pattern.split('|').all(literal) {
         return Ok(LabelCondition::OneOf(label, pattern.split('|').map(Arc::from).collect()));
     }
-    Err(Misread::Pattern(pattern.to_owned()))
+    Err(ParseError::Pattern(pattern.to_owned()))
 }
 
 /// Writes a selector so that [`parse`] reads it back.
@@ -161,8 +162,8 @@ mod tests {
         {
             assert!(parse(text).is_err(), "{text}");
         }
-        assert_eq!(parse(r#"x{a=~"b.+c"}"#), Err(Misread::Pattern("b.+c".into())));
-        assert!(matches!(parse(r#"x{a!~"b"}"#), Err(Misread::Pattern(_))));
+        assert_eq!(parse(r#"x{a=~"b.+c"}"#), Err(ParseError::Pattern("b.+c".into())));
+        assert!(matches!(parse(r#"x{a!~"b"}"#), Err(ParseError::Pattern(_))));
     }
 
     proptest! {

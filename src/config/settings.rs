@@ -16,15 +16,15 @@ use url::Url;
 
 use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::{Alert, Patience};
-use rayguard_core::fleet::Timing;
 use rayguard_core::policy::Policy;
+use rayguard_core::replicas::Timing;
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::Rule;
 
 /// Everything the program runs by.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Names this configuration in the record: 12 hexadecimal digits of the file's SHA-256.
+    /// Names this configuration in the adjustment log: 12 hexadecimal digits of the file's SHA-256.
     pub version: Arc<str>,
     /// What becomes of sheds, where a class does not say otherwise.
     pub mode: Mode,
@@ -51,13 +51,13 @@ pub struct Settings {
     /// Where last good limits survive a restart.
     pub state_dir: PathBuf,
     /// The adjustment log.
-    pub ledger: Ledger,
+    pub adjustment_log: AdjustmentLog,
     /// The program's own log.
     pub log: Log,
     /// Alerts and whom they reach.
     pub alerts: Alerts,
     /// The store this replica shares with others, if it does.
-    pub fleet: Option<Fleet>,
+    pub replicas: Option<Replicas>,
     /// The core's share.
     pub policy: Arc<Policy>,
     /// The operator's routes, before Ray's own; [`Classifier::new`] takes them as they are.
@@ -284,12 +284,12 @@ pub struct Probe {
     pub timeout: Duration,
 }
 
-/// The admin listener: state, health, metrics, and steering.
+/// The admin listener: state, health, metrics, and overrides.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Admin {
     /// Where.
     pub listen: Address,
-    /// The bearer token for what changes anything. Without one, steering is answered to
+    /// The bearer token for what changes anything. Without one, changes are answered to
     /// loopback and Unix peers alone.
     pub token: Option<Secret>,
     /// Host names, lower-case and without port, it may be asked by besides addresses and
@@ -314,7 +314,7 @@ pub struct RatelimitService {
 
 /// Replicas that share their limits.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fleet {
+pub struct Replicas {
     /// The Redis or Valkey they share; no password stands in it.
     pub url: Arc<str>,
     /// TLS towards it.
@@ -322,7 +322,7 @@ pub struct Fleet {
     /// Its password.
     pub password: Option<Secret>,
     /// How many replicas there are at most.
-    pub replicas: u32,
+    pub count: u32,
     /// What replicas of one head have in common, and no others.
     pub group: Arc<str>,
     /// What this replica is called; the host's name when absent.
@@ -333,7 +333,7 @@ pub struct Fleet {
 
 /// The adjustment log.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Ledger {
+pub struct AdjustmentLog {
     /// Its directory.
     pub dir: PathBuf,
     /// Bytes of one file before the next is begun.

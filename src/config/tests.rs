@@ -63,7 +63,7 @@ fn the_command_line_goes_over_the_file() {
     assert_eq!(settings.listeners[0].address.to_string(), "0.0.0.0:9000");
     assert_eq!(settings.mode, Mode::Shadow);
     assert_eq!(settings.metrics.prometheus.unwrap().url.as_str(), "http://prometheus:9090/");
-    assert_eq!(settings.ledger.dir, Path::new("/var/lib/rayguard/ledger"));
+    assert_eq!(settings.adjustment_log.dir, Path::new("/var/lib/rayguard/adjustment-log"));
 }
 
 #[test]
@@ -221,23 +221,24 @@ fn secrets_stand_in_files_or_variables_never_in_the_file() {
 }
 
 #[test]
-fn a_fleet_is_absent_unless_asked_for_and_says_where_its_store_is_and_how_many_share_it() {
-    assert!(settings("").fleet.is_none());
-    let fleet = settings("[fleet]\nurl = 'redis://cache:6379/2'\nreplicas = 3").fleet.unwrap();
-    assert_eq!((&*fleet.url, fleet.replicas, &*fleet.group), ("redis://cache:6379/2", 3, "rayguard"));
-    assert_eq!(fleet.timing.period.as_millis(), 250);
-    refused("[fleet]\nreplicas = 3", "fleet.url", "none is named");
-    refused("[fleet]\nurl = 'redis://cache'", "fleet.replicas", "even share");
-    refused("[fleet]\nurl = 'redis://u:hunter2@cache'\nreplicas = 3", "fleet.url", "a password stands");
-    refused("[fleet]\nurl = 'rediss://cache'\nreplicas = 3", "fleet.url", "needs `authorities`");
-    let open = "[fleet]\nurl = 'redis://cache'\nauthorities = '/ca.pem'\nreplicas = 3";
-    refused(open, "fleet.authorities", "in the open");
-    let fleet = settings("[fleet]\nurl = 'rediss://[::1]:6380'\nauthorities = '/ca.pem'\nreplicas = 3").fleet;
-    let tls = fleet.unwrap().tls.unwrap();
+fn replicas_are_absent_unless_asked_for_and_say_where_their_store_is_and_how_many_share_it() {
+    assert!(settings("").replicas.is_none());
+    let replicas = settings("[replicas]\nurl = 'redis://cache:6379/2'\ncount = 3").replicas.unwrap();
+    assert_eq!((&*replicas.url, replicas.count, &*replicas.group), ("redis://cache:6379/2", 3, "rayguard"));
+    assert_eq!(replicas.timing.period.as_millis(), 250);
+    refused("[replicas]\ncount = 3", "replicas.url", "none is named");
+    refused("[replicas]\nurl = 'redis://cache'", "replicas.count", "even share");
+    refused("[replicas]\nurl = 'redis://u:hunter2@cache'\ncount = 3", "replicas.url", "a password stands");
+    refused("[replicas]\nurl = 'rediss://cache'\ncount = 3", "replicas.url", "needs `authorities`");
+    let open = "[replicas]\nurl = 'redis://cache'\nauthorities = '/ca.pem'\ncount = 3";
+    refused(open, "replicas.authorities", "in the open");
+    let replicas =
+        settings("[replicas]\nurl = 'rediss://[::1]:6380'\nauthorities = '/ca.pem'\ncount = 3").replicas;
+    let tls = replicas.unwrap().tls.unwrap();
     assert_eq!((&*tls.name.to_str(), tls.authorities.to_str()), ("::1", Some("/ca.pem")));
-    refused("[fleet]\nurl = 'http://cache'\nreplicas = 3", "fleet.url", "no address of a Redis");
-    refused("[fleet]\nurl = 'redis://cache'\nreplicas = 0", "fleet.replicas", "0");
-    refused("[fleet]\nurl = 'redis://cache'\nreplicas = 3\ngroup = 'a b'", "fleet.group", "not a name");
+    refused("[replicas]\nurl = 'http://cache'\ncount = 3", "replicas.url", "no address of a Redis");
+    refused("[replicas]\nurl = 'redis://cache'\ncount = 0", "replicas.count", "0");
+    refused("[replicas]\nurl = 'redis://cache'\ncount = 3\ngroup = 'a b'", "replicas.group", "not a name");
 }
 
 #[test]
@@ -326,7 +327,7 @@ fn numbers_out_of_their_range_are_refused_nan_included() {
         ("[control]\nlaw = { kind = 'gradient', tolerance = 1.0 }", "control.law.tolerance"),
         ("[metrics]\ninterval = '0s'", "metrics.interval"),
         ("[probe]\ninterval = '0s'", "probe.interval"),
-        ("[ledger]\nfiles_max = 0", "ledger.files_max"),
+        ("[adjustment_log]\nfiles_max = 0", "adjustment_log.files_max"),
         ("[http]\nconnections_max = 0", "http.connections_max"),
         ("[module.JobHead]\nwork = '0s'", "module.JobHead.work"),
     ] {
@@ -568,13 +569,13 @@ const KEYS: &[&str] = &[
     "alerts.notify",
     "alerts.rule.slo-breached.for",
     "admin.hosts",
-    "fleet.url",
-    "fleet.replicas",
-    "fleet.period",
-    "fleet.name",
+    "replicas.url",
+    "replicas.count",
+    "replicas.period",
+    "replicas.name",
     "admin.listen",
     "admin.token",
-    "ledger.file_bytes_max",
+    "adjustment_log.file_bytes_max",
     "log.level",
 ];
 
@@ -648,14 +649,14 @@ const PAGE_PREFIXES: &[(&str, &str)] = &[
     ("RawQueue", "queue."),
     ("RawPerClient", "per_client."),
     ("RawRoute", "route."),
-    ("RawLedger", "ledger."),
+    ("RawAdjustmentLog", "adjustment_log."),
     ("RawLog", "log."),
     ("RawAlerts", "alerts."),
     ("RawAlertRule", "rule."),
     ("RawNotify", "notify."),
     ("RawAdmin", "admin."),
     ("RawRatelimitService", "ratelimit_service."),
-    ("RawFleet", "fleet."),
+    ("RawReplicas", "replicas."),
 ];
 
 /// Every struct of `raw.rs` and its fields, read from the source: what the code accepts.
@@ -773,7 +774,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn whatever_was_asked_its_pattern_is_short_and_a_route_as_it_stands(path in "/[ -~]{0,80}") {
-        let pattern = rayguard_core::census::fold::fold(&path);
+        let pattern = rayguard_core::usage::path_template::template(&path);
         prop_assert!(pattern.len() <= 7 * 40 + 8);
         let text = format!("[[route]]\npath = '{pattern}'\nclass = 'other'\n");
         let read = parse(&text, "test", &Overrides::default());

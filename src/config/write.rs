@@ -110,8 +110,8 @@ cooldown = "10s"                        # no growth for so long after a cut
 # without ki the gain that suits the dead time), "gradient" (tolerance, smoothing).
 law = { kind = "pid", kp = 0, kd = 0 }
 
-[ledger]
-# dir = "rayguard-state/ledger"         # under state_dir unless said otherwise
+[adjustment_log]
+# dir = "rayguard-state/adjustment-log"         # under state_dir unless said otherwise
 file_bytes_max = "64 MiB"
 files_max = 16
 stdout = false                          # true in containers: each line to standard output too
@@ -130,8 +130,8 @@ repeat = "1h"                           # what still fires is sent again
 # token = { file = "/run/secrets/alertmanager" }
 
 [admin]
-listen = "127.0.0.1:9465"               # state, steering, /metrics, /livez, /readyz; or "off"
-# Without a token only loopback may steer; reading needs none.
+listen = "127.0.0.1:9465"               # state, overrides, /metrics, /livez, /readyz; or "off"
+# Without a token only loopback may change anything; reading needs none.
 # token = { file = "/run/secrets/rayguard-admin" }   # or { env = "NAME" }
 hosts = []                              # accepted Host headers: ["rayguard.ray.svc"]; IP addresses are always accepted
 
@@ -145,10 +145,10 @@ hosts = []                              # accepted Host headers: ["rayguard.ray.
 # place_max = "10m"                     # longest time a permit is held when Envoy does not report the end of a request
 
 # Several replicas in front of one head share its limits over a Redis or Valkey; one needs none.
-# [fleet]
+# [replicas]
 # url = "redis://127.0.0.1:6379/0"      # "rediss://..." is TLS, with authorities = "/etc/rayguard/redis-ca.pem"
 # password = { file = "/run/secrets/redis" }
-# replicas = 3                          # the most you run; without the store each has an even share
+# count = 3                          # the most you run; without the store each has an even share
 # group = "rayguard"                    # one for each head
 # name = "replica-1"                       # the host's name unless said otherwise
 # period = "250ms"                      # lease renewal interval

@@ -17,13 +17,13 @@
 //! | loop-hunting | see [`super::control::oscillation`] | 2 min |
 //! | upstream-down | Ray is unreachable | 5 s |
 //! | config-rejected | the last configuration was refused | at once |
-//! | record-gaps | events were lost | at once |
-//! | fleet-store-down | the replicas' shared store cannot be asked | 2 s |
+//! | adjustment-log-gaps | events were lost | at once |
+//! | replica-store-down | the replicas' shared store cannot be asked | 2 s |
 //!
 //! Pure: [`Alerts::tick`] returns what began and what ended; sending, repeating and retrying
 //! is `observe::notify`'s.
 
-use super::journal::{LimitKind, number};
+use super::event::{LimitKind, number};
 use super::policy::Bounds;
 use super::time::Time;
 use serde::{Deserialize, Serialize};
@@ -52,10 +52,10 @@ pub enum Alert {
     UpstreamDown,
     /// The last configuration was refused.
     ConfigRejected,
-    /// Events are missing from the record.
-    RecordGaps,
+    /// Events are missing from the adjustment log.
+    AdjustmentLogGaps,
     /// The store that replicas share does not answer.
-    FleetStoreDown,
+    ReplicaStoreDown,
 }
 
 /// How urgent.
@@ -118,8 +118,8 @@ pub struct Facts<'a> {
     /// Why the last configuration was refused, if it was.
     pub config_problem: Option<&'a str>,
     /// Why the store that replicas share cannot be asked, if it cannot.
-    pub fleet_problem: Option<&'a str>,
-    /// Events lost from the record since the start.
+    pub store_problem: Option<&'a str>,
+    /// Events lost from the adjustment log since the start.
     pub events_lost: u64,
 }
 
@@ -250,8 +250,8 @@ impl Alert {
         Alert::LoopHunting,
         Alert::UpstreamDown,
         Alert::ConfigRejected,
-        Alert::RecordGaps,
-        Alert::FleetStoreDown,
+        Alert::AdjustmentLogGaps,
+        Alert::ReplicaStoreDown,
     ];
 
     /// As in keys, labels and config.
@@ -267,8 +267,8 @@ impl Alert {
             Alert::LoopHunting => "loop-hunting",
             Alert::UpstreamDown => "upstream-down",
             Alert::ConfigRejected => "config-rejected",
-            Alert::RecordGaps => "record-gaps",
-            Alert::FleetStoreDown => "fleet-store-down",
+            Alert::AdjustmentLogGaps => "adjustment-log-gaps",
+            Alert::ReplicaStoreDown => "replica-store-down",
         }
     }
 
@@ -284,8 +284,8 @@ impl Alert {
             | Alert::SignalStale
             | Alert::LoopHunting
             | Alert::ConfigRejected
-            | Alert::RecordGaps
-            | Alert::FleetStoreDown => Severity::Warning,
+            | Alert::AdjustmentLogGaps
+            | Alert::ReplicaStoreDown => Severity::Warning,
         }
     }
 
@@ -301,8 +301,8 @@ impl Alert {
             Alert::LoopHunting => (120, 300),
             Alert::UpstreamDown => (5, 10),
             Alert::ConfigRejected => (0, 0),
-            Alert::RecordGaps => (0, 600),
-            Alert::FleetStoreDown => (2, 5),
+            Alert::AdjustmentLogGaps => (0, 600),
+            Alert::ReplicaStoreDown => (2, 5),
         };
         Patience { fire_after: Duration::from_secs(fire_s), clear_after: Duration::from_secs(clear_s) }
     }
@@ -349,21 +349,21 @@ impl Alert {
                 "The configuration on disk is not the one in force. `rayguard check` names every problem with \
                  its line."
             }
-            Alert::RecordGaps => {
+            Alert::AdjustmentLogGaps => {
                 "Events could not be written (disk full, read-only or too slow). The gap is marked in the \
-                 record with the number of lost events; limits were not affected."
+                 adjustment log with the number of lost events; limits were not affected."
             }
-            Alert::FleetStoreDown => {
+            Alert::ReplicaStoreDown => {
                 "The replicas cannot renew what they lease of each limit. Each goes on with its even share and \
                  decides for itself; together they admit no more than one would, but cannot lend each other \
-                 what they do not need. Look at the Redis that `fleet.url` names; nothing has to be restarted."
+                 what they do not need. Look at the Redis that `replicas.url` names; nothing has to be restarted."
             }
         }
     }
 }
 
 impl AlertState {
-    /// As in the record.
+    /// As in the adjustment log.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -660,7 +660,7 @@ fn signals(signals: &[SignalFacts<'_>], judge: &mut Judge<'_>) {
     }
 }
 
-/// The rules of the whole; `gap`: the record has lost events since the last tick.
+/// The rules of the whole; `gap`: the adjustment log has lost events since the last tick.
 fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
     let finding = |alert, bad: bool| {
         let verdict = if bad { Verdict::Bad } else { Verdict::Good };
@@ -675,11 +675,11 @@ fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
         let now = refused.unwrap_or("a later one was accepted");
         format!("new configuration rejected; still using the previous one: {now}")
     });
-    judge.take(finding(Alert::RecordGaps, gap), || {
+    judge.take(finding(Alert::AdjustmentLogGaps, gap), || {
         format!("{} events are missing from the adjustment log since the start", facts.events_lost)
     });
-    let store = facts.fleet_problem;
-    judge.take(finding(Alert::FleetStoreDown, store.is_some()), || {
+    let store = facts.store_problem;
+    judge.take(finding(Alert::ReplicaStoreDown, store.is_some()), || {
         format!("the store that replicas share is unreachable: {}", store.unwrap_or("it is reachable again"))
     });
 }
@@ -824,7 +824,10 @@ mod tests {
             events_lost: if second >= 100 { 7 } else { 0 },
             ..Facts::default()
         });
-        assert_eq!(of(&told, Alert::RecordGaps), [(100, AlertState::Firing), (701, AlertState::Resolved)]);
+        assert_eq!(
+            of(&told, Alert::AdjustmentLogGaps),
+            [(100, AlertState::Firing), (701, AlertState::Resolved)]
+        );
     }
 
     #[test]

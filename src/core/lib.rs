@@ -6,19 +6,19 @@
 //! In the order of the data: a request becomes facts, a class and a client ([`request`]);
 //! the admission controller admits, queues or sheds it against the limit table ([`admission`]);
 //! readings of Ray become signals ([`signal`]); signals and the proxy's own latency move the
-//! limits ([`control`], [`engine`]); every move is a typed event ([`journal`], [`alert`]). Who asked for what is counted beside
-//! it all ([`census`]); what came in and what became of it can be written down and replayed
-//! ([`recording`]). Several replicas share one set of limits ([`fleet`]).
+//! limits ([`control`], [`controller`]); every move is a typed event ([`event`], [`alert`]). Who asked for what is counted beside
+//! it all ([`usage`]); what came in and what became of it can be written down and replayed
+//! ([`traffic_trace`]). Several replicas share one set of limits ([`replicas`]).
 
 pub mod admission;
 pub mod alert;
-pub mod census;
 pub mod control;
-pub mod engine;
-pub mod fleet;
-pub mod journal;
+pub mod controller;
+pub mod event;
 pub mod policy;
-pub mod recording;
+pub mod replicas;
 pub mod request;
 pub mod signal;
 pub mod time;
+pub mod traffic_trace;
+pub mod usage;

@@ -49,7 +49,7 @@ pub struct Policy {
     pub modules: Vec<Module>,
     /// The classes of requests, each on one module.
     pub classes: Vec<Class>,
-    /// The readings the loop steers by.
+    /// The readings the loop acts on.
     pub signals: Vec<Signal>,
     /// How the loop steps.
     pub control: Control,
@@ -113,7 +113,7 @@ pub struct Class {
     /// The signals whose pressure moves this class's rate, worst first come.
     pub signals: Vec<SignalId>,
     /// The signal that counts the work this class's requests leave behind after their answer;
-    /// its target is the most there may be. See `core/engine/backlog.rs`.
+    /// its target is the most there may be. See `core/controller/backlog.rs`.
     pub backlog: Option<SignalId>,
     /// The objective of work that is done after the answer: a submitted job starts within this time.
     pub starts_within: Duration,
@@ -176,7 +176,7 @@ impl Bounds {
 }
 
 /// As `f64::clamp`, but bounds that cross are no reason to panic: the lower one holds. The
-/// configuration refuses such bounds; a record that is derived again has been read from a file.
+/// configuration refuses such bounds; an adjustment that is derived again has been read from a file.
 #[must_use]
 pub fn between(value: f64, low: f64, high: f64) -> f64 {
     value.min(high).max(low)

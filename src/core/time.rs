@@ -67,7 +67,7 @@ impl fmt::Debug for Time {
     }
 }
 
-/// Wall-clock time for the record, in milliseconds since the Unix epoch. Never used in a
+/// Wall-clock time for the adjustment log, in milliseconds since the Unix epoch. Never used in a
 /// decision: the wall clock may be set back at any moment.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct WallMs(pub u64);
@@ -136,7 +136,7 @@ fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
     (era * 146_097 + day_of_era).checked_sub(719_468)
 }
 
-/// In the record a wall time is RFC 3339 text.
+/// In the adjustment log a wall time is RFC 3339 text.
 impl Serialize for WallMs {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&self.rfc3339())

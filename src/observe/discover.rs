@@ -14,7 +14,7 @@
 //! Every failure says what to do, for this is what an operator sees who starts rayguard beside
 //! a head that is not there, or in another container.
 
-use crate::observe::fetch::{self, Bounds, Fault};
+use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::observe::scrape::{BadTarget, Target, Targets};
 use reqwest::Client;
 use serde::Deserialize;
@@ -73,7 +73,7 @@ pub struct Version {
 
 /// Why nothing was found.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum DiscoverFault {
+pub enum DiscoverError {
     /// The file is not there.
     #[error("{path}: no such file; is Ray's head on this host (and /tmp/ray shared with this container)? A head started with `--temp-dir DIR` writes it into DIR: name it with `metrics.discovery_file`", path = .path.display())]
     NoFile {
@@ -94,7 +94,7 @@ pub enum DiscoverFault {
         /// What was asked.
         url: String,
         /// What came of it.
-        fault: Fault,
+        fault: FetchError,
     },
     /// Not Prometheus' file_sd JSON.
     #[error("{origin} is not a list of targets: {problem}")]
@@ -133,15 +133,15 @@ pub enum DiscoverFault {
     #[error("no metrics targets: {dashboard}; and {file}")]
     Neither {
         /// Why not from the dashboard.
-        dashboard: Box<DiscoverFault>,
+        dashboard: Box<DiscoverError>,
         /// Why not from the file.
-        file: Box<DiscoverFault>,
+        file: Box<DiscoverError>,
     },
 }
 
-fn token_remedy(fault: &Fault) -> &'static str {
+fn token_remedy(fault: &FetchError) -> &'static str {
     match fault {
-        Fault::Status { status: 401 | 403 } => "; say where Ray's token is with `metrics.token`",
+        FetchError::Status { status: 401 | 403 } => "; say where Ray's token is with `metrics.token`",
         _ => "",
     }
 }
@@ -162,8 +162,8 @@ pub struct Places<'a> {
 /// Finds the exporters: from the dashboard, or else from the file.
 ///
 /// # Errors
-/// [`DiscoverFault`], with both reasons where both were tried.
-pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, DiscoverFault> {
+/// [`DiscoverError`], with both reasons where both were tried.
+pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, DiscoverError> {
     let host = places.dashboard.host_str();
     let not_dashboard = if places.ask_dashboard {
         match from_dashboard(client, places.dashboard, places.token).await {
@@ -173,10 +173,10 @@ pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, 
     } else {
         None
     };
-    let Some(file) = places.file else { return Err(not_dashboard.unwrap_or(DiscoverFault::Off)) };
+    let Some(file) = places.file else { return Err(not_dashboard.unwrap_or(DiscoverError::Off)) };
     from_file(file, host).await.map_err(|not_file| match not_dashboard {
         Some(not_dashboard) => {
-            DiscoverFault::Neither { dashboard: Box::new(not_dashboard), file: Box::new(not_file) }
+            DiscoverError::Neither { dashboard: Box::new(not_dashboard), file: Box::new(not_file) }
         }
         None => not_file,
     })
@@ -185,12 +185,12 @@ pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, 
 /// Asks the dashboard.
 ///
 /// # Errors
-/// [`DiscoverFault`].
+/// [`DiscoverError`].
 pub async fn from_dashboard(
     client: &Client,
     dashboard: &Url,
     token: Option<&str>,
-) -> Result<Discovery, DiscoverFault> {
+) -> Result<Discovery, DiscoverError> {
     let (url, body) = ask(client, dashboard, PATH, token).await?;
     parse(&body, &url, Origin::Dashboard, dashboard.host_str())
 }
@@ -198,12 +198,12 @@ pub async fn from_dashboard(
 /// Reads Ray's file; `host` is the head's as far as it is known.
 ///
 /// # Errors
-/// [`DiscoverFault`].
-pub async fn from_file(path: &Path, host: Option<&str>) -> Result<Discovery, DiscoverFault> {
+/// [`DiscoverError`].
+pub async fn from_file(path: &Path, host: Option<&str>) -> Result<Discovery, DiscoverError> {
     use tokio::io::AsyncReadExt;
     let unreadable = |problem: std::io::Error| match problem.kind() {
-        std::io::ErrorKind::NotFound => DiscoverFault::NoFile { path: path.to_owned() },
-        _ => DiscoverFault::UnreadableFile { path: path.to_owned(), problem: problem.to_string() },
+        std::io::ErrorKind::NotFound => DiscoverError::NoFile { path: path.to_owned() },
+        _ => DiscoverError::UnreadableFile { path: path.to_owned(), problem: problem.to_string() },
     };
     let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
     let mut body = Vec::new();
@@ -214,14 +214,14 @@ pub async fn from_file(path: &Path, host: Option<&str>) -> Result<Discovery, Dis
 /// Whether Ray's dashboard answers there, and which Ray it is.
 ///
 /// # Errors
-/// [`DiscoverFault::Dashboard`], [`DiscoverFault::NotRay`].
+/// [`DiscoverError::Dashboard`], [`DiscoverError::NotRay`].
 pub async fn version(
     client: &Client,
     dashboard: &Url,
     token: Option<&str>,
-) -> Result<Version, DiscoverFault> {
+) -> Result<Version, DiscoverError> {
     let (url, body) = ask(client, dashboard, "/api/version", token).await?;
-    serde_json::from_slice(&body).map_err(|error| DiscoverFault::NotRay { url, problem: error.to_string() })
+    serde_json::from_slice(&body).map_err(|error| DiscoverError::NotRay { url, problem: error.to_string() })
 }
 
 async fn ask(
@@ -229,7 +229,7 @@ async fn ask(
     dashboard: &Url,
     path: &str,
     token: Option<&str>,
-) -> Result<(String, Vec<u8>), DiscoverFault> {
+) -> Result<(String, Vec<u8>), DiscoverError> {
     let mut url = dashboard.clone();
     url.set_path(path);
     url.set_query(None);
@@ -238,7 +238,7 @@ async fn ask(
     let answer = fetch::get(client, url, "application/json", token, BOUNDS).await;
     match answer.and_then(fetch::Answer::data) {
         Ok(body) => Ok((shown, body)),
-        Err(fault) => Err(DiscoverFault::Dashboard { url: shown, fault }),
+        Err(fault) => Err(DiscoverError::Dashboard { url: shown, fault }),
     }
 }
 
@@ -249,10 +249,10 @@ struct Group {
     targets: Vec<Value>,
 }
 
-fn parse(body: &[u8], shown: &str, origin: Origin, host: Option<&str>) -> Result<Discovery, DiscoverFault> {
+fn parse(body: &[u8], shown: &str, origin: Origin, host: Option<&str>) -> Result<Discovery, DiscoverError> {
     let named = || shown.to_owned();
     let groups: Vec<Group> = serde_json::from_slice(body)
-        .map_err(|error| DiscoverFault::NotAList { origin: named(), problem: error.to_string() })?;
+        .map_err(|error| DiscoverError::NotAList { origin: named(), problem: error.to_string() })?;
     let (mut targets, mut bad, mut seen) = (Vec::new(), Vec::new(), HashSet::new());
     for given in groups.iter().flat_map(|group| &group.targets) {
         match read_entry(given) {
@@ -264,8 +264,8 @@ fn parse(body: &[u8], shown: &str, origin: Origin, host: Option<&str>) -> Result
     let mut targets = Targets::new(targets, host);
     if targets.is_empty() {
         return Err(match bad.into_iter().next() {
-            Some(bad) => DiscoverFault::Target { origin: named(), bad },
-            None => DiscoverFault::NoTargets { origin: named() },
+            Some(bad) => DiscoverError::Target { origin: named(), bad },
+            None => DiscoverError::NoTargets { origin: named() },
         });
     }
     let room = TARGETS_MAX - targets.head.len();
@@ -379,17 +379,17 @@ mod tests {
         for (name, content) in [("cut", &RAYS[..40]), ("object", "{}"), ("empty", "")] {
             let file = Scratch::new(name, content);
             assert!(
-                matches!(from_file(&file.0, None).await, Err(DiscoverFault::NotAList { .. })),
+                matches!(from_file(&file.0, None).await, Err(DiscoverError::NotAList { .. })),
                 "{content}"
             );
         }
         let file = Scratch::new("none", r#"[{"targets": []}]"#);
-        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverFault::NoTargets { .. })));
+        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverError::NoTargets { .. })));
         let file = Scratch::new("bad", r#"[{"targets": ["ho st:1"]}]"#);
-        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverFault::Target { .. })));
+        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverError::Target { .. })));
         assert!(matches!(
             from_file(&std::env::temp_dir(), None).await,
-            Err(DiscoverFault::UnreadableFile { .. })
+            Err(DiscoverError::UnreadableFile { .. })
         ));
     }
 
@@ -405,7 +405,7 @@ mod tests {
             let dashboard_alone = discover(&client, Places { file: None, ..both }).await.unwrap();
             assert_eq!(dashboard_alone.origin, Origin::Dashboard);
             let neither = discover(&client, Places { ask_dashboard: false, file: None, ..both }).await;
-            assert_eq!(neither, Err(DiscoverFault::Off));
+            assert_eq!(neither, Err(DiscoverError::Off));
         })
         .await;
     }
@@ -444,6 +444,6 @@ mod tests {
         assert_eq!(server::with(bytes, ask).await.unwrap().ray_version, "2.60.0");
         let other = server::answer("200 OK", "application/json", r#"{"version": "4"}"#);
         let fault = server::with(other, ask).await.unwrap_err();
-        assert!(matches!(fault, DiscoverFault::NotRay { .. }), "{fault}");
+        assert!(matches!(fault, DiscoverError::NotRay { .. }), "{fault}");
     }
 }

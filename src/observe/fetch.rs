@@ -28,7 +28,7 @@ pub struct Bounds {
 
 /// Why there is no answer.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Fault {
+pub enum FetchError {
     /// No connection, or it broke before the answer began.
     #[error("no connection: {cause}")]
     Unreachable {
@@ -92,7 +92,7 @@ fn remedy(status: u16) -> &'static str {
     }
 }
 
-impl Fault {
+impl FetchError {
     /// As the signals know it.
     #[must_use]
     pub fn missing(&self, target: &str) -> Missing {
@@ -116,8 +116,8 @@ pub(super) const BUNDLES: [&str; 3] =
 /// The client all observations share: keeps connections alive, follows nothing, uses no proxy.
 ///
 /// # Errors
-/// [`Fault::Client`].
-pub fn client() -> Result<Client, Fault> {
+/// [`FetchError::Client`].
+pub fn client() -> Result<Client, FetchError> {
     client_with(rustls::RootCertStore::empty())
 }
 
@@ -125,8 +125,8 @@ pub fn client() -> Result<Client, Fault> {
 /// or by those the system trusts.
 ///
 /// # Errors
-/// [`Fault::Authorities`], [`Fault::Client`].
-pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, Fault> {
+/// [`FetchError::Authorities`], [`FetchError::Client`].
+pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, FetchError> {
     let mut roots = rustls::RootCertStore::empty();
     let Some(path) = authorities else {
         for bundle in BUNDLES {
@@ -136,7 +136,7 @@ pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, Fault> {
         }
         return client_with(roots);
     };
-    let fault = |problem: String| Fault::Authorities { path: path.display().to_string(), problem };
+    let fault = |problem: String| FetchError::Authorities { path: path.display().to_string(), problem };
     for certificate in CertificateDer::pem_file_iter(path).map_err(|error| fault(error.to_string()))? {
         let certificate = certificate.map_err(|error| fault(error.to_string()))?;
         roots.add(certificate).map_err(|error| fault(error.to_string()))?;
@@ -151,21 +151,21 @@ pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, Fault> {
 /// needed or not, and panics without.
 ///
 /// # Errors
-/// [`Fault::Client`].
-pub fn builder() -> Result<reqwest::ClientBuilder, Fault> {
+/// [`FetchError::Client`].
+pub fn builder() -> Result<reqwest::ClientBuilder, FetchError> {
     builder_with(rustls::RootCertStore::empty())
 }
 
-fn builder_with(roots: rustls::RootCertStore) -> Result<reqwest::ClientBuilder, Fault> {
+fn builder_with(roots: rustls::RootCertStore) -> Result<reqwest::ClientBuilder, FetchError> {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| Fault::Client { cause: error.to_string() })?
+        .map_err(|error| FetchError::Client { cause: error.to_string() })?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Client::builder().no_proxy().tls_backend_preconfigured(tls))
 }
 
-fn client_with(roots: rustls::RootCertStore) -> Result<Client, Fault> {
+fn client_with(roots: rustls::RootCertStore) -> Result<Client, FetchError> {
     builder_with(roots)?
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
@@ -173,7 +173,7 @@ fn client_with(roots: rustls::RootCertStore) -> Result<Client, Fault> {
         .pool_idle_timeout(Duration::from_mins(1))
         .user_agent(concat!("rayguard/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| Fault::Client { cause: root_cause(&error) })
+        .map_err(|error| FetchError::Client { cause: root_cause(&error) })
 }
 
 /// Gets `url`, whatever its status.
@@ -183,7 +183,7 @@ pub(super) async fn get(
     accept: &'static str,
     token: Option<&str>,
     bounds: Bounds,
-) -> Result<Answer, Fault> {
+) -> Result<Answer, FetchError> {
     let mut headers = HeaderMap::new();
     if let Some(mut value) = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok()) {
         value.set_sensitive(true);
@@ -199,30 +199,30 @@ pub(super) async fn get_with(
     accept: &'static str,
     headers: HeaderMap,
     bounds: Bounds,
-) -> Result<Answer, Fault> {
+) -> Result<Answer, FetchError> {
     let request = client.get(url).header(ACCEPT, accept).headers(headers);
     let exchange = exchange(request, bounds.body_bytes_max);
-    let slow = Fault::Slow { timeout: bounds.timeout };
+    let slow = FetchError::Slow { timeout: bounds.timeout };
     tokio::time::timeout(bounds.timeout, exchange).await.unwrap_or(Err(slow))
 }
 
-async fn exchange(request: reqwest::RequestBuilder, max: usize) -> Result<Answer, Fault> {
+async fn exchange(request: reqwest::RequestBuilder, max: usize) -> Result<Answer, FetchError> {
     let sent = request.send().await;
-    let mut response = sent.map_err(|error| Fault::Unreachable { cause: root_cause(&error) })?;
+    let mut response = sent.map_err(|error| FetchError::Unreachable { cause: root_cause(&error) })?;
     let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let content_type = content_type.unwrap_or_default().to_owned();
     let announced = response.content_length().unwrap_or(0);
     if announced > max as u64 {
-        return Err(Fault::TooLarge { max });
+        return Err(FetchError::TooLarge { max });
     }
     let mut body = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > max => return Err(Fault::TooLarge { max }),
+            Ok(Some(chunk)) if body.len() + chunk.len() > max => return Err(FetchError::TooLarge { max }),
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(Answer { status: response.status(), content_type, body }),
             Err(error) => {
-                return Err(Fault::BrokeOff { received: body.len(), cause: root_cause(&error) });
+                return Err(FetchError::BrokeOff { received: body.len(), cause: root_cause(&error) });
             }
         }
     }
@@ -230,12 +230,12 @@ async fn exchange(request: reqwest::RequestBuilder, max: usize) -> Result<Answer
 
 impl Answer {
     /// Status 200, and not a web page.
-    pub(super) fn data(self) -> Result<Vec<u8>, Fault> {
+    pub(super) fn data(self) -> Result<Vec<u8>, FetchError> {
         if self.status != StatusCode::OK {
-            return Err(Fault::Status { status: self.status.as_u16() });
+            return Err(FetchError::Status { status: self.status.as_u16() });
         }
         if self.content_type.contains("html") || is_web_page(&self.body) {
-            return Err(Fault::WebPage { content_type: self.content_type });
+            return Err(FetchError::WebPage { content_type: self.content_type });
         }
         Ok(self.body)
     }
@@ -322,11 +322,11 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(10), body_bytes_max: 1 << 20 };
 
-    async fn get_from(address: String) -> Result<Vec<u8>, Fault> {
+    async fn get_from(address: String) -> Result<Vec<u8>, FetchError> {
         get_within(address, BOUNDS).await
     }
 
-    async fn get_within(address: String, bounds: Bounds) -> Result<Vec<u8>, Fault> {
+    async fn get_within(address: String, bounds: Bounds) -> Result<Vec<u8>, FetchError> {
         let url = Url::parse(&format!("http://{address}/metrics")).unwrap();
         get(&client().unwrap(), url, "text/plain", None, bounds).await?.data()
     }
@@ -352,7 +352,7 @@ mod tests {
     async fn a_web_page_is_refused_by_its_type_or_by_its_looks() {
         for content_type in ["text/html; charset=utf-8", "text/plain"] {
             let bytes = server::answer("200 OK", content_type, "\n<!DOCTYPE html><html></html>");
-            assert!(matches!(server::with(bytes, get_from).await, Err(Fault::WebPage { .. })));
+            assert!(matches!(server::with(bytes, get_from).await, Err(FetchError::WebPage { .. })));
         }
     }
 
@@ -360,9 +360,9 @@ mod tests {
     async fn garbage_and_silence_are_faults() {
         assert!(matches!(
             server::with(b"SSH-2.0-x\r\n".to_vec(), get_from).await,
-            Err(Fault::Unreachable { .. })
+            Err(FetchError::Unreachable { .. })
         ));
-        assert!(matches!(server::with(Vec::new(), get_from).await, Err(Fault::Unreachable { .. })));
+        assert!(matches!(server::with(Vec::new(), get_from).await, Err(FetchError::Unreachable { .. })));
     }
 
     #[tokio::test]
@@ -377,15 +377,15 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_breaks_off_is_not_taken_for_whole() {
         let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nup 1\n".to_vec();
-        assert!(matches!(server::with(bytes, get_from).await, Err(Fault::BrokeOff { received: 5, .. })));
+        assert!(matches!(server::with(bytes, get_from).await, Err(FetchError::BrokeOff { received: 5, .. })));
         let bytes = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nup 1\n\r\n".to_vec();
-        assert!(matches!(server::with(bytes, get_from).await, Err(Fault::BrokeOff { received: 5, .. })));
+        assert!(matches!(server::with(bytes, get_from).await, Err(FetchError::BrokeOff { received: 5, .. })));
     }
 
     #[tokio::test]
     async fn an_announced_giant_is_refused_before_its_body() {
         let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 52428800\r\n\r\n".to_vec();
-        assert_eq!(server::with(bytes, get_from).await, Err(Fault::TooLarge { max: 1 << 20 }));
+        assert_eq!(server::with(bytes, get_from).await, Err(FetchError::TooLarge { max: 1 << 20 }));
     }
 
     #[tokio::test]
@@ -402,7 +402,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         let result = server::serve(treat, get_from).await;
-        assert_eq!(result, Err(Fault::TooLarge { max: 1 << 20 }));
+        assert_eq!(result, Err(FetchError::TooLarge { max: 1 << 20 }));
         assert!(sent.get() < 50 << 20, "the rest was never read");
     }
 
@@ -412,7 +412,7 @@ mod tests {
     async fn a_server_that_never_answers_is_given_up() {
         let treat = async |_stream: tokio::net::TcpStream| std::future::pending::<()>().await;
         let result = server::serve(treat, async |address| get_within(address, IMPATIENT).await).await;
-        assert_eq!(result, Err(Fault::Slow { timeout: IMPATIENT.timeout }));
+        assert_eq!(result, Err(FetchError::Slow { timeout: IMPATIENT.timeout }));
     }
 
     #[tokio::test]
@@ -425,6 +425,6 @@ mod tests {
             }
         };
         let result = server::serve(treat, async |address| get_within(address, IMPATIENT).await).await;
-        assert_eq!(result, Err(Fault::Slow { timeout: IMPATIENT.timeout }));
+        assert_eq!(result, Err(FetchError::Slow { timeout: IMPATIENT.timeout }));
     }
 }

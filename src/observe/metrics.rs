@@ -1,6 +1,6 @@
 //! Our own metrics, as Prometheus reads them.
 //!
-//! A page is made anew for each scrape from what proxy and engine have counted anyway; nothing
+//! A page is made anew for each scrape from what proxy and controller have counted anyway; nothing
 //! is counted twice and no global registry exists. Labels are classes, modules, limits,
 //! signals, rules and reasons: as many series as the policy has of these, never one for
 //! whoever asks. Series stand from the first scrape on, at zero, so that a rate over the first
@@ -12,14 +12,14 @@
 use crate::core::admission::history::History;
 use crate::core::admission::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
 use crate::core::alert::Alert;
-use crate::core::engine::ProxyReading;
-use crate::core::engine::crew::Role;
-use crate::core::engine::view::{ClassView, View};
-use crate::core::fleet::part::Leased;
-use crate::core::journal::{Event, LimitKind, SignalHealth};
+use crate::core::controller::ProxyReading;
+use crate::core::controller::leadership::Role;
+use crate::core::controller::view::{ClassView, View};
+use crate::core::event::{Event, LimitKind, SignalHealth};
+use crate::core::replicas::quota::Leased;
 use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
 use crate::proxy::shared_answer::Budget;
-use crate::runtime::guard::Guard;
+use crate::runtime::app::App;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -41,11 +41,11 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_answers_total",
     "rayguard_build_info",
     "rayguard_config_last_reload_successful",
-    "rayguard_fleet_leader",
-    "rayguard_fleet_lease_age_seconds",
-    "rayguard_fleet_leased",
-    "rayguard_fleet_replicas",
-    "rayguard_fleet_store_up",
+    "rayguard_replica_leader",
+    "rayguard_replica_lease_age_seconds",
+    "rayguard_replica_leased",
+    "rayguard_replicas",
+    "rayguard_replica_store_up",
     "rayguard_frozen",
     "rayguard_history_records",
     "rayguard_history_waits_total",
@@ -62,7 +62,7 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_queued_requests_total",
     "rayguard_ratelimit_service_answers_total",
     "rayguard_ratelimit_service_places",
-    "rayguard_record_lost_total",
+    "rayguard_adjustment_log_lost_total",
     "rayguard_request_duration_seconds",
     "rayguard_requests_total",
     "rayguard_shadow",
@@ -115,7 +115,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Takes an event in. Adjustments that a rail held back moved nothing and do not count.
+    /// Takes an event in. Adjustments that a guardrail held back moved nothing and do not count.
     pub fn take(&mut self, event: &Event) {
         let Event::Adjustment(adjustment) = event else { return };
         let direction = match adjustment.new.total_cmp(&adjustment.old) {
@@ -142,17 +142,17 @@ impl Format {
 
 /// The page of this moment.
 #[must_use]
-pub fn page(guard: &Guard, format: Format) -> Page {
+pub fn page(app: &App, format: Format) -> Page {
     let now = Moment {
-        view: guard.view(),
-        proxy: guard.proxy_reading().0,
-        tally: guard.tally(),
-        events_lost: guard.events_lost(),
-        ratelimit: Arc::clone(&guard.proxy().ratelimit),
-        shared: guard.proxy().coalescer.budget().clone(),
-        history: Arc::clone(guard.proxy().admission.history()),
-        leased: guard.leased(),
-        started_s: guard.clock.wall().0 as f64 / 1e3 - guard.clock.now().as_secs_f64(),
+        view: app.view(),
+        proxy: app.proxy_reading().0,
+        tally: app.tally(),
+        events_lost: app.events_lost(),
+        ratelimit: Arc::clone(&app.proxy().ratelimit),
+        shared: app.proxy().coalescer.budget().clone(),
+        history: Arc::clone(app.proxy().admission.history()),
+        leased: app.leased(),
+        started_s: app.clock.wall().0 as f64 / 1e3 - app.clock.now().as_secs_f64(),
     };
     now.page(format)
 }
@@ -239,7 +239,7 @@ impl Collector for Moment {
         self.requests(&mut writer)?;
         self.limits(&mut writer)?;
         self.signals(&mut writer)?;
-        self.fleet(&mut writer)?;
+        self.replicas(&mut writer)?;
         self.house(&mut writer)
     }
 }
@@ -337,7 +337,7 @@ impl Moment {
                 })
             })
         };
-        let mut gauges = |name, help, value: fn(&crate::core::engine::view::LimitView) -> f64| {
+        let mut gauges = |name, help, value: fn(&crate::core::controller::view::LimitView) -> f64| {
             writer.gauges(name, help, limits().map(|(labels, limit)| (labels, value(limit))))
         };
         gauges(
@@ -422,36 +422,36 @@ impl Moment {
     }
 
     /// Nothing of a replica that shares with nobody.
-    fn fleet(&self, writer: &mut Writer<'_>) -> fmt::Result {
+    fn replicas(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let one = |value: Option<f64>| value.map(|value| ([], value)).into_iter();
         let (leased, age) = self.leased.as_ref().map(|(leased, age)| (leased, age.as_secs_f64())).unzip();
-        let fleet = self.view.fleet.as_ref();
+        let replicas = self.view.replicas.as_ref();
         let row = |of: &'_ Leased| (of.name.to_string(), of.limit, of.value);
         let rows: Vec<_> = leased.into_iter().flatten().map(row).collect();
         writer.gauges(
-            "rayguard_fleet_leased",
+            "rayguard_replica_leased",
             "What this replica may use of each shared limit, in the limit's unit",
             rows.iter().map(|(name, limit, value)| ([("of", name.as_str()), ("limit", *limit)], *value)),
         )?;
         writer.gauges(
-            "rayguard_fleet_lease_age_seconds",
+            "rayguard_replica_lease_age_seconds",
             "How long ago the leases in hand were asked for",
             one(age),
         )?;
         writer.gauges(
-            "rayguard_fleet_replicas",
+            "rayguard_replicas",
             "How many replicas the limits are divided among",
-            one(fleet.map(|fleet| f64::from(fleet.replicas))),
+            one(replicas.map(|replicas| f64::from(replicas.count))),
         )?;
         writer.gauges(
-            "rayguard_fleet_leader",
+            "rayguard_replica_leader",
             "1 while this replica decides for all",
-            one(fleet.map(|fleet| flag(fleet.role == Role::Leads))),
+            one(replicas.map(|replicas| flag(replicas.role == Role::Leads))),
         )?;
         writer.gauges(
-            "rayguard_fleet_store_up",
+            "rayguard_replica_store_up",
             "1 while the shared store answers",
-            one(fleet.map(|fleet| flag(fleet.store_problem.is_none()))),
+            one(replicas.map(|replicas| flag(replicas.store_problem.is_none()))),
         )
     }
 
@@ -473,8 +473,8 @@ impl Moment {
             [([], flag(self.view.config_problem.is_none()))],
         )?;
         writer.counters(
-            "rayguard_record_lost",
-            "Events that are missing from the record",
+            "rayguard_adjustment_log_lost",
+            "Events that are missing from the adjustment log",
             [([], self.events_lost)],
         )?;
         writer.gauges(

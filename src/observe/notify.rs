@@ -88,7 +88,7 @@ pub struct Options {
 
 /// Why a message was not taken.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Untaken {
+pub enum DeliveryError {
     /// No connection, or it broke.
     #[error("no connection: {0}")]
     Unreachable(String),
@@ -142,7 +142,7 @@ pub fn start(
             }
             for (receiver, queue) in &queues {
                 if queue.try_send(transition.clone()).is_err() {
-                    tracing::error!(%receiver, alert = transition.key, "too many alerts wait; this one is in the record alone");
+                    tracing::error!(%receiver, alert = transition.key, "too many alerts wait; this one is in the adjustment log alone");
                 }
             }
         }
@@ -158,7 +158,7 @@ impl Notifier {
         for receiver in &self.options.receivers {
             let body = self.message(receiver, &[&test_alert(now)]);
             let outcome = post(receiver, body).await;
-            outcomes.push((receiver.name(), outcome.err().map(|untaken| untaken.to_string())));
+            outcomes.push((receiver.name(), outcome.err().map(|delivery_error| delivery_error.to_string())));
         }
         outcomes
     }
@@ -166,27 +166,27 @@ impl Notifier {
     /// Tells one receiver, for as long as it is polled.
     async fn tell(self, receiver: Receiver, mut queue: mpsc::Receiver<Transition>) {
         let again = if receiver.kind == NotifyKind::Alertmanager { RENEW } else { self.options.repeat };
-        let mut desk = Desk::default();
+        let mut dispatcher = Dispatcher::default();
         let mut pace = Pace::default();
         let mut due = tokio::time::Instant::now() + again;
         loop {
             match tokio::time::timeout_at(due, queue.recv()).await {
                 Ok(None) => return,
                 Ok(Some(transition)) => {
-                    desk.take(transition);
+                    dispatcher.take(transition);
                     // After a failure nothing but time helps, and news does not put the time off.
                     if pace.is_held() {
                         continue;
                     }
                     tokio::time::sleep(GATHER).await;
                     while let Ok(more) = queue.try_recv() {
-                        desk.take(more);
+                        dispatcher.take(more);
                     }
                 }
                 Err(_) if pace.is_held() => {}
-                Err(_) => desk.renew(),
+                Err(_) => dispatcher.renew(),
             }
-            let waiting: Vec<&Transition> = desk.waiting.values().collect();
+            let waiting: Vec<&Transition> = dispatcher.waiting.values().collect();
             let outcome = if waiting.is_empty() {
                 Ok(())
             } else {
@@ -194,17 +194,17 @@ impl Notifier {
             };
             let wait = match outcome {
                 Ok(()) => {
-                    desk.said();
+                    dispatcher.said();
                     pace.taken();
                     again
                 }
-                Err(untaken) => {
+                Err(delivery_error) => {
                     // It may have heard us and been slow to say so: then it is owed the end as well.
-                    if untaken == Untaken::Slow {
-                        desk.perhaps_said();
+                    if delivery_error == DeliveryError::Slow {
+                        dispatcher.perhaps_said();
                     }
                     let wait = pace.failed();
-                    tracing::warn!(receiver = %receiver.name(), %untaken, again_in = ?wait, "alerts could not be delivered; retrying");
+                    tracing::warn!(receiver = %receiver.name(), %delivery_error, again_in = ?wait, "alerts could not be delivered; retrying");
                     wait
                 }
             };
@@ -308,12 +308,12 @@ impl Pace {
 
 /// What is to be said to one receiver, and what it has been told fires.
 #[derive(Debug, Default)]
-struct Desk {
+struct Dispatcher {
     waiting: BTreeMap<String, Transition>,
     firing: BTreeMap<String, Transition>,
 }
 
-impl Desk {
+impl Dispatcher {
     /// Only the latest word of each alert waits; an end whose beginning was never said is none.
     fn take(&mut self, transition: Transition) {
         let known = self.firing.contains_key(&transition.key);
@@ -370,11 +370,11 @@ fn test_alert(now: Time) -> Transition {
 }
 
 /// One attempt.
-async fn post(receiver: &Receiver, message: Value) -> Result<(), Untaken> {
-    tokio::time::timeout(TIMEOUT, attempt(receiver, message)).await.unwrap_or(Err(Untaken::Slow))
+async fn post(receiver: &Receiver, message: Value) -> Result<(), DeliveryError> {
+    tokio::time::timeout(TIMEOUT, attempt(receiver, message)).await.unwrap_or(Err(DeliveryError::Slow))
 }
 
-async fn attempt(receiver: &Receiver, message: Value) -> Result<(), Untaken> {
+async fn attempt(receiver: &Receiver, message: Value) -> Result<(), DeliveryError> {
     let mut url = receiver.url.clone();
     if receiver.kind == NotifyKind::Alertmanager {
         url.set_path(&format!("{}/api/v2/alerts", url.path().trim_end_matches('/')));
@@ -388,7 +388,7 @@ async fn attempt(receiver: &Receiver, message: Value) -> Result<(), Untaken> {
         .header(HOST, named)
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(message.to_string())))
-        .map_err(|error| Untaken::Unreachable(error.to_string()))?;
+        .map_err(|error| DeliveryError::Unreachable(error.to_string()))?;
     if let Some(token) = &receiver.token
         && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}"))
     {
@@ -405,11 +405,11 @@ async fn attempt(receiver: &Receiver, message: Value) -> Result<(), Untaken> {
     }
 }
 
-fn unreachable(error: &dyn std::error::Error) -> Untaken {
-    Untaken::Unreachable(error.to_string())
+fn unreachable(error: &dyn std::error::Error) -> DeliveryError {
+    DeliveryError::Unreachable(error.to_string())
 }
 
-async fn exchange<S>(stream: S, request: http::Request<Full<Bytes>>) -> Result<(), Untaken>
+async fn exchange<S>(stream: S, request: http::Request<Full<Bytes>>) -> Result<(), DeliveryError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -425,7 +425,7 @@ where
         let said = Limited::new(answer.into_body(), 64 * 1024).collect().await;
         let said = said.map(http_body_util::Collected::to_bytes).unwrap_or_default();
         let said = String::from_utf8_lossy(&said).chars().take(200).collect();
-        Err(Untaken::Status { status: status.as_u16(), said })
+        Err(DeliveryError::Status { status: status.as_u16(), said })
     };
     tokio::pin!(asking, connection);
     tokio::select! {
@@ -436,7 +436,7 @@ where
 }
 
 /// TLS that trusts what the system trusts.
-fn tls() -> Result<tokio_rustls::TlsConnector, Untaken> {
+fn tls() -> Result<tokio_rustls::TlsConnector, DeliveryError> {
     let mut roots = rustls::RootCertStore::empty();
     for bundle in BUNDLES {
         if let Ok(certificates) = CertificateDer::pem_file_iter(bundle) {
@@ -444,7 +444,7 @@ fn tls() -> Result<tokio_rustls::TlsConnector, Untaken> {
         }
     }
     if roots.is_empty() {
-        return Err(Untaken::Unreachable(format!(
+        return Err(DeliveryError::Unreachable(format!(
             "no certificates are trusted here; install ca-certificates ({})",
             BUNDLES.join(", ")
         )));
@@ -469,18 +469,18 @@ mod tests {
 
     #[test]
     fn only_the_latest_word_of_an_alert_waits_and_an_end_nobody_heard_begin_is_not_said() {
-        let mut desk = Desk::default();
-        desk.take(word("a", AlertState::Firing));
-        desk.take(word("a", AlertState::Firing));
-        desk.take(word("b", AlertState::Firing));
-        desk.take(word("b", AlertState::Resolved));
-        assert_eq!(desk.waiting.keys().collect::<Vec<_>>(), ["a"]);
-        desk.said();
-        desk.take(word("a", AlertState::Resolved));
-        assert_eq!(desk.waiting["a"].state, AlertState::Resolved);
-        desk.said();
-        desk.renew();
-        assert!(desk.waiting.is_empty());
+        let mut dispatcher = Dispatcher::default();
+        dispatcher.take(word("a", AlertState::Firing));
+        dispatcher.take(word("a", AlertState::Firing));
+        dispatcher.take(word("b", AlertState::Firing));
+        dispatcher.take(word("b", AlertState::Resolved));
+        assert_eq!(dispatcher.waiting.keys().collect::<Vec<_>>(), ["a"]);
+        dispatcher.said();
+        dispatcher.take(word("a", AlertState::Resolved));
+        assert_eq!(dispatcher.waiting["a"].state, AlertState::Resolved);
+        dispatcher.said();
+        dispatcher.renew();
+        assert!(dispatcher.waiting.is_empty());
     }
 
     #[tokio::test]
@@ -517,13 +517,13 @@ mod tests {
 
     #[test]
     fn an_end_is_owed_to_whoever_may_have_heard_the_beginning() {
-        let mut desk = Desk::default();
-        desk.take(word("a", AlertState::Firing));
-        desk.perhaps_said();
-        desk.take(word("a", AlertState::Resolved));
-        assert_eq!(desk.waiting["a"].state, AlertState::Resolved);
-        desk.said();
-        assert!(desk.waiting.is_empty() && desk.firing.is_empty());
+        let mut dispatcher = Dispatcher::default();
+        dispatcher.take(word("a", AlertState::Firing));
+        dispatcher.perhaps_said();
+        dispatcher.take(word("a", AlertState::Resolved));
+        assert_eq!(dispatcher.waiting["a"].state, AlertState::Resolved);
+        dispatcher.said();
+        assert!(dispatcher.waiting.is_empty() && dispatcher.firing.is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@
 
 use crate::core::signal::reading::Missing;
 use crate::core::time::Time;
-use crate::observe::fetch::{self, Bounds, Fault};
+use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::runtime::clock::Clock;
 use reqwest::Client;
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub enum Outcome {
     /// The head or the GCS does not serve.
     Down {
         /// Why.
-        fault: Fault,
+        fault: FetchError,
     },
 }
 
@@ -81,7 +81,7 @@ pub async fn probe(client: &Client, upstream: &Url, path: &str, timeout: Duratio
     let latency = clock.now().since(began);
     let outcome = match answer.and_then(fetch::Answer::data) {
         Ok(_) => Outcome::Answered { latency },
-        Err(Fault::Slow { timeout }) => Outcome::Slow { at_least: timeout },
+        Err(FetchError::Slow { timeout }) => Outcome::Slow { at_least: timeout },
         Err(fault) => Outcome::Down { fault },
     };
     Probe { began, outcome }
@@ -108,7 +108,7 @@ mod tests {
     async fn a_failed_gcs_is_down_and_gives_no_latency() {
         let bytes = server::answer("503 Service Unavailable", "text/plain", "GCS is down");
         let outcome = server::with(bytes, probe_at).await;
-        assert_eq!(outcome, Outcome::Down { fault: Fault::Status { status: 503 } });
+        assert_eq!(outcome, Outcome::Down { fault: FetchError::Status { status: 503 } });
         assert!(matches!(outcome.latency_ms("head"), Err(Missing::Unreachable { .. })));
     }
 

@@ -17,7 +17,7 @@
 use crate::config::settings::{Login, Prometheus};
 use crate::core::signal::reading::Missing;
 use crate::core::time::WallMs;
-use crate::observe::fetch::{self, Bounds, Fault};
+use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::runtime::secret;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use reqwest::Client;
@@ -54,10 +54,10 @@ pub struct Answer {
 
 /// Why there is no number.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
-pub enum QueryFault {
+pub enum QueryError {
     /// The exchange failed.
     #[error(transparent)]
-    Fetch(#[from] Fault),
+    Fetch(#[from] FetchError),
     /// Its certificate is not trusted, or it speaks no TLS.
     #[error(
         "TLS with Prometheus fails: {cause}; `metrics.prometheus_authorities` names the CA certificates it must chain to"
@@ -133,19 +133,19 @@ fn remedy(status: u16) -> &'static str {
     }
 }
 
-impl QueryFault {
+impl QueryError {
     /// As the signals know it: an answer without a value is unusable, no answer unreachable.
     #[must_use]
     pub fn missing(&self, server: &Server, expression: &str) -> Missing {
         match self {
-            QueryFault::Fetch(fault) => fault.missing(&server.name),
-            QueryFault::NotPrometheus { .. }
-            | QueryFault::Tls { .. }
-            | QueryFault::Status { .. }
-            | QueryFault::Secret { .. } => {
+            QueryError::Fetch(fault) => fault.missing(&server.name),
+            QueryError::NotPrometheus { .. }
+            | QueryError::Tls { .. }
+            | QueryError::Status { .. }
+            | QueryError::Secret { .. } => {
                 Missing::Unreachable { target: server.name.clone(), problem: self.to_string().into() }
             }
-            QueryFault::Empty => Missing::NotFound { tried: expression.into() },
+            QueryError::Empty => Missing::NotFound { tried: expression.into() },
             _ => Missing::Unusable { metric: expression.into(), problem: self.to_string().into() },
         }
     }
@@ -156,8 +156,8 @@ impl Server {
     /// the parameters of its address are kept.
     ///
     /// # Errors
-    /// [`QueryFault::Fetch`] when those who vouch for it cannot be read.
-    pub fn new(access: &Prometheus) -> Result<Server, QueryFault> {
+    /// [`QueryError::Fetch`] when those who vouch for it cannot be read.
+    pub fn new(access: &Prometheus) -> Result<Server, QueryError> {
         let mut query = access.url.clone();
         let host = query.host_str().unwrap_or_default();
         let name = format!("{host}:{}", query.port_or_known_default().unwrap_or(80)).into();
@@ -169,9 +169,9 @@ impl Server {
     }
 
     /// What it is asked with.
-    fn headers(&self) -> Result<HeaderMap, QueryFault> {
+    fn headers(&self) -> Result<HeaderMap, QueryError> {
         let read = |from, what: &str| {
-            let problem = |error: secret::SecretError| QueryFault::Secret { problem: error.to_string() };
+            let problem = |error: secret::SecretError| QueryError::Secret { problem: error.to_string() };
             secret::read(from, what).map_err(problem)
         };
         let mut headers = HeaderMap::new();
@@ -181,7 +181,7 @@ impl Server {
         if let Some(from) = &self.access.headers_from {
             let what = "headers of Prometheus";
             let listed: Listed =
-                serde_json::from_str(&read(from, what)?).map_err(|_| QueryFault::Secret {
+                serde_json::from_str(&read(from, what)?).map_err(|_| QueryError::Secret {
                     problem: format!("the {what} are no JSON such as {{\"X-Scope-OrgID\": \"team-a\"}}"),
                 })?;
             for (name, value) in listed.0 {
@@ -202,10 +202,10 @@ impl Server {
     }
 }
 
-fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), QueryFault> {
+fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), QueryError> {
     let (Ok(header), Ok(mut text)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) else {
         // Not its value: that may be the secret.
-        return Err(QueryFault::Secret { problem: format!("`{name}` of Prometheus is not a header") });
+        return Err(QueryError::Secret { problem: format!("`{name}` of Prometheus is not a header") });
     };
     text.set_sensitive(true);
     headers.append(header, text);
@@ -234,8 +234,8 @@ impl<'de> Deserialize<'de> for Listed {
 /// Asks for the value of an expression now.
 ///
 /// # Errors
-/// [`QueryFault`].
-pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<Answer, QueryFault> {
+/// [`QueryError`].
+pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<Answer, QueryError> {
     let mut url = server.query.clone();
     // Prometheus gives up when we do.
     let timeout = format!("{}ms", bounds.timeout.as_millis());
@@ -247,28 +247,28 @@ pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<
     // A refusal has a status of its own, and a body that says more.
     match serde_json::from_slice::<Envelope>(&answer.body) {
         Ok(envelope) if matches!(status, 401 | 403) => {
-            Err(QueryFault::Status { status, said: printable(envelope.error.as_bytes(), &headers) })
+            Err(QueryError::Status { status, said: printable(envelope.error.as_bytes(), &headers) })
         }
         Ok(envelope) => envelope.answer(),
         Err(_) if status != 200 => {
-            Err(QueryFault::Status { status, said: printable(&answer.body, &headers) })
+            Err(QueryError::Status { status, said: printable(&answer.body, &headers) })
         }
         Err(error) => {
             answer.data()?;
-            Err(QueryFault::NotPrometheus { problem: error.to_string() })
+            Err(QueryError::NotPrometheus { problem: error.to_string() })
         }
     }
 }
 
-fn as_tls(fault: Fault) -> QueryFault {
+fn as_tls(fault: FetchError) -> QueryError {
     match fault {
         // As rustls words what a server's certificate, or a server without TLS, makes it say.
-        Fault::Unreachable { cause }
+        FetchError::Unreachable { cause }
             if cause.contains("certificate") || cause.contains("corrupt message") =>
         {
-            QueryFault::Tls { cause }
+            QueryError::Tls { cause }
         }
-        fault => QueryFault::Fetch(fault),
+        fault => QueryError::Fetch(fault),
     }
 }
 
@@ -308,23 +308,23 @@ struct Data {
 }
 
 impl Envelope {
-    fn answer(self) -> Result<Answer, QueryFault> {
+    fn answer(self) -> Result<Answer, QueryError> {
         let data = match (self.status.as_str(), self.data) {
             ("success", Some(data)) => data,
-            ("error", _) => return Err(QueryFault::Refused { kind: self.kind, message: self.error }),
-            _ => return Err(QueryFault::NotPrometheus { problem: "no data in it".to_owned() }),
+            ("error", _) => return Err(QueryError::Refused { kind: self.kind, message: self.error }),
+            _ => return Err(QueryError::NotPrometheus { problem: "no data in it".to_owned() }),
         };
         let pair = match (data.kind.as_str(), data.result.as_array().map(Vec::as_slice)) {
             ("scalar", Some(pair)) => pair,
-            ("vector", Some([])) => return Err(QueryFault::Empty),
+            ("vector", Some([])) => return Err(QueryError::Empty),
             ("vector", Some([one])) => match one.get("value").and_then(Value::as_array) {
                 Some(pair) => pair.as_slice(),
-                None => return Err(QueryFault::WrongType { kind: "native histogram".to_owned() }),
+                None => return Err(QueryError::WrongType { kind: "native histogram".to_owned() }),
             },
             ("vector", Some(several)) => {
-                return Err(QueryFault::SeveralSeries { count: several.len() });
+                return Err(QueryError::SeveralSeries { count: several.len() });
             }
-            _ => return Err(QueryFault::WrongType { kind: data.kind }),
+            _ => return Err(QueryError::WrongType { kind: data.kind }),
         };
         let (evaluated, value) = read_pair(pair)?;
         Ok(Answer { value, evaluated, warnings: self.warnings.unwrap_or_default() })
@@ -332,17 +332,17 @@ impl Envelope {
 }
 
 /// `[1700000000.123, "4.2"]`.
-fn read_pair(pair: &[Value]) -> Result<(WallMs, f64), QueryFault> {
-    let not_prometheus = || QueryFault::NotPrometheus { problem: "a value without time stamp".to_owned() };
+fn read_pair(pair: &[Value]) -> Result<(WallMs, f64), QueryError> {
+    let not_prometheus = || QueryError::NotPrometheus { problem: "a value without time stamp".to_owned() };
     let [seconds, value] = pair else { return Err(not_prometheus()) };
     let (Some(seconds), Some(written)) = (seconds.as_f64(), value.as_str()) else {
         return Err(not_prometheus());
     };
     let value: f64 = written
         .parse()
-        .map_err(|_| QueryFault::NotPrometheus { problem: format!("`{written}` is not a number") })?;
+        .map_err(|_| QueryError::NotPrometheus { problem: format!("`{written}` is not a number") })?;
     if !value.is_finite() {
-        return Err(QueryFault::NotFinite { value: written.to_owned() });
+        return Err(QueryError::NotFinite { value: written.to_owned() });
     }
     let ms = (seconds * 1000.0).round();
     if !(0.0..9.0e15).contains(&ms) {
@@ -362,7 +362,7 @@ mod tests {
         Prometheus::plain(Url::parse(&format!("http://{address}")).unwrap())
     }
 
-    async fn ask(status: &str, body: &str) -> Result<Answer, QueryFault> {
+    async fn ask(status: &str, body: &str) -> Result<Answer, QueryError> {
         let bytes = server::answer(status, "application/json", body);
         server::with(bytes, async |address| {
             query(&Server::new(&at(&address)).unwrap(), "max(up)", DEFAULT_BOUNDS).await
@@ -394,10 +394,10 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_and_too_much_are_no_value() {
-        assert_eq!(ask("200 OK", &success("vector", "[]")).await, Err(QueryFault::Empty));
+        assert_eq!(ask("200 OK", &success("vector", "[]")).await, Err(QueryError::Empty));
         let two = r#"[{"metric":{},"value":[1,"2"]},{"metric":{"a":"b"},"value":[1,"3"]}]"#;
         let fault = ask("200 OK", &success("vector", two)).await.unwrap_err();
-        assert_eq!(fault, QueryFault::SeveralSeries { count: 2 });
+        assert_eq!(fault, QueryError::SeveralSeries { count: 2 });
         assert!(fault.to_string().contains("max("), "{fault}");
     }
 
@@ -405,7 +405,7 @@ mod tests {
     async fn nan_and_infinity_are_no_value() {
         for written in ["NaN", "+Inf", "-Inf"] {
             let body = success("scalar", &format!(r#"[1,"{written}"]"#));
-            assert_eq!(ask("200 OK", &body).await, Err(QueryFault::NotFinite { value: written.to_owned() }));
+            assert_eq!(ask("200 OK", &body).await, Err(QueryError::NotFinite { value: written.to_owned() }));
         }
     }
 
@@ -414,28 +414,28 @@ mod tests {
         let body =
             r#"{"status":"error","errorType":"bad_data","error":"parse error: unexpected end of input"}"#;
         let fault = ask("400 Bad Request", body).await.unwrap_err();
-        assert!(matches!(&fault, QueryFault::Refused { kind, .. } if kind == "bad_data"));
+        assert!(matches!(&fault, QueryError::Refused { kind, .. } if kind == "bad_data"));
         assert!(fault.to_string().contains("unexpected end"), "{fault}");
     }
 
     #[tokio::test]
     async fn other_types_and_other_servers_are_named() {
         let matrix = ask("200 OK", &success("matrix", "[]")).await.unwrap_err();
-        assert_eq!(matrix, QueryFault::WrongType { kind: "matrix".to_owned() });
+        assert_eq!(matrix, QueryError::WrongType { kind: "matrix".to_owned() });
         let histogram = success("vector", r#"[{"metric":{},"histogram":[1,{}]}]"#);
-        assert!(matches!(ask("200 OK", &histogram).await, Err(QueryFault::WrongType { .. })));
+        assert!(matches!(ask("200 OK", &histogram).await, Err(QueryError::WrongType { .. })));
         for body in [
             r#"{"result":true}"#,
             "up 1\n",
             "",
             r#"{"status":"success","data":{"resultType":"scalar","result":[1]}}"#,
         ] {
-            assert!(matches!(ask("200 OK", body).await, Err(QueryFault::NotPrometheus { .. })), "{body}");
+            assert!(matches!(ask("200 OK", body).await, Err(QueryError::NotPrometheus { .. })), "{body}");
         }
         let page = ask("200 OK", "<!doctype html>").await.unwrap_err();
-        assert!(matches!(page, QueryFault::Fetch(Fault::WebPage { .. })));
+        assert!(matches!(page, QueryError::Fetch(FetchError::WebPage { .. })));
         let down = ask("503 Service Unavailable", "starting").await.unwrap_err();
-        assert_eq!(down, QueryFault::Status { status: 503, said: "starting".to_owned() });
+        assert_eq!(down, QueryError::Status { status: 503, said: "starting".to_owned() });
     }
 
     /// What a server is sent, that answers with 12.5.
@@ -520,7 +520,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_wants_other_credentials_is_told_of_in_its_own_words_and_with_the_keys() {
         let fault = ask("401 Unauthorized", "no org id").await.unwrap_err();
-        assert_eq!(fault, QueryFault::Status { status: 401, said: "no org id".to_owned() });
+        assert_eq!(fault, QueryError::Status { status: 401, said: "no org id".to_owned() });
         let said = fault.to_string();
         assert!(said.contains("(no org id)") && said.contains("prometheus_headers"), "{said}");
         let body = r#"{"status":"error","errorType":"x","error":"no tenant"}"#;
@@ -542,7 +542,7 @@ mod tests {
         })
         .await
         .unwrap_err();
-        assert!(matches!(fault, QueryFault::Tls { .. }), "{fault}");
+        assert!(matches!(fault, QueryError::Tls { .. }), "{fault}");
         let nowhere = Prometheus { authorities: Some("/nowhere/ca.pem".into()), ..at("127.0.0.1:1") };
         let fault = Server::new(&nowhere).unwrap_err().to_string();
         assert!(fault.contains("/nowhere/ca.pem"), "{fault}");

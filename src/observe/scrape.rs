@@ -12,7 +12,7 @@
 
 use crate::core::signal::reading::Missing;
 use crate::core::time::{Time, WallMs};
-use crate::observe::fetch::{self, Bounds, Fault};
+use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::runtime::clock::Clock;
 use reqwest::Client;
 use std::collections::{BTreeMap, VecDeque};
@@ -108,7 +108,7 @@ impl Target {
 
     /// As the signals know its fault.
     #[must_use]
-    pub fn missing(&self, fault: &Fault) -> Missing {
+    pub fn missing(&self, fault: &FetchError) -> Missing {
         fault.missing(&self.name)
     }
 }
@@ -216,14 +216,19 @@ fn without_credentials(given: &str) -> String {
 /// Fetches one page.
 ///
 /// # Errors
-/// [`Fault`]; whatever it is, the target is asked again next time.
-pub async fn scrape(client: &Client, target: &Target, bounds: Bounds, clock: Clock) -> Result<Page, Fault> {
+/// [`FetchError`]; whatever it is, the target is asked again next time.
+pub async fn scrape(
+    client: &Client,
+    target: &Target,
+    bounds: Bounds,
+    clock: Clock,
+) -> Result<Page, FetchError> {
     let (began, wall) = (clock.now(), clock.wall());
     let body = fetch::get(client, target.url.clone(), ACCEPT, None, bounds).await?.data()?;
     Ok(Page { body, began, wall, took: clock.now().since(began) })
 }
 
-type Fetching<'a> = Pin<Box<dyn Future<Output = Result<Page, Fault>> + Send + 'a>>;
+type Fetching<'a> = Pin<Box<dyn Future<Output = Result<Page, FetchError>> + Send + 'a>>;
 
 /// Fetches the pages of all targets, at most [`AT_ONCE`] at a time, and hands each one over
 /// as it comes.
@@ -232,7 +237,7 @@ pub async fn scrape_all(
     targets: &[Target],
     bounds: Bounds,
     clock: Clock,
-    mut on_page: impl FnMut(&Target, Result<Page, Fault>),
+    mut on_page: impl FnMut(&Target, Result<Page, FetchError>),
 ) {
     let mut waiting: VecDeque<&Target> = targets.iter().collect();
     let mut under_way: Vec<(&Target, Fetching<'_>)> = Vec::new();
@@ -364,7 +369,8 @@ mod tests {
                 })
                 .await;
                 seen.sort_by_key(|(name, _)| *name != good);
-                let expected = [(good, Ok(b"up 1\n".to_vec())), (bad, Err(Fault::Status { status: 404 }))];
+                let expected =
+                    [(good, Ok(b"up 1\n".to_vec())), (bad, Err(FetchError::Status { status: 404 }))];
                 assert_eq!(seen, expected);
             })
             .await;

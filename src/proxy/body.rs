@@ -11,9 +11,9 @@ use crate::core::admission::controller::{Shed, Stage};
 use crate::core::admission::flow::Flow;
 use crate::core::time::Time;
 use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::readers::{Cut, LAG, Listed, Readers, Taken};
 use crate::proxy::sessions::Alive;
 use crate::proxy::shared_answer::SharedBody;
+use crate::proxy::slow_reader::{Cut, LAG, Listed, SlowReaders, Taken};
 use crate::proxy::throttle::Throttled;
 use crate::proxy::upload::Withheld;
 use crate::proxy::upstream::Lease;
@@ -407,13 +407,13 @@ pub enum AnswerError {
 
 /// What an answer keeps to on its way.
 #[derive(Clone, Debug)]
-pub struct Way {
+pub struct ResponsePolicy {
     /// Time.
     pub clock: Clock,
     /// The bandwidth of its class.
     pub flow: Option<Arc<Flow>>,
     /// How long its client may leave it unread.
-    pub patience: Option<(Readers, Duration)>,
+    pub patience: Option<(SlowReaders, Duration)>,
     /// How long Ray may say nothing in the middle of it. A line to Ray that was cut without a word
     /// would hold its permit, and whoever shares the answer, for ever.
     pub silence_max: Option<Duration>,
@@ -422,12 +422,12 @@ pub struct Way {
 /// Ray's body on its way.
 #[derive(Debug)]
 pub struct Streamed {
-    voyage: Arc<Voyage>,
+    response_state: Arc<ResponseState>,
     _listed: Option<Listed>,
 }
 
 #[derive(Debug)]
-struct Voyage {
+struct ResponseState {
     clock: Clock,
     began: Time,
     taken: Taken,
@@ -438,7 +438,7 @@ struct Voyage {
     cargo: Mutex<Option<Cargo>>,
 }
 
-impl Voyage {
+impl ResponseState {
     fn kept(&self) -> Duration {
         Duration::from_nanos(self.kept.load(Ordering::Relaxed))
     }
@@ -512,20 +512,20 @@ impl Body {
         mut inner: RayBody,
         permit: Option<PermitGuard>,
         alive: Option<Alive>,
-        way: Way,
+        response_policy: ResponsePolicy,
     ) -> Body {
-        if way.flow.is_some() || !inner.is_short() {
-            return Body::streamed(inner, permit, alive, way);
+        if response_policy.flow.is_some() || !inner.is_short() {
+            return Body::streamed(inner, permit, alive, response_policy);
         }
         // What has not come yet is asked for again by whoever reads the answer, and wakes that one.
         let first = match Pin::new(&mut inner).poll_frame(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(first) => first,
-            Poll::Pending => return Body::streamed(inner, permit, alive, way),
+            Poll::Pending => return Body::streamed(inner, permit, alive, response_policy),
         };
         let whole = match first {
             None => None,
             Some(Ok(frame)) if inner.is_end_stream() => frame.into_data().ok(),
-            Some(first) => return Body::depart(Some(first), inner, permit, alive, way),
+            Some(first) => return Body::depart(Some(first), inner, permit, alive, response_policy),
         };
         if let Some(mut permit) = permit {
             permit.answered(whole.as_ref().map_or(0, Bytes::len));
@@ -541,9 +541,9 @@ impl Body {
         inner: RayBody,
         permit: impl Into<Option<PermitGuard>>,
         alive: Option<Alive>,
-        way: Way,
+        response_policy: ResponsePolicy,
     ) -> Body {
-        Body::depart(None, inner, permit.into(), alive, way)
+        Body::depart(None, inner, permit.into(), alive, response_policy)
     }
 
     fn depart(
@@ -551,32 +551,32 @@ impl Body {
         inner: RayBody,
         mut permit: Option<PermitGuard>,
         alive: Option<Alive>,
-        way: Way,
+        response_policy: ResponsePolicy,
     ) -> Body {
         if let Some(permit) = &mut permit {
             permit.turn(Stage::Answered);
         }
-        let inner = Throttled::new(inner, way.flow, way.clock);
-        let silence = way.silence_max.map(|max| Silence { max, timer: None, waits: false });
+        let inner = Throttled::new(inner, response_policy.flow, response_policy.clock);
+        let silence = response_policy.silence_max.map(|max| Silence { max, timer: None, waits: false });
         let mut cargo = Cargo { first, inner, permit, alive, silence };
         if cargo.is_end_stream() {
             cargo.complete();
         }
         let under_way = cargo.permit.is_some();
-        let began = way.clock.now();
-        let voyage = Arc::new(Voyage {
-            clock: way.clock,
+        let began = response_policy.clock.now();
+        let response_state = Arc::new(ResponseState {
+            clock: response_policy.clock,
             began,
             taken: Taken::at(began),
             kept: AtomicU64::new(0),
             parked: AtomicBool::new(false),
             cargo: Mutex::new(Some(cargo)),
         });
-        let listed = way
+        let listed = response_policy
             .patience
             .filter(|_| under_way)
-            .map(|(readers, patience)| readers.list(Arc::clone(&voyage) as Arc<dyn Cut>, patience));
-        Body::Streamed(Streamed { voyage, _listed: listed })
+            .map(|(readers, patience)| readers.list(Arc::clone(&response_state) as Arc<dyn Cut>, patience));
+        Body::Streamed(Streamed { response_state, _listed: listed })
     }
 }
 
@@ -621,7 +621,7 @@ impl Cargo {
     }
 }
 
-impl Cut for Voyage {
+impl Cut for ResponseState {
     fn waits_since(&self) -> Option<Time> {
         self.taken.since()
     }
@@ -655,21 +655,21 @@ impl HttpBody for Body {
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
-        let Streamed { voyage, .. } = match self.get_mut() {
+        let Streamed { response_state, .. } = match self.get_mut() {
             Body::Full(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
             Body::Shared(shared) => return Pin::new(shared).poll_frame(context),
             Body::Streamed(streamed) => streamed,
         };
-        let mut cargo = voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cargo = response_state.cargo.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
-        if let Some(since) = voyage.taken.ask() {
-            let kept = voyage.keep(voyage.clock.now().since(since));
+        if let Some(since) = response_state.taken.ask() {
+            let kept = response_state.keep(response_state.clock.now().since(since));
             if let Some(permit) = &mut cargo.permit {
                 permit.kept(kept);
             }
         }
         let frame = ready!(cargo.poll_frame(context));
-        voyage.taken.give(voyage.clock.now());
+        response_state.taken.give(response_state.clock.now());
         if let (Some(Ok(frame)), Some(permit)) = (&frame, &mut cargo.permit) {
             permit.answered(frame.data_ref().map_or(0, Bytes::len));
         }
@@ -706,6 +706,6 @@ impl HttpBody for Body {
 
 impl Streamed {
     fn look<T>(&self, at: impl FnOnce(&Cargo) -> T) -> Option<T> {
-        self.voyage.cargo.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(at)
+        self.response_state.cargo.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(at)
     }
 }

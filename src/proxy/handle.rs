@@ -9,28 +9,28 @@ mod upload;
 use crate::core::admission::controller::{Ask, Shed};
 use crate::core::admission::flow::Flow;
 use crate::core::admission::meter::Reason;
-use crate::core::census::{Sight, Unlisted, Verdict};
-use crate::core::journal::Via;
+use crate::core::event::Via;
 use crate::core::policy::{Coalesce, Kind, Treatment};
-use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::client_id::ClientId;
 use crate::core::request::facts::Facts;
 use crate::core::time::Time;
-use crate::proxy::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, Upload, Way, gather};
+use crate::core::traffic_trace::Ending;
+use crate::core::usage::{RequestSummary, Unlisted, Verdict};
+use crate::proxy::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, ResponsePolicy, Upload, gather};
 use crate::proxy::coalesce::{Key, Origin};
 use crate::proxy::cors::Origins;
 use crate::proxy::forward::{self, Answer, Exchange};
 use crate::proxy::headers::{
-    Lookup, Mentions, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
+    HeaderPresence, Lookup, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
     tell_client,
 };
 use crate::proxy::id::Id;
 use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::reject::{self, GRPC_STATUS, Refused, Tongue};
+use crate::proxy::reject::{self, ErrorFormat, GRPC_STATUS, Refused};
+use crate::proxy::request_validation::{self, Malformed};
 use crate::proxy::sessions::Alive;
-use crate::proxy::shape::{self, Malformed};
 use crate::proxy::state::{Entrance, ProxyState};
 use crate::proxy::tunnel;
 use crate::proxy::upstream::UpstreamError;
@@ -63,7 +63,7 @@ pub struct Peer {
 const RECONNECT_S: u32 = 2;
 
 /// A request on its way through the proxy.
-struct Passage {
+struct RequestContext {
     proxy: Arc<ProxyState>,
     entrance: Arc<Entrance>,
     peer: Peer,
@@ -73,7 +73,7 @@ struct Passage {
     matched: Match,
     client: ClientId,
     keyless: bool,
-    tongue: Tongue,
+    error_format: ErrorFormat,
     session: Option<u64>,
     /// Where the client calls from.
     address: IpAddr,
@@ -106,16 +106,16 @@ pub fn handle(
     request: Request<Incoming>,
     last: bool,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static {
-    let Begun { passage, parts, way, page } = begin(proxy, entrance, peer, request);
+    let Begun { context, parts, response_policy, page } = begin(proxy, entrance, peer, request);
     async move {
-        let id = HeaderValue::from_str(&passage.id);
-        let mut response = match way {
+        let id = HeaderValue::from_str(&context.id);
+        let mut response = match response_policy {
             Onward::Refused(refusal) => *refusal,
-            Onward::Plain => passage.pass(parts, ClientBody::Empty, passage.since).await,
+            Onward::Plain => context.pass(parts, ClientBody::Empty, context.since).await,
             // What is not every request's way stands on the heap, and costs the others no room.
-            Onward::Upgraded(client) => Box::pin(passage.tail(parts, client)).await,
-            Onward::Shared(key) => Box::pin(passage.share(parts, key)).await,
-            Onward::WithBody(body) => Box::pin(passage.pass_with_body(parts, body)).await,
+            Onward::Upgraded(client) => Box::pin(context.tail(parts, client)).await,
+            Onward::Shared(key) => Box::pin(context.share(parts, key)).await,
+            Onward::WithBody(body) => Box::pin(context.pass_with_body(parts, body)).await,
         };
         if let Ok(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
@@ -132,9 +132,9 @@ pub fn handle(
 
 /// A request that has been recognised, and what is to become of it.
 struct Begun {
-    passage: Passage,
+    context: RequestContext,
     parts: Parts,
-    way: Onward,
+    response_policy: Onward,
     page: Option<Page>,
 }
 
@@ -157,22 +157,22 @@ fn begin(
 ) -> Begun {
     let id = proxy.ids.next();
     let headers = Lookup::new(request.headers());
-    let mentions = headers.mentions();
-    let page = Page::of(&entrance, mentions, request.headers());
-    let malformed = shape::check(&request, mentions, entrance.surface).err();
+    let header_presence = headers.header_presence();
+    let page = Page::of(&entrance, header_presence, request.headers());
+    let malformed = request_validation::check(&request, header_presence, entrance.surface).err();
     let Recognised { matched, client, keyless, trusted, session, address, unlisted, call } =
         recognise(&proxy, &entrance, peer.address, &request, &headers);
-    let tongue = Tongue::of(request.uri().path(), call == Call::Grpc);
+    let error_format = ErrorFormat::of(request.uri().path(), call == Call::Grpc);
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     let (shadow, flow) = proxy.conduct(matched.class);
     let too_large =
         (bytes > peer.body.bytes_max && !shadow).then_some(Malformed::BodyTooLarge(peer.body.bytes_max));
-    strip(&mut parts.headers, mentions);
-    strip_key(&mut parts.headers, proxy.identifier.key_header(), mentions);
+    strip(&mut parts.headers, header_presence);
+    strip_key(&mut parts.headers, proxy.identifier.key_header(), header_presence);
     name_host(&mut parts);
-    if mentions.has(Mentions::COOKIE) {
+    if header_presence.has(HeaderPresence::COOKIE) {
         join_cookies(&mut parts.headers);
     }
     // An answer is shared by those who ask the same; a body is part of the question.
@@ -184,7 +184,7 @@ fn begin(
     let key =
         shares.then(|| Key::of(&entrance, origin, &parts.method, &question(), &parts.headers)).flatten();
     let since = proxy.clock.now();
-    let passage = Passage {
+    let context = RequestContext {
         proxy,
         entrance,
         peer,
@@ -193,7 +193,7 @@ fn begin(
         matched,
         client,
         keyless,
-        tongue,
+        error_format,
         session,
         address,
         unlisted,
@@ -205,16 +205,16 @@ fn begin(
     };
     let refusal = malformed
         .or(too_large)
-        .map(|problem| reject::unread(problem, &passage.id))
-        .or_else(|| passage.refuse_at_sight());
-    let way = match (refusal, upgrade, key) {
+        .map(|problem| reject::unread(problem, &context.id))
+        .or_else(|| context.refuse_at_once());
+    let response_policy = match (refusal, upgrade, key) {
         (Some(refusal), ..) => Onward::Refused(Box::new(refusal)),
         (None, Some(client), _) => Onward::Upgraded(client),
         (None, None, Some(key)) => Onward::Shared(key),
         (None, None, None) if bare => Onward::Plain,
         (None, None, None) => Onward::WithBody(body),
     };
-    Begun { passage, parts, way, page }
+    Begun { context, parts, response_policy, page }
 }
 
 /// A web page that calls an application of Serve.
@@ -224,8 +224,8 @@ struct Page {
 }
 
 impl Page {
-    fn of(entrance: &Entrance, mentions: Mentions, headers: &HeaderMap) -> Option<Page> {
-        if entrance.surface != Surface::Serve || !mentions.has(Mentions::ORIGIN) {
+    fn of(entrance: &Entrance, header_presence: HeaderPresence, headers: &HeaderMap) -> Option<Page> {
+        if entrance.surface != Surface::Serve || !header_presence.has(HeaderPresence::ORIGIN) {
             return None;
         }
         let origin = headers.get(ORIGIN)?.clone();
@@ -249,15 +249,15 @@ fn recognise(
     request: &Request<Incoming>,
     headers: &Lookup,
 ) -> Recognised {
-    let mentions = headers.mentions();
+    let header_presence = headers.header_presence();
     let facts = Facts {
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query().unwrap_or(""),
         address: peer,
         headers,
-        upgrade: mentions.has(Mentions::UPGRADE) && tunnel::is_websocket(request.headers()),
-        grpc: mentions.has(Mentions::CONTENT_TYPE)
+        upgrade: header_presence.has(HeaderPresence::UPGRADE) && tunnel::is_websocket(request.headers()),
+        grpc: header_presence.has(HeaderPresence::CONTENT_TYPE)
             && entrance.surface != Surface::Dashboard
             && request.version() == http::Version::HTTP_2
             && is_grpc(request.headers()),
@@ -312,10 +312,10 @@ struct Recognised {
     call: Call,
 }
 
-impl Passage {
+impl RequestContext {
     /// What is refused before anything of it is read: what takes a key and shows none, and an
     /// upload whose submission would be refused.
-    fn refuse_at_sight(&self) -> Option<Response<Body>> {
+    fn refuse_at_once(&self) -> Option<Response<Body>> {
         let uploads = Some(self.matched.class) == self.proxy.linked.packages;
         if !self.keyless && !uploads {
             return None;
@@ -327,14 +327,14 @@ impl Passage {
             let submit = self.proxy.linked.submit?;
             self.proxy.admission.would_shed(&table, submit, self.client, self.proxy.clock.now())?
         };
-        let shed = self.proxy.admission.refuse_at_sight(&table, self.matched.class, reason, wait)?;
+        let shed = self.proxy.admission.refuse_at_once(&table, self.matched.class, reason, wait)?;
         Some(self.refuse(shed))
     }
 
     /// The way of a request with a body, which is its client's time and not Ray's.
     async fn pass_with_body(mut self, parts: Parts, body: Incoming) -> Response<Body> {
         let clock = self.proxy.clock;
-        if self.tongue == Tongue::Grpc {
+        if self.error_format == ErrorFormat::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
             let body = ClientBody::Streamed(Box::new(Upload::new(body, None, self.flow.clone(), clock)));
             self.pass(parts, body, self.since).await
@@ -397,11 +397,11 @@ impl Passage {
                 let permit = self.keep_place(&response, permit);
                 let (mut parts, body) = response.into_parts();
                 strip_hop_by_hop(&mut parts.headers);
-                let body = Body::forwarded(body, permit, self.stay_alive(), self.way());
+                let body = Body::forwarded(body, permit, self.stay_alive(), self.response_policy());
                 Response::from_parts(parts, body)
             }
             Err(UpstreamError::Client(error)) => self.broke_off(&error),
-            Err(error) => reject::upstream(self.tongue, &error, &self.id),
+            Err(error) => reject::upstream(self.error_format, &error, &self.id),
         }
     }
 
@@ -410,7 +410,7 @@ impl Passage {
         match error {
             BodyError::Shed(shed) => return self.refuse(*shed),
             BodyError::Slow { lasted, .. } => {
-                self.proxy.census().keep(self.ask(), *lasted, self.proxy.clock.now());
+                self.proxy.usage().keep(self.ask(), *lasted, self.proxy.clock.now());
             }
             BodyError::TooLarge(_) | BodyError::Broken(_) => {}
         }
@@ -418,11 +418,11 @@ impl Passage {
     }
 
     /// What the answer keeps to on its way back.
-    fn way(&self) -> Way {
+    fn response_policy(&self) -> ResponsePolicy {
         let held = self.class().kind == Kind::Held;
         // Its bandwidth, too, may keep an answer waiting.
         let least = self.flow.as_ref().map_or(Duration::ZERO, |_| self.peer.abandoned_max);
-        Way {
+        ResponsePolicy {
             clock: self.proxy.clock,
             patience: (!held && !self.shadow).then(|| (self.proxy.readers.clone(), self.peer.body.stall)),
             silence_max: self.timeout().filter(|_| !held).map(|timeout| timeout.max(least)),
@@ -493,7 +493,7 @@ impl Passage {
         let table = || self.proxy.table.load();
         let shed = self
             .is_cut_off()
-            .then(|| self.proxy.admission.refuse_at_sight(&table(), class, reason, Duration::ZERO))
+            .then(|| self.proxy.admission.refuse_at_once(&table(), class, reason, Duration::ZERO))
             .flatten()?;
         Some(Shed { retry_after_s: RECONNECT_S, ..shed })
     }
@@ -520,7 +520,7 @@ impl Passage {
     }
 
     fn count(&self, verdict: Verdict, now: Time) {
-        let sight = Sight {
+        let summary = RequestSummary {
             ask: self.ask(),
             address: self.address,
             pattern: match &self.unlisted {
@@ -530,7 +530,7 @@ impl Passage {
             unlisted: self.unlisted.as_deref(),
             in_flight: self.proxy.admission.load(self.matched.class).0,
         };
-        self.proxy.count(&sight, verdict, now);
+        self.proxy.count(&summary, verdict, now);
     }
 
     fn ask(&self) -> Ask {
@@ -558,14 +558,14 @@ impl Passage {
     }
 
     fn too_late(&self, bound: Duration) -> Response<Body> {
-        reject::timeout(self.tongue, &self.class().name, bound, &self.id)
+        reject::timeout(self.error_format, &self.class().name, bound, &self.id)
     }
 
     /// The request as Ray gets it, on the heap: it passes through many hands.
     fn to_ray(&self, mut parts: Parts, body: ClientBody) -> Box<Request<ClientBody>> {
         self.tell_client(&mut parts.headers);
         let mut parts = origin_form(parts);
-        if self.tongue == Tongue::Grpc {
+        if self.error_format == ErrorFormat::Grpc {
             parts.version = http::Version::HTTP_2;
         }
         Box::new(Request::from_parts(parts, body))
@@ -587,7 +587,7 @@ impl Passage {
         self.proxy.note(&self.id, &shed, route, self.client.address, Via::Proxy);
         let upstream = Some(self.entrance.upstream.address());
         let about = Refused { upstream, ..Refused::at(&self.proxy, &shed, &self.id) };
-        reject::shed(self.tongue, shed, &about)
+        reject::shed(self.error_format, shed, &about)
     }
 
     fn class(&self) -> &crate::core::policy::Class {

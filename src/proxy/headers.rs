@@ -24,63 +24,65 @@ pub const REASON: HeaderName = HeaderName::from_static("x-rayguard-reason");
 /// Which of the names that the proxy looks for stand in a head. One pass over the few there are costs
 /// less than a look-up for each that is not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Mentions(u16);
+pub struct HeaderPresence(u16);
 
-impl Mentions {
-    const NONE: Mentions = Mentions(0);
+impl HeaderPresence {
+    const NONE: HeaderPresence = HeaderPresence(0);
     /// `Connection`.
-    pub const CONNECTION: Mentions = Mentions(1);
+    pub const CONNECTION: HeaderPresence = HeaderPresence(1);
     /// Any other header that concerns one hop only.
-    pub const HOP_BY_HOP: Mentions = Mentions(1 << 1);
+    pub const HOP_BY_HOP: HeaderPresence = HeaderPresence(1 << 1);
     /// `Upgrade`, which is one of them.
-    pub const UPGRADE: Mentions = Mentions(1 << 2 | 1 << 1);
+    pub const UPGRADE: HeaderPresence = HeaderPresence(1 << 2 | 1 << 1);
     /// `Transfer-Encoding`, another.
-    pub const TRANSFER_ENCODING: Mentions = Mentions(1 << 3 | 1 << 1);
+    pub const TRANSFER_ENCODING: HeaderPresence = HeaderPresence(1 << 3 | 1 << 1);
     /// `Expect`.
-    pub const EXPECT: Mentions = Mentions(1 << 4);
+    pub const EXPECT: HeaderPresence = HeaderPresence(1 << 4);
     /// `Content-Type`.
-    pub const CONTENT_TYPE: Mentions = Mentions(1 << 5);
+    pub const CONTENT_TYPE: HeaderPresence = HeaderPresence(1 << 5);
     /// `Cookie`.
-    pub const COOKIE: Mentions = Mentions(1 << 6);
-    const AUTHORIZATION: Mentions = Mentions(1 << 7);
-    const X_RAY_AUTHORIZATION: Mentions = Mentions(1 << 8);
-    const X_FORWARDED_FOR: Mentions = Mentions(1 << 9);
-    const CLIENT_ID: Mentions = Mentions(1 << 10);
-    const API_KEY: Mentions = Mentions(1 << 11);
+    pub const COOKIE: HeaderPresence = HeaderPresence(1 << 6);
+    const AUTHORIZATION: HeaderPresence = HeaderPresence(1 << 7);
+    const X_RAY_AUTHORIZATION: HeaderPresence = HeaderPresence(1 << 8);
+    const X_FORWARDED_FOR: HeaderPresence = HeaderPresence(1 << 9);
+    const CLIENT_ID: HeaderPresence = HeaderPresence(1 << 10);
+    const API_KEY: HeaderPresence = HeaderPresence(1 << 11);
     /// `Origin`.
-    pub const ORIGIN: Mentions = Mentions(1 << 12);
+    pub const ORIGIN: HeaderPresence = HeaderPresence(1 << 12);
 
     /// What this head mentions.
     #[must_use]
-    pub fn of(headers: &HeaderMap) -> Mentions {
-        headers.keys().fold(Mentions::NONE, |all, name| Mentions(all.0 | Mentions::by(name.as_str()).0))
+    pub fn of(headers: &HeaderMap) -> HeaderPresence {
+        headers.keys().fold(HeaderPresence::NONE, |all, name| {
+            HeaderPresence(all.0 | HeaderPresence::by(name.as_str()).0)
+        })
     }
 
     /// Whether it mentions this.
     #[must_use]
-    pub fn has(self, name: Mentions) -> bool {
+    pub fn has(self, name: HeaderPresence) -> bool {
         self.0 & name.0 == name.0
     }
 
     /// What a header of this lower-case name mentions: nothing, if the proxy does not look for it.
-    fn by(name: &str) -> Mentions {
+    fn by(name: &str) -> HeaderPresence {
         match name {
-            "connection" => Mentions::CONNECTION,
+            "connection" => HeaderPresence::CONNECTION,
             "keep-alive" | "proxy-connection" | "proxy-authenticate" | "proxy-authorization" | "te" => {
-                Mentions::HOP_BY_HOP
+                HeaderPresence::HOP_BY_HOP
             }
-            "upgrade" => Mentions::UPGRADE,
-            "transfer-encoding" => Mentions::TRANSFER_ENCODING,
-            "expect" => Mentions::EXPECT,
-            "content-type" => Mentions::CONTENT_TYPE,
-            "cookie" => Mentions::COOKIE,
-            "authorization" => Mentions::AUTHORIZATION,
-            "x-ray-authorization" => Mentions::X_RAY_AUTHORIZATION,
-            "x-forwarded-for" => Mentions::X_FORWARDED_FOR,
-            "client_id" => Mentions::CLIENT_ID,
-            "x-rayguard-key" => Mentions::API_KEY,
-            "origin" => Mentions::ORIGIN,
-            _ => Mentions::NONE,
+            "upgrade" => HeaderPresence::UPGRADE,
+            "transfer-encoding" => HeaderPresence::TRANSFER_ENCODING,
+            "expect" => HeaderPresence::EXPECT,
+            "content-type" => HeaderPresence::CONTENT_TYPE,
+            "cookie" => HeaderPresence::COOKIE,
+            "authorization" => HeaderPresence::AUTHORIZATION,
+            "x-ray-authorization" => HeaderPresence::X_RAY_AUTHORIZATION,
+            "x-forwarded-for" => HeaderPresence::X_FORWARDED_FOR,
+            "client_id" => HeaderPresence::CLIENT_ID,
+            "x-rayguard-key" => HeaderPresence::API_KEY,
+            "origin" => HeaderPresence::ORIGIN,
+            _ => HeaderPresence::NONE,
         }
     }
 }
@@ -89,19 +91,19 @@ impl Mentions {
 /// included. `TE: trailers` is kept: gRPC servers ask for it. `Trailer` announces trailers to
 /// the far end: it passes.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    strip(headers, Mentions::of(headers));
+    strip(headers, HeaderPresence::of(headers));
 }
 
 /// The same for headers that have been looked over before.
-pub fn strip(headers: &mut HeaderMap, mentions: Mentions) {
-    if mentions.has(Mentions::CONNECTION) {
+pub fn strip(headers: &mut HeaderMap, header_presence: HeaderPresence) {
+    if header_presence.has(HeaderPresence::CONNECTION) {
         let named: Vec<HeaderName> = headers.get_all(CONNECTION).iter().flat_map(named).collect();
         for name in named {
             headers.remove(name);
         }
         headers.remove(CONNECTION);
     }
-    if mentions.has(Mentions::HOP_BY_HOP) {
+    if header_presence.has(HeaderPresence::HOP_BY_HOP) {
         for name in &HOP_BY_HOP {
             headers.remove(name);
         }
@@ -131,8 +133,8 @@ fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
 
 /// Removes the header in which clients send their API key: a secret between them and this proxy, also where
 /// no key is known.
-pub fn strip_key(headers: &mut HeaderMap, name: &str, mentions: Mentions) {
-    if !name.is_empty() && mentions.has(Mentions::by(name)) {
+pub fn strip_key(headers: &mut HeaderMap, name: &str, header_presence: HeaderPresence) {
+    if !name.is_empty() && header_presence.has(HeaderPresence::by(name)) {
         headers.remove(name);
     }
 }
@@ -207,26 +209,26 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 /// Header look-up for the core, which knows no HTTP library.
 pub struct Lookup<'a> {
     headers: &'a HeaderMap,
-    mentions: Mentions,
+    header_presence: HeaderPresence,
 }
 
 impl<'a> Lookup<'a> {
     /// Looks up in these.
     #[must_use]
     pub fn new(headers: &'a HeaderMap) -> Lookup<'a> {
-        Lookup { headers, mentions: Mentions::of(headers) }
+        Lookup { headers, header_presence: HeaderPresence::of(headers) }
     }
 
     /// What they mention.
     #[must_use]
-    pub fn mentions(&self) -> Mentions {
-        self.mentions
+    pub fn header_presence(&self) -> HeaderPresence {
+        self.header_presence
     }
 }
 
 impl crate::core::request::facts::Headers for Lookup<'_> {
     fn get(&self, name: &str) -> Option<&[u8]> {
-        if !self.mentions.has(Mentions::by(name)) {
+        if !self.header_presence.has(HeaderPresence::by(name)) {
             return None;
         }
         let value = match known(name) {
@@ -237,7 +239,7 @@ impl crate::core::request::facts::Headers for Lookup<'_> {
     }
 
     fn nth_back(&self, name: &str, n: usize) -> Option<&[u8]> {
-        if !self.mentions.has(Mentions::by(name)) {
+        if !self.header_presence.has(HeaderPresence::by(name)) {
             return None;
         }
         let values = match known(name) {
@@ -311,16 +313,18 @@ mod tests {
         }
         assert_eq!((all.get("expect"), all.nth_back("x-client-id", 0)), (None, None));
         for (name, mentioned) in
-            [(&UPGRADE, Mentions::UPGRADE), (&TRANSFER_ENCODING, Mentions::TRANSFER_ENCODING)]
+            [(&UPGRADE, HeaderPresence::UPGRADE), (&TRANSFER_ENCODING, HeaderPresence::TRANSFER_ENCODING)]
         {
-            let one = Mentions::of(&HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]));
-            assert!(one.has(mentioned) && one.has(Mentions::HOP_BY_HOP), "{name}");
-            let other = if *name == UPGRADE { Mentions::TRANSFER_ENCODING } else { Mentions::UPGRADE };
-            assert!(!one.has(other) && !one.has(Mentions::EXPECT), "{name}");
+            let one =
+                HeaderPresence::of(&HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]));
+            assert!(one.has(mentioned) && one.has(HeaderPresence::HOP_BY_HOP), "{name}");
+            let other =
+                if *name == UPGRADE { HeaderPresence::TRANSFER_ENCODING } else { HeaderPresence::UPGRADE };
+            assert!(!one.has(other) && !one.has(HeaderPresence::EXPECT), "{name}");
         }
         for name in HOP_BY_HOP.iter().chain([&TE]) {
             let one = HeaderMap::from_iter([(name.clone(), HeaderValue::from_static("x"))]);
-            assert!(Mentions::of(&one).has(Mentions::HOP_BY_HOP), "{name}");
+            assert!(HeaderPresence::of(&one).has(HeaderPresence::HOP_BY_HOP), "{name}");
         }
     }
 
@@ -362,8 +366,8 @@ mod tests {
         for name in ["x-rayguard-key", "x-my-key"] {
             let mut headers =
                 HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_static("k"))]);
-            let mentions = Mentions::of(&headers);
-            strip_key(&mut headers, name, mentions);
+            let header_presence = HeaderPresence::of(&headers);
+            strip_key(&mut headers, name, header_presence);
             assert!(headers.is_empty(), "{name}");
         }
     }

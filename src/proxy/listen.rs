@@ -10,13 +10,13 @@
 
 use crate::config::settings;
 use crate::proxy::body::BodyBounds;
+use crate::proxy::framing_guard::FramingGuard;
 use crate::proxy::handle::{Peer, handle};
 use crate::proxy::headers::hop;
-use crate::proxy::patience::Patience;
-use crate::proxy::preamble;
+use crate::proxy::keepalive::KeepAlive;
+use crate::proxy::proxy_protocol;
 use crate::proxy::ratelimit::Service;
-use crate::proxy::shape::HeadBounds;
-use crate::proxy::sieve::Sieve;
+use crate::proxy::request_validation::HeadBounds;
 use crate::proxy::state::{Front, ProxyState};
 use crate::proxy::stream::{Accept, Plain, Stream, probe};
 use crate::proxy::tls::Terminator;
@@ -461,7 +461,7 @@ async fn introduce(
     counted: &mut Counted,
     bounds: &Bounds,
 ) -> io::Result<Peer> {
-    let told = preamble::read(stream).await?;
+    let told = proxy_protocol::read(stream).await?;
     if let Some(client) = told.filter(|_| proxy.identifier.trusts(peer.address)) {
         if !counted.belongs_to(client, bounds, proxy.identifier.trusts(client)) {
             return Err(io::Error::other("too many connections of this client"));
@@ -521,14 +521,14 @@ async fn converse_http1(
     tasks: Tasks,
     bounds: Bounds,
 ) {
-    let patience = Patience::new(front.load().proxy.clock, bounds.idle_timeout, bounds.head_timeout);
+    let patience = KeepAlive::new(front.load().proxy.clock, bounds.idle_timeout, bounds.head_timeout);
     let head = HeadBounds::of(front.load().entrance.surface, bounds.head_bytes_max, bounds.headers_max);
     loop {
-        let sieve = Sieve::new(stream, start, head, patience.clone());
+        let framing_guard = FramingGuard::new(stream, start, head, patience.clone());
         // What is escaped in a target takes three bytes for one.
         let buffer_max = head.bytes.max(8192) + 2 * head.target + 1024;
         Box::pin(speak_http1(
-            sieve,
+            framing_guard,
             buffer_max,
             peer.clone(),
             Arc::clone(&front),
@@ -537,7 +537,7 @@ async fn converse_http1(
             patience.clone(),
         ))
         .await;
-        let Some((asleep, until)) = patience.take_up() else { return };
+        let Some((asleep, until)) = patience.resume() else { return };
         (stream, start) = (asleep, BytesMut::new());
         let begun = tokio::select! {
             read = tokio::time::timeout_at(until, stream.read_buf(&mut start)) => matches!(read, Ok(Ok(1..))),
@@ -552,20 +552,20 @@ async fn converse_http1(
 }
 
 async fn speak_http1(
-    sieve: Sieve,
+    framing_guard: FramingGuard,
     buffer_max: usize,
     peer: Peer,
     front: Arc<ArcSwap<Front>>,
     tasks: &Tasks,
     bounds: Bounds,
-    patience: Patience,
+    patience: KeepAlive,
 ) {
     let (closing, address, heard) = (tasks.clone(), peer.address, patience.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         heard.head_is_a_request();
         let front = front.load();
         let (proxy, entrance, peer) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance), peer.clone());
-        // The sieve sees no further than such a request: it is the last on its connection.
+        // The framing guard sees no further than such a request: it is the last on its connection.
         let last = closing.closing()
             || request.headers().contains_key(TRANSFER_ENCODING)
             || request.headers().contains_key(http::header::UPGRADE)
@@ -582,8 +582,9 @@ async fn speak_http1(
     if bounds.headers_max != HEADERS_ON_STACK {
         builder.max_headers(bounds.headers_max);
     }
-    let connection = builder.serve_connection(TokioIo::new(sieve), service).with_upgrades();
-    see_out(connection, http1::UpgradeableConnection::graceful_shutdown, address, tasks, FAREWELL).await;
+    let connection = builder.serve_connection(TokioIo::new(framing_guard), service).with_upgrades();
+    drain_connection(connection, http1::UpgradeableConnection::graceful_shutdown, address, tasks, FAREWELL)
+        .await;
 }
 
 fn keeps_alive(headers: &http::HeaderMap) -> bool {
@@ -641,9 +642,9 @@ async fn speak_http2<A, B>(
         .keep_alive_interval(Duration::from_secs(30))
         .keep_alive_timeout(Duration::from_secs(20));
     let service = service_fn(answer);
-    let connection = builder.serve_connection(TokioIo::new(Sieve::open(stream, start)), service);
+    let connection = builder.serve_connection(TokioIo::new(FramingGuard::open(stream, start)), service);
     // GOAWAY tells a client at once, and in good order.
-    see_out(connection, http2::Connection::graceful_shutdown, address, &tasks, Duration::ZERO).await;
+    drain_connection(connection, http2::Connection::graceful_shutdown, address, &tasks, Duration::ZERO).await;
 }
 
 /// For how long an HTTP/1 connection that idles when the proxy closes is left open: a request may
@@ -658,7 +659,7 @@ async fn closed(tasks: &Tasks, farewell: Duration) {
 
 /// Serves a connection to its end; once the tasks are closed it is told to `wind_up`: what is under
 /// way is finished and nothing else begun.
-async fn see_out<C: Future<Output = hyper::Result<()>>>(
+async fn drain_connection<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     wind_up: impl FnOnce(Pin<&mut C>),
     address: IpAddr,

@@ -3,8 +3,8 @@
 use crate::core::admission::controller::{Ask, Permit, Stage};
 use crate::core::admission::meter::Outcome;
 use crate::core::admission::parked::Place;
-use crate::core::census::Unlisted;
 use crate::core::time::Time;
+use crate::core::usage::Unlisted;
 use crate::proxy::state::ProxyState;
 use std::sync::Arc;
 use std::time::Duration;
@@ -166,7 +166,7 @@ impl Drop for PermitGuard {
         self.finish(self.outcome);
         let kept = self.kept.0 + self.kept.1;
         if kept >= NAMED_MIN {
-            self.proxy.census().keep(self.ask, kept, self.proxy.clock.now());
+            self.proxy.usage().keep(self.ask, kept, self.proxy.clock.now());
         }
     }
 }

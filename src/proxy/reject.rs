@@ -12,7 +12,7 @@ use crate::core::admission::controller::Shed;
 use crate::core::admission::meter::Reason;
 use crate::proxy::body::{Body, BodyError};
 use crate::proxy::headers::{REASON, REQUEST_ID};
-use crate::proxy::shape::Malformed;
+use crate::proxy::request_validation::Malformed;
 use crate::proxy::state::ProxyState;
 use crate::proxy::upstream::{Address, UpstreamError};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
@@ -27,7 +27,7 @@ const GRPC_PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-m
 
 /// How the client wants to be spoken to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Tongue {
+pub enum ErrorFormat {
     /// A sentence.
     Plain,
     /// Ray's State API envelope.
@@ -36,16 +36,16 @@ pub enum Tongue {
     Grpc,
 }
 
-impl Tongue {
+impl ErrorFormat {
     /// The client's, told from its path and content type.
     #[must_use]
-    pub fn of(path: &str, grpc: bool) -> Tongue {
+    pub fn of(path: &str, grpc: bool) -> ErrorFormat {
         if grpc {
-            Tongue::Grpc
+            ErrorFormat::Grpc
         } else if path.starts_with("/api/v0/") {
-            Tongue::StateApi
+            ErrorFormat::StateApi
         } else {
-            Tongue::Plain
+            ErrorFormat::Plain
         }
     }
 }
@@ -92,9 +92,9 @@ impl<'a> Refused<'a> {
 
 /// The answer to a shed request.
 #[must_use]
-pub fn shed(tongue: Tongue, shed: Shed, about: &Refused) -> Response<Body> {
+pub fn shed(error_format: ErrorFormat, shed: Shed, about: &Refused) -> Response<Body> {
     if shed.reason == Reason::ApiKey {
-        return keyless(tongue, about);
+        return keyless(error_format, about);
     }
     let status = if shed.reason == Reason::Blocked {
         StatusCode::NOT_FOUND
@@ -105,7 +105,7 @@ pub fn shed(tongue: Tongue, shed: Shed, about: &Refused) -> Response<Body> {
     };
     let seconds = shed.retry_after_s;
     let sentence = sentence(shed, about);
-    let mut response = answer(tongue, status, &sentence, about.id, Some(seconds));
+    let mut response = answer(error_format, status, &sentence, about.id, Some(seconds));
     let headers = response.headers_mut();
     headers.insert(REASON, HeaderValue::from_static(shed.reason.label()));
     if shed.reason != Reason::Blocked {
@@ -129,17 +129,17 @@ fn whole(limit: f64) -> u64 {
 }
 
 /// The answer to a request that takes an API key and shows none that is known.
-fn keyless(tongue: Tongue, about: &Refused) -> Response<Body> {
+fn keyless(error_format: ErrorFormat, about: &Refused) -> Response<Body> {
     let Refused { id, class, key_header, .. } = about;
     let sentence = format!(
         "rayguard: '{class}' requests need an API key; ask your Ray administrator for one and send it in the \
          header {key_header}. Nothing was sent to Ray. (reason {}, request {id})",
         Reason::ApiKey.label()
     );
-    let mut response = answer(tongue, StatusCode::UNAUTHORIZED, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::UNAUTHORIZED, &sentence, id, None);
     let headers = response.headers_mut();
     headers.insert(REASON, HeaderValue::from_static(Reason::ApiKey.label()));
-    if tongue == Tongue::Grpc {
+    if error_format == ErrorFormat::Grpc {
         headers.insert(GRPC_STATUS, HeaderValue::from_static("16")); // UNAUTHENTICATED
     }
     // A scheme of its own: no browser asks its user for a password, and no client of Ray's takes
@@ -209,49 +209,49 @@ fn sentence(shed: Shed, about: &Refused) -> String {
 
 /// The answer when upstream gave none.
 #[must_use]
-pub fn upstream(tongue: Tongue, error: &UpstreamError, id: &str) -> Response<Body> {
+pub fn upstream(error_format: ErrorFormat, error: &UpstreamError, id: &str) -> Response<Body> {
     if let UpstreamError::Client(error) = error {
         return body(error, id);
     }
     let reason = error.reason();
     let sentence =
         format!("rayguard: {error}. Give this id to your Ray administrator: {id} (reason {reason})");
-    let mut response = answer(tongue, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
     response
 }
 
 /// The answer when upstream took too long.
 #[must_use]
-pub fn timeout(tongue: Tongue, class: &str, bound: Duration, id: &str) -> Response<Body> {
+pub fn timeout(error_format: ErrorFormat, class: &str, bound: Duration, id: &str) -> Response<Body> {
     let sentence = format!(
         "rayguard: the Ray head did not begin to answer this '{class}' request within {:.0} s. \
          Ray may still be working on it. (request {id})",
         bound.as_secs_f64()
     );
-    let mut response = answer(tongue, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
     response
 }
 
 /// The same for one that has waited for the answer to an equal request.
 #[must_use]
-pub fn timeout_of_equal(tongue: Tongue, class: &str, bound: Duration, id: &str) -> Response<Body> {
+pub fn timeout_of_equal(error_format: ErrorFormat, class: &str, bound: Duration, id: &str) -> Response<Body> {
     let sentence = format!(
         "rayguard: the Ray head did not begin to answer an equal '{class}' request within {:.0} s; this one \
          waited for its answer. Ray may still be working on it. (request {id})",
         bound.as_secs_f64()
     );
-    let mut response = answer(tongue, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
     response
 }
 
 /// The answer when a shared fetch of Ray's answer did not come to its end, and nothing had been passed on.
 #[must_use]
-pub fn broke_off(tongue: Tongue, why: &dyn std::fmt::Display, id: &str) -> Response<Body> {
+pub fn broke_off(error_format: ErrorFormat, why: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {why}. (request {id})");
-    let mut response = answer(tongue, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_broke_off"));
     response
 }
@@ -260,7 +260,7 @@ pub fn broke_off(tongue: Tongue, why: &dyn std::fmt::Display, id: &str) -> Respo
 #[must_use]
 pub fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {problem}. The request was not sent to Ray. (request {id})");
-    let mut response = answer(Tongue::Plain, StatusCode::BAD_REQUEST, &sentence, id, None);
+    let mut response = answer(ErrorFormat::Plain, StatusCode::BAD_REQUEST, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("malformed"));
     response
 }
@@ -293,19 +293,19 @@ pub fn body(error: &BodyError, id: &str) -> Response<Body> {
 const HEADERS_MAX: usize = 12;
 
 fn answer(
-    tongue: Tongue,
+    error_format: ErrorFormat,
     status: StatusCode,
     sentence: &str,
     id: &str,
     retry_s: Option<u32>,
 ) -> Response<Body> {
-    let (status, kind, body) = match tongue {
-        Tongue::Plain => (status, "text/plain; charset=utf-8", [sentence, "\n"].concat()),
-        Tongue::StateApi => {
+    let (status, kind, body) = match error_format {
+        ErrorFormat::Plain => (status, "text/plain; charset=utf-8", [sentence, "\n"].concat()),
+        ErrorFormat::StateApi => {
             let envelope = serde_json::json!({ "result": false, "msg": sentence, "data": {} });
             (status, "application/json; charset=utf-8", envelope.to_string())
         }
-        Tongue::Grpc => (StatusCode::OK, "application/grpc", String::new()),
+        ErrorFormat::Grpc => (StatusCode::OK, "application/grpc", String::new()),
     };
     let mut response = Response::new(if body.is_empty() { Body::empty() } else { Body::full(body) });
     *response.status_mut() = status;
@@ -315,7 +315,7 @@ fn answer(
     if let Ok(id) = HeaderValue::try_from(id) {
         headers.insert(REQUEST_ID, id);
     }
-    if tongue == Tongue::Grpc {
+    if error_format == ErrorFormat::Grpc {
         // 8 RESOURCE_EXHAUSTED, never 14 UNAVAILABLE: at UNAVAILABLE Ray Client reconnects
         // hundreds of times a second.
         headers.insert(GRPC_STATUS, HeaderValue::from_static("8"));
@@ -356,28 +356,28 @@ mod tests {
         upstream: None,
     };
 
-    fn refuse(reason: Reason, tongue: Tongue) -> Response<Body> {
-        shed(tongue, Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT)
+    fn refuse(reason: Reason, error_format: ErrorFormat) -> Response<Body> {
+        shed(error_format, Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT)
     }
 
     #[test]
     fn no_refusal_is_ever_a_401_or_403_but_for_want_of_a_key() {
         for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::ApiKey) {
-            let status = refuse(reason, Tongue::Plain).status();
+            let status = refuse(reason, ErrorFormat::Plain).status();
             assert!(status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN, "{reason:?}");
         }
     }
 
     #[test]
     fn the_client_at_fault_gets_429_the_head_at_fault_503() {
-        assert_eq!(refuse(Reason::ClientShare, Tongue::Plain).status(), 429);
-        assert_eq!(refuse(Reason::ModuleInFlight, Tongue::Plain).status(), 503);
-        assert_eq!(refuse(Reason::ClientShare, Tongue::Plain).headers()[RETRY_AFTER], "3");
+        assert_eq!(refuse(Reason::ClientShare, ErrorFormat::Plain).status(), 429);
+        assert_eq!(refuse(Reason::ModuleInFlight, ErrorFormat::Plain).status(), 503);
+        assert_eq!(refuse(Reason::ClientShare, ErrorFormat::Plain).headers()[RETRY_AFTER], "3");
     }
 
     #[test]
     fn the_state_api_gets_rays_envelope() {
-        let response = refuse(Reason::QueueTimeout, Tongue::of("/api/v0/tasks", false));
+        let response = refuse(Reason::QueueTimeout, ErrorFormat::of("/api/v0/tasks", false));
         let Body::Full(Some(bytes)) = response.into_body() else { panic!("a body") };
         let envelope: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!(envelope["result"], false);
@@ -385,22 +385,22 @@ mod tests {
     }
 
     #[test]
-    fn want_of_a_key_is_said_in_every_tongue() {
-        let plain = refuse(Reason::ApiKey, Tongue::Plain);
+    fn want_of_a_key_is_said_in_every_error_format() {
+        let plain = refuse(Reason::ApiKey, ErrorFormat::Plain);
         assert_eq!(plain.status(), 401);
         assert_eq!(plain.headers()[WWW_AUTHENTICATE], "ApiKey realm=\"rayguard\", header=\"x-rayguard-key\"");
         assert!(!plain.headers().contains_key(RETRY_AFTER), "waiting does not help");
-        let Body::Full(Some(bytes)) = refuse(Reason::ApiKey, Tongue::StateApi).into_body() else {
+        let Body::Full(Some(bytes)) = refuse(Reason::ApiKey, ErrorFormat::StateApi).into_body() else {
             panic!("a body")
         };
         let envelope: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert!(envelope["msg"].as_str().unwrap().contains("in the header x-rayguard-key"), "{envelope}");
-        assert_eq!(refuse(Reason::ApiKey, Tongue::Grpc).headers()[GRPC_STATUS], "16");
+        assert_eq!(refuse(Reason::ApiKey, ErrorFormat::Grpc).headers()[GRPC_STATUS], "16");
     }
 
     #[test]
     fn grpc_gets_resource_exhausted_with_pushback() {
-        let response = refuse(Reason::ClassRate, Tongue::Grpc);
+        let response = refuse(Reason::ClassRate, ErrorFormat::Grpc);
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()[GRPC_STATUS], "8");
         assert_eq!(response.headers()[GRPC_PUSHBACK], "3000");

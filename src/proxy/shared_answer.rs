@@ -18,9 +18,9 @@
 //! An answer of unknown length whose last reader has gone is given up: it may have no end.
 
 use crate::core::time::Time;
-use crate::proxy::body::{AnswerError, Body, Way};
-use crate::proxy::readers::{Cut, Listed, Taken};
+use crate::proxy::body::{AnswerError, Body, ResponsePolicy};
 use crate::proxy::single_flight::Answer;
+use crate::proxy::slow_reader::{Cut, Listed, Taken};
 use crate::runtime::clock::Clock;
 use bytes::{Bytes, BytesMut};
 use http::response::Parts;
@@ -477,7 +477,7 @@ impl Drop for Share {
 impl Share {
     /// The answer for one client, held to what every answer keeps to on its way.
     #[must_use]
-    pub fn respond(self, way: &Way, http2: bool) -> Response<Body> {
+    pub fn respond(self, response_policy: &ResponsePolicy, http2: bool) -> Response<Body> {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.answer.0.status;
         *response.headers_mut() = self.answer.0.headers.clone();
@@ -485,7 +485,7 @@ impl Share {
             // It goes straight into the connection's buffer. A stream's may wait for as long as its client
             // likes, so there it is counted like any other.
             Some(bytes) => Body::full(bytes),
-            None => Body::Shared(SharedBody::new(self, way)),
+            None => Body::Shared(SharedBody::new(self, response_policy)),
         };
         response
     }
@@ -564,17 +564,17 @@ struct Reader {
 }
 
 impl SharedBody {
-    fn new(share: Share, way: &Way) -> SharedBody {
+    fn new(share: Share, response_policy: &ResponsePolicy) -> SharedBody {
         let reader = Arc::new(Reader {
-            clock: way.clock,
-            taken: Taken::at(way.clock.now()),
+            clock: response_policy.clock,
+            taken: Taken::at(response_policy.clock.now()),
             left: Mutex::new(share.answer.0.length),
             share: Mutex::new(Some(share)),
         });
-        let list = |(readers, patience): &(crate::proxy::readers::Readers, Duration)| {
+        let list = |(readers, patience): &(crate::proxy::slow_reader::SlowReaders, Duration)| {
             readers.list(Arc::clone(&reader) as Arc<dyn Cut>, *patience)
         };
-        let listed = way.patience.as_ref().map(list);
+        let listed = response_policy.patience.as_ref().map(list);
         SharedBody { reader, _listed: listed }
     }
 }
@@ -637,7 +637,7 @@ impl HttpBody for SharedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::readers::Readers;
+    use crate::proxy::slow_reader::SlowReaders;
     use crate::runtime::tasks::Tasks;
     use http_body_util::BodyExt;
 
@@ -664,11 +664,11 @@ mod tests {
             answer.state().keep(frame.clone(), BLOCK);
         }
         answer.end(End::Whole);
-        Body::Shared(SharedBody::new(answer.share().unwrap(), &way(None)))
+        Body::Shared(SharedBody::new(answer.share().unwrap(), &response_policy(None)))
     }
 
-    fn way(patience: Option<(Readers, Duration)>) -> Way {
-        Way { clock: Clock::start(), flow: None, patience, silence_max: None }
+    fn response_policy(patience: Option<(SlowReaders, Duration)>) -> ResponsePolicy {
+        ResponsePolicy { clock: Clock::start(), flow: None, patience, silence_max: None }
     }
 
     /// Takes what is there, or nothing.
@@ -677,7 +677,7 @@ mod tests {
     }
 
     async fn read(share: Share) -> Result<Bytes, AnswerError> {
-        Ok(Body::Shared(SharedBody::new(share, &way(None))).collect().await?.to_bytes())
+        Ok(Body::Shared(SharedBody::new(share, &response_policy(None))).collect().await?.to_bytes())
     }
 
     const SMALL: usize = 256 << 10;
@@ -773,7 +773,7 @@ mod tests {
         let answer = growing(&Budget::default());
         let share = answer.share().unwrap();
         let endless = growing(&Budget::default());
-        let body = Body::Shared(SharedBody::new(endless.share().unwrap(), &way(None)));
+        let body = Body::Shared(SharedBody::new(endless.share().unwrap(), &response_policy(None)));
         let mut filling = Box::pin(answer.fill(body, || false));
         let pending = poll_fn(|context| Poll::Ready(filling.as_mut().poll(context).is_pending())).await;
         assert!(pending);
@@ -786,10 +786,11 @@ mod tests {
     async fn who_does_not_read_a_shared_answer_is_cut_off_and_what_it_held_is_given_back() {
         let (budget, tasks) = (Budget::default(), Tasks::default());
         let patience = Duration::from_millis(20);
-        let way = way(Some((Readers::new(Clock::start(), tasks.clone()), patience)));
+        let response_policy =
+            response_policy(Some((SlowReaders::new(Clock::start(), tasks.clone()), patience)));
         let answer =
             SharedAnswer::whole(head(), &Bytes::from(vec![b'x'; SMALL]), budget.take(SMALL).unwrap());
-        let unread = answer.share().unwrap().respond(&way, false);
+        let unread = answer.share().unwrap().respond(&response_policy, false);
         drop(answer);
         assert!(budget.used() > 0);
         while budget.used() > 0 {

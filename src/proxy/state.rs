@@ -5,26 +5,26 @@ use crate::core::admission::flow::Flow;
 use crate::core::admission::meter::{Outcome, Reason};
 use crate::core::admission::parked::Parked;
 use crate::core::admission::table::{LimitTable, Mode};
-use crate::core::census::{Census, Sight, Unlisted, Verdict};
-use crate::core::journal::Via;
+use crate::core::event::Via;
 use crate::core::policy::{Class, ClassId, Kind, Module, Policy, Treatment};
-use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, Match, RouteId};
 use crate::core::request::identify::Identifier;
 use crate::core::request::query;
 use crate::core::time::{Time, duration_from_secs};
-use crate::observe::recorder::{Note, Passed, Recorder};
+use crate::core::traffic_trace::Ending;
+use crate::core::usage::{RequestSummary, Unlisted, Usage, Verdict};
+use crate::observe::trace_writer::{Note, Passed, TraceWriter};
 use crate::proxy::body::Budget;
 use crate::proxy::coalesce::{Coalescer, Question};
 use crate::proxy::cors::Origins;
 use crate::proxy::id::Ids;
 use crate::proxy::listen::Connections;
+use crate::proxy::log_fanout::LogFanouts;
 use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::ratelimit::tally::Tally;
-use crate::proxy::readers::Readers;
 use crate::proxy::sessions::Sessions;
-use crate::proxy::tail::Tails;
+use crate::proxy::slow_reader::SlowReaders;
 use crate::proxy::upstream::Upstream;
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
@@ -66,7 +66,7 @@ pub struct Front {
     pub entrance: Arc<Entrance>,
 }
 
-/// A refusal worth a line in the record, with the request's id.
+/// A refusal worth a line in the adjustment log, with the request's id.
 #[derive(Clone, Debug)]
 pub struct ShedNote {
     /// The request's id.
@@ -98,16 +98,16 @@ pub struct ProxyState {
     pub clock: Clock,
     /// Tasks.
     pub tasks: Tasks,
-    /// Refusals for the record; bounded, and what does not fit is counted by the meters anyway.
+    /// Refusals for the adjustment log; bounded, and what does not fit is counted by the meters anyway.
     pub sheds: mpsc::Sender<ShedNote>,
     /// Ray Client sessions that are alive.
     pub sessions: Sessions,
     /// Classes that know of each other.
     pub linked: Linked,
     /// Logs that are read as they grow.
-    pub tails: Tails,
+    pub tails: LogFanouts,
     /// Who is being answered.
-    pub readers: Readers,
+    pub readers: SlowReaders,
     /// Transfers that wait for their clients' lines.
     pub parked: Arc<Parked>,
     /// Bytes of short bodies that are being read.
@@ -119,9 +119,9 @@ pub struct ProxyState {
     /// Request ids: unique within a run, and between runs by the prefix.
     pub ids: Arc<Ids>,
     /// Who asked for what; held for as long as it takes to count one.
-    census: Arc<Mutex<Census>>,
+    usage: Arc<Mutex<Usage>>,
     /// Whoever writes down what passes, if anybody does.
-    pub recorder: Arc<ArcSwapOption<Recorder>>,
+    pub trace_writer: Arc<ArcSwapOption<TraceWriter>>,
     /// What was answered to those who ask for others.
     pub ratelimit: Arc<Tally>,
     /// Counts the policies of this run: class and route numbers are this one's.
@@ -244,14 +244,14 @@ impl ProxyState {
             table: ArcSwap::from_pointee(table),
             linked: Linked::of(&policy),
             turns: turns(&policy),
-            census: Arc::new(Mutex::new(Census::new(policy.classes.len(), clock.now()))),
+            usage: Arc::new(Mutex::new(Usage::new(policy.classes.len(), clock.now()))),
             policy,
             identifier,
             coalescer: Coalescer::default(),
             succeeded: AtomicBool::default(),
             served_out: AtomicBool::default(),
-            tails: Tails::default(),
-            readers: Readers::new(clock, tasks.clone()),
+            tails: LogFanouts::default(),
+            readers: SlowReaders::new(clock, tasks.clone()),
             parked: Arc::default(),
             gathered: Arc::default(),
             clock,
@@ -260,7 +260,7 @@ impl ProxyState {
             sessions: Sessions::default(),
             connections: Arc::default(),
             ids: Arc::new(Ids::new(clock.wall().0)),
-            recorder: Arc::default(),
+            trace_writer: Arc::default(),
             ratelimit: Arc::default(),
             generation: 0,
         })
@@ -277,16 +277,16 @@ impl ProxyState {
         let admission = self.admission.succeed(&policy, &table, self.clock.now());
         let names = |policy: &Policy| policy.classes.iter().map(|class| Arc::clone(&class.name)).collect();
         let (old, new): (Vec<_>, Vec<_>) = (names(&self.policy), names(&policy));
-        let census = if old == new {
-            Arc::clone(&self.census)
+        let usage = if old == new {
+            Arc::clone(&self.usage)
         } else {
-            Arc::new(Mutex::new(Census::new(new.len(), self.clock.now())))
+            Arc::new(Mutex::new(Usage::new(new.len(), self.clock.now())))
         };
         self.succeeded.store(true, Ordering::SeqCst);
         self.serve_out();
         Arc::new(ProxyState {
             admission,
-            census,
+            usage,
             table: ArcSwap::from(table),
             linked: Linked::of(&policy),
             turns: turns(&policy),
@@ -305,7 +305,7 @@ impl ProxyState {
             gathered: Arc::clone(&self.gathered),
             connections: Arc::clone(&self.connections),
             ids: Arc::clone(&self.ids),
-            recorder: Arc::clone(&self.recorder),
+            trace_writer: Arc::clone(&self.trace_writer),
             ratelimit: Arc::clone(&self.ratelimit),
             generation: self.generation.wrapping_add(1),
         })
@@ -428,19 +428,19 @@ impl ProxyState {
             // Unlisted paths share one learnt cost, which says nothing of any of them.
             let learnt = || duration_from_secs(proxy.admission.cost(ask.route));
             let work = if unlisted.is_some() { now.since(admitted).saturating_sub(kept) } else { learnt() };
-            proxy.census().charge(ask, unlisted, work, now);
+            proxy.usage().charge(ask, unlisted, work, now);
         }
     }
 
     /// Counts a request that has been decided on.
-    pub fn count(&self, sight: &Sight, verdict: Verdict, now: Time) {
-        self.census().note(sight, verdict, now);
+    pub fn count(&self, summary: &RequestSummary, verdict: Verdict, now: Time) {
+        self.usage().note(summary, verdict, now);
     }
 
     /// Who asked for what.
-    pub fn census(&self) -> MutexGuard<'_, Census> {
+    pub fn usage(&self) -> MutexGuard<'_, Usage> {
         // A panic while counting leaves a count short; the proxy goes on.
-        self.census.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes a new table the one in force and serves whoever it has room for.
@@ -467,7 +467,7 @@ impl ProxyState {
     /// Hands an exchange that did not pass, or not by itself, to whoever writes down what
     /// passes: it knocked at `since` and has its end now. Lengths: asked, answered.
     pub fn record(&self, ask: Ask, ending: Ending, since: Time, bytes: (u64, u64)) {
-        if let Some(recorder) = &*self.recorder.load() {
+        if let Some(trace_writer) = &*self.trace_writer.load() {
             let now = self.clock.now();
             let shared = ending == Ending::Shared;
             let passed = Passed {
@@ -483,24 +483,24 @@ impl ProxyState {
                 asked_bytes: bytes.0,
                 answered_bytes: bytes.1,
             };
-            recorder.note(now, Note::Passed(passed));
+            trace_writer.note(now, Note::Passed(passed));
         }
     }
 
     /// The same for one that passed and has ended.
     pub fn record_end(&self, permit: &Permit, outcome: Outcome, bytes: (u64, u64)) {
-        if let Some(recorder) = &*self.recorder.load() {
+        if let Some(trace_writer) = &*self.trace_writer.load() {
             let passed = self.passed(permit, outcome.into(), bytes);
-            recorder.note(self.clock.now(), Note::Passed(passed));
+            trace_writer.note(self.clock.now(), Note::Passed(passed));
         }
     }
 
-    /// A connection that is held may outlast the recording: its beginning is a line of its own.
+    /// A connection that is held may outlast the trace: its beginning is a line of its own.
     fn record_opening(&self, permit: &Permit) {
         if self.policy.classes[permit.ask.class.index()].kind == Kind::Held
-            && let Some(recorder) = &*self.recorder.load()
+            && let Some(trace_writer) = &*self.trace_writer.load()
         {
-            recorder.note(permit.admitted, Note::Opened(self.passed(permit, Ending::Open, (0, 0))));
+            trace_writer.note(permit.admitted, Note::Opened(self.passed(permit, Ending::Open, (0, 0))));
         }
     }
 
@@ -519,7 +519,7 @@ impl ProxyState {
         }
     }
 
-    /// Notes a refusal for the record.
+    /// Notes a refusal for the adjustment log.
     pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, client: u64, via: Via) {
         let note = ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), client, via };
         // A full channel loses the single line, not the count: the meters have it.

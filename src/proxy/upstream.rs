@@ -13,9 +13,9 @@ use crate::core::request::catalogue::Surface;
 use crate::core::time::Time;
 use crate::proxy::body::{BodyError, ClientBody, RayBody};
 use crate::proxy::circuit_breaker::{CircuitBreaker, RETRY};
+use crate::proxy::h1_connection::{AnswerBounds, H1Connection};
 use crate::proxy::stream::{Dial, Plain, Stream, probe};
 use crate::proxy::tls::Originator;
-use crate::proxy::wire::{AnswerBounds, Wire};
 use crate::runtime::clock::Clock;
 use crate::runtime::tasks::Tasks;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
@@ -201,7 +201,7 @@ impl Default for Options {
 
 #[derive(Debug)]
 struct Idle {
-    wire: Box<Wire>,
+    wire: Box<H1Connection>,
     since: Time,
 }
 
@@ -234,7 +234,7 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 #[derive(Debug)]
 pub struct Lease {
     upstream: Arc<Upstream>,
-    wire: Box<Wire>,
+    wire: Box<H1Connection>,
 }
 
 impl Lease {
@@ -355,9 +355,10 @@ impl Upstream {
         sender.send_request(request).await.map_err(|source| self.broken(source))
     }
 
-    async fn connect(self: &Arc<Self>) -> Result<Box<Wire>, UpstreamError> {
+    async fn connect(self: &Arc<Self>) -> Result<Box<H1Connection>, UpstreamError> {
         let stream = self.dial(Protocol::Http1).await?;
-        let wire = Wire::open(stream, self.options.answer).await.map_err(|source| self.broken(source))?;
+        let wire =
+            H1Connection::open(stream, self.options.answer).await.map_err(|source| self.broken(source))?;
         Ok(Box::new(wire))
     }
 
@@ -506,7 +507,7 @@ impl Upstream {
     }
 
     /// The connection used last, which is the least likely to have been closed by Ray.
-    fn take_idle(&self) -> Option<Box<Wire>> {
+    fn take_idle(&self) -> Option<Box<H1Connection>> {
         let now = self.clock.now();
         let mut idle = self.idle();
         let last = idle.pop()?;
@@ -517,7 +518,7 @@ impl Upstream {
         None
     }
 
-    fn keep(&self, wire: Box<Wire>) {
+    fn keep(&self, wire: Box<H1Connection>) {
         wire.rest();
         let mut idle = self.idle();
         if idle.len() < self.options.idle_max {
@@ -541,7 +542,7 @@ impl Upstream {
         });
     }
 
-    fn answer(self: &Arc<Self>, response: Response<Incoming>, wire: Box<Wire>) -> Response<RayBody> {
+    fn answer(self: &Arc<Self>, response: Response<Incoming>, wire: Box<H1Connection>) -> Response<RayBody> {
         response.map(|body| RayBody::Http1(body, Some(Lease { upstream: Arc::clone(self), wire })))
     }
 

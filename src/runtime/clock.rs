@@ -1,7 +1,7 @@
 //! The only OS clock.
 //!
 //! Decisions run on monotone time since the process began; the wall clock, which anyone may
-//! set back, is for the record alone.
+//! set back, is for the adjustment log alone.
 
 use crate::core::time::{Time, WallMs};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -5,9 +5,9 @@
 //! While the answer is not known, queries count as sent.
 
 use crate::core::request::query;
-use crate::observe::discover::{self, DiscoverFault};
-use crate::observe::fetch::{self, Fault};
-use crate::runtime::guard::Guard;
+use crate::observe::discover::{self, DiscoverError};
+use crate::observe::fetch::{self, FetchError};
+use crate::runtime::app::App;
 use std::sync::Arc;
 use std::time::Duration;
 use url::Url;
@@ -21,16 +21,16 @@ const ROUNDS: u32 = 30;
 /// And while the keys are not known.
 const UNSETTLED_ROUNDS: u32 = 2;
 
-/// Starts to ask, for as long as the guard's tasks run.
-pub fn start(guard: &Arc<Guard>) {
+/// Starts to ask, for as long as the app's tasks run.
+pub fn start(app: &Arc<App>) {
     let Ok(client) = fetch::client() else { return };
-    let guard = Arc::clone(guard);
-    let tasks = guard.tasks.clone();
+    let app = Arc::clone(app);
+    let tasks = app.tasks.clone();
     tasks.spawn_until_closed(async move {
         let mut last = String::new();
         loop {
-            let Ok(dashboard) = Url::parse(&guard.settings().upstream.url()) else { return };
-            match discover::version(&client, &dashboard, guard.rays_token()).await {
+            let Ok(dashboard) = Url::parse(&app.settings().upstream.url()) else { return };
+            match discover::version(&client, &dashboard, app.rays_token()).await {
                 Ok(version) => {
                     let known = query::holds_for(&version.ray_version);
                     if !known && version.ray_version != last {
@@ -39,19 +39,19 @@ pub fn start(guard: &Arc<Guard>) {
                             "the query keys that this version of Ray reads are not known; every key counts"
                         );
                     }
-                    guard.on_reads_known(known);
+                    app.on_reads_known(known);
                     last = version.ray_version;
                 }
-                Err(DiscoverFault::Dashboard { fault: Fault::Status { status: 401 | 403 }, .. }) => {
-                    guard.on_reads_known(false);
+                Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
+                    app.on_reads_known(false);
                 }
                 // A head that is slow to answer is the head that it was.
                 Err(_) => {}
             }
-            let settled = guard.knows_reads();
+            let settled = app.knows_reads();
             for _ in 0..if settled { ROUNDS } else { UNSETTLED_ROUNDS } {
                 tokio::time::sleep(ROUND).await;
-                if settled && !guard.knows_reads() {
+                if settled && !app.knows_reads() {
                     break; // the head was away
                 }
             }

@@ -14,7 +14,7 @@
 use crate::core::request::catalogue::{ROUTES, Route};
 use crate::core::request::classify::RouteId;
 use crate::core::request::identify::Identifier;
-use crate::runtime::guard::Guard;
+use crate::runtime::app::App;
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -68,14 +68,12 @@ impl HistoryFiles {
     }
 
     /// Takes in what an earlier process knew.
-    pub fn load(&self, guard: &Guard) {
+    pub fn load(&self, app: &App) {
         if let Ok(text) = fs::read(&self.costs) {
             match serde_json::from_slice::<LearntCosts>(&text) {
                 Ok(learnt) => {
                     for (id, name) in routes() {
-                        learnt
-                            .get(&name)
-                            .inspect(|cost| guard.proxy().admission.costs().recall(id.0, **cost));
+                        learnt.get(&name).inspect(|cost| app.proxy().admission.costs().recall(id.0, **cost));
                     }
                 }
                 Err(error) => {
@@ -91,8 +89,8 @@ impl HistoryFiles {
                 return;
             }
         };
-        let proxy = guard.proxy();
-        match proxy.admission.history().restore(&bytes, mark(guard.key()), guard.clock.now()) {
+        let proxy = app.proxy();
+        match proxy.admission.history().restore(&bytes, mark(app.key()), app.clock.now()) {
             Ok(records) => tracing::info!(records, "clients are known from before"),
             Err(error) => {
                 tracing::warn!(path = %self.records.display(), %error, "what is known of clients cannot be used; they start without a past");
@@ -101,10 +99,10 @@ impl HistoryFiles {
     }
 
     /// Writes what is known now.
-    pub fn save(&self, guard: &Guard) {
-        let bytes = guard.proxy().admission.history().to_bytes(mark(guard.key()));
+    pub fn save(&self, app: &App) {
+        let bytes = app.proxy().admission.history().to_bytes(mark(app.key()));
         let names: BTreeMap<u16, String> = routes().map(|(id, name)| (id.0, name)).collect();
-        let proxy = guard.proxy();
+        let proxy = app.proxy();
         let learnt = proxy.admission.costs().learnt();
         let learnt = learnt.filter_map(|(route, cost)| Some((names.get(&route)?.clone(), cost)));
         let costs = serde_json::to_vec(&learnt.collect::<LearntCosts>()).unwrap_or_default();
@@ -114,19 +112,18 @@ impl HistoryFiles {
         }
     }
 
-    /// Writes it from now on, for as long as the guard's tasks run.
-    pub fn keep(&self, guard: &Arc<Guard>) {
-        let (files, guard) = (self.clone(), Arc::clone(guard));
-        let tasks = guard.tasks.clone();
+    /// Writes it from now on, for as long as the app's tasks run.
+    pub fn keep(&self, app: &Arc<App>) {
+        let (files, app) = (self.clone(), Arc::clone(app));
+        let tasks = app.tasks.clone();
         let mut writing: Option<std::thread::JoinHandle<()>> = None;
         tasks.every(KEEP, move || {
             let is_busy = writing.as_ref().is_some_and(|thread| !thread.is_finished());
-            if is_busy || guard.proxy().admission.history().is_empty() {
+            if is_busy || app.proxy().admission.history().is_empty() {
                 return;
             }
-            let (files, guard) = (files.clone(), Arc::clone(&guard));
-            writing =
-                std::thread::Builder::new().name("history".into()).spawn(move || files.save(&guard)).ok();
+            let (files, app) = (files.clone(), Arc::clone(&app));
+            writing = std::thread::Builder::new().name("history".into()).spawn(move || files.save(&app)).ok();
         });
     }
 }

@@ -1,6 +1,6 @@
 //! One process for one state directory.
 //!
-//! Two processes that write one record tear its sequence, and each overwrites the last good
+//! Two processes that write one adjustment log tear its sequence, and each overwrites the last good
 //! limits of the other. So whoever runs holds the file `lock` in the directory, by a lock of the
 //! operating system that ends with the process however it ends (a `kill -9` leaves none behind);
 //! the file itself says who holds it. A second process is turned away with that name. A

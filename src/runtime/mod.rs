@@ -1,10 +1,10 @@
 //! The only room with an OS clock, spawned tasks, signals and reloads.
+pub mod app;
 pub mod clock;
-pub mod guard;
 pub mod head_version;
 pub mod history;
 pub mod lock;
-mod part;
+mod quota;
 mod recent;
 pub mod reload;
 pub mod secret;

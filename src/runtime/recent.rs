@@ -5,9 +5,9 @@
 //! moment, and a process that grows for half an hour looks like one that leaks. What is asked for
 //! is read again; nobody asks often.
 
-use crate::core::journal::Event;
+use crate::core::event::Event;
 use crate::core::time::{Time, WallMs};
-use crate::observe::ledger::Entry;
+use crate::observe::adjustment_log::Entry;
 use std::collections::VecDeque;
 
 /// Events kept, ...
@@ -45,7 +45,7 @@ impl Recent {
         self.line.clear();
         let written = serde_json::to_writer(&mut self.line, &entry.event);
         if written.is_err() || self.line.len() > BYTES_MAX {
-            return; // the record has it all the same, or owns up to it
+            return; // the adjustment log has it all the same, or owns up to it
         }
         while self.marks.len() == COUNT_MAX || self.text.len() + self.line.len() > BYTES_MAX {
             let Some(oldest) = self.marks.pop_front() else { break };

@@ -4,12 +4,12 @@
 //! The file is read every few seconds and compared by content. That needs no notification from
 //! the file system, follows Kubernetes' symlink swaps, and cannot miss a change. A file that is
 //! wrong changes nothing: the last good settings stay in force, every problem is in the log and
-//! in the record, and an alert stands until the file is right.
+//! in the adjustment log, and an alert stands until the file is right.
 
 use crate::config::{self, Overrides};
-use crate::core::journal::{ConfigChange, Event};
+use crate::core::event::{ConfigChange, Event};
 use crate::proxy::tls::Renew;
-use crate::runtime::guard::Guard;
+use crate::runtime::app::App;
 use crate::runtime::watch;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub enum NotReloaded {
     Refused(Vec<String>),
     /// There is no file.
     NoFile,
-    /// The guard's tasks have ended.
+    /// The app's tasks have ended.
     Closing,
 }
 
@@ -50,7 +50,7 @@ type Wish = (String, oneshot::Sender<Outcome>);
 pub struct Reloader(mpsc::Sender<Wish>);
 
 impl Reloader {
-    /// Reads the file again, whether it has changed or not; `asked` says in the record who wanted
+    /// Reads the file again, whether it has changed or not; `asked` says in the adjustment log who wanted
     /// that.
     ///
     /// # Errors
@@ -62,15 +62,15 @@ impl Reloader {
     }
 }
 
-/// Starts looking, for as long as the guard's tasks run: at the file, and at the
+/// Starts looking, for as long as the app's tasks run: at the file, and at the
 /// `certificates` of TLS, which have files of their own and are renewed by others. Without a file SIGHUP
 /// renews the certificates alone.
-pub fn start(guard: &Arc<Guard>, source: Option<Source>, certificates: Vec<Arc<dyn Renew>>) -> Reloader {
-    let guard = Arc::clone(guard);
-    let tasks = guard.tasks.clone();
+pub fn start(app: &Arc<App>, source: Option<Source>, certificates: Vec<Arc<dyn Renew>>) -> Reloader {
+    let app = Arc::clone(app);
+    let tasks = app.tasks.clone();
     let (wishes, mut wished) = mpsc::channel::<Wish>(4);
     // Now and not in the task: what changes once requests are served is a change.
-    let mut last = content(&guard, source.as_ref());
+    let mut last = content(&app, source.as_ref());
     tasks.spawn_until_closed(async move {
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => hangups,
@@ -87,18 +87,18 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, certificates: Vec<Arc<d
                 _ = hangups.recv() => (true, None),
                 Some(wish) = wished.recv() => (true, Some(wish)),
             };
-            renew(&guard, &certificates);
+            renew(&app, &certificates);
             let (requester, answer) = wish.unzip();
             let Some(source) = &source else {
                 let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
                 continue;
             };
-            let now = content(&guard, Some(source));
+            let now = content(&app, Some(source));
             // A file that is gone or empty for a moment (a swap or a write under way) is not a change.
             let is_whole = now.as_ref().is_some_and(|(text, _)| !is_blank(text));
             if asked || (is_whole && now != last) {
                 last = now;
-                let outcome = reload(&guard, source, requester);
+                let outcome = reload(&app, source, requester);
                 let _ = answer.map(|answer| answer.send(outcome));
             }
         }
@@ -107,9 +107,9 @@ pub fn start(guard: &Arc<Guard>, source: Option<Source>, certificates: Vec<Arc<d
 }
 
 /// The file, and the API keys it points to.
-fn content(guard: &Guard, source: Option<&Source>) -> Option<(Vec<u8>, Vec<u8>)> {
+fn content(app: &App, source: Option<&Source>) -> Option<(Vec<u8>, Vec<u8>)> {
     let text = std::fs::read(&source?.path).ok()?;
-    let keys = match &guard.settings().identity.api_keys_file {
+    let keys = match &app.settings().identity.api_keys_file {
         Some(file) => std::fs::read(file).ok()?,
         None => Vec::new(),
     };
@@ -121,7 +121,7 @@ fn is_blank(text: &[u8]) -> bool {
 }
 
 /// Takes over certificates that have changed.
-fn renew(guard: &Guard, certificates: &[Arc<dyn Renew>]) {
+fn renew(app: &App, certificates: &[Arc<dyn Renew>]) {
     for certificate in certificates {
         let file = certificate.file().display().to_string();
         let problems = match certificate.renew() {
@@ -136,8 +136,8 @@ fn renew(guard: &Guard, certificates: &[Arc<dyn Renew>]) {
         }
         let accepted = problems.is_empty();
         let changes = accepted.then(|| "the certificate was renewed".to_owned()).into_iter().collect();
-        let policy_version = guard.policy_version();
-        guard.note(Event::ConfigChange(ConfigChange {
+        let policy_version = app.policy_version();
+        app.note(Event::ConfigChange(ConfigChange {
             accepted,
             policy_version,
             source: file,
@@ -147,9 +147,9 @@ fn renew(guard: &Guard, certificates: &[Arc<dyn Renew>]) {
     }
 }
 
-fn reload(guard: &Arc<Guard>, source: &Source, requester: Option<String>) -> Outcome {
+fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome {
     let name = source.path.display().to_string();
-    let before = guard.settings();
+    let before = app.settings();
     let outcome = match config::load(&source.path, &source.overrides) {
         // Valid, and never meant: whoever wants every default back while traffic flows, says one.
         Ok(_) if std::fs::read(&source.path).is_ok_and(|text| is_blank(&text)) => Err(vec![format!(
@@ -159,7 +159,7 @@ fn reload(guard: &Arc<Guard>, source: &Source, requester: Option<String>) -> Out
         Ok(settings) => {
             let settings = Arc::new(settings);
             let changes = vec![format!("configuration {} follows {}", settings.version, before.version)];
-            match guard.reload(&settings) {
+            match app.reload(&settings) {
                 Ok(left) => Ok((changes, left)),
                 Err(faults) => Err(faults.iter().map(|fault| fault.problem.to_string()).collect::<Vec<_>>()),
             }
@@ -186,8 +186,8 @@ fn reload(guard: &Arc<Guard>, source: &Source, requester: Option<String>) -> Out
                 );
             }
             change.changes = changes;
-            guard.on_config(None);
-            watch::start(guard);
+            app.on_config(None);
+            watch::start(app);
             Ok(left)
         }
         Err(problems) => {
@@ -197,12 +197,12 @@ fn reload(guard: &Arc<Guard>, source: &Source, requester: Option<String>) -> Out
                     "new configuration rejected; still using the previous one: {problem}"
                 );
             }
-            guard.on_config(problems.first().map(String::as_str));
+            app.on_config(problems.first().map(String::as_str));
             change.problems.clone_from(&problems);
             Err(NotReloaded::Refused(problems))
         }
     };
-    change.policy_version = guard.policy_version();
-    guard.note(Event::ConfigChange(change));
+    change.policy_version = app.policy_version();
+    app.note(Event::ConfigChange(change));
     outcome
 }

@@ -17,11 +17,11 @@ use crate::core::policy::SignalId;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::observe::discover::{self, Discovery, Places};
-use crate::observe::fetch::{self, Bounds, Fault};
+use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::observe::probe::{self, Outcome};
-use crate::observe::promql::{self, QueryFault, Server};
+use crate::observe::promql::{self, QueryError, Server};
 use crate::observe::scrape::{self, Page, Target, Targets, Turns};
-use crate::runtime::guard::Guard;
+use crate::runtime::app::App;
 use reqwest::Client;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,8 +39,8 @@ const REDISCOVER_CALM: Duration = Duration::from_mins(1);
 /// Entries of a list that are no targets are named in a warning up to this many.
 const NAMED_MAX: usize = 5;
 
-/// Starts looking, for as long as the guard's tasks run.
-pub fn start(guard: &Arc<Guard>) {
+/// Starts looking, for as long as the app's tasks run.
+pub fn start(app: &Arc<App>) {
     let client = match fetch::client() {
         Ok(client) => client,
         Err(fault) => {
@@ -49,27 +49,27 @@ pub fn start(guard: &Arc<Guard>) {
             return;
         }
     };
-    let reader = Arc::new(Mutex::new(SignalReader::new(&guard.settings().policy)));
+    let reader = Arc::new(Mutex::new(SignalReader::new(&app.settings().policy)));
     let head_answers = Arc::new(AtomicBool::new(false));
-    let watch = Watch { guard: Arc::clone(guard), settings: guard.settings(), client, reader, head_answers };
+    let watch = Watch { app: Arc::clone(app), settings: app.settings(), client, reader, head_answers };
     let (found, targets) = watch::channel(Arc::new(watch.configured_targets()));
     if found.borrow().is_empty() && (watch.settings.metrics.discover || watch.file().is_some()) {
-        guard.tasks.spawn_until_closed(watch.clone().look_for_targets(found));
+        app.tasks.spawn_until_closed(watch.clone().look_for_targets(found));
     }
-    guard.tasks.spawn_until_closed(watch.clone().look_at_head(targets.clone()));
+    app.tasks.spawn_until_closed(watch.clone().look_at_head(targets.clone()));
     if watch.reader().wants_nodes(watch.followed_signals()) {
-        guard.tasks.spawn_until_closed(watch.clone().look_at_nodes(targets));
+        app.tasks.spawn_until_closed(watch.clone().look_at_nodes(targets));
     }
     if let Some(probe) = watch.settings.probe.clone() {
-        guard.tasks.spawn_until_closed(watch.clone().probe(probe));
+        app.tasks.spawn_until_closed(watch.clone().probe(probe));
     }
     watch.query_all();
 }
 
 #[derive(Clone)]
 struct Watch {
-    guard: Arc<Guard>,
-    /// What it was started by: once these are not the guard's any more, it ends.
+    app: Arc<App>,
+    /// What it was started by: once these are not the app's any more, it ends.
     settings: Arc<Settings>,
     client: Client,
     reader: Arc<Mutex<SignalReader>>,
@@ -121,7 +121,7 @@ impl Watch {
             }
             let found = Arc::clone(&targets.borrow_and_update());
             let mut failed = false;
-            scrape::scrape_all(&self.client, &found.head, self.bounds(), self.guard.clock, |target, page| {
+            scrape::scrape_all(&self.client, &found.head, self.bounds(), self.app.clock, |target, page| {
                 failed |= page.is_err();
                 self.take(target, page, SignalReader::on_failure);
             })
@@ -141,9 +141,9 @@ impl Watch {
                 return;
             }
             turns.renew(&targets.borrow().nodes);
-            let due = turns.due(self.guard.clock.now());
-            scrape::scrape_all(&self.client, &due, self.bounds(), self.guard.clock, |target, page| {
-                turns.note(target, page.is_ok(), self.guard.clock.now(), interval);
+            let due = turns.due(self.app.clock.now());
+            scrape::scrape_all(&self.client, &due, self.bounds(), self.app.clock, |target, page| {
+                turns.note(target, page.is_ok(), self.app.clock.now(), interval);
                 self.take(target, page, SignalReader::on_node_failure);
             })
             .await;
@@ -153,7 +153,7 @@ impl Watch {
     fn take(
         &self,
         target: &Target,
-        page: Result<Page, Fault>,
+        page: Result<Page, FetchError>,
         on_failure: impl FnOnce(&mut SignalReader, &str, &Missing),
     ) {
         let mut reader = self.reader();
@@ -185,7 +185,7 @@ impl Watch {
         let places = Places {
             dashboard: &dashboard,
             ask_dashboard: self.settings.metrics.discover,
-            token: self.guard.rays_token(),
+            token: self.app.rays_token(),
             file: self.file(),
         };
         match discover::discover(&self.client, places).await {
@@ -212,12 +212,12 @@ impl Watch {
                 return;
             }
             let (path, timeout) = (&wanted.path, wanted.timeout);
-            let probe = probe::probe(&self.client, &upstream, path, timeout, self.guard.clock).await;
+            let probe = probe::probe(&self.client, &upstream, path, timeout, self.app.clock).await;
             let down = match &probe.outcome {
                 Outcome::Down { fault } => Some(fault.to_string()),
                 Outcome::Answered { .. } | Outcome::Slow { .. } => None,
             };
-            self.guard.on_upstream(down.as_deref());
+            self.app.on_upstream(down.as_deref());
             let latency_ms = probe.outcome.latency_ms(&name);
             self.reader().on_probe(&name, &latency_ms, probe.began);
             self.hand_over();
@@ -236,7 +236,7 @@ impl Watch {
         };
         let queries: Vec<_> = self.reader().queries().collect();
         for (signal, expression) in queries {
-            self.guard.tasks.spawn_until_closed(self.clone().query(server.clone(), signal, expression));
+            self.app.tasks.spawn_until_closed(self.clone().query(server.clone(), signal, expression));
         }
     }
 
@@ -247,11 +247,11 @@ impl Watch {
             if self.is_succeeded() {
                 return;
             }
-            let (now, wall) = (self.guard.clock.now(), self.guard.clock.wall());
+            let (now, wall) = (self.app.clock.now(), self.app.clock.wall());
             let answer: Result<_, Missing> = promql::query(&server, &expression, self.bounds())
                 .await
                 .map(|answer| (answer.value, answer.evaluated))
-                .map_err(|fault: QueryFault| fault.missing(&server, &expression));
+                .map_err(|fault: QueryError| fault.missing(&server, &expression));
             self.reader().on_answer(signal, &expression, &server.name, &answer, now, wall);
             self.hand_over();
         }
@@ -259,15 +259,15 @@ impl Watch {
 
     /// Whether a reload has put another watch in this one's place.
     fn is_succeeded(&self) -> bool {
-        !Arc::ptr_eq(&self.settings, &self.guard.settings())
+        !Arc::ptr_eq(&self.settings, &self.app.settings())
     }
 
     fn hand_over(&self) {
         if self.is_succeeded() {
             return; // these readings are numbered by a policy that is gone
         }
-        let readings = self.reader().readings(self.guard.clock.now());
-        self.guard.on_readings(&readings);
+        let readings = self.reader().readings(self.app.clock.now());
+        self.app.on_readings(&readings);
     }
 }
 
@@ -296,9 +296,9 @@ fn say_what_was_found(discovery: &Discovery) {
 mod tests {
     use super::*;
     use crate::config::{self, Overrides};
-    use crate::observe::ledger;
+    use crate::observe::adjustment_log;
+    use crate::runtime::app::Outlets;
     use crate::runtime::clock::Clock;
-    use crate::runtime::guard::Outlets;
     use crate::runtime::tasks::Tasks;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::AtomicUsize;
@@ -352,7 +352,7 @@ mod tests {
     }
 
     /// A guard that reads only the list of targets in `dir`.
-    fn watched(dir: &Path, tasks: &Tasks) -> Arc<Guard> {
+    fn watched(dir: &Path, tasks: &Tasks) -> Arc<App> {
         let text = format!(
             "upstream = 'http://127.0.0.1:1'\n[probe]\nenabled = false\n[metrics]\ndiscover = false\n\
              discovery_file = '{}'\ninterval = '200ms'\ntimeout = '200ms'\n",
@@ -360,17 +360,17 @@ mod tests {
         );
         let settings = config::parse(&text, "test", &Overrides::default()).unwrap();
         let (alerts, _told) = tokio::sync::mpsc::channel(16);
-        let options = ledger::Options {
-            dir: dir.join("ledger"),
+        let options = adjustment_log::Options {
+            dir: dir.join("adjustment-log"),
             file_bytes_max: 1 << 20,
             files_max: 2,
-            sync: ledger::Sync::default(),
+            sync: adjustment_log::Sync::default(),
         };
-        let (record, _pump) = ledger::ledger(ledger::Writer::open(options).0, 16);
-        let outlets = Outlets { record, alerts };
-        let guard = Guard::new(Arc::new(settings), &[], [1, 2], Clock::start(), tasks.clone(), outlets);
-        start(&guard);
-        guard
+        let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
+        let outlets = Outlets { adjustment_log, alerts };
+        let app = App::new(Arc::new(settings), &[], [1, 2], Clock::start(), tasks.clone(), outlets);
+        start(&app);
+        app
     }
 
     async fn until(met: impl Fn() -> bool) {

@@ -5,8 +5,8 @@
 //! it, browsers keep their tickers, operators poll again 3 s after they have an answer, a batch
 //! goes on to its next job. Each group draws from its own stream of chance.
 
-use super::chance::{Chance, mix};
 use super::head::{RouteId, Spec};
+use super::rng::{Rng, mix};
 use super::scenario::{ClientKind, ClientSpec};
 use super::trace::Trace;
 use rayguard_core::request::client_id::ClientId;
@@ -59,7 +59,7 @@ pub struct Wish {
 pub struct Group {
     /// As the scenario says it.
     pub spec: ClientSpec,
-    chance: Chance,
+    rng: Rng,
     until: Time,
 }
 
@@ -81,7 +81,7 @@ impl Group {
     #[must_use]
     pub fn new(at: usize, spec: &ClientSpec, seed: u64, end: Time) -> Group {
         let until = spec.until_s.map_or(end, Time::from_secs_f64);
-        Group { spec: spec.clone(), chance: Chance::new(seed, 1000 + at as u64), until }
+        Group { spec: spec.clone(), rng: Rng::new(seed, 1000 + at as u64), until }
     }
 
     /// Whether the group still asks at `now`.
@@ -91,8 +91,8 @@ impl Group {
     }
 
     /// The group's chance.
-    pub fn chance(&mut self) -> &mut Chance {
-        &mut self.chance
+    pub fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
     }
 
     fn client(&self, group: usize, turn: u32) -> ClientId {
@@ -123,7 +123,7 @@ impl Group {
                 }
             }
             let share = self.share_of_rate(next);
-            if share >= 1.0 || next >= self.until || self.chance.happens(share) {
+            if share >= 1.0 || next >= self.until || self.rng.happens(share) {
                 return next;
             }
         }
@@ -132,7 +132,7 @@ impl Group {
     /// Time to an open loop's next request at its highest rate.
     fn gap_s(&mut self) -> f64 {
         let mean = 1.0 / self.spec.per_second;
-        if self.spec.regular { mean } else { self.chance.exponential(mean) }
+        if self.spec.regular { mean } else { self.rng.exponential(mean) }
     }
 
     /// The rate at `now` as a share of the highest.
@@ -180,14 +180,14 @@ pub fn agents(at: u16, group: &mut Group, spec: &Spec, trace: Option<Arc<Trace>>
                     ("tasks", 10),
                 ] {
                     let period = Duration::from_secs(seconds);
-                    let phase = duration_from_secs(group.chance.uniform() * period.as_secs_f64());
+                    let phase = duration_from_secs(group.rng.uniform() * period.as_secs_f64());
                     add(from + phase, turn, Behaviour::Ticker { route: route(name), period });
                 }
             }
         }
         ClientKind::Operator => {
             for turn in 0..count {
-                let phase = duration_from_secs(group.chance.uniform() * 3.0);
+                let phase = duration_from_secs(group.rng.uniform() * 3.0);
                 add(
                     from + phase,
                     turn,

@@ -2,7 +2,7 @@
 //! beside what was measured.
 //!
 //! Each case puts the recorded arrivals, second for second, into an unprotected plant; what the
-//! clients saw and what the signals showed is judged in [`super::likeness`]. [`FITTED`] names
+//! clients saw and what the signals showed is judged in [`super::model_fit`]. [`FITTED`] names
 //! what was fitted to the first three cases. The last case is kept out of the fit.
 
 use super::head::Spec;
@@ -12,7 +12,7 @@ use super::trace::Trace;
 use rayguard_core::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
 
-/// What the recording clients themselves add to every latency, milliseconds, *fitted*.
+/// What the trace clients themselves add to every latency, milliseconds, *fitted*.
 pub const CLIENT_MS: f64 = 1.3;
 
 /// Parameters of the plant that no measurement gives: they were chosen so that the fitted cases
@@ -23,14 +23,14 @@ pub const FITTED: [(&str, &str); 7] = [
     ("turn_ms", "0.3 ms to wake a process up on an idle node"),
     ("jobs.start_ms", "1250 ms of CPU to start a job: 0.9 starts a second on 2 busy cores"),
     ("gcs_share", "what the GCS pays of a list: 0.3 for jobs, 0.05 for tasks"),
-    ("client_ms", "1.3 ms: the recording clients' own share of a latency"),
-    ("background_cores", "0.3 to 0.9 by case: other programs on the node during the recording"),
+    ("client_ms", "1.3 ms: the trace clients' own share of a latency"),
+    ("background_cores", "0.3 to 0.9 by case: other programs on the node during the trace"),
 ];
 
 /// A recorded overload and how to set the plant up for it.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Case {
-    /// Name of the recording, without its ending.
+    /// Name of the trace, without its ending.
     pub name: &'static str,
     /// The head as it was.
     pub spec: Spec,
@@ -155,13 +155,13 @@ pub struct Outcome {
 pub struct Replay {
     /// One per recorded request.
     pub outcomes: Vec<Outcome>,
-    /// Exported signals, once a second: the columns of the `_signals.csv` recordings.
+    /// Exported signals, once a second: the columns of the `_signals.csv` traffic traces.
     pub signals: Vec<[f64; SIGNALS.len()]>,
     /// Requests per second of the closed loop.
     pub closed_per_second: f64,
 }
 
-/// The columns of a recording's signals after `at_s`.
+/// The columns of a trace's signals after `at_s`.
 pub const SIGNALS: [&str; 7] = [
     "node_cpu_pct",
     "state_head_cpu_pct",

@@ -4,7 +4,7 @@
 //! scheduled) act in `world`; here is what is done to scraped text. A lying exporter is the
 //! worst: everything looks fresh and well-formed.
 
-use super::chance::Chance;
+use super::rng::Rng;
 use super::scenario::{FaultKind, FaultSpec, MetricsPage};
 use std::fmt::Write as _;
 
@@ -30,13 +30,13 @@ pub struct MetricsWeather {
     lost: f64,
     /// Deviation of the logarithm of every gauge.
     noise: f64,
-    chance: Chance,
+    rng: Rng,
 }
 
 impl MetricsWeather {
     /// Fair weather, but for scrapes that get lost and gauges that are noisy.
     #[must_use]
-    pub fn new(lost: f64, noise: f64, chance: Chance) -> MetricsWeather {
+    pub fn new(lost: f64, noise: f64, rng: Rng) -> MetricsWeather {
         MetricsWeather {
             missing: [false; 2],
             frozen: None,
@@ -46,7 +46,7 @@ impl MetricsWeather {
             reset: None,
             lost,
             noise,
-            chance,
+            rng,
         }
     }
 
@@ -81,7 +81,7 @@ impl MetricsWeather {
     /// What a scrape reads: agent and dashboard page, each unless it is not to be had.
     #[must_use]
     pub fn pages(&mut self, agent: String, dashboard: String) -> Scraped {
-        let lost = self.lost > 0.0 && self.chance.happens(self.lost);
+        let lost = self.lost > 0.0 && self.rng.happens(self.lost);
         let [agent_missing, dashboard_missing] = self.missing.map(|missing| missing || lost);
         let (agent, dashboard) = match &self.frozen {
             Some(frozen) => frozen.clone(),
@@ -92,12 +92,11 @@ impl MetricsWeather {
 
     /// The pages as the weather leaves them.
     fn bent(&mut self, agent: String, dashboard: String) -> (String, String) {
-        let (chance, noise) = (&mut self.chance, self.noise);
+        let (rng, noise) = (&mut self.rng, self.noise);
         let mut bend = |page: String, zero: Option<&String>| {
             let mut page = page;
             if noise > 0.0 {
-                page =
-                    values(&page, |_, gauge, value| if gauge { value * chance.jitter(noise) } else { value });
+                page = values(&page, |_, gauge, value| if gauge { value * rng.jitter(noise) } else { value });
             }
             if let Some(zero) = zero {
                 page = less(&page, zero);
@@ -161,14 +160,14 @@ mod tests {
     }
 
     fn read(kind: FaultKind, factor: f64, now: &str) -> Option<String> {
-        let mut weather = MetricsWeather::new(0.0, 0.0, Chance::new(1, 1));
+        let mut weather = MetricsWeather::new(0.0, 0.0, Rng::new(1, 1));
         weather.begin(&fault(kind, factor), (PAGE.to_owned(), PAGE.to_owned()));
         weather.pages(now.to_owned(), now.to_owned()).0
     }
 
     #[test]
     fn lost_scrapes_and_noise_are_as_frequent_and_as_large_as_asked_for() {
-        let mut weather = MetricsWeather::new(0.3, 0.1, Chance::new(1, 1));
+        let mut weather = MetricsWeather::new(0.3, 0.1, Rng::new(1, 1));
         let read: Vec<_> =
             (0..1000).filter_map(|_| weather.pages(PAGE.to_owned(), PAGE.to_owned()).0).collect();
         assert!((650..750).contains(&read.len()), "{} of 1000 came", read.len());
@@ -178,7 +177,7 @@ mod tests {
 
     #[test]
     fn one_page_of_two_can_be_missing() {
-        let mut weather = MetricsWeather::new(0.0, 0.0, Chance::new(1, 1));
+        let mut weather = MetricsWeather::new(0.0, 0.0, Rng::new(1, 1));
         let gone = FaultSpec { page: Some(MetricsPage::Agent), ..fault(FaultKind::MetricsMissing, 1.0) };
         weather.begin(&gone, (PAGE.to_owned(), PAGE.to_owned()));
         assert_eq!(weather.pages(PAGE.to_owned(), PAGE.to_owned()), (None, Some(PAGE.to_owned())));

@@ -1,7 +1,7 @@
 //! What Ray exports about itself, and when: the plant's truth seen through Ray's metrics.
 //!
 //! Ray refreshes node and process gauges every 5 s and everything of the GCS every
-//! 10 s, whatever the head does meanwhile, so a controller always steers by the past.
+//! 10 s, whatever the head does meanwhile, so a controller always acts on the past.
 //! Between two refreshes every scrape reads the same numbers. The dashboard's own request
 //! histogram alone is immediate, and is written at completion: a request that hangs is not
 //! in it. GCS latencies exist only in decade buckets.

@@ -12,8 +12,8 @@
 //! latency at c=1 is waiting. Numbers marked *fitted* were chosen so that recorded overloads
 //! are met (see `simulations/README.md`); all others are measured.
 
-use super::chance::Chance;
 use super::gauges::Cadence;
+use super::rng::Rng;
 use std::time::Duration;
 
 /// A route's place in [`Spec::routes`].
@@ -95,10 +95,10 @@ impl Link {
     pub const PATIENCE: Duration = Duration::from_mins(1);
 
     /// How many times the delay a request takes that finds `at_once` there, itself included.
-    pub fn factor(&self, at_once: u32, chance: &mut Chance) -> f64 {
+    pub fn factor(&self, at_once: u32, rng: &mut Rng) -> f64 {
         let beyond = self.knee_start.map_or(0, |knee| at_once.saturating_sub(knee));
         let knee = self.knee_factor.unwrap_or(self.scale + 1.0).powf(f64::from(beyond)) - 1.0;
-        let jitter = if self.jitter > 0.0 { self.jitter * chance.exponential(1.0) } else { 0.0 };
+        let jitter = if self.jitter > 0.0 { self.jitter * rng.exponential(1.0) } else { 0.0 };
         1.0 + self.scale * f64::from(at_once.saturating_sub(1)) + knee + jitter
     }
 }
@@ -788,11 +788,11 @@ impl Spec {
     /// are off by a log-normal factor (deviation 0.25 of the logarithm: two thirds of heads
     /// within 28 %).
     #[must_use]
-    pub fn perturbed(&self, chance: &mut Chance) -> Spec {
+    pub fn perturbed(&self, rng: &mut Rng) -> Spec {
         const SIGMA: f64 = 0.25;
         let mut spec = self.clone();
         for route in &mut spec.routes {
-            let factor = chance.jitter(SIGMA);
+            let factor = rng.jitter(SIGMA);
             for cost in [
                 &mut route.base_ms,
                 &mut route.per_job_ms,
@@ -804,11 +804,11 @@ impl Spec {
             ] {
                 *cost *= factor;
             }
-            route.parent_ms *= chance.jitter(SIGMA);
-            route.wait_ms *= chance.jitter(SIGMA);
+            route.parent_ms *= rng.jitter(SIGMA);
+            route.wait_ms *= rng.jitter(SIGMA);
         }
-        spec.jobs.start_ms *= chance.jitter(SIGMA);
-        spec.wake_up_ms *= chance.jitter(SIGMA);
+        spec.jobs.start_ms *= rng.jitter(SIGMA);
+        spec.wake_up_ms *= rng.jitter(SIGMA);
         spec
     }
 

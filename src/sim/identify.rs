@@ -1,4 +1,4 @@
-//! What does a recording say of the head it was made at?
+//! What does a trace say of the head it was made at?
 //!
 //! Three things can be had from how long answers took, without a single request of our own:
 //!
@@ -11,7 +11,7 @@
 //!   Ray's modules are; more means that requests wait for others and let the next one work.
 //! - **Dead time** of signals: how old readings were when they came, and how often they were new.
 //!
-//! What a recording cannot show, it does not tell: a module that was never saturated has a
+//! What a trace cannot show, it does not tell: a module that was never saturated has a
 //! capacity of *at least* what it did, and [`Identified::unknown`] says so in words. Routes that
 //! were not asked, cores, the start of jobs and the size of the cluster stay those of the
 //! calibrated head ([`Spec::ray_head`]), to which what was found is laid over ([`Identified::spec`]).
@@ -20,8 +20,8 @@ use super::head::{RouteId, Spec};
 use super::plant::{Demand, Plant};
 use super::trace::Guide;
 use rayguard_core::admission::meter::Reason;
-use rayguard_core::recording::{Ending, Recording};
 use rayguard_core::time::Time;
+use rayguard_core::traffic_trace::{Ending, TrafficTrace};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -38,7 +38,7 @@ const ANY_MIN: usize = 20;
 /// A route's service time.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct RouteFit {
-    /// The recording's name of it.
+    /// The trace's name of it.
     pub route: String,
     /// Its class.
     pub class: String,
@@ -116,7 +116,7 @@ pub struct Identified {
     pub classes: Vec<ClassFit>,
     /// Dead times.
     pub signals: Vec<SignalFit>,
-    /// What the recording cannot show, in words.
+    /// What the trace cannot show, in words.
     pub unknown: Vec<String>,
 }
 
@@ -130,32 +130,32 @@ struct Span {
 
 /// Finds what can be found.
 #[must_use]
-pub fn identify(recording: &Recording, guide: &Guide) -> Identified {
+pub fn identify(trace: &TrafficTrace, guide: &Guide) -> Identified {
     let mut found = Identified::default();
     let mut saturated: Vec<(f64, f64)> = Vec::new();
-    for (module, spans) in by_module(recording) {
-        let services = services(recording, guide, &module, &spans, &mut found.routes);
+    for (module, spans) in by_module(trace) {
+        let services = services(trace, guide, &module, &spans, &mut found.routes);
         let mut own = Vec::new();
-        let at_proxy = line_at_proxy(recording, &module);
+        let at_proxy = line_at_proxy(trace, &module);
         found.modules.push(capacity(module.clone(), &spans, &services, &at_proxy, &mut own));
-        classes(recording, &module, &services, &own, &mut found.classes);
+        classes(trace, &module, &services, &own, &mut found.classes);
         saturated.append(&mut own);
     }
-    signals(recording, &saturated, &mut found.signals);
-    say_what_is_unknown(recording, &mut found);
+    signals(trace, &saturated, &mut found.signals);
+    say_what_is_unknown(trace, &mut found);
     found
 }
 
 /// What Ray worked on, by module, in order of admission. Held connections do not work.
-fn by_module(recording: &Recording) -> BTreeMap<String, Vec<Span>> {
+fn by_module(trace: &TrafficTrace) -> BTreeMap<String, Vec<Span>> {
     let mut modules: BTreeMap<String, Vec<Span>> = BTreeMap::new();
-    for arrival in &recording.arrivals {
+    for arrival in &trace.arrivals {
         let it = &arrival.exchange;
-        let class = &recording.head.classes[usize::from(it.class)];
+        let class = &trace.head.classes[usize::from(it.class)];
         let answered = matches!(it.ending, Ending::Served | Ending::Failed | Ending::Abandoned);
         if answered && !class.held {
             let from = arrival.at.as_secs_f64() + it.waited_us as f64 / 1e6;
-            let to = (from + it.latency_us as f64 / 1e6).min(recording.until.as_secs_f64()).max(from);
+            let to = (from + it.latency_us as f64 / 1e6).min(trace.until.as_secs_f64()).max(from);
             let span = Span { from, to, route: it.route };
             modules.entry(class.module.clone()).or_default().push(span);
         }
@@ -179,7 +179,7 @@ fn sorted(mut values: Vec<f64>) -> Vec<f64> {
 
 /// Service times of a module's routes, seconds.
 fn services(
-    recording: &Recording,
+    trace: &TrafficTrace,
     guide: &Guide,
     module: &str,
     spans: &[Span],
@@ -197,8 +197,8 @@ fn services(
         busy_until = busy_until.max(span.to);
     }
     let class_of = |route: u16| {
-        let class = recording.arrivals.iter().find(|it| it.exchange.route == route)?.exchange.class;
-        Some(recording.head.classes.get(usize::from(class))?.name.clone())
+        let class = trace.arrivals.iter().find(|it| it.exchange.route == route)?.exchange.class;
+        Some(trace.head.classes.get(usize::from(class))?.name.clone())
     };
     let mut services = BTreeMap::new();
     for (route, (lengths, alone)) in all {
@@ -213,7 +213,7 @@ fn services(
         if let Some(service) = service {
             services.insert(route, service);
         }
-        let label = recording.head.routes.get(usize::from(route)).cloned().unwrap_or_default();
+        let label = trace.head.routes.get(usize::from(route)).cloned().unwrap_or_default();
         let class = class_of(route).unwrap_or_default();
         fits.push(RouteFit {
             plant: guide.plant_route(&label, &class, module).map(str::to_owned),
@@ -229,11 +229,11 @@ fn services(
 }
 
 /// When somebody stood in line at the proxy for a module, or was refused for want of room in it.
-fn line_at_proxy(recording: &Recording, module: &str) -> Vec<f64> {
+fn line_at_proxy(trace: &TrafficTrace, module: &str) -> Vec<f64> {
     /// A shorter wait is a queue that works, not a line.
     const WAITED_US: u64 = 50_000;
-    let stood = recording.arrivals.iter().filter(|it| {
-        let class = &recording.head.classes[usize::from(it.exchange.class)];
+    let stood = trace.arrivals.iter().filter(|it| {
+        let class = &trace.head.classes[usize::from(it.exchange.class)];
         let refused = matches!(
             it.exchange.ending,
             Ending::Shed(
@@ -302,15 +302,14 @@ fn capacity(
 
 /// A module's classes, by what they cost and how long they take in calm.
 fn classes(
-    recording: &Recording,
+    trace: &TrafficTrace,
     module: &str,
     services: &BTreeMap<u16, f64>,
     saturated: &[(f64, f64)],
     fits: &mut Vec<ClassFit>,
 ) {
-    for (number, head) in recording.head.classes.iter().enumerate().filter(|(_, head)| head.module == module)
-    {
-        let own = recording.arrivals.iter().filter(|it| usize::from(it.exchange.class) == number);
+    for (number, head) in trace.head.classes.iter().enumerate().filter(|(_, head)| head.module == module) {
+        let own = trace.arrivals.iter().filter(|it| usize::from(it.exchange.class) == number);
         let served: Vec<_> = own.filter(|it| it.exchange.ending == Ending::Served).collect();
         if served.is_empty() {
             continue;
@@ -350,18 +349,17 @@ fn whole_s(seconds: f64) -> u64 {
     seconds as u64
 }
 
-fn signals(recording: &Recording, saturated: &[(f64, f64)], fits: &mut Vec<SignalFit>) {
+fn signals(trace: &TrafficTrace, saturated: &[(f64, f64)], fits: &mut Vec<SignalFit>) {
     // After a saturated window or a refusal, a signal needs a while to come down.
     const SETTLE_S: u64 = 30;
-    let refused = recording.arrivals.iter().filter(|it| matches!(it.exchange.ending, Ending::Shed(_)));
+    let refused = trace.arrivals.iter().filter(|it| matches!(it.exchange.ending, Ending::Shed(_)));
     let mut unquiet: BTreeSet<u64> = refused.map(|it| whole_s(it.at.as_secs_f64())).collect();
     for (from, to) in saturated {
         unquiet.extend(whole_s(*from)..=whole_s(*to));
     }
     let calm = |at: u64| unquiet.range(at.saturating_sub(SETTLE_S)..=at).next().is_none();
-    for (number, head) in recording.head.signals.iter().enumerate() {
-        let readings: Vec<_> =
-            recording.signals.iter().filter(|it| usize::from(it.signal) == number).collect();
+    for (number, head) in trace.head.signals.iter().enumerate() {
+        let readings: Vec<_> = trace.signals.iter().filter(|it| usize::from(it.signal) == number).collect();
         let Some(last) = readings.last() else { continue };
         let gaps = readings.windows(2).map(|pair| pair[1].at.since(pair[0].at).as_secs_f64());
         let ages = readings.iter().map(|it| it.age.as_secs_f64());
@@ -380,7 +378,7 @@ fn signals(recording: &Recording, saturated: &[(f64, f64)], fits: &mut Vec<Signa
     }
 }
 
-fn say_what_is_unknown(recording: &Recording, found: &mut Identified) {
+fn say_what_is_unknown(trace: &TrafficTrace, found: &mut Identified) {
     let mut say = |words: String| found.unknown.push(words);
     for module in found.modules.iter().filter(|module| module.capacity.is_none()) {
         say(format!(
@@ -395,7 +393,7 @@ fn say_what_is_unknown(recording: &Recording, found: &mut Identified) {
     for route in found.routes.iter().filter(|route| route.service_ms.is_some() && route.alone < ALONE_MIN) {
         say(format!("{}: hardly ever alone; its service time is an upper bound", route.route));
     }
-    for name in recording.head.signals.iter().map(|signal| &signal.name) {
+    for name in trace.head.signals.iter().map(|signal| &signal.name) {
         if !found.signals.iter().any(|signal| signal.signal == *name) {
             say(format!("{name}: never read"));
         }
@@ -409,14 +407,13 @@ fn say_what_is_unknown(recording: &Recording, found: &mut Identified) {
             ));
         }
     }
-    say("the cores of the node, how fast jobs start and how many tasks there are: not in a recording"
-        .to_owned());
-    if recording.lost > 0 || recording.beheaded || recording.unreadable > 0 {
+    say("the cores of the node, how fast jobs start and how many tasks there are: not in a trace".to_owned());
+    if trace.lost > 0 || trace.beheaded || trace.unreadable > 0 {
         say(format!(
             "{} lines were lost, {} cannot be read{}",
-            recording.lost,
-            recording.unreadable,
-            if recording.beheaded { ", and the beginning was overwritten" } else { "" }
+            trace.lost,
+            trace.unreadable,
+            if trace.beheaded { ", and the beginning was overwritten" } else { "" }
         ));
     }
 }
@@ -497,10 +494,10 @@ fn alone_ms(spec: &Spec, route: RouteId) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rayguard_core::recording::{Arrival, ClassHead, Exchange, Head};
+    use rayguard_core::traffic_trace::{Arrival, ClassHead, Exchange, Head};
 
-    /// A recording of one route: arrivals in seconds and how long each took.
-    fn recording(spans: &[(f64, f64)]) -> Recording {
+    /// A trace of one route: arrivals in seconds and how long each took.
+    fn trace(spans: &[(f64, f64)]) -> TrafficTrace {
         let exchange = |seconds: f64| Exchange {
             class: 0,
             route: 0,
@@ -514,7 +511,7 @@ mod tests {
             asked_bytes: 0,
             answered_bytes: 0,
         };
-        Recording {
+        TrafficTrace {
             head: Head {
                 classes: vec![ClassHead {
                     name: "state-heavy".into(),
@@ -529,18 +526,18 @@ mod tests {
                 .map(|(at, length)| Arrival { at: Time::from_secs_f64(*at), exchange: exchange(*length) })
                 .collect(),
             until: Time::from_secs_f64(100.0),
-            ..Recording::default()
+            ..TrafficTrace::default()
         }
     }
 
     /// One server that takes 200 ms: alone for a while, then four times as much as it can do.
-    fn saturated() -> Recording {
+    fn saturated() -> TrafficTrace {
         let mut spans: Vec<(f64, f64)> = (0..20).map(|n| (f64::from(n), 0.2)).collect();
         for n in 0..200 {
             let arrives = 30.0 + 0.05 * f64::from(n);
             spans.push((arrives, 30.0 + 0.2 * f64::from(n + 1) - arrives));
         }
-        recording(&spans)
+        trace(&spans)
     }
 
     #[test]
@@ -557,7 +554,7 @@ mod tests {
     #[test]
     fn a_module_that_was_never_saturated_is_said_to_be_unknown() {
         let calm: Vec<(f64, f64)> = (0..50).map(|n| (f64::from(n), 0.2)).collect();
-        let found = identify(&recording(&calm), &Guide::new());
+        let found = identify(&trace(&calm), &Guide::new());
         assert_eq!(found.modules[0].capacity, None);
         assert!(
             found.unknown[0].contains("StateHead was never saturated (1 under way at most)"),
@@ -570,7 +567,7 @@ mod tests {
     fn a_module_kept_busy_by_a_limit_of_one_is_saturated_while_others_are_refused() {
         let mut spans: Vec<(f64, f64)> = (0..20).map(|n| (f64::from(n), 0.2)).collect();
         spans.extend((0..200).map(|n| (30.0 + 0.2 * f64::from(n), 0.2)));
-        let mut busy = recording(&spans);
+        let mut busy = trace(&spans);
         let served = busy.arrivals[0].exchange;
         let shed = Exchange { ending: Ending::Shed(Reason::ClassInFlight), latency_us: 0, ..served };
         let refused = |n: i32| Arrival { at: Time::from_secs_f64(30.0 + 0.4 * f64::from(n)), exchange: shed };
@@ -583,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plant_takes_as_long_as_the_recording_says() {
+    fn the_plant_takes_as_long_as_the_trace_says() {
         let spec = identify(&saturated(), &Guide::new()).spec(4.0);
         let route = spec.route("tasks").unwrap();
         let ms = alone_ms(&spec, route);

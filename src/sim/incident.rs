@@ -7,14 +7,14 @@
 //!
 //! How far to trust it: arrivals are replayed as they came, so clients that would have come
 //! back, or would not, under other limits still do as they did. The head is a model, fitted to
-//! the recording where that shows enough (`identify`) and calibrated on another head where it
+//! the trace where that shows enough (`identify`) and calibrated on another head where it
 //! does not; [`Incident::notes`] says which. The first thing to look at is therefore how far
-//! the run under the recorded configuration lies from the recording itself.
+//! the run under the recorded configuration lies from the trace itself.
 
-use super::course::Point;
 use super::head::Spec;
 use super::scenario::{Guard, Scenario, ScenarioError};
 use super::tally::Tally;
+use super::timeline::Point;
 use super::trace::{Measured, Trace};
 use super::world::{Conditions, Onlooker, Traces, run_under};
 use serde::Serialize;
@@ -101,7 +101,7 @@ pub struct Incident {
     pub name: String,
     /// How long it lasts.
     pub seconds: f64,
-    /// What every run is: `recorded` first where there is a record.
+    /// What every run is: `recorded` first where there is a traffic trace.
     pub runs: Vec<String>,
     /// One for each class.
     pub rows: Vec<Row>,
@@ -114,16 +114,21 @@ pub struct Incident {
     /// By run: its course.
     #[serde(skip)]
     pub flows: Vec<Vec<Flow>>,
-    /// The journals of the simulated runs, where they were asked for.
+    /// The adjustment logs of the simulated runs, where they were asked for.
     #[serde(skip)]
-    pub journals: Vec<(String, String)>,
+    pub adjustment_logs: Vec<(String, String)>,
 }
 
-/// Replays a case under every configuration wanted, and keeps the runs' journals if told to.
+/// Replays a case under every configuration wanted, and keeps the runs' adjustment logs if told to.
 ///
 /// # Errors
 /// A configuration is wrong.
-pub fn replay(case: &Case, wanted: &[Wanted], seed: u64, journals: bool) -> Result<Incident, ScenarioError> {
+pub fn replay(
+    case: &Case,
+    wanted: &[Wanted],
+    seed: u64,
+    adjustment_logs: bool,
+) -> Result<Incident, ScenarioError> {
     let traces: Traces =
         case.groups.iter().map(|(name, trace)| (name.clone(), Arc::new(trace.clone()))).collect();
     let recorded = case.groups.iter().any(|(_, trace)| trace.arrivals.iter().any(|a| a.measured.is_some()));
@@ -138,7 +143,7 @@ pub fn replay(case: &Case, wanted: &[Wanted], seed: u64, journals: bool) -> Resu
         notes: case.notes.clone(),
         watched: watched(case),
         flows: Vec::new(),
-        journals: Vec::new(),
+        adjustment_logs: Vec::new(),
     };
     if recorded {
         incident.runs.push("recorded".to_owned());
@@ -151,9 +156,9 @@ pub fn replay(case: &Case, wanted: &[Wanted], seed: u64, journals: bool) -> Resu
         let scenario = scenario(case, one, &incident.watched)?;
         let spec = case.spec.clone().unwrap_or_else(|| scenario.spec());
         let conditions = Conditions { spec, ..Conditions::of(&scenario) };
-        let mut journal = String::new();
-        let kept = journals.then_some(&mut journal as &mut dyn Write);
-        let onlooker = Onlooker { journal: kept, ..Onlooker::default() };
+        let mut adjustment_log = String::new();
+        let kept = adjustment_logs.then_some(&mut adjustment_log as &mut dyn Write);
+        let onlooker = Onlooker { adjustment_log: kept, ..Onlooker::default() };
         let run = run_under(&scenario, conditions, one.guard, seed, &traces, onlooker)?;
         incident.runs.push(one.label.clone());
         for (row, tally) in rows.iter_mut().zip(&run.groups) {
@@ -161,11 +166,11 @@ pub fn replay(case: &Case, wanted: &[Wanted], seed: u64, journals: bool) -> Resu
         }
         // Without a class to watch there is no limit to draw.
         let watches = !scenario.watch.is_empty();
-        let flows = run.course.points().iter().map(flow);
+        let flows = run.timeline.points().iter().map(flow);
         let flows = flows.map(|flow| Flow { limit: if watches { flow.limit } else { 0.0 }, ..flow });
         incident.flows.push(flows.collect());
-        if journals {
-            incident.journals.push((one.label.clone(), journal));
+        if adjustment_logs {
+            incident.adjustment_logs.push((one.label.clone(), adjustment_log));
         }
     }
     for at in 0..incident.runs.len() {
@@ -214,7 +219,7 @@ fn scenario(case: &Case, wanted: &Wanted, watch: &str) -> Result<Scenario, Scena
     });
     table.insert("client".to_owned(), Value::Array(clients.collect()));
     let mut scenario: Scenario = table.try_into()?;
-    // A configuration may do without the class that the recording had.
+    // A configuration may do without the class that the trace had.
     let (policy, _) = scenario.policy()?;
     if policy.classes.iter().any(|class| *class.name == *watch) {
         watch.clone_into(&mut scenario.watch);

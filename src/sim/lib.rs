@@ -1,14 +1,14 @@
 //! The deterministic simulator: the production core, a modelled Ray head, virtual time.
 pub mod ablation;
 pub mod arrivals;
+pub mod baselines;
 pub mod calibration;
-pub mod chance;
 pub mod cluster;
-pub mod course;
+pub mod control_loop;
 #[cfg(test)]
-mod critical_gain;
+mod critical_gain_tests;
 #[cfg(test)]
-mod defects;
+mod defects_tests;
 pub mod exposition;
 pub mod faults;
 pub mod gauges;
@@ -16,17 +16,17 @@ pub mod head;
 pub mod heap;
 pub mod identify;
 pub mod incident;
-pub mod likeness;
+pub mod model_fit;
 pub mod monte_carlo;
 pub mod page;
 pub mod plant;
 pub mod proxy;
 pub mod recovery;
 pub mod report;
-pub mod rivals;
+pub mod rng;
 pub mod scenario;
-pub mod steering;
 pub mod tally;
+pub mod timeline;
 pub mod trace;
 pub mod verdict;
 pub mod world;

@@ -16,7 +16,7 @@
 //! values. Where none of them holds either, no limit can serve that head, and it is counted apart.
 
 use super::ablation::pinned;
-use super::chance::Chance;
+use super::rng::Rng;
 use super::scenario::{Scenario, ScenarioError};
 use super::verdict::{Check, verdicts, within};
 use super::world::{Conditions, Onlooker, Run, Traces, run_under};
@@ -48,26 +48,26 @@ pub struct Draw {
 impl Draw {
     /// The draw of this number.
     #[must_use]
-    pub fn new(seed: u64, number: u64) -> (Draw, Chance) {
-        let mut chance = Chance::new(seed, 0x77_0000 + number);
-        let mut twofold = |_: &str| (2.0_f64).powf(chance.between(-1.0, 1.0));
+    pub fn new(seed: u64, number: u64) -> (Draw, Rng) {
+        let mut rng = Rng::new(seed, 0x77_0000 + number);
+        let mut twofold = |_: &str| (2.0_f64).powf(rng.between(-1.0, 1.0));
         let (capacity, dead_time) = (twofold("capacity"), twofold("dead time"));
         let draw = Draw {
             number,
             capacity,
             dead_time,
-            noise: chance.between(0.0, 0.2),
-            scrapes_lost: chance.between(0.0, 0.3),
-            shape: if chance.happens(0.25) { None } else { Some(chance.between(0.1, 1.0)) },
-            seed: chance.bits(),
+            noise: rng.between(0.0, 0.2),
+            scrapes_lost: rng.between(0.0, 0.3),
+            shape: if rng.happens(0.25) { None } else { Some(rng.between(0.1, 1.0)) },
+            seed: rng.bits(),
         };
-        (draw, chance)
+        (draw, rng)
     }
 
     /// The conditions it makes of a scenario's.
-    fn conditions(&self, scenario: &Scenario, chance: &mut Chance) -> Conditions {
+    fn conditions(&self, scenario: &Scenario, rng: &mut Rng) -> Conditions {
         let mut conditions = Conditions::of(scenario);
-        let mut spec = conditions.spec.perturbed(chance);
+        let mut spec = conditions.spec.perturbed(rng);
         spec.cadence.process = spec.cadence.process.mul_f64(self.dead_time);
         spec.cadence.cluster = spec.cadence.cluster.mul_f64(self.dead_time);
         spec.exponential = self.shape.is_none();
@@ -124,8 +124,8 @@ pub fn trial<'a>(
     traces: &Traces,
     onlooker: Onlooker<'a>,
 ) -> Result<Trial, ScenarioError> {
-    let (draw, mut chance) = Draw::new(seed, number);
-    let conditions = draw.conditions(scenario, &mut chance);
+    let (draw, mut rng) = Draw::new(seed, number);
+    let conditions = draw.conditions(scenario, &mut rng);
     let run = run_under(scenario, conditions.clone(), scenario.guard, draw.seed, traces, onlooker)?;
     let checks = within(ranges(scenario), &verdicts(scenario, &run));
     Ok(Trial { draw, run, checks, conditions })

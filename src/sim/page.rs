@@ -87,7 +87,7 @@ fn section(page: &mut String, answer: &Answer) {
     let says_something = |plot: &&Plot| {
         plot.lines
             .iter()
-            .any(|(_, _, of)| answer.run.course.points().iter().any(|point| of(&point.peak) > 0.0))
+            .any(|(_, _, of)| answer.run.timeline.points().iter().any(|point| of(&point.peak) > 0.0))
     };
     for plot in PLOTS.iter().filter(says_something) {
         draw(page, answer, plot);
@@ -181,7 +181,7 @@ const LEFT: f64 = 44.0;
 const POINTS_MAX: usize = 800;
 
 fn draw(page: &mut String, answer: &Answer, plot: &Plot) {
-    let points = answer.run.course.points();
+    let points = answer.run.timeline.points();
     let length = answer.scenario.seconds.max(1.0);
     let most = plot
         .lines

@@ -17,11 +17,11 @@
 //! connections has no bound; a tail holds its connection until the job ends; every job is
 //! accepted, and started when there is CPU for it.
 
-use super::chance::Chance;
 use super::cluster::{Brings, Own, Workers};
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges, bucket};
 use super::head::{Effect, Jobs, Link, Route, RouteId, Spec};
 use super::heap::EventHeap;
+use super::rng::Rng;
 use rayguard_core::time::Time;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -109,7 +109,7 @@ pub struct Plant {
     busy: f64,
     /// Scales every process's speed; faults move it.
     capacity: f64,
-    chance: Chance,
+    rng: Rng,
     /// The parent, the modules, the GCS, all other threads and agents, the job starters.
     stations: Vec<Station>,
     acceptors: Vec<Acceptor>,
@@ -259,10 +259,10 @@ impl Plant {
         stations.push(Station { servers: 1, ..Station::default() });
         stations.push(Station { servers: u32::MAX, ..Station::default() });
         stations.push(Station { servers: spec.jobs.starting_max, ..Station::default() });
-        let mut chance = Chance::new(seed, 0x914a);
+        let mut rng = Rng::new(seed, 0x914a);
         let mut timers = EventHeap::default();
-        timers.push(phase(&mut chance, spec.cadence.process), Timer::RefreshProcess);
-        timers.push(phase(&mut chance, spec.cadence.cluster), Timer::RefreshCluster);
+        timers.push(phase(&mut rng, spec.cadence.process), Timer::RefreshProcess);
+        timers.push(phase(&mut rng, spec.cadence.cluster), Timer::RefreshCluster);
         if spec.has_cluster() {
             timers.push(whole(FEEL_EVERY.as_nanos() as f64), Timer::Feel);
         }
@@ -274,7 +274,7 @@ impl Plant {
             share: 1.0,
             busy: 0.0,
             capacity: 1.0,
-            chance,
+            rng,
             stations,
             acceptors: vec![Acceptor::default(); spec.modules.len()],
             items: Vec::new(),
@@ -656,11 +656,11 @@ impl Plant {
         let mean = self.service_ms(at, occupant);
         let shape = if let Some(link) = &self.spec.link {
             let taken = self.items[occupant as usize].passes_left > 0;
-            link.factor(if taken { self.acceptors[0].in_progress } else { 1 }, &mut self.chance)
+            link.factor(if taken { self.acceptors[0].in_progress } else { 1 }, &mut self.rng)
         } else if self.spec.exponential {
-            self.chance.exponential(1.0)
+            self.rng.exponential(1.0)
         } else {
-            self.chance.jitter(self.spec.sigma)
+            self.rng.jitter(self.spec.sigma)
         };
         self.settle(at);
         self.stations[at].busy += 1;
@@ -808,11 +808,11 @@ impl Plant {
         let excess = self.excess();
         let mut wait = 0.0;
         if mean > 0.0 {
-            wait += mean * self.chance.jitter(self.spec.sigma) / self.speed.clamp(0.05, 1.0);
+            wait += mean * self.rng.jitter(self.spec.sigma) / self.speed.clamp(0.05, 1.0);
         }
         wait += self.spec.turn_ms;
         if excess > 0.0 && self.spec.wake_up_ms > 0.0 {
-            wait += self.chance.exponential(self.spec.wake_up_ms * excess.sqrt());
+            wait += self.rng.exponential(self.spec.wake_up_ms * excess.sqrt());
         }
         if wait > 0.0 {
             self.timers.push(self.now.0 + whole(milliseconds(wait)), Timer::Waited(slot));
@@ -932,7 +932,7 @@ impl Plant {
 
     fn job_started(&mut self, number: u32) {
         self.cluster.alive += 1;
-        let wait = self.spec.jobs.start_wait_ms * self.chance.jitter(self.spec.sigma);
+        let wait = self.spec.jobs.start_wait_ms * self.rng.jitter(self.spec.sigma);
         self.timers.push(self.now.0 + whole(milliseconds(wait)), Timer::JobRuns(number));
     }
 
@@ -1034,10 +1034,10 @@ impl Plant {
 
     /// What a call of this cost takes where no other stands in line.
     fn gcs_call_ms(&mut self, own_ms: f64) -> f64 {
-        let mut latency = (GCS_CALL_MS + own_ms) * self.chance.jitter(0.7) / self.speed.clamp(0.05, 1.0);
+        let mut latency = (GCS_CALL_MS + own_ms) * self.rng.jitter(0.7) / self.speed.clamp(0.05, 1.0);
         let excess = self.excess();
         if excess > 0.0 && self.spec.wake_up_ms > 0.0 {
-            latency += self.chance.exponential(self.spec.wake_up_ms * excess.sqrt());
+            latency += self.rng.exponential(self.spec.wake_up_ms * excess.sqrt());
         }
         latency
     }
@@ -1147,8 +1147,8 @@ impl Item {
     }
 }
 
-fn phase(chance: &mut Chance, period: Duration) -> u64 {
-    whole(chance.uniform() * period.as_nanos() as f64)
+fn phase(rng: &mut Rng, period: Duration) -> u64 {
+    whole(rng.uniform() * period.as_nanos() as f64)
 }
 
 #[cfg(test)]

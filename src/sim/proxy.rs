@@ -37,7 +37,7 @@ pub struct SimProxy {
     pub admission: AdmissionController<Waiter>,
     /// Counts the admission controllers there have been: permits and waiters go back to their own.
     pub life: u32,
-    /// Gates that a reload has succeeded; whoever waits there is still served there.
+    /// Admission controllers replaced by a reload; who waits there is still served there.
     succeeded: BTreeMap<u32, AdmissionController<Waiter>>,
     /// Class and route of the admission controller for each route of the plant.
     places: Vec<(ClassId, u16)>,

@@ -78,7 +78,7 @@ pub fn draw<'a>(
 /// The yield as a share of what the best fixed limit of hindsight gives; had only where it is asked for.
 const OF_BEST_FIXED: &str = "of_best_fixed";
 
-/// Runs a scenario and its control, and tells an onlooker of both; the record is the former's.
+/// Runs a scenario and its control, and tells an onlooker of both; the adjustment log is the former's.
 ///
 /// # Errors
 /// The scenario cannot be run.
@@ -135,7 +135,7 @@ pub struct Comparison {
 
 /// The guards that are compared. A static limit is an oracle when it is the right one: the best
 /// of [`ORACLES`] on each scenario stands for it.
-const RIVALS: [Guard; 9] = [
+const BASELINES: [Guard; 9] = [
     Guard::Off,
     Guard::Vegas,
     Guard::Gradient2,
@@ -153,7 +153,7 @@ const ORACLES: [u32; 6] = [2, 4, 8, 16, 32, 64];
 /// # Errors
 /// The scenario cannot be run.
 pub fn compare(scenario: &Scenario, seed: u64, traces: &Traces) -> Result<Vec<Comparison>, ScenarioError> {
-    let guards: Vec<Guard> = RIVALS.into_iter().chain(ORACLES.map(Guard::Fixed)).collect();
+    let guards: Vec<Guard> = BASELINES.into_iter().chain(ORACLES.map(Guard::Fixed)).collect();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let one = |guard: Guard| under(scenario, guard, seed, traces);
     let parts: Vec<Vec<Result<Comparison, ScenarioError>>> = std::thread::scope(|scope| {
@@ -173,7 +173,7 @@ pub fn compare(scenario: &Scenario, seed: u64, traces: &Traces) -> Result<Vec<Co
     }
     by_place.sort_by_key(|(place, _)| *place);
     let mut rows: Vec<Comparison> = by_place.into_iter().map(|(_, row)| row).collect();
-    let oracles = rows.split_off(RIVALS.len());
+    let oracles = rows.split_off(BASELINES.len());
     let worth = |row: &Comparison| row.polite.unwrap_or(1.0) + row.r#yield.unwrap_or(0.0);
     let best = oracles.into_iter().max_by(|a, b| worth(a).total_cmp(&worth(b)));
     rows.splice(1..1, best.map(|best| Comparison { guard: "best fixed".to_owned(), ..best }));
@@ -296,12 +296,12 @@ pub struct JsonAnswer<'a> {
     monte_carlo: Option<&'a PassRate>,
     /// Beside other guards, if asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    rivals: Vec<Comparison>,
+    baselines: Vec<Comparison>,
 }
 
 /// An answer for machines.
 #[must_use]
-pub fn json<'a>(answer: &'a Answer, rate: Option<&'a PassRate>, rivals: &[Comparison]) -> JsonAnswer<'a> {
+pub fn json<'a>(answer: &'a Answer, rate: Option<&'a PassRate>, baselines: &[Comparison]) -> JsonAnswer<'a> {
     JsonAnswer {
         name: &answer.name,
         question: &answer.scenario.question,
@@ -318,6 +318,6 @@ pub fn json<'a>(answer: &'a Answer, rate: Option<&'a PassRate>, rivals: &[Compar
             .map(|(name, value)| (name.as_str(), *value))
             .collect(),
         monte_carlo: rate,
-        rivals: rivals.to_vec(),
+        baselines: baselines.to_vec(),
     }
 }

@@ -328,7 +328,7 @@ impl Second {
         }
     }
 
-    /// Its line of the journal.
+    /// Its line of the adjustment log.
     #[must_use]
     pub fn line(&self) -> String {
         let mut line = String::with_capacity(160);

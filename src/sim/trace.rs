@@ -1,23 +1,23 @@
 //! Traces: who asked for what and when, as it really happened, to be replayed.
 //!
-//! Four sources: rayguard's own recordings (`rayguard record`), requests measured on a real Ray
+//! Four sources: rayguard's own traffic traces (`rayguard record`), requests measured on a real Ray
 //! head (`simulations/recorded/*.csv`), the job submissions of the Philly cluster (15,264 jobs
 //! with tenants), and the requests of an LLM completion service on Azure (8,819 with token
 //! counts). The last two are not part of this package; their importers take the text of a file
 //! the user names. Times are counted from the trace's own first entry, unless the trace counts
 //! from elsewhere itself.
 //!
-//! A recording speaks of routes as Ray's own table has them, and the plant of those it knows:
+//! A trace speaks of routes as Ray's own table has them, and the plant of those it knows:
 //! [`Guide`] leads from the one to the other, and [`Import::stand_ins`] says whom it replaced.
 
 use super::head::Spec;
 use super::proxy::facts;
 use super::scenario::ClientSpec;
 use rayguard_config::Overrides;
-use rayguard_core::recording::{self, Ending, Exchange, Recording};
 use rayguard_core::request::catalogue::{ROUTES, Surface};
 use rayguard_core::request::classify::Classifier;
 use rayguard_core::time::Time;
+use rayguard_core::traffic_trace::{self, Ending, Exchange, TrafficTrace};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,7 +42,7 @@ pub struct Arrival {
     pub credential: Arc<str>,
     /// How long it is held open: tails.
     pub lasts: Option<Duration>,
-    /// Whether it may be given the answer to an equal question. A recording knows: those that
+    /// Whether it may be given the answer to an equal question. A trace knows: those that
     /// were not, asked something else of the same route.
     pub follows: bool,
     /// Payload: megabytes, thousand tokens.
@@ -82,18 +82,18 @@ pub fn read(text: &str) -> Result<Trace, TraceError> {
         Some("at_s") => rows(text, "at_s,route,status,latency_ms", recorded),
         Some("arrival_s") => rows(text, "arrival_s,vc,gpus,job_type,total_steps", philly),
         Some("TIMESTAMP") => azure(text),
-        _ if text.starts_with(recording::MAGIC) => {
-            let recording = recording::read(text.as_bytes()).map_err(|error| TraceError {
+        _ if traffic_trace::is_trace(text.as_bytes()) => {
+            let trace = traffic_trace::read(text.as_bytes()).map_err(|error| TraceError {
                 line: 1,
                 problem: error.to_string(),
-                expected: "a recording",
+                expected: "a trace",
             })?;
-            Ok(import(&recording, &Guide::new(), |_| true).trace)
+            Ok(import(&trace, &Guide::new(), |_| true).trace)
         }
         _ => Err(TraceError {
             line: 1,
             problem: format!("unknown header \"{}\"", header.chars().take(60).collect::<String>()),
-            expected: "a recording, or at_s,route,... or arrival_s,vc,... or TIMESTAMP,ContextTokens,...",
+            expected: "a trace, or at_s,route,... or arrival_s,vc,... or TIMESTAMP,ContextTokens,...",
         }),
     }
 }
@@ -189,7 +189,7 @@ fn day_seconds(stamp: &str) -> Option<f64> {
     Some(((day * 24.0 + hours) * 60.0 + minutes) * 60.0 + seconds)
 }
 
-/// From a recording's names to the plant's.
+/// From a trace's names to the plant's.
 #[derive(Clone, Debug, Default)]
 pub struct Guide {
     /// By Ray's name of a route.
@@ -226,7 +226,7 @@ impl Guide {
         guide
     }
 
-    /// The plant's route for one of a recording: the very same, else one of its class, else one
+    /// The plant's route for one of a trace: the very same, else one of its class, else one
     /// of its module; `None` where the plant has no such module.
     #[must_use]
     pub fn plant_route(&self, label: &str, class: &str, module: &str) -> Option<&'static str> {
@@ -241,24 +241,24 @@ impl Guide {
     }
 }
 
-/// A recording's requests as the plant takes them.
+/// A trace's requests as the plant takes them.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Import {
-    /// The requests, times counted from the recording's beginning.
+    /// The requests, times counted from the trace's beginning.
     pub trace: Trace,
-    /// Requests of routes the plant does not know, by the recording's name: what stood in for
+    /// Requests of routes the plant does not know, by the trace's name: what stood in for
     /// them (`None`: they were left out), and how many.
     pub stand_ins: BTreeMap<String, (Option<&'static str>, u64)>,
 }
 
-/// Takes over the requests of a recording whose class is wanted.
+/// Takes over the requests of a trace whose class is wanted.
 #[must_use]
-pub fn import(recording: &Recording, guide: &Guide, wanted: impl Fn(u16) -> bool) -> Import {
+pub fn import(trace: &TrafficTrace, guide: &Guide, wanted: impl Fn(u16) -> bool) -> Import {
     let mut import = Import::default();
-    for arrival in recording.arrivals.iter().filter(|arrival| wanted(arrival.exchange.class)) {
+    for arrival in trace.arrivals.iter().filter(|arrival| wanted(arrival.exchange.class)) {
         let it = &arrival.exchange;
-        let class = &recording.head.classes[usize::from(it.class)];
-        let label = &recording.head.routes[usize::from(it.route)];
+        let class = &trace.head.classes[usize::from(it.class)];
+        let label = &trace.head.routes[usize::from(it.route)];
         let route = guide.plant_route(label, &class.name, &class.module);
         if !guide.knows(label) {
             let name = format!("{label} ({})", class.name);
@@ -266,7 +266,7 @@ pub fn import(recording: &Recording, guide: &Guide, wanted: impl Fn(u16) -> bool
         }
         let Some(route) = route else { continue };
         import.trace.arrivals.push(Arrival {
-            at: Time(arrival.at.0.saturating_sub(recording.from.0)),
+            at: Time(arrival.at.0.saturating_sub(trace.from.0)),
             route: Arc::from(route),
             client: Arc::from(format!("a{}", it.address)),
             credential: it.credential.map_or_else(|| Arc::from(""), |number| Arc::from(format!("c{number}"))),

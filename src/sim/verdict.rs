@@ -118,7 +118,7 @@ fn whole(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
         all.insert(name.to_owned(), value);
     }
     let within = |at_s: f64| run.measured[0] < at_s && at_s <= run.measured[1];
-    let measured = || run.course.points().iter().filter(|point| within(point.peak.at_s));
+    let measured = || run.timeline.points().iter().filter(|point| within(point.peak.at_s));
     let most = |of: fn(&Second) -> f64| measured().map(|point| of(&point.peak)).fold(0.0, f64::max);
     all.insert("backlog_max".to_owned(), most(|second| second.backlog as f64));
     all.insert("waiting_max".to_owned(), most(|second| f64::from(second.waiting)));
@@ -131,7 +131,7 @@ fn whole(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
 fn limit(run: &Run, all: &mut Verdicts) {
     let [from, to] = run.measured;
     let part = |from: f64| {
-        run.course.points().iter().filter(move |point| point.peak.at_s > from && point.peak.at_s <= to)
+        run.timeline.points().iter().filter(move |point| point.peak.at_s > from && point.peak.at_s <= to)
     };
     let late = || part(f64::midpoint(from, to));
     let seconds = late().map(|point| point.seconds).sum::<u32>().max(1);

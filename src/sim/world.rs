@@ -10,9 +10,9 @@
 
 use super::ablation::{pin, policy_under};
 use super::arrivals::{Agent, Group, agents};
-use super::chance::Chance;
+use super::baselines::{self, Limiter};
 use super::cluster::Brings;
-use super::course::{Course, Motion};
+use super::control_loop::ControlLoop;
 use super::exposition::Pages;
 use super::faults::{MetricsWeather, Scraped};
 use super::head::{Effect, RouteId, Spec};
@@ -20,10 +20,10 @@ use super::heap::{EventHeap, Place};
 use super::plant::{Demand, Event, Exchange, Plant, Step};
 use super::proxy::{Rid, Sharing, SimProxy};
 use super::recovery::Recovery;
-use super::rivals::{self, Limiter};
+use super::rng::Rng;
 use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
-use super::steering::Steering;
 use super::tally::{Ending, FeltTally, Latencies, Second, Tally};
+use super::timeline::{Motion, Timeline};
 use super::trace::Trace;
 use super::verdict::calm_from;
 use rayguard_config::settings::Probe;
@@ -45,7 +45,7 @@ pub struct Run {
     /// One per group of clients.
     pub groups: Vec<Tally>,
     /// What is drawn.
-    pub course: Course,
+    pub timeline: Timeline,
     /// The measured part, `[from, to]`, seconds.
     pub measured: [f64; 2],
     /// The head's speed, as a share of what its scenario says.
@@ -178,9 +178,9 @@ pub struct World<'a> {
     guard: Guard,
     /// Signals that no class follows.
     without: Vec<String>,
-    rival: Option<Box<dyn Limiter>>,
-    rival_in_flight: u32,
-    steering: Option<Steering>,
+    baseline: Option<Box<dyn Limiter>>,
+    baseline_in_flight: u32,
+    control_loop: Option<ControlLoop>,
     watched: ClassId,
     groups: Vec<Group>,
     /// How long the clients of each group wait.
@@ -232,9 +232,9 @@ pub struct World<'a> {
 /// Who looks at a run while it goes on.
 #[derive(Default)]
 pub struct Onlooker<'a> {
-    /// Where the record goes: one line of JSON per event of the loop and per second. A record that
+    /// Where the adjustment log goes: one line of JSON per event of the loop and per second. A record that
     /// cannot be written ends there; the writer knows why.
-    pub journal: Option<&'a mut dyn Write>,
+    pub adjustment_log: Option<&'a mut dyn Write>,
     /// Called after each second of virtual time.
     pub step: Option<&'a dyn Fn()>,
 }
@@ -310,11 +310,11 @@ pub(super) fn run_defective(
     scenario: &Scenario,
     guard: Guard,
     seed: u64,
-    defect: super::defects::Defect,
+    defect: super::defects_tests::Defect,
 ) -> Result<Run, ScenarioError> {
     let mut world = World::new(scenario, Conditions::of(scenario), guard, seed, &Traces::new())?;
-    if let Some(steering) = &mut world.steering {
-        steering.defect = Some(defect);
+    if let Some(control_loop) = &mut world.control_loop {
+        control_loop.defect = Some(defect);
     }
     world.live();
     Ok(world.run)
@@ -328,7 +328,7 @@ pub(super) fn run_behind(
     seed: u64,
 ) -> Result<Run, ScenarioError> {
     let mut world = World::new(scenario, Conditions::of(scenario), Guard::Off, seed, &Traces::new())?;
-    world.rival = Some(limiter);
+    world.baseline = Some(limiter);
     world.live();
     Ok(world.run)
 }
@@ -345,9 +345,9 @@ impl<'a> World<'a> {
         let upstream = vec![0; spec.routes.len()];
         let end = Time::from_secs_f64(scenario.seconds);
         let [from, to] = scenario.measure.unwrap_or([0.0, scenario.seconds]);
-        let steered = matches!(guard, Guard::Rayguard | Guard::NoOuter | Guard::NoInner);
+        let controlled = matches!(guard, Guard::Rayguard | Guard::NoOuter | Guard::NoInner);
         let policy = |config: &str| scenario.policy_of(config).map(|(policy, _)| policy);
-        let proxy = (steered || guard == Guard::Still).then(|| {
+        let proxy = (controlled || guard == Guard::Still).then(|| {
             let mut policy = policy_under(&*policy(&scenario.config)?, guard, &without);
             if let Some(limit) = pinned {
                 pin(&mut policy, &scenario.watch, limit);
@@ -357,7 +357,8 @@ impl<'a> World<'a> {
         });
         let mut proxy = proxy.transpose()?;
         let watched = proxy.as_ref().map_or(Ok(ClassId(0)), |proxy| watched(proxy, &scenario.watch))?;
-        let steering = proxy.as_mut().filter(|_| steered).map(|proxy| Steering::new(proxy, &[], Time::ZERO));
+        let control_loop =
+            proxy.as_mut().filter(|_| controlled).map(|proxy| ControlLoop::new(proxy, &[], Time::ZERO));
         let mut world = World {
             scenario,
             end,
@@ -368,9 +369,9 @@ impl<'a> World<'a> {
             proxy,
             guard,
             without,
-            rival: rival(guard),
-            rival_in_flight: 0,
-            steering,
+            baseline: baseline(guard),
+            baseline_in_flight: 0,
+            control_loop,
             watched,
             groups: Vec::new(),
             patience: Vec::new(),
@@ -382,7 +383,7 @@ impl<'a> World<'a> {
             let_in: Vec::new(),
             heap: EventHeap::default(),
             pages: Pages::default(),
-            weather: MetricsWeather::new(scrapes_lost, noise, Chance::new(seed, 0x5c7a)),
+            weather: MetricsWeather::new(scrapes_lost, noise, Rng::new(seed, 0x5c7a)),
             capacity,
             capacity_left: 1.0,
             servers: 1.0,
@@ -402,7 +403,7 @@ impl<'a> World<'a> {
                 guard: guard.label(),
                 measured: [from, to],
                 capacity,
-                course: Course::new([from, to]),
+                timeline: Timeline::new([from, to]),
                 motion: Motion::new([from, to]),
                 ..Run::default()
             },
@@ -447,9 +448,9 @@ impl<'a> World<'a> {
 
     fn clocks(&mut self) {
         self.heap.push(Time::from_secs_f64(1.0).0, Happening::Second);
-        if let Some(steering) = &self.steering {
-            self.heap.push((Time::ZERO + steering.period()).0, Happening::Tick);
-            self.heap.push((Time::ZERO + steering.scrape_phase(self.scrape_every)).0, Happening::Scrape);
+        if let Some(control_loop) = &self.control_loop {
+            self.heap.push((Time::ZERO + control_loop.period()).0, Happening::Tick);
+            self.heap.push((Time::ZERO + control_loop.scrape_phase(self.scrape_every)).0, Happening::Scrape);
             if let Some(every) = self.scenario.prometheus_s {
                 self.heap.push(Time::from_secs_f64(0.61 * every).0, Happening::Prometheus);
             }
@@ -508,15 +509,16 @@ impl<'a> World<'a> {
             }
             Happening::Scraped(scraped) => {
                 let (pages, began) = *scraped;
-                if let (Some(steering), false) = (&mut self.steering, self.paused) {
-                    steering.on_scrape(&pages, began, self.now, self.wall_offset_s);
+                if let (Some(control_loop), false) = (&mut self.control_loop, self.paused) {
+                    control_loop.on_scrape(&pages, began, self.now, self.wall_offset_s);
                 }
             }
             Happening::Probe => self.probe(),
             Happening::ProbeTimeout(tag) => {
-                if let (Some(began), Some(steering)) = (self.probes.remove(&tag), &mut self.steering) {
+                if let (Some(began), Some(control_loop)) = (self.probes.remove(&tag), &mut self.control_loop)
+                {
                     let waited = self.now.since(began);
-                    steering.on_probe(Some(waited.as_secs_f64() * 1e3), began, self.now);
+                    control_loop.on_probe(Some(waited.as_secs_f64() * 1e3), began, self.now);
                 }
             }
             Happening::Fault(at) => self.fault(at),
@@ -664,9 +666,9 @@ impl<'a> World<'a> {
                 }
                 Decision::Shed(shed) => self.refused(rid, shed.retry_after_s),
             }
-        } else if let Some(rival) = &mut self.rival {
-            if rival.admit(self.now, self.rival_in_flight) {
-                self.rival_in_flight += 1;
+        } else if let Some(baseline) = &mut self.baseline {
+            if baseline.admit(self.now, self.baseline_in_flight) {
+                self.baseline_in_flight += 1;
                 self.forward(rid, None);
             } else {
                 self.resolve(rid, Ending::Shed { retry_after_s: 1 });
@@ -800,10 +802,10 @@ impl<'a> World<'a> {
             (Ending::Served, _) | (_, Retry::Never) => None,
             _ if demand.attempt >= attempts => None,
             (Ending::Shed { retry_after_s }, Retry::Obedient) => {
-                Some(f64::from(retry_after_s) + group.chance().uniform())
+                Some(f64::from(retry_after_s) + group.rng().uniform())
             }
             (_, Retry::Obedient) => Some(1.0),
-            (_, Retry::Storm) => Some(group.chance().between(0.0, 0.1)),
+            (_, Retry::Storm) => Some(group.rng().between(0.0, 0.1)),
         };
         self.second.note(ending);
         if ending == Ending::Served {
@@ -832,10 +834,12 @@ impl<'a> World<'a> {
 
     fn answered(&mut self, event: &Event) {
         if event.tag >= PROBES {
-            if let (Some(began), Some(steering)) = (self.probes.remove(&event.tag), &mut self.steering) {
+            if let (Some(began), Some(control_loop)) =
+                (self.probes.remove(&event.tag), &mut self.control_loop)
+            {
                 let latency = event.at.since(began).as_secs_f64() * 1e3;
                 let ok = event.step == Step::Answered(200);
-                steering.on_probe(ok.then_some(latency), began, self.now);
+                control_loop.on_probe(ok.then_some(latency), began, self.now);
             }
             return;
         }
@@ -937,12 +941,12 @@ impl<'a> World<'a> {
         let request = &mut self.requests[slot_of(rid)];
         let Stage::Upstream { permit, admitted, .. } = &mut request.stage else { return };
         let latency = now.since(*admitted);
-        match (permit.take(), &mut self.proxy, &mut self.rival) {
+        match (permit.take(), &mut self.proxy, &mut self.baseline) {
             (Some((permit, life)), Some(proxy), _) => proxy.finish(permit, life, outcome, now),
-            (_, _, Some(rival)) => {
-                rival.finish(now, latency, self.rival_in_flight, outcome != Outcome::Served);
-                self.rival_in_flight -= 1;
-                let limit = rival.limit();
+            (_, _, Some(baseline)) => {
+                baseline.finish(now, latency, self.baseline_in_flight, outcome != Outcome::Served);
+                self.baseline_in_flight -= 1;
+                let limit = baseline.limit();
                 self.note_limit(limit);
             }
             _ => {}
@@ -1005,17 +1009,21 @@ impl<'a> World<'a> {
     }
 
     fn tick(&mut self) {
-        let (Some(proxy), Some(steering)) = (&mut self.proxy, &mut self.steering) else { return };
-        self.heap.push((self.now + steering.period()).0, Happening::Tick);
+        let (Some(proxy), Some(control_loop)) = (&mut self.proxy, &mut self.control_loop) else { return };
+        self.heap.push((self.now + control_loop.period()).0, Happening::Tick);
         if self.paused {
             #[cfg(test)]
-            if steering.defect == Some(super::defects::Defect::OpenWhileAway) {
-                proxy.table = super::defects::opened(&proxy.table);
+            if control_loop.defect == Some(super::defects_tests::Defect::OpenWhileAway) {
+                proxy.table = super::defects_tests::opened(&proxy.table);
             }
             return;
         }
-        let changed =
-            steering.tick(proxy, self.now, self.wall_offset_s, self.onlooker.journal.as_deref_mut());
+        let changed = control_loop.tick(
+            proxy,
+            self.now,
+            self.wall_offset_s,
+            self.onlooker.adjustment_log.as_deref_mut(),
+        );
         if changed {
             proxy.pump(self.now);
             let limit = proxy.table.class(self.watched).in_flight;
@@ -1064,8 +1072,8 @@ impl<'a> World<'a> {
         let tag = self.probe_next;
         self.probe_next += 1;
         if self.refuses {
-            if let Some(steering) = &mut self.steering {
-                steering.on_probe(None, self.now, self.now);
+            if let Some(control_loop) = &mut self.control_loop {
+                control_loop.on_probe(None, self.now, self.now);
             }
             return;
         }
@@ -1163,14 +1171,14 @@ impl<'a> World<'a> {
     fn proxy_restart(&mut self) {
         let Some(proxy) = &mut self.proxy else { return };
         proxy.restart(self.now);
-        if let Some(steering) = &mut self.steering {
-            let last_good = steering.last_good();
+        if let Some(control_loop) = &mut self.control_loop {
+            let last_good = control_loop.last_good();
             #[cfg(test)]
-            let defect = steering.defect;
-            *steering = Steering::new(proxy, &last_good, self.now);
+            let defect = control_loop.defect;
+            *control_loop = ControlLoop::new(proxy, &last_good, self.now);
             #[cfg(test)]
             {
-                steering.defect = defect;
+                control_loop.defect = defect;
             }
         }
         for slot in 0..self.requests.len() {
@@ -1199,8 +1207,8 @@ impl<'a> World<'a> {
         if proxy.reload(Arc::clone(&policy), self.plant.spec(), ray, self.now).is_err() {
             return;
         }
-        if let Some(steering) = &mut self.steering {
-            steering.reload(proxy, policy, self.now);
+        if let Some(control_loop) = &mut self.control_loop {
+            control_loop.reload(proxy, policy, self.now);
         }
     }
 
@@ -1212,7 +1220,7 @@ impl<'a> World<'a> {
             self.set_capacity(from + way * (to - from));
         }
         let measured = self.measured(self.now);
-        let cuts = self.steering.as_mut().map_or(0, Steering::take_cuts);
+        let cuts = self.control_loop.as_mut().map_or(0, ControlLoop::take_cuts);
         self.run.cuts += if measured { cuts } else { 0 };
         for felt in self.plant.take_felt().filter(|_| measured) {
             self.run.felt.note(felt);
@@ -1232,27 +1240,28 @@ impl<'a> World<'a> {
         second.at_s = self.now.as_secs_f64();
         second.node_cpu_pct = gauges.node_cpu_pct;
         second.latency_ms = self.latencies.take_p99_ms();
-        second.pressure = self.steering.as_ref().map_or(0.0, |steering| steering.pressure(self.watched));
+        second.pressure =
+            self.control_loop.as_ref().map_or(0.0, |control_loop| control_loop.pressure(self.watched));
         second.backlog = self.plant.jobs().0;
         if let Some(proxy) = &self.proxy {
             let (in_flight, waiting) = proxy.admission.load(self.watched);
             second.in_flight = in_flight;
             second.waiting = waiting;
             second.limit = proxy.table.class(self.watched).in_flight;
-        } else if let Some(rival) = &self.rival {
-            second.in_flight = self.rival_in_flight;
-            second.limit = rival.limit();
+        } else if let Some(baseline) = &self.baseline {
+            second.in_flight = self.baseline_in_flight;
+            second.limit = baseline.limit();
         }
         if let Some(step) = self.onlooker.step {
             step();
         }
-        if let Some(journal) = &mut self.onlooker.journal {
+        if let Some(adjustment_log) = &mut self.onlooker.adjustment_log {
             // The writer knows why it could not.
-            let _ = journal.write_str(&second.line());
+            let _ = adjustment_log.write_str(&second.line());
         }
         self.run.recovery.close(whole_seconds(self.now));
         self.run.motion.close(self.now, second.limit);
-        self.run.course.push(second);
+        self.run.timeline.push(second);
     }
 
     // --- requests --------------------------------------------------------------------------
@@ -1300,16 +1309,16 @@ fn slot_of(rid: Rid) -> usize {
     usize::try_from(rid & 0xffff_ffff).unwrap_or(usize::MAX)
 }
 
-fn rival(guard: Guard) -> Option<Box<dyn Limiter>> {
+fn baseline(guard: Guard) -> Option<Box<dyn Limiter>> {
     match guard {
         Guard::Off | Guard::Rayguard | Guard::NoOuter | Guard::NoInner | Guard::Still => None,
-        Guard::Fixed(limit) => Some(Box::new(rivals::Fixed(f64::from(limit)))),
-        Guard::Vegas => Some(Box::<rivals::Vegas>::default()),
-        Guard::Gradient2 => Some(Box::<rivals::Gradient2>::default()),
-        Guard::Aimd => Some(Box::<rivals::Aimd>::default()),
-        Guard::Codel => Some(Box::<rivals::CoDel>::default()),
-        Guard::Breakwater => Some(Box::<rivals::Breakwater>::default()),
-        Guard::EnvoyGradient => Some(Box::<rivals::EnvoyGradient>::default()),
+        Guard::Fixed(limit) => Some(Box::new(baselines::Fixed(f64::from(limit)))),
+        Guard::Vegas => Some(Box::<baselines::Vegas>::default()),
+        Guard::Gradient2 => Some(Box::<baselines::Gradient2>::default()),
+        Guard::Aimd => Some(Box::<baselines::Aimd>::default()),
+        Guard::Codel => Some(Box::<baselines::CoDel>::default()),
+        Guard::Breakwater => Some(Box::<baselines::Breakwater>::default()),
+        Guard::EnvoyGradient => Some(Box::<baselines::EnvoyGradient>::default()),
     }
 }
 
@@ -1354,10 +1363,10 @@ mod tests {
 
     fn recorded(guard: Guard, seed: u64) -> (Run, String) {
         let scenario = Scenario::read(HEAD).expect("good");
-        let (conditions, mut journal) = (Conditions::of(&scenario), String::new());
-        let onlooker = Onlooker { journal: Some(&mut journal), ..Onlooker::default() };
+        let (conditions, mut adjustment_log) = (Conditions::of(&scenario), String::new());
+        let onlooker = Onlooker { adjustment_log: Some(&mut adjustment_log), ..Onlooker::default() };
         let run = run_under(&scenario, conditions, guard, seed, &Traces::new(), onlooker);
-        (run.expect("runs"), journal)
+        (run.expect("runs"), adjustment_log)
     }
 
     fn ran(guard: Guard, seed: u64) -> Run {
@@ -1365,7 +1374,7 @@ mod tests {
     }
 
     #[test]
-    fn equal_seeds_give_equal_journals_and_others_do_not() {
+    fn equal_seeds_give_equal_adjustment_logs_and_others_do_not() {
         let [one, again, other] = [1, 1, 2].map(|seed| recorded(Guard::Rayguard, seed));
         assert!(one.1.contains("\"event\":\"adjustment\""), "the loop has something to say");
         assert_eq!(one, again);
@@ -1377,7 +1386,7 @@ mod tests {
 
         /// Of any seed.
         #[test]
-        fn a_seed_is_a_journal(seed in any::<u64>()) {
+        fn a_seed_is_a_adjustment_log(seed in any::<u64>()) {
             prop_assert_eq!(recorded(Guard::Rayguard, seed), recorded(Guard::Rayguard, seed));
         }
     }
@@ -1387,7 +1396,7 @@ mod tests {
         let scenario = Scenario::read(HEAD).expect("good");
         let told = std::cell::Cell::new(0);
         let step = || told.set(told.get() + 1);
-        let onlooker = Onlooker { journal: None, step: Some(&step) };
+        let onlooker = Onlooker { adjustment_log: None, step: Some(&step) };
         let conditions = Conditions::of(&scenario);
         let run = run_under(&scenario, conditions, Guard::Rayguard, 1, &Traces::new(), onlooker);
         assert_eq!(told.get(), 60);
@@ -1409,7 +1418,7 @@ mod tests {
     #[test]
     fn the_proxy_never_lets_more_into_the_head_than_it_says() {
         let run = ran(Guard::Rayguard, 1);
-        for second in run.course.points().iter().map(|point| point.peak) {
+        for second in run.timeline.points().iter().map(|point| point.peak) {
             assert!(f64::from(second.in_flight) <= second.limit.max(4.0), "{second:?}");
         }
     }

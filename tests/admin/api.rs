@@ -111,7 +111,7 @@ async fn freeze_and_shadow_are_seen_in_the_state() {
 }
 
 #[tokio::test]
-async fn an_order_that_cannot_be_is_refused_with_its_remedy_and_changes_nothing() {
+async fn an_override_that_cannot_be_is_refused_with_its_remedy_and_changes_nothing() {
     let instance = Instance::start("refuse", "", None).await;
     let pin = |class: &str, value: f64| json!({"class": class, "limit": "in_flight", "value": value, "for": "1h", "why": "x"});
     for (path, order, status, code) in [
@@ -176,7 +176,7 @@ async fn requests_of_strangers_are_refused() {
 }
 
 #[tokio::test]
-async fn with_a_token_reading_is_free_and_steering_is_not() {
+async fn with_a_token_reading_is_free_and_changes_are_not() {
     let instance = Instance::start("token", "", Some("s3cret")).await;
     assert_eq!(instance.json("/api/v1/state").await["token_required"], true);
     let (status, problem) = instance.order("/api/v1/freeze", &json!({})).await;
@@ -201,7 +201,7 @@ async fn the_proxy_is_alive_and_ready_while_ray_is_away() {
     assert_eq!(instance.get("/readyz").await.0, 200);
 }
 
-/// What the loop changed is listed as it stands in the record: by class, newest last, with the
+/// What the loop changed is listed as it stands in the adjustment log: by class, newest last, with the
 /// reading that caused it.
 #[tokio::test]
 async fn an_adjustment_is_listed_with_its_reason() {
@@ -228,7 +228,7 @@ async fn an_adjustment_is_listed_with_its_reason() {
 }
 
 #[tokio::test]
-async fn top_clients_are_told_by_address_to_whoever_may_steer_and_by_digest_to_others() {
+async fn top_clients_are_told_by_address_to_whoever_may_change_anything_and_by_digest_to_others() {
     let instance = Instance::start("clients", "", Some("s3cret")).await;
     for _ in 0..3 {
         let url = format!("http://{}/api/v0/actors", instance.proxy);

@@ -7,12 +7,12 @@ use rayguard::config::settings::{Address, NotifyUrl};
 use rayguard::config::{self, Overrides};
 use rayguard::core::request::catalogue::Surface;
 use rayguard::emulator::{Emulator, EmulatorConfig, Running};
-use rayguard::observe::ledger::{self, Ledger, Pump, Writer};
+use rayguard::observe::adjustment_log::{self, AdjustmentLog, LogThread, Writer};
 use rayguard::observe::notify::{self, Options, Receiver};
 use rayguard::proxy::listen::{self, Bounds};
 use rayguard::proxy::upstream;
+use rayguard::runtime::app::{App, Outlets};
 use rayguard::runtime::clock::Clock;
-use rayguard::runtime::guard::{Guard, Outlets};
 use rayguard::runtime::reload;
 use rayguard::runtime::tasks::Tasks;
 use std::future::Future;
@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 pub(crate) struct Instance {
-    pub(crate) guard: Arc<Guard>,
+    pub(crate) app: Arc<App>,
     pub(crate) head: Option<Running>,
     pub(crate) proxy: SocketAddr,
     pub(crate) admin: String,
@@ -38,7 +38,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// With this configuration besides what the ports need; steering takes `token`.
+    /// With this configuration besides what the ports need; changes take `token`.
     pub(crate) async fn start(name: &str, config: &str, token: Option<&str>) -> Instance {
         let head = Emulator::start(EmulatorConfig::default()).await.unwrap();
         let dir = std::env::temp_dir().join(format!("rayguard-admin-{name}-{}", std::process::id()));
@@ -55,11 +55,17 @@ impl Instance {
                 .unwrap_or_else(|problems| panic!("{problems}")),
         );
         let (clock, tasks) = (Clock::start(), Tasks::default());
-        let (record, pump) = record(dir.clone());
-        std::thread::spawn(move || pump.run());
+        let (adjustment_log, thread) = record(dir.clone());
+        std::thread::spawn(move || thread.run());
         let (alerts, transitions) = mpsc::channel(256);
-        let guard =
-            Guard::new(Arc::clone(&settings), &[], [1, 2], clock, tasks.clone(), Outlets { record, alerts });
+        let app = App::new(
+            Arc::clone(&settings),
+            &[],
+            [1, 2],
+            clock,
+            tasks.clone(),
+            Outlets { adjustment_log, alerts },
+        );
         let receivers = settings.alerts.notify.iter().map(|spec| {
             let NotifyUrl::Plain(url) = &spec.url else { panic!("tests name receivers in the open") };
             Receiver { kind: spec.kind, url: url.clone(), token: None }
@@ -70,7 +76,7 @@ impl Instance {
         let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy_address = proxy.local_addr().unwrap();
         let upstream = upstream::Address::Tcp(head.dashboard.to_string());
-        let front = guard.front(Surface::Dashboard, upstream).unwrap();
+        let front = app.front(Surface::Dashboard, upstream).unwrap();
         tasks.spawn(listen::serve(proxy, front, tasks.clone(), Bounds::default()));
         let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
         let admin = format!("http://{}", listener.address());
@@ -78,12 +84,12 @@ impl Instance {
         std::fs::create_dir_all(&dir).unwrap();
         std::fs::write(&path, &text).unwrap();
         let source = reload::Source { path: path.clone(), overrides: Overrides::default() };
-        let reloader = reload::start(&guard, Some(source), Vec::new());
+        let reloader = reload::start(&app, Some(source), Vec::new());
         let access = Access::new(token, vec!["instance.test".into()]);
-        admin::start(&guard, listener, access, notifier, reloader);
-        rayguard::runtime::watch::start(&guard);
+        admin::start(&app, listener, access, notifier, reloader);
+        rayguard::runtime::watch::start(&app);
         let client = rayguard::observe::fetch::client().unwrap();
-        Instance { guard, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
+        Instance { app, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
     }
 
     /// An answer's status and body.
@@ -115,14 +121,19 @@ impl Instance {
 
 impl Drop for Instance {
     fn drop(&mut self) {
-        self.guard.tasks.close();
+        self.app.tasks.close();
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
 
-fn record(dir: PathBuf) -> (Ledger, Pump) {
-    let options = ledger::Options { dir, file_bytes_max: 1 << 20, files_max: 2, sync: ledger::Sync::Never };
-    ledger::ledger(Writer::open(options).0, 4096)
+fn record(dir: PathBuf) -> (AdjustmentLog, LogThread) {
+    let options = adjustment_log::Options {
+        dir,
+        file_bytes_max: 1 << 20,
+        files_max: 2,
+        sync: adjustment_log::Sync::Never,
+    };
+    adjustment_log::channel(Writer::open(options).0, 4096)
 }
 
 /// Asks again until there is an answer.

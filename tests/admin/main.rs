@@ -13,4 +13,4 @@ mod instance;
 mod metrics;
 mod notify;
 mod page;
-mod recording;
+mod traffic_trace;

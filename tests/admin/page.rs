@@ -198,7 +198,7 @@ async fn a_proxy_among_several_says_who_decides_and_what_it_has_leased() {
     }
     let alone = Instance::start("page-alone", "", None).await;
     let mut browser = Browser::open("alone", &alone.admin, 1280).await;
-    assert_eq!(browser.value("document.getElementById('fleet').hidden").await, json!(true));
+    assert_eq!(browser.value("document.getElementById('replicas').hidden").await, json!(true));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let mut redis = Command::new("/usr/bin/redis-server")
         .args(["--bind", "127.0.0.1", "--save", "", "--port", &port])
@@ -206,21 +206,22 @@ async fn a_proxy_among_several_says_who_decides_and_what_it_has_leased() {
         .kill_on_drop(true)
         .spawn()
         .unwrap();
-    let config = format!("[fleet]\nurl = 'redis://127.0.0.1:{port}'\nreplicas = 2\nname = 'replica-1'");
-    let instance = Instance::start("page-fleet", &config, None).await;
-    let fleet = instance.guard.settings().fleet.clone().unwrap();
-    let mut replica = rayguard::fleet::Replica::new(&instance.guard, &fleet, None, "host", "1").unwrap();
+    let config = format!("[replicas]\nurl = 'redis://127.0.0.1:{port}'\ncount = 2\nname = 'replica-1'");
+    let instance = Instance::start("page-replicas", &config, None).await;
+    let replicas = instance.app.settings().replicas.clone().unwrap();
+    let mut replica = rayguard::replicas::Replica::new(&instance.app, &replicas, None, "host", "1").unwrap();
     replica.begin().await;
     replica.start();
-    let mut browser = Browser::open("fleet", &instance.admin, 390).await;
-    let says = |text: &str| format!("document.getElementById('fleet').textContent.includes({})", json!(text));
+    let mut browser = Browser::open("replicas", &instance.admin, 390).await;
+    let says =
+        |text: &str| format!("document.getElementById('replicas').textContent.includes({})", json!(text));
     browser.until(&says("replica-1:1 is one of 2 replicas; this one decides for all")).await;
     browser.until(&says("The shared store answers.")).await;
     instance.ask("/api/jobs/").await;
     browser.until(&says("job-list in flight: ")).await;
     redis.kill().await.unwrap();
     browser.until(&says("it decides for itself, with an even share")).await;
-    browser.until("document.querySelector('#fleet .bad')?.textContent.includes('cannot be asked')").await;
+    browser.until("document.querySelector('#replicas .bad')?.textContent.includes('cannot be asked')").await;
     let wide = browser.value("document.documentElement.scrollWidth").await.as_u64().unwrap();
     assert!(wide <= 390, "{wide}");
 }

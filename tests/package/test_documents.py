@@ -108,7 +108,7 @@ def test_every_command_in_a_shell_block_is_carried_out_or_has_a_reason():
 
 # Placeholders of the documents, and what stands for them.
 HOME = {
-    "FILE": "rayguard.toml", "DIR": "rayguard-state/ledger", "REQUEST": "deadbeef-1", "REQUEST-ID": "deadbeef-1",
+    "FILE": "rayguard.toml", "DIR": "rayguard-state/adjustment-log", "REQUEST": "deadbeef-1", "REQUEST-ID": "deadbeef-1",
     "NAME": "job-list", "C": "job-list", "PLAN.toml": "plan.toml", "URL": "http://127.0.0.1:8266",
 }  # fmt: skip
 

@@ -1,7 +1,7 @@
-"""The image's file system, assembled as the Dockerfile does it, and the binary run in it as an engine would run it: its own
+"""The image's file system, assembled as the Dockerfile does it, and the binary run in it as a controller would run it: its own
 root, read-only, its own network, no privileges. And the tarball of the same binary.
 
-Needs root, a static binary (RAYGUARD_STATIC) and no container engine.
+Needs root, a static binary (RAYGUARD_STATIC) and no container controller.
 """
 
 import os
@@ -76,11 +76,11 @@ def test_it_runs_without_privileges_on_a_read_only_root_and_is_healthy(rootfs):
     assert "ready\n" in said and "ended: 0" in said
     assert re.search(r"^Uid:\s+65532\s+65532\s+65532\s+65532$", said, re.M), said
     assert re.search(r"^CapEff:\s+0+$", said, re.M), said
-    assert "limits.json" in said and "ledger/" in said, said
+    assert "limits.json" in said and "adjustment log/" in said, said
 
 
 def test_names_are_resolved_in_it_and_requests_reach_ray(rootfs, tmp_path):
-    """By /etc/hosts, which an engine mounts; the C library is static, and there is none beside it."""
+    """By /etc/hosts, which a controller mounts; the C library is static, and there is none beside it."""
     copy = tmp_path / "rootfs"
     shutil.copytree(rootfs, copy, symlinks=True)
     (copy / "etc/hosts").write_text("127.0.0.1 localhost\n127.0.0.1 ray-head\n")
@@ -103,7 +103,7 @@ def test_names_are_resolved_in_it_and_requests_reach_ray(rootfs, tmp_path):
 
 
 def test_the_dockerfile_makes_an_image_of_it():
-    """What an engine would be told: the same script, no user of root's, a health check by the binary."""
+    """What a controller would be told: the same script, no user of root's, a health check by the binary."""
     build, final = DOCKERFILE.split("\nFROM scratch\n")
     assert "RUN bash .ci/release rootfs" in build
     assert "COPY --from=build /src/target/shipped/rootfs /\n" in final

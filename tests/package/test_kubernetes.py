@@ -32,7 +32,7 @@ VALUES = [
     ),
     (
         "three replicas that share their limits",
-        {"replicas": 3, "fleet": {"url": "redis://valkey:6379/0", "passwordSecret": "valkey"}},
+        {"replicas": 3, "sharedStore": {"url": "redis://valkey:6379/0", "passwordSecret": "valkey"}},
         "ConfigMap Deployment Service",
     ),
     (
@@ -84,8 +84,8 @@ def test_twelve_sets_of_values_are_rendered():
 def test_what_cannot_be_together_is_refused_by_the_name_of_the_value(helm, tmp_path):
     for values, named in [
         ({"cluster": {"name": ""}}, "cluster.name"),
-        ({"replicas": 2}, "fleet.url"),
-        ({"placement": "sidecar", "replicas": 2, "fleet": {"url": "redis://r:6379/0"}}, "replicas"),
+        ({"replicas": 2}, "sharedStore.url"),
+        ({"placement": "sidecar", "replicas": 2, "sharedStore": {"url": "redis://r:6379/0"}}, "replicas"),
         ({"placement": "sidecar", "cluster": {"namespace": "ray"}}, "cluster.namespace"),
         ({"placement": "sidecar", "serve": {"enabled": True}}, "serve.enabled"),
         ({"rayCluster": {"create": True}}, "rayCluster.create"),

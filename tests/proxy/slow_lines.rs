@@ -144,7 +144,7 @@ async fn a_client_that_sends_too_slowly_is_told_so_and_named() {
         );
         assert!(answer.text().contains("too slowly: 4 bytes of the body in 0.2 s"), "{}", answer.text());
     }
-    let (clients, _) = rig.proxy.census().clients(10, rig.proxy.clock.now());
+    let (clients, _) = rig.proxy.usage().clients(10, rig.proxy.clock.now());
     assert!(clients[0].kept >= Duration::from_millis(600), "{clients:?}");
     assert_eq!(counts(&rig, "packages").answers(), 0, "says nothing of Ray");
 }
@@ -175,7 +175,7 @@ async fn slow_readers_hold_no_permit_and_shut_nobody_out() {
         );
     }
     until("nothing is parked", || rig.proxy.parked.count() == 0).await;
-    let (clients, _) = rig.proxy.census().clients(10, rig.proxy.clock.now());
+    let (clients, _) = rig.proxy.usage().clients(10, rig.proxy.clock.now());
     assert_eq!(clients.iter().filter(|client| client.kept >= Duration::from_millis(500)).count(), 6);
 }
 

@@ -1,4 +1,4 @@
-"""A proxy before an exporter of Ray's that keeps every page it hands out, so that what the record
+"""A proxy before an exporter of Ray's that keeps every page it hands out, so that what the adjustment log
 cites can be held against what was read."""
 
 import http.server

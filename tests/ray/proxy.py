@@ -50,7 +50,7 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}"
 
     def admin(self, path, **words):
-        """What the operator's listener answers; steers when there are words for it."""
+        """What the operator's listener answers; changes something when there are words for it."""
         body = json.dumps(words).encode() if words else None
         headers = {"Host": f"127.0.0.1:{self.admin_port}", "Content-Type": "application/json"}
         answer = ask(f"http://127.0.0.1:{self.admin_port}", "POST" if words else "GET", path, headers, body)
@@ -72,9 +72,9 @@ class Proxy:
         return len(os.listdir(f"/proc/{self.session.popen.pid}/fd"))
 
     def records(self, event=None):
-        """The record so far, in order; of one kind when named."""
+        """The adjustment log so far, in order; of one kind when named."""
         lines = []
-        for path in sorted((self.state / "ledger").glob("*")):
+        for path in sorted((self.state / "adjustment-log").glob("*")):
             for line in path.read_text().splitlines():
                 try:
                     lines.append(json.loads(line))

@@ -36,9 +36,9 @@ def faulty():
 
 
 def whole(proxy):
-    """The record, held to its own promise: every line whole, no number twice, none missing without a word of it."""
+    """The adjustment log, held to its own promise: every line whole, no number twice, none missing without a word of it."""
     numbers, excused = [], 0
-    for path in sorted((proxy.state / "ledger").glob("*")):
+    for path in sorted((proxy.state / "adjustment-log").glob("*")):
         for line in path.read_text().splitlines():
             line = json.loads(line)
             numbers.append(line["seq"])
@@ -245,11 +245,11 @@ def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
         except OSError:
             os.close(filler)
         steer(proxy, 30)
-        wait_until("the alert", lambda: "record-gaps" in [one["alert"] for one in proxy.admin("/api/v1/alerts")], 30)
+        wait_until("the alert", lambda: "adjustment-log-gaps" in [one["alert"] for one in proxy.admin("/api/v1/alerts")], 30)
         (seen / "filler").unlink()
         steer(proxy, 3)
-        read = lambda: [json.loads(line) for path in sorted((seen / "ledger").glob("*")) for line in path.read_text().splitlines()]  # noqa: E731
-        wait_until("the record owns up", lambda: any(line["event"] == "gap" and line["lost"] for line in read()), 30)
+        read = lambda: [json.loads(line) for path in sorted((seen / "adjustment-log").glob("*")) for line in path.read_text().splitlines()]  # noqa: E731
+        wait_until("the adjustment log owns up", lambda: any(line["event"] == "gap" and line["lost"] for line in read()), 30)
         numbers = [line["seq"] for line in read()]
         lost = sum(line.get("lost", 0) for line in read() if line["event"] == "gap")
         assert numbers == sorted(set(numbers)) and numbers[-1] - numbers[0] + 1 - len(numbers) <= lost
@@ -257,7 +257,7 @@ def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
 
 
 def steer(proxy, times):
-    """Orders, each of which is a line of the record, with a reason that fills it."""
+    """Orders, each of which is a line of the adjustment log, with a reason that fills it."""
     for _ in range(times):
         proxy.admin("/api/v1/freeze", why="x" * 400)
         proxy.admin("/api/v1/unfreeze", why="x" * 400)
@@ -266,9 +266,9 @@ def steer(proxy, times):
 def test_the_records_directory_goes_away_and_the_record_goes_on(faulty):
     with Proxy(faulty, STILL) as proxy, Clients(proxy.url, count=4) as clients:
         steer(proxy, 2)
-        subprocess.run(["rm", "-rf", str(proxy.state / "ledger")], check=True)
+        subprocess.run(["rm", "-rf", str(proxy.state / "adjustment-log")], check=True)
         steer(proxy, 2)
-        wait_until("a new record", lambda: (steer(proxy, 1), proxy.records())[1], 30, 1.0)
+        wait_until("a new adjustment log", lambda: (freeze_often(proxy, 1), proxy.records())[1], 30, 1.0)
         wait_until("answers", lambda: clients.served() > 100, 20)
     nobody_failed(clients)
 

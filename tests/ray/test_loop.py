@@ -125,7 +125,7 @@ def test_every_adjustment_is_explained_by_the_scrape_it_cites(flooded):
         assert (cited["name"], cited["target"]) == ("state_head_cpu", 30)
         assert exporter.target in cited["source"], cited
         assert cited["pressure"] == pytest.approx(cited["value"] / 30, rel=1e-6)
-        # The cited reading is a page we kept, as old as the record says (to within the scrape).
+        # The cited reading is a page we kept, as old as the adjustment log says (to within the scrape).
         true_at = moment(line["time"]) - cited["age_ms"] / 1000
         pages = [value for at, value in read if abs(at - true_at) < 1.5]
         assert any(value == pytest.approx(cited["value"], abs=0.05) for value in pages), (line, pages)
@@ -149,7 +149,7 @@ def moment(text):
 def test_the_record_replays_bit_for_bit(flooded):
     proxy, _, _, _ = flooded
     replayed = subprocess.run(
-        [RAYGUARD, "replay", str(proxy.state / "ledger")], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [RAYGUARD, "replay", str(proxy.state / "adjustment-log")], stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
 

@@ -1,6 +1,6 @@
 """A credential goes everywhere a credential can go, and comes out nowhere but at Ray.
 
-Each place has a secret of its own, under answers, errors, refusals, recordings and reloads, with the log at its
+Each place has a secret of its own, under answers, errors, refusals, traffic traces and reloads, with the log at its
 most talkative; then everything that rayguard has written, shown, sent or said is searched for all of them.
 """
 
@@ -113,7 +113,7 @@ in_flight = {{ initial = 1, min = 1, max = 2 }}
 require_key = true
 [class.job-submit]
 rate = {{ initial = "1/m", min = "1/m", max = "1/m" }}
-[fleet]
+[replicas]
 url = "redis://127.0.0.1:1"
 password = {{ env = "REDIS_SECRET" }}
 replicas = 2
@@ -130,7 +130,7 @@ clear = "1s"
 """
     with FaultyHead() as faulty:
         faulty.ports = {"client": faulty.port}  # where nobody speaks gRPC
-        recording = tmp_path / "recording"
+        trace = tmp_path / "trace"
         names = {"REDIS": "redis", "NOTIFY": "notifytoken", "METRICS": "metricstoken", "PROM": "promtoken", "ADMIN": "admintoken"}
         env = {f"{name}_SECRET": SECRET[place] for name, place in names.items()}
         env["PROM_HEADERS"] = json.dumps({"X-Scope-Key": SECRET["promheader"]})
@@ -138,7 +138,7 @@ clear = "1s"
         # A Prometheus that refuses who asks it.
         metrics += f'prometheus = "http://127.0.0.1:{faulty.port}/prometheus?tenant=a"\n'
         metrics += 'prometheus_token = { env = "PROM_SECRET" }\nprometheus_headers_from = { env = "PROM_HEADERS" }\n'
-        proxy = Proxy(faulty, metrics + STILL + tables, ["--record", str(recording)], ray_client=True, env=env)
+        proxy = Proxy(faulty, metrics + STILL + tables, ["--record", str(trace)], ray_client=True, env=env)
         text = proxy.config.read_text()
         text = text.replace(f'[admin]\nlisten = "127.0.0.1:{proxy.admin_port}"\n', f'[admin]\nlisten = "127.0.0.1:{proxy.admin_port}"\ntoken = {{ env = "ADMIN_SECRET" }}\n')
         proxy.config.write_text(text)
@@ -169,7 +169,7 @@ clear = "1s"
             replace(proxy.config, text)
             proxy.session.popen.send_signal(signal.SIGHUP)
             wait_until("it is well again", lambda: not proxy.admin("/api/v1/state")["config_problem"], 20)
-            # Ray dies: errors and an alert; the store of the fleet was never there.
+            # Ray dies: errors and an alert; the shared store was never there.
             faulty.kill()
             said += clients_of_every_kind(proxy, proxy.client_port)
             wait_until("an alert is sent", lambda: receiver.taken, 40)
@@ -196,8 +196,8 @@ clear = "1s"
     # But for the header that is meant for the receiver.
     others = lambda headers: [(name, value) for name, value in headers if name.lower() != "authorization"]  # noqa: E731
     outputs["alerts"] = "\n".join(f"{path} {others(headers)} {body.decode()}" for _, path, headers, body in receiver.taken)
-    outputs["the recording"] = "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.glob("recording*"))
-    assert outputs["the recording"]
+    outputs["the trace"] = "".join(path.read_bytes().decode(errors="replace") for path in tmp_path.glob("trace*"))
+    assert outputs["the trace"]
     for path in proxy.state.rglob("*"):
         if path.is_file():
             outputs[f"state {path.name}"] = path.read_bytes().decode(errors="replace")

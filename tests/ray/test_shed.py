@@ -116,12 +116,12 @@ def test_test_only_routes_are_closed(strict, path):
     assert refused.header("x-rayguard-reason") == "blocked"
 
 
-def test_every_refusal_is_in_the_record(strict):
+def test_every_refusal_is_in_the_log(strict):
     from head import wait_until
 
     request = ask(strict.url, path="/api/v0/nodes").header("x-rayguard-request-id")
     wait_until(
-        "the refusal in the record",
+        "the refusal in the adjustment log",
         lambda: any(line["request"] == request for line in strict.records("shed")) or strict.records("shed_summary"),
         20,
     )

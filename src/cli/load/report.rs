@@ -33,7 +33,7 @@ pub struct Sample {
     pub bytes: u64,
 }
 
-/// A line of the per-request record.
+/// A line of the per-request log.
 #[derive(Serialize)]
 struct Record<'a> {
     stream: &'a str,

@@ -22,7 +22,7 @@ mod preflight;
 
 pub use multi_cost::Left;
 
-use crate::admission::common::Common;
+use crate::admission::client_limits::{ClientLimits, ClientPermit};
 use crate::admission::controller::dispatch::ModuleQueue;
 use crate::admission::cost::{Costs, Departures};
 use crate::admission::demand::ClassDemand;
@@ -31,7 +31,7 @@ use crate::admission::history::{Claim, History};
 use crate::admission::in_flight::InFlight;
 use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
 use crate::admission::rate::Rate;
-use crate::admission::share::{ClientPermit, Shares};
+use crate::admission::shared_credential::SharedCredential;
 use crate::admission::table::{LimitTable, Mode, permits};
 use crate::admission::tiers::TierPlace;
 use crate::policy::{ClassId, Kind, ModuleId, PerClientLimits, Policy, Priority, Treatment};
@@ -137,7 +137,7 @@ pub struct AdmissionController<W> {
     classes: Box<[ClassAdmission]>,
     modules: Box<[ModuleAdmission<W>]>,
     costs: Arc<Costs>,
-    common: Arc<Common>,
+    shared_credential: Arc<SharedCredential>,
     /// What clients used in calm, and whether it counts.
     history: Arc<History>,
     uses_history: bool,
@@ -155,7 +155,7 @@ struct ClassAdmission {
     /// What its requests leave behind is bounded: what is scarce is their number.
     is_gated: bool,
     rate: Option<(u32, Arc<Rate>)>,
-    shares: Option<(PerClientLimits, Arc<Shares>)>,
+    client_limits: Option<(PerClientLimits, Arc<ClientLimits>)>,
     waiting: AtomicU32,
     spread_s: AtomicU32,
     sheds: AtomicU32,
@@ -288,12 +288,14 @@ impl<W> AdmissionController<W> {
                 };
                 (rate.burst, limiter)
             });
-            let shares = match old.and_then(|old| old.shares.as_ref()) {
-                Some((limits, shares)) if *limits == class.per_client => Some(Arc::clone(shares)),
-                Some((_, shares)) => Some(Arc::new(shares.succeed(class.per_client, now))),
-                None => Shares::new(class.per_client, now).map(Arc::new),
+            let client_limits = match old.and_then(|old| old.client_limits.as_ref()) {
+                Some((limits, client_limits)) if *limits == class.per_client => {
+                    Some(Arc::clone(client_limits))
+                }
+                Some((_, client_limits)) => Some(Arc::new(client_limits.succeed(class.per_client, now))),
+                None => ClientLimits::new(class.per_client, now).map(Arc::new),
             };
-            let shares = shares.map(|shares| (class.per_client, shares));
+            let client_limits = client_limits.map(|client_limits| (class.per_client, client_limits));
             let tally = old.map_or_else(
                 || Arc::new(Tally { progress: AtomicU64::new(now.0), ..Tally::default() }),
                 |old| Arc::clone(&old.tally),
@@ -311,7 +313,7 @@ impl<W> AdmissionController<W> {
                     .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
                 is_gated: class.backlog.is_some(),
                 rate,
-                shares,
+                client_limits,
                 waiting: AtomicU32::new(0),
                 spread_s: AtomicU32::new(1),
                 sheds: AtomicU32::new(0),
@@ -331,10 +333,18 @@ impl<W> AdmissionController<W> {
         });
         // Routes are numbered alike in every configuration but for the operator's own.
         let costs = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.costs));
-        let common = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.common));
+        let shared_credential =
+            before.map_or_else(Arc::default, |admission| Arc::clone(&admission.shared_credential));
         let history = before.map_or_else(Arc::default, |admission| Arc::clone(&admission.history));
         let (classes, modules) = (classes.collect(), modules.collect());
-        AdmissionController { classes, modules, costs, common, history, uses_history: policy.history }
+        AdmissionController {
+            classes,
+            modules,
+            costs,
+            shared_credential,
+            history,
+            uses_history: policy.history,
+        }
     }
 
     /// The same with what an earlier admission knows of clients.
@@ -358,7 +368,7 @@ impl<W> AdmissionController<W> {
     /// A client as it counts here, without a credential that is everybody's.
     #[must_use]
     pub fn judge(&self, client: ClientId) -> ClientId {
-        self.common.judge(client)
+        self.shared_credential.judge(client)
     }
 
     /// Decides about one request. `waiter` is called only if it must wait; `wake` is called for
@@ -385,15 +395,19 @@ impl<W> AdmissionController<W> {
             Treatment::Limited => {}
         }
         let shown = ask.client;
-        let ask = Ask { client: self.common.judge(shown), ..ask };
+        let ask = Ask { client: self.shared_credential.judge(shown), ..ask };
         if class.tally.watched.load(Ordering::Relaxed) {
             class.tally.demand().note(ask.client, self.price(table, ask.class, self.takes(ask)));
         }
-        let of_client =
-            match class.shares.as_ref().map(|(_, shares)| shares.enter(ask.client, now)).transpose() {
-                Ok(of_client) => of_client,
-                Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
-            };
+        let of_client = match class
+            .client_limits
+            .as_ref()
+            .map(|(_, client_limits)| client_limits.enter(ask.client, now))
+            .transpose()
+        {
+            Ok(of_client) => of_client,
+            Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
+        };
         let queues = class.queue_len_max > 0 && class.kind == Kind::Unary && limits.mode == Mode::Enforce;
         if queues && self.module(class.module).waiting.load(Ordering::SeqCst) > 0 {
             // Others wait: their turn comes first.
@@ -401,7 +415,7 @@ impl<W> AdmissionController<W> {
         }
         let full = match self.try_enter(table, ask, now, false) {
             Ok(permit) => {
-                self.common.see(shown, now);
+                self.shared_credential.see(shown, now);
                 return Decision::Admit(Permit { of_client, ..permit });
             }
             Err(full) => full,
@@ -410,7 +424,7 @@ impl<W> AdmissionController<W> {
             return Decision::Admit(self.admit_in_shadow(ask, of_client, full.reason(), now));
         }
         if !queues {
-            self.leave_share(ask.class, of_client);
+            self.leave_client_limits(ask.class, of_client);
             return Decision::Shed(self.refuse(ask.class, full.reason(), full.wait()));
         }
         self.wait_in_line(table, ask, of_client, now, waiter, wake)
@@ -477,7 +491,7 @@ impl<W> AdmissionController<W> {
         if tells && permit.stage == Stage::Asked {
             class.tally.meter.answer(now.since(permit.asked));
         }
-        self.leave_share(permit.ask.class, permit.of_client);
+        self.leave_client_limits(permit.ask.class, permit.of_client);
         if !permit.counted {
             return;
         }
@@ -556,7 +570,7 @@ impl<W> AdmissionController<W> {
         table.class(id).bytes_per_second.map(|_| Arc::clone(&self.class(id).tally.flow))
     }
 
-    /// Sets over how many seconds the class's refusals are spread (see `engine`).
+    /// Sets over how many seconds the class's refusals are spread (see `controller`).
     pub fn spread(&self, id: ClassId, seconds: u32) {
         self.class(id).spread_s.store(seconds.max(1), Ordering::Relaxed);
     }
@@ -623,8 +637,9 @@ impl<W> AdmissionController<W> {
     /// last call.
     #[must_use]
     pub fn places_wanted(&self, id: ClassId) -> Vec<(u64, u32)> {
-        let shares = self.class(id).shares.as_ref().filter(|(limits, _)| limits.in_flight.is_some());
-        shares.map_or_else(Vec::new, |(_, shares)| shares.places_wanted())
+        let client_limits =
+            self.class(id).client_limits.as_ref().filter(|(limits, _)| limits.in_flight.is_some());
+        client_limits.map_or_else(Vec::new, |(_, client_limits)| client_limits.places_wanted())
     }
 
     /// From now on these clients have so much of a share in the class's queue, and of their own
@@ -634,8 +649,8 @@ impl<W> AdmissionController<W> {
         if let Some(line) = self.lock(class.module).class_mut(id) {
             line.fair.weigh(weights);
         }
-        if let Some((_, shares)) = &class.shares {
-            shares.part(parts);
+        if let Some((_, client_limits)) = &class.client_limits {
+            client_limits.part(parts);
         }
     }
 
@@ -781,9 +796,9 @@ impl<W> AdmissionController<W> {
         Decision::Shed(self.refuse(ask.class, reason, wait))
     }
 
-    fn leave_share(&self, id: ClassId, of_client: Option<ClientPermit>) {
-        if let (Some(of_client), Some((_, shares))) = (of_client, &self.class(id).shares) {
-            shares.leave(of_client);
+    fn leave_client_limits(&self, id: ClassId, of_client: Option<ClientPermit>) {
+        if let (Some(of_client), Some((_, client_limits))) = (of_client, &self.class(id).client_limits) {
+            client_limits.leave(of_client);
         }
     }
 }

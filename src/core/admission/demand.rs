@@ -1,18 +1,18 @@
 //! Who asks for how much of a class, since somebody last looked.
 //!
 //! For replicas that share limits: each tells the others' leader who asks for much of it, so that an
-//! identity that comes to several replicas is seen as one (`core/fleet/identities.rs`). Counted is
+//! identity that comes to several replicas is seen as one (`core/replicas/identities.rs`). Counted is
 //! what was asked for, let in or not, in requests and in work, by the keyed digests the admission controller knows
 //! a client by. A class is counted only while it is looked at: a replica that shares with nobody, or
 //! has room for everybody, pays one load a request.
 //!
-//! Memory is bounded as in the census: [`ROWS_MAX`] flows (Space-Saving, see
-//! [`crate::census`]), of one address no more than [`CREDENTIALS_MAX`](crate::census::CREDENTIALS_MAX) credentials apart.
+//! Memory is bounded as in `usage`: [`ROWS_MAX`] flows (Space-Saving, see
+//! [`crate::usage`]), of one address no more than [`CREDENTIALS_MAX`](crate::usage::CREDENTIALS_MAX) credentials apart.
 //! What does not fit is counted without its name.
 
-use crate::census::summary::Summary;
-use crate::census::{Credential, Crowd};
 use crate::request::client_id::ClientId;
+use crate::usage::summary::Summary;
+use crate::usage::{Credential, Crowd};
 
 /// Flows (address and credential) told apart.
 pub const ROWS_MAX: usize = 256;

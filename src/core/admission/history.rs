@@ -69,7 +69,7 @@ pub const HABIT_MAX: f64 = 1800.0;
 /// Records that are kept.
 pub const CLIENTS_MAX: usize = SHARDS * SHARD_MAX;
 
-/// Neighbours of a new record of which one is given up where there is no room.
+/// Neighbours of a new adjustment log of which one is given up where there is no room.
 pub const LOOKED_AT: usize = 16;
 
 const SHARDS: usize = 64;
@@ -428,7 +428,7 @@ fn digests(client: ClientId) -> impl Iterator<Item = u64> {
     std::iter::once(client.address).chain(client.credential)
 }
 
-/// Gives up one of the neighbours of a new record.
+/// Gives up one of the neighbours of a new adjustment log.
 fn give_up_one(shard: &mut BTreeMap<u64, Record>, newcomer: u64, now: u32) {
     let worth = |record: &Record| (record.has_settled(now), f64::from(record.habit));
     let after = shard.range(newcomer..).chain(shard.range(..newcomer)).take(LOOKED_AT);
@@ -446,7 +446,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How many strangers there are: linear counting (see `census`) in 2 KiB, over this minute and the four before.
+/// How many strangers there are: linear counting (see `usage`) in 2 KiB, over this minute and the four before.
 #[derive(Debug, Default)]
 struct Crowd {
     minutes: [(u32, Box<[u64]>); CROWD_MINUTES],

@@ -159,7 +159,7 @@ fn strangers_are_counted_over_the_last_minutes() {
     }
     assert!(history.strangers(at(60)).abs_diff(214) <= 10, "{}", history.strangers(at(60)));
     assert_eq!(history.strangers(at(20 * MINUTE)), 0);
-    assert!(history.is_empty(), "who waits leaves no record");
+    assert!(history.is_empty(), "who waits leaves no adjustment log");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What holds a limit: the table of numbers, and the clocks, counters and queues they govern.
+pub mod client_limits;
 pub mod clock;
-pub mod common;
 pub mod controller;
 pub mod cost;
 pub mod demand;
@@ -11,7 +11,7 @@ pub mod meter;
 pub mod parked;
 pub mod queue;
 pub mod rate;
-pub mod share;
+pub mod shared_credential;
 pub mod table;
 pub mod tiers;
 

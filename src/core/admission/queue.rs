@@ -253,7 +253,7 @@ impl<W> Default for FairQueue<W> {
 
 impl<W> FairQueue<W> {
     /// From now on these clients get so much of what any other gets; for those who come to several
-    /// replicas that share one limit (`core/fleet/identities.rs`).
+    /// replicas that share one limit (`core/replicas/identities.rs`).
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
         if self.weights == *weights {
             return;

@@ -17,7 +17,7 @@
 //!    `limit <- limit + min(increase * period / dead_time, limit * (pressure^-g - 1))`  (Eq. 2)
 //!
 //! It grows only while the limit is binding: a limit that holds nothing back has not been
-//! shown to be safe any higher. It refuses nothing else; min, max and slew are the rails'.
+//! shown to be safe any higher. It refuses nothing else; min, max and slew are the guardrails'.
 
 use super::law::{self, Observation, Step};
 use crate::time::Time;
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_the_rails_withheld_does_not_start_the_wait() {
+    fn a_cut_the_guardrails_withheld_does_not_start_the_wait() {
         let mut state = State::default();
         state.applied(Time::from_secs_f64(100.0), 20.0, 20.0);
         assert_close(next(&state, 20.0, &seen(5.0, true, 101.0)), 14.0);

@@ -21,7 +21,7 @@
 //! it nothing waits because of the limit, and a latency above the baseline is a change in what is
 //! asked: answers of 8 s by day on a Serve that had only health probes of 1 ms by night. While the
 //! objective is met as well, there is nothing to cut for, and the guardrails hold such a cut back
-//! (law 3, [`super::rails`]).
+//! (law 3, [`super::guardrails`]).
 //!
 //! *The baseline* is learnt from the traffic there is. It takes a lower latency at once, by a
 //! third of the way per step. It rises slowly, doubling in about ten minutes, and only while
@@ -109,8 +109,8 @@ fn learn(baseline: Option<f64>, latency: f64, may_rise: bool, period_s: f64) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::guardrails::Guardrails;
     use crate::control::law::LawState;
-    use crate::control::rails::Rails;
     use crate::control::regulator::Regulator;
     use crate::policy::{Bounds, Control};
     use crate::time::Time;
@@ -179,7 +179,7 @@ mod tests {
         let bounds = Bounds { initial: 256.0, min: 1.0, max: 2048.0 };
         let state = State { baseline: Some(0.001) };
         let law = LawState::Gradient { config: CONFIG, state };
-        let mut regulator = Regulator { law, rails: Rails::new(bounds, &Control::SHIPPED) };
+        let mut regulator = Regulator { law, guardrails: Guardrails::new(bounds, &Control::SHIPPED) };
         let mut limit = 256.0;
         for _ in 0..600 {
             limit = regulator.step(limit, &seen(8.0, false)).new;

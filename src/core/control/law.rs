@@ -2,7 +2,7 @@
 //!
 //! A law looks at one [`Observation`] per step and proposes the next value of one limit.
 //! That is all it may do: it knows no clock, no other limit, no class. Between its proposal
-//! and the limit table stand the rails ([`super::rails`]); what they let through is told back
+//! and the limit table stand the guardrails ([`super::guardrails`]); what they let through is told back
 //! with [`LawState::applied`], so that a law never believes in a move that was not made.
 //!
 //! All laws work on `ln(limit)`. By Little's law, latency = limit / throughput once the plant
@@ -14,7 +14,7 @@
 //! It is never read as "all is well".
 //!
 //! Laws are plain data (`Serialize`): an adjustment is journalled with the law as it stood
-//! before the step, so that any line of the record can be derived again by itself.
+//! before the step, so that any line of the adjustment log can be derived again by itself.
 
 use super::{aimd, backlog, gradient, pid};
 use crate::policy::{Bounds, Law};
@@ -91,7 +91,7 @@ impl Observation {
     }
 
     /// The same with every number that is none (NaN, infinite, negative) taken for missing:
-    /// what a law acts on, and what the record holds.
+    /// what a law acts on, and what the adjustment log holds.
     #[must_use]
     pub fn clean(&self) -> Observation {
         let number = |value: f64| (value.is_finite() && value >= 0.0).then_some(value);
@@ -184,7 +184,7 @@ pub struct Step {
     pub terms: Terms,
 }
 
-/// The parts a proposal was made of, for the record.
+/// The parts a proposal was made of, for the adjustment log.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Terms {
@@ -222,7 +222,7 @@ impl LawState {
         }
     }
 
-    /// The law's name in config and in the record.
+    /// The law's name in config and in the adjustment log.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -285,7 +285,7 @@ impl LawState {
     }
 }
 
-/// Durations as whole nanoseconds in the record.
+/// Durations as whole nanoseconds in the adjustment log.
 mod nanos {
     use serde::{Deserialize, Deserializer, Serializer};
     use std::time::Duration;

@@ -1,16 +1,16 @@
-//! The laws that move limits, one file each, and the rails that keep every law honest.
+//! The laws that move limits, one file each, and the guardrails that keep every law honest.
 pub mod aimd;
 pub mod backlog;
 pub mod budget;
 pub mod dead_time;
 pub mod gradient;
+pub mod guardrails;
 pub mod law;
 pub mod oscillation;
 pub mod pid;
-pub mod rails;
 pub mod regulator;
 pub mod stability;
 pub mod trial;
 
 #[cfg(test)]
-mod closed_loop;
+mod closed_loop_tests;

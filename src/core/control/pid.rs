@@ -13,11 +13,11 @@
 //! plant of gain 1 that is dead time and nothing else), which keeps a gain margin of 3 or so.
 //!
 //! *Anti-windup.* The velocity form starts each step from the limit that was really applied,
-//! so the integral cannot wind up against a rail: this is back-calculation with a tracking
-//! gain of 1. The proportional part can still be lost: a step which the slew rail shortened
+//! so the integral cannot wind up against a guardrail: this is back-calculation with a tracking
+//! gain of 1. The proportional part can still be lost: a step which the slew guardrail shortened
 //! would be taken back whole once the error is gone, leaving the limit below where it began.
 //! So `e'` is not simply the last error but *the error whose proportional action has been
-//! applied*: what a rail withheld is backed out of it (Eq. 3).
+//! applied*: what a guardrail withheld is backed out of it (Eq. 3).
 //!
 //! *Bumpless.* After a transfer `e'` is unknown and the first step is integral alone.
 
@@ -50,7 +50,7 @@ pub struct State {
     pub pending: Option<Pending>,
 }
 
-/// A proposal under way to the rails.
+/// A proposal under way to the guardrails.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Pending {
     /// The proposed ln(limit).
@@ -101,7 +101,7 @@ pub(super) fn step(config: &Config, state: &mut State, limit: f64, seen: &Observ
 }
 
 impl State {
-    /// Backs what the rails withheld out of the proportional memory, as far as it was
+    /// Backs what the guardrails withheld out of the proportional memory, as far as it was
     /// proportional action at all (Eq. 3).
     pub(super) fn applied(&mut self, config: &Config, new: f64) {
         let Some(Pending { log_limit, answered: before }) = self.pending.take() else { return };
@@ -171,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn what_a_rail_withheld_is_not_taken_back() {
+    fn what_a_guardrail_withheld_is_not_taken_back() {
         let config = Config { kp: 0.5, ki: Some(0.0), kd: 0.0 };
         let mut state = State::default();
         next(&config, &mut state, 10.0, 1.0);
         state.applied(&config, 10.0);
-        // Pressure 4 asks for 5, the slew rail allows 8.
+        // Pressure 4 asks for 5, the slew guardrail allows 8.
         assert_close(next(&config, &mut state, 10.0, 4.0), 5.0);
         state.applied(&config, 8.0);
         // The rest of the answer is still owed...

@@ -1,24 +1,25 @@
-//! One limit's law and rails, as one thing that steps, and that can be stepped again.
+//! One limit's law and guardrails, as one thing that steps, and that can be stepped again.
 //!
-//! A [`Regulator`] is plain data. The engine keeps one per limit; the journal stores it, as it
+//! A [`Regulator`] is plain data. The controller keeps one per limit; the adjustment log stores it, as it
 //! stood before a step, beside the observation of that step. Deserialised and stepped once
 //! more it must give the same limit, bit for bit: that is what `rayguard replay` checks, and
 //! why nothing here may depend on anything but its arguments.
 
+use super::guardrails::{Guardrail, Guardrails};
 use super::law::{LawState, Observation, Terms};
-use super::rails::{Guard, Rails};
 use crate::policy::{Bounds, Control, Law, OnStale, between};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// A law between its rails.
+/// A law between its guardrails.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Regulator {
     /// The law and what it remembers.
     pub law: LawState,
-    /// The rails and what they remember.
-    pub rails: Rails,
+    /// The guardrails and what they remember.
+    #[serde(alias = "rails")]
+    pub guardrails: Guardrails,
 }
 
 /// What one step came to.
@@ -30,8 +31,8 @@ pub struct Move {
     pub new: f64,
     /// What the law made it of.
     pub terms: Terms,
-    /// The rail that held the law back.
-    pub guard: Option<Guard>,
+    /// The guardrail that held the law back.
+    pub guardrail: Option<Guardrail>,
 }
 
 impl Move {
@@ -46,40 +47,40 @@ impl Regulator {
     /// A regulator with nothing remembered.
     #[must_use]
     pub fn new(law: &Law, bounds: Bounds, control: &Control) -> Regulator {
-        Regulator { law: LawState::new(law, &bounds), rails: Rails::new(bounds, control) }
+        Regulator { law: LawState::new(law, &bounds), guardrails: Guardrails::new(bounds, control) }
     }
 
     /// The regulator of a rate that follows the backlog it leaves ([`super::backlog`]).
     #[must_use]
     pub fn of_backlog(bounds: Bounds, control: &Control) -> Regulator {
         let law = LawState::Backlog { state: super::backlog::State::default() };
-        Regulator { law, rails: Rails::new(bounds, control) }
+        Regulator { law, guardrails: Guardrails::new(bounds, control) }
     }
 
-    /// One step: the law proposes, the rails decide, the law is told.
+    /// One step: the law proposes, the guardrails decide, the law is told.
     pub fn step(&mut self, limit: f64, observation: &Observation) -> Move {
         let seen = observation.clean();
-        let base = self.rails.bounds.clamp(limit).max(self.rails.ground());
+        let base = self.guardrails.bounds.clamp(limit).max(self.guardrails.ground());
         let step = self.law.step(base, &seen);
-        let (new, guard) = if matches!(step.terms, Terms::NoInformation | Terms::Static) {
+        let (new, guardrail) = if matches!(step.terms, Terms::NoInformation | Terms::Static) {
             // Nothing moves, but a reload may have moved the bounds.
-            (self.rails.bounds.clamp(limit), None)
+            (self.guardrails.bounds.clamp(limit), None)
         } else if matches!(step.terms, Terms::Backlog(_)) {
             // It says where the rate belongs, not by how much to move it.
-            self.rails.bound(step.limit)
+            self.guardrails.bound(step.limit)
         } else {
-            let railed = self.rails.pass(limit, step.limit, &seen);
-            (railed.limit, railed.guard)
+            let clamped = self.guardrails.pass(limit, step.limit, &seen);
+            (clamped.limit, clamped.guardrail)
         };
         self.law.applied(&seen, base, new);
-        Move { old: limit, new, terms: step.terms, guard }
+        Move { old: limit, new, terms: step.terms, guardrail }
     }
 
     /// The step of a limit whose signal has gone stale: hold, decay towards `initial` (never
     /// up), or go to `initial`, within the slew. A decay halves the distance on log(limit)
     /// every three dead times.
     pub fn step_stale(&mut self, limit: f64, on_stale: OnStale, observation: &Observation) -> Move {
-        let bounds = self.rails.bounds;
+        let bounds = self.guardrails.bounds;
         let (from, safe) = (bounds.clamp(limit), bounds.initial);
         let wanted = match on_stale {
             OnStale::Hold => from,
@@ -90,18 +91,18 @@ impl Regulator {
             }
             OnStale::Static => safe,
         };
-        let ratio = self.rails.slew;
-        let new = bounds.clamp(between(wanted, from / ratio, (from * ratio).max(self.rails.ground())));
-        let guard = ((new - wanted).abs() > 0.0).then_some(Guard::Slew);
+        let ratio = self.guardrails.slew;
+        let new = bounds.clamp(between(wanted, from / ratio, (from * ratio).max(self.guardrails.ground())));
+        let guardrail = ((new - wanted).abs() > 0.0).then_some(Guardrail::Slew);
         self.law.reset();
-        Move { old: limit, new, terms: Terms::NoInformation, guard }
+        Move { old: limit, new, terms: Terms::NoInformation, guardrail }
     }
 
     /// A cut did not help ([`super::trial`]): the limit goes back to where it was, within the bounds.
     pub fn restore(&mut self, limit: f64, to: f64) -> Move {
         self.law.reset();
-        let new = self.rails.bounds.clamp(to.max(limit));
-        Move { old: limit, new, terms: Terms::NoInformation, guard: None }
+        let new = self.guardrails.bounds.clamp(to.max(limit));
+        Move { old: limit, new, terms: Terms::NoInformation, guardrail: None }
     }
 
     /// Somebody else set the limit; the next step starts from there without a jump.
@@ -116,14 +117,14 @@ impl Regulator {
             LawState::Backlog { .. } => self.law,
             _ => self.law.reload(law, &bounds),
         };
-        Regulator { law: kept, rails: self.rails.reload(bounds, control) }
+        Regulator { law: kept, guardrails: self.guardrails.reload(bounds, control) }
     }
 
     /// Where to start after a restart: the last good limit if it is a number, within the
     /// bounds and no higher than twice `initial` (the head may have changed meanwhile).
     #[must_use]
     pub fn warm_start(&self, last_good: Option<f64>) -> f64 {
-        let bounds = self.rails.bounds;
+        let bounds = self.guardrails.bounds;
         last_good
             .filter(|limit| limit.is_finite() && *limit > 0.0)
             .map_or(bounds.initial, |limit| bounds.clamp(limit.min(2.0 * bounds.initial)))
@@ -132,8 +133,8 @@ impl Regulator {
     /// The head was away and is back: grow again from `initial` or `limit`, whichever is
     /// lower, to the full range within `length`. Returns the limit to start from.
     pub fn recover(&mut self, limit: f64, now: Time, length: Duration) -> f64 {
-        let from = self.rails.bounds.clamp(limit.min(self.rails.bounds.initial));
-        self.rails.recover(now, length, from);
+        let from = self.guardrails.bounds.clamp(limit.min(self.guardrails.bounds.initial));
+        self.guardrails.recover(now, length, from);
         self.law.reset();
         from
     }
@@ -189,7 +190,7 @@ mod tests {
         let hold = regulator.step_stale(80.0, OnStale::Hold, &seen(1.0, 0));
         assert!(!hold.is_change());
         let at_once = regulator.step_stale(80.0, OnStale::Static, &seen(1.0, 0));
-        assert_eq!((at_once.new, at_once.guard), (40.0, Some(Guard::Slew)));
+        assert_eq!((at_once.new, at_once.guardrail), (40.0, Some(Guardrail::Slew)));
     }
 
     #[test]

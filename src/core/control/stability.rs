@@ -14,7 +14,7 @@
 //! `z = e^(j omega)` that is where `L(z) = C(z) * sum(w_i z^-i) / (1 - z^-1)` crosses the
 //! negative real axis, C being the law; the *gain margin* is 1 / |L| at the worst crossing, the
 //! *phase margin* the angle left at |L| = 1. The *settling time* is that of the linear loop
-//! after a step of the plant, to within 5 %. Rails make the true loop slower, never less stable.
+//! after a step of the plant, to within 5 %. Guardrails make the true loop slower, never less stable.
 //!
 //! *Dead time* is `theta = D + W/2 + h/2` (Eq. 2): the age, half the window, half the hold.
 //!

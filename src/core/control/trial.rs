@@ -327,8 +327,8 @@ mod tests {
             let (mut limit, mut lost, mut random) = (10.0_f64, 0.0, u64::from(seed) | 1);
             for second in (0..4 * 3600_u32).step_by(5) {
                 random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                let chance = (random >> 11) as f64 / (1_u64 << 52) as f64 - 1.0;
-                trend.observe(100.0 * (1.0 + spread * chance), at(second));
+                let rng = (random >> 11) as f64 / (1_u64 << 52) as f64 - 1.0;
+                trend.observe(100.0 * (1.0 + spread * rng), at(second));
                 match trials.judge(|_| Some(trend), at(second)) {
                     Some(Verdict::Futile { trial, .. }) => limit = limit.max(trial.limit),
                     Some(Verdict::Helped) | None => {}

@@ -154,14 +154,14 @@ pub enum Problem {
 
 /// A problem and the place of its rule; `None` when it concerns all, or Ray's own routes.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Fault {
+pub struct RouteError {
     /// The rule's place in the list given.
     pub rule: Option<usize>,
     /// What is wrong.
     pub problem: Problem,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for RouteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.problem.fmt(f)
     }
@@ -223,10 +223,10 @@ impl Classifier {
     /// # Errors
     /// All that is wrong with the rules, and the classes that Ray's routes need and the
     /// policy lacks.
-    pub fn new(policy: &Policy, surface: Surface, rules: &[Rule]) -> Result<Classifier, Vec<Fault>> {
+    pub fn new(policy: &Policy, surface: Surface, rules: &[Rule]) -> Result<Classifier, Vec<RouteError>> {
         let mut faults = Vec::new();
         if rules.len() > RULES_MAX {
-            faults.push(Fault { rule: None, problem: Problem::TooMany { count: rules.len() } });
+            faults.push(RouteError { rule: None, problem: Problem::TooMany { count: rules.len() } });
             return Err(faults);
         }
         let class_id = |name: &str| policy.classes.iter().position(|class| &*class.name == name);
@@ -248,7 +248,7 @@ impl Classifier {
                 examples[class.index()].get_or_insert(id);
             }
             match resolved {
-                Err(problem) => faults.push(Fault { rule: None, problem }),
+                Err(problem) => faults.push(RouteError { rule: None, problem }),
                 Ok(_) if route.surface != surface => {}
                 Ok(class) => {
                     let target = Match { class, route: id };
@@ -270,9 +270,9 @@ impl Classifier {
                 Pattern::of_operator(rule, place, Match { class, route: id })
             });
             match made {
-                Err(problem) => faults.push(Fault { rule: Some(place), problem }),
+                Err(problem) => faults.push(RouteError { rule: Some(place), problem }),
                 Ok(pattern) => match patterns[first_rule..].iter().find(|other| other.equals(&pattern)) {
-                    Some(other) => faults.push(Fault {
+                    Some(other) => faults.push(RouteError {
                         rule: Some(place),
                         problem: Problem::Duplicate { path: rule.path.clone(), first: other.place },
                     }),
@@ -296,7 +296,7 @@ impl Classifier {
             }),
             Ok(_) => Err(faults),
             Err(problem) => {
-                faults.push(Fault { rule: None, problem });
+                faults.push(RouteError { rule: None, problem });
                 Err(faults)
             }
         }

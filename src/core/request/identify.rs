@@ -248,7 +248,7 @@ fn cookie<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     })
 }
 
-/// SipHash-2-4 (Aumasson and Bernstein, 2012): a keyed digest that strangers cannot steer
+/// SipHash-2-4 (Aumasson and Bernstein, 2012): a keyed digest that strangers cannot control
 /// into collisions without the key. Sequential, no allocation; the parts of a message are
 /// joined, so clients separate what must stay apart.
 struct SipHash {

@@ -6,7 +6,7 @@
 //! calls of all, not a mean of shares.
 //!
 //! - **Gauges.** `Sum` is floored at zero as a whole only: Ray's `ray_tasks` has negative
-//!   series that others balance. A NaN or an infinity among the samples is a [`Flaw`], never
+//!   series that others balance. A NaN or an infinity among the samples is a [`SampleError`], never
 //!   skipped: the sum without it would be a smaller number that looks as good.
 //! - **Counters.** The increase of each series since the page before; a series that went down
 //!   was reset and counts from zero. A series seen for the first time is a baseline, not an
@@ -29,7 +29,7 @@ pub const OBSERVATIONS_MIN: f64 = 10.0;
 
 /// Why samples are no evidence.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
-pub enum Flaw {
+pub enum SampleError {
     /// Nothing matches the selector.
     #[error("no series matches the labels")]
     NoSeries,
@@ -143,12 +143,12 @@ impl Evidence {
     /// What gauges say: `Sum`, `Max`.
     ///
     /// # Errors
-    /// [`Flaw`] when a sample is not finite, or `Max` finds none.
-    pub fn of_gauges(samples: &[&Sample], how: &How) -> Result<Evidence, Flaw> {
+    /// [`SampleError`] when a sample is not finite, or `Max` finds none.
+    pub fn of_gauges(samples: &[&Sample], how: &How) -> Result<Evidence, SampleError> {
         check_finite(samples)?;
         let values = samples.iter().map(|sample| sample.value);
         match how {
-            How::Max => values.reduce(f64::max).map(Evidence::Max).ok_or(Flaw::NoSeries),
+            How::Max => values.reduce(f64::max).map(Evidence::Max).ok_or(SampleError::NoSeries),
             _ => Ok(Evidence::Sum(values.sum())),
         }
     }
@@ -156,10 +156,10 @@ impl Evidence {
     /// What two groups of gauges say: `RatioTo`. One page may know the part and another the whole.
     ///
     /// # Errors
-    /// [`Flaw`] when both groups are empty or one holds a sample that is not finite.
-    pub fn of_ratio(part: &[&Sample], whole: &[&Sample]) -> Result<Evidence, Flaw> {
+    /// [`SampleError`] when both groups are empty or one holds a sample that is not finite.
+    pub fn of_ratio(part: &[&Sample], whole: &[&Sample]) -> Result<Evidence, SampleError> {
         if part.is_empty() && whole.is_empty() {
-            return Err(Flaw::NoSeries);
+            return Err(SampleError::NoSeries);
         }
         check_finite(part)?;
         check_finite(whole)?;
@@ -170,8 +170,8 @@ impl Evidence {
     /// Takes in what another page says; evidence of another kind is ignored.
     ///
     /// # Errors
-    /// [`Flaw::BoundsDiffer`].
-    pub fn merge(&mut self, other: &Evidence) -> Result<(), Flaw> {
+    /// [`SampleError::BoundsDiffer`].
+    pub fn merge(&mut self, other: &Evidence) -> Result<(), SampleError> {
         match (self, other) {
             (Evidence::Sum(sum), Evidence::Sum(more))
             | (Evidence::PerSecond(sum), Evidence::PerSecond(more)) => {
@@ -191,40 +191,40 @@ impl Evidence {
     /// The value, in the metric's unit.
     ///
     /// # Errors
-    /// [`Flaw`] when the evidence does not carry one.
-    pub fn value(&self, how: &How) -> Result<Value, Flaw> {
+    /// [`SampleError`] when the evidence does not carry one.
+    pub fn value(&self, how: &How) -> Result<Value, SampleError> {
         let exact = |value| Value { value, resolution: 1.0 };
         let value = match (self, how) {
             (Evidence::Sum(sum), _) => exact(sum.max(0.0)),
             (Evidence::Max(value) | Evidence::PerSecond(value), _) => exact(*value),
-            (Evidence::Ratio { whole, .. }, _) if *whole == 0.0 => return Err(Flaw::ZeroDivisor),
+            (Evidence::Ratio { whole, .. }, _) if *whole == 0.0 => return Err(SampleError::ZeroDivisor),
             (Evidence::Ratio { part, whole }, _) => exact(part / whole),
             (Evidence::Buckets(buckets), How::ShareAbove(bound)) => buckets.share_above(*bound)?,
             (Evidence::Buckets(buckets), How::Quantile(share)) => buckets.quantile(*share)?,
-            (Evidence::Buckets(_), _) => return Err(Flaw::NoSeries),
+            (Evidence::Buckets(_), _) => return Err(SampleError::NoSeries),
         };
         if !value.value.is_finite() {
-            return Err(Flaw::NotFinite { bad: 1, of: 1 });
+            return Err(SampleError::NotFinite { bad: 1, of: 1 });
         }
         if value.value < 0.0 {
-            return Err(Flaw::Negative { value: value.value });
+            return Err(SampleError::Negative { value: value.value });
         }
-        // The sum of nothing is -0, which would look odd in the record.
+        // The sum of nothing is -0, which would look odd in the adjustment log.
         Ok(Value { value: value.value + 0.0, ..value })
     }
 }
 
-fn check_finite(samples: &[&Sample]) -> Result<(), Flaw> {
+fn check_finite(samples: &[&Sample]) -> Result<(), SampleError> {
     match samples.iter().filter(|sample| !sample.value.is_finite()).count() {
         0 => Ok(()),
-        bad => Err(Flaw::NotFinite { bad, of: samples.len() }),
+        bad => Err(SampleError::NotFinite { bad, of: samples.len() }),
     }
 }
 
-fn check_count(samples: &[&Sample]) -> Result<(), Flaw> {
+fn check_count(samples: &[&Sample]) -> Result<(), SampleError> {
     check_finite(samples)?;
     match samples.iter().find(|sample| sample.value < 0.0) {
-        Some(sample) => Err(Flaw::Negative { value: sample.value }),
+        Some(sample) => Err(SampleError::Negative { value: sample.value }),
         None => Ok(()),
     }
 }
@@ -237,8 +237,8 @@ impl Counters {
     /// Reads them off a page.
     ///
     /// # Errors
-    /// [`Flaw`] when one is negative or not finite.
-    pub fn of(samples: &[&Sample]) -> Result<Counters, Flaw> {
+    /// [`SampleError`] when one is negative or not finite.
+    pub fn of(samples: &[&Sample]) -> Result<Counters, SampleError> {
         check_count(samples)?;
         let mut counters: Vec<(u64, f64)> =
             samples.iter().map(|sample| (sample.series, sample.value)).collect();
@@ -275,8 +275,8 @@ impl Histograms {
     /// Reads them off a page.
     ///
     /// # Errors
-    /// [`Flaw`] when a count is negative or not finite, or a series is no histogram.
-    pub fn of(samples: &[&Sample]) -> Result<Histograms, Flaw> {
+    /// [`SampleError`] when a count is negative or not finite, or a series is no histogram.
+    pub fn of(samples: &[&Sample]) -> Result<Histograms, SampleError> {
         check_count(samples)?;
         let mut rows: Vec<(u64, Bucket)> = samples
             .iter()
@@ -297,7 +297,7 @@ impl Histograms {
         if histograms.iter().all(|(_, buckets)| rises(buckets)) {
             Ok(Histograms(histograms))
         } else {
-            Err(Flaw::NotCumulative)
+            Err(SampleError::NotCumulative)
         }
     }
 
@@ -305,8 +305,8 @@ impl Histograms {
     /// zero; one that is new, or whose bounds changed, counts from now on.
     ///
     /// # Errors
-    /// [`Flaw::BoundsDiffer`], [`Flaw::NoSeries`].
-    pub fn since(&self, before: &Histograms) -> Result<Buckets, Flaw> {
+    /// [`SampleError::BoundsDiffer`], [`SampleError::NoSeries`].
+    pub fn since(&self, before: &Histograms) -> Result<Buckets, SampleError> {
         let mut total: Option<Buckets> = None;
         for (series, now) in &self.0 {
             let mut new = Buckets(now.iter().map(|bucket| Bucket { count: 0.0, ..*bucket }).collect());
@@ -318,7 +318,7 @@ impl Histograms {
                 Some(total) => total.merge(&new)?,
             }
         }
-        total.ok_or(Flaw::NoSeries)
+        total.ok_or(SampleError::NoSeries)
     }
 }
 
@@ -345,9 +345,9 @@ impl Buckets {
         Some(Buckets(buckets.collect()))
     }
 
-    fn merge(&mut self, more: &Buckets) -> Result<(), Flaw> {
+    fn merge(&mut self, more: &Buckets) -> Result<(), SampleError> {
         if !same_bounds(&self.0, &more.0) {
-            return Err(Flaw::BoundsDiffer);
+            return Err(SampleError::BoundsDiffer);
         }
         for (bucket, more) in self.0.iter_mut().zip(&more.0) {
             bucket.count += more.count;
@@ -362,11 +362,11 @@ impl Buckets {
     }
 
     /// The share of observations above a bound, which must be a bucket's own.
-    fn share_above(&self, bound: f64) -> Result<Value, Flaw> {
+    fn share_above(&self, bound: f64) -> Result<Value, SampleError> {
         let total = self.observed()?;
         let Some(place) = self.0.iter().position(|bucket| same_bound(bucket.bound, bound)) else {
             let bounds: Vec<String> = self.finite().map(|bucket| bucket.bound.to_string()).collect();
-            return Err(Flaw::NoSuchBound { bound, bounds: bounds.join(", ") });
+            return Err(SampleError::NoSuchBound { bound, bounds: bounds.join(", ") });
         };
         let above: f64 = self.0[place + 1..].iter().map(|bucket| bucket.count).sum();
         // One observation more or less is the least step.
@@ -375,14 +375,14 @@ impl Buckets {
 
     /// The least bound that covers the share. Beyond the last finite bound it is that bound:
     /// at least so much, and no one knows how much more.
-    fn quantile(&self, share: f64) -> Result<Value, Flaw> {
+    fn quantile(&self, share: f64) -> Result<Value, SampleError> {
         let total = self.observed()?;
         let mut covered = 0.0;
         let place = self.0.iter().position(|bucket| {
             covered += bucket.count;
             covered >= share * total
         });
-        let last = self.finite().count().checked_sub(1).ok_or(Flaw::NotCumulative)?;
+        let last = self.finite().count().checked_sub(1).ok_or(SampleError::NotCumulative)?;
         let place = place.map_or(last, |place| place.min(last));
         let bound = self.0[place].bound;
         // The width of the bucket; the first one is taken to be as wide as its neighbour.
@@ -395,9 +395,9 @@ impl Buckets {
         Ok(Value { value: bound, resolution: ratio })
     }
 
-    fn observed(&self) -> Result<f64, Flaw> {
+    fn observed(&self) -> Result<f64, SampleError> {
         let total = self.count();
-        if total > 0.0 { Ok(total) } else { Err(Flaw::NoObservation) }
+        if total > 0.0 { Ok(total) } else { Err(SampleError::NoObservation) }
     }
 
     fn finite(&self) -> impl Iterator<Item = &Bucket> {
@@ -424,7 +424,7 @@ mod tests {
         Sample { family: 0, series, labels: [].into(), le, value, stamp_ms: None, reporter: Reporter::Other }
     }
 
-    fn gauges(values: &[f64], how: &How) -> Result<f64, Flaw> {
+    fn gauges(values: &[f64], how: &How) -> Result<f64, SampleError> {
         let samples: Vec<Sample> = values.iter().map(|value| sample(1, None, *value)).collect();
         let samples: Vec<&Sample> = samples.iter().collect();
         Evidence::of_gauges(&samples, how)?.value(how).map(|value| value.value)
@@ -442,13 +442,13 @@ mod tests {
         try_histogram(series, counts).unwrap()
     }
 
-    fn try_histogram(series: u64, counts: [f64; 4]) -> Result<Histograms, Flaw> {
+    fn try_histogram(series: u64, counts: [f64; 4]) -> Result<Histograms, SampleError> {
         let samples: Vec<Sample> =
             DECADES.iter().zip(counts).map(|(le, count)| sample(series, Some(*le), count)).collect();
         Histograms::of(&samples.iter().collect::<Vec<_>>())
     }
 
-    fn value(new: Buckets, how: &How) -> Result<Value, Flaw> {
+    fn value(new: Buckets, how: &How) -> Result<Value, SampleError> {
         Evidence::Buckets(new).value(how)
     }
 
@@ -461,11 +461,11 @@ mod tests {
 
     #[test]
     fn a_negative_maximum_and_a_nan_anywhere_are_no_value() {
-        assert_eq!(gauges(&[-3.0, -4.0], &How::Max), Err(Flaw::Negative { value: -3.0 }));
-        assert_eq!(gauges(&[7.0, f64::NAN], &How::Max), Err(Flaw::NotFinite { bad: 1, of: 2 }));
-        assert_eq!(gauges(&[7.0, f64::INFINITY], &How::Sum), Err(Flaw::NotFinite { bad: 1, of: 2 }));
-        assert_eq!(gauges(&[], &How::Max), Err(Flaw::NoSeries));
-        assert_eq!(gauges(&[f64::MAX, f64::MAX], &How::Sum), Err(Flaw::NotFinite { bad: 1, of: 1 }));
+        assert_eq!(gauges(&[-3.0, -4.0], &How::Max), Err(SampleError::Negative { value: -3.0 }));
+        assert_eq!(gauges(&[7.0, f64::NAN], &How::Max), Err(SampleError::NotFinite { bad: 1, of: 2 }));
+        assert_eq!(gauges(&[7.0, f64::INFINITY], &How::Sum), Err(SampleError::NotFinite { bad: 1, of: 2 }));
+        assert_eq!(gauges(&[], &How::Max), Err(SampleError::NoSeries));
+        assert_eq!(gauges(&[f64::MAX, f64::MAX], &How::Sum), Err(SampleError::NotFinite { bad: 1, of: 1 }));
     }
 
     #[test]
@@ -478,7 +478,7 @@ mod tests {
     #[test]
     fn a_counter_below_zero_is_refused() {
         let bad = sample(1, None, -1.0);
-        assert_eq!(Counters::of(&[&bad]), Err(Flaw::Negative { value: -1.0 }));
+        assert_eq!(Counters::of(&[&bad]), Err(SampleError::Negative { value: -1.0 }));
     }
 
     #[test]
@@ -488,7 +488,7 @@ mod tests {
         assert!((above(10.0).unwrap().value - 0.10).abs() < 1e-12);
         assert!((above(10.0).unwrap().resolution - 1.1).abs() < 1e-12);
         assert!((above(100.0).unwrap().value - 0.02).abs() < 1e-12);
-        assert_eq!(above(50.0), Err(Flaw::NoSuchBound { bound: 50.0, bounds: "1, 10, 100".into() }));
+        assert_eq!(above(50.0), Err(SampleError::NoSuchBound { bound: 50.0, bounds: "1, 10, 100".into() }));
     }
 
     #[test]
@@ -510,8 +510,8 @@ mod tests {
     fn no_new_observation_is_no_reading_and_not_zero() {
         let same = histogram(1, [1.0, 2.0, 3.0, 4.0]);
         let new = same.since(&same).unwrap();
-        assert_eq!(value(new.clone(), &How::ShareAbove(10.0)), Err(Flaw::NoObservation));
-        assert_eq!(value(new, &How::Quantile(0.5)), Err(Flaw::NoObservation));
+        assert_eq!(value(new.clone(), &How::ShareAbove(10.0)), Err(SampleError::NoObservation));
+        assert_eq!(value(new, &How::Quantile(0.5)), Err(SampleError::NoObservation));
     }
 
     #[test]
@@ -524,9 +524,9 @@ mod tests {
 
     #[test]
     fn falling_bucket_counts_are_not_a_histogram() {
-        assert_eq!(try_histogram(1, [5.0, 4.0, 6.0, 7.0]), Err(Flaw::NotCumulative));
+        assert_eq!(try_histogram(1, [5.0, 4.0, 6.0, 7.0]), Err(SampleError::NotCumulative));
         let open = sample(1, Some(1.0), 3.0);
-        assert_eq!(Histograms::of(&[&open]), Err(Flaw::NotCumulative));
+        assert_eq!(Histograms::of(&[&open]), Err(SampleError::NotCumulative));
     }
 
     #[test]
@@ -534,7 +534,7 @@ mod tests {
         let mut samples: Vec<Sample> = DECADES.iter().map(|le| sample(1, Some(*le), 1.0)).collect();
         samples.extend([5.0, f64::INFINITY].map(|le| sample(2, Some(le), 1.0)));
         let both = Histograms::of(&samples.iter().collect::<Vec<_>>()).unwrap();
-        assert_eq!(both.since(&Histograms::default()), Err(Flaw::BoundsDiffer));
+        assert_eq!(both.since(&Histograms::default()), Err(SampleError::BoundsDiffer));
     }
 
     #[test]

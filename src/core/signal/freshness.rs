@@ -18,7 +18,7 @@
 //!
 //! Time. `now` that goes back is taken as the latest time seen; a reading from the future is
 //! dated now; a reading older than the one before it brings nothing. Every change of state is
-//! returned as a value, for the journal and the alerts.
+//! returned as a value, for the adjustment log and the alerts.
 
 use crate::policy::SignalId;
 use crate::signal::reading::{Missing, Reading};

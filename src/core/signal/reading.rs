@@ -20,7 +20,7 @@ pub struct Reading {
     pub fresh: u64,
     /// The least step this reading can resolve, as a ratio: decade buckets say 10.0.
     pub resolution: f64,
-    /// Where it came from, for the record (`127.0.0.1:8080 ray_node_cpu_utilization`).
+    /// Where it came from, for the adjustment log (`127.0.0.1:8080 ray_node_cpu_utilization`).
     pub source: Arc<str>,
 }
 

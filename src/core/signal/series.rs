@@ -45,7 +45,7 @@
 //! ([`SignalReader::keep_targets`]).
 
 use crate::policy::{Derivation, How, LabelCondition, Policy, Selector, Signal, SignalId, SignalSource};
-use crate::signal::derive::{Counters, Evidence, Flaw, Histograms, OBSERVATIONS_MIN};
+use crate::signal::derive::{Counters, Evidence, Histograms, OBSERVATIONS_MIN, SampleError};
 use crate::signal::exposition::{Counts, Exposition, FAMILY_LINES_MAX, Filter, Reporter, Sample, line_name};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::{Time, WallMs};
@@ -132,7 +132,7 @@ struct Selection {
 #[derive(Clone, Debug)]
 struct Part {
     target: Arc<str>,
-    evidence: Result<Evidence, Flaw>,
+    evidence: Result<Evidence, SampleError>,
     /// When the evidence was true.
     at: Time,
     /// When it was last seen there, news or not.
@@ -466,7 +466,7 @@ impl Alternative {
         part.heard = now;
         part.failing = None;
         match dated {
-            Err(flaw) => part.evidence = Err(flaw),
+            Err(error) => part.evidence = Err(error),
             Ok(at) if is_first || selected != part.selected || at.since(part.at) >= repeats => {
                 part.renew(Evidence::of_value(said.value), at);
                 part.selected = selected;
@@ -522,10 +522,12 @@ impl Alternative {
         {
             return Err(missing);
         }
-        let unusable =
-            |flaw: Flaw| Missing::Unusable { metric: self.source.clone(), problem: flaw.to_string().into() };
+        let unusable = |error: SampleError| Missing::Unusable {
+            metric: self.source.clone(),
+            problem: error.to_string().into(),
+        };
         let mut whole: Option<(Evidence, Time)> = None;
-        let mut waits = Flaw::First;
+        let mut waits = SampleError::First;
         for part in &self.parts {
             match &part.evidence {
                 Ok(evidence) => match &mut whole {
@@ -536,10 +538,14 @@ impl Alternative {
                     }
                 },
                 // A part that has nothing to say yet does not silence the others.
-                Err(flaw @ (Flaw::First | Flaw::NoObservation | Flaw::FewObservations { .. })) => {
-                    waits = flaw.clone();
+                Err(
+                    error @ (SampleError::First
+                    | SampleError::NoObservation
+                    | SampleError::FewObservations { .. }),
+                ) => {
+                    waits = error.clone();
                 }
-                Err(flaw) => return Err(unusable(flaw.clone())),
+                Err(error) => return Err(unusable(error.clone())),
             }
         }
         let (evidence, at) = whole.ok_or_else(|| unusable(waits))?;
@@ -550,7 +556,7 @@ impl Alternative {
         let value = evidence.value(how).map_err(unusable)?;
         let scaled = value.value * scale;
         if !scaled.is_finite() || scaled < 0.0 {
-            return Err(unusable(Flaw::NotFinite { bad: 1, of: 1 }));
+            return Err(unusable(SampleError::NotFinite { bad: 1, of: 1 }));
         }
         Ok((scaled, value.resolution, at))
     }
@@ -596,13 +602,13 @@ impl Selection {
     }
 
     /// What of the page is not known, if anything.
-    fn lost(&self, page: &Exposition) -> Option<Flaw> {
+    fn lost(&self, page: &Exposition) -> Option<SampleError> {
         let families = || std::iter::once(self.family).chain(self.divisor.iter().map(|(family, _)| *family));
         if families().any(|family| page.is_overfull(family)) {
-            return Some(Flaw::TooManyLines { max: FAMILY_LINES_MAX });
+            return Some(SampleError::TooManyLines { max: FAMILY_LINES_MAX });
         }
         let lost = families().map(|family| page.family_lost[family]).sum();
-        (lost > 0).then_some(Flaw::Lost { lost })
+        (lost > 0).then_some(SampleError::Lost { lost })
     }
 }
 
@@ -610,7 +616,7 @@ impl Part {
     fn new(target: Arc<str>, began: Time) -> Part {
         Part {
             target,
-            evidence: Err(Flaw::First),
+            evidence: Err(SampleError::First),
             at: began,
             heard: began,
             failing: None,
@@ -647,8 +653,8 @@ impl Part {
         self.failing = None;
         let at = match selection.lost(page).map_or(dated, Err) {
             Ok(at) => at,
-            Err(flaw) => {
-                self.evidence = Err(flaw);
+            Err(error) => {
+                self.evidence = Err(error);
                 return false;
             }
         };
@@ -669,19 +675,24 @@ impl Part {
                 self.renew(evidence, at);
                 true
             }
-            Err(flaw) => {
-                self.evidence = Err(flaw);
+            Err(error) => {
+                self.evidence = Err(error);
                 false
             }
         }
     }
 
     /// Increase per second from change to change; none while it is too early to say zero.
-    fn rate(&mut self, samples: &[&Sample], now: Time, quiet: Duration) -> Result<Option<Evidence>, Flaw> {
+    fn rate(
+        &mut self,
+        samples: &[&Sample],
+        now: Time,
+        quiet: Duration,
+    ) -> Result<Option<Evidence>, SampleError> {
         let counters = Counters::of(samples)?;
         let Baseline::Counters(since, before) = &self.baseline else {
             self.baseline = Baseline::Counters(now, counters);
-            return Err(Flaw::First);
+            return Err(SampleError::First);
         };
         let length = now.since(*since);
         if length.is_zero() || (counters == *before && length < quiet) {
@@ -697,11 +708,11 @@ impl Part {
         samples: &[&Sample],
         now: Time,
         quiet: Duration,
-    ) -> Result<Option<Evidence>, Flaw> {
+    ) -> Result<Option<Evidence>, SampleError> {
         let histograms = Histograms::of(samples)?;
         let Baseline::Histograms(since, before) = &self.baseline else {
             self.baseline = Baseline::Histograms(now, histograms);
-            return Err(Flaw::First);
+            return Err(SampleError::First);
         };
         let since = *since;
         let new = histograms.since(before)?;
@@ -709,10 +720,10 @@ impl Part {
         if seen == 0.0 {
             // New series, or old ones with new bounds, count from here.
             self.baseline = Baseline::Histograms(since, histograms);
-            return Err(Flaw::NoObservation);
+            return Err(SampleError::NoObservation);
         }
         if seen < OBSERVATIONS_MIN && now.since(since) < quiet {
-            return Err(Flaw::FewObservations { seen, wanted: OBSERVATIONS_MIN });
+            return Err(SampleError::FewObservations { seen, wanted: OBSERVATIONS_MIN });
         }
         self.baseline = Baseline::Histograms(now, histograms);
         Ok(Some(Evidence::Buckets(new)))
@@ -720,19 +731,19 @@ impl Part {
 }
 
 /// When a value with this time stamp was true, on the driver's time line.
-fn date(stamp_ms: Option<i64>, before_ms: Option<i64>, now: Time, wall: WallMs) -> Result<Time, Flaw> {
+fn date(stamp_ms: Option<i64>, before_ms: Option<i64>, now: Time, wall: WallMs) -> Result<Time, SampleError> {
     let Some(stamp_ms) = stamp_ms else { return Ok(now) };
     let length =
         |from: i64, to: i64| Duration::from_millis(u64::try_from(to.saturating_sub(from)).unwrap_or(0));
     if let Some(before_ms) = before_ms
         && stamp_ms < before_ms
     {
-        return Err(Flaw::StampBack { by: length(stamp_ms, before_ms) });
+        return Err(SampleError::StampBack { by: length(stamp_ms, before_ms) });
     }
     let wall_ms = i64::try_from(wall.0).unwrap_or(i64::MAX);
     let ahead = length(wall_ms, stamp_ms);
     if ahead > STAMP_AHEAD_MAX {
-        return Err(Flaw::StampAhead { by: ahead });
+        return Err(SampleError::StampAhead { by: ahead });
     }
     Ok(now - length(stamp_ms, wall_ms))
 }

@@ -1,18 +1,18 @@
 //! The way of what is held open: WebSockets, and log tails above all.
 
-use super::{Passage, origin_form};
+use super::{RequestContext, origin_form};
 use crate::core::admission::controller::Ask;
-use crate::core::census::Verdict;
 use crate::core::policy::{ClassId, Kind};
-use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
+use crate::core::traffic_trace::Ending;
+use crate::core::usage::Verdict;
 use crate::proxy::body::{Body, ClientBody};
 use crate::proxy::coalesce::Key;
 use crate::proxy::headers::strip_hop_by_hop;
+use crate::proxy::log_fanout::{self, Follower, Found, Lead, LogFanout, Place, Reopen};
 use crate::proxy::permit_guard::PermitGuard;
 use crate::proxy::reject;
 use crate::proxy::state::{Entrance, ProxyState};
-use crate::proxy::tail::{self, Follower, Found, Lead, Place, Reopen, Tail};
 use crate::proxy::throttle::Throttle;
 use crate::proxy::tunnel::{self, Shaken};
 use crate::proxy::upstream::UpstreamError;
@@ -35,21 +35,21 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The largest answer that declines a handshake and is passed on, in bytes.
 const ANSWER_MAX: usize = 8 << 20;
 
-impl Passage {
+impl RequestContext {
     /// The way of a log tail: read with others where it may be, through a tunnel where not.
     pub(super) async fn tail(&self, mut parts: Parts, client: OnUpgrade) -> Response<Body> {
         self.tell_client(&mut parts.headers);
         // An application's WebSocket is no log: each client has its own.
         let shares = self.coalesce().is_some() && self.entrance.surface == Surface::Dashboard;
-        let key = tail::key(&parts, &self.entrance.question(self.matched.route, &parts.uri));
+        let key = log_fanout::key(&parts, &self.entrance.question(self.matched.route, &parts.uri));
         let Some(key) = key.filter(|_| shares).map(|key| key.at(&self.entrance)) else {
             return self.tunnel(parts, client).await;
         };
         let (follows, tail) = match self.proxy.tails.find(key) {
             Found::Full => return self.tunnel(parts, client).await,
-            Found::Tail(tail) => (true, tail),
+            Found::LogFanout(tail) => (true, tail),
             Found::Lead(lead) => {
-                tail::plain(&mut parts);
+                log_fanout::plain(&mut parts);
                 match self.lead(&parts, lead).await {
                     Ok(tail) => (false, tail),
                     Err(answer) => return answer,
@@ -66,15 +66,15 @@ impl Passage {
             self.count(Verdict::Shared, self.proxy.clock.now());
             self.proxy.record(self.ask(), Ending::Shared, self.since, (0, 0));
         }
-        let welcome = tail::welcome(&parts);
-        tail::plain(&mut parts);
+        let welcome = log_fanout::welcome(&parts);
+        log_fanout::plain(&mut parts);
         let again = Again { opener: self.opener(), ask: self.ask(), key, parts };
-        self.proxy.tasks.spawn(tail::relay(client, follower, again, self.proxy.tasks.clone()));
+        self.proxy.tasks.spawn(log_fanout::relay(client, follower, again, self.proxy.tasks.clone()));
         welcome
     }
 
     /// Opens a tail that others may read too.
-    async fn lead(&self, parts: &Parts, lead: Lead) -> Result<Arc<Tail>, Response<Body>> {
+    async fn lead(&self, parts: &Parts, lead: Lead) -> Result<Arc<LogFanout>, Response<Body>> {
         let permit = self.admit(self.proxy.clock.now()).await?;
         let tail = lead.tail();
         let told = self.opener().lead(parts.clone(), permit, self.matched.class, lead);
@@ -119,7 +119,7 @@ impl Passage {
                 permit.served();
                 Err(Response::from_parts(parts, body.map_or_else(|_| Body::empty(), Body::full)))
             }
-            Ok(Ok(Opened::Failed(error))) => Err(reject::upstream(self.tongue, &error, &self.id)),
+            Ok(Ok(Opened::Failed(error))) => Err(reject::upstream(self.error_format, &error, &self.id)),
             Ok(Err(_)) | Err(_) => Err(self.late()),
         }
     }
@@ -130,7 +130,7 @@ impl Passage {
     }
 
     fn late(&self) -> Response<Body> {
-        reject::timeout(self.tongue, &self.class().name, self.handshake_max(), &self.id)
+        reject::timeout(self.error_format, &self.class().name, self.handshake_max(), &self.id)
     }
 
     fn opener(&self) -> Opener {
@@ -235,7 +235,7 @@ impl Reopen for Again {
         let proxy = &self.opener.proxy;
         loop {
             let tail = match proxy.tails.find_from(self.key, place) {
-                Found::Tail(tail) => Some(tail),
+                Found::LogFanout(tail) => Some(tail),
                 Found::Lead(lead) => match proxy.admit(self.ask, proxy.clock.now()).await {
                     Ok(permit) => {
                         let tail = lead.tail();

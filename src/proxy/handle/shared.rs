@@ -1,11 +1,11 @@
 //! The shared way: one asks Ray, all who ask the same get its answer.
 
-use super::{Passage, origin_form};
+use super::{RequestContext, origin_form};
 use crate::core::admission::controller::Stage;
-use crate::core::census::Verdict;
-use crate::core::recording::Ending;
 use crate::core::request::catalogue::Surface;
-use crate::proxy::body::{Body, ClientBody, RayBody, Way};
+use crate::core::traffic_trace::Ending;
+use crate::core::usage::Verdict;
+use crate::proxy::body::{Body, ClientBody, RayBody, ResponsePolicy};
 use crate::proxy::coalesce::{self, Failure, Found, Key, Lead, Told};
 use crate::proxy::forward::{self, Answer};
 use crate::proxy::headers::strip_hop_by_hop;
@@ -53,7 +53,7 @@ impl Asked {
     }
 }
 
-impl Passage {
+impl RequestContext {
     /// The shared way: one leads, the others wait for its answer.
     pub(super) async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
         let told = match self.proxy.coalescer.find(key, self.proxy.clock.now()) {
@@ -87,7 +87,7 @@ impl Passage {
     }
 
     fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
-        let mut response = share.respond(&self.way(), asked.http2);
+        let mut response = share.respond(&self.response_policy(), asked.http2);
         if let (Some(echo), Some(id)) = (response.headers_mut().get_mut(REQUEST_ID), asked.id) {
             *echo = id;
         }
@@ -98,10 +98,10 @@ impl Passage {
     fn explain(&self, failure: &Failure, leads: bool) -> Response<Body> {
         let class = &self.class().name;
         match failure {
-            Failure::Upstream(error) => reject::upstream(self.tongue, error, &self.id),
-            Failure::TimedOut(bound) if leads => reject::timeout(self.tongue, class, *bound, &self.id),
-            Failure::TimedOut(bound) => reject::timeout_of_equal(self.tongue, class, *bound, &self.id),
-            Failure::BrokeOff(error) => reject::broke_off(self.tongue, error, &self.id),
+            Failure::Upstream(error) => reject::upstream(self.error_format, error, &self.id),
+            Failure::TimedOut(bound) if leads => reject::timeout(self.error_format, class, *bound, &self.id),
+            Failure::TimedOut(bound) => reject::timeout_of_equal(self.error_format, class, *bound, &self.id),
+            Failure::BrokeOff(error) => reject::broke_off(self.error_format, error, &self.id),
         }
     }
 
@@ -125,7 +125,7 @@ impl Passage {
             proxy: Arc::clone(&self.proxy),
             surface: self.entrance.surface,
             cancels,
-            way: self.way(),
+            response_policy: self.response_policy(),
             ttl: self.coalesce().map_or(Duration::ZERO, |coalesce| coalesce.ttl),
             bound: self.timeout().unwrap_or(self.peer.abandoned_max),
             lead,
@@ -138,7 +138,7 @@ impl Passage {
             Ok(Fetched::Share(share)) => self.respond(share, asked),
             Ok(Fetched::Own(response)) => response,
             Ok(Fetched::Failed(failure)) => self.explain(&failure, true),
-            Err(_) => reject::broke_off(self.tongue, &"the request to Ray was given up", &self.id),
+            Err(_) => reject::broke_off(self.error_format, &"the request to Ray was given up", &self.id),
         }
     }
 }
@@ -149,7 +149,7 @@ struct Fetch {
     surface: Surface,
     /// Whether upstream stops working on a request that nobody waits for.
     cancels: bool,
-    way: Way,
+    response_policy: ResponsePolicy,
     ttl: Duration,
     /// For Ray to begin its answer.
     bound: Duration,
@@ -201,16 +201,16 @@ impl Fetch {
             longest.and_then(|_| self.proxy.coalescer.take(shared_answer::cost(&head.headers, length)));
         let (Some(longest), Some(charge)) = (longest, charge) else {
             self.lead.dissolve();
-            let body = Body::forwarded(body, Some(permit), None, self.way);
+            let body = Body::forwarded(body, Some(permit), None, self.response_policy);
             drop(self.leader.send(Fetched::Own(Response::from_parts(head, body))));
             return;
         };
         // An error is shared with those who wait now, but not with those who come later.
         let keep = if head.status.is_success() { self.ttl.min(longest) } else { Duration::ZERO };
-        let until = self.way.clock.now() + keep;
+        let until = self.response_policy.clock.now() + keep;
         // Nobody's reading is awaited here.
-        let way = Way { patience: None, ..self.way.clone() };
-        let (answer, rest) = match Body::forwarded(body, Some(permit), None, way) {
+        let response_policy = ResponsePolicy { patience: None, ..self.response_policy.clone() };
+        let (answer, rest) = match Body::forwarded(body, Some(permit), None, response_policy) {
             Body::Full(whole) => (SharedAnswer::whole(head, &whole.unwrap_or_default(), charge), None),
             body if length.is_some_and(|length| length <= SHORT_MAX) => match body.collect().await {
                 Ok(whole) => (SharedAnswer::whole(head, &whole.to_bytes(), charge), None),
@@ -229,7 +229,7 @@ impl Fetch {
         }
         if kept.is_some() && answer.is_whole() {
             tokio::select! {
-                () = tokio::time::sleep_until(self.way.clock.instant(until)) => {}
+                () = tokio::time::sleep_until(self.response_policy.clock.instant(until)) => {}
                 () = self.proxy.tasks.closed() => {}
             }
         }

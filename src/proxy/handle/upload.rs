@@ -1,6 +1,6 @@
 //! The way of a request whose body is too long to be read whole beforehand.
 
-use super::Passage;
+use super::RequestContext;
 use crate::core::admission::controller::Shed;
 use crate::core::policy::Treatment;
 use crate::proxy::body::{Body, ClientBody, Pace, Upload};
@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use std::sync::Arc;
 use std::time::Duration;
 
-impl Passage {
+impl RequestContext {
     /// Passes the body on as it comes, all but its last piece, asks for a permit for that, and only
     /// then waits for Ray.
     pub(super) async fn upload(self: Arc<Self>, parts: Parts, body: Incoming) -> Response<Body> {
@@ -61,8 +61,8 @@ impl Passage {
             let permit = self.admit(proxy.clock.now()).await?;
             return Ok((Handover::admitted(proxy, ask, permit), None));
         };
-        let passage = Arc::clone(self);
-        let asking = Box::pin(async move { passage.ask_in_turn().await });
+        let context = Arc::clone(self);
+        let asking = Box::pin(async move { context.ask_in_turn().await });
         Ok((Handover::parked(proxy, ask, place), Some(asking)))
     }
 
@@ -86,7 +86,7 @@ impl Passage {
         let (proxy, class) = (&self.proxy, self.matched.class);
         let table = proxy.table.load();
         let (reason, wait) = proxy.admission.would_shed(&table, class, self.client, proxy.clock.now())?;
-        let shed = proxy.admission.refuse_at_sight(&table, class, reason, wait)?;
+        let shed = proxy.admission.refuse_at_once(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }
 }

@@ -37,7 +37,7 @@ pub type Body = WithTrailers<Full<Bytes>, Ready<Option<Result<HeaderMap, Infalli
 
 /// Why a call is not answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Fault {
+pub enum CallError {
     /// Another method.
     #[error("only envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit is spoken here")]
     Method,
@@ -61,14 +61,14 @@ pub enum Fault {
     TooMany(usize),
 }
 
-impl Fault {
+impl CallError {
     /// The status of gRPC's list.
     fn status(self) -> &'static str {
         match self {
-            Fault::Method | Fault::Compressed => "12", // UNIMPLEMENTED
-            Fault::NotGrpc | Fault::Malformed | Fault::TooMany(_) => "3", // INVALID_ARGUMENT
-            Fault::TooLong => "8",                     // RESOURCE_EXHAUSTED
-            Fault::Slow => "4",                        // DEADLINE_EXCEEDED
+            CallError::Method | CallError::Compressed => "12", // UNIMPLEMENTED
+            CallError::NotGrpc | CallError::Malformed | CallError::TooMany(_) => "3", // INVALID_ARGUMENT
+            CallError::TooLong => "8",                         // RESOURCE_EXHAUSTED
+            CallError::Slow => "4",                            // DEADLINE_EXCEEDED
         }
     }
 }
@@ -76,37 +76,37 @@ impl Fault {
 /// Reads the message of a call.
 ///
 /// # Errors
-/// [`Fault`]; its answer is [`refuse`].
-pub async fn read<M: Message + Default>(request: Request<Incoming>) -> Result<M, Fault> {
+/// [`CallError`]; its answer is [`refuse`].
+pub async fn read<M: Message + Default>(request: Request<Incoming>) -> Result<M, CallError> {
     let kind = request.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
     if !kind.starts_with(b"application/grpc") {
-        return Err(Fault::NotGrpc);
+        return Err(CallError::NotGrpc);
     }
     if request.method() != Method::POST || request.uri().path() != METHOD {
-        return Err(Fault::Method);
+        return Err(CallError::Method);
     }
     let body = Limited::new(request.into_body(), MESSAGE_BYTES_MAX).collect();
     let bytes = match tokio::time::timeout(READ_MAX, body).await {
         Ok(Ok(collected)) => collected.to_bytes(),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(Fault::TooLong),
-        Ok(Err(_)) => return Err(Fault::Malformed),
-        Err(_) => return Err(Fault::Slow),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => return Err(CallError::TooLong),
+        Ok(Err(_)) => return Err(CallError::Malformed),
+        Err(_) => return Err(CallError::Slow),
     };
     unframe(&bytes)
 }
 
 /// The message behind its prefix.
-fn unframe<M: Message + Default>(bytes: &Bytes) -> Result<M, Fault> {
-    let (prefix, _) = bytes.split_first_chunk::<5>().ok_or(Fault::Malformed)?;
+fn unframe<M: Message + Default>(bytes: &Bytes) -> Result<M, CallError> {
+    let (prefix, _) = bytes.split_first_chunk::<5>().ok_or(CallError::Malformed)?;
     let [compressed, length @ ..] = *prefix;
     if compressed != 0 {
-        return Err(Fault::Compressed);
+        return Err(CallError::Compressed);
     }
     let message = bytes.slice(5..);
     if u32::from_be_bytes(length) as usize != message.len() {
-        return Err(Fault::Malformed);
+        return Err(CallError::Malformed);
     }
-    M::decode(message).map_err(|_| Fault::Malformed)
+    M::decode(message).map_err(|_| CallError::Malformed)
 }
 
 /// How long the client waits, if it says so.
@@ -142,9 +142,9 @@ pub fn answer(message: &impl Message) -> Response<Body> {
 
 /// The answer to a call that is not answered.
 #[must_use]
-pub fn refuse(fault: Fault) -> Response<Body> {
+pub fn refuse(fault: CallError) -> Response<Body> {
     let mut response = respond(Bytes::new(), None);
-    if fault == Fault::NotGrpc {
+    if fault == CallError::NotGrpc {
         *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     }
     let headers = response.headers_mut();
@@ -197,11 +197,11 @@ mod tests {
     #[test]
     fn what_is_not_one_plain_message_is_refused() {
         let fault = |bytes: &[u8]| unframe::<RateLimitRequest>(&Bytes::copy_from_slice(bytes)).unwrap_err();
-        assert_eq!(fault(b""), Fault::Malformed);
-        assert_eq!(fault(b"\x01\0\0\0\0"), Fault::Compressed);
-        assert_eq!(fault(b"\0\0\0\0\x05abc"), Fault::Malformed);
-        assert_eq!(fault(b"\0\0\0\0\x01\xff"), Fault::Malformed);
-        assert!(Fault::TooMany(16).to_string().contains("16"));
+        assert_eq!(fault(b""), CallError::Malformed);
+        assert_eq!(fault(b"\x01\0\0\0\0"), CallError::Compressed);
+        assert_eq!(fault(b"\0\0\0\0\x05abc"), CallError::Malformed);
+        assert_eq!(fault(b"\0\0\0\0\x01\xff"), CallError::Malformed);
+        assert!(CallError::TooMany(16).to_string().contains("16"));
     }
 
     #[test]

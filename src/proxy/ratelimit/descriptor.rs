@@ -22,14 +22,14 @@
 //! round every limit; Envoy's `normalize_path` is what keeps the two readings of it together.
 
 use crate::core::admission::controller::Ask;
-use crate::core::census::Unlisted;
 use crate::core::policy::ClassId;
 use crate::core::request::classify::{Match, UNLISTED};
 use crate::core::request::client_id::ClientId;
 use crate::core::request::facts::{Facts, Headers};
 use crate::core::request::identify::Identifier;
+use crate::core::usage::Unlisted;
 use crate::proxy::ratelimit::message::{Descriptor, Entry};
-use crate::proxy::reject::Tongue;
+use crate::proxy::reject::ErrorFormat;
 use crate::proxy::state::Front;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -59,7 +59,7 @@ pub struct Question<'a> {
     /// Whether it asks for something that takes an API key, and shows none.
     pub keyless: bool,
     /// How the client wants to be spoken to.
-    pub tongue: Tongue,
+    pub error_format: ErrorFormat,
     /// The exchange's name, if its end will be told.
     pub name: Option<&'a [u8]>,
 }
@@ -101,7 +101,7 @@ pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told
         unlisted,
         address: proxy.identifier.client_address(&facts),
         keyless,
-        tongue: Tongue::of(path, facts.grpc),
+        error_format: ErrorFormat::of(path, facts.grpc),
         name: entries.get("request"),
     })
 }

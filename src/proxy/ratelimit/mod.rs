@@ -1,6 +1,6 @@
-//! The brain of an Envoy fleet: rayguard decides, Envoys enforce.
+//! The brain behind Envoys: rayguard decides, Envoys enforce.
 //!
-//! Many already have an Envoy, Istio or Envoy Gateway fleet in front of Ray, and no wish for one
+//! Many already have an Envoy, Istio or Envoy Gateway in front of Ray, and no wish for one
 //! more hop. Envoy can ask before it lets a request pass: `ShouldRateLimit` of its rate-limit
 //! service protocol v3. Here that question is put to the very admission controller that decides about requests at
 //! the proxy ([`AdmissionController::decide`]), under the very same table: the loop moves a limit, and the next
@@ -11,10 +11,10 @@
 //! arrival. `hits_addend` is their price (`core/admission/controller/multi_cost.rs`).
 //!
 //! **In-flight** limits need to know when an exchange ends, and this protocol has no word for it.
-//! There are two ways round that, and both hold a real place in the admission controller (`places.rs`):
+//! There are two ways round that, and both hold a real place in the admission controller (`lease_table.rs`):
 //! - *Envoy tells.* A second descriptor with `apply_on_stream_done` names the exchange that has
 //!   ended and, as its `hits_addend`, the status of the answer. Then concurrency is counted as at
-//!   the proxy, and proxy latency is measured too: the inner loop steers what goes through Envoys
+//!   the proxy, and proxy latency is measured too: the inner loop controls what goes through Envoys
 //!   by how long it took.
 //! - *Nobody tells.* The place is held for as long as an exchange of the class is known to last:
 //!   the mean of what was measured at the proxy or told by others, or, before there is any, the
@@ -48,26 +48,26 @@
 
 pub mod call;
 pub mod descriptor;
+pub mod lease_table;
 pub mod message;
-pub mod places;
-pub mod stay;
+pub mod service_time;
 pub mod tally;
 
 use crate::core::admission::controller::{Left, Shed};
 use crate::core::admission::meter::Reason;
-use crate::core::census::{Sight, Verdict};
-use crate::core::journal::Via;
+use crate::core::event::Via;
 use crate::core::policy::{ClassId, Kind, Treatment};
 use crate::core::time::Time;
+use crate::core::usage::{RequestSummary, Verdict};
 use crate::proxy::body::Body;
 use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::ratelimit::call::Fault;
+use crate::proxy::ratelimit::call::CallError;
 use crate::proxy::ratelimit::descriptor::{Question, Told};
+use crate::proxy::ratelimit::lease_table::{LeaseTable, Until};
 use crate::proxy::ratelimit::message::{
     Code, Descriptor, DescriptorStatus, HeaderValue, RateLimit, RateLimitRequest, RateLimitResponse, Unit,
 };
-use crate::proxy::ratelimit::places::{Places, Until};
-use crate::proxy::ratelimit::stay::Stays;
+use crate::proxy::ratelimit::service_time::ServiceTimes;
 use crate::proxy::ratelimit::tally::Answer;
 use crate::proxy::reject::{self, Refused};
 use crate::proxy::state::{Front, ProxyState};
@@ -87,7 +87,7 @@ pub const DESCRIPTORS_MAX: usize = 16;
 /// as its class's objective, and so many times as long as they last on the average: late enough for
 /// the loop to have seen that Ray is slow, and soon enough for a lost report to cost little.
 const LOST_OBJECTIVES: u32 = 5;
-const LOST_STAYS: u32 = 10;
+const LOST_SERVICE_TIMES: u32 = 10;
 
 /// How often places whose time is up are given back; the bound on how late that is.
 const EXPIRE: Duration = Duration::from_millis(10);
@@ -101,8 +101,8 @@ pub struct Service {
     front: Arc<ArcSwap<Front>>,
     domain: Arc<str>,
     place_max: Duration,
-    places: Mutex<Places<PermitGuard>>,
-    stays: Mutex<Stays>,
+    places: Mutex<LeaseTable<PermitGuard>>,
+    service_times: Mutex<ServiceTimes>,
 }
 
 /// How one descriptor was decided.
@@ -118,8 +118,13 @@ impl Service {
     #[must_use]
     pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, place_max: Duration) -> Arc<Service> {
         let tasks = front.load().proxy.tasks.clone();
-        let service =
-            Arc::new(Service { front, domain, place_max, places: Mutex::default(), stays: Mutex::default() });
+        let service = Arc::new(Service {
+            front,
+            domain,
+            place_max,
+            places: Mutex::default(),
+            service_times: Mutex::default(),
+        });
         let expiring = Arc::clone(&service);
         tasks.every(EXPIRE, move || expiring.expire());
         let measuring = Arc::clone(&service);
@@ -156,17 +161,17 @@ impl Service {
     /// Decides about one question; nothing in it waits beyond `deadline`.
     ///
     /// # Errors
-    /// [`Fault::TooMany`].
+    /// [`CallError::TooMany`].
     pub async fn decide(
         &self,
         peer: IpAddr,
         message: &RateLimitRequest,
         deadline: Time,
-    ) -> Result<RateLimitResponse, Fault> {
+    ) -> Result<RateLimitResponse, CallError> {
         let descriptors = &message.descriptors;
         let sizes = descriptors.iter().map(|descriptor| descriptor.entries.len()).chain([descriptors.len()]);
         if sizes.max().is_some_and(|most| most > DESCRIPTORS_MAX) {
-            return Err(Fault::TooMany(DESCRIPTORS_MAX));
+            return Err(CallError::TooMany(DESCRIPTORS_MAX));
         }
         let front = self.front.load_full();
         let mut answer = RateLimitResponse { overall_code: Code::Ok as i32, ..RateLimitResponse::default() };
@@ -229,7 +234,7 @@ impl Service {
             more.and_then(|_| proxy.admission.lacks(ask, hits.get(), now))
         };
         if let Some((reason, wait)) = early
-            && let Some(shed) = proxy.admission.refuse_at_sight(&proxy.table.load(), ask.class, reason, wait)
+            && let Some(shed) = proxy.admission.refuse_at_once(&proxy.table.load(), ask.class, reason, wait)
         {
             return Decided::Refused(shed);
         }
@@ -274,7 +279,7 @@ impl Service {
             let class = &proxy.policy.classes[inner.ask.class.index()];
             let holds_a_place = inner.is_counted();
             let stay = self.stay(proxy, inner.ask.class);
-            let long = (class.slo.latency * LOST_OBJECTIVES).max(stay * LOST_STAYS);
+            let long = (class.slo.latency * LOST_OBJECTIVES).max(stay * LOST_SERVICE_TIMES);
             let latest = class.timeout.unwrap_or(self.place_max).min(long).min(self.place_max);
             let latest = if class.kind == Kind::Held { self.place_max } else { latest };
             let until = Until { expected: now + stay, latest: now + latest };
@@ -310,13 +315,13 @@ impl Service {
 
     fn measure(&self) {
         let front = self.front.load();
-        self.stays.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.proxy);
+        self.service_times.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.proxy);
     }
 
     /// How long an exchange of a class is expected to hold its place.
     fn stay(&self, proxy: &ProxyState, id: ClassId) -> Duration {
         let class = &proxy.policy.classes[id.index()];
-        let measured = self.stays.lock().unwrap_or_else(PoisonError::into_inner).mean(proxy, id);
+        let measured = self.service_times.lock().unwrap_or_else(PoisonError::into_inner).mean(proxy, id);
         match (class.kind, measured) {
             // A log is read for hours; what it took to open it tells nothing.
             (Kind::Held, _) => self.place_max,
@@ -324,7 +329,7 @@ impl Service {
         }
     }
 
-    fn places(&self) -> MutexGuard<'_, Places<PermitGuard>> {
+    fn places(&self) -> MutexGuard<'_, LeaseTable<PermitGuard>> {
         // A panic while holding leaves a place too many or too few; each has its end.
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -380,7 +385,7 @@ fn refuse(proxy: &Arc<ProxyState>, question: &Question<'_>, shed: Shed, answer: 
     proxy.note(&id, &shed, &question.pattern, question.ask.client.address, Via::RatelimitService);
     answer.overall_code = Code::OverLimit as i32;
     (answer.response_headers_to_add, answer.raw_body) =
-        spoken(reject::shed(question.tongue, shed, &Refused::at(proxy, &shed, &id)));
+        spoken(reject::shed(question.error_format, shed, &Refused::at(proxy, &shed, &id)));
 }
 
 /// Nothing is said but that it may pass.
@@ -397,14 +402,14 @@ fn hits(descriptor: &Descriptor, of_request: u32) -> u32 {
 }
 
 fn count(proxy: &ProxyState, question: &Question<'_>, verdict: Verdict) {
-    let sight = Sight {
+    let summary = RequestSummary {
         ask: question.ask,
         address: question.address,
         pattern: &question.pattern,
         unlisted: question.unlisted.as_deref(),
         in_flight: proxy.admission.load(question.ask.class).0,
     };
-    proxy.count(&sight, verdict, proxy.clock.now());
+    proxy.count(&summary, verdict, proxy.clock.now());
 }
 
 /// A limit in words of this protocol: whole requests per unit of time, in the least unit that

@@ -124,7 +124,7 @@ async fn a_path_and_the_name_of_its_class_are_held_to_one_limit() {
 }
 
 #[tokio::test]
-async fn a_refusal_tells_why_and_when_and_stands_in_the_record() {
+async fn a_refusal_tells_why_and_when_and_stands_in_the_log() {
     let mut rig = Rig::rated(0.1, 1);
     let asked = [&STATUS[..], &[("remote_address", "192.0.2.1")]].concat();
     assert!(rig.passes(&asked).await);
@@ -277,7 +277,7 @@ async fn a_report_that_is_lost_costs_a_place_for_a_few_objectives() {
     let objective = rig.proxy.policy.classes[rig.class("job-status").index()].slo.latency;
     assert!(rig.passes(&[&STATUS[..], &[("request", "id-1")]].concat()).await);
     let (now, stay) = (rig.proxy.clock.now(), rig.service.stay(&rig.proxy, rig.class("job-status")));
-    let long = (objective * LOST_OBJECTIVES).max(stay * LOST_STAYS).min(Duration::from_mins(10));
+    let long = (objective * LOST_OBJECTIVES).max(stay * LOST_SERVICE_TIMES).min(Duration::from_mins(10));
     assert_eq!(rig.service.places().expire(now + long / 2).len(), 0);
     assert_eq!(rig.service.places().expire(now + long + Duration::from_secs(1)).len(), 1);
     assert!(rig.passes(&STATUS).await);
@@ -361,7 +361,7 @@ async fn a_question_of_too_many_parts_is_not_answered() {
     let entries = vec![("k", "v"); DESCRIPTORS_MAX + 1];
     for many in [one(&entries), all(vec![descriptor(&STATUS); DESCRIPTORS_MAX + 1])] {
         let fault = rig.service.decide(ENVOY, &many, rig.proxy.clock.now()).await.unwrap_err();
-        assert_eq!(fault, Fault::TooMany(DESCRIPTORS_MAX));
+        assert_eq!(fault, CallError::TooMany(DESCRIPTORS_MAX));
     }
     assert_eq!(rig.proxy.admission.counts(rig.class("job-status")).offered, 0);
 }

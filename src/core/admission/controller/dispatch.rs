@@ -7,11 +7,11 @@
 //! All of it under the module's mutex, which is taken only once somebody waits there.
 
 use super::{AdmissionController, Decision, Full, Grant, Permit, Shed, WaitId};
+use crate::admission::client_limits::ClientPermit;
 use crate::admission::controller::Ask;
 use crate::admission::history::KEPT_FOR;
 use crate::admission::meter::Reason;
 use crate::admission::queue::{Joined, Waiting, Weights};
-use crate::admission::share::ClientPermit;
 use crate::admission::table::{LimitTable, permits};
 use crate::admission::tiers::{TierPlace, Tiers};
 use crate::policy::{ClassId, Policy, Priority};
@@ -117,7 +117,7 @@ impl<W> AdmissionController<W> {
     /// Counts out one who must give way.
     fn turn_away(&self, id: ClassId, request: &Waiting<Waiter<W>>) -> Shed {
         self.refund(request);
-        self.leave_share(id, request.waiter.of_client);
+        self.leave_client_limits(id, request.waiter.of_client);
         self.uncount(id);
         self.refuse(id, Reason::ClientShare, Duration::ZERO)
     }
@@ -198,7 +198,7 @@ impl<W> AdmissionController<W> {
             }
         };
         self.refund(&removed);
-        self.leave_share(id.class, removed.waiter.of_client);
+        self.leave_client_limits(id.class, removed.waiter.of_client);
         self.uncount(id.class);
         Some(removed.waiter.waiter)
     }

@@ -37,8 +37,11 @@ impl<W> AdmissionController<W> {
     #[must_use]
     pub fn lacks(&self, ask: Ask, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let class = self.class(ask.class);
-        let client = self.common.judge(ask.client);
-        let own = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(client, hits, now));
+        let client = self.shared_credential.judge(ask.client);
+        let own = class
+            .client_limits
+            .as_ref()
+            .and_then(|(_, client_limits)| client_limits.would_refuse(client, hits, now));
         own.or_else(|| {
             let (_, rate) = class.rate.as_ref()?;
             let wait = rate.wait(hits.saturating_sub(1), now);
@@ -52,11 +55,12 @@ impl<W> AdmissionController<W> {
     /// The rate that has not so much in hand; then nothing is paid by it.
     pub fn pay(&self, permit: &Permit, more: NonZeroU32, now: Time) -> Result<(), (Reason, Duration)> {
         let class = self.class(permit.ask.class);
-        if let Some((_, shares)) = &class.shares
-            && !shares.take_all(permit.ask.client, more, now)
+        if let Some((_, client_limits)) = &class.client_limits
+            && !client_limits.take_all(permit.ask.client, more, now)
         {
-            let wait =
-                shares.would_refuse(permit.ask.client, more.get(), now).map_or(Duration::ZERO, |o| o.1);
+            let wait = client_limits
+                .would_refuse(permit.ask.client, more.get(), now)
+                .map_or(Duration::ZERO, |o| o.1);
             return Err((Reason::ClientRate, wait));
         }
         match &class.rate {
@@ -79,8 +83,8 @@ impl<W> AdmissionController<W> {
             let (cells, until) = rate.left(now);
             (requests, whole) = (requests.min(cells), until);
         }
-        if let Some((_, shares)) = &class.shares {
-            requests = requests.min(shares.left(self.common.judge(client), now));
+        if let Some((_, client_limits)) = &class.client_limits {
+            requests = requests.min(client_limits.left(self.shared_credential.judge(client), now));
         }
         if let Some(max) = limits.admitted_max {
             let used = self.allowance_used(id);

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 impl<W> AdmissionController<W> {
     /// Refuses a request that is not to ask at all; `None` where sheds are only counted.
-    pub fn refuse_at_sight(
+    pub fn refuse_at_once(
         &self,
         table: &LimitTable,
         id: ClassId,
@@ -48,8 +48,11 @@ impl<W> AdmissionController<W> {
         if limits.treatment != Treatment::Limited || limits.mode != Mode::Enforce {
             return None;
         }
-        let client = self.common.judge(client);
-        if let Some(over) = class.shares.as_ref().and_then(|(_, shares)| shares.would_refuse(client, 1, now))
+        let client = self.shared_credential.judge(client);
+        if let Some(over) = class
+            .client_limits
+            .as_ref()
+            .and_then(|(_, client_limits)| client_limits.would_refuse(client, 1, now))
         {
             return Some(over);
         }

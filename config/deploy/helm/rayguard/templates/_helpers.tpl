@@ -43,8 +43,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if .Values.serve.enabled }}{{ fail "serve.enabled: a sidecar sees the head's share of Serve alone; use placement standalone" }}{{ end }}
 {{- else if .Values.rayCluster.create }}{{ fail "rayCluster.create: only with placement sidecar" }}
 {{- end }}
-{{- if and (gt (int .Values.replicas) 1) (not .Values.fleet.url) (not .Values.config) (not .Values.existingConfigMap) }}
-{{- fail "replicas: more than one need fleet.url, or each finds limits of its own and the head sees their sum" }}
+{{- if and (gt (int .Values.replicas) 1) (not .Values.sharedStore.url) (not .Values.config) (not .Values.existingConfigMap) }}
+{{- fail "replicas: more than one need sharedStore.url, or each finds limits of its own and the head sees their sum" }}
 {{- end }}
 {{- end }}
 
@@ -79,7 +79,7 @@ discovery_file = "off"
 discover = false
 
 # The emptyDir ends with the pod; what is printed is kept by the cluster's logging.
-[ledger]
+[adjustment_log]
 stdout = true
 
 [log]
@@ -91,13 +91,13 @@ hosts = [{{ range $at, $name := list (include "rayguard.name" .) (printf "%s.%s"
 {{- if .Values.admin.tokenSecret }}
 token = { file = "/etc/rayguard-admin/{{ .Values.admin.tokenKey }}" }
 {{- end }}
-{{- if .Values.fleet.url }}
+{{- if .Values.sharedStore.url }}
 
-[fleet]
-url = {{ .Values.fleet.url | quote }}
-replicas = {{ .Values.replicas }}
-{{- if .Values.fleet.passwordSecret }}
-password = { file = "/etc/rayguard-fleet/{{ .Values.fleet.passwordKey }}" }
+[replicas]
+url = {{ .Values.sharedStore.url | quote }}
+count = {{ .Values.replicas }}
+{{- if .Values.sharedStore.passwordSecret }}
+password = { file = "/etc/rayguard-store/{{ .Values.sharedStore.passwordKey }}" }
 {{- end }}
 {{- end }}
 {{- with .Values.settings }}
@@ -121,7 +121,7 @@ password = { file = "/etc/rayguard-fleet/{{ .Values.fleet.passwordKey }}" }
     {{- if .Values.serve.enabled }}
     - {containerPort: {{ .Values.serve.port }}, name: serve}
     {{- end }}
-    - {containerPort: 9465, name: guard-metrics}
+    - {containerPort: 9465, name: proxy-metrics}
   {{- end }}
   # Neither depends on Ray or Prometheus: a proxy that is taken away because the head is slow takes the head away too.
   readinessProbe:
@@ -145,8 +145,8 @@ password = { file = "/etc/rayguard-fleet/{{ .Values.fleet.passwordKey }}" }
     {{- if .Values.admin.tokenSecret }}
     - {name: rayguard-admin, mountPath: /etc/rayguard-admin, readOnly: true}
     {{- end }}
-    {{- if .Values.fleet.passwordSecret }}
-    - {name: rayguard-fleet, mountPath: /etc/rayguard-fleet, readOnly: true}
+    {{- if .Values.sharedStore.passwordSecret }}
+    - {name: rayguard-store, mountPath: /etc/rayguard-store, readOnly: true}
     {{- end }}
     - {name: rayguard-state, mountPath: /var/lib/rayguard}
 {{- end }}
@@ -158,8 +158,8 @@ password = { file = "/etc/rayguard-fleet/{{ .Values.fleet.passwordKey }}" }
 - name: rayguard-admin
   secret: {secretName: {{ . }}}
 {{- end }}
-{{- with .Values.fleet.passwordSecret }}
-- name: rayguard-fleet
+{{- with .Values.sharedStore.passwordSecret }}
+- name: rayguard-store
   secret: {secretName: {{ . }}}
 {{- end }}
 - name: rayguard-state

@@ -1,0 +1,173 @@
+//! `rayguard pin`, `unpin`, `freeze`, `unfreeze`, `shadow`, `enforce`, `reload`: overriding limits,
+//! and giving it back.
+
+use crate::admin::schema::{Done, FreezeRequest, ModeRequest, PinRequest, Reloaded, ShedMode, UnpinRequest};
+use crate::cli::client::{Client, ClientError, Reach, json, who};
+use crate::cli::format::Format;
+use crate::core::event::LimitKind;
+use std::io::Write;
+use std::str::FromStr;
+
+/// Holds a limit at a value for a while.
+#[derive(clap::Args, Clone, Debug)]
+pub struct PinArgs {
+    /// Class name, for example job-submit.
+    pub class: String,
+    /// Limit and value: rate=5 or in_flight=20.
+    #[arg(value_name = "LIMIT=VALUE")]
+    pub limit: Setting,
+    /// Duration; after it the controller moves the limit again, from this value.
+    #[arg(long = "for", value_name = "LENGTH", default_value = "1h")]
+    pub length: String,
+    /// Reason, kept in the adjustment log.
+    #[arg(long, value_name = "TEXT")]
+    pub why: String,
+    /// Address of the running rayguard.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// Lets the controller move a pinned limit again.
+#[derive(clap::Args, Clone, Debug)]
+pub struct UnpinArgs {
+    /// The class.
+    pub class: String,
+    /// Which limit: rate or in_flight.
+    #[arg(value_parser = kind)]
+    pub limit: LimitKind,
+    /// Reason, kept in the adjustment log.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub why: String,
+    /// Address of the running rayguard.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// What has a reason and nothing else.
+#[derive(clap::Args, Clone, Debug)]
+pub struct FreezeArgs {
+    /// Reason, kept in the adjustment log.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub why: String,
+    /// Address of the running rayguard.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// Says what becomes of sheds.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ModeArgs {
+    /// Class name. Default: all classes.
+    pub class: Option<String>,
+    /// Reason, kept in the adjustment log.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub why: String,
+    /// Address of the running rayguard.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// `rate=5`.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Setting {
+    /// Which limit.
+    pub limit: LimitKind,
+    /// Its value.
+    pub value: f64,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Setting, String> {
+        let (limit, value) =
+            text.split_once('=').ok_or("write the limit and its value, such as rate=5 or in_flight=20")?;
+        let value: f64 = value
+            .trim_end_matches("/s")
+            .parse()
+            .map_err(|_| format!("`{value}` is no number; write rate=5"))?;
+        if !value.is_finite() || value < 0.0 {
+            return Err(format!("{value} can be no limit; write a number of 0 or more"));
+        }
+        Ok(Setting { limit: kind(limit)?, value })
+    }
+}
+
+fn kind(text: &str) -> Result<LimitKind, String> {
+    match text {
+        "rate" => Ok(LimitKind::Rate),
+        "in_flight" | "in-flight" => Ok(LimitKind::InFlight),
+        _ => Err(format!("`{text}` is no limit; there are rate and in_flight")),
+    }
+}
+
+/// Carries out `pin`.
+pub async fn pin(args: &PinArgs, out: &mut dyn Write) -> Result<(), ClientError> {
+    let order = PinRequest {
+        class: args.class.clone(),
+        limit: args.limit.limit,
+        value: args.limit.value,
+        r#for: args.length.clone(),
+        why: args.why.clone(),
+        who: who(),
+    };
+    send(&args.reach, "/api/v1/pin", &order, out).await
+}
+
+/// Carries out `unpin`.
+pub async fn unpin(args: &UnpinArgs, out: &mut dyn Write) -> Result<(), ClientError> {
+    let order =
+        UnpinRequest { class: args.class.clone(), limit: args.limit, why: args.why.clone(), who: who() };
+    send(&args.reach, "/api/v1/unpin", &order, out).await
+}
+
+/// Carries out `freeze` and `unfreeze`.
+pub async fn freeze(args: &FreezeArgs, frozen: bool, out: &mut dyn Write) -> Result<(), ClientError> {
+    let path = if frozen { "/api/v1/freeze" } else { "/api/v1/unfreeze" };
+    send(&args.reach, path, &FreezeRequest { why: args.why.clone(), who: who() }, out).await
+}
+
+/// Carries out `shadow` and `enforce`.
+pub async fn mode(args: &ModeArgs, mode: ShedMode, out: &mut dyn Write) -> Result<(), ClientError> {
+    let order = ModeRequest { mode, class: args.class.clone(), why: args.why.clone(), who: who() };
+    send(&args.reach, "/api/v1/mode", &order, out).await
+}
+
+/// Carries out `reload`.
+pub async fn reload(args: &FreezeArgs, out: &mut dyn Write) -> Result<(), ClientError> {
+    let order = FreezeRequest { why: args.why.clone(), who: who() };
+    let reloaded: Reloaded = Client::new(&args.reach)?.post("/api/v1/reload", &order).await?;
+    if args.reach.format == Format::Json {
+        return json(out, &reloaded);
+    }
+    writeln!(out, "{}", reloaded.done)?;
+    Ok(())
+}
+
+async fn send(
+    reach: &Reach,
+    path: &str,
+    order: &impl serde::Serialize,
+    out: &mut dyn Write,
+) -> Result<(), ClientError> {
+    let done: Done = Client::new(reach)?.post(path, order).await?;
+    if reach.format == Format::Json {
+        return json(out, &done);
+    }
+    writeln!(out, "{}", done.done)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_is_a_limit_and_a_number() {
+        assert_eq!("rate=5".parse(), Ok(Setting { limit: LimitKind::Rate, value: 5.0 }));
+        assert_eq!("rate=0.5/s".parse(), Ok(Setting { limit: LimitKind::Rate, value: 0.5 }));
+        assert_eq!("in-flight=20".parse(), Ok(Setting { limit: LimitKind::InFlight, value: 20.0 }));
+        for wrong in ["", "rate", "rate=", "rate=x", "rate=-1", "rate=nan", "rate=inf", "speed=5"] {
+            assert!(wrong.parse::<Setting>().is_err(), "{wrong}");
+        }
+    }
+}

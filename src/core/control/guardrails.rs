@@ -1,0 +1,615 @@
+//! How far may a law go?
+//!
+//! Every proposal passes the same guardrails, in this order; the first that holds it back is the
+//! one the adjustment log names, and the last word is always `min` and `max`:
+//!
+//! | guardrail | holds back | because |
+//! |---|---|---|
+//! | not finite | everything | a number that is none moves nothing |
+//! | deadband | everything, while pressure is within 1 +- deadband, or within its own noise | noise is not news |
+//! | not reached | cuts, while the limit holds nothing back and the class meets its SLO | it is not the cause (law 3) |
+//! | futile | cuts, while those before did not help | see below |
+//! | on trial | a cut on a signal, a fifth below where it began | the signal must answer first (law 2) |
+//! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
+//! | cool-down | growth, for a while after a cut (two dead times at most) | the queue behind the cut has to drain first |
+//! | demand cap | growth beyond twice the demand (never below `initial`) | room nobody asked for is a burst in waiting |
+//! | ramp | the limit, while a head that was away comes back | a cold head bears less than it will |
+//! | slew | the change per step, as a ratio | one bad reading must not cost everything |
+//! | floor, ceiling | the limit | the operator's word |
+//!
+//! A cut is never held back by cool-down, demand or app-limited: those only delay growth.
+//!
+//! *Futile cuts.* Latency follows a limit only on a saturated plant (gain 1); below saturation
+//! (gain 0) a cut takes throughput and gives nothing for it. An objective which a head that has
+//! become slower cannot meet at any limit would so cut the limit to its floor. Every cut is a
+//! trial of that: once a binding limit has come down by a fifth (`TRIAL`), or by as much more as
+//! it takes to tell from chance, and a dead time has passed, latency must have come down by half as much, or the limit stays
+//! where it is for `TRIAL_HOLD`; if not by a quarter, it goes back to where the trial began and stays
+//! there. A latency that rises by more than chance does ends both. (It is the high readings that are answered with cuts: a trial that began anew at each
+//! of them would never end.) What gave nothing is given back, or one trial after another would still
+//! take the limit to its floor; and each trial in a row that fails is waited for twice as long, up to
+//! sixteen minutes, because each costs a fifth of the throughput while it lasts. So a limit comes down
+//! as far as latency follows, the knee of the plant, and no further. A head that is slow for another
+//! reason than us is not helped by starving clients.
+//! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
+//! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Guardrails::ground`], a
+//! hundredth of `initial`, and move on from there.
+
+use super::law::Observation;
+use crate::policy::{Bounds, Control};
+use crate::time::Time;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+
+/// Growth goes no further than this many times the demand.
+pub const DEMAND_FACTOR: f64 = 2.0;
+/// So far on log(limit) a limit comes down before the cuts are judged by what they gave.
+const TRIAL: f64 = 0.25;
+/// A trial is told by a fall of this many standard errors of both latencies together.
+const TRIAL_ERRORS: f64 = 2.5;
+/// A rise of this many is no chance: the head has become slower, and the trial begins anew.
+const RISE_ERRORS: f64 = 3.0;
+/// So long a limit is not cut further after cuts that gave nothing...
+const TRIAL_HOLD: Duration = Duration::from_secs(30);
+/// ... twice as long after each further trial in a row, and so many times at most.
+const DOUBLED_MAX: u32 = 5;
+/// Limits below this share of `initial` are lifted to it before they grow.
+const GROUND: f64 = 0.01;
+
+/// Which guardrail held a proposal back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Guardrail {
+    /// The proposal was no number.
+    NotFinite,
+    /// Pressure was too near the target to matter.
+    Deadband,
+    /// The limit holds nothing back and the class meets its SLO: a cut would help nobody.
+    NotReached,
+    /// Latency did not follow the cuts before.
+    Futile,
+    /// A signal lowers a limit only so far before its readings must answer.
+    OnTrial,
+    /// The limit was not binding, so it does not grow.
+    AppLimited,
+    /// Too soon after a cut to grow.
+    Cooldown,
+    /// Twice the demand is enough.
+    DemandCap,
+    /// The head has just come back; the limit returns step by step.
+    Ramp,
+    /// No more than so much per step.
+    Slew,
+    /// The operator's `min`.
+    Floor,
+    /// The operator's `max`.
+    Ceiling,
+}
+
+/// A proposal as the guardrails let it through.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Clamped {
+    /// Within the bounds, and within the slew of the old limit.
+    pub limit: f64,
+    /// The guardrail that held the proposal back, if one did.
+    pub guardrail: Option<Guardrail>,
+}
+
+/// The guardrails of one limit: the operator's bounds and what the guardrails remember.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Guardrails {
+    /// The range.
+    pub bounds: Bounds,
+    /// Pressure within `1 +- deadband` moves nothing.
+    pub deadband: f64,
+    /// The largest change per step, as a ratio of at least 1.
+    pub slew: f64,
+    /// After a cut, no growth for so long.
+    pub cooldown_ns: u64,
+    /// When the limit was last cut by more than the deadband.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut_at: Option<Time>,
+    /// The way back after the head was away.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ramp: Option<Ramp>,
+    /// What the cuts under way are judged by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trial: Option<Trial>,
+}
+
+/// The limit and latency from which cuts are judged.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Trial {
+    /// The limit before the cuts.
+    pub limit: f64,
+    /// The latency under it, in seconds.
+    pub latency_s: f64,
+    /// Standard error of that latency's logarithm.
+    #[serde(default)]
+    pub noise: f64,
+    /// A limit on the way down, and since when it was in force: what is seen a dead time later is judged
+    /// against it, and not against what the limit has come to meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<(Time, f64)>,
+    /// When the cuts were found to have given nothing, and were given back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub futile_at: Option<Time>,
+    /// How many trials in a row have come to that.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub futile_times: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn is_none(times: &u32) -> bool {
+    *times == 0
+}
+
+impl Trial {
+    /// Until when nothing is cut after it has failed.
+    fn held_until(&self) -> Option<Time> {
+        let times = 1 << self.futile_times.saturating_sub(1).min(DOUBLED_MAX);
+        self.futile_at.map(|at| at + TRIAL_HOLD * times)
+    }
+}
+
+/// A ceiling that rises from `from` to the operator's `max`, evenly on log(limit).
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Ramp {
+    /// When it began.
+    pub since: Time,
+    /// How long it takes.
+    pub length_ns: u64,
+    /// The limit it starts from.
+    pub from: f64,
+}
+
+impl Guardrails {
+    /// The guardrails for a limit within `bounds`.
+    #[must_use]
+    pub fn new(bounds: Bounds, control: &Control) -> Guardrails {
+        Guardrails {
+            bounds,
+            deadband: control.deadband,
+            slew: control.slew.max(1.0),
+            cooldown_ns: u64::try_from(control.cooldown.as_nanos()).unwrap_or(u64::MAX),
+            cut_at: None,
+            ramp: None,
+            trial: None,
+        }
+    }
+
+    /// New bounds and constants; a cool-down, ramp or trial under way goes on.
+    #[must_use]
+    pub fn reload(&self, bounds: Bounds, control: &Control) -> Guardrails {
+        Guardrails {
+            cut_at: self.cut_at,
+            ramp: self.ramp,
+            trial: self.trial,
+            ..Guardrails::new(bounds, control)
+        }
+    }
+
+    /// Begins a recovery ramp: for `length` the limit stays below a ceiling that rises from
+    /// `from` (held to the bounds) to `max`.
+    pub fn recover(&mut self, now: Time, length: Duration, from: f64) {
+        let length_ns = u64::try_from(length.as_nanos()).unwrap_or(u64::MAX);
+        self.ramp = Some(Ramp { since: now, length_ns, from: self.bounds.clamp(from).max(self.ground()) });
+    }
+
+    /// How long after a cut nothing grows: two dead times tell what it gave, whatever is configured.
+    #[must_use]
+    pub fn cooldown(&self, seen: &Observation) -> Duration {
+        Duration::from_nanos(self.cooldown_ns).min(seen.dead_time * 2)
+    }
+
+    /// The least limit that ratios work on.
+    #[must_use]
+    pub fn ground(&self) -> f64 {
+        (self.bounds.initial * GROUND).clamp(f64::MIN_POSITIVE, self.bounds.max.max(f64::MIN_POSITIVE))
+    }
+
+    /// What of `proposal` may be done. `old` that is no number counts as `initial`.
+    pub fn pass(&mut self, old: f64, proposal: f64, seen: &Observation) -> Clamped {
+        let from = self.bounds.clamp(old);
+        let mut clamped = match self.judge_cuts(from, seen) {
+            Some(limit) => Clamped { limit, guardrail: Some(Guardrail::Futile) },
+            None => self.hold_back(from, proposal, seen),
+        };
+        if let Some(least) = seen.not_below.map(|least| least.min(from))
+            && clamped.limit < least
+        {
+            clamped = Clamped { limit: least, guardrail: Some(Guardrail::OnTrial) };
+        }
+        self.cap_by_ramp(&mut clamped, seen.now);
+        self.limit_slew(&mut clamped, from);
+        self.keep_in_bounds(&mut clamped);
+        if clamped.limit < from * (1.0 - self.deadband) {
+            self.cut_at = Some(seen.now);
+        }
+        clamped
+    }
+
+    /// The operator's bounds alone.
+    #[must_use]
+    pub fn bound(&self, proposal: f64) -> (f64, Option<Guardrail>) {
+        let mut clamped = Clamped { limit: proposal, guardrail: None };
+        self.keep_in_bounds(&mut clamped);
+        (clamped.limit, clamped.guardrail)
+    }
+
+    /// The guardrails that know what is going on: deadband, app-limited, cool-down, demand.
+    fn hold_back(&self, from: f64, proposal: f64, seen: &Observation) -> Clamped {
+        let hold = |guardrail| Clamped { limit: from, guardrail: Some(guardrail) };
+        if !proposal.is_finite() {
+            return hold(Guardrail::NotFinite);
+        }
+        let moves = (proposal - from).abs() > 0.0;
+        if moves && seen.pressure.is_some_and(|pressure| self.is_noise(pressure, seen.noise)) {
+            return hold(Guardrail::Deadband);
+        }
+        if proposal < from && seen.is_calm() {
+            return hold(Guardrail::NotReached);
+        }
+        if proposal < from && self.trial.is_some_and(|trial| trial.futile_at.is_some()) {
+            return hold(Guardrail::Futile);
+        }
+        if proposal <= from {
+            return Clamped { limit: proposal, guardrail: None };
+        }
+        if !seen.binding {
+            return hold(Guardrail::AppLimited);
+        }
+        if self.cut_at.is_some_and(|at| seen.now.since(at) < self.cooldown(seen)) {
+            return hold(Guardrail::Cooldown);
+        }
+        let demand = if seen.demand.is_finite() { seen.demand } else { 0.0 };
+        let cap = (DEMAND_FACTOR * demand).max(self.bounds.initial).max(from);
+        if proposal > cap {
+            return Clamped { limit: cap, guardrail: Some(Guardrail::DemandCap) };
+        }
+        Clamped { limit: proposal, guardrail: None }
+    }
+
+    /// Whether so little may be chance, or is not worth a move.
+    fn is_noise(&self, pressure: f64, noise: f64) -> bool {
+        (pressure - 1.0).abs() <= self.deadband || pressure.ln().abs() <= noise
+    }
+
+    /// Whether the cuts so far have brought latency down; if not, the limit to go back to. See
+    /// *futile cuts* above.
+    fn judge_cuts(&mut self, limit: f64, seen: &Observation) -> Option<f64> {
+        let Some(latency_s) = seen.latency.filter(|_| seen.binding && limit > 0.0) else {
+            self.trial = None;
+            return None;
+        };
+        let anew =
+            Trial { limit, latency_s, noise: seen.noise, mark: None, futile_at: None, futile_times: 0 };
+        let trial = *self.trial.get_or_insert(anew);
+        let fallen = (trial.latency_s / latency_s).ln();
+        let error = trial.noise.hypot(seen.noise);
+        let rise = (TRIAL / 2.0).max(RISE_ERRORS * error);
+        let grown = limit > trial.limit || fallen < -rise;
+        let held = trial.held_until().map(|until| seen.now <= until);
+        if held == Some(true) && limit < trial.limit {
+            // On the way back, which may take more than one step.
+            return Some(trial.limit);
+        } else if grown {
+            self.trial = Some(anew);
+        } else if held == Some(false) {
+            self.trial = Some(Trial { futile_times: trial.futile_times, ..anew });
+        } else if trial.futile_at.is_none()
+            && let Some(marked) = self.marked(limit, seen)
+        {
+            let cut = (trial.limit / marked).ln();
+            if cut >= TRIAL.max(TRIAL_ERRORS * error) {
+                if fallen >= cut / 2.0 {
+                    self.trial = Some(anew);
+                    return None;
+                }
+                // What may still be chance is held and not given back.
+                let limit = if fallen < cut / 4.0 { trial.limit } else { marked };
+                let futile_times = trial.futile_times.saturating_add(1);
+                self.trial = Some(Trial { limit, futile_at: Some(seen.now), futile_times, ..anew });
+                return Some(limit);
+            }
+        }
+        None
+    }
+
+    /// The limit that what is seen tells of: one that was in force when what has ended now began. `limit`
+    /// has been in force since the window began. `None` while that was too short a time ago.
+    fn marked(&mut self, limit: f64, seen: &Observation) -> Option<f64> {
+        let trial = self.trial.as_mut()?;
+        let (since, marked) = *trial.mark.get_or_insert((seen.now - seen.period, limit));
+        // Give or take a quarter: a window reaches a little back before the step.
+        if seen.now.since(since) < seen.dead_time * 3 / 4 {
+            return None;
+        }
+        trial.mark = None;
+        Some(marked)
+    }
+
+    fn cap_by_ramp(&mut self, clamped: &mut Clamped, now: Time) {
+        let Some(ramp) = self.ramp else { return };
+        let length = Duration::from_nanos(ramp.length_ns);
+        let gone = now.since(ramp.since);
+        if gone >= length || ramp.from >= self.bounds.max {
+            self.ramp = None;
+            return;
+        }
+        let share = gone.as_secs_f64() / length.as_secs_f64();
+        let cap = ramp.from * (self.bounds.max / ramp.from).powf(share);
+        if clamped.limit > cap {
+            *clamped = Clamped { limit: cap, guardrail: Some(Guardrail::Ramp) };
+        }
+    }
+
+    fn limit_slew(&self, clamped: &mut Clamped, from: f64) {
+        let high = (from * self.slew).max(self.ground());
+        let low = from / self.slew;
+        if clamped.limit > high {
+            *clamped = Clamped { limit: high, guardrail: Some(Guardrail::Slew) };
+        } else if clamped.limit < low {
+            *clamped = Clamped { limit: low, guardrail: Some(Guardrail::Slew) };
+        }
+    }
+
+    fn keep_in_bounds(&self, clamped: &mut Clamped) {
+        if clamped.limit > self.bounds.max {
+            *clamped = Clamped { limit: self.bounds.max, guardrail: Some(Guardrail::Ceiling) };
+        } else if clamped.limit < self.bounds.min {
+            *clamped = Clamped { limit: self.bounds.min, guardrail: Some(Guardrail::Floor) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const BOUNDS: Bounds = Bounds { initial: 8.0, min: 1.0, max: 100.0 };
+
+    fn control() -> Control {
+        Control { deadband: 0.1, ..Control::SHIPPED }
+    }
+
+    fn seen(pressure: f64, binding: bool, demand: f64, now_s: f64) -> Observation {
+        Observation {
+            now: Time::from_secs_f64(now_s),
+            period: Duration::from_secs(5),
+            dead_time: Duration::from_secs(20),
+            pressure: Some(pressure),
+            binding,
+            demand,
+            latency: None,
+            slo_pressure: Some(pressure),
+            not_below: None,
+            backlog: None,
+            noise: 0.0,
+        }
+    }
+
+    fn pass(old: f64, proposal: f64, seen: &Observation) -> (f64, Option<Guardrail>) {
+        let clamped = Guardrails::new(BOUNDS, &control()).pass(old, proposal, seen);
+        (clamped.limit, clamped.guardrail)
+    }
+
+    #[test]
+    fn a_modest_proposal_passes_untouched() {
+        assert_eq!(pass(20.0, 22.0, &seen(0.5, true, 50.0, 0.0)), (22.0, None));
+        assert_eq!(pass(20.0, 18.0, &seen(2.0, false, 0.0, 0.0)), (18.0, None));
+    }
+
+    #[test]
+    fn each_guardrail_is_named_when_it_holds_a_proposal_back() {
+        let room = seen(0.5, true, 50.0, 0.0);
+        assert_eq!(pass(20.0, f64::NAN, &room), (20.0, Some(Guardrail::NotFinite)));
+        assert_eq!(pass(20.0, 22.0, &seen(0.95, true, 50.0, 0.0)), (20.0, Some(Guardrail::Deadband)));
+        assert_eq!(pass(20.0, 18.0, &seen(1.05, true, 50.0, 0.0)), (20.0, Some(Guardrail::Deadband)));
+        assert_eq!(pass(20.0, 22.0, &seen(0.5, false, 50.0, 0.0)), (20.0, Some(Guardrail::AppLimited)));
+        assert_eq!(pass(20.0, 25.0, &seen(0.5, true, 11.0, 0.0)), (22.0, Some(Guardrail::DemandCap)));
+        assert_eq!(pass(20.0, 90.0, &room), (30.0, Some(Guardrail::Slew)));
+        assert_eq!(pass(30.0, 1.0, &seen(9.0, true, 50.0, 0.0)), (20.0, Some(Guardrail::Slew)));
+        assert_eq!(pass(90.0, 120.0, &seen(0.5, true, 500.0, 0.0)), (100.0, Some(Guardrail::Ceiling)));
+        assert_eq!(pass(1.2, 0.9, &seen(9.0, true, 50.0, 0.0)), (1.0, Some(Guardrail::Floor)));
+    }
+
+    #[test]
+    fn the_demand_cap_never_stands_below_initial() {
+        assert_eq!(pass(6.0, 7.0, &seen(0.5, true, 0.0, 0.0)), (7.0, None));
+        assert_eq!(pass(7.0, 9.0, &seen(0.5, true, 0.0, 0.0)), (8.0, Some(Guardrail::DemandCap)));
+    }
+
+    #[test]
+    fn after_a_cut_growth_waits_for_the_cooldown_and_cuts_do_not() {
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        assert_eq!(guardrails.pass(30.0, 25.0, &seen(2.0, true, 50.0, 100.0)).guardrail, None);
+        assert_eq!(
+            guardrails.pass(25.0, 26.0, &seen(0.5, true, 50.0, 109.0)).guardrail,
+            Some(Guardrail::Cooldown)
+        );
+        assert_eq!(guardrails.pass(25.0, 20.0, &seen(2.0, true, 50.0, 109.5)).guardrail, None);
+        assert_eq!(
+            guardrails.pass(20.0, 21.0, &seen(0.5, true, 50.0, 119.0)).guardrail,
+            Some(Guardrail::Cooldown)
+        );
+        assert_eq!(guardrails.pass(20.0, 21.0, &seen(0.5, true, 50.0, 119.5)).guardrail, None);
+    }
+
+    #[test]
+    fn a_trim_smaller_than_the_deadband_starts_no_cooldown() {
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        guardrails.pass(20.0, 19.9, &seen(1.2, true, 50.0, 100.0));
+        assert_eq!(guardrails.pass(19.9, 21.0, &seen(0.5, true, 50.0, 101.0)).guardrail, None);
+    }
+
+    #[test]
+    fn what_may_be_chance_moves_nothing() {
+        let mut rng = seen(1.3, true, 50.0, 0.0);
+        rng.noise = 0.3;
+        assert_eq!(pass(20.0, 18.0, &rng), (20.0, Some(Guardrail::Deadband)));
+        rng.noise = 0.2;
+        assert_eq!(pass(20.0, 18.0, &rng), (18.0, None));
+    }
+
+    /// Cuts by a tenth, step by step, while latency is `latency(limit)`; the limit after 25.
+    fn cut_on(binding: bool, latency: impl Fn(f64) -> f64) -> (f64, bool) {
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        let (mut limit, mut was_futile) = (50.0, false);
+        for second in 0..25 {
+            let mut at = seen(2.0, binding, 500.0, 100.0 + f64::from(second));
+            at.latency = Some(latency(limit));
+            at.dead_time = at.period;
+            let clamped = guardrails.pass(limit, limit * 0.9, &at);
+            was_futile |= clamped.guardrail == Some(Guardrail::Futile);
+            limit = clamped.limit;
+        }
+        (limit, was_futile)
+    }
+
+    #[test]
+    fn cuts_that_give_nothing_stop_and_cuts_that_help_go_on() {
+        let (limit, was_futile) = cut_on(true, |_| 0.6);
+        assert!(was_futile && limit > 30.0, "{limit}");
+        let (limit, was_futile) = cut_on(true, |limit| limit / 40.0);
+        assert!(!was_futile && limit < 5.0, "{limit}");
+        // A limit that nobody uses up says nothing of what it gives.
+        let (limit, was_futile) = cut_on(false, |_| 0.6);
+        assert!(!was_futile && limit < 5.0, "{limit}");
+        // Saturated down to 16 in flight: the cuts stop where they cease to help.
+        let (limit, was_futile) = cut_on(true, |limit| (limit / 40.0).max(0.4));
+        assert!(was_futile && (7.0..16.0).contains(&limit), "{limit}");
+    }
+
+    /// The limit at each second while every step asks for a tenth less and latency stays what it is.
+    fn in_vain(seconds: u32) -> Vec<f64> {
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        let mut limits = vec![50.0];
+        for second in 0..seconds {
+            let mut at = seen(2.0, true, 500.0, 100.0 + f64::from(second));
+            (at.latency, at.dead_time) = (Some(0.6), at.period);
+            let limit = limits[limits.len() - 1];
+            limits.push(guardrails.pass(limit, limit * 0.9, &at).limit);
+        }
+        limits
+    }
+
+    #[test]
+    fn what_cuts_in_vain_took_is_given_back_and_they_are_tried_ever_more_seldom() {
+        let limits = in_vain(3600);
+        assert!(limits.iter().all(|limit| *limit > 35.0), "never below one trial");
+        let below =
+            |part: &[f64]| part.iter().filter(|limit| **limit < 49.0).count() as f64 / part.len() as f64;
+        assert!(below(&limits[..60]) > 0.05, "there are trials");
+        assert!(below(&limits[1800..]) < 0.01, "and few of them in the second half hour");
+    }
+
+    #[test]
+    fn the_way_back_takes_as_many_steps_as_the_slew_asks_for() {
+        let mut guardrails = Guardrails { slew: 1.2, ..Guardrails::new(BOUNDS, &control()) };
+        let futile = Trial {
+            limit: 40.0,
+            latency_s: 0.5,
+            noise: 0.0,
+            mark: None,
+            futile_at: Some(Time::ZERO),
+            futile_times: 1,
+        };
+        guardrails.trial = Some(futile);
+        let mut limit = 20.0;
+        for second in 1..=5 {
+            let mut at = seen(2.0, true, 500.0, f64::from(second));
+            at.latency = Some(0.5);
+            let back = guardrails.pass(limit, limit * 0.9, &at).limit;
+            assert!((back - (limit * 1.2).min(40.0)).abs() < 1e-9, "{limit} -> {back}");
+            limit = back;
+        }
+        assert!((limit - 40.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_latency_that_rises_or_half_a_minute_opens_the_way_for_cuts_again() {
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        let futile = Trial {
+            limit: 20.0,
+            latency_s: 0.5,
+            noise: 0.0,
+            mark: None,
+            futile_at: Some(Time::ZERO),
+            futile_times: 1,
+        };
+        let mut at = seen(2.0, true, 500.0, 1.0);
+        at.latency = Some(0.5);
+        guardrails.trial = Some(futile);
+        assert_eq!(guardrails.pass(20.0, 18.0, &at).guardrail, Some(Guardrail::Futile));
+        at.latency = Some(0.7);
+        assert_eq!(guardrails.pass(20.0, 18.0, &at).guardrail, None);
+        guardrails.trial = Some(futile);
+        let mut later = seen(2.0, true, 500.0, 30.5);
+        later.latency = Some(0.5);
+        assert_eq!(guardrails.pass(20.0, 18.0, &later).guardrail, None);
+    }
+
+    #[test]
+    fn a_head_that_comes_back_gets_its_load_back_step_by_step() {
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        guardrails.recover(Time::ZERO, Duration::from_mins(1), 1.0);
+        let mut limit = 1.0;
+        let mut climbed = Vec::new();
+        for i in 0..13 {
+            limit = guardrails.pass(limit, 100.0, &seen(0.1, true, 500.0, f64::from(i) * 5.0)).limit;
+            climbed.push(limit);
+        }
+        assert!(climbed[6] <= 10.0 + 1e-9, "half of the way is the square root of 100: {climbed:?}");
+        assert!(guardrails.ramp.is_none(), "the ramp ends");
+        assert!(climbed.is_sorted(), "{climbed:?}");
+    }
+
+    #[test]
+    fn a_limit_pinned_to_zero_can_come_back() {
+        let bounds = Bounds { initial: 8.0, min: 0.0, max: 100.0 };
+        let mut guardrails = Guardrails::new(bounds, &control());
+        let up = guardrails.pass(0.0, 5.0, &seen(0.1, true, 500.0, 0.0));
+        assert!((up.limit - 0.08).abs() < 1e-12, "{up:?}");
+    }
+
+    proptest! {
+        #[test]
+        fn always_within_bounds_and_slew_whatever_is_proposed(
+            min in 0.0_f64..10.0, span in 0.0_f64..100.0, initial in 0.0_f64..1.0,
+            proposals in prop::collection::vec(prop::num::f64::ANY, 1..40),
+            pressure in prop::option::of(prop::num::f64::ANY),
+            demand in prop::num::f64::ANY,
+            binding: bool,
+            ramp: bool,
+        ) {
+            let bounds = Bounds { initial: min + initial * span, min, max: min + span };
+            let mut guardrails = Guardrails::new(bounds, &control());
+            if ramp {
+                guardrails.recover(Time::ZERO, Duration::from_mins(1), min);
+            }
+            let mut limit = bounds.initial;
+            for (i, proposal) in proposals.into_iter().enumerate() {
+                let mut at = seen(1.0, binding, demand, i as f64 * 5.0);
+                at.pressure = pressure;
+                let clamped = guardrails.pass(limit, proposal, &at);
+                prop_assert!((bounds.min..=bounds.max).contains(&clamped.limit), "{clamped:?} {bounds:?}");
+                let high = (limit * 1.5).max(guardrails.ground());
+                prop_assert!(clamped.limit <= high * (1.0 + 1e-12), "{limit} -> {clamped:?}");
+                prop_assert!(clamped.limit >= limit / 1.5 * (1.0 - 1e-12), "{limit} -> {clamped:?}");
+                if proposal.is_finite() && !ramp {
+                    // Never against the direction of the proposal.
+                    prop_assert!((clamped.limit - limit) * (proposal - limit) >= 0.0);
+                }
+                limit = clamped.limit;
+            }
+        }
+
+        #[test]
+        fn an_old_limit_that_is_no_number_starts_again_from_initial(proposal in 1.0_f64..100.0) {
+            let clamped = Guardrails::new(BOUNDS, &control()).pass(f64::NAN, proposal, &seen(3.0, true, 9.0, 0.0));
+            prop_assert!((1.0..=12.0).contains(&clamped.limit));
+        }
+    }
+}

@@ -1,0 +1,379 @@
+//! The outer loop: Ray's own readings move rates and ceilings, one step per fresh reading.
+//!
+//! *Which signal decides.* The worst of those that a class follows, for a limit is as safe as the
+//! scarcest of what it uses. A step is taken only on news of that one (law 7): another that is read
+//! more often tells nothing of it, and deciding twice on the same reading is deciding blind.
+//!
+//! *When it cuts.* Only while the limit holds something back (law 3): a head may be busy with what it
+//! is there for, and a lower limit that nobody reaches would meet the next who asks. The need to cut is
+//! divided among all classes that follow the signal by the work each does (law 1), and whatever the
+//! reading was caused by, the cut is a trial (law 2, [`crate::control::trial`]).
+//!
+//! *When it grows.* Only while every signal of the class is fresh (law 7): one that is lost counts as
+//! one at its target. When it has gone stale, the limit holds or does what the operator chose: decay to
+//! `initial`, or go there. It never opens. A signal that a trial has shown to be none of this class's
+//! doing rests, and keeps no limit from growing either.
+//!
+//! *A backlog* is no level but a sum: a rate follows it by a law of its own
+//! ([`crate::control::backlog`]), and the lesser of the two rates holds.
+
+use crate::admission::meter::Reason;
+use crate::admission::table::permits;
+use crate::control::backlog::Backlogged;
+use crate::control::budget::{Claim, apportion_cut, weight};
+use crate::control::guardrails::Guardrail;
+use crate::control::law::Observation;
+use crate::control::regulator::Move;
+use crate::control::stability::Timing;
+use crate::control::trial::Verdict;
+use crate::controller::{ClassReading, Controller, Loop, ProxyReading, Reasons};
+use crate::event::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
+use crate::policy::{Law, OnStale, Policy, SignalId};
+use crate::time::Time;
+use std::time::Duration;
+
+/// A gauge of Ray's may have been true this long before it is published anew, and
+/// so long before it is scraped.
+const REFRESH: Duration = Duration::from_secs(10);
+
+impl Controller {
+    pub(super) fn step_outer(&mut self, proxy: &ProxyReading, now: Time, events: &mut Vec<Event>) {
+        for (class, seen) in proxy.iter().enumerate().take(self.classes.len()) {
+            if let Some(mut of) = self.classes[class].outer.take() {
+                of.peak = of.peak.max(seen.in_flight_peak);
+                self.step_limit(class, &mut of, seen, now, events);
+                self.classes[class].outer = Some(of);
+            }
+            if let Some(mut of) = self.classes[class].drain.take() {
+                self.step_drain(class, &mut of, seen, now, events);
+                self.classes[class].drain = Some(of);
+            }
+        }
+    }
+
+    fn step_limit(
+        &mut self,
+        class: usize,
+        of: &mut Loop,
+        seen: &ClassReading,
+        now: Time,
+        events: &mut Vec<Event>,
+    ) {
+        if now.since(of.since) < self.policy.control.outer_period
+            || self.judge_trial(class, of, seen, now, events)
+        {
+            return;
+        }
+        let ids = self.levels(class);
+        let mut readings = self.signal_store.seen(&self.policy, &ids, now);
+        let all_fresh = readings.len() == ids.len();
+        readings.retain(|(id, _)| !of.trials.rests(*id, now));
+        let worst = readings.iter().max_by(|(_, a), (_, b)| a.pressure.total_cmp(&b.pressure)).cloned();
+        let is_over = worst.as_ref().is_some_and(|(_, worst)| worst.pressure > 1.0);
+        if !is_over && !all_fresh {
+            if ids.iter().any(|id| self.health(*id) == Some(SignalHealth::Stale)) {
+                self.step_stale(class, of, &ids, seen, now, events);
+            }
+            return;
+        }
+        let Some((id, worst)) = worst.filter(|(id, _)| self.is_news(*id, of.since)) else { return };
+        // A signal that has come to its target has answered.
+        if of.trials.on_trial() == Some(id) && worst.pressure <= 1.0 + self.policy.control.deadband {
+            of.trials.end();
+        }
+        if seen.counts.offered == of.counts.offered {
+            // Nobody asked: the pressure is not this class's doing.
+            of.since = now;
+            return;
+        }
+        let readings = readings.into_iter().map(|(_, seen)| seen).collect();
+        self.step_on(class, of, (id, &worst), readings, seen, now, events);
+    }
+
+    /// One step on the signal that decides.
+    #[expect(clippy::too_many_arguments, reason = "the step, what decides it and what it is recorded with")]
+    fn step_on(
+        &mut self,
+        class: usize,
+        of: &mut Loop,
+        (id, worst): (SignalId, &SignalSeen),
+        readings: Vec<SignalSeen>,
+        seen: &ClassReading,
+        now: Time,
+        events: &mut Vec<Event>,
+    ) {
+        let apportioned = self.apportion(class, worst);
+        let pressure = match &apportioned {
+            Some(share) if share.seen > 1.0 => share.seen,
+            Some(_) => worst.pressure.min(1.0),
+            None => worst.pressure,
+        };
+        let timing = self.timing(id);
+        let observation = Observation {
+            pressure: Some(pressure),
+            not_below: Some(of.trials.lowest(id, of.limit)),
+            ..Controller::observe(of, seen, &timing, now)
+        };
+        let before = Box::new(of.regulator);
+        let step = of.regulator.step(of.limit, &observation);
+        let wait = timing.dead_time() + self.policy.control.window;
+        if (step.new < step.old || step.guardrail == Some(Guardrail::Floor))
+            && let Some(posted) = self.signal_store.get(id)
+        {
+            of.trials.on_cut(id, step.old, step.new, &posted.trend, now, wait);
+        }
+        conclude(of, seen, &step, now);
+        if step.is_change() {
+            let derivation = Derivation::Law { before, observation };
+            let reasons = Reasons { signals: readings, apportioned, derivation };
+            events.push(self.record(class, of, reasons, &step));
+        }
+    }
+
+    /// Gives back a cut that did not help; whether it did.
+    fn judge_trial(
+        &mut self,
+        class: usize,
+        of: &mut Loop,
+        seen: &ClassReading,
+        now: Time,
+        events: &mut Vec<Event>,
+    ) -> bool {
+        let trend = |id: SignalId| {
+            let posted = self.signal_store.get(id)?;
+            (posted.health() == SignalHealth::Fresh).then_some(posted.trend)
+        };
+        let Some(Verdict::Futile { trial, expected, seen: reads, rest }) = of.trials.judge(trend, now) else {
+            return false;
+        };
+        let before = Box::new(of.regulator);
+        let step = of.regulator.restore(of.limit, trial.limit);
+        conclude(of, seen, &step, now);
+        if step.is_change() {
+            let signal = &self.policy.signals[trial.signal.index()];
+            let derivation = Derivation::Restored {
+                before,
+                to: trial.limit,
+                signal: signal.name.to_string(),
+                unit: signal.unit.to_string(),
+                expected,
+                seen: reads,
+                rest_ms: u64::try_from(rest.as_millis()).unwrap_or(u64::MAX),
+            };
+            let signals = self.signal_store.seen(&self.policy, &[trial.signal], now);
+            let signals = signals.into_iter().map(|(_, seen)| seen).collect();
+            events.push(self.record(class, of, Reasons { signals, apportioned: None, derivation }, &step));
+        }
+        true
+    }
+
+    fn step_stale(
+        &mut self,
+        class: usize,
+        of: &mut Loop,
+        ids: &[SignalId],
+        seen: &ClassReading,
+        now: Time,
+        events: &mut Vec<Event>,
+    ) {
+        // The most careful wish of the signals that are gone.
+        let gone = ids.iter().filter(|id| self.health(**id) == Some(SignalHealth::Stale));
+        let wishes: Vec<OnStale> = gone.map(|id| self.policy.signals[id.index()].on_stale).collect();
+        let on_stale = if wishes.contains(&OnStale::Static) {
+            OnStale::Static
+        } else if wishes.contains(&OnStale::Decay) {
+            OnStale::Decay
+        } else {
+            OnStale::Hold
+        };
+        let timing = Timing::of_signals(&self.policy.control, Duration::ZERO);
+        let observation = Controller::observe(of, seen, &timing, now);
+        let before = Box::new(of.regulator);
+        let step = of.regulator.step_stale(of.limit, on_stale, &observation);
+        conclude(of, seen, &step, now);
+        if step.is_change() {
+            let derivation = Derivation::Stale { before, observation, on_stale };
+            let reasons = Reasons { signals: Vec::new(), apportioned: None, derivation };
+            events.push(self.record(class, of, reasons, &step));
+        }
+    }
+
+    /// The rate of a class whose requests leave a backlog, once per reading of it.
+    fn step_drain(
+        &mut self,
+        class: usize,
+        of: &mut Loop,
+        seen: &ClassReading,
+        now: Time,
+        events: &mut Vec<Event>,
+    ) {
+        let Some(id) = self.counts(class) else { return };
+        let Some(posted) = self.signal_store.get(id) else { return };
+        let is_stale = posted.health() == SignalHealth::Stale;
+        let reading = posted.reading.as_ref().map(|reading| reading.value);
+        let (Some(reading), true) = (reading, is_stale || posted.fresh_since(of.since)) else { return };
+        if now.since(of.since) < self.policy.control.outer_period {
+            return;
+        }
+        let spec = &self.policy.classes[class];
+        let drain = &self.classes[class].measured;
+        let target = drain.target(spec.starts_within, self.policy.signals[id.index()].target);
+        let drain_per_s = drain.per_second(of.regulator.guardrails.bounds.initial);
+        // A signal that is lost counts as one at its target, and nothing is gathered on it.
+        let backlog = Backlogged {
+            reading: if is_stale { reading.max(target) } else { reading },
+            target,
+            drain_per_s: if is_stale { drain_per_s.min(of.limit) } else { drain_per_s },
+        };
+        let observed = Controller::observe(of, seen, &self.timing(id), now);
+        let period = if is_stale { Duration::ZERO } else { observed.period };
+        let observation = Observation { backlog: Some(backlog), period, ..observed };
+        let before = Box::new(of.regulator);
+        let step = of.regulator.step(of.limit, &observation);
+        conclude(of, seen, &step, now);
+        if (step.new / step.old).ln().abs() > self.policy.control.deadband {
+            let signals = self.signal_store.seen(&self.policy, &[id], now);
+            let signals = signals.into_iter().map(|(_, seen)| seen).collect();
+            let derivation = Derivation::Law { before, observation };
+            events.push(self.record(class, of, Reasons { signals, apportioned: None, derivation }, &step));
+        }
+    }
+
+    fn observe(of: &mut Loop, seen: &ClassReading, timing: &Timing, now: Time) -> Observation {
+        let elapsed = now.since(of.since);
+        let counts = seen.counts.since(&of.counts);
+        let length = elapsed.as_secs_f64().max(1e-3);
+        let (binding, demand) = if of.kind == LimitKind::Rate {
+            let admitted_per_s = counts.admitted as f64 / length;
+            let held_back = counts.shed[Reason::ClassRate as usize] > 0 || admitted_per_s >= 0.9 * of.limit;
+            (held_back, counts.offered as f64 / length)
+        } else {
+            let latency_s = counts.latency_mean().unwrap_or(0.0);
+            let refused = counts.shed_all() as f64 / length * latency_s;
+            (of.peak >= permits(of.limit), f64::from(of.peak) + f64::from(seen.waiting) + refused)
+        };
+        of.binding = binding;
+        Observation {
+            period: elapsed.min(timing.step() * 2),
+            dead_time: timing.dead_time(),
+            binding,
+            demand,
+            ..Observation::nothing(now)
+        }
+        .clean()
+    }
+
+    /// When a loop on this signal acts and on what: as configured or, where that is worse, as the
+    /// signal is seen to come.
+    fn timing(&self, id: SignalId) -> Timing {
+        let configured = Timing::of_signals(&self.policy.control, Duration::ZERO);
+        self.signal_store.get(id).map_or(configured, |posted| posted.cadence.timing(&configured))
+    }
+
+    /// The signals of a class that its outer loop follows: all but the backlog that its rate follows.
+    pub(super) fn levels(&self, class: usize) -> Vec<SignalId> {
+        let counts = self.counts(class);
+        self.policy.classes[class].signals.iter().copied().filter(|id| Some(*id) != counts).collect()
+    }
+
+    /// The backlog that the class's rate follows.
+    fn counts(&self, class: usize) -> Option<SignalId> {
+        backlog_followed(&self.policy, class)
+    }
+
+    /// Whether this signal has brought something new since `since`.
+    fn is_news(&self, id: SignalId, since: Time) -> bool {
+        self.signal_store.get(id).is_some_and(|posted| posted.fresh_since(since))
+    }
+
+    fn health(&self, id: SignalId) -> Option<SignalHealth> {
+        Some(self.signal_store.get(id)?.health())
+    }
+
+    /// Divides the need to cut among all classes that follow the worst signal.
+    fn apportion(&self, class: usize, worst: &SignalSeen) -> Option<Apportioned> {
+        if worst.pressure <= 1.0 {
+            return None;
+        }
+        let follows = |at: &usize| {
+            self.classes[*at].outer.is_some() || *at == class // its own loop is in the caller's hands
+        };
+        let mut claims = Vec::new();
+        let mut index = None;
+        for at in (0..self.classes.len()).filter(follows) {
+            let spec = &self.policy.classes[at];
+            if !spec.signals.iter().any(|id| *self.policy.signals[id.index()].name == *worst.name) {
+                continue;
+            }
+            if at == class {
+                index = Some(claims.len());
+            }
+            claims.push(Claim {
+                want: self.classes[at].recent.work_per_s,
+                weight: weight(spec.priority),
+                floor: 0.0,
+            });
+        }
+        let index = index.filter(|_| claims.len() > 1)?;
+        let blame = *apportion_cut(worst.pressure, &claims).get(index)?;
+        Some(Apportioned {
+            module: "the head".to_owned(),
+            pressure: worst.pressure,
+            claims,
+            index,
+            allotted: blame.allotted,
+            seen: blame.pressure,
+        })
+    }
+
+    /// The backlog limit follows its own signal, every fresh reading at once. `whole` is the proxy
+    /// with those of others.
+    pub(super) fn step_backlog(&mut self, proxy: &ProxyReading, whole: &ProxyReading, now: Time) {
+        let proxies = self.leadership.as_ref().map_or(1, crate::controller::leadership::Leadership::replicas);
+        for (class, loops) in self.classes.iter_mut().enumerate() {
+            let spec = &self.policy.classes[class];
+            let Some(id) = spec.backlog.or_else(|| backlog_followed(&self.policy, class)) else { continue };
+            loops.measured.on_admitted(whole[class].counts.admitted, now);
+            let total = proxy[class].counts.admitted;
+            if let Some(backlog) = &mut loops.backlog {
+                backlog.share_among(proxies);
+                backlog.on_admitted(total, now, REFRESH * 3);
+            }
+            if let Some(posted) = self.signal_store.get(id)
+                && posted.health() == SignalHealth::Fresh
+                && let Some(reading) = &posted.reading
+            {
+                let interval = posted.cadence.interval().unwrap_or_default();
+                let age = interval.clamp(Duration::from_secs(1), REFRESH);
+                if posted.fresh_since(self.last_tick) {
+                    loops.measured.on_reading(reading.value, reading.at, age);
+                }
+                let target =
+                    loops.measured.target(spec.starts_within, self.policy.signals[id.index()].target);
+                if let Some(backlog) = &mut loops.backlog {
+                    backlog.on_reading(reading.value, target, reading.fresh, reading.at - age, now);
+                }
+            }
+            if let Some(backlog) = &mut loops.backlog {
+                backlog.tick(total, now);
+            }
+        }
+    }
+}
+
+/// The backlog that a class's rate follows, if it has both.
+#[must_use]
+pub fn backlog_followed(policy: &Policy, class: usize) -> Option<SignalId> {
+    let class = &policy.classes[class];
+    let moves = class.law != Law::Static && class.rate.is_some_and(|rate| rate.per_second.moves());
+    class.signals.iter().copied().find(|id| moves && policy.signals[id.index()].backlog)
+}
+
+/// The limit stands as the step left it, and the next window begins.
+fn conclude(of: &mut Loop, seen: &ClassReading, step: &Move, now: Time) {
+    of.limit = step.new;
+    of.oscillation.observe(now, step.new);
+    of.since = now;
+    of.counts.clone_from(&seen.counts);
+    of.peak = seen.in_flight;
+}

@@ -1,0 +1,196 @@
+//! The board: every signal's last reading, how fresh it is, and what it says.
+
+use crate::alert::SignalFacts;
+use crate::control::dead_time::Cadence;
+use crate::control::trial::Trend;
+use crate::event::{Event, SignalHealth, SignalSeen, SignalState};
+use crate::policy::{OnStale, Policy, SignalId};
+use crate::signal::freshness::{Freshness, State, Transition};
+use crate::signal::reading::{Missing, Reading};
+use crate::time::Time;
+use std::time::Duration;
+
+/// All signals.
+#[derive(Clone, Debug)]
+pub struct SignalStore {
+    signals: Vec<Posted>,
+}
+
+/// One signal.
+#[derive(Clone, Debug)]
+pub struct Posted {
+    /// How far it may be trusted.
+    pub freshness: Freshness,
+    /// What was read last.
+    pub reading: Option<Reading>,
+    /// Why nothing was read last time, or empty.
+    pub problem: String,
+    /// How late and how often it really comes.
+    pub cadence: Cadence,
+    /// Where its readings are going.
+    pub trend: Trend,
+    fresh_at: Option<Time>,
+}
+
+impl SignalStore {
+    /// Nothing read yet.
+    #[must_use]
+    pub fn new(policy: &Policy, now: Time) -> SignalStore {
+        let posted = policy.signals.iter().enumerate().filter_map(|(at, signal)| {
+            let id = SignalId(u8::try_from(at).ok()?);
+            Some(Posted {
+                freshness: Freshness::new(id, signal.stale_after, now),
+                reading: None,
+                problem: String::new(),
+                cadence: Cadence::default(),
+                trend: Trend::default(),
+                fresh_at: None,
+            })
+        });
+        SignalStore { signals: posted.collect() }
+    }
+
+    /// One signal.
+    #[must_use]
+    pub fn get(&self, id: SignalId) -> Option<&Posted> {
+        self.signals.get(id.index())
+    }
+
+    /// Takes in what was read and what could not be; returns changes of state.
+    pub fn on_readings(
+        &mut self,
+        policy: &Policy,
+        readings: &[(SignalId, Result<Reading, Missing>)],
+        now: Time,
+    ) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (id, result) in readings {
+            let Some(posted) = self.signals.get_mut(id.index()) else { continue };
+            let transition = match result {
+                Ok(reading) => {
+                    if posted.cadence.observe(now, reading.at, reading.fresh) {
+                        posted.fresh_at = Some(now);
+                        posted.trend.observe(reading.value, now);
+                    }
+                    posted.problem.clear();
+                    let transition = posted.freshness.on_reading(reading, now);
+                    posted.reading = Some(reading.clone());
+                    transition
+                }
+                Err(missing) => {
+                    posted.problem = missing.to_string();
+                    posted.freshness.on_missing(missing, now)
+                }
+            };
+            events.extend(transition.map(|transition| posted.describe(policy, *id, &transition)));
+        }
+        events
+    }
+
+    /// Lets time pass; returns what has gone stale.
+    pub fn tick(&mut self, policy: &Policy, now: Time) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (at, posted) in self.signals.iter_mut().enumerate() {
+            let Ok(id) = u8::try_from(at) else { continue };
+            if let Some(transition) = posted.freshness.tick(now) {
+                events.push(posted.describe(policy, SignalId(id), &transition));
+            }
+        }
+        events
+    }
+
+    /// The readings of these signals that may be acted on, as the adjustment log shows them.
+    #[must_use]
+    pub fn seen(&self, policy: &Policy, ids: &[SignalId], now: Time) -> Vec<(SignalId, SignalSeen)> {
+        ids.iter().filter_map(|id| Some((*id, self.get(*id)?.seen(policy, *id, now)?))).collect()
+    }
+
+    /// For the alert rules.
+    #[must_use]
+    pub fn facts<'a>(&'a self, policy: &'a Policy, now: Time) -> Vec<SignalFacts<'a>> {
+        let used = |id: SignalId| {
+            policy.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id))
+        };
+        self.signals
+            .iter()
+            .zip(&policy.signals)
+            .enumerate()
+            .filter(|(at, _)| u8::try_from(*at).is_ok_and(|at| used(SignalId(at))))
+            .map(|(_, (posted, signal))| SignalFacts {
+                name: &signal.name,
+                stale: matches!(posted.freshness.state(), State::Stale { .. }),
+                age: posted.age(now),
+                problem: &posted.problem,
+            })
+            .collect()
+    }
+}
+
+impl Posted {
+    /// Age of the last reading.
+    #[must_use]
+    pub fn age(&self, now: Time) -> Option<Duration> {
+        self.reading.as_ref().map(|reading| now.since(reading.at))
+    }
+
+    /// Whether it has brought something new after `since`.
+    #[must_use]
+    pub fn fresh_since(&self, since: Time) -> bool {
+        self.fresh_at.is_some_and(|at| at > since)
+    }
+
+    /// What it is worth.
+    #[must_use]
+    pub fn health(&self) -> SignalHealth {
+        health(self.freshness.state())
+    }
+
+    /// The reading, if it may be acted on.
+    #[must_use]
+    pub fn seen(&self, policy: &Policy, id: SignalId, now: Time) -> Option<SignalSeen> {
+        let signal = &policy.signals[id.index()];
+        let reading = self.reading.as_ref().filter(|_| self.health() == SignalHealth::Fresh)?;
+        Some(SignalSeen {
+            name: signal.name.to_string(),
+            value: reading.value,
+            target: signal.target,
+            pressure: reading.value / signal.target,
+            age_ms: u64::try_from(now.since(reading.at).as_millis()).unwrap_or(u64::MAX),
+            source: reading.source.to_string(),
+            unit: signal.unit.to_string(),
+        })
+    }
+
+    fn describe(&self, policy: &Policy, id: SignalId, transition: &Transition) -> Event {
+        let signal = &policy.signals[id.index()];
+        let problem = match &transition.to {
+            State::Stale { why, .. } => why.to_string(),
+            State::Waiting | State::Fresh => String::new(),
+        };
+        let consequence = match (&transition.to, signal.on_stale) {
+            (State::Fresh, _) => "it moves limits",
+            (State::Waiting, _) => "it moves nothing yet",
+            (State::Stale { .. }, OnStale::Hold) => "limits that use it do not rise",
+            (State::Stale { .. }, OnStale::Decay) => {
+                "limits that use it go back towards their initial values"
+            }
+            (State::Stale { .. }, OnStale::Static) => "limits that use it go to their initial values",
+        };
+        Event::SignalState(SignalState {
+            signal: signal.name.to_string(),
+            state: health(&transition.to),
+            age_ms: transition.age.map(|age| u64::try_from(age.as_millis()).unwrap_or(u64::MAX)),
+            source: self.reading.as_ref().map_or_else(String::new, |reading| reading.source.to_string()),
+            problem,
+            consequence: consequence.to_owned(),
+        })
+    }
+}
+
+fn health(state: &State) -> SignalHealth {
+    match state {
+        State::Waiting => SignalHealth::Waiting,
+        State::Fresh => SignalHealth::Fresh,
+        State::Stale { .. } => SignalHealth::Stale,
+    }
+}

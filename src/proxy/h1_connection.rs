@@ -1,0 +1,278 @@
+//! One HTTP/1.1 connection to Ray, moved on by whoever waits for its answer.
+//!
+//! hyper's client is two halves: one takes requests, the other does the reading and writing and
+//! is usually given a task of its own. For a proxy that costs two wake-ups and two switches of
+//! task per request, and buys nothing: whoever asked is waiting anyway. Here the halves stay
+//! together, and the connection is polled by the future that waits for the head and by the body
+//! that waits for the next bytes. An idle connection is polled by nobody; that Ray has closed it
+//! shows when it is taken up again (the request then comes back unsent) or swept.
+//!
+//! hyper's halves wake each other, and a pooled connection remembers who polled it last: left to
+//! itself it would wake its own caller for what that has just been told, and, when it is taken up
+//! again, the caller before. So a connection wakes whoever drives it now (`Driver`), nobody while it
+//! idles, and what only it can bring about is looked for right after it was polled.
+//!
+//! Upstream may close an idle connection just as a request is sent on it. hyper has used the request
+//! up by then, so one that may be sent again is kept until its answer begins (`Kept`).
+
+use crate::proxy::body::ClientBody;
+use crate::proxy::stream::Stream;
+use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use hyper::client::conn::http1::{self, Connection, SendRequest};
+use hyper_util::rt::TokioIo;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Wake, Waker};
+use tokio::task::coop::unconstrained;
+
+/// How long the head of an answer may be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AnswerBounds {
+    /// Its headers.
+    pub headers: usize,
+    /// All of it, in bytes; so much is read ahead or kept for writing at most. A connection keeps room for
+    /// what it has once needed.
+    pub bytes: usize,
+}
+
+/// As many headers as hyper parses in place; told another number, it takes its room from the heap for each answer.
+const HEADERS_ON_STACK: usize = 100;
+
+impl Default for AnswerBounds {
+    fn default() -> AnswerBounds {
+        AnswerBounds { headers: HEADERS_ON_STACK, bytes: 128 << 10 }
+    }
+}
+
+/// A connection and its two halves.
+#[derive(Debug)]
+pub struct H1Connection {
+    sender: SendRequest<ClientBody>,
+    /// `None` once it has ended: whoever still waits for an answer learns of it when this half is dropped.
+    connection: Option<Box<Driven>>,
+    driver: Arc<Driver>,
+    /// Reaches the driver, whoever that is.
+    waker: Waker,
+    kept: Kept,
+    /// It has ended, and no byte came since the last whole answer.
+    silent: bool,
+}
+
+/// A GET or HEAD without a body, for as long as it may have to be sent again. Its room is kept
+/// from one request to the next, so that keeping one takes no memory from the heap.
+#[derive(Debug, Default)]
+struct Kept {
+    line: Option<(Method, Uri)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Kept {
+    fn keep(&mut self, request: &Request<ClientBody>) {
+        self.line = Some((request.method().clone(), request.uri().clone()));
+        self.headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
+
+    /// Its headers stand in the buffer of the client's connection, which has its own use for it.
+    fn forget(&mut self) {
+        self.line = None;
+        self.headers.clear();
+    }
+
+    fn take(&mut self) -> Option<Request<ClientBody>> {
+        let mut request = Request::new(ClientBody::Empty);
+        (*request.method_mut(), *request.uri_mut()) = self.line.take()?;
+        for (name, value) in self.headers.drain(..) {
+            request.headers_mut().append(name, value);
+        }
+        Some(request)
+    }
+}
+
+/// Whether a request may be sent twice (RFC 9110, 9.2.2), and can be: a body passes only once.
+fn may_repeat(request: &Request<ClientBody>) -> bool {
+    matches!(*request.method(), Method::GET | Method::HEAD) && matches!(request.body(), ClientBody::Empty)
+}
+
+/// The half that reads and writes.
+pub type Driven = Connection<TokioIo<Stream>, ClientBody>;
+
+/// Who drives a connection and is to be woken when it can move on.
+#[derive(Debug, Default)]
+struct Driver(Mutex<Option<Waker>>);
+
+impl Driver {
+    fn is(&self, waker: &Waker) {
+        let mut driver = self.lock();
+        if driver.as_ref().is_none_or(|driver| !driver.will_wake(waker)) {
+            *driver = Some(waker.clone());
+        }
+    }
+
+    fn is_nobody(&self) {
+        *self.lock() = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Wake for Driver {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let driver = self.lock().clone();
+        if let Some(driver) = driver {
+            driver.wake();
+        }
+    }
+}
+
+impl H1Connection {
+    /// Speaks HTTP/1.1 on a stream.
+    ///
+    /// # Errors
+    /// What hyper says.
+    pub async fn open(stream: Stream, bounds: AnswerBounds) -> hyper::Result<H1Connection> {
+        // Most requests are a head and nothing else: one buffer, one plain write.
+        let mut builder = http1::Builder::new();
+        builder.writev(false).max_buf_size(bounds.bytes);
+        if bounds.headers != HEADERS_ON_STACK {
+            builder.max_headers(bounds.headers);
+        }
+        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
+        let driver = Arc::<Driver>::default();
+        let waker = Waker::from(Arc::clone(&driver));
+        let kept = Kept::default();
+        Ok(H1Connection {
+            sender,
+            connection: Some(Box::new(connection)),
+            driver,
+            waker,
+            kept,
+            silent: false,
+        })
+    }
+
+    /// The halves, for an exchange that turns into a tunnel.
+    pub fn into_parts(self) -> (SendRequest<ClientBody>, Option<Box<Driven>>) {
+        (self.sender, self.connection)
+    }
+
+    /// Sends a request and waits for the head of its answer. With `keep`, see [`H1Connection::unanswered`].
+    ///
+    /// # Errors
+    /// With the request, if no byte of it was sent.
+    pub async fn exchange(
+        &mut self,
+        request: Box<Request<ClientBody>>,
+        keep: bool,
+    ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
+        let keeps = keep && may_repeat(&request);
+        if keeps {
+            self.kept.keep(&request);
+        }
+        // Without a budget of tokio's: an answer that is there is taken at once, and one that is not
+        // has no need to wake anybody.
+        let mut answer = pin!(unconstrained(self.sender.try_send_request(*request)));
+        let answer = poll_fn(|context| {
+            self.drive(context);
+            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+        })
+        .await;
+        if keeps && answer.is_ok() {
+            self.kept.forget();
+        }
+        answer
+    }
+
+    /// The last request, if it was kept, may be sent twice, and the connection ended without a byte
+    /// of an answer to it.
+    pub fn unanswered(&mut self) -> Option<Request<ClientBody>> {
+        self.kept.take().filter(|_| self.silent)
+    }
+
+    /// Reads and writes what can be; `context` is woken when more can.
+    pub fn drive(&mut self, context: &mut Context<'_>) {
+        self.driver.is(context.waker());
+        // An error reaches whoever reads the answer.
+        if let Some(connection) = &mut self.connection
+            && Pin::new(&mut **connection).poll(&mut Context::from_waker(&self.waker)).is_ready()
+            && let Some(connection) = self.connection.take()
+        {
+            self.silent = connection.into_parts().read_buf.is_empty();
+        }
+    }
+
+    /// Until it is driven again it wakes nobody.
+    pub fn rest(&self) {
+        self.driver.is_nobody();
+    }
+
+    /// Whether it can carry a request at once.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.connection.is_some() && self.sender.is_ready()
+    }
+
+    /// Whether it can still carry one, as far as this side has heard.
+    pub fn is_alive(&mut self) -> bool {
+        self.drive(&mut Context::from_waker(Waker::noop()));
+        self.is_ready()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proxy::stream::Plain;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Bell(AtomicUsize);
+
+    impl Wake for Bell {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_wakes_whoever_drives_it_now_and_nobody_while_it_rests() {
+        let (ours, mut rays) = tokio::io::duplex(1024);
+        let mut wire =
+            H1Connection::open(Stream::Plain(Plain::Other(Box::new(ours))), AnswerBounds::default())
+                .await
+                .unwrap();
+        let bells = [Arc::<Bell>::default(), Arc::<Bell>::default()];
+        let rung = || bells.each_ref().map(|bell| bell.0.load(Ordering::Relaxed));
+        let wakers = bells.each_ref().map(|bell| Waker::from(Arc::clone(bell)));
+        for (caller, waker) in wakers.iter().enumerate() {
+            let request = Request::get("/").header("host", "ray").body(ClientBody::Empty).unwrap();
+            {
+                let mut exchange = pin!(wire.exchange(Box::new(request), false));
+                let mut context = Context::from_waker(waker);
+                assert!(exchange.as_mut().poll(&mut context).is_pending());
+                assert_eq!(rung()[caller], 0, "nothing has come yet");
+                assert!(rays.read(&mut [0; 1024]).await.unwrap() > 0);
+                rays.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+                assert_eq!(rung()[caller], 1, "the answer has come");
+                assert!(exchange.as_mut().poll(&mut context).is_ready());
+            }
+            wire.rest();
+            assert!(wire.is_ready());
+            assert_eq!(rung()[caller], 1, "its caller knows already");
+            assert_eq!(rung()[0], 1, "whoever called before is left alone");
+        }
+        drop(rays);
+        assert_eq!(rung(), [1, 1], "an idle connection wakes nobody");
+        assert!(!wire.is_alive(), "that it was closed is seen by whoever looks");
+    }
+}

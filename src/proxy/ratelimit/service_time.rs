@@ -1,0 +1,55 @@
+//! How long does an exchange of a class last?
+//!
+//! A place whose end nobody tells is held for the mean of what was seen: Little's law asks for
+//! the mean, not for a quantile. Seen is what went through the proxy and what was told by those who
+//! tell. The mean of each second with enough of them counts for a quarter, so that a burst of odd ones
+//! moves it little and a head that has slowed down moves it within seconds.
+
+use crate::core::admission::meter::Counts;
+use crate::core::policy::ClassId;
+use crate::proxy::state::ProxyState;
+use std::time::Duration;
+
+/// A second with fewer exchanges than this tells nothing.
+const ENOUGH: u64 = 5;
+
+/// How much the latest second counts for.
+const WEIGHT: f64 = 0.25;
+
+/// The mean stay of each class.
+#[derive(Debug, Default)]
+pub struct ServiceTimes {
+    generation: Option<u32>,
+    classes: Vec<(Counts, Option<f64>)>,
+}
+
+impl ServiceTimes {
+    /// Takes in what has ended since the last time.
+    pub fn measure(&mut self, proxy: &ProxyState) {
+        let ids = (0..=u8::MAX).map(ClassId).take(proxy.policy.classes.len());
+        if self.generation != Some(proxy.generation) {
+            // Another policy numbers its classes anew.
+            self.generation = Some(proxy.generation);
+            self.classes = ids.map(|id| (proxy.admission.counts(id), None)).collect();
+            return;
+        }
+        for (id, (before, mean)) in ids.zip(&mut self.classes) {
+            let now = proxy.admission.counts(id);
+            let window = now.since(before);
+            *before = now;
+            if window.finished() >= ENOUGH
+                && let Some(latest) = window.latency_mean()
+            {
+                *mean = Some(mean.map_or(latest, |mean| mean + WEIGHT * (latest - mean)));
+            }
+        }
+    }
+
+    /// The mean stay of a class, once there is one.
+    #[must_use]
+    pub fn mean(&self, proxy: &ProxyState, id: ClassId) -> Option<Duration> {
+        let known = self.generation == Some(proxy.generation);
+        let (_, mean) = self.classes.get(id.index()).filter(|_| known)?;
+        mean.map(|mean| Duration::from_secs_f64(mean.clamp(1e-3, 3600.0)))
+    }
+}

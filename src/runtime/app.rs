@@ -1,0 +1,534 @@
+//! The app: proxy and controller at work together.
+//!
+//! The controller decides and the app carries out: a new table goes into force at the proxy, an
+//! event into the adjustment log, an alert to whoever is to be told. One mutex holds the controller; it is
+//! taken a few times a second, by the tick, by fresh readings and by the operator, and never by
+//! a request.
+
+use crate::core::admission::table::LimitTable;
+use crate::core::alert;
+use crate::core::controller::overrides::{Override, OverrideError};
+use crate::core::controller::view::View;
+use crate::core::controller::{Controller, Effects, LastGood, ProxyReading, read_proxy};
+use crate::core::event::{Event, Shed as ShedEvent};
+use crate::core::policy::SignalId;
+use crate::core::replicas::quota::Quota;
+use crate::core::request::catalogue::Surface;
+use crate::core::request::classify::{Classifier, RouteError};
+use crate::core::request::identify::Identifier;
+use crate::core::signal::reading::{Missing, Reading};
+use crate::core::time::{Time, WallMs};
+use crate::observe::adjustment_log::{AdjustmentLog, Entry};
+use crate::observe::metrics::Tally;
+use crate::observe::trace_writer::{self, Note, TraceWriter};
+use crate::proxy::h1_connection::AnswerBounds;
+use crate::proxy::state::{Entrance, Front, ProxyState, ShedNote};
+use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
+use crate::runtime::clock::Clock;
+use crate::runtime::recent::Recent;
+use crate::runtime::tasks::Tasks;
+use arc_swap::ArcSwap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+use crate::config::Settings;
+
+/// How often the loop looks at the proxy.
+pub const TICK: Duration = Duration::from_millis(100);
+
+/// How often the proxy looks for waiters whose cell has come.
+const PUMP: Duration = Duration::from_millis(20);
+
+/// How often idle connections to Ray are looked at.
+const SWEEP: Duration = Duration::from_secs(5);
+
+/// Single refusals written to the adjustment log per second; the summaries have them all.
+const SHED_NOTES_PER_S: u32 = 20;
+
+/// Where the app sends what happens.
+#[derive(Clone, Debug)]
+pub struct Outlets {
+    /// To the adjustment log.
+    pub adjustment_log: AdjustmentLog,
+    /// To whoever is to be told.
+    pub alerts: mpsc::Sender<alert::Transition>,
+}
+
+/// Proxy and controller at work together.
+#[derive(Debug)]
+pub struct App {
+    settings: ArcSwap<Settings>,
+    proxy: ArcSwap<ProxyState>,
+    /// One for each listener.
+    fronts: Mutex<Vec<Arc<ArcSwap<Front>>>>,
+    /// The key of all digests of identities.
+    key: Mutex<[u64; 2]>,
+    /// Time.
+    pub clock: Clock,
+    /// Tasks.
+    pub tasks: Tasks,
+    controller: Mutex<Controller>,
+    outlets: Outlets,
+    recent: Mutex<Recent>,
+    /// The second of the last refusal that was written down, and how many were in it.
+    shed_notes: Mutex<(u64, u32)>,
+    tally: Mutex<Tally>,
+    rays_token: OnceLock<Token>,
+    /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
+    reads_are_known: Arc<AtomicBool>,
+    /// This proxy's part of the limits, where several replicas share them.
+    quota: Mutex<Option<Quota>>,
+}
+
+/// Ray's token, which nothing may show.
+struct Token(String);
+
+impl std::fmt::Debug for Token {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Token")
+    }
+}
+
+impl App {
+    /// A guard by these settings; limits start from `last_good` where it knows them.
+    #[must_use]
+    pub fn new(
+        settings: Arc<Settings>,
+        last_good: &[LastGood],
+        key: [u64; 2],
+        clock: Clock,
+        tasks: Tasks,
+        outlets: Outlets,
+    ) -> Arc<App> {
+        let now = clock.now();
+        let controller = Controller::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now)
+            .with_alerts(&settings.alerts.rules);
+        let (sheds, notes) = mpsc::channel(256);
+        let proxy = ProxyState::new(
+            Arc::clone(&settings.policy),
+            identifier(&settings, key),
+            clock,
+            tasks.clone(),
+            sheds,
+        );
+        proxy.set_table(controller.table());
+        proxy.coalescer.budget().set_max(settings.http.shared_bytes_max);
+        let app = Arc::new(App {
+            settings: ArcSwap::from(settings),
+            proxy: ArcSwap::from(proxy),
+            fronts: Mutex::default(),
+            key: Mutex::new(key),
+            clock,
+            tasks,
+            controller: Mutex::new(controller),
+            outlets,
+            recent: Mutex::default(),
+            shed_notes: Mutex::default(),
+            tally: Mutex::default(),
+            rays_token: OnceLock::new(),
+            reads_are_known: Arc::default(),
+            quota: Mutex::default(),
+        });
+        app.start_tasks(notes);
+        app
+    }
+
+    /// Remembers Ray's token for asking the dashboard about its exporters; the first one counts.
+    pub fn know_rays_token(&self, token: String) {
+        let _ = self.rays_token.set(Token(token));
+    }
+
+    /// Ray's token, if it is known.
+    #[must_use]
+    pub fn rays_token(&self) -> Option<&str> {
+        self.rays_token.get().map(|token| &*token.0)
+    }
+
+    /// What it runs by at the moment.
+    #[must_use]
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.load_full()
+    }
+
+    /// The proxy at the moment.
+    #[must_use]
+    pub fn proxy(&self) -> Arc<ProxyState> {
+        self.proxy.load_full()
+    }
+
+    /// What a listener for one kind of traffic needs; it is renewed at every reload.
+    pub fn front(&self, surface: Surface, upstream: Address) -> Result<Arc<ArcSwap<Front>>, Vec<RouteError>> {
+        let settings = self.settings();
+        let options = Options {
+            protocol: Protocol::of(surface),
+            connect_timeout: settings.http.connect_timeout,
+            answer: AnswerBounds {
+                headers: settings.http.answer_headers_max,
+                bytes: settings.http.answer_header_bytes_max,
+            },
+            ..Options::default()
+        };
+        let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
+        let is_the_head = match &upstream {
+            Address::Tcp(authority) | Address::Tls(authority, _) => {
+                *authority == settings.upstream.authority()
+            }
+            Address::Unix(_) => false,
+        };
+        let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
+        self.sweep(Arc::clone(&upstream));
+        let reads = if is_the_head { Arc::clone(&self.reads_are_known) } else { Arc::default() };
+        let entrance = Entrance::new(surface, classifier, upstream).with_reads(reads);
+        let front = Front::new(self.proxy(), Arc::new(entrance.for_pages_of(&settings.http.cors_origins)));
+        self.fronts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&front));
+        Ok(front)
+    }
+
+    /// Takes on new settings under live traffic: policy, routes, identities and alert rules from
+    /// the next request on, limits and counters where they were. What belongs to the start (where
+    /// to listen, where Ray is, where to write) is left as it was and named in the answer.
+    ///
+    /// # Errors
+    /// What is wrong with the routes; then nothing has changed.
+    pub fn reload(&self, settings: &Arc<Settings>) -> Result<Vec<&'static str>, Vec<RouteError>> {
+        let before = self.settings();
+        let policy = Arc::clone(&settings.policy);
+        let mut fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut renewed = Vec::new();
+        for front in fronts.iter() {
+            let old = front.load();
+            let surface = old.entrance.surface;
+            let classifier = Classifier::new(&policy, surface, &settings.routes)?;
+            renewed.push(Arc::new(old.entrance.with_classifier(classifier)));
+        }
+        let proxy = {
+            let mut controller = self.controller();
+            *controller = controller.succeed(
+                Arc::clone(&policy),
+                &settings.class_modes,
+                &settings.alerts.rules,
+                self.clock.now(),
+            );
+            if let Some(part) = &mut *self.quota() {
+                part.take_over(Arc::clone(&policy), &controller.table());
+            }
+            self.settings.store(Arc::clone(settings));
+            self.succeed_proxy(&controller)
+        };
+        for (front, entrance) in fronts.iter_mut().zip(renewed) {
+            front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
+        }
+        Ok(needs_restart(&before, settings))
+    }
+
+    /// From now on identities are known by this key: nobody's digest is what it was, so that debts
+    /// in queues and under ceilings are forgiven once.
+    pub fn adopt_key(&self, key: [u64; 2]) {
+        let fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        let proxy = {
+            let controller = self.controller();
+            let before =
+                std::mem::replace(&mut *self.key.lock().unwrap_or_else(PoisonError::into_inner), key);
+            if before != key {
+                // Whoever is remembered has another digest from now on.
+                self.proxy().admission.history().clear();
+            }
+            self.succeed_proxy(&controller)
+        };
+        for front in fronts.iter() {
+            let entrance = Arc::clone(&front.load().entrance);
+            front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
+        }
+    }
+
+    /// The key of all digests of identities.
+    #[must_use]
+    pub fn key(&self) -> [u64; 2] {
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a new proxy in the old one's place, by the controller's policy, the settings and the key.
+    fn succeed_proxy(&self, controller: &Controller) -> Arc<ProxyState> {
+        let old = self.proxy();
+        let table = self.part_of(controller.table());
+        let identifier = identifier(&self.settings(), self.key());
+        let proxy = old.succeed(Arc::clone(controller.policy()), identifier, table);
+        self.proxy.store(Arc::clone(&proxy));
+        if let Some(trace_writer) = &*proxy.trace_writer.load() {
+            self.note_names(trace_writer, &proxy);
+        }
+        proxy
+    }
+
+    /// From now on, what passes is written down too.
+    pub fn start_trace(&self, trace_writer: TraceWriter) {
+        let proxy = self.proxy();
+        self.note_names(&trace_writer, &proxy);
+        proxy.trace_writer.store(Some(Arc::new(trace_writer)));
+    }
+
+    /// Nothing more is written down; the recorder's writer ends.
+    pub fn stop_trace(&self) {
+        self.proxy().trace_writer.store(None);
+    }
+
+    /// Names and limits, which every number after them stands for.
+    fn note_names(&self, trace_writer: &TraceWriter, proxy: &ProxyState) {
+        let now = self.clock.now();
+        let head = trace_writer::names(&proxy.policy, self.settings().routes.len(), now, self.clock.wall());
+        trace_writer.note(now, Note::Names(proxy.generation, head));
+        trace_writer.note(now, Note::Table(proxy.table.load_full()));
+    }
+
+    /// Idle connections are looked after by nobody else.
+    fn sweep(&self, upstream: Arc<Upstream>) {
+        self.tasks.every(SWEEP, move || upstream.sweep());
+    }
+
+    /// Takes in a round of readings.
+    pub fn on_readings(&self, readings: &[(SignalId, Result<Reading, Missing>)]) {
+        if let Some(trace_writer) = &*self.proxy().trace_writer.load() {
+            let read = readings.iter().filter_map(|(_, reading)| reading.as_ref().ok().cloned()).collect();
+            trace_writer.note(self.clock.now(), Note::Readings(read));
+        }
+        let effects = self.controller().on_readings(readings, self.clock.now());
+        self.carry_out(effects);
+    }
+
+    /// Takes in whether it is known what the handlers of the Ray at `upstream` read of a query.
+    pub fn on_reads_known(&self, known: bool) {
+        self.reads_are_known.store(known, Ordering::Relaxed);
+    }
+
+    /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
+    #[must_use]
+    pub fn knows_reads(&self) -> bool {
+        self.reads_are_known.load(Ordering::Relaxed)
+    }
+
+    /// Takes in whether Ray accepts connections.
+    pub fn on_upstream(&self, problem: Option<&str>) {
+        if problem.is_some() {
+            // Another version may come back.
+            self.on_reads_known(false);
+        }
+        let effects = self.controller().on_upstream(problem, self.clock.now());
+        self.carry_out(effects);
+    }
+
+    /// Takes in why the last configuration was refused, or that it was not.
+    pub fn on_config(&self, problem: Option<&str>) {
+        self.controller().on_config(problem);
+    }
+
+    /// Carries out an operator's order.
+    pub fn override_limits(&self, order: &Override, who: &str, why: &str) -> Result<(), OverrideError> {
+        let effects = self.controller().on_override(order, who, why, self.clock.now(), self.clock.wall())?;
+        self.carry_out(effects);
+        Ok(())
+    }
+
+    /// The whole at this moment.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.controller().view(self.clock.now())
+    }
+
+    /// The proxy's counts as of the last tick, in the policy's order, and when that was.
+    #[must_use]
+    pub fn proxy_reading(&self) -> (ProxyReading, Time) {
+        let controller = self.controller();
+        (controller.proxy().clone(), controller.ticked_at())
+    }
+
+    /// What was counted of the events so far.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Events lost from the adjustment log since the start.
+    #[must_use]
+    pub fn events_lost(&self) -> u64 {
+        self.outlets.adjustment_log.events_lost()
+    }
+
+    /// Limits worth starting from next time.
+    #[must_use]
+    pub fn last_good(&self) -> Vec<LastGood> {
+        self.controller().last_good()
+    }
+
+    /// How many configurations have been accepted.
+    #[must_use]
+    pub fn policy_version(&self) -> u64 {
+        self.controller().policy_version()
+    }
+
+    /// The latest events after a moment, or all, oldest first; single refusals are in the adjustment log alone,
+    /// or a flood would wash out the adjustments that answer it.
+    #[must_use]
+    pub fn recent(&self, after: Option<WallMs>) -> Vec<Entry> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).after(after)
+    }
+
+    /// How far back the latest events reach.
+    #[must_use]
+    pub fn recent_since(&self) -> Option<WallMs> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).since()
+    }
+
+    /// Writes an event to the adjustment log.
+    pub fn note(&self, event: Event) {
+        let entry = Entry { time: self.clock.wall(), at: self.clock.now(), event };
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner).take(&entry.event);
+        if !matches!(entry.event, Event::Shed(_)) {
+            self.recent.lock().unwrap_or_else(PoisonError::into_inner).push(&entry);
+        }
+        // What does not fit is counted as lost by the adjustment log, which writes a gap event for it.
+        let _ = self.outlets.adjustment_log.record(entry);
+    }
+
+    /// Writes the first line of this run's adjustment log.
+    pub fn note_start(&self, run: &str) {
+        let event = self.controller().start_event(env!("CARGO_PKG_VERSION"), run);
+        self.note(event);
+    }
+
+    fn start_tasks(self: &Arc<Self>, mut notes: mpsc::Receiver<ShedNote>) {
+        let app = Arc::clone(self);
+        self.tasks.every(TICK, move || app.tick());
+        let app = Arc::clone(self);
+        self.tasks.every_until_drained(PUMP, move || {
+            let proxy = app.proxy();
+            if proxy.admission.waiting() > 0 {
+                proxy.pump();
+            }
+        });
+        let app = Arc::clone(self);
+        self.tasks.spawn_until_drained(async move {
+            while let Some(note) = notes.recv().await {
+                app.note_shed(&note);
+            }
+        });
+    }
+
+    fn tick(&self) {
+        let now = self.clock.now();
+        let effects = {
+            // The lock keeps a reload from coming between the proxy's reading and its policy.
+            let mut controller = self.controller();
+            let proxy = read_proxy(&self.proxy().admission, controller.policy().classes.len(), now);
+            controller.on_events_lost(self.outlets.adjustment_log.events_lost());
+            if let Some(part) = &mut *self.quota() {
+                part.observe(&proxy);
+            }
+            controller.on_tick(proxy, now, self.clock.wall())
+        };
+        self.carry_out(effects);
+    }
+
+    pub(super) fn carry_out(&self, effects: Effects) {
+        if let Some(table) = effects.table {
+            let table = self.part_of(table);
+            let proxy = self.proxy();
+            if let Some(trace_writer) = &*proxy.trace_writer.load() {
+                trace_writer.note(self.clock.now(), Note::Table(Arc::clone(&table)));
+            }
+            proxy.set_table(table);
+        }
+        for (class, seconds) in effects.spreads {
+            self.proxy().admission.spread(class, seconds);
+        }
+        for event in effects.events {
+            self.note(event);
+        }
+        for transition in effects.alerts {
+            // A full queue is the notifier's to report; the adjustment log has the alert already.
+            let _ = self.outlets.alerts.try_send(transition);
+        }
+    }
+
+    fn note_shed(&self, note: &ShedNote) {
+        let second = self.clock.now().0 / 1_000_000_000;
+        {
+            let mut notes = self.shed_notes.lock().unwrap_or_else(PoisonError::into_inner);
+            if notes.0 != second {
+                *notes = (second, 0);
+            }
+            notes.1 += 1;
+            if notes.1 > SHED_NOTES_PER_S {
+                return;
+            }
+        }
+        let proxy = self.proxy();
+        let policy = &proxy.policy;
+        // A note may be a reload older than the proxy it is read by.
+        let Some(class) = policy.classes.get(note.shed.class.index()) else { return };
+        let table = proxy.table.load();
+        let limits = table.class(note.shed.class);
+        let event = Event::Shed(ShedEvent {
+            request: note.id.clone(),
+            class: class.name.to_string(),
+            module: policy.modules[class.module.index()].name.to_string(),
+            cause: note.shed.reason,
+            shadow: false,
+            client: format!("{:016x}", note.client),
+            retry_after_s: note.shed.retry_after_s,
+            table: table.version,
+            in_flight_limit: limits.in_flight,
+            in_flight: proxy.admission.load(note.shed.class).0,
+            rate_limit: limits.rate,
+            waited_ms: 0,
+            via: note.via,
+        });
+        self.note(event);
+    }
+
+    pub(super) fn quota(&self) -> MutexGuard<'_, Option<Quota>> {
+        // What is held is valid between any two fields.
+        self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The table as this proxy may use it: its part, where several replicas share the limits.
+    pub(super) fn part_of(&self, table: Arc<LimitTable>) -> Arc<LimitTable> {
+        match &*self.quota() {
+            Some(part) => Arc::new(part.of(&table, self.clock.now())),
+            None => table,
+        }
+    }
+
+    pub(super) fn controller(&self) -> MutexGuard<'_, Controller> {
+        // A panic in one step leaves the controller as it was between two fields at worst; its
+        // limits stay within their bounds, and a proxy without a loop would be worse.
+        self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn identifier(settings: &Settings, key: [u64; 2]) -> Identifier {
+    let identity = &settings.identity;
+    Identifier::new(key, settings.trusted_proxies.clone(), identity.headers.clone())
+        .with_keys(identity.api_key_header.clone(), identity.api_keys.iter().map(|key| key.sha256).collect())
+}
+
+/// What of the new settings only a restart can put into force.
+fn needs_restart(before: &Settings, after: &Settings) -> Vec<&'static str> {
+    let parts = [
+        ("upstream", before.upstream == after.upstream),
+        ("listen", before.listeners == after.listeners),
+        ("http", before.http == after.http),
+        ("admin", before.admin == after.admin),
+        ("ratelimit_service", before.ratelimit_service == after.ratelimit_service),
+        ("replicas", before.replicas == after.replicas),
+        ("state_dir", before.state_dir == after.state_dir),
+        ("adjustment_log", before.adjustment_log == after.adjustment_log),
+        ("log", before.log == after.log),
+        ("metrics.token", before.metrics.token == after.metrics.token),
+        ("alerts.repeat", before.alerts.repeat == after.alerts.repeat),
+        ("alerts.runbook_url", before.alerts.runbook_url == after.alerts.runbook_url),
+        ("alerts.notify", before.alerts.notify == after.alerts.notify),
+    ];
+    parts.into_iter().filter(|(_, same)| !same).map(|(part, _)| part).collect()
+}
