@@ -18,8 +18,10 @@ from past import age  # noqa: E402
 
 CALM_S, FLOOD_S = 60, 40
 CROWDS = [(200, 100)]
-if os.environ.get("RAYGUARD_NIGHTLY"):  # ten minutes more
+NIGHTLY = bool(os.environ.get("RAYGUARD_NIGHTLY"))  # ten minutes more
+if NIGHTLY:
     CROWDS += [(1000, 100), (10000, 150)]
+    CALM_S, FLOOD_S = 300, 300
 LATE_MS = 250  # a generator that is later than this measured the machine
 
 # The job list's handler reads no key at all, and nothing but `timeout` changes what a list of tasks is asked for.
@@ -116,10 +118,12 @@ def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers,
     late, now, clients = flood(busy_head, tmp_path, strangers, rate, busting)
     assert late < LATE_MS, "this machine is too busy to say"
     for name in ("reader", "analyst"):
-        served, p99, calm_p99 = now[name]["in_time_share"], now[name]["p99_ms"], before[name]["p99_ms"]
-        print(f"{strangers} {name}: {served:.3f} in time, p99 {p99:.0f} ms (calm {calm_p99:.0f})")
-        assert served >= 0.99, now[name]
-        assert p99 <= max(2 * calm_p99, 250), (p99, calm_p99)
+        assert now[name]["in_time_share"] >= 0.99, now[name]
+        # The 99th percentile of the eight requests of a short flood is the worst of them, and that is the machine's.
+        quantile = "p99_ms" if NIGHTLY else "p50_ms"
+        took, calm_took = now[name][quantile], before[name][quantile]
+        print(f"{strangers} {name}: {quantile} {took:.0f} (calm {calm_took:.0f})")
+        assert took <= max(2 * calm_took, 250), (took, calm_took)
     crowd, newcomer = now["crowd"]["in_time_share"], now["newcomer"]["in_time_share"]
     print(f"{strangers} strangers: {crowd:.3f} of the crowd in time, {newcomer:.3f} of newcomers")
     # Ten of them ask some tens of times: the share of so few is a matter of chance.
