@@ -102,7 +102,7 @@ pub struct Service {
     domain: Arc<str>,
     place_max: Duration,
     places: Mutex<LeaseTable<PermitGuard>>,
-    service_times: Mutex<ServiceTimes>,
+    durations: Mutex<ServiceTimes>,
 }
 
 /// How one descriptor was decided.
@@ -123,7 +123,7 @@ impl Service {
             domain,
             place_max,
             places: Mutex::default(),
-            service_times: Mutex::default(),
+            durations: Mutex::default(),
         });
         let expiring = Arc::clone(&service);
         tasks.every(EXPIRE, move || expiring.expire());
@@ -315,13 +315,13 @@ impl Service {
 
     fn measure(&self) {
         let front = self.front.load();
-        self.service_times.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.proxy);
+        self.durations.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.proxy);
     }
 
     /// How long an exchange of a class is expected to hold its place.
     fn stay(&self, proxy: &ProxyState, id: ClassId) -> Duration {
         let class = &proxy.policy.classes[id.index()];
-        let measured = self.service_times.lock().unwrap_or_else(PoisonError::into_inner).mean(proxy, id);
+        let measured = self.durations.lock().unwrap_or_else(PoisonError::into_inner).mean(proxy, id);
         match (class.kind, measured) {
             // A log is read for hours; what it took to open it tells nothing.
             (Kind::Held, _) => self.place_max,
