@@ -8,12 +8,12 @@
 
 pub use rayguard_config as config;
 pub use rayguard_core as core;
+pub use rayguard_proxy as proxy;
 pub use rayguard_sim as sim;
 
 pub mod admin;
 pub mod cli;
 pub mod emulator;
 pub mod observe;
-pub mod proxy;
 pub mod replicas;
 pub mod runtime;

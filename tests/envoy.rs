@@ -13,7 +13,7 @@
 #[path = "proxy/rig.rs"]
 mod rig;
 
-use rayguard::runtime::tasks::Tasks;
+use rayguard::proxy::tasks::Tasks;
 use rig::{Answer, Client, Ray, until};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;

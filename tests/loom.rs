@@ -18,12 +18,7 @@ mod time {
     pub(crate) use rayguard::core::time::Time;
 }
 
-/// The same for the files of the proxy.
-mod core {
-    pub mod time {
-        pub use rayguard::core::time::Time;
-    }
-}
+use rayguard::proxy::{coalesce, permit_guard, tasks, throttle, websocket};
 
 #[path = "../src/core/admission/clock.rs"]
 mod clock;
@@ -33,14 +28,6 @@ mod in_flight;
 mod single_flight;
 #[path = "../src/proxy/log_fanout.rs"]
 mod tail;
-
-mod proxy {
-    pub use rayguard::proxy::{coalesce, permit_guard, throttle, websocket};
-}
-
-mod runtime {
-    pub use rayguard::runtime::tasks;
-}
 
 /// What takes the place of `core::admission::sync` and `proxy::sync`.
 mod sync {
@@ -333,9 +320,9 @@ fn a_kept_answer_is_shared_or_gone() {
     assert_eq!(ask(&flights, drop), "led");
 }
 
-fn log() -> proxy::coalesce::Key {
-    let question = proxy::coalesce::Question::AsSent("/api/jobs/a/logs/tail");
-    proxy::coalesce::Key::of_tail(&question, &http::HeaderMap::new())
+fn log() -> coalesce::Key {
+    let question = coalesce::Question::AsSent("/api/jobs/a/logs/tail");
+    coalesce::Key::of_tail(&question, &http::HeaderMap::new())
 }
 
 /// What a follower gets to read, to the end.
@@ -352,7 +339,7 @@ fn reads(mut follower: tail::Follower) -> (Vec<u8>, Option<bytes::Bytes>) {
 
 /// Ray sends two lines and its Close, in two pieces, while one joins at some moment and another comes and leaves.
 fn every_follower_gets_every_line() {
-    use proxy::websocket::{NORMAL, close_frame, text_frame};
+    use websocket::{NORMAL, close_frame, text_frame};
     let tails = tail::LogFanouts::default();
     let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("nobody else is here") };
     let reader = {

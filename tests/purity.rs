@@ -82,14 +82,14 @@ fn clocks_and_tasks_have_one_room_each() {
     for file in files {
         let relative = file.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_string_lossy().into_owned();
         let code = code(&fs::read_to_string(&file).unwrap());
-        if !relative.ends_with("runtime/clock.rs") {
+        if !relative.ends_with("proxy/clock.rs") {
             assert!(
                 !code.contains("std::time::SystemTime") && !code.contains("std::time::{Instant"),
                 "{relative} reads the OS clock"
             );
         }
-        if !relative.ends_with("runtime/tasks.rs") {
-            assert!(!names(&code, "tokio::spawn"), "{relative} starts tasks; only runtime/tasks.rs may");
+        if !relative.ends_with("proxy/tasks.rs") {
+            assert!(!names(&code, "tokio::spawn"), "{relative} starts tasks; only proxy/tasks.rs may");
         }
     }
 }

@@ -27,8 +27,8 @@ use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::observe::probe::{self, Outcome};
 use crate::observe::promql::{self, Server};
 use crate::observe::scrape::{self, Target, Targets};
+use crate::proxy::clock::Clock;
 use crate::replicas::store::Store;
-use crate::runtime::clock::Clock;
 use crate::runtime::secret;
 
 /// Diagnoses this host and suggests fixes.

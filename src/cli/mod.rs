@@ -165,7 +165,7 @@ fn reader_left(error: &(dyn std::error::Error + 'static)) -> bool {
 
 /// The wall clock, for commands that speak of "an hour ago".
 fn wall() -> crate::core::time::WallMs {
-    crate::runtime::clock::Clock::start().wall()
+    crate::proxy::clock::Clock::start().wall()
 }
 
 async fn operate(command: Operate) -> Result<(), client::ClientError> {

@@ -12,7 +12,7 @@
 use crate::core::signal::reading::Missing;
 use crate::core::time::Time;
 use crate::observe::fetch::{self, Bounds, FetchError};
-use crate::runtime::clock::Clock;
+use crate::proxy::clock::Clock;
 use reqwest::Client;
 use std::time::Duration;
 use url::Url;

@@ -13,7 +13,7 @@
 use crate::core::signal::reading::Missing;
 use crate::core::time::{Time, WallMs};
 use crate::observe::fetch::{self, Bounds, FetchError};
-use crate::runtime::clock::Clock;
+use crate::proxy::clock::Clock;
 use reqwest::Client;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};

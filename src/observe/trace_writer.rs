@@ -16,26 +16,22 @@
 //! Addresses and credentials come as keyed digests and leave as 1, 2, 3 in the order of
 //! appearance; the table from one to the other is never written.
 
-use crate::core::admission::meter::Reason;
 use crate::core::admission::table::LimitTable;
 use crate::core::event::LimitKind;
-use crate::core::policy::{ClassId, Kind, Policy};
+use crate::core::policy::{Kind, Policy};
 use crate::core::request::catalogue::{ROUTES, Surface};
 use crate::core::request::classify::UNLISTED;
-use crate::core::request::client_id::ClientId;
 use crate::core::signal::reading::Reading;
 use crate::core::time::{Time, WallMs};
-use crate::core::traffic_trace::{
-    ClassHead, Encoder, Ending, Exchange, Head, Line, Opened, SignalHead, micros,
-};
+use crate::core::traffic_trace::{ClassHead, Encoder, Exchange, Head, Line, Opened, SignalHead, micros};
+use crate::proxy::trace::{self, Note, Passed, Queue, TraceSender};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::TryRecvError;
 use std::time::Duration;
 
 /// How often the queue is looked at.
@@ -51,53 +47,6 @@ pub const BYTES_MIN: u64 = 1 << 20;
 /// The size of a trace where none is said: some two million requests.
 pub const BYTES_DEFAULT: u64 = 64 << 20;
 
-/// An exchange as the proxy saw it.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Passed {
-    /// Which of the proxy's policies numbers class and route.
-    pub generation: u32,
-    /// Its class.
-    pub class: ClassId,
-    /// Its route.
-    pub route: u16,
-    /// Who asked.
-    pub client: ClientId,
-    /// What became of it.
-    pub ending: Ending,
-    /// The refusal that shadow mode did not carry out.
-    pub would_shed: Option<Reason>,
-    /// When it was sent on; when it was refused or left, for those that were not.
-    pub admitted: Time,
-    /// How long it had waited by then.
-    pub waited: Duration,
-    /// Declared length of what was asked.
-    pub asked_bytes: u64,
-    /// Length of the answer.
-    pub answered_bytes: u64,
-}
-
-/// Something worth a line.
-#[derive(Clone, Debug)]
-pub enum Note {
-    /// Policy and route count from here on: names behind the numbers.
-    Names(u32, Box<Head>),
-    /// An exchange ended.
-    Passed(Passed),
-    /// A held connection began.
-    Opened(Passed),
-    /// The limits from here on.
-    Table(Arc<LimitTable>),
-    /// Readings.
-    Readings(Vec<Reading>),
-}
-
-/// The proxy's end: hands notes over and never waits.
-#[derive(Clone, Debug)]
-pub struct TraceWriter {
-    queue: SyncSender<(Time, Note)>,
-    lost: Arc<AtomicU64>,
-}
-
 /// What a trace came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Tally {
@@ -110,8 +59,7 @@ pub struct Tally {
 /// The disk's end.
 #[derive(Debug)]
 pub struct TraceThread {
-    queue: Receiver<(Time, Note)>,
-    overflow: Arc<AtomicU64>,
+    queue: Queue,
     pages: Pages,
     clients: HashMap<(bool, u64), u32>,
     counts: [u32; 2],
@@ -126,13 +74,11 @@ pub struct TraceThread {
 ///
 /// # Errors
 /// The file cannot be made.
-pub fn channel(path: &Path, bytes_max: u64) -> io::Result<(TraceWriter, TraceThread)> {
+pub fn channel(path: &Path, bytes_max: u64) -> io::Result<(TraceSender, TraceThread)> {
     let pages = Pages::open(path, bytes_max)?;
-    let (sender, queue) = sync_channel(QUEUE);
-    let lost = Arc::new(AtomicU64::new(0));
+    let (trace, queue) = trace::channel(QUEUE);
     let thread = TraceThread {
         queue,
-        overflow: Arc::clone(&lost),
         pages,
         clients: HashMap::new(),
         counts: [0; 2],
@@ -142,7 +88,7 @@ pub fn channel(path: &Path, bytes_max: u64) -> io::Result<(TraceWriter, TraceThr
         last: Time::ZERO,
         tally: Tally::default(),
     };
-    Ok((TraceWriter { queue: sender, lost }, thread))
+    Ok((trace, thread))
 }
 
 /// The names behind the numbers of a policy.
@@ -184,17 +130,8 @@ pub fn names(policy: &Policy, own_routes: usize, at: Time, time: WallMs) -> Box<
     })
 }
 
-impl TraceWriter {
-    /// Hands a note over; one that does not fit is counted as lost.
-    pub fn note(&self, now: Time, note: Note) {
-        if self.queue.try_send((now, note)).is_err() {
-            self.lost.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
-
 impl TraceThread {
-    /// Writes until every [`TraceWriter`] is dropped. Blocks: run it on a thread of its own.
+    /// Writes until every [`TraceSender`] is dropped. Blocks: run it on a thread of its own.
     pub fn run(mut self) -> Tally {
         while self.look() {
             self.pages.flush();
@@ -217,7 +154,7 @@ impl TraceThread {
                 Err(TryRecvError::Disconnected) => break false,
             }
         };
-        let missed = self.overflow.swap(0, Ordering::Relaxed);
+        let missed = self.queue.take_lost();
         self.lose(missed);
         more
     }
@@ -497,6 +434,9 @@ pub fn older(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::policy::ClassId;
+    use crate::core::request::client_id::ClientId;
+    use crate::core::traffic_trace::Ending;
     use crate::core::traffic_trace::{Reader, TrafficTrace, read};
     use proptest::prelude::*;
 
@@ -548,7 +488,7 @@ mod tests {
         }
     }
 
-    fn begin(folder: &Folder, bytes_max: u64) -> (TraceWriter, TraceThread) {
+    fn begin(folder: &Folder, bytes_max: u64) -> (TraceSender, TraceThread) {
         let (trace_writer, thread) = channel(&folder.file(), bytes_max).unwrap();
         let policy = policy();
         let head = names(&policy, 2, Time::ZERO, WallMs(1_795_000_000_000));

@@ -2,25 +2,25 @@
 //!
 //! A client's body is held to a size and a pace. A short one is read whole before its request asks
 //! for a permit; of a longer one the last piece is held back until there is one
-//! ([`crate::proxy::upload`]), so that a client's slow line holds no permit. A permit rides in the
+//! ([`crate::upload`]), so that a client's slow line holds no permit. A permit rides in the
 //! body of the answer it was given for, and is returned when that body ends, is dropped by a client
 //! that left, breaks, is read slowly or not at all: whatever comes first, once. Both kinds keep to
 //! their class's bandwidth.
 
-use crate::core::admission::controller::{Shed, Stage};
-use crate::core::admission::flow::Flow;
-use crate::core::time::Time;
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::sessions::Alive;
-use crate::proxy::shared_answer::SharedBody;
-use crate::proxy::slow_reader::{Cut, LAG, Listed, SlowReaders, Taken};
-use crate::proxy::throttle::Throttled;
-use crate::proxy::upload::Withheld;
-use crate::proxy::upstream::Lease;
-use crate::runtime::clock::Clock;
+use crate::clock::Clock;
+use crate::permit_guard::PermitGuard;
+use crate::sessions::Alive;
+use crate::shared_answer::SharedBody;
+use crate::slow_reader::{Cut, LAG, Listed, SlowReaders, Taken};
+use crate::throttle::Throttled;
+use crate::upload::Withheld;
+use crate::upstream::Lease;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use rayguard_core::admission::controller::{Shed, Stage};
+use rayguard_core::admission::flow::Flow;
+use rayguard_core::time::Time;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -68,7 +68,7 @@ pub struct BodyBounds {
 }
 
 /// The least speed of a body, in bytes per second, once it has lasted longer than a stall may.
-pub const RATE_MIN: u64 = 512;
+pub(crate) const RATE_MIN: u64 = 512;
 
 /// Holds a body to its bounds.
 #[derive(Debug)]
@@ -175,7 +175,7 @@ impl Upload {
 }
 
 /// The longest body that is read whole before its request asks for a permit.
-pub const GATHERED_MAX: u64 = 64 << 10;
+pub(crate) const GATHERED_MAX: u64 = 64 << 10;
 
 /// Bytes of such bodies that may be waited for at once; those beyond are passed on as they come.
 const GATHERED_ALL_MAX: u64 = 64 << 20;
@@ -204,7 +204,7 @@ impl Drop for Part<'_> {
 ///
 /// # Errors
 /// It came too slowly, or not to its end.
-pub async fn gather(
+pub(crate) async fn gather(
     body: Incoming,
     bounds: BodyBounds,
     clock: Clock,

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 /// Between two attempts to connect while the upstream accepts no connections.
-pub const RETRY: Duration = Duration::from_millis(250);
+pub(crate) const RETRY: Duration = Duration::from_millis(250);
 
 const CLOSED: u8 = 0;
 /// Being looked into; requests pass.
@@ -28,29 +28,29 @@ const OPEN: u8 = 2;
 
 /// Whether an upstream accepts connections. In any state but closed there is one task that tries.
 #[derive(Debug, Default)]
-pub struct CircuitBreaker(AtomicU8);
+pub(crate) struct CircuitBreaker(AtomicU8);
 
 impl CircuitBreaker {
     /// Whether the upstream is known not to accept connections.
     #[must_use]
-    pub fn is_open(&self) -> bool {
+    pub(crate) fn is_open(&self) -> bool {
         self.0.load(Ordering::Relaxed) == OPEN
     }
 
     /// A connection was not accepted. Returns whether the caller must start the task that tries.
     #[must_use]
-    pub fn open(&self) -> bool {
+    pub(crate) fn open(&self) -> bool {
         self.0.swap(OPEN, Ordering::AcqRel) == CLOSED
     }
 
     /// A connection was given up before it was accepted or refused. Returns as [`CircuitBreaker::open`] does.
     #[must_use]
-    pub fn suspect(&self) -> bool {
+    pub(crate) fn suspect(&self) -> bool {
         self.0.compare_exchange(CLOSED, SUSPECTED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
     /// A connection of the task that tries was accepted, and the task ends.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.0.store(CLOSED, Ordering::Release);
     }
 }

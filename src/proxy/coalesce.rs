@@ -26,16 +26,16 @@
 //! with a condition (`If-None-Match`) are: the condition is a header like any other, and who asks the same
 //! gets the same 304.
 
-use crate::core::request::catalogue::Surface;
-use crate::core::request::query::{self, ReadKeys};
-use crate::core::time::Time;
-use crate::proxy::body::AnswerError;
-use crate::proxy::shared_answer::{Budget, Charge, SharedAnswer};
-use crate::proxy::single_flight::{self, SingleFlight};
-use crate::proxy::state::Entrance;
-use crate::proxy::upstream::{Address, UpstreamError};
+use crate::body::AnswerError;
+use crate::shared_answer::{Budget, Charge, SharedAnswer};
+use crate::single_flight::{self, SingleFlight};
+use crate::state::Entrance;
+use crate::upstream::{Address, UpstreamError};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, SET_COOKIE, VARY};
 use http::{HeaderName, Method, Uri};
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::query::{self, ReadKeys};
+use rayguard_core::time::Time;
 use sha2::{Digest, Sha256};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
@@ -382,12 +382,12 @@ impl Coalescer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::{Control, Policy};
-    use crate::core::request::catalogue;
-    use crate::core::request::classify::Classifier;
-    use crate::proxy::upstream::{Options, Upstream};
-    use crate::runtime::clock::Clock;
-    use crate::runtime::tasks::Tasks;
+    use crate::clock::Clock;
+    use crate::tasks::Tasks;
+    use crate::upstream::{Options, Upstream};
+    use rayguard_core::policy::{Control, Policy};
+    use rayguard_core::request::catalogue;
+    use rayguard_core::request::classify::Classifier;
 
     fn entrance(surface: Surface, upstream: &str) -> Entrance {
         let policy = Policy {

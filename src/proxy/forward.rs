@@ -6,11 +6,11 @@
 //! Ray has answered or a bound has passed. Abandoned work stays counted and cannot pile up behind the
 //! proxy's back. Which of the two a module does, the catalogue says ([`PermitGuard::cancels`]).
 
-use crate::proxy::body::{ClientBody, RayBody};
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::upload::Handover;
-use crate::proxy::upstream::{Upstream, UpstreamError};
-use crate::runtime::tasks::Tasks;
+use crate::body::{ClientBody, RayBody};
+use crate::permit_guard::PermitGuard;
+use crate::tasks::Tasks;
+use crate::upload::Handover;
+use crate::upstream::{Upstream, UpstreamError};
 use http::{Request, Response};
 use std::future::Future;
 use std::pin::Pin;
@@ -19,11 +19,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 /// An answer and the permit it holds.
-pub type Answer = Result<(Response<RayBody>, PermitGuard), UpstreamError>;
+pub(crate) type Answer = Result<(Response<RayBody>, PermitGuard), UpstreamError>;
 
 /// Sends the request; the permit rides along. Once nobody waits for it, and unless upstream then cancels it,
 /// the exchange holds it for `abandoned_max` at most.
-pub fn send(
+pub(crate) fn send(
     upstream: Arc<Upstream>,
     request: Box<Request<ClientBody>>,
     mut permit: PermitGuard,
@@ -37,7 +37,7 @@ pub fn send(
 
 /// The same for an upload, whose permit comes with its last piece. Before that Ray has nothing to work
 /// on, and nothing goes on without the client.
-pub fn send_upload(
+pub(crate) fn send_upload(
     upstream: Arc<Upstream>,
     request: Box<Request<ClientBody>>,
     handover: &Arc<Handover>,
@@ -78,7 +78,7 @@ fn send_with(
 }
 
 /// An upstream call.
-pub struct Exchange<F: Future<Output = Answer> + Send + 'static> {
+pub(crate) struct Exchange<F: Future<Output = Answer> + Send + 'static> {
     running: Option<Pin<Box<F>>>,
     upload: Option<Arc<Handover>>,
     /// Where it goes on when nobody waits for it any more, and for how long at most.

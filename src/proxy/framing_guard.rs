@@ -16,10 +16,10 @@
 //! thrown away for a while before the connection is closed, as they are whenever the proxy
 //! closes on a client that is still sending.
 
-use crate::proxy::headers::REQUEST_ID;
-use crate::proxy::keepalive::KeepAlive;
-use crate::proxy::request_validation::{HeadBounds, Malformed};
-use crate::proxy::stream::Stream;
+use crate::headers::REQUEST_ID;
+use crate::keepalive::KeepAlive;
+use crate::request_validation::{HeadBounds, Malformed};
+use crate::stream::Stream;
 use bytes::{Buf, BytesMut};
 use std::future::Future;
 use std::io;
@@ -31,7 +31,7 @@ use tokio::time::Sleep;
 
 /// A stream behind a framing guard.
 #[derive(Debug)]
-pub struct FramingGuard {
+pub(crate) struct FramingGuard {
     /// `None` once its connection sleeps.
     stream: Option<Stream>,
     /// Read, and not yet let through.
@@ -74,7 +74,12 @@ impl FramingGuard {
     /// A framing guard before HTTP/1; `start` has been read already. `patience` is told of heads that
     /// come in parts.
     #[must_use]
-    pub fn new(stream: Stream, start: BytesMut, bounds: HeadBounds, patience: KeepAlive) -> FramingGuard {
+    pub(crate) fn new(
+        stream: Stream,
+        start: BytesMut,
+        bounds: HeadBounds,
+        patience: KeepAlive,
+    ) -> FramingGuard {
         FramingGuard {
             bounds,
             state: State::Head(0),
@@ -85,7 +90,7 @@ impl FramingGuard {
 
     /// No framing guard: only what has been read already comes first.
     #[must_use]
-    pub fn open(stream: Stream, start: BytesMut) -> FramingGuard {
+    pub(crate) fn open(stream: Stream, start: BytesMut) -> FramingGuard {
         FramingGuard {
             stream: Some(stream),
             held: start,

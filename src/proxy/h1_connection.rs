@@ -15,8 +15,8 @@
 //! Upstream may close an idle connection just as a request is sent on it. hyper has used the request
 //! up by then, so one that may be sent again is kept until its answer begins (`Kept`).
 
-use crate::proxy::body::ClientBody;
-use crate::proxy::stream::Stream;
+use crate::body::ClientBody;
+use crate::stream::Stream;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -230,7 +230,7 @@ impl H1Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::stream::Plain;
+    use crate::stream::Plain;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -6,39 +6,39 @@ mod held;
 mod shared;
 mod upload;
 
-use crate::core::admission::controller::{Ask, Shed};
-use crate::core::admission::flow::Flow;
-use crate::core::admission::meter::Reason;
-use crate::core::event::Via;
-use crate::core::policy::{Coalesce, Kind, Treatment};
-use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::{Match, UNLISTED};
-use crate::core::request::client_id::ClientId;
-use crate::core::request::facts::Facts;
-use crate::core::time::Time;
-use crate::core::traffic_trace::Ending;
-use crate::core::usage::{RequestSummary, Unlisted, Verdict};
-use crate::proxy::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, ResponsePolicy, Upload, gather};
-use crate::proxy::coalesce::{Key, Origin};
-use crate::proxy::cors::Origins;
-use crate::proxy::forward::{self, Answer, Exchange};
-use crate::proxy::headers::{
+use crate::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, ResponsePolicy, Upload, gather};
+use crate::coalesce::{Key, Origin};
+use crate::cors::Origins;
+use crate::forward::{self, Answer, Exchange};
+use crate::headers::{
     HeaderPresence, Lookup, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
     tell_client,
 };
-use crate::proxy::id::Id;
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::reject::{self, ErrorFormat, GRPC_STATUS, Refused};
-use crate::proxy::request_validation::{self, Malformed};
-use crate::proxy::sessions::Alive;
-use crate::proxy::state::{Entrance, ProxyState};
-use crate::proxy::tunnel;
-use crate::proxy::upstream::UpstreamError;
+use crate::id::Id;
+use crate::permit_guard::PermitGuard;
+use crate::reject::{self, ErrorFormat, GRPC_STATUS, Refused};
+use crate::request_validation::{self, Malformed};
+use crate::sessions::Alive;
+use crate::state::{Entrance, ProxyState};
+use crate::tunnel;
+use crate::upstream::UpstreamError;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderMap, HeaderValue, ORIGIN};
 use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
+use rayguard_core::admission::controller::{Ask, Shed};
+use rayguard_core::admission::flow::Flow;
+use rayguard_core::admission::meter::Reason;
+use rayguard_core::event::Via;
+use rayguard_core::policy::{Coalesce, Kind, Treatment};
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::classify::{Match, UNLISTED};
+use rayguard_core::request::client_id::ClientId;
+use rayguard_core::request::facts::Facts;
+use rayguard_core::time::Time;
+use rayguard_core::traffic_trace::Ending;
+use rayguard_core::usage::{RequestSummary, Unlisted, Verdict};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -586,11 +586,11 @@ impl RequestContext {
         let route = self.entrance.classifier.label(self.matched.route);
         self.proxy.note(&self.id, &shed, route, self.client.address, Via::Proxy);
         let upstream = Some(self.entrance.upstream.address());
-        let about = Refused { upstream, ..Refused::at(&self.proxy, &shed, &self.id) };
+        let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
         reject::shed(self.error_format, shed, &about)
     }
 
-    fn class(&self) -> &crate::core::policy::Class {
+    fn class(&self) -> &rayguard_core::policy::Class {
         &self.proxy.policy.classes[self.matched.class.index()]
     }
 }

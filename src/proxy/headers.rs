@@ -226,7 +226,7 @@ impl<'a> Lookup<'a> {
     }
 }
 
-impl crate::core::request::facts::Headers for Lookup<'_> {
+impl rayguard_core::request::facts::Headers for Lookup<'_> {
     fn get(&self, name: &str) -> Option<&[u8]> {
         if !self.header_presence.has(HeaderPresence::by(name)) {
             return None;
@@ -259,7 +259,7 @@ fn known(name: &str) -> Option<&'static HeaderName> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::request::facts::Headers;
+    use rayguard_core::request::facts::Headers;
 
     fn map(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut map = HeaderMap::new();

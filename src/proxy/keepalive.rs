@@ -11,9 +11,9 @@
 //! has left, in good order, and only the stream is kept ([`KeepAlive::hibernate`]). `listen` wakes
 //! it when the next request begins, which costs that request a few microseconds.
 
-use crate::core::time::Time;
-use crate::proxy::stream::Stream;
-use crate::runtime::clock::Clock;
+use crate::clock::Clock;
+use crate::stream::Stream;
+use rayguard_core::time::Time;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};

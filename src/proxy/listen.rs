@@ -8,19 +8,18 @@
 //! out is a stream and a peer, and its first bytes tell HTTP/2 from HTTP/1. A peer on a Unix
 //! socket is this machine: it counts as 127.0.0.1.
 
-use crate::config::settings;
-use crate::proxy::body::BodyBounds;
-use crate::proxy::framing_guard::FramingGuard;
-use crate::proxy::handle::{Peer, handle};
-use crate::proxy::headers::hop;
-use crate::proxy::keepalive::KeepAlive;
-use crate::proxy::proxy_protocol;
-use crate::proxy::ratelimit::Service;
-use crate::proxy::request_validation::HeadBounds;
-use crate::proxy::state::{Front, ProxyState};
-use crate::proxy::stream::{Accept, Plain, Stream, probe};
-use crate::proxy::tls::Terminator;
-use crate::runtime::tasks::Tasks;
+use crate::body::BodyBounds;
+use crate::framing_guard::FramingGuard;
+use crate::handle::{Peer, handle};
+use crate::headers::hop;
+use crate::keepalive::KeepAlive;
+use crate::proxy_protocol;
+use crate::ratelimit::Service;
+use crate::request_validation::HeadBounds;
+use crate::state::{Front, ProxyState};
+use crate::stream::{Accept, Plain, Stream, probe};
+use crate::tasks::Tasks;
+use crate::tls::Terminator;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
 use http::header::{CONNECTION, TRANSFER_ENCODING};
@@ -29,6 +28,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rayguard_config::settings;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;

@@ -44,13 +44,13 @@
 //! agreed to, and a client that asks for the latter gets a tunnel.
 
 use super::sync::{Mutex, MutexGuard, watch};
-use crate::proxy::coalesce::{Key, Question};
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::throttle::Throttle;
-use crate::proxy::websocket::{
+use crate::coalesce::{Key, Question};
+use crate::permit_guard::PermitGuard;
+use crate::tasks::Tasks;
+use crate::throttle::Throttle;
+use crate::websocket::{
     self, CLOSE, CLOSE_WAIT, CONTINUATION, Frames, GOING_AWAY, PING, PONG, Part, answer_frame, control_frame,
 };
-use crate::runtime::tasks::Tasks;
 use bytes::Bytes;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::request::Parts;
@@ -65,10 +65,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 /// How much of a tail is kept, in bytes.
-pub const TAIL_BYTES_MAX: usize = 1 << 20;
+pub(crate) const TAIL_BYTES_MAX: usize = 1 << 20;
 
 /// The most tails that may be joined at once.
-pub const TAILS_MAX: usize = 128;
+pub(crate) const TAILS_MAX: usize = 128;
 
 /// A follower that takes nothing for so long holds up other laggards no more; as long as any client may take
 /// nothing of its answer.
@@ -236,26 +236,26 @@ pub enum Next {
 }
 
 /// Finds another tail for a follower that has fallen behind.
-pub trait Reopen {
+pub(crate) trait Reopen {
     /// A tail that has this place in the log; `None` if Ray does not have the log any more.
     fn reopen(&self, place: Place) -> impl Future<Output = Option<Follower>> + Send;
 }
 
 /// The key under which a handshake may share a tail, if it may.
 #[must_use]
-pub fn key(parts: &Parts, question: &Question<'_>) -> Option<Key> {
+pub(crate) fn key(parts: &Parts, question: &Question<'_>) -> Option<Key> {
     let shares = parts.headers.contains_key(KEY) && !parts.headers.contains_key(PROTOCOL);
     shares.then(|| Key::of_tail(question, &parts.headers))
 }
 
 /// Agrees to nothing that only two ends can agree on.
-pub fn plain(parts: &mut Parts) {
+pub(crate) fn plain(parts: &mut Parts) {
     parts.headers.remove(EXTENSIONS);
 }
 
 /// Our own answer to a handshake.
 #[must_use]
-pub fn welcome<B: Default>(parts: &Parts) -> Response<B> {
+pub(crate) fn welcome<B: Default>(parts: &Parts) -> Response<B> {
     let mut response = Response::new(B::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
@@ -627,7 +627,7 @@ impl Drop for Follower {
 }
 
 /// Hands a follower's log to its client until either has come to its end, or the process drains.
-pub async fn relay(client: OnUpgrade, follower: Follower, again: impl Reopen, tasks: Tasks) {
+pub(crate) async fn relay(client: OnUpgrade, follower: Follower, again: impl Reopen, tasks: Tasks) {
     if let Ok(client) = client.await {
         hand_over(TokioIo::new(client), follower, again, &tasks).await;
     }
@@ -738,7 +738,7 @@ async fn follow(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::websocket::NORMAL;
+    use crate::websocket::NORMAL;
     use http::Request;
     use proptest::prelude::*;
     use std::task::{Context, Poll, Waker};

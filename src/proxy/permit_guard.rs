@@ -1,11 +1,11 @@
 //! A permit that cannot be lost: dropped in whatever way, it goes back to the admission controller once.
 
-use crate::core::admission::controller::{Ask, Permit, Stage};
-use crate::core::admission::meter::Outcome;
-use crate::core::admission::parked::Place;
-use crate::core::time::Time;
-use crate::core::usage::Unlisted;
-use crate::proxy::state::ProxyState;
+use crate::state::ProxyState;
+use rayguard_core::admission::controller::{Ask, Permit, Stage};
+use rayguard_core::admission::meter::Outcome;
+use rayguard_core::admission::parked::Place;
+use rayguard_core::time::Time;
+use rayguard_core::usage::Unlisted;
 use std::sync::Arc;
 use std::time::Duration;
 

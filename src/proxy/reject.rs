@@ -8,15 +8,15 @@
 //! 401 is for one thing alone, and that is no shedding: a class that takes an API key, asked
 //! without one.
 
-use crate::core::admission::controller::Shed;
-use crate::core::admission::meter::Reason;
-use crate::proxy::body::{Body, BodyError};
-use crate::proxy::headers::{REASON, REQUEST_ID};
-use crate::proxy::request_validation::Malformed;
-use crate::proxy::state::ProxyState;
-use crate::proxy::upstream::{Address, UpstreamError};
+use crate::body::{Body, BodyError};
+use crate::headers::{REASON, REQUEST_ID};
+use crate::request_validation::Malformed;
+use crate::state::ProxyState;
+use crate::upstream::{Address, UpstreamError};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
+use rayguard_core::admission::controller::Shed;
+use rayguard_core::admission::meter::Reason;
 use std::time::Duration;
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -52,7 +52,7 @@ impl ErrorFormat {
 
 /// What a refusal is about.
 #[derive(Clone, Copy, Debug)]
-pub struct Refused<'a> {
+pub(crate) struct Refused<'a> {
     /// The request's id.
     pub id: &'a str,
     /// The class's name.
@@ -72,7 +72,7 @@ pub struct Refused<'a> {
 impl<'a> Refused<'a> {
     /// A refusal at this proxy.
     #[must_use]
-    pub fn at(proxy: &'a ProxyState, shed: &Shed, id: &'a str) -> Refused<'a> {
+    pub(crate) fn at(proxy: &'a ProxyState, shed: Shed, id: &'a str) -> Refused<'a> {
         let class = &proxy.policy.classes[shed.class.index()];
         let limits = *proxy.table.load().class(shed.class);
         Refused {
@@ -92,7 +92,7 @@ impl<'a> Refused<'a> {
 
 /// The answer to a shed request.
 #[must_use]
-pub fn shed(error_format: ErrorFormat, shed: Shed, about: &Refused) -> Response<Body> {
+pub(crate) fn shed(error_format: ErrorFormat, shed: Shed, about: &Refused) -> Response<Body> {
     if shed.reason == Reason::ApiKey {
         return keyless(error_format, about);
     }
@@ -209,7 +209,7 @@ fn sentence(shed: Shed, about: &Refused) -> String {
 
 /// The answer when upstream gave none.
 #[must_use]
-pub fn upstream(error_format: ErrorFormat, error: &UpstreamError, id: &str) -> Response<Body> {
+pub(crate) fn upstream(error_format: ErrorFormat, error: &UpstreamError, id: &str) -> Response<Body> {
     if let UpstreamError::Client(error) = error {
         return body(error, id);
     }
@@ -223,7 +223,7 @@ pub fn upstream(error_format: ErrorFormat, error: &UpstreamError, id: &str) -> R
 
 /// The answer when upstream took too long.
 #[must_use]
-pub fn timeout(error_format: ErrorFormat, class: &str, bound: Duration, id: &str) -> Response<Body> {
+pub(crate) fn timeout(error_format: ErrorFormat, class: &str, bound: Duration, id: &str) -> Response<Body> {
     let sentence = format!(
         "rayguard: the Ray head did not begin to answer this '{class}' request within {:.0} s. \
          Ray may still be working on it. (request {id})",
@@ -236,7 +236,12 @@ pub fn timeout(error_format: ErrorFormat, class: &str, bound: Duration, id: &str
 
 /// The same for one that has waited for the answer to an equal request.
 #[must_use]
-pub fn timeout_of_equal(error_format: ErrorFormat, class: &str, bound: Duration, id: &str) -> Response<Body> {
+pub(crate) fn timeout_of_equal(
+    error_format: ErrorFormat,
+    class: &str,
+    bound: Duration,
+    id: &str,
+) -> Response<Body> {
     let sentence = format!(
         "rayguard: the Ray head did not begin to answer an equal '{class}' request within {:.0} s; this one \
          waited for its answer. Ray may still be working on it. (request {id})",
@@ -249,7 +254,7 @@ pub fn timeout_of_equal(error_format: ErrorFormat, class: &str, bound: Duration,
 
 /// The answer when a shared fetch of Ray's answer did not come to its end, and nothing had been passed on.
 #[must_use]
-pub fn broke_off(error_format: ErrorFormat, why: &dyn std::fmt::Display, id: &str) -> Response<Body> {
+pub(crate) fn broke_off(error_format: ErrorFormat, why: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {why}. (request {id})");
     let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_broke_off"));
@@ -258,7 +263,7 @@ pub fn broke_off(error_format: ErrorFormat, why: &dyn std::fmt::Display, id: &st
 
 /// The answer to a request whose meaning is doubtful.
 #[must_use]
-pub fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
+pub(crate) fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {problem}. The request was not sent to Ray. (request {id})");
     let mut response = answer(ErrorFormat::Plain, StatusCode::BAD_REQUEST, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("malformed"));
@@ -267,7 +272,7 @@ pub fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
 
 /// The answer to a request whose head could not be read, or not in time.
 #[must_use]
-pub fn unread(problem: Malformed, id: &str) -> Response<Body> {
+pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
     let mut response = malformed(&problem, id);
     *response.status_mut() = problem.status();
     response
@@ -275,7 +280,7 @@ pub fn unread(problem: Malformed, id: &str) -> Response<Body> {
 
 /// The answer when the client's own body did not come to its end.
 #[must_use]
-pub fn body(error: &BodyError, id: &str) -> Response<Body> {
+pub(crate) fn body(error: &BodyError, id: &str) -> Response<Body> {
     let mut response = malformed(error, id);
     if matches!(error, BodyError::Slow { .. }) {
         response.headers_mut().insert(REASON, HeaderValue::from_static("slow_upload"));
@@ -344,7 +349,7 @@ fn percent_encode(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::policy::ClassId;
+    use rayguard_core::policy::ClassId;
 
     const ABOUT: Refused = Refused {
         id: "r1",

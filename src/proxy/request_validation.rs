@@ -1,17 +1,17 @@
 //! Requests that two readers could read in two ways, and that are refused for it.
 //!
 //! hyper reads HTTP correctly; that is not enough for a proxy that others stand before and
-//! behind. What it repairs in silence is refused here and in [`crate::proxy::framing_guard`], so that
+//! behind. What it repairs in silence is refused here and in [`crate::framing_guard`], so that
 //! nobody on the way can have seen another request than the one that is forwarded. What is
 //! forwarded is written anew from what was understood.
 
-use crate::core::request::catalogue::Surface;
-use crate::proxy::headers::HeaderPresence;
-use crate::proxy::tunnel::is_websocket;
+use crate::headers::HeaderPresence;
+use crate::tunnel::is_websocket;
 use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::uri::Scheme;
 use http::{Method, Request, StatusCode, Uri, Version};
 use http_body::Body;
+use rayguard_core::request::catalogue::Surface;
 
 /// The longest request target that the dashboard's server (aiohttp) reads, in bytes.
 const TARGET_OF_DASHBOARD: usize = 8190;
@@ -21,7 +21,7 @@ const TARGET_OF_SERVE: usize = 65_534;
 
 /// How long a request's head may be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct HeadBounds {
+pub(crate) struct HeadBounds {
     /// Its target, in bytes.
     pub target: usize,
     /// All of it, in bytes.
@@ -34,7 +34,7 @@ impl HeadBounds {
     /// The bounds on one kind of listener, where the operator allows a head so many bytes and headers. A
     /// target longer than the dashboard's does not count against the bytes.
     #[must_use]
-    pub fn of(surface: Surface, bytes: usize, headers: usize) -> HeadBounds {
+    pub(crate) fn of(surface: Surface, bytes: usize, headers: usize) -> HeadBounds {
         let target = target_len_max(surface);
         HeadBounds { target, bytes: bytes + target - TARGET_OF_DASHBOARD, headers }
     }
@@ -42,7 +42,7 @@ impl HeadBounds {
 
 /// The longest request target on one kind of listener, in bytes.
 #[must_use]
-pub fn target_len_max(surface: Surface) -> usize {
+pub(crate) fn target_len_max(surface: Surface) -> usize {
     match surface {
         Surface::Dashboard | Surface::RayClient => TARGET_OF_DASHBOARD,
         Surface::Serve => TARGET_OF_SERVE,
@@ -51,7 +51,7 @@ pub fn target_len_max(surface: Surface) -> usize {
 
 /// Why a request is refused. The status is the answer's, the sentence its body.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Malformed {
+pub(crate) enum Malformed {
     /// A line feed without a carriage return, or the other way round.
     #[error("a line of the request does not end in CR LF")]
     LineEnd,
@@ -93,7 +93,7 @@ pub enum Malformed {
 impl Malformed {
     /// The answer's status.
     #[must_use]
-    pub fn status(self) -> StatusCode {
+    pub(crate) fn status(self) -> StatusCode {
         match self {
             Malformed::TargetTooLong(_) => StatusCode::URI_TOO_LONG,
             Malformed::HeadTooLarge(_) | Malformed::TooManyHeaders(_) => {
@@ -116,7 +116,7 @@ impl Malformed {
 ///
 /// # Errors
 /// [`Malformed`].
-pub fn check<B: Body>(
+pub(crate) fn check<B: Body>(
     request: &Request<B>,
     header_presence: HeaderPresence,
     surface: Surface,

@@ -14,7 +14,7 @@
 //! Memory is bounded: beyond [`SESSIONS_MAX`] a session is simply not known, and its calls are
 //! paced like a newcomer's.
 
-use crate::proxy::permit_guard::PermitGuard;
+use crate::permit_guard::PermitGuard;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 /// The most sessions known at once; Ray itself has ports for a thousand.
-pub const SESSIONS_MAX: usize = 4096;
+pub(crate) const SESSIONS_MAX: usize = 4096;
 
 /// For how long a newcomer that was let in may hold its place without opening its stream: a
 /// client opens it at once, a mere probe never does.

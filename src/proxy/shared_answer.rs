@@ -17,15 +17,15 @@
 //!
 //! An answer of unknown length whose last reader has gone is given up: it may have no end.
 
-use crate::core::time::Time;
-use crate::proxy::body::{AnswerError, Body, ResponsePolicy};
-use crate::proxy::single_flight::Answer;
-use crate::proxy::slow_reader::{Cut, Listed, Taken};
-use crate::runtime::clock::Clock;
+use crate::body::{AnswerError, Body, ResponsePolicy};
+use crate::clock::Clock;
+use crate::single_flight::Answer;
+use crate::slow_reader::{Cut, Listed, Taken};
 use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use rayguard_core::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -571,7 +571,7 @@ impl SharedBody {
             left: Mutex::new(share.answer.0.length),
             share: Mutex::new(Some(share)),
         });
-        let list = |(readers, patience): &(crate::proxy::slow_reader::SlowReaders, Duration)| {
+        let list = |(readers, patience): &(crate::slow_reader::SlowReaders, Duration)| {
             readers.list(Arc::clone(&reader) as Arc<dyn Cut>, *patience)
         };
         let listed = response_policy.patience.as_ref().map(list);
@@ -637,8 +637,8 @@ impl HttpBody for SharedBody {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::slow_reader::SlowReaders;
-    use crate::runtime::tasks::Tasks;
+    use crate::slow_reader::SlowReaders;
+    use crate::tasks::Tasks;
     use http_body_util::BodyExt;
 
     fn head() -> Parts {

@@ -14,7 +14,7 @@
 //! `tests/loom.rs` compiles this file once more and runs it under every order of its threads.
 
 use super::sync::{Arc, Mutex, MutexGuard};
-use crate::core::time::Time;
+use rayguard_core::time::Time;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Debug;
 use std::hash::Hash;
@@ -24,7 +24,7 @@ use std::sync::PoisonError;
 use std::task::{Context, Poll, Waker};
 
 /// The most distinct requests under way or kept.
-pub const FLIGHTS_MAX: usize = 4096;
+pub(crate) const FLIGHTS_MAX: usize = 4096;
 
 /// What many may read.
 pub trait Answer {
@@ -64,7 +64,7 @@ pub enum Told<K: Copy + Eq + Hash, A: Answer, F> {
 
 /// All requests under way that may be shared, and the answers that are kept.
 #[derive(Debug)]
-pub struct SingleFlight<K, A: Answer, F>(Arc<Mutex<Flights<K, A, F>>>);
+pub(crate) struct SingleFlight<K, A: Answer, F>(Arc<Mutex<Flights<K, A, F>>>);
 
 type Flights<K, A, F> = HashMap<K, Arc<Mutex<Flight<A, F>>>>;
 
@@ -119,7 +119,7 @@ impl<K, A: Answer, F> Clone for SingleFlight<K, A, F> {
 impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
     /// Follows whoever asks the same, takes a share of what is kept, or leads.
     #[must_use]
-    pub fn find(&self, key: K, now: Time) -> Found<K, A, F> {
+    pub(crate) fn find(&self, key: K, now: Time) -> Found<K, A, F> {
         let mut flights = lock(&self.0);
         if let Some(flight) = flights.get(&key) {
             let mut state = lock(flight);
@@ -157,7 +157,7 @@ impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
 
     /// What is kept is out of date, and what is under way may be: those who follow get their answer, nobody
     /// who comes later does.
-    pub fn forget(&self) {
+    pub(crate) fn forget(&self) {
         let flights = mem::take(&mut *lock(&self.0));
         for flight in flights.values() {
             drop(end_keeping(flight));
@@ -166,7 +166,7 @@ impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
 
     /// Drops that one of the kept and idle answers whose time would be up first; whether there was one.
     #[must_use]
-    pub fn drop_oldest(&self) -> bool {
+    pub(crate) fn drop_oldest(&self) -> bool {
         let mut flights = lock(&self.0);
         let idle = |flight: &Arc<Mutex<Flight<A, F>>>| match &lock(flight).stage {
             Stage::Kept(answer, until) if answer.is_idle() => Some(*until),
@@ -388,7 +388,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::time::Time;
+    use rayguard_core::time::Time;
     use std::future::Future;
     use std::time::Duration;
 

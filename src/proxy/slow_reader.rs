@@ -5,15 +5,15 @@
 //! for ever, and nothing in the body would ever run. So whoever is on the way is listed here,
 //! and a look at the list, four times a second, does two things. Who has kept its answer waiting for
 //! more than [`LAG`], and for most of the time, is *parked*: Ray has done its work, and the permit
-//! is free for others ([`crate::core::admission::parked`]). Who has not asked for longer than it may is
+//! is free for others ([`rayguard_core::admission::parked`]). Who has not asked for longer than it may is
 //! cut off: its connection to Ray is given back, and what is left of the answer is an error. Time in
 //! which Ray, or the class's bandwidth, keeps an answer waiting does not count.
 //!
 //! Tails and streams are held open on purpose, and are not listed.
 
-use crate::core::time::Time;
-use crate::runtime::clock::Clock;
-use crate::runtime::tasks::Tasks;
+use crate::clock::Clock;
+use crate::tasks::Tasks;
+use rayguard_core::time::Time;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,7 +22,7 @@ use std::time::Duration;
 const LOOK: Duration = Duration::from_millis(250);
 
 /// A client that has kept its answer waiting for less than this is not slow.
-pub const LAG: Duration = Duration::from_millis(500);
+pub(crate) const LAG: Duration = Duration::from_millis(500);
 
 /// What can be cut off.
 pub trait Cut: Send + Sync + std::fmt::Debug {
@@ -43,19 +43,19 @@ pub trait Cut: Send + Sync + std::fmt::Debug {
 
 /// A time at which the client last took something, or none.
 #[derive(Debug)]
-pub struct Taken(AtomicU64);
+pub(crate) struct Taken(AtomicU64);
 
 const ASKING: u64 = u64::MAX;
 
 impl Taken {
     /// It is the client's turn from `now` on.
     #[must_use]
-    pub fn at(now: Time) -> Taken {
+    pub(crate) fn at(now: Time) -> Taken {
         Taken(AtomicU64::new(now.0))
     }
 
     /// The client asks for more; since when it was its turn.
-    pub fn ask(&self) -> Option<Time> {
+    pub(crate) fn ask(&self) -> Option<Time> {
         let since = self.since();
         if since.is_some() {
             self.0.store(ASKING, Ordering::Relaxed);
@@ -64,13 +64,13 @@ impl Taken {
     }
 
     /// The client has been given something.
-    pub fn give(&self, now: Time) {
+    pub(crate) fn give(&self, now: Time) {
         self.0.store(now.0, Ordering::Relaxed);
     }
 
     /// Since when it is the client's turn.
     #[must_use]
-    pub fn since(&self) -> Option<Time> {
+    pub(crate) fn since(&self) -> Option<Time> {
         Some(self.0.load(Ordering::Relaxed)).filter(|at| *at != ASKING).map(Time)
     }
 }

@@ -1,35 +1,35 @@
 //! The proxy's state: the table everybody reads, the admission controller everybody passes, the way to Ray.
 
-use crate::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed};
-use crate::core::admission::flow::Flow;
-use crate::core::admission::meter::{Outcome, Reason};
-use crate::core::admission::parked::Parked;
-use crate::core::admission::table::{LimitTable, Mode};
-use crate::core::event::Via;
-use crate::core::policy::{Class, ClassId, Kind, Module, Policy, Treatment};
-use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::{Classifier, Match, RouteId};
-use crate::core::request::identify::Identifier;
-use crate::core::request::query;
-use crate::core::time::{Time, duration_from_secs};
-use crate::core::traffic_trace::Ending;
-use crate::core::usage::{RequestSummary, Unlisted, Usage, Verdict};
-use crate::observe::trace_writer::{Note, Passed, TraceWriter};
-use crate::proxy::body::Budget;
-use crate::proxy::coalesce::{Coalescer, Question};
-use crate::proxy::cors::Origins;
-use crate::proxy::id::Ids;
-use crate::proxy::listen::Connections;
-use crate::proxy::log_fanout::LogFanouts;
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::ratelimit::tally::Tally;
-use crate::proxy::sessions::Sessions;
-use crate::proxy::slow_reader::SlowReaders;
-use crate::proxy::upstream::Upstream;
-use crate::runtime::clock::Clock;
-use crate::runtime::tasks::Tasks;
+use crate::body::Budget;
+use crate::clock::Clock;
+use crate::coalesce::{Coalescer, Question};
+use crate::cors::Origins;
+use crate::id::Ids;
+use crate::listen::Connections;
+use crate::log_fanout::LogFanouts;
+use crate::permit_guard::PermitGuard;
+use crate::ratelimit::tally::Tally;
+use crate::sessions::Sessions;
+use crate::slow_reader::SlowReaders;
+use crate::tasks::Tasks;
+use crate::trace::{Note, Passed, TraceSender};
+use crate::upstream::Upstream;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::Uri;
+use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed};
+use rayguard_core::admission::flow::Flow;
+use rayguard_core::admission::meter::{Outcome, Reason};
+use rayguard_core::admission::parked::Parked;
+use rayguard_core::admission::table::{LimitTable, Mode};
+use rayguard_core::event::Via;
+use rayguard_core::policy::{Class, ClassId, Kind, Module, Policy, Treatment};
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::classify::{Classifier, Match, RouteId};
+use rayguard_core::request::identify::Identifier;
+use rayguard_core::request::query;
+use rayguard_core::time::{Time, duration_from_secs};
+use rayguard_core::traffic_trace::Ending;
+use rayguard_core::usage::{RequestSummary, Unlisted, Usage, Verdict};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -121,7 +121,7 @@ pub struct ProxyState {
     /// Who asked for what; held for as long as it takes to count one.
     usage: Arc<Mutex<Usage>>,
     /// Whoever writes down what passes, if anybody does.
-    pub trace_writer: Arc<ArcSwapOption<TraceWriter>>,
+    pub trace_writer: Arc<ArcSwapOption<TraceSender>>,
     /// What was answered to those who ask for others.
     pub ratelimit: Arc<Tally>,
     /// Counts the policies of this run: class and route numbers are this one's.
@@ -560,7 +560,7 @@ impl ProxyState {
 /// Takes a waiter out of the line when its client leaves.
 struct Leaving<'a> {
     proxy: &'a Arc<ProxyState>,
-    id: crate::core::admission::controller::WaitId,
+    id: rayguard_core::admission::controller::WaitId,
     ask: Ask,
     since: Time,
 }

@@ -4,10 +4,10 @@
 //!
 //! Memory: one frame an exchange. See [`Flow`] for how turns are shared out.
 
-use crate::core::admission::flow::{Flow, Turn};
-use crate::runtime::clock::Clock;
+use crate::clock::Clock;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use rayguard_core::admission::flow::{Flow, Turn};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;

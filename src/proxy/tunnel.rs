@@ -6,12 +6,12 @@
 //! keeps reading from Ray and throws away what comes until Ray closes, and its permit stays
 //! counted for as long as Ray's slot is taken.
 
-use crate::proxy::body::ClientBody;
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::throttle::Throttle;
-use crate::proxy::upstream::{Upstream, UpstreamError};
-use crate::proxy::websocket::{self, Frames, GOING_AWAY};
-use crate::runtime::tasks::Tasks;
+use crate::body::ClientBody;
+use crate::permit_guard::PermitGuard;
+use crate::tasks::Tasks;
+use crate::throttle::Throttle;
+use crate::upstream::{Upstream, UpstreamError};
+use crate::websocket::{self, Frames, GOING_AWAY};
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{HeaderMap, Request, Response, StatusCode};
 use hyper::body::Incoming;

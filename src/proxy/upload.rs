@@ -1,21 +1,21 @@
 //! Requests whose body is too long to be read whole before they ask for a permit.
 //!
 //! Ray can begin to work once a request is whole, and not before. So the body is passed on as it
-//! comes, while the upload is parked ([`crate::core::admission::parked`]), and its last piece is held
+//! comes, while the upload is parked ([`rayguard_core::admission::parked`]), and its last piece is held
 //! back until there is a permit: fairly in turn with all who ask. However slow its line, an upload
 //! holds no permit; and however many uploads end at once, Ray is given no more of them than the
 //! limits allow. Latency and the class's time-out begin with that last piece.
 //!
 //! Where nothing can be parked any more, an upload asks for its permit at the start.
 
-use crate::core::admission::controller::{Ask, Shed, Stage};
-use crate::core::admission::parked::Place;
-use crate::proxy::body::{BodyError, Upload};
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::state::ProxyState;
-use crate::proxy::throttle::Throttled;
+use crate::body::{BodyError, Upload};
+use crate::permit_guard::PermitGuard;
+use crate::state::ProxyState;
+use crate::throttle::Throttled;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use rayguard_core::admission::controller::{Ask, Shed, Stage};
+use rayguard_core::admission::parked::Place;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ use std::task::{Context, Poll, ready};
 use tokio::sync::Notify;
 
 /// A permit on its way.
-pub type Asking = Pin<Box<dyn Future<Output = Result<PermitGuard, Shed>> + Send>>;
+pub(crate) type Asking = Pin<Box<dyn Future<Output = Result<PermitGuard, Shed>> + Send>>;
 
 /// What the two ends of an upload share: its body, which finds out when it is whole, and whoever
 /// waits for its answer.

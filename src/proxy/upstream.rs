@@ -8,22 +8,22 @@
 //! answer not a byte has come, is sent once more on a new connection, and any other is not, because
 //! Ray may have acted on it.
 
-use crate::core::admission::meter::Reason;
-use crate::core::request::catalogue::Surface;
-use crate::core::time::Time;
-use crate::proxy::body::{BodyError, ClientBody, RayBody};
-use crate::proxy::circuit_breaker::{CircuitBreaker, RETRY};
-use crate::proxy::h1_connection::{AnswerBounds, H1Connection};
-use crate::proxy::stream::{Dial, Plain, Stream, probe};
-use crate::proxy::tls::Originator;
-use crate::runtime::clock::Clock;
-use crate::runtime::tasks::Tasks;
+use crate::body::{BodyError, ClientBody, RayBody};
+use crate::circuit_breaker::{CircuitBreaker, RETRY};
+use crate::clock::Clock;
+use crate::h1_connection::{AnswerBounds, H1Connection};
+use crate::stream::{Dial, Plain, Stream, probe};
+use crate::tasks::Tasks;
+use crate::tls::Originator;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
 use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rayguard_core::admission::meter::Reason;
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::time::Time;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

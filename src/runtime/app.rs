@@ -20,13 +20,14 @@ use crate::core::signal::reading::{Missing, Reading};
 use crate::core::time::{Time, WallMs};
 use crate::observe::adjustment_log::{AdjustmentLog, Entry};
 use crate::observe::metrics::Tally;
-use crate::observe::trace_writer::{self, Note, TraceWriter};
+use crate::observe::trace_writer;
+use crate::proxy::clock::Clock;
 use crate::proxy::h1_connection::AnswerBounds;
 use crate::proxy::state::{Entrance, Front, ProxyState, ShedNote};
+use crate::proxy::tasks::Tasks;
+use crate::proxy::trace::{Note, TraceSender};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
-use crate::runtime::clock::Clock;
 use crate::runtime::recent::Recent;
-use crate::runtime::tasks::Tasks;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -263,7 +264,7 @@ impl App {
     }
 
     /// From now on, what passes is written down too.
-    pub fn start_trace(&self, trace_writer: TraceWriter) {
+    pub fn start_trace(&self, trace_writer: TraceSender) {
         let proxy = self.proxy();
         self.note_names(&trace_writer, &proxy);
         proxy.trace_writer.store(Some(Arc::new(trace_writer)));
@@ -275,7 +276,7 @@ impl App {
     }
 
     /// Names and limits, which every number after them stands for.
-    fn note_names(&self, trace_writer: &TraceWriter, proxy: &ProxyState) {
+    fn note_names(&self, trace_writer: &TraceSender, proxy: &ProxyState) {
         let now = self.clock.now();
         let head = trace_writer::names(&proxy.policy, self.settings().routes.len(), now, self.clock.wall());
         trace_writer.note(now, Note::Names(proxy.generation, head));

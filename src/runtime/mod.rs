@@ -1,6 +1,5 @@
-//! The only room with an OS clock, spawned tasks, signals and reloads.
+//! The application: what is started, watched, reloaded and shut down.
 pub mod app;
-pub mod clock;
 pub mod head_version;
 pub mod history;
 pub mod lock;
@@ -9,5 +8,4 @@ mod recent;
 pub mod reload;
 pub mod secret;
 pub mod shutdown;
-pub mod tasks;
 pub mod watch;

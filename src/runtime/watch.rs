@@ -297,9 +297,9 @@ mod tests {
     use super::*;
     use crate::config::{self, Overrides};
     use crate::observe::adjustment_log;
+    use crate::proxy::clock::Clock;
+    use crate::proxy::tasks::Tasks;
     use crate::runtime::app::Outlets;
-    use crate::runtime::clock::Clock;
-    use crate::runtime::tasks::Tasks;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::AtomicUsize;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -1,24 +1,24 @@
 //! The shared way: one asks Ray, all who ask the same get its answer.
 
 use super::{RequestContext, origin_form};
-use crate::core::admission::controller::Stage;
-use crate::core::request::catalogue::Surface;
-use crate::core::traffic_trace::Ending;
-use crate::core::usage::Verdict;
-use crate::proxy::body::{Body, ClientBody, RayBody, ResponsePolicy};
-use crate::proxy::coalesce::{self, Failure, Found, Key, Lead, Told};
-use crate::proxy::forward::{self, Answer};
-use crate::proxy::headers::strip_hop_by_hop;
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::reject;
-use crate::proxy::shared_answer::{self, Share, SharedAnswer};
-use crate::proxy::single_flight::Answer as _;
-use crate::proxy::state::ProxyState;
+use crate::body::{Body, ClientBody, RayBody, ResponsePolicy};
+use crate::coalesce::{self, Failure, Found, Key, Lead, Told};
+use crate::forward::{self, Answer};
+use crate::headers::strip_hop_by_hop;
+use crate::permit_guard::PermitGuard;
+use crate::reject;
+use crate::shared_answer::{self, Share, SharedAnswer};
+use crate::single_flight::Answer as _;
+use crate::state::ProxyState;
 use http::header::{HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Request, Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
+use rayguard_core::admission::controller::Stage;
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::traffic_trace::Ending;
+use rayguard_core::usage::Verdict;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,15 +1,15 @@
 //! The way of a request whose body is too long to be read whole beforehand.
 
 use super::RequestContext;
-use crate::core::admission::controller::Shed;
-use crate::core::policy::Treatment;
-use crate::proxy::body::{Body, ClientBody, Pace, Upload};
-use crate::proxy::forward;
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::upload::{Asking, Handover, Withheld};
+use crate::body::{Body, ClientBody, Pace, Upload};
+use crate::forward;
+use crate::permit_guard::PermitGuard;
+use crate::upload::{Asking, Handover, Withheld};
 use http::Response;
 use http::request::Parts;
 use hyper::body::Incoming;
+use rayguard_core::admission::controller::Shed;
+use rayguard_core::policy::Treatment;
 use std::sync::Arc;
 use std::time::Duration;
 

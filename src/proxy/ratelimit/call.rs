@@ -164,7 +164,7 @@ fn respond(bytes: Bytes, trailers: Option<HeaderMap>) -> Response<Body> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
+    use crate::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
     use proptest::prelude::*;
 
     fn framed(message: &[u8]) -> Bytes {

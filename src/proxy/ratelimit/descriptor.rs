@@ -21,16 +21,16 @@
 //! the class for what no route knows. Letting it pass uncounted would make a crooked path the way
 //! round every limit; Envoy's `normalize_path` is what keeps the two readings of it together.
 
-use crate::core::admission::controller::Ask;
-use crate::core::policy::ClassId;
-use crate::core::request::classify::{Match, UNLISTED};
-use crate::core::request::client_id::ClientId;
-use crate::core::request::facts::{Facts, Headers};
-use crate::core::request::identify::Identifier;
-use crate::core::usage::Unlisted;
-use crate::proxy::ratelimit::message::{Descriptor, Entry};
-use crate::proxy::reject::ErrorFormat;
-use crate::proxy::state::Front;
+use crate::ratelimit::message::{Descriptor, Entry};
+use crate::reject::ErrorFormat;
+use crate::state::Front;
+use rayguard_core::admission::controller::Ask;
+use rayguard_core::policy::ClassId;
+use rayguard_core::request::classify::{Match, UNLISTED};
+use rayguard_core::request::client_id::ClientId;
+use rayguard_core::request::facts::{Facts, Headers};
+use rayguard_core::request::identify::Identifier;
+use rayguard_core::usage::Unlisted;
 use std::net::IpAddr;
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@
 //! What was asked for is never forgotten early but for one reason: there are [`PLACES_MAX`], and
 //! when all are taken the one that would end first ends now.
 
-use crate::core::time::Time;
+use rayguard_core::time::Time;
 use std::collections::{BTreeMap, HashMap};
 
 /// Places held at once.

@@ -44,7 +44,7 @@
 //! purpose: its place lasts until it is taken for lost (`LOST_OBJECTIVES`). So it gains what a slow
 //! request would have gained it, and clients share places as they do at the proxy.
 //!
-//! [`AdmissionController::decide`]: crate::core::admission::controller::AdmissionController::decide
+//! [`AdmissionController::decide`]: rayguard_core::admission::controller::AdmissionController::decide
 
 pub mod call;
 pub mod descriptor;
@@ -53,28 +53,28 @@ pub mod message;
 pub mod service_time;
 pub mod tally;
 
-use crate::core::admission::controller::{Left, Shed};
-use crate::core::admission::meter::Reason;
-use crate::core::event::Via;
-use crate::core::policy::{ClassId, Kind, Treatment};
-use crate::core::time::Time;
-use crate::core::usage::{RequestSummary, Verdict};
-use crate::proxy::body::Body;
-use crate::proxy::permit_guard::PermitGuard;
-use crate::proxy::ratelimit::call::CallError;
-use crate::proxy::ratelimit::descriptor::{Question, Told};
-use crate::proxy::ratelimit::lease_table::{LeaseTable, Until};
-use crate::proxy::ratelimit::message::{
+use crate::body::Body;
+use crate::permit_guard::PermitGuard;
+use crate::ratelimit::call::CallError;
+use crate::ratelimit::descriptor::{Question, Told};
+use crate::ratelimit::lease_table::{LeaseTable, Until};
+use crate::ratelimit::message::{
     Code, Descriptor, DescriptorStatus, HeaderValue, RateLimit, RateLimitRequest, RateLimitResponse, Unit,
 };
-use crate::proxy::ratelimit::service_time::ServiceTimes;
-use crate::proxy::ratelimit::tally::Answer;
-use crate::proxy::reject::{self, Refused};
-use crate::proxy::state::{Front, ProxyState};
+use crate::ratelimit::service_time::ServiceTimes;
+use crate::ratelimit::tally::Answer;
+use crate::reject::{self, Refused};
+use crate::state::{Front, ProxyState};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use rayguard_core::admission::controller::{Left, Shed};
+use rayguard_core::admission::meter::Reason;
+use rayguard_core::event::Via;
+use rayguard_core::policy::{ClassId, Kind, Treatment};
+use rayguard_core::time::Time;
+use rayguard_core::usage::{RequestSummary, Verdict};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -385,7 +385,7 @@ fn refuse(proxy: &Arc<ProxyState>, question: &Question<'_>, shed: Shed, answer: 
     proxy.note(&id, &shed, &question.pattern, question.ask.client.address, Via::RatelimitService);
     answer.overall_code = Code::OverLimit as i32;
     (answer.response_headers_to_add, answer.raw_body) =
-        spoken(reject::shed(question.error_format, shed, &Refused::at(proxy, &shed, &id)));
+        spoken(reject::shed(question.error_format, shed, &Refused::at(proxy, shed, &id)));
 }
 
 /// Nothing is said but that it may pass.

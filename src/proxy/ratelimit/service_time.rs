@@ -5,9 +5,9 @@
 //! tell. The mean of each second with enough of them counts for a quarter, so that a burst of odd ones
 //! moves it little and a head that has slowed down moves it within seconds.
 
-use crate::core::admission::meter::Counts;
-use crate::core::policy::ClassId;
-use crate::proxy::state::ProxyState;
+use crate::state::ProxyState;
+use rayguard_core::admission::meter::Counts;
+use rayguard_core::policy::ClassId;
 use std::time::Duration;
 
 /// A second with fewer exchanges than this tells nothing.

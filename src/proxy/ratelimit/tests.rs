@@ -1,14 +1,14 @@
 use super::*;
-use crate::core::admission::table::{LimitTable, Mode};
-use crate::core::policy::{Bounds, Control, PerClientLimits, Policy, RateBounds};
-use crate::core::request::catalogue::{self, Surface};
-use crate::core::request::classify::Classifier;
-use crate::core::request::identify::Identifier;
-use crate::proxy::ratelimit::message::Entry;
-use crate::proxy::state::{Entrance, ShedNote};
-use crate::proxy::upstream::{Address, Options, Upstream};
-use crate::runtime::clock::Clock;
-use crate::runtime::tasks::Tasks;
+use crate::clock::Clock;
+use crate::ratelimit::message::Entry;
+use crate::state::{Entrance, ShedNote};
+use crate::tasks::Tasks;
+use crate::upstream::{Address, Options, Upstream};
+use rayguard_core::admission::table::{LimitTable, Mode};
+use rayguard_core::policy::{Bounds, Control, PerClientLimits, Policy, RateBounds};
+use rayguard_core::request::catalogue::{self, Surface};
+use rayguard_core::request::classify::Classifier;
+use rayguard_core::request::identify::Identifier;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
@@ -85,7 +85,7 @@ impl Rig {
     }
 }
 
-fn class_mut<'a>(policy: &'a mut Policy, name: &str) -> &'a mut crate::core::policy::Class {
+fn class_mut<'a>(policy: &'a mut Policy, name: &str) -> &'a mut rayguard_core::policy::Class {
     policy.classes.iter_mut().find(|class| &*class.name == name).unwrap()
 }
 

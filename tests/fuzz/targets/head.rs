@@ -6,8 +6,8 @@
 mod rig;
 
 use libfuzzer_sys::fuzz_target;
-use rayguard::config::settings::Address;
-use rayguard::proxy::listen::{Bounds, Listener};
+use rayguard_config::settings::Address;
+use rayguard_proxy::listen::{Bounds, Listener};
 use rig::{Rig, Setup};
 use std::cell::OnceCell;
 use std::path::PathBuf;

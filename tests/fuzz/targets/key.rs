@@ -7,9 +7,9 @@
 use http::Uri;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use libfuzzer_sys::fuzz_target;
-use rayguard::core::request::path::normalise;
-use rayguard::core::request::query::{FIELDS_MAX, read_keys};
-use rayguard::proxy::coalesce::{
+use rayguard_core::request::path::normalise;
+use rayguard_core::request::query::{FIELDS_MAX, read_keys};
+use rayguard_proxy::coalesce::{
     Key, PER_CLIENT, PER_CLIENT_PREFIXES, PER_HANDSHAKE, PER_REQUEST, PER_REQUEST_PREFIXES, PER_SOFTWARE,
     Question,
 };

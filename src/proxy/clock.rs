@@ -3,7 +3,7 @@
 //! Decisions run on monotone time since the process began; the wall clock, which anyone may
 //! set back, is for the adjustment log alone.
 
-use crate::core::time::{Time, WallMs};
+use rayguard_core::time::{Time, WallMs};
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
