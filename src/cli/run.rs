@@ -25,7 +25,7 @@ use crate::runtime::history::HistoryFiles;
 use crate::runtime::lock::{self, Lock, LockError};
 use crate::runtime::reload::{self, Source};
 use crate::runtime::secret::{self, SecretError};
-use crate::runtime::shutdown;
+use crate::runtime::shutdown::StopSignals;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -266,6 +266,7 @@ async fn app(
 ) -> Result<u8, RunError> {
     let clock = Clock::start();
     let tasks = Tasks::default();
+    let mut stop_signals = StopSignals::install()?;
     let _locks = lock_state(&settings)?;
     let state = State::of(&settings.state_dir);
     let known = settings.policy.history.then(|| HistoryFiles::of(&settings.state_dir));
@@ -335,9 +336,9 @@ async fn app(
     ready(&settings);
     state.keep(&app);
     let signal = match length {
-        None => shutdown::signalled().await?,
+        None => stop_signals.first().await,
         Some(length) => tokio::select! {
-            signal = shutdown::signalled() => signal?,
+            signal = stop_signals.first() => signal,
             () = tokio::time::sleep(length) => "the trace's time is up",
         },
     };
