@@ -129,13 +129,14 @@ fn a_line_cut_off_by_a_crash_is_owned_up_to() {
     std::fs::create_dir_all(state.join("adjustment-log")).unwrap();
     std::fs::write(state.join("adjustment-log/adjustments.jsonl"), "{\"time\":1,\"seq\":1,\"at\":1,\"ev")
         .unwrap();
-    let _process = Process::start(&state);
+    let process = Process::start(&state);
     let gap = eventually("the gap is on the record", || {
         let text = std::fs::read_to_string(state.join("adjustment-log/adjustments.jsonl")).unwrap();
         let lines = text.lines().skip(1).filter_map(|line| serde_json::from_str::<Value>(line).ok());
         lines.into_iter().find(|line| line["event"] == "gap")
     });
     assert!(gap["torn_bytes"].as_u64() > Some(0), "{gap}");
+    drop(process);
     std::fs::remove_dir_all(&state).unwrap();
 }
 
@@ -151,6 +152,7 @@ fn a_second_process_on_the_same_state_is_turned_away_by_name_and_the_first_stays
     assert!(first.page("/livez").is_some());
     // A lock ends with its process, however that ends.
     first.kill_9();
+    drop(next);
     let _next = Process::start(&state);
     std::fs::remove_dir_all(&state).unwrap();
 }
