@@ -152,8 +152,8 @@ fn a_second_process_on_the_same_state_is_turned_away_by_name_and_the_first_stays
     assert!(first.page("/livez").is_some());
     // A lock ends with its process, however that ends.
     first.kill_9();
+    let next = Process::start(&state);
     drop(next);
-    let _next = Process::start(&state);
     std::fs::remove_dir_all(&state).unwrap();
 }
 

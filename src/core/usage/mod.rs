@@ -4,7 +4,7 @@
 //! That is [`Usage::clients`], the heaviest clients of the last minutes, class by class. In the
 //! week before limits are enforced: *what is being asked, and what of it does no class cover?*
 //! That is [`Usage::routes`], everything since the start, the unlisted by folded path
-//! ([`fold`]).
+//! ([`path_template`]).
 //!
 //! **Memory is bounded whoever asks.** Both tables are Space-Saving summaries (`summary.rs`): a
 //! stranger takes the place of whoever counted least and inherits that count as its possible
