@@ -28,6 +28,11 @@
 //! Its gain margin is pi = 3.1 on the proportional part, whatever the head: the plant's gain is 1
 //! by definition. The integral covers only what the measured drain is wrong by, and is held to half of it.
 //!
+//! *A head that is not behind* shows no capacity, only the least it can do. What it can do is searched for, as
+//! TCP's slow start does: a whole target started within `starts_within`, and none of those left waiting for long,
+//! earn twice the target, and the rate follows. A step too many is a backlog of twice what was just started in
+//! that time, and ends with the first reading that shows it.
+//!
 //! *What it refuses.* To grow on old news: a signal that has gone stale counts as a backlog of at least
 //! its target (law 7), which leaves the drain.
 
@@ -49,6 +54,10 @@ const TARGET_MIN: f64 = 4.0;
 const TARGET_MAX: f64 = 1000.0;
 /// The integral is at most this share of the drain.
 const INTEGRAL_MAX: f64 = 0.5;
+/// A head that is not behind is asked for so much more at a step.
+const SEARCH: f64 = 2.0;
+/// It is not behind while whoever joins waits for less than this share of what was promised.
+const DRY: f64 = 0.25;
 
 /// What the law sees of a backlog.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
@@ -102,6 +111,10 @@ pub struct Drain {
     per_s: Option<f64>,
     /// There has been a backlog throughout once: it is the head's capacity, not the least of it.
     is_capacity: bool,
+    /// The target that a head which is not behind has earned.
+    earned: f64,
+    /// Since when, and since which total, it is watched for the next one.
+    search: (Time, u64),
 }
 
 impl Drain {
@@ -116,24 +129,37 @@ impl Drain {
         }
     }
 
-    /// Takes in a new reading, true at `at` at the latest and `age` before at the earliest.
-    pub fn on_reading(&mut self, backlog: f64, at: Time, age: Duration) {
+    /// Takes in a new reading, true at `at` at the latest and `age` before at the earliest, under a target
+    /// that follows from the promise to start within `starts_within`; `is_reached`: as many as it allows have
+    /// been admitted.
+    pub fn on_reading(
+        &mut self,
+        backlog: f64,
+        (at, age): (Time, Duration),
+        (target, starts_within): (f64, Duration),
+        is_reached: bool,
+    ) {
         // What was admitted since may or may not be in it: half of the time is the best guess.
-        let admitted = self.admitted_by(at - age / 2);
+        let (started, admitted) = (self.admitted_by(at - age), self.admitted_by(at - age / 2));
         self.readings.push_back((at, backlog, admitted));
         while self.readings.len() > 2 && at.since(self.readings[1].0) > WINDOW {
             self.readings.pop_front();
         }
-        let Some(&(since, before, admitted_before)) = self.readings.front() else { return };
+        let (since, before, admitted_before) = self.readings[0];
         let span = at.since(since);
+        let drained = |admitted: u64| {
+            let came = admitted.saturating_sub(admitted_before) as f64;
+            ((came + before - backlog) / span.as_secs_f64().max(1.0)).max(0.0)
+        };
+        // Who joins a backlog below this waits for a small part of what was promised.
+        let dry_below = (drained(started) * starts_within.as_secs_f64() * DRY).max(1.0);
+        self.earn(backlog < dry_below, started, at, (target, starts_within), is_reached);
         if span < SPAN_MIN {
             return;
         }
-        let is_dry = self.readings.iter().any(|(_, backlog, _)| *backlog < 1.0);
+        let is_dry = self.readings.iter().any(|(_, backlog, _)| *backlog < dry_below);
         // The least it can have been, where it is only that.
-        let admitted = if is_dry { self.admitted_by(at - age) } else { admitted };
-        let came = admitted.saturating_sub(admitted_before) as f64;
-        let measured = ((came + before - backlog) / span.as_secs_f64()).max(0.0);
+        let measured = drained(if is_dry { started } else { admitted });
         self.per_s = Some(match self.per_s {
             Some(known) if is_dry => known.max(measured),
             Some(known) if self.is_capacity => {
@@ -145,13 +171,35 @@ impl Drain {
         self.is_capacity |= !is_dry;
     }
 
-    /// How many the head starts per second, as far as is known, and `initial` until it is.
+    /// A head that starts a whole target within what was promised, and is not behind, earns twice the target.
+    fn earn(
+        &mut self,
+        is_dry: bool,
+        started: u64,
+        at: Time,
+        (target, starts_within): (f64, Duration),
+        is_reached: bool,
+    ) {
+        let began = &mut self.search;
+        if !is_dry {
+            (self.earned, *began) = (0.0, (at, started));
+        } else if at.since(began.0) > starts_within {
+            *began = (at, started);
+        } else if is_reached && started.saturating_sub(began.1) as f64 >= target {
+            (self.earned, *began) = (target * SEARCH, (at, started));
+        }
+    }
+
+    /// How many the head starts per second: what was measured, else what may be assumed of a head that has
+    /// never been behind, under a limit of `limit` that is reached and a backlog of `filled` times its target.
     #[must_use]
-    pub fn per_second(&self, initial: f64) -> f64 {
+    pub fn assumed(&self, initial: f64, limit: f64, filled: f64) -> f64 {
         match self.per_s {
             Some(known) if self.is_capacity => known,
-            Some(least) => least.max(initial),
-            None => initial,
+            least => {
+                let least = least.map_or(initial, |least| least.max(initial));
+                if filled < DRY { least.max(limit * SEARCH) } else { least }
+            }
         }
     }
 
@@ -166,9 +214,10 @@ impl Drain {
     pub fn target(&self, starts_within: Duration, configured: f64) -> f64 {
         let kept = self.per_s.map(|per_s| per_s * starts_within.as_secs_f64());
         match kept {
-            Some(kept) if self.is_capacity => kept.clamp(TARGET_MIN.min(configured), TARGET_MAX),
-            Some(kept) => kept.clamp(configured, TARGET_MAX.max(configured)),
-            None => configured,
+            Some(kept) if self.is_capacity => {
+                kept.max(self.earned).clamp(TARGET_MIN.min(configured), TARGET_MAX)
+            }
+            kept => kept.unwrap_or(configured).max(self.earned).clamp(configured, TARGET_MAX.max(configured)),
         }
     }
 
@@ -204,14 +253,20 @@ mod tests {
                 published = backlog.floor();
             }
             if second % scrape == 3 {
-                measured.on_reading(published, now, Duration::from_secs(10));
+                let target = measured.target(Duration::from_secs(30), 20.0);
+                measured.on_reading(
+                    published,
+                    (now, Duration::from_secs(10)),
+                    (target, Duration::from_secs(30)),
+                    false,
+                );
                 let observation = Observation {
                     period: Duration::from_secs(u64::from(scrape.max(10))),
                     dead_time: Duration::from_secs(u64::from(5 + 5 + scrape.max(10) / 2)),
                     backlog: Some(Backlogged {
                         reading: published,
                         target: measured.target(Duration::from_secs(30), 20.0),
-                        drain_per_s: measured.per_second(BOUNDS.initial),
+                        drain_per_s: measured.assumed(BOUNDS.initial, rate, published / 20.0),
                     }),
                     ..Observation::nothing(now)
                 };
@@ -253,10 +308,10 @@ mod tests {
             let now = Time::ZERO + Duration::from_secs(1) * second;
             drain.on_admitted(u64::from(second / 10), now);
             if second % 5 == 0 {
-                drain.on_reading(0.0, now, Duration::from_secs(10));
+                drain.on_reading(0.0, (now, Duration::from_secs(10)), (20.0, Duration::from_secs(30)), false);
             }
         }
-        assert_eq!((drain.per_second(4.0), drain.capacity()), (4.0, None));
+        assert_eq!((drain.assumed(4.0, 4.0, 1.0), drain.capacity()), (4.0, None));
         assert!((drain.target(Duration::from_secs(30), 20.0) - 20.0).abs() < 1e-9);
     }
 

@@ -218,14 +218,21 @@ impl Controller {
         let spec = &self.policy.classes[class];
         let drain = &self.classes[class].measured;
         let target = drain.target(spec.starts_within, self.policy.signals[id.index()].target);
-        let drain_per_s = drain.per_second(of.regulator.guardrails.bounds.initial);
+        let observed = Controller::observe(of, seen, &self.timing(id), now);
         // A signal that is lost counts as one at its target, and nothing is gathered on it.
+        let reading = if is_stale { reading.max(target) } else { reading };
+        if !observed.binding && reading <= target {
+            // A rate that is not reached keeps nobody waiting, and says nothing of a higher one.
+            (of.since, of.counts) = (now, seen.counts.clone());
+            return;
+        }
+        let initial = of.regulator.guardrails.bounds.initial;
+        let drain_per_s = drain.assumed(initial, of.limit, reading / target);
         let backlog = Backlogged {
-            reading: if is_stale { reading.max(target) } else { reading },
+            reading,
             target,
             drain_per_s: if is_stale { drain_per_s.min(of.limit) } else { drain_per_s },
         };
-        let observed = Controller::observe(of, seen, &self.timing(id), now);
         let period = if is_stale { Duration::ZERO } else { observed.period };
         let observation = Observation { backlog: Some(backlog), period, ..observed };
         let before = Box::new(of.regulator);
@@ -345,11 +352,15 @@ impl Controller {
             {
                 let interval = posted.cadence.interval().unwrap_or_default();
                 let age = interval.clamp(Duration::from_secs(1), REFRESH);
+                let configured = self.policy.signals[id.index()].target;
                 if posted.fresh_since(self.last_tick) {
-                    loops.measured.on_reading(reading.value, reading.at, age);
+                    let target = loops.measured.target(spec.starts_within, configured);
+                    let is_reached =
+                        loops.backlog.as_ref().is_some_and(|backlog| backlog.admitted_max() <= total);
+                    let promise = (target, spec.starts_within);
+                    loops.measured.on_reading(reading.value, (reading.at, age), promise, is_reached);
                 }
-                let target =
-                    loops.measured.target(spec.starts_within, self.policy.signals[id.index()].target);
+                let target = loops.measured.target(spec.starts_within, configured);
                 if let Some(backlog) = &mut loops.backlog {
                     backlog.on_reading(reading.value, target, reading.fresh, reading.at - age, now);
                 }

@@ -1,9 +1,9 @@
 //! Runs scenarios with the simulator alone: `cargo run -p rayguard-sim --example scenario -- FILE...`.
 //!
 //! With `--ablate`, all of them without parts of the loop, as one table; with `--runs=200`, each on so many heads
-//! that are not quite its own. It builds without the proxy, which is what one wants while a law or a scenario is being written.
+//! that are not quite its own; with `--log`, the adjustment log on standard error. It builds without the proxy, which is what one wants while a law or a scenario is being written.
 //! `rayguard simulate` does the same and more.
-#![allow(clippy::print_stdout, reason = "an example")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example")]
 
 use rayguard_sim::ablation;
 use rayguard_sim::monte_carlo::monte_carlo;
@@ -37,7 +37,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             print!("{file}\n{}", rate.describe());
             continue;
         }
-        let answer = report::answer(&file, &scenario, scenario.seed, &traces, Onlooker::default())?;
+        let mut log = String::new();
+        let onlooker = Onlooker { adjustment_log: Some(&mut log), ..Onlooker::default() };
+        let answer = report::answer(&file, &scenario, scenario.seed, &traces, onlooker)?;
+        if flags.iter().any(|flag| flag == "--log") {
+            eprint!("{log}");
+        }
         print!("{}", report::table(&answer));
     }
     if !rows.is_empty() {
