@@ -636,7 +636,7 @@ const fn serve(path: &'static str, class: &'static str) -> Route {
     Route { surface: Surface::Serve, method: "GET", path, header: None, class, module: "Serve" }
 }
 
-/// Every route of Ray 2.60, by module.
+/// Every route of Ray 2.60, by module, and what earlier versions had besides.
 pub const ROUTES: &[Route] = &[
     // The parent loop.
     route("GET", "/", "health", "Dashboard"),
@@ -660,6 +660,11 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/api/packages/{protocol}/{package_name}", "job-status", "JobHead"),
     route("PUT", "/api/packages/{protocol}/{package_name}", "packages", "JobHead"),
     route("GET", "/api/component_activities", "job-list", "JobHead"),
+    // Of versions before 2.53, where all modules are one process.
+    route("GET", "/api/actors/kill", "job-control", "JobHead"),
+    route("GET", "/api/data/datasets", "views-data", "DataHead"),
+    route("GET", "/api/train/runs", "views-train", "TrainHead"),
+    route("GET", "/internal/node_module", "blocked", "NodeHead"),
     // StateHead.
     route("GET", "/api/v0/actors", "state-light", "StateHead"),
     route("GET", "/api/v0/actors/summarize", "state-light", "StateHead"),
