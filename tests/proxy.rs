@@ -17,7 +17,7 @@ use rayguard::core::policy::Bounds;
 use rayguard::proxy::listen;
 use rayguard::proxy::upstream::Address;
 use rayguard::proxy::websocket::{CLOSE, NORMAL, answer_frame};
-use rig::{Client, Rig, Setup, class, get, until};
+use rig::{Client, Rig, Setup, class, get, header, until};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -733,6 +733,73 @@ async fn all_who_wait_for_an_answer_that_breaks_off_are_told_together() {
         assert_eq!(client.answer().await.status, 502);
     }
     assert_eq!(lists(&rig), 1, "Ray was not asked over again");
+}
+
+#[tokio::test]
+async fn of_an_answer_that_breaks_off_at_once_head_and_bytes_come_through() {
+    let rig = Rig::start().await;
+    for _ in 0..20 {
+        let mut client = rig.client().await;
+        client.send(get(STATUS, &["x-do: break-body"])).await;
+        let head = client.head().await.expect("Ray's head");
+        assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-length: 100"), "{head}");
+        assert_eq!(client.exact(4).await.as_deref(), Some(&b"half"[..]));
+        assert_eq!(client.exact(1).await, None, "and no more than came");
+    }
+}
+
+#[tokio::test]
+async fn who_is_answered_while_the_process_ends_is_told_that_the_connection_ends() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send(get(STATUS, &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.under_way.load(SeqCst) == 1).await;
+    rig.proxy.tasks.close();
+    rig.ray.hold.add_permits(1);
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.header("connection")), (200, Some("close")));
+}
+
+#[tokio::test]
+async fn a_connection_whose_answer_ends_after_the_process_began_to_end_takes_one_more_request() {
+    let rig = Rig::start().await;
+    let mut client = rig.client().await;
+    client.send(get("/api/v0/logs/stream", &["x-do: stream"])).await;
+    let head = client.head().await.unwrap();
+    assert!(header(&head, "connection").is_none(), "the process goes on: {head}");
+    rig.proxy.tasks.close();
+    tokio::time::sleep(Duration::from_millis(1500)).await; // longer than an idle connection is left open
+    rig.ray.hold.close();
+    client.chunked().await.expect("the stream's end");
+    client.send(get("/api/version", &[])).await;
+    let next = client.answer().await;
+    assert_eq!((next.status, next.header("connection")), (200, Some("close")));
+}
+
+#[tokio::test]
+async fn whose_only_request_finds_no_room_is_not_told_of_a_share() {
+    let rig = Rig::with_policy(|policy| {
+        let lists = &mut policy.classes[class("job-logs").index()];
+        lists.in_flight = Bounds::fixed(1.0);
+        lists.queue.len_max = 2;
+    })
+    .await;
+    let ask = |address: u32| {
+        get("/api/jobs/a/logs", &[&format!("x-forwarded-for: 10.0.0.{address}"), "x-do: hold"])
+    };
+    let mut held = Vec::new();
+    for address in 1..=3 {
+        let mut client = rig.client().await;
+        client.send(ask(address)).await;
+        held.push(client);
+        until("it is in or waits", || rig.in_flight("job-logs") + rig.waiting("job-logs") == address).await;
+    }
+    let mut refused = Vec::new();
+    for address in [4, 2] {
+        let answer = rig.ask(&ask(address)).await;
+        refused.push((answer.status, answer.header("x-rayguard-reason").unwrap().to_owned()));
+    }
+    assert_eq!(refused, [(503, "class_in_flight".to_owned()), (429, "client_share".to_owned())]);
 }
 
 #[tokio::test]

@@ -273,6 +273,13 @@ async fn a_page_of_another_origin_reads_a_refusal_and_its_preflight_always_passe
     );
     let malformed = rig.ask(&format!("GET http://other/ HTTP/1.1\r\nhost: ray\r\n{origin}\r\n\r\n")).await;
     assert_eq!((malformed.status, malformed.header("access-control-allow-origin")), (400, Some("*")));
+    let long = rig.get(&format!("/?{}", "a".repeat(66_000)), &[origin]).await;
+    assert_eq!((long.status, long.header("access-control-allow-origin")), (414, Some("*")));
+    let lines: Vec<String> = (0..200).map(|at| format!("x-{at}: a")).collect();
+    let mut lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    lines.push(origin);
+    let many = rig.get("/", &lines).await;
+    assert_eq!((many.status, many.header("access-control-allow-origin")), (431, Some("*")));
 }
 
 #[tokio::test]

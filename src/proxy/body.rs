@@ -460,6 +460,8 @@ impl ResponseState {
 struct Cargo {
     /// What has come of it with its head.
     first: Option<Result<Frame<Bytes>, hyper::Error>>,
+    /// That it broke off, until what came before has gone out.
+    broken: Option<AnswerError>,
     inner: Throttled<RayBody>,
     permit: Option<PermitGuard>,
     alive: Option<Alive>,
@@ -558,7 +560,7 @@ impl Body {
         }
         let inner = Throttled::new(inner, response_policy.flow, response_policy.clock);
         let silence = response_policy.silence_max.map(|max| Silence { max, timer: None, waits: false });
-        let mut cargo = Cargo { first, inner, permit, alive, silence };
+        let mut cargo = Cargo { first, broken: None, inner, permit, alive, silence };
         if cargo.is_end_stream() {
             cargo.complete();
         }
@@ -582,6 +584,9 @@ impl Body {
 
 impl Cargo {
     fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
         let frame = match self.first.take() {
             Some(first) => Poll::Ready(Some(first)),
             None => Pin::new(&mut self.inner).poll_frame(context),
@@ -595,7 +600,14 @@ impl Cargo {
                 if let Some(silence) = silence {
                     silence.waits = false;
                 }
-                Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Ray)))
+                let Some(Err(error)) = frame else {
+                    return Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Ray)));
+                };
+                // An error makes hyper drop what it has not written yet, the head of the answer included: the
+                // client would see a closed connection and no answer, and ask again. It writes while it waits.
+                self.broken = Some(AnswerError::Ray(error));
+                context.waker().wake_by_ref();
+                Poll::Pending
             }
         }
     }

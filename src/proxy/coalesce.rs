@@ -275,7 +275,10 @@ fn add_request(
 /// for one client alone.
 #[must_use]
 pub fn keeping(surface: Surface, headers: &HeaderMap) -> Option<Duration> {
-    let event_stream = |kind: &HeaderValue| kind.as_bytes().starts_with(b"text/event-stream");
+    let stream = b"text/event-stream";
+    let event_stream = |kind: &HeaderValue| {
+        kind.as_bytes().get(..stream.len()).is_some_and(|kind| kind.eq_ignore_ascii_case(stream))
+    };
     if headers.contains_key(SET_COOKIE) || headers.get(CONTENT_TYPE).is_some_and(event_stream) {
         return None;
     }
@@ -520,6 +523,7 @@ mod tests {
             ("vary", "X-Forwarded-For"),
             ("vary", "traceparent"),
             ("content-type", "text/event-stream; charset=utf-8"),
+            ("content-type", "Text/Event-Stream"),
         ] {
             assert_eq!(kept(&[one_clients_own]), None, "{one_clients_own:?}");
         }

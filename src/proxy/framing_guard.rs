@@ -16,11 +16,13 @@
 //! thrown away for a while before the connection is closed, as they are whenever the proxy
 //! closes on a client that is still sending.
 
+use crate::cors::Origins;
 use crate::headers::REQUEST_ID;
 use crate::keepalive::KeepAlive;
 use crate::request_validation::{HeadBounds, Malformed};
 use crate::stream::Stream;
 use bytes::{Buf, BytesMut};
+use http::header::{HeaderMap, HeaderName, HeaderValue};
 use std::future::Future;
 use std::io;
 use std::pin::{Pin, pin};
@@ -38,6 +40,8 @@ pub(crate) struct FramingGuard {
     held: BytesMut,
     state: State,
     bounds: HeadBounds,
+    /// Whose pages may read a refusal, on Serve.
+    origins: Option<Origins>,
     patience: Option<KeepAlive>,
     linger: Option<Pin<Box<Sleep>>>,
     /// Something is written that the client does not take yet.
@@ -78,10 +82,12 @@ impl FramingGuard {
         stream: Stream,
         start: BytesMut,
         bounds: HeadBounds,
+        origins: Option<Origins>,
         patience: KeepAlive,
     ) -> FramingGuard {
         FramingGuard {
             bounds,
+            origins,
             state: State::Head(0),
             patience: Some(patience),
             ..FramingGuard::open(stream, start)
@@ -96,6 +102,7 @@ impl FramingGuard {
             held: start,
             state: State::Open,
             bounds: HeadBounds { target: 0, bytes: 0, headers: 0 },
+            origins: None,
             patience: None,
             linger: None,
             blocked: false,
@@ -212,13 +219,32 @@ impl FramingGuard {
         let body = format!("rayguard: {problem}. The request was not sent to Ray.\n");
         let answer = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\
-             x-rayguard-reason: malformed\r\nconnection: close\r\n\r\n{body}",
+             x-rayguard-reason: malformed\r\n{}connection: close\r\n\r\n{body}",
             status.as_str(),
             status.canonical_reason().unwrap_or(""),
             body.len(),
+            self.permission(),
         );
         self.held.clear();
         self.state = State::Refused(answer, 0);
+    }
+
+    /// The header lines that let a page read a refusal of a head that nobody has parsed: its origin is looked
+    /// for in what has come.
+    fn permission(&self) -> String {
+        let Some(origins) = &self.origins else { return String::new() };
+        let value = |line: &[u8]| {
+            let colon = memchr::memchr(b':', line)?;
+            let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+            name.eq_ignore_ascii_case(b"origin").then(|| HeaderValue::from_bytes(value).ok())?
+        };
+        let origin = self.held.as_ref().split(|byte| *byte == b'\n').find_map(value);
+        let mut headers = HeaderMap::new();
+        origins.expose(&mut headers, &origin.unwrap_or(HeaderValue::from_static("null")));
+        let line = |(name, value): (&HeaderName, &HeaderValue)| {
+            format!("{name}: {}\r\n", String::from_utf8_lossy(value.as_bytes()))
+        };
+        headers.iter().map(line).collect()
     }
 
     /// Throws away what comes until the client has closed or its time is up.

@@ -20,6 +20,7 @@ use crate::reject::{self, ErrorFormat, GRPC_STATUS, Refused};
 use crate::request_validation::{self, Malformed};
 use crate::sessions::Alive;
 use crate::state::{Entrance, ProxyState};
+use crate::tasks::Tasks;
 use crate::tunnel;
 use crate::upstream::UpstreamError;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderMap, HeaderValue, ORIGIN};
@@ -91,7 +92,8 @@ struct RequestContext {
     flow: Option<Arc<Flow>>,
 }
 
-/// Answers one request, maybe the `last` of its connection: recognise, share, admit, forward.
+/// Answers one request, maybe the `last` of its connection: recognise, share, admit, forward. One that is
+/// answered when these tasks are `closing` is the last, whenever it began: the next would not be read.
 ///
 /// What can be done at once is done at once, so that the future keeps only what it waits with: every byte of
 /// it is moved a few times for every request. (A block keeps its captures where they are; an `async fn`
@@ -105,6 +107,7 @@ pub fn handle(
     peer: Peer,
     request: Request<Incoming>,
     last: bool,
+    closing: Option<Tasks>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static {
     let Begun { context, parts, response_policy, page } = begin(proxy, entrance, peer, request);
     async move {
@@ -123,6 +126,7 @@ pub fn handle(
         if let Some(page) = page {
             page.may_read(&mut response);
         }
+        let last = last || closing.is_some_and(|tasks| tasks.closing());
         if last && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

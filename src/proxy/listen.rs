@@ -29,6 +29,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rayguard_config::settings;
+use rayguard_core::request::catalogue::Surface;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
@@ -523,8 +524,10 @@ async fn converse_http1(
 ) {
     let patience = KeepAlive::new(front.load().proxy.clock, bounds.idle_timeout, bounds.head_timeout);
     let head = HeadBounds::of(front.load().entrance.surface, bounds.head_bytes_max, bounds.headers_max);
+    let entrance = Arc::clone(&front.load().entrance);
+    let origins = (entrance.surface == Surface::Serve).then(|| entrance.origins.clone());
     loop {
-        let framing_guard = FramingGuard::new(stream, start, head, patience.clone());
+        let framing_guard = FramingGuard::new(stream, start, head, origins.clone(), patience.clone());
         // What is escaped in a target takes three bytes for one.
         let buffer_max = head.bytes.max(8192) + 2 * head.target + 1024;
         Box::pin(speak_http1(
@@ -560,17 +563,16 @@ async fn speak_http1(
     bounds: Bounds,
     patience: KeepAlive,
 ) {
-    let (closing, address, heard) = (tasks.clone(), peer.address, patience.clone());
+    let (closing, address, heard, idle) = (tasks.clone(), peer.address, patience.clone(), patience.clone());
     let service = service_fn(move |request: Request<Incoming>| {
         heard.head_is_a_request();
         let front = front.load();
         let (proxy, entrance, peer) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance), peer.clone());
         // The framing guard sees no further than such a request: it is the last on its connection.
-        let last = closing.closing()
-            || request.headers().contains_key(TRANSFER_ENCODING)
+        let last = request.headers().contains_key(TRANSFER_ENCODING)
             || request.headers().contains_key(http::header::UPGRADE)
             || request.version() != Version::HTTP_11 && !keeps_alive(request.headers());
-        handle(proxy, entrance, peer, request, last)
+        handle(proxy, entrance, peer, request, last, Some(closing.clone()))
     });
     let mut builder = http1::Builder::new();
     builder
@@ -583,8 +585,8 @@ async fn speak_http1(
         builder.max_headers(bounds.headers_max);
     }
     let connection = builder.serve_connection(TokioIo::new(framing_guard), service).with_upgrades();
-    drain_connection(connection, http1::UpgradeableConnection::graceful_shutdown, address, tasks, FAREWELL)
-        .await;
+    let wind_up = http1::UpgradeableConnection::graceful_shutdown;
+    drain_connection(connection, wind_up, address, idle_after_close(tasks, &idle)).await;
 }
 
 fn keeps_alive(headers: &http::HeaderMap) -> bool {
@@ -612,7 +614,7 @@ async fn converse_http2(
     let answer = move |request| {
         let front = front.load();
         let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
-        handle(proxy, entrance, peer.clone(), request, false)
+        handle(proxy, entrance, peer.clone(), request, false, None)
     };
     speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
@@ -644,7 +646,7 @@ async fn speak_http2<A, B>(
     let service = service_fn(answer);
     let connection = builder.serve_connection(TokioIo::new(FramingGuard::open(stream, start)), service);
     // GOAWAY tells a client at once, and in good order.
-    drain_connection(connection, http2::Connection::graceful_shutdown, address, &tasks, Duration::ZERO).await;
+    drain_connection(connection, http2::Connection::graceful_shutdown, address, tasks.closed()).await;
 }
 
 /// For how long an HTTP/1 connection that idles when the proxy closes is left open: a request may
@@ -657,20 +659,29 @@ async fn closed(tasks: &Tasks, farewell: Duration) {
     tokio::time::sleep(farewell).await;
 }
 
-/// Serves a connection to its end; once the tasks are closed it is told to `wind_up`: what is under
-/// way is finished and nothing else begun.
+/// Resolves when the tasks are closed and the connection has idled for as long as it is left open: one that
+/// carries an answer whose head went out before is in its client's eyes good for another request.
+async fn idle_after_close(tasks: &Tasks, connection: &KeepAlive) {
+    tasks.closed().await;
+    let mut idle = Duration::ZERO;
+    while idle < FAREWELL {
+        tokio::time::sleep(FAREWELL / 10).await;
+        idle = if connection.is_busy() { Duration::ZERO } else { idle + FAREWELL / 10 };
+    }
+}
+
+/// Serves a connection to its end; on `wind_up` what is under way is finished and nothing else begun.
 async fn drain_connection<C: Future<Output = hyper::Result<()>>>(
     connection: C,
     wind_up: impl FnOnce(Pin<&mut C>),
     address: IpAddr,
-    tasks: &Tasks,
-    farewell: Duration,
+    when: impl Future<Output = ()>,
 ) {
     let mut connection = pin!(connection);
     let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => ended,
-        () = closed(tasks, farewell) => {
+        () = when => {
             wind_up(connection.as_mut());
             connection.await
         }

@@ -304,7 +304,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    async fn chunked(&mut self) -> Option<Vec<u8>> {
+    pub async fn chunked(&mut self) -> Option<Vec<u8>> {
         let mut body = Vec::new();
         loop {
             let size = usize::from_str_radix(self.line().await?.split(';').next()?.trim(), 16).ok()?;

@@ -205,12 +205,21 @@ KNOWN = [
     ("a target that names another host than Host does may have been judged by the other", refused_as(b"names another host", 400)),
     ("more headers than `http.headers_max` (Ray: 127); the bound can be raised", refused_as(b"more than 100 headers", 431)),
     ("a target longer than Ray reads is refused here, by the status made for it", refused_as(b"longer than 8190 bytes", 414)),
+    ("a Host that is no authority is read in two ways by two servers (RFC 9112, 3.2: 400)", refused_as(b"not an authority", 400)),
+    ("a target of another protocol than HTTP is for nobody here", refused_as(b"another protocol than HTTP", 400)),
+    (
+        "a URL without a path means `/` (RFC 9110, 4.2.3); Ray's server finds no route for it",
+        lambda request, direct, _: request.target in (b"http://{host}", b"http://{host}?x") and direct[0] == 404,
+    ),
 ]
 KNOWN_TO_DIFFER = [
     Request("GET", b"/api/v0/delay/0.01"),
     Request("GET", b"http://elsewhere/api/version"),
     Request("GET", b"/api/version", [(b"X-%d" % at, b" 1") for at in range(110)]),
     Request("GET", b"/api/version?" + b"a" * 8190),
+    *(Request("GET", b"/api/version", [(b"Host", b" " + host)]) for host in (b"a b", b"a@b", b"{host}/x", b"\xc3\xa9")),
+    Request("GET", b"ws://{host}/api/version"),
+    *(Request(method, target) for method in ("GET", "POST", "OPTIONS") for target in (b"http://{host}", b"http://{host}?x")),
 ]
 
 

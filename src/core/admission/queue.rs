@@ -35,9 +35,11 @@
 //! in units of work). A client at or below its share is never the one.
 //!
 //! **Within a flow** the oldest goes first while the flow is healthy. Once its oldest has
-//! waited more than a quarter of its time, or half of what clients of this class turn out to
+//! waited more than three quarters of its time, or half of what clients of this class turn out to
 //! wait before they leave, the flow is overloaded by its own doing and the newest goes first:
-//! the old ones' clients are about to leave, and work done for them would be wasted. Patience
+//! the old ones' clients are about to leave, and work done for them would be wasted. (Not sooner: a
+//! client that keeps a few requests under way is never without one that waits, and would lose its oldest
+//! although in turn all of them are served in time.) Patience
 //! is learnt from those who leave, leaning to the short ones, and forgotten after a minute in
 //! which nobody left.
 //!
@@ -289,6 +291,14 @@ impl<W> FairQueue<W> {
         self.line(Flow::from(client)).map_or(0, |at| self.lines[at].waiters.len())
     }
 
+    /// Whether anybody waits from this address, or with this credential.
+    #[must_use]
+    pub fn has(&self, client: ClientId) -> bool {
+        let Flow { address, credential } = Flow::from(client);
+        let is_same = |flow: &Flow| flow.address == address || flow.credential == credential;
+        self.lines.iter().any(|line| is_same(&line.flow))
+    }
+
     /// Lets `request` wait, at most `len_max` in all.
     pub fn join(&mut self, request: Waiting<W>, len_max: u32) -> Joined<W> {
         if len_max == 0 {
@@ -511,7 +521,7 @@ impl<W> FairQueue<W> {
 /// Whether a flow's oldest has waited too long for its turn to be worth waiting for.
 fn overloaded<W>(queue: &VecDeque<(u64, Waiting<W>)>, patience: Patience, now: Time) -> bool {
     queue.front().is_some_and(|(_, oldest)| {
-        let of_deadline = oldest.deadline.since(oldest.since) / 4;
+        let of_deadline = oldest.deadline.since(oldest.since) * 3 / 4;
         let of_patience = patience.get(now).map_or(Duration::MAX, |patience| patience / 2);
         now.since(oldest.since) > of_deadline.min(of_patience)
     })
@@ -735,7 +745,23 @@ mod tests {
         late.since = Time::from_secs_f64(1.4);
         late.deadline = Time::from_secs_f64(3.4);
         queue.join(late, 8);
-        assert_eq!(queue.pop(Time::from_secs_f64(1.5)).unwrap().since, Time::from_secs_f64(1.4));
+        assert_eq!(queue.peek(Time::from_secs_f64(1.45)).unwrap().since, Time::ZERO, "it is in time yet");
+        assert_eq!(queue.pop(Time::from_secs_f64(1.55)).unwrap().since, Time::from_secs_f64(1.4));
+    }
+
+    #[test]
+    fn a_client_that_keeps_three_under_way_loses_none_of_them() {
+        // One at a time, 0.3 s each, a wait of 2 s: each waits 0.6 s, and there is always one that waits.
+        let mut queue = FairQueue::default();
+        for tenth in 0..100_u32 {
+            let now = Time::from_secs_f64(f64::from(tenth) * 0.3);
+            while queue.len < 3 {
+                let deadline = now + Duration::from_secs(2);
+                queue.join(Waiting { since: now, deadline, ..ask(client(1, None), 1.0) }, 8);
+            }
+            let waited = now.since(queue.pop(now).unwrap().since);
+            assert!(waited <= Duration::from_millis(901), "{waited:?}");
+        }
     }
 
     #[test]

@@ -83,6 +83,12 @@ impl<W> Tiers<W> {
         self.lines.iter().map(|line| line.waiting(client)).sum()
     }
 
+    /// Whether anybody waits from this address, or with this credential.
+    #[must_use]
+    pub fn has(&self, client: ClientId) -> bool {
+        self.lines.iter().any(|line| line.has(client))
+    }
+
     /// Lets `request` wait, at most `len_max` in all.
     pub fn join(&mut self, mut request: Waiting<W>, len_max: u32) -> Joined<W, TierPlace> {
         let line = line_of(request.claim);

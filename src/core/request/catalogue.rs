@@ -594,7 +594,7 @@ pub const CLASSES: &[ClassDefault] = &[
         module: "Serve",
         about: "CORS preflights of web pages that call the users' applications",
         priority: 9,
-        in_flight: Bounds::fixed(64.0),
+        in_flight: Bounds::fixed(1024.0),
         ..HELD
     },
     // All the rest.

@@ -119,7 +119,10 @@ impl<W> AdmissionController<W> {
         self.refund(request);
         self.leave_client_limits(id, request.waiter.of_client);
         self.uncount(id);
-        self.refuse(id, Reason::ClientShare, Duration::ZERO)
+        // Who has nothing else in the line is not over its share: the line is full.
+        let waits =
+            self.lock(self.class(id).module).class_mut(id).is_some_and(|of| of.fair.has(request.client));
+        self.refuse(id, if waits { Reason::ClientShare } else { Reason::ClassInFlight }, Duration::ZERO)
     }
 
     /// A known one is not served: its allowance is what it was.
