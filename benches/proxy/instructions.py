@@ -4,23 +4,26 @@ the machine does is of no account.
 
 Each binary serves two runs of different length on 8 kept connections, one worker thread, 1 KiB answers
 of an nginx behind it; the difference of the two runs is the requests' own. With several binaries each is
-measured in turn.
+measured in turn. What goes by time (the control loop's ticks) is in the figure of the whole program alone.
 
     cargo build --profile dist && python3 benches/proxy/instructions.py target/dist/rayguard [OTHER...]
 
-Symbols (`CARGO_PROFILE_DIST_STRIP=none`) let `--functions` name the functions that take the most.
+Symbols (`CARGO_PROFILE_DIST_STRIP=none`, or a plain release build) tell the clients' tasks apart, and let
+`--functions` name the functions that take the most.
 """
 
 import argparse, os, pathlib, re, shutil, signal, socket, subprocess, tempfile, time
 
 from cost import BACKEND, BACKEND_CONF, FRONT, RAYGUARD_CONF, SHEDDING, await_port
 
+# Runs once a connection; its callees are all that a request costs, and nothing that goes by time.
+CLIENT_TASKS = "rayguard_proxy::listen::converse::{{closure}}"
+
 REQUEST = b"GET /api HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n"
 
 
-def ask(connection):
-    """Sends a request and reads its answer whole."""
-    connection.sendall(REQUEST)
+def read_answer(connection):
+    """Reads an answer whole; its status."""
     read = b""
     while b"\r\n\r\n" not in read:
         read += connection.recv(65536)
@@ -46,7 +49,12 @@ def run(binary, home, requests, shed):
             except SystemExit:
                 pass
         connections = [socket.create_connection(("127.0.0.1", FRONT)) for _ in range(8)]
-        statuses = [ask(connections[at % 8]) for at in range(requests)]
+        statuses = []
+        # All ask, then all are answered: on a busy machine a connection that waited for its turn would fall asleep.
+        for _ in range(requests // 8):
+            for connection in connections:
+                connection.sendall(REQUEST)
+            statuses += map(read_answer, connections)
         for connection in connections:
             connection.close()
     finally:
@@ -56,14 +64,14 @@ def run(binary, home, requests, shed):
     answered = statuses.count(expected)
     assert shed or answered == requests, f"{answered} of {requests} answered 200"
     assert not shed or answered <= requests * 0.02 + 4, f"{answered} of {requests} got in"
-    total = subprocess.run(["callgrind_annotate", "--threshold=100", out], capture_output=True, text=True).stdout
-    return int(re.search(r"([\d,]+) .*PROGRAM TOTALS", total)[1].replace(",", "")), total
+    return functions(out, "no"), functions(out, "yes")[CLIENT_TASKS]
 
 
-def functions(text):
-    """Inclusive of nothing: instructions of each function itself."""
+def functions(out, inclusive):
+    """Instructions of each function, itself or with all that it calls."""
+    annotate = ["callgrind_annotate", "--threshold=100", f"--inclusive={inclusive}", out]
     found = {}
-    for line in text.splitlines():
+    for line in subprocess.run(annotate, capture_output=True, text=True).stdout.splitlines():
         match = re.match(r"\s*([\d,]+) \(.*?\)\s+(.+)", line)
         if match and "PROGRAM TOTALS" not in line:
             name = re.sub(r"^\S*?:(?=\S)", "", match[2]).split(" [")[0]
@@ -86,10 +94,11 @@ def main():
         try:
             await_port(BACKEND)
             for binary in arguments.binary:
-                (less, of_few), (more, of_many) = (run(binary, home, n, arguments.shed) for n in (few, many))
-                print(f"{(more - less) / (many - few):10,.0f} instructions per request: {binary}")
+                (before, less), (after, more) = (run(binary, home, n, arguments.shed) for n in (few, many))
+                whole = sum(after.values()) - sum(before.values())
+                print(f"{(more - less) / (many - few):10,.0f} instructions per request in the clients' tasks, "
+                      f"{whole / (many - few):,.0f} in the whole program: {binary}")
                 if arguments.functions:
-                    before, after = functions(of_few), functions(of_many)
                     grown = sorted(((after[name] - before.get(name, 0)) / (many - few), name) for name in after)
                     for instructions, name in reversed(grown[-arguments.functions:]):
                         print(f"{instructions:12,.1f}  {name[:150]}")
