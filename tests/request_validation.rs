@@ -7,11 +7,14 @@ mod rig;
 
 use rayguard::core::policy::{Bounds, PerClientLimits};
 use rayguard::core::request::catalogue::Surface;
-use rayguard::core::request::classify::Rule;
+use rayguard::core::request::classify::{Classifier, Rule};
 use rayguard::proxy::h1_connection::AnswerBounds;
 use rayguard::proxy::listen::{self, Listener};
+use rayguard::proxy::state::Front;
 use rayguard::proxy::upstream::Options;
 use rig::{Client, Rig, Setup, class, get, until};
+use std::sync::Arc;
+use tokio::net::TcpListener;
 
 /// A proxy before Serve, with a route of the operator's.
 async fn serve() -> Rig {
@@ -280,6 +283,44 @@ async fn a_page_of_another_origin_reads_a_refusal_and_its_preflight_always_passe
     lines.push(origin);
     let many = rig.get("/", &lines).await;
     assert_eq!((many.status, many.header("access-control-allow-origin")), (431, Some("*")));
+}
+
+#[tokio::test]
+async fn a_head_that_repeats_the_last_is_taken_for_no_other_and_for_no_other_configuration() {
+    const STATUS: &str = "/api/jobs/raysubmit_1";
+    let rig = Rig::start().await;
+    let front = Front::new(Arc::clone(&rig.proxy), Arc::clone(&rig.entrance));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = Client::connect(listener.local_addr().unwrap()).await;
+    let tasks = rig.proxy.tasks.clone();
+    rig.proxy.tasks.spawn(listen::serve(listener, Arc::clone(&front), tasks, listen::Bounds::default()));
+    let of = |address: &str| get(STATUS, &[&format!("x-forwarded-for: {address}")]);
+    for address in ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.1"] {
+        client.send(of(address)).await;
+        assert_eq!(client.answer().await.status, 200);
+    }
+    let (clients, _) = rig.proxy.usage().clients(9, rig.proxy.clock.now());
+    let mut asked: Vec<u64> = clients.iter().map(|client| client.counts.asked).collect();
+    asked.sort_unstable();
+    assert_eq!(asked, [2, 3], "each asked for itself");
+
+    let blocks = Rule {
+        surface: Surface::Dashboard,
+        method: None,
+        path: STATUS.into(),
+        header: None,
+        class: "blocked".into(),
+    };
+    let classifier = Classifier::new(&rig.proxy.policy, Surface::Dashboard, &[blocks]).unwrap();
+    let entrance = Arc::new(rig.entrance.with_classifier(classifier));
+    front.store(Arc::new(Front { proxy: Arc::clone(&rig.proxy), entrance }));
+    client.send(of("192.0.2.1")).await;
+    assert_eq!(client.answer().await.status, 404, "blocked since");
+
+    let doubtful = of("192.0.2.1").replace(": 192.0.2.1", ":\n192.0.2.1");
+    client.send(doubtful).await;
+    assert_eq!(client.answer().await.status, 400, "a head of the same length is looked at");
+    assert_eq!(rig.ray.count(), 5);
 }
 
 #[tokio::test]

@@ -12,6 +12,9 @@
 //! and `` ` ``): they are escaped, which means the same. And where hyper refuses a head, in an answer
 //! without a word, the framing guard says why in its place.
 //!
+//! A client that keeps its connection asks for the same again and again, in the same bytes: a head that is
+//! equal to the last one passes as that one did, without a second look.
+//!
 //! A refusal is a sentence. So that the client can read it, its remaining bytes are read and
 //! thrown away for a while before the connection is closed, as they are whenever the proxy
 //! closes on a client that is still sending.
@@ -44,6 +47,8 @@ pub(crate) struct FramingGuard {
     origins: Option<Origins>,
     patience: Option<KeepAlive>,
     linger: Option<Pin<Box<Sleep>>>,
+    /// The last head that passed, if it came in one piece, with all of its body or none to come.
+    last: Vec<u8>,
     /// Something is written that the client does not take yet.
     blocked: bool,
 }
@@ -70,6 +75,9 @@ enum Body {
     Length(u64),
     Unknown,
 }
+
+/// A longer head is not kept to be compared with the next.
+const LAST_MAX: usize = 4096;
 
 /// For how long a client may go on sending to a proxy that has closed.
 const LINGER: Duration = Duration::from_secs(10);
@@ -105,6 +113,7 @@ impl FramingGuard {
             origins: None,
             patience: None,
             linger: None,
+            last: Vec::new(),
             blocked: false,
         }
     }
@@ -147,9 +156,16 @@ impl FramingGuard {
         }
         ready!(read)?;
         let come = &buffer.filled()[before..];
-        if let Some(next) = after_whole_head(come, self.bounds) {
+        if !come.is_empty() && self.last == come {
+            self.state = State::Body(0);
+            self.pass_head(true);
+        } else if let Some(next) = after_whole_head(come, self.bounds) {
+            self.last.clear();
+            if matches!(next, State::Body(0)) && come.len() <= LAST_MAX {
+                self.last.extend_from_slice(come);
+            }
             self.state = next;
-            self.pass_head();
+            self.pass_head(false);
         } else {
             self.held.extend_from_slice(come); // nothing at all, at the end
             buffer.set_filled(before);
@@ -178,10 +194,10 @@ impl FramingGuard {
         Poll::Pending // hyper reads again when it wants the next head
     }
 
-    /// A head goes to hyper, which hands it on or refuses it.
-    fn pass_head(&self) {
+    /// A head goes to hyper, which hands it on or refuses it; `repeats` the one before it to the byte.
+    fn pass_head(&self, repeats: bool) {
         if let Some(patience) = &self.patience {
-            patience.head_has_passed();
+            patience.head_has_passed(repeats);
         }
     }
 
@@ -308,7 +324,8 @@ impl AsyncRead for FramingGuard {
                         Ok(head) => {
                             let end = if head.is_plain { end } else { escape_target(&mut this.held, end) };
                             this.state = State::Passing(end, head.body);
-                            this.pass_head();
+                            this.last.clear();
+                            this.pass_head(false);
                         }
                         Err(problem) => this.refuse(problem),
                     },

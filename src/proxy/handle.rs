@@ -19,7 +19,7 @@ use crate::permit_guard::PermitGuard;
 use crate::reject::{self, ErrorFormat, GRPC_STATUS, Refused};
 use crate::request_validation::{self, Malformed};
 use crate::sessions::Alive;
-use crate::state::{Entrance, ProxyState};
+use crate::state::{Entrance, Front, ProxyState};
 use crate::tasks::Tasks;
 use crate::tunnel;
 use crate::upstream::UpstreamError;
@@ -40,6 +40,7 @@ use rayguard_core::request::facts::Facts;
 use rayguard_core::time::Time;
 use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Verdict};
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -92,8 +93,8 @@ struct RequestContext {
     flow: Option<Arc<Flow>>,
 }
 
-/// Answers one request, maybe the `last` of its connection: recognise, share, admit, forward. One that is
-/// answered when these tasks are `closing` is the last, whenever it began: the next would not be read.
+/// Answers one request: recognise, share, admit, forward. One that is answered when these tasks are `closing` is
+/// the last of its HTTP/1 connection, whenever it began: the next would not be read.
 ///
 /// What can be done at once is done at once, so that the future keeps only what it waits with: every byte of
 /// it is moved a few times for every request. (A block keeps its captures where they are; an `async fn`
@@ -102,14 +103,13 @@ struct RequestContext {
 /// # Errors
 /// None: it is what hyper calls.
 pub fn handle(
-    proxy: Arc<ProxyState>,
-    entrance: Arc<Entrance>,
+    front: &Arc<Front>,
     peer: Peer,
     request: Request<Incoming>,
-    last: bool,
     closing: Option<Tasks>,
-) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + 'static {
-    let Begun { context, parts, response_policy, page } = begin(proxy, entrance, peer, request);
+    memory: Option<Memory>,
+) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
+    let Begun { context, parts, response_policy, page, last } = begin(front, peer, request, memory);
     async move {
         let id = HeaderValue::from_str(&context.id);
         let mut response = match response_policy {
@@ -140,6 +140,8 @@ struct Begun {
     parts: Parts,
     response_policy: Onward,
     page: Option<Page>,
+    /// It is the last of its connection.
+    last: bool,
 }
 
 /// The ways of a request.
@@ -152,21 +154,38 @@ enum Onward {
     Upgraded(OnUpgrade),
 }
 
+/// The last request of a connection as it was recognised, and under which configuration.
+#[derive(Default)]
+pub struct LastRequest(Cell<Option<(Arc<Front>, Recognised)>>);
+
+/// What a connection remembers when a request comes on it.
+#[derive(Clone, Copy)]
+pub struct Memory<'a> {
+    /// The request before.
+    pub before: &'a LastRequest,
+    /// This one repeats it to the byte.
+    pub repeats: bool,
+}
+
+impl Memory<'_> {
+    /// What is known of this request: as before if nothing has changed since, or else by looking at it.
+    fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> Recognised {
+        let before = self.before.0.take().filter(|(then, _)| self.repeats && Arc::ptr_eq(then, front));
+        let (front, recognised) = before.unwrap_or_else(|| (Arc::clone(front), recognise()));
+        self.before.0.set(Some((front, recognised.clone())));
+        recognised
+    }
+}
+
 /// Recognises a request.
-fn begin(
-    proxy: Arc<ProxyState>,
-    entrance: Arc<Entrance>,
-    peer: Peer,
-    mut request: Request<Incoming>,
-) -> Begun {
+fn begin(front: &Arc<Front>, peer: Peer, mut request: Request<Incoming>, memory: Option<Memory>) -> Begun {
+    let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
     let id = proxy.ids.next();
-    let headers = Lookup::new(request.headers());
-    let header_presence = headers.header_presence();
+    let look = || recognise(&proxy, &entrance, peer.address, &request);
+    let recognised = memory.map_or_else(look, |memory| memory.recall(front, look));
+    let Recognised { matched, client, keyless, trusted, session, address, unlisted, call, .. } = recognised;
+    let Recognised { header_presence, malformed, error_format, last, .. } = recognised;
     let page = Page::of(&entrance, header_presence, request.headers());
-    let malformed = request_validation::check(&request, header_presence, entrance.surface).err();
-    let Recognised { matched, client, keyless, trusted, session, address, unlisted, call } =
-        recognise(&proxy, &entrance, peer.address, &request, &headers);
-    let error_format = ErrorFormat::of(request.uri().path(), call == Call::Grpc);
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
@@ -218,7 +237,7 @@ fn begin(
         (None, None, None) if bare => Onward::Plain,
         (None, None, None) => Onward::WithBody(body),
     };
-    Begun { context, parts, response_policy, page }
+    Begun { context, parts, response_policy, page, last }
 }
 
 /// A web page that calls an application of Serve.
@@ -251,15 +270,15 @@ fn recognise(
     entrance: &Entrance,
     peer: IpAddr,
     request: &Request<Incoming>,
-    headers: &Lookup,
 ) -> Recognised {
+    let headers = Lookup::new(request.headers());
     let header_presence = headers.header_presence();
     let facts = Facts {
         method: request.method().as_str(),
         path: request.uri().path(),
         query: request.uri().query().unwrap_or(""),
         address: peer,
-        headers,
+        headers: &headers,
         upgrade: header_presence.has(HeaderPresence::UPGRADE) && tunnel::is_websocket(request.headers()),
         grpc: header_presence.has(HeaderPresence::CONTENT_TYPE)
             && entrance.surface != Surface::Dashboard
@@ -279,6 +298,8 @@ fn recognise(
     let known = **entrance.classifier.label(matched.route) != *UNLISTED;
     let unlisted = || Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path));
     Recognised {
+        header_presence,
+        malformed: request_validation::check(request, header_presence, entrance.surface).err(),
         matched,
         client: proxy.identifier.identify(&facts),
         keyless: proxy.asks_for_key(matched.class) && !proxy.identifier.holds_key(&facts),
@@ -286,11 +307,30 @@ fn recognise(
         session,
         address: proxy.identifier.client_address(&facts),
         unlisted: (!known).then(unlisted),
+        error_format: ErrorFormat::of(facts.path, facts.grpc),
         call: match (facts.grpc, facts.upgrade) {
             (true, _) => Call::Grpc,
             (false, true) => Call::WebSocket,
             (false, false) => Call::Plain,
         },
+        last: is_last(request, header_presence),
+    }
+}
+
+/// Whether a request must be the last of its connection: the client says so, or the framing guard sees no
+/// further than this one.
+fn is_last(request: &Request<Incoming>, header_presence: HeaderPresence) -> bool {
+    let keeps_alive = || {
+        let connection = request.headers().get(CONNECTION);
+        connection.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"keep-alive"))
+    };
+    match request.version() {
+        http::Version::HTTP_2 => false,
+        version => {
+            header_presence.has(HeaderPresence::TRANSFER_ENCODING)
+                || header_presence.has(HeaderPresence::UPGRADE)
+                || version != http::Version::HTTP_11 && !keeps_alive()
+        }
     }
 }
 
@@ -302,8 +342,13 @@ enum Call {
     WebSocket,
 }
 
-/// What the proxy knows of a request before it decides.
+/// What the proxy knows of a request before it decides: the same of the same bytes from the same peer, as long
+/// as the configuration is the same, except for a gRPC call, whose session may have begun.
+#[derive(Clone)]
 struct Recognised {
+    header_presence: HeaderPresence,
+    /// Why it cannot be passed on.
+    malformed: Option<Malformed>,
     matched: Match,
     client: ClientId,
     /// Whether it asks for something that takes an API key, and shows none.
@@ -313,7 +358,10 @@ struct Recognised {
     session: Option<u64>,
     address: IpAddr,
     unlisted: Option<Arc<Unlisted>>,
+    error_format: ErrorFormat,
     call: Call,
+    /// It is the last of its connection.
+    last: bool,
 }
 
 impl RequestContext {
@@ -615,9 +663,11 @@ fn origin_form(mut parts: Parts) -> Parts {
         parts.uri =
             parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
     }
+    // A client of HTTP/1.0 need not name a host; one of 1.1 that names none has been refused.
+    if parts.version != http::Version::HTTP_11 {
+        parts.headers.entry(http::header::HOST).or_insert(HeaderValue::from_static(""));
+    }
     parts.version = http::Version::HTTP_11;
-    // A client of HTTP/1.0 need not name a host; from 1.1 on a request without one is refused.
-    parts.headers.entry(http::header::HOST).or_insert(HeaderValue::from_static(""));
     parts.extensions.clear();
     parts
 }

@@ -38,6 +38,8 @@ struct Inner {
     head: Duration,
     /// A head has gone to hyper that has not become a request yet.
     unanswered: AtomicBool,
+    /// That head repeats the one before it to the byte.
+    repeats: AtomicBool,
     /// From a head that has gone to hyper until hyper waits for the next.
     busy: AtomicBool,
     state: Mutex<State>,
@@ -64,20 +66,24 @@ impl KeepAlive {
             idle,
             head,
             unanswered: AtomicBool::new(false),
+            repeats: AtomicBool::new(false),
             busy: AtomicBool::new(false),
             state: Mutex::default(),
         }))
     }
 
-    /// A whole head has gone to hyper.
-    pub fn head_has_passed(&self) {
+    /// A whole head has gone to hyper; it may repeat the one before it to the byte.
+    pub fn head_has_passed(&self, repeats: bool) {
         self.0.unanswered.store(true, Ordering::Relaxed);
+        self.0.repeats.store(repeats, Ordering::Relaxed);
         self.0.busy.store(true, Ordering::Relaxed);
     }
 
-    /// hyper has made a request of it.
-    pub fn head_is_a_request(&self) {
+    /// hyper has made a request of it; whether that is the request before it once more.
+    #[must_use]
+    pub fn head_is_a_request(&self) -> bool {
         self.0.unanswered.store(false, Ordering::Relaxed);
+        self.0.repeats.load(Ordering::Relaxed)
     }
 
     /// Whether hyper answers a head itself, if it answers now.

@@ -10,7 +10,7 @@
 
 use crate::body::BodyBounds;
 use crate::framing_guard::FramingGuard;
-use crate::handle::{Peer, handle};
+use crate::handle::{LastRequest, Memory, Peer, handle};
 use crate::headers::hop;
 use crate::keepalive::KeepAlive;
 use crate::proxy_protocol;
@@ -22,8 +22,7 @@ use crate::tasks::Tasks;
 use crate::tls::Terminator;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
-use http::header::{CONNECTION, TRANSFER_ENCODING};
-use http::{Request, Response, Version};
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
@@ -564,15 +563,11 @@ async fn speak_http1(
     patience: KeepAlive,
 ) {
     let (closing, address, heard, idle) = (tasks.clone(), peer.address, patience.clone(), patience.clone());
+    let before = LastRequest::default();
     let service = service_fn(move |request: Request<Incoming>| {
-        heard.head_is_a_request();
-        let front = front.load();
-        let (proxy, entrance, peer) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance), peer.clone());
-        // The framing guard sees no further than such a request: it is the last on its connection.
-        let last = request.headers().contains_key(TRANSFER_ENCODING)
-            || request.headers().contains_key(http::header::UPGRADE)
-            || request.version() != Version::HTTP_11 && !keeps_alive(request.headers());
-        handle(proxy, entrance, peer, request, last, Some(closing.clone()))
+        let repeats = heard.head_is_a_request();
+        let memory = Some(Memory { before: &before, repeats });
+        handle(&front.load(), peer.clone(), request, Some(closing.clone()), memory)
     });
     let mut builder = http1::Builder::new();
     builder
@@ -587,10 +582,6 @@ async fn speak_http1(
     let connection = builder.serve_connection(TokioIo::new(framing_guard), service).with_upgrades();
     let wind_up = http1::UpgradeableConnection::graceful_shutdown;
     drain_connection(connection, wind_up, address, idle_after_close(tasks, &idle)).await;
-}
-
-fn keeps_alive(headers: &http::HeaderMap) -> bool {
-    headers.get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"keep-alive"))
 }
 
 /// Streams one connection may have open at once.
@@ -611,11 +602,7 @@ async fn converse_http2(
     let address = peer.address;
     let surface = front.load().entrance.surface;
     let bounds = Bounds { head_bytes_max: HeadBounds::of(surface, bounds.head_bytes_max, 0).bytes, ..bounds };
-    let answer = move |request| {
-        let front = front.load();
-        let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
-        handle(proxy, entrance, peer.clone(), request, false, None)
-    };
+    let answer = move |request| handle(&front.load(), peer.clone(), request, None, None);
     speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
 
