@@ -157,6 +157,11 @@ impl Drain {
         if span < SPAN_MIN {
             return;
         }
+        if let Some(capacity) = self.too_slow(backlog, (at, admitted), dry_below, starts_within) {
+            self.per_s = Some(self.per_s.map_or(capacity, |known| known.min(capacity)));
+            self.is_capacity = true;
+            return;
+        }
         let is_dry = self.readings.iter().any(|(_, backlog, _)| *backlog < dry_below);
         // The least it can have been, where it is only that.
         let measured = drained(if is_dry { started } else { admitted });
@@ -169,6 +174,23 @@ impl Drain {
             _ => measured,
         });
         self.is_capacity |= !is_dry;
+    }
+
+    /// What the head has started per second since it was last not behind, if those who wait now will wait longer
+    /// than was promised: a head that has become slower is known before the window has forgotten the faster one.
+    fn too_slow(
+        &self,
+        backlog: f64,
+        (at, admitted): (Time, u64),
+        dry_below: f64,
+        starts_within: Duration,
+    ) -> Option<f64> {
+        let (since, before, then) =
+            self.readings.iter().rev().find(|(_, backlog, _)| *backlog < dry_below)?;
+        let span = at.since(*since);
+        let drained = admitted.saturating_sub(*then) as f64 + before - backlog;
+        let per_s = (drained / span.as_secs_f64().max(1.0)).max(0.0);
+        (span >= SPAN_MIN && backlog > per_s * starts_within.as_secs_f64()).then_some(per_s)
     }
 
     /// A head that starts a whole target within what was promised, and is not behind, earns twice the target.
