@@ -1,8 +1,8 @@
 //! What of an exporter's answer is needed, and is it whole?
 //!
-//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB). The
-//! crate `prometheus-parse` reads about 14 MB/s, never reports an error, and loses lines with `}`, `,` or
-//! `=` in a label's value. So the page is first cut down by bytes, and what stays is read here:
+//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB), and
+//! `prometheus-parse` reads about 14 MB/s, never reports an error, and loses lines with `}`, `,` or
+//! `=` in a label's value. So the page is first cut down by bytes, and labels are read here:
 //!
 //! 1. **Shape.** Empty, HTML, JSON, binary or cut off in the middle of a line: refused whole,
 //!    as a typed [`Malformed`]. A number cut short is still a number (`123` becomes `12`), so
@@ -11,9 +11,11 @@
 //!    it holds the quoted label values that some selector asks for. The values are searched
 //!    without their label's name, so that unusual blanks (`{a = "b"}`) cannot hide a line; what
 //!    stays too much is dropped by the exact match afterwards.
-//! 3. **Labels.** Each line that stays is read strictly, by the text format's grammar, into its
-//!    value, a digest of all labels (which series it is) and the few labels that selectors name.
-//! 4. **Bounds.** A family with more lines than [`FAMILY_LINES_MAX`] is given up, and no other one
+//! 3. **Labels.** Each line that stays is read strictly, by the text format's grammar, into a
+//!    digest of all labels (which series it is) and the few labels that selectors name.
+//! 4. **Values.** The distinct values go to `prometheus-parse` in one page, each under a key that
+//!    stands in for it; a value that does not come back is a lost line and is counted.
+//! 5. **Bounds.** A family with more lines than [`FAMILY_LINES_MAX`] is given up, and no other one
 //!    with it: a sum over a part of its lines would be wrong in silence.
 //!
 //! Nothing is lost in silence: [`Counts`] says how many lines stayed, how many became samples,
@@ -299,11 +301,11 @@ impl Filter {
                 reading.overfull.insert(place);
                 continue;
             }
-            match batch.read(place, family, line, name.len(), stamps_in_seconds) {
-                Some(sample) => reading.samples.push(sample),
-                None => reading.family_lost[place] += 1,
+            if !batch.take(place, family, line, name.len(), stamps_in_seconds) {
+                reading.family_lost[place] += 1;
             }
         }
+        batch.finish(&mut reading);
         for &place in &reading.overfull {
             reading.samples.retain(|sample| sample.family != place);
             reading.family_lost[place] = kept[place];
@@ -426,12 +428,17 @@ fn digest_after(before: u64, bytes: &[u8]) -> u64 {
 
 // Labels and values.
 
-/// What the lines of a page share.
+/// The samples of a page, on their way.
 ///
-/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones:
-/// each set of labels is kept once.
+/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones,
+/// and most of their values are zero: each set of labels is kept once, each value parsed once.
 #[derive(Default)]
 struct Batch<'a> {
+    /// Samples without their value, in the order of the page; and that value's key.
+    waiting: Vec<(Sample, usize)>,
+    /// The values as written; their places are their keys.
+    values: Vec<&'a str>,
+    value_keys: BTreeMap<&'a str, usize>,
     /// The labels that matter, by the digest of their text.
     reduced: BTreeMap<u64, Reduced>,
     /// The line being read.
@@ -446,40 +453,64 @@ struct Reduced {
 }
 
 impl<'a> Batch<'a> {
-    /// Reads a line; None when it is lost.
-    fn read(
+    /// Reads a line; false when it is lost.
+    fn take(
         &mut self,
         place: usize,
         family: &Family,
         line: &'a [u8],
         name_len: usize,
         stamps_in_seconds: bool,
-    ) -> Option<Sample> {
-        let tail = lex(&line[name_len..], &mut self.labels)?;
-        let value = as_number(tail.value)?;
+    ) -> bool {
+        let Some(tail) = lex(&line[name_len..], &mut self.labels) else { return false };
+        let Ok(value) = std::str::from_utf8(tail.value) else { return false };
         let stamp_ms = tail.stamp.map(|stamp| time_stamp(stamp, stamps_in_seconds));
         if stamp_ms == Some(None) {
-            return None;
+            return false;
         }
         let mut series = digest(&line[..name_len]);
         let mut le = None;
         self.text.clear();
         for &(label, raw) in &self.labels {
             if label == b"le" {
-                le = Some(as_number(raw)?);
+                le = as_number(raw);
+                if le.is_none() {
+                    return false;
+                }
                 continue;
             }
             // A sum, so that the order of labels does not matter.
             series = series.wrapping_add(digest_after(digest(label), raw));
             if let Some(known) = family.label(label) {
-                let raw = std::str::from_utf8(raw).ok()?;
+                let Ok(raw) = std::str::from_utf8(raw) else { return false };
                 // Values are still escaped: a quote ends one.
                 self.text.extend([known, "=\"", raw, "\""]);
             }
         }
         let reporter = reporter(&line[..name_len], line).unwrap_or(Reporter::Other);
         let (labels, stamp_ms) = (self.labels_of(family), stamp_ms.flatten());
-        Some(Sample { family: place, series, labels, le, value, stamp_ms, reporter })
+        let sample = Sample { family: place, series, labels, le, value: f64::NAN, stamp_ms, reporter };
+        let next = self.values.len();
+        let key = *self.value_keys.entry(value).or_insert(next);
+        if key == next {
+            self.values.push(value);
+        }
+        self.waiting.push((sample, key));
+        true
+    }
+
+    /// Reads the values and hands over the samples.
+    fn finish(self, into: &mut Exposition) {
+        let values = parse(&self.values);
+        for (mut sample, key) in self.waiting {
+            match values[key] {
+                None => into.family_lost[sample.family] += 1,
+                Some(value) => {
+                    sample.value = value;
+                    into.samples.push(sample);
+                }
+            }
+        }
     }
 
     /// The labels that matter of the line being read, shared with the lines before it.
@@ -518,6 +549,25 @@ fn drop_repeated(samples: &mut Vec<Sample>) -> usize {
         samples.retain(|_| place.next().is_none_or(|place| !repeats.contains(&place)));
     }
     repeats.len()
+}
+
+/// What each of these words is as a number, if it is one.
+#[expect(clippy::default_trait_access, reason = "the type is chrono's, which is no dependency of ours")]
+fn parse(words: &[&str]) -> Vec<Option<f64>> {
+    let lines = words.iter().zip(0..).map(|(word, key)| Ok(format!("k{key} {word}")));
+    // The parser's own time is not used: each line's stamp was read before. It returns no error here,
+    // since no line does.
+    let page = prometheus_parse::Scrape::parse_at(lines, Default::default());
+    let mut values = vec![None; words.len()];
+    for sample in page.map(|page| page.samples).unwrap_or_default() {
+        let key = sample.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
+        if let (Some(value), prometheus_parse::Value::Untyped(read)) =
+            (key.and_then(|key| values.get_mut(key)), sample.value)
+        {
+            *value = Some(read);
+        }
+    }
+    values
 }
 
 #[cfg(test)]
