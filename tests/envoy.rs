@@ -326,7 +326,7 @@ async fn envoy_keeps_to_the_lease_of_a_proxy_that_is_one_of_several() {
         return;
     };
     let redis = Running(redis);
-    let more = format!("[setup]\nurl = 'redis://{store}'\nreplicas = 3\n");
+    let more = format!("[replicas]\nurl = 'redis://{store}'\ncount = 3\n");
     let Some(setup) = Setup::start("lease", &more).await else { return };
     let (_envoy, at) = setup.envoy(true).await;
     finds_rayguard(at).await;
