@@ -120,10 +120,12 @@ def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers,
     for name in ("reader", "analyst"):
         assert now[name]["in_time_share"] >= 0.99, now[name]
         # The 99th percentile of the eight requests of a short flood is the worst of them, and that is the machine's.
-        quantile = "p99_ms" if NIGHTLY else "p50_ms"
+        # In the middle, who goes next waits for those let in before: `state-heavy` has four in flight at most, which
+        # Ray answers one after another.
+        quantile, times = ("p99_ms", 2) if NIGHTLY else ("p50_ms", 4)
         took, calm_took = now[name][quantile], before[name][quantile]
         print(f"{strangers} {name}: {quantile} {took:.0f} (calm {calm_took:.0f})")
-        assert took <= max(2 * calm_took, 250), (took, calm_took)
+        assert took <= max(times * calm_took, 250), (took, calm_took)
     crowd, newcomer = now["crowd"]["in_time_share"], now["newcomer"]["in_time_share"]
     print(f"{strangers} strangers: {crowd:.3f} of the crowd in time, {newcomer:.3f} of newcomers")
     # Ten of them ask some tens of times: the share of so few is a matter of chance.

@@ -268,7 +268,7 @@ def test_the_records_directory_goes_away_and_the_record_goes_on(faulty):
         steer(proxy, 2)
         subprocess.run(["rm", "-rf", str(proxy.state / "adjustment-log")], check=True)
         steer(proxy, 2)
-        wait_until("a new adjustment log", lambda: (freeze_often(proxy, 1), proxy.records())[1], 30, 1.0)
+        wait_until("a new adjustment log", lambda: (steer(proxy, 1), proxy.records())[1], 30, 1.0)
         wait_until("answers", lambda: clients.served() > 100, 20)
     nobody_failed(clients)
 
