@@ -116,7 +116,7 @@ rate = {{ initial = "1/m", min = "1/m", max = "1/m" }}
 [replicas]
 url = "redis://127.0.0.1:1"
 password = {{ env = "REDIS_SECRET" }}
-replicas = 2
+count = 2
 [[alerts.notify]]
 kind = "webhook"
 url = "http://127.0.0.1:{hook}/hook"
