@@ -145,12 +145,9 @@ impl Drain {
         while self.readings.len() > 2 && at.since(self.readings[1].0) > WINDOW {
             self.readings.pop_front();
         }
-        let (since, before, admitted_before) = self.readings[0];
-        let span = at.since(since);
-        let drained = |admitted: u64| {
-            let came = admitted.saturating_sub(admitted_before) as f64;
-            ((came + before - backlog) / span.as_secs_f64().max(1.0)).max(0.0)
-        };
+        let first = self.readings[0];
+        let span = at.since(first.0);
+        let drained = |admitted: u64| started_per_s(first, (at, backlog, admitted));
         // Who joins a backlog below this waits for a small part of what was promised.
         let dry_below = (drained(started) * starts_within.as_secs_f64() * DRY).max(1.0);
         self.earn(backlog < dry_below, started, at, (target, starts_within), is_reached);
@@ -185,11 +182,9 @@ impl Drain {
         dry_below: f64,
         starts_within: Duration,
     ) -> Option<f64> {
-        let (since, before, then) =
-            self.readings.iter().rev().find(|(_, backlog, _)| *backlog < dry_below)?;
-        let span = at.since(*since);
-        let drained = admitted.saturating_sub(*then) as f64 + before - backlog;
-        let per_s = (drained / span.as_secs_f64().max(1.0)).max(0.0);
+        let last_dry = *self.readings.iter().rev().find(|(_, backlog, _)| *backlog < dry_below)?;
+        let span = at.since(last_dry.0);
+        let per_s = started_per_s(last_dry, (at, backlog, admitted));
         (span >= SPAN_MIN && backlog > per_s * starts_within.as_secs_f64()).then_some(per_s)
     }
 
@@ -247,6 +242,12 @@ impl Drain {
         let before = self.admitted.iter().rev().find(|(then, _)| *then <= at);
         before.or(self.admitted.front()).map_or(0, |(_, total)| *total)
     }
+}
+
+/// How many were started per second from one reading to another: what came less what the backlog grew by.
+fn started_per_s(from: (Time, f64, u64), to: (Time, f64, u64)) -> f64 {
+    let came = to.2.saturating_sub(from.2) as f64;
+    ((came + from.1 - to.1) / to.0.since(from.0).as_secs_f64().max(1.0)).max(0.0)
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! The board: every signal's last reading, how fresh it is, and what it says.
+//! The signal store: every signal's last reading, how fresh it is, and what it says.
 
 use crate::alert::SignalFacts;
 use crate::control::dead_time::Cadence;
