@@ -77,6 +77,23 @@ fn every_alert_leads_to_a_section_of_the_runbook() {
 }
 
 #[test]
+fn alertmanager_hears_one_name_for_one_cause() {
+    let mut names = std::collections::BTreeMap::<&str, BTreeSet<&str>>::new();
+    let mut name = "";
+    for line in RULES.lines() {
+        if let Some((_, rule)) = line.split_once("- alert: ") {
+            name = rule;
+        } else if let Some((_, label)) = line.split_once("RUNBOOK.md#alert-") {
+            names.entry(label).or_default().insert(name);
+        }
+    }
+    for alert in Alert::ALL {
+        let rules = names.get(alert.label());
+        assert!(rules.is_none_or(|rules| rules.contains(alert.name())), "{alert:?}: {rules:?}");
+    }
+}
+
+#[test]
 fn rules_and_dashboard_name_metrics_that_exist() {
     for (file, text) in [("rules", RULES), ("dashboard", DASHBOARD)] {
         let named = words(text, "rayguard_");

@@ -233,7 +233,11 @@ async fn above_a_rate_envoy_refuses_with_our_words() {
     let seconds: u32 = refused.header("retry-after").unwrap().parse().unwrap();
     assert!((5..=15).contains(&seconds), "{seconds}");
     let id = refused.header("x-rayguard-request-id").unwrap();
-    assert!(refused.text().contains("have reached the rate limit of this Ray head"), "{}", refused.text());
+    assert!(
+        refused.text().contains("the Ray head is at its rate limit of 'job-list' requests"),
+        "{}",
+        refused.text()
+    );
     assert_eq!(status(at).await, 200, "another class");
     assert_eq!(
         setup.ray.seen().iter().filter(|seen| seen.line().starts_with(&format!("GET {LIST} "))).count(),

@@ -213,6 +213,7 @@ fn state(admin: &AdminState) -> State {
         uptime_s: app.clock.now().as_secs_f64(),
         token_required: admin.access.takes_token(),
         listeners: listeners.collect(),
+        awaits_restart: app.awaits_restart().into_iter().map(str::to_owned).collect(),
         leases: leases(app),
         view: app.view(),
     }

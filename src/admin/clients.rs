@@ -138,6 +138,10 @@ pub struct CountsView {
     pub admitted: u64,
     /// Refused.
     pub shed: u64,
+    /// Failed: Ray could not be reached, answered 500 or above, took too long, or broke off. Those that were
+    /// sent to Ray are among `admitted`.
+    #[serde(default)]
+    pub failed: u64,
     /// Sent on, and would have been refused were the class not in shadow mode.
     pub would_shed: u64,
     /// Answered with another client's answer.
@@ -148,8 +152,8 @@ pub struct CountsView {
 
 impl From<&Counts> for CountsView {
     fn from(counts: &Counts) -> CountsView {
-        let Counts { asked, admitted, shed, would_shed, shared, work_s } = *counts;
-        CountsView { asked, admitted, shed, would_shed, shared, work_s: (work_s * 1e6).round() / 1e6 }
+        let Counts { asked, admitted, shed, failed, would_shed, shared, work_s } = *counts;
+        CountsView { asked, admitted, shed, failed, would_shed, shared, work_s: (work_s * 1e6).round() / 1e6 }
     }
 }
 

@@ -9,6 +9,8 @@
 //! grow around them.
 
 use crate::admin::AdminState;
+use crate::core::admission::meter::Counts;
+use crate::core::controller::ProxyReading;
 use crate::core::controller::view::View;
 use crate::core::event::LimitKind;
 use crate::core::policy::Policy;
@@ -20,6 +22,9 @@ use std::time::Duration;
 
 /// Between two samples.
 pub const STEP: Duration = Duration::from_secs(1);
+
+/// Latencies are told of so many samples together.
+const LATENCY_SAMPLES: usize = 10;
 
 /// Samples kept.
 pub const SAMPLES_MAX: usize = 900;
@@ -37,6 +42,8 @@ struct Ring {
     /// Always as many; what has not been seen yet is of no time.
     samples: VecDeque<Sample>,
     totals: Vec<Totals>,
+    /// What each class's latencies were counted as, at each of the last samples.
+    answers: VecDeque<Vec<Counts>>,
     at: Option<Time>,
 }
 
@@ -45,6 +52,7 @@ struct Totals {
     offered: u64,
     admitted: u64,
     shed: u64,
+    failed: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -59,6 +67,9 @@ struct Point {
     offered: f32,
     admitted: f32,
     shed: f32,
+    failed: f32,
+    /// 50th, 95th and 99th percentile.
+    latency_s: [Option<f32>; 3],
     in_flight: f32,
     waiting: f32,
     in_flight_limit: Option<f32>,
@@ -86,8 +97,16 @@ pub struct ClassColumns {
     pub offered: Vec<f32>,
     /// Requests per second sent on.
     pub admitted: Vec<f32>,
-    /// Requests per second refused.
+    /// Requests per second refused for load.
     pub shed: Vec<f32>,
+    /// Requests per second that Ray failed.
+    pub failed: Vec<f32>,
+    /// Median time to the head of Ray's answer over the last ten seconds, in seconds; none without answers.
+    pub latency_p50_s: Vec<Option<f32>>,
+    /// Its 95th percentile.
+    pub latency_p95_s: Vec<Option<f32>>,
+    /// Its 99th percentile.
+    pub latency_p99_s: Vec<Option<f32>>,
     /// Under way.
     pub in_flight: Vec<f32>,
     /// Waiting.
@@ -106,7 +125,8 @@ pub async fn record(admin: Arc<AdminState>) {
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     loop {
         every.tick().await;
-        admin.history.take(&admin.app.view(), admin.app.clock.now(), admin.app.clock.wall());
+        let (app, counts) = (&admin.app, admin.app.proxy_reading().0);
+        admin.history.take(&app.view(), &counts, app.clock.now(), app.clock.wall());
     }
 }
 
@@ -120,19 +140,26 @@ impl History {
             ring: Mutex::new(Ring {
                 samples: (0..SAMPLES_MAX).map(|_| Sample::blank(policy)).collect(),
                 totals: Vec::new(),
+                answers: VecDeque::with_capacity(LATENCY_SAMPLES + 1),
                 at: None,
             }),
         }
     }
 
     /// Takes a sample. The first one has nothing to count from and shows no rates.
-    pub fn take(&self, view: &View, now: Time, wall: WallMs) {
+    pub fn take(&self, view: &View, counts: &ProxyReading, now: Time, wall: WallMs) {
         let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let latency = ring.latency(counts);
         let elapsed_s = ring.at.map(|at| now.since(at).as_secs_f64());
         let totals: Vec<Totals> = view
             .classes
             .iter()
-            .map(|class| Totals { offered: class.offered, admitted: class.admitted, shed: class.shed })
+            .map(|class| Totals {
+                offered: class.offered,
+                admitted: class.admitted,
+                shed: class.shed,
+                failed: class.failed,
+            })
             .collect();
         let before = std::mem::replace(&mut ring.totals, totals.clone());
         let per_s = |now: u64, before: u64| match elapsed_s {
@@ -147,6 +174,8 @@ impl History {
                 offered: per_s(class.offered, before.offered),
                 admitted: per_s(class.admitted, before.admitted),
                 shed: per_s(class.shed, before.shed),
+                failed: per_s(class.failed, before.failed),
+                latency_s: latency.get(at).copied().unwrap_or_default(),
                 in_flight: round(f64::from(class.in_flight)),
                 waiting: round(f64::from(class.waiting)),
                 in_flight_limit: limit(LimitKind::InFlight),
@@ -186,6 +215,10 @@ impl History {
                 offered: points().map(|point| point.offered).collect(),
                 admitted: points().map(|point| point.admitted).collect(),
                 shed: points().map(|point| point.shed).collect(),
+                failed: points().map(|point| point.failed).collect(),
+                latency_p50_s: points().map(|point| point.latency_s[0]).collect(),
+                latency_p95_s: points().map(|point| point.latency_s[1]).collect(),
+                latency_p99_s: points().map(|point| point.latency_s[2]).collect(),
                 in_flight: points().map(|point| point.in_flight).collect(),
                 waiting: points().map(|point| point.waiting).collect(),
                 in_flight_limit: points().map(|point| point.in_flight_limit).collect(),
@@ -199,6 +232,24 @@ impl History {
             columns.signals.insert(name.to_string(), pressures.collect());
         }
         columns
+    }
+}
+
+impl Ring {
+    /// Percentiles of what was answered within the last samples.
+    fn latency(&mut self, counts: &ProxyReading) -> Vec<[Option<f32>; 3]> {
+        self.answers.push_back(counts.iter().map(|reading| reading.counts.clone()).collect());
+        if self.answers.len() > LATENCY_SAMPLES + 1 {
+            self.answers.pop_front();
+        }
+        let Some((earliest, latest)) = self.answers.front().zip(self.answers.back()) else {
+            return Vec::new();
+        };
+        let of = |(now, then): (&Counts, &Counts)| {
+            let lately = now.since(then);
+            [0.5, 0.95, 0.99].map(|quantile| lately.latency_quantile(quantile).map(round))
+        };
+        latest.iter().zip(earliest).map(of).collect()
     }
 }
 

@@ -34,6 +34,9 @@ pub struct State {
     pub token_required: bool,
     /// Where requests come in, and where they go.
     pub listeners: Vec<ListenerView>,
+    /// Sections of the configuration on disk that only a restart puts into effect.
+    #[serde(default)]
+    pub awaits_restart: Vec<String>,
     /// What this replica may use of each limit it shares; empty for a replica that shares with nobody.
     #[serde(default)]
     pub leases: Vec<LeaseView>,

@@ -30,9 +30,6 @@ pub enum Action {
     },
 }
 
-/// Where runbooks stand unless `alerts.runbook_url` says otherwise.
-const RUNBOOK: &str = "https://github.com/rayguard/rayguard/blob/main/config/deploy/RUNBOOK.md";
-
 /// Carries out the command.
 pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
     if let Some(Action::Test { reach }) = &args.action {
@@ -43,15 +40,12 @@ pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), C
         return json(out, &state.view.alerts);
     }
     if state.view.alerts.is_empty() {
-        writeln!(out, "nothing fires")?;
+        writeln!(out, "no alert is firing")?;
     }
     for alert in sorted(&state.view.alerts) {
         writeln!(out, "{}", alert_line(alert, state.uptime_s, paint))?;
         writeln!(out, "          {}", printable(&alert.description))?;
-        if !alert.runbook.is_empty() {
-            let place = if alert.runbook.starts_with('#') { RUNBOOK } else { "" };
-            writeln!(out, "          {place}{}", printable(&alert.runbook))?;
-        }
+        writeln!(out, "          {}", printable(&alert.runbook))?;
     }
     Ok(())
 }
@@ -64,7 +58,7 @@ async fn test(reach: &Reach, out: &mut dyn Write, paint: Paint) -> Result<(), Cl
     } else {
         for receiver in &tested.receivers {
             match &receiver.problem {
-                None => writeln!(out, "{}: taken", receiver.receiver)?,
+                None => writeln!(out, "{}: delivered", receiver.receiver)?,
                 Some(problem) => writeln!(out, "{}: {}", receiver.receiver, paint.bad(&printable(problem)))?,
             }
         }

@@ -49,6 +49,7 @@ pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<
         "ASKED",
         "ADMITTED",
         "SHED",
+        "FAILED",
         "SHARED",
         "RAY'S TIME",
         "CLIENT WAIT",
@@ -60,7 +61,7 @@ pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<
     for row in &mut rows {
         row[0].insert_str(0, indent);
     }
-    table(out, &(2..8), &rows)
+    table(out, &(2..9), &rows)
 }
 
 fn row(client: &ClientRow) -> Vec<String> {
@@ -84,6 +85,7 @@ fn row(client: &ClientRow) -> Vec<String> {
         counts.asked.to_string(),
         counts.admitted.to_string(),
         shed,
+        counts.failed.to_string(),
         counts.shared.to_string(),
         format!("{} s", number(counts.work_s)),
         format!("{} s", number(client.client_wait_s)),

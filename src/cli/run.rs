@@ -542,6 +542,15 @@ fn whom_to_tell(settings: &Settings) -> Result<notify::Options, RunError> {
         receivers,
         repeat: settings.alerts.repeat,
         runbook: settings.alerts.runbook_url.clone(),
+        page: settings.admin.as_ref().and_then(page_url),
+    })
+}
+
+/// Where people open the page: as configured, or at the listener's own address.
+fn page_url(admin: &settings::Admin) -> Option<url::Url> {
+    admin.url.clone().or_else(|| {
+        let settings::Address::Tcp(address) = &admin.listen else { return None };
+        url::Url::parse(&format!("http://{address}/")).ok()
     })
 }
 

@@ -104,6 +104,11 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
             ))
         )?;
     }
+    if !state.awaits_restart.is_empty() {
+        let parts = state.awaits_restart.join(", ");
+        let line = format!("changed on disk, in effect after a restart only: {parts}");
+        writeln!(out, "Config  {}", paint.warn(&line))?;
+    }
     if view.events_lost > 0 {
         writeln!(out, "Log     {}", paint.bad(&format!("{} events are missing", view.events_lost)))?;
     }
@@ -263,6 +268,7 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
             "OFFERED",
             "ADMITTED",
             "SHED",
+            "FAILED",
             "WAITING",
             "IN FLIGHT",
             "RATE LIMIT",
@@ -270,7 +276,7 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
         ];
         let mut rows = vec![header.map(str::to_owned).to_vec()];
         rows.extend(shown.iter().map(|class| row(class)));
-        table(out, &(2..9), &rows)?;
+        table(out, &(2..10), &rows)?;
     }
     let idle: Vec<&str> =
         classes.iter().filter(|class| !all && !busy(class)).map(|class| class.name.as_str()).collect();
@@ -293,6 +299,7 @@ fn row(class: &ClassView) -> Vec<String> {
         format!("{:.1}", class.offered_per_s),
         format!("{:.1}", class.admitted_per_s),
         format!("{:.1}", class.shed_per_s),
+        format!("{:.1}", class.failed_per_s),
         class.waiting.to_string(),
         format!("{}{of}", class.in_flight),
         limit(LimitKind::Rate).unwrap_or_else(|| "-".into()),
@@ -333,6 +340,7 @@ pub(super) mod tests {
             uptime_s: 7200.4,
             token_required: false,
             listeners: Vec::new(),
+            awaits_restart: Vec::new(),
             leases: Vec::new(),
             view: controller.view(Time::ZERO),
         }

@@ -165,6 +165,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         version: version.into(),
         mode,
         class_modes: judged.modes,
+        contact: judge.contact(raw.contact.as_ref()),
         http: judge.http(&raw.http),
         identity: judge.identity(&raw.identity, &raw.api_keys, &trusted_proxies),
         probe: judge.probe(&raw.probe),
@@ -398,6 +399,25 @@ impl Judge {
         };
         self.refuse(place, message, example);
         None
+    }
+
+    /// It stands in answers and headers: one short line.
+    fn contact(&mut self, given: Option<&Spanned<String>>) -> Option<Arc<String>> {
+        const CONTACT_MAX: usize = 200;
+        let given = given?;
+        let text = given.get_ref().trim();
+        if text.is_empty()
+            || text.len() > CONTACT_MAX
+            || !text.bytes().all(|byte| (b' '..=b'~').contains(&byte))
+        {
+            self.refuse(
+                Place::new("contact", given),
+                format!("`{text}` is not one line of 1 to {CONTACT_MAX} ASCII characters"),
+                "write who helps users, such as \"#ray-help in Slack\" or \"ray-admins@example.com\"",
+            );
+            return None;
+        }
+        Some(Arc::new(text.to_owned()))
     }
 
     fn trusted_proxies(&mut self, raw: &Raw) -> Vec<IpNet> {
@@ -679,7 +699,8 @@ impl Judge {
             .map_or_else(|| Place::nowhere("admin.listen"), |listen| Place::new("admin.listen", listen));
         let listen = self.address(place, text)?;
         let hosts = raw.hosts.iter().filter_map(|host| self.host_name("admin.hosts", host)).collect();
-        Some(Admin { listen, token, hosts })
+        let url = raw.url.as_ref().and_then(|url| self.any_url("admin.url", url));
+        Some(Admin { listen, token, hosts, url })
     }
 
     fn ratelimit_service(&mut self, given: &Spanned<RawRatelimitService>) -> Option<RatelimitService> {

@@ -32,6 +32,8 @@ pub struct Raw {
     pub state_dir: Option<Spanned<String>>,
     /// Networks whose X-Forwarded-* headers are believed.
     pub trusted_proxies: Option<Vec<Spanned<String>>>,
+    /// Whom users may turn to.
+    pub contact: Option<Spanned<String>>,
     /// Limits and timeouts of HTTP itself.
     pub http: RawHttp,
     /// Who counts as one client.
@@ -573,7 +575,7 @@ pub enum RawFormat {
 pub struct RawAlerts {
     /// A firing alert is sent again so often.
     pub repeat: Option<Spanned<Length>>,
-    /// Where runbooks stand; the alert's name is appended.
+    /// Where runbooks stand, instead of the project's own; the alert's name is appended.
     pub runbook_url: Option<Spanned<String>>,
     /// Rules, by name.
     pub rule: BTreeMap<Name, RawAlertRule>,
@@ -629,6 +631,8 @@ pub struct RawAdmin {
     pub token: Option<Spanned<RawSecret>>,
     /// Host names it may be asked by.
     pub hosts: Vec<Spanned<String>>,
+    /// Where people open its page.
+    pub url: Option<Spanned<String>>,
 }
 
 /// `[ratelimit_service]`.

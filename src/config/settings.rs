@@ -36,6 +36,8 @@ pub struct Settings {
     pub listeners: Vec<Listener>,
     /// Networks whose X-Forwarded-* and identity headers are believed.
     pub trusted_proxies: Vec<IpNet>,
+    /// Whom users may turn to, as every refusal says.
+    pub contact: Option<Arc<String>>,
     /// Limits and timeouts of HTTP itself.
     pub http: Http,
     /// Who counts as one client.
@@ -295,6 +297,8 @@ pub struct Admin {
     /// Host names, lower-case and without port, it may be asked by besides addresses and
     /// `localhost`: a name nobody configured may be another site's, pointed at us.
     pub hosts: Vec<Arc<str>>,
+    /// Where people open its page; alerts lead there.
+    pub url: Option<Url>,
 }
 
 /// The rate-limit service that Envoys ask.
@@ -360,7 +364,7 @@ pub struct Alerts {
     pub rules: BTreeMap<Alert, Patience>,
     /// A firing alert is sent again so often.
     pub repeat: Duration,
-    /// Where runbooks stand; the alert's name is appended.
+    /// Where runbooks stand, instead of the project's own; the alert's name is appended.
     pub runbook_url: Option<Url>,
     /// Whom to tell.
     pub notify: Vec<Notify>,

@@ -243,6 +243,11 @@ fn replicas_are_absent_unless_asked_for_and_say_where_their_store_is_and_how_man
 
 #[test]
 fn the_admin_listener_is_asked_by_names_without_scheme_and_port() {
+    assert_eq!(settings("contact = ' #ray-help '").contact.unwrap().as_str(), "#ray-help");
+    for wrong in ["", "two\\nlines", &"x".repeat(201)] {
+        refused(&format!("contact = \"{wrong}\""), "contact", "is not one line");
+    }
+    refused("[admin]\nurl = 'page'", "admin.url", "is not a URL");
     let hosts = settings("[admin]\nhosts = ['Rayguard.ray.svc']").admin.unwrap().hosts;
     assert_eq!(hosts, [std::sync::Arc::<str>::from("rayguard.ray.svc")]);
     for wrong in ["http://rayguard", "rayguard:9465", "", "a b"] {
@@ -533,6 +538,7 @@ const KEYS: &[&str] = &[
     "listen",
     "state_dir",
     "trusted_proxies",
+    "contact",
     "http.drain",
     "http.connections_max",
     "http.header_bytes_max",
@@ -569,6 +575,7 @@ const KEYS: &[&str] = &[
     "alerts.notify",
     "alerts.rule.slo-breached.for",
     "admin.hosts",
+    "admin.url",
     "replicas.url",
     "replicas.count",
     "replicas.period",

@@ -39,6 +39,9 @@ state_dir = "rayguard-state"
 # identity headers are believed. Example: ["10.0.0.0/8"]
 trusted_proxies = []
 
+# Who helps users whose request was refused; every refusal ends with it.
+# contact = "ray-help@example.com"
+
 # Instead of `listen = "..."`, one table for each port, of any kind:
 # [[listen]]
 # address = "0.0.0.0:10001"             # or "unix:/run/rayguard/proxy.sock"
@@ -122,7 +125,7 @@ format = "text"                         # or "json"
 
 [alerts]
 repeat = "1h"                           # what still fires is sent again
-# runbook_url = "https://wiki.example/runbooks/"   # the alert's name is appended
+# runbook_url = "https://wiki.example/runbooks/"   # instead of the project's runbook; the alert's name is appended
 # [[alerts.notify]]
 # kind = "alertmanager"                 # or "webhook", "slack"
 # url = "http://alertmanager:9093"
@@ -134,6 +137,7 @@ listen = "127.0.0.1:9465"               # state, overrides, /metrics, /livez, /r
 # Without a token only loopback may change anything; reading needs none.
 # token = { file = "/run/secrets/rayguard-admin" }   # or { env = "NAME" }
 hosts = []                              # accepted Host headers: ["rayguard.ray.svc"]; IP addresses are always accepted
+# url = "https://rayguard.example/"       # where people open the page, for links in alerts; http://LISTEN/ unless said otherwise
 
 # Envoys that are in front already can ask here before they let a request pass (their rate-limit
 # service v3): they enforce these limits, and nothing goes through rayguard. deploy/envoy/.

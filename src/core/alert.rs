@@ -9,16 +9,20 @@
 //! | rule | bad when | told after |
 //! |---|---|---|
 //! | slo-breached | latency above the class's objective | 1 min |
-//! | sheds-rising | over 1 % refused, and 1.5 times the share of the last ten minutes | 30 s |
+//! | sheds-rising | over 1 % shed, and 1.5 times the share of the last ten minutes; until sheds end | 30 s |
+//! | requests-failing | over 5 % fail while Ray is reachable | 30 s |
 //! | high-request-rate | over the configured rate, or four times the last hour's and 10/s | 1 min |
 //! | pinned-floor | at `min` and binding | 5 min |
 //! | pinned-ceiling | at `max` and binding | 10 min |
-//! | signal-stale | no fresh reading | 30 s |
+//! | signal-stale | no fresh reading, one alert for each target | 30 s |
 //! | loop-hunting | see [`super::control::oscillation`] | 2 min |
 //! | upstream-down | Ray is unreachable | 5 s |
 //! | config-rejected | the last configuration was refused | at once |
 //! | adjustment-log-gaps | events were lost | at once |
 //! | replica-store-down | the replicas' shared store cannot be asked | 2 s |
+//!
+//! One cause is one alert: signals that are read at one address share theirs, and while Ray is unreachable
+//! neither failing requests nor stale signals begin to fire.
 //!
 //! Pure: [`Alerts::tick`] returns what began and what ended; sending, repeating and retrying
 //! is `observe::notify`'s.
@@ -30,14 +34,19 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// Where each alert is explained; `alerts.runbook_url` names another place.
+pub const RUNBOOK: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/config/deploy/RUNBOOK.md");
+
 /// The rules.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Alert {
     /// A class's latency is above its objective.
     SloBreached,
-    /// A class refuses more and more.
+    /// A class sheds more and more.
     ShedsRising,
+    /// Requests of a class fail at Ray.
+    RequestsFailing,
     /// A class is asked far more than usual.
     HighRequestRate,
     /// A limit stands at its floor and holds requests back.
@@ -98,7 +107,7 @@ pub struct Transition {
     pub summary: String,
     /// What it means and what to do, in a few sentences.
     pub description: String,
-    /// Where the runbook speaks of it.
+    /// Where the runbook speaks of it: an absolute URL.
     pub runbook: String,
     /// When it began to fire.
     pub since: Time,
@@ -132,8 +141,10 @@ pub struct ClassFacts<'a> {
     pub slo_pressure: Option<f64>,
     /// Requests per second that came.
     pub offered_per_second: f64,
-    /// Requests per second refused.
+    /// Requests per second shed.
     pub shed_per_second: f64,
+    /// Requests per second that Ray failed.
+    pub failed_per_second: f64,
     /// Alert above this rate, in requests per second; `None`: learnt.
     pub rate_alert: Option<f64>,
 }
@@ -168,6 +179,10 @@ pub struct SignalFacts<'a> {
     pub age: Option<Duration>,
     /// What is wrong, or empty.
     pub problem: &'a str,
+    /// Where it is read, as far as that is known.
+    pub target: Option<&'a str>,
+    /// Nothing at all can be read there.
+    pub unreachable: bool,
 }
 
 /// How long a rule must hold, and be gone.
@@ -240,9 +255,10 @@ struct Judge<'a> {
 
 impl Alert {
     /// All rules.
-    pub const ALL: [Alert; 11] = [
+    pub const ALL: [Alert; 12] = [
         Alert::SloBreached,
         Alert::ShedsRising,
+        Alert::RequestsFailing,
         Alert::HighRequestRate,
         Alert::PinnedFloor,
         Alert::PinnedCeiling,
@@ -260,6 +276,7 @@ impl Alert {
         match self {
             Alert::SloBreached => "slo-breached",
             Alert::ShedsRising => "sheds-rising",
+            Alert::RequestsFailing => "requests-failing",
             Alert::HighRequestRate => "high-request-rate",
             Alert::PinnedFloor => "pinned-floor",
             Alert::PinnedCeiling => "pinned-ceiling",
@@ -272,6 +289,25 @@ impl Alert {
         }
     }
 
+    /// As Alertmanager knows it; the shipped Prometheus rules have the same names.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Alert::SloBreached => "RayguardSloBreached",
+            Alert::ShedsRising => "RayguardShedding",
+            Alert::RequestsFailing => "RayguardRequestsFailing",
+            Alert::HighRequestRate => "RayguardHighRequestRate",
+            Alert::PinnedFloor => "RayguardLimitAtFloor",
+            Alert::PinnedCeiling => "RayguardLimitAtCeiling",
+            Alert::SignalStale => "RayguardSignalDown",
+            Alert::LoopHunting => "RayguardLoopHunting",
+            Alert::UpstreamDown => "RayguardUpstreamDown",
+            Alert::ConfigRejected => "RayguardConfigRejected",
+            Alert::AdjustmentLogGaps => "RayguardAdjustmentLogGaps",
+            Alert::ReplicaStoreDown => "RayguardReplicaStoreDown",
+        }
+    }
+
     /// How urgent.
     #[must_use]
     pub fn severity(self) -> Severity {
@@ -280,6 +316,7 @@ impl Alert {
             Alert::PinnedCeiling | Alert::HighRequestRate => Severity::Info,
             Alert::SloBreached
             | Alert::ShedsRising
+            | Alert::RequestsFailing
             | Alert::PinnedFloor
             | Alert::SignalStale
             | Alert::LoopHunting
@@ -294,7 +331,7 @@ impl Alert {
     pub fn patience(self) -> Patience {
         let (fire_s, clear_s) = match self {
             Alert::SloBreached | Alert::HighRequestRate => (60, 60),
-            Alert::ShedsRising => (30, 120),
+            Alert::ShedsRising | Alert::RequestsFailing => (30, 60),
             Alert::PinnedFloor => (300, 60),
             Alert::PinnedCeiling => (600, 60),
             Alert::SignalStale => (30, 15),
@@ -312,51 +349,56 @@ impl Alert {
     pub fn meaning(self) -> &'static str {
         match self {
             Alert::SloBreached => {
-                "Answers of this class take longer than its objective although the loop has had time to act. \
-                 See `rayguard log --class` for what it did. If the limit stands at its floor, the load is in \
-                 another class or does not pass this proxy; if not, wait a few dead times."
+                "Responses of this class take longer than its SLO although the controller has had time to act. \
+                 `rayguard log --class NAME` shows what it did. If the limit is at its floor, the load is in \
+                 another class or does not pass this proxy."
             }
             Alert::ShedsRising => {
-                "More and more requests of this class are refused. `rayguard clients` shows who asks most, for \
-                 what, and at what cost; one that asks too much is held to its share already. If all are honest, the head is \
-                 too small for what is asked of it."
+                "Requests of this class are shed. `rayguard clients` shows which clients send most requests, and what \
+                 they cost; a client above its fair share is already held to it. If this traffic is legitimate, the head \
+                 needs more capacity."
+            }
+            Alert::RequestsFailing => {
+                "Ray answers, but requests of this class fail: with status 500 or above, after the class's timeout, or by \
+                 a connection that breaks off. rayguard does not cause this and does not retry. Look at Ray's dashboard \
+                 logs (`dashboard.log`, `dashboard_*.log`) on the head."
             }
             Alert::HighRequestRate => {
-                "This class is asked far more than usual. Nothing need be wrong yet; a retry loop or a new \
-                 dashboard often begins so. `rayguard clients` shows who it is."
+                "This class receives far more requests than usual. Often this is a retry loop or a new dashboard. \
+                 `rayguard clients` shows which client sends them."
             }
             Alert::PinnedFloor => {
-                "The loop would cut deeper than the configured `min`. Either the pressure is not caused by this \
-                 class, or the head is ill: look at its CPU, memory and the GCS."
+                "The controller would lower this limit further, but the configured `min` does not allow it. Either this \
+                 class does not cause the pressure, or the head has a problem: look at its CPU, memory and the GCS."
             }
             Alert::PinnedCeiling => {
-                "Requests are held back by the configured `max` while the head could bear more. Raise `max` if \
-                 that is not what you want."
+                "The configured `max` holds requests back although the head has spare capacity. Raise `max` to \
+                 let more through."
             }
             Alert::SignalStale => {
-                "The loop flies without this signal; its limits do what `on_stale` says and never open. Check \
-                 that the metrics endpoint answers: `rayguard doctor`."
+                "No fresh data for these signals; limits that use them do not rise. Check that the metrics \
+                 endpoint answers: `rayguard doctor`."
             }
             Alert::LoopHunting => {
-                "The limit goes up and down without getting anywhere: the gain is too high for the dead time. \
-                 `rayguard check` prints the gain margin; lower the gain, or make the readings fresher."
+                "The limit goes up and down without settling: the gain is too high for the delay of the readings. \
+                 `rayguard check --stability` prints the gain margin; lower the gain, or shorten the scrape interval."
             }
             Alert::UpstreamDown => {
-                "The head accepts no connections or does not answer health checks. Clients are told to come \
-                 back later; limits start from their initial values when it returns."
+                "Ray accepts no connections or does not answer health checks. Clients get status 503 and \
+                 a time to retry; when Ray returns, limits rise from their initial values (slow start)."
             }
             Alert::ConfigRejected => {
-                "The configuration on disk is not the one in force. `rayguard check` names every problem with \
-                 its line."
+                "The configuration on disk was rejected; the previous one is still in force. `rayguard check` \
+                 lists every problem with its line."
             }
             Alert::AdjustmentLogGaps => {
                 "Events could not be written (disk full, read-only or too slow). The gap is marked in the \
                  adjustment log with the number of lost events; limits were not affected."
             }
             Alert::ReplicaStoreDown => {
-                "The replicas cannot renew what they lease of each limit. Each goes on with its even share and \
-                 decides for itself; together they admit no more than one would, but cannot lend each other \
-                 what they do not need. Look at the Redis that `replicas.url` names; nothing has to be restarted."
+                "The replicas cannot renew their leases. Each continues with an even share of every limit; together \
+                 they admit no more than one would, but an idle replica cannot lend to a busy one. \
+                 Check the Redis at `replicas.url`; nothing has to be restarted."
             }
         }
     }
@@ -386,9 +428,10 @@ impl Alerts {
         self.last_tick = Some(now);
         let mut judge =
             Judge { now, patience: &self.patience, known: &mut self.known, transitions: Vec::new() };
-        judge_classes(&mut self.averages, elapsed_s, &facts.classes, &mut judge);
+        let reachable = facts.upstream_problem.is_none();
+        judge_classes(&mut self.averages, elapsed_s, &facts.classes, reachable, &mut judge);
         limits(&facts.limits, &mut judge);
-        signals(&facts.signals, &mut judge);
+        signals(&facts.signals, facts.upstream_problem.is_some(), &mut judge);
         if facts.events_lost > self.events_lost {
             self.gap_at = Some(now);
         }
@@ -425,12 +468,12 @@ impl Judge<'_> {
     }
 
     fn conclude(mut self) -> Vec<Transition> {
-        // A class or signal that a reload took away cannot be ill any more.
+        // A class that a reload took away, or an address where nothing is read any more.
         self.known.retain(|_, known| {
             let spoken_of = std::mem::take(&mut known.spoken_of);
             if !spoken_of && let Some(mut firing) = known.firing.take() {
                 firing.state = AlertState::Resolved;
-                "no longer configured".clone_into(&mut firing.summary);
+                "no longer applies".clone_into(&mut firing.summary);
                 self.transitions.push(firing);
             }
             spoken_of && (known.firing.is_some() || known.bad_since.is_some())
@@ -498,7 +541,7 @@ impl Finding<'_> {
             key: self.key(),
             summary,
             description: self.alert.meaning().to_owned(),
-            runbook: format!("#alert-{}", self.alert.label()),
+            runbook: format!("{RUNBOOK}#alert-{}", self.alert.label()),
             since: now,
         }
     }
@@ -541,6 +584,7 @@ fn judge_classes(
     averages: &mut BTreeMap<String, Averages>,
     elapsed_s: f64,
     classes: &[ClassFacts<'_>],
+    reachable: bool,
     judge: &mut Judge<'_>,
 ) {
     for class in classes {
@@ -551,6 +595,7 @@ fn judge_classes(
         averages.take(elapsed_s, class);
         slo(class, judge);
         sheds(class, averages, judge);
+        failures(class, reachable, judge);
         request_rate(class, averages, judge);
     }
     if averages.len() > classes.len() {
@@ -579,24 +624,54 @@ const SHEDS_MIN: f64 = 1.0 / 60.0;
 
 fn sheds(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'_>) {
     let (now, before) = (averages.shed_share_1m, averages.shed_share_10m);
-    // A share of nothing stays what it was: where nobody is refused any more, nothing rises.
-    let verdict = if averages.shed_per_second_1m < SHEDS_MIN {
+    let lately = finite(class.shed_per_second);
+    // A share of nothing stays what it was, so the end shows in sheds per second. They are averaged over ten
+    // seconds, and fall below a fifth of the minute's average within twenty.
+    let verdict = if lately < SHEDS_MIN || lately < averages.shed_per_second_1m / 5.0 || now <= 0.005 {
         Verdict::Good
     } else if now > 0.01 && now > 1.5 * before {
         Verdict::Bad
-    } else if now > 0.005 && now > 1.1 * before {
-        Verdict::Between
     } else {
-        Verdict::Good
+        Verdict::Between
     };
     let finding = Finding { alert: Alert::ShedsRising, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
+        if verdict == Verdict::Good {
+            return format!("{} sheds {} requests/s", class.name, number(lately));
+        }
+        // Younger than ten minutes, the average says nothing of ten minutes.
+        let compared = if averages.age_s >= 600.0 {
+            format!("; ten-minute average {} %", number(before * 100.0))
+        } else {
+            String::new()
+        };
         format!(
-            "{} sheds {} % of its requests ({}/s); ten-minute average {} %",
+            "{} sheds {} % of its requests ({}/s){compared}",
             class.name,
             number(now * 100.0),
-            number(averages.shed_per_second_1m),
-            number(before * 100.0)
+            number(lately)
+        )
+    });
+}
+
+/// The rule of requests that Ray fails. An outage has an alert of its own.
+fn failures(class: &ClassFacts<'_>, reachable: bool, judge: &mut Judge<'_>) {
+    let failed = finite(class.failed_per_second);
+    let share = if class.offered_per_second > 0.0 { failed / class.offered_per_second } else { 0.0 };
+    let verdict = if failed < SHEDS_MIN || share < 0.02 {
+        Verdict::Good
+    } else if share > 0.05 && reachable {
+        Verdict::Bad
+    } else {
+        Verdict::Between
+    };
+    let finding = Finding { alert: Alert::RequestsFailing, subject: Some(class.name), detail: "", verdict };
+    judge.take(finding, || {
+        format!(
+            "{} % of {} requests fail at Ray ({}/s)",
+            number((share * 100.0).min(100.0)),
+            class.name,
+            number(failed)
         )
     });
 }
@@ -644,20 +719,46 @@ fn limits(limits: &[LimitFacts<'_>], judge: &mut Judge<'_>) {
     }
 }
 
-fn signals(signals: &[SignalFacts<'_>], judge: &mut Judge<'_>) {
-    for signal in signals {
-        let verdict = if signal.stale { Verdict::Bad } else { Verdict::Good };
-        let finding = Finding { alert: Alert::SignalStale, subject: Some(signal.name), detail: "", verdict };
-        judge.take(finding, || {
-            let age = signal.age.map_or_else(
-                || "never read".to_owned(),
-                |age| format!("last read {} s ago", number(age.as_secs_f64())),
-            );
-            let problem =
-                if signal.problem.is_empty() { String::new() } else { format!(": {}", signal.problem) };
-            format!("signal {} was {age}{problem}", signal.name)
-        });
+/// The rule of signals: one alert for each address they are read at.
+fn signals(signals: &[SignalFacts<'_>], unreachable: bool, judge: &mut Judge<'_>) {
+    if judge.known.is_empty() && !signals.iter().any(|signal| signal.stale) {
+        return;
     }
+    let mut targets: BTreeMap<&str, Vec<&SignalFacts<'_>>> = BTreeMap::new();
+    for signal in signals {
+        targets.entry(signal.target.unwrap_or(signal.name)).or_default().push(signal);
+    }
+    for (target, signals) in targets {
+        let stale: Vec<&SignalFacts<'_>> = signals.into_iter().filter(|signal| signal.stale).collect();
+        let verdict = match (stale.is_empty(), unreachable) {
+            (true, _) => Verdict::Good,
+            // With Ray gone so is what it says of itself.
+            (false, true) => Verdict::Between,
+            (false, false) => Verdict::Bad,
+        };
+        let finding = Finding { alert: Alert::SignalStale, subject: Some(target), detail: "", verdict };
+        judge.take(finding, || stale_summary(target, &stale));
+    }
+}
+
+/// What cannot be read, why, and what follows from it.
+fn stale_summary(target: &str, stale: &[&SignalFacts<'_>]) -> String {
+    let Some(first) = stale.first() else { return format!("{target}: readings are fresh again") };
+    let names: Vec<&str> = stale.iter().map(|signal| signal.name).collect();
+    let (names, have) = (names.join(", "), if stale.len() == 1 { "has" } else { "have" });
+    let follows = "limits that use them do not rise";
+    if let Some(dead) = stale.iter().find(|signal| signal.unreachable) {
+        return format!(
+            "metrics cannot be read ({}): {names} {have} no fresh reading; {follows}",
+            dead.problem
+        );
+    }
+    let age = first.age.map_or_else(
+        || "never read".to_owned(),
+        |age| format!("last read {} s ago", number(age.as_secs_f64())),
+    );
+    let problem = if first.problem.is_empty() { String::new() } else { format!(": {}", first.problem) };
+    format!("{names} {have} no fresh reading from {target} ({age}{problem}); {follows}")
 }
 
 /// The rules of the whole; `gap`: the adjustment log has lost events since the last tick.
@@ -694,6 +795,7 @@ mod tests {
             slo_pressure,
             offered_per_second: offered,
             shed_per_second: shed,
+            failed_per_second: 0.0,
             rate_alert: None,
         }
     }
@@ -760,13 +862,92 @@ mod tests {
     }
 
     #[test]
-    fn rising_sheds_are_told_and_a_steady_flood_is_not_told_twice() {
-        let told = run(&mut Alerts::default(), 0, 5000, |second| Facts {
-            classes: vec![class(Some(0.5), 10.0, if second > 1000 { 5.0 } else { 0.0 })],
+    fn a_flood_is_one_alert_from_its_first_minute_to_within_two_of_its_end() {
+        let told = run(&mut Alerts::default(), 0, 9000, |second| Facts {
+            classes: vec![class(Some(0.5), 10.0, if (1000..7000).contains(&second) { 5.0 } else { 0.0 })],
             ..Facts::default()
         });
-        let states: Vec<AlertState> = of(&told, Alert::ShedsRising).into_iter().map(|(_, s)| s).collect();
-        assert_eq!(states, [AlertState::Firing, AlertState::Resolved]);
+        let told = of(&told, Alert::ShedsRising);
+        let expected = [(1000..1060, AlertState::Firing), (7000..7120, AlertState::Resolved)];
+        assert!(
+            told.len() == 2
+                && told
+                    .iter()
+                    .zip(&expected)
+                    .all(|(told, (when, state))| when.contains(&told.0) && told.1 == *state),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn no_average_over_ten_minutes_is_claimed_before_they_have_passed() {
+        let flood = |second: u64, from: u64| Facts {
+            classes: vec![class(Some(0.5), 10.0, if second >= from { 5.0 } else { 0.0 })],
+            ..Facts::default()
+        };
+        let early = run(&mut Alerts::default(), 0, 120, |second| flood(second, 30));
+        let summary = &early.iter().find(|(_, told)| told.alert == Alert::ShedsRising).unwrap().1.summary;
+        assert!(!summary.contains("minute"), "{summary}");
+        let late = run(&mut Alerts::default(), 0, 1000, |second| flood(second, 700));
+        let summary = &late.iter().find(|(_, told)| told.alert == Alert::ShedsRising).unwrap().1.summary;
+        assert!(summary.contains("ten-minute average"), "{summary}");
+    }
+
+    #[test]
+    fn requests_that_fail_are_told_of_unless_ray_is_down() {
+        let failing = |second: u64, down: bool| Facts {
+            classes: vec![ClassFacts {
+                failed_per_second: if (100..300).contains(&second) { 1.0 } else { 0.0 },
+                ..class(Some(0.5), 10.0, 0.0)
+            }],
+            upstream_problem: down.then_some("connection refused"),
+            ..Facts::default()
+        };
+        let told = run(&mut Alerts::default(), 0, 600, |second| failing(second, false));
+        assert_eq!(
+            of(&told, Alert::RequestsFailing),
+            [(130, AlertState::Firing), (360, AlertState::Resolved)]
+        );
+        assert_eq!(told[0].1.summary, "10 % of job-list requests fail at Ray (1/s)");
+        let down = run(&mut Alerts::default(), 0, 600, |second| failing(second, true));
+        assert!(of(&down, Alert::RequestsFailing).is_empty(), "an outage is one alert");
+    }
+
+    #[test]
+    fn a_dead_metrics_port_is_one_alert_that_names_it_and_what_follows() {
+        let signal = |name, target, stale| SignalFacts {
+            name,
+            stale,
+            age: Some(Duration::from_secs(40)),
+            problem: if stale { "10.0.0.7:8080: connection refused" } else { "" },
+            target: Some(target),
+            unreachable: stale,
+        };
+        let told = run(&mut Alerts::default(), 0, 400, |second| {
+            let dead = (100..200).contains(&second);
+            Facts {
+                signals: vec![
+                    signal("head_cpu", "10.0.0.7:8080", dead),
+                    signal("pending_tasks", "10.0.0.7:8080", dead),
+                    signal("gcs_latency", "probe", false),
+                ],
+                ..Facts::default()
+            }
+        });
+        assert_eq!(of(&told, Alert::SignalStale), [(130, AlertState::Firing), (215, AlertState::Resolved)]);
+        assert_eq!(told[0].1.key, "signal-stale/10.0.0.7:8080");
+        assert_eq!(
+            told[0].1.summary,
+            "metrics cannot be read (10.0.0.7:8080: connection refused): head_cpu, pending_tasks have no fresh \
+             reading; limits that use them do not rise"
+        );
+    }
+
+    #[test]
+    fn every_alert_has_a_name_of_its_own_and_a_place_in_the_runbook() {
+        let names: std::collections::BTreeSet<&str> = Alert::ALL.into_iter().map(Alert::name).collect();
+        assert_eq!(names.len(), Alert::ALL.len());
+        assert!(names.iter().all(|name| name.starts_with("Rayguard")));
     }
 
     /// Both rates are decaying averages: their ratio would stand for ever.
@@ -842,13 +1023,18 @@ mod tests {
                     stale: ill,
                     age: Some(Duration::from_secs(31)),
                     problem: "timed out",
+                    target: None,
+                    unreachable: false,
                 }],
                 ..Facts::default()
             }
         });
         assert_eq!(of(&told, Alert::UpstreamDown), [(55, AlertState::Firing), (110, AlertState::Resolved)]);
         assert_eq!(of(&told, Alert::ConfigRejected), [(50, AlertState::Firing), (100, AlertState::Resolved)]);
-        assert_eq!(of(&told, Alert::SignalStale), [(80, AlertState::Firing), (115, AlertState::Resolved)]);
+        assert!(
+            of(&told, Alert::SignalStale).is_empty(),
+            "what a head that is down does not say is no second alert"
+        );
     }
 
     #[test]

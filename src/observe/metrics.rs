@@ -269,6 +269,7 @@ impl Moment {
             [
                 ("served", counts.served),
                 ("failed", counts.failed),
+                ("late", counts.late),
                 ("abandoned", counts.abandoned),
                 ("cancelled", counts.cancelled),
             ]
@@ -276,7 +277,7 @@ impl Moment {
         });
         writer.counters(
             "rayguard_answers",
-            "Admitted requests that ended: served (below 500), failed, abandoned by their client, or cancelled with it",
+            "Admitted requests that ended: served (below 500), failed, abandoned by their client, or cancelled with it; and late ones, whose client was told that Ray took too long",
             answers,
         )?;
         self.durations(writer)?;

@@ -10,7 +10,7 @@
 //! Addresses may be secrets: a receiver is named by its kind and host alone.
 
 use crate::config::settings::NotifyKind;
-use crate::core::alert::{Alert, AlertState, Severity, Transition};
+use crate::core::alert::{Alert, AlertState, RUNBOOK, Severity, Transition};
 use crate::core::time::{Time, WallMs};
 use crate::observe::fetch::BUNDLES;
 use crate::proxy::clock::Clock;
@@ -82,8 +82,10 @@ pub struct Options {
     pub receivers: Vec<Receiver>,
     /// What still fires is said again so often.
     pub repeat: Duration,
-    /// Where runbooks stand; the alert's name is appended.
+    /// Where runbooks stand, instead of the project's own; the alert's name is appended.
     pub runbook: Option<Url>,
+    /// Where people open the page.
+    pub page: Option<Url>,
 }
 
 /// Why a message was not taken.
@@ -232,7 +234,7 @@ impl Notifier {
         };
         json!({
             "labels": {
-                "alertname": alert.alert.label(),
+                "alertname": alert.alert.name(),
                 "severity": severity(alert.severity),
                 "subject": alert.subject.as_deref().unwrap_or(""),
                 "alert_key": alert.key,
@@ -245,6 +247,8 @@ impl Notifier {
             },
             "startsAt": self.began(alert),
             "endsAt": ends,
+            // Alertmanager shows it as the alert's source.
+            "generatorURL": self.options.page.as_ref().map_or("", Url::as_str),
         })
     }
 
@@ -258,6 +262,7 @@ impl Notifier {
             "summary": alert.summary,
             "description": alert.description,
             "runbook_url": self.runbook(alert),
+            "page_url": self.options.page.as_ref().map(Url::as_str),
             "since": self.began(alert),
         })
     }
@@ -269,8 +274,12 @@ impl Notifier {
                 AlertState::Resolved => "resolved",
             };
             let runbook = self.runbook(alert);
-            let runbook = if runbook.is_empty() { runbook } else { format!(" <{runbook}|runbook>") };
-            format!("*{head}* `{}` {}{runbook}", escaped(&alert.key), escaped(&alert.summary))
+            let page = self.options.page.as_ref().map_or_else(String::new, |page| format!(" <{page}|page>"));
+            format!(
+                "*{head}* `{}` {} <{runbook}|runbook>{page}",
+                escaped(&alert.key),
+                escaped(&alert.summary)
+            )
         };
         json!({ "text": alerts.iter().map(line).collect::<Vec<_>>().join("\n") })
     }
@@ -363,8 +372,8 @@ fn test_alert(now: Time) -> Transition {
         subject: Some("test".into()),
         key: "test".into(),
         summary: "this is a test of rayguard's alerts; nothing is wrong".into(),
-        description: "Somebody ran `rayguard alerts test`.".into(),
-        runbook: String::new(),
+        description: "Sent by `rayguard alerts test`.".into(),
+        runbook: format!("{RUNBOOK}#alerts"),
         since: now,
     }
 }
@@ -500,6 +509,7 @@ mod tests {
                 receivers: vec![Receiver { kind: NotifyKind::Webhook, url, token: None }],
                 repeat: Duration::from_millis(20),
                 runbook: Url::parse("https://wiki.example/runbooks/").ok(),
+                page: None,
             };
             start(&tasks, Clock::start(), options, transitions);
             alerts.send(word("a", AlertState::Firing)).await.unwrap();
@@ -539,12 +549,18 @@ mod tests {
     #[test]
     fn slack_gets_text_that_cannot_be_mistaken_for_its_own_marks() {
         let notifier = Notifier {
-            options: Arc::new(Options { receivers: Vec::new(), repeat: RENEW, runbook: None }),
+            options: Arc::new(Options {
+                receivers: Vec::new(),
+                repeat: RENEW,
+                runbook: None,
+                page: Url::parse("http://a.example/").ok(),
+            }),
             clock: Clock::start(),
         };
         let alert = Transition { summary: "<!channel> & co".into(), ..test_alert(Time::ZERO) };
         let text = notifier.for_slack(&[&alert]).to_string();
         assert!(text.contains("&lt;!channel&gt; &amp; co"), "{text}");
+        assert!(text.contains("<http://a.example/|page>"), "{text}");
     }
 
     #[test]

@@ -21,6 +21,9 @@ use std::time::Duration;
 /// An answer and the permit it holds.
 pub(crate) type Answer = Result<(Response<RayBody>, PermitGuard), UpstreamError>;
 
+/// What upstream said.
+pub(crate) type Sent = Result<Response<RayBody>, UpstreamError>;
+
 /// Sends the request; the permit rides along. Once nobody waits for it, and unless upstream then cancels it,
 /// the exchange holds it for `abandoned_max` at most.
 pub(crate) fn send(
@@ -29,10 +32,10 @@ pub(crate) fn send(
     mut permit: PermitGuard,
     tasks: Tasks,
     abandoned_max: Duration,
-) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
+) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
     let outlives = (!permit.cancels()).then_some((tasks, abandoned_max));
     permit.sent();
-    send_with(upstream, request, move || permit, outlives)
+    send_with(upstream, request, Held::Permit(permit), outlives)
 }
 
 /// The same for an upload, whose permit comes with its last piece. Before that Ray has nothing to work
@@ -43,25 +46,46 @@ pub(crate) fn send_upload(
     handover: &Arc<Handover>,
     tasks: Tasks,
     abandoned_max: Duration,
-) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
+) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
     let outlives = (!handover.cancels()).then_some((tasks, abandoned_max));
-    let held = Arc::clone(handover);
-    let mut exchange = send_with(upstream, request, move || held.take(), outlives);
-    exchange.upload = Some(Arc::clone(handover));
-    exchange
+    send_with(upstream, request, Held::Upload(Arc::clone(handover)), outlives)
 }
 
 fn send_with(
     upstream: Arc<Upstream>,
     request: Box<Request<ClientBody>>,
-    permit: impl FnOnce() -> PermitGuard + Send + 'static,
+    held: Held,
     outlives: Option<(Tasks, Duration)>,
-) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
-    let exchange = async move {
-        match upstream.send(request).await {
+) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
+    let running = Box::pin(async move { upstream.send(request).await });
+    Exchange { running: Some((running, held)), outlives, late: false }
+}
+
+/// What an upstream call holds.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly every request holds a permit, and a box would be one more allocation"
+)]
+enum Held {
+    Permit(PermitGuard),
+    Upload(Arc<Handover>),
+}
+
+impl Held {
+    fn permit(self) -> PermitGuard {
+        match self {
+            Held::Permit(permit) => permit,
+            Held::Upload(handover) => handover.take(),
+        }
+    }
+
+    /// The answer with its permit. A request whose client was told that Ray took too long has failed already, and
+    /// is not counted as failed twice.
+    fn settle(self, sent: Sent, late: bool) -> Answer {
+        match sent {
             Ok(response) => {
-                let mut permit = permit();
-                if response.status().is_server_error() {
+                let mut permit = self.permit();
+                if response.status().is_server_error() && !late {
                     permit.failed();
                 }
                 Ok((response, permit))
@@ -69,47 +93,57 @@ fn send_with(
             // The client's doing is not Ray's failure: the permit stays marked as abandoned.
             Err(error @ UpstreamError::Client(_)) => Err(error),
             Err(error) => {
-                permit().failed();
+                if !late {
+                    self.permit().failed();
+                }
                 Err(error)
             }
         }
-    };
-    Exchange { running: Some(Box::pin(exchange)), upload: None, outlives }
-}
-
-/// An upstream call.
-pub(crate) struct Exchange<F: Future<Output = Answer> + Send + 'static> {
-    running: Option<Pin<Box<F>>>,
-    upload: Option<Arc<Handover>>,
-    /// Where it goes on when nobody waits for it any more, and for how long at most.
-    outlives: Option<(Tasks, Duration)>,
-}
-
-impl<F: Future<Output = Answer> + Send + 'static> Future for Exchange<F> {
-    type Output = Answer;
-
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
-        let Some(running) = self.running.as_mut() else { return Poll::Pending };
-        let answer = running.as_mut().poll(context);
-        if answer.is_ready() {
-            self.running = None;
-        }
-        answer
     }
 }
 
-impl<F: Future<Output = Answer> + Send + 'static> Drop for Exchange<F> {
+/// An upstream call.
+pub(crate) struct Exchange<F: Future<Output = Sent> + Send + 'static> {
+    running: Option<(Pin<Box<F>>, Held)>,
+    /// Where it goes on when nobody waits for it any more, and for how long at most.
+    outlives: Option<(Tasks, Duration)>,
+    /// Its client was told that Ray took too long.
+    late: bool,
+}
+
+impl<F: Future<Output = Sent> + Send + 'static> Exchange<F> {
+    /// Nobody waits for it any more, since it took too long.
+    pub(crate) fn late(&mut self) {
+        self.late = true;
+    }
+}
+
+impl<F: Future<Output = Sent> + Send + 'static> Future for Exchange<F> {
+    type Output = Answer;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer> {
+        let Some((running, _)) = self.running.as_mut() else { return Poll::Pending };
+        let Poll::Ready(sent) = running.as_mut().poll(context) else { return Poll::Pending };
+        match self.running.take() {
+            Some((_, held)) => Poll::Ready(held.settle(sent, false)),
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F: Future<Output = Sent> + Send + 'static> Drop for Exchange<F> {
     fn drop(&mut self) {
-        let asked = self.upload.as_ref().is_none_or(|upload| upload.is_whole());
+        let Some((running, held)) = self.running.take() else { return };
+        let asked = if let Held::Upload(upload) = &held { upload.is_whole() } else { true };
         let outlives = self.outlives.take().filter(|_| asked);
-        let (Some(running), Some((tasks, bound))) = (self.running.take(), outlives) else {
-            return;
-        };
+        let (Some((tasks, bound)), late) = (outlives, self.late) else { return };
         // Outside a runtime (the very end of the process) there is nothing left to protect.
         if tokio::runtime::Handle::try_current().is_ok() {
             tasks.spawn_until_closed(async move {
                 // The answer and its permit are dropped here, when Ray is done.
-                let _ = tokio::time::timeout(bound, running).await;
+                if let Ok(sent) = tokio::time::timeout(bound, running).await {
+                    drop(held.settle(sent, late));
+                }
             });
         }
     }

@@ -9,14 +9,14 @@ mod upload;
 use crate::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, ResponsePolicy, Upload, gather};
 use crate::coalesce::{Key, Origin};
 use crate::cors::Origins;
-use crate::forward::{self, Answer, Exchange};
+use crate::forward::{self, Answer, Exchange, Sent};
 use crate::headers::{
     HeaderPresence, Lookup, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
     tell_client,
 };
 use crate::id::Id;
 use crate::permit_guard::PermitGuard;
-use crate::reject::{self, ErrorFormat, GRPC_STATUS, Refused};
+use crate::reject::{self, Contact, ErrorFormat, GRPC_STATUS, Refused};
 use crate::request_validation::{self, Malformed};
 use crate::sessions::Alive;
 use crate::state::{Entrance, Front, ProxyState};
@@ -453,7 +453,7 @@ impl RequestContext {
                 Response::from_parts(parts, body)
             }
             Err(UpstreamError::Client(error)) => self.broke_off(&error),
-            Err(error) => reject::upstream(self.error_format, &error, &self.id),
+            Err(error) => reject::upstream(self.error_format, &error, &self.id, &self.contact()),
         }
     }
 
@@ -595,22 +595,39 @@ impl RequestContext {
         parts: Parts,
         body: ClientBody,
         permit: PermitGuard,
-    ) -> Exchange<impl Future<Output = Answer> + Send + 'static> {
+    ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
         let request = self.to_ray(parts, body);
         let upstream = Arc::clone(&self.entrance.upstream);
         forward::send(upstream, request, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
     }
 
     /// Waits for its answer within the class's time; the outer error is the answer that it took too long.
-    async fn in_time(&self, exchange: impl Future<Output = Answer>) -> Result<Answer, Response<Body>> {
+    async fn in_time(
+        &self,
+        mut exchange: Exchange<impl Future<Output = Sent> + Send + 'static>,
+    ) -> Result<Answer, Response<Body>> {
         match self.timeout() {
             None => Ok(exchange.await),
-            Some(bound) => tokio::time::timeout(bound, exchange).await.map_err(|_| self.too_late(bound)),
+            Some(bound) => tokio::time::timeout(bound, &mut exchange).await.map_err(|_| {
+                exchange.late();
+                self.too_late(bound)
+            }),
         }
     }
 
     fn too_late(&self, bound: Duration) -> Response<Body> {
-        reject::timeout(self.error_format, &self.class().name, bound, &self.id)
+        self.note_late();
+        reject::timeout(self.error_format, &self.class().name, bound, &self.id, &self.contact())
+    }
+
+    /// Counts the request as failed, since Ray took too long.
+    fn note_late(&self) {
+        self.proxy.admission.late(self.matched.class);
+        self.proxy.usage().fail(self.ask(), self.unlisted.as_deref(), self.proxy.clock.now());
+    }
+
+    fn contact(&self) -> Contact {
+        Contact::of(&self.proxy)
     }
 
     /// The request as Ray gets it, on the heap: it passes through many hands.
@@ -629,14 +646,16 @@ impl RequestContext {
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
-        self.count(Verdict::Shed, self.proxy.clock.now());
+        let unreachable = shed.reason == Reason::UpstreamUnreachable;
+        self.count(if unreachable { Verdict::Unreachable } else { Verdict::Shed }, self.proxy.clock.now());
         self.proxy.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         self.tell(shed)
     }
 
     fn tell(&self, shed: Shed) -> Response<Body> {
         let route = self.entrance.classifier.label(self.matched.route);
-        self.proxy.note(&self.id, &shed, route, self.client.address, Via::Proxy);
+        let waited = self.proxy.clock.now().since(self.since).saturating_sub(self.kept);
+        self.proxy.note(&self.id, &shed, route, self.client.address, Via::Proxy, waited);
         let upstream = Some(self.entrance.upstream.address());
         let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
         reject::shed(self.error_format, shed, &about)

@@ -15,8 +15,10 @@ use crate::state::ProxyState;
 use crate::upstream::{Address, UpstreamError};
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
+use hyper::ext::ReasonPhrase;
 use rayguard_core::admission::controller::Shed;
 use rayguard_core::admission::meter::Reason;
+use std::sync::Arc;
 use std::time::Duration;
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -51,7 +53,7 @@ impl ErrorFormat {
 }
 
 /// What a refusal is about.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Refused<'a> {
     /// The request's id.
     pub id: &'a str,
@@ -67,6 +69,10 @@ pub(crate) struct Refused<'a> {
     pub key_header: &'a str,
     /// Where Ray is, if the refusal is about that.
     pub upstream: Option<&'a Address>,
+    /// Requests of the class that wait.
+    pub waiting: u32,
+    /// Whom the client may turn to.
+    pub contact: Contact,
 }
 
 impl<'a> Refused<'a> {
@@ -86,6 +92,8 @@ impl<'a> Refused<'a> {
                 name => name,
             },
             upstream: None,
+            waiting: proxy.admission.load(shed.class).1,
+            contact: Contact::of(proxy),
         }
     }
 }
@@ -132,8 +140,9 @@ fn whole(limit: f64) -> u64 {
 fn keyless(error_format: ErrorFormat, about: &Refused) -> Response<Body> {
     let Refused { id, class, key_header, .. } = about;
     let sentence = format!(
-        "rayguard: '{class}' requests need an API key; ask your Ray administrator for one and send it in the \
+        "rayguard: '{class}' requests need an API key; ask {} for one and send it in the \
          header {key_header}. Nothing was sent to Ray. (reason {}, request {id})",
+        about.contact.0.as_ref().map_or("your Ray administrator", |contact| contact),
         Reason::ApiKey.label()
     );
     let mut response = answer(error_format, StatusCode::UNAUTHORIZED, &sentence, id, None);
@@ -159,15 +168,22 @@ fn sentence(shed: Shed, about: &Refused) -> String {
         Reason::UpstreamUnreachable => about.upstream.map_or(String::new(), |at| format!(" at {at}")),
         _ => String::new(),
     };
+    let waiting = match about.waiting {
+        _ if shed.reason == Reason::UpstreamUnreachable => String::new(),
+        0 => String::new(),
+        1 => "; 1 request is waiting".to_owned(),
+        waiting => format!("; {waiting} requests are waiting"),
+    };
     // Joined, not formatted: under a flood this is most of what a refusal costs.
     let why: &[&str] = match shed.reason {
         Reason::Blocked => {
             return format!(
-                "rayguard: this request would pin a process of the Ray head for good, and is blocked (class {class}). Nothing was sent to Ray. (reason {}, request {id})",
-                Reason::Blocked.label()
+                "rayguard: this request would occupy a process of the Ray head permanently, so it is blocked (class {class}). Nothing was sent to Ray. (reason {}, request {id}){}",
+                Reason::Blocked.label(),
+                about.contact.sentence()
             );
         }
-        Reason::ClassRate => &["'", class, "' requests have reached the rate limit of this Ray head"],
+        Reason::ClassRate => &["the Ray head is at its rate limit of '", class, "' requests"],
         Reason::ClassBacklog => {
             &["Ray has as many '", class, "' requests that have not started yet as its limit allows"]
         }
@@ -183,9 +199,7 @@ fn sentence(shed: Shed, about: &Refused) -> String {
         Reason::QueueTimeout => {
             &["the Ray head had no room for this '", class, "' request within ", &detail, " s"]
         }
-        Reason::UpstreamUnreachable => {
-            &["Ray is unreachable", &detail, "; rayguard keeps trying to reach it"]
-        }
+        Reason::UpstreamUnreachable => &["Ray is down", &detail, "; rayguard keeps trying to reach it"],
         Reason::ApiKey => &["'", class, "' requests need an API key here"],
         Reason::Draining => {
             &["this rayguard is shutting down, and this '", class, "' request was still waiting for its turn"]
@@ -194,6 +208,7 @@ fn sentence(shed: Shed, about: &Refused) -> String {
     [
         "rayguard: ",
         &why.concat(),
+        &waiting,
         ". Nothing was sent to Ray; please try again in ",
         &seconds,
         " second",
@@ -202,20 +217,45 @@ fn sentence(shed: Shed, about: &Refused) -> String {
         shed.reason.label(),
         ", request ",
         id,
-        "). Give this id to your Ray administrator if it goes on.",
+        ")",
+        &about.contact.sentence(),
     ]
     .concat()
 }
 
+/// Whom users may turn to: `contact` in the configuration.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Contact(Option<Arc<String>>);
+
+impl Contact {
+    /// As it is configured now.
+    #[must_use]
+    pub(crate) fn of(proxy: &ProxyState) -> Contact {
+        Contact(proxy.contact.load_full())
+    }
+
+    /// The end of every refusal.
+    fn sentence(&self) -> String {
+        match &self.0 {
+            Some(contact) => [" If it continues, give this id to ", contact, "."].concat(),
+            None => " If it continues, give this id to your Ray administrator.".to_owned(),
+        }
+    }
+}
+
 /// The answer when upstream gave none.
 #[must_use]
-pub(crate) fn upstream(error_format: ErrorFormat, error: &UpstreamError, id: &str) -> Response<Body> {
+pub(crate) fn upstream(
+    error_format: ErrorFormat,
+    error: &UpstreamError,
+    id: &str,
+    contact: &Contact,
+) -> Response<Body> {
     if let UpstreamError::Client(error) = error {
         return body(error, id);
     }
     let reason = error.reason();
-    let sentence =
-        format!("rayguard: {error}. Give this id to your Ray administrator: {id} (reason {reason})");
+    let sentence = format!("rayguard: {error}. (reason {reason}, request {id}){}", contact.sentence());
     let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
     response
@@ -223,11 +263,18 @@ pub(crate) fn upstream(error_format: ErrorFormat, error: &UpstreamError, id: &st
 
 /// The answer when upstream took too long.
 #[must_use]
-pub(crate) fn timeout(error_format: ErrorFormat, class: &str, bound: Duration, id: &str) -> Response<Body> {
+pub(crate) fn timeout(
+    error_format: ErrorFormat,
+    class: &str,
+    bound: Duration,
+    id: &str,
+    contact: &Contact,
+) -> Response<Body> {
     let sentence = format!(
         "rayguard: the Ray head did not begin to answer this '{class}' request within {:.0} s. \
-         Ray may still be working on it. (request {id})",
-        bound.as_secs_f64()
+         Ray may still be working on it. (request {id}){}",
+        bound.as_secs_f64(),
+        contact.sentence()
     );
     let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
@@ -314,6 +361,13 @@ fn answer(
     };
     let mut response = Response::new(if body.is_empty() { Body::empty() } else { Body::full(body) });
     *response.status_mut() = status;
+    if error_format == ErrorFormat::StateApi {
+        // Of a status that is an error, `ray list` prints the reason phrase and not the body.
+        let phrase = sentence.split_once(". (").map_or(sentence, |(phrase, _)| phrase);
+        if let Ok(phrase) = ReasonPhrase::try_from(phrase.as_bytes()) {
+            response.extensions_mut().insert(phrase);
+        }
+    }
     let headers = response.headers_mut();
     headers.reserve(HEADERS_MAX);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -359,10 +413,38 @@ mod tests {
         waited_max: Duration::from_secs(2),
         key_header: "x-rayguard-key",
         upstream: None,
+        waiting: 12,
+        contact: Contact(None),
     };
 
     fn refuse(reason: Reason, error_format: ErrorFormat) -> Response<Body> {
         shed(error_format, Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT)
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_full_how_many_wait_when_to_retry_and_whom_to_ask() {
+        let shed = Shed { class: ClassId(0), reason: Reason::ClassInFlight, retry_after_s: 3 };
+        let said = sentence(shed, &ABOUT);
+        assert_eq!(
+            said,
+            "rayguard: the Ray head is at its limit of 'job-submit' requests in progress; 12 requests are \
+             waiting. Nothing was sent to Ray; please try again in 3 seconds. (reason class_in_flight, request \
+             r1) If it continues, give this id to your Ray administrator."
+        );
+        let contact = Contact(Some(Arc::new("#ray-help".to_owned())));
+        let said = sentence(shed, &Refused { contact, ..ABOUT });
+        assert!(said.ends_with("request r1) If it continues, give this id to #ray-help."), "{said}");
+    }
+
+    #[test]
+    fn a_client_that_prints_the_reason_phrase_alone_is_told_in_it() {
+        let response = refuse(Reason::ClassInFlight, ErrorFormat::StateApi);
+        let phrase = response.extensions().get::<ReasonPhrase>().unwrap();
+        assert_eq!(
+            phrase.as_bytes(),
+            b"rayguard: the Ray head is at its limit of 'job-submit' requests in progress; 12 requests are waiting. \
+              Nothing was sent to Ray; please try again in 3 seconds"
+        );
     }
 
     #[test]

@@ -79,6 +79,8 @@ pub struct ShedNote {
     pub client: u64,
     /// Which way it came.
     pub via: Via,
+    /// How long it waited before it was refused.
+    pub waited: Duration,
 }
 
 /// The proxy.
@@ -116,6 +118,8 @@ pub struct ProxyState {
     pub turns: Box<[Semaphore]>,
     /// Who is connected, over every listener.
     pub connections: Arc<Connections>,
+    /// Whom users may turn to, as every refusal says.
+    pub contact: Arc<ArcSwapOption<String>>,
     /// Request ids: unique within a run, and between runs by the prefix.
     pub ids: Arc<Ids>,
     /// Who asked for what; held for as long as it takes to count one.
@@ -259,6 +263,7 @@ impl ProxyState {
             sheds,
             sessions: Sessions::default(),
             connections: Arc::default(),
+            contact: Arc::default(),
             ids: Arc::new(Ids::new(clock.wall().0)),
             trace_writer: Arc::default(),
             ratelimit: Arc::default(),
@@ -304,6 +309,7 @@ impl ProxyState {
             parked: Arc::clone(&self.parked),
             gathered: Arc::clone(&self.gathered),
             connections: Arc::clone(&self.connections),
+            contact: Arc::clone(&self.contact),
             ids: Arc::clone(&self.ids),
             trace_writer: Arc::clone(&self.trace_writer),
             ratelimit: Arc::clone(&self.ratelimit),
@@ -423,6 +429,9 @@ impl ProxyState {
         proxy.admission.finish(&proxy.table.load(), permit, outcome, now, &mut |waker, grant| {
             proxy.wake(waker, grant);
         });
+        if outcome == Outcome::Failed {
+            proxy.usage().fail(ask, unlisted, now);
+        }
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
         if answered && proxy.policy.classes[ask.class.index()].kind == Kind::Unary {
             // Unlisted paths share one learnt cost, which says nothing of any of them.
@@ -520,8 +529,8 @@ impl ProxyState {
     }
 
     /// Notes a refusal for the adjustment log.
-    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, client: u64, via: Via) {
-        let note = ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), client, via };
+    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, client: u64, via: Via, waited: Duration) {
+        let note = ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), client, via, waited };
         // A full channel loses the single line, not the count: the meters have it.
         let _ = self.sheds.try_send(note);
     }

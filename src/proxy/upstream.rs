@@ -55,7 +55,7 @@ impl std::fmt::Display for Address {
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
     /// Nobody listens, or the network is gone.
-    #[error("Ray is unreachable at {address}: {source}")]
+    #[error("Ray is down: {address} accepts no connections ({source})")]
     Connect {
         /// Where.
         address: String,
@@ -63,7 +63,7 @@ pub enum UpstreamError {
         source: io::Error,
     },
     /// No connection within the bound.
-    #[error("Ray is unreachable at {address}: no connection within {bound:?}")]
+    #[error("Ray is down: {address} accepted no connection within {bound:?}")]
     ConnectTimeout {
         /// Where.
         address: String,

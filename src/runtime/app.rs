@@ -60,6 +60,8 @@ pub struct Outlets {
 /// Proxy and controller at work together.
 #[derive(Debug)]
 pub struct App {
+    /// Those at the start: of some sections what it still runs by.
+    started: Arc<Settings>,
     settings: ArcSwap<Settings>,
     proxy: ArcSwap<ProxyState>,
     /// One for each listener.
@@ -116,7 +118,9 @@ impl App {
         );
         proxy.set_table(controller.table());
         proxy.coalescer.budget().set_max(settings.http.shared_bytes_max);
+        proxy.contact.store(settings.contact.clone());
         let app = Arc::new(App {
+            started: Arc::clone(&settings),
             settings: ArcSwap::from(settings),
             proxy: ArcSwap::from(proxy),
             fronts: Mutex::default(),
@@ -151,6 +155,12 @@ impl App {
     #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
+    }
+
+    /// Sections of the configuration in force that only a restart puts into effect.
+    #[must_use]
+    pub fn awaits_restart(&self) -> Vec<&'static str> {
+        needs_restart(&self.started, &self.settings())
     }
 
     /// The proxy at the moment.
@@ -194,7 +204,6 @@ impl App {
     /// # Errors
     /// What is wrong with the routes; then nothing has changed.
     pub fn reload(&self, settings: &Arc<Settings>) -> Result<Vec<&'static str>, Vec<RouteError>> {
-        let before = self.settings();
         let policy = Arc::clone(&settings.policy);
         let mut fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
         let mut renewed = Vec::new();
@@ -216,12 +225,13 @@ impl App {
                 part.take_over(Arc::clone(&policy), &controller.table());
             }
             self.settings.store(Arc::clone(settings));
+            self.proxy().contact.store(settings.contact.clone());
             self.succeed_proxy(&controller)
         };
         for (front, entrance) in fronts.iter_mut().zip(renewed) {
             front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
         }
-        Ok(needs_restart(&before, settings))
+        Ok(self.awaits_restart())
     }
 
     /// From now on identities are known by this key: nobody's digest is what it was, so that debts
@@ -482,7 +492,7 @@ impl App {
             in_flight_limit: limits.in_flight,
             in_flight: proxy.admission.load(note.shed.class).0,
             rate_limit: limits.rate,
-            waited_ms: 0,
+            waited_ms: u64::try_from(note.waited.as_millis()).unwrap_or(u64::MAX),
             via: note.via,
         });
         self.note(event);

@@ -83,7 +83,7 @@ async fn shadow_and_enforce_take_a_class_or_all() {
     assert!(said(&run(&["status", "--all"]).await).contains("1 in shadow"));
     assert_eq!(run(&["enforce"]).await.status.code(), Some(0));
     assert!(said(&run(&["status"]).await).contains("Mode    enforcing;"));
-    assert_eq!(said(&run(&["alerts"]).await), "nothing fires\n");
+    assert_eq!(said(&run(&["alerts"]).await), "no alert is firing\n");
 }
 
 #[tokio::test]

@@ -70,8 +70,12 @@ impl Instance {
             let NotifyUrl::Plain(url) = &spec.url else { panic!("tests name receivers in the open") };
             Receiver { kind: spec.kind, url: url.clone(), token: None }
         });
-        let options =
-            Options { receivers: receivers.collect(), repeat: settings.alerts.repeat, runbook: None };
+        let options = Options {
+            receivers: receivers.collect(),
+            repeat: settings.alerts.repeat,
+            runbook: None,
+            page: "http://rayguard.example/".parse().ok(),
+        };
         let notifier = notify::start(&tasks, clock, options, transitions);
         let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy_address = proxy.local_addr().unwrap();

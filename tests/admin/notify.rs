@@ -46,6 +46,12 @@ async fn a_real_alertmanager_takes_an_alert_and_its_end_is_not_its_beginning() {
     })
     .await;
     assert_eq!(alert["labels"]["severity"], "critical");
+    assert_eq!(alert["labels"]["alertname"], "RayguardUpstreamDown");
+    assert_eq!(alert["generatorURL"], "http://rayguard.example/");
+    let runbook =
+        "https://github.com/rayguard/rayguard/blob/main/config/deploy/RUNBOOK.md#alert-upstream-down";
+    assert_eq!(alert["annotations"]["runbook_url"], runbook);
+    assert!(alert["annotations"]["description"].as_str().unwrap().contains("slow start"));
     assert!(alert["annotations"]["summary"].as_str().unwrap().contains("unreachable"));
     assert!(alert["endsAt"].as_str() > alert["startsAt"].as_str());
 }
@@ -91,7 +97,12 @@ fn notifier(receivers: &[(NotifyKind, String)]) -> (mpsc::Sender<Transition>, Ta
     let (sender, transitions) = mpsc::channel(8);
     let receivers =
         receivers.iter().map(|(kind, url)| Receiver { kind: *kind, url: url.parse().unwrap(), token: None });
-    let options = Options { receivers: receivers.collect(), repeat: Duration::from_hours(1), runbook: None };
+    let options = Options {
+        receivers: receivers.collect(),
+        repeat: Duration::from_hours(1),
+        runbook: None,
+        page: None,
+    };
     notify::start(&tasks, Clock::start(), options, transitions);
     (sender, tasks)
 }

@@ -47,7 +47,7 @@ async fn while_ray_is_away_all_are_told_so_at_once_and_what_is_exempt_tries() {
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("2")));
     assert_eq!(refused.header("x-rayguard-reason"), Some("upstream_unreachable"));
     let sentence =
-        format!("Ray is unreachable at {away}; rayguard keeps trying to reach it. Nothing was sent to Ray");
+        format!("Ray is down at {away}; rayguard keeps trying to reach it. Nothing was sent to Ray");
     assert!(refused.text().contains(&sentence), "{}", refused.text());
     assert_eq!(rig.get("/api/version", &[]).await.status, 502, "exempt");
     assert_eq!(rig.get("/api/jobs/", &[]).await.status, 503, "shared");
@@ -61,7 +61,7 @@ async fn in_shadow_mode_all_try_while_ray_is_away() {
     for _ in 0..4 {
         let answer = rig.get(STATUS, &[]).await;
         assert_eq!(answer.status, 502);
-        assert!(answer.text().contains("Ray is unreachable at"), "{}", answer.text());
+        assert!(answer.text().contains("Ray is down: "), "{}", answer.text());
     }
     assert_eq!(rig.proxy.admission.counts(class("job-status")).shadow_shed, 3, "counted");
 }

@@ -564,6 +564,11 @@ impl<W> AdmissionController<W> {
         Shed { class: id, reason, retry_after_s: class.retry_after(wait) }
     }
 
+    /// The client of an admitted request was told that Ray took too long.
+    pub fn late(&self, id: ClassId) {
+        self.class(id).tally.meter.late();
+    }
+
     /// The bandwidth of a class, where the table limits it.
     #[must_use]
     pub fn flow(&self, table: &LimitTable, id: ClassId) -> Option<Arc<Flow>> {

@@ -128,6 +128,7 @@ pub struct Meter {
     queued: AtomicU64,
     served: AtomicU64,
     failed: AtomicU64,
+    late: AtomicU64,
     abandoned: AtomicU64,
     cancelled: AtomicU64,
     left: AtomicU64,
@@ -149,6 +150,7 @@ impl Default for Meter {
             queued: AtomicU64::new(0),
             served: AtomicU64::new(0),
             failed: AtomicU64::new(0),
+            late: AtomicU64::new(0),
             abandoned: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
             left: AtomicU64::new(0),
@@ -231,6 +233,11 @@ impl Meter {
         true
     }
 
+    /// The client of an admitted exchange was told that upstream took too long.
+    pub fn late(&self) {
+        self.late.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Everything counted so far, and the peak since the last `take_peak`.
     #[must_use]
     pub fn read(&self) -> Counts {
@@ -241,6 +248,7 @@ impl Meter {
             queued: load(&self.queued),
             served: load(&self.served),
             failed: load(&self.failed),
+            late: load(&self.late),
             abandoned: load(&self.abandoned),
             cancelled: load(&self.cancelled),
             left: load(&self.left),
@@ -273,6 +281,8 @@ pub struct Counts {
     pub served: u64,
     /// Answers of 500 and above, resets, refusals.
     pub failed: u64,
+    /// Requests whose client was told that Ray took too long.
+    pub late: u64,
     /// Answers nobody waited for any more.
     pub abandoned: u64,
     /// Requests that ended because their client left.
@@ -304,6 +314,7 @@ impl Default for Counts {
             queued: 0,
             served: 0,
             failed: 0,
+            late: 0,
             abandoned: 0,
             cancelled: 0,
             left: 0,
@@ -328,6 +339,7 @@ impl Counts {
             queued: self.queued.saturating_sub(earlier.queued),
             served: self.served.saturating_sub(earlier.served),
             failed: self.failed.saturating_sub(earlier.failed),
+            late: self.late.saturating_sub(earlier.late),
             abandoned: self.abandoned.saturating_sub(earlier.abandoned),
             cancelled: self.cancelled.saturating_sub(earlier.cancelled),
             left: self.left.saturating_sub(earlier.left),
@@ -348,6 +360,7 @@ impl Counts {
         self.queued += more.queued;
         self.served += more.served;
         self.failed += more.failed;
+        self.late += more.late;
         self.abandoned += more.abandoned;
         self.cancelled += more.cancelled;
         self.left += more.left;
@@ -370,6 +383,12 @@ impl Counts {
     #[must_use]
     pub fn shed_for_load(&self) -> u64 {
         self.shed_all() - self.shed[Reason::UpstreamUnreachable as usize]
+    }
+
+    /// Requests that Ray failed: unreachable, 500 and above, too late, broken off.
+    #[must_use]
+    pub fn failed_all(&self) -> u64 {
+        self.failed + self.late + self.shed[Reason::UpstreamUnreachable as usize]
     }
 
     /// Exchanges whose latency is known: their answer has begun, or they ended without one.

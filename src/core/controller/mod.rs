@@ -157,6 +157,7 @@ struct Recent {
     offered_per_s: f64,
     admitted_per_s: f64,
     shed_per_s: f64,
+    failed_per_s: f64,
     /// Learnt work, in busy seconds per second.
     work_per_s: f64,
 }
@@ -536,6 +537,7 @@ impl Controller {
             mix(&mut recent.offered_per_s, now.offered.saturating_sub(then.offered));
             mix(&mut recent.admitted_per_s, now.admitted.saturating_sub(then.admitted));
             mix(&mut recent.shed_per_s, now.shed_for_load().saturating_sub(then.shed_for_load()));
+            mix(&mut recent.failed_per_s, now.failed_all().saturating_sub(then.failed_all()));
             let work_s = now.work_us.saturating_sub(then.work_us) as f64 / 1e6;
             recent.work_per_s += weight * (work_s / elapsed - recent.work_per_s);
         }
@@ -599,6 +601,7 @@ impl Controller {
             slo_pressure: loops.pressure,
             offered_per_second: loops.recent.offered_per_s,
             shed_per_second: loops.recent.shed_per_s,
+            failed_per_second: loops.recent.failed_per_s,
             rate_alert: class.alert_above,
         });
         let limits = self.loops().map(|(at, of)| alert::LimitFacts {

@@ -8,6 +8,7 @@ use crate::policy::{OnStale, Policy, SignalId};
 use crate::signal::freshness::{Freshness, State, Transition};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::Time;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// All signals.
@@ -25,6 +26,8 @@ pub struct Posted {
     pub reading: Option<Reading>,
     /// Why nothing was read last time, or empty.
     pub problem: String,
+    /// The address that could not be read last time.
+    pub unreachable: Option<Arc<str>>,
     /// How late and how often it really comes.
     pub cadence: Cadence,
     /// Where its readings are going.
@@ -42,6 +45,7 @@ impl SignalStore {
                 freshness: Freshness::new(id, signal.stale_after, now),
                 reading: None,
                 problem: String::new(),
+                unreachable: None,
                 cadence: Cadence::default(),
                 trend: Trend::default(),
                 fresh_at: None,
@@ -73,12 +77,17 @@ impl SignalStore {
                         posted.trend.observe(reading.value, now);
                     }
                     posted.problem.clear();
+                    posted.unreachable = None;
                     let transition = posted.freshness.on_reading(reading, now);
                     posted.reading = Some(reading.clone());
                     transition
                 }
                 Err(missing) => {
                     posted.problem = missing.to_string();
+                    posted.unreachable = match missing {
+                        Missing::Unreachable { target, .. } => Some(Arc::clone(target)),
+                        _ => None,
+                    };
                     posted.freshness.on_missing(missing, now)
                 }
             };
@@ -121,6 +130,8 @@ impl SignalStore {
                 stale: matches!(posted.freshness.state(), State::Stale { .. }),
                 age: posted.age(now),
                 problem: &posted.problem,
+                target: posted.target(),
+                unreachable: posted.unreachable.is_some(),
             })
             .collect()
     }
@@ -131,6 +142,12 @@ impl Posted {
     #[must_use]
     pub fn age(&self, now: Time) -> Option<Duration> {
         self.reading.as_ref().map(|reading| now.since(reading.at))
+    }
+
+    /// Where it is read: its source begins with the address.
+    fn target(&self) -> Option<&str> {
+        let read = || self.reading.as_ref().and_then(|reading| reading.source.split(' ').next());
+        self.unreachable.as_deref().or_else(read)
     }
 
     /// Whether it has brought something new after `since`.

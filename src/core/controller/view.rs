@@ -116,14 +116,20 @@ pub struct ClassView {
     pub admitted_per_s: f64,
     /// Requests per second refused.
     pub shed_per_s: f64,
+    /// Requests per second that failed: Ray could not be reached, answered 500 or above, took too long, or broke off.
+    #[serde(default)]
+    pub failed_per_s: f64,
     /// Share of its module's time it uses, learnt.
     pub work_per_s: f64,
     /// Requests since the start.
     pub offered: u64,
     /// Sent on since the start.
     pub admitted: u64,
-    /// Refused since the start.
+    /// Refused for load since the start.
     pub shed: u64,
+    /// Failed since the start; those that were sent to Ray are among `admitted`.
+    #[serde(default)]
+    pub failed: u64,
     /// Would have been refused, were it not in shadow mode.
     pub shadow_shed: u64,
 }
@@ -304,10 +310,12 @@ impl Controller {
             offered_per_s: loops.recent.offered_per_s,
             admitted_per_s: loops.recent.admitted_per_s,
             shed_per_s: loops.recent.shed_per_s,
+            failed_per_s: loops.recent.failed_per_s,
             work_per_s: loops.recent.work_per_s,
             offered: seen.counts.offered,
             admitted: seen.counts.admitted,
-            shed: seen.counts.shed_all(),
+            shed: seen.counts.shed_for_load(),
+            failed: seen.counts.failed_all(),
             shadow_shed: seen.counts.shadow_shed,
         }
     }

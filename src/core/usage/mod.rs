@@ -54,6 +54,8 @@ pub enum Verdict {
     WouldShed,
     /// Refused.
     Shed,
+    /// Not sent, because Ray accepts no connections.
+    Unreachable,
     /// Answered with what another client got; Ray saw nothing of it.
     Shared,
 }
@@ -103,6 +105,8 @@ pub struct Counts {
     pub admitted: u64,
     /// Refused.
     pub shed: u64,
+    /// Failed: Ray could not be reached, answered 500 or above, took too long, or broke off.
+    pub failed: u64,
     /// Sent on in shadow mode, that would have been refused.
     pub would_shed: u64,
     /// Answered with another client's answer.
@@ -121,6 +125,7 @@ impl Counts {
                 self.would_shed += 1;
             }
             Verdict::Shed => self.shed += 1,
+            Verdict::Unreachable => self.failed += 1,
             Verdict::Shared => self.shared += 1,
         }
     }
@@ -129,6 +134,7 @@ impl Counts {
         self.asked += other.asked;
         self.admitted += other.admitted;
         self.shed += other.shed;
+        self.failed += other.failed;
         self.would_shed += other.would_shed;
         self.shared += other.shared;
         self.work_s += other.work_s;
@@ -371,6 +377,20 @@ impl Usage {
         self.visit(ask, now).counts.work_s += work_s;
     }
 
+    /// A request that was sent on has failed.
+    pub fn fail(&mut self, ask: Ask, unlisted: Option<&Unlisted>, now: Time) {
+        if let Some(asked) = unlisted.and_then(|key| self.unlisted.get_mut(key)) {
+            asked.traffic.counts.failed += 1;
+        }
+        if let Some(class) = self.classes.get_mut(ask.class.index()) {
+            class.counts.failed += 1;
+        }
+        if let Some(listed) = self.listed.get_mut(&ask.route) {
+            listed.traffic.counts.failed += 1;
+        }
+        self.visit(ask, now).counts.failed += 1;
+    }
+
     /// An exchange has waited for its client's line for so long.
     pub fn keep(&mut self, ask: Ask, kept: Duration, now: Time) {
         self.visit(ask, now).kept += kept;
@@ -508,23 +528,36 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_told_with_what_it_asked_was_refused_and_cost() {
+    fn a_client_is_told_with_what_it_asked_was_refused_failed_and_cost() {
         let mut usage = Usage::new(5, Time(0));
         let who = ask(1, Some(2));
-        for verdict in [Verdict::Admitted, Verdict::WouldShed, Verdict::Shed, Verdict::Shared] {
+        for verdict in
+            [Verdict::Admitted, Verdict::WouldShed, Verdict::Shed, Verdict::Shared, Verdict::Unreachable]
+        {
             note(&mut usage, who, verdict, 10);
         }
         usage.charge(who, None, Duration::from_millis(300), Time(10_500_000_000));
+        usage.fail(who, None, Time(10_600_000_000));
         let (clients, _) = usage.clients(10, Time(11_000_000_000));
         let [client] = &clients[..] else { panic!("{clients:?}") };
         assert_eq!((client.address, client.credential), (1, Credential::One(2)));
-        let counts =
-            Counts { asked: 4, admitted: 2, shed: 1, would_shed: 1, shared: 1, work_s: client.counts.work_s };
+        let counts = Counts {
+            asked: 5,
+            admitted: 2,
+            shed: 1,
+            failed: 2,
+            would_shed: 1,
+            shared: 1,
+            work_s: client.counts.work_s,
+        };
         assert_eq!(client.counts, counts);
         assert!((client.counts.work_s - 0.3).abs() < 1e-12);
         assert_eq!(client.classes[0].2, [Arc::from("/api/jobs/")]);
         let class = usage.class(CLASS).unwrap();
-        assert_eq!((class.counts.asked, class.busiest_second, class.clients()), (4, 4, 1));
+        assert_eq!(
+            (class.counts.asked, class.counts.failed, class.busiest_second, class.clients()),
+            (5, 2, 5, 1)
+        );
     }
 
     #[test]

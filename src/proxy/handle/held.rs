@@ -119,7 +119,9 @@ impl RequestContext {
                 permit.served();
                 Err(Response::from_parts(parts, body.map_or_else(|_| Body::empty(), Body::full)))
             }
-            Ok(Ok(Opened::Failed(error))) => Err(reject::upstream(self.error_format, &error, &self.id)),
+            Ok(Ok(Opened::Failed(error))) => {
+                Err(reject::upstream(self.error_format, &error, &self.id, &self.contact()))
+            }
             Ok(Err(_)) | Err(_) => Err(self.late()),
         }
     }
@@ -130,7 +132,14 @@ impl RequestContext {
     }
 
     fn late(&self) -> Response<Body> {
-        reject::timeout(self.error_format, &self.class().name, self.handshake_max(), &self.id)
+        self.note_late();
+        reject::timeout(
+            self.error_format,
+            &self.class().name,
+            self.handshake_max(),
+            &self.id,
+            &self.contact(),
+        )
     }
 
     fn opener(&self) -> Opener {

@@ -98,8 +98,11 @@ impl RequestContext {
     fn explain(&self, failure: &Failure, leads: bool) -> Response<Body> {
         let class = &self.class().name;
         match failure {
-            Failure::Upstream(error) => reject::upstream(self.error_format, error, &self.id),
-            Failure::TimedOut(bound) if leads => reject::timeout(self.error_format, class, *bound, &self.id),
+            Failure::Upstream(error) => reject::upstream(self.error_format, error, &self.id, &self.contact()),
+            Failure::TimedOut(bound) if leads => {
+                self.note_late();
+                reject::timeout(self.error_format, class, *bound, &self.id, &self.contact())
+            }
             Failure::TimedOut(bound) => reject::timeout_of_equal(self.error_format, class, *bound, &self.id),
             Failure::BrokeOff(error) => reject::broke_off(self.error_format, error, &self.id),
         }

@@ -44,6 +44,7 @@ impl RequestContext {
         let answer = tokio::select! {
             answer = &mut exchange => answer,
             () = late => {
+                exchange.late();
                 self.note_change();
                 return self.too_late(bound);
             }

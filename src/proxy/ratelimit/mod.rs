@@ -382,7 +382,14 @@ fn refuse(proxy: &Arc<ProxyState>, question: &Question<'_>, shed: Shed, answer: 
     count(proxy, question, Verdict::Shed);
     proxy.ratelimit.note(Answer::OverLimit);
     let id = proxy.ids.next();
-    proxy.note(&id, &shed, &question.pattern, question.ask.client.address, Via::RatelimitService);
+    proxy.note(
+        &id,
+        &shed,
+        &question.pattern,
+        question.ask.client.address,
+        Via::RatelimitService,
+        Duration::ZERO,
+    );
     answer.overall_code = Code::OverLimit as i32;
     (answer.response_headers_to_add, answer.raw_body) =
         spoken(reject::shed(question.error_format, shed, &Refused::at(proxy, shed, &id)));
