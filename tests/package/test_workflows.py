@@ -64,6 +64,26 @@ SHIPPED = (
 MADE = ("notes.md", "SHA256SUMS")
 
 
+def test_nothing_is_published_before_a_maintainer_agrees():
+    published = 0
+    for job in RELEASE.values():
+        for step in job["steps"]:
+            text, given = step.get("run", ""), step.get("with", {})
+            public = re.search(r"cargo publish|gh release|helm push|imagetools create", text) or "pypi-publish" in step.get("uses", "") or given.get("push")
+            if public:
+                published += 1
+                assert job["environment"] == "release" and job["if"] == "github.ref_type == 'tag'", step
+    assert published == 5
+
+
+def test_a_bill_of_materials_is_named_in_full():
+    """The action that attests takes a path there, and no pattern."""
+    (path,) = [step["with"]["sbom-path"] for _, step in STEPS if "sbom-path" in step.get("with", {})]
+    version = script("build", "GITHUB_OUTPUT").replace("$GITHUB_OUTPUT", "/dev/stdout")
+    assert carry_out(version, ROOT).stdout == f"number={VERSION}\n"
+    assert path.replace("${{ steps.version.outputs.number }}", VERSION) == f"target/shipped/rayguard-{VERSION}.cdx.json"
+
+
 def test_what_one_job_hands_over_lies_where_the_next_looks():
     """An artifact's paths begin at what they have in common; so all of one folder, or they are unpacked a folder deeper."""
     ((_, up),) = artifacts("upload")
@@ -72,10 +92,9 @@ def test_what_one_job_hands_over_lies_where_the_next_looks():
     for name in SHIPPED:
         assert any(Path(name).match(path.name) for path in paths), f"{name} is not handed over"
     for job, down in artifacts("download"):
+        assert down["path"] == "target/shipped", "where .ci/release looks for them too"
         text = "\n".join(step.get("run", "") for step in RELEASE[job]["steps"]).replace("${GITHUB_REF_NAME#v}", VERSION)
-        wanted = re.findall(rf"\b{re.escape(down['path'])}/([\w.*-]+)", text)
-        assert wanted, job
-        for word in wanted:
+        for word in set(re.findall(r"\btarget/shipped/([\w.*-]+)", text)) - {"context"}:
             assert any(Path(name).match(word) for name in SHIPPED + MADE), f"{job}: nothing is called {word}"
 
 
