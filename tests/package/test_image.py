@@ -1,18 +1,23 @@
 """The image's file system, assembled as the Dockerfile does it, and the binary run in it as a controller would run it: its own
-root, read-only, its own network, no privileges; then the image itself, by podman. And the tarball of the same binary.
+root, read-only, its own network, no privileges; then the image itself, by podman, alone and as the compose file has it. And
+the tarball of the same binary.
 
-Needs root, a static binary (RAYGUARD_STATIC), and for one test podman, buildah and runc.
+Needs root, a static binary (RAYGUARD_STATIC), and for two tests podman, buildah, runc, netavark, aardvark-dns, iptables and a
+static busybox.
 """
 
 import os
 import re
+import resource
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT, run
 
 STATIC = os.environ.get("RAYGUARD_STATIC", str(ROOT / "target/shipped/rayguard"))
@@ -114,10 +119,21 @@ def test_the_dockerfile_makes_an_image_of_it():
     assert "target" in ignored and not {"src", "config", ".ci", "benches", "Cargo.lock"} & set(ignored)
 
 
-@pytest.mark.skipif(not (shutil.which("podman") or os.environ.get("CI")), reason="podman is not installed")
+WITH_PODMAN = pytest.mark.skipif(not (shutil.which("podman") or os.environ.get("CI")), reason="podman is not installed")
+# Limits that a machine may refuse to raise are left as they are.
+CONTAINERS = '''[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+runtime = "runc"
+[network]
+network_backend = "netavark"
+'''
+
+
+@WITH_PODMAN
 def test_the_image_runs_read_only_without_capabilities_and_says_that_it_is_healthy(shipped, tmp_path):
     """The Dockerfile's last stage, built and run by a controller: user, command, health check and size are the image's own."""
-    (tmp_path / "containers.conf").write_text('[containers]\ndefault_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]\n[engine]\nruntime = "runc"\n')
+    (tmp_path / "containers.conf").write_text(CONTAINERS)
     environment = {**os.environ, "OUT": str(shipped), "CONTAINERS_CONF": str(tmp_path / "containers.conf")}
     image = run("bash", ROOT / ".ci/release", "image", env=environment).stdout.split()[-1]
 
@@ -138,6 +154,50 @@ def test_the_image_runs_read_only_without_capabilities_and_says_that_it_is_healt
     finally:
         podman("rm", "--force", "--volumes", container)
         podman("rmi", "--force", image)
+
+
+@WITH_PODMAN
+def test_the_compose_file_comes_up_and_the_head_is_reached_through_rayguard_alone(shipped, tmp_path):
+    """In a network of its own, with the image of above. Where it has Ray's image stands a head that knows its version."""
+    file = ROOT / "config/deploy/compose/compose.yaml"
+    ray = yaml.safe_load(file.read_text())["services"]["ray-head"]["image"]
+    shutil.copy("/bin/busybox", tmp_path)
+    (tmp_path / "ray").write_text('#!/bin/busybox sh\ncase "$*" in *--head*) exec busybox httpd -f -p 8265 -h /www ;; *) exec busybox sleep 1000 ;; esac\n')
+    (tmp_path / "ray").chmod(0o755)
+    (tmp_path / "www/api").mkdir(parents=True)
+    (tmp_path / "www/api/version").write_text('{"ray_version": "2.60.0", "version": "4", "ray_commit": "x", "session_name": "s"}')
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY busybox ray /bin/\nCOPY www /www\nENV PATH=/bin\nSTOPSIGNAL SIGKILL\n")
+    (tmp_path / "containers.conf").write_text(CONTAINERS)
+    limits = {"ulimits": {"nofile": min(65536, resource.getrlimit(resource.RLIMIT_NOFILE)[1]), "nproc": 1024}}
+    (tmp_path / "limits.yaml").write_text(yaml.safe_dump({"services": {"ray-head": limits, "rayguard": limits}}))
+    environment = {**os.environ, "OUT": str(shipped), "CONTAINERS_CONF": str(tmp_path / "containers.conf"), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    image = run("bash", ROOT / ".ci/release", "image", env=environment).stdout.split()[-1]
+    script = f"""set -eu
+        compose() {{ podman-compose -p composed -f {file} -f limits.yaml "$@" >compose.log 2>&1 || {{ cat compose.log; exit 1; }}; }}
+        trap 'podman logs composed_rayguard_1; compose down --volumes' EXIT
+        ip link set lo up
+        buildah bud --quiet --isolation chroot --format docker --tag docker.io/{ray} .
+        podman tag {image} localhost/rayguard
+        timeout 120 podman-compose -p composed -f {file} -f limits.yaml up --detach --no-build >compose.log 2>&1 || {{ cat compose.log; exit 1; }}
+        for _ in $(seq 100); do podman healthcheck run composed_rayguard_1 && break; sleep 0.1; done
+        podman healthcheck run composed_rayguard_1
+        podman ps --format '{{{{.Names}}}} {{{{.Ports}}}}.'
+        podman inspect composed_rayguard_1 --format 'read-only: {{{{.HostConfig.ReadonlyRootfs}}}}'
+        podman top composed_rayguard_1 user capeff
+        {sys.executable} -c 'import urllib.request as u; print(u.urlopen("http://127.0.0.1:8265/api/version", timeout=9).read().decode())'
+        podman exec composed_ray-worker_1 busybox wget -qO- http://rayguard:9465/metrics | grep ^rayguard_requests | head -n 1
+    """
+    try:
+        done = run("unshare", "--net", "bash", "-c", script, check=False, cwd=tmp_path, env=environment)
+    finally:
+        run("podman", "rmi", "--force", image, f"docker.io/{ray}", env=environment, check=False)
+    said = done.stdout
+    assert done.returncode == 0, f"{said}\n{done.stderr}"
+    assert re.search(r"^composed_ray-head_1 \.$", said, re.M) and re.search(r"^composed_ray-worker_1 \.$", said, re.M), said
+    published = re.search(r"^composed_rayguard_1 (.*)\.$", said, re.M)[1].split(", ")
+    assert sorted(published) == sorted(f"127.0.0.1:{port}->{port}/tcp" for port in (8265, 10001, 9465))
+    assert "read-only: true" in said and re.search(r"^rayguard +none$", said, re.M), said
+    assert '"ray_version": "2.60.0"' in said and "\nrayguard_requests" in said, said
 
 
 def test_the_workflows_image_is_the_dockerfiles_last_stage(tmp_path):
