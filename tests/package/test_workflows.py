@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,15 @@ def test_the_checksums_name_each_file_that_is_published(tmp_path):
     summed = {line.split()[1] for line in (tmp_path / "SHA256SUMS").read_text().splitlines()}
     published = re.findall(r"target/shipped/(\*\.[\w.]+)", script("publish", "gh release create"))
     assert summed == {name for name in SHIPPED if any(Path(name).match(word) for word in published)}
+
+
+def test_the_notes_are_the_versions_section_of_the_changelog(tmp_path):
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci/supply", tmp_path / ".ci")
+    changelog = tmp_path / "CHANGELOG.md"
+    changelog.write_text("# Changelog\n\n## [Unreleased]\n\n## [1.2.0] - 2027-01-31\nWhat is new.\n\n### Proxy\n- faster\n\n## [1.1.0]\nolder\n")
+    notes = lambda version: run(sys.executable, tmp_path / ".ci/supply", "notes", version, check=False)
+    assert notes("1.2.0").stdout == "What is new.\n\n### Proxy\n- faster\n"
+    assert notes("1.1.0").stdout == "older\n"
+    for version in ("Unreleased", "1.3.0", "1.2"):
+        assert notes(version).returncode == 1 and "no section" in notes(version).stderr
