@@ -19,7 +19,7 @@ use crate::core::controller::view::{ClassView, LimitView, SignalView, View};
 use crate::core::event::{Event, printable};
 use crate::core::replicas::quota::Leased;
 use crate::core::time::WallMs;
-use crate::observe::adjustment_log::Entry;
+use crate::observe::adjustment_log::{self, Entry};
 use crate::observe::metrics;
 use crate::runtime::app::App;
 use crate::runtime::reload::NotReloaded;
@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// What is asked where. The OpenAPI description is held to this list by a test.
-pub const ROUTES: [(&str, &str); 21] = [
+pub const ROUTES: [(&str, &str); 22] = [
     ("/", "GET"),
     ("/livez", "GET"),
     ("/readyz", "GET"),
@@ -45,6 +45,7 @@ pub const ROUTES: [(&str, &str); 21] = [
     ("/api/v1/alerts", "GET"),
     ("/api/v1/adjustments", "GET"),
     ("/api/v1/events", "GET"),
+    ("/api/v1/adjustment-log", "GET"),
     ("/api/v1/history", "GET"),
     ("/api/v1/clients", "GET"),
     ("/api/v1/discovery", "GET"),
@@ -119,6 +120,10 @@ where
         return override_limits(admin, path, &who, &body).await;
     }
     let query = Query::parse(head.uri.query().unwrap_or_default());
+    if path == "/api/v1/adjustment-log" {
+        query.only(&["since"])?;
+        return adjustment_log(&admin.app, query.since(admin.app.clock.wall())?).await;
+    }
     look(admin, peer, path, &head.headers, &query)
 }
 
@@ -170,6 +175,34 @@ fn look(
         "/api/v1/alerts" => ok(&app.view().alerts),
         _ => ok(&state(admin)),
     })
+}
+
+/// The newest lines of the adjustment log as they lie on disk, in at most so many bytes.
+const LOG_BYTES_MAX: u64 = 32 << 20;
+
+async fn adjustment_log(app: &App, since: Option<WallMs>) -> Result<Answer, Problem> {
+    let dir = app.adjustment_log_dir();
+    let reading =
+        tokio::task::spawn_blocking(move || adjustment_log::newest_lines(&dir, since, LOG_BYTES_MAX));
+    match reading.await {
+        // None has been written yet.
+        Ok(Err(none)) if none.kind() == std::io::ErrorKind::NotFound => {
+            Ok(bytes(StatusCode::OK, "application/jsonl", Bytes::new()))
+        }
+        Ok(Ok(lines)) => Ok(bytes(StatusCode::OK, "application/jsonl", lines)),
+        Ok(Err(problem)) => Err(Problem::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "adjustment_log",
+            format!("the adjustment log cannot be read: {problem}"),
+            "look at `adjustment_log.dir` and its disk",
+        )),
+        Err(_) => Err(Problem::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "draining",
+            "rayguard is draining",
+            "read the files at `adjustment_log.dir`",
+        )),
+    }
 }
 
 fn ok<T: serde::Serialize>(value: &T) -> Answer {
@@ -372,9 +405,9 @@ async fn override_limits(admin: &AdminState, path: &str, who: &str, body: &[u8])
     let (order, given_who, why, done) = match path {
         "/api/v1/pin" => pin(parse(body)?)?,
         "/api/v1/unpin" => unpin(parse(body)?),
-        "/api/v1/freeze" => freeze(parse(body)?, true),
-        "/api/v1/unfreeze" => freeze(parse(body)?, false),
-        "/api/v1/mode" => mode(parse(body)?),
+        "/api/v1/freeze" => freeze(parse(body)?, true)?,
+        "/api/v1/unfreeze" => freeze(parse(body)?, false)?,
+        "/api/v1/mode" => mode(parse(body)?)?,
         "/api/v1/reload" => return reload(admin, parse(body)?, who).await,
         _ => {
             parse::<serde_json::Map<String, serde_json::Value>>(body)?;
@@ -383,7 +416,7 @@ async fn override_limits(admin: &AdminState, path: &str, who: &str, body: &[u8])
     };
     let who = by(&given_who, who);
     app.override_limits(&order, &words("who", &who)?, &words("why", &why)?)
-        .map_err(|refusal| refused(&refusal))?;
+        .map_err(|refusal| refused(&refusal, app))?;
     tracing::info!(who = %printable(&who), why = %printable(&why), "{done}");
     Ok(ok(&Done { done, table: app.proxy().table.load().version }))
 }
@@ -415,9 +448,7 @@ fn pin(order: PinRequest) -> Result<Asked, Problem> {
                 "write 30m, 1h or 2d",
             )
         })?;
-    if order.why.trim().is_empty() {
-        return Err(bad("order", "a pin has a reason", "say in `why` what the next on call should know"));
-    }
+    let why = reason(order.why)?;
     let done = format!(
         "{} {} is pinned at {} for {}",
         order.class,
@@ -426,7 +457,15 @@ fn pin(order: PinRequest) -> Result<Asked, Problem> {
         humantime::format_duration(length)
     );
     let pin = Override::Pin { class: order.class, limit: order.limit, value: order.value, length };
-    Ok((pin, order.who, order.why, done))
+    Ok((pin, order.who, why, done))
+}
+
+/// What changes how Ray is protected has a reason.
+fn reason(why: String) -> Result<String, Problem> {
+    if why.trim().is_empty() {
+        return Err(bad("order", "a reason is needed", "say in `why` what the next on call should know"));
+    }
+    Ok(why)
 }
 
 fn unpin(order: UnpinRequest) -> Asked {
@@ -434,20 +473,21 @@ fn unpin(order: UnpinRequest) -> Asked {
     (Override::Unpin { class: order.class, limit: order.limit }, order.who, order.why, done)
 }
 
-fn freeze(order: FreezeRequest, frozen: bool) -> Asked {
-    let done = if frozen { "all limits are held where they are" } else { "limits move again" };
-    (Override::Freeze(frozen), order.who, order.why, done.to_owned())
+fn freeze(order: FreezeRequest, frozen: bool) -> Result<Asked, Problem> {
+    let done = if frozen { "all limits are frozen at their current values" } else { "limits move again" };
+    Ok((Override::Freeze(frozen), order.who, reason(order.why)?, done.to_owned()))
 }
 
-fn mode(order: ModeRequest) -> Asked {
+fn mode(order: ModeRequest) -> Result<Asked, Problem> {
     let subject = order.class.as_deref().unwrap_or("every class").to_owned();
     let (mode, done) = match order.mode {
-        ShedMode::Enforce => (Mode::Enforce, format!("{subject} sheds what its limits do not bear")),
-        ShedMode::Shadow => {
-            (Mode::Shadow, format!("{subject} lets everything through and counts what it would have shed"))
-        }
+        ShedMode::Enforce => (Mode::Enforce, format!("limits of {subject} are enforced")),
+        ShedMode::Shadow => (
+            Mode::Shadow,
+            format!("{subject} is in shadow mode: nothing is shed, and what would have been is counted"),
+        ),
     };
-    (Override::Mode { class: order.class, mode }, order.who, order.why, done)
+    Ok((Override::Mode { class: order.class, mode }, order.who, reason(order.why)?, done))
 }
 
 /// What goes into the adjustment log: short, and without anything that could forge a line.
@@ -462,10 +502,13 @@ fn words(name: &str, text: &str) -> Result<String, Problem> {
     Ok(printable(text.trim()))
 }
 
-fn refused(refusal: &OverrideError) -> Problem {
+fn refused(refusal: &OverrideError, app: &App) -> Problem {
     let (status, code, remedy) = match refusal {
-        OverrideError::UnknownClass { .. } => {
-            (StatusCode::NOT_FOUND, "unknown_class", "GET /api/v1/limits lists the classes")
+        OverrideError::UnknownClass { class } => {
+            let proxy = app.proxy();
+            let known = proxy.policy.classes.iter().map(|class| &*class.name);
+            let nearest = crate::config::problem::suggest(class, known).unwrap_or_default();
+            return Problem::new(StatusCode::NOT_FOUND, "unknown_class", refusal.to_string(), nearest);
         }
         OverrideError::NoSuchLimit { .. } => {
             (StatusCode::NOT_FOUND, "no_such_limit", "GET /api/v1/limits lists what each class has")

@@ -6,10 +6,10 @@
 //! every loop of it: how late it is, how much gain it uses and would bear, how long it takes to
 //! settle. A margin below 2 is refused, here as at `rayguard run`.
 
+use crate::cli::config_file::ConfigFile;
 use crate::cli::format::Format;
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
@@ -26,9 +26,9 @@ use crate::core::policy::{SignalId, Treatment};
 /// Exit codes: 0 sound, 1 refused, 2 the file cannot be read.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Configuration file. Default: check the built-in defaults.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    /// Configuration file.
+    #[command(flatten)]
+    pub config: ConfigFile,
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
@@ -36,7 +36,7 @@ pub struct Args {
     #[arg(long)]
     pub stability: bool,
     /// Print the complete configuration with all defaults and explanations, and check nothing.
-    #[arg(long, conflicts_with = "config")]
+    #[arg(long, conflicts_with_all = ["config", "file"])]
     pub defaults: bool,
 }
 
@@ -55,7 +55,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, CheckError> {
         return Ok(0);
     }
     let overrides = Overrides::default();
-    let settings = match &args.config {
+    let settings = match args.config.path() {
         Some(path) => config::load(path, &overrides),
         None => Settings::defaults(&overrides).map_err(config::Error::Wrong),
     };
@@ -117,7 +117,7 @@ fn json(settings: &Settings, out: &mut dyn Write) -> io::Result<()> {
 
 fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()> {
     let file =
-        args.config.as_ref().map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
+        args.config.path().map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
     writeln!(out, "{file}: sound (version {})\n", settings.version)?;
     for listener in &settings.listeners {
         writeln!(out, "  {} -> {} ({:?})", listener.address, listener.upstream.url(), listener.surface)?;
@@ -341,7 +341,7 @@ mod tests {
         let path = dir.join("rayguard.toml");
         std::fs::write(&path, text).unwrap();
         let mut out = Vec::new();
-        let args = Args { config: Some(path), format, defaults: false, stability: false };
+        let args = Args { config: Some(path).into(), format, defaults: false, stability: false };
         let code = run(&args, &mut out).unwrap();
         std::fs::remove_dir_all(&dir).unwrap();
         (code, String::from_utf8(out).unwrap())
@@ -422,7 +422,7 @@ mod tests {
     fn a_file_that_is_not_there_is_code_2() {
         let mut out = Vec::new();
         let args = Args {
-            config: Some("/nowhere/rayguard.toml".into()),
+            config: Some("/nowhere/rayguard.toml".into()).into(),
             format: Format::Table,
             defaults: false,
             stability: false,
@@ -434,7 +434,7 @@ mod tests {
     #[test]
     fn the_complete_file_can_be_printed() {
         let mut out = Vec::new();
-        let args = Args { config: None, format: Format::Table, defaults: true, stability: false };
+        let args = Args { config: None.into(), format: Format::Table, defaults: true, stability: false };
         assert_eq!(run(&args, &mut out).unwrap(), 0);
         assert_eq!(String::from_utf8(out).unwrap(), config::write::defaults());
     }

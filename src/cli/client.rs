@@ -13,7 +13,13 @@ use std::time::Duration;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Reach {
     /// The admin listener: `http://host:port` or `unix:/path`.
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9465")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RAYGUARD_ADDRESS",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:9465"
+    )]
     pub address: String,
     /// A file with the admin token; without it, the variable RAYGUARD_ADMIN_TOKEN.
     #[arg(long, value_name = "FILE")]
@@ -21,6 +27,14 @@ pub struct Reach {
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
+}
+
+impl Reach {
+    /// The admin listener at this address.
+    #[must_use]
+    pub fn at(address: &str) -> Reach {
+        Reach { address: address.to_owned(), token_file: None, format: Format::Table }
+    }
 }
 
 /// Why there is no answer.
@@ -110,11 +124,7 @@ impl ClientError {
 /// Runs a command against the API and returns its exit code. A reader that has gone, such as
 /// `head`, is no failure.
 pub fn carry_out(command: impl Future<Output = Result<(), ClientError>>) -> u8 {
-    let outcome = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(ClientError::from)
-        .and_then(|runtime| runtime.block_on(command));
+    let outcome = runtime().and_then(|runtime| runtime.block_on(command));
     match outcome {
         Ok(()) => 0,
         Err(ClientError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
@@ -123,6 +133,33 @@ pub fn carry_out(command: impl Future<Output = Result<(), ClientError>>) -> u8 {
             error.code()
         }
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, ClientError> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// The reason of an order: as given, or as it is typed where somebody sits at a terminal.
+///
+/// # Errors
+/// There is none.
+pub fn reason(given: Option<&str>) -> Result<String, ClientError> {
+    let mut reason = given.unwrap_or_default().trim().to_owned();
+    if given.is_none()
+        && io::IsTerminal::is_terminal(&io::stdin())
+        && io::IsTerminal::is_terminal(&io::stderr())
+    {
+        eprint!("Reason (kept in the adjustment log): ");
+        let mut line = String::new();
+        io::stdin().read_line(&mut line)?;
+        line.trim().clone_into(&mut reason);
+    }
+    if reason.is_empty() {
+        return Err(ClientError::Usage(
+            "a reason is needed; write --why \"...\" (it is kept in the adjustment log)".into(),
+        ));
+    }
+    Ok(reason)
 }
 
 /// A connection to be.
@@ -181,6 +218,21 @@ impl Client {
         }
     }
 
+    /// The same, for commands that do nothing else meanwhile.
+    pub fn wait_for_text(&self, path: &str) -> Result<String, ClientError> {
+        runtime()?.block_on(self.text(path))
+    }
+
+    /// Asks for bytes, and waits for them.
+    pub fn wait_for_bytes(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        let asking = async {
+            let request = self.http.get(format!("{}{path}", self.base));
+            let (status, body) = self.exchange(request).await?;
+            if status == 200 { Ok(body.to_vec()) } else { Err(self.refused(status, &body)) }
+        };
+        runtime()?.block_on(asking)
+    }
+
     /// Sends an order.
     pub async fn post<T: DeserializeOwned>(
         &self,
@@ -196,18 +248,26 @@ impl Client {
     }
 
     async fn send<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, ClientError> {
+        let (status, body) = self.exchange(request).await?;
+        if status == 200 {
+            return serde_json::from_slice(&body).map_err(|error| self.strange(&error.to_string()));
+        }
+        Err(self.refused(status, &body))
+    }
+
+    async fn exchange(&self, request: reqwest::RequestBuilder) -> Result<(u16, bytes::Bytes), ClientError> {
         let answer = request.send().await.map_err(|error| ClientError::Unreachable {
             address: self.address.clone(),
             problem: root_cause(&error),
         })?;
         let status = answer.status().as_u16();
-        let body = answer.bytes().await.map_err(|error| self.strange(&root_cause(&error)))?;
-        if status == 200 {
-            return serde_json::from_slice(&body).map_err(|error| self.strange(&error.to_string()));
-        }
-        match serde_json::from_slice(&body) {
-            Ok(problem) => Err(ClientError::Refused { status, problem }),
-            Err(_) => Err(self.strange(&format!("status {status}"))),
+        Ok((status, answer.bytes().await.map_err(|error| self.strange(&root_cause(&error)))?))
+    }
+
+    fn refused(&self, status: u16, body: &[u8]) -> ClientError {
+        match serde_json::from_slice(body) {
+            Ok(problem) => ClientError::Refused { status, problem },
+            Err(_) => self.strange(&format!("status {status}")),
         }
     }
 
@@ -276,7 +336,7 @@ pub fn table(out: &mut dyn Write, right: &Range<usize>, rows: &[Vec<String>]) ->
 }
 
 /// Colours, if the reader is a terminal that wants them.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Paint(bool);
 
 impl Paint {

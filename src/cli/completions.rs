@@ -1,6 +1,5 @@
 //! `rayguard completions` and `rayguard man`: made from the command line's own definitions.
 
-use clap::CommandFactory;
 use std::io::{self, Write};
 
 /// Prints a completion script for a shell.
@@ -21,14 +20,14 @@ pub struct ManArgs {
 /// Carries out `completions`.
 pub fn run(args: &Args, out: &mut dyn Write) -> io::Result<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::Cli::command(), "rayguard", &mut script);
+    clap_complete::generate(args.shell, &mut super::command(), "rayguard", &mut script);
     out.write_all(&script)?;
     Ok(0)
 }
 
 /// Carries out `man`: `rayguard man | man -l -`.
 pub fn man(args: &ManArgs, out: &mut dyn Write) -> io::Result<u8> {
-    let mut whole = super::Cli::command();
+    let mut whole = super::command();
     whole.build();
     let page = match &args.command {
         None => Some(&whole),
@@ -48,7 +47,7 @@ mod tests {
 
     #[test]
     fn the_command_line_is_sound() {
-        super::super::Cli::command().debug_assert();
+        super::super::command().debug_assert();
     }
 
     #[test]
@@ -56,7 +55,11 @@ mod tests {
         for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
             let mut script = Vec::new();
             run(&Args { shell }, &mut script).unwrap();
-            assert!(String::from_utf8(script).unwrap().contains("unfreeze"), "{shell}");
+            let script = String::from_utf8(script).unwrap();
+            assert!(
+                script.contains("unfreeze") && script.contains("job-list"),
+                "commands and classes: {shell}"
+            );
         }
         let mut page = Vec::new();
         assert_eq!(man(&ManArgs { command: None }, &mut page).unwrap(), 0);

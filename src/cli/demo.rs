@@ -6,21 +6,27 @@
 //! cluster while a script lists all jobs in a loop, then it is calm again. What the polite
 //! clients got is the whole point.
 
+use crate::admin;
 use crate::cli::load::plan::Plan;
 use crate::cli::load::report::{Figures, Report};
 use crate::cli::load::{self, report::Sample};
 use crate::config::{Overrides, Settings};
-use crate::core::controller::view::View;
+use crate::core::controller::view::{ClassView, View};
 use crate::core::event::{Event, LimitKind};
 use crate::core::request::catalogue::Surface;
+use crate::core::time::Time;
 use crate::emulator::{Emulator, EmulatorConfig, Running};
 use crate::observe::adjustment_log::{self, AdjustmentLog, Writer};
+use crate::observe::notify::{self, Notifier};
 use crate::proxy::clock::Clock;
 use crate::proxy::listen;
 use crate::proxy::tasks::Tasks;
 use crate::proxy::upstream::Address;
 use crate::runtime::app::{App, Outlets};
+use crate::runtime::reload;
 use crate::runtime::watch;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
@@ -69,11 +75,12 @@ async fn show(args: &Args) -> Result<u8, DemoError> {
         .keep
         .clone()
         .unwrap_or_else(|| std::env::temp_dir().join(format!("rayguard-demo-{}", std::process::id())));
-    let (app, proxy) = start_app(&head, &dir).await?;
+    let (app, proxy, page) = start_app(&head, &dir).await?;
 
     let clock = app.clock;
-    let screen = Screen { live: std::io::stdout().is_terminal() && !args.plain, clock, plan: plan.clone() };
-    screen.open()?;
+    let live = std::io::stdout().is_terminal() && !args.plain;
+    let screen = Screen { live, clock, plan: plan.clone(), drawn: RefCell::default() };
+    screen.open(&page)?;
     let direct = spawn_load(&plan, bare.dashboard, &app.tasks);
     let guarded = spawn_load(&plan, proxy, &app.tasks);
     let start = clock.now();
@@ -111,9 +118,12 @@ fn busy_head() -> EmulatorConfig {
 }
 
 /// The app as `rayguard run` starts it, in front of an emulated head.
-async fn start_app(head: &Running, dir: &std::path::Path) -> Result<(Arc<App>, SocketAddr), DemoError> {
+async fn start_app(
+    head: &Running,
+    dir: &std::path::Path,
+) -> Result<(Arc<App>, SocketAddr, String), DemoError> {
     let text = format!(
-        "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstate_dir = \"{}\"\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n[admin]\nlisten = \"off\"\n",
+        "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstate_dir = \"{}\"\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n",
         head.dashboard,
         dir.display(),
         head.metrics,
@@ -138,7 +148,7 @@ async fn start_app(head: &Running, dir: &std::path::Path) -> Result<(Arc<App>, S
         adjustment_log::channel(writer, 4096)
     };
     std::thread::Builder::new().name("record".into()).spawn(move || thread.run())?;
-    let app = new_app(&settings, clock, &tasks, adjustment_log);
+    let (app, notifier) = new_app(&settings, clock, &tasks, adjustment_log);
     let front = app
         .front(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
         .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
@@ -147,13 +157,27 @@ async fn start_app(head: &Running, dir: &std::path::Path) -> Result<(Arc<App>, S
     tasks.spawn(listen::serve(listener, front, tasks.clone(), listen::Bounds::default()));
     watch::start(&app);
     crate::runtime::head_version::start(&app);
-    Ok((app, proxy))
+    let any = crate::config::settings::Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let admin = admin::listen::Listener::bind(&any).await?;
+    let page = format!("http://{}/", admin.address());
+    let access = admin::access::Access::new(None, Vec::new());
+    let reloader = reload::start(&app, None, Vec::new());
+    admin::start(&app, admin, access, notifier, reloader);
+    Ok((app, proxy, page))
 }
 
-fn new_app(settings: &Arc<Settings>, clock: Clock, tasks: &Tasks, adjustment_log: AdjustmentLog) -> Arc<App> {
-    let (alerts, mut transitions) = mpsc::channel(64);
-    tasks.spawn_until_closed(async move { while transitions.recv().await.is_some() {} });
-    App::new(Arc::clone(settings), &[], [1, 2], clock, tasks.clone(), Outlets { adjustment_log, alerts })
+fn new_app(
+    settings: &Arc<Settings>,
+    clock: Clock,
+    tasks: &Tasks,
+    adjustment_log: AdjustmentLog,
+) -> (Arc<App>, Notifier) {
+    let (alerts, transitions) = mpsc::channel(64);
+    let options =
+        notify::Options { receivers: Vec::new(), repeat: settings.alerts.repeat, runbook: None, page: None };
+    let notifier = notify::start(tasks, clock, options, transitions);
+    let outlets = Outlets { adjustment_log, alerts };
+    (App::new(Arc::clone(settings), &[], [1, 2], clock, tasks.clone(), outlets), notifier)
 }
 
 /// Sends the whole plan and hands its samples over at the end.
@@ -172,17 +196,36 @@ struct Screen {
     live: bool,
     clock: Clock,
     plan: Plan,
+    /// Totals of the last drawings, for rates of that second and not of an average.
+    drawn: RefCell<VecDeque<(Time, Vec<Totals>)>>,
+}
+
+/// Of one class since the start.
+#[derive(Clone, Copy, Default)]
+struct Totals {
+    offered: u64,
+    admitted: u64,
+    shed: u64,
+}
+
+/// Of one class, per second over the last second.
+#[derive(Clone, Copy, Default)]
+struct Rates {
+    offered: f64,
+    admitted: f64,
+    shed: f64,
 }
 
 impl Screen {
-    fn open(&self) -> std::io::Result<()> {
+    fn open(&self, page: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "rayguard demo: the same load on two emulated Ray heads, one bare, one guarded.")?;
         writeln!(
             out,
-            "Polite: operators poll job status, one lists actors. From second 8 to 24 somebody polls"
+            "Polite: operators poll job status, one lists actors. From second 8 to 24 one client polls"
         )?;
-        writeln!(out, "/api/v0/tasks 20 times a second and 32 scripts list all jobs in a loop.\n")?;
+        writeln!(out, "/api/v0/tasks 20 times a second and 32 scripts list all jobs in a loop.")?;
+        writeln!(out, "The admin page, while the demo runs: {page}\n")?;
         if self.live {
             write!(out, "\x1b[?25l")?;
         }
@@ -199,20 +242,47 @@ impl Screen {
 
     fn draw(&self, elapsed: f64, app: &App, bare: &Running, head: &Running) -> std::io::Result<()> {
         let view = app.view();
+        let rates = self.rates(&view);
         let mut out = std::io::stdout().lock();
         if self.live {
-            let text = self.page(elapsed, &view, app, bare, head);
+            let text = self.page(elapsed, &view, &rates, app, bare, head);
             write!(out, "\x1b[s{text}\x1b[u")?;
         } else {
-            writeln!(out, "{}", Self::line(elapsed, &view, bare, head))?;
+            writeln!(out, "{}", Self::line(elapsed, &view, &rates, bare, head))?;
         }
         out.flush()
     }
 
-    fn line(elapsed: f64, view: &View, bare: &Running, head: &Running) -> String {
+    /// Class by class.
+    fn rates(&self, view: &View) -> Vec<Rates> {
+        let totals = view.classes.iter();
+        let totals =
+            totals.map(|class| Totals { offered: class.offered, admitted: class.admitted, shed: class.shed });
+        let (now, totals) = (self.clock.now(), totals.collect::<Vec<_>>());
+        let mut drawn = self.drawn.borrow_mut();
+        // The latest that is a second old; at the start, the oldest.
+        while drawn.get(1).is_some_and(|(at, _)| now.since(*at) >= Duration::from_secs(1)) {
+            drawn.pop_front();
+        }
+        let rates = drawn.front().map(|(at, before)| {
+            let elapsed = now.since(*at).as_secs_f64().max(1e-3);
+            let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed;
+            let of = |(now, before): (&Totals, &Totals)| Rates {
+                offered: per_s(now.offered, before.offered),
+                admitted: per_s(now.admitted, before.admitted),
+                shed: per_s(now.shed, before.shed),
+            };
+            totals.iter().zip(before).map(of).collect()
+        });
+        let rates = rates.unwrap_or_else(|| vec![Rates::default(); totals.len()]);
+        drawn.push_back((now, totals));
+        rates
+    }
+
+    fn line(elapsed: f64, view: &View, rates: &[Rates], bare: &Running, head: &Running) -> String {
         let class = |name: &str| view.classes.iter().find(|class| class.name == name);
-        let shed: f64 = view.classes.iter().map(|class| class.shed_per_s).sum();
-        let admitted: f64 = view.classes.iter().map(|class| class.admitted_per_s).sum();
+        let shed: f64 = rates.iter().map(|class| class.shed).sum();
+        let admitted: f64 = rates.iter().map(|class| class.admitted).sum();
         let limit =
             |name: &str| class(name).and_then(|class| class.limits.first()).map_or(0.0, |limit| limit.value);
         format!(
@@ -225,7 +295,15 @@ impl Screen {
         )
     }
 
-    fn page(&self, elapsed: f64, view: &View, app: &App, bare: &Running, head: &Running) -> String {
+    fn page(
+        &self,
+        elapsed: f64,
+        view: &View,
+        rates: &[Rates],
+        app: &App,
+        bare: &Running,
+        head: &Running,
+    ) -> String {
         let mut page = String::new();
         let total = self.plan.duration_s;
         // Writing to a String cannot fail.
@@ -249,7 +327,8 @@ impl Screen {
         let _ = writeln!(page, "\x1b[K");
         let _ =
             writeln!(page, "\x1b[Kclass           limit  in flight  waiting  offered/s  admitted/s   shed/s");
-        for class in view.classes.iter().filter(|class| class.offered > 0 && class.treatment == "limited") {
+        let shown = |class: &ClassView| class.offered > 0 && class.treatment == "limited";
+        for (class, rates) in view.classes.iter().zip(rates).filter(|(class, _)| shown(class)) {
             let limit = class.limits.iter().find(|limit| limit.limit == LimitKind::InFlight);
             let _ = writeln!(
                 page,
@@ -258,9 +337,9 @@ impl Screen {
                 limit.map_or(0.0, |limit| limit.value),
                 class.in_flight,
                 class.waiting,
-                class.offered_per_s,
-                class.admitted_per_s,
-                class.shed_per_s
+                rates.offered,
+                rates.admitted,
+                rates.shed
             );
         }
         let _ = writeln!(page, "\x1b[K");

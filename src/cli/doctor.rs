@@ -8,7 +8,7 @@
 
 use std::io::{self, Write};
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
 use reqwest::Client;
@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde_json::json;
 use url::Url;
 
+use crate::cli::config_file::ConfigFile;
 use crate::cli::format::Format;
 use crate::config::settings::{Address, Settings};
 use crate::config::{self, Overrides};
@@ -36,9 +37,9 @@ use crate::runtime::secret;
 /// Exit codes: 0 no check failed, 1 a check failed, 2 the configuration cannot be used.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Configuration file. Default: the built-in defaults.
-    #[arg(long, short, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    /// Configuration file.
+    #[command(flatten)]
+    pub config: ConfigFile,
     /// URL of Ray's dashboard, for example http://127.0.0.1:8265.
     #[arg(long)]
     pub upstream: Option<String>,
@@ -103,7 +104,7 @@ impl Finding {
 /// Carries out the command; the number is the exit code.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, DoctorError> {
     let overrides = Overrides { upstream: args.upstream.clone(), ..Overrides::default() };
-    let settings = match &args.config {
+    let settings = match args.config.path() {
         Some(path) => config::load(path, &overrides),
         None => Settings::defaults(&overrides).map_err(config::Error::from),
     };
@@ -683,7 +684,7 @@ mod tests {
     #[test]
     fn a_configuration_that_is_wrong_is_code_2() {
         let mut out = Vec::new();
-        let args = Args { config: None, upstream: Some("ftp://x".into()), format: Format::Table };
+        let args = Args { config: None.into(), upstream: Some("ftp://x".into()), format: Format::Table };
         assert_eq!(run(&args, &mut out).unwrap(), 2);
         assert!(String::from_utf8(out).unwrap().contains("upstream"));
     }

@@ -5,17 +5,18 @@
 //! and what would undo it. For a class and a time it shows the last change of each of its
 //! limits before then and the first one after.
 
+use super::class_name::ClassName;
 use super::format::Format;
-use super::log::{LogError, log_path, parse_time};
+use super::log::{LogError, known, parse_time};
+use super::log_source::LogSource;
 use crate::core::event::{
     Adjustment, Event, LimitKind, LoggedEvent, ModeChange, Shed, number, printable, quantity,
 };
 use crate::core::time::WallMs;
-use crate::observe::adjustment_log::{Line, Reader};
+use crate::observe::adjustment_log::Line;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
-use std::path::PathBuf;
 
 /// Explains a refused request, or a class's limits at some time.
 #[derive(clap::Args, Clone, Debug)]
@@ -24,14 +25,14 @@ pub struct Args {
     #[arg(required_unless_present = "class", conflicts_with = "class")]
     pub request: Option<String>,
     /// A class or module, instead of a request.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = ClassName, hide_possible_values = true)]
     pub class: Option<String>,
     /// Point in time: UTC (`2026-01-31T23:00:00Z`) or a duration ago (`10m`). Default: now.
     #[arg(long, value_name = "TIME", requires = "class")]
     pub at: Option<String>,
-    /// Directory of the adjustment log, or one of its files.
-    #[arg(long, value_name = "PATH")]
-    pub adjustment_log: Option<PathBuf>,
+    /// The adjustment log to read.
+    #[command(flatten)]
+    pub source: LogSource,
     /// Table or JSON.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -67,18 +68,30 @@ pub enum ExplainError {
 
 /// Carries out the command; `now` is the wall clock.
 pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), ExplainError> {
-    let path = log_path(args.adjustment_log.as_deref());
-    let unreadable = |problem| LogError::Unreadable { path: path.clone(), problem };
-    let mut logged_events = Reader::open(&path, None).map_err(unreadable)?.filter_map(|line| match line {
-        Ok(Line::LoggedEvent(logged)) => Some(Ok(*logged)),
+    let place = args.source.place().map_err(LogError::from)?;
+    let lines = place.read(None).map_err(LogError::from)?;
+    let mut subjects = BTreeSet::new();
+    let mut logged_events = lines.filter_map(|line| match line {
+        Ok(Line::LoggedEvent(logged)) => {
+            subjects.extend(logged.event.subject().map(str::to_owned));
+            Some(Ok(*logged))
+        }
         Ok(Line::Unreadable { .. }) => None,
-        Err(problem) => Some(Err(unreadable(problem))),
+        Err(problem) => Some(Err(LogError::from(place.unreadable(problem)))),
     });
     match (&args.request, &args.class) {
         (Some(request), _) => explain_request(request, &mut logged_events, args.format, out),
         (None, Some(class)) => {
             let at = args.at.as_deref().map_or(Ok(now), |text| parse_time(text, now))?;
-            explain_class(class, at, &mut logged_events, args.format, out)
+            match explain_class(class, at, &mut logged_events, args.format, out) {
+                Err(ExplainError::NoClass { class, at }) => {
+                    logged_events.by_ref().for_each(drop);
+                    drop(logged_events);
+                    known(&class, &subjects)?;
+                    Err(ExplainError::NoClass { class, at })
+                }
+                other => other,
+            }
         }
         (None, None) => Err(ExplainError::NoRequest { request: String::new() }),
     }
@@ -261,7 +274,7 @@ fn show_adjustment(time: WallMs, adjustment: &Adjustment, out: &mut dyn Write) -
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::log::tests::{START_MS, TestLog, adjusted, shed};
+    use crate::cli::log::tests::{START_MS, TestLog, adjusted, shed, source};
 
     fn explain(
         adjustment_log: &TestLog,
@@ -273,7 +286,7 @@ mod tests {
             request: request.map(str::to_owned),
             class: class.map(str::to_owned),
             at: at.map(str::to_owned),
-            adjustment_log: Some(adjustment_log.dir.clone()),
+            source: source(adjustment_log),
             format: Format::Table,
         };
         let mut out = Vec::new();
@@ -322,9 +335,9 @@ mod tests {
         let adjustment_log = sample();
         let told = |request: Option<&str>, class: Option<&str>| -> Value {
             let (request, class) = (request.map(str::to_owned), class.map(str::to_owned));
-            let adjustment_log = Some(adjustment_log.dir.clone());
             let mut out = Vec::new();
-            let args = Args { request, class, at: None, adjustment_log, format: Format::Json };
+            let source = source(&adjustment_log);
+            let args = Args { request, class, at: None, source, format: Format::Json };
             run(&args, WallMs(START_MS + 100_000), &mut out).unwrap();
             serde_json::from_slice(&out).unwrap()
         };
@@ -341,7 +354,9 @@ mod tests {
         let adjustment_log = sample();
         let request = explain(&adjustment_log, Some("r-99"), None, None).unwrap_err();
         assert!(request.to_string().contains("of a flood only a few each second"), "{request}");
-        let class = explain(&adjustment_log, None, Some("nobody"), None).unwrap_err();
-        assert!(matches!(class, ExplainError::NoClass { .. }));
+        let class = explain(&adjustment_log, None, Some("serve"), None).unwrap_err();
+        assert!(matches!(class, ExplainError::NoClass { .. }), "{class}");
+        let class = explain(&adjustment_log, None, Some("state-hevy"), None).unwrap_err();
+        assert!(class.to_string().ends_with("did you mean `state-heavy`?"), "{class}");
     }
 }

@@ -28,7 +28,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// The configuration to try; the defaults without one.
-    #[arg(long, value_name = "FILE", requires = "trace")]
+    #[arg(long, short, value_name = "FILE", requires = "trace")]
     pub config: Option<PathBuf>,
     /// How the trace is replayed.
     #[command(flatten)]

@@ -2,6 +2,7 @@
 //! `rayguard limits suggest`, which writes some ([`crate::cli::suggest`]).
 
 use crate::admin::schema::{LimitRow, Limits};
+use crate::cli::class_name::ClassName;
 use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table};
 use crate::cli::format::Format;
 use crate::cli::suggest;
@@ -19,6 +20,7 @@ pub struct Args {
     #[command(flatten)]
     pub reach: Reach,
     /// Of this class alone.
+    #[arg(value_parser = ClassName, hide_possible_values = true)]
     pub class: Option<String>,
 }
 

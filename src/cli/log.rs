@@ -1,18 +1,18 @@
 //! `rayguard log`: what happened, from the adjustment log.
 //!
-//! Reads the adjustment log's files as they lie on disk, so it works while rayguard runs, when it does
-//! not, and on a copy from another machine. Lines that cannot be read are shown as such, never
-//! passed over in silence. Everything that goes to a terminal is made printable first: a
-//! submission id cannot move the cursor.
+//! Lines that cannot be read are shown as such, never passed over in silence. Everything that goes
+//! to a terminal is made printable first: a submission id cannot move the cursor.
 
+use crate::cli::class_name::ClassName;
 use crate::cli::format::Format;
-use crate::config::defaults;
-use crate::core::event::{LoggedEvent, printable};
+use crate::cli::log_source::{LogSource, SourceError};
+use crate::config::problem::suggest;
+use crate::core::event::{Event, LoggedEvent, printable};
+use crate::core::request::catalogue;
 use crate::core::time::WallMs;
-use crate::observe::adjustment_log::{Follower, Line, Reader};
-use std::collections::VecDeque;
+use crate::observe::adjustment_log::Line;
+use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How often `--follow` looks for more.
@@ -21,19 +21,22 @@ const FOLLOW_EVERY: Duration = Duration::from_millis(300);
 /// Shows what happened, from the adjustment log.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Directory of the adjustment log, or one of its files.
-    #[arg(long, value_name = "PATH")]
-    pub adjustment_log: Option<PathBuf>,
+    /// The adjustment log to read.
+    #[command(flatten)]
+    pub source: LogSource,
     /// Only events after this: a duration (`1h`, `30m`) or a UTC time
     /// (`2026-01-31T23:00:00Z`).
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
     /// Only events of this class, module or signal.
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = ClassName, hide_possible_values = true)]
     pub class: Option<String>,
     /// Only events of this kind (`adjustment`, `shed`, `alert`, ...); may be repeated.
     #[arg(long, value_name = "KIND")]
     pub event: Vec<String>,
+    /// Each shed request, instead of their summaries alone.
+    #[arg(long)]
+    pub sheds: bool,
     /// At most this many events, the newest.
     #[arg(long, value_name = "N", default_value_t = 100)]
     pub limit: usize,
@@ -49,18 +52,23 @@ pub struct Args {
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     /// The adjustment log cannot be read.
-    #[error("cannot read the adjustment log at {path}: {problem}; name it with --adjustment-log")]
-    Unreadable {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        problem: io::Error,
-    },
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// A time that is none.
-    #[error("{text:?} is neither a length of time like 1h30m nor a UTC time like 2026-01-31T23:00:00Z")]
+    #[error(
+        "invalid time {text:?}: expected a duration such as 1h30m, or a UTC time such as 2026-01-31T23:00:00Z"
+    )]
     Time {
         /// As given.
         text: String,
+    },
+    /// A name that nothing has.
+    #[error("no class, module or signal is called `{name}`; {nearest}")]
+    Unknown {
+        /// As given.
+        name: String,
+        /// What may have been meant.
+        nearest: String,
     },
     /// The output is closed.
     #[error("cannot write: {0}")]
@@ -69,15 +77,22 @@ pub enum LogError {
 
 /// Carries out the command; `now` is the wall clock.
 pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError> {
-    let path = log_path(args.adjustment_log.as_deref());
-    let unreadable = |problem| LogError::Unreadable { path: path.clone(), problem };
     let since = args.since.as_deref().map(|text| parse_time(text, now)).transpose()?;
+    let place = args.source.place()?;
     // Before reading, so that nothing is missed in between; what is seen twice is dropped.
-    let follower = args.follow.then(|| Follower::at_end(&path));
+    let mut follow = args.follow.then(|| place.follow());
     let mut newest = VecDeque::new();
-    for line in Reader::open(&path, since).map_err(unreadable)? {
-        let line = line.map_err(unreadable)?;
+    let (mut subjects, mut summed_up) = (BTreeSet::new(), 0_u64);
+    for line in place.read(since)? {
+        let line = line.map_err(|problem| place.unreadable(problem))?;
+        if let (Some(_), Line::LoggedEvent(logged)) = (&args.class, &line) {
+            subjects.extend(logged.event.subject().map(str::to_owned));
+        }
         if !args.wants(&line, since) {
+            continue;
+        }
+        if args.sums_up(&line) {
+            summed_up += 1;
             continue;
         }
         if newest.len() >= args.limit {
@@ -87,23 +102,28 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
             newest.push_back(line);
         }
     }
-    let mut shown = 0;
+    if let Some(name) = &args.class {
+        known(name, &subjects)?;
+    }
+    let (mut shown, mut last) = (0, now);
     for line in newest {
         if let Line::LoggedEvent(logged) = &line {
-            shown = shown.max(logged.seq);
+            (shown, last) = (shown.max(logged.seq), logged.time);
         }
         show(&line, args.format, out)?;
     }
+    if summed_up > 0 && args.format == Format::Table {
+        writeln!(out, "{summed_up} lines of single shed requests are not shown; --sheds shows them")?;
+    }
     out.flush()?;
-    follower.map_or(Ok(()), |follower| follow(args, follower, shown, out))
-}
-
-fn follow(args: &Args, mut follower: Follower, shown: u64, out: &mut dyn Write) -> Result<(), LogError> {
+    let Some(follow) = &mut follow else { return Ok(()) };
     loop {
-        let path = log_path(args.adjustment_log.as_deref());
-        for line in follower.poll().map_err(|problem| LogError::Unreadable { path, problem })? {
+        for line in follow.poll(last, &place)? {
             let again = matches!(&line, Line::LoggedEvent(logged) if logged.seq <= shown);
-            if !again && args.wants(&line, None) {
+            if let (false, Line::LoggedEvent(logged)) = (again, &line) {
+                (shown, last) = (logged.seq, logged.time);
+            }
+            if !again && args.wants(&line, None) && !args.sums_up(&line) {
                 show(&line, args.format, out)?;
             }
         }
@@ -122,12 +142,25 @@ impl Args {
             && self.class.as_deref().is_none_or(|class| logged.event.subject() == Some(class))
             && (self.event.is_empty() || self.event.iter().any(|kind| kind == logged.event.name()))
     }
+
+    /// A summary of the same seconds has it too.
+    fn sums_up(&self, line: &Line) -> bool {
+        let single = matches!(line, Line::LoggedEvent(logged) if matches!(logged.event, Event::Shed(_)));
+        single && !self.sheds && self.event.is_empty() && self.format == Format::Table
+    }
 }
 
-/// Where the adjustment log is, if nothing else is said.
-#[must_use]
-pub(crate) fn log_path(given: Option<&Path>) -> PathBuf {
-    given.map_or_else(|| Path::new(defaults::STATE_DIR).join("adjustment-log"), Path::to_path_buf)
+/// A name that nothing has, in the log or built in, is a slip.
+pub(crate) fn known(name: &str, subjects: &BTreeSet<String>) -> Result<(), LogError> {
+    let built_in = catalogue::CLASSES.iter().map(|class| class.name);
+    let built_in = built_in.chain(catalogue::MODULES.iter().map(|module| module.name));
+    let built_in = built_in.chain(crate::core::signal::catalogue::SIGNALS.iter().map(|signal| signal.name));
+    let all: BTreeSet<&str> = built_in.chain(subjects.iter().map(String::as_str)).collect();
+    if all.contains(name) {
+        return Ok(());
+    }
+    let nearest = suggest(name, all).unwrap_or_default();
+    Err(LogError::Unknown { name: printable(name), nearest: printable(&nearest) })
 }
 
 /// A length of time before `now`, or a time.
@@ -180,6 +213,7 @@ pub(crate) mod tests {
     use crate::core::time::Time;
     use crate::observe::adjustment_log::{Entry, Options, Sync, Writer};
     use std::fs;
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
 
     pub(crate) const START_MS: u64 = 1_700_000_000_000;
@@ -296,12 +330,17 @@ pub(crate) mod tests {
         })
     }
 
+    pub(crate) fn source(adjustment_log: &TestLog) -> LogSource {
+        LogSource { adjustment_log: Some(adjustment_log.dir.clone()), ..LogSource::default() }
+    }
+
     fn args(adjustment_log: &TestLog) -> Args {
         Args {
-            adjustment_log: Some(adjustment_log.dir.clone()),
+            source: source(adjustment_log),
             since: None,
             class: None,
             event: Vec::new(),
+            sheds: true,
             limit: 100,
             format: Format::Table,
             follow: false,
@@ -352,10 +391,37 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn single_sheds_are_left_to_their_summaries_and_counted() {
+        let adjustment_log = sample();
+        let text = output(&Args { sheds: false, ..args(&adjustment_log) });
+        assert!(!text.contains("r-1"), "{text}");
+        assert!(
+            text.ends_with("1 lines of single shed requests are not shown; --sheds shows them\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_class_that_does_not_exist_is_refused_with_the_nearest_name() {
+        let adjustment_log = sample();
+        let wrong = Args { class: Some("job-lst".into()), ..args(&adjustment_log) };
+        let error = run(&wrong, WallMs(START_MS), &mut Vec::new()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "no class, module or signal is called `job-lst`; did you mean `job-list`?"
+        );
+        let quiet = Args { class: Some("job-submit".into()), ..args(&adjustment_log) };
+        assert!(
+            run(&quiet, WallMs(START_MS), &mut Vec::new()).is_ok(),
+            "it exists, and nothing happened to it"
+        );
+    }
+
+    #[test]
     fn json_is_the_logs_own() {
         let mut args = args(&sample());
         let adjustment_log = sample();
-        args.adjustment_log = Some(adjustment_log.dir.clone());
+        args.source = source(&adjustment_log);
         args.format = Format::Json;
         let file = fs::read_to_string(adjustment_log.dir.join("adjustments.jsonl")).unwrap();
         assert_eq!(output(&args), file);
@@ -377,9 +443,9 @@ pub(crate) mod tests {
         let mut args = args(&adjustment_log);
         args.since = Some("yesterday".into());
         let error = run(&args, WallMs(0), &mut Vec::new()).unwrap_err();
-        assert!(error.to_string().starts_with("\"yesterday\" is neither"), "{error}");
+        assert!(error.to_string().starts_with("invalid time \"yesterday\""), "{error}");
         args.since = None;
-        args.adjustment_log = Some(adjustment_log.dir.join("nowhere"));
+        args.source.adjustment_log = Some(adjustment_log.dir.join("nowhere"));
         let error = run(&args, WallMs(0), &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("name it with --adjustment-log"), "{error}");
     }

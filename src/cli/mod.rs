@@ -2,9 +2,11 @@
 
 pub mod alerts;
 pub mod check;
+pub mod class_name;
 pub mod client;
 pub mod clients;
 pub mod completions;
+pub mod config_file;
 pub mod demo;
 pub mod doctor;
 pub mod explain;
@@ -14,6 +16,7 @@ pub mod incident;
 pub mod limits;
 pub mod load;
 pub mod log;
+pub mod log_source;
 pub mod overrides;
 pub mod progress;
 pub mod replay;
@@ -25,7 +28,7 @@ pub mod tune;
 pub mod up;
 
 use crate::admin::schema::ShedMode;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Adaptive load shedding in front of a Ray head.
@@ -94,15 +97,91 @@ enum Operate {
     /// Enforce limits, for one class or all.
     Enforce(overrides::ModeArgs),
     /// Reload the configuration file, and report its problems.
-    Reload(overrides::FreezeArgs),
+    Reload(overrides::ReloadArgs),
     /// Show firing alerts, or send a test alert.
     Alerts(alerts::Args),
+}
+
+/// Commands by what they are for, each with an example that its own help shows.
+const GROUPS: [(&str, &[(&str, &str)]); 5] = [
+    (
+        "Run",
+        &[
+            ("up", "rayguard up --upstream http://127.0.0.1:8265"),
+            ("run", "rayguard run rayguard.toml"),
+            ("check", "rayguard check rayguard.toml"),
+            ("doctor", "rayguard doctor rayguard.toml"),
+            ("demo", "rayguard demo"),
+        ],
+    ),
+    (
+        "Look",
+        &[
+            ("status", "rayguard status --watch"),
+            ("clients", "rayguard clients -n 5"),
+            ("limits", "rayguard limits job-list"),
+            ("alerts", "rayguard alerts test"),
+            ("log", "rayguard log --since 1h --class job-submit"),
+            ("explain", "rayguard explain 1a22ce55fcb-1"),
+            ("replay", "rayguard replay rayguard-state/adjustment-log"),
+            ("health", "rayguard health --address unix:/run/rayguard/admin.sock"),
+        ],
+    ),
+    (
+        "Override",
+        &[
+            ("pin", "rayguard pin job-submit rate=2 --for 30m --why 'nightly import'"),
+            ("unpin", "rayguard unpin job-submit rate"),
+            ("freeze", "rayguard freeze --why 'head is being upgraded'"),
+            ("unfreeze", "rayguard unfreeze --why 'upgrade done'"),
+            ("shadow", "rayguard shadow serve --why 'trying new limits'"),
+            ("enforce", "rayguard enforce serve --why 'limits look right'"),
+            ("reload", "rayguard reload --why 'new SLO'"),
+        ],
+    ),
+    (
+        "Lab",
+        &[
+            ("simulate", "rayguard simulate ray-state-flood"),
+            ("record", "rayguard record monday.trace --for 1h"),
+            ("tune", "rayguard tune --trace monday.trace"),
+            ("load", "rayguard load plan.toml --target http://127.0.0.1:8266"),
+        ],
+    ),
+    (
+        "Shell",
+        &[
+            ("completions", "rayguard completions bash > /etc/bash_completion.d/rayguard"),
+            ("man", "rayguard man | man -l -"),
+        ],
+    ),
+];
+
+/// The command line with its commands in groups, and an example in the help of each.
+fn command() -> clap::Command {
+    let mut command = Cli::command();
+    let width =
+        GROUPS.iter().flat_map(|(_, commands)| *commands).map(|(name, _)| name.len()).max().unwrap_or(0);
+    let mut list = String::new();
+    for (group, commands) in GROUPS {
+        list.extend(["\n", group, ":\n"]);
+        for (name, example) in commands {
+            let about = command.find_subcommand(name).and_then(clap::Command::get_about);
+            let about = about.map_or_else(String::new, ToString::to_string);
+            list.extend(["  ", name, &" ".repeat(width + 2 - name.len()), &about, "\n"]);
+            command =
+                command.mut_subcommand(name, |command| command.after_help(format!("Example: {example}")));
+        }
+    }
+    command.help_template(format!(
+        "{{about-with-newline}}\n{{usage-heading}} {{usage}}\n{list}\nOptions:\n{{options}}"
+    ))
 }
 
 /// Says what is wrong with the command line, and what an option that was renamed is called now.
 fn refuse(error: &clap::Error) -> ! {
     if let Some((old, new)) = renamed(error) {
-        Cli::command().error(error.kind(), format!("`{old}` has a new name; write `{new}`")).exit();
+        command().error(error.kind(), format!("`{old}` has a new name; write `{new}`")).exit();
     }
     error.exit()
 }
@@ -119,10 +198,13 @@ fn renamed(error: &clap::Error) -> Option<(&str, &'static str)> {
 /// asked wrongly.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| refuse(&error));
+    let cli = command()
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .unwrap_or_else(|error| refuse(&error));
     let outcome: Result<u8, Box<dyn std::error::Error>> = match cli.command {
-        Command::Up(args) => up::run(args).map_err(Into::into),
-        Command::Run(args) => run::run(args).map_err(Into::into),
+        Command::Up(args) => up::run(&args).map_err(Into::into),
+        Command::Run(args) => run::run(&args).map_err(Into::into),
         Command::Record(args) => run::record(args).map_err(Into::into),
         Command::Check(args) => check::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Doctor(args) => doctor::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
@@ -189,7 +271,7 @@ async fn operate(command: Operate) -> Result<(), client::ClientError> {
 
 #[cfg(test)]
 mod tests {
-    use clap::{CommandFactory, Parser};
+    use clap::Parser;
 
     #[test]
     fn an_option_that_was_renamed_is_refused_with_its_new_name() {
@@ -199,7 +281,26 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_does_not_contradict_itself() {
-        super::Cli::command().debug_assert();
+    fn every_command_stands_in_one_group_and_its_example_can_be_parsed() {
+        let command = super::command();
+        command.clone().debug_assert();
+        let mut grouped: Vec<&str> =
+            super::GROUPS.iter().flat_map(|(_, of)| *of).map(|(name, _)| *name).collect();
+        let mut all: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
+        grouped.sort_unstable();
+        all.sort_unstable();
+        all.retain(|name| *name != "help");
+        assert_eq!(grouped, all);
+        for (name, example) in super::GROUPS.iter().flat_map(|(_, of)| *of) {
+            let words = example.split(['>', '|']).next().unwrap_or_default();
+            // A reason in quotes is one word.
+            let words = words.split('\'').enumerate().flat_map(|(at, part)| {
+                if at % 2 == 1 { vec![part] } else { part.split_whitespace().collect() }
+            });
+            let parsed = super::command().try_get_matches_from(words);
+            assert!(parsed.is_ok_and(|parsed| parsed.subcommand_name() == Some(*name)), "{example}");
+        }
+        let help = super::command().render_help().to_string();
+        assert!(help.contains("\nOverride:\n  pin") && help.contains("Hold a limit at a value"), "{help}");
     }
 }

@@ -2,7 +2,8 @@
 //! and giving it back.
 
 use crate::admin::schema::{Done, FreezeRequest, ModeRequest, PinRequest, Reloaded, ShedMode, UnpinRequest};
-use crate::cli::client::{Client, ClientError, Reach, json, who};
+use crate::cli::class_name::ClassName;
+use crate::cli::client::{Client, ClientError, Reach, json, reason, who};
 use crate::cli::format::Format;
 use crate::core::event::LimitKind;
 use std::io::Write;
@@ -12,6 +13,7 @@ use std::str::FromStr;
 #[derive(clap::Args, Clone, Debug)]
 pub struct PinArgs {
     /// Class name, for example job-submit.
+    #[arg(value_parser = ClassName, hide_possible_values = true)]
     pub class: String,
     /// Limit and value: rate=5 or in_flight=20.
     #[arg(value_name = "LIMIT=VALUE")]
@@ -19,9 +21,9 @@ pub struct PinArgs {
     /// Duration; after it the controller moves the limit again, from this value.
     #[arg(long = "for", value_name = "LENGTH", default_value = "1h")]
     pub length: String,
-    /// Reason, kept in the adjustment log.
+    /// Reason, kept in the adjustment log; asked for at a terminal.
     #[arg(long, value_name = "TEXT")]
-    pub why: String,
+    pub why: Option<String>,
     /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
@@ -31,6 +33,7 @@ pub struct PinArgs {
 #[derive(clap::Args, Clone, Debug)]
 pub struct UnpinArgs {
     /// The class.
+    #[arg(value_parser = ClassName, hide_possible_values = true)]
     pub class: String,
     /// Which limit: rate or in_flight.
     #[arg(value_parser = kind)]
@@ -46,6 +49,17 @@ pub struct UnpinArgs {
 /// What has a reason and nothing else.
 #[derive(clap::Args, Clone, Debug)]
 pub struct FreezeArgs {
+    /// Reason, kept in the adjustment log; asked for at a terminal.
+    #[arg(long, value_name = "TEXT")]
+    pub why: Option<String>,
+    /// Address of the running rayguard.
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+/// Reads the configuration file again.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ReloadArgs {
     /// Reason, kept in the adjustment log.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub why: String,
@@ -58,10 +72,11 @@ pub struct FreezeArgs {
 #[derive(clap::Args, Clone, Debug)]
 pub struct ModeArgs {
     /// Class name. Default: all classes.
+    #[arg(value_parser = ClassName, hide_possible_values = true)]
     pub class: Option<String>,
-    /// Reason, kept in the adjustment log.
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    pub why: String,
+    /// Reason, kept in the adjustment log; asked for at a terminal.
+    #[arg(long, value_name = "TEXT")]
+    pub why: Option<String>,
     /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
@@ -107,7 +122,7 @@ pub async fn pin(args: &PinArgs, out: &mut dyn Write) -> Result<(), ClientError>
         limit: args.limit.limit,
         value: args.limit.value,
         r#for: args.length.clone(),
-        why: args.why.clone(),
+        why: reason(args.why.as_deref())?,
         who: who(),
     };
     send(&args.reach, "/api/v1/pin", &order, out).await
@@ -123,17 +138,19 @@ pub async fn unpin(args: &UnpinArgs, out: &mut dyn Write) -> Result<(), ClientEr
 /// Carries out `freeze` and `unfreeze`.
 pub async fn freeze(args: &FreezeArgs, frozen: bool, out: &mut dyn Write) -> Result<(), ClientError> {
     let path = if frozen { "/api/v1/freeze" } else { "/api/v1/unfreeze" };
-    send(&args.reach, path, &FreezeRequest { why: args.why.clone(), who: who() }, out).await
+    let why = reason(args.why.as_deref())?;
+    send(&args.reach, path, &FreezeRequest { why, who: who() }, out).await
 }
 
 /// Carries out `shadow` and `enforce`.
 pub async fn mode(args: &ModeArgs, mode: ShedMode, out: &mut dyn Write) -> Result<(), ClientError> {
-    let order = ModeRequest { mode, class: args.class.clone(), why: args.why.clone(), who: who() };
+    let why = reason(args.why.as_deref())?;
+    let order = ModeRequest { mode, class: args.class.clone(), why, who: who() };
     send(&args.reach, "/api/v1/mode", &order, out).await
 }
 
 /// Carries out `reload`.
-pub async fn reload(args: &FreezeArgs, out: &mut dyn Write) -> Result<(), ClientError> {
+pub async fn reload(args: &ReloadArgs, out: &mut dyn Write) -> Result<(), ClientError> {
     let order = FreezeRequest { why: args.why.clone(), who: who() };
     let reloaded: Reloaded = Client::new(&args.reach)?.post("/api/v1/reload", &order).await?;
     if args.reach.format == Format::Json {

@@ -7,9 +7,9 @@
 //! the adjustment log was changed, or the arithmetic was (another version, another machine).
 
 use super::format::Format;
-use super::log::LogError;
+use super::log_source::{LogSource, Place, SourceError};
 use crate::core::event::{Adjustment, Event, LoggedEvent, printable};
-use crate::observe::adjustment_log::{Line, Reader};
+use crate::observe::adjustment_log::Line;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -17,8 +17,11 @@ use std::path::PathBuf;
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Directory of an adjustment log, or one of its files.
-    #[arg(value_name = "LOG")]
-    pub log: PathBuf,
+    #[arg(value_name = "LOG", conflicts_with = "adjustment_log")]
+    pub log: Option<PathBuf>,
+    /// The adjustment log to read.
+    #[command(flatten)]
+    pub source: LogSource,
     /// Table or JSON.
     #[arg(long, value_enum, default_value_t)]
     pub format: Format,
@@ -29,7 +32,7 @@ pub struct Args {
 pub enum ReplayError {
     /// The adjustment log cannot be read.
     #[error(transparent)]
-    Log(#[from] LogError),
+    Source(#[from] SourceError),
     /// An adjustment does not follow from its inputs.
     #[error("seq {seq} ({class}): {what} is {recorded} in the log, but computes to {derived}")]
     Differs {
@@ -66,11 +69,11 @@ pub struct Tally {
 
 /// Carries out the command.
 pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
-    let unreadable = |problem| LogError::Unreadable { path: args.log.clone(), problem };
+    let place = args.log.clone().map_or_else(|| args.source.place(), |path| Ok(Place::Files(path)))?;
     let mut tally = Tally::default();
     let mut seq_last = None;
-    for line in Reader::open(&args.log, None).map_err(unreadable)? {
-        let Line::LoggedEvent(logged) = line.map_err(unreadable)? else {
+    for line in place.read(None)? {
+        let Line::LoggedEvent(logged) = line.map_err(|problem| place.unreadable(problem))? else {
             tally.unreadable += 1;
             continue;
         };
@@ -165,8 +168,12 @@ mod tests {
         adjustment_log
     }
 
+    fn args(adjustment_log: &TestLog, format: Format) -> Args {
+        Args { log: Some(adjustment_log.dir.clone()), source: LogSource::default(), format }
+    }
+
     fn replay(adjustment_log: &TestLog) -> Result<Tally, ReplayError> {
-        run(&Args { log: adjustment_log.dir.clone(), format: Format::Table }, &mut Vec::new())
+        run(&args(adjustment_log, Format::Table), &mut Vec::new())
     }
 
     #[test]
@@ -206,7 +213,7 @@ mod tests {
         let tally = replay(&adjustment_log).unwrap();
         assert_eq!((tally.derived, tally.missing, tally.unreadable), (47, 3, 1));
         let mut out = Vec::new();
-        run(&Args { log: adjustment_log.dir.clone(), format: Format::Json }, &mut out).unwrap();
+        run(&args(&adjustment_log, Format::Json), &mut out).unwrap();
         let told: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert_eq!((&told["derived"], &told["missing"]), (&47.into(), &3.into()));
     }

@@ -1,6 +1,7 @@
 //! `rayguard run`: guard a Ray head.
 
 use crate::admin;
+use crate::cli::config_file::ConfigFile;
 use crate::config::quantity::{Bytes, Length};
 use crate::config::{self, Overrides, Settings, settings};
 use crate::core::admission::table::Mode;
@@ -34,9 +35,9 @@ use tokio::sync::mpsc;
 /// Run the proxy in front of a Ray head.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct Args {
-    /// Configuration file. Without one: the defaults, and Ray as found on this host.
-    #[arg(long, short)]
-    pub config: Option<PathBuf>,
+    /// Configuration file.
+    #[command(flatten)]
+    pub config: ConfigFile,
     /// URL of Ray's dashboard, for example http://127.0.0.1:8265.
     #[arg(long)]
     pub upstream: Option<String>,
@@ -64,7 +65,7 @@ pub struct Args {
 /// Writes a traffic trace for a while: `run --shadow --record`, with an end.
 #[derive(clap::Args, Clone, Debug)]
 pub struct RecordArgs {
-    /// File to write the trace to. An existing file is renamed to FILE.1.
+    /// File to write the trace to. An existing file is kept, and the trace gets the time in its name.
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
     /// Duration, for example 10m. Default: until SIGINT or SIGTERM.
@@ -90,7 +91,7 @@ pub struct RecordArgs {
 impl From<RecordArgs> for Args {
     fn from(args: RecordArgs) -> Args {
         Args {
-            config: args.config,
+            config: args.config.into(),
             upstream: args.upstream,
             listen: args.listen,
             shadow: !args.enforce,
@@ -182,23 +183,23 @@ pub enum RunError {
 /// Carries out `record`.
 pub fn record(args: RecordArgs) -> Result<u8, RunError> {
     let length = args.length.map(|length| length.0);
-    run_for(args.into(), length, |_| {})
+    run_for(&args.into(), length, |_| {})
 }
 
 /// Carries out the command.
-pub fn run(args: Args) -> Result<u8, RunError> {
+pub fn run(args: &Args) -> Result<u8, RunError> {
     run_then(args, |_| {})
 }
 
 /// The same, and calls `ready` once every listener is open.
-pub fn run_then(args: Args, ready: impl FnOnce(&Settings)) -> Result<u8, RunError> {
+pub fn run_then(args: &Args, ready: impl FnOnce(&Settings)) -> Result<u8, RunError> {
     run_for(args, None, ready)
 }
 
 /// What the command line and its file come to.
 pub fn settings(args: &Args) -> Result<Settings, RunError> {
     let overrides = overrides(args);
-    Ok(match &args.config {
+    Ok(match args.config.path() {
         Some(path) => config::load(path, &overrides)?,
         None => Settings::defaults(&overrides).map_err(config::Error::from)?,
     })
@@ -214,16 +215,16 @@ fn overrides(args: &Args) -> Overrides {
     }
 }
 
-fn run_for(args: Args, length: Option<Duration>, ready: impl FnOnce(&Settings)) -> Result<u8, RunError> {
+fn run_for(args: &Args, length: Option<Duration>, ready: impl FnOnce(&Settings)) -> Result<u8, RunError> {
     let bytes_max = args.record_max.map_or(trace_writer::BYTES_DEFAULT, |max| max.0);
     if bytes_max < trace_writer::BYTES_MIN {
         return Err(RunError::RecordMax(bytes_max));
     }
     let trace = args.record.clone().map(|path| TraceTarget { path, bytes_max });
-    let (settings, overrides) = (settings(&args)?, overrides(&args));
+    let (settings, overrides) = (settings(args)?, overrides(args));
     crate::observe::log::start(&settings.log);
     let runtime = runtime()?;
-    let source = args.config.map(|path| Source { path, overrides });
+    let source = args.config.path().map(|path| Source { path: path.to_owned(), overrides });
     runtime.block_on(app(Arc::new(settings), source, inherited(), trace, length, ready))
 }
 
@@ -461,6 +462,7 @@ fn start_trace(
     trace: &TraceTarget,
 ) -> Result<std::thread::JoinHandle<trace_writer::Tally>, RunError> {
     let TraceTarget { path, bytes_max } = trace;
+    let path = &trace_writer::unused(path, app.clock.wall());
     let (trace_writer, thread) = trace_writer::channel(path, *bytes_max)
         .map_err(|source| RunError::Record { path: path.clone(), source })?;
     let writing = std::thread::Builder::new().name("trace".into()).spawn(move || thread.run())?;

@@ -1,7 +1,8 @@
 //! `rayguard simulate`: put questions to the production loop on a modelled head.
 //!
 //! Reads scenarios (files, or every `*.toml` of a folder and of those in it), runs each with its control, and says
-//! which expectations hold. Exit code 0 when all do, 1 when one does not or a scenario cannot
+//! which expectations hold. The project's own are built in: where there is no such file or folder, a name
+//! (`ray-state-flood`) or a path under `simulations` means one of them. Exit code 0 when all do, 1 when one does not or a scenario cannot
 //! be read. The seed is printed with each answer: a run can be had again to the last byte.
 
 use crate::cli::format::Format;
@@ -23,10 +24,13 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// The scenarios that come with rayguard.
+static BUILT_IN: include_dir::Dir<'_> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/simulations");
+
 /// Run scenarios against a simulated Ray head.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
-    /// Scenario files, or folders of them.
+    /// Scenario files, folders of them, or names of built-in scenarios.
     #[arg(default_value = "simulations")]
     pub scenarios: Vec<PathBuf>,
     /// Seed for all scenarios, instead of each one's own.
@@ -78,8 +82,16 @@ pub enum Error {
         error: std::io::Error,
     },
     /// A folder without scenarios.
-    #[error("{}: no *.toml in this folder; name scenario files, or run from the project's root", .0.display())]
+    #[error("{}: no *.toml in this folder; name scenario files", .0.display())]
     Empty(PathBuf),
+    /// Neither a file nor a built-in scenario.
+    #[error("{}: no such file, and no built-in scenario of this name; {nearest}", path.display())]
+    Unknown {
+        /// As given.
+        path: PathBuf,
+        /// What may have been meant.
+        nearest: String,
+    },
     /// A scenario is wrong.
     #[error("{}: {error}", path.display())]
     Scenario {
@@ -337,17 +349,68 @@ impl fmt::Write for AdjustmentLogFile {
 fn files(named: &[PathBuf]) -> Result<Vec<PathBuf>, Error> {
     let mut files = Vec::new();
     for path in named {
-        if !path.is_dir() {
+        if path.is_dir() {
+            let inside = inside(path)?;
+            if inside.is_empty() {
+                return Err(Error::Empty(path.clone()));
+            }
+            files.extend(inside);
+        } else if path.exists() {
             files.push(path.clone());
-            continue;
+        } else {
+            files.extend(built_in(path)?);
         }
-        let inside = inside(path)?;
-        if inside.is_empty() {
-            return Err(Error::Empty(path.clone()));
-        }
-        files.extend(inside);
     }
     Ok(files)
+}
+
+/// Where the built-in scenarios seem to be.
+const LIBRARY: &str = "simulations";
+
+/// The built-in scenarios at a path under `simulations`, or the one of this name.
+fn built_in(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    let all: Vec<PathBuf> = built_in_scenarios(&BUILT_IN);
+    let found: Vec<PathBuf> = match path.strip_prefix(LIBRARY) {
+        Ok(rest) => all.iter().filter(|file| file.starts_with(rest)).cloned().collect(),
+        Err(_) => all
+            .iter()
+            .filter(|file| file.with_extension("") == path || file.file_stem() == Some(path.as_os_str()))
+            .cloned()
+            .collect(),
+    };
+    if found.is_empty() {
+        let names: Vec<String> = all.iter().map(|file| name(file)).collect();
+        let given = path.to_string_lossy();
+        let nearest =
+            crate::config::problem::suggest(&given, names.iter().map(String::as_str)).unwrap_or_default();
+        return Err(Error::Unknown { path: path.to_owned(), nearest });
+    }
+    Ok(found.iter().map(|file| Path::new(LIBRARY).join(file)).collect())
+}
+
+/// In the order of [`inside`].
+fn built_in_scenarios(folder: &include_dir::Dir<'_>) -> Vec<PathBuf> {
+    let is_scenario =
+        |file: &&include_dir::File<'_>| file.path().extension().is_some_and(|end| end == "toml");
+    let mut files: Vec<PathBuf> =
+        folder.files().filter(is_scenario).map(|file| file.path().to_owned()).collect();
+    files.sort();
+    let mut folders: Vec<&include_dir::Dir<'_>> = folder.dirs().collect();
+    folders.sort_by_key(|folder| folder.path());
+    files.into_iter().chain(folders.into_iter().flat_map(built_in_scenarios)).collect()
+}
+
+/// A file on disk, or else a built-in one.
+fn bytes(path: &Path) -> Result<std::borrow::Cow<'static, [u8]>, Error> {
+    match (std::fs::read(path), built_in_file(path)) {
+        (Ok(bytes), _) => Ok(bytes.into()),
+        (Err(_), Some(file)) => Ok(file.contents().into()),
+        (Err(error), None) => Err(at(path)(error)),
+    }
+}
+
+fn built_in_file(path: &Path) -> Option<&'static include_dir::File<'static>> {
+    BUILT_IN.get_file(path.strip_prefix(LIBRARY).ok()?)
 }
 
 /// The scenarios of a folder, then those of the folders in it.
@@ -366,12 +429,13 @@ fn inside(folder: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 fn read(path: &Path) -> Result<Scenario, Error> {
-    let text = std::fs::read_to_string(path).map_err(at(path))?;
-    Scenario::read(&text).map_err(|error| Error::Scenario { path: path.to_owned(), error })
+    let text = bytes(path)?;
+    Scenario::read(&String::from_utf8_lossy(&text))
+        .map_err(|error| Error::Scenario { path: path.to_owned(), error })
 }
 
 fn read_trace(path: &Path) -> Result<trace::Trace, Error> {
-    let text = std::fs::read(path).map_err(at(path))?;
+    let text = bytes(path)?;
     trace::read(&String::from_utf8_lossy(&text))
         .map_err(|error| Error::Trace { path: path.to_owned(), error })
 }
@@ -387,7 +451,11 @@ fn traces(args: &Args, scenario_path: &Path, scenario: &Scenario) -> Result<Opti
         }
         let own = folder.join(&client.trace);
         let named = args.traces.as_ref().map(|folder| folder.join(&client.trace));
-        let Some(path) = [Some(own), named].into_iter().flatten().find(|path| path.exists()) else {
+        let Some(path) = [Some(own), named]
+            .into_iter()
+            .flatten()
+            .find(|path| path.exists() || built_in_file(path).is_some())
+        else {
             return Ok(None);
         };
         traces.insert(client.trace.clone(), Arc::new(read_trace(&path)?));
@@ -423,6 +491,24 @@ mod tests {
             let args = args(Vec::new(), Format::Table);
             traces(&args, &file, &scenario).unwrap_or_else(|error| panic!("{error}"));
         }
+    }
+
+    #[test]
+    fn without_the_repository_the_scenarios_are_the_same_and_found_by_name() {
+        let here: Vec<PathBuf> = files(&[library()]).expect("a folder of scenarios");
+        let relative = |file: &PathBuf| file.strip_prefix(library()).expect("in it").to_owned();
+        assert_eq!(built_in_scenarios(&BUILT_IN), here.iter().map(relative).collect::<Vec<_>>());
+        let one = built_in(Path::new("ray-recorded-state-flood")).expect("its name");
+        let [path] = &one[..] else { panic!("{one:?}") };
+        let scenario = read(path).unwrap_or_else(|error| panic!("{error}"));
+        let args = args(Vec::new(), Format::Table);
+        assert!(
+            traces(&args, path, &scenario).expect("it can be read").is_some(),
+            "its trace is built in too"
+        );
+        let error = built_in(Path::new("ray-recorded-state-flod")).expect_err("a slip");
+        assert!(error.to_string().ends_with("did you mean `ray-recorded-state-flood`?"), "{error}");
+        assert!(built_in(Path::new("simulations/busy")).expect("a folder").len() > 5);
     }
 
     #[test]

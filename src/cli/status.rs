@@ -13,6 +13,7 @@ use crate::core::alert::{Severity, Transition};
 use crate::core::controller::view::{ClassView, SignalView};
 use crate::core::event::{LimitKind, SignalHealth, number, printable};
 use std::io::{self, Write};
+use std::time::Duration;
 
 /// Shows current status.
 #[derive(clap::Args, Clone, Debug)]
@@ -23,7 +24,13 @@ pub struct Args {
     /// Show idle classes and quiet signals too.
     #[arg(long)]
     pub all: bool,
+    /// Show it again every two seconds, until interrupted.
+    #[arg(long, short)]
+    pub watch: bool,
 }
+
+/// How often `--watch` asks.
+const WATCH: Duration = Duration::from_secs(2);
 
 /// Changes shown.
 const LAST: usize = 5;
@@ -31,6 +38,28 @@ const LAST: usize = 5;
 /// Carries out the command.
 pub async fn run(args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
     let client = Client::new(&args.reach)?;
+    if !args.watch {
+        return once(&client, args, out, paint).await;
+    }
+    loop {
+        // Whole before it is shown, so that the screen does not flicker; and a rayguard that restarts is waited for.
+        let mut text = Vec::new();
+        match once(&client, args, &mut text, paint).await {
+            Ok(()) => {}
+            Err(error @ (ClientError::Unreachable { .. } | ClientError::Strange { .. })) => {
+                writeln!(text, "{}", paint.bad(&error.to_string()))?;
+            }
+            Err(error) => return Err(error),
+        }
+        let clear: &[u8] = if paint == Paint::plain() { b"" } else { b"\x1b[H\x1b[2J" };
+        out.write_all(clear)?;
+        out.write_all(&text)?;
+        out.flush()?;
+        tokio::time::sleep(WATCH).await;
+    }
+}
+
+async fn once(client: &Client, args: &Args, out: &mut dyn Write, paint: Paint) -> Result<(), ClientError> {
     if args.reach.format == Format::Json {
         let state: serde_json::Value = client.get("/api/v1/state").await?;
         return json(out, &state);

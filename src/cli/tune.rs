@@ -42,7 +42,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     pub trace: PathBuf,
     /// Configuration to start from. Default: the built-in defaults.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Seed of the simulation.
     #[arg(long, default_value_t = 1)]

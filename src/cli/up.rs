@@ -37,7 +37,7 @@ pub enum UpError {
 }
 
 /// Carries out the command; the number is the exit code.
-pub fn run(args: Args) -> Result<u8, UpError> {
+pub fn run(args: &Args) -> Result<u8, UpError> {
     let findings = doctor::look(&run::settings(&args.run)?)?;
     let mut out = io::stdout().lock();
     if !show(&findings, &mut out)? {
@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<u8, UpError> {
     out.flush()?;
     drop(out);
     let ray = of(&findings, "ray").map_or_else(String::new, |ray| ray.found.clone());
-    Ok(run::run_then(args.run, move |settings| {
+    Ok(run::run_then(&args.run, move |settings| {
         let told = next(settings, &ray, &mut io::stdout().lock());
         if let Err(error) = told {
             tracing::warn!(%error, "could not print what to do next");

@@ -501,37 +501,86 @@ pub enum Line {
 }
 
 /// Reads an adjustment log from its oldest line to its newest, one line in memory at a time.
-#[derive(Debug)]
 pub struct Reader {
     files: std::vec::IntoIter<PathBuf>,
-    open: Option<(PathBuf, BufReader<File>, u64)>,
+    open: Option<(PathBuf, Box<dyn BufRead + Send>, u64)>,
     line: Vec<u8>,
+}
+
+impl std::fmt::Debug for Reader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reader").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+/// The files of the adjustment log at `path`, oldest first; those whose last line is older than `since` are left out.
+fn files(path: &Path, since: Option<WallMs>) -> io::Result<Vec<PathBuf>> {
+    let current = if path.is_dir() { path.join(FILE_NAME) } else { path.to_path_buf() };
+    let mut files: Vec<PathBuf> =
+        (1..AGE_MAX).map(|age| rotated(&current, age)).take_while(|file| file.exists()).collect();
+    files.reverse();
+    if current.exists() || files.is_empty() {
+        // A file that is not there is an error to be told, unless it was just rotated.
+        File::open(&current)?;
+        files.push(current);
+    }
+    if let Some(since) = since {
+        let old = |file: &PathBuf| {
+            fs::metadata(file)
+                .and_then(|meta| meta.modified())
+                .ok()
+                .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok())
+                .is_some_and(|at| at.as_millis() < u128::from(since.0))
+        };
+        files.retain(|file| !old(file));
+    }
+    Ok(files)
+}
+
+/// The newest whole lines of the adjustment log at `path`, oldest first, in at most so many bytes.
+pub fn newest_lines(path: &Path, since: Option<WallMs>, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let mut left = bytes_max;
+    let mut parts = Vec::new();
+    for file in files(path, since)?.iter().rev() {
+        let mut file = match File::open(file) {
+            Ok(file) => file,
+            // Rotated away while we read.
+            Err(gone) if gone.kind() == io::ErrorKind::NotFound => continue,
+            Err(problem) => return Err(problem),
+        };
+        let length = file.metadata()?.len();
+        let skipped = length.saturating_sub(left);
+        file.seek(SeekFrom::Start(skipped))?;
+        let mut part = Vec::new();
+        file.take(length - skipped).read_to_end(&mut part)?;
+        // It may begin and end within a line.
+        let newline = |byte: &u8| *byte == b'\n';
+        part.truncate(part.iter().rposition(newline).map_or(0, |at| at + 1));
+        if skipped > 0 {
+            part.drain(..part.iter().position(newline).map_or(part.len(), |at| at + 1));
+        }
+        left = left.saturating_sub(length - skipped);
+        parts.push(part);
+        if skipped > 0 {
+            break;
+        }
+    }
+    parts.reverse();
+    Ok(parts.concat())
 }
 
 impl Reader {
     /// The adjustment log at `path`: its directory, its current file (older ones are read
     /// first), or any single file. Files whose last line is older than `since` are passed over.
     pub fn open(path: &Path, since: Option<WallMs>) -> io::Result<Reader> {
-        let current = if path.is_dir() { path.join(FILE_NAME) } else { path.to_path_buf() };
-        let mut files: Vec<PathBuf> =
-            (1..AGE_MAX).map(|age| rotated(&current, age)).take_while(|file| file.exists()).collect();
-        files.reverse();
-        if current.exists() || files.is_empty() {
-            // A file that is not there is an error to be told, unless it was just rotated.
-            File::open(&current)?;
-            files.push(current);
-        }
-        if let Some(since) = since {
-            let old = |file: &PathBuf| {
-                fs::metadata(file)
-                    .and_then(|meta| meta.modified())
-                    .ok()
-                    .and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok())
-                    .is_some_and(|at| at.as_millis() < u128::from(since.0))
-            };
-            files.retain(|file| !old(file));
-        }
-        Ok(Reader::over(files))
+        Ok(Reader::over(files(path, since)?))
+    }
+
+    /// Lines that were read elsewhere.
+    #[must_use]
+    pub fn of(lines: Vec<u8>) -> Reader {
+        let open = (PathBuf::from("the admin API"), Box::new(io::Cursor::new(lines)) as Box<_>, 0);
+        Reader { files: Vec::new().into_iter(), open: Some(open), line: Vec::new() }
     }
 
     /// These files, in this order.
@@ -546,7 +595,7 @@ impl Reader {
             let Some((_, file, number)) = &mut self.open else {
                 let Some(path) = self.files.next() else { return Ok(false) };
                 match File::open(&path) {
-                    Ok(file) => self.open = Some((path, BufReader::new(file), 0)),
+                    Ok(file) => self.open = Some((path, Box::new(BufReader::new(file)), 0)),
                     // Rotated away while we read.
                     Err(gone) if gone.kind() == io::ErrorKind::NotFound => {}
                     Err(problem) => return Err(problem),

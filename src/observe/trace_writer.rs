@@ -70,7 +70,7 @@ pub struct TraceThread {
     tally: Tally,
 }
 
-/// Begins a trace. A file of that name becomes `FILE.1`.
+/// Begins a trace in a file that is not there yet; see [`unused`].
 ///
 /// # Errors
 /// The file cannot be made.
@@ -303,12 +303,6 @@ struct Pages {
 
 impl Pages {
     fn open(path: &Path, bytes_max: u64) -> io::Result<Pages> {
-        if path.exists() {
-            fs::rename(path, older(path))?;
-        } else {
-            // One that is left alone there would pass for the beginning of this one.
-            let _ = fs::remove_file(older(path));
-        }
         let part_bytes_max = bytes_max.max(BYTES_MIN) / 2 - GATHER_BYTES as u64;
         Ok(Pages {
             path: path.to_owned(),
@@ -420,7 +414,23 @@ impl Pages {
 
 fn create(path: &Path) -> io::Result<File> {
     // It names nobody, and is still nobody else's business.
-    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// The path itself, or where a trace is there already, one with the time in its name: no trace is overwritten.
+#[must_use]
+pub fn unused(path: &Path, now: WallMs) -> PathBuf {
+    if !path.exists() && !older(path).exists() {
+        return path.to_owned();
+    }
+    let time: String = now.rfc3339().chars().filter(|c| !matches!(c, '-' | ':' | '.')).collect();
+    let mut name = path.file_stem().unwrap_or_default().to_owned();
+    name.push(format!("-{time}"));
+    if let Some(extension) = path.extension() {
+        name.push(".");
+        name.push(extension);
+    }
+    path.with_file_name(name)
 }
 
 /// The older part of a trace.
@@ -437,7 +447,7 @@ mod tests {
     use crate::core::policy::ClassId;
     use crate::core::request::client_id::ClientId;
     use crate::core::traffic_trace::Ending;
-    use crate::core::traffic_trace::{Reader, TrafficTrace, read};
+    use crate::core::traffic_trace::{Reader, TrafficTrace};
     use proptest::prelude::*;
 
     struct Folder(PathBuf);
@@ -555,15 +565,21 @@ mod tests {
     }
 
     #[test]
-    fn an_older_trace_of_that_name_is_kept_aside() {
+    fn a_trace_is_never_overwritten() {
         let folder = Folder::new("aside");
-        for n in 0..2 {
-            let (trace_writer, thread) = begin(&folder, BYTES_DEFAULT);
-            trace_writer.note(Time(5), Note::Passed(passed(0, n)));
-            drop(trace_writer);
-            thread.run();
+        let (file, now) = (folder.file(), WallMs(1_795_000_000_000));
+        assert_eq!(unused(&file, now), file);
+        for path in [file.clone(), older(&file)] {
+            fs::write(&path, "an earlier trace").unwrap();
+            let fresh = unused(&file, now);
+            assert_eq!(fresh.parent(), file.parent());
+            assert!(fresh.to_string_lossy().contains("-20261118T"), "{}", fresh.display());
+            assert!(!fresh.exists() && !older(&fresh).exists());
+            fs::remove_file(&path).unwrap();
         }
-        assert_eq!(read(&fs::read(older(&folder.file())).unwrap()).unwrap().arrivals.len(), 1);
+        fs::write(&file, "an earlier trace").unwrap();
+        assert!(channel(&file, BYTES_DEFAULT).is_err(), "not even when asked to");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "an earlier trace");
     }
 
     proptest! {

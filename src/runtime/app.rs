@@ -157,6 +157,12 @@ impl App {
         self.settings.load_full()
     }
 
+    /// Where the adjustment log is written.
+    #[must_use]
+    pub fn adjustment_log_dir(&self) -> std::path::PathBuf {
+        self.started.adjustment_log.dir.clone()
+    }
+
     /// Sections of the configuration in force that only a restart puts into effect.
     #[must_use]
     pub fn awaits_restart(&self) -> Vec<&'static str> {

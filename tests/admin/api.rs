@@ -96,9 +96,15 @@ async fn freeze_and_shadow_are_seen_in_the_state() {
     let instance = Instance::start("freeze", "", None).await;
     assert_eq!(instance.order("/api/v1/freeze", &json!({"why": "upgrade"})).await.0, 200);
     assert_eq!(instance.json("/api/v1/state").await["frozen"], true);
-    assert_eq!(instance.order("/api/v1/unfreeze", &json!({})).await.0, 200);
+    assert_eq!(instance.order("/api/v1/unfreeze", &json!({"why": "done"})).await.0, 200);
     assert_eq!(instance.json("/api/v1/state").await["frozen"], false);
-    assert_eq!(instance.order("/api/v1/mode", &json!({"mode": "shadow", "class": "job-list"})).await.0, 200);
+    assert_eq!(
+        instance
+            .order("/api/v1/mode", &json!({"mode": "shadow", "class": "job-list", "why": "a test"}))
+            .await
+            .0,
+        200
+    );
     let state: State = serde_json::from_value(instance.json("/api/v1/state").await).unwrap();
     let shadowed: Vec<&str> = state
         .view
@@ -131,6 +137,9 @@ async fn an_override_that_cannot_be_is_refused_with_its_remedy_and_changes_nothi
         ),
         ("/api/v1/pin", json!({"class": "job-submit"}), 400, "order"),
         ("/api/v1/pin", json!({"klass": "job-submit"}), 400, "order"),
+        ("/api/v1/freeze", json!({}), 400, "order"),
+        ("/api/v1/unfreeze", json!({"why": "\n"}), 400, "order"),
+        ("/api/v1/mode", json!({"mode": "shadow"}), 400, "order"),
         ("/api/v1/freeze", json!([]), 400, "order"),
         ("/api/v1/freeze", json!({"why": "x".repeat(501)}), 400, "order"),
         ("/api/v1/mode", json!({"mode": "open"}), 400, "order"),
@@ -157,7 +166,7 @@ async fn requests_of_strangers_are_refused() {
     assert_eq!(status(client.get(url("/readyz")).header("host", "10.0.0.1:9465")).await, 200);
     assert_eq!(status(client.get(url("/api/v1/state")).header("host", "instance.test")).await, 200);
     assert_eq!(status(client.get(url("/api/v1/state")).header("origin", "http://evil.example")).await, 403);
-    let freeze = || client.post(url("/api/v1/freeze")).body("{}");
+    let freeze = || client.post(url("/api/v1/freeze")).body(r#"{"why": "a test"}"#);
     assert_eq!(status(freeze()).await, 415);
     assert_eq!(status(freeze().header("content-type", "text/plain")).await, 415);
     let json = || freeze().header("content-type", "application/json");
@@ -183,7 +192,14 @@ async fn with_a_token_reading_is_free_and_changes_are_not() {
     assert_eq!((status, problem["error"].as_str()), (401, Some("token_required")));
     let with = async |token: &str| {
         let request = instance.client.post(format!("{}/api/v1/freeze", instance.admin)).bearer_auth(token);
-        request.header("content-type", "application/json").body("{}").send().await.unwrap().status().as_u16()
+        request
+            .header("content-type", "application/json")
+            .body(r#"{"why": "a test"}"#)
+            .send()
+            .await
+            .unwrap()
+            .status()
+            .as_u16()
     };
     assert_eq!(with("wrong").await, 401);
     assert_eq!(with("s3cret").await, 200);

@@ -1,6 +1,6 @@
 //! The command line against a rayguard that runs.
 
-use crate::instance::Instance;
+use crate::instance::{Instance, eventually};
 use std::process::{Command, Output};
 
 async fn rayguard(arguments: &[&str]) -> Output {
@@ -63,7 +63,10 @@ async fn a_pin_is_set_shown_and_taken_away_and_codes_tell_wrong_questions_from_f
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_token_comes_from_a_file() {
     let instance = Instance::start("cli-token", "", Some("s3cret")).await;
-    assert_eq!(rayguard(&["freeze", "--address", &instance.admin]).await.status.code(), Some(1));
+    assert_eq!(
+        rayguard(&["freeze", "--address", &instance.admin, "--why", "x"]).await.status.code(),
+        Some(1)
+    );
     let path = std::env::temp_dir().join(format!("rayguard-cli-token-{}", std::process::id()));
     std::fs::write(&path, "s3cret\n").unwrap();
     let token = path.to_str().unwrap();
@@ -79,11 +82,25 @@ async fn shadow_and_enforce_take_a_class_or_all() {
     let instance = Instance::start("cli-mode", "", None).await;
     let run =
         async |arguments: &[&str]| rayguard(&[arguments, &["--address", &instance.admin]].concat()).await;
-    assert_eq!(run(&["shadow", "job-list"]).await.status.code(), Some(0));
+    let without_reason = run(&["shadow", "job-list"]).await;
+    assert_eq!(without_reason.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&without_reason.stderr).contains("write --why"));
+    let slip = run(&["shadow", "job-lst", "--why", "a test"]).await;
+    assert!(String::from_utf8_lossy(&slip.stderr).contains("did you mean `job-list`?"), "{slip:?}");
+    assert_eq!(run(&["shadow", "job-list", "--why", "a test"]).await.status.code(), Some(0));
     assert!(said(&run(&["status", "--all"]).await).contains("1 in shadow"));
-    assert_eq!(run(&["enforce"]).await.status.code(), Some(0));
+    assert_eq!(run(&["enforce", "--why", "a test"]).await.status.code(), Some(0));
     assert!(said(&run(&["status"]).await).contains("Mode    enforcing;"));
     assert_eq!(said(&run(&["alerts"]).await), "no alert is firing\n");
+    eventually("the reason is in the log, over the admin API", async || {
+        said(&run(&["log", "--class", "job-list"]).await).contains("a test").then_some(())
+    })
+    .await;
+    assert_eq!(run(&["log", "--class", "job-lst"]).await.status.code(), Some(1));
+    let replayed = said(&run(&["replay"]).await);
+    assert!(replayed.contains("adjustments verified, no differences"), "{replayed}");
+    let explained = said(&run(&["explain", "--class", "job-list"]).await);
+    assert!(explained.contains("a test"), "{explained}");
 }
 
 #[tokio::test]

@@ -55,7 +55,7 @@ impl Instance {
                 .unwrap_or_else(|problems| panic!("{problems}")),
         );
         let (clock, tasks) = (Clock::start(), Tasks::default());
-        let (adjustment_log, thread) = record(dir.clone());
+        let (adjustment_log, thread) = record(dir.join("adjustment-log"));
         std::thread::spawn(move || thread.run());
         let (alerts, transitions) = mpsc::channel(256);
         let app = App::new(
