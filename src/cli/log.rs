@@ -325,6 +325,8 @@ pub(crate) mod tests {
             in_flight_limit: 2.0,
             in_flight: 2,
             rate_limit: None,
+            work_s: None,
+            work_limit_s: None,
             waited_ms: 1500,
             via: crate::core::event::Via::Proxy,
         })

@@ -83,7 +83,17 @@ pub fn parse(text: &str, name: &str, overrides: &Overrides) -> Result<Settings, 
     match checked::check(&raw, &version(text)) {
         Ok(settings) if problems.is_empty() => return Ok(settings),
         Ok(_) => {}
-        Err(more) => problems.extend(more),
+        Err(more) => {
+            // What was not read is missing, and that is no second problem.
+            let follows = |problem: &Problem| {
+                problems.iter().any(|unread| {
+                    let below = unread.key.strip_prefix(problem.key.as_str());
+                    below.is_some_and(|below| below.is_empty() || below.starts_with('.'))
+                })
+            };
+            let own: Vec<Problem> = more.into_iter().filter(|problem| !follows(problem)).collect();
+            problems.extend(own);
+        }
     }
     Err(Problems::new(name, text, problems))
 }

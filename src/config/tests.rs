@@ -243,6 +243,8 @@ fn replicas_are_absent_unless_asked_for_and_say_where_their_store_is_and_how_man
 
 #[test]
 fn the_admin_listener_is_asked_by_names_without_scheme_and_port() {
+    let one = problems("[class.job-list]\nrate = { initial = 2 }");
+    assert_eq!(one.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["class.job-list.rate.initial"]);
     assert_eq!(settings("contact = ' #ray-help '").contact.unwrap().as_str(), "#ray-help");
     for wrong in ["", "two\\nlines", &"x".repeat(201)] {
         refused(&format!("contact = \"{wrong}\""), "contact", "is not one line");

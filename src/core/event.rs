@@ -324,6 +324,12 @@ pub struct Shed {
     /// The class's rate limit, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<f64>,
+    /// Learnt work of the class under way at that moment, in seconds of its module's time, where that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_s: Option<f64>,
+    /// How much of it may be under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work_limit_s: Option<f64>,
     /// How long it waited before it was refused.
     pub waited_ms: u64,
     /// Which way it came, if not to the proxy itself.
@@ -883,8 +889,14 @@ impl Shed {
         };
         let rate =
             self.rate_limit.map_or_else(String::new, |rate| format!(", rate limit {}/s", number(rate)));
+        let work = match (self.work_s, self.work_limit_s) {
+            (Some(work), Some(limit)) => {
+                format!(", {} of work under way, limit {}", quantity(work, "s"), quantity(limit, "s"))
+            }
+            _ => String::new(),
+        };
         format!(
-            "{done} request {} of {} ({}){client}{waited}: {}; {} under way, limit {}{rate}; told to retry in {} s",
+            "{done} request {} of {} ({}){client}{waited}: {}; {} in flight, limit {}{work}{rate}; told to retry in {} s",
             self.request,
             self.class,
             self.module,

@@ -11,7 +11,7 @@ use crate::core::controller::overrides::{Override, OverrideError};
 use crate::core::controller::view::View;
 use crate::core::controller::{Controller, Effects, LastGood, ProxyReading, read_proxy};
 use crate::core::event::{Event, Shed as ShedEvent};
-use crate::core::policy::SignalId;
+use crate::core::policy::{ClassId, SignalId};
 use crate::core::replicas::quota::Quota;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, RouteError};
@@ -350,7 +350,12 @@ impl App {
     /// The whole at this moment.
     #[must_use]
     pub fn view(&self) -> View {
-        self.controller().view(self.clock.now())
+        let mut view = self.controller().view(self.clock.now());
+        let proxy = self.proxy();
+        for (class, at) in view.classes.iter_mut().zip(0..) {
+            (class.work_under_way_s, class.work_limit_s) = proxy.admission.work(ClassId(at));
+        }
+        view
     }
 
     /// The proxy's counts as of the last tick, in the policy's order, and when that was.
@@ -486,6 +491,7 @@ impl App {
         let Some(class) = policy.classes.get(note.shed.class.index()) else { return };
         let table = proxy.table.load();
         let limits = table.class(note.shed.class);
+        let (work_s, work_limit_s) = proxy.admission.work(note.shed.class);
         let event = Event::Shed(ShedEvent {
             request: note.id.clone(),
             class: class.name.to_string(),
@@ -498,6 +504,8 @@ impl App {
             in_flight_limit: limits.in_flight,
             in_flight: proxy.admission.load(note.shed.class).0,
             rate_limit: limits.rate,
+            work_s: work_limit_s.map(|_| work_s),
+            work_limit_s,
             waited_ms: u64::try_from(note.waited.as_millis()).unwrap_or(u64::MAX),
             via: note.via,
         });

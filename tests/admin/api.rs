@@ -358,3 +358,106 @@ async fn the_description_names_every_route_and_no_other() {
         assert!(described["components"]["schemas"][name].is_object(), "{name}");
     }
 }
+
+/// What must hold of the figures in every state: no part is more than the whole.
+fn figures_add_up(state: &Value, clients: &Value, history: &Value, what: &str) {
+    let number =
+        |of: &Value, name: &str| of[name].as_f64().unwrap_or_else(|| panic!("{what}: no {name} in {of}"));
+    for class in state["classes"].as_array().unwrap() {
+        let of = |name| number(class, name);
+        assert!(of("admitted") + of("shed") <= of("offered"), "{what}: {class}");
+        assert!(of("failed") <= of("offered") - of("shed"), "{what}: {class}");
+        assert!(of("shadow_shed") <= of("admitted"), "{what}: {class}");
+        for rate in ["offered_per_s", "admitted_per_s", "shed_per_s", "failed_per_s"] {
+            assert!(of(rate) >= 0.0, "{what}: {class}");
+        }
+        for limit in class["limits"].as_array().unwrap() {
+            let of = |name| number(limit, name);
+            assert!(of("min") <= of("value") && of("value") <= of("max"), "{what}: {limit}");
+        }
+        let columns = &history["classes"][class["name"].as_str().unwrap()];
+        for name in
+            ["offered", "admitted", "shed", "failed", "latency_p50_s", "latency_p95_s", "latency_p99_s"]
+        {
+            assert_eq!(
+                columns[name].as_array().unwrap().len(),
+                history["times_ms"].as_array().unwrap().len()
+            );
+        }
+        for ((p50, p95), p99) in ["latency_p50_s", "latency_p95_s", "latency_p99_s"]
+            .map(|name| columns[name].as_array().unwrap().iter().map(Value::as_f64))
+            .into_iter()
+            .collect::<Vec<_>>()
+            .try_into()
+            .map(|[p50, p95, p99]: [_; 3]| p50.zip(p95).zip(p99))
+            .unwrap_or_else(|_| unreachable!("three columns"))
+        {
+            assert!(p50 <= p95 && p95 <= p99, "{what}: {p50:?} {p95:?} {p99:?}");
+        }
+    }
+    for client in clients["clients"].as_array().unwrap() {
+        for counts in client["classes"].as_array().unwrap().iter().chain([client]) {
+            let of = |name| number(counts, name);
+            assert!(of("admitted") + of("shed") + of("shared") <= of("asked"), "{what}: {counts}");
+            assert!(of("failed") <= of("asked") - of("shed") - of("shared"), "{what}: {counts}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn figures_add_up_in_every_state() {
+    let config = "[probe]\ninterval = '100ms'\ntimeout = '90ms'\n[class.job-list]\nrate = { initial = '2/s', min = '2/s', max = '2/s' }\ncoalesce = 'off'";
+    let mut instance = Instance::start("figures", config, None).await;
+    let checked = async |instance: &Instance, what: &str| {
+        let state = instance.json("/api/v1/state").await;
+        let (clients, history) =
+            (instance.json("/api/v1/clients").await, instance.json("/api/v1/history").await);
+        figures_add_up(&state, &clients, &history, what);
+        state
+    };
+    let total = |state: &Value, name: &str| -> u64 {
+        state["classes"].as_array().unwrap().iter().filter_map(|class| class[name].as_u64()).sum()
+    };
+    checked(&instance, "idle").await;
+    let flood = async |instance: &Instance| {
+        let asks = (0..40).map(|_| instance.ask("/api/jobs/"));
+        futures_of(asks).await;
+    };
+    flood(&instance).await;
+    let state = eventually("sheds are counted", async || {
+        let state = checked(&instance, "flood").await;
+        (total(&state, "shed") > 0).then_some(state)
+    })
+    .await;
+    assert_eq!(total(&state, "failed"), 0, "a shed is no failure");
+    instance.order("/api/v1/mode", &json!({"mode": "shadow", "why": "a test"})).await;
+    flood(&instance).await;
+    checked(&instance, "shadow").await;
+    instance.order("/api/v1/mode", &json!({"mode": "enforce", "why": "a test"})).await;
+    instance.order("/api/v1/freeze", &json!({"why": "a test"})).await;
+    flood(&instance).await;
+    checked(&instance, "frozen").await;
+    instance.head.take();
+    eventually("requests fail while Ray is down, and none is called shed", async || {
+        instance.ask("/api/jobs/a").await;
+        let state = checked(&instance, "Ray is down").await;
+        (total(&state, "failed") >= 3 && !state["upstream_problem"].is_null()).then_some(())
+    })
+    .await;
+    let state = checked(&instance, "Ray is down").await;
+    let asked =
+        state["classes"].as_array().unwrap().iter().find(|class| class["name"] == "job-status").unwrap();
+    assert_eq!((asked["shed"].as_u64(), asked["failed"].as_u64() >= Some(3)), (Some(0), true), "{asked}");
+    let metrics = instance.get("/metrics").await.1;
+    assert!(metrics.contains("reason=\"upstream_unreachable\""), "and /metrics says why");
+}
+
+/// All at once.
+async fn futures_of<F: Future>(all: impl IntoIterator<Item = F>) {
+    let mut all: Vec<std::pin::Pin<Box<F>>> = all.into_iter().map(Box::pin).collect();
+    std::future::poll_fn(|context| {
+        all.retain_mut(|one| one.as_mut().poll(context).is_pending());
+        if all.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+}

@@ -611,6 +611,16 @@ impl<W> AdmissionController<W> {
         (class.tally.in_flight.count(), class.waiting.load(Ordering::Relaxed))
     }
 
+    /// Learnt work of a class under way, in seconds of its module's time, and how much of it may be: a limit beside
+    /// that on requests, where the module is one process.
+    #[must_use]
+    pub fn work(&self, id: ClassId) -> (f64, Option<f64>) {
+        let class = self.class(id);
+        let seconds = |micros: u64| micros as f64 / 1e6;
+        let most = (class.work_us_max < u64::MAX).then(|| seconds(class.work_us_max));
+        (seconds(class.tally.work_us.load(Ordering::Relaxed)), most)
+    }
+
     /// Under way in a module.
     #[must_use]
     pub fn module_in_flight(&self, id: ModuleId) -> u32 {

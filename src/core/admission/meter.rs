@@ -242,9 +242,8 @@ impl Meter {
     #[must_use]
     pub fn read(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        // What came first is read last, so that no part is ever more than the whole.
         Counts {
-            offered: load(&self.offered),
-            admitted: load(&self.admitted),
             queued: load(&self.queued),
             served: load(&self.served),
             failed: load(&self.failed),
@@ -259,6 +258,8 @@ impl Meter {
             wait_us: load(&self.wait_us),
             work_us: load(&self.work_us),
             buckets: std::array::from_fn(|at| load(&self.buckets[at])),
+            admitted: load(&self.admitted),
+            offered: load(&self.offered),
         }
     }
 

@@ -18,6 +18,8 @@ mod eight_servers_tests;
 mod evidence_tests;
 mod inner;
 pub mod leadership;
+#[cfg(test)]
+mod logged_moves_tests;
 mod outer;
 pub mod overrides;
 #[cfg(test)]
@@ -31,6 +33,7 @@ use crate::admission::meter::{Counts, Reason};
 use crate::admission::table::{LimitTable, Mode, permits};
 use crate::alert::{self, Alert, Alerts, Patience};
 use crate::control::backlog::Drain;
+use crate::control::law::Terms;
 use crate::control::oscillation::Oscillation;
 use crate::control::regulator::{Move, Regulator};
 use crate::control::trial::Trials;
@@ -177,6 +180,8 @@ pub struct Controller {
     upstream_problem: Option<String>,
     config_problem: Option<String>,
     events_lost: u64,
+    /// Moves of limits by a reload, for the next step to hand on.
+    untold: Vec<Event>,
     last_tick: Time,
     last_proxy: ProxyReading,
     /// The same with what the other replicas count, where this controller decides for them too.
@@ -265,6 +270,7 @@ impl Controller {
             upstream_problem: None,
             config_problem: None,
             events_lost: 0,
+            untold: Vec::new(),
             last_tick: now,
             last_proxy: vec![ClassReading::default(); count],
             last_whole: vec![ClassReading::default(); count],
@@ -340,6 +346,17 @@ impl Controller {
         next.summarised_at = self.summarised_at;
         next.judged_at = self.judged_at;
         next.policy_version = self.policy_version + 1;
+        for (at, class) in next.policy.classes.iter().enumerate() {
+            let Some(old) = place(&class.name).map(|old_at| &self.classes[old_at]) else { continue };
+            let new = &next.classes[at];
+            let pairs = [(&new.inner, &old.inner), (&new.outer, &old.outer), (&new.drain, &old.drain)];
+            for (of, before) in pairs {
+                if let (Some(of), Some(before)) = (of, before) {
+                    let why = "the new configuration has other bounds".to_owned();
+                    next.untold.extend(next.handed_in(at, of, before.limit, why));
+                }
+            }
+        }
         let mut table = next.make_table();
         table.version = self.table.version + 1;
         next.table = Arc::new(table);
@@ -412,8 +429,16 @@ impl Controller {
                 .push(Event::Upstream { up: problem.is_none(), problem: problem.unwrap_or("").to_owned() });
         }
         if was_down && problem.is_none() {
-            for of in self.classes.iter_mut().flat_map(|class| &mut class.inner) {
-                of.limit = of.regulator.recover(of.limit, now, RECOVERY);
+            for class in 0..self.classes.len() {
+                let Some(of) = &mut self.classes[class].inner else { continue };
+                let old = of.limit;
+                of.limit = of.regulator.recover(old, now, RECOVERY);
+                let why = format!(
+                    "slow start: Ray is reachable again; it may rise to its ceiling within {} s",
+                    RECOVERY.as_secs()
+                );
+                let of = of.clone();
+                effects.events.extend(self.handed_in(class, &of, old, why));
             }
             effects.table = self.renew_table();
         }
@@ -433,6 +458,7 @@ impl Controller {
     /// One step of everything that is due.
     pub fn on_tick(&mut self, proxy: ProxyReading, now: Time, wall: WallMs) -> Effects {
         let mut effects = Effects { events: self.signal_store.tick(&self.policy, now), ..Effects::default() };
+        effects.events.append(&mut self.untold);
         effects.events.extend(self.release_pins(now, wall));
         let whole = self.leadership.as_ref().map(|leadership| leadership.whole(&proxy));
         let whole = whole.as_ref().unwrap_or(&proxy);
@@ -520,6 +546,14 @@ impl Controller {
             },
             step,
         )))
+    }
+
+    /// A limit that no law has moved.
+    fn handed_in(&self, class: usize, of: &Loop, old: f64, why: String) -> Option<Event> {
+        let step = Move { old, new: of.limit, terms: Terms::NoInformation, guardrail: None };
+        let derivation = Derivation::Given { why };
+        let reasons = Reasons { signals: Vec::new(), apportioned: None, derivation };
+        (step.old.to_bits() != step.new.to_bits()).then(|| self.record(class, of, reasons, &step))
     }
 
     fn average(&mut self, proxy: &ProxyReading, now: Time) {

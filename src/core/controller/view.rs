@@ -108,6 +108,13 @@ pub struct ClassView {
     pub limits: Vec<LimitView>,
     /// Under way now.
     pub in_flight: u32,
+    /// Learnt work of those under way, in seconds of the module's time.
+    #[serde(default)]
+    pub work_under_way_s: f64,
+    /// How much of it may be under way, where the module is one process; a limit beside those in `limits`, which the
+    /// controller does not move.
+    #[serde(default)]
+    pub work_limit_s: Option<f64>,
     /// Waiting now.
     pub waiting: u32,
     /// Requests per second that came, over about ten seconds.
@@ -306,6 +313,8 @@ impl Controller {
             slo_s: class.slo.latency.as_secs_f64(),
             limits: views,
             in_flight: seen.in_flight,
+            work_under_way_s: 0.0,
+            work_limit_s: None,
             waiting: seen.waiting,
             offered_per_s: loops.recent.offered_per_s,
             admitted_per_s: loops.recent.admitted_per_s,

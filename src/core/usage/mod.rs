@@ -453,6 +453,11 @@ impl Usage {
                 let seen = addresses.get(&client.credential).map_or(0, Vec::len);
                 client.credential_addresses = u32::try_from(seen).unwrap_or(u32::MAX);
             }
+            // One that came before the windows and failed within them is none of theirs.
+            for (_, counts, _) in &mut client.classes {
+                counts.failed = counts.failed.min(counts.asked - counts.shed - counts.shared);
+            }
+            client.counts.failed = client.classes.iter().map(|(_, counts, _)| counts.failed).sum();
             client.classes.sort_by_key(|(_, counts, _)| Reverse(counts.asked));
         }
         clients.sort_by(|a, b| b.weight().total_cmp(&a.weight()));
@@ -617,6 +622,37 @@ mod tests {
     }
 
     proptest! {
+        /// "refused 51 of 0" cannot be: whatever happens in whatever order, over however many windows.
+        #[test]
+        fn figures_add_up(steps in proptest::collection::vec((0u8..7, 1u64..4, 0u64..200), 1..300)) {
+            let mut usage = Usage::new(5, Time(0));
+            let mut second = 0;
+            for (what, who, pause) in steps {
+                second += pause;
+                let (who, now) = (ask(who, Some(who % 2)), Time(second * 1_000_000_000));
+                match what {
+                    0 => note(&mut usage, who, Verdict::Admitted, second),
+                    1 => note(&mut usage, who, Verdict::WouldShed, second),
+                    2 => note(&mut usage, who, Verdict::Shed, second),
+                    3 => note(&mut usage, who, Verdict::Shared, second),
+                    4 => note(&mut usage, who, Verdict::Unreachable, second),
+                    5 => usage.fail(who, None, now),
+                    _ => usage.charge(who, None, Duration::from_millis(10), now),
+                }
+                let (clients, _) = usage.clients(10, now);
+                for client in &clients {
+                    let rows = client.classes.iter().map(|(_, counts, _)| counts);
+                    for counts in rows.clone().chain([&client.counts]) {
+                        let Counts { asked, admitted, shed, failed, would_shed, shared, .. } = *counts;
+                        prop_assert!(admitted + shed + shared <= asked && failed <= asked - shed - shared, "{counts:?}");
+                        prop_assert!(would_shed <= admitted, "{counts:?}");
+                    }
+                    prop_assert_eq!(rows.clone().map(|counts| counts.asked).sum::<u64>(), client.counts.asked);
+                    prop_assert_eq!(rows.map(|counts| counts.failed).sum::<u64>(), client.counts.failed);
+                }
+            }
+        }
+
         #[test]
         fn memory_is_bounded_and_the_heavy_one_is_found_among_strangers(
             strangers in proptest::collection::vec(2u64..1_000_000, 0..4_000), every in 2usize..20,

@@ -1,0 +1,60 @@
+//! Every move of a limit stands in the adjustment log, whoever moved it.
+
+use super::{ClassReading, Controller, LastGood};
+use crate::admission::table::Mode;
+use crate::event::{Adjustment, Derivation, Event, LimitKind};
+use crate::policy::{Bounds, Policy, plain};
+use crate::time::{Time, WallMs};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+fn policy(max: f64) -> Arc<Policy> {
+    let mut class = plain::class("list", 4.0);
+    class.in_flight = Bounds { initial: 4.0, min: 1.0, max };
+    Arc::new(plain::policy(vec![class], 100.0))
+}
+
+/// One that has risen to 8.
+fn risen() -> Controller {
+    let kept = LastGood { class: "list".into(), limit: LimitKind::InFlight, value: 8.0 };
+    Controller::new(policy(64.0), &[Mode::Enforce], &[kept], Time::ZERO)
+}
+
+fn adjustments(events: &[Event]) -> Vec<&Adjustment> {
+    let mut adjustments = Vec::new();
+    for event in events {
+        if let Event::Adjustment(adjustment) = event {
+            adjustments.push(adjustment.as_ref());
+        }
+    }
+    adjustments
+}
+
+#[test]
+fn slow_start_after_an_outage_is_told_with_its_reason() {
+    let mut controller = risen();
+    controller.on_upstream(Some("connection refused"), Time::from_secs_f64(1.0));
+    let effects = controller.on_upstream(None, Time::from_secs_f64(60.0));
+    let told = adjustments(&effects.events);
+    let [told] = &told[..] else { panic!("{:?}", effects.events) };
+    assert_eq!((told.old, told.new), (8.0, 4.0));
+    assert!(told.reason.contains("slow start: Ray is reachable again"), "{}", told.reason);
+    assert!(matches!(told.derivation, Derivation::Given { .. }));
+    assert_eq!(controller.view(Time::from_secs_f64(60.0)).classes[0].limits[0].value, told.new);
+    let again = controller.on_upstream(None, Time::from_secs_f64(61.0));
+    assert!(again.events.is_empty(), "no outage, no move");
+}
+
+#[test]
+fn a_reload_with_narrower_bounds_is_told_at_the_next_step() {
+    let narrower = risen().succeed(policy(6.0), &[Mode::Enforce], &BTreeMap::new(), Time::from_secs_f64(1.0));
+    let same = risen().succeed(policy(64.0), &[Mode::Enforce], &BTreeMap::new(), Time::from_secs_f64(1.0));
+    for (mut controller, moves) in [(narrower, vec![(8.0, 6.0)]), (same, Vec::new())] {
+        let first = controller.on_tick(vec![ClassReading::default()], Time::from_secs_f64(1.1), WallMs(0));
+        let told: Vec<(f64, f64)> =
+            adjustments(&first.events).iter().map(|told| (told.old, told.new)).collect();
+        assert_eq!(told, moves);
+        let second = controller.on_tick(vec![ClassReading::default()], Time::from_secs_f64(1.2), WallMs(0));
+        assert!(adjustments(&second.events).is_empty(), "told once");
+    }
+}
