@@ -16,6 +16,7 @@ use serde_json::json;
 
 use crate::config::margins::ClassLoop;
 use crate::config::quantity::Length;
+use crate::config::settings::Admin;
 use crate::config::{self, Overrides, Problems, Settings};
 use crate::core::control::stability::Assessment;
 use crate::core::event::LoopKind;
@@ -262,6 +263,7 @@ fn notes(settings: &Settings) -> Vec<String> {
     }
     notes.extend(slow_scrapes(settings));
     notes.extend(scarce(settings));
+    notes.extend(settings.admin.as_ref().and_then(Admin::exposure));
     if settings.alerts.notify.is_empty() {
         notes.push("no alert receiver configured: alerts appear only in the log and in /metrics".to_owned());
     }
@@ -382,6 +384,21 @@ mod tests {
                 "{out}"
             );
         }
+    }
+
+    #[test]
+    fn an_admin_listener_that_others_reach_is_named_with_what_they_see() {
+        let noted = |admin: &str| checked(&format!("{STILL}[admin]\n{admin}\n"), Format::Table).1;
+        for calm in [
+            "listen = '127.0.0.1:9465'",
+            "listen = '[::1]:9465'",
+            "listen = 'unix:/run/rayguard.sock'",
+            "listen = 'off'",
+        ] {
+            assert!(!noted(calm).contains("everyone who reaches"), "{calm}");
+        }
+        assert!(noted("listen = '0.0.0.0:9465'").contains("changes are accepted from this machine only"));
+        assert!(noted("listen = '0.0.0.0:9465'\ntoken = { env = 'T' }").contains("changes need the token"));
     }
 
     #[test]

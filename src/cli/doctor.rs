@@ -18,7 +18,7 @@ use url::Url;
 
 use crate::cli::config_file::ConfigFile;
 use crate::cli::format::Format;
-use crate::config::settings::{Address, Settings};
+use crate::config::settings::{Address, Admin, Settings};
 use crate::config::{self, Overrides};
 use crate::core::policy::{Signal, SignalSource};
 use crate::core::signal::reading::Missing;
@@ -306,6 +306,10 @@ impl Look<'_> {
         let service = service.map(|service| ("ratelimit_service", &service.listen));
         for (subject, address) in listeners.chain(service).chain(admin) {
             findings.push(self.listener(subject, address).await);
+        }
+        if let Some(exposure) = self.settings.admin.as_ref().and_then(Admin::exposure) {
+            let remedy = "listen on 127.0.0.1 or a Unix socket, or let only your network reach it (firewall, NetworkPolicy)";
+            findings.push(Finding::warn("admin", exposure, remedy));
         }
         if ray_answers && self.settings.upstream.port == 8265 {
             let remedy = "fine for a first try; to guard everyone: ray start --head --dashboard-port=18265, and \

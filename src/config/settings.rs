@@ -301,6 +301,24 @@ pub struct Admin {
     pub url: Option<Url>,
 }
 
+impl Admin {
+    /// What others than this machine may do at the admin listener, if they reach it: a sentence to warn of.
+    #[must_use]
+    pub fn exposure(&self) -> Option<String> {
+        let Address::Tcp(address) = &self.listen else { return None };
+        if address.ip().is_loopback() {
+            return None;
+        }
+        let changes = match &self.token {
+            Some(_) => "changes need the token",
+            None => "without `admin.token`, changes are accepted from this machine only",
+        };
+        Some(format!(
+            "everyone who reaches {address} can read limits, traffic, client digests and the adjustment log; {changes}"
+        ))
+    }
+}
+
 /// The rate-limit service that Envoys ask.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RatelimitService {

@@ -25,7 +25,7 @@ use crate::core::time::{Time, WallMs};
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -414,7 +414,8 @@ impl Writer {
 }
 
 fn open_append(path: &Path) -> io::Result<Open> {
-    let file = OpenOptions::new().append(true).create(true).open(path)?;
+    // It names who gave which reason: nobody else's business.
+    let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
     let meta = file.metadata()?;
     Ok(Open { file, bytes: meta.len(), inode: (meta.dev(), meta.ino()) })
 }
@@ -802,6 +803,39 @@ mod tests {
             writer.finish();
         }
         assert_eq!(seqs(&dir), [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn its_files_are_their_owners_alone_and_their_newest_lines_are_whole() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = Dir::new("private");
+        let mut writer = open(&Options { file_bytes_max: 300, ..dir.options() });
+        (0..20).for_each(|n| writer.write(entry(n)));
+        writer.finish();
+        let current = dir.options().dir.join(FILE_NAME);
+        for file in [current.clone(), rotated(&current, 1)] {
+            assert_eq!(
+                fs::metadata(&file).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{}",
+                file.display()
+            );
+        }
+        let all = newest_lines(&dir.options().dir, None, u64::MAX).unwrap();
+        let seqs = |lines: Vec<u8>| -> Vec<u64> {
+            Reader::of(lines)
+                .map(|line| match line.unwrap() {
+                    Line::LoggedEvent(logged) => logged.seq,
+                    Line::Unreadable { problem, .. } => panic!("{problem}"),
+                })
+                .collect()
+        };
+        let all_seqs = seqs(all.clone());
+        assert!(all_seqs.is_sorted() && all_seqs.last() == Some(&20), "{all_seqs:?}");
+        for bytes_max in 0..all.len() as u64 {
+            let some = seqs(newest_lines(&dir.options().dir, None, bytes_max).unwrap());
+            assert!(all_seqs.ends_with(&some), "{bytes_max}: {some:?}");
+        }
     }
 
     #[test]

@@ -384,14 +384,9 @@ fn figures_add_up(state: &Value, clients: &Value, history: &Value, what: &str) {
                 history["times_ms"].as_array().unwrap().len()
             );
         }
-        for ((p50, p95), p99) in ["latency_p50_s", "latency_p95_s", "latency_p99_s"]
-            .map(|name| columns[name].as_array().unwrap().iter().map(Value::as_f64))
-            .into_iter()
-            .collect::<Vec<_>>()
-            .try_into()
-            .map(|[p50, p95, p99]: [_; 3]| p50.zip(p95).zip(p99))
-            .unwrap_or_else(|_| unreachable!("three columns"))
-        {
+        let percentile = |name: &str| columns[name].as_array().unwrap().iter().map(Value::as_f64);
+        let (p50, p95) = (percentile("latency_p50_s"), percentile("latency_p95_s"));
+        for ((p50, p95), p99) in p50.zip(p95).zip(percentile("latency_p99_s")) {
             assert!(p50 <= p95 && p95 <= p99, "{what}: {p50:?} {p95:?} {p99:?}");
         }
     }
