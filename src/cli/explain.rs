@@ -9,6 +9,8 @@ use super::class_name::ClassName;
 use super::format::Format;
 use super::log::{LogError, known, parse_time};
 use super::log_source::LogSource;
+use crate::core::admission::meter::Reason;
+use crate::core::control::guardrails::Guardrail;
 use crate::core::event::{
     Adjustment, Event, LimitKind, LoggedEvent, ModeChange, Shed, number, printable, quantity,
 };
@@ -136,6 +138,33 @@ impl Known {
         })
     }
 
+    /// What would have let this request pass, by what had set its limit.
+    fn advice(&self, shed: &Shed) -> String {
+        let of_class = matches!(shed.cause, Reason::ClassInFlight | Reason::QueueTimeout);
+        if let (true, Some(work), Some(limit)) = (of_class, shed.work_s, shed.work_limit_s)
+            && work > 0.9 * limit
+        {
+            return format!(
+                "cheaper requests, such as ones with a filter: those in flight already took {} of Ray's time, and {} may be \
+                 taken at once",
+                quantity(work, "s"),
+                quantity(limit, "s")
+            );
+        }
+        let last = self.adjustments.get(&(shed.class.clone(), LimitKind::InFlight)).map(|(_, last)| last);
+        match last.filter(|_| of_class) {
+            Some(cut) if cut.new < cut.old => format!(
+                "fewer requests, or more capacity of the head; a higher bound would not have helped, because the \
+                 controller had lowered the limit: {}",
+                cut.reason
+            ),
+            Some(raised) if raised.guardrail == Some(Guardrail::Ceiling) => {
+                format!("a higher `class.{}.in_flight.max`: the limit was at it", shed.class)
+            }
+            _ => shed.undo(),
+        }
+    }
+
     /// Whether there is anything about them.
     fn knows(&self, names: &[&str]) -> bool {
         self.adjustments(names).next().is_some() || self.modes(names).next().is_some()
@@ -182,7 +211,7 @@ fn explain_request(
                     Format::Json => {
                         let told = json!({
                             "refused": logged, "sentence": shed.sentence(), "meaning": shed.meaning(),
-                            "undo": shed.undo(), "limits": known.told(&[&shed.class, &shed.module]),
+                            "undo": known.advice(shed), "limits": known.told(&[&shed.class, &shed.module]),
                         });
                         writeln!(out, "{told}")?;
                     }
@@ -244,7 +273,7 @@ fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> i
     writeln!(out, "{}  {}", time.rfc3339(), printable(&shed.sentence()))?;
     writeln!(out, "what that means: {}", shed.meaning())?;
     writeln!(out, "who asked: client {} (a digest; nothing else is kept)", printable(&shed.client))?;
-    writeln!(out, "what would let it pass: {}", printable(&shed.undo()))?;
+    writeln!(out, "what would have helped: {}", printable(&known.advice(shed)))?;
     writeln!(out, "the limits then (table {}):", shed.table)?;
     known.show(&shed.class, out)?;
     known.show(&shed.module, out)?;
@@ -308,12 +337,13 @@ mod tests {
     fn a_refusal_is_explained_with_what_set_its_limit_and_what_would_undo_it() {
         let text = explain(&sample(), Some("r-17"), None, None).unwrap();
         for part in [
-            "shed request r-17 of state-heavy (StateHead) after 1500 ms in the queue: class_in_flight; 2 under way, limit 2",
+            "shed request r-17 of state-heavy (StateHead) after 1500 ms in the queue: class_in_flight; 2 in flight, limit 2",
             "told to retry in 4 s",
             "the class was at its limit of requests in flight",
             "cut state-heavy in_flight from 4 to 3.61: proxy latency 7.5 s is 1.5x its target 5 s",
             "read: proxy_latency 7.5 s (target 5 s, pressure 1.5), 100 ms old, from proxy",
             "undo: it grows again once proxy_latency is below 4.75 s",
+            "what would have helped: fewer requests, or more capacity of the head; a higher bound would not have helped",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
