@@ -288,7 +288,7 @@ async fn two_envoys_share_one_limit_and_follow_it_at_once() {
     held.push(begin(one, STATUS, "hold").await);
     until("five are under way", || under_way() == 5).await;
     assert_eq!((status(one).await, status(two).await), (429, 429));
-    assert!((setup.sample("rayguard_ratelimit_service_places").await - 5.0).abs() < 0.1);
+    assert!((setup.sample("rayguard_ratelimit_service_permits").await - 5.0).abs() < 0.1);
     // Cut: what is under way goes on, and nothing new passes until it has drained.
     setup.pin(2.0).await;
     setup.ray.hold.add_permits(3);

@@ -922,7 +922,7 @@ async fn who_comes_late_to_a_proxy_that_has_been_succeeded_is_served_there() {
     })
     .await;
     let identifier = rayguard::core::request::identify::Identifier::new([1, 2], Vec::new(), Vec::new());
-    let next = rig.proxy.succeed(rig.proxy.policy.clone(), identifier, rig.proxy.table.load_full());
+    let next = rig.proxy.reconfigure(rig.proxy.policy.clone(), identifier, rig.proxy.table.load_full());
     let client = rayguard::core::request::client_id::ClientId { address: 1, credential: None };
     let ask = rayguard::core::admission::controller::Ask { class: class("job-status"), route: 0, client };
     let now = || rig.proxy.clock.now();

@@ -321,7 +321,7 @@ async fn app(
         let nowhere = Address::Tcp(settings.upstream.authority());
         let front = app.front(spec.surface, nowhere).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(address = %spec.listen, domain = &*spec.domain, "rate-limit service for Envoys");
-        let service = ratelimit::Service::start(front, Arc::clone(&spec.domain), spec.place_max);
+        let service = ratelimit::Service::start(front, Arc::clone(&spec.domain), spec.permit_max);
         tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), (&settings.http).into()));
     }
     if let Some((listener, access)) = admin {

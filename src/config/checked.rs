@@ -717,8 +717,8 @@ impl Judge {
             None => defaults::DOMAIN,
         };
         let tls = raw.tls.as_ref().and_then(|tls| self.tls(&key("tls"), tls));
-        let place_max =
-            self.length(&key("place_max"), raw.place_max.as_ref(), secs(600), [secs(1), secs(86_400)]);
+        let permit_max =
+            self.length(&key("permit_max"), raw.permit_max.as_ref(), secs(600), [secs(1), secs(86_400)]);
         let Some(listen) = &raw.listen else {
             let remedy =
                 "write listen = \"127.0.0.1:8281\", or a Unix socket, and have Envoy's cluster lead there";
@@ -727,7 +727,7 @@ impl Judge {
         };
         let listen = self.address(Place::new(key("listen"), listen), listen.get_ref())?;
         let surface = raw.kind.as_ref().map_or(Surface::Dashboard, |kind| surface_of(*kind.get_ref()));
-        Some(RatelimitService { listen, tls, domain: domain.into(), surface, place_max })
+        Some(RatelimitService { listen, tls, domain: domain.into(), surface, permit_max })
     }
 
     fn replicas(&mut self, raw: &Spanned<RawReplicas>) -> Option<Replicas> {

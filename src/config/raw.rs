@@ -648,7 +648,7 @@ pub struct RawRatelimitService {
     /// TLS towards Envoys.
     pub tls: Option<Spanned<RawTls>>,
     /// How long a place is held whose end is to be told and is not.
-    pub place_max: Option<Spanned<Length>>,
+    pub permit_max: Option<Spanned<Length>>,
 }
 
 /// `[replicas]`.

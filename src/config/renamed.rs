@@ -7,6 +7,7 @@ const KEYS: &[(&str, &str)] = &[
     ("ledger", "[adjustment_log]"),
     ("fleet", "[replicas], and in it `count` for `replicas`"),
     ("replicas.replicas", "count"),
+    ("ratelimit_service.place_max", "permit_max"),
     ("alerts.rule.record-gaps", "alerts.rule.adjustment-log-gaps"),
     ("alerts.rule.fleet-store-down", "alerts.rule.replica-store-down"),
 ];

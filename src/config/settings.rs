@@ -331,7 +331,7 @@ pub struct RatelimitService {
     /// What the paths that they tell mean.
     pub surface: Surface,
     /// How long a place is held whose end is to be told and is not.
-    pub place_max: Duration,
+    pub permit_max: Duration,
 }
 
 /// Replicas that share their limits.

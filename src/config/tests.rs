@@ -263,7 +263,7 @@ fn the_rate_limit_service_is_off_until_it_is_told_where_to_listen() {
     let service = settings("[ratelimit_service]\nlisten = '127.0.0.1:8281'").ratelimit_service.unwrap();
     assert_eq!((&*service.domain, service.surface, service.tls), ("rayguard", Surface::Dashboard, None));
     assert_eq!(
-        (service.listen.to_string(), service.place_max),
+        (service.listen.to_string(), service.permit_max),
         ("127.0.0.1:8281".into(), Duration::from_mins(10))
     );
     let serve = settings("[ratelimit_service]\nlisten = 'unix:/run/r.sock'\nkind = 'serve'\ndomain = 'apps'");
@@ -272,7 +272,7 @@ fn the_rate_limit_service_is_off_until_it_is_told_where_to_listen() {
     let listening = "[ratelimit_service]\nlisten = '127.0.0.1:8281'\n";
     refused("[ratelimit_service]\ndomain = 'x'", "ratelimit_service", "no `listen`");
     refused(&format!("{listening}domain = ''"), "ratelimit_service.domain", "empty");
-    refused(&format!("{listening}place_max = '2d'"), "ratelimit_service.place_max", "outside");
+    refused(&format!("{listening}permit_max = '2d'"), "ratelimit_service.permit_max", "outside");
     refused(&listening.replace("8281", "8266"), "ratelimit_service.listen", "taken by `listen`");
     refused(&listening.replace("8281", "8265"), "ratelimit_service.listen", "Ray's own address");
     refused(&format!("{listening}[admin]\nlisten = '127.0.0.1:8281'"), "admin.listen", "taken by");

@@ -146,7 +146,7 @@ hosts = []                              # accepted Host headers: ["rayguard.ray.
 # domain = "rayguard"                   # as Envoy's filter has it; any other passes unlimited
 # kind = "dashboard"                    # what the paths mean: "dashboard", "ray-client" or "serve"
 # tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/envoys.pem" }
-# place_max = "10m"                     # longest time a permit is held when Envoy does not report the end of a request
+# permit_max = "10m"                     # longest time a permit is held when Envoy does not report the end of a request
 
 # Several replicas in front of one head share its limits over a Redis or Valkey; one needs none.
 # [replicas]

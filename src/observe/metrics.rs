@@ -61,7 +61,7 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_queue_wait_seconds_total",
     "rayguard_queued_requests_total",
     "rayguard_ratelimit_service_answers_total",
-    "rayguard_ratelimit_service_places",
+    "rayguard_ratelimit_service_permits",
     "rayguard_adjustment_log_lost_total",
     "rayguard_request_duration_seconds",
     "rayguard_requests_total",
@@ -510,8 +510,8 @@ impl Moment {
             Answer::ALL.map(|answer| ([("answer", answer.label())], self.ratelimit.count(answer))),
         )?;
         writer.gauges(
-            "rayguard_ratelimit_service_places",
-            "Places held for requests that pass through Envoys",
+            "rayguard_ratelimit_service_permits",
+            "Permits held for requests that pass through Envoys",
             [([], self.ratelimit.places() as f64)],
         )?;
         writer.gauges(

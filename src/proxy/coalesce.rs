@@ -376,7 +376,7 @@ impl Coalescer {
 
     /// For requests from now on, by another policy. The budget stays one.
     #[must_use]
-    pub fn succeed(&self) -> Coalescer {
+    pub fn reconfigure(&self) -> Coalescer {
         self.forget();
         Coalescer { flights: SingleFlight::default(), budget: self.budget.clone() }
     }

@@ -35,7 +35,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-/// How often those who wait at a proxy that has been succeeded are looked at.
+/// How often those who wait at a proxy that a reload has replaced are looked at.
 const PUMP: Duration = Duration::from_millis(20);
 
 /// How a waiter is reached: with a permit of its own, or with the refusal.
@@ -131,7 +131,7 @@ pub struct ProxyState {
     /// Counts the policies of this run: class and route numbers are this one's.
     pub generation: u32,
     /// Whether another proxy has taken its place, and whether a task looks after those who wait at this one.
-    succeeded: AtomicBool,
+    replaced: AtomicBool,
     served_out: AtomicBool,
 }
 
@@ -252,7 +252,7 @@ impl ProxyState {
             policy,
             identifier,
             coalescer: Coalescer::default(),
-            succeeded: AtomicBool::default(),
+            replaced: AtomicBool::default(),
             served_out: AtomicBool::default(),
             tails: LogFanouts::default(),
             readers: SlowReaders::new(clock, tasks.clone()),
@@ -271,15 +271,15 @@ impl ProxyState {
         })
     }
 
-    /// The proxy of a new policy, with this one's counters; see [`AdmissionController::succeed`].
+    /// The proxy of a new policy, with this one's counters; see [`AdmissionController::reconfigure`].
     #[must_use]
-    pub fn succeed(
+    pub fn reconfigure(
         self: &Arc<Self>,
         policy: Arc<Policy>,
         identifier: Identifier,
         table: Arc<LimitTable>,
     ) -> Arc<ProxyState> {
-        let admission = self.admission.succeed(&policy, &table, self.clock.now());
+        let admission = self.admission.reconfigure(&policy, &table, self.clock.now());
         let names = |policy: &Policy| policy.classes.iter().map(|class| Arc::clone(&class.name)).collect();
         let (old, new): (Vec<_>, Vec<_>) = (names(&self.policy), names(&policy));
         let usage = if old == new {
@@ -287,7 +287,7 @@ impl ProxyState {
         } else {
             Arc::new(Mutex::new(Usage::new(new.len(), self.clock.now())))
         };
-        self.succeeded.store(true, Ordering::SeqCst);
+        self.replaced.store(true, Ordering::SeqCst);
         self.serve_out();
         Arc::new(ProxyState {
             admission,
@@ -297,8 +297,8 @@ impl ProxyState {
             turns: turns(&policy),
             policy,
             identifier,
-            coalescer: self.coalescer.succeed(),
-            succeeded: AtomicBool::default(),
+            coalescer: self.coalescer.reconfigure(),
+            replaced: AtomicBool::default(),
             served_out: AtomicBool::default(),
             clock: self.clock,
             tasks: self.tasks.clone(),
@@ -317,7 +317,7 @@ impl ProxyState {
         })
     }
 
-    /// Whoever waits at a proxy that has been succeeded is still served there, until nobody does.
+    /// Whoever waits at a proxy that a reload has replaced is still served there, until nobody does.
     fn serve_out(self: &Arc<Self>) {
         if self.served_out.swap(true, Ordering::SeqCst) {
             return;
@@ -380,7 +380,7 @@ impl ProxyState {
         let (id, class) = (leaving.id, leaving.ask.class);
         let too_late = || self.admission.refuse(class, Reason::QueueTimeout, Duration::ZERO);
         // One that has followed another request may come here late.
-        if self.succeeded.load(Ordering::SeqCst) {
+        if self.replaced.load(Ordering::SeqCst) {
             self.serve_out();
         }
         let verdict = tokio::select! {

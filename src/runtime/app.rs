@@ -221,7 +221,7 @@ impl App {
         }
         let proxy = {
             let mut controller = self.controller();
-            *controller = controller.succeed(
+            *controller = controller.reconfigure(
                 Arc::clone(&policy),
                 &settings.class_modes,
                 &settings.alerts.rules,
@@ -232,7 +232,7 @@ impl App {
             }
             self.settings.store(Arc::clone(settings));
             self.proxy().contact.store(settings.contact.clone());
-            self.succeed_proxy(&controller)
+            self.reconfigure_proxy(&controller)
         };
         for (front, entrance) in fronts.iter_mut().zip(renewed) {
             front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
@@ -252,7 +252,7 @@ impl App {
                 // Whoever is remembered has another digest from now on.
                 self.proxy().admission.history().clear();
             }
-            self.succeed_proxy(&controller)
+            self.reconfigure_proxy(&controller)
         };
         for front in fronts.iter() {
             let entrance = Arc::clone(&front.load().entrance);
@@ -267,11 +267,11 @@ impl App {
     }
 
     /// Puts a new proxy in the old one's place, by the controller's policy, the settings and the key.
-    fn succeed_proxy(&self, controller: &Controller) -> Arc<ProxyState> {
+    fn reconfigure_proxy(&self, controller: &Controller) -> Arc<ProxyState> {
         let old = self.proxy();
         let table = self.part_of(controller.table());
         let identifier = identifier(&self.settings(), self.key());
-        let proxy = old.succeed(Arc::clone(controller.policy()), identifier, table);
+        let proxy = old.reconfigure(Arc::clone(controller.policy()), identifier, table);
         self.proxy.store(Arc::clone(&proxy));
         if let Some(trace_writer) = &*proxy.trace_writer.load() {
             self.note_names(trace_writer, &proxy);

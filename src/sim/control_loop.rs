@@ -71,7 +71,7 @@ impl ControlLoop {
     pub fn reload(&mut self, proxy: &mut SimProxy, policy: Arc<Policy>, now: Time) {
         let modes = vec![Mode::Enforce; policy.classes.len()];
         let rules = Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
-        self.controller = self.controller.succeed(policy, &modes, &rules, now);
+        self.controller = self.controller.reconfigure(policy, &modes, &rules, now);
         self.reader = SignalReader::new(&proxy.policy);
         self.period = proxy.policy.control.inner_period;
         proxy.table = self.controller.table();

@@ -38,7 +38,7 @@ pub struct SimProxy {
     /// Counts the admission controllers there have been: permits and waiters go back to their own.
     pub life: u32,
     /// Admission controllers replaced by a reload; who waits there is still served there.
-    succeeded: BTreeMap<u32, AdmissionController<Waiter>>,
+    replaced: BTreeMap<u32, AdmissionController<Waiter>>,
     /// Class and route of the admission controller for each route of the plant.
     places: Vec<(ClassId, u16)>,
     /// Waiters woken and not yet told, with the life of their admission.
@@ -127,7 +127,7 @@ impl SimProxy {
             table: Arc::new(table),
             policy,
             life: 0,
-            succeeded: BTreeMap::new(),
+            replaced: BTreeMap::new(),
             woken: Vec::new(),
             shared: BTreeMap::new(),
         })
@@ -140,7 +140,7 @@ impl SimProxy {
         let history = Arc::clone(self.admission.history());
         self.admission = AdmissionController::new(&self.policy, &self.table, now).with_history(history);
         self.life += 1;
-        self.succeeded.clear();
+        self.replaced.clear();
         self.woken.clear();
         self.shared.clear();
     }
@@ -157,16 +157,16 @@ impl SimProxy {
         now: Time,
     ) -> Result<(), ScenarioError> {
         self.places = places(&policy, spec, ray)?;
-        let next = self.admission.succeed(&policy, &self.table, now);
+        let next = self.admission.reconfigure(&policy, &self.table, now);
         let old = std::mem::replace(&mut self.admission, next);
-        self.succeeded.insert(self.life, old);
+        self.replaced.insert(self.life, old);
         self.life += 1;
         self.policy = policy;
         Ok(())
     }
 
     fn admission_of(&self, life: u32) -> Option<&AdmissionController<Waiter>> {
-        if life == self.life { Some(&self.admission) } else { self.succeeded.get(&life) }
+        if life == self.life { Some(&self.admission) } else { self.replaced.get(&life) }
     }
 
     /// The class of a route of the plant.
@@ -248,7 +248,7 @@ impl SimProxy {
     pub fn pump(&mut self, now: Time) {
         let (woken, life) = (&mut self.woken, self.life);
         self.admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));
-        for (life, admission) in &self.succeeded {
+        for (life, admission) in &self.replaced {
             admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
         }
     }
@@ -256,7 +256,7 @@ impl SimProxy {
     /// How many wait, wherever.
     #[must_use]
     pub fn waiting(&self) -> u32 {
-        self.admission.waiting() + self.succeeded.values().map(AdmissionController::waiting).sum::<u32>()
+        self.admission.waiting() + self.replaced.values().map(AdmissionController::waiting).sum::<u32>()
     }
 
     /// A waiter's client left.

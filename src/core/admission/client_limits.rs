@@ -14,7 +14,7 @@
 //! there are as many invented ones in the table as the addresses' own ceilings let in.
 //!
 //! **Changed ceilings** hold from the next request on, for the same table: what is under way stays
-//! counted, and a rate that was used up stays used up (see [`ClientLimits::succeed`]).
+//! counted, and a rate that was used up stays used up (see [`ClientLimits::reconfigure`]).
 //!
 //! Where several replicas share their limits, a client that asks for more than its ceilings at several
 //! of them has a part of these at each (`core/replicas/identities.rs`): so much of its places, and a
@@ -115,7 +115,7 @@ impl ClientLimits {
 
     /// Other ceilings over what is counted already.
     #[must_use]
-    pub fn succeed(&self, limits: PerClientLimits, now: Time) -> ClientLimits {
+    pub fn reconfigure(&self, limits: PerClientLimits, now: Time) -> ClientLimits {
         if limits.rate.is_some() {
             self.table.clock.set_rate(per_second(limits), now);
         }
@@ -547,18 +547,18 @@ mod tests {
         };
         assert_eq!(burst(&client_limits), 10);
         for rate in [0.9, 0.8, 2.0] {
-            client_limits = client_limits.succeed(limits(rate, 100), Time::ZERO);
+            client_limits = client_limits.reconfigure(limits(rate, 100), Time::ZERO);
             assert_eq!(burst(&client_limits), 0, "the burst is spent");
         }
         client_limits = client_limits
-            .succeed(PerClientLimits::default(), Time::ZERO)
-            .succeed(limits(1.0, 100), Time::ZERO);
+            .reconfigure(PerClientLimits::default(), Time::ZERO)
+            .reconfigure(limits(1.0, 100), Time::ZERO);
         assert_eq!(burst(&client_limits), 0, "nor by taking the ceiling away and giving it back");
 
         let before =
             ClientLimits::new(PerClientLimits { rate: None, in_flight: Some(2) }, Time::ZERO).unwrap();
         let held = before.enter(client(8), Time::ZERO).unwrap();
-        let after = before.succeed(PerClientLimits { rate: None, in_flight: Some(1) }, Time::ZERO);
+        let after = before.reconfigure(PerClientLimits { rate: None, in_flight: Some(1) }, Time::ZERO);
         assert!(after.enter(client(8), Time::ZERO).is_err(), "what is under way counts on");
         before.leave(held);
         assert!(after.enter(client(8), Time::ZERO).is_ok());

@@ -159,7 +159,7 @@ struct ClassAdmission {
     waiting: AtomicU32,
     spread_s: AtomicU32,
     sheds: AtomicU32,
-    /// What is counted outlives this admission controller: see [`AdmissionController::succeed`].
+    /// What is counted outlives this admission controller: see [`AdmissionController::reconfigure`].
     tally: Arc<Tally>,
 }
 
@@ -265,7 +265,7 @@ impl<W> AdmissionController<W> {
     /// go on with the counters of this one, so that nothing under way is forgotten and no change
     /// hands out a permit or a burst twice; whoever waits here is still served here.
     #[must_use]
-    pub fn succeed(&self, policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
+    pub fn reconfigure(&self, policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
         AdmissionController::build(policy, table, now, Some(self))
     }
 
@@ -292,7 +292,7 @@ impl<W> AdmissionController<W> {
                 Some((limits, client_limits)) if *limits == class.per_client => {
                     Some(Arc::clone(client_limits))
                 }
-                Some((_, client_limits)) => Some(Arc::new(client_limits.succeed(class.per_client, now))),
+                Some((_, client_limits)) => Some(Arc::new(client_limits.reconfigure(class.per_client, now))),
                 None => ClientLimits::new(class.per_client, now).map(Arc::new),
             };
             let client_limits = client_limits.map(|client_limits| (class.per_client, client_limits));

@@ -294,7 +294,7 @@ impl Controller {
     /// Takes on a new policy without a bump: limits, laws, pins, modes set by hand and averages go
     /// on under the same class names, within the new bounds.
     #[must_use]
-    pub fn succeed(
+    pub fn reconfigure(
         &self,
         policy: Arc<Policy>,
         modes: &[Mode],

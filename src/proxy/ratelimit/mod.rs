@@ -100,7 +100,7 @@ const MEASURE: Duration = Duration::from_secs(1);
 pub struct Service {
     front: Arc<ArcSwap<Front>>,
     domain: Arc<str>,
-    place_max: Duration,
+    permit_max: Duration,
     places: Mutex<LeaseTable<PermitGuard>>,
     durations: Mutex<ServiceTimes>,
 }
@@ -114,14 +114,14 @@ enum Decided {
 
 impl Service {
     /// A service for `domain` by this front's routes and limits. A place whose end is to be told
-    /// is held for `place_max` at most.
+    /// is held for `permit_max` at most.
     #[must_use]
-    pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, place_max: Duration) -> Arc<Service> {
+    pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, permit_max: Duration) -> Arc<Service> {
         let tasks = front.load().proxy.tasks.clone();
         let service = Arc::new(Service {
             front,
             domain,
-            place_max,
+            permit_max,
             places: Mutex::default(),
             durations: Mutex::default(),
         });
@@ -280,8 +280,8 @@ impl Service {
             let holds_a_place = inner.is_counted();
             let stay = self.stay(proxy, inner.ask.class);
             let long = (class.slo.latency * LOST_OBJECTIVES).max(stay * LOST_SERVICE_TIMES);
-            let latest = class.timeout.unwrap_or(self.place_max).min(long).min(self.place_max);
-            let latest = if class.kind == Kind::Held { self.place_max } else { latest };
+            let latest = class.timeout.unwrap_or(self.permit_max).min(long).min(self.permit_max);
+            let latest = if class.kind == Kind::Held { self.permit_max } else { latest };
             let until = Until { expected: now + stay, latest: now + latest };
             permit.unseen();
             if holds_a_place {
@@ -324,8 +324,8 @@ impl Service {
         let measured = self.durations.lock().unwrap_or_else(PoisonError::into_inner).mean(proxy, id);
         match (class.kind, measured) {
             // A log is read for hours; what it took to open it tells nothing.
-            (Kind::Held, _) => self.place_max,
-            (Kind::Unary, measured) => measured.unwrap_or(class.slo.latency).min(self.place_max),
+            (Kind::Held, _) => self.permit_max,
+            (Kind::Unary, measured) => measured.unwrap_or(class.slo.latency).min(self.permit_max),
         }
     }
 

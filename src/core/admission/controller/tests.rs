@@ -327,7 +327,7 @@ fn a_successor_goes_on_counting_what_is_under_way() {
     let mut after = policy(vec![class("new", 5, 1.0), submit.clone()], 8.0);
     after.classes[1].rate = Some(RateBounds { per_second: Bounds::fixed(0.001), burst: 9 });
     let old = std::mem::replace(&mut rig, Rig::new(&after));
-    rig.admission = old.admission.succeed(&after, &rig.table, at(1.0));
+    rig.admission = old.admission.reconfigure(&after, &rig.table, at(1.0));
     assert_eq!(rig.admission.load(ClassId(1)).0, 1, "by name, not by place");
     assert!(
         matches!(rig.ask(1, 1, at(1.0)).1, Decision::Wait(..)),
