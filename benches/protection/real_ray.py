@@ -232,8 +232,8 @@ def main():
                 (options.out / f"{scenario}-backlog.svg").write_text(plot_backlog(notes, first))
     print("\n" + table(everything))
     (options.out / "real-ray.md").write_text(table(everything) + "\n")
-    if traffic traces := sorted(options.out.glob("*.rec")):
-        print("\n" + simulated.table(traffic traces))
+    if traces := sorted(options.out.glob("*.rec")):
+        print("\n" + simulated.table(traces))
 
 
 if __name__ == "__main__":

@@ -33,10 +33,10 @@ def figures(fared):
     return f"{share}, {ms(fared['p50_ms'])} / {ms(fared['p99_ms'])}"
 
 
-def table(traffic traces):
+def table(traces):
     """Markdown: answered, p50 / p99 in ms."""
     lines = []
-    for path in traffic traces:
+    for path in traces:
         incident = replay(path)
         if not lines:
             lines = [

@@ -12,7 +12,7 @@ Symbols (`CARGO_PROFILE_DIST_STRIP=none`, or a plain release build) tell the cli
 `--functions` name the functions that take the most.
 """
 
-import argparse, os, pathlib, re, shutil, signal, socket, subprocess, tempfile, time
+import argparse, os, pathlib, re, shutil, signal, socket, subprocess, tempfile
 
 from cost import BACKEND, BACKEND_CONF, FRONT, RAYGUARD_CONF, SHEDDING, await_port
 

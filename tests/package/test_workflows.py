@@ -50,6 +50,13 @@ def test_every_script_is_bash_and_runs_files_by_their_own_interpreter(where, tex
         assert first.rsplit(maxsplit=1)[-1].startswith(interpreter.rstrip("3")), f"{where}: {file} is not for {interpreter}: {first}"
 
 
+def test_every_python_file_is_sound():
+    scripts = [".ci/newcomer", ".ci/supply", ".ci/site"]
+    files = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    checked = subprocess.run([sys.executable, "-m", "pyflakes", *files, *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert len(files) > 50 and checked.returncode == 0, checked.stdout + checked.stderr
+
+
 def test_every_part_that_a_workflow_asks_of_the_release_script_is_one(tmp_path):
     known = re.findall(r"^#   bash \.ci/release ([\w-]+)", (ROOT / ".ci/release").read_text(), re.M)
     asked = [part for _, text in SCRIPTS for parts in re.findall(r"\.ci/release ([a-z -]+)", text) for part in parts.split()]

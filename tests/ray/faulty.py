@@ -122,9 +122,8 @@ async def serve(port, directory):
             writer.close()
 
     server = await asyncio.start_server(converse, "127.0.0.1", port, backlog=1024)
-    vanishing = asyncio.create_task(vanish())
     async with server:
-        await server.serve_forever()
+        await asyncio.gather(vanish(), server.serve_forever())
 
 
 class FaultyHead:
