@@ -1,9 +1,11 @@
 //! The page, driven in a real Chromium over its debugging pipe.
 
 use crate::instance::{Instance, PATIENCE, eventually, has};
-use rayguard::emulator::MetricsFault;
+use rayguard::emulator::{Emulator, EmulatorConfig, MetricsFault};
 use serde_json::{Value, json};
+use std::net::IpAddr;
 use std::process::Stdio;
+use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
@@ -28,6 +30,11 @@ impl Drop for Browser {
 impl Browser {
     /// Opens a page as wide as a screen.
     async fn open(name: &str, url: &str, width: u32) -> Browser {
+        Browser::open_with(name, url, width, "").await
+    }
+
+    /// The same, with a script that runs before the page's own.
+    async fn open_with(name: &str, url: &str, width: u32, before: &str) -> Browser {
         let dir = std::env::temp_dir().join(format!("rayguard-page-{name}-{}", std::process::id()));
         // The debugging pipe is descriptors 3 and 4: requests in, answers out.
         let script = format!(
@@ -50,6 +57,8 @@ impl Browser {
         browser.session = session["sessionId"].as_str().map(str::to_owned);
         let screen = json!({"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600});
         browser.call("Emulation.setDeviceMetricsOverride", screen).await;
+        browser.call("Page.enable", json!({})).await;
+        browser.call("Page.addScriptToEvaluateOnNewDocument", json!({"source": before})).await;
         browser.call("Page.navigate", json!({"url": url})).await;
         browser.until("document.body?.dataset.ready === 'yes'").await;
         browser
@@ -99,12 +108,64 @@ impl Browser {
     async fn until(&mut self, expression: &str) {
         let waiting = async {
             while self.value(expression).await != json!(true) {
-                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
-        assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "never: {expression}");
+        let came = tokio::time::timeout(PATIENCE, waiting).await.is_ok();
+        assert!(came, "never: {expression}; the page says {}", self.says().await);
+    }
+
+    /// Waits until the headline is as a pattern has it.
+    async fn headline(&mut self, pattern: &str) {
+        self.until(&format!("/^{pattern}$/.test(document.querySelector('h1').textContent)")).await;
+    }
+
+    /// The first screen as text.
+    async fn says(&mut self) -> String {
+        let text = self.value("document.getElementById('verdict').innerText").await;
+        text.as_str().unwrap_or_default().to_owned()
+    }
+
+    /// How high and how wide the page is.
+    async fn size(&mut self) -> (u64, u64) {
+        let root = "document.documentElement";
+        let size = self.value(&format!("[{root}.scrollHeight, {root}.scrollWidth]")).await;
+        (size[0].as_u64().unwrap(), size[1].as_u64().unwrap())
     }
 }
+
+/// Requests from one address of this machine, until dropped.
+struct Traffic {
+    _running: tokio::task::JoinSet<()>,
+}
+
+impl Traffic {
+    /// One request after each pause, whether or not those before are answered; `{n}` counts them.
+    fn from(address: &str, instance: &Instance, path: &'static str, pause: Duration) -> Traffic {
+        let address: IpAddr = address.parse().unwrap();
+        let client = rayguard::observe::fetch::builder().unwrap().local_address(address).build().unwrap();
+        let base = format!("http://{}", instance.proxy);
+        let mut running = tokio::task::JoinSet::new();
+        running.spawn(async move {
+            let mut every = tokio::time::interval(pause);
+            let mut sent = tokio::task::JoinSet::new();
+            for n in 0_u64.. {
+                every.tick().await;
+                while sent.try_join_next().is_some() {}
+                let url = format!("{base}{}", path.replace("{n}", &n.to_string()));
+                sent.spawn(client.get(url).header("cache-control", "no-cache").send());
+            }
+        });
+        Traffic { _running: running }
+    }
+}
+
+const JOB: &str = "/api/jobs/raysubmit_0000000000000001";
+const TASKS: &str = "/api/v0/tasks?limit=100&filter_keys=name&filter_predicates=%3D&filter_values=step_{n}";
+
+/// A flood is shed at once: one request a second, and next to no queue.
+const NARROW: &str =
+    "rate = { initial = '1/s', min = '1/s', max = '1/s', burst = 1 }\nqueue = { len = 1, wait = '100ms' }\n";
 
 #[tokio::test]
 async fn limits_are_frozen_by_button_with_confirmation_and_reason() {
@@ -116,6 +177,13 @@ async fn limits_are_frozen_by_button_with_confirmation_and_reason() {
     browser.value("document.getElementById('freeze').click()").await;
     assert_eq!(browser.value("document.getElementById('dialog').open").await, json!(true));
     assert_eq!(instance.json("/api/v1/state").await["frozen"], false);
+    browser
+        .value("document.getElementById('d-why').value = '  '; document.getElementById('d-yes').click()")
+        .await;
+    browser.until("document.getElementById('d-problem').textContent.startsWith('Enter a reason.')").await;
+    assert_eq!(browser.value("document.activeElement.id").await, json!("d-why"));
+    assert_eq!(browser.value("document.getElementById('dialog').open").await, json!(true));
+    assert_eq!(instance.json("/api/v1/state").await["frozen"], false, "a reason is required");
     browser.value("document.getElementById('d-why').value = 'upgrade of the head'").await;
     browser.value("document.getElementById('d-yes').click()").await;
     browser.until("!document.getElementById('dialog').open").await;
@@ -131,7 +199,10 @@ async fn limits_are_frozen_by_button_with_confirmation_and_reason() {
         .clone();
     assert_eq!(change["why"], "upgrade of the head");
     assert_eq!(change["who"], "page (127.0.0.1)");
-    browser.until("document.getElementById('freeze').textContent === 'Let limits move'").await;
+    browser.until("document.getElementById('freeze').textContent === 'Unfreeze limits'").await;
+    browser.headline("All limits are frozen").await;
+    let says = browser.says().await;
+    assert!(says.contains("by page (127.0.0.1): upgrade of the head"), "{says}");
 }
 
 #[tokio::test]
@@ -143,6 +214,7 @@ async fn the_token_is_asked_for_and_a_wrong_one_is_told() {
     let mut browser = Browser::open("token", &instance.admin, 1280).await;
     browser.value("document.getElementById('freeze').click()").await;
     assert_eq!(browser.value("document.getElementById('d-token-row').hidden").await, json!(false));
+    browser.value("document.getElementById('d-why').value = 'test'").await;
     browser
         .value("document.getElementById('d-token').value = 'wrong'; document.getElementById('d-yes').click()")
         .await;
@@ -184,11 +256,11 @@ async fn what_is_read_is_shown_as_text_and_fits_a_phone() {
     browser.until("document.querySelector('.card h3')?.textContent.startsWith('job-list')").await;
     let wide = browser.value("document.documentElement.scrollWidth").await.as_u64().unwrap();
     assert!(wide <= 390, "{wide}");
-    let unnamed = "[...document.querySelectorAll('main button, header button, main [role=meter], main svg')].filter((e) => !e.hidden && \
+    let unnamed = "[...document.querySelectorAll('main button, header button, main [role=meter], main .plot')].filter((e) => !e.hidden && \
                    !(e.textContent.trim() || e.getAttribute('aria-label'))).length";
     assert_eq!(browser.value(unnamed).await, json!(0));
     instance.head.take();
-    browser.until("document.title.includes('Ray does not answer')").await;
+    browser.until("document.title.includes('Ray is unreachable')").await;
 }
 
 #[tokio::test]
@@ -215,13 +287,14 @@ async fn a_proxy_among_several_says_who_decides_and_what_it_has_leased() {
     let mut browser = Browser::open("replicas", &instance.admin, 390).await;
     let says =
         |text: &str| format!("document.getElementById('replicas').textContent.includes({})", json!(text));
-    browser.until(&says("replica-1:1 is one of 2 replicas; this one decides for all")).await;
+    browser.until(&says("replica-1:1 is one of 2 replicas; this one leads")).await;
     browser.until(&says("The shared store answers.")).await;
     instance.ask("/api/jobs/").await;
     browser.until(&says("job-list in flight: ")).await;
     redis.kill().await.unwrap();
     browser.until(&says("it decides for itself, with an even share")).await;
-    browser.until("document.querySelector('#replicas .bad')?.textContent.includes('cannot be asked')").await;
+    browser.headline("The replicas.s? shared store is unreachable").await;
+    browser.until("document.querySelector('#replicas .bad')?.textContent.includes('is unreachable')").await;
     let wide = browser.value("document.documentElement.scrollWidth").await.as_u64().unwrap();
     assert!(wide <= 390, "{wide}");
 }
@@ -247,11 +320,11 @@ async fn a_head_without_metrics_is_one_matter_and_clients_are_named() {
     instance.head.as_ref().unwrap().set_metrics_fault(MetricsFault::Unavailable);
     for width in [1280, 390] {
         let mut browser = Browser::open(&format!("stale-{width}"), &instance.admin, width).await;
-        let flying =
-            "/^(Flying without|Ray.s readings are stale)/.test(document.querySelector('h1').textContent)";
-        browser.until(flying).await;
+        browser.headline("(Ray.s metrics are stale: .*|.* (is|are) stale)").await;
         let title = browser.value("document.querySelector('h1').textContent").await;
         assert!(title.as_str().unwrap().len() < 80, "{title}");
+        let says = browser.says().await;
+        assert!(says.contains("do not rise") && says.contains("rayguard doctor"), "{says}");
         browser.until("document.querySelectorAll('#alerts li').length === 1").await;
         browser.until("document.getElementById('stale').textContent.includes('stale: ')").await;
         browser.until("document.getElementById('clients').textContent.includes('127.0.0.1')").await;
@@ -298,4 +371,239 @@ async fn a_limit_is_pinned_with_the_keyboard_alone() {
     browser.until("!document.getElementById('dialog').open").await;
     let pin = instance.json("/api/v1/state").await["pins"][0].clone();
     assert_eq!((&pin["class"], &pin["why"]), (&json!("job-list"), &json!("by hand")));
+}
+
+/// Idle, calm and what follows a flood: on a phone, with the figures of what is shed and failed.
+#[tokio::test]
+async fn rest_and_calm_are_said_and_fit_a_phone() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let instance = Instance::start("page-calm", "", None).await;
+    let mut browser = Browser::open("calm", &instance.admin, 390).await;
+    browser.headline("Idle: no requests in the last 10 s").await;
+    let says = browser.says().await;
+    assert!(says.contains("None; Ray is reachable") && says.contains("Nothing shed or failed"), "{says}");
+    let pause = Duration::from_millis(200);
+    let paths =
+        [JOB, "/api/version", "/api/jobs/?n={n}", "/api/v0/actors?limit={n}", "/nodes?view=summary", TASKS];
+    let traffic: Vec<Traffic> = (1_u32..)
+        .zip(paths)
+        .map(|(n, path)| Traffic::from(&format!("127.0.1.{n}"), &instance, path, pause * n))
+        .collect();
+    browser.headline("Calm: [\\d.]+ requests\\/s, none shed, none failed").await;
+    browser.until("document.querySelectorAll('#cards .card').length >= 5").await;
+    browser.until("document.querySelectorAll('#clients tbody tr').length === 5").await;
+    let (high, wide) = browser.size().await;
+    assert!(high <= 2500 && wide <= 390, "{high} x {wide}");
+    let open = "document.querySelectorAll('#cards .card[open], #meters .meter').length";
+    assert_eq!(browser.value(open).await, json!(0), "what is well is closed");
+    assert!(
+        browser
+            .value("document.getElementById('rest').textContent")
+            .await
+            .as_str()
+            .unwrap()
+            .contains("at or below target")
+    );
+    drop(traffic);
+}
+
+/// Who floods what, and what becomes of the others; then two; then the values of a chart; then the end.
+#[tokio::test]
+async fn a_flood_is_named_with_its_client_class_and_impact() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let config = format!("[class.state-heavy]\n{NARROW}[class.job-list]\n{NARROW}");
+    let instance = Instance::start("page-flood", &config, None).await;
+    let polite = Traffic::from("127.0.1.1", &instance, JOB, Duration::from_millis(250));
+    let one = Traffic::from("127.0.2.1", &instance, TASKS, Duration::from_millis(50));
+    let mut browser = Browser::open("flood", &instance.admin, 1280).await;
+    browser.headline("127\\.0\\.2\\.1 floods state-heavy: [\\d.]+\\/s shed; everyone else is served").await;
+    let why =
+        "/above its fair share|rate limit of the class/.test(document.getElementById('facts').textContent)";
+    browser.until(why).await;
+    let says = browser.says().await;
+    assert!(says.contains("to state-heavy (/api/v0/tasks)"), "{says}");
+    assert!(says.contains(" ago") && says.contains("Ask the owner of 127.0.2.1"), "{says}");
+    let shed = "document.querySelector('#clients tbody tr').textContent.startsWith('127.0.2.1')";
+    browser.until(shed).await;
+
+    // The pointer over the chart: the figures are those of that time.
+    let place = "(() => { const plot = document.querySelector('.card .plot'); plot.scrollIntoView({ block: 'center' }); \
+                 const box = plot.getBoundingClientRect(); return [box.right - 3, box.top + 40]; })()";
+    let place = browser.value(place).await;
+    let moved = json!({"type": "mouseMoved", "x": place[0], "y": place[1]});
+    browser.call("Input.dispatchMouseEvent", moved).await;
+    tokio::time::sleep(Duration::from_secs(6)).await; // the step is whole
+    browser.until("document.querySelectorAll('.card .a-cross').length === 2").await;
+    let then = "(async () => { const card = document.querySelector('.card'), at = Number(card.dataset.at); \
+                const past = await (await fetch('/api/v1/history')).json(); \
+                const shed = past.classes['state-heavy'].shed.filter((_, i) => Math.floor(past.times_ms[i] / 5000) === at); \
+                const mean = shed.reduce((a, b) => a + b, 0) / shed.length; \
+                const says = Number(/Shed ([\\d.]+)\\/s/.exec(card.querySelector('.plot').getAttribute('aria-valuetext'))[1]); \
+                const shown = card.querySelector('.figures').innerText, time = card.querySelector('.axis strong').textContent; \
+                return [mean, says, shown.includes('p95') && shown.includes('Failed') && shown.includes(says + '/s'), /^\\d\\d:\\d\\d:\\d\\d$/.test(time)]; })()";
+    let then = browser.value(then).await;
+    let (mean, says) = (then[0].as_f64().unwrap(), then[1].as_f64().unwrap());
+    assert!((mean - says).abs() <= 0.06 && mean > 0.0, "{then}");
+    assert_eq!((&then[2], &then[3]), (&json!(true), &json!(true)), "{then}");
+    browser.value("document.querySelector('.card .plot').focus()").await;
+    browser.key("ArrowLeft", 37).await;
+    browser
+        .until("/^\\d\\d:/.test(document.querySelector('.card .plot').getAttribute('aria-valuetext'))")
+        .await;
+
+    let two = Traffic::from("127.0.2.2", &instance, "/api/jobs/?n={n}", Duration::from_millis(50));
+    let both = "(127\\.0\\.2\\.1 floods state-heavy, 127\\.0\\.2\\.2 floods job-list|127\\.0\\.2\\.2 floods job-list, 127\\.0\\.2\\.1 floods state-heavy)";
+    browser.headline(&format!("{both}: [\\d.]+\\/s shed; everyone else is served")).await;
+    // A third who is shed beside them: nobody is called served any more.
+    let third = Traffic::from("127.0.1.3", &instance, "/api/jobs/?m={n}", Duration::from_millis(500));
+    browser.headline(&format!("{both}: [\\d.]+\\/s shed; other clients: [\\d.]+\\/s shed")).await;
+    drop((one, two, third));
+    browser.headline("Calm: [\\d.]+ requests\\/s, none shed, none failed").await;
+    let says = browser.says().await;
+    assert!(says.contains("Last shed or failed request "), "{says}");
+    drop(polite);
+}
+
+/// With Ray away nothing is called served; with Ray back, the way up is said.
+#[tokio::test]
+async fn an_outage_is_said_with_what_fails_and_the_slow_start_after_it() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let mut instance =
+        Instance::start("page-down", "[probe]\ninterval = '200ms'\ntimeout = '150ms'", None).await;
+    let traffic = Traffic::from("127.0.1.1", &instance, JOB, Duration::from_millis(100));
+    let mut browser = Browser::open("down", &instance.admin, 1280).await;
+    browser.headline("Calm: .*").await;
+    let head = instance.head.take().unwrap();
+    let addresses = (head.dashboard, head.metrics, head.dashboard_metrics);
+    drop(head);
+    browser.headline("Ray is unreachable: [\\d.]+\\/s of [\\d.]+\\/s fail").await;
+    let says = browser.says().await;
+    assert!(
+        says.contains("All clients; failing now: 127.0.1.1")
+            && says.contains("failed since")
+            && says.contains(" ago"),
+        "{says}"
+    );
+    assert!(!says.contains("served"), "{says}");
+    let failed = "Number.parseFloat([...document.querySelectorAll('#totals div')].find((e) => e.textContent.startsWith('Failed')).lastChild.textContent) > 0";
+    browser.until(failed).await;
+    browser.until("document.querySelector('.card.fails .figures .fail') !== null").await;
+    browser.until("Number(document.querySelector('#clients tbody td.fail')?.textContent) > 0").await;
+    let config = EmulatorConfig {
+        dashboard: addresses.0,
+        metrics: addresses.1,
+        dashboard_metrics: addresses.2,
+        ..EmulatorConfig::default()
+    };
+    instance.head =
+        Some(eventually("the ports are free", async || Emulator::start(config.clone()).await.ok()).await);
+    browser.headline("Slow start: Ray is reachable again; limits rise until .*").await;
+    let says = browser.says().await;
+    assert!(
+        says.contains("Unreachable for ") && says.contains("failed; fewer requests are admitted"),
+        "{says}"
+    );
+    drop(traffic);
+}
+
+/// More submitted jobs than Ray starts.
+#[tokio::test]
+async fn a_job_backlog_is_said_with_its_target() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let instance = Instance::start("page-backlog", "[signal.submission_backlog]\ntarget = 2", None).await;
+    let head = instance.head.as_ref().unwrap().dashboard;
+    for _ in 0..60 {
+        let job = json!({"entrypoint": "python job.py"}).to_string();
+        let request = instance.client.post(format!("http://{head}/api/jobs/"));
+        request.header("content-type", "application/json").body(job).send().await.unwrap();
+    }
+    let mut browser = Browser::open("backlog", &instance.admin, 390).await;
+    browser.headline("[\\d.]+ submitted jobs have not started \\(target 2\\); nothing is shed").await;
+    let says = browser.says().await;
+    assert!(says.contains("as fast as Ray starts jobs") && says.contains("--entrypoint-num-cpus"), "{says}");
+    browser
+        .until("document.querySelector('#meters .meter.over')?.textContent.includes('submission_backlog')")
+        .await;
+}
+
+/// In shadow mode nothing is shed, and the page says what would have been.
+#[tokio::test]
+async fn shadow_mode_says_that_ray_is_not_protected() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let instance = Instance::start("page-shadow", &format!("[class.state-heavy]\n{NARROW}"), None).await;
+    let order = json!({"mode": "shadow", "why": "first week"});
+    assert_eq!(instance.order("/api/v1/mode", &order).await.0, 200);
+    let traffic = Traffic::from("127.0.2.1", &instance, TASKS, Duration::from_millis(100));
+    let mut browser = Browser::open("shadow", &instance.admin, 390).await;
+    browser.headline("Shadow mode: nothing is shed; [\\d.]+\\/s would be").await;
+    let says = browser.says().await;
+    assert!(
+        says.contains("Most: 127.0.2.1") && says.contains("requests would have been shed in the last"),
+        "{says}"
+    );
+    assert!(says.contains("Ray is not protected") && says.contains(": first week"), "{says}");
+    assert!(browser.size().await.1 <= 390);
+    drop(traffic);
+}
+
+/// Answers of rayguard, changed on their way: states that are hard to bring about.
+const BENT: &str = "const real = window.fetch; window.bend = {}; window.fetch = async (path, options) => { \
+    const answer = await real(path, options), name = /api.v1.([a-z]+)/.exec(path)[1]; \
+    if (!window.bend[name] || !answer.ok) return answer; \
+    const body = await answer.json(); window.bend[name](body); return new Response(JSON.stringify(body)); };";
+
+#[tokio::test]
+async fn failures_alerts_and_a_rejected_configuration_are_said() {
+    if !has(CHROMIUM) {
+        return;
+    }
+    let instance = Instance::start("page-bent", "", None).await;
+    let traffic = Traffic::from("127.0.1.1", &instance, JOB, Duration::from_millis(200));
+    let mut browser = Browser::open_with("bent", &instance.admin, 1280, BENT).await;
+    browser.headline("Calm: .*").await;
+    let fails = "window.bend.history = (h) => { h.classes['job-status'].failed = h.times_ms.map(() => 2); }; \
+                 window.bend.clients = (c) => { for (const r of c.clients) { r.failed = r.classes[0].failed = 2 * Math.round(Date.now() / 1000); } }";
+    browser.value(fails).await;
+    browser.headline("job-status fails: [\\d.]+\\/s of [\\d.]+\\/s").await;
+    let says = browser.says().await;
+    assert!(says.contains("Ray answered 500 or above, too late, or broke off"), "{says}");
+    let ill = "window.bend = { state: (s) => { s.upstream_problem = 'answered with status 503'; } }";
+    browser.value(ill).await;
+    browser.headline("Ray fails its health check: .*").await;
+    assert!(!browser.says().await.contains("unreachable"));
+    let rejected = "window.bend = { state: (s) => { s.config_problem = 'rayguard.toml:3: unknown key'; s.alerts = [ \
+                    { key: 'slo-breached/job-list', severity: 'warning', since: 0, summary: 'latency of job-list is 2x its SLO', description: 'See `rayguard log`.', runbook: 'javascript:alert(1)' }, \
+                    { key: 'loop-hunting/job-list', severity: 'warning', since: 0, summary: 'it swings', description: 'x', runbook: '#alert-loop-hunting' }, \
+                    { key: 'pinned-floor/job-list', severity: 'warning', since: 0, summary: 'at its floor', description: 'x', runbook: 'https://wiki.example/pinned-floor' }]; } }";
+    browser.value(rejected).await;
+    browser.until("document.querySelectorAll('#alerts li').length === 3").await;
+    browser.headline("(job-status fails: .*|New configuration rejected; the previous one is in force)").await;
+    let links = "[...document.querySelectorAll('#alerts a')].map((a) => a.href).sort()";
+    let place = "https://github.com/rayguard/rayguard/blob/main/config/deploy/RUNBOOK.md";
+    assert_eq!(
+        browser.value(links).await,
+        json!([place, format!("{place}#alert-loop-hunting"), "https://wiki.example/pinned-floor"])
+    );
+    assert_eq!(
+        browser.value("document.querySelector('#alerts code').textContent").await,
+        json!("rayguard log")
+    );
+    browser.headline("New configuration rejected; the previous one is in force").await;
+    let says = browser.says().await;
+    assert!(
+        says.contains("rayguard.toml:3: unknown key")
+            && says.contains("latency of job-list is 2x its SLO. Since "),
+        "{says}"
+    );
+    drop(traffic);
 }
