@@ -506,7 +506,7 @@ async fn an_outage_is_said_with_what_fails_and_the_slow_start_after_it() {
     browser.headline("Slow start: Ray is reachable again; limits rise until .*").await;
     let says = browser.says().await;
     assert!(
-        says.contains("Unreachable for ") && says.contains("failed; fewer requests are admitted"),
+        says.contains("Unreachable for ") && says.contains("failed; in-flight limits start low"),
         "{says}"
     );
     drop(traffic);
@@ -528,7 +528,10 @@ async fn a_job_backlog_is_said_with_its_target() {
     let mut browser = Browser::open("backlog", &instance.admin, 390).await;
     browser.headline("[\\d.]+ submitted jobs have not started \\(target 2\\); nothing is shed").await;
     let says = browser.says().await;
-    assert!(says.contains("as fast as Ray starts jobs") && says.contains("--entrypoint-num-cpus"), "{says}");
+    assert!(
+        says.contains("about as fast as Ray starts jobs") && says.contains("--entrypoint-num-cpus"),
+        "{says}"
+    );
     browser
         .until("document.querySelector('#meters .meter.over')?.textContent.includes('submission_backlog')")
         .await;
@@ -581,6 +584,16 @@ async fn failures_alerts_and_a_rejected_configuration_are_said() {
     browser.value(ill).await;
     browser.headline("Ray fails its health check: .*").await;
     assert!(!browser.says().await.contains("unreachable"));
+    let many = "window.bend = { state: (s) => { s.awaits_restart = ['listen', 'upstream']; }, \
+                history: (h) => { h.classes['job-status'].shed = h.times_ms.map(() => 3); }, \
+                clients: (c) => { const one = c.clients[0], sent = 3 * Math.round(Date.now() / 1000); \
+                    c.clients = [...Array(10).keys()].map((n) => ({ ...one, client: String(n), address: '10.0.0.' + n, \
+                        classes: [{ ...one.classes[0], class: 'job-status', asked: sent, shed: sent }] })); } }";
+    browser.value(many).await;
+    browser.headline("job-status sheds [\\d.]+\\/s of [\\d.]+\\/s, from 1[01] clients").await;
+    let says = browser.says().await;
+    assert!(!says.contains("served") && says.contains("A restart of rayguard is needed"), "{says}");
+    assert!(says.contains("in listen and upstream"), "{says}");
     let rejected = "window.bend = { state: (s) => { s.config_problem = 'rayguard.toml:3: unknown key'; s.alerts = [ \
                     { key: 'slo-breached/job-list', severity: 'warning', since: 0, summary: 'latency of job-list is 2x its SLO', description: 'See `rayguard log`.', runbook: 'javascript:alert(1)' }, \
                     { key: 'loop-hunting/job-list', severity: 'warning', since: 0, summary: 'it swings', description: 'x', runbook: '#alert-loop-hunting' }, \
