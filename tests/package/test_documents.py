@@ -72,6 +72,9 @@ ELSEWHERE = {
     "cargo run --release -- simulate simulations/": (".ci/run", "-- simulate simulations/"),
     "bash .ci/run": (".github/workflows/ci.yml", "bash .ci/run"),
 }
+USERS = pages()["config/USERS.md"]
+RETRY = re.search(r"^```sh\n(.*?)^```", USERS, re.M | re.S)[1]
+ELSEWHERE |= {line.strip(): ("tests/package/test_documents.py", "def test_a_users_loop_tries_again") for line in RETRY.splitlines()}
 # Not carried out.
 NOT = {
     "cargo test -p rayguard-core": "a part of `cargo test`, which is carried out",
@@ -104,6 +107,51 @@ def test_every_command_in_a_shell_block_is_carried_out_or_has_a_reason():
             assert command in NOT, f"{file}: `{command}` is carried out by nothing, and NOT says no reason"
     named = {command for _, command in commands}
     assert set(ELSEWHERE) | set(NOT) <= named, f"in no document: {(set(ELSEWHERE) | set(NOT)) - named}"
+
+
+REFUSED = "RuntimeError: Request failed with status code 503: " + " ".join(re.search(r"^```\n(rayguard: .*?)\n```", USERS, re.M | re.S)[1].split())
+
+
+def test_a_users_loop_tries_again_when_rayguard_says_and_only_then(tmp_path):
+    """A `ray` that refuses twice, as the page shows it."""
+    (tmp_path / "ray").write_text(
+        '#!/bin/sh\necho "$*" >>calls\nif [ "$(wc -l <calls)" -gt "$REFUSALS" ]; then exit 0; fi\n'
+        'echo "Traceback (most recent call last):"; echo "$ANSWER" >&2; exit 1\n'
+    )
+    (tmp_path / "sleep").write_text('#!/bin/sh\necho "sleep $1" >>slept\n')
+    for program in ("ray", "sleep"):
+        (tmp_path / program).chmod(0o755)
+
+    def submit(answer, refusals=2):
+        for left in ("calls", "slept"):
+            (tmp_path / left).unlink(missing_ok=True)
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "ANSWER": answer, "REFUSALS": str(refusals)}
+        return run("bash", "-c", RETRY, cwd=tmp_path, env=environment, timeout=20, check=False)
+
+    assert submit(REFUSED).returncode == 0
+    assert (tmp_path / "slept").read_text() == "sleep 4\n" * 2
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert len(calls) == 3 and len(set(calls)) == 1, "the same submission id each time"
+    other = submit("RuntimeError: no such working directory")
+    assert other.returncode == 1 and "no such working directory" in other.stdout and not (tmp_path / "slept").exists()
+
+
+def test_a_users_function_tries_again_when_rayguard_says_and_only_then(tmp_path):
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray/job_submission.py").write_text(
+        "import os, time\nasked = []\ntime.sleep = lambda seconds: print('sleep', seconds)\n"
+        "class JobSubmissionClient:\n"
+        "    def __init__(self, address): pass\n"
+        "    def submit_job(self, entrypoint):\n"
+        "        asked.append(entrypoint)\n"
+        "        if len(asked) > 2: return 'raysubmit_x'\n"
+        "        raise RuntimeError(os.environ['ANSWER'])\n"
+    )
+    function = re.search(r"^```python\n(.*?)^```", USERS, re.M | re.S)[1] + "print(job_id)\n"
+    call = lambda answer: run(sys.executable, "-c", function, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "ANSWER": answer}, check=False)
+    assert call(REFUSED).stdout == "sleep 4\nsleep 4\nraysubmit_x\n"
+    other = call("no such working directory")
+    assert other.returncode == 1 and "no such working directory" in other.stderr and not other.stdout
 
 
 # Placeholders of the documents, and what stands for them.
