@@ -248,7 +248,11 @@ fn state(admin: &AdminState) -> State {
         listeners: listeners.collect(),
         awaits_restart: app.awaits_restart().into_iter().map(str::to_owned).collect(),
         leases: leases(app),
-        view: app.view(),
+        view: {
+            let mut view = app.view();
+            admin.history.tell_rates(&mut view, app.clock.now());
+            view
+        },
     }
 }
 

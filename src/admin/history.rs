@@ -23,6 +23,9 @@ use std::time::Duration;
 /// Between two samples.
 pub const STEP: Duration = Duration::from_secs(1);
 
+/// The rates in a state are counts of so long.
+const LATELY: Duration = Duration::from_secs(10);
+
 /// Latencies are told of so many samples together.
 const LATENCY_SAMPLES: usize = 10;
 
@@ -42,6 +45,8 @@ struct Ring {
     /// Always as many; what has not been seen yet is of no time.
     samples: VecDeque<Sample>,
     totals: Vec<Totals>,
+    /// The totals of the last ten seconds.
+    lately: VecDeque<(Time, Vec<Totals>)>,
     /// What each class's latencies were counted as, at each of the last samples.
     answers: VecDeque<Vec<Counts>>,
     at: Option<Time>,
@@ -53,6 +58,8 @@ struct Totals {
     admitted: u64,
     shed: u64,
     failed: u64,
+    shadow_shed: u64,
+    shared: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -140,6 +147,7 @@ impl History {
             ring: Mutex::new(Ring {
                 samples: (0..SAMPLES_MAX).map(|_| Sample::blank(policy)).collect(),
                 totals: Vec::new(),
+                lately: VecDeque::new(),
                 answers: VecDeque::with_capacity(LATENCY_SAMPLES + 1),
                 at: None,
             }),
@@ -159,6 +167,8 @@ impl History {
                 admitted: class.admitted,
                 shed: class.shed,
                 failed: class.failed,
+                shadow_shed: class.shadow_shed,
+                shared: class.shared,
             })
             .collect();
         let before = std::mem::replace(&mut ring.totals, totals.clone());
@@ -183,6 +193,11 @@ impl History {
                 pressure: class.slo_pressure.map(round),
             }
         };
+        ring.lately.push_back((now, totals.clone()));
+        // One is kept that is older, to count from.
+        while ring.lately.get(1).is_some_and(|(at, _)| now.since(*at) >= LATELY) {
+            ring.lately.pop_front();
+        }
         ring.samples.rotate_left(1);
         if let Some(oldest) = ring.samples.back_mut() {
             oldest.time_ms = wall.0;
@@ -194,6 +209,25 @@ impl History {
             oldest.pressures.iter_mut().zip(pressures).for_each(|(kept, seen)| *kept = seen);
         }
         ring.at = Some(now);
+    }
+
+    /// Puts rates by exact counts of the last ten seconds into a view.
+    pub fn tell_rates(&self, view: &mut View, now: Time) {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((at, before)) = ring.lately.front() else { return };
+        let elapsed_s = now.since(*at).as_secs_f64();
+        if elapsed_s <= 0.0 {
+            return;
+        }
+        for (class, before) in view.classes.iter_mut().zip(before) {
+            let per_s = |now: u64, before: u64| now.saturating_sub(before) as f64 / elapsed_s;
+            class.offered_per_s = per_s(class.offered, before.offered);
+            class.admitted_per_s = per_s(class.admitted, before.admitted);
+            class.shed_per_s = per_s(class.shed, before.shed);
+            class.failed_per_s = per_s(class.failed, before.failed);
+            class.shadow_shed_per_s = per_s(class.shadow_shed, before.shadow_shed);
+            class.shared_per_s = per_s(class.shared, before.shared);
+        }
     }
 
     /// What was seen after `after_ms`, of one class or of all.

@@ -129,7 +129,7 @@ pub fn carry_out(command: impl Future<Output = Result<(), ClientError>>) -> u8 {
         Ok(()) => 0,
         Err(ClientError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => 0,
         Err(error) => {
-            eprintln!("rayguard: {error}");
+            let _ = writeln!(io::stderr(), "rayguard: {error}");
             error.code()
         }
     }

@@ -248,7 +248,9 @@ fn explain_class(
             known.take(logged);
         }
     }
-    if !known.knows(&[class]) && refused.is_none() && next.is_none() {
+    // What was done to all classes says nothing of whether there is this one.
+    let is_named = known.adjustments(&[class]).next().is_some() || known.modes.contains_key(class);
+    if !is_named && refused.is_none() && next.is_none() {
         return Err(ExplainError::NoClass { class: class.to_owned(), at: at.rfc3339() });
     }
     if format == Format::Json {

@@ -31,8 +31,8 @@ pub struct Args {
     /// Only events of this class, module or signal.
     #[arg(long, value_name = "NAME", value_parser = ClassName, hide_possible_values = true)]
     pub class: Option<String>,
-    /// Only events of this kind (`adjustment`, `shed`, `alert`, ...); may be repeated.
-    #[arg(long, value_name = "KIND")]
+    /// Only events of this kind; may be repeated.
+    #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(Event::NAMES))]
     pub event: Vec<String>,
     /// Each shed request, instead of their summaries alone.
     #[arg(long)]

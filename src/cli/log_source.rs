@@ -18,7 +18,7 @@ pub struct LogSource {
     #[arg(long, value_name = "PATH")]
     pub adjustment_log: Option<PathBuf>,
     /// Read the adjustment log that this configuration file names.
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", conflicts_with = "adjustment_log")]
     pub config: Option<PathBuf>,
     /// Read it from the admin API of a running rayguard: `http://host:port` or `unix:/path`.
     #[arg(long, value_name = "URL", env = "RAYGUARD_ADDRESS", hide_env_values = true)]

@@ -29,6 +29,7 @@ pub mod up;
 
 use crate::admin::schema::ShedMode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 /// Adaptive load shedding in front of a Ray head.
@@ -232,7 +233,7 @@ pub fn main() -> ExitCode {
         // A reader that has gone, such as `head`, is no failure.
         Err(error) if reader_left(error.as_ref()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("rayguard: {error}");
+            let _ = writeln!(std::io::stderr(), "rayguard: {error}");
             ExitCode::from(1)
         }
     }

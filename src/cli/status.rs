@@ -283,13 +283,17 @@ fn bar(pressure: f64) -> String {
 
 fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     let busy = |class: &ClassView| {
-        class.offered_per_s >= 0.05 || class.in_flight > 0 || class.waiting > 0 || class.mode == "manual"
+        class.offered_per_s >= 0.05
+            || class.shared_per_s >= 0.05
+            || class.in_flight > 0
+            || class.waiting > 0
+            || class.mode == "manual"
     };
     let mut shown: Vec<&ClassView> = classes.iter().filter(|class| all || busy(class)).collect();
     shown.sort_by(|a, b| {
         b.shed_per_s.total_cmp(&a.shed_per_s).then(b.offered_per_s.total_cmp(&a.offered_per_s))
     });
-    writeln!(out, "\n{}", paint.head("Classes (per second over the last ten; * holds requests back)"))?;
+    writeln!(out, "\n{}", paint.head("Classes (requests per second, counted over the last ten seconds)"))?;
     if !shown.is_empty() {
         let header = [
             "  CLASS",
@@ -298,14 +302,16 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
             "ADMITTED",
             "SHED",
             "FAILED",
+            "SHARED",
             "WAITING",
             "IN FLIGHT",
             "RATE LIMIT",
             "LATENCY/SLO",
+            "HELD BY",
         ];
         let mut rows = vec![header.map(str::to_owned).to_vec()];
         rows.extend(shown.iter().map(|class| row(class)));
-        table(out, &(2..10), &rows)?;
+        table(out, &(2..11), &rows)?;
     }
     let idle: Vec<&str> =
         classes.iter().filter(|class| !all && !busy(class)).map(|class| class.name.as_str()).collect();
@@ -318,8 +324,7 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
 fn row(class: &ClassView) -> Vec<String> {
     let limit = |kind: LimitKind| {
         let limit = class.limits.iter().find(|limit| limit.limit == kind)?;
-        let mark = if limit.binding { "*" } else { "" };
-        Some(format!("{}{mark}", number(limit.value)))
+        Some(number(limit.value))
     };
     let of = limit(LimitKind::InFlight).map_or_else(String::new, |limit| format!("/{limit}"));
     vec![
@@ -327,12 +332,25 @@ fn row(class: &ClassView) -> Vec<String> {
         if class.treatment == "limited" { class.mode.clone() } else { class.treatment.clone() },
         format!("{:.1}", class.offered_per_s),
         format!("{:.1}", class.admitted_per_s),
-        format!("{:.1}", class.shed_per_s),
+        if class.shadow_shed_per_s > 0.0 {
+            format!("({:.1} in shadow)", class.shadow_shed_per_s)
+        } else {
+            format!("{:.1}", class.shed_per_s)
+        },
         format!("{:.1}", class.failed_per_s),
+        format!("{:.1}", class.shared_per_s),
         class.waiting.to_string(),
         format!("{}{of}", class.in_flight),
         limit(LimitKind::Rate).unwrap_or_else(|| "-".into()),
         class.slo_pressure.map_or_else(|| "-".into(), |pressure| format!("{pressure:.2}")),
+        match class.held_by.as_deref() {
+            None => "-".to_owned(),
+            Some("module") => format!("{}'s limit", class.module),
+            Some("work") => "work in flight".to_owned(),
+            Some("backlog") => "jobs not started".to_owned(),
+            Some("in_flight") => "in flight".to_owned(),
+            Some(held) => held.to_owned(),
+        },
     ]
 }
 

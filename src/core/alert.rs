@@ -9,9 +9,9 @@
 //! | rule | bad when | told after |
 //! |---|---|---|
 //! | slo-breached | latency above the class's objective | 1 min |
-//! | sheds-rising | over 1 % shed, and 1.5 times the share of the last ten minutes; until sheds end | 30 s |
+//! | sheds-rising | over 1 % shed, and 1.5 times the share of the ten minutes before the last one; until sheds end | 30 s |
 //! | requests-failing | over 5 % fail while Ray is reachable | 30 s |
-//! | high-request-rate | over the configured rate, or four times the last hour's and 10/s | 1 min |
+//! | high-request-rate | over the configured rate, or four times the last hour's and 10/s, while nothing is shed | 1 min |
 //! | pinned-floor | at `min` and binding | 5 min |
 //! | pinned-ceiling | at `max` and binding | 10 min |
 //! | signal-stale | no fresh reading, one alert for each target | 30 s |
@@ -20,6 +20,8 @@
 //! | config-rejected | the last configuration was refused | at once |
 //! | adjustment-log-gaps | events were lost | at once |
 //! | replica-store-down | the replicas' shared store cannot be asked | 2 s |
+//!
+//! Rates and shares are counts over the last ten seconds, so that no alert speaks of what has ended.
 //!
 //! One cause is one alert: signals that are read at one address share theirs, and while Ray is unreachable
 //! neither failing requests nor stale signals begin to fire.
@@ -31,7 +33,7 @@ use super::event::{LimitKind, number};
 use super::policy::Bounds;
 use super::time::Time;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Where each alert is explained; `alerts.runbook_url` names another place.
@@ -139,12 +141,12 @@ pub struct ClassFacts<'a> {
     pub name: &'a str,
     /// Latency / objective; `None` without answers.
     pub slo_pressure: Option<f64>,
-    /// Requests per second that came.
-    pub offered_per_second: f64,
-    /// Requests per second shed.
-    pub shed_per_second: f64,
-    /// Requests per second that Ray failed.
-    pub failed_per_second: f64,
+    /// Requests that came since the start.
+    pub offered: u64,
+    /// Those that were shed for load.
+    pub shed: u64,
+    /// Those that Ray failed.
+    pub failed: u64,
     /// Alert above this rate, in requests per second; `None`: learnt.
     pub rate_alert: Option<f64>,
 }
@@ -199,7 +201,7 @@ pub struct Patience {
 pub struct Alerts {
     patience: BTreeMap<Alert, Patience>,
     known: BTreeMap<(Alert, String), Known>,
-    averages: BTreeMap<String, Averages>,
+    recent: BTreeMap<String, Recent>,
     last_tick: Option<Time>,
     events_lost: u64,
     gap_at: Option<Time>,
@@ -215,15 +217,33 @@ struct Known {
     firing: Option<Transition>,
 }
 
-/// Exponential averages of one class.
-#[derive(Clone, Copy, Debug, Default)]
-struct Averages {
-    shed_share_1m: f64,
-    shed_share_10m: f64,
-    shed_per_second_1m: f64,
-    rate_1m: f64,
+/// What one class was asked lately.
+#[derive(Clone, Debug, Default)]
+struct Recent {
+    /// Totals of the last ten seconds, one a judgement, and of the last ten minutes, one every ten seconds.
+    seconds: VecDeque<Totals>,
+    tens: VecDeque<Totals>,
+    /// Requests per second, an exponential average over an hour.
     rate_1h: f64,
     age_s: f64,
+}
+
+/// Counted until then.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    at: Time,
+    offered: u64,
+    shed: u64,
+    failed: u64,
+}
+
+/// Counted between two moments.
+#[derive(Clone, Copy, Debug, Default)]
+struct Window {
+    seconds: f64,
+    offered: f64,
+    shed: f64,
+    failed: f64,
 }
 
 /// What a rule thinks of one subject.
@@ -429,7 +449,7 @@ impl Alerts {
         let mut judge =
             Judge { now, patience: &self.patience, known: &mut self.known, transitions: Vec::new() };
         let reachable = facts.upstream_problem.is_none();
-        judge_classes(&mut self.averages, elapsed_s, &facts.classes, reachable, &mut judge);
+        judge_classes(&mut self.recent, (now, elapsed_s), &facts.classes, reachable, &mut judge);
         limits(&facts.limits, &mut judge);
         signals(&facts.signals, facts.upstream_problem.is_some(), &mut judge);
         if facts.events_lost > self.events_lost {
@@ -547,26 +567,73 @@ impl Finding<'_> {
     }
 }
 
-impl Averages {
-    fn take(&mut self, elapsed_s: f64, class: &ClassFacts<'_>) {
-        let (offered, shed) = (finite(class.offered_per_second), finite(class.shed_per_second));
-        let toward = |memory_s: f64| 1.0 - (-elapsed_s / memory_s).exp();
-        let share = if offered > 0.0 { (shed / offered).min(1.0) } else { 0.0 };
+impl Recent {
+    fn take(&mut self, now: Time, elapsed_s: f64, class: &ClassFacts<'_>) {
+        let ClassFacts { offered, shed, failed, .. } = *class;
+        let totals = Totals { at: now, offered, shed, failed };
+        if self.tens.back().is_none_or(|last| now.since(last.at) >= NOW) {
+            self.tens.push_back(totals);
+        }
+        while self.tens.front().is_some_and(|first| now.since(first.at) > LONG) {
+            self.tens.pop_front();
+        }
+        self.seconds.push_back(totals);
+        // One is kept that is older, to count from.
+        while self.seconds.get(1).is_some_and(|second| now.since(second.at) >= NOW) {
+            self.seconds.pop_front();
+        }
+        let rate = self.now().rate(|window| window.offered);
         // An average younger than its memory is a plain mean, not a memory of zero.
-        let learnt = |memory_s: f64| toward(memory_s).max(elapsed_s / (self.age_s + elapsed_s).max(1e-9));
-        let (minute, ten, hour) = (toward(60.0), toward(600.0), learnt(3600.0));
-        self.shed_share_1m += minute * (share - self.shed_share_1m);
-        self.shed_share_10m += ten * (share - self.shed_share_10m);
-        self.shed_per_second_1m += minute * (shed - self.shed_per_second_1m);
-        self.rate_1m += minute * (offered - self.rate_1m);
-        self.rate_1h += hour * (offered - self.rate_1h);
+        let share = (1.0 - (-elapsed_s / 3600.0).exp()).max(elapsed_s / (self.age_s + elapsed_s).max(1e-9));
+        self.rate_1h += share * (rate - self.rate_1h);
         self.age_s += elapsed_s;
+    }
+
+    /// The last ten seconds.
+    fn now(&self) -> Window {
+        Window::between(self.seconds.front(), self.seconds.back())
+    }
+
+    /// The ten minutes before the last one; of no length while it is younger.
+    fn before(&self) -> Window {
+        let Some(latest) = self.tens.back() else { return Window::default() };
+        let end = self.tens.iter().rev().find(|totals| latest.at.since(totals.at) >= MINUTE);
+        Window::between(self.tens.front().filter(|_| end.is_some()), end)
     }
 }
 
-fn finite(value: f64) -> f64 {
-    if value.is_finite() { value.max(0.0) } else { 0.0 }
+impl Window {
+    fn between(from: Option<&Totals>, to: Option<&Totals>) -> Window {
+        let (Some(from), Some(to)) = (from, to) else { return Window::default() };
+        let count = |to: u64, from: u64| to.saturating_sub(from) as f64;
+        Window {
+            seconds: to.at.since(from.at).as_secs_f64(),
+            offered: count(to.offered, from.offered),
+            shed: count(to.shed, from.shed),
+            failed: count(to.failed, from.failed),
+        }
+    }
+
+    /// Per second; nothing of a window without length.
+    fn rate(&self, of: impl Fn(&Window) -> f64) -> f64 {
+        if self.seconds > 0.0 { of(self) / self.seconds } else { 0.0 }
+    }
+
+    /// Of the requests that came or, where more were shed than came (they had waited), of those.
+    fn share(&self, of: impl Fn(&Window) -> f64) -> f64 {
+        let whole = self.offered.max(of(self));
+        if whole > 0.0 { of(self) / whole } else { 0.0 }
+    }
 }
+
+/// What is judged is what was counted within this, ...
+const NOW: Duration = Duration::from_secs(10);
+
+/// ... beside all but the last minute ...
+const MINUTE: Duration = Duration::from_mins(1);
+
+/// ... of this.
+const LONG: Duration = Duration::from_mins(11);
 
 /// Bad above `bad`, good below `good`.
 fn band(value: f64, bad: f64, good: f64) -> Verdict {
@@ -581,67 +648,61 @@ fn band(value: f64, bad: f64, good: f64) -> Verdict {
 
 /// The rules of classes.
 fn judge_classes(
-    averages: &mut BTreeMap<String, Averages>,
-    elapsed_s: f64,
+    recent: &mut BTreeMap<String, Recent>,
+    (now, elapsed_s): (Time, f64),
     classes: &[ClassFacts<'_>],
     reachable: bool,
     judge: &mut Judge<'_>,
 ) {
     for class in classes {
-        if !averages.contains_key(class.name) {
-            averages.insert(class.name.to_owned(), Averages::default());
+        if !recent.contains_key(class.name) {
+            recent.insert(class.name.to_owned(), Recent::default());
         }
-        let Some(averages) = averages.get_mut(class.name) else { continue };
-        averages.take(elapsed_s, class);
-        slo(class, judge);
-        sheds(class, averages, judge);
-        failures(class, reachable, judge);
-        request_rate(class, averages, judge);
+        let Some(recent) = recent.get_mut(class.name) else { continue };
+        recent.take(now, elapsed_s, class);
+        let window = recent.now();
+        slo(class, &window, judge);
+        sheds(class, &window, recent, judge);
+        failures(class, &window, reachable, judge);
+        request_rate(class, &window, recent, judge);
     }
-    if averages.len() > classes.len() {
-        averages.retain(|name, _| classes.iter().any(|class| class.name == name));
+    if recent.len() > classes.len() {
+        recent.retain(|name, _| classes.iter().any(|class| class.name == name));
     }
 }
 
-fn slo(class: &ClassFacts<'_>, judge: &mut Judge<'_>) {
+fn slo(class: &ClassFacts<'_>, window: &Window, judge: &mut Judge<'_>) {
     let pressure = class.slo_pressure.filter(|pressure| pressure.is_finite());
     let verdict = match pressure {
         // No answers at all are no proof of health: what fires goes on while requests come.
-        None if class.offered_per_second > 0.0 => Verdict::Between,
+        None if window.offered > 0.0 => Verdict::Between,
         None => Verdict::Good,
         Some(pressure) => band(pressure, 1.0, 0.95),
     };
     let finding = Finding { alert: Alert::SloBreached, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || match pressure {
-        None if class.offered_per_second > 0.0 => format!("{} gets no responses", class.name),
+        None if window.offered > 0.0 => format!("{} gets no responses", class.name),
         None => format!("{} receives no requests", class.name),
         Some(pressure) => format!("latency of {} is {}x its SLO", class.name, number(pressure)),
     });
 }
 
-/// Fewer refusals per second are no flood: one a minute.
-const SHEDS_MIN: f64 = 1.0 / 60.0;
-
-fn sheds(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'_>) {
-    let (now, before) = (averages.shed_share_1m, averages.shed_share_10m);
-    let lately = finite(class.shed_per_second);
-    // A share of nothing stays what it was, so the end shows in sheds per second. They are averaged over ten
-    // seconds, and fall below a fifth of the minute's average within twenty.
-    let verdict = if lately < SHEDS_MIN || lately < averages.shed_per_second_1m / 5.0 || now <= 0.005 {
+fn sheds(class: &ClassFacts<'_>, window: &Window, recent: &Recent, judge: &mut Judge<'_>) {
+    let (now, before) = (window.share(|window| window.shed), recent.before());
+    let share_before = before.share(|window| window.shed);
+    let verdict = if now <= 0.005 {
         Verdict::Good
-    } else if now > 0.01 && now > 1.5 * before {
+    } else if now > 0.01 && now > 1.5 * share_before {
         Verdict::Bad
     } else {
         Verdict::Between
     };
     let finding = Finding { alert: Alert::ShedsRising, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
-        if verdict == Verdict::Good {
-            return format!("{} sheds {} requests/s", class.name, number(lately));
-        }
-        // Younger than ten minutes, the average says nothing of ten minutes.
-        let compared = if averages.age_s >= 600.0 {
-            format!("; ten-minute average {} %", number(before * 100.0))
+        let rate = window.rate(|window| window.shed);
+        // Of a window that has not passed nothing is said.
+        let compared = if verdict != Verdict::Good && before.seconds >= 590.0 {
+            format!("; {} % in the ten minutes before", number(share_before * 100.0))
         } else {
             String::new()
         };
@@ -649,45 +710,47 @@ fn sheds(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'_>) {
             "{} sheds {} % of its requests ({}/s){compared}",
             class.name,
             number(now * 100.0),
-            number(lately)
+            number(rate)
         )
     });
 }
 
+/// Ray answers these with status 500 where there is no Grafana or Prometheus beside it, and its dashboard asks all the time.
+const FAILS_BY_DESIGN: &str = "views-metrics";
+
 /// The rule of requests that Ray fails. An outage has an alert of its own.
-fn failures(class: &ClassFacts<'_>, reachable: bool, judge: &mut Judge<'_>) {
-    let failed = finite(class.failed_per_second);
-    let share = if class.offered_per_second > 0.0 { failed / class.offered_per_second } else { 0.0 };
-    let verdict = if failed < SHEDS_MIN || share < 0.02 {
+fn failures(class: &ClassFacts<'_>, window: &Window, reachable: bool, judge: &mut Judge<'_>) {
+    let share = window.share(|window| window.failed);
+    let verdict = if share < 0.02 || !reachable || class.name == FAILS_BY_DESIGN {
         Verdict::Good
-    } else if share > 0.05 && reachable {
+    } else if share > 0.05 {
         Verdict::Bad
     } else {
         Verdict::Between
     };
     let finding = Finding { alert: Alert::RequestsFailing, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
-        format!(
-            "{} % of {} requests fail at Ray ({}/s)",
-            number((share * 100.0).min(100.0)),
-            class.name,
-            number(failed)
-        )
+        let rate = window.rate(|window| window.failed);
+        format!("{} % of {} requests fail at Ray ({}/s)", number(share * 100.0), class.name, number(rate))
     });
 }
 
-fn request_rate(class: &ClassFacts<'_>, averages: &Averages, judge: &mut Judge<'_>) {
+fn request_rate(class: &ClassFacts<'_>, window: &Window, recent: &Recent, judge: &mut Judge<'_>) {
+    let rate = window.rate(|window| window.offered);
     let threshold = class.rate_alert.filter(|rate| rate.is_finite()).or_else(|| {
         // The first ten minutes are for learning.
-        (averages.age_s >= 600.0).then(|| (4.0 * averages.rate_1h).max(10.0))
+        (recent.age_s >= 600.0).then(|| (4.0 * recent.rate_1h).max(10.0))
     });
-    let verdict = threshold.map_or(Verdict::Good, |bad| band(averages.rate_1m, bad, 0.8 * bad));
+    // Where requests are shed, that alert says so.
+    let sheds = window.share(|window| window.shed) > 0.01;
+    let verdict =
+        threshold.map_or(Verdict::Good, |bad| if sheds { Verdict::Good } else { band(rate, bad, 0.8 * bad) });
     let finding = Finding { alert: Alert::HighRequestRate, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
         format!(
             "{} receives {} requests per second; the alert threshold is {}",
             class.name,
-            number(averages.rate_1m),
+            number(rate),
             threshold.map_or_else(|| "not known yet".to_owned(), number)
         )
     });
@@ -726,7 +789,9 @@ fn signals(signals: &[SignalFacts<'_>], unreachable: bool, judge: &mut Judge<'_>
     }
     let mut targets: BTreeMap<&str, Vec<&SignalFacts<'_>>> = BTreeMap::new();
     for signal in signals {
-        targets.entry(signal.target.unwrap_or(signal.name)).or_default().push(signal);
+        // What was never read has no address, and one cause: Ray's metrics are not found.
+        let nowhere = if signal.age.is_none() { UNFOUND } else { signal.name };
+        targets.entry(signal.target.unwrap_or(nowhere)).or_default().push(signal);
     }
     for (target, signals) in targets {
         let stale: Vec<&SignalFacts<'_>> = signals.into_iter().filter(|signal| signal.stale).collect();
@@ -741,6 +806,9 @@ fn signals(signals: &[SignalFacts<'_>], unreachable: bool, judge: &mut Judge<'_>
     }
 }
 
+/// What stands for the address of metrics that were never found.
+const UNFOUND: &str = "metrics";
+
 /// What cannot be read, why, and what follows from it.
 fn stale_summary(target: &str, stale: &[&SignalFacts<'_>]) -> String {
     let Some(first) = stale.first() else { return format!("{target}: readings are fresh again") };
@@ -753,12 +821,22 @@ fn stale_summary(target: &str, stale: &[&SignalFacts<'_>]) -> String {
             dead.problem
         );
     }
+    if target == UNFOUND {
+        return format!(
+            "Ray's metrics were never found for {names}; {follows}; set `metrics.targets`, or run `rayguard doctor`"
+        );
+    }
     let age = first.age.map_or_else(
         || "never read".to_owned(),
         |age| format!("last read {} s ago", number(age.as_secs_f64())),
     );
     let problem = if first.problem.is_empty() { String::new() } else { format!(": {}", first.problem) };
     format!("{names} {have} no fresh reading from {target} ({age}{problem}); {follows}")
+}
+
+/// The first line of what is drawn over several.
+fn one_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
 }
 
 /// The rules of the whole; `gap`: the adjustment log has lost events since the last tick.
@@ -769,19 +847,24 @@ fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
     };
     let down = facts.upstream_problem;
     judge.take(finding(Alert::UpstreamDown, down.is_some()), || {
-        format!("Ray is unreachable: {}", down.unwrap_or("it is reachable again"))
+        down.map_or_else(|| "Ray is reachable again".to_owned(), |down| format!("Ray is unreachable: {down}"))
     });
     let refused = facts.config_problem;
     judge.take(finding(Alert::ConfigRejected, refused.is_some()), || {
-        let now = refused.unwrap_or("a later one was accepted");
-        format!("new configuration rejected; still using the previous one: {now}")
+        refused.map_or_else(
+            || "a new configuration was accepted".to_owned(),
+            |why| format!("new configuration rejected; still using the previous one: {}", one_line(why)),
+        )
     });
     judge.take(finding(Alert::AdjustmentLogGaps, gap), || {
         format!("{} events are missing from the adjustment log since the start", facts.events_lost)
     });
     let store = facts.store_problem;
     judge.take(finding(Alert::ReplicaStoreDown, store.is_some()), || {
-        format!("the store that replicas share is unreachable: {}", store.unwrap_or("it is reachable again"))
+        store.map_or_else(
+            || "the store that replicas share is reachable again".to_owned(),
+            |why| format!("the store that replicas share is unreachable: {why}"),
+        )
     });
 }
 
@@ -789,13 +872,19 @@ fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
 mod tests {
     use super::*;
 
+    /// Of requests, so that a fraction of one a second counts.
+    fn thousandths(requests: f64) -> u64 {
+        (requests * 1e3).round() as u64
+    }
+
+    /// With so many thousandths of requests in this second; `run` adds them up.
     fn class(slo_pressure: Option<f64>, offered: f64, shed: f64) -> ClassFacts<'static> {
         ClassFacts {
             name: "job-list",
             slo_pressure,
-            offered_per_second: offered,
-            shed_per_second: shed,
-            failed_per_second: 0.0,
+            offered: thousandths(offered),
+            shed: thousandths(shed),
+            failed: 0,
             rate_alert: None,
         }
     }
@@ -807,10 +896,20 @@ mod tests {
         to: u64,
         facts: impl Fn(u64) -> Facts<'static>,
     ) -> Vec<(u64, Transition)> {
+        let mut totals = [0; 3];
         (from..to)
             .flat_map(|second| {
                 let now = Time(second * 1_000_000_000);
-                alerts.tick(now, &facts(second)).into_iter().map(move |told| (second, told))
+                let mut facts = facts(second);
+                for class in &mut facts.classes {
+                    for (total, count) in
+                        totals.iter_mut().zip([&mut class.offered, &mut class.shed, &mut class.failed])
+                    {
+                        *total += *count;
+                        *count = *total / 1_000;
+                    }
+                }
+                alerts.tick(now, &facts).into_iter().map(move |told| (second, told))
             })
             .collect()
     }
@@ -880,6 +979,27 @@ mod tests {
     }
 
     #[test]
+    fn a_burst_that_is_over_before_its_time_is_not_told_and_no_figure_outlives_its_cause() {
+        let told = run(&mut Alerts::default(), 0, 300, |second| {
+            let burst = (100..104).contains(&second);
+            Facts {
+                classes: vec![class(
+                    Some(0.5),
+                    if burst { 500.0 } else { 1.0 },
+                    if burst { 490.0 } else { 0.0 },
+                )],
+                ..Facts::default()
+            }
+        });
+        assert!(told.is_empty(), "{told:?}");
+        let flood = run(&mut Alerts::default(), 0, 200, |second| Facts {
+            classes: vec![class(Some(0.5), 500.0, if second >= 100 { 465.0 } else { 0.0 })],
+            ..Facts::default()
+        });
+        assert_eq!(flood[0].1.summary, "job-list sheds 93 % of its requests (465/s)");
+    }
+
+    #[test]
     fn no_average_over_ten_minutes_is_claimed_before_they_have_passed() {
         let flood = |second: u64, from: u64| Facts {
             classes: vec![class(Some(0.5), 10.0, if second >= from { 5.0 } else { 0.0 })],
@@ -890,14 +1010,14 @@ mod tests {
         assert!(!summary.contains("minute"), "{summary}");
         let late = run(&mut Alerts::default(), 0, 1000, |second| flood(second, 700));
         let summary = &late.iter().find(|(_, told)| told.alert == Alert::ShedsRising).unwrap().1.summary;
-        assert!(summary.contains("ten-minute average"), "{summary}");
+        assert!(summary.contains("0 % in the ten minutes before"), "{summary}");
     }
 
     #[test]
     fn requests_that_fail_are_told_of_unless_ray_is_down() {
         let failing = |second: u64, down: bool| Facts {
             classes: vec![ClassFacts {
-                failed_per_second: if (100..300).contains(&second) { 1.0 } else { 0.0 },
+                failed: if (100..300).contains(&second) { 1_000 } else { 0 },
                 ..class(Some(0.5), 10.0, 0.0)
             }],
             upstream_problem: down.then_some("connection refused"),
@@ -906,7 +1026,8 @@ mod tests {
         let told = run(&mut Alerts::default(), 0, 600, |second| failing(second, false));
         assert_eq!(
             of(&told, Alert::RequestsFailing),
-            [(130, AlertState::Firing), (360, AlertState::Resolved)]
+            // Ten seconds of which half fail every tenth request are over 5 %; those of the end are under 2 % after eight.
+            [(135, AlertState::Firing), (368, AlertState::Resolved)]
         );
         assert_eq!(told[0].1.summary, "10 % of job-list requests fail at Ray (1/s)");
         let down = run(&mut Alerts::default(), 0, 600, |second| failing(second, true));

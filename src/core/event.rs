@@ -781,6 +781,22 @@ impl Event {
         }
     }
 
+    /// All that [`Event::name`] says.
+    pub const NAMES: [&str; 12] = [
+        "start",
+        "stop",
+        "adjustment",
+        "shed",
+        "shed_summary",
+        "signal_state",
+        "mode_change",
+        "config_change",
+        "upstream",
+        "leadership",
+        "gap",
+        "alert",
+    ];
+
     /// The event as one sentence.
     #[must_use]
     pub fn sentence(&self) -> String {
@@ -799,7 +815,7 @@ impl Event {
             Event::SignalState(state) => state.sentence(),
             Event::ModeChange(change) => change.sentence(),
             Event::ConfigChange(change) => change.sentence(),
-            Event::Upstream { up: true, problem } => format!("Ray is reachable again ({problem})"),
+            Event::Upstream { up: true, .. } => "Ray is reachable again".to_owned(),
             Event::Upstream { up: false, problem } => format!("Ray is unreachable: {problem}"),
             Event::Leadership(change) => change.sentence(),
             Event::Gap(gap) if gap.torn_bytes > 0 => {
@@ -914,15 +930,16 @@ impl ShedSummary {
         let list = |counts: &[Count]| {
             counts.iter().map(|c| format!("{} {}", c.count, c.label)).collect::<Vec<_>>().join(", ")
         };
-        let shadow =
-            if self.shadow > 0 { format!(", {} of them only counted", self.shadow) } else { String::new() };
-        format!(
-            "{} shed {total} of {} requests in {}{shadow}: {}",
-            self.class,
-            self.offered,
-            quantity(self.interval_ms as f64 / 1e3, "s"),
-            list(&self.causes)
-        )
+        // Who was shed may have come before the interval, and waited.
+        let interval = quantity(self.interval_ms as f64 / 1e3, "s");
+        let mut parts = Vec::new();
+        if total > 0 {
+            parts.push(format!("shed {total} requests ({})", list(&self.causes)));
+        }
+        if self.shadow > 0 {
+            parts.push(format!("would have shed {} requests, and forwarded them (shadow mode)", self.shadow));
+        }
+        format!("{} {} in {interval}; {} arrived", self.class, parts.join(", "), self.offered)
     }
 }
 
@@ -945,16 +962,28 @@ impl SignalState {
 
 impl ModeChange {
     fn sentence(&self) -> String {
-        let what = self.limit.map_or_else(String::new, |limit| format!(" {}", limit.label()));
-        let value = self.value.map_or_else(String::new, |value| format!(" at {}", number(value)));
-        let until = self.until.map_or_else(String::new, |until| format!(" until {}", until.rfc3339()));
-        let mode = match self.to {
-            Mode::Enforce => "enforce",
-            Mode::Shadow => "shadow",
-            Mode::Manual => "manual",
-            Mode::Frozen => "frozen",
+        let class = if self.class == "all" { "all classes" } else { &self.class };
+        let done = match (self.limit, self.value, self.from, self.to) {
+            (Some(limit), Some(value), ..) => {
+                let until =
+                    self.until.map_or_else(String::new, |until| format!(" until {}", until.rfc3339()));
+                format!("{class} {} pinned at {}{until}", limit.label(), number(value))
+            }
+            (Some(limit), None, ..) if self.until.is_some() => {
+                return format!(
+                    "the pin of {class} {} by {} has expired; the controller moves it again",
+                    limit.label(),
+                    self.who
+                );
+            }
+            (Some(limit), None, ..) => format!("{class} {} unpinned", limit.label()),
+            (None, _, _, Mode::Frozen) => "all limits frozen".to_owned(),
+            (None, _, Mode::Frozen, _) => "all limits unfrozen".to_owned(),
+            (None, _, _, Mode::Shadow) => format!("{class} set to shadow mode"),
+            (None, _, _, Mode::Enforce | Mode::Manual) => format!("limits of {class} enforced"),
         };
-        format!("{} set {}{what} to {mode}{value}{until}: {}", self.who, self.class, self.why)
+        let why = if self.why.is_empty() { String::new() } else { format!(": {}", self.why) };
+        format!("{done} by {}{why}", self.who)
     }
 }
 

@@ -6,6 +6,8 @@ use crate::config::settings::Log;
 pub fn start(settings: &Log) {
     let builder = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        // A closed standard error would make their report panic.
+        .log_internal_errors(false)
         .with_max_level(settings.level)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);

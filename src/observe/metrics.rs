@@ -253,11 +253,17 @@ impl Moment {
             let sheds = Reason::ALL
                 .iter()
                 .map(move |reason| row("shed", reason.label(), counts.shed[*reason as usize]));
-            [row("admitted", "", counts.admitted), row("left", "", counts.left)].into_iter().chain(sheds)
+            [
+                row("admitted", "", counts.admitted),
+                row("left", "", counts.left),
+                row("shared", "", class.shared),
+            ]
+            .into_iter()
+            .chain(sheds)
         });
         writer.counters(
             "rayguard_requests",
-            "Requests by what was decided: admitted, left (the client went while it waited) or shed, and why",
+            "Requests by outcome at the proxy: admitted, shared (answered with another request's answer), left (the client left while it waited) or shed, and why",
             requests,
         )?;
         writer.counters(

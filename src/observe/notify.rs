@@ -234,7 +234,7 @@ impl Notifier {
         };
         json!({
             "labels": {
-                "alertname": alert.alert.name(),
+                "alertname": if alert.key == TEST { "RayguardTest" } else { alert.alert.name() },
                 "severity": severity(alert.severity),
                 "subject": alert.subject.as_deref().unwrap_or(""),
                 "alert_key": alert.key,
@@ -254,7 +254,7 @@ impl Notifier {
 
     fn for_webhook(&self, alert: &Transition) -> Value {
         json!({
-            "alert": alert.alert.label(),
+            "alert": if alert.key == TEST { TEST } else { alert.alert.label() },
             "key": alert.key,
             "state": alert.state.label(),
             "severity": severity(alert.severity),
@@ -364,16 +364,19 @@ fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
+/// The key of an alert that is only a test; no rule has it.
+const TEST: &str = "test";
+
 fn test_alert(now: Time) -> Transition {
     Transition {
         alert: Alert::UpstreamDown,
         state: AlertState::Firing,
         severity: Severity::Info,
         subject: Some("test".into()),
-        key: "test".into(),
+        key: TEST.into(),
         summary: "this is a test of rayguard's alerts; nothing is wrong".into(),
         description: "Sent by `rayguard alerts test`.".into(),
-        runbook: format!("{RUNBOOK}#alerts"),
+        runbook: format!("{RUNBOOK}#alert-test"),
         since: now,
     }
 }

@@ -62,7 +62,7 @@ pub struct Peer {
 }
 
 /// A circuit breaker closes this soon after Ray is back, in seconds.
-const RECONNECT_S: u32 = 2;
+pub(crate) const RECONNECT_S: u32 = 2;
 
 /// A request on its way through the proxy.
 struct RequestContext {

@@ -9,6 +9,7 @@
 //! without one.
 
 use crate::body::{Body, BodyError};
+use crate::handle::RECONNECT_S;
 use crate::headers::{REASON, REQUEST_ID};
 use crate::request_validation::Malformed;
 use crate::state::ProxyState;
@@ -258,6 +259,11 @@ pub(crate) fn upstream(
     let sentence = format!("rayguard: {error}. (reason {reason}, request {id}){}", contact.sentence());
     let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
+    if reason == Reason::UpstreamUnreachable.label() {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RECONNECT_S));
+    }
+    // Ray's SDK asks for the version first, and prints nothing but the reason phrase.
+    say_in_phrase(&mut response, &sentence);
     response
 }
 
@@ -272,11 +278,12 @@ pub(crate) fn timeout(
 ) -> Response<Body> {
     let sentence = format!(
         "rayguard: the Ray head did not begin to answer this '{class}' request within {:.0} s. \
-         Ray may still be working on it. (request {id}){}",
+         Ray may still be working on it. (reason upstream_timeout, request {id}){}",
         bound.as_secs_f64(),
         contact.sentence()
     );
     let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
+    say_in_phrase(&mut response, &sentence);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
     response
 }
@@ -301,8 +308,14 @@ pub(crate) fn timeout_of_equal(
 
 /// The answer when a shared fetch of Ray's answer did not come to its end, and nothing had been passed on.
 #[must_use]
-pub(crate) fn broke_off(error_format: ErrorFormat, why: &dyn std::fmt::Display, id: &str) -> Response<Body> {
-    let sentence = format!("rayguard: {why}. (request {id})");
+pub(crate) fn broke_off(
+    error_format: ErrorFormat,
+    why: &dyn std::fmt::Display,
+    id: &str,
+    contact: &Contact,
+) -> Response<Body> {
+    let sentence =
+        format!("rayguard: {why}. (reason upstream_broke_off, request {id}){}", contact.sentence());
     let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_broke_off"));
     response
@@ -341,6 +354,14 @@ pub(crate) fn body(error: &BodyError, id: &str) -> Response<Body> {
     response
 }
 
+/// Puts the beginning of a sentence, without its ids, into the HTTP/1 status line.
+fn say_in_phrase(response: &mut Response<Body>, sentence: &str) {
+    let phrase = sentence.split_once(". (").map_or(sentence, |(phrase, _)| phrase);
+    if let Ok(phrase) = ReasonPhrase::try_from(phrase.as_bytes()) {
+        response.extensions_mut().insert(phrase);
+    }
+}
+
 /// A refusal has no more headers than this; room for them is taken once.
 const HEADERS_MAX: usize = 12;
 
@@ -363,10 +384,7 @@ fn answer(
     *response.status_mut() = status;
     if error_format == ErrorFormat::StateApi {
         // Of a status that is an error, `ray list` prints the reason phrase and not the body.
-        let phrase = sentence.split_once(". (").map_or(sentence, |(phrase, _)| phrase);
-        if let Ok(phrase) = ReasonPhrase::try_from(phrase.as_bytes()) {
-            response.extensions_mut().insert(phrase);
-        }
+        say_in_phrase(&mut response, sentence);
     }
     let headers = response.headers_mut();
     headers.reserve(HEADERS_MAX);

@@ -62,6 +62,8 @@ pub struct Outlets {
 pub struct App {
     /// Those at the start: of some sections what it still runs by.
     started: Arc<Settings>,
+    /// Sections of the configuration on disk that a restart awaits.
+    awaits_restart: Mutex<Vec<&'static str>>,
     settings: ArcSwap<Settings>,
     proxy: ArcSwap<ProxyState>,
     /// One for each listener.
@@ -121,6 +123,7 @@ impl App {
         proxy.contact.store(settings.contact.clone());
         let app = Arc::new(App {
             started: Arc::clone(&settings),
+            awaits_restart: Mutex::default(),
             settings: ArcSwap::from(settings),
             proxy: ArcSwap::from(proxy),
             fronts: Mutex::default(),
@@ -166,7 +169,7 @@ impl App {
     /// Sections of the configuration in force that only a restart puts into effect.
     #[must_use]
     pub fn awaits_restart(&self) -> Vec<&'static str> {
-        needs_restart(&self.started, &self.settings())
+        self.awaits_restart.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The proxy at the moment.
@@ -230,7 +233,9 @@ impl App {
             if let Some(part) = &mut *self.quota() {
                 part.take_over(Arc::clone(&policy), &controller.table());
             }
-            self.settings.store(Arc::clone(settings));
+            self.settings.store(Arc::new(in_force(&self.started, settings)));
+            *self.awaits_restart.lock().unwrap_or_else(PoisonError::into_inner) =
+                needs_restart(&self.started, settings);
             self.proxy().contact.store(settings.contact.clone());
             self.reconfigure_proxy(&controller)
         };
@@ -352,9 +357,13 @@ impl App {
     pub fn view(&self) -> View {
         let mut view = self.controller().view(self.clock.now());
         let proxy = self.proxy();
-        for (class, at) in view.classes.iter_mut().zip(0..) {
-            (class.work_under_way_s, class.work_limit_s) = proxy.admission.work(ClassId(at));
+        let (table, usage) = (proxy.table.load(), proxy.usage());
+        for (class, id) in view.classes.iter_mut().zip((0..).map(ClassId)) {
+            (class.work_under_way_s, class.work_limit_s) = proxy.admission.work(id);
+            class.held_by = proxy.admission.held_by(&table, id).map(|held| held.label().to_owned());
+            class.shared = usage.class(id).map_or(0, |traffic| traffic.counts.shared);
         }
+        drop(usage);
         view
     }
 
@@ -536,6 +545,26 @@ fn identifier(settings: &Settings, key: [u64; 2]) -> Identifier {
     let identity = &settings.identity;
     Identifier::new(key, settings.trusted_proxies.clone(), identity.headers.clone())
         .with_keys(identity.api_key_header.clone(), identity.api_keys.iter().map(|key| key.sha256).collect())
+}
+
+/// The new settings, but of what belongs to the start what it was then: a probe that asks another head than requests
+/// go to would tell of the wrong one.
+fn in_force(started: &Settings, new: &Settings) -> Settings {
+    let mut settings = new.clone();
+    settings.upstream.clone_from(&started.upstream);
+    settings.listeners.clone_from(&started.listeners);
+    settings.http.clone_from(&started.http);
+    settings.admin.clone_from(&started.admin);
+    settings.ratelimit_service.clone_from(&started.ratelimit_service);
+    settings.replicas.clone_from(&started.replicas);
+    settings.state_dir.clone_from(&started.state_dir);
+    settings.adjustment_log.clone_from(&started.adjustment_log);
+    settings.log.clone_from(&started.log);
+    settings.metrics.token.clone_from(&started.metrics.token);
+    settings.alerts.repeat = started.alerts.repeat;
+    settings.alerts.runbook_url.clone_from(&started.alerts.runbook_url);
+    settings.alerts.notify.clone_from(&started.alerts.notify);
+    settings
 }
 
 /// What of the new settings only a restart can put into force.

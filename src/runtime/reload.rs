@@ -116,6 +116,12 @@ fn content(app: &App, source: Option<&Source>) -> Option<(Vec<u8>, Vec<u8>)> {
     Some((text, keys))
 }
 
+/// A problem without its drawing, for logs and alerts.
+fn one_line(problem: &config::Problem) -> String {
+    let remedy = problem.remedy.as_ref().map_or_else(String::new, |remedy| format!("; {remedy}"));
+    format!("{}: {}{remedy}", problem.key, problem.message)
+}
+
 fn is_blank(text: &[u8]) -> bool {
     text.iter().all(u8::is_ascii_whitespace)
 }
@@ -163,6 +169,10 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
                 Ok(left) => Ok((changes, left)),
                 Err(faults) => Err(faults.iter().map(|fault| fault.problem.to_string()).collect::<Vec<_>>()),
             }
+        }
+        Err(config::Error::Wrong(problems)) => Err(problems.list().iter().map(one_line).collect()),
+        Err(config::Error::Unreadable { path, error }) => {
+            Err(vec![format!("{} cannot be read ({error})", path.display())])
         }
         Err(error) => Err(vec![error.to_string()]),
     };

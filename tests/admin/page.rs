@@ -421,8 +421,7 @@ async fn a_flood_is_named_with_its_client_class_and_impact() {
     let one = Traffic::from("127.0.2.1", &instance, TASKS, Duration::from_millis(50));
     let mut browser = Browser::open("flood", &instance.admin, 1280).await;
     browser.headline("127\\.0\\.2\\.1 floods state-heavy: [\\d.]+\\/s shed; everyone else is served").await;
-    let why =
-        "/above its fair share|rate limit of the class/.test(document.getElementById('facts').textContent)";
+    let why = "/in-flight limit of the class|rate limit of the class/.test(document.getElementById('facts').textContent)";
     browser.until(why).await;
     let says = browser.says().await;
     assert!(says.contains("to state-heavy (/api/v0/tasks)"), "{says}");

@@ -150,7 +150,8 @@ impl Client {
             .header(http::header::ACCEPT, "*/*");
         // Up to 2.44 Ray answers 500 to a request without one.
         if !self.stream.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
-            request = request.header(http::header::USER_AGENT, concat!("rayguard/", env!("CARGO_PKG_VERSION")));
+            request =
+                request.header(http::header::USER_AGENT, concat!("rayguard/", env!("CARGO_PKG_VERSION")));
         }
         for (name, value) in &self.stream.headers {
             request = request.header(name, value.replace("{n}", &number));

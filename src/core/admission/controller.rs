@@ -110,6 +110,35 @@ pub struct WaitId {
     place: TierPlace,
 }
 
+/// What keeps requests waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HeldBy {
+    /// The class's limit on requests in flight.
+    InFlight,
+    /// The class's limit on work in flight.
+    Work,
+    /// The class's rate.
+    Rate,
+    /// The jobs that Ray has not started yet.
+    Backlog,
+    /// The module's limit on requests in flight.
+    Module,
+}
+
+impl HeldBy {
+    /// As shown.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            HeldBy::InFlight => "in_flight",
+            HeldBy::Work => "work",
+            HeldBy::Rate => "rate",
+            HeldBy::Backlog => "backlog",
+            HeldBy::Module => "module",
+        }
+    }
+}
+
 /// The verdict on a request.
 #[derive(Debug)]
 pub enum Decision {
@@ -609,6 +638,38 @@ impl<W> AdmissionController<W> {
     pub fn load(&self, id: ClassId) -> (u32, u32) {
         let class = self.class(id);
         (class.tally.in_flight.count(), class.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Which limit keeps requests of a class waiting, as far as its counters tell; `None` while none waits.
+    #[must_use]
+    pub fn held_by(&self, table: &LimitTable, id: ClassId) -> Option<HeldBy> {
+        let (class, limits) = (self.class(id), table.class(id));
+        if class.waiting.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let module = self.module(class.module);
+        let least = micros(COST_MIN_S);
+        let work = class.tally.work_us.load(Ordering::Relaxed);
+        Some(if class.tally.in_flight.count() >= permits(limits.in_flight) {
+            HeldBy::InFlight
+        } else if limits
+            .admitted_max
+            .is_some_and(|max| class.tally.allowance_used.load(Ordering::Relaxed) >= max)
+        {
+            HeldBy::Backlog
+        } else if class.kind == Kind::Unary
+            && module.tally.in_flight.count() >= permits(table.module(class.module).in_flight)
+        {
+            HeldBy::Module
+        } else if work > 0
+            && work.saturating_add(least) > class.work_us_max.saturating_sub(class.work_us_max / 4)
+        {
+            HeldBy::Work
+        } else if class.rate.is_some() {
+            HeldBy::Rate
+        } else {
+            HeldBy::Work
+        })
     }
 
     /// Learnt work of a class under way, in seconds of its module's time, and how much of it may be: a limit beside

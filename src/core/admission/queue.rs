@@ -299,6 +299,13 @@ impl<W> FairQueue<W> {
         self.lines.iter().any(|line| is_same(&line.flow))
     }
 
+    /// Whether anyone else waits.
+    #[must_use]
+    pub fn has_others(&self, client: ClientId) -> bool {
+        let Flow { address, credential } = Flow::from(client);
+        self.lines.iter().any(|line| line.flow.address != address && line.flow.credential != credential)
+    }
+
     /// Lets `request` wait, at most `len_max` in all.
     pub fn join(&mut self, request: Waiting<W>, len_max: u32) -> Joined<W> {
         if len_max == 0 {

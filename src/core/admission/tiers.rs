@@ -89,6 +89,12 @@ impl<W> Tiers<W> {
         self.lines.iter().any(|line| line.has(client))
     }
 
+    /// Whether anyone else waits.
+    #[must_use]
+    pub fn has_others(&self, client: ClientId) -> bool {
+        self.lines.iter().any(|line| line.has_others(client))
+    }
+
     /// Lets `request` wait, at most `len_max` in all.
     pub fn join(&mut self, mut request: Waiting<W>, len_max: u32) -> Joined<W, TierPlace> {
         let line = line_of(request.claim);

@@ -2,6 +2,7 @@
 
 use super::{ClassReading, Controller, LastGood};
 use crate::admission::table::Mode;
+use crate::controller::overrides::Override;
 use crate::event::{Adjustment, Derivation, Event, LimitKind};
 use crate::policy::{Bounds, Policy, plain};
 use crate::time::{Time, WallMs};
@@ -60,4 +61,20 @@ fn a_reload_with_narrower_bounds_is_told_at_the_next_step() {
         let second = controller.on_tick(vec![ClassReading::default()], Time::from_secs_f64(1.2), WallMs(0));
         assert!(adjustments(&second.events).is_empty(), "told once");
     }
+}
+
+#[test]
+fn an_override_of_the_mode_outlives_a_reload_that_does_not_speak_of_it() {
+    let at = Time::from_secs_f64;
+    let mut controller = risen();
+    let order = Override::Mode { class: None, mode: Mode::Shadow };
+    assert!(controller.on_override(&order, "ana", "night", at(1.0), WallMs(0)).is_ok());
+    let reload = |controller: &Controller, mode| {
+        controller.reconfigure(policy(64.0), &[mode], &BTreeMap::new(), at(2.0))
+    };
+    let mode = |controller: &Controller| controller.view(at(2.0)).classes[0].mode.clone();
+    let same = reload(&controller, Mode::Enforce);
+    assert_eq!(mode(&same), "shadow");
+    let spoken = reload(&reload(&same, Mode::Shadow), Mode::Enforce);
+    assert_eq!(mode(&spoken), "enforce", "the file has changed its mind");
 }

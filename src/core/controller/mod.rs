@@ -138,6 +138,8 @@ struct ClassLoops {
     measured: Drain,
     backlog: Option<Backlog>,
     mode: Mode,
+    /// As configured; `mode` differs where an operator has set it by hand.
+    configured_mode: Mode,
     pressure: Option<f64>,
     spread_s: u32,
     recent: Recent,
@@ -250,6 +252,7 @@ impl Controller {
                     measured: Drain::default(),
                     backlog: gated.map(|id| Backlog::new(id, policy.signals[id.index()].target, now)),
                     mode: modes.get(at).copied().unwrap_or(Mode::Enforce),
+                    configured_mode: modes.get(at).copied().unwrap_or(Mode::Enforce),
                     pressure: None,
                     spread_s: 1,
                     recent: Recent::default(),
@@ -324,6 +327,10 @@ impl Controller {
                 (Some(of), Some(before)) => of.take_over(before),
                 (Some(of), None) => of.begin_at(self.last_proxy[old_at].counts.admitted),
                 (None, _) => {}
+            }
+            // What an operator has set by hand stays, until the configuration says something else than before.
+            if new.configured_mode == old.configured_mode {
+                new.mode = old.mode;
             }
             new.pressure = old.pressure;
             new.recent = old.recent;
@@ -630,12 +637,15 @@ impl Controller {
         }
         self.judged_at = Some(now);
         let mut alerts = std::mem::take(&mut self.alerts);
-        let classes = self.policy.classes.iter().zip(&self.classes).map(|(class, loops)| alert::ClassFacts {
+        let none = Counts::default();
+        let counts = proxy.iter().map(|seen| &seen.counts).chain(std::iter::repeat(&none));
+        let classes = self.policy.classes.iter().zip(&self.classes).zip(counts);
+        let classes = classes.map(|((class, loops), counts)| alert::ClassFacts {
             name: &class.name,
             slo_pressure: loops.pressure,
-            offered_per_second: loops.recent.offered_per_s,
-            shed_per_second: loops.recent.shed_per_s,
-            failed_per_second: loops.recent.failed_per_s,
+            offered: counts.offered,
+            shed: counts.shed_for_load(),
+            failed: counts.failed_all(),
             rate_alert: class.alert_above,
         });
         let limits = self.loops().map(|(at, of)| alert::LimitFacts {

@@ -139,6 +139,21 @@ pub struct ClassView {
     pub failed: u64,
     /// Would have been refused, were it not in shadow mode.
     pub shadow_shed: u64,
+    /// The same per second.
+    #[serde(default)]
+    pub shadow_shed_per_s: f64,
+    /// Left before they were decided on, since the start.
+    #[serde(default)]
+    pub left: u64,
+    /// Answered with another request's answer since the start; these are not among `offered`.
+    #[serde(default)]
+    pub shared: u64,
+    /// The same per second.
+    #[serde(default)]
+    pub shared_per_s: f64,
+    /// Which limit keeps requests waiting now; `None` while none waits.
+    #[serde(default)]
+    pub held_by: Option<String>,
 }
 
 /// One limit.
@@ -326,6 +341,11 @@ impl Controller {
             shed: seen.counts.shed_for_load(),
             failed: seen.counts.failed_all(),
             shadow_shed: seen.counts.shadow_shed,
+            shadow_shed_per_s: 0.0,
+            left: seen.counts.left,
+            shared: 0,
+            shared_per_s: 0.0,
+            held_by: None,
         }
     }
 }

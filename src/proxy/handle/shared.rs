@@ -3,7 +3,7 @@
 use super::{RequestContext, origin_form};
 use crate::body::{Body, ClientBody, RayBody, ResponsePolicy};
 use crate::coalesce::{self, Failure, Found, Key, Lead, Told};
-use crate::forward::{self, Answer};
+use crate::forward::{self, Exchange, Sent};
 use crate::headers::strip_hop_by_hop;
 use crate::permit_guard::PermitGuard;
 use crate::reject;
@@ -104,7 +104,9 @@ impl RequestContext {
                 reject::timeout(self.error_format, class, *bound, &self.id, &self.contact())
             }
             Failure::TimedOut(bound) => reject::timeout_of_equal(self.error_format, class, *bound, &self.id),
-            Failure::BrokeOff(error) => reject::broke_off(self.error_format, error, &self.id),
+            Failure::BrokeOff(error) => {
+                reject::broke_off(self.error_format, error, &self.id, &self.contact())
+            }
         }
     }
 
@@ -141,7 +143,12 @@ impl RequestContext {
             Ok(Fetched::Share(share)) => self.respond(share, asked),
             Ok(Fetched::Own(response)) => response,
             Ok(Fetched::Failed(failure)) => self.explain(&failure, true),
-            Err(_) => reject::broke_off(self.error_format, &"the request to Ray was given up", &self.id),
+            Err(_) => reject::broke_off(
+                self.error_format,
+                &"the request to Ray was given up",
+                &self.id,
+                &self.contact(),
+            ),
         }
     }
 }
@@ -161,19 +168,22 @@ struct Fetch {
 }
 
 impl Fetch {
-    async fn run(mut self, exchange: impl Future<Output = Answer>) {
+    async fn run(mut self, mut exchange: Exchange<impl Future<Output = Sent> + Send + 'static>) {
         let bound = self.bound;
-        let exchange = pin!(tokio::time::timeout(bound, exchange));
+        let in_time = pin!(tokio::time::timeout(bound, &mut exchange));
         let answer = tokio::select! {
             biased;
-            answer = exchange => answer,
+            answer = in_time => answer,
             // The lead passes on, should somebody have come at this moment.
             () = self.unwanted() => return,
         };
         match answer {
             Ok(Ok((response, permit))) => self.land(response, permit).await,
             Ok(Err(error)) => self.fail(Failure::Upstream(Arc::new(error))),
-            Err(_) => self.fail(Failure::TimedOut(bound)),
+            Err(_) => {
+                exchange.late();
+                self.fail(Failure::TimedOut(bound));
+            }
         }
     }
 

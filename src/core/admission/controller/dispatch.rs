@@ -119,9 +119,11 @@ impl<W> AdmissionController<W> {
         self.refund(request);
         self.leave_client_limits(id, request.waiter.of_client);
         self.uncount(id);
-        // Who has nothing else in the line is not over its share: the line is full.
-        let waits =
-            self.lock(self.class(id).module).class_mut(id).is_some_and(|of| of.fair.has(request.client));
+        // Who has nothing else in the line, or has it for itself, is not over its share: the line is full.
+        let waits = self
+            .lock(self.class(id).module)
+            .class_mut(id)
+            .is_some_and(|of| of.fair.has(request.client) && of.fair.has_others(request.client));
         self.refuse(id, if waits { Reason::ClientShare } else { Reason::ClassInFlight }, Duration::ZERO)
     }
 
