@@ -873,6 +873,7 @@ mod tests {
     use super::*;
 
     /// Of requests, so that a fraction of one a second counts.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a few hundred")]
     fn thousandths(requests: f64) -> u64 {
         (requests * 1e3).round() as u64
     }
