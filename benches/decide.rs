@@ -203,7 +203,7 @@ impl Unwired {
         let upstream = Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks);
         let entrance = Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream));
         let front = Front::new(Arc::clone(&proxy), entrance);
-        let service = ratelimit::Service::start(front, "rayguard".into(), Duration::from_mins(10));
+        let service = ratelimit::Service::start(front, "rayguard".into(), Duration::from_secs(600));
         Unwired { service, proxy, next: 0 }
     }
 

@@ -72,7 +72,7 @@ impl Prometheus {
                 every.tick().await;
             }
         };
-        tokio::time::timeout(Duration::from_mins(1), fed).await.expect("prometheus scrapes within a minute");
+        tokio::time::timeout(Duration::from_secs(60), fed).await.expect("prometheus scrapes within a minute");
     }
 }
 

@@ -43,7 +43,7 @@ async fn start() -> (Rig, SocketAddr) {
         .await
         .unwrap();
     let address = listener.local_address().unwrap();
-    let service = Service::start(front, "rayguard".into(), Duration::from_mins(10));
+    let service = Service::start(front, "rayguard".into(), Duration::from_secs(600));
     tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), listen::Bounds::default()));
     (rig, address)
 }

@@ -33,7 +33,7 @@ const IN_FLIGHT: [f64; 2] = [1.0, 1_000_000.0];
 /// Bounds of a rate, per second: one an hour to a million a second.
 const RATE: [f64; 2] = [1.0 / 3600.0, 1_000_000.0];
 /// A burst that takes longer than this to come back is a slip.
-const REFILL_MAX: Duration = Duration::from_hours(1);
+const REFILL_MAX: Duration = Duration::from_secs(3600);
 /// Ids are one byte.
 const NAMES_MAX: usize = 256;
 
@@ -149,7 +149,7 @@ impl Judge {
         if let Some(unit) = &raw.unit {
             signal.unit = unit.get_ref().as_str().into();
         }
-        let bounds = [Duration::from_secs(1), Duration::from_hours(1)];
+        let bounds = [Duration::from_secs(1), Duration::from_secs(3600)];
         let stale_key = format!("{key}.stale_after");
         signal.stale_after = self.length(&stale_key, raw.stale_after.as_ref(), signal.stale_after, bounds);
         if raw.stale_after.is_none() {
@@ -276,7 +276,7 @@ impl Judge {
 
     fn control(&mut self, raw: &RawControl) -> Control {
         let default = Control::SHIPPED;
-        let (ms, minute) = (Duration::from_millis(1), Duration::from_mins(1));
+        let (ms, minute) = (Duration::from_millis(1), Duration::from_secs(60));
         let control = Control {
             inner_period: self.length(
                 "control.inner_period",
@@ -423,7 +423,7 @@ impl Judge {
                 OrOff::On(Length(length)) => {
                     let given = Spanned::new(work.span(), Length(*length));
                     let default = module.work.unwrap_or(Duration::from_secs(1));
-                    let bounds = [Duration::from_millis(1), Duration::from_mins(10)];
+                    let bounds = [Duration::from_millis(1), Duration::from_secs(600)];
                     Some(self.length(&format!("{key}.work"), Some(&given), default, bounds))
                 }
             };
@@ -582,7 +582,7 @@ impl Judge {
         }
         if let Some(coalesce) = &raw.coalesce {
             let ttl =
-                self.or_off(&format!("{key}.coalesce"), coalesce, [Duration::ZERO, Duration::from_mins(1)]);
+                self.or_off(&format!("{key}.coalesce"), coalesce, [Duration::ZERO, Duration::from_secs(60)]);
             class.coalesce = ttl.map(|ttl| Coalesce { ttl });
         }
         if let Some(law) = &raw.law {
@@ -594,7 +594,7 @@ impl Judge {
         if let Some(given) = &raw.alert_above {
             class.alert_above = self.rate_alert(&format!("{key}.alert_above"), given);
         }
-        let bounds = [Duration::from_secs(1), Duration::from_hours(1)];
+        let bounds = [Duration::from_secs(1), Duration::from_secs(3600)];
         class.starts_within = self.length(
             &format!("{key}.starts_within"),
             raw.starts_within.as_ref(),
@@ -691,7 +691,7 @@ impl Judge {
             class.queue = self.queue(&format!("{key}.queue"), queue, class.queue);
         }
         if let Some(timeout) = &raw.timeout {
-            let bounds = [Duration::from_millis(10), Duration::from_hours(24)];
+            let bounds = [Duration::from_millis(10), Duration::from_secs(24 * 3600)];
             class.timeout = self.or_off(&format!("{key}.timeout"), timeout, bounds);
         }
     }
@@ -699,7 +699,7 @@ impl Judge {
     fn queue(&mut self, key: &str, queue: &Spanned<RawQueue>, base: Queue) -> Queue {
         let raw = queue.get_ref();
         let len = self.within(&format!("{key}.len"), raw.len.as_ref(), u64::from(base.len_max), 0, 100_000);
-        let bounds = [Duration::ZERO, Duration::from_mins(5)];
+        let bounds = [Duration::ZERO, Duration::from_secs(300)];
         let wait_max = self.length(&format!("{key}.wait"), raw.wait.as_ref(), base.wait_max, bounds);
         if len > 0 && wait_max.is_zero() {
             let message = format!("{len} may wait, but for no time at all");
@@ -859,7 +859,7 @@ impl Judge {
             if !(0.5..=0.999).contains(&slo.quantile) {
                 let message = format!("p{} is outside p50 to p99.9", slo.quantile * 100.0);
                 self.refuse(at, message, "one request in a thousand is the finest that a window can tell");
-            } else if slo.latency < Duration::from_millis(1) || slo.latency > Duration::from_hours(1) {
+            } else if slo.latency < Duration::from_millis(1) || slo.latency > Duration::from_secs(3600) {
                 self.refuse(at, format!("{} is outside 1ms to 1h", Length(slo.latency)), "");
             } else if let Some(timeout) = class.timeout.filter(|timeout| slo.latency > *timeout) {
                 let message =

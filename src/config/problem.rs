@@ -98,10 +98,11 @@ impl Problems {
     /// The span within the text and on character boundaries, as the renderer demands; an
     /// empty one when the place is lost.
     fn on_characters(&self, span: Range<usize>) -> Option<Range<usize>> {
-        let start = self.text.floor_char_boundary(span.start.min(self.text.len()));
-        let end = self.text.ceil_char_boundary(span.end.clamp(start, self.text.len()));
+        let (text, length) = (&*self.text, self.text.len());
+        let start = (0..=span.start.min(length)).rfind(|&at| text.is_char_boundary(at))?;
+        let end = (span.end.clamp(start, length)..=length).find(|&at| text.is_char_boundary(at))?;
         // A long span (a whole table) is drawn by its first line alone.
-        let first_line = self.text.get(start..end)?.find('\n').map_or(end, |newline| start + newline);
+        let first_line = text.get(start..end)?.find('\n').map_or(end, |newline| start + newline);
         Some(start..first_line)
     }
 }

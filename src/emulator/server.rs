@@ -664,7 +664,7 @@ async fn carry_tails(mut queue: mpsc::UnboundedReceiver<Tail>) {
 }
 
 async fn follow(head: &Arc<Head>, ask: &Ask) -> Answer {
-    let (mut steps, permit) = head.enter(ask, 0.0, Some(Duration::from_mins(1)));
+    let (mut steps, permit) = head.enter(ask, 0.0, Some(Duration::from_secs(60)));
     match steps.recv().await {
         Some(Step::Opened) => {
             let first = Some(Bytes::from_static(b"1hi\n"));

@@ -170,7 +170,7 @@ fn client_with(roots: rustls::RootCertStore) -> Result<Client, FetchError> {
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .pool_max_idle_per_host(2)
-        .pool_idle_timeout(Duration::from_mins(1))
+        .pool_idle_timeout(Duration::from_secs(60))
         .user_agent(concat!("rayguard/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(|error| FetchError::Client { cause: root_cause(&error) })

@@ -37,10 +37,10 @@ const GATHER: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest pause between attempts.
-const PAUSE_MAX: Duration = Duration::from_mins(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Alertmanager is told again so often, and ends an alert itself after four times that.
-const RENEW: Duration = Duration::from_mins(1);
+const RENEW: Duration = Duration::from_secs(60);
 
 /// Transitions that may wait for a receiver's task.
 const QUEUE: usize = 256;

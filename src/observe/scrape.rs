@@ -32,7 +32,7 @@ pub const DEFAULT_BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), bod
 pub const AT_ONCE: usize = 8;
 
 /// The longest pause before a node that fails is asked again.
-const BACK_OFF_MAX: Duration = Duration::from_mins(5);
+const BACK_OFF_MAX: Duration = Duration::from_secs(300);
 
 const ACCEPT: &str = "text/plain;version=0.0.4;q=1,*/*;q=0.1";
 

@@ -83,7 +83,7 @@ impl Default for Bounds {
             head_bytes_max: 64 * 1024,
             headers_max: HEADERS_ON_STACK,
             body_bytes_max: 256 << 20,
-            abandoned_max: Duration::from_mins(10),
+            abandoned_max: Duration::from_secs(600),
         }
     }
 }

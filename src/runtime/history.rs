@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How often it is written.
-const KEEP: Duration = Duration::from_mins(1);
+const KEEP: Duration = Duration::from_secs(60);
 
 /// The two files.
 #[derive(Clone, Debug)]

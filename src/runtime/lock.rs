@@ -7,7 +7,9 @@
 //! directory in which no file can be made is no reason not to guard: the proxy runs without a
 //! record then, and says so.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
@@ -57,16 +59,16 @@ pub fn take(dir: &Path) -> Result<Lock, LockError> {
         .truncate(false)
         .open(path)
         .map_err(unwritable)?;
-    match file.try_lock() {
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
+        Err(Errno::WOULDBLOCK) => {
             let mut holder = String::new();
             // A holder that has not yet written its name is still a holder.
             let _ = file.take(128).read_to_string(&mut holder);
             let holder = holder.lines().next().unwrap_or("another process").to_owned();
             return Err(LockError::Held { dir: dir.to_owned(), holder });
         }
-        Err(TryLockError::Error(source)) => return Err(unwritable(source)),
+        Err(source) => return Err(unwritable(source.into())),
     }
     let sign = |file: &mut File| {
         file.set_len(0)?;

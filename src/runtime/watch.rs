@@ -34,7 +34,7 @@ use url::Url;
 const REDISCOVER: Duration = Duration::from_secs(15);
 
 /// And where all answer, after this: a head that has just started names its exporters one by one.
-const REDISCOVER_CALM: Duration = Duration::from_mins(1);
+const REDISCOVER_CALM: Duration = Duration::from_secs(60);
 
 /// Entries of a list that are no targets are named in a warning up to this many.
 const NAMED_MAX: usize = 5;

@@ -238,7 +238,7 @@ pub struct EnvoyGradient {
 /// Of the filter's example; there is no default.
 const ENVOY_UPDATE: Duration = Duration::from_millis(100);
 const ENVOY_PERCENTILE: f64 = 0.5;
-const ENVOY_MIN_RTT_EVERY: Duration = Duration::from_mins(1);
+const ENVOY_MIN_RTT_EVERY: Duration = Duration::from_secs(60);
 const ENVOY_WINDOWS_AT_LEAST: u32 = 5;
 const ENVOY_CONCURRENCY_MIN: f64 = 3.0;
 const ENVOY_MIN_RTT_REQUESTS: usize = 50;

@@ -92,7 +92,7 @@ pub struct Link {
 
 impl Link {
     /// After so long a connection without an answer is given up (Vector's own default).
-    pub const PATIENCE: Duration = Duration::from_mins(1);
+    pub const PATIENCE: Duration = Duration::from_secs(60);
 
     /// How many times the delay a request takes that finds `at_once` there, itself included.
     pub fn factor(&self, at_once: u32, rng: &mut Rng) -> f64 {

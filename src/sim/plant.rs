@@ -832,7 +832,7 @@ impl Plant {
             Effect::Tail | Effect::Stream | Effect::Session => {
                 self.items[slot as usize].held = true;
                 self.cluster.sessions += u32::from(route.effect == Effect::Session);
-                let until = self.now + item.lasts.unwrap_or(Duration::from_mins(1));
+                let until = self.now + item.lasts.unwrap_or(Duration::from_secs(60));
                 self.timers.push(until.0, Timer::HeldEnds(slot, item.generation));
                 events.push(Event {
                     tag: item.tag,

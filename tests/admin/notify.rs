@@ -99,7 +99,7 @@ fn notifier(receivers: &[(NotifyKind, String)]) -> (mpsc::Sender<Transition>, Ta
         receivers.iter().map(|(kind, url)| Receiver { kind: *kind, url: url.parse().unwrap(), token: None });
     let options = Options {
         receivers: receivers.collect(),
-        repeat: Duration::from_hours(1),
+        repeat: Duration::from_secs(3600),
         runbook: None,
         page: None,
     };

@@ -420,7 +420,7 @@ impl Ray {
     async fn serve(&self, stream: TcpStream) {
         let connection = self.connections.fetch_add(1, SeqCst);
         // A connection that is kept may be idle for long.
-        let mut line = Client { patience: Duration::from_hours(1), ..Client::over(stream) };
+        let mut line = Client { patience: Duration::from_secs(3600), ..Client::over(stream) };
         while let Some(head) = line.head().await {
             self.begun.fetch_add(1, SeqCst);
             let task = header(&head, "x-do").unwrap_or("").to_owned();

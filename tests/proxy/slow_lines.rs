@@ -42,7 +42,7 @@ async fn slow_uploads_hold_no_permit_and_shut_nobody_out() {
     let rig = Rig::with_policy(|policy| {
         let packages = &mut policy.classes[class("packages").index()];
         packages.in_flight = Bounds::fixed(2.0);
-        packages.queue = Queue { len_max: 64, wait_max: Duration::from_mins(1) };
+        packages.queue = Queue { len_max: 64, wait_max: Duration::from_secs(60) };
     })
     .await;
     let mut slow = uploads(&rig, 30, LONG / 2).await;
@@ -154,7 +154,7 @@ async fn slow_readers_hold_no_permit_and_shut_nobody_out() {
     let rig = Rig::with_policy(|policy| {
         let status = &mut policy.classes[class("job-status").index()];
         status.in_flight = Bounds::fixed(2.0);
-        status.queue.wait_max = Duration::from_mins(1);
+        status.queue.wait_max = Duration::from_secs(60);
     })
     .await;
     let mut slow = Vec::new();
@@ -205,7 +205,7 @@ async fn latency_ends_with_the_head_of_the_answer_and_a_stream_under_way_is_no_s
 
 #[tokio::test]
 async fn an_answer_before_the_request_is_whole_is_passed_on() {
-    let bounds = listen::Bounds { stall_timeout: Duration::from_mins(1), ..listen::Bounds::default() };
+    let bounds = listen::Bounds { stall_timeout: Duration::from_secs(60), ..listen::Bounds::default() };
     let ray = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = rayguard::proxy::upstream::Address::Tcp(ray.local_addr().unwrap().to_string());
     let rig = Rig::with(Setup { bounds, upstream: Some(address), ..Setup::default() }).await;

@@ -25,7 +25,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// The longest pause between two attempts.
-const PAUSE_MAX: Duration = Duration::from_mins(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The source ports in use, when the source address is chosen.
 const PORT_FIRST: u16 = 10_000;

@@ -928,7 +928,7 @@ impl ClassAdmission {
 }
 
 /// No client is sent away for longer than this.
-const RETRY_AFTER_MAX: Duration = Duration::from_mins(2);
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
 /// How many times a module's bound on work a class may have under way. The bound is there for
 /// those who wait behind a class in the module; nobody waits with more right than the most

@@ -52,13 +52,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A habit fades by half in this time without use.
-pub const HALF_LIFE: Duration = Duration::from_hours(7 * 24);
+pub const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How long ago a client must have been seen first to count as known.
-pub const SETTLED: Duration = Duration::from_mins(10);
+pub const SETTLED: Duration = Duration::from_secs(600);
 
 /// For so long after a known request had to wait, strangers leave room for one.
-pub const KEPT_FOR: Duration = Duration::from_mins(1);
+pub const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// How much faster than in its busiest hour an allowance refills.
 pub const HEADROOM: f64 = 2.0;

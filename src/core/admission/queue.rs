@@ -216,7 +216,7 @@ impl Patience {
 }
 
 /// Without anyone leaving for so long, patience is no longer known.
-const PATIENCE_MEMORY: Duration = Duration::from_mins(1);
+const PATIENCE_MEMORY: Duration = Duration::from_secs(60);
 
 /// A client as a key; without a credential, the address stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -43,7 +43,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// The drain is measured over the last so many seconds ...
-const WINDOW: Duration = Duration::from_mins(1);
+const WINDOW: Duration = Duration::from_secs(60);
 /// ... and over no fewer than these: a gauge is refreshed every 10 s.
 const SPAN_MIN: Duration = Duration::from_secs(15);
 /// Weight of time in the measured drain.

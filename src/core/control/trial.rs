@@ -38,9 +38,9 @@ const ERRORS: f64 = 2.0;
 /// ... and by this share of what was expected: less is not worth refusing a fifth of the clients.
 const LEAST: f64 = 0.05;
 /// How long a pair rests after a cut that did not help ...
-pub const REST: Duration = Duration::from_mins(1);
+pub const REST: Duration = Duration::from_secs(60);
 /// ... and at most, after several in a row.
-pub const REST_MAX: Duration = Duration::from_hours(1);
+pub const REST_MAX: Duration = Duration::from_secs(3600);
 /// The smoothing's time constant, in seconds.
 const MEMORY_S: f64 = 10.0;
 /// Gain of the slope relative to the level's.

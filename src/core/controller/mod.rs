@@ -112,7 +112,7 @@ impl Loop {
             which,
             regulator: *regulator,
             limit: regulator.warm_start(last),
-            oscillation: Oscillation::new(Duration::from_mins(5)),
+            oscillation: Oscillation::new(Duration::from_secs(300)),
             since: now,
             counts: Counts::default(),
             peak: 0,

@@ -12,7 +12,7 @@ use crate::time::{Time, WallMs};
 use std::time::Duration;
 
 /// The longest a pin without an explicit end may last, so that none is forgotten for ever.
-pub const PIN_MAX: Duration = Duration::from_hours(30 * 24);
+pub const PIN_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What an operator may ask for.
 #[derive(Clone, PartialEq, Debug)]

@@ -62,7 +62,7 @@ pub const STAMP_AHEAD_MAX: Duration = Duration::from_secs(5);
 pub const ANSWER_REPEATS: Duration = Duration::from_secs(10);
 
 /// A target that fails is waited for at most so long; a list written by hand may name a dead node.
-pub const LOST_MAX: Duration = Duration::from_hours(1);
+pub const LOST_MAX: Duration = Duration::from_secs(3600);
 
 /// Turns what was observed into readings.
 #[derive(Clone, Debug)]

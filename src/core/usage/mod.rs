@@ -40,7 +40,7 @@ pub const CREDENTIALS_MAX: usize = 8;
 pub const PATTERNS_MAX: usize = 256;
 
 /// Clients are counted over this and the [`WINDOWS`] - 1 windows before.
-pub const WINDOW: Duration = Duration::from_mins(1);
+pub const WINDOW: Duration = Duration::from_secs(60);
 
 /// How many windows are kept.
 pub const WINDOWS: usize = 5;

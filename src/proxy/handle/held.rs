@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 /// How long a client waits for Ray's answer to a handshake where its class has no time-out.
-const HANDSHAKE_MAX: Duration = Duration::from_mins(1);
+const HANDSHAKE_MAX: Duration = Duration::from_secs(60);
 
 /// A follower that finds no tail to go on at looks again after this.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);

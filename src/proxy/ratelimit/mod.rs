@@ -361,7 +361,7 @@ impl Service {
         let stay = self.stay(proxy, ask.class);
         let reset = match over {
             Some(shed) => Duration::from_secs(u64::from(shed.retry_after_s)),
-            None if left.rate.is_some() => left.whole.min(Duration::from_hours(1)),
+            None if left.rate.is_some() => left.whole.min(Duration::from_secs(3600)),
             None => stay,
         };
         let code = if over.is_some() { Code::OverLimit } else { Code::Ok };
