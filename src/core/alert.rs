@@ -630,10 +630,10 @@ impl Window {
 const NOW: Duration = Duration::from_secs(10);
 
 /// ... beside all but the last minute ...
-const MINUTE: Duration = Duration::from_mins(1);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// ... of this.
-const LONG: Duration = Duration::from_mins(11);
+const LONG: Duration = Duration::from_secs(660);
 
 /// Bad above `bad`, good below `good`.
 fn band(value: f64, bad: f64, good: f64) -> Verdict {
