@@ -167,8 +167,8 @@ struct TestReplica {
 fn settings(url: &str, name: &str) -> Settings {
     let dir = std::env::temp_dir().join(format!("rayguard-replicas-{}-{name}", std::process::id()));
     let text = format!(
-        "listen = '127.0.0.1:0'\nstate_dir = '{}'\n[metrics]\ndiscover = false\ndiscovery_file = 'off'\n\
-         [replicas]\nurl = '{url}'\ncount = 3\nname = '{name}'\n{}",
+        "listen = '127.0.0.1:0'\nstate_dir = '{}'\nray_version = '2.60'\n[metrics]\ndiscover = false\n\
+         discovery_file = 'off'\n[replicas]\nurl = '{url}'\ncount = 3\nname = '{name}'\n{}",
         dir.display(),
         if url.starts_with("rediss") {
             format!("authorities = '{}'\n", key_file("authority.pem").display())

@@ -253,6 +253,7 @@ fn state(admin: &AdminState) -> State {
             admin.history.tell_rates(&mut view, app.clock.now());
             view
         },
+        ray: app.ray(),
     }
 }
 

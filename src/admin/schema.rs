@@ -6,6 +6,7 @@ use crate::core::controller::view::{ModuleView, PinView, View};
 use crate::core::event::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::Entry;
+use crate::runtime::head_version::RayView;
 use serde::{Deserialize, Serialize};
 
 /// What a replica may use of one shared limit.
@@ -40,6 +41,9 @@ pub struct State {
     /// What this replica may use of each limit it shares; empty for a replica that shares with nobody.
     #[serde(default)]
     pub leases: Vec<LeaseView>,
+    /// The Ray at `upstream`, and the profile it is taken by.
+    #[serde(default)]
+    pub ray: RayView,
     /// Everything the controller knows.
     #[serde(flatten)]
     pub view: View,

@@ -21,6 +21,7 @@ use crate::cli::format::Format;
 use crate::config::settings::{Address, Admin, Settings};
 use crate::config::{self, Overrides};
 use crate::core::policy::{Signal, SignalSource};
+use crate::core::request::profile::Fit;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::observe::discover::{self, DiscoverError, Places};
@@ -30,6 +31,7 @@ use crate::observe::promql::{self, Server};
 use crate::observe::scrape::{self, Target, Targets};
 use crate::proxy::clock::Clock;
 use crate::replicas::store::Store;
+use crate::runtime::head_version::Seen;
 use crate::runtime::secret;
 
 /// Diagnoses this host and suggests fixes.
@@ -154,7 +156,7 @@ fn print(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
 
 /// Everything there is to look at.
 pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, FetchError> {
-    let look = Look { settings, client: fetch::client()?, clock: Clock::start() };
+    let mut look = Look { settings, client: fetch::client()?, clock: Clock::start(), ray: Seen::default() };
     let mut findings = vec![Finding::ok("configuration", format!("sound (version {})", settings.version))];
     let ray = look.ray().await;
     let answers = ray.iter().all(|finding| finding.health != Health::Fail);
@@ -172,17 +174,28 @@ struct Look<'a> {
     settings: &'a Settings,
     client: Client,
     clock: Clock,
+    ray: Seen,
 }
 
 // === Ray itself ===
 
 impl Look<'_> {
-    async fn ray(&self) -> Vec<Finding> {
+    async fn ray(&mut self) -> Vec<Finding> {
         let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return Vec::new() };
         let mut findings = Vec::new();
         let shown = self.settings.upstream.url();
         match discover::version(&self.client, &dashboard, None).await {
-            Ok(version) => findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version))),
+            Ok(version) => {
+                findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version)));
+                self.ray = Seen::of_version(&version.ray_version);
+                let says = self.ray.view(self.settings.ray).says;
+                findings.push(if self.settings.ray.is_none() && self.ray.fit == Fit::Newer {
+                    let remedy = "look for a rayguard that knows it; limits hold meanwhile";
+                    Finding::warn("ray profile", says, remedy)
+                } else {
+                    Finding::ok("ray profile", says)
+                });
+            }
             Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => findings
                 .push(Finding::ok("ray", format!("answers at {shown}, and wants a token of its clients"))),
             Err(fault) => {
@@ -478,7 +491,9 @@ impl Look<'_> {
         let now = self.clock.now();
         let followed =
             |id| policy.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id));
-        let mut spare = Vec::new();
+        let profile = self.settings.ray.unwrap_or(self.ray.profile);
+        let lacks = if self.ray.version.is_some() { profile.lacks } else { &[] };
+        let (mut spare, mut lacking) = (Vec::new(), Vec::new());
         for (id, reading) in reader.readings(now) {
             let signal = &policy.signals[id.index()];
             let subject = format!("signal {}", signal.name);
@@ -502,6 +517,9 @@ impl Look<'_> {
                         Finding::ok(&subject, found)
                     });
                 }
+                Err(Missing::NotFound { .. }) if lacks.contains(&&*signal.name) => {
+                    lacking.push(&*signal.name);
+                }
                 Err(missing) if followed(id) => {
                     let found = match missing {
                         Missing::NotFound { .. } => format!("not found as {}", looked_for(signal)),
@@ -515,6 +533,10 @@ impl Look<'_> {
                 }
                 Err(_) => spare.push(&*signal.name),
             }
+        }
+        if !lacking.is_empty() {
+            let found = format!("not exported by this Ray: {}", lacking.join(", "));
+            findings.push(Finding::ok("signals of other versions", found));
         }
         if !spare.is_empty() {
             let found = format!("not there, and no class follows them: {}", spare.join(", "));
@@ -670,7 +692,8 @@ mod tests {
     #[tokio::test]
     async fn a_relative_state_dir_lies_in_the_working_directory() {
         let settings = settings("state_dir = 'rayguard-state-of-a-test'");
-        let look = Look { settings: &settings, client: fetch::client().unwrap(), clock: Clock::start() };
+        let (client, clock) = (fetch::client().unwrap(), Clock::start());
+        let look = Look { settings: &settings, client, clock, ray: Seen::default() };
         assert_eq!(look.state_dir().health, Health::Ok);
     }
 

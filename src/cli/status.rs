@@ -121,7 +121,11 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         || "answers".to_owned(),
         |problem| paint.bad(&format!("does not answer: {}", printable(problem))),
     );
-    writeln!(out, "Ray     {ray}")?;
+    let version =
+        state.ray.version.as_ref().map_or_else(String::new, |version| format!("{} ", printable(version)));
+    let profile =
+        if state.ray.says.is_empty() { String::new() } else { format!("; {}", printable(&state.ray.says)) };
+    writeln!(out, "Ray     {version}{ray}{profile}")?;
     if let Some(problem) = &view.config_problem {
         let first = problem.lines().next().unwrap_or_default();
         writeln!(
@@ -373,6 +377,7 @@ pub(super) mod tests {
     use crate::core::admission::table::Mode;
     use crate::core::controller::Controller;
     use crate::core::time::{Time, WallMs};
+    use crate::runtime::head_version::RayView;
     use std::sync::Arc;
 
     /// A state of the defaults, before the first request.
@@ -389,6 +394,7 @@ pub(super) mod tests {
             listeners: Vec::new(),
             awaits_restart: Vec::new(),
             leases: Vec::new(),
+            ray: RayView::default(),
             view: controller.view(Time::ZERO),
         }
     }

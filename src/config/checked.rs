@@ -36,6 +36,7 @@ use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::{Alert, Patience};
 use rayguard_core::replicas::Timing;
 use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::profile::{self, Fit, Profile};
 
 /// The longest path that fits `sun_path` (108 bytes on Linux, 104 elsewhere, one for NUL).
 const UNIX_PATH_BYTES_MAX: usize = 103;
@@ -178,6 +179,7 @@ pub fn check(raw: &Raw, version: &str) -> Result<Settings, Vec<Problem>> {
         listeners: listeners.iter().map(|(listener, _)| listener.clone()).collect(),
         policy: Arc::new(judged.policy),
         routes: judged.routes,
+        ray: raw.ray_version.as_ref().and_then(|given| judge.ray_version(given)),
         upstream,
         trusted_proxies,
         metrics,
@@ -365,6 +367,20 @@ impl Judge {
         };
         self.refuse(place, format!("`{text}` is not an address to listen on"), remedy);
         None
+    }
+
+    fn ray_version(&mut self, given: &Spanned<String>) -> Option<&'static Profile> {
+        let text = given.get_ref().trim();
+        if text == "auto" {
+            return None;
+        }
+        let (profile, fit) = profile::of_version(text);
+        if fit == Fit::Unknown {
+            let message = format!("`{text}` is no version of Ray from {} on", profile::PROFILES[0].ray);
+            let remedy = "write \"auto\" to have it asked for, or a version such as \"2.44\"";
+            self.refuse(Place::new("ray_version", given), message, remedy);
+        }
+        Some(profile)
     }
 
     fn upstream(&mut self, key: &str, given: &Spanned<String>) -> Option<Upstream> {

@@ -408,7 +408,11 @@ impl Judge {
             let Some(place) = self.find(Place::new(&key, name), "module", name.get_ref(), known) else {
                 continue;
             };
-            self.module(&key, raw, &mut modules[place]);
+            let module = &mut modules[place];
+            let before = (module.in_flight, module.work);
+            self.module(&key, raw, module);
+            // The complete file names every module, and changes none.
+            module.apart = before != (module.in_flight, module.work);
         }
         modules
     }
@@ -525,6 +529,7 @@ impl Judge {
         let class = Class {
             name: name.get_ref().as_str().into(),
             priority: Priority(3),
+            awaits: false,
             law: law.unwrap_or(defaults::LAW),
             ..template.clone()
         };

@@ -26,6 +26,8 @@ pub struct Raw {
     pub mode: Option<Spanned<RawMode>>,
     /// Ray's dashboard, `http://host:port`.
     pub upstream: Option<Spanned<String>>,
+    /// The Ray at `upstream`: `auto`, or a version.
+    pub ray_version: Option<Spanned<String>>,
     /// Where rayguard listens: one address, or `[[listen]]` tables.
     pub listen: Option<Spanned<RawListen>>,
     /// Where limits and the adjustment log survive a restart.

@@ -20,6 +20,7 @@ use rayguard_core::policy::Policy;
 use rayguard_core::replicas::Timing;
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::Rule;
+use rayguard_core::request::profile::Profile;
 
 /// Everything the program runs by.
 #[derive(Clone, Debug)]
@@ -32,6 +33,8 @@ pub struct Settings {
     pub class_modes: Vec<Mode>,
     /// Ray's dashboard: where the probe and discovery ask, and where dashboard listeners lead.
     pub upstream: Upstream,
+    /// The profile of the Ray there, where it is not to be found out.
+    pub ray: Option<&'static Profile>,
     /// Where rayguard listens; at least one.
     pub listeners: Vec<Listener>,
     /// Networks whose X-Forwarded-* and identity headers are believed.

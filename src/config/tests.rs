@@ -343,6 +343,17 @@ fn numbers_out_of_their_range_are_refused_nan_included() {
 }
 
 #[test]
+fn a_version_of_ray_is_one_of_those_that_are_known_or_asked_for() {
+    for (text, profile) in
+        [("auto", None), ("2.44", Some("2.44")), ("2.44.1", Some("2.44")), ("2.70", Some("2.60"))]
+    {
+        let settings = parse(&format!("ray_version = '{text}'"), "f", &Overrides::default()).unwrap();
+        assert_eq!(settings.ray.map(|profile| profile.ray), profile, "{text}");
+    }
+    refused("ray_version = 'nightly'", "ray_version", "is no version of Ray from 2.9 on");
+}
+
+#[test]
 fn a_burst_that_takes_hours_to_come_back_is_refused_with_its_arithmetic() {
     refused(
         "[class.job-submit]\nrate = { initial = '0.5/s', burst = 5000 }",

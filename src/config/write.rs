@@ -28,6 +28,9 @@ mode = "enforce"
 # Ray's dashboard: plain HTTP, no path. Probe and discovery ask here too.
 upstream = "http://127.0.0.1:8265"
 
+# Which of Ray's modules share a process: asked for at the start and whenever the head was away.
+ray_version = "auto"                    # or a version, such as "2.44"
+
 # Where rayguard listens. To take Ray's own port, move Ray first
 # (ray start --head --dashboard-port=18265), then: upstream 18265, listen 8265.
 listen = "127.0.0.1:8266"

@@ -75,6 +75,11 @@ pub struct Module {
     /// Whether it stops working on a request whose client has left. One that does not works on, and the
     /// request stays counted until it has answered.
     pub cancels: bool,
+    /// Several of Ray's modules live in this one process ([`Profile::shape`](crate::request::profile::Profile::shape)):
+    /// its ordinary classes (priority 0 to 5) share one bound on work, those that [await](Class::awaits) left out.
+    pub shared: bool,
+    /// The operator's file changes its limits: no profile takes its classes away.
+    pub apart: bool,
 }
 
 /// Endpoints that share a limit.
@@ -98,6 +103,8 @@ pub struct Class {
     pub bytes_per_second: Option<f64>,
     /// Whether only holders of an API key may ask.
     pub require_key: bool,
+    /// Its requests wait for an agent or another server most of the time and leave their process to others.
+    pub awaits: bool,
     /// How a request waits when there is no room.
     pub queue: Queue,
     /// What one client may do at most, whatever is free.
@@ -405,6 +412,7 @@ pub mod plain {
             in_flight: Bounds::fixed(in_flight),
             bytes_per_second: None,
             require_key: false,
+            awaits: false,
             queue: Queue { len_max: 16, wait_max: Duration::from_secs(2) },
             per_client: PerClientLimits::default(),
             coalesce: None,
@@ -427,6 +435,8 @@ pub mod plain {
                 in_flight: Bounds::fixed(ceiling),
                 work: None,
                 cancels: false,
+                shared: false,
+                apart: false,
             }],
             classes,
             signals: Vec::new(),

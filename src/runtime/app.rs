@@ -10,8 +10,8 @@ use crate::core::alert;
 use crate::core::controller::overrides::{Override, OverrideError};
 use crate::core::controller::view::View;
 use crate::core::controller::{Controller, Effects, LastGood, ProxyReading, read_proxy};
-use crate::core::event::{Event, Shed as ShedEvent};
-use crate::core::policy::{ClassId, SignalId};
+use crate::core::event::{ConfigChange, Event, Shed as ShedEvent, SignalHealth};
+use crate::core::policy::{ClassId, Policy, SignalId};
 use crate::core::replicas::quota::Quota;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, RouteError};
@@ -27,6 +27,7 @@ use crate::proxy::state::{Entrance, Front, ProxyState, ShedNote};
 use crate::proxy::tasks::Tasks;
 use crate::proxy::trace::{Note, TraceSender};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
+use crate::runtime::head_version::{RayView, Seen};
 use crate::runtime::recent::Recent;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,6 +84,8 @@ pub struct App {
     rays_token: OnceLock<Token>,
     /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
     reads_are_known: Arc<AtomicBool>,
+    /// What is known of that Ray.
+    ray: ArcSwap<Seen>,
     /// This proxy's part of the limits, where several replicas share them.
     quota: Mutex<Option<Quota>>,
 }
@@ -108,16 +111,11 @@ impl App {
         outlets: Outlets,
     ) -> Arc<App> {
         let now = clock.now();
-        let controller = Controller::new(Arc::clone(&settings.policy), &settings.class_modes, last_good, now)
+        let policy = shaped(&settings, &Seen::default());
+        let controller = Controller::new(Arc::clone(&policy), &settings.class_modes, last_good, now)
             .with_alerts(&settings.alerts.rules);
         let (sheds, notes) = mpsc::channel(256);
-        let proxy = ProxyState::new(
-            Arc::clone(&settings.policy),
-            identifier(&settings, key),
-            clock,
-            tasks.clone(),
-            sheds,
-        );
+        let proxy = ProxyState::new(policy, identifier(&settings, key), clock, tasks.clone(), sheds);
         proxy.set_table(controller.table());
         proxy.coalescer.budget().set_max(settings.http.shared_bytes_max);
         proxy.contact.store(settings.contact.clone());
@@ -137,6 +135,7 @@ impl App {
             tally: Mutex::default(),
             rays_token: OnceLock::new(),
             reads_are_known: Arc::default(),
+            ray: ArcSwap::default(),
             quota: Mutex::default(),
         });
         app.start_tasks(notes);
@@ -202,7 +201,7 @@ impl App {
         let reads = if is_the_head { Arc::clone(&self.reads_are_known) } else { Arc::default() };
         let entrance = Entrance::new(surface, classifier, upstream).with_reads(reads);
         let front = Front::new(self.proxy(), Arc::new(entrance.for_pages_of(&settings.http.cors_origins)));
-        self.fronts.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&front));
+        self.fronts().push(Arc::clone(&front));
         Ok(front)
     }
 
@@ -213,42 +212,103 @@ impl App {
     /// # Errors
     /// What is wrong with the routes; then nothing has changed.
     pub fn reload(&self, settings: &Arc<Settings>) -> Result<Vec<&'static str>, Vec<RouteError>> {
-        let policy = Arc::clone(&settings.policy);
-        let mut fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        let fronts = self.fronts();
+        let in_force = Arc::new(in_force(&self.started, settings));
+        self.put_in_force(&fronts, &in_force, &shaped(settings, &self.ray.load()))?;
+        *self.awaits_restart.lock().unwrap_or_else(PoisonError::into_inner) =
+            needs_restart(&self.started, settings);
+        Ok(self.awaits_restart())
+    }
+
+    /// Takes in which Ray is at `upstream`: where it is another than was thought, its profile goes into force as
+    /// new settings would.
+    pub fn on_ray(&self, seen: &Seen) {
+        // Held until the end: no reload comes in between.
+        let fronts = self.fronts();
+        let before = self.ray.swap(Arc::new(seen.clone()));
+        let settings = self.settings();
+        let view = seen.view(settings.ray);
+        if *before == *seen {
+            return;
+        }
+        tracing::info!(ray = view.version, "{}", view.says);
+        if settings.ray.is_some() || before.profile.one_process == seen.profile.one_process {
+            return;
+        }
+        if let Err(faults) = self.put_in_force(&fronts, &settings, &shaped(&settings, seen)) {
+            // The same routes were taken with the same classes before.
+            tracing::error!(?faults, "the profile of this Ray could not be put into force");
+            return;
+        }
+        self.note(Event::ConfigChange(ConfigChange {
+            accepted: true,
+            policy_version: self.policy_version(),
+            source: format!(
+                "Ray {} at {}",
+                view.version.as_deref().unwrap_or("there"),
+                settings.upstream.url()
+            ),
+            changes: vec![view.says],
+            problems: Vec::new(),
+        }));
+    }
+
+    /// The Ray at `upstream`, and the profile in force.
+    #[must_use]
+    pub fn ray(&self) -> RayView {
+        self.ray.load().view(self.settings().ray)
+    }
+
+    /// Whether a signal has a fresh reading.
+    #[must_use]
+    pub fn has_read(&self, signal: &str) -> bool {
+        let view = self.view();
+        view.signals.iter().any(|known| known.name == signal && known.health == SignalHealth::Fresh)
+    }
+
+    fn fronts(&self) -> MutexGuard<'_, Vec<Arc<ArcSwap<Front>>>> {
+        // A list of pointers is whole between any two steps.
+        self.fronts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put_in_force(
+        &self,
+        fronts: &[Arc<ArcSwap<Front>>],
+        settings: &Arc<Settings>,
+        policy: &Arc<Policy>,
+    ) -> Result<(), Vec<RouteError>> {
         let mut renewed = Vec::new();
-        for front in fronts.iter() {
+        for front in fronts {
             let old = front.load();
             let surface = old.entrance.surface;
-            let classifier = Classifier::new(&policy, surface, &settings.routes)?;
+            let classifier = Classifier::new(policy, surface, &settings.routes)?;
             renewed.push(Arc::new(old.entrance.with_classifier(classifier)));
         }
         let proxy = {
             let mut controller = self.controller();
             *controller = controller.reconfigure(
-                Arc::clone(&policy),
+                Arc::clone(policy),
                 &settings.class_modes,
                 &settings.alerts.rules,
                 self.clock.now(),
             );
             if let Some(part) = &mut *self.quota() {
-                part.take_over(Arc::clone(&policy), &controller.table());
+                part.take_over(Arc::clone(policy), &controller.table());
             }
-            self.settings.store(Arc::new(in_force(&self.started, settings)));
-            *self.awaits_restart.lock().unwrap_or_else(PoisonError::into_inner) =
-                needs_restart(&self.started, settings);
+            self.settings.store(Arc::clone(settings));
             self.proxy().contact.store(settings.contact.clone());
             self.reconfigure_proxy(&controller)
         };
-        for (front, entrance) in fronts.iter_mut().zip(renewed) {
+        for (front, entrance) in fronts.iter().zip(renewed) {
             front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
         }
-        Ok(self.awaits_restart())
+        Ok(())
     }
 
     /// From now on identities are known by this key: nobody's digest is what it was, so that debts
     /// in queues and under ceilings are forgiven once.
     pub fn adopt_key(&self, key: [u64; 2]) {
-        let fronts = self.fronts.lock().unwrap_or_else(PoisonError::into_inner);
+        let fronts = self.fronts();
         let proxy = {
             let controller = self.controller();
             let before =
@@ -539,6 +599,11 @@ impl App {
         // limits stay within their bounds, and a proxy without a loop would be worse.
         self.controller.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The settings' policy as this Ray needs it.
+fn shaped(settings: &Settings, ray: &Seen) -> Arc<Policy> {
+    Arc::new(settings.ray.unwrap_or(ray.profile).shape(&settings.policy))
 }
 
 fn identifier(settings: &Settings, key: [u64; 2]) -> Identifier {

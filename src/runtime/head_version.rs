@@ -1,13 +1,17 @@
 //! Which Ray is at `upstream`? Asked at the start, once a minute, and soon after the head was away.
 //!
-//! It decides whether the keys that Ray's handlers ignore are known (`core/request/query.rs`): a newer Ray may read
-//! a key that this version of rayguard has never heard of, and two questions would then share one answer.
-//! While the answer is not known, queries count as sent.
+//! It decides which modules share a process (`core/request/profile.rs`), and whether the keys that Ray's handlers
+//! ignore are known (`core/request/query.rs`): a newer Ray may read a key that this version of rayguard has
+//! never heard of, and two questions would then share one answer. While the answer is not known, queries count
+//! as sent and all modules as one process. A head that tells its version to those with a token alone is known by
+//! the processes that its metrics name.
 
+use crate::core::request::profile::{self, Fit, Profile};
 use crate::core::request::query;
 use crate::observe::discover::{self, DiscoverError};
 use crate::observe::fetch::{self, FetchError};
 use crate::runtime::app::App;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 use url::Url;
@@ -20,6 +24,61 @@ const ROUNDS: u32 = 30;
 
 /// And while the keys are not known.
 const UNSETTLED_ROUNDS: u32 = 2;
+
+/// What is known of the Ray at `upstream`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Seen {
+    /// As it names it.
+    pub version: Option<String>,
+    /// What its metrics or its version say.
+    pub profile: &'static Profile,
+    /// How well that fits.
+    pub fit: Fit,
+}
+
+impl Default for Seen {
+    fn default() -> Seen {
+        Seen { version: None, profile: profile::newest(), fit: Fit::Unknown }
+    }
+}
+
+impl Seen {
+    /// A head that names this version.
+    #[must_use]
+    pub fn of_version(version: &str) -> Seen {
+        let (profile, fit) = profile::of_version(version);
+        Seen { version: Some(version.to_owned()), profile, fit }
+    }
+
+    /// The profile in force and why, for people; `fixed` is the operator's word.
+    #[must_use]
+    pub fn view(&self, fixed: Option<&'static Profile>) -> RayView {
+        let profile = fixed.unwrap_or(self.profile);
+        let version = self.version.as_deref();
+        let because = match (fixed, self.fit, version) {
+            (Some(_), ..) => "set by ray_version",
+            (None, Fit::Exact, Some(_)) => "made for it",
+            (None, Fit::Between, Some(_)) => "the newest that is not newer",
+            (None, Fit::Newer, Some(_)) => "this Ray is newer than any that is known: the newest",
+            (None, Fit::Unknown, Some(_)) => "this version is not known: the most careful",
+            (None, Fit::Unknown, None) => "the version is not known yet: the most careful",
+            (None, _, None) => "told by its metrics, since it keeps its version to itself",
+        };
+        let says = format!("profile {} ({because}): {}", profile.ray, profile.says());
+        RayView { version: self.version.clone(), profile: profile.ray.to_owned(), says }
+    }
+}
+
+/// The Ray at `upstream`, for the admin API and the command line.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct RayView {
+    /// As it names it.
+    pub version: Option<String>,
+    /// The profile in force, named by the first version that has it.
+    pub profile: String,
+    /// The profile, why it was chosen, and what it says.
+    pub says: String,
+}
 
 /// Starts to ask, for as long as the app's tasks run.
 pub fn start(app: &Arc<App>) {
@@ -40,10 +99,14 @@ pub fn start(app: &Arc<App>) {
                         );
                     }
                     app.on_reads_known(known);
+                    app.on_ray(&Seen::of_version(&version.ray_version));
                     last = version.ray_version;
                 }
                 Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
                     app.on_reads_known(false);
+                    if let Some(profile) = Profile::of_signals(|name| app.has_read(name)) {
+                        app.on_ray(&Seen { version: None, profile, fit: Fit::Between });
+                    }
                 }
                 // A head that is slow to answer is the head that it was.
                 Err(_) => {}

@@ -812,6 +812,16 @@ impl Spec {
         spec
     }
 
+    /// All modules of the dashboard share one loop, which asks no other process and knows no connections.
+    pub fn share_one_process(&mut self) {
+        for route in self.routes.iter_mut().filter(|route| route.module != CLIENT && route.passes > 0) {
+            route.module = JOB;
+            route.base_ms += route.parent_ms;
+            route.parent_ms = 0.0;
+        }
+        self.modules[JOB].connections_max = u32::MAX;
+    }
+
     /// Whether there is a cluster behind it: a GCS that its routes ask.
     #[must_use]
     pub fn has_cluster(&self) -> bool {

@@ -16,6 +16,7 @@ use rayguard_core::policy::{
     Bounds, Class, Kind, Law, Module, ModuleId, PerClientLimits, Policy, Priority, Queue, Slo, Treatment,
 };
 use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::profile;
 use rayguard_core::time::duration_from_secs;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -180,6 +181,10 @@ pub enum PlantSpec {
         /// Ray's metrics at their 1 s settings.
         #[serde(default)]
         fast_metrics: bool,
+        /// All modules of the dashboard share one process, as they do up to Ray 2.44; rayguard knows it, unless
+        /// `config` names another `ray_version`.
+        #[serde(default)]
+        one_process: bool,
         /// The cluster behind it and what its users do on it.
         #[serde(default)]
         cluster: ClusterSpec,
@@ -746,7 +751,7 @@ impl Scenario {
     #[must_use]
     pub fn spec(&self) -> Spec {
         match self.plant {
-            PlantSpec::RayHead { cores, jobs, tasks, actors, fast_metrics, ref cluster } => {
+            PlantSpec::RayHead { cores, jobs, tasks, actors, fast_metrics, one_process, ref cluster } => {
                 let mut spec = Spec::ray_head();
                 spec.cores = cores;
                 spec.jobs = Jobs {
@@ -759,6 +764,9 @@ impl Scenario {
                 cluster.put_into(&mut spec);
                 if fast_metrics {
                     spec.cadence = Cadence::FAST;
+                }
+                if one_process {
+                    spec.share_one_process();
                 }
                 spec
             }
@@ -810,7 +818,10 @@ impl Scenario {
     pub fn policy_of(&self, config: &str) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
         let settings = rayguard_config::parse(config, "config", &Overrides::default())?;
         let policy = match self.plant {
-            PlantSpec::RayHead { .. } => Arc::clone(&settings.policy),
+            PlantSpec::RayHead { one_process, .. } => {
+                let found = if one_process { profile::oldest() } else { profile::newest() };
+                Arc::new(settings.ray.unwrap_or(found).shape(&settings.policy))
+            }
             PlantSpec::Serve { .. } => Arc::new(only_serve(&settings.policy)?),
             PlantSpec::Servers { .. } | PlantSpec::Loop { .. } | PlantSpec::Link { .. } => Arc::new(Policy {
                 modules: vec![self.one_module()],
@@ -830,6 +841,8 @@ impl Scenario {
             in_flight: Bounds::fixed(max),
             work: self.class.work_ms.map(|ms| duration_from_secs(ms / 1e3)),
             cancels: false,
+            shared: false,
+            apart: false,
         }
     }
 
@@ -845,6 +858,7 @@ impl Scenario {
             in_flight: Bounds { initial, min, max },
             bytes_per_second: None,
             require_key: false,
+            awaits: false,
             queue: Queue {
                 len_max: self.class.queue_len,
                 wait_max: duration_from_secs(self.class.queue_wait_s),

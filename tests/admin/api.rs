@@ -4,6 +4,7 @@ use crate::instance::{Instance, eventually};
 use rayguard::admin::answer::ProblemBody;
 use rayguard::admin::api::ROUTES;
 use rayguard::admin::schema::{Adjustments, Limits, State};
+use rayguard::runtime::head_version::Seen;
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -39,7 +40,49 @@ async fn the_state_names_the_proxy_its_classes_and_what_came_through() {
     assert!(!state.token_required);
     let limits: Limits = serde_json::from_value(instance.json("/api/v1/limits").await).unwrap();
     assert!(limits.limits.iter().all(|row| row.min <= row.value && row.value <= row.max));
-    assert!(limits.modules.iter().any(|module| module.name == "JobHead"));
+}
+
+#[tokio::test]
+async fn a_head_is_taken_for_one_process_until_it_tells_its_version() {
+    let instance = Instance::start("profile", "", None).await;
+    let modules = |limits: &Value| -> Vec<String> {
+        let modules = limits["modules"].as_array().unwrap().iter();
+        modules.map(|module| module["name"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("the profile of the emulated head", async || {
+        let ray = instance.json("/api/v1/state").await["ray"].clone();
+        (ray["version"] == "2.60.0" && ray["profile"] == "2.60").then_some(())
+    })
+    .await;
+    let several = modules(&instance.json("/api/v1/limits").await);
+    assert!(several.iter().any(|name| name == "JobHead"), "{several:?}");
+    // The same head, had it told an older version.
+    instance.app.on_ray(&Seen::of_version("2.44.1"));
+    let one = modules(&instance.json("/api/v1/limits").await);
+    assert!(
+        !one.iter().any(|name| name == "JobHead") && one.iter().any(|name| name == "Dashboard"),
+        "{one:?}"
+    );
+    assert_eq!(instance.ask("/api/jobs/").await, 200);
+    let events = instance.get("/api/v1/events").await.1;
+    assert!(events.contains("profile 2.44 (made for it)"), "{events}");
+}
+
+#[tokio::test]
+async fn a_version_in_the_file_outranks_what_the_head_tells_and_a_module_in_it_keeps_its_limits() {
+    let config = "ray_version = '2.44'\n[module.StateHead]\nin_flight = 5\n";
+    let instance = Instance::start("fixed-profile", config, None).await;
+    eventually("the version of the emulated head", async || {
+        let ray = instance.json("/api/v1/state").await["ray"].clone();
+        (ray["version"] == "2.60.0").then(|| assert_eq!(ray["profile"], "2.44", "{ray}"))
+    })
+    .await;
+    let limits = instance.json("/api/v1/limits").await;
+    let row = |class: &str| {
+        let rows = limits["limits"].as_array().unwrap();
+        rows.iter().find(|row| row["class"] == class).unwrap()["module"].clone()
+    };
+    assert_eq!([row("job-list"), row("state-heavy")], ["Dashboard", "StateHead"]);
 }
 
 #[tokio::test]

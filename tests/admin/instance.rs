@@ -92,6 +92,7 @@ impl Instance {
         let access = Access::new(token, vec!["instance.test".into()]);
         admin::start(&app, listener, access, notifier, reloader);
         rayguard::runtime::watch::start(&app);
+        rayguard::runtime::head_version::start(&app);
         let client = rayguard::observe::fetch::client().unwrap();
         Instance { app, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
     }

@@ -415,7 +415,7 @@ async fn a_flood_is_named_with_its_client_class_and_impact() {
     if !has(CHROMIUM) {
         return;
     }
-    let config = format!("[class.state-heavy]\n{NARROW}[class.job-list]\n{NARROW}");
+    let config = format!("[class.state-heavy]\n{NARROW}[class.state-light]\n{NARROW}");
     let instance = Instance::start("page-flood", &config, None).await;
     let polite = Traffic::from("127.0.1.1", &instance, JOB, Duration::from_millis(250));
     let one = Traffic::from("127.0.2.1", &instance, TASKS, Duration::from_millis(50));
@@ -454,11 +454,12 @@ async fn a_flood_is_named_with_its_client_class_and_impact() {
         .until("/^\\d\\d:/.test(document.querySelector('.card .plot').getAttribute('aria-valuetext'))")
         .await;
 
-    let two = Traffic::from("127.0.2.2", &instance, "/api/jobs/?n={n}", Duration::from_millis(50));
-    let both = "(127\\.0\\.2\\.1 floods state-heavy, 127\\.0\\.2\\.2 floods job-list|127\\.0\\.2\\.2 floods job-list, 127\\.0\\.2\\.1 floods state-heavy)";
+    let two = Traffic::from("127.0.2.2", &instance, "/api/v0/actors?limit=1{n}", Duration::from_millis(50));
+    let both = "(127\\.0\\.2\\.1 floods state-heavy, 127\\.0\\.2\\.2 floods state-light|127\\.0\\.2\\.2 floods state-light, 127\\.0\\.2\\.1 floods state-heavy)";
     browser.headline(&format!("{both}: [\\d.]+\\/s shed; everyone else is served")).await;
     // A third who is shed beside them: nobody is called served any more.
-    let third = Traffic::from("127.0.1.3", &instance, "/api/jobs/?m={n}", Duration::from_millis(500));
+    let third =
+        Traffic::from("127.0.1.3", &instance, "/api/v0/actors?limit=2{n}", Duration::from_millis(500));
     browser.headline(&format!("{both}: [\\d.]+\\/s shed; other clients: [\\d.]+\\/s shed")).await;
     drop((one, two, third));
     browser.headline("Calm: [\\d.]+ requests\\/s, none shed, none failed").await;

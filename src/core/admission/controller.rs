@@ -74,6 +74,8 @@ pub struct Permit {
     /// Its module had nothing else under way when it was admitted.
     alone: bool,
     work_us: u64,
+    /// The same, where it counts in what several modules of one process have under way.
+    shared_us: u64,
     /// What its client was charged when its turn came; none was where it did not have to wait.
     charged: Option<f64>,
     /// Its claim to go before strangers, if it had to wait and is known.
@@ -181,6 +183,8 @@ struct ClassAdmission {
     queue_len_max: u32,
     queue_wait_max: Duration,
     work_us_max: u64,
+    /// Its work counts in what several modules of one process have under way.
+    shares: bool,
     /// What its requests leave behind is bounded: what is scarce is their number.
     is_gated: bool,
     rate: Option<(u32, Arc<Rate>)>,
@@ -215,6 +219,9 @@ struct Tally {
 struct ModuleTally {
     in_flight: InFlight,
     departures: Departures,
+    /// Work under way of all classes that share a process, and when the last of it was let in.
+    shared_us: AtomicU64,
+    shared_at: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -222,6 +229,8 @@ struct ModuleAdmission<W> {
     name: Arc<str>,
     /// It works in parallel: a request takes a permit for a time, not a part of one process's.
     parallel: bool,
+    /// How much work the classes that share a process may have under way together.
+    shared_us_max: u64,
     tally: Arc<ModuleTally>,
     waiting: AtomicU32,
     queue: Mutex<ModuleQueue<W>>,
@@ -234,10 +243,15 @@ const COST_MIN_S: f64 = 1e-4;
 /// that it was made under by more than an hour.
 const RATE_MIN: f64 = 1.0 / 3600.0;
 
+/// After so long what a shared process has under way is thought to wait for others: one more request may come.
+const SHARED_PATIENCE: Duration = Duration::from_millis(500);
+
 /// Why there is no room.
 enum Full {
     Class,
     Module,
+    /// For any class that shares the process.
+    Shared,
     Rate(Duration),
     Backlog,
 }
@@ -246,7 +260,7 @@ impl Full {
     fn reason(&self) -> Reason {
         match self {
             Full::Class => Reason::ClassInFlight,
-            Full::Module => Reason::ModuleInFlight,
+            Full::Module | Full::Shared => Reason::ModuleInFlight,
             Full::Rate(_) => Reason::ClassRate,
             Full::Backlog => Reason::ClassBacklog,
         }
@@ -276,6 +290,7 @@ impl Permit {
             counted: false,
             alone: false,
             work_us: 0,
+            shared_us: 0,
             charged: None,
             claim: None,
             of_client: None,
@@ -330,6 +345,7 @@ impl<W> AdmissionController<W> {
                 |old| Arc::clone(&old.tally),
             );
             tally.flow.set_limit(limits.bytes_per_second, now);
+            let module = &policy.modules[class.module.index()];
             ClassAdmission {
                 name: Arc::clone(&class.name),
                 module: class.module,
@@ -337,9 +353,10 @@ impl<W> AdmissionController<W> {
                 kind: class.kind,
                 queue_len_max: class.queue.len_max,
                 queue_wait_max: class.queue.wait_max,
-                work_us_max: policy.modules[class.module.index()]
+                work_us_max: module
                     .work
                     .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
+                shares: module.shared && !class.awaits && class.priority.0 <= ORDINARY,
                 is_gated: class.backlog.is_some(),
                 rate,
                 client_limits,
@@ -355,6 +372,7 @@ impl<W> AdmissionController<W> {
             ModuleAdmission {
                 name: Arc::clone(&module.name),
                 parallel: module.work.is_none(),
+                shared_us_max: module.work.map_or(u64::MAX, |work| micros(work.as_secs_f64())),
                 tally: old.map_or_else(Arc::default, |old| Arc::clone(&old.tally)),
                 waiting: AtomicU32::new(0),
                 queue: Mutex::new(ModuleQueue::of(policy, at)),
@@ -530,6 +548,7 @@ impl<W> AdmissionController<W> {
             self.history.earn(permit.ask.client, worth, now);
         }
         class.give_back(permit.work_us);
+        module.tally.shared_us.fetch_sub(permit.shared_us, Ordering::AcqRel);
         if permit.stage != Stage::Asked {
             class.tally.away.fetch_sub(1, Ordering::Relaxed);
         }
@@ -807,14 +826,23 @@ impl<W> AdmissionController<W> {
             class.tally.in_flight.leave();
             return Err(Full::Class);
         };
+        let shared_us = if class.shares { work_us } else { 0 };
+        if class.shares && !module.try_share(work_us, now) {
+            class.give_back(work_us);
+            return Err(Full::Shared);
+        }
+        let leave = || {
+            class.give_back(work_us);
+            module.tally.shared_us.fetch_sub(shared_us, Ordering::AcqRel);
+        };
         // Held connections have a cap of their own: they would starve the others of the ceiling.
         let unary = class.kind == Kind::Unary;
         if unary && !module.tally.in_flight.try_enter(permits(table.module(class.module).in_flight)) {
-            class.give_back(work_us);
+            leave();
             return Err(Full::Module);
         }
         if !class.try_use_allowance(limits.admitted_max) {
-            class.give_back(work_us);
+            leave();
             if unary {
                 module.tally.in_flight.leave();
             }
@@ -824,7 +852,7 @@ impl<W> AdmissionController<W> {
             && let Err(wait) = rate.take(now)
         {
             class.tally.allowance_used.fetch_sub(1, Ordering::AcqRel);
-            class.give_back(work_us);
+            leave();
             if unary {
                 module.tally.in_flight.leave();
             }
@@ -836,7 +864,7 @@ impl<W> AdmissionController<W> {
         }
         class.tally.meter.admit(self.at_work(class));
         let alone = module.tally.in_flight.count() <= 1;
-        Ok(Permit { counted: true, alone, work_us, ..Permit::uncounted(ask, now) })
+        Ok(Permit { counted: true, alone, work_us, shared_us, ..Permit::uncounted(ask, now) })
     }
 
     /// Counts it as if it had been refused, and lets it through beyond every limit.
@@ -883,6 +911,24 @@ impl Tally {
     fn demand(&self) -> MutexGuard<'_, ClassDemand> {
         // A panic while counting leaves a count short.
         self.demand.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<W> ModuleAdmission<W> {
+    /// Takes so much of what its classes may have under way together: if it stays within the bound, if it is the only
+    /// one, or if nothing was let in for so long that what is there must be waiting for others.
+    fn try_share(&self, own: u64, now: Time) -> bool {
+        let (work, at) = (&self.tally.shared_us, &self.tally.shared_at);
+        let stuck = now.since(Time(at.load(Ordering::Relaxed))) >= SHARED_PATIENCE;
+        let room = |work: u64| {
+            let sum = work.saturating_add(own);
+            (work == 0 || stuck || sum <= self.shared_us_max).then_some(sum)
+        };
+        let took = work.fetch_update(Ordering::AcqRel, Ordering::Relaxed, room).is_ok();
+        if took {
+            at.store(now.0, Ordering::Relaxed);
+        }
+        took
     }
 }
 

@@ -233,7 +233,9 @@ impl Controller {
                 limit: self.table.modules[at].in_flight,
             }
         };
-        self.policy.modules.iter().enumerate().map(view).collect()
+        // A module whose classes another process serves has no limit of its own.
+        let serves = |at: &usize| self.policy.classes.iter().any(|class| class.module.index() == *at);
+        self.policy.modules.iter().enumerate().filter(|(at, _)| serves(at)).map(view).collect()
     }
 
     pub(super) fn pin_views(&self, now: Time) -> Vec<PinView> {

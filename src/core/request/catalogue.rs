@@ -73,6 +73,8 @@ pub struct ClassDefault {
     pub queue: Queue,
     /// Ceilings for one client.
     pub per_client: PerClientLimits,
+    /// It leaves its process to others most of the time.
+    pub awaits: bool,
     /// Sharing of one upstream answer.
     pub coalesce: Option<Coalesce>,
     /// The latency objective.
@@ -106,6 +108,7 @@ impl ClassDefault {
             in_flight: self.in_flight,
             bytes_per_second: self.bytes_per_second,
             require_key: false,
+            awaits: self.awaits,
             queue: self.queue,
             per_client: self.per_client,
             coalesce: self.coalesce,
@@ -130,6 +133,8 @@ pub fn modules() -> Vec<Module> {
             in_flight: module.in_flight,
             work: module.work,
             cancels: module.cancels,
+            shared: false,
+            apart: false,
         })
         .collect()
 }
@@ -259,6 +264,7 @@ const UNARY: ClassDefault = ClassDefault {
     bytes_per_second: None,
     queue: queue(64, seconds(2)),
     per_client: PerClientLimits { rate: None, in_flight: None },
+    awaits: false,
     coalesce: None,
     slo: slo(0.95, seconds(1)),
     timeout: Some(seconds(60)),
@@ -331,6 +337,8 @@ const LOGS: ClassDefault = ClassDefault {
     queue: queue(32, seconds(15)),
     slo: slo(0.95, seconds(10)),
     timeout: Some(seconds(120)),
+    // The agent reads the file.
+    awaits: true,
     ..UNARY
 };
 
@@ -443,6 +451,7 @@ pub const CLASSES: &[ClassDefault] = &[
         name: "views-metrics",
         module: "MetricsHead",
         about: "whether Grafana and Prometheus answer",
+        awaits: true,
         ..VIEW
     },
     ClassDefault { name: "views-data", module: "DataHead", about: "Ray Data's page", ..VIEW },
@@ -463,6 +472,7 @@ pub const CLASSES: &[ClassDefault] = &[
         queue: queue(8, seconds(30)),
         slo: slo(0.95, seconds(120)),
         timeout: Some(seconds(600)),
+        awaits: true,
         law: Law::Static,
         ..UNARY
     },
@@ -619,6 +629,7 @@ pub const CLASSES: &[ClassDefault] = &[
         priority: 1,
         in_flight: bounds(8.0, 2.0, 32.0),
         timeout: Some(seconds(120)),
+        awaits: true,
         ..UNARY
     },
 ];

@@ -5,4 +5,5 @@ pub mod client_id;
 pub mod facts;
 pub mod identify;
 pub mod path;
+pub mod profile;
 pub mod query;

@@ -144,7 +144,8 @@ impl<W> AdmissionController<W> {
         woken: &mut Vec<(W, Grant)>,
     ) {
         queue.round += 1;
-        while let Some(at) = self.next_class(queue) {
+        let mut sharing_is_full = false;
+        while let Some(at) = self.next_class(queue, sharing_is_full) {
             let (virtual_time, round) = (queue.virtual_time, queue.round);
             let ClassQueue { id, fair, tag, full_in, kept_until } = &mut queue.classes[at];
             let class = self.class(*id);
@@ -159,6 +160,11 @@ impl<W> AdmissionController<W> {
             let permit = match self.try_enter(table, ask, now, keeps_room) {
                 Ok(permit) => permit,
                 Err(Full::Module) => break,
+                // Whose turn it is has it, or those who need less would always come before it.
+                Err(Full::Shared) => {
+                    sharing_is_full = true;
+                    continue;
+                }
                 Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
                     *full_in = round;
                     continue;
@@ -179,12 +185,13 @@ impl<W> AdmissionController<W> {
     }
 
     /// The class to serve next: strict ones first, then the smallest tag.
-    fn next_class(&self, queue: &ModuleQueue<W>) -> Option<usize> {
+    fn next_class(&self, queue: &ModuleQueue<W>, sharing_is_full: bool) -> Option<usize> {
         queue
             .classes
             .iter()
             .enumerate()
             .filter(|(_, class)| class.full_in < queue.round && !class.fair.is_empty())
+            .filter(|(_, class)| !(sharing_is_full && self.class(class.id).shares))
             .min_by(|(_, a), (_, b)| {
                 let ordinary = |class: &ClassQueue<W>| self.class(class.id).priority < STRICT;
                 ordinary(a).cmp(&ordinary(b)).then(a.tag.total_cmp(&b.tag))

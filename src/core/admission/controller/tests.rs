@@ -87,6 +87,9 @@ impl Rig {
             self.woken.borrow_mut().push((w, g));
         });
     }
+    fn pump(&self, now: Time) {
+        self.admission.pump(&self.table, now, &mut |w, g| self.woken.borrow_mut().push((w, g)));
+    }
     fn granted(&self) -> Option<(u32, Permit)> {
         let mut woken = self.woken.borrow_mut();
         let at = woken.iter().position(|(_, grant)| matches!(grant, Grant::Go(_)))?;
@@ -231,6 +234,89 @@ fn under_way_at_50_ms_of_work(priority: u8) -> usize {
 fn work_under_way_is_bounded_but_one_may_always_go() {
     assert_eq!(under_way_at_50_ms_of_work(5), 2, "2 x 20 ms fit");
     assert_eq!(under_way_at_50_ms_of_work(2), 2, "no less for what can wait");
+}
+
+/// A module of which several share the process: heavy (100 ms), light (20 ms), one that awaits, one that operators
+/// need, each with its cost learnt; the moment from which on nothing is under way.
+fn of_one_process() -> (Rig, f64) {
+    let mut policy = policy(
+        vec![
+            class("heavy", 3, 8.0),
+            class("light", 5, 8.0),
+            class("awaits", 5, 8.0),
+            class("status", 8, 8.0),
+        ],
+        50.0,
+    );
+    policy.modules[0] = crate::policy::Module {
+        work: Some(Duration::from_millis(50)),
+        shared: true,
+        ..policy.modules[0].clone()
+    };
+    policy.classes[2].awaits = true;
+    let mut rig = Rig::new(&policy);
+    let mut now = 0.0;
+    for (class, took) in [(0, 0.1), (1, 0.02), (2, 0.02), (3, 0.02)].repeat(100) {
+        let permit = permit(rig.ask(class, 1, at(now)).1);
+        now += took;
+        rig.finish(permit, at(now));
+    }
+    (rig, now)
+}
+
+#[test]
+fn ordinary_classes_of_one_process_share_one_bound_on_work_and_the_others_keep_theirs() {
+    let (mut rig, now) = of_one_process();
+    let heavy = permit(rig.ask(0, 1, at(now)).1);
+    let (light, waits) = rig.ask(1, 2, at(now));
+    assert!(matches!(waits, Decision::Wait(..)), "its process has 100 ms of work before it");
+    for class in [2, 3] {
+        let (id, _) = rig.ask(class, 3, at(now));
+        assert_eq!(rig.granted().unwrap().0, id, "class {class}");
+    }
+    rig.finish(heavy, at(now + 0.1));
+    assert_eq!(rig.granted().unwrap().0, light);
+}
+
+#[test]
+fn in_one_process_whose_turn_it_is_has_it_however_little_the_others_need() {
+    let (mut rig, now) = of_one_process();
+    let mut lights: Vec<Permit> = (0..2).map(|_| permit(rig.ask(1, 1, at(now)).1)).collect();
+    let (heavy, _) = rig.ask(0, 2, at(now));
+    // As each leaves, more come: the heavy one would never find the process empty.
+    for turn in 1..=4 {
+        let now = now + 0.02 * f64::from(turn);
+        for _ in 0..4 {
+            let _ = rig.ask(1, 1, at(now));
+        }
+        if let Some(light) = lights.pop() {
+            rig.finish(light, at(now));
+        }
+        if let Some((id, permit)) = rig.granted() {
+            if id == heavy {
+                return;
+            }
+            lights.push(permit);
+        }
+    }
+    panic!("the heavy one starves");
+}
+
+#[test]
+fn a_request_that_hangs_does_not_close_the_process_to_the_others() {
+    let (mut rig, now) = of_one_process();
+    let hangs = permit(rig.ask(0, 1, at(now)).1);
+    let (light, _) = rig.ask(1, 2, at(now));
+    rig.pump(at(now + 0.4));
+    assert!(rig.granted().is_none());
+    rig.pump(at(now + 0.6));
+    let (id, permit) = rig.granted().unwrap();
+    assert_eq!(id, light);
+    for permit in [hangs, permit] {
+        rig.finish(permit, at(now + 30.0));
+    }
+    let again = rig.ask(0, 1, at(now + 31.0)).1;
+    assert!(matches!(again, Decision::Admit(_)), "all of it was given back");
 }
 
 #[test]

@@ -1,0 +1,280 @@
+//! Which of Ray's modules live in one process, by version.
+//!
+//! The catalogue says what each module may have under way. Up to Ray 2.44 the dashboard's modules are objects in
+//! one process on one event loop; in 2.53 each has a process of its own. Where modules
+//! share a loop, ceilings that were meant for several processes add up, and polite clients wait behind all of
+//! them. So a [`Profile`] puts the classes of such modules on the dashboard's module ([`Profile::shape`]): one
+//! ceiling and one bound on work, while each class keeps its own limits, queue and priority.
+//!
+//! A version takes the newest profile that is not newer than itself, and one newer than all the newest of them. While
+//! no version is known, it is the newest.
+
+use crate::policy::{Bounds, Module, ModuleId, Policy};
+
+/// The topology of a Ray head, from one version on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Profile {
+    /// The first version that has it, as people name it: `2.44`.
+    pub ray: &'static str,
+    minor: u32,
+    /// Names of [`MODULES`](crate::request::catalogue::MODULES) that live in the dashboard's own process.
+    pub one_process: &'static [&'static str],
+    /// Names of built-in signals that this Ray does not export.
+    pub lacks: &'static [&'static str],
+}
+
+/// The module that stands for the dashboard's own process.
+const DASHBOARD: &str = "Dashboard";
+
+/// What one process may have under way: as the busiest of Ray's modules, which is one too.
+const SHARED: Bounds = Bounds { initial: 24.0, min: 8.0, max: 32.0 };
+
+/// The dashboard's modules that Ray 2.44 has, and those that came later where they would have been.
+const ALL: &[&str] = &[
+    "JobHead",
+    "StateHead",
+    "NodeHead",
+    "ReportHead",
+    "ServeHead",
+    "EventHead",
+    "TaskEventsHead",
+    "MetricsHead",
+    "DataHead",
+    "TrainHead",
+];
+
+/// CPU of the modules that have no process of their own.
+const NO_MODULES: &[&str] = &[
+    "job_head_cpu",
+    "state_head_cpu",
+    "node_head_cpu",
+    "report_head_cpu",
+    "serve_head_cpu",
+    "event_head_cpu",
+    "metrics_head_cpu",
+    "data_head_cpu",
+    "train_head_cpu",
+];
+
+/// Every profile, oldest first.
+pub const PROFILES: &[Profile] = &[
+    Profile { ray: "2.9", minor: 9, one_process: ALL, lacks: NO_MODULES },
+    Profile { ray: "2.31", minor: 31, one_process: ALL, lacks: NO_MODULES },
+    Profile { ray: "2.44", minor: 44, one_process: ALL, lacks: NO_MODULES },
+    Profile { ray: "2.53", minor: 53, one_process: &[], lacks: &[] },
+    Profile { ray: "2.60", minor: 60, one_process: &[], lacks: &[] },
+];
+
+/// How a version stands to the profile that it takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fit {
+    /// The profile was made from this version.
+    Exact,
+    /// It lies between two of them.
+    Between,
+    /// It is newer than all of them.
+    Newer,
+    /// It is older than all of them, or no version that can be read.
+    Unknown,
+}
+
+/// The profile of a version as `/api/version` names it (`2.44.1`), and how well it fits.
+#[must_use]
+pub fn of_version(version: &str) -> (&'static Profile, Fit) {
+    let mut numbers = version.trim().split('.').map(leading_number);
+    let (major, minor) = (numbers.next().flatten(), numbers.next().flatten());
+    match (major, minor) {
+        (Some(3..), _) => (newest(), Fit::Newer),
+        (Some(2), Some(minor)) => {
+            let Some(profile) = PROFILES.iter().rev().find(|profile| profile.minor <= minor) else {
+                return (oldest(), Fit::Unknown);
+            };
+            let fit = if profile.minor == minor {
+                Fit::Exact
+            } else if *profile == *newest() {
+                Fit::Newer
+            } else {
+                Fit::Between
+            };
+            (profile, fit)
+        }
+        _ => (oldest(), Fit::Unknown),
+    }
+}
+
+/// The oldest profile, also of a version that cannot be read: it protects every head, and holds a newer one back a little.
+#[must_use]
+pub fn oldest() -> &'static Profile {
+    &PROFILES[0]
+}
+
+/// The newest profile.
+#[must_use]
+pub fn newest() -> &'static Profile {
+    &PROFILES[PROFILES.len() - 1]
+}
+
+/// `60` of `60rc1`.
+fn leading_number(text: &str) -> Option<u32> {
+    let end = text.bytes().position(|byte| !byte.is_ascii_digit()).unwrap_or(text.len());
+    text[..end].parse().ok()
+}
+
+impl Profile {
+    /// The profile of a head whose own metrics name the processes `components` of its dashboard, such as
+    /// `dashboard_JobHead`; for heads that do not tell their version. `None` if they name none.
+    #[must_use]
+    pub fn of_signals(is_read: impl Fn(&str) -> bool) -> Option<&'static Profile> {
+        if !is_read("dashboard_cpu") {
+            return None;
+        }
+        PROFILES.iter().rev().find(|profile| {
+            NO_MODULES.iter().filter(|name| !profile.lacks.contains(name)).all(|name| is_read(name))
+        })
+    }
+
+    /// `policy` as this head needs it: what lives in one process has one ceiling and one bound on work. Modules and
+    /// classes keep their places. A module whose limits the operator's file changes keeps them.
+    #[must_use]
+    pub fn shape(&self, policy: &Policy) -> Policy {
+        let mut shaped = policy.clone();
+        let at = |module: &Module| self.one_process.contains(&&*module.name) && !module.apart;
+        let dashboard = shaped.modules.iter().position(|module| &*module.name == DASHBOARD);
+        let Some(dashboard) = dashboard.filter(|_| shaped.modules.iter().any(at)) else { return shaped };
+        let Ok(id) = u8::try_from(dashboard) else { return shaped };
+        for class in &mut shaped.classes {
+            if at(&shaped.modules[class.module.index()]) {
+                class.module = ModuleId(id);
+            }
+        }
+        let shared = &mut shaped.modules[dashboard];
+        shared.shared = true;
+        if !shared.apart {
+            shared.in_flight = SHARED;
+        }
+        shaped
+    }
+
+    /// Which processes the dashboard has, for people.
+    #[must_use]
+    pub fn says(&self) -> &'static str {
+        if self.one_process.is_empty() {
+            "each dashboard module has a process of its own"
+        } else {
+            "all dashboard modules share one process"
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::{Control, Kind, Treatment};
+    use crate::request::catalogue;
+
+    fn policy() -> Policy {
+        Policy {
+            modules: catalogue::modules(),
+            classes: catalogue::classes(|_| None),
+            signals: Vec::new(),
+            control: Control::SHIPPED,
+            history: true,
+        }
+    }
+
+    fn module_of<'a>(policy: &'a Policy, class: &str) -> &'a Module {
+        let class = policy.classes.iter().find(|known| &*known.name == class).unwrap();
+        &policy.modules[class.module.index()]
+    }
+
+    #[test]
+    fn every_name_of_a_profile_is_known() {
+        for profile in PROFILES {
+            for module in profile.one_process {
+                assert!(catalogue::MODULES.iter().any(|known| known.name == *module), "{module}");
+            }
+            for signal in profile.lacks {
+                assert!(
+                    crate::signal::catalogue::SIGNALS.iter().any(|known| known.name == *signal),
+                    "{signal}"
+                );
+            }
+            assert_eq!(of_version(&format!("{}.7", profile.ray)), (profile, Fit::Exact));
+        }
+        assert!(PROFILES.is_sorted_by_key(|profile| profile.minor));
+    }
+
+    #[test]
+    fn a_version_takes_the_newest_profile_that_is_not_newer() {
+        for (version, ray, fit) in [
+            ("2.9.3", "2.9", Fit::Exact),
+            ("2.30.0", "2.9", Fit::Between),
+            ("2.44.1", "2.44", Fit::Exact),
+            ("2.52.1", "2.44", Fit::Between),
+            ("2.59.0", "2.53", Fit::Between),
+            ("2.60.0", "2.60", Fit::Exact),
+            ("2.60.0rc1", "2.60", Fit::Exact),
+            ("2.61.0", "2.60", Fit::Newer),
+            ("3.0.0.dev0", "2.60", Fit::Newer),
+            ("2.8.1", "2.9", Fit::Unknown),
+            ("1.13.0", "2.9", Fit::Unknown),
+            ("", "2.9", Fit::Unknown),
+            ("nightly", "2.9", Fit::Unknown),
+        ] {
+            let (profile, found) = of_version(version);
+            assert_eq!((profile.ray, found), (ray, fit), "{version}");
+        }
+    }
+
+    #[test]
+    fn a_head_that_does_not_tell_its_version_is_known_by_its_processes() {
+        let reads = |has: &'static [&'static str]| Profile::of_signals(move |name| has.contains(&name));
+        assert_eq!(reads(&[]), None);
+        assert_eq!(reads(&["dashboard_cpu"]).unwrap().one_process, ALL);
+        let all = Profile::of_signals(|_| true).unwrap();
+        assert_eq!(all.ray, "2.60");
+        assert_eq!(Profile::of_signals(|name| name != "state_head_cpu").unwrap().one_process, ALL);
+    }
+
+    #[test]
+    fn modules_of_one_process_are_one_module_and_all_else_stays() {
+        let before = policy();
+        assert!(newest().shape(&before).modules.iter().all(|module| !module.shared));
+        for profile in PROFILES {
+            let shaped = profile.shape(&before);
+            for (class, was) in shaped.classes.iter().zip(&before.classes) {
+                let module = &*before.modules[was.module.index()].name;
+                let expected = if profile.one_process.contains(&module) { DASHBOARD } else { module };
+                assert_eq!(&*shaped.modules[class.module.index()].name, expected, "{}", class.name);
+                assert_eq!((class.in_flight, class.priority), (was.in_flight, was.priority));
+            }
+        }
+        assert!(of_version("2.53.0").0.shape(&before).modules.iter().all(|module| !module.shared));
+        let old = oldest().shape(&before);
+        assert_eq!(module_of(&old, "job-list").in_flight, SHARED);
+        assert_eq!(&*module_of(&old, "serve").name, "Serve");
+        assert_eq!(&*module_of(&old, "agent-submit").name, "JobAgent");
+        let limited = |class: &&crate::policy::Class| {
+            class.treatment == Treatment::Limited && class.kind == Kind::Unary && !class.awaits
+        };
+        for class in old.classes.iter().filter(limited) {
+            assert!(
+                class.in_flight.initial <= old.modules[class.module.index()].in_flight.max,
+                "{}",
+                class.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_module_whose_limits_the_file_changes_keeps_them() {
+        let mut policy = policy();
+        for name in ["StateHead", DASHBOARD] {
+            policy.modules.iter_mut().find(|module| &*module.name == name).unwrap().apart = true;
+        }
+        let shaped = oldest().shape(&policy);
+        assert_eq!(&*module_of(&shaped, "state-heavy").name, "StateHead");
+        let dashboard = module_of(&shaped, "job-list");
+        assert_eq!((&*dashboard.name, dashboard.in_flight.initial), (DASHBOARD, 32.0));
+    }
+}
