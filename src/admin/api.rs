@@ -220,7 +220,7 @@ fn alive(app: &App) -> Answer {
 
 fn ready(app: &App) -> Answer {
     if app.tasks.closing() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "winding up\n");
+        return text(StatusCode::SERVICE_UNAVAILABLE, "draining\n");
     }
     text(StatusCode::OK, "ready\n")
 }
@@ -383,7 +383,7 @@ where
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "content_type",
-            format!("an order is JSON, not `{}`", printable(kind)),
+            format!("the request body must be JSON, not `{}`", printable(kind)),
             "send `Content-Type: application/json`",
         ));
     }
@@ -393,13 +393,13 @@ where
         Ok(Err(_)) => Err(Problem::new(
             StatusCode::PAYLOAD_TOO_LARGE,
             "body",
-            format!("the order broke off or is larger than {OVERRIDE_BYTES_MAX} bytes"),
-            "send the order alone",
+            format!("the request body broke off or is larger than {OVERRIDE_BYTES_MAX} bytes"),
+            "send a shorter reason",
         )),
         Err(_) => Err(Problem::new(
             StatusCode::REQUEST_TIMEOUT,
             "body",
-            format!("the order did not come within {} s", OVERRIDE_TIMEOUT.as_secs()),
+            format!("the request body did not come within {} s", OVERRIDE_TIMEOUT.as_secs()),
             "send it again",
         )),
     }
@@ -438,7 +438,11 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(body)
         .and_then(|map| T::deserialize(serde_json::Value::Object(map)))
         .map_err(|error| {
-            bad("order", format!("the order cannot be read: {error}"), "GET /openapi.json shows its form")
+            bad(
+                "order",
+                format!("the request body cannot be read: {error}"),
+                "GET /openapi.json shows its form",
+            )
         })
 }
 
@@ -561,8 +565,8 @@ async fn reload(admin: &AdminState, order: FreezeRequest, who: &str) -> Result<A
         )),
         Err(NotReloaded::Closing) => Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            "winding_up",
-            "rayguard is winding up",
+            "draining",
+            "rayguard is draining",
             "ask its successor",
         )),
     }

@@ -42,7 +42,7 @@ impl Reach {
 pub enum ClientError {
     /// The address is none.
     #[error(
-        "`{address}` is no address: {problem}; write http://127.0.0.1:9465 or unix:/run/rayguard/admin.sock"
+        "invalid address `{address}`: {problem}; write http://127.0.0.1:9465 or unix:/run/rayguard/admin.sock"
     )]
     Address {
         /// As given.
@@ -189,7 +189,7 @@ impl Client {
             let whole = if given.contains("://") { given.to_owned() } else { format!("http://{given}") };
             let url = url::Url::parse(&whole).map_err(|error| wrong(&error.to_string()))?;
             if url.scheme() != "http" || !url.has_host() {
-                return Err(wrong("only http:// and unix: are spoken"));
+                return Err(wrong("unsupported scheme; use http:// or unix:"));
             }
             (builder, whole)
         };

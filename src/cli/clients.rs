@@ -41,20 +41,20 @@ pub fn title(clients: &Clients, now: WallMs) -> String {
 /// Writes the table, one line per client.
 pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<()> {
     if clients.clients.is_empty() {
-        return writeln!(out, "{indent}nobody has asked anything");
+        return writeln!(out, "{indent}no requests");
     }
     let header = [
         "CLIENT",
         "CREDENTIAL",
-        "ASKED",
+        "REQUESTS",
         "ADMITTED",
         "SHED",
         "FAILED",
         "SHARED",
-        "RAY'S TIME",
-        "CLIENT WAIT",
+        "TIME AT RAY",
+        "SLOW CLIENT",
         "STANDING",
-        "MOSTLY",
+        "TOP ROUTE",
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(clients.clients.iter().map(row));

@@ -8,7 +8,7 @@ pub struct ConfigFile {
     /// Configuration file. Default: the built-in defaults, and Ray as found on this host.
     #[arg(value_name = "CONFIG", conflicts_with = "config")]
     pub file: Option<PathBuf>,
-    /// The same, by an option.
+    /// Same as the positional CONFIG.
     #[arg(long, short, value_name = "FILE")]
     pub config: Option<PathBuf>,
 }

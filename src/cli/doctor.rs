@@ -489,8 +489,7 @@ impl Look<'_> {
     fn signals(&self, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
         let policy = &self.settings.policy;
         let now = self.clock.now();
-        let followed =
-            |id| policy.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id));
+        let followed = |id| policy.follows(id);
         let profile = self.settings.ray.unwrap_or(self.ray.profile);
         let lacks = if self.ray.version.is_some() { profile.lacks } else { &[] };
         let (mut spare, mut lacking) = (Vec::new(), Vec::new());
@@ -507,7 +506,7 @@ impl Look<'_> {
                         signal.target,
                         short(&reading.source)
                     );
-                    findings.push(if reading.value > signal.target {
+                    findings.push(if reading.value > signal.target && followed(id) {
                         Finding::warn(
                             &subject,
                             found,

@@ -274,7 +274,7 @@ fn explain_class(
 fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}  {}", time.rfc3339(), printable(&shed.sentence()))?;
     writeln!(out, "what that means: {}", shed.meaning())?;
-    writeln!(out, "who asked: client {} (a digest; nothing else is kept)", printable(&shed.client))?;
+    writeln!(out, "client: {} (a digest; nothing else is kept)", printable(&shed.client))?;
     writeln!(out, "what would have helped: {}", printable(&known.advice(shed)))?;
     writeln!(out, "the limits then (table {}):", shed.table)?;
     known.show(&shed.class, out)?;
@@ -340,7 +340,7 @@ mod tests {
         let text = explain(&sample(), Some("r-17"), None, None).unwrap();
         for part in [
             "shed request r-17 of state-heavy (StateHead) after 1500 ms in the queue: class_in_flight; 2 in flight, limit 2",
-            "told to retry in 4 s",
+            "Retry-After 4 s",
             "the class was at its limit of requests in flight",
             "cut state-heavy in_flight from 4 to 3.61: proxy latency 7.5 s is 1.5x its target 5 s",
             "read: proxy_latency 7.5 s (target 5 s, pressure 1.5), 100 ms old, from proxy",

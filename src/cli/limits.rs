@@ -19,7 +19,7 @@ pub struct Args {
     /// Address of the running rayguard.
     #[command(flatten)]
     pub reach: Reach,
-    /// Of this class alone.
+    /// Only this class.
     #[arg(value_parser = ClassName, hide_possible_values = true)]
     pub class: Option<String>,
 }
@@ -27,7 +27,7 @@ pub struct Args {
 /// What there is besides showing limits.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Instead {
-    /// Write a section of configuration from what has been asked so far, with its reasons.
+    /// Write a section of configuration from the traffic seen so far, with reasons.
     Suggest(suggest::Args),
 }
 

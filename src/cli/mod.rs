@@ -79,7 +79,7 @@ enum Command {
 enum Operate {
     /// Show current status.
     Status(status::Args),
-    /// Ask whether it takes requests: for health checks.
+    /// Check readiness, for health checks.
     Health(health::Args),
     /// Show which clients send most requests, and how many were shed.
     Clients(clients::Args),

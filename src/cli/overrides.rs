@@ -99,9 +99,9 @@ impl FromStr for Setting {
         let value: f64 = value
             .trim_end_matches("/s")
             .parse()
-            .map_err(|_| format!("`{value}` is no number; write rate=5"))?;
+            .map_err(|_| format!("`{value}` is not a number; write rate=5"))?;
         if !value.is_finite() || value < 0.0 {
-            return Err(format!("{value} can be no limit; write a number of 0 or more"));
+            return Err(format!("{value} cannot be a limit; write a number of 0 or more"));
         }
         Ok(Setting { limit: kind(limit)?, value })
     }
@@ -111,7 +111,7 @@ fn kind(text: &str) -> Result<LimitKind, String> {
     match text {
         "rate" => Ok(LimitKind::Rate),
         "in_flight" | "in-flight" => Ok(LimitKind::InFlight),
-        _ => Err(format!("`{text}` is no limit; there are rate and in_flight")),
+        _ => Err(format!("unknown limit `{text}`; use rate or in_flight")),
     }
 }
 

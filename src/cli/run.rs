@@ -53,7 +53,7 @@ pub struct Args {
     /// Shadow mode: decide and log, but shed nothing.
     #[arg(long)]
     pub shadow: bool,
-    /// Writes down who asked for what class when and what became of it, signals and limits, for
+    /// Writes a trace of requests (client number, class, time, outcome), signals and limits, for
     /// `rayguard simulate --trace` and `rayguard tune`; no address, credential, path or body.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -128,7 +128,7 @@ pub enum RunError {
     Receiver,
     /// The admin listener's address is taken or not ours.
     #[error(
-        "cannot listen on {address} for the operator: {source}; free the port, or set `admin.listen` to another or to \"off\""
+        "cannot listen on {address} (admin): {source}; free the port, or set `admin.listen` to another or to \"off\""
     )]
     Admin {
         /// The address.

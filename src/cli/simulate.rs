@@ -45,11 +45,11 @@ pub struct Args {
     /// Writes the adjustment log of each run to this folder, as JSON Lines.
     #[arg(long, value_name = "FOLDER")]
     pub adjustment_log: Option<PathBuf>,
-    /// Repeats each scenario so many times on heads that are known less well, and prints the
-    /// pass rate with its 95 % interval and the worst draw.
+    /// Repeats each scenario so many times with randomly varied parameters of the head, and prints the
+    /// pass rate with its 95 % interval and the worst sample.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub runs: u64,
-    /// Runs this one draw of them, and judges it.
+    /// Runs this one sample of them.
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["runs", "baselines"])]
     pub draw: Option<u64>,
     /// Compares rayguard with other limiters, in one table over all scenarios.
@@ -61,8 +61,8 @@ pub struct Args {
     /// Where traces are that scenarios name and that are not beside them.
     #[arg(long, value_name = "FOLDER")]
     pub traces: Option<PathBuf>,
-    /// Lays the modelled head beside traffic traces of a real one, instead of running scenarios,
-    /// and says what is not alike.
+    /// Compares the model with traffic traces of a real head, instead of running scenarios, and
+    /// prints the differences.
     #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "simulations/recorded")]
     pub calibration: Option<PathBuf>,
     /// A trace to replay instead.

@@ -10,7 +10,8 @@ use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table}
 use crate::cli::clients;
 use crate::cli::format::Format;
 use crate::core::alert::{Severity, Transition};
-use crate::core::controller::view::{ClassView, SignalView};
+use crate::core::controller::backlog::TRICKLE;
+use crate::core::controller::view::{ClassView, SignalView, View};
 use crate::core::event::{LimitKind, SignalHealth, number, printable};
 use std::io::{self, Write};
 use std::time::Duration;
@@ -89,7 +90,7 @@ pub fn screen(
     head(state, paint, out)?;
     alerts(state, paint, out)?;
     pressure(&state.view.signals, all, paint, out)?;
-    classes(&state.view.classes, all, paint, out)?;
+    classes(&state.view, all, paint, out)?;
     changes(last, paint, out)
 }
 
@@ -202,7 +203,11 @@ const ALWAYS: [&str; 6] =
 
 /// Readings that say something; the rest by name, and what is stale by its cause.
 fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
-    writeln!(out, "\n{}", paint.head("Pressure (reading / target; the loop cuts above 1)"))?;
+    writeln!(
+        out,
+        "\n{}",
+        paint.head("Pressure (reading / target; above 1 limits that follow it are lowered)")
+    )?;
     let width = signals.iter().map(|signal| signal.name.len()).max().unwrap_or(0);
     let telling = |signal: &&SignalView| {
         let loud = signal.pressure.is_some_and(|pressure| pressure >= 0.1);
@@ -242,8 +247,9 @@ fn reading(signal: &SignalView, paint: Paint) -> String {
     let (Some(pressure), Some(value)) = (signal.pressure, signal.value) else {
         return printable(&signal.problem);
     };
+    let follows = if signal.followed { "" } else { "; no limit follows it" };
     let line = format!(
-        "{} {:>5.2}  {} of {} {}, {} old",
+        "{} {:>5.2}  {} of {} {}, {} old{follows}",
         bar(pressure),
         pressure,
         number(value),
@@ -253,7 +259,7 @@ fn reading(signal: &SignalView, paint: Paint) -> String {
     );
     match signal.health {
         SignalHealth::Stale => paint.warn(&format!("{line}, STALE")),
-        _ if pressure > 1.0 => paint.bad(&line),
+        _ if pressure > 1.0 && signal.followed => paint.bad(&line),
         _ => line,
     }
 }
@@ -285,7 +291,10 @@ fn bar(pressure: f64) -> String {
         .collect()
 }
 
-fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
+fn classes(view: &View, all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
+    let classes = &view.classes;
+    let backlog = view.signals.iter().find(|signal| signal.name == "submission_backlog");
+    let counts_jobs = backlog.is_some_and(|signal| signal.health == SignalHealth::Fresh);
     let busy = |class: &ClassView| {
         class.offered_per_s >= 0.05
             || class.shared_per_s >= 0.05
@@ -302,7 +311,7 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
         let header = [
             "  CLASS",
             "MODE",
-            "OFFERED",
+            "REQUESTS",
             "ADMITTED",
             "SHED",
             "FAILED",
@@ -314,7 +323,7 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
             "HELD BY",
         ];
         let mut rows = vec![header.map(str::to_owned).to_vec()];
-        rows.extend(shown.iter().map(|class| row(class)));
+        rows.extend(shown.iter().map(|class| row(class, counts_jobs)));
         table(out, &(2..11), &rows)?;
     }
     let idle: Vec<&str> =
@@ -325,7 +334,7 @@ fn classes(classes: &[ClassView], all: bool, paint: Paint, out: &mut dyn Write) 
     Ok(())
 }
 
-fn row(class: &ClassView) -> Vec<String> {
+fn row(class: &ClassView, counts_jobs: bool) -> Vec<String> {
     let limit = |kind: LimitKind| {
         let limit = class.limits.iter().find(|limit| limit.limit == kind)?;
         Some(number(limit.value))
@@ -351,7 +360,9 @@ fn row(class: &ClassView) -> Vec<String> {
             None => "-".to_owned(),
             Some("module") => format!("{}'s limit", class.module),
             Some("work") => "work in flight".to_owned(),
-            Some("backlog") => "jobs not started".to_owned(),
+            Some("backlog") if counts_jobs => "jobs not started".to_owned(),
+            // Without that reading a few pass at once, and then one at a time (core/controller/backlog.rs).
+            Some("backlog") => format!("Ray's metrics not read: 1 per {} s", TRICKLE.as_secs()),
             Some("in_flight") => "in flight".to_owned(),
             Some(held) => held.to_owned(),
         },

@@ -33,7 +33,7 @@ use std::fmt::Write as _;
 use std::io::Write;
 use std::time::Duration;
 
-/// Writes a section of configuration from what has been asked so far.
+/// Writes a section of configuration from the traffic seen so far.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Address of the running rayguard.

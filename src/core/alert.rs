@@ -524,14 +524,19 @@ impl Known {
             Verdict::Between => {
                 self.bad_since = None;
                 self.good_since = None;
+                if let Some(firing) = &mut self.firing {
+                    firing.summary = summary();
+                }
             }
             Verdict::Good => {
                 self.bad_since = None;
                 let since = *self.good_since.get_or_insert(now);
-                if self.firing.is_some() && now.since(since) >= patience.clear_after {
+                // While it may yet come back it says what is now, not what was.
+                let firing = self.firing.as_mut()?;
+                firing.summary = summary();
+                if now.since(since) >= patience.clear_after {
                     let mut ended = self.firing.take()?;
                     ended.state = AlertState::Resolved;
-                    ended.summary = summary();
                     return Some(ended);
                 }
             }

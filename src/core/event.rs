@@ -912,7 +912,7 @@ impl Shed {
             _ => String::new(),
         };
         format!(
-            "{done} request {} of {} ({}){client}{waited}: {}; {} in flight, limit {}{work}{rate}; told to retry in {} s",
+            "{done} request {} of {} ({}){client}{waited}: {}; {} in flight, limit {}{work}{rate}; Retry-After {} s",
             self.request,
             self.class,
             self.module,

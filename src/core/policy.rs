@@ -57,6 +57,14 @@ pub struct Policy {
     pub history: bool,
 }
 
+impl Policy {
+    /// Whether a limit of any class follows this signal.
+    #[must_use]
+    pub fn follows(&self, id: SignalId) -> bool {
+        self.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id))
+    }
+}
+
 /// A Ray process behind a group of routes: the unit that saturates.
 #[derive(Clone, Debug)]
 pub struct Module {

@@ -117,14 +117,11 @@ impl SignalStore {
     /// For the alert rules.
     #[must_use]
     pub fn facts<'a>(&'a self, policy: &'a Policy, now: Time) -> Vec<SignalFacts<'a>> {
-        let used = |id: SignalId| {
-            policy.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id))
-        };
         self.signals
             .iter()
             .zip(&policy.signals)
             .enumerate()
-            .filter(|(at, _)| u8::try_from(*at).is_ok_and(|at| used(SignalId(at))))
+            .filter(|(at, _)| u8::try_from(*at).is_ok_and(|at| policy.follows(SignalId(at))))
             .map(|(_, (posted, signal))| SignalFacts {
                 name: &signal.name,
                 stale: matches!(posted.freshness.state(), State::Stale { .. }),
@@ -185,6 +182,7 @@ impl Posted {
             State::Waiting | State::Fresh => String::new(),
         };
         let consequence = match (&transition.to, signal.on_stale) {
+            _ if !policy.follows(id) => "no limit uses it",
             (State::Fresh, _) => "it moves limits",
             (State::Waiting, _) => "it moves nothing yet",
             (State::Stale { .. }, OnStale::Hold) => "limits that use it do not rise",

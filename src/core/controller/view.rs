@@ -85,6 +85,9 @@ pub struct SignalView {
     pub source: String,
     /// What is wrong, or empty.
     pub problem: String,
+    /// Whether a limit follows it; others are shown for information.
+    #[serde(default)]
+    pub followed: bool,
 }
 
 /// One class.
@@ -264,6 +267,7 @@ impl Controller {
                 age_s: posted.age(now).map(|age| age.as_secs_f64()),
                 source: reading.map_or_else(String::new, |reading| reading.source.to_string()),
                 problem: posted.problem.clone(),
+                followed: self.policy.follows(SignalId(u8::try_from(at).ok()?)),
             })
         };
         self.policy.signals.iter().enumerate().filter_map(view).collect()
