@@ -132,7 +132,7 @@ pub struct ClientClass {
 /// What was asked, and what became of it.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct CountsView {
-    /// Requests.
+    /// Requests that were decided on; who left before is in `left` of the class.
     pub asked: u64,
     /// Sent on to Ray.
     pub admitted: u64,

@@ -287,6 +287,11 @@ async fn app(
         app.know_rays_token(token);
     }
     let notifier = notify::start(&tasks, clock, whom_to_tell(&settings)?, transitions);
+    let told = Arc::downgrade(&app);
+    notifier.say_what_is(move |key| {
+        let alerts = told.upgrade()?.view().alerts;
+        alerts.into_iter().find(|alert| alert.key == key).map(|alert| alert.summary)
+    });
     app.note_start(&run);
     let replica = match &settings.replicas {
         Some(replicas) => Some(join(&app, replicas, &run).await?),

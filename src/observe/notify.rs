@@ -23,7 +23,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -112,6 +112,16 @@ pub enum DeliveryError {
 pub struct Notifier {
     options: Arc<Options>,
     clock: Clock,
+    current: Arc<OnceLock<Current>>,
+}
+
+/// What a firing alert says now, by its key.
+struct Current(Box<dyn Fn(&str) -> Option<String> + Send + Sync>);
+
+impl std::fmt::Debug for Current {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Current")
+    }
 }
 
 /// Hands alerts on until the tasks close; each is in the program's log in any case.
@@ -121,7 +131,7 @@ pub fn start(
     options: Options,
     mut transitions: mpsc::Receiver<Transition>,
 ) -> Notifier {
-    let notifier = Notifier { options: Arc::new(options), clock };
+    let notifier = Notifier { options: Arc::new(options), clock, current: Arc::default() };
     let queues: Vec<(String, mpsc::Sender<Transition>)> = notifier
         .options
         .receivers
@@ -153,6 +163,15 @@ pub fn start(
 }
 
 impl Notifier {
+    /// What is said again is said as it is then, and not as the alert began.
+    pub fn say_what_is(&self, current: impl Fn(&str) -> Option<String> + Send + Sync + 'static) {
+        let _ = self.current.set(Current(Box::new(current)));
+    }
+
+    fn summary_now(&self, key: &str) -> Option<String> {
+        self.current.get().and_then(|current| (current.0)(key))
+    }
+
     /// Sends a test to every receiver; its name, and why it did not take it.
     pub async fn test(&self) -> Vec<(String, Option<String>)> {
         let now = self.clock.now();
@@ -186,7 +205,7 @@ impl Notifier {
                     }
                 }
                 Err(_) if pace.is_held() => {}
-                Err(_) => dispatcher.renew(),
+                Err(_) => dispatcher.renew(|key| self.summary_now(key)),
             }
             let waiting: Vec<&Transition> = dispatcher.waiting.values().collect();
             let outcome = if waiting.is_empty() {
@@ -333,7 +352,10 @@ impl Dispatcher {
         }
     }
 
-    fn renew(&mut self) {
+    fn renew(&mut self, now: impl Fn(&str) -> Option<String>) {
+        for (key, firing) in &mut self.firing {
+            firing.summary = now(key).unwrap_or_else(|| std::mem::take(&mut firing.summary));
+        }
         self.waiting = self.firing.clone();
     }
 
@@ -491,8 +513,12 @@ mod tests {
         dispatcher.take(word("a", AlertState::Resolved));
         assert_eq!(dispatcher.waiting["a"].state, AlertState::Resolved);
         dispatcher.said();
-        dispatcher.renew();
+        dispatcher.renew(|_| None);
         assert!(dispatcher.waiting.is_empty());
+        dispatcher.take(word("c", AlertState::Firing));
+        dispatcher.said();
+        dispatcher.renew(|key| (key == "c").then(|| "as it is now".to_owned()));
+        assert_eq!(dispatcher.waiting["c"].summary, "as it is now");
     }
 
     #[tokio::test]
@@ -559,6 +585,7 @@ mod tests {
                 page: Url::parse("http://a.example/").ok(),
             }),
             clock: Clock::start(),
+            current: Arc::default(),
         };
         let alert = Transition { summary: "<!channel> & co".into(), ..test_alert(Time::ZERO) };
         let text = notifier.for_slack(&[&alert]).to_string();
