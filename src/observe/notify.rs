@@ -116,7 +116,9 @@ pub struct Notifier {
 }
 
 /// What a firing alert says now, by its key.
-struct Current(Box<dyn Fn(&str) -> Option<String> + Send + Sync>);
+type Summary = dyn Fn(&str) -> Option<String> + Send + Sync;
+
+struct Current(Box<Summary>);
 
 impl std::fmt::Debug for Current {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
