@@ -132,7 +132,7 @@ pub struct ClientClass {
 /// What was asked, and what became of it.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct CountsView {
-    /// Requests that were decided on; who left before is in `left` of the class.
+    /// Requests.
     pub asked: u64,
     /// Sent on to Ray.
     pub admitted: u64,
@@ -146,14 +146,26 @@ pub struct CountsView {
     pub would_shed: u64,
     /// Answered with another client's answer.
     pub shared: u64,
+    /// Left while they waited, before they were decided on.
+    #[serde(default)]
+    pub left: u64,
     /// Seconds of Ray's time, as learnt.
     pub work_s: f64,
 }
 
 impl From<&Counts> for CountsView {
     fn from(counts: &Counts) -> CountsView {
-        let Counts { asked, admitted, shed, failed, would_shed, shared, work_s } = *counts;
-        CountsView { asked, admitted, shed, failed, would_shed, shared, work_s: (work_s * 1e6).round() / 1e6 }
+        let Counts { asked, admitted, shed, failed, would_shed, shared, left, work_s } = *counts;
+        CountsView {
+            asked,
+            admitted,
+            shed,
+            failed,
+            would_shed,
+            shared,
+            left,
+            work_s: (work_s * 1e6).round() / 1e6,
+        }
     }
 }
 

@@ -51,6 +51,7 @@ pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<
         "SHED",
         "FAILED",
         "SHARED",
+        "LEFT",
         "TIME AT RAY",
         "SLOW CLIENT",
         "STANDING",
@@ -61,7 +62,7 @@ pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<
     for row in &mut rows {
         row[0].insert_str(0, indent);
     }
-    table(out, &(2..9), &rows)
+    table(out, &(2..10), &rows)
 }
 
 fn row(client: &ClientRow) -> Vec<String> {
@@ -87,6 +88,7 @@ fn row(client: &ClientRow) -> Vec<String> {
         shed,
         counts.failed.to_string(),
         counts.shared.to_string(),
+        counts.left.to_string(),
         format!("{} s", number(counts.work_s)),
         format!("{} s", number(client.client_wait_s)),
         client.standing.as_ref().map_or_else(|| "-".to_owned(), |standing| printable(&standing.says)),

@@ -578,6 +578,7 @@ impl Drop for Leaving<'_> {
     fn drop(&mut self) {
         let now = self.proxy.clock.now();
         drop(self.proxy.admission.cancel(self.id, now));
+        self.proxy.usage().leave(self.ask, now);
         self.proxy.record(self.ask, Ending::Left, self.since, (0, 0));
     }
 }

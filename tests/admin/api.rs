@@ -436,7 +436,10 @@ fn figures_add_up(state: &Value, clients: &Value, history: &Value, what: &str) {
     for client in clients["clients"].as_array().unwrap() {
         for counts in client["classes"].as_array().unwrap().iter().chain([client]) {
             let of = |name| number(counts, name);
-            assert!(of("admitted") + of("shed") + of("shared") <= of("asked"), "{what}: {counts}");
+            assert!(
+                of("admitted") + of("shed") + of("shared") + of("left") <= of("asked"),
+                "{what}: {counts}"
+            );
             assert!(of("failed") <= of("asked") - of("shed") - of("shared"), "{what}: {counts}");
         }
     }

@@ -111,6 +111,8 @@ pub struct Counts {
     pub would_shed: u64,
     /// Answered with another client's answer.
     pub shared: u64,
+    /// Left while they waited, before they were decided on.
+    pub left: u64,
     /// Seconds of Ray's time they cost, as learnt.
     pub work_s: f64,
 }
@@ -137,6 +139,7 @@ impl Counts {
         self.failed += other.failed;
         self.would_shed += other.would_shed;
         self.shared += other.shared;
+        self.left += other.left;
         self.work_s += other.work_s;
     }
 }
@@ -391,6 +394,14 @@ impl Usage {
         self.visit(ask, now).counts.failed += 1;
     }
 
+    /// The client of a request that waited has left.
+    pub fn leave(&mut self, ask: Ask, now: Time) {
+        let visit = self.visit(ask, now);
+        visit.class = ask.class;
+        visit.counts.asked += 1;
+        visit.counts.left += 1;
+    }
+
     /// An exchange has waited for its client's line for so long.
     pub fn keep(&mut self, ask: Ask, kept: Duration, now: Time) {
         self.visit(ask, now).kept += kept;
@@ -455,7 +466,8 @@ impl Usage {
             }
             // One that came before the windows and failed within them is none of theirs.
             for (_, counts, _) in &mut client.classes {
-                counts.failed = counts.failed.min(counts.asked - counts.shed - counts.shared);
+                let others = counts.shed + counts.shared + counts.left;
+                counts.failed = counts.failed.min(counts.asked - others);
             }
             client.counts.failed = client.classes.iter().map(|(_, counts, _)| counts.failed).sum();
             client.classes.sort_by_key(|(_, counts, _)| Reverse(counts.asked));
@@ -503,7 +515,8 @@ impl Client {
         });
         let (_, counts, routes) = &mut self.classes[place];
         counts.add(&visit.counts);
-        if !routes.contains(&visit.pattern) {
+        // Of one that only left the route is not known.
+        if !visit.pattern.is_empty() && !routes.contains(&visit.pattern) {
             routes.push(Arc::clone(&visit.pattern));
         }
     }
@@ -553,6 +566,7 @@ mod tests {
             failed: 2,
             would_shed: 1,
             shared: 1,
+            left: 0,
             work_s: client.counts.work_s,
         };
         assert_eq!(client.counts, counts);
@@ -624,7 +638,7 @@ mod tests {
     proptest! {
         /// "refused 51 of 0" cannot be: whatever happens in whatever order, over however many windows.
         #[test]
-        fn figures_add_up(steps in proptest::collection::vec((0u8..7, 1u64..4, 0u64..200), 1..300)) {
+        fn figures_add_up(steps in proptest::collection::vec((0u8..8, 1u64..4, 0u64..200), 1..300)) {
             let mut usage = Usage::new(5, Time(0));
             let mut second = 0;
             for (what, who, pause) in steps {
@@ -637,14 +651,16 @@ mod tests {
                     3 => note(&mut usage, who, Verdict::Shared, second),
                     4 => note(&mut usage, who, Verdict::Unreachable, second),
                     5 => usage.fail(who, None, now),
+                    6 => usage.leave(who, now),
                     _ => usage.charge(who, None, Duration::from_millis(10), now),
                 }
                 let (clients, _) = usage.clients(10, now);
                 for client in &clients {
                     let rows = client.classes.iter().map(|(_, counts, _)| counts);
                     for counts in rows.clone().chain([&client.counts]) {
-                        let Counts { asked, admitted, shed, failed, would_shed, shared, .. } = *counts;
-                        prop_assert!(admitted + shed + shared <= asked && failed <= asked - shed - shared, "{counts:?}");
+                        let Counts { asked, admitted, shed, failed, would_shed, shared, left, .. } = *counts;
+                        let others = shed + shared + left;
+                        prop_assert!(admitted + others <= asked && failed <= asked - others, "{counts:?}");
                         prop_assert!(would_shed <= admitted, "{counts:?}");
                     }
                     prop_assert_eq!(rows.clone().map(|counts| counts.asked).sum::<u64>(), client.counts.asked);
