@@ -343,7 +343,7 @@ fn row(class: &ClassView, counts_jobs: bool) -> Vec<String> {
     vec![
         format!("  {}", class.name),
         if class.treatment == "limited" { class.mode.clone() } else { class.treatment.clone() },
-        format!("{:.1}", class.offered_per_s),
+        format!("{:.1}", class.offered_per_s + class.shared_per_s),
         format!("{:.1}", class.admitted_per_s),
         if class.shadow_shed_per_s > 0.0 {
             format!("({:.1} in shadow)", class.shadow_shed_per_s)

@@ -669,7 +669,7 @@ fn judge_classes(
         slo(class, &window, judge);
         sheds(class, &window, recent, judge);
         failures(class, &window, reachable, judge);
-        request_rate(class, &window, recent, judge);
+        request_rate(class, &window, recent, reachable, judge);
     }
     if recent.len() > classes.len() {
         recent.retain(|name, _| classes.iter().any(|class| class.name == name));
@@ -740,16 +740,22 @@ fn failures(class: &ClassFacts<'_>, window: &Window, reachable: bool, judge: &mu
     });
 }
 
-fn request_rate(class: &ClassFacts<'_>, window: &Window, recent: &Recent, judge: &mut Judge<'_>) {
+fn request_rate(
+    class: &ClassFacts<'_>,
+    window: &Window,
+    recent: &Recent,
+    reachable: bool,
+    judge: &mut Judge<'_>,
+) {
     let rate = window.rate(|window| window.offered);
     let threshold = class.rate_alert.filter(|rate| rate.is_finite()).or_else(|| {
         // The first ten minutes are for learning.
         (recent.age_s >= 600.0).then(|| (4.0 * recent.rate_1h).max(10.0))
     });
-    // Where requests are shed, that alert says so.
-    let sheds = window.share(|window| window.shed) > 0.01;
+    // Where requests are shed, or Ray is down and clients retry, that alert says so.
+    let said = !reachable || window.share(|window| window.shed) > 0.01;
     let verdict =
-        threshold.map_or(Verdict::Good, |bad| if sheds { Verdict::Good } else { band(rate, bad, 0.8 * bad) });
+        threshold.map_or(Verdict::Good, |bad| if said { Verdict::Good } else { band(rate, bad, 0.8 * bad) });
     let finding = Finding { alert: Alert::HighRequestRate, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
         format!(

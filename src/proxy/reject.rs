@@ -256,7 +256,12 @@ pub(crate) fn upstream(
         return body(error, id);
     }
     let reason = error.reason();
-    let sentence = format!("rayguard: {error}. (reason {reason}, request {id}){}", contact.sentence());
+    let again = if reason == Reason::UpstreamUnreachable.label() {
+        format!(". Nothing was sent to Ray; please try again in {RECONNECT_S} seconds")
+    } else {
+        String::new()
+    };
+    let sentence = format!("rayguard: {error}{again}. (reason {reason}, request {id}){}", contact.sentence());
     let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
     if reason == Reason::UpstreamUnreachable.label() {

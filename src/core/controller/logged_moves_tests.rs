@@ -78,3 +78,27 @@ fn an_override_of_the_mode_outlives_a_reload_that_does_not_speak_of_it() {
     let spoken = reload(&reload(&same, Mode::Shadow), Mode::Enforce);
     assert_eq!(mode(&spoken), "enforce", "the file has changed its mind");
 }
+
+#[test]
+fn a_signal_that_was_never_found_is_not_called_fresh_after_a_reload() {
+    let policy = || {
+        let mut policy = plain::policy(vec![plain::class("list", 4.0)], 100.0);
+        policy.signals = crate::signal::catalogue::SIGNALS
+            .iter()
+            .map(crate::signal::catalogue::SignalDefault::signal)
+            .collect();
+        policy.classes[0].signals = vec![crate::policy::SignalId(0)];
+        Arc::new(policy)
+    };
+    let at = Time::from_secs_f64;
+    let mut before = Controller::new(policy(), &[Mode::Enforce], &[], Time::ZERO);
+    for second in 1..300 {
+        before.on_tick(vec![ClassReading::default()], at(f64::from(second)), WallMs(0));
+    }
+    let health = |controller: &Controller| controller.view(at(300.0)).signals[0].health;
+    let after = before.reconfigure(policy(), &[Mode::Enforce], &BTreeMap::new(), at(300.0));
+    assert_eq!(
+        (health(&before), health(&after)),
+        (crate::event::SignalHealth::Stale, crate::event::SignalHealth::Stale)
+    );
+}

@@ -338,6 +338,7 @@ impl Controller {
             next.last_whole[at].clone_from(&self.last_whole[old_at]);
             next.summarised[at].clone_from(&self.summarised[old_at]);
         }
+        next.signal_store.take_over(&next.policy, &self.signal_store, &self.policy);
         next.overrides = self.overrides.under(|class| {
             let name = &self.policy.classes[class].name;
             next.policy.classes.iter().position(|class| class.name == *name)

@@ -54,6 +54,17 @@ impl SignalStore {
         SignalStore { signals: posted.collect() }
     }
 
+    /// Takes over what was read before a reload, of signals that are what and where they were: they are as fresh, or as
+    /// stale, as they were.
+    pub fn take_over(&mut self, policy: &Policy, before: &SignalStore, old: &Policy) {
+        let pairs = policy.signals.iter().zip(&old.signals);
+        for ((own, known), (new, old)) in self.signals.iter_mut().zip(&before.signals).zip(pairs) {
+            if new.name == old.name && new.stale_after == old.stale_after {
+                own.clone_from(known);
+            }
+        }
+    }
+
     /// One signal.
     #[must_use]
     pub fn get(&self, id: SignalId) -> Option<&Posted> {
