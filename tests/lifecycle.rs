@@ -451,17 +451,20 @@ async fn stopped_while_waiting(name: &str, drain: &str) -> Vec<(u16, String)> {
     assert_eq!(status(address, &[]).await.0, 200, "it is up");
     let answers = Arc::new(Mutex::new(Vec::new()));
     let clients = Tasks::default();
+    let sent = Arc::new(AtomicUsize::new(0));
     for _ in 0..9 {
-        let answers = Arc::clone(&answers);
+        let (answers, sent) = (Arc::clone(&answers), Arc::clone(&sent));
         clients.spawn(async move {
             let mut client = Client::connect(address).await;
             client.send("POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\ncontent-length: 2\r\n\r\n{}").await;
+            sent.fetch_add(1, Ordering::SeqCst);
             let answer = client.try_answer().await;
             let answer = answer.map_or((0, "broken off".into()), |answer| (answer.status, answer.text()));
             answers.lock().unwrap().push(answer);
         });
     }
-    until("some wait", || ray.count() >= 3).await;
+    // All have been accepted: whoever comes after the signal finds the port closed.
+    until("all have asked, and some wait", || sent.load(Ordering::SeqCst) == 9 && ray.count() >= 3).await;
     app.tell("TERM");
     assert!(app.ended().await, "{}", home.log());
     assert!(clients.drain(Duration::from_secs(10)).await);
