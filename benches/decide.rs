@@ -21,8 +21,8 @@ use prost::Message;
 use rayguard::core::admission::controller::{AdmissionController, Ask, Decision, Grant};
 use rayguard::core::admission::meter::Outcome;
 use rayguard::core::admission::table::LimitTable;
-use rayguard::core::policy::{Bounds, Control, PerClientLimits, Policy};
-use rayguard::core::request::catalogue::{self, Surface};
+use rayguard::core::policy::{Bounds, PerClientLimits, Policy};
+use rayguard::core::request::catalogue::{Surface, policy};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::facts::{Facts, Headers};
 use rayguard::core::request::identify::Identifier;
@@ -114,17 +114,6 @@ impl BenchProxy {
         };
         self.admission.finish(&self.table, permit, Outcome::Served, self.now, nobody);
         true
-    }
-}
-
-/// Ray's classes and modules as shipped, without signals.
-fn policy() -> Policy {
-    Policy {
-        modules: catalogue::modules(),
-        classes: catalogue::classes(|_| None),
-        signals: Vec::new(),
-        control: Control::SHIPPED,
-        history: true,
     }
 }
 

@@ -13,7 +13,7 @@
 use rayguard::core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, WaitId};
 use rayguard::core::admission::meter::{Outcome, Reason};
 use rayguard::core::admission::table::LimitTable;
-use rayguard::core::policy::{Control, PerClientLimits, Policy};
+use rayguard::core::policy::PerClientLimits;
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::facts::{Facts, Headers};
@@ -69,13 +69,7 @@ enum Who {
 
 impl World {
     fn new() -> World {
-        let mut policy = Policy {
-            modules: catalogue::modules(),
-            classes: catalogue::classes(|_| None),
-            signals: Vec::new(),
-            control: Control::SHIPPED,
-            history: true,
-        };
+        let mut policy = catalogue::policy();
         for class in &mut policy.classes {
             class.per_client = PerClientLimits { rate: Some((1.0, 5)), in_flight: Some(8) };
         }

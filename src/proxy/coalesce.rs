@@ -388,18 +388,11 @@ mod tests {
     use crate::clock::Clock;
     use crate::tasks::Tasks;
     use crate::upstream::{Options, Upstream};
-    use rayguard_core::policy::{Control, Policy};
     use rayguard_core::request::catalogue;
     use rayguard_core::request::classify::Classifier;
 
     fn entrance(surface: Surface, upstream: &str) -> Entrance {
-        let policy = Policy {
-            modules: catalogue::modules(),
-            classes: catalogue::classes(|_| None),
-            signals: Vec::new(),
-            control: Control::SHIPPED,
-            history: true,
-        };
+        let policy = catalogue::policy();
         let address = Address::Tcp(upstream.to_owned());
         let upstream = Upstream::new(address, Options::default(), Clock::start(), Tasks::default());
         Entrance::new(surface, Classifier::new(&policy, surface, &[]).unwrap(), upstream)

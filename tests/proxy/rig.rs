@@ -6,7 +6,8 @@
 #![allow(dead_code, unreachable_pub, reason = "shared by several test binaries")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "what fails here fails the test")]
 
-use rayguard::core::policy::{ClassId, Control, Policy};
+use rayguard::core::policy::{ClassId, Policy};
+pub use rayguard::core::request::catalogue::policy;
 use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::{Classifier, Rule};
 use rayguard::core::request::identify::Identifier;
@@ -22,17 +23,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
-
-/// Ray's classes and modules as shipped, without signals.
-pub fn policy() -> Policy {
-    Policy {
-        modules: catalogue::modules(),
-        classes: catalogue::classes(|_| None),
-        signals: Vec::new(),
-        control: Control::SHIPPED,
-        history: true,
-    }
-}
 
 /// The place of a class in [`policy`].
 pub fn class(name: &str) -> ClassId {

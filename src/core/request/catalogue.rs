@@ -26,8 +26,8 @@
 //! use up the room of the node list.
 
 use crate::policy::{
-    Bounds, Class, Coalesce, Kind, Law, Module, ModuleId, PerClientLimits, Priority, Queue, RateBounds,
-    SignalId, Slo, Treatment,
+    Bounds, Class, Coalesce, Control, Kind, Law, Module, ModuleId, PerClientLimits, Policy, Priority, Queue,
+    RateBounds, SignalId, Slo, Treatment,
 };
 use std::time::Duration;
 
@@ -150,6 +150,18 @@ pub fn classes(signal: impl Fn(&str) -> Option<SignalId>) -> Vec<Class> {
             class.to_class(ModuleId(u8::try_from(module).unwrap_or(0)), &signal)
         })
         .collect()
+}
+
+/// The modules and classes as shipped, without signals: for benchmarks, and for tests that ask of requests alone.
+#[must_use]
+pub fn policy() -> Policy {
+    Policy {
+        modules: modules(),
+        classes: classes(|_| None),
+        signals: Vec::new(),
+        control: Control::SHIPPED,
+        history: true,
+    }
 }
 
 /// The kind of listener a request came in by: the same path means different things to them.

@@ -622,21 +622,11 @@ fn is_token(token: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Control, Treatment};
-    use crate::request::catalogue::{self, CLASSES};
+    use crate::policy::Treatment;
+    use crate::request::catalogue::{CLASSES, policy};
     use crate::request::facts::Lines;
     use proptest::prelude::*;
     use std::net::{IpAddr, Ipv4Addr};
-
-    fn policy() -> Policy {
-        Policy {
-            modules: catalogue::modules(),
-            classes: catalogue::classes(|_| None),
-            signals: Vec::new(),
-            control: Control::SHIPPED,
-            history: true,
-        }
-    }
 
     fn classifier(surface: Surface, rules: &[Rule]) -> Classifier {
         Classifier::new(&policy(), surface, rules).unwrap()

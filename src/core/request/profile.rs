@@ -169,18 +169,8 @@ impl Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Control, Kind, Treatment};
-    use crate::request::catalogue;
-
-    fn policy() -> Policy {
-        Policy {
-            modules: catalogue::modules(),
-            classes: catalogue::classes(|_| None),
-            signals: Vec::new(),
-            control: Control::SHIPPED,
-            history: true,
-        }
-    }
+    use crate::policy::{Kind, Treatment};
+    use crate::request::catalogue::{self, policy};
 
     fn module_of<'a>(policy: &'a Policy, class: &str) -> &'a Module {
         let class = policy.classes.iter().find(|known| &*known.name == class).unwrap();

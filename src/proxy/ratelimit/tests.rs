@@ -5,7 +5,7 @@ use crate::state::{Entrance, ShedNote};
 use crate::tasks::Tasks;
 use crate::upstream::{Address, Options, Upstream};
 use rayguard_core::admission::table::{LimitTable, Mode};
-use rayguard_core::policy::{Bounds, Control, PerClientLimits, Policy, RateBounds};
+use rayguard_core::policy::{Bounds, PerClientLimits, Policy, RateBounds};
 use rayguard_core::request::catalogue::{self, Surface};
 use rayguard_core::request::classify::Classifier;
 use rayguard_core::request::identify::Identifier;
@@ -23,13 +23,7 @@ struct Rig {
 
 impl Rig {
     fn new(change: impl FnOnce(&mut Policy)) -> Rig {
-        let mut policy = Policy {
-            modules: catalogue::modules(),
-            classes: catalogue::classes(|_| None),
-            signals: Vec::new(),
-            control: Control::SHIPPED,
-            history: true,
-        };
+        let mut policy = catalogue::policy();
         change(&mut policy);
         let (clock, tasks) = (Clock::start(), Tasks::default());
         let (note, sheds) = mpsc::channel(64);
