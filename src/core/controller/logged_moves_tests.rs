@@ -1,4 +1,5 @@
-//! Every move of a limit stands in the adjustment log, whoever moved it.
+//! What the adjustment log says of moves that no rule made (slow start, a reload), and what a reload carries over:
+//! overrides of the mode and how fresh each signal is.
 
 use super::{ClassReading, Controller, LastGood};
 use crate::admission::table::Mode;

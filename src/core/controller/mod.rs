@@ -183,7 +183,7 @@ pub struct Controller {
     config_problem: Option<String>,
     events_lost: u64,
     /// Moves of limits by a reload, for the next step to hand on.
-    untold: Vec<Event>,
+    reload_moves: Vec<Event>,
     last_tick: Time,
     last_proxy: ProxyReading,
     /// The same with what the other replicas count, where this controller decides for them too.
@@ -273,7 +273,7 @@ impl Controller {
             upstream_problem: None,
             config_problem: None,
             events_lost: 0,
-            untold: Vec::new(),
+            reload_moves: Vec::new(),
             last_tick: now,
             last_proxy: vec![ClassReading::default(); count],
             last_whole: vec![ClassReading::default(); count],
@@ -361,7 +361,7 @@ impl Controller {
             for (of, before) in pairs {
                 if let (Some(of), Some(before)) = (of, before) {
                     let why = "the new configuration has other bounds".to_owned();
-                    next.untold.extend(next.handed_in(at, of, before.limit, why));
+                    next.reload_moves.extend(next.handed_in(at, of, before.limit, why));
                 }
             }
         }
@@ -466,7 +466,7 @@ impl Controller {
     /// One step of everything that is due.
     pub fn on_tick(&mut self, proxy: ProxyReading, now: Time, wall: WallMs) -> Effects {
         let mut effects = Effects { events: self.signal_store.tick(&self.policy, now), ..Effects::default() };
-        effects.events.append(&mut self.untold);
+        effects.events.append(&mut self.reload_moves);
         effects.events.extend(self.release_pins(now, wall));
         let whole = self.leadership.as_ref().map(|leadership| leadership.whole(&proxy));
         let whole = whole.as_ref().unwrap_or(&proxy);
