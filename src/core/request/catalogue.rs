@@ -2,7 +2,7 @@
 //!
 //! Plain data, read from Ray 2.60's own route table (`tests/fixtures/ray/routes.txt`; a test
 //! fails when a route of it is missing here or stands on the wrong module). `config` turns
-//! it into a [`Policy`](crate::policy::Policy) and lays the operator's file over it.
+//! it into a [`Policy`] and lays the operator's file over it.
 //!
 //! How the numbers were found. The unit that saturates is the module, one Python process
 //! with one event loop. Cheap calls gain about 2x from 1 to 16 at once and nothing beyond;
