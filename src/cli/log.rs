@@ -266,6 +266,7 @@ pub(crate) mod tests {
             latency: None,
             slo_pressure: None,
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         };
@@ -281,6 +282,7 @@ pub(crate) mod tests {
                 value: pressure * 5.0,
                 target: 5.0,
                 pressure,
+                forecast: None,
                 age_ms: 100,
                 source: "proxy".into(),
                 unit: "s".into(),

@@ -359,6 +359,7 @@ fn row(class: &ClassView, counts_jobs: bool) -> Vec<String> {
         match class.held_by.as_deref() {
             None => "-".to_owned(),
             Some("module") => format!("{}'s limit", class.module),
+            Some("process") => "modules' process".to_owned(),
             Some("work") => "work in flight".to_owned(),
             Some("backlog") if counts_jobs => "jobs not started".to_owned(),
             // Without that reading a few pass at once, and then one at a time (core/controller/backlog.rs).

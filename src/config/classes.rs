@@ -134,6 +134,7 @@ impl Judge {
             stale_after: Duration::from_secs(30),
             on_stale: OnStale::Hold,
             backlog: false,
+            forecast: Duration::ZERO,
             sources: Vec::new(),
         })
     }
@@ -177,6 +178,9 @@ impl Judge {
         if let Some(given) = &raw.backlog {
             signal.backlog = *given.get_ref();
         }
+        let bounds = [Duration::ZERO, Duration::from_secs(3600)];
+        let forecast_key = format!("{key}.forecast");
+        signal.forecast = self.length(&forecast_key, raw.forecast.as_ref(), signal.forecast, bounds);
         if let Some(sources) = &raw.sources {
             let place = Place::new(format!("{key}.sources"), sources);
             let given = sources.get_ref().iter().enumerate();

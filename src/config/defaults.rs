@@ -59,6 +59,7 @@ pub fn classes(signals: &[Signal]) -> Vec<Class> {
 fn followed(class: &str) -> &'static [&'static str] {
     match class {
         "state-heavy" | "state-light" | "task-query" | "job-list" => &["gcs_latency", "head_cpu"],
+        "views" | "views-report" => &["head_cpu"],
         "packages" => &["head_memory", "gcs_latency"],
         "job-logs" | "state-logs" | "agent-logs" => &["head_memory", "head_cpu"],
         _ => &[],

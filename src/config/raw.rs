@@ -271,6 +271,8 @@ pub struct RawSignal {
     pub on_stale: Option<Spanned<RawOnStale>>,
     /// It counts work that requests leave behind.
     pub backlog: Option<Spanned<bool>>,
+    /// So far ahead it is read.
+    pub forecast: Option<Spanned<Length>>,
     /// Where to read it, best first.
     pub sources: Option<Spanned<Vec<Spanned<RawSource>>>>,
 }

@@ -5,6 +5,7 @@
 //! below; signals, modules and classes are written from what the code holds.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use super::defaults;
 use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
@@ -188,7 +189,8 @@ const SIGNALS: &str = r#"
 #   at = 0.99 goes with share-above and quantile, to = "other_metric" with ratio
 #   { promql = "..." } asks the Prometheus server; { probe = true } is the probe's latency
 # One with `backlog = true` counts work that requests leave behind: a rate that follows it keeps
-# the time until that starts within the class's `starts_within`.
+# the time until that starts within the class's `starts_within`. One with a `forecast` gathers: from half its target
+# on, pressure is that of where it is going to be after so long.
 # on_stale: "hold" (stay), "decay" (fall to initial), "static" (initial at once). Never open.
 "#;
 
@@ -266,6 +268,9 @@ fn write_signal(out: &mut String, signal: &Signal, about: &str) {
     line(out, "on_stale", &quoted(&on_stale));
     if signal.backlog {
         line(out, "backlog", "true");
+    }
+    if signal.forecast > Duration::ZERO {
+        line(out, "forecast", &quoted(&Length(signal.forecast)));
     }
     let sources = signal.sources.iter().map(|source| format!("  {},\n", source_text(source)));
     line(out, "sources", &format!("[\n{}]", sources.collect::<String>()));

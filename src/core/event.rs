@@ -170,14 +170,26 @@ pub struct SignalSeen {
     pub value: f64,
     /// In `unit`.
     pub target: f64,
-    /// value / target.
+    /// value / target, or forecast / target.
     pub pressure: f64,
+    /// Where it is going, where that is what counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
     /// How old the value was when it was acted on, in milliseconds.
     pub age_ms: u64,
     /// Where it came from.
     pub source: String,
     /// `ms`, `s`, `%`, ...
     pub unit: String,
+}
+
+/// Where a reading is going.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Forecast {
+    /// In the signal's unit.
+    pub value: f64,
+    /// When, in seconds from now.
+    pub in_s: f64,
 }
 
 /// How a module's need to cut came to be divided; see [`super::control::budget`].
@@ -893,7 +905,11 @@ impl Shed {
     /// Why the request was refused, as a sentence.
     #[must_use]
     pub fn sentence(&self) -> String {
-        let done = if self.shadow { "would have shed" } else { "shed" };
+        let done = match self.cause {
+            Reason::UpstreamUnreachable => "failed",
+            _ if self.shadow => "would have shed",
+            _ => "shed",
+        };
         let client = match self.via {
             Via::Proxy => "",
             Via::RatelimitService => " on behalf of an Envoy",
@@ -926,7 +942,11 @@ impl Shed {
 
 impl ShedSummary {
     fn sentence(&self) -> String {
-        let total: u64 = self.causes.iter().map(|cause| cause.count).sum();
+        let unreachable = Reason::UpstreamUnreachable.label();
+        let (failed, causes): (Vec<_>, Vec<_>) =
+            self.causes.iter().cloned().partition(|cause| cause.label == unreachable);
+        let sum = |counts: &[Count]| counts.iter().map(|count| count.count).sum::<u64>();
+        let (failed, total) = (sum(&failed), sum(&causes));
         let list = |counts: &[Count]| {
             counts.iter().map(|c| format!("{} {}", c.count, c.label)).collect::<Vec<_>>().join(", ")
         };
@@ -934,7 +954,10 @@ impl ShedSummary {
         let interval = quantity(self.interval_ms as f64 / 1e3, "s");
         let mut parts = Vec::new();
         if total > 0 {
-            parts.push(format!("shed {total} requests ({})", list(&self.causes)));
+            parts.push(format!("shed {total} requests ({})", list(&causes)));
+        }
+        if failed > 0 {
+            parts.push(format!("{failed} requests failed: Ray could not be reached"));
         }
         if self.shadow > 0 {
             parts.push(format!("would have shed {} requests, and forwarded them (shadow mode)", self.shadow));
@@ -1010,8 +1033,14 @@ fn signal_words(signal: &SignalSeen) -> String {
     } else {
         String::new()
     };
+    let is = match signal.forecast {
+        Some(of) => {
+            format!(", going to {} within {},", quantity(of.value, &signal.unit), quantity(of.in_s, "s"))
+        }
+        None => String::new(),
+    };
     format!(
-        "{} {}{age} is {}x its target {}",
+        "{} {}{age}{is} is {}x its target {}",
         signal.name.replace('_', " "),
         quantity(signal.value, &signal.unit),
         number(signal.pressure),
@@ -1107,6 +1136,7 @@ mod tests {
             latency: Some(pressure * 5.0),
             slo_pressure: None,
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         }
@@ -1118,6 +1148,7 @@ mod tests {
             value,
             target: 5.0,
             pressure: value / 5.0,
+            forecast: None,
             age_ms: 100,
             source: "proxy".into(),
             unit: "s".into(),

@@ -256,6 +256,9 @@ pub struct Signal {
     /// It counts work that requests leave behind: a rate that follows it feeds an integrator
     /// (`core/control/backlog.rs`).
     pub backlog: bool,
+    /// What it counts gathers: from half its target on, its pressure is that of where it is going to be after so long.
+    /// Zero: it is as it is read.
+    pub forecast: Duration,
     /// Where to read it; alternatives in order of preference, the first one found is used.
     pub sources: Vec<SignalSource>,
 }

@@ -9,6 +9,7 @@
 //! Both formats are spoken, as the scraper asks: OpenMetrics, and the older text format, in
 //! which a counter's family carries the `_total` of its samples.
 
+use crate::core::admission::controller::HeldBy;
 use crate::core::admission::history::History;
 use crate::core::admission::meter::{BUCKETS, Counts, Reason, upper_bound_secs};
 use crate::core::alert::Alert;
@@ -51,6 +52,7 @@ pub const FAMILIES: &[&str] = &[
     "rayguard_history_waits_total",
     "rayguard_in_flight",
     "rayguard_limit",
+    "rayguard_held_by",
     "rayguard_limit_binding",
     "rayguard_limit_max",
     "rayguard_limit_min",
@@ -250,20 +252,22 @@ impl Moment {
             let row = move |verdict, reason, count| {
                 ([("class", class.name.as_str()), ("verdict", verdict), ("reason", reason)], count)
             };
-            let sheds = Reason::ALL
-                .iter()
-                .map(move |reason| row("shed", reason.label(), counts.shed[*reason as usize]));
+            let refused = Reason::ALL.iter().map(move |reason| {
+                // Without a head there is no load to shed: that is a failure of Ray's.
+                let verdict = if *reason == Reason::UpstreamUnreachable { "failed" } else { "shed" };
+                row(verdict, reason.label(), counts.shed[*reason as usize])
+            });
             [
                 row("admitted", "", counts.admitted),
                 row("left", "", counts.left),
                 row("shared", "", class.shared),
             ]
             .into_iter()
-            .chain(sheds)
+            .chain(refused)
         });
         writer.counters(
             "rayguard_requests",
-            "Requests by outcome at the proxy: admitted, shared (answered with another request's answer), left (the client left while it waited) or shed, and why",
+            "Requests by outcome at the proxy: admitted, shared (answered with another request's answer), left (the client left while it waited), failed (Ray could not be reached) or shed, and why",
             requests,
         )?;
         writer.counters(
@@ -354,12 +358,27 @@ impl Moment {
         )?;
         gauges("rayguard_limit_min", "The bound below which the loop does not cut", |l| l.min)?;
         gauges("rayguard_limit_max", "The bound above which the loop does not raise", |l| l.max)?;
-        gauges("rayguard_limit_binding", "1 while the limit holds requests back", |l| flag(l.binding))?;
+        gauges(
+            "rayguard_limit_binding",
+            "1 while requests reach the limit; one that is not reached is not raised",
+            |l| flag(l.binding),
+        )?;
         gauges("rayguard_limit_pinned", "1 while the limit is pinned by hand", |l| flag(l.pinned))?;
         gauges(
             "rayguard_oscillation_index",
             "0 (the limit is steady or going somewhere) to 1 (it swings for nothing)",
             |l| l.oscillation,
+        )?;
+        let held_by = self.view.classes.iter().flat_map(|class| {
+            HeldBy::ALL.map(|limit| {
+                let holds = class.held_by.as_deref() == Some(limit.label());
+                ([("class", class.name.as_str()), ("by", limit.label())], flag(holds))
+            })
+        });
+        writer.gauges(
+            "rayguard_held_by",
+            "1 while requests of the class wait because of this limit",
+            held_by,
         )?;
         let adjustments = limits().flat_map(|([(_, class), (_, limit)], view)| {
             [("up", Direction::Up), ("down", Direction::Down)].map(|(label, direction)| {

@@ -90,6 +90,7 @@ impl Polled {
                 latency: None,
                 slo_pressure: None,
                 not_below: None,
+                used: None,
                 backlog: None,
                 noise: 0.0,
             };

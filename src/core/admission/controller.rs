@@ -30,6 +30,7 @@ use crate::admission::flow::Flow;
 use crate::admission::history::{Claim, History};
 use crate::admission::in_flight::InFlight;
 use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
+use crate::admission::pause::Pause;
 use crate::admission::rate::Rate;
 use crate::admission::shared_credential::SharedCredential;
 use crate::admission::table::{LimitTable, Mode, permits};
@@ -38,7 +39,7 @@ use crate::policy::{ClassId, Kind, ModuleId, PerClientLimits, Policy, Priority, 
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -114,6 +115,7 @@ pub struct WaitId {
 
 /// What keeps requests waiting.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum HeldBy {
     /// The class's limit on requests in flight.
     InFlight,
@@ -125,9 +127,15 @@ pub enum HeldBy {
     Backlog,
     /// The module's limit on requests in flight.
     Module,
+    /// The limit on work in flight of all modules that share a process.
+    Process,
 }
 
 impl HeldBy {
+    /// All of them, in order.
+    pub const ALL: [HeldBy; 6] =
+        [HeldBy::InFlight, HeldBy::Work, HeldBy::Rate, HeldBy::Backlog, HeldBy::Module, HeldBy::Process];
+
     /// As shown.
     #[must_use]
     pub fn label(self) -> &'static str {
@@ -137,6 +145,7 @@ impl HeldBy {
             HeldBy::Rate => "rate",
             HeldBy::Backlog => "backlog",
             HeldBy::Module => "module",
+            HeldBy::Process => "process",
         }
     }
 }
@@ -188,6 +197,8 @@ struct ClassAdmission {
     /// What its requests leave behind is bounded: what is scarce is their number.
     is_gated: bool,
     rate: Option<(u32, Arc<Rate>)>,
+    /// The rate that its burst is meant for.
+    rate_initial: f64,
     client_limits: Option<(PerClientLimits, Arc<ClientLimits>)>,
     waiting: AtomicU32,
     spread_s: AtomicU32,
@@ -207,6 +218,10 @@ struct Tally {
     progress: AtomicU64,
     /// How many of those in flight do not wait for the head of Ray's answer.
     away: AtomicU32,
+    /// After the last request, where the limit is a share of time.
+    pause: Pause,
+    /// The limit that last had no room for it, by its place in [`HeldBy::ALL`].
+    full: AtomicU8,
     flow: Arc<Flow>,
     meter: Meter,
     /// Who asks, while somebody looks.
@@ -246,28 +261,26 @@ const RATE_MIN: f64 = 1.0 / 3600.0;
 /// After so long what a shared process has under way is thought to wait for others: one more request may come.
 const SHARED_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Why there is no room.
-enum Full {
-    Class,
-    Module,
-    /// For any class that shares the process.
-    Shared,
-    Rate(Duration),
-    Backlog,
+/// There is no room.
+#[derive(Clone, Copy, Debug)]
+struct Full {
+    limit: HeldBy,
+    /// Until there is, as far as a rate tells.
+    wait: Duration,
 }
 
 impl Full {
-    fn reason(&self) -> Reason {
-        match self {
-            Full::Class => Reason::ClassInFlight,
-            Full::Module | Full::Shared => Reason::ModuleInFlight,
-            Full::Rate(_) => Reason::ClassRate,
-            Full::Backlog => Reason::ClassBacklog,
-        }
+    fn by(limit: HeldBy) -> Full {
+        Full { limit, wait: Duration::ZERO }
     }
 
-    fn wait(&self) -> Duration {
-        if let Full::Rate(wait) = self { *wait } else { Duration::ZERO }
+    fn reason(self) -> Reason {
+        match self.limit {
+            HeldBy::InFlight | HeldBy::Work => Reason::ClassInFlight,
+            HeldBy::Module | HeldBy::Process => Reason::ModuleInFlight,
+            HeldBy::Rate => Reason::ClassRate,
+            HeldBy::Backlog => Reason::ClassBacklog,
+        }
     }
 }
 
@@ -359,6 +372,7 @@ impl<W> AdmissionController<W> {
                 shares: module.shared && !class.awaits && class.priority.0 <= ORDINARY,
                 is_gated: class.backlog.is_some(),
                 rate,
+                rate_initial: class.rate.map_or(0.0, |rate| rate.per_second.initial),
                 client_limits,
                 waiting: AtomicU32::new(0),
                 spread_s: AtomicU32::new(1),
@@ -472,7 +486,7 @@ impl<W> AdmissionController<W> {
         }
         if !queues {
             self.leave_client_limits(ask.class, of_client);
-            return Decision::Shed(self.refuse(ask.class, full.reason(), full.wait()));
+            return Decision::Shed(self.refuse(ask.class, full.reason(), full.wait));
         }
         self.wait_in_line(table, ask, of_client, now, waiter, wake)
     }
@@ -547,6 +561,10 @@ impl<W> AdmissionController<W> {
             let worth = self.worth(table, permit.ask.class, self.takes(permit.ask));
             self.history.earn(permit.ask.client, worth, now);
         }
+        if table.class(permit.ask.class).in_flight < 1.0 {
+            // What failed may have taken as long as it was under way.
+            class.tally.pause.begin(if answered { duration_from_secs(work) } else { spent }, now);
+        }
         class.give_back(permit.work_us);
         module.tally.shared_us.fetch_sub(permit.shared_us, Ordering::AcqRel);
         if permit.stage != Stage::Asked {
@@ -585,7 +603,7 @@ impl<W> AdmissionController<W> {
     pub fn pump(&self, table: &LimitTable, now: Time, wake: &mut impl FnMut(W, Grant)) {
         for (class, limits) in self.classes.iter().zip(&table.classes) {
             if let (Some((_, rate)), Some(per_second)) = (&class.rate, limits.rate) {
-                rate.set_rate(per_second, now);
+                rate.follow(per_second, class.rate_initial, now);
             }
             class.tally.flow.set_limit(limits.bytes_per_second, now);
         }
@@ -659,36 +677,12 @@ impl<W> AdmissionController<W> {
         (class.tally.in_flight.count(), class.waiting.load(Ordering::Relaxed))
     }
 
-    /// Which limit keeps requests of a class waiting, as far as its counters tell; `None` while none waits.
+    /// Which limit keeps requests of a class waiting: the one that last had no room; `None` while none waits.
     #[must_use]
-    pub fn held_by(&self, table: &LimitTable, id: ClassId) -> Option<HeldBy> {
-        let (class, limits) = (self.class(id), table.class(id));
-        if class.waiting.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let module = self.module(class.module);
-        let least = micros(COST_MIN_S);
-        let work = class.tally.work_us.load(Ordering::Relaxed);
-        Some(if class.tally.in_flight.count() >= permits(limits.in_flight) {
-            HeldBy::InFlight
-        } else if limits
-            .admitted_max
-            .is_some_and(|max| class.tally.allowance_used.load(Ordering::Relaxed) >= max)
-        {
-            HeldBy::Backlog
-        } else if class.kind == Kind::Unary
-            && module.tally.in_flight.count() >= permits(table.module(class.module).in_flight)
-        {
-            HeldBy::Module
-        } else if work > 0
-            && work.saturating_add(least) > class.work_us_max.saturating_sub(class.work_us_max / 4)
-        {
-            HeldBy::Work
-        } else if class.rate.is_some() {
-            HeldBy::Rate
-        } else {
-            HeldBy::Work
-        })
+    pub fn held_by(&self, id: ClassId) -> Option<HeldBy> {
+        let class = self.class(id);
+        let full = usize::from(class.tally.full.load(Ordering::Relaxed));
+        (class.waiting.load(Ordering::Relaxed) > 0).then(|| HeldBy::ALL.get(full).copied()).flatten()
     }
 
     /// Learnt work of a class under way, in seconds of its module's time, and how much of it may be: a limit beside
@@ -814,22 +808,31 @@ impl<W> AdmissionController<W> {
     /// Enters class, work, module and rate, or none of them; with `keeps_room` only if that leaves room in the class for
     /// another like it.
     fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time, keeps_room: bool) -> Result<Permit, Full> {
+        self.enter_all(table, ask, now, keeps_room)
+            .inspect_err(|full| self.class(ask.class).tally.note_full(full.limit))
+    }
+
+    fn enter_all(&self, table: &LimitTable, ask: Ask, now: Time, keeps_room: bool) -> Result<Permit, Full> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         let module = self.module(class.module);
         let most = permits(limits.in_flight);
         let kept = u32::from(keeps_room && most > 1);
         if !class.tally.in_flight.try_enter(most - kept) {
-            return Err(Full::Class);
+            return Err(Full::by(HeldBy::InFlight));
+        }
+        if !class.tally.pause.is_over(limits.in_flight, now) {
+            class.tally.in_flight.leave();
+            return Err(Full::by(HeldBy::InFlight));
         }
         let Some(work_us) = class.try_take_work(self.costs.get(ask.route), kept) else {
             class.tally.in_flight.leave();
-            return Err(Full::Class);
+            return Err(Full::by(HeldBy::Work));
         };
         let shared_us = if class.shares { work_us } else { 0 };
         if class.shares && !module.try_share(work_us, now) {
             class.give_back(work_us);
-            return Err(Full::Shared);
+            return Err(Full::by(HeldBy::Process));
         }
         let leave = || {
             class.give_back(work_us);
@@ -839,14 +842,14 @@ impl<W> AdmissionController<W> {
         let unary = class.kind == Kind::Unary;
         if unary && !module.tally.in_flight.try_enter(permits(table.module(class.module).in_flight)) {
             leave();
-            return Err(Full::Module);
+            return Err(Full::by(HeldBy::Module));
         }
         if !class.try_use_allowance(limits.admitted_max) {
             leave();
             if unary {
                 module.tally.in_flight.leave();
             }
-            return Err(Full::Backlog);
+            return Err(Full::by(HeldBy::Backlog));
         }
         if let Some((_, rate)) = &class.rate
             && let Err(wait) = rate.take(now)
@@ -856,7 +859,7 @@ impl<W> AdmissionController<W> {
             if unary {
                 module.tally.in_flight.leave();
             }
-            return Err(Full::Rate(wait));
+            return Err(Full { limit: HeldBy::Rate, wait });
         }
         let under_way = class.tally.in_flight.count();
         if under_way <= class.tally.away.load(Ordering::Relaxed) + 1 {
@@ -908,6 +911,10 @@ impl<W> AdmissionController<W> {
 }
 
 impl Tally {
+    fn note_full(&self, limit: HeldBy) {
+        self.full.store(limit as u8, Ordering::Relaxed);
+    }
+
     fn demand(&self) -> MutexGuard<'_, ClassDemand> {
         // A panic while counting leaves a count short.
         self.demand.lock().unwrap_or_else(PoisonError::into_inner)

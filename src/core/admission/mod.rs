@@ -9,6 +9,7 @@ pub mod history;
 pub mod in_flight;
 pub mod meter;
 pub mod parked;
+mod pause;
 pub mod queue;
 pub mod rate;
 pub mod shared_credential;

@@ -107,6 +107,18 @@ impl Rate {
         }
     }
 
+    /// Sets the rate to what the loop says, of a class that begins with `initial`. One that is lowered below that
+    /// leaves in hand no more than the burst's share of it: a bucket that is full would let everything pass for as long
+    /// as it lasts, and the loop would take its cut for one that does nothing.
+    pub fn follow(&self, rate: f64, initial: f64, now: Time) {
+        let was = self.clock.rate();
+        self.set_rate(rate, now);
+        if rate < was && rate < initial {
+            let keep = (f64::from(self.burst) * rate / initial).max(1.0);
+            while f64::from(self.left(now).0) > keep && self.take(now).is_ok() {}
+        }
+    }
+
     /// The rate per second.
     #[must_use]
     pub fn per_second(&self) -> f64 {
@@ -151,6 +163,19 @@ impl Rate {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_rate_that_is_cut_keeps_no_burst_beyond_its_share() {
+        let at = Time::from_secs_f64;
+        let rate = Rate::new(4.0, 16, Time::ZERO);
+        rate.follow(1.0, 4.0, at(1.0));
+        assert_eq!(rate.left(at(1.0)).0, 4);
+        rate.follow(0.1, 4.0, at(1.0));
+        assert_eq!(rate.left(at(1.0)).0, 1, "one may always go");
+        rate.follow(8.0, 4.0, at(1.0));
+        rate.follow(5.0, 4.0, at(4.0));
+        assert_eq!(rate.left(at(4.0)).0, 16, "what is above the beginning keeps its burst");
+    }
 
     #[test]
     fn fractional_rates_work_and_say_how_long() {

@@ -26,8 +26,8 @@ pub struct ClassLimits {
     pub mode: Mode,
     /// Requests per second; `None`: no rate limit.
     pub rate: Option<f64>,
-    /// Requests under way at once. The admission controller uses the whole part, and never less than 1
-    /// unless it is below 0.5 (then 0: nothing may pass).
+    /// Requests under way at once. The admission controller uses the whole part; below 1 it is one at a time, for this
+    /// share of the time (`admission/pause`); at 0 nothing passes.
     pub in_flight: f64,
     /// Bytes per second; `None`: no limit.
     pub bytes_per_second: Option<f64>,
@@ -92,10 +92,10 @@ impl LimitTable {
     }
 }
 
-/// A concurrency limit as the admission controller counts it: the whole part, 1 for anything from 0.5 up.
+/// A concurrency limit as the admission controller counts it: the whole part, 1 for anything above 0.
 #[must_use]
 pub fn permits(limit: f64) -> u32 {
-    if limit.is_nan() || limit < 0.5 {
+    if limit.is_nan() || limit <= 0.0 {
         0
     } else if limit >= f64::from(u32::MAX) {
         u32::MAX

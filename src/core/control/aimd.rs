@@ -96,6 +96,7 @@ mod tests {
             latency: None,
             slo_pressure: None,
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         }

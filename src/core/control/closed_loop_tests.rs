@@ -74,6 +74,7 @@ fn run(
                 latency: Some(latency),
                 slo_pressure: None,
                 not_below: None,
+                used: None,
                 backlog: None,
                 noise: 0.0,
             };
@@ -211,6 +212,7 @@ fn shared_module(divide_the_need: bool) -> Vec<([f64; 2], f64)> {
                     latency: Some(latency),
                     slo_pressure: Some(pressures[class]),
                     not_below: None,
+                    used: None,
                     backlog: None,
                     noise: 0.0,
                 };

@@ -129,6 +129,7 @@ mod tests {
             latency: Some(latency),
             slo_pressure: None,
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         }

@@ -385,6 +385,7 @@ mod tests {
             latency: None,
             slo_pressure: Some(pressure),
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         }

@@ -58,6 +58,9 @@ pub struct Observation {
     /// ([`super::trial`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_below: Option<f64>,
+    /// What is used of a limit that follows a signal, in the mean: a cut begins there ([`Observation::cut_from`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<f64>,
     /// The backlog that the class's requests leave behind, where the limit follows that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backlog: Option<backlog::Backlogged>,
@@ -85,6 +88,7 @@ impl Observation {
             latency: None,
             slo_pressure: None,
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         }
@@ -100,6 +104,7 @@ impl Observation {
             latency: self.latency.and_then(number).filter(|&seconds| seconds > 0.0),
             slo_pressure: self.slo_pressure.and_then(number),
             not_below: self.not_below.and_then(number),
+            used: self.used.and_then(number),
             backlog: self.backlog.filter(|seen| {
                 [seen.reading, seen.target, seen.drain_per_s].into_iter().all(|value| number(value).is_some())
             }),
@@ -109,11 +114,20 @@ impl Observation {
         }
     }
 
+    /// From where a limit comes down: from what is used of it. What a signal's reading is made of is what the class
+    /// does, and not what it might; a limit that is lowered to what nobody reaches gives the head nothing. (As TCP's
+    /// window is reduced from what was sent of it: RFC 7661, 4.4.)
+    #[must_use]
+    pub fn cut_from(&self, limit: f64, deadband: f64) -> f64 {
+        let is_over = self.pressure.is_some_and(|pressure| pressure > 1.0 + deadband);
+        self.used.filter(|_| is_over).map_or(limit, |used| used.min(limit))
+    }
+
     /// Whether the limit has held nothing back and the class meets its SLO: then a lower limit would
     /// help nobody (law 3).
     #[must_use]
     pub fn is_calm(&self) -> bool {
-        !self.binding && self.slo_pressure.is_none_or(|pressure| pressure <= 1.0)
+        self.used.is_none() && !self.binding && self.slo_pressure.is_none_or(|pressure| pressure <= 1.0)
     }
 
     /// Pressure, held to a range in which its logarithm is harmless.
@@ -326,6 +340,7 @@ mod tests {
             latency,
             slo_pressure: None,
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         }

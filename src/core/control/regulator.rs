@@ -60,7 +60,8 @@ impl Regulator {
     /// One step: the law proposes, the guardrails decide, the law is told.
     pub fn step(&mut self, limit: f64, observation: &Observation) -> Move {
         let seen = observation.clean();
-        let base = self.guardrails.bounds.clamp(limit).max(self.guardrails.ground());
+        let from = seen.cut_from(limit, self.guardrails.deadband);
+        let base = self.guardrails.bounds.clamp(from).max(self.guardrails.ground());
         let step = self.law.step(base, &seen);
         let (new, guardrail) = if matches!(step.terms, Terms::NoInformation | Terms::Static) {
             // Nothing moves, but a reload may have moved the bounds.
@@ -69,7 +70,7 @@ impl Regulator {
             // It says where the rate belongs, not by how much to move it.
             self.guardrails.bound(step.limit)
         } else {
-            let clamped = self.guardrails.pass(limit, step.limit, &seen);
+            let clamped = self.guardrails.pass(from, step.limit, &seen);
             (clamped.limit, clamped.guardrail)
         };
         self.law.applied(&seen, base, new);
@@ -170,6 +171,7 @@ mod tests {
             latency: Some(0.1 * pressure),
             slo_pressure: None,
             not_below: None,
+            used: None,
             backlog: None,
             noise: 0.0,
         }

@@ -15,7 +15,8 @@
 //!
 //! Against the trend, not against the level: a backlog that grew by 100 a second and now grows by 50
 //! has answered, although it is higher than it was; a queue that was being worked off anyway has not,
-//! although it is lower. If the cut did not help, the limit goes back to where the trial began and
+//! although it is lower. Of what gathers, the share counts of what it was expected to grow by: an integrator's
+//! level hardly moves in a trial's time. If the cut did not help, the limit goes back to where the trial began and
 //! the pair of signal and class *rests*: the signal neither cuts that class nor keeps it from growing.
 //! The rest doubles with each failure in a row, from [`REST`] to [`REST_MAX`], because each trial
 //! costs a fifth of the throughput while it lasts. A pair that has been shown to help is believed: its
@@ -33,6 +34,8 @@ use std::time::Duration;
 
 /// So far a limit comes down on a signal, as a share of it, before the signal must answer.
 pub const DEPTH: f64 = 0.2;
+/// The same of one that gathers: a fifth of its growth could not be told from chance before it is too late.
+const DEPTH_GATHERING: f64 = 0.5;
 /// A reading has answered if it is lower than its trend by so many standard errors ...
 const ERRORS: f64 = 2.0;
 /// ... and by this share of what was expected: less is not worth refusing a fifth of the clients.
@@ -103,9 +106,24 @@ pub struct Trial {
     pub signal: SignalId,
     /// The limit before it.
     pub limit: f64,
+    /// What was used of that, where the cut began.
+    from: f64,
     before: Trend,
+    /// What it is asked of gathers: a share of its growth is an answer.
+    gathers: bool,
     /// When it can be judged; `None` until the limit has come down by [`DEPTH`].
     judged_at: Option<Time>,
+}
+
+impl Trial {
+    /// No lower may the limit come before the trial is judged.
+    fn ground(&self) -> f64 {
+        self.from * (1.0 - depth(self.gathers))
+    }
+}
+
+fn depth(gathers: bool) -> f64 {
+    if gathers { DEPTH_GATHERING } else { DEPTH }
 }
 
 /// What a trial has shown.
@@ -153,19 +171,29 @@ impl Trials {
 
     /// How far this signal may lower a limit that stands at `limit`, until its trial is judged.
     #[must_use]
-    pub fn lowest(&self, signal: SignalId, limit: f64) -> f64 {
+    pub fn lowest(&self, signal: SignalId, gathers: bool, limit: f64) -> f64 {
         let is_proven = self.pair(signal).is_some_and(|pair| pair.is_proven);
         match self.under_way {
             Some(trial) if trial.signal != signal => limit,
             _ if is_proven => 0.0,
-            Some(trial) => (trial.limit * (1.0 - DEPTH)).min(limit),
-            None => limit * (1.0 - DEPTH),
+            Some(trial) => trial.ground().min(limit),
+            None => limit * (1.0 - depth(gathers)),
         }
     }
 
-    /// A limit was cut from `old` to `new` on this signal, or stands at its floor, and readings follow
-    /// `trend`. The cut can be judged after `wait`.
-    pub fn on_cut(&mut self, signal: SignalId, old: f64, new: f64, trend: &Trend, now: Time, wait: Duration) {
+    /// A limit of `old`, of which `from` was used, was cut to `new` on this signal, or stands at its floor, and
+    /// readings follow `trend`. The cut can be judged after `wait`.
+    #[expect(clippy::too_many_arguments, reason = "the three limits of a cut, and when it can be judged")]
+    pub fn on_cut(
+        &mut self,
+        signal: SignalId,
+        old: f64,
+        from: f64,
+        new: f64,
+        (trend, gathers): (&Trend, bool),
+        now: Time,
+        wait: Duration,
+    ) {
         // Where a pair is proven, a reading that falls, or scatters more, does so for the cuts before.
         let before = match self.pair(signal).filter(|pair| pair.is_proven) {
             Some(pair) => {
@@ -174,9 +202,16 @@ impl Trials {
             }
             None => *trend,
         };
-        let trial = self.under_way.get_or_insert(Trial { signal, limit: old, before, judged_at: None });
+        let trial = self.under_way.get_or_insert(Trial {
+            signal,
+            limit: old,
+            from,
+            before,
+            gathers,
+            judged_at: None,
+        });
         // The floor may lie nearer than the depth, and then no more will come.
-        let is_deep = new <= trial.limit * (1.0 - DEPTH) * (1.0 + 1e-9) || new >= old;
+        let is_deep = new <= trial.ground() * (1.0 + 1e-9) || new >= from;
         if trial.judged_at.is_none() && is_deep {
             trial.judged_at = Some(now + wait);
         }
@@ -189,7 +224,8 @@ impl Trials {
         // Without a reading nothing is known, and a limit that was lowered stays so (law 7).
         let after = trend(trial.signal)?;
         let (expected, seen) = (trial.before.expected(now), after.level);
-        let least = (ERRORS * trial.before.error(now)).max(LEAST * expected);
+        let worth = if trial.gathers { (expected - trial.before.level).abs() } else { expected };
+        let least = (ERRORS * trial.before.error(now)).max(LEAST * worth);
         let pair = self.pair_mut(trial.signal);
         if expected - seen > least {
             (pair.is_proven, pair.failed, pair.scatter) = (true, 0, trial.before.scatter);
@@ -253,7 +289,7 @@ mod tests {
         for second in (0..=140).step_by(5) {
             trend.observe(reading(second), at(second));
             if second == 100 {
-                trials.on_cut(CPU, 10.0, 8.0, &trend, at(second), WAIT);
+                trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), at(second), WAIT);
             }
             if let Some(verdict) = trials.judge(|_| Some(trend), at(second)) {
                 return (trials, Some(verdict));
@@ -286,7 +322,7 @@ mod tests {
         let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
         let mut now = at(0);
         for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
-            trials.on_cut(CPU, 10.0, 8.0, &trend, now, WAIT);
+            trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), now, WAIT);
             now = now + WAIT;
             let Some(Verdict::Futile { rest, trial, .. }) = trials.judge(|_| Some(trend), now) else {
                 panic!("a constant does not answer")
@@ -295,26 +331,41 @@ mod tests {
             assert!(trials.rests(CPU, now + rest / 2) && !trials.rests(CPU, now + rest));
             now = now + rest;
         }
-        trials.on_cut(CPU, 10.0, 8.0, &trend, now, WAIT);
+        trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), now, WAIT);
         let lower = Trend { level: 3.0, ..trend };
         assert_eq!(trials.judge(|_| Some(lower), now + WAIT), Some(Verdict::Helped));
-        assert!(trials.lowest(CPU, 8.0) <= 0.0, "no further trial holds it up");
+        assert!(trials.lowest(CPU, false, 8.0) <= 0.0, "no further trial holds it up");
     }
 
     #[test]
     fn until_it_is_judged_a_signal_lowers_a_limit_by_a_fifth_and_no_other_signal_does() {
         let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
-        assert!((trials.lowest(CPU, 10.0) - 8.0).abs() < 1e-12);
-        trials.on_cut(CPU, 10.0, 9.0, &trend, at(0), WAIT);
-        assert!((trials.lowest(CPU, 9.0) - 8.0).abs() < 1e-12);
-        assert!((trials.lowest(SignalId(1), 9.0) - 9.0).abs() < 1e-12);
+        assert!((trials.lowest(CPU, false, 10.0) - 8.0).abs() < 1e-12);
+        trials.on_cut(CPU, 10.0, 10.0, 9.0, (&trend, false), at(0), WAIT);
+        assert!((trials.lowest(CPU, false, 9.0) - 8.0).abs() < 1e-12);
+        assert!((trials.lowest(SignalId(1), false, 9.0) - 9.0).abs() < 1e-12);
         assert_eq!(trials.judge(|_| Some(trend), at(1000)), None, "it is not deep enough to be judged");
+    }
+
+    #[test]
+    fn what_gathers_answers_by_a_share_of_its_growth() {
+        // 10,000 and 100 more a second: half the feed, and after 25 s there are 1,250 less than there would be.
+        let trend =
+            Trend { at: Some(at(0)), level: 1e4, slope_per_s: 100.0, weight: 0.4, ..Trend::default() };
+        let after = Trend { level: 1e4 + 25.0 * 85.0, ..trend };
+        for (gathers, helped) in [(true, true), (false, false)] {
+            let mut trials = Trials::default();
+            assert!((trials.lowest(CPU, gathers, 1.0) - if gathers { 0.5 } else { 0.8 }).abs() < 1e-12);
+            trials.on_cut(CPU, 4.0, 1.0, 0.5, (&trend, gathers), at(0), WAIT);
+            let verdict = trials.judge(|_| Some(after), at(25)).unwrap();
+            assert_eq!(verdict == Verdict::Helped, helped, "{verdict:?}");
+        }
     }
 
     #[test]
     fn a_trial_whose_signal_is_lost_ends_without_a_verdict() {
         let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
-        trials.on_cut(CPU, 10.0, 8.0, &trend, at(0), WAIT);
+        trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), at(0), WAIT);
         assert_eq!(trials.judge(|_| None, at(60)), None);
         assert_eq!((trials.on_trial(), trials.rests(CPU, at(61))), (None, false));
     }
@@ -337,9 +388,9 @@ mod tests {
                     // Other signals have room: the limit returns.
                     limit = (limit * 1.1).min(10.0);
                 } else {
-                    let new = (limit * 0.85).max(trials.lowest(CPU, limit));
+                    let new = (limit * 0.85).max(trials.lowest(CPU, false, limit));
                     if new < limit {
-                        trials.on_cut(CPU, limit, new, &trend, at(second), WAIT);
+                        trials.on_cut(CPU, limit, limit, new, (&trend, false), at(second), WAIT);
                     }
                     limit = new.max(1.0);
                 }

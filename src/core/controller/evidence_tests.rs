@@ -21,6 +21,7 @@ fn signal(name: &str) -> Signal {
         stale_after: Duration::from_secs(20),
         on_stale: OnStale::Hold,
         backlog: false,
+        forecast: Duration::ZERO,
         sources: vec![SignalSource::Probe],
     }
 }
@@ -102,9 +103,13 @@ fn a_reading_that_follows_the_limit_brings_it_to_its_target() {
 }
 
 #[test]
-fn a_limit_that_is_not_reached_is_not_cut() {
-    let came = run(0.5, 3600, |_, _| [Some(5.0), Some(5.0)]);
-    assert!(came.moves.is_empty(), "{}", came.moves[0].reason);
+fn a_cut_begins_at_what_is_used_and_one_that_changes_nothing_is_given_back() {
+    let came = run(1.0, 7200, |_, _| [Some(5.0), Some(0.5)]);
+    let first = came.moves.iter().find(|of| of.new < of.old).unwrap();
+    assert!((0.5..1.0).contains(&first.new), "it bites: {}", first.reason);
+    // Each trial lasts a dead time and a window, and the next waits twice as long.
+    let refusing = came.rates.iter().filter(|rate| **rate < 1.0).count();
+    assert!(refusing < came.rates.len() / 20, "{refusing} s of {}", came.rates.len());
 }
 
 #[test]

@@ -215,6 +215,7 @@ impl Controller {
             latency: due.latency.filter(|_| !innocent),
             slo_pressure: due.pressure,
             not_below: None,
+            used: None,
             backlog: None,
             // A need that comes from a neighbour's latency has been told by the neighbour.
             noise: if blame.is_some_and(|blame| Some(blame.pressure) != due.pressure) {
@@ -237,6 +238,7 @@ impl Controller {
                 value: latency_s,
                 target: spec.slo.latency.as_secs_f64(),
                 pressure: own,
+                forecast: None,
                 age_ms: 0,
                 source: "proxy".into(),
                 unit: "s".into(),

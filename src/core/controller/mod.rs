@@ -157,7 +157,6 @@ impl ClassLoops {
 
 /// Averages over about ten seconds.
 #[derive(Clone, Copy, Debug, Default)]
-#[expect(clippy::struct_field_names, reason = "the unit comes last")]
 struct Recent {
     offered_per_s: f64,
     admitted_per_s: f64,
@@ -165,6 +164,10 @@ struct Recent {
     failed_per_s: f64,
     /// Learnt work, in busy seconds per second.
     work_per_s: f64,
+    /// Admissions, over [`USED_S`]: what waits for a reading comes in bursts.
+    used_per_s: f64,
+    /// How much of that average has been seen, 0 to 1: it begins with nothing.
+    used_seen: f64,
 }
 
 /// The controller.
@@ -236,8 +239,12 @@ impl Controller {
                 } else if let Some(rate) = rate {
                     Some(make(LimitKind::Rate, LoopKind::Outer, rate.per_second))
                 } else if class.in_flight.moves() {
-                    // The ceiling begins fully open: it is the signals' to lower.
-                    let open = Bounds { initial: class.in_flight.max, ..class.in_flight };
+                    // The ceiling begins fully open: it is the signals' to lower, and in one process down to a share
+                    // of its time (law 6).
+                    let is_one_process = policy.modules[class.module.index()].work.is_some();
+                    let least = if is_one_process { outer::SHARE_MIN } else { class.in_flight.min };
+                    let min = class.in_flight.min.min(least);
+                    let open = Bounds { initial: class.in_flight.max, min, ..class.in_flight };
                     Some(make(LimitKind::InFlight, LoopKind::Outer, open))
                 } else {
                     None
@@ -570,6 +577,7 @@ impl Controller {
             return;
         }
         let weight = 1.0 - (-elapsed / RECENT_S).exp();
+        let slow = 1.0 - (-elapsed / USED_S).exp();
         let last = if self.leadership.is_some() { &self.last_whole } else { &self.last_proxy };
         for ((loops, seen), before) in self.classes.iter_mut().zip(proxy).zip(last) {
             let (now, then) = (&seen.counts, &before.counts);
@@ -577,7 +585,10 @@ impl Controller {
             let mix =
                 |average: &mut f64, count: u64| *average += weight * (count as f64 / elapsed - *average);
             mix(&mut recent.offered_per_s, now.offered.saturating_sub(then.offered));
-            mix(&mut recent.admitted_per_s, now.admitted.saturating_sub(then.admitted));
+            let admitted = now.admitted.saturating_sub(then.admitted);
+            mix(&mut recent.admitted_per_s, admitted);
+            recent.used_per_s += slow * (admitted as f64 / elapsed - recent.used_per_s);
+            recent.used_seen += slow * (1.0 - recent.used_seen);
             mix(&mut recent.shed_per_s, now.shed_for_load().saturating_sub(then.shed_for_load()));
             mix(&mut recent.failed_per_s, now.failed_all().saturating_sub(then.failed_all()));
             let work_s = now.work_us.saturating_sub(then.work_us) as f64 / 1e6;
@@ -695,6 +706,9 @@ struct Reasons {
 
 /// Time constant of the recent averages, in seconds.
 const RECENT_S: f64 = 10.0;
+
+/// And of what is used of a rate, over several readings of Ray's.
+const USED_S: f64 = 30.0;
 
 /// The way back to full limits after the head was away.
 const RECOVERY: Duration = Duration::from_secs(30);

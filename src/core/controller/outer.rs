@@ -4,10 +4,17 @@
 //! scarcest of what it uses. A step is taken only on news of that one (law 7): another that is read
 //! more often tells nothing of it, and deciding twice on the same reading is deciding blind.
 //!
-//! *When it cuts.* Only while the limit holds something back (law 3): a head may be busy with what it
-//! is there for, and a lower limit that nobody reaches would meet the next who asks. The need to cut is
-//! divided among all classes that follow the signal by the work each does (law 1), and whatever the
-//! reading was caused by, the cut is a trial (law 2, [`crate::control::trial`]).
+//! *When it cuts.* When a reading is above its target, and from what is used of the limit (law 3): a limit that is
+//! lowered to what nobody reaches gives the head nothing, and would meet the next who asks. What is used is a rate, a
+//! mean in flight, or of a process that works on one request after another the share of its time, since calls that
+//! each meet their objective may together leave the head no core. The need to cut is divided among all classes that
+//! follow the signal by the work each does (law 1), and whatever the reading was caused by, the cut is a trial (law 2,
+//! [`crate::control::trial`]). Below one request a limit is a share of time ([`crate::admission`], law 6).
+//!
+//! *What gathers* (tasks that wait, memory that is held) follows a rate by its slope: its level says too late what is
+//! coming, and goes on rising after a cut that was right. It is judged by where it is going
+//! ([`crate::policy::Signal::forecast`]): a proportional and a derivative part in one, without which the integral law
+//! before an integrating plant would swing.
 //!
 //! *When it grows.* Only while every signal of the class is fresh (law 7): one that is lost counts as
 //! one at its target. When it has gone stale, the limit holds or does what the operator chose: decay to
@@ -35,6 +42,9 @@ use std::time::Duration;
 /// A gauge of Ray's may have been true this long before it is published anew, and
 /// so long before it is scraped.
 const REFRESH: Duration = Duration::from_secs(10);
+
+/// Of its module's time a class keeps this share, whatever the head is short of.
+pub(super) const SHARE_MIN: f64 = 0.1;
 
 impl Controller {
     pub(super) fn step_outer(&mut self, proxy: &ProxyReading, now: Time, events: &mut Vec<Event>) {
@@ -109,18 +119,22 @@ impl Controller {
             None => worst.pressure,
         };
         let timing = self.timing(id);
-        let observation = Observation {
+        let used = self.used(class, of, seen, now);
+        let observed = Observation {
             pressure: Some(pressure),
-            not_below: Some(of.trials.lowest(id, of.limit)),
+            used: Some(used),
             ..Controller::observe(of, seen, &timing, now)
         };
+        let from = observed.cut_from(of.limit, self.policy.control.deadband);
+        let gathers = self.policy.signals[id.index()].forecast > Duration::ZERO;
+        let observation = Observation { not_below: Some(of.trials.lowest(id, gathers, from)), ..observed };
         let before = Box::new(of.regulator);
         let step = of.regulator.step(of.limit, &observation);
         let wait = timing.dead_time() + self.policy.control.window;
         if (step.new < step.old || step.guardrail == Some(Guardrail::Floor))
             && let Some(posted) = self.signal_store.get(id)
         {
-            of.trials.on_cut(id, step.old, step.new, &posted.trend, now, wait);
+            of.trials.on_cut(id, step.old, from, step.new, (&posted.trend, gathers), now, wait);
         }
         conclude(of, seen, &step, now);
         if step.is_change() {
@@ -268,6 +282,23 @@ impl Controller {
             ..Observation::nothing(now)
         }
         .clean()
+    }
+
+    /// What is used of the limit in the mean: requests per second or in flight (Little's law), and of a process that
+    /// works on one after another the share of its time, since that is what a request costs the head.
+    fn used(&self, class: usize, of: &Loop, seen: &ClassReading, now: Time) -> f64 {
+        let (spec, recent) = (&self.policy.classes[class], self.classes[class].recent);
+        if of.kind == LimitKind::Rate {
+            return recent.used_per_s / recent.used_seen.max(1e-3);
+        }
+        let is_one_process = self.policy.modules[spec.module.index()].work.is_some();
+        if is_one_process && !spec.awaits {
+            return recent.work_per_s;
+        }
+        let counts = seen.counts.since(&of.counts);
+        let admitted_per_s = counts.admitted as f64 / now.since(of.since).as_secs_f64().max(1e-3);
+        // Nothing was answered: all that was under way still is.
+        counts.latency_mean().map_or(f64::from(of.peak), |latency_s| admitted_per_s * latency_s)
     }
 
     /// When a loop on this signal acts and on what: as configured or, where that is worse, as the

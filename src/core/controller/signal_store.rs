@@ -3,8 +3,8 @@
 use crate::alert::SignalFacts;
 use crate::control::dead_time::Cadence;
 use crate::control::trial::Trend;
-use crate::event::{Event, SignalHealth, SignalSeen, SignalState};
-use crate::policy::{OnStale, Policy, SignalId};
+use crate::event::{Event, Forecast, SignalHealth, SignalSeen, SignalState};
+use crate::policy::{OnStale, Policy, Signal, SignalId};
 use crate::signal::freshness::{Freshness, State, Transition};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::Time;
@@ -175,14 +175,26 @@ impl Posted {
     pub fn seen(&self, policy: &Policy, id: SignalId, now: Time) -> Option<SignalSeen> {
         let signal = &policy.signals[id.index()];
         let reading = self.reading.as_ref().filter(|_| self.health() == SignalHealth::Fresh)?;
+        let forecast = self.forecast(signal, reading.value, now);
+        let counts = forecast.map_or(reading.value, |forecast| forecast.value);
         Some(SignalSeen {
             name: signal.name.to_string(),
             value: reading.value,
             target: signal.target,
-            pressure: reading.value / signal.target,
+            pressure: counts / signal.target,
+            forecast,
             age_ms: u64::try_from(now.since(reading.at).as_millis()).unwrap_or(u64::MAX),
             source: reading.source.to_string(),
             unit: signal.unit.to_string(),
+        })
+    }
+
+    /// Where what gathers is going to be.
+    fn forecast(&self, signal: &Signal, value: f64, now: Time) -> Option<Forecast> {
+        let counts = signal.forecast > Duration::ZERO && value >= signal.target / 2.0;
+        counts.then(|| Forecast {
+            value: self.trend.expected(now + signal.forecast),
+            in_s: signal.forecast.as_secs_f64(),
         })
     }
 

@@ -834,6 +834,7 @@ mod tests {
                 stale_after: SECOND * 60,
                 on_stale: OnStale::Hold,
                 backlog: false,
+                forecast: Duration::ZERO,
                 sources,
             };
             let control = Control {

@@ -6,7 +6,7 @@
 //!
 //! All of it under the module's mutex, which is taken only once somebody waits there.
 
-use super::{AdmissionController, Decision, Full, Grant, Permit, Shed, WaitId};
+use super::{AdmissionController, ClassAdmission, Decision, Grant, HeldBy, Permit, Shed, WaitId};
 use crate::admission::client_limits::ClientPermit;
 use crate::admission::controller::Ask;
 use crate::admission::history::KEPT_FOR;
@@ -151,6 +151,7 @@ impl<W> AdmissionController<W> {
             let class = self.class(*id);
             if class.tally.in_flight.count() >= permits(table.class(*id).in_flight) {
                 // Who would be next need not be known; a full class is the rule under overload.
+                class.tally.note_full(HeldBy::InFlight);
                 *full_in = round;
                 continue;
             }
@@ -159,16 +160,22 @@ impl<W> AdmissionController<W> {
             let keeps_room = next.claim.is_none() && !fair.known_wait() && now < *kept_until;
             let permit = match self.try_enter(table, ask, now, keeps_room) {
                 Ok(permit) => permit,
-                Err(Full::Module) => break,
-                // Whose turn it is has it, or those who need less would always come before it.
-                Err(Full::Shared) => {
-                    sharing_is_full = true;
-                    continue;
-                }
-                Err(Full::Class | Full::Rate(_) | Full::Backlog) => {
-                    *full_in = round;
-                    continue;
-                }
+                Err(full) => match full.limit {
+                    HeldBy::Module => {
+                        self.note_full(queue, HeldBy::Module, |_| true);
+                        break;
+                    }
+                    // Whose turn it is has it, or those who need less would always come before it.
+                    HeldBy::Process => {
+                        sharing_is_full = true;
+                        self.note_full(queue, HeldBy::Process, |class| class.shares);
+                        continue;
+                    }
+                    HeldBy::InFlight | HeldBy::Work | HeldBy::Rate | HeldBy::Backlog => {
+                        *full_in = round;
+                        continue;
+                    }
+                },
             };
             let Some(request) = fair.pop(now) else { break };
             let start = tag.max(virtual_time);
@@ -182,6 +189,15 @@ impl<W> AdmissionController<W> {
             let permit = Permit { of_client, waited, charged: Some(request.cost), claim, ..permit };
             woken.push((request.waiter.waiter, Grant::Go(permit)));
         }
+    }
+
+    /// These classes are passed over in this round without being asked.
+    fn note_full(&self, queue: &ModuleQueue<W>, limit: HeldBy, which: impl Fn(&ClassAdmission) -> bool) {
+        let passed_over = queue.classes.iter().filter(|class| class.full_in < queue.round);
+        passed_over
+            .map(|class| self.class(class.id))
+            .filter(|class| which(class))
+            .for_each(|class| class.tally.note_full(limit));
     }
 
     /// The class to serve next: strict ones first, then the smallest tag.

@@ -279,6 +279,40 @@ fn ordinary_classes_of_one_process_share_one_bound_on_work_and_the_others_keep_t
 }
 
 #[test]
+fn what_holds_requests_back_is_the_limit_that_had_no_room() {
+    let held_by = |rig: &Rig, class| rig.admission.held_by(ClassId(class));
+    let (mut process, now) = of_one_process();
+    let heavy = permit(process.ask(0, 1, at(now)).1);
+    let _ = process.ask(1, 2, at(now));
+    assert_eq!(held_by(&process, 1), Some(HeldBy::Process));
+    process.finish(heavy, at(now + 0.1));
+    assert_eq!(held_by(&process, 1), None, "none waits");
+
+    let mut module = Rig::new(&policy(vec![class("a", 5, 8.0), class("b", 5, 8.0)], 1.0));
+    let held = permit(module.ask(0, 1, at(0.0)).1);
+    let _ = (module.ask(0, 1, at(0.0)), module.ask(1, 1, at(0.0)));
+    assert_eq!((held_by(&module, 0), held_by(&module, 1)), (Some(HeldBy::Module), Some(HeldBy::Module)));
+
+    let mut in_flight = Rig::new(&policy(vec![class("a", 5, 1.0)], 8.0));
+    let also = permit(in_flight.ask(0, 1, at(0.0)).1);
+    let _ = in_flight.ask(0, 1, at(0.0));
+    assert_eq!(held_by(&in_flight, 0), Some(HeldBy::InFlight));
+
+    let rated = Class {
+        rate: Some(RateBounds { per_second: Bounds { initial: 1.0, min: 0.5, max: 2.0 }, burst: 1 }),
+        ..class("a", 5, 8.0)
+    };
+    let mut rate = Rig::new(&policy(vec![rated], 8.0));
+    let first = permit(rate.ask(0, 1, at(0.0)).1);
+    let _ = rate.ask(0, 1, at(0.0));
+    assert_eq!(held_by(&rate, 0), Some(HeldBy::Rate));
+    rate.table.classes[0].admitted_max = Some(1);
+    let _ = rate.ask(0, 1, at(5.0));
+    assert_eq!(held_by(&rate, 0), Some(HeldBy::Backlog), "the latest");
+    drop((held, also, first));
+}
+
+#[test]
 fn in_one_process_whose_turn_it_is_has_it_however_little_the_others_need() {
     let (mut rig, now) = of_one_process();
     let mut lights: Vec<Permit> = (0..2).map(|_| permit(rig.ask(1, 1, at(now)).1)).collect();

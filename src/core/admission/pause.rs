@@ -1,0 +1,92 @@
+//! A limit below one request: a share of its module's time.
+//!
+//! Where one request fills its process for as long as it lasts, one at a time is no limit at all: there is always
+//! one, and the process is never free. What is left to lower is time. By Little's law a limit of `L` requests in
+//! flight is a mean of `L`, and so below one it is held by a pause: after a request that took `t` of the module's
+//! time the next may begin `t * (1 / L - 1)` later, so that the class has the module for the share `L` of the time
+//! (law 6). Whoever lowers the limit so gives the rest of the head its cores back.
+//!
+//! The pause is worked out anew whenever somebody asks, from the limit of that moment: a limit that is raised
+//! shortens the pause under way.
+
+use super::sync::{AtomicU64, Ordering};
+use crate::time::{Time, duration_from_secs};
+use std::time::Duration;
+
+/// No pause is longer: who waits must hear an answer within its queue time.
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// When the last request of a class ended, and what it took.
+#[derive(Debug, Default)]
+pub(super) struct Pause {
+    ended: AtomicU64,
+    took_us: AtomicU64,
+}
+
+impl Pause {
+    /// A request of the class has ended that took so much of its module's time.
+    pub(super) fn begin(&self, took: Duration, now: Time) {
+        self.took_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.ended.store(now.0, Ordering::Relaxed);
+    }
+
+    /// Whether it is over under this limit.
+    #[must_use]
+    pub(super) fn is_over(&self, limit: f64, now: Time) -> bool {
+        if limit >= 1.0 {
+            return true;
+        }
+        let took = self.took_us.load(Ordering::Relaxed) as f64 / 1e6;
+        let pause = duration_from_secs(took * (1.0 / limit - 1.0)).min(PAUSE_MAX);
+        now.since(Time(self.ended.load(Ordering::Relaxed))) >= pause
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(seconds: f64) -> Time {
+        Time::from_secs_f64(seconds)
+    }
+
+    #[test]
+    fn who_may_have_a_quarter_of_the_time_pauses_three_times_as_long_as_it_took() {
+        let pause = Pause::default();
+        assert!(pause.is_over(0.25, at(0.0)), "nothing has ended yet");
+        pause.begin(Duration::from_millis(200), at(1.0));
+        assert!(!pause.is_over(0.25, at(1.59)));
+        assert!(pause.is_over(0.25, at(1.61)));
+        assert!(pause.is_over(0.5, at(1.21)), "a limit that is raised shortens it");
+        assert!(pause.is_over(1.0, at(1.0)) && pause.is_over(8.0, at(1.0)));
+    }
+
+    #[test]
+    fn no_pause_outlasts_a_queue() {
+        let pause = Pause::default();
+        pause.begin(Duration::from_secs(60), at(0.0));
+        assert!(!pause.is_over(0.1, at(29.0)) && pause.is_over(0.1, at(30.0)));
+    }
+
+    proptest! {
+        /// Requests one after another, each as soon as it may: the share of time is the limit.
+        #[test]
+        fn the_share_of_time_is_the_limit(limit in 0.05_f64..0.99, took in prop::collection::vec(1_u64..500, 50..200)) {
+            let pause = Pause::default();
+            let (mut now, mut busy) = (0.0, 0.0);
+            for took in took {
+                while !pause.is_over(limit, at(now)) {
+                    now += 1e-4;
+                }
+                let took = took as f64 / 1e3;
+                (now, busy) = (now + took, busy + took);
+                pause.begin(Duration::from_secs_f64(took), at(now));
+            }
+            while !pause.is_over(limit, at(now)) {
+                now += 1e-4;
+            }
+            prop_assert!((busy / now - limit).abs() < 0.02 * limit + 0.01, "{} of {limit}", busy / now);
+        }
+    }
+}
