@@ -662,6 +662,7 @@ impl Adjustment {
             Guardrail::NotFinite => "the control law returned no finite value".into(),
             Guardrail::Deadband => "not moved: close enough to the target".into(),
             Guardrail::NotReached => "not lowered: limit not reached, and the class meets its SLO".into(),
+            Guardrail::Knee => "no higher for a while: the signal rose there before".into(),
             Guardrail::OnTrial => "no lower until the signal is seen to follow the limit".into(),
             Guardrail::Futile => {
                 "earlier cuts did not lower the latency: further cuts would only refuse clients".into()

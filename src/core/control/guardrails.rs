@@ -12,6 +12,7 @@
 //! | on trial | a cut on a signal, a fifth below where it began | the signal must answer first (law 2) |
 //! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
 //! | cool-down | growth, for a while after a cut (two dead times at most) | the queue behind the cut has to drain first |
+//! | knee | growth on a signal, near where it rose before | see [`super::knee`] |
 //! | demand cap | growth beyond twice the demand (never below `initial`) | room nobody asked for is a burst in waiting |
 //! | ramp | the limit, while a head that was away comes back | a cold head bears less than it will |
 //! | slew | the change per step, as a ratio | one bad reading must not cost everything |
@@ -35,6 +36,7 @@
 //! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Guardrails::ground`], a
 //! hundredth of `initial`, and move on from there.
 
+use super::knee::Knee;
 use super::law::Observation;
 use crate::policy::{Bounds, Control};
 use crate::time::Time;
@@ -74,6 +76,8 @@ pub enum Guardrail {
     AppLimited,
     /// Too soon after a cut to grow.
     Cooldown,
+    /// The signal rose there before.
+    Knee,
     /// Twice the demand is enough.
     DemandCap,
     /// The head has just come back; the limit returns step by step.
@@ -112,6 +116,9 @@ pub struct Guardrails {
     /// The way back after the head was away.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ramp: Option<Ramp>,
+    /// Where a signal rose when the limit was last cut on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub knee: Option<Knee>,
     /// What the cuts under way are judged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<Trial>,
@@ -173,6 +180,7 @@ impl Guardrails {
             slew: control.slew.max(1.0),
             cooldown_ns: u64::try_from(control.cooldown.as_nanos()).unwrap_or(u64::MAX),
             cut_at: None,
+            knee: None,
             ramp: None,
             trial: None,
         }
@@ -183,6 +191,7 @@ impl Guardrails {
     pub fn reload(&self, bounds: Bounds, control: &Control) -> Guardrails {
         Guardrails {
             cut_at: self.cut_at,
+            knee: self.knee,
             ramp: self.ramp,
             trial: self.trial,
             ..Guardrails::new(bounds, control)
@@ -226,6 +235,9 @@ impl Guardrails {
         if clamped.limit < from * (1.0 - self.deadband) {
             self.cut_at = Some(seen.now);
         }
+        if clamped.limit < from && seen.used.is_some() {
+            self.knee = Some(Knee::after(self.knee, from, seen.now));
+        }
         clamped
     }
 
@@ -261,6 +273,10 @@ impl Guardrails {
         }
         if self.cut_at.is_some_and(|at| seen.now.since(at) < self.cooldown(seen)) {
             return hold(Guardrail::Cooldown);
+        }
+        let knee = self.knee.and_then(|knee| knee.cap(seen.now)).map(|cap| cap.max(from));
+        if let Some(limit) = knee.filter(|cap| proposal > *cap) {
+            return Clamped { limit, guardrail: Some(Guardrail::Knee) };
         }
         let demand = if seen.demand.is_finite() { seen.demand } else { 0.0 };
         let cap = (DEMAND_FACTOR * demand).max(self.bounds.initial).max(from);

@@ -5,6 +5,7 @@ pub mod budget;
 pub mod dead_time;
 pub mod gradient;
 pub mod guardrails;
+pub mod knee;
 pub mod law;
 pub mod oscillation;
 pub mod pid;

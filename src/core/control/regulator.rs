@@ -102,6 +102,7 @@ impl Regulator {
     /// A cut did not help ([`super::trial`]): the limit goes back to where it was, within the bounds.
     pub fn restore(&mut self, limit: f64, to: f64) -> Move {
         self.law.reset();
+        self.guardrails.knee = None;
         let new = self.guardrails.bounds.clamp(to.max(limit));
         Move { old: limit, new, terms: Terms::NoInformation, guardrail: None }
     }

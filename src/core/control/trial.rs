@@ -16,7 +16,8 @@
 //! Against the trend, not against the level: a backlog that grew by 100 a second and now grows by 50
 //! has answered, although it is higher than it was; a queue that was being worked off anyway has not,
 //! although it is lower. Of what gathers, the share counts of what it was expected to grow by: an integrator's
-//! level hardly moves in a trial's time. If the cut did not help, the limit goes back to where the trial began and
+//! level hardly moves in a trial's time; and where that share could not be told from chance yet, it is waited for.
+//! If the cut did not help, the limit goes back to where the trial began and
 //! the pair of signal and class *rests*: the signal neither cuts that class nor keeps it from growing.
 //! The rest doubles with each failure in a row, from [`REST`] to [`REST_MAX`], because each trial
 //! costs a fifth of the throughput while it lasts. A pair that has been shown to help is believed: its
@@ -40,6 +41,9 @@ const DEPTH_GATHERING: f64 = 0.5;
 const ERRORS: f64 = 2.0;
 /// ... and by this share of what was expected: less is not worth refusing a fifth of the clients.
 const LEAST: f64 = 0.05;
+/// An answer that is too faint to tell from chance is waited for so many times more: what is kept away of a growth
+/// grows with the time.
+const UNCLEAR_MAX: u32 = 3;
 /// How long a pair rests after a cut that did not help ...
 pub const REST: Duration = Duration::from_secs(60);
 /// ... and at most, after several in a row.
@@ -113,12 +117,19 @@ pub struct Trial {
     gathers: bool,
     /// When it can be judged; `None` until the limit has come down by [`DEPTH`].
     judged_at: Option<Time>,
+    /// How long its answer takes, and how often it has been too faint to judge.
+    wait: Duration,
+    unclear: u32,
 }
 
 impl Trial {
     /// No lower may the limit come before the trial is judged.
     fn ground(&self) -> f64 {
-        self.from * (1.0 - depth(self.gathers))
+        self.from * (1.0 - self.depth())
+    }
+
+    fn depth(&self) -> f64 {
+        depth(self.gathers)
     }
 }
 
@@ -169,10 +180,16 @@ impl Trials {
         self.pair(signal).is_some_and(|pair| now < pair.rests_until)
     }
 
+    /// Whether cuts on this signal have been seen to help.
+    #[must_use]
+    pub fn is_proven(&self, signal: SignalId) -> bool {
+        self.pair(signal).is_some_and(|pair| pair.is_proven)
+    }
+
     /// How far this signal may lower a limit that stands at `limit`, until its trial is judged.
     #[must_use]
     pub fn lowest(&self, signal: SignalId, gathers: bool, limit: f64) -> f64 {
-        let is_proven = self.pair(signal).is_some_and(|pair| pair.is_proven);
+        let is_proven = self.is_proven(signal);
         match self.under_way {
             Some(trial) if trial.signal != signal => limit,
             _ if is_proven => 0.0,
@@ -209,6 +226,8 @@ impl Trials {
             before,
             gathers,
             judged_at: None,
+            wait,
+            unclear: 0,
         });
         // The floor may lie nearer than the depth, and then no more will come.
         let is_deep = new <= trial.ground() * (1.0 + 1e-9) || new >= from;
@@ -226,6 +245,13 @@ impl Trials {
         let (expected, seen) = (trial.before.expected(now), after.level);
         let worth = if trial.gathers { (expected - trial.before.level).abs() } else { expected };
         let least = (ERRORS * trial.before.error(now)).max(LEAST * worth);
+        // What a cut that helps has kept away of the growth at the least.
+        let due = trial.depth() * worth;
+        if trial.gathers && expected - seen <= least && due < 2.0 * least && trial.unclear < UNCLEAR_MAX {
+            let judged_at = Some(now + trial.wait);
+            self.under_way = Some(Trial { judged_at, unclear: trial.unclear + 1, ..trial });
+            return None;
+        }
         let pair = self.pair_mut(trial.signal);
         if expected - seen > least {
             (pair.is_proven, pair.failed, pair.scatter) = (true, 0, trial.before.scatter);
@@ -360,6 +386,22 @@ mod tests {
             let verdict = trials.judge(|_| Some(after), at(25)).unwrap();
             assert_eq!(verdict == Verdict::Helped, helped, "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn an_answer_that_is_too_faint_to_tell_is_waited_for_but_not_for_ever() {
+        let trend = Trend { at: Some(at(0)), level: 1e4, slope_per_s: 40.0, scatter: 1e6, weight: 0.4 };
+        let after =
+            |second: u32, slope_per_s: f64| Trend { level: 1e4 + f64::from(second) * slope_per_s, ..trend };
+        let mut trials = Trials::default();
+        trials.on_cut(CPU, 4.0, 1.0, 0.5, (&trend, true), at(0), WAIT);
+        for second in [25, 50, 75] {
+            assert_eq!(trials.judge(|_| Some(after(second, 40.0)), at(second)), None);
+            assert_eq!(trials.on_trial(), Some(CPU), "after {second} s");
+        }
+        assert!(matches!(trials.judge(|_| Some(after(100, 40.0)), at(100)), Some(Verdict::Futile { .. })));
+        trials.on_cut(CPU, 4.0, 1.0, 0.5, (&Trend { scatter: 1e4, ..trend }, true), at(0), WAIT);
+        assert_eq!(trials.judge(|_| Some(after(25, 15.0)), at(25)), Some(Verdict::Helped));
     }
 
     #[test]

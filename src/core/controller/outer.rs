@@ -43,6 +43,9 @@ use std::time::Duration;
 /// so long before it is scraped.
 const REFRESH: Duration = Duration::from_secs(10);
 
+/// A stock that is going to grow by no more than this factor stands.
+const STANDS: f64 = 1.05;
+
 /// Of its module's time a class keeps this share, whatever the head is short of.
 pub(super) const SHARE_MIN: f64 = 0.1;
 
@@ -78,6 +81,13 @@ impl Controller {
         let mut readings = self.signal_store.seen(&self.policy, &ids, now);
         let all_fresh = readings.len() == ids.len();
         readings.retain(|(id, _)| !of.trials.rests(*id, now));
+        for (id, seen) in &mut readings {
+            // What gathered once and is worked off as fast as it comes is nobody's doing now (law 1).
+            let stands = seen.forecast.is_some_and(|of| of.value <= seen.value * STANDS);
+            if stands && !of.trials.is_proven(*id) {
+                seen.pressure = seen.pressure.min(1.0);
+            }
+        }
         let worst = readings.iter().max_by(|(_, a), (_, b)| a.pressure.total_cmp(&b.pressure)).cloned();
         let is_over = worst.as_ref().is_some_and(|(_, worst)| worst.pressure > 1.0);
         if !is_over && !all_fresh {
