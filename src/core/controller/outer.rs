@@ -239,6 +239,11 @@ impl Controller {
         if now.since(of.since) < self.policy.control.outer_period {
             return;
         }
+        if seen.counts.offered == of.counts.offered {
+            // Nobody asked: what is left is not this class's doing.
+            of.since = now;
+            return;
+        }
         let spec = &self.policy.classes[class];
         let drain = &self.classes[class].measured;
         let target = drain.target(spec.starts_within, self.policy.signals[id.index()].target);
@@ -261,10 +266,13 @@ impl Controller {
         let observation = Observation { backlog: Some(backlog), period, ..observed };
         let before = Box::new(of.regulator);
         let step = of.regulator.step(of.limit, &observation);
-        conclude(of, seen, &step, now);
-        if (step.new / step.old).ln().abs() > self.policy.control.deadband {
+        // The law says where the rate belongs; what is nearly there stays, and every move stands in the log.
+        let is_move = (step.new / step.old).ln().abs() > self.policy.control.deadband;
+        conclude(of, seen, &Move { new: if is_move { step.new } else { step.old }, ..step }, now);
+        if is_move {
             let signals = self.signal_store.seen(&self.policy, &[id], now);
-            let signals = signals.into_iter().map(|(_, seen)| seen).collect();
+            let held_to = |seen: SignalSeen| SignalSeen { target, pressure: seen.value / target, ..seen };
+            let signals = signals.into_iter().map(|(_, seen)| held_to(seen)).collect();
             let derivation = Derivation::Law { before, observation };
             events.push(self.record(class, of, Reasons { signals, apportioned: None, derivation }, &step));
         }

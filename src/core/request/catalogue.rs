@@ -320,7 +320,8 @@ const SUBMIT: ClassDefault = ClassDefault {
     priority: 7,
     rate: Some(RateBounds { per_second: bounds(4.0, 0.2, 64.0), burst: 16 }),
     in_flight: bounds(8.0, 2.0, 16.0),
-    queue: queue(256, seconds(300)),
+    // As many as come in five minutes at seven a second: a fan-out is the longest flow, and gives way first.
+    queue: queue(2048, seconds(300)),
     slo: slo(0.95, seconds(2)),
     timeout: Some(seconds(120)),
     signals: &["submission_backlog", "pending_tasks", "gcs_latency", "head_cpu", "head_memory"],
