@@ -265,6 +265,7 @@ pub(crate) mod tests {
             demand: 100.0,
             latency: None,
             slo_pressure: None,
+            spread: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -95,7 +95,7 @@ fn limits_are_laid_over_the_catalogue_key_by_key() {
     assert_eq!(rate.per_second, Bounds { initial: 4.0, min: 0.2, max: 10.0 });
     assert_eq!(rate.burst, 5);
     assert_eq!(submit.in_flight, Bounds::fixed(6.0));
-    assert_eq!(submit.queue.len_max, 256);
+    assert_eq!(submit.queue.len_max, 2048);
     assert_eq!(submit.queue.wait_max, Duration::from_secs(3));
     assert_eq!(submit.per_client.rate, Some((0.5, 1)));
     assert_eq!(submit.per_client.in_flight, Some(4));

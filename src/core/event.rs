@@ -1136,6 +1136,7 @@ mod tests {
             demand: 40.0,
             latency: Some(pressure * 5.0),
             slo_pressure: None,
+            spread: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -89,6 +89,7 @@ impl Polled {
                 demand: 1e6,
                 latency: None,
                 slo_pressure: None,
+                spread: None,
                 not_below: None,
                 used: None,
                 backlog: None,

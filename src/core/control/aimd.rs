@@ -95,6 +95,7 @@ mod tests {
             demand: 50.0,
             latency: None,
             slo_pressure: None,
+            spread: None,
             not_below: None,
             used: None,
             backlog: None,

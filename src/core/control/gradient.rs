@@ -3,9 +3,15 @@
 //! For classes whose right latency nobody knows. The law learns the latency of the plant when
 //! it is not contended (the *baseline*) and asks how far above it the latency is now.
 //!
-//! By Little's law, a saturated plant that answers `limit` requests in `latency` works on
-//! `work = limit * baseline / latency` of them (throughput x baseline); the rest wait. That
-//! number does not depend on the limit, so it is a target, not merely a direction:
+//! Answers of 0.1 s and of a minute come from the same plant, and a change in their mix is no congestion. But who
+//! stands in line waits as long whatever it asks for: what the *quickest* answers (the tenth of them that took least)
+//! take beyond their baseline is the wait, and the mean latency less that is the work. (As TCP takes the least round
+//! trip it has seen for the path's own, and what is above for the queue: Brakmo's Vegas, 1995; BBR.) By Little's law
+//! a saturated plant that has `limit` requests so works on
+//!
+//! `work = limit * (mean - wait) / mean`, `wait = quickest - baseline`
+//!
+//! of them. That number does not depend on the limit, so it is a target, not merely a direction:
 //!
 //! `target = tolerance * work + sqrt(work)`                                            (Eq. 1)
 //! `ln(limit) <- ln(limit) + s * ln(target / limit)`                                   (Eq. 2)
@@ -30,7 +36,7 @@
 //! the very queue it should detect (which is how Netflix's long-window average loses), and
 //! unlike Envoy's, no live request is ever rejected to measure it.
 
-use super::law::{self, Observation, Step};
+use super::law::{self, Observation, Spread, Step};
 use serde::{Deserialize, Serialize};
 
 /// How much of the way to a lower latency the baseline goes per step.
@@ -58,7 +64,7 @@ pub struct Config {
 /// What the law remembers.
 #[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct State {
-    /// Latency of the uncontended plant, in seconds, once seen.
+    /// What the quickest answers of the uncontended plant take, in seconds, once seen.
     pub baseline: Option<f64>,
 }
 
@@ -67,7 +73,7 @@ pub struct State {
 pub struct Terms {
     /// The baseline used, in seconds.
     pub baseline: f64,
-    /// baseline / latency, at most 1.
+    /// The share of the mean latency that is no wait.
     pub gradient: f64,
     /// Requests under way that were worked on rather than waiting.
     pub work: f64,
@@ -79,12 +85,17 @@ pub struct Terms {
 
 /// The next limit, or `None` without information.
 pub(super) fn step(config: &Config, state: &mut State, limit: f64, seen: &Observation) -> Option<Step> {
-    let latency = seen.latency?.clamp(LATENCY_MIN, LATENCY_MAX);
+    seen.latency?;
     let may_rise = !seen.binding || limit <= config.min * AT_FLOOR;
-    let baseline = learn(state.baseline, latency, may_rise, seen.period.as_secs_f64());
-    state.baseline = Some(baseline);
-
-    let gradient = (baseline / latency).min(1.0);
+    let mut gradient = 1.0;
+    // Few answers say nothing of the quickest; the objective still counts.
+    if let Some(Spread { quickest, mean }) = seen.spread {
+        let quickest = quickest.clamp(LATENCY_MIN, LATENCY_MAX);
+        let baseline = learn(state.baseline, quickest, may_rise, seen.period.as_secs_f64());
+        state.baseline = Some(baseline);
+        gradient = (1.0 - (quickest - baseline) / mean.max(quickest)).clamp(0.0, 1.0);
+    }
+    let baseline = state.baseline.unwrap_or(LATENCY_MIN);
     let work = limit * gradient;
     let mut target = config.tolerance * work + work.sqrt(); // Eq. 1
     if let Some(pressure) = seen.pressure_held() {
@@ -128,6 +139,7 @@ mod tests {
             demand: 50.0,
             latency: Some(latency),
             slo_pressure: None,
+            spread: Some(Spread { quickest: latency, mean: latency }),
             not_below: None,
             used: None,
             backlog: None,
@@ -189,6 +201,22 @@ mod tests {
         let mut missed = seen(8.0, false);
         (missed.pressure, missed.slo_pressure) = (Some(1.5), Some(1.5));
         assert!(regulator.step(256.0, &missed).new < 256.0, "the objective counts");
+    }
+
+    #[test]
+    fn who_stands_in_line_waits_as_long_whatever_it_asks_for() {
+        // 64 places that answers of 4 s in the mean, the quickest of 0.1 s, keep busy; 256 are under way.
+        let mut state = State { baseline: Some(0.1) };
+        let mut line = seen(12.1, true);
+        line.pressure = Some(0.001);
+        line.spread = Some(Spread { quickest: 12.1, mean: 16.0 });
+        let told = step(&CONFIG, &mut state, 256.0, &line).unwrap();
+        assert!((told.limit - (1.5 * 64.0 + 8.0)).abs() < 1e-6, "{told:?}");
+        // The same answers without a line, whatever their mean is.
+        line.spread = Some(Spread { quickest: 0.1, mean: 30.0 });
+        assert!(step(&CONFIG, &mut state, 64.0, &line).unwrap().limit > 64.0);
+        line.spread = None;
+        assert!(step(&CONFIG, &mut state, 64.0, &line).unwrap().limit > 64.0, "few say nothing");
     }
 
     #[test]

@@ -400,6 +400,7 @@ mod tests {
             demand,
             latency: None,
             slo_pressure: Some(pressure),
+            spread: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -58,6 +58,9 @@ pub struct Observation {
     /// ([`super::trial`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_below: Option<f64>,
+    /// How the latencies behind it spread, where there were enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spread: Option<Spread>,
     /// What is used of a limit that follows a signal, in the mean: a cut begins there ([`Observation::cut_from`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<f64>,
@@ -67,6 +70,15 @@ pub struct Observation {
     /// Standard error of ln(pressure): what of it may be chance. 0: it is exact, or nobody knows.
     #[serde(default, skip_serializing_if = "is_exact")]
     pub noise: f64,
+}
+
+/// How latencies spread.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Spread {
+    /// What the tenth of them that took least stayed within, seconds.
+    pub quickest: f64,
+    /// Their mean, seconds.
+    pub mean: f64,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -87,6 +99,7 @@ impl Observation {
             demand: 0.0,
             latency: None,
             slo_pressure: None,
+            spread: None,
             not_below: None,
             used: None,
             backlog: None,
@@ -105,6 +118,9 @@ impl Observation {
             slo_pressure: self.slo_pressure.and_then(number),
             not_below: self.not_below.and_then(number),
             used: self.used.and_then(number),
+            spread: self
+                .spread
+                .filter(|of| number(of.quickest).is_some() && of.mean.is_finite() && of.mean > 0.0),
             backlog: self.backlog.filter(|seen| {
                 [seen.reading, seen.target, seen.drain_per_s].into_iter().all(|value| number(value).is_some())
             }),
@@ -339,6 +355,7 @@ mod tests {
             demand: 20.0,
             latency,
             slo_pressure: None,
+            spread: None,
             not_below: None,
             used: None,
             backlog: None,

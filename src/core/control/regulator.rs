@@ -171,6 +171,7 @@ mod tests {
             demand: 200.0,
             latency: Some(0.1 * pressure),
             slo_pressure: None,
+            spread: None,
             not_below: None,
             used: None,
             backlog: None,

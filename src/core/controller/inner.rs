@@ -33,7 +33,7 @@
 use crate::admission::meter::Counts;
 use crate::admission::table::permits;
 use crate::control::budget::{Claim, apportion_cut, weight};
-use crate::control::law::Observation;
+use crate::control::law::{Observation, Spread};
 use crate::control::stability::Timing;
 use crate::controller::{ClassReading, Controller, ProxyReading, Reasons};
 use crate::event::{Apportioned, Derivation, Event, SignalSeen};
@@ -214,6 +214,7 @@ impl Controller {
             demand: f64::from(of.peak) + f64::from(seen.waiting) + refused_per_s * latency_s,
             latency: due.latency.filter(|_| !innocent),
             slo_pressure: due.pressure,
+            spread: spread(&due.counts),
             not_below: None,
             used: None,
             backlog: None,
@@ -249,6 +250,14 @@ impl Controller {
         }
         self.classes[due.class].inner = Some(of);
     }
+}
+
+/// So many answers say how latencies spread.
+const ENOUGH: u64 = 20;
+
+fn spread(counts: &Counts) -> Option<Spread> {
+    let (quickest, mean) = counts.latency_quantile(0.1).zip(counts.latency_mean())?;
+    (counts.answers() >= ENOUGH).then_some(Spread { quickest, mean })
 }
 
 /// The latency that these exchanges tell, at `quantile` or as near to it as so few can.

@@ -603,10 +603,12 @@ pub const CLASSES: &[ClassDefault] = &[
         about: "the users' applications; give routes their own class to give them an SLO",
         priority: 5,
         in_flight: bounds(256.0, 32.0, 2048.0),
-        queue: queue(256, seconds(1)),
+        // Whoever asks waits as long as its client does; most give up after a minute. A burst that is refused after
+        // a second comes back as a retry.
+        queue: queue(2048, seconds(60)),
         slo: slo(0.95, seconds(30)),
         timeout: None,
-        law: Law::Gradient { tolerance: 3.0, smoothing: 0.2 },
+        law: Law::Gradient { tolerance: 1.5, smoothing: 0.2 },
         ..UNARY
     },
     // What a browser asks before it lets a page call another origin. An application answers it at once, and
