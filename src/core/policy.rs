@@ -151,6 +151,10 @@ pub enum Treatment {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Priority(pub u8);
 
+/// What operators need has this priority or a higher one: it is cut last, never below what is asked for, and dear
+/// requests leave gaps for it.
+pub const NEEDED: Priority = Priority(8);
+
 /// How an exchange lives, which decides what a permit means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {

@@ -30,12 +30,12 @@ use crate::admission::flow::Flow;
 use crate::admission::history::{Claim, History};
 use crate::admission::in_flight::InFlight;
 use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
-use crate::admission::pause::Pause;
+use crate::admission::pause::{Pause, URGENT_FOR};
 use crate::admission::rate::Rate;
 use crate::admission::shared_credential::SharedCredential;
 use crate::admission::table::{LimitTable, Mode, permits};
 use crate::admission::tiers::TierPlace;
-use crate::policy::{ClassId, Kind, ModuleId, PerClientLimits, Policy, Priority, Treatment};
+use crate::policy::{ClassId, Kind, ModuleId, NEEDED, PerClientLimits, Policy, Priority, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
@@ -194,6 +194,8 @@ struct ClassAdmission {
     work_us_max: u64,
     /// Its work counts in what several modules of one process have under way.
     shares: bool,
+    /// Its dear requests leave gaps for what operators need.
+    leaves_gaps: bool,
     /// What its requests leave behind is bounded: what is scarce is their number.
     is_gated: bool,
     rate: Option<(u32, Arc<Rate>)>,
@@ -237,6 +239,8 @@ struct ModuleTally {
     /// Work under way of all classes that share a process, and when the last of it was let in.
     shared_us: AtomicU64,
     shared_at: AtomicU64,
+    /// When somebody last asked for what operators need.
+    urgent_at: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -370,6 +374,7 @@ impl<W> AdmissionController<W> {
                     .work
                     .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
                 shares: module.shared && !class.awaits && class.priority.0 <= ORDINARY,
+                leaves_gaps: module.work.is_some() && !class.awaits && class.priority.0 <= ORDINARY,
                 is_gated: class.backlog.is_some(),
                 rate,
                 rate_initial: class.rate.map_or(0.0, |rate| rate.per_second.initial),
@@ -445,6 +450,9 @@ impl<W> AdmissionController<W> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         class.tally.meter.offer();
+        if class.priority >= NEEDED {
+            self.module(class.module).tally.urgent_at.store(now.0, Ordering::Relaxed);
+        }
         match limits.treatment {
             Treatment::Blocked => {
                 return self.shed_or_shadow(table, ask, Reason::Blocked, Duration::ZERO, now);
@@ -561,7 +569,7 @@ impl<W> AdmissionController<W> {
             let worth = self.worth(table, permit.ask.class, self.takes(permit.ask));
             self.history.earn(permit.ask.client, worth, now);
         }
-        if table.class(permit.ask.class).in_flight < 1.0 {
+        if class.leaves_gaps || table.class(permit.ask.class).in_flight < 1.0 {
             // What failed may have taken as long as it was under way.
             class.tally.pause.begin(if answered { duration_from_secs(work) } else { spent }, now);
         }
@@ -821,7 +829,8 @@ impl<W> AdmissionController<W> {
         if !class.tally.in_flight.try_enter(most - kept) {
             return Err(Full::by(HeldBy::InFlight));
         }
-        if !class.tally.pause.is_over(limits.in_flight, now) {
+        let urgent = class.leaves_gaps && module.is_wanted(now);
+        if !class.tally.pause.is_over(limits.in_flight, urgent, now) {
             class.tally.in_flight.leave();
             return Err(Full::by(HeldBy::InFlight));
         }
@@ -922,6 +931,12 @@ impl Tally {
 }
 
 impl<W> ModuleAdmission<W> {
+    /// Whether somebody has asked for what operators need a moment ago.
+    fn is_wanted(&self, now: Time) -> bool {
+        let at = self.tally.urgent_at.load(Ordering::Relaxed);
+        at > 0 && now.since(Time(at)) < URGENT_FOR
+    }
+
     /// Takes so much of what its classes may have under way together: if it stays within the bound, if it is the only
     /// one, or if nothing was let in for so long that what is there must be waiting for others.
     fn try_share(&self, own: u64, now: Time) -> bool {

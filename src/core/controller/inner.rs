@@ -37,7 +37,7 @@ use crate::control::law::{Observation, Spread};
 use crate::control::stability::Timing;
 use crate::controller::{ClassReading, Controller, ProxyReading, Reasons};
 use crate::event::{Apportioned, Derivation, Event, SignalSeen};
-use crate::policy::{Class, Priority, Treatment};
+use crate::policy::{Class, NEEDED, Treatment};
 use crate::time::{Time, duration_from_secs};
 use std::time::Duration;
 
@@ -61,9 +61,6 @@ const FULL: f64 = 0.5;
 
 /// A class that is answered in less than this part of a neighbour's time does not stand in its way.
 const ALIKE: f64 = 0.25;
-
-/// Classes of this priority and above are cut last, and never below what they need.
-const NEEDED: Priority = Priority(8);
 
 /// What a class last told of its latency counts for so long.
 const HEARSAY: Duration = Duration::from_secs(30);
