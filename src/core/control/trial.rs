@@ -48,6 +48,8 @@ const UNCLEAR_MAX: u32 = 3;
 pub const REST: Duration = Duration::from_secs(60);
 /// ... and at most, after several in a row.
 pub const REST_MAX: Duration = Duration::from_secs(3600);
+/// So many rises in a row are a growth.
+const RISES: u32 = 3;
 /// The smoothing's time constant, in seconds.
 const MEMORY_S: f64 = 10.0;
 /// Gain of the slope relative to the level's.
@@ -63,6 +65,9 @@ pub struct Trend {
     scatter: f64,
     /// The last reading's weight in the level.
     weight: f64,
+    /// The last reading, and how many in a row were higher than the one before.
+    last: f64,
+    rises: u32,
 }
 
 impl Trend {
@@ -72,13 +77,15 @@ impl Trend {
             return;
         }
         let Some(at) = self.at else {
-            *self = Trend { at: Some(now), level: reading, weight: 1.0, ..Trend::default() };
+            *self = Trend { at: Some(now), level: reading, weight: 1.0, last: reading, ..Trend::default() };
             return;
         };
         let passed = now.since(at).as_secs_f64();
         if passed <= 0.0 {
             return;
         }
+        self.rises = if reading > self.last { self.rises.saturating_add(1) } else { 0 };
+        self.last = reading;
         let expected = self.expected(now);
         let off = reading - expected;
         self.weight = 1.0 - (-passed / MEMORY_S).exp();
@@ -86,6 +93,14 @@ impl Trend {
         self.slope_per_s += SLOPE * self.weight * off / passed;
         self.scatter += self.weight * (off * off - self.scatter);
         self.at = Some(now);
+    }
+
+    /// Where the reading is going to be after `ahead`. One that has risen fewer than [`RISES`] times in a row stands:
+    /// a thousand tasks that one job brought at once are no growth.
+    #[must_use]
+    pub fn forecast(&self, now: Time, ahead: Duration) -> f64 {
+        let expected = self.expected(now + ahead);
+        if self.rises < RISES { expected.min(self.last) } else { expected }
     }
 
     /// Where the reading would be at `now` if nothing changed; never below zero.
@@ -374,6 +389,20 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_at_once_is_no_growth() {
+        let mut trend = Trend::default();
+        for (second, reading) in [(0, 0.0), (10, 0.0), (20, 5000.0), (30, 5000.0), (40, 4900.0), (50, 4950.0)]
+        {
+            trend.observe(reading, at(second));
+            assert!(trend.forecast(at(second), Duration::from_secs(180)) <= reading, "after {second} s");
+        }
+        for second in [60, 70, 80] {
+            trend.observe(f64::from(second) * 100.0, at(second));
+        }
+        assert!(trend.forecast(at(80), Duration::from_secs(180)) > 15_000.0, "{trend:?}");
+    }
+
+    #[test]
     fn what_gathers_answers_by_a_share_of_its_growth() {
         // 10,000 and 100 more a second: half the feed, and after 25 s there are 1,250 less than there would be.
         let trend =
@@ -390,7 +419,14 @@ mod tests {
 
     #[test]
     fn an_answer_that_is_too_faint_to_tell_is_waited_for_but_not_for_ever() {
-        let trend = Trend { at: Some(at(0)), level: 1e4, slope_per_s: 40.0, scatter: 1e6, weight: 0.4 };
+        let trend = Trend {
+            at: Some(at(0)),
+            level: 1e4,
+            slope_per_s: 40.0,
+            scatter: 1e6,
+            weight: 0.4,
+            ..Trend::default()
+        };
         let after =
             |second: u32, slope_per_s: f64| Trend { level: 1e4 + f64::from(second) * slope_per_s, ..trend };
         let mut trials = Trials::default();

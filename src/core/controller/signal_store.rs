@@ -193,7 +193,7 @@ impl Posted {
     fn forecast(&self, signal: &Signal, value: f64, now: Time) -> Option<Forecast> {
         let counts = signal.forecast > Duration::ZERO && value >= signal.target / 2.0;
         counts.then(|| Forecast {
-            value: self.trend.expected(now + signal.forecast),
+            value: self.trend.forecast(now, signal.forecast),
             in_s: signal.forecast.as_secs_f64(),
         })
     }
