@@ -34,8 +34,8 @@ pub struct HistoryFiles {
     costs: PathBuf,
 }
 
-/// By method and pattern: the work of a route and the low quantile of its latency, in seconds.
-type LearntCosts = BTreeMap<String, [f64; 2]>;
+/// By method and pattern, in seconds: the work of a route, the low quantile of its latency, and what it took in calm.
+type LearntCosts = BTreeMap<String, [f64; 3]>;
 
 impl HistoryFiles {
     /// Those of a state directory.
