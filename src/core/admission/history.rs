@@ -66,7 +66,7 @@ use crate::request::client_id::ClientId;
 use crate::time::{Time, WallMs};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -264,6 +264,8 @@ pub struct History {
     began_s: AtomicU64,
     /// Requests that had to wait, by whether they were known.
     claims: [AtomicU64; 2],
+    /// Since it was last asked.
+    has_changed: AtomicBool,
     crowd: Mutex<Crowd>,
 }
 
@@ -273,6 +275,7 @@ impl Default for History {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             began_s: AtomicU64::new(0),
             claims: Default::default(),
+            has_changed: AtomicBool::new(false),
             crowd: Mutex::default(),
         }
     }
@@ -291,6 +294,7 @@ impl History {
             return;
         }
         let now = self.wall(now);
+        self.has_changed.store(true, Ordering::Relaxed);
         for digest in digests(client) {
             let mut shard = self.shard(digest);
             if shard.len() >= SHARD_MAX && !shard.contains_key(&digest) {
@@ -320,6 +324,7 @@ impl History {
         }
         let is_known = paid_by.contains(&true);
         self.claims[usize::from(is_known)].fetch_add(1, Ordering::Relaxed);
+        self.has_changed.store(true, Ordering::Relaxed);
         if !is_known {
             lock(&self.crowd).note(client.address, at);
             return None;
@@ -387,6 +392,12 @@ impl History {
         self.len() == 0
     }
 
+    /// Whether anything was earned or claimed since the last call.
+    #[must_use]
+    pub fn take_changed(&self) -> bool {
+        self.has_changed.swap(false, Ordering::Relaxed)
+    }
+
     /// Forgets everybody.
     pub fn clear(&self) {
         self.shards.iter().for_each(|shard| lock(shard).clear());
@@ -409,7 +420,7 @@ impl History {
         bytes
     }
 
-    /// Takes in what an earlier process has written.
+    /// Takes in what an earlier process has written; who has come meanwhile keeps what is known of it.
     ///
     /// # Errors
     /// It is not whole, or of another key; then nothing has changed.
@@ -428,28 +439,15 @@ impl History {
             return Err(HistoryError::Broken);
         }
         let now = self.wall(now);
-        // They are written shard by shard, in order: a tree of a whole shard is made at once, and without its lock.
-        Ok(records
-            .chunk_by(|a, b| digest_of(a) % SHARDS as u64 == digest_of(b) % SHARDS as u64)
-            .map(|of_shard| self.restore_shard(of_shard, now))
-            .sum())
-    }
-
-    fn restore_shard(&self, records: &[[u8; RECORD_BYTES]], now: u32) -> usize {
-        let sound = |bytes: &[u8; RECORD_BYTES]| Some((digest_of(bytes), Record::of_bytes(bytes, now)?));
-        let mut known: BTreeMap<u64, Record> = records.iter().filter_map(sound).take(SHARD_MAX).collect();
-        let Some(any) = known.keys().next().copied() else { return 0 };
-        let taken = known.len();
-        let mut shard = self.shard(any);
-        // Who has come since the start, and those of a part of the file that was read before.
-        for (digest, record) in std::mem::take(&mut *shard) {
-            if known.len() >= SHARD_MAX && !known.contains_key(&digest) {
-                give_up_one(&mut known, digest, now);
-            }
-            known.entry(digest).and_modify(|old| old.merge(&record, now)).or_insert(record);
+        let mut of_shards = [const { Vec::new() }; SHARDS];
+        for record in records {
+            of_shards[shard_of(digest_of(record))].push(record);
         }
-        *shard = known;
-        taken
+        Ok(of_shards
+            .iter()
+            .zip(&self.shards)
+            .map(|(records, shard)| restore_shard(records, shard, now))
+            .sum())
     }
 
     fn wall(&self, now: Time) -> u32 {
@@ -459,7 +457,7 @@ impl History {
 
     fn shard(&self, digest: u64) -> MutexGuard<'_, BTreeMap<u64, Record>> {
         // The order within a shard is by the upper bits; these are the lower ones.
-        lock(&self.shards[usize::try_from(digest % SHARDS as u64).unwrap_or(0)])
+        lock(&self.shards[shard_of(digest)])
     }
 }
 
@@ -478,6 +476,26 @@ const MAGIC: &[u8] = b"rayguard history 2\n";
 const HEAD_BYTES: usize = MAGIC.len() + 8;
 const RECORD_BYTES: usize = 40;
 const SUM_BYTES: usize = 32;
+
+fn shard_of(digest: u64) -> usize {
+    usize::try_from(digest % SHARDS as u64).unwrap_or(0)
+}
+
+/// A tree of all that a file knows is made at once, while requests go on; then who came meanwhile is added.
+fn restore_shard(records: &[&[u8; RECORD_BYTES]], shard: &Mutex<BTreeMap<u64, Record>>, now: u32) -> usize {
+    let sound = |bytes: &&[u8; RECORD_BYTES]| Some((digest_of(bytes), Record::of_bytes(bytes, now)?));
+    let mut known: BTreeMap<u64, Record> = records.iter().filter_map(sound).take(SHARD_MAX).collect();
+    let taken = known.len();
+    let mut shard = lock(shard);
+    for (digest, record) in std::mem::take(&mut *shard) {
+        if known.len() >= SHARD_MAX && !known.contains_key(&digest) {
+            give_up_one(&mut known, digest, now);
+        }
+        known.entry(digest).and_modify(|old| old.merge(&record, now)).or_insert(record);
+    }
+    *shard = known;
+    taken
+}
 
 fn digest_of(record: &[u8; RECORD_BYTES]) -> u64 {
     record.first_chunk::<8>().map_or(0, |digest| u64::from_le_bytes(*digest))

@@ -251,6 +251,26 @@ fn who_came_while_the_file_was_read_keeps_both_pasts() {
 }
 
 #[test]
+fn a_file_in_any_order_is_read_and_what_has_not_changed_need_not_be_written() {
+    let history = History::default();
+    assert!(!history.take_changed());
+    (0..5000).for_each(|n| history.earn(client(spread(n), None), 0.1, at(n)));
+    assert!(history.take_changed() && !history.take_changed());
+    let mut bytes = history.to_bytes(1);
+    bytes.truncate(bytes.len() - SUM_BYTES);
+    let (records, _) = bytes[HEAD_BYTES..].as_chunks_mut::<RECORD_BYTES>();
+    records.sort_unstable();
+    let sum = Sha256::digest(&bytes);
+    bytes.extend_from_slice(&sum);
+    let next = History::default();
+    assert_eq!(next.restore(&bytes, 1, at(HOUR)), Ok(5000));
+    assert_eq!(next.to_bytes(1), history.to_bytes(1));
+    assert!(!next.take_changed());
+    history.claim(client(1, None), 0.1, at(HOUR));
+    assert!(history.take_changed());
+}
+
+#[test]
 fn a_clock_that_was_set_back_owes_and_forgets_nothing() {
     let history = History::default();
     history.set_clock(Time::ZERO, WallMs(1_763_000_000_000));
