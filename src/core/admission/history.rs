@@ -1,8 +1,8 @@
 //! Who was here before comes first: what a client used in calm, and what that is worth under contention.
 //!
-//! **The question.** Max-min fairness counts clients. Two hundred strangers, each of whom asks for little, leave
-//! the one user of a class a two-hundred-and-first of it, and ten thousand leave nothing. Nothing in a request of
-//! theirs tells them from users. What they do not have is a past.
+//! **The question.** Max-min fairness counts clients. Two hundred strangers, each of whom asks for little, leave the
+//! one user of a class a two-hundred-and-first of it, and ten thousand leave nothing. Nothing in a request of theirs
+//! tells them from users. What they do not have is a past.
 //!
 //! **The law.** For a client `i`, by address or by credential:
 //!
@@ -11,56 +11,57 @@
 //! allowance  L_i   <= a_i,  refilled by HEADROOM * a_i a window
 //! ```
 //!
-//! `u_i(w)` is what it used in the [`WINDOW`] of ten minutes that began when it came, in calm: nobody waited for what it
-//! took, so whatever it used was within its max-min share. So `a_i` is its pace while it was here, and nobody is thought
-//! to have been here for less than a window. A request that has to wait and would have cost `c` in calm is *known* if its
-//! client was first seen [`SETTLED`] ago or earlier and `L_i >= c / 2`; it then takes `c` from `L_i`, and gives back
-//! what it turns out to have cost less. The queue of a class has two lines ([`tiers`](crate::admission::tiers)): the known,
-//! weighted by habit, and all others, who are equal. Both wait: the known get four fifths, the others one. One of
-//! them leaves some of its part: the other has it. What is begun at Ray cannot be interrupted; so for [`KEPT_FOR`] after
-//! a known request of a class had to wait, strangers of it leave room for one of the known, if there is room for two.
+//! `u_i(w)` is what it used in the [`WINDOW`] of ten minutes that began when it came, in calm: nobody waited for what
+//! it took, so whatever it used was within its max-min share. So `a_i` is its pace while it was here, and nobody is
+//! thought to have been here for less than a window. A request that has to wait and would have cost `c` in calm is
+//! *known* if its client was first seen [`SETTLED`] ago or earlier and `L_i >= c / 2`; it then takes `c` from `L_i`,
+//! and gives back what it turns out to have cost less. The queue of a class has two lines
+//! ([`tiers`](crate::admission::tiers)): the known, weighted by habit, and all others, who are equal. Both wait: the
+//! known get four fifths, the others one. One of them leaves some of its part: the other has it. What is begun at Ray
+//! cannot be interrupted; so for [`KEPT_FOR`] after a known request of a class had to wait, strangers of it leave
+//! room for one of the known, if there is room for two.
 //!
 //! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from who
-//! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A line
-//! for what the two share, the ceiling of their module or the bound on work of their process, is contention for both: who
-//! is then served at once earns nothing, and pays nothing unless one of its own class waits.
+//! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A
+//! line for what the two share, the ceiling of their module or the bound on work of their process, is contention for
+//! both: who is then served at once earns nothing, and pays nothing unless one of its own class waits.
 //!
-//! **The coin** is seconds of Ray's work as billed to the request itself ([`cost`](crate::admission::cost)), or of its
-//! permit over all that its class began with, where a module works in parallel. One coin for all classes needs one record
-//! for each client, and it cannot be had for less than it is worth: a submission that Ray refuses after 3 ms earns 3 ms,
-//! where a share of its class's rate would be a quarter of a second of everything. What a class is short of besides, a
-//! rate or places, is shared among the known by the queue, whose price is the dominant one. A claim is priced as its like
-//! was in calm, or half of what it costs now, whichever is more: a flood that makes each request half as dear again takes
-//! no more from an allowance than calm put there.
+//! **The coin** is seconds of Ray's work as billed to the request itself ([`cost`](crate::admission::cost)), or of
+//! its permit over all that its class began with, where a module works in parallel. One coin for all classes needs
+//! one record for each client, and it cannot be had for less than it is worth: a submission that Ray refuses after 3
+//! ms earns 3 ms, where a share of its class's rate would be a quarter of a second of everything. What a class is
+//! short of besides, a rate or places, is shared among the known by the queue, whose price is the dominant one. A
+//! claim is priced as its like was in calm, or half of what it costs now, whichever is more: a flood that makes each
+//! request half as dear again takes no more from an allowance than calm put there.
 //!
 //! **Why it holds** (a sketch).
 //!
 //! 1. *Calm is untouched.* Where nobody waits there are no lines, and nothing here decides anything.
-//! 2. *Users keep what they had.* Let the habits of the known who compete add up to at most four fifths of the
-//!    class. Start-time fair queueing gives client `i` at least `4/5 a_i / (sum of a_j) >= a_i` as long as it waits,
-//!    and the next turn when it comes back from a pause. The number of strangers does not occur in this. Who goes on as
-//!    before takes `a_i` a window from an allowance that is refilled by twice that: it lasts as long as the flood. The
-//!    other half is for chance (of a request in each half minute a window sees 20, give or take 4), for requests that
-//!    had to wait a moment in calm and earned nothing, and for a head that is more than twice as slow.
+//! 2. *Users keep what they had.* Let the habits of the known who compete add up to at most four fifths of the class.
+//!    Start-time fair queueing gives client `i` at least `4/5 a_i / (sum of a_j) >= a_i` as long as it waits, and the
+//!    next turn when it comes back from a pause. The number of strangers does not occur in this. Who goes on as
+//!    before takes `a_i` a window from an allowance that is refilled by twice that: it lasts as long as the flood.
+//!    The other half is for chance (of a request in each half minute a window sees 20, give or take 4), for requests
+//!    that had to wait a moment in calm and earned nothing, and for a head that is more than twice as slow.
 //! 3. *Strangers keep a fifth*, by the same law one level up, whatever the habits of others.
 //! 4. *Nothing is made from nothing.* In `n` windows a set of clients gets ahead of strangers at most the sum of its
-//!    `a_i (1 + HEADROOM n)`, and half a request each. A habit is made in calm only, by work that was done, and no flood
-//!    adds to it. The habits of a set that appeared within a window add up to at most what it used since (twice that
-//!    where it showed credentials, since address and credential both remember). So a farm that behaves for ten minutes and
-//!    then floods may repeat those ten minutes once, then go on at twice their pace, and is a crowd of strangers for the
-//!    rest; one that did ten minutes' work in one gains no more by it. Of several that knew a request, each pays; what one
-//!    did not pay is not given back to it.
+//!    `a_i (1 + HEADROOM n)`, and half a request each. A habit is made in calm only, by work that was done, and no
+//!    flood adds to it. The habits of a set that appeared within a window add up to at most what it used since (twice
+//!    that where it showed credentials, since address and credential both remember). So a farm that behaves for ten
+//!    minutes and then floods may repeat those ten minutes once, then go on at twice their pace, and is a crowd of
+//!    strangers for the rest; one that did ten minutes' work in one gains no more by it. Of several that knew a
+//!    request, each pays; what one did not pay is not given back to it.
 //! 5. *An established client that floods* is known for its allowance, and one of the others beyond it. Known
 //!    neighbours are weighed against its habit, and not against what it asks.
 //!
 //! **Who is who.** A request counts for the address it comes from and for the credential it shows, and is known if
 //! either is. So an office behind one address is known whatever tokens it shows, a token from any address, and an
-//! operator that comes back with another address by its credential. A credential that most addresses show is
-//! nobody's (`common`).
+//! operator that comes back with another address by its credential. A credential that most addresses show is nobody's
+//! (`common`).
 //!
 //! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees. Only use in calm makes a record, so that a flood makes
-//! none. A full shard gives up the least of [`LOOKED_AT`] neighbours: first who has not settled, then whose
-//! habit is smallest.
+//! none. A full shard gives up the least of [`LOOKED_AT`] neighbours: first who has not settled, then whose habit is
+//! smallest.
 
 use crate::request::client_id::ClientId;
 use crate::time::{Time, WallMs};
