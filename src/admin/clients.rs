@@ -51,12 +51,15 @@ pub struct ClientRow {
 pub struct StandingView {
     /// When it was first seen; absent for a stranger.
     pub known_since: Option<WallMs>,
-    /// Requests per second in its busiest hour, faded.
+    /// Requests per second in its busiest ten minutes, faded.
     pub per_second: f64,
-    /// Seconds of a class that it used in that hour.
+    /// Seconds of Ray's work that it used in these.
     pub habit_s: f64,
     /// What it may still use ahead of strangers, in the same seconds.
     pub left_s: f64,
+    /// That is too little for a request such as it usually makes: for now it counts as a stranger.
+    #[serde(default)]
+    pub used_up: bool,
     /// About how many addresses have waited as strangers in the last minutes.
     pub strangers: u32,
     /// The same in words.
@@ -68,19 +71,25 @@ impl StandingView {
     #[must_use]
     pub fn of(standing: Standing, strangers: u32) -> StandingView {
         match standing {
-            Standing::Known { since, per_second, habit_s, left_s } => StandingView {
+            Standing::Known { since, per_second, habit_s, left_s, used_up } => StandingView {
                 known_since: Some(since),
                 per_second,
                 habit_s: rounded(habit_s),
                 left_s: rounded(left_s),
+                used_up,
                 strangers,
-                says: format!("known since {}; {} by habit", day(since), pace(per_second)),
+                says: if used_up {
+                    format!("known since {}; used up for now", day(since))
+                } else {
+                    format!("known since {}; {} by habit", day(since), pace(per_second))
+                },
             },
             Standing::Stranger => StandingView {
                 known_since: None,
                 per_second: 0.0,
                 habit_s: 0.0,
                 left_s: 0.0,
+                used_up: false,
                 strangers,
                 says: if strangers > 1 {
                     format!("stranger; one of {strangers}")
@@ -226,12 +235,16 @@ mod tests {
             per_second,
             habit_s: 12.3456,
             left_s: 3.0,
+            used_up: false,
         };
         let says = |standing| StandingView::of(standing, 214).says;
         assert_eq!(says(known(0.5)), "known since 12 Nov; 0.5/s by habit");
         assert_eq!(says(known(12.0)), "known since 12 Nov; 12/s by habit");
         assert_eq!(says(known(0.25)), "known since 12 Nov; 15/min by habit");
         assert_eq!(says(known(0.002)), "known since 12 Nov; 7/h by habit");
+        let Standing::Known { since, per_second, habit_s, .. } = known(0.5) else { panic!() };
+        let spent = Standing::Known { since, per_second, habit_s, left_s: 0.0, used_up: true };
+        assert_eq!(says(spent), "known since 12 Nov; used up for now");
         assert_eq!(says(Standing::Stranger), "stranger; one of 214");
         assert_eq!(StandingView::of(Standing::Stranger, 0).says, "stranger");
     }

@@ -8,8 +8,9 @@
 //! A past is counted in seconds of Ray's time as learnt. So what was learnt of each route is kept beside it: a
 //! process that starts in the middle of a flood would otherwise learn from the flood what an allowance buys.
 //!
-//! Written once a minute beside the file and renamed, by a thread of its own, so that neither a slow disk nor
-//! a million clients hold up a request.
+//! Read beside the start and written once a minute, if anything has changed, beside the file and renamed: by a thread
+//! of its own, so that neither a slow disk nor a million clients hold up a request. Until it has been read nothing is
+//! written.
 
 use crate::core::request::catalogue::{ROUTES, Route};
 use crate::core::request::classify::RouteId;
@@ -20,22 +21,27 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How often it is written.
 const KEEP: Duration = Duration::from_secs(60);
 
-/// The two files.
+/// The three files.
 #[derive(Clone, Debug)]
 pub struct HistoryFiles {
     key: PathBuf,
     records: PathBuf,
     costs: PathBuf,
+    /// What an earlier process wrote was taken in, as far as it could be.
+    is_read: Arc<AtomicBool>,
+    /// Held by who writes.
+    writing: Arc<Mutex<()>>,
 }
 
-/// By method and pattern: the work of a route and the low quantile of its latency, in seconds.
-type LearntCosts = BTreeMap<String, [f64; 2]>;
+/// By method and pattern, in seconds: the work of a route, the low quantile of its latency, and what it took in calm.
+type LearntCosts = BTreeMap<String, [f64; 3]>;
 
 impl HistoryFiles {
     /// Those of a state directory.
@@ -43,7 +49,7 @@ impl HistoryFiles {
     pub fn of(state_dir: &Path) -> HistoryFiles {
         let [key, records, costs] =
             ["identity.key", "history", "costs.json"].map(|name| state_dir.join(name));
-        HistoryFiles { key, records, costs }
+        HistoryFiles { key, records, costs, is_read: Arc::default(), writing: Arc::default() }
     }
 
     /// The key of all digests: the one that was kept, or from now on this one.
@@ -67,8 +73,20 @@ impl HistoryFiles {
         fresh
     }
 
-    /// Takes in what an earlier process knew.
-    pub fn load(&self, app: &App) {
+    /// Takes in what an earlier process knew: of routes now, of clients as soon as they have been read.
+    pub fn load(&self, app: &Arc<App>) {
+        self.load_costs(app);
+        let (files, app) = (self.clone(), Arc::clone(app));
+        let read = move || {
+            files.load_records(&app);
+            files.is_read.store(true, Ordering::Release);
+        };
+        if let Err(error) = std::thread::Builder::new().name("history".into()).spawn(read) {
+            tracing::warn!(%error, "cannot read what is known of clients; they start without a past");
+        }
+    }
+
+    fn load_costs(&self, app: &App) {
         if let Ok(text) = fs::read(&self.costs) {
             match serde_json::from_slice::<LearntCosts>(&text) {
                 Ok(learnt) => {
@@ -81,6 +99,10 @@ impl HistoryFiles {
                 }
             }
         }
+    }
+
+    fn load_records(&self, app: &App) {
+        let began = Instant::now();
         let bytes = match fs::read(&self.records) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -89,17 +111,26 @@ impl HistoryFiles {
                 return;
             }
         };
-        let proxy = app.proxy();
-        match proxy.admission.history().restore(&bytes, mark(app.key()), app.clock.now()) {
-            Ok(records) => tracing::info!(records, "clients are known from before"),
+        let (history, key) = (Arc::clone(app.proxy().admission.history()), app.key());
+        match history.restore(&bytes, mark(key), app.clock.now()) {
+            // Nobody can be found by a digest of the key before.
+            Ok(_) if app.key() != key => history.clear(),
+            Ok(records) => {
+                let ms = began.elapsed().as_millis();
+                tracing::info!(records, ms, "clients are known from before");
+            }
             Err(error) => {
                 tracing::warn!(path = %self.records.display(), %error, "what is known of clients cannot be used; they start without a past");
             }
         }
     }
 
-    /// Writes what is known now.
+    /// Writes what is known now, if it is not what is in the file.
     pub fn save(&self, app: &App) {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_read.load(Ordering::Acquire) || !app.proxy().admission.history().take_changed() {
+            return;
+        }
         let bytes = app.proxy().admission.history().to_bytes(mark(app.key()));
         let names: BTreeMap<u16, String> = routes().map(|(id, name)| (id.0, name)).collect();
         let proxy = app.proxy();

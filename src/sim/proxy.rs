@@ -136,9 +136,11 @@ impl SimProxy {
     /// The proxy restarts: counters, clocks and queues are new, the limits are the last good ones, and clients
     /// have the past that they had.
     pub fn restart(&mut self, now: Time) {
-        // What clients used in calm is kept, as in production.
+        // What clients used in calm is kept, and what was learnt of routes, as in production.
         let history = Arc::clone(self.admission.history());
-        self.admission = AdmissionController::new(&self.policy, &self.table, now).with_history(history);
+        let admission = AdmissionController::new(&self.policy, &self.table, now).with_history(history);
+        self.admission.costs().learnt().for_each(|(route, cost)| admission.costs().recall(route, cost));
+        self.admission = admission;
         self.life += 1;
         self.replaced.clear();
         self.woken.clear();

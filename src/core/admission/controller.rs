@@ -196,6 +196,9 @@ struct ClassAdmission {
     shares: bool,
     /// Its dear requests leave gaps for what operators need.
     leaves_gaps: bool,
+    /// By what its seconds are divided to be those of all that it has: the permits that it began with, where a request
+    /// takes a permit for a time.
+    room: f64,
     /// What its requests leave behind is bounded: what is scarce is their number.
     is_gated: bool,
     rate: Option<(u32, Arc<Rate>)>,
@@ -375,6 +378,7 @@ impl<W> AdmissionController<W> {
                     .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
                 shares: module.shared && !class.awaits && class.priority.0 <= ORDINARY,
                 leaves_gaps: module.work.is_some() && !class.awaits && class.priority.0 <= ORDINARY,
+                room: if module.work.is_none() { class.in_flight.initial.max(1.0) } else { 1.0 },
                 is_gated: class.backlog.is_some(),
                 rate,
                 rate_initial: class.rate.map_or(0.0, |rate| rate.per_second.initial),
@@ -480,7 +484,11 @@ impl<W> AdmissionController<W> {
         let queues = class.queue_len_max > 0 && class.kind == Kind::Unary && limits.mode == Mode::Enforce;
         if queues && self.module(class.module).waiting.load(Ordering::SeqCst) > 0 {
             // Others wait: their turn comes first.
-            return self.wait_in_line(table, ask, of_client, now, waiter, wake);
+            let decision = self.wait_in_line(table, ask, of_client, now, waiter, wake);
+            if let Decision::Admit(_) = &decision {
+                self.shared_credential.see(shown, now);
+            }
+            return decision;
         }
         let full = match self.try_enter(table, ask, now, false) {
             Ok(permit) => {
@@ -564,10 +572,8 @@ impl<W> AdmissionController<W> {
         if !permit.counted {
             return;
         }
-        let calm = permit.charged.is_none() && permit.would_shed.is_none();
-        if self.uses_history && calm && answered && class.kind == Kind::Unary {
-            let worth = self.worth(table, permit.ask.class, self.takes(permit.ask));
-            self.history.earn(permit.ask.client, worth, now);
+        if self.uses_history && answered && class.kind == Kind::Unary {
+            self.remember(&permit, work, spent, now);
         }
         if class.leaves_gaps || table.class(permit.ask.class).in_flight < 1.0 {
             // What failed may have taken as long as it was under way.
@@ -689,8 +695,7 @@ impl<W> AdmissionController<W> {
     #[must_use]
     pub fn held_by(&self, id: ClassId) -> Option<HeldBy> {
         let class = self.class(id);
-        let full = usize::from(class.tally.full.load(Ordering::Relaxed));
-        (class.waiting.load(Ordering::Relaxed) > 0).then(|| HeldBy::ALL.get(full).copied()).flatten()
+        (class.waiting.load(Ordering::Relaxed) > 0).then(|| class.tally.last_full()).flatten()
     }
 
     /// Learnt work of a class under way, in seconds of its module's time, and how much of it may be: a limit beside
@@ -754,9 +759,36 @@ impl<W> AdmissionController<W> {
     /// What a request is thought to take, in seconds of its module's time or, where that works in
     /// parallel, of a permit's.
     fn takes(&self, ask: Ask) -> f64 {
+        self.thought(ask).max(COST_MIN_S)
+    }
+
+    /// What is known of a request that is to be remembered, in the same seconds; zero until one of its route was seen.
+    fn thought(&self, ask: Ask) -> f64 {
         let parallel = self.module(self.class(ask.class).module).parallel;
-        let thought = if parallel { self.costs.hold(ask.route) } else { self.costs.get(ask.route) };
-        thought.max(COST_MIN_S)
+        if parallel { self.costs.hold(ask.route) } else { self.costs.get(ask.route) }
+    }
+
+    /// What a request that has to wait must have been saved up for: what its like took in calm.
+    fn claims(&self, ask: Ask) -> f64 {
+        let seconds = self.costs.in_calm(ask.route, self.thought(ask));
+        if seconds > 0.0 { seconds / self.class(ask.class).room } else { COST_MIN_S }
+    }
+
+    /// An answered request becomes a part of its client's past if nobody wanted its place, and one that was cheaper
+    /// than its claim gives back the rest. What it took for others in the middle was theirs (see [`Costs`]), at its
+    /// claim and now alike.
+    fn remember(&self, permit: &Permit, work: f64, spent: Duration, now: Time) {
+        let (ask, thought) = (permit.ask, self.thought(permit.ask));
+        let class = self.class(ask.class);
+        let took = if self.module(class.module).parallel { spent.as_secs_f64() } else { work }.min(thought);
+        if let Some(claim) = permit.claim {
+            if thought > 0.0 {
+                self.history.refund(ask.client, claim, 1.0 - took / thought);
+            }
+        } else if permit.charged.is_none() && permit.would_shed.is_none() {
+            self.costs.learn_calm(ask.route, took);
+            self.history.earn(ask.client, took / class.room, now);
+        }
     }
 
     /// What a client is charged in its class's queue for a request that takes so much: the greatest part
@@ -764,13 +796,10 @@ impl<W> AdmissionController<W> {
     /// what is refused after a millisecond would get the most of a rate (Ghodsi et al., "Dominant
     /// Resource Fairness", 2011).
     fn price(&self, table: &LimitTable, id: ClassId, takes: f64) -> f64 {
-        if self.class(id).is_gated { 1.0 } else { self.worth(table, id, takes) }
-    }
-
-    /// The same in seconds of all that the class has, whatever it is short of at the moment: what is remembered of
-    /// a client, over all classes.
-    fn worth(&self, table: &LimitTable, id: ClassId, takes: f64) -> f64 {
         let (class, limits) = (self.class(id), table.class(id));
+        if class.is_gated {
+            return 1.0;
+        }
         let of_rate = limits.rate.map_or(0.0, |per_second| 1.0 / per_second.max(RATE_MIN));
         let parallel = self.module(class.module).parallel;
         let of_room = if parallel { takes / f64::from(permits(limits.in_flight).max(1)) } else { takes };
@@ -922,6 +951,10 @@ impl<W> AdmissionController<W> {
 impl Tally {
     fn note_full(&self, limit: HeldBy) {
         self.full.store(limit as u8, Ordering::Relaxed);
+    }
+
+    fn last_full(&self) -> Option<HeldBy> {
+        HeldBy::ALL.get(usize::from(self.full.load(Ordering::Relaxed))).copied()
     }
 
     fn demand(&self) -> MutexGuard<'_, ClassDemand> {

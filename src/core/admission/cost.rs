@@ -51,6 +51,7 @@ pub struct Costs(Box<[Cost]>);
 struct Cost {
     work: AtomicU64,
     alone: AtomicU64,
+    calm: AtomicU64,
 }
 
 impl Default for Costs {
@@ -74,19 +75,40 @@ impl Costs {
         read(&self.permit(route).alone)
     }
 
-    /// What has been learnt so far: the work of each route and the low quantile of its latency, in seconds.
-    pub fn learnt(&self) -> impl Iterator<Item = (u16, [f64; 2])> {
-        let of = |cost: &Cost| [read(&cost.work), read(&cost.alone)];
+    /// What a request of a route took in calm, of which `now` is thought, but no less than half of that: a head that
+    /// is busy makes every request dearer, and what was remembered of a client was cheap.
+    #[must_use]
+    pub fn in_calm(&self, route: u16, now: f64) -> f64 {
+        match read(&self.permit(route).calm) {
+            0.0 => now,
+            calm => calm.max(now / 2.0),
+        }
+    }
+
+    /// Learns what one request took while nobody wanted its place.
+    pub fn learn_calm(&self, route: u16, took: f64) {
+        if took.is_finite() && took > 0.0 {
+            mix(&self.permit(route).calm, took, |_| LEARN);
+        }
+    }
+
+    /// What has been learnt so far, in seconds: the work of each route, the low quantile of its latency, and what it
+    /// took in calm.
+    pub fn learnt(&self) -> impl Iterator<Item = (u16, [f64; 3])> {
+        let of = |cost: &Cost| [read(&cost.work), read(&cost.alone), read(&cost.calm)];
         (0..).zip(&self.0).map(move |(route, cost)| (route, of(cost))).filter(|(_, cost)| cost[1] > 0.0)
     }
 
     /// Takes in what an earlier process has learnt of a route of which nothing is known yet.
-    pub fn recall(&self, route: u16, [work, alone]: [f64; 2]) {
+    pub fn recall(&self, route: u16, [work, alone, calm]: [f64; 3]) {
         let sound = |seconds: f64| seconds > 0.0 && seconds < RECALLED_MAX_S;
         let cost = self.permit(route);
         if sound(work) && sound(alone) && read(&cost.alone) == 0.0 {
             cost.work.store(work.to_bits(), Ordering::Relaxed);
             cost.alone.store(alone.to_bits(), Ordering::Relaxed);
+            if sound(calm) {
+                cost.calm.store(calm.to_bits(), Ordering::Relaxed);
+            }
         }
     }
 
@@ -174,16 +196,20 @@ mod tests {
     fn what_was_learnt_is_recalled_by_a_process_that_knows_nothing_yet_and_nonsense_is_not() {
         let (old, new) = (Costs::default(), Costs::default());
         old.learn(7, 0.02, 0.03, true);
+        old.learn_calm(7, 0.01);
         let learnt: Vec<_> = old.learnt().collect();
-        assert_eq!(learnt, [(7, [0.02, 0.03])]);
+        assert_eq!(learnt, [(7, [0.02, 0.03, 0.01])]);
         for (route, cost) in learnt {
             new.recall(route, cost);
         }
         assert!((new.get(7) - 0.02).abs() < 1e-12 && (new.hold(7) - 0.03).abs() < 1e-12);
         for nonsense in [[f64::NAN, 1.0], [1.0, f64::INFINITY], [-1.0, 1.0], [0.0, 0.0], [1e9, 1.0]] {
-            new.recall(8, nonsense);
+            let [work, alone] = nonsense;
+            new.recall(8, [work, alone, 1.0]);
         }
-        new.recall(7, [9.0, 9.0]);
+        new.recall(9, [1.0, 1.0, f64::NAN]);
+        assert!((new.in_calm(9, 0.5) - 0.5).abs() < 1e-12);
+        new.recall(7, [9.0, 9.0, 9.0]);
         assert!(new.get(8) == 0.0 && new.get(7) < 0.03);
     }
 

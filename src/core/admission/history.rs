@@ -1,53 +1,73 @@
 //! Who was here before comes first: what a client used in calm, and what that is worth under contention.
 //!
-//! **The question.** Max-min fairness counts clients. Two hundred strangers, each of whom asks for little, leave
-//! the one user of a class a two-hundred-and-first of it, and ten thousand leave nothing. Nothing in a request of
-//! theirs tells them from users. What they do not have is a past.
+//! **The question.** Max-min fairness counts clients. Two hundred strangers, each of whom asks for little, leave the
+//! one user of a class a two-hundred-and-first of it, and ten thousand leave nothing. Nothing in a request of theirs
+//! tells them from users. What they do not have is a past.
 //!
 //! **The law.** For a client `i`, by address or by credential:
 //!
 //! ```text
-//! habit      a_i(t) = max over hours h of  u_i(h) 2^(-(t - h) / HALF_LIFE),  at most HABIT_MAX
-//! allowance  L_i   <= a_i,  refilled by HEADROOM * a_i an hour
+//! habit      a_i(t) = max over windows w of  u_i(w) 2^(-(t - w) / HALF_LIFE),  at most HABIT_MAX
+//! allowance  L_i   <= a_i,  refilled by HEADROOM * a_i a window
 //! ```
 //!
-//! `u_i(h)` is what it used in hour `h` while the class was calm: nobody waited, so whatever it used was within
-//! its max-min share. It is counted in seconds of all that the class has (`price` of the admission controller). A request that
-//! has to wait and costs `c` is *known* if its client was first seen [`SETTLED`] ago or earlier and `L_i >= c / 2`;
-//! it then takes `c` from `L_i`. The queue of a class has two lines ([`tiers`](crate::admission::tiers)): the known,
-//! weighted by habit, and all others, who are equal. Both wait: the known get four fifths, the others one. One of
-//! them leaves some of its part: the other has it. What is begun at Ray cannot be interrupted; so for [`KEPT_FOR`] after
-//! a known request of a class had to wait, strangers of it leave room for one of the known, if there is room for two.
+//! `u_i(w)` is what it used in the [`WINDOW`] of ten minutes that began when it came, in calm: nobody waited for what
+//! it took, so whatever it used was within its max-min share. So `a_i` is its pace while it was here, and nobody is
+//! thought to have been here for less than a window. A request that has to wait and would have cost `c` in calm is
+//! *known* if its client was first seen [`SETTLED`] ago or earlier and `L_i >= c / 2`; it then takes `c` from `L_i`,
+//! and gives back what it turns out to have cost less. The queue of a class has two lines
+//! ([`tiers`](crate::admission::tiers)): the known, weighted by habit, and all others, who are equal. Both wait: the
+//! known get four fifths, the others one. One of them leaves some of its part: the other has it. What is begun at Ray
+//! cannot be interrupted; so for [`KEPT_FOR`] after a known request of a class had to wait, strangers of it leave
+//! room for one of the known, if there is room for two.
+//!
+//! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from who
+//! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A
+//! line for what the two share, the ceiling of their module or the bound on work of their process, is contention for
+//! both: who is then served at once earns nothing, and pays nothing unless one of its own class waits.
+//!
+//! **The coin** is seconds of Ray's work as billed to the request itself ([`cost`](crate::admission::cost)), or of
+//! its permit over all that its class began with, where a module works in parallel. One coin for all classes needs
+//! one record for each client, and it cannot be had for less than it is worth: a submission that Ray refuses after 3
+//! ms earns 3 ms, where a share of its class's rate would be a quarter of a second of everything. What a class is
+//! short of besides, a rate or places, is shared among the known by the queue, whose price is the dominant one. A
+//! claim is priced as its like was in calm, or half of what it costs now, whichever is more: a flood that makes each
+//! request half as dear again takes no more from an allowance than calm put there.
 //!
 //! **Why it holds** (a sketch).
 //!
 //! 1. *Calm is untouched.* Where nobody waits there are no lines, and nothing here decides anything.
-//! 2. *Users keep what they had.* Let the habits of the known who compete add up to at most four fifths of the
-//!    class. Start-time fair queueing gives client `i` at least `4/5 a_i / (sum of a_j) >= a_i` as long as it waits,
-//!    and the next turn when it comes back from a pause. The number of strangers does not occur in this.
+//! 2. *Users keep what they had.* Let the habits of the known who compete add up to at most four fifths of the class.
+//!    Start-time fair queueing gives client `i` at least `4/5 a_i / (sum of a_j) >= a_i` as long as it waits, and the
+//!    next turn when it comes back from a pause. The number of strangers does not occur in this. Who goes on as
+//!    before takes `a_i` a window from an allowance that is refilled by twice that: it lasts as long as the flood.
+//!    The other half is for chance (of a request in each half minute a window sees 20, give or take 4), for requests
+//!    that had to wait a moment in calm and earned nothing, and for a head that is more than twice as slow.
 //! 3. *Strangers keep a fifth*, by the same law one level up, whatever the habits of others.
-//! 4. *Nothing is made from nothing.* In `T` hours a set of clients gets ahead of strangers at most the sum of its
-//!    `a_i (1 + HEADROOM T)`, and half a request each. A habit is made in calm only, by use: those of a set that
-//!    appeared within the hour add up to at most what it used since (twice that where it showed credentials, since
-//!    address and credential both remember). So a farm that behaves for ten minutes and then floods may
-//!    repeat those ten minutes once, then at most a third of their pace, and is a crowd of strangers for the rest.
+//! 4. *Nothing is made from nothing.* In `n` windows a set of clients gets ahead of strangers at most the sum of its
+//!    `a_i (1 + HEADROOM n)`, and half a request each. A habit is made in calm only, by work that was done, and no
+//!    flood adds to it. The habits of a set that appeared within a window add up to at most what it used since (twice
+//!    that where it showed credentials, since address and credential both remember). So a farm that behaves for ten
+//!    minutes and then floods may repeat those ten minutes once, then go on at twice their pace, and is a crowd of
+//!    strangers for the rest; one that did ten minutes' work in one gains no more by it. Of several that knew a
+//!    request, each pays; what one did not pay is not given back to it.
 //! 5. *An established client that floods* is known for its allowance, and one of the others beyond it. Known
 //!    neighbours are weighed against its habit, and not against what it asks.
 //!
 //! **Who is who.** A request counts for the address it comes from and for the credential it shows, and is known if
 //! either is. So an office behind one address is known whatever tokens it shows, a token from any address, and an
-//! operator that comes back with another address by its credential. A credential that most addresses show is
-//! nobody's (`common`).
+//! operator that comes back with another address by its credential. A credential that most addresses show is nobody's
+//! (`common`).
 //!
 //! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees. Only use in calm makes a record, so that a flood makes
-//! none. A full shard gives up the least of [`LOOKED_AT`] neighbours: first who has not settled, then whose
-//! habit is smallest.
+//! none. A full shard gives up the least of [`LOOKED_AT`] neighbours: first who has not settled, then whose habit is
+//! smallest.
 
 use crate::request::client_id::ClientId;
 use crate::time::{Time, WallMs};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -60,11 +80,14 @@ pub const SETTLED: Duration = Duration::from_secs(600);
 /// For so long after a known request had to wait, strangers leave room for one.
 pub const KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// How much faster than in its busiest hour an allowance refills.
+/// Over so long use is added up, from a client's first use on: none is thought to have been here for less.
+pub const WINDOW: Duration = SETTLED;
+
+/// How much faster than in its busiest window an allowance refills.
 pub const HEADROOM: f64 = 2.0;
 
-/// The greatest habit, in seconds of a class per hour: half of it.
-pub const HABIT_MAX: f64 = 1800.0;
+/// The greatest habit, in seconds of a class: half of those of a window.
+pub const HABIT_MAX: f64 = WINDOW_S / 2.0;
 
 /// Records that are kept.
 pub const CLIENTS_MAX: usize = SHARDS * SHARD_MAX;
@@ -74,29 +97,29 @@ pub const LOOKED_AT: usize = 16;
 
 const SHARDS: usize = 64;
 const SHARD_MAX: usize = 16_384;
-const HOUR_S: f64 = 3600.0;
+const WINDOW_S: f64 = WINDOW.as_secs() as f64;
 
 /// What is remembered of an address or a credential. Times are seconds since 1970.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 struct Record {
-    /// Seconds of a class that it used in its busiest hour, faded to `at`.
+    /// Seconds of a class that it used in its busiest window, faded to `at`.
     habit: f32,
-    /// Requests of its busiest hour, faded to `at`.
+    /// Requests of its busiest window, faded to `at`.
     requests: f32,
-    /// The same of the hour `hour`, so far.
+    /// The same of the window that began at `window`, so far.
     habit_now: f32,
     requests_now: f32,
     /// What it may still claim.
     left: f32,
     at: u32,
-    hour: u32,
+    window: u32,
     /// When it was first seen.
     since: u32,
 }
 
 impl Record {
     fn new(now: u32) -> Record {
-        Record { at: now, hour: hour(now), since: now, ..Record::default() }
+        Record { at: now, window: now, since: now, ..Record::default() }
     }
 
     /// Brings it to `now`.
@@ -105,18 +128,18 @@ impl Record {
         if passed > 0.0 {
             let fade = (-passed / HALF_LIFE.as_secs_f64()).exp2();
             let habit = f64::from(self.habit) * fade;
-            let left = f64::from(self.left) + HEADROOM * habit * passed / HOUR_S;
+            let left = f64::from(self.left) + HEADROOM * habit * passed / WINDOW_S;
             self.habit = single(habit);
             self.requests = single(f64::from(self.requests) * fade);
             self.left = single(left.min(habit));
             self.at = now;
         }
-        if self.hour != hour(now) {
-            (self.hour, self.habit_now, self.requests_now) = (hour(now), 0.0, 0.0);
-        }
     }
 
-    fn earn(&mut self, seconds: f64) {
+    fn earn(&mut self, seconds: f64, now: u32) {
+        if u64::from(now.saturating_sub(self.window)) >= WINDOW.as_secs() {
+            (self.window, self.habit_now, self.requests_now) = (now, 0.0, 0.0);
+        }
         self.habit_now = single((f64::from(self.habit_now) + seconds).min(HABIT_MAX));
         self.requests_now += 1.0;
         if self.habit_now > self.habit {
@@ -130,9 +153,26 @@ impl Record {
         self.has_settled(now) && f64::from(self.left) >= seconds / 2.0
     }
 
-    /// No deeper into debt than half a request.
-    fn spend(&mut self, seconds: f64) {
-        self.left = single((f64::from(self.left) - seconds).max(-seconds / 2.0).min(f64::from(self.left)));
+    fn give_back(&mut self, seconds: f64) {
+        self.left = single((f64::from(self.left) + seconds).min(f64::from(self.habit)));
+    }
+
+    /// Whether it has too little for a request such as it usually makes.
+    fn is_used_up(&self) -> bool {
+        f64::from(self.left) < f64::from(self.habit) / f64::from(self.requests.max(1.0)) / 2.0
+    }
+
+    /// Adds what another process knew of the same client.
+    fn merge(&mut self, other: &Record, now: u32) {
+        let mut other = *other;
+        other.advance(now);
+        self.advance(now);
+        self.habit = self.habit.max(other.habit);
+        self.requests = self.requests.max(other.requests);
+        self.left = (self.left + other.left).min(self.habit);
+        (self.window, self.habit_now, self.requests_now) =
+            (other.window, other.habit_now, other.requests_now);
+        self.since = self.since.min(other.since);
     }
 
     fn has_settled(&self, now: u32) -> bool {
@@ -143,14 +183,20 @@ impl Record {
         let amounts = [self.habit, self.requests, self.habit_now, self.requests_now, self.left];
         let mut words = [0; 8];
         words[..5].copy_from_slice(&amounts.map(f32::to_bits));
-        words[5..].copy_from_slice(&[self.at, self.hour, self.since]);
+        words[5..].copy_from_slice(&[self.at, self.window, self.since]);
         words
+    }
+
+    fn of_bytes(bytes: &[u8; RECORD_BYTES], now: u32) -> Option<Record> {
+        let (words, _) = bytes.as_chunks::<4>();
+        let word = |at: usize| words.get(at).copied().map_or(0, u32::from_le_bytes);
+        Record::of_words(std::array::from_fn(|at| word(at + 2)), now)
     }
 
     /// A record that could have come about; `None` for any other.
     fn of_words(words: [u32; 8], now: u32) -> Option<Record> {
         let [habit, requests, habit_now, requests_now, left, ..] = words.map(f32::from_bits);
-        let [.., at, hour, since] = words;
+        let [.., at, window, since] = words;
         let sound = |value: f32, max: f32| value.is_finite() && (0.0..=max).contains(&value);
         let greatest = single(HABIT_MAX);
         let is_sound = sound(habit, greatest)
@@ -167,7 +213,7 @@ impl Record {
             requests_now,
             left,
             at: at.min(now),
-            hour,
+            window: window.min(now),
             since: since.min(now),
         })
     }
@@ -178,17 +224,17 @@ fn single(value: f64) -> f32 {
     value as f32
 }
 
-fn hour(now: u32) -> u32 {
-    now / 3600
-}
-
-/// The weights of a known request among the known: those of its address and of its credential.
+/// A known request's place among the known.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Claim {
     /// What its address weighs.
     pub address: f64,
     /// What its credential weighs.
     pub credential: f64,
+    /// What was taken for it, in seconds of a class.
+    pub seconds: f64,
+    /// From whose allowance: its address's, its credential's.
+    pub paid_by: [bool; 2],
 }
 
 /// What is known of a client.
@@ -198,12 +244,14 @@ pub enum Standing {
     Known {
         /// When it was first seen.
         since: WallMs,
-        /// Requests per second in its busiest hour.
+        /// Requests per second in its busiest window.
         per_second: f64,
-        /// Seconds of a class that it used in that hour.
+        /// Seconds of a class that it used in that window.
         habit_s: f64,
         /// Of these, what it may still claim ahead of strangers.
         left_s: f64,
+        /// That is too little for a request such as it usually makes.
+        used_up: bool,
     },
     /// It has none, or one that is too short.
     Stranger,
@@ -217,6 +265,8 @@ pub struct History {
     began_s: AtomicU64,
     /// Requests that had to wait, by whether they were known.
     claims: [AtomicU64; 2],
+    /// Since it was last asked.
+    has_changed: AtomicBool,
     crowd: Mutex<Crowd>,
 }
 
@@ -226,6 +276,7 @@ impl Default for History {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             began_s: AtomicU64::new(0),
             claims: Default::default(),
+            has_changed: AtomicBool::new(false),
             crowd: Mutex::default(),
         }
     }
@@ -244,6 +295,7 @@ impl History {
             return;
         }
         let now = self.wall(now);
+        self.has_changed.store(true, Ordering::Relaxed);
         for digest in digests(client) {
             let mut shard = self.shard(digest);
             if shard.len() >= SHARD_MAX && !shard.contains_key(&digest) {
@@ -251,44 +303,44 @@ impl History {
             }
             let record = shard.entry(digest).or_insert_with(|| Record::new(now));
             record.advance(now);
-            record.earn(seconds);
+            record.earn(seconds, now);
         }
     }
 
-    /// A client's request has to wait, and is thought to cost so many seconds. Takes them from its allowance if it
-    /// is known.
+    /// A client's request has to wait, and is thought to cost so many seconds. Takes them from the allowance of its
+    /// address and of its credential, where they reach; it is known if either does.
     pub fn claim(&self, client: ClientId, seconds: f64, now: Time) -> Option<Claim> {
         let at = self.wall(now);
-        // The credential first: it is the narrower of the two.
-        let mut is_known = false;
+        let mut paid_by = [false; 2];
         let mut weights = [None; 2];
-        for (digest, weight) in digests(client).zip(&mut weights) {
+        for ((digest, weight), paid) in digests(client).zip(&mut weights).zip(&mut paid_by) {
             if let Some(record) = self.shard(digest).get_mut(&digest) {
                 record.advance(at);
-                is_known |= record.may_claim(seconds, at);
                 *weight = record.has_settled(at).then(|| f64::from(record.habit));
+                *paid = record.may_claim(seconds, at);
+                if *paid {
+                    record.left = single(f64::from(record.left) - seconds);
+                }
             }
         }
+        let is_known = paid_by.contains(&true);
         self.claims[usize::from(is_known)].fetch_add(1, Ordering::Relaxed);
+        self.has_changed.store(true, Ordering::Relaxed);
         if !is_known {
             lock(&self.crowd).note(client.address, at);
             return None;
         }
-        for digest in digests(client) {
-            if let Some(record) = self.shard(digest).get_mut(&digest) {
-                record.spend(seconds);
-            }
-        }
         let [address, credential] = weights;
         let least = address.or(credential).unwrap_or_default();
-        Some(Claim { address: address.unwrap_or(least), credential: credential.unwrap_or(least) })
+        let (address, credential) = (address.unwrap_or(least), credential.unwrap_or(least));
+        Some(Claim { address, credential, seconds, paid_by })
     }
 
-    /// A known request was not served after all.
-    pub fn refund(&self, client: ClientId, seconds: f64) {
-        for digest in digests(client) {
+    /// Gives back a part of what was taken for a known request: all of it if it was not served.
+    pub fn refund(&self, client: ClientId, claim: Claim, part: f64) {
+        for (digest, _) in digests(client).zip(claim.paid_by).filter(|(_, paid)| *paid) {
             if let Some(record) = self.shard(digest).get_mut(&digest) {
-                record.left = single((f64::from(record.left) + seconds).min(f64::from(record.habit)));
+                record.give_back(claim.seconds * part.clamp(0.0, 1.0));
             }
         }
     }
@@ -298,19 +350,22 @@ impl History {
     pub fn standing(&self, client: ClientId, now: Time) -> Standing {
         let now = self.wall(now);
         let mut best: Option<Record> = None;
+        let mut used_up = true;
         for digest in digests(client) {
             if let Some(mut record) = self.shard(digest).get(&digest).copied() {
                 record.advance(now);
-                if record.has_settled(now) && best.is_none_or(|best| record.habit > best.habit) {
-                    best = Some(record);
+                if record.has_settled(now) {
+                    used_up &= record.is_used_up();
+                    best = best.filter(|best| best.habit >= record.habit).or(Some(record));
                 }
             }
         }
         best.map_or(Standing::Stranger, |record| Standing::Known {
             since: WallMs(u64::from(record.since) * 1000),
-            per_second: f64::from(record.requests) / HOUR_S,
+            per_second: f64::from(record.requests) / WINDOW_S,
             habit_s: f64::from(record.habit),
             left_s: f64::from(record.left.max(0.0)),
+            used_up,
         })
     }
 
@@ -338,6 +393,12 @@ impl History {
         self.len() == 0
     }
 
+    /// Whether anything was earned or claimed since the last call.
+    #[must_use]
+    pub fn take_changed(&self) -> bool {
+        self.has_changed.swap(false, Ordering::Relaxed)
+    }
+
     /// Forgets everybody.
     pub fn clear(&self) {
         self.shards.iter().for_each(|shard| lock(shard).clear());
@@ -360,7 +421,7 @@ impl History {
         bytes
     }
 
-    /// Takes in what an earlier process has written.
+    /// Takes in what an earlier process has written; who has come meanwhile keeps what is known of it.
     ///
     /// # Errors
     /// It is not whole, or of another key; then nothing has changed.
@@ -379,21 +440,15 @@ impl History {
             return Err(HistoryError::Broken);
         }
         let now = self.wall(now);
-        let mut taken = 0;
-        for bytes in records {
-            let (words, _) = bytes.as_chunks::<4>();
-            let word = |at: usize| words.get(at).copied().map_or(0, u32::from_le_bytes);
-            let digest = u64::from(word(1)) << 32 | u64::from(word(0));
-            let Some(record) = Record::of_words(std::array::from_fn(|at| word(at + 2)), now) else {
-                continue;
-            };
-            let mut shard = self.shard(digest);
-            if shard.len() < SHARD_MAX {
-                shard.insert(digest, record);
-                taken += 1;
-            }
+        let mut of_shards = [const { Vec::new() }; SHARDS];
+        for record in records {
+            of_shards[shard_of(digest_of(record))].push(record);
         }
-        Ok(taken)
+        Ok(of_shards
+            .iter()
+            .zip(&self.shards)
+            .map(|(records, shard)| restore_shard(records, shard, now))
+            .sum())
     }
 
     fn wall(&self, now: Time) -> u32 {
@@ -403,7 +458,7 @@ impl History {
 
     fn shard(&self, digest: u64) -> MutexGuard<'_, BTreeMap<u64, Record>> {
         // The order within a shard is by the upper bits; these are the lower ones.
-        lock(&self.shards[usize::try_from(digest % SHARDS as u64).unwrap_or(0)])
+        lock(&self.shards[shard_of(digest)])
     }
 }
 
@@ -418,10 +473,34 @@ pub enum HistoryError {
     OtherKey,
 }
 
-const MAGIC: &[u8] = b"rayguard history 1\n";
+const MAGIC: &[u8] = b"rayguard history 2\n";
 const HEAD_BYTES: usize = MAGIC.len() + 8;
 const RECORD_BYTES: usize = 40;
 const SUM_BYTES: usize = 32;
+
+fn shard_of(digest: u64) -> usize {
+    usize::try_from(digest % SHARDS as u64).unwrap_or(0)
+}
+
+/// A tree of all that a file knows is made at once, while requests go on; then who came meanwhile is added.
+fn restore_shard(records: &[&[u8; RECORD_BYTES]], shard: &Mutex<BTreeMap<u64, Record>>, now: u32) -> usize {
+    let sound = |bytes: &&[u8; RECORD_BYTES]| Some((digest_of(bytes), Record::of_bytes(bytes, now)?));
+    let mut known: BTreeMap<u64, Record> = records.iter().filter_map(sound).take(SHARD_MAX).collect();
+    let taken = known.len();
+    let mut shard = lock(shard);
+    for (digest, record) in std::mem::take(&mut *shard) {
+        if known.len() >= SHARD_MAX && !known.contains_key(&digest) {
+            give_up_one(&mut known, digest, now);
+        }
+        known.entry(digest).and_modify(|old| old.merge(&record, now)).or_insert(record);
+    }
+    *shard = known;
+    taken
+}
+
+fn digest_of(record: &[u8; RECORD_BYTES]) -> u64 {
+    record.first_chunk::<8>().map_or(0, |digest| u64::from_le_bytes(*digest))
+}
 
 fn digests(client: ClientId) -> impl Iterator<Item = u64> {
     // A digest is of one kind of thing only, but for one in 2^64: both kinds share the shards.

@@ -89,8 +89,6 @@ pub struct Waiting<W> {
     pub deadline: Time,
     /// Its claim to go before strangers (see [`history`](crate::admission::history)).
     pub claim: Option<Claim>,
-    /// What was taken from its allowance for that.
-    pub claimed: f64,
     /// What it weighs among those in its line.
     pub weights: Weights,
 }
@@ -99,8 +97,8 @@ pub struct Waiting<W> {
 impl<W> Waiting<W> {
     /// One without a past, who must be served at once.
     pub(crate) fn plain(waiter: W, client: ClientId, cost: f64, since: Time) -> Waiting<W> {
-        let (claim, claimed, weights) = (None, 0.0, Weights::EVEN);
-        Waiting { waiter, client, route: 0, cost, since, deadline: since, claim, claimed, weights }
+        let (claim, weights) = (None, Weights::EVEN);
+        Waiting { waiter, client, route: 0, cost, since, deadline: since, claim, weights }
     }
 }
 

@@ -189,7 +189,8 @@ mod tests {
 
     fn request(address: u64, habit: Option<f64>, cost: f64) -> Waiting<u64> {
         let client = ClientId { address, credential: None };
-        let claim = habit.map(|habit| Claim { address: habit, credential: habit });
+        let claim =
+            habit.map(|habit| Claim { address: habit, credential: habit, seconds: 0.0, paid_by: [true; 2] });
         let deadline = Time::ZERO + Duration::from_secs(1000);
         Waiting { deadline, claim, ..Waiting::plain(address, client, cost, Time::ZERO) }
     }

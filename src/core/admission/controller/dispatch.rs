@@ -63,7 +63,8 @@ impl<W> AdmissionController<W> {
         Some((waiter, self.refuse(id.class, reason, Duration::ZERO)))
     }
 
-    /// Joins the class's queue, then serves whoever is next (perhaps this very request).
+    /// Joins the class's queue, then serves whoever is next (perhaps this very request). One whose place nobody wants
+    /// who waits in the module does not join.
     pub(super) fn wait_in_line(
         &self,
         table: &LimitTable,
@@ -76,42 +77,79 @@ impl<W> AdmissionController<W> {
         let class = self.class(ask.class);
         let module = self.module(class.module);
         let deadline = now + class.queue_wait_max;
-        let worth = self.worth(table, ask.class, self.takes(ask));
-        let claim = self.uses_history.then(|| self.history.claim(ask.client, worth, now)).flatten();
-        let request = Waiting {
-            waiter: Waiter { waiter: waiter(), of_client },
-            client: ask.client,
-            route: ask.route,
-            cost: self.price(table, ask.class, self.takes(ask)),
-            since: now,
-            deadline,
-            claim,
-            claimed: if claim.is_some() { worth } else { 0.0 },
-            weights: Weights::EVEN,
-        };
         let mut woken = Vec::new();
         let joined = {
             let mut queue = self.lock(class.module);
-            // Made known before anyone looks for room (see the head of this file).
-            module.waiting.fetch_add(1, Ordering::SeqCst);
-            class.waiting.fetch_add(1, Ordering::SeqCst);
-            let joined = queue.join(ask.class, request, class.queue_len_max);
-            self.dispatch(table, &mut queue, now, &mut woken);
-            joined
+            if let Some(permit) = self.enter_in_calm(table, &mut queue, ask, now, &mut woken) {
+                Err(Permit { of_client, ..permit })
+            } else {
+                let claims = || self.history.claim(ask.client, self.claims(ask), now);
+                let request = Waiting {
+                    waiter: Waiter { waiter: waiter(), of_client },
+                    client: ask.client,
+                    route: ask.route,
+                    cost: self.price(table, ask.class, self.takes(ask)),
+                    since: now,
+                    deadline,
+                    claim: self.uses_history.then(claims).flatten(),
+                    weights: Weights::EVEN,
+                };
+                // Made known before anyone looks for room (see the head of this file).
+                module.waiting.fetch_add(1, Ordering::SeqCst);
+                class.waiting.fetch_add(1, Ordering::SeqCst);
+                let joined = queue.join(ask.class, request, class.queue_len_max);
+                self.dispatch(table, &mut queue, now, &mut woken);
+                Ok(joined)
+            }
         };
         let decision = match joined {
-            Joined::Waits(place) => Decision::Wait(WaitId { class: ask.class, place }, deadline),
-            Joined::Displaced(place, displaced) => {
+            Err(permit) => Decision::Admit(permit),
+            Ok(Joined::Waits(place)) => Decision::Wait(WaitId { class: ask.class, place }, deadline),
+            Ok(Joined::Displaced(place, displaced)) => {
                 let shed = self.turn_away(ask.class, &displaced);
                 wake(displaced.waiter.waiter, Grant::Shed(shed));
                 Decision::Wait(WaitId { class: ask.class, place }, deadline)
             }
-            Joined::Refused(request) => Decision::Shed(self.turn_away(ask.class, &request)),
+            Ok(Joined::Refused(request)) => Decision::Shed(self.turn_away(ask.class, &request)),
         };
         for (waiter, grant) in woken {
             wake(waiter, grant);
         }
         decision
+    }
+
+    /// Lets a request in past waiters of other classes who are short of something else.
+    fn enter_in_calm(
+        &self,
+        table: &LimitTable,
+        queue: &mut ModuleQueue<W>,
+        ask: Ask,
+        now: Time,
+        woken: &mut Vec<(W, Grant)>,
+    ) -> Option<Permit> {
+        if queue.is_empty() || self.is_contended(queue, ask.class) {
+            return None;
+        }
+        // What they can have by now is theirs.
+        self.dispatch(table, queue, now, woken);
+        if self.is_contended(queue, ask.class) {
+            return None;
+        }
+        self.try_enter(table, ask, now, false).ok()
+    }
+
+    /// Whether anybody waits for what a request of this class would take: its own class's limits, or what it shares
+    /// with others, which is the module's ceiling and the bound on work of a process.
+    fn is_contended(&self, queue: &ModuleQueue<W>, id: ClassId) -> bool {
+        queue.classes.iter().filter(|of| !of.fair.is_empty()).any(|of| {
+            let waits = self.class(of.id);
+            of.id == id
+                || match waits.tally.last_full() {
+                    Some(HeldBy::Module) => true,
+                    Some(HeldBy::Process) => waits.shares && self.class(id).shares,
+                    _ => false,
+                }
+        })
     }
 
     /// Counts out one who must give way.
@@ -129,8 +167,8 @@ impl<W> AdmissionController<W> {
 
     /// A known one is not served: its allowance is what it was.
     fn refund(&self, request: &Waiting<Waiter<W>>) {
-        if request.claim.is_some() {
-            self.history.refund(request.client, request.claimed);
+        if let Some(claim) = request.claim {
+            self.history.refund(request.client, claim, 1.0);
         }
     }
 
@@ -177,7 +215,15 @@ impl<W> AdmissionController<W> {
                     }
                 },
             };
-            let Some(request) = fair.pop(now) else { break };
+            let Some(mut request) = fair.pop(now) else { break };
+            if let Some(claim) = &mut request.claim
+                && fair.is_empty()
+                && request.since == now
+            {
+                // It went before nobody of its class.
+                self.history.refund(request.client, *claim, 1.0);
+                claim.seconds = 0.0;
+            }
             let start = tag.max(virtual_time);
             *tag = start + self.takes(ask) / weight(class.priority);
             queue.virtual_time = start;
@@ -246,6 +292,10 @@ impl<W> ModuleQueue<W> {
             Some(ClassQueue { id, fair: Tiers::default(), tag: 0.0, full_in: 0, kept_until: Time::ZERO })
         });
         ModuleQueue { classes: classes.collect(), virtual_time: 0.0, round: 0 }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.classes.iter().all(|class| class.fair.is_empty())
     }
 
     pub(super) fn class_mut(&mut self, id: ClassId) -> Option<&mut ClassQueue<W>> {

@@ -1,6 +1,7 @@
 //! The admission controller as its callers see it, and the laws that no sequence of calls may break.
 
 use super::*;
+use crate::admission::history::Standing;
 use crate::admission::table::ClassLimits;
 use crate::policy::plain::{self, policy};
 use crate::policy::{Bounds, Class, Queue, RateBounds};
@@ -210,9 +211,8 @@ fn a_class_without_room_does_not_hold_up_another_of_its_module() {
     let mut rig = Rig::new(&policy(vec![class("heavy", 5, 1.0), class("light", 5, 8.0)], 8.0));
     let _heavy = permit(rig.ask(0, 1, at(0.0)).1);
     let _ = rig.ask(0, 1, at(0.0));
-    let (light, decision) = rig.ask(1, 2, at(0.0));
-    assert!(matches!(decision, Decision::Wait(..)), "it passes through the queue");
-    assert_eq!(rig.granted().unwrap().0, light, "... and straight out of it");
+    let (_, decision) = rig.ask(1, 2, at(0.0));
+    assert!(matches!(decision, Decision::Admit(..)), "what others wait for is not what it takes");
 }
 
 /// How many requests of 20 ms a class of this priority has under way at once, of ten.
@@ -271,11 +271,108 @@ fn ordinary_classes_of_one_process_share_one_bound_on_work_and_the_others_keep_t
     let (light, waits) = rig.ask(1, 2, at(now));
     assert!(matches!(waits, Decision::Wait(..)), "its process has 100 ms of work before it");
     for class in [2, 3] {
-        let (id, _) = rig.ask(class, 3, at(now));
-        assert_eq!(rig.granted().unwrap().0, id, "class {class}");
+        assert!(matches!(rig.ask(class, 3, at(now)).1, Decision::Admit(..)), "class {class}");
     }
     rig.finish(heavy, at(now + 0.1));
     assert_eq!(rig.granted().unwrap().0, light);
+}
+
+/// A class short of its rate beside one that is not, in a module of one process.
+fn beside_a_rate() -> Rig {
+    let rated = Class {
+        rate: Some(RateBounds { per_second: Bounds { initial: 0.5, min: 0.1, max: 2.0 }, burst: 1 }),
+        queue: Queue { len_max: 100, wait_max: Duration::from_secs(3600) },
+        ..class("submit", 5, 8.0)
+    };
+    let mut policy = policy(vec![rated, class("list", 5, 8.0)], 8.0);
+    policy.modules[0].work = Some(Duration::from_millis(50));
+    policy.history = true;
+    Rig::new(&policy)
+}
+
+/// Habit and allowance of an address, in seconds.
+fn past(rig: &Rig, address: u64, now: f64) -> (f64, f64) {
+    match rig.admission.history().standing(ClientId { address, credential: None }, at(now)) {
+        Standing::Known { habit_s, left_s, .. } => (habit_s, left_s),
+        Standing::Stranger => (0.0, 0.0),
+    }
+}
+
+/// Serves one request that takes so long and is served at once.
+fn serve(rig: &mut Rig, class: u8, address: u64, took: f64, now: f64) {
+    let served = permit(rig.ask(class, address, at(now)).1);
+    rig.finish(served, at(now + took));
+}
+
+#[test]
+fn a_line_for_what_a_request_does_not_need_neither_hinders_its_client_to_earn_nor_costs_it_anything() {
+    let mut rig = beside_a_rate();
+    serve(&mut rig, 0, 1, 0.003, 0.0);
+    (0..90).for_each(|_| assert!(matches!(rig.ask(0, 1, at(0.0)).1, Decision::Wait(..))));
+    for second in 1..=60 {
+        serve(&mut rig, 1, 2, 0.1, f64::from(second));
+        while let Some((_, submitted)) = rig.granted() {
+            rig.finish(submitted, at(f64::from(second) + 0.2));
+        }
+    }
+    let (habit, left) = past(&rig, 2, 700.0);
+    assert!((habit - 6.0).abs() < 0.1 && (left - habit).abs() < 1e-6, "{habit} {left}");
+    assert!(rig.admission.waiting() > 0);
+}
+
+#[test]
+fn a_line_for_the_process_that_all_share_is_no_calm_but_costs_only_whom_it_keeps() {
+    let mut policy = policy(["list", "status", "logs"].map(|name| class(name, 5, 8.0)).into(), 50.0);
+    policy.modules[0].work = Some(Duration::from_millis(50));
+    policy.modules[0].shared = true;
+    let mut rig = Rig::new(&policy);
+    for second in 0..30 {
+        (0..3).for_each(|class| serve(&mut rig, class, 1, 0.1, f64::from(second) + 0.3 * f64::from(class)));
+    }
+    let under_way = permit(rig.ask(2, 9, at(30.0)).1);
+    assert!(matches!(rig.ask(1, 5, at(30.0)).1, Decision::Wait(..)), "for the process");
+    let now = 700.0;
+    let (habit, left) = past(&rig, 1, now);
+    assert!(habit > 0.0);
+    // What is under way has been so long that one more may come.
+    let (asked, _) = rig.ask(0, 1, at(now));
+    let (woken, heavy) = rig.granted().unwrap();
+    assert_eq!(woken, asked);
+    rig.finish(heavy, at(now + 0.1));
+    let (after, left_after) = past(&rig, 1, now + 0.1);
+    assert!(
+        (after - habit).abs() < 1e-3 && left_after >= left - 1e-3,
+        "{habit} {left}: {after} {left_after}"
+    );
+    rig.finish(under_way, at(now + 0.2));
+}
+
+#[test]
+fn requests_that_ray_refuses_at_once_earn_the_work_they_cost() {
+    let mut rig = beside_a_rate();
+    for turn in 0..12 {
+        serve(&mut rig, 0, 1, 0.003, 5.0 * f64::from(turn));
+        serve(&mut rig, 1, 2, 0.033, 5.0 * f64::from(turn) + 1.0);
+    }
+    let (refused, reader) = (past(&rig, 1, 700.0).0, past(&rig, 2, 700.0).0);
+    assert!((refused - 0.036).abs() < 0.002, "{refused}");
+    assert!((reader - 0.396).abs() < 0.02, "{reader}");
+}
+
+#[test]
+fn a_flood_that_makes_requests_dearer_takes_no_more_from_an_allowance() {
+    let mut rig = beside_a_rate();
+    for turn in 0..60 {
+        serve(&mut rig, 1, 2, 0.1, 10.0 * f64::from(turn));
+    }
+    let ask = Ask { class: ClassId(1), route: 1, client: ClientId { address: 2, credential: None } };
+    let in_calm = rig.admission.claims(ask);
+    assert!((in_calm - 0.1).abs() < 1e-3, "{in_calm}");
+    for (times, most) in [(1.5, 0.1), (4.0, 0.2)] {
+        (0..2000).for_each(|_| rig.admission.costs.learn(1, 0.1 * times, 0.1 * times, true));
+        let claims = rig.admission.claims(ask);
+        assert!((claims - most).abs() < 1e-3, "{times} times as dear: {claims}");
+    }
 }
 
 #[test]
@@ -502,6 +599,32 @@ proptest! {
         }
         prop_assert_eq!(rig.admission.waiting(), 0);
         prop_assert_eq!(rig.admission.module_in_flight(ModuleId(0)), 0);
+    }
+
+    /// Whatever is asked of which class, whether Ray refuses it at once or works on it for long: a past is no more
+    /// than the work that was done, and nothing is taken from it while nobody has to wait.
+    #[test]
+    fn a_habit_is_at_most_the_work_that_was_done(
+        exchanges in prop::collection::vec((0u8..2, 1u32..500, 0u32..3000), 1..100),
+    ) {
+        let mut rig = beside_a_rate();
+        rig.table.classes[0].rate = Some(1e6);
+        rig.pump(Time::ZERO);
+        let (mut now, mut worked) = (0.0, 0.0);
+        for (class, took_ms, pause_ms) in exchanges {
+            now += f64::from(pause_ms) / 1e3;
+            if let Decision::Admit(served) = rig.ask(class, 1, at(now)).1 {
+                now += f64::from(took_ms) / 1e3;
+                worked += f64::from(took_ms) / 1e3;
+                rig.finish(served, at(now));
+            }
+            while let Some((_, served)) = rig.granted() {
+                rig.finish(served, at(now));
+            }
+            rig.pump(at(now));
+        }
+        let (habit, _) = past(&rig, 1, now + 700.0);
+        prop_assert!(habit <= worked + 1e-3, "{habit} of {worked}");
     }
 
     /// At demand below the limit nothing is shed, and nobody waits, whoever asks.
