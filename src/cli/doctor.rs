@@ -184,7 +184,8 @@ impl Look<'_> {
         let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return Vec::new() };
         let mut findings = Vec::new();
         let shown = self.settings.upstream.url();
-        match discover::version(&self.client, &dashboard, None).await {
+        let token = secret::rays_token(self.settings).unwrap_or_default();
+        match discover::version(&self.client, &dashboard, token.as_deref()).await {
             Ok(version) => {
                 findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version)));
                 self.ray = Seen::of_version(&version.ray_version);
@@ -196,8 +197,24 @@ impl Look<'_> {
                     Finding::ok("ray profile", says)
                 });
             }
-            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => findings
-                .push(Finding::ok("ray", format!("answers at {shown}, and wants a token of its clients"))),
+            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
+                findings.push(if token.is_some() {
+                    let remedy = "give the one that Ray knows: metrics.token, or RAY_AUTH_TOKEN";
+                    Finding::warn(
+                        "ray",
+                        format!("answers at {shown}, and refuses the token it is shown"),
+                        remedy,
+                    )
+                } else {
+                    let remedy =
+                        "name Ray's token with metrics.token, so that version and exporters are found";
+                    Finding::warn(
+                        "ray",
+                        format!("answers at {shown}, and wants a token of its clients"),
+                        remedy,
+                    )
+                });
+            }
             Err(fault) => {
                 let remedy = "start it (ray start --head), or name its address: upstream, or --upstream";
                 findings.push(Finding::fail("ray", fault.to_string(), remedy));
@@ -490,10 +507,22 @@ impl Look<'_> {
         let policy = &self.settings.policy;
         let now = self.clock.now();
         let followed = |id| policy.follows(id);
-        let profile = self.settings.ray.unwrap_or(self.ray.profile);
-        let lacks = if self.ray.version.is_some() { profile.lacks } else { &[] };
+        let readings = reader.readings(now);
+        let is_read = |name: &str| {
+            let named = readings.iter().find(|(id, _)| &*policy.signals[id.index()].name == name);
+            named.is_some_and(|(_, reading)| reading.is_ok())
+        };
+        let ray = match &self.ray.version {
+            Some(_) => self.ray.clone(),
+            None => Seen::of_signals(is_read).unwrap_or_default(),
+        };
+        if ray.version.is_none() {
+            findings.push(Finding::ok("ray profile", ray.view(self.settings.ray).says));
+        }
+        let profile = self.settings.ray.unwrap_or(ray.profile);
+        let is_known = ray != Seen::default();
         let (mut spare, mut lacking) = (Vec::new(), Vec::new());
-        for (id, reading) in reader.readings(now) {
+        for (id, reading) in readings {
             let signal = &policy.signals[id.index()];
             let subject = format!("signal {}", signal.name);
             match reading {
@@ -516,7 +545,7 @@ impl Look<'_> {
                         Finding::ok(&subject, found)
                     });
                 }
-                Err(Missing::NotFound { .. }) if lacks.contains(&&*signal.name) => {
+                Err(Missing::NotFound { .. }) if is_known && profile.lacks(&signal.name) => {
                     lacking.push(&*signal.name);
                 }
                 Err(missing) if followed(id) => {
