@@ -6,8 +6,10 @@
 //! few GETs, and each port is opened and closed again. Every finding that is not well carries
 //! what to do.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::TcpListener;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -395,7 +397,12 @@ impl Look<'_> {
     async fn readings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut reader = SignalReader::new(&self.settings.policy);
-        let targets = self.targets(&mut findings).await;
+        let mut targets = self.targets(&mut findings).await;
+        if !targets.certain {
+            self.search(&mut targets, &mut reader, &mut findings).await;
+        }
+        let most = targets.head.len() + NODES_MAX;
+        let targets: Vec<Target> = targets.all().take(most).cloned().collect();
         self.round(&targets, &mut reader, Some(&mut findings)).await;
         if !targets.is_empty() {
             tokio::time::sleep(self.settings.metrics.interval.min(ROUNDS_APART_MAX)).await;
@@ -406,20 +413,40 @@ impl Look<'_> {
         findings
     }
 
-    async fn targets(&self, findings: &mut Vec<Finding>) -> Vec<Target> {
+    /// Asks all targets until a page says that it is the head's; its targets then come first.
+    async fn search(&self, targets: &mut Targets, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
+        let metrics = &self.settings.metrics;
+        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
+        let listed: Vec<Target> = targets.all().cloned().collect();
+        scrape::search(&self.client, &listed, bounds, self.clock, |target, page| {
+            if let Ok(page) = page {
+                let _ = reader.on_scrape(&target.name, &page.body, page.began, page.wall);
+            }
+            if reader.of_head().next().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .await;
+        if let Some(ranked) = targets.with_heads(&discover::hosts(reader.of_head())) {
+            *targets = ranked;
+            findings.push(Finding::ok("metrics targets", format!("the head's: {}", listed_head(targets))));
+        }
+    }
+
+    async fn targets(&self, findings: &mut Vec<Finding>) -> Targets {
         let metrics = &self.settings.metrics;
         let given: Vec<Target> =
             metrics.targets.iter().filter_map(|url| Target::parse(url.as_str()).ok()).collect();
+        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return Targets::default() };
+        let of_head = BTreeSet::new();
         if !given.is_empty() {
-            return given;
+            return discover::rank(&dashboard, given, &of_head).await;
         }
-        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return given };
         let token = secret::rays_token(self.settings).unwrap_or_default();
         let places = Places {
             dashboard: &dashboard,
             ask_dashboard: metrics.discover,
             token: token.as_deref(),
             file: metrics.discovery_file.as_deref(),
+            of_head: &of_head,
         };
         let remedy = "name them: [metrics] targets = [\"HOST:8080\", \"HOST:44217\", \"HOST:44227\"]";
         match discover::discover(&self.client, places).await {
@@ -429,12 +456,11 @@ impl Look<'_> {
                     let what = format!("skipped an entry of Ray's list: {bad}");
                     findings.push(Finding::warn("metrics targets", what, remedy));
                 }
-                let most = found.targets.head.len() + NODES_MAX;
-                found.targets.all().take(most).cloned().collect()
+                found.targets
             }
             Err(fault) => {
                 findings.push(Finding::warn("metrics targets", fault.to_string(), remedy));
-                given
+                Targets::default()
             }
         }
     }
@@ -585,14 +611,18 @@ fn looked_for(signal: &Signal) -> String {
     names.join(", ")
 }
 
-fn listed(targets: &Targets) -> String {
+fn listed_head(targets: &Targets) -> String {
     let head: Vec<&str> = targets.head.iter().map(|target| &*target.name).collect();
+    head.join(", ")
+}
+
+fn listed(targets: &Targets) -> String {
     let others = match targets.nodes.len() {
         0 => String::new(),
         1 => ", and one of another node".to_owned(),
         count => format!(", and {count} of other nodes"),
     };
-    head.join(", ") + &others
+    listed_head(targets) + &others
 }
 
 /// Entries of a list that are no targets are named up to this many.
