@@ -221,8 +221,11 @@ fn a_page_asked_for_twice_is_one_information() {
     assert_eq!(head.reading("pending_tasks").unwrap(), first);
 }
 
-/// What the pages of other versions say: head_cpu, node_cpu, head_memory and submission_backlog; values computed from the same files by other means.
-const VERSIONS: [(&str, [(&str, &str); 2], [f64; 4]); 4] = [
+/// A version, its pages, and what they say of head_cpu, node_cpu, head_memory and submission_backlog, computed from
+/// the same files by other means.
+type Version = (&'static str, [(&'static str, &'static str); 2], [f64; 4]);
+
+const VERSIONS: [Version; 4] = [
     ("2.9.3", pages!("ray2.9.3"), [0.0, 100.0, 17.867_270_262_084_67, 6.0]),
     ("2.31.0", pages!("ray2.31.0"), [0.3, 100.0, 8.488_870_804_361_223, 0.0]),
     ("2.44.1", pages!("ray2.44.1"), [0.5, 99.9, 7.283_089_783_684_094, 0.0]),

@@ -41,6 +41,9 @@ const REDISCOVER: Duration = Duration::from_secs(15);
 /// And where all answer, after this: a head that has just started names its exporters one by one.
 const REDISCOVER_CALM: Duration = Duration::from_secs(60);
 
+/// Where no page says that it is the head's, all are asked again less and less often, down to this.
+const SEARCH_PAUSE_MAX: Duration = Duration::from_secs(300);
+
 /// Entries of a list that are no targets are named in a warning up to this many.
 const NAMED_MAX: usize = 5;
 
@@ -207,6 +210,7 @@ impl Watch {
                 self.targets.send_replace(Arc::new(ranked));
             }
         }
+        let mut pause = REDISCOVER;
         loop {
             let found = Arc::clone(&targets.borrow_and_update());
             if !found.certain && !self.knows_head() {
@@ -217,8 +221,8 @@ impl Watch {
                 .await;
             }
             tokio::select! {
-                () = tokio::time::sleep(REDISCOVER) => {}
-                _ = targets.changed() => {}
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(SEARCH_PAUSE_MAX),
+                _ = targets.changed() => pause = REDISCOVER,
             }
             if self.is_succeeded() {
                 return;
