@@ -1,4 +1,4 @@
-//! The built-in signals, read off pages recorded from Ray 2.60 (`fixtures/ray/scrapes/`:
+//! The built-in signals, read off pages recorded from Ray 2.60, and of four versions before it (`fixtures/ray/scrapes/`:
 //! whole lines, trimmed to the families that matter and a few that do not). The expected
 //! values were computed from the same files by other means than this library's.
 
@@ -219,4 +219,89 @@ fn a_page_asked_for_twice_is_one_information() {
     let later = page.replace(line, "process_cpu_seconds_total 12345.6");
     head.scrape(5, &[(agent, &later), dashboard]);
     assert_eq!(head.reading("pending_tasks").unwrap(), first);
+}
+
+/// A version, its pages, and what they say of head_cpu, node_cpu, head_memory and submission_backlog, computed from
+/// the same files by other means.
+type Version = (&'static str, [(&'static str, &'static str); 2], [f64; 4]);
+
+const VERSIONS: [Version; 4] = [
+    ("2.9.3", pages!("ray2.9.3"), [0.0, 100.0, 17.867_270_262_084_67, 6.0]),
+    ("2.31.0", pages!("ray2.31.0"), [0.3, 100.0, 8.488_870_804_361_223, 0.0]),
+    ("2.44.1", pages!("ray2.44.1"), [0.5, 99.9, 7.283_089_783_684_094, 0.0]),
+    ("2.53.0", pages!("ray2.53.0"), [2.05, 80.2, 9.652_908_327_487_461, 0.0]),
+];
+
+/// A node that is not the head, as the same Ray would write it: no GCS, no dashboard, other values.
+fn of_another_node(page: &str) -> String {
+    let lines = page.lines().filter(|line| !line.contains("gcs") && !line.contains("Component=\"dashboard"));
+    lines
+        .map(|line| {
+            let line = line
+                .replace("192.0.2.2", "192.0.2.9")
+                .replace("IsHeadNode=\"true\"", "IsHeadNode=\"false\"")
+                .replace("=\"head\"", "=\"worker\"");
+            match line.rsplit_once(' ') {
+                Some((series, _)) if line.starts_with("ray_node_") => format!("{series} 77\n"),
+                _ => line + "\n",
+            }
+        })
+        .collect()
+}
+
+#[test]
+fn every_signal_that_moves_a_limit_is_read_off_each_versions_pages() {
+    use rayguard::core::request::{catalogue, profile};
+    for (version, pages, [head_cpu, node_cpu, head_memory, backlog]) in VERSIONS {
+        let mut head = Head::new();
+        head.scrape(0, &pages);
+        let now = Time::ZERO;
+        head.reader.on_probe("head:8265", &Ok(4.0), now);
+        head.last = head.reader.readings(now);
+        let profile = profile::of_version(version).0;
+        for class in catalogue::CLASSES {
+            for signal in class.signals {
+                let reading = head.reading(signal);
+                assert!(reading.is_ok(), "{version}: {signal} of {}: {reading:?}", class.name);
+            }
+        }
+        head.assert_reads("head_cpu", head_cpu);
+        head.assert_reads("node_cpu", node_cpu);
+        head.assert_reads("head_memory", head_memory);
+        head.assert_reads("submission_backlog", backlog);
+        for signal in SIGNALS.iter().filter(|signal| profile.lacks(signal.name)) {
+            assert!(head.reading(signal.name).is_err(), "{version} has {}", signal.name);
+        }
+    }
+}
+
+#[test]
+fn another_nodes_page_is_never_taken_for_the_heads_whatever_its_labels_lack() {
+    for (version, [(agent, page), dashboard], [head_cpu, _, head_memory, _]) in VERSIONS {
+        let other = of_another_node(page);
+        let mut head = Head::new();
+        head.scrape(0, &[("node:8080", &other)]);
+        for signal in ["head_memory", "head_cpu", "node_cpu"] {
+            assert!(head.reading(signal).is_err(), "{version}: {signal} of a node");
+        }
+        head.scrape(5, &[(agent, page), dashboard, ("node:8080", &other)]);
+        head.assert_reads("head_cpu", head_cpu);
+        head.assert_reads("head_memory", head_memory);
+        assert_eq!(head.reader.of_head().collect::<Vec<_>>(), ["head:44227", "head:8080"], "{version}");
+    }
+}
+
+#[test]
+fn a_page_that_was_the_heads_stays_so_while_its_gcs_is_silent() {
+    let (_, [(agent, page), _], [_, _, head_memory, _]) = VERSIONS[0];
+    let mut head = Head::new();
+    head.scrape(0, &[(agent, page)]);
+    let silent: String = page.lines().filter(|line| !line.contains("gcs")).flat_map(|l| [l, "\n"]).collect();
+    head.scrape(5, &[(agent, &silent)]);
+    head.assert_reads("head_memory", head_memory);
+    // Its cores alone are no share of them that is used.
+    assert!(matches!(head.reading("head_cpu"), Err(Missing::NotFound { .. })));
+    head.reader.keep_targets(|_| false);
+    head.scrape(10, &[(agent, &silent)]);
+    assert!(head.reading("head_memory").is_err(), "it has to say so anew");
 }

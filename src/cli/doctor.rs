@@ -6,8 +6,10 @@
 //! few GETs, and each port is opened and closed again. Every finding that is not well carries
 //! what to do.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::net::TcpListener;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -184,7 +186,8 @@ impl Look<'_> {
         let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return Vec::new() };
         let mut findings = Vec::new();
         let shown = self.settings.upstream.url();
-        match discover::version(&self.client, &dashboard, None).await {
+        let token = secret::rays_token(self.settings).unwrap_or_default();
+        match discover::version(&self.client, &dashboard, token.as_deref()).await {
             Ok(version) => {
                 findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version)));
                 self.ray = Seen::of_version(&version.ray_version);
@@ -196,8 +199,24 @@ impl Look<'_> {
                     Finding::ok("ray profile", says)
                 });
             }
-            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => findings
-                .push(Finding::ok("ray", format!("answers at {shown}, and wants a token of its clients"))),
+            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
+                findings.push(if token.is_some() {
+                    let remedy = "give the one that Ray knows: metrics.token, or RAY_AUTH_TOKEN";
+                    Finding::warn(
+                        "ray",
+                        format!("answers at {shown}, and refuses the token it is shown"),
+                        remedy,
+                    )
+                } else {
+                    let remedy =
+                        "name Ray's token with metrics.token, so that version and exporters are found";
+                    Finding::warn(
+                        "ray",
+                        format!("answers at {shown}, and wants a token of its clients"),
+                        remedy,
+                    )
+                });
+            }
             Err(fault) => {
                 let remedy = "start it (ray start --head), or name its address: upstream, or --upstream";
                 findings.push(Finding::fail("ray", fault.to_string(), remedy));
@@ -378,7 +397,12 @@ impl Look<'_> {
     async fn readings(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         let mut reader = SignalReader::new(&self.settings.policy);
-        let targets = self.targets(&mut findings).await;
+        let mut targets = self.targets(&mut findings).await;
+        if !targets.certain {
+            self.search(&mut targets, &mut reader, &mut findings).await;
+        }
+        let most = targets.head.len() + NODES_MAX;
+        let targets: Vec<Target> = targets.all().take(most).cloned().collect();
         self.round(&targets, &mut reader, Some(&mut findings)).await;
         if !targets.is_empty() {
             tokio::time::sleep(self.settings.metrics.interval.min(ROUNDS_APART_MAX)).await;
@@ -389,20 +413,40 @@ impl Look<'_> {
         findings
     }
 
-    async fn targets(&self, findings: &mut Vec<Finding>) -> Vec<Target> {
+    /// Asks all targets until a page says that it is the head's; its targets then come first.
+    async fn search(&self, targets: &mut Targets, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
+        let metrics = &self.settings.metrics;
+        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
+        let listed: Vec<Target> = targets.all().cloned().collect();
+        scrape::search(&self.client, &listed, bounds, self.clock, |target, page| {
+            if let Ok(page) = page {
+                let _ = reader.on_scrape(&target.name, &page.body, page.began, page.wall);
+            }
+            if reader.of_head().next().is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .await;
+        if let Some(ranked) = targets.with_heads(&discover::hosts(reader.of_head())) {
+            *targets = ranked;
+            findings.push(Finding::ok("metrics targets", format!("the head's: {}", listed_head(targets))));
+        }
+    }
+
+    async fn targets(&self, findings: &mut Vec<Finding>) -> Targets {
         let metrics = &self.settings.metrics;
         let given: Vec<Target> =
             metrics.targets.iter().filter_map(|url| Target::parse(url.as_str()).ok()).collect();
+        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return Targets::default() };
+        let of_head = BTreeSet::new();
         if !given.is_empty() {
-            return given;
+            return discover::rank(&dashboard, given, &of_head).await;
         }
-        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return given };
         let token = secret::rays_token(self.settings).unwrap_or_default();
         let places = Places {
             dashboard: &dashboard,
             ask_dashboard: metrics.discover,
             token: token.as_deref(),
             file: metrics.discovery_file.as_deref(),
+            of_head: &of_head,
         };
         let remedy = "name them: [metrics] targets = [\"HOST:8080\", \"HOST:44217\", \"HOST:44227\"]";
         match discover::discover(&self.client, places).await {
@@ -412,12 +456,11 @@ impl Look<'_> {
                     let what = format!("skipped an entry of Ray's list: {bad}");
                     findings.push(Finding::warn("metrics targets", what, remedy));
                 }
-                let most = found.targets.head.len() + NODES_MAX;
-                found.targets.all().take(most).cloned().collect()
+                found.targets
             }
             Err(fault) => {
                 findings.push(Finding::warn("metrics targets", fault.to_string(), remedy));
-                given
+                Targets::default()
             }
         }
     }
@@ -490,10 +533,22 @@ impl Look<'_> {
         let policy = &self.settings.policy;
         let now = self.clock.now();
         let followed = |id| policy.follows(id);
-        let profile = self.settings.ray.unwrap_or(self.ray.profile);
-        let lacks = if self.ray.version.is_some() { profile.lacks } else { &[] };
+        let readings = reader.readings(now);
+        let is_read = |name: &str| {
+            let named = readings.iter().find(|(id, _)| &*policy.signals[id.index()].name == name);
+            named.is_some_and(|(_, reading)| reading.is_ok())
+        };
+        let ray = match &self.ray.version {
+            Some(_) => self.ray.clone(),
+            None => Seen::of_signals(is_read).unwrap_or_default(),
+        };
+        if ray.version.is_none() {
+            findings.push(Finding::ok("ray profile", ray.view(self.settings.ray).says));
+        }
+        let profile = self.settings.ray.unwrap_or(ray.profile);
+        let is_known = ray != Seen::default();
         let (mut spare, mut lacking) = (Vec::new(), Vec::new());
-        for (id, reading) in reader.readings(now) {
+        for (id, reading) in readings {
             let signal = &policy.signals[id.index()];
             let subject = format!("signal {}", signal.name);
             match reading {
@@ -516,7 +571,7 @@ impl Look<'_> {
                         Finding::ok(&subject, found)
                     });
                 }
-                Err(Missing::NotFound { .. }) if lacks.contains(&&*signal.name) => {
+                Err(Missing::NotFound { .. }) if is_known && profile.lacks(&signal.name) => {
                     lacking.push(&*signal.name);
                 }
                 Err(missing) if followed(id) => {
@@ -556,14 +611,18 @@ fn looked_for(signal: &Signal) -> String {
     names.join(", ")
 }
 
-fn listed(targets: &Targets) -> String {
+fn listed_head(targets: &Targets) -> String {
     let head: Vec<&str> = targets.head.iter().map(|target| &*target.name).collect();
+    head.join(", ")
+}
+
+fn listed(targets: &Targets) -> String {
     let others = match targets.nodes.len() {
         0 => String::new(),
         1 => ", and one of another node".to_owned(),
         count => format!(", and {count} of other nodes"),
     };
-    head.join(", ") + &others
+    listed_head(targets) + &others
 }
 
 /// Entries of a list that are no targets are named up to this many.

@@ -558,7 +558,34 @@ impl Judge {
             .and_then(|name| self.header_name("identity.api_key_header", name))
             .unwrap_or_else(|| defaults::API_KEY_HEADER.into());
         let api_keys_file = self.path("identity.api_keys_file", raw.api_keys_file.as_ref());
-        Identity { headers, api_key_header, api_keys: self.api_keys(keys), api_keys_file }
+        let agent_header = raw.agent_header.as_ref();
+        let agent_header = agent_header
+            .and_then(|name| self.header_name("identity.agent_header", name))
+            .unwrap_or_else(|| defaults::AGENT_HEADER.into());
+        let agents = self.agents(raw.agents.as_deref());
+        Identity {
+            headers,
+            api_key_header,
+            agent_header,
+            agents,
+            api_keys: self.api_keys(keys),
+            api_keys_file,
+        }
+    }
+
+    fn agents(&mut self, given: Option<&[Spanned<String>]>) -> Vec<Arc<str>> {
+        let Some(given) = given else { return defaults::AGENTS.iter().map(|&agent| agent.into()).collect() };
+        for (i, agent) in given.iter().enumerate() {
+            let text = agent.get_ref();
+            if !(3..=100).contains(&text.len()) || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+                self.refuse(
+                    Place::new(format!("identity.agents[{i}]"), agent),
+                    format!("`{text}` is not how a program's name begins"),
+                    "write 3 to 100 letters, digits and signs, such as \"kuberay-operator/\"",
+                );
+            }
+        }
+        given.iter().map(|agent| agent.get_ref().to_ascii_lowercase().into()).collect()
     }
 
     fn cors_origins(&mut self, given: Option<&[Spanned<String>]>) -> Vec<Arc<str>> {

@@ -27,6 +27,7 @@ pub const PROBE_PATH: &str = "/api/gcs_healthz";
 pub const LAW: Law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
 /// What oauth2-proxy and its kin set; believed from trusted proxies alone.
 pub const IDENTITY_HEADERS: &[&str] = &["x-client-id", "x-forwarded-user", "x-auth-request-user"];
+pub use rayguard_core::request::agents::{AGENTS, HEADER as AGENT_HEADER};
 /// Where clients send their key.
 pub const API_KEY_HEADER: &str = "x-rayguard-key";
 

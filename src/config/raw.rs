@@ -187,6 +187,10 @@ pub struct RawIdentity {
     pub api_key_header: Option<Spanned<String>>,
     /// A file with the digests of further keys.
     pub api_keys_file: Option<Spanned<String>>,
+    /// The header in which programs name themselves.
+    pub agent_header: Option<Spanned<String>>,
+    /// How the names of programs begin that are clients of their own.
+    pub agents: Option<Vec<Spanned<String>>>,
     /// Whether clients with a past go before strangers.
     pub history: Option<bool>,
 }

@@ -194,6 +194,10 @@ pub struct Identity {
     pub headers: Vec<Arc<str>>,
     /// The header in which clients send their API key; lower-case.
     pub api_key_header: Arc<str>,
+    /// The header in which programs name themselves; lower-case.
+    pub agent_header: Arc<str>,
+    /// How the names of those begin that are clients of their own; lower-case.
+    pub agents: Vec<Arc<str>>,
     /// Keys handed to known clients, those of the file among them.
     pub api_keys: Vec<ApiKey>,
     /// The file that some of them stand in; it is read with the configuration, and again when it

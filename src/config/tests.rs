@@ -490,6 +490,29 @@ fn trust_is_not_given_to_everyone() {
 }
 
 #[test]
+fn the_names_of_agents_and_of_their_header_are_the_operators_to_choose() {
+    let shipped = settings("").identity;
+    assert_eq!((&*shipped.agent_header, &*shipped.agents[0]), ("user-agent", "kuberay-operator/"));
+    let chosen = settings("[identity]\nagents = ['My-Bot/']\nagent_header = 'X-Client'").identity;
+    assert_eq!((&*chosen.agent_header, &*chosen.agents), ("x-client", &["my-bot/".into()][..]));
+    assert!(settings("[identity]\nagents = []").identity.agents.is_empty());
+    refused("[identity]\nagents = ['']", "identity.agents[0]", "begins");
+    refused("[identity]\nagents = ['two words']", "identity.agents[0]", "begins");
+    refused("[identity]\nagent_header = 'a b'", "identity.agent_header", "not the name of a header");
+}
+
+#[test]
+fn an_identity_that_kubernetes_has_reviewed_comes_in_the_headers_of_a_trusted_proxy() {
+    // As config/deploy/README.md shows it.
+    let page = include_str!("../../config/deploy/README.md");
+    let example = page.split("```toml\n").map(|rest| rest.split("```").next().unwrap_or_default());
+    let example = example.into_iter().find(|text| text.contains("x-remote-user")).expect("the example");
+    let settings = settings(example);
+    assert_eq!(&*settings.identity.headers[0], "x-remote-user");
+    assert_eq!(settings.trusted_proxies.len(), 1);
+}
+
+#[test]
 fn api_keys_are_digests_and_differ() {
     let digest = "a".repeat(64);
     let known = settings(&format!("[api_keys.ci]\nsha256 = '{digest}'"));
@@ -558,6 +581,8 @@ const KEYS: &[&str] = &[
     "http.answer_header_bytes_max",
     "http.cors_origins",
     "identity.headers",
+    "identity.agents",
+    "identity.agent_header",
     "api_keys.a.sha256",
     "metrics.targets",
     "metrics.prometheus",

@@ -76,6 +76,9 @@ drain = "30s"                           # at shutdown, exchanges under way may f
 # headers = ["x-client-id", "x-forwarded-user", "x-auth-request-user"]
 api_key_header = "x-rayguard-key"
 # api_keys_file = "/etc/rayguard/keys"  # lines of `name sha256`; read again when it changes
+# Programs whose name begins so are clients of their own beside the others of their address.
+agent_header = "user-agent"
+agents = ["kuberay-operator/", "go-http-client/"]
 # Under contention clients that were here before go before strangers, who keep a fifth of each class.
 history = true
 

@@ -6,7 +6,12 @@
 //! no token, and may be left over from a head that is gone; the endpoint is of now, and needs
 //! the token where authentication is on. The endpoint is asked first; the file is what is left
 //! when the head is too busy to answer, which is when targets are needed most. Either may be
-//! switched off.
+//! switched off. A head on this host that was started with `--temp-dir` has its file there
+//! (`local_head.rs`), which goes before the usual place, since that may be another head's.
+//!
+//! **Which of them are the head's?** Its address is the upstream's, as its name is resolved; or, where the
+//! upstream is this very host, the one that its processes name, or else this host's own. A page that said so
+//! itself outranks them all: the upstream may be a load balancer, or a tunnel to somewhere else.
 //!
 //! An entry that is no address is skipped and named: Ray writes one for every node that exports
 //! nothing, and one bad entry must not cost all the others.
@@ -15,11 +20,13 @@
 //! a head that is not there, or in another container.
 
 use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::local_head::{self, LocalHead};
 use crate::observe::scrape::{BadTarget, Target, Targets};
 use reqwest::Client;
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use url::Url;
@@ -27,11 +34,17 @@ use url::Url;
 /// Where Ray writes its exporters down.
 pub const FILE: &str = "/tmp/ray/prom_metrics_service_discovery.json";
 
+/// Its name, in whatever directory Ray was told to use.
+const FILE_NAME: &str = "prom_metrics_service_discovery.json";
+
 /// The dashboard's path with the same content.
 pub const PATH: &str = "/api/prometheus/sd";
 
 /// What a look-up may cost.
 pub const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 4 << 20 };
+
+/// A name that is not resolved by then is passed over.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// More targets than this are cut off, the head's own never.
 pub const TARGETS_MAX: usize = crate::core::signal::series::TARGETS_MAX;
@@ -157,6 +170,8 @@ pub struct Places<'a> {
     pub token: Option<&'a str>,
     /// Ray's file, unless it is left alone.
     pub file: Option<&'a Path>,
+    /// Targets whose pages have said that they are the head's.
+    pub of_head: &'a BTreeSet<String>,
 }
 
 /// Finds the exporters: from the dashboard, or else from the file.
@@ -164,17 +179,42 @@ pub struct Places<'a> {
 /// # Errors
 /// [`DiscoverError`], with both reasons where both were tried.
 pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, DiscoverError> {
-    let host = places.dashboard.host_str();
+    let local = local_head(places.dashboard).await;
+    let listed = list(client, places, local.as_ref()).await?;
+    let heads = heads(places.dashboard, local.as_ref(), &listed.targets, places.of_head).await;
+    Ok(listed.ranked(&heads))
+}
+
+/// Targets that were listed by hand, those of the head apart.
+pub async fn rank(dashboard: &Url, targets: Vec<Target>, of_head: &BTreeSet<String>) -> Targets {
+    let local = local_head(dashboard).await;
+    let heads = heads(dashboard, local.as_ref(), &targets, of_head).await;
+    Targets::new(targets, &heads)
+}
+
+/// The hosts of these targets, for [`Targets`].
+#[must_use]
+pub fn hosts<'a>(targets: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
+    targets.filter_map(|name| Some(name.rsplit_once(':')?.0.to_owned())).collect()
+}
+
+/// The list as it was given.
+async fn list(
+    client: &Client,
+    places: Places<'_>,
+    local: Option<&LocalHead>,
+) -> Result<Listed, DiscoverError> {
     let not_dashboard = if places.ask_dashboard {
         match from_dashboard(client, places.dashboard, places.token).await {
-            Ok(discovery) => return Ok(discovery),
+            Ok(listed) => return Ok(listed),
             Err(fault) => Some(fault),
         }
     } else {
         None
     };
     let Some(file) = places.file else { return Err(not_dashboard.unwrap_or(DiscoverError::Off)) };
-    from_file(file, host).await.map_err(|not_file| match not_dashboard {
+    let own = local.filter(|_| file == Path::new(FILE)).map(|head| head.temp_dir.join(FILE_NAME));
+    from_file(own.as_deref().unwrap_or(file)).await.map_err(|not_file| match not_dashboard {
         Some(not_dashboard) => {
             DiscoverError::Neither { dashboard: Box::new(not_dashboard), file: Box::new(not_file) }
         }
@@ -182,24 +222,81 @@ pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, 
     })
 }
 
+async fn local_head(dashboard: &Url) -> Option<LocalHead> {
+    if !resolve(dashboard).await.into_iter().any(local_head::is_of_this_host) {
+        return None;
+    }
+    let port = dashboard.port_or_known_default()?;
+    let find = move || local_head::find(Path::new(local_head::PROC), port);
+    tokio::task::spawn_blocking(find).await.ok().flatten()
+}
+
+/// The addresses of the upstream.
+async fn resolve(dashboard: &Url) -> Vec<IpAddr> {
+    let Some(host) = dashboard.host_str() else { return Vec::new() };
+    let bare = host.trim_matches(['[', ']']);
+    if let Ok(address) = bare.parse() {
+        return vec![address];
+    }
+    let resolved = tokio::time::timeout(RESOLVE_TIMEOUT, tokio::net::lookup_host((bare, 0))).await;
+    resolved.ok().and_then(Result::ok).into_iter().flatten().map(|address| address.ip()).collect()
+}
+
+/// Which hosts are the head's. See the essay.
+async fn heads(
+    dashboard: &Url,
+    local: Option<&LocalHead>,
+    targets: &[Target],
+    of_head: &BTreeSet<String>,
+) -> BTreeSet<String> {
+    let listed: BTreeSet<&str> = targets.iter().filter_map(Target::host).collect();
+    let said = hosts(of_head.iter().map(String::as_str));
+    if said.iter().any(|host| listed.contains(&**host)) {
+        return said;
+    }
+    let written = |address: IpAddr| match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    let addresses = resolve(dashboard).await;
+    let mut heads: BTreeSet<String> = addresses.iter().copied().map(written).collect();
+    heads.extend(dashboard.host_str().map(str::to_owned));
+    match local.and_then(|head| head.address.as_deref()) {
+        Some(address) => {
+            heads.insert(address.parse().map_or_else(|_| address.to_owned(), written));
+        }
+        None if addresses.iter().any(IpAddr::is_loopback) => {
+            let is_own = |host: &&str| {
+                let address = host.trim_matches(['[', ']']).parse();
+                address.is_ok_and(|address: IpAddr| {
+                    !address.is_loopback() && local_head::is_of_this_host(address)
+                })
+            };
+            heads.extend(listed.into_iter().filter(is_own).map(str::to_owned));
+        }
+        None => {}
+    }
+    heads
+}
+
 /// Asks the dashboard.
 ///
 /// # Errors
 /// [`DiscoverError`].
-pub async fn from_dashboard(
+async fn from_dashboard(
     client: &Client,
     dashboard: &Url,
     token: Option<&str>,
-) -> Result<Discovery, DiscoverError> {
+) -> Result<Listed, DiscoverError> {
     let (url, body) = ask(client, dashboard, PATH, token).await?;
-    parse(&body, &url, Origin::Dashboard, dashboard.host_str())
+    parse(&body, &url, Origin::Dashboard)
 }
 
-/// Reads Ray's file; `host` is the head's as far as it is known.
+/// Reads Ray's file.
 ///
 /// # Errors
 /// [`DiscoverError`].
-pub async fn from_file(path: &Path, host: Option<&str>) -> Result<Discovery, DiscoverError> {
+async fn from_file(path: &Path) -> Result<Listed, DiscoverError> {
     use tokio::io::AsyncReadExt;
     let unreadable = |problem: std::io::Error| match problem.kind() {
         std::io::ErrorKind::NotFound => DiscoverError::NoFile { path: path.to_owned() },
@@ -208,7 +305,7 @@ pub async fn from_file(path: &Path, host: Option<&str>) -> Result<Discovery, Dis
     let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
     let mut body = Vec::new();
     file.take(BOUNDS.body_bytes_max as u64).read_to_end(&mut body).await.map_err(unreadable)?;
-    parse(&body, &path.display().to_string(), Origin::File, host)
+    parse(&body, &path.display().to_string(), Origin::File)
 }
 
 /// Whether Ray's dashboard answers there, and which Ray it is.
@@ -249,7 +346,25 @@ struct Group {
     targets: Vec<Value>,
 }
 
-fn parse(body: &[u8], shown: &str, origin: Origin, host: Option<&str>) -> Result<Discovery, DiscoverError> {
+/// A list as it was given.
+#[derive(Debug)]
+struct Listed {
+    targets: Vec<Target>,
+    bad: Vec<BadTarget>,
+    origin: Origin,
+}
+
+impl Listed {
+    fn ranked(self, heads: &BTreeSet<String>) -> Discovery {
+        let mut targets = Targets::new(self.targets, heads);
+        let room = TARGETS_MAX - targets.head.len();
+        let left_out = targets.nodes.len().saturating_sub(room);
+        targets.nodes.truncate(room);
+        Discovery { targets, bad: self.bad, left_out, origin: self.origin }
+    }
+}
+
+fn parse(body: &[u8], shown: &str, origin: Origin) -> Result<Listed, DiscoverError> {
     let named = || shown.to_owned();
     let groups: Vec<Group> = serde_json::from_slice(body)
         .map_err(|error| DiscoverError::NotAList { origin: named(), problem: error.to_string() })?;
@@ -261,17 +376,13 @@ fn parse(body: &[u8], shown: &str, origin: Origin, host: Option<&str>) -> Result
             Err(fault) => bad.push(fault),
         }
     }
-    let mut targets = Targets::new(targets, host);
     if targets.is_empty() {
         return Err(match bad.into_iter().next() {
             Some(bad) => DiscoverError::Target { origin: named(), bad },
             None => DiscoverError::NoTargets { origin: named() },
         });
     }
-    let room = TARGETS_MAX - targets.head.len();
-    let left_out = targets.nodes.len().saturating_sub(room);
-    targets.nodes.truncate(room);
-    Ok(Discovery { targets, bad, left_out, origin })
+    Ok(Listed { targets, bad, origin })
 }
 
 fn read_entry(given: &Value) -> Result<Target, BadTarget> {
@@ -289,6 +400,8 @@ mod tests {
     /// As Ray 2.60 writes it.
     const RAYS: &str = r#"[{"labels": {"job": "ray"}, "targets": ["192.0.2.2:8080", "192.0.2.2:44217", "192.0.2.2:44227"]}]"#;
 
+    static NONE: BTreeSet<String> = BTreeSet::new();
+
     fn names(discovery: &Discovery) -> Vec<&str> {
         discovery.targets.all().map(|target| &*target.name).collect()
     }
@@ -298,7 +411,7 @@ mod tests {
     }
 
     fn places<'a>(dashboard: &'a Url, file: &'a Path) -> Places<'a> {
-        Places { dashboard, ask_dashboard: true, token: None, file: Some(file) }
+        Places { dashboard, ask_dashboard: true, token: None, file: Some(file), of_head: &NONE }
     }
 
     /// A file of its own for one test; gone with the value.
@@ -378,19 +491,13 @@ mod tests {
     async fn a_file_that_is_no_list_is_refused_by_its_fault() {
         for (name, content) in [("cut", &RAYS[..40]), ("object", "{}"), ("empty", "")] {
             let file = Scratch::new(name, content);
-            assert!(
-                matches!(from_file(&file.0, None).await, Err(DiscoverError::NotAList { .. })),
-                "{content}"
-            );
+            assert!(matches!(from_file(&file.0).await, Err(DiscoverError::NotAList { .. })), "{content}");
         }
         let file = Scratch::new("none", r#"[{"targets": []}]"#);
-        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverError::NoTargets { .. })));
+        assert!(matches!(from_file(&file.0).await, Err(DiscoverError::NoTargets { .. })));
         let file = Scratch::new("bad", r#"[{"targets": ["ho st:1"]}]"#);
-        assert!(matches!(from_file(&file.0, None).await, Err(DiscoverError::Target { .. })));
-        assert!(matches!(
-            from_file(&std::env::temp_dir(), None).await,
-            Err(DiscoverError::UnreadableFile { .. })
-        ));
+        assert!(matches!(from_file(&file.0).await, Err(DiscoverError::Target { .. })));
+        assert!(matches!(from_file(&std::env::temp_dir()).await, Err(DiscoverError::UnreadableFile { .. })));
     }
 
     #[tokio::test]
@@ -411,7 +518,7 @@ mod tests {
     }
 
     fn parsed(body: &str) -> Discovery {
-        parse(body.as_bytes(), "x", Origin::File, None).unwrap()
+        parse(body.as_bytes(), "x", Origin::File).unwrap().ranked(&NONE)
     }
 
     #[test]
@@ -433,6 +540,22 @@ mod tests {
         let heads: Vec<&str> = flood.targets.head.iter().map(|target| &*target.name).collect();
         assert_eq!(heads, ["head:8080", "head:44227"]);
         assert_eq!((flood.targets.all().count(), flood.left_out), (TARGETS_MAX, 5));
+    }
+
+    #[tokio::test]
+    async fn the_heads_address_is_the_upstreams_or_its_processes_unless_a_page_said_otherwise() {
+        let list = ["10.0.0.1:1", "10.0.0.1:2", "10.0.0.2:1", "192.0.2.2:1"]
+            .map(|name| Target::parse(name).unwrap());
+        let of = async |upstream: &str, local: Option<&LocalHead>, said: &[&str]| {
+            let said = said.iter().map(|name| (*name).to_owned()).collect();
+            Targets::new(list.to_vec(), &heads(&url(upstream), local, &list, &said).await).head
+        };
+        assert_eq!(of("10.0.0.2:8265", None, &[]).await, list[2..3]);
+        assert_eq!(of("127.0.0.1:8265", None, &["10.0.0.2:1"]).await, list[2..3]);
+        assert_eq!(of("192.0.2.9:8265", None, &[]).await, list[..2], "a guess");
+        let local = LocalHead { temp_dir: "/data".into(), address: Some("192.0.2.2".to_owned()) };
+        assert_eq!(of("127.0.0.1:8265", Some(&local), &[]).await, list[3..]);
+        assert_eq!(of("127.0.0.1:8265", Some(&local), &["10.0.0.1:1"]).await, list[..2], "a tunnel");
     }
 
     #[tokio::test]

@@ -58,7 +58,12 @@ pub enum QueryError {
     /// The exchange failed.
     #[error(transparent)]
     Fetch(#[from] FetchError),
-    /// Its certificate is not trusted, or it speaks no TLS.
+    /// It answers in plain HTTP.
+    #[error(
+        "Prometheus speaks no TLS at this address; write http:// in `metrics.prometheus`, or name its TLS port"
+    )]
+    NoTls,
+    /// Its certificate is not trusted.
     #[error(
         "TLS with Prometheus fails: {cause}; `metrics.prometheus_authorities` names the CA certificates it must chain to"
     )]
@@ -140,6 +145,7 @@ impl QueryError {
         match self {
             QueryError::Fetch(fault) => fault.missing(&server.name),
             QueryError::NotPrometheus { .. }
+            | QueryError::NoTls
             | QueryError::Tls { .. }
             | QueryError::Status { .. }
             | QueryError::Secret { .. } => {
@@ -262,12 +268,9 @@ pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<
 
 fn as_tls(fault: FetchError) -> QueryError {
     match fault {
-        // As rustls words what a server's certificate, or a server without TLS, makes it say.
-        FetchError::Unreachable { cause }
-            if cause.contains("certificate") || cause.contains("corrupt message") =>
-        {
-            QueryError::Tls { cause }
-        }
+        // As rustls words what a server without TLS, or a server's certificate, makes it say.
+        FetchError::Unreachable { cause } if cause.contains("corrupt message") => QueryError::NoTls,
+        FetchError::Unreachable { cause } if cause.contains("certificate") => QueryError::Tls { cause },
         fault => QueryError::Fetch(fault),
     }
 }
@@ -534,7 +537,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn tls_that_fails_is_told_with_the_key_that_names_the_authorities() {
+    async fn a_server_without_tls_is_told_from_one_whose_certificate_fails() {
         let bytes = server::answer("200 OK", "text/plain", "");
         let fault = server::with(bytes, async |address| {
             let https = Url::parse(&format!("https://{address}")).unwrap();
@@ -542,7 +545,11 @@ mod tests {
         })
         .await
         .unwrap_err();
-        assert!(matches!(fault, QueryError::Tls { .. }), "{fault}");
+        assert_eq!(fault, QueryError::NoTls);
+        assert!(
+            fault.to_string().contains("http://") && !fault.to_string().contains("authorities"),
+            "{fault}"
+        );
         let nowhere = Prometheus { authorities: Some("/nowhere/ca.pem".into()), ..at("127.0.0.1:1") };
         let fault = Server::new(&nowhere).unwrap_err().to_string();
         assert!(fault.contains("/nowhere/ca.pem"), "{fault}");

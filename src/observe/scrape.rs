@@ -8,16 +8,18 @@
 //!
 //! The limits follow the head, and a cluster has a thousand other nodes, some of which do not
 //! answer. So [`Targets`] keeps the head's pages apart from all others, to be asked in rounds of
-//! their own, and [`Turns`] asks a node that fails less and less often.
+//! their own, and [`Turns`] asks a node that fails less and less often. Where it is only guessed which
+//! pages are the head's, [`search`] asks many at once until one says that it is.
 
 use crate::core::signal::reading::Missing;
 use crate::core::time::{Time, WallMs};
 use crate::observe::fetch::{self, Bounds, FetchError};
 use crate::proxy::clock::Clock;
 use reqwest::Client;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future, poll_fn};
 use std::net::Ipv6Addr;
+use std::ops::ControlFlow;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
@@ -30,6 +32,12 @@ pub const DEFAULT_BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), bod
 
 /// Targets asked at once.
 pub const AT_ONCE: usize = 8;
+
+/// And while the head is searched for among them; most of its pages are refused, or small.
+const AT_ONCE_IN_SEARCH: usize = 64;
+
+/// A node that has not answered by then is passed over in that search.
+const SEARCH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The longest pause before a node that fails is asked again.
 const BACK_OFF_MAX: Duration = Duration::from_secs(300);
@@ -81,7 +89,8 @@ impl Target {
         let text = match text.rsplit_once(':') {
             Some((host, port)) if host.parse::<Ipv6Addr>().is_ok() => format!("http://[{host}]:{port}"),
             _ if text.contains("://") => text.to_owned(),
-            _ => format!("http://{text}"),
+            Some((_, port)) if !port.contains(']') => format!("http://{text}"),
+            _ => return Err(bad("it has no port")),
         };
         let mut url = Url::parse(&text).map_err(|error| bad(&error.to_string()))?;
         if url.scheme() != "http" {
@@ -120,26 +129,29 @@ pub struct Targets {
     pub head: Vec<Target>,
     /// All others.
     pub nodes: Vec<Target>,
+    /// Whether that they are the head's is known, and not guessed.
+    pub certain: bool,
 }
 
 impl Targets {
-    /// Tells the head's pages from the others by their host: the upstream's own, or the one that
-    /// most targets name, since a head has three exporters and each other node one. Where no
-    /// host stands out, the first targets take the head's place.
+    /// Tells the head's pages from the others by their host: one of `heads`, where any is listed. Else it is
+    /// guessed to be the host that most targets name, since a head has three exporters and most other nodes one;
+    /// and where none stands out, the first targets take the head's place.
     #[must_use]
-    pub fn new(targets: Vec<Target>, upstream_host: Option<&str>) -> Targets {
+    pub fn new(targets: Vec<Target>, heads: &BTreeSet<String>) -> Targets {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for host in targets.iter().filter_map(Target::host) {
             *counts.entry(host).or_default() += 1;
         }
+        let certain = counts.keys().any(|host| heads.contains(*host));
         let most = counts.values().copied().max().unwrap_or(0);
         let stands_out = |target: &Target| {
             let host = target.host().unwrap_or_default();
-            Some(host) == upstream_host || (most > 1 && counts.get(host) == Some(&most))
+            if certain { heads.contains(host) } else { most > 1 && counts.get(host) == Some(&most) }
         };
         let is_heads: Vec<bool> = targets.iter().map(stands_out).collect();
         let any = is_heads.contains(&true);
-        let mut whole = Targets::default();
+        let mut whole = Targets { certain, ..Targets::default() };
         for (target, is_heads) in targets.into_iter().zip(is_heads) {
             let place = if (is_heads || !any) && whole.head.len() < AT_ONCE {
                 &mut whole.head
@@ -149,6 +161,15 @@ impl Targets {
             place.push(target);
         }
         whole
+    }
+
+    /// The same, now that these hosts are known to be the head's; none where that is no news.
+    #[must_use]
+    pub fn with_heads(&self, heads: &BTreeSet<String>) -> Option<Targets> {
+        let is_heads = |target: &Target| target.host().is_some_and(|host| heads.contains(host));
+        let listed = self.all().any(is_heads);
+        let is_so = self.certain && self.head.iter().all(is_heads);
+        (listed && !is_so).then(|| Targets::new(self.all().cloned().collect(), heads))
     }
 
     /// All of them, the head's first.
@@ -239,10 +260,36 @@ pub async fn scrape_all(
     clock: Clock,
     mut on_page: impl FnMut(&Target, Result<Page, FetchError>),
 ) {
+    let on_page = |target: &Target, page| {
+        on_page(target, page);
+        ControlFlow::Continue(())
+    };
+    ask(client, targets, (bounds, AT_ONCE), clock, on_page).await;
+}
+
+/// The same for all who may be the head, many at a time, until one is.
+pub async fn search(
+    client: &Client,
+    targets: &[Target],
+    bounds: Bounds,
+    clock: Clock,
+    on_page: impl FnMut(&Target, Result<Page, FetchError>) -> ControlFlow<()>,
+) {
+    let bounds = Bounds { timeout: bounds.timeout.min(SEARCH_TIMEOUT), ..bounds };
+    ask(client, targets, (bounds, AT_ONCE_IN_SEARCH), clock, on_page).await;
+}
+
+async fn ask(
+    client: &Client,
+    targets: &[Target],
+    (bounds, at_once): (Bounds, usize),
+    clock: Clock,
+    mut on_page: impl FnMut(&Target, Result<Page, FetchError>) -> ControlFlow<()>,
+) {
     let mut waiting: VecDeque<&Target> = targets.iter().collect();
     let mut under_way: Vec<(&Target, Fetching<'_>)> = Vec::new();
     loop {
-        while under_way.len() < AT_ONCE
+        while under_way.len() < at_once
             && let Some(target) = waiting.pop_front()
         {
             under_way.push((target, Box::pin(scrape(client, target, bounds, clock))));
@@ -260,7 +307,9 @@ pub async fn scrape_all(
         })
         .await;
         let (target, _) = under_way.swap_remove(place);
-        on_page(target, result);
+        if on_page(target, result).is_break() {
+            return;
+        }
     }
 }
 
@@ -280,7 +329,18 @@ mod tests {
         assert_eq!(read("[::1]:9090"), both("[::1]:9090", "http://[::1]:9090/metrics"));
         assert_eq!(read("http://u:p@head:1/m"), both("head:1", "http://u:p@head:1/m"));
         assert_eq!(read("fd00::5:8080"), both("[fd00::5]:8080", "http://[fd00::5]:8080/metrics"));
-        for none in ["https://head:1", "", "fd00::5", "::1", "10.0.0.1:-1", "10.0.0.1:0", "ho st:1"] {
+        for none in [
+            "https://head:1",
+            "",
+            "fd00::5",
+            "::1",
+            "10.0.0.1:-1",
+            "10.0.0.1:0",
+            "ho st:1",
+            "127.9.9.9",
+            "head",
+            "[::1]",
+        ] {
             assert!(read(none).is_err(), "{none}");
         }
     }
@@ -296,16 +356,23 @@ mod tests {
     #[test]
     fn the_heads_pages_are_found_wherever_they_stand_in_the_list() {
         let list = ["10.0.0.9:8080", "10.0.0.1:8080", "10.0.0.8:8080", "10.0.0.1:44217", "10.0.0.1:44227"];
-        let found = Targets::new(targets(&list), Some("127.0.0.1"));
+        let heads = |host: &str| BTreeSet::from([host.to_owned()]);
+        let found = Targets::new(targets(&list), &heads("127.0.0.1"));
         assert_eq!(names(&found.head), ["10.0.0.1:8080", "10.0.0.1:44217", "10.0.0.1:44227"]);
         assert_eq!(names(&found.nodes), ["10.0.0.9:8080", "10.0.0.8:8080"]);
-        // A head whose agent alone exports is known by the upstream's address.
-        let found = Targets::new(targets(&list[..3]), Some("10.0.0.8"));
-        assert_eq!(names(&found.head), ["10.0.0.8:8080"]);
+        // A head whose agent alone exports is known by its address, however many exporters others have.
+        let known = Targets::new(targets(&list), &heads("10.0.0.8"));
+        assert_eq!((names(&known.head), known.nodes.len()), (vec!["10.0.0.8:8080"], 4));
+        assert!(known.certain && !found.certain);
+        // Or by its page, once that is read.
+        assert_eq!(found.with_heads(&heads("10.0.0.8")).unwrap().head, known.head);
+        assert_eq!(known.with_heads(&heads("10.0.0.8")), None);
+        assert_eq!(found.with_heads(&heads("10.0.0.1")).unwrap().head, found.head, "and then it is certain");
+        assert_eq!(found.with_heads(&heads("10.0.0.5")), None);
         // And where nothing tells them apart, the first ones are asked in the first place.
         let nodes: Vec<String> = (1..20).map(|node| format!("10.0.0.{node}:8080")).collect();
         let nodes: Vec<&str> = nodes.iter().map(String::as_str).collect();
-        let found = Targets::new(targets(&nodes), Some("127.0.0.1"));
+        let found = Targets::new(targets(&nodes), &BTreeSet::new());
         assert_eq!((found.head.len(), found.nodes.len()), (AT_ONCE, 19 - AT_ONCE));
         assert_eq!(found.all().count(), 19);
     }

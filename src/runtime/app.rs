@@ -610,6 +610,7 @@ fn identifier(settings: &Settings, key: [u64; 2]) -> Identifier {
     let identity = &settings.identity;
     Identifier::new(key, settings.trusted_proxies.clone(), identity.headers.clone())
         .with_keys(identity.api_key_header.clone(), identity.api_keys.iter().map(|key| key.sha256).collect())
+        .with_agents(identity.agent_header.clone(), identity.agents.clone())
 }
 
 /// The new settings, but of what belongs to the start what it was then: a probe that asks another head than requests

@@ -3,7 +3,7 @@
 //! It decides which modules share a process (`core/request/profile.rs`), and whether the keys that Ray's handlers
 //! ignore are known (`core/request/query.rs`): a newer Ray may read a key that this version of rayguard has
 //! never heard of, and two questions would then share one answer. While the answer is not known, queries count
-//! as sent and all modules as one process. A head that tells its version to those with a token alone is known by
+//! as sent and all modules as one process, which is the oldest profile. A head that tells its version to those with a token alone is known by
 //! the processes that its metrics name.
 
 use crate::core::request::profile::{self, Fit, Profile};
@@ -38,7 +38,7 @@ pub struct Seen {
 
 impl Default for Seen {
     fn default() -> Seen {
-        Seen { version: None, profile: profile::newest(), fit: Fit::Unknown }
+        Seen { version: None, profile: profile::oldest(), fit: Fit::Unknown }
     }
 }
 
@@ -48,6 +48,13 @@ impl Seen {
     pub fn of_version(version: &str) -> Seen {
         let (profile, fit) = profile::of_version(version);
         Seen { version: Some(version.to_owned()), profile, fit }
+    }
+
+    /// A head that keeps its version to itself, by the signals that are read from it.
+    #[must_use]
+    pub fn of_signals(is_read: impl Fn(&str) -> bool) -> Option<Seen> {
+        let profile = Profile::of_signals(is_read)?;
+        Some(Seen { version: None, profile, fit: Fit::Between })
     }
 
     /// The profile in force and why, for people; `fixed` is the operator's word.
@@ -104,8 +111,8 @@ pub fn start(app: &Arc<App>) {
                 }
                 Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
                     app.on_reads_known(false);
-                    if let Some(profile) = Profile::of_signals(|name| app.has_read(name)) {
-                        app.on_ray(&Seen { version: None, profile, fit: Fit::Between });
+                    if let Some(seen) = Seen::of_signals(|name| app.has_read(name)) {
+                        app.on_ray(&seen);
                     }
                 }
                 // A head that is slow to answer is the head that it was.
@@ -120,4 +127,20 @@ pub fn start(app: &Arc<App>) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_nothing_is_known_all_modules_count_as_one_process() {
+        let seen = Seen::default();
+        let view = seen.view(None);
+        assert_eq!((seen.profile, &*view.profile), (profile::oldest(), "2.9"));
+        assert!(!seen.profile.one_process.is_empty());
+        assert!(view.says.contains("not known yet: the most careful"), "{}", view.says);
+        let fixed = seen.view(Some(profile::newest()));
+        assert!(fixed.profile == "2.60" && fixed.says.contains("set by ray_version"), "{}", fixed.says);
+    }
 }

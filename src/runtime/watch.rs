@@ -8,6 +8,9 @@
 //! pages of all other nodes are asked by a task of their own, if a signal needs them at all, and
 //! the search for targets is a third one.
 //!
+//! Which pages are the head's may be a guess. Then all others are asked at once, by one more task, until a page says
+//! that it is; whoever said so takes the first place from then on.
+//!
 //! The targets come from the configuration or are discovered anew as long as none answers: Ray
 //! may start after us, and picks its ports at random where nobody chose them.
 
@@ -23,6 +26,8 @@ use crate::observe::promql::{self, QueryError, Server};
 use crate::observe::scrape::{self, Page, Target, Targets, Turns};
 use crate::runtime::app::App;
 use reqwest::Client;
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -35,6 +40,9 @@ const REDISCOVER: Duration = Duration::from_secs(15);
 
 /// And where all answer, after this: a head that has just started names its exporters one by one.
 const REDISCOVER_CALM: Duration = Duration::from_secs(60);
+
+/// Where no page says that it is the head's, all are asked again less and less often, down to this.
+const SEARCH_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Entries of a list that are no targets are named in a warning up to this many.
 const NAMED_MAX: usize = 5;
@@ -51,14 +59,16 @@ pub fn start(app: &Arc<App>) {
     };
     let reader = Arc::new(Mutex::new(SignalReader::new(&app.settings().policy)));
     let head_answers = Arc::new(AtomicBool::new(false));
-    let watch = Watch { app: Arc::clone(app), settings: app.settings(), client, reader, head_answers };
-    let (found, targets) = watch::channel(Arc::new(watch.configured_targets()));
-    if found.borrow().is_empty() && (watch.settings.metrics.discover || watch.file().is_some()) {
-        app.tasks.spawn_until_closed(watch.clone().look_for_targets(found));
+    let settings = app.settings();
+    let targets = watch::Sender::new(Arc::new(configured_targets(&settings)));
+    let watch = Watch { app: Arc::clone(app), settings, client, reader, head_answers, targets };
+    if watch.targets.borrow().is_empty() && (watch.settings.metrics.discover || watch.file().is_some()) {
+        app.tasks.spawn_until_closed(watch.clone().look_for_targets());
     }
-    app.tasks.spawn_until_closed(watch.clone().look_at_head(targets.clone()));
+    app.tasks.spawn_until_closed(watch.clone().look_for_head());
+    app.tasks.spawn_until_closed(watch.clone().look_at_head());
     if watch.reader().wants_nodes(watch.followed_signals()) {
-        app.tasks.spawn_until_closed(watch.clone().look_at_nodes(targets));
+        app.tasks.spawn_until_closed(watch.clone().look_at_nodes());
     }
     if let Some(probe) = watch.settings.probe.clone() {
         app.tasks.spawn_until_closed(watch.clone().probe(probe));
@@ -75,15 +85,17 @@ struct Watch {
     reader: Arc<Mutex<SignalReader>>,
     /// Whether all of the head's pages came in the latest round.
     head_answers: Arc<AtomicBool>,
+    /// Who is asked.
+    targets: watch::Sender<Arc<Targets>>,
+}
+
+fn configured_targets(settings: &Settings) -> Targets {
+    let targets = settings.metrics.targets.iter();
+    let targets = targets.filter_map(|url| Target::parse(url.as_str()).ok()).collect();
+    Targets::new(targets, &BTreeSet::new())
 }
 
 impl Watch {
-    fn configured_targets(&self) -> Targets {
-        let targets = self.settings.metrics.targets.iter();
-        let targets = targets.filter_map(|url| Target::parse(url.as_str()).ok()).collect();
-        Targets::new(targets, self.dashboard().as_ref().and_then(Url::host_str))
-    }
-
     fn dashboard(&self) -> Option<Url> {
         Url::parse(&self.settings.upstream.url()).ok()
     }
@@ -108,7 +120,8 @@ impl Watch {
     }
 
     /// Scrapes the head's pages, round after round. Only they are waited for.
-    async fn look_at_head(self, mut targets: watch::Receiver<Arc<Targets>>) {
+    async fn look_at_head(self) {
+        let mut targets = self.targets.subscribe();
         let mut every = rounds(self.settings.metrics.interval);
         loop {
             // A list that has just been found is not left waiting for its turn.
@@ -132,7 +145,7 @@ impl Watch {
     }
 
     /// Scrapes the pages of all other nodes. What they say is handed over with the head's.
-    async fn look_at_nodes(self, targets: watch::Receiver<Arc<Targets>>) {
+    async fn look_at_nodes(self) {
         let interval = self.settings.metrics.interval;
         let (mut every, mut turns) = (rounds(interval), Turns::default());
         loop {
@@ -140,7 +153,7 @@ impl Watch {
             if self.is_succeeded() {
                 return;
             }
-            turns.renew(&targets.borrow().nodes);
+            turns.renew(&self.targets.borrow().nodes);
             let due = turns.due(self.app.clock.now());
             scrape::scrape_all(&self.client, &due, self.bounds(), self.app.clock, |target, page| {
                 turns.note(target, page.is_ok(), self.app.clock.now(), interval);
@@ -157,6 +170,7 @@ impl Watch {
         on_failure: impl FnOnce(&mut SignalReader, &str, &Missing),
     ) {
         let mut reader = self.reader();
+        let known = reader.of_head().count();
         match page {
             Ok(page) => {
                 if let Err(missing) = reader.on_scrape(&target.name, &page.body, page.began, page.wall) {
@@ -165,13 +179,62 @@ impl Watch {
             }
             Err(fault) => on_failure(&mut reader, &target.name, &target.missing(&fault)),
         }
+        if reader.of_head().count() != known {
+            self.put_first(&discover::hosts(reader.of_head()));
+        }
+    }
+
+    /// These are the head's.
+    fn put_first(&self, heads: &BTreeSet<String>) {
+        self.targets.send_if_modified(|targets| match targets.with_heads(heads) {
+            Some(ranked) => {
+                *targets = Arc::new(ranked);
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Whether a page of the head's has said that it is.
+    fn knows_head(&self) -> bool {
+        self.reader().of_head().next().is_some()
+    }
+
+    /// Asks all targets until a page is the head's, as long as none is and its address is not known either.
+    async fn look_for_head(self) {
+        let mut targets = self.targets.subscribe();
+        if let Some(dashboard) = self.dashboard().filter(|_| !targets.borrow().is_empty()) {
+            let listed = targets.borrow().all().cloned().collect();
+            let ranked = discover::rank(&dashboard, listed, &BTreeSet::new()).await;
+            if ranked.certain {
+                self.targets.send_replace(Arc::new(ranked));
+            }
+        }
+        let mut pause = REDISCOVER;
+        loop {
+            let found = Arc::clone(&targets.borrow_and_update());
+            if !found.certain && !self.knows_head() {
+                scrape::search(&self.client, &found.nodes, self.bounds(), self.app.clock, |target, page| {
+                    self.take(target, page, SignalReader::on_node_failure);
+                    if self.knows_head() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                })
+                .await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(SEARCH_PAUSE_MAX),
+                _ = targets.changed() => pause = REDISCOVER,
+            }
+            if self.is_succeeded() {
+                return;
+            }
+        }
     }
 
     /// Finds the targets, and finds them anew: often as long as the head's own do not answer.
-    async fn look_for_targets(self, found: watch::Sender<Arc<Targets>>) {
+    async fn look_for_targets(self) {
         loop {
-            self.discover(&found).await;
-            let calm = self.head_answers.load(Ordering::Relaxed) && !found.borrow().is_empty();
+            self.discover().await;
+            let calm = self.head_answers.load(Ordering::Relaxed) && !self.targets.borrow().is_empty();
             tokio::time::sleep(if calm { REDISCOVER_CALM } else { REDISCOVER }).await;
             if self.is_succeeded() {
                 return;
@@ -180,22 +243,24 @@ impl Watch {
     }
 
     /// Finds the targets anew; keeps the old ones where none are to be found.
-    async fn discover(&self, found: &watch::Sender<Arc<Targets>>) {
+    async fn discover(&self) {
         let Some(dashboard) = self.dashboard() else { return };
+        let of_head = self.reader().of_head().map(str::to_owned).collect();
         let places = Places {
             dashboard: &dashboard,
             ask_dashboard: self.settings.metrics.discover,
             token: self.app.rays_token(),
             file: self.file(),
+            of_head: &of_head,
         };
         match discover::discover(&self.client, places).await {
-            Ok(discovery) if discovery.targets == **found.borrow() => {}
+            Ok(discovery) if discovery.targets == **self.targets.borrow() => {}
             Ok(discovery) => {
                 say_what_was_found(&discovery);
                 let names: std::collections::HashSet<&str> =
                     discovery.targets.all().map(|target| &*target.name).collect();
                 self.reader().keep_targets(|target| names.contains(target));
-                found.send_replace(Arc::new(discovery.targets));
+                self.targets.send_replace(Arc::new(discovery.targets));
             }
             Err(fault) => tracing::warn!(%fault, "Ray's metrics are not to be found; looking again"),
         }
@@ -394,6 +459,26 @@ mod tests {
         // All of them in each of eight rounds would be 512.
         assert!(silent.asked() <= 192, "silent nodes were asked {} times", silent.asked());
         until(|| silent.asked() >= 64).await;
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_head_with_one_exporter_is_found_among_silent_nodes_with_two_and_asked_first_from_then_on() {
+        let (dir, tasks) = (directory("tie"), Tasks::default());
+        let head = Exporter::start(&tasks, Some(HEAD)).await;
+        let silent = [Exporter::start(&tasks, None).await, Exporter::start(&tasks, None).await];
+        let nodes = (2..42)
+            .flat_map(|node| silent.each_ref().map(|each| format!("\"127.0.1.{node}:{}\"", each.port)));
+        let mut list: Vec<String> = nodes.collect();
+        list.push(format!("\"127.0.2.1:{}\"", head.port));
+        std::fs::write(dir.join("sd.json"), format!("[{{\"targets\": [{}]}}]", list.join(","))).unwrap();
+        let guard = watched(&dir, &tasks);
+        until(|| guard.has_read("node_cpu")).await;
+        let before = head.asked();
+        until(|| head.asked() >= before + 6).await;
+        // Those that were guessed to be the head's are nodes like all others now, and asked less and less often.
+        let asked = silent.iter().map(Exporter::asked).sum::<usize>();
+        assert!(asked <= 80 * 4, "silent nodes were asked {asked} times");
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -93,6 +93,8 @@ impl Instance {
         admin::start(&app, listener, access, notifier, reloader);
         rayguard::runtime::watch::start(&app);
         rayguard::runtime::head_version::start(&app);
+        // Until then all modules are one process, and what is asked is numbered by another policy.
+        eventually("the version of the emulated head", async || app.ray().version).await;
         let client = rayguard::observe::fetch::client().unwrap();
         Instance { app, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
     }

@@ -106,7 +106,8 @@ class Session:
 class Head:
     """A head, from start to stop. Use as a context."""
 
-    def __init__(self, token=None, cpus=2, env=None, quick_metrics=True):
+    def __init__(self, token=None, cpus=2, env=None, quick_metrics=True, bin=BIN):
+        self.bin = bin  # where this Ray's commands are
         self.directory = Path(tempfile.mkdtemp(prefix="rg", dir="/tmp"))  # unix sockets need a short path
         names = ["gcs", "dashboard", "metrics", "client", "agent", "autoscaler_metrics", "dashboard_metrics"]
         self.ports = dict(zip(names, free_ports(len(names))))
@@ -118,7 +119,7 @@ class Head:
             "RAY_DISABLE_IMPORT_WARNING": "1",
             "AUTOSCALER_METRIC_PORT": str(self.ports["autoscaler_metrics"]),
             "DASHBOARD_METRIC_PORT": str(self.ports["dashboard_metrics"]),
-            "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PATH": f"{bin}:{os.environ['PATH']}",
             **(QUICK_METRICS if quick_metrics else {}),
             **(env or {}),
         }
@@ -143,7 +144,7 @@ class Head:
     def __enter__(self):
         port = self.ports
         command = [
-            str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats",
+            str(self.bin / "ray"), "start", "--head", "--block", "--disable-usage-stats",
             "--node-ip-address=127.0.0.1",
             f"--num-cpus={self.cpus}",
             "--object-store-memory=200000000",
@@ -214,7 +215,7 @@ class Head:
             environment["RAY_API_SERVER_ADDRESS"] = address
             environment["RAY_ADDRESS"] = address
         done = subprocess.run(
-            [str(BIN / command[0]), *command[1:]],
+            [str(self.bin / command[0]), *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -27,6 +27,15 @@ def install(version):
     return place / "bin"
 
 
+def newest():
+    """The commands of the newest Ray there is, in an environment that is made anew for it."""
+    place = CACHE / "newest"
+    shutil.rmtree(place, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
+    subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "ray[default]"], check=True)
+    return place / "bin"
+
+
 def package(bin):
     """Where the `ray` package of these commands lies."""
     return next((bin.parent / "lib").glob("python3.*/site-packages/ray"))

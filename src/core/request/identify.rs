@@ -29,9 +29,14 @@
 //! each in constant time, so that a guess learns nothing from how long its refusal took. An
 //! unknown key is not an error and not a credential; the request counts as if it had none.
 //!
+//! **Agent.** KubeRay's operator and its kin (`agents.rs`) are told from the others of their address, and from those
+//! who hold the same token, by what they call themselves: part of the credential, so that it can be invented to no
+//! avail, as that can.
+//!
 //! Every kind of thing is digested in a domain of its own: a `client_id` that is spelled
 //! like a token is not that token's holder.
 
+use crate::request::agents::recognise;
 use crate::request::client_id::ClientId;
 use crate::request::facts::Facts;
 use ipnet::IpNet;
@@ -62,6 +67,7 @@ enum Domain {
     Other = 5,
     Client = 6,
     Key = 7,
+    Agent = 8,
 }
 
 /// From facts to client.
@@ -72,6 +78,8 @@ pub struct Identifier {
     name_headers: Vec<Arc<str>>,
     key_header: Arc<str>,
     key_digests: Vec<[u8; 32]>,
+    agent_header: Arc<str>,
+    agents: Vec<Arc<str>>,
 }
 
 impl Identifier {
@@ -80,7 +88,15 @@ impl Identifier {
     /// preference, are the headers in which they name the user.
     #[must_use]
     pub fn new(key: [u64; 2], trusted: Vec<IpNet>, name_headers: Vec<Arc<str>>) -> Identifier {
-        Identifier { key, trusted, name_headers, key_header: "".into(), key_digests: Vec::new() }
+        Identifier {
+            key,
+            trusted,
+            name_headers,
+            key_header: "".into(),
+            key_digests: Vec::new(),
+            agent_header: "".into(),
+            agents: Vec::new(),
+        }
     }
 
     /// Knows the holders of API keys, too: `header`, in lower case, is where they send them,
@@ -88,6 +104,13 @@ impl Identifier {
     #[must_use]
     pub fn with_keys(self, header: Arc<str>, digests: Vec<[u8; 32]>) -> Identifier {
         Identifier { key_header: header, key_digests: digests, ..self }
+    }
+
+    /// Tells programs of these names from the others of their address: `header`, in lower case, has the name,
+    /// `agents` are how it begins.
+    #[must_use]
+    pub fn with_agents(self, header: Arc<str>, agents: Vec<Arc<str>>) -> Identifier {
+        Identifier { agent_header: header, agents, ..self }
     }
 
     /// The header in which API keys come, empty if none does: a secret between client and proxy, that
@@ -113,7 +136,16 @@ impl Identifier {
             IpAddr::V4(address) => self.digest(Domain::V4, &[&address.octets()]),
             IpAddr::V6(address) => self.digest(Domain::V6, &[&address.octets()[..8]]),
         };
-        ClientId { address, credential: self.credential(facts) }
+        let credential = self.credential(facts);
+        let agent = facts.headers.get(&self.agent_header).and_then(|name| recognise(&self.agents, name));
+        let credential = match agent {
+            Some(agent) => {
+                let own = credential.unwrap_or_default().to_le_bytes();
+                Some(self.digest(Domain::Agent, &[agent.as_bytes(), &own]))
+            }
+            None => credential,
+        };
+        ClientId { address, credential }
     }
 
     /// The client of a name that somebody trusted has verified, whatever header it came in.
@@ -595,5 +627,33 @@ mod tests {
                 let _ = identifier().identify(&Facts { grpc, ..facts(peer, &headers) });
             }
         }
+    }
+
+    #[test]
+    fn an_operator_is_told_from_the_others_of_its_address_and_of_its_token() {
+        let known = identifier().with_agents("user-agent".into(), vec!["go-http-client/".into()]);
+        let of = |lines: Vec<(&'static str, Vec<u8>)>| {
+            let headers = Lines(lines);
+            let address = "203.0.113.7".parse().unwrap();
+            known.identify(&Facts {
+                method: "GET",
+                path: "/",
+                query: "",
+                address,
+                headers: &headers,
+                upgrade: false,
+                grpc: false,
+            })
+        };
+        let go = || ("user-agent", b"Go-http-client/1.1".to_vec());
+        let browser = || ("user-agent", b"Mozilla/5.0".to_vec());
+        let token = || ("x-ray-authorization", b"Bearer t".to_vec());
+        let (operator, user) = (of(vec![go()]), of(vec![browser()]));
+        assert_eq!((operator.address, user.credential), (user.address, None), "one address's share");
+        assert!(operator.credential.is_some());
+        assert_eq!(of(vec![]), user, "other programs are as if they had not said who they are");
+        let (operators, users) = (of(vec![go(), token()]), of(vec![browser(), token()]));
+        assert!(operators.credential != users.credential && operators.credential != operator.credential);
+        assert_eq!(of(vec![token(), ("user-agent", b"go-http-client/2.0".to_vec())]), operators);
     }
 }

@@ -1,4 +1,5 @@
 //! From bytes on the wire to a class and a client.
+pub mod agents;
 pub mod catalogue;
 pub mod classify;
 pub mod client_id;

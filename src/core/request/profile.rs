@@ -7,7 +7,7 @@
 //! ceiling and one bound on work, while each class keeps its own limits, queue and priority.
 //!
 //! A version takes the newest profile that is not newer than itself, and one newer than all the newest of them. While
-//! no version is known, it is the newest.
+//! no version is known, it is the oldest.
 
 use crate::policy::{Bounds, Module, ModuleId, Policy};
 
@@ -20,7 +20,7 @@ pub struct Profile {
     /// Names of [`MODULES`](crate::request::catalogue::MODULES) that live in the dashboard's own process.
     pub one_process: &'static [&'static str],
     /// Names of built-in signals that this Ray does not export.
-    pub lacks: &'static [&'static str],
+    lacks: &'static [&'static [&'static str]],
 }
 
 /// The module that stands for the dashboard's own process.
@@ -56,11 +56,22 @@ const NO_MODULES: &[&str] = &[
     "train_head_cpu",
 ];
 
+/// The agent does not know the GCS's process, and of its calls none is timed but the last.
+const NO_GCS: &[&str] = &["gcs_cpu", "gcs_memory", "gcs_slow_share", "gcs_very_slow_share"];
+
+/// The dashboard does not look at its own loop.
+const NO_LOOP: &[&str] = &["dashboard_loop_tasks", "dashboard_loop_lag"];
+
 /// Every profile, oldest first.
 pub const PROFILES: &[Profile] = &[
-    Profile { ray: "2.9", minor: 9, one_process: ALL, lacks: NO_MODULES },
-    Profile { ray: "2.31", minor: 31, one_process: ALL, lacks: NO_MODULES },
-    Profile { ray: "2.44", minor: 44, one_process: ALL, lacks: NO_MODULES },
+    Profile { ray: "2.9", minor: 9, one_process: ALL, lacks: &[NO_MODULES, NO_GCS, NO_LOOP] },
+    Profile {
+        ray: "2.31",
+        minor: 31,
+        one_process: ALL,
+        lacks: &[NO_MODULES, NO_GCS, &["dashboard_loop_tasks"]],
+    },
+    Profile { ray: "2.44", minor: 44, one_process: ALL, lacks: &[NO_MODULES, &["gcs_cpu", "gcs_memory"]] },
     Profile { ray: "2.53", minor: 53, one_process: &[], lacks: &[] },
     Profile { ray: "2.60", minor: 60, one_process: &[], lacks: &[] },
 ];
@@ -128,9 +139,16 @@ impl Profile {
         if !is_read("dashboard_cpu") {
             return None;
         }
-        PROFILES.iter().rev().find(|profile| {
-            NO_MODULES.iter().filter(|name| !profile.lacks.contains(name)).all(|name| is_read(name))
-        })
+        PROFILES
+            .iter()
+            .rev()
+            .find(|profile| NO_MODULES.iter().filter(|name| !profile.lacks(name)).all(|name| is_read(name)))
+    }
+
+    /// Whether this Ray does not export a built-in signal.
+    #[must_use]
+    pub fn lacks(&self, signal: &str) -> bool {
+        self.lacks.iter().any(|names| names.contains(&signal))
     }
 
     /// `policy` as this head needs it: what lives in one process has one ceiling and one bound on work. Modules and
@@ -183,7 +201,7 @@ mod tests {
             for module in profile.one_process {
                 assert!(catalogue::MODULES.iter().any(|known| known.name == *module), "{module}");
             }
-            for signal in profile.lacks {
+            for signal in profile.lacks.iter().copied().flatten() {
                 assert!(
                     crate::signal::catalogue::SIGNALS.iter().any(|known| known.name == *signal),
                     "{signal}"

@@ -2,8 +2,9 @@
 //! anything.
 //!
 //! Plain data; `config` turns it into [`Signal`]s and lays the operator's file over it. Names
-//! and labels are those of Ray 2.60's own pages (`tests/fixtures/ray/scrapes/`; a test reads
-//! every signal off them), with the other names each reading has or had. Targets are where a
+//! and labels are those of the own pages of Ray 2.9 to 2.60 (`tests/fixtures/ray/scrapes/`; a test reads
+//! every signal off them), with the other names each reading has or had. Where a version does not say
+//! `IsHeadNode`, the head's page stands for it (`exposition.rs`). Targets are where a
 //! measured head began to hurt its other clients, not where it was busy: a healthy head stays
 //! below all of them, so none of them sheds a thing there.
 //!

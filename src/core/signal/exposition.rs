@@ -28,6 +28,11 @@
 //! ([`Reporter`]): the agent's own sampling loop, the GCS, and all others. The digest is a
 //! sum over lines, so that their order does not matter.
 //!
+//! **Whose page.** Ray before 2.4x says `IsHeadNode` nowhere, and a worker's page has a node's readings too. But
+//! the GCS pushes to the head's agent alone, and dashboard and GCS run on the head alone: a page with a line of
+//! theirs is the head's ([`Whose::Heads`]). There a line without the label is read as if it said
+//! `IsHeadNode="true"`. Which target that was is remembered by who reads its next page.
+//!
 //! Source: Prometheus text format 0.0.4 and OpenMetrics 1.0 (`# EOF`, exemplars and time
 //! stamps in seconds are understood). Lines with their name in quotes (`{"my.name"}`) are passed
 //! over: Ray writes none.
@@ -96,6 +101,18 @@ impl Reporter {
     }
 }
 
+/// Whose page it is, as far as it says so itself. See the essay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Whose {
+    /// It does not say.
+    #[default]
+    Unsaid,
+    /// The head's.
+    Heads,
+    /// Another node's.
+    Nodes,
+}
+
 /// One sample of interest.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
@@ -123,11 +140,14 @@ impl Sample {
         self.labels.iter().find(|(label, _)| &**label == name).map_or("", |(_, value)| value)
     }
 
-    /// Whether every condition holds.
+    /// Whether every condition holds on a page that is the head's, or is not.
     #[must_use]
-    pub fn satisfies(&self, conditions: &[LabelCondition]) -> bool {
+    pub fn satisfies(&self, conditions: &[LabelCondition], on_heads_page: bool) -> bool {
         conditions.iter().all(|condition| match condition {
-            LabelCondition::Is(name, value) => self.label(name) == &**value,
+            LabelCondition::Is(name, value) => match self.label(name) {
+                "" if on_heads_page && is_of_head_node(name) => &**value == "true",
+                said => said == &**value,
+            },
             LabelCondition::IsNot(name, value) => self.label(name) != &**value,
             LabelCondition::StartsWith(name, start) => self.label(name).starts_with(&**start),
             LabelCondition::OneOf(name, values) => values.iter().any(|value| self.label(name) == &**value),
@@ -165,9 +185,16 @@ pub struct Exposition {
     overfull: BTreeSet<usize>,
     /// A digest of what each reporter said, by [`Reporter`].
     reported: [u64; 3],
+    whose: Whose,
 }
 
 impl Exposition {
+    /// Whose page it is, as far as it says so itself.
+    #[must_use]
+    pub fn whose(&self) -> Whose {
+        self.whose
+    }
+
     /// The samples of all families, by family, within one in the order of the page.
     #[must_use]
     pub fn samples(&self) -> &[Sample] {
@@ -207,6 +234,9 @@ impl Exposition {
 pub struct Filter {
     /// Sorted by name.
     families: Vec<Family>,
+    /// What lines of the head alone hold, and what only another node's do.
+    of_head: Vec<Finder<'static>>,
+    of_node: Finder<'static>,
 }
 
 #[derive(Clone, Debug)]
@@ -227,7 +257,12 @@ impl Filter {
     /// The lines that these derivations read.
     #[must_use]
     pub fn new<'a>(derivations: impl IntoIterator<Item = &'a Derivation>) -> Filter {
-        let mut filter = Filter { families: Vec::new() };
+        let needle = |text: &str| Finder::new(text.as_bytes()).into_owned();
+        let mut filter = Filter {
+            families: Vec::new(),
+            of_head: OF_HEAD.iter().map(|text| needle(text)).collect(),
+            of_node: needle("IsHeadNode=\"false\""),
+        };
         for derivation in derivations {
             filter.add(&derivation.select, line_name(&derivation.select, &derivation.how));
             if let How::RatioTo(other) = &derivation.how {
@@ -236,6 +271,16 @@ impl Filter {
         }
         filter.families.sort_by(|a, b| a.name.cmp(&b.name));
         filter
+    }
+
+    /// Whose a line is.
+    fn whose(&self, reporter: Reporter, labels: &[u8]) -> Whose {
+        match reporter {
+            Reporter::Gcs => Whose::Heads,
+            Reporter::Node if self.of_head.iter().any(|needle| needle.find(labels).is_some()) => Whose::Heads,
+            Reporter::Node if self.of_node.find(labels).is_some() => Whose::Nodes,
+            Reporter::Node | Reporter::Other => Whose::Unsaid,
+        }
     }
 
     fn add(&mut self, selector: &Selector, name: String) {
@@ -277,6 +322,7 @@ impl Filter {
             family_lost: vec![0; self.families.len()],
             overfull: BTreeSet::new(),
             reported: [0; 3],
+            whose: Whose::Unsaid,
         };
         let mut kept = vec![0; self.families.len()];
         let mut batch = Batch::default();
@@ -286,6 +332,9 @@ impl Filter {
             if let Some(reporter) = reporter {
                 let said = &mut reading.reported[reporter as usize];
                 *said = said.wrapping_add(digest(line));
+                if reading.whose == Whose::Unsaid {
+                    reading.whose = self.whose(reporter, &line[name.len()..]);
+                }
             }
             let Ok(place) = self.families.binary_search_by(|family| family.name.as_bytes().cmp(name)) else {
                 continue;
@@ -341,6 +390,7 @@ fn needles(condition: &LabelCondition) -> Option<Vec<Finder<'static>>> {
         Finder::new(format!("\"{escaped}{end}").as_bytes()).into_owned()
     };
     match condition {
+        LabelCondition::Is(name, _) if is_of_head_node(name) => None,
         LabelCondition::Is(_, value) if !value.is_empty() => Some(vec![quoted(value, "\"")]),
         LabelCondition::StartsWith(_, start) if !start.is_empty() => Some(vec![quoted(start, "")]),
         LabelCondition::OneOf(_, values) if values.iter().all(|value| !value.is_empty()) => {
@@ -391,6 +441,15 @@ fn printable(text: &[u8]) -> String {
 }
 
 // Who.
+
+/// Labels that readings of node and processes have on the head's page alone.
+const OF_HEAD: &[&str] =
+    &["IsHeadNode=\"true\"", "Component=\"gcs\"", "Component=\"dashboard\"", "Component=\"dashboard_"];
+
+/// Whether this is the label that a page of the head stands for.
+fn is_of_head_node(label: &str) -> bool {
+    label == "IsHeadNode"
+}
 
 fn reporter(name: &[u8], line: &[u8]) -> Option<Reporter> {
     let is_any = |starts: &[&[u8]]| starts.iter().any(|start| name.starts_with(start));
@@ -631,7 +690,7 @@ mod tests {
         let matching: Vec<f64> = exposition
             .samples
             .iter()
-            .filter(|sample| sample.satisfies(&derivation.select.labels))
+            .filter(|sample| sample.satisfies(&derivation.select.labels, false))
             .map(|sample| sample.value)
             .collect();
         assert_eq!(matching, [2.0]);

@@ -46,9 +46,12 @@
 
 use crate::policy::{Derivation, How, LabelCondition, Policy, Selector, Signal, SignalId, SignalSource};
 use crate::signal::derive::{Counters, Evidence, Histograms, OBSERVATIONS_MIN, SampleError};
-use crate::signal::exposition::{Counts, Exposition, FAMILY_LINES_MAX, Filter, Reporter, Sample, line_name};
+use crate::signal::exposition::{
+    Counts, Exposition, FAMILY_LINES_MAX, Filter, Reporter, Sample, Whose, line_name,
+};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::{Time, WallMs};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,6 +73,8 @@ pub struct SignalReader {
     filter: Filter,
     signals: Vec<Series>,
     targets: Vec<Arc<str>>,
+    /// Those of them whose page has said that it is the head's.
+    of_head: BTreeSet<Arc<str>>,
     /// The target that failed last and why, until it answers: for signals not found elsewhere.
     failure: Option<(Arc<str>, Missing)>,
 }
@@ -133,6 +138,8 @@ struct Selection {
 struct Part {
     target: Arc<str>,
     evidence: Result<Evidence, SampleError>,
+    /// Whether it says more than what something else is divided by.
+    bears: bool,
     /// When the evidence was true.
     at: Time,
     /// When it was last seen there, news or not.
@@ -164,7 +171,7 @@ impl SignalReader {
             _ => None,
         }));
         let signals = policy.signals.iter().map(|signal| Series::new(signal, &filter)).collect();
-        SignalReader { filter, signals, targets: Vec::new(), failure: None }
+        SignalReader { filter, signals, targets: Vec::new(), of_head: BTreeSet::new(), failure: None }
     }
 
     /// Takes in a page. `began` is when it was asked for, `wall` the wall clock then.
@@ -185,7 +192,13 @@ impl SignalReader {
         };
         match self.filter.read(page) {
             Ok(page) => {
-                let seen = Seen { target: name, page: &page, began, wall };
+                match page.whose() {
+                    Whose::Heads => _ = self.of_head.insert(name.clone()),
+                    Whose::Nodes => _ = self.of_head.remove(&name),
+                    Whose::Unsaid => {}
+                }
+                let of_head = self.of_head.contains(&name);
+                let seen = Seen { target: name, page: &page, of_head, began, wall };
                 for series in &mut self.signals {
                     series.on_page(&seen);
                 }
@@ -223,6 +236,7 @@ impl SignalReader {
     /// Forgets what targets said that are there no more: a node that has left has no tasks.
     pub fn keep_targets(&mut self, is_there: impl Fn(&str) -> bool) {
         self.targets.retain(|target| is_there(target));
+        self.of_head.retain(|target| is_there(target));
         self.failure.take_if(|(target, _)| !is_there(target));
         let alternatives = self.signals.iter_mut().flat_map(|series| &mut series.alternatives);
         for alternative in alternatives.filter(|alternative| matches!(alternative.from, From::Pages(_))) {
@@ -233,6 +247,11 @@ impl SignalReader {
                 alternative.news += 1;
             }
         }
+    }
+
+    /// The targets whose page has said that it is the head's.
+    pub fn of_head(&self) -> impl Iterator<Item = &str> + '_ {
+        self.of_head.iter().map(|target| &**target)
     }
 
     /// The PromQL expressions that must be asked, each with its signal.
@@ -364,6 +383,8 @@ impl SignalReader {
 struct Seen<'a> {
     target: Arc<str>,
     page: &'a Exposition,
+    /// Whether this target's page is the head's.
+    of_head: bool,
     began: Time,
     wall: WallMs,
 }
@@ -390,7 +411,7 @@ impl Series {
     }
 
     fn speaking(&self) -> Option<usize> {
-        self.alternatives.iter().position(|alternative| !alternative.parts.is_empty())
+        self.alternatives.iter().position(|alternative| alternative.parts.iter().any(|part| part.bears))
     }
 
     fn reading(&mut self, id: SignalId, failure: Option<&Missing>, now: Time) -> Result<Reading, Missing> {
@@ -444,7 +465,7 @@ impl Alternative {
     fn on_page(&mut self, seen: &Seen<'_>, quiet: Duration) {
         let From::Pages(selection) = &self.from else { return };
         let selection = selection.clone();
-        if !selection.is_on(seen.page) {
+        if !selection.is_on(seen) {
             self.parts.retain(|part| part.target != seen.target);
             self.rename();
             return;
@@ -581,23 +602,25 @@ impl Selection {
         })
     }
 
-    fn is_on(&self, page: &Exposition) -> bool {
+    /// Whether the page has anything of this: itself, or what it is divided by, which is on another page of the
+    /// head's where the agent does not know its GCS.
+    fn is_on(&self, seen: &Seen<'_>) -> bool {
+        let page = seen.page;
         page.is_overfull(self.family)
-            || match self.how {
-                How::Sum => {
-                    page.family_lines(self.family, self.reporter) > 0 || self.selected(page).next().is_some()
-                }
-                _ => self.selected(page).next().is_some(),
-            }
+            || (self.how == How::Sum && page.family_lines(self.family, self.reporter) > 0)
+            || self.selected(seen).next().is_some()
+            || (seen.of_head && self.divisor(seen).next().is_some())
     }
 
-    fn selected<'a>(&'a self, page: &'a Exposition) -> impl Iterator<Item = &'a Sample> {
-        page.family(self.family).iter().filter(|sample| sample.satisfies(&self.labels))
+    fn selected<'a>(&'a self, seen: &Seen<'a>) -> impl Iterator<Item = &'a Sample> {
+        let (page, of_head) = (seen.page, seen.of_head);
+        page.family(self.family).iter().filter(move |sample| sample.satisfies(&self.labels, of_head))
     }
 
-    fn divisor<'a>(&'a self, page: &'a Exposition) -> impl Iterator<Item = &'a Sample> {
-        self.divisor.iter().flat_map(|(family, labels)| {
-            page.family(*family).iter().filter(|sample| sample.satisfies(labels))
+    fn divisor<'a>(&'a self, seen: &Seen<'a>) -> impl Iterator<Item = &'a Sample> {
+        let (page, of_head) = (seen.page, seen.of_head);
+        self.divisor.iter().flat_map(move |(family, labels)| {
+            page.family(*family).iter().filter(move |sample| sample.satisfies(labels, of_head))
         })
     }
 
@@ -617,6 +640,7 @@ impl Part {
         Part {
             target,
             evidence: Err(SampleError::First),
+            bears: true,
             at: began,
             heard: began,
             failing: None,
@@ -637,8 +661,9 @@ impl Part {
     /// Takes in a page on which the selection was found; true when that is news.
     fn take(&mut self, selection: &Selection, seen: &Seen<'_>, quiet: Duration) -> bool {
         let page = seen.page;
-        let samples: Vec<&Sample> = selection.selected(page).collect();
-        let divisor: Vec<&Sample> = selection.divisor(page).collect();
+        let samples: Vec<&Sample> = selection.selected(seen).collect();
+        let divisor: Vec<&Sample> = selection.divisor(seen).collect();
+        self.bears = selection.divisor.is_none() || !samples.is_empty();
         let stamp_ms = samples.iter().filter_map(|sample| sample.stamp_ms).max();
         let selected =
             samples.iter().chain(&divisor).map(|sample| fingerprint(sample)).fold(1, u64::wrapping_add);
