@@ -23,7 +23,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration};
 
 /// How often it is written.
 const KEEP: Duration = Duration::from_secs(60);
@@ -102,7 +102,6 @@ impl HistoryFiles {
     }
 
     fn load_records(&self, app: &App) {
-        let began = Instant::now();
         let bytes = match fs::read(&self.records) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
@@ -116,8 +115,7 @@ impl HistoryFiles {
             // Nobody can be found by a digest of the key before.
             Ok(_) if app.key() != key => history.clear(),
             Ok(records) => {
-                let ms = began.elapsed().as_millis();
-                tracing::info!(records, ms, "clients are known from before");
+                tracing::info!(records, "clients are known from before");
             }
             Err(error) => {
                 tracing::warn!(path = %self.records.display(), %error, "what is known of clients cannot be used; they start without a past");

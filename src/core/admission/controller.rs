@@ -576,8 +576,9 @@ impl<W> AdmissionController<W> {
             self.remember(&permit, work, spent, now);
         }
         if class.leaves_gaps || table.class(permit.ask.class).in_flight < 1.0 {
-            // What failed may have taken as long as it was under way.
-            class.tally.pause.begin(if answered { duration_from_secs(work) } else { spent }, now);
+            // What hung held no process; what failed took what such requests take.
+            let failed = || duration_from_secs(self.costs.get(permit.ask.route)).min(spent);
+            class.tally.pause.begin(if answered { duration_from_secs(work) } else { failed() }, now);
         }
         class.give_back(permit.work_us);
         module.tally.shared_us.fetch_sub(permit.shared_us, Ordering::AcqRel);
