@@ -605,7 +605,13 @@ impl Adjustment {
                 format!("{what}, so {then}")
             }
             Derivation::Law { observation, .. } => {
-                let binding = if observation.binding { "limit reached" } else { "limit not reached" };
+                let binding = match observation.used {
+                    Some(used) if used < self.old && self.new < self.old => {
+                        format!("{} of it was used", number(used))
+                    }
+                    _ if observation.binding => "limit reached".to_owned(),
+                    _ => "limit not reached".to_owned(),
+                };
                 match (self.signals.first(), self.gradient_words(), observation.pressure) {
                     (Some(worst), None, _) => format!("{}; {binding}", signal_words(worst)),
                     (Some(worst), Some(gradient), _) if worst.pressure > 1.0 => {
@@ -624,12 +630,13 @@ impl Adjustment {
     fn gradient_words(&self) -> Option<String> {
         let Terms::Gradient(terms) = self.terms else { return None };
         let Derivation::Law { observation, .. } = &self.derivation else { return None };
-        let latency = observation.latency?;
+        let spread = observation.spread?;
         Some(format!(
-            "latency {} is {}x the {} it has uncontended",
-            quantity(latency, "s"),
-            number(latency / terms.baseline),
-            quantity(terms.baseline, "s")
+            "the quickest answers take {}, {} uncontended, so {} % of the mean {} is waiting",
+            quantity(spread.quickest, "s"),
+            quantity(terms.baseline, "s"),
+            number((100.0 * (1.0 - terms.gradient)).round()),
+            quantity(spread.mean, "s")
         ))
     }
 
@@ -1212,11 +1219,20 @@ mod tests {
             target: 8.2,
             smoothing: 0.25,
         });
-        assert!(
-            grown.sentence().contains("latency 2.5 s is 1.25x the 2 s it has uncontended"),
-            "{}",
-            grown.sentence()
-        );
+        if let Derivation::Law { observation, .. } = &mut grown.derivation {
+            observation.spread = Some(crate::control::law::Spread { quickest: 2.5, mean: 2.5 });
+        }
+        let said = "the quickest answers take 2.5 s, 2 s uncontended, so 20 % of the mean 2.5 s is waiting";
+        assert!(grown.sentence().contains(said), "{}", grown.sentence());
+    }
+
+    #[test]
+    fn a_cut_that_begins_at_what_was_used_says_so() {
+        let mut cut = adjustment(&AIMD, 24.0, 5.0, false);
+        if let Derivation::Law { observation, .. } = &mut cut.derivation {
+            observation.used = Some(0.25);
+        }
+        assert!(cut.sentence().contains("0.25 of it was used"), "{}", cut.sentence());
     }
 
     #[test]
