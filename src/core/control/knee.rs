@@ -5,8 +5,8 @@
 //! nine tenths, and not at all beyond), there is no reading in between that would slow it down: the limit climbs to
 //! the same knee every minute, and each time the head's users feel it before it is cut.
 //!
-//! *The law.* The knee is where the cut began. For [`HOLD`] after the last cut the limit comes up to [`BELOW`] of it and
-//! no further. A cut that begins at the same knee once that time is over doubles it, up to [`HOLD_MAX`]: what was found
+//! *The law.* The knee is where the cut began. For `HOLD` after the last cut the limit comes up to `BELOW` of it and
+//! no further. A cut that begins at the same knee once that time is over doubles it, up to `HOLD_MAX`: what was found
 //! twice will be found again. One that begins well above it begins anew, for the head has become faster. Doubling is
 //! what bounds the cost: of `t` seconds some `log2(t / HOLD)` are spent in overload, where it was a share of all of
 //! them. (TCP's CUBIC holds its window below the last loss in the same way: RFC 9438, 4.3.)

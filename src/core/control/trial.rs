@@ -95,7 +95,7 @@ impl Trend {
         self.at = Some(now);
     }
 
-    /// Where the reading is going to be after `ahead`. One that has risen fewer than [`RISES`] times in a row stands:
+    /// Where the reading is going to be after `ahead`. One that has risen fewer than `RISES` times in a row stands:
     /// a thousand tasks that one job brought at once are no growth.
     #[must_use]
     pub fn forecast(&self, now: Time, ahead: Duration) -> f64 {

@@ -43,6 +43,9 @@ use std::time::Duration;
 /// so long before it is scraped.
 const REFRESH: Duration = Duration::from_secs(10);
 
+/// A rate that follows a backlog moves by no less: each reading says a little more or less.
+const WORTH_A_MOVE: f64 = 0.02;
+
 /// A stock that is going to grow by no more than this factor stands.
 const STANDS: f64 = 1.05;
 
@@ -267,7 +270,7 @@ impl Controller {
         let before = Box::new(of.regulator);
         let step = of.regulator.step(of.limit, &observation);
         // The law says where the rate belongs; what is nearly there stays, and every move stands in the log.
-        let is_move = (step.new / step.old).ln().abs() > self.policy.control.deadband;
+        let is_move = (step.new / step.old).ln().abs() > WORTH_A_MOVE;
         conclude(of, seen, &Move { new: if is_move { step.new } else { step.old }, ..step }, now);
         if is_move {
             let signals = self.signal_store.seen(&self.policy, &[id], now);
