@@ -586,7 +586,9 @@ impl RequestContext {
     }
 
     fn ask(&self) -> Ask {
-        Ask { class: self.matched.class, route: self.matched.route.0, client: self.client }
+        let listed = self.matched.route;
+        let route = self.unlisted.as_ref().map_or(listed.0, |unlisted| unlisted.cost_key(listed));
+        Ask { class: self.matched.class, route, client: self.client }
     }
 
     /// Sends it on.

@@ -17,6 +17,7 @@ use crate::upstream::Upstream;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::Uri;
 use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed};
+use rayguard_core::admission::cost::route_of;
 use rayguard_core::admission::flow::Flow;
 use rayguard_core::admission::meter::{Outcome, Reason};
 use rayguard_core::admission::parked::Parked;
@@ -425,7 +426,7 @@ impl ProxyState {
     /// Gives a permit back and hands its place to the next in line. What no route knows is charged
     /// to its pattern.
     pub fn finish(proxy: &Arc<ProxyState>, permit: Permit, outcome: Outcome, unlisted: Option<&Unlisted>) {
-        let (ask, admitted, kept, now) = (permit.ask, permit.admitted, permit.kept, proxy.clock.now());
+        let (ask, now) = (permit.ask, proxy.clock.now());
         proxy.admission.finish(&proxy.table.load(), permit, outcome, now, &mut |waker, grant| {
             proxy.wake(waker, grant);
         });
@@ -434,9 +435,7 @@ impl ProxyState {
         }
         let answered = matches!(outcome, Outcome::Served | Outcome::Abandoned);
         if answered && proxy.policy.classes[ask.class.index()].kind == Kind::Unary {
-            // Unlisted paths share one learnt cost, which says nothing of any of them.
-            let learnt = || duration_from_secs(proxy.admission.cost(ask.route));
-            let work = if unlisted.is_some() { now.since(admitted).saturating_sub(kept) } else { learnt() };
+            let work = duration_from_secs(proxy.admission.cost(ask.route));
             proxy.usage().charge(ask, unlisted, work, now);
         }
     }
@@ -482,7 +481,7 @@ impl ProxyState {
             let passed = Passed {
                 generation: self.generation,
                 class: ask.class,
-                route: ask.route,
+                route: route_of(ask.route),
                 client: ask.client,
                 ending,
                 would_shed: None,
@@ -517,7 +516,7 @@ impl ProxyState {
         Passed {
             generation: self.generation,
             class: permit.ask.class,
-            route: permit.ask.route,
+            route: route_of(permit.ask.route),
             client: permit.ask.client,
             ending,
             would_shed: permit.would_shed,

@@ -1,6 +1,7 @@
 //! What the proxy enforces, on the wire: shares, bandwidth, keys, and who may hold what for how long.
 
 use crate::rig::{self, Client, Rig, Setup, class, get, until};
+use rayguard::core::admission::cost::of_template;
 use rayguard::core::policy::{Bounds, Policy, RateBounds};
 use rayguard::core::request::catalogue::Surface;
 use rayguard::core::request::classify::{HeaderIs, Rule};
@@ -298,4 +299,16 @@ async fn the_operators_routes_have_their_classes_by_method_path_and_header() {
     assert_eq!(rig.ask(&post("/v1/chat/completions", "x-tier: batch\r\n")).await.status, 200);
     rig.ray.hold.add_permits(1);
     assert_eq!(held.answer().await.status, 200);
+}
+
+#[tokio::test]
+async fn a_path_that_no_route_knows_has_a_cost_of_its_own() {
+    let rig = Rig::start().await;
+    let cost = |path: &str| rig.proxy.admission.cost(of_template(0, "GET", path));
+    assert_eq!(rig.get("/of/the/next/ray", &["x-do: slow:20"]).await.status, 200);
+    until("its cost is learnt", || cost("/of/the/next/ray") > 0.0).await;
+    assert!(cost("/somewhere/else") <= 0.0, "nothing is known of what nobody asked for");
+    rig.get("/somewhere/else", &[]).await;
+    until("the other's is learnt", || cost("/somewhere/else") > 0.0).await;
+    assert!(cost("/somewhere/else") < cost("/of/the/next/ray"));
 }

@@ -20,15 +20,44 @@
 //! them all, and as whoever is served together ends together, it would be the same one every
 //! time. There a request takes a permit for as long as it holds it, and is charged for that
 //! ([`Costs::hold`]).
+//!
+//! A path that no route knows (a user's own API, Ray's next version) has a cost by its template and method, in one of
+//! [`TEMPLATES`] places for each listener: a dear endpoint and a cheap one of the same class do not share a price.
+//! Two templates may fall into one place, and then they do; however many paths are invented, there are no more.
 
 use crate::time::Time;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Places for the costs of paths that no route knows, for each listener.
+pub const TEMPLATES: u16 = 128;
+
+/// The key of the cost of a path that no route knows, whose listener's own number is `listener`.
+#[must_use]
+pub fn of_template(listener: u16, method: &str, template: &str) -> u16 {
+    let mut hasher = DefaultHasher::new();
+    (method, template).hash(&mut hasher);
+    let place = hasher.finish() % u64::from(TEMPLATES);
+    FIRST_TEMPLATE + listener * TEMPLATES + u16::try_from(place).unwrap_or(0)
+}
+
+/// The route behind a key: itself, or the listener's own number.
+#[must_use]
+pub fn route_of(key: u16) -> u16 {
+    key.checked_sub(FIRST_TEMPLATE).map_or(key, |beyond| beyond / TEMPLATES)
+}
+
+/// Keys from here on are of templates; no configuration has so many routes.
+const FIRST_TEMPLATE: u16 = 0xF000;
+
+/// Routes with a cost of their own; those beyond share the last.
+const ROUTES_MAX: usize = 512;
 
 /// Share of a new observation in the estimate.
 const LEARN: f64 = 0.1;
 
-/// Routes with a cost of their own; those beyond share the last.
-pub const ROUTES_MAX: usize = 512;
+/// All costs: of routes, and of templates of three listeners.
+const COSTS_MAX: usize = ROUTES_MAX + 3 * TEMPLATES as usize;
 
 /// What one latency above the low quantile moves it by, as a share of the distance, when the
 /// request found its module idle: with [`FALL`], one to four settles near the lowest fifth.
@@ -56,7 +85,7 @@ struct Cost {
 
 impl Default for Costs {
     fn default() -> Costs {
-        Costs((0..ROUTES_MAX).map(|_| Cost::default()).collect())
+        Costs((0..COSTS_MAX).map(|_| Cost::default()).collect())
     }
 }
 
@@ -96,7 +125,10 @@ impl Costs {
     /// took in calm.
     pub fn learnt(&self) -> impl Iterator<Item = (u16, [f64; 3])> {
         let of = |cost: &Cost| [read(&cost.work), read(&cost.alone), read(&cost.calm)];
-        (0..).zip(&self.0).map(move |(route, cost)| (route, of(cost))).filter(|(_, cost)| cost[1] > 0.0)
+        (0..)
+            .zip(&self.0[..ROUTES_MAX])
+            .map(move |(route, cost)| (route, of(cost)))
+            .filter(|(_, cost)| cost[1] > 0.0)
     }
 
     /// Takes in what an earlier process has learnt of a route of which nothing is known yet.
@@ -127,7 +159,11 @@ impl Costs {
     }
 
     fn permit(&self, route: u16) -> &Cost {
-        &self.0[usize::from(route).min(ROUTES_MAX - 1)]
+        let at = match route.checked_sub(FIRST_TEMPLATE) {
+            Some(beyond) => (ROUTES_MAX + usize::from(beyond)).min(COSTS_MAX - 1),
+            None => usize::from(route).min(ROUTES_MAX - 1),
+        };
+        &self.0[at]
     }
 }
 
@@ -157,6 +193,23 @@ impl Departures {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn paths_that_no_route_knows_have_costs_of_their_own_and_are_told_by_their_listener() {
+        let (dear, cheap) = (of_template(0, "GET", "/api/report"), of_template(0, "GET", "/api/ping"));
+        assert_ne!(dear, cheap);
+        assert_eq!([dear, cheap, of_template(2, "GET", "/x"), 7].map(route_of), [0, 0, 2, 7]);
+        let costs = Costs::default();
+        for _ in 0..100 {
+            costs.learn(dear, 0.25, 0.25, true);
+            costs.learn(cheap, 0.005, 0.005, true);
+        }
+        assert!(costs.get(dear) > 40.0 * costs.get(cheap), "{} {}", costs.get(dear), costs.get(cheap));
+        for at in 0..10_000 {
+            let key = of_template(2, "POST", &format!("/{at}"));
+            assert!((FIRST_TEMPLATE..FIRST_TEMPLATE + 3 * TEMPLATES).contains(&key));
+        }
+    }
 
     #[test]
     fn a_single_server_bills_each_its_own_service_time() {

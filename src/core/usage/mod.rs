@@ -19,8 +19,10 @@ pub mod path_template;
 pub(crate) mod summary;
 
 use crate::admission::controller::Ask;
+use crate::admission::cost::of_template;
 use crate::policy::ClassId;
 use crate::request::catalogue::Surface;
+use crate::request::classify::RouteId;
 use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::cmp::Reverse;
@@ -93,6 +95,12 @@ impl Unlisted {
         let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
         let method = known.into_iter().find(|known| *known == method).unwrap_or("?");
         Unlisted { surface, method, pattern: path_template::template(path) }
+    }
+
+    /// By what its cost is known; `listener` is the listener's own route.
+    #[must_use]
+    pub fn cost_key(&self, listener: RouteId) -> u16 {
+        of_template(listener.0, self.method, &self.pattern)
     }
 }
 
