@@ -6,7 +6,7 @@
 //! are not counted. Without the inner one latency moves nothing: objectives are out of reach and
 //! no limit may grow above where it starts; signals still lower it.
 
-use super::report::short;
+use super::report::{OF_BEST_FIXED, short};
 use super::scenario::{Guard, Scenario, ScenarioError};
 use super::verdict::{Check, Verdicts, check, verdicts};
 use super::world::{Conditions, Onlooker, Traces, run, run_under};
@@ -101,7 +101,9 @@ pub struct Row {
 pub fn ablate(name: &str, scenario: &Scenario, seed: u64, traces: &Traces) -> Result<Row, ScenarioError> {
     let one = |guard: Guard| -> Result<Option<Check>, ScenarioError> {
         let checks = check(scenario, &verdicts(scenario, &run(scenario, guard, seed, traces)?));
-        Ok(checks.into_iter().find(|check| !check.met))
+        // How the best fixed limit does is not worked out here: it takes a dozen runs more.
+        let is_told = |check: &Check| check.value.is_some() || check.name != OF_BEST_FIXED;
+        Ok(checks.into_iter().find(|check| !check.met && is_told(check)))
     };
     let broken = std::thread::scope(|scope| {
         let threads = GUARDS.map(|(guard, _)| scope.spawn(move || one(guard)));

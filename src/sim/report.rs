@@ -76,7 +76,7 @@ pub fn draw<'a>(
 }
 
 /// The yield as a share of what the best fixed limit of hindsight gives; had only where it is asked for.
-const OF_BEST_FIXED: &str = "of_best_fixed";
+pub(crate) const OF_BEST_FIXED: &str = "of_best_fixed";
 
 /// Runs a scenario and its control, and tells an onlooker of both; the adjustment log is the former's.
 ///
