@@ -388,7 +388,8 @@ impl Alert {
                  `rayguard clients` shows which client sends them."
             }
             Alert::PinnedFloor => {
-                "The controller would lower this limit further, but the configured `min` does not allow it. Either this \
+                "The controller would lower this limit further, but its floor does not allow it: the configured `min`, or on a \
+                 signal of Ray's a tenth of the module's time. Either this \
                  class does not cause the pressure, or the head has a problem: look at its CPU, memory and the GCS."
             }
             Alert::PinnedCeiling => {

@@ -170,7 +170,7 @@ pub enum Kind {
 pub struct Bounds {
     /// Where it starts, and where `static` falls back to.
     pub initial: f64,
-    /// It never goes below.
+    /// It never goes below, but for signals where the module is one process (`controller/outer`).
     pub min: f64,
     /// It never goes above.
     pub max: f64,

@@ -356,7 +356,11 @@ impl Moment {
             "Limits in force: requests under way (in_flight) or per second (rate)",
             |l| l.value,
         )?;
-        gauges("rayguard_limit_min", "The bound below which the loop does not cut", |l| l.min)?;
+        gauges(
+            "rayguard_limit_min",
+            "The bound below which latency does not cut; signals may, to a tenth of the module's time",
+            |l| l.min,
+        )?;
         gauges("rayguard_limit_max", "The bound above which the loop does not raise", |l| l.max)?;
         gauges(
             "rayguard_limit_binding",

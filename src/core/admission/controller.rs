@@ -1,7 +1,7 @@
 //! The admission controller: every counter, clock and queue of the proxy, and the one decision about a request.
 //!
-//! The order: blocked, exempt, the client's own ceiling, then the class's
-//! concurrency, its work under way, the module's ceiling and the class's rate; whoever finds
+//! The order: blocked, exempt, the client's own ceiling, then the class's concurrency, its pause, its work under way,
+//! what modules of one process share, the module's ceiling, the jobs not started and the class's rate; whoever finds
 //! no room waits its turn in the class's fair queue, and whoever would wait in vain is told.
 //!
 //! The admission controller holds no limits. Each call is handed the limit table of that moment; what is
@@ -454,9 +454,6 @@ impl<W> AdmissionController<W> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         class.tally.meter.offer();
-        if class.priority >= NEEDED {
-            self.module(class.module).tally.urgent_at.store(now.0, Ordering::Relaxed);
-        }
         match limits.treatment {
             Treatment::Blocked => {
                 return self.shed_or_shadow(table, ask, Reason::Blocked, Duration::ZERO, now);
@@ -466,6 +463,9 @@ impl<W> AdmissionController<W> {
                 return Decision::Admit(Permit::uncounted(ask, now));
             }
             Treatment::Limited => {}
+        }
+        if class.priority >= NEEDED {
+            self.module(class.module).tally.urgent_at.store(now.0, Ordering::Relaxed);
         }
         let shown = ask.client;
         let ask = Ask { client: self.shared_credential.judge(shown), ..ask };

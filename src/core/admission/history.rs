@@ -30,7 +30,9 @@
 //! its permit over all that its class began with, where a module works in parallel. One coin for all classes needs
 //! one record for each client, and it cannot be had for less than it is worth: a submission that Ray refuses after 3
 //! ms earns 3 ms, where a share of its class's rate would be a quarter of a second of everything. What a class is
-//! short of besides, a rate or places, is shared among the known by the queue, whose price is the dominant one. A
+//! short of besides, its places, is shared among the known by the queue, whose price is the dominant one. Where a class
+//! has a rate of its own (submissions, new Ray Clients) nothing is claimed and all are equal: what is scarce there is
+//! their number, and a storm that was served while there was room would keep four fifths of it by habit. A
 //! claim is priced as its like was in calm, or half of what it costs now, whichever is more: a flood that makes each
 //! request half as dear again takes no more from an allowance than calm put there.
 //!
@@ -92,7 +94,7 @@ pub const HABIT_MAX: f64 = WINDOW_S / 2.0;
 /// Records that are kept.
 pub const CLIENTS_MAX: usize = SHARDS * SHARD_MAX;
 
-/// Neighbours of a new adjustment log of which one is given up where there is no room.
+/// Neighbours of a new record of which one is given up where there is no room.
 pub const LOOKED_AT: usize = 16;
 
 const SHARDS: usize = 64;

@@ -9,7 +9,7 @@
 //! *Dear requests leave gaps.* The same holds one request back for the sake of others. Who comes to a process while
 //! a request of `t` is being worked on waits `t / 2` in the mean, and meets one in the share `L` of all cases. A list
 //! of twenty thousand jobs takes three seconds of the process that a stop, or a poll that gives up after two, must pass
-//! as well. So while anyone asks the process for what operators need, a class of less urgency has no more of its time
+//! as well. So while anyone asks the process for what operators need (a limited class of priority 8 or 9), a class of less urgency has no more of its time
 //! than makes such a request wait [`GENTLE`] in the mean: `L = 2 * GENTLE / t`. Nobody else notices: below a tenth of
 //! a second `L` is 1, and where no urgent request has come for [`URGENT_FOR`] nothing is held back.
 //!

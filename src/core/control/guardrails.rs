@@ -7,16 +7,16 @@
 //! |---|---|---|
 //! | not finite | everything | a number that is none moves nothing |
 //! | deadband | everything, while pressure is within 1 +- deadband, or within its own noise | noise is not news |
-//! | not reached | cuts, while the limit holds nothing back and the class meets its SLO | it is not the cause (law 3) |
+//! | not reached | cuts on latency, while the limit holds nothing back and the class meets its SLO | it is not the cause (law 3) |
 //! | futile | cuts, while those before did not help | see below |
-//! | on trial | a cut on a signal, a fifth below where it began | the signal must answer first (law 2) |
+//! | on trial | a cut on a signal, a fifth (half, where it gathers) below what was used | the signal must answer first (law 2) |
 //! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
 //! | cool-down | growth, for a while after a cut (two dead times at most) | the queue behind the cut has to drain first |
 //! | knee | growth on a signal, near where it rose before | see [`super::knee`] |
 //! | demand cap | growth beyond twice the demand (never below `initial`) | room nobody asked for is a burst in waiting |
 //! | ramp | the limit, while a head that was away comes back | a cold head bears less than it will |
 //! | slew | the change per step, as a ratio | one bad reading must not cost everything |
-//! | floor, ceiling | the limit | the operator's word |
+//! | floor, ceiling | the limit | the operator's word, but on signals a tenth of one process's time |
 //!
 //! A cut is never held back by cool-down, demand or app-limited: those only delay growth.
 //!

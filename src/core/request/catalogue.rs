@@ -8,7 +8,7 @@
 //! with one event loop. Cheap calls gain about 2x from 1 to 16 at once and nothing beyond;
 //! calls that list everything gain nothing from the second on, since they hold the loop.
 //! By Little's law 16 at once is 1,000/s of a 1.4 ms call: a healthy head never comes near
-//! these limits, and a short queue takes its bursts. So:
+//! these limits, and a queue takes its bursts. So:
 //!
 //! - **Ceilings** stay near the saturation point, and a module's ceiling plus the held
 //!   connections on it stay below the 100 that Ray opens per module ([`CONNECTIONS_MAX`]).
@@ -83,7 +83,7 @@ pub struct ClassDefault {
     pub timeout: Option<Duration>,
     /// The law that moves its limits.
     pub law: Law,
-    /// Names of the signals that move its rate.
+    /// Names of the signals that move its rate, or without one a ceiling on its requests in flight.
     pub signals: &'static [&'static str],
     /// Name of the signal that counts the work its requests leave behind.
     pub backlog: Option<&'static str>,
@@ -314,7 +314,7 @@ const UNLIMITED: ClassDefault = ClassDefault {
 /// Submissions. Ray accepts all of them and drains about one a second per two cores; the
 /// work shows only afterwards, in the backlog. 4/s after 16 at once is what a healthy head
 /// takes without a trace, a loop of `submit` asks for no more, and the backlog moves it
-/// from there. The SDK has no timeout and no retry: it may wait 10 s, while a KubeRay
+/// from there. The SDK has no timeout and no retry: it may wait five minutes, while a KubeRay
 /// operator that leaves after 2 s takes its place in the queue with it.
 const SUBMIT: ClassDefault = ClassDefault {
     priority: 7,
@@ -596,7 +596,7 @@ pub const CLASSES: &[ClassDefault] = &[
         ..UNLIMITED
     },
     // Serve. Nothing is known of the users' applications: an answer may take 5 ms or a
-    // minute and be right. So no absolute latency moves it, only its own past.
+    // minute and be right. So its own past moves it, and only an objective of 30 s besides.
     ClassDefault {
         name: "serve",
         module: "Serve",

@@ -17,7 +17,7 @@
 //! `X-Ray-Authorization`, then the cookie `ray-authentication-token`; the same token gives
 //! the same digest in all three. A Ray Client without a token is known by its `client_id`.
 //! A credential is not verified here, Ray does that: invented ones share the address they
-//! come from, which is what makes inventing them useless (see `limit/share.rs`).
+//! come from, which is what makes inventing them useless (see `admission/queue.rs`).
 //!
 //! **Verified name.** A header that the operator listed, set by a listed proxy
 //! (`X-Forwarded-User` of oauth2-proxy), outranks both: it stands alone, as the address

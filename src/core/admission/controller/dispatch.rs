@@ -91,7 +91,8 @@ impl<W> AdmissionController<W> {
                     cost: self.price(table, ask.class, self.takes(ask)),
                     since: now,
                     deadline,
-                    claim: self.uses_history.then(claims).flatten(),
+                    // A habit is of work: it says nothing of a rate, which all share alike.
+                    claim: (self.uses_history && class.rate.is_none()).then(claims).flatten(),
                     weights: Weights::EVEN,
                 };
                 // Made known before anyone looks for room (see the head of this file).
