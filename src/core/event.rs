@@ -914,7 +914,7 @@ impl Shed {
     #[must_use]
     pub fn sentence(&self) -> String {
         let done = match self.cause {
-            Reason::UpstreamUnreachable => "failed",
+            cause if cause.is_failure() => "failed",
             _ if self.shadow => "would have shed",
             _ => "shed",
         };
@@ -950,9 +950,11 @@ impl Shed {
 
 impl ShedSummary {
     fn sentence(&self) -> String {
-        let unreachable = Reason::UpstreamUnreachable.label();
-        let (failed, causes): (Vec<_>, Vec<_>) =
-            self.causes.iter().cloned().partition(|cause| cause.label == unreachable);
+        let (failed, causes): (Vec<_>, Vec<_>) = self
+            .causes
+            .iter()
+            .cloned()
+            .partition(|cause| Reason::named(&cause.label).is_some_and(Reason::is_failure));
         let sum = |counts: &[Count]| counts.iter().map(|count| count.count).sum::<u64>();
         let (failed, total) = (sum(&failed), sum(&causes));
         let list = |counts: &[Count]| {

@@ -90,6 +90,14 @@ pub struct Module {
     pub apart: bool,
 }
 
+impl Module {
+    /// Whether it works on one request after another, so that what a request costs is a share of its time.
+    #[must_use]
+    pub fn is_one_process(&self) -> bool {
+        self.work.is_some()
+    }
+}
+
 /// Endpoints that share a limit.
 #[derive(Clone, Debug)]
 pub struct Class {
@@ -265,6 +273,14 @@ pub struct Signal {
     pub forecast: Duration,
     /// Where to read it; alternatives in order of preference, the first one found is used.
     pub sources: Vec<SignalSource>,
+}
+
+impl Signal {
+    /// Whether what it counts gathers, so that a rate moves its slope and not its level.
+    #[must_use]
+    pub fn gathers(&self) -> bool {
+        self.forecast > Duration::ZERO
+    }
 }
 
 /// What happens to a limit when the signal that moves it has gone stale. Never "open".

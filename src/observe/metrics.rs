@@ -253,8 +253,7 @@ impl Moment {
                 ([("class", class.name.as_str()), ("verdict", verdict), ("reason", reason)], count)
             };
             let refused = Reason::ALL.iter().map(move |reason| {
-                // Without a head there is no load to shed: that is a failure of Ray's.
-                let verdict = if *reason == Reason::UpstreamUnreachable { "failed" } else { "shed" };
+                let verdict = if reason.is_failure() { "failed" } else { "shed" };
                 row(verdict, reason.label(), counts.shed[*reason as usize])
             });
             [

@@ -648,8 +648,10 @@ impl RequestContext {
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
-        let unreachable = shed.reason == Reason::UpstreamUnreachable;
-        self.count(if unreachable { Verdict::Unreachable } else { Verdict::Shed }, self.proxy.clock.now());
+        self.count(
+            if shed.reason.is_failure() { Verdict::Unreachable } else { Verdict::Shed },
+            self.proxy.clock.now(),
+        );
         self.proxy.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         self.tell(shed)
     }

@@ -366,6 +366,8 @@ impl<W> AdmissionController<W> {
             );
             tally.flow.set_limit(limits.bytes_per_second, now);
             let module = &policy.modules[class.module.index()];
+            // It can wait, and keeps its process for itself while it does not.
+            let yields = !class.awaits && class.priority.0 <= ORDINARY;
             ClassAdmission {
                 name: Arc::clone(&class.name),
                 module: class.module,
@@ -376,9 +378,9 @@ impl<W> AdmissionController<W> {
                 work_us_max: module
                     .work
                     .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
-                shares: module.shared && !class.awaits && class.priority.0 <= ORDINARY,
-                leaves_gaps: module.work.is_some() && !class.awaits && class.priority.0 <= ORDINARY,
-                room: if module.work.is_none() { class.in_flight.initial.max(1.0) } else { 1.0 },
+                shares: module.shared && yields,
+                leaves_gaps: module.is_one_process() && yields,
+                room: if module.is_one_process() { 1.0 } else { class.in_flight.initial.max(1.0) },
                 is_gated: class.backlog.is_some(),
                 rate,
                 rate_initial: class.rate.map_or(0.0, |rate| rate.per_second.initial),
@@ -394,7 +396,7 @@ impl<W> AdmissionController<W> {
                 before.and_then(|admission| admission.modules.iter().find(|old| old.name == module.name));
             ModuleAdmission {
                 name: Arc::clone(&module.name),
-                parallel: module.work.is_none(),
+                parallel: !module.is_one_process(),
                 shared_us_max: module.work.map_or(u64::MAX, |work| micros(work.as_secs_f64())),
                 tally: old.map_or_else(Arc::default, |old| Arc::clone(&old.tally)),
                 waiting: AtomicU32::new(0),

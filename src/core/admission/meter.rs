@@ -88,6 +88,12 @@ impl Reason {
             .find(|reason| reason.label() == label || was(reason).is_some_and(|(old, new)| old == new))
     }
 
+    /// Whether Ray could not be reached: then there is no load to shed, and the request has failed.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        self == Reason::UpstreamUnreachable
+    }
+
     /// Whether the client itself is over its share or a configured limit (429), rather than
     /// the head overloaded (503).
     #[must_use]

@@ -128,7 +128,7 @@ impl Controller {
             if class.module == module { sum + of.recent.work_per_s } else { sum }
         });
         // What works in parallel is not told by work.
-        let is_full = work >= FULL || self.policy.modules[module.index()].work.is_none();
+        let is_full = work >= FULL || !self.policy.modules[module.index()].is_one_process();
         let latency_s = |pressure: f64, class: &Class| pressure * class.slo.latency.as_secs_f64();
         let waits_alike = latency_s(pressure, own) >= ALIKE * latency_s(theirs, other);
         is_full && waits_alike && (pressure > 1.0 || own.priority < other.priority)

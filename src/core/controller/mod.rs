@@ -241,9 +241,9 @@ impl Controller {
                 } else if class.in_flight.moves() {
                     // The ceiling begins fully open: it is the signals' to lower, and in one process down to a share
                     // of its time (law 6).
-                    let is_one_process = policy.modules[class.module.index()].work.is_some();
-                    let least = if is_one_process { outer::SHARE_MIN } else { class.in_flight.min };
-                    let min = class.in_flight.min.min(least);
+                    let is_one_process = policy.modules[class.module.index()].is_one_process();
+                    let share = if is_one_process { outer::SHARE_MIN } else { f64::INFINITY };
+                    let min = class.in_flight.min.min(share);
                     let open = Bounds { initial: class.in_flight.max, min, ..class.in_flight };
                     Some(make(LimitKind::InFlight, LoopKind::Outer, open))
                 } else {
@@ -582,17 +582,16 @@ impl Controller {
         for ((loops, seen), before) in self.classes.iter_mut().zip(proxy).zip(last) {
             let (now, then) = (&seen.counts, &before.counts);
             let recent = &mut loops.recent;
-            let mix =
-                |average: &mut f64, count: u64| *average += weight * (count as f64 / elapsed - *average);
+            let mix = |average: &mut f64, count: u64| blend(average, count as f64 / elapsed, weight);
             mix(&mut recent.offered_per_s, now.offered.saturating_sub(then.offered));
             let admitted = now.admitted.saturating_sub(then.admitted);
             mix(&mut recent.admitted_per_s, admitted);
-            recent.used_per_s += slow * (admitted as f64 / elapsed - recent.used_per_s);
-            recent.used_seen += slow * (1.0 - recent.used_seen);
             mix(&mut recent.shed_per_s, now.shed_for_load().saturating_sub(then.shed_for_load()));
             mix(&mut recent.failed_per_s, now.failed_all().saturating_sub(then.failed_all()));
             let work_s = now.work_us.saturating_sub(then.work_us) as f64 / 1e6;
-            recent.work_per_s += weight * (work_s / elapsed - recent.work_per_s);
+            blend(&mut recent.work_per_s, work_s / elapsed, weight);
+            blend(&mut recent.used_per_s, admitted as f64 / elapsed, slow);
+            blend(&mut recent.used_seen, 1.0, slow);
         }
     }
 
@@ -702,6 +701,11 @@ struct Reasons {
     signals: Vec<SignalSeen>,
     apportioned: Option<Apportioned>,
     derivation: Derivation,
+}
+
+/// Moves an average towards a value by this share of the way.
+fn blend(average: &mut f64, value: f64, weight: f64) {
+    *average += weight * (value - *average);
 }
 
 /// Time constant of the recent averages, in seconds.

@@ -139,7 +139,7 @@ impl Controller {
             ..Controller::observe(of, seen, &timing, now)
         };
         let from = observed.cut_from(of.limit, self.policy.control.deadband);
-        let gathers = self.policy.signals[id.index()].forecast > Duration::ZERO;
+        let gathers = self.policy.signals[id.index()].gathers();
         let observation = Observation { not_below: Some(of.trials.lowest(id, gathers, from)), ..observed };
         let before = Box::new(of.regulator);
         let step = of.regulator.step(of.limit, &observation);
@@ -312,8 +312,7 @@ impl Controller {
         if of.kind == LimitKind::Rate {
             return recent.used_per_s / recent.used_seen.max(1e-3);
         }
-        let is_one_process = self.policy.modules[spec.module.index()].work.is_some();
-        if is_one_process && !spec.awaits {
+        if self.policy.modules[spec.module.index()].is_one_process() && !spec.awaits {
             return recent.work_per_s;
         }
         let counts = seen.counts.since(&of.counts);

@@ -191,7 +191,7 @@ impl Posted {
 
     /// Where what gathers is going to be.
     fn forecast(&self, signal: &Signal, value: f64, now: Time) -> Option<Forecast> {
-        let counts = signal.forecast > Duration::ZERO && value >= signal.target / 2.0;
+        let counts = signal.gathers() && value >= signal.target / 2.0;
         counts.then(|| Forecast {
             value: self.trend.forecast(now, signal.forecast),
             in_s: signal.forecast.as_secs_f64(),
