@@ -215,6 +215,17 @@ async fn status(at: SocketAddr) -> u16 {
     ask(at, STATUS, "").await.status
 }
 
+/// Asks until the status is this one; the last that came.
+async fn comes_to(at: SocketAddr, wanted: u16) -> u16 {
+    for _ in 0..200 {
+        if status(at).await == wanted {
+            return wanted;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    status(at).await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn above_a_rate_envoy_refuses_with_our_words() {
     let Some(setup) = Setup::start("rate", "").await else { return };
@@ -306,15 +317,7 @@ async fn two_envoys_share_one_limit_and_follow_it_at_once() {
     }
     assert_eq!((status(one).await, status(two).await), (429, 429), "two are left of two");
     setup.ray.hold.add_permits(1);
-    let mut last = 429;
-    for _ in 0..200 {
-        last = status(two).await;
-        if last == 200 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!(last, 200, "an end makes room");
+    assert_eq!(comes_to(two, 200).await, 200, "an end makes room");
     assert!(setup.ray.under_way_max.load(Ordering::SeqCst) <= 5);
 }
 
@@ -358,15 +361,7 @@ async fn envoy_keeps_to_the_lease_of_a_proxy_that_is_one_of_several() {
     let _one = begin(at, STATUS, "hold").await;
     until("one is under way", || setup.ray.under_way.load(Ordering::SeqCst) == 1).await;
     // The lease is told as it is; the table follows it within a period.
-    let mut last = 200;
-    for _ in 0..100 {
-        last = status(at).await;
-        if last == 429 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert_eq!((last, status(at).await), (429, 429), "without the store a third of three");
+    assert_eq!((comes_to(at, 429).await, status(at).await), (429, 429), "without the store a third of three");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

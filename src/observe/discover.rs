@@ -179,16 +179,18 @@ pub struct Places<'a> {
 /// # Errors
 /// [`DiscoverError`], with both reasons where both were tried.
 pub async fn discover(client: &Client, places: Places<'_>) -> Result<Discovery, DiscoverError> {
-    let local = local_head(places.dashboard).await;
+    let addresses = resolve(places.dashboard).await;
+    let local = local_head(places.dashboard, &addresses).await;
     let listed = list(client, places, local.as_ref()).await?;
-    let heads = heads(places.dashboard, local.as_ref(), &listed.targets, places.of_head).await;
+    let heads = heads(places.dashboard, &addresses, local.as_ref(), &listed.targets, places.of_head);
     Ok(listed.ranked(&heads))
 }
 
 /// Targets that were listed by hand, those of the head apart.
 pub async fn rank(dashboard: &Url, targets: Vec<Target>, of_head: &BTreeSet<String>) -> Targets {
-    let local = local_head(dashboard).await;
-    let heads = heads(dashboard, local.as_ref(), &targets, of_head).await;
+    let addresses = resolve(dashboard).await;
+    let local = local_head(dashboard, &addresses).await;
+    let heads = heads(dashboard, &addresses, local.as_ref(), &targets, of_head);
     Targets::new(targets, &heads)
 }
 
@@ -222,8 +224,8 @@ async fn list(
     })
 }
 
-async fn local_head(dashboard: &Url) -> Option<LocalHead> {
-    if !resolve(dashboard).await.into_iter().any(local_head::is_of_this_host) {
+async fn local_head(dashboard: &Url, addresses: &[IpAddr]) -> Option<LocalHead> {
+    if !addresses.iter().copied().any(local_head::is_of_this_host) {
         return None;
     }
     let port = dashboard.port_or_known_default()?;
@@ -243,8 +245,9 @@ async fn resolve(dashboard: &Url) -> Vec<IpAddr> {
 }
 
 /// Which hosts are the head's. See the essay.
-async fn heads(
+fn heads(
     dashboard: &Url,
+    addresses: &[IpAddr],
     local: Option<&LocalHead>,
     targets: &[Target],
     of_head: &BTreeSet<String>,
@@ -258,7 +261,6 @@ async fn heads(
         IpAddr::V4(address) => address.to_string(),
         IpAddr::V6(address) => format!("[{address}]"),
     };
-    let addresses = resolve(dashboard).await;
     let mut heads: BTreeSet<String> = addresses.iter().copied().map(written).collect();
     heads.extend(dashboard.host_str().map(str::to_owned));
     match local.and_then(|head| head.address.as_deref()) {
@@ -548,7 +550,9 @@ mod tests {
             .map(|name| Target::parse(name).unwrap());
         let of = async |upstream: &str, local: Option<&LocalHead>, said: &[&str]| {
             let said = said.iter().map(|name| (*name).to_owned()).collect();
-            Targets::new(list.to_vec(), &heads(&url(upstream), local, &list, &said).await).head
+            let upstream = url(upstream);
+            let addresses = resolve(&upstream).await;
+            Targets::new(list.to_vec(), &heads(&upstream, &addresses, local, &list, &said)).head
         };
         assert_eq!(of("10.0.0.2:8265", None, &[]).await, list[2..3]);
         assert_eq!(of("127.0.0.1:8265", None, &["10.0.0.2:1"]).await, list[2..3]);

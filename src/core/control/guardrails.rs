@@ -420,6 +420,21 @@ mod tests {
     }
 
     #[test]
+    fn after_a_cut_on_a_signal_a_limit_stays_below_where_that_began_for_a_minute() {
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        let of_signal =
+            |pressure, now_s| Observation { used: Some(20.0), ..seen(pressure, true, 50.0, now_s) };
+        assert!(guardrails.pass(20.0, 15.0, &of_signal(2.0, 0.0)).limit < 20.0);
+        let held = guardrails.pass(15.0, 22.0, &of_signal(0.5, 50.0));
+        assert_eq!((held.limit, held.guardrail), (18.0, Some(Guardrail::Knee)));
+        assert_eq!(guardrails.pass(15.0, 22.0, &of_signal(0.5, 61.0)).guardrail, None);
+        // A cut by latency finds no knee: what latency tells it tells at once.
+        let mut guardrails = Guardrails::new(BOUNDS, &control());
+        guardrails.pass(20.0, 15.0, &seen(2.0, true, 50.0, 0.0));
+        assert_eq!(guardrails.pass(15.0, 22.0, &seen(0.5, true, 50.0, 50.0)).guardrail, None);
+    }
+
+    #[test]
     fn each_guardrail_is_named_when_it_holds_a_proposal_back() {
         let room = seen(0.5, true, 50.0, 0.0);
         assert_eq!(pass(20.0, f64::NAN, &room), (20.0, Some(Guardrail::NotFinite)));

@@ -127,6 +127,39 @@ fn a_permit_that_is_given_back_goes_to_the_one_who_waits() {
 }
 
 #[test]
+fn below_one_a_limit_is_a_share_of_time_and_who_waits_is_served_when_the_pause_is_over() {
+    let mut rig = Rig::new(&policy(vec![class("a", 5, 4.0)], 10.0));
+    rig.table.classes[0].in_flight = 0.25;
+    let first = permit(rig.ask(0, 1, at(0.0)).1);
+    rig.finish(first, at(0.2));
+    let (waiter, decision) = rig.ask(0, 2, at(0.3));
+    assert!(matches!(decision, Decision::Wait(..)), "0.6 s of pause: {decision:?}");
+    assert_eq!(rig.admission.held_by(ClassId(0)), Some(HeldBy::InFlight));
+    rig.pump(at(0.79));
+    assert!(rig.granted().is_none());
+    rig.pump(at(0.81));
+    assert_eq!(rig.granted().map(|(woken, _)| woken), Some(waiter));
+}
+
+#[test]
+fn a_dear_request_leaves_a_gap_only_while_somebody_asks_for_what_is_urgent() {
+    let mut policy = policy(vec![class("list", 4, 4.0), class("status", 8, 4.0)], 10.0);
+    policy.modules[0].work = Some(Duration::from_millis(50));
+    for (urgent, goes) in [(false, true), (true, false)] {
+        let mut rig = Rig::new(&policy);
+        if urgent {
+            let status = permit(rig.ask(1, 1, at(1.0)).1);
+            rig.finish(status, at(1.01));
+        }
+        let list = permit(rig.ask(0, 2, at(2.0)).1);
+        rig.finish(list, at(3.0));
+        let next = rig.ask(0, 2, at(3.5)).1;
+        assert_eq!(matches!(next, Decision::Admit(_)), goes, "urgent: {urgent}: {next:?}");
+        assert!(!urgent || matches!(rig.ask(1, 1, at(3.6)).1, Decision::Admit(_)), "the gap is for this");
+    }
+}
+
+#[test]
 fn a_class_without_room_holds_up_no_other_however_many_there_are() {
     let classes: Vec<_> = (0..80).map(|at| class(&format!("c{at}"), 5, 1.0)).collect();
     let mut rig = Rig::new(&policy(classes, 1000.0));
