@@ -235,10 +235,11 @@ impl FramingGuard {
         let body = format!("rayguard: {problem}. The request was not sent to Ray.\n");
         let answer = format!(
             "HTTP/1.1 {} {}\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: {}\r\n\
-             x-rayguard-reason: malformed\r\n{}connection: close\r\n\r\n{body}",
+             x-rayguard-reason: {}\r\n{}connection: close\r\n\r\n{body}",
             status.as_str(),
             status.canonical_reason().unwrap_or(""),
             body.len(),
+            problem.label(),
             self.permission(),
         );
         self.held.clear();

@@ -62,7 +62,7 @@ pub(crate) struct Refused<'a> {
     pub class: &'a str,
     /// The class's module.
     pub module: &'a str,
-    /// The limit as it stands, for the `RateLimit-Policy` header.
+    /// The limit that refuses it, as it stands: in requests, or requests per second.
     pub limit: f64,
     /// Its queue's longest wait.
     pub waited_max: Duration,
@@ -81,12 +81,20 @@ impl<'a> Refused<'a> {
     #[must_use]
     pub(crate) fn at(proxy: &'a ProxyState, shed: Shed, id: &'a str) -> Refused<'a> {
         let class = &proxy.policy.classes[shed.class.index()];
-        let limits = *proxy.table.load().class(shed.class);
+        let table = proxy.table.load();
+        let limits = *table.class(shed.class);
+        let own = class.per_client;
+        let limit = match shed.reason {
+            Reason::ClientRate => own.rate.map(|(per_second, _)| per_second),
+            Reason::ClientInFlight => own.in_flight.map(f64::from),
+            Reason::ModuleInFlight => Some(table.module(class.module).in_flight),
+            _ => limits.rate,
+        };
         Refused {
             id,
             class: &class.name,
             module: &proxy.policy.modules[class.module.index()].name,
-            limit: limits.rate.unwrap_or(limits.in_flight),
+            limit: limit.unwrap_or(limits.in_flight),
             waited_max: class.queue.wait_max,
             key_header: match proxy.identifier.key_header() {
                 "" => "X-Rayguard-Key",
@@ -117,6 +125,11 @@ pub(crate) fn shed(error_format: ErrorFormat, shed: Shed, about: &Refused) -> Re
     let mut response = answer(error_format, status, &sentence, about.id, Some(seconds));
     let headers = response.headers_mut();
     headers.insert(REASON, HeaderValue::from_static(shed.reason.label()));
+    if shed.reason == Reason::UpstreamUnreachable {
+        // Ray's SDK asks for the version first, and prints nothing but the reason phrase.
+        say_in_phrase(&mut response, &sentence);
+    }
+    let headers = response.headers_mut();
     if shed.reason != Reason::Blocked {
         headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         // draft-ietf-httpapi-ratelimit-headers: remaining quota and seconds until it resets.
@@ -131,6 +144,16 @@ pub(crate) fn shed(error_format: ErrorFormat, shed: Shed, about: &Refused) -> Re
     response
 }
 
+/// A rate for people: in the unit in which it is at least 1, as the configuration takes it.
+fn per_time(per_second: f64) -> String {
+    let (value, unit) = match per_second {
+        value if value >= 1.0 => (value, "s"),
+        value if value * 60.0 >= 1.0 => (value * 60.0, "min"),
+        value => (value * 3600.0, "h"),
+    };
+    format!("{}/{unit}", (value * 100.0).round() / 100.0)
+}
+
 /// A limit in whole requests.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as-casts of f64 saturate")]
 fn whole(limit: f64) -> u64 {
@@ -141,8 +164,8 @@ fn whole(limit: f64) -> u64 {
 fn keyless(error_format: ErrorFormat, about: &Refused) -> Response<Body> {
     let Refused { id, class, key_header, .. } = about;
     let sentence = format!(
-        "rayguard: '{class}' requests need an API key; ask {} for one and send it in the \
-         header {key_header}. Nothing was sent to Ray. (reason {}, request {id})",
+        "rayguard: '{class}' requests need an API key, and this one shows none that is known here; ask {} for one and \
+         send it in the header {key_header}. Nothing was sent to Ray. (reason {}, request {id})",
         about.contact.0.as_ref().map_or("your Ray administrator", |contact| contact),
         Reason::ApiKey.label()
     );
@@ -165,7 +188,9 @@ fn sentence(shed: Shed, about: &Refused) -> String {
     let seconds = shed.retry_after_s.to_string();
     let plural = if shed.retry_after_s == 1 { "" } else { "s" };
     let detail = match shed.reason {
-        Reason::QueueTimeout => format!("{:.1}", waited_max.as_secs_f64()),
+        Reason::QueueTimeout => format!("{waited_max:?}"),
+        Reason::ClientRate => per_time(about.limit),
+        Reason::ClientInFlight => whole(about.limit).to_string(),
         Reason::UpstreamUnreachable => about.upstream.map_or(String::new(), |at| format!(" at {at}")),
         _ => String::new(),
     };
@@ -193,13 +218,13 @@ fn sentence(shed: Shed, about: &Refused) -> String {
         Reason::ClientShare => {
             &["you have more '", class, "' requests waiting than your share of the Ray head"]
         }
-        Reason::ClientRate => &["you have reached the rate limit of '", class, "' requests for one client"],
+        Reason::ClientRate => {
+            &["you have reached the rate limit of '", class, "' requests for one client, ", &detail]
+        }
         Reason::ClientInFlight => {
-            &["you have reached the limit of '", class, "' requests in progress for one client"]
+            &["you have reached the limit of '", class, "' requests in progress for one client, ", &detail]
         }
-        Reason::QueueTimeout => {
-            &["the Ray head had no room for this '", class, "' request within ", &detail, " s"]
-        }
+        Reason::QueueTimeout => &["the Ray head had no room for this '", class, "' request within ", &detail],
         Reason::UpstreamUnreachable => &["Ray is down", &detail, "; rayguard keeps trying to reach it"],
         Reason::ApiKey => &["'", class, "' requests need an API key here"],
         Reason::Draining => {
@@ -256,15 +281,17 @@ pub(crate) fn upstream(
         return body(error, id);
     }
     let reason = error.reason();
-    let again = if reason == Reason::UpstreamUnreachable.label() {
+    let is_down = reason == Reason::UpstreamUnreachable.label();
+    let again = if is_down {
         format!(". Nothing was sent to Ray; please try again in {RECONNECT_S} seconds")
     } else {
         String::new()
     };
     let sentence = format!("rayguard: {error}{again}. (reason {reason}, request {id}){}", contact.sentence());
-    let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    let status = if is_down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
+    let mut response = answer(error_format, status, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
-    if reason == Reason::UpstreamUnreachable.label() {
+    if is_down {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RECONNECT_S));
     }
     // Ray's SDK asks for the version first, and prints nothing but the reason phrase.
@@ -282,9 +309,8 @@ pub(crate) fn timeout(
     contact: &Contact,
 ) -> Response<Body> {
     let sentence = format!(
-        "rayguard: the Ray head did not begin to answer this '{class}' request within {:.0} s. \
-         Ray may still be working on it. (reason upstream_timeout, request {id}){}",
-        bound.as_secs_f64(),
+        "rayguard: the Ray head did not begin to answer this '{class}' request within {bound:?} \
+         (class.{class}.timeout). Ray may still be working on it. (reason upstream_timeout, request {id}){}",
         contact.sentence()
     );
     let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
@@ -302,9 +328,9 @@ pub(crate) fn timeout_of_equal(
     id: &str,
 ) -> Response<Body> {
     let sentence = format!(
-        "rayguard: the Ray head did not begin to answer an equal '{class}' request within {:.0} s; this one \
-         waited for its answer. Ray may still be working on it. (request {id})",
-        bound.as_secs_f64()
+        "rayguard: the Ray head did not begin to answer an equal '{class}' request within {bound:?} \
+         (class.{class}.timeout); this one waited for its answer. Ray may still be working on it. \
+         (reason upstream_timeout, request {id})"
     );
     let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
@@ -340,6 +366,7 @@ pub(crate) fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<B
 pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
     let mut response = malformed(&problem, id);
     *response.status_mut() = problem.status();
+    response.headers_mut().insert(REASON, HeaderValue::from_static(problem.label()));
     response
 }
 
@@ -347,15 +374,16 @@ pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
 #[must_use]
 pub(crate) fn body(error: &BodyError, id: &str) -> Response<Body> {
     let mut response = malformed(error, id);
-    if matches!(error, BodyError::Slow { .. }) {
-        response.headers_mut().insert(REASON, HeaderValue::from_static("slow_upload"));
-    }
-    *response.status_mut() = match error {
-        BodyError::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
-        BodyError::Slow { .. } => StatusCode::REQUEST_TIMEOUT,
-        BodyError::Shed(_) => StatusCode::SERVICE_UNAVAILABLE,
-        BodyError::Broken(_) => StatusCode::BAD_REQUEST,
+    let (status, reason) = match error {
+        BodyError::TooLarge(bound) => {
+            (StatusCode::PAYLOAD_TOO_LARGE, Malformed::BodyTooLarge(*bound).label())
+        }
+        BodyError::Slow { .. } => (StatusCode::REQUEST_TIMEOUT, "slow_upload"),
+        BodyError::Shed(shed) => (StatusCode::SERVICE_UNAVAILABLE, shed.reason.label()),
+        BodyError::Broken(_) => (StatusCode::BAD_REQUEST, "malformed"),
     };
+    *response.status_mut() = status;
+    response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
     response
 }
 
@@ -460,6 +488,17 @@ mod tests {
     }
 
     #[test]
+    fn a_limit_for_one_client_is_named_with_its_value() {
+        let said = |reason, limit| {
+            let about = Refused { limit, waiting: 0, ..ABOUT };
+            sentence(Shed { class: ClassId(0), reason, retry_after_s: 3 }, &about)
+        };
+        assert!(said(Reason::ClientInFlight, 2.0).contains("in progress for one client, 2. Nothing"));
+        assert!(said(Reason::ClientRate, 2.0 / 60.0).contains("requests for one client, 2/min. Nothing"));
+        assert!(said(Reason::ClientRate, 1.5).contains("requests for one client, 1.5/s. Nothing"));
+    }
+
+    #[test]
     fn a_client_that_prints_the_reason_phrase_alone_is_told_in_it() {
         let response = refuse(Reason::ClassInFlight, ErrorFormat::StateApi);
         let phrase = response.extensions().get::<ReasonPhrase>().unwrap();
@@ -481,7 +520,11 @@ mod tests {
     #[test]
     fn the_client_at_fault_gets_429_the_head_at_fault_503() {
         assert_eq!(refuse(Reason::ClientShare, ErrorFormat::Plain).status(), 429);
-        assert_eq!(refuse(Reason::ModuleInFlight, ErrorFormat::Plain).status(), 503);
+        for of_the_head in
+            [Reason::ModuleInFlight, Reason::ClassRate, Reason::ClassBacklog, Reason::QueueTimeout]
+        {
+            assert_eq!(refuse(of_the_head, ErrorFormat::Plain).status(), 503, "{of_the_head:?}");
+        }
         assert_eq!(refuse(Reason::ClientShare, ErrorFormat::Plain).headers()[RETRY_AFTER], "3");
     }
 

@@ -91,6 +91,16 @@ pub(crate) enum Malformed {
 }
 
 impl Malformed {
+    /// The word for it in the `X-Rayguard-Reason` header.
+    #[must_use]
+    pub(crate) fn label(self) -> &'static str {
+        match self.status() {
+            StatusCode::BAD_REQUEST => "malformed",
+            StatusCode::NOT_IMPLEMENTED | StatusCode::EXPECTATION_FAILED => "unsupported",
+            _ => "too_large",
+        }
+    }
+
     /// The answer's status.
     #[must_use]
     pub(crate) fn status(self) -> StatusCode {

@@ -148,6 +148,16 @@ impl HeldBy {
             HeldBy::Process => "process",
         }
     }
+
+    /// What a request is told that it refuses.
+    fn reason(self) -> Reason {
+        match self {
+            HeldBy::InFlight | HeldBy::Work => Reason::ClassInFlight,
+            HeldBy::Module | HeldBy::Process => Reason::ModuleInFlight,
+            HeldBy::Rate => Reason::ClassRate,
+            HeldBy::Backlog => Reason::ClassBacklog,
+        }
+    }
 }
 
 /// The verdict on a request.
@@ -279,15 +289,6 @@ struct Full {
 impl Full {
     fn by(limit: HeldBy) -> Full {
         Full { limit, wait: Duration::ZERO }
-    }
-
-    fn reason(self) -> Reason {
-        match self.limit {
-            HeldBy::InFlight | HeldBy::Work => Reason::ClassInFlight,
-            HeldBy::Module | HeldBy::Process => Reason::ModuleInFlight,
-            HeldBy::Rate => Reason::ClassRate,
-            HeldBy::Backlog => Reason::ClassBacklog,
-        }
     }
 }
 
@@ -500,11 +501,11 @@ impl<W> AdmissionController<W> {
             Err(full) => full,
         };
         if limits.mode == Mode::Shadow {
-            return Decision::Admit(self.admit_in_shadow(ask, of_client, full.reason(), now));
+            return Decision::Admit(self.admit_in_shadow(ask, of_client, full.limit.reason(), now));
         }
         if !queues {
             self.leave_client_limits(ask.class, of_client);
-            return Decision::Shed(self.refuse(ask.class, full.reason(), full.wait));
+            return Decision::Shed(self.refuse(ask.class, full.limit.reason(), full.wait));
         }
         self.wait_in_line(table, ask, of_client, now, waiter, wake)
     }

@@ -98,14 +98,7 @@ impl Reason {
     /// the head overloaded (503).
     #[must_use]
     pub fn is_clients_own(self) -> bool {
-        !matches!(
-            self,
-            Reason::ModuleInFlight
-                | Reason::QueueTimeout
-                | Reason::UpstreamUnreachable
-                | Reason::ClassInFlight
-                | Reason::Draining
-        )
+        matches!(self, Reason::ClientShare | Reason::ClientRate | Reason::ClientInFlight)
     }
 }
 

@@ -158,12 +158,14 @@ impl<W> AdmissionController<W> {
         self.refund(request);
         self.leave_client_limits(id, request.waiter.of_client);
         self.uncount(id);
-        // Who has nothing else in the line, or has it for itself, is not over its share: the line is full.
+        // Who has nothing else in the queue, or has it for itself, is not over its share: the queue is full, for want
+        // of what has held it back.
         let waits = self
             .lock(self.class(id).module)
             .class_mut(id)
             .is_some_and(|of| of.fair.has(request.client) && of.fair.has_others(request.client));
-        self.refuse(id, if waits { Reason::ClientShare } else { Reason::ClassInFlight }, Duration::ZERO)
+        let held_by = || self.class(id).tally.last_full().map_or(Reason::ClassInFlight, HeldBy::reason);
+        self.refuse(id, if waits { Reason::ClientShare } else { held_by() }, Duration::ZERO)
     }
 
     /// A known one is not served: its allowance is what it was.

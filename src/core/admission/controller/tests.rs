@@ -682,3 +682,18 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_full_queue_refuses_by_the_name_of_what_holds_it_back() {
+    let queue = Queue { len_max: 1, ..plain::class("a", 1.0).queue };
+    let rate = Some(RateBounds { per_second: Bounds::fixed(0.1), burst: 1 });
+    let slow = policy(vec![Class { queue, rate, ..class("a", 5, 8.0) }], 8.0);
+    let narrow = policy(vec![Class { queue, ..class("a", 5, 8.0) }], 1.0);
+    for (policy, reason) in [(slow, Reason::ClassRate), (narrow, Reason::ModuleInFlight)] {
+        let mut rig = Rig::new(&policy);
+        let _under_way = permit(rig.ask(0, 1, at(0.0)).1);
+        assert!(matches!(rig.ask(0, 2, at(0.1)).1, Decision::Wait(..)));
+        let Decision::Shed(shed) = rig.ask(0, 3, at(0.2)).1 else { panic!("the queue is full") };
+        assert_eq!(shed.reason, reason);
+    }
+}
