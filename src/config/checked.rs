@@ -96,7 +96,7 @@ pub(super) fn check(document: &Document<'_>, version: &str) -> Result<Settings, 
         http: raw.http.clone(),
         identity: check.identity(raw, &raw.identity),
         probe: Some(raw.probe.clone()).filter(|probe| probe.enabled),
-        admin: check.admin(&raw.admin),
+        admin: raw.admin.clone().admin(),
         ratelimit_service: raw.ratelimit_service.as_ref().and_then(|given| check.ratelimit_service(given)),
         replicas: raw.replicas.as_ref().and_then(|replicas| check.replicas(replicas)),
         adjustment_log,
@@ -278,12 +278,14 @@ impl Check<'_> {
 
 // === impl Check: the operator's side ===
 
-impl Check<'_> {
-    fn admin(&mut self, raw: &RawAdmin) -> Option<Admin> {
-        let RawAdmin { listen, token, hosts, url } = raw.clone();
+impl RawAdmin {
+    fn admin(self) -> Option<Admin> {
+        let RawAdmin { listen, token, hosts, url } = self;
         Some(Admin { listen: listen.on()?, token, hosts, url })
     }
+}
 
+impl Check<'_> {
     fn ratelimit_service(&mut self, raw: &RawRatelimitService) -> Option<RatelimitService> {
         if raw.domain.is_empty() {
             let usual = RawRatelimitService::default().domain;

@@ -47,26 +47,26 @@ keys! {
 {}
 "#;
         /// Ray's dashboard; the probe and discovery ask it too
-        upstream: Server = defaults::upstream(), range "http, no path", file r#"
+        upstream: Server = defaults::upstream(), range "http, no path", file r"
 # Ray's dashboard: plain HTTP, no path. Probe and discovery ask here too.
 {}
-"#;
+";
         /// which Ray is there: it decides which modules share a process. `auto` asks it; a version takes its profile (2.9, 2.31, 2.44, 2.53, 2.60: the newest that is not newer); while it is not known, 2.9, where all modules are one
-        ray_version: RayVersion = None, range "`auto`, 2.9 and later", note "or a version, such as \"2.44\"", file r#"
+        ray_version: RayVersion = None, range "`auto`, 2.9 and later", note "or a version, such as \"2.44\"", file r"
 # Which of Ray's modules share a process: asked for at the start and whenever the head was away.
 {}
-"#;
+";
         /// where rayguard listens: one address, or `[[listen]]` tables
-        listen: Short<Listen, Vec<RawListener>> = Short::Value(defaults::listen()), unit "address", range "at least one; not where `upstream` is", file r#"
+        listen: Short<Listen, Vec<RawListener>> = Short::Value(defaults::listen()), unit "address", range "at least one; not where `upstream` is", file r"
 # Where rayguard listens. To take Ray's own port, move Ray first
 # (ray start --head --dashboard-port=18265), then: upstream 18265, listen 8265.
 {}
-"#;
+";
         /// where last good limits and the adjustment log survive a restart; relative to the working directory
-        state_dir: Path = defaults::STATE_DIR.into(), file r#"
+        state_dir: Path = defaults::STATE_DIR.into(), file r"
 # Where last good limits and the adjustment log survive a restart.
 {}
-"#;
+";
         /// networks whose X-Forwarded-* and identity headers are believed
         trusted_proxies: Vec<Network>, default "none", range "not everyone (`/0`)", file r#"
 # Networks of the proxies in front (ingress, oauth2-proxy): only their X-Forwarded-* and
@@ -200,15 +200,15 @@ keys! {
         api_keys_file: Option<Path>, default "none", range "up to 1,000 keys, no two alike", file r#"# api_keys_file = "/etc/rayguard/keys"  # lines of `name sha256`; read again when it changes
 "#;
         /// the header in which programs name themselves
-        agent_header: Header = defaults::AGENT_HEADER.into(), file r#"# Programs whose name begins so are clients of their own beside the others of their address.
+        agent_header: Header = defaults::AGENT_HEADER.into(), file r"# Programs whose name begins so are clients of their own beside the others of their address.
 {}
-"#;
+";
         /// how the names of programs begin that are clients of their own beside the others of their address: KubeRay's operator, submitter and history server (they have Go's own name, but for the operator through the API server)
         agents: Vec<Agent> = defaults::AGENTS.iter().map(|&agent| agent.into()).collect(), range "3 to 100 letters, digits and signs without blanks, any case";
         /// under contention, clients that used Ray before go before strangers, as far as their habit reaches; strangers keep a fifth of each class. Classes with a rate (submissions) share it alike. Kept in `state_dir`, in `history` and `identity.key`
-        history: bool = true, file r#"# Under contention clients that were here before go before strangers, who keep a fifth of each class.
+        history: bool = true, file r"# Under contention clients that were here before go before strangers, who keep a fifth of each class.
 {}
-"#;
+";
     }
 
     /// `[api_keys.<name>]`.
@@ -556,8 +556,8 @@ law = { kind = "pid", kp = 0, kd = 0 }
 # listen = "127.0.0.1:8281"             # or "unix:/run/rayguard/ratelimit.sock"
 "#;
         /// the `domain` of Envoy's filter. Questions of any other pass, and are counted
-        domain: Text = "rayguard".into(), range "not empty", file r#"# domain = {}                   # as Envoy's filter has it; any other passes unlimited
-"#;
+        domain: Text = "rayguard".into(), range "not empty", file r"# domain = {}                   # as Envoy's filter has it; any other passes unlimited
+";
         /// what the paths mean that Envoys tell
         kind: Word<Surface> = Surface::Dashboard, file r#"# kind = {}                    # what the paths mean: "dashboard", "ray-client" or "serve"
 "#;
@@ -565,8 +565,8 @@ law = { kind = "pid", kp = 0, kd = 0 }
         tls: Option<RawTls>, default "off", file r#"# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/envoys.pem" }
 "#;
         /// longest time a permit is held when Envoy does not report the end of a request; where the class is not held, its `timeout`, or the longer of five times its SLO and ten times the mean duration
-        permit_max: Time = secs(600), within(secs(1), DAY), file r#"# permit_max = {}                     # longest time a permit is held when Envoy does not report the end of a request
-"#;
+        permit_max: Time = secs(600), within(secs(1), DAY), file r"# permit_max = {}                     # longest time a permit is held when Envoy does not report the end of a request
+";
     }
 
     /// `[replicas]`.
@@ -583,25 +583,27 @@ law = { kind = "pid", kp = 0, kd = 0 }
         password: Option<SecretAt>, default "none", file r#"# password = { file = "/run/secrets/redis" }
 "#;
         /// the most replicas there are
-        count: Option<u64>, within(1, 10_000), default "required", file r#"# count = 3                          # the most you run; without the store each has an even share
-"#;
+        count: Option<u64>, within(1, 10_000), default "required", file r"# count = 3                          # the most you run; without the store each has an even share
+";
         /// what the replicas of one head have in common and no others
-        group: Name = "rayguard".into(), range "letters, digits, `-._`", file r#"# group = {}                    # one for each head
-"#;
+        group: Name = "rayguard".into(), range "letters, digits, `-._`", file r"# group = {}                    # one for each head
+";
         /// what this replica is called in logs and at the others
         name: Option<Name>, default "the host's", range "letters, digits, `-._`", file r#"# name = "replica-1"                       # the host's name unless said otherwise
 "#;
         /// how often leases are renewed; a lease runs eight of these, leadership two
-        period: Time = ms(250), within(ms(100), secs(5)), file r#"# period = {}                      # lease renewal interval
-"#;
+        period: Time = ms(250), within(ms(100), secs(5)), file r"# period = {}                      # lease renewal interval
+";
         /// how long the share of a silent replica is kept for it
-        remember: Time = secs(300), within(secs(10), DAY), file r#"# remember = {}                       # the share of a replica that fell silent is kept so long
-"#;
+        remember: Time = secs(300), within(secs(10), DAY), file r"# remember = {}                       # the share of a replica that fell silent is kept so long
+";
     }
 }
 
+type KeysOf = fn() -> Vec<Key>;
+
 /// What the documentation has a table of, by the names of their sections.
-pub(super) const SECTIONS: &[(&str, fn() -> Vec<Key>)] = &[
+pub(super) const SECTIONS: &[(&str, KeysOf)] = &[
     ("top", Raw::keys),
     ("listen", RawListener::keys),
     ("tls", RawTls::keys),

@@ -297,6 +297,7 @@ macro_rules! texts {
     ($($(#[doc = $doc:literal])+ $name:ident -> $out:ty, $unit:literal, $expected:literal, $parse:expr, $write:expr;)*) => {$(
         $(#[doc = $doc])+
         pub enum $name {}
+        #[allow(clippy::ref_option_ref, reason = "one of them is an option of a reference")]
         impl Value for $name {
             type Out = $out;
             type Bound = ();
@@ -735,7 +736,7 @@ impl<V: Value> Value for OrOff<V> {
     }
     fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Self::Out, D::Error> {
         struct Either<V>(PhantomData<V>);
-        impl<'de, V: Value> Visitor<'de> for Either<V> {
+        impl<V: Value> Visitor<'_> for Either<V> {
             type Value = OrOff<V::Out>;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a quantity in quotes, or \"off\"")
