@@ -83,7 +83,7 @@ impl LogSource {
         if path.exists() {
             return Ok(Place::Files(path));
         }
-        let client = Client::new(&Reach::at(&format!("http://{}", defaults::ADMIN_LISTEN)))?;
+        let client = Client::new(&Reach::at(&format!("http://{}", defaults::admin())))?;
         match client.wait_for_text("/livez") {
             Ok(_) => Ok(Place::Api(Box::new(client))),
             Err(problem) => Err(SourceError::Nowhere { path, problem }),

@@ -1,22 +1,29 @@
-//! What holds when the file is silent.
+//! What holds when the file is silent, where it takes more than a value beside the key.
 //!
 //! Classes, modules and routes come from `core::request::catalogue`, signals from
 //! `core::signal::catalogue`; both argue for their numbers there; how the loop steps, from
-//! `core::policy::Control`. The rest stands here, one constant for each key, so that the commented
-//! `config/rayguard.toml` and `config/README.md` can be held to it by a test.
+//! `core::policy::Control`. All else stands in `keys`.
 
+use std::net::{Ipv4Addr, SocketAddr};
+
+use super::settings::{Address, Upstream};
 use rayguard_core::policy::{Class, Law, Module, Signal, SignalId};
 use rayguard_core::request::catalogue;
 use rayguard_core::signal::catalogue::{SIGNALS, SignalDefault};
 
 /// Ray's dashboard on the head itself.
-pub const UPSTREAM: &str = "http://127.0.0.1:8265";
+pub(super) fn upstream() -> Upstream {
+    Upstream { host: "127.0.0.1".into(), port: 8265 }
+}
 /// Beside Ray's own port, so that a first try disturbs nothing.
-pub const LISTEN: &str = "127.0.0.1:8266";
+pub(super) fn listen() -> Address {
+    Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8266)))
+}
 /// Loopback: the page and the metrics name no one, but a change is a change.
-pub const ADMIN_LISTEN: &str = "127.0.0.1:9465";
-/// What Envoy's filter is to call this one, among the limits it may know.
-pub const DOMAIN: &str = "rayguard";
+#[must_use]
+pub fn admin() -> Address {
+    Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 9465)))
+}
 /// Relative to the working directory; deployments say better.
 pub const STATE_DIR: &str = "rayguard-state";
 /// Where Ray lists its metrics targets on the head.
@@ -28,8 +35,6 @@ pub const LAW: Law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
 /// What oauth2-proxy and its kin set; believed from trusted proxies alone.
 pub const IDENTITY_HEADERS: &[&str] = &["x-client-id", "x-forwarded-user", "x-auth-request-user"];
 pub use rayguard_core::request::agents::{AGENTS, HEADER as AGENT_HEADER};
-/// Where clients send their key.
-pub const API_KEY_HEADER: &str = "x-rayguard-key";
 
 /// The built-in modules.
 #[must_use]

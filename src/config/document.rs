@@ -6,36 +6,112 @@
 
 use std::ops::Range;
 
-use serde::Deserialize;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
+use super::keys::Raw;
 use super::problem::{Problem, suggest};
-use super::raw::Raw;
-use super::renamed;
+use super::value::{Value, Words};
+use super::{Overrides, renamed};
 
 /// Problems reported for one file.
-pub const PROBLEMS_MAX: usize = 100;
+const PROBLEMS_MAX: usize = 100;
 
-/// What the text says, as far as it could be understood, and what could not.
-#[must_use]
-pub fn read(text: &str) -> (Raw, Vec<Problem>) {
-    let (mut document, errors) = DeTable::parse_recoverable(text);
+/// What the text says, as far as it could be understood.
+pub(super) struct Document<'a> {
+    pub(super) raw: Raw,
+    /// What was understood, with places.
+    table: DeTable<'a>,
+    /// Where the text ends; what the command line says stands beyond.
+    end: usize,
+}
+
+/// What the text says with `overrides` laid over it, and what could not be understood.
+pub(super) fn read<'a>(text: &'a str, overrides: &Overrides) -> (Document<'a>, Vec<Problem>) {
+    let (parsed, errors) = DeTable::parse_recoverable(text);
+    let (whole, mut table) = (parsed.span(), parsed.into_inner());
     let mut problems: Vec<Problem> = errors.iter().take(PROBLEMS_MAX).map(grammar).collect();
+    lay_over(&mut table, overrides, text.len());
     while problems.len() < PROBLEMS_MAX {
-        match Raw::deserialize(Deserializer::from(document.clone())) {
-            Ok(raw) => return (raw, problems),
+        match Raw::read(Deserializer::from(Spanned::new(whole.clone(), table.clone()))) {
+            Ok(raw) => return (Document { raw, table, end: text.len() }, problems),
             Err(error) => {
-                let taken = error.span().and_then(|span| take(document.get_mut(), &span));
+                let taken = error.span().and_then(|span| take(&mut table, &span));
                 let key = taken.as_deref().unwrap_or_default();
-                problems.push(wrong(&error, key));
+                let mut problem = wrong(&error, key);
+                problem.span = problem.span.filter(|span| span.start <= text.len());
+                problems.push(problem);
                 if taken.is_none() {
                     break;
                 }
             }
         }
     }
-    (Raw::default(), problems)
+    (Document { raw: Raw::default(), table, end: text.len() }, problems)
+}
+
+/// Puts what the command line says in the place of what the file does.
+fn lay_over(table: &mut DeTable<'_>, overrides: &Overrides, end: usize) {
+    // Beyond the text: no place in the file, and no two alike.
+    let mut at = end + 1;
+    let mut put = |table: &mut DeTable<'_>, key: &'static str, value: DeValue<'static>| {
+        table.remove(key);
+        table.insert(Spanned::new(at..at + 1, key.into()), Spanned::new(at + 1..at + 2, value));
+        at += 2;
+    };
+    let mode = overrides.mode.map(|mode| mode.word().to_owned());
+    for (key, value) in [
+        ("upstream", &overrides.upstream),
+        ("listen", &overrides.listen),
+        ("mode", &mode),
+        ("state_dir", &overrides.state_dir),
+    ] {
+        if let Some(value) = value {
+            put(table, key, DeValue::String(value.clone().into()));
+        }
+    }
+    if let Some(value) = &overrides.prometheus {
+        if !table.contains_key("metrics") {
+            put(table, "metrics", DeValue::Table(DeTable::new()));
+        }
+        if let Some(DeValue::Table(metrics)) = table.get_mut("metrics").map(Spanned::get_mut) {
+            put(metrics, "prometheus", DeValue::String(value.clone().into()));
+        }
+    }
+}
+
+impl Document<'_> {
+    /// Whether the file or the command line has this key, and it was understood.
+    pub(super) fn has(&self, key: &str) -> bool {
+        place(&self.table, key).is_some_and(|(_, whole)| whole)
+    }
+
+    /// Where this key stands in the file, or the nearest table around it.
+    pub(super) fn span(&self, key: &str) -> Option<Range<usize>> {
+        place(&self.table, key).map(|(span, _)| span).filter(|span| span.start <= self.end)
+    }
+}
+
+/// The place of a value, of the name of a table, or of what is nearest around it; and which.
+fn place(table: &DeTable<'_>, key: &str) -> Option<(Range<usize>, bool)> {
+    let (name, value, rest) = table.iter().find_map(|(name, value)| {
+        let rest = key.strip_prefix(name.get_ref().as_ref())?;
+        (rest.is_empty() || rest.starts_with(['.', '['])).then_some((name, value, rest))
+    })?;
+    let own = if matches!(value.get_ref(), DeValue::Table(_)) { name.span() } else { value.span() };
+    place_within(value, rest).or(Some((own, rest.is_empty())))
+}
+
+fn place_within(value: &Spanned<DeValue<'_>>, rest: &str) -> Option<(Range<usize>, bool)> {
+    match value.get_ref() {
+        DeValue::Table(table) => place(table, rest.strip_prefix('.')?),
+        DeValue::Array(array) => {
+            let (at, rest) = rest.strip_prefix('[')?.split_once(']')?;
+            let element = array.get(at.parse::<usize>().ok()?)?;
+            place_within(element, rest).or(Some((element.span(), rest.is_empty())))
+        }
+        _ => None,
+    }
 }
 
 /// A slip of TOML itself.
@@ -56,12 +132,9 @@ fn wrong(error: &toml::de::Error, key: &str) -> Problem {
             ("this key has a new name".to_owned(), Some(format!("write `{new}`")))
         } else if message.starts_with("unknown field") && !quoted.is_empty() {
             ("unknown key".to_owned(), suggest(quoted[0], quoted[1..].iter().copied()))
-        } else if message.ends_with("expected struct RawSecret") {
+        } else if message.ends_with("expected struct SecretTable") {
             let remedy = "write { file = \"/path\" } or { env = \"NAME\" }";
             ("a secret does not stand in the configuration itself".to_owned(), Some(remedy.to_owned()))
-        } else if message.starts_with("unknown variant") && !quoted.is_empty() {
-            let known = quoted[1..].join(", ");
-            (format!("`{}` is not known here", quoted[0]), Some(format!("write one of: {known}")))
         } else if let Some((message, remedy)) = message.split_once("; ") {
             (message.to_owned(), Some(remedy.to_owned()))
         } else {
@@ -129,7 +202,11 @@ mod tests {
     use proptest::prelude::*;
 
     fn found(text: &str) -> Vec<(String, String)> {
-        read(text).1.into_iter().map(|problem| (problem.key, problem.message)).collect()
+        read(text, &Overrides::default())
+            .1
+            .into_iter()
+            .map(|problem| (problem.key, problem.message))
+            .collect()
     }
 
     #[test]
@@ -167,7 +244,7 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_answered_with_the_one_that_was_meant() {
-        let (_, problems) = read("[class.job-submit]\nper_clint = {}\n");
+        let (_, problems) = read("[class.job-submit]\nper_clint = {}\n", &Overrides::default());
         assert_eq!(problems[0].message, "unknown key");
         assert_eq!(problems[0].remedy.as_deref(), Some("did you mean `per_client`?"));
         assert_eq!(problems[0].span, Some(19..28));
@@ -183,15 +260,15 @@ mod tests {
 
     #[test]
     fn what_is_sound_is_kept_when_something_else_is_not() {
-        let (raw, problems) = read("mode = 'shadow'\nnonsense = 1\n");
+        let (document, problems) = read("mode = 'shadow'\nnonsense = 1\n", &Overrides::default());
         assert_eq!(problems.len(), 1);
-        assert!(raw.mode.is_some());
+        assert!(document.has("mode") && !document.has("nonsense"));
     }
 
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC{0,200}") {
-            let _ = read(&text);
+            let _ = read(&text, &Overrides::default());
         }
 
         #[test]
@@ -199,7 +276,7 @@ mod tests {
             "(\\[\\[?[a-z.]{1,12}\\]\\]?|[a-z_.]{1,14} = (\"[a-z0-9/ .]{0,8}\"|-?[0-9.e]{1,6}|nan|inf|true|\\{[a-z]{1,4} = 1\\}|\\[[0-9, ]{0,6}\\]))",
             0..12,
         )) {
-            let _ = read(&lines.join("\n"));
+            let _ = read(&lines.join("\n"), &Overrides::default());
         }
     }
 }

@@ -1,33 +1,34 @@
 //! From the operator's file to settings that cannot be wrong.
 //!
-//! text -> `document` -> [`raw::Raw`] -> `checked` (and `classes`) -> [`Settings`]. The
-//! steps before the last only understand; the last one judges. Whatever is wrong comes back
-//! at once as [`Problems`], each with its line, and nothing that is wrong is ever run by.
+//! text -> `document` -> `keys::Raw` -> `checked` (and `classes`) -> [`Settings`]. What one value
+//! says is judged where it is read, by the table of `keys`; what several say together, last. Whatever
+//! is wrong comes back at once as [`Problems`], each with its line, and nothing that is wrong is ever
+//! run by.
 
-pub mod checked;
+pub mod api_keys;
+mod checked;
 mod classes;
 pub mod defaults;
-pub mod document;
+mod document;
 pub mod keys;
 pub mod margins;
 pub mod problem;
 mod prometheus;
 pub mod quantity;
-pub mod raw;
 pub mod renamed;
 pub mod selector;
 pub mod settings;
+mod table;
+pub mod value;
 pub mod write;
 
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use toml::Spanned;
 
 pub use problem::{Problem, Problems};
 pub use settings::Settings;
 
-use raw::{Raw, RawListen, RawMode};
 use rayguard_core::admission::table::Mode;
 
 /// What the command line puts over the file.
@@ -61,7 +62,7 @@ pub enum Error {
     Wrong(#[from] Problems),
     /// The API keys cannot be had.
     #[error(transparent)]
-    Keys(#[from] keys::KeysError),
+    Keys(#[from] api_keys::KeysError),
 }
 
 /// Reads and checks a file, and the API keys it points to.
@@ -71,16 +72,15 @@ pub fn load(path: &Path, overrides: &Overrides) -> Result<Settings, Error> {
     let mut settings = parse(&String::from_utf8_lossy(&text), &path.display().to_string(), overrides)?;
     let identity = &mut settings.identity;
     if let Some(file) = &identity.api_keys_file {
-        keys::read(file, &mut identity.api_keys)?;
+        api_keys::read(file, &mut identity.api_keys)?;
     }
     Ok(settings)
 }
 
 /// Checks the text of a file; `name` is what problems call it.
 pub fn parse(text: &str, name: &str, overrides: &Overrides) -> Result<Settings, Problems> {
-    let (mut raw, mut problems) = document::read(text);
-    lay_over(&mut raw, overrides);
-    match checked::check(&raw, &version(text)) {
+    let (document, mut problems) = document::read(text, overrides);
+    match checked::check(&document, &version(text)) {
         Ok(settings) if problems.is_empty() => return Ok(settings),
         Ok(_) => {}
         Err(more) => {
@@ -103,23 +103,6 @@ impl Settings {
     pub fn defaults(overrides: &Overrides) -> Result<Settings, Problems> {
         parse("", "the command line", overrides)
     }
-}
-
-fn lay_over(raw: &mut Raw, overrides: &Overrides) {
-    // An empty span: the value stands nowhere in the file.
-    fn put<T, U>(slot: &mut Option<Spanned<U>>, value: Option<&T>, make: impl Fn(&T) -> U) {
-        if let Some(value) = value {
-            *slot = Some(Spanned::new(0..0, make(value)));
-        }
-    }
-    put(&mut raw.upstream, overrides.upstream.as_ref(), String::clone);
-    put(&mut raw.listen, overrides.listen.as_ref(), |text| RawListen::Address(text.clone()));
-    put(&mut raw.metrics.prometheus, overrides.prometheus.as_ref(), String::clone);
-    put(&mut raw.state_dir, overrides.state_dir.as_ref(), String::clone);
-    put(&mut raw.mode, overrides.mode.as_ref(), |mode| match mode {
-        Mode::Enforce => RawMode::Enforce,
-        Mode::Shadow => RawMode::Shadow,
-    });
 }
 
 /// The first 12 hexadecimal digits of the text's SHA-256; `defaults` for none.

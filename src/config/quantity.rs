@@ -2,13 +2,10 @@
 //!
 //! A number without a unit is refused wherever a unit matters: `timeout = 30` has cost too
 //! many nights. Every type reads from a string, and its refusal says what was written and
-//! what would be understood. Ranges are not judged here but where the key is (see `checked`).
+//! what would be understood. Ranges stand with the keys (see `keys`).
 
 use std::fmt;
-use std::marker::PhantomData;
 use std::time::Duration;
-
-use serde::de::{self, Deserialize, Deserializer, IntoDeserializer, MapAccess, Visitor};
 
 use rayguard_core::policy::Slo;
 
@@ -31,24 +28,6 @@ pub struct BytesPerSecond(pub f64);
 /// A latency objective: `"p99 1s"`.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Objective(pub Slo);
-
-/// `"off"`, or a quantity.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum OrOff<T> {
-    /// Not wanted.
-    Off,
-    /// Wanted so.
-    On(T),
-}
-
-/// A single value, or a table that says more.
-#[derive(Clone, PartialEq, Debug)]
-pub enum Short<A, T> {
-    /// The short form.
-    Value(A),
-    /// The long form.
-    Table(T),
-}
 
 /// Why a quantity was not understood: a lower-case sentence with what was written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -172,7 +151,7 @@ impl std::str::FromStr for BytesPerSecond {
 
 impl fmt::Display for BytesPerSecond {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (factor, unit) in [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")] {
+        for (factor, unit) in [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")] {
             if self.0 >= factor {
                 return write!(f, "{} {unit}/s", self.0 / factor);
             }
@@ -232,93 +211,13 @@ fn bytes(text: &str) -> Option<f64> {
     number(count).map(|count| count * factor).filter(|bytes| *bytes <= 9_007_199_254_740_992.0)
 }
 
-/// What was written, cut to a length that fits a line.
-fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(60).collect();
+/// What was written, on one line and cut to a length that fits it.
+pub(crate) fn shown(text: &str) -> String {
+    let mut shown: String = text.chars().take(60).map(|c| if c.is_control() { ' ' } else { c }).collect();
     if shown.len() < text.len() {
         shown.push('…');
     }
     shown
-}
-
-// === serde ===
-
-macro_rules! read_from_text {
-    ($($quantity:ident: $expecting:literal;)*) => {$(
-        impl<'de> Deserialize<'de> for $quantity {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                struct Text;
-                impl Visitor<'_> for Text {
-                    type Value = $quantity;
-                    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                        f.write_str($expecting)
-                    }
-                    fn visit_str<E: de::Error>(self, text: &str) -> Result<$quantity, E> {
-                        text.parse().map_err(E::custom)
-                    }
-                }
-                deserializer.deserialize_any(Text)
-            }
-        }
-    )*};
-}
-
-read_from_text! {
-    Length: "a length of time in quotes, such as \"500ms\" or \"10s\"";
-    PerSecond: "a rate in quotes, such as \"5/s\" or \"120/min\"";
-    Bytes: "a size in quotes, such as \"100 MiB\"";
-    BytesPerSecond: "a flow in quotes, such as \"20 MB/s\"";
-    Objective: "an objective in quotes, such as \"p99 1s\"";
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrOff<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Value<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Value<T> {
-            type Value = OrOff<T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a quantity in quotes, or \"off\"")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<OrOff<T>, E> {
-                if text == "off" {
-                    return Ok(OrOff::Off);
-                }
-                T::deserialize(text.into_deserializer()).map(OrOff::On)
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<OrOff<T>, E> {
-                T::deserialize(number.into_deserializer()).map(OrOff::On)
-            }
-            fn visit_f64<E: de::Error>(self, number: f64) -> Result<OrOff<T>, E> {
-                T::deserialize(number.into_deserializer()).map(OrOff::On)
-            }
-        }
-        deserializer.deserialize_any(Value(PhantomData))
-    }
-}
-
-impl<'de, A: Deserialize<'de>, T: Deserialize<'de>> Deserialize<'de> for Short<A, T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either<A, T>(PhantomData<(A, T)>);
-        impl<'de, A: Deserialize<'de>, T: Deserialize<'de>> Visitor<'de> for Either<A, T> {
-            type Value = Short<A, T>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a single value or a table")
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Short<A, T>, E> {
-                A::deserialize(text.into_deserializer()).map(Short::Value)
-            }
-            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Short<A, T>, E> {
-                A::deserialize(number.into_deserializer()).map(Short::Value)
-            }
-            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Short<A, T>, E> {
-                A::deserialize(number.into_deserializer()).map(Short::Value)
-            }
-            fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Short<A, T>, M::Error> {
-                T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Short::Table)
-            }
-        }
-        deserializer.deserialize_any(Either(PhantomData))
-    }
 }
 
 #[cfg(test)]

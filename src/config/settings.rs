@@ -14,6 +14,8 @@ use ipnet::IpNet;
 use rustls::pki_types::ServerName;
 use url::Url;
 
+pub use super::keys::{AdjustmentLog, Http, Log, Probe};
+
 use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::{Alert, Patience};
 use rayguard_core::policy::Policy;
@@ -154,39 +156,6 @@ pub struct UpstreamTls {
     pub name: ServerName<'static>,
 }
 
-/// Limits and timeouts of HTTP itself.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Http {
-    /// Open connections at once, all listeners together.
-    pub connections_max: usize,
-    /// Open connections at once from one address (trusted proxies excepted).
-    pub connections_per_address_max: usize,
-    /// Bytes of a request's head.
-    pub header_bytes_max: usize,
-    /// Header fields in a request.
-    pub headers_max: usize,
-    /// Bytes of an answer's head.
-    pub answer_header_bytes_max: usize,
-    /// Header fields in an answer.
-    pub answer_headers_max: usize,
-    /// Origins whose pages may read the proxy's own answers on Serve listeners; `*`: any.
-    pub cors_origins: Vec<Arc<str>>,
-    /// Bytes of a request's body; Ray's dashboard refuses above 100 MiB by itself.
-    pub body_bytes_max: u64,
-    /// Bytes of answers that are shared, kept or on their way to their readers.
-    pub shared_bytes_max: usize,
-    /// How long a client may take to send its head.
-    pub header_timeout: Duration,
-    /// How long an idle connection is kept.
-    pub idle_timeout: Duration,
-    /// How long connecting to Ray may take.
-    pub connect_timeout: Duration,
-    /// How long work whose client has left stays counted while Ray does not answer.
-    pub abandoned_max: Duration,
-    /// How long exchanges may finish at shutdown.
-    pub drain: Duration,
-}
-
 /// Who counts as one client.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Identity {
@@ -282,17 +251,6 @@ pub enum Secret {
     Env(Arc<str>),
 }
 
-/// The active probe.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Probe {
-    /// The path asked for at the upstream.
-    pub path: Arc<str>,
-    /// How often.
-    pub interval: Duration,
-    /// How long an answer may take.
-    pub timeout: Duration,
-}
-
 /// The admin listener: state, health, metrics, and overrides.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Admin {
@@ -360,26 +318,13 @@ pub struct Replicas {
     pub timing: Timing,
 }
 
-/// The adjustment log.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct AdjustmentLog {
-    /// Its directory.
-    pub dir: PathBuf,
-    /// Bytes of one file before the next is begun.
-    pub file_bytes_max: u64,
-    /// Files kept, the current one included.
-    pub files_max: usize,
-    /// Whether each line also goes to standard output (containers).
-    pub stdout: bool,
-}
-
-/// The program's own log, on standard error.
+/// Forms of the program's log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Log {
-    /// The least level shown.
-    pub level: tracing::Level,
-    /// JSON instead of text.
-    pub json: bool,
+pub enum LogFormat {
+    /// A line for people.
+    Text,
+    /// A JSON object a line.
+    Json,
 }
 
 /// Alerts and whom they reach.

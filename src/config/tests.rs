@@ -253,7 +253,7 @@ fn the_admin_listener_is_asked_by_names_without_scheme_and_port() {
     let hosts = settings("[admin]\nhosts = ['Rayguard.ray.svc']").admin.unwrap().hosts;
     assert_eq!(hosts, [std::sync::Arc::<str>::from("rayguard.ray.svc")]);
     for wrong in ["http://rayguard", "rayguard:9465", "", "a b"] {
-        refused(&format!("[admin]\nhosts = ['{wrong}']"), "admin.hosts", "not a host name");
+        refused(&format!("[admin]\nhosts = ['{wrong}']"), "admin.hosts[0]", "not a host name");
     }
 }
 
@@ -671,85 +671,16 @@ const VALUES: &[&str] = &[
 
 // === the files and the page that go with the code ===
 
-/// The key under which the page lists what stands in a struct of `raw.rs`.
-const PAGE_PREFIXES: &[(&str, &str)] = &[
-    ("Raw", ""),
-    ("RawListener", "listen."),
-    ("RawTls", "tls."),
-    ("RawUpstreamTls", "upstream_tls."),
-    ("RawHttp", "http."),
-    ("RawIdentity", "identity."),
-    ("RawApiKey", "api_keys.<name>."),
-    ("RawMetrics", "metrics."),
-    ("RawSecret", "secret."),
-    ("RawProbe", "probe."),
-    ("RawSignal", "signal.<name>."),
-    ("RawSource", "source."),
-    ("RawControl", "control."),
-    ("RawLaw", "law."),
-    ("RawModule", "module.<name>."),
-    ("RawClass", "class.<name>."),
-    ("RawRate", "rate."),
-    ("RawBounds", "range."),
-    ("RawQueue", "queue."),
-    ("RawPerClient", "per_client."),
-    ("RawRoute", "route."),
-    ("RawAdjustmentLog", "adjustment_log."),
-    ("RawLog", "log."),
-    ("RawAlerts", "alerts."),
-    ("RawAlertRule", "rule."),
-    ("RawNotify", "notify."),
-    ("RawAdmin", "admin."),
-    ("RawRatelimitService", "ratelimit_service."),
-    ("RawReplicas", "replicas."),
-];
-
-/// Every struct of `raw.rs` and its fields, read from the source: what the code accepts.
-fn accepted() -> Vec<(String, Vec<String>)> {
-    let mut structs: Vec<(String, Vec<String>)> = Vec::new();
-    for line in include_str!("raw.rs").lines() {
-        if let Some(name) = line.strip_prefix("pub struct ").and_then(|rest| rest.strip_suffix(" {")) {
-            structs.push((name.to_owned(), Vec::new()));
-        } else if let Some((field, _)) = line.strip_prefix("    pub ").and_then(|rest| rest.split_once(':'))
-            && let Some((_, fields)) = structs.last_mut()
-        {
-            fields.push(field.trim_start_matches("r#").to_owned());
-        }
-    }
-    structs
-}
-
-#[test]
-fn the_page_lists_every_key_that_is_accepted_and_no_other() {
-    let mut accepted: Vec<String> = accepted()
-        .into_iter()
-        .flat_map(|(name, fields)| {
-            let prefix = PAGE_PREFIXES.iter().find(|(of, _)| *of == name);
-            let (_, prefix) = prefix.unwrap_or_else(|| panic!("{name} has no place on the page"));
-            fields.into_iter().map(move |field| format!("{prefix}{field}"))
-        })
-        .collect();
-    let page = include_str!("../../config/README.md");
-    let mut listed: Vec<String> = page
-        .lines()
-        .filter_map(|line| line.strip_prefix("| `")?.split_once("` |"))
-        .map(|(key, _)| key.to_owned())
-        .collect();
-    accepted.sort();
-    listed.sort();
-    assert!(accepted.len() > 100, "raw.rs could not be read: {accepted:?}");
-    assert_eq!(listed, accepted);
-}
-
 #[test]
 fn the_complete_file_names_every_key_that_is_accepted() {
     let file = include_str!("../../config/rayguard.toml");
     let words: std::collections::BTreeSet<&str> =
         file.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').collect();
-    for (name, fields) in accepted() {
-        for field in fields {
-            assert!(words.contains(field.as_str()), "`{field}` of {name} is not named");
-        }
+    let keys: Vec<_> = keys::SECTIONS.iter().flat_map(|(_, keys)| keys()).collect();
+    assert!(keys.len() > 150, "{}", keys.len());
+    for key in keys {
+        let name = key.path.rsplit('.').next().unwrap();
+        assert!(words.contains(name), "`{}` is not named", key.path);
     }
 }
 
@@ -805,13 +736,17 @@ fn every_setting_is_heeded_somewhere() {
         let (field, _) = line.strip_prefix("    pub ")?.split_once(": ")?;
         (!field.starts_with("fn ")).then_some(field)
     });
+    use table::Section;
+    let as_read = [keys::Http::NAMES, keys::Probe::NAMES, keys::AdjustmentLog::NAMES, keys::Log::NAMES];
+    let fields = fields.chain(as_read.concat());
     let heeded = |field: &str| {
         code.match_indices(&format!(".{field}")).any(|(at, word)| {
             !code[at + word.len()..].starts_with(|c: char| c.is_alphanumeric() || c == '_' || c == '(')
         })
     };
-    // An upstream's host is read through its methods.
-    let unheeded: Vec<&str> = fields.filter(|field| !heeded(field) && *field != "host").collect();
+    // An upstream's host is read through its methods, and a probe that is not enabled is none.
+    let elsewhere = ["host", "enabled"];
+    let unheeded: Vec<&str> = fields.filter(|field| !heeded(field) && !elsewhere.contains(field)).collect();
     assert!(unheeded.is_empty(), "a key without effect is a promise that is not kept: {unheeded:?}");
 }
 

@@ -1,184 +1,57 @@
 //! The complete file: every key, explained, at its default.
 //!
 //! `rayguard check --defaults` prints it, and `config/rayguard.toml` is that print; a test
-//! reads it back and finds the defaults again. The sections whose keys are fixed are prose
-//! below; signals, modules and classes are written from what the code holds.
+//! reads it back and finds the defaults again. Sections whose keys are fixed are written from the
+//! table of `keys`, as are the tables of `config/README.md`; signals, modules and classes from what
+//! the code holds.
 
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::defaults;
+use super::keys::SECTIONS;
 use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
 use super::selector;
+use super::table::Key;
+use super::value::{Words, quoted};
 use rayguard_core::alert::Alert;
 use rayguard_core::policy::{
-    Bounds, Class, How, Kind, Law, Module, OnStale, PerClientLimits, Queue, Signal, SignalId, SignalSource,
-    Treatment,
+    Bounds, Class, How, Kind, Law, Module, PerClientLimits, Queue, Signal, SignalId, SignalSource, Treatment,
 };
 use rayguard_core::request::catalogue;
 use rayguard_core::signal::catalogue::SIGNALS as SIGNALS_BUILT_IN;
 
-/// The sections before the tables of signals, modules and classes.
-const HEAD: &str = r#"# rayguard: every key at its default. This file changes nothing; keep the lines you change.
+/// How the file begins.
+const HEAD: &str =
+    "# rayguard: every key at its default. This file changes nothing; keep the lines you change.
 # What each key means, with unit and range: config/README.md. A start for real use:
 # config/minimal.toml. Check before you run:  rayguard check --config FILE
+";
 
-# "enforce" sheds; "shadow" decides, counts and logs, and lets everything through.
-mode = "enforce"
+/// Whose keys are listed first, in this order; what has no header is commented out whole.
+const LISTED: &[(&str, &str)] = &[
+    ("", "top"),
+    ("", "listen"),
+    ("\n[http]\n", "http"),
+    ("\n[identity]\n", "identity"),
+    ("", "api_keys"),
+    ("\n[metrics]\n", "metrics"),
+    ("\n[probe]\n", "probe"),
+    ("\n[control]\n", "control"),
+    ("\n[adjustment_log]\n", "adjustment_log"),
+    ("\n[log]\n", "log"),
+    ("\n[alerts]\n", "alerts"),
+    ("", "notify"),
+    ("\n[admin]\n", "admin"),
+    ("", "ratelimit_service"),
+    ("", "replicas"),
+    ("", "route"),
+];
 
-# Ray's dashboard: plain HTTP, no path. Probe and discovery ask here too.
-upstream = "http://127.0.0.1:8265"
-
-# Which of Ray's modules share a process: asked for at the start and whenever the head was away.
-ray_version = "auto"                    # or a version, such as "2.44"
-
-# Where rayguard listens. To take Ray's own port, move Ray first
-# (ray start --head --dashboard-port=18265), then: upstream 18265, listen 8265.
-listen = "127.0.0.1:8266"
-
-# Where last good limits and the adjustment log survive a restart.
-state_dir = "rayguard-state"
-
-# Networks of the proxies in front (ingress, oauth2-proxy): only their X-Forwarded-* and
-# identity headers are believed. Example: ["10.0.0.0/8"]
-trusted_proxies = []
-
-# Who helps users whose request was refused; every refusal ends with it.
-# contact = "ray-help@example.com"
-
-# Instead of `listen = "..."`, one table for each port, of any kind:
-# [[listen]]
-# address = "0.0.0.0:10001"             # or "unix:/run/rayguard/proxy.sock"
-# kind = "ray-client"                   # "dashboard", "ray-client" or "serve"
-# upstream = "http://127.0.0.1:20001"   # needed for ray-client and serve
-# upstream_tls = { authorities = "/etc/rayguard/ca.pem", name = "serve.internal" }
-# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/clients.pem" }
-# proxy_protocol = false                # true behind a TCP load balancer that speaks it
-
-[http]
-connections_max = 8192                  # all listeners together
-connections_per_address_max = 1024      # trusted proxies are not counted
-header_bytes_max = "64 KiB"
-headers_max = 100
-answer_header_bytes_max = "128 KiB"
-answer_headers_max = 100
-cors_origins = ["*"]                    # whose pages may read the proxy's own answers on Serve listeners
-body_bytes_max = "1 GiB"                # Ray's dashboard refuses above 100 MiB by itself
-shared_bytes_max = "64 MiB"             # answers that are shared; what has no room goes to each by itself
-header_timeout = "10s"
-idle_timeout = "75s"
-connect_timeout = "2s"
-abandoned_max = "10m"                   # work whose client left stays counted, at most so long
-drain = "30s"                           # at shutdown, exchanges under way may finish
-
-[identity]
-# Believed from trusted proxies alone; they outrank address and token.
-# headers = ["x-client-id", "x-forwarded-user", "x-auth-request-user"]
-api_key_header = "x-rayguard-key"
-# api_keys_file = "/etc/rayguard/keys"  # lines of `name sha256`; read again when it changes
-# Programs whose name begins so are clients of their own beside the others of their address.
-agent_header = "user-agent"
-agents = ["kuberay-operator/", "go-http-client/"]
-# Under contention clients that were here before go before strangers, who keep a fifth of each class.
-history = true
-
-# Clients with a key of their own are one client wherever they call from. The file holds
-# only the digest:  printf %s "$KEY" | sha256sum
-# [api_keys.nightly-batch]
-# sha256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-
-[metrics]
-# A Prometheus server, for signals with a `promql` source.
-# prometheus = "https://prometheus:9090"   # or http; with a path and a query if need be
-# prometheus_authorities = "/path/ca.pem"
-# prometheus_token = { file = "/run/secrets/prometheus" }   # or prometheus_user and prometheus_password
-# prometheus_headers = { X-Scope-OrgID = "team-a" }
-# prometheus_headers_from = { env = "RAY_PROMETHEUS_HEADERS" }
-targets = []                            # "127.0.0.1:8080" or a URL; then nothing is looked for
-discovery_file = "/tmp/ray/prom_metrics_service_discovery.json"   # "off": do not look
-discover = true                         # ask the upstream first: GET /api/prometheus/sd
-# token = { file = "/root/.ray/auth_token" }   # Ray's own, for that; found as Ray's commands find it
-interval = "5s"
-timeout = "4s"
-body_bytes_max = "64 MiB"
-
-[probe]
-enabled = true
-path = "/api/gcs_healthz"
-interval = "1s"
-timeout = "2s"
-
-[control]
-inner_period = "250ms"                  # proxy latency moves concurrency
-outer_period = "5s"                     # Ray's signals move rates, once per fresh sample
-window = "10s"                          # Ray's readings average over so long
-data_age = "5s"                         # age of Ray's readings when scraped
-deadband = 0.05                         # pressure within 1 +- 0.05 moves nothing
-slew = 1.5                              # at most x1.5 or /1.5 in one step
-cooldown = "10s"                        # no growth for so long after a cut
-# Of every class that names none: "static", "aimd" (increase, decrease), "pid" (kp, ki, kd;
-# without ki the gain that suits the dead time), "gradient" (tolerance, smoothing).
-law = { kind = "pid", kp = 0, kd = 0 }
-
-[adjustment_log]
-# dir = "rayguard-state/adjustment-log"         # under state_dir unless said otherwise
-file_bytes_max = "64 MiB"
-files_max = 16
-stdout = false                          # true in containers: each line to standard output too
-
-[log]
-level = "info"                          # error, warn, info, debug, trace
-format = "text"                         # or "json"
-
-[alerts]
-repeat = "1h"                           # what still fires is sent again
-# runbook_url = "https://wiki.example/runbooks/"   # instead of the project's runbook; the alert's name is appended
-# [[alerts.notify]]
-# kind = "alertmanager"                 # or "webhook", "slack"
-# url = "http://alertmanager:9093"
-# url_from = { env = "SLACK_WEBHOOK" }  # instead of url, when the address is a secret
-# token = { file = "/run/secrets/alertmanager" }
-
-[admin]
-listen = "127.0.0.1:9465"               # state, overrides, /metrics, /livez, /readyz; or "off"
-# Without a token only loopback may change anything; reading needs none.
-# token = { file = "/run/secrets/rayguard-admin" }   # or { env = "NAME" }
-hosts = []                              # accepted Host headers: ["rayguard.ray.svc"]; IP addresses are always accepted
-# url = "https://rayguard.example/"       # where people open the page, for links in alerts; http://LISTEN/ unless said otherwise
-
-# Envoys that are in front already can ask here before they let a request pass (their rate-limit
-# service v3): they enforce these limits, and nothing goes through rayguard. deploy/envoy/.
-# [ratelimit_service]
-# listen = "127.0.0.1:8281"             # or "unix:/run/rayguard/ratelimit.sock"
-# domain = "rayguard"                   # as Envoy's filter has it; any other passes unlimited
-# kind = "dashboard"                    # what the paths mean: "dashboard", "ray-client" or "serve"
-# tls = { certificate = "/etc/rayguard/chain.pem", key = "/etc/rayguard/key.pem", client_authorities = "/etc/rayguard/envoys.pem" }
-# permit_max = "10m"                     # longest time a permit is held when Envoy does not report the end of a request
-
-# Several replicas in front of one head share its limits over a Redis or Valkey; one needs none.
-# [replicas]
-# url = "redis://127.0.0.1:6379/0"      # "rediss://..." is TLS, with authorities = "/etc/rayguard/redis-ca.pem"
-# password = { file = "/run/secrets/redis" }
-# count = 3                          # the most you run; without the store each has an even share
-# group = "rayguard"                    # one for each head
-# name = "replica-1"                       # the host's name unless said otherwise
-# period = "250ms"                      # lease renewal interval
-# remember = "5m"                       # the share of a replica that fell silent is kept so long
-
-# Routes of your own, before Ray's. A class may be one of yours; then say its module:
-# [class.batch-inference]
-# module = "Serve"
-# mode = "shadow"                       # this class alone
-# [[route]]
-# method = "POST"                       # any when absent
-# path = "/v1/batch/{*rest}"            # {name}: one segment; {*rest}: all that follows
-# header = "x-tier: batch"              # optional
-# kind = "serve"                        # the listener; that of the class's module when absent
-# class = "batch-inference"
-
+const ALERTS: &str = "
 # When a person is told: bad for so long before it fires, good for so long before it
 # resolves. `enabled = false` silences one.
-"#;
+";
 
 const SLO: &str = "
 # The latency you want at the proxy, by class: this is what limits are moved to keep.
@@ -215,6 +88,11 @@ pub fn defaults() -> String {
     let modules = defaults::modules();
     let classes = defaults::classes(&signals);
     let mut out = String::from(HEAD);
+    for (header, section) in LISTED {
+        out.push_str(header);
+        out.extend(keys(section).into_iter().map(|key| key.lines));
+    }
+    out.push_str(ALERTS);
     for alert in Alert::ALL {
         write_alert(&mut out, alert);
     }
@@ -237,13 +115,37 @@ pub fn defaults() -> String {
     out
 }
 
+/// The keys of a section.
+fn keys(section: &str) -> Vec<Key> {
+    SECTIONS.iter().find(|(name, _)| *name == section).map_or_else(Vec::new, |(_, keys)| keys())
+}
+
+/// `page` with its tables of keys written again: each follows a line `<!-- keys: SECTION ... -->`.
+#[must_use]
+pub fn page(page: &str) -> String {
+    let mut out = String::new();
+    let mut lines = page.lines().peekable();
+    while let Some(line) = lines.next() {
+        let _ = writeln!(out, "{line}");
+        let named = line.strip_prefix("<!-- keys: ").and_then(|rest| rest.strip_suffix(" -->"));
+        let Some(sections) = named else { continue };
+        out.push_str("\n| key | meaning | unit | default | range |\n|---|---|---|---|---|\n");
+        for Key { path, text, unit, default, range, .. } in sections.split(' ').flat_map(keys) {
+            let row = [&format!("`{path}`"), text, &unit, &default, &range].map(|cell| match cell.trim() {
+                "" => " ".to_owned(),
+                cell => format!(" {cell} "),
+            });
+            let _ = writeln!(out, "|{}|", row.join("|"));
+        }
+        while lines.next_if(|line| line.is_empty() || line.starts_with('|')).is_some() {}
+        out.push('\n');
+    }
+    out
+}
+
 fn line(out: &mut String, key: &str, value: &str) {
     // invariant: writing to a String cannot fail.
     let _ = writeln!(out, "{key} = {value}");
-}
-
-fn quoted(value: &impl std::fmt::Display) -> String {
-    format!("\"{value}\"")
 }
 
 fn or_off<T: std::fmt::Display>(value: Option<T>) -> String {
@@ -263,12 +165,7 @@ fn write_signal(out: &mut String, signal: &Signal, about: &str) {
     line(out, "target", &signal.target.to_string());
     line(out, "unit", &quoted(&signal.unit));
     line(out, "stale_after", &quoted(&Length(signal.stale_after)));
-    let on_stale = match signal.on_stale {
-        OnStale::Hold => "hold",
-        OnStale::Decay => "decay",
-        OnStale::Static => "static",
-    };
-    line(out, "on_stale", &quoted(&on_stale));
+    line(out, "on_stale", &quoted(&signal.on_stale.word()));
     if signal.backlog {
         line(out, "backlog", "true");
     }
@@ -317,21 +214,16 @@ fn bounds_text(bounds: Bounds) -> String {
 fn write_class(out: &mut String, class: &Class, about: &str, module: &str, signals: &[Signal], whole: bool) {
     let _ = writeln!(out, "\n# {about}\n[class.{}]", class.name);
     line(out, "module", &quoted(&module));
-    let treatment = match class.treatment {
-        Treatment::Limited => "limited",
-        Treatment::Exempt => "exempt",
-        Treatment::Blocked => "blocked",
-    };
     let limited = class.treatment == Treatment::Limited;
     if whole || !limited {
-        line(out, "treatment", &quoted(&treatment));
+        line(out, "treatment", &quoted(&class.treatment.word()));
     }
     if !limited {
         return;
     }
     let held = class.kind == Kind::Held;
     if whole || held {
-        line(out, "kind", if held { "\"held\"" } else { "\"unary\"" });
+        line(out, "kind", &quoted(&class.kind.word()));
     }
     line(out, "priority", &class.priority.0.to_string());
     if let Some(rate) = class.rate {
@@ -408,7 +300,7 @@ fn law_text(law: Law) -> String {
 #[cfg(test)]
 mod tests {
     use super::super::{Overrides, Settings, parse};
-    use super::defaults;
+    use super::{defaults, page};
 
     #[test]
     fn the_complete_file_reads_back_as_the_defaults() {
@@ -420,19 +312,22 @@ mod tests {
     }
 
     #[test]
-    fn config_rayguard_toml_is_the_complete_file() {
-        let stored = include_str!("../../config/rayguard.toml");
+    fn config_rayguard_toml_and_the_tables_of_the_page_are_what_the_table_of_keys_says() {
+        let (file, text) =
+            (include_str!("../../config/rayguard.toml"), include_str!("../../config/README.md"));
         assert!(
-            stored == defaults(),
-            "a default has changed; write the file again: \
-             cargo test --lib write_the_complete_file_again -- --ignored"
+            file == defaults() && text == page(text),
+            "a key has changed; write both again: \
+             cargo test -p rayguard-config --lib write_the_complete_file_again -- --ignored"
         );
     }
 
     #[test]
-    #[ignore = "writes config/rayguard.toml; run it by hand after a default has changed"]
+    #[ignore = "writes config/rayguard.toml and config/README.md; run it by hand after a key has changed"]
     fn write_the_complete_file_again() {
-        std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/../../config/rayguard.toml"), defaults())
-            .unwrap();
+        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config");
+        std::fs::write(format!("{config}/rayguard.toml"), defaults()).unwrap();
+        let text = std::fs::read_to_string(format!("{config}/README.md")).unwrap();
+        std::fs::write(format!("{config}/README.md"), page(&text)).unwrap();
     }
 }

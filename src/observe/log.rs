@@ -1,6 +1,6 @@
 //! The program's own log, on standard error.
 
-use crate::config::settings::Log;
+use crate::config::settings::{Log, LogFormat};
 
 /// Starts logging by these settings; a second call changes nothing.
 pub fn start(settings: &Log) {
@@ -12,5 +12,5 @@ pub fn start(settings: &Log) {
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
     // Failing means that somebody else, a test perhaps, logs already.
-    let _ = if settings.json { builder.json().try_init() } else { builder.try_init() };
+    let _ = if settings.format == LogFormat::Json { builder.json().try_init() } else { builder.try_init() };
 }
