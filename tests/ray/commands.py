@@ -37,13 +37,15 @@ READS = [
     ["job", "status", *AT, "raysubmit_absent"],
     ["job", "stop", *AT, ids["job"]],
 ]
+# Each job has an id of its own: its supervisor outlives it by a little.
+FIRST, SECOND, THIRD = (f"{ids['new']}_{at}" for at in (1, 2, 3))
 WRITES = [
-    ["job", "submit", *AT, "--submission-id", ids["new"], "--working-dir", ids["directory"], "--", "python", "main.py"],
-    ["job", "status", *AT, ids["new"]],
-    ["job", "delete", *AT, ids["new"]],
-    ["job", "submit", *AT, "--no-wait", "--submission-id", ids["new"], "--", "sleep", "600"],
-    ["job", "stop", *AT, ids["new"]],
-    ["job", "delete", *AT, ids["new"]],
+    ["job", "submit", *AT, "--submission-id", FIRST, "--working-dir", ids["directory"], "--", "python", "main.py"],
+    ["job", "status", *AT, FIRST],
+    ["job", "delete", *AT, FIRST],
+    ["job", "submit", *AT, "--no-wait", "--submission-id", SECOND, "--", "sleep", "600"],
+    ["job", "stop", *AT, SECOND],
+    ["job", "delete", *AT, SECOND],
 ]
 
 
@@ -65,11 +67,11 @@ def reads(client):
 
 
 def writes(client):
-    yield "submit", client.submit_job(entrypoint="sleep 600", submission_id=ids["new"], metadata={"who": "test"})
-    yield "stop", client.stop_job(ids["new"])
-    while not client.get_job_status(ids["new"]).is_terminal():
+    yield "submit", client.submit_job(entrypoint="sleep 600", submission_id=THIRD, metadata={"who": "test"})
+    yield "stop", client.stop_job(THIRD)
+    while not client.get_job_status(THIRD).is_terminal():
         pass
-    yield "delete", client.delete_job(ids["new"])
+    yield "delete", client.delete_job(THIRD)
 
 
 commands, calls = {"reads": (READS, reads), "writes": (WRITES, writes)}[kind]
