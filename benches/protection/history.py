@@ -5,9 +5,8 @@ finished jobs are records put into Ray's own store, equal to the ones it writes,
 submissions would take longer than the measurement.
 """
 
-import asyncio
-import dataclasses
 import json
+import subprocess
 import time
 import urllib.request
 
@@ -15,6 +14,20 @@ from head import wait_until
 
 TASKS = "import ray; ray.init(); f = ray.remote(lambda: None); ray.get([f.remote() for _ in range(1000)])"
 LOG_MIB = 60
+# By the head's own Python: any version's.
+COPIES = """
+import sys
+from ray._raylet import GcsClient
+from ray._private.ray_constants import KV_NAMESPACE_JOB
+from ray.dashboard.modules.job.common import JobInfoStorageClient
+
+address, job, count = sys.argv[1:]
+key = lambda id: JobInfoStorageClient.JOB_DATA_KEY.format(job_id=id).encode()
+gcs = GcsClient(address=address)
+model = gcs.internal_kv_get(key(job), KV_NAMESPACE_JOB)
+for n in range(int(count)):
+    gcs.internal_kv_put(key(f"raysubmit_past{n:012}"), model, True, KV_NAMESPACE_JOB)
+"""
 LINES = f"line = 'x' * 1023; [print(line) for _ in range({LOG_MIB * 1024})]"
 
 
@@ -51,19 +64,10 @@ class History:
             self.ids["talker"] = self.run(f'python -c "{LINES}"', ("SUCCEEDED",))
         if "quiet" in wanted:
             self.ids["quiet"] = self.run("sleep 600", ("RUNNING",))
-        asyncio.run(self.record(jobs - len(self.ids)))
+        self.record(max(0, jobs - len(self.ids)))
         time.sleep(2)
         return self.ids
 
-    async def record(self, count):
-        from ray.dashboard.modules.job.common import JobInfoStorageClient
-
-        try:  # until 2.4x its asynchronous client was another one
-            from ray._private.gcs_aio_client import GcsAioClient as GcsClient
-        except ImportError:
-            from ray._raylet import GcsClient
-
-        store = JobInfoStorageClient(GcsClient(address=f"127.0.0.1:{self.head.ports['gcs']}"), str(self.head.directory))
-        model = await store.get_info(self.ids["job"])
-        for n in range(max(0, count)):
-            await store.put_info(f"raysubmit_past{n:012}", dataclasses.replace(model))
+    def record(self, count):
+        command = [str(self.head.bin / "python"), "-c", COPIES, f"127.0.0.1:{self.head.ports['gcs']}", self.ids["job"], str(count)]
+        subprocess.run(command, env=self.head.env, check=True, timeout=120)

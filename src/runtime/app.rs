@@ -16,6 +16,7 @@ use crate::core::replicas::quota::Quota;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::{Classifier, RouteError};
 use crate::core::request::identify::Identifier;
+use crate::core::request::profile::Profile;
 use crate::core::signal::reading::{Missing, Reading};
 use crate::core::time::{Time, WallMs};
 use crate::observe::adjustment_log::{AdjustmentLog, Entry};
@@ -138,6 +139,7 @@ impl App {
             ray: ArcSwap::default(),
             quota: Mutex::default(),
         });
+        app.expect_costs(app.settings().ray.unwrap_or(Seen::default().profile));
         app.start_tasks(notes);
         app
     }
@@ -232,6 +234,7 @@ impl App {
             return;
         }
         tracing::info!(ray = view.version, "{}", view.says);
+        self.expect_costs(settings.ray.unwrap_or(seen.profile));
         if settings.ray.is_some() || before.profile.one_process == seen.profile.one_process {
             return;
         }
@@ -264,6 +267,19 @@ impl App {
     pub fn has_read(&self, signal: &str) -> bool {
         let view = self.view();
         view.signals.iter().any(|known| known.name == signal && known.health == SignalHealth::Fresh)
+    }
+
+    /// What is known of the Ray at `upstream`.
+    #[must_use]
+    pub fn seen(&self) -> Arc<Seen> {
+        self.ray.load_full()
+    }
+
+    /// What routes cost before anything has been learnt.
+    fn expect_costs(&self, profile: &Profile) {
+        let proxy = self.proxy();
+        let costs = proxy.admission.costs();
+        profile.expected_costs().for_each(|(route, seconds)| costs.expect(route, seconds));
     }
 
     fn fronts(&self) -> MutexGuard<'_, Vec<Arc<ArcSwap<Front>>>> {

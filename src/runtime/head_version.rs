@@ -26,7 +26,7 @@ const ROUNDS: u32 = 30;
 const UNSETTLED_ROUNDS: u32 = 2;
 
 /// What is known of the Ray at `upstream`.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct Seen {
     /// As it names it.
     pub version: Option<String>,
@@ -57,6 +57,17 @@ impl Seen {
         Some(Seen { version: None, profile, fit: Fit::Between })
     }
 
+    /// The same, where it is newer than any that is known and the processes that its metrics name say otherwise; while
+    /// they say nothing, as `before`.
+    #[must_use]
+    pub fn corrected(self, before: &Seen, is_read: impl Fn(&str) -> bool) -> Seen {
+        let same = (before.version == self.version).then_some(before.profile);
+        match (self.fit, Profile::of_signals(is_read).or(same)) {
+            (Fit::Newer, Some(profile)) => Seen { profile, ..self },
+            _ => self,
+        }
+    }
+
     /// The profile in force and why, for people; `fixed` is the operator's word.
     #[must_use]
     pub fn view(&self, fixed: Option<&'static Profile>) -> RayView {
@@ -66,6 +77,9 @@ impl Seen {
             (Some(_), ..) => "set by ray_version",
             (None, Fit::Exact, Some(_)) => "made for it",
             (None, Fit::Between, Some(_)) => "the newest that is not newer",
+            (None, Fit::Newer, Some(_)) if *self.profile != *profile::newest() => {
+                "this Ray is newer than any that is known: told by the processes that its metrics name"
+            }
             (None, Fit::Newer, Some(_)) => "this Ray is newer than any that is known: the newest",
             (None, Fit::Unknown, Some(_)) => "this version is not known: the most careful",
             (None, Fit::Unknown, None) => "the version is not known yet: the most careful",
@@ -106,7 +120,8 @@ pub fn start(app: &Arc<App>) {
                         );
                     }
                     app.on_reads_known(known);
-                    app.on_ray(&Seen::of_version(&version.ray_version));
+                    let seen = Seen::of_version(&version.ray_version);
+                    app.on_ray(&seen.corrected(&app.seen(), |name| app.has_read(name)));
                     last = version.ray_version;
                 }
                 Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
@@ -142,5 +157,23 @@ mod tests {
         assert!(view.says.contains("not known yet: the most careful"), "{}", view.says);
         let fixed = seen.view(Some(profile::newest()));
         assert!(fixed.profile == "2.60" && fixed.says.contains("set by ray_version"), "{}", fixed.says);
+    }
+
+    #[test]
+    fn a_newer_ray_is_corrected_by_its_processes_and_no_other_is() {
+        let seen = |version: &str, processes: &'static [&'static str]| {
+            Seen::of_version(version).corrected(&Seen::default(), |name| processes.contains(&name))
+        };
+        assert_eq!(seen("2.61.0", &[]).profile, profile::newest(), "nothing has been read");
+        let back_in_one = seen("2.61.0", &["dashboard_cpu"]);
+        assert!(!back_in_one.profile.one_process.is_empty());
+        assert!(
+            back_in_one.view(None).says.contains("told by the processes"),
+            "{:?}",
+            back_in_one.view(None)
+        );
+        assert_eq!(seen("2.60.0", &["dashboard_cpu"]).profile, profile::newest());
+        let later = Seen::of_version("2.61.0").corrected(&back_in_one, |_| false);
+        assert_eq!(later, back_in_one, "a page that is missed changes nothing");
     }
 }

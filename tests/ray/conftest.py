@@ -26,6 +26,10 @@ def proxy(head):
 
 @pytest.fixture(scope="session")
 def finished_job(head):
+    return finish_a_job(head)
+
+
+def finish_a_job(head):
     """A job that ran to its end on the head, submitted without the proxy."""
     submission = "raysubmit_finished"
     head.run(
@@ -33,7 +37,9 @@ def finished_job(head):
         "--", "python", "-c", "print('one line for the log')",
     )  # fmt: skip
     def is_over():
-        return ask(head.url, path=f"/api/jobs/{submission}").json()["status"] == "SUCCEEDED"
+        # Versions before 2.53 answer nobody who names no software.
+        job = ask(head.url, path=f"/api/jobs/{submission}", headers={"User-Agent": "test"}).json()
+        return job["status"] == "SUCCEEDED"
 
     wait_until("the job's end", is_over, 60)
     time.sleep(2.0)  # its driver's entry in the job list is written a little later
@@ -42,6 +48,10 @@ def finished_job(head):
 
 @pytest.fixture(scope="session")
 def work(head):
+    work_a_little(head)
+
+
+def work_a_little(head):
     """A few tasks and an actor, so that lists are not empty; they stay until the head ends."""
     script = (
         "import ray, time\n"

@@ -3,6 +3,8 @@
 Every stranger comes from an address of its own, shows no token, asks less often than the users do, and never the same
 twice. Ten minutes of calm are had by ageing what rayguard remembers of one (`benches/protection/past.py`), and of what they
 are worth half a minute is left, as late in a long flood: users who keep their pace have it refilled as fast as they use it.
+
+On the installed Ray, and on the oldest that a run has, where all modules are one process.
 """
 
 import os
@@ -10,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import versions
 from proxy import ROOT, Proxy, Load
-from head import Head
+from head import BIN, Head
 
 sys.path.append(str(ROOT / "benches" / "protection"))
 from history import History  # noqa: E402
@@ -19,10 +22,12 @@ from past import age  # noqa: E402
 
 CALM_S, FLOOD_S = 60, 75
 PAST_S, LEFT_S = 600, 30
-CROWDS = [(200, 100)]
-NIGHTLY = bool(os.environ.get("RAYGUARD_NIGHTLY"))  # ten minutes more
+NIGHTLY = bool(os.environ.get("RAYGUARD_NIGHTLY"))  # an hour more
+INSTALLED, OLDEST = "installed", "2.9.3" if NIGHTLY else "2.44.1"
+CROWDS, OLD_CROWDS = [(200, 100)], [(1000, 100)]
 if NIGHTLY:
     CROWDS += [(1000, 100), (10000, 150)]
+    OLD_CROWDS += [(10000, 150)]
     CALM_S, FLOOD_S = 300, 300
 LATE_MS = 250  # a generator that is later than this measured the machine
 
@@ -82,10 +87,14 @@ COUNTS = {
 }
 
 
+CASES = [(INSTALLED, *crowd, busting) for crowd in CROWDS for busting in ("ignored", "counts")]
+CASES += [(OLDEST, *crowd, "counts") for crowd in OLD_CROWDS]
+
+
 @pytest.fixture(scope="module")
-def busy_head():
+def busy_head(request):
     """A head with a thousand tasks and 119 jobs behind it."""
-    with Head() as head:
+    with Head(bin=BIN if request.param == INSTALLED else versions.install(request.param)) as head:
         History(head).make(119, set())
         yield head
 
@@ -111,13 +120,19 @@ def flood(head, state, strangers, rate, busting, tables=""):
     return report["late_p99_ms"], report["windows"][0]["streams"], clients
 
 
-@pytest.mark.parametrize("strangers, rate", CROWDS)
-@pytest.mark.parametrize("busting", [IGNORED, COUNTS], ids=["ignored", "counts"])
+def goodput(streams):
+    """The share of what Ray was asked that was answered while its client waited."""
+    asked = sum(sum(stream["fates"].values()) for stream in streams.values())
+    shed = sum(stream["fates"].get(code, 0) for stream in streams.values() for code in ("429", "503", "unsent"))
+    return sum(stream["in_time"] for stream in streams.values()) / (asked - shed)
+
+
+@pytest.mark.parametrize("busy_head, strangers, rate, busting", CASES, indirect=["busy_head"])
 def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers, rate, busting, tmp_path):
     state, before = calm
     for name in ("history", "identity.key", "costs.json"):
         Path(tmp_path, name).write_bytes(Path(state, name).read_bytes())
-    late, now, clients = flood(busy_head, tmp_path, strangers, rate, busting)
+    late, now, clients = flood(busy_head, tmp_path, strangers, rate, {"ignored": IGNORED, "counts": COUNTS}[busting])
     assert late < LATE_MS, "this machine is too busy to say"
     users = [now[name] for name in ("reader", "analyst")]
     # Of forty requests one may meet a stall of the machine; a crowd without the users' past costs them many (below).
@@ -135,12 +150,15 @@ def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers,
     print(f"{strangers} strangers: {crowd:.3f} of the crowd in time, {newcomer:.3f} of newcomers")
     # Ten of them ask some tens of times: the share of so few is a matter of chance.
     assert newcomer >= crowd - 0.15
+    print(f"{strangers} strangers: goodput {goodput(now):.3f}")
+    assert goodput(now) >= 0.95, now
     says = {row["address"]: row["standing"]["says"] for row in clients}
     assert all(says[f"127.0.1.{at}"].startswith("known since") for at in (1, 2, 3, 11, 12)), says
-    if busting is COUNTS:
+    if busting == "counts":
         assert any(each.startswith("stranger; one of ") for each in says.values()), says
 
 
+@pytest.mark.parametrize("busy_head", [INSTALLED], indirect=True)
 def test_without_a_past_they_are_one_of_the_crowd(busy_head, calm, tmp_path):
     _, now, clients = flood(busy_head, tmp_path, 200, 100, COUNTS, "[identity]\nhistory = false\n")
     assert min(now[name]["in_time_share"] for name in ("reader", "analyst")) < 0.95, now

@@ -78,6 +78,7 @@ pub struct Costs(Box<[Cost]>);
 /// What is known of one route; bits of `f64` seconds, 0 while nothing is.
 #[derive(Debug, Default)]
 struct Cost {
+    expected: AtomicU64,
     work: AtomicU64,
     alone: AtomicU64,
     calm: AtomicU64,
@@ -90,11 +91,20 @@ impl Default for Costs {
 }
 
 impl Costs {
-    /// The estimate for a route in seconds; zero until one has been seen.
+    /// The estimate for a route in seconds; until one has been seen what is expected of it, or zero.
     #[must_use]
     pub fn get(&self, route: u16) -> f64 {
         let cost = self.permit(route);
-        read(&cost.work).min(read(&cost.alone))
+        match read(&cost.alone) {
+            0.0 => read(&cost.expected),
+            alone => read(&cost.work).min(alone),
+        }
+    }
+
+    /// Says what a route is thought to cost, in seconds, for as long as no request of it has been seen: at the first
+    /// start before a head that is flooded already, the first heavy requests are not let in together.
+    pub fn expect(&self, route: u16, seconds: f64) {
+        self.permit(route).expected.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
     /// For how long a request of a route is thought to hold its permit, in seconds: a low quantile of
@@ -232,6 +242,16 @@ mod tests {
         assert!((costs.get(3) - 0.1).abs() < 1e-12);
         (0..200).for_each(|_| costs.learn(3, 0.2, 0.5, true));
         assert!((costs.get(3) - 0.2).abs() < 1e-6);
+    }
+
+    #[test]
+    fn what_is_expected_holds_until_the_first_request_has_been_seen() {
+        let costs = Costs::default();
+        costs.expect(3, 0.5);
+        assert!((costs.get(3) - 0.5).abs() < 1e-12 && costs.get(4) == 0.0);
+        assert_eq!(costs.learnt().count(), 0, "it is not taken for learnt");
+        costs.learn(3, 0.02, 0.03, true);
+        assert!((costs.get(3) - 0.02).abs() < 1e-12);
     }
 
     #[test]

@@ -8,11 +8,21 @@
 //!
 //! A version takes the newest profile that is not newer than itself, and one newer than all the newest of them. While
 //! no version is known, it is the oldest.
+//!
+//! **A newer Ray is corrected by what it exports.** Its metrics name the processes of its dashboard: where one of those
+//! that the newest profile expects is not there, its modules are back in one process ([`Profile::of_signals`]). That their
+//! latencies rise together would not say it: they do so too when the dashboard's own loop, through which all of them are
+//! asked, or the node's CPU is short, while each module has its process.
+//!
+//! A profile also says what the dear routes of its version cost, as measured with 1,000 tasks and ten jobs or more
+//! (`benches/costs`); that stands for what is learnt until the first request of a route has been seen.
 
 use crate::policy::{Bounds, Module, ModuleId, Policy};
+use crate::request::catalogue::ROUTES;
+use crate::request::classify::RouteId;
 
 /// The topology of a Ray head, from one version on.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Profile {
     /// The first version that has it, as people name it: `2.44`.
     pub ray: &'static str,
@@ -21,6 +31,8 @@ pub struct Profile {
     pub one_process: &'static [&'static str],
     /// Names of built-in signals that this Ray does not export.
     lacks: &'static [&'static [&'static str]],
+    /// What a `GET` of a route takes with nobody else about, in milliseconds.
+    costs: &'static [(&'static str, f64)],
 }
 
 /// The module that stands for the dashboard's own process.
@@ -62,18 +74,53 @@ const NO_GCS: &[&str] = &["gcs_cpu", "gcs_memory", "gcs_slow_share", "gcs_very_s
 /// The dashboard does not look at its own loop.
 const NO_LOOP: &[&str] = &["dashboard_loop_tasks", "dashboard_loop_lag"];
 
+/// Where all modules are one process, measured on two busy cores: upper bounds.
+const COSTS_2_9: &[(&str, f64)] = &[
+    ("/api/v0/tasks", 1034.0),
+    ("/api/v0/tasks/summarize", 1130.0),
+    ("/api/jobs/{job_or_submission_id}/logs", 63.0),
+    ("/api/v0/workers", 30.0),
+    ("/api/v0/actors", 23.0),
+];
+const COSTS_2_44: &[(&str, f64)] = &[
+    ("/api/v0/tasks", 1121.0),
+    ("/api/v0/tasks/summarize", 1238.0),
+    ("/api/jobs/{job_or_submission_id}/logs", 43.0),
+    ("/api/v0/workers", 40.0),
+    ("/api/v0/objects", 35.0),
+    ("/api/jobs/", 28.0),
+    ("/api/v0/actors", 24.0),
+];
+
+/// With 119 jobs, on two quiet cores.
+const COSTS_2_60: &[(&str, f64)] =
+    &[("/api/v0/tasks", 138.0), ("/api/v0/tasks/summarize", 142.0), ("/api/jobs/", 19.4)];
+
 /// Every profile, oldest first.
 pub const PROFILES: &[Profile] = &[
-    Profile { ray: "2.9", minor: 9, one_process: ALL, lacks: &[NO_MODULES, NO_GCS, NO_LOOP] },
+    Profile {
+        ray: "2.9",
+        minor: 9,
+        one_process: ALL,
+        lacks: &[NO_MODULES, NO_GCS, NO_LOOP],
+        costs: COSTS_2_9,
+    },
     Profile {
         ray: "2.31",
         minor: 31,
         one_process: ALL,
         lacks: &[NO_MODULES, NO_GCS, &["dashboard_loop_tasks"]],
+        costs: COSTS_2_9,
     },
-    Profile { ray: "2.44", minor: 44, one_process: ALL, lacks: &[NO_MODULES, &["gcs_cpu", "gcs_memory"]] },
-    Profile { ray: "2.53", minor: 53, one_process: &[], lacks: &[] },
-    Profile { ray: "2.60", minor: 60, one_process: &[], lacks: &[] },
+    Profile {
+        ray: "2.44",
+        minor: 44,
+        one_process: ALL,
+        lacks: &[NO_MODULES, &["gcs_cpu", "gcs_memory"]],
+        costs: COSTS_2_44,
+    },
+    Profile { ray: "2.53", minor: 53, one_process: &[], lacks: &[], costs: COSTS_2_60 },
+    Profile { ray: "2.60", minor: 60, one_process: &[], lacks: &[], costs: COSTS_2_60 },
 ];
 
 /// How a version stands to the profile that it takes.
@@ -151,6 +198,16 @@ impl Profile {
         self.lacks.iter().any(|names| names.contains(&signal))
     }
 
+    /// What routes of this Ray cost before anything has been learnt: the key of each, and seconds.
+    pub fn expected_costs(&self) -> impl Iterator<Item = (u16, f64)> {
+        let places = |path: &'static str| {
+            let routes = ROUTES.iter().enumerate();
+            routes.filter(move |(_, route)| route.method == "GET" && route.path == path).map(|(at, _)| at)
+        };
+        let costs = self.costs.iter();
+        costs.flat_map(move |(path, ms)| places(path).map(move |at| (RouteId::of_ray(at).0, ms / 1000.0)))
+    }
+
     /// `policy` as this head needs it: what lives in one process has one ceiling and one bound on work. Modules and
     /// classes keep their places. A module whose limits the operator's file changes keeps them.
     #[must_use]
@@ -187,8 +244,12 @@ impl Profile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{Kind, Treatment};
+    use crate::admission::controller::{AdmissionController, Ask, Decision};
+    use crate::admission::table::LimitTable;
+    use crate::policy::{ClassId, Kind, Treatment};
     use crate::request::catalogue::{self, policy};
+    use crate::request::client_id::ClientId;
+    use crate::time::Time;
 
     fn module_of<'a>(policy: &'a Policy, class: &str) -> &'a Module {
         let class = policy.classes.iter().find(|known| &*known.name == class).unwrap();
@@ -207,6 +268,7 @@ mod tests {
                     "{signal}"
                 );
             }
+            assert_eq!(profile.expected_costs().count(), profile.costs.len(), "a route is not known");
             assert_eq!(of_version(&format!("{}.7", profile.ray)), (profile, Fit::Exact));
         }
         assert!(PROFILES.is_sorted_by_key(|profile| profile.minor));
@@ -272,6 +334,35 @@ mod tests {
                 class.name
             );
         }
+    }
+
+    #[test]
+    fn a_flood_that_is_there_before_anything_is_learnt_is_let_in_one_by_one() {
+        let policy = oldest().shape(&policy());
+        let table = LimitTable::initial(&policy);
+        let ask = |path: &str, address| {
+            let place = ROUTES.iter().position(|route| route.path == path && route.method == "GET").unwrap();
+            let class = policy.classes.iter().position(|class| *class.name == *ROUTES[place].class).unwrap();
+            Ask {
+                class: ClassId(u8::try_from(class).unwrap()),
+                route: RouteId::of_ray(place).0,
+                client: ClientId { address, credential: None },
+            }
+        };
+        let flood: Vec<Ask> = (0..10)
+            .flat_map(|address| {
+                ["/api/v0/tasks", "/api/jobs/", "/api/v0/actors"].map(|path| ask(path, address))
+            })
+            .collect();
+        let let_in = |expected: bool| {
+            let admission = AdmissionController::<u64>::new(&policy, &table, Time::ZERO);
+            if expected {
+                oldest().expected_costs().for_each(|(route, cost)| admission.costs().expect(route, cost));
+            }
+            let decide = |ask: &Ask| admission.decide(&table, *ask, Time::ZERO, || 0, &mut |_, _| ());
+            flood.iter().map(decide).filter(|decision| matches!(decision, Decision::Admit(_))).count()
+        };
+        assert_eq!((let_in(true), let_in(false)), (1, 14));
     }
 
     #[test]

@@ -34,9 +34,11 @@
 //!
 //! **Time stamps.** A sample's own stamp dates the reading; one that goes back, or lies more
 //! than [`STAMP_AHEAD_MAX`] in the future, makes it unusable. PromQL answers carry the time of
-//! evaluation; equal answers count as news once in [`ANSWER_REPEATS`], as Prometheus does not
-//! say whether an equal value was scraped again. A dead target behind Prometheus gives an
-//! empty answer within one scrape; an exporter frozen behind Prometheus is not seen from here.
+//! evaluation, and Prometheus does not say whether an equal value was scraped again. An equal answer shows that the
+//! target lives, since a dead one gives an empty answer within one scrape, and keeps the reading young; it is news only
+//! after as long as its answers have been seen to take from one change to the next, which is Prometheus' own scrape
+//! interval where the value moves, and [`ANSWER_REPEATS`] at least: a law that takes one measurement for six steps
+//! six times. An exporter frozen behind Prometheus is not seen from here.
 //!
 //! Memory: at most [`TARGETS_MAX`] parts per alternative, each holding one page's selected
 //! counters; parts not seen for `stale_after` are forgotten, those of a target that fails after
@@ -61,8 +63,11 @@ pub const TARGETS_MAX: usize = 4096;
 /// A time stamp may lie so far ahead of this host's clock.
 pub const STAMP_AHEAD_MAX: Duration = Duration::from_secs(5);
 
-/// An equal PromQL answer is news once in so long.
+/// An equal PromQL answer is news no more often than this.
 pub const ANSWER_REPEATS: Duration = Duration::from_secs(10);
+
+/// Answers that stay equal for longer say nothing of how often Prometheus scrapes: a minute, and a question late.
+const SCRAPES_APART_MAX: Duration = Duration::from_secs(75);
 
 /// A target that fails is waited for at most so long; a list written by hand may name a dead node.
 pub const LOST_MAX: Duration = Duration::from_secs(3600);
@@ -151,6 +156,38 @@ struct Part {
     said: u64,
     stamp_ms: Option<i64>,
     baseline: Baseline,
+    answers: Answers,
+}
+
+/// How the answers to a query follow one another.
+#[derive(Clone, Copy, Default, Debug)]
+struct Answers {
+    /// When the latest that differed from the one before was evaluated, and the latest that was news.
+    changed: Option<Time>,
+    counted: Option<Time>,
+    /// From one change to the next, at the least; it grows slowly, so that a longer interval is found out too.
+    apart: Option<Duration>,
+}
+
+impl Answers {
+    /// Takes in an answer evaluated `at`; whether it is news.
+    fn is_news(&mut self, differs: bool, at: Time) -> bool {
+        if differs {
+            let apart =
+                self.changed.map(|before| at.since(before)).filter(|apart| *apart <= SCRAPES_APART_MAX);
+            if let Some(apart) = apart {
+                let known = self.apart.unwrap_or(apart);
+                self.apart = Some(if apart < known { apart } else { known + (apart - known) / 8 });
+            }
+            self.changed = Some(at);
+        }
+        let repeats = self.apart.unwrap_or_default().max(ANSWER_REPEATS);
+        let is_news = differs || self.counted.is_none_or(|before| at.since(before) >= repeats);
+        if is_news {
+            self.counted = Some(at);
+        }
+        is_news
+    }
 }
 
 /// The counters to which the next page is compared.
@@ -275,13 +312,12 @@ impl SignalReader {
         wall: WallMs,
     ) {
         let Some(series) = self.signals.get_mut(signal.index()) else { return };
-        let stale_after = series.stale_after;
         for alternative in &mut series.alternatives {
             if matches!(&alternative.from, From::Query(asked) if **asked == *expression) {
                 match answer {
                     Ok((value, evaluated)) => {
                         let said = Answer { server, value: *value, evaluated: *evaluated };
-                        alternative.on_answer(&said, now, wall, stale_after);
+                        alternative.on_answer(&said, now, wall);
                     }
                     Err(missing) => alternative.fail(missing),
                 }
@@ -476,25 +512,23 @@ impl Alternative {
         }
     }
 
-    fn on_answer(&mut self, said: &Answer<'_>, now: Time, wall: WallMs, stale_after: Duration) {
+    fn on_answer(&mut self, said: &Answer<'_>, now: Time, wall: WallMs) {
         self.failing = None;
         let part = self.part(said.server, now);
         let stamp_ms = i64::try_from(said.evaluated.0).ok();
-        let is_first = part.selected == 0;
         let selected = digest([said.value.to_bits(), 1]);
         let dated = date(stamp_ms, part.stamp_ms, now, wall);
-        let repeats = ANSWER_REPEATS.min(stale_after / 2);
         part.heard = now;
         part.failing = None;
         match dated {
             Err(error) => part.evidence = Err(error),
-            Ok(at) if is_first || selected != part.selected || at.since(part.at) >= repeats => {
+            Ok(at) => {
                 part.renew(Evidence::of_value(said.value), at);
-                part.selected = selected;
                 part.stamp_ms = stamp_ms;
-                self.news += 1;
+                let is_news = part.answers.is_news(selected != part.selected, at);
+                part.selected = selected;
+                self.news += u64::from(is_news);
             }
-            Ok(_) => {}
         }
     }
 
@@ -648,6 +682,7 @@ impl Part {
             said: 0,
             stamp_ms: None,
             baseline: Baseline::None,
+            answers: Answers::default(),
         }
     }
 
@@ -1138,12 +1173,46 @@ mod tests {
         assert_eq!(rig.reader.queries().collect::<Vec<_>>(), [(SignalId(0), "q".into())]);
         let first = prom(&mut rig, 5.0, 10, 12).unwrap();
         assert_eq!((first.at, &*first.source), (at(10), "prom:9090 q"));
-        assert_eq!(prom(&mut rig, 5.0, 15, 15).unwrap(), first, "an equal answer soon after is no news");
+        let equal = prom(&mut rig, 5.0, 15, 15).unwrap();
+        assert_eq!((equal.fresh, equal.at), (first.fresh, at(15)), "an equal answer soon after is no news");
         assert_eq!(prom(&mut rig, 5.0, 20, 20).unwrap().fresh, 2);
         assert_eq!(prom(&mut rig, 6.0, 21, 21).unwrap().fresh, 3);
         assert!(problem(prom(&mut rig, 6.0, 19, 22)).contains("went back"));
         assert!(problem(prom(&mut rig, -6.0, 23, 23)).contains("below zero"));
         assert!(problem(prom(&mut rig, 6.0, 500, 24)).contains("in the future"));
+    }
+
+    #[test]
+    fn one_measurement_of_prometheus_is_news_once_however_often_it_is_asked() {
+        for scrapes_apart in [15, 30, 60] {
+            let mut rig = Rig::new(vec![SignalSource::PromQl("q".into())]);
+            let ask = |rig: &mut Rig, seconds: u32, value: f64| prom(rig, value, seconds, seconds).unwrap();
+            // For ten minutes it moves with each scrape, and then it stays where it is.
+            for seconds in (0..600).step_by(5) {
+                let reading = ask(&mut rig, seconds, f64::from(seconds / scrapes_apart));
+                assert_eq!(reading.at, at(seconds), "the target lives");
+                // Until the second change it is not known how long a scrape is waited for.
+                let extra = reading.fresh - u64::from(seconds / scrapes_apart) - 1;
+                assert!(extra <= u64::from(2 * scrapes_apart / 10), "{extra} at {seconds}");
+            }
+            let moved = rig.read(595).unwrap().fresh;
+            for seconds in (600..1200).step_by(5) {
+                ask(&mut rig, seconds, 7.5);
+            }
+            let stood = rig.read(1195).unwrap().fresh - moved;
+            let scrapes = u64::from(600 / scrapes_apart);
+            assert!((scrapes - 1..=scrapes + 1).contains(&stood), "{stood} of {scrapes} at {scrapes_apart}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_stood_for_an_hour_says_nothing_of_how_often_it_is_scraped() {
+        let mut rig = Rig::new(vec![SignalSource::PromQl("q".into())]);
+        for seconds in (0..3600).step_by(5) {
+            prom(&mut rig, 0.0, seconds, seconds).unwrap();
+        }
+        let before = prom(&mut rig, 500.0, 3600, 3600).unwrap().fresh;
+        assert_eq!(prom(&mut rig, 500.0, 3610, 3610).unwrap().fresh, before + 1);
     }
 
     #[test]

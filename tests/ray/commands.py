@@ -1,0 +1,79 @@
+"""Runs Ray's commands and SDK calls against an address and prints what each says, as JSON; by the Python of any Ray.
+
+    python commands.py reads http://127.0.0.1:8265 '{"job": "raysubmit_1", "actor": "...", "node": "..."}'
+
+`reads` change nothing, so that what is listed is the same the next time; `writes` begin and end jobs.
+"""
+
+import json
+import os
+import sys
+
+from click.testing import CliRunner
+
+kind, address, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+os.environ["RAY_API_SERVER_ADDRESS"] = address  # `ray logs` takes no http address
+os.environ["COLUMNS"] = "200"
+
+from ray.job_submission import JobSubmissionClient  # noqa: E402
+from ray.scripts.scripts import cli  # noqa: E402
+
+LISTED = ["actors", "jobs", "nodes", "workers", "tasks", "objects", "placement-groups", "runtime-envs", "cluster-events"]
+AT = ["--address", address]
+READS = [
+    *(["list", what, *AT, "--limit", "1000"] for what in LISTED),
+    ["list", "tasks", *AT, "--filter", "state=FINISHED", "--limit", "5", "--detail"],
+    ["list", "actors", *AT, "--format", "json"],
+    ["list", "nodes", *AT, "--filter", "no_such_key=1"],
+    *(["summary", what, *AT] for what in ("tasks", "actors", "objects")),
+    ["get", "actors", ids["actor"], *AT],
+    ["get", "nodes", ids["node"], *AT],
+    ["logs", "cluster", "gcs_server.out", "--tail", "3"],
+    ["logs", "cluster", "no_such_file", "--node-id", ids["node"]],
+    ["logs", "job", "--id", ids["job"]],
+    ["job", "list", *AT],
+    ["job", "status", *AT, ids["job"]],
+    ["job", "logs", *AT, ids["job"]],
+    ["job", "status", *AT, "raysubmit_absent"],
+    ["job", "stop", *AT, ids["job"]],
+]
+# Each job has an id of its own: its supervisor outlives it by a little.
+FIRST, SECOND, THIRD = (f"{ids['new']}_{at}" for at in (1, 2, 3))
+WRITES = [
+    ["job", "submit", *AT, "--submission-id", FIRST, "--working-dir", ids["directory"], "--", "python", "main.py"],
+    ["job", "status", *AT, FIRST],
+    ["job", "delete", *AT, FIRST],
+    ["job", "submit", *AT, "--no-wait", "--submission-id", SECOND, "--", "sleep", "600"],
+    ["job", "stop", *AT, SECOND],
+    ["job", "delete", *AT, SECOND],
+]
+
+
+def run(command):
+    done = CliRunner().invoke(cli, command)
+    return [done.exit_code, done.output, repr(done.exception)]
+
+
+def reads(client):
+    yield "version", client.get_version()
+    yield "list", sorted(repr(each) for each in client.list_jobs())
+    yield "info", repr(client.get_job_info(ids["job"]))
+    yield "status", repr(client.get_job_status(ids["job"]))
+    yield "logs", client.get_job_logs(ids["job"])
+    try:
+        client.get_job_info("raysubmit_absent")
+    except RuntimeError as error:
+        yield "absent", repr(error)
+
+
+def writes(client):
+    yield "submit", client.submit_job(entrypoint="sleep 600", submission_id=THIRD, metadata={"who": "test"})
+    yield "stop", client.stop_job(THIRD)
+    while not client.get_job_status(THIRD).is_terminal():
+        pass
+    yield "delete", client.delete_job(THIRD)
+
+
+commands, calls = {"reads": (READS, reads), "writes": (WRITES, writes)}[kind]
+said = {" ".join(each): run(each) for each in commands}
+print("\n" + json.dumps({**said, **dict(calls(JobSubmissionClient(address)))}))
