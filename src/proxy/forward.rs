@@ -7,6 +7,7 @@
 //! proxy's back. Which of the two a module does, the catalogue says ([`PermitGuard::cancels`]).
 
 use crate::body::{ClientBody, RayBody};
+use crate::h1_connection::SentHead;
 use crate::permit_guard::PermitGuard;
 use crate::tasks::Tasks;
 use crate::upload::Handover;
@@ -24,18 +25,19 @@ pub(crate) type Answer = Result<(Response<RayBody>, PermitGuard), UpstreamError>
 /// What upstream said.
 pub(crate) type Sent = Result<Response<RayBody>, UpstreamError>;
 
-/// Sends the request; the permit rides along. Once nobody waits for it, and unless upstream then cancels it,
+/// Sends the request, which may repeat one whose head is in `sent_head`; the permit rides along. Once nobody waits for it, and unless upstream then cancels it,
 /// the exchange holds it for `abandoned_max` at most.
 pub(crate) fn send(
     upstream: Arc<Upstream>,
     request: Box<Request<ClientBody>>,
+    sent_head: Option<Arc<SentHead>>,
     mut permit: PermitGuard,
     tasks: Tasks,
     abandoned_max: Duration,
 ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
     let outlives = (!permit.cancels()).then_some((tasks, abandoned_max));
     permit.sent();
-    send_with(upstream, request, Held::Permit(permit), outlives)
+    send_with(upstream, request, sent_head, Held::Permit(permit), outlives)
 }
 
 /// The same for an upload, whose permit comes with its last piece. Before that Ray has nothing to work
@@ -48,24 +50,21 @@ pub(crate) fn send_upload(
     abandoned_max: Duration,
 ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
     let outlives = (!handover.cancels()).then_some((tasks, abandoned_max));
-    send_with(upstream, request, Held::Upload(Arc::clone(handover)), outlives)
+    send_with(upstream, request, None, Held::Upload(Arc::clone(handover)), outlives)
 }
 
 fn send_with(
     upstream: Arc<Upstream>,
     request: Box<Request<ClientBody>>,
+    sent_head: Option<Arc<SentHead>>,
     held: Held,
     outlives: Option<(Tasks, Duration)>,
 ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
-    let running = Box::pin(async move { upstream.send(request).await });
+    let running = Box::pin(async move { upstream.send(request, sent_head).await });
     Exchange { running: Some((running, held)), outlives, late: false }
 }
 
 /// What an upstream call holds.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "nearly every request holds a permit, and a box would be one more allocation"
-)]
 enum Held {
     Permit(PermitGuard),
     Upload(Arc<Handover>),

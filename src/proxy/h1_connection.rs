@@ -24,7 +24,7 @@ use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Wake, Waker};
 use tokio::task::coop::unconstrained;
 
@@ -61,31 +61,68 @@ pub struct H1Connection {
     silent: bool,
 }
 
-/// A GET or HEAD without a body, for as long as it may have to be sent again. Its room is kept
-/// from one request to the next, so that keeping one takes no memory from the heap.
+/// A GET or HEAD without a body, for as long as it may have to be sent again: one of its own, or one that
+/// it repeats.
 #[derive(Debug, Default)]
 struct Kept {
+    own: Head,
+    repeated: Option<Arc<SentHead>>,
+}
+
+/// The head of the requests to Ray that a client's connection repeats to the byte, once one was sent.
+#[derive(Debug, Default)]
+pub struct SentHead(OnceLock<Head>);
+
+/// The head of a request. Its room is kept from one request to the next, so that keeping one takes no
+/// memory from the heap.
+#[derive(Debug, Default)]
+struct Head {
     line: Option<(Method, Uri)>,
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Kept {
-    fn keep(&mut self, request: &Request<ClientBody>) {
-        self.line = Some((request.method().clone(), request.uri().clone()));
-        self.headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
+    fn keep(&mut self, request: &Request<ClientBody>, sent_head: Option<&Arc<SentHead>>) {
+        match sent_head {
+            None => self.own.copy(request),
+            Some(sent_head) => {
+                sent_head.0.get_or_init(|| {
+                    let mut head = Head::default();
+                    head.copy(request);
+                    head
+                });
+                self.repeated = Some(Arc::clone(sent_head));
+            }
+        }
     }
 
     /// Its headers stand in the buffer of the client's connection, which has its own use for it.
     fn forget(&mut self) {
-        self.line = None;
-        self.headers.clear();
+        self.repeated = None;
+        self.own.line = None;
+        self.own.headers.clear();
     }
 
     fn take(&mut self) -> Option<Request<ClientBody>> {
+        let repeated = self.repeated.take();
+        let request =
+            repeated.as_ref().and_then(|sent_head| sent_head.0.get()).unwrap_or(&self.own).request();
+        self.forget();
+        request
+    }
+}
+
+impl Head {
+    fn copy(&mut self, request: &Request<ClientBody>) {
+        self.line = Some((request.method().clone(), request.uri().clone()));
+        self.headers.extend(request.headers().iter().map(|(name, value)| (name.clone(), value.clone())));
+    }
+
+    fn request(&self) -> Option<Request<ClientBody>> {
         let mut request = Request::new(ClientBody::Empty);
-        (*request.method_mut(), *request.uri_mut()) = self.line.take()?;
-        for (name, value) in self.headers.drain(..) {
-            request.headers_mut().append(name, value);
+        (*request.method_mut(), *request.uri_mut()) = self.line.clone()?;
+        for (name, value) in &self.headers {
+            request.headers_mut().append(name, value.clone());
         }
         Some(request)
     }
@@ -164,7 +201,8 @@ impl H1Connection {
         (self.sender, self.connection)
     }
 
-    /// Sends a request and waits for the head of its answer. With `keep`, see [`H1Connection::unanswered`].
+    /// Sends a request and waits for the head of its answer. With `keep`, see [`H1Connection::unanswered`]; a
+    /// request that repeats another of its client need not be copied for that, if both have the same `sent_head`.
     ///
     /// # Errors
     /// With the request, if no byte of it was sent.
@@ -172,10 +210,11 @@ impl H1Connection {
         &mut self,
         request: Box<Request<ClientBody>>,
         keep: bool,
+        sent_head: Option<&Arc<SentHead>>,
     ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
         let keeps = keep && may_repeat(&request);
         if keeps {
-            self.kept.keep(&request);
+            self.kept.keep(&request, sent_head);
         }
         // Without a budget of tokio's: an answer that is there is taken at once, and one that is not
         // has no need to wake anybody.
@@ -257,7 +296,7 @@ mod tests {
         for (caller, waker) in wakers.iter().enumerate() {
             let request = Request::get("/").header("host", "ray").body(ClientBody::Empty).unwrap();
             {
-                let mut exchange = pin!(wire.exchange(Box::new(request), false));
+                let mut exchange = pin!(wire.exchange(Box::new(request), false, None));
                 let mut context = Context::from_waker(waker);
                 assert!(exchange.as_mut().poll(&mut context).is_pending());
                 assert_eq!(rung()[caller], 0, "nothing has come yet");

@@ -10,6 +10,7 @@ use crate::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, ResponsePoli
 use crate::coalesce::{Key, Origin};
 use crate::cors::Origins;
 use crate::forward::{self, Answer, Exchange, Sent};
+use crate::h1_connection::SentHead;
 use crate::headers::{
     HeaderPresence, Lookup, REASON, REQUEST_ID, is_grpc, join_cookies, strip, strip_hop_by_hop, strip_key,
     tell_client,
@@ -35,7 +36,6 @@ use rayguard_core::event::Via;
 use rayguard_core::policy::{Coalesce, Kind, Treatment};
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::{Match, UNLISTED};
-use rayguard_core::request::client_id::ClientId;
 use rayguard_core::request::facts::Facts;
 use rayguard_core::time::Time;
 use rayguard_core::traffic_trace::Ending;
@@ -73,7 +73,10 @@ struct RequestContext {
     /// Whether the peer may say for whom it asks.
     trusted: bool,
     matched: Match,
-    client: ClientId,
+    /// What the admission controller is asked.
+    ask: Ask,
+    /// What was sent to Ray for a request that this one repeats.
+    sent_head: Option<Arc<SentHead>>,
     keyless: bool,
     error_format: ErrorFormat,
     session: Option<u64>,
@@ -111,7 +114,7 @@ pub fn handle(
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
     let Begun { context, parts, response_policy, page, last } = begin(front, peer, request, memory);
     async move {
-        let id = HeaderValue::from_str(&context.id);
+        let id = HeaderValue::from_bytes(context.id.as_bytes());
         let mut response = match response_policy {
             Onward::Refused(refusal) => *refusal,
             Onward::Plain => context.pass(parts, ClientBody::Empty, context.since).await,
@@ -171,7 +174,13 @@ impl Memory<'_> {
     /// What is known of this request: as before if nothing has changed since, or else by looking at it.
     fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> Recognised {
         let before = self.before.0.take().filter(|(then, _)| self.repeats && Arc::ptr_eq(then, front));
-        let (front, recognised) = before.unwrap_or_else(|| (Arc::clone(front), recognise()));
+        let (front, recognised) = match before {
+            Some((front, mut recognised)) => {
+                recognised.sent_head.get_or_insert_default();
+                (front, recognised)
+            }
+            None => (Arc::clone(front), recognise()),
+        };
         self.before.0.set(Some((front, recognised.clone())));
         recognised
     }
@@ -183,8 +192,8 @@ fn begin(front: &Arc<Front>, peer: Peer, mut request: Request<Incoming>, memory:
     let id = proxy.ids.next();
     let look = || recognise(&proxy, &entrance, peer.address, &request);
     let recognised = memory.map_or_else(look, |memory| memory.recall(front, look));
-    let Recognised { matched, client, keyless, trusted, session, address, unlisted, call, .. } = recognised;
-    let Recognised { header_presence, malformed, error_format, last, .. } = recognised;
+    let Recognised { matched, ask, keyless, trusted, session, address, unlisted, call, .. } = recognised;
+    let Recognised { header_presence, malformed, error_format, sent_head, last, .. } = recognised;
     let page = Page::of(&entrance, header_presence, request.headers());
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
@@ -214,7 +223,8 @@ fn begin(front: &Arc<Front>, peer: Peer, mut request: Request<Incoming>, memory:
         id,
         trusted,
         matched,
-        client,
+        ask,
+        sent_head,
         keyless,
         error_format,
         session,
@@ -296,17 +306,18 @@ fn recognise(
         matched.class = call;
     }
     let known = **entrance.classifier.label(matched.route) != *UNLISTED;
-    let unlisted = || Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path));
+    let unlisted = (!known).then(|| Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path)));
+    let route = unlisted.as_ref().map_or(matched.route.0, |unlisted| unlisted.cost_key(matched.route));
     Recognised {
         header_presence,
         malformed: request_validation::check(request, header_presence, entrance.surface).err(),
         matched,
-        client: proxy.identifier.identify(&facts),
+        ask: Ask { class: matched.class, route, client: proxy.identifier.identify(&facts) },
         keyless: proxy.asks_for_key(matched.class) && !proxy.identifier.holds_key(&facts),
         trusted,
         session,
         address: proxy.identifier.client_address(&facts),
-        unlisted: (!known).then(unlisted),
+        unlisted,
         error_format: ErrorFormat::of(facts.path, facts.grpc),
         call: match (facts.grpc, facts.upgrade) {
             (true, _) => Call::Grpc,
@@ -314,6 +325,7 @@ fn recognise(
             (false, false) => Call::Plain,
         },
         last: is_last(request, header_presence),
+        sent_head: None,
     }
 }
 
@@ -350,7 +362,7 @@ struct Recognised {
     /// Why it cannot be passed on.
     malformed: Option<Malformed>,
     matched: Match,
-    client: ClientId,
+    ask: Ask,
     /// Whether it asks for something that takes an API key, and shows none.
     keyless: bool,
     trusted: bool,
@@ -362,6 +374,8 @@ struct Recognised {
     call: Call,
     /// It is the last of its connection.
     last: bool,
+    /// What is sent to Ray for it, once it was repeated: the same for all that are equal.
+    sent_head: Option<Arc<SentHead>>,
 }
 
 impl RequestContext {
@@ -377,7 +391,7 @@ impl RequestContext {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.proxy.linked.submit?;
-            self.proxy.admission.would_shed(&table, submit, self.client, self.proxy.clock.now())?
+            self.proxy.admission.would_shed(&table, submit, self.ask.client, self.proxy.clock.now())?
         };
         let shed = self.proxy.admission.refuse_at_once(&table, self.matched.class, reason, wait)?;
         Some(self.refuse(shed))
@@ -417,9 +431,9 @@ impl RequestContext {
         now: Time,
     ) -> impl Future<Output = Response<Body>> + Send + '_ {
         async move {
-            let permit = match self.admit(now).await {
+            let permit = match self.let_in(Duration::MAX, now).await {
                 Ok(permit) => permit,
-                Err(refusal) => return refusal,
+                Err(shed) => return self.tell(shed, parts.headers),
             };
             let opening = self.opens_session().map(|session| self.proxy.sessions.opening(session));
             let exchange = self.exchange(parts, body, permit);
@@ -462,7 +476,7 @@ impl RequestContext {
         match error {
             BodyError::Shed(shed) => return self.refuse(*shed),
             BodyError::Slow { lasted, .. } => {
-                self.proxy.usage().keep(self.ask(), *lasted, self.proxy.clock.now());
+                self.proxy.usage().keep(self.ask, *lasted, self.proxy.clock.now());
             }
             BodyError::TooLarge(_) | BodyError::Broken(_) => {}
         }
@@ -526,14 +540,20 @@ impl RequestContext {
 
     /// The same for one that has waited already.
     async fn admit_within(&self, patience: Duration, now: Time) -> Result<PermitGuard, Response<Body>> {
+        self.let_in(patience, now).await.map_err(|shed| self.tell(shed, HeaderMap::new()))
+    }
+
+    /// The same for who words a refusal itself.
+    async fn let_in(&self, patience: Duration, now: Time) -> Result<PermitGuard, Shed> {
         if let Some(shed) = self.cut_off() {
-            return Err(self.refuse(shed));
+            self.note_refused(shed);
+            return Err(shed);
         }
-        let mut permit = self.try_admit(patience, now).await.map_err(|shed| self.refuse(shed))?;
+        let mut permit = self.try_admit(patience, now).await.inspect_err(|shed| self.note_refused(*shed))?;
         if permit.waited() && self.is_cut_off() {
             permit.failed();
             let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
-            return Err(self.tell(Shed { class, reason, retry_after_s: RECONNECT_S }));
+            return Err(Shed { class, reason, retry_after_s: RECONNECT_S });
         }
         self.note_admitted(&mut permit);
         Ok(permit)
@@ -551,7 +571,7 @@ impl RequestContext {
     }
 
     async fn try_admit(&self, patience: Duration, now: Time) -> Result<PermitGuard, Shed> {
-        let mut permit = self.proxy.admit_within(self.ask(), patience, now).await?.asking(self.bytes);
+        let mut permit = self.proxy.admit_within(self.ask, patience, now).await?.asking(self.bytes);
         permit.kept_before(self.kept);
         Ok(permit)
     }
@@ -573,7 +593,7 @@ impl RequestContext {
 
     fn count(&self, verdict: Verdict, now: Time) {
         let summary = RequestSummary {
-            ask: self.ask(),
+            ask: self.ask,
             address: self.address,
             pattern: match &self.unlisted {
                 Some(unlisted) => &unlisted.pattern,
@@ -585,12 +605,6 @@ impl RequestContext {
         self.proxy.count(&summary, verdict, now);
     }
 
-    fn ask(&self) -> Ask {
-        let listed = self.matched.route;
-        let route = self.unlisted.as_ref().map_or(listed.0, |unlisted| unlisted.cost_key(listed));
-        Ask { class: self.matched.class, route, client: self.client }
-    }
-
     /// Sends it on.
     fn exchange(
         &self,
@@ -600,7 +614,8 @@ impl RequestContext {
     ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
         let request = self.to_ray(parts, body);
         let upstream = Arc::clone(&self.entrance.upstream);
-        forward::send(upstream, request, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
+        let sent_head = self.sent_head.clone();
+        forward::send(upstream, request, sent_head, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
     }
 
     /// Waits for its answer within the class's time; the outer error is the answer that it took too long.
@@ -625,7 +640,7 @@ impl RequestContext {
     /// Counts the request as failed, since Ray took too long.
     fn note_late(&self) {
         self.proxy.admission.late(self.matched.class);
-        self.proxy.usage().fail(self.ask(), self.unlisted.as_deref(), self.proxy.clock.now());
+        self.proxy.usage().fail(self.ask, self.unlisted.as_deref(), self.proxy.clock.now());
     }
 
     fn contact(&self) -> Contact {
@@ -648,21 +663,28 @@ impl RequestContext {
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
+        self.note_refused(shed);
+        self.tell(shed, HeaderMap::new())
+    }
+
+    fn note_refused(&self, shed: Shed) {
         self.count(
             if shed.reason.is_failure() { Verdict::Unreachable } else { Verdict::Shed },
             self.proxy.clock.now(),
         );
-        self.proxy.record(self.ask(), Ending::Shed(shed.reason), self.since, (self.bytes, 0));
-        self.tell(shed)
+        self.proxy.record(self.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
     }
 
-    fn tell(&self, shed: Shed) -> Response<Body> {
+    /// The answer to a request that was refused, in the room that its own headers took.
+    fn tell(&self, shed: Shed, mut spare: HeaderMap) -> Response<Body> {
+        spare.clear();
+        let id: &str = &self.id;
         let route = self.entrance.classifier.label(self.matched.route);
         let waited = self.proxy.clock.now().since(self.since).saturating_sub(self.kept);
-        self.proxy.note(&self.id, &shed, route, self.client.address, Via::Proxy, waited);
+        self.proxy.note(id, &shed, route, self.ask.client.address, Via::Proxy, waited);
         let upstream = Some(self.entrance.upstream.address());
-        let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
-        reject::shed(self.error_format, shed, &about)
+        let about = Refused { upstream, ..Refused::at(&self.proxy, shed, id) };
+        reject::shed(self.error_format, shed, &about, spare)
     }
 
     fn class(&self) -> &rayguard_core::policy::Class {

@@ -4,7 +4,7 @@
 //! them; cookies, `Authorization` and `X-Ray-Authorization` are its own. All pass as they came.
 
 use http::header::{
-    AUTHORIZATION, CONNECTION, COOKIE, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    AUTHORIZATION, CONNECTION, COOKIE, Entry, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use std::net::IpAddr;
@@ -97,11 +97,16 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 /// The same for headers that have been looked over before.
 pub fn strip(headers: &mut HeaderMap, header_presence: HeaderPresence) {
     if header_presence.has(HeaderPresence::CONNECTION) {
-        let named: Vec<HeaderName> = headers.get_all(CONNECTION).iter().flat_map(named).collect();
+        let mut named = Vec::new();
+        if let Entry::Occupied(connection) = headers.entry(CONNECTION) {
+            if !connection.iter().all(is_usual) {
+                named.extend(connection.iter().flat_map(self::named));
+            }
+            connection.remove();
+        }
         for name in named {
             headers.remove(name);
         }
-        headers.remove(CONNECTION);
     }
     if header_presence.has(HeaderPresence::HOP_BY_HOP) {
         for name in &HOP_BY_HOP {
@@ -116,14 +121,14 @@ pub fn strip(headers: &mut HeaderMap, header_presence: HeaderPresence) {
 static HOP_BY_HOP: [HeaderName; 6] =
     [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
 
-/// The headers that a `Connection` field names: none, in what most clients and servers say.
+/// What most clients and servers say in a `Connection` field, which names no header.
+fn is_usual(connection: &HeaderValue) -> bool {
+    matches!(connection.as_bytes(), b"keep-alive" | b"close")
+}
+
+/// The headers that a `Connection` field names.
 fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
-    // What most clients and servers say is read at a glance.
-    let names = match connection.as_bytes() {
-        b"keep-alive" | b"close" => None,
-        _ => connection.to_str().ok(),
-    };
-    let options = names.into_iter().flat_map(|names| names.split(',').map(str::trim));
+    let options = connection.to_str().ok().into_iter().flat_map(|names| names.split(',').map(str::trim));
     options
         .filter(|name| !name.eq_ignore_ascii_case("keep-alive") && !name.eq_ignore_ascii_case("close"))
         .filter_map(|name| HeaderName::try_from(name).ok())

@@ -48,6 +48,12 @@ impl Ids {
 }
 
 impl Id {
+    /// Its characters, as a header has them.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.text[..usize::from(self.len)]
+    }
+
     fn push(&mut self, byte: u8) {
         if let Some(place) = self.text.get_mut(usize::from(self.len)) {
             *place = byte;
@@ -69,7 +75,7 @@ impl Deref for Id {
 
     fn deref(&self) -> &str {
         // Digits and a hyphen are UTF-8.
-        std::str::from_utf8(&self.text[..usize::from(self.len)]).unwrap_or_default()
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 

@@ -9,9 +9,12 @@ use rayguard_core::usage::Unlisted;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A permit on its way through the proxy.
+/// A permit on its way through the proxy: in one place on the heap, since it changes hands a score of times.
 #[derive(Debug)]
-pub struct PermitGuard {
+pub struct PermitGuard(Box<Held>);
+
+#[derive(Debug)]
+struct Held {
     proxy: Arc<ProxyState>,
     permit: Option<Permit>,
     outcome: Outcome,
@@ -34,7 +37,7 @@ impl PermitGuard {
     /// A guard for this permit. Until it is marked otherwise it counts as never sent.
     #[must_use]
     pub fn new(proxy: Arc<ProxyState>, permit: Permit) -> PermitGuard {
-        PermitGuard {
+        PermitGuard(Box::new(Held {
             ask: permit.ask,
             proxy,
             permit: Some(permit),
@@ -44,129 +47,129 @@ impl PermitGuard {
             kept: (Duration::ZERO, Duration::ZERO),
             opened: None,
             place: None,
-        }
+        }))
     }
 
     /// The same, for a request that Ray has answered before it was whole: it stays parked.
     #[must_use]
     pub fn parked(mut self, place: Option<Place>) -> PermitGuard {
-        self.place = place;
+        self.0.place = place;
         self
     }
 
     /// The turn in this exchange has changed.
     pub fn turn(&mut self, stage: Stage) {
-        let now = self.proxy.clock.now();
-        if let Some(permit) = &mut self.permit {
-            self.proxy.admission.turn(permit, stage, now);
+        let now = self.0.proxy.clock.now();
+        if let Some(permit) = &mut self.0.permit {
+            self.0.proxy.admission.turn(permit, stage, now);
         }
     }
 
     /// Ray has opened a session: what it lasts is its two ends' business and nobody's latency.
     pub fn opened(&mut self) {
         self.turn(Stage::Answered);
-        self.opened = Some(self.proxy.clock.now());
+        self.0.opened = Some(self.0.proxy.clock.now());
     }
 
     /// So long has its client's line been awaited before it was admitted.
     pub fn kept_before(&mut self, length: Duration) {
-        self.kept.0 = length;
+        self.0.kept.0 = length;
     }
 
     /// So long in all since.
     pub fn kept(&mut self, length: Duration) {
-        self.kept.1 = length;
+        self.0.kept.1 = length;
     }
 
     /// Ray has done its work, and `left` bytes of its answer wait for a slow client: from now on it
     /// holds no permit, if it may park.
     pub fn park(&mut self, left: Option<u64>) -> bool {
-        if self.place.is_some() || self.permit.is_none() {
+        if self.0.place.is_some() || self.0.permit.is_none() {
             return true;
         }
-        self.place = self.proxy.parked.enter(self.ask.client.address, left);
-        if self.place.is_none() {
+        self.0.place = self.0.proxy.parked.enter(self.0.ask.client.address, left);
+        if self.0.place.is_none() {
             return false;
         }
-        let outcome = if self.outcome == Outcome::Failed { Outcome::Failed } else { Outcome::Served };
+        let outcome = if self.0.outcome == Outcome::Failed { Outcome::Failed } else { Outcome::Served };
         self.finish(outcome);
         true
     }
 
     fn finish(&mut self, outcome: Outcome) {
-        let Some(mut permit) = self.permit.take() else { return };
-        permit.kept = self.kept.1;
-        if let Some(opened) = self.opened {
-            permit.kept += self.proxy.clock.now().since(opened);
+        let Some(mut permit) = self.0.permit.take() else { return };
+        permit.kept = self.0.kept.1;
+        if let Some(opened) = self.0.opened {
+            permit.kept += self.0.proxy.clock.now().since(opened);
         }
-        self.proxy.record_end(&permit, outcome, self.bytes);
-        ProxyState::finish(&self.proxy, permit, outcome, self.unlisted.as_deref());
+        self.0.proxy.record_end(&permit, outcome, self.0.bytes);
+        ProxyState::finish(&self.0.proxy, permit, outcome, self.0.unlisted.as_deref());
     }
 
     /// Whose cost this is, for what no route knows.
     pub fn account(&mut self, unlisted: Option<Arc<Unlisted>>) {
-        self.unlisted = unlisted;
+        self.0.unlisted = unlisted;
     }
 
     /// The same, for a request of so many bytes.
     #[must_use]
     pub fn asking(mut self, bytes: u64) -> PermitGuard {
-        self.bytes.0 = bytes;
+        self.0.bytes.0 = bytes;
         self
     }
 
     /// So many bytes of the answer came.
     pub fn answered(&mut self, bytes: usize) {
-        self.bytes.1 += bytes as u64;
+        self.0.bytes.1 += bytes as u64;
     }
 
     /// The request is on its way: a client that leaves from here on abandons work, or cancels it.
     pub fn sent(&mut self) {
-        self.outcome = if self.cancels() { Outcome::Cancelled } else { Outcome::Abandoned };
+        self.0.outcome = if self.cancels() { Outcome::Cancelled } else { Outcome::Abandoned };
     }
 
     /// Whether upstream stops working on the request when its client leaves.
     #[must_use]
     pub fn cancels(&self) -> bool {
-        self.permit.as_ref().is_some_and(|permit| self.proxy.module(permit.ask.class).cancels)
+        self.0.permit.as_ref().is_some_and(|permit| self.0.proxy.module(permit.ask.class).cancels)
     }
 
     /// Whether it had to wait for its turn.
     #[must_use]
     pub fn waited(&self) -> bool {
-        self.permit.as_ref().is_some_and(|permit| !permit.waited.is_zero())
+        self.0.permit.as_ref().is_some_and(|permit| !permit.waited.is_zero())
     }
 
     /// Upstream answered (below 500).
     pub fn served(&mut self) {
-        if self.outcome != Outcome::Failed {
-            self.outcome = Outcome::Served;
+        if self.0.outcome != Outcome::Failed {
+            self.0.outcome = Outcome::Served;
         }
     }
 
     /// Upstream answered 500 or above, broke off, or could not be reached.
     pub fn failed(&mut self) {
-        self.outcome = Outcome::Failed;
+        self.0.outcome = Outcome::Failed;
     }
 
     /// It goes another way: unless its end is told, nothing is known of it.
     pub fn unseen(&mut self) {
-        self.outcome = Outcome::Unseen;
+        self.0.outcome = Outcome::Unseen;
     }
 
     /// The permit inside.
     #[must_use]
     pub fn permit(&self) -> Option<&Permit> {
-        self.permit.as_ref()
+        self.0.permit.as_ref()
     }
 }
 
 impl Drop for PermitGuard {
     fn drop(&mut self) {
-        self.finish(self.outcome);
-        let kept = self.kept.0 + self.kept.1;
+        self.finish(self.0.outcome);
+        let kept = self.0.kept.0 + self.0.kept.1;
         if kept >= NAMED_MIN {
-            self.proxy.usage().keep(self.ask, kept, self.proxy.clock.now());
+            self.0.proxy.usage().keep(self.0.ask, kept, self.0.proxy.clock.now());
         }
     }
 }

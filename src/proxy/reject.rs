@@ -10,11 +10,12 @@
 
 use crate::body::{Body, BodyError};
 use crate::handle::RECONNECT_S;
-use crate::headers::{REASON, REQUEST_ID};
+use crate::headers::REASON;
 use crate::request_validation::Malformed;
 use crate::state::ProxyState;
 use crate::upstream::{Address, UpstreamError};
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
 use rayguard_core::admission::controller::Shed;
@@ -107,9 +108,14 @@ impl<'a> Refused<'a> {
     }
 }
 
-/// The answer to a shed request.
+/// The answer to a shed request, with its headers in the room of `spare`.
 #[must_use]
-pub(crate) fn shed(error_format: ErrorFormat, shed: Shed, about: &Refused) -> Response<Body> {
+pub(crate) fn shed(
+    error_format: ErrorFormat,
+    shed: Shed,
+    about: &Refused,
+    spare: HeaderMap,
+) -> Response<Body> {
     if shed.reason == Reason::ApiKey {
         return keyless(error_format, about);
     }
@@ -120,23 +126,33 @@ pub(crate) fn shed(error_format: ErrorFormat, shed: Shed, about: &Refused) -> Re
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let seconds = shed.retry_after_s;
-    let sentence = sentence(shed, about);
-    let mut response = answer(error_format, status, &sentence, about.id, Some(seconds));
-    let headers = response.headers_mut();
-    headers.insert(REASON, HeaderValue::from_static(shed.reason.label()));
-    if shed.reason == Reason::UpstreamUnreachable {
-        // Ray's SDK asks for the version first, and prints nothing but the reason phrase.
-        say_in_phrase(&mut response, &sentence);
+    let seconds = shed.retry_after_s.to_string();
+    // Body and headers are parts of one text: under a flood, taking memory is most of what a refusal costs.
+    let mut text = sentence(shed, &seconds, about);
+    let other = (error_format != ErrorFormat::Plain)
+        .then(|| answer(error_format, status, &text, Some(shed.retry_after_s)));
+    // Ray's SDK asks for the version first, and prints nothing but the reason phrase.
+    let phrase = (shed.reason == Reason::UpstreamUnreachable).then(|| text.clone());
+    text.push('\n');
+    let line = text.len();
+    // draft-ietf-httpapi-ratelimit-headers: remaining quota and seconds until it resets.
+    push(&mut text, &["\"", about.class, "\";r=0;t=", &seconds]);
+    let (remaining, digits) = (text.len(), text.len() - seconds.len());
+    push(&mut text, &["\"", about.class, "\";q=", &whole(about.limit).to_string()]);
+    let text = Bytes::from(text);
+    let mut response = other.unwrap_or_else(|| plain(status, text.slice(..line), spare));
+    if let Some(phrase) = phrase {
+        say_in_phrase(&mut response, &phrase);
     }
     let headers = response.headers_mut();
+    headers.insert(REASON, HeaderValue::from_static(shed.reason.label()));
     if shed.reason != Reason::Blocked {
-        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
-        // draft-ietf-httpapi-ratelimit-headers: remaining quota and seconds until it resets.
-        let remaining = ["\"", about.class, "\";r=0;t=", &seconds.to_string()].concat();
-        let policy = ["\"", about.class, "\";q=", &whole(about.limit).to_string()].concat();
-        for (name, value) in [(RATELIMIT, remaining), (RATELIMIT_POLICY, policy)] {
-            if let Ok(value) = HeaderValue::try_from(value) {
+        for (name, part) in [
+            (RETRY_AFTER, digits..remaining),
+            (RATELIMIT, line..remaining),
+            (RATELIMIT_POLICY, remaining..text.len()),
+        ] {
+            if let Ok(value) = HeaderValue::from_maybe_shared(text.slice(part)) {
                 headers.insert(name, value);
             }
         }
@@ -154,6 +170,15 @@ fn per_time(per_second: f64) -> String {
     format!("{}/{unit}", (value * 100.0).round() / 100.0)
 }
 
+/// Room for what a refusal says, in bytes; a longer one takes more.
+const TEXT_LEN: usize = 512;
+
+fn push(text: &mut String, parts: &[&str]) {
+    for part in parts {
+        text.push_str(part);
+    }
+}
+
 /// A limit in whole requests.
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as-casts of f64 saturate")]
 fn whole(limit: f64) -> u64 {
@@ -169,7 +194,7 @@ fn keyless(error_format: ErrorFormat, about: &Refused) -> Response<Body> {
         about.contact.0.as_ref().map_or("your Ray administrator", |contact| contact),
         Reason::ApiKey.label()
     );
-    let mut response = answer(error_format, StatusCode::UNAUTHORIZED, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::UNAUTHORIZED, &sentence, None);
     let headers = response.headers_mut();
     headers.insert(REASON, HeaderValue::from_static(Reason::ApiKey.label()));
     if error_format == ErrorFormat::Grpc {
@@ -183,9 +208,8 @@ fn keyless(error_format: ErrorFormat, about: &Refused) -> Response<Body> {
     response
 }
 
-fn sentence(shed: Shed, about: &Refused) -> String {
+fn sentence(shed: Shed, seconds: &str, about: &Refused) -> String {
     let Refused { id, class, module, waited_max, .. } = about;
-    let seconds = shed.retry_after_s.to_string();
     let plural = if shed.retry_after_s == 1 { "" } else { "s" };
     let detail = match shed.reason {
         Reason::QueueTimeout => format!("{waited_max:?}"),
@@ -231,22 +255,26 @@ fn sentence(shed: Shed, about: &Refused) -> String {
             &["this rayguard is shutting down, and this '", class, "' request was still waiting for its turn"]
         }
     };
-    [
-        "rayguard: ",
-        &why.concat(),
-        &waiting,
-        ". Nothing was sent to Ray; please try again in ",
-        &seconds,
-        " second",
-        plural,
-        ". (reason ",
-        shed.reason.label(),
-        ", request ",
-        id,
-        ")",
-        &about.contact.sentence(),
-    ]
-    .concat()
+    let mut text = String::with_capacity(TEXT_LEN);
+    text.push_str("rayguard: ");
+    push(&mut text, why);
+    push(
+        &mut text,
+        &[
+            &waiting,
+            ". Nothing was sent to Ray; please try again in ",
+            seconds,
+            " second",
+            plural,
+            ". (reason ",
+            shed.reason.label(),
+            ", request ",
+            id,
+            ")",
+        ],
+    );
+    push(&mut text, &about.contact.parts());
+    text
 }
 
 /// Whom users may turn to: `contact` in the configuration.
@@ -262,10 +290,12 @@ impl Contact {
 
     /// The end of every refusal.
     fn sentence(&self) -> String {
-        match &self.0 {
-            Some(contact) => [" If it continues, give this id to ", contact, "."].concat(),
-            None => " If it continues, give this id to your Ray administrator.".to_owned(),
-        }
+        self.parts().concat()
+    }
+
+    fn parts(&self) -> [&str; 3] {
+        let contact = self.0.as_ref().map_or("your Ray administrator", |contact| contact);
+        [" If it continues, give this id to ", contact, "."]
     }
 }
 
@@ -289,7 +319,7 @@ pub(crate) fn upstream(
     };
     let sentence = format!("rayguard: {error}{again}. (reason {reason}, request {id}){}", contact.sentence());
     let status = if is_down { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::BAD_GATEWAY };
-    let mut response = answer(error_format, status, &sentence, id, None);
+    let mut response = answer(error_format, status, &sentence, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static(reason));
     if is_down {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(RECONNECT_S));
@@ -313,7 +343,7 @@ pub(crate) fn timeout(
          (class.{class}.timeout). Ray may still be working on it. (reason upstream_timeout, request {id}){}",
         contact.sentence()
     );
-    let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, None);
     say_in_phrase(&mut response, &sentence);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
     response
@@ -332,7 +362,7 @@ pub(crate) fn timeout_of_equal(
          (class.{class}.timeout); this one waited for its answer. Ray may still be working on it. \
          (reason upstream_timeout, request {id})"
     );
-    let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::GATEWAY_TIMEOUT, &sentence, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_timeout"));
     response
 }
@@ -347,7 +377,7 @@ pub(crate) fn broke_off(
 ) -> Response<Body> {
     let sentence =
         format!("rayguard: {why}. (reason upstream_broke_off, request {id}){}", contact.sentence());
-    let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, id, None);
+    let mut response = answer(error_format, StatusCode::BAD_GATEWAY, &sentence, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("upstream_broke_off"));
     response
 }
@@ -356,7 +386,7 @@ pub(crate) fn broke_off(
 #[must_use]
 pub(crate) fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {problem}. The request was not sent to Ray. (request {id})");
-    let mut response = answer(ErrorFormat::Plain, StatusCode::BAD_REQUEST, &sentence, id, None);
+    let mut response = answer(ErrorFormat::Plain, StatusCode::BAD_REQUEST, &sentence, None);
     response.headers_mut().insert(REASON, HeaderValue::from_static("malformed"));
     response
 }
@@ -398,22 +428,24 @@ fn say_in_phrase(response: &mut Response<Body>, sentence: &str) {
 /// A refusal has no more headers than this; room for them is taken once.
 const HEADERS_MAX: usize = 12;
 
+/// An answer of this form. The request's id is put there by whoever sends it.
 fn answer(
     error_format: ErrorFormat,
     status: StatusCode,
     sentence: &str,
-    id: &str,
     retry_s: Option<u32>,
 ) -> Response<Body> {
     let (status, kind, body) = match error_format {
-        ErrorFormat::Plain => (status, "text/plain; charset=utf-8", [sentence, "\n"].concat()),
+        ErrorFormat::Plain => {
+            return plain(status, [sentence, "\n"].concat().into(), HeaderMap::new());
+        }
         ErrorFormat::StateApi => {
             let envelope = serde_json::json!({ "result": false, "msg": sentence, "data": {} });
-            (status, "application/json; charset=utf-8", envelope.to_string())
+            (status, "application/json; charset=utf-8", Body::full(envelope.to_string()))
         }
-        ErrorFormat::Grpc => (StatusCode::OK, "application/grpc", String::new()),
+        ErrorFormat::Grpc => (StatusCode::OK, "application/grpc", Body::empty()),
     };
-    let mut response = Response::new(if body.is_empty() { Body::empty() } else { Body::full(body) });
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     if error_format == ErrorFormat::StateApi {
         // Of a status that is an error, `ray list` prints the reason phrase and not the body.
@@ -422,9 +454,6 @@ fn answer(
     let headers = response.headers_mut();
     headers.reserve(HEADERS_MAX);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    if let Ok(id) = HeaderValue::try_from(id) {
-        headers.insert(REQUEST_ID, id);
-    }
     if error_format == ErrorFormat::Grpc {
         // 8 RESOURCE_EXHAUSTED, never 14 UNAVAILABLE: at UNAVAILABLE Ray Client reconnects
         // hundreds of times a second.
@@ -436,6 +465,16 @@ fn answer(
             headers.insert(GRPC_PUSHBACK, HeaderValue::from(u64::from(seconds) * 1000));
         }
     }
+    response
+}
+
+/// A sentence, with its headers in the room of `headers`, which are empty.
+fn plain(status: StatusCode, line: Bytes, mut headers: HeaderMap) -> Response<Body> {
+    headers.reserve(HEADERS_MAX);
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    let mut response = Response::new(Body::full(line));
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
     response
 }
 
@@ -469,13 +508,13 @@ mod tests {
     };
 
     fn refuse(reason: Reason, error_format: ErrorFormat) -> Response<Body> {
-        shed(error_format, Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT)
+        shed(error_format, Shed { class: ClassId(0), reason, retry_after_s: 3 }, &ABOUT, HeaderMap::new())
     }
 
     #[test]
     fn a_refusal_says_what_is_full_how_many_wait_when_to_retry_and_whom_to_ask() {
         let shed = Shed { class: ClassId(0), reason: Reason::ClassInFlight, retry_after_s: 3 };
-        let said = sentence(shed, &ABOUT);
+        let said = sentence(shed, "3", &ABOUT);
         assert_eq!(
             said,
             "rayguard: the Ray head is at its limit of 'job-submit' requests in progress; 12 requests are \
@@ -483,7 +522,7 @@ mod tests {
              r1) If it continues, give this id to your Ray administrator."
         );
         let contact = Contact(Some(Arc::new("#ray-help".to_owned())));
-        let said = sentence(shed, &Refused { contact, ..ABOUT });
+        let said = sentence(shed, "3", &Refused { contact, ..ABOUT });
         assert!(said.ends_with("request r1) If it continues, give this id to #ray-help."), "{said}");
     }
 

@@ -11,7 +11,7 @@
 use crate::body::{BodyError, ClientBody, RayBody};
 use crate::circuit_breaker::{CircuitBreaker, RETRY};
 use crate::clock::Clock;
-use crate::h1_connection::{AnswerBounds, H1Connection};
+use crate::h1_connection::{AnswerBounds, H1Connection, SentHead};
 use crate::stream::{Dial, Plain, Stream, probe};
 use crate::tasks::Tasks;
 use crate::tls::Originator;
@@ -297,23 +297,26 @@ impl Upstream {
         self.breaker.is_open() && !self.tasks.closing()
     }
 
-    /// Sends a request and waits for the head of its answer.
+    /// Sends a request and waits for the head of its answer. For `sent_head`, see
+    /// [`H1Connection::exchange`].
     pub async fn send(
         self: &Arc<Self>,
         request: Box<Request<ClientBody>>,
+        sent_head: Option<Arc<SentHead>>,
     ) -> Result<Response<RayBody>, UpstreamError> {
         // gRPC is HTTP/2 whatever else is spoken there: Serve has applications of both kinds.
         if self.options.protocol == Protocol::Http2 || request.version() == Version::HTTP_2 {
             // The rare ways stand on the heap: whatever awaits them has room for the usual one only.
             Box::pin(self.send_http2(*request)).await
         } else {
-            self.send_http1(request).await
+            self.send_http1(request, sent_head).await
         }
     }
 
     async fn send_http1(
         self: &Arc<Self>,
         mut request: Box<Request<ClientBody>>,
+        sent_head: Option<Arc<SentHead>>,
     ) -> Result<Response<RayBody>, UpstreamError> {
         frame(&mut request);
         let mut again = false;
@@ -323,7 +326,7 @@ impl Upstream {
                 Some(wire) => (wire, true),
                 None => (Box::pin(self.connect()).await?, false),
             };
-            let mut error = match wire.exchange(request, reused).await {
+            let mut error = match wire.exchange(request, reused, sent_head.as_ref()).await {
                 Ok(response) => return Ok(self.answer(response, wire)),
                 Err(error) => error,
             };

@@ -64,11 +64,11 @@ impl RequestContext {
         };
         if follows {
             self.count(Verdict::Shared, self.proxy.clock.now());
-            self.proxy.record(self.ask(), Ending::Shared, self.since, (0, 0));
+            self.proxy.record(self.ask, Ending::Shared, self.since, (0, 0));
         }
         let welcome = log_fanout::welcome(&parts);
         log_fanout::plain(&mut parts);
-        let again = Again { opener: self.opener(), ask: self.ask(), key, parts };
+        let again = Again { opener: self.opener(), ask: self.ask, key, parts };
         self.proxy.tasks.spawn(log_fanout::relay(client, follower, again, self.proxy.tasks.clone()));
         welcome
     }

@@ -83,7 +83,7 @@ impl RequestContext {
 
     fn note_shared(&self, bytes: u64) {
         self.count(Verdict::Shared, self.proxy.clock.now());
-        self.proxy.record(self.ask(), Ending::Shared, self.since, (0, bytes));
+        self.proxy.record(self.ask, Ending::Shared, self.since, (0, bytes));
     }
 
     fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
@@ -121,6 +121,7 @@ impl RequestContext {
         let exchange = forward::send(
             Arc::clone(&self.entrance.upstream),
             Box::new(Request::from_parts(origin_form(parts), ClientBody::Empty)),
+            None,
             permit,
             self.proxy.tasks.clone(),
             self.peer.abandoned_max,

@@ -54,7 +54,7 @@ impl RequestContext {
 
     /// Parks the upload, or asks for its permit at once where that cannot be.
     async fn begin_upload(self: &Arc<Self>) -> Result<(Arc<Handover>, Option<Asking>), Response<Body>> {
-        let (proxy, ask) = (Arc::clone(&self.proxy), self.ask());
+        let (proxy, ask) = (Arc::clone(&self.proxy), self.ask);
         let limited = self.proxy.table.load().class(ask.class).treatment == Treatment::Limited;
         let declared = (self.bytes > 0).then_some(self.bytes);
         let place = limited.then(|| proxy.parked.enter(ask.client.address, declared)).flatten();
@@ -86,7 +86,7 @@ impl RequestContext {
         }
         let (proxy, class) = (&self.proxy, self.matched.class);
         let table = proxy.table.load();
-        let (reason, wait) = proxy.admission.would_shed(&table, class, self.client, proxy.clock.now())?;
+        let (reason, wait) = proxy.admission.would_shed(&table, class, self.ask.client, proxy.clock.now())?;
         let shed = proxy.admission.refuse_at_once(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }

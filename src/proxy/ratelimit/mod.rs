@@ -54,6 +54,7 @@ pub mod service_time;
 pub mod tally;
 
 use crate::body::Body;
+use crate::headers::REQUEST_ID;
 use crate::permit_guard::PermitGuard;
 use crate::ratelimit::call::CallError;
 use crate::ratelimit::descriptor::{Question, Told};
@@ -67,7 +68,7 @@ use crate::reject::{self, Refused};
 use crate::state::{Front, ProxyState};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use rayguard_core::admission::controller::{Left, Shed};
 use rayguard_core::admission::meter::Reason;
@@ -391,8 +392,12 @@ fn refuse(proxy: &Arc<ProxyState>, question: &Question<'_>, shed: Shed, answer: 
         Duration::ZERO,
     );
     answer.overall_code = Code::OverLimit as i32;
-    (answer.response_headers_to_add, answer.raw_body) =
-        spoken(reject::shed(question.error_format, shed, &Refused::at(proxy, shed, &id)));
+    let about = Refused::at(proxy, shed, &id);
+    let mut refusal = reject::shed(question.error_format, shed, &about, HeaderMap::new());
+    if let Ok(id) = http::HeaderValue::from_bytes(id.as_bytes()) {
+        refusal.headers_mut().insert(REQUEST_ID, id);
+    }
+    (answer.response_headers_to_add, answer.raw_body) = spoken(refusal);
 }
 
 /// Nothing is said but that it may pass.
