@@ -530,7 +530,7 @@ mod tests {
     fn a_limit_for_one_client_is_named_with_its_value() {
         let said = |reason, limit| {
             let about = Refused { limit, waiting: 0, ..ABOUT };
-            sentence(Shed { class: ClassId(0), reason, retry_after_s: 3 }, &about)
+            sentence(Shed { class: ClassId(0), reason, retry_after_s: 3 }, "3", &about)
         };
         assert!(said(Reason::ClientInFlight, 2.0).contains("in progress for one client, 2. Nothing"));
         assert!(said(Reason::ClientRate, 2.0 / 60.0).contains("requests for one client, 2/min. Nothing"));

@@ -103,8 +103,10 @@ async fn greedy_and_polite() -> Vec<u64> {
         .collect();
     drop(service);
     for each in asked {
-        if let Ok(Err(failure)) = each.await {
-            println!("not served: {failure:?}");
+        match each.await {
+            Ok(Err(Failure::Shed(shed))) => println!("no room: {}", shed.reason.label()),
+            Ok(Err(Failure::Inner(error))) => println!("not served: {error}"),
+            _ => {}
         }
     }
     let mut clients = Vec::new();
