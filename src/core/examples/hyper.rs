@@ -5,7 +5,11 @@
 //! cargo run -p rayguard-core --example hyper     # asks itself ten times at once, and prints what came back
 //! ```
 
-#![expect(clippy::print_stdout, reason = "a program for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a program for the terminal, with tasks of its own"
+)]
 
 mod admission;
 

@@ -4,7 +4,11 @@
 //! cargo run -p rayguard-core --example tower     # one greedy client beside a polite one, and who was served when
 //! ```
 
-#![expect(clippy::print_stdout, reason = "a program for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "a program for the terminal, with tasks of its own"
+)]
 
 mod admission;
 
