@@ -687,7 +687,7 @@ proptest! {
 fn a_full_queue_refuses_by_the_name_of_what_holds_it_back() {
     let queue = Queue { len_max: 1, ..plain::class("a", 1.0).queue };
     let rate = Some(RateBounds { per_second: Bounds::fixed(0.1), burst: 1 });
-    let slow = policy(vec![Class { queue, rate, ..class("a", 5, 8.0) }], 8.0);
+    let slow = policy(vec![Class { rate, queue, ..class("a", 5, 8.0) }], 8.0);
     let narrow = policy(vec![Class { queue, ..class("a", 5, 8.0) }], 1.0);
     for (policy, reason) in [(slow, Reason::ClassRate), (narrow, Reason::ModuleInFlight)] {
         let mut rig = Rig::new(&policy);
