@@ -201,18 +201,16 @@ impl Check<'_> {
     }
 
     fn identity(&mut self, raw: &Raw, identity: &RawIdentity) -> Identity {
-        if identity.headers.as_ref().is_some_and(|headers| !headers.is_empty())
-            && raw.trusted_proxies.is_empty()
-        {
+        let chosen = self.has("identity.headers") && !identity.headers.is_empty();
+        if chosen && raw.trusted_proxies.is_empty() {
             self.refuse(
                 "identity.headers",
                 "these headers are believed from trusted proxies alone, and there are none",
                 "list the networks of your proxies in `trusted_proxies`, or take this key away",
             );
         }
-        let usual = || defaults::IDENTITY_HEADERS.iter().map(|name| Arc::from(*name)).collect();
         Identity {
-            headers: identity.headers.clone().unwrap_or_else(usual),
+            headers: identity.headers.clone(),
             api_key_header: identity.api_key_header.clone(),
             agent_header: identity.agent_header.clone(),
             agents: identity.agents.clone(),

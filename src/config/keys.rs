@@ -191,9 +191,9 @@ keys! {
     /// `[identity]`.
     RawIdentity at "identity." {
         /// headers, set by trusted proxies, that name the client; best first
-        headers: Option<Vec<Header>>, default "`x-client-id`, `x-forwarded-user`, `x-auth-request-user`", range "needs `trusted_proxies`", file r#"# Believed from trusted proxies alone; they outrank address and token.
-# headers = ["x-client-id", "x-forwarded-user", "x-auth-request-user"]
-"#;
+        headers: Vec<Header> = defaults::IDENTITY_HEADERS.iter().map(|&name| name.into()).collect(), range "needs `trusted_proxies`", file r"# Believed from trusted proxies alone; they outrank address and token.
+# headers = {}
+";
         /// the header in which clients send their API key
         api_key_header: Header = "x-rayguard-key".into();
         /// a file with more keys, a line each: name, then SHA-256. Read again when it changes

@@ -51,7 +51,10 @@ impl<B> Entry<B> {
             note => format!("{line}   # {note}\n"),
         };
         let lines = match self.file {
-            Some(file) => file.replace("{}\n", &line).replace("{}", &toml),
+            Some(file) => {
+                let fill = |text: &str| if text == "{}\n" { line.clone() } else { text.replace("{}", &toml) };
+                file.split_inclusive('\n').map(fill).collect()
+            }
             None if toml.is_empty() => String::new(),
             None => line,
         };
@@ -155,7 +158,7 @@ pub(crate) const fn plain(name: &'static str) -> &'static str {
 /// `name: Kind = default, within(least, most), unit "..", default "..", range "..", note "..", file ".."`,
 /// and all but the first two may be left out: `unit`, `default` and `range` say in words what kind,
 /// value and bounds do not; `note` stands behind the line in the complete file, and `file` in
-/// place of the line, with `{}` for it.
+/// place of the line, with `{}` for it where that stands alone, and else for the default.
 macro_rules! keys {
     ($(
         $(#[$meta:meta])*

@@ -556,7 +556,8 @@ fn http_path(text: &str) -> Result<Arc<str>, String> {
     if text.starts_with('/') && !text.contains(char::is_whitespace) {
         return Ok(text.into());
     }
-    Err(format!("`{}` is not a path; write a path such as \"/api/gcs_healthz\"", shown(text)))
+    let usual = super::defaults::PROBE_PATH;
+    Err(format!("`{}` is not a path; write a path such as \"{usual}\"", shown(text)))
 }
 
 fn host(text: &str) -> Result<Arc<str>, String> {

@@ -26,10 +26,6 @@ use std::task::Poll;
 use std::time::Duration;
 use url::Url;
 
-/// Timeout and size cap of a scrape unless configured: Ray's pages took up to 3 s under load,
-/// and a page of 16 MiB would be 25 times the largest one seen.
-pub const DEFAULT_BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 16 << 20 };
-
 /// Targets asked at once.
 pub const AT_ONCE: usize = 8;
 
@@ -319,6 +315,8 @@ mod tests {
     use crate::observe::fetch::server;
     use tokio::io::AsyncWriteExt;
 
+    const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 16 << 20 };
+
     #[test]
     fn targets_are_read_as_people_write_them() {
         let read =
@@ -431,7 +429,7 @@ mod tests {
                 let targets = [Target::parse(&bad).unwrap(), Target::parse(&good).unwrap()];
                 let mut seen = Vec::new();
                 let clock = Clock::start();
-                scrape_all(&fetch::client().unwrap(), &targets, DEFAULT_BOUNDS, clock, |target, result| {
+                scrape_all(&fetch::client().unwrap(), &targets, BOUNDS, clock, |target, result| {
                     seen.push((target.name.to_string(), result.map(|page| page.body)));
                 })
                 .await;
@@ -459,7 +457,7 @@ mod tests {
                 let targets = [Target::parse(&hangs).unwrap(), Target::parse(&good).unwrap()];
                 let mut order = Vec::new();
                 let clock = Clock::start();
-                scrape_all(&fetch::client().unwrap(), &targets, DEFAULT_BOUNDS, clock, |target, result| {
+                scrape_all(&fetch::client().unwrap(), &targets, BOUNDS, clock, |target, result| {
                     order.push((target.name.to_string(), result.is_ok()));
                     other_came.notify_one();
                 })
@@ -478,7 +476,7 @@ mod tests {
             let targets = vec![Target::parse(&address).unwrap(); 3 * AT_ONCE + 1];
             let mut count = 0;
             let clock = Clock::start();
-            scrape_all(&fetch::client().unwrap(), &targets, DEFAULT_BOUNDS, clock, |_, result| {
+            scrape_all(&fetch::client().unwrap(), &targets, BOUNDS, clock, |_, result| {
                 count += usize::from(result.is_ok());
             })
             .await;
