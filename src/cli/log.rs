@@ -268,6 +268,7 @@ pub(crate) mod tests {
             latency: None,
             slo_pressure: None,
             spread: None,
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -709,7 +709,7 @@ impl Adjustment {
             Guardrail::Deadband => "not moved: close enough to the target".into(),
             Guardrail::NotReached => "not lowered: limit not reached, and the class meets its SLO".into(),
             Guardrail::Knee => "no higher for a while: the signal rose there before".into(),
-            Guardrail::OnTrial => "no lower until the signal is seen to follow the limit".into(),
+            Guardrail::OnTrial => "no lower until the reading is seen to follow the limit".into(),
             Guardrail::Futile => {
                 "earlier cuts did not lower the latency: further cuts would only refuse clients".into()
             }
@@ -1203,6 +1203,7 @@ mod tests {
             latency: Some(pressure * 5.0),
             slo_pressure: None,
             spread: None,
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,

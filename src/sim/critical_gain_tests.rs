@@ -90,6 +90,7 @@ impl Polled {
                 latency: None,
                 slo_pressure: None,
                 spread: None,
+                sample: None,
                 not_below: None,
                 used: None,
                 backlog: None,

@@ -96,6 +96,7 @@ mod tests {
             latency: None,
             slo_pressure: None,
             spread: None,
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -140,6 +140,7 @@ mod tests {
             latency: Some(latency),
             slo_pressure: None,
             spread: Some(Spread { quickest: latency, mean: latency }),
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,

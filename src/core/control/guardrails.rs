@@ -8,8 +8,8 @@
 //! | not finite | everything | a number that is none moves nothing |
 //! | deadband | everything, while pressure is within 1 +- deadband, or within its own noise | noise is not news |
 //! | not reached | cuts on latency, while the limit holds nothing back and the class meets its SLO | it is not the cause (law 3) |
-//! | futile | cuts, while those before did not help | see below |
-//! | on trial | a cut on a signal, a fifth (half, where it gathers) below what was used | the signal must answer first (law 2) |
+//! | futile | cuts on latency, while those before did not help | see [`super::futile`] |
+//! | on trial | a cut on a signal, a fifth (half, where it gathers) below what was used; one on latency after others did not help | the reading must answer first (law 2) |
 //! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
 //! | cool-down | growth, for a while after a cut (two dead times at most) | the queue behind the cut has to drain first |
 //! | knee | growth on a signal, near where it rose before | see [`super::knee`] |
@@ -20,22 +20,11 @@
 //!
 //! A cut is never held back by cool-down, demand or app-limited: those only delay growth.
 //!
-//! *Futile cuts.* Latency follows a limit only on a saturated plant (gain 1); below saturation
-//! (gain 0) a cut takes throughput and gives nothing for it. An objective which a head that has
-//! become slower cannot meet at any limit would so cut the limit to its floor. Every cut is a
-//! trial of that: once a binding limit has come down by a fifth (`TRIAL`), or by as much more as
-//! it takes to tell from chance, and a dead time has passed, latency must have come down by half as much, or the limit stays
-//! where it is for `TRIAL_HOLD`; if not by a quarter, it goes back to where the trial began and stays
-//! there. A latency that rises by more than chance does ends both. (It is the high readings that are answered with cuts: a trial that began anew at each
-//! of them would never end.) What gave nothing is given back, or one trial after another would still
-//! take the limit to its floor; and each trial in a row that fails is waited for twice as long, up to
-//! sixteen minutes, because each costs a fifth of the throughput while it lasts. So a limit comes down
-//! as far as latency follows, the knee of the plant, and no further. A head that is slow for another
-//! reason than us is not helped by starving clients.
 //! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
 //! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Guardrails::ground`], a
 //! hundredth of `initial`, and move on from there.
 
+use super::futile::{self, Trial};
 use super::knee::Knee;
 use super::law::Observation;
 use crate::policy::{Bounds, Control};
@@ -45,16 +34,6 @@ use std::time::Duration;
 
 /// Growth goes no further than this many times the demand.
 pub const DEMAND_FACTOR: f64 = 2.0;
-/// So far on log(limit) a limit comes down before the cuts are judged by what they gave.
-const TRIAL: f64 = 0.25;
-/// A trial is told by a fall of this many standard errors of both latencies together.
-const TRIAL_ERRORS: f64 = 2.5;
-/// A rise of this many is no chance: the head has become slower, and the trial begins anew.
-const RISE_ERRORS: f64 = 3.0;
-/// So long a limit is not cut further after cuts that gave nothing...
-const TRIAL_HOLD: Duration = Duration::from_secs(30);
-/// ... twice as long after each further trial in a row, and so many times at most.
-const DOUBLED_MAX: u32 = 5;
 /// Limits below this share of `initial` are lifted to it before they grow.
 const GROUND: f64 = 0.01;
 
@@ -70,7 +49,7 @@ pub enum Guardrail {
     NotReached,
     /// Latency did not follow the cuts before.
     Futile,
-    /// A signal lowers a limit only so far before its readings must answer.
+    /// A limit comes down only so far before the readings must answer.
     OnTrial,
     /// The limit was not binding, so it does not grow.
     AppLimited,
@@ -122,41 +101,6 @@ pub struct Guardrails {
     /// What the cuts under way are judged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<Trial>,
-}
-
-/// The limit and latency from which cuts are judged.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
-pub struct Trial {
-    /// The limit before the cuts.
-    pub limit: f64,
-    /// The latency under it, in seconds.
-    pub latency_s: f64,
-    /// Standard error of that latency's logarithm.
-    #[serde(default)]
-    pub noise: f64,
-    /// A limit on the way down, and since when it was in force: what is seen a dead time later is judged
-    /// against it, and not against what the limit has come to meanwhile.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mark: Option<(Time, f64)>,
-    /// When the cuts were found to have given nothing, and were given back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub futile_at: Option<Time>,
-    /// How many trials in a row have come to that.
-    #[serde(default, skip_serializing_if = "is_none")]
-    pub futile_times: u32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
-fn is_none(times: &u32) -> bool {
-    *times == 0
-}
-
-impl Trial {
-    /// Until when nothing is cut after it has failed.
-    fn held_until(&self) -> Option<Time> {
-        let times = 1 << self.futile_times.saturating_sub(1).min(DOUBLED_MAX);
-        self.futile_at.map(|at| at + TRIAL_HOLD * times)
-    }
 }
 
 /// A ceiling that rises from `from` to the operator's `max`, evenly on log(limit).
@@ -220,11 +164,14 @@ impl Guardrails {
     /// What of `proposal` may be done. `old` that is no number counts as `initial`.
     pub fn pass(&mut self, old: f64, proposal: f64, seen: &Observation) -> Clamped {
         let from = self.bounds.clamp(old);
-        let mut clamped = match self.judge_cuts(from, seen) {
+        let mut clamped = match futile::judge(&mut self.trial, from, &self.bounds, seen) {
             Some(limit) => Clamped { limit, guardrail: Some(Guardrail::Futile) },
             None => self.hold_back(from, proposal, seen),
         };
-        if let Some(least) = seen.not_below.map(|least| least.min(from))
+        let on_latency = self.trial.as_ref().and_then(Trial::lowest);
+        let least =
+            seen.not_below.map_or(on_latency, |least| on_latency.map(|of| of.max(least)).or(Some(least)));
+        if let Some(least) = least.map(|least| least.min(from))
             && clamped.limit < least
         {
             clamped = Clamped { limit: least, guardrail: Some(Guardrail::OnTrial) };
@@ -262,7 +209,7 @@ impl Guardrails {
         if proposal < from && seen.is_calm() {
             return hold(Guardrail::NotReached);
         }
-        if proposal < from && self.trial.is_some_and(|trial| trial.futile_at.is_some()) {
+        if proposal < from && self.trial.as_ref().is_some_and(Trial::is_futile) {
             return hold(Guardrail::Futile);
         }
         if proposal <= from {
@@ -289,60 +236,6 @@ impl Guardrails {
     /// Whether so little may be chance, or is not worth a move.
     fn is_noise(&self, pressure: f64, noise: f64) -> bool {
         (pressure - 1.0).abs() <= self.deadband || pressure.ln().abs() <= noise
-    }
-
-    /// Whether the cuts so far have brought latency down; if not, the limit to go back to. See
-    /// *futile cuts* above.
-    fn judge_cuts(&mut self, limit: f64, seen: &Observation) -> Option<f64> {
-        let Some(latency_s) = seen.latency.filter(|_| seen.binding && limit > 0.0) else {
-            self.trial = None;
-            return None;
-        };
-        let anew =
-            Trial { limit, latency_s, noise: seen.noise, mark: None, futile_at: None, futile_times: 0 };
-        let trial = *self.trial.get_or_insert(anew);
-        let fallen = (trial.latency_s / latency_s).ln();
-        let error = trial.noise.hypot(seen.noise);
-        let rise = (TRIAL / 2.0).max(RISE_ERRORS * error);
-        let grown = limit > trial.limit || fallen < -rise;
-        let held = trial.held_until().map(|until| seen.now <= until);
-        if held == Some(true) && limit < trial.limit {
-            // On the way back, which may take more than one step.
-            return Some(trial.limit);
-        } else if grown {
-            self.trial = Some(anew);
-        } else if held == Some(false) {
-            self.trial = Some(Trial { futile_times: trial.futile_times, ..anew });
-        } else if trial.futile_at.is_none()
-            && let Some(marked) = self.marked(limit, seen)
-        {
-            let cut = (trial.limit / marked).ln();
-            if cut >= TRIAL.max(TRIAL_ERRORS * error) {
-                if fallen >= cut / 2.0 {
-                    self.trial = Some(anew);
-                    return None;
-                }
-                // What may still be chance is held and not given back.
-                let limit = if fallen < cut / 4.0 { trial.limit } else { marked };
-                let futile_times = trial.futile_times.saturating_add(1);
-                self.trial = Some(Trial { limit, futile_at: Some(seen.now), futile_times, ..anew });
-                return Some(limit);
-            }
-        }
-        None
-    }
-
-    /// The limit that what is seen tells of: one that was in force when what has ended now began. `limit`
-    /// has been in force since the window began. `None` while that was too short a time ago.
-    fn marked(&mut self, limit: f64, seen: &Observation) -> Option<f64> {
-        let trial = self.trial.as_mut()?;
-        let (since, marked) = *trial.mark.get_or_insert((seen.now - seen.period, limit));
-        // Give or take a quarter: a window reaches a little back before the step.
-        if seen.now.since(since) < seen.dead_time * 3 / 4 {
-            return None;
-        }
-        trial.mark = None;
-        Some(marked)
     }
 
     fn cap_by_ramp(&mut self, clamped: &mut Clamped, now: Time) {
@@ -382,6 +275,7 @@ impl Guardrails {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::futile::Sample;
     use proptest::prelude::*;
 
     const BOUNDS: Bounds = Bounds { initial: 8.0, min: 1.0, max: 100.0 };
@@ -401,6 +295,7 @@ mod tests {
             latency: None,
             slo_pressure: Some(pressure),
             spread: None,
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,
@@ -486,13 +381,31 @@ mod tests {
         assert_eq!(pass(20.0, 18.0, &rng), (18.0, None));
     }
 
+    /// A latency that many answers tell.
+    fn told(seconds: f64) -> (Option<f64>, Option<Sample>) {
+        let count = 1000.0;
+        (Some(seconds), Some(Sample { count, seconds: count * seconds, squares: count * seconds * seconds }))
+    }
+
+    fn futile(limit: f64) -> Trial {
+        let before = told(0.5).1.unwrap();
+        Trial {
+            limit,
+            before,
+            after: Sample::default(),
+            mark: None,
+            futile_at: Some(Time::ZERO),
+            futile_times: 1,
+        }
+    }
+
     /// Cuts by a tenth, step by step, while latency is `latency(limit)`; the limit after 25.
     fn cut_on(binding: bool, latency: impl Fn(f64) -> f64) -> (f64, bool) {
         let mut guardrails = Guardrails::new(BOUNDS, &control());
         let (mut limit, mut was_futile) = (50.0, false);
         for second in 0..25 {
             let mut at = seen(2.0, binding, 500.0, 100.0 + f64::from(second));
-            at.latency = Some(latency(limit));
+            (at.latency, at.sample) = told(latency(limit));
             at.dead_time = at.period;
             let clamped = guardrails.pass(limit, limit * 0.9, &at);
             was_futile |= clamped.guardrail == Some(Guardrail::Futile);
@@ -512,7 +425,7 @@ mod tests {
         assert!(!was_futile && limit < 5.0, "{limit}");
         // Saturated down to 16 in flight: the cuts stop where they cease to help.
         let (limit, was_futile) = cut_on(true, |limit| (limit / 40.0).max(0.4));
-        assert!(was_futile && (7.0..16.0).contains(&limit), "{limit}");
+        assert!(was_futile && (16.0..18.0).contains(&limit), "{limit}");
     }
 
     /// The limit at each second while every step asks for a tenth less and latency stays what it is.
@@ -521,7 +434,8 @@ mod tests {
         let mut limits = vec![50.0];
         for second in 0..seconds {
             let mut at = seen(2.0, true, 500.0, 100.0 + f64::from(second));
-            (at.latency, at.dead_time) = (Some(0.6), at.period);
+            (at.latency, at.sample) = told(0.6);
+            at.dead_time = at.period;
             let limit = limits[limits.len() - 1];
             limits.push(guardrails.pass(limit, limit * 0.9, &at).limit);
         }
@@ -531,29 +445,21 @@ mod tests {
     #[test]
     fn what_cuts_in_vain_took_is_given_back_and_they_are_tried_ever_more_seldom() {
         let limits = in_vain(3600);
-        assert!(limits.iter().all(|limit| *limit > 35.0), "never below one trial");
-        let below =
-            |part: &[f64]| part.iter().filter(|limit| **limit < 49.0).count() as f64 / part.len() as f64;
-        assert!(below(&limits[..60]) > 0.05, "there are trials");
-        assert!(below(&limits[1800..]) < 0.01, "and few of them in the second half hour");
+        assert!(limits.iter().all(|limit| *limit > 34.0), "never below one trial");
+        let steps: Vec<bool> = limits.windows(2).map(|pair| pair[1] < pair[0]).collect();
+        let cuts = |part: &[bool]| part.iter().filter(|is_cut| **is_cut).count();
+        assert!(cuts(&steps[..60]) > 1, "there are trials");
+        assert!(cuts(&steps[1800..]) < 20, "and few of them in the second half hour");
     }
 
     #[test]
     fn the_way_back_takes_as_many_steps_as_the_slew_asks_for() {
         let mut guardrails = Guardrails { slew: 1.2, ..Guardrails::new(BOUNDS, &control()) };
-        let futile = Trial {
-            limit: 40.0,
-            latency_s: 0.5,
-            noise: 0.0,
-            mark: None,
-            futile_at: Some(Time::ZERO),
-            futile_times: 1,
-        };
-        guardrails.trial = Some(futile);
+        guardrails.trial = Some(futile(40.0));
         let mut limit = 20.0;
         for second in 1..=5 {
             let mut at = seen(2.0, true, 500.0, f64::from(second));
-            at.latency = Some(0.5);
+            (at.latency, at.sample) = told(0.5);
             let back = guardrails.pass(limit, limit * 0.9, &at).limit;
             assert!((back - (limit * 1.2).min(40.0)).abs() < 1e-9, "{limit} -> {back}");
             limit = back;
@@ -564,23 +470,15 @@ mod tests {
     #[test]
     fn a_latency_that_rises_or_half_a_minute_opens_the_way_for_cuts_again() {
         let mut guardrails = Guardrails::new(BOUNDS, &control());
-        let futile = Trial {
-            limit: 20.0,
-            latency_s: 0.5,
-            noise: 0.0,
-            mark: None,
-            futile_at: Some(Time::ZERO),
-            futile_times: 1,
-        };
         let mut at = seen(2.0, true, 500.0, 1.0);
-        at.latency = Some(0.5);
-        guardrails.trial = Some(futile);
+        (at.latency, at.sample) = told(0.5);
+        guardrails.trial = Some(futile(20.0));
         assert_eq!(guardrails.pass(20.0, 18.0, &at).guardrail, Some(Guardrail::Futile));
-        at.latency = Some(0.7);
+        (at.latency, at.sample) = told(0.7);
         assert_eq!(guardrails.pass(20.0, 18.0, &at).guardrail, None);
-        guardrails.trial = Some(futile);
+        guardrails.trial = Some(futile(20.0));
         let mut later = seen(2.0, true, 500.0, 30.5);
-        later.latency = Some(0.5);
+        (later.latency, later.sample) = told(0.5);
         assert_eq!(guardrails.pass(20.0, 18.0, &later).guardrail, None);
     }
 

@@ -16,7 +16,7 @@
 //! Laws are plain data (`Serialize`): an adjustment is journalled with the law as it stood
 //! before the step, so that any line of the adjustment log can be derived again by itself.
 
-use super::{aimd, backlog, gradient, pid};
+use super::{aimd, backlog, futile, gradient, pid};
 use crate::policy::{Bounds, Law};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,9 @@ pub struct Observation {
     /// How the latencies behind it spread, where there were enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spread: Option<Spread>,
+    /// The latencies themselves, where they are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<futile::Sample>,
     /// What is used of a limit that follows a signal, in the mean: a cut begins there ([`Observation::cut_from`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<f64>,
@@ -100,6 +103,7 @@ impl Observation {
             latency: None,
             slo_pressure: None,
             spread: None,
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,
@@ -356,6 +360,7 @@ mod tests {
             latency,
             slo_pressure: None,
             spread: None,
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -3,6 +3,7 @@ pub mod aimd;
 pub mod backlog;
 pub mod budget;
 pub mod dead_time;
+pub mod futile;
 pub mod gradient;
 pub mod guardrails;
 pub mod knee;

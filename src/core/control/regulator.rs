@@ -172,6 +172,7 @@ mod tests {
             latency: Some(0.1 * pressure),
             slo_pressure: None,
             spread: None,
+            sample: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -212,6 +212,7 @@ impl Controller {
             latency: due.latency.filter(|_| !innocent),
             slo_pressure: due.pressure,
             spread: spread(&due.counts),
+            sample: Some(due.counts.sample()),
             not_below: None,
             used: None,
             backlog: None,
