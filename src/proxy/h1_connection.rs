@@ -314,4 +314,36 @@ mod tests {
         assert_eq!(rung(), [1, 1], "an idle connection wakes nobody");
         assert!(!wire.is_alive(), "that it was closed is seen by whoever looks");
     }
+
+    #[tokio::test]
+    async fn a_request_that_repeats_another_is_sent_again_whole() {
+        let (ours, mut rays) = tokio::io::duplex(1024);
+        let mut wire =
+            H1Connection::open(Stream::Plain(Plain::Other(Box::new(ours))), AnswerBounds::default())
+                .await
+                .unwrap();
+        let sent_head = Arc::<SentHead>::default();
+        let request = || Request::get("/jobs?a=1").header("host", "ray").header("x-one", "1");
+        let exchange =
+            wire.exchange(Box::new(request().body(ClientBody::Empty).unwrap()), true, Some(&sent_head));
+        let answer = async {
+            assert!(rays.read(&mut [0; 1024]).await.unwrap() > 0);
+            rays.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        };
+        assert!(tokio::join!(exchange, answer).0.is_ok());
+        assert!(wire.unanswered().is_none(), "it was answered");
+        let exchange =
+            wire.exchange(Box::new(request().body(ClientBody::Empty).unwrap()), true, Some(&sent_head));
+        let leave = async {
+            assert!(rays.read(&mut [0; 1024]).await.unwrap() > 0);
+            drop(rays);
+        };
+        assert!(tokio::join!(exchange, leave).0.is_err());
+        let (again, first) = (wire.unanswered().unwrap(), request().body(ClientBody::Empty).unwrap());
+        assert_eq!(
+            (again.method(), again.uri(), again.headers()),
+            (first.method(), first.uri(), first.headers())
+        );
+        assert!(wire.unanswered().is_none(), "once");
+    }
 }

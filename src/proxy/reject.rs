@@ -568,6 +568,27 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_and_its_headers_are_whole_in_the_room_of_others() {
+        let mut room = HeaderMap::with_capacity(1);
+        room.insert(CONTENT_TYPE, HeaderValue::from_static("text/html"));
+        room.clear();
+        let shed = Shed { class: ClassId(0), reason: Reason::ClassRate, retry_after_s: 12 };
+        let (parts, body) = super::shed(ErrorFormat::Plain, shed, &ABOUT, room).into_parts();
+        for (name, value) in [
+            (CONTENT_TYPE, "text/plain; charset=utf-8"),
+            (REASON, "class_rate"),
+            (RETRY_AFTER, "12"),
+            (RATELIMIT, "\"job-submit\";r=0;t=12"),
+            (RATELIMIT_POLICY, "\"job-submit\";q=4"),
+        ] {
+            assert_eq!(parts.headers[&name], value, "{name}");
+        }
+        assert_eq!(parts.headers.len(), 5);
+        let Body::Full(Some(line)) = body else { panic!("a body") };
+        assert_eq!(line, sentence(shed, "12", &ABOUT) + "\n");
+    }
+
+    #[test]
     fn the_state_api_gets_rays_envelope() {
         let response = refuse(Reason::QueueTimeout, ErrorFormat::of("/api/v0/tasks", false));
         let Body::Full(Some(bytes)) = response.into_body() else { panic!("a body") };
