@@ -28,7 +28,7 @@ READS = [
     *(["summary", what, *AT] for what in ("tasks", "actors", "objects")),
     ["get", "actors", ids["actor"], *AT],
     ["get", "nodes", ids["node"], *AT],
-    ["logs", "cluster", "gcs_server.out", "--tail", "3"],
+    ["logs", "cluster", f"job-driver-{ids['job']}.log", "--tail", "3"],
     ["logs", "cluster", "no_such_file", "--node-id", ids["node"]],
     ["logs", "job", "--id", ids["job"]],
     ["job", "list", *AT],

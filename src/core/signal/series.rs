@@ -179,7 +179,7 @@ impl Answers {
                 self.changed.map(|before| at.since(before)).filter(|apart| *apart <= SCRAPES_APART_MAX);
             if let Some(apart) = apart {
                 let known = self.apart.unwrap_or(apart);
-                self.apart = Some(if apart < known { apart } else { known + (apart - known) / 8 });
+                self.apart = Some(apart.min(known + apart.saturating_sub(known) / 8));
             }
             self.changed = Some(at);
         }
