@@ -55,7 +55,7 @@ impl ClassDemand {
         self.all.add(heard, 1.0);
         self.crowd.see(client.address);
         let (first, end) = ((client.address, Credential::One(0)), (client.address, Credential::Many));
-        let shown = self.flows.between(&first, &end).map(|(_, seen)| *seen);
+        let shown = || self.flows.between(&first, &end).map(|(_, seen)| *seen);
         let credential = Credential::told_apart(client.credential, shown);
         self.flows.of((client.address, credential)).add(heard, 1.0);
     }

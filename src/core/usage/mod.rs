@@ -250,13 +250,16 @@ pub enum Credential {
 
 impl Credential {
     /// The credential with this digest, or `Many` where its address has shown [`CREDENTIALS_MAX`] others
-    /// already: those `shown`, in order, each perhaps more than once.
-    pub(crate) fn told_apart(digest: Option<u64>, shown: impl Iterator<Item = Credential>) -> Credential {
+    /// already: those `shown`, in order, each perhaps more than once. Nobody looks for them where none was shown.
+    pub(crate) fn told_apart<I: Iterator<Item = Credential>>(
+        digest: Option<u64>,
+        shown: impl FnOnce() -> I,
+    ) -> Credential {
         let Some(digest) = digest else { return Credential::None };
         let credential = Credential::One(digest);
         let mut apart = 0;
         let mut last = Credential::None;
-        for seen in shown {
+        for seen in shown() {
             if seen == credential {
                 return credential;
             }
@@ -499,8 +502,8 @@ impl Usage {
         let window = &mut self.windows.back_mut().unwrap().1;
         let ClientId { address, credential } = ask.client;
         let (first, end) = ((address, Credential::One(0), 0), (address, Credential::Many, 0));
-        let shown = window.between(&first, &end);
-        let credential = Credential::told_apart(credential, shown.map(|(_, seen, _)| *seen));
+        let shown = || window.between(&first, &end).map(|(_, seen, _)| *seen);
+        let credential = Credential::told_apart(credential, shown);
         window.of((address, credential, ask.route))
     }
 }
