@@ -114,7 +114,7 @@ impl Access {
                     StatusCode::UNAUTHORIZED,
                     "token_required",
                     "this changes rayguard, and takes the admin token",
-                    "send `Authorization: Bearer TOKEN`, or --token-file with the command",
+                    "set RAYGUARD_ADMIN_TOKEN, or name its file with --token-file; over HTTP: `Authorization: Bearer TOKEN`",
                 ));
             };
             let digest: [u8; 32] = Sha256::digest(given).into();

@@ -14,9 +14,9 @@ use crate::admin::schema::{
 };
 use crate::admin::{clients, discovery, page};
 use crate::core::admission::table::Mode;
-use crate::core::controller::overrides::{Override, OverrideError};
-use crate::core::controller::view::{ClassView, LimitView, SignalView, View};
-use crate::core::event::{Event, printable};
+use crate::core::controller::overrides::{Override, OverrideError, PIN_MAX};
+use crate::core::controller::view::{ClassView, LimitView, PinView, SignalView, View};
+use crate::core::event::{Event, LimitKind, number, printable, quantity};
 use crate::core::replicas::quota::Leased;
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::{self, Entry};
@@ -212,7 +212,7 @@ fn ok<T: serde::Serialize>(value: &T) -> Answer {
 fn alive(app: &App) -> Answer {
     let idle = app.clock.now().since(app.proxy_reading().1);
     if idle > STALLED {
-        let body = format!("the loop has not stepped for {:.0} s\n", idle.as_secs_f64());
+        let body = format!("the controller has not stepped for {:.0} s\n", idle.as_secs_f64());
         return text(StatusCode::SERVICE_UNAVAILABLE, &body);
     }
     text(StatusCode::OK, "alive\n")
@@ -407,7 +407,7 @@ where
 
 async fn override_limits(admin: &AdminState, path: &str, who: &str, body: &[u8]) -> Result<Answer, Problem> {
     let app = &admin.app;
-    let (order, given_who, why, done) = match path {
+    let (order, given_who, why, mut done) = match path {
         "/api/v1/pin" => pin(parse(body)?)?,
         "/api/v1/unpin" => unpin(parse(body)?),
         "/api/v1/freeze" => freeze(parse(body)?, true)?,
@@ -420,8 +420,14 @@ async fn override_limits(admin: &AdminState, path: &str, who: &str, body: &[u8])
         }
     };
     let who = by(&given_who, who);
+    let was_frozen = app.view().frozen;
     app.override_limits(&order, &words("who", &who)?, &words("why", &why)?)
         .map_err(|refusal| refused(&refusal, app))?;
+    match &order {
+        Override::Freeze(frozen) => done = frozen_words(*frozen, was_frozen, &app.view().pins),
+        Override::Pin { class, limit, .. } => done.push_str(&beside(&app.view(), class, *limit)),
+        Override::Unpin { .. } | Override::Mode { .. } => {}
+    }
     tracing::info!(who = %printable(&who), why = %printable(&why), "{done}");
     Ok(ok(&Done { done, table: app.proxy().table.load().version }))
 }
@@ -457,16 +463,59 @@ fn pin(order: PinRequest) -> Result<Asked, Problem> {
                 "write 30m, 1h or 2d",
             )
         })?;
+    if length > PIN_MAX {
+        let days = PIN_MAX.as_secs() / 86_400;
+        return Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "pin_too_long",
+            format!("{} is more than a pin may last ({days}d)", printable(&order.r#for)),
+            format!("write --for {days}d or less"),
+        ));
+    }
     let why = reason(order.why)?;
     let done = format!(
-        "{} {} is pinned at {} for {}",
+        "{} {} is pinned at {}{} for {}",
         order.class,
         order.limit.label(),
-        order.value,
-        humantime::format_duration(length)
+        number(order.value),
+        order.limit.unit(),
+        // As it was given, and it has been read as a length of time.
+        order.r#for
     );
     let pin = Override::Pin { class: order.class, limit: order.limit, value: order.value, length };
     Ok((pin, order.who, why, done))
+}
+
+/// What has come of an order to freeze or unfreeze.
+fn frozen_words(frozen: bool, was_frozen: bool, pins: &[PinView]) -> String {
+    let done = match (frozen, was_frozen) {
+        (true, false) => return "all limits are frozen at their current values".to_owned(),
+        (true, true) => return "all limits were frozen already".to_owned(),
+        (false, true) => "limits move again",
+        (false, false) => "nothing was frozen",
+    };
+    let pinned: Vec<String> = pins.iter().map(|pin| format!("{} {}", pin.class, pin.limit.label())).collect();
+    match &pinned[..] {
+        [] => done.to_owned(),
+        [one] => format!("{done}; {one} stays pinned"),
+        several => format!("{done}; {} stay pinned", several.join(", ")),
+    }
+}
+
+/// What holds beside a pinned limit: a pin lifts no other.
+fn beside(view: &View, class: &str, pinned: LimitKind) -> String {
+    let Some(class) = view.classes.iter().find(|known| known.name == class) else { return String::new() };
+    let others = class.limits.iter().filter(|limit| limit.limit != pinned);
+    let mut others: Vec<String> = others
+        .map(|limit| format!("{} {}{}", limit.limit.label(), number(limit.value), limit.limit.unit()))
+        .collect();
+    if let Some(work_s) = class.work_limit_s {
+        others.push(format!("work in flight {}", quantity(work_s, "s")));
+    }
+    if let Some(module) = view.modules.iter().find(|module| module.name == class.module) {
+        others.push(format!("{} in_flight {}", module.name, number(module.limit)));
+    }
+    if others.is_empty() { String::new() } else { format!("; also in force: {}", others.join(", ")) }
 }
 
 /// What changes how Ray is protected has a reason.
@@ -483,8 +532,7 @@ fn unpin(order: UnpinRequest) -> Asked {
 }
 
 fn freeze(order: FreezeRequest, frozen: bool) -> Result<Asked, Problem> {
-    let done = if frozen { "all limits are frozen at their current values" } else { "limits move again" };
-    Ok((Override::Freeze(frozen), order.who, reason(order.why)?, done.to_owned()))
+    Ok((Override::Freeze(frozen), order.who, reason(order.why)?, String::new()))
 }
 
 fn mode(order: ModeRequest) -> Result<Asked, Problem> {
@@ -516,19 +564,29 @@ fn refused(refusal: &OverrideError, app: &App) -> Problem {
         OverrideError::UnknownClass { class } => {
             let proxy = app.proxy();
             let known = proxy.policy.classes.iter().map(|class| &*class.name);
-            let nearest = crate::config::problem::suggest(class, known).unwrap_or_default();
+            let nearest = crate::config::problem::suggest(class, known)
+                .unwrap_or_else(|| "`rayguard limits` lists them".to_owned());
             return Problem::new(StatusCode::NOT_FOUND, "unknown_class", refusal.to_string(), nearest);
         }
         OverrideError::NoSuchLimit { .. } => {
-            (StatusCode::NOT_FOUND, "no_such_limit", "GET /api/v1/limits lists what each class has")
+            (StatusCode::NOT_FOUND, "no_such_limit", "`rayguard limits` lists what each class has")
         }
-        OverrideError::OutOfBounds { .. } => {
-            (StatusCode::UNPROCESSABLE_ENTITY, "out_of_bounds", "choose a value within the bounds")
-        }
+        OverrideError::Module { .. } => (
+            StatusCode::NOT_FOUND,
+            "module",
+            "pin a limit of one of its classes; `rayguard limits` lists them",
+        ),
+        OverrideError::OutOfBounds { .. } => (
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "out_of_bounds",
+            "choose a value within, or widen the bounds in the configuration",
+        ),
         OverrideError::Follows { .. } => {
-            (StatusCode::CONFLICT, "follows", "GET /api/v1/state names the leader under `replicas`")
+            (StatusCode::CONFLICT, "follows", "send the override there, and all of them follow")
         }
-        OverrideError::NotPinned { .. } => (StatusCode::CONFLICT, "not_pinned", "nothing is to be done"),
+        OverrideError::NotPinned { .. } => {
+            (StatusCode::CONFLICT, "not_pinned", "`rayguard limits` shows what is pinned")
+        }
     };
     Problem::new(status, code, refusal.to_string(), remedy)
 }
@@ -541,21 +599,26 @@ async fn reload(admin: &AdminState, order: FreezeRequest, who: &str) -> Result<A
         Ok(left) => {
             let config = admin.app.settings().version.to_string();
             let takes_restart: Vec<String> = left.iter().map(|part| (*part).to_owned()).collect();
-            let but = match &takes_restart[..] {
+            let parts: Vec<String> = takes_restart.iter().map(|part| format!("`{part}`")).collect();
+            let later = match &parts[..] {
                 [] => String::new(),
-                parts => format!(" but for {}, which take a restart", parts.join(", ")),
+                [one] => format!("; {one} changes at the next restart"),
+                several => format!("; {} change at the next restart", several.join(", ")),
             };
-            let done = format!("configuration {config} is in force{but}");
+            let done = format!("configuration {config} is in force{later}");
             Ok(ok(&Reloaded { done, config, takes_restart }))
         }
         Err(NotReloaded::Refused(problems)) => Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
             "config_refused",
-            format!(
-                "the new configuration is refused, the last good one stays in force: {}",
-                problems.join("\n")
-            ),
-            "run `rayguard check --config FILE`, mend it, and reload again",
+            format!("new configuration rejected; still using the previous one: {}", problems.join("\n")),
+            "`rayguard check FILE` shows each problem in its line; correct it and reload again",
+        )),
+        Err(NotReloaded::Missing(file)) => Err(Problem::new(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "config_missing",
+            format!("{file} does not exist; still using the previous configuration"),
+            "restore it and reload again",
         )),
         Err(NotReloaded::NoFile) => Err(Problem::new(
             StatusCode::CONFLICT,

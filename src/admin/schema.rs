@@ -82,7 +82,7 @@ pub struct LimitRow {
     pub class: String,
     /// Its module.
     pub module: String,
-    /// `enforce`, `shadow`, `manual` or `frozen`.
+    /// `shadow`, whatever is pinned or frozen; else `manual` (a limit is pinned), `frozen` or `enforce`.
     pub mode: String,
     /// Which limit.
     pub limit: LimitKind,

@@ -61,7 +61,10 @@ pub enum ClientError {
         problem: String,
     },
     /// Somebody answers, but not as rayguard does.
-    #[error("{address} answers, but not like rayguard {}: {problem}", env!("CARGO_PKG_VERSION"))]
+    #[error(
+        "{address} is not the admin API of a rayguard {} (perhaps it is Ray): {problem}; give the address of `admin.listen`",
+        env!("CARGO_PKG_VERSION")
+    )]
     Strange {
         /// Where.
         address: String,

@@ -35,7 +35,10 @@ pub async fn run(args: &Args, out: &mut dyn Write) -> Result<(), ClientError> {
 #[must_use]
 pub fn title(clients: &Clients, now: WallMs) -> String {
     let ago = now.0.saturating_sub(clients.since.0) as f64 / 1e3;
-    format!("Top clients (last {}; by cost to Ray and requests)", length(ago))
+    format!(
+        "Top clients (last {}; by cost to Ray and requests; in parentheses: shed in shadow mode only)",
+        length(ago)
+    )
 }
 
 /// Writes the table, one line per client.
@@ -51,10 +54,11 @@ pub fn show(clients: &Clients, indent: &str, out: &mut dyn Write) -> io::Result<
         "SHED",
         "FAILED",
         "SHARED",
-        "LEFT",
+        "CLIENT GONE",
         "TIME AT RAY",
-        "SLOW CLIENT",
+        "CLIENT WAIT",
         "STANDING",
+        "ID",
         "TOP ROUTE",
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
@@ -74,7 +78,7 @@ fn row(client: &ClientRow) -> Vec<String> {
     };
     let shed = match (counts.shed, counts.would_shed) {
         (shed, 0) => shed.to_string(),
-        (shed, would) => format!("{shed} (+{would} in shadow)"),
+        (shed, would) => format!("{shed} ({would})"),
     };
     let mostly = client.classes.first().map_or_else(String::new, |most| {
         let route = most.routes.first().map_or_else(String::new, |route| format!(" {}", printable(route)));
@@ -92,6 +96,8 @@ fn row(client: &ClientRow) -> Vec<String> {
         format!("{} s", number(counts.work_s)),
         format!("{} s", number(client.client_wait_s)),
         client.standing.as_ref().map_or_else(|| "-".to_owned(), |standing| printable(&standing.says)),
+        // As the adjustment log and `rayguard explain` have it.
+        client.client.clone(),
         mostly,
     ]
 }
@@ -123,7 +129,9 @@ mod tests {
         let lines: Vec<&str> = out.lines().collect();
         assert!(lines[1].starts_with("  10.0.0.7 "), "{out}");
         assert!(
-            lines[1].contains("3f2a9b01 (64 addresses)") && lines[1].ends_with("state-heavy /api/v0/tasks")
+            lines[1].contains("3f2a9b01 (64 addresses)")
+                && lines[1].ends_with("00000000000000aa  state-heavy /api/v0/tasks"),
+            "the digest of `explain` is beside the address: {out}"
         );
         assert!(lines[1].contains("12.5 s") && lines[1].contains("stranger; one of 214"), "{out}");
         assert!(lines[2].starts_with("  00000000000000aa  -"), "{out}");

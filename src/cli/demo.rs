@@ -122,8 +122,11 @@ async fn start_app(
     head: &Running,
     dir: &std::path::Path,
 ) -> Result<(Arc<App>, SocketAddr, String), DemoError> {
+    // Bound before the settings are made, so that `rayguard status` shows the port.
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let proxy = listener.local_addr()?;
     let text = format!(
-        "upstream = \"http://{}\"\nlisten = \"127.0.0.1:0\"\nstate_dir = \"{}\"\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n",
+        "upstream = \"http://{}\"\nlisten = \"{proxy}\"\nstate_dir = \"{}\"\n[metrics]\ntargets = [\"http://{}/metrics\", \"http://{}/metrics\"]\n",
         head.dashboard,
         dir.display(),
         head.metrics,
@@ -152,8 +155,6 @@ async fn start_app(
     let front = app
         .front(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
         .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
-    let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let proxy = listener.local_addr()?;
     tasks.spawn(listen::serve(listener, front, tasks.clone(), listen::Bounds::default()));
     watch::start(&app);
     crate::runtime::head_version::start(&app);
@@ -219,7 +220,10 @@ struct Rates {
 impl Screen {
     fn open(&self, page: &str) -> std::io::Result<()> {
         let mut out = std::io::stdout().lock();
-        writeln!(out, "rayguard demo: the same load on two emulated Ray heads, one bare, one guarded.")?;
+        writeln!(
+            out,
+            "rayguard demo: the same load on two emulated Ray heads, one behind rayguard, one without it."
+        )?;
         writeln!(
             out,
             "Polite: operators poll job status, one lists actors. From second 8 to 24 one client polls"
@@ -286,7 +290,7 @@ impl Screen {
         let limit =
             |name: &str| class(name).and_then(|class| class.limits.first()).map_or(0.0, |limit| limit.value);
         format!(
-            "{elapsed:5.1} s  {:<10}  admitted {admitted:6.1}/s  shed {shed:5.1}/s  state-heavy limit {:4.1}  job-list limit {:4.1}  inside: bare {:>4}, guarded {:>3}",
+            "{elapsed:5.1} s  {:<10}  admitted {admitted:6.1}/s  shed {shed:5.1}/s  state-heavy limit {:4.1}  job-list limit {:4.1}  inside: without {:>4}, with rayguard {:>3}",
             Self::phase(elapsed),
             limit("state-heavy"),
             limit("job-list"),
@@ -309,7 +313,7 @@ impl Screen {
         // Writing to a String cannot fail.
         let _ = writeln!(page, "\x1b[K{:>5.1} / {total:.0} s   {}", elapsed.min(total), Self::phase(elapsed));
         let _ = writeln!(page, "\x1b[K");
-        let _ = writeln!(page, "\x1b[Krequests inside     bare head   guarded head");
+        let _ = writeln!(page, "\x1b[Krequests inside       without  with rayguard");
         for module in ["JobHead", "StateHead"] {
             let _ = writeln!(
                 page,

@@ -7,6 +7,7 @@
 //! what to do.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::net::TcpListener;
 use std::ops::ControlFlow;
@@ -20,9 +21,11 @@ use url::Url;
 
 use crate::cli::config_file::ConfigFile;
 use crate::cli::format::Format;
+use crate::cli::run::why_not_bound;
 use crate::config::settings::{Address, Admin, Settings};
 use crate::config::{self, Overrides};
-use crate::core::policy::{Signal, SignalSource};
+use crate::core::controller::backlog::TRICKLE;
+use crate::core::policy::{Policy, Signal, SignalId, SignalSource};
 use crate::core::request::profile::Fit;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
@@ -159,7 +162,7 @@ fn print(findings: &[Finding], out: &mut dyn Write) -> io::Result<()> {
 /// Everything there is to look at.
 pub async fn examine(settings: &Settings) -> Result<Vec<Finding>, FetchError> {
     let mut look = Look { settings, client: fetch::client()?, clock: Clock::start(), ray: Seen::default() };
-    let mut findings = vec![Finding::ok("configuration", format!("sound (version {})", settings.version))];
+    let mut findings = vec![Finding::ok("configuration", format!("valid (config {})", settings.version))];
     let ray = look.ray().await;
     let answers = ray.iter().all(|finding| finding.health != Health::Fail);
     findings.extend(ray);
@@ -218,7 +221,13 @@ impl Look<'_> {
                 });
             }
             Err(fault) => {
-                let remedy = "start it (ray start --head), or name its address: upstream, or --upstream";
+                let remedy = match &fault {
+                    DiscoverError::NotRay { .. }
+                    | DiscoverError::Dashboard { fault: FetchError::Status { .. }, .. } => {
+                        "something else than Ray answers there: name Ray's address with upstream, or --upstream"
+                    }
+                    _ => "start it (ray start --head), or name its address with upstream, or --upstream",
+                };
                 findings.push(Finding::fail("ray", fault.to_string(), remedy));
                 return findings;
             }
@@ -359,9 +368,11 @@ impl Look<'_> {
         let Address::Tcp(tcp) = address else { return Finding::ok(subject, address.to_string()) };
         match TcpListener::bind(tcp) {
             Ok(_) => Finding::ok(subject, format!("{tcp} is free")),
-            Err(error) if error.kind() == io::ErrorKind::AddrInUse && self.is_ours().await => {
-                Finding::ok(subject, format!("{tcp} is held by a rayguard that runs"))
-            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && self.is_ours().await => Finding::warn(
+                subject,
+                format!("{tcp} is taken by a rayguard that runs already"),
+                "if it is not the one you mean to replace, choose another address; a second one cannot start beside it",
+            ),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::fail(
                 subject,
                 format!("{tcp} is taken"),
@@ -372,9 +383,11 @@ impl Look<'_> {
                 format!("{tcp}: {error}"),
                 "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one",
             ),
-            Err(error) => {
-                Finding::fail(subject, format!("{tcp}: {error}"), "is this address one of this host's?")
-            }
+            Err(error) => Finding::fail(
+                subject,
+                format!("{tcp}: {error}"),
+                why_not_bound(&error, "choose another address"),
+            ),
         }
     }
 
@@ -548,6 +561,7 @@ impl Look<'_> {
         let profile = self.settings.ray.unwrap_or(ray.profile);
         let is_known = ray != Seen::default();
         let (mut spare, mut lacking) = (Vec::new(), Vec::new());
+        let (mut pageless, mut trickling, mut no_page) = (Vec::new(), Vec::new(), String::new());
         for (id, reading) in readings {
             let signal = &policy.signals[id.index()];
             let subject = format!("signal {}", signal.name);
@@ -574,19 +588,42 @@ impl Look<'_> {
                 Err(Missing::NotFound { .. }) if is_known && profile.lacks(&signal.name) => {
                     lacking.push(&*signal.name);
                 }
+                Err(missing @ Missing::NoPage { .. }) if followed(id) => {
+                    no_page = missing.to_string();
+                    pageless.push(&*signal.name);
+                    if signal.backlog {
+                        trickling.push(id);
+                    }
+                }
                 Err(missing) if followed(id) => {
                     let found = match missing {
                         Missing::NotFound { .. } => format!("not found as {}", looked_for(signal)),
                         other => other.to_string(),
                     };
                     let remedy = format!(
-                        "limits that follow it hold meanwhile; under another name? [signal.{}] sources",
-                        signal.name
+                        "under another name? [signal.{}] sources; {}",
+                        signal.name,
+                        meanwhile(policy, id)
                     );
                     findings.push(Finding::warn(&subject, found, remedy));
                 }
                 Err(_) => spare.push(&*signal.name),
             }
+        }
+        if !pageless.is_empty() {
+            let found = format!(
+                "{no_page}; {} signals are without a reading: {}",
+                pageless.len(),
+                pageless.join(", ")
+            );
+            let mut remedy =
+                "name the exporters: [metrics] targets; until then rates and ceilings that follow these \
+                              signals do not rise"
+                    .to_owned();
+            if let Some(id) = trickling.first() {
+                let _ = write!(remedy, "; {}", meanwhile(policy, *id));
+            }
+            findings.push(Finding::warn("signals", found, remedy));
         }
         if !lacking.is_empty() {
             let found = format!("not exported by this Ray: {}", lacking.join(", "));
@@ -596,6 +633,20 @@ impl Look<'_> {
             let found = format!("not there, and no class follows them: {}", spare.join(", "));
             findings.push(Finding::ok("other signals", found));
         }
+    }
+}
+
+/// What becomes of limits while a signal is not read.
+fn meanwhile(policy: &Policy, id: SignalId) -> String {
+    let class = policy.classes.iter().find(|class| class.backlog == Some(id));
+    match class {
+        Some(class) => format!(
+            "until then {:.0} requests of {} pass at once and then one every {} s",
+            (policy.signals[id.index()].target / 2.0).floor(),
+            class.name,
+            TRICKLE.as_secs()
+        ),
+        None => "until then rates and ceilings that follow it do not rise".to_owned(),
     }
 }
 
@@ -745,6 +796,49 @@ mod tests {
         }
         assert_eq!(of(&findings, "metrics targets").health, Health::Warn);
         assert!(findings.iter().all(|finding| finding.health == Health::Ok || !finding.remedy.is_empty()));
+    }
+
+    /// Answers every request with 200, as the admin listener of a rayguard answers `/livez`.
+    async fn alive() -> std::net::SocketAddr {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                    .await;
+            }
+        });
+        address
+    }
+
+    #[tokio::test]
+    async fn a_port_that_another_rayguard_holds_is_a_warning_and_one_signal_line_says_that_no_page_was_read()
+    {
+        let admin = alive().await;
+        let text = format!(
+            "upstream = 'http://{admin}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
+             [metrics]\ndiscover = false\ndiscovery_file = '/nowhere.json'\n[probe]\nenabled = false\n",
+            std::env::temp_dir().display()
+        );
+        let findings = examine(&settings(&text)).await.unwrap();
+        let port = of(&findings, "admin");
+        assert_eq!(
+            (port.health, port.remedy.contains("cannot start beside it")),
+            (Health::Warn, true),
+            "{port:?}"
+        );
+        let ray = of(&findings, "ray");
+        assert!(ray.remedy.starts_with("something else than Ray answers there"), "{ray:?}");
+        let signals: Vec<_> =
+            findings.iter().filter(|finding| finding.subject.starts_with("signal")).collect();
+        assert_eq!(signals.len(), 1, "{signals:#?}");
+        assert!(
+            signals[0].remedy.contains("requests of job-submit pass at once and then one every 5 s"),
+            "{signals:?}"
+        );
     }
 
     #[tokio::test]

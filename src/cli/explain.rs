@@ -2,8 +2,8 @@
 //!
 //! From the adjustment log alone. For a request id (every refusal carries one) it shows the refusal,
 //! what it means, the limits of its class and module as they stood, what they had been set by,
-//! and what would undo it. For a class and a time it shows the last change of each of its
-//! limits before then and the first one after.
+//! and what would undo it. For a class and a time it says of each of its limits which ceiling was in force,
+//! and shows the last change of each before then and the first one after. For a signal it shows its last state.
 
 use super::class_name::ClassName;
 use super::format::Format;
@@ -12,7 +12,7 @@ use super::log_source::LogSource;
 use crate::core::admission::meter::Reason;
 use crate::core::control::guardrails::Guardrail;
 use crate::core::event::{
-    Adjustment, Event, LimitKind, LoggedEvent, ModeChange, Shed, number, printable, quantity,
+    Adjustment, Event, LimitKind, LoggedEvent, LoopKind, ModeChange, Shed, number, printable, quantity,
 };
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::Line;
@@ -23,10 +23,10 @@ use std::io::{self, Write};
 /// Explains a refused request, or a class's limits at some time.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// Request id, from the `X-Request-Id` header of the response.
+    /// Request id, from the `X-Rayguard-Request-Id` header of the response.
     #[arg(required_unless_present = "class", conflicts_with = "class")]
     pub request: Option<String>,
-    /// A class or module, instead of a request.
+    /// A class, module or signal, instead of a request.
     #[arg(long, value_name = "NAME", value_parser = ClassName, hide_possible_values = true)]
     pub class: Option<String>,
     /// Point in time: UTC (`2026-01-31T23:00:00Z`) or a duration ago (`10m`). Default: now.
@@ -99,22 +99,42 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), ExplainE
     }
 }
 
+/// The last change of each ceiling of one limit.
+type Ceilings = BTreeMap<LoopKind, (WallMs, Adjustment)>;
+
 /// The last word on every limit, as the adjustment log is read.
 #[derive(Default)]
 struct Known {
-    adjustments: BTreeMap<(String, LimitKind), (WallMs, Adjustment)>,
+    /// By class and limit, and by loop: each loop has a ceiling of its own, and the lowest is in force.
+    adjustments: BTreeMap<(String, LimitKind), Ceilings>,
+    signals: BTreeMap<String, (WallMs, String)>,
+    pins: BTreeMap<(String, LimitKind), f64>,
     modes: BTreeMap<String, (WallMs, ModeChange)>,
 }
 
 impl Known {
     fn take(&mut self, logged: LoggedEvent) {
-        match logged.event {
+        match &logged.event {
             Event::Adjustment(adjustment) => {
                 let key = (adjustment.class.clone(), adjustment.limit);
-                self.adjustments.insert(key, (logged.time, *adjustment));
+                self.adjustments
+                    .entry(key)
+                    .or_default()
+                    .insert(adjustment.r#loop, (logged.time, (**adjustment).clone()));
+            }
+            Event::SignalState(state) => {
+                let sentence = logged.event.sentence();
+                self.signals.insert(state.signal.clone(), (logged.time, sentence));
             }
             Event::ModeChange(change) => {
-                self.modes.insert(change.class.clone(), (logged.time, change));
+                if let Some(limit) = change.limit {
+                    let key = (change.class.clone(), limit);
+                    match change.value {
+                        Some(value) => _ = self.pins.insert(key, value),
+                        None => _ = self.pins.remove(&key),
+                    }
+                }
+                self.modes.insert(change.class.clone(), (logged.time, change.clone()));
             }
             // A new process starts from its own limits.
             Event::Start(_) => *self = Known::default(),
@@ -127,7 +147,42 @@ impl Known {
         self.adjustments
             .iter()
             .filter(|((class, _), _)| names.contains(&class.as_str()))
-            .map(|(_, last)| last)
+            .flat_map(|(_, loops)| loops.values())
+    }
+
+    /// The change that set what is in force of a limit: of its ceilings the lowest.
+    fn in_force(&self, class: &str, limit: LimitKind) -> Option<&Adjustment> {
+        let loops = self.adjustments.get(&(class.to_owned(), limit))?;
+        loops.values().map(|(_, last)| last).min_by(|a, b| a.new.total_cmp(&b.new))
+    }
+
+    /// What each limit of a class was, and what held it there.
+    fn standing(&self, class: &str) -> Vec<String> {
+        let of_class = self.adjustments.iter().filter(|((name, _), _)| name == class);
+        of_class
+            .filter_map(|((_, limit), loops)| {
+                let low = self.in_force(class, *limit)?;
+                let (label, unit) = (limit.label(), limit.unit());
+                let is = |value: f64| format!("{class} {label} is {}{unit}", number(value));
+                if let Some(pinned) = self.pins.get(&(class.to_owned(), *limit)) {
+                    return Some(format!("{}, pinned by an operator", is(*pinned)));
+                }
+                let held = match low.signals.first() {
+                    Some(worst) => format!(
+                        "set by {} ({}, target {})",
+                        worst.name,
+                        quantity(worst.value, &worst.unit),
+                        quantity(worst.target, &worst.unit)
+                    ),
+                    None => format!("set by {}", low.r#loop.follows()),
+                };
+                let others =
+                    loops.values().filter(|(_, other)| other.r#loop != low.r#loop).map(|(_, other)| {
+                        format!("; {} alone would allow {}{unit}", other.r#loop.follows(), number(other.new))
+                    });
+                Some(format!("{}, {held}{}", is(low.new), others.collect::<String>()))
+            })
+            .collect()
     }
 
     /// The last changes of their modes, and of all classes' together.
@@ -151,7 +206,7 @@ impl Known {
                 quantity(limit, "s")
             );
         }
-        let last = self.adjustments.get(&(shed.class.clone(), LimitKind::InFlight)).map(|(_, last)| last);
+        let last = self.in_force(&shed.class, LimitKind::InFlight);
         match last.filter(|_| of_class) {
             Some(cut) if cut.new < cut.old => format!(
                 "fewer requests, or more capacity of the head; a higher bound would not have helped, because the \
@@ -170,8 +225,14 @@ impl Known {
         self.adjustments(names).next().is_some() || self.modes(names).next().is_some()
     }
 
-    /// Everything about a class or module.
+    /// Everything about a class, module or signal.
     fn show(&self, name: &str, out: &mut dyn Write) -> io::Result<()> {
+        for sentence in self.standing(name) {
+            writeln!(out, "  {}", printable(&sentence))?;
+        }
+        if let Some((time, sentence)) = self.signals.get(name) {
+            writeln!(out, "  {}  {}", time.rfc3339(), printable(sentence))?;
+        }
         for (time, adjustment) in self.adjustments(&[name]) {
             show_adjustment(*time, adjustment, out)?;
         }
@@ -249,13 +310,17 @@ fn explain_class(
         }
     }
     // What was done to all classes says nothing of whether there is this one.
-    let is_named = known.adjustments(&[class]).next().is_some() || known.modes.contains_key(class);
+    let is_named = known.adjustments(&[class]).next().is_some()
+        || known.modes.contains_key(class)
+        || known.signals.contains_key(class);
     if !is_named && refused.is_none() && next.is_none() {
         return Err(ExplainError::NoClass { class: class.to_owned(), at: at.rfc3339() });
     }
     if format == Format::Json {
         let told = json!({
-            "name": class, "at": at.rfc3339(), "limits": known.told(&[class]), "refused": refused, "next": next,
+            "name": class, "at": at.rfc3339(), "standing": known.standing(class), "limits": known.told(&[class]),
+            "signal": known.signals.get(class).map(|(time, sentence)| json!({ "time": time, "sentence": sentence })),
+            "refused": refused, "next": next,
         });
         writeln!(out, "{told}")?;
         return Ok(());
@@ -268,13 +333,20 @@ fn explain_class(
     if let Some(logged) = &next {
         writeln!(out, "then {}  {}", logged.time.rfc3339(), printable(&logged.event.sentence()))?;
     }
+    if known.signals.contains_key(class) {
+        writeln!(out, "`rayguard log --class {}` shows what came before", printable(class))?;
+    }
     Ok(())
 }
 
 fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}  {}", time.rfc3339(), printable(&shed.sentence()))?;
     writeln!(out, "what that means: {}", shed.meaning())?;
-    writeln!(out, "client: {} (a digest; nothing else is kept)", printable(&shed.client))?;
+    writeln!(
+        out,
+        "client: {} (a digest; `rayguard clients` shows it in column ID, beside the address)",
+        printable(&shed.client)
+    )?;
     writeln!(out, "what would have helped: {}", printable(&known.advice(shed)))?;
     writeln!(out, "the limits then (table {}):", shed.table)?;
     known.show(&shed.class, out)?;
@@ -360,6 +432,45 @@ mod tests {
         assert!(then.contains("then 2023-11-14T22:13:25.000Z  cut state-heavy in_flight from 4"), "{then}");
         let now = explain(&adjustment_log, None, Some("state-heavy"), None).unwrap();
         assert!(now.contains("raised state-heavy in_flight from 3") && !now.contains("then"), "{now}");
+    }
+
+    #[test]
+    fn of_two_ceilings_the_one_in_force_comes_first_and_a_signal_is_explained_too() {
+        use crate::core::event::{SignalHealth, SignalSeen, SignalState};
+        let mut log = TestLog::new("ceilings");
+        let outer = crate::cli::log::tests::adjustment("state-light", 4.0, 1.83, 0);
+        let signal = SignalSeen {
+            name: "head_cpu".into(),
+            value: 119.0,
+            target: 65.0,
+            unit: "%".into(),
+            ..outer.signals[0].clone()
+        };
+        let outer = Adjustment { r#loop: LoopKind::Outer, new: 0.462_8, signals: vec![signal], ..outer };
+        log.write(0, Event::Adjustment(Box::new(outer)));
+        log.write(1, adjusted("state-light", 1.0, 0.5, 1));
+        log.write(
+            2,
+            Event::SignalState(SignalState {
+                signal: "head_cpu".into(),
+                state: SignalHealth::Fresh,
+                age_ms: None,
+                source: "a:1 ray_node_cpu_utilization".into(),
+                problem: String::new(),
+                consequence: String::new(),
+            }),
+        );
+        let text = explain(&log, None, Some("state-light"), None).unwrap();
+        let first = text.lines().nth(1).unwrap();
+        assert!(
+            first.starts_with("  state-light in_flight is 0.463, set by head_cpu (119 %, target 65 %); latency alone would allow 1."),
+            "{text}"
+        );
+        let text = explain(&log, None, Some("head_cpu"), None).unwrap();
+        assert!(
+            text.contains("head_cpu is read from a:1") && text.contains("`rayguard log --class head_cpu`"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -6,8 +6,8 @@ use crate::cli::client::{Client, ClientError, Reach};
 
 /// Ask a running rayguard whether it takes requests.
 ///
-/// Says nothing about Ray: a proxy that is restarted because Ray is down helps nobody. Exit codes:
-/// 0 ready, 1 draining or unreachable.
+/// It stays ready while Ray is down: rayguard then answers clients itself, and restarting it would not help. `rayguard
+/// status` shows whether Ray answers. Exit codes: 0 ready, 1 draining or unreachable.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Where the admin API is.

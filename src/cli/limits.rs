@@ -60,12 +60,12 @@ fn show(limits: &Limits, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         vec![
             row.class.clone(),
             row.limit.label().to_owned(),
-            row.mode.clone(),
+            mode_words(&row.mode, row.pinned, limits.frozen),
             row.module.clone(),
-            number(row.value),
-            number(row.min),
-            number(row.initial),
-            number(row.max),
+            with_unit(row, row.value),
+            with_unit(row, row.min),
+            with_unit(row, row.initial),
+            with_unit(row, row.max),
             note(row),
         ]
     }));
@@ -96,15 +96,32 @@ fn show(limits: &Limits, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
+fn with_unit(row: &LimitRow, value: f64) -> String {
+    format!("{}{}", number(value), row.limit.unit())
+}
+
+/// The mode, with what else an operator holds: a class in shadow mode may have a pinned limit.
+pub(super) fn mode_words(mode: &str, pinned: bool, frozen: bool) -> String {
+    let also = match (pinned, frozen) {
+        _ if mode != "shadow" => "",
+        (true, _) => ", pinned",
+        (false, true) => ", frozen",
+        (false, false) => "",
+    };
+    let mode = if mode == "manual" { "pinned" } else { mode };
+    format!("{mode}{also}")
+}
+
 /// What is worth a word about a limit.
 fn note(row: &LimitRow) -> String {
     let moves = row.min < row.max;
     let notes = [
         (row.pinned, "pinned"),
         (row.binding, "holds requests back"),
-        (moves && row.value <= row.min * 1.01, "at its floor"),
+        (moves && row.value < row.min * 0.99, "below min: lowered by Ray's signals"),
+        (moves && row.value >= row.min * 0.99 && row.value <= row.min * 1.01, "at its floor"),
         (moves && row.value >= row.max * 0.99, "at its ceiling"),
-        (row.oscillation > 0.5, "swings"),
+        (row.oscillation > 0.5, "oscillates"),
         (!moves, "fixed"),
     ];
     notes.iter().filter(|(so, _)| *so).map(|(_, note)| *note).collect::<Vec<_>>().join(", ")
@@ -123,6 +140,17 @@ mod tests {
         let rate =
             out.lines().find(|line| line.starts_with("job-submit") && line.contains(" rate ")).unwrap();
         assert!(rate.contains("enforce"), "{rate}");
+        assert!(rate.contains("/s"), "a rate has its unit: {rate}");
         assert!(out.contains("JobHead"), "{out}");
+    }
+
+    #[test]
+    fn what_signals_have_lowered_below_min_is_not_called_its_floor() {
+        let mut limits = crate::admin::api::limits(&state().view);
+        let row = limits.limits.iter_mut().find(|row| row.min < row.max).unwrap();
+        row.value = row.min * 0.46;
+        assert_eq!(note(row), "below min: lowered by Ray's signals");
+        row.value = row.min;
+        assert_eq!(note(row), "at its floor");
     }
 }

@@ -42,7 +42,7 @@ pub struct Args {
     /// Writes every operation to this file, one JSON object a line.
     #[arg(long)]
     pub samples: Option<PathBuf>,
-    /// How to tell it: a table on a terminal, JSON into a pipe, unless said otherwise.
+    /// Output format. Default: a table on a terminal, JSON into a pipe.
     #[arg(long, value_enum)]
     pub format: Option<Format>,
     /// Prints limits for each class instead, from what the head bore; for a plan whose rates rise.

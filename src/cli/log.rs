@@ -113,7 +113,9 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
         show(&line, args.format, out)?;
     }
     if summed_up > 0 && args.format == Format::Table {
-        writeln!(out, "{summed_up} lines of single shed requests are not shown; --sheds shows them")?;
+        let lines = if summed_up == 1 { "line of a" } else { "lines of" };
+        let requests = if summed_up == 1 { "request is" } else { "requests are" };
+        writeln!(out, "{summed_up} {lines} single shed {requests} not shown; --sheds shows them")?;
     }
     out.flush()?;
     let Some(follow) = &mut follow else { return Ok(()) };
@@ -291,6 +293,7 @@ pub(crate) mod tests {
             apportioned: None,
             derivation: Derivation::Law { before, observation },
             decided_by: None,
+            other: None,
         };
         Adjustment::new(cause, &step)
     }
@@ -310,6 +313,7 @@ pub(crate) mod tests {
             apportioned: None,
             derivation: Derivation::Given { why: "pinned by ops: load test".into() },
             decided_by: None,
+            other: None,
         };
         let step = Move { old, new, terms: Terms::NoInformation, guardrail: None };
         Event::Adjustment(Box::new(Adjustment::new(cause, &step)))
@@ -401,7 +405,7 @@ pub(crate) mod tests {
         let text = output(&Args { sheds: false, ..args(&adjustment_log) });
         assert!(!text.contains("r-1"), "{text}");
         assert!(
-            text.ends_with("1 lines of single shed requests are not shown; --sheds shows them\n"),
+            text.ends_with("1 line of a single shed request is not shown; --sheds shows them\n"),
             "{text}"
         );
     }

@@ -7,7 +7,7 @@ use crate::cli::client::{Client, ClientError, Reach};
 use crate::config::{self, Overrides, defaults};
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::{Follower, Line, Reader};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 /// The adjustment log to read.
@@ -81,11 +81,17 @@ impl LogSource {
         }
         let path = Path::new(defaults::STATE_DIR).join("adjustment-log");
         if path.exists() {
+            // The directory may be anybody's: which log is read is said where it is not named. Not to say it stops nothing.
+            let _ = writeln!(io::stderr(), "reading {}", path.display());
             return Ok(Place::Files(path));
         }
         let client = Client::new(&Reach::at(&format!("http://{}", defaults::ADMIN_LISTEN)))?;
         match client.wait_for_text("/livez") {
-            Ok(_) => Ok(Place::Api(Box::new(client))),
+            Ok(_) => {
+                let _ =
+                    writeln!(io::stderr(), "reading the log of the rayguard at {}", defaults::ADMIN_LISTEN);
+                Ok(Place::Api(Box::new(client)))
+            }
             Err(problem) => Err(SourceError::Nowhere { path, problem }),
         }
     }

@@ -131,7 +131,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 5] = [
     (
         "Override",
         &[
-            ("pin", "rayguard pin job-submit rate=2 --for 30m --why 'nightly import'"),
+            ("pin", "rayguard pin job-submit rate=2/s --for 30m --why 'nightly import'"),
             ("unpin", "rayguard unpin job-submit rate"),
             ("freeze", "rayguard freeze --why 'head is being upgraded'"),
             ("unfreeze", "rayguard unfreeze --why 'upgrade done'"),
@@ -216,9 +216,9 @@ pub fn main() -> ExitCode {
         Command::Explain(args) => {
             explain::run(&args, wall(), &mut std::io::stdout().lock()).map(|()| 0).map_err(Into::into)
         }
-        Command::Replay(args) => {
-            replay::run(&args, &mut std::io::stdout().lock()).map(|_| 0).map_err(Into::into)
-        }
+        Command::Replay(args) => replay::run(&args, &mut std::io::stdout().lock())
+            .map(|tally| u8::from(!tally.is_complete()))
+            .map_err(Into::into),
         Command::Simulate(args) => simulate::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Tune(args) => tune::run(&args, &mut std::io::stdout().lock()).map_err(Into::into),
         Command::Operate(command) => Ok(client::carry_out(operate(command))),

@@ -5,6 +5,7 @@ use crate::admin::schema::{Done, FreezeRequest, ModeRequest, PinRequest, Reloade
 use crate::cli::class_name::ClassName;
 use crate::cli::client::{Client, ClientError, Reach, json, reason, who};
 use crate::cli::format::Format;
+use crate::config::quantity::PerSecond;
 use crate::core::event::LimitKind;
 use std::io::Write;
 use std::str::FromStr;
@@ -15,10 +16,10 @@ pub struct PinArgs {
     /// Class name, for example job-submit.
     #[arg(value_parser = ClassName, hide_possible_values = true)]
     pub class: String,
-    /// Limit and value: rate=5 or in_flight=20.
+    /// Limit and value: rate=5/s, rate=120/min or in_flight=20.
     #[arg(value_name = "LIMIT=VALUE")]
     pub limit: Setting,
-    /// Duration; after it the controller moves the limit again, from this value.
+    /// Duration, 30d at most; after it the controller moves the limit again, from this value.
     #[arg(long = "for", value_name = "LENGTH", default_value = "1h")]
     pub length: String,
     /// Reason, kept in the adjustment log; asked for at a terminal.
@@ -95,15 +96,20 @@ impl FromStr for Setting {
     type Err = String;
     fn from_str(text: &str) -> Result<Setting, String> {
         let (limit, value) =
-            text.split_once('=').ok_or("write the limit and its value, such as rate=5 or in_flight=20")?;
-        let value: f64 = value
-            .trim_end_matches("/s")
-            .parse()
-            .map_err(|_| format!("`{value}` is not a number; write rate=5"))?;
-        if !value.is_finite() || value < 0.0 {
+            text.split_once('=').ok_or("write the limit and its value, such as rate=5/s or in_flight=20")?;
+        let limit = kind(limit)?;
+        // A rate as in the configuration, or per second.
+        let number = match value.parse::<PerSecond>() {
+            Ok(PerSecond(rate)) if limit == LimitKind::Rate => rate,
+            _ => value.parse::<f64>().map_err(|_| match limit {
+                LimitKind::Rate => format!("`{value}` is not a rate; write rate=5/s or rate=120/min"),
+                _ => format!("`{value}` is not a number; write in_flight=20"),
+            })?,
+        };
+        if !number.is_finite() || number < 0.0 {
             return Err(format!("{value} cannot be a limit; write a number of 0 or more"));
         }
-        Ok(Setting { limit: kind(limit)?, value })
+        Ok(Setting { limit, value: number })
     }
 }
 
@@ -182,6 +188,8 @@ mod tests {
     fn a_setting_is_a_limit_and_a_number() {
         assert_eq!("rate=5".parse(), Ok(Setting { limit: LimitKind::Rate, value: 5.0 }));
         assert_eq!("rate=0.5/s".parse(), Ok(Setting { limit: LimitKind::Rate, value: 0.5 }));
+        assert_eq!("rate=120/min".parse(), Ok(Setting { limit: LimitKind::Rate, value: 2.0 }));
+        assert!("in_flight=5/s".parse::<Setting>().is_err());
         assert_eq!("in-flight=20".parse(), Ok(Setting { limit: LimitKind::InFlight, value: 20.0 }));
         for wrong in ["", "rate", "rate=", "rate=x", "rate=-1", "rate=nan", "rate=inf", "speed=5"] {
             assert!(wrong.parse::<Setting>().is_err(), "{wrong}");

@@ -14,6 +14,8 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 /// Verifies an adjustment log: computes every adjustment again and compares.
+///
+/// Exit codes: 0 all of it is verified, 1 a difference, or something is missing or unreadable.
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
     /// Directory of an adjustment log, or one of its files.
@@ -81,22 +83,43 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
             tally.missing += logged.seq.saturating_sub(last + 1);
         }
         seq_last = Some(logged.seq);
-        tally.take(&logged)?;
+        if let Err(differs) = tally.take(&logged) {
+            tally.write(args.format, "a difference, and nothing after it was read", out)?;
+            return Err(differs);
+        }
     }
-    if args.format == Format::Json {
-        writeln!(out, "{}", serde_json::json!(tally))?;
-        return Ok(tally);
-    }
-    writeln!(
-        out,
-        "{} adjustments verified, no differences; {} set by an operator or a reload and not computed; {} other \
-         events; {} events missing; {} unreadable lines",
-        tally.derived, tally.given, tally.others, tally.missing, tally.unreadable
-    )?;
+    let found = if tally.is_complete() {
+        "no differences"
+    } else {
+        "no differences, but INCOMPLETE: what is missing or unreadable was not verified"
+    };
+    tally.write(args.format, found, out)?;
     Ok(tally)
 }
 
 impl Tally {
+    /// Nothing is missing and every line could be read.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.missing == 0 && self.unreadable == 0
+    }
+
+    fn write(&self, format: Format, found: &str, out: &mut dyn Write) -> io::Result<()> {
+        if format == Format::Json {
+            return writeln!(out, "{}", serde_json::json!(self));
+        }
+        let count = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        writeln!(
+            out,
+            "{} verified, {found}; {} set by an operator or a reload and not computed; {}; {} missing; {}",
+            count(self.derived, "adjustment"),
+            self.given,
+            count(self.others, "other event"),
+            count(self.missing, "event"),
+            count(self.unreadable, "unreadable line")
+        )
+    }
+
     fn take(&mut self, logged: &LoggedEvent) -> Result<(), ReplayError> {
         let Event::Adjustment(adjustment) = &logged.event else {
             self.others += 1;
@@ -195,7 +218,13 @@ mod tests {
         lines[9] = serde_json::to_string(&logged).unwrap();
         fs::write(&path, lines.join("\n") + "\n").unwrap();
 
-        let error = replay(&adjustment_log).unwrap_err();
+        let mut out = Vec::new();
+        let error = run(&args(&adjustment_log, Format::Table), &mut out).unwrap_err();
+        let out = String::from_utf8(out).unwrap();
+        assert!(
+            out.starts_with("9 adjustments verified, a difference") || out.starts_with("8 adjustments"),
+            "{out}"
+        );
         let ReplayError::Differs { seq, recorded, derived, .. } = &error else { panic!("{error}") };
         assert_eq!(*seq, 10);
         assert_eq!(*derived, exact(true_limit));
@@ -212,6 +241,14 @@ mod tests {
         fs::write(&path, kept.join("\n") + "\n{\"time\":\"torn").unwrap();
         let tally = replay(&adjustment_log).unwrap();
         assert_eq!((tally.derived, tally.missing, tally.unreadable), (47, 3, 1));
+        assert!(!tally.is_complete(), "so that the command fails");
+        let mut out = Vec::new();
+        run(&args(&adjustment_log, Format::Table), &mut out).unwrap();
+        let told = String::from_utf8(out).unwrap();
+        assert!(
+            told.contains("INCOMPLETE") && told.ends_with("3 events missing; 1 unreadable line\n"),
+            "{told}"
+        );
         let mut out = Vec::new();
         run(&args(&adjustment_log, Format::Json), &mut out).unwrap();
         let told: serde_json::Value = serde_json::from_slice(&out).unwrap();

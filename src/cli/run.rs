@@ -5,7 +5,7 @@ use crate::cli::config_file::ConfigFile;
 use crate::config::quantity::{Bytes, Length};
 use crate::config::{self, Overrides, Settings, settings};
 use crate::core::admission::table::Mode;
-use crate::core::controller::LastGood;
+use crate::core::controller::{ClassReading, LastGood, read_proxy};
 use crate::core::event::Event;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::RouteError;
@@ -116,7 +116,10 @@ pub enum RunError {
     #[error(transparent)]
     Config(#[from] config::Error),
     /// A listener's address is taken or not ours.
-    #[error("cannot listen on {address}: {source}; free the port or choose another with --listen")]
+    #[error(
+        "cannot listen on {address}: {}",
+        why_not_bound(source, "free the port or choose another with --listen")
+    )]
     Listen {
         /// The address.
         address: String,
@@ -128,7 +131,8 @@ pub enum RunError {
     Receiver,
     /// The admin listener's address is taken or not ours.
     #[error(
-        "cannot listen on {address} (admin): {source}; free the port, or set `admin.listen` to another or to \"off\""
+        "cannot listen on {address} (admin): {}",
+        why_not_bound(source, "free the port, or set `admin.listen` to another or to \"off\"")
     )]
     Admin {
         /// The address.
@@ -138,7 +142,8 @@ pub enum RunError {
     },
     /// The rate-limit service's address is taken or not ours.
     #[error(
-        "cannot listen on {address} for Envoys: {source}; free the port, or set `ratelimit_service.listen` to another"
+        "cannot listen on {address} for Envoys: {}",
+        why_not_bound(source, "free the port, or set `ratelimit_service.listen` to another")
     )]
     Ratelimit {
         /// The address.
@@ -178,6 +183,15 @@ pub enum RunError {
     /// The trace may take too little.
     #[error("a trace of at most {0} bytes holds little more than its names; allow 1 MiB or more")]
     RecordMax(u64),
+}
+
+/// Why an address could not be listened on, with a remedy.
+pub(super) fn why_not_bound(error: &std::io::Error, remedy: &str) -> String {
+    if error.kind() == std::io::ErrorKind::AddrNotAvailable {
+        "this is no address of this host; use one of its own, or 0.0.0.0".to_owned()
+    } else {
+        format!("{error}; {remedy}")
+    }
 }
 
 /// Carries out `record`.
@@ -316,7 +330,7 @@ async fn app(
         let front = app.front(spec.surface, way).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(
             address = %spec.address,
-            surface = crate::proxy::handle::surface_name(spec.surface),
+            kind = crate::proxy::handle::surface_name(spec.surface),
             upstream = %spec.upstream.authority(),
             "listening"
         );
@@ -348,7 +362,14 @@ async fn app(
             () = tokio::time::sleep(length) => "the trace's time is up",
         },
     };
-    tracing::info!(signal, "draining: finishing requests in progress");
+    let before = Progress::of(&app);
+    tracing::info!(
+        signal,
+        "draining: up to {}, {} in progress, {} waiting",
+        Length(settings.http.drain),
+        requests(before.in_flight),
+        before.waiting
+    );
     app.note(Event::Stop { reason: signal.to_owned() });
     state.save(&app.last_good());
     if let Some(known) = &known {
@@ -359,6 +380,12 @@ async fn app(
     if !drained {
         tracing::warn!(left = tasks.running(), "some requests did not finish within http.drain");
     }
+    let after = Progress::of(&app);
+    tracing::info!(
+        "stopped: {} finished, {} shed while draining",
+        requests(after.ended.saturating_sub(before.ended)),
+        after.shed.saturating_sub(before.shed)
+    );
     app.stop_trace();
     if let Some(writing) = trace {
         if let Ok(tally) = writing.join() {
@@ -373,6 +400,33 @@ async fn app(
         tracing::error!("the adjustment log may be incomplete: its writer failed");
     }
     Ok(0)
+}
+
+/// How far requests are.
+struct Progress {
+    in_flight: u64,
+    waiting: u64,
+    ended: u64,
+    shed: u64,
+}
+
+impl Progress {
+    fn of(app: &App) -> Progress {
+        let proxy = app.proxy();
+        let read = read_proxy(&proxy.admission, proxy.policy.classes.len(), app.clock.now());
+        let sum = |of: fn(&ClassReading) -> u64| read.iter().map(of).sum();
+        Progress {
+            in_flight: sum(|class| u64::from(class.in_flight)),
+            waiting: sum(|class| u64::from(class.waiting)),
+            ended: sum(|class| class.counts.finished()),
+            shed: sum(|class| class.counts.shed_all()),
+        }
+    }
+}
+
+/// `1 request`, `3 requests`.
+fn requests(count: u64) -> String {
+    if count == 1 { "1 request".to_owned() } else { format!("{count} requests") }
 }
 
 /// Says at once what an operator who mistyped an address needs to know. It is no reason to end:
@@ -394,7 +448,7 @@ fn say_whether_ray_is_there(app: &Arc<App>) {
             Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
                 tracing::warn!(
                     dashboard = url,
-                    "found Ray, which does not take our token; say where Ray's is with `metrics.token`, or list its exporters in `metrics.targets`"
+                    "found Ray, which rejects rayguard's token; say where Ray's token is with `metrics.token`, or list its exporters in `metrics.targets`"
                 );
             }
             Err(fault) => tracing::error!(

@@ -45,11 +45,11 @@ pub struct Args {
     /// Writes the adjustment log of each run to this folder, as JSON Lines.
     #[arg(long, value_name = "FOLDER")]
     pub adjustment_log: Option<PathBuf>,
-    /// Repeats each scenario so many times with randomly varied parameters of the head, and prints the
-    /// pass rate with its 95 % interval and the worst sample.
+    /// Draws the head's parameters at random and repeats each scenario so many times; prints the pass rate with its
+    /// 95 % interval and the number of the worst draw.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub runs: u64,
-    /// Runs this one sample of them.
+    /// Runs each scenario once with the parameters of this draw of `--runs`.
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["runs", "baselines"])]
     pub draw: Option<u64>,
     /// Compares rayguard with other limiters, in one table over all scenarios.
@@ -158,6 +158,14 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
         return calibrate(args, folder, out);
     }
     let files = files(&args.scenarios)?;
+    if files.len() > 1 {
+        // Beside the answers and not among them; not to say it stops nothing.
+        let _ = writeln!(
+            std::io::stderr(),
+            "{} scenarios, each with a control run; name one to run it alone",
+            files.len()
+        );
+    }
     if args.ablate {
         return ablated(args, &files, out);
     }
@@ -270,7 +278,7 @@ fn finish(
     let held = answers.iter().filter(|answer| answer.passed()).count();
     match args.format {
         Format::Json => writeln!(out, "{}", serde_json::Value::Array(machine.to_vec()))?,
-        Format::Table => writeln!(out, "{held} of {} scenarios hold", answers.len())?,
+        Format::Table => writeln!(out, "{}\n{held} of {} scenarios hold", report::LEGEND, answers.len())?,
     }
     if let Some(file) = &args.html {
         std::fs::write(file, page::html(answers)).map_err(at(file))?;

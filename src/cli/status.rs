@@ -9,6 +9,7 @@ use crate::admin::schema::{AdjustmentRow, Adjustments, State};
 use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table};
 use crate::cli::clients;
 use crate::cli::format::Format;
+use crate::cli::limits::mode_words;
 use crate::core::alert::{Severity, Transition};
 use crate::core::controller::backlog::TRICKLE;
 use crate::core::controller::view::{ClassView, SignalView, View};
@@ -97,19 +98,19 @@ pub fn screen(
 fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     let view = &state.view;
     let limited = || view.classes.iter().filter(|class| class.treatment == "limited");
-    let shadowed = limited().filter(|class| class.mode == "shadow").count();
-    let mode = if view.frozen {
-        paint.warn("frozen: limits are held where they are")
-    } else if shadowed == limited().count() {
-        paint.warn("shadow: nothing is shed, only counted")
-    } else if shadowed > 0 {
-        paint.warn(&format!("enforcing, {shadowed} in shadow"))
-    } else {
+    let shadowed: Vec<&str> =
+        limited().filter(|class| class.mode == "shadow").map(|class| class.name.as_str()).collect();
+    let mode = if shadowed.is_empty() {
         "enforcing".to_owned()
+    } else if shadowed.len() == limited().count() {
+        paint.warn("shadow: nothing is shed, only counted")
+    } else {
+        paint.warn(&format!("enforcing; in shadow: {}", shadowed.join(", ")))
     };
+    let frozen = if view.frozen { paint.warn("; frozen: no limit moves") } else { String::new() };
     writeln!(
         out,
-        "Mode    {mode}; up {}, limit table {}, config {}, rayguard {}",
+        "Mode    {mode}{frozen}; up {}, limit table {}, config {}, rayguard {}",
         length(state.uptime_s),
         view.table,
         printable(&state.config),
@@ -148,15 +149,16 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     }
     for pin in &view.pins {
         let held = format!(
-            "{} {} pinned at {} for {} more by {}: {}",
+            "{} {} at {}{} for {} more by {}: {}",
             pin.class,
             pin.limit.label(),
             number(pin.value),
+            pin.limit.unit(),
             length(pin.left_s),
             printable(&pin.who),
             printable(&pin.why)
         );
-        writeln!(out, "Held    {}", paint.warn(&held))?;
+        writeln!(out, "Pinned  {}", paint.warn(&held))?;
     }
     Ok(())
 }
@@ -190,7 +192,7 @@ pub fn alert_line(alert: &Transition, uptime_s: f64, paint: Paint) -> String {
         Severity::Info => "info    ".to_owned(),
     };
     format!(
-        "{severity}  {}, for {}: {}",
+        "{severity}  {}, since {} ago: {}",
         alert.key,
         length(uptime_s - alert.since.as_secs_f64()),
         printable(&alert.summary)
@@ -200,6 +202,9 @@ pub fn alert_line(alert: &Transition, uptime_s: f64, paint: Paint) -> String {
 /// Shown even at rest: what an operator looks for first. The page shows the same.
 const ALWAYS: [&str; 6] =
     ["gcs_latency", "head_cpu", "head_memory", "pending_tasks", "submission_backlog", "dashboard_loop_lag"];
+
+/// How a problem begins that all signals share ([`crate::core::signal::reading::Missing::NoPage`]).
+const NO_PAGE: &str = "no page of Ray's metrics was ever read";
 
 /// Readings that say something; the rest by name, and what is stale by its cause.
 fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
@@ -224,6 +229,9 @@ fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write
     if !quiet.is_empty() {
         list(&format!("below a tenth of the target ({}): ", quiet.len()), &quiet, out)?;
     }
+    let remedy = |cause: &str| {
+        if cause.starts_with(NO_PAGE) { "; set `metrics.targets`, or run `rayguard doctor`" } else { "" }
+    };
     let mut causes: Vec<&str> = Vec::new();
     for signal in signals.iter().filter(|signal| signal.health == SignalHealth::Stale) {
         if !causes.contains(&signal.problem.as_str()) {
@@ -232,8 +240,9 @@ fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write
     }
     for cause in causes {
         let stale = names(&|signal| signal.health == SignalHealth::Stale && signal.problem == cause);
-        let cause = if cause.is_empty() { "no news" } else { cause };
-        writeln!(out, "  {}", paint.warn(&format!("STALE ({}): {}", stale.len(), printable(cause))))?;
+        let shown = if cause.is_empty() { "nothing has been read" } else { cause };
+        let line = format!("STALE ({}): {}{}", stale.len(), printable(shown), remedy(cause));
+        writeln!(out, "  {}", paint.warn(&line))?;
         list("  ", &stale, out)?;
     }
     let silent = names(&|signal| signal.health == SignalHealth::Waiting && signal.value.is_none());
@@ -300,13 +309,13 @@ fn classes(view: &View, all: bool, paint: Paint, out: &mut dyn Write) -> io::Res
             || class.shared_per_s >= 0.05
             || class.in_flight > 0
             || class.waiting > 0
-            || class.mode == "manual"
+            || class.limits.iter().any(|limit| limit.pinned)
     };
     let mut shown: Vec<&ClassView> = classes.iter().filter(|class| all || busy(class)).collect();
     shown.sort_by(|a, b| {
         b.shed_per_s.total_cmp(&a.shed_per_s).then(b.offered_per_s.total_cmp(&a.offered_per_s))
     });
-    writeln!(out, "\n{}", paint.head("Classes (requests per second, counted over the last ten seconds)"))?;
+    writeln!(out, "\n{}", paint.head("Classes (requests per second, counted over the last ten seconds; in parentheses: shed in shadow mode only)"))?;
     if !shown.is_empty() {
         let header = [
             "  CLASS",
@@ -320,10 +329,10 @@ fn classes(view: &View, all: bool, paint: Paint, out: &mut dyn Write) -> io::Res
             "IN FLIGHT",
             "RATE LIMIT",
             "LATENCY/SLO",
-            "HELD BY",
+            "LIMITED BY",
         ];
         let mut rows = vec![header.map(str::to_owned).to_vec()];
-        rows.extend(shown.iter().map(|class| row(class, counts_jobs)));
+        rows.extend(shown.iter().map(|class| row(class, view.frozen, counts_jobs)));
         table(out, &(2..11), &rows)?;
     }
     let idle: Vec<&str> =
@@ -334,19 +343,25 @@ fn classes(view: &View, all: bool, paint: Paint, out: &mut dyn Write) -> io::Res
     Ok(())
 }
 
-fn row(class: &ClassView, counts_jobs: bool) -> Vec<String> {
+fn row(class: &ClassView, frozen: bool, counts_jobs: bool) -> Vec<String> {
+    let pinned = class.limits.iter().any(|limit| limit.pinned);
     let limit = |kind: LimitKind| {
         let limit = class.limits.iter().find(|limit| limit.limit == kind)?;
-        Some(number(limit.value))
+        Some(format!("{}{}", number(limit.value), kind.unit()))
     };
     let of = limit(LimitKind::InFlight).map_or_else(String::new, |limit| format!("/{limit}"));
     vec![
         format!("  {}", class.name),
-        if class.treatment == "limited" { class.mode.clone() } else { class.treatment.clone() },
+        if class.treatment == "limited" {
+            mode_words(&class.mode, pinned, frozen)
+        } else {
+            class.treatment.clone()
+        },
         format!("{:.1}", class.offered_per_s + class.shared_per_s),
         format!("{:.1}", class.admitted_per_s),
+        // In shadow mode these were forwarded; the mode stands beside it.
         if class.shadow_shed_per_s > 0.0 {
-            format!("({:.1} in shadow)", class.shadow_shed_per_s)
+            format!("({:.1})", class.shadow_shed_per_s)
         } else {
             format!("{:.1}", class.shed_per_s)
         },
@@ -437,6 +452,33 @@ pub(super) mod tests {
         let screen = shown(&state, false);
         assert_eq!(screen.matches("no connection").count(), 1, "{screen}");
         assert!(screen.lines().count() < 40 && screen.lines().all(|line| line.len() <= 110), "{screen}");
+    }
+
+    #[test]
+    fn before_any_page_one_line_says_so_with_a_remedy() {
+        let mut state = state();
+        for signal in &mut state.view.signals {
+            signal.health = SignalHealth::Stale;
+            signal.problem = crate::core::signal::reading::Missing::NoPage { why: None }.to_string();
+        }
+        let screen = shown(&state, false);
+        let all = state.view.signals.len();
+        let line = format!(
+            "STALE ({all}): no page of Ray's metrics was ever read; set `metrics.targets`, or run `rayguard doctor`"
+        );
+        assert!(screen.contains(&line), "{screen}");
+    }
+
+    #[test]
+    fn a_class_in_shadow_mode_is_named_though_it_is_pinned_too() {
+        let mut state = state();
+        let class = state.view.classes.iter_mut().find(|class| !class.limits.is_empty()).unwrap();
+        class.mode = "shadow".into();
+        class.limits[0].pinned = true;
+        let name = class.name.clone();
+        let screen = shown(&state, false);
+        assert!(screen.contains(&format!("enforcing; in shadow: {name};")), "{screen}");
+        assert!(screen.contains("shadow, pinned"), "{screen}");
     }
 
     #[test]

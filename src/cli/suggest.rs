@@ -62,6 +62,13 @@ pub async fn run(args: &Args, out: &mut dyn Write) -> Result<(), ClientError> {
 /// The section, with its reasons in comments.
 #[must_use]
 pub fn section(seen: &Discovery) -> String {
+    if seen.watched_s < 60.0 {
+        return format!(
+            "# Nothing suggested: only {} of traffic has been seen, and limits follow from the busiest minute.\n\
+             # Ask again when traffic has passed for a minute or more; a day with its busy hours says most.\n",
+            length(seen.watched_s)
+        );
+    }
     let limited = || seen.classes.iter().filter(|class| class.limited);
     let (told, untold): (Vec<_>, Vec<_>) =
         limited().partition(|class| class.answers >= ANSWERS_MIN && !class.held);
@@ -83,7 +90,10 @@ pub fn section(seen: &Discovery) -> String {
             let peak = class.traffic.in_flight_peak;
             format!("held open; {peak} at once at most, and a permit is one of Ray's connections")
         } else {
-            format!("{} answers say too little of their latency", class.answers)
+            match class.answers {
+                1 => "1 answer says too little of its latency".to_owned(),
+                answers => format!("{answers} answers say too little of their latency"),
+            }
         };
         let _ = writeln!(text, "# {}: {why}", class.class);
     }
@@ -334,6 +344,12 @@ mod tests {
             text.contains("job-list = \"p95 500ms\"") || text.contains("job-list = \"p99 500ms\""),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_has_been_seen_for_seconds_is_no_busiest_minute() {
+        let text = section(&everything(traffic(10_000, 600, 3), 0.05, 17.0));
+        assert!(text.contains("only 17 s of traffic") && !text.contains("in_flight"), "{text}");
     }
 
     #[test]

@@ -115,6 +115,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<u8, TuneError> {
     let backed = is_backed(&incident);
     let mut text = preface(&name, &trace, &found);
     write_proposals(&proposals, &mut text);
+    misfit(&incident, &mut text);
     stability(&proposed, &mut text);
     backing(&incident, backed, &mut text);
     out.write_all(text.as_bytes())?;
@@ -391,6 +392,35 @@ fn stability(settings: &Settings, text: &mut String) {
             one.limit.label(),
             of.dead_time.as_secs_f64(),
             of.gain
+        );
+    }
+}
+
+/// The model and the recording are no longer the same head where their medians are further apart: `sim::model_fit`'s bound.
+const APART_MAX: f64 = 2.0;
+
+/// Says where the model answers in another time than was recorded, whatever limits it runs with; the first run of each
+/// class is the recording.
+fn misfit(incident: &Incident, text: &mut String) {
+    if incident.runs.first().is_none_or(|run| run != "recorded") {
+        return;
+    }
+    let apart = incident.rows.iter().filter_map(|row| {
+        let recorded = row.fared.first()?.p50_ms?;
+        let mut simulated: Vec<f64> = row.fared.iter().skip(1).filter_map(|fared| fared.p50_ms).collect();
+        simulated.sort_by(f64::total_cmp);
+        let (low, high) = (*simulated.first()?, *simulated.last()?);
+        let is_apart = high * APART_MAX < recorded || low > recorded * APART_MAX;
+        is_apart.then(|| format!("{} {recorded:.1} ms, simulated {low:.1} to {high:.1} ms", row.class))
+    });
+    let apart: Vec<String> = apart.collect();
+    if !apart.is_empty() {
+        let _ = writeln!(
+            text,
+            "\n# THE MODEL DOES NOT FIT this trace: p50 recorded of {}.\n# Trust the values below no further than that. \
+             Record a time in which the head was saturated and one in which it was calm,\n# and let all of Ray's traffic \
+             pass rayguard meanwhile.",
+            apart.join("; ")
         );
     }
 }

@@ -10,8 +10,8 @@
 //! |---|---|---|
 //! | slo-breached | latency above the class's objective | 1 min |
 //! | sheds-rising | over 1 % shed, and 1.5 times the share of the ten minutes before the last one; until sheds end | 30 s |
-//! | requests-failing | over 5 % fail while Ray is reachable | 30 s |
-//! | high-request-rate | over the configured rate, or four times the last hour's and 10/s, while nothing is shed | 1 min |
+//! | requests-failing | over 5 % fail while Ray is reachable, five of them within a minute | 30 s |
+//! | high-request-rate | more arrives than the configured rate, or four times the last hour's and 10/s | 1 min |
 //! | pinned-floor | at `min` and binding | 5 min |
 //! | pinned-ceiling | at `max` and binding | 10 min |
 //! | signal-stale | no fresh reading, one alert for each target | 30 s |
@@ -111,7 +111,7 @@ pub struct Transition {
     pub description: String,
     /// Where the runbook speaks of it: an absolute URL.
     pub runbook: String,
-    /// When it began to fire.
+    /// When the trouble began; it fires once that has lasted for its patience.
     pub since: Time,
 }
 
@@ -145,8 +145,10 @@ pub struct ClassFacts<'a> {
     pub offered: u64,
     /// Those that were shed for load.
     pub shed: u64,
-    /// Those that Ray failed.
+    /// Those that failed.
     pub failed: u64,
+    /// Of these, those that rayguard ended after the class's timeout.
+    pub late: u64,
     /// Alert above this rate, in requests per second; `None`: learnt.
     pub rate_alert: Option<f64>,
 }
@@ -166,7 +168,7 @@ pub struct LimitFacts<'a> {
     pub binding: bool,
     /// It is hunting.
     pub hunting: bool,
-    /// +- swing as a ratio.
+    /// How far it oscillates, +-, as a ratio.
     pub swing: f64,
 }
 
@@ -235,6 +237,7 @@ struct Totals {
     offered: u64,
     shed: u64,
     failed: u64,
+    late: u64,
 }
 
 /// Counted between two moments.
@@ -244,6 +247,7 @@ struct Window {
     offered: f64,
     shed: f64,
     failed: f64,
+    late: f64,
 }
 
 /// What a rule thinks of one subject.
@@ -379,13 +383,15 @@ impl Alert {
                  needs more capacity."
             }
             Alert::RequestsFailing => {
-                "Ray answers, but requests of this class fail: with status 500 or above, after the class's timeout, or by \
-                 a connection that breaks off. rayguard does not cause this and does not retry. Look at Ray's dashboard \
-                 logs (`dashboard.log`, `dashboard_*.log`) on the head."
+                "Requests of this class fail: Ray answers with status 500 or above or breaks off, or rayguard ends them \
+                 with status 504 after the class's timeout. rayguard does not retry. Look at Ray's dashboard logs \
+                 (`dashboard.log`, `dashboard_*.log`) on the head; where most run into the timeout, the head is too slow \
+                 for them, or `class.NAME.timeout` is too short."
             }
             Alert::HighRequestRate => {
-                "This class receives far more requests than usual. Often this is a retry loop or a new dashboard. \
-                 `rayguard clients` shows which client sends them."
+                "More requests of this class arrive than the threshold: the configured one or, without one, four times \
+                 the last hour's average. Often this is a retry loop or a new dashboard. `rayguard clients` shows which \
+                 client sends them."
             }
             Alert::PinnedFloor => {
                 "The controller would lower this limit further, but its floor does not allow it: the configured `min`, or on a \
@@ -397,8 +403,9 @@ impl Alert {
                  let more through."
             }
             Alert::SignalStale => {
-                "No fresh data for these signals; limits that use them do not rise. Check that the metrics \
-                 endpoint answers: `rayguard doctor`."
+                "No fresh data for these signals; rates and ceilings that follow them do not rise, and the proxy's own \
+                 latency still moves limits. `rayguard doctor` shows whether the metrics endpoint answers; if it does and \
+                 its values stand still, Ray's agent on that node may hang."
             }
             Alert::LoopHunting => {
                 "The limit goes up and down without settling: the gain is too high for the delay of the readings. \
@@ -518,7 +525,7 @@ impl Known {
                 if let Some(firing) = &mut self.firing {
                     firing.summary = summary();
                 } else if now.since(since) >= patience.fire_after {
-                    self.firing = Some(finding.transition(summary(), now));
+                    self.firing = Some(finding.transition(summary(), since));
                     return self.firing.clone();
                 }
             }
@@ -532,14 +539,21 @@ impl Known {
             Verdict::Good => {
                 self.bad_since = None;
                 let since = *self.good_since.get_or_insert(now);
-                // While it may yet come back it says what is now, not what was.
+                // While it may yet come back it says what is now, not what was, and when it is over.
                 let firing = self.firing.as_mut()?;
-                firing.summary = summary();
-                if now.since(since) >= patience.clear_after {
+                let good_for = now.since(since);
+                if good_for >= patience.clear_after {
                     let mut ended = self.firing.take()?;
+                    ended.summary = summary();
                     ended.state = AlertState::Resolved;
                     return Some(ended);
                 }
+                firing.summary = format!(
+                    "recovering for {} s, resolves after {} s: {}",
+                    good_for.as_secs(),
+                    patience.clear_after.as_secs(),
+                    summary()
+                );
             }
         }
         None
@@ -558,7 +572,7 @@ impl Finding<'_> {
         key
     }
 
-    fn transition(&self, summary: String, now: Time) -> Transition {
+    fn transition(&self, summary: String, since: Time) -> Transition {
         Transition {
             alert: self.alert,
             state: AlertState::Firing,
@@ -568,15 +582,15 @@ impl Finding<'_> {
             summary,
             description: self.alert.meaning().to_owned(),
             runbook: format!("{RUNBOOK}#alert-{}", self.alert.label()),
-            since: now,
+            since,
         }
     }
 }
 
 impl Recent {
     fn take(&mut self, now: Time, elapsed_s: f64, class: &ClassFacts<'_>) {
-        let ClassFacts { offered, shed, failed, .. } = *class;
-        let totals = Totals { at: now, offered, shed, failed };
+        let ClassFacts { offered, shed, failed, late, .. } = *class;
+        let totals = Totals { at: now, offered, shed, failed, late };
         if self.tens.back().is_none_or(|last| now.since(last.at) >= NOW) {
             self.tens.push_back(totals);
         }
@@ -600,6 +614,13 @@ impl Recent {
         Window::between(self.seconds.front(), self.seconds.back())
     }
 
+    /// The last minute, or a few seconds more.
+    fn minute(&self) -> Window {
+        let latest = self.seconds.back();
+        let is_before = |totals: &&Totals| latest.is_some_and(|latest| latest.at.since(totals.at) >= MINUTE);
+        Window::between(self.tens.iter().rev().find(is_before).or(self.tens.front()), latest)
+    }
+
     /// The ten minutes before the last one; of no length while it is younger.
     fn before(&self) -> Window {
         let Some(latest) = self.tens.back() else { return Window::default() };
@@ -617,6 +638,7 @@ impl Window {
             offered: count(to.offered, from.offered),
             shed: count(to.shed, from.shed),
             failed: count(to.failed, from.failed),
+            late: count(to.late, from.late),
         }
     }
 
@@ -669,7 +691,7 @@ fn judge_classes(
         let window = recent.now();
         slo(class, &window, judge);
         sheds(class, &window, recent, judge);
-        failures(class, &window, reachable, judge);
+        failures(class, &window, recent, reachable, judge);
         request_rate(class, &window, recent, reachable, judge);
     }
     if recent.len() > classes.len() {
@@ -724,12 +746,21 @@ fn sheds(class: &ClassFacts<'_>, window: &Window, recent: &Recent, judge: &mut J
 /// Ray answers these with status 500 where there is no Grafana or Prometheus beside it, and its dashboard asks all the time.
 const FAILS_BY_DESIGN: &str = "views-metrics";
 
-/// The rule of requests that Ray fails. An outage has an alert of its own.
-fn failures(class: &ClassFacts<'_>, window: &Window, reachable: bool, judge: &mut Judge<'_>) {
+/// Fewer failures within a minute say nothing of a share.
+const FAILED_MIN: f64 = 5.0;
+
+/// The rule of requests that fail. An outage has an alert of its own.
+fn failures(
+    class: &ClassFacts<'_>,
+    window: &Window,
+    recent: &Recent,
+    reachable: bool,
+    judge: &mut Judge<'_>,
+) {
     let share = window.share(|window| window.failed);
     let verdict = if share < 0.02 || !reachable || class.name == FAILS_BY_DESIGN {
         Verdict::Good
-    } else if share > 0.05 {
+    } else if share > 0.05 && recent.minute().failed >= FAILED_MIN {
         Verdict::Bad
     } else {
         Verdict::Between
@@ -737,7 +768,13 @@ fn failures(class: &ClassFacts<'_>, window: &Window, reachable: bool, judge: &mu
     let finding = Finding { alert: Alert::RequestsFailing, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
         let rate = window.rate(|window| window.failed);
-        format!("{} % of {} requests fail at Ray ({}/s)", number(share * 100.0), class.name, number(rate))
+        let late = if window.late > 0.0 {
+            let part = number(100.0 * window.late / window.failed.max(window.late));
+            format!("; rayguard ended {part} % of these after `class.{}.timeout`", class.name)
+        } else {
+            String::new()
+        };
+        format!("{} % of {} requests fail ({}/s){late}", number(share * 100.0), class.name, number(rate))
     });
 }
 
@@ -753,17 +790,17 @@ fn request_rate(
         // The first ten minutes are for learning.
         (recent.age_s >= 600.0).then(|| (4.0 * recent.rate_1h).max(10.0))
     });
-    // Where requests are shed, or Ray is down and clients retry, that alert says so.
-    let said = !reachable || window.share(|window| window.shed) > 0.01;
-    let verdict =
-        threshold.map_or(Verdict::Good, |bad| if said { Verdict::Good } else { band(rate, bad, 0.8 * bad) });
+    // Where Ray is down and clients retry, that alert says so.
+    let verdict = threshold
+        .map_or(Verdict::Good, |bad| if reachable { band(rate, bad, 0.8 * bad) } else { Verdict::Good });
     let finding = Finding { alert: Alert::HighRequestRate, subject: Some(class.name), detail: "", verdict };
     judge.take(finding, || {
         format!(
-            "{} receives {} requests per second; the alert threshold is {}",
+            "{} receives {} requests per second; the alert threshold is {}{}",
             class.name,
             number(rate),
-            threshold.map_or_else(|| "not known yet".to_owned(), number)
+            threshold.map_or_else(|| "not known yet".to_owned(), number),
+            if class.rate_alert.is_some() { ", as configured" } else { ", four times the last hour's" }
         )
     });
 }
@@ -789,7 +826,7 @@ fn limits(limits: &[LimitFacts<'_>], judge: &mut Judge<'_>) {
             format!("{class} {what} is {}, its ceiling is {}", number(limit.value), number(limit.bounds.max))
         });
         judge.take(finding(Alert::LoopHunting, limit.hunting, !limit.hunting), || {
-            format!("{class} {what} swings by +-{} %", number(limit.swing * 100.0))
+            format!("{class} {what} oscillates by +-{} %", number(limit.swing * 100.0))
         });
     }
 }
@@ -825,8 +862,10 @@ const UNFOUND: &str = "metrics";
 fn stale_summary(target: &str, stale: &[&SignalFacts<'_>]) -> String {
     let Some(first) = stale.first() else { return format!("{target}: readings are fresh again") };
     let names: Vec<&str> = stale.iter().map(|signal| signal.name).collect();
-    let (names, have) = (names.join(", "), if stale.len() == 1 { "has" } else { "have" });
-    let follows = "limits that use them do not rise";
+    let (have, is) = if stale.len() == 1 { ("has", "is") } else { ("have", "are") };
+    let names = names.join(", ");
+    let follows =
+        "rates and ceilings that follow them do not rise; the proxy's own latency still moves limits";
     if let Some(dead) = stale.iter().find(|signal| signal.unreachable) {
         return format!(
             "metrics cannot be read ({}): {names} {have} no fresh reading; {follows}",
@@ -835,12 +874,14 @@ fn stale_summary(target: &str, stale: &[&SignalFacts<'_>]) -> String {
     }
     if target == UNFOUND {
         return format!(
-            "Ray's metrics were never found for {names}; {follows}; set `metrics.targets`, or run `rayguard doctor`"
+            "{} without a reading: {}; {follows}; set `metrics.targets`, or run `rayguard doctor`",
+            if stale.len() > 3 { format!("{} signals are", stale.len()) } else { format!("{names} {is}") },
+            if first.problem.is_empty() { "Ray's metrics were never found" } else { first.problem }
         );
     }
     let age = first.age.map_or_else(
         || "never read".to_owned(),
-        |age| format!("last read {} s ago", number(age.as_secs_f64())),
+        |age| format!("last new value {} s ago", number(age.as_secs_f64())),
     );
     let problem = if first.problem.is_empty() { String::new() } else { format!(": {}", first.problem) };
     format!("{names} {have} no fresh reading from {target} ({age}{problem}); {follows}")
@@ -898,6 +939,7 @@ mod tests {
             offered: thousandths(offered),
             shed: thousandths(shed),
             failed: 0,
+            late: 0,
             rate_alert: None,
         }
     }
@@ -909,15 +951,14 @@ mod tests {
         to: u64,
         facts: impl Fn(u64) -> Facts<'static>,
     ) -> Vec<(u64, Transition)> {
-        let mut totals = [0; 3];
+        let mut totals = [0; 4];
         (from..to)
             .flat_map(|second| {
                 let now = Time(second * 1_000_000_000);
                 let mut facts = facts(second);
                 for class in &mut facts.classes {
-                    for (total, count) in
-                        totals.iter_mut().zip([&mut class.offered, &mut class.shed, &mut class.failed])
-                    {
+                    let counts = [&mut class.offered, &mut class.shed, &mut class.failed, &mut class.late];
+                    for (total, count) in totals.iter_mut().zip(counts) {
                         *total += *count;
                         *count = *total / 1_000;
                     }
@@ -1042,9 +1083,53 @@ mod tests {
             // Ten seconds of which half fail every tenth request are over 5 %; those of the end are under 2 % after eight.
             [(135, AlertState::Firing), (368, AlertState::Resolved)]
         );
-        assert_eq!(told[0].1.summary, "10 % of job-list requests fail at Ray (1/s)");
+        assert_eq!(told[0].1.summary, "10 % of job-list requests fail (1/s)");
+        assert_eq!(told[0].1.since, Time(105_000_000_000), "since the trouble began, not since it was told");
         let down = run(&mut Alerts::default(), 0, 600, |second| failing(second, true));
         assert!(of(&down, Alert::RequestsFailing).is_empty(), "an outage is one alert");
+    }
+
+    #[test]
+    fn a_few_failures_are_no_share_and_those_of_our_own_timeout_are_told_apart() {
+        let late = |offered: f64| {
+            move |_: u64| {
+                let failed = thousandths(offered);
+                Facts {
+                    classes: vec![ClassFacts { failed, late: failed, ..class(Some(0.5), offered, 0.0) }],
+                    ..Facts::default()
+                }
+            }
+        };
+        let seldom = run(&mut Alerts::default(), 0, 600, late(1.0 / 20.0));
+        assert!(of(&seldom, Alert::RequestsFailing).is_empty(), "three a minute: {seldom:?}");
+        let often = run(&mut Alerts::default(), 0, 600, late(1.0));
+        assert!(
+            often[0].1.summary.ends_with("rayguard ended 100 % of these after `class.job-list.timeout`"),
+            "{often:?}"
+        );
+    }
+
+    #[test]
+    fn an_alert_whose_cause_is_gone_says_when_it_resolves() {
+        let mut alerts = Alerts::default();
+        let told = run(&mut alerts, 0, 105, |second| Facts {
+            upstream_problem: (50..100).contains(&second).then_some("connection refused"),
+            ..Facts::default()
+        });
+        assert_eq!(told[0].1.since, Time(50_000_000_000));
+        let summaries: Vec<&str> = alerts.firing().map(|firing| &*firing.summary).collect();
+        assert_eq!(summaries, ["recovering for 4 s, resolves after 10 s: Ray is reachable again"]);
+        let ended = run(&mut alerts, 105, 115, |_| Facts::default());
+        assert_eq!(ended[0].1.summary, "Ray is reachable again");
+    }
+
+    #[test]
+    fn a_retry_loop_that_is_shed_is_a_high_request_rate() {
+        let told = run(&mut Alerts::default(), 0, 200, |_| Facts {
+            classes: vec![ClassFacts { rate_alert: Some(20.0), ..class(Some(0.5), 50.0, 45.0) }],
+            ..Facts::default()
+        });
+        assert!(!of(&told, Alert::HighRequestRate).is_empty(), "{told:?}");
     }
 
     #[test]
@@ -1073,7 +1158,7 @@ mod tests {
         assert_eq!(
             told[0].1.summary,
             "metrics cannot be read (10.0.0.7:8080: connection refused): head_cpu, pending_tasks have no fresh \
-             reading; limits that use them do not rise"
+             reading; rates and ceilings that follow them do not rise; the proxy's own latency still moves limits"
         );
     }
 

@@ -126,7 +126,9 @@ impl LimitKind {
         }
     }
 
-    fn unit(self) -> &'static str {
+    /// What follows its number, for people.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
         match self {
             LimitKind::InFlight | LimitKind::ModuleInFlight => "",
             LimitKind::Rate => "/s",
@@ -135,7 +137,7 @@ impl LimitKind {
 }
 
 /// Which loop moved it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LoopKind {
     /// Fast: the proxy's own latency.
@@ -144,6 +146,18 @@ pub enum LoopKind {
     Outer,
     /// Slow: the backlog that a class's requests leave.
     Backlog,
+}
+
+impl LoopKind {
+    /// What it follows, for people.
+    #[must_use]
+    pub fn follows(self) -> &'static str {
+        match self {
+            LoopKind::Inner => "latency",
+            LoopKind::Outer => "Ray's signals",
+            LoopKind::Backlog => "the backlog",
+        }
+    }
 }
 
 /// Who decides, and whether it counts.
@@ -287,8 +301,20 @@ pub struct Adjustment {
     /// Which replica decided, where there are several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decided_by: Option<String>,
+    /// What another loop allows of the same limit at this moment: the lower of the two is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<Other>,
     /// Why, as a sentence.
     pub reason: String,
+}
+
+/// What another loop allows of the same limit.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+pub struct Other {
+    /// Which loop.
+    pub r#loop: LoopKind,
+    /// Its value.
+    pub value: f64,
 }
 
 /// Which way a refused request came.
@@ -312,7 +338,7 @@ impl Via {
 /// One refused request.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Shed {
-    /// The id in the answer's `X-Request-Id`.
+    /// The id in the answer's `X-Rayguard-Request-Id`.
     pub request: String,
     /// Its class.
     pub class: String,
@@ -508,6 +534,8 @@ pub struct Cause {
     pub derivation: Derivation,
     /// Which replica decided, where there are several.
     pub decided_by: Option<String>,
+    /// What another loop allows of the same limit.
+    pub other: Option<Other>,
 }
 
 impl Adjustment {
@@ -524,6 +552,7 @@ impl Adjustment {
             apportioned,
             derivation,
             decided_by,
+            other,
         } = cause;
         signals.sort_by(|a, b| b.pressure.total_cmp(&a.pressure));
         let law = match &derivation {
@@ -547,6 +576,7 @@ impl Adjustment {
             apportioned,
             derivation,
             decided_by,
+            other,
             reason: String::new(),
         };
         adjustment.reason = adjustment.sentence();
@@ -569,7 +599,9 @@ impl Adjustment {
         } else {
             format!("from {} to {}{unit}", number(self.old), number(self.new))
         };
-        let mut sentence = format!("{verb} {} {} {moved}: ", self.class, self.limit.label());
+        // Where two loops each have a ceiling of the same limit, the one that moved is named.
+        let by = self.other.map_or_else(String::new, |_| format!(" by {}", self.r#loop.follows()));
+        let mut sentence = format!("{verb} {} {}{by} {moved}: ", self.class, self.limit.label());
         sentence.push_str(&self.because());
         if let Some(blame) = self.blame_words() {
             sentence.push_str("; ");
@@ -578,6 +610,10 @@ impl Adjustment {
         if let Some(guardrail) = self.guardrail {
             sentence.push_str("; ");
             sentence.push_str(&self.guardrail_words(guardrail));
+        }
+        if let Some(lower) = self.other.filter(|other| other.value < self.new) {
+            let (value, follows) = (number(lower.value), lower.r#loop.follows());
+            sentence.extend(["; in force is ", value.as_str(), unit, ", by ", follows]);
         }
         sentence
     }
@@ -606,9 +642,12 @@ impl Adjustment {
             }
             Derivation::Law { observation, .. } => {
                 let binding = match observation.used {
-                    Some(used) if used < self.old && self.new < self.old => {
-                        format!("{} of it was used", number(used))
-                    }
+                    Some(used) if used < self.old && self.new < self.old => match self.limit {
+                        LimitKind::Rate => format!("{}/s passed on average", number(used)),
+                        LimitKind::InFlight | LimitKind::ModuleInFlight => {
+                            format!("{} requests in flight on average", number(used))
+                        }
+                    },
                     _ if observation.binding => "limit reached".to_owned(),
                     _ => "limit not reached".to_owned(),
                 };
@@ -716,8 +755,15 @@ impl Adjustment {
                 );
                 let cooldown = seconds_words(before.guardrails.cooldown(observation));
                 format!(
-                    "it grows again once {below} and the limit is binding, {cooldown} after the last cut at the earliest; or {pin}"
+                    "it grows again once {below} and the limit is reached, {cooldown} after the last cut at the earliest; or {pin}"
                 )
+            }
+            Derivation::Law { .. } if self.signals.first().is_some_and(|worst| worst.pressure > 1.0) => {
+                let why = self.guardrail.map(|guardrail| self.guardrail_words(guardrail));
+                let why =
+                    why.or_else(|| self.blame_words()).map_or_else(String::new, |why| format!(": {why}"));
+                let name = self.signals.first().map_or("", |worst| worst.name.as_str());
+                format!("it is not cut although {name} is above its target{why}; {pin}")
             }
             Derivation::Law { .. } => {
                 let above = self.signals.first().map_or_else(
@@ -822,13 +868,17 @@ impl Event {
     pub fn sentence(&self) -> String {
         match self {
             Event::Start(start) => format!(
-                "rayguard {} began with policy {} and {} limits, {} of them from the last run",
+                "rayguard {} began with policy version {} and {} limits, {} of them from the last run",
                 start.version,
                 start.policy_version,
                 start.limits.len(),
                 start.limits.iter().filter(|limit| limit.warm).count()
             ),
-            Event::Stop { reason } => format!("rayguard ended: {reason}"),
+            Event::Stop { reason } => {
+                format!(
+                    "rayguard stops ({reason}): requests in progress are finished, those that still wait are shed"
+                )
+            }
             Event::Adjustment(adjustment) => adjustment.reason.clone(),
             Event::Shed(shed) => shed.sentence(),
             Event::ShedSummary(summary) => summary.sentence(),
@@ -981,7 +1031,7 @@ impl SignalState {
         let name = &self.signal;
         let age = self.age_ms.map_or_else(
             || "never read".to_owned(),
-            |age| format!("last read {} ago", quantity(age as f64 / 1e3, "s")),
+            |age| format!("last new value {} ago", quantity(age as f64 / 1e3, "s")),
         );
         match self.state {
             SignalHealth::Fresh => format!("{name} is read from {}", self.source),
@@ -1000,7 +1050,7 @@ impl ModeChange {
             (Some(limit), Some(value), ..) => {
                 let until =
                     self.until.map_or_else(String::new, |until| format!(" until {}", until.rfc3339()));
-                format!("{class} {} pinned at {}{until}", limit.label(), number(value))
+                format!("{class} {} pinned at {}{}{until}", limit.label(), number(value), limit.unit())
             }
             (Some(limit), None, ..) if self.until.is_some() => {
                 return format!(
@@ -1025,10 +1075,10 @@ impl ConfigChange {
         if self.accepted {
             let changes =
                 if self.changes.is_empty() { "nothing changed".to_owned() } else { self.changes.join("; ") };
-            format!("accepted {} as policy {}: {changes}", self.source, self.policy_version)
+            format!("accepted {} as policy version {}: {changes}", self.source, self.policy_version)
         } else {
             format!(
-                "refused {}; policy {} stays in force: {}",
+                "rejected {}; still using the previous configuration (policy version {}): {}",
                 self.source,
                 self.policy_version,
                 self.problems.join("; ")
@@ -1053,7 +1103,7 @@ fn signal_words(signal: &SignalSeen) -> String {
         "{} {}{age}{is} is {}x its target {}",
         signal.name.replace('_', " "),
         quantity(signal.value, &signal.unit),
-        number(signal.pressure),
+        times(signal.pressure),
         quantity(signal.target, &signal.unit)
     )
 }
@@ -1073,6 +1123,11 @@ fn seconds_words(length: Duration) -> String {
     quantity(length.as_secs_f64(), "s")
 }
 
+/// How many times its target a reading is: hundredths at the finest.
+fn times(pressure: f64) -> String {
+    if pressure < 0.1 { format!("{pressure:.2}") } else { number(pressure) }
+}
+
 /// Three significant digits at most, without superfluous zeros.
 #[must_use]
 pub fn number(value: f64) -> String {
@@ -1086,6 +1141,8 @@ pub fn number(value: f64) -> String {
         1
     } else if size >= 1.0 {
         2
+    } else if size >= 0.1 {
+        3
     } else {
         4
     };
@@ -1181,6 +1238,7 @@ mod tests {
             apportioned: None,
             derivation: Derivation::Law { before, observation },
             decided_by: None,
+            other: None,
         };
         Adjustment::new(cause, &step)
     }
@@ -1234,7 +1292,7 @@ mod tests {
         if let Derivation::Law { observation, .. } = &mut cut.derivation {
             observation.used = Some(0.25);
         }
-        assert!(cut.sentence().contains("0.25 of it was used"), "{}", cut.sentence());
+        assert!(cut.sentence().contains("0.25 requests in flight on average"), "{}", cut.sentence());
     }
 
     #[test]
@@ -1265,8 +1323,33 @@ mod tests {
         let undo = adjustment(&AIMD, 4.0, 1.44, true).undo();
         assert!(
             undo.starts_with(
-                "it grows again once proxy_latency is below 4.75 s and the limit is binding, 2 s after"
+                "it grows again once proxy_latency is below 4.75 s and the limit is reached, 2 s after"
             ),
+            "{undo}"
+        );
+    }
+
+    #[test]
+    fn the_ceiling_that_moved_is_named_and_so_is_the_one_in_force() {
+        let mut raised = adjustment(&AIMD, 4.0, 0.2, true);
+        let sentence = |of: &Adjustment| of.sentence();
+        assert!(sentence(&raised).starts_with("raised state-heavy in_flight from 4 to "));
+        raised.other = Some(Other { r#loop: LoopKind::Outer, value: 0.462_8 });
+        let said = sentence(&raised);
+        assert!(said.starts_with("raised state-heavy in_flight by latency from 4 to "), "{said}");
+        assert!(said.ends_with("; in force is 0.463, by Ray's signals"), "{said}");
+        raised.other = Some(Other { r#loop: LoopKind::Outer, value: 64.0 });
+        assert!(!sentence(&raised).contains("in force"), "{}", sentence(&raised));
+    }
+
+    #[test]
+    fn what_is_above_its_target_already_is_not_said_to_cut_it_once_it_is() {
+        let mut held = adjustment(&AIMD, 4.0, 3.01, true);
+        held.new = held.old;
+        held.guardrail = Some(Guardrail::Futile);
+        let undo = held.undo();
+        assert!(
+            undo.starts_with("it is not cut although proxy_latency is above its target: earlier cuts"),
             "{undo}"
         );
     }
@@ -1340,6 +1423,7 @@ mod tests {
             (4.0, "4"),
             (2.777_8, "2.78"),
             (0.05, "0.05"),
+            (0.691_7, "0.692"),
             (12.34, "12.3"),
             (1234.5, "1234"),
             (0.0, "0"),

@@ -369,7 +369,7 @@ impl Moment {
         gauges("rayguard_limit_pinned", "1 while the limit is pinned by hand", |l| flag(l.pinned))?;
         gauges(
             "rayguard_oscillation_index",
-            "0 (the limit is steady or going somewhere) to 1 (it swings for nothing)",
+            "0 (the limit is steady or going somewhere) to 1 (it oscillates for nothing)",
             |l| l.oscillation,
         )?;
         let held_by = self.view.classes.iter().flat_map(|class| {

@@ -147,8 +147,12 @@ pub fn start(
     tasks.spawn_until_closed(async move {
         while let Some(transition) = transitions.recv().await {
             match transition.state {
+                AlertState::Firing if transition.severity == Severity::Info => {
+                    tracing::info!(alert = transition.key, severity = "info", "{}", transition.summary);
+                }
                 AlertState::Firing => {
-                    tracing::warn!(alert = transition.key, severity = ?transition.severity, "{}", transition.summary);
+                    let severity = severity(transition.severity);
+                    tracing::warn!(alert = transition.key, severity, "{}", transition.summary);
                 }
                 AlertState::Resolved => {
                     tracing::info!(alert = transition.key, "resolved: {}", transition.summary);

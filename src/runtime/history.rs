@@ -68,7 +68,7 @@ impl HistoryFiles {
         }
         let [first, second] = fresh;
         if let Err(error) = write_private(&self.key, format!("{first:016x}{second:016x}\n").as_bytes()) {
-            tracing::warn!(path = %self.key.display(), %error, "cannot keep the key of identities: what is known of clients ends with this process");
+            tracing::warn!(path = %self.key.display(), %error, "cannot keep the key of identities: clients' history will not survive a restart");
         }
         fresh
     }

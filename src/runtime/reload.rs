@@ -3,7 +3,7 @@
 //!
 //! The file is read every few seconds and compared by content. That needs no notification from
 //! the file system, follows Kubernetes' symlink swaps, and cannot miss a change. A file that is
-//! wrong changes nothing: the last good settings stay in force, every problem is in the log and
+//! wrong changes nothing: the previous settings stay in force, every problem is in the log and
 //! in the adjustment log, and an alert stands until the file is right.
 
 use crate::config::{self, Overrides};
@@ -34,7 +34,9 @@ pub struct Source {
 pub enum NotReloaded {
     /// The file is wrong, for these reasons; nothing has changed.
     Refused(Vec<String>),
-    /// There is no file.
+    /// The file is not there any more; nothing has changed.
+    Missing(String),
+    /// It runs without a file.
     NoFile,
     /// The app's tasks have ended.
     Closing,
@@ -171,6 +173,9 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
             }
         }
         Err(config::Error::Wrong(problems)) => Err(problems.list().iter().map(one_line).collect()),
+        Err(config::Error::Unreadable { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(vec![format!("{} does not exist; restore it", path.display())])
+        }
         Err(config::Error::Unreadable { path, error }) => {
             Err(vec![format!("{} cannot be read ({error})", path.display())])
         }
@@ -185,13 +190,13 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
     };
     let outcome = match outcome {
         Ok((mut changes, left)) => {
-            changes.extend(left.iter().map(|part| format!("`{part}` changed too, and takes a restart")));
+            changes.extend(left.iter().map(|part| format!("`{part}` changes at the next restart")));
             if left.is_empty() {
                 tracing::info!(file = name, "configuration reloaded");
             } else {
                 tracing::warn!(
                     file = name,
-                    "configuration reloaded, except {}, which need a restart",
+                    "configuration reloaded; at the next restart: {}",
                     left.join(", ")
                 );
             }
@@ -209,7 +214,8 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
             }
             app.on_config(problems.first().map(String::as_str));
             change.problems.clone_from(&problems);
-            Err(NotReloaded::Refused(problems))
+            let is_missing = !source.path.exists();
+            Err(if is_missing { NotReloaded::Missing(name) } else { NotReloaded::Refused(problems) })
         }
     };
     change.policy_version = app.policy_version();

@@ -232,8 +232,9 @@ impl Watch {
 
     /// Finds the targets, and finds them anew: often as long as the head's own do not answer.
     async fn look_for_targets(self) {
+        let mut last_fault = String::new();
         loop {
-            self.discover().await;
+            self.discover(&mut last_fault).await;
             let calm = self.head_answers.load(Ordering::Relaxed) && !self.targets.borrow().is_empty();
             tokio::time::sleep(if calm { REDISCOVER_CALM } else { REDISCOVER }).await;
             if self.is_succeeded() {
@@ -243,7 +244,7 @@ impl Watch {
     }
 
     /// Finds the targets anew; keeps the old ones where none are to be found.
-    async fn discover(&self) {
+    async fn discover(&self, last_fault: &mut String) {
         let Some(dashboard) = self.dashboard() else { return };
         let of_head = self.reader().of_head().map(str::to_owned).collect();
         let places = Places {
@@ -262,8 +263,23 @@ impl Watch {
                 self.reader().keep_targets(|target| names.contains(target));
                 self.targets.send_replace(Arc::new(discovery.targets));
             }
-            Err(fault) => tracing::warn!(%fault, "Ray's metrics are not to be found; looking again"),
+            Err(fault) => {
+                let fault = fault.to_string();
+                // Of its reason alone: what to do is said with the signals.
+                self.reader().on_no_target(fault.split(';').next().unwrap_or_default());
+                // Once, and again when the reason is another: it is looked for every few seconds.
+                if *last_fault != fault {
+                    tracing::warn!(
+                        fault,
+                        "Ray's metrics are not found; looking again every {} s",
+                        REDISCOVER.as_secs()
+                    );
+                    *last_fault = fault;
+                }
+                return;
+            }
         }
+        last_fault.clear();
     }
 
     /// Probes, one after the other.

@@ -237,6 +237,10 @@ pub(super) fn short(value: f64) -> String {
     }
 }
 
+/// What the marks of [`table`] mean.
+pub const LEGEND: &str = "+ met, - missed, ~ wanted and not reached yet; control: the same run without the limits under test, \
+                          which must miss something";
+
 /// An answer as text.
 #[must_use]
 pub fn table(answer: &Answer) -> String {
@@ -247,7 +251,7 @@ pub fn table(answer: &Answer) -> String {
     for (at, check) in answer.checks.iter().enumerate() {
         let value = |check: &Check| check.value.map_or("none".to_owned(), short);
         let control = answer.control.get(at).map_or_else(String::new, |control| {
-            format!("   control {:>9}{}", value(control), if control.met { "" } else { "  fails" })
+            format!("   control {:>9}{}", value(control), if control.met { "" } else { "  missed" })
         });
         let _ = writeln!(
             text,

@@ -44,16 +44,25 @@ async fn a_pin_is_set_shown_and_taken_away_and_codes_tell_wrong_questions_from_f
         async |arguments: &[&str]| rayguard(&[arguments, &["--address", &instance.admin]].concat()).await;
     let output = run(&["pin", "job-submit", "in_flight=2", "--for", "30m", "--why", "night shift"]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(said(&output), "job-submit in_flight is pinned at 2 for 30m\n");
+    let answer = said(&output);
+    assert!(
+        answer.starts_with("job-submit in_flight is pinned at 2 for 30m; also in force: rate "),
+        "{answer}"
+    );
+    assert!(answer.contains("/s, ") && answer.contains("JobHead in_flight "), "{answer}");
     assert!(said(&run(&["status"]).await).contains("by ada (127.0.0.1): night shift"));
     let limits = said(&run(&["limits", "job-submit"]).await);
-    assert!(limits.contains("manual"), "{limits}");
+    assert!(limits.contains("pinned") && !limits.contains("manual"), "{limits}");
+    let answer = said(&run(&["unfreeze", "--why", "over"]).await);
+    assert_eq!(answer, "nothing was frozen; job-submit in_flight stays pinned\n");
     assert_eq!(run(&["unpin", "job-submit", "in_flight"]).await.status.code(), Some(0));
     for (asked_wrongly, arguments) in [
         (2, &["unpin", "job-submit", "in_flight"][..]),
         (2, &["pin", "no-such", "rate=1", "--why", "x"]),
         (2, &["pin", "job-submit", "in_flight=1e9", "--why", "x"]),
         (2, &["pin", "job-submit", "in_flight"]),
+        (2, &["pin", "job-submit", "in_flight=2", "--for", "500d", "--why", "x"]),
+        (2, &["pin", "JobHead", "in_flight=2", "--why", "x"]),
         (2, &["limits", "no-such"]),
     ] {
         let output = run(arguments).await;

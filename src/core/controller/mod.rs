@@ -30,7 +30,7 @@ pub mod view;
 use crate::admission::controller::AdmissionController;
 pub use crate::admission::meter::Reading as ClassReading;
 use crate::admission::meter::{Counts, Reason};
-use crate::admission::table::{LimitTable, Mode, permits};
+use crate::admission::table::{LimitTable, Mode};
 use crate::alert::{self, Alert, Alerts, Patience};
 use crate::control::backlog::Drain;
 use crate::control::law::Terms;
@@ -44,8 +44,8 @@ pub use crate::controller::outer::backlog_followed;
 use crate::controller::overrides::Overrides;
 use crate::controller::signal_store::SignalStore;
 use crate::event::{
-    Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, ShedSummary,
-    SignalSeen, Start, StartLimit,
+    Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, Other,
+    ShedSummary, SignalSeen, Start, StartLimit,
 };
 use crate::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
 use crate::signal::reading::{Missing, Reading};
@@ -547,6 +547,9 @@ impl Controller {
     }
 
     fn record(&self, class: usize, of: &Loop, cause: Reasons, step: &Move) -> Event {
+        let others =
+            self.classes[class].all().filter(|other| other.kind == of.kind && other.which != of.which);
+        let other = others.min_by(|a, b| a.limit.total_cmp(&b.limit));
         Event::Adjustment(Box::new(Adjustment::new(
             Cause {
                 class: self.policy.classes[class].name.to_string(),
@@ -558,6 +561,7 @@ impl Controller {
                 apportioned: cause.apportioned,
                 derivation: cause.derivation,
                 decided_by: self.leadership.as_ref().map(|leadership| leadership.me().to_owned()),
+                other: other.map(|other| Other { r#loop: other.which, value: other.limit }),
             },
             step,
         )))
@@ -657,16 +661,14 @@ impl Controller {
             offered: counts.offered,
             shed: counts.shed_for_load(),
             failed: counts.failed_all(),
+            late: counts.late,
             rate_alert: class.alert_above,
         });
-        let limits = self.loops().map(|(at, of)| alert::LimitFacts {
-            class: &self.policy.classes[at].name,
-            limit: of.kind,
-            value: of.limit,
-            bounds: of.regulator.guardrails.bounds,
-            binding: of.binding && proxy.get(at).is_some_and(|seen| seen.in_flight_peak >= permits(of.limit)),
-            hunting: of.oscillation.is_hunting(),
-            swing: of.oscillation.swing(),
+        let this = &*self;
+        let limits = (0..this.classes.len()).flat_map(move |at| {
+            [LimitKind::InFlight, LimitKind::Rate]
+                .into_iter()
+                .filter_map(move |kind| this.limit_facts(at, kind))
         });
         let facts = alert::Facts {
             classes: classes.collect(),
@@ -683,6 +685,29 @@ impl Controller {
         transitions
     }
 }
+
+impl Controller {
+    /// One limit of one class as it is in force: of several ceilings the lowest, and all of them where one is hunting.
+    /// Two that are judged by turns under one name would each deny what the other says.
+    fn limit_facts(&self, at: usize, kind: LimitKind) -> Option<alert::LimitFacts<'_>> {
+        let loops = &self.classes[at];
+        let of = loops.all().filter(|of| of.kind == kind).min_by(|a, b| a.limit.total_cmp(&b.limit))?;
+        let hunting = loops.all().find(|of| of.kind == kind && of.oscillation.is_hunting());
+        Some(alert::LimitFacts {
+            class: &self.policy.classes[at].name,
+            limit: kind,
+            value: of.limit,
+            bounds: of.regulator.guardrails.bounds,
+            // A step may be long ago: what nobody asks for any more holds nothing back.
+            binding: of.binding && loops.recent.offered_per_s >= ASKED_MIN_PER_S,
+            hunting: hunting.is_some(),
+            swing: hunting.unwrap_or(of).oscillation.swing(),
+        })
+    }
+}
+
+/// A class of which fewer requests per second arrive is at rest.
+const ASKED_MIN_PER_S: f64 = 0.05;
 
 /// The place in one policy of the class at a place in another.
 fn place_in(policy: &Policy, other: &Policy, at: usize) -> Option<usize> {

@@ -7,11 +7,11 @@
 
 use crate::admission::table::{ClassLimits, Mode};
 use crate::controller::Controller;
-use crate::event::{Event, LimitKind, Mode as Who, ModeChange};
+use crate::event::{Event, LimitKind, Mode as Who, ModeChange, number};
 use crate::time::{Time, WallMs};
 use std::time::Duration;
 
-/// The longest a pin without an explicit end may last, so that none is forgotten for ever.
+/// The longest a pin may last, so that none is forgotten for ever.
 pub const PIN_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What an operator may ask for.
@@ -51,10 +51,16 @@ pub enum Override {
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum OverrideError {
     /// There is no such class.
-    #[error("there is no class `{class}`; `rayguard limits` lists them")]
+    #[error("there is no class `{class}`")]
     UnknownClass {
         /// The name.
         class: String,
+    },
+    /// That is a module.
+    #[error("`{module}` is a module: limits of classes can be pinned, those of modules cannot")]
+    Module {
+        /// The name.
+        module: String,
     },
     /// The class has no such limit.
     #[error("class `{class}` has no limit `{limit}` that could be pinned")]
@@ -65,9 +71,7 @@ pub enum OverrideError {
         limit: &'static str,
     },
     /// The value lies outside the bounds.
-    #[error(
-        "{value} is outside the bounds {min} to {max} of {class} {limit}; choose a value within, or widen the bounds in the config"
-    )]
+    #[error("{} is outside the bounds {} to {} of {class} {limit}", number(*value), number(*min), number(*max))]
     OutOfBounds {
         /// The class.
         class: String,
@@ -81,7 +85,7 @@ pub enum OverrideError {
         max: f64,
     },
     /// Another replica decides.
-    #[error("{leader} decides for all replicas; send the override there, and all of them follow")]
+    #[error("{leader} decides for all replicas")]
     Follows {
         /// Who leads.
         leader: String,
@@ -232,6 +236,10 @@ impl Controller {
                 };
             }
             Override::Freeze(frozen) => {
+                // What is so already is no order, and no line in the log.
+                if self.overrides.frozen == *frozen {
+                    return Ok(crate::controller::Effects::default());
+                }
                 self.overrides.frozen = *frozen;
                 change.to = self.overall();
             }
@@ -290,11 +298,13 @@ impl Controller {
     }
 
     fn class_named(&self, name: &str) -> Result<usize, OverrideError> {
-        self.policy
-            .classes
-            .iter()
-            .position(|class| *class.name == *name)
-            .ok_or_else(|| OverrideError::UnknownClass { class: name.to_owned() })
+        self.policy.classes.iter().position(|class| *class.name == *name).ok_or_else(|| {
+            if self.policy.modules.iter().any(|module| *module.name == *name) {
+                OverrideError::Module { module: name.to_owned() }
+            } else {
+                OverrideError::UnknownClass { class: name.to_owned() }
+            }
+        })
     }
 
     pub(super) fn bounds_of(&self, class: usize, limit: LimitKind) -> Option<crate::policy::Bounds> {

@@ -5,7 +5,7 @@ use crate::control::dead_time::Cadence;
 use crate::control::trial::Trend;
 use crate::event::{Event, Forecast, SignalHealth, SignalSeen, SignalState};
 use crate::policy::{OnStale, Policy, Signal, SignalId};
-use crate::signal::freshness::{Freshness, State, Transition};
+use crate::signal::freshness::{Freshness, State, Transition, Why};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::Time;
 use std::sync::Arc;
@@ -91,14 +91,17 @@ impl SignalStore {
                     posted.unreachable = None;
                     let transition = posted.freshness.on_reading(reading, now);
                     posted.reading = Some(reading.clone());
+                    posted.note_frozen();
                     transition
                 }
                 Err(missing) => {
-                    posted.problem = missing.to_string();
-                    posted.unreachable = match missing {
-                        Missing::Unreachable { target, .. } => Some(Arc::clone(target)),
-                        _ => None,
-                    };
+                    if posted.concerns(missing) {
+                        posted.problem = missing.to_string();
+                        posted.unreachable = match missing {
+                            Missing::Unreachable { target, .. } => Some(Arc::clone(target)),
+                            _ => None,
+                        };
+                    }
                     posted.freshness.on_missing(missing, now)
                 }
             };
@@ -113,6 +116,7 @@ impl SignalStore {
         for (at, posted) in self.signals.iter_mut().enumerate() {
             let Ok(id) = u8::try_from(at) else { continue };
             if let Some(transition) = posted.freshness.tick(now) {
+                posted.note_frozen();
                 events.push(posted.describe(policy, SignalId(id), &transition));
             }
         }
@@ -152,10 +156,38 @@ impl Posted {
         self.reading.as_ref().map(|reading| now.since(reading.at))
     }
 
-    /// Where it is read: its source begins with the address.
+    /// Where it is read.
     fn target(&self) -> Option<&str> {
-        let read = || self.reading.as_ref().and_then(|reading| reading.source.split(' ').next());
-        self.unreachable.as_deref().or_else(read)
+        self.unreachable.as_deref().or_else(|| self.source())
+    }
+
+    /// The address its last reading came from, or how many: what the source begins with.
+    fn source(&self) -> Option<&str> {
+        let source = &*self.reading.as_ref()?.source;
+        source.split_once(", as ").map(|(targets, _)| targets).or_else(|| source.split(' ').next())
+    }
+
+    /// Whether this is news of the address that the signal was read at. A reader that has begun anew, after a reload,
+    /// does not know that address: it reports that no page has come yet, or an address that fails beside it.
+    fn concerns(&self, missing: &Missing) -> bool {
+        match (missing, self.source()) {
+            (Missing::NoPage { .. }, Some(_)) => self.problem.is_empty(),
+            (Missing::Unreachable { target, .. }, Some(source)) => {
+                self.unreachable.as_deref() != Some(source) || **target == *source
+            }
+            _ => true,
+        }
+    }
+
+    /// Says so where the source answers and its values have stood still for too long.
+    fn note_frozen(&mut self) {
+        let is_frozen = matches!(self.freshness.state(), State::Stale { why, .. } if *why != Why::Silent);
+        if is_frozen && self.problem.is_empty() {
+            let source = self.source().unwrap_or("the source");
+            self.problem = format!(
+                "{source} answers, but its values no longer change: Ray's agent there may hang; look at it on the head"
+            );
+        }
     }
 
     /// Whether it has brought something new after `since`.
@@ -201,18 +233,28 @@ impl Posted {
     fn describe(&self, policy: &Policy, id: SignalId, transition: &Transition) -> Event {
         let signal = &policy.signals[id.index()];
         let problem = match &transition.to {
-            State::Stale { why, .. } => why.to_string(),
+            State::Stale { why, .. } if self.problem.is_empty() => why.to_string(),
+            State::Stale { .. } => self.problem.clone(),
             State::Waiting | State::Fresh => String::new(),
         };
+        // A class that is limited by what it leaves behind passes one at a time without that reading (core/controller/backlog.rs).
+        let trickles = policy.classes.iter().any(|class| class.backlog == Some(id));
         let consequence = match (&transition.to, signal.on_stale) {
             _ if !policy.follows(id) => "no limit uses it",
+            (State::Stale { .. }, _) if trickles => {
+                "until it is read again, one request of each class that leaves a backlog passes every 5 s"
+            }
             (State::Fresh, _) => "it moves limits",
             (State::Waiting, _) => "it moves nothing yet",
-            (State::Stale { .. }, OnStale::Hold) => "limits that use it do not rise",
-            (State::Stale { .. }, OnStale::Decay) => {
-                "limits that use it go back towards their initial values"
+            (State::Stale { .. }, OnStale::Hold) => {
+                "rates and ceilings that follow it do not rise; the proxy's own latency still moves limits"
             }
-            (State::Stale { .. }, OnStale::Static) => "limits that use it go to their initial values",
+            (State::Stale { .. }, OnStale::Decay) => {
+                "rates and ceilings that follow it go back towards their initial values"
+            }
+            (State::Stale { .. }, OnStale::Static) => {
+                "rates and ceilings that follow it go to their initial values"
+            }
         };
         Event::SignalState(SignalState {
             signal: signal.name.to_string(),

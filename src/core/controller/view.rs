@@ -99,7 +99,7 @@ pub struct ClassView {
     pub module: String,
     /// `limited`, `exempt` or `blocked`.
     pub treatment: String,
-    /// `enforce`, `shadow`, `manual` or `frozen`.
+    /// `shadow`, whatever is pinned or frozen; else `manual` (a limit is pinned), `frozen` or `enforce`.
     pub mode: String,
     /// 0 to 9.
     pub priority: u8,
@@ -310,12 +310,13 @@ impl Controller {
                 });
             }
         }
-        let mode = if views.iter().any(|view| view.pinned) {
+        // Shadow first: that nothing is shed is more than that a limit does not move, and `pinned` and `frozen` say so.
+        let mode = if loops.mode == Mode::Shadow {
+            "shadow"
+        } else if views.iter().any(|view| view.pinned) {
             "manual"
         } else if self.overrides.frozen() {
             "frozen"
-        } else if loops.mode == Mode::Shadow {
-            "shadow"
         } else {
             "enforce"
         };

@@ -57,7 +57,9 @@ impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Why::Silent => f.write_str("nothing has been heard from the source"),
-            Why::Frozen => f.write_str("the source answers, but nothing in it moves any more"),
+            Why::Frozen => {
+                f.write_str("the source answers, but its values no longer change: Ray's agent there may hang")
+            }
             Why::Missing(missing) => missing.fmt(f),
         }
     }

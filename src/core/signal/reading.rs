@@ -27,6 +27,12 @@ pub struct Reading {
 /// Why there is no reading.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum Missing {
+    /// No page of Ray's metrics has come at all.
+    #[error("no page of Ray's metrics was ever read{}", why.as_deref().map_or_else(String::new, |why| format!(" ({why})")))]
+    NoPage {
+        /// Why not, if that is known.
+        why: Option<Arc<str>>,
+    },
     /// The source could not be reached or did not answer in time.
     #[error("{target}: {problem}")]
     Unreachable {

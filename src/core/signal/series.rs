@@ -77,6 +77,8 @@ pub struct SignalReader {
     of_head: BTreeSet<Arc<str>>,
     /// The target that failed last and why, until it answers: for signals not found elsewhere.
     failure: Option<(Arc<str>, Missing)>,
+    /// No page has come yet, and why not, if that is known.
+    pageless: Option<Missing>,
 }
 
 /// Where a signal is read from, for people.
@@ -171,7 +173,21 @@ impl SignalReader {
             _ => None,
         }));
         let signals = policy.signals.iter().map(|signal| Series::new(signal, &filter)).collect();
-        SignalReader { filter, signals, targets: Vec::new(), of_head: BTreeSet::new(), failure: None }
+        SignalReader {
+            filter,
+            signals,
+            targets: Vec::new(),
+            of_head: BTreeSet::new(),
+            failure: None,
+            pageless: Some(Missing::NoPage { why: None }),
+        }
+    }
+
+    /// Takes in why no target is known, as long as no page has come.
+    pub fn on_no_target(&mut self, why: &str) {
+        if let Some(pageless) = &mut self.pageless {
+            *pageless = Missing::NoPage { why: Some(why.into()) };
+        }
     }
 
     /// Takes in a page. `began` is when it was asked for, `wall` the wall clock then.
@@ -192,6 +208,7 @@ impl SignalReader {
         };
         match self.filter.read(page) {
             Ok(page) => {
+                self.pageless = None;
                 match page.whose() {
                     Whose::Heads => _ = self.of_head.insert(name.clone()),
                     Whose::Nodes => _ = self.of_head.remove(&name),
@@ -327,7 +344,7 @@ impl SignalReader {
     /// The readings as they stand, one answer for each signal that has a source. Call it once
     /// per round of scrapes, queries and probes.
     pub fn readings(&mut self, now: Time) -> Vec<(SignalId, Result<Reading, Missing>)> {
-        let failure = self.failure.as_ref().map(|(_, missing)| missing);
+        let failure = self.failure.as_ref().map(|(_, missing)| missing).or(self.pageless.as_ref());
         let read = |(place, series): (usize, &mut Series)| {
             let id = SignalId(u8::try_from(place).ok()?);
             Some((id, series.reading(id, failure, now)))
@@ -519,7 +536,7 @@ impl Alternative {
         self.source = match self.parts.as_slice() {
             [] => "".into(),
             [one] => format!("{} {}", one.target, self.name).into(),
-            parts => format!("{} targets {}", parts.len(), self.name).into(),
+            parts => format!("{} targets, as {}", parts.len(), self.name).into(),
         };
     }
 
@@ -1010,7 +1027,7 @@ mod tests {
         rig.see("b:1", "m 4\n", 2);
         let reading = rig.read(2).unwrap();
         assert!(is_near(reading.value, 7.0));
-        assert_eq!((reading.at, &*reading.source), (at(0), "2 targets m"));
+        assert_eq!((reading.at, &*reading.source), (at(0), "2 targets, as m"));
     }
 
     #[test]
@@ -1213,6 +1230,18 @@ mod tests {
         rig.reader.on_failure("head:1", &missing);
         let reading = rig.reader.readings(at(4))[0].1.clone();
         assert!(matches!(reading, Err(Missing::Unreachable { .. })), "{reading:?}");
+    }
+
+    #[test]
+    fn before_the_first_page_every_signal_lacks_for_the_same_reason() {
+        let mut rig = Rig::new(vec![page_source("ray_tasks", vec![], How::Sum)]);
+        let said = |rig: &mut Rig| rig.read(1).unwrap_err().to_string();
+        assert_eq!(said(&mut rig), "no page of Ray's metrics was ever read");
+        rig.reader.on_no_target("no target: 404");
+        assert_eq!(said(&mut rig), "no page of Ray's metrics was ever read (no target: 404)");
+        rig.see("t:1", "other 1\n", 2);
+        rig.reader.on_no_target("no target: 404");
+        assert!(said(&mut rig).starts_with("none of ray_tasks"), "{}", said(&mut rig));
     }
 
     #[test]
