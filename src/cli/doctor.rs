@@ -817,9 +817,9 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_another_rayguard_holds_is_a_warning_and_one_signal_line_says_that_no_page_was_read()
     {
-        let admin = alive().await;
+        let (head, admin) = (alive().await, alive().await);
         let text = format!(
-            "upstream = 'http://{admin}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
+            "upstream = 'http://{head}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
              [metrics]\ndiscover = false\ndiscovery_file = '/nowhere.json'\n[probe]\nenabled = false\n",
             std::env::temp_dir().display()
         );
