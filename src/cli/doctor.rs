@@ -799,16 +799,15 @@ mod tests {
     }
 
     /// Answers every request with 200, as the admin listener of a rayguard answers `/livez`.
-    async fn alive() -> std::net::SocketAddr {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    fn alive() -> std::net::SocketAddr {
+        use std::io::Read as _;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let _ = stream.read(&mut [0; 1024]).await;
-                let _ = stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-                    .await;
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 1024]);
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             }
         });
         address
@@ -817,7 +816,7 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_another_rayguard_holds_is_a_warning_and_one_signal_line_says_that_no_page_was_read()
     {
-        let (head, admin) = (alive().await, alive().await);
+        let (head, admin) = (alive(), alive());
         let text = format!(
             "upstream = 'http://{head}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
              [metrics]\ndiscover = false\ndiscovery_file = '/nowhere.json'\n[probe]\nenabled = false\n",

@@ -113,7 +113,7 @@ struct Known {
 }
 
 impl Known {
-    fn take(&mut self, logged: LoggedEvent) {
+    fn take(&mut self, logged: &LoggedEvent) {
         match &logged.event {
             Event::Adjustment(adjustment) => {
                 let key = (adjustment.class.clone(), adjustment.limit);
@@ -279,7 +279,7 @@ fn explain_request(
                 }
                 return Ok(());
             }
-            _ => known.take(logged),
+            _ => known.take(&logged),
         }
     }
     Err(ExplainError::NoRequest { request: request.to_owned() })
@@ -306,7 +306,7 @@ fn explain_class(
         if matches!(&logged.event, Event::ShedSummary(summary) if summary.class == class) {
             refused = Some(logged);
         } else {
-            known.take(logged);
+            known.take(&logged);
         }
     }
     // What was done to all classes says nothing of whether there is this one.
