@@ -601,9 +601,9 @@ impl Look<'_> {
                         other => other.to_string(),
                     };
                     let remedy = format!(
-                        "{}; under another name? [signal.{}] sources",
-                        meanwhile(policy, id),
-                        signal.name
+                        "under another name? [signal.{}] sources; {}",
+                        signal.name,
+                        meanwhile(policy, id)
                     );
                     findings.push(Finding::warn(&subject, found, remedy));
                 }
@@ -621,7 +621,7 @@ impl Look<'_> {
                               signals do not rise"
                     .to_owned();
             if let Some(id) = trickling.first() {
-                let _ = write!(remedy, ", and {}", meanwhile(policy, *id));
+                let _ = write!(remedy, "; {}", meanwhile(policy, *id));
             }
             findings.push(Finding::warn("signals", found, remedy));
         }
@@ -641,12 +641,12 @@ fn meanwhile(policy: &Policy, id: SignalId) -> String {
     let class = policy.classes.iter().find(|class| class.backlog == Some(id));
     match class {
         Some(class) => format!(
-            "until it is read, {:.0} requests of {} pass at once and then one every {} s",
+            "until then {:.0} requests of {} pass at once and then one every {} s",
             (policy.signals[id.index()].target / 2.0).floor(),
             class.name,
             TRICKLE.as_secs()
         ),
-        None => "rates and ceilings that follow it do not rise meanwhile".to_owned(),
+        None => "until then rates and ceilings that follow it do not rise".to_owned(),
     }
 }
 
@@ -798,17 +798,16 @@ mod tests {
         assert!(findings.iter().all(|finding| finding.health == Health::Ok || !finding.remedy.is_empty()));
     }
 
-    /// Answers every request on this connection after that with 200, as a rayguard's admin listener does.
-    async fn alive() -> std::net::SocketAddr {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    /// Answers every request with 200, as the admin listener of a rayguard answers `/livez`.
+    fn alive() -> std::net::SocketAddr {
+        use std::io::Read as _;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((mut stream, _)) = listener.accept().await {
-                let _ = stream.read(&mut [0; 1024]).await;
-                let _ = stream
-                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-                    .await;
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let _ = stream.read(&mut [0; 1024]);
+                let _ =
+                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             }
         });
         address
@@ -817,9 +816,9 @@ mod tests {
     #[tokio::test]
     async fn a_port_that_another_rayguard_holds_is_a_warning_and_one_signal_line_says_that_no_page_was_read()
     {
-        let admin = alive().await;
+        let (head, admin) = (alive(), alive());
         let text = format!(
-            "upstream = 'http://{admin}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
+            "upstream = 'http://{head}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
              [metrics]\ndiscover = false\ndiscovery_file = '/nowhere.json'\n[probe]\nenabled = false\n",
             std::env::temp_dir().display()
         );

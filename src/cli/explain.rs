@@ -99,18 +99,21 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), ExplainE
     }
 }
 
+/// The last change of each ceiling of one limit.
+type Ceilings = BTreeMap<LoopKind, (WallMs, Adjustment)>;
+
 /// The last word on every limit, as the adjustment log is read.
 #[derive(Default)]
 struct Known {
     /// By class and limit, and by loop: each loop has a ceiling of its own, and the lowest is in force.
-    adjustments: BTreeMap<(String, LimitKind), BTreeMap<LoopKind, (WallMs, Adjustment)>>,
+    adjustments: BTreeMap<(String, LimitKind), Ceilings>,
     signals: BTreeMap<String, (WallMs, String)>,
     pins: BTreeMap<(String, LimitKind), f64>,
     modes: BTreeMap<String, (WallMs, ModeChange)>,
 }
 
 impl Known {
-    fn take(&mut self, logged: LoggedEvent) {
+    fn take(&mut self, logged: &LoggedEvent) {
         match &logged.event {
             Event::Adjustment(adjustment) => {
                 let key = (adjustment.class.clone(), adjustment.limit);
@@ -276,7 +279,7 @@ fn explain_request(
                 }
                 return Ok(());
             }
-            _ => known.take(logged),
+            _ => known.take(&logged),
         }
     }
     Err(ExplainError::NoRequest { request: request.to_owned() })
@@ -303,7 +306,7 @@ fn explain_class(
         if matches!(&logged.event, Event::ShedSummary(summary) if summary.class == class) {
             refused = Some(logged);
         } else {
-            known.take(logged);
+            known.take(&logged);
         }
     }
     // What was done to all classes says nothing of whether there is this one.

@@ -88,7 +88,8 @@ impl LogSource {
         let client = Client::new(&Reach::at(&format!("http://{}", defaults::admin())))?;
         match client.wait_for_text("/livez") {
             Ok(_) => {
-                let _ = writeln!(io::stderr(), "reading the log of the rayguard at {}", defaults::admin());
+                let _ =
+                    writeln!(io::stderr(), "reading the log of the rayguard at {}", defaults::ADMIN_LISTEN);
                 Ok(Place::Api(Box::new(client)))
             }
             Err(problem) => Err(SourceError::Nowhere { path, problem }),

@@ -613,7 +613,7 @@ impl Adjustment {
         }
         if let Some(lower) = self.other.filter(|other| other.value < self.new) {
             let (value, follows) = (number(lower.value), lower.r#loop.follows());
-            sentence.push_str(&format!("; in force is {value}{unit}, by {follows}"));
+            sentence.extend(["; in force is ", value.as_str(), unit, ", by ", follows]);
         }
         sentence
     }

@@ -265,7 +265,8 @@ impl Watch {
             }
             Err(fault) => {
                 let fault = fault.to_string();
-                self.reader().on_no_target(&fault);
+                // Of its reason alone: what to do is said with the signals.
+                self.reader().on_no_target(fault.split(';').next().unwrap_or_default());
                 // Once, and again when the reason is another: it is looked for every few seconds.
                 if *last_fault != fault {
                     tracing::warn!(

@@ -102,7 +102,7 @@ async fn shadow_and_enforce_take_a_class_or_all() {
     let slip = run(&["shadow", "job-lst", "--why", "a test"]).await;
     assert!(String::from_utf8_lossy(&slip.stderr).contains("did you mean `job-list`?"), "{slip:?}");
     assert_eq!(run(&["shadow", "job-list", "--why", "a test"]).await.status.code(), Some(0));
-    assert!(said(&run(&["status", "--all"]).await).contains("1 in shadow"));
+    assert!(said(&run(&["status", "--all"]).await).contains("enforcing; in shadow: job-list;"));
     assert_eq!(run(&["enforce", "--why", "a test"]).await.status.code(), Some(0));
     assert!(said(&run(&["status"]).await).contains("Mode    enforcing;"));
     assert_eq!(said(&run(&["alerts"]).await), "no alert is firing\n");
@@ -127,7 +127,12 @@ async fn what_limits_suggest_writes_passes_the_check() {
     }
     let suggested = rayguard(&["limits", "suggest", "--address", &instance.admin]).await;
     assert_eq!(suggested.status.code(), Some(0));
-    let text = said(&suggested);
+    assert!(said(&suggested).starts_with("# Nothing suggested: only"), "{}", said(&suggested));
+    // As if it had been watched for an hour.
+    let mut seen: rayguard::admin::discovery::Discovery =
+        serde_json::from_value(instance.json("/api/v1/discovery").await).unwrap();
+    seen.watched_s = 3600.0;
+    let text = rayguard::cli::suggest::section(&seen);
     assert!(text.contains("\n[class.job-list]\n# 120 requests by about 1 client:"), "{text}");
     assert!(text.contains("# path = \"/api/internal/{id}/report\""), "{text}");
     let file = instance.file.with_file_name("suggested.toml");

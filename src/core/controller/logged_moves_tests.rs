@@ -125,7 +125,7 @@ fn a_ceiling_at_its_floor_is_an_alert_though_another_ceiling_of_the_same_limit_s
     controller.on_override(&freeze, "ana", "test", at(0.0), WallMs(0)).unwrap();
     let outer = controller.classes[0].outer.as_mut().unwrap();
     (outer.limit, outer.binding) = (outer.regulator.guardrails.bounds.min, true);
-    let mut meter = crate::admission::meter::Meter::default();
+    let meter = crate::admission::meter::Meter::default();
     let mut told = Vec::new();
     for second in 1..320 {
         meter.offer();

@@ -1062,7 +1062,7 @@ mod tests {
         rig.see("b:1", "m 4\n", 2);
         let reading = rig.read(2).unwrap();
         assert!(is_near(reading.value, 7.0));
-        assert_eq!((reading.at, &*reading.source), (at(0), "2 targets m"));
+        assert_eq!((reading.at, &*reading.source), (at(0), "2 targets, as m"));
     }
 
     #[test]
