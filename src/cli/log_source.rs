@@ -88,8 +88,7 @@ impl LogSource {
         let client = Client::new(&Reach::at(&format!("http://{}", defaults::admin())))?;
         match client.wait_for_text("/livez") {
             Ok(_) => {
-                let _ =
-                    writeln!(io::stderr(), "reading the log of the rayguard at {}", defaults::ADMIN_LISTEN);
+                let _ = writeln!(io::stderr(), "reading the log of the rayguard at {}", defaults::admin());
                 Ok(Place::Api(Box::new(client)))
             }
             Err(problem) => Err(SourceError::Nowhere { path, problem }),
