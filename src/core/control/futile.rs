@@ -14,12 +14,12 @@
 //! ```
 //!
 //! (The bandwidth-delay product that BBR fills a path to: Cardwell et al. 2016; Kleinrock's optimal operating point.)
-//! Every cut is a trial of that. Once a binding limit has come down by a fifth ([`TRIAL`]), or as much more as it
-//! takes to tell the fall of latency from chance ([`ERRORS`] standard errors of both means), latency must have come
-//! down by half as much. If not, the limit goes back to a tenth above the knee ([`HEADROOM`]) and is held there for
-//! [`HOLD`], twice as long after each further trial in a row that fails, because each costs throughput while it
-//! lasts; and one after a failure goes no deeper than [`DEPTH`] until it is told. A latency that rises by more than chance ends all of that: the
-//! head has become slower still.
+//! Every cut is a trial of that. Once a binding limit has come down by a fifth (`TRIAL`), or as much more as it
+//! takes to tell the fall of latency from chance (`ERRORS` standard errors of both means), latency must have come
+//! down by half as much. If not, the limit goes back to a tenth above the knee (`HEADROOM`) and is held there for
+//! `HOLD`, twice as long after each further trial in a row that fails, because each costs throughput while it
+//! lasts; and one after a failure goes no deeper than `DEPTH` until it is told. A latency that rises by more than
+//! chance ends all of that: the head has become slower still. A window that tells nothing unsays nothing.
 //!
 //! *Means, not quantiles.* The objective is a p95 or a p99, which twenty answers hardly tell: chance of a third in
 //! either direction was taken for help, one trial in four, and a limit crept down to its floor. A mean is told three
