@@ -221,7 +221,7 @@ async fn a_server_in_tls_is_spoken_to_as_each_request_needs_and_its_authorities_
         ..Setup::default()
     })
     .await;
-    assert_eq!(rig.get("/app", &[]).await.status, 502, "nobody who is trusted vouches for it");
+    assert_eq!(rig.get("/app", &[]).await.status, 503, "nobody who is trusted vouches for it");
     std::fs::write(&authorities, "nonsense").unwrap();
     assert!(originator.renew().is_err());
     std::fs::copy(fixture("authority.pem"), &authorities).unwrap();

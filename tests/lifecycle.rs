@@ -658,7 +658,7 @@ async fn tls_is_spoken_with_an_upstream_that_can_show_who_it_is_and_with_no_othe
     }
     let (_stranger, wary) = started(&stranger, ray.address, &behind("renewed-authority.pem"));
     let (refused, why) = status(wary, &[]).await;
-    assert_eq!(refused, 502, "{why}");
+    assert_eq!(refused, 503, "{why}");
     assert!(why.contains("certificate"), "{why}");
 }
 

@@ -204,7 +204,7 @@ async fn ray_down_is_said_at_once() {
     drop(listener);
     let rig = Rig::with(Setup { upstream: Some(Address::Tcp(nobody)), ..Setup::default() }).await;
     let answer = rig.get(STATUS, &[]).await;
-    assert_eq!(answer.status, 502);
+    assert_eq!(answer.status, 503);
     assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_unreachable"));
     assert!(answer.text().contains("Ray is down"), "{}", answer.text());
     assert_eq!(rig.in_flight("job-status"), 0);
@@ -630,7 +630,7 @@ async fn a_connection_that_ray_closed_while_it_idled_holds_nobody_up() {
     drop((ray, listener)); // Ray is gone
     assert_eq!(
         rig.get(STATUS, &[]).await.status,
-        502,
+        503,
         "the dead line is found out, and no other is to be had"
     );
 }
@@ -719,7 +719,7 @@ async fn all_who_wait_for_an_answer_that_does_not_come_are_told_together() {
     for client in &mut clients {
         let answer = client.answer().await;
         assert_eq!((answer.status, answer.header("x-rayguard-reason")), (504, Some("upstream_timeout")));
-        equal += usize::from(answer.text().contains("an equal 'job-list' request within 1 s"));
+        equal += usize::from(answer.text().contains("an equal 'job-list' request within 1s"));
     }
     assert_eq!((lists(&rig), equal), (1, 4), "Ray was not asked over again");
 }

@@ -73,9 +73,9 @@ keys! {
 # identity headers are believed. Example: ["10.0.0.0/8"]
 {}
 "#;
-        /// who helps users whose request was refused: every refusal ends with it
+        /// who helps users whose request was refused: every refusal for want of room ends with it
         contact: Option<Contact>, default "\"your Ray administrator\"", range "one line, 1 to 200 ASCII characters", file r#"
-# Who helps users whose request was refused; every refusal ends with it.
+# Who helps users whose request was refused; every refusal for want of room ends with it.
 # contact = "ray-help@example.com"
 "#;
         /// limits and timeouts of HTTP itself

@@ -84,7 +84,8 @@ pub struct Module {
     /// request stays counted until it has answered.
     pub cancels: bool,
     /// Several of Ray's modules live in this one process ([`Profile::shape`](crate::request::profile::Profile::shape)):
-    /// its ordinary classes (priority 0 to 5) share one bound on work, those that [await](Class::awaits) left out.
+    /// its ordinary classes (priority 0 to 5) share one bound on work, those that [await](Class::awaits) or are
+    /// [held](Kind::Held) left out.
     pub shared: bool,
     /// The operator's file changes its limits: no profile takes its classes away.
     pub apart: bool,

@@ -379,7 +379,8 @@ impl<W> AdmissionController<W> {
                 work_us_max: module
                     .work
                     .map_or(u64::MAX, |work| micros(work.as_secs_f64() * work_factor(class.priority))),
-                shares: module.shared && yields,
+                // A connection that is held cannot wait: it would be refused for a moment's work of others.
+                shares: module.shared && yields && class.kind == Kind::Unary,
                 leaves_gaps: module.is_one_process() && yields,
                 room: if module.is_one_process() { 1.0 } else { class.in_flight.initial.max(1.0) },
                 is_gated: class.backlog.is_some(),

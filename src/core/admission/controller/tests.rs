@@ -310,6 +310,18 @@ fn ordinary_classes_of_one_process_share_one_bound_on_work_and_the_others_keep_t
     assert_eq!(rig.granted().unwrap().0, light);
 }
 
+#[test]
+fn a_connection_that_is_held_is_not_refused_for_a_moment_of_work_in_its_process() {
+    let mut policy = policy(vec![class("list", 5, 8.0), class("tail", 5, 8.0)], 50.0);
+    policy.modules[0].work = Some(Duration::from_millis(50));
+    policy.modules[0].shared = true;
+    policy.classes[1].kind = Kind::Held;
+    let mut rig = Rig::new(&policy);
+    rig.admission.costs().expect(0, 0.2);
+    let _list = permit(rig.ask(0, 1, at(0.0)).1);
+    assert!(matches!(rig.ask(1, 2, at(0.0)).1, Decision::Admit(..)));
+}
+
 /// A class short of its rate beside one that is not, in a module of one process.
 fn beside_a_rate() -> Rig {
     let rated = Class {
