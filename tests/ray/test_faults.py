@@ -73,7 +73,7 @@ def test_ray_is_killed_and_comes_back():
             wait_until("answers", lambda: clients.served() > 20, 30)
             head.kill()
             died = time.monotonic()
-            wait_until("the proxy's word for it", lambda: 502 in clients.fates(since=died), 20)
+            wait_until("the proxy's word for it", lambda: 503 in clients.fates(since=died), 20)
             time.sleep(3.0)
             # Everyone was told at once, by the proxy, in its own name: nobody waited out a timeout.
             assert set(clients.fates(since=died + 1.0)) <= {502, 503}, clients.fates(since=died + 1.0)
