@@ -80,6 +80,7 @@ NOT = {
     "cargo test -p rayguard-core": "a part of `cargo test`, which is carried out",
     "bash .ci/run code": "a part of `bash .ci/run`",
     "bash .ci/run ray": "a part of `bash .ci/run`",
+    "cargo run -p rayguard-core --example tower": "`cargo test` tests the example",
     "cargo run -p rayguard-sim --example scenario -- simulations/ray-healthy.toml": "builds the simulator a second time; `cargo test` compiles the example",
 }
 
