@@ -2,7 +2,8 @@
 
     python commands.py reads http://127.0.0.1:8265 '{"job": "raysubmit_1", "actor": "...", "node": "..."}'
 
-`reads` change nothing, so that what is listed is the same the next time; `writes` begin and end jobs.
+`reads` change nothing, so that what is listed is the same the next time; `writes` begin and end jobs. `ray logs` is not
+among them: it asks the GCS where the dashboard is and goes there, past any proxy.
 """
 
 import json
@@ -12,7 +13,6 @@ import sys
 from click.testing import CliRunner
 
 kind, address, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-os.environ["RAY_API_SERVER_ADDRESS"] = address  # `ray logs` takes no http address
 os.environ["COLUMNS"] = "200"
 
 from ray.job_submission import JobSubmissionClient  # noqa: E402
@@ -28,9 +28,6 @@ READS = [
     *(["summary", what, *AT] for what in ("tasks", "actors", "objects")),
     ["get", "actors", ids["actor"], *AT],
     ["get", "nodes", ids["node"], *AT],
-    ["logs", "cluster", f"job-driver-{ids['job']}.log", "--tail", "3"],
-    ["logs", "cluster", "no_such_file", "--node-id", ids["node"]],
-    ["logs", "job", "--id", ids["job"]],
     ["job", "list", *AT],
     ["job", "status", *AT, ids["job"]],
     ["job", "logs", *AT, ids["job"]],
