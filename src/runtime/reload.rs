@@ -158,7 +158,12 @@ fn renew(app: &App, certificates: &[Arc<dyn Renew>]) {
 fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome {
     let name = source.path.display().to_string();
     let before = app.settings();
-    let outcome = match config::load(&source.path, &source.overrides) {
+    let loaded = config::load(&source.path, &source.overrides);
+    let is_missing = matches!(
+        &loaded,
+        Err(config::Error::Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound
+    );
+    let outcome = match loaded {
         // Valid, and never meant: whoever wants every default back while traffic flows, says one.
         Ok(_) if std::fs::read(&source.path).is_ok_and(|text| is_blank(&text)) => Err(vec![format!(
             "{name} is empty, as a file is that is just being written; to go back to the defaults, write \
@@ -173,7 +178,7 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
             }
         }
         Err(config::Error::Wrong(problems)) => Err(problems.list().iter().map(one_line).collect()),
-        Err(config::Error::Unreadable { path, error }) if error.kind() == std::io::ErrorKind::NotFound => {
+        Err(config::Error::Unreadable { path, .. }) if is_missing => {
             Err(vec![format!("{} does not exist; restore it", path.display())])
         }
         Err(config::Error::Unreadable { path, error }) => {
@@ -214,7 +219,6 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
             }
             app.on_config(problems.first().map(String::as_str));
             change.problems.clone_from(&problems);
-            let is_missing = !source.path.exists();
             Err(if is_missing { NotReloaded::Missing(name) } else { NotReloaded::Refused(problems) })
         }
     };

@@ -351,6 +351,12 @@ async fn a_reload_is_carried_out_or_refused_with_every_reason() {
     let message = refused["message"].as_str().unwrap();
     assert!(message.contains("job-lost") && message.contains("still using the previous one"), "{message}");
     assert_eq!(instance.json("/api/v1/state").await["config"], done["config"]);
+
+    std::fs::remove_file(&instance.file).unwrap();
+    let (status, gone) = instance.order("/api/v1/reload", &json!({})).await;
+    assert_eq!((status, &gone["error"]), (422, &json!("config_missing")));
+    assert!(gone["message"].as_str().unwrap().contains("does not exist"), "{gone}");
+    assert_eq!(instance.json("/api/v1/state").await["config"], done["config"]);
     let events = instance.json("/api/v1/events").await.to_string();
     assert!(events.contains("slower lists are fine"), "{events}");
 }

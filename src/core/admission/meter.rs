@@ -3,7 +3,6 @@
 //! Counters only ever rise and are read without stopping anyone; the loop looks at the
 //! difference between two snapshots ([`Counts::since`]), the metrics page at the totals.
 
-use crate::control::futile::Sample;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -437,16 +436,6 @@ impl Counts {
         let (low, high) =
             (self.latency_quantile(quantile - error)?, self.latency_quantile(quantile + error)?);
         Some(((high / low).ln() / 2.0).max(0.5 / n.sqrt()))
-    }
-
-    /// The upstream latencies, as far as their mean and its error need them. Squares are read from the buckets.
-    #[must_use]
-    pub fn sample(&self) -> Sample {
-        let squares = self.buckets.iter().enumerate().map(|(at, in_bucket)| {
-            let middle = upper_bound_secs(at) * 2f64.powf(-1.0 / 8.0);
-            *in_bucket as f64 * middle * middle
-        });
-        Sample { count: self.answers() as f64, seconds: self.latency_us as f64 / 1e6, squares: squares.sum() }
     }
 
     /// The mean upstream latency in seconds; `None` when nothing was answered.

@@ -30,9 +30,10 @@
 //! A neighbour's need stands for [`HEARSAY`] after it was last told: a class that nobody asks for any
 //! more does not suffer.
 
-use crate::admission::meter::Counts;
+use crate::admission::meter::{Counts, upper_bound_secs};
 use crate::admission::table::permits;
 use crate::control::budget::{Claim, apportion_cut, weight};
+use crate::control::futile::Sample;
 use crate::control::law::{Observation, Spread};
 use crate::control::stability::Timing;
 use crate::controller::{ClassReading, Controller, ProxyReading, Reasons};
@@ -212,7 +213,7 @@ impl Controller {
             latency: due.latency.filter(|_| !innocent),
             slo_pressure: due.pressure,
             spread: spread(&due.counts),
-            sample: Some(due.counts.sample()),
+            sample: Some(sample(&due.counts)),
             not_below: None,
             used: None,
             backlog: None,
@@ -256,6 +257,15 @@ const ENOUGH: u64 = 20;
 fn spread(counts: &Counts) -> Option<Spread> {
     let (quickest, mean) = counts.latency_quantile(0.1).zip(counts.latency_mean())?;
     (counts.answers() >= ENOUGH).then_some(Spread { quickest, mean })
+}
+
+/// The latencies, as far as their mean and its error need them. Squares are read from the buckets.
+fn sample(counts: &Counts) -> Sample {
+    let squares = counts.buckets.iter().enumerate().map(|(at, in_bucket)| {
+        let middle = upper_bound_secs(at) * 2f64.powf(-1.0 / 8.0);
+        *in_bucket as f64 * middle * middle
+    });
+    Sample { count: counts.answers() as f64, seconds: counts.latency_us as f64 / 1e6, squares: squares.sum() }
 }
 
 /// The latency that these exchanges tell, at `quantile` or as near to it as so few can.
