@@ -374,9 +374,12 @@ impl Screen {
                 writeln!(out, "  {:<22} {label:<14} {}", stream.name, outcome(figures))?;
             }
         }
-        writeln!(out, "\nWhat rayguard did, in its own words:")?;
         let mut said = reasons(app, 6);
         said.reverse();
+        // Admission protects under the limits as they are; they move only where they have to.
+        let heading =
+            if said.is_empty() { "No limit had to be moved." } else { "How limits were moved, and why:" };
+        writeln!(out, "\n{heading}")?;
         for sentence in said {
             writeln!(out, "  {sentence}")?;
         }
