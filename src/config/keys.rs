@@ -376,7 +376,7 @@ law = { kind = "pid", kp = 0, kd = 0 }
         kind: Option<Word<Kind>>, default "`unary`";
         /// this class alone
         mode: Option<Word<Mode>>, default "the top-level `mode`";
-        /// who goes first in a contended module; the weight is 2^priority. While a class of 8 or 9 is asked for, those of 0 to 5 in the same process pause after a request of more than 0.1 s, so that an urgent one waits 50 ms in the mean
+        /// who goes first in a contended module; the weight is 2^priority. While a class of 8 or 9 is asked for, those of 0 to 5 in the same process pause after a request of more than 0.3 s, so that an urgent one waits 150 ms in the mean and of those that give up after 2 s one in a hundred does
         priority: Option<u64>, within(0, 9), unit " ", default "3", range "{} (9 goes first)";
         /// requests per second: one rate (fixed), a range, or `off`
         rate: Option<Short<OrOff<Rate>, RawRate>>, within(RATE_MIN, RATE_MAX), unit "rate or range", default "by class";

@@ -169,6 +169,13 @@ impl Tally {
         &mut self.clients[at].1
     }
 
+    /// A demand was still under way when the run ended.
+    pub fn withdraw(&mut self, address: u64) {
+        self.attempts -= 1;
+        self.demands -= 1;
+        self.client(address).0 -= 1;
+    }
+
     /// An attempt ended.
     pub fn end(&mut self, ending: Ending, latency: Duration, address: u64) {
         match ending {

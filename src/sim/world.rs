@@ -487,7 +487,18 @@ impl<'a> World<'a> {
             }
             self.tell_woken();
         }
+        self.leave_open();
         self.run.recovery.end(whole_seconds(self.end));
+    }
+
+    /// Whose client has neither an answer nor given up when the run ends has not been decided: it counts as not asked.
+    fn leave_open(&mut self) {
+        for request in self.requests.iter().filter(|request| request.client) {
+            let demand = &request.demand;
+            if self.measure.0 <= demand.first_sent && demand.first_sent < self.measure.1 {
+                self.run.groups[usize::from(demand.group)].withdraw(demand.client.address);
+            }
+        }
     }
 
     fn happen(&mut self, happening: Happening) {

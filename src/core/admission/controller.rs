@@ -75,6 +75,8 @@ pub struct Permit {
     /// Its module had nothing else under way when it was admitted.
     alone: bool,
     work_us: u64,
+    /// What others of its module had been billed for the work of third ones when it was admitted.
+    stalled_us: u64,
     /// The same, where it counts in what several modules of one process have under way.
     shared_us: u64,
     /// What its client was charged when its turn came; none was where it did not have to wait.
@@ -252,6 +254,8 @@ struct ModuleTally {
     /// Work under way of all classes that share a process, and when the last of it was let in.
     shared_us: AtomicU64,
     shared_at: AtomicU64,
+    /// What has been billed for beyond what it takes by itself: the work of those in whose middle it came.
+    stalled_us: AtomicU64,
     /// When somebody last asked for what operators need.
     urgent_at: AtomicU64,
 }
@@ -311,6 +315,7 @@ impl Permit {
             counted: false,
             alone: false,
             work_us: 0,
+            stalled_us: 0,
             shared_us: 0,
             charged: None,
             claim: None,
@@ -568,6 +573,7 @@ impl<W> AdmissionController<W> {
         };
         // What it waited for others in the middle was their work, or an agent's.
         let own = work.min(self.costs.get(permit.ask.route));
+        let stalled_us = module.tally.stalled_us.fetch_add(micros(work - own), Ordering::Relaxed);
         let tells = class.tally.meter.end(outcome, duration_from_secs(own));
         if tells && permit.stage == Stage::Asked {
             class.tally.meter.answer(now.since(permit.asked));
@@ -582,7 +588,10 @@ impl<W> AdmissionController<W> {
         if class.leaves_gaps || table.class(permit.ask.class).in_flight < 1.0 {
             // What hung held no process; what failed took what such requests take.
             let failed = || duration_from_secs(self.costs.get(permit.ask.route)).min(spent);
-            class.tally.pause.begin(if answered { duration_from_secs(work) } else { failed() }, now);
+            // Those that it let through between its turns on the loop were billed for the turn before theirs.
+            let others = stalled_us.saturating_sub(permit.stalled_us) as f64 / 1e6;
+            let took = (work + others).min(work.max(self.costs.hold(permit.ask.route)));
+            class.tally.pause.begin(if answered { duration_from_secs(took) } else { failed() }, now);
         }
         class.give_back(permit.work_us);
         module.tally.shared_us.fetch_sub(permit.shared_us, Ordering::AcqRel);
@@ -910,7 +919,8 @@ impl<W> AdmissionController<W> {
         }
         class.tally.meter.admit(self.at_work(class));
         let alone = module.tally.in_flight.count() <= 1;
-        Ok(Permit { counted: true, alone, work_us, shared_us, ..Permit::uncounted(ask, now) })
+        let stalled_us = module.tally.stalled_us.load(Ordering::Relaxed);
+        Ok(Permit { counted: true, alone, work_us, stalled_us, shared_us, ..Permit::uncounted(ask, now) })
     }
 
     /// Counts it as if it had been refused, and lets it through beyond every limit.

@@ -10,8 +10,11 @@
 //! a request of `t` is being worked on waits `t / 2` in the mean, and meets one in the share `L` of all cases. A list
 //! of twenty thousand jobs takes three seconds of the process that a stop, or a poll that gives up after two, must pass
 //! as well. So while anyone asks the process for what operators need (a limited class of priority 8 or 9), a class of less urgency has no more of its time
-//! than makes such a request wait [`GENTLE`] in the mean: `L = 2 * GENTLE / t`. Nobody else notices: below a tenth of
-//! a second `L` is 1, and where no urgent request has come for [`URGENT_FOR`] nothing is held back.
+//! than makes such a request wait [`GENTLE`] in the mean: `L = 2 * GENTLE / t`. And where `t` is more than such clients
+//! have patience for ([`PATIENCE`]), who comes in the first `t - PATIENCE` of it gives up: no more than one in a hundred
+//! may, `L (t - PATIENCE) / t = GIVE_UP`. Nobody else notices: below 0.3 s `L` is 1, and where no urgent request has
+//! come for [`URGENT_FOR`] nothing is held back. What `t` is, see `AdmissionController::finish`: a list takes three turns
+//! on its loop, and whoever is let through between them was billed for the turn before.
 //!
 //! The pause is worked out anew whenever somebody asks, from the limit of that moment: a limit that is raised
 //! shortens the pause under way.
@@ -21,10 +24,14 @@ use crate::time::{Time, duration_from_secs};
 use std::time::Duration;
 
 /// No pause is longer: what was dear once may have become cheap.
-const PAUSE_MAX: Duration = Duration::from_secs(120);
+const PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// What an urgent request may wait for those of one less urgent class, in the mean.
-const GENTLE: Duration = Duration::from_millis(50);
+const GENTLE: Duration = Duration::from_millis(150);
+/// So long a poll waits for its answer: KubeRay's operator gives up after two seconds.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The share of them that may give up on behalf of one less urgent class.
+const GIVE_UP: f64 = 0.01;
 /// One that came so long ago will be followed by another.
 pub(super) const URGENT_FOR: Duration = Duration::from_secs(10);
 
@@ -46,14 +53,20 @@ impl Pause {
     #[must_use]
     pub(super) fn is_over(&self, limit: f64, urgent: bool, now: Time) -> bool {
         let took = self.took_us.load(Ordering::Relaxed) as f64 / 1e6;
-        let gentle = 2.0 * GENTLE.as_secs_f64();
-        let limit = if urgent && took > gentle { limit.min(gentle / took) } else { limit };
+        let limit = if urgent { limit.min(share_beside_urgent(took)) } else { limit };
         if limit >= 1.0 {
             return true;
         }
         let pause = duration_from_secs(took * (1.0 / limit - 1.0)).min(PAUSE_MAX);
         now.since(Time(self.ended.load(Ordering::Relaxed))) >= pause
     }
+}
+
+/// The share of its module's time that a class may have whose requests take so many seconds of it.
+fn share_beside_urgent(took: f64) -> f64 {
+    let by_mean = 2.0 * GENTLE.as_secs_f64() / took.max(f64::MIN_POSITIVE);
+    let beyond = took - PATIENCE.as_secs_f64();
+    if beyond > 0.0 { by_mean.min(GIVE_UP * took / beyond) } else { by_mean }
 }
 
 #[cfg(test)]
@@ -81,17 +94,27 @@ mod tests {
         let pause = Pause::default();
         pause.begin(Duration::from_secs(1), at(10.0));
         assert!(pause.is_over(8.0, false, at(10.0)), "nobody needs the gap");
-        assert!(!pause.is_over(8.0, true, at(18.9)), "a tenth of the time: 50 ms in the mean");
-        assert!(pause.is_over(8.0, true, at(19.1)));
-        pause.begin(Duration::from_millis(90), at(20.0));
+        assert!(!pause.is_over(8.0, true, at(12.3)), "three tenths of the time: 150 ms in the mean");
+        assert!(pause.is_over(8.0, true, at(12.4)));
+        pause.begin(Duration::from_millis(290), at(20.0));
         assert!(pause.is_over(8.0, true, at(20.0)), "who is quick is not held back");
+    }
+
+    #[test]
+    fn of_those_who_give_up_after_two_seconds_one_in_a_hundred_does() {
+        for took in [2.5, 3.2, 5.0, 20.0] {
+            let give_up = share_beside_urgent(took) * (took - 2.0) / took;
+            assert!(give_up <= 0.01 + 1e-9, "{took} s: {give_up}");
+        }
+        assert!((share_beside_urgent(2.0) - 0.15).abs() < 1e-9, "150 ms in the mean, where nobody gives up");
+        assert!(share_beside_urgent(0.0) > 1.0 && share_beside_urgent(0.3) >= 1.0);
     }
 
     #[test]
     fn no_pause_lasts_for_ever() {
         let pause = Pause::default();
         pause.begin(Duration::from_secs(60), at(0.0));
-        assert!(!pause.is_over(0.1, false, at(119.0)) && pause.is_over(0.1, false, at(120.0)));
+        assert!(!pause.is_over(0.1, false, at(299.0)) && pause.is_over(0.1, false, at(300.0)));
     }
 
     proptest! {

@@ -160,6 +160,32 @@ fn a_dear_request_leaves_a_gap_only_while_somebody_asks_for_what_is_urgent() {
 }
 
 #[test]
+fn a_gap_is_as_long_as_all_turns_of_a_request_took_and_not_as_its_last() {
+    let mut policy = policy(vec![class("list", 4, 4.0), class("status", 8, 4.0)], 10.0);
+    policy.modules[0].work = Some(Duration::from_millis(50));
+    let mut rig = Rig::new(&policy);
+    for poll in 0..20 {
+        let status = permit(rig.ask(1, 1, at(f64::from(poll) / 10.0)).1);
+        rig.finish(status, at(f64::from(poll) / 10.0 + 0.001));
+    }
+    let alone = permit(rig.ask(0, 2, at(2.0)).1);
+    rig.finish(alone, at(3.5));
+    // Three turns of half a second, and a poll is let through after each.
+    let list = permit(rig.ask(0, 2, at(10.0)).1);
+    for turn in [10.5, 11.0] {
+        let status = permit(rig.ask(1, 1, at(turn - 0.4)).1);
+        rig.finish(status, at(turn));
+    }
+    rig.finish(list, at(11.5));
+    // 1.3 s of it were billed to somebody. A share of 0.3 / 1.3 leaves a gap of 4.3 s; its last turn alone, one of 0.3 s.
+    assert!(matches!(rig.ask(0, 2, at(12.6)).1, Decision::Wait(..)));
+    rig.pump(at(15.8));
+    assert!(rig.granted().is_none());
+    rig.pump(at(15.9));
+    assert!(rig.granted().is_some());
+}
+
+#[test]
 fn a_class_without_room_holds_up_no_other_however_many_there_are() {
     let classes: Vec<_> = (0..80).map(|at| class(&format!("c{at}"), 5, 1.0)).collect();
     let mut rig = Rig::new(&policy(classes, 1000.0));
