@@ -154,7 +154,7 @@ impl Drain {
         if span < SPAN_MIN {
             return;
         }
-        if let Some(capacity) = self.too_slow(backlog, (at, admitted), dry_below, starts_within) {
+        if let Some(capacity) = self.too_slow(backlog, (at - age / 2, admitted), dry_below, starts_within) {
             self.per_s = Some(self.per_s.map_or(capacity, |known| known.min(capacity)));
             self.is_capacity = true;
             return;
@@ -175,6 +175,7 @@ impl Drain {
 
     /// What the head has started per second since it was last not behind, if those who wait now will wait longer
     /// than was promised: a head that has become slower is known before the window has forgotten the faster one.
+    /// It had nothing to start until something came: a burst upon an idle head says nothing of it yet.
     fn too_slow(
         &self,
         backlog: f64,
@@ -182,10 +183,12 @@ impl Drain {
         dry_below: f64,
         starts_within: Duration,
     ) -> Option<f64> {
-        let last_dry = *self.readings.iter().rev().find(|(_, backlog, _)| *backlog < dry_below)?;
-        let span = at.since(last_dry.0);
-        let per_s = started_per_s(last_dry, (at, backlog, admitted));
-        (span >= SPAN_MIN && backlog > per_s * starts_within.as_secs_f64()).then_some(per_s)
+        let (dry_at, dry, before) =
+            *self.readings.iter().rev().find(|(_, backlog, _)| *backlog < dry_below)?;
+        let (came_at, _) = *self.admitted.iter().find(|(_, total)| *total > before)?;
+        let since = dry_at.max(came_at);
+        let per_s = started_per_s((since, dry, before), (at, backlog, admitted));
+        (at.since(since) >= SPAN_MIN && backlog > per_s * starts_within.as_secs_f64()).then_some(per_s)
     }
 
     /// A head that starts a whole target within what was promised, and is not behind, earns twice the target.
@@ -336,6 +339,24 @@ mod tests {
         }
         assert_eq!((drain.assumed(4.0, 4.0, 1.0), drain.capacity()), (4.0, None));
         assert!((drain.target(Duration::from_secs(30), 20.0) - 20.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_burst_upon_an_idle_head_is_not_taken_for_a_head_that_starts_nothing() {
+        // Idle for a quarter of an hour, scrapes lost, then sixty jobs: the first reading that shows them is older than
+        // what has been started of them.
+        let mut drain = Drain::default();
+        let promise = (20.0, Duration::from_secs(30));
+        let at = |second: u64| Time::ZERO + Duration::from_secs(second);
+        for second in 0..=900 {
+            drain.on_admitted(if second < 900 { 0 } else { 20 }, at(second));
+            if second % 5 == 0 && second < 885 {
+                drain.on_reading(0.0, (at(second), Duration::from_secs(10)), promise, false);
+            }
+        }
+        drain.on_reading(18.0, (at(905), Duration::from_secs(10)), promise, true);
+        assert_eq!(drain.capacity(), None);
+        assert!(drain.target(promise.1, promise.0) >= 20.0);
     }
 
     proptest! {

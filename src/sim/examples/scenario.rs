@@ -1,12 +1,12 @@
 //! Runs scenarios with the simulator alone: `cargo run -p rayguard-sim --example scenario -- FILE...`.
 //!
 //! With `--ablate`, all of them without parts of the loop, as one table; with `--runs=200`, each on so many heads
-//! that are not quite its own; with `--log`, the adjustment log on standard error. It builds without the proxy, which is what one wants while a law or a scenario is being written.
+//! that are not quite its own, with `--draw=51` on one of these; with `--log`, the adjustment log on standard error. It builds without the proxy, which is what one wants while a law or a scenario is being written.
 //! `rayguard simulate` does the same and more.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example")]
 
 use rayguard_sim::ablation;
-use rayguard_sim::monte_carlo::monte_carlo;
+use rayguard_sim::monte_carlo::{monte_carlo, trial};
 use rayguard_sim::report;
 use rayguard_sim::scenario::Scenario;
 use rayguard_sim::trace;
@@ -39,6 +39,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let mut log = String::new();
         let onlooker = Onlooker { adjustment_log: Some(&mut log), ..Onlooker::default() };
+        if let Some(number) = flags.iter().find_map(|flag| flag.strip_prefix("--draw=")) {
+            let trial = trial(&scenario, scenario.seed, number.parse()?, &traces, onlooker)?;
+            println!("{file}: {}", trial.draw.describe());
+            for check in trial.checks {
+                println!("     {} {} = {:?}", if check.met { '+' } else { '-' }, check.name, check.value);
+            }
+            if flags.iter().any(|flag| flag == "--log") {
+                eprint!("{log}");
+            }
+            continue;
+        }
         let answer = report::answer(&file, &scenario, scenario.seed, &traces, onlooker)?;
         if flags.iter().any(|flag| flag == "--log") {
             eprint!("{log}");
