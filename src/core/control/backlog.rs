@@ -154,7 +154,7 @@ impl Drain {
         if span < SPAN_MIN {
             return;
         }
-        if let Some(capacity) = self.too_slow(backlog, (at - age / 2, admitted), dry_below, starts_within) {
+        if let Some(capacity) = self.too_slow(backlog, (at, age, admitted), dry_below, starts_within) {
             self.per_s = Some(self.per_s.map_or(capacity, |known| known.min(capacity)));
             self.is_capacity = true;
             return;
@@ -179,14 +179,15 @@ impl Drain {
     fn too_slow(
         &self,
         backlog: f64,
-        (at, admitted): (Time, u64),
+        (at, age, admitted): (Time, Duration, u64),
         dry_below: f64,
         starts_within: Duration,
     ) -> Option<f64> {
         let (dry_at, dry, before) =
             *self.readings.iter().rev().find(|(_, backlog, _)| *backlog < dry_below)?;
         let (came_at, _) = *self.admitted.iter().find(|(_, total)| *total > before)?;
-        let since = dry_at.max(came_at);
+        // The reading that shows what came at a moment is true half its age later, at the best guess.
+        let since = dry_at.max(came_at + age / 2);
         let per_s = started_per_s((since, dry, before), (at, backlog, admitted));
         (at.since(since) >= SPAN_MIN && backlog > per_s * starts_within.as_secs_f64()).then_some(per_s)
     }
