@@ -19,7 +19,8 @@
 //! ([`tiers`](crate::admission::tiers)): the known, weighted by habit, and all others, who are equal. Both wait: the
 //! known get four fifths, the others one. One of them leaves some of its part: the other has it. What is begun at Ray
 //! cannot be interrupted; so for [`KEPT_FOR`] after a known request of a class had to wait, strangers of it leave
-//! room for one of the known, if there is room for two.
+//! room for one of the known, if there is room for two. Where a module works in parallel that place is idle meanwhile:
+//! there it must be no more than one in [`KEPT_OF`].
 //!
 //! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from who
 //! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A
@@ -81,6 +82,9 @@ pub const SETTLED: Duration = Duration::from_secs(600);
 
 /// For so long after a known request had to wait, strangers leave room for one.
 pub const KEPT_FOR: Duration = Duration::from_secs(60);
+
+/// A place that is kept in a module that works in parallel is one of at least so many.
+pub const KEPT_OF: u32 = 10;
 
 /// Over so long use is added up, from a client's first use on: none is thought to have been here for less.
 pub const WINDOW: Duration = SETTLED;

@@ -17,14 +17,17 @@
 //! Every cut is a trial of that. Once a binding limit has come down by a fifth (`TRIAL`), or as much more as it
 //! takes to tell the fall of latency from chance (`ERRORS` standard errors of both means), latency must have come
 //! down by half as much. If not, the limit goes back to a tenth above the knee (`HEADROOM`) and is held there for
-//! `HOLD`, twice as long after each further trial in a row that fails, because each costs throughput while it
-//! lasts; and one after a failure goes no deeper than `DEPTH` until it is told. A latency that rises by more than
+//! `HOLD`, twice as long after each further trial in a row that fails, and at least `REST` times as long as the trial
+//! took, because each costs throughput while it lasts; and one after a failure goes no deeper than `DEPTH` until it is told. A latency that rises by more than
 //! chance ends all of that: the head has become slower still. A window that tells nothing unsays nothing.
 //!
 //! *Means, not quantiles.* The objective is a p95 or a p99, which twenty answers hardly tell: chance of a third in
 //! either direction was taken for help, one trial in four, and a limit crept down to its floor. A mean is told three
 //! times as well by the same answers, those of a limit that stands still are added up (so that a limit at its floor
 //! is judged as well), and it is the mean that Eq. 1 asks for.
+//!
+//! *The floor.* A limit that few answers have brought down to its floor is cut no more, and would not be judged again.
+//! So it goes up by one trial, for `HOLD`, and what the next cut brings is told by many answers.
 //!
 //! *What it refuses.* To judge a limit that nothing waits for, or a class that is cut for its neighbours' sake.
 
@@ -41,7 +44,7 @@ const TRIAL: f64 = 0.22;
 /// A trial is told by a fall of this many standard errors of both latencies together.
 const ERRORS: f64 = 4.0;
 
-/// More answers after the cuts than so many times those before tell no more.
+/// More answers after the cuts than so many times those before, or than are remembered, tell no more.
 const ENOUGH: f64 = 4.0;
 
 /// A rise of this many is no chance, though looked for at every step: the head has become slower, and the trial
@@ -59,6 +62,15 @@ const HOLD: Duration = Duration::from_secs(30);
 
 /// ... twice as long after each further trial in a row, and so many times at most.
 const DOUBLED_MAX: u32 = 5;
+
+/// A limit that has come to its floor is looked at again from above after so many answers ...
+const LOOK: f64 = 100.0;
+
+/// ... twice as many after each further time, and so many times at most.
+const LOOKS_DOUBLED_MAX: u32 = 3;
+
+/// ... and so many times as long as the trial took: with few answers that is minutes, and they cost throughput.
+const REST: u32 = 4;
 
 /// Answers beyond so many say of what was; half of them are forgotten.
 const REMEMBERED: f64 = 800.0;
@@ -119,6 +131,9 @@ pub struct Trial {
     /// How many trials in a row have come to that.
     #[serde(default, skip_serializing_if = "is_none")]
     pub futile_times: u32,
+    /// How long the last of them took.
+    #[serde(default, skip_serializing_if = "Duration::is_zero")]
+    pub took: Duration,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
@@ -128,13 +143,14 @@ fn is_none(times: &u32) -> bool {
 
 impl Trial {
     fn new(limit: f64, before: Sample) -> Trial {
-        Trial { limit, before, after: Sample::default(), mark: None, futile_at: None, futile_times: 0 }
+        let (after, took) = (Sample::default(), Duration::ZERO);
+        Trial { limit, before, after, mark: None, futile_at: None, futile_times: 0, took }
     }
 
     /// Until when nothing is cut after it has failed.
     fn held_until(&self) -> Option<Time> {
         let times = 1 << self.futile_times.saturating_sub(1).min(DOUBLED_MAX);
-        self.futile_at.map(|at| at + HOLD * times)
+        self.futile_at.map(|at| at + (HOLD * times).max(self.took * REST))
     }
 
     /// Whether it has failed, so that nothing is cut for now.
@@ -198,12 +214,20 @@ pub fn judge(trial: &mut Option<Trial>, limit: f64, bounds: &Bounds, seen: &Obse
     }
     if limit >= of.limit {
         of.before.add(&sample);
+        let looks = 1 << of.futile_times.min(LOOKS_DOUBLED_MAX);
+        if limit <= bounds.min && of.before.count >= LOOK * f64::from(looks) {
+            // Nothing is cut any more at the floor, and what brought it here may have been chance.
+            let up = bounds.clamp((limit * DEPTH.exp()).max(limit + 1.0));
+            let futile_times = of.futile_times.saturating_add(1);
+            *trial = Some(Trial { futile_at: Some(seen.now), futile_times, ..Trial::new(up, of.before) });
+            return Some(up);
+        }
         return None;
     }
     let marked = of.marked(limit, &sample, seen)?;
     let cut = (of.limit / marked).ln();
     let error = of.before.error(&of.after);
-    let is_all_there_is_to_know = of.after.count > ENOUGH * of.before.count;
+    let is_all_there_is_to_know = of.after.count > (ENOUGH * of.before.count).min(REMEMBERED / 2.0);
     if cut >= TRIAL && (cut >= ERRORS * error || is_all_there_is_to_know) {
         let fallen = (of.before.mean()? / of.after.mean()?).ln();
         let knee = (of.limit * (-fallen).exp()).clamp(marked, of.limit);
@@ -215,9 +239,11 @@ pub fn judge(trial: &mut Option<Trial>, limit: f64, bounds: &Bounds, seen: &Obse
             *trial = Some(Trial { futile_times: of.futile_times, ..Trial::new(from, of.after) });
             return (is_short && limit < knee).then_some(knee);
         }
-        let back = bounds.clamp(knee * HEADROOM);
+        // Up to a whole request: a limit of 3.9 lets three pass.
+        let back = bounds.clamp((knee * HEADROOM).ceil());
         let futile_times = of.futile_times.saturating_add(1);
-        *trial = Some(Trial { futile_at: Some(seen.now), futile_times, ..Trial::new(back, of.before) });
+        let took = of.mark.map_or(Duration::ZERO, |(since, _)| seen.now.since(since));
+        *trial = Some(Trial { futile_at: Some(seen.now), futile_times, took, ..Trial::new(back, of.before) });
         return Some(back);
     }
     if limit < marked {

@@ -396,6 +396,7 @@ mod tests {
             mark: None,
             futile_at: Some(Time::ZERO),
             futile_times: 1,
+            took: Duration::ZERO,
         }
     }
 
@@ -425,7 +426,7 @@ mod tests {
         assert!(!was_futile && limit < 5.0, "{limit}");
         // Saturated down to 16 in flight: the cuts stop where they cease to help.
         let (limit, was_futile) = cut_on(true, |limit| (limit / 40.0).max(0.4));
-        assert!(was_futile && (16.0..18.0).contains(&limit), "{limit}");
+        assert!(was_futile && (16.0..=18.0).contains(&limit), "a tenth above, and whole: {limit}");
     }
 
     /// The limit at each second while every step asks for a tenth less and latency stays what it is.

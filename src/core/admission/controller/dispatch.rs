@@ -9,7 +9,7 @@
 use super::{AdmissionController, ClassAdmission, Decision, Grant, HeldBy, Permit, Shed, WaitId};
 use crate::admission::client_limits::ClientPermit;
 use crate::admission::controller::Ask;
-use crate::admission::history::KEPT_FOR;
+use crate::admission::history::{KEPT_FOR, KEPT_OF};
 use crate::admission::meter::Reason;
 use crate::admission::queue::{Joined, Waiting, Weights};
 use crate::admission::table::{LimitTable, permits};
@@ -190,7 +190,8 @@ impl<W> AdmissionController<W> {
             let (virtual_time, round) = (queue.virtual_time, queue.round);
             let ClassQueue { id, fair, tag, full_in, kept_until } = &mut queue.classes[at];
             let class = self.class(*id);
-            if class.tally.in_flight.count() >= permits(table.class(*id).in_flight) {
+            let places = permits(table.class(*id).in_flight);
+            if class.tally.in_flight.count() >= places {
                 // Who would be next need not be known; a full class is the rule under overload.
                 class.tally.note_full(HeldBy::InFlight);
                 *full_in = round;
@@ -198,7 +199,8 @@ impl<W> AdmissionController<W> {
             }
             let Some(next) = fair.peek(now) else { break };
             let ask = Ask { class: *id, route: next.route, client: next.client };
-            let keeps_room = next.claim.is_none() && !fair.known_wait() && now < *kept_until;
+            let may_keep = !self.module(class.module).parallel || places >= KEPT_OF;
+            let keeps_room = may_keep && next.claim.is_none() && !fair.known_wait() && now < *kept_until;
             let permit = match self.try_enter(table, ask, now, keeps_room) {
                 Ok(permit) => permit,
                 Err(full) => match full.limit {
