@@ -11,7 +11,7 @@ use crate::cli::progress::Bar;
 use crate::sim::ablation;
 use crate::sim::calibration;
 use crate::sim::model_fit;
-use crate::sim::monte_carlo::monte_carlo;
+use crate::sim::monte_carlo::{PassRate, monte_carlo};
 use crate::sim::page;
 use crate::sim::report::{self, Answer};
 use crate::sim::scenario::{Scenario, ScenarioError};
@@ -46,7 +46,8 @@ pub struct Args {
     #[arg(long, value_name = "FOLDER")]
     pub adjustment_log: Option<PathBuf>,
     /// Draws the head's parameters at random and repeats each scenario so many times; prints the pass rate with its
-    /// 95 % interval and the number of the worst draw.
+    /// 95 % interval and the number of the worst draw. Exits with 1 where a scenario claims to be robust (`[robust]`) and
+    /// these draws do not show it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub runs: u64,
     /// Runs each scenario once with the parameters of this draw of `--runs`.
@@ -172,6 +173,7 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
     let mut answers = Vec::new();
     let mut machine = Vec::new();
     let mut compared = Vec::new();
+    let mut claims_hold = true;
     for path in &files {
         let scenario = read(path)?;
         let Some(traces) = traces(args, path, &scenario)? else {
@@ -187,6 +189,7 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
             .then(|| monte_carlo(&scenario, seed, args.runs, &traces, &|done| bar.show(done)).map_err(wrong))
             .transpose()?;
         bar.clear();
+        claims_hold &= !rate.as_ref().is_some_and(PassRate::misses_its_claim);
         let baselines = if args.baselines {
             report::compare(&scenario, seed, &traces).map_err(wrong)?
         } else {
@@ -214,7 +217,7 @@ pub fn simulate(args: &Args, out: &mut dyn Write) -> Result<bool, Error> {
     if args.baselines && args.format == Format::Table {
         write!(out, "{}", report::comparison_table(&compared))?;
     }
-    finish(args, &answers, &machine, out)
+    Ok(finish(args, &answers, &machine, out)? && claims_hold)
 }
 
 fn name(path: &Path) -> String {

@@ -65,7 +65,7 @@ pub struct Scenario {
     pub watch: String,
     /// Verdict name to `[low, high]`.
     pub expect: BTreeMap<String, [f64; 2]>,
-    /// What must hold on every head of a Monte Carlo draw; `expect` when left out.
+    /// What is claimed to hold on 98 % of the heads of Monte Carlo draws; without a claim they are held to `expect`.
     #[serde(default)]
     pub robust: BTreeMap<String, [f64; 2]>,
     /// What is wanted and not reached yet: shown beside what is, and fails nothing.
