@@ -552,10 +552,10 @@ impl Look<'_> {
             named.is_some_and(|(_, reading)| reading.is_ok())
         };
         let ray = match &self.ray.version {
-            Some(_) => self.ray.clone(),
+            Some(_) => self.ray.clone().corrected(&self.ray, is_read),
             None => Seen::of_signals(is_read).unwrap_or_default(),
         };
-        if ray.version.is_none() {
+        if ray.version.is_none() || ray != self.ray {
             findings.push(Finding::ok("ray profile", ray.view(self.settings.ray).says));
         }
         let profile = self.settings.ray.unwrap_or(ray.profile);
