@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::settings::ApiKey;
 
 /// The most keys: each is compared with every key that is shown.
-pub const KEYS_MAX: usize = 1000;
+pub(crate) const KEYS_MAX: usize = 1000;
 
 /// Why the keys cannot be had.
 #[derive(Debug, thiserror::Error)]

@@ -27,13 +27,13 @@ pub fn admin() -> Address {
 /// Relative to the working directory; deployments say better.
 pub const STATE_DIR: &str = "rayguard-state";
 /// Where Ray lists its metrics targets on the head.
-pub const DISCOVERY_FILE: &str = "/tmp/ray/prom_metrics_service_discovery.json";
+pub(crate) const DISCOVERY_FILE: &str = "/tmp/ray/prom_metrics_service_discovery.json";
 /// Passes the parent loop and ReportHead, and asks the GCS: public, 1 to 4 ms.
-pub const PROBE_PATH: &str = "/api/gcs_healthz";
+pub(crate) const PROBE_PATH: &str = "/api/gcs_healthz";
 /// The law of custom classes: integral on log(limit), SIMC gain.
-pub const LAW: Law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
+pub(crate) const LAW: Law = Law::Pid { kp: 0.0, ki: None, kd: 0.0 };
 /// What oauth2-proxy and its kin set; believed from trusted proxies alone.
-pub const IDENTITY_HEADERS: &[&str] = &["x-client-id", "x-forwarded-user", "x-auth-request-user"];
+pub(crate) const IDENTITY_HEADERS: &[&str] = &["x-client-id", "x-forwarded-user", "x-auth-request-user"];
 pub use rayguard_core::request::agents::{AGENTS, HEADER as AGENT_HEADER};
 
 /// The built-in modules.

@@ -54,7 +54,7 @@ impl ClassLoop {
     /// Whether the margin is the law's own doing: without a gain of the operator's, SIMC
     /// takes half of what a dead time bears, whatever the timing.
     #[must_use]
-    pub fn is_safe_by_construction(&self) -> bool {
+    pub(crate) fn is_safe_by_construction(&self) -> bool {
         match self.law {
             _ if self.by == LoopKind::Backlog => true,
             // The gradient law holds its smoothing to SIMC's gain, and AIMD its growth; AIMD's cuts

@@ -446,7 +446,7 @@ impl AlertState {
 impl Alerts {
     /// With patience other than shipped for some rules.
     #[must_use]
-    pub fn with_patience(patience: BTreeMap<Alert, Patience>) -> Alerts {
+    pub(crate) fn with_patience(patience: BTreeMap<Alert, Patience>) -> Alerts {
         Alerts { patience, ..Alerts::default() }
     }
 

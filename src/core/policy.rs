@@ -94,7 +94,7 @@ pub struct Module {
 impl Module {
     /// Whether it works on one request after another, so that what a request costs is a share of its time.
     #[must_use]
-    pub fn is_one_process(&self) -> bool {
+    pub(crate) fn is_one_process(&self) -> bool {
         self.work.is_some()
     }
 }
@@ -162,7 +162,7 @@ pub struct Priority(pub u8);
 
 /// What operators need has this priority or a higher one: it is cut last, never below what is asked for, and dear
 /// requests leave gaps for it.
-pub const NEEDED: Priority = Priority(8);
+pub(crate) const NEEDED: Priority = Priority(8);
 
 /// How an exchange lives, which decides what a permit means.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

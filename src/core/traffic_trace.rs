@@ -35,7 +35,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 /// How the first line begins.
-pub const MAGIC: &str = "rayguard-trace ";
+pub(crate) const MAGIC: &str = "rayguard-trace ";
 
 /// Begins a file of before traffic traces were called that; nothing else in it differs.
 const MAGIC_BEFORE: &str = "rayguard-recording "; // kept: written in files

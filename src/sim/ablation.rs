@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 /// The guards of the table, and what each is called there.
-pub const GUARDS: [(Guard, &str); 5] = [
+pub(crate) const GUARDS: [(Guard, &str); 5] = [
     (Guard::Rayguard, "full"),
     (Guard::NoOuter, "no outer"),
     (Guard::NoInner, "no inner"),
@@ -28,7 +28,7 @@ const NEVER_MISSED: Duration = Duration::from_secs(24 * 3600);
 
 /// The policy without what `guard` leaves out, and without these signals.
 #[must_use]
-pub fn policy_under(policy: &Policy, guard: Guard, without: &[String]) -> Policy {
+pub(crate) fn policy_under(policy: &Policy, guard: Guard, without: &[String]) -> Policy {
     let mut policy = policy.clone();
     let left_out = |id: rayguard_core::policy::SignalId| {
         let name = &policy.signals[id.index()].name;

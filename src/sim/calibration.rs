@@ -13,11 +13,11 @@ use rayguard_core::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
 
 /// What the trace clients themselves add to every latency, milliseconds, *fitted*.
-pub const CLIENT_MS: f64 = 1.3;
+pub(crate) const CLIENT_MS: f64 = 1.3;
 
 /// Parameters of the plant that no measurement gives: they were chosen so that the fitted cases
 /// come out as recorded. Everything else in [`Spec`] was measured.
-pub const FITTED: [(&str, &str); 7] = [
+pub(crate) const FITTED: [(&str, &str); 7] = [
     ("crowding", "0.15: speed lost when every core is busy"),
     ("wake_up_ms", "2.2 ms per root of runnable processes beyond the cores, at each turn"),
     ("turn_ms", "0.3 ms to wake a process up on an idle node"),

@@ -103,7 +103,7 @@ impl Workers {
     }
 
     /// The cluster grows or shrinks.
-    pub fn set_slots(&mut self, now: Time, slots: f64) {
+    pub(crate) fn set_slots(&mut self, now: Time, slots: f64) {
         self.sync(now);
         self.slots = slots;
     }

@@ -96,13 +96,13 @@ impl ControlLoop {
     }
 
     /// How often a limit has been lowered since this was last asked.
-    pub fn take_cuts(&mut self) -> u64 {
+    pub(crate) fn take_cuts(&mut self) -> u64 {
         std::mem::take(&mut self.cuts)
     }
 
     /// When the first scrape is: out of step with everything else.
     #[must_use]
-    pub fn scrape_phase(&self, every: Duration) -> Duration {
+    pub(crate) fn scrape_phase(&self, every: Duration) -> Duration {
         every.min(Duration::from_secs(10)).mul_f64(0.37)
     }
 

@@ -60,20 +60,6 @@ pub fn dashboard_page(plant: &Plant) -> String {
     Pages::default().dashboard(plant).to_owned()
 }
 
-/// The page of the autoscaler (Ray's port 44217): nothing a head's health shows in.
-#[must_use]
-pub fn autoscaler_page() -> String {
-    let mut page = Page::default();
-    for (name, help) in [
-        ("autoscaler_pending_nodes", "Number of nodes pending to be started."),
-        ("autoscaler_running_workers", "Number of worker nodes running."),
-    ] {
-        page.head(name, "gauge", help);
-        page.line(name, || format!("SessionName=\"{SESSION}\""), 0.0);
-    }
-    page.text
-}
-
 /// A page being written. The same lines are written in the same order each time, or left
 /// out ([`Page::series`]); whatever precedes their numbers is kept from the first time.
 #[derive(Clone, Debug, Default)]

@@ -10,10 +10,10 @@ use rayguard_core::time::Time;
 use std::time::Duration;
 
 /// Upper bounds of the GCS histograms' buckets, in milliseconds; the last one is +Inf.
-pub const GCS_BUCKETS_MS: [f64; 7] = [0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0, f64::INFINITY];
+pub(crate) const GCS_BUCKETS_MS: [f64; 7] = [0.1, 1.0, 10.0, 100.0, 1000.0, 10_000.0, f64::INFINITY];
 
 /// Upper bounds of the dashboard's request histogram, in seconds; the last one is +Inf.
-pub const DASHBOARD_BUCKETS_S: [f64; 18] = [
+pub(crate) const DASHBOARD_BUCKETS_S: [f64; 18] = [
     0.005,
     0.01,
     0.025,
@@ -45,10 +45,10 @@ pub struct Cadence {
 
 impl Cadence {
     /// Ray's defaults: 5 s and 10 s.
-    pub const DEFAULT: Cadence =
+    pub(crate) const DEFAULT: Cadence =
         Cadence { process: Duration::from_secs(5), cluster: Duration::from_secs(10) };
     /// The three settings at their floor: 1 s and 1 s.
-    pub const FAST: Cadence = Cadence { process: Duration::from_secs(1), cluster: Duration::from_secs(1) };
+    pub(crate) const FAST: Cadence = Cadence { process: Duration::from_secs(1), cluster: Duration::from_secs(1) };
 }
 
 /// The exported numbers, as every scrape until the next refresh reads them.

@@ -211,7 +211,7 @@ impl Jobs {
     /// Worker processes that Ray starts at once: one for each CPU, and four on the recorded head, which
     /// had been told that it has as many.
     #[must_use]
-    pub fn starting_max(cores: f64) -> u32 {
+    pub(crate) fn starting_max(cores: f64) -> u32 {
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "saturates")]
         let cores = cores as u32;
         cores.max(4)
@@ -283,7 +283,7 @@ const MODULES: [&str; 10] = [
 ];
 
 /// The Ray Client proxier: a process of its own behind port 10001, no module of the dashboard.
-pub const RAY_CLIENT: &str = "RayClient";
+pub(crate) const RAY_CLIENT: &str = "RayClient";
 
 /// Ray's routes and their costs.
 const ROUTES: &[Route] = &[
@@ -788,7 +788,7 @@ impl Spec {
     /// are off by a log-normal factor (deviation 0.25 of the logarithm: two thirds of heads
     /// within 28 %).
     #[must_use]
-    pub fn perturbed(&self, rng: &mut Rng) -> Spec {
+    pub(crate) fn perturbed(&self, rng: &mut Rng) -> Spec {
         const SIGMA: f64 = 0.25;
         let mut spec = self.clone();
         for route in &mut spec.routes {
@@ -813,7 +813,7 @@ impl Spec {
     }
 
     /// All modules of the dashboard share one loop, which asks no other process and knows no connections.
-    pub fn share_one_process(&mut self) {
+    pub(crate) fn share_one_process(&mut self) {
         for route in self.routes.iter_mut().filter(|route| route.module != CLIENT && route.passes > 0) {
             route.module = JOB;
             route.base_ms += route.parent_ms;
@@ -824,7 +824,7 @@ impl Spec {
 
     /// Whether there is a cluster behind it: a GCS that its routes ask.
     #[must_use]
-    pub fn has_cluster(&self) -> bool {
+    pub(crate) fn has_cluster(&self) -> bool {
         self.routes.iter().any(|route| route.gcs_ms > 0.0)
     }
 

@@ -404,35 +404,35 @@ impl Plant {
     }
 
     /// The users' own tasks on the head use so many cores from now on.
-    pub fn set_user_cores(&mut self, now: Time, cores: f64) {
+    pub(crate) fn set_user_cores(&mut self, now: Time, cores: f64) {
         self.sync(now);
         self.spec.user_cores = cores.max(0.0);
         self.recount();
     }
 
     /// The cluster's own calls need this share of the GCS from now on.
-    pub fn set_gcs_need(&mut self, now: Time, need: f64) {
+    pub(crate) fn set_gcs_need(&mut self, now: Time, need: f64) {
         self.sync(now);
         self.gcs_own.need = need.clamp(0.0, 1.0 - GCS_SHARE_MIN);
         self.recount();
     }
 
     /// The raylet needs this share of a core from now on.
-    pub fn set_raylet_need(&mut self, now: Time, need: f64) {
+    pub(crate) fn set_raylet_need(&mut self, now: Time, need: f64) {
         self.sync(now);
         self.raylet.need = need.clamp(0.0, 1.0);
         self.recount();
     }
 
     /// The cluster runs so many tasks at once from now on.
-    pub fn set_task_slots(&mut self, now: Time, slots: f64) {
+    pub(crate) fn set_task_slots(&mut self, now: Time, slots: f64) {
         self.workers.set_slots(now, slots.max(0.0));
         self.spec.jobs.task_slots = slots.max(0.0);
     }
 
     /// The first module works on so many requests at once from now on: replicas come and go. What is
     /// being worked on is finished.
-    pub fn set_servers(&mut self, now: Time, servers: u32) {
+    pub(crate) fn set_servers(&mut self, now: Time, servers: u32) {
         self.sync(now);
         let at = PARENT + 1;
         self.stations[at].servers = servers;
@@ -444,12 +444,12 @@ impl Plant {
     }
 
     /// So many tasks are pending for good from now on, and the cluster works them off.
-    pub fn set_pending(&mut self, tasks: u32) {
+    pub(crate) fn set_pending(&mut self, tasks: u32) {
         self.spec.jobs.pending = tasks;
     }
 
     /// The users' own processes and objects hold so much of the head's memory from now on.
-    pub fn set_user_mb(&mut self, megabytes: f64) {
+    pub(crate) fn set_user_mb(&mut self, megabytes: f64) {
         self.spec.memory.user_mb = megabytes.max(0.0);
     }
 
@@ -525,23 +525,6 @@ impl Plant {
         (starters.line.len() + starters.busy as usize, self.cluster.alive)
     }
 
-    /// Jobs in the list.
-    #[must_use]
-    pub fn jobs_listed(&self) -> u32 {
-        self.cluster.listed
-    }
-
-    /// CPU time all processes have had, seconds, job starts left out.
-    #[must_use]
-    pub fn served_s(&self) -> f64 {
-        let last = self.starters();
-        self.stations[..last]
-            .iter()
-            .map(|s| s.done + f64::from(s.busy) * (self.billed - s.since))
-            .sum::<f64>()
-            / 1e9
-    }
-
     /// What one request of this route costs its module now, on average, milliseconds.
     #[must_use]
     pub fn cost_ms(&self, route: RouteId, size: f64) -> f64 {
@@ -563,13 +546,13 @@ impl Plant {
     }
 
     /// How the cluster's own work fared since this was last asked.
-    pub fn take_felt(&mut self) -> std::vec::Drain<'_, Felt> {
+    pub(crate) fn take_felt(&mut self) -> std::vec::Drain<'_, Felt> {
         self.felt.drain(..)
     }
 
     /// The head's memory in use, as a share of what it has.
     #[must_use]
-    pub fn memory_share(&self) -> f64 {
+    pub(crate) fn memory_share(&self) -> f64 {
         self.memory_mb() / self.spec.memory.total_mb
     }
 

@@ -44,7 +44,7 @@ impl Recovery {
 
     /// How long after the disturbance it was; none while it has not been.
     #[must_use]
-    pub fn after_s(&self) -> Option<f64> {
+    pub(crate) fn after_s(&self) -> Option<f64> {
         self.after_s
     }
 

@@ -743,7 +743,7 @@ impl Scenario {
 
     /// Whether the head is Ray's, with its modules and routes.
     #[must_use]
-    pub fn is_ray_head(&self) -> bool {
+    pub(crate) fn is_ray_head(&self) -> bool {
         matches!(self.plant, PlantSpec::RayHead { .. })
     }
 
@@ -786,7 +786,7 @@ impl Scenario {
     /// Requests' worth of work per second the plant can do, in milliseconds of service: what
     /// goodput is measured against. `None` for a Ray head, whose capacity depends on what is asked.
     #[must_use]
-    pub fn capacity_ms_per_s(&self) -> Option<f64> {
+    pub(crate) fn capacity_ms_per_s(&self) -> Option<f64> {
         match self.plant {
             PlantSpec::RayHead { .. } | PlantSpec::Link { .. } => None,
             PlantSpec::Servers { count, .. } => Some(1000.0 * f64::from(count)),
@@ -815,7 +815,7 @@ impl Scenario {
     ///
     /// # Errors
     /// `config` is wrong.
-    pub fn policy_of(&self, config: &str) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
+    pub(crate) fn policy_of(&self, config: &str) -> Result<(Arc<Policy>, LimitTable), ScenarioError> {
         let settings = rayguard_config::parse(config, "config", &Overrides::default())?;
         let policy = match self.plant {
             PlantSpec::RayHead { one_process, .. } => {

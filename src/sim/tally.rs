@@ -108,13 +108,13 @@ impl FeltTally {
 
     /// What a call to the GCS took, milliseconds.
     #[must_use]
-    pub fn gcs_ms(&self, quantile: f64) -> f64 {
+    pub(crate) fn gcs_ms(&self, quantile: f64) -> f64 {
         quantile_ms(&self.gcs, quantile)
     }
 
     /// How late the raylet was, milliseconds.
     #[must_use]
-    pub fn raylet_ms(&self, quantile: f64) -> f64 {
+    pub(crate) fn raylet_ms(&self, quantile: f64) -> f64 {
         quantile_ms(&self.raylet, quantile)
     }
 }
@@ -170,7 +170,7 @@ impl Tally {
     }
 
     /// A demand was still under way when the run ended.
-    pub fn withdraw(&mut self, address: u64) {
+    pub(crate) fn withdraw(&mut self, address: u64) {
         self.attempts -= 1;
         self.demands -= 1;
         self.client(address).0 -= 1;
@@ -215,14 +215,14 @@ impl Tally {
 
     /// From a submission until its job has started, seconds.
     #[must_use]
-    pub fn start_s(&self, quantile: f64) -> f64 {
+    pub(crate) fn start_s(&self, quantile: f64) -> f64 {
         // The histograms of jobs count milliseconds.
         quantile_ms(&self.start, quantile)
     }
 
     /// From a submission until its job is done, seconds.
     #[must_use]
-    pub fn done_s(&self, quantile: f64) -> f64 {
+    pub(crate) fn done_s(&self, quantile: f64) -> f64 {
         quantile_ms(&self.done, quantile)
     }
 
@@ -240,12 +240,12 @@ impl Tally {
 
     /// Latency quantile at the head, milliseconds, those whose client gave up included.
     #[must_use]
-    pub fn upstream_ms(&self, quantile: f64) -> f64 {
+    pub(crate) fn upstream_ms(&self, quantile: f64) -> f64 {
         quantile_ms(&self.upstream, quantile)
     }
 
     /// Adds this group's latencies of what was served to `all`.
-    pub fn add_latencies(&self, all: &mut Histogram<u64>) {
+    pub(crate) fn add_latencies(&self, all: &mut Histogram<u64>) {
         // Both have the same bounds.
         let _ = all.add(&self.latency);
     }
@@ -317,7 +317,7 @@ impl Second {
 
     /// This one and a later one as one: each figure at its highest.
     #[must_use]
-    pub fn or_higher(&self, later: &Second) -> Second {
+    pub(crate) fn or_higher(&self, later: &Second) -> Second {
         Second {
             at_s: later.at_s,
             offered: self.offered.max(later.offered),
@@ -386,7 +386,7 @@ impl Latencies {
     }
 
     /// What 99 % stayed within, milliseconds, and begins anew; 0 when there was none.
-    pub fn take_p99_ms(&mut self) -> f64 {
+    pub(crate) fn take_p99_ms(&mut self) -> f64 {
         if self.count == 0 {
             return 0.0;
         }

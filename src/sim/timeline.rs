@@ -191,7 +191,7 @@ impl Motion {
 
     /// The sum of |ln(new / old)| of all moves.
     #[must_use]
-    pub fn travel(&self) -> f64 {
+    pub(crate) fn travel(&self) -> f64 {
         self.travel
     }
 

@@ -287,7 +287,7 @@ pub fn run(scenario: &Scenario, guard: Guard, seed: u64, traces: &Traces) -> Res
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_under<'a>(
+pub(crate) fn run_under<'a>(
     scenario: &'a Scenario,
     conditions: Conditions,
     guard: Guard,

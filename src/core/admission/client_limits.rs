@@ -39,7 +39,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Entries a class keeps; beyond, addresses share one.
-pub const ENTRIES: usize = 8192;
+pub(crate) const ENTRIES: usize = 8192;
 
 /// Neighbouring entries a client may take.
 const REACH: usize = 8;
@@ -198,7 +198,7 @@ impl ClientLimits {
     /// Which ceiling a request of `client`, worth so many `hits`, would meet if it came now, and for
     /// how long.
     #[must_use]
-    pub fn would_refuse(&self, client: ClientId, hits: u32, now: Time) -> Option<(Reason, Duration)> {
+    pub(crate) fn would_refuse(&self, client: ClientId, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let is_full = |at: usize| {
             let entry = &self.table.entries[at];
             entry.in_flight.count() >= self.in_flight_max(entry)
@@ -215,7 +215,7 @@ impl ClientLimits {
     }
 
     /// Takes so many cells more of the client's rate, or none.
-    pub fn take_all(&self, client: ClientId, cells: NonZeroU32, now: Time) -> bool {
+    pub(crate) fn take_all(&self, client: ClientId, cells: NonZeroU32, now: Time) -> bool {
         let Some(rate) = &self.rate else { return true };
         let address = self.take_entry(client.address, now).unwrap_or(ENTRIES);
         let mut entries =

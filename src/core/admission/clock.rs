@@ -22,7 +22,7 @@ use governor::nanos::Nanos;
 use std::ops::Add;
 
 /// Virtual nanoseconds that one cell lasts.
-pub const CELL_NANOS: f64 = 1e6;
+pub(crate) const CELL_NANOS: f64 = 1e6;
 
 /// A point of virtual time, in virtual nanoseconds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

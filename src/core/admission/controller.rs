@@ -730,7 +730,7 @@ impl<W> AdmissionController<W> {
 
     /// Admissions so far, as `admitted_max` counts them.
     #[must_use]
-    pub fn allowance_used(&self, id: ClassId) -> u64 {
+    pub(crate) fn allowance_used(&self, id: ClassId) -> u64 {
         self.class(id).tally.allowance_used.load(Ordering::Acquire)
     }
 

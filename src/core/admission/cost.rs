@@ -30,7 +30,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Places for the costs of paths that no route knows, for each listener.
-pub const TEMPLATES: u16 = 128;
+pub(crate) const TEMPLATES: u16 = 128;
 
 /// The key of the cost of a path that no route knows, whose listener's own number is `listener`.
 #[must_use]
@@ -117,7 +117,7 @@ impl Costs {
     /// What a request of a route took in calm, of which `now` is thought, but no less than half of that: a head that
     /// is busy makes every request dearer, and what was remembered of a client was cheap.
     #[must_use]
-    pub fn in_calm(&self, route: u16, now: f64) -> f64 {
+    pub(crate) fn in_calm(&self, route: u16, now: f64) -> f64 {
         match read(&self.permit(route).calm) {
             0.0 => now,
             calm => calm.max(now / 2.0),
@@ -125,7 +125,7 @@ impl Costs {
     }
 
     /// Learns what one request took while nobody wanted its place.
-    pub fn learn_calm(&self, route: u16, took: f64) {
+    pub(crate) fn learn_calm(&self, route: u16, took: f64) {
         if took.is_finite() && took > 0.0 {
             mix(&self.permit(route).calm, took, |_| LEARN);
         }

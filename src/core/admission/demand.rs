@@ -15,7 +15,7 @@ use crate::usage::summary::Summary;
 use crate::usage::{Credential, Crowd};
 
 /// Flows (address and credential) told apart.
-pub const ROWS_MAX: usize = 256;
+pub(crate) const ROWS_MAX: usize = 256;
 
 /// What was asked for.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]

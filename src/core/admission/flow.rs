@@ -55,7 +55,7 @@ impl Default for Flow {
 
 impl Flow {
     /// Sets the limit from `now` on, in bytes per second; `None`: no limit.
-    pub fn set_limit(&self, bytes_per_second: Option<f64>, now: Time) {
+    pub(crate) fn set_limit(&self, bytes_per_second: Option<f64>, now: Time) {
         let limit = bytes_per_second.unwrap_or(UNLIMITED);
         if (limit - self.bytes_per_second()).abs() > f64::EPSILON * limit.abs() {
             self.clock.set_rate(limit / CELL_BYTES, now);

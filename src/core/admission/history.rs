@@ -75,31 +75,31 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A habit fades by half in this time without use.
-pub const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(crate) const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How long ago a client must have been seen first to count as known.
-pub const SETTLED: Duration = Duration::from_secs(600);
+pub(crate) const SETTLED: Duration = Duration::from_secs(600);
 
 /// For so long after a known request had to wait, strangers leave room for one.
-pub const KEPT_FOR: Duration = Duration::from_secs(60);
+pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// A place that is kept in a module that works in parallel is one of at least so many.
-pub const KEPT_OF: u32 = 10;
+pub(crate) const KEPT_OF: u32 = 10;
 
 /// Over so long use is added up, from a client's first use on: none is thought to have been here for less.
 pub const WINDOW: Duration = SETTLED;
 
 /// How much faster than in its busiest window an allowance refills.
-pub const HEADROOM: f64 = 2.0;
+pub(crate) const HEADROOM: f64 = 2.0;
 
 /// The greatest habit, in seconds of a class: half of those of a window.
-pub const HABIT_MAX: f64 = WINDOW_S / 2.0;
+pub(crate) const HABIT_MAX: f64 = WINDOW_S / 2.0;
 
 /// Records that are kept.
 pub const CLIENTS_MAX: usize = SHARDS * SHARD_MAX;
 
 /// Neighbours of a new record of which one is given up where there is no room.
-pub const LOOKED_AT: usize = 16;
+pub(crate) const LOOKED_AT: usize = 16;
 
 const SHARDS: usize = 64;
 const SHARD_MAX: usize = 16_384;
@@ -343,7 +343,7 @@ impl History {
     }
 
     /// Gives back a part of what was taken for a known request: all of it if it was not served.
-    pub fn refund(&self, client: ClientId, claim: Claim, part: f64) {
+    pub(crate) fn refund(&self, client: ClientId, claim: Claim, part: f64) {
         for (digest, _) in digests(client).zip(claim.paid_by).filter(|(_, paid)| *paid) {
             if let Some(record) = self.shard(digest).get_mut(&digest) {
                 record.give_back(claim.seconds * part.clamp(0.0, 1.0));

@@ -167,7 +167,7 @@ impl Default for Meter {
 
 impl Meter {
     /// A request arrived.
-    pub fn offer(&self) {
+    pub(crate) fn offer(&self) {
         self.offered.fetch_add(1, Ordering::Relaxed);
     }
     /// It was admitted; Ray is at work on so many, this one among them.
@@ -190,7 +190,7 @@ impl Meter {
         self.bound.fetch_add(1, Ordering::Relaxed);
     }
     /// It would have been refused, were the class not in shadow mode.
-    pub fn shed_in_shadow(&self) {
+    pub(crate) fn shed_in_shadow(&self) {
         self.shadow_shed.fetch_add(1, Ordering::Relaxed);
         self.bound.fetch_add(1, Ordering::Relaxed);
     }
@@ -263,7 +263,7 @@ impl Meter {
     }
 
     /// The most that Ray was at work on since the last call; the count starts anew at `asked`.
-    pub fn take_peak(&self, asked: u32) -> u32 {
+    pub(crate) fn take_peak(&self, asked: u32) -> u32 {
         self.in_flight_peak.swap(asked, Ordering::Relaxed).max(asked)
     }
 }
@@ -381,13 +381,13 @@ impl Counts {
 
     /// The same without those for which there was no head to load; an outage has an alert of its own.
     #[must_use]
-    pub fn shed_for_load(&self) -> u64 {
+    pub(crate) fn shed_for_load(&self) -> u64 {
         self.shed_all() - self.shed[Reason::UpstreamUnreachable as usize]
     }
 
     /// Requests that Ray failed: unreachable, 500 and above, too late, broken off.
     #[must_use]
-    pub fn failed_all(&self) -> u64 {
+    pub(crate) fn failed_all(&self) -> u64 {
         self.failed + self.late + self.shed[Reason::UpstreamUnreachable as usize]
     }
 
@@ -430,7 +430,7 @@ impl Counts {
     /// ends of that range is the error. Few exchanges may lie close together by chance, so it is
     /// never taken for less than `1 / (2 sqrt(n))`.
     #[must_use]
-    pub fn latency_noise(&self, quantile: f64) -> Option<f64> {
+    pub(crate) fn latency_noise(&self, quantile: f64) -> Option<f64> {
         let n = self.buckets.iter().sum::<u64>() as f64;
         let error = (quantile * (1.0 - quantile) / n).sqrt();
         let (low, high) =

@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Transfers one client may have parked.
-pub const PER_CLIENT_MAX: u32 = 512;
+pub(crate) const PER_CLIENT_MAX: u32 = 512;
 
 /// Bytes of all parked transfers together, as their lengths are declared.
 pub const BYTES_MAX: u64 = 2 << 30;
 
 /// What a transfer counts as whose length is not declared.
-pub const UNDECLARED: u64 = 1 << 20;
+pub(crate) const UNDECLARED: u64 = 1 << 20;
 
 /// All parked transfers.
 #[derive(Debug, Default)]

@@ -60,7 +60,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// The most clients whose debts are remembered apart, per dimension.
-pub const TAGS_MAX: usize = 16_384;
+pub(crate) const TAGS_MAX: usize = 16_384;
 
 /// Debts are looked through for those that are none any more after so many charges, where there is no room.
 const PRUNE_EVERY: u32 = 1024;
@@ -113,7 +113,7 @@ pub struct Weights {
 
 impl Weights {
     /// As much as any other.
-    pub const EVEN: Weights = Weights { address: 1.0, credential: 1.0 };
+    pub(crate) const EVEN: Weights = Weights { address: 1.0, credential: 1.0 };
 }
 
 /// What became of a request that wanted to join.
@@ -299,7 +299,7 @@ impl<W> FairQueue<W> {
 
     /// Whether anyone else waits.
     #[must_use]
-    pub fn has_others(&self, client: ClientId) -> bool {
+    pub(crate) fn has_others(&self, client: ClientId) -> bool {
         let Flow { address, credential } = Flow::from(client);
         self.lines.iter().any(|line| line.flow.address != address && line.flow.credential != credential)
     }
@@ -492,7 +492,7 @@ impl<W> FairQueue<W> {
     }
 
     /// Takes out the newest waiter of the flow whose backlog ends last: others need its place.
-    pub fn give_way(&mut self) -> Option<Waiting<W>> {
+    pub(crate) fn give_way(&mut self) -> Option<Waiting<W>> {
         let end = |line: &Line<W>| {
             let (tag, turn, _) = line.key_after(self.virtual_time, line.of_address, line.of_credential);
             (tag, turn + line.work, line.newest())

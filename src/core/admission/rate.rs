@@ -142,7 +142,7 @@ impl Rate {
     }
 
     /// Takes so many cells at once, or none.
-    pub fn take_all(&self, cells: NonZeroU32, now: Time) -> bool {
+    pub(crate) fn take_all(&self, cells: NonZeroU32, now: Time) -> bool {
         self.clock.advance(now);
         matches!(self.limiter.check_n(cells), Ok(Ok(())))
     }

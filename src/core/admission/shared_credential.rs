@@ -26,10 +26,10 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 /// How often the places vote.
-pub const SLICE: Duration = Duration::from_secs(5);
+pub(crate) const SLICE: Duration = Duration::from_secs(5);
 
 /// Points from which on a credential is everybody's: a minute of quiet.
-pub const SURE: u32 = 12;
+pub(crate) const SURE: u32 = 12;
 
 /// Points are not counted beyond this: what is everybody's may cease to be.
 const POINTS_MAX: u32 = 2 * SURE;

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The parts of the two lines where both wait, the known first.
-pub const PARTS: [f64; 2] = [0.8, 0.2];
+pub(crate) const PARTS: [f64; 2] = [0.8, 0.2];
 
 /// A line.
 const KNOWN: usize = 0;
@@ -91,7 +91,7 @@ impl<W> Tiers<W> {
 
     /// Whether anyone else waits.
     #[must_use]
-    pub fn has_others(&self, client: ClientId) -> bool {
+    pub(crate) fn has_others(&self, client: ClientId) -> bool {
         self.lines.iter().any(|line| line.has_others(client))
     }
 
@@ -125,7 +125,7 @@ impl<W> Tiers<W> {
 
     /// Whether a known one waits.
     #[must_use]
-    pub fn known_wait(&self) -> bool {
+    pub(crate) fn known_wait(&self) -> bool {
         !self.lines[KNOWN].is_empty()
     }
 

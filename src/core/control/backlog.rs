@@ -119,7 +119,7 @@ pub struct Drain {
 
 impl Drain {
     /// Notes how many have been admitted by `now`.
-    pub fn on_admitted(&mut self, total: u64, now: Time) {
+    pub(crate) fn on_admitted(&mut self, total: u64, now: Time) {
         if self.admitted.back().is_some_and(|(at, _)| now.since(*at) < Duration::from_secs(1)) {
             return;
         }
@@ -132,7 +132,7 @@ impl Drain {
     /// Takes in a new reading, true at `at` at the latest and `age` before at the earliest, under a target
     /// that follows from the promise to start within `starts_within`; `is_reached`: as many as it allows have
     /// been admitted.
-    pub fn on_reading(
+    pub(crate) fn on_reading(
         &mut self,
         backlog: f64,
         (at, age): (Time, Duration),
@@ -214,7 +214,7 @@ impl Drain {
     /// How many the head starts per second: what was measured, else what may be assumed of a head that has
     /// never been behind, under a limit of `limit` that is reached and a backlog of `filled` times its target.
     #[must_use]
-    pub fn assumed(&self, initial: f64, limit: f64, filled: f64) -> f64 {
+    pub(crate) fn assumed(&self, initial: f64, limit: f64, filled: f64) -> f64 {
         match self.per_s {
             Some(known) if self.is_capacity => known,
             least => {

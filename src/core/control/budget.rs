@@ -71,7 +71,7 @@ pub fn divide(capacity: f64, claims: &[Claim]) -> Vec<f64> {
 /// Divides a module's need to cut: `pressure` is the module's, `claims` hold each class's
 /// work now, in busy seconds per second. Without pressure above 1 all see `pressure`.
 #[must_use]
-pub fn apportion_cut(pressure: f64, claims: &[Claim]) -> Vec<Blame> {
+pub(crate) fn apportion_cut(pressure: f64, claims: &[Claim]) -> Vec<Blame> {
     if pressure.is_nan() || pressure <= 1.0 {
         return claims.iter().map(|claim| Blame { allotted: amount(claim.want), pressure }).collect();
     }

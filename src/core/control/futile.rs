@@ -155,7 +155,7 @@ impl Trial {
 
     /// Whether it has failed, so that nothing is cut for now.
     #[must_use]
-    pub fn is_futile(&self) -> bool {
+    pub(crate) fn is_futile(&self) -> bool {
         self.futile_at.is_some()
     }
 

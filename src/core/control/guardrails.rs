@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Growth goes no further than this many times the demand.
-pub const DEMAND_FACTOR: f64 = 2.0;
+pub(crate) const DEMAND_FACTOR: f64 = 2.0;
 /// Limits below this share of `initial` are lifted to it before they grow.
 const GROUND: f64 = 0.01;
 
@@ -157,7 +157,7 @@ impl Guardrails {
 
     /// The least limit that ratios work on.
     #[must_use]
-    pub fn ground(&self) -> f64 {
+    pub(crate) fn ground(&self) -> f64 {
         (self.bounds.initial * GROUND).clamp(f64::MIN_POSITIVE, self.bounds.max.max(f64::MIN_POSITIVE))
     }
 

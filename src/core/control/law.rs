@@ -138,7 +138,7 @@ impl Observation {
     /// does, and not what it might; a limit that is lowered to what nobody reaches gives the head nothing. (As TCP's
     /// window is reduced from what was sent of it: RFC 7661, 4.4.)
     #[must_use]
-    pub fn cut_from(&self, limit: f64, deadband: f64) -> f64 {
+    pub(crate) fn cut_from(&self, limit: f64, deadband: f64) -> f64 {
         let is_over = self.pressure.is_some_and(|pressure| pressure > 1.0 + deadband);
         self.used.filter(|_| is_over).map_or(limit, |used| used.min(limit))
     }
@@ -170,7 +170,7 @@ impl Observation {
 /// The integral gain per step that Skogestad's SIMC rule gives a plant of gain 1 that is pure
 /// dead time, at closed-loop time constant = dead time: `period / (2 * dead_time)`, at most 1.
 #[must_use]
-pub fn simc_gain(period: Duration, dead_time: Duration) -> f64 {
+pub(crate) fn simc_gain(period: Duration, dead_time: Duration) -> f64 {
     let dead_time = dead_time.as_secs_f64();
     if dead_time <= 0.0 { 1.0 } else { (period.as_secs_f64() / (2.0 * dead_time)).min(1.0) }
 }
@@ -286,7 +286,7 @@ impl LawState {
     }
 
     /// Tells the law what became of its last proposal: the limit went from `old` to `new`.
-    pub fn applied(&mut self, observation: &Observation, old: f64, new: f64) {
+    pub(crate) fn applied(&mut self, observation: &Observation, old: f64, new: f64) {
         match self {
             LawState::Static | LawState::Gradient { .. } | LawState::Backlog { .. } => {}
             LawState::Aimd { state, .. } => state.applied(observation.now, old, new),

@@ -12,9 +12,9 @@ use crate::time::Time;
 use std::time::Duration;
 
 /// An index above this, with [`SWING_HUNTING`], is hunting.
-pub const INDEX_HUNTING: f64 = 0.7;
+pub(crate) const INDEX_HUNTING: f64 = 0.7;
 /// Swings up to +-15 % are allowed.
-pub const SWING_HUNTING: f64 = 0.15;
+pub(crate) const SWING_HUNTING: f64 = 0.15;
 /// So many turns must be remembered.
 const TURNS_HUNTING: f64 = 2.5;
 /// Weight of the newest leg in the mean swing.
@@ -66,7 +66,7 @@ impl Oscillation {
 
     /// Whether the limit turns often, swings wide and gets nowhere.
     #[must_use]
-    pub fn is_hunting(&self) -> bool {
+    pub(crate) fn is_hunting(&self) -> bool {
         self.turns >= TURNS_HUNTING && self.index() > INDEX_HUNTING && self.swing() > SWING_HUNTING
     }
 

@@ -38,7 +38,7 @@ pub struct Move {
 impl Move {
     /// Whether the limit changed at all.
     #[must_use]
-    pub fn is_change(&self) -> bool {
+    pub(crate) fn is_change(&self) -> bool {
         self.old.to_bits() != self.new.to_bits()
     }
 }
@@ -52,7 +52,7 @@ impl Regulator {
 
     /// The regulator of a rate that follows the backlog it leaves ([`super::backlog`]).
     #[must_use]
-    pub fn of_backlog(bounds: Bounds, control: &Control) -> Regulator {
+    pub(crate) fn of_backlog(bounds: Bounds, control: &Control) -> Regulator {
         let law = LawState::Backlog { state: super::backlog::State::default() };
         Regulator { law, guardrails: Guardrails::new(bounds, control) }
     }
@@ -80,7 +80,7 @@ impl Regulator {
     /// The step of a limit whose signal has gone stale: hold, decay towards `initial` (never
     /// up), or go to `initial`, within the slew. A decay halves the distance on log(limit)
     /// every three dead times.
-    pub fn step_stale(&mut self, limit: f64, on_stale: OnStale, observation: &Observation) -> Move {
+    pub(crate) fn step_stale(&mut self, limit: f64, on_stale: OnStale, observation: &Observation) -> Move {
         let bounds = self.guardrails.bounds;
         let (from, safe) = (bounds.clamp(limit), bounds.initial);
         let wanted = match on_stale {
@@ -125,7 +125,7 @@ impl Regulator {
     /// Where to start after a restart: the last good limit if it is a number, within the
     /// bounds and no higher than twice `initial` (the head may have changed meanwhile).
     #[must_use]
-    pub fn warm_start(&self, last_good: Option<f64>) -> f64 {
+    pub(crate) fn warm_start(&self, last_good: Option<f64>) -> f64 {
         let bounds = self.guardrails.bounds;
         last_good
             .filter(|limit| limit.is_finite() && *limit > 0.0)

@@ -28,7 +28,7 @@ use std::f64::consts::PI;
 use std::time::Duration;
 
 /// A loop with less gain margin is refused.
-pub const GAIN_MARGIN_MIN: f64 = 2.0;
+pub(crate) const GAIN_MARGIN_MIN: f64 = 2.0;
 /// Frequencies looked at; log-spaced, so that the slow end, where loops break, is dense.
 const FREQUENCIES: usize = 4_096;
 /// Settled means within this share of the disturbance.

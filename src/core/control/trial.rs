@@ -34,7 +34,7 @@ use crate::time::Time;
 use std::time::Duration;
 
 /// So far a limit comes down on a signal, as a share of it, before the signal must answer.
-pub const DEPTH: f64 = 0.2;
+pub(crate) const DEPTH: f64 = 0.2;
 /// The same of one that gathers: a fifth of its growth could not be told from chance before it is too late.
 const DEPTH_GATHERING: f64 = 0.5;
 /// A reading has answered if it is lower than its trend by so many standard errors ...
@@ -47,7 +47,7 @@ const UNCLEAR_MAX: u32 = 3;
 /// How long a pair rests after a cut that did not help ...
 pub const REST: Duration = Duration::from_secs(60);
 /// ... and at most, after several in a row.
-pub const REST_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const REST_MAX: Duration = Duration::from_secs(3600);
 /// So many rises in a row are a growth.
 const RISES: u32 = 3;
 /// The smoothing's time constant, in seconds.
@@ -191,13 +191,13 @@ pub struct Trials {
 impl Trials {
     /// Whether the pair rests: the signal has no say about this limit.
     #[must_use]
-    pub fn rests(&self, signal: SignalId, now: Time) -> bool {
+    pub(crate) fn rests(&self, signal: SignalId, now: Time) -> bool {
         self.pair(signal).is_some_and(|pair| now < pair.rests_until)
     }
 
     /// Whether cuts on this signal have been seen to help.
     #[must_use]
-    pub fn is_proven(&self, signal: SignalId) -> bool {
+    pub(crate) fn is_proven(&self, signal: SignalId) -> bool {
         self.pair(signal).is_some_and(|pair| pair.is_proven)
     }
 
@@ -216,7 +216,7 @@ impl Trials {
     /// A limit of `old`, of which `from` was used, was cut to `new` on this signal, or stands at its floor, and
     /// readings follow `trend`. The cut can be judged after `wait`.
     #[expect(clippy::too_many_arguments, reason = "the three limits of a cut, and when it can be judged")]
-    pub fn on_cut(
+    pub(crate) fn on_cut(
         &mut self,
         signal: SignalId,
         old: f64,
@@ -287,7 +287,7 @@ impl Trials {
 
     /// The signal that is on trial.
     #[must_use]
-    pub fn on_trial(&self) -> Option<SignalId> {
+    pub(crate) fn on_trial(&self) -> Option<SignalId> {
         self.under_way.map(|trial| trial.signal)
     }
 

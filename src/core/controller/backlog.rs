@@ -57,7 +57,7 @@ impl Backlog {
     }
 
     /// So many had been admitted before there was this limit.
-    pub fn begin_at(&mut self, admitted: u64) {
+    pub(crate) fn begin_at(&mut self, admitted: u64) {
         self.admitted_max = self.admitted_max.saturating_add(admitted);
     }
 
@@ -68,7 +68,7 @@ impl Backlog {
 
     /// How many replicas let submissions in: each has an even part of the room, rounded up, so that
     /// together they overshoot by less than one each.
-    pub fn share_among(&mut self, replicas: u32) {
+    pub(crate) fn share_among(&mut self, replicas: u32) {
         self.replicas = replicas.max(1);
     }
 
@@ -85,7 +85,7 @@ impl Backlog {
     }
 
     /// Notes how many have been admitted by `now`, at least every few seconds.
-    pub fn on_admitted(&mut self, total: u64, now: Time, reach: Duration) {
+    pub(crate) fn on_admitted(&mut self, total: u64, now: Time, reach: Duration) {
         self.history.push_back((now, total));
         while self.history.len() > 2 && self.history.get(1).is_some_and(|(at, _)| now.since(*at) > reach) {
             self.history.pop_front();
@@ -94,7 +94,7 @@ impl Backlog {
 
     /// Takes in a backlog of `reading` against `target`, true at the earliest at `true_since`.
     /// Returns whether it was news.
-    pub fn on_reading(&mut self, reading: f64, target: f64, fresh: u64, true_since: Time, now: Time) -> bool {
+    pub(crate) fn on_reading(&mut self, reading: f64, target: f64, fresh: u64, true_since: Time, now: Time) -> bool {
         if fresh == self.fresh {
             return false;
         }

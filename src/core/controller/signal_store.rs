@@ -192,7 +192,7 @@ impl Posted {
 
     /// Whether it has brought something new after `since`.
     #[must_use]
-    pub fn fresh_since(&self, since: Time) -> bool {
+    pub(crate) fn fresh_since(&self, since: Time) -> bool {
         self.fresh_at.is_some_and(|at| at > since)
     }
 

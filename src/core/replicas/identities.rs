@@ -36,7 +36,7 @@ use std::collections::BTreeMap;
 pub const NAMED_MAX: usize = 32;
 
 /// The most whose weight is told, of one limit.
-pub const WEIGHED_MAX: usize = 64;
+pub(crate) const WEIGHED_MAX: usize = 64;
 
 /// An identity's weight at each replica, where it is less than 1.
 pub type Weights = BTreeMap<u64, f64>;
@@ -93,7 +93,7 @@ impl Demand {
     /// A demand of which nothing is known but its size, as that of a replica that has just begun to
     /// look who asks: it counts as one identity's.
     #[must_use]
-    pub fn of_one_unknown(amount: f64) -> Demand {
+    pub(crate) fn of_one_unknown(amount: f64) -> Demand {
         Demand::new(Vec::new(), amount, 1.0)
     }
 
@@ -161,7 +161,7 @@ pub fn share(pool: f64, replicas: &[Demand]) -> Option<Share> {
 
 /// The weights by which nobody who comes to several replicas gets more than `ceiling` in all.
 #[must_use]
-pub fn hold_to(ceiling: f64, replicas: &[Demand]) -> Weights {
+pub(crate) fn hold_to(ceiling: f64, replicas: &[Demand]) -> Weights {
     let mut weights: Vec<(u64, f64)> = Spread::of(replicas).weights(ceiling).into_iter().collect();
     weights.sort_by(|a, b| a.1.total_cmp(&b.1));
     weights.truncate(WEIGHED_MAX);

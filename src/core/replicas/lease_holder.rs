@@ -97,7 +97,7 @@ impl LeaseHolder {
     }
 
     /// Takes on other limits: each keeps what was held at its place before, if it had one.
-    pub fn rearrange(&mut self, places: &[Option<usize>], limits: &[u64]) {
+    pub(crate) fn rearrange(&mut self, places: &[Option<usize>], limits: &[u64]) {
         let pick = |of: &[u64]| -> Vec<u64> {
             places.iter().map(|place| place.and_then(|at| of.get(at)).copied().unwrap_or(0)).collect()
         };
@@ -215,7 +215,7 @@ impl LeaseHolder {
 
     /// Whether it winds up.
     #[must_use]
-    pub fn is_leaving(&self) -> bool {
+    pub(crate) fn is_leaving(&self) -> bool {
         self.leaving
     }
 

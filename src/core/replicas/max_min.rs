@@ -34,7 +34,7 @@ pub fn minimum(limit: u64, replicas: u64) -> u64 {
 
 /// What is divided among so many when they want it all: a hundredth stays for a newcomer.
 #[must_use]
-pub fn spare_one_part(limit: u64, reserved: u64, count: u64) -> u64 {
+pub(crate) fn spare_one_part(limit: u64, reserved: u64, count: u64) -> u64 {
     let pool = limit.saturating_sub(reserved);
     pool - (limit / 100).min(pool / (count + 1))
 }
@@ -85,7 +85,7 @@ impl Level {
 
     /// Whether it goes round.
     #[must_use]
-    pub fn goes_round(&self) -> bool {
+    pub(crate) fn goes_round(&self) -> bool {
         self.level == Some(0)
     }
 }

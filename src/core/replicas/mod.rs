@@ -101,13 +101,13 @@ impl Timing {
 
     /// How long after sending a renewal its sender may take itself for the leader.
     #[must_use]
-    pub fn lead_reliance(&self) -> Duration {
+    pub(crate) fn lead_reliance(&self) -> Duration {
         self.lead() * 9 / 10
     }
 
     /// How long after sending a renewal a replica relies on what it was granted.
     #[must_use]
-    pub fn reliance(&self) -> Duration {
+    pub(crate) fn reliance(&self) -> Duration {
         self.ttl() * 9 / 10
     }
 }
@@ -137,6 +137,6 @@ impl Claim {
 
 /// The share of one replica among so many, and never nothing of something.
 #[must_use]
-pub fn even_share(limit: u64, replicas: u32) -> u64 {
+pub(crate) fn even_share(limit: u64, replicas: u32) -> u64 {
     if limit == 0 { 0 } else { (limit / u64::from(replicas.max(1))).max(1) }
 }

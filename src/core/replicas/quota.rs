@@ -34,7 +34,7 @@ use std::time::Duration;
 const RATE: f64 = 1e6;
 
 /// How long it is looked who asks for a class after it was contended.
-pub const WATCHED_FOR: Duration = Duration::from_secs(5);
+pub(crate) const WATCHED_FOR: Duration = Duration::from_secs(5);
 
 /// A limit that is shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// How long what was asked counts.
-pub const MEMORY_S: f64 = 2.0;
+pub(crate) const MEMORY_S: f64 = 2.0;
 
 /// Whoever asks less often per second is forgotten.
 const FORGOTTEN: f64 = 0.01;
@@ -68,7 +68,7 @@ impl SmoothedDemand {
     }
 
     /// Takes in what each client has under way and was refused a place for; forgotten slowly.
-    pub fn take_places(&mut self, wanted: &[(u64, u32)]) {
+    pub(crate) fn take_places(&mut self, wanted: &[(u64, u32)]) {
         self.places.values_mut().for_each(|places| *places *= 0.9);
         for (client, wanted) in wanted {
             let places = self.places.entry(*client).or_default();
@@ -126,7 +126,7 @@ impl SmoothedDemand {
 impl ReportedDemand {
     /// Whether anybody asks.
     #[must_use]
-    pub fn is_something(&self) -> bool {
+    pub(crate) fn is_something(&self) -> bool {
         !self.rows.is_empty() || !self.places.is_empty()
     }
 

@@ -97,7 +97,7 @@ impl ClassDefault {
     /// The class as the policy holds it. `signal` finds a signal by name; names it does not
     /// know are left out.
     #[must_use]
-    pub fn to_class(&self, module: ModuleId, signal: impl Fn(&str) -> Option<SignalId>) -> Class {
+    pub(crate) fn to_class(&self, module: ModuleId, signal: impl Fn(&str) -> Option<SignalId>) -> Class {
         Class {
             name: self.name.into(),
             module,
@@ -657,7 +657,7 @@ const fn call(path: &'static str, class: &'static str) -> Route {
     Route { surface: Surface::RayClient, method: "POST", path, header: None, class, module: "RayClient" }
 }
 /// The header that makes an `OPTIONS` a preflight, whatever it says.
-pub const PREFLIGHT: &str = "access-control-request-method";
+pub(crate) const PREFLIGHT: &str = "access-control-request-method";
 
 const fn serve(path: &'static str, class: &'static str) -> Route {
     Route { surface: Surface::Serve, method: "GET", path, header: None, class, module: "Serve" }

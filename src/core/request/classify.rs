@@ -168,7 +168,7 @@ impl fmt::Display for RouteError {
 }
 
 /// The most routes an operator may add: the list is walked for every request.
-pub const RULES_MAX: usize = 256;
+pub(crate) const RULES_MAX: usize = 256;
 
 /// The label of requests that no route knows.
 pub const UNLISTED: &str = "(unlisted)";

@@ -48,7 +48,7 @@ use subtle::ConstantTimeEq;
 
 /// How many hops of `X-Forwarded-For` are followed; behind more than that, the farthest seen
 /// stands for the client.
-pub const HOPS_MAX: usize = 16;
+pub(crate) const HOPS_MAX: usize = 16;
 
 /// A longer API key is none of ours, and is not hashed.
 const KEY_BYTES_MAX: usize = 512;

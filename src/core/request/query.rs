@@ -89,7 +89,7 @@ const WORKER_CPU: &[&str] = &["duration", "format", "idle", "ip", "native", "nod
 /// The routes of the dashboard and the agent that are asked with `GET`, by path; those asked in another way read
 /// no query at all. `nocache` belongs to Ray's own cache of two
 /// seconds.
-pub const READ_KEYS: &[ReadKeys] = &[
+pub(crate) const READ_KEYS: &[ReadKeys] = &[
     reads("/", &[]),
     reads("/api/actors/kill", &["actor_id", "force_kill", "no_restart"]),
     reads("/api/authentication_mode", &[]),

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 /// A share or a quantile waits until it rests on so many observations (or until it has waited
 /// long enough, see [`crate::signal::series`]): one slow call of two is not 50 %.
-pub const OBSERVATIONS_MIN: f64 = 10.0;
+pub(crate) const OBSERVATIONS_MIN: f64 = 10.0;
 
 /// Why samples are no evidence.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
@@ -136,7 +136,7 @@ pub struct Value {
 impl Evidence {
     /// A single value: a probe's latency, or a server's answer.
     #[must_use]
-    pub fn of_value(value: f64) -> Evidence {
+    pub(crate) fn of_value(value: f64) -> Evidence {
         Evidence::Max(value)
     }
 
@@ -144,7 +144,7 @@ impl Evidence {
     ///
     /// # Errors
     /// [`SampleError`] when a sample is not finite, or `Max` finds none.
-    pub fn of_gauges(samples: &[&Sample], how: &How) -> Result<Evidence, SampleError> {
+    pub(crate) fn of_gauges(samples: &[&Sample], how: &How) -> Result<Evidence, SampleError> {
         check_finite(samples)?;
         let values = samples.iter().map(|sample| sample.value);
         match how {
@@ -157,7 +157,7 @@ impl Evidence {
     ///
     /// # Errors
     /// [`SampleError`] when both groups are empty or one holds a sample that is not finite.
-    pub fn of_ratio(part: &[&Sample], whole: &[&Sample]) -> Result<Evidence, SampleError> {
+    pub(crate) fn of_ratio(part: &[&Sample], whole: &[&Sample]) -> Result<Evidence, SampleError> {
         if part.is_empty() && whole.is_empty() {
             return Err(SampleError::NoSeries);
         }
@@ -171,7 +171,7 @@ impl Evidence {
     ///
     /// # Errors
     /// [`SampleError::BoundsDiffer`].
-    pub fn merge(&mut self, other: &Evidence) -> Result<(), SampleError> {
+    pub(crate) fn merge(&mut self, other: &Evidence) -> Result<(), SampleError> {
         match (self, other) {
             (Evidence::Sum(sum), Evidence::Sum(more))
             | (Evidence::PerSecond(sum), Evidence::PerSecond(more)) => {

@@ -44,7 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A family with more lines of interest than this is given up: memory stays bounded.
-pub const FAMILY_LINES_MAX: usize = 65_536;
+pub(crate) const FAMILY_LINES_MAX: usize = 65_536;
 
 /// A page whose first lines are none of them samples is no exposition.
 const SHAPE_LINES: usize = 64;
@@ -142,7 +142,7 @@ impl Sample {
 
     /// Whether every condition holds on a page that is the head's, or is not.
     #[must_use]
-    pub fn satisfies(&self, conditions: &[LabelCondition], on_heads_page: bool) -> bool {
+    pub(crate) fn satisfies(&self, conditions: &[LabelCondition], on_heads_page: bool) -> bool {
         conditions.iter().all(|condition| match condition {
             LabelCondition::Is(name, value) => match self.label(name) {
                 "" if on_heads_page && is_of_head_node(name) => &**value == "true",
@@ -212,13 +212,13 @@ impl Exposition {
     /// Lines of a family that this reporter feeds, whatever their labels: tells "the family is
     /// there, no series matches" from "no such family" and from "its reporter is silent".
     #[must_use]
-    pub fn family_lines(&self, family: usize, reporter: Reporter) -> usize {
+    pub(crate) fn family_lines(&self, family: usize, reporter: Reporter) -> usize {
         self.family_lines[family][reporter as usize]
     }
 
     /// Whether a family was given up: it has more than [`FAMILY_LINES_MAX`] lines.
     #[must_use]
-    pub fn is_overfull(&self, family: usize) -> bool {
+    pub(crate) fn is_overfull(&self, family: usize) -> bool {
         self.overfull.contains(&family)
     }
 
@@ -376,7 +376,7 @@ impl Wanted {
 
 /// The name at the head of the lines that a derivation reads.
 #[must_use]
-pub fn line_name(selector: &Selector, how: &How) -> String {
+pub(crate) fn line_name(selector: &Selector, how: &How) -> String {
     match how {
         How::ShareAbove(_) | How::Quantile(_) => format!("{}_bucket", selector.metric),
         How::Sum | How::Max | How::Rate | How::RatioTo(_) => selector.metric.to_string(),

@@ -107,7 +107,7 @@ impl Freshness {
     }
 
     /// Takes in a reading.
-    pub fn on_reading(&mut self, reading: &Reading, now: Time) -> Option<Transition> {
+    pub(crate) fn on_reading(&mut self, reading: &Reading, now: Time) -> Option<Transition> {
         self.pass(now);
         let at = reading.at.min(self.latest);
         match self.newest {
@@ -123,7 +123,7 @@ impl Freshness {
     }
 
     /// Takes in that there is no reading, and why.
-    pub fn on_missing(&mut self, missing: &Missing, now: Time) -> Option<Transition> {
+    pub(crate) fn on_missing(&mut self, missing: &Missing, now: Time) -> Option<Transition> {
         self.pass(now);
         self.heard = Some(Why::Missing(missing.clone()));
         self.judge()
@@ -139,12 +139,6 @@ impl Freshness {
     #[must_use]
     pub fn state(&self) -> &State {
         &self.state
-    }
-
-    /// Whether limits may be moved by it.
-    #[must_use]
-    pub fn is_fresh(&self) -> bool {
-        self.state == State::Fresh
     }
 
     /// The age of the newest information; none when there never was any.
@@ -227,9 +221,9 @@ mod tests {
         let mut signal = signal();
         signal.on_reading(&reading(1, 1), at(1));
         assert_eq!(signal.on_missing(&missing(), at(6)), None);
-        assert!(signal.is_fresh());
+        assert_eq!(*signal.state(), State::Fresh);
         assert_eq!(signal.on_reading(&reading(11, 2), at(11)), None);
-        assert!(signal.is_fresh());
+        assert_eq!(*signal.state(), State::Fresh);
     }
 
     #[test]
@@ -265,7 +259,7 @@ mod tests {
     fn a_reading_from_the_future_is_dated_now() {
         let mut signal = signal();
         signal.on_reading(&reading(9_000, 1), at(1));
-        assert!(signal.is_fresh());
+        assert_eq!(*signal.state(), State::Fresh);
         assert!(signal.tick(at(12)).is_some(), "it goes stale like any other");
     }
 
@@ -286,7 +280,7 @@ mod tests {
                     state = change.to;
                 }
                 prop_assert_eq!(&state, signal.state());
-                if signal.is_fresh() {
+                if *signal.state() == State::Fresh {
                     prop_assert!(signal.age(at(now)).unwrap() <= SECOND * 10);
                 }
             }

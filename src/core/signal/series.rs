@@ -61,16 +61,16 @@ use std::time::Duration;
 pub const TARGETS_MAX: usize = 4096;
 
 /// A time stamp may lie so far ahead of this host's clock.
-pub const STAMP_AHEAD_MAX: Duration = Duration::from_secs(5);
+pub(crate) const STAMP_AHEAD_MAX: Duration = Duration::from_secs(5);
 
 /// An equal PromQL answer is news no more often than this.
-pub const ANSWER_REPEATS: Duration = Duration::from_secs(10);
+pub(crate) const ANSWER_REPEATS: Duration = Duration::from_secs(10);
 
 /// Answers that stay equal for longer say nothing of how often Prometheus scrapes: a minute, and a question late.
 const SCRAPES_APART_MAX: Duration = Duration::from_secs(75);
 
 /// A target that fails is waited for at most so long; a list written by hand may name a dead node.
-pub const LOST_MAX: Duration = Duration::from_secs(3600);
+pub(crate) const LOST_MAX: Duration = Duration::from_secs(3600);
 
 /// Turns what was observed into readings.
 #[derive(Clone, Debug)]
@@ -350,13 +350,6 @@ impl SignalReader {
             From::Pages(selection) => !selection.of_head,
             From::Query(_) | From::Probe => false,
         })
-    }
-
-    /// Whether any signal is read from the active probe.
-    #[must_use]
-    pub fn wants_probe(&self) -> bool {
-        let mut alternatives = self.signals.iter().flat_map(|series| &series.alternatives);
-        alternatives.any(|alternative| matches!(alternative.from, From::Probe))
     }
 
     /// Takes in a probe's latency in milliseconds (for one that ran out of time: that time, as
@@ -1163,7 +1156,6 @@ mod tests {
     #[test]
     fn the_probe_comes_first_and_the_pages_stand_in_for_it() {
         let mut rig = Rig::new(vec![SignalSource::Probe, page_source("m", Vec::new(), How::Max)]);
-        assert!(rig.reader.wants_probe());
         rig.reader.on_probe("head", &Ok(3.5), at(0));
         let probed = rig.scrape("m 100\n", 0).unwrap();
         assert_eq!((probed.value.to_bits(), probed.fresh), (3.5f64.to_bits(), 1));

@@ -36,16 +36,16 @@ use summary::Summary;
 pub const CLIENTS_MAX: usize = 512;
 
 /// Credentials told apart behind one address, per window.
-pub const CREDENTIALS_MAX: usize = 8;
+pub(crate) const CREDENTIALS_MAX: usize = 8;
 
 /// Unlisted paths kept apart.
-pub const PATTERNS_MAX: usize = 256;
+pub(crate) const PATTERNS_MAX: usize = 256;
 
 /// Clients are counted over this and the [`WINDOWS`] - 1 windows before.
 pub const WINDOW: Duration = Duration::from_secs(60);
 
 /// How many windows are kept.
-pub const WINDOWS: usize = 5;
+pub(crate) const WINDOWS: usize = 5;
 
 /// What became of a request at the proxy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
