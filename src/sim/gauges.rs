@@ -48,7 +48,8 @@ impl Cadence {
     pub(crate) const DEFAULT: Cadence =
         Cadence { process: Duration::from_secs(5), cluster: Duration::from_secs(10) };
     /// The three settings at their floor: 1 s and 1 s.
-    pub(crate) const FAST: Cadence = Cadence { process: Duration::from_secs(1), cluster: Duration::from_secs(1) };
+    pub(crate) const FAST: Cadence =
+        Cadence { process: Duration::from_secs(1), cluster: Duration::from_secs(1) };
 }
 
 /// The exported numbers, as every scrape until the next refresh reads them.

@@ -213,7 +213,14 @@ impl SimProxy {
     }
 
     /// A leader has its answer (`ok`) or none: those who followed it.
-    pub(crate) fn unshare(&mut self, route: RouteId, client: ClientId, rid: Rid, ok: bool, now: Time) -> Vec<Rid> {
+    pub(crate) fn unshare(
+        &mut self,
+        route: RouteId,
+        client: ClientId,
+        rid: Rid,
+        ok: bool,
+        now: Time,
+    ) -> Vec<Rid> {
         let Some(shared) = self.shared.get_mut(&(route.0, client.credential)) else { return Vec::new() };
         if shared.leader != Some(rid) {
             return Vec::new();

@@ -190,6 +190,9 @@ pub fn judge(trial: &mut Option<Trial>, limit: f64, bounds: &Bounds, seen: &Obse
         *trial = Some(anew);
         return None;
     };
+    // A window in which the objective happened to be met raises the limit a little, and is no other head.
+    let is_chance = limit <= of.limit * DEPTH.exp();
+    let higher = Trial { futile_times: if is_chance { of.futile_times } else { 0 }, took: of.took, ..anew };
     let until = of.held_until();
     let known = if of.is_futile() && of.after.count > 0.0 { of.after } else { of.before };
     let risen = (mean / known.mean().unwrap_or(mean)).ln();
@@ -199,7 +202,7 @@ pub fn judge(trial: &mut Option<Trial>, limit: f64, bounds: &Bounds, seen: &Obse
             return Some(of.limit); // on the way back, which may take more than one step
         }
         if is_slower || limit > of.limit {
-            *trial = Some(anew);
+            *trial = Some(if is_slower { anew } else { higher });
         } else if seen.now > until {
             let before = if of.after.count > 0.0 { of.after } else { sample };
             *trial = Some(Trial { futile_times: of.futile_times, ..Trial::new(limit, before) });
@@ -209,7 +212,7 @@ pub fn judge(trial: &mut Option<Trial>, limit: f64, bounds: &Bounds, seen: &Obse
         return None;
     }
     if is_slower || limit > of.limit {
-        *trial = Some(anew);
+        *trial = Some(if is_slower { anew } else { higher });
         return None;
     }
     if limit >= of.limit {

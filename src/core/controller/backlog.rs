@@ -94,7 +94,14 @@ impl Backlog {
 
     /// Takes in a backlog of `reading` against `target`, true at the earliest at `true_since`.
     /// Returns whether it was news.
-    pub(crate) fn on_reading(&mut self, reading: f64, target: f64, fresh: u64, true_since: Time, now: Time) -> bool {
+    pub(crate) fn on_reading(
+        &mut self,
+        reading: f64,
+        target: f64,
+        fresh: u64,
+        true_since: Time,
+        now: Time,
+    ) -> bool {
         if fresh == self.fresh {
             return false;
         }
