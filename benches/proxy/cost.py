@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What does a proxied request cost? Each proxy beside the others, on one machine.
 
-One backend (nginx), one load (wrk), one worker per proxy. The proxies take turns, round after
+One backend (nginx), one load (wrk), one worker per proxy (`--workers 2`: two). The proxies take turns, round after
 round, so that whatever else the machine does falls on all of them, and every figure is a median
 over the rounds. What is measured:
 
@@ -29,7 +29,7 @@ http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; def
 """ % (BACKEND, "x" * 1024)
 
 NGINX_CONF = """
-worker_processes 1; daemon off; pid nginx.pid; error_log nginx.log crit;
+worker_processes WORKERS; daemon off; pid nginx.pid; error_log nginx.log crit;
 worker_rlimit_nofile 20000; events { worker_connections 16384; }
 http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; proxy_max_temp_file_size 0;
   client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
@@ -41,7 +41,7 @@ http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; pro
 
 HAPROXY_CONF = """
 global
-    nbthread 1
+    nbthread WORKERS
     maxconn 9000
 defaults
     mode http
@@ -114,20 +114,22 @@ def contenders(home, arguments):
     built = [root / "target" / profile / "rayguard" for profile in ("dist", "release")]
     rayguard = pathlib.Path(arguments.rayguard or next((path for path in built if path.exists()), built[0]))
     envoy = arguments.envoy or shutil.which("envoy")
+    workers = str(arguments.workers)
+    threads = {"TOKIO_WORKER_THREADS": workers}
     found = {}
     if shutil.which("nginx"):
-        found["nginx"] = ("nginx.conf", NGINX_CONF, ["nginx", "-p", home, "-c", "nginx.conf"], {})
+        found["nginx"] = ("nginx.conf", NGINX_CONF.replace("WORKERS", workers), ["nginx", "-p", home, "-c", "nginx.conf"], {})
     if shutil.which("haproxy"):
-        found["haproxy"] = ("haproxy.cfg", HAPROXY_CONF, ["haproxy", "-f", "haproxy.cfg"], {})
+        found["haproxy"] = ("haproxy.cfg", HAPROXY_CONF.replace("WORKERS", workers), ["haproxy", "-f", "haproxy.cfg"], {})
     if envoy:
-        command = [envoy, "-c", "envoy.yaml", "--concurrency", "1", "--log-level", "error"]
+        command = [envoy, "-c", "envoy.yaml", "--concurrency", workers, "--log-level", "error"]
         found["envoy"] = ("envoy.yaml", ENVOY_CONF, command, {})
     if rayguard.exists():
         command = [str(rayguard), "run", "--config", "rayguard.toml"]
-        found["rayguard"] = ("rayguard.toml", RAYGUARD_CONF, command, {"TOKIO_WORKER_THREADS": "1"})
+        found["rayguard"] = ("rayguard.toml", RAYGUARD_CONF, command, threads)
     if arguments.against:
         command = [os.path.abspath(arguments.against), "run", "--config", "rayguard.toml"]
-        found["against"] = ("rayguard.toml", RAYGUARD_CONF, command, {"TOKIO_WORKER_THREADS": "1"})
+        found["against"] = ("rayguard.toml", RAYGUARD_CONF, command, threads)
     return found
 
 
@@ -328,6 +330,7 @@ def main():
     parser.add_argument("--all", action="store_true", help="every experiment")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=1, help="threads or processes of each proxy")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--envoy")
     parser.add_argument("--rayguard")

@@ -407,6 +407,7 @@ async fn accept<C: Future<Output = ()> + Send>(
             accepted = listener.accept() => accepted,
             () = tasks.closed() => return,
         };
+        let accepted = accepted.and_then(|(stream, address)| Ok((stream.detach()?, address)));
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -431,10 +432,10 @@ async fn accept<C: Future<Output = ()> + Send>(
             abandoned_max: bounds.abandoned_max,
         };
         let proxy_protocol = listener.proxy_protocol;
-        tasks.spawn(async move {
+        tasks.spawn_on_next_core(async move {
             // What a connection holds while it idles is small: what it needs meanwhile stands on the heap.
             let opening = Box::pin(async {
-                let mut stream = stream;
+                let mut stream = stream.attach()?;
                 let peer = if proxy_protocol {
                     introduce(&mut stream, peer, &proxy, &mut counted, &bounds).await?
                 } else {
