@@ -83,6 +83,9 @@ impl Tasks {
 
     /// Starts a task that shutdown waits for, on one core after the other, or where there are none, here.
     pub fn spawn_on_next_core(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // There are many of these, and they wait for long: on its way into the runtime a future that is moved
+        // leaves room for itself behind, twice.
+        let task = Box::pin(task);
         let turn = self.0.next_core.fetch_add(1, Ordering::Relaxed);
         match self.0.cores.get(turn % self.0.cores.len().max(1)) {
             Some(core) => drop(core.spawn(self.counted(task))),
