@@ -3,7 +3,7 @@
 //! A connection stays with its core, and so do the connections to Ray that the core opens
 //! (`upstream.rs`): what a request needs is read, moved on and answered by one thread, and nobody is
 //! woken across. The main runtime accepts and hands out in turn; it also has the control loop and the
-//! admin page, whose longer moments hold up no request.
+//! admin page, whose longer moments hold up newcomers alone.
 //!
 //! One socket, and not one for each core with `SO_REUSEPORT`: the kernel would spread connections by a
 //! hash, unevenly while they are few; a second rayguard on the same port would take half of them in place of
