@@ -14,6 +14,7 @@ mod slow_lines;
 mod upstream;
 
 use rayguard::core::policy::Bounds;
+use rayguard::proxy::cores::Cores;
 use rayguard::proxy::listen;
 use rayguard::proxy::upstream::Address;
 use rayguard::proxy::websocket::{CLOSE, NORMAL, answer_frame};
@@ -185,6 +186,23 @@ async fn connections_to_ray_are_reused() {
         assert_eq!(client.answer().await.status, 200);
     }
     assert_eq!(rig.ray.connections.load(SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_core_takes_up_the_connections_to_ray_that_it_opened_and_no_others() {
+    let rig = Rig::with(Setup { cores: Some(Cores::start(2).unwrap()), ..Setup::default() }).await;
+    let mut clients = [rig.client().await, rig.client().await, rig.client().await];
+    for _ in 0..20 {
+        for client in &mut clients {
+            client.send(get(STATUS, &[])).await;
+            assert_eq!(client.answer().await.status, 200);
+        }
+    }
+    // One after the other, a single one would do for all. The third client is the first core's again.
+    assert_eq!(rig.ray.connections.load(SeqCst), 2);
+    rig.proxy.tasks.close();
+    drop(clients);
+    assert!(rig.proxy.tasks.drain(Duration::from_secs(20)).await, "what other cores do is waited for");
 }
 
 #[tokio::test]

@@ -1,14 +1,18 @@
 #!/usr/bin/env python3
 """What does a proxied request cost? Each proxy beside the others, on one machine.
 
-One backend (nginx), one load (wrk), one worker per proxy. The proxies take turns, round after
+One backend (nginx), one load (wrk), one worker per proxy (`--workers 2`: two). The proxies take turns, round after
 round, so that whatever else the machine does falls on all of them, and every figure is a median
 over the rounds. What is measured:
 
     cpu      user + system time per request of 1 KiB answers on 64 kept connections, and requests/s
     shed     the same for a refusal, beside what rayguard pays for a forwarded request
+    flood    p99 of a polite client at 200/s: alone, while another is refused as fast as it can ask, and while as much
+             load goes past the proxy to the backend, for what the load alone takes of the machine
     large    bodies of 64 MiB: MiB/s and CPU per MiB
     idle     RSS with 5,000 connections that have asked once, are kept, and have idled for a second
+    tls      the same with 15,000 connections in TLS, and per connection beyond the first 5,000
+    start    ms from starting the process to its first forwarded answer
     latency  what the proxy adds at an open-loop rate, p50 and p99, over asking the backend directly
 
 CPU suffers less from a busy machine than throughput and latency do. One command for all:
@@ -16,7 +20,7 @@ CPU suffers less from a busy machine than throughput and latency do. One command
     cargo build --profile dist && python3 benches/proxy/cost.py --rounds 5 --all
 """
 
-import argparse, os, pathlib, re, resource, select, shutil, signal, socket, statistics, subprocess, sys, tempfile, time
+import argparse, concurrent.futures, os, pathlib, re, resource, select, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, time
 
 BACKEND, FRONT = 18470, 18471
 
@@ -29,7 +33,7 @@ http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; def
 """ % (BACKEND, "x" * 1024)
 
 NGINX_CONF = """
-worker_processes 1; daemon off; pid nginx.pid; error_log nginx.log crit;
+worker_processes WORKERS; daemon off; pid nginx.pid; error_log nginx.log crit;
 worker_rlimit_nofile 20000; events { worker_connections 16384; }
 http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; proxy_max_temp_file_size 0;
   client_body_temp_path b; proxy_temp_path p; fastcgi_temp_path f; uwsgi_temp_path u; scgi_temp_path s;
@@ -41,7 +45,7 @@ http { access_log off; keepalive_requests 100000000; keepalive_timeout 600s; pro
 
 HAPROXY_CONF = """
 global
-    nbthread 1
+    nbthread WORKERS
     maxconn 9000
 defaults
     mode http
@@ -101,10 +105,27 @@ connections_per_address_max = 16384
 idle_timeout = "10m"
 """ % (BACKEND, FRONT, BACKEND)
 
+FIXTURES = pathlib.Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "tls"
+CERTIFICATE, KEY = FIXTURES / "server.pem", FIXTURES / "server.key"
+
+# What the `tls` experiment changes: in which configuration, what becomes what.
+IN_TLS = {
+    "nginx": ("backlog=4096;\n    location / { proxy", f"ssl backlog=4096; ssl_certificate {CERTIFICATE}; ssl_certificate_key {KEY};\n    location / {{ proxy"),
+    "rayguard": ('kind = "serve"\n', f'kind = "serve"\ntls = {{ certificate = "{CERTIFICATE}", key = "{KEY}" }}\n'),
+}
+IN_TLS["against"] = IN_TLS["rayguard"]
+
 # All but a handful are over the rate, and nobody waits.
 SHEDDING = RAYGUARD_CONF + """
 [class.serve]
 rate = "1/s"
+queue = { len = 0 }
+"""
+
+# One client's 500/s, of which a flood may have no more than a polite client does not need.
+FLOODED = RAYGUARD_CONF + """
+[class.serve]
+per_client = { rate = "500/s" }
 queue = { len = 0 }
 """
 
@@ -114,27 +135,32 @@ def contenders(home, arguments):
     built = [root / "target" / profile / "rayguard" for profile in ("dist", "release")]
     rayguard = pathlib.Path(arguments.rayguard or next((path for path in built if path.exists()), built[0]))
     envoy = arguments.envoy or shutil.which("envoy")
+    workers = str(arguments.workers)
+    threads = {"TOKIO_WORKER_THREADS": workers}
     found = {}
     if shutil.which("nginx"):
-        found["nginx"] = ("nginx.conf", NGINX_CONF, ["nginx", "-p", home, "-c", "nginx.conf"], {})
+        found["nginx"] = ("nginx.conf", NGINX_CONF.replace("WORKERS", workers), ["nginx", "-p", home, "-c", "nginx.conf"], {})
     if shutil.which("haproxy"):
-        found["haproxy"] = ("haproxy.cfg", HAPROXY_CONF, ["haproxy", "-f", "haproxy.cfg"], {})
+        found["haproxy"] = ("haproxy.cfg", HAPROXY_CONF.replace("WORKERS", workers), ["haproxy", "-f", "haproxy.cfg"], {})
     if envoy:
-        command = [envoy, "-c", "envoy.yaml", "--concurrency", "1", "--log-level", "error"]
+        command = [envoy, "-c", "envoy.yaml", "--concurrency", workers, "--log-level", "error"]
         found["envoy"] = ("envoy.yaml", ENVOY_CONF, command, {})
     if rayguard.exists():
         command = [str(rayguard), "run", "--config", "rayguard.toml"]
-        found["rayguard"] = ("rayguard.toml", RAYGUARD_CONF, command, {"TOKIO_WORKER_THREADS": "1"})
+        found["rayguard"] = ("rayguard.toml", RAYGUARD_CONF, command, threads)
     if arguments.against:
         command = [os.path.abspath(arguments.against), "run", "--config", "rayguard.toml"]
-        found["against"] = ("rayguard.toml", RAYGUARD_CONF, command, {"TOKIO_WORKER_THREADS": "1"})
+        found["against"] = ("rayguard.toml", RAYGUARD_CONF, command, threads)
     return found
 
 
 def start(home, name, text, command, environment=None):
     pathlib.Path(home, name).write_text(text)
     log = open(pathlib.Path(home, name + ".out"), "w")
-    return subprocess.Popen(command, cwd=home, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+    begun = time.perf_counter()
+    process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+    process.begun = begun
+    return process
 
 
 def await_port(port):
@@ -165,8 +191,8 @@ def cpu(pid):
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def load(seconds, connections, path="/app"):
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{FRONT}{path}"]
+def load(seconds, connections, path="/app", port=FRONT):
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{port}{path}"]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     requests = int(re.search(r"(\d+) requests in", said)[1])
     bad = int((re.search(r"Non-2xx or 3xx responses: (\d+)", said) or [0, 0])[1])
@@ -217,25 +243,74 @@ def answered(connection, length=1024):
     return True
 
 
-def measure_idle(proxy, arguments):
-    kept = []
-    for _ in range(5000):
+def rss_kib(proxy):
+    status = "".join(pathlib.Path(f"/proc/{pid}/status").read_text() for pid in family(proxy.pid))
+    return sum(int(kib) for kib in re.findall(r"VmRSS:\s+(\d+)", status))
+
+
+def keep(kept, count, tls=None):
+    """Adds connections that have asked once, up to so many, and lets them idle for a second."""
+    while len(kept) < count:
         connection = socket.create_connection(("127.0.0.1", FRONT))
+        connection = tls.wrap_socket(connection) if tls else connection
         ask(connection)
         if not answered(connection):
             sys.exit("a connection was closed")
         kept.append(connection)
     time.sleep(1)
-    status = "".join(pathlib.Path(f"/proc/{pid}/status").read_text() for pid in family(proxy.pid))
-    rss = sum(int(kib) for kib in re.findall(r"VmRSS:\s+(\d+)", status))
+
+
+def measure_idle(proxy, arguments):
+    kept = []
+    keep(kept, 5000)
+    rss = rss_kib(proxy)
     for connection in kept:
         connection.close()
     return {"RSS MiB": rss / 1024}
 
 
-def open_loop(port, rate, seconds):
+def measure_tls(proxy, arguments):
+    tls = ssl.create_default_context()
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
+    kept = []
+    keep(kept, 5000, tls)
+    few = rss_kib(proxy)
+    keep(kept, 15000, tls)
+    many = rss_kib(proxy)
+    for connection in kept:
+        connection.close()
+    return {"RSS MiB": many / 1024, "KiB each": (many - few) / 10000}
+
+
+def measure_start(proxy, arguments):
+    while True:
+        try:
+            with socket.create_connection(("127.0.0.1", FRONT)) as connection:
+                ask(connection)
+                if not answered(connection):
+                    sys.exit("a connection was closed")
+            return {"ms": (time.perf_counter() - proxy.begun) * 1e3}
+        except ConnectionRefusedError:
+            time.sleep(0.0005)
+
+
+def measure_flood(_, arguments):
+    polite = lambda: open_loop(FRONT, 200, arguments.seconds, "127.0.0.2")[1] / 1e3
+    polite()
+    measured = {"alone ms": polite()}
+    for name, port in {"flooded ms": FRONT, "loaded ms": BACKEND}.items():
+        with concurrent.futures.ThreadPoolExecutor() as beside:
+            flood = beside.submit(load, arguments.seconds + 1, arguments.connections, port=port)
+            time.sleep(0.5)
+            measured[name] = polite()
+            requests, rate, bad = flood.result()
+        measured["refused/s" if port == FRONT else "beside/s"] = rate * (bad / requests if port == FRONT else 1)
+    return measured
+
+
+def open_loop(port, rate, seconds, source="127.0.0.1"):
     """Latencies in us from when a request was due, on 32 kept connections."""
-    free = [socket.create_connection(("127.0.0.1", port)) for _ in range(32)]
+    free = [socket.create_connection(("127.0.0.1", port), source_address=(source, 0)) for _ in range(32)]
     for connection in free:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     due_at, latencies = {}, []
@@ -267,8 +342,8 @@ def measure_latency(_, arguments):
 
 
 EXPERIMENTS = {
-    "cpu": measure_cpu, "shed": measure_shed, "large": measure_large, "idle": measure_idle,
-    "latency": measure_latency,
+    "cpu": measure_cpu, "shed": measure_shed, "flood": measure_flood, "large": measure_large, "idle": measure_idle,
+    "tls": measure_tls, "start": measure_start, "latency": measure_latency,
 }  # fmt: skip
 
 
@@ -277,13 +352,18 @@ def run(name, home, arguments):
     measured = {}
     for _ in range(arguments.rounds):
         for proxy_name, (file, text, command, environment) in contenders(home, arguments).items():
-            if name == "shed":
+            if name in ("shed", "flood"):
                 if proxy_name not in ("rayguard", "against"):
                     continue
-                text = SHEDDING
+                text = SHEDDING if name == "shed" else FLOODED
+            if name == "tls":
+                if proxy_name not in IN_TLS:
+                    continue
+                text = text.replace(*IN_TLS[proxy_name])
             proxy = start(home, file, text, command, environment)
             try:
-                await_port(FRONT)
+                if name != "start":
+                    await_port(FRONT)
                 measured.setdefault(proxy_name, []).append(EXPERIMENTS[name](proxy, arguments))
             finally:
                 end(proxy)
@@ -328,6 +408,7 @@ def main():
     parser.add_argument("--all", action="store_true", help="every experiment")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=1, help="threads or processes of each proxy")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--envoy")
     parser.add_argument("--rayguard")

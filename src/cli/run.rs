@@ -15,6 +15,7 @@ use crate::observe::fetch::{self, FetchError};
 use crate::observe::notify;
 use crate::observe::trace_writer;
 use crate::proxy::clock::Clock;
+use crate::proxy::cores::Cores;
 use crate::proxy::listen::{self, Inherited, Listener};
 use crate::proxy::ratelimit;
 use crate::proxy::tasks::Tasks;
@@ -237,24 +238,26 @@ fn run_for(args: &Args, length: Option<Duration>, ready: impl FnOnce(&Settings))
     let trace = args.record.clone().map(|path| TraceTarget { path, bytes_max });
     let (settings, overrides) = (settings(args)?, overrides(args));
     crate::observe::log::start(&settings.log);
-    let runtime = runtime()?;
+    let cores = Cores::start(cores_wanted())?;
+    let tasks = Tasks::over(cores.handles());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let source = args.config.path().map(|path| Source { path: path.to_owned(), overrides });
-    runtime.block_on(app(Arc::new(settings), source, inherited(), trace, length, ready))
+    runtime.block_on(app(Arc::new(settings), source, inherited(), trace, length, ready, tasks))
 }
 
-/// Threads for the proxy. One forwards more requests than any head answers; a few more keep a TLS
-/// handshake or a large page of metrics from holding up whoever comes next.
-const WORKERS_MAX: usize = 4;
+/// Cores for the proxy. One forwards more requests than any head answers; a few more keep a TLS
+/// handshake from holding up whoever comes next.
+const CORES_MAX: usize = 4;
 
-/// A runtime with as many threads as there are cores, within reason; `TOKIO_WORKER_THREADS` asks
-/// for another number. A single one needs none of what several share.
+/// As many threads for connections as there are cores, within reason; `TOKIO_WORKER_THREADS` asks
+/// for another number. A single one is the main runtime itself, which needs none of what several share.
 #[expect(clippy::disallowed_methods, reason = "the environment is read by the command line")]
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+fn cores_wanted() -> usize {
     let asked = std::env::var("TOKIO_WORKER_THREADS").ok().and_then(|asked| asked.parse().ok());
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    match asked.unwrap_or(cores.min(WORKERS_MAX)) {
-        0 | 1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),
-        workers => tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build(),
+    let there = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    match asked.unwrap_or(there.min(CORES_MAX)) {
+        1 => 0,
+        wanted => wanted,
     }
 }
 
@@ -278,9 +281,9 @@ async fn app(
     trace: Option<TraceTarget>,
     length: Option<Duration>,
     ready: impl FnOnce(&Settings),
+    tasks: Tasks,
 ) -> Result<u8, RunError> {
     let clock = Clock::start();
-    let tasks = Tasks::default();
     let mut stop_signals = StopSignals::install()?;
     let _locks = lock_state(&settings)?;
     let state = State::of(&settings.state_dir);

@@ -16,6 +16,7 @@
 //! up by then, so one that may be sent again is kept until its answer begins (`Kept`).
 
 use crate::body::ClientBody;
+use crate::cores;
 use crate::stream::Stream;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
@@ -59,6 +60,8 @@ pub struct H1Connection {
     kept: Kept,
     /// It has ended, and no byte came since the last whole answer.
     silent: bool,
+    /// The core whose runtime looks after its stream.
+    core: usize,
 }
 
 /// A GET or HEAD without a body, for as long as it may have to be sent again: one of its own, or one that
@@ -193,6 +196,7 @@ impl H1Connection {
             waker,
             kept,
             silent: false,
+            core: cores::current(),
         })
     }
 
@@ -246,6 +250,12 @@ impl H1Connection {
         {
             self.silent = connection.into_parts().read_buf.is_empty();
         }
+    }
+
+    /// The core that opened it.
+    #[must_use]
+    pub fn core(&self) -> usize {
+        self.core
     }
 
     /// Until it is driven again it wakes nobody.

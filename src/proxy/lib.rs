@@ -3,6 +3,7 @@ mod body;
 mod circuit_breaker;
 pub mod clock;
 pub mod coalesce;
+pub mod cores;
 mod cors;
 mod forward;
 mod framing_guard;

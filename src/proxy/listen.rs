@@ -9,6 +9,7 @@
 //! socket is this machine: it counts as 127.0.0.1.
 
 use crate::body::BodyBounds;
+use crate::cors::Origins;
 use crate::framing_guard::FramingGuard;
 use crate::handle::{LastRequest, Memory, Peer, handle};
 use crate::headers::hop;
@@ -16,7 +17,7 @@ use crate::keepalive::KeepAlive;
 use crate::proxy_protocol;
 use crate::ratelimit::Service;
 use crate::request_validation::HeadBounds;
-use crate::state::{Front, ProxyState};
+use crate::state::{Entrance, Front, ProxyState};
 use crate::stream::{Accept, Plain, Stream, probe};
 use crate::tasks::Tasks;
 use crate::tls::Terminator;
@@ -365,48 +366,50 @@ pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, ta
     let (fronts, closing) = (Arc::clone(&front), tasks.clone());
     accept(listener.into(), front, tasks, bounds, move |stream, peer, http2| {
         let (front, closing) = (Arc::clone(&fronts), closing.clone());
-        async move {
-            if http2 {
-                Box::pin(converse_http2(stream, BytesMut::new(), peer, front, closing, bounds)).await;
-            } else {
-                converse(stream, peer, front, closing, bounds).await;
-            }
+        if http2 {
+            Box::pin(converse_http2(stream, BytesMut::new(), peer, front, closing, bounds))
+        } else {
+            Box::pin(converse(stream, peer, front, closing, bounds))
         }
     })
     .await;
 }
+
+/// All that is said on a connection, in a room of its own: what opens the connection keeps none for it.
+type Conversation = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// The same for the rate-limit service, which speaks HTTP/2 alone.
 pub async fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: Tasks, bounds: Bounds) {
     let (front, closing) = (Arc::clone(service.front()), tasks.clone());
     accept(listener, front, tasks, bounds, move |stream, peer, _| {
         let (service, closing) = (Arc::clone(&service), closing.clone());
-        async move {
+        Box::pin(async move {
             let address = peer.address;
             let answer = move |request| {
                 let service = Arc::clone(&service);
                 async move { Ok(service.answer(address, request).await) }
             };
             speak_http2(stream, BytesMut::new(), address, answer, closing, bounds, QUESTIONS_MAX).await;
-        }
+        })
     })
     .await;
 }
 
 /// Accepts and opens connections, and has `converse` speak on each; it is told whether TLS agreed
 /// on HTTP/2.
-async fn accept<C: Future<Output = ()> + Send>(
+async fn accept(
     listener: Listener,
     front: Arc<ArcSwap<Front>>,
     tasks: Tasks,
     bounds: Bounds,
-    converse: impl Fn(Stream, Peer, bool) -> C + Clone + Send + 'static,
+    converse: impl Fn(Stream, Peer, bool) -> Conversation + Clone + Send + 'static,
 ) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = tasks.closed() => return,
         };
+        let accepted = accepted.and_then(|(stream, address)| Ok((stream.detach()?, address)));
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
@@ -431,24 +434,23 @@ async fn accept<C: Future<Output = ()> + Send>(
             abandoned_max: bounds.abandoned_max,
         };
         let proxy_protocol = listener.proxy_protocol;
-        tasks.spawn(async move {
-            // What a connection holds while it idles is small: what it needs meanwhile stands on the heap.
-            let opening = Box::pin(async {
-                let mut stream = stream;
-                let peer = if proxy_protocol {
-                    introduce(&mut stream, peer, &proxy, &mut counted, &bounds).await?
-                } else {
-                    peer
-                };
-                drop(proxy);
-                open(stream, peer, tls.as_deref()).await
-            });
+        // What a connection holds while it idles is small: what it needs before is gone by then.
+        let opening = Box::pin(async move {
+            let mut stream = stream.attach()?;
+            let peer = if proxy_protocol {
+                introduce(&mut stream, peer, &proxy, &mut counted, &bounds).await?
+            } else {
+                peer
+            };
+            let (stream, peer, http2) = open(stream, peer, tls.as_deref()).await?;
+            io::Result::Ok((converse(stream, peer, http2), counted))
+        });
+        tasks.spawn_on_next_core(async move {
             match tokio::time::timeout(bounds.head_timeout, opening).await {
-                Ok(Ok((stream, peer, http2))) => converse(stream, peer, http2).await,
+                Ok(Ok((conversation, _counted))) => conversation.await,
                 Ok(Err(error)) => tracing::debug!(%address, %error, "connection not opened"),
                 Err(_) => tracing::debug!(%address, "connection not opened in time"),
             }
-            drop(counted);
         });
     }
 }
@@ -482,18 +484,65 @@ async fn open(stream: Plain, peer: Peer, tls: Option<&Terminator>) -> io::Result
 /// How an HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Speaks HTTP/1.1 or HTTP/2 on one connection until it ends.
-async fn converse(mut stream: Stream, peer: Peer, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
-    let mut start = BytesMut::new();
-    let first = tokio::select! {
-        first = tokio::time::timeout(bounds.head_timeout, begins_as_http2(&mut stream, &mut start)) => first,
-        () = closed(&tasks, FAREWELL) => return,
-    };
-    match first {
-        Ok(Ok(true)) => Box::pin(converse_http2(stream, start, peer, front, tasks, bounds)).await,
-        Ok(Ok(false)) => converse_http1(stream, start, peer, front, tasks, bounds).await,
-        Ok(Err(_)) | Err(_) => {} // it left, or said nothing
+/// Speaks HTTP/1.1 or HTTP/2 on one connection until it ends; while one of HTTP/1 sleeps there is nothing of it
+/// but this.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "a block keeps its captures where they are; an `async fn` keeps its arguments twice"
+)]
+fn converse(
+    mut stream: Stream,
+    peer: Peer,
+    front: Arc<ArcSwap<Front>>,
+    tasks: Tasks,
+    bounds: Bounds,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        let mut start = BytesMut::new();
+        let first = tokio::select! {
+            first = tokio::time::timeout(bounds.head_timeout, begins_as_http2(&mut stream, &mut start)) => first,
+            () = closed(&tasks, FAREWELL) => return,
+        };
+        match first {
+            Ok(Ok(true)) => return Box::pin(converse_http2(stream, start, peer, front, tasks, bounds)).await,
+            Ok(Ok(false)) => {}
+            Ok(Err(_)) | Err(_) => return, // it left, or said nothing
+        }
+        let patience = KeepAlive::new(front.load().proxy.clock, bounds.idle_timeout, bounds.head_timeout);
+        let (head, origins) = reads_at(&front.load().entrance, &bounds);
+        loop {
+            let framing_guard = FramingGuard::new(stream, start, head, origins.clone(), patience.clone());
+            // What is escaped in a target takes three bytes for one.
+            let buffer_max = head.bytes.max(8192) + 2 * head.target + 1024;
+            Box::pin(speak_http1(
+                framing_guard,
+                buffer_max,
+                peer.clone(),
+                Arc::clone(&front),
+                &tasks,
+                bounds,
+                patience.clone(),
+            ))
+            .await;
+            let Some((asleep, until)) = patience.resume() else { return };
+            (stream, start) = (asleep, BytesMut::new());
+            let begun = tokio::select! {
+                read = tokio::time::timeout_at(until, stream.read_buf(&mut start)) => matches!(read, Ok(Ok(1..))),
+                () = closed(&tasks, FAREWELL) => false,
+            };
+            if !begun {
+                // It left, or has idled for too long.
+                let _ = stream.shutdown().await;
+                return;
+            }
+        }
     }
+}
+
+/// How long a head may be here, and whose pages may read a refusal.
+fn reads_at(entrance: &Entrance, bounds: &Bounds) -> (HeadBounds, Option<Origins>) {
+    let head = HeadBounds::of(entrance.surface, bounds.head_bytes_max, bounds.headers_max);
+    (head, (entrance.surface == Surface::Serve).then(|| entrance.origins.clone()))
 }
 
 /// Reads until it is clear which version is spoken: one byte tells, most of the time.
@@ -508,47 +557,6 @@ async fn begins_as_http2(stream: &mut Stream, start: &mut BytesMut) -> io::Resul
         }
         if stream.read_buf(start).await? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-    }
-}
-
-/// Speaks HTTP/1 until the connection ends; while it sleeps there is nothing of it but this.
-async fn converse_http1(
-    mut stream: Stream,
-    mut start: BytesMut,
-    peer: Peer,
-    front: Arc<ArcSwap<Front>>,
-    tasks: Tasks,
-    bounds: Bounds,
-) {
-    let patience = KeepAlive::new(front.load().proxy.clock, bounds.idle_timeout, bounds.head_timeout);
-    let head = HeadBounds::of(front.load().entrance.surface, bounds.head_bytes_max, bounds.headers_max);
-    let entrance = Arc::clone(&front.load().entrance);
-    let origins = (entrance.surface == Surface::Serve).then(|| entrance.origins.clone());
-    loop {
-        let framing_guard = FramingGuard::new(stream, start, head, origins.clone(), patience.clone());
-        // What is escaped in a target takes three bytes for one.
-        let buffer_max = head.bytes.max(8192) + 2 * head.target + 1024;
-        Box::pin(speak_http1(
-            framing_guard,
-            buffer_max,
-            peer.clone(),
-            Arc::clone(&front),
-            &tasks,
-            bounds,
-            patience.clone(),
-        ))
-        .await;
-        let Some((asleep, until)) = patience.resume() else { return };
-        (stream, start) = (asleep, BytesMut::new());
-        let begun = tokio::select! {
-            read = tokio::time::timeout_at(until, stream.read_buf(&mut start)) => matches!(read, Ok(Ok(1..))),
-            () = closed(&tasks, FAREWELL) => false,
-        };
-        if !begun {
-            // It left, or has idled for too long.
-            let _ = stream.shutdown().await;
-            return;
         }
     }
 }

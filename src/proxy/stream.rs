@@ -38,6 +38,36 @@ pub enum Plain {
     Other(Box<dyn Line>),
 }
 
+/// A stream that no runtime looks after.
+#[derive(Debug)]
+pub(super) enum Detached {
+    Tcp(std::net::TcpStream),
+    Unix(std::os::unix::net::UnixStream),
+    Other(Box<dyn Line>),
+}
+
+impl Plain {
+    /// Takes it from the runtime that looks after it.
+    pub(super) fn detach(self) -> io::Result<Detached> {
+        Ok(match self {
+            Plain::Tcp(stream) => Detached::Tcp(stream.into_std()?),
+            Plain::Unix(stream) => Detached::Unix(stream.into_std()?),
+            Plain::Other(line) => Detached::Other(line),
+        })
+    }
+}
+
+impl Detached {
+    /// Gives it to the runtime of whoever calls.
+    pub(super) fn attach(self) -> io::Result<Plain> {
+        Ok(match self {
+            Detached::Tcp(stream) => Plain::Tcp(TcpStream::from_std(stream)?),
+            Detached::Unix(stream) => Plain::Unix(UnixStream::from_std(stream)?),
+            Detached::Other(line) => Plain::Other(line),
+        })
+    }
+}
+
 /// A byte stream of a network that is not the OS's.
 pub trait Line: AsyncRead + AsyncWrite + Unpin + Send + Debug {}
 

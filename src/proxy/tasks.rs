@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 /// Starts tasks, counts them, and tells them when to wind up.
@@ -19,6 +20,10 @@ struct Inner {
     closing: AtomicBool,
     closed: Notify,
     stage: watch::Sender<Stage>,
+    /// Runtimes that serve connections, if not the main one does.
+    cores: Vec<Handle>,
+    /// The next to be given a connection.
+    next_core: AtomicUsize,
 }
 
 /// How far winding up has come.
@@ -45,26 +50,59 @@ impl Drop for Counted {
 
 impl Default for Tasks {
     fn default() -> Tasks {
+        Tasks::over(Vec::new())
+    }
+}
+
+impl Tasks {
+    /// Tasks of this runtime, and connections served by these others in turn.
+    #[must_use]
+    pub fn over(cores: Vec<Handle>) -> Tasks {
         Tasks(Arc::new(Inner {
             running: AtomicUsize::new(0),
             idle: Notify::new(),
             closing: AtomicBool::new(false),
             closed: Notify::new(),
             stage: watch::Sender::new(Stage::Open),
+            cores,
+            next_core: AtomicUsize::new(0),
         }))
     }
-}
 
-impl Tasks {
-    /// Starts a task that shutdown waits for.
+    /// How many threads tasks may run on: the main runtime's, and those that serve connections.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        1 + self.0.cores.len()
+    }
+
+    /// Starts a task that shutdown waits for, on the runtime of whoever calls.
     #[expect(clippy::disallowed_methods, reason = "this is the one room that starts tasks")]
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        tokio::spawn(self.counted(task));
+    }
+
+    /// Starts a task that shutdown waits for, on one core after the other, or where there are none, here.
+    pub fn spawn_on_next_core(&self, task: impl Future<Output = ()> + Send + 'static) {
+        // There are many of these, and they wait for long: on its way into the runtime a future that is moved
+        // leaves room for itself behind, twice.
+        let task = Box::pin(task);
+        let turn = self.0.next_core.fetch_add(1, Ordering::Relaxed);
+        match self.0.cores.get(turn % self.0.cores.len().max(1)) {
+            Some(core) => drop(core.spawn(self.counted(task))),
+            None => self.spawn(task),
+        }
+    }
+
+    fn counted<T: Future<Output = ()> + Send + 'static>(
+        &self,
+        task: T,
+    ) -> impl Future<Output = ()> + Send + use<T> {
         self.0.running.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(Arc::clone(&self.0));
-        tokio::spawn(async move {
+        async move {
             task.await;
             drop(counted);
-        });
+        }
     }
 
     /// Starts a task that lives as long as the process and ends with [`Tasks::close`].

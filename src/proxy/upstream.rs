@@ -11,6 +11,7 @@
 use crate::body::{BodyError, ClientBody, RayBody};
 use crate::circuit_breaker::{CircuitBreaker, RETRY};
 use crate::clock::Clock;
+use crate::cores;
 use crate::h1_connection::{AnswerBounds, H1Connection, SentHead};
 use crate::stream::{Dial, Plain, Stream, probe};
 use crate::tasks::Tasks;
@@ -168,7 +169,9 @@ pub struct Upstream {
     clock: Clock,
     tasks: Tasks,
     breaker: CircuitBreaker,
-    idle: Mutex<Vec<Idle>>,
+    /// Idle connections, those of each core apart: a core takes up only what it opened, or its requests would
+    /// be woken from another.
+    idle: Box<[Mutex<Vec<Idle>>]>,
     shared: Mutex<Vec<Http2>>,
 }
 
@@ -181,7 +184,7 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// An idle connection is dropped after this.
     pub idle_timeout: Duration,
-    /// The most idle connections kept.
+    /// The most idle connections kept, for each core.
     pub idle_max: usize,
     /// How long the head of an answer may be.
     pub answer: AnswerBounds,
@@ -278,9 +281,9 @@ impl Upstream {
             network,
             options,
             clock,
+            idle: (0..tasks.threads()).map(|_| Mutex::default()).collect(),
             tasks,
             breaker: CircuitBreaker::default(),
-            idle: Mutex::default(),
             shared: Mutex::default(),
         })
     }
@@ -372,7 +375,7 @@ impl Upstream {
         std::mem::forget(unfinished);
         if dialled.as_ref().is_err_and(UpstreamError::is_absence) && self.breaker.open() {
             // What idles was accepted before, and would only be found out one by one.
-            self.idle().clear();
+            self.idle.iter().for_each(|core| lock(core).clear());
             self.shared().clear();
             self.watch_for_return();
         }
@@ -501,18 +504,19 @@ impl Upstream {
         Ok(connection)
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What idles of the connections that this core opened.
+    fn idle(&self, core: usize) -> MutexGuard<'_, Vec<Idle>> {
+        lock(&self.idle[core % self.idle.len()])
     }
 
     fn shared(&self) -> MutexGuard<'_, Vec<Http2>> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
     }
 
     /// The connection used last, which is the least likely to have been closed by Ray.
     fn take_idle(&self) -> Option<Box<H1Connection>> {
         let now = self.clock.now();
-        let mut idle = self.idle();
+        let mut idle = self.idle(cores::current());
         let last = idle.pop()?;
         if now.since(last.since) <= self.options.idle_timeout {
             return Some(last.wire);
@@ -523,7 +527,7 @@ impl Upstream {
 
     fn keep(&self, wire: Box<H1Connection>) {
         wire.rest();
-        let mut idle = self.idle();
+        let mut idle = self.idle(wire.core());
         if idle.len() < self.options.idle_max {
             idle.push(Idle { wire, since: self.clock.now() });
         }
@@ -534,7 +538,9 @@ impl Upstream {
     pub fn sweep(&self) {
         let now = self.clock.now();
         let bound = self.options.idle_timeout;
-        self.idle().retain_mut(|idle| now.since(idle.since) <= bound && idle.wire.is_alive());
+        for core in &self.idle {
+            lock(core).retain_mut(|idle| now.since(idle.since) <= bound && idle.wire.is_alive());
+        }
         // Without a sender, and without streams, a connection ends.
         self.shared().retain_mut(|connection| {
             if Arc::strong_count(&connection.streams) > 1 {
@@ -562,6 +568,10 @@ impl Upstream {
         }
         UpstreamError::Broken { address, source }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A connection that is neither accepted nor refused yet: dropped then, nobody learns which.

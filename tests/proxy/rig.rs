@@ -12,6 +12,7 @@ use rayguard::core::request::catalogue::{self, Surface};
 use rayguard::core::request::classify::{Classifier, Rule};
 use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::clock::Clock;
+use rayguard::proxy::cores::Cores;
 use rayguard::proxy::listen::{self, Bounds, Listener};
 use rayguard::proxy::state::{Entrance, Front, ProxyState, ShedNote};
 use rayguard::proxy::tasks::Tasks;
@@ -37,6 +38,7 @@ pub struct Rig {
     pub address: SocketAddr,
     pub ray: Arc<Ray>,
     pub sheds: mpsc::Receiver<ShedNote>,
+    pub cores: Option<Cores>,
 }
 
 /// What differs from one test to the next.
@@ -52,6 +54,8 @@ pub struct Setup {
     pub keys: Vec<[u8; 32]>,
     /// Whether the head is of a Ray whose handlers are known.
     pub reads_are_known: bool,
+    /// Threads that serve connections, besides the test's.
+    pub cores: Option<Cores>,
 }
 
 impl Default for Setup {
@@ -65,6 +69,7 @@ impl Default for Setup {
             rules: Vec::new(),
             keys: Vec::new(),
             reads_are_known: false,
+            cores: None,
         }
     }
 }
@@ -87,7 +92,7 @@ impl Rig {
 
     /// A proxy behind this listener.
     pub async fn on(listener: Listener, setup: Setup) -> Rig {
-        let tasks = Tasks::default();
+        let tasks = Tasks::over(setup.cores.as_ref().map(Cores::handles).unwrap_or_default());
         // It does not go down with the proxy.
         let ray = Ray::start(&Tasks::default()).await;
         let clock = Clock::start();
@@ -105,7 +110,7 @@ impl Rig {
         let address = listener.local_address().unwrap_or(unknown);
         let front = Front::new(Arc::clone(&proxy), Arc::clone(&entrance));
         tasks.spawn(listen::serve(listener, front, tasks.clone(), setup.bounds));
-        Rig { proxy, entrance, address, ray, sheds }
+        Rig { proxy, entrance, address, ray, sheds, cores: setup.cores }
     }
 
     pub async fn client(&self) -> Client<TcpStream> {

@@ -23,6 +23,7 @@ use crate::policy::{ClassId, Policy, Treatment};
 use crate::request::catalogue::{PREFLIGHT, ROUTES, Surface};
 use crate::request::facts::{Facts, Headers};
 use crate::request::path::{decode, normalise};
+use crate::request::route_tree::{RouteTree, Segment};
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
@@ -167,7 +168,7 @@ impl fmt::Display for RouteError {
     }
 }
 
-/// The most routes an operator may add: the list is walked for every request.
+/// The most routes an operator may add: each is a label of metrics.
 pub(crate) const RULES_MAX: usize = 256;
 
 /// The label of requests that no route knows.
@@ -179,6 +180,8 @@ pub struct Classifier {
     trees: [Trees; METHODS.len()],
     /// The operator's routes and those of Ray's with a header condition, most specific first.
     rules: Vec<Pattern>,
+    /// The same as trees: the operator's, which come first, and Ray's.
+    rule_trees: [RouteTree; 2],
     /// Where goes what no route knows.
     unlisted: Match,
     surface: Surface,
@@ -282,6 +285,10 @@ impl Classifier {
         }
         patterns.retain(|pattern| pattern.surface == surface);
         patterns.sort_by(Pattern::compare);
+        let mut rule_trees = [RouteTree::default(), RouteTree::default()];
+        for (place, pattern) in patterns.iter().enumerate() {
+            rule_trees[usize::from(pattern.is_rays())].insert(&pattern.segments, place);
+        }
         let unlisted = resolve(surface.unlisted_class(), UNLISTED);
         match unlisted {
             Ok(class) if faults.is_empty() => Ok(Classifier {
@@ -290,6 +297,7 @@ impl Classifier {
                 preflight,
                 exempt: policy.classes.iter().map(|class| class.treatment == Treatment::Exempt).collect(),
                 rules: patterns,
+                rule_trees,
                 unlisted: Match { class, route: unlisted_id(surface) },
                 labels: labels.into(),
                 examples: examples.into(),
@@ -319,10 +327,12 @@ impl Classifier {
     }
 
     fn find(&self, facts: &Facts, path: &str) -> Match {
-        let head = Head::of(path);
-        let found = self.rules.iter().find(|rule| rule.head.begins(head) && rule.matches(facts, path));
-        if let Some(rule) = found {
-            return rule.target;
+        let mut segments = path.split('/');
+        segments.next();
+        let holds = |place: usize| self.rules[place].holds(facts);
+        let found = self.rule_trees.iter().find_map(|tree| tree.find(segments.clone(), &holds));
+        if let Some(place) = found {
+            return self.rules[place].target;
         }
         let Some(tree) = tree_of(facts.method) else { return self.unlisted };
         self.trees[tree].find(path).unwrap_or(self.unlisted)
@@ -406,45 +416,10 @@ struct Pattern {
     surface: Surface,
     method: Option<Arc<str>>,
     header: Option<HeaderIs>,
-    /// What every matching path begins with.
-    prefix: Box<str>,
-    head: Head,
     segments: Box<[Segment]>,
     target: Match,
     /// The rule's place in the operator's list.
     place: usize,
-}
-
-/// The first eight bytes of a path as one number: most rules are passed over by comparing it.
-#[derive(Clone, Copy)]
-struct Head {
-    word: u64,
-    mask: u64,
-}
-
-impl Head {
-    fn of(path: &str) -> Head {
-        let mut word = [0; 8];
-        let mut mask = [0; 8];
-        for (i, byte) in path.bytes().take(8).enumerate() {
-            word[i] = byte;
-            mask[i] = 0xFF;
-        }
-        Head { word: u64::from_ne_bytes(word), mask: u64::from_ne_bytes(mask) }
-    }
-
-    /// Whether `path` may begin with what this is the head of.
-    fn begins(self, path: Head) -> bool {
-        path.word & self.mask == self.word
-    }
-}
-
-/// A piece of a pattern between slashes, in order of precedence.
-#[derive(PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Segment {
-    Literal(Box<str>),
-    Parameter,
-    Rest,
 }
 
 impl Pattern {
@@ -456,8 +431,6 @@ impl Pattern {
             header: route
                 .header
                 .map(|(name, value)| HeaderIs { name: name.into(), value: Some(value.into()) }),
-            prefix: prefix_of(route.path).into(),
-            head: Head::of(prefix_of(route.path)),
             segments: segments_of(route.path).unwrap_or_default(),
             target,
             place: usize::MAX,
@@ -492,32 +465,16 @@ impl Pattern {
             surface: rule.surface,
             method: rule.method.as_ref().map(|method| method.to_ascii_uppercase().into()),
             header: rule.header.clone(),
-            prefix: prefix_of(&rule.path).into(),
-            head: Head::of(prefix_of(&rule.path)),
             segments,
             target,
             place,
         })
     }
 
-    fn matches(&self, facts: &Facts, path: &str) -> bool {
-        path.starts_with(&*self.prefix)
-            && self.method.as_deref().is_none_or(|method| same_method(method, facts.method))
-            && self.matches_path(path)
+    /// Whether it takes a request whose path it takes.
+    fn holds(&self, facts: &Facts) -> bool {
+        self.method.as_deref().is_none_or(|method| same_method(method, facts.method))
             && self.header.as_ref().is_none_or(|header| header.holds(facts.headers))
-    }
-
-    fn matches_path(&self, path: &str) -> bool {
-        let mut rest = path.split('/').skip(1);
-        for segment in &self.segments {
-            match (segment, rest.next()) {
-                (Segment::Rest, Some(_)) => return true,
-                (Segment::Literal(literal), Some(found)) if **literal == *found => {}
-                (Segment::Parameter, Some(found)) if !found.is_empty() => {}
-                _ => return false,
-            }
-        }
-        rest.next().is_none()
     }
 
     /// Whether both take the same requests with equal right.
@@ -528,11 +485,14 @@ impl Pattern {
             && self.header == other.header
     }
 
+    fn is_rays(&self) -> bool {
+        self.place == usize::MAX
+    }
+
     /// The more specific first; the operator's order among equals; Ray's own last.
     fn compare(&self, other: &Pattern) -> Ordering {
-        let ray_last = |pattern: &Pattern| pattern.place == usize::MAX;
-        ray_last(self)
-            .cmp(&ray_last(other))
+        self.is_rays()
+            .cmp(&other.is_rays())
             .then_with(|| {
                 self.segments.iter().map(Segment::rank).cmp(other.segments.iter().map(Segment::rank))
             })
@@ -584,11 +544,6 @@ fn unreachable(rule: &Rule) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-/// A pattern up to its first parameter.
-fn prefix_of(path: &str) -> &str {
-    path.split('{').next().unwrap_or_default()
 }
 
 /// A pattern's segments, or the one that is none.
@@ -926,6 +881,20 @@ mod tests {
         classifier(Surface::Dashboard, &rules[1..]);
     }
 
+    /// Whether a pattern takes a path, segment by segment.
+    fn takes_path(segments: &[Segment], path: &str) -> bool {
+        let mut rest = path.split('/').skip(1);
+        for segment in segments {
+            match (segment, rest.next()) {
+                (Segment::Rest, Some(_)) => return true,
+                (Segment::Literal(literal), Some(found)) if **literal == *found => {}
+                (Segment::Parameter, Some(found)) if !found.is_empty() => {}
+                _ => return false,
+            }
+        }
+        rest.next().is_none()
+    }
+
     /// A path of Ray's with some of its letters escaped, slashes doubled or pieces strewn in.
     fn disguised() -> impl Strategy<Value = String> {
         let piece = prop::sample::select(vec![
@@ -977,6 +946,27 @@ mod tests {
             let takes = if rest { merged.split('/').count() > pieces.len() + 1 } else { merged.split('/').count() == pieces.len() + 1 };
             prop_assert_eq!(label == pattern, takes, "{} {}", pattern, path);
             prop_assert_eq!(class == "profiling", takes);
+        }
+
+        #[test]
+        fn of_many_rules_the_first_in_order_of_precedence_takes_a_request(
+            patterns in prop::collection::btree_set("(/(a|b|\\{x\\})){1,3}(/\\{\\*r\\})?", 1..40),
+            methods in prop::collection::vec(prop::sample::select(vec![None, Some("GET"), Some("POST")]), 40),
+            path in "(/(a|b|c|)){1,4}",
+        ) {
+            let rules: Vec<_> =
+                patterns.iter().zip(&methods).map(|(path, method)| rule(*method, path, "views")).collect();
+            let classifier = classifier(Surface::Serve, &[]);
+            let serve = rules.iter().map(|rule| Rule { surface: Surface::Serve, ..rule.clone() });
+            let many = self::classifier(Surface::Serve, &serve.collect::<Vec<_>>());
+            let path = decode(&path).into_owned();
+            let facts = Facts { method: "GET", path: &path, query: "", address: [127, 0, 0, 1].into(),
+                headers: &Lines::default(), upgrade: false, grpc: false };
+            let first = many.rules.iter().find(|rule| rule.holds(&facts) && takes_path(&rule.segments, &path));
+            let expected = first.map_or(classifier.unlisted().class, |rule| rule.target.class);
+            let found = many.classify(&facts);
+            prop_assert_eq!(found.class, expected);
+            prop_assert_eq!(first.map(|rule| rule.target.route), first.map(|_| found.route));
         }
 
         #[test]

@@ -8,3 +8,4 @@ pub mod identify;
 pub mod path;
 pub mod profile;
 pub mod query;
+mod route_tree;
