@@ -85,16 +85,16 @@ pub fn pinned<T>(
         .collect()
 }
 
-/// A scenario under each of [`GUARDS`]: the first expectation that each breaks, if any.
+/// A scenario under each of `GUARDS`: the first expectation that each breaks, if any.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]
 pub struct Row {
     /// The scenario.
     pub name: String,
-    /// In the order of [`GUARDS`].
+    /// In the order of `GUARDS`.
     pub broken: Vec<Option<Check>>,
 }
 
-/// Runs a scenario under each of [`GUARDS`], on as many threads as there are cores.
+/// Runs a scenario under each of `GUARDS`, on as many threads as there are cores.
 ///
 /// # Errors
 /// The scenario cannot be run.

@@ -2,7 +2,7 @@
 //! beside what was measured.
 //!
 //! Each case puts the recorded arrivals, second for second, into an unprotected plant; what the
-//! clients saw and what the signals showed is judged in [`super::model_fit`]. [`FITTED`] names
+//! clients saw and what the signals showed is judged in [`super::model_fit`]. `FITTED` names
 //! what was fitted to the first three cases. The last case is kept out of the fit.
 
 use super::head::Spec;

@@ -102,7 +102,7 @@ impl ControlLoop {
 
     /// When the first scrape is: out of step with everything else.
     #[must_use]
-    pub(crate) fn scrape_phase(&self, every: Duration) -> Duration {
+    pub(crate) fn scrape_phase(every: Duration) -> Duration {
         every.min(Duration::from_secs(10)).mul_f64(0.37)
     }
 

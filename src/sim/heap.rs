@@ -55,7 +55,7 @@ impl<T> EventHeap<T> {
         self.push_at(key, place, event);
     }
 
-    /// The place among equal keys of what would be added now, for [`EventHeap::push_at`].
+    /// The place among equal keys of what would be added now, for `EventHeap::push_at`.
     pub fn reserve(&mut self) -> Place {
         self.inserted += 1;
         Place(self.inserted)

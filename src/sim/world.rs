@@ -450,7 +450,7 @@ impl<'a> World<'a> {
         self.heap.push(Time::from_secs_f64(1.0).0, Happening::Second);
         if let Some(control_loop) = &self.control_loop {
             self.heap.push((Time::ZERO + control_loop.period()).0, Happening::Tick);
-            self.heap.push((Time::ZERO + control_loop.scrape_phase(self.scrape_every)).0, Happening::Scrape);
+            self.heap.push((Time::ZERO + ControlLoop::scrape_phase(self.scrape_every)).0, Happening::Scrape);
             if let Some(every) = self.scenario.prometheus_s {
                 self.heap.push(Time::from_secs_f64(0.61 * every).0, Happening::Prometheus);
             }

@@ -22,7 +22,7 @@
 //! ([`Costs::hold`]).
 //!
 //! A path that no route knows (a user's own API, Ray's next version) has a cost by its template and method, in one of
-//! [`TEMPLATES`] places for each listener: a dear endpoint and a cheap one of the same class do not share a price.
+//! `TEMPLATES` places for each listener: a dear endpoint and a cheap one of the same class do not share a price.
 //! Two templates may fall into one place, and then they do; however many paths are invented, there are no more.
 
 use crate::time::Time;

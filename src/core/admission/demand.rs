@@ -6,8 +6,8 @@
 //! a client by. A class is counted only while it is looked at: a replica that shares with nobody, or
 //! has room for everybody, pays one load a request.
 //!
-//! Memory is bounded as in `usage`: [`ROWS_MAX`] flows (Space-Saving, see
-//! [`crate::usage`]), of one address no more than [`CREDENTIALS_MAX`](crate::usage::CREDENTIALS_MAX) credentials apart.
+//! Memory is bounded as in `usage`: `ROWS_MAX` flows (Space-Saving, see
+//! [`crate::usage`]), of one address no more than `CREDENTIALS_MAX` credentials apart.
 //! What does not fit is counted without its name.
 
 use crate::request::client_id::ClientId;

@@ -14,13 +14,13 @@
 //! `u_i(w)` is what it used in the [`WINDOW`] of ten minutes that began when it came, in calm: nobody waited for what
 //! it took, so whatever it used was within its max-min share. So `a_i` is its pace while it was here, and nobody is
 //! thought to have been here for less than a window. A request that has to wait and would have cost `c` in calm is
-//! *known* if its client was first seen [`SETTLED`] ago or earlier and `L_i >= c / 2`; it then takes `c` from `L_i`,
+//! *known* if its client was first seen `SETTLED` ago or earlier and `L_i >= c / 2`; it then takes `c` from `L_i`,
 //! and gives back what it turns out to have cost less. The queue of a class has two lines
 //! ([`tiers`](crate::admission::tiers)): the known, weighted by habit, and all others, who are equal. Both wait: the
 //! known get four fifths, the others one. One of them leaves some of its part: the other has it. What is begun at Ray
-//! cannot be interrupted; so for [`KEPT_FOR`] after a known request of a class had to wait, strangers of it leave
+//! cannot be interrupted; so for `KEPT_FOR` after a known request of a class had to wait, strangers of it leave
 //! room for one of the known, if there is room for two. Where a module works in parallel that place is idle meanwhile:
-//! there it must be no more than one in [`KEPT_OF`].
+//! there it must be no more than one in `KEPT_OF`.
 //!
 //! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from who
 //! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A
@@ -63,7 +63,7 @@
 //! (`common`).
 //!
 //! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees. Only use in calm makes a record, so that a flood makes
-//! none. A full shard gives up the least of [`LOOKED_AT`] neighbours: first who has not settled, then whose habit is
+//! none. A full shard gives up the least of `LOOKED_AT` neighbours: first who has not settled, then whose habit is
 //! smallest.
 
 use crate::request::client_id::ClientId;

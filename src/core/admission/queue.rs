@@ -51,7 +51,7 @@
 //! its tag moves by `c / weight`, so that all of them together give it one share.
 //!
 //! Memory: at most `len_max` waiters; tags are kept only for clients that wait or are in debt
-//! (tag > V), at most [`TAGS_MAX`]; past that, clients share one overflow tag per dimension.
+//! (tag > V), at most `TAGS_MAX`; past that, clients share one overflow tag per dimension.
 
 use crate::admission::history::Claim;
 use crate::request::client_id::ClientId;

@@ -7,8 +7,8 @@
 //! as none: its holders are told apart by their addresses.
 //!
 //! **What is counted.** Addresses, not requests: each of 64 places remembers what the last
-//! address that fell into it has shown, and every [`SLICE`] the places vote. A credential that
-//! more than half of them show, two at least, gains a point, any other loses one; at [`SURE`]
+//! address that fell into it has shown, and every `SLICE` the places vote. A credential that
+//! more than half of them show, two at least, gains a point, any other loses one; at `SURE`
 //! points it is everybody's, at none it is forgotten.
 //!
 //! **Who votes.** Whoever is let in at once. While a class is contended its requests wait, and so

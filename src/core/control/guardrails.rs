@@ -21,7 +21,7 @@
 //! A cut is never held back by cool-down, demand or app-limited: those only delay growth.
 //!
 //! Bounds are stronger than slew: after a reload a limit goes into its new range at once.
-//! A limit of exactly 0 has no logarithm and no ratio; it may step to [`Guardrails::ground`], a
+//! A limit of exactly 0 has no logarithm and no ratio; it may step to `Guardrails::ground`, a
 //! hundredth of `initial`, and move on from there.
 
 use super::futile::{self, Trial};

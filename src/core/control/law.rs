@@ -3,7 +3,7 @@
 //! A law looks at one [`Observation`] per step and proposes the next value of one limit.
 //! That is all it may do: it knows no clock, no other limit, no class. Between its proposal
 //! and the limit table stand the guardrails ([`super::guardrails`]); what they let through is told back
-//! with [`LawState::applied`], so that a law never believes in a move that was not made.
+//! with `LawState::applied`, so that a law never believes in a move that was not made.
 //!
 //! All laws work on `ln(limit)`. By Little's law, latency = limit / throughput once the plant
 //! is saturated, so `d ln(latency) / d ln(limit)` is 1 there, whatever the plant's size, and 0
@@ -64,7 +64,7 @@ pub struct Observation {
     /// The latencies themselves, where they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<futile::Sample>,
-    /// What is used of a limit that follows a signal, in the mean: a cut begins there ([`Observation::cut_from`]).
+    /// What is used of a limit that follows a signal, in the mean: a cut begins there (`Observation::cut_from`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<f64>,
     /// The backlog that the class's requests leave behind, where the limit follows that.

@@ -6,7 +6,7 @@
 //!
 //! *The law.* Each cut on a signal is an experiment. Before it, the reading follows a *trend*: a level
 //! and a slope, learnt by double exponential smoothing (Holt 1957), with the scatter about them. Once
-//! the limit has come down by [`DEPTH`] and a dead time and a window have passed, so that the reading
+//! the limit has come down by `DEPTH` and a dead time and a window have passed, so that the reading
 //! is all of the time after the cut, it is held against where the trend would have brought it:
 //!
 //! ```text
@@ -19,7 +19,7 @@
 //! level hardly moves in a trial's time; and where that share could not be told from chance yet, it is waited for.
 //! If the cut did not help, the limit goes back to where the trial began and
 //! the pair of signal and class *rests*: the signal neither cuts that class nor keeps it from growing.
-//! The rest doubles with each failure in a row, from [`REST`] to [`REST_MAX`], because each trial
+//! The rest doubles with each failure in a row, from [`REST`] to `REST_MAX`, because each trial
 //! costs a fifth of the throughput while it lasts. A pair that has been shown to help is believed: its
 //! cuts go on at the law's own pace while the next trial runs, and a reading that falls meanwhile is
 //! taken to fall for them.

@@ -13,7 +13,7 @@
 //!
 //! *Whose demand.* Where the replicas want more of a limit than there is, a replica asks for what lies
 //! within the shares of those who ask there ([`super::identities`]). Who asks is looked at only while it
-//! matters: in classes that were contended here or elsewhere in the last [`WATCHED_FOR`], and in
+//! matters: in classes that were contended here or elsewhere in the last `WATCHED_FOR`, and in
 //! those with ceilings per client, which several replicas would otherwise each grant anew.
 
 use super::Timing;

@@ -1,7 +1,7 @@
 //! What a replica knows of those who ask for a class, and what it tells of them.
 //!
 //! The admission controller hands over what it has counted since the last renewal ([`ClassDemand`]); here it is averaged over
-//! [`MEMORY_S`] seconds, long enough for somebody who asks ten times a second to be known within a
+//! `MEMORY_S` seconds, long enough for somebody who asks ten times a second to be known within a
 //! fifth, and short enough for a flood to be known when it has lasted as long. Told are the
 //! heaviest by name and the others by number.
 //!

@@ -1,7 +1,7 @@
 //! Which part of a query does Ray read?
 //!
 //! A handler of Ray's reads a few keys by name and never sees the rest: `/api/jobs/?r=1` and
-//! `/api/jobs/?r=2` are one question. [`READ_KEYS`] says which keys each route reads, over all Ray
+//! `/api/jobs/?r=2` are one question. `READ_KEYS` says which keys each route reads, over all Ray
 //! versions from [`VERSIONS`]; `tests/fixtures/ray/query.txt` is the same table, and `tests/ray/test_query.py`
 //! compares it with the handlers of the installed Ray and asks a real head both ways.
 //!
@@ -18,7 +18,7 @@
 use crate::request::path::normalise;
 use std::borrow::Cow;
 
-/// The Ray versions `2.MINOR` for which [`READ_KEYS`] holds.
+/// The Ray versions `2.MINOR` for which `READ_KEYS` holds.
 pub const VERSIONS: std::ops::RangeInclusive<u32> = 9..=60;
 
 /// aiohttp 3.14 answers 400 to more pairs than this.
@@ -163,7 +163,7 @@ pub fn read_keys(pattern: &str) -> Option<&'static ReadKeys> {
     READ_KEYS.binary_search_by(|known| known.path.cmp(pattern)).ok().map(|at| &READ_KEYS[at])
 }
 
-/// Whether [`READ_KEYS`] holds for this version of Ray, as `/api/version` names it.
+/// Whether `READ_KEYS` holds for this version of Ray, as `/api/version` names it.
 #[must_use]
 pub fn holds_for(ray_version: &str) -> bool {
     let mut numbers = ray_version.split('.');

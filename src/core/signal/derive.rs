@@ -58,7 +58,7 @@ pub enum SampleError {
     FewObservations {
         /// Since the page before.
         seen: f64,
-        /// [`OBSERVATIONS_MIN`].
+        /// `OBSERVATIONS_MIN`.
         wanted: f64,
     },
     /// The share was asked for between two bounds.

@@ -15,7 +15,7 @@
 //!    digest of all labels (which series it is) and the few labels that selectors name.
 //! 4. **Values.** The distinct values go to `prometheus-parse` in one page, each under a key that
 //!    stands in for it; a value that does not come back is a lost line and is counted.
-//! 5. **Bounds.** A family with more lines than [`FAMILY_LINES_MAX`] is given up, and no other one
+//! 5. **Bounds.** A family with more lines than `FAMILY_LINES_MAX` is given up, and no other one
 //!    with it: a sum over a part of its lines would be wrong in silence.
 //!
 //! Nothing is lost in silence: [`Counts`] says how many lines stayed, how many became samples,

@@ -23,7 +23,7 @@
 //! is taken from change to change, not from scrape to scrape (else it would read 0, 0, 0, 40).
 //! When nothing changes although the reporter speaks, the rate is zero after
 //! [`SignalReader::quiet`]. Shares and quantiles gather observations until there are
-//! [`OBSERVATIONS_MIN`] of them, or as long.
+//! `OBSERVATIONS_MIN` of them, or as long.
 //!
 //! **Absence.** For `Sum`, a family that is on the page without a matching series is zero:
 //! Ray drops `ray_tasks{State="PENDING_..."}` when none is pending. But Ray also drops the
@@ -33,16 +33,16 @@
 //! is none, the next alternative is tried.
 //!
 //! **Time stamps.** A sample's own stamp dates the reading; one that goes back, or lies more
-//! than [`STAMP_AHEAD_MAX`] in the future, makes it unusable. PromQL answers carry the time of
+//! than `STAMP_AHEAD_MAX` in the future, makes it unusable. PromQL answers carry the time of
 //! evaluation, and Prometheus does not say whether an equal value was scraped again. An equal answer shows that the
 //! target lives, since a dead one gives an empty answer within one scrape, and keeps the reading young; it is news only
 //! after as long as its answers have been seen to take from one change to the next, which is Prometheus' own scrape
-//! interval where the value moves, and [`ANSWER_REPEATS`] at least: a law that takes one measurement for six steps
+//! interval where the value moves, and `ANSWER_REPEATS` at least: a law that takes one measurement for six steps
 //! six times. An exporter frozen behind Prometheus is not seen from here.
 //!
 //! Memory: at most [`TARGETS_MAX`] parts per alternative, each holding one page's selected
 //! counters; parts not seen for `stale_after` are forgotten, those of a target that fails after
-//! [`LOST_MAX`]. A sum without a page that cannot be had would be a smaller number that looks as good,
+//! `LOST_MAX`. A sum without a page that cannot be had would be a smaller number that looks as good,
 //! so it stays as old as what it lacks, and goes stale; a node that has left is said to have
 //! ([`SignalReader::keep_targets`]).
 

@@ -9,7 +9,7 @@
 //! **Memory is bounded whoever asks.** Both tables are Space-Saving summaries (`summary.rs`): a
 //! stranger takes the place of whoever counted least and inherits that count as its possible
 //! error, so that whoever asks more than 1/[`CLIENTS_MAX`] of everything is certainly listed.
-//! An address that brings ever new credentials is folded after [`CREDENTIALS_MAX`] of them, or
+//! An address that brings ever new credentials is folded after `CREDENTIALS_MAX` of them, or
 //! it would hide behind its own inventions.
 //!
 //! **What is kept of a client** is what the admission controller knows it by: two keyed digests, and the address
@@ -41,7 +41,7 @@ pub(crate) const CREDENTIALS_MAX: usize = 8;
 /// Unlisted paths kept apart.
 pub(crate) const PATTERNS_MAX: usize = 256;
 
-/// Clients are counted over this and the [`WINDOWS`] - 1 windows before.
+/// Clients are counted over this and the `WINDOWS` - 1 windows before.
 pub const WINDOW: Duration = Duration::from_secs(60);
 
 /// How many windows are kept.
