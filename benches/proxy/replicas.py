@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What does sharing limits cost a request? The same replica with and without `[replicas]`, turn by turn.
 
-A Redis of its own, three replicas of which one is measured (whoever leads pays most: the first one
+A Redis of its own, `--count` replicas (3) of which one is measured (whoever leads pays most: the first one
 does), one nginx behind and one wrk before it, one worker each. A B B A; the figure is the median of
 the rounds' ratios of CPU time per request (user + system, the whole process), so that whatever else
 the machine does falls on both.
@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import cost
 
 REDIS, IDLE = 18480, 18481
-REPLICAS = '[replicas]\nurl = "redis://127.0.0.1:%d/0"\ncount = 3\nname = "%s"\n'
+REPLICAS = '[replicas]\nurl = "redis://127.0.0.1:%d/0"\ncount = %d\nname = "%s"\n'
 
 
 def measured(home, rayguard, text, seconds):
@@ -48,6 +48,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--rayguard")
+    parser.add_argument("--count", type=int, default=3)
     arguments = parser.parse_args()
     root = pathlib.Path(__file__).resolve().parents[2]
     rayguard = str(pathlib.Path(arguments.rayguard or root / "target/release/rayguard").resolve())
@@ -60,13 +61,13 @@ def main():
             others.append(subprocess.Popen(["redis-server", "--port", str(REDIS), "--bind", "127.0.0.1", "--save", "", "--dir", home], stdout=subprocess.DEVNULL))
             cost.await_port(cost.BACKEND)
             cost.await_port(REDIS)
-            for number in (1, 2):
-                idle = cost.RAYGUARD_CONF.replace(str(cost.FRONT), str(IDLE + number)) + REPLICAS % (REDIS, f"idle-{number}")
+            for number in range(1, arguments.count):
+                idle = cost.RAYGUARD_CONF.replace(str(cost.FRONT), str(IDLE + number)) + REPLICAS % (REDIS, arguments.count, f"idle-{number}")
                 place = pathlib.Path(home, f"idle-{number}")
                 place.mkdir()
                 others.append(cost.start(place, "rayguard.toml", idle, [rayguard, "run", "--config", "rayguard.toml"]))
             ratios, alone, shared = [], [], []
-            texts = (cost.RAYGUARD_CONF, cost.RAYGUARD_CONF + REPLICAS % (REDIS, "measured"))
+            texts = (cost.RAYGUARD_CONF, cost.RAYGUARD_CONF + REPLICAS % (REDIS, arguments.count, "measured"))
             for at in range(arguments.rounds):
                 # Whoever comes second finds the machine warmer: each does, every other round.
                 took = {which: measured(home, rayguard, texts[which], arguments.seconds) for which in (at % 2, 1 - at % 2)}
@@ -74,9 +75,9 @@ def main():
                 ratios.append(b / a)
                 alone.append(a)
                 shared.append(b)
-                print(f"round {at + 1}: alone {a * 1e6:.2f} us at {rate_a:.0f}/s, as one of three replicas {b * 1e6:.2f} us at {rate_b:.0f}/s, ratio {b / a:.3f}", flush=True)
+                print(f"round {at + 1}: alone {a * 1e6:.2f} us at {rate_a:.0f}/s, as one of {arguments.count} replicas {b * 1e6:.2f} us at {rate_b:.0f}/s, ratio {b / a:.3f}", flush=True)
             low, high, level = interval(ratios)
-            print(f"CPU per request: alone {statistics.median(alone) * 1e6:.2f} us, as one of three replicas {statistics.median(shared) * 1e6:.2f} us, median ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f} with {level:.1%})")
+            print(f"CPU per request: alone {statistics.median(alone) * 1e6:.2f} us, as one of {arguments.count} replicas {statistics.median(shared) * 1e6:.2f} us, median ratio {statistics.median(ratios):.3f} ({low:.3f} to {high:.3f} with {level:.1%})")
         finally:
             for other in others:
                 other.terminate()
