@@ -141,8 +141,8 @@ def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers,
         assert not NIGHTLY or now[name]["in_time_share"] >= 0.99, now[name]
         # The 99th percentile of the eight requests of a short flood is the worst of them, and that is the machine's.
         # In the middle, who goes next waits for those let in before: `state-heavy` has four in flight at most, which
-        # Ray answers one after another.
-        quantile, times = ("p99_ms", 2) if NIGHTLY else ("p50_ms", 4)
+        # Ray answers one after another, and then for its own answer.
+        quantile, times = ("p99_ms", 2) if NIGHTLY else ("p50_ms", 5)
         took, calm_took = now[name][quantile], before[name][quantile]
         print(f"{strangers} {name}: {quantile} {took:.0f} (calm {calm_took:.0f})")
         assert took <= max(times * calm_took, 250), (took, calm_took)
