@@ -573,7 +573,6 @@ impl<W> AdmissionController<W> {
         };
         // What it waited for others in the middle was their work, or an agent's.
         let own = work.min(self.costs.get(permit.ask.route));
-        let stalled_us = module.tally.stalled_us.fetch_add(micros(work - own), Ordering::Relaxed);
         let tells = class.tally.meter.end(outcome, duration_from_secs(own));
         if tells && permit.stage == Stage::Asked {
             class.tally.meter.answer(now.since(permit.asked));
@@ -589,9 +588,13 @@ impl<W> AdmissionController<W> {
             // What hung held no process; what failed took what such requests take.
             let failed = || duration_from_secs(self.costs.get(permit.ask.route)).min(spent);
             // Those that it let through between its turns on the loop were billed for the turn before theirs.
+            let stalled_us = module.tally.stalled_us.load(Ordering::Relaxed);
             let others = stalled_us.saturating_sub(permit.stalled_us) as f64 / 1e6;
             let took = (work + others).min(work.max(self.costs.hold(permit.ask.route)));
             class.tally.pause.begin(if answered { duration_from_secs(took) } else { failed() }, now);
+        }
+        if work > own {
+            module.tally.stalled_us.fetch_add(micros(work - own), Ordering::Relaxed);
         }
         class.give_back(permit.work_us);
         module.tally.shared_us.fetch_sub(permit.shared_us, Ordering::AcqRel);

@@ -18,7 +18,8 @@
 //! takes to tell the fall of latency from chance (`ERRORS` standard errors of both means), latency must have come
 //! down by half as much. If not, the limit goes back to a tenth above the knee (`HEADROOM`) and is held there for
 //! `HOLD`, twice as long after each further trial in a row that fails, and at least `REST` times as long as the trial
-//! took, because each costs throughput while it lasts; and one after a failure goes no deeper than `DEPTH` until it is told. A latency that rises by more than
+//! took, because each costs throughput while it lasts; and one after a failure goes no deeper than `DEPTH` until it is
+//! told. A latency that rises by more than
 //! chance ends all of that: the head has become slower still. A window that tells nothing unsays nothing.
 //!
 //! *Means, not quantiles.* The objective is a p95 or a p99, which twenty answers hardly tell: chance of a third in
@@ -192,7 +193,7 @@ pub fn judge(trial: &mut Option<Trial>, limit: f64, bounds: &Bounds, seen: &Obse
     };
     // A window in which the objective happened to be met raises the limit a little, and is no other head.
     let is_chance = limit <= of.limit * DEPTH.exp();
-    let higher = Trial { futile_times: if is_chance { of.futile_times } else { 0 }, took: of.took, ..anew };
+    let higher = Trial { futile_times: if is_chance { of.futile_times } else { 0 }, ..anew };
     let until = of.held_until();
     let known = if of.is_futile() && of.after.count > 0.0 { of.after } else { of.before };
     let risen = (mean / known.mean().unwrap_or(mean)).ln();
@@ -297,6 +298,41 @@ mod tests {
         // From 3 to the floor of 1 is a cut by two thirds, which windows of three answers do not tell one by one.
         let limits = starved(30.0, 3.0, 3.0, &[1.0]);
         assert!(limits.contains(&1.0) && *limits.last().unwrap() > 2.5, "{limits:?}");
+    }
+
+    #[test]
+    fn a_limit_at_its_floor_is_looked_at_from_above_ever_more_seldom() {
+        let mut trial = None;
+        let mut looks = Vec::new();
+        for second in 1..=90 {
+            // Whatever is looked at is cut again at once: what brings it back to the floor is not the question here.
+            if let Some(up) = judge(&mut trial, BOUNDS.min, &BOUNDS, &seen(f64::from(second), 10.0, 0.5)) {
+                assert!((up - 2.0).abs() < 1e-9, "one request more: {up}");
+                let of = trial.take().expect("it is on trial");
+                assert!(of.is_futile(), "and stands for a while");
+                trial = Some(Trial {
+                    futile_times: of.futile_times,
+                    ..Trial::new(BOUNDS.min, Sample::default())
+                });
+                looks.push(second);
+            }
+        }
+        assert_eq!(looks, [10, 10 + 20, 10 + 20 + 40], "after 100, 200 and 400 answers, ten a second");
+    }
+
+    #[test]
+    fn a_trial_ends_with_what_is_remembered_and_rests_four_times_as_long_as_it_took() {
+        // Answers that differ so much that four standard errors are never less than the cut: what is remembered of
+        // them, 400 at five a second, is all there is to know.
+        let before = Sample { count: 250.0, seconds: 250.0, squares: 750.0 };
+        let mut trial = Some(Trial::new(8.0, before));
+        let mut steps = (1..1000).map(f64::from);
+        let told = steps.find(|now| judge(&mut trial, 5.58, &BOUNDS, &seen(*now, 5.0, 1.0)).is_some());
+        let (told, of) = (told.expect("it is told"), trial.expect("it has failed"));
+        assert!((80.0..=83.0).contains(&told), "{told}");
+        assert!((of.limit - 9.0).abs() < 1e-9, "the knee and a tenth, whole: {}", of.limit);
+        let rests = of.held_until().expect("it rests").since(Time::from_secs_f64(told));
+        assert!(rests >= Duration::from_secs_f64(3.9 * told), "{rests:?}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The operator's routes as a tree of segments: a look-up costs what the path is long, not what the routes are many.
 //!
 //! At each segment the literal goes first, then a parameter, then what takes all the rest: the order in which
-//! routes take precedence, so the first that is found and holds is the right one.
+//! routes take precedence, so the first that is found and holds is the right one. Two routes may have one path (of two
+//! methods, or under conditions), which the router of the built-in routes (`matchit`) refuses.
 
 use std::collections::BTreeMap;
 use std::str::Split;
