@@ -43,6 +43,11 @@
 //! is learnt from those who leave, leaning to the short ones, and forgotten after a minute in
 //! which nobody left.
 //!
+//! **A queue is as long as can be served in that time.** Where two hundred clients of one request each want three times
+//! what there is, a longer one serves everybody just as its client leaves. So at most as many wait as half of that
+//! patience is enough for, at the pace at which they are served, and the last gives way at once; a patience of less than
+//! half of what the class lets wait counts as half, because those who left do not speak for those who stay.
+//!
 //! **Cost.** Whose turn it is depends on every flow that waits, so each decision looks at all of them
 //! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
 //! and credential, as last changed; looking at one is a few comparisons.
@@ -141,6 +146,7 @@ pub struct FairQueue<W> {
     /// When the one came who found nobody waiting.
     contended_since: Time,
     patience: Patience,
+    pace: Pace,
     weights: BTreeMap<u64, f64>,
 }
 
@@ -216,6 +222,32 @@ impl Patience {
 /// Without anyone leaving for so long, patience is no longer known.
 const PATIENCE_MEMORY: Duration = Duration::from_secs(60);
 
+/// How many are served a second while somebody always waits, over the last [`PACE_MEMORY`] or so.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    served: f64,
+    at: Time,
+}
+
+impl Pace {
+    fn serve(&mut self, now: Time) {
+        *self = Pace { served: self.remembered(now) + 1.0, at: now };
+    }
+
+    fn remembered(&self, now: Time) -> f64 {
+        self.served * (-now.since(self.at).as_secs_f64() / PACE_MEMORY).exp()
+    }
+
+    /// Where somebody has always waited for so long.
+    fn per_second(&self, contended: Duration, now: Time) -> f64 {
+        let seen = PACE_MEMORY * (1.0 - (-contended.as_secs_f64() / PACE_MEMORY).exp());
+        self.remembered(now) / seen
+    }
+}
+
+/// In seconds; longer than one dear request keeps all others waiting.
+const PACE_MEMORY: f64 = 10.0;
+
 /// A client as a key; without a credential, the address stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct Flow {
@@ -246,6 +278,7 @@ impl<W> Default for FairQueue<W> {
             len: 0,
             contended_since: Time::ZERO,
             patience: Patience::default(),
+            pace: Pace::default(),
             weights: BTreeMap::new(),
         }
     }
@@ -304,8 +337,28 @@ impl<W> FairQueue<W> {
         self.lines.iter().any(|line| line.flow.address != address && line.flow.credential != credential)
     }
 
+    /// How many can be served before clients leave; as many as like where none has left, or nobody has waited for as
+    /// long yet.
+    fn servable(&self, request: &Waiting<W>) -> u32 {
+        let now = request.since;
+        let contended = self.contended(now);
+        let Some(patience) = self.patience.get(now) else { return u32::MAX };
+        let worth_waiting = patience.max(request.deadline.since(now) / 2) / 2;
+        if contended < worth_waiting {
+            return u32::MAX;
+        }
+        let servable = self.pace.per_second(contended, now) * worth_waiting.as_secs_f64();
+        (servable as u32).max(1)
+    }
+
+    /// Whether one more can be served before clients leave.
+    pub(crate) fn has_room(&self, request: &Waiting<W>) -> bool {
+        self.len < self.servable(request)
+    }
+
     /// Lets `request` wait, at most `len_max` in all.
     pub fn join(&mut self, request: Waiting<W>, len_max: u32) -> Joined<W> {
+        let len_max = len_max.min(self.servable(&request));
         if len_max == 0 {
             return Joined::Refused(request);
         }
@@ -343,6 +396,7 @@ impl<W> FairQueue<W> {
         self.virtual_time = self.virtual_time.max(key.0);
         self.take_turn(flow, request.cost);
         self.charge(request.client, request.cost, request.weights);
+        self.pace.serve(now);
         Some(request)
     }
 
@@ -415,7 +469,7 @@ impl<W> FairQueue<W> {
         let number = self.next_place;
         self.next_place += 1;
         if self.is_empty() {
-            self.contended_since = request.since;
+            (self.contended_since, self.pace) = (request.since, Pace::default());
         }
         let at = match self.lines.binary_search_by_key(&flow, |line| line.flow) {
             Ok(at) => at,
@@ -786,6 +840,50 @@ mod tests {
         );
         let later = queue.peek(Time::from_secs_f64(100.0)).unwrap();
         assert_eq!(later.since, Time::from_secs_f64(1.0), "patience is forgotten, and the deadline is far");
+    }
+
+    /// Each of these asks this often a second and leaves after a second, of a queue of 128 that serves 140 a second:
+    /// how often each was served, and how long those who were had waited.
+    fn overload(asking: &[(ClientId, f64)], seconds: u64) -> (BTreeMap<Flow, u32>, Vec<f64>) {
+        let (mut queue, mut served, mut waits) = (FairQueue::default(), BTreeMap::new(), Vec::new());
+        let mut stay: VecDeque<(Time, Place)> = VecDeque::new();
+        // Their first requests are spread over the time between two of them.
+        let mut next: Vec<f64> =
+            asking.iter().enumerate().map(|(n, (_, rate))| n as f64 * 0.618 % 1.0 / rate).collect();
+        for at in (0..seconds * 1000).map(|ms| Time::from_secs_f64(ms as f64 / 1e3)) {
+            while stay.front().is_some_and(|(until, _)| *until <= at) {
+                let place = stay.pop_front().unwrap().1;
+                queue.leave(place, at);
+            }
+            for (next, (who, rate)) in
+                next.iter_mut().zip(asking).filter(|(next, _)| **next <= at.as_secs_f64())
+            {
+                *next += 1.0 / rate;
+                let request =
+                    Waiting { since: at, deadline: at + Duration::from_millis(1500), ..ask(*who, 0.005) };
+                if let Joined::Waits(place) | Joined::Displaced(place, _) = queue.join(request, 128) {
+                    stay.push_back((at + Duration::from_secs(1), place));
+                }
+            }
+            if at.since(Time::ZERO).as_millis() % 7 == 0
+                && let Some(request) = queue.pop(at)
+            {
+                *served.entry(Flow::from(request.client)).or_insert(0) += 1;
+                waits.push(at.since(request.since).as_secs_f64());
+            }
+        }
+        waits.sort_by(f64::total_cmp);
+        (served, waits)
+    }
+
+    #[test]
+    fn clients_of_one_request_each_are_not_all_served_too_late() {
+        let asking: Vec<_> = (0..200).map(|address| (client(address, None), 3.0)).collect();
+        let (served, waits) = overload(&asking, 60);
+        let late = waits.iter().filter(|wait| **wait > 0.8).count();
+        assert!(late * 20 < waits.len(), "{late} of {} just before their clients leave", waits.len());
+        let shares = || served.values().map(|n| f64::from(*n) * 200.0 / waits.len() as f64);
+        assert!(served.len() == 200 && shares().all(|share| (0.7..1.4).contains(&share)), "{served:?}");
     }
 
     #[test]

@@ -107,6 +107,7 @@ impl<W> Tiers<W> {
         }
         if len_max > 0
             && self.stands_on_too_much(1 - line, len_max)
+            && self.lines[line].has_room(&request)
             && let Some(displaced) = self.lines[1 - line].give_way()
         {
             return match self.lines[line].join(request, u32::MAX) {
