@@ -499,7 +499,7 @@ impl<W> AdmissionController<W> {
             }
             return decision;
         }
-        let full = match self.try_enter(table, ask, now, false) {
+        let full = match self.try_enter(table, ask, now, 0) {
             Ok(permit) => {
                 self.shared_credential.see(shown, now);
                 return Decision::Admit(Permit { of_client, ..permit });
@@ -859,20 +859,18 @@ impl<W> AdmissionController<W> {
         self.module(id).queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters class, work, module and rate, or none of them; with `keeps_room` only if that leaves room in the class for
-    /// another like it.
-    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time, keeps_room: bool) -> Result<Permit, Full> {
-        self.enter_all(table, ask, now, keeps_room)
+    /// Enters class, work, module and rate, or none of them; only if that leaves room in the class for so many others
+    /// like it.
+    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time, kept: u32) -> Result<Permit, Full> {
+        self.enter_all(table, ask, now, kept)
             .inspect_err(|full| self.class(ask.class).tally.note_full(full.limit))
     }
 
-    fn enter_all(&self, table: &LimitTable, ask: Ask, now: Time, keeps_room: bool) -> Result<Permit, Full> {
+    fn enter_all(&self, table: &LimitTable, ask: Ask, now: Time, kept: u32) -> Result<Permit, Full> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         let module = self.module(class.module);
-        let most = permits(limits.in_flight);
-        let kept = u32::from(keeps_room && most > 1);
-        if !class.tally.in_flight.try_enter(most - kept) {
+        if !class.tally.in_flight.try_enter(permits(limits.in_flight).saturating_sub(kept)) {
             return Err(Full::by(HeldBy::InFlight));
         }
         let urgent = class.leaves_gaps && module.is_wanted(now);

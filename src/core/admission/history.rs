@@ -18,9 +18,10 @@
 //! and gives back what it turns out to have cost less. The queue of a class has two lines
 //! ([`tiers`](crate::admission::tiers)): the known, weighted by habit, and all others, who are equal. Both wait: the
 //! known get four fifths, the others one. One of them leaves some of its part: the other has it. What is begun at Ray
-//! cannot be interrupted; so for `KEPT_FOR` after a known request of a class had to wait, strangers of it leave
-//! room for one of the known, if there is room for two. Where a module works in parallel that place is idle meanwhile:
-//! there it must be no more than one in `KEPT_OF`.
+//! cannot be interrupted; so for `KEPT_FOR` after a known request of a class had to wait, strangers of it have no
+//! more than an eighth of its places under way. One loop is as busy with three requests as with 24, and who comes next
+//! waits for three. Where a module works in parallel a free place is idle: there one is left, if it is no more than one
+//! in `KEPT_OF`.
 //!
 //! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from who
 //! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A
@@ -80,11 +81,19 @@ pub(crate) const HALF_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// How long ago a client must have been seen first to count as known.
 pub(crate) const SETTLED: Duration = Duration::from_secs(600);
 
-/// For so long after a known request had to wait, strangers leave room for one.
+/// For so long after a known request had to wait, strangers leave room for others.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// A place that is kept in a module that works in parallel is one of at least so many.
-pub(crate) const KEPT_OF: u32 = 10;
+/// In a module of one loop strangers have one in so many places, or one.
+const STRANGERS_OF: u32 = 8;
+
+/// In a module that works in parallel the place that is kept is one of at least so many.
+const KEPT_OF: u32 = 10;
+
+/// How many of a class's places strangers leave free.
+pub(crate) fn kept_free(places: u32, parallel: bool) -> u32 {
+    if parallel { u32::from(places >= KEPT_OF) } else { places - places.div_ceil(STRANGERS_OF) }
+}
 
 /// Over so long use is added up, from a client's first use on: none is thought to have been here for less.
 pub const WINDOW: Duration = SETTLED;

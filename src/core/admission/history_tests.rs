@@ -402,3 +402,10 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn strangers_have_an_eighth_of_one_loop_and_all_but_one_in_ten_of_what_works_in_parallel() {
+    let strangers_have = |parallel: bool| [1, 2, 8, 9, 10, 24, u32::MAX].map(|n| n - kept_free(n, parallel));
+    assert_eq!(strangers_have(false), [1, 1, 1, 2, 2, 3, u32::MAX / 8 + 1]);
+    assert_eq!(strangers_have(true), [1, 2, 8, 9, 9, 23, u32::MAX - 1]);
+}

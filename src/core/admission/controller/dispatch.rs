@@ -9,7 +9,7 @@
 use super::{AdmissionController, ClassAdmission, Decision, Grant, HeldBy, Permit, Shed, WaitId};
 use crate::admission::client_limits::ClientPermit;
 use crate::admission::controller::Ask;
-use crate::admission::history::{KEPT_FOR, KEPT_OF};
+use crate::admission::history::{KEPT_FOR, kept_free};
 use crate::admission::meter::Reason;
 use crate::admission::queue::{Joined, Waiting, Weights};
 use crate::admission::table::{LimitTable, permits};
@@ -38,7 +38,7 @@ pub(super) struct ClassQueue<W> {
     tag: f64,
     /// The last round in which it was found without room.
     full_in: u64,
-    /// Until when strangers leave room for a known request.
+    /// Until when strangers leave room for known requests.
     kept_until: Time,
 }
 
@@ -136,7 +136,7 @@ impl<W> AdmissionController<W> {
         if self.is_contended(queue, ask.class) {
             return None;
         }
-        self.try_enter(table, ask, now, false).ok()
+        self.try_enter(table, ask, now, 0).ok()
     }
 
     /// Whether anybody waits for what a request of this class would take: its own class's limits, or what it shares
@@ -199,9 +199,9 @@ impl<W> AdmissionController<W> {
             }
             let Some(next) = fair.peek(now) else { break };
             let ask = Ask { class: *id, route: next.route, client: next.client };
-            let may_keep = !self.module(class.module).parallel || places >= KEPT_OF;
-            let keeps_room = may_keep && next.claim.is_none() && !fair.known_wait() && now < *kept_until;
-            let permit = match self.try_enter(table, ask, now, keeps_room) {
+            let is_kept = next.claim.is_none() && !fair.known_wait() && now < *kept_until;
+            let kept = if is_kept { kept_free(places, self.module(class.module).parallel) } else { 0 };
+            let permit = match self.try_enter(table, ask, now, kept) {
                 Ok(permit) => permit,
                 Err(full) => match full.limit {
                     HeldBy::Module => {
