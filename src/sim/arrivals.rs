@@ -63,12 +63,13 @@ pub struct Group {
     until: Time,
 }
 
-/// The addresses of groups behind one gateway agree; all others are the group's own.
+/// Groups behind one gateway have one address, those of one word the same ones; all others are the group's own.
 fn address(group: usize, spec: &ClientSpec, turn: u32) -> u64 {
-    if spec.behind.is_empty() {
-        mix(mix(group as u64 + 1) ^ u64::from(turn % spec.addresses))
-    } else {
-        digest(&spec.behind)
+    let of = |whose: u64| mix(mix(whose) ^ u64::from(turn % spec.addresses));
+    match (spec.behind.as_str(), spec.who.as_str()) {
+        ("", "") => of(group as u64 + 1),
+        ("", who) => of(digest(who)),
+        (behind, _) => digest(behind),
     }
 }
 
@@ -350,6 +351,18 @@ mod tests {
         let invented = clients(&format!("{base}behind='nat'\naddresses=64\ntoken='each'"));
         assert_eq!(distinct(invented.iter().map(|p| p.address).collect()), 1);
         assert_eq!(distinct(invented.iter().filter_map(|p| p.credential).collect()), 64);
+    }
+
+    #[test]
+    fn groups_of_one_word_are_the_same_hosts() {
+        let address = |at: usize, who: &str| {
+            let text =
+                format!("name='a'\nkind='open'\nroute='tasks'\nper_second=50\naddresses=9\nwho='{who}'");
+            group(&text).client(at, 4).address
+        };
+        assert_eq!(address(0, "farm"), address(3, "farm"));
+        assert_ne!(address(0, "farm"), address(0, "office"));
+        assert_ne!(address(0, ""), address(3, ""));
     }
 
     #[test]

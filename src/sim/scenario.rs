@@ -398,6 +398,9 @@ pub struct ClientSpec {
     /// The address it shares with other groups of the same word (a NAT gateway).
     #[serde(default)]
     pub behind: String,
+    /// It comes from the addresses of other groups of the same word: the same hosts, that now do something else.
+    #[serde(default)]
+    pub who: String,
     /// `none`, `own` (one for the group), `each` (one for every address), or any other word: a
     /// token shared by the groups that say the same.
     #[serde(default)]

@@ -208,6 +208,8 @@ struct ClassAdmission {
     shares: bool,
     /// Its dear requests leave gaps for what operators need.
     leaves_gaps: bool,
+    /// Its requests are done side by side, not one after another in one loop.
+    side_by_side: bool,
     /// By what its seconds are divided to be those of all that it has: the permits that it began with, where a request
     /// takes a permit for a time.
     room: f64,
@@ -387,6 +389,7 @@ impl<W> AdmissionController<W> {
                 // A connection that is held cannot wait: it would be refused for a moment's work of others.
                 shares: module.shared && yields && class.kind == Kind::Unary,
                 leaves_gaps: module.is_one_process() && yields,
+                side_by_side: class.awaits || !module.is_one_process(),
                 room: if module.is_one_process() { 1.0 } else { class.in_flight.initial.max(1.0) },
                 is_gated: class.backlog.is_some(),
                 rate,
@@ -878,7 +881,7 @@ impl<W> AdmissionController<W> {
             class.tally.in_flight.leave();
             return Err(Full::by(HeldBy::InFlight));
         }
-        let Some(work_us) = class.try_take_work(self.costs.get(ask.route), kept) else {
+        let Some(work_us) = class.try_take_work(self.costs.get(ask.route), kept.min(1)) else {
             class.tally.in_flight.leave();
             return Err(Full::by(HeldBy::Work));
         };

@@ -18,10 +18,10 @@
 //! and gives back what it turns out to have cost less. The queue of a class has two lines
 //! ([`tiers`](crate::admission::tiers)): the known, weighted by habit, and all others, who are equal. Both wait: the
 //! known get four fifths, the others one. One of them leaves some of its part: the other has it. What is begun at Ray
-//! cannot be interrupted; so for `KEPT_FOR` after a known request of a class had to wait, strangers of it have no
-//! more than an eighth of its places under way. One loop is as busy with three requests as with 24, and who comes next
-//! waits for three. Where a module works in parallel a free place is idle: there one is left, if it is no more than one
-//! in `KEPT_OF`.
+//! cannot be interrupted; so for `KEPT_FOR` after a known request of a class had to wait, a stranger that waited is
+//! let in only behind an eighth of the class's places, or behind one. One loop is as busy with three requests as with 24,
+//! and who comes next waits for three. Where requests are done side by side a free place is idle: there one is left, if it
+//! is no more than one in `KEPT_OF`.
 //!
 //! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from who
 //! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A
@@ -63,7 +63,7 @@
 //! operator that comes back with another address by its credential. A credential that most addresses show is nobody's
 //! (`common`).
 //!
-//! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees. Only use in calm makes a record, so that a flood makes
+//! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees: of a million clients two each, address and credential. Only use in calm makes a record, so that a flood makes
 //! none. A full shard gives up the least of `LOOKED_AT` neighbours: first who has not settled, then whose habit is
 //! smallest.
 
@@ -84,15 +84,22 @@ pub(crate) const SETTLED: Duration = Duration::from_secs(600);
 /// For so long after a known request had to wait, strangers leave room for others.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 
-/// In a module of one loop strangers have one in so many places, or one.
+/// In one loop strangers have one in so many places ...
 const STRANGERS_OF: u32 = 8;
 
-/// In a module that works in parallel the place that is kept is one of at least so many.
+/// ... or so many: with one alone the loop is idle while its request waits for the GCS.
+const STRANGERS_MIN: u32 = 2;
+
+/// Where requests are done side by side the place that is kept is one of at least so many.
 const KEPT_OF: u32 = 10;
 
 /// How many of a class's places strangers leave free.
-pub(crate) fn kept_free(places: u32, parallel: bool) -> u32 {
-    if parallel { u32::from(places >= KEPT_OF) } else { places - places.div_ceil(STRANGERS_OF) }
+pub(crate) fn kept_free(places: u32, side_by_side: bool) -> u32 {
+    match places {
+        0 | 1 => 0,
+        _ if side_by_side => u32::from(places >= KEPT_OF),
+        _ => (places - 1).min(places - places.div_ceil(STRANGERS_OF).max(STRANGERS_MIN)).max(1),
+    }
 }
 
 /// Over so long use is added up, from a client's first use on: none is thought to have been here for less.
@@ -111,7 +118,7 @@ pub const CLIENTS_MAX: usize = SHARDS * SHARD_MAX;
 pub(crate) const LOOKED_AT: usize = 16;
 
 const SHARDS: usize = 64;
-const SHARD_MAX: usize = 16_384;
+const SHARD_MAX: usize = 32_768;
 const WINDOW_S: f64 = WINDOW.as_secs() as f64;
 
 /// What is remembered of an address or a credential. Times are seconds since 1970.

@@ -44,9 +44,11 @@
 //! which nobody left.
 //!
 //! **A queue is as long as can be served in that time.** Where two hundred clients of one request each want three times
-//! what there is, a longer one serves everybody just as its client leaves. So at most as many wait as half of that
-//! patience is enough for, at the pace at which they are served, and the last gives way at once; a patience of less than
-//! half of what the class lets wait counts as half, because those who left do not speak for those who stay.
+//! what there is, a longer one serves everybody just as its client leaves. So once ten have left, and one in twenty, before
+//! their turn, for a minute at most as many wait as half of their patience is enough for, at the pace at which they are
+//! served; the last gives way at once. A patience of less than half of what the class lets wait counts as half: those who
+//! left do not speak for those who stay. Nor is it so where a class has a rate: there it is the line that was promised (a
+//! submission waits for minutes), and few a second are served.
 //!
 //! **Cost.** Whose turn it is depends on every flow that waits, so each decision looks at all of them
 //! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
@@ -146,7 +148,10 @@ pub struct FairQueue<W> {
     /// When the one came who found nobody waiting.
     contended_since: Time,
     patience: Patience,
+    heeds_patience: bool,
     pace: Pace,
+    /// Until when no more may wait than are served while clients stay.
+    bounded_until: Time,
     weights: BTreeMap<u64, f64>,
 }
 
@@ -222,31 +227,44 @@ impl Patience {
 /// Without anyone leaving for so long, patience is no longer known.
 const PATIENCE_MEMORY: Duration = Duration::from_secs(60);
 
-/// How many are served a second while somebody always waits, over the last [`PACE_MEMORY`] or so.
+/// How many are served and how many leave while somebody always waits, over the last [`PACE_MEMORY`] or so.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
     served: f64,
+    left: f64,
     at: Time,
 }
 
 impl Pace {
-    fn serve(&mut self, now: Time) {
-        *self = Pace { served: self.remembered(now) + 1.0, at: now };
+    fn count(&mut self, served: f64, left: f64, now: Time) {
+        let faded = self.faded(now);
+        *self = Pace { served: self.served * faded + served, left: self.left * faded + left, at: now };
     }
 
-    fn remembered(&self, now: Time) -> f64 {
-        self.served * (-now.since(self.at).as_secs_f64() / PACE_MEMORY).exp()
+    fn faded(&self, now: Time) -> f64 {
+        (-now.since(self.at).as_secs_f64() / PACE_MEMORY).exp()
     }
 
-    /// Where somebody has always waited for so long.
+    /// How many are served a second, where somebody has always waited for so long.
     fn per_second(&self, contended: Duration, now: Time) -> f64 {
         let seen = PACE_MEMORY * (1.0 - (-contended.as_secs_f64() / PACE_MEMORY).exp());
-        self.remembered(now) / seen
+        self.served * self.faded(now) / seen
+    }
+
+    /// More than a few, and more than one in twenty, did not stay for their turn.
+    fn loses_many(&self) -> bool {
+        self.left > f64::from(FEW) - 0.5 && self.left > LOST_MAX * (self.left + self.served)
     }
 }
 
-/// In seconds; longer than one dear request keeps all others waiting.
-const PACE_MEMORY: f64 = 10.0;
+/// In seconds; twice what is worth waiting for where a class lets wait for a minute.
+const PACE_MEMORY: f64 = 30.0;
+
+/// So many of all may leave before their turn.
+const LOST_MAX: f64 = 0.05;
+
+/// So many say nothing, and so many may always wait.
+const FEW: u32 = 10;
 
 /// A client as a key; without a credential, the address stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -268,6 +286,14 @@ type Key = (f64, f64, u64);
 
 impl<W> Default for FairQueue<W> {
     fn default() -> Self {
+        FairQueue::new(true)
+    }
+}
+
+impl<W> FairQueue<W> {
+    /// `heeds_patience`: it is no longer than what is served while clients stay.
+    #[must_use]
+    pub fn new(heeds_patience: bool) -> FairQueue<W> {
         FairQueue {
             lines: Vec::new(),
             addresses: Tags::default(),
@@ -278,13 +304,13 @@ impl<W> Default for FairQueue<W> {
             len: 0,
             contended_since: Time::ZERO,
             patience: Patience::default(),
+            heeds_patience,
             pace: Pace::default(),
+            bounded_until: Time::ZERO,
             weights: BTreeMap::new(),
         }
     }
-}
 
-impl<W> FairQueue<W> {
     /// From now on these clients get so much of what any other gets; for those who come to several
     /// replicas that share one limit (`core/replicas/identities.rs`).
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
@@ -337,18 +363,20 @@ impl<W> FairQueue<W> {
         self.lines.iter().any(|line| line.flow.address != address && line.flow.credential != credential)
     }
 
-    /// How many can be served before clients leave; as many as like where none has left, or nobody has waited for as
-    /// long yet.
+    /// How many can be served before clients leave; as many as like unless many have left lately.
     fn servable(&self, request: &Waiting<W>) -> u32 {
         let now = request.since;
-        let contended = self.contended(now);
+        if now >= self.bounded_until {
+            return u32::MAX;
+        }
         let Some(patience) = self.patience.get(now) else { return u32::MAX };
         let worth_waiting = patience.max(request.deadline.since(now) / 2) / 2;
+        let contended = self.contended(now);
         if contended < worth_waiting {
             return u32::MAX;
         }
         let servable = self.pace.per_second(contended, now) * worth_waiting.as_secs_f64();
-        (servable as u32).max(1)
+        (servable as u32).max(FEW)
     }
 
     /// Whether one more can be served before clients leave.
@@ -396,7 +424,7 @@ impl<W> FairQueue<W> {
         self.virtual_time = self.virtual_time.max(key.0);
         self.take_turn(flow, request.cost);
         self.charge(request.client, request.cost, request.weights);
-        self.pace.serve(now);
+        self.pace.count(1.0, 0.0, now);
         Some(request)
     }
 
@@ -404,6 +432,10 @@ impl<W> FairQueue<W> {
     pub fn leave(&mut self, place: Place, now: Time) -> Option<Waiting<W>> {
         let gone = self.remove(place)?;
         self.patience.learn(now.since(gone.since), now);
+        self.pace.count(0.0, 1.0, now);
+        if self.heeds_patience && self.pace.loses_many() {
+            self.bounded_until = now + PATIENCE_MEMORY;
+        }
         Some(gone)
     }
 
@@ -884,6 +916,31 @@ mod tests {
         assert!(late * 20 < waits.len(), "{late} of {} just before their clients leave", waits.len());
         let shares = || served.values().map(|n| f64::from(*n) * 200.0 / waits.len() as f64);
         assert!(served.len() == 200 && shares().all(|share| (0.7..1.4).contains(&share)), "{served:?}");
+    }
+
+    #[test]
+    fn a_few_who_leave_do_not_speak_for_those_who_stay() {
+        for (leavers, heeds_patience, room) in [(9, true, true), (20, true, false), (20, false, true)] {
+            let mut queue = FairQueue::new(heeds_patience);
+            let wait = |address: u64, since: f64| Waiting {
+                since: Time::from_secs_f64(since),
+                deadline: Time::from_secs_f64(since + 2.0),
+                ..ask(client(address, None), 1.0)
+            };
+            for address in 0..leavers {
+                let Joined::Waits(place) = queue.join(wait(address, 0.0), 100) else { panic!("room") };
+                if address > 0 {
+                    queue.leave(place, Time::from_secs_f64(0.5));
+                }
+            }
+            // Two a second are served of those who came since.
+            for n in 0..8 {
+                queue.join(wait(100 + n, 0.6), 100);
+            }
+            (0..8).for_each(|n| drop(queue.pop(Time::from_secs_f64(1.0 + f64::from(n) / 2.0))));
+            (0..12).for_each(|n| drop(queue.join(wait(200 + n, 5.0), 100)));
+            assert_eq!(queue.has_room(&wait(300, 5.1)), room, "{leavers} {heeds_patience}");
+        }
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub struct Tiers<W> {
 
 impl<W> Default for Tiers<W> {
     fn default() -> Self {
-        Tiers { lines: Default::default(), tags: [0.0; 2], virtual_time: 0.0, contended_since: Time::ZERO }
+        Tiers::new(true)
     }
 }
 
@@ -54,6 +54,13 @@ fn weights(claim: Option<Claim>) -> Weights {
 }
 
 impl<W> Tiers<W> {
+    /// `heeds_patience`: see [`FairQueue::new`].
+    #[must_use]
+    pub fn new(heeds_patience: bool) -> Tiers<W> {
+        let lines = [FairQueue::new(heeds_patience), FairQueue::new(heeds_patience)];
+        Tiers { lines, tags: [0.0; 2], virtual_time: 0.0, contended_since: Time::ZERO }
+    }
+
     /// See [`FairQueue::weigh`].
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
         self.lines.iter_mut().for_each(|line| line.weigh(weights));
@@ -105,13 +112,13 @@ impl<W> Tiers<W> {
         if self.len() < len_max {
             return at(line, self.lines[line].join(request, u32::MAX));
         }
-        if len_max > 0
-            && self.stands_on_too_much(1 - line, len_max)
-            && self.lines[line].has_room(&request)
-            && let Some(displaced) = self.lines[1 - line].give_way()
-        {
-            return match self.lines[line].join(request, u32::MAX) {
-                Joined::Waits(place) => Joined::Displaced(TierPlace { line, place }, displaced),
+        if len_max > 0 && self.stands_on_too_much(1 - line, len_max) && self.lines[line].has_room(&request) {
+            let joined = self.lines[line].join(request, u32::MAX);
+            return match joined {
+                Joined::Waits(place) => match self.lines[1 - line].give_way() {
+                    Some(displaced) => Joined::Displaced(TierPlace { line, place }, displaced),
+                    None => at(line, joined),
+                },
                 other => at(line, other),
             };
         }

@@ -200,7 +200,7 @@ impl<W> AdmissionController<W> {
             let Some(next) = fair.peek(now) else { break };
             let ask = Ask { class: *id, route: next.route, client: next.client };
             let is_kept = next.claim.is_none() && !fair.known_wait() && now < *kept_until;
-            let kept = if is_kept { kept_free(places, self.module(class.module).parallel) } else { 0 };
+            let kept = if is_kept { kept_free(places, class.side_by_side) } else { 0 };
             let permit = match self.try_enter(table, ask, now, kept) {
                 Ok(permit) => permit,
                 Err(full) => match full.limit {
@@ -292,9 +292,10 @@ impl<W> AdmissionController<W> {
 impl<W> ModuleQueue<W> {
     pub(super) fn of(policy: &Policy, module: usize) -> ModuleQueue<W> {
         let classes = policy.classes.iter().enumerate().filter(|(_, class)| class.module.index() == module);
-        let classes = classes.filter_map(|(at, _)| {
+        let classes = classes.filter_map(|(at, class)| {
             let id = ClassId(u8::try_from(at).ok()?);
-            Some(ClassQueue { id, fair: Tiers::default(), tag: 0.0, full_in: 0, kept_until: Time::ZERO })
+            let fair = Tiers::new(class.rate.is_none());
+            Some(ClassQueue { id, fair, tag: 0.0, full_in: 0, kept_until: Time::ZERO })
         });
         ModuleQueue { classes: classes.collect(), virtual_time: 0.0, round: 0 }
     }
