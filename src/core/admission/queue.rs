@@ -54,6 +54,12 @@
 //! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
 //! and credential, as last changed; looking at one is a few comparisons.
 //!
+//! **Who weighs more goes a little ahead.** Two hundred flows of the same small weight come due at one virtual time, and
+//! while they are served it stands still: a flow of three hundred times their weight, which asks for less than its share,
+//! would wait for all of them (the delay bound of start-time fair queueing is one request of every other flow). So whoever
+//! is no more than [`AHEAD_S`] of work ahead of virtual time is taken by when a request of the mean cost would *finish*,
+//! `tag + mean / weight`. Between equal weights that changes nothing, and what was had ahead is owed.
+//!
 //! **Weights.** A client that comes to several replicas which share one limit weighs less than 1 at each:
 //! its tag moves by `c / weight`, so that all of them together give it one share.
 //!
@@ -147,6 +153,8 @@ pub struct FairQueue<W> {
     len: u32,
     /// When the one came who found nobody waiting.
     contended_since: Time,
+    /// What those who were served cost in the mean.
+    mean_cost: f64,
     patience: Patience,
     heeds_patience: bool,
     pace: Pace,
@@ -183,9 +191,15 @@ impl<W> Line<W> {
         (address.max(credential), self.turn, 0)
     }
 
-    fn key(&self, virtual_time: f64) -> Key {
-        let (tag, turn, _) = self.key_after(virtual_time, 0.0, 0.0);
-        (tag, turn, self.waiters.front().map_or(0, |(number, _)| *number))
+    /// When its next request may start.
+    fn tag(&self, virtual_time: f64) -> f64 {
+        self.key_after(virtual_time, 0.0, 0.0).0
+    }
+
+    /// Its place in the order of service, where a request costs so much in the mean.
+    fn order_key(&self, virtual_time: f64, mean: f64) -> Key {
+        let (tag, ..) = self.key_after(virtual_time, mean, mean);
+        (tag, self.turn, self.waiters.front().map_or(0, |(number, _)| *number))
     }
 
     /// The number of its newest waiter.
@@ -193,6 +207,12 @@ impl<W> Line<W> {
         self.waiters.back().map_or(0, |(number, _)| *number)
     }
 }
+
+/// Work that who weighs more may be ahead by, in seconds: what others wait for more than without.
+const AHEAD_S: f64 = 0.25;
+
+/// By how much the latest request moves the mean cost.
+const MEAN_WEIGHT: f64 = 1.0 / 16.0;
 
 /// No client weighs less: its share at another replica may end at any moment.
 const WEIGHT_MIN: f64 = 1.0 / 64.0;
@@ -303,6 +323,7 @@ impl<W> FairQueue<W> {
             next_place: 0,
             len: 0,
             contended_since: Time::ZERO,
+            mean_cost: 0.0,
             patience: Patience::default(),
             heeds_patience,
             pace: Pace::default(),
@@ -415,16 +436,19 @@ impl<W> FairQueue<W> {
     /// Takes the waiter that goes next and charges its client.
     pub fn pop(&mut self, now: Time) -> Option<Waiting<W>> {
         let at = self.next_line()?;
+        let least = self.least_tag();
         let line = &mut self.lines[at];
-        let (flow, key) = (line.flow, line.key(self.virtual_time));
+        let flow = line.flow;
         let newest = overloaded(&line.waiters, self.patience, now);
         let (_, request) = if newest { line.waiters.pop_back()? } else { line.waiters.pop_front()? };
         self.len -= 1;
         self.recount(at);
-        self.virtual_time = self.virtual_time.max(key.0);
+        self.virtual_time = self.virtual_time.max(least);
         self.take_turn(flow, request.cost);
         self.charge(request.client, request.cost, request.weights);
         self.pace.count(1.0, 0.0, now);
+        let weight = if self.mean_cost > 0.0 { MEAN_WEIGHT } else { 1.0 };
+        self.mean_cost += weight * (request.cost - self.mean_cost);
         Some(request)
     }
 
@@ -573,8 +597,16 @@ impl<W> FairQueue<W> {
     }
 
     fn next_line(&self) -> Option<usize> {
-        let keys = self.lines.iter().map(|line| line.key(self.virtual_time));
-        keys.enumerate().min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
+        let least = self.least_tag();
+        let near = |line: &Line<W>| line.key_after(self.virtual_time, -AHEAD_S, -AHEAD_S).0 <= least;
+        let near = self.lines.iter().enumerate().filter(|(_, line)| near(line));
+        let keys = near.map(|(at, line)| (at, line.order_key(self.virtual_time, self.mean_cost)));
+        keys.min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
+    }
+
+    /// Where virtual time stands for who is served next.
+    fn least_tag(&self) -> f64 {
+        self.lines.iter().map(|line| line.tag(self.virtual_time)).fold(f64::INFINITY, f64::min)
     }
 
     /// Takes out the newest waiter of the flow whose backlog ends last: others need its place.
@@ -916,6 +948,33 @@ mod tests {
         assert!(late * 20 < waits.len(), "{late} of {} just before their clients leave", waits.len());
         let shares = || served.values().map(|n| f64::from(*n) * 200.0 / waits.len() as f64);
         assert!(served.len() == 200 && shares().all(|share| (0.7..1.4).contains(&share)), "{served:?}");
+    }
+
+    #[test]
+    fn who_weighs_more_does_not_wait_until_all_of_little_weight_had_their_turn() {
+        let mut queue = FairQueue::default();
+        let of = |address: u64, weight: f64| Waiting {
+            weights: Weights { address: weight, credential: weight },
+            ..ask(client(address, None), 0.005)
+        };
+        (1..=200).for_each(|light| drop(queue.join(of(light, 0.6), 1000)));
+        let (mut since, mut longest, mut served) = (VecDeque::new(), 0, 0);
+        for turn in 0..2000 {
+            // It asks for three in ten, where its weight is six tenths of all.
+            if turn % 10 < 3 {
+                queue.join(of(0, 180.0), 1000);
+                since.push_back(turn);
+            }
+            let next = queue.pop(Time::ZERO).unwrap();
+            if next.client.address == 0 {
+                longest = longest.max(turn - since.pop_front().unwrap());
+                served += 1;
+            } else {
+                queue.join(of(next.client.address, 0.6), 1000);
+            }
+        }
+        assert!(served >= 590, "{served} of 600");
+        assert!(longest < 100, "one waited for {longest} others");
     }
 
     #[test]
