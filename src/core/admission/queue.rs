@@ -191,11 +191,6 @@ impl<W> Line<W> {
         (address.max(credential), self.turn, 0)
     }
 
-    /// When its next request may start.
-    fn tag(&self, virtual_time: f64) -> f64 {
-        self.key_after(virtual_time, 0.0, 0.0).0
-    }
-
     /// Its place in the order of service, where a request costs so much in the mean.
     fn order_key(&self, virtual_time: f64, mean: f64) -> Key {
         let (tag, ..) = self.key_after(virtual_time, mean, mean);
@@ -208,8 +203,8 @@ impl<W> Line<W> {
     }
 }
 
-/// Work that who weighs more may be ahead by, in seconds: what others wait for more than without.
-const AHEAD_S: f64 = 0.25;
+/// Work that each who weighs more may be ahead by, in seconds: others wait that much longer for it.
+const AHEAD_S: f64 = 0.1;
 
 /// By how much the latest request moves the mean cost.
 const MEAN_WEIGHT: f64 = 1.0 / 16.0;
@@ -428,15 +423,14 @@ impl<W> FairQueue<W> {
     /// The waiter that [`FairQueue::pop`] would take.
     #[must_use]
     pub fn peek(&self, now: Time) -> Option<&Waiting<W>> {
-        let waiters = &self.lines[self.next_line()?].waiters;
+        let waiters = &self.lines[self.next_line()?.0].waiters;
         let next = if overloaded(waiters, self.patience, now) { waiters.back() } else { waiters.front() };
         next.map(|(_, request)| request)
     }
 
     /// Takes the waiter that goes next and charges its client.
     pub fn pop(&mut self, now: Time) -> Option<Waiting<W>> {
-        let at = self.next_line()?;
-        let least = self.least_tag();
+        let (at, least) = self.next_line()?;
         let line = &mut self.lines[at];
         let flow = line.flow;
         let newest = overloaded(&line.waiters, self.patience, now);
@@ -596,17 +590,19 @@ impl<W> FairQueue<W> {
         }
     }
 
-    fn next_line(&self) -> Option<usize> {
-        let least = self.least_tag();
-        let near = |line: &Line<W>| line.key_after(self.virtual_time, -AHEAD_S, -AHEAD_S).0 <= least;
-        let near = self.lines.iter().enumerate().filter(|(_, line)| near(line));
-        let keys = near.map(|(at, line)| (at, line.order_key(self.virtual_time, self.mean_cost)));
-        keys.min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
-    }
-
-    /// Where virtual time stands for who is served next.
-    fn least_tag(&self) -> f64 {
-        self.lines.iter().map(|line| line.tag(self.virtual_time)).fold(f64::INFINITY, f64::min)
+    /// The line that goes next, and where virtual time stands then.
+    fn next_line(&self) -> Option<(usize, f64)> {
+        let tag = |line: &Line<W>| line.key_after(self.virtual_time, 0.0, 0.0).0;
+        let least = self.lines.iter().map(tag).fold(f64::INFINITY, f64::min);
+        let first = |is_meant: &dyn Fn(&Line<W>) -> bool| {
+            let lines = self.lines.iter().enumerate().filter(|(_, line)| is_meant(line));
+            let keys = lines.map(|(at, line)| (at, line.order_key(self.virtual_time, self.mean_cost)));
+            keys.min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
+        };
+        let is_near = |line: &Line<W>| line.key_after(self.virtual_time, -AHEAD_S, -AHEAD_S).0 <= least;
+        // Who is first of all is nearly always near.
+        let at = first(&|_| true).filter(|at| is_near(&self.lines[*at])).or_else(|| first(&is_near))?;
+        Some((at, least))
     }
 
     /// Takes out the newest waiter of the flow whose backlog ends last: others need its place.
