@@ -953,20 +953,22 @@ mod tests {
             weights: Weights { address: weight, credential: weight },
             ..ask(client(address, None), 0.005)
         };
-        (1..=200).for_each(|light| drop(queue.join(of(light, 0.6), 1000)));
-        let (mut since, mut longest, mut served) = (VecDeque::new(), 0, 0);
+        (0..200).for_each(|light| drop(queue.join(of(light, 0.6), 1000)));
+        let (mut since, mut longest, mut served, mut asked) = (BTreeMap::new(), 0, 0, 0);
         for turn in 0..2000 {
-            // It asks for three in ten, where its weight is six tenths of all.
+            // Ten ask for three in ten, where they weigh six tenths of all.
             if turn % 10 < 3 {
-                queue.join(of(0, 180.0), 1000);
-                since.push_back(turn);
+                let who = 1000 + asked % 10;
+                asked += 1;
+                queue.join(of(who, 18.0), 1000);
+                since.entry(who).or_insert_with(VecDeque::new).push_back(turn);
             }
-            let next = queue.pop(Time::ZERO).unwrap();
-            if next.client.address == 0 {
+            let next = queue.pop(Time::ZERO).unwrap().client.address;
+            if let Some(since) = since.get_mut(&next) {
                 longest = longest.max(turn - since.pop_front().unwrap());
                 served += 1;
             } else {
-                queue.join(of(next.client.address, 0.6), 1000);
+                queue.join(of(next, 0.6), 1000);
             }
         }
         assert!(served >= 590, "{served} of 600");
