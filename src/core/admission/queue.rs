@@ -56,9 +56,10 @@
 //!
 //! **Who weighs more goes a little ahead.** Two hundred flows of the same small weight come due at one virtual time, and
 //! while they are served it stands still: a flow of three hundred times their weight, which asks for less than its share,
-//! would wait for all of them (the delay bound of start-time fair queueing is one request of every other flow). So whoever
-//! is no more than [`AHEAD_S`] of work ahead of virtual time is taken by when a request of the mean cost would *finish*,
-//! `tag + mean / weight`. Between equal weights that changes nothing, and what was had ahead is owed.
+//! would wait for all of them (the delay bound of start-time fair queueing is one request of every other flow). So of
+//! those who owe something, and are no more than [`AHEAD_S`] of work ahead of virtual time, the next is whose request of the
+//! mean cost would *finish* first, `tag + mean / weight`. Who owes nothing goes before them, however little it weighs.
+//! Between equal weights that changes nothing, and what was had ahead is owed.
 //!
 //! **Weights.** A client that comes to several replicas which share one limit weighs less than 1 at each:
 //! its tag moves by `c / weight`, so that all of them together give it one share.
@@ -191,9 +192,12 @@ impl<W> Line<W> {
         (address.max(credential), self.turn, 0)
     }
 
-    /// Its place in the order of service, where a request costs so much in the mean.
+    /// Its place in the order of service, where a request costs so much in the mean: who has owed nothing for some time
+    /// is next, the others by when they would finish.
     fn order_key(&self, virtual_time: f64, mean: f64) -> Key {
-        let (tag, ..) = self.key_after(virtual_time, mean, mean);
+        let owes_nothing = self.tag_address.max(self.tag_credential) < virtual_time;
+        let ahead = if owes_nothing { 0.0 } else { mean };
+        let (tag, ..) = self.key_after(virtual_time, ahead, ahead);
         (tag, self.turn, self.waiters.front().map_or(0, |(number, _)| *number))
     }
 
