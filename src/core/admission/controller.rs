@@ -196,6 +196,7 @@ pub struct AdmissionController<W> {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is the answer to a question of its own")]
 struct ClassAdmission {
     name: Arc<str>,
     module: ModuleId,

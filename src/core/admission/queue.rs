@@ -68,6 +68,7 @@
 //! (tag > V), at most `TAGS_MAX`; past that, clients share one overflow tag per dimension.
 
 use crate::admission::history::Claim;
+use crate::admission::table::permits;
 use crate::request::client_id::ClientId;
 use crate::time::Time;
 use std::collections::{BTreeMap, VecDeque};
@@ -396,7 +397,7 @@ impl<W> FairQueue<W> {
             return u32::MAX;
         }
         let servable = self.pace.per_second(contended, now) * worth_waiting.as_secs_f64();
-        (servable as u32).max(FEW)
+        permits(servable).max(FEW)
     }
 
     /// Whether one more can be served before clients leave.
@@ -957,7 +958,9 @@ mod tests {
             weights: Weights { address: weight, credential: weight },
             ..ask(client(address, None), 0.005)
         };
-        (0..200).for_each(|light| drop(queue.join(of(light, 0.6), 1000)));
+        for light in 0..200 {
+            queue.join(of(light, 0.6), 1000);
+        }
         let (mut since, mut longest, mut served, mut asked) = (BTreeMap::new(), 0, 0, 0);
         for turn in 0..2000 {
             // Ten ask for three in ten, where they weigh six tenths of all.
@@ -998,8 +1001,12 @@ mod tests {
             for n in 0..8 {
                 queue.join(wait(100 + n, 0.6), 100);
             }
-            (0..8).for_each(|n| drop(queue.pop(Time::from_secs_f64(1.0 + f64::from(n) / 2.0))));
-            (0..12).for_each(|n| drop(queue.join(wait(200 + n, 5.0), 100)));
+            for n in 0..8 {
+                queue.pop(Time::from_secs_f64(1.0 + f64::from(n) / 2.0));
+            }
+            for n in 0..12 {
+                queue.join(wait(200 + n, 5.0), 100);
+            }
             assert_eq!(queue.has_room(&wait(300, 5.1)), room, "{leavers} {heeds_patience}");
         }
     }
