@@ -127,7 +127,8 @@ def goodput(streams):
     return sum(stream["in_time"] for stream in streams.values()) / (asked - shed)
 
 
-@pytest.mark.parametrize("busy_head, strangers, rate, busting", CASES, indirect=["busy_head"])
+# One head and one calm for all cases of a version: without its scope here each case would have its own.
+@pytest.mark.parametrize("busy_head, strangers, rate, busting", CASES, indirect=["busy_head"], scope="module")
 def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers, rate, busting, tmp_path):
     state, before = calm
     for name in ("history", "identity.key", "costs.json"):
