@@ -196,7 +196,7 @@ impl Look<'_> {
                 self.ray = Seen::of_version(&version.ray_version);
                 let says = self.ray.view(self.settings.ray).says;
                 findings.push(if self.settings.ray.is_none() && self.ray.fit == Fit::Newer {
-                    let remedy = "look for a rayguard that knows it; limits hold meanwhile";
+                    let remedy = "look for a rayguard that knows it; until then it is taken for the newest that is known";
                     Finding::warn("ray profile", says, remedy)
                 } else {
                     Finding::ok("ray profile", says)

@@ -36,7 +36,7 @@ pub enum FetchError {
         cause: String,
     },
     /// Not done in time.
-    #[error("no whole answer within {timeout:?}; raise the timeout if the head is merely slow")]
+    #[error("no whole answer within {timeout:?}; raise the timeout if it is merely slow")]
     Slow {
         /// The bound.
         timeout: Duration,

@@ -214,7 +214,8 @@ fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), QueryErro
         return Err(QueryError::Secret { problem: format!("`{name}` of Prometheus is not a header") });
     };
     text.set_sensitive(true);
-    headers.append(header, text);
+    // The later of two is meant: some servers refuse a tenant that is named twice.
+    headers.insert(header, text);
     Ok(())
 }
 
@@ -252,7 +253,7 @@ pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<
     let status = answer.status.as_u16();
     // A refusal has a status of its own, and a body that says more.
     match serde_json::from_slice::<Envelope>(&answer.body) {
-        Ok(envelope) if matches!(status, 401 | 403) => {
+        Ok(envelope) if matches!(status, 401 | 403) || (status != 200 && envelope.kind.is_empty()) => {
             Err(QueryError::Status { status, said: printable(envelope.error.as_bytes(), &headers) })
         }
         Ok(envelope) => envelope.answer(),
