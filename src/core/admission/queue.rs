@@ -57,7 +57,7 @@
 //! **Who weighs more goes a little ahead.** Two hundred flows of the same small weight come due at one virtual time, and
 //! while they are served it stands still: a flow of three hundred times their weight, which asks for less than its share,
 //! would wait for all of them (the delay bound of start-time fair queueing is one request of every other flow). So of
-//! those who owe something, and are no more than [`AHEAD_S`] of work ahead of virtual time, the next is whose request of the
+//! those who owe something, and are no more than `AHEAD_S` of work ahead of virtual time, the next is whose request of the
 //! mean cost would *finish* first, `tag + mean / weight`. Who owes nothing goes before them, however little it weighs.
 //! Between equal weights that changes nothing, and what was had ahead is owed.
 //!
@@ -247,7 +247,7 @@ impl Patience {
 /// Without anyone leaving for so long, patience is no longer known.
 const PATIENCE_MEMORY: Duration = Duration::from_secs(60);
 
-/// How many are served and how many leave while somebody always waits, over the last [`PACE_MEMORY`] or so.
+/// How many are served and how many leave while somebody always waits, over the last `PACE_MEMORY` or so.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
     served: f64,
