@@ -202,7 +202,6 @@ impl Server {
                 format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
             }
         };
-        headers.remove(AUTHORIZATION);
         add(&mut headers, AUTHORIZATION.as_str(), &authorization)?;
         Ok(headers)
     }
@@ -394,6 +393,21 @@ mod tests {
         // As compatible servers write it that have none.
         let body = body.replace(r#"["no counter"]"#, r#"null,"errorType":null,"error":null,"infos":null"#);
         assert_eq!(ask("200 OK", &body).await.unwrap().warnings, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_without_words_keeps_its_status() {
+        let refused = ask("429 Too Many Requests", r#"{"status":"error","errorType":"","error":""}"#).await;
+        assert_eq!(refused, Err(QueryError::Status { status: 429, said: String::new() }));
+    }
+
+    #[test]
+    fn of_a_header_that_is_configured_twice_the_later_is_sent() {
+        let twice =
+            [("X-Scope-OrgID", "a"), ("x-scope-orgid", "b")].map(|(name, value)| (name.into(), value.into()));
+        let access = Prometheus { headers: twice.into_iter().collect(), ..at("127.0.0.1:9090") };
+        let sent = Server::new(&access).unwrap().headers().unwrap();
+        assert_eq!(sent.get_all("x-scope-orgid").iter().collect::<Vec<_>>(), ["b"]);
     }
 
     #[tokio::test]

@@ -141,7 +141,7 @@ fn ranges(scenario: &Scenario) -> &BTreeMap<String, [f64; 2]> {
 /// So often must one and the same limit hold, with other clients and service times each time.
 const ORACLE_TIMES: u64 = 3;
 
-/// Whether some fixed limit holds where this trial does not: with the same clients and service times and once more with
+/// Whether some fixed limit holds where this trial does not: with the same clients and service times and again with
 /// others, since the best of many limits holds by chance where each of them may.
 fn can_be_served(scenario: &Scenario, trial: &Trial, traces: &Traces) -> Result<bool, ScenarioError> {
     let held = |seed: u64| {

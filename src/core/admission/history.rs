@@ -63,9 +63,9 @@
 //! operator that comes back with another address by its credential. A credential that most addresses show is nobody's
 //! (`common`).
 //!
-//! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees: of a million clients two each, address and credential. Only use in calm makes a record, so that a flood makes
-//! none. A full shard gives up the least of `LOOKED_AT` neighbours: first who has not settled, then whose habit is
-//! smallest.
+//! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees: of a million clients two each, address and credential. Only
+//! use in calm makes a record, so that a flood makes none. A full shard gives up the least of `LOOKED_AT` neighbours:
+//! first who has not settled, then whose habit is smallest.
 
 use crate::request::client_id::ClientId;
 use crate::time::{Time, WallMs};
@@ -98,7 +98,7 @@ pub(crate) fn kept_free(places: u32, side_by_side: bool) -> u32 {
     match places {
         0 | 1 => 0,
         _ if side_by_side => u32::from(places >= KEPT_OF),
-        _ => (places - 1).min(places - places.div_ceil(STRANGERS_OF).max(STRANGERS_MIN)).max(1),
+        _ => (places - places.div_ceil(STRANGERS_OF).max(STRANGERS_MIN)).max(1),
     }
 }
 

@@ -446,8 +446,10 @@ impl<W> FairQueue<W> {
         self.take_turn(flow, request.cost);
         self.charge(request.client, request.cost, request.weights);
         self.pace.count(1.0, 0.0, now);
-        let weight = if self.mean_cost > 0.0 { MEAN_WEIGHT } else { 1.0 };
-        self.mean_cost += weight * (request.cost - self.mean_cost);
+        if request.cost.is_finite() {
+            let weight = if self.mean_cost > 0.0 { MEAN_WEIGHT } else { 1.0 };
+            self.mean_cost += weight * (request.cost - self.mean_cost);
+        }
         Some(request)
     }
 
