@@ -30,7 +30,7 @@ use crate::admission::flow::Flow;
 use crate::admission::history::{Claim, History};
 use crate::admission::in_flight::InFlight;
 use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
-use crate::admission::pause::{Pause, URGENT_FOR};
+use crate::admission::pause::{self, Pause, URGENT_FOR};
 use crate::admission::rate::Rate;
 use crate::admission::shared_credential::SharedCredential;
 use crate::admission::table::{LimitTable, Mode, permits};
@@ -84,6 +84,17 @@ pub struct Permit {
     /// Its claim to go before strangers, if it had to wait and is known.
     claim: Option<Claim>,
     of_client: Option<ClientPermit>,
+}
+
+/// What a request is beside the others of its class.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Rank {
+    /// It has a claim: it does not wait for pauses that strangers made.
+    Known,
+    /// It leaves room in the class for so many known ones.
+    Stranger { kept: u32 },
+    /// There is nobody to be compared with.
+    Even,
 }
 
 /// Whose turn it is in an exchange.
@@ -503,7 +514,7 @@ impl<W> AdmissionController<W> {
             }
             return decision;
         }
-        let full = match self.try_enter(table, ask, now, 0) {
+        let full = match self.try_enter(table, ask, now, Rank::Even) {
             Ok(permit) => {
                 self.shared_credential.see(shown, now);
                 return Decision::Admit(Permit { of_client, ..permit });
@@ -595,7 +606,9 @@ impl<W> AdmissionController<W> {
             let stalled_us = module.tally.stalled_us.load(Ordering::Relaxed);
             let others = stalled_us.saturating_sub(permit.stalled_us) as f64 / 1e6;
             let took = (work + others).min(work.max(self.costs.hold(permit.ask.route)));
-            class.tally.pause.begin(if answered { duration_from_secs(took) } else { failed() }, now);
+            let of_stranger = permit.charged.is_some() && permit.claim.is_none();
+            let took = if answered { duration_from_secs(took) } else { failed() };
+            class.tally.pause.begin(took, of_stranger, now);
         }
         if work > own {
             module.tally.stalled_us.fetch_add(micros(work - own), Ordering::Relaxed);
@@ -863,22 +876,26 @@ impl<W> AdmissionController<W> {
         self.module(id).queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters class, work, module and rate, or none of them; only if that leaves room in the class for so many others
-    /// like it.
-    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time, kept: u32) -> Result<Permit, Full> {
-        self.enter_all(table, ask, now, kept)
+    /// Enters class, work, module and rate, or none of them, as what its place in the queue makes of it.
+    fn try_enter(&self, table: &LimitTable, ask: Ask, now: Time, rank: Rank) -> Result<Permit, Full> {
+        self.enter_all(table, ask, now, rank)
             .inspect_err(|full| self.class(ask.class).tally.note_full(full.limit))
     }
 
-    fn enter_all(&self, table: &LimitTable, ask: Ask, now: Time, kept: u32) -> Result<Permit, Full> {
+    fn enter_all(&self, table: &LimitTable, ask: Ask, now: Time, rank: Rank) -> Result<Permit, Full> {
         let class = self.class(ask.class);
         let limits = table.class(ask.class);
         let module = self.module(class.module);
+        let kept = match rank {
+            Rank::Stranger { kept } => kept,
+            Rank::Known | Rank::Even => 0,
+        };
         if !class.tally.in_flight.try_enter(permits(limits.in_flight).saturating_sub(kept)) {
             return Err(Full::by(HeldBy::InFlight));
         }
         let urgent = class.leaves_gaps && module.is_wanted(now);
-        if !class.tally.pause.is_over(limits.in_flight, urgent, now) {
+        let asks = pause::Asks { limit: limits.in_flight, urgent, known: rank == Rank::Known };
+        if !class.tally.pause.is_over(asks, now) {
             class.tally.in_flight.leave();
             return Err(Full::by(HeldBy::InFlight));
         }
@@ -918,6 +935,7 @@ impl<W> AdmissionController<W> {
             }
             return Err(Full { limit: HeldBy::Rate, wait });
         }
+        class.tally.pause.end(limits.in_flight, now);
         let under_way = class.tally.in_flight.count();
         if under_way <= class.tally.away.load(Ordering::Relaxed) + 1 {
             class.tally.progress.store(now.0, Ordering::Relaxed);

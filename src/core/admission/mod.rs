@@ -19,7 +19,7 @@ pub mod tiers;
 /// What the clock and the counter are made of. `tests/loom.rs` compiles both once more, on loom's.
 mod sync {
     pub(super) use std::hint::spin_loop;
-    pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub(super) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 }
 
 #[cfg(test)]

@@ -16,10 +16,16 @@
 //! come for [`URGENT_FOR`] nothing is held back. What `t` is, see `AdmissionController::finish`: a list takes three turns
 //! on its loop, and whoever is let through between them was billed for the turn before.
 //!
+//! *Known clients do not wait for what strangers made.* A limit below one answers a flood, and who was here before the
+//! flood need not pay for it (`history.rs`): a request with a claim begins once the pause of the last request with a
+//! claim is over, and what is left of the pauses of strangers is added to the next. So known clients have the share `L`
+//! at most, as if there were no strangers, and a stranger begins only when all that went before has been paused for.
+//! The gaps that dear requests leave are for others, and hold both back.
+//!
 //! The pause is worked out anew whenever somebody asks, from the limit of that moment: a limit that is raised
 //! shortens the pause under way.
 
-use super::sync::{AtomicU64, Ordering};
+use super::sync::{AtomicBool, AtomicU64, Ordering};
 use crate::time::{Time, duration_from_secs};
 use std::time::Duration;
 
@@ -35,31 +41,71 @@ const GIVE_UP: f64 = 0.01;
 /// One that came so long ago will be followed by another.
 pub(super) const URGENT_FOR: Duration = Duration::from_secs(10);
 
-/// When the last request of a class ended, and what it took.
+/// When the last request of a class ended, what it took, and what it left to be paused for of those before.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
     ended: AtomicU64,
     took_us: AtomicU64,
+    /// Time of the module for which no pause has been made yet, beside `took_us`.
+    owed_us: AtomicU64,
+    /// The last request was a stranger's who had waited.
+    of_stranger: AtomicBool,
+}
+
+/// What asks whether a pause is over.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) struct Asks {
+    /// The class's limit.
+    pub(super) limit: f64,
+    /// Urgent requests of others need the gap.
+    pub(super) urgent: bool,
+    /// It has a claim.
+    pub(super) known: bool,
 }
 
 impl Pause {
     /// A request of the class has ended that took so much of its module's time.
-    pub(super) fn begin(&self, took: Duration, now: Time) {
+    pub(super) fn begin(&self, took: Duration, of_stranger: bool, now: Time) {
         self.took_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.of_stranger.store(of_stranger, Ordering::Relaxed);
         self.ended.store(now.0, Ordering::Relaxed);
     }
 
-    /// Whether it is over under this limit, or under what is left beside `urgent` requests.
+    /// Whether it is over for this request.
     #[must_use]
-    pub(super) fn is_over(&self, limit: f64, urgent: bool, now: Time) -> bool {
-        let took = self.took_us.load(Ordering::Relaxed) as f64 / 1e6;
-        let limit = if urgent { limit.min(share_beside_urgent(took)) } else { limit };
-        if limit >= 1.0 {
-            return true;
-        }
-        let pause = duration_from_secs(took * (1.0 / limit - 1.0)).min(PAUSE_MAX);
-        now.since(Time(self.ended.load(Ordering::Relaxed))) >= pause
+    pub(super) fn is_over(&self, asks: Asks, now: Time) -> bool {
+        let took = seconds(&self.took_us);
+        let counts = match (asks.known, self.of_stranger.load(Ordering::Relaxed)) {
+            (false, _) => took + seconds(&self.owed_us),
+            (true, false) => took,
+            (true, true) => 0.0,
+        };
+        let beside_urgent = if asks.urgent { share_beside_urgent(took) } else { 1.0 };
+        self.has_paused(counts, asks.limit, now) && self.has_paused(took, beside_urgent, now)
     }
+
+    /// One begins under this limit: what has not been paused for by now is owed.
+    pub(super) fn end(&self, limit: f64, now: Time) {
+        let owed = if limit >= 1.0 {
+            0.0
+        } else {
+            let paused = self.since_ended(now).as_secs_f64() / (1.0 / limit - 1.0);
+            (seconds(&self.took_us) + seconds(&self.owed_us) - paused).max(0.0)
+        };
+        self.owed_us.store((owed * 1e6) as u64, Ordering::Relaxed);
+    }
+
+    fn has_paused(&self, took: f64, limit: f64, now: Time) -> bool {
+        limit >= 1.0 || self.since_ended(now) >= duration_from_secs(took * (1.0 / limit - 1.0)).min(PAUSE_MAX)
+    }
+
+    fn since_ended(&self, now: Time) -> Duration {
+        now.since(Time(self.ended.load(Ordering::Relaxed)))
+    }
+}
+
+fn seconds(us: &AtomicU64) -> f64 {
+    us.load(Ordering::Relaxed) as f64 / 1e6
 }
 
 /// The share of its module's time that a class may have whose requests take so many seconds of it.
@@ -78,26 +124,30 @@ mod tests {
         Time::from_secs_f64(seconds)
     }
 
+    fn is_over(pause: &Pause, limit: f64, urgent: bool, now: Time) -> bool {
+        pause.is_over(Asks { limit, urgent, known: false }, now)
+    }
+
     #[test]
     fn who_may_have_a_quarter_of_the_time_pauses_three_times_as_long_as_it_took() {
         let pause = Pause::default();
-        assert!(pause.is_over(0.25, false, at(0.0)), "nothing has ended yet");
-        pause.begin(Duration::from_millis(200), at(1.0));
-        assert!(!pause.is_over(0.25, false, at(1.59)));
-        assert!(pause.is_over(0.25, false, at(1.61)));
-        assert!(pause.is_over(0.5, false, at(1.21)), "a limit that is raised shortens it");
-        assert!(pause.is_over(1.0, false, at(1.0)) && pause.is_over(8.0, false, at(1.0)));
+        assert!(is_over(&pause, 0.25, false, at(0.0)), "nothing has ended yet");
+        pause.begin(Duration::from_millis(200), true, at(1.0));
+        assert!(!is_over(&pause, 0.25, false, at(1.59)));
+        assert!(is_over(&pause, 0.25, false, at(1.61)));
+        assert!(is_over(&pause, 0.5, false, at(1.21)), "a limit that is raised shortens it");
+        assert!(is_over(&pause, 1.0, false, at(1.0)) && is_over(&pause, 8.0, false, at(1.0)));
     }
 
     #[test]
     fn dear_requests_leave_gaps_while_anyone_asks_for_what_is_urgent() {
         let pause = Pause::default();
-        pause.begin(Duration::from_secs(1), at(10.0));
-        assert!(pause.is_over(8.0, false, at(10.0)), "nobody needs the gap");
-        assert!(!pause.is_over(8.0, true, at(12.3)), "three tenths of the time: 150 ms in the mean");
-        assert!(pause.is_over(8.0, true, at(12.4)));
-        pause.begin(Duration::from_millis(290), at(20.0));
-        assert!(pause.is_over(8.0, true, at(20.0)), "who is quick is not held back");
+        pause.begin(Duration::from_secs(1), true, at(10.0));
+        assert!(is_over(&pause, 8.0, false, at(10.0)), "nobody needs the gap");
+        assert!(!is_over(&pause, 8.0, true, at(12.3)), "three tenths of the time: 150 ms in the mean");
+        assert!(is_over(&pause, 8.0, true, at(12.4)));
+        pause.begin(Duration::from_millis(290), true, at(20.0));
+        assert!(is_over(&pause, 8.0, true, at(20.0)), "who is quick is not held back");
     }
 
     #[test]
@@ -113,25 +163,65 @@ mod tests {
     #[test]
     fn no_pause_lasts_for_ever() {
         let pause = Pause::default();
-        pause.begin(Duration::from_secs(60), at(0.0));
-        assert!(!pause.is_over(0.1, false, at(299.0)) && pause.is_over(0.1, false, at(300.0)));
+        pause.begin(Duration::from_secs(60), true, at(0.0));
+        assert!(!is_over(&pause, 0.1, false, at(299.0)) && is_over(&pause, 0.1, false, at(300.0)));
+    }
+
+    #[test]
+    fn a_known_request_waits_for_no_strangers_pause_and_the_next_stranger_for_both() {
+        let pause = Pause::default();
+        let known = |now| pause.is_over(Asks { limit: 0.25, urgent: false, known: true }, at(now));
+        pause.begin(Duration::from_millis(200), true, at(1.0));
+        assert!(known(1.0) && !is_over(&pause, 0.25, false, at(1.0)));
+        pause.end(0.25, at(1.3)); // half of the pause of 0.6 s is left
+        pause.begin(Duration::from_millis(100), false, at(1.4));
+        assert!(!known(1.69) && known(1.71), "it waits for that of another known one");
+        assert!(!is_over(&pause, 0.25, false, at(1.99)) && is_over(&pause, 0.25, false, at(2.01)));
+        pause.end(0.25, at(2.01));
+        pause.begin(Duration::from_millis(100), true, at(2.2));
+        assert!(is_over(&pause, 0.25, false, at(2.51)), "all that was owed is paused for");
     }
 
     proptest! {
+        /// Strangers one after another, and known requests that come now and then: both together have the limit's share.
+        #[test]
+        fn known_requests_and_strangers_together_have_the_share(
+            limit in 0.2_f64..0.9, requests in prop::collection::vec((1_u64..500, any::<bool>()), 50..200),
+        ) {
+            let pause = Pause::default();
+            let (mut now, mut busy, mut most) = (0.0, 0.0, 0.0_f64);
+            for (took, known) in requests {
+                while !pause.is_over(Asks { limit, urgent: false, known }, at(now)) {
+                    now += 1e-4;
+                }
+                pause.end(limit, at(now));
+                let took = took as f64 / 1e3;
+                (now, busy) = (now + took, busy + took);
+                pause.begin(Duration::from_secs_f64(took), !known, at(now));
+                most = most.max(busy - limit * now);
+            }
+            while !is_over(&pause, limit, false, at(now)) {
+                now += 1e-4;
+            }
+            prop_assert!((busy / now - limit).abs() < 0.02 * limit + 0.01, "{} of {limit}", busy / now);
+            // At any moment no more has been done than the share, and what one stranger and one known request take.
+            prop_assert!(most < 1.0, "{most} s ahead");
+        }
+
         /// Requests one after another, each as soon as it may: the share of time is the limit.
         #[test]
         fn the_share_of_time_is_the_limit(limit in 0.05_f64..0.99, took in prop::collection::vec(1_u64..500, 50..200)) {
             let pause = Pause::default();
             let (mut now, mut busy) = (0.0, 0.0);
             for took in took {
-                while !pause.is_over(limit, false, at(now)) {
+                while !is_over(&pause, limit, false, at(now)) {
                     now += 1e-4;
                 }
                 let took = took as f64 / 1e3;
                 (now, busy) = (now + took, busy + took);
-                pause.begin(Duration::from_secs_f64(took), at(now));
+                pause.begin(Duration::from_secs_f64(took), true, at(now));
             }
-            while !pause.is_over(limit, false, at(now)) {
+            while !is_over(&pause, limit, false, at(now)) {
                 now += 1e-4;
             }
             prop_assert!((busy / now - limit).abs() < 0.02 * limit + 0.01, "{} of {limit}", busy / now);

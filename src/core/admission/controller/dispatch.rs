@@ -6,7 +6,7 @@
 //!
 //! All of it under the module's mutex, which is taken only once somebody waits there.
 
-use super::{AdmissionController, ClassAdmission, Decision, Grant, HeldBy, Permit, Shed, WaitId};
+use super::{AdmissionController, ClassAdmission, Decision, Grant, HeldBy, Permit, Rank, Shed, WaitId};
 use crate::admission::client_limits::ClientPermit;
 use crate::admission::controller::Ask;
 use crate::admission::history::{KEPT_FOR, kept_free};
@@ -136,7 +136,7 @@ impl<W> AdmissionController<W> {
         if self.is_contended(queue, ask.class) {
             return None;
         }
-        self.try_enter(table, ask, now, 0).ok()
+        self.try_enter(table, ask, now, Rank::Even).ok()
     }
 
     /// Whether anybody waits for what a request of this class would take: its own class's limits, or what it shares
@@ -199,9 +199,13 @@ impl<W> AdmissionController<W> {
             }
             let Some(next) = fair.peek(now) else { break };
             let ask = Ask { class: *id, route: next.route, client: next.client };
-            let is_kept = next.claim.is_none() && !fair.known_wait() && now < *kept_until;
-            let kept = if is_kept { kept_free(places, class.side_by_side) } else { 0 };
-            let permit = match self.try_enter(table, ask, now, kept) {
+            let is_kept = !fair.known_wait() && now < *kept_until;
+            let rank = match next.claim {
+                Some(_) => Rank::Known,
+                None if is_kept => Rank::Stranger { kept: kept_free(places, class.side_by_side) },
+                None => Rank::Stranger { kept: 0 },
+            };
+            let permit = match self.try_enter(table, ask, now, rank) {
                 Ok(permit) => permit,
                 Err(full) => match full.limit {
                     HeldBy::Module => {
