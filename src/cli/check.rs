@@ -20,7 +20,7 @@ use crate::config::settings::Admin;
 use crate::config::{self, Overrides, Problems, Settings};
 use crate::core::control::stability::Assessment;
 use crate::core::event::LoopKind;
-use crate::core::policy::{SignalId, Treatment};
+use crate::core::policy::{Signal, SignalId, SignalSource, Treatment};
 
 /// Validate a configuration file, and say how stable its loops are.
 ///
@@ -280,6 +280,9 @@ fn slow_scrapes(settings: &Settings) -> Vec<String> {
     let signals = policy.signals.iter().zip((0..=u8::MAX).map(SignalId)).filter(|(_, id)| followed(*id));
     let mut notes: Vec<String> = signals
         .filter_map(|(signal, id)| {
+            if let Some(note) = asks_prometheus(signal) {
+                return Some(note);
+            }
             let (news, stale) = (settings.refresh(id), signal.stale_after);
             let trouble = if stale <= news {
                 "the loop is blind: no limit that uses it ever rises"
@@ -309,6 +312,24 @@ fn slow_scrapes(settings: &Settings) -> Vec<String> {
     }
     notes
 }
+
+/// A signal that is asked of a Prometheus has news when that scrapes Ray, which only its own configuration says.
+fn asks_prometheus(signal: &Signal) -> Option<String> {
+    let asks = matches!(signal.sources.first(), Some(SignalSource::PromQl(_)));
+    (asks && signal.stale_after < 2 * PROMETHEUS_SCRAPES).then(|| {
+        format!(
+            "`{}` is asked of Prometheus and is stale after {}: that bears one lost scrape where its `scrape_interval` \
+             is {} or less. For longer ones set signal.{}.stale_after to three times the interval",
+            signal.name,
+            Length(signal.stale_after),
+            Length(signal.stale_after / 2),
+            signal.name,
+        )
+    })
+}
+
+/// How often a Prometheus scrapes that nobody has told otherwise.
+const PROMETHEUS_SCRAPES: Duration = Duration::from_secs(60);
 
 /// Scraping less often than this loses news of Ray's.
 const SCRAPE_MAX: Duration = Duration::from_secs(10);

@@ -416,10 +416,10 @@ impl Look<'_> {
         }
         let most = targets.head.len() + NODES_MAX;
         let targets: Vec<Target> = targets.all().take(most).cloned().collect();
-        self.round(&targets, &mut reader, Some(&mut findings)).await;
+        let answering = self.round(&targets, &mut reader, Some(&mut findings)).await;
         if !targets.is_empty() {
             tokio::time::sleep(self.settings.metrics.interval.min(ROUNDS_APART_MAX)).await;
-            self.round(&targets, &mut reader, None).await;
+            self.round(&answering, &mut reader, None).await;
         }
         self.prometheus(&mut reader, &mut findings).await;
         self.signals(&mut reader, &mut findings);
@@ -478,24 +478,31 @@ impl Look<'_> {
         }
     }
 
+    /// Reads each page once; returns the targets that gave one.
     async fn round(
         &self,
         targets: &[Target],
         reader: &mut SignalReader,
         mut findings: Option<&mut Vec<Finding>>,
-    ) {
+    ) -> Vec<Target> {
         let metrics = &self.settings.metrics;
+        let mut answering = Vec::new();
         let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
         scrape::scrape_all(&self.client, targets, bounds, self.clock, |target, page| {
             let subject = format!("metrics {}", target.name);
             let finding = match page {
-                Ok(page) => match reader.on_scrape(&target.name, &page.body, page.began, page.wall) {
-                    Ok(_) => Finding::ok(
-                        &subject,
-                        format!("{} kB in {} ms", page.body.len() / 1000, page.took.as_millis()),
-                    ),
-                    Err(missing) => Finding::warn(&subject, missing.to_string(), "is this Ray's exporter?"),
-                },
+                Ok(page) => {
+                    answering.push(target.clone());
+                    match reader.on_scrape(&target.name, &page.body, page.began, page.wall) {
+                        Ok(_) => Finding::ok(
+                            &subject,
+                            format!("{} kB in {} ms", page.body.len() / 1000, page.took.as_millis()),
+                        ),
+                        Err(missing) => {
+                            Finding::warn(&subject, missing.to_string(), "is this Ray's exporter?")
+                        }
+                    }
+                }
                 Err(fault) => {
                     reader.on_failure(&target.name, &target.missing(&fault));
                     let remedy = "is the port open to this host? Ray's metrics ports need no token";
@@ -507,13 +514,15 @@ impl Look<'_> {
             }
         })
         .await;
-        let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return };
-        if let Some(wanted) = &self.settings.probe {
+        if let (Some(wanted), Ok(dashboard)) =
+            (&self.settings.probe, Url::parse(&self.settings.upstream.url()))
+        {
             let probe =
                 probe::probe(&self.client, &dashboard, &wanted.path, wanted.timeout, self.clock).await;
             let name = self.settings.upstream.authority();
             reader.on_probe(&name, &probe.outcome.latency_ms(&name), probe.began);
         }
+        answering
     }
 
     async fn prometheus(&self, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
@@ -558,7 +567,7 @@ impl Look<'_> {
         if ray.version.is_none() || ray != self.ray {
             findings.push(Finding::ok("ray profile", ray.view(self.settings.ray).says));
         }
-        let profile = self.settings.ray.unwrap_or(ray.profile);
+        let profile = self.settings.ray.copied().unwrap_or(ray.profile);
         let is_known = ray != Seen::default();
         let (mut spare, mut lacking) = (Vec::new(), Vec::new());
         let (mut pageless, mut trickling, mut no_page) = (Vec::new(), Vec::new(), String::new());

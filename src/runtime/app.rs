@@ -139,7 +139,7 @@ impl App {
             ray: ArcSwap::default(),
             quota: Mutex::default(),
         });
-        app.expect_costs(app.settings().ray.unwrap_or(Seen::default().profile));
+        app.expect_costs(app.settings().ray.unwrap_or(&Seen::default().profile));
         app.start_tasks(notes);
         app
     }
@@ -234,7 +234,7 @@ impl App {
             return;
         }
         tracing::info!(ray = view.version, "{}", view.says);
-        self.expect_costs(settings.ray.unwrap_or(seen.profile));
+        self.expect_costs(settings.ray.unwrap_or(&seen.profile));
         if settings.ray.is_some() || before.profile.one_process == seen.profile.one_process {
             return;
         }
@@ -619,7 +619,7 @@ impl App {
 
 /// The settings' policy as this Ray needs it.
 fn shaped(settings: &Settings, ray: &Seen) -> Arc<Policy> {
-    Arc::new(settings.ray.unwrap_or(ray.profile).shape(&settings.policy))
+    Arc::new(settings.ray.unwrap_or(&ray.profile).shape(&settings.policy))
 }
 
 fn identifier(settings: &Settings, key: [u64; 2]) -> Identifier {

@@ -31,14 +31,14 @@ pub struct Seen {
     /// As it names it.
     pub version: Option<String>,
     /// What its metrics or its version say.
-    pub profile: &'static Profile,
+    pub profile: Profile,
     /// How well that fits.
     pub fit: Fit,
 }
 
 impl Default for Seen {
     fn default() -> Seen {
-        Seen { version: None, profile: profile::oldest(), fit: Fit::Unknown }
+        Seen { version: None, profile: *profile::oldest(), fit: Fit::Unknown }
     }
 }
 
@@ -47,7 +47,7 @@ impl Seen {
     #[must_use]
     pub fn of_version(version: &str) -> Seen {
         let (profile, fit) = profile::of_version(version);
-        Seen { version: Some(version.to_owned()), profile, fit }
+        Seen { version: Some(version.to_owned()), profile: *profile, fit }
     }
 
     /// A head that keeps its version to itself, by the signals that are read from it.
@@ -71,13 +71,13 @@ impl Seen {
     /// The profile in force and why, for people; `fixed` is the operator's word.
     #[must_use]
     pub fn view(&self, fixed: Option<&'static Profile>) -> RayView {
-        let profile = fixed.unwrap_or(self.profile);
+        let profile = fixed.copied().unwrap_or(self.profile);
         let version = self.version.as_deref();
         let because = match (fixed, self.fit, version) {
             (Some(_), ..) => "set by ray_version",
             (None, Fit::Exact, Some(_)) => "made for it",
             (None, Fit::Between, Some(_)) => "the newest that is not newer",
-            (None, Fit::Newer, Some(_)) if *self.profile != *profile::newest() => {
+            (None, Fit::Newer, Some(_)) if self.profile != *profile::newest() => {
                 "this Ray is newer than any that is known: told by the processes that its metrics name"
             }
             (None, Fit::Newer, Some(_)) => "this Ray is newer than any that is known: the newest",
@@ -124,7 +124,8 @@ pub fn start(app: &Arc<App>) {
                     app.on_ray(&seen.corrected(&app.seen(), |name| app.has_read(name)));
                     last = version.ray_version;
                 }
-                Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
+                // It wants a token, or its login page comes first.
+                Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 300..=499 }, .. }) => {
                     app.on_reads_known(false);
                     if let Some(seen) = Seen::of_signals(|name| app.has_read(name)) {
                         app.on_ray(&seen);
@@ -152,7 +153,7 @@ mod tests {
     fn while_nothing_is_known_all_modules_count_as_one_process() {
         let seen = Seen::default();
         let view = seen.view(None);
-        assert_eq!((seen.profile, &*view.profile), (profile::oldest(), "2.9"));
+        assert_eq!((seen.profile, &*view.profile), (*profile::oldest(), "2.9"));
         assert!(!seen.profile.one_process.is_empty());
         assert!(view.says.contains("not known yet: the most careful"), "{}", view.says);
         let fixed = seen.view(Some(profile::newest()));
@@ -164,7 +165,7 @@ mod tests {
         let seen = |version: &str, processes: &'static [&'static str]| {
             Seen::of_version(version).corrected(&Seen::default(), |name| processes.contains(&name))
         };
-        assert_eq!(seen("2.61.0", &[]).profile, profile::newest(), "nothing has been read");
+        assert_eq!(seen("2.61.0", &[]).profile, *profile::newest(), "nothing has been read");
         let back_in_one = seen("2.61.0", &["dashboard_cpu"]);
         assert!(!back_in_one.profile.one_process.is_empty());
         assert!(
@@ -172,7 +173,7 @@ mod tests {
             "{:?}",
             back_in_one.view(None)
         );
-        assert_eq!(seen("2.60.0", &["dashboard_cpu"]).profile, profile::newest());
+        assert_eq!(seen("2.60.0", &["dashboard_cpu"]).profile, *profile::newest());
         let later = Seen::of_version("2.61.0").corrected(&back_in_one, |_| false);
         assert_eq!(later, back_in_one, "a page that is missed changes nothing");
     }

@@ -9,10 +9,11 @@
 //! A version takes the newest profile that is not newer than itself, and one newer than all the newest of them. While
 //! no version is known, it is the oldest.
 //!
-//! **A newer Ray is corrected by what it exports.** Its metrics name the processes of its dashboard: where one of those
-//! that the newest profile expects is not there, its modules are back in one process ([`Profile::of_signals`]). That their
-//! latencies rise together would not say it: they do so too when the dashboard's own loop, through which all of them are
-//! asked, or the node's CPU is short, while each module has its process.
+//! **A newer Ray is corrected by what it exports.** Its metrics name the processes of its dashboard: a module whose
+//! process is not among them, or goes by a name that is not known, counts as living in the dashboard's own, the more
+//! careful of the two ([`Profile::of_signals`]); the others keep theirs. That latencies rise together would not say it:
+//! they do so too when the dashboard's own loop, through which all modules are asked, or the node's CPU is short, while
+//! each module has its process.
 //!
 //! A profile also says what the dear routes of its version cost, as measured with 1,000 tasks and ten jobs or more
 //! (`benches/costs`); that stands for what is learnt until the first request of a route has been seen.
@@ -27,9 +28,9 @@ pub struct Profile {
     /// The first version that has it, as people name it: `2.44`.
     pub ray: &'static str,
     minor: u32,
-    /// Names of [`MODULES`](crate::request::catalogue::MODULES) that live in the dashboard's own process.
-    pub one_process: &'static [&'static str],
-    /// Names of built-in signals that this Ray does not export.
+    /// Which modules live in the dashboard's own process.
+    pub one_process: Modules,
+    /// Names of built-in signals that this Ray does not export, beside those of modules without a process.
     lacks: &'static [&'static [&'static str]],
     /// What a `GET` of a route takes with nobody else about, in milliseconds.
     costs: &'static [(&'static str, f64)],
@@ -41,32 +42,46 @@ const DASHBOARD: &str = "Dashboard";
 /// What one process may have under way: as the busiest of Ray's modules, which is one too.
 const SHARED: Bounds = Bounds { initial: 24.0, min: 8.0, max: 32.0 };
 
-/// The dashboard's modules that Ray 2.44 has, and those that came later where they would have been.
-const ALL: &[&str] = &[
-    "JobHead",
-    "StateHead",
-    "NodeHead",
-    "ReportHead",
-    "ServeHead",
-    "EventHead",
-    "TaskEventsHead",
-    "MetricsHead",
-    "DataHead",
-    "TrainHead",
+/// The dashboard's modules as [`MODULES`](crate::request::catalogue::MODULES) names them, those that came after 2.44
+/// where they would have been, and the CPU of each one's process, where Ray tells of that.
+const MODULES: &[(&str, Option<&str>)] = &[
+    ("JobHead", Some("job_head_cpu")),
+    ("StateHead", Some("state_head_cpu")),
+    ("NodeHead", Some("node_head_cpu")),
+    ("ReportHead", Some("report_head_cpu")),
+    ("ServeHead", Some("serve_head_cpu")),
+    ("EventHead", Some("event_head_cpu")),
+    ("TaskEventsHead", None),
+    ("MetricsHead", Some("metrics_head_cpu")),
+    ("DataHead", Some("data_head_cpu")),
+    ("TrainHead", Some("train_head_cpu")),
 ];
 
-/// CPU of the modules that have no process of their own.
-const NO_MODULES: &[&str] = &[
-    "job_head_cpu",
-    "state_head_cpu",
-    "node_head_cpu",
-    "report_head_cpu",
-    "serve_head_cpu",
-    "event_head_cpu",
-    "metrics_head_cpu",
-    "data_head_cpu",
-    "train_head_cpu",
-];
+/// Some of them, a bit for each.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Modules(u16);
+
+impl Modules {
+    const NONE: Modules = Modules(0);
+    const ALL: Modules = Modules((1 << MODULES.len()) - 1);
+
+    /// Those of which the CPU is told, by that signal's name, and this holds of it.
+    fn told(holds: impl Fn(&str) -> bool) -> Modules {
+        let of = |(at, (_, cpu)): (usize, &(_, Option<&str>))| u16::from(cpu.is_some_and(&holds)) << at;
+        Modules(MODULES.iter().enumerate().map(of).sum())
+    }
+
+    /// Whether it is none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Modules::NONE
+    }
+
+    /// Their names.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        MODULES.iter().enumerate().filter(move |(at, _)| self.0 & (1 << at) != 0).map(|(_, (name, _))| *name)
+    }
+}
 
 /// The agent does not know the GCS's process, and of its calls none is timed but the last.
 const NO_GCS: &[&str] = &["gcs_cpu", "gcs_memory", "gcs_slow_share", "gcs_very_slow_share"];
@@ -98,29 +113,23 @@ const COSTS_2_60: &[(&str, f64)] =
 
 /// Every profile, oldest first.
 pub const PROFILES: &[Profile] = &[
-    Profile {
-        ray: "2.9",
-        minor: 9,
-        one_process: ALL,
-        lacks: &[NO_MODULES, NO_GCS, NO_LOOP],
-        costs: COSTS_2_9,
-    },
+    Profile { ray: "2.9", minor: 9, one_process: Modules::ALL, lacks: &[NO_GCS, NO_LOOP], costs: COSTS_2_9 },
     Profile {
         ray: "2.31",
         minor: 31,
-        one_process: ALL,
-        lacks: &[NO_MODULES, NO_GCS, &["dashboard_loop_tasks"]],
+        one_process: Modules::ALL,
+        lacks: &[NO_GCS, &["dashboard_loop_tasks"]],
         costs: COSTS_2_9,
     },
     Profile {
         ray: "2.44",
         minor: 44,
-        one_process: ALL,
-        lacks: &[NO_MODULES, &["gcs_cpu", "gcs_memory"]],
+        one_process: Modules::ALL,
+        lacks: &[&["gcs_cpu", "gcs_memory"]],
         costs: COSTS_2_44,
     },
-    Profile { ray: "2.53", minor: 53, one_process: &[], lacks: &[], costs: COSTS_2_60 },
-    Profile { ray: "2.60", minor: 60, one_process: &[], lacks: &[], costs: COSTS_2_60 },
+    Profile { ray: "2.53", minor: 53, one_process: Modules::NONE, lacks: &[], costs: COSTS_2_60 },
+    Profile { ray: "2.60", minor: 60, one_process: Modules::NONE, lacks: &[], costs: COSTS_2_60 },
 ];
 
 /// How a version stands to the profile that it takes.
@@ -179,23 +188,25 @@ fn leading_number(text: &str) -> Option<u32> {
 }
 
 impl Profile {
-    /// The profile of a head whose own metrics name the processes `components` of its dashboard, such as
-    /// `dashboard_JobHead`; for heads that do not tell their version. `None` if they name none.
+    /// The profile of a head by the processes of its dashboard that its own metrics name, where its version is not
+    /// known or newer than all profiles. `None` if they name none.
     #[must_use]
-    pub fn of_signals(is_read: impl Fn(&str) -> bool) -> Option<&'static Profile> {
+    pub fn of_signals(is_read: impl Fn(&str) -> bool) -> Option<Profile> {
         if !is_read("dashboard_cpu") {
             return None;
         }
-        PROFILES
-            .iter()
-            .rev()
-            .find(|profile| NO_MODULES.iter().filter(|name| !profile.lacks(name)).all(|name| is_read(name)))
+        if Modules::told(&is_read).is_empty() {
+            return PROFILES.iter().rev().find(|profile| profile.one_process == Modules::ALL).copied();
+        }
+        Some(Profile { one_process: Modules::told(|cpu| !is_read(cpu)), ..*newest() })
     }
 
     /// Whether this Ray does not export a built-in signal.
     #[must_use]
     pub fn lacks(&self, signal: &str) -> bool {
-        self.lacks.iter().any(|names| names.contains(&signal))
+        let of_module = MODULES.iter().find(|(_, cpu)| *cpu == Some(signal));
+        of_module.is_some_and(|(module, _)| self.one_process.names().any(|name| name == *module))
+            || self.lacks.iter().any(|names| names.contains(&signal))
     }
 
     /// What routes of this Ray cost before anything has been learnt: the key of each, and seconds.
@@ -213,7 +224,8 @@ impl Profile {
     #[must_use]
     pub fn shape(&self, policy: &Policy) -> Policy {
         let mut shaped = policy.clone();
-        let at = |module: &Module| self.one_process.contains(&&*module.name) && !module.apart;
+        let at =
+            |module: &Module| self.one_process.names().any(|name| name == &*module.name) && !module.apart;
         let dashboard = shaped.modules.iter().position(|module| &*module.name == DASHBOARD);
         let Some(dashboard) = dashboard.filter(|_| shaped.modules.iter().any(at)) else { return shaped };
         let Ok(id) = u8::try_from(dashboard) else { return shaped };
@@ -232,11 +244,18 @@ impl Profile {
 
     /// Which processes the dashboard has, for people.
     #[must_use]
-    pub fn says(&self) -> &'static str {
-        if self.one_process.is_empty() {
-            "each dashboard module has a process of its own"
-        } else {
-            "all dashboard modules share one process"
+    pub fn says(&self) -> String {
+        match self.one_process {
+            Modules::NONE => "each dashboard module has a process of its own".to_owned(),
+            Modules::ALL => "all dashboard modules share one process".to_owned(),
+            some => {
+                let names: Vec<&str> = some.names().collect();
+                let share = if names.len() == 1 { "shares" } else { "share" };
+                format!(
+                    "{} {share} the dashboard's process, the other modules have one each",
+                    names.join(", ")
+                )
+            }
         }
     }
 }
@@ -259,10 +278,16 @@ mod tests {
     #[test]
     fn every_name_of_a_profile_is_known() {
         for profile in PROFILES {
-            for module in profile.one_process {
-                assert!(catalogue::MODULES.iter().any(|known| known.name == *module), "{module}");
+            for module in profile.one_process.names() {
+                assert!(catalogue::MODULES.iter().any(|known| known.name == module), "{module}");
             }
-            for signal in profile.lacks.iter().copied().flatten() {
+            for signal in profile
+                .lacks
+                .iter()
+                .copied()
+                .flatten()
+                .chain(MODULES.iter().filter_map(|(_, cpu)| cpu.as_ref()))
+            {
                 assert!(
                     crate::signal::catalogue::SIGNALS.iter().any(|known| known.name == *signal),
                     "{signal}"
@@ -300,10 +325,26 @@ mod tests {
     fn a_head_that_does_not_tell_its_version_is_known_by_its_processes() {
         let reads = |has: &'static [&'static str]| Profile::of_signals(move |name| has.contains(&name));
         assert_eq!(reads(&[]), None);
-        assert_eq!(reads(&["dashboard_cpu"]).unwrap().one_process, ALL);
-        let all = Profile::of_signals(|_| true).unwrap();
-        assert_eq!(all.ray, "2.60");
-        assert_eq!(Profile::of_signals(|name| name != "state_head_cpu").unwrap().one_process, ALL);
+        let old = reads(&["dashboard_cpu"]).unwrap();
+        assert_eq!((old.ray, old.one_process), ("2.44", Modules::ALL));
+        assert_eq!(Profile::of_signals(|_| true), Some(*newest()));
+    }
+
+    #[test]
+    fn a_module_without_a_process_of_its_name_shares_the_dashboards_and_the_others_keep_theirs() {
+        let found = Profile::of_signals(|name| name != "state_head_cpu" && name != "node_head_cpu").unwrap();
+        assert_eq!(found.one_process.names().collect::<Vec<_>>(), ["StateHead", "NodeHead"]);
+        assert!(found.lacks("state_head_cpu") && !found.lacks("job_head_cpu"));
+        assert!(
+            found.says().starts_with("StateHead, NodeHead share the dashboard's process"),
+            "{}",
+            found.says()
+        );
+        let shaped = found.shape(&policy());
+        let dashboard = module_of(&shaped, "state-heavy");
+        assert!(dashboard.shared && *dashboard.name == *DASHBOARD, "{dashboard:?}");
+        let jobs = module_of(&shaped, "job-list");
+        assert!(!jobs.shared && &*jobs.name == "JobHead", "{jobs:?}");
     }
 
     #[test]
@@ -314,7 +355,8 @@ mod tests {
             let shaped = profile.shape(&before);
             for (class, was) in shaped.classes.iter().zip(&before.classes) {
                 let module = &*before.modules[was.module.index()].name;
-                let expected = if profile.one_process.contains(&module) { DASHBOARD } else { module };
+                let shares = profile.one_process.names().any(|name| name == module);
+                let expected = if shares { DASHBOARD } else { module };
                 assert_eq!(&*shaped.modules[class.module.index()].name, expected, "{}", class.name);
                 assert_eq!((class.in_flight, class.priority), (was.in_flight, was.priority));
             }
