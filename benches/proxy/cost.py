@@ -9,6 +9,8 @@ over the rounds. What is measured:
     shed     the same for a refusal, beside what rayguard pays for a forwarded request
     flood    p99 of a polite client at 200/s: alone, while another is refused as fast as it can ask, and while as much
              load goes past the proxy to the backend, for what the load alone takes of the machine
+    h2       as cpu, in HTTP/2 without TLS, by `h2load` (Debian: nghttp2-client), eight requests at once on each connection
+    ws       the round trip of a WebSocket message of 64 bytes, to an echo behind the proxy and straight to it
     large    bodies of 64 MiB: MiB/s and CPU per MiB
     idle     RSS with 5,000 connections that have asked once, are kept, and have idled for a second
     tls      the same with 15,000 connections in TLS, and per connection beyond the first 5,000
@@ -20,9 +22,10 @@ CPU suffers less from a busy machine than throughput and latency do. One command
     cargo build --profile dist && python3 benches/proxy/cost.py --rounds 5 --all
 """
 
-import argparse, concurrent.futures, os, pathlib, re, resource, select, shutil, signal, socket, ssl, statistics, subprocess, sys, tempfile, time
+import argparse, base64, concurrent.futures, hashlib, os, pathlib, re, resource, select, shutil, signal, socket, ssl, statistics
+import subprocess, sys, tempfile, threading, time
 
-BACKEND, FRONT = 18470, 18471
+BACKEND, FRONT, ECHO = 18470, 18471, 18472
 
 BACKEND_CONF = """
 worker_processes 1; daemon off; pid backend.pid; error_log backend.log crit;
@@ -114,6 +117,18 @@ IN_TLS = {
     "rayguard": ('kind = "serve"\n', f'kind = "serve"\ntls = {{ certificate = "{CERTIFICATE}", key = "{KEY}" }}\n'),
 }
 IN_TLS["against"] = IN_TLS["rayguard"]
+
+# What speaks HTTP/2 on a port without TLS only when it is told to.
+IN_H2 = {
+    "nginx": (f"listen 127.0.0.1:{FRONT} backlog=4096;", f"listen 127.0.0.1:{FRONT} http2 backlog=4096;"),
+    "haproxy": (f"bind 127.0.0.1:{FRONT} ", f"bind 127.0.0.1:{FRONT} proto h2 "),
+}
+
+# All of what is sent goes to the echo, and an upgrade is passed on.
+TO_ECHO = {
+    "nginx": ('proxy_set_header Connection "";', 'proxy_set_header Connection upgrade; proxy_set_header Upgrade websocket;'),
+    "envoy": ("stat_prefix: proxy", "stat_prefix: proxy\n          upgrade_configs: [{upgrade_type: websocket}]"),
+}
 
 # All but a handful are over the rate, and nobody waits.
 SHEDDING = RAYGUARD_CONF + """
@@ -215,6 +230,89 @@ def measure_shed(proxy, arguments):
     if bad < requests * 0.99:
         sys.exit(f"only {bad} of {requests} were refused")
     return {"us/refusal": (cpu(proxy.pid) - before) / requests * 1e6, "refusals/s": rate}
+
+
+def measure_h2(proxy, arguments):
+    url = f"http://127.0.0.1:{FRONT}/app"
+    command = ["h2load", "-c", "8", "-m", "8", "-t", "1", "--warm-up-time", "1", "-D", str(arguments.seconds), url]
+    before = cpu(proxy.pid)
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    took = cpu(proxy.pid) - before
+    done, ok = (int(re.search(rf"(\d+) {word}", said)[1]) for word in ("done", "succeeded"))
+    if ok < done or not done:
+        sys.exit(f"{done - ok} of {done} requests failed:\n{said}")
+    # The second of warming up is counted in no request, but costs as much as each of the others.
+    return {"us/request": took * arguments.seconds / (arguments.seconds + 1) / done * 1e6, "requests/s": done / arguments.seconds}
+
+
+def serve_echo():
+    """A WebSocket server that sends back what comes, as it comes, on any path; one thread a connection."""
+    listener = socket.create_server(("127.0.0.1", ECHO))
+
+    def serve(connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        head = b""
+        while b"\r\n\r\n" not in head:
+            more = connection.recv(4096)
+            if not more:
+                return
+            head += more
+        key = re.search(rb"sec-websocket-key: (\S+)", head, re.I)
+        if not key:
+            return connection.close()  # rayguard asks which Ray it is
+        accept = base64.b64encode(hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()).decode()
+        connection.sendall(f"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n".encode())
+        while frame := read_frame(connection):
+            payload = bytes(byte ^ frame[2 + at % 4] for at, byte in enumerate(frame[6:]))
+            connection.sendall(bytes([frame[0], len(payload)]) + payload)
+
+    def accept():
+        while True:
+            threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+
+
+def read_frame(connection):
+    """One frame of less than 126 bytes; empty at the end."""
+    got = b""
+    while len(got) < 2 or len(got) < 2 + (got[1] & 127) + (4 if got[1] & 128 else 0):
+        more = connection.recv(4096)
+        if not more:
+            return b""
+        got += more
+    return got
+
+
+def round_trips(port, seconds):
+    """Of messages of 64 bytes, one after the other, in us."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.sendall(
+            b"GET /app HTTP/1.1\r\nhost: ray\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += connection.recv(4096)
+        if b" 101 " not in head:
+            sys.exit(f"no upgrade: {head!r}")
+        message = bytes([0x82, 0x80 | 64, 0, 0, 0, 0]) + bytes(64)
+        times, end = [], time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            begun = time.perf_counter()
+            connection.sendall(message)
+            if len(read_frame(connection)) != 66:
+                sys.exit("a message was lost")
+            times.append((time.perf_counter() - begun) * 1e6)
+    times.sort()
+    return times[len(times) // 2], times[int(len(times) * 0.99)]
+
+
+def measure_ws(_, arguments):
+    round_trips(FRONT, 0.3)
+    direct, through = round_trips(ECHO, arguments.seconds), round_trips(FRONT, arguments.seconds)
+    return {"added p50 us": through[0] - direct[0], "added p99 us": through[1] - direct[1], "direct p50": direct[0]}
 
 
 LARGE_MIB = 64
@@ -342,14 +440,16 @@ def measure_latency(_, arguments):
 
 
 EXPERIMENTS = {
-    "cpu": measure_cpu, "shed": measure_shed, "flood": measure_flood, "large": measure_large, "idle": measure_idle,
-    "tls": measure_tls, "start": measure_start, "latency": measure_latency,
+    "cpu": measure_cpu, "shed": measure_shed, "flood": measure_flood, "h2": measure_h2, "ws": measure_ws,
+    "large": measure_large, "idle": measure_idle, "tls": measure_tls, "start": measure_start, "latency": measure_latency,
 }  # fmt: skip
 
 
 def run(name, home, arguments):
     """One experiment, the proxies in turns; what each measured, round by round."""
     measured = {}
+    if name == "ws":
+        serve_echo()
     for _ in range(arguments.rounds):
         for proxy_name, (file, text, command, environment) in contenders(home, arguments).items():
             if name in ("shed", "flood"):
@@ -360,6 +460,10 @@ def run(name, home, arguments):
                 if proxy_name not in IN_TLS:
                     continue
                 text = text.replace(*IN_TLS[proxy_name])
+            if name == "h2" and proxy_name in IN_H2:
+                text = text.replace(*IN_H2[proxy_name])
+            if name == "ws":
+                text = text.replace(*TO_ECHO.get(proxy_name, ("", "")), 1).replace(str(BACKEND), str(ECHO))
             proxy = start(home, file, text, command, environment)
             try:
                 if name != "start":

@@ -17,6 +17,8 @@ os.environ["COLUMNS"] = "200"
 
 from ray.job_submission import JobSubmissionClient  # noqa: E402
 from ray.scripts.scripts import cli  # noqa: E402
+from ray.serve.scripts import cli as serve  # noqa: E402
+from ray.util import state  # noqa: E402
 
 LISTED = ["actors", "jobs", "nodes", "workers", "tasks", "objects", "placement-groups", "runtime-envs", "cluster-events"]
 AT = ["--address", address]
@@ -27,13 +29,17 @@ READS = [
     ["list", "nodes", *AT, "--filter", "no_such_key=1"],
     *(["summary", what, *AT] for what in ("tasks", "actors", "objects")),
     ["get", "actors", ids["actor"], *AT],
-    ["get", "nodes", ids["node"], *AT],
+    *(["get", f"{what}s", ids[what], *AT] for what in ("node", "task", "worker")),
+    ["get", "placement-groups", "0" * 36, *AT],
+    ["get", "jobs", ids["job"], *AT],
     ["job", "list", *AT],
     ["job", "status", *AT, ids["job"]],
     ["job", "logs", *AT, ids["job"]],
+    ["job", "logs", "--follow", *AT, ids["job"]],
     ["job", "status", *AT, "raysubmit_absent"],
     ["job", "stop", *AT, ids["job"]],
 ]
+SERVE = [["serve", what, "--address", address] for what in ("status", "config")]
 # Each job has an id of its own: its supervisor outlives it by a little.
 FIRST, SECOND, THIRD = (f"{ids['new']}_{at}" for at in (1, 2, 3))
 WRITES = [
@@ -47,7 +53,8 @@ WRITES = [
 
 
 def run(command):
-    done = CliRunner().invoke(cli, command)
+    group, command = (serve, command[1:]) if command[0] == "serve" else (cli, command)
+    done = CliRunner().invoke(group, command)
     return [done.exit_code, done.output, repr(done.exception)]
 
 
@@ -57,6 +64,11 @@ def reads(client):
     yield "info", repr(client.get_job_info(ids["job"]))
     yield "status", repr(client.get_job_status(ids["job"]))
     yield "logs", client.get_job_logs(ids["job"])
+    for what in ("actors", "jobs", "nodes", "tasks"):
+        listed = getattr(state, f"list_{what}")(address=address, limit=1000)
+        yield f"state.list_{what}", sorted(repr(each) for each in listed)
+    yield "state.get_actor", repr(state.get_actor(ids["actor"], address=address))
+    yield "state.summarize_tasks", repr(state.summarize_tasks(address=address))
     try:
         client.get_job_info("raysubmit_absent")
     except RuntimeError as error:
@@ -71,6 +83,6 @@ def writes(client):
     yield "delete", client.delete_job(THIRD)
 
 
-commands, calls = {"reads": (READS, reads), "writes": (WRITES, writes)}[kind]
+commands, calls = {"reads": (READS + SERVE, reads), "writes": (WRITES, writes)}[kind]
 said = {" ".join(each): run(each) for each in commands}
 print("\n" + json.dumps({**said, **dict(calls(JobSubmissionClient(address)))}))

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import tempfile
+import tomllib
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -114,8 +115,9 @@ class Load:
             text=True,
         )
 
-    def report(self, timeout=180):
-        out, err = self.popen.communicate(timeout=timeout)
+    def report(self):
+        patience = tomllib.loads(self.path.read_text())["duration_s"] + 120
+        out, err = self.popen.communicate(timeout=patience)
         assert self.popen.returncode == 0, err
         return json.loads(out)
 

@@ -128,7 +128,7 @@ def test_a_long_mixed_life_leaves_no_trace_but_the_record():
                 now = time.monotonic()
                 memory.append((now - begun, proxy.status("VmRSS")))
                 descriptors.append((now - begun, proxy.descriptors()))
-            load.report(120)
+            load.report()
             outside = [
                 fate for at, _, fate in polite.exchanges if fate != 200 and not any(a <= at <= b for a, b in faults)
             ]  # fmt: skip

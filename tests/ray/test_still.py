@@ -15,7 +15,7 @@ request = [{ path = "/api/jobs/" }, { path = "/api/v0/actors" }, { path = "/node
 
 def test_the_loop_holds_still_on_a_healthy_head_for_five_minutes():
     with Head(quick_metrics=False) as head, Proxy(head) as proxy:
-        polite = Load(proxy.url, FIVE_MINUTES).report(timeout=400)["windows"][0]["streams"]["polite"]
+        polite = Load(proxy.url, FIVE_MINUTES).report()["windows"][0]["streams"]["polite"]
         assert set(polite["fates"]) == {"200"}, polite
         assert not proxy.records("shed") and not proxy.records("shed_summary")
         for line in proxy.records("adjustment"):
