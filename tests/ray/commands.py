@@ -31,7 +31,6 @@ READS = [
     ["get", "actors", ids["actor"], *AT],
     *(["get", f"{what}s", ids[what], *AT] for what in ("node", "task", "worker")),
     ["get", "placement-groups", "0" * 36, *AT],
-    ["get", "jobs", ids["job"], *AT],
     ["job", "list", *AT],
     ["job", "status", *AT, ids["job"]],
     ["job", "logs", *AT, ids["job"]],
@@ -58,6 +57,11 @@ def run(command):
     return [done.exit_code, done.output, repr(done.exception)]
 
 
+def as_json(each):
+    """What stands in it; the order of its keys is of the moment."""
+    return json.dumps(each, sort_keys=True, default=lambda inner: vars(inner) if hasattr(inner, "__dict__") else repr(inner))
+
+
 def reads(client):
     yield "version", client.get_version()
     yield "list", sorted(repr(each) for each in client.list_jobs())
@@ -66,9 +70,9 @@ def reads(client):
     yield "logs", client.get_job_logs(ids["job"])
     for what in ("actors", "jobs", "nodes", "tasks"):
         listed = getattr(state, f"list_{what}")(address=address, limit=1000)
-        yield f"state.list_{what}", sorted(repr(each) for each in listed)
-    yield "state.get_actor", repr(state.get_actor(ids["actor"], address=address))
-    yield "state.summarize_tasks", repr(state.summarize_tasks(address=address))
+        yield f"state.list_{what}", sorted(as_json(each) for each in listed)
+    yield "state.get_actor", as_json(state.get_actor(ids["actor"], address=address))
+    yield "state.summarize_tasks", as_json(state.summarize_tasks(address=address))
     try:
         client.get_job_info("raysubmit_absent")
     except RuntimeError as error:
