@@ -7,6 +7,7 @@ use http::header::{
 };
 use http::{Response, StatusCode};
 use http_body_util::Full;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// An answer, whole in memory.
@@ -28,10 +29,11 @@ pub struct Problem {
     pub allow: Option<&'static str>,
 }
 
-/// A problem on the wire.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// Why a request was refused, and what to do about it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Problem")]
 pub struct ProblemBody {
-    /// For programs; stable.
+    /// A code for programs, such as `unknown_class`; stable.
     pub error: String,
     /// A sentence.
     pub message: String,

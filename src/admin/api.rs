@@ -8,9 +8,11 @@
 use crate::admin::AdminState;
 use crate::admin::access::Peer;
 use crate::admin::answer::{Answer, Problem, bytes, json, text};
+use crate::admin::openapi::{DESCRIPTION, OPERATIONS, Parameter};
 use crate::admin::schema::{
     AdjustmentRow, Adjustments, Done, EventRow, Events, FreezeRequest, LeaseView, LimitRow, Limits,
-    ListenerView, ModeRequest, PinRequest, ReceiverTest, Reloaded, ShedMode, State, Tested, UnpinRequest,
+    ListenerView, ModeRequest, PinRequest, ReceiverTest, ReloadRequest, Reloaded, ShedMode, State, Tested,
+    UnpinRequest, WORDS_MAX,
 };
 use crate::admin::{clients, discovery, page};
 use crate::core::admission::table::Mode;
@@ -32,46 +34,14 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What is asked where. The OpenAPI description is held to this list by a test.
-pub const ROUTES: [(&str, &str); 22] = [
-    ("/", "GET"),
-    ("/livez", "GET"),
-    ("/readyz", "GET"),
-    ("/metrics", "GET"),
-    ("/openapi.json", "GET"),
-    ("/api/v1/state", "GET"),
-    ("/api/v1/limits", "GET"),
-    ("/api/v1/signals", "GET"),
-    ("/api/v1/alerts", "GET"),
-    ("/api/v1/adjustments", "GET"),
-    ("/api/v1/events", "GET"),
-    ("/api/v1/adjustment-log", "GET"),
-    ("/api/v1/history", "GET"),
-    ("/api/v1/clients", "GET"),
-    ("/api/v1/discovery", "GET"),
-    ("/api/v1/pin", "POST"),
-    ("/api/v1/unpin", "POST"),
-    ("/api/v1/freeze", "POST"),
-    ("/api/v1/unfreeze", "POST"),
-    ("/api/v1/mode", "POST"),
-    ("/api/v1/reload", "POST"),
-    ("/api/v1/alerts/test", "POST"),
-];
-
 /// The largest body of an order.
 const OVERRIDE_BYTES_MAX: usize = 16 * 1024;
 
 /// An order must have come within this.
 const OVERRIDE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest reason or name that goes into the adjustment log, in characters.
-const WORDS_MAX: usize = 500;
-
 /// A controller that has not stepped for so long is not alive.
 const STALLED: Duration = Duration::from_secs(10);
-
-/// The description of this API.
-const OPENAPI: &str = include_str!("openapi.json");
 
 /// Answers one request.
 pub async fn answer<B>(admin: &Arc<AdminState>, peer: Peer, request: Request<B>) -> Answer
@@ -92,7 +62,7 @@ where
 {
     let (head, body) = request.into_parts();
     let path = head.uri.path();
-    let Some((_, method)) = ROUTES.iter().find(|(known, _)| *known == path) else {
+    let Some(operation) = OPERATIONS.iter().find(|known| known.path == path) else {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             "unknown_path",
@@ -100,6 +70,7 @@ where
             "GET /openapi.json lists what there is",
         ));
     };
+    let method = operation.method;
     if !is(&head.method, method) {
         let mut problem = Problem::new(
             StatusCode::METHOD_NOT_ALLOWED,
@@ -107,21 +78,21 @@ where
             format!("{path} does not take {}", head.method),
             format!("use {method}"),
         );
-        problem.allow = Some(if *method == "GET" { "GET, HEAD" } else { "POST" });
+        problem.allow = Some(if method == "GET" { "GET, HEAD" } else { "POST" });
         return Err(problem);
     }
     // The kubelet and load balancers send whatever Host they like; these two tell nothing.
     if !matches!(path, "/livez" | "/readyz") {
         admin.access.may_ask(&head.uri, &head.headers)?;
     }
-    if *method == "POST" {
+    if method == "POST" {
         let who = admin.access.may_override(peer, &head.headers)?;
         let body = read(&head.headers, body).await?;
         return override_limits(admin, path, &who, &body).await;
     }
     let query = Query::parse(head.uri.query().unwrap_or_default());
+    query.only(operation.parameters)?;
     if path == "/api/v1/adjustment-log" {
-        query.only(&["since"])?;
         return adjustment_log(&admin.app, query.since(admin.app.clock.wall())?).await;
     }
     look(admin, peer, path, &head.headers, &query)
@@ -141,34 +112,25 @@ fn look(
     query: &Query,
 ) -> Result<Answer, Problem> {
     let app = &admin.app;
-    match path {
-        "/api/v1/adjustments" => {
-            query.only(&["since", "class", "limit"])?;
-            return Ok(ok(&adjustments(app, query)?));
-        }
-        "/api/v1/events" => {
-            query.only(&["since", "limit"])?;
-            let (since, count) = (query.since(app.clock.wall())?, query.limit(200)?);
-            return Ok(ok(&Events { events: last(count, events(app, since).map(EventRow::from)) }));
-        }
-        "/api/v1/history" => {
-            query.only(&["since", "class"])?;
-            let since = query.since(app.clock.wall())?.map_or(0, |since| since.0);
-            return Ok(ok(&admin.history.columns(since, query.get("class"))));
-        }
-        "/api/v1/clients" => {
-            query.only(&["limit"])?;
-            let open = admin.access.may_override(peer, headers).is_ok();
-            return Ok(ok(&clients::clients(admin, query.limit(20)?, open)));
-        }
-        _ => query.only(&[])?,
-    }
     Ok(match path {
         "/" => page::answer(),
         "/livez" => alive(app),
         "/readyz" => ready(app),
         "/metrics" => exposition(app, headers),
-        "/openapi.json" => bytes(StatusCode::OK, "application/json", OPENAPI),
+        "/openapi.json" => bytes(StatusCode::OK, "application/json", DESCRIPTION.as_str()),
+        "/api/v1/adjustments" => ok(&adjustments(app, query)?),
+        "/api/v1/events" => {
+            let (since, count) = (query.since(app.clock.wall())?, query.limit(200)?);
+            ok(&Events { events: last(count, events(app, since).map(EventRow::from)) })
+        }
+        "/api/v1/history" => {
+            let since = query.since(app.clock.wall())?.map_or(0, |since| since.0);
+            ok(&admin.history.columns(since, query.get("class")))
+        }
+        "/api/v1/clients" => {
+            let open = admin.access.may_override(peer, headers).is_ok();
+            ok(&clients::clients(admin, query.limit(20)?, open))
+        }
         "/api/v1/limits" => ok(&limits(&app.view())),
         "/api/v1/signals" => ok::<Vec<SignalView>>(&app.view().signals),
         "/api/v1/discovery" => ok(&discovery::discovery(admin)),
@@ -271,7 +233,7 @@ pub fn limits(view: &View) -> Limits {
     let row = |class: &ClassView, limit: &LimitView| LimitRow {
         class: class.name.clone(),
         module: class.module.clone(),
-        mode: class.mode.clone(),
+        mode: class.mode,
         limit: limit.limit,
         value: limit.value,
         min: limit.min,
@@ -323,7 +285,8 @@ impl Query {
         Query(url::form_urlencoded::parse(text.as_bytes()).into_owned().collect())
     }
 
-    fn only(&self, known: &[&str]) -> Result<(), Problem> {
+    fn only(&self, known: &[Parameter]) -> Result<(), Problem> {
+        let known: Vec<&str> = known.iter().map(|parameter| parameter.name()).collect();
         let Some((name, _)) = self.0.iter().find(|(name, _)| !known.contains(&name.as_str())) else {
             return Ok(());
         };
@@ -591,7 +554,7 @@ fn refused(refusal: &OverrideError, app: &App) -> Problem {
     Problem::new(status, code, refusal.to_string(), remedy)
 }
 
-async fn reload(admin: &AdminState, order: FreezeRequest, who: &str) -> Result<Answer, Problem> {
+async fn reload(admin: &AdminState, order: ReloadRequest, who: &str) -> Result<Answer, Problem> {
     let (who, why) = (words("who", &by(&order.who, who))?, words("why", &order.why)?);
     let asked =
         if why.is_empty() { format!("asked for by {who}") } else { format!("asked for by {who}: {why}") };

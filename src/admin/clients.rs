@@ -10,11 +10,12 @@ use crate::core::admission::history::Standing;
 use crate::core::request::client_id::ClientId;
 use crate::core::time::WallMs;
 use crate::core::usage::{Client, Counts, Credential};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// The heaviest clients of the last minutes.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Clients {
     /// Counted since this wall time.
     pub since: WallMs,
@@ -23,11 +24,12 @@ pub struct Clients {
 }
 
 /// One client.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Client")]
 pub struct ClientRow {
     /// Digest of its address, as in the adjustment log.
     pub client: String,
-    /// The address it was last seen at; absent for those who may not change anything.
+    /// The address it was last seen at; null for those who may not change anything.
     pub address: Option<String>,
     /// Short digest of its credential; `several` where an address shows more than are told apart.
     pub credential: Option<String>,
@@ -39,7 +41,7 @@ pub struct ClientRow {
     /// Seconds for which its requests and answers waited for its own line, taken together.
     #[serde(default)]
     pub client_wait_s: f64,
-    /// What its past is worth under contention; absent where `identity.history` is off.
+    /// What its past is worth under contention; null where `identity.history` is off.
     #[serde(default)]
     pub standing: Option<StandingView>,
     /// By class, most asked first.
@@ -47,9 +49,10 @@ pub struct ClientRow {
 }
 
 /// What is known of a client's past.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Standing")]
 pub struct StandingView {
-    /// When it was first seen; absent for a stranger.
+    /// When it was first seen; null for a stranger.
     pub known_since: Option<WallMs>,
     /// Requests per second in its busiest ten minutes, faded.
     pub per_second: f64,
@@ -127,7 +130,7 @@ fn pace(per_second: f64) -> String {
 }
 
 /// One client in one class.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClientClass {
     /// The class.
     pub class: String,
@@ -139,7 +142,7 @@ pub struct ClientClass {
 }
 
 /// What was asked, and what became of it.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CountsView {
     /// Requests.
     pub asked: u64,

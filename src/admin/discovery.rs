@@ -8,16 +8,17 @@ use crate::core::policy::{Bounds, Class, ClassId, Kind, Treatment};
 use crate::core::time::WallMs;
 use crate::core::usage::{Route, Traffic};
 use crate::proxy::handle::surface_name;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Everything that was asked since the start, or since classes last changed.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Discovery {
     /// Names the configuration in force.
     pub config: String,
     /// Counted since this wall time.
     pub since: WallMs,
-    /// For so many seconds.
+    /// For how many seconds.
     pub watched_s: f64,
     /// Every class that was asked.
     pub classes: Vec<ClassTraffic>,
@@ -26,7 +27,7 @@ pub struct Discovery {
 }
 
 /// One class: what came, and what it is held to.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClassTraffic {
     /// Its name.
     pub class: String,
@@ -64,7 +65,7 @@ pub struct ClassTraffic {
 }
 
 /// One route: what came.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RouteTraffic {
     /// Its pattern; of what no route knows, the path with ids folded.
     pub pattern: String,
@@ -72,7 +73,7 @@ pub struct RouteTraffic {
     pub class: String,
     /// Its module.
     pub module: String,
-    /// For what no class names: the listener's kind and the method.
+    /// How it was asked, where no class names it; else null.
     pub unlisted: Option<Asked>,
     /// What came.
     #[serde(flatten)]
@@ -80,7 +81,8 @@ pub struct RouteTraffic {
 }
 
 /// How something was asked that no class names.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Unlisted")]
 pub struct Asked {
     /// `dashboard`, `ray-client` or `serve`.
     pub kind: String,
@@ -89,7 +91,7 @@ pub struct Asked {
 }
 
 /// What came in on a route or in a class.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct TrafficView {
     /// What was asked.
     #[serde(flatten)]

@@ -15,6 +15,7 @@ use crate::core::controller::view::View;
 use crate::core::event::LimitKind;
 use crate::core::policy::Policy;
 use crate::core::time::{Time, WallMs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,7 +86,8 @@ struct Point {
 }
 
 /// `GET /api/v1/history`: columns of equal length, oldest first.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "History")]
 pub struct Columns {
     /// Seconds between two samples.
     pub step_s: f64,
@@ -93,12 +95,13 @@ pub struct Columns {
     pub times_ms: Vec<u64>,
     /// By class.
     pub classes: BTreeMap<String, ClassColumns>,
-    /// Reading / target, by signal.
+    /// The reading divided by its target, by signal.
     pub signals: BTreeMap<String, Vec<Option<f32>>>,
 }
 
 /// One class over time.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ClassHistory")]
 pub struct ClassColumns {
     /// Requests per second that came.
     pub offered: Vec<f32>,
@@ -108,21 +111,21 @@ pub struct ClassColumns {
     pub shed: Vec<f32>,
     /// Requests per second that Ray failed.
     pub failed: Vec<f32>,
-    /// Median time to the head of Ray's answer over the last ten seconds, in seconds; none without answers.
+    /// Median time to the head of Ray's answer over the last ten seconds, in seconds; null without answers.
     pub latency_p50_s: Vec<Option<f32>>,
     /// Its 95th percentile.
     pub latency_p95_s: Vec<Option<f32>>,
     /// Its 99th percentile.
     pub latency_p99_s: Vec<Option<f32>>,
-    /// Under way.
+    /// Requests in flight.
     pub in_flight: Vec<f32>,
-    /// Waiting.
+    /// Requests waiting.
     pub waiting: Vec<f32>,
-    /// The limit on those under way.
+    /// The limit on requests in flight.
     pub in_flight_limit: Vec<Option<f32>>,
     /// The limit on requests per second.
     pub rate_limit: Vec<Option<f32>>,
-    /// Proxy latency / objective.
+    /// The latency at the proxy divided by the objective.
     pub pressure: Vec<Option<f32>>,
 }
 

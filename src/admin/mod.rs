@@ -14,6 +14,7 @@ pub mod clients;
 pub mod discovery;
 pub mod history;
 pub mod listen;
+pub mod openapi;
 pub mod page;
 pub mod schema;
 

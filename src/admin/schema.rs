@@ -7,23 +7,28 @@ use crate::core::event::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::Entry;
 use crate::runtime::head_version::RayView;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// The longest reason or name that goes into the adjustment log, in characters.
+pub(super) const WORDS_MAX: usize = 500;
+
 /// What a replica may use of one shared limit.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Lease")]
 pub struct LeaseView {
     /// The class, or the module.
     pub name: String,
     /// Which of its limits.
     pub limit: String,
-    /// In the limit's own unit.
+    /// How much of it, in the limit's own unit.
     pub value: f64,
 }
 
 /// `GET /api/v1/state`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct State {
-    /// Of rayguard.
+    /// The version of rayguard.
     pub version: String,
     /// Names the configuration in force.
     pub config: String,
@@ -31,9 +36,9 @@ pub struct State {
     pub time: WallMs,
     /// Seconds since the process began.
     pub uptime_s: f64,
-    /// Whether changes take a token.
+    /// Whether changes need the bearer token.
     pub token_required: bool,
-    /// Where requests come in, and where they go.
+    /// The proxy's listeners.
     pub listeners: Vec<ListenerView>,
     /// Sections of the configuration on disk that only a restart puts into effect.
     #[serde(default)]
@@ -50,18 +55,19 @@ pub struct State {
 }
 
 /// One listener of the proxy.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Listener")]
 pub struct ListenerView {
     /// `dashboard`, `ray-client` or `serve`.
     pub kind: String,
     /// Where it listens.
     pub listen: String,
-    /// Where it leads.
+    /// Where it forwards to.
     pub upstream: String,
 }
 
 /// `GET /api/v1/limits`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// Version of the limit table.
     pub table: u64,
@@ -76,17 +82,17 @@ pub struct Limits {
 }
 
 /// One limit of one class.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LimitRow {
     /// The class.
     pub class: String,
     /// Its module.
     pub module: String,
     /// `shadow`, whatever is pinned or frozen; else `manual` (a limit is pinned), `frozen` or `enforce`.
-    pub mode: String,
+    pub mode: Mode,
     /// Which limit.
     pub limit: LimitKind,
-    /// In force.
+    /// The value in force.
     pub value: f64,
     /// The lower bound.
     pub min: f64,
@@ -102,21 +108,21 @@ pub struct LimitRow {
     pub oscillation: f64,
 }
 
-/// One change of one limit, as the page and the command line show it. The adjustment log holds more:
-/// everything it was derived from.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+/// One change of one limit. The adjustment log also holds what it was derived from.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Adjustment")]
 pub struct AdjustmentRow {
     /// Wall time.
     pub time: WallMs,
-    /// The class, or the module.
+    /// The class; the module where the limit is `module_in_flight`.
     pub class: String,
     /// Which limit.
     pub limit: LimitKind,
-    /// Before.
+    /// The limit before.
     pub old: f64,
-    /// After.
+    /// The limit after.
     pub new: f64,
-    /// The law's name.
+    /// The control law's name.
     pub law: String,
     /// Which loop.
     pub r#loop: LoopKind,
@@ -151,7 +157,7 @@ impl AdjustmentRow {
 }
 
 /// `GET /api/v1/adjustments`: newest last.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Adjustments {
     /// What was changed.
     pub adjustments: Vec<AdjustmentRow>,
@@ -160,14 +166,15 @@ pub struct Adjustments {
 }
 
 /// `GET /api/v1/events`: newest last, single refusals left out.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Events {
     /// What happened.
     pub events: Vec<EventRow>,
 }
 
 /// One event as in the adjustment log, without its sequence number.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Event")]
 pub struct EventRow {
     /// Wall time.
     pub time: WallMs,
@@ -183,7 +190,7 @@ impl From<Entry> for EventRow {
 }
 
 /// `POST /api/v1/pin`.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PinRequest {
     /// The class.
@@ -192,9 +199,10 @@ pub struct PinRequest {
     pub limit: LimitKind,
     /// The value, within the limit's bounds.
     pub value: f64,
-    /// For how long: `30m`, `1h`, ...
+    /// For how long: `30m`, `1h`, ...; 30 days at most.
     pub r#for: String,
-    /// Reason, kept in the adjustment log.
+    /// Reason, kept in the adjustment log; not blank.
+    #[schemars(length(min = 1, max = WORDS_MAX))]
     pub why: String,
     /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -202,7 +210,7 @@ pub struct PinRequest {
 }
 
 /// `POST /api/v1/unpin`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct UnpinRequest {
     /// The class.
@@ -211,18 +219,32 @@ pub struct UnpinRequest {
     pub limit: LimitKind,
     /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = WORDS_MAX))]
     pub why: String,
     /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub who: String,
 }
 
-/// `POST /api/v1/freeze`, `/unfreeze` and `/reload`.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// `POST /api/v1/freeze` and `/unfreeze`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FreezeRequest {
+    /// Reason, kept in the adjustment log; not blank.
+    #[schemars(length(min = 1, max = WORDS_MAX))]
+    pub why: String,
+    /// Who, for the adjustment log; what the connection tells is added.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub who: String,
+}
+
+/// `POST /api/v1/reload`.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadRequest {
     /// Reason, kept in the adjustment log.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = WORDS_MAX))]
     pub why: String,
     /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -230,16 +252,16 @@ pub struct FreezeRequest {
 }
 
 /// `POST /api/v1/mode`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ModeRequest {
-    /// `enforce` or `shadow`.
+    /// What becomes of sheds.
     pub mode: ShedMode,
     /// The class; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<String>,
-    /// Reason, kept in the adjustment log.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
+    /// Reason, kept in the adjustment log; not blank.
+    #[schemars(length(min = 1, max = WORDS_MAX))]
     pub why: String,
     /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -247,7 +269,7 @@ pub struct ModeRequest {
 }
 
 /// What becomes of sheds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ShedMode {
     /// Carried out.
@@ -256,8 +278,8 @@ pub enum ShedMode {
     Shadow,
 }
 
-/// What came of an order.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// What came of a change.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Done {
     /// One sentence.
     pub done: String,
@@ -266,7 +288,7 @@ pub struct Done {
 }
 
 /// What came of `POST /api/v1/reload`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Reloaded {
     /// One sentence.
     pub done: String,
@@ -277,17 +299,17 @@ pub struct Reloaded {
 }
 
 /// `POST /api/v1/alerts/test`.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Tested {
     /// Every receiver.
     pub receivers: Vec<ReceiverTest>,
 }
 
 /// What became of the test at one receiver.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ReceiverTest {
-    /// Which: its kind and host; never the whole URL, which may be a secret.
+    /// Its kind and host; never the whole URL, which may be a secret.
     pub receiver: String,
-    /// Why it was not taken, if it was not.
+    /// Why the test failed; null where it succeeded.
     pub problem: Option<String>,
 }

@@ -13,6 +13,7 @@ use crate::cli::load::{self, report::Sample};
 use crate::config::{Overrides, Settings};
 use crate::core::controller::view::{ClassView, View};
 use crate::core::event::{Event, LimitKind};
+use crate::core::policy::Treatment;
 use crate::core::request::catalogue::Surface;
 use crate::core::time::Time;
 use crate::emulator::{Emulator, EmulatorConfig, Running};
@@ -331,7 +332,7 @@ impl Screen {
         let _ = writeln!(page, "\x1b[K");
         let _ =
             writeln!(page, "\x1b[Kclass           limit  in flight  waiting  offered/s  admitted/s   shed/s");
-        let shown = |class: &ClassView| class.offered > 0 && class.treatment == "limited";
+        let shown = |class: &ClassView| class.offered > 0 && class.treatment == Treatment::Limited;
         for (class, rates) in view.classes.iter().zip(rates).filter(|(class, _)| shown(class)) {
             let limit = class.limits.iter().find(|limit| limit.limit == LimitKind::InFlight);
             let _ = writeln!(

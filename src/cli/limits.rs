@@ -6,7 +6,7 @@ use crate::cli::class_name::ClassName;
 use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table};
 use crate::cli::format::Format;
 use crate::cli::suggest;
-use crate::core::event::{number, printable};
+use crate::core::event::{Mode, number, printable};
 use std::io::{self, Write};
 
 /// Shows every limit and its bounds.
@@ -60,7 +60,7 @@ fn show(limits: &Limits, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
         vec![
             row.class.clone(),
             row.limit.label().to_owned(),
-            mode_words(&row.mode, row.pinned, limits.frozen),
+            mode_words(row.mode, row.pinned, limits.frozen),
             row.module.clone(),
             with_unit(row, row.value),
             with_unit(row, row.min),
@@ -101,14 +101,14 @@ fn with_unit(row: &LimitRow, value: f64) -> String {
 }
 
 /// The mode, with what else an operator holds: a class in shadow mode may have a pinned limit.
-pub(super) fn mode_words(mode: &str, pinned: bool, frozen: bool) -> String {
+pub(super) fn mode_words(mode: Mode, pinned: bool, frozen: bool) -> String {
     let also = match (pinned, frozen) {
-        _ if mode != "shadow" => "",
+        _ if mode != Mode::Shadow => "",
         (true, _) => ", pinned",
         (false, true) => ", frozen",
         (false, false) => "",
     };
-    let mode = if mode == "manual" { "pinned" } else { mode };
+    let mode = if mode == Mode::Manual { "pinned" } else { mode.label() };
     format!("{mode}{also}")
 }
 

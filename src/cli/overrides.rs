@@ -1,7 +1,9 @@
 //! `rayguard pin`, `unpin`, `freeze`, `unfreeze`, `shadow`, `enforce`, `reload`: overriding limits,
 //! and giving it back.
 
-use crate::admin::schema::{Done, FreezeRequest, ModeRequest, PinRequest, Reloaded, ShedMode, UnpinRequest};
+use crate::admin::schema::{
+    Done, FreezeRequest, ModeRequest, PinRequest, ReloadRequest, Reloaded, ShedMode, UnpinRequest,
+};
 use crate::cli::class_name::ClassName;
 use crate::cli::client::{Client, ClientError, Reach, json, reason, who};
 use crate::cli::format::Format;
@@ -157,7 +159,7 @@ pub async fn mode(args: &ModeArgs, mode: ShedMode, out: &mut dyn Write) -> Resul
 
 /// Carries out `reload`.
 pub async fn reload(args: &ReloadArgs, out: &mut dyn Write) -> Result<(), ClientError> {
-    let order = FreezeRequest { why: args.why.clone(), who: who() };
+    let order = ReloadRequest { why: args.why.clone(), who: who() };
     let reloaded: Reloaded = Client::new(&args.reach)?.post("/api/v1/reload", &order).await?;
     if args.reach.format == Format::Json {
         return json(out, &reloaded);

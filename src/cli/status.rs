@@ -10,10 +10,12 @@ use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table}
 use crate::cli::clients;
 use crate::cli::format::Format;
 use crate::cli::limits::mode_words;
+use crate::core::admission::controller::HeldBy;
 use crate::core::alert::{Severity, Transition};
 use crate::core::controller::backlog::TRICKLE;
 use crate::core::controller::view::{ClassView, SignalView, View};
-use crate::core::event::{LimitKind, SignalHealth, number, printable};
+use crate::core::event::{LimitKind, Mode, SignalHealth, number, printable};
+use crate::core::policy::Treatment;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -97,9 +99,9 @@ pub fn screen(
 
 fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     let view = &state.view;
-    let limited = || view.classes.iter().filter(|class| class.treatment == "limited");
+    let limited = || view.classes.iter().filter(|class| class.treatment == Treatment::Limited);
     let shadowed: Vec<&str> =
-        limited().filter(|class| class.mode == "shadow").map(|class| class.name.as_str()).collect();
+        limited().filter(|class| class.mode == Mode::Shadow).map(|class| class.name.as_str()).collect();
     let mode = if shadowed.is_empty() {
         "enforcing".to_owned()
     } else if shadowed.len() == limited().count() {
@@ -352,10 +354,10 @@ fn row(class: &ClassView, frozen: bool, counts_jobs: bool) -> Vec<String> {
     let of = limit(LimitKind::InFlight).map_or_else(String::new, |limit| format!("/{limit}"));
     vec![
         format!("  {}", class.name),
-        if class.treatment == "limited" {
-            mode_words(&class.mode, pinned, frozen)
+        if class.treatment == Treatment::Limited {
+            mode_words(class.mode, pinned, frozen)
         } else {
-            class.treatment.clone()
+            class.treatment.label().to_owned()
         },
         format!("{:.1}", class.offered_per_s + class.shared_per_s),
         format!("{:.1}", class.admitted_per_s),
@@ -371,16 +373,16 @@ fn row(class: &ClassView, frozen: bool, counts_jobs: bool) -> Vec<String> {
         format!("{}{of}", class.in_flight),
         limit(LimitKind::Rate).unwrap_or_else(|| "-".into()),
         class.slo_pressure.map_or_else(|| "-".into(), |pressure| format!("{pressure:.2}")),
-        match class.held_by.as_deref() {
+        match class.held_by {
             None => "-".to_owned(),
-            Some("module") => format!("{}'s limit", class.module),
-            Some("process") => "modules' process".to_owned(),
-            Some("work") => "work in flight".to_owned(),
-            Some("backlog") if counts_jobs => "jobs not started".to_owned(),
+            Some(HeldBy::Module) => format!("{}'s limit", class.module),
+            Some(HeldBy::Process) => "modules' process".to_owned(),
+            Some(HeldBy::Work) => "work in flight".to_owned(),
+            Some(HeldBy::Backlog) if counts_jobs => "jobs not started".to_owned(),
             // Without that reading a few pass at once, and then one at a time (core/controller/backlog.rs).
-            Some("backlog") => format!("Ray's metrics not read: 1 per {} s", TRICKLE.as_secs()),
-            Some("in_flight") => "in flight".to_owned(),
-            Some(held) => held.to_owned(),
+            Some(HeldBy::Backlog) => format!("Ray's metrics not read: 1 per {} s", TRICKLE.as_secs()),
+            Some(HeldBy::InFlight) => "in flight".to_owned(),
+            Some(HeldBy::Rate) => "rate".to_owned(),
         },
     ]
 }
@@ -401,7 +403,6 @@ fn changes(last: &[AdjustmentRow], paint: Paint, out: &mut dyn Write) -> io::Res
 pub(super) mod tests {
     use super::*;
     use crate::config::{Overrides, Settings};
-    use crate::core::admission::table::Mode;
     use crate::core::controller::Controller;
     use crate::core::time::{Time, WallMs};
     use crate::runtime::head_version::RayView;
@@ -410,7 +411,7 @@ pub(super) mod tests {
     /// A state of the defaults, before the first request.
     pub(in crate::cli) fn state() -> State {
         let settings = Settings::defaults(&Overrides::default()).unwrap();
-        let modes = vec![Mode::Enforce; settings.policy.classes.len()];
+        let modes = vec![crate::core::admission::table::Mode::Enforce; settings.policy.classes.len()];
         let controller = Controller::new(Arc::clone(&settings.policy), &modes, &[], Time::ZERO);
         State {
             version: "0.1.0".into(),
@@ -473,7 +474,7 @@ pub(super) mod tests {
     fn a_class_in_shadow_mode_is_named_though_it_is_pinned_too() {
         let mut state = state();
         let class = state.view.classes.iter_mut().find(|class| !class.limits.is_empty()).unwrap();
-        class.mode = "shadow".into();
+        class.mode = Mode::Shadow;
         class.limits[0].pinned = true;
         let name = class.name.clone();
         let screen = shown(&state, false);

@@ -32,6 +32,7 @@
 use super::event::{LimitKind, number};
 use super::policy::Bounds;
 use super::time::Time;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -39,9 +40,10 @@ use std::time::Duration;
 /// Where each alert is explained; `alerts.runbook_url` names another place.
 pub const RUNBOOK: &str = concat!(env!("CARGO_PKG_REPOSITORY"), "/blob/main/config/deploy/RUNBOOK.md");
 
-/// The rules.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+/// The rules of alerts.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "AlertRule")]
 pub enum Alert {
     /// A class's latency is above its objective.
     SloBreached,
@@ -70,7 +72,7 @@ pub enum Alert {
 }
 
 /// How urgent.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Severity {
     /// To be looked at in the morning.
@@ -82,7 +84,7 @@ pub enum Severity {
 }
 
 /// Began or ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AlertState {
     /// Began.
@@ -92,7 +94,8 @@ pub enum AlertState {
 }
 
 /// An alert began or ended.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Alert")]
 pub struct Transition {
     /// The rule.
     pub alert: Alert,
@@ -103,7 +106,7 @@ pub struct Transition {
     /// Class, module or signal, if it is about one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subject: Option<String>,
-    /// Known by this: equal from beginning to end, and different between alerts.
+    /// Identifies the alert: the same from its beginning to its end, and different between alerts.
     pub key: String,
     /// One sentence.
     pub summary: String,
@@ -111,7 +114,7 @@ pub struct Transition {
     pub description: String,
     /// Where the runbook speaks of it: an absolute URL.
     pub runbook: String,
-    /// When the trouble began; it fires once that has lasted for its patience.
+    /// When the trouble began, in nanoseconds since the process began; the alert fires once it has lasted long enough.
     pub since: Time,
 }
 

@@ -20,6 +20,7 @@ use super::control::law::{Observation, Terms};
 use super::control::regulator::{Move, Regulator};
 use super::policy::OnStale;
 use super::time::{Time, WallMs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ pub struct LoggedEvent {
 }
 
 /// What can happen.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// The process began.
@@ -77,13 +78,13 @@ pub enum Event {
 }
 
 /// The process began.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Start {
-    /// Of rayguard.
+    /// The version of rayguard.
     pub version: String,
     /// Counts accepted configurations.
     pub policy_version: u64,
-    /// Limits at start: class or module, kind, value, and whether it is a last good one.
+    /// Every limit at the start.
     pub limits: Vec<StartLimit>,
     /// The key that reads `requests` in the rest of the adjustment log, if the driver has a run id.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -91,7 +92,7 @@ pub struct Start {
 }
 
 /// One limit at start.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct StartLimit {
     /// Class or module.
     pub class: String,
@@ -104,7 +105,7 @@ pub struct StartLimit {
 }
 
 /// Which of a class's or module's limits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitKind {
     /// Requests of the class under way at once.
@@ -136,8 +137,8 @@ impl LimitKind {
     }
 }
 
-/// Which loop moved it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+/// Which control loop moved the limit.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LoopKind {
     /// Fast: the proxy's own latency.
@@ -161,7 +162,7 @@ impl LoopKind {
 }
 
 /// Who decides, and whether it counts.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The loop decides, sheds are carried out.
@@ -175,16 +176,29 @@ pub enum Mode {
     Frozen,
 }
 
+impl Mode {
+    /// As in the adjustment log.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Mode::Enforce => "enforce",
+            Mode::Shadow => "shadow",
+            Mode::Manual => "manual",
+            Mode::Frozen => "frozen",
+        }
+    }
+}
+
 /// A reading as the loop saw it.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SignalSeen {
     /// `proxy_latency`, `gcs_latency`, `head_cpu`, ...
     pub name: String,
-    /// In `unit`.
+    /// The value, in `unit`.
     pub value: f64,
-    /// In `unit`.
+    /// The target, in `unit`.
     pub target: f64,
-    /// value / target, or forecast / target.
+    /// `value / target`; `forecast.value / target` where there is a forecast. 1 is at target.
     pub pressure: f64,
     /// Where it is going, where that is what counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -198,16 +212,21 @@ pub struct SignalSeen {
 }
 
 /// Where a reading is going.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Forecast {
-    /// In the signal's unit.
+    /// The value, in the signal's unit.
     pub value: f64,
     /// When, in seconds from now.
     pub in_s: f64,
 }
 
-/// How a module's need to cut came to be divided; see [`super::control::budget`].
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+/// What only `rayguard replay` reads: the state and the parts of a control law. The description of the API says no
+/// more of them, because each law has its own.
+type Internals = serde_json::Map<String, serde_json::Value>;
+
+/// How a module's need to cut was divided among its classes.
+// By the rules of control/budget.rs.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Apportioned {
     /// The module.
     pub module: String,
@@ -215,7 +234,7 @@ pub struct Apportioned {
     pub pressure: f64,
     /// The work of each of its classes, in the policy's order.
     pub claims: Vec<Claim>,
-    /// Which claim is this class's.
+    /// Which of the claims is this class's; the first is 0.
     pub index: usize,
     /// What it was allotted.
     pub allotted: f64,
@@ -224,28 +243,33 @@ pub struct Apportioned {
 }
 
 /// Everything a new limit was made from.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "by", rename_all = "snake_case")]
 pub enum Derivation {
     /// The law stepped.
     Law {
-        /// Law and guardrails as they stood before.
+        /// The law and its guardrails as they stood before, for `rayguard replay`.
+        #[schemars(with = "Internals")]
         before: Box<Regulator>,
-        /// What they saw.
+        /// What they saw, for `rayguard replay`.
+        #[schemars(with = "Internals")]
         observation: Observation,
     },
     /// The signal was stale.
     Stale {
-        /// Law and guardrails as they stood before.
+        /// The law and its guardrails as they stood before, for `rayguard replay`.
+        #[schemars(with = "Internals")]
         before: Box<Regulator>,
-        /// What they saw.
+        /// What they saw, for `rayguard replay`.
+        #[schemars(with = "Internals")]
         observation: Observation,
         /// What the operator wants done then.
         on_stale: OnStale,
     },
     /// A cut on a signal did not help: it is given back, and the signal has no say for a while.
     Restored {
-        /// Law and guardrails as they stood before.
+        /// The law and its guardrails as they stood before, for `rayguard replay`.
+        #[schemars(with = "Internals")]
         before: Box<Regulator>,
         /// The limit before the cut.
         to: f64,
@@ -268,19 +292,21 @@ pub enum Derivation {
 }
 
 /// One change of one limit, with all that caused it.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "LoggedAdjustment")]
 pub struct Adjustment {
-    /// The class; the module for [`LimitKind::ModuleInFlight`].
+    /// The class; the module where the limit is `module_in_flight`.
     pub class: String,
     /// Which limit.
     pub limit: LimitKind,
-    /// Before.
+    /// The limit before.
     pub old: f64,
-    /// After.
+    /// The limit after.
     pub new: f64,
-    /// The law's name.
+    /// The control law's name.
     pub law: String,
-    /// The parts of the law's proposal.
+    /// The parts of the law's proposal, for `rayguard replay`: a word, or an object named by the law.
+    #[schemars(with = "serde_json::Value")]
     pub terms: Terms,
     /// What was read, worst first.
     pub signals: Vec<SignalSeen>,
@@ -309,7 +335,7 @@ pub struct Adjustment {
 }
 
 /// What another loop allows of the same limit.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Other {
     /// Which loop.
     pub r#loop: LoopKind,
@@ -318,7 +344,7 @@ pub struct Other {
 }
 
 /// Which way a refused request came.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Via {
     /// To the proxy itself.
@@ -336,7 +362,7 @@ impl Via {
 }
 
 /// One refused request.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Shed {
     /// The id in the answer's `X-Rayguard-Request-Id`.
     pub request: String,
@@ -355,7 +381,7 @@ pub struct Shed {
     pub retry_after_s: u32,
     /// Version of the limit table that decided.
     pub table: u64,
-    /// The class's limits as they stood: in flight, rate.
+    /// The class's limit on requests in flight at that moment.
     pub in_flight_limit: f64,
     /// Requests of the class under way at that moment.
     pub in_flight: u32,
@@ -376,7 +402,7 @@ pub struct Shed {
 }
 
 /// What a class refused over an interval.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ShedSummary {
     /// The class.
     pub class: String,
@@ -394,8 +420,8 @@ pub struct ShedSummary {
     pub clients: Vec<Count>,
 }
 
-/// A label and how often.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// A label, and how often it occurred.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Count {
     /// What.
     pub label: String,
@@ -403,8 +429,8 @@ pub struct Count {
     pub count: u64,
 }
 
-/// What a signal is worth.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+/// Whether readings of a signal arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SignalHealth {
     /// New information arrives.
@@ -416,11 +442,11 @@ pub enum SignalHealth {
 }
 
 /// A signal changed its state.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SignalState {
     /// The signal.
     pub signal: String,
-    /// What it is worth now.
+    /// Whether its readings arrive now.
     pub state: SignalHealth,
     /// Age of the last value, if there was one.
     pub age_ms: Option<u64>,
@@ -433,11 +459,11 @@ pub struct SignalState {
 }
 
 /// An override began or ended.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ModeChange {
     /// A class or module, or `all`.
     pub class: String,
-    /// Which limit was pinned; `None`: the mode of the whole.
+    /// Which limit was pinned; null where the mode of the whole class, or of all, changed.
     pub limit: Option<LimitKind>,
     /// Before.
     pub from: Mode,
@@ -454,7 +480,7 @@ pub struct ModeChange {
 }
 
 /// A configuration was accepted or refused.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ConfigChange {
     /// Whether it is in force.
     pub accepted: bool,
@@ -469,7 +495,7 @@ pub struct ConfigChange {
 }
 
 /// Lines that are not in the adjustment log.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Gap {
     /// How many events; 0 when it cannot be known.
     pub lost: u64,

@@ -4,6 +4,7 @@
 //! in it can be wrong any more (every bound holds, every name resolves). What moves while
 //! the proxy runs, the limits themselves, lives in [`crate::admission::table`].
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,7 +147,8 @@ pub struct Class {
 }
 
 /// What is done with a class's requests.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Treatment {
     /// Limits apply.
     Limited,
@@ -154,6 +156,18 @@ pub enum Treatment {
     Exempt,
     /// Refused: test-only routes that pin a worker.
     Blocked,
+}
+
+impl Treatment {
+    /// As shown.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Treatment::Limited => "limited",
+            Treatment::Exempt => "exempt",
+            Treatment::Blocked => "blocked",
+        }
+    }
 }
 
 /// 0 (served last) to 9 (served first). A class's weight in its module is `2^priority`.
@@ -175,13 +189,13 @@ pub enum Kind {
 }
 
 /// A limit's range: `min <= initial <= max`.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Bounds {
-    /// Where it starts, and where `static` falls back to.
+    /// Where it starts.
     pub initial: f64,
-    /// It never goes below, but for signals where the module is one process (`controller/outer`).
+    /// The lower bound; only Ray's signals may move the limit below it, where the module is one process.
     pub min: f64,
-    /// It never goes above.
+    /// The upper bound.
     pub max: f64,
 }
 
@@ -285,7 +299,7 @@ impl Signal {
 }
 
 /// What happens to a limit when the signal that moves it has gone stale. Never "open".
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum OnStale {
     /// Limits stay where they are.

@@ -5,13 +5,16 @@
 //! code between cannot tell the difference, which is what makes the simulator's verdict
 //! a verdict on production.
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
 /// A point on the driver's monotone time line, in nanoseconds since the driver's start.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(inline)]
 pub struct Time(pub u64);
 
 impl Time {
@@ -136,6 +139,21 @@ fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
     (era * 146_097 + day_of_era).checked_sub(719_468)
 }
 
+/// What the impls below make of it.
+impl JsonSchema for WallMs {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "WallMs".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time" })
+    }
+}
+
 /// In the adjustment log a wall time is RFC 3339 text.
 impl Serialize for WallMs {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
@@ -145,7 +163,7 @@ impl Serialize for WallMs {
 
 impl<'de> Deserialize<'de> for WallMs {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<WallMs, D::Error> {
-        let text = <std::borrow::Cow<'de, str>>::deserialize(from)?;
+        let text = <Cow<'de, str>>::deserialize(from)?;
         WallMs::parse_rfc3339(&text)
             .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no RFC 3339 time in UTC")))
     }

@@ -16,7 +16,7 @@ use crate::core::alert::Alert;
 use crate::core::controller::ProxyReading;
 use crate::core::controller::leadership::Role;
 use crate::core::controller::view::{ClassView, View};
-use crate::core::event::{Event, LimitKind, SignalHealth};
+use crate::core::event::{Event, LimitKind, Mode, SignalHealth};
 use crate::core::replicas::quota::Leased;
 use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
 use crate::proxy::shared_answer::Budget;
@@ -374,7 +374,7 @@ impl Moment {
         )?;
         let held_by = self.view.classes.iter().flat_map(|class| {
             HeldBy::ALL.map(|limit| {
-                let holds = class.held_by.as_deref() == Some(limit.label());
+                let holds = class.held_by == Some(limit);
                 ([("class", class.name.as_str()), ("by", limit.label())], flag(holds))
             })
         });
@@ -405,7 +405,7 @@ impl Moment {
         writer.gauges(
             "rayguard_shadow",
             "1 while the class lets everything through and only counts",
-            self.view.classes.iter().map(|c| ([("class", c.name.as_str())], flag(c.mode == "shadow"))),
+            self.view.classes.iter().map(|c| ([("class", c.name.as_str())], flag(c.mode == Mode::Shadow))),
         )?;
         writer.gauges(
             "rayguard_frozen",

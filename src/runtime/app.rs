@@ -436,7 +436,7 @@ impl App {
         let usage = proxy.usage();
         for (class, id) in view.classes.iter_mut().zip((0..).map(ClassId)) {
             (class.work_under_way_s, class.work_limit_s) = proxy.admission.work(id);
-            class.held_by = proxy.admission.held_by(id).map(|held| held.label().to_owned());
+            class.held_by = proxy.admission.held_by(id);
             class.shared = usage.class(id).map_or(0, |traffic| traffic.counts.shared);
         }
         drop(usage);

@@ -11,6 +11,7 @@ use crate::core::request::query;
 use crate::observe::discover::{self, DiscoverError};
 use crate::observe::fetch::{self, FetchError};
 use crate::runtime::app::App;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
@@ -90,10 +91,11 @@ impl Seen {
     }
 }
 
-/// The Ray at `upstream`, for the admin API and the command line.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+/// The Ray at `upstream`, and the profile it is taken by.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Ray")]
 pub struct RayView {
-    /// As it names it.
+    /// Its version; null while it has not told it.
     pub version: Option<String>,
     /// The profile in force, named by the first version that has it.
     pub profile: String,

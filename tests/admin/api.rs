@@ -1,16 +1,22 @@
 //! The API: what it tells, what it refuses, and what an order does.
 
+use crate::described::{DESCRIPTION, fits_named};
 use crate::instance::{Instance, eventually};
 use rayguard::admin::answer::ProblemBody;
-use rayguard::admin::api::ROUTES;
-use rayguard::admin::schema::{Adjustments, Limits, State};
+use rayguard::admin::openapi::OPERATIONS;
+use rayguard::admin::schema::{AdjustmentRow, Adjustments, EventRow, Limits, State};
+use rayguard::core::event::{Adjustment, Event, LimitKind, LoggedEvent, LoopKind, Mode};
+use rayguard::core::time::WallMs;
 use rayguard::runtime::head_version::Seen;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 #[tokio::test]
 async fn everything_that_can_be_looked_at_answers_and_says_what_it_is() {
     let instance = Instance::start("look", "", None).await;
-    for (path, _) in ROUTES.iter().filter(|(_, method)| *method == "GET") {
+    for path in
+        OPERATIONS.iter().filter(|operation| operation.method == "GET").map(|operation| operation.path)
+    {
         let answer = instance.client.get(format!("{}{path}", instance.admin)).send().await.unwrap();
         assert_eq!(answer.status(), 200, "{path}");
         let headers = answer.headers();
@@ -153,7 +159,7 @@ async fn freeze_and_shadow_are_seen_in_the_state() {
         .view
         .classes
         .iter()
-        .filter(|class| class.mode == "shadow")
+        .filter(|class| class.mode == Mode::Shadow)
         .map(|class| class.name.as_str())
         .collect();
     assert_eq!(shadowed, ["job-list"]);
@@ -361,51 +367,183 @@ async fn a_reload_is_carried_out_or_refused_with_every_reason() {
     assert!(events.contains("slower lists are fine"), "{events}");
 }
 
+/// Every answer that a test of this file fetches is held to the description by `Instance`; here are all of them, with
+/// something in each list.
 #[tokio::test]
-async fn the_description_names_every_route_and_no_other() {
-    let instance = Instance::start("openapi", "", None).await;
-    let described = instance.json("/openapi.json").await;
-    let paths = described["paths"].as_object().unwrap();
-    for (path, method) in ROUTES {
-        let operation = &paths[path][method.to_lowercase()];
-        assert!(operation["summary"].is_string(), "{method} {path}");
-        assert!(operation["responses"]["200"].is_object(), "{method} {path}");
-    }
-    assert_eq!(paths.len(), ROUTES.len());
-    let keys =
-        |value: &Value| value.as_object().unwrap().keys().cloned().collect::<std::collections::BTreeSet<_>>();
-    let state = instance.json("/api/v1/state").await;
-    let limits = instance.json("/api/v1/limits").await;
-    let history = instance.json("/api/v1/history").await;
+async fn every_answer_is_as_described() {
+    let instance = Instance::start("openapi", "[probe]\ninterval = '100ms'\ntimeout = '90ms'", None).await;
+    assert_eq!(instance.json("/openapi.json").await, *DESCRIPTION);
     instance.ask("/api/jobs/").await;
-    let clients = instance.json("/api/v1/clients").await;
-    let discovery = instance.json("/api/v1/discovery").await;
-    for (schema, shown) in [
-        ("State", &state),
-        ("Class", &state["classes"][0]),
-        (
-            "Limit",
-            &state["classes"].as_array().unwrap().iter().find(|c| c["name"] == "job-list").unwrap()["limits"]
-                [0],
-        ),
-        ("Signal", &state["signals"][0]),
-        ("Module", &state["modules"][0]),
-        ("Limits", &limits),
-        ("History", &history),
-        ("Clients", &clients),
-        ("Client", &clients["clients"][0]),
-        ("ClientClass", &clients["clients"][0]["classes"][0]),
-        ("Discovery", &discovery),
-        ("ClassTraffic", &discovery["classes"][0]),
-        ("RouteTraffic", &discovery["routes"][0]),
-    ] {
-        assert_eq!(keys(&described["components"]["schemas"][schema]["properties"]), keys(shown), "{schema}");
+    instance.ask("/api/internal/7/report").await;
+    let limits: Limits = serde_json::from_value(instance.json("/api/v1/limits").await).unwrap();
+    let row = limits.limits.iter().find(|row| row.class == "job-submit").unwrap();
+    let pin =
+        json!({"class": "job-submit", "limit": row.limit, "value": row.min, "for": "1h", "why": "a test"});
+    assert_eq!(instance.order("/api/v1/pin", &pin).await.0, 200);
+    assert_eq!(instance.order("/api/v1/alerts/test", &json!({})).await.0, 409);
+    eventually("a sample of the history", async || {
+        let history = instance.json("/api/v1/history").await;
+        history["times_ms"].as_array().is_some_and(|times| !times.is_empty()).then_some(())
+    })
+    .await;
+    for operation in OPERATIONS.iter().filter(|operation| operation.method == "GET") {
+        assert_eq!(instance.get(operation.path).await.0, 200, "{}", operation.path);
     }
-    let text = described.to_string();
+    let [state, clients, discovery, events] = [
+        instance.json("/api/v1/state").await,
+        instance.json("/api/v1/clients").await,
+        instance.json("/api/v1/discovery").await,
+        instance.json("/api/v1/events").await,
+    ];
+    for (answer, list) in [
+        (&state, "signals"),
+        (&state, "classes"),
+        (&state, "modules"),
+        (&state, "pins"),
+        (&state, "listeners"),
+        (&clients, "clients"),
+        (&discovery, "classes"),
+        (&discovery, "routes"),
+        (&events, "events"),
+    ] {
+        assert!(!answer[list].as_array().unwrap().is_empty(), "{list}: {answer}");
+    }
+    assert_eq!(instance.get("/api/v1/state?x=1").await.0, 400, "a refusal is described too");
+}
+
+/// Each field that a schema loses is noticed; so is one that is required and not sent, and a value of another type.
+#[tokio::test]
+async fn a_schema_that_lacks_a_field_is_noticed() {
+    let instance = Instance::start("lacking", "", None).await;
+    let state = instance.json("/api/v1/state").await;
+    let properties = |schema: &str| {
+        DESCRIPTION["components"]["schemas"][schema]["properties"].as_object().unwrap().clone()
+    };
+    for schema in ["State", "Class", "Limit", "Signal", "Module", "Ray"] {
+        for field in properties(schema).keys() {
+            let mut lacking = DESCRIPTION.clone();
+            let of = &mut lacking["components"]["schemas"][schema];
+            of["properties"].as_object_mut().unwrap().remove(field).unwrap();
+            of["required"].as_array_mut().unwrap().retain(|name| name != field);
+            let fault = fits_named(&lacking, "State", &state).unwrap_err();
+            assert!(fault.contains(&format!("no schema names `{field}`")), "{schema}: {fault}");
+        }
+    }
+    for field in properties("State").keys() {
+        let mut short = state.clone();
+        short.as_object_mut().unwrap().remove(field);
+        assert!(fits_named(&DESCRIPTION, "State", &short).unwrap_err().contains("`required`"), "{field}");
+    }
+    for (field, other) in
+        [("time", json!("yesterday")), ("table", json!(-1)), ("frozen", json!(0)), ("pins", json!({}))]
+    {
+        let mut other_type = state.clone();
+        other_type[field] = other;
+        assert!(fits_named(&DESCRIPTION, "State", &other_type).is_err(), "{field}");
+    }
+}
+
+/// All kinds of a limit and of a loop. Each is made from the one before, so that the compiler asks for one that is new.
+fn limits_and_loops() -> Vec<(LimitKind, LoopKind)> {
+    let limits = std::iter::successors(Some(LimitKind::InFlight), |limit| match limit {
+        LimitKind::InFlight => Some(LimitKind::Rate),
+        LimitKind::Rate => Some(LimitKind::ModuleInFlight),
+        LimitKind::ModuleInFlight => None,
+    });
+    let loops = || {
+        std::iter::successors(Some(LoopKind::Inner), |of| match of {
+            LoopKind::Inner => Some(LoopKind::Outer),
+            LoopKind::Outer => Some(LoopKind::Backlog),
+            LoopKind::Backlog => None,
+        })
+    };
+    limits.flat_map(|limit| loops().map(move |of| (limit, of))).collect()
+}
+
+#[test]
+fn an_adjustment_of_every_limit_by_every_loop_is_as_described() {
+    let time = WallMs(1_800_000_000_000);
+    for (limit, of) in limits_and_loops() {
+        let adjustment: Adjustment = serde_json::from_value(json!({
+            "class": "job-list", "limit": limit, "old": 4.0, "new": 2.5, "law": "aimd", "terms": "no_information",
+            "signals": [{
+                "name": "head_cpu", "value": 97.0, "target": 80.0, "pressure": 1.2125, "age_ms": 400,
+                "source": "metrics", "unit": "%", "forecast": {"value": 99.0, "in_s": 5.0},
+            }],
+            "guardrail": "slew", "mode": "enforce", "loop": of, "policy_version": 1,
+            "apportioned": {
+                "module": "JobHead", "pressure": 1.2, "index": 0, "allotted": 0.5, "seen": 1.1,
+                "claims": [{"want": 0.7, "weight": 8.0, "floor": 0.1}],
+            },
+            "derivation": {"by": "given", "why": "a test"}, "decided_by": "a", "other": {"loop": of, "value": 3.0},
+            "reason": "cut",
+        }))
+        .unwrap();
+        let row = serde_json::to_value(AdjustmentRow::new(time, &adjustment)).unwrap();
+        fits_named(&DESCRIPTION, "Adjustment", &row)
+            .unwrap_or_else(|fault| panic!("{limit:?} {of:?}: {fault}"));
+        let row = EventRow { time, event: Event::Adjustment(Box::new(adjustment)) };
+        fits_named(&DESCRIPTION, "Event", &serde_json::to_value(row).unwrap())
+            .unwrap_or_else(|fault| panic!("{limit:?} {of:?}: {fault}"));
+    }
+}
+
+#[test]
+fn an_event_of_every_kind_is_as_described() {
+    let log = std::fs::read_to_string("tests/fuzz/adjustments.jsonl").unwrap();
+    let logged = log.lines().filter_map(|line| serde_json::from_str::<LoggedEvent>(line).ok());
+    let others = [
+        json!({"event": "stop", "reason": "SIGTERM"}),
+        json!({
+            "event": "shed", "request": "r", "class": "job-list", "module": "JobHead", "cause": "class_rate",
+            "shadow": false, "client": "00ff", "retry_after_s": 2, "table": 3, "in_flight_limit": 4.0, "in_flight": 4,
+            "rate_limit": 2.0, "work_s": 0.5, "work_limit_s": 1.0, "waited_ms": 10, "via": "ratelimit_service",
+        }),
+        json!({
+            "event": "shed_summary", "class": "job-list", "interval_ms": 10_000, "offered": 9, "served": 5,
+            "causes": [{"label": "class_rate", "count": 4}], "shadow": 0, "clients": [{"label": "00ff", "count": 4}],
+        }),
+        json!({
+            "event": "mode_change", "class": "all", "limit": "rate", "from": "enforce", "to": "manual", "value": 2.0,
+            "who": "ana", "why": "a test", "until": "2026-12-01T00:00:00.000Z",
+        }),
+        json!({
+            "event": "config_change", "accepted": true, "policy_version": 2, "source": "a file", "changes": ["one"],
+            "problems": [],
+        }),
+        json!({"event": "upstream", "up": false, "problem": "no connection"}),
+        json!({
+            "event": "leadership", "role": "cut_off", "leader": "a", "token": 1, "replicas": 2, "problem": "timeout",
+        }),
+        json!({"event": "gap", "lost": 1, "torn_bytes": 7, "why": "the queue was full"}),
+    ];
+    let made = others.map(|event| serde_json::from_value::<Event>(event).unwrap());
+    let mut seen = BTreeSet::new();
+    for event in logged.map(|line| line.event).chain(made) {
+        seen.insert(event.name());
+        let row = serde_json::to_value(EventRow { time: WallMs(0), event }).unwrap();
+        fits_named(&DESCRIPTION, "Event", &row).unwrap_or_else(|fault| panic!("{fault}"));
+    }
+    assert_eq!(seen, BTreeSet::from(Event::NAMES));
+}
+
+#[test]
+fn every_schema_of_the_description_is_there_and_says_what_it_is() {
+    let schemas = DESCRIPTION["components"]["schemas"].as_object().unwrap();
+    let text = DESCRIPTION.to_string();
     for reference in text.split("#/components/schemas/").skip(1) {
         let name = reference.split('"').next().unwrap();
-        assert!(described["components"]["schemas"][name].is_object(), "{name}");
+        assert!(schemas.contains_key(name), "{name}");
     }
+    for (name, schema) in schemas {
+        assert!(schema["description"].is_string(), "{name}");
+        assert!(text.contains(&format!("#/components/schemas/{name}\"")), "{name} is used");
+        assert!(!name.ends_with(|last: char| last.is_ascii_digit()), "{name}: two types of one name");
+        for (field, of) in schema["properties"].as_object().into_iter().flatten() {
+            assert!(of["description"].is_string(), "{name}.{field}");
+        }
+    }
+    assert!(!text.contains("[`"), "a link to a Rust item leads nowhere here");
 }
 
 /// What must hold of the figures in every state: no part is more than the whole.

@@ -1,5 +1,6 @@
 //! A whole rayguard on ephemeral loopback ports, in front of an emulated head.
 
+use crate::described::{check_answer, check_order};
 use rayguard::admin;
 use rayguard::admin::access::Access;
 use rayguard::admin::listen::Listener;
@@ -99,10 +100,16 @@ impl Instance {
         Instance { app, head: Some(head), proxy: proxy_address, admin, client, file: path, dir }
     }
 
-    /// An answer's status and body.
+    /// An answer's status and body, which must be as described.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let answer = self.client.get(format!("{}{path}", self.admin)).send().await.unwrap();
-        (answer.status().as_u16(), answer.text().await.unwrap())
+        let (status, is_json) =
+            (answer.status().as_u16(), answer.headers()["content-type"] == "application/json");
+        let body = answer.text().await.unwrap();
+        if is_json {
+            check_answer("get", path, status, &serde_json::from_str(&body).unwrap());
+        }
+        (status, body)
     }
 
     /// An answer that must be 200 and JSON.
@@ -112,12 +119,18 @@ impl Instance {
         serde_json::from_str(&body).unwrap()
     }
 
-    /// What comes of an order.
+    /// What comes of an order; it must be described, as must the order be that is carried out.
     pub(crate) async fn order(&self, path: &str, order: &serde_json::Value) -> (u16, serde_json::Value) {
         let request =
             self.client.post(format!("{}{path}", self.admin)).header("content-type", "application/json");
         let answer = request.body(order.to_string()).send().await.unwrap();
-        (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap())
+        let (status, answer) =
+            (answer.status().as_u16(), serde_json::from_str(&answer.text().await.unwrap()).unwrap());
+        check_answer("post", path, status, &answer);
+        if status == 200 {
+            check_order(path, order);
+        }
+        (status, answer)
     }
 
     /// Sends a request through the proxy; its status.

@@ -9,6 +9,7 @@
 
 mod api;
 mod cli;
+mod described;
 mod instance;
 mod metrics;
 mod notify;

@@ -38,6 +38,8 @@ use crate::admission::tiers::TierPlace;
 use crate::policy::{ClassId, Kind, ModuleId, NEEDED, PerClientLimits, Policy, Priority, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -127,8 +129,9 @@ pub struct WaitId {
 }
 
 /// What keeps requests waiting.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[repr(u8)]
+#[serde(rename_all = "snake_case")]
 pub enum HeldBy {
     /// The class's limit on requests in flight.
     InFlight,

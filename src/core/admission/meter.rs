@@ -3,6 +3,8 @@
 //! Counters only ever rise and are read without stopping anyone; the loop looks at the
 //! difference between two snapshots ([`Counts::since`]), the metrics page at the totals.
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,8 +12,9 @@ use std::time::Duration;
 /// about nine minutes; a quantile read from them is at most 19 % high.
 pub const BUCKETS: usize = 93;
 
-/// Why a request was refused. The order is the metrics' order; labels are public.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+/// Why a request was refused.
+// The order is the metrics' order; labels are public.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reason {
     /// The route is blocked by policy.

@@ -22,10 +22,11 @@
 //! Floors that do not fit together are scaled down in proportion. What is no number, or
 //! negative, counts as 0.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// One client's claim on something divisible.
-#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+/// One claim on something divisible.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Claim {
     /// What it would use, in the unit of the capacity.
     pub want: f64,

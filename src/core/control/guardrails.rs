@@ -29,6 +29,7 @@ use super::knee::Knee;
 use super::law::Observation;
 use crate::policy::{Bounds, Control};
 use crate::time::Time;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ pub(crate) const DEMAND_FACTOR: f64 = 2.0;
 const GROUND: f64 = 0.01;
 
 /// Which guardrail held a proposal back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Guardrail {
     /// The proposal was no number.

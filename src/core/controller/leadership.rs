@@ -22,12 +22,14 @@ use crate::controller::view::PinView;
 use crate::controller::{ClassReading, Controller, Effects, ProxyReading};
 use crate::event::{Event, LimitKind, LoopKind};
 use crate::time::{Time, duration_from_secs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// Whose decisions count.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
+#[schemars(rename = "ReplicaRole")]
 pub enum Role {
     /// This replica's.
     Leads,
@@ -61,8 +63,9 @@ pub struct Peer {
     pub reading: ProxyReading,
 }
 
-/// The replicas, for people.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+/// This replica, and what it knows of the others.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Replicas")]
 pub struct ReplicasView {
     /// This replica.
     pub name: String,
@@ -80,8 +83,9 @@ pub struct ReplicasView {
     pub peers: Vec<PeerView>,
 }
 
-/// One replica, for people.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+/// One replica.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Replica")]
 pub struct PeerView {
     /// Its name and run.
     pub name: String,
@@ -92,7 +96,7 @@ pub struct PeerView {
 }
 
 /// The role of this replica has changed.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LeadershipChange {
     /// Whose decisions count here from now on.
     pub role: Role,

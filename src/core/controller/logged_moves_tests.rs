@@ -73,7 +73,7 @@ fn an_override_of_the_mode_outlives_a_reload_that_does_not_speak_of_it() {
     let reload = |controller: &Controller, mode| {
         controller.reconfigure(policy(64.0), &[mode], &BTreeMap::new(), at(2.0))
     };
-    let mode = |controller: &Controller| controller.view(at(2.0)).classes[0].mode.clone();
+    let mode = |controller: &Controller| controller.view(at(2.0)).classes[0].mode.label();
     let same = reload(&controller, Mode::Enforce);
     assert_eq!(mode(&same), "shadow");
     let spoken = reload(&reload(&same, Mode::Shadow), Mode::Enforce);
@@ -173,7 +173,7 @@ fn a_class_in_shadow_mode_is_shown_so_though_a_limit_of_it_is_pinned() {
         controller.on_override(&order, "ana", "test", at(1.0), WallMs(0)).unwrap();
     }
     let class = &controller.view(at(2.0)).classes[0];
-    assert!(class.mode == "shadow" && class.limits[0].pinned, "{class:?}");
+    assert!(class.mode.label() == "shadow" && class.limits[0].pinned, "{class:?}");
 }
 
 #[test]

@@ -1,15 +1,17 @@
 //! What the controller looks like from outside: for the admin API, `status`, the demo and reports.
 
-use crate::admission::table::Mode;
+use crate::admission::controller::HeldBy;
+use crate::admission::table::Mode as ShedMode;
 use crate::alert;
 use crate::controller::{Controller, ProxyReading};
-use crate::event::{LimitKind, SignalHealth};
+use crate::event::{LimitKind, Mode, SignalHealth};
 use crate::policy::{ClassId, SignalId, Treatment};
 use crate::time::Time;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Everything at one moment.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct View {
     /// Version of the limit table.
     pub table: u64,
@@ -31,13 +33,14 @@ pub struct View {
     pub alerts: Vec<alert::Transition>,
     /// Events lost from the adjustment log since the start.
     pub events_lost: u64,
-    /// The other replicas, where there are any.
+    /// The other replicas; null where the configuration has no `[replicas]`.
     #[serde(default)]
     pub replicas: Option<crate::controller::leadership::ReplicasView>,
 }
 
 /// One module.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Module")]
 pub struct ModuleView {
     /// Its name.
     pub name: String,
@@ -48,7 +51,8 @@ pub struct ModuleView {
 }
 
 /// One limit held by hand.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Pin")]
 pub struct PinView {
     /// The class's name.
     pub class: String,
@@ -65,17 +69,18 @@ pub struct PinView {
 }
 
 /// One signal.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Signal")]
 pub struct SignalView {
     /// Its name.
     pub name: String,
-    /// What it is worth.
+    /// Whether its readings arrive.
     pub health: SignalHealth,
     /// The last value, in `unit`.
     pub value: Option<f64>,
     /// The target, in `unit`.
     pub target: f64,
-    /// value / target.
+    /// `value / target`: 1 is at target.
     pub pressure: Option<f64>,
     /// Its unit.
     pub unit: String,
@@ -91,25 +96,27 @@ pub struct SignalView {
 }
 
 /// One class.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Class")]
 pub struct ClassView {
     /// Its name.
     pub name: String,
     /// Its module.
     pub module: String,
-    /// `limited`, `exempt` or `blocked`.
-    pub treatment: String,
+    /// What is done with its requests.
+    pub treatment: Treatment,
     /// `shadow`, whatever is pinned or frozen; else `manual` (a limit is pinned), `frozen` or `enforce`.
-    pub mode: String,
-    /// 0 to 9.
+    pub mode: Mode,
+    /// 0 (served last) to 9 (served first).
+    #[schemars(range(max = 9))]
     pub priority: u8,
-    /// Proxy latency / objective, when last told.
+    /// The latency at the proxy divided by the objective, as last measured; null while there is no measurement.
     pub slo_pressure: Option<f64>,
     /// The objective, in seconds.
     pub slo_s: f64,
-    /// Limits as they stand.
+    /// Its limits, as they are in force.
     pub limits: Vec<LimitView>,
-    /// Under way now.
+    /// Requests in flight now.
     pub in_flight: u32,
     /// Learnt work of those under way, in seconds of the module's time.
     #[serde(default)]
@@ -118,7 +125,7 @@ pub struct ClassView {
     /// controller does not move.
     #[serde(default)]
     pub work_limit_s: Option<f64>,
-    /// Waiting now.
+    /// Requests waiting now.
     pub waiting: u32,
     /// Requests per second that came, over about ten seconds.
     pub offered_per_s: f64,
@@ -140,7 +147,7 @@ pub struct ClassView {
     /// Failed since the start; those that were sent to Ray are among `admitted`.
     #[serde(default)]
     pub failed: u64,
-    /// Would have been refused, were it not in shadow mode.
+    /// Sent on since the start, and would have been refused were the class not in shadow mode.
     pub shadow_shed: u64,
     /// The same per second.
     #[serde(default)]
@@ -154,17 +161,18 @@ pub struct ClassView {
     /// The same per second.
     #[serde(default)]
     pub shared_per_s: f64,
-    /// Which limit keeps requests waiting now; `None` while none waits.
+    /// Which limit keeps requests waiting now; null while none waits.
     #[serde(default)]
-    pub held_by: Option<String>,
+    pub held_by: Option<HeldBy>,
 }
 
 /// One limit.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Limit")]
 pub struct LimitView {
-    /// `in_flight` or `rate`.
+    /// Which limit.
     pub limit: LimitKind,
-    /// In force.
+    /// The value in force.
     pub value: f64,
     /// The lower bound.
     pub min: f64,
@@ -311,25 +319,20 @@ impl Controller {
             }
         }
         // Shadow first: that nothing is shed is more than that a limit does not move, and `pinned` and `frozen` say so.
-        let mode = if loops.mode == Mode::Shadow {
-            "shadow"
+        let mode = if loops.mode == ShedMode::Shadow {
+            Mode::Shadow
         } else if views.iter().any(|view| view.pinned) {
-            "manual"
+            Mode::Manual
         } else if self.overrides.frozen() {
-            "frozen"
+            Mode::Frozen
         } else {
-            "enforce"
+            Mode::Enforce
         };
         ClassView {
             name: class.name.to_string(),
             module: self.policy.modules[class.module.index()].name.to_string(),
-            treatment: match class.treatment {
-                Treatment::Limited => "limited",
-                Treatment::Exempt => "exempt",
-                Treatment::Blocked => "blocked",
-            }
-            .to_owned(),
-            mode: mode.to_owned(),
+            treatment: class.treatment,
+            mode,
             priority: class.priority.0,
             slo_pressure: loops.pressure,
             slo_s: class.slo.latency.as_secs_f64(),
