@@ -15,7 +15,7 @@
 //! they do so too when the dashboard's own loop, through which all modules are asked, or the node's CPU is short, while
 //! each module has its process.
 //!
-//! A profile also says what the dear routes of its version cost, as measured with 1,000 tasks and ten jobs or more
+//! A profile also says what the dear routes of its version cost, as measured with 1,000 tasks and 120 jobs
 //! (`benches/costs`); that stands for what is learnt until the first request of a route has been seen.
 
 use crate::policy::{Bounds, Module, ModuleId, Policy};
@@ -89,25 +89,24 @@ const NO_GCS: &[&str] = &["gcs_cpu", "gcs_memory", "gcs_slow_share", "gcs_very_s
 /// The dashboard does not look at its own loop.
 const NO_LOOP: &[&str] = &["dashboard_loop_tasks", "dashboard_loop_lag"];
 
-/// Where all modules are one process, measured on two busy cores: upper bounds.
+/// Where all modules are one process.
 const COSTS_2_9: &[(&str, f64)] = &[
-    ("/api/v0/tasks", 1034.0),
-    ("/api/v0/tasks/summarize", 1130.0),
-    ("/api/jobs/{job_or_submission_id}/logs", 63.0),
-    ("/api/v0/workers", 30.0),
-    ("/api/v0/actors", 23.0),
+    ("/api/v0/tasks", 663.0),
+    ("/api/v0/tasks/summarize", 546.0),
+    ("/api/jobs/", 68.0),
+    ("/api/v0/actors", 47.0),
+    ("/api/v0/workers", 34.0),
+    ("/api/jobs/{job_or_submission_id}/logs", 12.0),
 ];
 const COSTS_2_44: &[(&str, f64)] = &[
-    ("/api/v0/tasks", 1121.0),
-    ("/api/v0/tasks/summarize", 1238.0),
-    ("/api/jobs/{job_or_submission_id}/logs", 43.0),
-    ("/api/v0/workers", 40.0),
-    ("/api/v0/objects", 35.0),
-    ("/api/jobs/", 28.0),
-    ("/api/v0/actors", 24.0),
+    ("/api/v0/tasks", 586.0),
+    ("/api/v0/tasks/summarize", 612.0),
+    ("/api/jobs/", 67.0),
+    ("/api/v0/actors", 32.0),
+    ("/api/v0/workers", 25.0),
+    ("/api/jobs/{job_or_submission_id}/logs", 9.0),
 ];
 
-/// With 119 jobs, on two quiet cores.
 const COSTS_2_60: &[(&str, f64)] =
     &[("/api/v0/tasks", 138.0), ("/api/v0/tasks/summarize", 142.0), ("/api/jobs/", 19.4)];
 
