@@ -184,7 +184,21 @@ struct Look<'a> {
 
 // === Ray itself ===
 
+/// The subject of what is said of the profile; once it is corrected, of that alone.
+const PROFILE: &str = "ray profile";
+
 impl Look<'_> {
+    fn profile(&self, ray: &Seen) -> Finding {
+        let says = ray.view(self.settings.ray).says;
+        if self.settings.ray.is_none() && ray.fit == Fit::Newer {
+            let remedy = "look for a rayguard that knows it; until then it is taken for the newest that is known, as far \
+                          as its metrics do not say otherwise";
+            Finding::warn(PROFILE, says, remedy)
+        } else {
+            Finding::ok(PROFILE, says)
+        }
+    }
+
     async fn ray(&mut self) -> Vec<Finding> {
         let Ok(dashboard) = Url::parse(&self.settings.upstream.url()) else { return Vec::new() };
         let mut findings = Vec::new();
@@ -194,13 +208,7 @@ impl Look<'_> {
             Ok(version) => {
                 findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version)));
                 self.ray = Seen::of_version(&version.ray_version);
-                let says = self.ray.view(self.settings.ray).says;
-                findings.push(if self.settings.ray.is_none() && self.ray.fit == Fit::Newer {
-                    let remedy = "look for a rayguard that knows it; until then it is taken for the newest that is known";
-                    Finding::warn("ray profile", says, remedy)
-                } else {
-                    Finding::ok("ray profile", says)
-                });
+                findings.push(self.profile(&self.ray));
             }
             Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
                 findings.push(if token.is_some() {
@@ -565,7 +573,8 @@ impl Look<'_> {
             None => Seen::of_signals(is_read).unwrap_or_default(),
         };
         if ray.version.is_none() || ray != self.ray {
-            findings.push(Finding::ok("ray profile", ray.view(self.settings.ray).says));
+            findings.retain(|finding| finding.subject != PROFILE);
+            findings.push(self.profile(&ray));
         }
         let profile = self.settings.ray.copied().unwrap_or(ray.profile);
         let is_known = ray != Seen::default();

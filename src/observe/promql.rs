@@ -65,7 +65,7 @@ pub enum QueryError {
     NoTls,
     /// Its certificate is not trusted.
     #[error(
-        "TLS with Prometheus fails: {cause}; `metrics.prometheus_authorities` names the CA certificates it must chain to"
+        "TLS with Prometheus fails: {cause}; {}", tls_remedy(.cause)
     )]
     Tls {
         /// The library's words.
@@ -135,6 +135,19 @@ fn remedy(status: u16) -> &'static str {
         404 => "; check the path before `/api/v1/query` in `metrics.prometheus`",
         300..=399 => ", a redirect, which is not followed; give the final address",
         _ => "",
+    }
+}
+
+fn tls_remedy(cause: &str) -> &'static str {
+    if cause.contains("CaUsedAsEndEntity") {
+        "its certificate is a CA's own, which no server may use: sign one for the server with it, and name that CA in \
+         `metrics.prometheus_authorities`"
+    } else if cause.contains("UnsupportedCertVersion") {
+        "its certificate is of X.509 version 1; give it one of version 3"
+    } else if cause.contains("not valid for name") {
+        "ask it by a name that its certificate holds"
+    } else {
+        "`metrics.prometheus_authorities` names the CA certificates it must chain to"
     }
 }
 

@@ -279,6 +279,7 @@ impl App {
     fn expect_costs(&self, profile: &Profile) {
         let proxy = self.proxy();
         let costs = proxy.admission.costs();
+        costs.expect_nothing();
         profile.expected_costs().for_each(|(route, seconds)| costs.expect(route, seconds));
     }
 

@@ -58,15 +58,34 @@ impl Seen {
         Some(Seen { version: None, profile, fit: Fit::Between })
     }
 
-    /// The same, where it is newer than any that is known and the processes that its metrics name say otherwise; while
-    /// they say nothing, as `before`.
+    /// The same, where no profile was made for it and the processes that its metrics name say otherwise; while they
+    /// say nothing, as `before`.
     #[must_use]
     pub fn corrected(self, before: &Seen, is_read: impl Fn(&str) -> bool) -> Seen {
         let same = (before.version == self.version).then_some(before.profile);
         match (self.fit, Profile::of_signals(is_read).or(same)) {
-            (Fit::Newer, Some(profile)) => Seen { profile, ..self },
+            (Fit::Newer | Fit::Between | Fit::Unknown, Some(profile))
+                if profile.one_process != self.profile.one_process =>
+            {
+                Seen { profile, ..self }
+            }
             _ => self,
         }
+    }
+
+    /// What stands for it while it withholds its version: itself, as long as Ray has not been away since it told that
+    /// (a token that is being replaced, a rate limit on the way); then what its metrics say.
+    #[must_use]
+    fn withheld(&self, was_away: bool, is_read: impl Fn(&str) -> bool) -> Seen {
+        if self.version.is_some() && !was_away {
+            return self.clone();
+        }
+        let before = if self.version.is_none() { self.clone() } else { Seen::default() };
+        Seen::of_signals(is_read).unwrap_or(before)
+    }
+
+    fn is_corrected(&self) -> bool {
+        self.version.as_deref().is_some_and(|version| *profile::of_version(version).0 != self.profile)
     }
 
     /// The profile in force and why, for people; `fixed` is the operator's word.
@@ -77,8 +96,11 @@ impl Seen {
         let because = match (fixed, self.fit, version) {
             (Some(_), ..) => "set by ray_version",
             (None, Fit::Exact, Some(_)) => "made for it",
+            (None, Fit::Between | Fit::Unknown, Some(_)) if self.is_corrected() => {
+                "none was made for this version: told by the processes that its metrics name"
+            }
             (None, Fit::Between, Some(_)) => "the newest that is not newer",
-            (None, Fit::Newer, Some(_)) if self.profile != *profile::newest() => {
+            (None, Fit::Newer, Some(_)) if self.is_corrected() => {
                 "this Ray is newer than any that is known: told by the processes that its metrics name"
             }
             (None, Fit::Newer, Some(_)) => "this Ray is newer than any that is known: the newest",
@@ -126,12 +148,11 @@ pub fn start(app: &Arc<App>) {
                     app.on_ray(&seen.corrected(&app.seen(), |name| app.has_read(name)));
                     last = version.ray_version;
                 }
-                // It wants a token, or its login page comes first.
-                Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 300..=499 }, .. }) => {
-                    app.on_reads_known(false);
-                    if let Some(seen) = Seen::of_signals(|name| app.has_read(name)) {
-                        app.on_ray(&seen);
-                    }
+                Err(fault) if withholds(&fault) => {
+                    let was_away = !app.knows_reads();
+                    let seen = app.seen().withheld(was_away, |name| app.has_read(name));
+                    app.on_reads_known(seen.version.is_some() && !was_away);
+                    app.on_ray(&seen);
                 }
                 // A head that is slow to answer is the head that it was.
                 Err(_) => {}
@@ -145,6 +166,16 @@ pub fn start(app: &Arc<App>) {
             }
         }
     });
+}
+
+/// It wants a token, or a login page comes first. Anything else says nothing of who answers.
+fn withholds(fault: &DiscoverError) -> bool {
+    let DiscoverError::Dashboard { fault, .. } = fault else { return false };
+    matches!(
+        fault,
+        FetchError::Status { status: 301 | 302 | 303 | 307 | 308 | 401 | 403 | 404 }
+            | FetchError::WebPage { .. }
+    )
 }
 
 #[cfg(test)]
@@ -176,7 +207,40 @@ mod tests {
             back_in_one.view(None)
         );
         assert_eq!(seen("2.60.0", &["dashboard_cpu"]).profile, *profile::newest());
+        assert_eq!(seen("2.9.3", &["dashboard_cpu"]).profile.ray, "2.9");
+        assert_eq!(seen("2.30.0", &["dashboard_cpu"]).profile.ray, "2.9", "they say what was thought");
+        let everything = |_: &str| true;
+        let between = Seen::of_version("2.52.0").corrected(&Seen::default(), everything);
+        assert_eq!(between.profile, *profile::newest());
+        assert!(
+            between.view(None).says.contains("none was made for this version"),
+            "{:?}",
+            between.view(None)
+        );
         let later = Seen::of_version("2.61.0").corrected(&back_in_one, |_| false);
         assert_eq!(later, back_in_one, "a page that is missed changes nothing");
+    }
+
+    #[test]
+    fn a_version_that_is_withheld_is_what_it_was_until_ray_has_been_away() {
+        let known = Seen::of_version("2.60.0");
+        assert_eq!(known.withheld(false, |_| true), known, "a token that is being replaced");
+        let hidden = known.withheld(true, |name| name == "dashboard_cpu");
+        assert_eq!((hidden.version.clone(), hidden.profile.ray), (None, "2.44"), "it may be an older one");
+        assert_eq!(known.withheld(true, |_| false), Seen::default(), "nothing says what it is");
+        assert_eq!(hidden.withheld(true, |_| false), hidden, "a page that is missed changes nothing");
+    }
+
+    #[test]
+    fn what_wants_a_token_or_a_login_withholds_its_version_and_what_is_short_of_time_does_not() {
+        let of = |fault| withholds(&DiscoverError::Dashboard { url: String::new(), fault });
+        for status in [302, 307, 401, 403, 404] {
+            assert!(of(FetchError::Status { status }), "{status}");
+        }
+        assert!(of(FetchError::WebPage { content_type: "text/html".to_owned() }));
+        for status in [408, 429, 500, 503] {
+            assert!(!of(FetchError::Status { status }), "{status}");
+        }
+        assert!(!of(FetchError::Slow { timeout: Duration::from_secs(1) }));
     }
 }

@@ -235,10 +235,17 @@ impl Watch {
         let mut last_fault = String::new();
         loop {
             self.discover(&mut last_fault).await;
-            let calm = self.head_answers.load(Ordering::Relaxed) && !self.targets.borrow().is_empty();
-            tokio::time::sleep(if calm { REDISCOVER_CALM } else { REDISCOVER }).await;
-            if self.is_succeeded() {
-                return;
+            let mut slept = Duration::ZERO;
+            while slept < REDISCOVER_CALM {
+                tokio::time::sleep(REDISCOVER).await;
+                slept += REDISCOVER;
+                if self.is_succeeded() {
+                    return;
+                }
+                // A head that has been replaced has other ports.
+                if !self.head_answers.load(Ordering::Relaxed) || self.targets.borrow().is_empty() {
+                    break;
+                }
             }
         }
     }

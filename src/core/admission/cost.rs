@@ -107,6 +107,11 @@ impl Costs {
         self.permit(route).expected.store(seconds.to_bits(), Ordering::Relaxed);
     }
 
+    /// Forgets what routes were thought to cost: it was said of another Ray.
+    pub fn expect_nothing(&self) {
+        self.0.iter().for_each(|cost| cost.expected.store(0.0_f64.to_bits(), Ordering::Relaxed));
+    }
+
     /// For how long a request of a route is thought to hold its permit, in seconds: a low quantile of
     /// its latency; zero until one has been seen.
     #[must_use]

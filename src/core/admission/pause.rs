@@ -66,7 +66,7 @@ pub(super) struct Asks {
 impl Pause {
     /// A request of the class has ended that took so much of its module's time.
     pub(super) fn begin(&self, took: Duration, of_stranger: bool, now: Time) {
-        self.took_us.store(u64::try_from(took.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        keep(&self.took_us, took);
         self.of_stranger.store(of_stranger, Ordering::Relaxed);
         self.ended.store(now.0, Ordering::Relaxed);
     }
@@ -92,7 +92,7 @@ impl Pause {
             let paused = self.since_ended(now).as_secs_f64() / (1.0 / limit - 1.0);
             (seconds(&self.took_us) + seconds(&self.owed_us) - paused).max(0.0)
         };
-        self.owed_us.store((owed * 1e6) as u64, Ordering::Relaxed);
+        keep(&self.owed_us, duration_from_secs(owed));
     }
 
     fn has_paused(&self, took: f64, limit: f64, now: Time) -> bool {
@@ -102,6 +102,10 @@ impl Pause {
     fn since_ended(&self, now: Time) -> Duration {
         now.since(Time(self.ended.load(Ordering::Relaxed)))
     }
+}
+
+fn keep(us: &AtomicU64, length: Duration) {
+    us.store(u64::try_from(length.as_micros()).unwrap_or(u64::MAX), Ordering::Relaxed);
 }
 
 fn seconds(us: &AtomicU64) -> f64 {

@@ -128,6 +128,7 @@ const CONTROL_PLANE: &[Condition] = &[OneOf(
         "dashboard_ReportHead",
         "dashboard_ServeHead",
         "dashboard_EventHead",
+        "dashboard_TaskEventsHead",
         "dashboard_MetricsHead",
         "dashboard_DataHead",
         "dashboard_TrainHead",
