@@ -64,7 +64,7 @@ def run(binary, home, requests, shed):
     answered = statuses.count(expected)
     assert shed or answered == requests, f"{answered} of {requests} answered 200"
     assert not shed or answered <= requests * 0.02 + 4, f"{answered} of {requests} got in"
-    return functions(out, "no"), functions(out, "yes")[CLIENT_TASKS]
+    return functions(out, "no"), functions(out, "yes").get(CLIENT_TASKS)
 
 
 def functions(out, inclusive):
@@ -96,8 +96,9 @@ def main():
             for binary in arguments.binary:
                 (before, less), (after, more) = (run(binary, home, n, arguments.shed) for n in (few, many))
                 whole = sum(after.values()) - sum(before.values())
-                print(f"{(more - less) / (many - few):10,.0f} instructions per request in the clients' tasks, "
-                      f"{whole / (many - few):,.0f} in the whole program: {binary}")
+                # A binary without symbols has no name for them.
+                tasks = f"{(more - less) / (many - few):,.0f} in the clients' tasks, " if more is not None else ""
+                print(f"instructions per request: {tasks}{whole / (many - few):,.0f} in the whole program: {binary}")
                 if arguments.functions:
                     grown = sorted(((after[name] - before.get(name, 0)) / (many - few), name) for name in after)
                     for instructions, name in reversed(grown[-arguments.functions:]):
