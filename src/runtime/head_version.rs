@@ -63,10 +63,8 @@ impl Seen {
     #[must_use]
     pub fn corrected(self, before: &Seen, is_read: impl Fn(&str) -> bool) -> Seen {
         let same = (before.version == self.version).then_some(before.profile);
-        match (self.fit, Profile::of_signals(is_read).or(same)) {
-            (Fit::Newer | Fit::Between | Fit::Unknown, Some(profile))
-                if profile.one_process != self.profile.one_process =>
-            {
+        match Profile::of_signals(is_read).or(same) {
+            Some(profile) if self.fit != Fit::Exact && profile.one_process != self.profile.one_process => {
                 Seen { profile, ..self }
             }
             _ => self,

@@ -74,25 +74,37 @@ impl Pause {
     /// Whether it is over for this request.
     #[must_use]
     pub(super) fn is_over(&self, asks: Asks, now: Time) -> bool {
-        let took = seconds(&self.took_us);
-        let counts = match (asks.known, self.of_stranger.load(Ordering::Relaxed)) {
-            (false, _) => took + seconds(&self.owed_us),
-            (true, false) => took,
+        // Most limits are above one: then nothing else is looked at.
+        let of_class = || match (asks.known, self.of_stranger.load(Ordering::Relaxed)) {
+            (false, _) => self.all(),
+            (true, false) => seconds(&self.took_us),
             (true, true) => 0.0,
         };
-        let beside_urgent = if asks.urgent { share_beside_urgent(took) } else { 1.0 };
-        self.has_paused(counts, asks.limit, now) && self.has_paused(took, beside_urgent, now)
+        let for_class = asks.limit >= 1.0 || self.has_paused(of_class(), asks.limit, now);
+        let for_urgent = || {
+            let took = seconds(&self.took_us);
+            self.has_paused(took, share_beside_urgent(took), now)
+        };
+        for_class && (!asks.urgent || for_urgent())
     }
 
-    /// One begins under this limit: what has not been paused for by now is owed.
+    /// One begins under this limit: what has not been paused for by now is owed; nothing, once a stranger might begin.
     pub(super) fn end(&self, limit: f64, now: Time) {
-        let owed = if limit >= 1.0 {
+        if limit >= 1.0 && self.owed_us.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let all = self.all();
+        let owed = if self.has_paused(all, limit, now) {
             0.0
         } else {
-            let paused = self.since_ended(now).as_secs_f64() / (1.0 / limit - 1.0);
-            (seconds(&self.took_us) + seconds(&self.owed_us) - paused).max(0.0)
+            all - self.since_ended(now).as_secs_f64() / (1.0 / limit - 1.0)
         };
         keep(&self.owed_us, duration_from_secs(owed));
+    }
+
+    /// What is to be paused for, in seconds of the module's time.
+    fn all(&self) -> f64 {
+        seconds(&self.took_us) + seconds(&self.owed_us)
     }
 
     fn has_paused(&self, took: f64, limit: f64, now: Time) -> bool {
@@ -169,6 +181,9 @@ mod tests {
         let pause = Pause::default();
         pause.begin(Duration::from_secs(60), true, at(0.0));
         assert!(!is_over(&pause, 0.1, false, at(299.0)) && is_over(&pause, 0.1, false, at(300.0)));
+        pause.end(0.1, at(300.0));
+        pause.begin(Duration::from_secs(1), true, at(301.0));
+        assert!(is_over(&pause, 0.1, false, at(310.1)), "what was cut short is not made up for");
     }
 
     #[test]

@@ -9,9 +9,10 @@
 //! A version takes the newest profile that is not newer than itself, and one newer than all the newest of them. While
 //! no version is known, it is the oldest.
 //!
-//! **A newer Ray is corrected by what it exports.** Its metrics name the processes of its dashboard: a module whose
-//! process is not among them, or goes by a name that is not known, counts as living in the dashboard's own, the more
-//! careful of the two ([`Profile::of_signals`]); the others keep theirs. That latencies rise together would not say it:
+//! **A Ray that no profile was made for is corrected by what it exports.** Its metrics name the processes of its
+//! dashboard: a module whose process is not among them, or goes by a name that is not known, counts as living in the
+//! dashboard's own, the more careful of the two ([`Profile::of_signals`]); the others keep theirs, and task events, whose
+//! process has no signal, what the profile says. That latencies rise together would not say it:
 //! they do so too when the dashboard's own loop, through which all modules are asked, or the node's CPU is short, while
 //! each module has its process.
 //!
