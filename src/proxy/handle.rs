@@ -43,7 +43,7 @@ use rayguard_core::usage::{RequestSummary, Unlisted, Verdict};
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The connection a request came on.
@@ -68,22 +68,11 @@ pub(crate) const RECONNECT_S: u32 = 2;
 struct RequestContext {
     proxy: Arc<ProxyState>,
     entrance: Arc<Entrance>,
-    peer: Peer,
+    peer: Arc<Peer>,
     id: Id,
-    /// Whether the peer may say for whom it asks.
-    trusted: bool,
-    matched: Match,
-    /// What the admission controller is asked.
-    ask: Ask,
-    /// What was sent to Ray for a request that this one repeats.
-    sent_head: Option<Arc<SentHead>>,
-    keyless: bool,
-    error_format: ErrorFormat,
-    session: Option<u64>,
-    /// Where the client calls from.
-    address: IpAddr,
-    /// What it asks for, if no route knows it.
-    unlisted: Option<Arc<Unlisted>>,
+    recognised: Arc<Recognised>,
+    /// It was recognised by the bytes of the request before it.
+    repeats: bool,
     /// When it knocked.
     since: Time,
     /// For how long its body was awaited.
@@ -107,7 +96,7 @@ struct RequestContext {
 /// None: it is what hyper calls.
 pub fn handle(
     front: &Arc<Front>,
-    peer: Peer,
+    peer: &Arc<Peer>,
     request: Request<Incoming>,
     closing: Option<Tasks>,
     memory: Option<Memory>,
@@ -159,7 +148,7 @@ enum Onward {
 
 /// The last request of a connection as it was recognised, and under which configuration.
 #[derive(Default)]
-pub struct LastRequest(Cell<Option<(Arc<Front>, Recognised)>>);
+pub struct LastRequest(Cell<Option<(Arc<Front>, Arc<Recognised>)>>);
 
 /// What a connection remembers when a request comes on it.
 #[derive(Clone, Copy)]
@@ -171,29 +160,33 @@ pub struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    /// What is known of this request: as before if nothing has changed since, or else by looking at it.
-    fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> Recognised {
+    /// What is known of this request: as before if nothing has changed since, which is said beside it, or else by
+    /// looking at it.
+    fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> (Arc<Recognised>, bool) {
         let before = self.before.0.take().filter(|(then, _)| self.repeats && Arc::ptr_eq(then, front));
-        let (front, recognised) = match before {
-            Some((front, mut recognised)) => {
-                recognised.sent_head.get_or_insert_default();
-                (front, recognised)
-            }
-            None => (Arc::clone(front), recognise()),
-        };
-        self.before.0.set(Some((front, recognised.clone())));
-        recognised
+        let repeats = before.is_some();
+        let (front, recognised) =
+            before.unwrap_or_else(|| (Arc::clone(front), Arc::new(recognise())));
+        self.before.0.set(Some((front, Arc::clone(&recognised))));
+        (recognised, repeats)
     }
 }
 
 /// Recognises a request.
-fn begin(front: &Arc<Front>, peer: Peer, mut request: Request<Incoming>, memory: Option<Memory>) -> Begun {
+fn begin(
+    front: &Arc<Front>,
+    peer: &Arc<Peer>,
+    mut request: Request<Incoming>,
+    memory: Option<Memory>,
+) -> Begun {
     let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
     let id = proxy.ids.next();
     let look = || recognise(&proxy, &entrance, peer.address, &request);
-    let recognised = memory.map_or_else(look, |memory| memory.recall(front, look));
-    let Recognised { matched, ask, keyless, trusted, session, address, unlisted, call, .. } = recognised;
-    let Recognised { header_presence, malformed, error_format, sent_head, last, .. } = recognised;
+    let (recognised, repeats) = match memory {
+        Some(memory) => memory.recall(front, look),
+        None => (Arc::new(look()), false),
+    };
+    let Recognised { header_presence, malformed, matched, trusted, call, last, .. } = *recognised;
     let page = Page::of(&entrance, header_presence, request.headers());
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (mut parts, body) = request.into_parts();
@@ -219,17 +212,10 @@ fn begin(front: &Arc<Front>, peer: Peer, mut request: Request<Incoming>, memory:
     let context = RequestContext {
         proxy,
         entrance,
-        peer,
+        peer: Arc::clone(peer),
         id,
-        trusted,
-        matched,
-        ask,
-        sent_head,
-        keyless,
-        error_format,
-        session,
-        address,
-        unlisted,
+        recognised,
+        repeats,
         since,
         kept: Duration::ZERO,
         bytes,
@@ -325,7 +311,7 @@ fn recognise(
             (false, false) => Call::Plain,
         },
         last: is_last(request, header_presence),
-        sent_head: None,
+        sent_head: OnceLock::new(),
     }
 }
 
@@ -356,51 +342,54 @@ enum Call {
 
 /// What the proxy knows of a request before it decides: the same of the same bytes from the same peer, as long
 /// as the configuration is the same, except for a gRPC call, whose session may have begun.
-#[derive(Clone)]
 struct Recognised {
     header_presence: HeaderPresence,
     /// Why it cannot be passed on.
     malformed: Option<Malformed>,
     matched: Match,
+    /// What the admission controller is asked.
     ask: Ask,
     /// Whether it asks for something that takes an API key, and shows none.
     keyless: bool,
+    /// Whether the peer may say for whom it asks.
     trusted: bool,
     /// The Ray Client session it belongs to.
     session: Option<u64>,
+    /// Where the client calls from.
     address: IpAddr,
+    /// What it asks for, if no route knows it.
     unlisted: Option<Arc<Unlisted>>,
     error_format: ErrorFormat,
     call: Call,
     /// It is the last of its connection.
     last: bool,
     /// What is sent to Ray for it, once it was repeated: the same for all that are equal.
-    sent_head: Option<Arc<SentHead>>,
+    sent_head: OnceLock<Arc<SentHead>>,
 }
 
 impl RequestContext {
     /// What is refused before anything of it is read: what takes a key and shows none, and an
     /// upload whose submission would be refused.
     fn refuse_at_once(&self) -> Option<Response<Body>> {
-        let uploads = Some(self.matched.class) == self.proxy.linked.packages;
-        if !self.keyless && !uploads {
+        let uploads = Some(self.recognised.matched.class) == self.proxy.linked.packages;
+        if !self.recognised.keyless && !uploads {
             return None;
         }
         let table = self.proxy.table.load();
-        let (reason, wait) = if self.keyless {
+        let (reason, wait) = if self.recognised.keyless {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.proxy.linked.submit?;
-            self.proxy.admission.would_shed(&table, submit, self.ask.client, self.proxy.clock.now())?
+            self.proxy.admission.would_shed(&table, submit, self.recognised.ask.client, self.proxy.clock.now())?
         };
-        let shed = self.proxy.admission.refuse_at_once(&table, self.matched.class, reason, wait)?;
+        let shed = self.proxy.admission.refuse_at_once(&table, self.recognised.matched.class, reason, wait)?;
         Some(self.refuse(shed))
     }
 
     /// The way of a request with a body, which is its client's time and not Ray's.
     async fn pass_with_body(mut self, parts: Parts, body: Incoming) -> Response<Body> {
         let clock = self.proxy.clock;
-        if self.error_format == ErrorFormat::Grpc {
+        if self.recognised.error_format == ErrorFormat::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
             let body = ClientBody::Streamed(Box::new(Upload::new(body, None, self.flow.clone(), clock)));
             self.pass(parts, body, self.since).await
@@ -467,7 +456,7 @@ impl RequestContext {
                 Response::from_parts(parts, body)
             }
             Err(UpstreamError::Client(error)) => self.broke_off(&error),
-            Err(error) => reject::upstream(self.error_format, &error, &self.id, &self.contact()),
+            Err(error) => reject::upstream(self.recognised.error_format, &error, &self.id, &self.contact()),
         }
     }
 
@@ -476,7 +465,7 @@ impl RequestContext {
         match error {
             BodyError::Shed(shed) => return self.refuse(*shed),
             BodyError::Slow { lasted, .. } => {
-                self.proxy.usage().keep(self.ask, *lasted, self.proxy.clock.now());
+                self.proxy.usage().keep(self.recognised.ask, *lasted, self.proxy.clock.now());
             }
             BodyError::TooLarge(_) | BodyError::Broken(_) => {}
         }
@@ -508,15 +497,15 @@ impl RequestContext {
 
     /// Whether the job list is another one after this.
     fn changes_jobs(&self) -> bool {
-        let class = Some(self.matched.class);
+        let class = Some(self.recognised.matched.class);
         class == self.proxy.linked.submit || class == self.proxy.linked.control
     }
 
     /// A newcomer that Ray answered keeps its place until its session has started; any other permit
     /// rides in the answer.
     fn keep_place(&self, answer: &Response<RayBody>, permit: PermitGuard) -> Option<PermitGuard> {
-        let newcomer = Some(self.matched.class) == self.proxy.linked.newcomer;
-        let Some(session) = self.session.filter(|_| newcomer) else { return Some(permit) };
+        let newcomer = Some(self.recognised.matched.class) == self.proxy.linked.newcomer;
+        let Some(session) = self.recognised.session.filter(|_| newcomer) else { return Some(permit) };
         if !answer.status().is_success() || answer.headers().contains_key(GRPC_STATUS) {
             return Some(permit);
         }
@@ -526,7 +515,7 @@ impl RequestContext {
 
     /// The session whose stream this is.
     fn opens_session(&self) -> Option<u64> {
-        self.session.filter(|_| self.proxy.linked.sessions.contains(&Some(self.matched.class)))
+        self.recognised.session.filter(|_| self.proxy.linked.sessions.contains(&Some(self.recognised.matched.class)))
     }
 
     /// A session is alive from the moment Ray takes its stream.
@@ -552,7 +541,7 @@ impl RequestContext {
         let mut permit = self.try_admit(patience, now).await.inspect_err(|shed| self.note_refused(*shed))?;
         if permit.waited() && self.is_cut_off() {
             permit.failed();
-            let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
+            let (class, reason) = (self.recognised.matched.class, Reason::UpstreamUnreachable);
             let shed = Shed { class, reason, retry_after_s: RECONNECT_S };
             // Its permit counts it, as failed.
             self.log_refused(shed, self.proxy.clock.now());
@@ -564,7 +553,7 @@ impl RequestContext {
 
     /// What a request is told that Ray cannot be reached for.
     fn cut_off(&self) -> Option<Shed> {
-        let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
+        let (class, reason) = (self.recognised.matched.class, Reason::UpstreamUnreachable);
         let table = || self.proxy.table.load();
         let shed = self
             .is_cut_off()
@@ -574,7 +563,7 @@ impl RequestContext {
     }
 
     async fn try_admit(&self, patience: Duration, now: Time) -> Result<PermitGuard, Shed> {
-        let mut permit = self.proxy.admit_within(self.ask, patience, now).await?.asking(self.bytes);
+        let mut permit = self.proxy.admit_within(self.recognised.ask, patience, now).await?.asking(self.bytes);
         permit.kept_before(self.kept);
         Ok(permit)
     }
@@ -585,7 +574,7 @@ impl RequestContext {
             let verdict = if would_shed { Verdict::WouldShed } else { Verdict::Admitted };
             self.count(verdict, inner.admitted);
         }
-        permit.account(self.unlisted.clone());
+        permit.account(self.recognised.unlisted.clone());
     }
 
     /// Whether Ray accepts no connections, and the request is one that is told so at once. What is exempt
@@ -596,14 +585,14 @@ impl RequestContext {
 
     fn count(&self, verdict: Verdict, now: Time) {
         let summary = RequestSummary {
-            ask: self.ask,
-            address: self.address,
-            pattern: match &self.unlisted {
+            ask: self.recognised.ask,
+            address: self.recognised.address,
+            pattern: match &self.recognised.unlisted {
                 Some(unlisted) => &unlisted.pattern,
-                None => self.entrance.classifier.label(self.matched.route),
+                None => self.entrance.classifier.label(self.recognised.matched.route),
             },
-            unlisted: self.unlisted.as_deref(),
-            in_flight: self.proxy.admission.load(self.matched.class).0,
+            unlisted: self.recognised.unlisted.as_deref(),
+            in_flight: self.proxy.admission.load(self.recognised.matched.class).0,
         };
         self.proxy.count(&summary, verdict, now);
     }
@@ -617,7 +606,7 @@ impl RequestContext {
     ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
         let request = self.to_ray(parts, body);
         let upstream = Arc::clone(&self.entrance.upstream);
-        let sent_head = self.sent_head.clone();
+        let sent_head = self.repeats.then(|| Arc::clone(self.recognised.sent_head.get_or_init(Arc::default)));
         forward::send(upstream, request, sent_head, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
     }
 
@@ -637,13 +626,13 @@ impl RequestContext {
 
     fn too_late(&self, bound: Duration) -> Response<Body> {
         self.note_late();
-        reject::timeout(self.error_format, &self.class().name, bound, &self.id, &self.contact())
+        reject::timeout(self.recognised.error_format, &self.class().name, bound, &self.id, &self.contact())
     }
 
     /// Counts the request as failed, since Ray took too long.
     fn note_late(&self) {
-        self.proxy.admission.late(self.matched.class);
-        self.proxy.usage().fail(self.ask, self.unlisted.as_deref(), self.proxy.clock.now());
+        self.proxy.admission.late(self.recognised.matched.class);
+        self.proxy.usage().fail(self.recognised.ask, self.recognised.unlisted.as_deref(), self.proxy.clock.now());
     }
 
     fn contact(&self) -> Contact {
@@ -654,7 +643,7 @@ impl RequestContext {
     fn to_ray(&self, mut parts: Parts, body: ClientBody) -> Box<Request<ClientBody>> {
         self.tell_client(&mut parts.headers);
         let mut parts = origin_form(parts);
-        if self.error_format == ErrorFormat::Grpc {
+        if self.recognised.error_format == ErrorFormat::Grpc {
             parts.version = http::Version::HTTP_2;
         }
         Box::new(Request::from_parts(parts, body))
@@ -662,7 +651,7 @@ impl RequestContext {
 
     /// Says for whom the request is made: what is refused is told to nobody.
     fn tell_client(&self, headers: &mut HeaderMap) {
-        tell_client(headers, &self.peer.hop, self.trusted, self.peer.tls);
+        tell_client(headers, &self.peer.hop, self.recognised.trusted, self.peer.tls);
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
@@ -673,7 +662,7 @@ impl RequestContext {
     fn note_refused(&self, shed: Shed) {
         let now = self.proxy.clock.now();
         self.count(if shed.reason.is_failure() { Verdict::Unreachable } else { Verdict::Shed }, now);
-        self.proxy.record(self.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
+        self.proxy.record(self.recognised.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         self.log_refused(shed, now);
     }
 
@@ -681,8 +670,8 @@ impl RequestContext {
         self.proxy.note(now, || ShedNote {
             id: self.id.to_string(),
             shed,
-            route: Arc::clone(self.entrance.classifier.label(self.matched.route)),
-            client: self.ask.client.address,
+            route: Arc::clone(self.entrance.classifier.label(self.recognised.matched.route)),
+            client: self.recognised.ask.client.address,
             via: Via::Proxy,
             waited: now.since(self.since).saturating_sub(self.kept),
         });
@@ -693,11 +682,11 @@ impl RequestContext {
         spare.clear();
         let upstream = Some(self.entrance.upstream.address());
         let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
-        reject::shed(self.error_format, shed, &about, spare)
+        reject::shed(self.recognised.error_format, shed, &about, spare)
     }
 
     fn class(&self) -> &rayguard_core::policy::Class {
-        &self.proxy.policy.classes[self.matched.class.index()]
+        &self.proxy.policy.classes[self.recognised.matched.class.index()]
     }
 }
 

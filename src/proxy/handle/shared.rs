@@ -83,7 +83,7 @@ impl RequestContext {
 
     fn note_shared(&self, bytes: u64) {
         self.count(Verdict::Shared, self.proxy.clock.now());
-        self.proxy.record(self.ask, Ending::Shared, self.since, (0, bytes));
+        self.proxy.record(self.recognised.ask, Ending::Shared, self.since, (0, bytes));
     }
 
     fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
@@ -98,14 +98,14 @@ impl RequestContext {
     fn explain(&self, failure: &Failure, leads: bool) -> Response<Body> {
         let class = &self.class().name;
         match failure {
-            Failure::Upstream(error) => reject::upstream(self.error_format, error, &self.id, &self.contact()),
+            Failure::Upstream(error) => reject::upstream(self.recognised.error_format, error, &self.id, &self.contact()),
             Failure::TimedOut(bound) if leads => {
                 self.note_late();
-                reject::timeout(self.error_format, class, *bound, &self.id, &self.contact())
+                reject::timeout(self.recognised.error_format, class, *bound, &self.id, &self.contact())
             }
-            Failure::TimedOut(bound) => reject::timeout_of_equal(self.error_format, class, *bound, &self.id),
+            Failure::TimedOut(bound) => reject::timeout_of_equal(self.recognised.error_format, class, *bound, &self.id),
             Failure::BrokeOff(error) => {
-                reject::broke_off(self.error_format, error, &self.id, &self.contact())
+                reject::broke_off(self.recognised.error_format, error, &self.id, &self.contact())
             }
         }
     }
@@ -145,7 +145,7 @@ impl RequestContext {
             Ok(Fetched::Own(response)) => response,
             Ok(Fetched::Failed(failure)) => self.explain(&failure, true),
             Err(_) => reject::broke_off(
-                self.error_format,
+                self.recognised.error_format,
                 &"the request to Ray was given up",
                 &self.id,
                 &self.contact(),
