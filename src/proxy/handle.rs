@@ -25,7 +25,6 @@ use crate::tasks::Tasks;
 use crate::tunnel;
 use crate::upstream::UpstreamError;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderMap, HeaderValue, ORIGIN};
-use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -42,6 +41,7 @@ use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Verdict};
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::mem;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -101,16 +101,16 @@ pub fn handle(
     closing: Option<Tasks>,
     memory: Option<Memory>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
-    let Begun { context, parts, response_policy, page, last } = begin(front, peer, request, memory);
+    let Begun { context, request, onward, page, last } = begin(front, peer, request, memory);
     async move {
         let id = HeaderValue::from_bytes(context.id.as_bytes());
-        let mut response = match response_policy {
+        let mut response = match onward {
             Onward::Refused(refusal) => *refusal,
-            Onward::Plain => context.pass(parts, ClientBody::Empty, context.since).await,
+            Onward::Plain => context.pass(request, context.since).await,
             // What is not every request's way stands on the heap, and costs the others no room.
-            Onward::Upgraded(client) => Box::pin(context.tail(parts, client)).await,
-            Onward::Shared(key) => Box::pin(context.share(parts, key)).await,
-            Onward::WithBody(body) => Box::pin(context.pass_with_body(parts, body)).await,
+            Onward::Upgraded(client) => Box::pin(context.tail(request.into_parts().0, client)).await,
+            Onward::Shared(key) => Box::pin(context.share(request, key)).await,
+            Onward::WithBody(body) => Box::pin(context.pass_with_body(request, body)).await,
         };
         if let Ok(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
@@ -129,9 +129,9 @@ pub fn handle(
 /// A request that has been recognised, and what is to become of it.
 struct Begun {
     context: RequestContext,
-    parts: Parts,
-    response_policy: Onward,
-    page: Option<Page>,
+    request: Box<Request<ClientBody>>,
+    onward: Onward,
+    page: Option<Box<Page>>,
     /// It is the last of its connection.
     last: bool,
 }
@@ -189,25 +189,28 @@ fn begin(
     let Recognised { header_presence, malformed, matched, trusted, call, last, .. } = *recognised;
     let page = Page::of(&entrance, header_presence, request.headers());
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    // On the heap: it passes through many hands, and all that it passes through has room for it.
+    let mut request = Box::new(Request::from_parts(parts, ClientBody::Empty));
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     let (shadow, flow) = proxy.conduct(matched.class);
     let too_large =
         (bytes > peer.body.bytes_max && !shadow).then_some(Malformed::BodyTooLarge(peer.body.bytes_max));
-    strip(&mut parts.headers, header_presence);
-    strip_key(&mut parts.headers, proxy.identifier.key_header(), header_presence);
-    name_host(&mut parts);
+    strip(request.headers_mut(), header_presence);
+    strip_key(request.headers_mut(), proxy.identifier.key_header(), header_presence);
+    name_host(&mut request);
     if header_presence.has(HeaderPresence::COOKIE) {
-        join_cookies(&mut parts.headers);
+        join_cookies(request.headers_mut());
     }
     // An answer is shared by those who ask the same; a body is part of the question.
     let origin = Origin { hop: &peer.hop, trusted, tls: peer.tls };
     let coalesces = proxy.policy.classes[matched.class.index()].coalesce.is_some();
     let bare = http_body::Body::is_end_stream(&body);
     let shares = bare && coalesces && !shadow;
-    let question = || entrance.question(matched.route, &parts.uri);
-    let key =
-        shares.then(|| Key::of(&entrance, origin, &parts.method, &question(), &parts.headers)).flatten();
+    let question = || entrance.question(matched.route, request.uri());
+    let key = shares
+        .then(|| Key::of(&entrance, origin, request.method(), &question(), request.headers()))
+        .flatten();
     let since = proxy.clock.now();
     let context = RequestContext {
         proxy,
@@ -226,14 +229,14 @@ fn begin(
         .or(too_large)
         .map(|problem| reject::unread(problem, &context.id))
         .or_else(|| context.refuse_at_once());
-    let response_policy = match (refusal, upgrade, key) {
+    let onward = match (refusal, upgrade, key) {
         (Some(refusal), ..) => Onward::Refused(Box::new(refusal)),
         (None, Some(client), _) => Onward::Upgraded(client),
         (None, None, Some(key)) => Onward::Shared(key),
         (None, None, None) if bare => Onward::Plain,
         (None, None, None) => Onward::WithBody(body),
     };
-    Begun { context, parts, response_policy, page, last }
+    Begun { context, request, onward, page, last }
 }
 
 /// A web page that calls an application of Serve.
@@ -243,12 +246,12 @@ struct Page {
 }
 
 impl Page {
-    fn of(entrance: &Entrance, header_presence: HeaderPresence, headers: &HeaderMap) -> Option<Page> {
+    fn of(entrance: &Entrance, header_presence: HeaderPresence, headers: &HeaderMap) -> Option<Box<Page>> {
         if entrance.surface != Surface::Serve || !header_presence.has(HeaderPresence::ORIGIN) {
             return None;
         }
         let origin = headers.get(ORIGIN)?.clone();
-        Some(Page { origin, origins: entrance.origins.clone() })
+        Some(Box::new(Page { origin, origins: entrance.origins.clone() }))
     }
 
     /// Lets the page read an answer of ours; Ray's are left as they are.
@@ -387,12 +390,13 @@ impl RequestContext {
     }
 
     /// The way of a request with a body, which is its client's time and not Ray's.
-    async fn pass_with_body(mut self, parts: Parts, body: Incoming) -> Response<Body> {
+    async fn pass_with_body(mut self, mut request: Box<Request<ClientBody>>, body: Incoming) -> Response<Body> {
         let clock = self.proxy.clock;
         if self.recognised.error_format == ErrorFormat::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
-            let body = ClientBody::Streamed(Box::new(Upload::new(body, None, self.flow.clone(), clock)));
-            self.pass(parts, body, self.since).await
+            let body = Upload::new(body, None, self.flow.clone(), clock);
+            *request.body_mut() = ClientBody::Streamed(Box::new(body));
+            self.pass(request, self.since).await
         } else {
             let gathered = if self.flow.is_some() || self.shadow {
                 Ok(Err(body))
@@ -403,9 +407,10 @@ impl RequestContext {
             match gathered {
                 Ok(Ok(whole)) => {
                     self.kept = now.since(self.since);
-                    self.pass(parts, ClientBody::Whole(whole), now).await
+                    *request.body_mut() = ClientBody::Whole(whole);
+                    self.pass(request, now).await
                 }
-                Ok(Err(body)) => Arc::new(self).upload(parts, body).await,
+                Ok(Err(body)) => Arc::new(self).upload(request, body).await,
                 Err(error) => self.broke_off(&error),
             }
         }
@@ -415,17 +420,16 @@ impl RequestContext {
     #[expect(clippy::manual_async_fn, reason = "an `async fn` would keep its arguments twice")]
     fn pass(
         &self,
-        parts: Parts,
-        body: ClientBody,
+        mut request: Box<Request<ClientBody>>,
         now: Time,
     ) -> impl Future<Output = Response<Body>> + Send + '_ {
         async move {
             let permit = match self.let_in(Duration::MAX, now).await {
                 Ok(permit) => permit,
-                Err(shed) => return self.tell(shed, parts.headers),
+                Err(shed) => return self.tell(shed, mem::take(request.headers_mut())),
             };
             let opening = self.opens_session().map(|session| self.proxy.sessions.opening(session));
-            let exchange = self.exchange(parts, body, permit);
+            let exchange = self.exchange(request, permit);
             let response = match self.in_time(exchange).await {
                 Ok(answer) => self.pass_back(answer),
                 Err(late) => {
@@ -600,11 +604,10 @@ impl RequestContext {
     /// Sends it on.
     fn exchange(
         &self,
-        parts: Parts,
-        body: ClientBody,
+        mut request: Box<Request<ClientBody>>,
         permit: PermitGuard,
     ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
-        let request = self.to_ray(parts, body);
+        self.address_to_ray(&mut request);
         let upstream = Arc::clone(&self.entrance.upstream);
         let sent_head = self.repeats.then(|| Arc::clone(self.recognised.sent_head.get_or_init(Arc::default)));
         forward::send(upstream, request, sent_head, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
@@ -639,14 +642,13 @@ impl RequestContext {
         Contact::of(&self.proxy)
     }
 
-    /// The request as Ray gets it, on the heap: it passes through many hands.
-    fn to_ray(&self, mut parts: Parts, body: ClientBody) -> Box<Request<ClientBody>> {
-        self.tell_client(&mut parts.headers);
-        let mut parts = origin_form(parts);
+    /// Makes of it what Ray gets.
+    fn address_to_ray(&self, request: &mut Request<ClientBody>) {
+        self.tell_client(request.headers_mut());
+        origin_form(request);
         if self.recognised.error_format == ErrorFormat::Grpc {
-            parts.version = http::Version::HTTP_2;
+            *request.version_mut() = http::Version::HTTP_2;
         }
-        Box::new(Request::from_parts(parts, body))
     }
 
     /// Says for whom the request is made: what is refused is told to nobody.
@@ -691,28 +693,28 @@ impl RequestContext {
 }
 
 /// The host as a header, wherever the client wrote it.
-fn name_host(parts: &mut Parts) {
-    if let Some(authority) = parts.uri.authority()
-        && !parts.headers.contains_key(http::header::HOST)
+fn name_host(request: &mut Request<ClientBody>) {
+    if let Some(authority) = request.uri().authority()
+        && !request.headers().contains_key(http::header::HOST)
         && let Ok(host) = HeaderValue::try_from(authority.as_str())
     {
-        parts.headers.insert(http::header::HOST, host);
+        request.headers_mut().insert(http::header::HOST, host);
     }
 }
 
 /// Ray is an origin server: it gets a path, not a URL; the host stays in `Host`.
-fn origin_form(mut parts: Parts) -> Parts {
-    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
-        parts.uri =
-            parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
+fn origin_form(request: &mut Request<ClientBody>) {
+    let uri = request.uri();
+    if uri.scheme().is_some() || uri.authority().is_some() {
+        *request.uri_mut() =
+            uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
     }
     // A client of HTTP/1.0 need not name a host; one of 1.1 that names none has been refused.
-    if parts.version != http::Version::HTTP_11 {
-        parts.headers.entry(http::header::HOST).or_insert(HeaderValue::from_static(""));
+    if request.version() != http::Version::HTTP_11 {
+        request.headers_mut().entry(http::header::HOST).or_insert(HeaderValue::from_static(""));
     }
-    parts.version = http::Version::HTTP_11;
-    parts.extensions.clear();
-    parts
+    *request.version_mut() = http::Version::HTTP_11;
+    request.extensions_mut().clear();
 }
 
 /// The surface a listener serves, for logs.

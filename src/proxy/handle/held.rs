@@ -178,8 +178,8 @@ impl Opener {
     ) -> oneshot::Receiver<Opened> {
         let (mut tell, told) = oneshot::channel();
         let (upstream, tasks) = (Arc::clone(&self.entrance.upstream), self.proxy.tasks.clone());
-        let (request, bound) =
-            (Request::from_parts(origin_form(parts), ClientBody::Empty), self.abandoned_max);
+        let (mut request, bound) = (Request::from_parts(parts, ClientBody::Empty), self.abandoned_max);
+        origin_form(&mut request);
         self.proxy.tasks.spawn(async move {
             let nobody_waits = async {
                 tell.closed().await;

@@ -5,8 +5,7 @@ use crate::body::{Body, ClientBody, Pace, Upload};
 use crate::forward;
 use crate::permit_guard::PermitGuard;
 use crate::upload::{Asking, Handover, Withheld};
-use http::Response;
-use http::request::Parts;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use rayguard_core::admission::controller::Shed;
 use rayguard_core::policy::Treatment;
@@ -16,7 +15,11 @@ use std::time::Duration;
 impl RequestContext {
     /// Passes the body on as it comes, all but its last piece, asks for a permit for that, and only
     /// then waits for Ray.
-    pub(super) async fn upload(self: Arc<Self>, parts: Parts, body: Incoming) -> Response<Body> {
+    pub(super) async fn upload(
+        self: Arc<Self>,
+        mut request: Box<Request<ClientBody>>,
+        body: Incoming,
+    ) -> Response<Body> {
         if let Some(refusal) = self.refuse_upload() {
             return refusal;
         }
@@ -28,7 +31,8 @@ impl RequestContext {
         let pace = (!self.shadow).then(|| Pace::new(self.peer.body, clock));
         let body = Upload::new(body, pace, self.flow.clone(), clock);
         let body = Withheld::new(body, Arc::clone(&handover), asking);
-        let request = self.to_ray(parts, ClientBody::Withheld(Box::new(body)));
+        *request.body_mut() = ClientBody::Withheld(Box::new(body));
+        self.address_to_ray(&mut request);
         let mut exchange = forward::send_upload(
             Arc::clone(&self.entrance.upstream),
             request,
