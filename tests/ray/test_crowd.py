@@ -92,6 +92,7 @@ def busy_head(request):
     """A head with a thousand tasks and 119 jobs behind it."""
     with Head(bin=BIN if request.param == INSTALLED else versions.install(request.param)) as head:
         History(head).make(119, set())
+        head.one_process = request.param == OLDEST
         yield head
 
 
@@ -144,7 +145,10 @@ def test_who_was_here_before_does_not_notice_a_crowd(busy_head, calm, strangers,
         quantile, times = ("p99_ms", 2) if NIGHTLY else ("p50_ms", 5)
         took, calm_took = now[name][quantile], before[name][quantile]
         print(f"{strangers} {name}: {quantile} {took:.0f} (calm {calm_took:.0f})")
-        assert took <= max(times * calm_took, 250), (took, calm_took)
+        # What is begun in a process cannot be interrupted: where there is one for all, a list of tasks is waited for
+        # that a stranger was let in with.
+        begun = before["analyst"]["p50_ms"] if busy_head.one_process else 0
+        assert took <= max(times * calm_took, 250, calm_took + begun), (took, calm_took, begun)
     crowd, newcomer = now["crowd"]["in_time_share"], now["newcomer"]["in_time_share"]
     print(f"{strangers} strangers: {crowd:.3f} of the crowd in time, {newcomer:.3f} of newcomers")
     # Ten of them ask some tens of times: the share of so few is a matter of chance.

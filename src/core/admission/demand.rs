@@ -57,7 +57,7 @@ impl ClassDemand {
         let (first, end) = ((client.address, Credential::One(0)), (client.address, Credential::Many));
         let shown = || self.flows.between(&first, &end).map(|(_, seen)| *seen);
         let credential = Credential::told_apart(client.credential, shown);
-        self.flows.of((client.address, credential)).add(heard, 1.0);
+        self.flows.of((client.address, credential), 1).add(heard, 1.0);
     }
 
     /// Each flow that was told apart.

@@ -7,8 +7,10 @@
 //! ([`path_template`]).
 //!
 //! **Memory is bounded whoever asks.** Both tables are Space-Saving summaries (`summary.rs`): a
-//! stranger takes the place of whoever counted least and inherits that count as its possible
-//! error, so that whoever asks more than 1/[`CLIENTS_MAX`] of everything is certainly listed.
+//! stranger takes the place of whoever weighs least and inherits that weight as its possible
+//! error, so that whoever has more than 1/[`CLIENTS_MAX`] of all weight is certainly listed. A client weighs what
+//! it cost Ray, how often it asked, and how long it kept others waiting (`Client::weight`): ten thousand strangers who
+//! are refused do not hide a user who is served.
 //! An address that brings ever new credentials is folded after `CREDENTIALS_MAX` of them, or
 //! it would hide behind its own inventions.
 //!
@@ -43,6 +45,12 @@ pub(crate) const PATTERNS_MAX: usize = 256;
 
 /// Clients are counted over this and the `WINDOWS` - 1 windows before.
 pub const WINDOW: Duration = Duration::from_secs(60);
+
+/// A request weighs as much as this of Ray's time.
+const KNOCK: Duration = Duration::from_millis(10);
+
+/// So many seconds in which an answer or Ray is kept waiting weigh one of Ray's time.
+const KEPT: u32 = 10;
 
 /// How many windows are kept.
 pub(crate) const WINDOWS: usize = 5;
@@ -352,7 +360,7 @@ impl Usage {
             class.note(summary, verdict, now);
         }
         if let Some(unlisted) = summary.unlisted {
-            let entry = self.unlisted.of(unlisted.clone());
+            let entry = self.unlisted.of(unlisted.clone(), 1);
             entry.class = ask.class;
             entry.traffic.note(summary, verdict, now);
         } else {
@@ -367,7 +375,7 @@ impl Usage {
             }
             listed.traffic.note(summary, verdict, now);
         }
-        let visit = self.visit(ask, now);
+        let visit = self.visit(ask, KNOCK, now);
         visit.class = ask.class;
         visit.address = Some(summary.address);
         if visit.pattern != *summary.pattern {
@@ -388,7 +396,9 @@ impl Usage {
         if let Some(listed) = self.listed.get_mut(&ask.route) {
             listed.traffic.counts.work_s += work_s;
         }
-        self.visit(ask, now).counts.work_s += work_s;
+        let visit = self.visit(ask, work, now);
+        visit.class = ask.class;
+        visit.counts.work_s += work_s;
     }
 
     /// A request that was sent on has failed.
@@ -402,12 +412,12 @@ impl Usage {
         if let Some(listed) = self.listed.get_mut(&ask.route) {
             listed.traffic.counts.failed += 1;
         }
-        self.visit(ask, now).counts.failed += 1;
+        self.visit(ask, Duration::ZERO, now).counts.failed += 1;
     }
 
     /// The client of a request that waited has left.
     pub fn leave(&mut self, ask: Ask, now: Time) {
-        let visit = self.visit(ask, now);
+        let visit = self.visit(ask, KNOCK, now);
         visit.class = ask.class;
         visit.counts.asked += 1;
         visit.counts.left += 1;
@@ -415,7 +425,7 @@ impl Usage {
 
     /// An exchange has waited for its client's line for so long.
     pub fn keep(&mut self, ask: Ask, kept: Duration, now: Time) {
-        self.visit(ask, now).kept += kept;
+        self.visit(ask, kept / KEPT, now).kept += kept;
     }
 
     /// What a class was asked since the start.
@@ -488,8 +498,8 @@ impl Usage {
         (clients, since)
     }
 
-    /// The row of a client and route in the window of `now`.
-    fn visit(&mut self, ask: Ask, now: Time) -> &mut Visit {
+    /// The row of a client and route in the window of `now`, which has come to weigh so much more.
+    fn visit(&mut self, ask: Ask, weight: Duration, now: Time) -> &mut Visit {
         let began = Time(now.0 / span(1) * span(1));
         if self.windows.back().is_none_or(|(newest, _)| *newest < began) {
             if self.windows.len() == WINDOWS {
@@ -504,15 +514,16 @@ impl Usage {
         let (first, end) = ((address, Credential::One(0), 0), (address, Credential::Many, 0));
         let shown = || window.between(&first, &end).map(|(_, seen, _)| *seen);
         let credential = Credential::told_apart(credential, shown);
-        window.of((address, credential, ask.route))
+        window.of((address, credential, ask.route), u64::try_from(weight.as_nanos()).unwrap_or(u64::MAX))
     }
 }
 
 impl Client {
-    /// What makes a client worth a look: the time it took from Ray, how often it knocked, and how
-    /// long it kept an answer or Ray waiting; a hundred knocks, or ten seconds of that, weigh a second.
+    /// What makes a client worth a look, in seconds: the time it took from Ray, how often it knocked, and how
+    /// long it kept an answer or Ray waiting.
     fn weight(&self) -> f64 {
-        self.counts.work_s + self.counts.asked as f64 / 100.0 + self.kept.as_secs_f64() / 10.0
+        let knocks = self.counts.asked as f64 * KNOCK.as_secs_f64();
+        self.counts.work_s + knocks + (self.kept / KEPT).as_secs_f64()
     }
 
     fn take(&mut self, visit: &Visit) {
@@ -627,6 +638,23 @@ mod tests {
         assert_eq!((clients[0].address, clients[0].credential), (9, Credential::Many));
         let spread = clients.iter().find(|client| client.address == 100).unwrap();
         assert_eq!(spread.credential_addresses, 41, "the forty, and the one that invented it by chance");
+    }
+
+    #[test]
+    fn ten_thousand_strangers_who_are_refused_do_not_hide_a_user_who_is_served() {
+        let mut usage = Usage::new(5, Time(0));
+        for stranger in 0..10_000_u64 {
+            note(&mut usage, ask(100 + stranger, None), Verdict::Shed, stranger / 170);
+            if stranger % 2_000 == 500 {
+                // A list of 0.3 s, five times a minute.
+                note(&mut usage, ask(1, None), Verdict::Admitted, stranger / 170);
+                let answered = Time(stranger / 170 * 1_000_000_000 + 300_000_000);
+                usage.charge(ask(1, None), None, Duration::from_millis(300), answered);
+            }
+        }
+        let (clients, _) = usage.clients(1000, Time(59_000_000_000));
+        let user = clients.iter().find(|client| client.address == 1);
+        assert_eq!(user.map(|user| user.counts.asked), Some(5));
     }
 
     #[test]

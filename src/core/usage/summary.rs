@@ -1,15 +1,15 @@
-//! The most frequent of a stream, in bounded memory.
+//! What weighs most in a stream, in bounded memory.
 //!
 //! Space-Saving (Metwally, Agrawal, El Abbadi, "Efficient computation of frequent and top-k
-//! elements in data streams", 2005): a table of `m` rows; a stranger that finds it full takes
-//! the row that counted least, and goes on from its count. Whatever makes up more than 1/m of
-//! the stream is then certainly in the table. The rank so inherited is kept apart from what is
+//! elements in data streams", 2005), with weights: a table of `m` rows; a stranger that finds it full takes
+//! the row of the least rank, and goes on from there. Whatever has more than 1/m of all weight
+//! is then certainly in the table. The rank so inherited is kept apart from what is
 //! told: a row's value begins anew with each owner, and is therefore never too high.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
-/// The most frequent keys of a stream, each with a value.
+/// The heaviest keys of a stream, each with a value.
 #[derive(Debug)]
 pub(crate) struct Summary<K, V> {
     places: BTreeMap<K, usize>,
@@ -38,11 +38,11 @@ impl<K: Ord + Clone, V: Default> Summary<K, V> {
         }
     }
 
-    /// The value of a key that has just come.
-    pub(crate) fn of(&mut self, key: K) -> &mut V {
+    /// The value of a key that has just come, with so much weight.
+    pub(crate) fn of(&mut self, key: K, weight: u64) -> &mut V {
         let place = if let Some(place) = self.places.get(&key) { *place } else { self.take_in(key) };
         let row = &mut self.rows[place];
-        row.rank += 1;
+        row.rank = row.rank.saturating_add(weight);
         &mut row.value
     }
 
@@ -101,19 +101,20 @@ mod tests {
     proptest! {
         #[test]
         fn what_makes_up_more_than_its_share_is_in_the_table(
-            stream in proptest::collection::vec(0u16..400, 1..2_000), rows_max in 1usize..40,
+            stream in proptest::collection::vec((0u16..400, 0u64..9), 1..2_000), rows_max in 1usize..40,
         ) {
             let mut summary = Summary::<u16, u64>::new(rows_max);
             let mut truth = BTreeMap::<u16, u64>::new();
-            for key in &stream {
-                *summary.of(*key) += 1;
-                *truth.entry(*key).or_default() += 1;
+            for (key, weight) in &stream {
+                *summary.of(*key, *weight) += weight;
+                *truth.entry(*key).or_default() += weight;
             }
+            let all: u64 = truth.values().sum();
             prop_assert!(summary.rows.len() <= rows_max && summary.places.len() == summary.rows.len());
             let told: BTreeMap<u16, u64> = summary.rows().map(|(key, value)| (*key, *value)).collect();
-            for (key, count) in &truth {
-                prop_assert!(*count * rows_max as u64 <= stream.len() as u64 || told.contains_key(key));
-                prop_assert!(told.get(key).is_none_or(|told| told <= count));
+            for (key, weight) in &truth {
+                prop_assert!(*weight * rows_max as u64 <= all || told.contains_key(key));
+                prop_assert!(told.get(key).is_none_or(|told| told <= weight));
             }
         }
     }
