@@ -31,7 +31,7 @@ use rayguard_core::request::query;
 use rayguard_core::time::{Time, duration_from_secs};
 use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Usage, Verdict};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
