@@ -165,8 +165,7 @@ impl Memory<'_> {
     fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> (Arc<Recognised>, bool) {
         let before = self.before.0.take().filter(|(then, _)| self.repeats && Arc::ptr_eq(then, front));
         let repeats = before.is_some();
-        let (front, recognised) =
-            before.unwrap_or_else(|| (Arc::clone(front), Arc::new(recognise())));
+        let (front, recognised) = before.unwrap_or_else(|| (Arc::clone(front), Arc::new(recognise())));
         self.before.0.set(Some((front, Arc::clone(&recognised))));
         (recognised, repeats)
     }
@@ -383,14 +382,24 @@ impl RequestContext {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.proxy.linked.submit?;
-            self.proxy.admission.would_shed(&table, submit, self.recognised.ask.client, self.proxy.clock.now())?
+            self.proxy.admission.would_shed(
+                &table,
+                submit,
+                self.recognised.ask.client,
+                self.proxy.clock.now(),
+            )?
         };
-        let shed = self.proxy.admission.refuse_at_once(&table, self.recognised.matched.class, reason, wait)?;
+        let shed =
+            self.proxy.admission.refuse_at_once(&table, self.recognised.matched.class, reason, wait)?;
         Some(self.refuse(shed))
     }
 
     /// The way of a request with a body, which is its client's time and not Ray's.
-    async fn pass_with_body(mut self, mut request: Box<Request<ClientBody>>, body: Incoming) -> Response<Body> {
+    async fn pass_with_body(
+        mut self,
+        mut request: Box<Request<ClientBody>>,
+        body: Incoming,
+    ) -> Response<Body> {
         let clock = self.proxy.clock;
         if self.recognised.error_format == ErrorFormat::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
@@ -519,7 +528,9 @@ impl RequestContext {
 
     /// The session whose stream this is.
     fn opens_session(&self) -> Option<u64> {
-        self.recognised.session.filter(|_| self.proxy.linked.sessions.contains(&Some(self.recognised.matched.class)))
+        self.recognised
+            .session
+            .filter(|_| self.proxy.linked.sessions.contains(&Some(self.recognised.matched.class)))
     }
 
     /// A session is alive from the moment Ray takes its stream.
@@ -567,7 +578,8 @@ impl RequestContext {
     }
 
     async fn try_admit(&self, patience: Duration, now: Time) -> Result<PermitGuard, Shed> {
-        let mut permit = self.proxy.admit_within(self.recognised.ask, patience, now).await?.asking(self.bytes);
+        let mut permit =
+            self.proxy.admit_within(self.recognised.ask, patience, now).await?.asking(self.bytes);
         permit.kept_before(self.kept);
         Ok(permit)
     }
@@ -635,7 +647,11 @@ impl RequestContext {
     /// Counts the request as failed, since Ray took too long.
     fn note_late(&self) {
         self.proxy.admission.late(self.recognised.matched.class);
-        self.proxy.usage().fail(self.recognised.ask, self.recognised.unlisted.as_deref(), self.proxy.clock.now());
+        self.proxy.usage().fail(
+            self.recognised.ask,
+            self.recognised.unlisted.as_deref(),
+            self.proxy.clock.now(),
+        );
     }
 
     fn contact(&self) -> Contact {

@@ -29,9 +29,9 @@
 //! by definition. The integral covers only what the measured drain is wrong by, and is held to half of it.
 //!
 //! *A head that is not behind* shows no capacity, only the least it can do. What it can do is searched for, as
-//! TCP's slow start does: a whole target started within `starts_within`, and none of those left waiting for long,
-//! earn twice the target, and the rate follows. A step too many is a backlog of twice what was just started in
-//! that time, and ends with the first reading that shows it.
+//! TCP's slow start does: a whole target started within `starts_within` (or between two readings, where they come more
+//! seldom), and none of those left waiting for long, earn half as much again, and the rate follows. A step too many is a
+//! backlog of half as much more than was just started, and ends with the first reading that shows it.
 //!
 //! *What it refuses.* To grow on old news: a signal that has gone stale counts as a backlog of at least
 //! its target (law 7), which leaves the drain.
@@ -48,14 +48,17 @@ const WINDOW: Duration = Duration::from_secs(60);
 const SPAN_MIN: Duration = Duration::from_secs(15);
 /// Weight of time in the measured drain.
 const MEMORY_S: f64 = 60.0;
+/// Readings come no more seldom than this; where they do, some were lost.
+const SELDOM: Duration = Duration::from_secs(60);
 /// The target never falls below so many jobs: a backlog of one or two is a reading's rounding.
 const TARGET_MIN: f64 = 4.0;
 /// ... nor rises above so many, whatever a head is thought to start.
 const TARGET_MAX: f64 = 1000.0;
 /// The integral is at most this share of the drain.
 const INTEGRAL_MAX: f64 = 0.5;
-/// A head that is not behind is asked for so much more at a step.
-const SEARCH: f64 = 2.0;
+/// A head that is not behind is asked for so much more at a step (twice as much once in a storm left forty jobs where 25
+/// are begun in time).
+const SEARCH: f64 = 1.5;
 /// It is not behind while whoever joins waits for less than this share of what was promised.
 const DRY: f64 = 0.25;
 
@@ -106,7 +109,7 @@ pub(super) fn step(state: &mut State, seen: &Observation) -> Option<Step> {
 pub struct Drain {
     /// Totals admitted, by time.
     admitted: VecDeque<(Time, u64)>,
-    /// Readings: when they were true at the latest, the backlog, and what had been admitted then.
+    /// Readings: when they were true at the latest, the backlog, and what had been admitted when they were true.
     readings: VecDeque<(Time, f64, u64)>,
     per_s: Option<f64>,
     /// There has been a backlog throughout once: it is the head's capacity, not the least of it.
@@ -129,13 +132,13 @@ impl Drain {
         }
     }
 
-    /// Takes in a new reading, true at `at` at the latest and `age` before at the earliest, under a target
-    /// that follows from the promise to start within `starts_within`; `is_reached`: as many as it allows have
-    /// been admitted.
+    /// Takes in a new reading, true at `at` at the latest and `age` before at the earliest, one of those that come each
+    /// `interval`, under a target that follows from the promise to start within `starts_within`; `is_reached`: as many
+    /// as it allows have been admitted.
     pub(crate) fn on_reading(
         &mut self,
         backlog: f64,
-        (at, age): (Time, Duration),
+        (at, age, interval): (Time, Duration, Duration),
         (target, starts_within): (f64, Duration),
         is_reached: bool,
     ) {
@@ -147,10 +150,13 @@ impl Drain {
         }
         let first = self.readings[0];
         let span = at.since(first.0);
-        let drained = |admitted: u64| started_per_s(first, (at, backlog, admitted));
+        // What came while the first reading was being read may have been in it.
+        let at_least = started_per_s((first.0, first.1, self.admitted_by(first.0)), (at, backlog, started));
         // Who joins a backlog below this waits for a small part of what was promised.
-        let dry_below = (drained(started) * starts_within.as_secs_f64() * DRY).max(1.0);
-        self.earn(backlog < dry_below, started, at, (target, starts_within), is_reached);
+        let dry_below = (at_least * starts_within.as_secs_f64() * DRY).max(1.0);
+        // Readings that come seldom say seldom that it is not behind.
+        let soon = starts_within.max(interval.min(SELDOM) * 2);
+        self.earn(backlog < dry_below, (at, started), (target, soon), is_reached);
         if span < SPAN_MIN {
             return;
         }
@@ -161,7 +167,7 @@ impl Drain {
         }
         let is_dry = self.readings.iter().any(|(_, backlog, _)| *backlog < dry_below);
         // The least it can have been, where it is only that.
-        let measured = drained(if is_dry { started } else { admitted });
+        let measured = if is_dry { at_least } else { started_per_s(first, (at, backlog, admitted)) };
         self.per_s = Some(match self.per_s {
             Some(known) if is_dry => known.max(measured),
             Some(known) if self.is_capacity => {
@@ -192,19 +198,18 @@ impl Drain {
         (at.since(since) >= SPAN_MIN && backlog > per_s * starts_within.as_secs_f64()).then_some(per_s)
     }
 
-    /// A head that starts a whole target within what was promised, and is not behind, earns twice the target.
+    /// A head that starts a whole target within `soon`, and is not behind, earns more.
     fn earn(
         &mut self,
         is_dry: bool,
-        started: u64,
-        at: Time,
-        (target, starts_within): (f64, Duration),
+        (at, started): (Time, u64),
+        (target, soon): (f64, Duration),
         is_reached: bool,
     ) {
         let began = &mut self.search;
         if !is_dry {
             (self.earned, *began) = (0.0, (at, started));
-        } else if at.since(began.0) > starts_within {
+        } else if at.since(began.0) > soon {
             *began = (at, started);
         } else if is_reached && started.saturating_sub(began.1) as f64 >= target {
             (self.earned, *began) = (target * SEARCH, (at, started));
@@ -222,6 +227,12 @@ impl Drain {
                 if filled < DRY { least.max(limit * SEARCH) } else { least }
             }
         }
+    }
+
+    /// How many the head starts per second at the least, 0 while nothing is known.
+    #[must_use]
+    pub(crate) fn least(&self) -> f64 {
+        self.per_s.unwrap_or(0.0)
     }
 
     /// The measured capacity; `None` until there has been a backlog throughout.
@@ -261,6 +272,9 @@ mod tests {
     use crate::policy::{Bounds, Control};
     use proptest::prelude::*;
 
+    /// Ray's, of its gauges.
+    const REFRESH: Duration = Duration::from_secs(10);
+
     const BOUNDS: Bounds = Bounds { initial: 4.0, min: 0.2, max: 64.0 };
 
     /// A head that starts `drain(second)` jobs a second, a gauge refreshed every 10 s, a scrape each
@@ -283,7 +297,7 @@ mod tests {
                 let target = measured.target(Duration::from_secs(30), 20.0);
                 measured.on_reading(
                     published,
-                    (now, Duration::from_secs(10)),
+                    (now, REFRESH, REFRESH.max(Duration::from_secs(1) * scrape)),
                     (target, Duration::from_secs(30)),
                     false,
                 );
@@ -335,7 +349,7 @@ mod tests {
             let now = Time::ZERO + Duration::from_secs(1) * second;
             drain.on_admitted(u64::from(second / 10), now);
             if second % 5 == 0 {
-                drain.on_reading(0.0, (now, Duration::from_secs(10)), (20.0, Duration::from_secs(30)), false);
+                drain.on_reading(0.0, (now, REFRESH, REFRESH), (20.0, Duration::from_secs(30)), false);
             }
         }
         assert_eq!((drain.assumed(4.0, 4.0, 1.0), drain.capacity()), (4.0, None));
@@ -352,10 +366,10 @@ mod tests {
         for second in 0..=900 {
             drain.on_admitted(if second < 900 { 0 } else { 20 }, at(second));
             if second % 5 == 0 && second < 885 {
-                drain.on_reading(0.0, (at(second), Duration::from_secs(10)), promise, false);
+                drain.on_reading(0.0, (at(second), REFRESH, REFRESH), promise, false);
             }
         }
-        drain.on_reading(18.0, (at(905), Duration::from_secs(10)), promise, true);
+        drain.on_reading(18.0, (at(905), REFRESH, REFRESH), promise, true);
         assert_eq!(drain.capacity(), None);
         assert!(drain.target(promise.1, promise.0) >= 20.0);
     }

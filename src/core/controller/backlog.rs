@@ -8,17 +8,20 @@
 //!
 //! ```text
 //! may still be admitted  =  target - backlog as read - admitted since the reading was true
+//!                         + what the head has begun since then
 //! ```
 //!
 //! A reading is as old as Ray's refresh plus the scrape, so "since it was true" reaches back by
 //! the reading's possible age: what was admitted in between may or may not be in it, and is
-//! counted twice rather than not at all. What the head begins meanwhile is not counted either:
-//! both errors hold the backlog below its target, and the next reading corrects them.
+//! counted twice rather than not at all. What the head begins is counted at the pace it is known to keep
+//! ([`crate::control::backlog::Drain`]), from when the reading was true at the latest, and for `starts_within` at most:
+//! without it a head whose Prometheus scrapes it each minute would be given one target a minute.
+//! The first error holds the backlog below its target, and the next reading corrects both.
 //!
-//! When the signal goes stale the last allowance stands: no more than that is admitted on the
-//! strength of old news, except one every [`TRICKLE`] so that a lost signal never shuts the
-//! limit for good. Before the first reading nothing is known of the backlog, least of all that there
-//! is none: half the target may be admitted, and the trickle.
+//! When the signal goes stale no more is admitted on the strength of old news but half of what the head
+//! is known to begin, or one every [`TRICKLE`] where that is more: a backlog that nobody sees falls, and a lost
+//! signal never shuts the limit for good. Before the first reading nothing is known of the backlog, least of all that
+//! there is none: half the target may be admitted, and the trickle.
 
 use crate::policy::SignalId;
 use crate::time::Time;
@@ -34,10 +37,15 @@ pub struct Backlog {
     signal: SignalId,
     /// Replicas that submissions pass through.
     replicas: u32,
-    admitted_max: u64,
+    /// How many may have been admitted by what was read last.
+    granted: f64,
+    /// What the head begins per second, this replica's part, and from when until when that is granted besides.
+    begins_per_s: f64,
+    begins: (Time, Time),
     fresh: u64,
-    /// When one more may be admitted if there is no news.
-    more_at: Time,
+    /// From when on there is no news.
+    blind_at: Time,
+    ticked: Time,
     /// Totals admitted, by time, as far back as a reading may reach.
     history: VecDeque<(Time, u64)>,
 }
@@ -49,16 +57,19 @@ impl Backlog {
         Backlog {
             signal,
             replicas: 1,
-            admitted_max: whole(target / 2.0),
+            granted: (target / 2.0).floor(),
+            begins_per_s: 0.0,
+            begins: (now, now),
             fresh: 0,
-            more_at: now + TRICKLE,
+            blind_at: now,
+            ticked: now,
             history: VecDeque::new(),
         }
     }
 
     /// So many had been admitted before there was this limit.
     pub(crate) fn begin_at(&mut self, admitted: u64) {
-        self.admitted_max = self.admitted_max.saturating_add(admitted);
+        self.granted += admitted as f64;
     }
 
     /// Goes on with what another limit of the same class has granted.
@@ -81,7 +92,10 @@ impl Backlog {
     /// How many may have been admitted, all in all.
     #[must_use]
     pub fn admitted_max(&self) -> u64 {
-        self.admitted_max
+        let (from, until) = self.begins;
+        let begun = self.begins_per_s * self.ticked.min(until).since(from).as_secs_f64();
+        // A fifth of a job each second is a job in the fifth, whatever the rounding.
+        whole(self.granted + begun + 1e-6)
     }
 
     /// Notes how many have been admitted by `now`, at least every few seconds.
@@ -92,40 +106,54 @@ impl Backlog {
         }
     }
 
-    /// Takes in a backlog of `reading` against `target`, true at the earliest at `true_since`.
-    /// Returns whether it was news.
+    /// Takes in a backlog of `reading`, true between these moments, against `target`. Returns whether it was news.
     pub(crate) fn on_reading(
         &mut self,
-        reading: f64,
-        target: f64,
-        fresh: u64,
-        true_since: Time,
+        (reading, fresh): (f64, u64),
+        (earliest, latest): (Time, Time),
+        Promise { target, starts_within, begins_per_s }: Promise,
         now: Time,
     ) -> bool {
         if fresh == self.fresh {
             return false;
         }
         self.fresh = fresh;
-        self.more_at = now + NEWS_EXPECTED;
-        let admitted_before = self
-            .history
-            .iter()
-            .take_while(|(at, _)| *at <= true_since)
-            .last()
-            .or(self.history.front())
-            .map_or(0, |(_, total)| *total);
-        let room = whole(target - reading);
-        self.admitted_max = admitted_before.saturating_add(room.div_ceil(u64::from(self.replicas)));
+        self.blind_at = now + NEWS_EXPECTED;
+        let admitted_before =
+            self.history.iter().take_while(|(at, _)| *at <= earliest).last().or(self.history.front());
+        let replicas = f64::from(self.replicas);
+        self.granted =
+            admitted_before.map_or(0.0, |(_, total)| *total as f64) + ((target - reading) / replicas).ceil();
+        self.begins_per_s = begins_per_s / replicas;
+        self.begins = (latest, latest + starts_within);
         true
     }
 
-    /// Lets time pass: without news, one more every [`TRICKLE`].
+    /// Lets time pass, after so many have been admitted.
     pub fn tick(&mut self, total: u64, now: Time) {
-        if now >= self.more_at && total >= self.admitted_max {
-            self.admitted_max = total + 1;
-            self.more_at = now + TRICKLE;
+        let elapsed = now.since(self.ticked.max(self.blind_at)).as_secs_f64();
+        self.ticked = self.ticked.max(now);
+        if now <= self.blind_at {
+            return;
         }
+        // What was granted and not asked for is no store for later.
+        let more = (self.begins_per_s / 2.0).max(1.0 / TRICKLE.as_secs_f64()) * elapsed;
+        let (total, (from, until)) = (total as f64, self.begins);
+        let granted = self.granted + self.begins_per_s * self.ticked.min(until).since(from).as_secs_f64();
+        self.granted = granted.max((granted.max(total) + more).min(total + more.max(1.0)));
+        self.begins = (now, now);
     }
+}
+
+/// What is known of a head when its backlog is read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Promise {
+    /// How many may wait.
+    pub(crate) target: f64,
+    /// In which time a job was promised to start.
+    pub(crate) starts_within: Duration,
+    /// How many jobs the head starts per second at least; 0 while nothing is known.
+    pub(crate) begins_per_s: f64,
 }
 
 /// News is expected this often at the least (Ray refreshes its gauges every 10 s).
@@ -146,6 +174,10 @@ mod tests {
 
     const REACH: Duration = Duration::from_secs(15);
 
+    fn promise(target: f64, begins_per_s: f64) -> Promise {
+        Promise { target, starts_within: Duration::from_secs(25), begins_per_s }
+    }
+
     fn at(seconds: f64) -> Time {
         Time::from_secs_f64(seconds)
     }
@@ -157,7 +189,7 @@ mod tests {
         let (target, mut backlog, mut published) = (16.0, 0.0f64, 0.0);
         let (mut admitted, mut fresh, mut worst) = (0u64, 0, 0.0f64);
         let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
-        limiter.on_reading(0.0, target, 1, at(0.0), at(0.0));
+        limiter.on_reading((0.0, 1), (at(0.0), at(0.0)), promise(target, 0.0), at(0.0));
         for tenth in 0u32..6000 {
             let now = at(f64::from(tenth) / 10.0);
             backlog = (backlog - 0.09).max(0.0);
@@ -167,7 +199,8 @@ mod tests {
             }
             limiter.on_admitted(admitted, now, REACH);
             if tenth % 50 == 7 {
-                limiter.on_reading(published, target, fresh + 1, now - Duration::from_secs(10), now);
+                let true_at = (now - Duration::from_secs(10), now);
+                limiter.on_reading((published, fresh + 1), true_at, promise(target, 0.9), now);
             }
             limiter.tick(admitted, now);
             while admitted < limiter.admitted_max() {
@@ -183,7 +216,7 @@ mod tests {
     #[test]
     fn without_news_a_trickle_passes_and_no_more() {
         let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
-        limiter.on_reading(100.0, 16.0, 1, at(0.0), at(0.0));
+        limiter.on_reading((100.0, 1), (at(0.0), at(0.0)), promise(16.0, 0.0), at(0.0));
         let mut admitted = 0;
         for second in 0u32..125 {
             limiter.tick(admitted, at(f64::from(second)));
@@ -192,6 +225,28 @@ mod tests {
             }
         }
         assert!((15..=21).contains(&admitted), "one per five seconds after 25: {admitted}");
+    }
+
+    #[test]
+    fn between_readings_passes_what_the_head_begins_and_in_the_dark_half_of_it() {
+        let mut limiter = Backlog::new(SignalId(0), 20.0, at(0.0));
+        let passed = |limiter: &mut Backlog, admitted: &mut u64, seconds: std::ops::Range<u32>| {
+            let before = *admitted;
+            for second in seconds {
+                limiter.tick(*admitted, at(f64::from(second)));
+                *admitted = limiter.admitted_max().max(*admitted);
+            }
+            *admitted - before
+        };
+        let mut admitted = 0;
+        limiter.on_reading((0.0, 1), (at(0.0), at(0.0)), promise(20.0, 2.0), at(0.0));
+        assert_eq!(passed(&mut limiter, &mut admitted, 1..26), 20 + 50, "a target, and two a second");
+        assert_eq!(passed(&mut limiter, &mut admitted, 26..86), 60, "one a second where two are begun");
+        // Too many stand: what is begun goes to their account first.
+        limiter.on_admitted(admitted, at(86.0), REACH);
+        limiter.on_reading((40.0, 2), (at(86.0), at(86.0)), promise(20.0, 2.0), at(86.0));
+        assert_eq!(passed(&mut limiter, &mut admitted, 86..97), 0);
+        assert_eq!(passed(&mut limiter, &mut admitted, 97..101), 8);
     }
 
     #[test]
@@ -210,9 +265,9 @@ mod tests {
     #[test]
     fn the_same_reading_twice_grants_nothing_twice() {
         let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
-        assert!(limiter.on_reading(6.0, 16.0, 1, at(0.0), at(0.0)));
+        assert!(limiter.on_reading((6.0, 1), (at(0.0), at(0.0)), promise(16.0, 0.0), at(0.0)));
         limiter.on_admitted(10, at(1.0), REACH);
-        assert!(!limiter.on_reading(6.0, 16.0, 1, at(0.0), at(2.0)));
+        assert!(!limiter.on_reading((6.0, 1), (at(0.0), at(0.0)), promise(16.0, 0.0), at(2.0)));
         assert_eq!(limiter.admitted_max(), 10);
     }
 }

@@ -33,6 +33,7 @@ use crate::control::law::Observation;
 use crate::control::regulator::Move;
 use crate::control::stability::Timing;
 use crate::control::trial::Verdict;
+use crate::controller::backlog::Promise;
 use crate::controller::{ClassReading, Controller, Loop, ProxyReading, Reasons};
 use crate::event::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
 use crate::policy::{Law, OnStale, Policy, SignalId};
@@ -409,11 +410,21 @@ impl Controller {
                     let is_reached =
                         loops.backlog.as_ref().is_some_and(|backlog| backlog.admitted_max() <= total);
                     let promise = (target, spec.starts_within);
-                    loops.measured.on_reading(reading.value, (reading.at, age), promise, is_reached);
+                    loops.measured.on_reading(
+                        reading.value,
+                        (reading.at, age, interval),
+                        promise,
+                        is_reached,
+                    );
                 }
-                let target = loops.measured.target(spec.starts_within, configured);
+                let promise = Promise {
+                    target: loops.measured.target(spec.starts_within, configured),
+                    starts_within: spec.starts_within,
+                    begins_per_s: loops.measured.least(),
+                };
                 if let Some(backlog) = &mut loops.backlog {
-                    backlog.on_reading(reading.value, target, reading.fresh, reading.at - age, now);
+                    let true_at = (reading.at - age, reading.at);
+                    backlog.on_reading((reading.value, reading.fresh), true_at, promise, now);
                 }
             }
             if let Some(backlog) = &mut loops.backlog {

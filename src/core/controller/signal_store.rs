@@ -242,7 +242,7 @@ impl Posted {
         let consequence = match (&transition.to, signal.on_stale) {
             _ if !policy.follows(id) => "no limit uses it",
             (State::Stale { .. }, _) if trickles => {
-                "until it is read again, one request of each class that leaves a backlog passes every 5 s"
+                "until it is read again, requests of each class that leaves a backlog pass at half the pace at which the head was seen to start them, or one every 5 s"
             }
             (State::Fresh, _) => "it moves limits",
             (State::Waiting, _) => "it moves nothing yet",

@@ -48,10 +48,7 @@ struct Asked {
 
 impl Asked {
     fn of(request: &Request<ClientBody>) -> Asked {
-        Asked {
-            http2: request.version() == Version::HTTP_2,
-            id: request.headers().get(REQUEST_ID).cloned(),
-        }
+        Asked { http2: request.version() == Version::HTTP_2, id: request.headers().get(REQUEST_ID).cloned() }
     }
 }
 
@@ -100,12 +97,16 @@ impl RequestContext {
     fn explain(&self, failure: &Failure, leads: bool) -> Response<Body> {
         let class = &self.class().name;
         match failure {
-            Failure::Upstream(error) => reject::upstream(self.recognised.error_format, error, &self.id, &self.contact()),
+            Failure::Upstream(error) => {
+                reject::upstream(self.recognised.error_format, error, &self.id, &self.contact())
+            }
             Failure::TimedOut(bound) if leads => {
                 self.note_late();
                 reject::timeout(self.recognised.error_format, class, *bound, &self.id, &self.contact())
             }
-            Failure::TimedOut(bound) => reject::timeout_of_equal(self.recognised.error_format, class, *bound, &self.id),
+            Failure::TimedOut(bound) => {
+                reject::timeout_of_equal(self.recognised.error_format, class, *bound, &self.id)
+            }
             Failure::BrokeOff(error) => {
                 reject::broke_off(self.recognised.error_format, error, &self.id, &self.contact())
             }

@@ -90,7 +90,8 @@ impl RequestContext {
         }
         let (proxy, class) = (&self.proxy, self.recognised.matched.class);
         let table = proxy.table.load();
-        let (reason, wait) = proxy.admission.would_shed(&table, class, self.recognised.ask.client, proxy.clock.now())?;
+        let (reason, wait) =
+            proxy.admission.would_shed(&table, class, self.recognised.ask.client, proxy.clock.now())?;
         let shed = proxy.admission.refuse_at_once(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }
