@@ -121,6 +121,12 @@ pub struct Drain {
 }
 
 impl Drain {
+    /// Of a head that was seen to start so many per second, when rayguard ran last.
+    #[must_use]
+    pub(crate) fn known_to_start(per_s: Option<f64>) -> Drain {
+        Drain { per_s: per_s.filter(|per_s| (0.0..=TARGET_MAX).contains(per_s)), ..Drain::default() }
+    }
+
     /// Notes how many have been admitted by `now`.
     pub(crate) fn on_admitted(&mut self, total: u64, now: Time) {
         if self.admitted.back().is_some_and(|(at, _)| now.since(*at) < Duration::from_secs(1)) {

@@ -203,6 +203,11 @@ impl Controller {
         let latency_s = due.latency.unwrap_or(0.0);
         let refused_per_s = due.counts.shed_all() as f64 / due.elapsed.as_secs_f64().max(1e-3);
         of.binding = of.peak >= permits(of.limit);
+        // Where few are answered it takes more than one step until their spread is told.
+        let spread = spread(&seen.counts.since(&of.spread_since));
+        if spread.is_some() {
+            of.spread_since.clone_from(&seen.counts);
+        }
         let observation = Observation {
             now,
             period: due.elapsed,
@@ -212,7 +217,7 @@ impl Controller {
             demand: f64::from(of.peak) + f64::from(seen.waiting) + refused_per_s * latency_s,
             latency: due.latency.filter(|_| !innocent),
             slo_pressure: due.pressure,
-            spread: spread(&due.counts),
+            spread,
             sample: Some(sample(&due.counts)),
             not_below: None,
             used: None,

@@ -18,7 +18,7 @@ fn policy(max: f64) -> Arc<Policy> {
 
 /// One that has risen to 8.
 fn risen() -> Controller {
-    let kept = LastGood { class: "list".into(), limit: LimitKind::InFlight, value: 8.0 };
+    let kept = LastGood { class: "list".into(), limit: LimitKind::InFlight, value: 8.0, starts_per_s: None };
     Controller::new(policy(64.0), &[Mode::Enforce], &[kept], Time::ZERO)
 }
 

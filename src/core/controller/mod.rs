@@ -85,6 +85,9 @@ pub struct LastGood {
     pub limit: LimitKind,
     /// Its value.
     pub value: f64,
+    /// For a rate that follows a backlog: how many the head was seen to start per second at the least.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starts_per_s: Option<f64>,
 }
 
 /// One limit under one loop.
@@ -98,6 +101,8 @@ struct Loop {
     /// The counts and the time of its last step.
     since: Time,
     counts: Counts,
+    /// The counts when so many had been answered last that their spread was told.
+    spread_since: Counts,
     peak: u32,
     /// What it last did, for the view.
     binding: bool,
@@ -115,6 +120,7 @@ impl Loop {
             oscillation: Oscillation::new(Duration::from_secs(300)),
             since: now,
             counts: Counts::default(),
+            spread_since: Counts::default(),
             peak: 0,
             binding: false,
             trials: Trials::default(),
@@ -252,11 +258,13 @@ impl Controller {
                 let drain = rate.filter(|_| limited && counts.is_some());
                 let drain = drain.map(|rate| make(LimitKind::Rate, LoopKind::Backlog, rate.per_second));
                 let gated = class.backlog.filter(|_| limited);
+                let of_class = last_good.iter().filter(|last| *last.class == *class.name);
+                let starts_per_s = of_class.filter_map(|last| last.starts_per_s).next();
                 ClassLoops {
                     inner,
                     outer,
                     drain,
-                    measured: Drain::default(),
+                    measured: Drain::known_to_start(starts_per_s),
                     backlog: gated.map(|id| Backlog::new(id, policy.signals[id.index()].target, now)),
                     mode: modes.get(at).copied().unwrap_or(Mode::Enforce),
                     configured_mode: modes.get(at).copied().unwrap_or(Mode::Enforce),
@@ -423,6 +431,9 @@ impl Controller {
                 class: self.policy.classes[class].name.to_string(),
                 limit: of.kind,
                 value: of.limit,
+                starts_per_s: (of.which == LoopKind::Backlog)
+                    .then(|| self.classes[class].measured.least())
+                    .filter(|starts| *starts > 0.0),
             })
             .collect()
     }
