@@ -82,6 +82,13 @@ impl Seen {
         Seen::of_signals(is_read).unwrap_or(before)
     }
 
+    /// What it is known by; `None` while nothing is known of it.
+    #[must_use]
+    pub fn identity(&self) -> Option<RayIdentity> {
+        let is_known = self.version.is_some() || self.fit != Fit::Unknown;
+        is_known.then(|| RayIdentity { version: self.version.clone(), profile: self.profile.ray.into() })
+    }
+
     fn is_corrected(&self) -> bool {
         self.version.as_deref().is_some_and(|version| *profile::of_version(version).0 != self.profile)
     }
@@ -108,6 +115,26 @@ impl Seen {
         };
         let says = format!("profile {} ({because}): {}", profile.ray, profile.says());
         RayView { version: self.version.clone(), profile: profile.ray.to_owned(), says }
+    }
+}
+
+/// What one Ray is told from another by, in memory and in files.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RayIdentity {
+    /// Its version, unless it keeps that to itself.
+    pub version: Option<String>,
+    /// The profile that it is taken by.
+    pub profile: Box<str>,
+}
+
+impl RayIdentity {
+    /// Whether both may be the same Ray: by their versions, or by their profiles where one withholds its version.
+    #[must_use]
+    pub fn may_be(&self, other: &RayIdentity) -> bool {
+        match (&self.version, &other.version) {
+            (Some(version), Some(other)) => version == other,
+            _ => self.profile == other.profile,
+        }
     }
 }
 
@@ -227,6 +254,16 @@ mod tests {
         assert_eq!((hidden.version.clone(), hidden.profile.ray), (None, "2.44"), "it may be an older one");
         assert_eq!(known.withheld(true, |_| false), Seen::default(), "nothing says what it is");
         assert_eq!(hidden.withheld(true, |_| false), hidden, "a page that is missed changes nothing");
+    }
+
+    #[test]
+    fn one_ray_is_told_from_another_by_its_version_or_else_by_its_profile() {
+        let known = |version: &str| Seen::of_version(version).identity().unwrap();
+        assert_eq!(Seen::default().identity(), None);
+        assert!(known("2.60.0").may_be(&known("2.60.0")) && !known("2.44.1").may_be(&known("2.52.0")));
+        assert!(Seen::of_version("1.13.0").identity().is_some(), "it has told what it is");
+        let hidden = Seen::of_signals(|name| name == "dashboard_cpu").unwrap().identity().unwrap();
+        assert!(hidden.may_be(&known("2.44.1")) && !hidden.may_be(&known("2.60.0")));
     }
 
     #[test]
