@@ -872,3 +872,19 @@ async fn a_head_that_is_replaced_by_one_of_another_version_is_taken_for_what_it_
     assert!(!costs.contains("/api/jobs/"), "learnt of the head before: {costs}");
     drop(head);
 }
+
+#[tokio::test]
+async fn a_head_that_keeps_its_version_to_itself_is_not_said_to_be_absent() {
+    let (home, tasks) = (Home::new("withheld"), Tasks::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ray = listener.local_addr().unwrap();
+    tasks.spawn_until_closed(answer_all(listener, |_| None));
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    home.configure(ray, socket.local_addr().unwrap(), "listen = 'LISTEN'");
+    let mut app = home.start_with(&socket);
+    let says = "keeps its version to itself: answered with status 404";
+    eventually(says, &home, async || home.log().contains(says).then_some(())).await;
+    app.tell("TERM");
+    assert!(app.ended().await, "{}", home.log());
+    assert!(!home.log().contains("no Ray dashboard answers"), "{}", home.log());
+}

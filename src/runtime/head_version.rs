@@ -156,10 +156,11 @@ pub fn start(app: &Arc<App>) {
     let app = Arc::clone(app);
     let tasks = app.tasks.clone();
     tasks.spawn_until_closed(async move {
-        let mut last = String::new();
+        let (mut last, mut last_withheld) = (String::new(), None);
         loop {
             let Ok(dashboard) = Url::parse(&app.settings().upstream.url()) else { return };
-            match discover::version(&client, &dashboard, app.rays_token()).await {
+            let token = app.rays_token();
+            match discover::version(&client, &dashboard, token).await {
                 Ok(version) => {
                     let known = query::holds_for(&version.ray_version);
                     if !known && version.ray_version != last {
@@ -171,16 +172,21 @@ pub fn start(app: &Arc<App>) {
                     app.on_reads_known(known);
                     let seen = Seen::of_version(&version.ray_version);
                     app.on_ray(&seen.corrected(&app.seen(), |name| app.has_read(name)));
-                    last = version.ray_version;
+                    (last, last_withheld) = (version.ray_version, None);
                 }
-                Err(fault) if withholds(&fault) => {
-                    let was_away = !app.knows_reads();
-                    let seen = app.seen().withheld(was_away, |name| app.has_read(name));
-                    app.on_reads_known(seen.version.is_some() && !was_away);
-                    app.on_ray(&seen);
+                Err(fault) => {
+                    // Else it is a head that is slow to answer, and the one that it was.
+                    if let Some(withheld) = withheld(&fault, token.is_some()) {
+                        let was_away = !app.knows_reads();
+                        let seen = app.seen().withheld(was_away, |name| app.has_read(name));
+                        app.on_reads_known(seen.version.is_some() && !was_away);
+                        app.on_ray(&seen);
+                        if last_withheld.as_ref() != Some(&withheld) {
+                            tracing::warn!("Ray {}; {}", withheld.found, withheld.remedy);
+                        }
+                        last_withheld = Some(withheld);
+                    }
                 }
-                // A head that is slow to answer is the head that it was.
-                Err(_) => {}
             }
             let settled = app.knows_reads();
             for _ in 0..if settled { ROUNDS } else { UNSETTLED_ROUNDS } {
@@ -193,14 +199,34 @@ pub fn start(app: &Arc<App>) {
     });
 }
 
-/// It wants a token, or a login page comes first. Anything else says nothing of who answers.
-fn withholds(fault: &DiscoverError) -> bool {
-    let DiscoverError::Dashboard { fault, .. } = fault else { return false };
-    matches!(
-        fault,
-        FetchError::Status { status: 301 | 302 | 303 | 307 | 308 | 401 | 403 | 404 }
-            | FetchError::WebPage { .. }
-    )
+/// A head that answers, and does not tell its version.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Withheld {
+    /// What it does, for people.
+    pub found: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+/// Whether this is what a head answers that withholds its version: it wants a token, or a login page or an ingress
+/// comes first. Anything else says nothing of who answers.
+#[must_use]
+pub fn withheld(fault: &DiscoverError, shows_token: bool) -> Option<Withheld> {
+    let DiscoverError::Dashboard { fault, .. } = fault else { return None };
+    let remedy = match fault {
+        FetchError::Status { status: 401 | 403 } if shows_token => {
+            "it refuses the token it is shown: give the one that Ray knows with metrics.token, or RAY_AUTH_TOKEN"
+        }
+        FetchError::Status { status: 401 | 403 } => {
+            "name Ray's token with metrics.token, so that version and exporters are found"
+        }
+        FetchError::Status { status: 301 | 302 | 303 | 307 | 308 | 404 } | FetchError::WebPage { .. } => {
+            "something else than Ray answers there, or comes before it: name with upstream the address where Ray itself \
+             answers"
+        }
+        _ => return None,
+    };
+    Some(Withheld { found: format!("keeps its version to itself: {fault}"), remedy })
 }
 
 #[cfg(test)]
@@ -268,14 +294,18 @@ mod tests {
 
     #[test]
     fn what_wants_a_token_or_a_login_withholds_its_version_and_what_is_short_of_time_does_not() {
-        let of = |fault| withholds(&DiscoverError::Dashboard { url: String::new(), fault });
+        let of = |fault| withheld(&DiscoverError::Dashboard { url: String::new(), fault }, false);
         for status in [302, 307, 401, 403, 404] {
-            assert!(of(FetchError::Status { status }), "{status}");
+            let found = of(FetchError::Status { status }).unwrap().found;
+            assert!(
+                found.starts_with(&format!("keeps its version to itself: answered with status {status}")),
+                "{found}"
+            );
         }
-        assert!(of(FetchError::WebPage { content_type: "text/html".to_owned() }));
+        assert!(of(FetchError::WebPage { content_type: "text/html".to_owned() }).is_some());
         for status in [408, 429, 500, 503] {
-            assert!(!of(FetchError::Status { status }), "{status}");
+            assert_eq!(of(FetchError::Status { status }), None, "{status}");
         }
-        assert!(!of(FetchError::Slow { timeout: Duration::from_secs(1) }));
+        assert_eq!(of(FetchError::Slow { timeout: Duration::from_secs(1) }), None);
     }
 }
