@@ -2,10 +2,10 @@
 their commands, Ray Client and Serve say through the proxy; and who is served when their heads are flooded.
 
 One old version in every run, all of them in a nightly one (RAYGUARD_NIGHTLY=1). And the newest that there is, to hear
-of routes and signals that no profile knows: RAYGUARD_NEWEST=pypi installs it, or names the directory of its commands.
+of routes, keys of queries and signals that no profile knows: RAYGUARD_NEWEST=pypi installs it, or names the directory of
+its commands.
 """
 
-import ast
 import json
 import os
 import re
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import versions
+from handlers import Handlers
 from head import Head, free_ports, wait_until
 from proxy import RAYGUARD, ROOT, Load, Proxy, ask
 
@@ -28,32 +29,12 @@ VERSIONS = list(versions.WANTED) if NIGHTLY else ["2.44.1"]
 NEWEST = os.environ.get("RAYGUARD_NEWEST", "")
 
 
-class Dashboard:
-    """The dashboard of an installed Ray, by its sources."""
-
-    def __init__(self, ray):
-        self.routes = set()
-        for path in (ray / "dashboard").rglob("*.py"):
-            if "tests" in path.parts:
-                continue
-            for node in ast.walk(ast.parse(path.read_text())):
-                for each in getattr(node, "decorator_list", []):
-                    self.routes |= route_of(each)
-
-
-def route_of(decorator):
-    call = decorator.func if isinstance(decorator, ast.Call) else None
-    first = decorator.args[0] if call and decorator.args else None
-    methods = ("get", "post", "put", "delete", "patch")
-    if not (isinstance(call, ast.Attribute) and call.attr in methods and isinstance(first, ast.Constant)):
-        return set()
-    if not (isinstance(first.value, str) and first.value.startswith("/")):
-        return set()
-    return {(call.attr.upper(), nameless(first.value))}
-
-
 def nameless(pattern):
     return re.sub(r"\{[^}]*\}", "{}", pattern)
+
+
+def routes_of(handlers):
+    return {(method, nameless(path)) for method, path in handlers.routes}
 
 
 def catalogue():
@@ -65,7 +46,7 @@ def catalogue():
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_route_of_its_own_is_classified(version):
-    routes = Dashboard(versions.package(versions.install(version))).routes
+    routes = routes_of(Handlers(versions.package(versions.install(version))))
     assert len(routes) >= 40, f"few routes are found: {sorted(routes)}"
     assert not routes - catalogue()
 
@@ -390,8 +371,14 @@ def newest():
 
 @pytest.mark.skipif(not NEWEST, reason="RAYGUARD_NEWEST is not set")
 def test_every_route_of_the_newest_is_classified(newest):
-    unknown = Dashboard(versions.package(newest)).routes - catalogue()
+    unknown = routes_of(Handlers(versions.package(newest))) - catalogue()
     assert not unknown, f"routes that no profile knows: {sorted(unknown)}"
+
+
+@pytest.mark.skipif(not NEWEST, reason="RAYGUARD_NEWEST is not set")
+def test_every_key_that_a_handler_of_the_newest_reads_is_known(newest):
+    unlisted = Handlers(versions.package(newest)).unlisted()
+    assert not unlisted, f"read of a query by the newest Ray, and called ignored: {unlisted}"
 
 
 # Processes of a node that serve no API.
