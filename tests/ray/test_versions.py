@@ -421,5 +421,5 @@ def test_every_signal_of_the_newest_is_known_and_found(newest):
     assert not components - known, f"processes that no signal knows: {sorted(components - known)}"
     unread = [findings.get(name, {"found": ": "})["found"].rpartition(": ")[2] for name in ("other signals", "signals of other versions")]
     lost = missing(findings) | {name for names in unread for name in names.split(", ")} - {""}
-    # Those wait for something that an idle head has not done yet.
-    assert not lost - {"dashboard_slow_share", "gcs_slow_share", "gcs_very_slow_share"}, f"signals that are not found: {sorted(lost)}"
+    # Those wait for something that an idle head has not done yet, or that Ray does only where it is told to.
+    assert not lost - {"dashboard_slow_share", "gcs_slow_share", "gcs_very_slow_share", "task_events_head_cpu"}, f"signals that are not found: {sorted(lost)}"
