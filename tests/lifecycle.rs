@@ -695,3 +695,196 @@ async fn an_api_key_is_good_from_when_its_file_names_it_until_it_does_no_more() 
     std::fs::write(&file, "# gone again\n").unwrap();
     becomes(401, "the key is named no more").await;
 }
+
+macro_rules! pages {
+    ($name:literal) => {
+        [
+            include_str!(concat!("fixtures/ray/scrapes/", $name, "_8080.prom")),
+            include_str!(concat!("fixtures/ray/scrapes/", $name, "_44227.prom")),
+        ]
+    };
+}
+
+/// A Ray head as far as rayguard asks it: its version, its health, where its metrics are, and the pages that a head
+/// of this version was seen to write. It goes away, and its connections with it, when this is dropped.
+struct Head {
+    _tasks: tokio::task::JoinSet<()>,
+}
+
+impl Head {
+    /// At this address; the exporters take ports of the moment, as Ray's do.
+    async fn start(dashboard: SocketAddr, version: &str, pages: [&'static str; 2]) -> Head {
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut targets = Vec::new();
+        for page in pages {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            targets.push(listener.local_addr().unwrap().to_string());
+            tasks.spawn(answer_all(listener, move |_| Some(("text/plain", page.to_owned()))));
+        }
+        let version = serde_json::json!({ "ray_version": version }).to_string();
+        let targets = serde_json::json!([{ "labels": { "job": "ray" }, "targets": targets }]).to_string();
+        let listener = loop {
+            // The head before may still be going.
+            match tokio::net::TcpListener::bind(dashboard).await {
+                Ok(listener) => break listener,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        };
+        tasks.spawn(answer_all(listener, move |path| match path {
+            "/api/version" => Some(("application/json", version.clone())),
+            "/api/prometheus/sd" => Some(("application/json", targets.clone())),
+            "/api/gcs_healthz" => Some(("text/plain", "success".to_owned())),
+            "/api/jobs/" | "/api/v0/actors" => Some(("application/json", "[]".to_owned())),
+            _ => None,
+        }));
+        Head { _tasks: tasks }
+    }
+}
+
+/// Answers each request by its path, on connections that end with the listener.
+async fn answer_all(
+    listener: tokio::net::TcpListener,
+    answer: impl Fn(&str) -> Option<(&'static str, String)> + Clone + Send + Sync + 'static,
+) {
+    let mut connections = tokio::task::JoinSet::new();
+    while let Ok((stream, _)) = listener.accept().await {
+        let answer = answer.clone();
+        connections.spawn(async move {
+            let answer = |request: http::Request<hyper::body::Incoming>| {
+                let response = http::Response::builder();
+                let response = match answer(request.uri().path()) {
+                    Some((kind, body)) => response.header("content-type", kind).body(Full::new(body.into())),
+                    None => response.status(404).body(Full::<Bytes>::default()),
+                };
+                std::future::ready(response)
+            };
+            let _ = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), hyper::service::service_fn(answer))
+                .await;
+        });
+    }
+}
+
+/// Asks again until there is an answer; only a failing test waits so long.
+async fn eventually<T>(what: &str, home: &Home, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    for _ in 0..1200 {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("never: {what}\n{}", home.log());
+}
+
+#[tokio::test]
+async fn a_head_that_is_replaced_by_one_of_another_version_is_taken_for_what_it_is() {
+    let home = Home::new("replaced");
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let place = TcpListener::bind("127.0.0.1:0").unwrap();
+    let dashboard = place.local_addr().unwrap();
+    drop(place);
+    let text = format!(
+        "upstream = 'http://{dashboard}'\nstate_dir = '{}'\nlisten = '{address}'\n[admin]\nlisten = '127.0.0.1:0'\n\
+         [metrics]\ndiscovery_file = 'off'\ninterval = '1s'\ntimeout = '900ms'\n[probe]\ninterval = '500ms'\n",
+        home.path("state").display()
+    );
+    std::fs::write(home.path("rayguard.toml"), text).unwrap();
+
+    let head = Head::start(dashboard, "2.60.0", pages!("idle0")).await;
+    let mut app = home.start_with(&socket);
+    let admin = eventually("the admin listener", &home, async || {
+        let log = home.log();
+        let said = log.split("admin page, API and metrics address=").nth(1)?;
+        Some(format!("http://{}", said.split_whitespace().next()?))
+    })
+    .await;
+    let client = rayguard::observe::fetch::client().unwrap();
+    let json = async |path: &str| -> serde_json::Value {
+        let answer = client.get(format!("{admin}{path}")).send().await.unwrap();
+        serde_json::from_str(&answer.text().await.unwrap()).unwrap()
+    };
+    let ask = async |path: &str| {
+        let answer = client.get(format!("http://{address}{path}")).send().await.unwrap();
+        answer.status().as_u16()
+    };
+    // Which Ray it is, and what is read off the node's page.
+    let is_taken_for = async |version: &str, node_cpu: f64| {
+        eventually(version, &home, async || {
+            let ray = json("/api/v1/state").await["ray"].clone();
+            let signals = json("/api/v1/signals").await;
+            let read =
+                signals.as_array().unwrap().iter().find(|signal| signal["name"] == "node_cpu")?.clone();
+            let is_read = read["value"] == node_cpu && read["health"] == "fresh";
+            (ray["version"] == version && is_read).then_some(())
+        })
+        .await;
+    };
+    let modules = async || -> Vec<String> {
+        let limits = json("/api/v1/limits").await;
+        let names = limits["modules"].as_array().unwrap().iter();
+        names.map(|module| module["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let status = async || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rayguard"));
+        command.args(["status", "--address", &admin]);
+        let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+
+    is_taken_for("2.60.0", 5.1).await;
+    assert!(modules().await.contains(&"JobHead".to_owned()));
+    let screen = status().await;
+    assert!(screen.contains("2.60.0") && screen.contains("a process of its own"), "{screen}");
+    assert_eq!(ask("/api/jobs/").await, 200);
+
+    drop(head);
+    eventually("it is noticed that the head is away", &home, async || {
+        (ask("/api/jobs/").await == 503).then_some(())
+    })
+    .await;
+    let head = Head::start(dashboard, "2.9.3", pages!("ray2.9.3")).await;
+    is_taken_for("2.9.3", 100.0).await;
+    assert_eq!(ask("/api/v0/actors").await, 200);
+    let modules = modules().await;
+    assert!(
+        modules.contains(&"Dashboard".to_owned()) && !modules.contains(&"JobHead".to_owned()),
+        "{modules:?}"
+    );
+    let says = "profile 2.9 (made for it): all dashboard modules share one process";
+    let screen = status().await;
+    assert!(screen.contains("2.9.3") && screen.contains(says), "{screen}");
+    assert!(home.log().contains(says), "{}", home.log());
+    let events = json("/api/v1/events").await;
+    let changes: Vec<&serde_json::Value> = events["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|event| event["event"] == "config_change")
+        .collect();
+    let last = changes.last().unwrap().to_string();
+    assert!(last.contains("Ray 2.9.3 at") && last.contains(says), "{last}");
+
+    app.tell("TERM");
+    assert!(app.ended().await, "{}", home.log());
+    let costs = std::fs::read_to_string(home.path("state/costs.json")).unwrap();
+    assert!(costs.contains("2.9.3") && costs.contains("/api/v0/actors"), "{costs}");
+    assert!(!costs.contains("/api/jobs/"), "learnt of the head before: {costs}");
+    drop(head);
+}
+
+#[tokio::test]
+async fn a_head_that_keeps_its_version_to_itself_is_not_said_to_be_absent() {
+    let (home, tasks) = (Home::new("withheld"), Tasks::default());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ray = listener.local_addr().unwrap();
+    tasks.spawn_until_closed(answer_all(listener, |_| None));
+    let socket = TcpListener::bind("127.0.0.1:0").unwrap();
+    home.configure(ray, socket.local_addr().unwrap(), "listen = 'LISTEN'");
+    let mut app = home.start_with(&socket);
+    let says = "keeps its version to itself: answered with status 404";
+    eventually(says, &home, async || home.log().contains(says).then_some(())).await;
+    app.tell("TERM");
+    assert!(app.ended().await, "{}", home.log());
+    assert!(!home.log().contains("no Ray dashboard answers"), "{}", home.log());
+}

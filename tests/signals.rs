@@ -209,6 +209,22 @@ fn without_the_dashboard_page_only_the_dashboard_signals_are_missing() {
 }
 
 #[test]
+fn the_process_of_task_events_is_seen_where_ray_has_one() {
+    let [agent, (target, page)] = pages!("idle0");
+    let mut head = Head::new();
+    head.scrape(0, &[agent, (target, page)]);
+    assert!(head.reading("task_events_head_cpu").is_err());
+    // As of a head that was started with `RAY_enable_task_events_to_dashboard_head=1`.
+    let with = format!(
+        "{page}ray_component_cpu_percentage{{Component=\"dashboard_TaskEventsHead\",SessionName=\"s\",Version=\"2.60.0\",ip=\"192.0.2.2\",pid=\"19118\"}} 1.0\n"
+    );
+    head.scrape(5, &[agent, (target, &with)]);
+    head.assert_reads("task_events_head_cpu", 1.0);
+    // Of two cores, beside the 0.8 % of the others.
+    head.assert_reads("head_cpu", 1.3);
+}
+
+#[test]
 fn a_page_asked_for_twice_is_one_information() {
     let mut head = Head::new();
     head.scrape(0, &pages!("jobburst"));

@@ -36,7 +36,7 @@ use crate::observe::promql::{self, Server};
 use crate::observe::scrape::{self, Target, Targets};
 use crate::proxy::clock::Clock;
 use crate::replicas::store::Store;
-use crate::runtime::head_version::Seen;
+use crate::runtime::head_version::{self, Seen};
 use crate::runtime::secret;
 
 /// Diagnoses this host and suggests fixes.
@@ -204,40 +204,27 @@ impl Look<'_> {
         let mut findings = Vec::new();
         let shown = self.settings.upstream.url();
         let token = secret::rays_token(self.settings).unwrap_or_default();
+        let mut withheld = None;
         match discover::version(&self.client, &dashboard, token.as_deref()).await {
             Ok(version) => {
                 findings.push(Finding::ok("ray", format!("{} at {shown}", version.ray_version)));
                 self.ray = Seen::of_version(&version.ray_version);
                 findings.push(self.profile(&self.ray));
             }
-            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
-                findings.push(if token.is_some() {
-                    let remedy = "give the one that Ray knows: metrics.token, or RAY_AUTH_TOKEN";
-                    Finding::warn(
-                        "ray",
-                        format!("answers at {shown}, and refuses the token it is shown"),
-                        remedy,
-                    )
-                } else {
-                    let remedy =
-                        "name Ray's token with metrics.token, so that version and exporters are found";
-                    Finding::warn(
-                        "ray",
-                        format!("answers at {shown}, and wants a token of its clients"),
-                        remedy,
-                    )
-                });
-            }
             Err(fault) => {
-                let remedy = match &fault {
-                    DiscoverError::NotRay { .. }
-                    | DiscoverError::Dashboard { fault: FetchError::Status { .. }, .. } => {
-                        "something else than Ray answers there: name Ray's address with upstream, or --upstream"
-                    }
-                    _ => "start it (ray start --head), or name its address with upstream, or --upstream",
+                let Some(head) = head_version::withheld(&fault, token.is_some()) else {
+                    let remedy = match &fault {
+                        DiscoverError::NotRay { .. }
+                        | DiscoverError::Dashboard { fault: FetchError::Status { .. }, .. } => {
+                            "something else than Ray answers there: name Ray's address with upstream, or --upstream"
+                        }
+                        _ => "start it (ray start --head), or name its address with upstream, or --upstream",
+                    };
+                    findings.push(Finding::fail("ray", fault.to_string(), remedy));
+                    return findings;
                 };
-                findings.push(Finding::fail("ray", fault.to_string(), remedy));
-                return findings;
+                findings.push(Finding::warn("ray", format!("{shown} {}", head.found), head.remedy));
+                withheld = Some(head);
             }
         }
         findings.extend(self.dashboard_facts(&dashboard).await);
@@ -257,7 +244,11 @@ impl Look<'_> {
                 Outcome::Down { fault } => Finding::fail(
                     "gcs",
                     fault.to_string(),
-                    "the dashboard runs and the GCS behind it does not answer: ray status",
+                    // Whoever withholds this too may be no Ray at all.
+                    withheld.map_or(
+                        "the dashboard runs and the GCS behind it does not answer: ray status",
+                        |head| head.remedy,
+                    ),
                 ),
             },
         );
@@ -818,17 +809,56 @@ mod tests {
 
     /// Answers every request with 200, as the admin listener of a rayguard answers `/livez`.
     fn alive() -> std::net::SocketAddr {
+        answers_all(|_| "200 OK")
+    }
+
+    /// Answers every request with what comes of its first line: a status, and perhaps header lines.
+    fn answers_all(answer: impl Fn(&str) -> &'static str + Send + 'static) -> std::net::SocketAddr {
         use std::io::Read as _;
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
-                let _ = stream.read(&mut [0; 1024]);
-                let _ =
-                    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let mut request = [0; 1024];
+                let length = stream.read(&mut request).unwrap_or(0);
+                let head = answer(&String::from_utf8_lossy(&request[..length]));
+                let answer = format!("HTTP/1.1 {head}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                let _ = stream.write_all(answer.as_bytes());
             }
         });
         address
+    }
+
+    #[tokio::test]
+    async fn a_head_that_withholds_its_version_is_a_warning_and_one_that_withholds_its_health_too_a_failure()
+    {
+        let withheld = [
+            ("302 Found\r\nlocation: /login", "status 302", "the address where Ray itself answers"),
+            ("401 Unauthorized", "status 401", "metrics.token"),
+            ("404 Not Found", "status 404", "the address where Ray itself answers"),
+            ("200 OK\r\ncontent-type: text/html", "a web page", "the address where Ray itself answers"),
+        ];
+        for (answer, found, remedy) in withheld {
+            for health in ["200 OK", answer] {
+                let head =
+                    answers_all(move |request| if request.contains("gcs_healthz") { health } else { answer });
+                let text = format!(
+                    "upstream = 'http://{head}'\nlisten = '127.0.0.1:0'\nstate_dir = '{}'\n[admin]\nlisten = 'off'\n\
+                     [metrics]\ndiscover = false\ndiscovery_file = '/nowhere.json'\n",
+                    std::env::temp_dir().display()
+                );
+                let findings = examine(&settings(&text)).await.unwrap();
+                let ray = of(&findings, "ray");
+                assert!(
+                    ray.found.contains("keeps its version to itself") && ray.found.contains(found),
+                    "{ray:?}"
+                );
+                assert!(ray.health == Health::Warn && ray.remedy.contains(remedy), "{ray:?}");
+                let gcs = of(&findings, "gcs");
+                assert_eq!(gcs.health == Health::Fail, health == answer, "{gcs:?}");
+                assert!(gcs.health != Health::Fail || gcs.remedy == ray.remedy, "{gcs:?}");
+            }
+        }
     }
 
     #[tokio::test]

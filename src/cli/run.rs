@@ -10,8 +10,8 @@ use crate::core::event::Event;
 use crate::core::request::catalogue::Surface;
 use crate::core::request::classify::RouteError;
 use crate::observe::adjustment_log::{self, AdjustmentLog, Writer};
-use crate::observe::discover::{self, DiscoverError};
-use crate::observe::fetch::{self, FetchError};
+use crate::observe::discover;
+use crate::observe::fetch;
 use crate::observe::notify;
 use crate::observe::trace_writer;
 use crate::proxy::clock::Clock;
@@ -23,6 +23,7 @@ use crate::proxy::tls::{Originator, Renew, Terminator, TlsError};
 use crate::proxy::upstream::Address;
 use crate::replicas::Replica;
 use crate::runtime::app::{App, Outlets};
+use crate::runtime::head_version;
 use crate::runtime::history::HistoryFiles;
 use crate::runtime::lock::{self, Lock, LockError};
 use crate::runtime::reload::{self, Source};
@@ -354,7 +355,7 @@ async fn app(
         replica.start();
     }
     crate::runtime::watch::start(&app);
-    crate::runtime::head_version::start(&app);
+    head_version::start(&app);
     say_whether_ray_is_there(&app);
     ready(&settings);
     state.keep(&app);
@@ -445,15 +446,11 @@ fn say_whether_ray_is_there(app: &Arc<App>) {
     tasks.spawn_until_closed(async move {
         let url = settings.upstream.url();
         let (Ok(client), Ok(dashboard)) = (fetch::client(), url::Url::parse(&url)) else { return };
-        match discover::version(&client, &dashboard, app.rays_token()).await {
+        let token = app.rays_token();
+        match discover::version(&client, &dashboard, token).await {
             Ok(version) => tracing::info!(ray = version.ray_version, dashboard = url, "found Ray"),
-            // With token authentication a Ray that refuses us is a Ray.
-            Err(DiscoverError::Dashboard { fault: FetchError::Status { status: 401 | 403 }, .. }) => {
-                tracing::warn!(
-                    dashboard = url,
-                    "found Ray, which rejects rayguard's token; say where Ray's token is with `metrics.token`, or list its exporters in `metrics.targets`"
-                );
-            }
+            // Said where it is asked again and again.
+            Err(fault) if head_version::withheld(&fault, token.is_some()).is_some() => {}
             Err(fault) => tracing::error!(
                 "no Ray dashboard answers at {url} ({fault}); start one with `ray start --head`, or name its address with --upstream. rayguard goes on and guards it once it is there"
             ),

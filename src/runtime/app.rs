@@ -28,7 +28,7 @@ use crate::proxy::state::{Entrance, Front, ProxyState, ShedNote};
 use crate::proxy::tasks::Tasks;
 use crate::proxy::trace::{Note, TraceSender};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
-use crate::runtime::head_version::{RayView, Seen};
+use crate::runtime::head_version::{RayIdentity, RayView, Seen};
 use crate::runtime::recent::Recent;
 use arc_swap::ArcSwap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -83,6 +83,8 @@ pub struct App {
     reads_are_known: Arc<AtomicBool>,
     /// What is known of that Ray.
     ray: ArcSwap<Seen>,
+    /// The Ray whose routes cost what has been learnt, once it is known.
+    costs_of: Mutex<Option<RayIdentity>>,
     /// This proxy's part of the limits, where several replicas share them.
     quota: Mutex<Option<Quota>>,
 }
@@ -132,6 +134,7 @@ impl App {
             rays_token: OnceLock::new(),
             reads_are_known: Arc::default(),
             ray: ArcSwap::default(),
+            costs_of: Mutex::default(),
             quota: Mutex::default(),
         });
         app.expect_costs(app.settings().ray.unwrap_or(&Seen::default().profile));
@@ -230,6 +233,7 @@ impl App {
         }
         tracing::info!(ray = view.version, "{}", view.says);
         self.expect_costs(settings.ray.unwrap_or(&seen.profile));
+        self.forget_costs_of_another(seen);
         if settings.ray.is_some() || before.profile.one_process == seen.profile.one_process {
             return;
         }
@@ -268,6 +272,42 @@ impl App {
     #[must_use]
     pub fn seen(&self) -> Arc<Seen> {
         self.ray.load_full()
+    }
+
+    /// Takes in what routes cost another process's Ray, which is forgotten again if this one turns out to be another.
+    pub fn recall_costs(&self, of: Option<RayIdentity>, learnt: impl Iterator<Item = (u16, [f64; 3])>) {
+        let mut costs_of = self.costs_of();
+        let proxy = self.proxy();
+        learnt.for_each(|(route, cost)| proxy.admission.costs().recall(route, cost));
+        *costs_of = of;
+    }
+
+    /// What has been learnt of routes, and the Ray whose they are, if it is known.
+    #[must_use]
+    pub fn learnt_costs(&self) -> (Option<RayIdentity>, Vec<(u16, [f64; 3])>) {
+        let costs_of = self.costs_of();
+        (costs_of.clone(), self.proxy().admission.costs().learnt().collect())
+    }
+
+    /// What another Ray's routes took says nothing of this one's.
+    fn forget_costs_of_another(&self, seen: &Seen) {
+        let Some(ray) = seen.identity() else { return };
+        let mut costs_of = self.costs_of();
+        match &*costs_of {
+            // Its version is not forgotten because it is withheld for a while: what comes after may have the same profile.
+            Some(before) if before.may_be(&ray) && ray.version.is_none() => return,
+            Some(before) if !before.may_be(&ray) => {
+                self.proxy().admission.costs().forget();
+                tracing::info!("what routes cost was learnt of another Ray, and is learnt anew");
+            }
+            _ => {}
+        }
+        *costs_of = Some(ray);
+    }
+
+    fn costs_of(&self) -> MutexGuard<'_, Option<RayIdentity>> {
+        // A name, whole between any two steps.
+        self.costs_of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What routes cost before anything has been learnt.

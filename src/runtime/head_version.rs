@@ -82,6 +82,13 @@ impl Seen {
         Seen::of_signals(is_read).unwrap_or(before)
     }
 
+    /// What it is known by; `None` while nothing is known of it.
+    #[must_use]
+    pub fn identity(&self) -> Option<RayIdentity> {
+        let is_known = self.version.is_some() || self.fit != Fit::Unknown;
+        is_known.then(|| RayIdentity { version: self.version.clone(), profile: self.profile.ray.into() })
+    }
+
     fn is_corrected(&self) -> bool {
         self.version.as_deref().is_some_and(|version| *profile::of_version(version).0 != self.profile)
     }
@@ -111,6 +118,26 @@ impl Seen {
     }
 }
 
+/// What one Ray is told from another by, in memory and in files.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RayIdentity {
+    /// Its version, unless it keeps that to itself.
+    pub version: Option<String>,
+    /// The profile that it is taken by.
+    pub profile: Box<str>,
+}
+
+impl RayIdentity {
+    /// Whether both may be the same Ray: by their versions, or by their profiles where one withholds its version.
+    #[must_use]
+    pub fn may_be(&self, other: &RayIdentity) -> bool {
+        match (&self.version, &other.version) {
+            (Some(version), Some(other)) => version == other,
+            _ => self.profile == other.profile,
+        }
+    }
+}
+
 /// The Ray at `upstream`, and the profile it is taken by.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Ray")]
@@ -129,10 +156,11 @@ pub fn start(app: &Arc<App>) {
     let app = Arc::clone(app);
     let tasks = app.tasks.clone();
     tasks.spawn_until_closed(async move {
-        let mut last = String::new();
+        let (mut last, mut last_withheld) = (String::new(), None);
         loop {
             let Ok(dashboard) = Url::parse(&app.settings().upstream.url()) else { return };
-            match discover::version(&client, &dashboard, app.rays_token()).await {
+            let token = app.rays_token();
+            match discover::version(&client, &dashboard, token).await {
                 Ok(version) => {
                     let known = query::holds_for(&version.ray_version);
                     if !known && version.ray_version != last {
@@ -144,16 +172,21 @@ pub fn start(app: &Arc<App>) {
                     app.on_reads_known(known);
                     let seen = Seen::of_version(&version.ray_version);
                     app.on_ray(&seen.corrected(&app.seen(), |name| app.has_read(name)));
-                    last = version.ray_version;
+                    (last, last_withheld) = (version.ray_version, None);
                 }
-                Err(fault) if withholds(&fault) => {
-                    let was_away = !app.knows_reads();
-                    let seen = app.seen().withheld(was_away, |name| app.has_read(name));
-                    app.on_reads_known(seen.version.is_some() && !was_away);
-                    app.on_ray(&seen);
+                Err(fault) => {
+                    // Else it is a head that is slow to answer, and the one that it was.
+                    if let Some(withheld) = withheld(&fault, token.is_some()) {
+                        let was_away = !app.knows_reads();
+                        let seen = app.seen().withheld(was_away, |name| app.has_read(name));
+                        app.on_reads_known(seen.version.is_some() && !was_away);
+                        app.on_ray(&seen);
+                        if last_withheld.as_ref() != Some(&withheld) {
+                            tracing::warn!("Ray {}; {}", withheld.found, withheld.remedy);
+                        }
+                        last_withheld = Some(withheld);
+                    }
                 }
-                // A head that is slow to answer is the head that it was.
-                Err(_) => {}
             }
             let settled = app.knows_reads();
             for _ in 0..if settled { ROUNDS } else { UNSETTLED_ROUNDS } {
@@ -166,14 +199,34 @@ pub fn start(app: &Arc<App>) {
     });
 }
 
-/// It wants a token, or a login page comes first. Anything else says nothing of who answers.
-fn withholds(fault: &DiscoverError) -> bool {
-    let DiscoverError::Dashboard { fault, .. } = fault else { return false };
-    matches!(
-        fault,
-        FetchError::Status { status: 301 | 302 | 303 | 307 | 308 | 401 | 403 | 404 }
-            | FetchError::WebPage { .. }
-    )
+/// A head that answers, and does not tell its version.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Withheld {
+    /// What it does, for people.
+    pub found: String,
+    /// What to do.
+    pub remedy: &'static str,
+}
+
+/// Whether this is what a head answers that withholds its version: it wants a token, or a login page or an ingress
+/// comes first. Anything else says nothing of who answers.
+#[must_use]
+pub fn withheld(fault: &DiscoverError, shows_token: bool) -> Option<Withheld> {
+    let DiscoverError::Dashboard { fault, .. } = fault else { return None };
+    let remedy = match fault {
+        FetchError::Status { status: 401 | 403 } if shows_token => {
+            "it refuses the token it is shown: give the one that Ray knows with metrics.token, or RAY_AUTH_TOKEN"
+        }
+        FetchError::Status { status: 401 | 403 } => {
+            "name Ray's token with metrics.token, so that version and exporters are found"
+        }
+        FetchError::Status { status: 301 | 302 | 303 | 307 | 308 | 404 } | FetchError::WebPage { .. } => {
+            "something else than Ray answers there, or comes before it: name with upstream the address where Ray itself \
+             answers"
+        }
+        _ => return None,
+    };
+    Some(Withheld { found: format!("keeps its version to itself: {fault}"), remedy })
 }
 
 #[cfg(test)]
@@ -230,15 +283,29 @@ mod tests {
     }
 
     #[test]
+    fn one_ray_is_told_from_another_by_its_version_or_else_by_its_profile() {
+        let known = |version: &str| Seen::of_version(version).identity().unwrap();
+        assert_eq!(Seen::default().identity(), None);
+        assert!(known("2.60.0").may_be(&known("2.60.0")) && !known("2.44.1").may_be(&known("2.52.0")));
+        assert!(Seen::of_version("1.13.0").identity().is_some(), "it has told what it is");
+        let hidden = Seen::of_signals(|name| name == "dashboard_cpu").unwrap().identity().unwrap();
+        assert!(hidden.may_be(&known("2.44.1")) && !hidden.may_be(&known("2.60.0")));
+    }
+
+    #[test]
     fn what_wants_a_token_or_a_login_withholds_its_version_and_what_is_short_of_time_does_not() {
-        let of = |fault| withholds(&DiscoverError::Dashboard { url: String::new(), fault });
+        let of = |fault| withheld(&DiscoverError::Dashboard { url: String::new(), fault }, false);
         for status in [302, 307, 401, 403, 404] {
-            assert!(of(FetchError::Status { status }), "{status}");
+            let found = of(FetchError::Status { status }).unwrap().found;
+            assert!(
+                found.starts_with(&format!("keeps its version to itself: answered with status {status}")),
+                "{found}"
+            );
         }
-        assert!(of(FetchError::WebPage { content_type: "text/html".to_owned() }));
+        assert!(of(FetchError::WebPage { content_type: "text/html".to_owned() }).is_some());
         for status in [408, 429, 500, 503] {
-            assert!(!of(FetchError::Status { status }), "{status}");
+            assert_eq!(of(FetchError::Status { status }), None, "{status}");
         }
-        assert!(!of(FetchError::Slow { timeout: Duration::from_secs(1) }));
+        assert_eq!(of(FetchError::Slow { timeout: Duration::from_secs(1) }), None);
     }
 }

@@ -6,7 +6,8 @@
 //! is drawn anew with every start.
 //!
 //! A past is counted in seconds of Ray's time as learnt. So what was learnt of each route is kept beside it: a
-//! process that starts in the middle of a flood would otherwise learn from the flood what an allowance buys.
+//! process that starts in the middle of a flood would otherwise learn from the flood what an allowance buys. The file
+//! names the Ray that it was learnt of: once the head turns out to be another, it is forgotten.
 //!
 //! Read beside the start and written once a minute, if anything has changed, beside the file and renamed: by a thread
 //! of its own, so that neither a slow disk nor a million clients hold up a request. Until it has been read nothing is
@@ -16,6 +17,8 @@ use crate::core::request::catalogue::{ROUTES, Route};
 use crate::core::request::classify::RouteId;
 use crate::core::request::identify::Identifier;
 use crate::runtime::app::App;
+use crate::runtime::head_version::RayIdentity;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -40,8 +43,14 @@ pub struct HistoryFiles {
     writing: Arc<Mutex<()>>,
 }
 
-/// By method and pattern, in seconds: the work of a route, the low quantile of its latency, and what it took in calm.
-type LearntCosts = BTreeMap<String, [f64; 3]>;
+/// What was learnt of routes, as it is kept.
+#[derive(Serialize, Deserialize)]
+struct LearntCosts {
+    /// Of this Ray, where it was known.
+    ray: Option<RayIdentity>,
+    /// By method and pattern: the work of a route, the low quantile of its latency, and what it took in calm.
+    seconds: BTreeMap<String, [f64; 3]>,
+}
 
 impl HistoryFiles {
     /// Those of a state directory.
@@ -89,10 +98,9 @@ impl HistoryFiles {
     fn load_costs(&self, app: &App) {
         if let Ok(text) = fs::read(&self.costs) {
             match serde_json::from_slice::<LearntCosts>(&text) {
-                Ok(learnt) => {
-                    for (id, name) in routes() {
-                        learnt.get(&name).inspect(|cost| app.proxy().admission.costs().recall(id.0, **cost));
-                    }
+                Ok(LearntCosts { ray, seconds }) => {
+                    let learnt = routes().filter_map(|(id, name)| Some((id.0, *seconds.get(&name)?)));
+                    app.recall_costs(ray, learnt);
                 }
                 Err(error) => {
                     tracing::warn!(path = %self.costs.display(), %error, "learnt costs cannot be read; they are learnt anew");
@@ -130,15 +138,18 @@ impl HistoryFiles {
             return;
         }
         let bytes = app.proxy().admission.history().to_bytes(mark(app.key()));
-        let names: BTreeMap<u16, String> = routes().map(|(id, name)| (id.0, name)).collect();
-        let proxy = app.proxy();
-        let learnt = proxy.admission.costs().learnt();
-        let learnt = learnt.filter_map(|(route, cost)| Some((names.get(&route)?.clone(), cost)));
-        let costs = serde_json::to_vec(&learnt.collect::<LearntCosts>()).unwrap_or_default();
-        let written = write_private(&self.records, &bytes).and_then(|()| write_private(&self.costs, &costs));
+        let written = write_private(&self.records, &bytes).and_then(|()| self.save_costs(app));
         if let Err(error) = written {
             tracing::warn!(path = %self.records.display(), %error, "could not save what is known of clients");
         }
+    }
+
+    fn save_costs(&self, app: &App) -> io::Result<()> {
+        let names: BTreeMap<u16, String> = routes().map(|(id, name)| (id.0, name)).collect();
+        let (ray, learnt) = app.learnt_costs();
+        let learnt = learnt.into_iter().filter_map(|(route, cost)| Some((names.get(&route)?.clone(), cost)));
+        let costs = LearntCosts { ray, seconds: learnt.collect() };
+        write_private(&self.costs, &serde_json::to_vec(&costs).unwrap_or_default())
     }
 
     /// Writes it from now on, for as long as the app's tasks run.
@@ -197,7 +208,62 @@ fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{self, Overrides};
+    use crate::core::request::profile::Fit;
+    use crate::observe::adjustment_log;
+    use crate::proxy::clock::Clock;
+    use crate::proxy::tasks::Tasks;
+    use crate::runtime::app::Outlets;
+    use crate::runtime::head_version::Seen;
     use std::os::unix::fs::PermissionsExt;
+
+    /// A rayguard whose files are in `dir`.
+    fn app(dir: &Path) -> Arc<App> {
+        let settings = config::parse("", "test", &Overrides::default()).unwrap();
+        let options = adjustment_log::Options {
+            dir: dir.join("adjustment-log"),
+            file_bytes_max: 1 << 20,
+            files_max: 2,
+            sync: adjustment_log::Sync::default(),
+        };
+        let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
+        let outlets = Outlets { adjustment_log, alerts: tokio::sync::mpsc::channel(16).0 };
+        App::new(Arc::new(settings), &[], [1, 2], Clock::start(), Tasks::default(), outlets)
+    }
+
+    #[tokio::test]
+    async fn what_routes_cost_is_forgotten_once_the_head_is_of_another_version() {
+        let dir = std::env::temp_dir().join(format!("rayguard-costs-{}", std::process::id()));
+        let files = HistoryFiles::of(&dir);
+        let route = ROUTES.iter().position(|route| route.path == "/api/v0/tasks" && route.method == "GET");
+        let route = RouteId::of_ray(route.unwrap()).0;
+        let learnt = |app: &App| app.proxy().admission.costs().hold(route);
+        let first = app(&dir);
+        first.on_ray(&Seen::of_version("2.60.0"));
+        first.proxy().admission.costs().learn(route, 7.0, 7.0, true);
+        files.save_costs(&first).unwrap();
+        for (version, kept) in [("2.60.0", 7.0), ("2.44.1", 0.0)] {
+            let next = app(&dir);
+            files.load_costs(&next);
+            assert!(learnt(&next) > 0.0, "known from the first request on, before Ray has told its version");
+            next.on_ray(&Seen::of_version(version));
+            assert!((learnt(&next) - kept).abs() < 1e-12, "{version}: {}", learnt(&next));
+        }
+        // The same in one life, and while it is not known for a moment which Ray it is.
+        let hidden = Seen { version: None, fit: Fit::Between, ..Seen::of_version("2.60.0") };
+        for seen in [Seen::default(), hidden.clone(), Seen::of_version("2.60.0"), hidden] {
+            first.on_ray(&seen);
+            assert!(learnt(&first) > 0.0, "{seen:?}");
+        }
+        first.on_ray(&Seen::of_version("2.61.0"));
+        assert!(learnt(&first) == 0.0, "of the same profile, and another");
+        first.proxy().admission.costs().learn(route, 7.0, 7.0, true);
+        first.on_ray(&Seen::of_version("2.44.1"));
+        assert!(learnt(&first) == 0.0);
+        let expected = first.proxy().admission.costs().get(route);
+        assert!((expected - 0.586).abs() < 1e-12, "what its profile says: {expected}");
+        fs::remove_dir_all(dir).unwrap();
+    }
 
     #[test]
     fn a_key_is_kept_and_read_by_its_owner_alone() {

@@ -2,23 +2,30 @@
 
     python commands.py reads http://127.0.0.1:8265 '{"job": "raysubmit_1", "actor": "...", "node": "..."}'
 
-`reads` change nothing, so that what is listed is the same the next time; `writes` begin and end jobs. `ray logs` is not
-among them: it asks the GCS where the dashboard is and goes there, past any proxy.
+`reads` change nothing, so that what is listed is the same the next time; `writes` begin and end jobs; `deploy` deploys
+what `application` names, and `shutdown` ends Serve. `ray logs` asks the GCS where the dashboard is and goes there, past any
+proxy: here it is told the address instead, as where the GCS knows the proxy's.
 """
 
+import asyncio
 import json
 import os
 import sys
+import time
 
 from click.testing import CliRunner
 
 kind, address, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 os.environ["COLUMNS"] = "200"
 
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient  # noqa: E402
 from ray.job_submission import JobSubmissionClient  # noqa: E402
 from ray.scripts.scripts import cli  # noqa: E402
 from ray.serve.scripts import cli as serve  # noqa: E402
 from ray.util import state  # noqa: E402
+from ray.util.state import api  # noqa: E402
+
+api.ray_address_to_api_server_url = lambda _: address
 
 LISTED = ["actors", "jobs", "nodes", "workers", "tasks", "objects", "placement-groups", "runtime-envs", "cluster-events"]
 AT = ["--address", address]
@@ -37,6 +44,10 @@ READS = [
     ["job", "logs", "--follow", *AT, ids["job"]],
     ["job", "status", *AT, "raysubmit_absent"],
     ["job", "stop", *AT, ids["job"]],
+    ["logs", "cluster", "--node-id", ids["node"]],
+    ["logs", "cluster", "no_such_*", "--node-id", ids["node"]],
+    ["logs", "cluster", f"job-driver-{ids['job']}.log", "--node-id", ids["node"], "--tail", "-1"],
+    *(["logs", what, "--id", ids[what], "--address", ids["gcs"]] for what in ("job", "actor", "task")),
 ]
 SERVE = [["serve", what, "--address", address] for what in ("status", "config")]
 # Each job has an id of its own: its supervisor outlives it by a little.
@@ -68,15 +79,24 @@ def reads(client):
     yield "info", repr(client.get_job_info(ids["job"]))
     yield "status", repr(client.get_job_status(ids["job"]))
     yield "logs", client.get_job_logs(ids["job"])
-    for what in ("actors", "jobs", "nodes", "tasks"):
-        listed = getattr(state, f"list_{what}")(address=address, limit=1000)
+    yield "tail", asyncio.run(tail(client, ids["job"]))
+    for what in LISTED:
+        listed = getattr(state, f"list_{what.replace('-', '_')}")(address=address, limit=1000)
         yield f"state.list_{what}", sorted(as_json(each) for each in listed)
-    yield "state.get_actor", as_json(state.get_actor(ids["actor"], address=address))
-    yield "state.summarize_tasks", as_json(state.summarize_tasks(address=address))
+    for what in ("actor", "node", "task", "worker"):
+        yield f"state.get_{what}", as_json(getattr(state, f"get_{what}")(ids[what], address=address))
+    for what in ("tasks", "actors", "objects"):
+        yield f"state.summarize_{what}", as_json(getattr(state, f"summarize_{what}")(address=address))
+    yield "state.list_logs", sorted(f"{of} {each}" for of, files in state.list_logs(node_id=ids["node"]).items() for each in files)
+    yield "state.get_log", list(state.get_log(node_id=ids["node"], filename=f"job-driver-{ids['job']}.log"))
     try:
         client.get_job_info("raysubmit_absent")
     except RuntimeError as error:
         yield "absent", repr(error)
+
+
+async def tail(client, job):
+    return "".join([lines async for lines in client.tail_job_logs(job)])
 
 
 def writes(client):
@@ -87,6 +107,24 @@ def writes(client):
     yield "delete", client.delete_job(THIRD)
 
 
-commands, calls = {"reads": (READS + SERVE, reads), "writes": (WRITES, writes)}[kind]
+def deploy(_):
+    client = ServeSubmissionClient(address)
+    while {each["status"] for each in client.get_serve_details()["applications"].values()} != {"RUNNING"}:
+        time.sleep(0.2)
+    for what in SERVE:
+        yield " ".join(what), run(what)
+
+
+def shutdown(_):
+    client = ServeSubmissionClient(address)
+    while left := client.get_serve_details()["applications"]:
+        time.sleep(0.2)
+    yield "left", left
+
+
+DEPLOY = [["serve", "deploy", ids.get("application", ""), "--address", address]]
+SHUTDOWN = [["serve", "shutdown", "-y", "--address", address]]
+KINDS = {"reads": (READS + SERVE, reads), "writes": (WRITES, writes), "deploy": (DEPLOY, deploy), "shutdown": (SHUTDOWN, shutdown)}
+commands, calls = KINDS[kind]
 said = {" ".join(each): run(each) for each in commands}
 print("\n" + json.dumps({**said, **dict(calls(JobSubmissionClient(address)))}))

@@ -112,6 +112,12 @@ impl Costs {
         self.0.iter().for_each(|cost| cost.expected.store(0.0_f64.to_bits(), Ordering::Relaxed));
     }
 
+    /// Forgets what was learnt, of another Ray too; what is expected stands for it until it is learnt anew.
+    pub fn forget(&self) {
+        let learnt = self.0.iter().flat_map(|cost| [&cost.work, &cost.alone, &cost.calm]);
+        learnt.for_each(|seconds| seconds.store(0.0_f64.to_bits(), Ordering::Relaxed));
+    }
+
     /// For how long a request of a route is thought to hold its permit, in seconds: a low quantile of
     /// its latency; zero until one has been seen.
     #[must_use]
@@ -257,6 +263,21 @@ mod tests {
         assert_eq!(costs.learnt().count(), 0, "it is not taken for learnt");
         costs.learn(3, 0.02, 0.03, true);
         assert!((costs.get(3) - 0.02).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_was_learnt_is_forgotten_and_what_is_expected_stands_for_it_again() {
+        let (costs, of_nobody) = (Costs::default(), of_template(0, "GET", "/api/report"));
+        costs.expect(3, 0.5);
+        for route in [3, of_nobody] {
+            costs.learn(route, 0.02, 0.03, true);
+            costs.learn_calm(route, 0.01);
+        }
+        costs.forget();
+        assert!((costs.get(3) - 0.5).abs() < 1e-12 && costs.get(of_nobody) == 0.0);
+        assert!(costs.hold(3) == 0.0 && (costs.in_calm(3, 0.7) - 0.7).abs() < 1e-12);
+        costs.learn(3, 0.04, 0.05, true);
+        assert!((costs.get(3) - 0.04).abs() < 1e-12, "the first is taken whole");
     }
 
     #[test]

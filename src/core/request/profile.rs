@@ -12,7 +12,7 @@
 //! **A Ray that no profile was made for is corrected by what it exports.** Its metrics name the processes of its
 //! dashboard: a module whose process is not among them, or goes by a name that is not known, counts as living in the
 //! dashboard's own, the more careful of the two ([`Profile::of_signals`]); the others keep theirs, and task events, whose
-//! process has no signal, what the profile says. That latencies rise together would not say it:
+//! process Ray starts only where it is told to, what the profile says. That latencies rise together would not say it:
 //! they do so too when the dashboard's own loop, through which all modules are asked, or the node's CPU is short, while
 //! each module has its process.
 //!
@@ -44,7 +44,7 @@ const DASHBOARD: &str = "Dashboard";
 const SHARED: Bounds = Bounds { initial: 24.0, min: 8.0, max: 32.0 };
 
 /// The dashboard's modules as [`MODULES`](crate::request::catalogue::MODULES) names them, those that came after 2.44
-/// where they would have been, and the CPU of each one's process, where Ray tells of that.
+/// where they would have been, and the CPU of each one's process, where it always has one.
 const MODULES: &[(&str, Option<&str>)] = &[
     ("JobHead", Some("job_head_cpu")),
     ("StateHead", Some("state_head_cpu")),

@@ -393,6 +393,8 @@ pub const SIGNALS: &[SignalDefault] = &[
     module_cpu!("report_head_cpu", "dashboard_ReportHead"),
     module_cpu!("serve_head_cpu", "dashboard_ServeHead"),
     module_cpu!("event_head_cpu", "dashboard_EventHead"),
+    // It runs only where Ray is told to keep task events out of the GCS.
+    module_cpu!("task_events_head_cpu", "dashboard_TaskEventsHead"),
     module_cpu!("metrics_head_cpu", "dashboard_MetricsHead"),
     module_cpu!("data_head_cpu", "dashboard_DataHead"),
     module_cpu!("train_head_cpu", "dashboard_TrainHead"),
