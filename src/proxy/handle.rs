@@ -20,7 +20,7 @@ use crate::permit_guard::PermitGuard;
 use crate::reject::{self, Contact, ErrorFormat, GRPC_STATUS, Refused};
 use crate::request_validation::{self, Malformed};
 use crate::sessions::Alive;
-use crate::state::{Entrance, Front, ProxyState};
+use crate::state::{Entrance, Front, ProxyState, ShedNote};
 use crate::tasks::Tasks;
 use crate::tunnel;
 use crate::upstream::UpstreamError;
@@ -553,7 +553,10 @@ impl RequestContext {
         if permit.waited() && self.is_cut_off() {
             permit.failed();
             let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
-            return Err(Shed { class, reason, retry_after_s: RECONNECT_S });
+            let shed = Shed { class, reason, retry_after_s: RECONNECT_S };
+            // Its permit counts it, as failed.
+            self.log_refused(shed, self.proxy.clock.now());
+            return Err(shed);
         }
         self.note_admitted(&mut permit);
         Ok(permit)
@@ -668,22 +671,28 @@ impl RequestContext {
     }
 
     fn note_refused(&self, shed: Shed) {
-        self.count(
-            if shed.reason.is_failure() { Verdict::Unreachable } else { Verdict::Shed },
-            self.proxy.clock.now(),
-        );
+        let now = self.proxy.clock.now();
+        self.count(if shed.reason.is_failure() { Verdict::Unreachable } else { Verdict::Shed }, now);
         self.proxy.record(self.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
+        self.log_refused(shed, now);
+    }
+
+    fn log_refused(&self, shed: Shed, now: Time) {
+        self.proxy.note(now, || ShedNote {
+            id: self.id.to_string(),
+            shed,
+            route: Arc::clone(self.entrance.classifier.label(self.matched.route)),
+            client: self.ask.client.address,
+            via: Via::Proxy,
+            waited: now.since(self.since).saturating_sub(self.kept),
+        });
     }
 
     /// The answer to a request that was refused, in the room that its own headers took.
     fn tell(&self, shed: Shed, mut spare: HeaderMap) -> Response<Body> {
         spare.clear();
-        let id: &str = &self.id;
-        let route = self.entrance.classifier.label(self.matched.route);
-        let waited = self.proxy.clock.now().since(self.since).saturating_sub(self.kept);
-        self.proxy.note(id, &shed, route, self.ask.client.address, Via::Proxy, waited);
         let upstream = Some(self.entrance.upstream.address());
-        let about = Refused { upstream, ..Refused::at(&self.proxy, shed, id) };
+        let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
         reject::shed(self.error_format, shed, &about, spare)
     }
 

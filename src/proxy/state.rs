@@ -31,13 +31,16 @@ use rayguard_core::request::query;
 use rayguard_core::time::{Time, duration_from_secs};
 use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Usage, Verdict};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// How often those who wait at a proxy that a reload has replaced are looked at.
 const PUMP: Duration = Duration::from_millis(20);
+
+/// Single refusals noted for the adjustment log per second; its summaries have them all.
+const SHED_NOTES_PER_S: u64 = 20;
 
 /// How a waiter is reached: with a permit of its own, or with the refusal.
 pub type Waker = oneshot::Sender<Result<PermitGuard, Shed>>;
@@ -84,6 +87,22 @@ pub struct ShedNote {
     pub waited: Duration,
 }
 
+/// How many refusals of this second have been noted for the adjustment log.
+#[derive(Debug, Default)]
+struct ShedNotes(AtomicU64);
+
+impl ShedNotes {
+    /// Whether one more is worth a line. Under a flood hardly any is, and then there is nothing to be made of it.
+    fn take(&self, now: Time) -> bool {
+        let before = now.0 / 1_000_000_000 * (SHED_NOTES_PER_S + 1);
+        let one_more = |notes: u64| {
+            let notes = notes.max(before);
+            (notes < before + SHED_NOTES_PER_S).then_some(notes + 1)
+        };
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+}
+
 /// The proxy.
 #[derive(Debug)]
 pub struct ProxyState {
@@ -103,6 +122,7 @@ pub struct ProxyState {
     pub tasks: Tasks,
     /// Refusals for the adjustment log; bounded, and what does not fit is counted by the meters anyway.
     pub sheds: mpsc::Sender<ShedNote>,
+    shed_notes: Arc<ShedNotes>,
     /// Ray Client sessions that are alive.
     pub sessions: Sessions,
     /// Classes that know of each other.
@@ -262,6 +282,7 @@ impl ProxyState {
             clock,
             tasks,
             sheds,
+            shed_notes: Arc::default(),
             sessions: Sessions::default(),
             connections: Arc::default(),
             contact: Arc::default(),
@@ -304,6 +325,7 @@ impl ProxyState {
             clock: self.clock,
             tasks: self.tasks.clone(),
             sheds: self.sheds.clone(),
+            shed_notes: Arc::clone(&self.shed_notes),
             sessions: self.sessions.clone(),
             tails: self.tails.clone(),
             readers: self.readers.clone(),
@@ -527,11 +549,12 @@ impl ProxyState {
         }
     }
 
-    /// Notes a refusal for the adjustment log.
-    pub fn note(&self, id: &str, shed: &Shed, route: &Arc<str>, client: u64, via: Via, waited: Duration) {
-        let note = ShedNote { id: id.to_owned(), shed: *shed, route: Arc::clone(route), client, via, waited };
-        // A full channel loses the single line, not the count: the meters have it.
-        let _ = self.sheds.try_send(note);
+    /// Notes a refusal for the adjustment log, unless this second has had enough of them.
+    pub fn note(&self, now: Time, note: impl FnOnce() -> ShedNote) {
+        if self.shed_notes.take(now) {
+            // A full channel loses the single line, not the count: the meters have it.
+            let _ = self.sheds.try_send(note());
+        }
     }
 
     /// Whether a class is in shadow mode, and its bandwidth where that is limited and not in shadow.

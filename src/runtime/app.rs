@@ -47,9 +47,6 @@ const PUMP: Duration = Duration::from_millis(20);
 /// How often idle connections to Ray are looked at.
 const SWEEP: Duration = Duration::from_secs(5);
 
-/// Single refusals written to the adjustment log per second; the summaries have them all.
-const SHED_NOTES_PER_S: u32 = 20;
-
 /// Where the app sends what happens.
 #[derive(Clone, Debug)]
 pub struct Outlets {
@@ -80,7 +77,6 @@ pub struct App {
     outlets: Outlets,
     recent: Mutex<Recent>,
     /// The second of the last refusal that was written down, and how many were in it.
-    shed_notes: Mutex<(u64, u32)>,
     tally: Mutex<Tally>,
     rays_token: OnceLock<Token>,
     /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
@@ -132,7 +128,6 @@ impl App {
             controller: Mutex::new(controller),
             outlets,
             recent: Mutex::default(),
-            shed_notes: Mutex::default(),
             tally: Mutex::default(),
             rays_token: OnceLock::new(),
             reads_are_known: Arc::default(),
@@ -560,17 +555,6 @@ impl App {
     }
 
     fn note_shed(&self, note: &ShedNote) {
-        let second = self.clock.now().0 / 1_000_000_000;
-        {
-            let mut notes = self.shed_notes.lock().unwrap_or_else(PoisonError::into_inner);
-            if notes.0 != second {
-                *notes = (second, 0);
-            }
-            notes.1 += 1;
-            if notes.1 > SHED_NOTES_PER_S {
-                return;
-            }
-        }
         let proxy = self.proxy();
         let policy = &proxy.policy;
         // A note may be a reload older than the proxy it is read by.

@@ -65,7 +65,7 @@ use crate::ratelimit::message::{
 use crate::ratelimit::service_time::ServiceTimes;
 use crate::ratelimit::tally::Answer;
 use crate::reject::{self, Refused};
-use crate::state::{Front, ProxyState};
+use crate::state::{Front, ProxyState, ShedNote};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -383,14 +383,14 @@ fn refuse(proxy: &Arc<ProxyState>, question: &Question<'_>, shed: Shed, answer: 
     count(proxy, question, Verdict::Shed);
     proxy.ratelimit.note(Answer::OverLimit);
     let id = proxy.ids.next();
-    proxy.note(
-        &id,
-        &shed,
-        &question.pattern,
-        question.ask.client.address,
-        Via::RatelimitService,
-        Duration::ZERO,
-    );
+    proxy.note(proxy.clock.now(), || ShedNote {
+        id: id.to_string(),
+        shed,
+        route: Arc::clone(&question.pattern),
+        client: question.ask.client.address,
+        via: Via::RatelimitService,
+        waited: Duration::ZERO,
+    });
     answer.overall_code = Code::OverLimit as i32;
     let about = Refused::at(proxy, shed, &id);
     let mut refusal = reject::shed(question.error_format, shed, &about, HeaderMap::new());
