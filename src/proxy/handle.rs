@@ -25,7 +25,6 @@ use crate::tasks::Tasks;
 use crate::tunnel;
 use crate::upstream::UpstreamError;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderMap, HeaderValue, ORIGIN};
-use http::request::Parts;
 use http::{Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -42,8 +41,9 @@ use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Verdict};
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::mem;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The connection a request came on.
@@ -68,22 +68,12 @@ pub(crate) const RECONNECT_S: u32 = 2;
 struct RequestContext {
     proxy: Arc<ProxyState>,
     entrance: Arc<Entrance>,
-    peer: Peer,
+    peer: Arc<Peer>,
     id: Id,
-    /// Whether the peer may say for whom it asks.
-    trusted: bool,
-    matched: Match,
-    /// What the admission controller is asked.
-    ask: Ask,
-    /// What was sent to Ray for a request that this one repeats.
-    sent_head: Option<Arc<SentHead>>,
-    keyless: bool,
-    error_format: ErrorFormat,
-    session: Option<u64>,
-    /// Where the client calls from.
-    address: IpAddr,
-    /// What it asks for, if no route knows it.
-    unlisted: Option<Arc<Unlisted>>,
+    /// What is known of it.
+    known: Arc<Recognised>,
+    /// That was known already: it repeats the request before it to the byte.
+    repeats: bool,
     /// When it knocked.
     since: Time,
     /// For how long its body was awaited.
@@ -107,21 +97,21 @@ struct RequestContext {
 /// None: it is what hyper calls.
 pub fn handle(
     front: &Arc<Front>,
-    peer: Peer,
+    peer: &Arc<Peer>,
     request: Request<Incoming>,
     closing: Option<Tasks>,
     memory: Option<Memory>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
-    let Begun { context, parts, response_policy, page, last } = begin(front, peer, request, memory);
+    let Begun { context, request, onward, page, last } = begin(front, peer, request, memory);
     async move {
         let id = HeaderValue::from_bytes(context.id.as_bytes());
-        let mut response = match response_policy {
+        let mut response = match onward {
             Onward::Refused(refusal) => *refusal,
-            Onward::Plain => context.pass(parts, ClientBody::Empty, context.since).await,
+            Onward::Plain => context.pass(request, context.since).await,
             // What is not every request's way stands on the heap, and costs the others no room.
-            Onward::Upgraded(client) => Box::pin(context.tail(parts, client)).await,
-            Onward::Shared(key) => Box::pin(context.share(parts, key)).await,
-            Onward::WithBody(body) => Box::pin(context.pass_with_body(parts, body)).await,
+            Onward::Upgraded(client) => Box::pin(context.tail(request.into_parts().0, client)).await,
+            Onward::Shared(key) => Box::pin(context.share(request, key)).await,
+            Onward::WithBody(body) => Box::pin(context.pass_with_body(request, body)).await,
         };
         if let Ok(id) = id {
             response.headers_mut().insert(REQUEST_ID, id);
@@ -140,9 +130,9 @@ pub fn handle(
 /// A request that has been recognised, and what is to become of it.
 struct Begun {
     context: RequestContext,
-    parts: Parts,
-    response_policy: Onward,
-    page: Option<Page>,
+    request: Box<Request<ClientBody>>,
+    onward: Onward,
+    page: Option<Box<Page>>,
     /// It is the last of its connection.
     last: bool,
 }
@@ -159,7 +149,7 @@ enum Onward {
 
 /// The last request of a connection as it was recognised, and under which configuration.
 #[derive(Default)]
-pub struct LastRequest(Cell<Option<(Arc<Front>, Recognised)>>);
+pub struct LastRequest(Cell<Option<(Arc<Front>, Arc<Recognised>)>>);
 
 /// What a connection remembers when a request comes on it.
 #[derive(Clone, Copy)]
@@ -171,65 +161,64 @@ pub struct Memory<'a> {
 }
 
 impl Memory<'_> {
-    /// What is known of this request: as before if nothing has changed since, or else by looking at it.
-    fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> Recognised {
+    /// What is known of this request: as before if nothing has changed since, which is said beside it, or else by
+    /// looking at it.
+    fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> (Arc<Recognised>, bool) {
         let before = self.before.0.take().filter(|(then, _)| self.repeats && Arc::ptr_eq(then, front));
-        let (front, recognised) = match before {
-            Some((front, mut recognised)) => {
-                recognised.sent_head.get_or_insert_default();
-                (front, recognised)
-            }
-            None => (Arc::clone(front), recognise()),
-        };
-        self.before.0.set(Some((front, recognised.clone())));
-        recognised
+        let repeats = before.is_some();
+        let (front, recognised) = before.unwrap_or_else(|| (Arc::clone(front), Arc::new(recognise())));
+        self.before.0.set(Some((front, Arc::clone(&recognised))));
+        (recognised, repeats)
     }
 }
 
 /// Recognises a request.
-fn begin(front: &Arc<Front>, peer: Peer, mut request: Request<Incoming>, memory: Option<Memory>) -> Begun {
+fn begin(
+    front: &Arc<Front>,
+    peer: &Arc<Peer>,
+    mut request: Request<Incoming>,
+    memory: Option<Memory>,
+) -> Begun {
     let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
     let id = proxy.ids.next();
     let look = || recognise(&proxy, &entrance, peer.address, &request);
-    let recognised = memory.map_or_else(look, |memory| memory.recall(front, look));
-    let Recognised { matched, ask, keyless, trusted, session, address, unlisted, call, .. } = recognised;
-    let Recognised { header_presence, malformed, error_format, sent_head, last, .. } = recognised;
+    let (known, repeats) = match memory {
+        Some(memory) => memory.recall(front, look),
+        None => (Arc::new(look()), false),
+    };
+    let Recognised { header_presence, malformed, matched, trusted, call, last, .. } = *known;
     let page = Page::of(&entrance, header_presence, request.headers());
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
-    let (mut parts, body) = request.into_parts();
+    let (parts, body) = request.into_parts();
+    // On the heap: it passes through many hands, and all that it passes through has room for it.
+    let mut request = Box::new(Request::from_parts(parts, ClientBody::Empty));
     let bytes = http_body::Body::size_hint(&body).exact().unwrap_or(0);
     let (shadow, flow) = proxy.conduct(matched.class);
     let too_large =
         (bytes > peer.body.bytes_max && !shadow).then_some(Malformed::BodyTooLarge(peer.body.bytes_max));
-    strip(&mut parts.headers, header_presence);
-    strip_key(&mut parts.headers, proxy.identifier.key_header(), header_presence);
-    name_host(&mut parts);
+    strip(request.headers_mut(), header_presence);
+    strip_key(request.headers_mut(), proxy.identifier.key_header(), header_presence);
+    name_host(&mut request);
     if header_presence.has(HeaderPresence::COOKIE) {
-        join_cookies(&mut parts.headers);
+        join_cookies(request.headers_mut());
     }
     // An answer is shared by those who ask the same; a body is part of the question.
     let origin = Origin { hop: &peer.hop, trusted, tls: peer.tls };
     let coalesces = proxy.policy.classes[matched.class.index()].coalesce.is_some();
     let bare = http_body::Body::is_end_stream(&body);
     let shares = bare && coalesces && !shadow;
-    let question = || entrance.question(matched.route, &parts.uri);
-    let key =
-        shares.then(|| Key::of(&entrance, origin, &parts.method, &question(), &parts.headers)).flatten();
+    let question = || entrance.question(matched.route, request.uri());
+    let key = shares
+        .then(|| Key::of(&entrance, origin, request.method(), &question(), request.headers()))
+        .flatten();
     let since = proxy.clock.now();
     let context = RequestContext {
         proxy,
         entrance,
-        peer,
+        peer: Arc::clone(peer),
         id,
-        trusted,
-        matched,
-        ask,
-        sent_head,
-        keyless,
-        error_format,
-        session,
-        address,
-        unlisted,
+        known,
+        repeats,
         since,
         kept: Duration::ZERO,
         bytes,
@@ -240,14 +229,14 @@ fn begin(front: &Arc<Front>, peer: Peer, mut request: Request<Incoming>, memory:
         .or(too_large)
         .map(|problem| reject::unread(problem, &context.id))
         .or_else(|| context.refuse_at_once());
-    let response_policy = match (refusal, upgrade, key) {
+    let onward = match (refusal, upgrade, key) {
         (Some(refusal), ..) => Onward::Refused(Box::new(refusal)),
         (None, Some(client), _) => Onward::Upgraded(client),
         (None, None, Some(key)) => Onward::Shared(key),
         (None, None, None) if bare => Onward::Plain,
         (None, None, None) => Onward::WithBody(body),
     };
-    Begun { context, parts, response_policy, page, last }
+    Begun { context, request, onward, page, last }
 }
 
 /// A web page that calls an application of Serve.
@@ -257,12 +246,12 @@ struct Page {
 }
 
 impl Page {
-    fn of(entrance: &Entrance, header_presence: HeaderPresence, headers: &HeaderMap) -> Option<Page> {
+    fn of(entrance: &Entrance, header_presence: HeaderPresence, headers: &HeaderMap) -> Option<Box<Page>> {
         if entrance.surface != Surface::Serve || !header_presence.has(HeaderPresence::ORIGIN) {
             return None;
         }
         let origin = headers.get(ORIGIN)?.clone();
-        Some(Page { origin, origins: entrance.origins.clone() })
+        Some(Box::new(Page { origin, origins: entrance.origins.clone() }))
     }
 
     /// Lets the page read an answer of ours; Ray's are left as they are.
@@ -325,7 +314,7 @@ fn recognise(
             (false, false) => Call::Plain,
         },
         last: is_last(request, header_presence),
-        sent_head: None,
+        sent_head: OnceLock::new(),
     }
 }
 
@@ -356,54 +345,62 @@ enum Call {
 
 /// What the proxy knows of a request before it decides: the same of the same bytes from the same peer, as long
 /// as the configuration is the same, except for a gRPC call, whose session may have begun.
-#[derive(Clone)]
 struct Recognised {
     header_presence: HeaderPresence,
     /// Why it cannot be passed on.
     malformed: Option<Malformed>,
     matched: Match,
+    /// What the admission controller is asked.
     ask: Ask,
     /// Whether it asks for something that takes an API key, and shows none.
     keyless: bool,
+    /// Whether the peer may say for whom it asks.
     trusted: bool,
     /// The Ray Client session it belongs to.
     session: Option<u64>,
+    /// Where the client calls from.
     address: IpAddr,
+    /// What it asks for, if no route knows it.
     unlisted: Option<Arc<Unlisted>>,
     error_format: ErrorFormat,
     call: Call,
     /// It is the last of its connection.
     last: bool,
     /// What is sent to Ray for it, once it was repeated: the same for all that are equal.
-    sent_head: Option<Arc<SentHead>>,
+    sent_head: OnceLock<Arc<SentHead>>,
 }
 
 impl RequestContext {
     /// What is refused before anything of it is read: what takes a key and shows none, and an
     /// upload whose submission would be refused.
     fn refuse_at_once(&self) -> Option<Response<Body>> {
-        let uploads = Some(self.matched.class) == self.proxy.linked.packages;
-        if !self.keyless && !uploads {
+        let uploads = Some(self.known.matched.class) == self.proxy.linked.packages;
+        if !self.known.keyless && !uploads {
             return None;
         }
         let table = self.proxy.table.load();
-        let (reason, wait) = if self.keyless {
+        let (reason, wait) = if self.known.keyless {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.proxy.linked.submit?;
-            self.proxy.admission.would_shed(&table, submit, self.ask.client, self.proxy.clock.now())?
+            self.proxy.admission.would_shed(&table, submit, self.known.ask.client, self.proxy.clock.now())?
         };
-        let shed = self.proxy.admission.refuse_at_once(&table, self.matched.class, reason, wait)?;
+        let shed = self.proxy.admission.refuse_at_once(&table, self.known.matched.class, reason, wait)?;
         Some(self.refuse(shed))
     }
 
     /// The way of a request with a body, which is its client's time and not Ray's.
-    async fn pass_with_body(mut self, parts: Parts, body: Incoming) -> Response<Body> {
+    async fn pass_with_body(
+        mut self,
+        mut request: Box<Request<ClientBody>>,
+        body: Incoming,
+    ) -> Response<Body> {
         let clock = self.proxy.clock;
-        if self.error_format == ErrorFormat::Grpc {
+        if self.known.error_format == ErrorFormat::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
-            let body = ClientBody::Streamed(Box::new(Upload::new(body, None, self.flow.clone(), clock)));
-            self.pass(parts, body, self.since).await
+            let body = Upload::new(body, None, self.flow.clone(), clock);
+            *request.body_mut() = ClientBody::Streamed(Box::new(body));
+            self.pass(request, self.since).await
         } else {
             let gathered = if self.flow.is_some() || self.shadow {
                 Ok(Err(body))
@@ -414,9 +411,10 @@ impl RequestContext {
             match gathered {
                 Ok(Ok(whole)) => {
                     self.kept = now.since(self.since);
-                    self.pass(parts, ClientBody::Whole(whole), now).await
+                    *request.body_mut() = ClientBody::Whole(whole);
+                    self.pass(request, now).await
                 }
-                Ok(Err(body)) => Arc::new(self).upload(parts, body).await,
+                Ok(Err(body)) => Arc::new(self).upload(request, body).await,
                 Err(error) => self.broke_off(&error),
             }
         }
@@ -426,17 +424,16 @@ impl RequestContext {
     #[expect(clippy::manual_async_fn, reason = "an `async fn` would keep its arguments twice")]
     fn pass(
         &self,
-        parts: Parts,
-        body: ClientBody,
+        mut request: Box<Request<ClientBody>>,
         now: Time,
     ) -> impl Future<Output = Response<Body>> + Send + '_ {
         async move {
             let permit = match self.let_in(Duration::MAX, now).await {
                 Ok(permit) => permit,
-                Err(shed) => return self.tell(shed, parts.headers),
+                Err(shed) => return self.tell(shed, mem::take(request.headers_mut())),
             };
             let opening = self.opens_session().map(|session| self.proxy.sessions.opening(session));
-            let exchange = self.exchange(parts, body, permit);
+            let exchange = self.exchange(request, permit);
             let response = match self.in_time(exchange).await {
                 Ok(answer) => self.pass_back(answer),
                 Err(late) => {
@@ -467,7 +464,7 @@ impl RequestContext {
                 Response::from_parts(parts, body)
             }
             Err(UpstreamError::Client(error)) => self.broke_off(&error),
-            Err(error) => reject::upstream(self.error_format, &error, &self.id, &self.contact()),
+            Err(error) => reject::upstream(self.known.error_format, &error, &self.id, &self.contact()),
         }
     }
 
@@ -476,7 +473,7 @@ impl RequestContext {
         match error {
             BodyError::Shed(shed) => return self.refuse(*shed),
             BodyError::Slow { lasted, .. } => {
-                self.proxy.usage().keep(self.ask, *lasted, self.proxy.clock.now());
+                self.proxy.usage().keep(self.known.ask, *lasted, self.proxy.clock.now());
             }
             BodyError::TooLarge(_) | BodyError::Broken(_) => {}
         }
@@ -508,15 +505,15 @@ impl RequestContext {
 
     /// Whether the job list is another one after this.
     fn changes_jobs(&self) -> bool {
-        let class = Some(self.matched.class);
+        let class = Some(self.known.matched.class);
         class == self.proxy.linked.submit || class == self.proxy.linked.control
     }
 
     /// A newcomer that Ray answered keeps its place until its session has started; any other permit
     /// rides in the answer.
     fn keep_place(&self, answer: &Response<RayBody>, permit: PermitGuard) -> Option<PermitGuard> {
-        let newcomer = Some(self.matched.class) == self.proxy.linked.newcomer;
-        let Some(session) = self.session.filter(|_| newcomer) else { return Some(permit) };
+        let newcomer = Some(self.known.matched.class) == self.proxy.linked.newcomer;
+        let Some(session) = self.known.session.filter(|_| newcomer) else { return Some(permit) };
         if !answer.status().is_success() || answer.headers().contains_key(GRPC_STATUS) {
             return Some(permit);
         }
@@ -526,7 +523,7 @@ impl RequestContext {
 
     /// The session whose stream this is.
     fn opens_session(&self) -> Option<u64> {
-        self.session.filter(|_| self.proxy.linked.sessions.contains(&Some(self.matched.class)))
+        self.known.session.filter(|_| self.proxy.linked.sessions.contains(&Some(self.known.matched.class)))
     }
 
     /// A session is alive from the moment Ray takes its stream.
@@ -552,7 +549,7 @@ impl RequestContext {
         let mut permit = self.try_admit(patience, now).await.inspect_err(|shed| self.note_refused(*shed))?;
         if permit.waited() && self.is_cut_off() {
             permit.failed();
-            let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
+            let (class, reason) = (self.known.matched.class, Reason::UpstreamUnreachable);
             let shed = Shed { class, reason, retry_after_s: RECONNECT_S };
             // Its permit counts it, as failed.
             self.log_refused(shed, self.proxy.clock.now());
@@ -564,7 +561,7 @@ impl RequestContext {
 
     /// What a request is told that Ray cannot be reached for.
     fn cut_off(&self) -> Option<Shed> {
-        let (class, reason) = (self.matched.class, Reason::UpstreamUnreachable);
+        let (class, reason) = (self.known.matched.class, Reason::UpstreamUnreachable);
         let table = || self.proxy.table.load();
         let shed = self
             .is_cut_off()
@@ -574,7 +571,7 @@ impl RequestContext {
     }
 
     async fn try_admit(&self, patience: Duration, now: Time) -> Result<PermitGuard, Shed> {
-        let mut permit = self.proxy.admit_within(self.ask, patience, now).await?.asking(self.bytes);
+        let mut permit = self.proxy.admit_within(self.known.ask, patience, now).await?.asking(self.bytes);
         permit.kept_before(self.kept);
         Ok(permit)
     }
@@ -585,7 +582,7 @@ impl RequestContext {
             let verdict = if would_shed { Verdict::WouldShed } else { Verdict::Admitted };
             self.count(verdict, inner.admitted);
         }
-        permit.account(self.unlisted.clone());
+        permit.account(self.known.unlisted.clone());
     }
 
     /// Whether Ray accepts no connections, and the request is one that is told so at once. What is exempt
@@ -596,14 +593,14 @@ impl RequestContext {
 
     fn count(&self, verdict: Verdict, now: Time) {
         let summary = RequestSummary {
-            ask: self.ask,
-            address: self.address,
-            pattern: match &self.unlisted {
+            ask: self.known.ask,
+            address: self.known.address,
+            pattern: match &self.known.unlisted {
                 Some(unlisted) => &unlisted.pattern,
-                None => self.entrance.classifier.label(self.matched.route),
+                None => self.entrance.classifier.label(self.known.matched.route),
             },
-            unlisted: self.unlisted.as_deref(),
-            in_flight: self.proxy.admission.load(self.matched.class).0,
+            unlisted: self.known.unlisted.as_deref(),
+            in_flight: self.proxy.admission.load(self.known.matched.class).0,
         };
         self.proxy.count(&summary, verdict, now);
     }
@@ -611,13 +608,12 @@ impl RequestContext {
     /// Sends it on.
     fn exchange(
         &self,
-        parts: Parts,
-        body: ClientBody,
+        mut request: Box<Request<ClientBody>>,
         permit: PermitGuard,
     ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
-        let request = self.to_ray(parts, body);
+        self.address_to_ray(&mut request);
         let upstream = Arc::clone(&self.entrance.upstream);
-        let sent_head = self.sent_head.clone();
+        let sent_head = self.repeats.then(|| Arc::clone(self.known.sent_head.get_or_init(Arc::default)));
         forward::send(upstream, request, sent_head, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
     }
 
@@ -637,32 +633,31 @@ impl RequestContext {
 
     fn too_late(&self, bound: Duration) -> Response<Body> {
         self.note_late();
-        reject::timeout(self.error_format, &self.class().name, bound, &self.id, &self.contact())
+        reject::timeout(self.known.error_format, &self.class().name, bound, &self.id, &self.contact())
     }
 
     /// Counts the request as failed, since Ray took too long.
     fn note_late(&self) {
-        self.proxy.admission.late(self.matched.class);
-        self.proxy.usage().fail(self.ask, self.unlisted.as_deref(), self.proxy.clock.now());
+        self.proxy.admission.late(self.known.matched.class);
+        self.proxy.usage().fail(self.known.ask, self.known.unlisted.as_deref(), self.proxy.clock.now());
     }
 
     fn contact(&self) -> Contact {
         Contact::of(&self.proxy)
     }
 
-    /// The request as Ray gets it, on the heap: it passes through many hands.
-    fn to_ray(&self, mut parts: Parts, body: ClientBody) -> Box<Request<ClientBody>> {
-        self.tell_client(&mut parts.headers);
-        let mut parts = origin_form(parts);
-        if self.error_format == ErrorFormat::Grpc {
-            parts.version = http::Version::HTTP_2;
+    /// Makes of it what Ray gets.
+    fn address_to_ray(&self, request: &mut Request<ClientBody>) {
+        self.tell_client(request.headers_mut());
+        origin_form(request);
+        if self.known.error_format == ErrorFormat::Grpc {
+            *request.version_mut() = http::Version::HTTP_2;
         }
-        Box::new(Request::from_parts(parts, body))
     }
 
     /// Says for whom the request is made: what is refused is told to nobody.
     fn tell_client(&self, headers: &mut HeaderMap) {
-        tell_client(headers, &self.peer.hop, self.trusted, self.peer.tls);
+        tell_client(headers, &self.peer.hop, self.known.trusted, self.peer.tls);
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
@@ -673,7 +668,7 @@ impl RequestContext {
     fn note_refused(&self, shed: Shed) {
         let now = self.proxy.clock.now();
         self.count(if shed.reason.is_failure() { Verdict::Unreachable } else { Verdict::Shed }, now);
-        self.proxy.record(self.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
+        self.proxy.record(self.known.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         self.log_refused(shed, now);
     }
 
@@ -681,8 +676,8 @@ impl RequestContext {
         self.proxy.note(now, || ShedNote {
             id: self.id.to_string(),
             shed,
-            route: Arc::clone(self.entrance.classifier.label(self.matched.route)),
-            client: self.ask.client.address,
+            route: Arc::clone(self.entrance.classifier.label(self.known.matched.route)),
+            client: self.known.ask.client.address,
             via: Via::Proxy,
             waited: now.since(self.since).saturating_sub(self.kept),
         });
@@ -693,37 +688,37 @@ impl RequestContext {
         spare.clear();
         let upstream = Some(self.entrance.upstream.address());
         let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
-        reject::shed(self.error_format, shed, &about, spare)
+        reject::shed(self.known.error_format, shed, &about, spare)
     }
 
     fn class(&self) -> &rayguard_core::policy::Class {
-        &self.proxy.policy.classes[self.matched.class.index()]
+        &self.proxy.policy.classes[self.known.matched.class.index()]
     }
 }
 
 /// The host as a header, wherever the client wrote it.
-fn name_host(parts: &mut Parts) {
-    if let Some(authority) = parts.uri.authority()
-        && !parts.headers.contains_key(http::header::HOST)
+fn name_host(request: &mut Request<ClientBody>) {
+    if let Some(authority) = request.uri().authority()
+        && !request.headers().contains_key(http::header::HOST)
         && let Ok(host) = HeaderValue::try_from(authority.as_str())
     {
-        parts.headers.insert(http::header::HOST, host);
+        request.headers_mut().insert(http::header::HOST, host);
     }
 }
 
 /// Ray is an origin server: it gets a path, not a URL; the host stays in `Host`.
-fn origin_form(mut parts: Parts) -> Parts {
-    if parts.uri.scheme().is_some() || parts.uri.authority().is_some() {
-        parts.uri =
-            parts.uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
+fn origin_form(request: &mut Request<ClientBody>) {
+    let uri = request.uri();
+    if uri.scheme().is_some() || uri.authority().is_some() {
+        *request.uri_mut() =
+            uri.path_and_query().map_or_else(|| Uri::from_static("/"), |path| Uri::from(path.clone()));
     }
     // A client of HTTP/1.0 need not name a host; one of 1.1 that names none has been refused.
-    if parts.version != http::Version::HTTP_11 {
-        parts.headers.entry(http::header::HOST).or_insert(HeaderValue::from_static(""));
+    if request.version() != http::Version::HTTP_11 {
+        request.headers_mut().entry(http::header::HOST).or_insert(HeaderValue::from_static(""));
     }
-    parts.version = http::Version::HTTP_11;
-    parts.extensions.clear();
-    parts
+    *request.version_mut() = http::Version::HTTP_11;
+    request.extensions_mut().clear();
 }
 
 /// The surface a listener serves, for logs.

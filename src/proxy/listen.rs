@@ -365,7 +365,7 @@ fn is_socket(entry: &std::fs::Metadata) -> bool {
 pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
     let (fronts, closing) = (Arc::clone(&front), tasks.clone());
     accept(listener.into(), front, tasks, bounds, move |stream, peer, http2| {
-        let (front, closing) = (Arc::clone(&fronts), closing.clone());
+        let (peer, front, closing) = (Arc::new(peer), Arc::clone(&fronts), closing.clone());
         if http2 {
             Box::pin(converse_http2(stream, BytesMut::new(), peer, front, closing, bounds))
         } else {
@@ -492,7 +492,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 )]
 fn converse(
     mut stream: Stream,
-    peer: Peer,
+    peer: Arc<Peer>,
     front: Arc<ArcSwap<Front>>,
     tasks: Tasks,
     bounds: Bounds,
@@ -517,7 +517,7 @@ fn converse(
             Box::pin(speak_http1(
                 framing_guard,
                 buffer_max,
-                peer.clone(),
+                Arc::clone(&peer),
                 Arc::clone(&front),
                 &tasks,
                 bounds,
@@ -564,7 +564,7 @@ async fn begins_as_http2(stream: &mut Stream, start: &mut BytesMut) -> io::Resul
 async fn speak_http1(
     framing_guard: FramingGuard,
     buffer_max: usize,
-    peer: Peer,
+    peer: Arc<Peer>,
     front: Arc<ArcSwap<Front>>,
     tasks: &Tasks,
     bounds: Bounds,
@@ -575,7 +575,7 @@ async fn speak_http1(
     let service = service_fn(move |request: Request<Incoming>| {
         let repeats = heard.head_is_a_request();
         let memory = Some(Memory { before: &before, repeats });
-        handle(&front.load(), peer.clone(), request, Some(closing.clone()), memory)
+        handle(&front.load(), &peer, request, Some(closing.clone()), memory)
     });
     let mut builder = http1::Builder::new();
     builder
@@ -602,7 +602,7 @@ const QUESTIONS_MAX: u32 = 1024;
 async fn converse_http2(
     stream: Stream,
     start: BytesMut,
-    peer: Peer,
+    peer: Arc<Peer>,
     front: Arc<ArcSwap<Front>>,
     tasks: Tasks,
     bounds: Bounds,
@@ -610,7 +610,7 @@ async fn converse_http2(
     let address = peer.address;
     let surface = front.load().entrance.surface;
     let bounds = Bounds { head_bytes_max: HeadBounds::of(surface, bounds.head_bytes_max, 0).bytes, ..bounds };
-    let answer = move |request| handle(&front.load(), peer.clone(), request, None, None);
+    let answer = move |request| handle(&front.load(), &peer, request, None, None);
     speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
 

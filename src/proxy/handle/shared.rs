@@ -11,7 +11,6 @@ use crate::shared_answer::{self, Share, SharedAnswer};
 use crate::single_flight::Answer as _;
 use crate::state::ProxyState;
 use http::header::{HeaderName, HeaderValue};
-use http::request::Parts;
 use http::{Request, Response, Version};
 use http_body_util::BodyExt;
 use hyper::body::Body as _;
@@ -48,16 +47,16 @@ struct Asked {
 }
 
 impl Asked {
-    fn of(parts: &Parts) -> Asked {
-        Asked { http2: parts.version == Version::HTTP_2, id: parts.headers.get(REQUEST_ID).cloned() }
+    fn of(request: &Request<ClientBody>) -> Asked {
+        Asked { http2: request.version() == Version::HTTP_2, id: request.headers().get(REQUEST_ID).cloned() }
     }
 }
 
 impl RequestContext {
     /// The shared way: one leads, the others wait for its answer.
-    pub(super) async fn share(&self, parts: Parts, key: Key) -> Response<Body> {
+    pub(super) async fn share(&self, request: Box<Request<ClientBody>>, key: Key) -> Response<Body> {
         let told = match self.proxy.coalescer.find(key, self.proxy.clock.now()) {
-            Found::Lead(lead) => return self.fetch(parts, lead, Duration::MAX).await,
+            Found::Lead(lead) => return self.fetch(request, lead, Duration::MAX).await,
             Found::Full => Told::Alone,
             Found::Share(share) => Told::Share(share),
             Found::Follow(follower) => follower.await,
@@ -65,7 +64,7 @@ impl RequestContext {
         match told {
             Told::Share(share) => {
                 self.note_shared(share.length());
-                self.respond(share, Asked::of(&parts))
+                self.respond(share, Asked::of(&request))
             }
             Told::Failed(failure) => {
                 self.note_shared(0);
@@ -75,15 +74,15 @@ impl RequestContext {
                 // It has waited beside the leader that was shed: it does not wait that time again.
                 let waited = self.proxy.clock.now().since(self.since);
                 let patience = self.class().queue.wait_max.saturating_sub(waited);
-                self.fetch(parts, lead, patience).await
+                self.fetch(request, lead, patience).await
             }
-            Told::Alone => self.pass(parts, ClientBody::Empty, self.proxy.clock.now()).await,
+            Told::Alone => self.pass(request, self.proxy.clock.now()).await,
         }
     }
 
     fn note_shared(&self, bytes: u64) {
         self.count(Verdict::Shared, self.proxy.clock.now());
-        self.proxy.record(self.ask, Ending::Shared, self.since, (0, bytes));
+        self.proxy.record(self.known.ask, Ending::Shared, self.since, (0, bytes));
     }
 
     fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
@@ -98,29 +97,39 @@ impl RequestContext {
     fn explain(&self, failure: &Failure, leads: bool) -> Response<Body> {
         let class = &self.class().name;
         match failure {
-            Failure::Upstream(error) => reject::upstream(self.error_format, error, &self.id, &self.contact()),
+            Failure::Upstream(error) => {
+                reject::upstream(self.known.error_format, error, &self.id, &self.contact())
+            }
             Failure::TimedOut(bound) if leads => {
                 self.note_late();
-                reject::timeout(self.error_format, class, *bound, &self.id, &self.contact())
+                reject::timeout(self.known.error_format, class, *bound, &self.id, &self.contact())
             }
-            Failure::TimedOut(bound) => reject::timeout_of_equal(self.error_format, class, *bound, &self.id),
+            Failure::TimedOut(bound) => {
+                reject::timeout_of_equal(self.known.error_format, class, *bound, &self.id)
+            }
             Failure::BrokeOff(error) => {
-                reject::broke_off(self.error_format, error, &self.id, &self.contact())
+                reject::broke_off(self.known.error_format, error, &self.id, &self.contact())
             }
         }
     }
 
     /// Admits and fetches for all who share.
-    async fn fetch(&self, mut parts: Parts, lead: Lead, patience: Duration) -> Response<Body> {
+    async fn fetch(
+        &self,
+        mut request: Box<Request<ClientBody>>,
+        lead: Lead,
+        patience: Duration,
+    ) -> Response<Body> {
         let permit = match self.admit_within(patience, self.proxy.clock.now()).await {
             Ok(permit) => permit,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
-        let (asked, cancels) = (Asked::of(&parts), permit.cancels());
-        self.tell_client(&mut parts.headers);
+        let (asked, cancels) = (Asked::of(&request), permit.cancels());
+        self.tell_client(request.headers_mut());
+        origin_form(&mut request);
         let exchange = forward::send(
             Arc::clone(&self.entrance.upstream),
-            Box::new(Request::from_parts(origin_form(parts), ClientBody::Empty)),
+            request,
             None,
             permit,
             self.proxy.tasks.clone(),
@@ -145,7 +154,7 @@ impl RequestContext {
             Ok(Fetched::Own(response)) => response,
             Ok(Fetched::Failed(failure)) => self.explain(&failure, true),
             Err(_) => reject::broke_off(
-                self.error_format,
+                self.known.error_format,
                 &"the request to Ray was given up",
                 &self.id,
                 &self.contact(),

@@ -5,8 +5,7 @@ use crate::body::{Body, ClientBody, Pace, Upload};
 use crate::forward;
 use crate::permit_guard::PermitGuard;
 use crate::upload::{Asking, Handover, Withheld};
-use http::Response;
-use http::request::Parts;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use rayguard_core::admission::controller::Shed;
 use rayguard_core::policy::Treatment;
@@ -16,7 +15,11 @@ use std::time::Duration;
 impl RequestContext {
     /// Passes the body on as it comes, all but its last piece, asks for a permit for that, and only
     /// then waits for Ray.
-    pub(super) async fn upload(self: Arc<Self>, parts: Parts, body: Incoming) -> Response<Body> {
+    pub(super) async fn upload(
+        self: Arc<Self>,
+        mut request: Box<Request<ClientBody>>,
+        body: Incoming,
+    ) -> Response<Body> {
         if let Some(refusal) = self.refuse_upload() {
             return refusal;
         }
@@ -28,7 +31,8 @@ impl RequestContext {
         let pace = (!self.shadow).then(|| Pace::new(self.peer.body, clock));
         let body = Upload::new(body, pace, self.flow.clone(), clock);
         let body = Withheld::new(body, Arc::clone(&handover), asking);
-        let request = self.to_ray(parts, ClientBody::Withheld(Box::new(body)));
+        *request.body_mut() = ClientBody::Withheld(Box::new(body));
+        self.address_to_ray(&mut request);
         let mut exchange = forward::send_upload(
             Arc::clone(&self.entrance.upstream),
             request,
@@ -54,7 +58,7 @@ impl RequestContext {
 
     /// Parks the upload, or asks for its permit at once where that cannot be.
     async fn begin_upload(self: &Arc<Self>) -> Result<(Arc<Handover>, Option<Asking>), Response<Body>> {
-        let (proxy, ask) = (Arc::clone(&self.proxy), self.ask);
+        let (proxy, ask) = (Arc::clone(&self.proxy), self.known.ask);
         let limited = self.proxy.table.load().class(ask.class).treatment == Treatment::Limited;
         let declared = (self.bytes > 0).then_some(self.bytes);
         let place = limited.then(|| proxy.parked.enter(ask.client.address, declared)).flatten();
@@ -71,7 +75,7 @@ impl RequestContext {
     /// many end at once they wait outside the line rather than be shed for its length: no more than
     /// half of its room is theirs.
     async fn ask_in_turn(&self) -> Result<PermitGuard, Shed> {
-        let turns = &self.proxy.turns[self.matched.class.index()];
+        let turns = &self.proxy.turns[self.known.matched.class.index()];
         // Who has waited here for as long as in the line asks all the same, and is told.
         let _turn = tokio::time::timeout(self.class().queue.wait_max, turns.acquire()).await;
         let mut permit = self.try_admit(Duration::MAX, self.proxy.clock.now()).await?;
@@ -84,9 +88,10 @@ impl RequestContext {
         if let Some(shed) = self.cut_off() {
             return Some(self.refuse(shed));
         }
-        let (proxy, class) = (&self.proxy, self.matched.class);
+        let (proxy, class) = (&self.proxy, self.known.matched.class);
         let table = proxy.table.load();
-        let (reason, wait) = proxy.admission.would_shed(&table, class, self.ask.client, proxy.clock.now())?;
+        let (reason, wait) =
+            proxy.admission.would_shed(&table, class, self.known.ask.client, proxy.clock.now())?;
         let shed = proxy.admission.refuse_at_once(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }
