@@ -6,7 +6,8 @@
 //! the stream is then certainly in the table. The rank so inherited is kept apart from what is
 //! told: a row's value begins anew with each owner, and is therefore never too high.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
 
 /// The most frequent keys of a stream, each with a value.
 #[derive(Debug)]
@@ -14,6 +15,9 @@ pub(crate) struct Summary<K, V> {
     places: BTreeMap<K, usize>,
     rows: Vec<Row<K, V>>,
     rows_max: usize,
+    /// The place of each row, by the rank that it had when it was last looked at here: ranks only rise, so where
+    /// the first still has its rank, no row has a lower one.
+    least: BinaryHeap<Reverse<(u64, usize)>>,
 }
 
 #[derive(Debug)]
@@ -26,7 +30,12 @@ struct Row<K, V> {
 impl<K: Ord + Clone, V: Default> Summary<K, V> {
     /// Of at most so many keys; at least one.
     pub(crate) fn new(rows_max: usize) -> Summary<K, V> {
-        Summary { places: BTreeMap::new(), rows: Vec::new(), rows_max: rows_max.max(1) }
+        Summary {
+            places: BTreeMap::new(),
+            rows: Vec::new(),
+            rows_max: rows_max.max(1),
+            least: BinaryHeap::new(),
+        }
     }
 
     /// The value of a key that has just come.
@@ -56,10 +65,10 @@ impl<K: Ord + Clone, V: Default> Summary<K, V> {
     fn take_in(&mut self, key: K) -> usize {
         let place = if self.rows.len() < self.rows_max {
             self.rows.push(Row { key: key.clone(), rank: 0, value: V::default() });
+            self.least.push(Reverse((0, self.rows.len() - 1)));
             self.rows.len() - 1
         } else {
-            let least = self.rows.iter().enumerate().min_by_key(|(_, row)| row.rank);
-            let place = least.map_or(0, |(place, _)| place);
+            let place = self.least_ranked();
             let row = &mut self.rows[place];
             self.places.remove(&row.key);
             row.key = key.clone();
@@ -68,6 +77,19 @@ impl<K: Ord + Clone, V: Default> Summary<K, V> {
         };
         self.places.insert(key, place);
         place
+    }
+
+    /// The row of the lowest rank, the first of those if there are several.
+    fn least_ranked(&mut self) -> usize {
+        while let Some(mut first) = self.least.peek_mut() {
+            let Reverse((rank, place)) = *first;
+            let risen = self.rows[place].rank;
+            if rank == risen {
+                return place;
+            }
+            *first = Reverse((risen, place));
+        }
+        0
     }
 }
 
@@ -84,7 +106,11 @@ mod tests {
             let mut summary = Summary::<u16, u64>::new(rows_max);
             let mut truth = BTreeMap::<u16, u64>::new();
             for key in &stream {
+                let least = summary.rows.iter().map(|row| row.rank).min().unwrap_or(0);
+                let has_room = summary.rows.len() < rows_max || summary.places.contains_key(key);
                 *summary.of(*key) += 1;
+                let rank = summary.rows[summary.places[key]].rank;
+                prop_assert!(has_room || rank == least + 1, "who counted least makes room");
                 *truth.entry(*key).or_default() += 1;
             }
             prop_assert!(summary.rows.len() <= rows_max && summary.places.len() == summary.rows.len());
