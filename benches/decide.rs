@@ -7,7 +7,10 @@
 //!
 //! `full`: from the bytes of a path and its headers to the permit and back. Its parts: `classify`
 //! (the path made normal and looked up), `identify` (two keyed digests), `admission` (the counters,
-//! with a client's own limits on as well, in and out again).
+//! with a client's own limits on as well, in and out again). Ten thousand clients show twenty thousand
+//! addresses and tokens, and a class counts 8,192 of these apart: in `full` and `admission` nearly everyone
+//! finds its entry taken, and takes that of somebody who owes nothing. In `admission, known clients` there are
+//! no more than have entries of their own.
 //!
 //! `rate-limit service`: what an Envoy's question costs beyond its HTTP/2. From the bytes of the message
 //! to those of the answer: `admitted`, with the report of the exchange's end; `refused`, with the
@@ -49,6 +52,9 @@ use std::time::Duration;
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const CLIENTS: u32 = 10_000;
+
+/// So many have entries of their own: with two each they take half of the table.
+const KNOWN: usize = 2_000;
 
 /// A proxy without its wire.
 struct BenchProxy {
@@ -169,6 +175,12 @@ fn decide(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let place = proxy.turn();
                 proxy.pass(asks[place])
+            });
+        });
+        group.bench_function("admission, known clients", |bencher| {
+            bencher.iter(|| {
+                let place = proxy.turn();
+                proxy.pass(asks[place % KNOWN])
             });
         });
         group.finish();

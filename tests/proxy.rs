@@ -333,6 +333,23 @@ async fn who_has_sent_ahead_and_left_is_missed_like_any_other() {
 }
 
 #[tokio::test]
+async fn who_leaves_after_a_body_without_a_length_is_missed_too() {
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
+    })
+    .await;
+    let mut first = rig.client().await;
+    first.send(get(STATUS, &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    let mut second = rig.client().await;
+    let head = get(STATUS, &["transfer-encoding: chunked"]);
+    second.send(head + "5\r\nhello\r\n0\r\n\r\n").await;
+    until("it waits", || rig.waiting("job-status") == 1).await;
+    drop(second);
+    until("it has left the line", || rig.waiting("job-status") == 0).await;
+}
+
+#[tokio::test]
 async fn an_upload_that_its_client_breaks_off_frees_its_place() {
     let rig = Rig::start().await;
     let mut client = rig.client().await;

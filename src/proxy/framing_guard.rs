@@ -21,13 +21,15 @@
 
 use crate::cors::Origins;
 use crate::headers::REQUEST_ID;
-use crate::keepalive::KeepAlive;
+use crate::keepalive::{KeepAlive, Patience, Silence};
 use crate::request_validation::{HeadBounds, Malformed};
 use crate::stream::Stream;
 use bytes::{Buf, BytesMut};
 use http::header::{HeaderMap, HeaderName, HeaderValue};
+use rayguard_core::time::Time;
 use std::future::Future;
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -45,12 +47,15 @@ pub(crate) struct FramingGuard {
     bounds: HeadBounds,
     /// Whose pages may read a refusal, on Serve.
     origins: Option<Origins>,
-    patience: Option<KeepAlive>,
+    /// How long the client may be silent, and who is told of its heads.
+    patience: Option<(Patience, KeepAlive)>,
     linger: Option<Pin<Box<Sleep>>>,
     /// The last head that passed, if it came in one piece, with all of its body or none to come.
     last: Vec<u8>,
     /// Something is written that the client does not take yet.
     blocked: bool,
+    /// Whoever reads here found nothing, and is woken for what comes.
+    awaited: bool,
 }
 
 #[derive(Debug)]
@@ -65,8 +70,8 @@ enum State {
     Open,
     /// Refused: this is to be written, so much of it is.
     Refused(String, usize),
-    /// Nothing has come for long: what reads here is told that this is the end.
-    Asleep,
+    /// Nothing has come since then: what reads here is told that this is the end.
+    Asleep(Time),
 }
 
 /// What follows a head.
@@ -83,21 +88,21 @@ const LAST_MAX: usize = 4096;
 const LINGER: Duration = Duration::from_secs(10);
 
 impl FramingGuard {
-    /// A framing guard before HTTP/1; `start` has been read already. `patience` is told of heads that
-    /// come in parts.
+    /// A framing guard before HTTP/1; `start` has been read already.
     #[must_use]
     pub(crate) fn new(
         stream: Stream,
         start: BytesMut,
         bounds: HeadBounds,
         origins: Option<Origins>,
-        patience: KeepAlive,
+        patience: Patience,
+        keep_alive: KeepAlive,
     ) -> FramingGuard {
         FramingGuard {
             bounds,
             origins,
             state: State::Head(0),
-            patience: Some(patience),
+            patience: Some((patience, keep_alive)),
             ..FramingGuard::open(stream, start)
         }
     }
@@ -115,6 +120,7 @@ impl FramingGuard {
             linger: None,
             last: Vec::new(),
             blocked: false,
+            awaited: false,
         }
     }
 
@@ -149,12 +155,7 @@ impl FramingGuard {
     /// at once; anything else is held.
     fn poll_head(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = there(&mut self.stream)?.poll_read(context, buffer);
-        if read.is_pending() && !self.blocked && self.patience.as_ref().is_some_and(KeepAlive::is_drowsy) {
-            self.state = State::Asleep;
-            return Poll::Ready(Ok(()));
-        }
-        ready!(read)?;
+        ready!(there(&mut self.stream)?.poll_read(context, buffer))?;
         let come = &buffer.filled()[before..];
         if !come.is_empty() && self.last == come {
             self.state = State::Body(0);
@@ -173,31 +174,50 @@ impl FramingGuard {
         Poll::Ready(Ok(()))
     }
 
-    /// Whether hyper is at work on a request: it reads only to learn that its client has left.
-    fn is_busy(&self) -> bool {
-        self.patience.as_ref().is_some_and(KeepAlive::is_busy)
+    /// Nothing more of a head has come.
+    fn poll_silence(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some((patience, _)) = &mut self.patience else { return Poll::Pending };
+        match ready!(patience.poll(!self.blocked, context)) {
+            Silence::Doze(since) => {
+                self.state = State::Asleep(since);
+                Poll::Ready(Ok(()))
+            }
+            Silence::TooLong => {
+                self.stream = None;
+                Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+            }
+        }
     }
 
-    /// Holds what a client sends ahead of its next turn, so that hyper, which looks no further once it has
-    /// bytes to parse, still learns when the client leaves.
-    fn poll_ahead(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        while self.held.len() < self.bounds.bytes {
-            ready!(there(&mut self.stream)?.poll_read(context, buffer))?;
-            let come = &buffer.filled()[before..];
-            if come.is_empty() {
-                return Poll::Ready(Ok(()));
+    /// While hyper does not read, it would not learn that the client leaves: that is found out here. What the
+    /// client sends ahead of its next turn is held; after a body whose end is not known, one byte of it, which is
+    /// more than a client sends.
+    fn look_ahead(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        let held_max = match self.state {
+            _ if self.awaited || self.patience.is_none() => return Ok(()),
+            State::Head(_) | State::Body(0) => self.bounds.bytes,
+            State::Open => 1,
+            State::Passing(..) | State::Body(_) | State::Refused(..) | State::Asleep(_) => return Ok(()),
+        };
+        let mut room = [MaybeUninit::uninit(); 512];
+        while self.held.len() < held_max {
+            let mut ahead = ReadBuf::uninit(&mut room[..held_max.min(512)]);
+            if there(&mut self.stream)?.poll_read(context, &mut ahead)?.is_pending() {
+                break;
             }
-            self.held.extend_from_slice(come);
-            buffer.set_filled(before);
+            if ahead.filled().is_empty() {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.held.extend_from_slice(ahead.filled());
         }
-        Poll::Pending // hyper reads again when it wants the next head
+        Ok(())
     }
 
     /// A head goes to hyper, which hands it on or refuses it; `repeats` the one before it to the byte.
-    fn pass_head(&self, repeats: bool) {
-        if let Some(patience) = &self.patience {
-            patience.head_has_passed(repeats);
+    fn pass_head(&mut self, repeats: bool) {
+        if let Some((patience, keep_alive)) = &mut self.patience {
+            patience.head_is_whole();
+            keep_alive.head_has_passed(repeats);
         }
     }
 
@@ -209,7 +229,7 @@ impl FramingGuard {
             && answer.len() < 200
             && memchr::memmem::find(answer, b"content-length: 0\r\n").is_some()
             && memchr::memmem::find(answer, REQUEST_ID.as_str().as_bytes()).is_none();
-        if !is_bare || !self.patience.as_ref()?.head_is_unanswered() {
+        if !is_bare || !self.patience.as_ref()?.1.head_is_unanswered() {
             return None;
         }
         Some(match status {
@@ -278,6 +298,84 @@ impl FramingGuard {
             }
         }
     }
+
+    /// The next of what may pass.
+    fn poll_next(&mut self, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            match &mut self.state {
+                State::Open => {
+                    if self.held.is_empty() {
+                        return there(&mut self.stream)?.poll_read(context, buffer);
+                    }
+                    return self.poll_pass(context, buffer, u64::MAX).map_ok(|_| ());
+                }
+                State::Body(0) => self.state = State::Head(0),
+                State::Body(left) => {
+                    let left = *left;
+                    let passed = ready!(self.poll_pass(context, buffer, left))? as u64;
+                    self.state = State::Body(left - passed);
+                    return Poll::Ready(Ok(()));
+                }
+                State::Passing(length, body) => {
+                    let (length, body) = (*length, *body);
+                    let passed = ready!(self.poll_pass(context, buffer, length as u64))?;
+                    self.state = match body {
+                        _ if passed < length => State::Passing(length - passed, body),
+                        Body::Length(left) => State::Body(left),
+                        Body::Unknown => State::Open,
+                    };
+                    return Poll::Ready(Ok(()));
+                }
+                State::Head(_) if self.held.is_empty() => {
+                    self.want_next();
+                    if self.poll_head(context, buffer)?.is_pending() {
+                        return self.poll_silence(context);
+                    }
+                    if self.held.is_empty() {
+                        return Poll::Ready(Ok(()));
+                    }
+                }
+                State::Head(scanned) => match find_head(&self.held, scanned, self.bounds) {
+                    Ok(Some(end)) => match framing(&self.held[..end], self.bounds) {
+                        Ok(head) => {
+                            let end = if head.is_plain { end } else { escape_target(&mut self.held, end) };
+                            self.state = State::Passing(end, head.body);
+                            self.last.clear();
+                            self.pass_head(false);
+                        }
+                        Err(problem) => self.refuse(problem),
+                    },
+                    Ok(None) => {
+                        self.want_next();
+                        if let Some((patience, _)) = &mut self.patience {
+                            patience.head_is_incomplete();
+                        }
+                        match self.poll_hold(context)? {
+                            Poll::Ready(0) => return Poll::Ready(Ok(())),
+                            Poll::Ready(_) => {}
+                            Poll::Pending => return self.poll_silence(context),
+                        }
+                    }
+                    Err(problem) => self.refuse(problem),
+                },
+                State::Refused(answer, written) if *written < answer.len() => {
+                    ready!(self.poll_say(context))?;
+                    ready!(there(&mut self.stream)?.poll_flush(context))?;
+                }
+                State::Refused(..) | State::Asleep(_) => {
+                    // The end, to whoever reads here; `poll_shutdown` sees to the rest.
+                    return Poll::Ready(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// hyper is done with the request before, and asks for the next.
+    fn want_next(&self) {
+        if let Some((_, keep_alive)) = &self.patience {
+            keep_alive.next_is_wanted();
+        }
+    }
 }
 
 impl AsyncRead for FramingGuard {
@@ -287,69 +385,9 @@ impl AsyncRead for FramingGuard {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        loop {
-            let is_busy = this.is_busy();
-            match &mut this.state {
-                State::Open => {
-                    if this.held.is_empty() {
-                        return there(&mut this.stream)?.poll_read(context, buffer);
-                    }
-                    return this.poll_pass(context, buffer, u64::MAX).map_ok(|_| ());
-                }
-                State::Body(0) => this.state = State::Head(0),
-                State::Body(left) => {
-                    let left = *left;
-                    let passed = ready!(this.poll_pass(context, buffer, left))? as u64;
-                    this.state = State::Body(left - passed);
-                    return Poll::Ready(Ok(()));
-                }
-                State::Passing(length, body) => {
-                    let (length, body) = (*length, *body);
-                    let passed = ready!(this.poll_pass(context, buffer, length as u64))?;
-                    this.state = match body {
-                        _ if passed < length => State::Passing(length - passed, body),
-                        Body::Length(left) => State::Body(left),
-                        Body::Unknown => State::Open,
-                    };
-                    return Poll::Ready(Ok(()));
-                }
-                State::Head(_) if is_busy => return this.poll_ahead(context, buffer),
-                State::Head(_) if this.held.is_empty() => {
-                    ready!(this.poll_head(context, buffer))?;
-                    if this.held.is_empty() {
-                        return Poll::Ready(Ok(()));
-                    }
-                }
-                State::Head(scanned) => match find_head(&this.held, scanned, this.bounds) {
-                    Ok(Some(end)) => match framing(&this.held[..end], this.bounds) {
-                        Ok(head) => {
-                            let end = if head.is_plain { end } else { escape_target(&mut this.held, end) };
-                            this.state = State::Passing(end, head.body);
-                            this.last.clear();
-                            this.pass_head(false);
-                        }
-                        Err(problem) => this.refuse(problem),
-                    },
-                    Ok(None) => {
-                        if let Some(patience) = &this.patience {
-                            patience.head_is_incomplete();
-                        }
-                        if ready!(this.poll_hold(context))? == 0 {
-                            return Poll::Ready(Ok(()));
-                        }
-                    }
-                    Err(problem) => this.refuse(problem),
-                },
-                State::Refused(answer, written) if *written < answer.len() => {
-                    ready!(this.poll_say(context))?;
-                    ready!(there(&mut this.stream)?.poll_flush(context))?;
-                }
-                State::Refused(..) | State::Asleep => {
-                    // The end, to whoever reads here; `poll_shutdown` sees to the rest.
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
+        let read = this.poll_next(context, buffer);
+        this.awaited = read.is_pending();
+        read
     }
 }
 
@@ -525,14 +563,15 @@ impl AsyncWrite for FramingGuard {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_say(context))?;
+        self.look_ahead(context)?;
         there(&mut self.stream)?.poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if let (State::Asleep, Some(patience)) = (&this.state, &this.patience) {
+        if let (State::Asleep(since), Some((_, keep_alive))) = (&this.state, &this.patience) {
             if let Some(stream) = this.stream.take() {
-                patience.hibernate(stream);
+                keep_alive.hibernate(stream, *since);
             }
             return Poll::Ready(Ok(()));
         }
@@ -543,7 +582,7 @@ impl AsyncWrite for FramingGuard {
         let still_sending = match &this.state {
             State::Refused(..) | State::Body(1..) => true,
             State::Passing(_, body) => !matches!(body, Body::Length(0)),
-            State::Head(_) | State::Body(0) | State::Open | State::Asleep => !this.held.is_empty(),
+            State::Head(_) | State::Body(0) | State::Open | State::Asleep(_) => !this.held.is_empty(),
         };
         if still_sending || this.linger.is_some() {
             ready!(this.poll_linger(context));

@@ -10,7 +10,9 @@
 //! hyper's halves wake each other, and a pooled connection remembers who polled it last: left to
 //! itself it would wake its own caller for what that has just been told, and, when it is taken up
 //! again, the caller before. So a connection wakes whoever drives it now (`Driver`), nobody while it
-//! idles, and what only it can bring about is looked for right after it was polled.
+//! idles, and what only it can bring about is looked for right after it was polled. And each time it is
+//! polled hyper reads several times, for the next head, for the end; so a socket that had nothing is not
+//! asked again (`FrugalStream`).
 //!
 //! Upstream may close an idle connection just as a request is sent on it. hyper has used the request
 //! up by then, so one that may be sent again is kept until its answer begins (`Kept`).
@@ -24,9 +26,11 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 use tokio::task::coop::unconstrained;
 
 /// How long the head of an answer may be.
@@ -137,14 +141,73 @@ fn may_repeat(request: &Request<ClientBody>) -> bool {
 }
 
 /// The half that reads and writes.
-pub type Driven = Connection<TokioIo<Stream>, ClientBody>;
+pub type Driven = Connection<FrugalStream, ClientBody>;
+
+/// The stream to Ray, as hyper reads and writes it.
+#[derive(Debug)]
+pub struct FrugalStream {
+    stream: TokioIo<Stream>,
+    driver: Arc<Driver>,
+}
+
+impl hyper::rt::Read for FrugalStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: hyper::rt::ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.driver.found_nothing.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if read.is_pending() {
+            self.driver.found_nothing.store(self.driver.drives.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        read
+    }
+}
+
+impl hyper::rt::Write for FrugalStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
 
 /// Who drives a connection and is to be woken when it can move on.
-#[derive(Debug, Default)]
-struct Driver(Mutex<Option<Waker>>);
+#[derive(Debug)]
+struct Driver {
+    waker: Mutex<Option<Waker>>,
+    /// Since it is driven this time the stream had nothing, and wakes the driver when it has.
+    found_nothing: AtomicBool,
+    /// It is driven here, and not polled by a task of its own.
+    drives: AtomicBool,
+}
+
+impl Default for Driver {
+    fn default() -> Driver {
+        Driver {
+            waker: Mutex::default(),
+            found_nothing: AtomicBool::new(false),
+            drives: AtomicBool::new(true),
+        }
+    }
+}
 
 impl Driver {
     fn is(&self, waker: &Waker) {
+        self.found_nothing.store(false, Ordering::Relaxed);
         let mut driver = self.lock();
         if driver.as_ref().is_none_or(|driver| !driver.will_wake(waker)) {
             *driver = Some(waker.clone());
@@ -156,7 +219,7 @@ impl Driver {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -185,8 +248,9 @@ impl H1Connection {
         if bounds.headers != HEADERS_ON_STACK {
             builder.max_headers(bounds.headers);
         }
-        let (sender, connection) = builder.handshake(TokioIo::new(stream)).await?;
         let driver = Arc::<Driver>::default();
+        let stream = FrugalStream { stream: TokioIo::new(stream), driver: Arc::clone(&driver) };
+        let (sender, connection) = builder.handshake(stream).await?;
         let waker = Waker::from(Arc::clone(&driver));
         let kept = Kept::default();
         Ok(H1Connection {
@@ -202,6 +266,7 @@ impl H1Connection {
 
     /// The halves, for an exchange that turns into a tunnel.
     pub fn into_parts(self) -> (SendRequest<ClientBody>, Option<Box<Driven>>) {
+        self.driver.drives.store(false, Ordering::Relaxed);
         (self.sender, self.connection)
     }
 
@@ -215,7 +280,7 @@ impl H1Connection {
         request: Box<Request<ClientBody>>,
         keep: bool,
         sent_head: Option<&Arc<SentHead>>,
-    ) -> Result<Response<Incoming>, TrySendError<Request<ClientBody>>> {
+    ) -> Result<Response<Incoming>, Box<TrySendError<Request<ClientBody>>>> {
         let keeps = keep && may_repeat(&request);
         if keeps {
             self.kept.keep(&request, sent_head);
@@ -225,7 +290,8 @@ impl H1Connection {
         let mut answer = pin!(unconstrained(self.sender.try_send_request(*request)));
         let answer = poll_fn(|context| {
             self.drive(context);
-            answer.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            // A failure stands on the heap: it has room for a request, and an answer is moved from hand to hand.
+            answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).map_err(Box::new)
         })
         .await;
         if keeps && answer.is_ok() {
@@ -280,7 +346,7 @@ impl H1Connection {
 mod tests {
     use super::*;
     use crate::stream::Plain;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// Counts how often it is woken.

@@ -70,8 +70,9 @@ struct RequestContext {
     entrance: Arc<Entrance>,
     peer: Arc<Peer>,
     id: Id,
-    recognised: Arc<Recognised>,
-    /// It was recognised by the bytes of the request before it.
+    /// What is known of it.
+    known: Arc<Recognised>,
+    /// That was known already: it repeats the request before it to the byte.
     repeats: bool,
     /// When it knocked.
     since: Time,
@@ -181,11 +182,11 @@ fn begin(
     let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
     let id = proxy.ids.next();
     let look = || recognise(&proxy, &entrance, peer.address, &request);
-    let (recognised, repeats) = match memory {
+    let (known, repeats) = match memory {
         Some(memory) => memory.recall(front, look),
         None => (Arc::new(look()), false),
     };
-    let Recognised { header_presence, malformed, matched, trusted, call, last, .. } = *recognised;
+    let Recognised { header_presence, malformed, matched, trusted, call, last, .. } = *known;
     let page = Page::of(&entrance, header_presence, request.headers());
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
@@ -216,7 +217,7 @@ fn begin(
         entrance,
         peer: Arc::clone(peer),
         id,
-        recognised,
+        known,
         repeats,
         since,
         kept: Duration::ZERO,
@@ -373,24 +374,18 @@ impl RequestContext {
     /// What is refused before anything of it is read: what takes a key and shows none, and an
     /// upload whose submission would be refused.
     fn refuse_at_once(&self) -> Option<Response<Body>> {
-        let uploads = Some(self.recognised.matched.class) == self.proxy.linked.packages;
-        if !self.recognised.keyless && !uploads {
+        let uploads = Some(self.known.matched.class) == self.proxy.linked.packages;
+        if !self.known.keyless && !uploads {
             return None;
         }
         let table = self.proxy.table.load();
-        let (reason, wait) = if self.recognised.keyless {
+        let (reason, wait) = if self.known.keyless {
             (Reason::ApiKey, Duration::ZERO)
         } else {
             let submit = self.proxy.linked.submit?;
-            self.proxy.admission.would_shed(
-                &table,
-                submit,
-                self.recognised.ask.client,
-                self.proxy.clock.now(),
-            )?
+            self.proxy.admission.would_shed(&table, submit, self.known.ask.client, self.proxy.clock.now())?
         };
-        let shed =
-            self.proxy.admission.refuse_at_once(&table, self.recognised.matched.class, reason, wait)?;
+        let shed = self.proxy.admission.refuse_at_once(&table, self.known.matched.class, reason, wait)?;
         Some(self.refuse(shed))
     }
 
@@ -401,7 +396,7 @@ impl RequestContext {
         body: Incoming,
     ) -> Response<Body> {
         let clock = self.proxy.clock;
-        if self.recognised.error_format == ErrorFormat::Grpc {
+        if self.known.error_format == ErrorFormat::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
             let body = Upload::new(body, None, self.flow.clone(), clock);
             *request.body_mut() = ClientBody::Streamed(Box::new(body));
@@ -469,7 +464,7 @@ impl RequestContext {
                 Response::from_parts(parts, body)
             }
             Err(UpstreamError::Client(error)) => self.broke_off(&error),
-            Err(error) => reject::upstream(self.recognised.error_format, &error, &self.id, &self.contact()),
+            Err(error) => reject::upstream(self.known.error_format, &error, &self.id, &self.contact()),
         }
     }
 
@@ -478,7 +473,7 @@ impl RequestContext {
         match error {
             BodyError::Shed(shed) => return self.refuse(*shed),
             BodyError::Slow { lasted, .. } => {
-                self.proxy.usage().keep(self.recognised.ask, *lasted, self.proxy.clock.now());
+                self.proxy.usage().keep(self.known.ask, *lasted, self.proxy.clock.now());
             }
             BodyError::TooLarge(_) | BodyError::Broken(_) => {}
         }
@@ -510,15 +505,15 @@ impl RequestContext {
 
     /// Whether the job list is another one after this.
     fn changes_jobs(&self) -> bool {
-        let class = Some(self.recognised.matched.class);
+        let class = Some(self.known.matched.class);
         class == self.proxy.linked.submit || class == self.proxy.linked.control
     }
 
     /// A newcomer that Ray answered keeps its place until its session has started; any other permit
     /// rides in the answer.
     fn keep_place(&self, answer: &Response<RayBody>, permit: PermitGuard) -> Option<PermitGuard> {
-        let newcomer = Some(self.recognised.matched.class) == self.proxy.linked.newcomer;
-        let Some(session) = self.recognised.session.filter(|_| newcomer) else { return Some(permit) };
+        let newcomer = Some(self.known.matched.class) == self.proxy.linked.newcomer;
+        let Some(session) = self.known.session.filter(|_| newcomer) else { return Some(permit) };
         if !answer.status().is_success() || answer.headers().contains_key(GRPC_STATUS) {
             return Some(permit);
         }
@@ -528,9 +523,7 @@ impl RequestContext {
 
     /// The session whose stream this is.
     fn opens_session(&self) -> Option<u64> {
-        self.recognised
-            .session
-            .filter(|_| self.proxy.linked.sessions.contains(&Some(self.recognised.matched.class)))
+        self.known.session.filter(|_| self.proxy.linked.sessions.contains(&Some(self.known.matched.class)))
     }
 
     /// A session is alive from the moment Ray takes its stream.
@@ -556,7 +549,7 @@ impl RequestContext {
         let mut permit = self.try_admit(patience, now).await.inspect_err(|shed| self.note_refused(*shed))?;
         if permit.waited() && self.is_cut_off() {
             permit.failed();
-            let (class, reason) = (self.recognised.matched.class, Reason::UpstreamUnreachable);
+            let (class, reason) = (self.known.matched.class, Reason::UpstreamUnreachable);
             let shed = Shed { class, reason, retry_after_s: RECONNECT_S };
             // Its permit counts it, as failed.
             self.log_refused(shed, self.proxy.clock.now());
@@ -568,7 +561,7 @@ impl RequestContext {
 
     /// What a request is told that Ray cannot be reached for.
     fn cut_off(&self) -> Option<Shed> {
-        let (class, reason) = (self.recognised.matched.class, Reason::UpstreamUnreachable);
+        let (class, reason) = (self.known.matched.class, Reason::UpstreamUnreachable);
         let table = || self.proxy.table.load();
         let shed = self
             .is_cut_off()
@@ -578,8 +571,7 @@ impl RequestContext {
     }
 
     async fn try_admit(&self, patience: Duration, now: Time) -> Result<PermitGuard, Shed> {
-        let mut permit =
-            self.proxy.admit_within(self.recognised.ask, patience, now).await?.asking(self.bytes);
+        let mut permit = self.proxy.admit_within(self.known.ask, patience, now).await?.asking(self.bytes);
         permit.kept_before(self.kept);
         Ok(permit)
     }
@@ -590,7 +582,7 @@ impl RequestContext {
             let verdict = if would_shed { Verdict::WouldShed } else { Verdict::Admitted };
             self.count(verdict, inner.admitted);
         }
-        permit.account(self.recognised.unlisted.clone());
+        permit.account(self.known.unlisted.clone());
     }
 
     /// Whether Ray accepts no connections, and the request is one that is told so at once. What is exempt
@@ -601,14 +593,14 @@ impl RequestContext {
 
     fn count(&self, verdict: Verdict, now: Time) {
         let summary = RequestSummary {
-            ask: self.recognised.ask,
-            address: self.recognised.address,
-            pattern: match &self.recognised.unlisted {
+            ask: self.known.ask,
+            address: self.known.address,
+            pattern: match &self.known.unlisted {
                 Some(unlisted) => &unlisted.pattern,
-                None => self.entrance.classifier.label(self.recognised.matched.route),
+                None => self.entrance.classifier.label(self.known.matched.route),
             },
-            unlisted: self.recognised.unlisted.as_deref(),
-            in_flight: self.proxy.admission.load(self.recognised.matched.class).0,
+            unlisted: self.known.unlisted.as_deref(),
+            in_flight: self.proxy.admission.load(self.known.matched.class).0,
         };
         self.proxy.count(&summary, verdict, now);
     }
@@ -621,7 +613,7 @@ impl RequestContext {
     ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
         self.address_to_ray(&mut request);
         let upstream = Arc::clone(&self.entrance.upstream);
-        let sent_head = self.repeats.then(|| Arc::clone(self.recognised.sent_head.get_or_init(Arc::default)));
+        let sent_head = self.repeats.then(|| Arc::clone(self.known.sent_head.get_or_init(Arc::default)));
         forward::send(upstream, request, sent_head, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
     }
 
@@ -641,17 +633,13 @@ impl RequestContext {
 
     fn too_late(&self, bound: Duration) -> Response<Body> {
         self.note_late();
-        reject::timeout(self.recognised.error_format, &self.class().name, bound, &self.id, &self.contact())
+        reject::timeout(self.known.error_format, &self.class().name, bound, &self.id, &self.contact())
     }
 
     /// Counts the request as failed, since Ray took too long.
     fn note_late(&self) {
-        self.proxy.admission.late(self.recognised.matched.class);
-        self.proxy.usage().fail(
-            self.recognised.ask,
-            self.recognised.unlisted.as_deref(),
-            self.proxy.clock.now(),
-        );
+        self.proxy.admission.late(self.known.matched.class);
+        self.proxy.usage().fail(self.known.ask, self.known.unlisted.as_deref(), self.proxy.clock.now());
     }
 
     fn contact(&self) -> Contact {
@@ -662,14 +650,14 @@ impl RequestContext {
     fn address_to_ray(&self, request: &mut Request<ClientBody>) {
         self.tell_client(request.headers_mut());
         origin_form(request);
-        if self.recognised.error_format == ErrorFormat::Grpc {
+        if self.known.error_format == ErrorFormat::Grpc {
             *request.version_mut() = http::Version::HTTP_2;
         }
     }
 
     /// Says for whom the request is made: what is refused is told to nobody.
     fn tell_client(&self, headers: &mut HeaderMap) {
-        tell_client(headers, &self.peer.hop, self.recognised.trusted, self.peer.tls);
+        tell_client(headers, &self.peer.hop, self.known.trusted, self.peer.tls);
     }
 
     fn refuse(&self, shed: Shed) -> Response<Body> {
@@ -680,7 +668,7 @@ impl RequestContext {
     fn note_refused(&self, shed: Shed) {
         let now = self.proxy.clock.now();
         self.count(if shed.reason.is_failure() { Verdict::Unreachable } else { Verdict::Shed }, now);
-        self.proxy.record(self.recognised.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
+        self.proxy.record(self.known.ask, Ending::Shed(shed.reason), self.since, (self.bytes, 0));
         self.log_refused(shed, now);
     }
 
@@ -688,8 +676,8 @@ impl RequestContext {
         self.proxy.note(now, || ShedNote {
             id: self.id.to_string(),
             shed,
-            route: Arc::clone(self.entrance.classifier.label(self.recognised.matched.route)),
-            client: self.recognised.ask.client.address,
+            route: Arc::clone(self.entrance.classifier.label(self.known.matched.route)),
+            client: self.known.ask.client.address,
             via: Via::Proxy,
             waited: now.since(self.since).saturating_sub(self.kept),
         });
@@ -700,11 +688,11 @@ impl RequestContext {
         spare.clear();
         let upstream = Some(self.entrance.upstream.address());
         let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
-        reject::shed(self.recognised.error_format, shed, &about, spare)
+        reject::shed(self.known.error_format, shed, &about, spare)
     }
 
     fn class(&self) -> &rayguard_core::policy::Class {
-        &self.proxy.policy.classes[self.recognised.matched.class.index()]
+        &self.proxy.policy.classes[self.known.matched.class.index()]
     }
 }
 

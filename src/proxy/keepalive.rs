@@ -1,10 +1,9 @@
 //! How long a client of HTTP/1 may be silent: between two requests, and within a head.
 //!
-//! hyper has one bound for both, begins it anew after each request, and asks for a new timer
-//! each time. A client that keeps its connection for later is not one that sends its head byte by
-//! byte, so the two have bounds of their own here; and since most requests come long before
-//! either has passed, the timer is not set for each of them. It is set once, and if it fires too
-//! early it is set again for what is left.
+//! A client that keeps its connection for later is not one that sends its head byte by byte, so the two
+//! have bounds of their own; and since most requests come long before either has passed, the timer is
+//! not set for each of them. It is set once, and if it fires too early it is set again for what is left.
+//! (hyper has one bound for both, and asks for a new timer each time: it is not asked to keep time.)
 //!
 //! Most connections idle most of the time, and one that is ready for a request costs some twenty
 //! KiB of buffers. So one that has idled for [`DOZE`] falls asleep: hyper is told that its client
@@ -17,61 +16,31 @@ use rayguard_core::time::Time;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 use tokio::time::Sleep;
 
 /// A connection that has waited for its next request for so long falls asleep.
 pub const DOZE: Duration = Duration::from_millis(250);
 
-/// The patience of one connection.
-#[derive(Clone, Debug)]
+/// What the framing guard of one connection tells those behind hyper.
+#[derive(Clone, Debug, Default)]
 pub struct KeepAlive(Arc<Inner>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    clock: Clock,
-    /// For the next request to begin.
-    idle: Duration,
-    /// For a head that has begun to be complete.
-    head: Duration,
     /// A head has gone to hyper that has not become a request yet.
     unanswered: AtomicBool,
     /// That head repeats the one before it to the byte.
     repeats: AtomicBool,
-    /// From a head that has gone to hyper until hyper waits for the next.
+    /// From a head that has gone to hyper until hyper asks for the next.
     busy: AtomicBool,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// When the first part of a head came that is not complete yet.
-    head_began: Option<Time>,
-    /// The timer of the last wait, for the next.
-    timer: Option<Pin<Box<Sleep>>>,
-    /// Since when hyper waits for a head, once that is long enough to fall asleep.
-    drowsy: Option<Time>,
     /// The stream of a connection that sleeps, and since when it idles.
-    asleep: Option<(Stream, Time)>,
+    asleep: Mutex<Option<(Stream, Time)>>,
 }
 
 impl KeepAlive {
-    /// A connection's patience, with its two bounds.
-    #[must_use]
-    pub fn new(clock: Clock, idle: Duration, head: Duration) -> KeepAlive {
-        KeepAlive(Arc::new(Inner {
-            clock,
-            idle,
-            head,
-            unanswered: AtomicBool::new(false),
-            repeats: AtomicBool::new(false),
-            busy: AtomicBool::new(false),
-            state: Mutex::default(),
-        }))
-    }
-
     /// A whole head has gone to hyper; it may repeat the one before it to the byte.
     pub fn head_has_passed(&self, repeats: bool) {
         self.0.unanswered.store(true, Ordering::Relaxed);
@@ -92,185 +61,151 @@ impl KeepAlive {
         self.0.unanswered.load(Ordering::Relaxed)
     }
 
-    /// Whether hyper has a head and does not wait for the next yet.
+    /// hyper asks for the next head.
+    pub fn next_is_wanted(&self) {
+        self.0.busy.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether hyper has a head and does not ask for the next yet.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         self.0.busy.load(Ordering::Relaxed)
     }
 
-    /// A part of a head has come.
-    pub fn head_is_incomplete(&self) {
-        let mut state = self.state();
-        state.head_began.get_or_insert_with(|| self.0.clock.now());
+    /// The connection falls asleep: this is what is kept of it, and since when it idles.
+    pub fn hibernate(&self, stream: Stream, since: Time) {
+        *self.0.asleep.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream, since));
     }
 
-    /// Whether hyper has waited for a head for long, and nothing of one has come.
+    /// What is kept of a connection that has fallen asleep, and since when it idles.
     #[must_use]
-    pub fn is_drowsy(&self) -> bool {
-        let state = self.state();
-        state.drowsy.is_some() && state.head_began.is_none()
-    }
-
-    /// The connection falls asleep: this is what is kept of it.
-    pub fn hibernate(&self, stream: Stream) {
-        let mut state = self.state();
-        let since = state.drowsy.unwrap_or_else(|| self.0.clock.now());
-        state.asleep = Some((stream, since));
-    }
-
-    /// What is kept of a connection that has fallen asleep, and until when it may sleep.
-    #[must_use]
-    pub fn resume(&self) -> Option<(Stream, tokio::time::Instant)> {
-        let mut state = self.state();
-        let (stream, since) = state.asleep.take()?;
-        state.timer = None;
-        Some((stream, self.0.clock.instant(since + self.0.idle)))
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait(&self) -> Wait {
-        self.0.busy.store(false, Ordering::Relaxed);
-        let mut state = self.state();
-        let (since, timer) = (self.0.clock.now(), state.timer.take());
-        // What came of the next head while this one's request was under way did not wait for us.
-        state.head_began = state.head_began.map(|_| since);
-        Wait { patience: self.clone(), since, timer }
-    }
-
-    /// When a wait is over that began at `since`.
-    fn deadline(&self, since: Time) -> Time {
-        self.state().head_began.map_or(since + self.0.idle, |began| began + self.0.head)
-    }
-
-    /// When a wait that began at `since` is to be looked at next.
-    fn next_look(&self, since: Time) -> Time {
-        let state = self.state();
-        match state.head_began {
-            Some(began) => began + self.0.head,
-            None if state.drowsy.is_none() => since + DOZE.min(self.0.idle),
-            None => since + self.0.idle,
-        }
+    pub fn resume(&self) -> Option<(Stream, Time)> {
+        self.0.asleep.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-/// hyper asks for a timer when it begins to wait for a head, and drops it when the head is there.
-impl hyper::rt::Timer for KeepAlive {
-    fn sleep(&self, _: Duration) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(self.wait())
-    }
-
-    fn sleep_until(&self, _: Instant) -> Pin<Box<dyn hyper::rt::Sleep>> {
-        Box::pin(self.wait())
-    }
-
-    /// hyper asks only to say until when to sleep, which it is not asked.
-    fn now(&self) -> Instant {
-        self.0.clock.instant(Time::ZERO).into_std()
-    }
-}
-
-/// One wait for a head.
+/// The patience with one connection's client.
 #[derive(Debug)]
-struct Wait {
-    patience: KeepAlive,
-    since: Time,
+pub struct Patience {
+    clock: Clock,
+    /// For the next request to begin.
+    idle: Duration,
+    /// For a head that has begun to be complete.
+    head: Duration,
+    /// Since when the next head is awaited.
+    since: Option<Time>,
+    /// When the first part of it came.
+    head_began: Option<Time>,
+    /// Kept from one wait to the next.
     timer: Option<Pin<Box<Sleep>>>,
+    /// Who is woken by the timer.
+    woken: Option<Waker>,
 }
 
-impl hyper::rt::Sleep for Wait {}
+/// What is to be done about a client that is silent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Silence {
+    /// Its connection, idle since then, may fall asleep.
+    Doze(Time),
+    /// Its time is up.
+    TooLong,
+}
 
-impl Future for Wait {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let this = self.get_mut();
-        let clock = this.patience.0.clock;
-        loop {
-            let look = this.patience.next_look(this.since);
-            let at = clock.instant(look);
-            let timer = this.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
-            if timer.deadline() > at {
-                timer.as_mut().reset(at);
-            }
-            while timer.as_mut().poll(context).is_ready() {
-                if timer.deadline() < at {
-                    timer.as_mut().reset(at);
-                    continue;
-                }
-                if look >= this.patience.deadline(this.since) {
-                    return Poll::Ready(());
-                }
-                // Whoever reads the stream shall look once more: see `is_drowsy`.
-                this.patience.state().drowsy = Some(this.since);
-                context.waker().wake_by_ref();
-                break;
-            }
-            if !timer.is_elapsed() {
-                return Poll::Pending;
-            }
-        }
+impl Patience {
+    /// Nothing is awaited yet.
+    #[must_use]
+    pub fn new(clock: Clock, idle: Duration, head: Duration) -> Patience {
+        Patience { clock, idle, head, since: None, head_began: None, timer: None, woken: None }
     }
-}
 
-impl Drop for Wait {
-    fn drop(&mut self) {
-        let mut state = self.patience.state();
-        (state.head_began, state.drowsy) = (None, None);
-        state.timer = self.timer.take();
+    /// A part of a head is there. (What came of it while the request before was under way did not wait for us.)
+    pub fn head_is_incomplete(&mut self) {
+        self.head_began.get_or_insert_with(|| self.clock.now());
+    }
+
+    /// All of it is.
+    pub fn head_is_whole(&mut self) {
+        (self.since, self.head_began) = (None, None);
+    }
+
+    /// Nothing more of a head has come.
+    pub fn poll(&mut self, may_sleep: bool, context: &mut Context<'_>) -> Poll<Silence> {
+        let since = *self.since.get_or_insert_with(|| self.clock.now());
+        let dozes = may_sleep && self.head_began.is_none() && DOZE < self.idle;
+        let idle = if dozes { DOZE } else { self.idle };
+        let at = self.clock.instant(self.head_began.map_or(since + idle, |began| began + self.head));
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at)));
+        if timer.deadline() > at {
+            timer.as_mut().reset(at);
+        }
+        // Once asked it wakes whoever asked: it is not asked for every request.
+        if !timer.is_elapsed() && self.woken.as_ref().is_some_and(|woken| woken.will_wake(context.waker())) {
+            return Poll::Pending;
+        }
+        self.woken = Some(context.waker().clone());
+        ready!(timer.as_mut().poll(context));
+        if timer.deadline() < at {
+            timer.as_mut().reset(at);
+            ready!(timer.as_mut().poll(context));
+        }
+        Poll::Ready(if dozes { Silence::Doze(since) } else { Silence::TooLong })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
 
     const IDLE: Duration = Duration::from_secs(75);
     const HEAD: Duration = Duration::from_secs(10);
 
-    fn patience() -> KeepAlive {
-        KeepAlive::new(Clock::start(), IDLE, HEAD)
+    async fn silence(patience: &mut Patience, may_sleep: bool) -> (Silence, Duration) {
+        let began = patience.clock.now();
+        let silence = poll_fn(|context| patience.poll(may_sleep, context)).await;
+        (silence, patience.clock.now().since(began))
     }
 
-    #[test]
-    fn a_client_may_be_idle_for_longer_than_it_may_take_over_a_head() {
-        let patience = patience();
-        let since = Time::ZERO + Duration::from_secs(5);
-        assert_eq!(patience.deadline(since), since + IDLE);
-        patience.head_is_incomplete();
-        let deadline = patience.deadline(since);
-        assert!(deadline < since + IDLE);
-        patience.head_is_incomplete();
-        assert_eq!(patience.deadline(since), deadline, "more of the same head wins no time");
+    fn about(length: Duration, expected: Duration) -> bool {
+        length.abs_diff(expected) < Duration::from_millis(5)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_waits_for_long_grows_drowsy_and_who_has_begun_does_not() {
-        let patience = patience();
-        for begins in [false, true] {
-            let mut wait = patience.wait();
-            assert!(tokio::time::timeout(DOZE / 2, &mut wait).await.is_err());
-            assert!(!patience.is_drowsy());
-            if begins {
-                patience.head_is_incomplete();
-            }
-            assert!(tokio::time::timeout(DOZE, &mut wait).await.is_err());
-            assert_eq!(patience.is_drowsy(), !begins);
-            let left = if begins { HEAD } else { IDLE };
-            assert!(tokio::time::timeout(left, wait).await.is_ok(), "and not for ever");
-            assert!(!patience.is_drowsy());
+    async fn a_client_may_be_idle_for_longer_than_it_may_take_over_a_head() {
+        let mut patience = Patience::new(Clock::start(), IDLE, HEAD);
+        let (idle, lasted) = silence(&mut patience, false).await;
+        assert!(idle == Silence::TooLong && about(lasted, IDLE), "{lasted:?}");
+        patience.head_is_incomplete();
+        let (slow, lasted) = silence(&mut patience, true).await;
+        assert!(slow == Silence::TooLong && about(lasted, HEAD), "{lasted:?}");
+        patience.head_is_incomplete();
+        let (_, lasted) = silence(&mut patience, true).await;
+        assert!(about(lasted, Duration::ZERO), "more of the same head wins no time: {lasted:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_long_may_doze_and_who_has_begun_may_not() {
+        let clock = Clock::start();
+        let mut patience = Patience::new(clock, IDLE, HEAD);
+        for _ in 0..3 {
+            let since = clock.now();
+            let (idle, lasted) = silence(&mut patience, true).await;
+            assert!(idle == Silence::Doze(since) && about(lasted, DOZE), "{idle:?} {lasted:?}");
+            patience.head_is_incomplete();
+            assert_eq!(silence(&mut patience, true).await.0, Silence::TooLong);
+            patience.head_is_whole();
         }
     }
 
-    #[test]
-    fn the_next_head_begins_afresh() {
-        let patience = patience();
-        let wait = patience.wait();
-        patience.head_is_incomplete();
-        drop(wait);
-        let since = Time::ZERO + Duration::from_secs(5);
-        assert_eq!(patience.deadline(since), since + IDLE);
+    #[tokio::test(start_paused = true)]
+    async fn the_next_head_begins_afresh_with_the_timer_of_the_last() {
+        let mut patience = Patience::new(Clock::start(), IDLE, HEAD);
+        for _ in 0..3 {
+            let early = tokio::time::timeout(DOZE / 2, silence(&mut patience, true)).await;
+            assert!(early.is_err());
+            patience.head_is_whole();
+        }
+        let (_, lasted) = silence(&mut patience, true).await;
+        assert!(about(lasted, DOZE), "{lasted:?}");
     }
 }

@@ -13,7 +13,7 @@ use crate::cors::Origins;
 use crate::framing_guard::FramingGuard;
 use crate::handle::{LastRequest, Memory, Peer, handle};
 use crate::headers::hop;
-use crate::keepalive::KeepAlive;
+use crate::keepalive::{KeepAlive, Patience};
 use crate::proxy_protocol;
 use crate::ratelimit::Service;
 use crate::request_validation::HeadBounds;
@@ -508,10 +508,13 @@ fn converse(
             Ok(Ok(false)) => {}
             Ok(Err(_)) | Err(_) => return, // it left, or said nothing
         }
-        let patience = KeepAlive::new(front.load().proxy.clock, bounds.idle_timeout, bounds.head_timeout);
+        let clock = front.load().proxy.clock;
         let (head, origins) = reads_at(&front.load().entrance, &bounds);
         loop {
-            let framing_guard = FramingGuard::new(stream, start, head, origins.clone(), patience.clone());
+            let keep_alive = KeepAlive::default();
+            let patience = Patience::new(clock, bounds.idle_timeout, bounds.head_timeout);
+            let framing_guard =
+                FramingGuard::new(stream, start, head, origins.clone(), patience, keep_alive.clone());
             // What is escaped in a target takes three bytes for one.
             let buffer_max = head.bytes.max(8192) + 2 * head.target + 1024;
             Box::pin(speak_http1(
@@ -521,11 +524,12 @@ fn converse(
                 Arc::clone(&front),
                 &tasks,
                 bounds,
-                patience.clone(),
+                keep_alive.clone(),
             ))
             .await;
-            let Some((asleep, until)) = patience.resume() else { return };
+            let Some((asleep, since)) = keep_alive.resume() else { return };
             (stream, start) = (asleep, BytesMut::new());
+            let until = clock.instant(since + bounds.idle_timeout);
             let begun = tokio::select! {
                 read = tokio::time::timeout_at(until, stream.read_buf(&mut start)) => matches!(read, Ok(Ok(1..))),
                 () = closed(&tasks, FAREWELL) => false,
@@ -568,9 +572,9 @@ async fn speak_http1(
     front: Arc<ArcSwap<Front>>,
     tasks: &Tasks,
     bounds: Bounds,
-    patience: KeepAlive,
+    keep_alive: KeepAlive,
 ) {
-    let (closing, address, heard, idle) = (tasks.clone(), peer.address, patience.clone(), patience.clone());
+    let (closing, address, heard) = (tasks.clone(), peer.address, keep_alive.clone());
     let before = LastRequest::default();
     let service = service_fn(move |request: Request<Incoming>| {
         let repeats = heard.head_is_a_request();
@@ -579,17 +583,18 @@ async fn speak_http1(
     });
     let mut builder = http1::Builder::new();
     builder
-        .timer(patience)
         // Most answers are short: head and body in one buffer are one plain write.
         .writev(false)
-        .header_read_timeout(bounds.head_timeout) // the patience knows better
+        // The framing guard keeps time, and looks whether the client has left: hyper reads for the next head alone.
+        .header_read_timeout(None)
+        .half_close(true)
         .max_buf_size(buffer_max);
     if bounds.headers_max != HEADERS_ON_STACK {
         builder.max_headers(bounds.headers_max);
     }
     let connection = builder.serve_connection(TokioIo::new(framing_guard), service).with_upgrades();
     let wind_up = http1::UpgradeableConnection::graceful_shutdown;
-    drain_connection(connection, wind_up, address, idle_after_close(tasks, &idle)).await;
+    drain_connection(connection, wind_up, address, idle_after_close(tasks, &keep_alive)).await;
 }
 
 /// Streams one connection may have open at once.

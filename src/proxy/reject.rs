@@ -126,9 +126,10 @@ pub(crate) fn shed(
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let seconds = shed.retry_after_s.to_string();
+    let mut digits = itoa::Buffer::new();
+    let seconds = digits.format(shed.retry_after_s);
     // Body and headers are parts of one text: under a flood, taking memory is most of what a refusal costs.
-    let mut text = sentence(shed, &seconds, about);
+    let mut text = sentence(shed, seconds, about);
     let other = (error_format != ErrorFormat::Plain)
         .then(|| answer(error_format, status, &text, Some(shed.retry_after_s)));
     // Ray's SDK asks for the version first, and prints nothing but the reason phrase.
@@ -136,9 +137,9 @@ pub(crate) fn shed(
     text.push('\n');
     let line = text.len();
     // draft-ietf-httpapi-ratelimit-headers: remaining quota and seconds until it resets.
-    push(&mut text, &["\"", about.class, "\";r=0;t=", &seconds]);
+    push(&mut text, &["\"", about.class, "\";r=0;t=", seconds]);
     let (remaining, digits) = (text.len(), text.len() - seconds.len());
-    push(&mut text, &["\"", about.class, "\";q=", &whole(about.limit).to_string()]);
+    push(&mut text, &["\"", about.class, "\";q=", itoa::Buffer::new().format(whole(about.limit))]);
     let text = Bytes::from(text);
     let mut response = other.unwrap_or_else(|| plain(status, text.slice(..line), spare));
     if let Some(phrase) = phrase {
@@ -218,11 +219,12 @@ fn sentence(shed: Shed, seconds: &str, about: &Refused) -> String {
         Reason::UpstreamUnreachable => about.upstream.map_or(String::new(), |at| format!(" at {at}")),
         _ => String::new(),
     };
+    let mut digits = itoa::Buffer::new();
     let waiting = match about.waiting {
-        _ if shed.reason == Reason::UpstreamUnreachable => String::new(),
-        0 => String::new(),
-        1 => "; 1 request is waiting".to_owned(),
-        waiting => format!("; {waiting} requests are waiting"),
+        _ if shed.reason == Reason::UpstreamUnreachable => [""; 3],
+        0 => [""; 3],
+        1 => ["; 1 request is waiting", "", ""],
+        waiting => ["; ", digits.format(waiting), " requests are waiting"],
     };
     // Joined, not formatted: under a flood this is most of what a refusal costs.
     let why: &[&str] = match shed.reason {
@@ -258,10 +260,10 @@ fn sentence(shed: Shed, seconds: &str, about: &Refused) -> String {
     let mut text = String::with_capacity(TEXT_LEN);
     text.push_str("rayguard: ");
     push(&mut text, why);
+    push(&mut text, &waiting);
     push(
         &mut text,
         &[
-            &waiting,
             ". Nothing was sent to Ray; please try again in ",
             seconds,
             " second",

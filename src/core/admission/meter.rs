@@ -472,18 +472,20 @@ pub fn upper_bound_secs(at: usize) -> f64 {
 }
 
 fn bucket(latency: Duration) -> usize {
-    let us = latency.as_nanos() as f64 / 1e3;
-    if us <= 64.0 {
+    let lengths = latency.as_nanos() as f64 / 64e3;
+    if lengths <= 1.0 {
         return 0;
     }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "positive, and capped by min"
-    )]
-    let at = ((us / 64.0).log2() * 4.0).ceil() as usize;
-    at.min(BUCKETS - 1)
+    // Whole octaves stand in the exponent, and the quarters of the last are told by comparing: a logarithm
+    // takes ten times as long.
+    let octaves = (lengths.to_bits() - 1.0_f64.to_bits()) >> 52;
+    let within = f64::from_bits(lengths.to_bits() - (octaves << 52));
+    let quarters = QUARTERS.iter().filter(|quarter| within > **quarter).count();
+    usize::try_from(octaves).map_or(BUCKETS - 1, |octaves| (4 * octaves + quarters).min(BUCKETS - 1))
 }
+
+/// An octave in quarters: powers of two, of 0, 1/4, 1/2 and 3/4.
+const QUARTERS: [f64; 4] = [1.0, 1.189_207_115_002_721, std::f64::consts::SQRT_2, 1.681_792_830_507_429];
 
 fn micros(length: Duration) -> u64 {
     u64::try_from(length.as_micros()).unwrap_or(u64::MAX)

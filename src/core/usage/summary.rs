@@ -106,7 +106,11 @@ mod tests {
             let mut summary = Summary::<u16, u64>::new(rows_max);
             let mut truth = BTreeMap::<u16, u64>::new();
             for (key, weight) in &stream {
+                let least = summary.rows.iter().map(|row| row.rank).min().unwrap_or(0);
+                let has_room = summary.rows.len() < rows_max || summary.places.contains_key(key);
                 *summary.of(*key, *weight) += weight;
+                let rank = summary.rows[summary.places[key]].rank;
+                prop_assert!(has_room || rank == least + weight, "who weighs least makes room");
                 *truth.entry(*key).or_default() += weight;
             }
             let all: u64 = truth.values().sum();

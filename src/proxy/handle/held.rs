@@ -41,7 +41,7 @@ impl RequestContext {
         self.tell_client(&mut parts.headers);
         // An application's WebSocket is no log: each client has its own.
         let shares = self.coalesce().is_some() && self.entrance.surface == Surface::Dashboard;
-        let key = log_fanout::key(&parts, &self.entrance.question(self.recognised.matched.route, &parts.uri));
+        let key = log_fanout::key(&parts, &self.entrance.question(self.known.matched.route, &parts.uri));
         let Some(key) = key.filter(|_| shares).map(|key| key.at(&self.entrance)) else {
             return self.tunnel(parts, client).await;
         };
@@ -64,11 +64,11 @@ impl RequestContext {
         };
         if follows {
             self.count(Verdict::Shared, self.proxy.clock.now());
-            self.proxy.record(self.recognised.ask, Ending::Shared, self.since, (0, 0));
+            self.proxy.record(self.known.ask, Ending::Shared, self.since, (0, 0));
         }
         let welcome = log_fanout::welcome(&parts);
         log_fanout::plain(&mut parts);
-        let again = Again { opener: self.opener(), ask: self.recognised.ask, key, parts };
+        let again = Again { opener: self.opener(), ask: self.known.ask, key, parts };
         self.proxy.tasks.spawn(log_fanout::relay(client, follower, again, self.proxy.tasks.clone()));
         welcome
     }
@@ -77,7 +77,7 @@ impl RequestContext {
     async fn lead(&self, parts: &Parts, lead: Lead) -> Result<Arc<LogFanout>, Response<Body>> {
         let permit = self.admit(self.proxy.clock.now()).await?;
         let tail = lead.tail();
-        let told = self.opener().lead(parts.clone(), permit, self.recognised.matched.class, lead);
+        let told = self.opener().lead(parts.clone(), permit, self.known.matched.class, lead);
         self.opened(told).await?;
         Ok(tail)
     }
@@ -90,7 +90,7 @@ impl RequestContext {
         };
         let is_tail = self.class().kind == Kind::Held;
         let (opener, tasks) = (self.opener(), self.proxy.tasks.clone());
-        let throttle = opener.throttle(self.recognised.matched.class);
+        let throttle = opener.throttle(self.known.matched.class);
         let told = opener.open(parts, permit, move |ray, permit| {
             tunnel::connect(client, ray, permit, throttle, is_tail, tasks)
         });
@@ -120,7 +120,7 @@ impl RequestContext {
                 Err(Response::from_parts(parts, body.map_or_else(|_| Body::empty(), Body::full)))
             }
             Ok(Ok(Opened::Failed(error))) => {
-                Err(reject::upstream(self.recognised.error_format, &error, &self.id, &self.contact()))
+                Err(reject::upstream(self.known.error_format, &error, &self.id, &self.contact()))
             }
             Ok(Err(_)) | Err(_) => Err(self.late()),
         }
@@ -134,7 +134,7 @@ impl RequestContext {
     fn late(&self) -> Response<Body> {
         self.note_late();
         reject::timeout(
-            self.recognised.error_format,
+            self.known.error_format,
             &self.class().name,
             self.handshake_max(),
             &self.id,

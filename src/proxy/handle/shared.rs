@@ -82,7 +82,7 @@ impl RequestContext {
 
     fn note_shared(&self, bytes: u64) {
         self.count(Verdict::Shared, self.proxy.clock.now());
-        self.proxy.record(self.recognised.ask, Ending::Shared, self.since, (0, bytes));
+        self.proxy.record(self.known.ask, Ending::Shared, self.since, (0, bytes));
     }
 
     fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
@@ -98,17 +98,17 @@ impl RequestContext {
         let class = &self.class().name;
         match failure {
             Failure::Upstream(error) => {
-                reject::upstream(self.recognised.error_format, error, &self.id, &self.contact())
+                reject::upstream(self.known.error_format, error, &self.id, &self.contact())
             }
             Failure::TimedOut(bound) if leads => {
                 self.note_late();
-                reject::timeout(self.recognised.error_format, class, *bound, &self.id, &self.contact())
+                reject::timeout(self.known.error_format, class, *bound, &self.id, &self.contact())
             }
             Failure::TimedOut(bound) => {
-                reject::timeout_of_equal(self.recognised.error_format, class, *bound, &self.id)
+                reject::timeout_of_equal(self.known.error_format, class, *bound, &self.id)
             }
             Failure::BrokeOff(error) => {
-                reject::broke_off(self.recognised.error_format, error, &self.id, &self.contact())
+                reject::broke_off(self.known.error_format, error, &self.id, &self.contact())
             }
         }
     }
@@ -154,7 +154,7 @@ impl RequestContext {
             Ok(Fetched::Own(response)) => response,
             Ok(Fetched::Failed(failure)) => self.explain(&failure, true),
             Err(_) => reject::broke_off(
-                self.recognised.error_format,
+                self.known.error_format,
                 &"the request to Ray was given up",
                 &self.id,
                 &self.contact(),

@@ -58,7 +58,7 @@ impl RequestContext {
 
     /// Parks the upload, or asks for its permit at once where that cannot be.
     async fn begin_upload(self: &Arc<Self>) -> Result<(Arc<Handover>, Option<Asking>), Response<Body>> {
-        let (proxy, ask) = (Arc::clone(&self.proxy), self.recognised.ask);
+        let (proxy, ask) = (Arc::clone(&self.proxy), self.known.ask);
         let limited = self.proxy.table.load().class(ask.class).treatment == Treatment::Limited;
         let declared = (self.bytes > 0).then_some(self.bytes);
         let place = limited.then(|| proxy.parked.enter(ask.client.address, declared)).flatten();
@@ -75,7 +75,7 @@ impl RequestContext {
     /// many end at once they wait outside the line rather than be shed for its length: no more than
     /// half of its room is theirs.
     async fn ask_in_turn(&self) -> Result<PermitGuard, Shed> {
-        let turns = &self.proxy.turns[self.recognised.matched.class.index()];
+        let turns = &self.proxy.turns[self.known.matched.class.index()];
         // Who has waited here for as long as in the line asks all the same, and is told.
         let _turn = tokio::time::timeout(self.class().queue.wait_max, turns.acquire()).await;
         let mut permit = self.try_admit(Duration::MAX, self.proxy.clock.now()).await?;
@@ -88,10 +88,10 @@ impl RequestContext {
         if let Some(shed) = self.cut_off() {
             return Some(self.refuse(shed));
         }
-        let (proxy, class) = (&self.proxy, self.recognised.matched.class);
+        let (proxy, class) = (&self.proxy, self.known.matched.class);
         let table = proxy.table.load();
         let (reason, wait) =
-            proxy.admission.would_shed(&table, class, self.recognised.ask.client, proxy.clock.now())?;
+            proxy.admission.would_shed(&table, class, self.known.ask.client, proxy.clock.now())?;
         let shed = proxy.admission.refuse_at_once(&table, class, reason, wait)?;
         Some(self.refuse(shed))
     }
