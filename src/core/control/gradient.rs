@@ -88,6 +88,7 @@ pub(super) fn step(config: &Config, state: &mut State, limit: f64, seen: &Observ
     seen.latency?;
     let may_rise = !seen.binding || limit <= config.min * AT_FLOOR;
     let mut gradient = 1.0;
+    // Few answers say nothing of the quickest; the objective still counts.
     if let Some(Spread { quickest, mean }) = seen.spread {
         let quickest = quickest.clamp(LATENCY_MIN, LATENCY_MAX);
         let baseline = learn(state.baseline, quickest, may_rise, seen.period.as_secs_f64());
@@ -96,8 +97,7 @@ pub(super) fn step(config: &Config, state: &mut State, limit: f64, seen: &Observ
     }
     let baseline = state.baseline.unwrap_or(LATENCY_MIN);
     let work = limit * gradient;
-    // Few answers say nothing of the quickest, and earn no growth; the objective still counts.
-    let mut target = if seen.spread.is_some() { config.tolerance * work + work.sqrt() } else { limit }; // Eq. 1
+    let mut target = config.tolerance * work + work.sqrt(); // Eq. 1
     if let Some(pressure) = seen.pressure_held() {
         target = target.min(limit / pressure); // Eq. 3
     }

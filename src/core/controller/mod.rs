@@ -258,8 +258,8 @@ impl Controller {
                 let drain = rate.filter(|_| limited && counts.is_some());
                 let drain = drain.map(|rate| make(LimitKind::Rate, LoopKind::Backlog, rate.per_second));
                 let gated = class.backlog.filter(|_| limited);
-                let of_class = last_good.iter().filter(|last| *last.class == *class.name);
-                let starts_per_s = of_class.filter_map(|last| last.starts_per_s).next();
+                let mut of_class = last_good.iter().filter(|last| *last.class == *class.name);
+                let starts_per_s = of_class.find_map(|last| last.starts_per_s);
                 ClassLoops {
                     inner,
                     outer,
