@@ -92,10 +92,13 @@ impl Backlog {
     /// How many may have been admitted, all in all.
     #[must_use]
     pub fn admitted_max(&self) -> u64 {
-        let (from, until) = self.begins;
-        let begun = self.begins_per_s * self.ticked.min(until).since(from).as_secs_f64();
         // A fifth of a job each second is a job in the fifth, whatever the rounding.
-        whole(self.granted + begun + 1e-6)
+        whole(self.granted_by_now() + 1e-6)
+    }
+
+    fn granted_by_now(&self) -> f64 {
+        let (from, until) = self.begins;
+        self.granted + self.begins_per_s * self.ticked.min(until).since(from).as_secs_f64()
     }
 
     /// Notes how many have been admitted by `now`, at least every few seconds.
@@ -138,8 +141,7 @@ impl Backlog {
         }
         // What was granted and not asked for is no store for later.
         let more = (self.begins_per_s / 2.0).max(1.0 / TRICKLE.as_secs_f64()) * elapsed;
-        let (total, (from, until)) = (total as f64, self.begins);
-        let granted = self.granted + self.begins_per_s * self.ticked.min(until).since(from).as_secs_f64();
+        let (total, granted) = (total as f64, self.granted_by_now());
         self.granted = granted.max((granted.max(total) + more).min(total + more.max(1.0)));
         self.begins = (now, now);
     }
