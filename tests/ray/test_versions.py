@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import versions
 from handlers import Handlers
-from head import Head, free_ports, wait_until
+from head import Head, free_ports
 from proxy import RAYGUARD, ROOT, Load, Proxy, ask
 
 sys.path.append(str(ROOT / "benches" / "protection"))
