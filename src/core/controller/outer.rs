@@ -44,6 +44,9 @@ use std::time::Duration;
 /// so long before it is scraped.
 const REFRESH: Duration = Duration::from_secs(10);
 
+/// Of what a head starts that is behind, so much is let in before its next reading.
+const BEHIND: f64 = 0.5;
+
 /// A rate that follows a backlog moves by no less: each reading says a little more or less.
 const WORTH_A_MOVE: f64 = 0.02;
 
@@ -420,7 +423,9 @@ impl Controller {
                 let promise = Promise {
                     target: loops.measured.target(spec.starts_within, configured),
                     starts_within: spec.starts_within,
-                    begins_per_s: loops.measured.least(),
+                    // A head that is behind needs its cores for whoever asks it, too: the next reading gives the rest.
+                    begins_per_s: loops.measured.least()
+                        * if loops.measured.capacity().is_some() { BEHIND } else { 1.0 },
                 };
                 if let Some(backlog) = &mut loops.backlog {
                     let true_at = (reading.at - age, reading.at);
