@@ -23,8 +23,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 
 const STATUS: &str = "/api/jobs/raysubmit_1";
+
+/// A rig that lets one read of a job's status through at a time, and the client whose read Ray holds.
+async fn one_at_ray_where_one_may_be() -> (Rig, Client<TcpStream>) {
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
+    })
+    .await;
+    let mut first = rig.client().await;
+    first.send(get(STATUS, &["x-do: hold"])).await;
+    until("Ray has it", || rig.ray.count() == 1).await;
+    (rig, first)
+}
 
 // --- What passes ---
 
@@ -275,13 +288,7 @@ async fn abandoned_work_holds_its_permit_until_ray_answers() {
 
 #[tokio::test]
 async fn a_request_whose_client_left_while_it_waited_is_never_forwarded() {
-    let rig = Rig::with_policy(|policy| {
-        policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
-    })
-    .await;
-    let mut first = rig.client().await;
-    first.send(get(STATUS, &["x-do: hold"])).await;
-    until("Ray has it", || rig.ray.count() == 1).await;
+    let (rig, mut first) = one_at_ray_where_one_may_be().await;
     let mut second = rig.client().await;
     second.send(get(STATUS, &["x-mark: gone"])).await;
     until("it waits", || rig.waiting("job-status") == 1).await;
@@ -296,13 +303,7 @@ async fn a_request_whose_client_left_while_it_waited_is_never_forwarded() {
 
 #[tokio::test]
 async fn who_has_sent_ahead_and_left_is_missed_like_any_other() {
-    let rig = Rig::with_policy(|policy| {
-        policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
-    })
-    .await;
-    let mut first = rig.client().await;
-    first.send(get(STATUS, &["x-do: hold"])).await;
-    until("Ray has it", || rig.ray.count() == 1).await;
+    let (rig, mut first) = one_at_ray_where_one_may_be().await;
     // The next request in one piece with the first, in a piece of its own, and cut.
     for ahead in [get(STATUS, &[]), get(STATUS, &[]).repeat(100), "GET /api".to_owned()] {
         for pieces in [1, 2] {
@@ -334,13 +335,7 @@ async fn who_has_sent_ahead_and_left_is_missed_like_any_other() {
 
 #[tokio::test]
 async fn who_leaves_after_a_body_without_a_length_is_missed_too() {
-    let rig = Rig::with_policy(|policy| {
-        policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
-    })
-    .await;
-    let mut first = rig.client().await;
-    first.send(get(STATUS, &["x-do: hold"])).await;
-    until("Ray has it", || rig.ray.count() == 1).await;
+    let (rig, _first) = one_at_ray_where_one_may_be().await;
     let mut second = rig.client().await;
     let head = get(STATUS, &["transfer-encoding: chunked"]);
     second.send(head + "5\r\nhello\r\n0\r\n\r\n").await;

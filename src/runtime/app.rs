@@ -98,6 +98,23 @@ impl std::fmt::Debug for Token {
     }
 }
 
+#[cfg(test)]
+impl App {
+    /// One whose adjustment log is in `dir`, and whose alerts nobody reads.
+    pub(crate) fn of_test(settings: Settings, dir: &std::path::Path, tasks: Tasks) -> Arc<App> {
+        use crate::observe::adjustment_log;
+        let options = adjustment_log::Options {
+            dir: dir.join("adjustment-log"),
+            file_bytes_max: 1 << 20,
+            files_max: 2,
+            sync: adjustment_log::Sync::default(),
+        };
+        let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
+        let outlets = Outlets { adjustment_log, alerts: mpsc::channel(16).0 };
+        App::new(Arc::new(settings), &[], [1, 2], Clock::start(), tasks, outlets)
+    }
+}
+
 impl App {
     /// A guard by these settings; limits start from `last_good` where it knows them.
     #[must_use]

@@ -210,25 +210,14 @@ mod tests {
     use super::*;
     use crate::config::{self, Overrides};
     use crate::core::request::profile::Fit;
-    use crate::observe::adjustment_log;
-    use crate::proxy::clock::Clock;
     use crate::proxy::tasks::Tasks;
-    use crate::runtime::app::Outlets;
     use crate::runtime::head_version::Seen;
     use std::os::unix::fs::PermissionsExt;
 
     /// A rayguard whose files are in `dir`.
     fn app(dir: &Path) -> Arc<App> {
         let settings = config::parse("", "test", &Overrides::default()).unwrap();
-        let options = adjustment_log::Options {
-            dir: dir.join("adjustment-log"),
-            file_bytes_max: 1 << 20,
-            files_max: 2,
-            sync: adjustment_log::Sync::default(),
-        };
-        let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
-        let outlets = Outlets { adjustment_log, alerts: tokio::sync::mpsc::channel(16).0 };
-        App::new(Arc::new(settings), &[], [1, 2], Clock::start(), Tasks::default(), outlets)
+        App::of_test(settings, dir, Tasks::default())
     }
 
     #[tokio::test]

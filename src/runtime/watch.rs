@@ -384,10 +384,7 @@ fn say_what_was_found(discovery: &Discovery) {
 mod tests {
     use super::*;
     use crate::config::{self, Overrides};
-    use crate::observe::adjustment_log;
-    use crate::proxy::clock::Clock;
     use crate::proxy::tasks::Tasks;
-    use crate::runtime::app::Outlets;
     use std::path::{Path, PathBuf};
     use std::sync::atomic::AtomicUsize;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -447,16 +444,7 @@ mod tests {
             dir.join("sd.json").display()
         );
         let settings = config::parse(&text, "test", &Overrides::default()).unwrap();
-        let (alerts, _told) = tokio::sync::mpsc::channel(16);
-        let options = adjustment_log::Options {
-            dir: dir.join("adjustment-log"),
-            file_bytes_max: 1 << 20,
-            files_max: 2,
-            sync: adjustment_log::Sync::default(),
-        };
-        let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
-        let outlets = Outlets { adjustment_log, alerts };
-        let app = App::new(Arc::new(settings), &[], [1, 2], Clock::start(), tasks.clone(), outlets);
+        let app = App::of_test(settings, dir, tasks.clone());
         start(&app);
         app
     }
