@@ -14,8 +14,9 @@
 //! A reading is as old as Ray's refresh plus the scrape, so "since it was true" reaches back by
 //! the reading's possible age: what was admitted in between may or may not be in it, and is
 //! counted twice rather than not at all. What the head begins is counted at the pace it is known to keep
-//! ([`crate::control::backlog::Drain`]), from when the reading was true at the latest, and for `starts_within` at most:
-//! without it a head whose Prometheus scrapes it each minute would be given one target a minute.
+//! ([`crate::control::backlog::Drain`]), or half of it while the head is behind, from when the reading was true at the
+//! latest, and for `starts_within` at most: without it a head whose Prometheus scrapes it each minute would be given one
+//! target a minute.
 //! The first error holds the backlog below its target, and the next reading corrects both.
 //!
 //! When the signal goes stale no more is admitted on the strength of old news but half of what the head
@@ -28,7 +29,7 @@ use crate::time::Time;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Without news, one more may be admitted in this time.
+/// Without news, one more may be admitted in this time at the least.
 pub const TRICKLE: Duration = Duration::from_secs(5);
 
 /// The limit of one class.

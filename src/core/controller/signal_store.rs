@@ -237,7 +237,7 @@ impl Posted {
             State::Stale { .. } => self.problem.clone(),
             State::Waiting | State::Fresh => String::new(),
         };
-        // A class that is limited by what it leaves behind passes one at a time without that reading (core/controller/backlog.rs).
+        // A class that is limited by what it leaves behind passes slowly without that reading (core/controller/backlog.rs).
         let trickles = policy.classes.iter().any(|class| class.backlog == Some(id));
         let consequence = match (&transition.to, signal.on_stale) {
             _ if !policy.follows(id) => "no limit uses it",
