@@ -108,6 +108,9 @@ def targets(route, node):
         # A list keeps its order; what is added stands anywhere.
         pairs.insert(dice.randint(0, len(pairs)), added)
         yield f"{path}?{plain}", f"{path}?" + "&".join(pairs)
+    if not TABLE[route]:
+        # More pairs than newer heads parse: here nobody does.
+        yield f"{path}?{plain}", f"{path}?" + "&" * 1001 + "r=1"
     for form in forms(plain):
         yield f"{path}?{plain}", f"{path}?{form}"
 
