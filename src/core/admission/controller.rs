@@ -811,6 +811,17 @@ impl<W> AdmissionController<W> {
         if seconds > 0.0 { seconds / self.class(ask.class).room } else { COST_MIN_S }
     }
 
+    /// Whether a request would wait among those who come before strangers.
+    #[must_use]
+    pub fn comes_first(&self, ask: Ask, now: Time) -> bool {
+        self.uses_past(ask) && self.history.may_claim(ask.client, self.claims(ask), now)
+    }
+
+    /// A habit is of work: it says nothing of a rate, which all share alike.
+    fn uses_past(&self, ask: Ask) -> bool {
+        self.uses_history && self.class(ask.class).rate.is_none()
+    }
+
     /// An answered request becomes a part of its client's past if nobody wanted its place, and one that was cheaper
     /// than its claim gives back the rest. What it took for others in the middle was theirs (see [`Costs`]), at its
     /// claim and now alike.

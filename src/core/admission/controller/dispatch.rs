@@ -91,8 +91,7 @@ impl<W> AdmissionController<W> {
                     cost: self.price(table, ask.class, self.takes(ask)),
                     since: now,
                     deadline,
-                    // A habit is of work: it says nothing of a rate, which all share alike.
-                    claim: (self.uses_history && class.rate.is_none()).then(claims).flatten(),
+                    claim: self.uses_past(ask).then(claims).flatten(),
                     weights: Weights::EVEN,
                 };
                 // Made known before anyone looks for room (see the head of this file).
