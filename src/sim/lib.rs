@@ -1,8 +1,6 @@
 //! The deterministic simulator: the production core, a modelled Ray head, virtual time.
-pub mod ablation;
 pub mod arrivals;
 pub mod baselines;
-pub mod calibration;
 pub mod cluster;
 pub mod control_loop;
 #[cfg(test)]
@@ -14,15 +12,10 @@ pub mod faults;
 pub mod gauges;
 pub mod head;
 pub mod heap;
-pub mod identify;
-pub mod incident;
-pub mod model_fit;
-pub mod monte_carlo;
-pub mod page;
 pub mod plant;
+mod policy;
 pub mod proxy;
 pub mod recovery;
-pub mod report;
 pub mod rng;
 pub mod scenario;
 pub mod tally;
