@@ -21,14 +21,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 /// A request's number in the simulation.
-pub type Rid = u64;
+pub(crate) type Rid = u64;
 
 /// A waiter of the admission controller: the request that waits, and which life of the proxy it belongs to.
-pub type Waiter = Rid;
+pub(crate) type Waiter = Rid;
 
 /// The proxy.
 #[derive(Debug)]
-pub struct SimProxy {
+pub(crate) struct SimProxy {
     /// The policy.
     pub policy: Arc<Policy>,
     /// The limits as they stand.
@@ -56,7 +56,7 @@ struct Shared {
 
 /// What becomes of a request that may be shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sharing {
+pub(crate) enum Sharing {
     /// It goes its own way (and others may join it).
     Alone,
     /// It waits for the leader's answer.
@@ -113,7 +113,7 @@ impl SimProxy {
     ///
     /// # Errors
     /// The scenario's configuration is wrong.
-    pub fn new(
+    pub(crate) fn new(
         scenario: &Scenario,
         policy: Arc<Policy>,
         spec: &Spec,
@@ -135,7 +135,7 @@ impl SimProxy {
 
     /// The proxy restarts: counters, clocks and queues are new, the limits are the last good ones, and clients
     /// have the past that they had.
-    pub fn restart(&mut self, now: Time) {
+    pub(crate) fn restart(&mut self, now: Time) {
         // What clients used in calm is kept, and what was learnt of routes, as in production.
         let history = Arc::clone(self.admission.history());
         let admission = AdmissionController::new(&self.policy, &self.table, now).with_history(history);
@@ -151,7 +151,7 @@ impl SimProxy {
     ///
     /// # Errors
     /// Its routes do not fit it.
-    pub fn reload(
+    pub(crate) fn reload(
         &mut self,
         policy: Arc<Policy>,
         spec: &Spec,
@@ -173,13 +173,20 @@ impl SimProxy {
 
     /// The class of a route of the plant.
     #[must_use]
-    pub fn class(&self, route: RouteId) -> ClassId {
+    pub(crate) fn class(&self, route: RouteId) -> ClassId {
         self.places[route.index()].0
     }
 
     /// Whether a request is shared with another under way, or answered from memory; one that
     /// does not follow may still lead.
-    pub fn share(&mut self, route: RouteId, client: ClientId, rid: Rid, follows: bool, now: Time) -> Sharing {
+    pub(crate) fn share(
+        &mut self,
+        route: RouteId,
+        client: ClientId,
+        rid: Rid,
+        follows: bool,
+        now: Time,
+    ) -> Sharing {
         let class = &self.policy.classes[self.class(route).index()];
         // A route stands for many logs: whose tails are shared is not modelled.
         if class.coalesce.is_none() || class.kind == Kind::Held {
@@ -206,7 +213,7 @@ impl SimProxy {
 
     /// Whether somebody else waits for this leader's answer.
     #[must_use]
-    pub fn is_followed(&self, route: RouteId, client: ClientId, rid: Rid) -> bool {
+    pub(crate) fn is_followed(&self, route: RouteId, client: ClientId, rid: Rid) -> bool {
         self.shared
             .get(&(route.0, client.credential))
             .is_some_and(|shared| shared.leader == Some(rid) && !shared.followers.is_empty())
@@ -234,7 +241,7 @@ impl SimProxy {
     }
 
     /// Asks the admission controller.
-    pub fn decide(&mut self, route: RouteId, client: ClientId, rid: Rid, now: Time) -> Decision {
+    pub(crate) fn decide(&mut self, route: RouteId, client: ClientId, rid: Rid, now: Time) -> Decision {
         let (class, route) = self.places[route.index()];
         let (woken, life) = (&mut self.woken, self.life);
         let ask = Ask { class, route, client };
@@ -243,7 +250,7 @@ impl SimProxy {
     }
 
     /// Gives a permit back to the admission controller it is of; one of an earlier process is forgotten.
-    pub fn finish(&mut self, permit: Permit, life: u32, outcome: Outcome, now: Time) {
+    pub(crate) fn finish(&mut self, permit: Permit, life: u32, outcome: Outcome, now: Time) {
         let mut woken = Vec::new();
         if let Some(admission) = self.admission_of(life) {
             admission.finish(&self.table, permit, outcome, now, &mut |waiter, grant| {
@@ -254,7 +261,7 @@ impl SimProxy {
     }
 
     /// Serves whoever can be served now.
-    pub fn pump(&mut self, now: Time) {
+    pub(crate) fn pump(&mut self, now: Time) {
         let (woken, life) = (&mut self.woken, self.life);
         self.admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));
         for (life, admission) in &self.replaced {
@@ -264,17 +271,17 @@ impl SimProxy {
 
     /// How many wait, wherever.
     #[must_use]
-    pub fn waiting(&self) -> u32 {
+    pub(crate) fn waiting(&self) -> u32 {
         self.admission.waiting() + self.replaced.values().map(AdmissionController::waiting).sum::<u32>()
     }
 
     /// A waiter's client left.
-    pub fn cancel(&mut self, id: WaitId, life: u32, now: Time) -> bool {
+    pub(crate) fn cancel(&mut self, id: WaitId, life: u32, now: Time) -> bool {
         self.admission_of(life).is_some_and(|admission| admission.cancel(id, now).is_some())
     }
 
     /// A waiter's time is up.
-    pub fn expire(&self, id: WaitId, life: u32) -> Option<Shed> {
+    pub(crate) fn expire(&self, id: WaitId, life: u32) -> Option<Shed> {
         self.admission_of(life)?.expire(id, Reason::QueueTimeout).map(|(_, shed)| shed)
     }
 }

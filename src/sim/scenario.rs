@@ -744,6 +744,15 @@ impl Scenario {
         }
     }
 
+    /// When the last disturbance ends: faults, and groups that do not keep within their share.
+    #[must_use]
+    pub(crate) fn calm_from_s(&self) -> f64 {
+        let fault = |fault: &FaultSpec| fault.at_s + fault.for_s.unwrap_or(0.0);
+        let crowd = |client: &ClientSpec| client.until_s.filter(|_| !client.polite).unwrap_or(0.0);
+        let faults = self.fault.iter().map(fault).fold(0.0, f64::max);
+        self.client.iter().map(crowd).fold(faults, f64::max)
+    }
+
     /// Whether the head is Ray's, with its modules and routes.
     #[must_use]
     pub(crate) fn is_ray_head(&self) -> bool {

@@ -8,7 +8,6 @@
 //! The network costs nothing here, and so does the proxy itself: a simulation judges decisions,
 //! not nanoseconds.
 
-use super::ablation::{pin, policy_under};
 use super::arrivals::{Agent, Group, agents};
 use super::baselines::{self, Limiter};
 use super::cluster::Brings;
@@ -18,6 +17,7 @@ use super::faults::{MetricsWeather, Scraped};
 use super::head::{Effect, RouteId, Spec};
 use super::heap::{EventHeap, Place};
 use super::plant::{Demand, Event, Exchange, Plant, Step};
+use super::policy::{pin, policy_under};
 use super::proxy::{Rid, Sharing, SimProxy};
 use super::recovery::Recovery;
 use super::rng::Rng;
@@ -25,7 +25,6 @@ use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
 use super::tally::{Ending, FeltTally, Latencies, Second, Tally};
 use super::timeline::{Motion, Timeline};
 use super::trace::Trace;
-use super::verdict::calm_from;
 use rayguard_config::settings::Probe;
 use rayguard_core::admission::controller::{Decision, Grant, Permit, WaitId};
 use rayguard_core::admission::meter::Outcome;
@@ -287,7 +286,7 @@ pub fn run(scenario: &Scenario, guard: Guard, seed: u64, traces: &Traces) -> Res
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn run_under<'a>(
+pub fn run_under<'a>(
     scenario: &'a Scenario,
     conditions: Conditions,
     guard: Guard,
@@ -442,7 +441,7 @@ impl<'a> World<'a> {
             let polite = self.polite.iter().flatten().count();
             self.polite.push(client.polite.then_some(polite));
         }
-        self.run.recovery = Recovery::new(calm_from(self.scenario), self.polite.iter().flatten().count());
+        self.run.recovery = Recovery::new(self.scenario.calm_from_s(), self.polite.iter().flatten().count());
         Ok(())
     }
 
