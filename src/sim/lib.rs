@@ -22,6 +22,8 @@ pub mod page;
 pub mod plant;
 pub mod proxy;
 pub mod recovery;
+#[cfg(test)]
+mod reload_tests;
 pub mod report;
 pub mod rng;
 pub mod scenario;

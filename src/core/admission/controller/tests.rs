@@ -672,13 +672,13 @@ proptest! {
         let mut now = 0.0;
         for (step, which, address, limit) in steps {
             now += 0.013;
-            let mut said = [String::new(), String::new()];
+            let mut said: [Vec<String>; 2] = [Vec::new(), Vec::new()];
             for (at_rig, rig) in rigs.iter_mut().enumerate() {
                 let (held, waits, said) = (&mut held[at_rig], &mut waits[at_rig], &mut said[at_rig]);
                 match step {
                     0..=2 => {
                         let (_, decision) = rig.ask(which, address, at(now));
-                        said.push_str(&format!("{decision:?}"));
+                        said.push(format!("{decision:?}"));
                         match decision {
                             Decision::Admit(permit) => held.push(permit),
                             Decision::Wait(id, _) => waits.push(id),
@@ -687,7 +687,7 @@ proptest! {
                     }
                     3 => if let Some(permit) = held.pop() { rig.finish(permit, at(now)); },
                     4 => if let Some(id) = waits.pop() {
-                        said.push_str(&format!("{:?}", rig.admission.cancel(id, at(now))));
+                        said.push(format!("{:?}", rig.admission.cancel(id, at(now))));
                     },
                     5 => rig.table.classes[usize::from(which)].in_flight = f64::from(limit),
                     6 => rig.admission.spread(ClassId(which), limit),
@@ -696,10 +696,10 @@ proptest! {
                 }
                 rig.pump(at(now));
                 while let Some((waiter, permit)) = rig.granted() {
-                    said.push_str(&format!("{waiter} {permit:?}"));
+                    said.push(format!("{waiter} {permit:?}"));
                     held.push(permit);
                 }
-                said.push_str(&format!("{:?}", rig.admission.reading(ClassId(which), at(now))));
+                said.push(format!("{:?}", rig.admission.reading(ClassId(which), at(now))));
             }
             prop_assert_eq!(&said[0], &said[1]);
         }
