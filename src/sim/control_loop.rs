@@ -71,8 +71,8 @@ impl ControlLoop {
     pub(crate) fn reload(&mut self, proxy: &mut SimProxy, policy: Arc<Policy>, now: Time) {
         let modes = vec![Mode::Enforce; policy.classes.len()];
         let rules = Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
+        self.reader = self.reader.reconfigure(self.controller.policy(), &policy);
         self.controller = self.controller.reconfigure(policy, &modes, &rules, now);
-        self.reader = SignalReader::new(&proxy.policy);
         self.period = proxy.policy.control.inner_period;
         proxy.table = self.controller.table();
     }

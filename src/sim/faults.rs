@@ -156,7 +156,16 @@ mod tests {
     const PAGE: &str = "# TYPE a gauge\na{x=\"1\"} 10.0\n# TYPE b counter\nb{x=\"1\"} 7.0\n";
 
     fn fault(kind: FaultKind, factor: f64) -> FaultSpec {
-        FaultSpec { kind, at_s: 0.0, for_s: None, factor, page: None, over_s: 0.0, config: None }
+        FaultSpec {
+            kind,
+            at_s: 0.0,
+            for_s: None,
+            factor,
+            page: None,
+            over_s: 0.0,
+            config: None,
+            every_s: None,
+        }
     }
 
     fn read(kind: FaultKind, factor: f64, now: &str) -> Option<String> {

@@ -16,6 +16,8 @@ pub mod plant;
 mod policy;
 mod proxy;
 mod recovery;
+#[cfg(test)]
+mod reload_tests;
 pub mod rng;
 pub mod scenario;
 pub mod tally;

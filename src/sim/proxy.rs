@@ -10,7 +10,7 @@ use super::scenario::{Scenario, ScenarioError};
 use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed, WaitId};
 use rayguard_core::admission::meter::{Outcome, Reason};
 use rayguard_core::admission::table::LimitTable;
-use rayguard_core::policy::{ClassId, Kind, Policy};
+use rayguard_core::policy::{ClassId, Kind, ModuleId, Policy};
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::Classifier;
 use rayguard_core::request::client_id::ClientId;
@@ -37,8 +37,8 @@ pub(crate) struct SimProxy {
     pub admission: AdmissionController<Waiter>,
     /// Counts the admission controllers there have been: permits and waiters go back to their own.
     pub life: u32,
-    /// Admission controllers replaced by a reload; who waits there is still served there.
-    replaced: BTreeMap<u32, AdmissionController<Waiter>>,
+    /// Admission controllers replaced by a reload that numbers classes anew; who waits there is still served there.
+    replaced: BTreeMap<u32, (Arc<Policy>, AdmissionController<Waiter>)>,
     /// Class and route of the admission controller for each route of the plant.
     places: Vec<(ClassId, u16)>,
     /// Waiters woken and not yet told, with the life of their admission.
@@ -159,16 +159,35 @@ impl SimProxy {
         now: Time,
     ) -> Result<(), ScenarioError> {
         self.places = places(&policy, spec, ray)?;
+        let names = |policy: &Policy| -> Vec<(Arc<str>, ModuleId)> {
+            policy.classes.iter().map(|class| (Arc::clone(&class.name), class.module)).collect()
+        };
+        let is_renumbered = names(&self.policy) != names(&policy);
+        if is_renumbered {
+            self.table = Arc::new(self.table.under(&self.policy, &policy));
+        }
         let next = self.admission.reconfigure(&policy, &self.table, now);
-        let old = std::mem::replace(&mut self.admission, next);
-        self.replaced.insert(self.life, old);
-        self.life += 1;
+        let old = (Arc::clone(&self.policy), std::mem::replace(&mut self.admission, next));
+        // Where classes have the same numbers all that is under way is the new one's as well.
+        if is_renumbered {
+            self.replaced.insert(self.life, old);
+            self.life += 1;
+        }
         self.policy = policy;
         Ok(())
     }
 
     fn admission_of(&self, life: u32) -> Option<&AdmissionController<Waiter>> {
-        if life == self.life { Some(&self.admission) } else { self.replaced.get(&life) }
+        if life == self.life {
+            return Some(&self.admission);
+        }
+        self.replaced.get(&life).map(|(_, admission)| admission)
+    }
+
+    /// The limits in force, as they are numbered there.
+    fn table_of(&self, life: u32) -> Arc<LimitTable> {
+        let table = |(policy, _): &(Arc<Policy>, _)| Arc::new(self.table.under(&self.policy, policy));
+        self.replaced.get(&life).map_or_else(|| Arc::clone(&self.table), table)
     }
 
     /// The class of a route of the plant.
@@ -253,7 +272,7 @@ impl SimProxy {
     pub(crate) fn finish(&mut self, permit: Permit, life: u32, outcome: Outcome, now: Time) {
         let mut woken = Vec::new();
         if let Some(admission) = self.admission_of(life) {
-            admission.finish(&self.table, permit, outcome, now, &mut |waiter, grant| {
+            admission.finish(&self.table_of(life), permit, outcome, now, &mut |waiter, grant| {
                 woken.push((waiter, life, grant));
             });
         }
@@ -264,15 +283,17 @@ impl SimProxy {
     pub(crate) fn pump(&mut self, now: Time) {
         let (woken, life) = (&mut self.woken, self.life);
         self.admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));
-        for (life, admission) in &self.replaced {
-            admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
+        for (life, (policy, admission)) in &self.replaced {
+            let table = self.table.under(&self.policy, policy);
+            admission.pump(&table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
         }
     }
 
     /// How many wait, wherever.
     #[must_use]
     pub(crate) fn waiting(&self) -> u32 {
-        self.admission.waiting() + self.replaced.values().map(AdmissionController::waiting).sum::<u32>()
+        self.admission.waiting()
+            + self.replaced.values().map(|(_, admission)| admission.waiting()).sum::<u32>()
     }
 
     /// A waiter's client left.

@@ -177,6 +177,8 @@ pub struct World<'a> {
     guard: Guard,
     /// Signals that no class follows.
     without: Vec<String>,
+    /// The watched class's concurrency is held here.
+    pinned: Option<f64>,
     baseline: Option<Box<dyn Limiter>>,
     baseline_in_flight: u32,
     control_loop: Option<ControlLoop>,
@@ -368,6 +370,7 @@ impl<'a> World<'a> {
             proxy,
             guard,
             without,
+            pinned,
             baseline: baseline(guard),
             baseline_in_flight: 0,
             control_loop,
@@ -459,7 +462,13 @@ impl<'a> World<'a> {
         }
         for (at, fault) in self.scenario.fault.iter().enumerate() {
             self.heap.push(Time::from_secs_f64(fault.at_s).0, Happening::Fault(at));
-            if let Some(length) = fault.for_s {
+            if let (Some(length), Some(every)) = (fault.for_s, fault.every_s) {
+                let mut passed = every;
+                while passed < length {
+                    self.heap.push(Time::from_secs_f64(fault.at_s + passed).0, Happening::Fault(at));
+                    passed += every;
+                }
+            } else if let Some(length) = fault.for_s {
                 self.heap.push(Time::from_secs_f64(fault.at_s + length).0, Happening::FaultEnds(at));
             }
         }
@@ -1211,7 +1220,11 @@ impl<'a> World<'a> {
         let Ok((policy, _)) = self.scenario.policy_of(config.unwrap_or(&self.scenario.config)) else {
             return;
         };
-        let policy = Arc::new(policy_under(&policy, self.guard, &self.without));
+        let mut policy = policy_under(&policy, self.guard, &self.without);
+        if let Some(limit) = self.pinned {
+            pin(&mut policy, &self.scenario.watch, limit);
+        }
+        let policy = Arc::new(policy);
         let ray = self.scenario.is_ray_head();
         if proxy.reload(Arc::clone(&policy), self.plant.spec(), ray, self.now).is_err() {
             return;
