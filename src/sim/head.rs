@@ -58,6 +58,8 @@ pub struct Spec {
     pub sigma: f64,
     /// Exponential service times instead of log-normal ones.
     pub exponential: bool,
+    /// What becomes of work whose client has left.
+    pub cancels: Cancels,
     /// A service that is slower the more it is asked at once, instead of servers that are shared.
     pub link: Option<Link>,
     /// Submitted jobs.
@@ -101,6 +103,17 @@ impl Link {
         let jitter = if self.jitter > 0.0 { self.jitter * rng.exponential(1.0) } else { 0.0 };
         1.0 + self.scale * f64::from(at_once.saturating_sub(1)) + knee + jitter
     }
+}
+
+/// What a server does for a client that has left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cancels {
+    /// All of its work: Ray's dashboard.
+    Nothing,
+    /// What runs by then: a Serve application that works in threads.
+    Waiting,
+    /// Nothing: one that awaits.
+    All,
 }
 
 /// A process behind a group of routes.
@@ -699,6 +712,7 @@ impl Spec {
             routes: ROUTES.to_vec(),
             sigma: 0.3,
             exponential: false,
+            cancels: Cancels::Nothing,
             link: None,
             jobs: Jobs {
                 starting_max: 4,
@@ -757,8 +771,9 @@ impl Spec {
 
     /// A Serve application: `slots` requests at once over all replicas, and what each takes.
     #[must_use]
-    pub fn serve(slots: u32, base_ms: f64, per_size_ms: f64) -> Spec {
+    pub fn serve(slots: u32, base_ms: f64, per_size_ms: f64, stops: bool) -> Spec {
         let mut spec = Spec::plain("Serve", slots);
+        spec.cancels = if stops { Cancels::All } else { Cancels::Waiting };
         spec.routes = vec![Route {
             name: "completion",
             endpoint: "completion",

@@ -19,7 +19,7 @@
 
 use super::cluster::{Brings, Own, Workers};
 use super::gauges::{DASHBOARD_BUCKETS_S, Durations, GCS_BUCKETS_MS, Gauges, bucket};
-use super::head::{Effect, Jobs, Link, Route, RouteId, Spec};
+use super::head::{Cancels, Effect, Jobs, Link, Route, RouteId, Spec};
 use super::heap::EventHeap;
 use super::rng::Rng;
 use rayguard_core::time::Time;
@@ -153,6 +153,7 @@ struct Acceptor {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "facts of a request that hold independently")]
 struct Item {
     tag: u64,
     generation: u32,
@@ -161,6 +162,8 @@ struct Item {
     abandoned: bool,
     held: bool,
     live: bool,
+    /// Its service was stopped half-way.
+    stopped: bool,
     size: f64,
     lasts: Option<Duration>,
     brings: Brings,
@@ -324,6 +327,7 @@ impl Plant {
             abandoned: false,
             held: false,
             live: true,
+            stopped: false,
             size: demand.size,
             lasts: demand.lasts,
             brings: demand.brings,
@@ -339,17 +343,23 @@ impl Plant {
         Exchange { slot, generation }
     }
 
-    /// The client of this request left. Ray does not notice: the work goes on.
-    pub fn hang_up(&mut self, now: Time, exchange: Exchange) {
+    /// The client of this request left. Ray does not notice: the work goes on. But Serve takes out what waits for a
+    /// replica, and stops what runs where its application can be stopped.
+    /// The work that was done for nobody, milliseconds, where it was so taken out.
+    pub fn hang_up(&mut self, now: Time, exchange: Exchange) -> Option<f64> {
         self.sync(now);
-        let Some(item) = self.items.get_mut(exchange.slot as usize) else { return };
+        let item = self.items.get_mut(exchange.slot as usize)?;
         if item.generation != exchange.generation || !item.live {
-            return;
+            return None;
+        }
+        if self.spec.cancels != Cancels::Nothing {
+            item.abandoned = true;
+            return Some(self.cancel(exchange.slot));
         }
         let already = std::mem::replace(&mut item.abandoned, true);
         let route = &self.spec.routes[item.route.index()];
         if !item.held || already {
-            return;
+            return None;
         }
         match route.effect {
             // A stream's connection is freed; its place among those in progress is not.
@@ -360,6 +370,25 @@ impl Plant {
             }
             _ => {}
         }
+        None
+    }
+
+    /// Takes a request out of its module's line, or stops it there.
+    fn cancel(&mut self, slot: u32) -> f64 {
+        let item = self.items[slot as usize];
+        let at = self.spec.routes[item.route.index()].module + 1;
+        if let Some(place) = self.stations[at].line.iter().position(|waits| *waits == slot) {
+            self.stations[at].line.remove(place);
+            self.leave(slot);
+            return 0.0;
+        }
+        if self.spec.cancels == Cancels::All {
+            // Its service is taken out of the plan when it comes up; who waits has its place now.
+            self.items[slot as usize].stopped = true;
+            self.end_service(at);
+            return self.now.since(item.in_line).as_secs_f64() * 1e3;
+        }
+        self.cost_ms(item.route, item.size)
     }
 
     /// When something happens next, if anything will.
@@ -645,6 +674,9 @@ impl Plant {
         } else {
             self.rng.jitter(self.spec.sigma)
         };
+        if self.spec.cancels == Cancels::All {
+            self.items[occupant as usize].in_line = self.now;
+        }
         self.settle(at);
         self.stations[at].busy += 1;
         self.busy += 1.0;
@@ -674,7 +706,8 @@ impl Plant {
         self.cost_ms(item.route, item.size) / f64::from(route.passes.max(1))
     }
 
-    fn complete(&mut self, at: usize, occupant: u32, events: &mut Vec<Event>) {
+    /// A server of the station is free for who waits.
+    fn end_service(&mut self, at: usize) {
         self.settle(at);
         self.stations[at].busy -= 1;
         self.busy -= 1.0;
@@ -684,6 +717,13 @@ impl Plant {
         {
             self.serve(at, next);
         }
+    }
+
+    fn complete(&mut self, at: usize, occupant: u32, events: &mut Vec<Event>) {
+        if self.spec.cancels == Cancels::All && self.items[occupant as usize].stopped {
+            return self.leave(occupant);
+        }
+        self.end_service(at);
         if at == self.starters() {
             self.job_started(occupant);
         } else if at == self.outside() {
@@ -1121,6 +1161,7 @@ impl Item {
             abandoned: false,
             held: false,
             live: false,
+            stopped: false,
             size: 0.0,
             lasts: None,
             brings: Brings::default(),
@@ -1188,6 +1229,27 @@ mod tests {
         assert_eq!(events.iter().filter(|e| e.abandoned).count(), 400);
         let served = events.iter().find(|e| e.tag == 1000).expect("served at last");
         assert!((served.at.as_secs_f64() - 401.0 / 200.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn serve_takes_out_what_its_clients_left_and_stops_what_runs_only_where_it_can_be_stopped() {
+        for (stops, free_at, wasted_ms) in [(false, 1.0, 1_000.0), (true, 0.5, 500.0)] {
+            let spec = Spec { sigma: 0.0, ..Spec::serve(1, 1_000.0, 0.0, stops) };
+            let mut plant = Plant::new(spec, 1);
+            let mut events = Vec::new();
+            let [runs, waits, _] = [0, 1, 2].map(|tag| {
+                let demand = demand(&plant, "completion", tag);
+                plant.arrive(Time::ZERO, &demand)
+            });
+            plant.advance(at(0.5), &mut events);
+            assert_eq!(plant.hang_up(at(0.5), waits), Some(0.0), "nothing was done for it");
+            let wasted = plant.hang_up(at(0.5), runs).expect("Serve is told");
+            assert!((wasted - wasted_ms).abs() < 1.0, "{wasted} ms");
+            assert_eq!(plant.hang_up(at(0.5), waits), None, "once");
+            plant.advance(at(10.0), &mut events);
+            let last = events.iter().find(|event| event.tag == 2).expect("it is served");
+            assert!((last.at.as_secs_f64() - free_at - 1.0).abs() < 0.01, "{last:?}");
+        }
     }
 
     #[test]

@@ -226,6 +226,10 @@ pub enum PlantSpec {
         base_ms: f64,
         /// What a unit of size takes besides (a thousand tokens), milliseconds.
         per_size_ms: f64,
+        /// What runs is stopped when its client leaves, as an `async` application is; one that works in threads
+        /// finishes it. What waits for a replica is taken out in either.
+        #[serde(default)]
+        stops: bool,
     },
 }
 
@@ -799,8 +803,8 @@ impl Scenario {
             }
             PlantSpec::Link { delay_ms, link } => Spec::link(delay_ms, link),
             PlantSpec::Loop { per_second, heavy } => Spec::single_loop(per_second, heavy),
-            PlantSpec::Serve { replicas, ongoing, base_ms, per_size_ms } => {
-                Spec::serve(replicas.saturating_mul(ongoing).max(1), base_ms, per_size_ms)
+            PlantSpec::Serve { replicas, ongoing, base_ms, per_size_ms, stops } => {
+                Spec::serve(replicas.saturating_mul(ongoing).max(1), base_ms, per_size_ms, stops)
             }
         }
     }

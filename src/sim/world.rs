@@ -771,7 +771,13 @@ impl<'a> World<'a> {
         self.resolve(rid, Ending::TimedOut);
         let request = &self.requests[slot_of(rid)];
         match request.stage {
-            Stage::Upstream { exchange: Some(exchange), .. } => self.plant.hang_up(self.now, exchange),
+            Stage::Upstream { exchange: Some(exchange), .. } => {
+                if let Some(wasted_ms) = self.plant.hang_up(self.now, exchange) {
+                    self.run.wasted_ms += if self.measured(self.now) { wasted_ms } else { 0.0 };
+                    self.give_back(rid, Outcome::Cancelled);
+                    self.release(rid);
+                }
+            }
             Stage::Waits(id, life) => {
                 let Some(proxy) = &mut self.proxy else { return };
                 if !proxy.is_followed(route, client, rid) && proxy.cancel(id, life, self.now) {
@@ -800,7 +806,7 @@ impl<'a> World<'a> {
         if self.alive(rid)
             && let Stage::Upstream { exchange: Some(exchange), .. } = self.request(rid).stage
         {
-            self.plant.hang_up(self.now, exchange);
+            _ = self.plant.hang_up(self.now, exchange);
         }
     }
 
@@ -1207,7 +1213,11 @@ impl<'a> World<'a> {
             }
             self.resolve(rid, Ending::Failed);
             match &self.requests[slot].stage {
-                Stage::Upstream { exchange: Some(exchange), .. } => self.plant.hang_up(self.now, *exchange),
+                Stage::Upstream { exchange: Some(exchange), .. } => {
+                    if self.plant.hang_up(self.now, *exchange).is_some() {
+                        self.release(rid);
+                    }
+                }
                 Stage::Upstream { .. } => {}
                 _ => self.release(rid),
             }
