@@ -228,7 +228,6 @@ fn leases(app: &App) -> Vec<LeaseView> {
 }
 
 /// The limits of a view, class by class.
-#[must_use]
 pub fn limits(view: &View) -> Limits {
     let row = |class: &ClassView, limit: &LimitView| LimitRow {
         class: class.name.clone(),

@@ -71,7 +71,6 @@ pub struct StandingView {
 
 impl StandingView {
     /// What stands for this past.
-    #[must_use]
     pub fn of(standing: Standing, strangers: u32) -> StandingView {
         match standing {
             Standing::Known { since, per_second, habit_s, left_s, used_up } => StandingView {
@@ -185,7 +184,6 @@ impl From<&Counts> for CountsView {
 const ROUTES_MAX: usize = 3;
 
 /// The heaviest clients, at most `count`; with their addresses if `open`.
-#[must_use]
 pub fn clients(admin: &AdminState, count: usize, open: bool) -> Clients {
     let proxy = admin.app.proxy();
     let (now, wall) = (admin.app.clock.now(), admin.app.clock.wall());

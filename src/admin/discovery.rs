@@ -119,7 +119,6 @@ impl From<&Traffic> for TrafficView {
 }
 
 /// What was asked since the start.
-#[must_use]
 pub fn discovery(admin: &AdminState) -> Discovery {
     let app = &admin.app;
     let (proxy, settings) = (app.proxy(), app.settings());

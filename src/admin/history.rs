@@ -142,7 +142,6 @@ pub async fn record(admin: Arc<AdminState>) {
 
 impl History {
     /// Nothing seen yet.
-    #[must_use]
     pub fn new(policy: &Policy) -> History {
         History {
             classes: policy.classes.iter().map(|class| Arc::clone(&class.name)).collect(),
@@ -234,7 +233,6 @@ impl History {
     }
 
     /// What was seen after `after_ms`, of one class or of all.
-    #[must_use]
     pub fn columns(&self, after_ms: u64, class: Option<&str>) -> Columns {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
         let samples: Vec<&Sample> = ring.samples.iter().filter(|sample| sample.time_ms > after_ms).collect();

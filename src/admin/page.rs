@@ -19,7 +19,6 @@ static POLICY: LazyLock<HeaderValue> = LazyLock::new(|| {
 });
 
 /// The page.
-#[must_use]
 pub fn answer() -> Answer {
     let mut answer = bytes(StatusCode::OK, "text/html; charset=utf-8", PAGE);
     answer.headers_mut().insert(CONTENT_SECURITY_POLICY, POLICY.clone());

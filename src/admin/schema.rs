@@ -138,7 +138,6 @@ pub struct AdjustmentRow {
 
 impl AdjustmentRow {
     /// As shown.
-    #[must_use]
     pub fn new(time: WallMs, adjustment: &Adjustment) -> AdjustmentRow {
         AdjustmentRow {
             time,

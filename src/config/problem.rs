@@ -45,19 +45,16 @@ impl Problems {
     }
 
     /// One by one.
-    #[must_use]
     pub fn list(&self) -> &[Problem] {
         &self.list
     }
 
     /// The file's name, as it was given.
-    #[must_use]
     pub fn file(&self) -> &str {
         &self.file
     }
 
     /// Line and column of a problem, both from 1; `None` when it has no place in the file.
-    #[must_use]
     pub fn position(&self, problem: &Problem) -> Option<(usize, usize)> {
         let start = problem.span.as_ref()?.start;
         let before = self.text.get(..start)?;
@@ -66,7 +63,6 @@ impl Problems {
     }
 
     /// All of it for a terminal: source line, caret, remedy.
-    #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let renderer = renderer.decor_style(DecorStyle::Ascii);
@@ -157,7 +153,6 @@ fn display_safe(text: &str) -> String {
 }
 
 /// "did you mean `x`?" for a word that is close to one of `known`, else what there is.
-#[must_use]
 pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
     let closest = known.iter().map(|candidate| (distance(word, candidate), *candidate)).min();

@@ -111,7 +111,6 @@ fn pattern(label: Arc<str>, pattern: &str) -> Result<LabelCondition, ParseError>
 }
 
 /// Writes a selector so that [`parse`] reads it back.
-#[must_use]
 pub fn write(selector: &Selector) -> String {
     let mut out = selector.metric.to_string();
     for (i, condition) in selector.labels.iter().enumerate() {

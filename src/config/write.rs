@@ -82,7 +82,6 @@ const CLASSES: &str = "
 ";
 
 /// The complete file.
-#[must_use]
 pub fn defaults() -> String {
     let signals = defaults::signals();
     let modules = defaults::modules();
@@ -121,7 +120,6 @@ fn keys(section: &str) -> Vec<Key> {
 }
 
 /// `page` with its tables of keys written again: each follows a line `<!-- keys: SECTION ... -->`.
-#[must_use]
 pub fn page(page: &str) -> String {
     let mut out = String::new();
     let mut lines = page.lines().peekable();

@@ -196,14 +196,12 @@ pub struct Encoder {
 }
 
 /// Whole microseconds of a point in time.
-#[must_use]
 pub fn micros(at: Time) -> u64 {
     at.0 / 1_000
 }
 
 impl Encoder {
     /// The second that the last line counted from.
-    #[must_use]
     pub fn second(&self) -> Option<u64> {
         self.second
     }
@@ -310,7 +308,6 @@ fn after_magic(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether a file that begins so is a traffic trace, of whatever version.
-#[must_use]
 pub fn is_trace(bytes: &[u8]) -> bool {
     after_magic(bytes).is_some()
 }

@@ -96,7 +96,6 @@ pub struct LogThread {
 }
 
 /// A queue of `len` entries in front of a writer.
-#[must_use]
 pub fn channel(writer: Writer, len: usize) -> (AdjustmentLog, LogThread) {
     let (sender, queue) = sync_channel(len.max(1));
     let overflow = Arc::new(AtomicU64::new(0));
@@ -121,7 +120,6 @@ impl AdjustmentLog {
     }
 
     /// Events lost since the start, for whatever reason.
-    #[must_use]
     pub fn events_lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -195,7 +193,6 @@ impl std::fmt::Debug for LogThread {
 impl Writer {
     /// Opens the adjustment log. A directory that cannot be written is no reason not to start: the
     /// writer then counts what is lost and tries again, and the error is handed back to be said.
-    #[must_use]
     pub fn open(options: Options) -> (Writer, Option<io::Error>) {
         let seq_next = last_seq(&options).map_or(1, |seq| seq + 1);
         let mut writer = Writer {
@@ -270,7 +267,6 @@ impl Writer {
     }
 
     /// The next sequence number.
-    #[must_use]
     pub fn seq_next(&self) -> u64 {
         self.seq_next
     }
@@ -464,7 +460,6 @@ fn last_seq(options: &Options) -> Option<u64> {
 
 /// The limits at the end of the adjustment log, by class (or module) and kind: what a warm start goes
 /// by. Values an operator had pinned are left out. Reads the newest two files.
-#[must_use]
 pub fn last_limits(dir: &Path) -> BTreeMap<(String, LimitKind), f64> {
     let mut limits = BTreeMap::new();
     let current = dir.join(FILE_NAME);
@@ -578,14 +573,12 @@ impl Reader {
     }
 
     /// Lines that were read elsewhere.
-    #[must_use]
     pub fn of(lines: Vec<u8>) -> Reader {
         let open = (PathBuf::from("the admin API"), Box::new(io::Cursor::new(lines)) as Box<_>, 0);
         Reader { files: Vec::new().into_iter(), open: Some(open), line: Vec::new() }
     }
 
     /// These files, in this order.
-    #[must_use]
     pub fn over(files: Vec<PathBuf>) -> Reader {
         Reader { files: files.into_iter(), open: None, line: Vec::new() }
     }
@@ -677,7 +670,6 @@ pub struct Follower {
 
 impl Follower {
     /// Begins at the end of the current file.
-    #[must_use]
     pub fn at_end(path: &Path) -> Follower {
         let path = if path.is_dir() { path.join(FILE_NAME) } else { path.to_path_buf() };
         let mut follower = Follower { path, file: None, rest: Vec::new(), number: 0 };

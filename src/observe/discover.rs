@@ -195,7 +195,6 @@ pub async fn rank(dashboard: &Url, targets: Vec<Target>, of_head: &BTreeSet<Stri
 }
 
 /// The hosts of these targets, for [`Targets`].
-#[must_use]
 pub fn hosts<'a>(targets: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     targets.filter_map(|name| Some(name.rsplit_once(':')?.0.to_owned())).collect()
 }

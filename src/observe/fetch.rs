@@ -94,7 +94,6 @@ fn remedy(status: u16) -> &'static str {
 
 impl FetchError {
     /// As the signals know it.
-    #[must_use]
     pub fn missing(&self, target: &str) -> Missing {
         let target: Arc<str> = target.into();
         Missing::Unreachable { target, problem: self.to_string().into() }

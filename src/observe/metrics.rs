@@ -136,14 +136,12 @@ impl Tally {
 
 impl Format {
     /// What a scraper's `Accept` asks for.
-    #[must_use]
     pub fn accepted(accept: &str) -> Format {
         if accept.contains("application/openmetrics-text") { Format::OpenMetrics } else { Format::Text }
     }
 }
 
 /// The page of this moment.
-#[must_use]
 pub fn page(app: &App, format: Format) -> Page {
     let now = Moment {
         view: app.view(),

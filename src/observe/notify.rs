@@ -58,7 +58,6 @@ pub struct Receiver {
 
 impl Receiver {
     /// Its kind and host.
-    #[must_use]
     pub fn name(&self) -> String {
         let kind = match self.kind {
             NotifyKind::Alertmanager => "alertmanager",

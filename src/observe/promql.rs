@@ -153,7 +153,6 @@ fn tls_remedy(cause: &str) -> &'static str {
 
 impl QueryError {
     /// As the signals know it: an answer without a value is unusable, no answer unreachable.
-    #[must_use]
     pub fn missing(&self, server: &Server, expression: &str) -> Missing {
         match self {
             QueryError::Fetch(fault) => fault.missing(&server.name),

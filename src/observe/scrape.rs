@@ -106,13 +106,11 @@ impl Target {
     }
 
     /// The host alone.
-    #[must_use]
     pub fn host(&self) -> Option<&str> {
         self.url.host_str()
     }
 
     /// As the signals know its fault.
-    #[must_use]
     pub fn missing(&self, fault: &FetchError) -> Missing {
         fault.missing(&self.name)
     }
@@ -133,7 +131,6 @@ impl Targets {
     /// Tells the head's pages from the others by their host: one of `heads`, where any is listed. Else it is
     /// guessed to be the host that most targets name, since a head has three exporters and most other nodes one;
     /// and where none stands out, the first targets take the head's place.
-    #[must_use]
     pub fn new(targets: Vec<Target>, heads: &BTreeSet<String>) -> Targets {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for host in targets.iter().filter_map(Target::host) {
@@ -160,7 +157,6 @@ impl Targets {
     }
 
     /// The same, now that these hosts are known to be the head's; none where that is no news.
-    #[must_use]
     pub fn with_heads(&self, heads: &BTreeSet<String>) -> Option<Targets> {
         let is_heads = |target: &Target| target.host().is_some_and(|host| heads.contains(host));
         let listed = self.all().any(is_heads);
@@ -174,7 +170,6 @@ impl Targets {
     }
 
     /// Whether there are none.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.head.is_empty() && self.nodes.is_empty()
     }
@@ -205,7 +200,6 @@ impl Turns {
     }
 
     /// Those to be asked now: first who answers, then who failed and has waited longest.
-    #[must_use]
     pub fn due(&self, now: Time) -> Vec<Target> {
         let (mut failed, well): (Vec<&Turn>, Vec<&Turn>) =
             self.0.values().partition(|turn| turn.failures > 0);

@@ -87,7 +87,6 @@ pub struct Pace {
 
 impl Pace {
     /// Nothing has come yet.
-    #[must_use]
     pub fn new(bounds: BodyBounds, clock: Clock) -> Pace {
         Pace {
             bounds,
@@ -156,7 +155,6 @@ pub struct Upload {
 
 impl Upload {
     /// The body of a request; `pace` holds it to its bounds, `flow` to its class's bandwidth.
-    #[must_use]
     pub fn new(
         body: Incoming,
         pace: Option<Pace>,
@@ -168,7 +166,6 @@ impl Upload {
     }
 
     /// For how long its client has kept us waiting.
-    #[must_use]
     pub fn waited(&self) -> Duration {
         self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.waited)
     }
@@ -496,13 +493,11 @@ impl Default for Body {
 
 impl Body {
     /// Nothing.
-    #[must_use]
     pub fn empty() -> Body {
         Body::Full(None)
     }
 
     /// These bytes.
-    #[must_use]
     pub fn full(bytes: impl Into<Bytes>) -> Body {
         Body::Full(Some(bytes.into()))
     }
@@ -538,7 +533,6 @@ impl Body {
 
     /// Ray's body; connection and permit, if it rides here, are released when it ends, and so is the
     /// session that is alive as long as it streams.
-    #[must_use]
     pub fn streamed(
         inner: RayBody,
         permit: impl Into<Option<PermitGuard>>,

@@ -20,7 +20,6 @@ thread_local! {
 }
 
 /// The core that this thread is: 0 is the main runtime.
-#[must_use]
 pub fn current() -> usize {
     CORE.get()
 }
@@ -54,7 +53,6 @@ impl Cores {
     }
 
     /// Where tasks for each are started.
-    #[must_use]
     pub fn handles(&self) -> Vec<Handle> {
         self.handles.clone()
     }

@@ -319,7 +319,6 @@ impl H1Connection {
     }
 
     /// The core that opened it.
-    #[must_use]
     pub fn core(&self) -> usize {
         self.core
     }
@@ -330,7 +329,6 @@ impl H1Connection {
     }
 
     /// Whether it can carry a request at once.
-    #[must_use]
     pub fn is_ready(&self) -> bool {
         self.connection.is_some() && self.sender.is_ready()
     }

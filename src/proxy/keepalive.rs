@@ -49,14 +49,12 @@ impl KeepAlive {
     }
 
     /// hyper has made a request of it; whether that is the request before it once more.
-    #[must_use]
     pub fn head_is_a_request(&self) -> bool {
         self.0.unanswered.store(false, Ordering::Relaxed);
         self.0.repeats.load(Ordering::Relaxed)
     }
 
     /// Whether hyper answers a head itself, if it answers now.
-    #[must_use]
     pub fn head_is_unanswered(&self) -> bool {
         self.0.unanswered.load(Ordering::Relaxed)
     }
@@ -67,7 +65,6 @@ impl KeepAlive {
     }
 
     /// Whether hyper has a head and does not ask for the next yet.
-    #[must_use]
     pub fn is_busy(&self) -> bool {
         self.0.busy.load(Ordering::Relaxed)
     }
@@ -78,7 +75,6 @@ impl KeepAlive {
     }
 
     /// What is kept of a connection that has fallen asleep, and since when it idles.
-    #[must_use]
     pub fn resume(&self) -> Option<(Stream, Time)> {
         self.0.asleep.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -113,7 +109,6 @@ pub enum Silence {
 
 impl Patience {
     /// Nothing is awaited yet.
-    #[must_use]
     pub fn new(clock: Clock, idle: Duration, head: Duration) -> Patience {
         Patience { clock, idle, head, since: None, head_began: None, timer: None, woken: None }
     }

@@ -136,7 +136,6 @@ fn subscriber(address: IpAddr) -> IpAddr {
 
 impl Connections {
     /// How many there are.
-    #[must_use]
     pub fn count(&self) -> usize {
         self.all.load(Ordering::Relaxed)
     }
@@ -228,7 +227,6 @@ pub enum Inherited {
 
 impl Inherited {
     /// Whether it is the one to listen on at this address.
-    #[must_use]
     pub fn is_bound_to(&self, address: &settings::Address) -> bool {
         match (self, address) {
             (Inherited::Tcp(socket), settings::Address::Tcp(address)) => {
@@ -320,7 +318,6 @@ impl Listener {
     }
 
     /// The address of a TCP listener, its port known.
-    #[must_use]
     pub fn local_address(&self) -> Option<SocketAddr> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().ok(),

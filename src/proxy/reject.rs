@@ -42,7 +42,6 @@ pub enum ErrorFormat {
 
 impl ErrorFormat {
     /// The client's, told from its path and content type.
-    #[must_use]
     pub fn of(path: &str, grpc: bool) -> ErrorFormat {
         if grpc {
             ErrorFormat::Grpc
@@ -79,7 +78,6 @@ pub(crate) struct Refused<'a> {
 
 impl<'a> Refused<'a> {
     /// A refusal at this proxy.
-    #[must_use]
     pub(crate) fn at(proxy: &'a ProxyState, shed: Shed, id: &'a str) -> Refused<'a> {
         let class = &proxy.policy.classes[shed.class.index()];
         let table = proxy.table.load();
@@ -109,7 +107,6 @@ impl<'a> Refused<'a> {
 }
 
 /// The answer to a shed request, with its headers in the room of `spare`.
-#[must_use]
 pub(crate) fn shed(
     error_format: ErrorFormat,
     shed: Shed,
@@ -285,7 +282,6 @@ pub(crate) struct Contact(Option<Arc<String>>);
 
 impl Contact {
     /// As it is configured now.
-    #[must_use]
     pub(crate) fn of(proxy: &ProxyState) -> Contact {
         Contact(proxy.contact.load_full())
     }
@@ -302,7 +298,6 @@ impl Contact {
 }
 
 /// The answer when upstream gave none.
-#[must_use]
 pub(crate) fn upstream(
     error_format: ErrorFormat,
     error: &UpstreamError,
@@ -332,7 +327,6 @@ pub(crate) fn upstream(
 }
 
 /// The answer when upstream took too long.
-#[must_use]
 pub(crate) fn timeout(
     error_format: ErrorFormat,
     class: &str,
@@ -352,7 +346,6 @@ pub(crate) fn timeout(
 }
 
 /// The same for one that has waited for the answer to an equal request.
-#[must_use]
 pub(crate) fn timeout_of_equal(
     error_format: ErrorFormat,
     class: &str,
@@ -370,7 +363,6 @@ pub(crate) fn timeout_of_equal(
 }
 
 /// The answer when a shared fetch of Ray's answer did not come to its end, and nothing had been passed on.
-#[must_use]
 pub(crate) fn broke_off(
     error_format: ErrorFormat,
     why: &dyn std::fmt::Display,
@@ -385,7 +377,6 @@ pub(crate) fn broke_off(
 }
 
 /// The answer to a request whose meaning is doubtful.
-#[must_use]
 pub(crate) fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {problem}. The request was not sent to Ray. (request {id})");
     let mut response = answer(ErrorFormat::Plain, StatusCode::BAD_REQUEST, &sentence, None);
@@ -394,7 +385,6 @@ pub(crate) fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<B
 }
 
 /// The answer to a request whose head could not be read, or not in time.
-#[must_use]
 pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
     let mut response = malformed(&problem, id);
     *response.status_mut() = problem.status();
@@ -403,7 +393,6 @@ pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
 }
 
 /// The answer when the client's own body did not come to its end.
-#[must_use]
 pub(crate) fn body(error: &BodyError, id: &str) -> Response<Body> {
     let mut response = malformed(error, id);
     let (status, reason) = match error {

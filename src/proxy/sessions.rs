@@ -59,7 +59,6 @@ pub struct Opening {
 
 impl Sessions {
     /// A stream of this session is open.
-    #[must_use]
     pub fn open(&self, session: u64) -> Option<Alive> {
         let mut known = self.lock();
         if known.alive.len() >= SESSIONS_MAX && !known.alive.contains_key(&session) {
@@ -70,7 +69,6 @@ impl Sessions {
     }
 
     /// Whether the session was let in: its calls are no newcomer's.
-    #[must_use]
     pub fn is_known(&self, session: u64) -> bool {
         let known = self.lock();
         known.alive.contains_key(&session) || known.starting.contains_key(&session)
@@ -105,7 +103,6 @@ impl Sessions {
     }
 
     /// The session's stream is on its way.
-    #[must_use]
     pub fn opening(&self, session: u64) -> Opening {
         if let Some(stage) = self.lock().starting.get(&session) {
             stage.send_replace(true);

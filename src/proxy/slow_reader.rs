@@ -49,7 +49,6 @@ const ASKING: u64 = u64::MAX;
 
 impl Taken {
     /// It is the client's turn from `now` on.
-    #[must_use]
     pub(crate) fn at(now: Time) -> Taken {
         Taken(AtomicU64::new(now.0))
     }
@@ -69,7 +68,6 @@ impl Taken {
     }
 
     /// Since when it is the client's turn.
-    #[must_use]
     pub(crate) fn since(&self) -> Option<Time> {
         Some(self.0.load(Ordering::Relaxed)).filter(|at| *at != ASKING).map(Time)
     }
@@ -102,13 +100,11 @@ pub struct Listed {
 
 impl SlowReaders {
     /// An empty list. Its task runs while it is not empty.
-    #[must_use]
     pub fn new(clock: Clock, tasks: Tasks) -> SlowReaders {
         SlowReaders(Arc::new(Inner { clock, tasks, list: Mutex::default() }))
     }
 
     /// Lists one that may leave us waiting for `patience`.
-    #[must_use]
     pub fn list(&self, reader: Arc<dyn Cut>, patience: Duration) -> Listed {
         let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
         let place = if let Some(place) = list.free.pop() {

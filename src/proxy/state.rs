@@ -198,7 +198,6 @@ impl Linked {
 
 impl Front {
     /// A front that may be swapped under live traffic.
-    #[must_use]
     pub fn new(proxy: Arc<ProxyState>, entrance: Arc<Entrance>) -> Arc<ArcSwap<Front>> {
         Arc::new(ArcSwap::from_pointee(Front { proxy, entrance }))
     }
@@ -206,7 +205,6 @@ impl Front {
 
 impl Entrance {
     /// A kind of traffic, what its paths mean and where it goes.
-    #[must_use]
     pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Entrance {
         Entrance {
             surface,
@@ -224,7 +222,6 @@ impl Entrance {
     }
 
     /// What a request asks for, as far as an answer may depend on its target.
-    #[must_use]
     pub fn question<'a>(&self, route: RouteId, uri: &'a Uri) -> Question<'a> {
         let known = self.surface == Surface::Dashboard && self.reads_are_known.load(Ordering::Relaxed);
         Question::of(uri, known.then(|| query::read_keys(self.classifier.label(route))).flatten())
@@ -253,7 +250,6 @@ impl Entrance {
 
 impl ProxyState {
     /// A proxy at the policy's initial limits. `sheds` takes the refusals worth a line.
-    #[must_use]
     pub fn new(
         policy: Arc<Policy>,
         identifier: Identifier,
@@ -294,7 +290,6 @@ impl ProxyState {
     }
 
     /// The proxy of a new policy, with this one's counters; see [`AdmissionController::reconfigure`].
-    #[must_use]
     pub fn reconfigure(
         self: &Arc<Self>,
         policy: Arc<Policy>,
@@ -558,7 +553,6 @@ impl ProxyState {
     }
 
     /// Whether a class is in shadow mode, and its bandwidth where that is limited and not in shadow.
-    #[must_use]
     pub fn conduct(&self, id: ClassId) -> (bool, Option<Arc<Flow>>) {
         let table = self.table.load();
         let shadow = table.class(id).mode == Mode::Shadow;
@@ -567,7 +561,6 @@ impl ProxyState {
 
     /// Whether requests of this class need an API key: those of a class that requires one, and
     /// uploads for submissions that do. Whatever is blocked is blocked for all.
-    #[must_use]
     pub fn asks_for_key(&self, id: ClassId) -> bool {
         let class = &self.policy.classes[id.index()];
         let submits = || self.linked.submit.is_some_and(|id| self.policy.classes[id.index()].require_key);
@@ -576,13 +569,11 @@ impl ProxyState {
     }
 
     /// The module that a class's requests are worked on in.
-    #[must_use]
     pub fn module(&self, id: ClassId) -> &Module {
         &self.policy.modules[self.policy.classes[id.index()].module.index()]
     }
 
     /// The class's name.
-    #[must_use]
     pub fn class_name(&self, id: ClassId) -> &Arc<str> {
         &self.policy.classes[id.index()].name
     }

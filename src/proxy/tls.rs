@@ -120,7 +120,6 @@ impl Terminator {
     }
 
     /// For one connection.
-    #[must_use]
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.config.load_full())
     }
@@ -183,7 +182,6 @@ impl Originator {
     }
 
     /// For one connection on which this is spoken: who begins it, and with whom.
-    #[must_use]
     pub fn connector(&self, protocol: Protocol) -> (TlsConnector, ServerName<'static>) {
         let offers = self.0.offers.load();
         let config = match protocol {
@@ -194,7 +192,6 @@ impl Originator {
     }
 
     /// For one connection on which no HTTP is spoken: who begins it, and with whom.
-    #[must_use]
     pub fn connector_of_other(&self) -> (TlsConnector, ServerName<'static>) {
         (TlsConnector::from(Arc::clone(&self.0.offers.load().other)), self.0.name.clone())
     }

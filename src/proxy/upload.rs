@@ -45,7 +45,6 @@ struct Held {
 
 impl Handover {
     /// Of an upload that is parked.
-    #[must_use]
     pub fn parked(proxy: Arc<ProxyState>, ask: Ask, place: Place) -> Arc<Handover> {
         Handover::new(proxy, ask, Held { permit: None, place: Some(place) })
     }
@@ -84,13 +83,11 @@ impl Handover {
     }
 
     /// Whether it is: only then does Ray work on it.
-    #[must_use]
     pub fn is_whole(&self) -> bool {
         self.is_whole.load(Ordering::Relaxed)
     }
 
     /// Whether upstream stops working on it when its client leaves.
-    #[must_use]
     pub fn cancels(&self) -> bool {
         self.proxy.module(self.ask.class).cancels
     }
@@ -136,7 +133,6 @@ enum Last {
 
 impl Withheld {
     /// This body; it asks for its permit, if it has none yet, when it has come whole.
-    #[must_use]
     pub fn new(body: Throttled<Upload>, handover: Arc<Handover>, asking: Option<Asking>) -> Withheld {
         Withheld { body, handover, asking, last: Last::ToCome }
     }

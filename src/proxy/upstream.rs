@@ -103,7 +103,6 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     /// The word for it in the `X-Rayguard-Reason` header.
-    #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
             UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. } => {
@@ -150,7 +149,6 @@ pub enum Protocol {
 
 impl Protocol {
     /// What Ray speaks on the port behind this kind of listener.
-    #[must_use]
     pub fn of(surface: Surface) -> Protocol {
         match surface {
             Surface::Dashboard | Surface::Serve => Protocol::Http1,
@@ -262,13 +260,11 @@ impl Lease {
 
 impl Upstream {
     /// An upstream without connections yet.
-    #[must_use]
     pub fn new(address: Address, options: Options, clock: Clock, tasks: Tasks) -> Arc<Upstream> {
         Upstream::over(None, address, options, clock, tasks)
     }
 
     /// The same, reached by a network that is not the OS's.
-    #[must_use]
     pub fn over(
         network: Option<Arc<dyn Dial>>,
         address: Address,
@@ -289,13 +285,11 @@ impl Upstream {
     }
 
     /// Where it is.
-    #[must_use]
     pub fn address(&self) -> &Address {
         &self.address
     }
 
     /// Whether it is known to accept no connections. While the process ends nobody tries any more.
-    #[must_use]
     pub fn is_unreachable(&self) -> bool {
         self.breaker.is_open() && !self.tasks.closing()
     }
@@ -614,7 +608,6 @@ fn client_fault(error: &hyper::Error) -> Option<BodyError> {
 }
 
 /// The timer hyper needs for its header time-outs.
-#[must_use]
 pub fn timer() -> TokioTimer {
     TokioTimer::new()
 }

@@ -117,7 +117,6 @@ impl App {
 
 impl App {
     /// A guard by these settings; limits start from `last_good` where it knows them.
-    #[must_use]
     pub fn new(
         settings: Arc<Settings>,
         last_good: &[LastGood],
@@ -165,31 +164,26 @@ impl App {
     }
 
     /// Ray's token, if it is known.
-    #[must_use]
     pub fn rays_token(&self) -> Option<&str> {
         self.rays_token.get().map(|token| &*token.0)
     }
 
     /// What it runs by at the moment.
-    #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 
     /// Where the adjustment log is written.
-    #[must_use]
     pub fn adjustment_log_dir(&self) -> std::path::PathBuf {
         self.started.adjustment_log.dir.clone()
     }
 
     /// Sections of the configuration in force that only a restart puts into effect.
-    #[must_use]
     pub fn awaits_restart(&self) -> Vec<&'static str> {
         self.awaits_restart.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The proxy at the moment.
-    #[must_use]
     pub fn proxy(&self) -> Arc<ProxyState> {
         self.proxy.load_full()
     }
@@ -273,20 +267,17 @@ impl App {
     }
 
     /// The Ray at `upstream`, and the profile in force.
-    #[must_use]
     pub fn ray(&self) -> RayView {
         self.ray.load().view(self.settings().ray)
     }
 
     /// Whether a signal has a fresh reading.
-    #[must_use]
     pub fn has_read(&self, signal: &str) -> bool {
         let view = self.view();
         view.signals.iter().any(|known| known.name == signal && known.health == SignalHealth::Fresh)
     }
 
     /// What is known of the Ray at `upstream`.
-    #[must_use]
     pub fn seen(&self) -> Arc<Seen> {
         self.ray.load_full()
     }
@@ -300,7 +291,6 @@ impl App {
     }
 
     /// What has been learnt of routes, and the Ray whose they are, if it is known.
-    #[must_use]
     pub fn learnt_costs(&self) -> (Option<RayIdentity>, Vec<(u16, [f64; 3])>) {
         let costs_of = self.costs_of();
         (costs_of.clone(), self.proxy().admission.costs().learnt().collect())
@@ -395,7 +385,6 @@ impl App {
     }
 
     /// The key of all digests of identities.
-    #[must_use]
     pub fn key(&self) -> [u64; 2] {
         *self.key.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -454,7 +443,6 @@ impl App {
     }
 
     /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
-    #[must_use]
     pub fn knows_reads(&self) -> bool {
         self.reads_are_known.load(Ordering::Relaxed)
     }
@@ -482,7 +470,6 @@ impl App {
     }
 
     /// The whole at this moment.
-    #[must_use]
     pub fn view(&self) -> View {
         let mut view = self.controller().view(self.clock.now());
         let proxy = self.proxy();
@@ -497,45 +484,38 @@ impl App {
     }
 
     /// The proxy's counts as of the last tick, in the policy's order, and when that was.
-    #[must_use]
     pub fn proxy_reading(&self) -> (ProxyReading, Time) {
         let controller = self.controller();
         (controller.proxy().clone(), controller.ticked_at())
     }
 
     /// What was counted of the events so far.
-    #[must_use]
     pub fn tally(&self) -> Tally {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Events lost from the adjustment log since the start.
-    #[must_use]
     pub fn events_lost(&self) -> u64 {
         self.outlets.adjustment_log.events_lost()
     }
 
     /// Limits worth starting from next time.
-    #[must_use]
     pub fn last_good(&self) -> Vec<LastGood> {
         self.controller().last_good()
     }
 
     /// How many configurations have been accepted.
-    #[must_use]
     pub fn policy_version(&self) -> u64 {
         self.controller().policy_version()
     }
 
     /// The latest events after a moment, or all, oldest first; single refusals are in the adjustment log alone,
     /// or a flood would wash out the adjustments that answer it.
-    #[must_use]
     pub fn recent(&self, after: Option<WallMs>) -> Vec<Entry> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).after(after)
     }
 
     /// How far back the latest events reach.
-    #[must_use]
     pub fn recent_since(&self) -> Option<WallMs> {
         self.recent.lock().unwrap_or_else(PoisonError::into_inner).since()
     }

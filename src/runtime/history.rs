@@ -54,7 +54,6 @@ struct LearntCosts {
 
 impl HistoryFiles {
     /// Those of a state directory.
-    #[must_use]
     pub fn of(state_dir: &Path) -> HistoryFiles {
         let [key, records, costs] =
             ["identity.key", "history", "costs.json"].map(|name| state_dir.join(name));
@@ -62,7 +61,6 @@ impl HistoryFiles {
     }
 
     /// The key of all digests: the one that was kept, or from now on this one.
-    #[must_use]
     pub fn key(&self, fresh: [u64; 2]) -> [u64; 2] {
         match fs::read_to_string(&self.key).map(|text| read_key(&text)) {
             Ok(Some(kept)) => return kept,

@@ -99,7 +99,6 @@ impl ClientPermit {
 
 impl ClientLimits {
     /// A table for these ceilings, or `None` when there are none to hold.
-    #[must_use]
     pub fn new(limits: PerClientLimits, now: Time) -> Option<ClientLimits> {
         if limits == PerClientLimits::default() {
             return None;
@@ -159,7 +158,6 @@ impl ClientLimits {
 
     /// What each client, by its digest, has under way here, and was refused for want of a place since the
     /// last call.
-    #[must_use]
     pub fn places_wanted(&self) -> Vec<(u64, u32)> {
         let wanted = self.table.entries[..ENTRIES].iter().map(|entry| {
             let refused = entry.refused.swap(0, Ordering::Relaxed);
@@ -197,7 +195,6 @@ impl ClientLimits {
 
     /// Which ceiling a request of `client`, worth so many `hits`, would meet if it came now, and for
     /// how long.
-    #[must_use]
     pub(crate) fn would_refuse(&self, client: ClientId, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let is_full = |at: usize| {
             let entry = &self.table.entries[at];
@@ -225,7 +222,6 @@ impl ClientLimits {
     }
 
     /// How many requests of `client` its own ceilings would let in at once.
-    #[must_use]
     pub fn left(&self, client: ClientId, now: Time) -> u32 {
         let most = if self.rate.is_some() { self.in_flight_max.min(self.burst) } else { self.in_flight_max };
         let left = self.known(client).map(|at| {

@@ -368,7 +368,6 @@ impl History {
     }
 
     /// What is known of a client: of its credential and its address the one with the greater habit.
-    #[must_use]
     pub fn standing(&self, client: ClientId, now: Time) -> Standing {
         let now = self.wall(now);
         let mut best: Option<Record> = None;
@@ -392,31 +391,26 @@ impl History {
     }
 
     /// About how many addresses have waited as strangers in the last minutes.
-    #[must_use]
     pub fn strangers(&self, now: Time) -> u32 {
         lock(&self.crowd).size(self.wall(now))
     }
 
     /// Requests that had to wait so far: of strangers, and of the known.
-    #[must_use]
     pub fn claims(&self) -> [u64; 2] {
         [0, 1].map(|known| self.claims[known].load(Ordering::Relaxed))
     }
 
     /// How many addresses and credentials are remembered.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
     /// Whether nobody is remembered.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Whether anything was earned or claimed since the last call.
-    #[must_use]
     pub fn take_changed(&self) -> bool {
         self.has_changed.swap(false, Ordering::Relaxed)
     }
@@ -427,7 +421,6 @@ impl History {
     }
 
     /// Everything that is remembered, for a file. `mark` stands for the key of the digests.
-    #[must_use]
     pub fn to_bytes(&self, mark: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + RECORD_BYTES * self.len() + SUM_BYTES);
         bytes.extend_from_slice(MAGIC);

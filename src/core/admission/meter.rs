@@ -64,7 +64,6 @@ impl Reason {
     ];
 
     /// The label in metrics, logs and the `X-Rayguard-Reason` header.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Reason::Blocked => "blocked",
@@ -83,7 +82,6 @@ impl Reason {
     }
 
     /// The reason with this label, or with the one it had before clients were called that.
-    #[must_use]
     pub fn named(label: &str) -> Option<Reason> {
         let was = |reason: &Reason| label.strip_prefix("party").zip(reason.label().strip_prefix("client")); // kept: their earlier name
         Reason::ALL
@@ -92,14 +90,12 @@ impl Reason {
     }
 
     /// Whether Ray could not be reached: then there is no load to shed, and the request has failed.
-    #[must_use]
     pub fn is_failure(self) -> bool {
         self == Reason::UpstreamUnreachable
     }
 
     /// Whether the client itself is over its share or a configured limit (429), rather than
     /// the head overloaded (503).
-    #[must_use]
     pub fn is_clients_own(self) -> bool {
         matches!(self, Reason::ClientShare | Reason::ClientRate | Reason::ClientInFlight)
     }
@@ -241,7 +237,6 @@ impl Meter {
     }
 
     /// Everything counted so far, and the peak since the last `take_peak`.
-    #[must_use]
     pub fn read(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         // What came first is read last, so that no part is ever more than the whole.
@@ -377,31 +372,26 @@ impl Counts {
     }
 
     /// Exchanges that ended.
-    #[must_use]
     pub fn finished(&self) -> u64 {
         self.served + self.failed + self.abandoned
     }
 
     /// The same without those for which there was no head to load; an outage has an alert of its own.
-    #[must_use]
     pub(crate) fn shed_for_load(&self) -> u64 {
         self.shed_all() - self.shed[Reason::UpstreamUnreachable as usize]
     }
 
     /// Requests that Ray failed: unreachable, 500 and above, too late, broken off.
-    #[must_use]
     pub(crate) fn failed_all(&self) -> u64 {
         self.failed + self.late + self.shed[Reason::UpstreamUnreachable as usize]
     }
 
     /// Exchanges whose latency is known: their answer has begun, or they ended without one.
-    #[must_use]
     pub fn answers(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
     /// All refusals carried out.
-    #[must_use]
     pub fn shed_all(&self) -> u64 {
         self.shed.iter().sum()
     }
@@ -409,7 +399,6 @@ impl Counts {
     /// The latency in seconds that the share `quantile` of the exchanges stayed within, read
     /// evenly on log(latency) between the bounds of its bucket; `None` when nothing ended.
     /// (Its bucket's upper bound would move by 19 % or not at all, and a limit with it.)
-    #[must_use]
     pub fn latency_quantile(&self, quantile: f64) -> Option<f64> {
         let count: u64 = self.buckets.iter().sum();
         if count == 0 {
@@ -432,7 +421,6 @@ impl Counts {
     /// only known to within `+- sqrt(q (1 - q) / n)`; half the way between the latencies at the
     /// ends of that range is the error. Few exchanges may lie close together by chance, so it is
     /// never taken for less than `1 / (2 sqrt(n))`.
-    #[must_use]
     pub(crate) fn latency_noise(&self, quantile: f64) -> Option<f64> {
         let n = self.buckets.iter().sum::<u64>() as f64;
         let error = (quantile * (1.0 - quantile) / n).sqrt();
@@ -442,7 +430,6 @@ impl Counts {
     }
 
     /// The mean upstream latency in seconds; `None` when nothing was answered.
-    #[must_use]
     pub fn latency_mean(&self) -> Option<f64> {
         let answers = self.answers();
         (answers > 0).then(|| self.latency_us as f64 / 1e6 / answers as f64)
@@ -466,7 +453,6 @@ pub struct Reading {
 }
 
 /// The upper bound of a bucket, in seconds.
-#[must_use]
 pub fn upper_bound_secs(at: usize) -> f64 {
     64e-6 * 2f64.powf(at as f64 / 4.0)
 }

@@ -38,7 +38,6 @@ pub struct Place {
 
 impl Parked {
     /// Parks a transfer of a client's, by its address; `None` where that passes a bound.
-    #[must_use]
     pub fn enter(self: &Arc<Self>, client: u64, declared: Option<u64>) -> Option<Place> {
         let bytes = declared.unwrap_or(UNDECLARED);
         let mut book = self.lock();
@@ -53,7 +52,6 @@ impl Parked {
     }
 
     /// How many there are.
-    #[must_use]
     pub fn count(&self) -> u32 {
         self.lock().clients.values().sum()
     }

@@ -55,7 +55,6 @@ pub enum Mode {
 
 impl LimitTable {
     /// The table a policy starts with: every limit at `initial`.
-    #[must_use]
     pub fn initial(policy: &Policy) -> LimitTable {
         LimitTable {
             version: 1,
@@ -80,20 +79,17 @@ impl LimitTable {
     }
 
     /// The limits of a class.
-    #[must_use]
     pub fn class(&self, id: ClassId) -> &ClassLimits {
         &self.classes[id.index()]
     }
 
     /// The limits of a module.
-    #[must_use]
     pub fn module(&self, id: ModuleId) -> &ModuleLimits {
         &self.modules[id.index()]
     }
 }
 
 /// A concurrency limit as the admission controller counts it: the whole part, 1 for anything above 0.
-#[must_use]
 pub fn permits(limit: f64) -> u32 {
     if limit.is_nan() || limit <= 0.0 {
         0

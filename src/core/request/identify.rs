@@ -86,7 +86,6 @@ impl Identifier {
     /// An identifier. `key` is drawn at random by whoever starts the process; `trusted` are
     /// the proxies that may speak for others; `name_headers`, in lower case and in order of
     /// preference, are the headers in which they name the user.
-    #[must_use]
     pub fn new(key: [u64; 2], trusted: Vec<IpNet>, name_headers: Vec<Arc<str>>) -> Identifier {
         Identifier {
             key,
@@ -115,19 +114,16 @@ impl Identifier {
 
     /// The header in which API keys come, empty if none does: a secret between client and proxy, that
     /// Ray has no use for.
-    #[must_use]
     pub fn key_header(&self) -> &str {
         &self.key_header
     }
 
     /// Whether the request shows one of the operator's API keys.
-    #[must_use]
     pub fn holds_key(&self, facts: &Facts) -> bool {
         self.verified_key(facts).is_some()
     }
 
     /// Who asks.
-    #[must_use]
     pub fn identify(&self, facts: &Facts) -> ClientId {
         if let Some(name) = self.verified_key(facts).or_else(|| self.verified_name(facts)) {
             return ClientId { address: name, credential: None };
@@ -149,13 +145,11 @@ impl Identifier {
     }
 
     /// The client of a name that somebody trusted has verified, whatever header it came in.
-    #[must_use]
     pub fn named(&self, name: &[u8]) -> ClientId {
         ClientId { address: self.digest(Domain::Name, &[&[0], name]), credential: None }
     }
 
     /// The client's address as far as it can be trusted, IPv4 never written as IPv6.
-    #[must_use]
     pub fn client_address(&self, facts: &Facts) -> IpAddr {
         let mut nearest = facts.address.to_canonical();
         if !self.trusts(nearest) {
@@ -178,7 +172,6 @@ impl Identifier {
     /// The Ray Client session a gRPC request belongs to: a digest of its `client_id`. The same
     /// on every call of a session, so that a live session's calls can be told from a
     /// newcomer's.
-    #[must_use]
     pub fn session(&self, facts: &Facts) -> Option<u64> {
         let id = facts.headers.get("client_id").map(<[u8]>::trim_ascii).filter(|id| !id.is_empty())?;
         facts.grpc.then(|| self.digest(Domain::Client, &[id]))
@@ -228,7 +221,6 @@ impl Identifier {
     }
 
     /// Whether this peer is a listed proxy, which may speak for others.
-    #[must_use]
     pub fn trusts(&self, address: IpAddr) -> bool {
         self.trusted.iter().any(|net| net.contains(&address))
     }

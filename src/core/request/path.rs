@@ -36,7 +36,6 @@ pub struct Normal<'a> {
 }
 
 /// What the dashboard makes of a path.
-#[must_use]
 pub fn normalise(path: &str) -> Normal<'_> {
     if is_clean(path.as_bytes()) {
         return Normal { path: Cow::Borrowed(path), resolved: None };
@@ -49,7 +48,6 @@ pub fn normalise(path: &str) -> Normal<'_> {
 }
 
 /// What Serve makes of a path.
-#[must_use]
 pub fn decode(path: &str) -> Cow<'_, str> {
     if is_clean(path.as_bytes()) {
         return Cow::Borrowed(path);

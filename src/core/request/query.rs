@@ -158,13 +158,11 @@ pub(crate) const READ_KEYS: &[ReadKeys] = &[
 ];
 
 /// What the dashboard's route of this pattern reads, if that is known.
-#[must_use]
 pub fn read_keys(pattern: &str) -> Option<&'static ReadKeys> {
     READ_KEYS.binary_search_by(|known| known.path.cmp(pattern)).ok().map(|at| &READ_KEYS[at])
 }
 
 /// Whether `READ_KEYS` holds for this version of Ray, as `/api/version` names it.
-#[must_use]
 pub fn holds_for(ray_version: &str) -> bool {
     let mut numbers = ray_version.split('.');
     let major = numbers.next() == Some("2");
@@ -177,7 +175,6 @@ pub fn holds_for(ray_version: &str) -> bool {
 
 /// The part of `query` that a handler reads, in a form of its own: equal forms get equal answers. `None` if it
 /// cannot be told.
-#[must_use]
 pub fn question(query: &str, keys: &ReadKeys) -> Option<Vec<u8>> {
     let mut form = Vec::new();
     if query.is_empty() {
@@ -205,7 +202,6 @@ pub fn question(query: &str, keys: &ReadKeys) -> Option<Vec<u8>> {
 }
 
 /// Whether a path as sent is this literal pattern to both of the dashboard's routers.
-#[must_use]
 pub fn is_path(sent: &str, pattern: &str) -> bool {
     sent == pattern
         || (!sent.contains("//") && {

@@ -416,7 +416,6 @@ pub const SIGNALS: &[SignalDefault] = &[
 
 impl SignalDefault {
     /// As the policy holds it.
-    #[must_use]
     pub fn signal(&self) -> Signal {
         Signal {
             name: self.name.into(),
@@ -433,7 +432,6 @@ impl SignalDefault {
 
 impl Source {
     /// As the policy holds it.
-    #[must_use]
     pub fn source(&self) -> SignalSource {
         match *self {
             Source::Probe => SignalSource::Probe,

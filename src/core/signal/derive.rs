@@ -135,7 +135,6 @@ pub struct Value {
 
 impl Evidence {
     /// A single value: a probe's latency, or a server's answer.
-    #[must_use]
     pub(crate) fn of_value(value: f64) -> Evidence {
         Evidence::Max(value)
     }
@@ -247,7 +246,6 @@ impl Counters {
     }
 
     /// The increase of all series since `before`, resets counted from zero.
-    #[must_use]
     pub fn since(&self, before: &Counters) -> f64 {
         let increase = |(series, now): &(u64, f64)| {
             let place = before.0.binary_search_by_key(series, |(series, _)| *series).ok()?;
@@ -356,7 +354,6 @@ impl Buckets {
     }
 
     /// How many observations.
-    #[must_use]
     pub fn count(&self) -> f64 {
         self.0.iter().map(|bucket| bucket.count).sum()
     }

@@ -85,7 +85,6 @@ pub enum Reporter {
 
 impl Reporter {
     /// Who feeds what a selector asks for.
-    #[must_use]
     pub fn of(select: &Selector) -> Reporter {
         let is_gcs = |condition: &LabelCondition| match condition {
             LabelCondition::Is(label, value) => {
@@ -135,13 +134,11 @@ pub struct Sample {
 
 impl Sample {
     /// The value of a label; absent is empty, as Prometheus has it.
-    #[must_use]
     pub fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(label, _)| &**label == name).map_or("", |(_, value)| value)
     }
 
     /// Whether every condition holds on a page that is the head's, or is not.
-    #[must_use]
     pub(crate) fn satisfies(&self, conditions: &[LabelCondition], on_heads_page: bool) -> bool {
         conditions.iter().all(|condition| match condition {
             LabelCondition::Is(name, value) => match self.label(name) {
@@ -190,19 +187,16 @@ pub struct Exposition {
 
 impl Exposition {
     /// Whose page it is, as far as it says so itself.
-    #[must_use]
     pub fn whose(&self) -> Whose {
         self.whose
     }
 
     /// The samples of all families, by family, within one in the order of the page.
-    #[must_use]
     pub fn samples(&self) -> &[Sample] {
         &self.samples
     }
 
     /// The samples of one family.
-    #[must_use]
     pub fn family(&self, family: usize) -> &[Sample] {
         let begin = self.samples.partition_point(|sample| sample.family < family);
         let len = self.samples[begin..].partition_point(|sample| sample.family == family);
@@ -211,19 +205,16 @@ impl Exposition {
 
     /// Lines of a family that this reporter feeds, whatever their labels: tells "the family is
     /// there, no series matches" from "no such family" and from "its reporter is silent".
-    #[must_use]
     pub(crate) fn family_lines(&self, family: usize, reporter: Reporter) -> usize {
         self.family_lines[family][reporter as usize]
     }
 
     /// Whether a family was given up: it has more than [`FAMILY_LINES_MAX`] lines.
-    #[must_use]
     pub(crate) fn is_overfull(&self, family: usize) -> bool {
         self.overfull.contains(&family)
     }
 
     /// A digest of everything this reporter said; equal digests: it said nothing new.
-    #[must_use]
     pub fn reported(&self, reporter: Reporter) -> u64 {
         self.reported[reporter as usize]
     }
@@ -255,7 +246,6 @@ struct Wanted(Vec<Vec<Finder<'static>>>);
 
 impl Filter {
     /// The lines that these derivations read.
-    #[must_use]
     pub fn new<'a>(derivations: impl IntoIterator<Item = &'a Derivation>) -> Filter {
         let needle = |text: &str| Finder::new(text.as_bytes()).into_owned();
         let mut filter = Filter {
@@ -303,7 +293,6 @@ impl Filter {
     }
 
     /// The index of a family by the name at the head of its lines.
-    #[must_use]
     pub fn family(&self, name: &str) -> Option<usize> {
         self.families.binary_search_by(|family| (*family.name).cmp(name)).ok()
     }
@@ -375,7 +364,6 @@ impl Wanted {
 }
 
 /// The name at the head of the lines that a derivation reads.
-#[must_use]
 pub(crate) fn line_name(selector: &Selector, how: &How) -> String {
     match how {
         How::ShareAbove(_) | How::Quantile(_) => format!("{}_bucket", selector.metric),

@@ -202,7 +202,6 @@ enum Baseline {
 
 impl SignalReader {
     /// A reader for the signals of a policy; nothing has been seen yet.
-    #[must_use]
     pub fn new(policy: &Policy) -> SignalReader {
         let derivations = policy.signals.iter().flat_map(|signal| &signal.sources);
         let filter = Filter::new(derivations.filter_map(|source| match source {
@@ -343,7 +342,6 @@ impl SignalReader {
     }
 
     /// Whether any of these signals is read from pages of other nodes than the head.
-    #[must_use]
     pub fn wants_nodes(&self, signals: impl IntoIterator<Item = SignalId>) -> bool {
         let series = signals.into_iter().filter_map(|id| self.signals.get(id.index()));
         series.flat_map(|series| &series.alternatives).any(|alternative| match &alternative.from {
@@ -396,7 +394,6 @@ impl SignalReader {
 
     /// How long unchanged counters are waited for before they count as a rate of zero: half of
     /// `stale_after`, and at most 30 s.
-    #[must_use]
     pub fn quiet(stale_after: Duration) -> Duration {
         (stale_after / 2).min(Duration::from_secs(30))
     }

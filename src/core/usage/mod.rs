@@ -98,7 +98,6 @@ pub struct Unlisted {
 
 impl Unlisted {
     /// Folded for counting.
-    #[must_use]
     pub fn new(surface: Surface, method: &str, path: &str) -> Unlisted {
         let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
         let method = known.into_iter().find(|known| *known == method).unwrap_or("?");
@@ -106,7 +105,6 @@ impl Unlisted {
     }
 
     /// By what its cost is known; `listener` is the listener's own route.
-    #[must_use]
     pub fn cost_key(&self, listener: RouteId) -> u16 {
         of_template(listener.0, self.method, &self.pattern)
     }
@@ -187,7 +185,6 @@ impl Traffic {
     }
 
     /// About how many different addresses asked.
-    #[must_use]
     pub fn clients(&self) -> u32 {
         self.crowd.size()
     }
@@ -336,7 +333,6 @@ pub struct Usage {
 
 impl Usage {
     /// Nothing seen yet, of so many classes.
-    #[must_use]
     pub fn new(classes: usize, now: Time) -> Usage {
         Usage {
             began: now,
@@ -348,7 +344,6 @@ impl Usage {
     }
 
     /// Since when it counts.
-    #[must_use]
     pub fn began(&self) -> Time {
         self.began
     }
@@ -429,13 +424,11 @@ impl Usage {
     }
 
     /// What a class was asked since the start.
-    #[must_use]
     pub fn class(&self, id: ClassId) -> Option<&Traffic> {
         self.classes.get(id.index())
     }
 
     /// Every route that was asked since the start, most asked first.
-    #[must_use]
     pub fn routes(&self) -> Vec<Route> {
         let listed = self.listed.values().map(|listed| Route {
             unlisted: None,
@@ -456,7 +449,6 @@ impl Usage {
 
     /// The heaviest clients of the last minutes, at most `count`, and since when: by what they
     /// cost Ray and were refused, then by what they asked.
-    #[must_use]
     pub fn clients(&self, count: usize, now: Time) -> (Vec<Client>, Time) {
         let oldest = Time(now.0.saturating_sub(span(WINDOWS)));
         let windows = || self.windows.iter().filter(move |(began, _)| *began >= oldest);

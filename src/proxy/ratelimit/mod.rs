@@ -116,7 +116,6 @@ enum Decided {
 impl Service {
     /// A service for `domain` by this front's routes and limits. A place whose end is to be told
     /// is held for `permit_max` at most.
-    #[must_use]
     pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, permit_max: Duration) -> Arc<Service> {
         let tasks = front.load().proxy.tasks.clone();
         let service = Arc::new(Service {
@@ -134,7 +133,6 @@ impl Service {
     }
 
     /// The front it decides by, which a listener needs to know whom it may let in.
-    #[must_use]
     pub fn front(&self) -> &Arc<ArcSwap<Front>> {
         &self.front
     }
