@@ -1,8 +1,8 @@
 //! What of an exporter's answer is needed, and is it whole?
 //!
-//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB), and
-//! `prometheus-parse` reads about 14 MB/s, never reports an error, and loses lines with `}`, `,` or
-//! `=` in a label's value. So the page is first cut down by bytes, and labels are read here:
+//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB), and a
+//! parser of whole pages such as `prometheus-parse` reads about 14 MB/s, never reports an error, and
+//! loses lines with `}`, `,` or `=` in a label's value. So the page is first cut down by bytes:
 //!
 //! 1. **Shape.** Empty, HTML, JSON, binary or cut off in the middle of a line: refused whole,
 //!    as a typed [`Malformed`]. A number cut short is still a number (`123` becomes `12`), so
@@ -12,10 +12,9 @@
 //!    without their label's name, so that unusual blanks (`{a = "b"}`) cannot hide a line; what
 //!    stays too much is dropped by the exact match afterwards.
 //! 3. **Labels.** Each line that stays is read strictly, by the text format's grammar, into a
-//!    digest of all labels (which series it is) and the few labels that selectors name.
-//! 4. **Values.** The distinct values go to `prometheus-parse` in one page, each under a key that
-//!    stands in for it; a value that does not come back is a lost line and is counted.
-//! 5. **Bounds.** A family with more lines than `FAMILY_LINES_MAX` is given up, and no other one
+//!    digest of all labels (which series it is) and the few labels that selectors name. A line
+//!    whose value is no number is a lost line and is counted.
+//! 4. **Bounds.** A family with more lines than `FAMILY_LINES_MAX` is given up, and no other one
 //!    with it: a sum over a part of its lines would be wrong in silence.
 //!
 //! Nothing is lost in silence: [`Counts`] says how many lines stayed, how many became samples,
@@ -40,7 +39,7 @@
 use crate::policy::{Derivation, How, LabelCondition, Selector};
 use crate::signal::line::{Label, Lines, as_number, is_quoted_sample, lex, name_of, time_stamp, unescape};
 use memchr::memmem::Finder;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// A family with more lines of interest than this is given up: memory stays bounded.
@@ -112,6 +111,9 @@ pub enum Whose {
     Nodes,
 }
 
+/// Labels and their values, shared between the samples that have the same.
+type Labels = Arc<[(Arc<str>, Box<str>)]>;
+
 /// One sample of interest.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
@@ -119,9 +121,8 @@ pub struct Sample {
     pub family: usize,
     /// Digest of the name and all labels but `le`: equal for all buckets of one series.
     pub series: u64,
-    /// The labels that selectors name; a label that is absent is not here. Shared between
-    /// equal ones.
-    pub labels: Arc<[(Arc<str>, Box<str>)]>,
+    /// The labels that selectors name; a label that is absent is not here.
+    pub labels: Labels,
     /// The bucket's upper bound, when the line has one.
     pub le: Option<f64>,
     /// As read: may be NaN, infinite or negative.
@@ -343,7 +344,7 @@ impl Filter {
                 reading.family_lost[place] += 1;
             }
         }
-        batch.finish(&mut reading);
+        reading.samples = batch.samples;
         for &place in &reading.overfull {
             reading.samples.retain(|sample| sample.family != place);
             reading.family_lost[place] = kept[place];
@@ -477,26 +478,17 @@ fn digest_after(before: u64, bytes: &[u8]) -> u64 {
 
 /// The samples of a page, on their way.
 ///
-/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones,
-/// and most of their values are zero: each set of labels is kept once, each value parsed once.
+/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones:
+/// each set of labels is kept once.
 #[derive(Default)]
 struct Batch<'a> {
-    /// Samples without their value, in the order of the page; and that value's key.
-    waiting: Vec<(Sample, usize)>,
-    /// The values as written; their places are their keys.
-    values: Vec<&'a str>,
-    value_keys: BTreeMap<&'a str, usize>,
-    /// The labels that matter, by the digest of their text.
-    reduced: BTreeMap<u64, Reduced>,
+    /// In the order of the page.
+    samples: Vec<Sample>,
+    /// The labels that matter, by their text.
+    reduced: HashMap<String, Labels>,
     /// The line being read.
     labels: Vec<Label<'a>>,
     text: String,
-}
-
-/// What lines that reduce to the same share.
-struct Reduced {
-    text: String,
-    labels: Arc<[(Arc<str>, Box<str>)]>,
 }
 
 impl<'a> Batch<'a> {
@@ -510,7 +502,7 @@ impl<'a> Batch<'a> {
         stamps_in_seconds: bool,
     ) -> bool {
         let Some(tail) = lex(&line[name_len..], &mut self.labels) else { return false };
-        let Ok(value) = std::str::from_utf8(tail.value) else { return false };
+        let Some(value) = as_number(tail.value) else { return false };
         let stamp_ms = tail.stamp.map(|stamp| time_stamp(stamp, stamps_in_seconds));
         if stamp_ms == Some(None) {
             return false;
@@ -536,36 +528,18 @@ impl<'a> Batch<'a> {
         }
         let reporter = reporter(&line[..name_len], line).unwrap_or(Reporter::Other);
         let (labels, stamp_ms) = (self.labels_of(family), stamp_ms.flatten());
-        let sample = Sample { family: place, series, labels, le, value: f64::NAN, stamp_ms, reporter };
-        let next = self.values.len();
-        let key = *self.value_keys.entry(value).or_insert(next);
-        if key == next {
-            self.values.push(value);
-        }
-        self.waiting.push((sample, key));
+        self.samples.push(Sample { family: place, series, labels, le, value, stamp_ms, reporter });
         true
     }
 
-    /// Reads the values and hands over the samples.
-    fn finish(self, into: &mut Exposition) {
-        let values = parse(&self.values);
-        for (mut sample, key) in self.waiting {
-            match values[key] {
-                None => into.family_lost[sample.family] += 1,
-                Some(value) => {
-                    sample.value = value;
-                    into.samples.push(sample);
-                }
-            }
-        }
-    }
-
     /// The labels that matter of the line being read, shared with the lines before it.
-    fn labels_of(&mut self, family: &Family) -> Arc<[(Arc<str>, Box<str>)]> {
-        let anew = || Reduced { text: self.text.clone(), labels: family.known(&self.labels) };
-        let known = self.reduced.entry(digest(self.text.as_bytes())).or_insert_with(anew);
-        // Another one may have the same digest, once in an age of the world.
-        if known.text == self.text { Arc::clone(&known.labels) } else { family.known(&self.labels) }
+    fn labels_of(&mut self, family: &Family) -> Labels {
+        if let Some(known) = self.reduced.get(&self.text) {
+            return Arc::clone(known);
+        }
+        let labels = family.known(&self.labels);
+        self.reduced.insert(self.text.clone(), Arc::clone(&labels));
+        labels
     }
 }
 
@@ -576,7 +550,7 @@ impl Family {
     }
 
     /// The labels that selectors name, with what they mean.
-    fn known(&self, labels: &[Label<'_>]) -> Arc<[(Arc<str>, Box<str>)]> {
+    fn known(&self, labels: &[Label<'_>]) -> Labels {
         let value = |raw: &[u8]| unescape(&String::from_utf8_lossy(raw)).into();
         labels.iter().filter_map(|(name, raw)| Some((Arc::clone(self.label(name)?), value(raw)))).collect()
     }
@@ -596,25 +570,6 @@ fn drop_repeated(samples: &mut Vec<Sample>) -> usize {
         samples.retain(|_| place.next().is_none_or(|place| !repeats.contains(&place)));
     }
     repeats.len()
-}
-
-/// What each of these words is as a number, if it is one.
-#[expect(clippy::default_trait_access, reason = "the type is chrono's, which is no dependency of ours")]
-fn parse(words: &[&str]) -> Vec<Option<f64>> {
-    let lines = words.iter().zip(0..).map(|(word, key)| Ok(format!("k{key} {word}")));
-    // The parser's own time is not used: each line's stamp was read before. It returns no error here,
-    // since no line does.
-    let page = prometheus_parse::Scrape::parse_at(lines, Default::default());
-    let mut values = vec![None; words.len()];
-    for sample in page.map(|page| page.samples).unwrap_or_default() {
-        let key = sample.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
-        if let (Some(value), prometheus_parse::Value::Untyped(read)) =
-            (key.and_then(|key| values.get_mut(key)), sample.value)
-        {
-            *value = Some(read);
-        }
-    }
-    values
 }
 
 #[cfg(test)]
