@@ -166,32 +166,11 @@ pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     }
 }
 
-/// Slips between two words: insertions, deletions, substitutions and swaps of neighbours
-/// (optimal string alignment). `-` and `_` count as equal, case does not count.
+/// Slips between two words: insertions, deletions, substitutions and swaps of neighbours. `-` and `_` count as
+/// equal, case does not count.
 fn distance(left: &str, right: &str) -> usize {
-    let fold = |word: &str| -> Vec<char> {
-        word.chars().take(64).map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
-    };
-    let (left, right) = (fold(left), fold(right));
-    let mut rows = vec![vec![0; right.len() + 1]; left.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    for (j, cell) in rows[0].iter_mut().enumerate() {
-        *cell = j;
-    }
-    for i in 1..=left.len() {
-        for j in 1..=right.len() {
-            let substitution = usize::from(left[i - 1] != right[j - 1]);
-            let mut least =
-                (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + substitution);
-            if i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = least;
-        }
-    }
-    rows[left.len()][right.len()]
+    let fold = |word: &str| word.chars().take(64).collect::<String>().to_ascii_lowercase().replace('-', "_");
+    strsim::osa_distance(&fold(left), &fold(right))
 }
 
 #[cfg(test)]
