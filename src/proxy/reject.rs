@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rayguard_core::admission::controller::Shed;
 use rayguard_core::admission::meter::Reason;
 use std::sync::Arc;
@@ -449,7 +450,7 @@ fn answer(
         // 8 RESOURCE_EXHAUSTED, never 14 UNAVAILABLE: at UNAVAILABLE Ray Client reconnects
         // hundreds of times a second.
         headers.insert(GRPC_STATUS, HeaderValue::from_static("8"));
-        if let Ok(message) = HeaderValue::try_from(percent_encode(sentence)) {
+        if let Ok(message) = HeaderValue::try_from(utf8_percent_encode(sentence, GRPC_ENCODED).to_string()) {
             headers.insert(GRPC_MESSAGE, message);
         }
         if let Some(seconds) = retry_s {
@@ -469,17 +470,8 @@ fn plain(status: StatusCode, line: Bytes, mut headers: HeaderMap) -> Response<Bo
     response
 }
 
-/// gRPC's encoding of a message in a header: printable ASCII but `%`.
-fn percent_encode(text: &str) -> String {
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
-        if (0x20..0x7f).contains(&byte) && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            let _ = std::fmt::Write::write_fmt(&mut out, format_args!("%{byte:02X}"));
-        }
-        out
-    })
-}
+/// What gRPC encodes of a message in a header: all but printable ASCII, and `%`.
+const GRPC_ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
 #[cfg(test)]
 mod tests {

@@ -16,6 +16,7 @@
 //! entry here.
 
 use crate::request::path::normalise;
+use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
 
 /// The Ray versions `2.MINOR` for which `READ_KEYS` holds.
@@ -247,23 +248,10 @@ fn push(form: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// Escapes decoded once, and `+` as a space; what is no escape stays.
 fn decode(text: &str) -> Cow<'_, [u8]> {
-    let bytes = text.as_bytes();
-    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
-        return Cow::Borrowed(bytes);
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text.as_bytes());
     }
-    let hex = |at: usize| bytes.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let escaped = hex(at + 1).zip(hex(at + 2)).filter(|_| byte == b'%');
-        at += if escaped.is_some() { 3 } else { 1 };
-        decoded.push(match escaped {
-            Some((high, low)) => u8::try_from(high << 4 | low).unwrap_or(byte),
-            None if byte == b'+' => b' ',
-            None => byte,
-        });
-    }
-    Cow::Owned(decoded)
+    Cow::Owned(percent_decode_str(&text.replace('+', " ")).collect())
 }
 
 #[cfg(test)]
