@@ -109,13 +109,10 @@ pub(super) struct Answer {
 }
 
 /// Where systems keep the certificates they trust.
-pub(super) const BUNDLES: [&str; 3] =
+const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// The client all observations share: keeps connections alive, follows nothing, uses no proxy.
-///
-/// # Errors
-/// [`FetchError::Client`].
 pub fn client() -> Result<Client, FetchError> {
     client_with(rustls::RootCertStore::empty())
 }
@@ -246,7 +243,7 @@ fn is_web_page(body: &[u8]) -> bool {
 }
 
 /// The innermost cause; the outer ones repeat the URL, which may hold credentials.
-fn root_cause(error: &dyn Error) -> String {
+pub(super) fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
