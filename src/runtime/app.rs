@@ -107,7 +107,6 @@ impl App {
             dir: dir.join("adjustment-log"),
             file_bytes_max: 1 << 20,
             files_max: 2,
-            sync: adjustment_log::Sync::default(),
         };
         let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
         let outlets = Outlets { adjustment_log, alerts: mpsc::channel(16).0 };
