@@ -5,6 +5,8 @@
 //! [`crate::admission::controller`]), so a swap resets nothing.
 
 use crate::policy::{ClassId, ModuleId, Policy, Treatment};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Every limit as it stands.
 #[derive(Clone, PartialEq, Debug)]
@@ -44,8 +46,10 @@ pub struct ModuleLimits {
     pub in_flight: f64,
 }
 
-/// What becomes of a shed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What becomes of sheds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "ShedMode")]
 pub enum Mode {
     /// Carried out.
     Enforce,
