@@ -27,6 +27,8 @@ use crate::request::catalogue::Surface;
 use crate::request::classify::RouteId;
 use crate::request::client_id::ClientId;
 use crate::time::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -111,23 +113,26 @@ impl Unlisted {
 }
 
 /// What was asked, and what became of it.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Counts {
     /// Requests.
     pub asked: u64,
-    /// Sent on.
+    /// Sent on to Ray.
     pub admitted: u64,
     /// Refused.
     pub shed: u64,
-    /// Failed: Ray could not be reached, answered 500 or above, took too long, or broke off.
+    /// Failed: Ray could not be reached, answered 500 or above, took too long, or broke off. Those that were
+    /// sent to Ray are among `admitted`.
+    #[serde(default)]
     pub failed: u64,
-    /// Sent on in shadow mode, that would have been refused.
+    /// Sent on, and would have been refused were the class not in shadow mode.
     pub would_shed: u64,
     /// Answered with another client's answer.
     pub shared: u64,
     /// Left while they waited, before they were decided on.
+    #[serde(default)]
     pub left: u64,
-    /// Seconds of Ray's time they cost, as learnt.
+    /// Seconds of Ray's time, as learnt.
     pub work_s: f64,
 }
 
@@ -382,15 +387,7 @@ impl Usage {
     /// A request that was sent on has been answered, and cost so much of Ray's time.
     pub fn charge(&mut self, ask: Ask, unlisted: Option<&Unlisted>, work: Duration, now: Time) {
         let work_s = work.as_secs_f64();
-        if let Some(asked) = unlisted.and_then(|key| self.unlisted.get_mut(key)) {
-            asked.traffic.counts.work_s += work_s;
-        }
-        if let Some(class) = self.classes.get_mut(ask.class.index()) {
-            class.counts.work_s += work_s;
-        }
-        if let Some(listed) = self.listed.get_mut(&ask.route) {
-            listed.traffic.counts.work_s += work_s;
-        }
+        self.traffic_of(ask, unlisted).for_each(|traffic| traffic.counts.work_s += work_s);
         let visit = self.visit(ask, work, now);
         visit.class = ask.class;
         visit.counts.work_s += work_s;
@@ -398,16 +395,16 @@ impl Usage {
 
     /// A request that was sent on has failed.
     pub fn fail(&mut self, ask: Ask, unlisted: Option<&Unlisted>, now: Time) {
-        if let Some(asked) = unlisted.and_then(|key| self.unlisted.get_mut(key)) {
-            asked.traffic.counts.failed += 1;
-        }
-        if let Some(class) = self.classes.get_mut(ask.class.index()) {
-            class.counts.failed += 1;
-        }
-        if let Some(listed) = self.listed.get_mut(&ask.route) {
-            listed.traffic.counts.failed += 1;
-        }
+        self.traffic_of(ask, unlisted).for_each(|traffic| traffic.counts.failed += 1);
         self.visit(ask, Duration::ZERO, now).counts.failed += 1;
+    }
+
+    /// Where a request was counted that has been noted before: under its class, and its route or pattern.
+    fn traffic_of(&mut self, ask: Ask, unlisted: Option<&Unlisted>) -> impl Iterator<Item = &mut Traffic> {
+        let pattern = unlisted.and_then(|key| self.unlisted.get_mut(key));
+        let asked = [pattern, self.listed.get_mut(&ask.route)];
+        let asked = asked.into_iter().flatten().map(|asked| &mut asked.traffic);
+        asked.chain(self.classes.get_mut(ask.class.index()))
     }
 
     /// The client of a request that waited has left.
