@@ -11,7 +11,6 @@ use std::time::Duration;
 use super::defaults;
 use super::keys::SECTIONS;
 use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
-use super::selector;
 use super::table::Key;
 use super::value::{Words, quoted};
 use rayguard_core::alert::Alert;
@@ -20,6 +19,7 @@ use rayguard_core::policy::{
 };
 use rayguard_core::request::catalogue;
 use rayguard_core::signal::catalogue::SIGNALS as SIGNALS_BUILT_IN;
+use rayguard_core::signal::selector;
 
 /// How the file begins.
 const HEAD: &str =

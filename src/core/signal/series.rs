@@ -52,6 +52,7 @@ use crate::signal::exposition::{
     Counts, Exposition, FAMILY_LINES_MAX, Filter, Reporter, Sample, Whose, line_name,
 };
 use crate::signal::reading::{Missing, Reading};
+use crate::signal::selector;
 use crate::time::{Time, WallMs};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -489,9 +490,10 @@ impl Series {
 impl Alternative {
     fn new(source: &SignalSource, filter: &Filter) -> Option<Alternative> {
         let (from, name) = match source {
-            SignalSource::Scrape(derivation) => {
-                (From::Pages(Box::new(Selection::new(derivation, filter)?)), describe(&derivation.select))
-            }
+            SignalSource::Scrape(derivation) => (
+                From::Pages(Box::new(Selection::new(derivation, filter)?)),
+                selector::write(&derivation.select),
+            ),
             SignalSource::PromQl(expression) => (From::Query(expression.clone()), expression.to_string()),
             SignalSource::Probe => (From::Probe, "the probe of /api/gcs_healthz".to_owned()),
         };
@@ -844,22 +846,6 @@ fn is_of_head(select: &Selector) -> bool {
     };
     let of_one_process = ["ray_gcs_", "ray_dashboard_", "autoscaler_"];
     of_one_process.iter().any(|start| select.metric.starts_with(start)) || select.labels.iter().any(says_head)
-}
-
-/// A selector as PromQL writes it.
-fn describe(select: &Selector) -> String {
-    let condition = |condition: &LabelCondition| match condition {
-        LabelCondition::Is(label, value) => format!("{label}=\"{value}\""),
-        LabelCondition::IsNot(label, value) => format!("{label}!=\"{value}\""),
-        LabelCondition::StartsWith(label, start) => format!("{label}=~\"{start}.*\""),
-        LabelCondition::OneOf(label, values) => format!("{label}=~\"{}\"", values.join("|")),
-    };
-    let conditions: Vec<String> = select.labels.iter().map(condition).collect();
-    if conditions.is_empty() {
-        select.metric.to_string()
-    } else {
-        format!("{}{{{}}}", select.metric, conditions.join(","))
-    }
 }
 
 #[cfg(test)]

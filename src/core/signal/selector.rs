@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use rayguard_core::policy::{LabelCondition, Selector};
+use crate::policy::{LabelCondition, Selector};
 
 /// Why a selector was not understood.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
