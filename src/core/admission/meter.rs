@@ -118,50 +118,109 @@ pub enum Outcome {
     Unseen,
 }
 
-/// The counters of one class.
-#[derive(Debug)]
-pub struct Meter {
-    offered: AtomicU64,
-    admitted: AtomicU64,
-    queued: AtomicU64,
-    served: AtomicU64,
-    failed: AtomicU64,
-    late: AtomicU64,
-    abandoned: AtomicU64,
-    cancelled: AtomicU64,
-    left: AtomicU64,
-    shed: [AtomicU64; Reason::ALL.len()],
-    shadow_shed: AtomicU64,
-    bound: AtomicU64,
-    latency_us: AtomicU64,
-    wait_us: AtomicU64,
-    work_us: AtomicU64,
-    buckets: [AtomicU64; BUCKETS],
-    in_flight_peak: AtomicU32,
+/// Makes, of one list of counters, the [`Meter`] that counts and the [`Counts`] that were read from it.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// The counters of one class.
+        #[derive(Debug)]
+        pub struct Meter {
+            $($name: AtomicU64,)*
+            shed: [AtomicU64; Reason::ALL.len()],
+            buckets: [AtomicU64; BUCKETS],
+            in_flight_peak: AtomicU32,
+        }
+
+        /// The totals of one class, or the difference of two of them.
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub struct Counts {
+            $($(#[doc = $doc])+ pub $name: u64,)*
+            /// Refusals by [`Reason`].
+            pub shed: [u64; Reason::ALL.len()],
+            /// Upstream latencies by bucket.
+            pub buckets: [u64; BUCKETS],
+        }
+
+        impl Default for Meter {
+            fn default() -> Meter {
+                Meter {
+                    $($name: AtomicU64::new(0),)*
+                    shed: std::array::from_fn(|_| AtomicU64::new(0)),
+                    buckets: std::array::from_fn(|_| AtomicU64::new(0)),
+                    in_flight_peak: AtomicU32::new(0),
+                }
+            }
+        }
+
+        impl Default for Counts {
+            fn default() -> Counts {
+                Counts { $($name: 0,)* shed: [0; Reason::ALL.len()], buckets: [0; BUCKETS] }
+            }
+        }
+
+        impl Meter {
+            /// Everything counted so far.
+            pub fn read(&self) -> Counts {
+                let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+                Counts {
+                    shed: std::array::from_fn(|reason| load(&self.shed[reason])),
+                    buckets: std::array::from_fn(|at| load(&self.buckets[at])),
+                    $($name: load(&self.$name),)*
+                }
+            }
+        }
+
+        impl Counts {
+            /// What was counted since `earlier`.
+            #[must_use]
+            pub fn since(&self, earlier: &Counts) -> Counts {
+                Counts {
+                    $($name: self.$name.saturating_sub(earlier.$name),)*
+                    shed: std::array::from_fn(|reason| self.shed[reason].saturating_sub(earlier.shed[reason])),
+                    buckets: std::array::from_fn(|at| self.buckets[at].saturating_sub(earlier.buckets[at])),
+                }
+            }
+
+            /// Adds what another replica has counted.
+            pub fn add(&mut self, more: &Counts) {
+                $(self.$name += more.$name;)*
+                self.shed.iter_mut().zip(&more.shed).for_each(|(sum, more)| *sum += more);
+                self.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, more)| *sum += more);
+            }
+        }
+    };
 }
 
-impl Default for Meter {
-    fn default() -> Meter {
-        Meter {
-            offered: AtomicU64::new(0),
-            admitted: AtomicU64::new(0),
-            queued: AtomicU64::new(0),
-            served: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            late: AtomicU64::new(0),
-            abandoned: AtomicU64::new(0),
-            cancelled: AtomicU64::new(0),
-            left: AtomicU64::new(0),
-            shed: std::array::from_fn(|_| AtomicU64::new(0)),
-            shadow_shed: AtomicU64::new(0),
-            bound: AtomicU64::new(0),
-            latency_us: AtomicU64::new(0),
-            wait_us: AtomicU64::new(0),
-            work_us: AtomicU64::new(0),
-            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
-            in_flight_peak: AtomicU32::new(0),
-        }
-    }
+counters! {
+    // What happens to a request first is read last, so that no part is ever more than the whole.
+    /// Requests that waited.
+    queued,
+    /// Answers below 500.
+    served,
+    /// Answers of 500 and above, resets, refusals.
+    failed,
+    /// Requests whose client was told that Ray took too long.
+    late,
+    /// Answers nobody waited for any more.
+    abandoned,
+    /// Requests that ended because their client left.
+    cancelled,
+    /// Clients that left while waiting.
+    left,
+    /// Refusals not carried out (shadow mode).
+    shadow_shed,
+    /// Decisions taken while a limit was binding.
+    bound,
+    /// Sum of upstream latencies, microseconds: from the request being whole to the head of the
+    /// answer, whatever the client's line makes of either.
+    latency_us,
+    /// Sum of waits of those admitted, microseconds.
+    wait_us,
+    /// Sum of learnt work, microseconds.
+    work_us,
+    /// Requests sent on.
+    admitted,
+    /// Requests that arrived.
+    offered,
 }
 
 impl Meter {
@@ -236,141 +295,13 @@ impl Meter {
         self.late.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Everything counted so far, and the peak since the last `take_peak`.
-    pub fn read(&self) -> Counts {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        // What came first is read last, so that no part is ever more than the whole.
-        Counts {
-            queued: load(&self.queued),
-            served: load(&self.served),
-            failed: load(&self.failed),
-            late: load(&self.late),
-            abandoned: load(&self.abandoned),
-            cancelled: load(&self.cancelled),
-            left: load(&self.left),
-            shed: std::array::from_fn(|reason| load(&self.shed[reason])),
-            shadow_shed: load(&self.shadow_shed),
-            bound: load(&self.bound),
-            latency_us: load(&self.latency_us),
-            wait_us: load(&self.wait_us),
-            work_us: load(&self.work_us),
-            buckets: std::array::from_fn(|at| load(&self.buckets[at])),
-            admitted: load(&self.admitted),
-            offered: load(&self.offered),
-        }
-    }
-
     /// The most that Ray was at work on since the last call; the count starts anew at `asked`.
     pub(crate) fn take_peak(&self, asked: u32) -> u32 {
         self.in_flight_peak.swap(asked, Ordering::Relaxed).max(asked)
     }
 }
 
-/// The totals of one class, or the difference of two of them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Counts {
-    /// Requests that arrived.
-    pub offered: u64,
-    /// Requests sent on.
-    pub admitted: u64,
-    /// Requests that waited.
-    pub queued: u64,
-    /// Answers below 500.
-    pub served: u64,
-    /// Answers of 500 and above, resets, refusals.
-    pub failed: u64,
-    /// Requests whose client was told that Ray took too long.
-    pub late: u64,
-    /// Answers nobody waited for any more.
-    pub abandoned: u64,
-    /// Requests that ended because their client left.
-    pub cancelled: u64,
-    /// Clients that left while waiting.
-    pub left: u64,
-    /// Refusals by [`Reason`].
-    pub shed: [u64; Reason::ALL.len()],
-    /// Refusals not carried out (shadow mode).
-    pub shadow_shed: u64,
-    /// Decisions taken while a limit was binding.
-    pub bound: u64,
-    /// Sum of upstream latencies, microseconds: from the request being whole to the head of the
-    /// answer, whatever the client's line makes of either.
-    pub latency_us: u64,
-    /// Sum of waits of those admitted, microseconds.
-    pub wait_us: u64,
-    /// Sum of learnt work, microseconds.
-    pub work_us: u64,
-    /// Upstream latencies by bucket.
-    pub buckets: [u64; BUCKETS],
-}
-
-impl Default for Counts {
-    fn default() -> Counts {
-        Counts {
-            offered: 0,
-            admitted: 0,
-            queued: 0,
-            served: 0,
-            failed: 0,
-            late: 0,
-            abandoned: 0,
-            cancelled: 0,
-            left: 0,
-            shed: [0; Reason::ALL.len()],
-            shadow_shed: 0,
-            bound: 0,
-            latency_us: 0,
-            wait_us: 0,
-            work_us: 0,
-            buckets: [0; BUCKETS],
-        }
-    }
-}
-
 impl Counts {
-    /// What was counted since `earlier`.
-    #[must_use]
-    pub fn since(&self, earlier: &Counts) -> Counts {
-        Counts {
-            offered: self.offered.saturating_sub(earlier.offered),
-            admitted: self.admitted.saturating_sub(earlier.admitted),
-            queued: self.queued.saturating_sub(earlier.queued),
-            served: self.served.saturating_sub(earlier.served),
-            failed: self.failed.saturating_sub(earlier.failed),
-            late: self.late.saturating_sub(earlier.late),
-            abandoned: self.abandoned.saturating_sub(earlier.abandoned),
-            cancelled: self.cancelled.saturating_sub(earlier.cancelled),
-            left: self.left.saturating_sub(earlier.left),
-            shed: std::array::from_fn(|reason| self.shed[reason].saturating_sub(earlier.shed[reason])),
-            shadow_shed: self.shadow_shed.saturating_sub(earlier.shadow_shed),
-            bound: self.bound.saturating_sub(earlier.bound),
-            latency_us: self.latency_us.saturating_sub(earlier.latency_us),
-            wait_us: self.wait_us.saturating_sub(earlier.wait_us),
-            work_us: self.work_us.saturating_sub(earlier.work_us),
-            buckets: std::array::from_fn(|at| self.buckets[at].saturating_sub(earlier.buckets[at])),
-        }
-    }
-
-    /// Adds what another replica has counted.
-    pub fn add(&mut self, more: &Counts) {
-        self.offered += more.offered;
-        self.admitted += more.admitted;
-        self.queued += more.queued;
-        self.served += more.served;
-        self.failed += more.failed;
-        self.late += more.late;
-        self.abandoned += more.abandoned;
-        self.cancelled += more.cancelled;
-        self.left += more.left;
-        self.shadow_shed += more.shadow_shed;
-        self.bound += more.bound;
-        self.latency_us += more.latency_us;
-        self.wait_us += more.wait_us;
-        self.work_us += more.work_us;
-        self.shed.iter_mut().zip(&more.shed).for_each(|(sum, more)| *sum += more);
-        self.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, more)| *sum += more);
-    }
-
     /// Exchanges that ended.
     pub fn finished(&self) -> u64 {
         self.served + self.failed + self.abandoned
