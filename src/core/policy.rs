@@ -9,35 +9,28 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A class's place in [`Policy::classes`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ClassId(pub u8);
+macro_rules! places {
+    ($($(#[doc = $doc:literal])+ $name:ident;)*) => {$(
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub struct $name(pub u8);
 
-/// A module's place in [`Policy::modules`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ModuleId(pub u8);
-
-/// A signal's place in [`Policy::signals`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SignalId(pub u8);
-
-impl ClassId {
-    /// The place as an index.
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
+        impl $name {
+            /// The place as an index.
+            pub fn index(self) -> usize {
+                usize::from(self.0)
+            }
+        }
+    )*};
 }
-impl ModuleId {
-    /// The place as an index.
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-impl SignalId {
-    /// The place as an index.
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
+
+places! {
+    /// A class's place in [`Policy::classes`].
+    ClassId;
+    /// A module's place in [`Policy::modules`].
+    ModuleId;
+    /// A signal's place in [`Policy::signals`].
+    SignalId;
 }
 
 /// Everything the core needs to know about the operator's wishes.
