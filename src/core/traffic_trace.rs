@@ -438,12 +438,9 @@ pub enum TrafficTraceError {
     NoHead,
     /// Of another version.
     #[error(
-        "a trace of format {found}, and this rayguard reads format {VERSION}; read it with the version that wrote it"
+        "a trace of format {0}, and this rayguard reads format {VERSION}; read it with the version that wrote it"
     )]
-    Version {
-        /// As it says.
-        found: String,
-    },
+    Version(String),
 }
 
 /// Reads the parts of a trace, oldest first.
@@ -472,7 +469,7 @@ impl Reader {
         let version = version.split(|byte| *byte == b' ').next().unwrap_or_default();
         if version != VERSION.to_string().as_bytes() {
             let found = String::from_utf8_lossy(&version[..version.len().min(20)]).into_owned();
-            return Err(TrafficTraceError::Version { found });
+            return Err(TrafficTraceError::Version(found));
         }
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         self.trace.unreadable += u64::from(whole < bytes.len());

@@ -428,8 +428,7 @@ mod tests {
                 })
                 .await;
                 seen.sort_by_key(|(name, _)| *name != good);
-                let expected =
-                    [(good, Ok(b"up 1\n".to_vec())), (bad, Err(FetchError::Status { status: 404 }))];
+                let expected = [(good, Ok(b"up 1\n".to_vec())), (bad, Err(FetchError::Status(404)))];
                 assert_eq!(seen, expected);
             })
             .await;

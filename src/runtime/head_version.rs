@@ -207,13 +207,13 @@ pub struct Withheld {
 pub fn withheld(fault: &DiscoverError, shows_token: bool) -> Option<Withheld> {
     let DiscoverError::Dashboard { fault, .. } = fault else { return None };
     let remedy = match fault {
-        FetchError::Status { status: 401 | 403 } if shows_token => {
+        FetchError::Status(401 | 403) if shows_token => {
             "it refuses the token it is shown: give the one that Ray knows with metrics.token, or RAY_AUTH_TOKEN"
         }
-        FetchError::Status { status: 401 | 403 } => {
+        FetchError::Status(401 | 403) => {
             "name Ray's token with metrics.token, so that version and exporters are found"
         }
-        FetchError::Status { status: 301 | 302 | 303 | 307 | 308 | 404 } | FetchError::WebPage { .. } => {
+        FetchError::Status(301 | 302 | 303 | 307 | 308 | 404) | FetchError::WebPage(..) => {
             "something else than Ray answers there, or comes before it: name with upstream the address where Ray itself \
              answers"
         }
@@ -289,16 +289,16 @@ mod tests {
     fn what_wants_a_token_or_a_login_withholds_its_version_and_what_is_short_of_time_does_not() {
         let of = |fault| withheld(&DiscoverError::Dashboard { url: String::new(), fault }, false);
         for status in [302, 307, 401, 403, 404] {
-            let found = of(FetchError::Status { status }).unwrap().found;
+            let found = of(FetchError::Status(status)).unwrap().found;
             assert!(
                 found.starts_with(&format!("keeps its version to itself: answered with status {status}")),
                 "{found}"
             );
         }
-        assert!(of(FetchError::WebPage { content_type: "text/html".to_owned() }).is_some());
+        assert!(of(FetchError::WebPage("text/html".to_owned())).is_some());
         for status in [408, 429, 500, 503] {
-            assert_eq!(of(FetchError::Status { status }), None, "{status}");
+            assert_eq!(of(FetchError::Status(status)), None, "{status}");
         }
-        assert_eq!(of(FetchError::Slow { timeout: Duration::from_secs(1) }), None);
+        assert_eq!(of(FetchError::Slow(Duration::from_secs(1))), None);
     }
 }

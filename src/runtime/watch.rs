@@ -302,8 +302,8 @@ impl Watch {
             let (path, timeout) = (&wanted.path, wanted.timeout);
             let probe = probe::probe(&self.client, &upstream, path, timeout, self.app.clock).await;
             let down = match &probe.outcome {
-                Outcome::Down { fault } => Some(fault.to_string()),
-                Outcome::Answered { .. } | Outcome::Slow { .. } => None,
+                Outcome::Down(fault) => Some(fault.to_string()),
+                Outcome::Answered(..) | Outcome::Slow(..) => None,
             };
             self.app.on_upstream(down.as_deref());
             let latency_ms = probe.outcome.latency_ms(&name);

@@ -671,10 +671,10 @@ impl Selection {
     fn lost(&self, page: &Exposition) -> Option<SampleError> {
         let families = || std::iter::once(self.family).chain(self.divisor.iter().map(|(family, _)| *family));
         if families().any(|family| page.is_overfull(family)) {
-            return Some(SampleError::TooManyLines { max: FAMILY_LINES_MAX });
+            return Some(SampleError::TooManyLines(FAMILY_LINES_MAX));
         }
         let lost = families().map(|family| page.family_lost[family]).sum();
-        (lost > 0).then_some(SampleError::Lost { lost })
+        (lost > 0).then_some(SampleError::Lost(lost))
     }
 }
 
@@ -807,12 +807,12 @@ fn date(stamp_ms: Option<i64>, before_ms: Option<i64>, now: Time, wall: WallMs) 
     if let Some(before_ms) = before_ms
         && stamp_ms < before_ms
     {
-        return Err(SampleError::StampBack { by: length(stamp_ms, before_ms) });
+        return Err(SampleError::StampBack(length(stamp_ms, before_ms)));
     }
     let wall_ms = i64::try_from(wall.0).unwrap_or(i64::MAX);
     let ahead = length(wall_ms, stamp_ms);
     if ahead > STAMP_AHEAD_MAX {
-        return Err(SampleError::StampAhead { by: ahead });
+        return Err(SampleError::StampAhead(ahead));
     }
     Ok(now - length(stamp_ms, wall_ms))
 }
