@@ -18,13 +18,14 @@ use crate::upstream::Lease;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use rayguard_core::admission::controller::{Shed, Stage};
 use rayguard_core::admission::flow::Flow;
 use rayguard_core::time::Time;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -638,7 +639,7 @@ impl Cut for ResponseState {
     }
 
     fn park(&self, now: Time) {
-        let mut cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cargo = self.cargo.lock();
         let Some(Cargo { permit: Some(permit), inner, .. }) = cargo.as_mut() else { return };
         permit.kept(self.kept_at(now));
         if permit.park(inner.size_hint().exact()) {
@@ -648,7 +649,7 @@ impl Cut for ResponseState {
 
     /// Drops what is on the way: Ray's connection is closed, and the permit counts as abandoned.
     fn cut(&self) {
-        let cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let cargo = self.cargo.lock().take();
         drop(cargo);
     }
 }
@@ -666,7 +667,7 @@ impl HttpBody for Body {
             Body::Shared(shared) => return Pin::new(shared).poll_frame(context),
             Body::Streamed(streamed) => streamed,
         };
-        let mut cargo = response_state.cargo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cargo = response_state.cargo.lock();
         let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
         if let Some(since) = response_state.taken.ask() {
             let kept = response_state.keep(response_state.clock.now().since(since));
@@ -712,6 +713,6 @@ impl HttpBody for Body {
 
 impl Streamed {
     fn look<T>(&self, at: impl FnOnce(&Cargo) -> T) -> Option<T> {
-        self.response_state.cargo.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(at)
+        self.response_state.cargo.lock().as_ref().map(at)
     }
 }

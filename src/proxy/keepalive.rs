@@ -12,11 +12,12 @@
 
 use crate::clock::Clock;
 use crate::stream::Stream;
+use parking_lot::Mutex;
 use rayguard_core::time::Time;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -71,12 +72,12 @@ impl KeepAlive {
 
     /// The connection falls asleep: this is what is kept of it, and since when it idles.
     pub fn hibernate(&self, stream: Stream, since: Time) {
-        *self.0.asleep.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream, since));
+        *self.0.asleep.lock() = Some((stream, since));
     }
 
     /// What is kept of a connection that has fallen asleep, and since when it idles.
     pub fn resume(&self) -> Option<(Stream, Time)> {
-        self.0.asleep.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.asleep.lock().take()
     }
 }
 

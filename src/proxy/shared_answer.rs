@@ -25,12 +25,13 @@ use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use rayguard_core::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -367,7 +368,7 @@ impl SharedAnswer {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 
@@ -570,11 +571,11 @@ impl SharedBody {
 
 impl Reader {
     fn share(&self) -> MutexGuard<'_, Option<Share>> {
-        self.share.lock().unwrap_or_else(PoisonError::into_inner)
+        self.share.lock()
     }
 
     fn left(&self) -> MutexGuard<'_, Option<u64>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        self.left.lock()
     }
 }
 
@@ -752,7 +753,7 @@ mod tests {
         let kept = Mutex::new(Some(budget.take(3 * SMALL).unwrap()));
         let answer = growing(&budget);
         let share = answer.share().unwrap();
-        answer.fill(frames(2, SMALL), || kept.lock().unwrap().take().is_some()).await;
+        answer.fill(frames(2, SMALL), || kept.lock().take().is_some()).await;
         assert!(answer.is_whole());
         assert_eq!(read(share).await.unwrap().len(), 2 * SMALL);
     }

@@ -16,6 +16,7 @@ use crate::trace::{Note, Passed, TraceSender};
 use crate::upstream::Upstream;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::Uri;
+use parking_lot::{Mutex, MutexGuard};
 use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed};
 use rayguard_core::admission::cost::route_of;
 use rayguard_core::admission::flow::Flow;
@@ -31,8 +32,8 @@ use rayguard_core::request::query;
 use rayguard_core::time::{Time, duration_from_secs};
 use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Usage, Verdict};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -465,7 +466,7 @@ impl ProxyState {
     /// Who asked for what.
     pub fn usage(&self) -> MutexGuard<'_, Usage> {
         // A panic while counting leaves a count short; the proxy goes on.
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.lock()
     }
 
     /// Makes a new table the one in force and serves whoever it has room for.

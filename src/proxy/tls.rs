@@ -7,13 +7,14 @@
 
 use crate::upstream::Protocol;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ServerConfig};
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Why TLS cannot be had.
@@ -71,7 +72,7 @@ pub trait Renew: Send + Sync {
 
 /// Whether what stands in the files is news; it is none the next time.
 fn has_changed(looked_at: &Mutex<Digest>, now: Digest) -> bool {
-    let mut looked_at = looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut looked_at = looked_at.lock();
     std::mem::replace(&mut *looked_at, now) != now
 }
 

@@ -14,11 +14,12 @@ use crate::state::ProxyState;
 use crate::throttle::Throttled;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use rayguard_core::admission::controller::{Ask, Shed, Stage};
 use rayguard_core::admission::parked::Place;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use tokio::sync::Notify;
 
@@ -70,7 +71,7 @@ impl Handover {
     /// What is held now. One that Ray has answered before it was whole stays parked.
     #[must_use]
     pub fn take(&self) -> PermitGuard {
-        let mut held = self.lock();
+        let mut held = self.held.lock();
         held.permit.take().unwrap_or_else(|| {
             let permit = self.proxy.admission.let_by(self.ask, self.proxy.clock.now());
             PermitGuard::new(Arc::clone(&self.proxy), permit).parked(held.place.take())
@@ -94,23 +95,18 @@ impl Handover {
 
     fn admit(&self, mut permit: PermitGuard) {
         permit.sent();
-        let mut held = self.lock();
+        let mut held = self.held.lock();
         held.permit = Some(permit);
         held.place = None;
     }
 
     fn pass(&self, upload: &Upload) {
-        if let Some(permit) = &mut self.lock().permit {
+        if let Some(permit) = &mut self.held.lock().permit {
             permit.kept_before(upload.waited());
             permit.turn(Stage::Asked);
         }
         self.is_whole.store(true, Ordering::Relaxed);
         self.whole.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        // A permit is there or not at every step.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

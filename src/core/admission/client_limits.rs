@@ -32,10 +32,11 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Entries a class keeps; beyond, addresses share one.
@@ -142,7 +143,7 @@ impl ClientLimits {
     pub fn part(&self, parts: &BTreeMap<u64, f64>) {
         let entries = &self.table.entries;
         // What is held is right between any two entries.
-        let mut parted = self.table.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parted = self.table.parted.lock();
         for at in parted.drain(..) {
             entries[at].part.store(0, Ordering::Relaxed);
         }

@@ -38,11 +38,12 @@ use crate::admission::tiers::TierPlace;
 use crate::policy::{ClassId, Kind, ModuleId, NEEDED, PerClientLimits, Policy, Priority, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
+use parking_lot::{Mutex, MutexGuard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What is asked of the admission controller.
@@ -491,7 +492,7 @@ impl<W> AdmissionController<W> {
         let shown = ask.client;
         let ask = Ask { client: self.shared_credential.judge(shown), ..ask };
         if class.tally.watched.load(Ordering::Relaxed) {
-            class.tally.demand().note(ask.client, self.price(table, ask.class, self.takes(ask)));
+            class.tally.demand.lock().note(ask.client, self.price(table, ask.class, self.takes(ask)));
         }
         let of_client = match class
             .client_limits
@@ -654,7 +655,7 @@ impl<W> AdmissionController<W> {
         }
         let mut woken = Vec::new();
         for module in self.modules.iter().filter(|module| module.waiting.load(Ordering::SeqCst) > 0) {
-            let mut queue = module.queue.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut queue = module.queue.lock();
             self.dispatch(table, &mut queue, now, &mut woken);
         }
         for (waiter, grant) in woken {
@@ -746,14 +747,14 @@ impl<W> AdmissionController<W> {
     pub fn watch(&self, id: ClassId, on: bool) {
         let tally = &self.class(id).tally;
         if tally.watched.swap(on, Ordering::Relaxed) && !on {
-            *tally.demand() = ClassDemand::default();
+            *tally.demand.lock() = ClassDemand::default();
         }
     }
 
     /// Who has asked for this class since the last call; `None` while nobody looks.
     pub fn asked(&self, id: ClassId) -> Option<ClassDemand> {
         let tally = &self.class(id).tally;
-        tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.demand()))
+        tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.demand.lock()))
     }
 
     /// What each client of a class with places per client has under way, and was refused since the
@@ -857,7 +858,7 @@ impl<W> AdmissionController<W> {
 
     fn lock(&self, id: ModuleId) -> MutexGuard<'_, ModuleQueue<W>> {
         // A panic elsewhere must not close the proxy: the queue's state is valid at every await-free step.
-        self.module(id).queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.module(id).queue.lock()
     }
 
     /// Enters class, work, module and rate, or none of them, as what its place in the queue makes of it.
@@ -977,11 +978,6 @@ impl Tally {
 
     fn last_full(&self) -> Option<HeldBy> {
         HeldBy::ALL.get(usize::from(self.full.load(Ordering::Relaxed))).copied()
-    }
-
-    fn demand(&self) -> MutexGuard<'_, ClassDemand> {
-        // A panic while counting leaves a count short.
-        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
