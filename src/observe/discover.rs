@@ -275,9 +275,6 @@ fn heads(
 }
 
 /// Asks the dashboard.
-///
-/// # Errors
-/// [`DiscoverError`].
 async fn from_dashboard(
     client: &Client,
     dashboard: &Url,
@@ -288,9 +285,6 @@ async fn from_dashboard(
 }
 
 /// Reads Ray's file.
-///
-/// # Errors
-/// [`DiscoverError`].
 async fn from_file(path: &Path) -> Result<Listed, DiscoverError> {
     use tokio::io::AsyncReadExt;
     let unreadable = |problem: std::io::Error| match problem.kind() {
@@ -304,9 +298,6 @@ async fn from_file(path: &Path) -> Result<Listed, DiscoverError> {
 }
 
 /// Whether Ray's dashboard answers there, and which Ray it is.
-///
-/// # Errors
-/// [`DiscoverError::Dashboard`], [`DiscoverError::NotRay`].
 pub async fn version(
     client: &Client,
     dashboard: &Url,

@@ -101,9 +101,6 @@ pub fn client() -> Result<Client, FetchError> {
 
 /// The same for a server that may speak TLS, and must then be vouched for by these authorities,
 /// or by those the system trusts.
-///
-/// # Errors
-/// [`FetchError::Authorities`], [`FetchError::Client`].
 pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, FetchError> {
     let mut roots = rustls::RootCertStore::empty();
     let Some(path) = authorities else {
@@ -127,9 +124,6 @@ pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, FetchError>
 
 /// What builds a client for servers without TLS. reqwest looks for a provider of TLS whether one is
 /// needed or not, and panics without.
-///
-/// # Errors
-/// [`FetchError::Client`].
 pub fn builder() -> Result<reqwest::ClientBuilder, FetchError> {
     builder_with(rustls::RootCertStore::empty())
 }

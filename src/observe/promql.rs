@@ -231,9 +231,6 @@ impl<'de> Deserialize<'de> for Listed {
 }
 
 /// Asks for the value of an expression now.
-///
-/// # Errors
-/// [`QueryError`].
 pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<Answer, QueryError> {
     let mut url = server.query.clone();
     // Prometheus gives up when we do.

@@ -75,9 +75,6 @@ pub struct Page {
 impl Target {
     /// Reads `host:port` (the path is then `/metrics`) or a URL. An IPv6 address is understood
     /// without its brackets too, as older versions of Ray write it.
-    ///
-    /// # Errors
-    /// [`BadTarget`].
     pub fn parse(given: &str) -> Result<Target, BadTarget> {
         let bad =
             |problem: &str| BadTarget { given: without_credentials(given), problem: problem.to_owned() };

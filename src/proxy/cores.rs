@@ -34,9 +34,6 @@ pub struct Cores {
 
 impl Cores {
     /// Starts so many.
-    ///
-    /// # Errors
-    /// What the OS says.
     pub fn start(count: usize) -> io::Result<Cores> {
         let mut cores = Cores { handles: Vec::new(), threads: Vec::new(), end: watch::Sender::new(()) };
         for core in 1..=count {

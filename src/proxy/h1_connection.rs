@@ -235,9 +235,6 @@ impl Wake for Driver {
 
 impl H1Connection {
     /// Speaks HTTP/1.1 on a stream.
-    ///
-    /// # Errors
-    /// What hyper says.
     pub async fn open(stream: Stream, bounds: AnswerBounds) -> hyper::Result<H1Connection> {
         // Most requests are a head and nothing else: one buffer, one plain write.
         let mut builder = http1::Builder::new();

@@ -266,9 +266,6 @@ impl From<Box<dyn Accept>> for Listener {
 
 impl Listener {
     /// Binds an address. A Unix socket left behind by a process that is gone is replaced.
-    ///
-    /// # Errors
-    /// What the OS says.
     pub async fn bind(address: &settings::Address) -> io::Result<Listener> {
         let socket = match address {
             settings::Address::Tcp(address) => Socket::Tcp(probing(TcpListener::bind(address).await?)),
@@ -284,9 +281,6 @@ impl Listener {
     }
 
     /// A listener on a socket that is open already.
-    ///
-    /// # Errors
-    /// What the OS says.
     pub fn take_over(socket: Inherited) -> io::Result<Listener> {
         let socket = match socket {
             Inherited::Tcp(socket) => {

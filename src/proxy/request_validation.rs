@@ -119,9 +119,6 @@ impl Malformed {
 }
 
 /// Whether a parsed request, whose headers mention these names, can be read in one way only.
-///
-/// # Errors
-/// [`Malformed`].
 pub(crate) fn check<B: Body>(
     request: &Request<B>,
     header_presence: HeaderPresence,

@@ -92,9 +92,6 @@ type Digest = [u8; 32];
 impl Terminator {
     /// Reads the files. With `client_authorities`, only clients with a certificate of theirs
     /// are let in.
-    ///
-    /// # Errors
-    /// [`TlsError`].
     pub fn new(
         certificate: &Path,
         key: &Path,
@@ -173,9 +170,6 @@ impl Eq for Originator {}
 
 impl Originator {
     /// Trusts the authorities in this file, and nobody else, to vouch for the server `name`.
-    ///
-    /// # Errors
-    /// [`TlsError`].
     pub fn new(name: ServerName<'static>, authorities: &Path) -> Result<Originator, TlsError> {
         let looked_at = Mutex::new(digest([Some(authorities), None, None]));
         let offers = ArcSwap::from_pointee(offers(authorities)?);

@@ -152,9 +152,6 @@ impl Evidence {
     }
 
     /// Takes in what another page says; evidence of another kind is ignored.
-    ///
-    /// # Errors
-    /// [`SampleError::BoundsDiffer`].
     pub(crate) fn merge(&mut self, other: &Evidence) -> Result<(), SampleError> {
         match (self, other) {
             (Evidence::Sum(sum), Evidence::Sum(more))
@@ -286,9 +283,6 @@ impl Histograms {
 
     /// The new observations of all series since `before`. A series that was reset counts from
     /// zero; one that is new, or whose bounds changed, counts from now on.
-    ///
-    /// # Errors
-    /// [`SampleError::BoundsDiffer`], [`SampleError::NoSeries`].
     pub fn since(&self, before: &Histograms) -> Result<Buckets, SampleError> {
         let mut total: Option<Buckets> = None;
         for (series, now) in &self.0 {

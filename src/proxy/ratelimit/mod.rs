@@ -159,9 +159,6 @@ impl Service {
     }
 
     /// Decides about one question; nothing in it waits beyond `deadline`.
-    ///
-    /// # Errors
-    /// [`CallError::TooMany`].
     pub async fn decide(
         &self,
         peer: IpAddr,
