@@ -39,7 +39,7 @@
 use crate::policy::{Derivation, How, LabelCondition, Selector};
 use crate::signal::line::{Label, Lines, as_number, is_quoted_sample, lex, name_of, time_stamp, unescape};
 use memchr::memmem::Finder;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// A family with more lines of interest than this is given up: memory stays bounded.
@@ -485,7 +485,7 @@ struct Batch<'a> {
     /// In the order of the page.
     samples: Vec<Sample>,
     /// The labels that matter, by their text.
-    reduced: HashMap<String, Labels>,
+    reduced: BTreeMap<String, Labels>,
     /// The line being read.
     labels: Vec<Label<'a>>,
     text: String,
