@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::{Add, Sub};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// A point on the driver's monotone time line, in nanoseconds since the driver's start.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
@@ -72,21 +72,65 @@ impl fmt::Debug for Time {
 pub struct WallMs(pub u64);
 
 impl WallMs {
-    /// `2026-01-31T23:59:59.123Z` (RFC 3339, UTC, milliseconds), until the end of the year 9999.
+    /// `2026-01-31T23:59:59.123Z` (RFC 3339, UTC, milliseconds).
     pub fn rfc3339(self) -> String {
-        const LAST: u64 = 253_402_300_799_999;
-        let at = SystemTime::UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
-        humantime::format_rfc3339_millis(at).to_string()
+        let (seconds, ms) = (self.0 / 1_000, self.0 % 1_000);
+        let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
+        let (year, month, day) = civil_from_days(days);
+        let (hour, minute, second) = (second_of_day / 3_600, second_of_day / 60 % 60, second_of_day % 60);
+        format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
     }
 
     /// Reads RFC 3339 in UTC (`Z`), with or without fractions of a second. `None` when it is
     /// something else.
     pub fn parse_rfc3339(text: &str) -> Option<WallMs> {
-        // This one reads a blank for the `T` as well; without a `Z` it would take any place's time for UTC.
-        let at = humantime::parse_rfc3339_weak(text.strip_suffix(['Z', 'z'])?).ok()?;
-        let ms = at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis();
-        u64::try_from(ms).ok().map(WallMs)
+        let (date, clock) = text.strip_suffix(['Z', 'z'])?.split_once(['T', 't', ' '])?;
+        let mut date = date.splitn(3, '-').map(digits);
+        let (year, month, day) = (date.next()??, date.next()??, date.next()??);
+        let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+        let mut clock = clock.splitn(3, ':').map(digits);
+        let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+        digits(fraction)?;
+        let ms = digits(&format!("{fraction:0<3}")[..3])?;
+        let in_range = (1970..=9999).contains(&year)
+            && (1..=12).contains(&month)
+            && (1..=31).contains(&day)
+            && hour < 24
+            && minute < 60
+            && second <= 60;
+        if !in_range {
+            return None;
+        }
+        let days = days_from_civil(year, month, day)?;
+        Some(WallMs((days * 86_400 + hour * 3_600 + minute * 60 + second) * 1_000 + ms))
     }
+}
+
+fn digits(text: &str) -> Option<u64> {
+    (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())).then(|| text.parse().ok())?
+}
+
+/// Days since 1970-01-01 as year, month, day (H. Hinnant, "chrono-compatible low-level date
+/// algorithms": eras of 400 years that begin on 1 March).
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+/// The inverse; `None` before 1970.
+fn days_from_civil(year: u64, month: u64, day: u64) -> Option<u64> {
+    let year = if month <= 2 { year - 1 } else { year };
+    let (era, year_of_era) = (year / 400, year % 400);
+    let month_from_march = if month > 2 { month - 3 } else { month + 9 };
+    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
+    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+    (era * 146_097 + day_of_era).checked_sub(719_468)
 }
 
 /// What the impls below make of it.
