@@ -1,8 +1,8 @@
 //! What of an exporter's answer is needed, and is it whole?
 //!
-//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB), and a
-//! parser of whole pages such as `prometheus-parse` reads about 14 MB/s, never reports an error, and
-//! loses lines with `}`, `,` or `=` in a label's value. So the page is first cut down by bytes:
+//! Ray's pages grow with every job (one job burst took the agent's page from 254 to 553 kB), and
+//! `prometheus-parse` reads about 14 MB/s, never reports an error, and loses lines with `}`, `,` or
+//! `=` in a label's value. So the page is first cut down by bytes, and labels are read here:
 //!
 //! 1. **Shape.** Empty, HTML, JSON, binary or cut off in the middle of a line: refused whole,
 //!    as a typed [`Malformed`]. A number cut short is still a number (`123` becomes `12`), so
@@ -12,9 +12,10 @@
 //!    without their label's name, so that unusual blanks (`{a = "b"}`) cannot hide a line; what
 //!    stays too much is dropped by the exact match afterwards.
 //! 3. **Labels.** Each line that stays is read strictly, by the text format's grammar, into a
-//!    digest of all labels (which series it is) and the few labels that selectors name. A line
-//!    whose value is no number is a lost line and is counted.
-//! 4. **Bounds.** A family with more lines than `FAMILY_LINES_MAX` is given up, and no other one
+//!    digest of all labels (which series it is) and the few labels that selectors name.
+//! 4. **Values.** The distinct values go to `prometheus-parse` in one page, each under a key that
+//!    stands in for it; a value that does not come back is a lost line and is counted.
+//! 5. **Bounds.** A family with more lines than `FAMILY_LINES_MAX` is given up, and no other one
 //!    with it: a sum over a part of its lines would be wrong in silence.
 //!
 //! Nothing is lost in silence: [`Counts`] says how many lines stayed, how many became samples,
@@ -84,6 +85,7 @@ pub enum Reporter {
 
 impl Reporter {
     /// Who feeds what a selector asks for.
+    #[must_use]
     pub fn of(select: &Selector) -> Reporter {
         let is_gcs = |condition: &LabelCondition| match condition {
             LabelCondition::Is(label, value) => {
@@ -111,9 +113,6 @@ pub enum Whose {
     Nodes,
 }
 
-/// Labels and their values, shared between the samples that have the same.
-type Labels = Arc<[(Arc<str>, Box<str>)]>;
-
 /// One sample of interest.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Sample {
@@ -121,8 +120,9 @@ pub struct Sample {
     pub family: usize,
     /// Digest of the name and all labels but `le`: equal for all buckets of one series.
     pub series: u64,
-    /// The labels that selectors name; a label that is absent is not here.
-    pub labels: Labels,
+    /// The labels that selectors name; a label that is absent is not here. Shared between
+    /// equal ones.
+    pub labels: Arc<[(Arc<str>, Box<str>)]>,
     /// The bucket's upper bound, when the line has one.
     pub le: Option<f64>,
     /// As read: may be NaN, infinite or negative.
@@ -135,11 +135,13 @@ pub struct Sample {
 
 impl Sample {
     /// The value of a label; absent is empty, as Prometheus has it.
+    #[must_use]
     pub fn label(&self, name: &str) -> &str {
         self.labels.iter().find(|(label, _)| &**label == name).map_or("", |(_, value)| value)
     }
 
     /// Whether every condition holds on a page that is the head's, or is not.
+    #[must_use]
     pub(crate) fn satisfies(&self, conditions: &[LabelCondition], on_heads_page: bool) -> bool {
         conditions.iter().all(|condition| match condition {
             LabelCondition::Is(name, value) => match self.label(name) {
@@ -188,16 +190,19 @@ pub struct Exposition {
 
 impl Exposition {
     /// Whose page it is, as far as it says so itself.
+    #[must_use]
     pub fn whose(&self) -> Whose {
         self.whose
     }
 
     /// The samples of all families, by family, within one in the order of the page.
+    #[must_use]
     pub fn samples(&self) -> &[Sample] {
         &self.samples
     }
 
     /// The samples of one family.
+    #[must_use]
     pub fn family(&self, family: usize) -> &[Sample] {
         let begin = self.samples.partition_point(|sample| sample.family < family);
         let len = self.samples[begin..].partition_point(|sample| sample.family == family);
@@ -206,16 +211,19 @@ impl Exposition {
 
     /// Lines of a family that this reporter feeds, whatever their labels: tells "the family is
     /// there, no series matches" from "no such family" and from "its reporter is silent".
+    #[must_use]
     pub(crate) fn family_lines(&self, family: usize, reporter: Reporter) -> usize {
         self.family_lines[family][reporter as usize]
     }
 
     /// Whether a family was given up: it has more than [`FAMILY_LINES_MAX`] lines.
+    #[must_use]
     pub(crate) fn is_overfull(&self, family: usize) -> bool {
         self.overfull.contains(&family)
     }
 
     /// A digest of everything this reporter said; equal digests: it said nothing new.
+    #[must_use]
     pub fn reported(&self, reporter: Reporter) -> u64 {
         self.reported[reporter as usize]
     }
@@ -247,6 +255,7 @@ struct Wanted(Vec<Vec<Finder<'static>>>);
 
 impl Filter {
     /// The lines that these derivations read.
+    #[must_use]
     pub fn new<'a>(derivations: impl IntoIterator<Item = &'a Derivation>) -> Filter {
         let needle = |text: &str| Finder::new(text.as_bytes()).into_owned();
         let mut filter = Filter {
@@ -294,6 +303,7 @@ impl Filter {
     }
 
     /// The index of a family by the name at the head of its lines.
+    #[must_use]
     pub fn family(&self, name: &str) -> Option<usize> {
         self.families.binary_search_by(|family| (*family.name).cmp(name)).ok()
     }
@@ -344,7 +354,7 @@ impl Filter {
                 reading.family_lost[place] += 1;
             }
         }
-        reading.samples = batch.samples;
+        batch.finish(&mut reading);
         for &place in &reading.overfull {
             reading.samples.retain(|sample| sample.family != place);
             reading.family_lost[place] = kept[place];
@@ -365,6 +375,7 @@ impl Wanted {
 }
 
 /// The name at the head of the lines that a derivation reads.
+#[must_use]
 pub(crate) fn line_name(selector: &Selector, how: &How) -> String {
     match how {
         How::ShareAbove(_) | How::Quantile(_) => format!("{}_bucket", selector.metric),
@@ -478,17 +489,26 @@ fn digest_after(before: u64, bytes: &[u8]) -> u64 {
 
 /// The samples of a page, on their way.
 ///
-/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones:
-/// each set of labels is kept once.
+/// Reduced to the labels that matter, the lines of a thousand jobs are a few dozen different ones,
+/// and most of their values are zero: each set of labels is kept once, each value parsed once.
 #[derive(Default)]
 struct Batch<'a> {
-    /// In the order of the page.
-    samples: Vec<Sample>,
-    /// The labels that matter, by their text.
-    reduced: BTreeMap<String, Labels>,
+    /// Samples without their value, in the order of the page; and that value's key.
+    waiting: Vec<(Sample, usize)>,
+    /// The values as written; their places are their keys.
+    values: Vec<&'a str>,
+    value_keys: BTreeMap<&'a str, usize>,
+    /// The labels that matter, by the digest of their text.
+    reduced: BTreeMap<u64, Reduced>,
     /// The line being read.
     labels: Vec<Label<'a>>,
     text: String,
+}
+
+/// What lines that reduce to the same share.
+struct Reduced {
+    text: String,
+    labels: Arc<[(Arc<str>, Box<str>)]>,
 }
 
 impl<'a> Batch<'a> {
@@ -502,7 +522,7 @@ impl<'a> Batch<'a> {
         stamps_in_seconds: bool,
     ) -> bool {
         let Some(tail) = lex(&line[name_len..], &mut self.labels) else { return false };
-        let Some(value) = as_number(tail.value) else { return false };
+        let Ok(value) = std::str::from_utf8(tail.value) else { return false };
         let stamp_ms = tail.stamp.map(|stamp| time_stamp(stamp, stamps_in_seconds));
         if stamp_ms == Some(None) {
             return false;
@@ -528,18 +548,36 @@ impl<'a> Batch<'a> {
         }
         let reporter = reporter(&line[..name_len], line).unwrap_or(Reporter::Other);
         let (labels, stamp_ms) = (self.labels_of(family), stamp_ms.flatten());
-        self.samples.push(Sample { family: place, series, labels, le, value, stamp_ms, reporter });
+        let sample = Sample { family: place, series, labels, le, value: f64::NAN, stamp_ms, reporter };
+        let next = self.values.len();
+        let key = *self.value_keys.entry(value).or_insert(next);
+        if key == next {
+            self.values.push(value);
+        }
+        self.waiting.push((sample, key));
         true
     }
 
-    /// The labels that matter of the line being read, shared with the lines before it.
-    fn labels_of(&mut self, family: &Family) -> Labels {
-        if let Some(known) = self.reduced.get(&self.text) {
-            return Arc::clone(known);
+    /// Reads the values and hands over the samples.
+    fn finish(self, into: &mut Exposition) {
+        let values = parse(&self.values);
+        for (mut sample, key) in self.waiting {
+            match values[key] {
+                None => into.family_lost[sample.family] += 1,
+                Some(value) => {
+                    sample.value = value;
+                    into.samples.push(sample);
+                }
+            }
         }
-        let labels = family.known(&self.labels);
-        self.reduced.insert(self.text.clone(), Arc::clone(&labels));
-        labels
+    }
+
+    /// The labels that matter of the line being read, shared with the lines before it.
+    fn labels_of(&mut self, family: &Family) -> Arc<[(Arc<str>, Box<str>)]> {
+        let anew = || Reduced { text: self.text.clone(), labels: family.known(&self.labels) };
+        let known = self.reduced.entry(digest(self.text.as_bytes())).or_insert_with(anew);
+        // Another one may have the same digest, once in an age of the world.
+        if known.text == self.text { Arc::clone(&known.labels) } else { family.known(&self.labels) }
     }
 }
 
@@ -550,7 +588,7 @@ impl Family {
     }
 
     /// The labels that selectors name, with what they mean.
-    fn known(&self, labels: &[Label<'_>]) -> Labels {
+    fn known(&self, labels: &[Label<'_>]) -> Arc<[(Arc<str>, Box<str>)]> {
         let value = |raw: &[u8]| unescape(&String::from_utf8_lossy(raw)).into();
         labels.iter().filter_map(|(name, raw)| Some((Arc::clone(self.label(name)?), value(raw)))).collect()
     }
@@ -570,6 +608,25 @@ fn drop_repeated(samples: &mut Vec<Sample>) -> usize {
         samples.retain(|_| place.next().is_none_or(|place| !repeats.contains(&place)));
     }
     repeats.len()
+}
+
+/// What each of these words is as a number, if it is one.
+#[expect(clippy::default_trait_access, reason = "the type is chrono's, which is no dependency of ours")]
+fn parse(words: &[&str]) -> Vec<Option<f64>> {
+    let lines = words.iter().zip(0..).map(|(word, key)| Ok(format!("k{key} {word}")));
+    // The parser's own time is not used: each line's stamp was read before. It returns no error here,
+    // since no line does.
+    let page = prometheus_parse::Scrape::parse_at(lines, Default::default());
+    let mut values = vec![None; words.len()];
+    for sample in page.map(|page| page.samples).unwrap_or_default() {
+        let key = sample.metric.strip_prefix('k').and_then(|key| key.parse::<usize>().ok());
+        if let (Some(value), prometheus_parse::Value::Untyped(read)) =
+            (key.and_then(|key| values.get_mut(key)), sample.value)
+        {
+            *value = Some(read);
+        }
+    }
+    values
 }
 
 #[cfg(test)]

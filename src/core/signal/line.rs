@@ -149,7 +149,12 @@ pub(super) fn time_stamp(word: &[u8], in_seconds: bool) -> Option<i64> {
     (ms.abs() <= 9.0e15).then_some(ms as i64)
 }
 
-/// A number as exporters write it: `NaN`, `+Inf`, `1e5`.
+/// As [`number`].
 pub(super) fn as_number(word: &[u8]) -> Option<f64> {
-    std::str::from_utf8(word).ok()?.parse().ok()
+    std::str::from_utf8(word).ok().and_then(number)
+}
+
+/// A number as exporters write it: `NaN`, `+Inf`, `1e5`.
+pub(super) fn number(word: &str) -> Option<f64> {
+    word.parse().ok()
 }
