@@ -14,6 +14,7 @@ mod slow_lines;
 mod upstream;
 
 use rayguard::core::policy::Bounds;
+use rayguard::core::time::WallMs;
 use rayguard::proxy::cores::Cores;
 use rayguard::proxy::listen;
 use rayguard::proxy::upstream::Address;
@@ -702,6 +703,43 @@ async fn an_answer_is_never_shared_across_credentials() {
         assert_eq!(client.answer().await.status, 200);
     }
     assert_eq!(rig.ray.count(), 2);
+}
+
+#[tokio::test]
+async fn a_known_client_does_not_wait_behind_a_stranger_who_asks_the_same() {
+    let rig = Rig::with_policy(|policy| {
+        policy.classes[class("job-list").index()].in_flight = Bounds::fixed(1.0);
+    })
+    .await;
+    let ask = |address: u32, question: &str, task: &str| {
+        get(&format!("/api/jobs/?{question}"), &[&format!("x-forwarded-for: 10.0.0.{address}"), task])
+    };
+    for calm in 0..3 {
+        assert_eq!(rig.ask(&ask(1, &format!("calm={calm}"), "x-do: slow:5")).await.status, 200);
+    }
+    // Twenty minutes later.
+    let later = WallMs(rig.proxy.clock.wall().0 + 20 * 60_000);
+    rig.proxy.admission.history().set_clock(rig.proxy.clock.now(), later);
+    let mut waiting = Vec::new();
+    for (address, question) in [(2, "a"), (3, "b"), (4, "c"), (5, "mine"), (1, "mine"), (6, "mine")] {
+        let mut client = rig.client().await;
+        client.send(ask(address, question, "x-do: hold")).await;
+        waiting.push(client);
+        // The last one follows, and is seen by nobody.
+        let lines = waiting.len().min(5);
+        until("it is in or waits", || {
+            (rig.in_flight("job-list") + rig.waiting("job-list")) as usize == lines
+        })
+        .await;
+    }
+    rig.ray.hold.add_permits(2);
+    assert_eq!(waiting[4].answer().await.status, 200, "the known one is next");
+    let asked: Vec<String> = rig.ray.seen().iter().skip(3).map(|seen| seen.line().to_owned()).collect();
+    assert!(asked[0].contains("?a ") && asked[1].contains("?mine "), "{asked:?}");
+    rig.ray.hold.add_permits(10);
+    for client in &mut waiting[..4] {
+        assert_eq!(client.answer().await.status, 200);
+    }
 }
 
 #[tokio::test]

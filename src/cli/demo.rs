@@ -7,16 +7,16 @@
 //! clients got is the whole point.
 
 use crate::admin;
-use crate::cli::load::plan::Plan;
-use crate::cli::load::report::{Figures, Report};
-use crate::cli::load::{self, report::Sample};
 use crate::config::{Overrides, Settings};
 use crate::core::controller::view::{ClassView, View};
 use crate::core::event::{Event, LimitKind};
 use crate::core::policy::Treatment;
 use crate::core::request::catalogue::Surface;
 use crate::core::time::Time;
-use crate::emulator::{Emulator, EmulatorConfig, Running};
+use crate::lab::emulator::{Emulator, EmulatorConfig, Running};
+use crate::lab::load::plan::Plan;
+use crate::lab::load::report::{Figures, Report};
+use crate::lab::load::{self, report::Sample};
 use crate::observe::adjustment_log::{self, AdjustmentLog, Writer};
 use crate::observe::notify::{self, Notifier};
 use crate::proxy::clock::Clock;

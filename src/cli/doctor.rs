@@ -757,7 +757,7 @@ fn short(source: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::emulator::{Emulator, EmulatorConfig};
+    use crate::lab::emulator::{Emulator, EmulatorConfig};
 
     fn settings(text: &str) -> Settings {
         config::parse(text, "test", &Overrides::default()).unwrap_or_else(|problems| panic!("{problems}"))

@@ -8,12 +8,12 @@
 use crate::cli::format::Format;
 use crate::cli::incident;
 use crate::cli::progress::Bar;
-use crate::sim::ablation;
-use crate::sim::calibration;
-use crate::sim::model_fit;
-use crate::sim::monte_carlo::{PassRate, monte_carlo};
-use crate::sim::page;
-use crate::sim::report::{self, Answer};
+use crate::lab::ablation;
+use crate::lab::calibration;
+use crate::lab::model_fit;
+use crate::lab::monte_carlo::{PassRate, monte_carlo};
+use crate::lab::page;
+use crate::lab::report::{self, Answer};
 use crate::sim::scenario::{Scenario, ScenarioError};
 use crate::sim::trace::{self, TraceError};
 use crate::sim::world::{Onlooker, Traces};

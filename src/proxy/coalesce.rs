@@ -22,6 +22,12 @@
 //! `no-store`, `Vary: *` and a `Vary` that names one of the exceptions forbid sharing; `no-cache` and `max-age`
 //! bound how long it is kept. An event stream is one reader's own.
 //!
+//! **Nobody waits behind others for it.** Who was here before comes first ([`history`]): a request that a stranger leads,
+//! and that waits in the strangers' line, is not followed by a known client. It asks in its own turn, and other known
+//! ones follow that. Else whoever copies its question would hold it back.
+//!
+//! [`history`]: rayguard_core::admission::history
+//!
 //! Requests with a `Range` ask for a part of something large, each for another: they are not shared. Those
 //! with a condition (`If-None-Match`) are: the condition is a header like any other, and who asks the same
 //! gets the same 304.
@@ -168,9 +174,10 @@ pub enum Question<'a> {
 impl<'a> Question<'a> {
     /// The question of a target whose route reads these keys, if they are known.
     pub fn of(uri: &'a Uri, keys: Option<&'static ReadKeys>) -> Question<'a> {
-        let as_sent = || Question::AsSent(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
-        let Some(keys) = keys else { return as_sent() };
-        let Some(read) = query::question(uri.query().unwrap_or(""), keys) else { return as_sent() };
+        let Some(keys) = keys else {
+            return Question::AsSent(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
+        };
+        let read = query::question(uri.query().unwrap_or(""), keys);
         let path = if query::is_path(uri.path(), keys.path) { keys.path } else { uri.path() };
         Question::Read(path, read)
     }
@@ -225,6 +232,12 @@ impl Key {
                 || is_ignored(Surface::Dashboard, name)
         });
         Key(digest.finalize().into())
+    }
+
+    /// The same among those who come before strangers: they do not wait for a stranger's turn.
+    #[must_use]
+    pub fn among_known(self) -> Key {
+        Key(Sha256::new().chain_update(self.0).chain_update(b"known").finalize().into())
     }
 
     /// The same at one of several upstreams.
@@ -468,7 +481,7 @@ mod tests {
         assert_ne!(question("/nodes/a?nocache=1", job), question("/nodes/a", job));
         assert_ne!(question("/x?r=1", "/x"), question("/x?r=2", "/x"), "a route whose keys are not known");
         let many = format!("/api/jobs/?{}", "a&".repeat(query::FIELDS_MAX));
-        assert_ne!(question(&many, jobs), question(&format!("{many}b"), jobs), "more than Ray takes");
+        assert_eq!(question(&many, jobs), question("/api/jobs/", jobs), "nobody counts what nobody reads");
     }
 
     #[test]

@@ -75,6 +75,8 @@ struct Flight<A: Answer, F> {
     /// Those who follow, in order of arrival.
     followers: BTreeMap<u64, Place<A::Share, F>>,
     arrivals: u64,
+    /// Nobody who comes now would be let in before its leader.
+    goes_first: bool,
     /// The leader, while it waits for the last follower to leave.
     unawaited: Option<Waker>,
 }
@@ -145,6 +147,7 @@ impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
             stage: Stage::Led,
             followers: BTreeMap::new(),
             arrivals: 0,
+            goes_first: false,
             unawaited: None,
         }));
         let before = flights.insert(key, Arc::clone(&flight));
@@ -234,6 +237,7 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Entry<K, A, F> {
     /// Hands the lead to whoever has followed longest.
     fn pass_on(&self) {
         let mut state = lock(&self.flight);
+        state.goes_first = false;
         let heir = state.followers.values_mut().find(|place| place.news.is_none());
         let waker = if let Some(heir) = heir {
             heir.news = Some(News::Lead);
@@ -283,6 +287,13 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Lead<K, A, F> {
         }
     }
 
+    /// Nobody who comes now would be let in before this one: it is, or it waits with those who come first.
+    pub fn goes_first(&self) {
+        if let Some(entry) = &self.entry {
+            lock(&entry.flight).goes_first = true;
+        }
+    }
+
     /// Ready while nobody follows; else the task is woken once nobody does.
     pub fn poll_unawaited(&self, context: &mut Context<'_>) -> Poll<()> {
         let Some(entry) = &self.entry else { return Poll::Ready(()) };
@@ -323,6 +334,14 @@ pub struct Follower<K: Copy + Eq + Hash, A: Answer, F> {
     entry: Entry<K, A, F>,
     /// Gone once it has been told.
     place: Option<u64>,
+}
+
+impl<K: Copy + Eq + Hash, A: Answer, F> Follower<K, A, F> {
+    /// Whether one who comes first might be let in before the leader that it waits for.
+    #[must_use]
+    pub fn may_be_overtaken(&self) -> bool {
+        !lock(&self.entry.flight).goes_first
+    }
 }
 
 impl<K: Copy + Eq + Hash, A: Answer, F> Future for Follower<K, A, F>
@@ -476,6 +495,19 @@ mod tests {
         assert!(news(&mut last).is_none());
         drop(lead.land(Word::new("jobs"), Time::ZERO));
         assert!(matches!(news(&mut last), Some(Told::Share(_))));
+    }
+
+    #[test]
+    fn a_leader_that_waits_with_the_others_may_be_overtaken_until_it_is_let_in_and_so_may_its_heir() {
+        let words = Words::default();
+        let first = lead(&words, 0);
+        let mut heir = follow(&words, 0);
+        assert!(heir.may_be_overtaken());
+        first.goes_first();
+        assert!(!heir.may_be_overtaken());
+        drop(first);
+        assert!(heir.may_be_overtaken());
+        assert!(matches!(news(&mut heir), Some(Told::Lead(_))));
     }
 
     #[test]

@@ -137,7 +137,7 @@ pub struct ProxyState {
     /// Bytes of short bodies that are being read.
     pub gathered: Arc<Budget>,
     /// Uploads of each class that may stand in its line at once, once they have come whole.
-    pub turns: Box<[Semaphore]>,
+    pub turns: Arc<[Semaphore]>,
     /// Who is connected, over every listener.
     pub connections: Arc<Connections>,
     /// Whom users may turn to, as every refusal says.
@@ -152,6 +152,8 @@ pub struct ProxyState {
     pub ratelimit: Arc<Tally>,
     /// Counts the policies of this run: class and route numbers are this one's.
     pub generation: u32,
+    /// The policy and the limits in force, whichever proxy's they are.
+    in_force: Arc<ArcSwap<(Arc<Policy>, Arc<LimitTable>)>>,
     /// Whether another proxy has taken its place, and whether a task looks after those who wait at this one.
     replaced: AtomicBool,
     served_out: AtomicBool,
@@ -175,7 +177,7 @@ pub struct Linked {
     pub sessions: [Option<ClassId>; 2],
 }
 
-fn turns(policy: &Policy) -> Box<[Semaphore]> {
+fn turns(policy: &Policy) -> Arc<[Semaphore]> {
     let of = |class: &Class| Semaphore::new((class.queue.len_max as usize / 2).max(1));
     policy.classes.iter().map(of).collect()
 }
@@ -261,9 +263,11 @@ impl ProxyState {
         let table = LimitTable::initial(&policy);
         let admission = AdmissionController::new(&policy, &table, clock.now());
         admission.history().set_clock(clock.now(), clock.wall());
+        let table = Arc::new(table);
         Arc::new(ProxyState {
             admission,
-            table: ArcSwap::from_pointee(table),
+            in_force: Arc::new(ArcSwap::from_pointee((Arc::clone(&policy), Arc::clone(&table)))),
+            table: ArcSwap::from(table),
             linked: Linked::of(&policy),
             turns: turns(&policy),
             usage: Arc::new(Mutex::new(Usage::new(policy.classes.len(), clock.now()))),
@@ -305,14 +309,19 @@ impl ProxyState {
         } else {
             Arc::new(Mutex::new(Usage::new(new.len(), self.clock.now())))
         };
+        self.in_force.store(Arc::new((Arc::clone(&policy), Arc::clone(&table))));
+        let lines = |policy: &Policy| policy.classes.iter().map(|class| class.queue.len_max).collect();
+        let (before, after): (Vec<_>, Vec<_>) = (lines(&self.policy), lines(&policy));
+        let turns = if old == new && before == after { Arc::clone(&self.turns) } else { turns(&policy) };
         self.replaced.store(true, Ordering::SeqCst);
         self.serve_out();
         Arc::new(ProxyState {
             admission,
             usage,
+            in_force: Arc::clone(&self.in_force),
             table: ArcSwap::from(table),
             linked: Linked::of(&policy),
-            turns: turns(&policy),
+            turns,
             policy,
             identifier,
             coalescer: self.coalescer.reconfigure(),
@@ -336,7 +345,8 @@ impl ProxyState {
         })
     }
 
-    /// Whoever waits at a proxy that a reload has replaced is still served there, until nobody does.
+    /// Whoever still waits at a proxy that a reload has replaced, in a line that has not gone on, is served there under
+    /// the limits in force, until nobody does.
     fn serve_out(self: &Arc<Self>) {
         if self.served_out.swap(true, Ordering::SeqCst) {
             return;
@@ -345,6 +355,7 @@ impl ProxyState {
         self.tasks.spawn(async move {
             loop {
                 while proxy.admission.waiting() > 0 {
+                    proxy.table.store(proxy.table_in_force());
                     proxy.pump();
                     tokio::time::sleep(PUMP).await;
                 }
@@ -355,6 +366,12 @@ impl ProxyState {
                 }
             }
         });
+    }
+
+    /// The limits in force, as this proxy's policy numbers them.
+    fn table_in_force(&self) -> Arc<LimitTable> {
+        let in_force = self.in_force.load();
+        Arc::new(in_force.1.under(&in_force.0, &self.policy))
     }
 
     /// Asks the admission controller, at the time that it is, and, if need be, waits in line. A client that leaves while it waits takes
@@ -471,6 +488,7 @@ impl ProxyState {
 
     /// Makes a new table the one in force and serves whoever it has room for.
     pub fn set_table(self: &Arc<Self>, table: Arc<LimitTable>) {
+        self.in_force.store(Arc::new((Arc::clone(&self.policy), Arc::clone(&table))));
         self.table.store(table);
         self.pump();
     }

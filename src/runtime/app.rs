@@ -18,6 +18,7 @@ use crate::core::request::classify::{Classifier, RouteError};
 use crate::core::request::identify::Identifier;
 use crate::core::request::profile::Profile;
 use crate::core::signal::reading::{Missing, Reading};
+use crate::core::signal::series::SignalReader;
 use crate::core::time::{Time, WallMs};
 use crate::observe::adjustment_log::{AdjustmentLog, Entry};
 use crate::observe::metrics::Tally;
@@ -88,7 +89,12 @@ pub struct App {
     costs_of: Mutex<Option<RayIdentity>>,
     /// This proxy's part of the limits, where several replicas share them.
     quota: Mutex<Option<Quota>>,
+    /// What the latest watch has read, and the settings that it reads by.
+    reader: Mutex<Option<(Arc<Settings>, SharedReader)>>,
 }
+
+/// A reader that the tasks of one watch share.
+pub type SharedReader = Arc<Mutex<SignalReader>>;
 
 /// Ray's token, which nothing may show.
 struct Token(String);
@@ -152,6 +158,7 @@ impl App {
             ray: ArcSwap::default(),
             costs_of: Mutex::default(),
             quota: Mutex::default(),
+            reader: Mutex::default(),
         });
         app.expect_costs(app.settings().ray.unwrap_or(&Seen::default().profile));
         app.start_tasks(notes);
@@ -268,6 +275,26 @@ impl App {
     /// The Ray at `upstream`, and the profile in force.
     pub fn ray(&self) -> RayView {
         self.ray.load().view(self.settings().ray)
+    }
+
+    /// The reader of a watch by these settings: it goes on with what the last watch has read, where that reads alike.
+    pub fn next_reader(&self, settings: &Arc<Settings>) -> SharedReader {
+        let mut last = self.reader.lock();
+        let reader = last.as_ref().map_or_else(
+            || SignalReader::new(&settings.policy),
+            |(before, reader)| {
+                let reader = reader.lock();
+                let mut next = reader.reconfigure(&before.policy, &settings.policy);
+                let sources = |of: &Settings| (of.metrics.clone(), of.probe.clone(), of.upstream.clone());
+                if sources(before) != sources(settings) {
+                    next.forget();
+                }
+                next
+            },
+        );
+        let reader = Arc::new(Mutex::new(reader));
+        *last = Some((Arc::clone(settings), Arc::clone(&reader)));
+        reader
     }
 
     /// Whether a signal has a fresh reading.

@@ -58,10 +58,13 @@ pub fn start(app: &Arc<App>) {
             return;
         }
     };
-    let reader = Arc::new(Mutex::new(SignalReader::new(&app.settings().policy)));
     let head_answers = Arc::new(AtomicBool::new(false));
     let settings = app.settings();
-    let targets = watch::Sender::new(Arc::new(configured_targets(&settings)));
+    let reader = app.next_reader(&settings);
+    let targets = configured_targets(&settings);
+    // The last watch may have been told which of them are the head's.
+    let heads = discover::hosts(reader.lock().of_head());
+    let targets = watch::Sender::new(Arc::new(targets.with_heads(&heads).unwrap_or(targets)));
     let watch = Watch { app: Arc::clone(app), settings, client, reader, head_answers, targets };
     if watch.targets.borrow().is_empty() && (watch.settings.metrics.discover || watch.file().is_some()) {
         app.tasks.spawn_until_closed(watch.clone().look_for_targets());

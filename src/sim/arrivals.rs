@@ -20,7 +20,7 @@ const TURNAROUND: Duration = Duration::from_millis(1);
 
 /// One client.
 #[derive(Clone, Debug)]
-pub struct Agent {
+pub(crate) struct Agent {
     /// Its group.
     pub group: u16,
     behaviour: Behaviour,
@@ -39,7 +39,7 @@ enum Behaviour {
 
 /// What an agent does when it is woken.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Wish {
+pub(crate) struct Wish {
     /// What it asks now, if anything.
     pub route: Option<RouteId>,
     /// Payload.
@@ -56,7 +56,7 @@ pub struct Wish {
 
 /// A group with all that its agents share.
 #[derive(Clone, Debug)]
-pub struct Group {
+pub(crate) struct Group {
     /// As the scenario says it.
     pub spec: ClientSpec,
     rng: Rng,
@@ -80,19 +80,19 @@ fn digest(text: &str) -> u64 {
 impl Group {
     /// A group with its stream of chance.
     #[must_use]
-    pub fn new(at: usize, spec: &ClientSpec, seed: u64, end: Time) -> Group {
+    pub(crate) fn new(at: usize, spec: &ClientSpec, seed: u64, end: Time) -> Group {
         let until = spec.until_s.map_or(end, Time::from_secs_f64);
         Group { spec: spec.clone(), rng: Rng::new(seed, 1000 + at as u64), until }
     }
 
     /// Whether the group still asks at `now`.
     #[must_use]
-    pub fn asks(&self, now: Time) -> bool {
+    pub(crate) fn asks(&self, now: Time) -> bool {
         now >= Time::from_secs_f64(self.spec.from_s) && now < self.until
     }
 
     /// The group's chance.
-    pub fn rng(&mut self) -> &mut Rng {
+    pub(crate) fn rng(&mut self) -> &mut Rng {
         &mut self.rng
     }
 
@@ -150,7 +150,12 @@ impl Group {
 
 /// The agents of a group and when each is first woken.
 #[must_use]
-pub fn agents(at: u16, group: &mut Group, spec: &Spec, trace: Option<Arc<Trace>>) -> Vec<(Time, Agent)> {
+pub(crate) fn agents(
+    at: u16,
+    group: &mut Group,
+    spec: &Spec,
+    trace: Option<Arc<Trace>>,
+) -> Vec<(Time, Agent)> {
     let route = |name: &str| spec.route(name).unwrap_or(RouteId(0));
     let from = Time::from_secs_f64(group.spec.from_s);
     let own = route(&group.spec.route);
@@ -216,7 +221,7 @@ pub fn agents(at: u16, group: &mut Group, spec: &Spec, trace: Option<Arc<Trace>>
 
 impl Agent {
     /// Woken: what it asks, and when it is to be woken again.
-    pub fn wake(&mut self, now: Time, group: &mut Group) -> Wish {
+    pub(crate) fn wake(&mut self, now: Time, group: &mut Group) -> Wish {
         let index = usize::from(self.group);
         let nothing = Wish {
             route: None,
@@ -273,7 +278,7 @@ impl Agent {
 
     /// Its request has come to its end (answered, refused or given up for good): when to wake
     /// it again, if that is what it waits for.
-    pub fn settled(&mut self, now: Time, ok: bool) -> Option<Time> {
+    pub(crate) fn settled(&mut self, now: Time, ok: bool) -> Option<Time> {
         match &mut self.behaviour {
             Behaviour::Closed { think, .. } => Some(now + (*think).max(TURNAROUND)),
             Behaviour::Poll { pause, .. } => Some(now + *pause),

@@ -9,7 +9,7 @@ use rayguard_core::time::Time;
 use std::time::Duration;
 
 /// A concurrency limiter.
-pub trait Limiter: std::fmt::Debug {
+pub(crate) trait Limiter: std::fmt::Debug {
     /// Whether one more may go on top of `in_flight`.
     fn admit(&mut self, _now: Time, in_flight: u32) -> bool {
         f64::from(in_flight) + 1.0 <= self.limit()
@@ -23,7 +23,7 @@ pub trait Limiter: std::fmt::Debug {
 
 /// A number that does not move: the oracle, when it is the right one.
 #[derive(Clone, Copy, Debug)]
-pub struct Fixed(pub f64);
+pub(crate) struct Fixed(pub f64);
 
 impl Limiter for Fixed {
     fn finish(&mut self, _: Time, _: Duration, _: u32, _: bool) {}
@@ -35,7 +35,7 @@ impl Limiter for Fixed {
 /// Netflix `concurrency-limits`, `AIMDLimit`: 20..200, back off by 0.9 above 5 s or on a drop, which a
 /// call is whose client gave up.
 #[derive(Clone, Copy, Debug)]
-pub struct Aimd {
+pub(crate) struct Aimd {
     limit: f64,
     least: f64,
     most: f64,
@@ -63,7 +63,7 @@ impl Limiter for Aimd {
 
 /// Netflix `concurrency-limits`, `VegasLimit` (after TCP Vegas): queue = L (1 - rtt0 / rtt).
 #[derive(Clone, Copy, Debug)]
-pub struct Vegas {
+pub(crate) struct Vegas {
     limit: f64,
     most: f64,
     rtt_no_load: f64,
@@ -177,7 +177,7 @@ impl SlowMean {
 /// Netflix `concurrency-limits`, `Gradient2Limit` behind a `WindowedLimit` of 1 s: short against
 /// long latency.
 #[derive(Clone, Debug)]
-pub struct Gradient2 {
+pub(crate) struct Gradient2 {
     limit: f64,
     long_s: SlowMean,
     samples: Samples,
@@ -219,7 +219,7 @@ impl Limiter for Gradient2 {
 /// minimum that is measured with 3 at once, anew every minute (and up to 15 % more, by chance) and
 /// whenever the limit has been at its least for five windows.
 #[derive(Clone, Debug)]
-pub struct EnvoyGradient {
+pub(crate) struct EnvoyGradient {
     limit: f64,
     held: f64,
     min_rtt_s: Option<f64>,
@@ -313,7 +313,7 @@ impl Limiter for EnvoyGradient {
 /// waits for what it takes beyond the least that one took. The target is the paper's 40 % of an
 /// objective, of half a second here.
 #[derive(Clone, Copy, Debug)]
-pub struct Breakwater {
+pub(crate) struct Breakwater {
     credits: f64,
     least: Duration,
     waits: Duration,
@@ -360,7 +360,7 @@ impl Limiter for Breakwater {
 /// packets that wait 5 ms; target and interval are scaled to requests that take a tenth of a
 /// second.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct CoDel {
+pub(crate) struct CoDel {
     /// When the interval in which everything was late began.
     late_since: Option<Time>,
     dropping: bool,

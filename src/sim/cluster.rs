@@ -13,7 +13,7 @@ use rayguard_core::time::{Time, duration_from_secs};
 
 /// Work of the cluster's own in one of the head's processes.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
-pub struct Own {
+pub(crate) struct Own {
     /// Share of a core that it needs.
     pub need: f64,
     /// Work that could not be done in time, seconds of a core.
@@ -23,24 +23,24 @@ pub struct Own {
 impl Own {
     /// Work that needs this share of a core.
     #[must_use]
-    pub fn new(need: f64) -> Own {
+    pub(crate) fn new(need: f64) -> Own {
         Own { need, behind_s: 0.0 }
     }
 
     /// `span_s` seconds pass in which the process gets this share of a core.
-    pub fn pass(&mut self, span_s: f64, share: f64) {
+    pub(crate) fn pass(&mut self, span_s: f64, share: f64) {
         self.behind_s = (self.behind_s + span_s * (self.need - share)).max(0.0);
     }
 
     /// How much of a core it takes if it gets it.
     #[must_use]
-    pub fn load(&self) -> f64 {
+    pub(crate) fn load(&self) -> f64 {
         if self.behind_s > 0.0 { 1.0 } else { self.need }
     }
 
     /// How late the work is, seconds.
     #[must_use]
-    pub fn late_s(&self) -> f64 {
+    pub(crate) fn late_s(&self) -> f64 {
         if self.behind_s > 0.0 { self.behind_s / self.need.max(1e-3) } else { 0.0 }
     }
 }
@@ -58,7 +58,7 @@ pub struct Brings {
 
 /// The cluster's slots and the tasks that jobs brought.
 #[derive(Clone, Debug)]
-pub struct Workers {
+pub(crate) struct Workers {
     slots: f64,
     now: Time,
     /// Slot time that each unfinished job has had, seconds.
@@ -75,7 +75,7 @@ pub struct Workers {
 impl Workers {
     /// Idle slots.
     #[must_use]
-    pub fn new(slots: f64) -> Workers {
+    pub(crate) fn new(slots: f64) -> Workers {
         Workers {
             slots,
             now: Time::ZERO,
@@ -93,7 +93,7 @@ impl Workers {
     }
 
     /// Lets time pass.
-    pub fn sync(&mut self, now: Time) {
+    pub(crate) fn sync(&mut self, now: Time) {
         if self.count > 0 {
             let had_s = now.since(self.now).as_secs_f64() * self.pace();
             self.had_s += had_s;
@@ -109,7 +109,7 @@ impl Workers {
     }
 
     /// Job `job` brings its tasks.
-    pub fn add(&mut self, now: Time, job: u32, brings: Brings) {
+    pub(crate) fn add(&mut self, now: Time, job: u32, brings: Brings) {
         self.sync(now);
         let (tasks, task_s) = (f64::from(brings.tasks), brings.task_s.max(1e-3));
         let end = self.had_s + tasks * task_s;
@@ -121,13 +121,13 @@ impl Workers {
 
     /// When the next job is done.
     #[must_use]
-    pub fn next(&self) -> Option<Time> {
+    pub(crate) fn next(&self) -> Option<Time> {
         let left_s = self.jobs.next_key()? as f64 / 1e9 - self.had_s;
         (self.slots > 0.0).then(|| self.now + duration_from_secs((left_s / self.pace()).max(0.0)))
     }
 
     /// The job that is done now.
-    pub fn pop(&mut self, now: Time) -> Option<u32> {
+    pub(crate) fn pop(&mut self, now: Time) -> Option<u32> {
         self.sync(now);
         let (end, (job, task_s)) = self.jobs.pop()?;
         self.count -= 1;
@@ -142,7 +142,7 @@ impl Workers {
 
     /// Tasks running, and tasks waiting for a slot.
     #[must_use]
-    pub fn tasks(&self) -> (f64, f64) {
+    pub(crate) fn tasks(&self) -> (f64, f64) {
         let left = (self.ends - self.had_s * self.rates).max(0.0);
         let running = left.min(self.slots);
         (running, left - running)
@@ -150,7 +150,7 @@ impl Workers {
 
     /// Tasks finished so far.
     #[must_use]
-    pub fn finished(&self) -> f64 {
+    pub(crate) fn finished(&self) -> f64 {
         self.finished
     }
 }

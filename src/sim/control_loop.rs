@@ -26,7 +26,7 @@ const DASHBOARD: &str = "127.0.0.1:44227";
 
 /// The loop.
 #[derive(Debug)]
-pub struct ControlLoop {
+pub(crate) struct ControlLoop {
     controller: Controller,
     reader: SignalReader,
     period: Duration,
@@ -49,7 +49,7 @@ fn wall(now: Time, offset_s: f64) -> WallMs {
 impl ControlLoop {
     /// A loop that has seen nothing; limits start at the last run's where they are given.
     #[must_use]
-    pub fn new(proxy: &mut SimProxy, last_good: &[LastGood], now: Time) -> ControlLoop {
+    pub(crate) fn new(proxy: &mut SimProxy, last_good: &[LastGood], now: Time) -> ControlLoop {
         let modes = vec![Mode::Enforce; proxy.policy.classes.len()];
         let controller = Controller::new(proxy.policy.clone(), &modes, last_good, now);
         proxy.table = controller.table();
@@ -68,30 +68,30 @@ impl ControlLoop {
     }
 
     /// Takes on a new policy; limits and averages go on.
-    pub fn reload(&mut self, proxy: &mut SimProxy, policy: Arc<Policy>, now: Time) {
+    pub(crate) fn reload(&mut self, proxy: &mut SimProxy, policy: Arc<Policy>, now: Time) {
         let modes = vec![Mode::Enforce; policy.classes.len()];
         let rules = Alert::ALL.into_iter().map(|alert| (alert, alert.patience())).collect();
+        self.reader = self.reader.reconfigure(self.controller.policy(), &policy);
         self.controller = self.controller.reconfigure(policy, &modes, &rules, now);
-        self.reader = SignalReader::new(&proxy.policy);
         self.period = proxy.policy.control.inner_period;
         proxy.table = self.controller.table();
     }
 
     /// Time between two ticks.
     #[must_use]
-    pub fn period(&self) -> Duration {
+    pub(crate) fn period(&self) -> Duration {
         self.period
     }
 
     /// Limits worth starting from after a restart.
     #[must_use]
-    pub fn last_good(&self) -> Vec<LastGood> {
+    pub(crate) fn last_good(&self) -> Vec<LastGood> {
         self.controller.last_good()
     }
 
     /// The pressure on a class, 1 at its target; 0 while nothing is known of it.
     #[must_use]
-    pub fn pressure(&self, class: ClassId) -> f64 {
+    pub(crate) fn pressure(&self, class: ClassId) -> f64 {
         self.controller.pressure(class).unwrap_or(0.0)
     }
 
@@ -107,7 +107,7 @@ impl ControlLoop {
     }
 
     /// The pages of agent and dashboard came, or their scrape failed.
-    pub fn on_scrape(&mut self, scraped: &Scraped, began: Time, now: Time, offset_s: f64) {
+    pub(crate) fn on_scrape(&mut self, scraped: &Scraped, began: Time, now: Time, offset_s: f64) {
         #[cfg(test)]
         let bent = self.defect.map(|defect| defect.read(scraped, &mut self.last, now));
         #[cfg(test)]
@@ -127,7 +127,7 @@ impl ControlLoop {
     }
 
     /// A probe came back, or ran out of time.
-    pub fn on_probe(&mut self, latency_ms: Option<f64>, began: Time, now: Time) {
+    pub(crate) fn on_probe(&mut self, latency_ms: Option<f64>, began: Time, now: Time) {
         let seen = latency_ms
             .ok_or_else(|| Missing::Unreachable { target: "probe".into(), problem: "no answer".into() });
         self.reader.on_probe("probe", &seen, began);
@@ -141,7 +141,7 @@ impl ControlLoop {
     }
 
     /// One step; says whether the table changed. What happened goes into the adjustment log, if there is one.
-    pub fn tick(
+    pub(crate) fn tick(
         &mut self,
         proxy: &mut SimProxy,
         now: Time,

@@ -9,11 +9,11 @@ use super::scenario::{FaultKind, FaultSpec, MetricsPage};
 use std::fmt::Write as _;
 
 /// The pages of agent and dashboard, each unless it is not to be had.
-pub type Scraped = (Option<String>, Option<String>);
+pub(crate) type Scraped = (Option<String>, Option<String>);
 
 /// The faults active at this moment, as far as scrapes are concerned.
 #[derive(Clone, Debug)]
-pub struct MetricsWeather {
+pub(crate) struct MetricsWeather {
     /// Scrapes fail, of the agent and of the dashboard.
     pub missing: [bool; 2],
     /// The text that is served for ever, once it has been taken.
@@ -36,7 +36,7 @@ pub struct MetricsWeather {
 impl MetricsWeather {
     /// Fair weather, but for scrapes that get lost and gauges that are noisy.
     #[must_use]
-    pub fn new(lost: f64, noise: f64, rng: Rng) -> MetricsWeather {
+    pub(crate) fn new(lost: f64, noise: f64, rng: Rng) -> MetricsWeather {
         MetricsWeather {
             missing: [false; 2],
             frozen: None,
@@ -51,7 +51,7 @@ impl MetricsWeather {
     }
 
     /// A fault begins; `pages` are the pages of this moment.
-    pub fn begin(&mut self, fault: &FaultSpec, pages: (String, String)) {
+    pub(crate) fn begin(&mut self, fault: &FaultSpec, pages: (String, String)) {
         match fault.kind {
             FaultKind::MetricsMissing => {
                 self.missing = [MetricsPage::Agent, MetricsPage::Dashboard]
@@ -67,7 +67,7 @@ impl MetricsWeather {
     }
 
     /// It ends. A reset does not end: counters stay where they began again.
-    pub fn end(&mut self, kind: FaultKind) {
+    pub(crate) fn end(&mut self, kind: FaultKind) {
         match kind {
             FaultKind::MetricsMissing => self.missing = [false; 2],
             FaultKind::MetricsFrozen => self.frozen = None,
@@ -80,7 +80,7 @@ impl MetricsWeather {
 
     /// What a scrape reads: agent and dashboard page, each unless it is not to be had.
     #[must_use]
-    pub fn pages(&mut self, agent: String, dashboard: String) -> Scraped {
+    pub(crate) fn pages(&mut self, agent: String, dashboard: String) -> Scraped {
         let lost = self.lost > 0.0 && self.rng.happens(self.lost);
         let [agent_missing, dashboard_missing] = self.missing.map(|missing| missing || lost);
         let (agent, dashboard) = match &self.frozen {
@@ -156,7 +156,16 @@ mod tests {
     const PAGE: &str = "# TYPE a gauge\na{x=\"1\"} 10.0\n# TYPE b counter\nb{x=\"1\"} 7.0\n";
 
     fn fault(kind: FaultKind, factor: f64) -> FaultSpec {
-        FaultSpec { kind, at_s: 0.0, for_s: None, factor, page: None, over_s: 0.0, config: None }
+        FaultSpec {
+            kind,
+            at_s: 0.0,
+            for_s: None,
+            factor,
+            page: None,
+            over_s: 0.0,
+            config: None,
+            every_s: None,
+        }
     }
 
     fn read(kind: FaultKind, factor: f64, now: &str) -> Option<String> {

@@ -121,6 +121,6 @@ pub struct Durations {
 
 /// Which bucket holds `value`.
 #[must_use]
-pub fn bucket(bounds: &[f64], value: f64) -> usize {
+pub(crate) fn bucket(bounds: &[f64], value: f64) -> usize {
     bounds.iter().position(|bound| value <= *bound).unwrap_or(bounds.len() - 1)
 }

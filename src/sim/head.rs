@@ -788,7 +788,7 @@ impl Spec {
     /// are off by a log-normal factor (deviation 0.25 of the logarithm: two thirds of heads
     /// within 28 %).
     #[must_use]
-    pub(crate) fn perturbed(&self, rng: &mut Rng) -> Spec {
+    pub fn perturbed(&self, rng: &mut Rng) -> Spec {
         const SIGMA: f64 = 0.25;
         let mut spec = self.clone();
         for route in &mut spec.routes {

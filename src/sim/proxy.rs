@@ -10,7 +10,7 @@ use super::scenario::{Scenario, ScenarioError};
 use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed, WaitId};
 use rayguard_core::admission::meter::{Outcome, Reason};
 use rayguard_core::admission::table::LimitTable;
-use rayguard_core::policy::{ClassId, Kind, Policy};
+use rayguard_core::policy::{ClassId, Kind, ModuleId, Policy};
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::request::classify::Classifier;
 use rayguard_core::request::client_id::ClientId;
@@ -21,14 +21,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 /// A request's number in the simulation.
-pub type Rid = u64;
+pub(crate) type Rid = u64;
 
 /// A waiter of the admission controller: the request that waits, and which life of the proxy it belongs to.
-pub type Waiter = Rid;
+pub(crate) type Waiter = Rid;
 
 /// The proxy.
 #[derive(Debug)]
-pub struct SimProxy {
+pub(crate) struct SimProxy {
     /// The policy.
     pub policy: Arc<Policy>,
     /// The limits as they stand.
@@ -37,8 +37,8 @@ pub struct SimProxy {
     pub admission: AdmissionController<Waiter>,
     /// Counts the admission controllers there have been: permits and waiters go back to their own.
     pub life: u32,
-    /// Admission controllers replaced by a reload; who waits there is still served there.
-    replaced: BTreeMap<u32, AdmissionController<Waiter>>,
+    /// Admission controllers replaced by a reload that numbers classes anew; who waits there is still served there.
+    replaced: BTreeMap<u32, (Arc<Policy>, AdmissionController<Waiter>)>,
     /// Class and route of the admission controller for each route of the plant.
     places: Vec<(ClassId, u16)>,
     /// Waiters woken and not yet told, with the life of their admission.
@@ -56,7 +56,7 @@ struct Shared {
 
 /// What becomes of a request that may be shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sharing {
+pub(crate) enum Sharing {
     /// It goes its own way (and others may join it).
     Alone,
     /// It waits for the leader's answer.
@@ -113,7 +113,7 @@ impl SimProxy {
     ///
     /// # Errors
     /// The scenario's configuration is wrong.
-    pub fn new(
+    pub(crate) fn new(
         scenario: &Scenario,
         policy: Arc<Policy>,
         spec: &Spec,
@@ -135,7 +135,7 @@ impl SimProxy {
 
     /// The proxy restarts: counters, clocks and queues are new, the limits are the last good ones, and clients
     /// have the past that they had.
-    pub fn restart(&mut self, now: Time) {
+    pub(crate) fn restart(&mut self, now: Time) {
         // What clients used in calm is kept, and what was learnt of routes, as in production.
         let history = Arc::clone(self.admission.history());
         let admission = AdmissionController::new(&self.policy, &self.table, now).with_history(history);
@@ -151,7 +151,7 @@ impl SimProxy {
     ///
     /// # Errors
     /// Its routes do not fit it.
-    pub fn reload(
+    pub(crate) fn reload(
         &mut self,
         policy: Arc<Policy>,
         spec: &Spec,
@@ -159,27 +159,53 @@ impl SimProxy {
         now: Time,
     ) -> Result<(), ScenarioError> {
         self.places = places(&policy, spec, ray)?;
+        let names = |policy: &Policy| -> Vec<(Arc<str>, ModuleId)> {
+            policy.classes.iter().map(|class| (Arc::clone(&class.name), class.module)).collect()
+        };
+        let is_renumbered = names(&self.policy) != names(&policy);
+        if is_renumbered {
+            self.table = Arc::new(self.table.under(&self.policy, &policy));
+        }
         let next = self.admission.reconfigure(&policy, &self.table, now);
-        let old = std::mem::replace(&mut self.admission, next);
-        self.replaced.insert(self.life, old);
-        self.life += 1;
+        let old = (Arc::clone(&self.policy), std::mem::replace(&mut self.admission, next));
+        // Where classes have the same numbers all that is under way is the new one's as well.
+        if is_renumbered {
+            self.replaced.insert(self.life, old);
+            self.life += 1;
+        }
         self.policy = policy;
         Ok(())
     }
 
     fn admission_of(&self, life: u32) -> Option<&AdmissionController<Waiter>> {
-        if life == self.life { Some(&self.admission) } else { self.replaced.get(&life) }
+        if life == self.life {
+            return Some(&self.admission);
+        }
+        self.replaced.get(&life).map(|(_, admission)| admission)
+    }
+
+    /// The limits in force, as they are numbered there.
+    fn table_of(&self, life: u32) -> Arc<LimitTable> {
+        let table = |(policy, _): &(Arc<Policy>, _)| Arc::new(self.table.under(&self.policy, policy));
+        self.replaced.get(&life).map_or_else(|| Arc::clone(&self.table), table)
     }
 
     /// The class of a route of the plant.
     #[must_use]
-    pub fn class(&self, route: RouteId) -> ClassId {
+    pub(crate) fn class(&self, route: RouteId) -> ClassId {
         self.places[route.index()].0
     }
 
     /// Whether a request is shared with another under way, or answered from memory; one that
     /// does not follow may still lead.
-    pub fn share(&mut self, route: RouteId, client: ClientId, rid: Rid, follows: bool, now: Time) -> Sharing {
+    pub(crate) fn share(
+        &mut self,
+        route: RouteId,
+        client: ClientId,
+        rid: Rid,
+        follows: bool,
+        now: Time,
+    ) -> Sharing {
         let class = &self.policy.classes[self.class(route).index()];
         // A route stands for many logs: whose tails are shared is not modelled.
         if class.coalesce.is_none() || class.kind == Kind::Held {
@@ -206,7 +232,7 @@ impl SimProxy {
 
     /// Whether somebody else waits for this leader's answer.
     #[must_use]
-    pub fn is_followed(&self, route: RouteId, client: ClientId, rid: Rid) -> bool {
+    pub(crate) fn is_followed(&self, route: RouteId, client: ClientId, rid: Rid) -> bool {
         self.shared
             .get(&(route.0, client.credential))
             .is_some_and(|shared| shared.leader == Some(rid) && !shared.followers.is_empty())
@@ -234,7 +260,7 @@ impl SimProxy {
     }
 
     /// Asks the admission controller.
-    pub fn decide(&mut self, route: RouteId, client: ClientId, rid: Rid, now: Time) -> Decision {
+    pub(crate) fn decide(&mut self, route: RouteId, client: ClientId, rid: Rid, now: Time) -> Decision {
         let (class, route) = self.places[route.index()];
         let (woken, life) = (&mut self.woken, self.life);
         let ask = Ask { class, route, client };
@@ -243,10 +269,10 @@ impl SimProxy {
     }
 
     /// Gives a permit back to the admission controller it is of; one of an earlier process is forgotten.
-    pub fn finish(&mut self, permit: Permit, life: u32, outcome: Outcome, now: Time) {
+    pub(crate) fn finish(&mut self, permit: Permit, life: u32, outcome: Outcome, now: Time) {
         let mut woken = Vec::new();
         if let Some(admission) = self.admission_of(life) {
-            admission.finish(&self.table, permit, outcome, now, &mut |waiter, grant| {
+            admission.finish(&self.table_of(life), permit, outcome, now, &mut |waiter, grant| {
                 woken.push((waiter, life, grant));
             });
         }
@@ -254,27 +280,29 @@ impl SimProxy {
     }
 
     /// Serves whoever can be served now.
-    pub fn pump(&mut self, now: Time) {
+    pub(crate) fn pump(&mut self, now: Time) {
         let (woken, life) = (&mut self.woken, self.life);
         self.admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));
-        for (life, admission) in &self.replaced {
-            admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
+        for (life, (policy, admission)) in &self.replaced {
+            let table = self.table.under(&self.policy, policy);
+            admission.pump(&table, now, &mut |waiter, grant| woken.push((waiter, *life, grant)));
         }
     }
 
     /// How many wait, wherever.
     #[must_use]
-    pub fn waiting(&self) -> u32 {
-        self.admission.waiting() + self.replaced.values().map(AdmissionController::waiting).sum::<u32>()
+    pub(crate) fn waiting(&self) -> u32 {
+        self.admission.waiting()
+            + self.replaced.values().map(|(_, admission)| admission.waiting()).sum::<u32>()
     }
 
     /// A waiter's client left.
-    pub fn cancel(&mut self, id: WaitId, life: u32, now: Time) -> bool {
+    pub(crate) fn cancel(&mut self, id: WaitId, life: u32, now: Time) -> bool {
         self.admission_of(life).is_some_and(|admission| admission.cancel(id, now).is_some())
     }
 
     /// A waiter's time is up.
-    pub fn expire(&self, id: WaitId, life: u32) -> Option<Shed> {
+    pub(crate) fn expire(&self, id: WaitId, life: u32) -> Option<Shed> {
         self.admission_of(life)?.expire(id, Reason::QueueTimeout).map(|(_, shed)| shed)
     }
 }

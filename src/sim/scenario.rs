@@ -501,6 +501,8 @@ pub struct FaultSpec {
     pub over_s: f64,
     /// Reload: rayguard's configuration from then on, as its file would say it.
     pub config: Option<String>,
+    /// Reload: again after each so many seconds, for `for_s`.
+    pub every_s: Option<f64>,
 }
 
 /// One of the pages that Ray's metrics are on.
@@ -585,6 +587,14 @@ impl FaultSpec {
         if self.page.is_some() && self.kind != FaultKind::MetricsMissing {
             return Err(ScenarioError::Impossible(format!(
                 "fault `{:?}` at {} s: `page` is for `metrics-missing`",
+                self.kind, self.at_s
+            )));
+        }
+        let is_repeated =
+            |every: f64| every > 0.0 && self.kind == FaultKind::ConfigReload && self.for_s.is_some();
+        if !self.every_s.is_none_or(is_repeated) {
+            return Err(ScenarioError::Impossible(format!(
+                "fault `{:?}` at {} s: `every_s` is for `config-reload` with `for_s`, and must be above 0",
                 self.kind, self.at_s
             )));
         }
@@ -742,6 +752,15 @@ impl Scenario {
             }
             None => Ok(()),
         }
+    }
+
+    /// When the last disturbance ends: faults, and groups that do not keep within their share.
+    #[must_use]
+    pub(crate) fn calm_from_s(&self) -> f64 {
+        let fault = |fault: &FaultSpec| fault.at_s + fault.for_s.unwrap_or(0.0);
+        let crowd = |client: &ClientSpec| client.until_s.filter(|_| !client.polite).unwrap_or(0.0);
+        let faults = self.fault.iter().map(fault).fold(0.0, f64::max);
+        self.client.iter().map(crowd).fold(faults, f64::max)
     }
 
     /// Whether the head is Ray's, with its modules and routes.

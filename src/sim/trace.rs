@@ -229,7 +229,7 @@ impl Guide {
     /// The plant's route for one of a trace: the very same, else one of its class, else one
     /// of its module; `None` where the plant has no such module.
     #[must_use]
-    pub(crate) fn plant_route(&self, label: &str, class: &str, module: &str) -> Option<&'static str> {
+    pub fn plant_route(&self, label: &str, class: &str, module: &str) -> Option<&'static str> {
         let found = [self.labels.get(label), self.classes.get(class), self.modules.get(module)];
         found.into_iter().flatten().next().copied()
     }

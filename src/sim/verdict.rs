@@ -4,7 +4,7 @@
 //! that cannot be had (the latency of nothing) is NaN, and NaN lies in no range: a scenario
 //! that expects something of what never happened fails.
 
-use super::scenario::{ClientSpec, FaultSpec, Scenario};
+use super::scenario::Scenario;
 use super::tally::{Second, histogram, jain, quantile_ms};
 use super::world::Run;
 use std::collections::BTreeMap;
@@ -170,14 +170,6 @@ fn objective(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
         _ => f64::NAN,
     };
     all.insert("steady_error".to_owned(), error);
-}
-
-/// When the last disturbance ends: faults, and groups that do not keep within their share.
-pub(super) fn calm_from(scenario: &Scenario) -> f64 {
-    let fault = |fault: &FaultSpec| fault.at_s + fault.for_s.unwrap_or(0.0);
-    let crowd = |client: &ClientSpec| client.until_s.filter(|_| !client.polite).unwrap_or(0.0);
-    let faults = scenario.fault.iter().map(fault).fold(0.0, f64::max);
-    scenario.client.iter().map(crowd).fold(faults, f64::max)
 }
 
 /// Holds verdicts against the scenario's expectations.

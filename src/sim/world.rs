@@ -8,7 +8,6 @@
 //! The network costs nothing here, and so does the proxy itself: a simulation judges decisions,
 //! not nanoseconds.
 
-use super::ablation::{pin, policy_under};
 use super::arrivals::{Agent, Group, agents};
 use super::baselines::{self, Limiter};
 use super::cluster::Brings;
@@ -18,6 +17,7 @@ use super::faults::{MetricsWeather, Scraped};
 use super::head::{Effect, RouteId, Spec};
 use super::heap::{EventHeap, Place};
 use super::plant::{Demand, Event, Exchange, Plant, Step};
+use super::policy::{pin, policy_under};
 use super::proxy::{Rid, Sharing, SimProxy};
 use super::recovery::Recovery;
 use super::rng::Rng;
@@ -25,7 +25,6 @@ use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
 use super::tally::{Ending, FeltTally, Latencies, Second, Tally};
 use super::timeline::{Motion, Timeline};
 use super::trace::Trace;
-use super::verdict::calm_from;
 use rayguard_config::settings::Probe;
 use rayguard_core::admission::controller::{Decision, Grant, Permit, WaitId};
 use rayguard_core::admission::meter::Outcome;
@@ -178,6 +177,8 @@ pub struct World<'a> {
     guard: Guard,
     /// Signals that no class follows.
     without: Vec<String>,
+    /// The watched class's concurrency is held here.
+    pinned: Option<f64>,
     baseline: Option<Box<dyn Limiter>>,
     baseline_in_flight: u32,
     control_loop: Option<ControlLoop>,
@@ -287,7 +288,7 @@ pub fn run(scenario: &Scenario, guard: Guard, seed: u64, traces: &Traces) -> Res
 ///
 /// # Errors
 /// As [`run`].
-pub(crate) fn run_under<'a>(
+pub fn run_under<'a>(
     scenario: &'a Scenario,
     conditions: Conditions,
     guard: Guard,
@@ -369,6 +370,7 @@ impl<'a> World<'a> {
             proxy,
             guard,
             without,
+            pinned,
             baseline: baseline(guard),
             baseline_in_flight: 0,
             control_loop,
@@ -442,7 +444,7 @@ impl<'a> World<'a> {
             let polite = self.polite.iter().flatten().count();
             self.polite.push(client.polite.then_some(polite));
         }
-        self.run.recovery = Recovery::new(calm_from(self.scenario), self.polite.iter().flatten().count());
+        self.run.recovery = Recovery::new(self.scenario.calm_from_s(), self.polite.iter().flatten().count());
         Ok(())
     }
 
@@ -460,7 +462,13 @@ impl<'a> World<'a> {
         }
         for (at, fault) in self.scenario.fault.iter().enumerate() {
             self.heap.push(Time::from_secs_f64(fault.at_s).0, Happening::Fault(at));
-            if let Some(length) = fault.for_s {
+            if let (Some(length), Some(every)) = (fault.for_s, fault.every_s) {
+                let mut passed = every;
+                while passed < length {
+                    self.heap.push(Time::from_secs_f64(fault.at_s + passed).0, Happening::Fault(at));
+                    passed += every;
+                }
+            } else if let Some(length) = fault.for_s {
                 self.heap.push(Time::from_secs_f64(fault.at_s + length).0, Happening::FaultEnds(at));
             }
         }
@@ -1212,7 +1220,11 @@ impl<'a> World<'a> {
         let Ok((policy, _)) = self.scenario.policy_of(config.unwrap_or(&self.scenario.config)) else {
             return;
         };
-        let policy = Arc::new(policy_under(&policy, self.guard, &self.without));
+        let mut policy = policy_under(&policy, self.guard, &self.without);
+        if let Some(limit) = self.pinned {
+            pin(&mut policy, &self.scenario.watch, limit);
+        }
+        let policy = Arc::new(policy);
         let ray = self.scenario.is_ray_head();
         if proxy.reload(Arc::clone(&policy), self.plant.spec(), ray, self.now).is_err() {
             return;

@@ -7,7 +7,7 @@ use rayguard::admin::listen::Listener;
 use rayguard::config::settings::{Address, NotifyUrl};
 use rayguard::config::{self, Overrides};
 use rayguard::core::request::catalogue::Surface;
-use rayguard::emulator::{Emulator, EmulatorConfig, Running};
+use rayguard::lab::emulator::{Emulator, EmulatorConfig, Running};
 use rayguard::observe::adjustment_log::{self, AdjustmentLog, LogThread, Writer};
 use rayguard::observe::notify::{self, Options, Receiver};
 use rayguard::proxy::clock::Clock;

@@ -1,7 +1,7 @@
 //! The page, driven in a real Chromium over its debugging pipe.
 
 use crate::instance::{Instance, PATIENCE, eventually, has};
-use rayguard::emulator::{Emulator, EmulatorConfig, MetricsFault};
+use rayguard::lab::emulator::{Emulator, EmulatorConfig, MetricsFault};
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::process::Stdio;

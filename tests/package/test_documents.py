@@ -81,7 +81,7 @@ NOT = {
     "bash .ci/run code": "a part of `bash .ci/run`",
     "bash .ci/run ray": "a part of `bash .ci/run`",
     "cargo run -p rayguard-core --example tower": "`cargo test` tests the example",
-    "cargo run -p rayguard-sim --example scenario -- simulations/ray-healthy.toml": "builds the simulator a second time; `cargo test` compiles the example",
+    "cargo run -p rayguard-lab --example scenario -- simulations/ray-healthy.toml": "builds the simulator a second time; `cargo test` compiles the example",
 }
 
 

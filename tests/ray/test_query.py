@@ -6,6 +6,7 @@ answer the same whatever is added that the table calls ignored.
 """
 
 import importlib.util
+import json
 import random
 import re
 import time
@@ -78,12 +79,18 @@ MEASURED = ("/nodes", "/api/v0/nodes")
 SOFTWARE = (b"User-Agent", b" test")  # versions before 2.53 answer nobody who names none
 
 
+def measured(answer):
+    """An answer about nodes without its numbers, its keys in order: a node's resources come in another each time."""
+    status, kind, body = answer
+    body = json.dumps(json.loads(body), sort_keys=True).encode()
+    return comparable((status, kind, re.sub(rb"[\d.]+(e[+-]?\d+)?", b"0", body)))
+
+
 def same(line, one, other):
     """Whether two targets are answered alike; what is of the moment may lie between the two."""
+    view = measured if one.startswith(MEASURED) else comparable
     for _ in range(6):
-        answers = [comparable(line.ask(Request("GET", target.encode(), [SOFTWARE]))) for target in (one, other)]
-        if one.startswith(MEASURED):
-            answers = [(status, kind, re.sub(rb"[\d.]+(e[+-]?\d+)?", b"0", body)) for status, kind, body in answers]
+        answers = [view(line.ask(Request("GET", target.encode(), [SOFTWARE]))) for target in (one, other)]
         if answers[0] == answers[1]:
             return True
         time.sleep(0.2)
@@ -101,6 +108,9 @@ def targets(route, node):
         # A list keeps its order; what is added stands anywhere.
         pairs.insert(dice.randint(0, len(pairs)), added)
         yield f"{path}?{plain}", f"{path}?" + "&".join(pairs)
+    if not TABLE[route]:
+        # More pairs than newer heads parse: here nobody does.
+        yield f"{path}?{plain}", f"{path}?" + "&" * 1001 + "r=1"
     for form in forms(plain):
         yield f"{path}?{plain}", f"{path}?{form}"
 
@@ -147,8 +157,6 @@ def test_a_head_answers_the_same_whatever_is_added_that_is_called_ignored(some_h
     questions = [pair for route in TABLE if route not in NOT_ASKED for pair in targets(route, node)]
     assert len(questions) > 500
     differ = [pair for pair in questions if not same(line, *pair)]
-    # A list of nodes may be another for a while: what differs is asked again when all else has been.
-    differ = [pair for pair in differ if not any(same(line, *pair) for _ in range(5))]
     assert not differ, f"{len(differ)} of {len(questions)}: {differ[:10]}"
 
 

@@ -234,9 +234,6 @@ struct ClassAdmission {
     /// The rate that its burst is meant for.
     rate_initial: f64,
     client_limits: Option<(PerClientLimits, Arc<ClientLimits>)>,
-    waiting: AtomicU32,
-    spread_s: AtomicU32,
-    sheds: AtomicU32,
     /// What is counted outlives this admission controller: see [`AdmissionController::reconfigure`].
     tally: Arc<Tally>,
 }
@@ -258,6 +255,10 @@ struct Tally {
     full: AtomicU8,
     flow: Arc<Flow>,
     meter: Meter,
+    waiting: AtomicU32,
+    /// Over how many seconds refusals are spread (0 counts as 1), and how many there have been.
+    spread_s: AtomicU32,
+    sheds: AtomicU32,
     /// Who asks, while somebody looks.
     watched: AtomicBool,
     demand: Mutex<ClassDemand>,
@@ -285,6 +286,14 @@ struct ModuleAdmission<W> {
     /// How much work the classes that share a process may have under way together.
     shared_us_max: u64,
     tally: Arc<ModuleTally>,
+    line: Arc<Line<W>>,
+    /// The next admission controller has the line, and serves it under limits that this one does not know.
+    has_left: AtomicBool,
+}
+
+/// Who waits before a module.
+#[derive(Debug)]
+struct Line<W> {
     waiting: AtomicU32,
     queue: Mutex<ModuleQueue<W>>,
 }
@@ -348,7 +357,9 @@ impl<W> AdmissionController<W> {
 
     /// The admission controller of a new policy, for requests from now on. Classes and modules of the same name
     /// go on with the counters of this one, so that nothing under way is forgotten and no change
-    /// hands out a permit or a burst twice; whoever waits here is still served here.
+    /// hands out a permit or a burst twice. A module's line goes on too, with everyone's place in it and what each
+    /// client has had, where it is of the same classes under the same numbers; else whoever waits here is still
+    /// served here.
     #[must_use]
     pub fn reconfigure(&self, policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
         AdmissionController::build(policy, table, now, Some(self))
@@ -408,22 +419,23 @@ impl<W> AdmissionController<W> {
                 rate,
                 rate_initial: class.rate.map_or(0.0, |rate| rate.per_second.initial),
                 client_limits,
-                waiting: AtomicU32::new(0),
-                spread_s: AtomicU32::new(1),
-                sheds: AtomicU32::new(0),
                 tally,
             }
         });
         let modules = policy.modules.iter().enumerate().map(|(at, module)| {
             let old =
                 before.and_then(|admission| admission.modules.iter().find(|old| old.name == module.name));
+            let line = old.and_then(|old| old.hand_on(policy, at)).unwrap_or_else(|| {
+                let queue = Mutex::new(ModuleQueue::of(policy, at));
+                Arc::new(Line { waiting: AtomicU32::new(0), queue })
+            });
             ModuleAdmission {
                 name: Arc::clone(&module.name),
                 parallel: !module.is_one_process(),
                 shared_us_max: module.work.map_or(u64::MAX, |work| micros(work.as_secs_f64())),
                 tally: old.map_or_else(Arc::default, |old| Arc::clone(&old.tally)),
-                waiting: AtomicU32::new(0),
-                queue: Mutex::new(ModuleQueue::of(policy, at)),
+                line,
+                has_left: AtomicBool::new(false),
             }
         });
         // Routes are numbered alike in every configuration but for the operator's own.
@@ -504,7 +516,7 @@ impl<W> AdmissionController<W> {
             Err((reason, wait)) => return self.shed_or_shadow(table, ask, reason, wait, now),
         };
         let queues = class.queue_len_max > 0 && class.kind == Kind::Unary && limits.mode == Mode::Enforce;
-        if queues && self.module(class.module).waiting.load(Ordering::SeqCst) > 0 {
+        if queues && self.module(class.module).line.waiting.load(Ordering::SeqCst) > 0 {
             // Others wait: their turn comes first.
             let decision = self.wait_in_line(table, ask, of_client, now, waiter, wake);
             if let Decision::Admit(_) = &decision {
@@ -620,7 +632,7 @@ impl<W> AdmissionController<W> {
         if class.kind == Kind::Unary {
             module.tally.in_flight.leave();
         }
-        if module.waiting.load(Ordering::SeqCst) > 0 {
+        if module.line.waiting.load(Ordering::SeqCst) > 0 {
             let mut woken = Vec::new();
             {
                 let mut queue = self.lock(class.module);
@@ -654,8 +666,8 @@ impl<W> AdmissionController<W> {
             class.tally.flow.set_limit(limits.bytes_per_second, now);
         }
         let mut woken = Vec::new();
-        for module in self.modules.iter().filter(|module| module.waiting.load(Ordering::SeqCst) > 0) {
-            let mut queue = module.queue.lock();
+        for module in self.modules.iter().filter(|module| module.waiting() > 0) {
+            let mut queue = module.lock();
             self.dispatch(table, &mut queue, now, &mut woken);
         }
         for (waiter, grant) in woken {
@@ -663,9 +675,9 @@ impl<W> AdmissionController<W> {
         }
     }
 
-    /// How many waiters there are, in all modules.
+    /// How many waiters there are whom this admission controller serves, in all modules.
     pub fn waiting(&self) -> u32 {
-        self.modules.iter().map(|module| module.waiting.load(Ordering::Relaxed)).sum()
+        self.modules.iter().map(ModuleAdmission::waiting).sum()
     }
 
     /// Refuses a request for a reason of the driver's (upstream down, no API key).
@@ -687,7 +699,7 @@ impl<W> AdmissionController<W> {
 
     /// Sets over how many seconds the class's refusals are spread (see `controller`).
     pub fn spread(&self, id: ClassId, seconds: u32) {
-        self.class(id).spread_s.store(seconds.max(1), Ordering::Relaxed);
+        self.class(id).tally.spread_s.store(seconds.max(1), Ordering::Relaxed);
     }
 
     /// The totals of a class.
@@ -703,7 +715,7 @@ impl<W> AdmissionController<W> {
             counts: class.tally.meter.read(),
             in_flight,
             in_flight_peak: class.tally.meter.take_peak(self.at_work(class)),
-            waiting: class.waiting.load(Ordering::Relaxed),
+            waiting: class.tally.waiting.load(Ordering::Relaxed),
             stalled_s: if in_flight <= class.tally.away.load(Ordering::Relaxed) {
                 0.0
             } else {
@@ -715,13 +727,13 @@ impl<W> AdmissionController<W> {
     /// Under way in a class, and waiting.
     pub fn load(&self, id: ClassId) -> (u32, u32) {
         let class = self.class(id);
-        (class.tally.in_flight.count(), class.waiting.load(Ordering::Relaxed))
+        (class.tally.in_flight.count(), class.tally.waiting.load(Ordering::Relaxed))
     }
 
     /// Which limit keeps requests of a class waiting: the one that last had no room; `None` while none waits.
     pub fn held_by(&self, id: ClassId) -> Option<HeldBy> {
         let class = self.class(id);
-        (class.waiting.load(Ordering::Relaxed) > 0).then(|| class.tally.last_full()).flatten()
+        (class.tally.waiting.load(Ordering::Relaxed) > 0).then(|| class.tally.last_full()).flatten()
     }
 
     /// Learnt work of a class under way, in seconds of its module's time, and how much of it may be: a limit beside
@@ -795,6 +807,17 @@ impl<W> AdmissionController<W> {
         if seconds > 0.0 { seconds / self.class(ask.class).room } else { COST_MIN_S }
     }
 
+    /// Whether a request would wait among those who come before strangers.
+    #[must_use]
+    pub fn comes_first(&self, ask: Ask, now: Time) -> bool {
+        self.uses_past(ask) && self.history.may_claim(ask.client, self.claims(ask), now)
+    }
+
+    /// A habit is of work: it says nothing of a rate, which all share alike.
+    fn uses_past(&self, ask: Ask) -> bool {
+        self.uses_history && self.class(ask.class).rate.is_none()
+    }
+
     /// An answered request becomes a part of its client's past if nobody wanted its place, and one that was cheaper
     /// than its claim gives back the rest. What it took for others in the middle was theirs (see [`Costs`]), at its
     /// claim and now alike.
@@ -857,8 +880,7 @@ impl<W> AdmissionController<W> {
     }
 
     fn lock(&self, id: ModuleId) -> MutexGuard<'_, ModuleQueue<W>> {
-        // A panic elsewhere must not close the proxy: the queue's state is valid at every await-free step.
-        self.module(id).queue.lock()
+        self.module(id).lock()
     }
 
     /// Enters class, work, module and rate, or none of them, as what its place in the queue makes of it.
@@ -982,6 +1004,24 @@ impl Tally {
 }
 
 impl<W> ModuleAdmission<W> {
+    fn lock(&self) -> MutexGuard<'_, ModuleQueue<W>> {
+        // A panic elsewhere must not close the proxy: the queue's state is valid at every await-free step.
+        self.line.queue.lock()
+    }
+
+    /// How many wait whom this admission controller serves.
+    fn waiting(&self) -> u32 {
+        if self.has_left.load(Ordering::SeqCst) { 0 } else { self.line.waiting.load(Ordering::SeqCst) }
+    }
+
+    /// The line for the module at this place of a new policy, if it is one of the same classes.
+    fn hand_on(&self, policy: &Policy, at: usize) -> Option<Arc<Line<W>>> {
+        self.lock().reconfigure(policy, at).then(|| {
+            self.has_left.store(true, Ordering::SeqCst);
+            Arc::clone(&self.line)
+        })
+    }
+
     /// Whether somebody has asked for what operators need a moment ago.
     fn is_wanted(&self, now: Time) -> bool {
         let at = self.tally.urgent_at.load(Ordering::Relaxed);
@@ -1039,9 +1079,9 @@ impl ClassAdmission {
     /// When to come back: after `wait`, plus a place in the spread that differs from the
     /// refusal before (multiplicative hashing of a counter: even and without randomness).
     fn retry_after(&self, wait: Duration) -> u32 {
-        let turn = self.sheds.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9) >> 8;
+        let turn = self.tally.sheds.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9E37_79B9) >> 8;
         let seconds = u32::try_from(wait.min(RETRY_AFTER_MAX).as_secs()).unwrap_or(u32::MAX);
-        let spread = self.spread_s.load(Ordering::Relaxed).max(1);
+        let spread = self.tally.spread_s.load(Ordering::Relaxed).max(1);
         (seconds + 1 + turn % spread).min(u32::try_from(RETRY_AFTER_MAX.as_secs()).unwrap_or(u32::MAX))
     }
 }

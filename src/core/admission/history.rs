@@ -44,7 +44,8 @@
 //! 2. *Users keep what they had.* Let the habits of the known who compete add up to at most four fifths of the class.
 //!    Start-time fair queueing gives client `i` at least `4/5 a_i / (sum of a_j) >= a_i` as long as it waits, and the
 //!    next turn when it comes back from a pause. The number of strangers does not occur in this. Who goes on as
-//!    before takes `a_i` a window from an allowance that is refilled by twice that: it lasts as long as the flood.
+//!    before takes `a_i` a window from an allowance that is refilled by twice that: it lasts for days, until the habit has faded
+//!    (nobody earns in a flood).
 //!    The other half is for chance (of a request in each half minute a window sees 20, give or take 4), for requests
 //!    that had to wait a moment in calm and earned nothing, and for a head that is more than twice as slow.
 //! 3. *Strangers keep a fifth*, by the same law one level up, whatever the habits of others.
@@ -60,7 +61,7 @@
 //!
 //! **Who is who.** A request counts for the address it comes from and for the credential it shows, and is known if
 //! either is. So an office behind one address is known whatever tokens it shows, a token from any address, and an
-//! operator that comes back with another address by its credential. A credential that most addresses show is nobody's
+//! operator that comes back with another address by its token. A program's name alone is no credential. A credential that most addresses show is nobody's
 //! (`common`).
 //!
 //! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees: of a million clients two each, address and credential. Only
@@ -159,7 +160,7 @@ impl Record {
     }
 
     fn earn(&mut self, seconds: f64, now: u32) {
-        if u64::from(now.saturating_sub(self.window)) >= WINDOW.as_secs() {
+        if now < self.window || u64::from(now - self.window) >= WINDOW.as_secs() {
             (self.window, self.habit_now, self.requests_now) = (now, 0.0, 0.0);
         }
         self.habit_now = single((f64::from(self.habit_now) + seconds).min(HABIT_MAX));
@@ -198,7 +199,7 @@ impl Record {
     }
 
     fn has_settled(&self, now: u32) -> bool {
-        self.habit > 0.0 && u64::from(now.saturating_sub(self.since)) >= SETTLED.as_secs()
+        self.habit > 0.0 && (now < self.since || u64::from(now - self.since) >= SETTLED.as_secs())
     }
 
     fn words(&self) -> [u32; 8] {
@@ -209,14 +210,12 @@ impl Record {
         words
     }
 
-    fn of_bytes(bytes: &[u8; RECORD_BYTES], now: u32) -> Option<Record> {
+    /// A record that could have come about; `None` for any other. A moment in it may be to come, where the clock was set
+    /// back since: it stays, or the next start with a right clock would think as much time gone by as it was wrong.
+    fn of_bytes(bytes: &[u8; RECORD_BYTES]) -> Option<Record> {
         let (words, _) = bytes.as_chunks::<4>();
         let word = |at: usize| words.get(at).copied().map_or(0, u32::from_le_bytes);
-        Record::of_words(std::array::from_fn(|at| word(at + 2)), now)
-    }
-
-    /// A record that could have come about; `None` for any other.
-    fn of_words(words: [u32; 8], now: u32) -> Option<Record> {
+        let words: [u32; 8] = std::array::from_fn(|at| word(at + 2));
         let [habit, requests, habit_now, requests_now, left, ..] = words.map(f32::from_bits);
         let [.., at, window, since] = words;
         let sound = |value: f32, max: f32| value.is_finite() && (0.0..=max).contains(&value);
@@ -227,17 +226,7 @@ impl Record {
             && sound(requests_now, f32::MAX)
             && left.is_finite()
             && left <= habit;
-        // A clock that was set back must not make it younger than it is, nor owe it time.
-        is_sound.then(|| Record {
-            habit,
-            requests,
-            habit_now,
-            requests_now,
-            left,
-            at: at.min(now),
-            window: window.min(now),
-            since: since.min(now),
-        })
+        is_sound.then_some(Record { habit, requests, habit_now, requests_now, left, at, window, since })
     }
 }
 
@@ -356,6 +345,19 @@ impl History {
         let least = address.or(credential).unwrap_or_default();
         let (address, credential) = (address.unwrap_or(least), credential.unwrap_or(least));
         Some(Claim { address, credential, seconds, paid_by })
+    }
+
+    /// Whether [`History::claim`] would find it known; takes nothing.
+    #[must_use]
+    pub(crate) fn may_claim(&self, client: ClientId, seconds: f64, now: Time) -> bool {
+        let now = self.wall(now);
+        digests(client).any(|digest| {
+            let record = self.shard(digest).get(&digest).copied();
+            record.is_some_and(|mut record| {
+                record.advance(now);
+                record.may_claim(seconds, now)
+            })
+        })
     }
 
     /// Gives back a part of what was taken for a known request: all of it if it was not served.
@@ -499,7 +501,7 @@ fn shard_of(digest: u64) -> usize {
 
 /// A tree of all that a file knows is made at once, while requests go on; then who came meanwhile is added.
 fn restore_shard(records: &[&[u8; RECORD_BYTES]], shard: &Mutex<BTreeMap<u64, Record>>, now: u32) -> usize {
-    let sound = |bytes: &&[u8; RECORD_BYTES]| Some((digest_of(bytes), Record::of_bytes(bytes, now)?));
+    let sound = |bytes: &&[u8; RECORD_BYTES]| Some((digest_of(bytes), Record::of_bytes(bytes)?));
     let mut known: BTreeMap<u64, Record> = records.iter().filter_map(sound).take(SHARD_MAX).collect();
     let taken = known.len();
     let mut shard = shard.lock();

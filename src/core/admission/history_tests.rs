@@ -277,15 +277,33 @@ fn a_file_in_any_order_is_read_and_what_has_not_changed_need_not_be_written() {
 }
 
 #[test]
-fn a_clock_that_was_set_back_owes_and_forgets_nothing() {
+fn a_start_with_a_clock_that_is_behind_owes_and_forgets_nothing_and_nor_does_the_next_with_a_right_one() {
+    let right = 1_763_000_000_000;
     let history = History::default();
-    history.set_clock(Time::ZERO, WallMs(1_763_000_000_000));
+    history.set_clock(Time::ZERO, WallMs(right));
     use_calmly(&history, client(1, None), 0, HOUR);
-    let next = History::default();
-    next.set_clock(Time::ZERO, WallMs(1_762_000_000_000));
-    next.restore(&history.to_bytes(1), 1, Time::ZERO).unwrap();
-    assert_eq!(next.claim(client(1, None), 0.1, at(1)), None, "it was first seen just now");
-    assert!(next.claim(client(1, None), 0.1, at(11 * MINUTE)).is_some());
+    let habit = |history: &History, now: Time| match history.standing(client(1, None), now) {
+        Standing::Known { habit_s, .. } => habit_s,
+        Standing::Stranger => 0.0,
+    };
+    let before = habit(&history, at(HOUR));
+    let mut bytes = history.to_bytes(1);
+    for clock in [right - 400 * DAY * 1000, right + HOUR * 1000] {
+        let next = History::default();
+        next.set_clock(Time::ZERO, WallMs(clock));
+        next.restore(&bytes, 1, Time::ZERO).unwrap();
+        next.earn(client(1, None), 0.1, Time::ZERO);
+        bytes = next.to_bytes(1);
+        assert!(
+            (habit(&next, Time::ZERO) / before - 1.0).abs() < 1e-3,
+            "{clock}: {}",
+            habit(&next, Time::ZERO)
+        );
+        assert_eq!(burst(&next, client(1, None), 0.1, 1), 60, "{clock}");
+        // A window that lies ahead does not go on until it comes.
+        use_calmly(&next, client(1, None), 0, HOUR);
+        assert!(habit(&next, at(HOUR)) <= before + 0.101, "{clock}: {}", habit(&next, at(HOUR)));
+    }
 }
 
 #[test]

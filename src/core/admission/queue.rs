@@ -331,6 +331,14 @@ impl<W> FairQueue<W> {
         }
     }
 
+    /// Whether from now on it is no longer than what is served while clients stay.
+    pub(crate) fn heed_patience(&mut self, heeds: bool) {
+        self.heeds_patience = heeds;
+        if !heeds {
+            self.bounded_until = Time::ZERO;
+        }
+    }
+
     /// From now on these clients get so much of what any other gets; for those who come to several
     /// replicas that share one limit (`core/replicas/identities.rs`).
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {

@@ -82,6 +82,25 @@ impl LimitTable {
         }
     }
 
+    /// These limits as another policy numbers them. What it has that this one lacks is where it starts.
+    #[must_use]
+    pub fn under(&self, own: &Policy, other: &Policy) -> LimitTable {
+        let mut table = LimitTable { version: self.version, ..LimitTable::initial(other) };
+        for (limits, class) in table.classes.iter_mut().zip(&other.classes) {
+            let known = own.classes.iter().zip(&self.classes).find(|(known, _)| known.name == class.name);
+            if let Some((_, known)) = known {
+                *limits = *known;
+            }
+        }
+        for (limits, module) in table.modules.iter_mut().zip(&other.modules) {
+            let known = own.modules.iter().zip(&self.modules).find(|(known, _)| known.name == module.name);
+            if let Some((_, known)) = known {
+                *limits = *known;
+            }
+        }
+        table
+    }
+
     /// The limits of a class.
     pub fn class(&self, id: ClassId) -> &ClassLimits {
         &self.classes[id.index()]

@@ -60,6 +60,11 @@ impl<W> Tiers<W> {
         Tiers { lines, tags: [0.0; 2], virtual_time: 0.0, contended_since: Time::ZERO }
     }
 
+    /// See [`FairQueue::new`].
+    pub(crate) fn heed_patience(&mut self, heeds: bool) {
+        self.lines.iter_mut().for_each(|line| line.heed_patience(heeds));
+    }
+
     /// See [`FairQueue::weigh`].
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
         self.lines.iter_mut().for_each(|line| line.weigh(weights));

@@ -295,7 +295,11 @@ impl Trials {
     #[must_use]
     pub fn under(&self, place: impl Fn(SignalId) -> Option<SignalId>) -> Trials {
         let pair = |pair: &Pair| Some(Pair { signal: place(pair.signal)?, ..*pair });
-        Trials { under_way: None, pairs: self.pairs.iter().filter_map(pair).collect() }
+        let trial = |trial: Trial| Some(Trial { signal: place(trial.signal)?, ..trial });
+        Trials {
+            under_way: self.under_way.and_then(trial),
+            pairs: self.pairs.iter().filter_map(pair).collect(),
+        }
     }
 
     fn pair(&self, signal: SignalId) -> Option<&Pair> {

@@ -75,7 +75,7 @@ impl Backlog {
 
     /// Goes on with what another limit of the same class has granted.
     pub fn take_over(&mut self, before: &Backlog) {
-        *self = Backlog { signal: self.signal, fresh: 0, ..before.clone() };
+        *self = Backlog { signal: self.signal, ..before.clone() };
     }
 
     /// How many replicas let submissions in: each has an even part of the room, rounded up, so that

@@ -348,6 +348,7 @@ impl Controller {
                 new.mode = old.mode;
             }
             new.pressure = old.pressure;
+            new.spread_s = old.spread_s;
             new.recent = old.recent;
             next.last_proxy[at].clone_from(&self.last_proxy[old_at]);
             next.last_whole[at].clone_from(&self.last_whole[old_at]);
@@ -369,6 +370,8 @@ impl Controller {
         next.summarised_at = self.summarised_at;
         next.judged_at = self.judged_at;
         next.policy_version = self.policy_version + 1;
+        // Another reload within one tick has moved these.
+        next.reload_moves.clone_from(&self.reload_moves);
         for (at, class) in next.policy.classes.iter().enumerate() {
             let Some(old) = place(&class.name).map(|old_at| &self.classes[old_at]) else { continue };
             let new = &next.classes[at];

@@ -54,13 +54,16 @@ impl SignalStore {
         SignalStore { signals: posted.collect() }
     }
 
-    /// Takes over what was read before a reload, of signals that are what and where they were: they are as fresh, or as
-    /// stale, as they were.
+    /// Takes over what was read before a reload, of signals of the same name that may be as old as before: they are as
+    /// fresh, or as stale, as they were.
     pub fn take_over(&mut self, policy: &Policy, before: &SignalStore, old: &Policy) {
-        let pairs = policy.signals.iter().zip(&old.signals);
-        for ((own, known), (new, old)) in self.signals.iter_mut().zip(&before.signals).zip(pairs) {
-            if new.name == old.name && new.stale_after == old.stale_after {
-                own.clone_from(known);
+        for (at, (own, new)) in self.signals.iter_mut().zip(&policy.signals).enumerate() {
+            let is_same = |old: &&Signal| old.name == new.name && old.stale_after == new.stale_after;
+            let known = before.signals.iter().zip(&old.signals).find(|(_, old)| is_same(old));
+            if let (Some((known, _)), Ok(at)) = (known, u8::try_from(at)) {
+                let id = SignalId(at);
+                let reading = known.reading.clone().map(|reading| Reading { signal: id, ..reading });
+                *own = Posted { freshness: known.freshness.renumbered(id), reading, ..known.clone() };
             }
         }
     }

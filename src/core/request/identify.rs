@@ -137,7 +137,8 @@ impl Identifier {
         let agent = facts.headers.get(&self.agent_header).and_then(|name| recognise(&self.agents, name));
         let credential = match agent {
             Some(agent) => {
-                let own = credential.unwrap_or_default().to_le_bytes();
+                // Without one it is a program of its address: a name alone is nobody's past.
+                let own = credential.unwrap_or(address).to_le_bytes();
                 Some(self.digest(Domain::Agent, &[agent.as_bytes(), &own]))
             }
             None => credential,
@@ -560,9 +561,9 @@ mod tests {
     #[test]
     fn an_operator_is_told_from_the_others_of_its_address_and_of_its_token() {
         let known = identifier().with_agents("user-agent".into(), vec!["go-http-client/".into()]);
-        let of = |lines: Vec<(&'static str, Vec<u8>)>| {
+        let from = |address: &str, lines: Vec<(&'static str, Vec<u8>)>| {
             let headers = Lines(lines);
-            let address = "203.0.113.7".parse().unwrap();
+            let address = address.parse().unwrap();
             known.identify(&Facts {
                 method: "GET",
                 path: "/",
@@ -573,6 +574,7 @@ mod tests {
                 grpc: false,
             })
         };
+        let of = |lines| from("203.0.113.7", lines);
         let go = || ("user-agent", b"Go-http-client/1.1".to_vec());
         let browser = || ("user-agent", b"Mozilla/5.0".to_vec());
         let token = || ("x-ray-authorization", b"Bearer t".to_vec());
@@ -583,5 +585,8 @@ mod tests {
         let (operators, users) = (of(vec![go(), token()]), of(vec![browser(), token()]));
         assert!(operators.credential != users.credential && operators.credential != operator.credential);
         assert_eq!(of(vec![token(), ("user-agent", b"go-http-client/2.0".to_vec())]), operators);
+        let elsewhere = |lines| from("203.0.113.8", lines);
+        assert_eq!(elsewhere(vec![go(), token()]).credential, operators.credential);
+        assert_ne!(elsewhere(vec![go()]).credential, operator.credential, "a name alone is nobody's past");
     }
 }

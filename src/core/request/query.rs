@@ -12,8 +12,8 @@
 //!
 //! **What stays apart.** A pair with a byte that is not printable ASCII, or with a `;` that old Pythons read as
 //! `&` and that would then name a key that is read, stands as sent. A query of more than [`FIELDS_MAX`]
-//! pairs, which newer heads refuse whatever is in it, is not looked at, nor is that of a route that has no
-//! entry here.
+//! pairs is another question than one of fewer: newer heads refuse it where a handler reads any key, and where none is
+//! read they do not count. That of a route that has no entry here is not looked at.
 
 use crate::request::path::normalise;
 use percent_encoding::percent_decode_str;
@@ -174,15 +174,15 @@ pub fn holds_for(ray_version: &str) -> bool {
     major && patch && numbers.next().is_none() && minor.is_some_and(|minor| VERSIONS.contains(&minor))
 }
 
-/// The part of `query` that a handler reads, in a form of its own: equal forms get equal answers. `None` if it
-/// cannot be told.
-pub fn question(query: &str, keys: &ReadKeys) -> Option<Vec<u8>> {
+/// The part of `query` that a handler reads, in a form of its own: equal forms get equal answers.
+pub fn question(query: &str, keys: &ReadKeys) -> Vec<u8> {
     let mut form = Vec::new();
     if query.is_empty() {
-        return Some(form);
+        return form;
     }
-    if query.split('&').count() > FIELDS_MAX {
-        return None;
+    let reads_any = !(keys.first.is_empty() && keys.all.is_empty());
+    if reads_any && query.split('&').count() > FIELDS_MAX {
+        push(&mut form, "&", b"more");
     }
     let pairs: Vec<Pair> = query.split('&').filter(|piece| !piece.is_empty()).map(Pair::of).collect();
     for name in keys.first {
@@ -199,7 +199,7 @@ pub fn question(query: &str, keys: &ReadKeys) -> Option<Vec<u8>> {
     for piece in pairs.iter().filter_map(|pair| pair.as_sent(is_read)) {
         push(&mut form, "", piece.as_bytes());
     }
-    Some(form)
+    form
 }
 
 /// Whether a path as sent is this literal pattern to both of the dashboard's routers.
@@ -261,7 +261,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn asks(path: &str, query: &str) -> Vec<u8> {
-        question(query, read_keys(path).unwrap()).unwrap()
+        question(query, read_keys(path).unwrap())
     }
 
     #[test]
@@ -308,10 +308,14 @@ mod tests {
     }
 
     #[test]
-    fn a_query_of_more_pairs_than_ray_takes_is_not_looked_at() {
-        let keys = read_keys("/api/jobs/").unwrap();
-        assert!(question(&"a&".repeat(FIELDS_MAX - 1), keys).is_some());
-        assert_eq!(question(&"a&".repeat(FIELDS_MAX), keys), None);
+    fn more_pairs_than_a_newer_ray_takes_make_one_other_question_where_any_key_is_read() {
+        let (few, many) = ("a&".repeat(FIELDS_MAX - 1), "a&".repeat(FIELDS_MAX));
+        assert_eq!(asks("/api/jobs/", &many), asks("/api/jobs/", ""));
+        let tasks = |query: &str| asks("/api/v0/tasks", query);
+        assert_eq!(tasks(&few), tasks(""));
+        assert_ne!(tasks(&many), tasks(""));
+        assert_eq!(tasks(&many), tasks(&format!("{many}&r=1")));
+        assert_ne!(tasks(&many), tasks(&format!("{many}&limit=1")));
     }
 
     #[test]

@@ -105,6 +105,12 @@ impl Freshness {
         Freshness { signal, stale_after, state, began: now, latest: now, newest: None, heard: None }
     }
 
+    /// The same under another number.
+    #[must_use]
+    pub(crate) fn renumbered(&self, signal: SignalId) -> Freshness {
+        Freshness { signal, ..self.clone() }
+    }
+
     /// Takes in a reading.
     pub(crate) fn on_reading(&mut self, reading: &Reading, now: Time) -> Option<Transition> {
         self.pass(now);

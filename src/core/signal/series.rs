@@ -220,6 +220,45 @@ impl SignalReader {
         }
     }
 
+    /// A reader for another policy, which goes on with what was seen of each signal that is read as it was: rates and
+    /// shares need no second page. News is counted on for every signal of the same name.
+    #[must_use]
+    pub fn reconfigure(&self, own: &Policy, policy: &Policy) -> SignalReader {
+        let mut next = SignalReader {
+            targets: self.targets.clone(),
+            of_head: self.of_head.clone(),
+            failure: self.failure.clone(),
+            pageless: self.pageless.clone(),
+            ..SignalReader::new(policy)
+        };
+        for (signal, series) in policy.signals.iter().zip(&mut next.signals) {
+            let known = own.signals.iter().zip(&self.signals).find(|(known, _)| known.name == signal.name);
+            let Some((known, before)) = known else { continue };
+            let is_read_alike = known.sources == signal.sources && known.stale_after == signal.stale_after;
+            if is_read_alike && series.alternatives.len() == before.alternatives.len() {
+                series.told = before.told;
+                for (of, before) in series.alternatives.iter_mut().zip(&before.alternatives) {
+                    *of = Alternative { from: of.from.clone(), ..before.clone() };
+                }
+            }
+            series.fresh = before.fresh;
+        }
+        next
+    }
+
+    /// Forgets all that was read: it is of other sources.
+    pub fn forget(&mut self) {
+        let alternatives = self.signals.iter_mut().flat_map(|series| &mut series.alternatives);
+        for alternative in alternatives {
+            alternative.parts.clear();
+            alternative.failing = None;
+            alternative.news += 1;
+        }
+        self.targets.clear();
+        self.of_head.clear();
+        (self.failure, self.pageless) = (None, Some(Missing::NoPage { why: None }));
+    }
+
     /// Takes in why no target is known, as long as no page has come.
     pub fn on_no_target(&mut self, why: &str) {
         if let Some(pageless) = &mut self.pageless {

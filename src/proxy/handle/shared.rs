@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body as _;
 use rayguard_core::admission::controller::Stage;
 use rayguard_core::request::catalogue::Surface;
+use rayguard_core::time::Time;
 use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::Verdict;
 use std::future::{Future, poll_fn};
@@ -55,7 +56,7 @@ impl Asked {
 impl RequestContext {
     /// The shared way: one leads, the others wait for its answer.
     pub(super) async fn share(&self, request: Box<Request<ClientBody>>, key: Key) -> Response<Body> {
-        let told = match self.proxy.coalescer.find(key, self.proxy.clock.now()) {
+        let told = match self.find(key, self.proxy.clock.now()) {
             Found::Lead(lead) => return self.fetch(request, lead, Duration::MAX).await,
             Found::Full => Told::Alone,
             Found::Share(share) => Told::Share(share),
@@ -78,6 +79,21 @@ impl RequestContext {
             }
             Told::Alone => self.pass(request, self.proxy.clock.now()).await,
         }
+    }
+
+    /// What there is of this question that it need not wait for longer than in its own turn.
+    fn find(&self, key: Key, now: Time) -> Found {
+        match self.proxy.coalescer.find(key, now) {
+            Found::Follow(follower) if follower.may_be_overtaken() && self.comes_first(now) => {
+                drop(follower);
+                self.proxy.coalescer.find(key.among_known(), now)
+            }
+            found => found,
+        }
+    }
+
+    fn comes_first(&self, now: Time) -> bool {
+        self.proxy.admission.comes_first(self.known.ask, now)
     }
 
     fn note_shared(&self, bytes: u64) {
@@ -120,10 +136,15 @@ impl RequestContext {
         lead: Lead,
         patience: Duration,
     ) -> Response<Body> {
-        let permit = match self.admit_within(patience, self.proxy.clock.now()).await {
+        let now = self.proxy.clock.now();
+        if self.comes_first(now) {
+            lead.goes_first();
+        }
+        let permit = match self.admit_within(patience, now).await {
             Ok(permit) => permit,
             Err(refusal) => return refusal, // the lead is dropped: the next in line leads
         };
+        lead.goes_first();
         let (asked, cancels) = (Asked::of(&request), permit.cancels());
         self.tell_client(request.headers_mut());
         origin_form(&mut request);

@@ -43,18 +43,16 @@ impl Asked {
         Key::of_tail(&Question::of(&self.uri, read_keys("/api/v0/tasks")), &self.headers)
     }
 
-    /// What a handler that is written in Ray's way takes: the first value of one key, all values of another.
-    fn takes(&self) -> Option<(Option<Vec<u8>>, Vec<Vec<u8>>)> {
+    /// What a handler that is written in Ray's way takes: the first value of one key, all values of another, and whether
+    /// there are more pairs than newer ones take.
+    fn takes(&self) -> (Option<Vec<u8>>, Vec<Vec<u8>>, bool) {
         let query = self.uri.query().unwrap_or("");
-        if query.split('&').count() > FIELDS_MAX {
-            return None;
-        }
         let pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
         let pairs: Vec<_> = pairs.map(|(name, value)| (decode(name), decode(value))).collect();
         let values =
             |name: &[u8]| pairs.iter().filter(|pair| pair.0 == name).map(|pair| pair.1.clone()).collect();
         let (limits, filters): (Vec<_>, Vec<_>) = (values(b"limit"), values(b"filter_keys"));
-        Some((limits.into_iter().next(), filters))
+        (limits.into_iter().next(), filters, query.split('&').count() > FIELDS_MAX)
     }
 
     /// All values, in their order, of every header that may matter.

@@ -14,8 +14,9 @@ use crate::admission::meter::Reason;
 use crate::admission::queue::{Joined, Waiting, Weights};
 use crate::admission::table::{LimitTable, permits};
 use crate::admission::tiers::{TierPlace, Tiers};
-use crate::policy::{ClassId, Policy, Priority};
+use crate::policy::{Class, ClassId, Policy, Priority};
 use crate::time::Time;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -33,6 +34,7 @@ pub(super) struct ModuleQueue<W> {
 #[derive(Debug)]
 pub(super) struct ClassQueue<W> {
     id: ClassId,
+    name: Arc<str>,
     pub(super) fair: Tiers<Waiter<W>>,
     /// The class's own tag among the classes of its module, in work / weight.
     tag: f64,
@@ -91,13 +93,12 @@ impl<W> AdmissionController<W> {
                     cost: self.price(table, ask.class, self.takes(ask)),
                     since: now,
                     deadline,
-                    // A habit is of work: it says nothing of a rate, which all share alike.
-                    claim: (self.uses_history && class.rate.is_none()).then(claims).flatten(),
+                    claim: self.uses_past(ask).then(claims).flatten(),
                     weights: Weights::EVEN,
                 };
                 // Made known before anyone looks for room (see the head of this file).
-                module.waiting.fetch_add(1, Ordering::SeqCst);
-                class.waiting.fetch_add(1, Ordering::SeqCst);
+                module.line.waiting.fetch_add(1, Ordering::SeqCst);
+                class.tally.waiting.fetch_add(1, Ordering::SeqCst);
                 let joined = queue.join(ask.class, request, class.queue_len_max);
                 self.dispatch(table, &mut queue, now, &mut woken);
                 Ok(joined)
@@ -184,11 +185,16 @@ impl<W> AdmissionController<W> {
         now: Time,
         woken: &mut Vec<(W, Grant)>,
     ) {
+        let served_here =
+            |of: &ClassQueue<W>| !self.module(self.class(of.id).module).has_left.load(Ordering::SeqCst);
+        if !queue.classes.first().is_some_and(served_here) {
+            return;
+        }
         queue.round += 1;
         let mut sharing_is_full = false;
         while let Some(at) = self.next_class(queue, sharing_is_full) {
             let (virtual_time, round) = (queue.virtual_time, queue.round);
-            let ClassQueue { id, fair, tag, full_in, kept_until } = &mut queue.classes[at];
+            let ClassQueue { id, fair, tag, full_in, kept_until, .. } = &mut queue.classes[at];
             let class = self.class(*id);
             let places = permits(table.class(*id).in_flight);
             if class.tally.in_flight.count() >= places {
@@ -288,20 +294,31 @@ impl<W> AdmissionController<W> {
 
     fn uncount(&self, id: ClassId) {
         let class = self.class(id);
-        class.waiting.fetch_sub(1, Ordering::SeqCst);
-        self.module(class.module).waiting.fetch_sub(1, Ordering::SeqCst);
+        class.tally.waiting.fetch_sub(1, Ordering::SeqCst);
+        self.module(class.module).line.waiting.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
 impl<W> ModuleQueue<W> {
     pub(super) fn of(policy: &Policy, module: usize) -> ModuleQueue<W> {
-        let classes = policy.classes.iter().enumerate().filter(|(_, class)| class.module.index() == module);
-        let classes = classes.filter_map(|(at, class)| {
-            let id = ClassId(u8::try_from(at).ok()?);
-            let fair = Tiers::new(class.rate.is_none());
-            Some(ClassQueue { id, fair, tag: 0.0, full_in: 0, kept_until: Time::ZERO })
+        let classes = classes_of(policy, module).map(|(id, class)| {
+            let (name, fair) = (Arc::clone(&class.name), Tiers::new(class.rate.is_none()));
+            ClassQueue { id, name, fair, tag: 0.0, full_in: 0, kept_until: Time::ZERO }
         });
         ModuleQueue { classes: classes.collect(), virtual_time: 0.0, round: 0 }
+    }
+
+    /// Takes on what a new policy says of the module at this place; false, and as it was, where its classes are others
+    /// or have other numbers, by which waiters are known.
+    pub(super) fn reconfigure(&mut self, policy: &Policy, module: usize) -> bool {
+        let own = self.classes.iter().map(|class| (class.id, &class.name));
+        let is_same = own.eq(classes_of(policy, module).map(|(id, class)| (id, &class.name)));
+        if is_same {
+            for (own, (_, class)) in self.classes.iter_mut().zip(classes_of(policy, module)) {
+                own.fair.heed_patience(class.rate.is_none());
+            }
+        }
+        is_same
     }
 
     fn is_empty(&self) -> bool {
@@ -332,6 +349,12 @@ impl<W> ModuleQueue<W> {
             None => Joined::Refused(request),
         }
     }
+}
+
+/// The classes of a module, with their numbers.
+fn classes_of(policy: &Policy, module: usize) -> impl Iterator<Item = (ClassId, &Class)> {
+    let numbered = (0..=u8::MAX).map(ClassId).zip(&policy.classes);
+    numbered.filter(move |(_, class)| class.module.index() == module)
 }
 
 /// A class's weight among those of its module.

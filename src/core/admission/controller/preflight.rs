@@ -55,7 +55,7 @@ impl<W> AdmissionController<W> {
         {
             return Some(over);
         }
-        let waiting = class.waiting.load(Ordering::Relaxed);
+        let waiting = class.tally.waiting.load(Ordering::Relaxed);
         let cell = class.rate.as_ref().map_or(Duration::ZERO, |(_, rate)| rate.wait(waiting, now));
         let queues = class.queue_len_max > 0 && class.kind == Kind::Unary;
         let patience = if queues { class.queue_wait_max } else { Duration::ZERO };

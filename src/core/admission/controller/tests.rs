@@ -629,6 +629,83 @@ fn a_successor_goes_on_counting_what_is_under_way() {
     );
 }
 
+#[test]
+fn who_waits_keeps_the_place_over_a_reload() {
+    let same = policy(vec![class("a", 5, 1.0), class("b", 5, 1.0)], 8.0);
+    let mut rig = Rig::new(&same);
+    let held = permit(rig.ask(0, 1, at(0.0)).1);
+    let (first, Decision::Wait(place, _)) = rig.ask(0, 2, at(0.1)) else { panic!("there is no room") };
+    let next = rig.admission.reconfigure(&same, &rig.table, at(0.2));
+    let old = std::mem::replace(&mut rig.admission, next);
+    let (_, Decision::Wait(..)) = rig.ask(0, 3, at(0.3)) else { panic!("another is before it") };
+    assert_eq!((old.waiting(), rig.admission.waiting()), (0, 2), "nobody is left behind");
+    // Under limits of long ago nobody is let in any more.
+    old.pump(
+        &LimitTable::initial(&policy(vec![class("a", 5, 9.0), class("b", 5, 9.0)], 8.0)),
+        at(0.4),
+        &mut |_, _| {
+            panic!("it has left");
+        },
+    );
+    old.finish(&rig.table, held, Outcome::Served, at(0.5), &mut |_, _| panic!("it has left"));
+    rig.pump(at(0.5));
+    let (woken, served) = rig.granted().unwrap();
+    assert_eq!(woken, first);
+    assert!(rig.admission.cancel(place, at(0.6)).is_none(), "it waits no more");
+    rig.finish(served, at(0.7));
+}
+
+proptest! {
+    /// A reload of the same policy decides nothing: whatever is asked, given back, awaited or changed, the admission
+    /// controller says the very same as one that was left alone.
+    #[test]
+    fn a_reload_of_the_same_policy_changes_no_decision(
+        steps in prop::collection::vec((0u8..8, 0u8..3, 0u64..4, 0u32..6), 1..300),
+    ) {
+        let mut submit = class("submit", 7, 4.0);
+        submit.rate = Some(RateBounds { per_second: Bounds::fixed(20.0), burst: 3 });
+        submit.per_client = PerClientLimits { rate: Some((30.0, 4)), in_flight: Some(2) };
+        let mut calm = policy(vec![class("a", 5, 3.0), class("b", 9, 2.0), submit], 6.0);
+        calm.history = true;
+        let mut rigs = [Rig::new(&calm), Rig::new(&calm)];
+        let (mut held, mut waits) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
+        let mut now = 0.0;
+        for (step, which, address, limit) in steps {
+            now += 0.013;
+            let mut said: [Vec<String>; 2] = [Vec::new(), Vec::new()];
+            for (at_rig, rig) in rigs.iter_mut().enumerate() {
+                let (held, waits, said) = (&mut held[at_rig], &mut waits[at_rig], &mut said[at_rig]);
+                match step {
+                    0..=2 => {
+                        let (_, decision) = rig.ask(which, address, at(now));
+                        said.push(format!("{decision:?}"));
+                        match decision {
+                            Decision::Admit(permit) => held.push(permit),
+                            Decision::Wait(id, _) => waits.push(id),
+                            Decision::Shed(_) => {}
+                        }
+                    }
+                    3 => if let Some(permit) = held.pop() { rig.finish(permit, at(now)); },
+                    4 => if let Some(id) = waits.pop() {
+                        said.push(format!("{:?}", rig.admission.cancel(id, at(now))));
+                    },
+                    5 => rig.table.classes[usize::from(which)].in_flight = f64::from(limit),
+                    6 => rig.admission.spread(ClassId(which), limit),
+                    _ if at_rig == 1 => rig.admission = rig.admission.reconfigure(&calm, &rig.table, at(now)),
+                    _ => {}
+                }
+                rig.pump(at(now));
+                while let Some((waiter, permit)) = rig.granted() {
+                    said.push(format!("{waiter} {permit:?}"));
+                    held.push(permit);
+                }
+                said.push(format!("{:?}", rig.admission.reading(ClassId(which), at(now))));
+            }
+            prop_assert_eq!(&said[0], &said[1]);
+        }
+    }
+}
+
 proptest! {
     /// A permit is released exactly once, in-flight never above the limit that
     /// admitted, and nothing is left at the end.

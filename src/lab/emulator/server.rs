@@ -9,11 +9,6 @@
 //! which, like Ray, goes on working. Everything started here ends when [`Running`] is dropped.
 
 use super::routes::{self, Ask, Job, Reply};
-use crate::core::time::Time;
-use crate::proxy::websocket;
-use crate::sim::exposition;
-use crate::sim::head::Spec;
-use crate::sim::plant::{Demand, Event, Exchange, Plant, Step};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body::{Body, Frame};
@@ -21,6 +16,11 @@ use http_body_util::{BodyExt, Either, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rayguard_core::time::Time;
+use rayguard_proxy::websocket;
+use rayguard_sim::exposition;
+use rayguard_sim::head::Spec;
+use rayguard_sim::plant::{Demand, Event, Exchange, Plant, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::io;
@@ -333,7 +333,7 @@ impl Head {
         lasts: Option<Duration>,
     ) -> (mpsc::Receiver<Step>, Permit) {
         let (answer, steps) = mpsc::channel(2);
-        let route = self.spec.route(ask.route).unwrap_or(crate::sim::head::RouteId(0));
+        let route = self.spec.route(ask.route).unwrap_or(rayguard_sim::head::RouteId(0));
         let mut state = self.lock();
         let now = self.now();
         let tag = state.next_tag;
@@ -753,17 +753,25 @@ mod tests {
     use super::*;
     use tokio::io::AsyncReadExt;
 
-    fn client() -> reqwest::Client {
-        crate::observe::fetch::client().expect("a client")
-    }
-
     async fn start() -> Running {
         Emulator::start(EmulatorConfig::default()).await.expect("free ports")
     }
 
+    async fn send(address: SocketAddr, request: http::request::Builder, body: &'static str) -> (u16, String) {
+        let stream = TcpStream::connect(address).await.expect("a connection");
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.expect("a connection");
+        let mut tasks = JoinSet::new();
+        tasks.spawn(connection);
+        let request = request.header("host", "x").body(Full::new(Bytes::from(body))).expect("a request");
+        let response = sender.send_request(request).await.expect("an answer");
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        (status, String::from_utf8(body.into()).expect("text"))
+    }
+
     async fn get(address: SocketAddr, path: &str) -> (u16, String) {
-        let response = client().get(format!("http://{address}{path}")).send().await.expect("an answer");
-        (response.status().as_u16(), response.text().await.expect("a body"))
+        send(address, Request::get(path), "").await
     }
 
     /// Asks the head for its version until `condition` holds: a wait that needs no clock.
@@ -781,10 +789,8 @@ mod tests {
     #[tokio::test]
     async fn the_job_api_takes_a_job_and_shows_it() {
         let head = start().await;
-        let url = format!("http://{}/api/jobs/", head.dashboard);
         let body = r#"{"entrypoint":"sleep 30","submission_id":"mine"}"#;
-        let response = client().post(&url).body(body).send().await.expect("an answer");
-        assert_eq!(response.status(), 200);
+        assert_eq!(send(head.dashboard, Request::post("/api/jobs/"), body).await.0, 200);
         assert_eq!(head.counters().route("job-submit").seen, 1);
         let (status, text) = get(head.dashboard, "/api/jobs/mine").await;
         assert_eq!(status, 200);
@@ -847,18 +853,13 @@ mod tests {
     async fn browsers_may_not_write_and_a_token_is_asked_for() {
         let config = EmulatorConfig { token: Some("secret".to_owned()), ..EmulatorConfig::default() };
         let head = Emulator::start(config).await.expect("free ports");
-        let jobs = format!("http://{}/api/jobs/", head.dashboard);
-        let send = |request: reqwest::RequestBuilder| async move {
-            request.send().await.expect("an answer").status().as_u16()
-        };
-        assert_eq!(send(client().post(&jobs).header("user-agent", "Mozilla/5.0")).await, 405);
-        assert_eq!(send(client().get(&jobs)).await, 401);
-        assert_eq!(send(client().get(&jobs).header("authorization", "Bearer wrong")).await, 403);
-        assert_eq!(send(client().get(&jobs).header("authorization", "Bearer secret")).await, 200);
-        assert_eq!(
-            send(client().get(&jobs).header("cookie", "a=b; ray-authentication-token=secret")).await,
-            200
-        );
+        let status = async |request| send(head.dashboard, request, "").await.0;
+        let jobs = || Request::get("/api/jobs/");
+        assert_eq!(status(Request::post("/api/jobs/").header("user-agent", "Mozilla/5.0")).await, 405);
+        assert_eq!(status(jobs()).await, 401);
+        assert_eq!(status(jobs().header("authorization", "Bearer wrong")).await, 403);
+        assert_eq!(status(jobs().header("authorization", "Bearer secret")).await, 200);
+        assert_eq!(status(jobs().header("cookie", "a=b; ray-authentication-token=secret")).await, 200);
         assert_eq!(get(head.dashboard, "/api/gcs_healthz").await, (200, "success".to_owned()));
     }
 

@@ -11,12 +11,12 @@
 //! does not; [`Incident::notes`] says which. The first thing to look at is therefore how far
 //! the run under the recorded configuration lies from the trace itself.
 
-use super::head::Spec;
-use super::scenario::{Guard, Scenario, ScenarioError};
-use super::tally::Tally;
-use super::timeline::Point;
-use super::trace::{Measured, Trace};
-use super::world::{Conditions, Onlooker, Traces, run_under};
+use rayguard_sim::head::Spec;
+use rayguard_sim::scenario::{Guard, Scenario, ScenarioError};
+use rayguard_sim::tally::Tally;
+use rayguard_sim::timeline::Point;
+use rayguard_sim::trace::{Measured, Trace};
+use rayguard_sim::world::{Conditions, Onlooker, Traces, run_under};
 use serde::Serialize;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -231,7 +231,7 @@ fn measured(trace: &Trace) -> Fared {
     let mut fared = Fared { asked: trace.arrivals.len() as u64, ..Fared::default() };
     let mut latencies = Vec::new();
     for it in trace.arrivals.iter().filter_map(|arrival| arrival.measured) {
-        match it.fate() {
+        match Fate::of(&it) {
             Fate::Served => {
                 fared.served += 1;
                 latencies.push(it.latency_ms);
@@ -257,9 +257,9 @@ enum Fate {
     Lost,
 }
 
-impl Measured {
-    fn fate(&self) -> Fate {
-        match self.status {
+impl Fate {
+    fn of(measured: &Measured) -> Fate {
+        match measured.status {
             429 | 503 => Fate::Shed,
             0 | 500.. => Fate::Lost,
             _ => Fate::Served,
@@ -279,7 +279,7 @@ fn measured_flow(case: &Case) -> Vec<Flow> {
         seconds[place(at_s)].asked += 1.0;
         let Some(it) = arrival.measured else { continue };
         let end = &mut seconds[place(at_s + it.latency_ms / 1e3)];
-        match it.fate() {
+        match Fate::of(&it) {
             Fate::Served => end.served += 1.0,
             Fate::Shed => end.shed += 1.0,
             Fate::Lost => end.lost += 1.0,
@@ -463,7 +463,7 @@ fn escape(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace;
+    use rayguard_sim::trace;
 
     fn case() -> Case {
         // 20 s of a calm actor list, and tasks at 30/s from the fifth second: both in one module.

@@ -5,9 +5,9 @@
 
 use super::ablation::pinned;
 use super::monte_carlo::{PassRate, Trial, trial};
-use super::scenario::{Guard, Scenario, ScenarioError};
-use super::verdict::{Check, Verdicts, check, verdicts, within};
-use super::world::{Conditions, Onlooker, Run, Traces, run, run_under};
+use rayguard_sim::scenario::{Guard, Scenario, ScenarioError};
+use rayguard_sim::verdict::{Check, Verdicts, check, verdicts, within};
+use rayguard_sim::world::{Conditions, Onlooker, Run, Traces, run, run_under};
 use serde::Serialize;
 use std::fmt::Write as _;
 

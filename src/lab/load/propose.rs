@@ -18,13 +18,13 @@
 
 use super::plan::Plan;
 use super::report::Sample;
-use crate::config::quantity::{Length, Objective, PerSecond};
-use crate::config::{Overrides, Settings};
-use crate::core::policy::Slo;
-use crate::core::request::catalogue::Surface;
-use crate::core::request::classify::Classifier;
-use crate::core::request::facts::Facts;
-use crate::proxy::headers::Lookup;
+use rayguard_config::quantity::{Length, Objective, PerSecond};
+use rayguard_config::{Overrides, Settings};
+use rayguard_core::policy::Slo;
+use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::classify::Classifier;
+use rayguard_core::request::facts::Facts;
+use rayguard_proxy::headers::Lookup;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
@@ -113,7 +113,7 @@ fn propose(class: &str, rated: bool, knee: Knee, text: &mut String) {
 }
 
 fn millis(seconds: f64) -> Duration {
-    crate::core::time::duration_from_secs((seconds * 1000.0).ceil() / 1000.0)
+    rayguard_core::time::duration_from_secs((seconds * 1000.0).ceil() / 1000.0)
 }
 
 fn knee(samples: &[&Sample]) -> Option<Knee> {
@@ -148,8 +148,7 @@ fn knee(samples: &[&Sample]) -> Option<Knee> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::load::client::Fate;
-    use crate::config;
+    use crate::load::client::Fate;
 
     /// A load that rises by ten a second each stretch; the head bears fifty.
     fn ramp(stretches: u32, bears: u32) -> (Plan, Vec<Sample>) {
@@ -181,7 +180,7 @@ mod tests {
         let text = section(&plan, &samples);
         assert!(text.contains("# job-list: bore 50.0/s, p95 40ms; it fell behind above that"), "{text}");
         assert!(text.contains("in_flight = { initial = 4, min = 1, max = 16 }"), "{text}");
-        config::parse(&text, "proposed", &Overrides::default()).unwrap();
+        rayguard_config::parse(&text, "proposed", &Overrides::default()).unwrap();
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub enum Fate {
 }
 
 /// Sends a stream's operations.
-pub struct Client {
+pub(crate) struct Client {
     stream: Stream,
     target: SocketAddr,
     authority: String,
@@ -71,20 +71,20 @@ struct Line {
 }
 
 /// What an attempt, or the operation's last attempt, brought.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// How it ended.
-    pub fate: Fate,
+    pub(crate) fate: Fate,
     /// Attempts made so far.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// Bytes of the answer's body.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// A line that is to be held open now that it has been answered.
-    pub held: Option<Held>,
+    pub(crate) held: Option<Held>,
     retry_after: Option<Duration>,
 }
 
 /// A tail or a stream: answered, and still open.
-pub struct Held {
+pub(crate) struct Held {
     line: Line,
     body: Incoming,
     websocket: bool,
@@ -93,7 +93,7 @@ pub struct Held {
 
 impl Client {
     /// A client of `target`, named `authority` in the Host header.
-    pub fn new(stream: Stream, target: SocketAddr, authority: String) -> Client {
+    pub(crate) fn new(stream: Stream, target: SocketAddr, authority: String) -> Client {
         let idle = (0..stream.addresses).map(|_| Mutex::new(Vec::new())).collect();
         // Streams at one address begin at different ports.
         let begin =
@@ -103,7 +103,7 @@ impl Client {
 
     /// Carries out operation number `n` with the request at `shape`, due at `due`: the first
     /// attempt, and the further ones the stream's retries allow.
-    pub async fn operate(&self, n: u64, shape: usize, due: Instant) -> Outcome {
+    pub(crate) async fn operate(&self, n: u64, shape: usize, due: Instant) -> Outcome {
         let patience = Duration::from_secs_f64(self.stream.timeout_s);
         let retry = self.stream.retry;
         let mut pause = Duration::from_secs_f64(retry.delay_s.max(0.0));
@@ -289,7 +289,7 @@ async fn drive<T>(connection: &mut Option<Http1>, finished: &mut bool, future: i
 impl Held {
     /// Keeps the line open for its time, reading whatever comes; ends earlier when the other
     /// side closes. Answers with the bytes read and whether the other side closed it.
-    pub async fn hold(self) -> (u64, bool) {
+    pub(crate) async fn hold(self) -> (u64, bool) {
         let Held { mut line, mut body, websocket, length } = self;
         let mut bytes = 0;
         let reading = async {
@@ -331,12 +331,12 @@ impl fmt::Display for Fate {
 
 impl Fate {
     /// A 2xx, or a WebSocket that was accepted.
-    pub fn is_success(self) -> bool {
+    pub(crate) fn is_success(self) -> bool {
         matches!(self, Fate::Status(101 | 200..=299))
     }
 
     /// Refused by a limit: 429 or 503.
-    pub fn is_shed(self) -> bool {
+    pub(crate) fn is_shed(self) -> bool {
         matches!(self, Fate::Status(429 | 503))
     }
 }

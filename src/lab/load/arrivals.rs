@@ -9,7 +9,7 @@ use rand_core::{RngCore, SeedableRng};
 use rand_pcg::Pcg64Mcg;
 
 /// The arrival times of one stream in seconds from the start of the run, in rising order.
-pub struct Arrivals {
+pub(crate) struct Arrivals {
     segments: Vec<Segment>,
     index: usize,
     at: f64,
@@ -29,7 +29,7 @@ struct Segment {
 
 impl Arrivals {
     /// The arrivals of an open-loop stream in a run of `duration_s`; none for a closed loop.
-    pub fn new(stream: &Stream, duration_s: f64, seed: u64) -> Arrivals {
+    pub(crate) fn new(stream: &Stream, duration_s: f64, seed: u64) -> Arrivals {
         let points = stream.rate.as_ref().map(super::plan::Rate::points).unwrap_or_default();
         let segments = segments(&points, stream.ramp, stream.from_s, stream.until(duration_s));
         let at = segments.first().map_or(0.0, |segment| segment.from);
@@ -90,7 +90,7 @@ impl Segment {
 
 /// A number from 0 up to, not including, 1.
 #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
-pub fn unit(random: &mut Pcg64Mcg) -> f64 {
+pub(crate) fn unit(random: &mut Pcg64Mcg) -> f64 {
     (random.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 

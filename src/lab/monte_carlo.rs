@@ -18,10 +18,10 @@
 //! them comes near to it), no limit can serve that head, and it is counted apart.
 
 use super::ablation::pinned;
-use super::rng::Rng;
-use super::scenario::{Scenario, ScenarioError};
-use super::verdict::{Check, verdicts, within};
-use super::world::{Conditions, Onlooker, Run, Traces, run_under};
+use rayguard_sim::rng::Rng;
+use rayguard_sim::scenario::{Scenario, ScenarioError};
+use rayguard_sim::verdict::{Check, verdicts, within};
+use rayguard_sim::world::{Conditions, Onlooker, Run, Traces, run_under};
 use serde::Serialize;
 use statrs::distribution::{Beta, ContinuousCDF};
 use std::collections::BTreeMap;

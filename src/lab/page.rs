@@ -8,9 +8,9 @@
 //! act, and the measured part is shaded.
 
 use super::report::{Answer, short};
-use super::scenario::FaultSpec;
-use super::tally::Second;
-use super::verdict::Check;
+use rayguard_sim::scenario::FaultSpec;
+use rayguard_sim::tally::Second;
+use rayguard_sim::verdict::Check;
 use std::fmt::Write as _;
 
 const STYLE: &str = "
@@ -287,8 +287,8 @@ fn clock(seconds: f64) -> String {
 mod tests {
     use super::*;
     use crate::report;
-    use crate::scenario::Scenario;
-    use crate::world::{Onlooker, Traces};
+    use rayguard_sim::scenario::Scenario;
+    use rayguard_sim::world::{Onlooker, Traces};
 
     #[test]
     fn the_top_of_a_plot_is_a_round_number() {

@@ -7,7 +7,7 @@
 //! Traffic traces were made once each, on a shared machine: tighter bounds would fit its noise.
 
 use super::calibration::{Case, FITTED, Outcome, Replay, SIGNALS};
-use super::trace::Trace;
+use rayguard_sim::trace::Trace;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
@@ -200,7 +200,7 @@ pub fn fitted() -> String {
 mod tests {
     use super::*;
     use crate::calibration::{cases, replay};
-    use crate::trace;
+    use rayguard_sim::trace;
 
     fn recorded(name: &str) -> Option<String> {
         let path = format!("{}/../../simulations/recorded/{name}.csv", env!("CARGO_MANIFEST_DIR"));

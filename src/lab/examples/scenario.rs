@@ -1,13 +1,14 @@
-//! Runs scenarios with the simulator alone: `cargo run -p rayguard-sim --example scenario -- FILE...`.
+//! Runs scenarios without the program: `cargo run -p rayguard-lab --example scenario -- FILE...`.
 //!
 //! With `--ablate`, all of them without parts of the loop, as one table; with `--runs=200`, each on so many heads
-//! that are not quite its own, with `--draw=51` on one of these; with `--log`, the adjustment log on standard error. It builds without the proxy, which is what one wants while a law or a scenario is being written.
+//! that are not quite its own, with `--draw=51` on one of these; with `--log`, the adjustment log on standard error.
+//! It builds sooner than the program, which is what one wants while a law or a scenario is being written.
 //! `rayguard simulate` does the same and more.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example")]
 
-use rayguard_sim::ablation;
-use rayguard_sim::monte_carlo::{monte_carlo, trial};
-use rayguard_sim::report;
+use rayguard_lab::ablation;
+use rayguard_lab::monte_carlo::{monte_carlo, trial};
+use rayguard_lab::report;
 use rayguard_sim::scenario::Scenario;
 use rayguard_sim::trace;
 use rayguard_sim::world::{Onlooker, Traces};

@@ -16,12 +16,12 @@
 //! were not asked, cores, the start of jobs and the size of the cluster stay those of the
 //! calibrated head ([`Spec::ray_head`]), to which what was found is laid over ([`Identified::spec`]).
 
-use super::head::{RouteId, Spec};
-use super::plant::{Demand, Plant};
-use super::trace::Guide;
 use rayguard_core::admission::meter::Reason;
 use rayguard_core::time::Time;
 use rayguard_core::traffic_trace::{Ending, TrafficTrace};
+use rayguard_sim::head::{RouteId, Spec};
+use rayguard_sim::plant::{Demand, Plant};
+use rayguard_sim::trace::Guide;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

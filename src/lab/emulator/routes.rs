@@ -3,7 +3,7 @@
 //! Bodies have the shape Ray 2.60 gives them (the State API's envelope, the Job API's details)
 //! and about its size, since sizes decide what a proxy has to move. Contents are made up.
 
-use crate::sim::head::Spec;
+use rayguard_sim::head::Spec;
 use serde_json::{Value, json};
 use std::fmt::Write as _;
 use std::time::Duration;

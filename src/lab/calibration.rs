@@ -5,11 +5,11 @@
 //! clients saw and what the signals showed is judged in [`super::model_fit`]. `FITTED` names
 //! what was fitted to the first three cases. The last case is kept out of the fit.
 
-use super::head::Spec;
-use super::heap::EventHeap;
-use super::plant::{Demand, Event, Exchange, Plant, Step};
-use super::trace::Trace;
 use rayguard_core::time::{Time, duration_from_secs};
+use rayguard_sim::head::Spec;
+use rayguard_sim::heap::EventHeap;
+use rayguard_sim::plant::{Demand, Event, Exchange, Plant, Step};
+use rayguard_sim::trace::Trace;
 use std::collections::BTreeMap;
 
 /// What the trace clients themselves add to every latency, milliseconds, *fitted*.
@@ -61,10 +61,10 @@ pub fn cases() -> Vec<Case> {
     state.jobs.pending = 50;
     let mut burst = head();
     burst.background_cores = 0.4;
-    burst.jobs = super::head::Jobs { listed: 3, pending: 50, actors: 3, ..burst.jobs };
+    burst.jobs = rayguard_sim::head::Jobs { listed: 3, pending: 50, actors: 3, ..burst.jobs };
     let mut flood = head();
     flood.background_cores = 0.9;
-    flood.jobs = super::head::Jobs { listed: 119, actors: 121, ..flood.jobs };
+    flood.jobs = rayguard_sim::head::Jobs { listed: 119, actors: 121, ..flood.jobs };
     const FLOOD: &[(&str, f64, f64)] = &[("before", 0.0, 9.5), ("flood", 11.0, 20.0), ("after", 24.0, 30.0)];
     vec![
         Case {
