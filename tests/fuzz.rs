@@ -646,12 +646,7 @@ fn what_the_shared_store_tells() {
     let replicas = settings.replicas.clone().unwrap();
     let (alerts, _told) = tokio::sync::mpsc::channel(16);
     let dir = std::env::temp_dir().join(format!("rayguard-fuzz-replicas-{}", std::process::id()));
-    let options = adjustment_log::Options {
-        dir,
-        file_bytes_max: 1 << 20,
-        files_max: 2,
-        sync: adjustment_log::Sync::default(),
-    };
+    let options = adjustment_log::Options { dir, file_bytes_max: 1 << 20, files_max: 2 };
     let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
     let outlets = Outlets { adjustment_log, alerts };
     let app = App::new(Arc::new(settings), &[], [1, 2], Clock::start(), Tasks::default(), outlets);

@@ -120,12 +120,9 @@ async fn a_real_prometheus_gives_the_values_of_the_page_it_scraped() {
         assert!(prometheus.ask("max(up)").await.unwrap().evaluated >= evaluated, "its clock moves on");
 
         assert_eq!(prometheus.ask("no_such_series").await, Err(QueryError::Empty));
-        assert!(matches!(prometheus.ask("scalar(vector(0)) / 0").await, Err(QueryError::NotFinite { .. })));
-        assert!(matches!(
-            prometheus.ask("ray_gcs_actors_count").await,
-            Err(QueryError::SeveralSeries { count: 5 })
-        ));
-        assert!(matches!(prometheus.ask("\"words\"").await, Err(QueryError::WrongType { .. })));
+        assert!(matches!(prometheus.ask("scalar(vector(0)) / 0").await, Err(QueryError::NotFinite(..))));
+        assert!(matches!(prometheus.ask("ray_gcs_actors_count").await, Err(QueryError::SeveralSeries(5))));
+        assert!(matches!(prometheus.ask("\"words\"").await, Err(QueryError::WrongType(..))));
         let refused = prometheus.ask("sum(").await.unwrap_err();
         assert!(matches!(&refused, QueryError::Refused { kind, .. } if kind == "bad_data"), "{refused}");
     };

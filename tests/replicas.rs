@@ -253,7 +253,6 @@ impl TestReplica {
                 dir: settings.adjustment_log.dir.clone(),
                 file_bytes_max: 1 << 20,
                 files_max: 2,
-                sync: adjustment_log::Sync::default(),
             };
             let (adjustment_log, thread) =
                 adjustment_log::channel(adjustment_log::Writer::open(options).0, 4096);

@@ -60,13 +60,11 @@ impl std::fmt::Display for Peer {
 
 impl Access {
     /// With this token for changes, asked by these names.
-    #[must_use]
     pub fn new(token: Option<&str>, hosts: Vec<Arc<str>>) -> Access {
         Access { token: token.map(|token| Sha256::digest(token).into()), hosts }
     }
 
     /// Whether changes take a token.
-    #[must_use]
     pub fn takes_token(&self) -> bool {
         self.token.is_some()
     }

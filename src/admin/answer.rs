@@ -43,7 +43,6 @@ pub struct ProblemBody {
 
 impl Problem {
     /// A problem.
-    #[must_use]
     pub fn new(
         status: StatusCode,
         code: &'static str,
@@ -54,7 +53,6 @@ impl Problem {
     }
 
     /// As an answer.
-    #[must_use]
     pub fn answer(&self) -> Answer {
         let body = ProblemBody {
             error: self.code.to_owned(),
@@ -75,7 +73,6 @@ impl Problem {
 }
 
 /// A value as JSON.
-#[must_use]
 pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
     match serde_json::to_vec(value) {
         Ok(mut body) => {
@@ -88,13 +85,11 @@ pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
 }
 
 /// Plain text.
-#[must_use]
 pub fn text(status: StatusCode, body: &str) -> Answer {
     bytes(status, "text/plain; charset=utf-8", body.to_owned())
 }
 
 /// Bytes of a kind. Nothing here may be kept by a cache, framed, or taken for another kind.
-#[must_use]
 pub fn bytes(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;

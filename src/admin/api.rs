@@ -11,7 +11,7 @@ use crate::admin::answer::{Answer, Problem, bytes, json, text};
 use crate::admin::openapi::{DESCRIPTION, OPERATIONS, Parameter};
 use crate::admin::schema::{
     AdjustmentRow, Adjustments, Done, EventRow, Events, FreezeRequest, LeaseView, LimitRow, Limits,
-    ListenerView, ModeRequest, PinRequest, ReceiverTest, ReloadRequest, Reloaded, ShedMode, State, Tested,
+    ListenerView, ModeRequest, PinRequest, ReceiverTest, ReloadRequest, Reloaded, State, Tested,
     UnpinRequest, WORDS_MAX,
 };
 use crate::admin::{clients, discovery, page};
@@ -228,20 +228,12 @@ fn leases(app: &App) -> Vec<LeaseView> {
 }
 
 /// The limits of a view, class by class.
-#[must_use]
 pub fn limits(view: &View) -> Limits {
     let row = |class: &ClassView, limit: &LimitView| LimitRow {
         class: class.name.clone(),
         module: class.module.clone(),
         mode: class.mode,
-        limit: limit.limit,
-        value: limit.value,
-        min: limit.min,
-        initial: limit.initial,
-        max: limit.max,
-        binding: limit.binding,
-        pinned: limit.pinned,
-        oscillation: limit.oscillation,
+        limit: limit.clone(),
     };
     Limits {
         table: view.table,
@@ -500,14 +492,13 @@ fn freeze(order: FreezeRequest, frozen: bool) -> Result<Asked, Problem> {
 
 fn mode(order: ModeRequest) -> Result<Asked, Problem> {
     let subject = order.class.as_deref().unwrap_or("every class").to_owned();
-    let (mode, done) = match order.mode {
-        ShedMode::Enforce => (Mode::Enforce, format!("limits of {subject} are enforced")),
-        ShedMode::Shadow => (
-            Mode::Shadow,
-            format!("{subject} is in shadow mode: nothing is shed, and what would have been is counted"),
-        ),
+    let done = match order.mode {
+        Mode::Enforce => format!("limits of {subject} are enforced"),
+        Mode::Shadow => {
+            format!("{subject} is in shadow mode: nothing is shed, and what would have been is counted")
+        }
     };
-    Ok((Override::Mode { class: order.class, mode }, order.who, reason(order.why)?, done))
+    Ok((Override::Mode { class: order.class, mode: order.mode }, order.who, reason(order.why)?, done))
 }
 
 /// What goes into the adjustment log: short, and without anything that could forge a line.

@@ -37,7 +37,7 @@ pub struct ClientRow {
     pub credential_addresses: u32,
     /// All classes together.
     #[serde(flatten)]
-    pub counts: CountsView,
+    pub counts: Counts,
     /// Seconds for which its requests and answers waited for its own line, taken together.
     #[serde(default)]
     pub client_wait_s: f64,
@@ -71,7 +71,6 @@ pub struct StandingView {
 
 impl StandingView {
     /// What stands for this past.
-    #[must_use]
     pub fn of(standing: Standing, strangers: u32) -> StandingView {
         match standing {
             Standing::Known { since, per_second, habit_s, left_s, used_up } => StandingView {
@@ -136,56 +135,20 @@ pub struct ClientClass {
     pub class: String,
     /// What it asked there.
     #[serde(flatten)]
-    pub counts: CountsView,
+    pub counts: Counts,
     /// Patterns of the routes it asked, three at most.
     pub routes: Vec<String>,
 }
 
-/// What was asked, and what became of it.
-#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
-pub struct CountsView {
-    /// Requests.
-    pub asked: u64,
-    /// Sent on to Ray.
-    pub admitted: u64,
-    /// Refused.
-    pub shed: u64,
-    /// Failed: Ray could not be reached, answered 500 or above, took too long, or broke off. Those that were
-    /// sent to Ray are among `admitted`.
-    #[serde(default)]
-    pub failed: u64,
-    /// Sent on, and would have been refused were the class not in shadow mode.
-    pub would_shed: u64,
-    /// Answered with another client's answer.
-    pub shared: u64,
-    /// Left while they waited, before they were decided on.
-    #[serde(default)]
-    pub left: u64,
-    /// Seconds of Ray's time, as learnt.
-    pub work_s: f64,
-}
-
-impl From<&Counts> for CountsView {
-    fn from(counts: &Counts) -> CountsView {
-        let Counts { asked, admitted, shed, failed, would_shed, shared, left, work_s } = *counts;
-        CountsView {
-            asked,
-            admitted,
-            shed,
-            failed,
-            would_shed,
-            shared,
-            left,
-            work_s: (work_s * 1e6).round() / 1e6,
-        }
-    }
+/// Work to the microsecond.
+pub(super) fn rounded_work(counts: Counts) -> Counts {
+    Counts { work_s: (counts.work_s * 1e6).round() / 1e6, ..counts }
 }
 
 /// Routes named per client and class.
 const ROUTES_MAX: usize = 3;
 
 /// The heaviest clients, at most `count`; with their addresses if `open`.
-#[must_use]
 pub fn clients(admin: &AdminState, count: usize, open: bool) -> Clients {
     let proxy = admin.app.proxy();
     let (now, wall) = (admin.app.clock.now(), admin.app.clock.wall());
@@ -206,7 +169,7 @@ pub fn clients(admin: &AdminState, count: usize, open: bool) -> Clients {
             Credential::Many => Some("several".to_owned()),
         },
         credential_addresses: client.credential_addresses,
-        counts: CountsView::from(&client.counts),
+        counts: rounded_work(client.counts),
         client_wait_s: rounded(client.kept.as_secs_f64()),
         standing: proxy.admission.uses_history().then(|| standing(client)),
         classes: client
@@ -214,7 +177,7 @@ pub fn clients(admin: &AdminState, count: usize, open: bool) -> Clients {
             .iter()
             .map(|(class, counts, routes)| ClientClass {
                 class: classes.get(class.index()).map_or_else(String::new, |class| class.name.to_string()),
-                counts: CountsView::from(counts),
+                counts: rounded_work(*counts),
                 routes: routes.iter().take(ROUTES_MAX).map(ToString::to_string).collect(),
             })
             .collect(),

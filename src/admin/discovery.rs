@@ -2,11 +2,11 @@
 //! it no class covers. `rayguard limits suggest` makes a section of configuration from it.
 
 use crate::admin::AdminState;
-use crate::admin::clients::{CountsView, earlier};
+use crate::admin::clients::{earlier, rounded_work};
 use crate::core::admission::table::Mode;
 use crate::core::policy::{Bounds, Class, ClassId, Kind, Treatment};
 use crate::core::time::WallMs;
-use crate::core::usage::{Route, Traffic};
+use crate::core::usage::{Counts, Route, Traffic};
 use crate::proxy::handle::surface_name;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -95,7 +95,7 @@ pub struct Asked {
 pub struct TrafficView {
     /// What was asked.
     #[serde(flatten)]
-    pub counts: CountsView,
+    pub counts: Counts,
     /// About how many addresses asked.
     pub clients: u32,
     /// The most requests in one second.
@@ -109,7 +109,7 @@ pub struct TrafficView {
 impl From<&Traffic> for TrafficView {
     fn from(traffic: &Traffic) -> TrafficView {
         TrafficView {
-            counts: CountsView::from(&traffic.counts),
+            counts: rounded_work(traffic.counts),
             clients: traffic.clients(),
             busiest_second: traffic.busiest_second,
             busiest_minute: traffic.busiest_minute,
@@ -119,7 +119,6 @@ impl From<&Traffic> for TrafficView {
 }
 
 /// What was asked since the start.
-#[must_use]
 pub fn discovery(admin: &AdminState) -> Discovery {
     let app = &admin.app;
     let (proxy, settings) = (app.proxy(), app.settings());

@@ -15,10 +15,11 @@ use crate::core::controller::view::View;
 use crate::core::event::LimitKind;
 use crate::core::policy::Policy;
 use crate::core::time::{Time, WallMs};
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two samples.
@@ -142,7 +143,6 @@ pub async fn record(admin: Arc<AdminState>) {
 
 impl History {
     /// Nothing seen yet.
-    #[must_use]
     pub fn new(policy: &Policy) -> History {
         History {
             classes: policy.classes.iter().map(|class| Arc::clone(&class.name)).collect(),
@@ -159,7 +159,7 @@ impl History {
 
     /// Takes a sample. The first one has nothing to count from and shows no rates.
     pub fn take(&self, view: &View, counts: &ProxyReading, now: Time, wall: WallMs) {
-        let mut ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ring = self.ring.lock();
         let latency = ring.latency(counts);
         let elapsed_s = ring.at.map(|at| now.since(at).as_secs_f64());
         let totals: Vec<Totals> = view
@@ -216,7 +216,7 @@ impl History {
 
     /// Puts rates by exact counts of the last ten seconds into a view.
     pub fn tell_rates(&self, view: &mut View, now: Time) {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = self.ring.lock();
         let Some((at, before)) = ring.lately.front() else { return };
         let elapsed_s = now.since(*at).as_secs_f64();
         if elapsed_s <= 0.0 {
@@ -234,9 +234,8 @@ impl History {
     }
 
     /// What was seen after `after_ms`, of one class or of all.
-    #[must_use]
     pub fn columns(&self, after_ms: u64, class: Option<&str>) -> Columns {
-        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let ring = self.ring.lock();
         let samples: Vec<&Sample> = ring.samples.iter().filter(|sample| sample.time_ms > after_ms).collect();
         let mut columns = Columns {
             step_s: STEP.as_secs_f64(),

@@ -69,7 +69,6 @@ impl Listener {
     }
 
     /// Where it is bound, for people.
-    #[must_use]
     pub fn address(&self) -> String {
         match self {
             Listener::Tcp(listener) => {

@@ -162,7 +162,6 @@ const fn probe(path: &'static str, summary: &'static str, unavailable: &'static 
 
 impl Parameter {
     /// Its name in a query.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Since => "since",
@@ -225,7 +224,6 @@ impl Operation {
 pub static DESCRIPTION: LazyLock<String> = LazyLock::new(|| format!("{:#}\n", description()));
 
 /// The description of the API.
-#[must_use]
 pub fn description() -> Value {
     let settings = SchemaSettings::draft2020_12().with(|settings| {
         settings.definitions_path = "/components/schemas".into();

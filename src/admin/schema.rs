@@ -1,8 +1,9 @@
 //! What the API says and takes: the same types serve the listener, the command line and the
 //! OpenAPI description.
 
+use crate::core::admission::table::Mode as ShedMode;
 use crate::core::control::guardrails::Guardrail;
-use crate::core::controller::view::{ModuleView, PinView, View};
+use crate::core::controller::view::{LimitView, ModuleView, PinView, View};
 use crate::core::event::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::Entry;
@@ -90,22 +91,9 @@ pub struct LimitRow {
     pub module: String,
     /// `shadow`, whatever is pinned or frozen; else `manual` (a limit is pinned), `frozen` or `enforce`.
     pub mode: Mode,
-    /// Which limit.
-    pub limit: LimitKind,
-    /// The value in force.
-    pub value: f64,
-    /// The lower bound.
-    pub min: f64,
-    /// Where it starts.
-    pub initial: f64,
-    /// The upper bound.
-    pub max: f64,
-    /// Whether it holds something back.
-    pub binding: bool,
-    /// Pinned by hand.
-    pub pinned: bool,
-    /// 0 (steady or going somewhere) to 1 (swinging for nothing).
-    pub oscillation: f64,
+    /// The limit itself.
+    #[serde(flatten)]
+    pub limit: LimitView,
 }
 
 /// One change of one limit. The adjustment log also holds what it was derived from.
@@ -138,7 +126,6 @@ pub struct AdjustmentRow {
 
 impl AdjustmentRow {
     /// As shown.
-    #[must_use]
     pub fn new(time: WallMs, adjustment: &Adjustment) -> AdjustmentRow {
         AdjustmentRow {
             time,
@@ -266,16 +253,6 @@ pub struct ModeRequest {
     /// Who, for the adjustment log; what the connection tells is added.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub who: String,
-}
-
-/// What becomes of sheds.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ShedMode {
-    /// Carried out.
-    Enforce,
-    /// Only counted.
-    Shadow,
 }
 
 /// What came of a change.

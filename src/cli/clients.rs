@@ -105,12 +105,13 @@ fn row(client: &ClientRow) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::clients::{ClientClass, CountsView, StandingView};
+    use crate::admin::clients::{ClientClass, StandingView};
     use crate::core::admission::history::Standing;
+    use crate::core::usage::Counts;
 
     #[test]
     fn a_client_stands_on_one_line_by_address_or_by_digest() {
-        let counts = CountsView { asked: 40, admitted: 30, shed: 10, work_s: 1.5, ..CountsView::default() };
+        let counts = Counts { asked: 40, admitted: 30, shed: 10, work_s: 1.5, ..Counts::default() };
         let class = ClientClass { class: "state-heavy".into(), counts, routes: vec!["/api/v0/tasks".into()] };
         let open = ClientRow {
             client: "00000000000000aa".into(),

@@ -143,7 +143,6 @@ async fn start_app(
             dir: dir.join("adjustment-log"),
             file_bytes_max: settings.adjustment_log.file_bytes_max,
             files_max: settings.adjustment_log.files_max,
-            sync: adjustment_log::Sync::Never,
         };
         let (writer, problem) = Writer::open(options);
         if let Some(problem) = problem {

@@ -215,7 +215,7 @@ impl Look<'_> {
                 let Some(head) = head_version::withheld(&fault, token.is_some()) else {
                     let remedy = match &fault {
                         DiscoverError::NotRay { .. }
-                        | DiscoverError::Dashboard { fault: FetchError::Status { .. }, .. } => {
+                        | DiscoverError::Dashboard { fault: FetchError::Status(..), .. } => {
                             "something else than Ray answers there: name Ray's address with upstream, or --upstream"
                         }
                         _ => "start it (ray start --head), or name its address with upstream, or --upstream",
@@ -233,15 +233,15 @@ impl Look<'_> {
         let path = probe.map_or(probe::PATH, |probe| &probe.path);
         findings.push(
             match probe::probe(&self.client, &dashboard, path, timeout, self.clock).await.outcome {
-                Outcome::Answered { latency } => {
+                Outcome::Answered(latency) => {
                     Finding::ok("gcs", format!("answers in {:.1} ms", latency.as_secs_f64() * 1000.0))
                 }
-                Outcome::Slow { at_least } => Finding::warn(
+                Outcome::Slow(at_least) => Finding::warn(
                     "gcs",
                     format!("no answer within {at_least:?}"),
                     "the head is overloaded now, or probe.timeout is too short for it",
                 ),
-                Outcome::Down { fault } => Finding::fail(
+                Outcome::Down(fault) => Finding::fail(
                     "gcs",
                     fault.to_string(),
                     // Whoever withholds this too may be no Ray at all.

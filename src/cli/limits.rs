@@ -1,11 +1,12 @@
 //! `rayguard limits`: every limit, where it stands between its bounds, and who holds it; and
 //! `rayguard limits suggest`, which writes some ([`crate::cli::suggest`]).
 
-use crate::admin::schema::{LimitRow, Limits};
+use crate::admin::schema::Limits;
 use crate::cli::class_name::ClassName;
 use crate::cli::client::{Client, ClientError, Paint, Reach, json, length, table};
 use crate::cli::format::Format;
 use crate::cli::suggest;
+use crate::core::controller::view::LimitView;
 use crate::core::event::{Mode, number, printable};
 use std::io::{self, Write};
 
@@ -59,14 +60,14 @@ fn show(limits: &Limits, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     rows.extend(limits.limits.iter().map(|row| {
         vec![
             row.class.clone(),
-            row.limit.label().to_owned(),
-            mode_words(row.mode, row.pinned, limits.frozen),
+            row.limit.limit.label().to_owned(),
+            mode_words(row.mode, row.limit.pinned, limits.frozen),
             row.module.clone(),
-            with_unit(row, row.value),
-            with_unit(row, row.min),
-            with_unit(row, row.initial),
-            with_unit(row, row.max),
-            note(row),
+            with_unit(&row.limit, row.limit.value),
+            with_unit(&row.limit, row.limit.min),
+            with_unit(&row.limit, row.limit.initial),
+            with_unit(&row.limit, row.limit.max),
+            note(&row.limit),
         ]
     }));
     table(out, &(4..8), &rows)?;
@@ -96,8 +97,8 @@ fn show(limits: &Limits, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-fn with_unit(row: &LimitRow, value: f64) -> String {
-    format!("{}{}", number(value), row.limit.unit())
+fn with_unit(of: &LimitView, value: f64) -> String {
+    format!("{}{}", number(value), of.limit.unit())
 }
 
 /// The mode, with what else an operator holds: a class in shadow mode may have a pinned limit.
@@ -113,7 +114,7 @@ pub(super) fn mode_words(mode: Mode, pinned: bool, frozen: bool) -> String {
 }
 
 /// What is worth a word about a limit.
-fn note(row: &LimitRow) -> String {
+fn note(row: &LimitView) -> String {
     let moves = row.min < row.max;
     let notes = [
         (row.pinned, "pinned"),
@@ -147,7 +148,8 @@ mod tests {
     #[test]
     fn what_signals_have_lowered_below_min_is_not_called_its_floor() {
         let mut limits = crate::admin::api::limits(&state().view);
-        let row = limits.limits.iter_mut().find(|row| row.min < row.max).unwrap();
+        let mut rows = limits.limits.iter_mut().map(|row| &mut row.limit);
+        let row = rows.find(|row| row.min < row.max).unwrap();
         row.value = row.min * 0.46;
         assert_eq!(note(row), "below min: lowered by Ray's signals");
         row.value = row.min;

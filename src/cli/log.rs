@@ -213,7 +213,7 @@ pub(crate) mod tests {
     };
     use crate::core::policy::{Bounds, Control, Law};
     use crate::core::time::Time;
-    use crate::observe::adjustment_log::{Entry, Options, Sync, Writer};
+    use crate::observe::adjustment_log::{Entry, Options, Writer};
     use std::fs;
     use std::path::PathBuf;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -233,8 +233,7 @@ pub(crate) mod tests {
             let dir =
                 std::env::temp_dir().join(format!("rayguard-cli-{name}-{}-{number}", std::process::id()));
             let _ = fs::remove_dir_all(&dir);
-            let options =
-                Options { dir: dir.clone(), file_bytes_max: 1 << 20, files_max: 4, sync: Sync::Never };
+            let options = Options { dir: dir.clone(), file_bytes_max: 1 << 20, files_max: 4 };
             let (writer, problem) = Writer::open(options);
             assert!(problem.is_none());
             TestLog { dir, writer }

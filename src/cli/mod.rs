@@ -27,7 +27,7 @@ pub mod suggest;
 pub mod tune;
 pub mod up;
 
-use crate::admin::schema::ShedMode;
+use crate::core::admission::table::Mode as ShedMode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::io::Write as _;
 use std::process::ExitCode;

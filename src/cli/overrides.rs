@@ -2,12 +2,13 @@
 //! and giving it back.
 
 use crate::admin::schema::{
-    Done, FreezeRequest, ModeRequest, PinRequest, ReloadRequest, Reloaded, ShedMode, UnpinRequest,
+    Done, FreezeRequest, ModeRequest, PinRequest, ReloadRequest, Reloaded, UnpinRequest,
 };
 use crate::cli::class_name::ClassName;
 use crate::cli::client::{Client, ClientError, Reach, json, reason, who};
 use crate::cli::format::Format;
 use crate::config::quantity::PerSecond;
+use crate::core::admission::table::Mode as ShedMode;
 use crate::core::event::LimitKind;
 use std::io::Write;
 use std::str::FromStr;

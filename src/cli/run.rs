@@ -501,7 +501,6 @@ fn start_adjustment_log(
         dir: settings.adjustment_log.dir.clone(),
         file_bytes_max: settings.adjustment_log.file_bytes_max,
         files_max: settings.adjustment_log.files_max,
-        sync: adjustment_log::Sync::default(),
     };
     let (mut writer, problem) = Writer::open(options);
     if let Some(problem) = problem {

@@ -274,16 +274,15 @@ fn unlisted(seen: &Discovery, text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::clients::CountsView;
     use crate::admin::discovery::Asked;
     use crate::config::{self, Overrides, Settings};
     use crate::core::policy::{Kind, Treatment};
     use crate::core::time::WallMs;
+    use crate::core::usage::Counts;
     use proptest::prelude::*;
 
     fn traffic(asked: u64, busiest_minute: u64, in_flight_peak: u32) -> TrafficView {
-        let counts =
-            CountsView { asked, admitted: asked, work_s: asked as f64 * 0.01, ..CountsView::default() };
+        let counts = Counts { asked, admitted: asked, work_s: asked as f64 * 0.01, ..Counts::default() };
         TrafficView {
             counts,
             clients: 3,

@@ -16,7 +16,6 @@ use super::keys::{
 };
 use super::problem::suggest;
 use super::quantity::{Length, PerSecond};
-use super::selector;
 use super::settings::Metrics;
 use super::value::{How as RawHow, LawKind, OrOff, Short, Words};
 use rayguard_core::admission::table::Mode;
@@ -26,6 +25,7 @@ use rayguard_core::policy::{
 };
 use rayguard_core::request::catalogue::{self, Surface};
 use rayguard_core::request::classify::{Classifier, HeaderIs, Rule};
+use rayguard_core::signal::selector;
 
 /// A burst that takes longer than this to come back is a slip.
 const REFILL_MAX: Duration = Duration::from_secs(3600);

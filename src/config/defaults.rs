@@ -20,7 +20,6 @@ pub(super) fn listen() -> Address {
     Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 8266)))
 }
 /// Loopback: the page and the metrics name no one, but a change is a change.
-#[must_use]
 pub fn admin() -> Address {
     Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, 9465)))
 }
@@ -37,13 +36,11 @@ pub(crate) const IDENTITY_HEADERS: &[&str] = &["x-client-id", "x-forwarded-user"
 pub use rayguard_core::request::agents::{AGENTS, HEADER as AGENT_HEADER};
 
 /// The built-in modules.
-#[must_use]
 pub fn modules() -> Vec<Module> {
     catalogue::modules()
 }
 
 /// The built-in classes over `signals`.
-#[must_use]
 pub fn classes(signals: &[Signal]) -> Vec<Class> {
     let place = |name: &str| {
         let place = signals.iter().position(|signal| &*signal.name == name)?;
@@ -73,7 +70,6 @@ fn followed(class: &str) -> &'static [&'static str] {
 }
 
 /// The built-in signals.
-#[must_use]
 pub fn signals() -> Vec<Signal> {
     SIGNALS.iter().map(SignalDefault::signal).collect()
 }

@@ -16,7 +16,6 @@ pub mod problem;
 mod prometheus;
 pub mod quantity;
 pub mod renamed;
-pub mod selector;
 pub mod settings;
 mod table;
 pub mod value;

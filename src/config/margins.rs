@@ -38,7 +38,6 @@ pub struct ClassLoop {
 
 impl ClassLoop {
     /// Its measures; `None` when it does not move.
-    #[must_use]
     pub fn assess(&self) -> Option<Assessment> {
         match self.by {
             LoopKind::Backlog => assess_backlog(&self.timing, &self.bounds),
@@ -53,7 +52,6 @@ impl ClassLoop {
 
     /// Whether the margin is the law's own doing: without a gain of the operator's, SIMC
     /// takes half of what a dead time bears, whatever the timing.
-    #[must_use]
     pub(crate) fn is_safe_by_construction(&self) -> bool {
         match self.law {
             _ if self.by == LoopKind::Backlog => true,
@@ -70,7 +68,6 @@ impl ClassLoop {
 const RAY_REFRESH: Duration = Duration::from_secs(10);
 
 /// How often a signal has something new.
-#[must_use]
 pub fn refresh(signal: &Signal, scrape: Duration, probe: Option<Duration>) -> Duration {
     match signal.sources.first() {
         Some(SignalSource::Probe) => probe.unwrap_or(scrape),
@@ -81,14 +78,12 @@ pub fn refresh(signal: &Signal, scrape: Duration, probe: Option<Duration>) -> Du
 
 impl Settings {
     /// Every loop of these settings, in the order of classes.
-    #[must_use]
     pub fn loops(&self) -> Vec<ClassLoop> {
         let classes = self.policy.classes.iter().zip((0..=u8::MAX).map(ClassId));
         classes.flat_map(|(class, id)| self.loops_of(class, id)).collect()
     }
 
     /// How often a signal has something new under these settings.
-    #[must_use]
     pub fn refresh(&self, id: SignalId) -> Duration {
         let probe = self.probe.as_ref().map(|probe| probe.interval);
         refresh(&self.policy.signals[id.index()], self.metrics.interval, probe)

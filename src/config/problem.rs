@@ -45,19 +45,16 @@ impl Problems {
     }
 
     /// One by one.
-    #[must_use]
     pub fn list(&self) -> &[Problem] {
         &self.list
     }
 
     /// The file's name, as it was given.
-    #[must_use]
     pub fn file(&self) -> &str {
         &self.file
     }
 
     /// Line and column of a problem, both from 1; `None` when it has no place in the file.
-    #[must_use]
     pub fn position(&self, problem: &Problem) -> Option<(usize, usize)> {
         let start = problem.span.as_ref()?.start;
         let before = self.text.get(..start)?;
@@ -66,7 +63,6 @@ impl Problems {
     }
 
     /// All of it for a terminal: source line, caret, remedy.
-    #[must_use]
     pub fn render(&self, colour: bool) -> String {
         let renderer = if colour { Renderer::styled() } else { Renderer::plain() };
         let renderer = renderer.decor_style(DecorStyle::Ascii);
@@ -157,7 +153,6 @@ fn display_safe(text: &str) -> String {
 }
 
 /// "did you mean `x`?" for a word that is close to one of `known`, else what there is.
-#[must_use]
 pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
     let closest = known.iter().map(|candidate| (distance(word, candidate), *candidate)).min();
@@ -171,32 +166,11 @@ pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     }
 }
 
-/// Slips between two words: insertions, deletions, substitutions and swaps of neighbours
-/// (optimal string alignment). `-` and `_` count as equal, case does not count.
+/// Slips between two words: insertions, deletions, substitutions and swaps of neighbours. `-` and `_` count as
+/// equal, case does not count.
 fn distance(left: &str, right: &str) -> usize {
-    let fold = |word: &str| -> Vec<char> {
-        word.chars().take(64).map(|c| if c == '-' { '_' } else { c.to_ascii_lowercase() }).collect()
-    };
-    let (left, right) = (fold(left), fold(right));
-    let mut rows = vec![vec![0; right.len() + 1]; left.len() + 1];
-    for (i, row) in rows.iter_mut().enumerate() {
-        row[0] = i;
-    }
-    for (j, cell) in rows[0].iter_mut().enumerate() {
-        *cell = j;
-    }
-    for i in 1..=left.len() {
-        for j in 1..=right.len() {
-            let substitution = usize::from(left[i - 1] != right[j - 1]);
-            let mut least =
-                (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1).min(rows[i - 1][j - 1] + substitution);
-            if i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1] {
-                least = least.min(rows[i - 2][j - 2] + 1);
-            }
-            rows[i][j] = least;
-        }
-    }
-    rows[left.len()][right.len()]
+    let fold = |word: &str| word.chars().take(64).collect::<String>().to_ascii_lowercase().replace('-', "_");
+    strsim::osa_distance(&fold(left), &fold(right))
 }
 
 #[cfg(test)]

@@ -17,7 +17,6 @@ const OPTIONS: &[(&str, &str)] =
     &[("--ledger", "--adjustment-log"), ("--journal", "--adjustment-log"), ("--rivals", "--baselines")];
 
 /// What the key at this path is called now, if it had this name once.
-#[must_use]
 pub fn key(path: &str) -> Option<&'static str> {
     let is_it = |old: &str| {
         old.strip_prefix('*')
@@ -27,7 +26,6 @@ pub fn key(path: &str) -> Option<&'static str> {
 }
 
 /// What this option of the command line is called now, if it had this name once.
-#[must_use]
 pub fn option(old: &str) -> Option<&'static str> {
     OPTIONS.iter().find(|(name, _)| *name == old).map(|(_, new)| *new)
 }

@@ -84,7 +84,6 @@ pub struct Upstream {
 
 impl Upstream {
     /// `host:port` as it stands in a URL or a Host header.
-    #[must_use]
     pub fn authority(&self) -> String {
         if self.host.contains(':') {
             format!("[{}]:{}", self.host, self.port)
@@ -94,7 +93,6 @@ impl Upstream {
     }
 
     /// `http://host:port`, without a slash at the end.
-    #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.authority())
     }
@@ -222,7 +220,6 @@ pub struct Prometheus {
 
 impl Prometheus {
     /// A server that is asked with nothing but the question.
-    #[must_use]
     pub fn plain(url: Url) -> Prometheus {
         Prometheus { url, authorities: None, login: None, headers: Vec::new(), headers_from: None }
     }
@@ -268,7 +265,6 @@ pub struct Admin {
 
 impl Admin {
     /// What others than this machine may do at the admin listener, if they reach it: a sentence to warn of.
-    #[must_use]
     pub fn exposure(&self) -> Option<String> {
         let Address::Tcp(address) = &self.listen else { return None };
         if address.ip().is_loopback() {

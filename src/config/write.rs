@@ -11,7 +11,6 @@ use std::time::Duration;
 use super::defaults;
 use super::keys::SECTIONS;
 use super::quantity::{BytesPerSecond, Length, Objective, PerSecond};
-use super::selector;
 use super::table::Key;
 use super::value::{Words, quoted};
 use rayguard_core::alert::Alert;
@@ -20,6 +19,7 @@ use rayguard_core::policy::{
 };
 use rayguard_core::request::catalogue;
 use rayguard_core::signal::catalogue::SIGNALS as SIGNALS_BUILT_IN;
+use rayguard_core::signal::selector;
 
 /// How the file begins.
 const HEAD: &str =
@@ -82,7 +82,6 @@ const CLASSES: &str = "
 ";
 
 /// The complete file.
-#[must_use]
 pub fn defaults() -> String {
     let signals = defaults::signals();
     let modules = defaults::modules();
@@ -121,7 +120,6 @@ fn keys(section: &str) -> Vec<Key> {
 }
 
 /// `page` with its tables of keys written again: each follows a line `<!-- keys: SECTION ... -->`.
-#[must_use]
 pub fn page(page: &str) -> String {
     let mut out = String::new();
     let mut lines = page.lines().peekable();

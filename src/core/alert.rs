@@ -298,7 +298,6 @@ impl Alert {
     ];
 
     /// As in keys, labels and config.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Alert::SloBreached => "slo-breached",
@@ -317,7 +316,6 @@ impl Alert {
     }
 
     /// As Alertmanager knows it; the shipped Prometheus rules have the same names.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Alert::SloBreached => "RayguardSloBreached",
@@ -336,7 +334,6 @@ impl Alert {
     }
 
     /// How urgent.
-    #[must_use]
     pub fn severity(self) -> Severity {
         match self {
             Alert::UpstreamDown => Severity::Critical,
@@ -354,7 +351,6 @@ impl Alert {
     }
 
     /// Shipped patience.
-    #[must_use]
     pub fn patience(self) -> Patience {
         let (fire_s, clear_s) = match self {
             Alert::SloBreached | Alert::HighRequestRate => (60, 60),
@@ -372,7 +368,6 @@ impl Alert {
     }
 
     /// What it means and what to do.
-    #[must_use]
     pub fn meaning(self) -> &'static str {
         match self {
             Alert::SloBreached => {
@@ -437,7 +432,6 @@ impl Alert {
 
 impl AlertState {
     /// As in the adjustment log.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             AlertState::Firing => "firing",
@@ -448,7 +442,6 @@ impl AlertState {
 
 impl Alerts {
     /// With patience other than shipped for some rules.
-    #[must_use]
     pub(crate) fn with_patience(patience: BTreeMap<Alert, Patience>) -> Alerts {
         Alerts { patience, ..Alerts::default() }
     }

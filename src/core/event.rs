@@ -118,7 +118,6 @@ pub enum LimitKind {
 
 impl LimitKind {
     /// As in the adjustment log.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             LimitKind::InFlight => "in_flight",
@@ -128,7 +127,6 @@ impl LimitKind {
     }
 
     /// What follows its number, for people.
-    #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
             LimitKind::InFlight | LimitKind::ModuleInFlight => "",
@@ -151,7 +149,6 @@ pub enum LoopKind {
 
 impl LoopKind {
     /// What it follows, for people.
-    #[must_use]
     pub fn follows(self) -> &'static str {
         match self {
             LoopKind::Inner => "latency",
@@ -178,7 +175,6 @@ pub enum Mode {
 
 impl Mode {
     /// As in the adjustment log.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Mode::Enforce => "enforce",
@@ -522,7 +518,6 @@ pub struct ShedSampler {
 
 impl ShedSampler {
     /// At most `per_second` a second.
-    #[must_use]
     pub fn new(per_second: u32) -> ShedSampler {
         ShedSampler { per_second, second: 0, taken: 0 }
     }
@@ -566,7 +561,6 @@ pub struct Cause {
 
 impl Adjustment {
     /// The adjustment a move came to, with its reason put into words.
-    #[must_use]
     pub fn new(cause: Cause, step: &Move) -> Adjustment {
         let Cause {
             class,
@@ -610,7 +604,6 @@ impl Adjustment {
     }
 
     /// Why, as a sentence for somebody who was woken by it.
-    #[must_use]
     pub fn sentence(&self) -> String {
         let verb = if self.new < self.old {
             "cut"
@@ -759,7 +752,6 @@ impl Adjustment {
     }
 
     /// What would bring the limit back, as a sentence.
-    #[must_use]
     pub fn undo(&self) -> String {
         let pin = format!("pin it with `rayguard pin {} {}=VALUE`", self.class, self.limit.label());
         match &self.derivation {
@@ -802,7 +794,6 @@ impl Adjustment {
     }
 
     /// Derives the adjustment again from its own inputs. `None`: the value was handed in.
-    #[must_use]
     pub fn derive(&self) -> Option<Derived> {
         let (step, seen) = match &self.derivation {
             Derivation::Given { .. } => return None,
@@ -836,7 +827,6 @@ pub struct Derived {
 
 impl Event {
     /// The class, module or signal it speaks of, if it speaks of one.
-    #[must_use]
     pub fn subject(&self) -> Option<&str> {
         match self {
             Event::Adjustment(adjustment) => Some(&adjustment.class),
@@ -855,7 +845,6 @@ impl Event {
     }
 
     /// The event's name, as in the adjustment log.
-    #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
             Event::Start(_) => "start",
@@ -890,7 +879,6 @@ impl Event {
     ];
 
     /// The event as one sentence.
-    #[must_use]
     pub fn sentence(&self) -> String {
         match self {
             Event::Start(start) => format!(
@@ -929,7 +917,6 @@ impl Event {
 
 impl Shed {
     /// What the reason means, for whoever has to tell the client.
-    #[must_use]
     pub fn meaning(&self) -> &'static str {
         match self.cause {
             Reason::Blocked => {
@@ -960,7 +947,6 @@ impl Shed {
     }
 
     /// What would let such a request pass.
-    #[must_use]
     pub fn undo(&self) -> String {
         let class = &self.class;
         match self.cause {
@@ -987,7 +973,6 @@ impl Shed {
     }
 
     /// Why the request was refused, as a sentence.
-    #[must_use]
     pub fn sentence(&self) -> String {
         let done = match self.cause {
             cause if cause.is_failure() => "failed",
@@ -1155,7 +1140,6 @@ fn times(pressure: f64) -> String {
 }
 
 /// Three significant digits at most, without superfluous zeros.
-#[must_use]
 pub fn number(value: f64) -> String {
     if !value.is_finite() {
         return "unknown".into();
@@ -1177,7 +1161,6 @@ pub fn number(value: f64) -> String {
 }
 
 /// A number with its unit, in a unit that suits its size.
-#[must_use]
 pub fn quantity(value: f64, unit: &str) -> String {
     match unit {
         "" => number(value),
@@ -1190,7 +1173,6 @@ pub fn quantity(value: f64, unit: &str) -> String {
 
 /// Text as it may go to a terminal: control characters, and those that reorder or hide text,
 /// become `\u{..}`.
-#[must_use]
 pub fn printable(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     for c in text.chars() {

@@ -9,38 +9,28 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A class's place in [`Policy::classes`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ClassId(pub u8);
+macro_rules! places {
+    ($($(#[doc = $doc:literal])+ $name:ident;)*) => {$(
+        $(#[doc = $doc])+
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+        pub struct $name(pub u8);
 
-/// A module's place in [`Policy::modules`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct ModuleId(pub u8);
-
-/// A signal's place in [`Policy::signals`].
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct SignalId(pub u8);
-
-impl ClassId {
-    /// The place as an index.
-    #[must_use]
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
+        impl $name {
+            /// The place as an index.
+            pub fn index(self) -> usize {
+                usize::from(self.0)
+            }
+        }
+    )*};
 }
-impl ModuleId {
-    /// The place as an index.
-    #[must_use]
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
-}
-impl SignalId {
-    /// The place as an index.
-    #[must_use]
-    pub fn index(self) -> usize {
-        usize::from(self.0)
-    }
+
+places! {
+    /// A class's place in [`Policy::classes`].
+    ClassId;
+    /// A module's place in [`Policy::modules`].
+    ModuleId;
+    /// A signal's place in [`Policy::signals`].
+    SignalId;
 }
 
 /// Everything the core needs to know about the operator's wishes.
@@ -60,7 +50,6 @@ pub struct Policy {
 
 impl Policy {
     /// Whether a limit of any class follows this signal.
-    #[must_use]
     pub fn follows(&self, id: SignalId) -> bool {
         self.classes.iter().any(|class| class.signals.contains(&id) || class.backlog == Some(id))
     }
@@ -94,7 +83,6 @@ pub struct Module {
 
 impl Module {
     /// Whether it works on one request after another, so that what a request costs is a share of its time.
-    #[must_use]
     pub(crate) fn is_one_process(&self) -> bool {
         self.work.is_some()
     }
@@ -160,7 +148,6 @@ pub enum Treatment {
 
 impl Treatment {
     /// As shown.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Treatment::Limited => "limited",
@@ -201,17 +188,14 @@ pub struct Bounds {
 
 impl Bounds {
     /// A limit that does not move.
-    #[must_use]
     pub const fn fixed(value: f64) -> Bounds {
         Bounds { initial: value, min: value, max: value }
     }
     /// `value` brought into the range; NaN becomes `initial`.
-    #[must_use]
     pub fn clamp(&self, value: f64) -> f64 {
         if value.is_nan() { self.initial } else { between(value, self.min, self.max) }
     }
     /// Whether the loop may move it.
-    #[must_use]
     pub fn moves(&self) -> bool {
         self.min < self.max
     }
@@ -219,7 +203,6 @@ impl Bounds {
 
 /// As `f64::clamp`, but bounds that cross are no reason to panic: the lower one holds. The
 /// configuration refuses such bounds; an adjustment that is derived again has been read from a file.
-#[must_use]
 pub fn between(value: f64, low: f64, high: f64) -> f64 {
     value.min(high).max(low)
 }
@@ -292,7 +275,6 @@ pub struct Signal {
 
 impl Signal {
     /// Whether what it counts gathers, so that a rate moves its slope and not its level.
-    #[must_use]
     pub fn gathers(&self) -> bool {
         self.forecast > Duration::ZERO
     }
@@ -446,7 +428,6 @@ pub mod plain {
     use std::time::Duration;
 
     /// A limited class of the first module with room for `in_flight`.
-    #[must_use]
     pub fn class(name: &str, in_flight: f64) -> Class {
         Class {
             name: name.into(),
@@ -473,7 +454,6 @@ pub mod plain {
     }
 
     /// These classes on one module with this ceiling.
-    #[must_use]
     pub fn policy(classes: Vec<Class>, ceiling: f64) -> Policy {
         Policy {
             modules: vec![Module {

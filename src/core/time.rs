@@ -22,19 +22,16 @@ impl Time {
     pub const ZERO: Time = Time(0);
 
     /// The point `seconds` after the start; negative and NaN become the start.
-    #[must_use]
     pub fn from_secs_f64(seconds: f64) -> Time {
         Time::ZERO + duration_from_secs(seconds)
     }
 
     /// Seconds since the start.
-    #[must_use]
     pub fn as_secs_f64(self) -> f64 {
         Duration::from_nanos(self.0).as_secs_f64()
     }
 
     /// How long ago `earlier` was; zero when it lies in the future.
-    #[must_use]
     pub fn since(self, earlier: Time) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -42,7 +39,6 @@ impl Time {
 
 /// A length of time in seconds as a [`Duration`]; negative and NaN become zero, what is
 /// too long becomes the longest.
-#[must_use]
 pub fn duration_from_secs(seconds: f64) -> Duration {
     if seconds.is_nan() || seconds <= 0.0 {
         return Duration::ZERO;
@@ -77,7 +73,6 @@ pub struct WallMs(pub u64);
 
 impl WallMs {
     /// `2026-01-31T23:59:59.123Z` (RFC 3339, UTC, milliseconds).
-    #[must_use]
     pub fn rfc3339(self) -> String {
         let (seconds, ms) = (self.0 / 1_000, self.0 % 1_000);
         let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
@@ -88,7 +83,6 @@ impl WallMs {
 
     /// Reads RFC 3339 in UTC (`Z`), with or without fractions of a second. `None` when it is
     /// something else.
-    #[must_use]
     pub fn parse_rfc3339(text: &str) -> Option<WallMs> {
         let (date, clock) = text.strip_suffix(['Z', 'z'])?.split_once(['T', 't', ' '])?;
         let mut date = date.splitn(3, '-').map(digits);

@@ -196,14 +196,12 @@ pub struct Encoder {
 }
 
 /// Whole microseconds of a point in time.
-#[must_use]
 pub fn micros(at: Time) -> u64 {
     at.0 / 1_000
 }
 
 impl Encoder {
     /// The second that the last line counted from.
-    #[must_use]
     pub fn second(&self) -> Option<u64> {
         self.second
     }
@@ -310,7 +308,6 @@ fn after_magic(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 /// Whether a file that begins so is a traffic trace, of whatever version.
-#[must_use]
 pub fn is_trace(bytes: &[u8]) -> bool {
     after_magic(bytes).is_some()
 }
@@ -441,12 +438,9 @@ pub enum TrafficTraceError {
     NoHead,
     /// Of another version.
     #[error(
-        "a trace of format {found}, and this rayguard reads format {VERSION}; read it with the version that wrote it"
+        "a trace of format {0}, and this rayguard reads format {VERSION}; read it with the version that wrote it"
     )]
-    Version {
-        /// As it says.
-        found: String,
-    },
+    Version(String),
 }
 
 /// Reads the parts of a trace, oldest first.
@@ -475,7 +469,7 @@ impl Reader {
         let version = version.split(|byte| *byte == b' ').next().unwrap_or_default();
         if version != VERSION.to_string().as_bytes() {
             let found = String::from_utf8_lossy(&version[..version.len().min(20)]).into_owned();
-            return Err(TrafficTraceError::Version { found });
+            return Err(TrafficTraceError::Version(found));
         }
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         self.trace.unreadable += u64::from(whole < bytes.len());

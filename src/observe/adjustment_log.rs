@@ -20,9 +20,8 @@
 //! [`Writer`] is plain `std::fs` and needs neither thread nor clock: it is told the time by
 //! the entries themselves.
 
-use crate::core::event::{Event, Gap, LimitKind, LoggedEvent, Mode};
+use crate::core::event::{Event, Gap, LoggedEvent};
 use crate::core::time::{Time, WallMs};
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -40,21 +39,9 @@ const LINE_BYTES_MAX: usize = 1 << 20;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// More rotated files than this are not looked for.
 const AGE_MAX: usize = 10_000;
-/// With [`Sync::EverySecond`].
+/// Lines are forced to the disk so often. They reach the operating system at once in any case, so that only a
+/// crash of the machine itself can lose what is not yet forced.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
-
-/// When lines are forced to the disk. They reach the operating system at once in any case, so
-/// that only a crash of the machine itself can lose what is not yet forced.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Sync {
-    /// By the operating system, when it likes.
-    Never,
-    /// Once a second.
-    #[default]
-    EverySecond,
-    /// After every line.
-    EveryLine,
-}
 
 /// Where and how much.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -65,8 +52,6 @@ pub struct Options {
     pub file_bytes_max: u64,
     /// Files kept, the current one included; at least 1.
     pub files_max: usize,
-    /// When lines are forced to the disk.
-    pub sync: Sync,
 }
 
 /// One event on its way to the adjustment log.
@@ -96,7 +81,6 @@ pub struct LogThread {
 }
 
 /// A queue of `len` entries in front of a writer.
-#[must_use]
 pub fn channel(writer: Writer, len: usize) -> (AdjustmentLog, LogThread) {
     let (sender, queue) = sync_channel(len.max(1));
     let overflow = Arc::new(AtomicU64::new(0));
@@ -121,7 +105,6 @@ impl AdjustmentLog {
     }
 
     /// Events lost since the start, for whatever reason.
-    #[must_use]
     pub fn events_lost(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
@@ -177,25 +160,9 @@ struct Open {
     inode: (u64, u64),
 }
 
-impl std::fmt::Debug for Writer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer")
-            .field("options", &self.options)
-            .field("seq_next", &self.seq_next)
-            .finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for LogThread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LogThread").field("writer", &self.writer).finish_non_exhaustive()
-    }
-}
-
 impl Writer {
     /// Opens the adjustment log. A directory that cannot be written is no reason not to start: the
     /// writer then counts what is lost and tries again, and the error is handed back to be said.
-    #[must_use]
     pub fn open(options: Options) -> (Writer, Option<io::Error>) {
         let seq_next = last_seq(&options).map_or(1, |seq| seq + 1);
         let mut writer = Writer {
@@ -270,7 +237,6 @@ impl Writer {
     }
 
     /// The next sequence number.
-    #[must_use]
     pub fn seq_next(&self) -> u64 {
         self.seq_next
     }
@@ -397,12 +363,7 @@ impl Writer {
     }
 
     fn sync_if_due(&mut self, at: Time) {
-        let due = match self.options.sync {
-            Sync::Never => false,
-            Sync::EverySecond => at.since(self.synced_at) >= SYNC_EVERY,
-            Sync::EveryLine => true,
-        };
-        if due {
+        if at.since(self.synced_at) >= SYNC_EVERY {
             self.synced_at = at;
             self.sync_if_dirty();
         }
@@ -462,27 +423,6 @@ fn last_seq(options: &Options) -> Option<u64> {
     })
 }
 
-/// The limits at the end of the adjustment log, by class (or module) and kind: what a warm start goes
-/// by. Values an operator had pinned are left out. Reads the newest two files.
-#[must_use]
-pub fn last_limits(dir: &Path) -> BTreeMap<(String, LimitKind), f64> {
-    let mut limits = BTreeMap::new();
-    let current = dir.join(FILE_NAME);
-    for line in Reader::over(vec![rotated(&current, 1), current]) {
-        let Ok(Line::LoggedEvent(logged)) = line else { continue };
-        match logged.event {
-            Event::Start(start) => {
-                limits.extend(start.limits.into_iter().map(|at| ((at.class, at.limit), at.value)));
-            }
-            Event::Adjustment(adjustment) if adjustment.mode != Mode::Manual => {
-                limits.insert((adjustment.class, adjustment.limit), adjustment.new);
-            }
-            _ => {}
-        }
-    }
-    limits
-}
-
 /// What a line of the adjustment log turned out to be.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Line {
@@ -506,12 +446,6 @@ pub struct Reader {
     files: std::vec::IntoIter<PathBuf>,
     open: Option<(PathBuf, Box<dyn BufRead + Send>, u64)>,
     line: Vec<u8>,
-}
-
-impl std::fmt::Debug for Reader {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("files", &self.files).finish_non_exhaustive()
-    }
 }
 
 /// The files of the adjustment log at `path`, oldest first; those whose last line is older than `since` are left out.
@@ -578,14 +512,12 @@ impl Reader {
     }
 
     /// Lines that were read elsewhere.
-    #[must_use]
     pub fn of(lines: Vec<u8>) -> Reader {
         let open = (PathBuf::from("the admin API"), Box::new(io::Cursor::new(lines)) as Box<_>, 0);
         Reader { files: Vec::new().into_iter(), open: Some(open), line: Vec::new() }
     }
 
     /// These files, in this order.
-    #[must_use]
     pub fn over(files: Vec<PathBuf>) -> Reader {
         Reader { files: files.into_iter(), open: None, line: Vec::new() }
     }
@@ -677,7 +609,6 @@ pub struct Follower {
 
 impl Follower {
     /// Begins at the end of the current file.
-    #[must_use]
     pub fn at_end(path: &Path) -> Follower {
         let path = if path.is_dir() { path.join(FILE_NAME) } else { path.to_path_buf() };
         let mut follower = Follower { path, file: None, rest: Vec::new(), number: 0 };
@@ -739,12 +670,7 @@ mod tests {
             Dir(dir)
         }
         fn options(&self) -> Options {
-            Options {
-                dir: self.0.join("adjustment-log"),
-                file_bytes_max: 1 << 20,
-                files_max: 4,
-                sync: Sync::Never,
-            }
+            Options { dir: self.0.join("adjustment-log"), file_bytes_max: 1 << 20, files_max: 4 }
         }
         fn file(&self) -> PathBuf {
             self.0.join("adjustment-log").join(FILE_NAME)
@@ -965,21 +891,6 @@ mod tests {
             }
         }
         assert_eq!(seen, [2, 3, 4, 5, 6, 7, 8]);
-    }
-
-    #[test]
-    fn the_last_limits_are_those_at_the_end_of_the_log() {
-        use crate::core::event::{Start, StartLimit};
-        let dir = Dir::new("limits");
-        let mut writer = open(&dir.options());
-        let limit =
-            |value| StartLimit { class: "job-list".into(), limit: LimitKind::InFlight, value, warm: false };
-        for value in [4.0, 7.5] {
-            let event = Event::Start(Start { limits: vec![limit(value)], ..Start::default() });
-            writer.write(Entry { event, ..entry(0) });
-        }
-        let limits = last_limits(&dir.0.join("adjustment-log"));
-        assert_eq!(limits.get(&("job-list".into(), LimitKind::InFlight)), Some(&7.5));
     }
 
     #[test]

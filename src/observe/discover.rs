@@ -88,11 +88,8 @@ pub struct Version {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum DiscoverError {
     /// The file is not there.
-    #[error("{path}: no such file; is Ray's head on this host (and /tmp/ray shared with this container)? A head started with `--temp-dir DIR` writes it into DIR: name it with `metrics.discovery_file`", path = .path.display())]
-    NoFile {
-        /// Where it was looked for.
-        path: PathBuf,
-    },
+    #[error("{path}: no such file; is Ray's head on this host (and /tmp/ray shared with this container)? A head started with `--temp-dir DIR` writes it into DIR: name it with `metrics.discovery_file`", path = .0.display())]
+    NoFile(PathBuf),
     /// The file cannot be read.
     #[error("{path}: {problem}; let this user read it, or list the targets in the configuration", path = .path.display())]
     UnreadableFile {
@@ -118,11 +115,8 @@ pub enum DiscoverError {
         problem: String,
     },
     /// An empty list.
-    #[error("{origin} names no targets; the head may still be starting")]
-    NoTargets {
-        /// What was read.
-        origin: String,
-    },
+    #[error("{0} names no targets; the head may still be starting")]
+    NoTargets(String),
     /// A list of which no entry is a target.
     #[error("{origin} names no target that can be read: {bad}")]
     Target {
@@ -154,7 +148,7 @@ pub enum DiscoverError {
 
 fn token_remedy(fault: &FetchError) -> &'static str {
     match fault {
-        FetchError::Status { status: 401 | 403 } => "; say where Ray's token is with `metrics.token`",
+        FetchError::Status(401 | 403) => "; say where Ray's token is with `metrics.token`",
         _ => "",
     }
 }
@@ -195,7 +189,6 @@ pub async fn rank(dashboard: &Url, targets: Vec<Target>, of_head: &BTreeSet<Stri
 }
 
 /// The hosts of these targets, for [`Targets`].
-#[must_use]
 pub fn hosts<'a>(targets: impl Iterator<Item = &'a str>) -> BTreeSet<String> {
     targets.filter_map(|name| Some(name.rsplit_once(':')?.0.to_owned())).collect()
 }
@@ -282,9 +275,6 @@ fn heads(
 }
 
 /// Asks the dashboard.
-///
-/// # Errors
-/// [`DiscoverError`].
 async fn from_dashboard(
     client: &Client,
     dashboard: &Url,
@@ -295,13 +285,10 @@ async fn from_dashboard(
 }
 
 /// Reads Ray's file.
-///
-/// # Errors
-/// [`DiscoverError`].
 async fn from_file(path: &Path) -> Result<Listed, DiscoverError> {
     use tokio::io::AsyncReadExt;
     let unreadable = |problem: std::io::Error| match problem.kind() {
-        std::io::ErrorKind::NotFound => DiscoverError::NoFile { path: path.to_owned() },
+        std::io::ErrorKind::NotFound => DiscoverError::NoFile(path.to_owned()),
         _ => DiscoverError::UnreadableFile { path: path.to_owned(), problem: problem.to_string() },
     };
     let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
@@ -311,9 +298,6 @@ async fn from_file(path: &Path) -> Result<Listed, DiscoverError> {
 }
 
 /// Whether Ray's dashboard answers there, and which Ray it is.
-///
-/// # Errors
-/// [`DiscoverError::Dashboard`], [`DiscoverError::NotRay`].
 pub async fn version(
     client: &Client,
     dashboard: &Url,
@@ -381,7 +365,7 @@ fn parse(body: &[u8], shown: &str, origin: Origin) -> Result<Listed, DiscoverErr
     if targets.is_empty() {
         return Err(match bad.into_iter().next() {
             Some(bad) => DiscoverError::Target { origin: named(), bad },
-            None => DiscoverError::NoTargets { origin: named() },
+            None => DiscoverError::NoTargets(named()),
         });
     }
     Ok(Listed { targets, bad, origin })
@@ -496,7 +480,7 @@ mod tests {
             assert!(matches!(from_file(&file.0).await, Err(DiscoverError::NotAList { .. })), "{content}");
         }
         let file = Scratch::new("none", r#"[{"targets": []}]"#);
-        assert!(matches!(from_file(&file.0).await, Err(DiscoverError::NoTargets { .. })));
+        assert!(matches!(from_file(&file.0).await, Err(DiscoverError::NoTargets(..))));
         let file = Scratch::new("bad", r#"[{"targets": ["ho st:1"]}]"#);
         assert!(matches!(from_file(&file.0).await, Err(DiscoverError::Target { .. })));
         assert!(matches!(from_file(&std::env::temp_dir()).await, Err(DiscoverError::UnreadableFile { .. })));

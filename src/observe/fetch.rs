@@ -30,23 +30,14 @@ pub struct Bounds {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum FetchError {
     /// No connection, or it broke before the answer began.
-    #[error("no connection: {cause}")]
-    Unreachable {
-        /// The system's words.
-        cause: String,
-    },
+    #[error("no connection: {0}")]
+    Unreachable(String),
     /// Not done in time.
-    #[error("no whole answer within {timeout:?}; raise the timeout if it is merely slow")]
-    Slow {
-        /// The bound.
-        timeout: Duration,
-    },
+    #[error("no whole answer within {0:?}; raise the timeout if it is merely slow")]
+    Slow(Duration),
     /// A body beyond the bound; it was cut off there.
-    #[error("the answer is larger than {max} bytes; raise the size cap or drop the target")]
-    TooLarge {
-        /// The bound.
-        max: usize,
-    },
+    #[error("the answer is larger than {0} bytes; raise the size cap or drop the target")]
+    TooLarge(usize),
     /// The connection broke in the middle of the body.
     #[error("the answer broke off after {received} bytes: {cause}")]
     BrokeOff {
@@ -56,17 +47,11 @@ pub enum FetchError {
         cause: String,
     },
     /// An answer, but not 200.
-    #[error("answered with status {status}{}", remedy(*.status))]
-    Status {
-        /// The status.
-        status: u16,
-    },
+    #[error("answered with status {0}{remedy}", remedy = remedy(*.0))]
+    Status(u16),
     /// A web page where data should be.
-    #[error("answered with a web page ({content_type}); check the port and the path")]
-    WebPage {
-        /// As the server calls it.
-        content_type: String,
-    },
+    #[error("answered with a web page ({0}); check the port and the path")]
+    WebPage(String),
     /// The file of those who vouch for the server is of no use.
     #[error("{path}: {problem}; give a PEM file of CA certificates")]
     Authorities {
@@ -76,11 +61,8 @@ pub enum FetchError {
         problem: String,
     },
     /// The client could not be set up at all.
-    #[error("the HTTP client could not be made: {cause}")]
-    Client {
-        /// The library's words.
-        cause: String,
-    },
+    #[error("the HTTP client could not be made: {0}")]
+    Client(String),
 }
 
 fn remedy(status: u16) -> &'static str {
@@ -94,7 +76,6 @@ fn remedy(status: u16) -> &'static str {
 
 impl FetchError {
     /// As the signals know it.
-    #[must_use]
     pub fn missing(&self, target: &str) -> Missing {
         let target: Arc<str> = target.into();
         Missing::Unreachable { target, problem: self.to_string().into() }
@@ -110,22 +91,16 @@ pub(super) struct Answer {
 }
 
 /// Where systems keep the certificates they trust.
-pub(super) const BUNDLES: [&str; 3] =
+const BUNDLES: [&str; 3] =
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"];
 
 /// The client all observations share: keeps connections alive, follows nothing, uses no proxy.
-///
-/// # Errors
-/// [`FetchError::Client`].
 pub fn client() -> Result<Client, FetchError> {
     client_with(rustls::RootCertStore::empty())
 }
 
 /// The same for a server that may speak TLS, and must then be vouched for by these authorities,
 /// or by those the system trusts.
-///
-/// # Errors
-/// [`FetchError::Authorities`], [`FetchError::Client`].
 pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, FetchError> {
     let mut roots = rustls::RootCertStore::empty();
     let Some(path) = authorities else {
@@ -149,9 +124,6 @@ pub fn client_trusting(authorities: Option<&Path>) -> Result<Client, FetchError>
 
 /// What builds a client for servers without TLS. reqwest looks for a provider of TLS whether one is
 /// needed or not, and panics without.
-///
-/// # Errors
-/// [`FetchError::Client`].
 pub fn builder() -> Result<reqwest::ClientBuilder, FetchError> {
     builder_with(rustls::RootCertStore::empty())
 }
@@ -159,7 +131,7 @@ pub fn builder() -> Result<reqwest::ClientBuilder, FetchError> {
 fn builder_with(roots: rustls::RootCertStore) -> Result<reqwest::ClientBuilder, FetchError> {
     let tls = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| FetchError::Client { cause: error.to_string() })?
+        .map_err(|error| FetchError::Client(error.to_string()))?
         .with_root_certificates(roots)
         .with_no_client_auth();
     Ok(Client::builder().no_proxy().tls_backend_preconfigured(tls))
@@ -173,7 +145,7 @@ fn client_with(roots: rustls::RootCertStore) -> Result<Client, FetchError> {
         .pool_idle_timeout(Duration::from_secs(60))
         .user_agent(concat!("rayguard/", env!("CARGO_PKG_VERSION")))
         .build()
-        .map_err(|error| FetchError::Client { cause: root_cause(&error) })
+        .map_err(|error| FetchError::Client(root_cause(&error)))
 }
 
 /// Gets `url`, whatever its status.
@@ -202,23 +174,23 @@ pub(super) async fn get_with(
 ) -> Result<Answer, FetchError> {
     let request = client.get(url).header(ACCEPT, accept).headers(headers);
     let exchange = exchange(request, bounds.body_bytes_max);
-    let slow = FetchError::Slow { timeout: bounds.timeout };
+    let slow = FetchError::Slow(bounds.timeout);
     tokio::time::timeout(bounds.timeout, exchange).await.unwrap_or(Err(slow))
 }
 
 async fn exchange(request: reqwest::RequestBuilder, max: usize) -> Result<Answer, FetchError> {
     let sent = request.send().await;
-    let mut response = sent.map_err(|error| FetchError::Unreachable { cause: root_cause(&error) })?;
+    let mut response = sent.map_err(|error| FetchError::Unreachable(root_cause(&error)))?;
     let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let content_type = content_type.unwrap_or_default().to_owned();
     let announced = response.content_length().unwrap_or(0);
     if announced > max as u64 {
-        return Err(FetchError::TooLarge { max });
+        return Err(FetchError::TooLarge(max));
     }
     let mut body = Vec::with_capacity(usize::try_from(announced).unwrap_or(0));
     loop {
         match response.chunk().await {
-            Ok(Some(chunk)) if body.len() + chunk.len() > max => return Err(FetchError::TooLarge { max }),
+            Ok(Some(chunk)) if body.len() + chunk.len() > max => return Err(FetchError::TooLarge(max)),
             Ok(Some(chunk)) => body.extend_from_slice(&chunk),
             Ok(None) => return Ok(Answer { status: response.status(), content_type, body }),
             Err(error) => {
@@ -232,10 +204,10 @@ impl Answer {
     /// Status 200, and not a web page.
     pub(super) fn data(self) -> Result<Vec<u8>, FetchError> {
         if self.status != StatusCode::OK {
-            return Err(FetchError::Status { status: self.status.as_u16() });
+            return Err(FetchError::Status(self.status.as_u16()));
         }
         if self.content_type.contains("html") || is_web_page(&self.body) {
-            return Err(FetchError::WebPage { content_type: self.content_type });
+            return Err(FetchError::WebPage(self.content_type));
         }
         Ok(self.body)
     }
@@ -247,7 +219,7 @@ fn is_web_page(body: &[u8]) -> bool {
 }
 
 /// The innermost cause; the outer ones repeat the URL, which may hold credentials.
-fn root_cause(error: &dyn Error) -> String {
+pub(super) fn root_cause(error: &dyn Error) -> String {
     let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
@@ -352,7 +324,7 @@ mod tests {
     async fn a_web_page_is_refused_by_its_type_or_by_its_looks() {
         for content_type in ["text/html; charset=utf-8", "text/plain"] {
             let bytes = server::answer("200 OK", content_type, "\n<!DOCTYPE html><html></html>");
-            assert!(matches!(server::with(bytes, get_from).await, Err(FetchError::WebPage { .. })));
+            assert!(matches!(server::with(bytes, get_from).await, Err(FetchError::WebPage(..))));
         }
     }
 
@@ -360,9 +332,9 @@ mod tests {
     async fn garbage_and_silence_are_faults() {
         assert!(matches!(
             server::with(b"SSH-2.0-x\r\n".to_vec(), get_from).await,
-            Err(FetchError::Unreachable { .. })
+            Err(FetchError::Unreachable(..))
         ));
-        assert!(matches!(server::with(Vec::new(), get_from).await, Err(FetchError::Unreachable { .. })));
+        assert!(matches!(server::with(Vec::new(), get_from).await, Err(FetchError::Unreachable(..))));
     }
 
     #[tokio::test]
@@ -385,7 +357,7 @@ mod tests {
     #[tokio::test]
     async fn an_announced_giant_is_refused_before_its_body() {
         let bytes = b"HTTP/1.1 200 OK\r\ncontent-length: 52428800\r\n\r\n".to_vec();
-        assert_eq!(server::with(bytes, get_from).await, Err(FetchError::TooLarge { max: 1 << 20 }));
+        assert_eq!(server::with(bytes, get_from).await, Err(FetchError::TooLarge(1 << 20)));
     }
 
     #[tokio::test]
@@ -402,7 +374,7 @@ mod tests {
             std::future::pending::<()>().await;
         };
         let result = server::serve(treat, get_from).await;
-        assert_eq!(result, Err(FetchError::TooLarge { max: 1 << 20 }));
+        assert_eq!(result, Err(FetchError::TooLarge(1 << 20)));
         assert!(sent.get() < 50 << 20, "the rest was never read");
     }
 
@@ -412,7 +384,7 @@ mod tests {
     async fn a_server_that_never_answers_is_given_up() {
         let treat = async |_stream: tokio::net::TcpStream| std::future::pending::<()>().await;
         let result = server::serve(treat, async |address| get_within(address, IMPATIENT).await).await;
-        assert_eq!(result, Err(FetchError::Slow { timeout: IMPATIENT.timeout }));
+        assert_eq!(result, Err(FetchError::Slow(IMPATIENT.timeout)));
     }
 
     #[tokio::test]
@@ -425,6 +397,6 @@ mod tests {
             }
         };
         let result = server::serve(treat, async |address| get_within(address, IMPATIENT).await).await;
-        assert_eq!(result, Err(FetchError::Slow { timeout: IMPATIENT.timeout }));
+        assert_eq!(result, Err(FetchError::Slow(IMPATIENT.timeout)));
     }
 }

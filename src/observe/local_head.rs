@@ -26,7 +26,6 @@ pub struct LocalHead {
 }
 
 /// The head on this host whose dashboard listens on `port`.
-#[must_use]
 pub fn find(proc: &Path, port: u16) -> Option<LocalHead> {
     let owners = listeners(proc, port);
     let here = fs::read_link(proc.join("self/ns/net")).ok();
@@ -44,7 +43,6 @@ pub fn find(proc: &Path, port: u16) -> Option<LocalHead> {
 }
 
 /// Whether this is an address of this host's own. Nothing is sent: the system is asked for the way there.
-#[must_use]
 pub fn is_of_this_host(address: IpAddr) -> bool {
     if address.is_loopback() {
         return true;

@@ -35,54 +35,6 @@ const FIRST_BUCKET: usize = 16;
 const LAST_BUCKET: usize = 80;
 const BUCKETS_AN_OCTAVE: usize = 4;
 
-/// Every family, as the text format names it; rules and dashboards may name no other.
-pub const FAMILIES: &[&str] = &[
-    "rayguard_adjustments_total",
-    "rayguard_alerts_firing",
-    "rayguard_answers_total",
-    "rayguard_build_info",
-    "rayguard_config_last_reload_successful",
-    "rayguard_replica_leader",
-    "rayguard_replica_lease_age_seconds",
-    "rayguard_replica_leased",
-    "rayguard_replicas",
-    "rayguard_replica_store_up",
-    "rayguard_frozen",
-    "rayguard_held_by",
-    "rayguard_history_records",
-    "rayguard_history_waits_total",
-    "rayguard_in_flight",
-    "rayguard_limit",
-    "rayguard_limit_binding",
-    "rayguard_limit_max",
-    "rayguard_limit_min",
-    "rayguard_limit_pinned",
-    "rayguard_module_in_flight",
-    "rayguard_module_limit",
-    "rayguard_oscillation_index",
-    "rayguard_queue_wait_seconds_total",
-    "rayguard_queued_requests_total",
-    "rayguard_ratelimit_service_answers_total",
-    "rayguard_ratelimit_service_permits",
-    "rayguard_adjustment_log_lost_total",
-    "rayguard_request_duration_seconds",
-    "rayguard_requests_total",
-    "rayguard_shadow",
-    "rayguard_shadow_sheds_total",
-    "rayguard_shared_answer_bytes",
-    "rayguard_shared_answer_bytes_max",
-    "rayguard_shared_answers_without_room_total",
-    "rayguard_signal_age_seconds",
-    "rayguard_signal_pressure",
-    "rayguard_signal_target",
-    "rayguard_signal_up",
-    "rayguard_signal_value",
-    "rayguard_slo_pressure",
-    "rayguard_start_time_seconds",
-    "rayguard_upstream_up",
-    "rayguard_waiting",
-];
-
 /// How a page is written.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Format {
@@ -136,14 +88,12 @@ impl Tally {
 
 impl Format {
     /// What a scraper's `Accept` asks for.
-    #[must_use]
     pub fn accepted(accept: &str) -> Format {
         if accept.contains("application/openmetrics-text") { Format::OpenMetrics } else { Format::Text }
     }
 }
 
 /// The page of this moment.
-#[must_use]
 pub fn page(app: &App, format: Format) -> Page {
     let now = Moment {
         view: app.view(),

@@ -12,21 +12,14 @@
 use crate::config::settings::NotifyKind;
 use crate::core::alert::{Alert, AlertState, RUNBOOK, Severity, Transition};
 use crate::core::time::{Time, WallMs};
-use crate::observe::fetch::BUNDLES;
+use crate::observe::fetch;
 use crate::proxy::clock::Clock;
 use crate::proxy::tasks::Tasks;
-use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
+use reqwest::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use url::Url;
 
@@ -58,7 +51,6 @@ pub struct Receiver {
 
 impl Receiver {
     /// Its kind and host.
-    #[must_use]
     pub fn name(&self) -> String {
         let kind = match self.kind {
             NotifyKind::Alertmanager => "alertmanager",
@@ -415,93 +407,30 @@ async fn post(receiver: &Receiver, message: Value) -> Result<(), DeliveryError> 
 }
 
 async fn attempt(receiver: &Receiver, message: Value) -> Result<(), DeliveryError> {
+    let unreachable = |error: &dyn std::error::Error| DeliveryError::Unreachable(fetch::root_cause(error));
     let mut url = receiver.url.clone();
     if receiver.kind == NotifyKind::Alertmanager {
         url.set_path(&format!("{}/api/v2/alerts", url.path().trim_end_matches('/')));
     }
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-    let port = url.port_or_known_default().unwrap_or(80);
-    let target =
-        format!("{}{}", url.path(), url.query().map_or_else(String::new, |query| format!("?{query}")));
-    let named = &url[url::Position::BeforeHost..url::Position::AfterPort];
-    let mut request = http::Request::post(target)
-        .header(HOST, named)
-        .header(CONTENT_TYPE, "application/json")
-        .body(Full::new(Bytes::from(message.to_string())))
-        .map_err(|error| DeliveryError::Unreachable(error.to_string()))?;
-    if let Some(token) = &receiver.token
-        && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}"))
-    {
-        value.set_sensitive(true);
-        request.headers_mut().insert(AUTHORIZATION, value);
+    let client = fetch::client_trusting(None).map_err(|error| unreachable(&error))?;
+    let mut request = client.post(url).header(CONTENT_TYPE, "application/json").body(message.to_string());
+    if let Some(token) = &receiver.token {
+        request = request.bearer_auth(token);
     }
-    let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|error| unreachable(&error))?;
-    if url.scheme() == "https" {
-        let name = ServerName::try_from(host).map_err(|error| unreachable(&error))?;
-        let stream = tls()?.connect(name, stream).await.map_err(|error| unreachable(&error))?;
-        exchange(stream, request).await
-    } else {
-        exchange(stream, request).await
+    let mut answer = request.send().await.map_err(|error| unreachable(&error))?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(());
     }
-}
-
-fn unreachable(error: &dyn std::error::Error) -> DeliveryError {
-    DeliveryError::Unreachable(error.to_string())
-}
-
-async fn exchange<S>(stream: S, request: http::Request<Full<Bytes>>) -> Result<(), DeliveryError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(|error| unreachable(&error))?;
-    let asking = async {
-        let answer = sender.send_request(request).await.map_err(|error| unreachable(&error))?;
-        let status = answer.status();
-        if status.is_success() {
-            return Ok(());
-        }
-        let said = Limited::new(answer.into_body(), 64 * 1024).collect().await;
-        let said = said.map(http_body_util::Collected::to_bytes).unwrap_or_default();
-        let said = String::from_utf8_lossy(&said).chars().take(200).collect();
-        Err(DeliveryError::Status { status: status.as_u16(), said })
-    };
-    tokio::pin!(asking, connection);
-    tokio::select! {
-        answer = &mut asking => answer,
-        // The connection has ended; what it brought is still to be read.
-        _ = &mut connection => asking.await,
-    }
-}
-
-/// TLS that trusts what the system trusts.
-fn tls() -> Result<tokio_rustls::TlsConnector, DeliveryError> {
-    let mut roots = rustls::RootCertStore::empty();
-    for bundle in BUNDLES {
-        if let Ok(certificates) = CertificateDer::pem_file_iter(bundle) {
-            roots.add_parsable_certificates(certificates.filter_map(Result::ok));
-        }
-    }
-    if roots.is_empty() {
-        return Err(DeliveryError::Unreachable(format!(
-            "no certificates are trusted here; install ca-certificates ({})",
-            BUNDLES.join(", ")
-        )));
-    }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| unreachable(&error))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(tokio_rustls::TlsConnector::from(Arc::new(config)))
+    let said = answer.chunk().await.ok().flatten().unwrap_or_default();
+    let said = String::from_utf8_lossy(&said).chars().take(200).collect();
+    Err(DeliveryError::Status { status: status.as_u16(), said })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::fetch;
+    use tokio::net::TcpStream;
 
     fn word(key: &str, state: AlertState) -> Transition {
         Transition { key: key.into(), state, ..test_alert(Time::ZERO) }

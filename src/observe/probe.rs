@@ -39,20 +39,11 @@ pub struct Probe {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Outcome {
     /// Answered with 200.
-    Answered {
-        /// From the request to the end of the answer.
-        latency: Duration,
-    },
+    Answered(Duration),
     /// Not answered in time.
-    Slow {
-        /// It would have taken at least so long.
-        at_least: Duration,
-    },
+    Slow(Duration),
     /// The head or the GCS does not serve.
-    Down {
-        /// Why.
-        fault: FetchError,
-    },
+    Down(FetchError),
 }
 
 impl Outcome {
@@ -62,10 +53,8 @@ impl Outcome {
     /// [`Missing::Unreachable`] when the head is down.
     pub fn latency_ms(&self, target: &str) -> Result<f64, Missing> {
         match self {
-            Outcome::Answered { latency: length } | Outcome::Slow { at_least: length } => {
-                Ok(length.as_secs_f64() * 1000.0)
-            }
-            Outcome::Down { fault } => Err(fault.missing(target)),
+            Outcome::Answered(length) | Outcome::Slow(length) => Ok(length.as_secs_f64() * 1000.0),
+            Outcome::Down(fault) => Err(fault.missing(target)),
         }
     }
 }
@@ -80,9 +69,9 @@ pub async fn probe(client: &Client, upstream: &Url, path: &str, timeout: Duratio
     let answer = fetch::get(client, url, "text/plain", None, bounds).await;
     let latency = clock.now().since(began);
     let outcome = match answer.and_then(fetch::Answer::data) {
-        Ok(_) => Outcome::Answered { latency },
-        Err(FetchError::Slow { timeout }) => Outcome::Slow { at_least: timeout },
-        Err(fault) => Outcome::Down { fault },
+        Ok(_) => Outcome::Answered(latency),
+        Err(FetchError::Slow(timeout)) => Outcome::Slow(timeout),
+        Err(fault) => Outcome::Down(fault),
     };
     Probe { began, outcome }
 }
@@ -100,7 +89,7 @@ mod tests {
     #[tokio::test]
     async fn a_healthy_head_answers_and_has_a_latency() {
         let outcome = server::with(server::answer("200 OK", "text/plain", "success"), probe_at).await;
-        assert!(matches!(outcome, Outcome::Answered { .. }), "{outcome:?}");
+        assert!(matches!(outcome, Outcome::Answered(..)), "{outcome:?}");
         assert!(outcome.latency_ms("head").unwrap() > 0.0);
     }
 
@@ -108,7 +97,7 @@ mod tests {
     async fn a_failed_gcs_is_down_and_gives_no_latency() {
         let bytes = server::answer("503 Service Unavailable", "text/plain", "GCS is down");
         let outcome = server::with(bytes, probe_at).await;
-        assert_eq!(outcome, Outcome::Down { fault: FetchError::Status { status: 503 } });
+        assert_eq!(outcome, Outcome::Down(FetchError::Status(503)));
         assert!(matches!(outcome.latency_ms("head"), Err(Missing::Unreachable { .. })));
     }
 
@@ -118,7 +107,7 @@ mod tests {
         let missing = outcome.latency_ms("head").unwrap_err().to_string();
         assert!(missing.contains("version of Ray"), "{missing}");
         let page = server::answer("200 OK", "text/html", "<html></html>");
-        assert!(matches!(server::with(page, probe_at).await, Outcome::Down { .. }));
+        assert!(matches!(server::with(page, probe_at).await, Outcome::Down(..)));
     }
 
     #[tokio::test]
@@ -130,7 +119,7 @@ mod tests {
             probe(&fetch::client().unwrap(), &upstream, PATH, timeout, Clock::start()).await.outcome
         })
         .await;
-        assert_eq!(outcome, Outcome::Slow { at_least: timeout });
+        assert_eq!(outcome, Outcome::Slow(timeout));
         assert!((outcome.latency_ms("head").unwrap() - 50.0).abs() < 1e-9);
     }
 

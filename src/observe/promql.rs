@@ -64,13 +64,8 @@ pub enum QueryError {
     )]
     NoTls,
     /// Its certificate is not trusted.
-    #[error(
-        "TLS with Prometheus fails: {cause}; {}", tls_remedy(.cause)
-    )]
-    Tls {
-        /// The library's words.
-        cause: String,
-    },
+    #[error("TLS with Prometheus fails: {0}; {remedy}", remedy = tls_remedy(.0))]
+    Tls(String),
     /// It answers, but not with 200.
     #[error("Prometheus answered with status {status}{}{}", quoted(.said), remedy(*.status))]
     Status {
@@ -80,11 +75,8 @@ pub enum QueryError {
         said: String,
     },
     /// What it is to be asked with cannot be had.
-    #[error("{problem}")]
-    Secret {
-        /// What is wrong, without the secret.
-        problem: String,
-    },
+    #[error("{0}")]
+    Secret(String),
     /// Prometheus refuses the expression or cannot evaluate it.
     #[error("prometheus says {kind}: {message}")]
     Refused {
@@ -94,32 +86,20 @@ pub enum QueryError {
         message: String,
     },
     /// Not the API's JSON.
-    #[error("the answer is not Prometheus': {problem}; check the address and its path prefix")]
-    NotPrometheus {
-        /// What is wrong.
-        problem: String,
-    },
+    #[error("the answer is not Prometheus': {0}; check the address and its path prefix")]
+    NotPrometheus(String),
     /// Nothing matches.
     #[error("the expression gives no series; is the target scraped, and the name right?")]
     Empty,
     /// More than one element.
-    #[error("the expression gives {count} series; wrap it in max(..) or sum(..)")]
-    SeveralSeries {
-        /// How many.
-        count: usize,
-    },
+    #[error("the expression gives {0} series; wrap it in max(..) or sum(..)")]
+    SeveralSeries(usize),
     /// A matrix, a string or a native histogram.
-    #[error("the expression gives a {kind}; a scalar or a vector of one element is needed")]
-    WrongType {
-        /// As Prometheus calls it.
-        kind: String,
-    },
+    #[error("the expression gives a {0}; a scalar or a vector of one element is needed")]
+    WrongType(String),
     /// NaN or infinite, mostly a division by zero.
-    #[error("the value is {value}; guard the expression against dividing by zero")]
-    NotFinite {
-        /// As Prometheus writes it.
-        value: String,
-    },
+    #[error("the value is {0}; guard the expression against dividing by zero")]
+    NotFinite(String),
 }
 
 fn quoted(said: &str) -> String {
@@ -153,15 +133,14 @@ fn tls_remedy(cause: &str) -> &'static str {
 
 impl QueryError {
     /// As the signals know it: an answer without a value is unusable, no answer unreachable.
-    #[must_use]
     pub fn missing(&self, server: &Server, expression: &str) -> Missing {
         match self {
             QueryError::Fetch(fault) => fault.missing(&server.name),
-            QueryError::NotPrometheus { .. }
+            QueryError::NotPrometheus(..)
             | QueryError::NoTls
-            | QueryError::Tls { .. }
+            | QueryError::Tls(..)
             | QueryError::Status { .. }
-            | QueryError::Secret { .. } => {
+            | QueryError::Secret(..) => {
                 Missing::Unreachable { target: server.name.clone(), problem: self.to_string().into() }
             }
             QueryError::Empty => Missing::NotFound { tried: expression.into() },
@@ -190,7 +169,7 @@ impl Server {
     /// What it is asked with.
     fn headers(&self) -> Result<HeaderMap, QueryError> {
         let read = |from, what: &str| {
-            let problem = |error: secret::SecretError| QueryError::Secret { problem: error.to_string() };
+            let problem = |error: secret::SecretError| QueryError::Secret(error.to_string());
             secret::read(from, what).map_err(problem)
         };
         let mut headers = HeaderMap::new();
@@ -199,10 +178,11 @@ impl Server {
         }
         if let Some(from) = &self.access.headers_from {
             let what = "headers of Prometheus";
-            let listed: Listed =
-                serde_json::from_str(&read(from, what)?).map_err(|_| QueryError::Secret {
-                    problem: format!("the {what} are no JSON such as {{\"X-Scope-OrgID\": \"team-a\"}}"),
-                })?;
+            let listed: Listed = serde_json::from_str(&read(from, what)?).map_err(|_| {
+                QueryError::Secret(format!(
+                    "the {what} are no JSON such as {{\"X-Scope-OrgID\": \"team-a\"}}"
+                ))
+            })?;
             for (name, value) in listed.0 {
                 add(&mut headers, &name, &value)?;
             }
@@ -223,7 +203,7 @@ impl Server {
 fn add(headers: &mut HeaderMap, name: &str, value: &str) -> Result<(), QueryError> {
     let (Ok(header), Ok(mut text)) = (name.parse::<HeaderName>(), HeaderValue::from_str(value)) else {
         // Not its value: that may be the secret.
-        return Err(QueryError::Secret { problem: format!("`{name}` of Prometheus is not a header") });
+        return Err(QueryError::Secret(format!("`{name}` of Prometheus is not a header")));
     };
     text.set_sensitive(true);
     // The later of two is meant: some servers refuse a tenant that is named twice.
@@ -251,9 +231,6 @@ impl<'de> Deserialize<'de> for Listed {
 }
 
 /// Asks for the value of an expression now.
-///
-/// # Errors
-/// [`QueryError`].
 pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<Answer, QueryError> {
     let mut url = server.query.clone();
     // Prometheus gives up when we do.
@@ -274,7 +251,7 @@ pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<
         }
         Err(error) => {
             answer.data()?;
-            Err(QueryError::NotPrometheus { problem: error.to_string() })
+            Err(QueryError::NotPrometheus(error.to_string()))
         }
     }
 }
@@ -282,8 +259,8 @@ pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<
 fn as_tls(fault: FetchError) -> QueryError {
     match fault {
         // As rustls words what a server without TLS, or a server's certificate, makes it say.
-        FetchError::Unreachable { cause } if cause.contains("corrupt message") => QueryError::NoTls,
-        FetchError::Unreachable { cause } if cause.contains("certificate") => QueryError::Tls { cause },
+        FetchError::Unreachable(cause) if cause.contains("corrupt message") => QueryError::NoTls,
+        FetchError::Unreachable(cause) if cause.contains("certificate") => QueryError::Tls(cause),
         fault => QueryError::Fetch(fault),
     }
 }
@@ -328,19 +305,19 @@ impl Envelope {
         let data = match (self.status.as_str(), self.data) {
             ("success", Some(data)) => data,
             ("error", _) => return Err(QueryError::Refused { kind: self.kind, message: self.error }),
-            _ => return Err(QueryError::NotPrometheus { problem: "no data in it".to_owned() }),
+            _ => return Err(QueryError::NotPrometheus("no data in it".to_owned())),
         };
         let pair = match (data.kind.as_str(), data.result.as_array().map(Vec::as_slice)) {
             ("scalar", Some(pair)) => pair,
             ("vector", Some([])) => return Err(QueryError::Empty),
             ("vector", Some([one])) => match one.get("value").and_then(Value::as_array) {
                 Some(pair) => pair.as_slice(),
-                None => return Err(QueryError::WrongType { kind: "native histogram".to_owned() }),
+                None => return Err(QueryError::WrongType("native histogram".to_owned())),
             },
             ("vector", Some(several)) => {
-                return Err(QueryError::SeveralSeries { count: several.len() });
+                return Err(QueryError::SeveralSeries(several.len()));
             }
-            _ => return Err(QueryError::WrongType { kind: data.kind }),
+            _ => return Err(QueryError::WrongType(data.kind)),
         };
         let (evaluated, value) = read_pair(pair)?;
         Ok(Answer { value, evaluated, warnings: self.warnings.unwrap_or_default() })
@@ -349,16 +326,15 @@ impl Envelope {
 
 /// `[1700000000.123, "4.2"]`.
 fn read_pair(pair: &[Value]) -> Result<(WallMs, f64), QueryError> {
-    let not_prometheus = || QueryError::NotPrometheus { problem: "a value without time stamp".to_owned() };
+    let not_prometheus = || QueryError::NotPrometheus("a value without time stamp".to_owned());
     let [seconds, value] = pair else { return Err(not_prometheus()) };
     let (Some(seconds), Some(written)) = (seconds.as_f64(), value.as_str()) else {
         return Err(not_prometheus());
     };
-    let value: f64 = written
-        .parse()
-        .map_err(|_| QueryError::NotPrometheus { problem: format!("`{written}` is not a number") })?;
+    let value: f64 =
+        written.parse().map_err(|_| QueryError::NotPrometheus(format!("`{written}` is not a number")))?;
     if !value.is_finite() {
-        return Err(QueryError::NotFinite { value: written.to_owned() });
+        return Err(QueryError::NotFinite(written.to_owned()));
     }
     let ms = (seconds * 1000.0).round();
     if !(0.0..9.0e15).contains(&ms) {
@@ -428,7 +404,7 @@ mod tests {
         assert_eq!(ask("200 OK", &success("vector", "[]")).await, Err(QueryError::Empty));
         let two = r#"[{"metric":{},"value":[1,"2"]},{"metric":{"a":"b"},"value":[1,"3"]}]"#;
         let fault = ask("200 OK", &success("vector", two)).await.unwrap_err();
-        assert_eq!(fault, QueryError::SeveralSeries { count: 2 });
+        assert_eq!(fault, QueryError::SeveralSeries(2));
         assert!(fault.to_string().contains("max("), "{fault}");
     }
 
@@ -436,7 +412,7 @@ mod tests {
     async fn nan_and_infinity_are_no_value() {
         for written in ["NaN", "+Inf", "-Inf"] {
             let body = success("scalar", &format!(r#"[1,"{written}"]"#));
-            assert_eq!(ask("200 OK", &body).await, Err(QueryError::NotFinite { value: written.to_owned() }));
+            assert_eq!(ask("200 OK", &body).await, Err(QueryError::NotFinite(written.to_owned())));
         }
     }
 
@@ -452,19 +428,19 @@ mod tests {
     #[tokio::test]
     async fn other_types_and_other_servers_are_named() {
         let matrix = ask("200 OK", &success("matrix", "[]")).await.unwrap_err();
-        assert_eq!(matrix, QueryError::WrongType { kind: "matrix".to_owned() });
+        assert_eq!(matrix, QueryError::WrongType("matrix".to_owned()));
         let histogram = success("vector", r#"[{"metric":{},"histogram":[1,{}]}]"#);
-        assert!(matches!(ask("200 OK", &histogram).await, Err(QueryError::WrongType { .. })));
+        assert!(matches!(ask("200 OK", &histogram).await, Err(QueryError::WrongType(..))));
         for body in [
             r#"{"result":true}"#,
             "up 1\n",
             "",
             r#"{"status":"success","data":{"resultType":"scalar","result":[1]}}"#,
         ] {
-            assert!(matches!(ask("200 OK", body).await, Err(QueryError::NotPrometheus { .. })), "{body}");
+            assert!(matches!(ask("200 OK", body).await, Err(QueryError::NotPrometheus(..))), "{body}");
         }
         let page = ask("200 OK", "<!doctype html>").await.unwrap_err();
-        assert!(matches!(page, QueryError::Fetch(FetchError::WebPage { .. })));
+        assert!(matches!(page, QueryError::Fetch(FetchError::WebPage(..))));
         let down = ask("503 Service Unavailable", "starting").await.unwrap_err();
         assert_eq!(down, QueryError::Status { status: 503, said: "starting".to_owned() });
     }

@@ -75,9 +75,6 @@ pub struct Page {
 impl Target {
     /// Reads `host:port` (the path is then `/metrics`) or a URL. An IPv6 address is understood
     /// without its brackets too, as older versions of Ray write it.
-    ///
-    /// # Errors
-    /// [`BadTarget`].
     pub fn parse(given: &str) -> Result<Target, BadTarget> {
         let bad =
             |problem: &str| BadTarget { given: without_credentials(given), problem: problem.to_owned() };
@@ -106,13 +103,11 @@ impl Target {
     }
 
     /// The host alone.
-    #[must_use]
     pub fn host(&self) -> Option<&str> {
         self.url.host_str()
     }
 
     /// As the signals know its fault.
-    #[must_use]
     pub fn missing(&self, fault: &FetchError) -> Missing {
         fault.missing(&self.name)
     }
@@ -133,7 +128,6 @@ impl Targets {
     /// Tells the head's pages from the others by their host: one of `heads`, where any is listed. Else it is
     /// guessed to be the host that most targets name, since a head has three exporters and most other nodes one;
     /// and where none stands out, the first targets take the head's place.
-    #[must_use]
     pub fn new(targets: Vec<Target>, heads: &BTreeSet<String>) -> Targets {
         let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
         for host in targets.iter().filter_map(Target::host) {
@@ -160,7 +154,6 @@ impl Targets {
     }
 
     /// The same, now that these hosts are known to be the head's; none where that is no news.
-    #[must_use]
     pub fn with_heads(&self, heads: &BTreeSet<String>) -> Option<Targets> {
         let is_heads = |target: &Target| target.host().is_some_and(|host| heads.contains(host));
         let listed = self.all().any(is_heads);
@@ -174,7 +167,6 @@ impl Targets {
     }
 
     /// Whether there are none.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.head.is_empty() && self.nodes.is_empty()
     }
@@ -205,7 +197,6 @@ impl Turns {
     }
 
     /// Those to be asked now: first who answers, then who failed and has waited longest.
-    #[must_use]
     pub fn due(&self, now: Time) -> Vec<Target> {
         let (mut failed, well): (Vec<&Turn>, Vec<&Turn>) =
             self.0.values().partition(|turn| turn.failures > 0);
@@ -434,8 +425,7 @@ mod tests {
                 })
                 .await;
                 seen.sort_by_key(|(name, _)| *name != good);
-                let expected =
-                    [(good, Ok(b"up 1\n".to_vec())), (bad, Err(FetchError::Status { status: 404 }))];
+                let expected = [(good, Ok(b"up 1\n".to_vec())), (bad, Err(FetchError::Status(404)))];
                 assert_eq!(seen, expected);
             })
             .await;

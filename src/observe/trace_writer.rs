@@ -92,7 +92,6 @@ pub fn channel(path: &Path, bytes_max: u64) -> io::Result<(TraceSender, TraceThr
 }
 
 /// The names behind the numbers of a policy.
-#[must_use]
 pub fn names(policy: &Policy, own_routes: usize, at: Time, time: WallMs) -> Box<Head> {
     let module = |class: &crate::core::policy::Class| policy.modules[class.module.index()].name.to_string();
     let unlisted = Surface::ALL.iter().map(|_| UNLISTED.to_owned());
@@ -418,7 +417,6 @@ fn create(path: &Path) -> io::Result<File> {
 }
 
 /// The path itself, or where a trace is there already, one with the time in its name: no trace is overwritten.
-#[must_use]
 pub fn unused(path: &Path, now: WallMs) -> PathBuf {
     if !path.exists() && !older(path).exists() {
         return path.to_owned();
@@ -434,7 +432,6 @@ pub fn unused(path: &Path, now: WallMs) -> PathBuf {
 }
 
 /// The older part of a trace.
-#[must_use]
 pub fn older(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");

@@ -18,13 +18,14 @@ use crate::upstream::Lease;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use rayguard_core::admission::controller::{Shed, Stage};
 use rayguard_core::admission::flow::Flow;
 use rayguard_core::time::Time;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -87,7 +88,6 @@ pub struct Pace {
 
 impl Pace {
     /// Nothing has come yet.
-    #[must_use]
     pub fn new(bounds: BodyBounds, clock: Clock) -> Pace {
         Pace {
             bounds,
@@ -156,7 +156,6 @@ pub struct Upload {
 
 impl Upload {
     /// The body of a request; `pace` holds it to its bounds, `flow` to its class's bandwidth.
-    #[must_use]
     pub fn new(
         body: Incoming,
         pace: Option<Pace>,
@@ -168,7 +167,6 @@ impl Upload {
     }
 
     /// For how long its client has kept us waiting.
-    #[must_use]
     pub fn waited(&self) -> Duration {
         self.pace.as_ref().map_or(Duration::ZERO, |pace| pace.waited)
     }
@@ -496,13 +494,11 @@ impl Default for Body {
 
 impl Body {
     /// Nothing.
-    #[must_use]
     pub fn empty() -> Body {
         Body::Full(None)
     }
 
     /// These bytes.
-    #[must_use]
     pub fn full(bytes: impl Into<Bytes>) -> Body {
         Body::Full(Some(bytes.into()))
     }
@@ -538,7 +534,6 @@ impl Body {
 
     /// Ray's body; connection and permit, if it rides here, are released when it ends, and so is the
     /// session that is alive as long as it streams.
-    #[must_use]
     pub fn streamed(
         inner: RayBody,
         permit: impl Into<Option<PermitGuard>>,
@@ -644,7 +639,7 @@ impl Cut for ResponseState {
     }
 
     fn park(&self, now: Time) {
-        let mut cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cargo = self.cargo.lock();
         let Some(Cargo { permit: Some(permit), inner, .. }) = cargo.as_mut() else { return };
         permit.kept(self.kept_at(now));
         if permit.park(inner.size_hint().exact()) {
@@ -654,7 +649,7 @@ impl Cut for ResponseState {
 
     /// Drops what is on the way: Ray's connection is closed, and the permit counts as abandoned.
     fn cut(&self) {
-        let cargo = self.cargo.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let cargo = self.cargo.lock().take();
         drop(cargo);
     }
 }
@@ -672,7 +667,7 @@ impl HttpBody for Body {
             Body::Shared(shared) => return Pin::new(shared).poll_frame(context),
             Body::Streamed(streamed) => streamed,
         };
-        let mut cargo = response_state.cargo.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cargo = response_state.cargo.lock();
         let Some(cargo) = cargo.as_mut() else { return Poll::Ready(Some(Err(AnswerError::Unread))) };
         if let Some(since) = response_state.taken.ask() {
             let kept = response_state.keep(response_state.clock.now().since(since));
@@ -718,6 +713,6 @@ impl HttpBody for Body {
 
 impl Streamed {
     fn look<T>(&self, at: impl FnOnce(&Cargo) -> T) -> Option<T> {
-        self.response_state.cargo.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(at)
+        self.response_state.cargo.lock().as_ref().map(at)
     }
 }

@@ -32,19 +32,16 @@ pub(crate) struct CircuitBreaker(AtomicU8);
 
 impl CircuitBreaker {
     /// Whether the upstream is known not to accept connections.
-    #[must_use]
     pub(crate) fn is_open(&self) -> bool {
         self.0.load(Ordering::Relaxed) == OPEN
     }
 
     /// A connection was not accepted. Returns whether the caller must start the task that tries.
-    #[must_use]
     pub(crate) fn open(&self) -> bool {
         self.0.swap(OPEN, Ordering::AcqRel) == CLOSED
     }
 
     /// A connection was given up before it was accepted or refused. Returns as [`CircuitBreaker::open`] does.
-    #[must_use]
     pub(crate) fn suspect(&self) -> bool {
         self.0.compare_exchange(CLOSED, SUSPECTED, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }

@@ -16,25 +16,21 @@ pub struct Clock {
 
 impl Clock {
     /// A clock that starts now.
-    #[must_use]
     pub fn start() -> Clock {
         Clock { start: Instant::now() }
     }
 
     /// Monotone time since the start.
-    #[must_use]
     pub fn now(&self) -> Time {
         Time(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// The OS's instant for a point of this clock's time, for timers.
-    #[must_use]
     pub fn instant(&self, at: Time) -> Instant {
         self.start.checked_add(at.since(Time::ZERO)).unwrap_or(self.start)
     }
 
     /// The wall clock.
-    #[must_use]
     #[expect(clippy::disallowed_methods, reason = "this is the one room that reads the OS clock")]
     pub fn wall(&self) -> WallMs {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

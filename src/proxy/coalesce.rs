@@ -173,7 +173,6 @@ pub enum Question<'a> {
 
 impl<'a> Question<'a> {
     /// The question of a target whose route reads these keys, if they are known.
-    #[must_use]
     pub fn of(uri: &'a Uri, keys: Option<&'static ReadKeys>) -> Question<'a> {
         let Some(keys) = keys else {
             return Question::AsSent(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
@@ -204,7 +203,6 @@ pub struct Key([u8; 32]);
 
 impl Key {
     /// The key of a request, if it is one to share: a GET for the whole of something.
-    #[must_use]
     pub fn of(
         entrance: &Entrance,
         origin: Origin<'_>,
@@ -226,7 +224,6 @@ impl Key {
     }
 
     /// The key of a handshake for a log tail.
-    #[must_use]
     pub fn of_tail(question: &Question<'_>, headers: &HeaderMap) -> Key {
         let mut digest = Sha256::new();
         add_request(&mut digest, question, headers, |name| {
@@ -286,7 +283,6 @@ fn add_request(
 
 /// For how long an answer with these headers may be kept, after those who wait have had it; `None` if it is
 /// for one client alone.
-#[must_use]
 pub fn keeping(surface: Surface, headers: &HeaderMap) -> Option<Duration> {
     let stream = b"text/event-stream";
     let event_stream = |kind: &HeaderValue| {
@@ -350,7 +346,6 @@ pub struct Coalescer {
 
 impl Coalescer {
     /// Follows whoever asks the same, takes a share of what is kept, or leads.
-    #[must_use]
     pub fn find(&self, key: Key, now: Time) -> Found {
         self.flights.find(key, now)
     }
@@ -362,7 +357,6 @@ impl Coalescer {
     }
 
     /// So many bytes of the budget; kept answers that nobody reads make room for them.
-    #[must_use]
     pub fn take(&self, bytes: usize) -> Option<Charge> {
         loop {
             if let Some(charge) = self.budget.take(bytes) {
@@ -376,13 +370,11 @@ impl Coalescer {
     }
 
     /// Drops the oldest kept answer that nobody reads; whether there was one.
-    #[must_use]
     pub fn make_room(&self) -> bool {
         self.flights.drop_oldest()
     }
 
     /// What shared answers take, and may take.
-    #[must_use]
     pub fn budget(&self) -> &Budget {
         &self.budget
     }

@@ -20,7 +20,6 @@ thread_local! {
 }
 
 /// The core that this thread is: 0 is the main runtime.
-#[must_use]
 pub fn current() -> usize {
     CORE.get()
 }
@@ -35,9 +34,6 @@ pub struct Cores {
 
 impl Cores {
     /// Starts so many.
-    ///
-    /// # Errors
-    /// What the OS says.
     pub fn start(count: usize) -> io::Result<Cores> {
         let mut cores = Cores { handles: Vec::new(), threads: Vec::new(), end: watch::Sender::new(()) };
         for core in 1..=count {
@@ -54,7 +50,6 @@ impl Cores {
     }
 
     /// Where tasks for each are started.
-    #[must_use]
     pub fn handles(&self) -> Vec<Handle> {
         self.handles.clone()
     }

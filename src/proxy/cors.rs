@@ -29,7 +29,6 @@ impl Default for Origins {
 
 impl Origins {
     /// These; `*` is any.
-    #[must_use]
     pub fn new(origins: &[Arc<str>]) -> Origins {
         Origins(origins.into())
     }

@@ -25,11 +25,12 @@ use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use tokio::task::coop::unconstrained;
 
@@ -208,18 +209,14 @@ impl Default for Driver {
 impl Driver {
     fn is(&self, waker: &Waker) {
         self.found_nothing.store(false, Ordering::Relaxed);
-        let mut driver = self.lock();
+        let mut driver = self.waker.lock();
         if driver.as_ref().is_none_or(|driver| !driver.will_wake(waker)) {
             *driver = Some(waker.clone());
         }
     }
 
     fn is_nobody(&self) {
-        *self.lock() = None;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.waker.lock() = None;
     }
 }
 
@@ -229,7 +226,7 @@ impl Wake for Driver {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let driver = self.lock().clone();
+        let driver = self.waker.lock().clone();
         if let Some(driver) = driver {
             driver.wake();
         }
@@ -238,9 +235,6 @@ impl Wake for Driver {
 
 impl H1Connection {
     /// Speaks HTTP/1.1 on a stream.
-    ///
-    /// # Errors
-    /// What hyper says.
     pub async fn open(stream: Stream, bounds: AnswerBounds) -> hyper::Result<H1Connection> {
         // Most requests are a head and nothing else: one buffer, one plain write.
         let mut builder = http1::Builder::new();
@@ -319,7 +313,6 @@ impl H1Connection {
     }
 
     /// The core that opened it.
-    #[must_use]
     pub fn core(&self) -> usize {
         self.core
     }
@@ -330,7 +323,6 @@ impl H1Connection {
     }
 
     /// Whether it can carry a request at once.
-    #[must_use]
     pub fn is_ready(&self) -> bool {
         self.connection.is_some() && self.sender.is_ready()
     }

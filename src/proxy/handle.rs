@@ -722,7 +722,6 @@ fn origin_form(request: &mut Request<ClientBody>) {
 }
 
 /// The surface a listener serves, for logs.
-#[must_use]
 pub fn surface_name(surface: Surface) -> &'static str {
     match surface {
         Surface::Dashboard => "dashboard",

@@ -51,7 +51,6 @@ impl HeaderPresence {
     pub const ORIGIN: HeaderPresence = HeaderPresence(1 << 12);
 
     /// What this head mentions.
-    #[must_use]
     pub fn of(headers: &HeaderMap) -> HeaderPresence {
         headers.keys().fold(HeaderPresence::NONE, |all, name| {
             HeaderPresence(all.0 | HeaderPresence::by(name.as_str()).0)
@@ -59,7 +58,6 @@ impl HeaderPresence {
     }
 
     /// Whether it mentions this.
-    #[must_use]
     pub fn has(self, name: HeaderPresence) -> bool {
         self.0 & name.0 == name.0
     }
@@ -145,7 +143,6 @@ pub fn strip_key(headers: &mut HeaderMap, name: &str, header_presence: HeaderPre
 }
 
 /// An address as `X-Forwarded-For` has it: the same for every request of a connection.
-#[must_use]
 pub fn hop(address: IpAddr) -> HeaderValue {
     // invariant: digits, dots and colons.
     #[expect(clippy::unwrap_used, reason = "an address is written in digits, dots and colons")]
@@ -204,7 +201,6 @@ pub fn join_cookies(headers: &mut HeaderMap) {
 }
 
 /// Whether the message is gRPC's.
-#[must_use]
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(http::header::CONTENT_TYPE)
@@ -219,13 +215,11 @@ pub struct Lookup<'a> {
 
 impl<'a> Lookup<'a> {
     /// Looks up in these.
-    #[must_use]
     pub fn new(headers: &'a HeaderMap) -> Lookup<'a> {
         Lookup { headers, header_presence: HeaderPresence::of(headers) }
     }
 
     /// What they mention.
-    #[must_use]
     pub fn header_presence(&self) -> HeaderPresence {
         self.header_presence
     }

@@ -30,7 +30,6 @@ pub struct Id {
 
 impl Ids {
     /// Ids of a run that began at this wall time.
-    #[must_use]
     pub fn new(run: u64) -> Ids {
         let mut prefix = Id { text: [0; LEN_MAX], len: 0 };
         prefix.push_hex(run & ((1 << (4 * RUN_DIGITS)) - 1));
@@ -39,7 +38,6 @@ impl Ids {
     }
 
     /// The next.
-    #[must_use]
     pub fn next(&self) -> Id {
         let mut id = self.prefix;
         id.push_hex(self.next.fetch_add(1, Ordering::Relaxed));
@@ -49,7 +47,6 @@ impl Ids {
 
 impl Id {
     /// Its characters, as a header has them.
-    #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.text[..usize::from(self.len)]
     }

@@ -12,11 +12,12 @@
 
 use crate::clock::Clock;
 use crate::stream::Stream;
+use parking_lot::Mutex;
 use rayguard_core::time::Time;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
@@ -49,14 +50,12 @@ impl KeepAlive {
     }
 
     /// hyper has made a request of it; whether that is the request before it once more.
-    #[must_use]
     pub fn head_is_a_request(&self) -> bool {
         self.0.unanswered.store(false, Ordering::Relaxed);
         self.0.repeats.load(Ordering::Relaxed)
     }
 
     /// Whether hyper answers a head itself, if it answers now.
-    #[must_use]
     pub fn head_is_unanswered(&self) -> bool {
         self.0.unanswered.load(Ordering::Relaxed)
     }
@@ -67,20 +66,18 @@ impl KeepAlive {
     }
 
     /// Whether hyper has a head and does not ask for the next yet.
-    #[must_use]
     pub fn is_busy(&self) -> bool {
         self.0.busy.load(Ordering::Relaxed)
     }
 
     /// The connection falls asleep: this is what is kept of it, and since when it idles.
     pub fn hibernate(&self, stream: Stream, since: Time) {
-        *self.0.asleep.lock().unwrap_or_else(PoisonError::into_inner) = Some((stream, since));
+        *self.0.asleep.lock() = Some((stream, since));
     }
 
     /// What is kept of a connection that has fallen asleep, and since when it idles.
-    #[must_use]
     pub fn resume(&self) -> Option<(Stream, Time)> {
-        self.0.asleep.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.asleep.lock().take()
     }
 }
 
@@ -113,7 +110,6 @@ pub enum Silence {
 
 impl Patience {
     /// Nothing is awaited yet.
-    #[must_use]
     pub fn new(clock: Clock, idle: Duration, head: Duration) -> Patience {
         Patience { clock, idle, head, since: None, head_began: None, timer: None, woken: None }
     }

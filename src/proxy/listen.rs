@@ -28,6 +28,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use rayguard_config::settings;
 use rayguard_core::request::catalogue::Surface;
 use std::collections::HashMap;
@@ -36,8 +37,8 @@ use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -136,23 +137,18 @@ fn subscriber(address: IpAddr) -> IpAddr {
 
 impl Connections {
     /// How many there are.
-    #[must_use]
     pub fn count(&self) -> usize {
         self.all.load(Ordering::Relaxed)
     }
 
     fn enter(self: &Arc<Self>, address: IpAddr, bounds: &Bounds, trusted: bool) -> Option<Counted> {
         let address = subscriber(address);
-        let mut by_address = self.by_address();
+        let mut by_address = self.by_address.lock();
         if self.count() >= bounds.connections_max || !count_in(&mut by_address, address, bounds, trusted) {
             return None;
         }
         self.all.fetch_add(1, Ordering::Relaxed);
         Some(Counted { connections: Arc::clone(self), address })
-    }
-
-    fn by_address(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.by_address.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -185,7 +181,7 @@ impl Counted {
     /// have one more.
     fn belongs_to(&mut self, client: IpAddr, bounds: &Bounds, trusted: bool) -> bool {
         let client = subscriber(client);
-        let mut by_address = self.connections.by_address();
+        let mut by_address = self.connections.by_address.lock();
         if !count_in(&mut by_address, client, bounds, trusted) {
             return false;
         }
@@ -198,7 +194,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.connections.all.fetch_sub(1, Ordering::Relaxed);
-        count_out(&mut self.connections.by_address(), self.address);
+        count_out(&mut self.connections.by_address.lock(), self.address);
     }
 }
 
@@ -228,7 +224,6 @@ pub enum Inherited {
 
 impl Inherited {
     /// Whether it is the one to listen on at this address.
-    #[must_use]
     pub fn is_bound_to(&self, address: &settings::Address) -> bool {
         match (self, address) {
             (Inherited::Tcp(socket), settings::Address::Tcp(address)) => {
@@ -271,9 +266,6 @@ impl From<Box<dyn Accept>> for Listener {
 
 impl Listener {
     /// Binds an address. A Unix socket left behind by a process that is gone is replaced.
-    ///
-    /// # Errors
-    /// What the OS says.
     pub async fn bind(address: &settings::Address) -> io::Result<Listener> {
         let socket = match address {
             settings::Address::Tcp(address) => Socket::Tcp(probing(TcpListener::bind(address).await?)),
@@ -289,9 +281,6 @@ impl Listener {
     }
 
     /// A listener on a socket that is open already.
-    ///
-    /// # Errors
-    /// What the OS says.
     pub fn take_over(socket: Inherited) -> io::Result<Listener> {
         let socket = match socket {
             Inherited::Tcp(socket) => {
@@ -320,7 +309,6 @@ impl Listener {
     }
 
     /// The address of a TCP listener, its port known.
-    #[must_use]
     pub fn local_address(&self) -> Option<SocketAddr> {
         match &self.socket {
             Socket::Tcp(listener) => listener.local_addr().ok(),
@@ -726,6 +714,6 @@ mod tests {
         assert!(forward("192.0.2.8").is_some(), "somebody else behind the same balancer");
         assert_eq!(connections.count(), 2, "those that left are counted out");
         drop(held);
-        assert!(connections.by_address().is_empty());
+        assert!(connections.by_address.lock().is_empty());
     }
 }

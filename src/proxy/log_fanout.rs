@@ -242,7 +242,6 @@ pub(crate) trait Reopen {
 }
 
 /// The key under which a handshake may share a tail, if it may.
-#[must_use]
 pub(crate) fn key(parts: &Parts, question: &Question<'_>) -> Option<Key> {
     let shares = parts.headers.contains_key(KEY) && !parts.headers.contains_key(PROTOCOL);
     shares.then(|| Key::of_tail(question, &parts.headers))
@@ -254,7 +253,6 @@ pub(crate) fn plain(parts: &mut Parts) {
 }
 
 /// Our own answer to a handshake.
-#[must_use]
 pub(crate) fn welcome<B: Default>(parts: &Parts) -> Response<B> {
     let mut response = Response::new(B::default());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -276,7 +274,6 @@ impl Default for LogFanouts {
 
 impl LogFanouts {
     /// The tail of this key for one who begins with the log's first line, or the lead of a new one.
-    #[must_use]
     pub fn find(&self, key: Key) -> Found {
         self.find_or_lead(key, Pace::Fastest, |tail| {
             tail.pace == Pace::Fastest && tail.state().kept.has(Place::default())
@@ -284,7 +281,6 @@ impl LogFanouts {
     }
 
     /// The same for one who has fallen behind, at this place.
-    #[must_use]
     pub fn find_from(&self, key: Key, place: Place) -> Found {
         self.find_or_lead(key, Pace::Slowest, |tail| tail.state().kept.has(place))
     }
@@ -316,7 +312,6 @@ impl LogFanouts {
 
 impl Lead {
     /// The tail that is to be opened.
-    #[must_use]
     pub fn tail(&self) -> Arc<LogFanout> {
         Arc::clone(&self.tail)
     }

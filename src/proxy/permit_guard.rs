@@ -129,13 +129,11 @@ impl PermitGuard {
     }
 
     /// Whether upstream stops working on the request when its client leaves.
-    #[must_use]
     pub fn cancels(&self) -> bool {
         self.0.permit.as_ref().is_some_and(|permit| self.0.proxy.module(permit.ask.class).cancels)
     }
 
     /// Whether it had to wait for its turn.
-    #[must_use]
     pub fn waited(&self) -> bool {
         self.0.permit.as_ref().is_some_and(|permit| !permit.waited.is_zero())
     }

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Response, StatusCode};
 use hyper::ext::ReasonPhrase;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rayguard_core::admission::controller::Shed;
 use rayguard_core::admission::meter::Reason;
 use std::sync::Arc;
@@ -42,7 +43,6 @@ pub enum ErrorFormat {
 
 impl ErrorFormat {
     /// The client's, told from its path and content type.
-    #[must_use]
     pub fn of(path: &str, grpc: bool) -> ErrorFormat {
         if grpc {
             ErrorFormat::Grpc
@@ -79,7 +79,6 @@ pub(crate) struct Refused<'a> {
 
 impl<'a> Refused<'a> {
     /// A refusal at this proxy.
-    #[must_use]
     pub(crate) fn at(proxy: &'a ProxyState, shed: Shed, id: &'a str) -> Refused<'a> {
         let class = &proxy.policy.classes[shed.class.index()];
         let table = proxy.table.load();
@@ -109,7 +108,6 @@ impl<'a> Refused<'a> {
 }
 
 /// The answer to a shed request, with its headers in the room of `spare`.
-#[must_use]
 pub(crate) fn shed(
     error_format: ErrorFormat,
     shed: Shed,
@@ -285,7 +283,6 @@ pub(crate) struct Contact(Option<Arc<String>>);
 
 impl Contact {
     /// As it is configured now.
-    #[must_use]
     pub(crate) fn of(proxy: &ProxyState) -> Contact {
         Contact(proxy.contact.load_full())
     }
@@ -302,7 +299,6 @@ impl Contact {
 }
 
 /// The answer when upstream gave none.
-#[must_use]
 pub(crate) fn upstream(
     error_format: ErrorFormat,
     error: &UpstreamError,
@@ -332,7 +328,6 @@ pub(crate) fn upstream(
 }
 
 /// The answer when upstream took too long.
-#[must_use]
 pub(crate) fn timeout(
     error_format: ErrorFormat,
     class: &str,
@@ -352,7 +347,6 @@ pub(crate) fn timeout(
 }
 
 /// The same for one that has waited for the answer to an equal request.
-#[must_use]
 pub(crate) fn timeout_of_equal(
     error_format: ErrorFormat,
     class: &str,
@@ -370,7 +364,6 @@ pub(crate) fn timeout_of_equal(
 }
 
 /// The answer when a shared fetch of Ray's answer did not come to its end, and nothing had been passed on.
-#[must_use]
 pub(crate) fn broke_off(
     error_format: ErrorFormat,
     why: &dyn std::fmt::Display,
@@ -385,7 +378,6 @@ pub(crate) fn broke_off(
 }
 
 /// The answer to a request whose meaning is doubtful.
-#[must_use]
 pub(crate) fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<Body> {
     let sentence = format!("rayguard: {problem}. The request was not sent to Ray. (request {id})");
     let mut response = answer(ErrorFormat::Plain, StatusCode::BAD_REQUEST, &sentence, None);
@@ -394,7 +386,6 @@ pub(crate) fn malformed(problem: &dyn std::fmt::Display, id: &str) -> Response<B
 }
 
 /// The answer to a request whose head could not be read, or not in time.
-#[must_use]
 pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
     let mut response = malformed(&problem, id);
     *response.status_mut() = problem.status();
@@ -403,7 +394,6 @@ pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
 }
 
 /// The answer when the client's own body did not come to its end.
-#[must_use]
 pub(crate) fn body(error: &BodyError, id: &str) -> Response<Body> {
     let mut response = malformed(error, id);
     let (status, reason) = match error {
@@ -460,7 +450,7 @@ fn answer(
         // 8 RESOURCE_EXHAUSTED, never 14 UNAVAILABLE: at UNAVAILABLE Ray Client reconnects
         // hundreds of times a second.
         headers.insert(GRPC_STATUS, HeaderValue::from_static("8"));
-        if let Ok(message) = HeaderValue::try_from(percent_encode(sentence)) {
+        if let Ok(message) = HeaderValue::try_from(utf8_percent_encode(sentence, GRPC_ENCODED).to_string()) {
             headers.insert(GRPC_MESSAGE, message);
         }
         if let Some(seconds) = retry_s {
@@ -480,17 +470,8 @@ fn plain(status: StatusCode, line: Bytes, mut headers: HeaderMap) -> Response<Bo
     response
 }
 
-/// gRPC's encoding of a message in a header: printable ASCII but `%`.
-fn percent_encode(text: &str) -> String {
-    text.bytes().fold(String::with_capacity(text.len()), |mut out, byte| {
-        if (0x20..0x7f).contains(&byte) && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            let _ = std::fmt::Write::write_fmt(&mut out, format_args!("%{byte:02X}"));
-        }
-        out
-    })
-}
+/// What gRPC encodes of a message in a header: all but printable ASCII, and `%`.
+const GRPC_ENCODED: &AsciiSet = &CONTROLS.add(b'%');
 
 #[cfg(test)]
 mod tests {

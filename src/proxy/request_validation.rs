@@ -33,7 +33,6 @@ pub(crate) struct HeadBounds {
 impl HeadBounds {
     /// The bounds on one kind of listener, where the operator allows a head so many bytes and headers. A
     /// target longer than the dashboard's does not count against the bytes.
-    #[must_use]
     pub(crate) fn of(surface: Surface, bytes: usize, headers: usize) -> HeadBounds {
         let target = target_len_max(surface);
         HeadBounds { target, bytes: bytes + target - TARGET_OF_DASHBOARD, headers }
@@ -41,7 +40,6 @@ impl HeadBounds {
 }
 
 /// The longest request target on one kind of listener, in bytes.
-#[must_use]
 pub(crate) fn target_len_max(surface: Surface) -> usize {
     match surface {
         Surface::Dashboard | Surface::RayClient => TARGET_OF_DASHBOARD,
@@ -92,7 +90,6 @@ pub(crate) enum Malformed {
 
 impl Malformed {
     /// The word for it in the `X-Rayguard-Reason` header.
-    #[must_use]
     pub(crate) fn label(self) -> &'static str {
         match self.status() {
             StatusCode::BAD_REQUEST => "malformed",
@@ -102,7 +99,6 @@ impl Malformed {
     }
 
     /// The answer's status.
-    #[must_use]
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Malformed::TargetTooLong(_) => StatusCode::URI_TOO_LONG,
@@ -123,9 +119,6 @@ impl Malformed {
 }
 
 /// Whether a parsed request, whose headers mention these names, can be read in one way only.
-///
-/// # Errors
-/// [`Malformed`].
 pub(crate) fn check<B: Body>(
     request: &Request<B>,
     header_presence: HeaderPresence,

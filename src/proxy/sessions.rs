@@ -15,8 +15,9 @@
 //! paced like a newcomer's.
 
 use crate::permit_guard::PermitGuard;
+use parking_lot::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -59,9 +60,8 @@ pub struct Opening {
 
 impl Sessions {
     /// A stream of this session is open.
-    #[must_use]
     pub fn open(&self, session: u64) -> Option<Alive> {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         if known.alive.len() >= SESSIONS_MAX && !known.alive.contains_key(&session) {
             return None;
         }
@@ -70,9 +70,8 @@ impl Sessions {
     }
 
     /// Whether the session was let in: its calls are no newcomer's.
-    #[must_use]
     pub fn is_known(&self, session: u64) -> bool {
-        let known = self.lock();
+        let known = self.0.lock();
         known.alive.contains_key(&session) || known.starting.contains_key(&session)
     }
 
@@ -87,7 +86,7 @@ impl Sessions {
                     // It ends with the sender, which `Opening` drops.
                     let _ = timeout(START_MAX, async { while stage.changed().await.is_ok() {} }).await;
                 }
-                sessions.lock().starting.remove(&session);
+                sessions.0.lock().starting.remove(&session);
             }
             permit.served();
         }
@@ -95,7 +94,7 @@ impl Sessions {
 
     /// `None` for one that is noted already: who knocks twice has one place.
     fn note(&self, session: u64) -> Option<watch::Receiver<bool>> {
-        let mut known = self.lock();
+        let mut known = self.0.lock();
         if known.starting.len() >= SESSIONS_MAX || known.starting.contains_key(&session) {
             return None;
         }
@@ -105,28 +104,23 @@ impl Sessions {
     }
 
     /// The session's stream is on its way.
-    #[must_use]
     pub fn opening(&self, session: u64) -> Opening {
-        if let Some(stage) = self.lock().starting.get(&session) {
+        if let Some(stage) = self.0.lock().starting.get(&session) {
             stage.send_replace(true);
         }
         Opening { sessions: self.clone(), session }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Opening {
     fn drop(&mut self) {
-        self.sessions.lock().starting.remove(&self.session);
+        self.sessions.0.lock().starting.remove(&self.session);
     }
 }
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        let mut known = self.sessions.lock();
+        let mut known = self.sessions.0.lock();
         if let Some(streams) = known.alive.get_mut(&self.session) {
             *streams -= 1;
             if *streams == 0 {
@@ -168,6 +162,6 @@ mod tests {
         let open: Vec<_> = (0..10_000).map(|session| sessions.open(session)).collect();
         assert_eq!(open.iter().flatten().count(), SESSIONS_MAX);
         drop(open);
-        assert_eq!(sessions.lock().alive.len(), 0);
+        assert_eq!(sessions.0.lock().alive.len(), 0);
     }
 }

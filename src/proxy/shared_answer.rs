@@ -25,12 +25,13 @@ use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use parking_lot::{Mutex, MutexGuard};
 use rayguard_core::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -72,20 +73,17 @@ impl Default for Budget {
 
 impl Budget {
     /// Takes so many bytes out of it, if they are there.
-    #[must_use]
     pub fn take(&self, bytes: usize) -> Option<Charge> {
         let mut charge = Charge { budget: self.clone(), bytes: 0 };
         charge.grow(bytes).then_some(charge)
     }
 
     /// Bytes in use.
-    #[must_use]
     pub fn used(&self) -> usize {
         self.0.used.load(Ordering::Relaxed)
     }
 
     /// Bytes that may be in use.
-    #[must_use]
     pub fn max(&self) -> usize {
         self.0.max.load(Ordering::Relaxed)
     }
@@ -101,7 +99,6 @@ impl Budget {
     }
 
     /// How many answers that happened to.
-    #[must_use]
     pub fn exhausted(&self) -> u64 {
         self.0.exhausted.load(Ordering::Relaxed)
     }
@@ -192,7 +189,6 @@ struct Cursor {
 }
 
 /// What an answer of this length will take; one of unknown length takes more as it grows.
-#[must_use]
 pub fn cost(headers: &HeaderMap, length: Option<u64>) -> usize {
     let length = length.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX / 2));
     overhead(headers) + length + PIECE_COST * (length / BLOCK_MIN + 1)
@@ -206,7 +202,6 @@ fn overhead(headers: &HeaderMap) -> usize {
 
 impl SharedAnswer {
     /// An answer whose head has come; `charge` is what its [`cost`] came to.
-    #[must_use]
     pub fn begun(head: Parts, length: Option<u64>, charge: Charge) -> SharedAnswer {
         SharedAnswer(Arc::new(Inner {
             status: head.status,
@@ -231,7 +226,6 @@ impl SharedAnswer {
     }
 
     /// One that has come whole.
-    #[must_use]
     pub fn whole(head: Parts, body: &Bytes, charge: Charge) -> SharedAnswer {
         let answer = SharedAnswer::begun(head, Some(body.len() as u64), charge);
         {
@@ -244,14 +238,12 @@ impl SharedAnswer {
     }
 
     /// Whether it has come whole and is all there.
-    #[must_use]
     pub fn is_whole(&self) -> bool {
         let state = self.state();
         matches!(state.end, End::Whole) && !state.windowed
     }
 
     /// Its length as announced.
-    #[must_use]
     pub fn length(&self) -> Option<u64> {
         self.0.length
     }
@@ -376,7 +368,7 @@ impl SharedAnswer {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock()
     }
 }
 
@@ -476,7 +468,6 @@ impl Drop for Share {
 
 impl Share {
     /// The answer for one client, held to what every answer keeps to on its way.
-    #[must_use]
     pub fn respond(self, response_policy: &ResponsePolicy, http2: bool) -> Response<Body> {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.answer.0.status;
@@ -491,7 +482,6 @@ impl Share {
     }
 
     /// The length of the answer, as far as it is known.
-    #[must_use]
     pub fn length(&self) -> u64 {
         self.answer.0.length.unwrap_or_else(|| self.answer.state().come)
     }
@@ -581,11 +571,11 @@ impl SharedBody {
 
 impl Reader {
     fn share(&self) -> MutexGuard<'_, Option<Share>> {
-        self.share.lock().unwrap_or_else(PoisonError::into_inner)
+        self.share.lock()
     }
 
     fn left(&self) -> MutexGuard<'_, Option<u64>> {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner)
+        self.left.lock()
     }
 }
 
@@ -763,7 +753,7 @@ mod tests {
         let kept = Mutex::new(Some(budget.take(3 * SMALL).unwrap()));
         let answer = growing(&budget);
         let share = answer.share().unwrap();
-        answer.fill(frames(2, SMALL), || kept.lock().unwrap().take().is_some()).await;
+        answer.fill(frames(2, SMALL), || kept.lock().take().is_some()).await;
         assert!(answer.is_whole());
         assert_eq!(read(share).await.unwrap().len(), 2 * SMALL);
     }

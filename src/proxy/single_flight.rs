@@ -120,7 +120,6 @@ impl<K, A: Answer, F> Clone for SingleFlight<K, A, F> {
 
 impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
     /// Follows whoever asks the same, takes a share of what is kept, or leads.
-    #[must_use]
     pub(crate) fn find(&self, key: K, now: Time) -> Found<K, A, F> {
         let mut flights = lock(&self.0);
         if let Some(flight) = flights.get(&key) {
@@ -168,7 +167,6 @@ impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
     }
 
     /// Drops that one of the kept and idle answers whose time would be up first; whether there was one.
-    #[must_use]
     pub(crate) fn drop_oldest(&self) -> bool {
         let mut flights = lock(&self.0);
         let idle = |flight: &Arc<Mutex<Flight<A, F>>>| match &lock(flight).stage {

@@ -13,9 +13,10 @@
 
 use crate::clock::Clock;
 use crate::tasks::Tasks;
+use parking_lot::Mutex;
 use rayguard_core::time::Time;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often the list is looked at, at most.
@@ -49,7 +50,6 @@ const ASKING: u64 = u64::MAX;
 
 impl Taken {
     /// It is the client's turn from `now` on.
-    #[must_use]
     pub(crate) fn at(now: Time) -> Taken {
         Taken(AtomicU64::new(now.0))
     }
@@ -69,7 +69,6 @@ impl Taken {
     }
 
     /// Since when it is the client's turn.
-    #[must_use]
     pub(crate) fn since(&self) -> Option<Time> {
         Some(self.0.load(Ordering::Relaxed)).filter(|at| *at != ASKING).map(Time)
     }
@@ -102,15 +101,13 @@ pub struct Listed {
 
 impl SlowReaders {
     /// An empty list. Its task runs while it is not empty.
-    #[must_use]
     pub fn new(clock: Clock, tasks: Tasks) -> SlowReaders {
         SlowReaders(Arc::new(Inner { clock, tasks, list: Mutex::default() }))
     }
 
     /// Lists one that may leave us waiting for `patience`.
-    #[must_use]
     pub fn list(&self, reader: Arc<dyn Cut>, patience: Duration) -> Listed {
-        let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut list = self.0.list.lock();
         let place = if let Some(place) = list.free.pop() {
             list.places[place] = Some((patience, reader));
             place
@@ -131,7 +128,7 @@ impl SlowReaders {
             tokio::time::sleep(every).await;
             let now = self.0.clock.now();
             let (late, lagging) = {
-                let mut list = self.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut list = self.0.list.lock();
                 if list.free.len() == list.places.len() {
                     *list = List::default();
                     return;
@@ -159,7 +156,7 @@ impl SlowReaders {
 impl Drop for Listed {
     fn drop(&mut self) {
         let gone = {
-            let mut list = self.readers.0.list.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut list = self.readers.0.list.lock();
             list.free.push(self.place);
             list.places.get_mut(self.place).and_then(Option::take)
         };
@@ -213,7 +210,7 @@ mod tests {
             let reader = Arc::new(Reader { taken: Taken::at(clock.now()), cut: AtomicBool::new(false) });
             drop(readers.list(reader, Duration::from_millis(1)));
         }
-        assert_eq!(readers.0.list.lock().unwrap().places.len(), 1, "places are used again");
+        assert_eq!(readers.0.list.lock().places.len(), 1, "places are used again");
         assert!(tasks.drain(Duration::from_secs(10)).await, "nobody is listed: nothing runs");
     }
 }

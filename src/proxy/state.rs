@@ -16,6 +16,7 @@ use crate::trace::{Note, Passed, TraceSender};
 use crate::upstream::Upstream;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use http::Uri;
+use parking_lot::{Mutex, MutexGuard};
 use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed};
 use rayguard_core::admission::cost::route_of;
 use rayguard_core::admission::flow::Flow;
@@ -31,8 +32,8 @@ use rayguard_core::request::query;
 use rayguard_core::time::{Time, duration_from_secs};
 use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Usage, Verdict};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -200,7 +201,6 @@ impl Linked {
 
 impl Front {
     /// A front that may be swapped under live traffic.
-    #[must_use]
     pub fn new(proxy: Arc<ProxyState>, entrance: Arc<Entrance>) -> Arc<ArcSwap<Front>> {
         Arc::new(ArcSwap::from_pointee(Front { proxy, entrance }))
     }
@@ -208,7 +208,6 @@ impl Front {
 
 impl Entrance {
     /// A kind of traffic, what its paths mean and where it goes.
-    #[must_use]
     pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Entrance {
         Entrance {
             surface,
@@ -226,7 +225,6 @@ impl Entrance {
     }
 
     /// What a request asks for, as far as an answer may depend on its target.
-    #[must_use]
     pub fn question<'a>(&self, route: RouteId, uri: &'a Uri) -> Question<'a> {
         let known = self.surface == Surface::Dashboard && self.reads_are_known.load(Ordering::Relaxed);
         Question::of(uri, known.then(|| query::read_keys(self.classifier.label(route))).flatten())
@@ -255,7 +253,6 @@ impl Entrance {
 
 impl ProxyState {
     /// A proxy at the policy's initial limits. `sheds` takes the refusals worth a line.
-    #[must_use]
     pub fn new(
         policy: Arc<Policy>,
         identifier: Identifier,
@@ -298,7 +295,6 @@ impl ProxyState {
     }
 
     /// The proxy of a new policy, with this one's counters; see [`AdmissionController::reconfigure`].
-    #[must_use]
     pub fn reconfigure(
         self: &Arc<Self>,
         policy: Arc<Policy>,
@@ -487,7 +483,7 @@ impl ProxyState {
     /// Who asked for what.
     pub fn usage(&self) -> MutexGuard<'_, Usage> {
         // A panic while counting leaves a count short; the proxy goes on.
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.usage.lock()
     }
 
     /// Makes a new table the one in force and serves whoever it has room for.
@@ -576,7 +572,6 @@ impl ProxyState {
     }
 
     /// Whether a class is in shadow mode, and its bandwidth where that is limited and not in shadow.
-    #[must_use]
     pub fn conduct(&self, id: ClassId) -> (bool, Option<Arc<Flow>>) {
         let table = self.table.load();
         let shadow = table.class(id).mode == Mode::Shadow;
@@ -585,7 +580,6 @@ impl ProxyState {
 
     /// Whether requests of this class need an API key: those of a class that requires one, and
     /// uploads for submissions that do. Whatever is blocked is blocked for all.
-    #[must_use]
     pub fn asks_for_key(&self, id: ClassId) -> bool {
         let class = &self.policy.classes[id.index()];
         let submits = || self.linked.submit.is_some_and(|id| self.policy.classes[id.index()].require_key);
@@ -594,13 +588,11 @@ impl ProxyState {
     }
 
     /// The module that a class's requests are worked on in.
-    #[must_use]
     pub fn module(&self, id: ClassId) -> &Module {
         &self.policy.modules[self.policy.classes[id.index()].module.index()]
     }
 
     /// The class's name.
-    #[must_use]
     pub fn class_name(&self, id: ClassId) -> &Arc<str> {
         &self.policy.classes[id.index()].name
     }

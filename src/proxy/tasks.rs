@@ -56,7 +56,6 @@ impl Default for Tasks {
 
 impl Tasks {
     /// Tasks of this runtime, and connections served by these others in turn.
-    #[must_use]
     pub fn over(cores: Vec<Handle>) -> Tasks {
         Tasks(Arc::new(Inner {
             running: AtomicUsize::new(0),
@@ -70,7 +69,6 @@ impl Tasks {
     }
 
     /// How many threads tasks may run on: the main runtime's, and those that serve connections.
-    #[must_use]
     pub fn threads(&self) -> usize {
         1 + self.0.cores.len()
     }
@@ -141,7 +139,6 @@ impl Tasks {
     }
 
     /// How many tasks run.
-    #[must_use]
     pub fn running(&self) -> usize {
         self.0.running.load(Ordering::Acquire)
     }
@@ -153,7 +150,6 @@ impl Tasks {
     }
 
     /// Whether [`Tasks::close`] was called.
-    #[must_use]
     pub fn closing(&self) -> bool {
         self.0.closing.load(Ordering::Acquire)
     }

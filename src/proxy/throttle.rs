@@ -32,7 +32,6 @@ pub struct Throttle {
 
 impl Throttle {
     /// A body's place in its class's flow.
-    #[must_use]
     pub fn new(flow: Arc<Flow>, clock: Clock) -> Throttle {
         Throttle { flow, clock, held: Bytes::new(), turn: None, sleep: None }
     }
@@ -91,7 +90,6 @@ pub struct Throttled<B> {
 
 impl<B> Throttled<B> {
     /// This body; without a `flow` it passes as it comes.
-    #[must_use]
     pub fn new(body: B, flow: Option<Arc<Flow>>, clock: Clock) -> Throttled<B> {
         Throttled { body, throttle: flow.map(|flow| Throttle::new(flow, clock)) }
     }

@@ -7,13 +7,14 @@
 
 use crate::upstream::Protocol;
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ServerConfig};
 use sha2::{Digest as _, Sha256};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 /// Why TLS cannot be had.
@@ -71,7 +72,7 @@ pub trait Renew: Send + Sync {
 
 /// Whether what stands in the files is news; it is none the next time.
 fn has_changed(looked_at: &Mutex<Digest>, now: Digest) -> bool {
-    let mut looked_at = looked_at.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut looked_at = looked_at.lock();
     std::mem::replace(&mut *looked_at, now) != now
 }
 
@@ -91,9 +92,6 @@ type Digest = [u8; 32];
 impl Terminator {
     /// Reads the files. With `client_authorities`, only clients with a certificate of theirs
     /// are let in.
-    ///
-    /// # Errors
-    /// [`TlsError`].
     pub fn new(
         certificate: &Path,
         key: &Path,
@@ -120,7 +118,6 @@ impl Terminator {
     }
 
     /// For one connection.
-    #[must_use]
     pub fn acceptor(&self) -> TlsAcceptor {
         TlsAcceptor::from(self.config.load_full())
     }
@@ -173,9 +170,6 @@ impl Eq for Originator {}
 
 impl Originator {
     /// Trusts the authorities in this file, and nobody else, to vouch for the server `name`.
-    ///
-    /// # Errors
-    /// [`TlsError`].
     pub fn new(name: ServerName<'static>, authorities: &Path) -> Result<Originator, TlsError> {
         let looked_at = Mutex::new(digest([Some(authorities), None, None]));
         let offers = ArcSwap::from_pointee(offers(authorities)?);
@@ -183,7 +177,6 @@ impl Originator {
     }
 
     /// For one connection on which this is spoken: who begins it, and with whom.
-    #[must_use]
     pub fn connector(&self, protocol: Protocol) -> (TlsConnector, ServerName<'static>) {
         let offers = self.0.offers.load();
         let config = match protocol {
@@ -194,7 +187,6 @@ impl Originator {
     }
 
     /// For one connection on which no HTTP is spoken: who begins it, and with whom.
-    #[must_use]
     pub fn connector_of_other(&self) -> (TlsConnector, ServerName<'static>) {
         (TlsConnector::from(Arc::clone(&self.0.offers.load().other)), self.0.name.clone())
     }

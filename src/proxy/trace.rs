@@ -69,7 +69,6 @@ pub struct Queue {
 }
 
 /// A queue of `capacity` notes.
-#[must_use]
 pub fn channel(capacity: usize) -> (TraceSender, Queue) {
     let (sender, queue) = sync_channel(capacity);
     let lost = Arc::new(AtomicU64::new(0));

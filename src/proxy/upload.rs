@@ -14,11 +14,12 @@ use crate::state::ProxyState;
 use crate::throttle::Throttled;
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use rayguard_core::admission::controller::{Ask, Shed, Stage};
 use rayguard_core::admission::parked::Place;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use tokio::sync::Notify;
 
@@ -45,7 +46,6 @@ struct Held {
 
 impl Handover {
     /// Of an upload that is parked.
-    #[must_use]
     pub fn parked(proxy: Arc<ProxyState>, ask: Ask, place: Place) -> Arc<Handover> {
         Handover::new(proxy, ask, Held { permit: None, place: Some(place) })
     }
@@ -71,7 +71,7 @@ impl Handover {
     /// What is held now. One that Ray has answered before it was whole stays parked.
     #[must_use]
     pub fn take(&self) -> PermitGuard {
-        let mut held = self.lock();
+        let mut held = self.held.lock();
         held.permit.take().unwrap_or_else(|| {
             let permit = self.proxy.admission.let_by(self.ask, self.proxy.clock.now());
             PermitGuard::new(Arc::clone(&self.proxy), permit).parked(held.place.take())
@@ -84,36 +84,29 @@ impl Handover {
     }
 
     /// Whether it is: only then does Ray work on it.
-    #[must_use]
     pub fn is_whole(&self) -> bool {
         self.is_whole.load(Ordering::Relaxed)
     }
 
     /// Whether upstream stops working on it when its client leaves.
-    #[must_use]
     pub fn cancels(&self) -> bool {
         self.proxy.module(self.ask.class).cancels
     }
 
     fn admit(&self, mut permit: PermitGuard) {
         permit.sent();
-        let mut held = self.lock();
+        let mut held = self.held.lock();
         held.permit = Some(permit);
         held.place = None;
     }
 
     fn pass(&self, upload: &Upload) {
-        if let Some(permit) = &mut self.lock().permit {
+        if let Some(permit) = &mut self.held.lock().permit {
             permit.kept_before(upload.waited());
             permit.turn(Stage::Asked);
         }
         self.is_whole.store(true, Ordering::Relaxed);
         self.whole.notify_one();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Held> {
-        // A permit is there or not at every step.
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -136,7 +129,6 @@ enum Last {
 
 impl Withheld {
     /// This body; it asks for its permit, if it has none yet, when it has come whole.
-    #[must_use]
     pub fn new(body: Throttled<Upload>, handover: Arc<Handover>, asking: Option<Asking>) -> Withheld {
         Withheld { body, handover, asking, last: Last::ToCome }
     }

@@ -22,12 +22,13 @@ use http_body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::{Mutex, MutexGuard};
 use rayguard_core::admission::meter::Reason;
 use rayguard_core::request::catalogue::Surface;
 use rayguard_core::time::Time;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -103,7 +104,6 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     /// The word for it in the `X-Rayguard-Reason` header.
-    #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
             UpstreamError::Connect { .. } | UpstreamError::ConnectTimeout { .. } => {
@@ -150,7 +150,6 @@ pub enum Protocol {
 
 impl Protocol {
     /// What Ray speaks on the port behind this kind of listener.
-    #[must_use]
     pub fn of(surface: Surface) -> Protocol {
         match surface {
             Surface::Dashboard | Surface::Serve => Protocol::Http1,
@@ -262,13 +261,11 @@ impl Lease {
 
 impl Upstream {
     /// An upstream without connections yet.
-    #[must_use]
     pub fn new(address: Address, options: Options, clock: Clock, tasks: Tasks) -> Arc<Upstream> {
         Upstream::over(None, address, options, clock, tasks)
     }
 
     /// The same, reached by a network that is not the OS's.
-    #[must_use]
     pub fn over(
         network: Option<Arc<dyn Dial>>,
         address: Address,
@@ -289,13 +286,11 @@ impl Upstream {
     }
 
     /// Where it is.
-    #[must_use]
     pub fn address(&self) -> &Address {
         &self.address
     }
 
     /// Whether it is known to accept no connections. While the process ends nobody tries any more.
-    #[must_use]
     pub fn is_unreachable(&self) -> bool {
         self.breaker.is_open() && !self.tasks.closing()
     }
@@ -375,7 +370,7 @@ impl Upstream {
         std::mem::forget(unfinished);
         if dialled.as_ref().is_err_and(UpstreamError::is_absence) && self.breaker.open() {
             // What idles was accepted before, and would only be found out one by one.
-            self.idle.iter().for_each(|core| lock(core).clear());
+            self.idle.iter().for_each(|core| core.lock().clear());
             self.shared().clear();
             self.watch_for_return();
         }
@@ -506,11 +501,11 @@ impl Upstream {
 
     /// What idles of the connections that this core opened.
     fn idle(&self, core: usize) -> MutexGuard<'_, Vec<Idle>> {
-        lock(&self.idle[core % self.idle.len()])
+        self.idle[core % self.idle.len()].lock()
     }
 
     fn shared(&self) -> MutexGuard<'_, Vec<Http2>> {
-        lock(&self.shared)
+        self.shared.lock()
     }
 
     /// The connection used last, which is the least likely to have been closed by Ray.
@@ -539,7 +534,7 @@ impl Upstream {
         let now = self.clock.now();
         let bound = self.options.idle_timeout;
         for core in &self.idle {
-            lock(core).retain_mut(|idle| now.since(idle.since) <= bound && idle.wire.is_alive());
+            core.lock().retain_mut(|idle| now.since(idle.since) <= bound && idle.wire.is_alive());
         }
         // Without a sender, and without streams, a connection ends.
         self.shared().retain_mut(|connection| {
@@ -568,10 +563,6 @@ impl Upstream {
         }
         UpstreamError::Broken { address, source }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A connection that is neither accepted nor refused yet: dropped then, nobody learns which.
@@ -614,7 +605,6 @@ fn client_fault(error: &hyper::Error) -> Option<BodyError> {
 }
 
 /// The timer hyper needs for its header time-outs.
-#[must_use]
 pub fn timer() -> TokioTimer {
     TokioTimer::new()
 }

@@ -13,7 +13,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// The `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key`.
-#[must_use]
 pub fn accept(key: &[u8]) -> String {
     // The handshake asks for SHA-1 by name; it protects nothing here.
     let mut digest = Sha1::new();
@@ -23,7 +22,6 @@ pub fn accept(key: &[u8]) -> String {
 }
 
 /// A whole text message in one frame.
-#[must_use]
 pub fn text_frame(text: &str) -> Vec<u8> {
     frame(0x81, text.as_bytes())
 }
@@ -34,20 +32,17 @@ pub const NORMAL: u16 = 1000;
 pub const GOING_AWAY: u16 = 1001;
 
 /// A server's Close, and why.
-#[must_use]
 pub fn close_frame(code: u16) -> Vec<u8> {
     control_frame(CLOSE, &code.to_be_bytes())
 }
 
 /// A server's control frame.
-#[must_use]
 pub fn control_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     frame(0x80 | opcode, payload)
 }
 
 /// A client's answer to a control frame of its server: the same payload. The mask keeps strangers from choosing
 /// what intermediaries see; what the server itself has just sent needs no hiding, so it is zero.
-#[must_use]
 pub fn answer_frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = control_frame(opcode, payload);
     frame[1] |= 0x80;
@@ -165,13 +160,11 @@ impl Frames {
     }
 
     /// Whether a Close has passed whole.
-    #[must_use]
     pub fn are_closed(&self) -> bool {
         self.closed
     }
 
     /// Whether the last frame has passed whole.
-    #[must_use]
     pub fn are_whole(&self) -> bool {
         self.head.is_empty() && self.left == 0
     }

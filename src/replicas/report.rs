@@ -44,7 +44,6 @@ struct ClassReport {
 
 impl Report {
     /// The report of a replica.
-    #[must_use]
     pub(super) fn new(
         policy: &Policy,
         replica: &ProxyReading,
@@ -81,7 +80,6 @@ impl Report {
     }
 
     /// What the replica could use of these limits, and who asks there for this policy's classes.
-    #[must_use]
     pub(super) fn wanted(&self, policy: &Policy, names: &[String]) -> Wanted {
         let want = |name: &String| self.wants.get(name).or(self.demands.get(name)).copied().unwrap_or(0);
         let told = policy.classes.iter().enumerate();
@@ -92,7 +90,6 @@ impl Report {
     }
 
     /// The replica as it was reported, in the order of this policy's classes.
-    #[must_use]
     pub(super) fn reading(&self, policy: &Policy) -> ProxyReading {
         let read = |report: &ClassReport| {
             let now = report.now.map(|count| count.min(UNDER_WAY_MAX));

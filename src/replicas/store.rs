@@ -139,7 +139,6 @@ pub enum Sparse {
 
 impl Sparse {
     /// The amount for one limit.
-    #[must_use]
     pub fn get(&self, name: &str) -> u64 {
         let Sparse::Some(amounts) = self else { return 0 };
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "as-casts saturate")]
@@ -150,14 +149,12 @@ impl Sparse {
 
 impl Told {
     /// The key all replicas know identities by.
-    #[must_use]
     pub fn key(&self) -> Option<[u64; 2]> {
         let (first, second) = self.key.split_at_checked(16)?;
         Some([u64::from_str_radix(first, 16).ok()?, u64::from_str_radix(second, 16).ok()?])
     }
 
     /// The leases, in the order of these limits.
-    #[must_use]
     pub fn leases(&self, names: &[String]) -> Vec<u64> {
         names.iter().map(|name| self.leases.get(name)).collect()
     }

@@ -32,8 +32,9 @@ use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
 use crate::runtime::head_version::{RayIdentity, RayView, Seen};
 use crate::runtime::recent::Recent;
 use arc_swap::ArcSwap;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -113,7 +114,6 @@ impl App {
             dir: dir.join("adjustment-log"),
             file_bytes_max: 1 << 20,
             files_max: 2,
-            sync: adjustment_log::Sync::default(),
         };
         let (adjustment_log, _thread) = adjustment_log::channel(adjustment_log::Writer::open(options).0, 16);
         let outlets = Outlets { adjustment_log, alerts: mpsc::channel(16).0 };
@@ -123,7 +123,6 @@ impl App {
 
 impl App {
     /// A guard by these settings; limits start from `last_good` where it knows them.
-    #[must_use]
     pub fn new(
         settings: Arc<Settings>,
         last_good: &[LastGood],
@@ -172,31 +171,26 @@ impl App {
     }
 
     /// Ray's token, if it is known.
-    #[must_use]
     pub fn rays_token(&self) -> Option<&str> {
         self.rays_token.get().map(|token| &*token.0)
     }
 
     /// What it runs by at the moment.
-    #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
 
     /// Where the adjustment log is written.
-    #[must_use]
     pub fn adjustment_log_dir(&self) -> std::path::PathBuf {
         self.started.adjustment_log.dir.clone()
     }
 
     /// Sections of the configuration in force that only a restart puts into effect.
-    #[must_use]
     pub fn awaits_restart(&self) -> Vec<&'static str> {
-        self.awaits_restart.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.awaits_restart.lock().clone()
     }
 
     /// The proxy at the moment.
-    #[must_use]
     pub fn proxy(&self) -> Arc<ProxyState> {
         self.proxy.load_full()
     }
@@ -225,7 +219,7 @@ impl App {
         let reads = if is_the_head { Arc::clone(&self.reads_are_known) } else { Arc::default() };
         let entrance = Entrance::new(surface, classifier, upstream).with_reads(reads);
         let front = Front::new(self.proxy(), Arc::new(entrance.for_pages_of(&settings.http.cors_origins)));
-        self.fronts().push(Arc::clone(&front));
+        self.fronts.lock().push(Arc::clone(&front));
         Ok(front)
     }
 
@@ -236,11 +230,10 @@ impl App {
     /// # Errors
     /// What is wrong with the routes; then nothing has changed.
     pub fn reload(&self, settings: &Arc<Settings>) -> Result<Vec<&'static str>, Vec<RouteError>> {
-        let fronts = self.fronts();
+        let fronts = self.fronts.lock();
         let in_force = Arc::new(in_force(&self.started, settings));
         self.put_in_force(&fronts, &in_force, &shaped(settings, &self.ray.load()))?;
-        *self.awaits_restart.lock().unwrap_or_else(PoisonError::into_inner) =
-            needs_restart(&self.started, settings);
+        *self.awaits_restart.lock() = needs_restart(&self.started, settings);
         Ok(self.awaits_restart())
     }
 
@@ -248,7 +241,7 @@ impl App {
     /// new settings would.
     pub fn on_ray(&self, seen: &Seen) {
         // Held until the end: no reload comes in between.
-        let fronts = self.fronts();
+        let fronts = self.fronts.lock();
         let before = self.ray.swap(Arc::new(seen.clone()));
         let settings = self.settings();
         let view = seen.view(settings.ray);
@@ -280,18 +273,17 @@ impl App {
     }
 
     /// The Ray at `upstream`, and the profile in force.
-    #[must_use]
     pub fn ray(&self) -> RayView {
         self.ray.load().view(self.settings().ray)
     }
 
     /// The reader of a watch by these settings: it goes on with what the last watch has read, where that reads alike.
     pub fn next_reader(&self, settings: &Arc<Settings>) -> SharedReader {
-        let mut last = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.reader.lock();
         let reader = last.as_ref().map_or_else(
             || SignalReader::new(&settings.policy),
             |(before, reader)| {
-                let reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
+                let reader = reader.lock();
                 let mut next = reader.reconfigure(&before.policy, &settings.policy);
                 let sources = |of: &Settings| (of.metrics.clone(), of.probe.clone(), of.upstream.clone());
                 if sources(before) != sources(settings) {
@@ -306,37 +298,34 @@ impl App {
     }
 
     /// Whether a signal has a fresh reading.
-    #[must_use]
     pub fn has_read(&self, signal: &str) -> bool {
         let view = self.view();
         view.signals.iter().any(|known| known.name == signal && known.health == SignalHealth::Fresh)
     }
 
     /// What is known of the Ray at `upstream`.
-    #[must_use]
     pub fn seen(&self) -> Arc<Seen> {
         self.ray.load_full()
     }
 
     /// Takes in what routes cost another process's Ray, which is forgotten again if this one turns out to be another.
     pub fn recall_costs(&self, of: Option<RayIdentity>, learnt: impl Iterator<Item = (u16, [f64; 3])>) {
-        let mut costs_of = self.costs_of();
+        let mut costs_of = self.costs_of.lock();
         let proxy = self.proxy();
         learnt.for_each(|(route, cost)| proxy.admission.costs().recall(route, cost));
         *costs_of = of;
     }
 
     /// What has been learnt of routes, and the Ray whose they are, if it is known.
-    #[must_use]
     pub fn learnt_costs(&self) -> (Option<RayIdentity>, Vec<(u16, [f64; 3])>) {
-        let costs_of = self.costs_of();
+        let costs_of = self.costs_of.lock();
         (costs_of.clone(), self.proxy().admission.costs().learnt().collect())
     }
 
     /// What another Ray's routes took says nothing of this one's.
     fn forget_costs_of_another(&self, seen: &Seen) {
         let Some(ray) = seen.identity() else { return };
-        let mut costs_of = self.costs_of();
+        let mut costs_of = self.costs_of.lock();
         match &*costs_of {
             // Its version is not forgotten because it is withheld for a while: what comes after may have the same profile.
             Some(before) if before.may_be(&ray) && ray.version.is_none() => return,
@@ -349,22 +338,12 @@ impl App {
         *costs_of = Some(ray);
     }
 
-    fn costs_of(&self) -> MutexGuard<'_, Option<RayIdentity>> {
-        // A name, whole between any two steps.
-        self.costs_of.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// What routes cost before anything has been learnt.
     fn expect_costs(&self, profile: &Profile) {
         let proxy = self.proxy();
         let costs = proxy.admission.costs();
         costs.expect_nothing();
         profile.expected_costs().for_each(|(route, seconds)| costs.expect(route, seconds));
-    }
-
-    fn fronts(&self) -> MutexGuard<'_, Vec<Arc<ArcSwap<Front>>>> {
-        // A list of pointers is whole between any two steps.
-        self.fronts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn put_in_force(
@@ -404,11 +383,10 @@ impl App {
     /// From now on identities are known by this key: nobody's digest is what it was, so that debts
     /// in queues and under ceilings are forgiven once.
     pub fn adopt_key(&self, key: [u64; 2]) {
-        let fronts = self.fronts();
+        let fronts = self.fronts.lock();
         let proxy = {
             let controller = self.controller();
-            let before =
-                std::mem::replace(&mut *self.key.lock().unwrap_or_else(PoisonError::into_inner), key);
+            let before = std::mem::replace(&mut *self.key.lock(), key);
             if before != key {
                 // Whoever is remembered has another digest from now on.
                 self.proxy().admission.history().clear();
@@ -422,9 +400,8 @@ impl App {
     }
 
     /// The key of all digests of identities.
-    #[must_use]
     pub fn key(&self) -> [u64; 2] {
-        *self.key.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.key.lock()
     }
 
     /// Puts a new proxy in the old one's place, by the controller's policy, the settings and the key.
@@ -481,7 +458,6 @@ impl App {
     }
 
     /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
-    #[must_use]
     pub fn knows_reads(&self) -> bool {
         self.reads_are_known.load(Ordering::Relaxed)
     }
@@ -509,7 +485,6 @@ impl App {
     }
 
     /// The whole at this moment.
-    #[must_use]
     pub fn view(&self) -> View {
         let mut view = self.controller().view(self.clock.now());
         let proxy = self.proxy();
@@ -524,55 +499,48 @@ impl App {
     }
 
     /// The proxy's counts as of the last tick, in the policy's order, and when that was.
-    #[must_use]
     pub fn proxy_reading(&self) -> (ProxyReading, Time) {
         let controller = self.controller();
         (controller.proxy().clone(), controller.ticked_at())
     }
 
     /// What was counted of the events so far.
-    #[must_use]
     pub fn tally(&self) -> Tally {
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tally.lock().clone()
     }
 
     /// Events lost from the adjustment log since the start.
-    #[must_use]
     pub fn events_lost(&self) -> u64 {
         self.outlets.adjustment_log.events_lost()
     }
 
     /// Limits worth starting from next time.
-    #[must_use]
     pub fn last_good(&self) -> Vec<LastGood> {
         self.controller().last_good()
     }
 
     /// How many configurations have been accepted.
-    #[must_use]
     pub fn policy_version(&self) -> u64 {
         self.controller().policy_version()
     }
 
     /// The latest events after a moment, or all, oldest first; single refusals are in the adjustment log alone,
     /// or a flood would wash out the adjustments that answer it.
-    #[must_use]
     pub fn recent(&self, after: Option<WallMs>) -> Vec<Entry> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).after(after)
+        self.recent.lock().after(after)
     }
 
     /// How far back the latest events reach.
-    #[must_use]
     pub fn recent_since(&self) -> Option<WallMs> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).since()
+        self.recent.lock().since()
     }
 
     /// Writes an event to the adjustment log.
     pub fn note(&self, event: Event) {
         let entry = Entry { time: self.clock.wall(), at: self.clock.now(), event };
-        self.tally.lock().unwrap_or_else(PoisonError::into_inner).take(&entry.event);
+        self.tally.lock().take(&entry.event);
         if !matches!(entry.event, Event::Shed(_)) {
-            self.recent.lock().unwrap_or_else(PoisonError::into_inner).push(&entry);
+            self.recent.lock().push(&entry);
         }
         // What does not fit is counted as lost by the adjustment log, which writes a gap event for it.
         let _ = self.outlets.adjustment_log.record(entry);
@@ -668,7 +636,7 @@ impl App {
 
     pub(super) fn quota(&self) -> MutexGuard<'_, Option<Quota>> {
         // What is held is valid between any two fields.
-        self.quota.lock().unwrap_or_else(PoisonError::into_inner)
+        self.quota.lock()
     }
 
     /// The table as this proxy may use it: its part, where several replicas share the limits.
@@ -682,7 +650,7 @@ impl App {
     pub(super) fn controller(&self) -> MutexGuard<'_, Controller> {
         // A panic in one step leaves the controller as it was between two fields at worst; its
         // limits stay within their bounds, and a proxy without a loop would be worse.
-        self.controller.lock().unwrap_or_else(PoisonError::into_inner)
+        self.controller.lock()
     }
 }
 

@@ -45,14 +45,12 @@ impl Default for Seen {
 
 impl Seen {
     /// A head that names this version.
-    #[must_use]
     pub fn of_version(version: &str) -> Seen {
         let (profile, fit) = profile::of_version(version);
         Seen { version: Some(version.to_owned()), profile: *profile, fit }
     }
 
     /// A head that keeps its version to itself, by the signals that are read from it.
-    #[must_use]
     pub fn of_signals(is_read: impl Fn(&str) -> bool) -> Option<Seen> {
         let profile = Profile::of_signals(is_read)?;
         Some(Seen { version: None, profile, fit: Fit::Between })
@@ -73,7 +71,6 @@ impl Seen {
 
     /// What stands for it while it withholds its version: itself, as long as Ray has not been away since it told that
     /// (a token that is being replaced, a rate limit on the way); then what its metrics say.
-    #[must_use]
     fn withheld(&self, was_away: bool, is_read: impl Fn(&str) -> bool) -> Seen {
         if self.version.is_some() && !was_away {
             return self.clone();
@@ -83,7 +80,6 @@ impl Seen {
     }
 
     /// What it is known by; `None` while nothing is known of it.
-    #[must_use]
     pub fn identity(&self) -> Option<RayIdentity> {
         let is_known = self.version.is_some() || self.fit != Fit::Unknown;
         is_known.then(|| RayIdentity { version: self.version.clone(), profile: self.profile.ray.into() })
@@ -94,7 +90,6 @@ impl Seen {
     }
 
     /// The profile in force and why, for people; `fixed` is the operator's word.
-    #[must_use]
     pub fn view(&self, fixed: Option<&'static Profile>) -> RayView {
         let profile = fixed.copied().unwrap_or(self.profile);
         let version = self.version.as_deref();
@@ -129,7 +124,6 @@ pub struct RayIdentity {
 
 impl RayIdentity {
     /// Whether both may be the same Ray: by their versions, or by their profiles where one withholds its version.
-    #[must_use]
     pub fn may_be(&self, other: &RayIdentity) -> bool {
         match (&self.version, &other.version) {
             (Some(version), Some(other)) => version == other,
@@ -210,17 +204,16 @@ pub struct Withheld {
 
 /// Whether this is what a head answers that withholds its version: it wants a token, or a login page or an ingress
 /// comes first. Anything else says nothing of who answers.
-#[must_use]
 pub fn withheld(fault: &DiscoverError, shows_token: bool) -> Option<Withheld> {
     let DiscoverError::Dashboard { fault, .. } = fault else { return None };
     let remedy = match fault {
-        FetchError::Status { status: 401 | 403 } if shows_token => {
+        FetchError::Status(401 | 403) if shows_token => {
             "it refuses the token it is shown: give the one that Ray knows with metrics.token, or RAY_AUTH_TOKEN"
         }
-        FetchError::Status { status: 401 | 403 } => {
+        FetchError::Status(401 | 403) => {
             "name Ray's token with metrics.token, so that version and exporters are found"
         }
-        FetchError::Status { status: 301 | 302 | 303 | 307 | 308 | 404 } | FetchError::WebPage { .. } => {
+        FetchError::Status(301 | 302 | 303 | 307 | 308 | 404) | FetchError::WebPage(..) => {
             "something else than Ray answers there, or comes before it: name with upstream the address where Ray itself \
              answers"
         }
@@ -296,16 +289,16 @@ mod tests {
     fn what_wants_a_token_or_a_login_withholds_its_version_and_what_is_short_of_time_does_not() {
         let of = |fault| withheld(&DiscoverError::Dashboard { url: String::new(), fault }, false);
         for status in [302, 307, 401, 403, 404] {
-            let found = of(FetchError::Status { status }).unwrap().found;
+            let found = of(FetchError::Status(status)).unwrap().found;
             assert!(
                 found.starts_with(&format!("keeps its version to itself: answered with status {status}")),
                 "{found}"
             );
         }
-        assert!(of(FetchError::WebPage { content_type: "text/html".to_owned() }).is_some());
+        assert!(of(FetchError::WebPage("text/html".to_owned())).is_some());
         for status in [408, 429, 500, 503] {
-            assert_eq!(of(FetchError::Status { status }), None, "{status}");
+            assert_eq!(of(FetchError::Status(status)), None, "{status}");
         }
-        assert_eq!(of(FetchError::Slow { timeout: Duration::from_secs(1) }), None);
+        assert_eq!(of(FetchError::Slow(Duration::from_secs(1))), None);
     }
 }

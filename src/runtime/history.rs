@@ -18,14 +18,15 @@ use crate::core::request::classify::RouteId;
 use crate::core::request::identify::Identifier;
 use crate::runtime::app::App;
 use crate::runtime::head_version::RayIdentity;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often it is written.
@@ -54,7 +55,6 @@ struct LearntCosts {
 
 impl HistoryFiles {
     /// Those of a state directory.
-    #[must_use]
     pub fn of(state_dir: &Path) -> HistoryFiles {
         let [key, records, costs] =
             ["identity.key", "history", "costs.json"].map(|name| state_dir.join(name));
@@ -62,7 +62,6 @@ impl HistoryFiles {
     }
 
     /// The key of all digests: the one that was kept, or from now on this one.
-    #[must_use]
     pub fn key(&self, fresh: [u64; 2]) -> [u64; 2] {
         match fs::read_to_string(&self.key).map(|text| read_key(&text)) {
             Ok(Some(kept)) => return kept,
@@ -133,7 +132,7 @@ impl HistoryFiles {
 
     /// Writes what is known now, if it is not what is in the file.
     pub fn save(&self, app: &App) {
-        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.writing.lock();
         if !self.is_read.load(Ordering::Acquire) || !app.proxy().admission.history().take_changed() {
             return;
         }

@@ -45,9 +45,6 @@ pub enum LockError {
 }
 
 /// Takes the directory for this process; it is made if it is not there.
-///
-/// # Errors
-/// [`LockError`].
 pub fn take(dir: &Path) -> Result<Lock, LockError> {
     let unwritable = |source| LockError::Unwritable { dir: dir.to_owned(), source };
     std::fs::create_dir_all(dir).map_err(unwritable)?;

@@ -70,7 +70,6 @@ impl App {
     }
 
     /// Shares the whole limits out among all who ask at these replicas; for whoever leads.
-    #[must_use]
     pub fn share_out(&self, limits: &[u64], reserved: &[u64], proxies: &[Wanted]) -> PublishedShares {
         self.quota().as_ref().map(|quota| quota.share_out(limits, reserved, proxies)).unwrap_or_default()
     }
@@ -99,7 +98,6 @@ impl App {
     }
 
     /// Whether this replica may take itself for the leader at this moment.
-    #[must_use]
     pub fn leads(&self) -> bool {
         let now = self.clock.now();
         self.quota().as_ref().is_some_and(|quota| quota.holder.leads(now))

@@ -25,11 +25,12 @@ use crate::observe::probe::{self, Outcome};
 use crate::observe::promql::{self, QueryError, Server};
 use crate::observe::scrape::{self, Page, Target, Targets, Turns};
 use crate::runtime::app::App;
+use parking_lot::Mutex;
 use reqwest::Client;
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -62,7 +63,7 @@ pub fn start(app: &Arc<App>) {
     let reader = app.next_reader(&settings);
     let targets = configured_targets(&settings);
     // The last watch may have been told which of them are the head's.
-    let heads = discover::hosts(reader.lock().unwrap_or_else(PoisonError::into_inner).of_head());
+    let heads = discover::hosts(reader.lock().of_head());
     let targets = watch::Sender::new(Arc::new(targets.with_heads(&heads).unwrap_or(targets)));
     let watch = Watch { app: Arc::clone(app), settings, client, reader, head_answers, targets };
     if watch.targets.borrow().is_empty() && (watch.settings.metrics.discover || watch.file().is_some()) {
@@ -70,7 +71,7 @@ pub fn start(app: &Arc<App>) {
     }
     app.tasks.spawn_until_closed(watch.clone().look_for_head());
     app.tasks.spawn_until_closed(watch.clone().look_at_head());
-    if watch.reader().wants_nodes(watch.followed_signals()) {
+    if watch.reader.lock().wants_nodes(watch.followed_signals()) {
         app.tasks.spawn_until_closed(watch.clone().look_at_nodes());
     }
     if let Some(probe) = watch.settings.probe.clone() {
@@ -111,10 +112,6 @@ impl Watch {
     fn followed_signals(&self) -> Vec<SignalId> {
         let classes = self.settings.policy.classes.iter();
         classes.flat_map(|class| class.signals.iter().copied().chain(class.backlog)).collect()
-    }
-
-    fn reader(&self) -> MutexGuard<'_, SignalReader> {
-        self.reader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn bounds(&self) -> Bounds {
@@ -172,7 +169,7 @@ impl Watch {
         page: Result<Page, FetchError>,
         on_failure: impl FnOnce(&mut SignalReader, &str, &Missing),
     ) {
-        let mut reader = self.reader();
+        let mut reader = self.reader.lock();
         let known = reader.of_head().count();
         match page {
             Ok(page) => {
@@ -200,7 +197,7 @@ impl Watch {
 
     /// Whether a page of the head's has said that it is.
     fn knows_head(&self) -> bool {
-        self.reader().of_head().next().is_some()
+        self.reader.lock().of_head().next().is_some()
     }
 
     /// Asks all targets until a page is the head's, as long as none is and its address is not known either.
@@ -256,7 +253,7 @@ impl Watch {
     /// Finds the targets anew; keeps the old ones where none are to be found.
     async fn discover(&self, last_fault: &mut String) {
         let Some(dashboard) = self.dashboard() else { return };
-        let of_head = self.reader().of_head().map(str::to_owned).collect();
+        let of_head = self.reader.lock().of_head().map(str::to_owned).collect();
         let places = Places {
             dashboard: &dashboard,
             ask_dashboard: self.settings.metrics.discover,
@@ -270,13 +267,13 @@ impl Watch {
                 say_what_was_found(&discovery);
                 let names: std::collections::HashSet<&str> =
                     discovery.targets.all().map(|target| &*target.name).collect();
-                self.reader().keep_targets(|target| names.contains(target));
+                self.reader.lock().keep_targets(|target| names.contains(target));
                 self.targets.send_replace(Arc::new(discovery.targets));
             }
             Err(fault) => {
                 let fault = fault.to_string();
                 // Of its reason alone: what to do is said with the signals.
-                self.reader().on_no_target(fault.split(';').next().unwrap_or_default());
+                self.reader.lock().on_no_target(fault.split(';').next().unwrap_or_default());
                 // Once, and again when the reason is another: it is looked for every few seconds.
                 if *last_fault != fault {
                     tracing::warn!(
@@ -305,12 +302,12 @@ impl Watch {
             let (path, timeout) = (&wanted.path, wanted.timeout);
             let probe = probe::probe(&self.client, &upstream, path, timeout, self.app.clock).await;
             let down = match &probe.outcome {
-                Outcome::Down { fault } => Some(fault.to_string()),
-                Outcome::Answered { .. } | Outcome::Slow { .. } => None,
+                Outcome::Down(fault) => Some(fault.to_string()),
+                Outcome::Answered(..) | Outcome::Slow(..) => None,
             };
             self.app.on_upstream(down.as_deref());
             let latency_ms = probe.outcome.latency_ms(&name);
-            self.reader().on_probe(&name, &latency_ms, probe.began);
+            self.reader.lock().on_probe(&name, &latency_ms, probe.began);
             self.hand_over();
         }
     }
@@ -325,7 +322,7 @@ impl Watch {
                 return;
             }
         };
-        let queries: Vec<_> = self.reader().queries().collect();
+        let queries: Vec<_> = self.reader.lock().queries().collect();
         for (signal, expression) in queries {
             self.app.tasks.spawn_until_closed(self.clone().query(server.clone(), signal, expression));
         }
@@ -343,7 +340,7 @@ impl Watch {
                 .await
                 .map(|answer| (answer.value, answer.evaluated))
                 .map_err(|fault: QueryError| fault.missing(&server, &expression));
-            self.reader().on_answer(signal, &expression, &server.name, &answer, now, wall);
+            self.reader.lock().on_answer(signal, &expression, &server.name, &answer, now, wall);
             self.hand_over();
         }
     }
@@ -357,7 +354,7 @@ impl Watch {
         if self.is_succeeded() {
             return; // these readings are numbered by a policy that is gone
         }
-        let readings = self.reader().readings(self.app.clock.now());
+        let readings = self.reader.lock().readings(self.app.clock.now());
         self.app.on_readings(&readings);
     }
 }

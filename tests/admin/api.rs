@@ -45,7 +45,9 @@ async fn the_state_names_the_proxy_its_classes_and_what_came_through() {
     assert!(state.view.upstream_problem.is_none());
     assert!(!state.token_required);
     let limits: Limits = serde_json::from_value(instance.json("/api/v1/limits").await).unwrap();
-    assert!(limits.limits.iter().all(|row| row.min <= row.value && row.value <= row.max));
+    assert!(
+        limits.limits.iter().all(|row| row.limit.min <= row.limit.value && row.limit.value <= row.limit.max)
+    );
 }
 
 #[tokio::test]
@@ -117,6 +119,7 @@ async fn a_pin_holds_is_told_with_its_reason_and_is_given_back() {
     let instance = Instance::start("pin", "", None).await;
     let limits: Limits = serde_json::from_value(instance.json("/api/v1/limits").await).unwrap();
     let row = limits.limits.iter().find(|row| row.class == "job-submit").unwrap();
+    let row = &row.limit;
     let pin = json!({"class": "job-submit", "limit": row.limit, "value": row.min, "for": "1h", "why": "night shift", "who": "ada"});
     let (status, done) = instance.order("/api/v1/pin", &pin).await;
     assert_eq!(status, 200, "{done}");
@@ -377,6 +380,7 @@ async fn every_answer_is_as_described() {
     instance.ask("/api/internal/7/report").await;
     let limits: Limits = serde_json::from_value(instance.json("/api/v1/limits").await).unwrap();
     let row = limits.limits.iter().find(|row| row.class == "job-submit").unwrap();
+    let row = &row.limit;
     let pin =
         json!({"class": "job-submit", "limit": row.limit, "value": row.min, "for": "1h", "why": "a test"});
     assert_eq!(instance.order("/api/v1/pin", &pin).await.0, 200);

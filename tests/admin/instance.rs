@@ -147,12 +147,7 @@ impl Drop for Instance {
 }
 
 fn record(dir: PathBuf) -> (AdjustmentLog, LogThread) {
-    let options = adjustment_log::Options {
-        dir,
-        file_bytes_max: 1 << 20,
-        files_max: 2,
-        sync: adjustment_log::Sync::Never,
-    };
+    let options = adjustment_log::Options { dir, file_bytes_max: 1 << 20, files_max: 2 };
     adjustment_log::channel(Writer::open(options).0, 4096)
 }
 

@@ -32,10 +32,11 @@ use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::{InMemoryState, NotKeyed, StateStore};
 use governor::{Quota, RateLimiter};
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// Entries a class keeps; beyond, addresses share one.
@@ -99,7 +100,6 @@ impl ClientPermit {
 
 impl ClientLimits {
     /// A table for these ceilings, or `None` when there are none to hold.
-    #[must_use]
     pub fn new(limits: PerClientLimits, now: Time) -> Option<ClientLimits> {
         if limits == PerClientLimits::default() {
             return None;
@@ -143,7 +143,7 @@ impl ClientLimits {
     pub fn part(&self, parts: &BTreeMap<u64, f64>) {
         let entries = &self.table.entries;
         // What is held is right between any two entries.
-        let mut parted = self.table.parted.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut parted = self.table.parted.lock();
         for at in parted.drain(..) {
             entries[at].part.store(0, Ordering::Relaxed);
         }
@@ -159,7 +159,6 @@ impl ClientLimits {
 
     /// What each client, by its digest, has under way here, and was refused for want of a place since the
     /// last call.
-    #[must_use]
     pub fn places_wanted(&self) -> Vec<(u64, u32)> {
         let wanted = self.table.entries[..ENTRIES].iter().map(|entry| {
             let refused = entry.refused.swap(0, Ordering::Relaxed);
@@ -197,7 +196,6 @@ impl ClientLimits {
 
     /// Which ceiling a request of `client`, worth so many `hits`, would meet if it came now, and for
     /// how long.
-    #[must_use]
     pub(crate) fn would_refuse(&self, client: ClientId, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let is_full = |at: usize| {
             let entry = &self.table.entries[at];
@@ -225,7 +223,6 @@ impl ClientLimits {
     }
 
     /// How many requests of `client` its own ceilings would let in at once.
-    #[must_use]
     pub fn left(&self, client: ClientId, now: Time) -> u32 {
         let most = if self.rate.is_some() { self.in_flight_max.min(self.burst) } else { self.in_flight_max };
         let left = self.known(client).map(|at| {

@@ -61,7 +61,6 @@ pub struct ElasticClock {
 
 impl ElasticClock {
     /// A clock at virtual zero that runs at `rate` cells per second from `now` on.
-    #[must_use]
     pub fn new(rate: f64, now: Time) -> ElasticClock {
         ElasticClock {
             sequence: AtomicU64::new(0),
@@ -73,7 +72,6 @@ impl ElasticClock {
     }
 
     /// The slope in cells per second.
-    #[must_use]
     pub fn rate(&self) -> f64 {
         self.line().2
     }

@@ -38,11 +38,12 @@ use crate::admission::tiers::TierPlace;
 use crate::policy::{ClassId, Kind, ModuleId, NEEDED, PerClientLimits, Policy, Priority, Treatment};
 use crate::request::client_id::ClientId;
 use crate::time::{Time, duration_from_secs};
+use parking_lot::{Mutex, MutexGuard};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// What is asked of the admission controller.
@@ -153,7 +154,6 @@ impl HeldBy {
         [HeldBy::InFlight, HeldBy::Work, HeldBy::Rate, HeldBy::Backlog, HeldBy::Module, HeldBy::Process];
 
     /// As shown.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             HeldBy::InFlight => "in_flight",
@@ -324,7 +324,6 @@ impl Full {
 
 impl Permit {
     /// Whether it holds a place; what is exempt holds none.
-    #[must_use]
     pub fn is_counted(&self) -> bool {
         self.counted
     }
@@ -352,7 +351,6 @@ impl Permit {
 
 impl<W> AdmissionController<W> {
     /// An empty admission controller for this policy, at the rates of `table`.
-    #[must_use]
     pub fn new(policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
         AdmissionController::build(policy, table, now, None)
     }
@@ -463,19 +461,16 @@ impl<W> AdmissionController<W> {
     }
 
     /// What clients used in calm.
-    #[must_use]
     pub fn history(&self) -> &Arc<History> {
         &self.history
     }
 
     /// Whether that counts.
-    #[must_use]
     pub fn uses_history(&self) -> bool {
         self.uses_history
     }
 
     /// A client as it counts here, without a credential that is everybody's.
-    #[must_use]
     pub fn judge(&self, client: ClientId) -> ClientId {
         self.shared_credential.judge(client)
     }
@@ -509,7 +504,7 @@ impl<W> AdmissionController<W> {
         let shown = ask.client;
         let ask = Ask { client: self.shared_credential.judge(shown), ..ask };
         if class.tally.watched.load(Ordering::Relaxed) {
-            class.tally.demand().note(ask.client, self.price(table, ask.class, self.takes(ask)));
+            class.tally.demand.lock().note(ask.client, self.price(table, ask.class, self.takes(ask)));
         }
         let of_client = match class
             .client_limits
@@ -681,7 +676,6 @@ impl<W> AdmissionController<W> {
     }
 
     /// How many waiters there are whom this admission controller serves, in all modules.
-    #[must_use]
     pub fn waiting(&self) -> u32 {
         self.modules.iter().map(ModuleAdmission::waiting).sum()
     }
@@ -699,7 +693,6 @@ impl<W> AdmissionController<W> {
     }
 
     /// The bandwidth of a class, where the table limits it.
-    #[must_use]
     pub fn flow(&self, table: &LimitTable, id: ClassId) -> Option<Arc<Flow>> {
         table.class(id).bytes_per_second.map(|_| Arc::clone(&self.class(id).tally.flow))
     }
@@ -710,13 +703,11 @@ impl<W> AdmissionController<W> {
     }
 
     /// The totals of a class.
-    #[must_use]
     pub fn counts(&self, id: ClassId) -> Counts {
         self.class(id).tally.meter.read()
     }
 
     /// The totals of a class and the state of its counters; takes the peak.
-    #[must_use]
     pub fn reading(&self, id: ClassId, now: Time) -> Reading {
         let class = self.class(id);
         let in_flight = class.tally.in_flight.count();
@@ -734,14 +725,12 @@ impl<W> AdmissionController<W> {
     }
 
     /// Under way in a class, and waiting.
-    #[must_use]
     pub fn load(&self, id: ClassId) -> (u32, u32) {
         let class = self.class(id);
         (class.tally.in_flight.count(), class.tally.waiting.load(Ordering::Relaxed))
     }
 
     /// Which limit keeps requests of a class waiting: the one that last had no room; `None` while none waits.
-    #[must_use]
     pub fn held_by(&self, id: ClassId) -> Option<HeldBy> {
         let class = self.class(id);
         (class.tally.waiting.load(Ordering::Relaxed) > 0).then(|| class.tally.last_full()).flatten()
@@ -749,7 +738,6 @@ impl<W> AdmissionController<W> {
 
     /// Learnt work of a class under way, in seconds of its module's time, and how much of it may be: a limit beside
     /// that on requests, where the module is one process.
-    #[must_use]
     pub fn work(&self, id: ClassId) -> (f64, Option<f64>) {
         let class = self.class(id);
         let seconds = |micros: u64| micros as f64 / 1e6;
@@ -758,13 +746,11 @@ impl<W> AdmissionController<W> {
     }
 
     /// Under way in a module.
-    #[must_use]
     pub fn module_in_flight(&self, id: ModuleId) -> u32 {
         self.module(id).tally.in_flight.count()
     }
 
     /// Admissions so far, as `admitted_max` counts them.
-    #[must_use]
     pub(crate) fn allowance_used(&self, id: ClassId) -> u64 {
         self.class(id).tally.allowance_used.load(Ordering::Acquire)
     }
@@ -773,20 +759,18 @@ impl<W> AdmissionController<W> {
     pub fn watch(&self, id: ClassId, on: bool) {
         let tally = &self.class(id).tally;
         if tally.watched.swap(on, Ordering::Relaxed) && !on {
-            *tally.demand() = ClassDemand::default();
+            *tally.demand.lock() = ClassDemand::default();
         }
     }
 
     /// Who has asked for this class since the last call; `None` while nobody looks.
-    #[must_use]
     pub fn asked(&self, id: ClassId) -> Option<ClassDemand> {
         let tally = &self.class(id).tally;
-        tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.demand()))
+        tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.demand.lock()))
     }
 
     /// What each client of a class with places per client has under way, and was refused since the
     /// last call.
-    #[must_use]
     pub fn places_wanted(&self, id: ClassId) -> Vec<(u64, u32)> {
         let client_limits =
             self.class(id).client_limits.as_ref().filter(|(limits, _)| limits.in_flight.is_some());
@@ -867,13 +851,11 @@ impl<W> AdmissionController<W> {
     }
 
     /// What has been learnt of all routes.
-    #[must_use]
     pub fn costs(&self) -> &Costs {
         &self.costs
     }
 
     /// The learnt cost of a route, in seconds of its module's time.
-    #[must_use]
     pub fn cost(&self, route: u16) -> f64 {
         self.costs.get(route)
     }
@@ -1019,17 +1001,12 @@ impl Tally {
     fn last_full(&self) -> Option<HeldBy> {
         HeldBy::ALL.get(usize::from(self.full.load(Ordering::Relaxed))).copied()
     }
-
-    fn demand(&self) -> MutexGuard<'_, ClassDemand> {
-        // A panic while counting leaves a count short.
-        self.demand.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl<W> ModuleAdmission<W> {
     fn lock(&self) -> MutexGuard<'_, ModuleQueue<W>> {
         // A panic elsewhere must not close the proxy: the queue's state is valid at every await-free step.
-        self.line.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.line.queue.lock()
     }
 
     /// How many wait whom this admission controller serves.

@@ -33,7 +33,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) const TEMPLATES: u16 = 128;
 
 /// The key of the cost of a path that no route knows, whose listener's own number is `listener`.
-#[must_use]
 pub fn of_template(listener: u16, method: &str, template: &str) -> u16 {
     let mut hasher = DefaultHasher::new();
     (method, template).hash(&mut hasher);
@@ -42,7 +41,6 @@ pub fn of_template(listener: u16, method: &str, template: &str) -> u16 {
 }
 
 /// The route behind a key: itself, or the listener's own number.
-#[must_use]
 pub fn route_of(key: u16) -> u16 {
     key.checked_sub(FIRST_TEMPLATE).map_or(key, |beyond| beyond / TEMPLATES)
 }
@@ -92,7 +90,6 @@ impl Default for Costs {
 
 impl Costs {
     /// The estimate for a route in seconds; until one has been seen what is expected of it, or zero.
-    #[must_use]
     pub fn get(&self, route: u16) -> f64 {
         let cost = self.permit(route);
         match read(&cost.alone) {
@@ -120,14 +117,12 @@ impl Costs {
 
     /// For how long a request of a route is thought to hold its permit, in seconds: a low quantile of
     /// its latency; zero until one has been seen.
-    #[must_use]
     pub fn hold(&self, route: u16) -> f64 {
         read(&self.permit(route).alone)
     }
 
     /// What a request of a route took in calm, of which `now` is thought, but no less than half of that: a head that
     /// is busy makes every request dearer, and what was remembered of a client was cheap.
-    #[must_use]
     pub(crate) fn in_calm(&self, route: u16, now: f64) -> f64 {
         match read(&self.permit(route).calm) {
             0.0 => now,

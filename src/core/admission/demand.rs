@@ -66,13 +66,11 @@ impl ClassDemand {
     }
 
     /// Everything, named or not.
-    #[must_use]
     pub fn all(&self) -> FlowDemand {
         self.all
     }
 
     /// About how many addresses asked.
-    #[must_use]
     pub fn addresses(&self) -> u32 {
         self.crowd.size()
     }

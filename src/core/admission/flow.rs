@@ -63,13 +63,11 @@ impl Flow {
     }
 
     /// The limit.
-    #[must_use]
     pub fn bytes_per_second(&self) -> f64 {
         self.clock.rate() * CELL_BYTES
     }
 
     /// The largest piece that may pass in one turn.
-    #[must_use]
     pub fn piece(&self) -> usize {
         #[expect(
             clippy::cast_possible_truncation,
@@ -96,7 +94,6 @@ impl Flow {
 
     /// How long until the turn comes, at the present limit; zero once it has. The limit may rise
     /// meanwhile: look again after a while.
-    #[must_use]
     pub fn wait(&self, turn: Turn, now: Time) -> Duration {
         let ahead = turn.0.saturating_sub(self.clock.advance(now).0);
         let limit = self.bytes_per_second();

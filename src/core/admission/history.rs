@@ -70,10 +70,10 @@
 
 use crate::request::client_id::ClientId;
 use crate::time::{Time, WallMs};
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// A habit fades by half in this time without use.
@@ -338,7 +338,7 @@ impl History {
         self.claims[usize::from(is_known)].fetch_add(1, Ordering::Relaxed);
         self.has_changed.store(true, Ordering::Relaxed);
         if !is_known {
-            lock(&self.crowd).note(client.address, at);
+            self.crowd.lock().note(client.address, at);
             return None;
         }
         let [address, credential] = weights;
@@ -370,7 +370,6 @@ impl History {
     }
 
     /// What is known of a client: of its credential and its address the one with the greater habit.
-    #[must_use]
     pub fn standing(&self, client: ClientId, now: Time) -> Standing {
         let now = self.wall(now);
         let mut best: Option<Record> = None;
@@ -394,48 +393,42 @@ impl History {
     }
 
     /// About how many addresses have waited as strangers in the last minutes.
-    #[must_use]
     pub fn strangers(&self, now: Time) -> u32 {
-        lock(&self.crowd).size(self.wall(now))
+        self.crowd.lock().size(self.wall(now))
     }
 
     /// Requests that had to wait so far: of strangers, and of the known.
-    #[must_use]
     pub fn claims(&self) -> [u64; 2] {
         [0, 1].map(|known| self.claims[known].load(Ordering::Relaxed))
     }
 
     /// How many addresses and credentials are remembered.
-    #[must_use]
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).len()).sum()
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// Whether nobody is remembered.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
     /// Whether anything was earned or claimed since the last call.
-    #[must_use]
     pub fn take_changed(&self) -> bool {
         self.has_changed.swap(false, Ordering::Relaxed)
     }
 
     /// Forgets everybody.
     pub fn clear(&self) {
-        self.shards.iter().for_each(|shard| lock(shard).clear());
+        self.shards.iter().for_each(|shard| shard.lock().clear());
     }
 
     /// Everything that is remembered, for a file. `mark` stands for the key of the digests.
-    #[must_use]
     pub fn to_bytes(&self, mark: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD_BYTES + RECORD_BYTES * self.len() + SUM_BYTES);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&mark.to_le_bytes());
         for shard in &self.shards {
-            for (digest, record) in &*lock(shard) {
+            for (digest, record) in &*shard.lock() {
                 bytes.extend_from_slice(&digest.to_le_bytes());
                 record.words().iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
             }
@@ -482,7 +475,7 @@ impl History {
 
     fn shard(&self, digest: u64) -> MutexGuard<'_, BTreeMap<u64, Record>> {
         // The order within a shard is by the upper bits; these are the lower ones.
-        lock(&self.shards[shard_of(digest)])
+        self.shards[shard_of(digest)].lock()
     }
 }
 
@@ -511,7 +504,7 @@ fn restore_shard(records: &[&[u8; RECORD_BYTES]], shard: &Mutex<BTreeMap<u64, Re
     let sound = |bytes: &&[u8; RECORD_BYTES]| Some((digest_of(bytes), Record::of_bytes(bytes)?));
     let mut known: BTreeMap<u64, Record> = records.iter().filter_map(sound).take(SHARD_MAX).collect();
     let taken = known.len();
-    let mut shard = lock(shard);
+    let mut shard = shard.lock();
     for (digest, record) in std::mem::take(&mut *shard) {
         if known.len() >= SHARD_MAX && !known.contains_key(&digest) {
             give_up_one(&mut known, digest, now);
@@ -542,11 +535,6 @@ fn give_up_one(shard: &mut BTreeMap<u64, Record>, newcomer: u64, now: u32) {
     if let Some(digest) = least.map(|(digest, _)| *digest) {
         shard.remove(&digest);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A record is changed in steps that leave it sound.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many strangers there are: linear counting (see `usage`) in 2 KiB, over this minute and the four before.

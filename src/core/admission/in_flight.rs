@@ -29,7 +29,6 @@ impl InFlight {
     }
 
     /// How many are under way.
-    #[must_use]
     pub fn count(&self) -> u32 {
         self.0.load(Ordering::Acquire)
     }

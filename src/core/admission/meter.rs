@@ -64,7 +64,6 @@ impl Reason {
     ];
 
     /// The label in metrics, logs and the `X-Rayguard-Reason` header.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Reason::Blocked => "blocked",
@@ -83,7 +82,6 @@ impl Reason {
     }
 
     /// The reason with this label, or with the one it had before clients were called that.
-    #[must_use]
     pub fn named(label: &str) -> Option<Reason> {
         let was = |reason: &Reason| label.strip_prefix("party").zip(reason.label().strip_prefix("client")); // kept: their earlier name
         Reason::ALL
@@ -92,14 +90,12 @@ impl Reason {
     }
 
     /// Whether Ray could not be reached: then there is no load to shed, and the request has failed.
-    #[must_use]
     pub fn is_failure(self) -> bool {
         self == Reason::UpstreamUnreachable
     }
 
     /// Whether the client itself is over its share or a configured limit (429), rather than
     /// the head overloaded (503).
-    #[must_use]
     pub fn is_clients_own(self) -> bool {
         matches!(self, Reason::ClientShare | Reason::ClientRate | Reason::ClientInFlight)
     }
@@ -122,50 +118,109 @@ pub enum Outcome {
     Unseen,
 }
 
-/// The counters of one class.
-#[derive(Debug)]
-pub struct Meter {
-    offered: AtomicU64,
-    admitted: AtomicU64,
-    queued: AtomicU64,
-    served: AtomicU64,
-    failed: AtomicU64,
-    late: AtomicU64,
-    abandoned: AtomicU64,
-    cancelled: AtomicU64,
-    left: AtomicU64,
-    shed: [AtomicU64; Reason::ALL.len()],
-    shadow_shed: AtomicU64,
-    bound: AtomicU64,
-    latency_us: AtomicU64,
-    wait_us: AtomicU64,
-    work_us: AtomicU64,
-    buckets: [AtomicU64; BUCKETS],
-    in_flight_peak: AtomicU32,
+/// Makes, of one list of counters, the [`Meter`] that counts and the [`Counts`] that were read from it.
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// The counters of one class.
+        #[derive(Debug)]
+        pub struct Meter {
+            $($name: AtomicU64,)*
+            shed: [AtomicU64; Reason::ALL.len()],
+            buckets: [AtomicU64; BUCKETS],
+            in_flight_peak: AtomicU32,
+        }
+
+        /// The totals of one class, or the difference of two of them.
+        #[derive(Clone, PartialEq, Eq, Debug)]
+        pub struct Counts {
+            $($(#[doc = $doc])+ pub $name: u64,)*
+            /// Refusals by [`Reason`].
+            pub shed: [u64; Reason::ALL.len()],
+            /// Upstream latencies by bucket.
+            pub buckets: [u64; BUCKETS],
+        }
+
+        impl Default for Meter {
+            fn default() -> Meter {
+                Meter {
+                    $($name: AtomicU64::new(0),)*
+                    shed: std::array::from_fn(|_| AtomicU64::new(0)),
+                    buckets: std::array::from_fn(|_| AtomicU64::new(0)),
+                    in_flight_peak: AtomicU32::new(0),
+                }
+            }
+        }
+
+        impl Default for Counts {
+            fn default() -> Counts {
+                Counts { $($name: 0,)* shed: [0; Reason::ALL.len()], buckets: [0; BUCKETS] }
+            }
+        }
+
+        impl Meter {
+            /// Everything counted so far.
+            pub fn read(&self) -> Counts {
+                let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+                Counts {
+                    shed: std::array::from_fn(|reason| load(&self.shed[reason])),
+                    buckets: std::array::from_fn(|at| load(&self.buckets[at])),
+                    $($name: load(&self.$name),)*
+                }
+            }
+        }
+
+        impl Counts {
+            /// What was counted since `earlier`.
+            #[must_use]
+            pub fn since(&self, earlier: &Counts) -> Counts {
+                Counts {
+                    $($name: self.$name.saturating_sub(earlier.$name),)*
+                    shed: std::array::from_fn(|reason| self.shed[reason].saturating_sub(earlier.shed[reason])),
+                    buckets: std::array::from_fn(|at| self.buckets[at].saturating_sub(earlier.buckets[at])),
+                }
+            }
+
+            /// Adds what another replica has counted.
+            pub fn add(&mut self, more: &Counts) {
+                $(self.$name += more.$name;)*
+                self.shed.iter_mut().zip(&more.shed).for_each(|(sum, more)| *sum += more);
+                self.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, more)| *sum += more);
+            }
+        }
+    };
 }
 
-impl Default for Meter {
-    fn default() -> Meter {
-        Meter {
-            offered: AtomicU64::new(0),
-            admitted: AtomicU64::new(0),
-            queued: AtomicU64::new(0),
-            served: AtomicU64::new(0),
-            failed: AtomicU64::new(0),
-            late: AtomicU64::new(0),
-            abandoned: AtomicU64::new(0),
-            cancelled: AtomicU64::new(0),
-            left: AtomicU64::new(0),
-            shed: std::array::from_fn(|_| AtomicU64::new(0)),
-            shadow_shed: AtomicU64::new(0),
-            bound: AtomicU64::new(0),
-            latency_us: AtomicU64::new(0),
-            wait_us: AtomicU64::new(0),
-            work_us: AtomicU64::new(0),
-            buckets: std::array::from_fn(|_| AtomicU64::new(0)),
-            in_flight_peak: AtomicU32::new(0),
-        }
-    }
+counters! {
+    // What happens to a request first is read last, so that no part is ever more than the whole.
+    /// Requests that waited.
+    queued,
+    /// Answers below 500.
+    served,
+    /// Answers of 500 and above, resets, refusals.
+    failed,
+    /// Requests whose client was told that Ray took too long.
+    late,
+    /// Answers nobody waited for any more.
+    abandoned,
+    /// Requests that ended because their client left.
+    cancelled,
+    /// Clients that left while waiting.
+    left,
+    /// Refusals not carried out (shadow mode).
+    shadow_shed,
+    /// Decisions taken while a limit was binding.
+    bound,
+    /// Sum of upstream latencies, microseconds: from the request being whole to the head of the
+    /// answer, whatever the client's line makes of either.
+    latency_us,
+    /// Sum of waits of those admitted, microseconds.
+    wait_us,
+    /// Sum of learnt work, microseconds.
+    work_us,
+    /// Requests sent on.
+    admitted,
+    /// Requests that arrived.
+    offered,
 }
 
 impl Meter {
@@ -240,168 +295,34 @@ impl Meter {
         self.late.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Everything counted so far, and the peak since the last `take_peak`.
-    #[must_use]
-    pub fn read(&self) -> Counts {
-        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        // What came first is read last, so that no part is ever more than the whole.
-        Counts {
-            queued: load(&self.queued),
-            served: load(&self.served),
-            failed: load(&self.failed),
-            late: load(&self.late),
-            abandoned: load(&self.abandoned),
-            cancelled: load(&self.cancelled),
-            left: load(&self.left),
-            shed: std::array::from_fn(|reason| load(&self.shed[reason])),
-            shadow_shed: load(&self.shadow_shed),
-            bound: load(&self.bound),
-            latency_us: load(&self.latency_us),
-            wait_us: load(&self.wait_us),
-            work_us: load(&self.work_us),
-            buckets: std::array::from_fn(|at| load(&self.buckets[at])),
-            admitted: load(&self.admitted),
-            offered: load(&self.offered),
-        }
-    }
-
     /// The most that Ray was at work on since the last call; the count starts anew at `asked`.
     pub(crate) fn take_peak(&self, asked: u32) -> u32 {
         self.in_flight_peak.swap(asked, Ordering::Relaxed).max(asked)
     }
 }
 
-/// The totals of one class, or the difference of two of them.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Counts {
-    /// Requests that arrived.
-    pub offered: u64,
-    /// Requests sent on.
-    pub admitted: u64,
-    /// Requests that waited.
-    pub queued: u64,
-    /// Answers below 500.
-    pub served: u64,
-    /// Answers of 500 and above, resets, refusals.
-    pub failed: u64,
-    /// Requests whose client was told that Ray took too long.
-    pub late: u64,
-    /// Answers nobody waited for any more.
-    pub abandoned: u64,
-    /// Requests that ended because their client left.
-    pub cancelled: u64,
-    /// Clients that left while waiting.
-    pub left: u64,
-    /// Refusals by [`Reason`].
-    pub shed: [u64; Reason::ALL.len()],
-    /// Refusals not carried out (shadow mode).
-    pub shadow_shed: u64,
-    /// Decisions taken while a limit was binding.
-    pub bound: u64,
-    /// Sum of upstream latencies, microseconds: from the request being whole to the head of the
-    /// answer, whatever the client's line makes of either.
-    pub latency_us: u64,
-    /// Sum of waits of those admitted, microseconds.
-    pub wait_us: u64,
-    /// Sum of learnt work, microseconds.
-    pub work_us: u64,
-    /// Upstream latencies by bucket.
-    pub buckets: [u64; BUCKETS],
-}
-
-impl Default for Counts {
-    fn default() -> Counts {
-        Counts {
-            offered: 0,
-            admitted: 0,
-            queued: 0,
-            served: 0,
-            failed: 0,
-            late: 0,
-            abandoned: 0,
-            cancelled: 0,
-            left: 0,
-            shed: [0; Reason::ALL.len()],
-            shadow_shed: 0,
-            bound: 0,
-            latency_us: 0,
-            wait_us: 0,
-            work_us: 0,
-            buckets: [0; BUCKETS],
-        }
-    }
-}
-
 impl Counts {
-    /// What was counted since `earlier`.
-    #[must_use]
-    pub fn since(&self, earlier: &Counts) -> Counts {
-        Counts {
-            offered: self.offered.saturating_sub(earlier.offered),
-            admitted: self.admitted.saturating_sub(earlier.admitted),
-            queued: self.queued.saturating_sub(earlier.queued),
-            served: self.served.saturating_sub(earlier.served),
-            failed: self.failed.saturating_sub(earlier.failed),
-            late: self.late.saturating_sub(earlier.late),
-            abandoned: self.abandoned.saturating_sub(earlier.abandoned),
-            cancelled: self.cancelled.saturating_sub(earlier.cancelled),
-            left: self.left.saturating_sub(earlier.left),
-            shed: std::array::from_fn(|reason| self.shed[reason].saturating_sub(earlier.shed[reason])),
-            shadow_shed: self.shadow_shed.saturating_sub(earlier.shadow_shed),
-            bound: self.bound.saturating_sub(earlier.bound),
-            latency_us: self.latency_us.saturating_sub(earlier.latency_us),
-            wait_us: self.wait_us.saturating_sub(earlier.wait_us),
-            work_us: self.work_us.saturating_sub(earlier.work_us),
-            buckets: std::array::from_fn(|at| self.buckets[at].saturating_sub(earlier.buckets[at])),
-        }
-    }
-
-    /// Adds what another replica has counted.
-    pub fn add(&mut self, more: &Counts) {
-        self.offered += more.offered;
-        self.admitted += more.admitted;
-        self.queued += more.queued;
-        self.served += more.served;
-        self.failed += more.failed;
-        self.late += more.late;
-        self.abandoned += more.abandoned;
-        self.cancelled += more.cancelled;
-        self.left += more.left;
-        self.shadow_shed += more.shadow_shed;
-        self.bound += more.bound;
-        self.latency_us += more.latency_us;
-        self.wait_us += more.wait_us;
-        self.work_us += more.work_us;
-        self.shed.iter_mut().zip(&more.shed).for_each(|(sum, more)| *sum += more);
-        self.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, more)| *sum += more);
-    }
-
     /// Exchanges that ended.
-    #[must_use]
     pub fn finished(&self) -> u64 {
         self.served + self.failed + self.abandoned
     }
 
     /// The same without those for which there was no head to load; an outage has an alert of its own.
-    #[must_use]
     pub(crate) fn shed_for_load(&self) -> u64 {
         self.shed_all() - self.shed[Reason::UpstreamUnreachable as usize]
     }
 
     /// Requests that Ray failed: unreachable, 500 and above, too late, broken off.
-    #[must_use]
     pub(crate) fn failed_all(&self) -> u64 {
         self.failed + self.late + self.shed[Reason::UpstreamUnreachable as usize]
     }
 
     /// Exchanges whose latency is known: their answer has begun, or they ended without one.
-    #[must_use]
     pub fn answers(&self) -> u64 {
         self.buckets.iter().sum()
     }
 
     /// All refusals carried out.
-    #[must_use]
     pub fn shed_all(&self) -> u64 {
         self.shed.iter().sum()
     }
@@ -409,7 +330,6 @@ impl Counts {
     /// The latency in seconds that the share `quantile` of the exchanges stayed within, read
     /// evenly on log(latency) between the bounds of its bucket; `None` when nothing ended.
     /// (Its bucket's upper bound would move by 19 % or not at all, and a limit with it.)
-    #[must_use]
     pub fn latency_quantile(&self, quantile: f64) -> Option<f64> {
         let count: u64 = self.buckets.iter().sum();
         if count == 0 {
@@ -432,7 +352,6 @@ impl Counts {
     /// only known to within `+- sqrt(q (1 - q) / n)`; half the way between the latencies at the
     /// ends of that range is the error. Few exchanges may lie close together by chance, so it is
     /// never taken for less than `1 / (2 sqrt(n))`.
-    #[must_use]
     pub(crate) fn latency_noise(&self, quantile: f64) -> Option<f64> {
         let n = self.buckets.iter().sum::<u64>() as f64;
         let error = (quantile * (1.0 - quantile) / n).sqrt();
@@ -442,7 +361,6 @@ impl Counts {
     }
 
     /// The mean upstream latency in seconds; `None` when nothing was answered.
-    #[must_use]
     pub fn latency_mean(&self) -> Option<f64> {
         let answers = self.answers();
         (answers > 0).then(|| self.latency_us as f64 / 1e6 / answers as f64)
@@ -466,7 +384,6 @@ pub struct Reading {
 }
 
 /// The upper bound of a bucket, in seconds.
-#[must_use]
 pub fn upper_bound_secs(at: usize) -> f64 {
     64e-6 * 2f64.powf(at as f64 / 4.0)
 }

@@ -6,8 +6,9 @@
 //! and the bytes on it, and those are bounded here, for each client and in all. What is beyond the
 //! bounds needs a permit.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Transfers one client may have parked.
 pub(crate) const PER_CLIENT_MAX: u32 = 512;
@@ -38,10 +39,9 @@ pub struct Place {
 
 impl Parked {
     /// Parks a transfer of a client's, by its address; `None` where that passes a bound.
-    #[must_use]
     pub fn enter(self: &Arc<Self>, client: u64, declared: Option<u64>) -> Option<Place> {
         let bytes = declared.unwrap_or(UNDECLARED);
-        let mut book = self.lock();
+        let mut book = self.0.lock();
         let all = book.bytes.saturating_add(bytes);
         let own = book.clients.get(&client).copied().unwrap_or(0);
         if own >= PER_CLIENT_MAX || all > BYTES_MAX {
@@ -53,20 +53,14 @@ impl Parked {
     }
 
     /// How many there are.
-    #[must_use]
     pub fn count(&self) -> u32 {
-        self.lock().clients.values().sum()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Book> {
-        // Both numbers are changed together, and nothing in between can panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().clients.values().sum()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut book = self.parked.lock();
+        let mut book = self.parked.0.lock();
         book.bytes = book.bytes.saturating_sub(self.bytes);
         if let Some(own) = book.clients.get_mut(&self.client) {
             *own -= 1;
@@ -90,7 +84,7 @@ mod tests {
         drop(places);
         assert!(parked.enter(1, Some(10)).is_some(), "its places are free again");
         assert_eq!(parked.count(), 0);
-        let book = parked.lock();
+        let book = parked.0.lock();
         assert_eq!((book.bytes, book.clients.len()), (0, 0), "nobody is remembered");
     }
 
@@ -102,6 +96,6 @@ mod tests {
         assert!(parked.enter(2, Some(u64::MAX)).is_none());
         assert!(parked.enter(2, None).is_some());
         drop(half);
-        assert_eq!(parked.lock().bytes, 0);
+        assert_eq!(parked.0.lock().bytes, 0);
     }
 }

@@ -72,7 +72,6 @@ impl Pause {
     }
 
     /// Whether it is over for this request.
-    #[must_use]
     pub(super) fn is_over(&self, asks: Asks, now: Time) -> bool {
         // Most limits are above one: then nothing else is looked at.
         let of_class = || match (asks.known, self.of_stranger.load(Ordering::Relaxed)) {

@@ -312,7 +312,6 @@ impl<W> Default for FairQueue<W> {
 
 impl<W> FairQueue<W> {
     /// `heeds_patience`: it is no longer than what is served while clients stay.
-    #[must_use]
     pub fn new(heeds_patience: bool) -> FairQueue<W> {
         FairQueue {
             lines: Vec::new(),
@@ -354,31 +353,26 @@ impl<W> FairQueue<W> {
     }
 
     /// How many wait.
-    #[must_use]
     pub fn len(&self) -> u32 {
         self.len
     }
 
     /// Whether nobody waits.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// For how long there has always been somebody waiting.
-    #[must_use]
     pub fn contended(&self, now: Time) -> Duration {
         if self.is_empty() { Duration::ZERO } else { now.since(self.contended_since) }
     }
 
     /// How many of this client wait.
-    #[must_use]
     pub fn waiting(&self, client: ClientId) -> usize {
         self.line(Flow::from(client)).map_or(0, |at| self.lines[at].waiters.len())
     }
 
     /// Whether anybody waits from this address, or with this credential.
-    #[must_use]
     pub fn has(&self, client: ClientId) -> bool {
         let Flow { address, credential } = Flow::from(client);
         let is_same = |flow: &Flow| flow.address == address || flow.credential == credential;
@@ -386,7 +380,6 @@ impl<W> FairQueue<W> {
     }
 
     /// Whether anyone else waits.
-    #[must_use]
     pub(crate) fn has_others(&self, client: ClientId) -> bool {
         let Flow { address, credential } = Flow::from(client);
         self.lines.iter().any(|line| line.flow.address != address && line.flow.credential != credential)
@@ -434,7 +427,6 @@ impl<W> FairQueue<W> {
     }
 
     /// The waiter that [`FairQueue::pop`] would take.
-    #[must_use]
     pub fn peek(&self, now: Time) -> Option<&Waiting<W>> {
         let waiters = &self.lines[self.next_line()?.0].waiters;
         let next = if overloaded(waiters, self.patience, now) { waiters.back() } else { waiters.front() };

@@ -77,7 +77,6 @@ impl StateStore for Account {
 
 impl Rate {
     /// `rate` per second with room for `burst` at once (0 counts as 1), full at the start.
-    #[must_use]
     pub fn new(rate: f64, burst: u32, now: Time) -> Rate {
         let clock = Arc::new(ElasticClock::new(rate, now));
         let burst = NonZeroU32::new(burst).unwrap_or(NonZeroU32::MIN);
@@ -93,7 +92,6 @@ impl Rate {
 
     /// The same with nothing in hand: for a limiter that takes another's place at run time,
     /// so that the change hands out no burst.
-    #[must_use]
     pub fn empty(rate: f64, burst: u32, now: Time) -> Rate {
         let fresh = Rate::new(rate, burst, now);
         while fresh.limiter.check().is_ok() {}
@@ -120,20 +118,17 @@ impl Rate {
     }
 
     /// The rate per second.
-    #[must_use]
     pub fn per_second(&self) -> f64 {
         self.clock.rate()
     }
 
     /// How long until there is a cell for one who comes now and lets `ahead` others go first, at
     /// the present rate; takes none. [`Duration::MAX`] at rate zero.
-    #[must_use]
     pub fn wait(&self, ahead: u32, now: Time) -> Duration {
         until_due(&self.account.0, self.burst, ahead, &self.clock, now)
     }
 
     /// Cells in hand, and how long until there are as many as there ever are.
-    #[must_use]
     pub fn left(&self, now: Time) -> (u32, Duration) {
         let owed = owed(&self.account.0, &self.clock, now);
         let rate = self.clock.rate();

@@ -81,7 +81,6 @@ impl SharedCredential {
     }
 
     /// The client as it counts.
-    #[must_use]
     pub fn judge(&self, client: ClientId) -> ClientId {
         let shared_credential = self.sure.load(Ordering::Relaxed);
         if shared_credential != EMPTY && shared_credential == shown(client) {

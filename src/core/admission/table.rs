@@ -5,6 +5,8 @@
 //! [`crate::admission::controller`]), so a swap resets nothing.
 
 use crate::policy::{ClassId, ModuleId, Policy, Treatment};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 /// Every limit as it stands.
 #[derive(Clone, PartialEq, Debug)]
@@ -44,8 +46,10 @@ pub struct ModuleLimits {
     pub in_flight: f64,
 }
 
-/// What becomes of a shed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What becomes of sheds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+#[schemars(rename = "ShedMode")]
 pub enum Mode {
     /// Carried out.
     Enforce,
@@ -55,7 +59,6 @@ pub enum Mode {
 
 impl LimitTable {
     /// The table a policy starts with: every limit at `initial`.
-    #[must_use]
     pub fn initial(policy: &Policy) -> LimitTable {
         LimitTable {
             version: 1,
@@ -99,20 +102,17 @@ impl LimitTable {
     }
 
     /// The limits of a class.
-    #[must_use]
     pub fn class(&self, id: ClassId) -> &ClassLimits {
         &self.classes[id.index()]
     }
 
     /// The limits of a module.
-    #[must_use]
     pub fn module(&self, id: ModuleId) -> &ModuleLimits {
         &self.modules[id.index()]
     }
 }
 
 /// A concurrency limit as the admission controller counts it: the whole part, 1 for anything above 0.
-#[must_use]
 pub fn permits(limit: f64) -> u32 {
     if limit.is_nan() || limit <= 0.0 {
         0

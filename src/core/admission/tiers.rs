@@ -55,7 +55,6 @@ fn weights(claim: Option<Claim>) -> Weights {
 
 impl<W> Tiers<W> {
     /// `heeds_patience`: see [`FairQueue::new`].
-    #[must_use]
     pub fn new(heeds_patience: bool) -> Tiers<W> {
         let lines = [FairQueue::new(heeds_patience), FairQueue::new(heeds_patience)];
         Tiers { lines, tags: [0.0; 2], virtual_time: 0.0, contended_since: Time::ZERO }
@@ -72,37 +71,31 @@ impl<W> Tiers<W> {
     }
 
     /// How many wait.
-    #[must_use]
     pub fn len(&self) -> u32 {
         self.lines.iter().map(FairQueue::len).sum()
     }
 
     /// Whether nobody waits.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.lines.iter().all(FairQueue::is_empty)
     }
 
     /// For how long there has always been somebody waiting.
-    #[must_use]
     pub fn contended(&self, now: Time) -> Duration {
         if self.is_empty() { Duration::ZERO } else { now.since(self.contended_since) }
     }
 
     /// How many of this client wait.
-    #[must_use]
     pub fn waiting(&self, client: ClientId) -> usize {
         self.lines.iter().map(|line| line.waiting(client)).sum()
     }
 
     /// Whether anybody waits from this address, or with this credential.
-    #[must_use]
     pub fn has(&self, client: ClientId) -> bool {
         self.lines.iter().any(|line| line.has(client))
     }
 
     /// Whether anyone else waits.
-    #[must_use]
     pub(crate) fn has_others(&self, client: ClientId) -> bool {
         self.lines.iter().any(|line| line.has_others(client))
     }
@@ -137,13 +130,11 @@ impl<W> Tiers<W> {
     }
 
     /// Whether a known one waits.
-    #[must_use]
     pub(crate) fn known_wait(&self) -> bool {
         !self.lines[KNOWN].is_empty()
     }
 
     /// The waiter that [`Tiers::pop`] would take.
-    #[must_use]
     pub fn peek(&self, now: Time) -> Option<&Waiting<W>> {
         self.lines[self.next_line()?].peek(now)
     }

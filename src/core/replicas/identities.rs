@@ -79,7 +79,6 @@ impl Row {
 
 impl Demand {
     /// A demand by these rows and so many others who ask for so much together.
-    #[must_use]
     pub fn new(rows: Vec<Row>, rest: f64, others: f64) -> Demand {
         let mut here = BTreeMap::new();
         for row in &rows {
@@ -92,13 +91,11 @@ impl Demand {
 
     /// A demand of which nothing is known but its size, as that of a replica that has just begun to
     /// look who asks: it counts as one identity's.
-    #[must_use]
     pub(crate) fn of_one_unknown(amount: f64) -> Demand {
         Demand::new(Vec::new(), amount, 1.0)
     }
 
     /// Several demands at one replica as one.
-    #[must_use]
     pub fn join(demands: impl IntoIterator<Item = Demand>) -> Demand {
         let mut joined = (Vec::new(), 0.0, 0.0);
         for demand in demands {
@@ -110,13 +107,11 @@ impl Demand {
     }
 
     /// All of it.
-    #[must_use]
     pub fn sum(&self) -> f64 {
         self.rows.iter().map(|row| row.amount).sum::<f64>() + self.rest.0
     }
 
     /// What of it lies within everybody's share.
-    #[must_use]
     pub fn within(&self, share: &Share) -> f64 {
         let cut = |row: &Row| {
             let left = |digest: u64| {
@@ -132,7 +127,6 @@ impl Demand {
 }
 
 /// Shares `pool` grains among everybody who asks at these replicas; `None` where it is enough for all.
-#[must_use]
 pub fn share(pool: f64, replicas: &[Demand]) -> Option<Share> {
     if replicas.iter().map(Demand::sum).sum::<f64>() <= pool {
         return None;
@@ -160,7 +154,6 @@ pub fn share(pool: f64, replicas: &[Demand]) -> Option<Share> {
 }
 
 /// The weights by which nobody who comes to several replicas gets more than `ceiling` in all.
-#[must_use]
 pub(crate) fn hold_to(ceiling: f64, replicas: &[Demand]) -> Weights {
     let mut weights: Vec<(u64, f64)> = Spread::of(replicas).weights(ceiling).into_iter().collect();
     weights.sort_by(|a, b| a.1.total_cmp(&b.1));

@@ -89,7 +89,6 @@ pub struct Answer {
 
 impl LeaseBook {
     /// An empty book for so many limits: nobody grows beyond its safe share for one `ttl`.
-    #[must_use]
     pub fn new(limits: usize, timing: Timing) -> LeaseBook {
         LeaseBook {
             timing,
@@ -186,19 +185,16 @@ impl LeaseBook {
     }
 
     /// What is out on lease of each limit, the shares of the silent included.
-    #[must_use]
     pub fn sums(&self) -> &[u64] {
         &self.sums
     }
 
     /// Who leads, and until when by the store's clock.
-    #[must_use]
     pub fn leader(&self) -> Option<(Member, u64)> {
         self.leader
     }
 
     /// The token of whoever leads, or led last.
-    #[must_use]
     pub fn token(&self) -> u64 {
         self.token
     }

@@ -67,7 +67,6 @@ pub struct Renewal {
 
 impl LeaseHolder {
     /// Nothing held yet. `replicas`: how many there may be, by the configuration.
-    #[must_use]
     pub fn new(limits: Vec<u64>, replicas: u32, timing: Timing) -> LeaseHolder {
         LeaseHolder {
             timing,
@@ -106,13 +105,11 @@ impl LeaseHolder {
     }
 
     /// How many replicas share, as far as is known.
-    #[must_use]
     pub fn count(&self) -> u32 {
         self.replicas.max(self.known)
     }
 
     /// On what this replica goes by at `now`.
-    #[must_use]
     pub fn standing(&self, now: Time) -> Standing {
         match (self.relies_on, self.alone_since) {
             (Some(sent), _) => {
@@ -132,13 +129,11 @@ impl LeaseHolder {
     }
 
     /// How long ago the leases in hand were asked for; `None` before the first.
-    #[must_use]
     pub fn age(&self, now: Time) -> Option<std::time::Duration> {
         self.relies_on.map(|sent| now.since(sent))
     }
 
     /// What may be used of each limit at `now`, in grains.
-    #[must_use]
     pub fn caps(&self, now: Time) -> Vec<u64> {
         let standing = self.standing(now);
         let each = self.leases.iter().zip(&self.safe).zip(&self.limits);
@@ -214,7 +209,6 @@ impl LeaseHolder {
     }
 
     /// Whether it winds up.
-    #[must_use]
     pub(crate) fn is_leaving(&self) -> bool {
         self.leaving
     }
@@ -226,7 +220,6 @@ impl LeaseHolder {
 
     /// Whether this replica may still take itself for the leader: no longer than the book does,
     /// and as long, though a renewal or two have failed.
-    #[must_use]
     pub fn leads(&self, now: Time) -> bool {
         self.leads_until.is_some_and(|until| now < until)
     }

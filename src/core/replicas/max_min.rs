@@ -26,21 +26,18 @@ pub struct Level {
 
 /// What every replica has whatever it asks for, so that its next request finds something: a
 /// twentieth of an even share, and one grain at least where there is one for each.
-#[must_use]
 pub fn minimum(limit: u64, replicas: u64) -> u64 {
     let replicas = replicas.max(1);
     if limit < replicas { 0 } else { (limit / (20 * replicas)).max(1) }
 }
 
 /// What is divided among so many when they want it all: a hundredth stays for a newcomer.
-#[must_use]
 pub(crate) fn spare_one_part(limit: u64, reserved: u64, count: u64) -> u64 {
     let pool = limit.saturating_sub(reserved);
     pool - (limit / 100).min(pool / (count + 1))
 }
 
 /// Divides `limit`, of which `reserved` is kept for replicas that fell silent.
-#[must_use]
 pub fn divide(limit: u64, reserved: u64, demands: &[u64]) -> Level {
     let count = demands.len() as u64;
     let pool = limit.saturating_sub(reserved);
@@ -71,20 +68,17 @@ pub fn divide(limit: u64, reserved: u64, demands: &[u64]) -> Level {
 impl Level {
     /// What one of so many replicas is to have, by its demand. Nothing is said where the limit
     /// goes round.
-    #[must_use]
     pub fn wish(&self, demand: u64, replicas: u64) -> u64 {
         let least = minimum(self.limit, replicas);
         self.need(demand).max(least).saturating_add(self.slack).min(self.limit)
     }
 
     /// The same for one that winds up, and needs nothing to spare.
-    #[must_use]
     pub fn need(&self, demand: u64) -> u64 {
         self.level.map_or(demand, |level| demand.min(level)).min(self.limit)
     }
 
     /// Whether it goes round.
-    #[must_use]
     pub(crate) fn goes_round(&self) -> bool {
         self.level == Some(0)
     }

@@ -87,26 +87,22 @@ pub struct Timing {
 
 impl Timing {
     /// How long a lease runs: eight renewals may be lost but one.
-    #[must_use]
     pub fn ttl(&self) -> Duration {
         self.period * 8
     }
 
     /// How long leadership runs. Whoever leads renews it every period, and a successor asks every
     /// period: take-over within three.
-    #[must_use]
     pub fn lead(&self) -> Duration {
         self.period * 2
     }
 
     /// How long after sending a renewal its sender may take itself for the leader.
-    #[must_use]
     pub(crate) fn lead_reliance(&self) -> Duration {
         self.lead() * 9 / 10
     }
 
     /// How long after sending a renewal a replica relies on what it was granted.
-    #[must_use]
     pub(crate) fn reliance(&self) -> Duration {
         self.ttl() * 9 / 10
     }
@@ -129,14 +125,12 @@ pub struct Claim {
 
 impl Claim {
     /// What it may be using.
-    #[must_use]
     pub fn hold(&self) -> u64 {
         self.cap.max(self.used)
     }
 }
 
 /// The share of one replica among so many, and never nothing of something.
-#[must_use]
 pub(crate) fn even_share(limit: u64, replicas: u32) -> u64 {
     if limit == 0 { 0 } else { (limit / u64::from(replicas.max(1))).max(1) }
 }

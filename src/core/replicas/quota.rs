@@ -103,7 +103,6 @@ pub struct Leased {
 
 impl Quota {
     /// Nothing held yet of the limits of `table`.
-    #[must_use]
     pub fn new(policy: Arc<Policy>, table: &LimitTable, replicas: u32, timing: Timing, now: Time) -> Quota {
         let shared = shared(&policy);
         let limits = shared.iter().map(|of| grains(*of, table)).collect::<Vec<_>>();
@@ -122,13 +121,11 @@ impl Quota {
     }
 
     /// The names of the shared limits, as the store knows them.
-    #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
     }
 
     /// The whole limits in grains.
-    #[must_use]
     pub fn limits(&self, table: &LimitTable) -> Vec<u64> {
         self.shared.iter().map(|of| grains(*of, table)).collect()
     }
@@ -196,20 +193,17 @@ impl Quota {
     }
 
     /// What could be used here of each limit, and who asks for it.
-    #[must_use]
     pub fn wanted(&self) -> Wanted {
         let told = self.watched.iter().enumerate().filter_map(|(at, of)| Some((at, of.told.clone()?)));
         Wanted { wants: self.wants.iter().map(|want| whole(want.ceil())).collect(), told: told.collect() }
     }
 
     /// Whether it is to be counted who asks for a class.
-    #[must_use]
     pub fn watches(&self, class: usize, now: Time) -> bool {
         self.watched.get(class).is_some_and(|watched| now < watched.until)
     }
 
     /// Shares out the whole limits among all who ask at these replicas; for whoever leads.
-    #[must_use]
     pub fn share_out(&self, limits: &[u64], reserved: &[u64], replicas: &[Wanted]) -> PublishedShares {
         let mut shares = PublishedShares::default();
         for (at, (limit, reserved)) in limits.iter().zip(reserved).enumerate() {
@@ -241,7 +235,6 @@ impl Quota {
     }
 
     /// Who weighs less than 1 in a class's queue here, and who has less than all of its own ceilings.
-    #[must_use]
     pub fn weights(&self, class: usize) -> (Weights, Weights) {
         let Some(of) = self.policy.classes.get(class) else { return (Weights::new(), Weights::new()) };
         let limits = self.limits_of(class).filter_map(|at| self.shares.limits.get(&self.names[at]));
@@ -378,7 +371,6 @@ impl Quota {
     }
 
     /// The table as this replica may use it at `now`.
-    #[must_use]
     pub fn of(&self, table: &LimitTable, now: Time) -> LimitTable {
         let mut quota = table.clone();
         for (of, cap) in self.shared.iter().zip(self.holder.caps(now)) {
@@ -407,7 +399,6 @@ impl Quota {
     }
 
     /// Every shared limit and what may be used of it at `now`.
-    #[must_use]
     pub fn leased(&self, now: Time) -> Vec<Leased> {
         let class = |at: usize| Arc::clone(&self.policy.classes[at].name);
         self.shared
@@ -427,13 +418,11 @@ impl Quota {
     }
 
     /// On what this replica goes by.
-    #[must_use]
     pub fn standing(&self, now: Time) -> Standing {
         self.holder.standing(now)
     }
 
     /// How old the leases are.
-    #[must_use]
     pub fn age(&self, now: Time) -> Duration {
         self.holder.age(now).unwrap_or_else(|| duration_from_secs(now.as_secs_f64()))
     }

@@ -78,7 +78,6 @@ impl SmoothedDemand {
     }
 
     /// What is told of them.
-    #[must_use]
     pub fn tell(&self) -> ReportedDemand {
         let mut addresses: BTreeMap<u64, u32> = BTreeMap::new();
         for (_, credential) in self.flows.keys() {
@@ -125,13 +124,11 @@ impl SmoothedDemand {
 
 impl ReportedDemand {
     /// Whether anybody asks.
-    #[must_use]
     pub(crate) fn is_something(&self) -> bool {
         !self.rows.is_empty() || !self.places.is_empty()
     }
 
     /// A demand for `want` grains, as it divides among those who ask: by the work they ask for.
-    #[must_use]
     pub fn demand(&self, want: f64) -> Demand {
         let all = self.rows.iter().map(|row| f64::from(row.3)).sum::<f64>() + f64::from(self.rest.1);
         if all <= 0.0 {
@@ -147,7 +144,6 @@ impl ReportedDemand {
     }
 
     /// What each has under way or was refused a place for, by the same.
-    #[must_use]
     pub fn places(&self) -> Demand {
         let row = |(client, places): &(u64, f32)| Row {
             address: None,
@@ -158,7 +154,6 @@ impl ReportedDemand {
     }
 
     /// What each asks for, in requests a second, by the digest that its ceilings know it by.
-    #[must_use]
     pub fn requests(&self) -> Demand {
         let row = |(address, credential, requests, _): &(Option<u64>, Option<u64>, f32, f32)| Row {
             address: address.filter(|_| credential.is_none()),

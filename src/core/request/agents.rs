@@ -32,7 +32,6 @@ pub const AGENTS: &[&str] = &["kuberay-operator/", "go-http-client/"];
 const LOOKED_AT_MAX: usize = 128;
 
 /// Which of these a program's name begins with, whatever its case.
-#[must_use]
 pub fn recognise<'a>(agents: &'a [Arc<str>], name: &[u8]) -> Option<&'a str> {
     let name = &name.trim_ascii()[..name.trim_ascii().len().min(LOOKED_AT_MAX)];
     let begins = |agent: &&Arc<str>| {

@@ -96,7 +96,6 @@ pub struct ClassDefault {
 impl ClassDefault {
     /// The class as the policy holds it. `signal` finds a signal by name; names it does not
     /// know are left out.
-    #[must_use]
     pub(crate) fn class_in(&self, module: ModuleId, signal: impl Fn(&str) -> Option<SignalId>) -> Class {
         Class {
             name: self.name.into(),
@@ -124,7 +123,6 @@ impl ClassDefault {
 }
 
 /// [`MODULES`] as the policy holds them, in the same order.
-#[must_use]
 pub fn modules() -> Vec<Module> {
     MODULES
         .iter()
@@ -140,7 +138,6 @@ pub fn modules() -> Vec<Module> {
 }
 
 /// [`CLASSES`] as the policy holds them, in the same order. `signal` finds a signal by name.
-#[must_use]
 pub fn classes(signal: impl Fn(&str) -> Option<SignalId>) -> Vec<Class> {
     CLASSES
         .iter()
@@ -153,7 +150,6 @@ pub fn classes(signal: impl Fn(&str) -> Option<SignalId>) -> Vec<Class> {
 }
 
 /// The modules and classes as shipped, without signals: for benchmarks, and for tests that ask of requests alone.
-#[must_use]
 pub fn policy() -> Policy {
     Policy {
         modules: modules(),
@@ -180,7 +176,6 @@ impl Surface {
     pub const ALL: [Surface; 3] = [Surface::Dashboard, Surface::RayClient, Surface::Serve];
 
     /// The class of a request that no route knows.
-    #[must_use]
     pub fn unlisted_class(self) -> &'static str {
         match self {
             Surface::Dashboard => "other",

@@ -36,13 +36,11 @@ pub struct RouteId(pub u16);
 
 impl RouteId {
     /// The number of the route at this place of [`ROUTES`].
-    #[must_use]
     pub fn of_ray(place: usize) -> RouteId {
         RouteId(u16::try_from(Surface::ALL.len() + place).unwrap_or(u16::MAX))
     }
 
     /// The number as an index, below [`Classifier::route_count`].
-    #[must_use]
     pub fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -312,7 +310,6 @@ impl Classifier {
 
     /// Where a request belongs.
     #[inline]
-    #[must_use]
     pub fn classify(&self, facts: &Facts) -> Match {
         if self.surface == Surface::Serve {
             let preflight = self.preflight.filter(|_| is_preflight(facts));
@@ -346,27 +343,23 @@ impl Classifier {
     }
 
     /// Where goes what no route knows.
-    #[must_use]
     pub fn unlisted(&self) -> Match {
         self.unlisted
     }
 
     /// A class's first route, for a request that tells its class and not its path; what no route
     /// leads to counts as unlisted.
-    #[must_use]
     pub fn example(&self, class: ClassId) -> Match {
         let route = self.examples.get(class.index()).copied().flatten().unwrap_or(self.unlisted.route);
         Match { class, route }
     }
 
     /// A route's pattern, for logs and metrics: as many values as routes, whatever is asked.
-    #[must_use]
     pub fn label(&self, route: RouteId) -> &Arc<str> {
         &self.labels[route.index()]
     }
 
     /// How many routes there are: the size of a table indexed by [`RouteId`].
-    #[must_use]
     pub fn route_count(&self) -> usize {
         self.labels.len()
     }

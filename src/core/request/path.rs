@@ -24,6 +24,7 @@
 //!
 //! A clean path comes back borrowed. `normalise` is idempotent, which the tests hold it to.
 
+use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
 
 /// A path as the dashboard reads it.
@@ -36,7 +37,6 @@ pub struct Normal<'a> {
 }
 
 /// What the dashboard makes of a path.
-#[must_use]
 pub fn normalise(path: &str) -> Normal<'_> {
     if is_clean(path.as_bytes()) {
         return Normal { path: Cow::Borrowed(path), resolved: None };
@@ -49,19 +49,11 @@ pub fn normalise(path: &str) -> Normal<'_> {
 }
 
 /// What Serve makes of a path.
-#[must_use]
 pub fn decode(path: &str) -> Cow<'_, str> {
     if is_clean(path.as_bytes()) {
         return Cow::Borrowed(path);
     }
-    let mut decoded = String::with_capacity(path.len());
-    for piece in pieces(path) {
-        match piece {
-            Piece::Text(text) => decoded.push_str(text),
-            Piece::Percent => decoded.push('%'),
-            Piece::Escapes(bytes) => decoded.push_str(&String::from_utf8_lossy(&bytes)),
-        }
-    }
+    let decoded = percent_decode_str(path).decode_utf8_lossy().into_owned();
     let decoded = merge_slashes(decoded);
     if decoded == path { Cow::Borrowed(path) } else { Cow::Owned(decoded) }
 }

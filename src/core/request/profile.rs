@@ -73,7 +73,6 @@ impl Modules {
     }
 
     /// Whether it is none.
-    #[must_use]
     pub fn is_empty(self) -> bool {
         self == Modules::NONE
     }
@@ -146,7 +145,6 @@ pub enum Fit {
 }
 
 /// The profile of a version as `/api/version` names it (`2.44.1`), and how well it fits.
-#[must_use]
 pub fn of_version(version: &str) -> (&'static Profile, Fit) {
     let mut numbers = version.trim().split('.').map(leading_number);
     let (major, minor) = (numbers.next().flatten(), numbers.next().flatten());
@@ -170,13 +168,11 @@ pub fn of_version(version: &str) -> (&'static Profile, Fit) {
 }
 
 /// The oldest profile, also of a version that cannot be read: it protects every head, and holds a newer one back a little.
-#[must_use]
 pub fn oldest() -> &'static Profile {
     &PROFILES[0]
 }
 
 /// The newest profile.
-#[must_use]
 pub fn newest() -> &'static Profile {
     &PROFILES[PROFILES.len() - 1]
 }
@@ -190,7 +186,6 @@ fn leading_number(text: &str) -> Option<u32> {
 impl Profile {
     /// The profile of a head by the processes of its dashboard that its own metrics name, where its version is not
     /// known or newer than all profiles. `None` if they name none.
-    #[must_use]
     pub fn of_signals(is_read: impl Fn(&str) -> bool) -> Option<Profile> {
         if !is_read("dashboard_cpu") {
             return None;
@@ -202,7 +197,6 @@ impl Profile {
     }
 
     /// Whether this Ray does not export a built-in signal.
-    #[must_use]
     pub fn lacks(&self, signal: &str) -> bool {
         let of_module = MODULES.iter().find(|(_, cpu)| *cpu == Some(signal));
         of_module.is_some_and(|(module, _)| self.one_process.names().any(|name| name == *module))
@@ -221,7 +215,6 @@ impl Profile {
 
     /// `policy` as this head needs it: what lives in one process has one ceiling and one bound on work. Modules and
     /// classes keep their places. A module whose limits the operator's file changes keeps them.
-    #[must_use]
     pub fn shape(&self, policy: &Policy) -> Policy {
         let mut shaped = policy.clone();
         let at =
@@ -243,7 +236,6 @@ impl Profile {
     }
 
     /// Which processes the dashboard has, for people.
-    #[must_use]
     pub fn says(&self) -> String {
         match self.one_process {
             Modules::NONE => "each dashboard module has a process of its own".to_owned(),

@@ -16,6 +16,7 @@
 //! read they do not count. That of a route that has no entry here is not looked at.
 
 use crate::request::path::normalise;
+use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
 
 /// The Ray versions `2.MINOR` for which `READ_KEYS` holds.
@@ -158,13 +159,11 @@ pub(crate) const READ_KEYS: &[ReadKeys] = &[
 ];
 
 /// What the dashboard's route of this pattern reads, if that is known.
-#[must_use]
 pub fn read_keys(pattern: &str) -> Option<&'static ReadKeys> {
     READ_KEYS.binary_search_by(|known| known.path.cmp(pattern)).ok().map(|at| &READ_KEYS[at])
 }
 
 /// Whether `READ_KEYS` holds for this version of Ray, as `/api/version` names it.
-#[must_use]
 pub fn holds_for(ray_version: &str) -> bool {
     let mut numbers = ray_version.split('.');
     let major = numbers.next() == Some("2");
@@ -176,7 +175,6 @@ pub fn holds_for(ray_version: &str) -> bool {
 }
 
 /// The part of `query` that a handler reads, in a form of its own: equal forms get equal answers.
-#[must_use]
 pub fn question(query: &str, keys: &ReadKeys) -> Vec<u8> {
     let mut form = Vec::new();
     if query.is_empty() {
@@ -205,7 +203,6 @@ pub fn question(query: &str, keys: &ReadKeys) -> Vec<u8> {
 }
 
 /// Whether a path as sent is this literal pattern to both of the dashboard's routers.
-#[must_use]
 pub fn is_path(sent: &str, pattern: &str) -> bool {
     sent == pattern
         || (!sent.contains("//") && {
@@ -251,23 +248,10 @@ fn push(form: &mut Vec<u8>, name: &str, value: &[u8]) {
 
 /// Escapes decoded once, and `+` as a space; what is no escape stays.
 fn decode(text: &str) -> Cow<'_, [u8]> {
-    let bytes = text.as_bytes();
-    if !bytes.iter().any(|byte| matches!(byte, b'%' | b'+')) {
-        return Cow::Borrowed(bytes);
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text.as_bytes());
     }
-    let hex = |at: usize| bytes.get(at).and_then(|digit| char::from(*digit).to_digit(16));
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let escaped = hex(at + 1).zip(hex(at + 2)).filter(|_| byte == b'%');
-        at += if escaped.is_some() { 3 } else { 1 };
-        decoded.push(match escaped {
-            Some((high, low)) => u8::try_from(high << 4 | low).unwrap_or(byte),
-            None if byte == b'+' => b' ',
-            None => byte,
-        });
-    }
-    Cow::Owned(decoded)
+    Cow::Owned(percent_decode_str(&text.replace('+', " ")).collect())
 }
 
 #[cfg(test)]

@@ -25,8 +25,8 @@
 //! - **`ray_io_context_event_loop_lag_ms` stays 0 through every overload**, `ray_running_jobs`
 //!   and `ray_finished_jobs_total` do not count what they say: not used.
 
-use crate::policy::{Derivation, How, LabelCondition, OnStale, Selector, Signal, SignalSource};
-use std::sync::Arc;
+use crate::policy::{Derivation, How, OnStale, Signal, SignalSource};
+use crate::signal::selector;
 use std::time::Duration;
 
 /// A signal and its defaults. Fields as in [`Signal`].
@@ -59,28 +59,13 @@ pub enum Source {
     Probe,
     /// From a page.
     Page {
-        /// The family; for histograms without `_bucket`.
-        metric: &'static str,
-        /// Conditions, all of which must hold.
-        labels: &'static [Condition],
-        /// What is made of it.
+        /// Which samples, as [`selector`] reads it; for histograms without `_bucket`.
+        select: &'static str,
+        /// What is made of them.
         make: Make,
         /// Multiplies the result.
         scale: f64,
     },
-}
-
-/// As [`LabelCondition`].
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Condition {
-    /// The label has this value.
-    Is(&'static str, &'static str),
-    /// The label is absent or has another value.
-    IsNot(&'static str, &'static str),
-    /// The value begins so.
-    StartsWith(&'static str, &'static str),
-    /// The value is one of these.
-    OneOf(&'static str, &'static [&'static str]),
 }
 
 /// As [`How`].
@@ -94,11 +79,10 @@ pub enum Make {
     ShareAbove(f64),
     /// Upper bound of a quantile.
     Quantile(f64),
-    /// Divided by the sum of this family under these conditions.
-    RatioTo(&'static str, &'static [Condition]),
+    /// Divided by the sum of these.
+    RatioTo(&'static str),
 }
 
-use Condition::{Is, IsNot, OneOf, StartsWith};
 use Make::{Max, Quantile, RatioTo, ShareAbove, Sum};
 
 /// Ray reports node and process readings each 5 s: two of them may be missed.
@@ -113,41 +97,38 @@ const PROBE_STALE: Duration = Duration::from_secs(10);
 /// (And a head that has no memory left is restarted; a job holds some of it for as long as it runs.)
 const FORECAST: Duration = Duration::from_secs(180);
 
-const HEAD: &[Condition] = &[Is("IsHeadNode", "true")];
-const HEAD_BY_TYPE: &[Condition] = &[Is("RayNodeType", "head")];
 /// The processes that serve Ray's own API. They run on the head alone, as raylets and agents do not.
-const CONTROL_PLANE: &[Condition] = &[OneOf(
-    "Component",
-    &[
-        "gcs",
-        "gcs_server",
-        "dashboard",
-        "dashboard_JobHead",
-        "dashboard_StateHead",
-        "dashboard_NodeHead",
-        "dashboard_ReportHead",
-        "dashboard_ServeHead",
-        "dashboard_EventHead",
-        "dashboard_TaskEventsHead",
-        "dashboard_MetricsHead",
-        "dashboard_DataHead",
-        "dashboard_TrainHead",
-    ],
-)];
-const GCS_CALLS: &str = "ray_grpc_server_req_process_time_ms";
-const GCS_CALLS_THAT_DO_NOT_WAIT: &[Condition] = &[
-    Is("Component", "gcs_server"),
-    IsNot("Method", "ActorInfoGcsService.grpc_server.CreateActor"),
-    IsNot("Method", "ControlPlanePubSubGcsService.grpc_server.GcsSubscriberPoll"),
-    IsNot("Method", "ObservabilityPubSubService.grpc_server.GcsSubscriberPoll"),
-    // Its name before the pub-sub services were split.
-    IsNot("Method", "InternalPubSubGcsService.grpc_server.GcsSubscriberPoll"),
-    IsNot("Method", "PlacementGroupInfoGcsService.grpc_server.WaitPlacementGroupUntilReady"),
-];
+const CONTROL_PLANE_CPU: &str = concat!(
+    r#"ray_component_cpu_percentage{Component=~"gcs|gcs_server|dashboard|dashboard_JobHead|dashboard_StateHead|"#,
+    "dashboard_NodeHead|dashboard_ReportHead|dashboard_ServeHead|dashboard_EventHead|dashboard_TaskEventsHead|",
+    r#"dashboard_MetricsHead|dashboard_DataHead|dashboard_TrainHead"}"#,
+);
+/// Those that do not wait by design. `InternalPubSubGcsService` is the name before the pub-sub services were split.
+const GCS_CALLS: &str = r#"ray_grpc_server_req_process_time_ms{
+    Component="gcs_server",
+    Method!="ActorInfoGcsService.grpc_server.CreateActor",
+    Method!="ControlPlanePubSubGcsService.grpc_server.GcsSubscriberPoll",
+    Method!="ObservabilityPubSubService.grpc_server.GcsSubscriberPoll",
+    Method!="InternalPubSubGcsService.grpc_server.GcsSubscriberPoll",
+    Method!="PlacementGroupInfoGcsService.grpc_server.WaitPlacementGroupUntilReady",
+}"#;
 
-const fn page(metric: &'static str, labels: &'static [Condition], make: Make, scale: f64) -> Source {
-    Source::Page { metric, labels, make, scale }
+const fn page(select: &'static str, make: Make, scale: f64) -> Source {
+    Source::Page { select, make, scale }
 }
+
+/// What most signals have in common.
+const SIGNAL: SignalDefault = SignalDefault {
+    name: "",
+    about: "",
+    unit: "",
+    target: 0.0,
+    stale_after: NODE_STALE,
+    on_stale: OnStale::Hold,
+    backlog: false,
+    forecast: Duration::ZERO,
+    sources: &[],
+};
 
 /// A module's CPU, in percent of one core; a module is one process that cannot use more.
 macro_rules! module_cpu {
@@ -161,11 +142,12 @@ macro_rules! module_cpu {
             ),
             unit: "%",
             target: 90.0,
-            stale_after: NODE_STALE,
-            on_stale: OnStale::Hold,
-            backlog: false,
-            forecast: Duration::ZERO,
-            sources: &[page("ray_component_cpu_percentage", &[Is("Component", $component)], Max, 1.0)],
+            sources: &[page(
+                concat!("ray_component_cpu_percentage{Component=\"", $component, "\"}"),
+                Max,
+                1.0,
+            )],
+            ..SIGNAL
         }
     };
 }
@@ -178,10 +160,8 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "ms",
         target: 250.0,
         stale_after: PROBE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
-        sources: &[Source::Probe, page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, Quantile(0.99), 1.0)],
+        sources: &[Source::Probe, page(GCS_CALLS, Quantile(0.99), 1.0)],
+        ..SIGNAL
     },
     SignalDefault {
         name: "gcs_slow_share",
@@ -189,10 +169,8 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "%",
         target: 20.0,
         stale_after: PUSHED_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
-        sources: &[page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, ShareAbove(10.0), 100.0)],
+        sources: &[page(GCS_CALLS, ShareAbove(10.0), 100.0)],
+        ..SIGNAL
     },
     SignalDefault {
         name: "gcs_very_slow_share",
@@ -200,10 +178,8 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "%",
         target: 5.0,
         stale_after: PUSHED_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
-        sources: &[page(GCS_CALLS, GCS_CALLS_THAT_DO_NOT_WAIT, ShareAbove(100.0), 100.0)],
+        sources: &[page(GCS_CALLS, ShareAbove(100.0), 100.0)],
+        ..SIGNAL
     },
     SignalDefault {
         name: "head_cpu",
@@ -211,30 +187,19 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "%",
         // Of two cores, one and a third: what is left is the raylet's and the agents'.
         target: 65.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
-        sources: &[page(
-            "ray_component_cpu_percentage",
-            CONTROL_PLANE,
-            RatioTo("ray_node_cpu_count", HEAD),
-            1.0,
-        )],
+        sources: &[page(CONTROL_PLANE_CPU, RatioTo(r#"ray_node_cpu_count{IsHeadNode="true"}"#), 1.0)],
+        ..SIGNAL
     },
     SignalDefault {
         name: "node_cpu",
         about: "CPU of the head node, all cores together, the users' tasks included; moves no limit",
         unit: "%",
         target: 90.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
         sources: &[
-            page("ray_node_cpu_utilization", HEAD, Max, 1.0),
-            page("ray_node_cpu_utilization", HEAD_BY_TYPE, Max, 1.0),
+            page(r#"ray_node_cpu_utilization{IsHeadNode="true"}"#, Max, 1.0),
+            page(r#"ray_node_cpu_utilization{RayNodeType="head"}"#, Max, 1.0),
         ],
+        ..SIGNAL
     },
     SignalDefault {
         name: "pending_tasks",
@@ -242,26 +207,18 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "tasks",
         target: 10_000.0,
         stale_after: PUSHED_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
         forecast: FORECAST,
         sources: &[
-            page("ray_tasks", &[StartsWith("State", "PENDING_")], Sum, 1.0),
+            page(r#"ray_tasks{State=~"PENDING_.*"}"#, Sum, 1.0),
             page(
-                "ray_scheduler_unscheduleable_tasks",
-                &[OneOf(
-                    "Reason",
-                    &[
-                        "WaitingForResources",
-                        "WaitingForRemoteResources",
-                        "WaitingForWorkers",
-                        "WaitingForPlasmaMemory",
-                    ],
-                )],
+                r#"ray_scheduler_unscheduleable_tasks{
+                    Reason=~"WaitingForResources|WaitingForRemoteResources|WaitingForWorkers|WaitingForPlasmaMemory"
+                }"#,
                 Sum,
                 1.0,
             ),
         ],
+        ..SIGNAL
     },
     SignalDefault {
         name: "submission_backlog",
@@ -269,22 +226,20 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "jobs",
         target: 20.0,
         stale_after: PUSHED_STALE,
-        on_stale: OnStale::Hold,
         backlog: true,
-        forecast: Duration::ZERO,
         sources: &[
             page(
-                "ray_actors",
-                &[
-                    Is("Name", "JobSupervisor"),
-                    Is("Source", "gcs"),
-                    OneOf("State", &["DEPENDENCIES_UNREADY", "PENDING_CREATION", "RESTARTING"]),
-                ],
+                r#"ray_actors{
+                    Name="JobSupervisor",
+                    Source="gcs",
+                    State=~"DEPENDENCIES_UNREADY|PENDING_CREATION|RESTARTING"
+                }"#,
                 Sum,
                 1.0,
             ),
-            page("ray_gcs_actors_count", &[Is("State", "Registered")], Max, 1.0),
+            page(r#"ray_gcs_actors_count{State="Registered"}"#, Max, 1.0),
         ],
+        ..SIGNAL
     },
     SignalDefault {
         name: "workers_waiting",
@@ -292,37 +247,24 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "tasks",
         target: 30.0,
         stale_after: PUSHED_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
-        sources: &[page(
-            "ray_scheduler_unscheduleable_tasks",
-            &[Is("Reason", "WaitingForWorkers")],
-            Max,
-            1.0,
-        )],
+        sources: &[page(r#"ray_scheduler_unscheduleable_tasks{Reason="WaitingForWorkers"}"#, Max, 1.0)],
+        ..SIGNAL
     },
     SignalDefault {
         name: "dashboard_loop_tasks",
         about: "tasks on the dashboard's event loop; idle keep-alive connections count too",
         unit: "tasks",
         target: 600.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
-        sources: &[page("ray_dashboard_event_loop_tasks", &[], Max, 1.0)],
+        sources: &[page("ray_dashboard_event_loop_tasks", Max, 1.0)],
+        ..SIGNAL
     },
     SignalDefault {
         name: "dashboard_loop_lag",
         about: "how late the dashboard's event loop runs what is due",
         unit: "ms",
         target: 250.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
-        sources: &[page("ray_dashboard_event_loop_lag_seconds", &[], Max, 1000.0)],
+        sources: &[page("ray_dashboard_event_loop_lag_seconds", Max, 1000.0)],
+        ..SIGNAL
     },
     SignalDefault {
         name: "dashboard_slow_share",
@@ -330,61 +272,58 @@ pub const SIGNALS: &[SignalDefault] = &[
         unit: "%",
         target: 20.0,
         stale_after: PUSHED_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
         sources: &[page(
-            "ray_dashboard_api_requests_duration_seconds",
-            &[
-                IsNot("endpoint", "tail_job_logs"),
-                IsNot("endpoint", "get_logs"),
-                IsNot("endpoint", "delayed_response"),
-            ],
+            r#"ray_dashboard_api_requests_duration_seconds{
+                endpoint!="tail_job_logs",
+                endpoint!="get_logs",
+                endpoint!="delayed_response"
+            }"#,
             ShareAbove(1.0),
             100.0,
         )],
+        ..SIGNAL
     },
     SignalDefault {
         name: "head_memory",
         about: "memory in use on the head node; package uploads and logs live there",
         unit: "%",
         target: 90.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
         forecast: FORECAST,
         sources: &[
-            page("ray_node_mem_used", HEAD, RatioTo("ray_node_mem_total", HEAD), 100.0),
-            page("ray_node_mem_used", HEAD_BY_TYPE, RatioTo("ray_node_mem_total", HEAD_BY_TYPE), 100.0),
+            page(
+                r#"ray_node_mem_used{IsHeadNode="true"}"#,
+                RatioTo(r#"ray_node_mem_total{IsHeadNode="true"}"#),
+                100.0,
+            ),
+            page(
+                r#"ray_node_mem_used{RayNodeType="head"}"#,
+                RatioTo(r#"ray_node_mem_total{RayNodeType="head"}"#),
+                100.0,
+            ),
         ],
+        ..SIGNAL
     },
     SignalDefault {
         name: "gcs_memory",
         about: "resident memory of the GCS, which keeps uploaded packages",
         unit: "MiB",
         target: 4096.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
         sources: &[
-            page("ray_component_rss_bytes", &[Is("Component", "gcs")], Max, 1.0 / 1_048_576.0),
-            page("ray_component_rss_mb", &[Is("Component", "gcs")], Max, 1e6 / 1_048_576.0),
+            page(r#"ray_component_rss_bytes{Component="gcs"}"#, Max, 1.0 / 1_048_576.0),
+            page(r#"ray_component_rss_mb{Component="gcs"}"#, Max, 1e6 / 1_048_576.0),
         ],
+        ..SIGNAL
     },
     SignalDefault {
         name: "agent_memory",
         about: "resident memory of the node agent, through which whole job logs pass",
         unit: "MiB",
         target: 2048.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
         sources: &[
-            page("ray_component_rss_bytes", &[Is("Component", "agent")], Max, 1.0 / 1_048_576.0),
-            page("ray_component_rss_mb", &[Is("Component", "agent")], Max, 1e6 / 1_048_576.0),
+            page(r#"ray_component_rss_bytes{Component="agent"}"#, Max, 1.0 / 1_048_576.0),
+            page(r#"ray_component_rss_mb{Component="agent"}"#, Max, 1e6 / 1_048_576.0),
         ],
+        ..SIGNAL
     },
     module_cpu!("dashboard_cpu", "dashboard"),
     module_cpu!("job_head_cpu", "dashboard_JobHead"),
@@ -403,20 +342,16 @@ pub const SIGNALS: &[SignalDefault] = &[
         about: "CPU of the GCS in percent of one core; its main loop is one thread of several",
         unit: "%",
         target: 120.0,
-        stale_after: NODE_STALE,
-        on_stale: OnStale::Hold,
-        backlog: false,
-        forecast: Duration::ZERO,
         sources: &[
-            page("ray_component_cpu_percentage", &[Is("Component", "gcs")], Max, 1.0),
-            page("ray_component_cpu_percentage", &[Is("Component", "gcs_server")], Max, 1.0),
+            page(r#"ray_component_cpu_percentage{Component="gcs"}"#, Max, 1.0),
+            page(r#"ray_component_cpu_percentage{Component="gcs_server"}"#, Max, 1.0),
         ],
+        ..SIGNAL
     },
 ];
 
 impl SignalDefault {
     /// As the policy holds it.
-    #[must_use]
     pub fn signal(&self) -> Signal {
         Signal {
             name: self.name.into(),
@@ -426,52 +361,23 @@ impl SignalDefault {
             on_stale: self.on_stale,
             backlog: self.backlog,
             forecast: self.forecast,
-            sources: self.sources.iter().map(Source::source).collect(),
+            sources: self.sources.iter().filter_map(Source::source).collect(),
         }
     }
 }
 
 impl Source {
-    /// As the policy holds it.
-    #[must_use]
-    pub fn source(&self) -> SignalSource {
-        match *self {
-            Source::Probe => SignalSource::Probe,
-            Source::Page { metric, labels, make, scale } => {
-                let labels: Vec<LabelCondition> = labels.iter().map(Condition::condition).collect();
-                let how = make.how();
-                let select = Selector { metric: metric.into(), labels };
-                SignalSource::Scrape(Derivation { select, how, scale })
-            }
-        }
-    }
-}
-
-impl Condition {
-    fn condition(&self) -> LabelCondition {
-        match *self {
-            Is(label, value) => LabelCondition::Is(label.into(), value.into()),
-            IsNot(label, value) => LabelCondition::IsNot(label.into(), value.into()),
-            StartsWith(label, start) => LabelCondition::StartsWith(label.into(), start.into()),
-            OneOf(label, values) => {
-                LabelCondition::OneOf(label.into(), values.iter().map(|value| Arc::from(*value)).collect())
-            }
-        }
-    }
-}
-
-impl Make {
-    fn how(self) -> How {
-        match self {
+    /// As the policy holds it; `None` for a selector that cannot be read, of which a test knows that there is none.
+    pub fn source(&self) -> Option<SignalSource> {
+        let Source::Page { select, make, scale } = *self else { return Some(SignalSource::Probe) };
+        let how = match make {
             Sum => How::Sum,
             Max => How::Max,
             ShareAbove(bound) => How::ShareAbove(bound),
             Quantile(share) => How::Quantile(share),
-            RatioTo(metric, labels) => {
-                let labels = labels.iter().map(Condition::condition).collect();
-                How::RatioTo(Selector { metric: metric.into(), labels })
-            }
-        }
+            RatioTo(below) => How::RatioTo(selector::parse(below).ok()?),
+        };
+        Some(SignalSource::Scrape(Derivation { select: selector::parse(select).ok()?, how, scale }))
     }
 }
 
@@ -486,6 +392,7 @@ mod tests {
         assert_eq!(names.len(), SIGNALS.len());
         for signal in SIGNALS {
             assert!(signal.target > 0.0 && !signal.sources.is_empty(), "{}", signal.name);
+            assert!(signal.sources.iter().all(|source| source.source().is_some()), "{}", signal.name);
             assert!(!signal.about.is_empty() && !signal.unit.is_empty(), "{}", signal.name);
         }
     }

@@ -42,11 +42,8 @@ pub enum SampleError {
         of: usize,
     },
     /// A value that cannot be below zero is.
-    #[error("the value is {value}, below zero; only sums may have negative series")]
-    Negative {
-        /// The value.
-        value: f64,
-    },
+    #[error("the value is {0}, below zero; only sums may have negative series")]
+    Negative(f64),
     /// The first page: nothing to compare with.
     #[error("first sight of the counters; a second scrape is needed")]
     First,
@@ -79,29 +76,17 @@ pub enum SampleError {
     #[error("the divisor is zero")]
     ZeroDivisor,
     /// A kept line of the family could not be read, so a sum would be short.
-    #[error("{lost} lines of the metric could not be read")]
-    Lost {
-        /// How many.
-        lost: usize,
-    },
+    #[error("{0} lines of the metric could not be read")]
+    Lost(usize),
     /// More matching lines than memory is set aside for; a sum over some of them would be wrong.
-    #[error("more than {max} lines of the metric match; narrow the signal's selector")]
-    TooManyLines {
-        /// The bound.
-        max: usize,
-    },
+    #[error("more than {0} lines of the metric match; narrow the signal's selector")]
+    TooManyLines(usize),
     /// A time stamp before one already seen.
-    #[error("its time stamp went back by {by:?}")]
-    StampBack {
-        /// How far.
-        by: Duration,
-    },
+    #[error("its time stamp went back by {0:?}")]
+    StampBack(Duration),
     /// A time stamp in the future.
-    #[error("its time stamp is {by:?} in the future; compare the clocks of the two hosts")]
-    StampAhead {
-        /// How far.
-        by: Duration,
-    },
+    #[error("its time stamp is {0:?} in the future; compare the clocks of the two hosts")]
+    StampAhead(Duration),
 }
 
 /// What one page says, before it is put together with others.
@@ -135,7 +120,6 @@ pub struct Value {
 
 impl Evidence {
     /// A single value: a probe's latency, or a server's answer.
-    #[must_use]
     pub(crate) fn of_value(value: f64) -> Evidence {
         Evidence::Max(value)
     }
@@ -168,9 +152,6 @@ impl Evidence {
     }
 
     /// Takes in what another page says; evidence of another kind is ignored.
-    ///
-    /// # Errors
-    /// [`SampleError::BoundsDiffer`].
     pub(crate) fn merge(&mut self, other: &Evidence) -> Result<(), SampleError> {
         match (self, other) {
             (Evidence::Sum(sum), Evidence::Sum(more))
@@ -207,7 +188,7 @@ impl Evidence {
             return Err(SampleError::NotFinite { bad: 1, of: 1 });
         }
         if value.value < 0.0 {
-            return Err(SampleError::Negative { value: value.value });
+            return Err(SampleError::Negative(value.value));
         }
         // The sum of nothing is -0, which would look odd in the adjustment log.
         Ok(Value { value: value.value + 0.0, ..value })
@@ -224,7 +205,7 @@ fn check_finite(samples: &[&Sample]) -> Result<(), SampleError> {
 fn check_count(samples: &[&Sample]) -> Result<(), SampleError> {
     check_finite(samples)?;
     match samples.iter().find(|sample| sample.value < 0.0) {
-        Some(sample) => Err(SampleError::Negative { value: sample.value }),
+        Some(sample) => Err(SampleError::Negative(sample.value)),
         None => Ok(()),
     }
 }
@@ -247,7 +228,6 @@ impl Counters {
     }
 
     /// The increase of all series since `before`, resets counted from zero.
-    #[must_use]
     pub fn since(&self, before: &Counters) -> f64 {
         let increase = |(series, now): &(u64, f64)| {
             let place = before.0.binary_search_by_key(series, |(series, _)| *series).ok()?;
@@ -303,9 +283,6 @@ impl Histograms {
 
     /// The new observations of all series since `before`. A series that was reset counts from
     /// zero; one that is new, or whose bounds changed, counts from now on.
-    ///
-    /// # Errors
-    /// [`SampleError::BoundsDiffer`], [`SampleError::NoSeries`].
     pub fn since(&self, before: &Histograms) -> Result<Buckets, SampleError> {
         let mut total: Option<Buckets> = None;
         for (series, now) in &self.0 {
@@ -356,7 +333,6 @@ impl Buckets {
     }
 
     /// How many observations.
-    #[must_use]
     pub fn count(&self) -> f64 {
         self.0.iter().map(|bucket| bucket.count).sum()
     }
@@ -461,7 +437,7 @@ mod tests {
 
     #[test]
     fn a_negative_maximum_and_a_nan_anywhere_are_no_value() {
-        assert_eq!(gauges(&[-3.0, -4.0], &How::Max), Err(SampleError::Negative { value: -3.0 }));
+        assert_eq!(gauges(&[-3.0, -4.0], &How::Max), Err(SampleError::Negative(-3.0)));
         assert_eq!(gauges(&[7.0, f64::NAN], &How::Max), Err(SampleError::NotFinite { bad: 1, of: 2 }));
         assert_eq!(gauges(&[7.0, f64::INFINITY], &How::Sum), Err(SampleError::NotFinite { bad: 1, of: 2 }));
         assert_eq!(gauges(&[], &How::Max), Err(SampleError::NoSeries));
@@ -478,7 +454,7 @@ mod tests {
     #[test]
     fn a_counter_below_zero_is_refused() {
         let bad = sample(1, None, -1.0);
-        assert_eq!(Counters::of(&[&bad]), Err(SampleError::Negative { value: -1.0 }));
+        assert_eq!(Counters::of(&[&bad]), Err(SampleError::Negative(-1.0)));
     }
 
     #[test]

@@ -100,7 +100,6 @@ struct Newest {
 
 impl Freshness {
     /// A signal not yet seen, from `now` on.
-    #[must_use]
     pub fn new(signal: SignalId, stale_after: Duration, now: Time) -> Freshness {
         let state = State::Waiting;
         Freshness { signal, stale_after, state, began: now, latest: now, newest: None, heard: None }
@@ -142,13 +141,11 @@ impl Freshness {
     }
 
     /// The state as of the last call.
-    #[must_use]
     pub fn state(&self) -> &State {
         &self.state
     }
 
     /// The age of the newest information; none when there never was any.
-    #[must_use]
     pub fn age(&self, now: Time) -> Option<Duration> {
         self.newest.map(|newest| now.max(self.latest).since(newest.at))
     }

@@ -5,4 +5,5 @@ pub mod exposition;
 pub mod freshness;
 mod line;
 pub mod reading;
+pub mod selector;
 pub mod series;

@@ -52,6 +52,7 @@ use crate::signal::exposition::{
     Counts, Exposition, FAMILY_LINES_MAX, Filter, Reporter, Sample, Whose, line_name,
 };
 use crate::signal::reading::{Missing, Reading};
+use crate::signal::selector;
 use crate::time::{Time, WallMs};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -202,7 +203,6 @@ enum Baseline {
 
 impl SignalReader {
     /// A reader for the signals of a policy; nothing has been seen yet.
-    #[must_use]
     pub fn new(policy: &Policy) -> SignalReader {
         let derivations = policy.signals.iter().flat_map(|signal| &signal.sources);
         let filter = Filter::new(derivations.filter_map(|source| match source {
@@ -382,7 +382,6 @@ impl SignalReader {
     }
 
     /// Whether any of these signals is read from pages of other nodes than the head.
-    #[must_use]
     pub fn wants_nodes(&self, signals: impl IntoIterator<Item = SignalId>) -> bool {
         let series = signals.into_iter().filter_map(|id| self.signals.get(id.index()));
         series.flat_map(|series| &series.alternatives).any(|alternative| match &alternative.from {
@@ -435,7 +434,6 @@ impl SignalReader {
 
     /// How long unchanged counters are waited for before they count as a rate of zero: half of
     /// `stale_after`, and at most 30 s.
-    #[must_use]
     pub fn quiet(stale_after: Duration) -> Duration {
         (stale_after / 2).min(Duration::from_secs(30))
     }
@@ -531,9 +529,10 @@ impl Series {
 impl Alternative {
     fn new(source: &SignalSource, filter: &Filter) -> Option<Alternative> {
         let (from, name) = match source {
-            SignalSource::Scrape(derivation) => {
-                (From::Pages(Box::new(Selection::new(derivation, filter)?)), describe(&derivation.select))
-            }
+            SignalSource::Scrape(derivation) => (
+                From::Pages(Box::new(Selection::new(derivation, filter)?)),
+                selector::write(&derivation.select),
+            ),
             SignalSource::PromQl(expression) => (From::Query(expression.clone()), expression.to_string()),
             SignalSource::Probe => (From::Probe, "the probe of /api/gcs_healthz".to_owned()),
         };
@@ -711,10 +710,10 @@ impl Selection {
     fn lost(&self, page: &Exposition) -> Option<SampleError> {
         let families = || std::iter::once(self.family).chain(self.divisor.iter().map(|(family, _)| *family));
         if families().any(|family| page.is_overfull(family)) {
-            return Some(SampleError::TooManyLines { max: FAMILY_LINES_MAX });
+            return Some(SampleError::TooManyLines(FAMILY_LINES_MAX));
         }
         let lost = families().map(|family| page.family_lost[family]).sum();
-        (lost > 0).then_some(SampleError::Lost { lost })
+        (lost > 0).then_some(SampleError::Lost(lost))
     }
 }
 
@@ -847,12 +846,12 @@ fn date(stamp_ms: Option<i64>, before_ms: Option<i64>, now: Time, wall: WallMs) 
     if let Some(before_ms) = before_ms
         && stamp_ms < before_ms
     {
-        return Err(SampleError::StampBack { by: length(stamp_ms, before_ms) });
+        return Err(SampleError::StampBack(length(stamp_ms, before_ms)));
     }
     let wall_ms = i64::try_from(wall.0).unwrap_or(i64::MAX);
     let ahead = length(wall_ms, stamp_ms);
     if ahead > STAMP_AHEAD_MAX {
-        return Err(SampleError::StampAhead { by: ahead });
+        return Err(SampleError::StampAhead(ahead));
     }
     Ok(now - length(stamp_ms, wall_ms))
 }
@@ -886,22 +885,6 @@ fn is_of_head(select: &Selector) -> bool {
     };
     let of_one_process = ["ray_gcs_", "ray_dashboard_", "autoscaler_"];
     of_one_process.iter().any(|start| select.metric.starts_with(start)) || select.labels.iter().any(says_head)
-}
-
-/// A selector as PromQL writes it.
-fn describe(select: &Selector) -> String {
-    let condition = |condition: &LabelCondition| match condition {
-        LabelCondition::Is(label, value) => format!("{label}=\"{value}\""),
-        LabelCondition::IsNot(label, value) => format!("{label}!=\"{value}\""),
-        LabelCondition::StartsWith(label, start) => format!("{label}=~\"{start}.*\""),
-        LabelCondition::OneOf(label, values) => format!("{label}=~\"{}\"", values.join("|")),
-    };
-    let conditions: Vec<String> = select.labels.iter().map(condition).collect();
-    if conditions.is_empty() {
-        select.metric.to_string()
-    } else {
-        format!("{}{{{}}}", select.metric, conditions.join(","))
-    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,8 @@ use crate::request::catalogue::Surface;
 use crate::request::classify::RouteId;
 use crate::request::client_id::ClientId;
 use crate::time::Time;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -98,7 +100,6 @@ pub struct Unlisted {
 
 impl Unlisted {
     /// Folded for counting.
-    #[must_use]
     pub fn new(surface: Surface, method: &str, path: &str) -> Unlisted {
         let known = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
         let method = known.into_iter().find(|known| *known == method).unwrap_or("?");
@@ -106,30 +107,32 @@ impl Unlisted {
     }
 
     /// By what its cost is known; `listener` is the listener's own route.
-    #[must_use]
     pub fn cost_key(&self, listener: RouteId) -> u16 {
         of_template(listener.0, self.method, &self.pattern)
     }
 }
 
 /// What was asked, and what became of it.
-#[derive(Clone, Copy, PartialEq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Counts {
     /// Requests.
     pub asked: u64,
-    /// Sent on.
+    /// Sent on to Ray.
     pub admitted: u64,
     /// Refused.
     pub shed: u64,
-    /// Failed: Ray could not be reached, answered 500 or above, took too long, or broke off.
+    /// Failed: Ray could not be reached, answered 500 or above, took too long, or broke off. Those that were
+    /// sent to Ray are among `admitted`.
+    #[serde(default)]
     pub failed: u64,
-    /// Sent on in shadow mode, that would have been refused.
+    /// Sent on, and would have been refused were the class not in shadow mode.
     pub would_shed: u64,
     /// Answered with another client's answer.
     pub shared: u64,
     /// Left while they waited, before they were decided on.
+    #[serde(default)]
     pub left: u64,
-    /// Seconds of Ray's time they cost, as learnt.
+    /// Seconds of Ray's time, as learnt.
     pub work_s: f64,
 }
 
@@ -187,7 +190,6 @@ impl Traffic {
     }
 
     /// About how many different addresses asked.
-    #[must_use]
     pub fn clients(&self) -> u32 {
         self.crowd.size()
     }
@@ -336,7 +338,6 @@ pub struct Usage {
 
 impl Usage {
     /// Nothing seen yet, of so many classes.
-    #[must_use]
     pub fn new(classes: usize, now: Time) -> Usage {
         Usage {
             began: now,
@@ -348,7 +349,6 @@ impl Usage {
     }
 
     /// Since when it counts.
-    #[must_use]
     pub fn began(&self) -> Time {
         self.began
     }
@@ -387,15 +387,7 @@ impl Usage {
     /// A request that was sent on has been answered, and cost so much of Ray's time.
     pub fn charge(&mut self, ask: Ask, unlisted: Option<&Unlisted>, work: Duration, now: Time) {
         let work_s = work.as_secs_f64();
-        if let Some(asked) = unlisted.and_then(|key| self.unlisted.get_mut(key)) {
-            asked.traffic.counts.work_s += work_s;
-        }
-        if let Some(class) = self.classes.get_mut(ask.class.index()) {
-            class.counts.work_s += work_s;
-        }
-        if let Some(listed) = self.listed.get_mut(&ask.route) {
-            listed.traffic.counts.work_s += work_s;
-        }
+        self.traffic_of(ask, unlisted).for_each(|traffic| traffic.counts.work_s += work_s);
         let visit = self.visit(ask, work, now);
         visit.class = ask.class;
         visit.counts.work_s += work_s;
@@ -403,16 +395,16 @@ impl Usage {
 
     /// A request that was sent on has failed.
     pub fn fail(&mut self, ask: Ask, unlisted: Option<&Unlisted>, now: Time) {
-        if let Some(asked) = unlisted.and_then(|key| self.unlisted.get_mut(key)) {
-            asked.traffic.counts.failed += 1;
-        }
-        if let Some(class) = self.classes.get_mut(ask.class.index()) {
-            class.counts.failed += 1;
-        }
-        if let Some(listed) = self.listed.get_mut(&ask.route) {
-            listed.traffic.counts.failed += 1;
-        }
+        self.traffic_of(ask, unlisted).for_each(|traffic| traffic.counts.failed += 1);
         self.visit(ask, Duration::ZERO, now).counts.failed += 1;
+    }
+
+    /// Where a request was counted that has been noted before: under its class, and its route or pattern.
+    fn traffic_of(&mut self, ask: Ask, unlisted: Option<&Unlisted>) -> impl Iterator<Item = &mut Traffic> {
+        let pattern = unlisted.and_then(|key| self.unlisted.get_mut(key));
+        let asked = [pattern, self.listed.get_mut(&ask.route)];
+        let asked = asked.into_iter().flatten().map(|asked| &mut asked.traffic);
+        asked.chain(self.classes.get_mut(ask.class.index()))
     }
 
     /// The client of a request that waited has left.
@@ -429,13 +421,11 @@ impl Usage {
     }
 
     /// What a class was asked since the start.
-    #[must_use]
     pub fn class(&self, id: ClassId) -> Option<&Traffic> {
         self.classes.get(id.index())
     }
 
     /// Every route that was asked since the start, most asked first.
-    #[must_use]
     pub fn routes(&self) -> Vec<Route> {
         let listed = self.listed.values().map(|listed| Route {
             unlisted: None,
@@ -456,7 +446,6 @@ impl Usage {
 
     /// The heaviest clients of the last minutes, at most `count`, and since when: by what they
     /// cost Ray and were refused, then by what they asked.
-    #[must_use]
     pub fn clients(&self, count: usize, now: Time) -> (Vec<Client>, Time) {
         let oldest = Time(now.0.saturating_sub(span(WINDOWS)));
         let windows = || self.windows.iter().filter(move |(began, _)| *began >= oldest);

@@ -12,7 +12,6 @@ use std::sync::Arc;
 const SEGMENTS_MAX: usize = 6;
 
 /// The pattern of a path.
-#[must_use]
 pub fn template(path: &str) -> Arc<str> {
     let mut pattern = String::with_capacity(path.len());
     let mut ids = 0;

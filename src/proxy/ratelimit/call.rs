@@ -110,7 +110,6 @@ fn unframe<M: Message + Default>(bytes: &Bytes) -> Result<M, CallError> {
 }
 
 /// How long the client waits, if it says so.
-#[must_use]
 pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -127,7 +126,6 @@ pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// An answer.
-#[must_use]
 pub fn answer(message: &impl Message) -> Response<Body> {
     let length = message.encoded_len();
     let mut bytes = BytesMut::with_capacity(5 + length);
@@ -141,7 +139,6 @@ pub fn answer(message: &impl Message) -> Response<Body> {
 }
 
 /// The answer to a call that is not answered.
-#[must_use]
 pub fn refuse(fault: CallError) -> Response<Body> {
     let mut response = respond(Bytes::new(), None);
     if fault == CallError::NotGrpc {

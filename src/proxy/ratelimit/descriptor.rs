@@ -65,7 +65,6 @@ pub struct Question<'a> {
 }
 
 /// Reads a descriptor that came from `peer`.
-#[must_use]
 pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told<'a> {
     let entries = Entries(&descriptor.entries);
     if let Some(name) = entries.get("end") {

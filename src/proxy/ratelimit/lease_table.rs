@@ -83,7 +83,6 @@ impl<T> LeaseTable<T> {
     }
 
     /// How many are held.
-    #[must_use]
     pub fn count(&self) -> usize {
         self.by_end.len()
     }

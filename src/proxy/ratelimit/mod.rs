@@ -70,6 +70,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
+use parking_lot::Mutex;
 use rayguard_core::admission::controller::{Left, Shed};
 use rayguard_core::admission::meter::Reason;
 use rayguard_core::event::Via;
@@ -78,7 +79,7 @@ use rayguard_core::time::Time;
 use rayguard_core::usage::{RequestSummary, Verdict};
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Descriptors in one question, and entries in each. Envoy's operator writes them, not its clients.
@@ -116,7 +117,6 @@ enum Decided {
 impl Service {
     /// A service for `domain` by this front's routes and limits. A place whose end is to be told
     /// is held for `permit_max` at most.
-    #[must_use]
     pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, permit_max: Duration) -> Arc<Service> {
         let tasks = front.load().proxy.tasks.clone();
         let service = Arc::new(Service {
@@ -134,7 +134,6 @@ impl Service {
     }
 
     /// The front it decides by, which a listener needs to know whom it may let in.
-    #[must_use]
     pub fn front(&self) -> &Arc<ArcSwap<Front>> {
         &self.front
     }
@@ -160,9 +159,6 @@ impl Service {
     }
 
     /// Decides about one question; nothing in it waits beyond `deadline`.
-    ///
-    /// # Errors
-    /// [`CallError::TooMany`].
     pub async fn decide(
         &self,
         peer: IpAddr,
@@ -286,15 +282,15 @@ impl Service {
             let until = Until { expected: now + stay, latest: now + latest };
             permit.unseen();
             if holds_a_place {
-                gave_way.extend(self.places().hold(permit, name, until));
+                gave_way.extend(self.places.lock().hold(permit, name, until));
             }
         }
-        proxy.ratelimit.set_places(self.places().count());
+        proxy.ratelimit.set_places(self.places.lock().count());
     }
 
     /// An exchange has ended; its status, where it is told, is 0 if its client left before it had one.
     fn end(&self, proxy: &ProxyState, name: &[u8], status: Option<u64>) {
-        let ended = self.places().release(name);
+        let ended = self.places.lock().release(name);
         proxy.ratelimit.note(if ended.is_some() { Answer::End } else { Answer::EndUnknown });
         if let Some(mut permit) = ended {
             match status {
@@ -307,32 +303,27 @@ impl Service {
 
     fn expire(&self) {
         let proxy = Arc::clone(&self.front.load().proxy);
-        let ended = self.places().expire(proxy.clock.now());
+        let ended = self.places.lock().expire(proxy.clock.now());
         if !ended.is_empty() {
             drop(ended);
-            proxy.ratelimit.set_places(self.places().count());
+            proxy.ratelimit.set_places(self.places.lock().count());
         }
     }
 
     fn measure(&self) {
         let front = self.front.load();
-        self.durations.lock().unwrap_or_else(PoisonError::into_inner).measure(&front.proxy);
+        self.durations.lock().measure(&front.proxy);
     }
 
     /// How long an exchange of a class is expected to hold its place.
     fn stay(&self, proxy: &ProxyState, id: ClassId) -> Duration {
         let class = &proxy.policy.classes[id.index()];
-        let measured = self.durations.lock().unwrap_or_else(PoisonError::into_inner).mean(proxy, id);
+        let measured = self.durations.lock().mean(proxy, id);
         match (class.kind, measured) {
             // A log is read for hours; what it took to open it tells nothing.
             (Kind::Held, _) => self.permit_max,
             (Kind::Unary, measured) => measured.unwrap_or(class.slo.latency).min(self.permit_max),
         }
-    }
-
-    fn places(&self) -> MutexGuard<'_, LeaseTable<PermitGuard>> {
-        // A panic while holding leaves a place too many or too few; each has its end.
-        self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Something is asked that nobody here knows: said at the 1st, 2nd, 4th, 8th ... time.

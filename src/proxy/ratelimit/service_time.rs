@@ -46,7 +46,6 @@ impl ServiceTimes {
     }
 
     /// The mean stay of a class, once there is one.
-    #[must_use]
     pub fn mean(&self, proxy: &ProxyState, id: ClassId) -> Option<Duration> {
         let known = self.generation == Some(proxy.generation);
         let (_, mean) = self.classes.get(id.index()).filter(|_| known)?;

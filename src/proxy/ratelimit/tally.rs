@@ -40,7 +40,6 @@ impl Answer {
     ];
 
     /// The label.
-    #[must_use]
     pub fn label(self) -> &'static str {
         match self {
             Answer::Ok => "ok",
@@ -70,7 +69,6 @@ impl Tally {
     }
 
     /// How many there were.
-    #[must_use]
     pub fn count(&self, answer: Answer) -> u64 {
         self.answers[answer as usize].load(Ordering::Relaxed)
     }
@@ -81,7 +79,6 @@ impl Tally {
     }
 
     /// Places held for exchanges elsewhere.
-    #[must_use]
     pub fn places(&self) -> u64 {
         self.places.load(Ordering::Relaxed)
     }

@@ -165,7 +165,7 @@ async fn the_table_decides_and_at_once() {
     assert!(!rig.passes(&STATUS).await, "blocked");
     rig.change(|table| table.classes[id.index()].treatment = Treatment::Exempt);
     assert!(rig.passes(&STATUS).await && rig.passes(&STATUS).await, "exempt");
-    assert_eq!(rig.service.places().count(), 2, "what is exempt holds no place");
+    assert_eq!(rig.service.places.lock().count(), 2, "what is exempt holds no place");
 }
 
 #[tokio::test]
@@ -260,7 +260,7 @@ async fn a_place_is_given_back_when_its_end_is_told_and_its_time_is_measured() {
     assert_eq!((counts.served, counts.failed, counts.left), (1, 1, 0));
     assert!(counts.latency_mean().is_some());
     assert_eq!(
-        (rig.told(Answer::End), rig.told(Answer::EndUnknown), rig.service.places().count()),
+        (rig.told(Answer::End), rig.told(Answer::EndUnknown), rig.service.places.lock().count()),
         (2, 1, 0)
     );
 }
@@ -272,8 +272,8 @@ async fn a_report_that_is_lost_costs_a_place_for_a_few_objectives() {
     assert!(rig.passes(&[&STATUS[..], &[("request", "id-1")]].concat()).await);
     let (now, stay) = (rig.proxy.clock.now(), rig.service.stay(&rig.proxy, rig.class("job-status")));
     let long = (objective * LOST_OBJECTIVES).max(stay * LOST_SERVICE_TIMES).min(Duration::from_mins(10));
-    assert_eq!(rig.service.places().expire(now + long / 2).len(), 0);
-    assert_eq!(rig.service.places().expire(now + long + Duration::from_secs(1)).len(), 1);
+    assert_eq!(rig.service.places.lock().expire(now + long / 2).len(), 0);
+    assert_eq!(rig.service.places.lock().expire(now + long + Duration::from_secs(1)).len(), 1);
     assert!(rig.passes(&STATUS).await);
 }
 
@@ -287,8 +287,8 @@ async fn without_a_report_a_place_is_held_for_as_long_as_its_class_takes() {
         assert!(rig.passes(&STATUS).await);
     }
     let now = rig.proxy.clock.now();
-    assert_eq!(rig.service.places().expire(now + stay / 2).len(), 0);
-    assert_eq!(rig.service.places().expire(now + stay + Duration::from_secs(1)).len(), 4);
+    assert_eq!(rig.service.places.lock().expire(now + stay / 2).len(), 0);
+    assert_eq!(rig.service.places.lock().expire(now + stay + Duration::from_secs(1)).len(), 4);
     let counts = rig.proxy.admission.counts(id);
     assert_eq!((counts.finished(), counts.left), (0, 0), "nobody saw how it ended");
     assert!(rig.passes(&STATUS).await);
@@ -313,7 +313,7 @@ async fn several_descriptors_pass_together_or_not_at_all() {
     assert_eq!(codes, [Code::Ok as i32, Code::OverLimit as i32, Code::Ok as i32]);
     assert_eq!(answer.overall_code, Code::OverLimit as i32);
     assert_eq!(rig.proxy.admission.load(rig.class("job-status")).0, 0, "what was taken is given back");
-    assert_eq!(rig.service.places().count(), 0);
+    assert_eq!(rig.service.places.lock().count(), 0);
 }
 
 #[tokio::test]

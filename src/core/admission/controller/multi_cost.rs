@@ -34,7 +34,6 @@ pub struct Left {
 
 impl<W> AdmissionController<W> {
     /// Which rate has less than `hits` in hand, and for how long.
-    #[must_use]
     pub fn lacks(&self, ask: Ask, hits: u32, now: Time) -> Option<(Reason, Duration)> {
         let class = self.class(ask.class);
         let client = self.shared_credential.judge(ask.client);
@@ -73,7 +72,6 @@ impl<W> AdmissionController<W> {
 
     /// How much a class has left for a client. The module's ceiling is everybody's, and says nothing
     /// about one class: it is not looked at.
-    #[must_use]
     pub fn left(&self, table: &LimitTable, id: ClassId, client: ClientId, now: Time) -> Left {
         let (class, limits) = (self.class(id), table.class(id));
         let places = permits(limits.in_flight);

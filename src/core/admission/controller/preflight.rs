@@ -36,7 +36,6 @@ impl<W> AdmissionController<W> {
     /// the class's next free cell is further away than anyone may wait, and where the line is
     /// full and the client stands in it already. (One that does not would take the place of
     /// somebody who asks for more than its share.)
-    #[must_use]
     pub fn would_shed(
         &self,
         table: &LimitTable,

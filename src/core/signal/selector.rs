@@ -8,7 +8,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use rayguard_core::policy::{LabelCondition, Selector};
+use crate::policy::{LabelCondition, Selector};
 
 /// Why a selector was not understood.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -111,7 +111,6 @@ fn pattern(label: Arc<str>, pattern: &str) -> Result<LabelCondition, ParseError>
 }
 
 /// Writes a selector so that [`parse`] reads it back.
-#[must_use]
 pub fn write(selector: &Selector) -> String {
     let mut out = selector.metric.to_string();
     for (i, condition) in selector.labels.iter().enumerate() {
