@@ -20,7 +20,7 @@
 use super::ablation::pinned;
 use rayguard_sim::rng::Rng;
 use rayguard_sim::scenario::{Scenario, ScenarioError};
-use rayguard_sim::verdict::{Check, verdicts, within};
+use rayguard_sim::verdict::{Check, Verdicts, verdicts, within};
 use rayguard_sim::world::{Conditions, Onlooker, Run, Traces, run_under};
 use serde::Serialize;
 use statrs::distribution::{Beta, ContinuousCDF};
@@ -103,6 +103,8 @@ pub struct Trial {
     pub draw: Draw,
     /// The run.
     pub run: Run,
+    /// What came of it.
+    pub verdicts: Verdicts,
     /// What it was held to.
     pub checks: Vec<Check>,
     /// The head and how it is seen.
@@ -129,8 +131,9 @@ pub fn trial<'a>(
     let (draw, mut rng) = Draw::new(seed, number);
     let conditions = draw.conditions(scenario, &mut rng);
     let run = run_under(scenario, conditions.clone(), scenario.guard, draw.seed, traces, onlooker)?;
-    let checks = within(ranges(scenario), &verdicts(scenario, &run));
-    Ok(Trial { draw, run, checks, conditions })
+    let verdicts = verdicts(scenario, &run);
+    let checks = within(ranges(scenario), &verdicts);
+    Ok(Trial { draw, run, verdicts, checks, conditions })
 }
 
 /// What a draw is held to.

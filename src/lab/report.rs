@@ -60,14 +60,13 @@ pub fn draw<'a>(
     traces: &Traces,
     onlooker: Onlooker<'a>,
 ) -> Result<Answer, ScenarioError> {
-    let Trial { draw, run, checks, .. } = trial(scenario, seed, number, traces, onlooker)?;
-    let found = verdicts(scenario, &run);
+    let Trial { draw, run, verdicts, checks, .. } = trial(scenario, seed, number, traces, onlooker)?;
     Ok(Answer {
         name: format!("{name}, draw {number}: {}", draw.describe()),
         seed,
         checks,
-        goals: within(&scenario.goal, &found),
-        verdicts: found,
+        goals: within(&scenario.goal, &verdicts),
+        verdicts,
         control: Vec::new(),
         control_label: scenario.control.label(),
         run,
