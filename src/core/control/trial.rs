@@ -383,6 +383,21 @@ mod tests {
     }
 
     #[test]
+    fn a_trial_goes_on_where_its_signal_has_another_place_and_ends_where_it_has_none() {
+        const ELSEWHERE: SignalId = SignalId(1);
+        let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
+        trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), at(0), WAIT);
+        assert_eq!(trials.under(|_| None).on_trial(), None);
+        let mut trials = trials.under(|id| (id == CPU).then_some(ELSEWHERE));
+        assert_eq!(trials.on_trial(), Some(ELSEWHERE));
+        let verdict = trials.judge(|id| (id == ELSEWHERE).then_some(trend), at(0) + WAIT);
+        assert!(
+            matches!(verdict, Some(Verdict::Futile { trial, .. }) if trial.limit == 10.0),
+            "the cut is given back"
+        );
+    }
+
+    #[test]
     fn until_it_is_judged_a_signal_lowers_a_limit_by_a_fifth_and_no_other_signal_does() {
         let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
         assert!((trials.lowest(CPU, false, 10.0) - 8.0).abs() < 1e-12);
