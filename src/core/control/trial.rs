@@ -390,11 +390,12 @@ mod tests {
         assert_eq!(trials.under(|_| None).on_trial(), None);
         let mut trials = trials.under(|id| (id == CPU).then_some(ELSEWHERE));
         assert_eq!(trials.on_trial(), Some(ELSEWHERE));
-        let verdict = trials.judge(|id| (id == ELSEWHERE).then_some(trend), at(0) + WAIT);
-        assert!(
-            matches!(verdict, Some(Verdict::Futile { trial, .. }) if trial.limit == 10.0),
-            "the cut is given back"
-        );
+        let Some(Verdict::Futile { trial, .. }) =
+            trials.judge(|id| (id == ELSEWHERE).then_some(trend), at(0) + WAIT)
+        else {
+            panic!("a constant does not answer")
+        };
+        assert_eq!((trial.signal, trial.limit), (ELSEWHERE, 10.0), "the cut is given back");
     }
 
     #[test]

@@ -50,11 +50,15 @@ fn slow_start_after_an_outage_is_told_with_its_reason() {
 
 #[test]
 fn a_reload_with_narrower_bounds_is_told_at_the_next_step() {
-    let narrower =
-        risen().reconfigure(policy(6.0), &[Mode::Enforce], &BTreeMap::new(), Time::from_secs_f64(1.0));
-    let same =
-        risen().reconfigure(policy(64.0), &[Mode::Enforce], &BTreeMap::new(), Time::from_secs_f64(1.0));
-    for (mut controller, moves) in [(narrower, vec![(8.0, 6.0)]), (same, Vec::new())] {
+    let reload = |controller: &Controller, max| {
+        controller.reconfigure(policy(max), &[Mode::Enforce], &BTreeMap::new(), Time::from_secs_f64(1.0))
+    };
+    let (narrower, same) = (reload(&risen(), 6.0), reload(&risen(), 64.0));
+    // Before anybody was told.
+    let again = reload(&narrower, 6.0);
+    for (mut controller, moves) in
+        [(narrower, vec![(8.0, 6.0)]), (again, vec![(8.0, 6.0)]), (same, Vec::new())]
+    {
         let first = controller.on_tick(vec![ClassReading::default()], Time::from_secs_f64(1.1), WallMs(0));
         let told: Vec<(f64, f64)> =
             adjustments(&first.events).iter().map(|told| (told.old, told.new)).collect();

@@ -12,8 +12,9 @@
 use super::{ClassReading, Controller};
 use crate::admission::meter::{Meter, Outcome, Reason};
 use crate::admission::table::Mode;
-use crate::policy::{ClassId, plain};
+use crate::policy::{ClassId, Policy, plain};
 use crate::time::{Time, WallMs};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,9 +27,12 @@ struct Level {
 }
 
 impl Level {
+    fn policy() -> Arc<Policy> {
+        Arc::new(plain::policy(vec![plain::class("pl", 4.0)], 4.0))
+    }
+
     fn new() -> Level {
-        let policy = Arc::new(plain::policy(vec![plain::class("pl", 4.0)], 4.0));
-        let controller = Controller::new(policy, &[Mode::Enforce], &[], Time::ZERO);
+        let controller = Controller::new(Level::policy(), &[Mode::Enforce], &[], Time::ZERO);
         let mut level = Level { controller, meter: Meter::default(), second: 0, spread_s: 1 };
         (0..120).for_each(|_| level.pass(0));
         level
@@ -92,4 +96,19 @@ fn one_refusal_a_second_where_one_is_served_keeps_nobody_away_for_long() {
     assert_eq!(level.spread_s, 60);
     (0..150).for_each(|_| level.pass(0));
     assert_eq!(level.spread_s, 1);
+}
+
+#[test]
+fn a_spread_narrows_again_whenever_a_reload_comes() {
+    // The admission controller goes on with the spread that it was told of last.
+    for before in 0..150 {
+        let mut level = Level::new();
+        (0..60).for_each(|_| level.pass(1000));
+        (0..before).for_each(|_| level.pass(0));
+        let now = Time::from_secs_f64(level.second as f64);
+        level.controller =
+            level.controller.reconfigure(Level::policy(), &[Mode::Enforce], &BTreeMap::new(), now);
+        (before..150).for_each(|_| level.pass(0));
+        assert_eq!(level.spread_s, 1, "a reload after {before} s");
+    }
 }
