@@ -297,6 +297,11 @@ impl App {
         reader
     }
 
+    /// Whether a limit follows how many jobs wait for their start.
+    pub fn follows_job_starts(&self) -> bool {
+        self.controller().follows_job_starts()
+    }
+
     /// Whether a signal has a fresh reading.
     pub fn has_read(&self, signal: &str) -> bool {
         let view = self.view();
@@ -580,6 +585,7 @@ impl App {
             if let Some(part) = &mut *self.quota() {
                 part.observe(&proxy);
             }
+            controller.on_job_starts(self.proxy().submitted.lock().waiting(now));
             controller.on_tick(proxy, now, self.clock.wall())
         };
         self.carry_out(effects);
