@@ -482,6 +482,36 @@ mod tests {
     }
 
     #[test]
+    fn a_growth_that_comes_to_its_target_under_a_deep_cut_has_answered() {
+        let before =
+            Trend { at: Some(at(0)), level: 5e3, slope_per_s: 100.0, weight: 0.4, ..Trend::default() };
+        // Deep enough, and slowed by half; not deep enough; not slowed.
+        for (new, slope_per_s, is_proven) in [(0.5, 40.0, true), (0.8, 40.0, false), (0.5, 60.0, false)] {
+            let mut trials = Trials::default();
+            trials.on_cut(CPU, 4.0, 1.0, new, (&before, true), at(0), WAIT);
+            trials.on_target(&Trend { slope_per_s, ..before });
+            assert_eq!((trials.on_trial(), trials.is_proven(CPU)), (None, is_proven), "{new}, {slope_per_s}");
+        }
+    }
+
+    #[test]
+    fn at_its_floor_a_proven_pair_is_not_taken_for_one_that_does_not_help() {
+        let trend = Trend { at: Some(at(0)), level: 50.0, slope_per_s: 0.1, weight: 0.4, ..Trend::default() };
+        let same = |second: u32| Trend { level: 50.0 + 0.1 * f64::from(second), ..trend };
+        for proven in [true, false] {
+            let mut trials = Trials::default();
+            if proven {
+                trials.on_cut(CPU, 4.0, 1.0, 0.5, (&trend, true), at(0), WAIT);
+                trials.on_target(&Trend { slope_per_s: 0.0, ..trend });
+            }
+            trials.on_cut(CPU, 0.2, 0.2, 0.2, (&trend, true), at(0), WAIT);
+            let verdict = trials.judge(|_| Some(same(1000)), at(1000));
+            assert_eq!(verdict.is_some(), !proven, "{verdict:?}");
+            assert!(trials.is_in_doubt(CPU), "one verdict may be chance");
+        }
+    }
+
+    #[test]
     fn a_trial_whose_signal_is_lost_ends_without_a_verdict() {
         let (mut trials, trend) = (Trials::default(), Trend { level: 5.0, ..Trend::default() });
         trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), at(0), WAIT);

@@ -533,3 +533,53 @@ fn conclude(of: &mut Loop, seen: &ClassReading, step: &Move, now: Time) {
     of.counts.clone_from(&seen.counts);
     of.peak = seen.in_flight;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::signal_store::SignalStore;
+    use crate::policy::{Signal, plain};
+    use crate::signal::catalogue::SIGNALS;
+    use crate::signal::reading::Reading;
+
+    fn at(second: u64) -> Time {
+        Time::ZERO + Duration::from_secs(second)
+    }
+
+    /// How many wait where Ray's gauge said so many at 100 s, and the jobs say that `waiting` of those let in after `since`
+    /// wait; and whether they are believed.
+    fn believed(gauge: Option<f64>, asked: Option<(f64, u64)>, replicas: u32) -> Option<(f64, bool)> {
+        let backlog = SIGNALS.iter().find(|signal| signal.name == "submission_backlog").unwrap();
+        let signals: Vec<Signal> = vec![backlog.signal()];
+        let policy = Policy { signals, ..plain::policy(vec![plain::class("submit", 8.0)], 100.0) };
+        let mut store = SignalStore::new(&policy, at(0));
+        if let Some(value) = gauge {
+            let reading = Reading {
+                signal: SignalId(0),
+                value,
+                at: at(100),
+                fresh: 1,
+                resolution: 1.0,
+                source: "test".into(),
+            };
+            store.on_readings(&policy, &[(SignalId(0), Ok(reading))], at(101));
+        }
+        let waiting = asked.map(|(jobs, since)| Waiting { jobs, since: at(since), at: at(110) });
+        let counted = counted(store.get(SignalId(0)).unwrap(), waiting, replicas)?;
+        Some((counted.jobs, counted.is_asked))
+    }
+
+    #[test]
+    fn jobs_are_believed_where_they_know_better_than_the_gauge() {
+        assert_eq!(believed(None, None, 1), None);
+        assert_eq!(believed(Some(7.0), None, 1), Some((7.0, false)));
+        assert_eq!(believed(None, Some((3.0, 50)), 1), Some((3.0, true)));
+        // A job of before the reading has started: others than these may wait, or more of these than the gauge says.
+        assert_eq!(believed(Some(7.0), Some((3.0, 50)), 1), Some((7.0, false)));
+        assert_eq!(believed(Some(7.0), Some((30.0, 50)), 1), Some((30.0, true)));
+        // One that was let in after it has started: all that it counted have.
+        assert_eq!(believed(Some(7.0), Some((3.0, 105)), 1), Some((3.0, true)));
+        // Each of three replicas knows its own.
+        assert_eq!(believed(Some(7.0), Some((3.0, 50)), 3), Some((9.0, true)));
+    }
+}

@@ -298,3 +298,21 @@ fn health(state: &State) -> SignalHealth {
         State::Stale { .. } => SignalHealth::Stale,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::pressure_of_growth;
+
+    #[test]
+    fn what_gathers_presses_by_its_growth_over_what_it_may_grow_by_and_by_its_level() {
+        // At 60 of 90 it may grow by 30 until it is forecast.
+        for (forecast, pressure) in
+            [(75.0, 60.0 / 90.0), (90.0, 1.0), (120.0, 2.0), (1000.0, 4.0), (30.0, 60.0 / 90.0)]
+        {
+            assert!((pressure_of_growth(60.0, forecast, 90.0) - pressure).abs() < 1e-12, "{forecast}");
+        }
+        // At its target it must not grow, and beyond it must come down.
+        assert!(pressure_of_growth(90.0, 99.0, 90.0) >= 2.0);
+        assert!((pressure_of_growth(99.0, 90.0, 90.0) - 1.1).abs() < 1e-12);
+    }
+}
