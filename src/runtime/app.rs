@@ -470,8 +470,9 @@ impl App {
     /// Takes in whether Ray accepts connections.
     pub fn on_upstream(&self, problem: Option<&str>) {
         if problem.is_some() {
-            // Another version may come back.
+            // Another version may come back, and one that knows none of the jobs.
             self.on_reads_known(false);
+            self.proxy().submitted.lock().forget();
         }
         let effects = self.controller().on_upstream(problem, self.clock.now());
         self.carry_out(effects);

@@ -134,6 +134,9 @@ impl ControlLoop {
 
     /// A probe came back, or ran out of time.
     pub(crate) fn on_probe(&mut self, latency_ms: Option<f64>, began: Time, now: Time) {
+        if latency_ms.is_none() {
+            self.job_starts.forget();
+        }
         let seen = latency_ms
             .ok_or_else(|| Missing::Unreachable { target: "probe".into(), problem: "no answer".into() });
         self.reader.on_probe("probe", &seen, began);

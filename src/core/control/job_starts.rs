@@ -111,7 +111,7 @@ impl<J: Clone + PartialEq> JobStarts<J> {
         self.heard = self.started.map(|since| Waiting { jobs, since, at: now });
     }
 
-    /// The head was replaced by another: it knows none of them.
+    /// The head is down: what comes back may know none of them.
     pub fn forget(&mut self) {
         *self = JobStarts::default();
     }

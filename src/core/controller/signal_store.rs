@@ -247,12 +247,12 @@ impl Posted {
             State::Stale { .. } => self.problem.clone(),
             State::Waiting | State::Fresh => String::new(),
         };
-        // A class that is limited by what it leaves behind passes slowly without that reading (core/controller/backlog.rs).
+        // A class that is limited by what it leaves behind passes slowly without any news of it (core/controller/backlog.rs).
         let trickles = policy.classes.iter().any(|class| class.backlog == Some(id));
         let consequence = match (&transition.to, signal.on_stale) {
             _ if !policy.follows(id) => "no limit uses it",
             (State::Stale { .. }, _) if trickles => {
-                "until it is read again, requests of each class that leaves a backlog pass at half the pace at which the head was seen to start them, or one every 5 s"
+                "until it is read again, the jobs that were let in are asked whether they have started; if they do not answer either, submissions pass at half the pace at which the head was seen to start jobs, or one every 5 s"
             }
             (State::Fresh, _) => "it moves limits",
             (State::Waiting, _) => "it moves nothing yet",
