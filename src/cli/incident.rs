@@ -27,7 +27,7 @@ pub struct TraceArgs {
     /// log (Philly's submissions, Azure's completions, `at_s,route,status,latency_ms`).
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
-    /// The configuration to try; the defaults without one.
+    /// Configuration to try. Default: the built-in defaults.
     #[arg(long, short, value_name = "FILE", requires = "trace")]
     pub config: Option<PathBuf>,
     /// How the trace is replayed.
@@ -38,16 +38,16 @@ pub struct TraceArgs {
 /// How a trace is replayed.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Replay {
-    /// Begins so far into the trace.
+    /// Start this far into the trace.
     #[arg(long, value_name = "TIME", default_value = "0s")]
     pub from: Length,
-    /// Replays so much of it; all, a day at most, when left out.
+    /// Replay this much of the trace. Default: all of it, at most a day.
     #[arg(long = "for", value_name = "TIME")]
     pub length: Option<Length>,
-    /// Replays it so many times as fast.
+    /// Replay the trace this many times as fast.
     #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
     pub speedup: f64,
-    /// Replays so many times the load, each copy with clients of its own.
+    /// Multiply the load by this; each copy has its own clients.
     #[arg(long, value_name = "COUNT", default_value_t = 1)]
     pub copies: u32,
     /// Clients give up after this.

@@ -36,30 +36,30 @@ pub struct Args {
     /// Seed for all scenarios, instead of each one's own.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// How to print the answers.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Writes a page with plots to this file.
+    /// Write a page with plots to this file.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Writes the adjustment log of each run to this folder, as JSON Lines.
+    /// Write the adjustment log of each run to this folder, as JSON Lines.
     #[arg(long, value_name = "FOLDER")]
     pub adjustment_log: Option<PathBuf>,
-    /// Draws the head's parameters at random and repeats each scenario so many times; prints the pass rate with its
+    /// Draw the head's parameters at random and repeat each scenario N times; print the pass rate with its
     /// 95 % interval and the number of the worst draw. Exits with 1 where a scenario claims to be robust (`[robust]`) and
     /// these draws do not show it.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub runs: u64,
-    /// Runs each scenario once with the parameters of this draw of `--runs`.
+    /// Run each scenario once with the parameters of this draw of `--runs`.
     #[arg(long, value_name = "NUMBER", conflicts_with_all = ["runs", "baselines"])]
     pub draw: Option<u64>,
-    /// Compares rayguard with other limiters, in one table over all scenarios.
+    /// Compare rayguard with other limiters, in one table over all scenarios.
     #[arg(long)]
     pub baselines: bool,
-    /// Runs each scenario with parts of the loop taken away, in one table over all scenarios.
+    /// Run each scenario with parts of the control loop removed, in one table over all scenarios.
     #[arg(long, conflicts_with_all = ["runs", "draw", "baselines"])]
     pub ablate: bool,
-    /// Where traces are that scenarios name and that are not beside them.
+    /// Folder of the traces that scenarios use and that are not beside them.
     #[arg(long, value_name = "FOLDER")]
     pub traces: Option<PathBuf>,
     /// Compares the model with traffic traces of a real head, instead of running scenarios, and
@@ -476,7 +476,7 @@ fn traces(args: &Args, scenario_path: &Path, scenario: &Scenario) -> Result<Opti
 
 fn left_out(args: &Args, path: &Path, out: &mut dyn Write) -> Result<(), Error> {
     if args.format == Format::Table {
-        writeln!(out, "---- {}: not run, its trace is not here; name its folder with --traces", name(path))?;
+        writeln!(out, "---- {}: not run, its trace was not found; set its folder with --traces", name(path))?;
     }
     Ok(())
 }

@@ -882,7 +882,7 @@ impl Event {
     pub fn sentence(&self) -> String {
         match self {
             Event::Start(start) => format!(
-                "rayguard {} began with policy version {} and {} limits, {} of them from the last run",
+                "rayguard {} started with policy version {} and {} limits, {} of them from the last run",
                 start.version,
                 start.policy_version,
                 start.limits.len(),

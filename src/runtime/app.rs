@@ -256,7 +256,7 @@ impl App {
         }
         if let Err(faults) = self.put_in_force(&fronts, &settings, &shaped(&settings, seen)) {
             // The same routes were taken with the same classes before.
-            tracing::error!(?faults, "the profile of this Ray could not be put into force");
+            tracing::error!(?faults, "could not apply the profile of this Ray version");
             return;
         }
         self.note(Event::ConfigChange(ConfigChange {
@@ -331,7 +331,9 @@ impl App {
             Some(before) if before.may_be(&ray) && ray.version.is_none() => return,
             Some(before) if !before.may_be(&ray) => {
                 self.proxy().admission.costs().forget();
-                tracing::info!("what routes cost was learnt of another Ray, and is learnt anew");
+                tracing::info!(
+                    "the learnt costs of routes came from another Ray version; learning them again"
+                );
             }
             _ => {}
         }

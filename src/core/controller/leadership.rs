@@ -142,16 +142,19 @@ impl LeadershipChange {
     pub fn sentence(&self) -> String {
         match self.role {
             Role::Leads => {
-                format!("this replica decides for all {} by token {}", self.replicas, self.token)
+                format!("this replica is the leader of {} replicas, with token {}", self.replicas, self.token)
             }
             Role::Follows if self.leader.is_empty() => {
-                "nobody is known to decide: this replica keeps to the table it has".to_owned()
+                "no leader is known: this replica keeps its current limit table".to_owned()
             }
             Role::Follows => {
-                format!("{} decides for all {} by token {}", self.leader, self.replicas, self.token)
+                format!(
+                    "{} is the leader of {} replicas, with token {}",
+                    self.leader, self.replicas, self.token
+                )
             }
             Role::CutOff => format!(
-                "the shared store cannot be asked ({}): this replica goes on with its share, one of {}",
+                "the shared store is unreachable ({}): this replica continues with an even share, one of {}",
                 self.problem, self.replicas
             ),
         }
@@ -514,7 +517,7 @@ mod tests {
         follower.on_leadership(&role(Role::Follows, "a", 1));
         let order = crate::controller::overrides::Override::Freeze(true);
         let refused = follower.on_override(&order, "me", "", Time::ZERO, WallMs(0)).unwrap_err();
-        assert!(refused.to_string().starts_with("a decides for all replicas"), "{refused}");
+        assert!(refused.to_string().starts_with("a is the leader and decides for all replicas"), "{refused}");
     }
 
     #[test]
