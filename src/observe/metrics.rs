@@ -16,8 +16,9 @@ use crate::core::alert::Alert;
 use crate::core::controller::ProxyReading;
 use crate::core::controller::leadership::Role;
 use crate::core::controller::view::{ClassView, View};
-use crate::core::event::{Event, LimitKind, Mode, SignalHealth};
+use crate::core::event::{Mode, SignalHealth};
 use crate::core::replicas::quota::Leased;
+use crate::observe::tally::{Direction, Tally};
 use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
 use crate::proxy::shared_answer::Budget;
 use crate::runtime::app::App;
@@ -25,7 +26,6 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,39 +51,6 @@ pub struct Page {
     pub kind: &'static str,
     /// The text.
     pub body: String,
-}
-
-/// Which way a limit went.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Direction {
-    /// It was raised.
-    Up,
-    /// It was cut.
-    Down,
-}
-
-/// What is counted as events pass by.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Tally {
-    adjustments: BTreeMap<(String, &'static str, Direction), u64>,
-}
-
-impl Tally {
-    /// Takes an event in. Adjustments that a guardrail held back moved nothing and do not count.
-    pub fn take(&mut self, event: &Event) {
-        let Event::Adjustment(adjustment) = event else { return };
-        let direction = match adjustment.new.total_cmp(&adjustment.old) {
-            std::cmp::Ordering::Greater => Direction::Up,
-            std::cmp::Ordering::Less => Direction::Down,
-            std::cmp::Ordering::Equal => return,
-        };
-        let key = (adjustment.class.clone(), adjustment.limit.label(), direction);
-        *self.adjustments.entry(key).or_default() += 1;
-    }
-
-    fn adjustments(&self, class: &str, limit: LimitKind, direction: Direction) -> u64 {
-        self.adjustments.get(&(class.to_owned(), limit.label(), direction)).copied().unwrap_or(0)
-    }
 }
 
 impl Format {

@@ -21,7 +21,7 @@ use crate::core::signal::reading::{Missing, Reading};
 use crate::core::signal::series::SignalReader;
 use crate::core::time::{Time, WallMs};
 use crate::observe::adjustment_log::{AdjustmentLog, Entry};
-use crate::observe::metrics::Tally;
+use crate::observe::tally::Tally;
 use crate::observe::trace_writer;
 use crate::proxy::clock::Clock;
 use crate::proxy::h1_connection::AnswerBounds;
