@@ -6,7 +6,7 @@
 //! forwarded is written anew from what was understood.
 
 use crate::headers::HeaderPresence;
-use crate::tunnel::is_websocket;
+use crate::websocket::is_websocket;
 use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::uri::Scheme;
 use http::{Method, Request, StatusCode, Uri, Version};

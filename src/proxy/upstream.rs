@@ -13,6 +13,7 @@ use crate::circuit_breaker::{CircuitBreaker, RETRY};
 use crate::clock::Clock;
 use crate::cores;
 use crate::h1_connection::{AnswerBounds, H1Connection, SentHead};
+pub use crate::protocol::Protocol;
 use crate::stream::{Dial, Plain, Stream, probe};
 use crate::tasks::Tasks;
 use crate::tls::Originator;
@@ -24,7 +25,6 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::{Mutex, MutexGuard};
 use rayguard_core::admission::meter::Reason;
-use rayguard_core::request::catalogue::Surface;
 use rayguard_core::time::Time;
 use std::io;
 use std::path::PathBuf;
@@ -134,26 +134,6 @@ impl UpstreamError {
                     | TimedOut
             ),
             _ => false,
-        }
-    }
-}
-
-/// What is spoken with Ray.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Protocol {
-    /// HTTP/1.1: the dashboard, Serve.
-    #[default]
-    Http1,
-    /// HTTP/2 without TLS, known beforehand: gRPC.
-    Http2,
-}
-
-impl Protocol {
-    /// What Ray speaks on the port behind this kind of listener.
-    pub fn of(surface: Surface) -> Protocol {
-        match surface {
-            Surface::Dashboard | Surface::Serve => Protocol::Http1,
-            Surface::RayClient => Protocol::Http2,
         }
     }
 }
