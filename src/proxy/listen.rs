@@ -72,19 +72,12 @@ pub struct Bounds {
     pub abandoned_max: Duration,
 }
 
+/// A body may be silent for so long, unless a test has less time.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds {
-            connections_max: 16_384,
-            connections_per_address_max: 4_096,
-            head_timeout: Duration::from_secs(15),
-            idle_timeout: Duration::from_secs(75),
-            stall_timeout: Duration::from_secs(30),
-            head_bytes_max: 64 * 1024,
-            headers_max: HEADERS_ON_STACK,
-            body_bytes_max: 256 << 20,
-            abandoned_max: Duration::from_secs(600),
-        }
+        Bounds::from(&settings::Http::default())
     }
 }
 
@@ -99,7 +92,7 @@ impl From<&settings::Http> for Bounds {
             headers_max: http.headers_max,
             body_bytes_max: http.body_bytes_max,
             abandoned_max: http.abandoned_max,
-            ..Bounds::default()
+            stall_timeout: STALL_TIMEOUT,
         }
     }
 }

@@ -24,6 +24,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::{Mutex, MutexGuard};
+use rayguard_config::settings;
 use rayguard_core::admission::meter::Reason;
 use rayguard_core::time::Time;
 use std::io;
@@ -173,7 +174,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             protocol: Protocol::Http1,
-            connect_timeout: Duration::from_secs(2),
+            connect_timeout: settings::Http::default().connect_timeout,
             idle_timeout: Duration::from_secs(30),
             idle_max: 64,
             answer: AnswerBounds::default(),

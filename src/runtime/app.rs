@@ -201,10 +201,7 @@ impl App {
         let options = Options {
             protocol: Protocol::of(surface),
             connect_timeout: settings.http.connect_timeout,
-            answer: AnswerBounds {
-                headers: settings.http.answer_headers_max,
-                bytes: settings.http.answer_header_bytes_max,
-            },
+            answer: AnswerBounds::from(&settings.http),
             ..Options::default()
         };
         let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
