@@ -125,6 +125,33 @@ async fn bodies_pass_both_ways_sized_and_chunked() {
 }
 
 #[tokio::test]
+async fn a_job_that_was_let_in_is_known_by_the_name_that_ray_gives_it() {
+    let rig = Rig::start().await;
+    let next = || rig.proxy.submitted.lock().next(rig.proxy.clock.now());
+    let names = |name: &str| format!(r#"{{"job_id": "{name}", "submission_id": "{name}"}}"#);
+    let sized = names("raysubmit_1");
+    let length = sized.len();
+    let head = "POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\nx-do: echo\r\n";
+    let answer = rig.ask(&format!("{head}content-length: {length}\r\n\r\n{sized}")).await;
+    assert_eq!(answer.text(), sized);
+    assert_eq!(next().as_deref(), Some("raysubmit_1"));
+    rig.proxy.submitted.lock().forget();
+
+    let chunked = names("raysubmit_2");
+    let (first, last) = chunked.split_at(20);
+    let chunks = format!("{:x}\r\n{first}\r\n{:x}\r\n{last}\r\n0\r\n\r\n", first.len(), last.len());
+    let answer = rig.ask(&format!("{head}transfer-encoding: chunked\r\n\r\n{chunks}")).await;
+    assert_eq!(answer.text(), chunked);
+    assert_eq!(next().as_deref(), Some("raysubmit_2"));
+    rig.proxy.submitted.lock().forget();
+
+    // What Ray refuses is no job, and neither is what another class is told.
+    assert_eq!(rig.ask(&format!("{head}content-length: 5\r\n\r\nhello")).await.text(), "hello");
+    rig.get("/api/jobs/raysubmit_3", &[]).await;
+    assert_eq!(next(), None);
+}
+
+#[tokio::test]
 async fn a_large_upload_passes_whole() {
     let rig = Rig::start().await;
     let mut client = rig.client().await;

@@ -75,6 +75,11 @@ fn remedy(status: u16) -> &'static str {
 }
 
 impl FetchError {
+    /// Whether credentials are asked for.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, FetchError::Status(401 | 403))
+    }
+
     /// As the signals know it.
     pub fn missing(&self, target: &str) -> Missing {
         let target: Arc<str> = target.into();

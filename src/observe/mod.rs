@@ -2,6 +2,7 @@
 pub mod adjustment_log;
 pub mod discover;
 pub mod fetch;
+pub mod job_state;
 pub mod local_head;
 pub mod log;
 pub mod metrics;

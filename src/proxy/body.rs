@@ -12,6 +12,7 @@ use crate::permit_guard::PermitGuard;
 use crate::sessions::Alive;
 use crate::shared_answer::SharedBody;
 use crate::slow_reader::{Cut, LAG, Listed, SlowReaders, Taken};
+use crate::submitted::Submission;
 use crate::throttle::Throttled;
 use crate::upload::Withheld;
 use crate::upstream::Lease;
@@ -415,6 +416,8 @@ pub struct ResponsePolicy {
     /// How long Ray may say nothing in the middle of it. A line to Ray that was cut without a word
     /// would hold its permit, and whoever shares the answer, for ever.
     pub silence_max: Option<Duration>,
+    /// A submission's, which names a job.
+    pub submission: Option<Box<Submission>>,
 }
 
 /// Ray's body on its way.
@@ -464,6 +467,7 @@ struct Cargo {
     permit: Option<PermitGuard>,
     alive: Option<Alive>,
     silence: Option<Silence>,
+    submission: Option<Box<Submission>>,
 }
 
 /// A wait for Ray, and how long it may last.
@@ -529,6 +533,10 @@ impl Body {
             permit.answered(whole.as_ref().map_or(0, Bytes::len));
             permit.served();
         }
+        if let (Some(mut submission), Some(whole)) = (response_policy.submission, &whole) {
+            submission.hear(whole);
+            submission.end();
+        }
         Body::Full(whole)
     }
 
@@ -555,7 +563,8 @@ impl Body {
         }
         let inner = Throttled::new(inner, response_policy.flow, response_policy.clock);
         let silence = response_policy.silence_max.map(|max| Silence { max, timer: None, waits: false });
-        let mut cargo = Cargo { first, broken: None, inner, permit, alive, silence };
+        let submission = response_policy.submission;
+        let mut cargo = Cargo { first, broken: None, inner, permit, alive, silence, submission };
         if cargo.is_end_stream() {
             cargo.complete();
         }
@@ -625,6 +634,9 @@ impl Cargo {
         if let Some(mut permit) = self.permit.take() {
             permit.served();
         }
+        if let Some(submission) = self.submission.take() {
+            submission.end();
+        }
     }
 }
 
@@ -679,6 +691,11 @@ impl HttpBody for Body {
         response_state.taken.give(response_state.clock.now());
         if let (Some(Ok(frame)), Some(permit)) = (&frame, &mut cargo.permit) {
             permit.answered(frame.data_ref().map_or(0, Bytes::len));
+        }
+        if let (Some(Ok(frame)), Some(submission)) = (&frame, &mut cargo.submission)
+            && let Some(data) = frame.data_ref()
+        {
+            submission.hear(data);
         }
         match &frame {
             None => cargo.complete(),

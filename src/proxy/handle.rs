@@ -22,6 +22,7 @@ use crate::reject::{self, Contact, ErrorFormat, GRPC_STATUS, Refused};
 use crate::request_validation::{self, Malformed};
 use crate::sessions::Alive;
 use crate::state::{Entrance, Front, ProxyState, ShedNote};
+use crate::submitted::Submission;
 use crate::tasks::Tasks;
 use crate::tunnel;
 use crate::upstream::UpstreamError;
@@ -488,7 +489,14 @@ impl RequestContext {
             patience: (!held && !self.shadow).then(|| (self.proxy.readers.clone(), self.peer.body.stall)),
             silence_max: self.timeout().filter(|_| !held).map(|timeout| timeout.max(least)),
             flow: self.flow.clone(),
+            submission: self.submission(),
         }
+    }
+
+    /// The job that Ray's answer names.
+    fn submission(&self) -> Option<Box<Submission>> {
+        let submits = Some(self.known.matched.class) == self.proxy.linked.submit;
+        submits.then(|| Box::new(Submission::new(Arc::clone(&self.proxy.submitted), self.proxy.clock)))
     }
 
     /// How long Ray may take to begin its answer.

@@ -28,6 +28,7 @@ mod single_flight;
 mod slow_reader;
 pub mod state;
 pub mod stream;
+pub mod submitted;
 pub mod tasks;
 pub mod throttle;
 pub mod tls;

@@ -656,7 +656,7 @@ mod tests {
     }
 
     fn response_policy(patience: Option<(SlowReaders, Duration)>) -> ResponsePolicy {
-        ResponsePolicy { clock: Clock::start(), flow: None, patience, silence_max: None }
+        ResponsePolicy { clock: Clock::start(), flow: None, patience, silence_max: None, submission: None }
     }
 
     /// Takes what is there, or nothing.

@@ -11,6 +11,7 @@ use crate::permit_guard::PermitGuard;
 use crate::ratelimit::tally::Tally;
 use crate::sessions::Sessions;
 use crate::slow_reader::SlowReaders;
+use crate::submitted::SubmittedJobs;
 use crate::tasks::Tasks;
 use crate::trace::{Note, Passed, TraceSender};
 use crate::upstream::Upstream;
@@ -126,6 +127,8 @@ pub struct ProxyState {
     shed_notes: Arc<ShedNotes>,
     /// Ray Client sessions that are alive.
     pub sessions: Sessions,
+    /// Jobs that were let in and are not known to have started.
+    pub submitted: SubmittedJobs,
     /// Classes that know of each other.
     pub linked: Linked,
     /// Logs that are read as they grow.
@@ -285,6 +288,7 @@ impl ProxyState {
             sheds,
             shed_notes: Arc::default(),
             sessions: Sessions::default(),
+            submitted: SubmittedJobs::default(),
             connections: Arc::default(),
             contact: Arc::default(),
             ids: Arc::new(Ids::new(clock.wall().0)),
@@ -332,6 +336,7 @@ impl ProxyState {
             sheds: self.sheds.clone(),
             shed_notes: Arc::clone(&self.shed_notes),
             sessions: self.sessions.clone(),
+            submitted: Arc::clone(&self.submitted),
             tails: self.tails.clone(),
             readers: self.readers.clone(),
             parked: Arc::clone(&self.parked),

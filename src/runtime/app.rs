@@ -294,6 +294,11 @@ impl App {
         reader
     }
 
+    /// Whether a limit follows how many jobs wait for their start.
+    pub fn follows_job_starts(&self) -> bool {
+        self.controller().follows_job_starts()
+    }
+
     /// Whether a signal has a fresh reading.
     pub fn has_read(&self, signal: &str) -> bool {
         let view = self.view();
@@ -579,6 +584,7 @@ impl App {
             if let Some(part) = &mut *self.quota() {
                 part.observe(&proxy);
             }
+            controller.on_job_starts(self.proxy().submitted.lock().waiting(now));
             controller.on_tick(proxy, now, self.clock.wall())
         };
         self.carry_out(effects);

@@ -8,6 +8,8 @@
 //! pages of all other nodes are asked by a task of their own, if a signal needs them at all, and
 //! the search for targets is a third one.
 //!
+//! Jobs that were let in are asked one at a time whether they have started, as often as the head is probed.
+//!
 //! Which pages are the head's may be a guess. Then all others are asked at once, by one more task, until a page says
 //! that it is; whoever said so takes the first place from then on.
 //!
@@ -21,6 +23,7 @@ use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::observe::discover::{self, Discovery, Places};
 use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::job_state;
 use crate::observe::probe::{self, Outcome};
 use crate::observe::promql::{self, QueryError, Server};
 use crate::observe::scrape::{self, Page, Target, Targets, Turns};
@@ -44,6 +47,9 @@ const REDISCOVER_CALM: Duration = Duration::from_secs(60);
 
 /// Where no page says that it is the head's, all are asked again less and less often, down to this.
 const SEARCH_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// Where the states of jobs are withheld, they are asked for again after this.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 
 /// Entries of a list that are no targets are named in a warning up to this many.
 const NAMED_MAX: usize = 5;
@@ -75,7 +81,10 @@ pub fn start(app: &Arc<App>) {
         app.tasks.spawn_until_closed(watch.clone().look_at_nodes());
     }
     if let Some(probe) = watch.settings.probe.clone() {
-        app.tasks.spawn_until_closed(watch.clone().probe(probe));
+        app.tasks.spawn_until_closed(watch.clone().probe(probe.clone()));
+        if app.follows_job_starts() {
+            app.tasks.spawn_until_closed(watch.clone().ask_jobs(probe));
+        }
     }
     watch.query_all();
 }
@@ -309,6 +318,30 @@ impl Watch {
             let latency_ms = probe.outcome.latency_ms(&name);
             self.reader.lock().on_probe(&name, &latency_ms, probe.began);
             self.hand_over();
+        }
+    }
+
+    /// Asks jobs that were let in whether they have started, one after the other.
+    async fn ask_jobs(self, wanted: settings::Probe) {
+        let Ok(upstream) = Url::parse(&self.settings.upstream.url()) else { return };
+        let mut every = rounds(wanted.interval);
+        loop {
+            every.tick().await;
+            if self.is_succeeded() {
+                return;
+            }
+            let jobs = Arc::clone(&self.app.proxy().submitted);
+            let Some(job) = jobs.lock().next(self.app.clock.now()) else { continue };
+            let token = self.app.rays_token();
+            match job_state::ask(&self.client, &upstream, &job, token, wanted.timeout).await {
+                Ok(state) => jobs.lock().on_answer(&job, state, self.app.clock.now()),
+                Err(fault) => {
+                    tracing::debug!(%fault, "a job's state is not to be had");
+                    if fault.is_refused() {
+                        tokio::time::sleep(REFUSED_PAUSE).await;
+                    }
+                }
+            }
         }
     }
 

@@ -5,9 +5,10 @@
 //! fault adds), so equal seeds give equal adjustment logs.
 
 use super::faults::Scraped;
-use super::proxy::SimProxy;
+use super::proxy::{Rid, SimProxy};
 use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::Alert;
+use rayguard_core::control::job_starts::{JobStarts, JobState};
 use rayguard_core::controller::{Controller, Effects, LastGood, read_proxy};
 use rayguard_core::event::{Event, LoggedEvent};
 use rayguard_core::policy::{ClassId, Policy};
@@ -24,11 +25,15 @@ const WALL_START_MS: f64 = 1_795_000_000_000.0;
 const AGENT: &str = "127.0.0.1:8080";
 const DASHBOARD: &str = "127.0.0.1:44227";
 
+/// A job: the life of the head in which it was let in, and its submission.
+pub(crate) type Job = (u32, Rid);
+
 /// The loop.
 #[derive(Debug)]
 pub(crate) struct ControlLoop {
     controller: Controller,
     reader: SignalReader,
+    job_starts: JobStarts<Job>,
     period: Duration,
     seq: u64,
     pending: Vec<Event>,
@@ -55,6 +60,7 @@ impl ControlLoop {
         proxy.table = controller.table();
         ControlLoop {
             reader: SignalReader::new(&proxy.policy),
+            job_starts: JobStarts::default(),
             period: proxy.policy.control.inner_period,
             controller,
             seq: 0,
@@ -134,6 +140,21 @@ impl ControlLoop {
         self.take_readings(now);
     }
 
+    /// A submission was answered.
+    pub(crate) fn on_submitted(&mut self, job: Job, now: Time) {
+        self.job_starts.on_submitted(job, now);
+    }
+
+    /// The job to ask for its state.
+    pub(crate) fn job_to_ask(&mut self, now: Time) -> Option<Job> {
+        self.controller.follows_job_starts().then(|| self.job_starts.next(now)).flatten()
+    }
+
+    /// A job said what state it is in.
+    pub(crate) fn on_job_state(&mut self, job: Job, state: JobState, now: Time) {
+        self.job_starts.on_answer(&job, state, now);
+    }
+
     fn take_readings(&mut self, now: Time) {
         let readings = self.reader.readings(now);
         let effects = self.controller.on_readings(&readings, now);
@@ -151,6 +172,7 @@ impl ControlLoop {
         #[cfg(test)]
         let now = self.defect.map_or(now, |defect| defect.time(now, offset_s));
         let seen = read_proxy(&proxy.admission, proxy.policy.classes.len(), now);
+        self.controller.on_job_starts(self.job_starts.waiting(now));
         let effects: Effects = self.controller.on_tick(seen, now, wall(now, offset_s));
         for (class, seconds) in &effects.spreads {
             proxy.admission.spread(*class, *seconds);

@@ -11,7 +11,7 @@
 use super::arrivals::{Agent, Group, agents};
 use super::baselines::{self, Limiter};
 use super::cluster::Brings;
-use super::control_loop::ControlLoop;
+use super::control_loop::{ControlLoop, Job};
 use super::exposition::Pages;
 use super::faults::{MetricsWeather, Scraped};
 use super::head::{Effect, RouteId, Spec};
@@ -28,10 +28,11 @@ use super::trace::Trace;
 use rayguard_config::settings::Probe;
 use rayguard_core::admission::controller::{Decision, Grant, Permit, WaitId};
 use rayguard_core::admission::meter::Outcome;
+use rayguard_core::control::job_starts::JobState;
 use rayguard_core::policy::ClassId;
 use rayguard_core::request::client_id::ClientId;
 use rayguard_core::time::{Time, duration_from_secs};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,6 +111,8 @@ enum Happening {
     Scraped(Box<(Scraped, Time)>),
     Probe,
     ProbeTimeout(u64),
+    /// A job is asked whether it has started.
+    AskJob,
     Fault(usize),
     FaultEnds(usize),
 }
@@ -218,6 +221,11 @@ pub struct World<'a> {
     wall_offset_s: f64,
     probes: BTreeMap<u64, Time>,
     probe_next: u64,
+    /// The job that is being asked for its state, since when, and the number of the question.
+    asked: Option<(u64, Job, Time)>,
+    /// Submissions whose job has not started, and how often the head has forgotten all jobs.
+    starting: BTreeSet<Rid>,
+    head_life: u32,
     pumping: bool,
     run: Run,
     /// The number of each polite group among them.
@@ -400,6 +408,9 @@ impl<'a> World<'a> {
             wall_offset_s: 0.0,
             probes: BTreeMap::new(),
             probe_next: PROBES,
+            asked: None,
+            starting: BTreeSet::new(),
+            head_life: 0,
             pumping: false,
             run: Run {
                 guard: guard.label(),
@@ -458,6 +469,9 @@ impl<'a> World<'a> {
             }
             if let (Some(probe), Some(_)) = (&self.probe, self.plant.spec().route("gcs-healthz")) {
                 self.heap.push((Time::ZERO + probe.interval).0, Happening::Probe);
+            }
+            if let (Some(probe), Some(_)) = (&self.probe, self.plant.spec().route("job-status")) {
+                self.heap.push((Time::ZERO + probe.interval.mul_f64(0.43)).0, Happening::AskJob);
             }
         }
         for (at, fault) in self.scenario.fault.iter().enumerate() {
@@ -539,6 +553,7 @@ impl<'a> World<'a> {
                     control_loop.on_probe(Some(waited.as_secs_f64() * 1e3), began, self.now);
                 }
             }
+            Happening::AskJob => self.ask_job(),
             Happening::Fault(at) => self.fault(at),
             Happening::FaultEnds(at) => self.fault_ends(at),
         }
@@ -858,6 +873,9 @@ impl<'a> World<'a> {
 
     fn answered(&mut self, event: &Event) {
         if event.tag >= PROBES {
+            if let Some((_, job, _)) = self.asked.take_if(|(tag, ..)| *tag == event.tag) {
+                return self.job_answered(job, event.step == Step::Answered(200));
+            }
             if let (Some(began), Some(control_loop)) =
                 (self.probes.remove(&event.tag), &mut self.control_loop)
             {
@@ -911,6 +929,12 @@ impl<'a> World<'a> {
         if ok && client && submits && self.measured(demand.first_sent) {
             self.jobs.insert(rid, (demand.group, demand.first_sent));
         }
+        if ok && submits {
+            self.starting.insert(rid);
+            if let Some(control_loop) = &mut self.control_loop {
+                control_loop.on_submitted((self.head_life, rid), self.now);
+            }
+        }
         let outcome = match (wanted, status < 500) {
             (_, false) => Outcome::Failed,
             (true, true) => Outcome::Served,
@@ -938,6 +962,7 @@ impl<'a> World<'a> {
 
     /// The job of a submission has started, or is done.
     fn job_went_on(&mut self, rid: Rid, step: Step) {
+        self.starting.remove(&rid);
         let Some((group, sent)) = self.jobs.get(&rid).copied() else { return };
         let tally = &mut self.run.groups[usize::from(group)];
         if step == Step::Begun {
@@ -1106,6 +1131,38 @@ impl<'a> World<'a> {
         self.heap.push((self.now + timeout).0, Happening::ProbeTimeout(tag));
     }
 
+    /// One of the jobs that were let in is asked whether it has started.
+    fn ask_job(&mut self) {
+        let Some(Probe { interval, timeout, .. }) = self.probe else { return };
+        self.heap.push((self.now + interval).0, Happening::AskJob);
+        self.asked.take_if(|(.., since)| self.now.since(*since) >= timeout);
+        let Some(control_loop) = self.control_loop.as_mut().filter(|_| !self.paused) else { return };
+        if self.refuses || self.asked.is_some() {
+            return;
+        }
+        let (Some(route), Some(job)) =
+            (self.plant.spec().route("job-status"), control_loop.job_to_ask(self.now))
+        else {
+            return;
+        };
+        let tag = self.probe_next;
+        self.probe_next += 1;
+        self.plant.arrive(self.now, &Demand::of(tag, route));
+        self.asked = Some((tag, job, self.now));
+    }
+
+    fn job_answered(&mut self, job: Job, ok: bool) {
+        let (life, submission) = job;
+        let state = match (life == self.head_life, self.starting.contains(&submission)) {
+            (false, _) => JobState::Gone,
+            (true, true) => JobState::Waits,
+            (true, false) => JobState::Started,
+        };
+        if let Some(control_loop) = self.control_loop.as_mut().filter(|_| ok && !self.paused) {
+            control_loop.on_job_state(job, state, self.now);
+        }
+    }
+
     fn fault(&mut self, at: usize) {
         let fault = &self.scenario.fault[at];
         let pages = self.pages();
@@ -1157,6 +1214,8 @@ impl<'a> World<'a> {
             self.answered(&event);
         }
         self.jobs.clear();
+        self.starting.clear();
+        self.head_life += 1;
     }
 
     fn set_capacity(&mut self, left: f64) {

@@ -60,6 +60,20 @@ def test_submissions_to_a_head_whose_cores_and_queue_are_full_are_all_accepted()
             driver.stop()
 
 
+def test_without_any_metrics_jobs_are_let_in_as_they_start():
+    no_metrics = '[metrics]\ndiscover = false\ndiscovery_file = "off"\n'
+    with Head(quick_metrics=False) as head, Proxy(head, no_metrics) as proxy:
+        took = []
+        for _ in range(25):
+            began = time.monotonic()
+            assert submit(proxy).status == 200
+            took.append(time.monotonic() - began)
+            time.sleep(max(0.0, 2 - took[-1]))
+        # Half of what may wait, and one every five seconds, is what an unseen head would be given: not more than twenty.
+        assert max(took) < 4, took
+        assert not proxy.records("shed") and not proxy.records("shed_summary")
+
+
 def test_one_submission_that_fails_on_an_idle_head_moves_no_limit():
     with Head(quick_metrics=False) as head, Proxy(head) as proxy:
         job = json.loads(submit(proxy, "false").body)["submission_id"]

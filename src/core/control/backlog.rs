@@ -138,6 +138,11 @@ impl Drain {
         }
     }
 
+    /// Whether a reading that was true at `at` is newer than the last.
+    pub(crate) fn is_news(&self, at: Time) -> bool {
+        self.readings.back().is_none_or(|(last, ..)| at > *last)
+    }
+
     /// Takes in a new reading, true at `at` at the latest and `age` before at the earliest, one of those that come each
     /// `interval`, under a target that follows from the promise to start within `starts_within`; `is_reached`: as many
     /// as it allows have been admitted.

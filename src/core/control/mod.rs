@@ -6,6 +6,7 @@ pub mod dead_time;
 pub mod futile;
 pub mod gradient;
 pub mod guardrails;
+pub mod job_starts;
 pub mod knee;
 pub mod law;
 pub mod oscillation;

@@ -18,7 +18,8 @@
 //! although it is lower. Of what gathers, the share counts of what it was expected to grow by: an integrator's
 //! level hardly moves in a trial's time; and where that share could not be told from chance yet, it is waited for.
 //! If the cut did not help, the limit goes back to where the trial began and
-//! the pair of signal and class *rests*: the signal neither cuts that class nor keeps it from growing.
+//! the pair of signal and class *rests*: the signal neither cuts that class nor keeps it from growing. (What gathers keeps
+//! it from growing until it has failed twice: one verdict may be chance, and a head without memory is restarted.)
 //! The rest doubles with each failure in a row, from [`REST`] to `REST_MAX`, because each trial
 //! costs a fifth of the throughput while it lasts. A pair that has been shown to help is believed: its
 //! cuts go on at the law's own pace while the next trial runs, and a reading that falls meanwhile is
@@ -195,6 +196,12 @@ impl Trials {
         self.pair(signal).is_some_and(|pair| now < pair.rests_until)
     }
 
+    /// Whether no more than one cut in a row on this signal has not helped: that may be chance.
+    #[must_use]
+    pub(crate) fn is_in_doubt(&self, signal: SignalId) -> bool {
+        self.pair(signal).is_none_or(|pair| pair.failed <= 1)
+    }
+
     /// Whether cuts on this signal have been seen to help.
     #[must_use]
     pub(crate) fn is_proven(&self, signal: SignalId) -> bool {
@@ -226,6 +233,7 @@ impl Trials {
         now: Time,
         wait: Duration,
     ) {
+        let is_proven = self.is_proven(signal);
         // Where a pair is proven, a reading that falls, or scatters more, does so for the cuts before.
         let before = match self.pair(signal).filter(|pair| pair.is_proven) {
             Some(pair) => {
@@ -244,8 +252,10 @@ impl Trials {
             wait,
             unclear: 0,
         });
-        // The floor may lie nearer than the depth, and then no more will come.
-        let is_deep = new <= trial.ground() * (1.0 + 1e-9) || new >= from;
+        // The floor may lie nearer than the depth, and then no more will come. What gathers goes on gathering by what
+        // the floor lets in, and that a proven pair no longer helps is not to be told by so small a cut.
+        let is_least = new >= from && !(gathers && is_proven);
+        let is_deep = new <= trial.ground() * (1.0 + 1e-9) || is_least;
         if trial.judged_at.is_none() && is_deep {
             trial.judged_at = Some(now + wait);
         }
@@ -277,6 +287,17 @@ impl Trials {
         pair.failed += 1;
         pair.rests_until = now + rest;
         Some(Verdict::Futile { trial, expected, seen, rest })
+    }
+
+    /// The signal on trial is at its target again. Of what gathers, a growth that has slowed by the share of the cut and
+    /// more has answered it; of any other the trial is over without a verdict.
+    pub(crate) fn on_target(&mut self, trend: &Trend) {
+        let Some(trial) = self.under_way.take() else { return };
+        let has_slowed = trend.slope_per_s < trial.before.slope_per_s * (1.0 - trial.depth());
+        if trial.gathers && trial.judged_at.is_some() && has_slowed {
+            let pair = self.pair_mut(trial.signal);
+            (pair.is_proven, pair.failed, pair.scatter) = (true, 0, trial.before.scatter);
+        }
     }
 
     /// The trial under way is over without a verdict: its signal is at its target again, or somebody
@@ -458,6 +479,36 @@ mod tests {
         assert!(matches!(trials.judge(|_| Some(after(100, 40.0)), at(100)), Some(Verdict::Futile { .. })));
         trials.on_cut(CPU, 4.0, 1.0, 0.5, (&Trend { scatter: 1e4, ..trend }, true), at(0), WAIT);
         assert_eq!(trials.judge(|_| Some(after(25, 15.0)), at(25)), Some(Verdict::Helped));
+    }
+
+    #[test]
+    fn a_growth_that_comes_to_its_target_under_a_deep_cut_has_answered() {
+        let before =
+            Trend { at: Some(at(0)), level: 5e3, slope_per_s: 100.0, weight: 0.4, ..Trend::default() };
+        // Deep enough, and slowed by half; not deep enough; not slowed.
+        for (new, slope_per_s, is_proven) in [(0.5, 40.0, true), (0.8, 40.0, false), (0.5, 60.0, false)] {
+            let mut trials = Trials::default();
+            trials.on_cut(CPU, 4.0, 1.0, new, (&before, true), at(0), WAIT);
+            trials.on_target(&Trend { slope_per_s, ..before });
+            assert_eq!((trials.on_trial(), trials.is_proven(CPU)), (None, is_proven), "{new}, {slope_per_s}");
+        }
+    }
+
+    #[test]
+    fn at_its_floor_a_proven_pair_is_not_taken_for_one_that_does_not_help() {
+        let trend = Trend { at: Some(at(0)), level: 50.0, slope_per_s: 0.1, weight: 0.4, ..Trend::default() };
+        let same = |second: u32| Trend { level: 50.0 + 0.1 * f64::from(second), ..trend };
+        for proven in [true, false] {
+            let mut trials = Trials::default();
+            if proven {
+                trials.on_cut(CPU, 4.0, 1.0, 0.5, (&trend, true), at(0), WAIT);
+                trials.on_target(&Trend { slope_per_s: 0.0, ..trend });
+            }
+            trials.on_cut(CPU, 0.2, 0.2, 0.2, (&trend, true), at(0), WAIT);
+            let verdict = trials.judge(|_| Some(same(1000)), at(1000));
+            assert_eq!(verdict.is_some(), !proven, "{verdict:?}");
+            assert!(trials.is_in_doubt(CPU), "one verdict may be chance");
+        }
     }
 
     #[test]

@@ -43,7 +43,8 @@ pub struct Backlog {
     /// What the head begins per second, this replica's part, and from when until when that is granted besides.
     begins_per_s: f64,
     begins: (Time, Time),
-    fresh: u64,
+    /// When what was read last was true.
+    read_at: Option<Time>,
     /// From when on there is no news.
     blind_at: Time,
     ticked: Time,
@@ -61,7 +62,7 @@ impl Backlog {
             granted: (target / 2.0).floor(),
             begins_per_s: 0.0,
             begins: (now, now),
-            fresh: 0,
+            read_at: None,
             blind_at: now,
             ticked: now,
             history: VecDeque::new(),
@@ -113,15 +114,15 @@ impl Backlog {
     /// Takes in a backlog of `reading`, true between these moments, against `target`. Returns whether it was news.
     pub(crate) fn on_reading(
         &mut self,
-        (reading, fresh): (f64, u64),
+        reading: f64,
         (earliest, latest): (Time, Time),
         Promise { target, starts_within, begins_per_s }: Promise,
         now: Time,
     ) -> bool {
-        if fresh == self.fresh {
+        if self.read_at.is_some_and(|before| latest <= before) {
             return false;
         }
-        self.fresh = fresh;
+        self.read_at = Some(latest);
         self.blind_at = now + NEWS_EXPECTED;
         let admitted_before =
             self.history.iter().take_while(|(at, _)| *at <= earliest).last().or(self.history.front());
@@ -190,20 +191,19 @@ mod tests {
         // A head that begins 0.9 a second, gauges refreshed every 10 s, a scrape each 5 s, and
         // submitters who always want more.
         let (target, mut backlog, mut published) = (16.0, 0.0f64, 0.0);
-        let (mut admitted, mut fresh, mut worst) = (0u64, 0, 0.0f64);
+        let (mut admitted, mut worst) = (0u64, 0.0f64);
         let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
-        limiter.on_reading((0.0, 1), (at(0.0), at(0.0)), promise(target, 0.0), at(0.0));
+        limiter.on_reading(0.0, (at(0.0), at(0.0)), promise(target, 0.0), at(0.0));
         for tenth in 0u32..6000 {
             let now = at(f64::from(tenth) / 10.0);
             backlog = (backlog - 0.09).max(0.0);
             if tenth % 100 == 0 {
                 published = backlog.ceil();
-                fresh += 1;
             }
             limiter.on_admitted(admitted, now, REACH);
             if tenth % 50 == 7 {
                 let true_at = (now - Duration::from_secs(10), now);
-                limiter.on_reading((published, fresh + 1), true_at, promise(target, 0.9), now);
+                limiter.on_reading(published, true_at, promise(target, 0.9), now);
             }
             limiter.tick(admitted, now);
             while admitted < limiter.admitted_max() {
@@ -219,7 +219,7 @@ mod tests {
     #[test]
     fn without_news_a_trickle_passes_and_no_more() {
         let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
-        limiter.on_reading((100.0, 1), (at(0.0), at(0.0)), promise(16.0, 0.0), at(0.0));
+        limiter.on_reading(100.0, (at(0.0), at(0.0)), promise(16.0, 0.0), at(0.0));
         let mut admitted = 0;
         for second in 0u32..125 {
             limiter.tick(admitted, at(f64::from(second)));
@@ -242,12 +242,12 @@ mod tests {
             *admitted - before
         };
         let mut admitted = 0;
-        limiter.on_reading((0.0, 1), (at(0.0), at(0.0)), promise(20.0, 2.0), at(0.0));
+        limiter.on_reading(0.0, (at(0.0), at(0.0)), promise(20.0, 2.0), at(0.0));
         assert_eq!(passed(&mut limiter, &mut admitted, 1..26), 20 + 50, "a target, and two a second");
         assert_eq!(passed(&mut limiter, &mut admitted, 26..86), 60, "one a second where two are begun");
         // Too many stand: what is begun goes to their account first.
         limiter.on_admitted(admitted, at(86.0), REACH);
-        limiter.on_reading((40.0, 2), (at(86.0), at(86.0)), promise(20.0, 2.0), at(86.0));
+        limiter.on_reading(40.0, (at(86.0), at(86.0)), promise(20.0, 2.0), at(86.0));
         assert_eq!(passed(&mut limiter, &mut admitted, 86..97), 0);
         assert_eq!(passed(&mut limiter, &mut admitted, 97..101), 8);
     }
@@ -268,9 +268,9 @@ mod tests {
     #[test]
     fn the_same_reading_twice_grants_nothing_twice() {
         let mut limiter = Backlog::new(SignalId(0), 16.0, at(0.0));
-        assert!(limiter.on_reading((6.0, 1), (at(0.0), at(0.0)), promise(16.0, 0.0), at(0.0)));
+        assert!(limiter.on_reading(6.0, (at(0.0), at(0.0)), promise(16.0, 0.0), at(0.0)));
         limiter.on_admitted(10, at(1.0), REACH);
-        assert!(!limiter.on_reading((6.0, 1), (at(0.0), at(0.0)), promise(16.0, 0.0), at(2.0)));
+        assert!(!limiter.on_reading(6.0, (at(0.0), at(0.0)), promise(16.0, 0.0), at(2.0)));
         assert_eq!(limiter.admitted_max(), 10);
     }
 }

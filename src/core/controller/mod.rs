@@ -33,6 +33,7 @@ use crate::admission::meter::{Counts, Reason};
 use crate::admission::table::{LimitTable, Mode};
 use crate::alert::{self, Alert, Alerts, Patience};
 use crate::control::backlog::Drain;
+use crate::control::job_starts::Waiting;
 use crate::control::law::Terms;
 use crate::control::oscillation::Oscillation;
 use crate::control::regulator::{Move, Regulator};
@@ -186,6 +187,8 @@ pub struct Controller {
     signal_store: SignalStore,
     overrides: Overrides,
     leadership: Option<Leadership>,
+    /// What the jobs say that were let in here.
+    job_starts: Option<Waiting>,
     alerts: Alerts,
     alerts_unwanted: Vec<Alert>,
     upstream_problem: Option<String>,
@@ -283,6 +286,7 @@ impl Controller {
             classes,
             overrides: Overrides::default(),
             leadership: None,
+            job_starts: None,
             alerts: Alerts::default(),
             alerts_unwanted: Vec::new(),
             upstream_problem: None,
@@ -362,6 +366,7 @@ impl Controller {
         next.leadership = self.leadership.as_ref().map(|leadership| {
             leadership.under(next.policy.classes.len(), |at| place_in(&next.policy, &self.policy, at))
         });
+        next.job_starts = self.job_starts;
         next.alerts = self.alerts.clone();
         next.alerts_unwanted = Alert::ALL.into_iter().filter(|alert| !rules.contains_key(alert)).collect();
         next.upstream_problem.clone_from(&self.upstream_problem);
@@ -445,6 +450,22 @@ impl Controller {
     pub fn on_readings(&mut self, readings: &[(SignalId, Result<Reading, Missing>)], now: Time) -> Effects {
         let events = self.signal_store.on_readings(&self.policy, readings, now);
         Effects { events, ..Effects::default() }
+    }
+
+    /// Takes in how many of the jobs that were let in here wait for their start, as they say themselves.
+    pub fn on_job_starts(&mut self, waiting: Option<Waiting>) {
+        self.job_starts = waiting;
+    }
+
+    /// Whether a limit follows how many jobs wait for their start.
+    #[must_use]
+    pub fn follows_job_starts(&self) -> bool {
+        let mut classes = self.policy.classes.iter().enumerate();
+        classes.any(|(at, class)| class.backlog.is_some() || backlog_followed(&self.policy, at).is_some())
+    }
+
+    fn proxies(&self) -> u32 {
+        self.leadership.as_ref().map_or(1, Leadership::replicas)
     }
 
     /// Takes in whether the head accepts connections.

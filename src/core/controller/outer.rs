@@ -22,21 +22,24 @@
 //! doing rests, and keeps no limit from growing either.
 //!
 //! *A backlog* is no level but a sum: a rate follows it by a law of its own
-//! ([`crate::control::backlog`]), and the lesser of the two rates holds.
+//! ([`crate::control::backlog`]), and the lesser of the two rates holds. It is read of Ray and asked of the jobs
+//! themselves ([`crate::control::job_starts`]).
 
 use crate::admission::meter::Reason;
 use crate::admission::table::permits;
 use crate::control::backlog::Backlogged;
 use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::guardrails::Guardrail;
+use crate::control::job_starts::Waiting;
 use crate::control::law::Observation;
 use crate::control::regulator::Move;
 use crate::control::stability::Timing;
 use crate::control::trial::Verdict;
 use crate::controller::backlog::Promise;
+use crate::controller::signal_store::Posted;
 use crate::controller::{ClassReading, Controller, Loop, ProxyReading, Reasons};
 use crate::event::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
-use crate::policy::{Law, OnStale, Policy, SignalId};
+use crate::policy::{Law, OnStale, Policy, Signal, SignalId};
 use crate::time::Time;
 use std::time::Duration;
 
@@ -87,11 +90,13 @@ impl Controller {
         let ids = self.levels(class);
         let mut readings = self.signal_store.seen(&self.policy, &ids, now);
         let all_fresh = readings.len() == ids.len();
-        readings.retain(|(id, _)| !of.trials.rests(*id, now));
+        let rests = |id: SignalId| of.trials.rests(id, now);
+        let gathers = |id: SignalId| self.policy.signals[id.index()].gathers();
+        readings.retain(|(id, _)| !rests(*id) || (gathers(*id) && of.trials.is_in_doubt(*id)));
         for (id, seen) in &mut readings {
             // What gathered once and is worked off as fast as it comes is nobody's doing now (law 1).
             let stands = seen.forecast.is_some_and(|of| of.value <= seen.value * STANDS);
-            if stands && !of.trials.is_proven(*id) {
+            if rests(*id) || (stands && !of.trials.is_proven(*id)) {
                 seen.pressure = seen.pressure.min(1.0);
             }
         }
@@ -105,8 +110,11 @@ impl Controller {
         }
         let Some((id, worst)) = worst.filter(|(id, _)| self.is_news(*id, of.since)) else { return };
         // A signal that has come to its target has answered.
-        if of.trials.on_trial() == Some(id) && worst.pressure <= 1.0 + self.policy.control.deadband {
-            of.trials.end();
+        if of.trials.on_trial() == Some(id)
+            && worst.pressure <= 1.0 + self.policy.control.deadband
+            && let Some(posted) = self.signal_store.get(id)
+        {
+            of.trials.on_target(&posted.trend);
         }
         if seen.counts.offered == of.counts.offered {
             // Nobody asked: the pressure is not this class's doing.
@@ -240,9 +248,13 @@ impl Controller {
     ) {
         let Some(id) = self.counts(class) else { return };
         let Some(posted) = self.signal_store.get(id) else { return };
-        let is_stale = posted.health() == SignalHealth::Stale;
-        let reading = posted.reading.as_ref().map(|reading| reading.value);
-        let (Some(reading), true) = (reading, is_stale || posted.fresh_since(of.since)) else { return };
+        let counted = counted(posted, self.job_starts, self.proxies());
+        let (reading, is_stale) = match (&counted, &posted.reading) {
+            (Some(counted), _) if counted.known_at > of.since => (counted.jobs, false),
+            (None, Some(reading)) => (reading.value, true),
+            _ => return,
+        };
+        let is_asked = counted.as_ref().is_some_and(|counted| counted.is_asked);
         if now.since(of.since) < self.policy.control.outer_period {
             return;
         }
@@ -254,7 +266,9 @@ impl Controller {
         let spec = &self.policy.classes[class];
         let drain = &self.classes[class].measured;
         let target = drain.target(spec.starts_within, self.policy.signals[id.index()].target);
-        let observed = Controller::observe(of, seen, &self.timing(id), now);
+        let configured = Timing::of_signals(&self.policy.control, Duration::ZERO);
+        let timing = if is_asked { configured } else { self.timing(id) };
+        let observed = Controller::observe(of, seen, &timing, now);
         // A signal that is lost counts as one at its target, and nothing is gathered on it.
         let reading = if is_stale { reading.max(target) } else { reading };
         if !observed.binding && reading <= target {
@@ -277,7 +291,10 @@ impl Controller {
         let is_move = (step.new / step.old).ln().abs() > WORTH_A_MOVE;
         conclude(of, seen, &Move { new: if is_move { step.new } else { step.old }, ..step }, now);
         if is_move {
-            let signals = self.signal_store.seen(&self.policy, &[id], now);
+            let signals = match counted.filter(|_| is_asked) {
+                Some(counted) => vec![(id, counted.seen(&self.policy.signals[id.index()], now))],
+                None => self.signal_store.seen(&self.policy, &[id], now),
+            };
             let held_to = |seen: SignalSeen| SignalSeen { target, pressure: seen.value / target, ..seen };
             let signals = signals.into_iter().map(|(_, seen)| held_to(seen)).collect();
             let derivation = Derivation::Law { before, observation };
@@ -391,7 +408,7 @@ impl Controller {
     /// The backlog limit follows its own signal, every fresh reading at once. `whole` is the proxy
     /// with those of others.
     pub(super) fn step_backlog(&mut self, proxy: &ProxyReading, whole: &ProxyReading, now: Time) {
-        let proxies = self.leadership.as_ref().map_or(1, crate::controller::leadership::Leadership::replicas);
+        let proxies = self.proxies();
         for (class, loops) in self.classes.iter_mut().enumerate() {
             let spec = &self.policy.classes[class];
             let Some(id) = spec.backlog.or_else(|| backlog_followed(&self.policy, class)) else { continue };
@@ -401,24 +418,16 @@ impl Controller {
                 backlog.share_among(proxies);
                 backlog.on_admitted(total, now, REFRESH * 3);
             }
-            if let Some(posted) = self.signal_store.get(id)
-                && posted.health() == SignalHealth::Fresh
-                && let Some(reading) = &posted.reading
-            {
-                let interval = posted.cadence.interval().unwrap_or_default();
-                let age = interval.clamp(Duration::from_secs(1), REFRESH);
+            let posted = self.signal_store.get(id);
+            if let Some(counted) = posted.and_then(|posted| counted(posted, self.job_starts, proxies)) {
                 let configured = self.policy.signals[id.index()].target;
-                if posted.fresh_since(self.last_tick) {
+                if loops.measured.is_news(counted.at) {
                     let target = loops.measured.target(spec.starts_within, configured);
                     let is_reached =
                         loops.backlog.as_ref().is_some_and(|backlog| backlog.admitted_max() <= total);
                     let promise = (target, spec.starts_within);
-                    loops.measured.on_reading(
-                        reading.value,
-                        (reading.at, age, interval),
-                        promise,
-                        is_reached,
-                    );
+                    let true_at = (counted.at, counted.age, counted.interval);
+                    loops.measured.on_reading(counted.jobs, true_at, promise, is_reached);
                 }
                 let promise = Promise {
                     target: loops.measured.target(spec.starts_within, configured),
@@ -428,8 +437,8 @@ impl Controller {
                         * if loops.measured.capacity().is_some() { BEHIND } else { 1.0 },
                 };
                 if let Some(backlog) = &mut loops.backlog {
-                    let true_at = (reading.at - age, reading.at);
-                    backlog.on_reading((reading.value, reading.fresh), true_at, promise, now);
+                    let true_at = (counted.at - counted.age, counted.at);
+                    backlog.on_reading(counted.jobs, true_at, promise, now);
                 }
             }
             if let Some(backlog) = &mut loops.backlog {
@@ -438,6 +447,75 @@ impl Controller {
         }
     }
 }
+
+/// How many jobs wait for their start.
+#[derive(Clone, Copy, Debug)]
+struct Counted {
+    jobs: f64,
+    /// When it was true at the latest, and by how much it may have been true before that.
+    at: Time,
+    age: Duration,
+    /// Since when it is known here, and how often it comes.
+    known_at: Time,
+    interval: Duration,
+    /// The jobs said so themselves.
+    is_asked: bool,
+}
+
+impl Counted {
+    fn seen(&self, signal: &Signal, now: Time) -> SignalSeen {
+        SignalSeen {
+            name: signal.name.to_string(),
+            value: self.jobs,
+            target: signal.target,
+            pressure: self.jobs / signal.target,
+            forecast: None,
+            age_ms: u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX),
+            source: "the states of the jobs that were let in".to_owned(),
+            unit: signal.unit.to_string(),
+        }
+    }
+}
+
+/// How many wait by Ray's gauge or by the jobs themselves, whoever knows better ([`crate::control::job_starts`]):
+/// `asked` is what those say that were let in here, one of so many replicas.
+fn counted(posted: &Posted, asked: Option<Waiting>, replicas: u32) -> Option<Counted> {
+    let asked = asked.map(|asked| {
+        (
+            asked.since,
+            Counted {
+                jobs: asked.jobs * f64::from(replicas),
+                at: asked.at,
+                age: ASKED_AGE,
+                known_at: asked.at,
+                interval: ASKED_AGE,
+                is_asked: true,
+            },
+        )
+    });
+    let reading = posted.reading.as_ref().filter(|_| posted.health() == SignalHealth::Fresh);
+    let gauge = reading.map(|reading| {
+        let interval = posted.cadence.interval().unwrap_or_default();
+        Counted {
+            jobs: reading.value,
+            at: reading.at,
+            age: interval.clamp(Duration::from_secs(1), REFRESH),
+            known_at: posted.fresh_at(),
+            interval,
+            is_asked: false,
+        }
+    });
+    match (asked, gauge) {
+        (Some((since, asked)), Some(gauge)) => {
+            let all_counted_have_started = since > gauge.at;
+            Some(if all_counted_have_started || asked.jobs >= gauge.jobs { asked } else { gauge })
+        }
+        (asked, gauge) => asked.map(|(_, asked)| asked).or(gauge),
+    }
+}
+
+/// A job that is being let in is in the line of those that are asked by then.
+const ASKED_AGE: Duration = Duration::from_secs(1);
 
 /// The backlog that a class's rate follows, if it has both.
 #[must_use]
@@ -454,4 +532,54 @@ fn conclude(of: &mut Loop, seen: &ClassReading, step: &Move, now: Time) {
     of.since = now;
     of.counts.clone_from(&seen.counts);
     of.peak = seen.in_flight;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::signal_store::SignalStore;
+    use crate::policy::{Signal, plain};
+    use crate::signal::catalogue::SIGNALS;
+    use crate::signal::reading::Reading;
+
+    fn at(second: u64) -> Time {
+        Time::ZERO + Duration::from_secs(second)
+    }
+
+    /// How many wait where Ray's gauge said so many at 100 s, and the jobs say that `waiting` of those let in after `since`
+    /// wait; and whether they are believed.
+    fn believed(gauge: Option<f64>, asked: Option<(f64, u64)>, replicas: u32) -> Option<(f64, bool)> {
+        let backlog = SIGNALS.iter().find(|signal| signal.name == "submission_backlog").unwrap();
+        let signals: Vec<Signal> = vec![backlog.signal()];
+        let policy = Policy { signals, ..plain::policy(vec![plain::class("submit", 8.0)], 100.0) };
+        let mut store = SignalStore::new(&policy, at(0));
+        if let Some(value) = gauge {
+            let reading = Reading {
+                signal: SignalId(0),
+                value,
+                at: at(100),
+                fresh: 1,
+                resolution: 1.0,
+                source: "test".into(),
+            };
+            store.on_readings(&policy, &[(SignalId(0), Ok(reading))], at(101));
+        }
+        let waiting = asked.map(|(jobs, since)| Waiting { jobs, since: at(since), at: at(110) });
+        let counted = counted(store.get(SignalId(0)).unwrap(), waiting, replicas)?;
+        Some((counted.jobs, counted.is_asked))
+    }
+
+    #[test]
+    fn jobs_are_believed_where_they_know_better_than_the_gauge() {
+        assert_eq!(believed(None, None, 1), None);
+        assert_eq!(believed(Some(7.0), None, 1), Some((7.0, false)));
+        assert_eq!(believed(None, Some((3.0, 50)), 1), Some((3.0, true)));
+        // A job of before the reading has started: others than these may wait, or more of these than the gauge says.
+        assert_eq!(believed(Some(7.0), Some((3.0, 50)), 1), Some((7.0, false)));
+        assert_eq!(believed(Some(7.0), Some((30.0, 50)), 1), Some((30.0, true)));
+        // One that was let in after it has started: all that it counted have.
+        assert_eq!(believed(Some(7.0), Some((3.0, 105)), 1), Some((3.0, true)));
+        // Each of three replicas knows its own.
+        assert_eq!(believed(Some(7.0), Some((3.0, 50)), 3), Some((9.0, true)));
+    }
 }

@@ -193,6 +193,11 @@ impl Posted {
         }
     }
 
+    /// When it last brought something new.
+    pub(crate) fn fresh_at(&self) -> Time {
+        self.fresh_at.unwrap_or_default()
+    }
+
     /// Whether it has brought something new after `since`.
     #[must_use]
     pub(crate) fn fresh_since(&self, since: Time) -> bool {
@@ -211,12 +216,14 @@ impl Posted {
         let signal = &policy.signals[id.index()];
         let reading = self.reading.as_ref().filter(|_| self.health() == SignalHealth::Fresh)?;
         let forecast = self.forecast(signal, reading.value, now);
-        let counts = forecast.map_or(reading.value, |forecast| forecast.value);
+        let pressure = forecast.map_or(reading.value / signal.target, |forecast| {
+            pressure_of_growth(reading.value, forecast.value, signal.target)
+        });
         Some(SignalSeen {
             name: signal.name.to_string(),
             value: reading.value,
             target: signal.target,
-            pressure: counts / signal.target,
+            pressure,
             forecast,
             age_ms: u64::try_from(now.since(reading.at).as_millis()).unwrap_or(u64::MAX),
             source: reading.source.to_string(),
@@ -270,10 +277,42 @@ impl Posted {
     }
 }
 
+/// The pressure of what gathers: how fast it grows over how fast it may, so that it comes to its target just when it is
+/// forecast; or its level, whichever is more. A rate moves the growth in proportion, and the level not at all at first:
+/// measured by the level that is forecast, a rate that is twice too high would be a tenth too high, and be cut by that.
+fn pressure_of_growth(value: f64, forecast: f64, target: f64) -> f64 {
+    let may_grow = (target - value).max(target * GROWS_MIN);
+    ((forecast - value) / may_grow).min(PRESSURE_MAX).max(value / target)
+}
+
+/// Near its target, and above it, what gathers may grow by so much of it all the same: a reading scatters.
+const GROWS_MIN: f64 = 0.05;
+
+/// More than this is cut no faster.
+const PRESSURE_MAX: f64 = 4.0;
+
 fn health(state: &State) -> SignalHealth {
     match state {
         State::Waiting => SignalHealth::Waiting,
         State::Fresh => SignalHealth::Fresh,
         State::Stale { .. } => SignalHealth::Stale,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pressure_of_growth;
+
+    #[test]
+    fn what_gathers_presses_by_its_growth_over_what_it_may_grow_by_and_by_its_level() {
+        // At 60 of 90 it may grow by 30 until it is forecast.
+        for (forecast, pressure) in
+            [(75.0, 60.0 / 90.0), (90.0, 1.0), (120.0, 2.0), (1000.0, 4.0), (30.0, 60.0 / 90.0)]
+        {
+            assert!((pressure_of_growth(60.0, forecast, 90.0) - pressure).abs() < 1e-12, "{forecast}");
+        }
+        // At its target it must not grow, and beyond it must come down.
+        assert!(pressure_of_growth(90.0, 99.0, 90.0) >= 2.0);
+        assert!((pressure_of_growth(99.0, 90.0, 90.0) - 1.1).abs() < 1e-12);
     }
 }
