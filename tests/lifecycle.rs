@@ -215,7 +215,7 @@ async fn what_is_known_of_clients_outlives_the_process_unless_it_is_not_to() {
             load.stop.store(true, Ordering::SeqCst);
             app.tell("TERM");
             assert!(app.ended().await, "{}", home.log());
-            let known = home.log().contains("clients are known from before");
+            let known = home.log().contains("restored the history of clients");
             assert_eq!(known, kept && life == 1, "{}", home.log());
         }
         for name in ["state/history", "state/identity.key", "state/costs.json"] {
@@ -882,7 +882,7 @@ async fn a_head_that_keeps_its_version_to_itself_is_not_said_to_be_absent() {
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     home.configure(ray, socket.local_addr().unwrap(), "listen = 'LISTEN'");
     let mut app = home.start_with(&socket);
-    let says = "keeps its version to itself: answered with status 404";
+    let says = "does not report its version: answered with status 404";
     eventually(says, &home, async || home.log().contains(says).then_some(())).await;
     app.tell("TERM");
     assert!(app.ended().await, "{}", home.log());

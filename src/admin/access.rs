@@ -87,7 +87,7 @@ impl Access {
                 StatusCode::MISDIRECTED_REQUEST,
                 "host",
                 format!("`{}` is not a name of this listener", crate::core::event::printable(host)),
-                "ask by address or as localhost, or add the name to `admin.hosts` in the configuration",
+                "use an IP address or localhost, or add the name to `admin.hosts` in the configuration",
             ));
         }
         let Some(origin) = headers.get(ORIGIN) else { return Ok(()) };
@@ -111,8 +111,9 @@ impl Access {
                 return Err(Problem::new(
                     StatusCode::UNAUTHORIZED,
                     "token_required",
-                    "this changes rayguard, and takes the admin token",
-                    "set RAYGUARD_ADMIN_TOKEN, or name its file with --token-file; over HTTP: `Authorization: Bearer TOKEN`",
+                    "this request changes rayguard and needs the admin token",
+                    "set RAYGUARD_ADMIN_TOKEN, or give a file with --token-file; over HTTP: \
+                        `Authorization: Bearer TOKEN`",
                 ));
             };
             let digest: [u8; 32] = Sha256::digest(given).into();
@@ -123,7 +124,7 @@ impl Access {
                 StatusCode::UNAUTHORIZED,
                 "token_wrong",
                 "this is not the admin token",
-                "take the one that `admin.token` in the configuration names",
+                "use the token that `admin.token` in the configuration refers to",
             ));
         }
         let forwarded = ["x-forwarded-for", "x-real-ip", FORWARDED.as_str(), VIA.as_str()];
@@ -131,8 +132,9 @@ impl Access {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "not_local",
-                "no admin token is configured, so only this machine itself may change rayguard",
-                "set `admin.token` in the configuration, or ask from the machine rayguard runs on",
+                "no admin token is configured, so changes are accepted only from the machine that \
+                    rayguard runs on",
+                "set `admin.token` in the configuration, or send the request from that machine",
             ));
         }
         Ok(peer.to_string())
@@ -171,7 +173,7 @@ fn cross_origin() -> Problem {
     Problem::new(
         StatusCode::FORBIDDEN,
         "cross_origin",
-        "this came from another site's page",
+        "this request came from another site's page",
         "use the page at this address, or the command line",
     )
 }

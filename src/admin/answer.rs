@@ -80,7 +80,13 @@ pub fn json<T: Serialize>(status: StatusCode, value: &T) -> Answer {
             bytes(status, "application/json", body)
         }
         // Our own types have string keys and finite numbers; should that fail, say so.
-        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("no JSON could be made: {error}\n")),
+        Err(error) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            &format!(
+                "the answer could not be written \
+            as JSON: {error}\n"
+            ),
+        ),
     }
 }
 

@@ -67,7 +67,7 @@ where
             StatusCode::NOT_FOUND,
             "unknown_path",
             format!("there is nothing at `{}`", printable(path)),
-            "GET /openapi.json lists what there is",
+            "GET /openapi.json lists all paths",
         ));
     };
     let method = operation.method;
@@ -156,7 +156,7 @@ async fn adjustment_log(app: &App, since: Option<WallMs>) -> Result<Answer, Prob
             StatusCode::INTERNAL_SERVER_ERROR,
             "adjustment_log",
             format!("the adjustment log cannot be read: {problem}"),
-            "look at `adjustment_log.dir` and its disk",
+            "check `adjustment_log.dir` and its disk",
         )),
         Err(_) => Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -287,7 +287,7 @@ impl Query {
         } else {
             format!("it takes {}", known.join(", "))
         };
-        Err(bad("query", format!("there is no parameter `{}` here", printable(name)), remedy))
+        Err(bad("query", format!("unknown parameter `{}`", printable(name)), remedy))
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -306,7 +306,7 @@ impl Query {
             .ok_or_else(|| {
                 bad(
                     "query",
-                    format!("`{}` is no point in time", printable(text)),
+                    format!("invalid time `{}`", printable(text)),
                     "write since=15m, since=2026-01-31T23:59:59Z or milliseconds since 1970",
                 )
             })?;
@@ -316,7 +316,7 @@ impl Query {
     fn limit(&self, default: usize) -> Result<usize, Problem> {
         let Some(text) = self.get("limit") else { return Ok(default) };
         text.parse().ok().filter(|count| (1..=1000).contains(count)).ok_or_else(|| {
-            bad("query", format!("`{}` is no count", printable(text)), "write limit=1 to limit=1000")
+            bad("query", format!("invalid count `{}`", printable(text)), "write limit=1 to limit=1000")
         })
     }
 }
@@ -354,7 +354,7 @@ where
         Err(_) => Err(Problem::new(
             StatusCode::REQUEST_TIMEOUT,
             "body",
-            format!("the request body did not come within {} s", OVERRIDE_TIMEOUT.as_secs()),
+            format!("the request body did not arrive within {} s", OVERRIDE_TIMEOUT.as_secs()),
             "send it again",
         )),
     }
@@ -445,9 +445,9 @@ fn pin(order: PinRequest) -> Result<Asked, Problem> {
 fn frozen_words(frozen: bool, was_frozen: bool, pins: &[PinView]) -> String {
     let done = match (frozen, was_frozen) {
         (true, false) => return "all limits are frozen at their current values".to_owned(),
-        (true, true) => return "all limits were frozen already".to_owned(),
+        (true, true) => return "all limits were already frozen".to_owned(),
         (false, true) => "limits move again",
-        (false, false) => "nothing was frozen",
+        (false, false) => "limits were not frozen",
     };
     let pinned: Vec<String> = pins.iter().map(|pin| format!("{} {}", pin.class, pin.limit.label())).collect();
     match &pinned[..] {
@@ -476,7 +476,11 @@ fn beside(view: &View, class: &str, pinned: LimitKind) -> String {
 /// What changes how Ray is protected has a reason.
 fn reason(why: String) -> Result<String, Problem> {
     if why.trim().is_empty() {
-        return Err(bad("order", "a reason is needed", "say in `why` what the next on call should know"));
+        return Err(bad(
+            "order",
+            "a reason is needed",
+            "give a reason in `why`, for the next person on call",
+        ));
     }
     Ok(why)
 }
@@ -495,7 +499,7 @@ fn mode(order: ModeRequest) -> Result<Asked, Problem> {
     let done = match order.mode {
         Mode::Enforce => format!("limits of {subject} are enforced"),
         Mode::Shadow => {
-            format!("{subject} is in shadow mode: nothing is shed, and what would have been is counted")
+            format!("{subject} is in shadow mode: nothing is shed, and what would have been shed is counted")
         }
     };
     Ok((Override::Mode { class: order.class, mode: order.mode }, order.who, reason(order.why)?, done))
@@ -507,7 +511,7 @@ fn words(name: &str, text: &str) -> Result<String, Problem> {
         return Err(bad(
             "order",
             format!("`{name}` is longer than {WORDS_MAX} characters"),
-            "say it shorter, and link to the rest",
+            "shorten it, and link to the details",
         ));
     }
     Ok(printable(text.trim()))
@@ -533,10 +537,10 @@ fn refused(refusal: &OverrideError, app: &App) -> Problem {
         OverrideError::OutOfBounds { .. } => (
             StatusCode::UNPROCESSABLE_ENTITY,
             "out_of_bounds",
-            "choose a value within, or widen the bounds in the configuration",
+            "choose a value within the bounds, or widen them in the configuration",
         ),
         OverrideError::Follows { .. } => {
-            (StatusCode::CONFLICT, "follows", "send the override there, and all of them follow")
+            (StatusCode::CONFLICT, "follows", "send the override to that replica; the others follow it")
         }
         OverrideError::NotPinned { .. } => {
             (StatusCode::CONFLICT, "not_pinned", "`rayguard limits` shows what is pinned")
@@ -584,7 +588,7 @@ async fn reload(admin: &AdminState, order: ReloadRequest, who: &str) -> Result<A
             StatusCode::SERVICE_UNAVAILABLE,
             "draining",
             "rayguard is draining",
-            "ask its successor",
+            "send the request to the process that replaces it",
         )),
     }
 }
@@ -595,7 +599,7 @@ async fn test_alerts(admin: &AdminState) -> Result<Answer, Problem> {
         return Err(Problem::new(
             StatusCode::CONFLICT,
             "no_receivers",
-            "no receiver of alerts is configured",
+            "no alert receiver is configured",
             "add [[alerts.notify]] to the configuration",
         ));
     }

@@ -65,18 +65,26 @@ type Object = Map<String, Value>;
 /// All that can be asked.
 pub static OPERATIONS: [Operation; 22] = [
     text("/", "The operator's page.", &["text/html"]),
-    probe("/livez", "Whether the controller still steps.", "It does not: restart the process."),
-    probe("/readyz", "Whether this process takes requests; Ray's health is not asked.", "It is draining."),
+    probe(
+        "/livez",
+        "Liveness: whether the controller still runs.",
+        "The controller has stopped: restart the process.",
+    ),
+    probe(
+        "/readyz",
+        "Readiness: whether this process takes requests, whatever the health of Ray.",
+        "It is draining.",
+    ),
     text(
         "/metrics",
         "Metrics for Prometheus, in the text format or OpenMetrics as `Accept` asks.",
         &["text/plain", "application/openmetrics-text"],
     ),
     get::<Object>("/openapi.json", "This description.", &[]),
-    get::<State>("/api/v1/state", "Everything at this moment.", &[]),
-    get::<Limits>("/api/v1/limits", "Every limit, its bounds, and what is held by hand.", &[]),
+    get::<State>("/api/v1/state", "The complete current state.", &[]),
+    get::<Limits>("/api/v1/limits", "Every limit, its bounds and its override.", &[]),
     get::<Vec<SignalView>>("/api/v1/signals", "Ray's readings, their targets and ages.", &[]),
-    get::<Vec<Transition>>("/api/v1/alerts", "The alerts that fire now.", &[]),
+    get::<Vec<Transition>>("/api/v1/alerts", "Alerts that are firing.", &[]),
     get::<Adjustments>(
         "/api/v1/adjustments",
         "What the control loop changed, and why; newest last.",
@@ -84,14 +92,14 @@ pub static OPERATIONS: [Operation; 22] = [
     ),
     get::<Events>(
         "/api/v1/events",
-        "All events at hand except single refusals; newest last.",
+        "Recent events, except single shed requests; newest last.",
         &[Since, Limit],
     ),
     Operation {
         parameters: &[Since],
         ..text(
             "/api/v1/adjustment-log",
-            "The newest lines of the adjustment log as they lie on disk, oldest first, at most 32 MiB of them.",
+            "The newest lines of the adjustment log as they are on disk, oldest first, at most 32 MiB.",
             &["application/jsonl"],
         )
     },
@@ -102,17 +110,17 @@ pub static OPERATIONS: [Operation; 22] = [
     ),
     get::<Clients>(
         "/api/v1/clients",
-        "The heaviest clients of the last minutes. Addresses are told to whoever may change anything; credentials \
-         are never more than a digest.",
+        "The heaviest clients of the last minutes. Addresses are shown only to callers that may make \
+            changes; credentials only as a digest.",
         &[Limit],
     ),
     get::<Discovery>(
         "/api/v1/discovery",
-        "What was asked since the start: every class and route, by how many, how often and at what cost.",
+        "Usage since the start: every class and route with its clients, requests and cost.",
         &[],
     ),
     post::<PinRequest, Done>("/api/v1/pin", "Hold one limit at a value for a while."),
-    post::<UnpinRequest, Done>("/api/v1/unpin", "Give a limit back to the control loop."),
+    post::<UnpinRequest, Done>("/api/v1/unpin", "Let the controller move a pinned limit again."),
     post::<FreezeRequest, Done>("/api/v1/freeze", "Freeze all limits at their current values."),
     post::<FreezeRequest, Done>("/api/v1/unfreeze", "Let all limits move again."),
     post::<ModeRequest, Done>("/api/v1/mode", "Enforce limits or only count sheds, for one class or all."),
@@ -123,7 +131,7 @@ pub static OPERATIONS: [Operation; 22] = [
     ),
     post::<Object, Tested>(
         "/api/v1/alerts/test",
-        "Send a test alert to every receiver and tell the results. The body's keys are not read.",
+        "Send a test alert to every receiver and return the results. The body's keys are ignored.",
     ),
 ];
 
@@ -173,12 +181,12 @@ impl Parameter {
     fn described(self) -> Value {
         let (description, schema) = match self {
             Since => (
-                "After this: a length of time before now (`15m`), RFC 3339 in UTC, or milliseconds since 1970.",
+                "Only after this: a duration before now (`15m`), RFC 3339 in UTC, or milliseconds since 1970.",
                 json!({ "type": "string" }),
             ),
-            Class => ("Of this class alone.", json!({ "type": "string" })),
+            Class => ("Only of this class.", json!({ "type": "string" })),
             Limit => (
-                "How many at most: the newest, or the heaviest.",
+                "Maximum number: the newest, or the heaviest.",
                 json!({ "type": "integer", "minimum": 1, "maximum": 1000 }),
             ),
         };
@@ -203,7 +211,7 @@ impl Operation {
             "responses": {
                 "200": { "description": "OK.", "content": content },
                 "default": {
-                    "description": "Refused; the body says why and what to do.",
+                    "description": "Rejected; the body says why and what to do.",
                     "content": typed(answers.subschema_for::<ProblemBody>()),
                 },
             },
@@ -256,8 +264,7 @@ pub fn description() -> Value {
             "version": "1",
             "license": { "name": "Apache-2.0", "identifier": "Apache-2.0" },
             "description": "State, history and overrides of one rayguard. Reading needs no token. Changes need the \
-                configured bearer token or, where none is configured, a client on the same machine. Requests are \
-                answered for addresses, localhost and the names in `admin.hosts` alone, and never across origins.",
+                configured bearer token or, where none is configured, a client on the same machine. The Host header must be an IP address, localhost or a name in `admin.hosts`; requests from other origins are rejected.",
         },
         "paths": paths,
         "components": {

@@ -33,7 +33,7 @@ pub struct Args {
     /// Output format.
     #[arg(long, value_enum, default_value_t = Format::Table)]
     pub format: Format,
-    /// Shows every loop with its dead time, gain and margins.
+    /// Show every control loop with its dead time, gain and margins.
     #[arg(long)]
     pub stability: bool,
     /// Print the complete configuration with all defaults and explanations, and check nothing.
@@ -45,7 +45,7 @@ pub struct Args {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckError {
     /// The answer cannot be written.
-    #[error("cannot write the answer: {0}")]
+    #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
 }
 
@@ -119,7 +119,7 @@ fn json(settings: &Settings, out: &mut dyn Write) -> io::Result<()> {
 fn table(settings: &Settings, args: &Args, out: &mut dyn Write) -> io::Result<()> {
     let file =
         args.config.path().map_or_else(|| "the defaults".to_owned(), |path| path.display().to_string());
-    writeln!(out, "{file}: sound (version {})\n", settings.version)?;
+    writeln!(out, "{file}: valid (version {})\n", settings.version)?;
     for listener in &settings.listeners {
         writeln!(out, "  {} -> {} ({:?})", listener.address, listener.upstream.url(), listener.surface)?;
     }
@@ -250,13 +250,15 @@ fn notes(settings: &Settings) -> Vec<String> {
         && !metrics.discover
     {
         notes.push(
-            "no source of Ray's metrics is left; limits follow proxy latency and the probe alone".to_owned(),
+            "no source of Ray's metrics is configured; limits follow only proxy latency and the \
+                probe"
+                .to_owned(),
         );
     }
     if control.outer_period < metrics.interval {
         notes.push(format!(
-            "the outer period of {} is shorter than the scrape interval of {}: the loop steps once per fresh sample \
-             all the same",
+            "the outer period of {} is shorter than the scrape interval of {}: the loop still steps once \
+                per fresh sample",
             Length(control.outer_period),
             Length(metrics.interval)
         ));
@@ -285,14 +287,14 @@ fn slow_scrapes(settings: &Settings) -> Vec<String> {
             }
             let (news, stale) = (settings.refresh(id), signal.stale_after);
             let trouble = if stale <= news {
-                "the loop is blind: no limit that uses it ever rises"
+                "it is always stale, and no limit that uses it ever rises"
             } else if stale < 2 * news {
                 "one lost scrape makes it stale, and limits that use it do not rise until the next"
             } else {
                 return None;
             };
             Some(format!(
-                "`{}` has news every {} and is stale after {}: {trouble}. Scrape more often, or set \
+                "`{}` gets a new value every {} and is stale after {}: {trouble}. Scrape more often, or set \
                  signal.{}.stale_after to {} or more",
                 signal.name,
                 Length(news),
@@ -304,8 +306,8 @@ fn slow_scrapes(settings: &Settings) -> Vec<String> {
         .collect();
     if interval > SCRAPE_MAX {
         notes.push(format!(
-            "Ray's metrics are scraped every {}: limits follow them that much later, and a reading that is lost is \
-             missed for longer. Ray has news every 5 to 10 s; set metrics.interval to {} or less",
+            "Ray's metrics are scraped every {}: limits react that much later, and a lost reading leaves \
+                a longer gap. Ray updates its metrics every 5 to 10 s; set metrics.interval to {} or less",
             Length(interval),
             Length(SCRAPE_MAX)
         ));
@@ -318,8 +320,9 @@ fn asks_prometheus(signal: &Signal) -> Option<String> {
     let asks = matches!(signal.sources.first(), Some(SignalSource::PromQl(_)));
     (asks && signal.stale_after < 2 * PROMETHEUS_SCRAPES).then(|| {
         format!(
-            "`{}` is asked of Prometheus and is stale after {}: that bears one lost scrape where its `scrape_interval` \
-             is {} or less. For longer ones set signal.{}.stale_after to three times the interval",
+            "`{}` is read from Prometheus and is stale after {}: that tolerates one lost scrape where its \
+                `scrape_interval` is {} or less. For longer intervals set signal.{}.stale_after to three \
+                times the interval",
             signal.name,
             Length(signal.stale_after),
             Length(signal.stale_after / 2),
@@ -346,9 +349,9 @@ fn scarce(settings: &Settings) -> Option<String> {
     let scarce: Vec<String> = classes.chain(modules).collect();
     (!scarce.is_empty()).then(|| {
         format!(
-            "`in_flight.min` is less than the {replicas} replicas in {}: a replica that has lost \
-             the store still has one permit, so that together they may exceed such a limit while it is that low; \
-             raise it to {replicas}, or live with it",
+            "`in_flight.min` is less than the {replicas} replicas in {}: a replica that cannot reach the \
+                store still has one permit, so together they may exceed such a limit while it is that \
+                low; raise it to {replicas}, or accept this",
             scarce.join(", ")
         )
     })

@@ -96,7 +96,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// Receivers of alerts did not take the test.
-    #[error("{failed} of {of} receivers did not take the test alert")]
+    #[error("{failed} of {of} receivers did not accept the test alert")]
     DeliveryError {
         /// How many.
         failed: usize,
@@ -107,7 +107,7 @@ pub enum ClientError {
     #[error("{0}")]
     Usage(String),
     /// The answer cannot be written.
-    #[error("cannot write the answer: {0}")]
+    #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
 }
 

@@ -13,7 +13,7 @@ pub struct Args {
 /// Prints the manual page.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ManArgs {
-    /// Of this command alone, such as `status`; the whole when left out.
+    /// Command, such as `status`. Default: the whole manual.
     pub command: Option<String>,
 }
 
@@ -34,7 +34,7 @@ pub fn man(args: &ManArgs, out: &mut dyn Write) -> io::Result<u8> {
         Some(name) => whole.find_subcommand(name),
     };
     let Some(page) = page else {
-        eprintln!("rayguard: there is no such command; `rayguard help` lists them");
+        eprintln!("rayguard: unknown command; `rayguard help` lists all commands");
         return Ok(2);
     };
     clap_mangen::Man::new(page.clone()).render(out)?;

@@ -290,7 +290,8 @@ impl Screen {
         let limit =
             |name: &str| class(name).and_then(|class| class.limits.first()).map_or(0.0, |limit| limit.value);
         format!(
-            "{elapsed:5.1} s  {:<10}  admitted {admitted:6.1}/s  shed {shed:5.1}/s  state-heavy limit {:4.1}  job-list limit {:4.1}  inside: without {:>4}, with rayguard {:>3}",
+            "{elapsed:5.1} s  {:<10}  admitted {admitted:6.1}/s  shed {shed:5.1}/s  state-heavy limit \
+                {:4.1}  job-list limit {:4.1}  in Ray: without {:>4}, with rayguard {:>3}",
             Self::phase(elapsed),
             limit("state-heavy"),
             limit("job-list"),
@@ -313,7 +314,7 @@ impl Screen {
         // Writing to a String cannot fail.
         let _ = writeln!(page, "\x1b[K{:>5.1} / {total:.0} s   {}", elapsed.min(total), Self::phase(elapsed));
         let _ = writeln!(page, "\x1b[K");
-        let _ = writeln!(page, "\x1b[Krequests inside       without  with rayguard");
+        let _ = writeln!(page, "\x1b[Krequests in Ray       without  with rayguard");
         for module in ["JobHead", "StateHead"] {
             let _ = writeln!(
                 page,
@@ -384,7 +385,7 @@ impl Screen {
             writeln!(out, "  {sentence}")?;
         }
         let shed: u64 = app.view().classes.iter().map(|class| class.shed).sum();
-        writeln!(out, "\n{shed} requests were refused, each with a reason and a time to come back.")?;
+        writeln!(out, "\n{shed} requests were shed, each with a reason and a time to retry.")?;
         if let Some(dir) = kept {
             writeln!(
                 out,

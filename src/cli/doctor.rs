@@ -59,7 +59,7 @@ pub struct Args {
 #[derive(Debug, thiserror::Error)]
 pub enum DoctorError {
     /// The answer cannot be written, or the system refuses to begin.
-    #[error("cannot look: {0}")]
+    #[error("doctor cannot run: {0}")]
     System(#[from] io::Error),
     /// No HTTP client.
     #[error(transparent)]
@@ -191,8 +191,8 @@ impl Look<'_> {
     fn profile(&self, ray: &Seen) -> Finding {
         let says = ray.view(self.settings.ray).says;
         if self.settings.ray.is_none() && ray.fit == Fit::Newer {
-            let remedy = "look for a rayguard that knows it; until then it is taken for the newest that is known, as far \
-                          as its metrics do not say otherwise";
+            let remedy = "upgrade to a rayguard that knows it; until then it is treated as the newest \
+                known version, unless its metrics say otherwise";
             Finding::warn(PROFILE, says, remedy)
         } else {
             Finding::ok(PROFILE, says)
@@ -216,9 +216,10 @@ impl Look<'_> {
                     let remedy = match &fault {
                         DiscoverError::NotRay { .. }
                         | DiscoverError::Dashboard { fault: FetchError::Status(..), .. } => {
-                            "something else than Ray answers there: name Ray's address with upstream, or --upstream"
+                            "something other than Ray answers there: set Ray's address with `upstream` or \
+                                --upstream"
                         }
-                        _ => "start it (ray start --head), or name its address with upstream, or --upstream",
+                        _ => "start it (ray start --head), or set its address with `upstream` or --upstream",
                     };
                     findings.push(Finding::fail("ray", fault.to_string(), remedy));
                     return findings;
@@ -246,7 +247,7 @@ impl Look<'_> {
                     fault.to_string(),
                     // Whoever withholds this too may be no Ray at all.
                     withheld.map_or(
-                        "the dashboard runs and the GCS behind it does not answer: ray status",
+                        "the dashboard runs, but the GCS behind it does not answer: check `ray status`",
                         |head| head.remedy,
                     ),
                 ),
@@ -272,10 +273,16 @@ impl Look<'_> {
             findings.push(match mode {
                 "disabled" => Finding::warn(
                     "authentication",
-                    "disabled: whoever reaches Ray may run code on it",
-                    "RAY_AUTH_MODE=token, or keep all but rayguard away from Ray's ports",
+                    "disabled: anyone who can reach Ray can run code on it",
+                    "set RAY_AUTH_MODE=token, or let only rayguard reach Ray's ports",
                 ),
-                mode => Finding::ok("authentication", format!("{mode}; credentials pass rayguard untouched")),
+                mode => Finding::ok(
+                    "authentication",
+                    format!(
+                        "{mode}; rayguard passes credentials on \
+                    unchanged"
+                    ),
+                ),
             });
         }
         findings
@@ -290,7 +297,8 @@ impl Look<'_> {
         Some(if apart <= 5 {
             Finding::ok("clock", found)
         } else {
-            let remedy = "decisions do not use it, but the adjustment log cannot be laid beside Ray's logs: run chrony or ntpd";
+            let remedy = "decisions do not depend on it, but times in the adjustment log differ from \
+                those in Ray's logs: run chrony or ntpd";
             Finding::warn("clock", found, remedy)
         })
     }
@@ -313,7 +321,7 @@ impl Look<'_> {
     async fn store(&self) -> Option<Finding> {
         let replicas = self.settings.replicas.as_ref()?;
         let remedy =
-            "start it, or name it in replicas.url; without it each replica goes on with its even share";
+            "start it, or correct replicas.url; without it each replica continues with an even share";
         let password =
             match replicas.password.as_ref().map(|from| secret::read(from, "password of the shared store")) {
                 Some(Err(error)) => {
@@ -352,11 +360,12 @@ impl Look<'_> {
             findings.push(Finding::warn("admin", exposure, remedy));
         }
         if ray_answers && self.settings.upstream.port == 8265 {
-            let remedy = "fine for a first try; to guard everyone: ray start --head --dashboard-port=18265, and \
+            let remedy = "fine for a first try; to protect Ray from every client: ray start --head \
+                --dashboard-port=18265, and \
                           listen on 8265";
             findings.push(Finding::warn(
                 "ways round",
-                "Ray still owns 8265: clients go past rayguard",
+                "Ray still listens on 8265: clients can bypass rayguard",
                 remedy,
             ));
         }
@@ -369,18 +378,22 @@ impl Look<'_> {
             Ok(_) => Finding::ok(subject, format!("{tcp} is free")),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && self.is_ours().await => Finding::warn(
                 subject,
-                format!("{tcp} is taken by a rayguard that runs already"),
-                "if it is not the one you mean to replace, choose another address; a second one cannot start beside it",
+                format!("{tcp} is used by a rayguard that is already running"),
+                "expected if you are about to replace it; otherwise choose another address, because a \
+                    second one cannot start beside it",
             ),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => Finding::fail(
                 subject,
                 format!("{tcp} is taken"),
-                format!("find out by whom: ss -ltnp 'sport = :{}'; or listen elsewhere", tcp.port()),
+                format!(
+                    "find the process with: ss -ltnp 'sport = :{}'; or choose another address",
+                    tcp.port()
+                ),
             ),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Finding::fail(
                 subject,
                 format!("{tcp}: {error}"),
-                "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one",
+                "ports below 1024 need CAP_NET_BIND_SERVICE; choose a higher one",
             ),
             Err(error) => Finding::fail(
                 subject,
@@ -610,7 +623,7 @@ impl Look<'_> {
                         other => other.to_string(),
                     };
                     let remedy = format!(
-                        "under another name? [signal.{}] sources; {}",
+                        "if Ray exports it under another name, set [signal.{}] sources; {}",
                         signal.name,
                         meanwhile(policy, id)
                     );
@@ -620,13 +633,10 @@ impl Look<'_> {
             }
         }
         if !pageless.is_empty() {
-            let found = format!(
-                "{no_page}; {} signals are without a reading: {}",
-                pageless.len(),
-                pageless.join(", ")
-            );
+            let found =
+                format!("{no_page}; {} signals have no reading: {}", pageless.len(), pageless.join(", "));
             let mut remedy =
-                "name the exporters: [metrics] targets; until then rates and ceilings that follow these \
+                "list the exporters in [metrics] targets; until then rates and ceilings that follow these \
                               signals do not rise"
                     .to_owned();
             if let Some(id) = trickling.first() {
@@ -639,7 +649,7 @@ impl Look<'_> {
             findings.push(Finding::ok("signals of other versions", found));
         }
         if !spare.is_empty() {
-            let found = format!("not there, and no class follows them: {}", spare.join(", "));
+            let found = format!("not found, and no class follows them: {}", spare.join(", "));
             findings.push(Finding::ok("other signals", found));
         }
     }
@@ -706,7 +716,7 @@ impl Look<'_> {
         let Some(nearest) = above.into_iter().find(|dir| dir.is_dir()) else {
             return Finding::fail(
                 "state_dir",
-                format!("{shown}: no directory above it"),
+                format!("{shown}: none of its parent directories exists"),
                 "choose another state_dir",
             );
         };
@@ -715,16 +725,17 @@ impl Look<'_> {
             Ok(()) => {
                 let left = std::fs::remove_file(&trial).is_err();
                 let found = if left {
-                    format!("{shown} can be written, not cleared")
+                    format!("{shown} is writable, but files in it cannot be deleted")
                 } else {
-                    format!("{shown} can be written")
+                    format!("{shown} is writable")
                 };
                 Finding::ok("state_dir", found)
             }
             Err(error) => Finding::fail(
                 "state_dir",
                 format!("{shown}: {error}"),
-                "choose a directory of this user's: state_dir; else no limit and no adjustment log survives a restart",
+                "set state_dir to a directory that this user can write; otherwise limits and the \
+                    adjustment log do not survive a restart",
             ),
         }
     }
@@ -735,7 +746,7 @@ impl Look<'_> {
         let line = limits.lines().find(|line| line.starts_with("Max open files"))?;
         let soft: u64 = line.split_whitespace().nth(3)?.parse().ok()?;
         let wanted = 2 * self.settings.http.connections_max as u64 + 256;
-        let found = format!("{soft} descriptors, {wanted} may be wanted");
+        let found = format!("{soft} file descriptors, up to {wanted} may be needed");
         Some(if soft >= wanted {
             Finding::ok("open files", found)
         } else {
@@ -850,7 +861,7 @@ mod tests {
                 let findings = examine(&settings(&text)).await.unwrap();
                 let ray = of(&findings, "ray");
                 assert!(
-                    ray.found.contains("keeps its version to itself") && ray.found.contains(found),
+                    ray.found.contains("does not report its version") && ray.found.contains(found),
                     "{ray:?}"
                 );
                 assert!(ray.health == Health::Warn && ray.remedy.contains(remedy), "{ray:?}");
@@ -878,7 +889,7 @@ mod tests {
             "{port:?}"
         );
         let ray = of(&findings, "ray");
-        assert!(ray.remedy.starts_with("something else than Ray answers there"), "{ray:?}");
+        assert!(ray.remedy.starts_with("something other than Ray answers there"), "{ray:?}");
         let signals: Vec<_> =
             findings.iter().filter(|finding| finding.subject.starts_with("signal")).collect();
         assert_eq!(signals.len(), 1, "{signals:#?}");

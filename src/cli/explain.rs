@@ -48,8 +48,8 @@ pub enum ExplainError {
     Log(#[from] LogError),
     /// The request is not in the adjustment log.
     #[error(
-        "request {request:?} is not in the adjustment log: only refusals are written down, and of a flood only a few each \
-         second; try `rayguard explain --class NAME --at TIME` with the class and time of the refusal"
+        "request {request:?} is not in the adjustment log: only shed requests are written to it, and in a \
+            flood only a few per second; try `rayguard explain --class NAME --at TIME` with the class and time of the request"
     )]
     NoRequest {
         /// As given.
@@ -352,7 +352,7 @@ fn show_shed(time: WallMs, shed: &Shed, known: &Known, out: &mut dyn Write) -> i
     known.show(&shed.class, out)?;
     known.show(&shed.module, out)?;
     if !known.knows(&[&shed.class, &shed.module]) {
-        writeln!(out, "  as the configuration sets them; nothing had moved them since the start")?;
+        writeln!(out, "  as configured; not changed since the start")?;
     }
     Ok(())
 }
@@ -496,7 +496,7 @@ mod tests {
     fn what_is_not_in_the_record_is_said_to_be_sampled_or_unknown() {
         let adjustment_log = sample();
         let request = explain(&adjustment_log, Some("r-99"), None, None).unwrap_err();
-        assert!(request.to_string().contains("of a flood only a few each second"), "{request}");
+        assert!(request.to_string().contains("in a flood only a few per second"), "{request}");
         let class = explain(&adjustment_log, None, Some("serve"), None).unwrap_err();
         assert!(matches!(class, ExplainError::NoClass { .. }), "{class}");
         let class = explain(&adjustment_log, None, Some("state-hevy"), None).unwrap_err();

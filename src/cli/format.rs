@@ -6,6 +6,6 @@ pub enum Format {
     /// For people: tables and sentences.
     #[default]
     Table,
-    /// For programs: one JSON object, or one a line.
+    /// For programs: one JSON object, or one per line.
     Json,
 }

@@ -7,8 +7,8 @@
 //! recorded, the last what would have been with limits off.
 
 use super::format::Format;
-use super::simulate::{Args as Simulate, Error};
-use crate::config::quantity::Length;
+use super::simulate_args::{Args as Simulate, Error};
+pub use super::simulate_args::{Replay, TraceArgs};
 use crate::core::traffic_trace::{self, Reader, TrafficTrace};
 use crate::lab::identify::{Identified, identify};
 use crate::lab::incident::{self, Case, Incident, Wanted};
@@ -17,59 +17,7 @@ use crate::sim::scenario::Guard;
 use crate::sim::trace::{self, Guide, Trace, TraceError, import};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// Which trace, which part of it, and how.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct TraceArgs {
-    /// Replays this trace instead of running scenarios: a trace of rayguard's, or an arrival
-    /// log (Philly's submissions, Azure's completions, `at_s,route,status,latency_ms`).
-    #[arg(long, value_name = "FILE")]
-    pub trace: Option<PathBuf>,
-    /// The configuration to try; the defaults without one.
-    #[arg(long, short, value_name = "FILE", requires = "trace")]
-    pub config: Option<PathBuf>,
-    /// How the trace is replayed.
-    #[command(flatten)]
-    pub replay: Replay,
-}
-
-/// How a trace is replayed.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Replay {
-    /// Begins so far into the trace.
-    #[arg(long, value_name = "TIME", default_value = "0s")]
-    pub from: Length,
-    /// Replays so much of it; all, a day at most, when left out.
-    #[arg(long = "for", value_name = "TIME")]
-    pub length: Option<Length>,
-    /// Replays it so many times as fast.
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0)]
-    pub speedup: f64,
-    /// Replays so many times the load, each copy with clients of its own.
-    #[arg(long, value_name = "COUNT", default_value_t = 1)]
-    pub copies: u32,
-    /// Clients give up after this.
-    #[arg(long, value_name = "TIME", default_value = "30s")]
-    pub patience: Length,
-    /// Cores of the head's node; a trace does not show them.
-    #[arg(long, value_name = "COUNT", default_value_t = 2.0)]
-    pub cores: f64,
-}
-
-impl Default for Replay {
-    fn default() -> Replay {
-        Replay {
-            from: Length(Duration::ZERO),
-            length: None,
-            speedup: 1.0,
-            copies: 1,
-            patience: Length(Duration::from_secs(30)),
-            cores: 2.0,
-        }
-    }
-}
+use std::path::Path;
 
 /// The longest replay.
 const DAY_S: f64 = 86_400.0;
@@ -265,8 +213,11 @@ fn cut(case: &mut Case, replay: &Replay) {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::quantity::Length;
     use crate::core::time::Time;
     use std::fmt::Write as _;
+    use std::path::PathBuf;
+    use std::time::Duration;
 
     /// A file that goes when it is dropped.
     pub(in crate::cli) struct File(pub(in crate::cli) PathBuf);

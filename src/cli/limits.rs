@@ -28,7 +28,7 @@ pub struct Args {
 /// What there is besides showing limits.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Instead {
-    /// Write a section of configuration from the traffic seen so far, with reasons.
+    /// Print a configuration section derived from the traffic seen so far, with reasons.
     Suggest(suggest::Args),
 }
 

@@ -16,22 +16,22 @@ use std::path::PathBuf;
 pub struct Args {
     /// The plan, a TOML file.
     pub plan: PathBuf,
-    /// Where to send it, instead of the plan's own target (`http://127.0.0.1:8265`).
+    /// Target URL, instead of the plan's own target (`http://127.0.0.1:8265`).
     #[arg(long)]
     pub target: Option<String>,
     /// The seed, instead of the plan's own.
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Writes every operation to this file, one JSON object a line.
+    /// Write every operation to this file, one JSON object per line.
     #[arg(long)]
     pub samples: Option<PathBuf>,
     /// Output format. Default: a table on a terminal, JSON into a pipe.
     #[arg(long, value_enum)]
     pub format: Option<Format>,
-    /// Prints limits for each class instead, from what the head bore; for a plan whose rates rise.
+    /// Propose limits for each class from the load that the head sustained; needs a plan whose rates rise.
     #[arg(long, conflicts_with = "format")]
     pub propose: bool,
-    /// Allows a target off this machine.
+    /// Allow a target on another machine.
     #[arg(long)]
     pub allow_remote: bool,
 }

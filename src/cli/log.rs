@@ -34,7 +34,7 @@ pub struct Args {
     /// Only events of this kind; may be repeated.
     #[arg(long, value_name = "KIND", value_parser = clap::builder::PossibleValuesParser::new(Event::NAMES))]
     pub event: Vec<String>,
-    /// Each shed request, instead of their summaries alone.
+    /// Print each shed request, not only summaries.
     #[arg(long)]
     pub sheds: bool,
     /// At most this many events, the newest.

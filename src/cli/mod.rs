@@ -22,6 +22,7 @@ pub mod progress;
 pub mod replay;
 pub mod run;
 pub mod simulate;
+pub mod simulate_args;
 pub mod status;
 pub mod suggest;
 pub mod tune;

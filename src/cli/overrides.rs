@@ -22,7 +22,7 @@ pub struct PinArgs {
     /// Limit and value: rate=5/s, rate=120/min or in_flight=20.
     #[arg(value_name = "LIMIT=VALUE")]
     pub limit: Setting,
-    /// Duration, 30d at most; after it the controller moves the limit again, from this value.
+    /// Duration, at most 30d; then the controller moves the limit again, starting from this value.
     #[arg(long = "for", value_name = "LENGTH", default_value = "1h")]
     pub length: String,
     /// Reason, kept in the adjustment log; asked for at a terminal.

@@ -55,7 +55,7 @@ pub struct Args {
     /// Shadow mode: decide and log, but shed nothing.
     #[arg(long)]
     pub shadow: bool,
-    /// Writes a trace of requests (client number, class, time, outcome), signals and limits, for
+    /// Write a trace of requests (client number, class, time, outcome), signals and limits, for
     /// `rayguard simulate --trace` and `rayguard tune`; no address, credential, path or body.
     #[arg(long, value_name = "FILE")]
     pub record: Option<PathBuf>,
@@ -129,7 +129,7 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// A receiver's secret address is none.
-    #[error("the secret address of a receiver of alerts is no URL; it begins with http:// or https://")]
+    #[error("the secret address of an alert receiver is not a URL; it must begin with http:// or https://")]
     Receiver,
     /// The admin listener's address is taken or not ours.
     #[error(
@@ -175,7 +175,7 @@ pub enum RunError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The trace cannot be begun.
-    #[error("cannot record to {}: {source}; name a file in a directory that can be written", path.display())]
+    #[error("cannot record to {}: {source}; choose a file in a writable directory", path.display())]
     Record {
         /// The file.
         path: PathBuf,
@@ -183,14 +183,14 @@ pub enum RunError {
         source: std::io::Error,
     },
     /// The trace may take too little.
-    #[error("a trace of at most {0} bytes holds little more than its names; allow 1 MiB or more")]
+    #[error("a trace of at most {0} bytes is too small to be useful; allow 1 MiB or more")]
     RecordMax(u64),
 }
 
 /// Why an address could not be listened on, with a remedy.
 pub(super) fn why_not_bound(error: &std::io::Error, remedy: &str) -> String {
     if error.kind() == std::io::ErrorKind::AddrNotAvailable {
-        "this is no address of this host; use one of its own, or 0.0.0.0".to_owned()
+        "this is not an address of this host; use one of its addresses, or 0.0.0.0".to_owned()
     } else {
         format!("{error}; {remedy}")
     }
@@ -363,7 +363,7 @@ async fn app(
         None => stop_signals.first().await,
         Some(length) => tokio::select! {
             signal = stop_signals.first() => signal,
-            () = tokio::time::sleep(length) => "the trace's time is up",
+            () = tokio::time::sleep(length) => "the trace has reached its duration",
         },
     };
     let before = Progress::of(&app);
@@ -452,7 +452,8 @@ fn say_whether_ray_is_there(app: &Arc<App>) {
             // Said where it is asked again and again.
             Err(fault) if head_version::withheld(&fault, token.is_some()).is_some() => {}
             Err(fault) => tracing::error!(
-                "no Ray dashboard answers at {url} ({fault}); start one with `ray start --head`, or name its address with --upstream. rayguard goes on and guards it once it is there"
+                "no Ray dashboard answers at {url} ({fault}); start one with `ray start --head`, or set \
+                    its address with --upstream. rayguard keeps running and protects it as soon as it answers"
             ),
         }
     });
@@ -551,7 +552,7 @@ async fn bind(
         listeners.push(listener.with_tls(tls).with_proxy_protocol(spec.proxy_protocol));
     }
     for socket in inherited {
-        tracing::warn!(%socket, "a socket was handed over that no `listen` names; it is closed");
+        tracing::warn!(%socket, "an inherited socket matches no `listen` address; it is closed");
     }
     Ok((listeners, certificates))
 }
@@ -590,12 +591,12 @@ fn whom_to_tell(settings: &Settings) -> Result<notify::Options, RunError> {
         let url = match &spec.url {
             settings::NotifyUrl::Plain(url) => url.clone(),
             settings::NotifyUrl::Secret(from) => {
-                let text = secret::read(from, "address of a receiver of alerts")?;
+                let text = secret::read(from, "address of an alert receiver")?;
                 url::Url::parse(&text).ok().filter(url::Url::has_host).ok_or(RunError::Receiver)?
             }
         };
         let token =
-            spec.token.as_ref().map(|token| secret::read(token, "token of a receiver")).transpose()?;
+            spec.token.as_ref().map(|token| secret::read(token, "token of an alert receiver")).transpose()?;
         receivers.push(notify::Receiver { kind: spec.kind, url, token });
     }
     Ok(notify::Options {

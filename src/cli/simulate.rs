@@ -8,14 +8,16 @@
 use crate::cli::format::Format;
 use crate::cli::incident;
 use crate::cli::progress::Bar;
+use crate::cli::simulate_args::at;
+pub use crate::cli::simulate_args::{Args, Error};
 use crate::lab::ablation;
 use crate::lab::calibration;
 use crate::lab::model_fit;
 use crate::lab::monte_carlo::{PassRate, monte_carlo};
 use crate::lab::page;
 use crate::lab::report::{self, Answer};
-use crate::sim::scenario::{Scenario, ScenarioError};
-use crate::sim::trace::{self, TraceError};
+use crate::sim::scenario::Scenario;
+use crate::sim::trace;
 use crate::sim::world::{Onlooker, Traces};
 use std::cell::Cell;
 use std::fmt;
@@ -26,118 +28,6 @@ use std::sync::Arc;
 
 /// The scenarios that come with rayguard.
 static BUILT_IN: include_dir::Dir<'_> = include_dir::include_dir!("$CARGO_MANIFEST_DIR/simulations");
-
-/// Run scenarios against a simulated Ray head.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Args {
-    /// Scenario files, folders of them, or names of built-in scenarios.
-    #[arg(default_value = "simulations")]
-    pub scenarios: Vec<PathBuf>,
-    /// Seed for all scenarios, instead of each one's own.
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// How to print the answers.
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    pub format: Format,
-    /// Writes a page with plots to this file.
-    #[arg(long, value_name = "FILE")]
-    pub html: Option<PathBuf>,
-    /// Writes the adjustment log of each run to this folder, as JSON Lines.
-    #[arg(long, value_name = "FOLDER")]
-    pub adjustment_log: Option<PathBuf>,
-    /// Draws the head's parameters at random and repeats each scenario so many times; prints the pass rate with its
-    /// 95 % interval and the number of the worst draw. Exits with 1 where a scenario claims to be robust (`[robust]`) and
-    /// these draws do not show it.
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub runs: u64,
-    /// Runs each scenario once with the parameters of this draw of `--runs`.
-    #[arg(long, value_name = "NUMBER", conflicts_with_all = ["runs", "baselines"])]
-    pub draw: Option<u64>,
-    /// Compares rayguard with other limiters, in one table over all scenarios.
-    #[arg(long)]
-    pub baselines: bool,
-    /// Runs each scenario with parts of the loop taken away, in one table over all scenarios.
-    #[arg(long, conflicts_with_all = ["runs", "draw", "baselines"])]
-    pub ablate: bool,
-    /// Where traces are that scenarios name and that are not beside them.
-    #[arg(long, value_name = "FOLDER")]
-    pub traces: Option<PathBuf>,
-    /// Compares the model with traffic traces of a real head, instead of running scenarios, and
-    /// prints the differences.
-    #[arg(long, value_name = "FOLDER", num_args = 0..=1, default_missing_value = "simulations/recorded")]
-    pub calibration: Option<PathBuf>,
-    /// A trace to replay instead.
-    #[command(flatten)]
-    pub incident: incident::TraceArgs,
-}
-
-/// Why there is no answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file could not be read or written.
-    #[error("{}: {error}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// What the system says.
-        error: std::io::Error,
-    },
-    /// A folder without scenarios.
-    #[error("{}: no *.toml in this folder; name scenario files", .0.display())]
-    Empty(PathBuf),
-    /// Neither a file nor a built-in scenario.
-    #[error("{}: no such file, and no built-in scenario of this name; {nearest}", path.display())]
-    Unknown {
-        /// As given.
-        path: PathBuf,
-        /// What may have been meant.
-        nearest: String,
-    },
-    /// A scenario is wrong.
-    #[error("{}: {error}", path.display())]
-    Scenario {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        error: ScenarioError,
-    },
-    /// A trace is wrong.
-    #[error("{}: {error}", path.display())]
-    Trace {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        error: TraceError,
-    },
-    /// Nowhere to print to.
-    #[error("standard output: {0}")]
-    Output(#[from] std::io::Error),
-}
-
-fn at(path: &Path) -> impl Fn(std::io::Error) -> Error + '_ {
-    move |error| Error::File { path: path.to_owned(), error }
-}
-
-#[cfg(test)]
-impl Args {
-    /// These scenarios, as they come.
-    pub(super) fn of(scenarios: Vec<PathBuf>) -> Args {
-        Args {
-            scenarios,
-            seed: None,
-            format: Format::Table,
-            html: None,
-            adjustment_log: None,
-            runs: 0,
-            draw: None,
-            baselines: false,
-            ablate: false,
-            traces: None,
-            calibration: None,
-            incident: incident::TraceArgs::default(),
-        }
-    }
-}
 
 /// Runs the command; the exit code is 0 when every scenario holds and 1 when one does not.
 ///
@@ -476,7 +366,7 @@ fn traces(args: &Args, scenario_path: &Path, scenario: &Scenario) -> Result<Opti
 
 fn left_out(args: &Args, path: &Path, out: &mut dyn Write) -> Result<(), Error> {
     if args.format == Format::Table {
-        writeln!(out, "---- {}: not run, its trace is not here; name its folder with --traces", name(path))?;
+        writeln!(out, "---- {}: not run, its trace was not found; set its folder with --traces", name(path))?;
     }
     Ok(())
 }

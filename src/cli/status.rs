@@ -28,7 +28,7 @@ pub struct Args {
     /// Show idle classes and quiet signals too.
     #[arg(long)]
     pub all: bool,
-    /// Show it again every two seconds, until interrupted.
+    /// Refresh every two seconds until interrupted.
     #[arg(long, short)]
     pub watch: bool,
 }

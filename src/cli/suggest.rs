@@ -65,7 +65,7 @@ pub fn section(seen: &Discovery) -> String {
     if seen.watched_s < 60.0 {
         return format!(
             "# Nothing suggested: only {} of traffic has been seen, and limits follow from the busiest minute.\n\
-             # Ask again when traffic has passed for a minute or more; a day with its busy hours says most.\n",
+             # Try again after a minute or more of traffic; a day that includes the busy hours is best.\n",
             length(seen.watched_s)
         );
     }
@@ -105,7 +105,7 @@ fn preface(seen: &Discovery) -> String {
     let asked: u64 = seen.classes.iter().map(|class| class.traffic.counts.asked).sum();
     let mut text = format!(
         "# Suggested by `rayguard limits suggest` from {asked} requests in {} since {} (configuration {}).\n\
-         # Take what you agree with into your own file, and put it to `rayguard check`.\n",
+         # Copy what you agree with into your own file, and run `rayguard check` on it.\n",
         length(seen.watched_s),
         seen.since.rfc3339(),
         printable(&seen.config)
@@ -117,7 +117,8 @@ fn preface(seen: &Discovery) -> String {
     if shed > 0 {
         let _ = writeln!(
             text,
-            "# {shed} requests were refused meanwhile: what is seen is what present limits let through."
+            "# {shed} requests were shed in this time: the suggestions rest on what the current limits \
+                let through."
         );
     }
     text
@@ -136,7 +137,7 @@ fn objective(class: &ClassTraffic, text: &mut String) {
         millis(class.slo_s)
     );
     if seen_s > class.slo_s {
-        text.push_str("#   Ray misses that already: find out why before you settle for this.\n");
+        text.push_str("#   Ray already misses it: find out why before you accept this.\n");
     }
     let objective = Objective(Slo { quantile: class.slo_quantile, latency: objective_of(class) });
     let _ = writeln!(text, "{} = \"{objective}\"", class.class);
@@ -168,7 +169,7 @@ fn limits(class: &ClassTraffic, watched_s: f64, text: &mut String) {
     if traffic.counts.would_shed > 0 {
         let would = traffic.counts.would_shed;
         let _ =
-            writeln!(text, "# {would} would have been refused by the limits of now, had they been enforced.");
+            writeln!(text, "# {would} would have been shed by the current limits, had they been enforced.");
     }
     let held_well = class.latency_slo_s.is_some_and(|seen| seen <= objective_of(class).as_secs_f64());
     let peak = if held_well { f64::from(traffic.in_flight_peak) } else { 0.0 };
@@ -235,8 +236,8 @@ fn unlisted(seen: &Discovery, text: &mut String) {
         strange.into_iter().partition(|route| route.traffic.counts.asked >= UNLISTED_MIN);
     if !many.is_empty() {
         text.push_str(
-            "\n# No class names these; they share one with all that is unknown. Uncomment what deserves a class\n\
-             # of its own, and call it what it is.\n",
+            "\n# These paths share one class with all unknown requests. Uncomment those that need a class\n\
+             # of their own, and give it a name.\n",
         );
     }
     for (at, route) in many.iter().enumerate() {
@@ -265,7 +266,7 @@ fn unlisted(seen: &Discovery, text: &mut String) {
         let asked: u64 = few.iter().map(|route| route.traffic.counts.asked).sum();
         let _ = writeln!(
             text,
-            "\n# {} more paths that no class names were asked {asked} times in all.",
+            "\n# {} more paths without a class of their own were requested {asked} times in total.",
             few.len()
         );
     }
@@ -362,7 +363,7 @@ mod tests {
     #[test]
     fn a_route_that_no_class_names_gets_one_that_passes_once_it_is_uncommented() {
         let text = section(&everything(traffic(500, 60, 1), 0.05, 3_600.0));
-        let (_, own) = text.split_once("call it what it is.\n").unwrap();
+        let (_, own) = text.split_once("of their own, and give it a name.\n").unwrap();
         let bare: String = own
             .lines()
             .filter_map(|line| line.strip_prefix("# "))

@@ -60,7 +60,7 @@ pub enum TuneError {
     Simulate(#[from] SimulateError),
     /// Not a trace.
     #[error(
-        "{0}: an arrival log does not say how long the head took; make a trace with `rayguard record FILE`"
+        "{0}: an arrival log does not say how long the head took; write a trace with `rayguard record FILE`"
     )]
     Log(String),
     /// The configuration is wrong.
@@ -152,7 +152,7 @@ fn objective(class: &Class, fit: &ClassFit, proposals: &mut Vec<Proposal>) -> f6
             Objective(Slo { latency: duration_from_secs(wanted_s), ..class.slo }).to_string(),
         ),
         why: format!(
-            "{} answers while nothing stood in line: {} of them within {}; the objective of {} is too near",
+            "{} answers while no request waited: {} of them within {}; the objective of {} is too tight",
             fit.calm,
             percent(class.slo.quantile),
             seconds(calm_s),
@@ -245,8 +245,8 @@ fn data_age(settings: &Settings, found: &Identified, proposals: &mut Vec<Proposa
         key: "data_age".to_owned(),
         value: Value::String(Length(duration_from_secs(age_s.ceil())).to_string()),
         why: format!(
-            "{} was new every {} and {} old when it came: {} on average, where the configuration thinks {}; \
-             gains fall with it",
+            "{} had a new value every {} and was {} old on arrival: {} on average, where the \
+                configuration assumes {}; gains fall with it",
             fit.signal,
             seconds(fit.every_s),
             seconds(fit.age_s),
@@ -299,7 +299,7 @@ fn is_backed(incident: &Incident) -> bool {
 fn preface(name: &str, trace: &TrafficTrace, found: &Identified) -> String {
     let mut text = format!(
         "# Proposed by `rayguard tune` from {}: {} requests in {:.0} s.\n\
-         # Take what you agree with into your own file, and put it to `rayguard check`.\n#\n\
+         # Copy what you agree with into your own file, and run `rayguard check` on it.\n#\n\
          # What it shows of the head:\n",
         printable(name),
         trace.arrivals.len(),
@@ -338,7 +338,7 @@ fn preface(name: &str, trace: &TrafficTrace, found: &Identified) -> String {
             signal.target
         );
     }
-    text.push_str("#\n# What it cannot show, and stays as it is:\n");
+    text.push_str("#\n# What it cannot show, so these stay as they are:\n");
     for words in &found.unknown {
         let _ = writeln!(text, "#   {}", printable(words));
     }
@@ -347,9 +347,7 @@ fn preface(name: &str, trace: &TrafficTrace, found: &Identified) -> String {
 
 fn write_proposals(proposals: &[Proposal], text: &mut String) {
     if proposals.is_empty() {
-        text.push_str(
-            "\n# Nothing to change: nothing that was recorded speaks against what is configured.\n",
-        );
+        text.push_str("\n# Nothing to change: the trace agrees with the configuration.\n");
     }
     let mut section: &[String] = &[];
     let mut sorted: Vec<&Proposal> = proposals.iter().collect();
@@ -417,9 +415,9 @@ fn misfit(incident: &Incident, text: &mut String) {
     if !apart.is_empty() {
         let _ = writeln!(
             text,
-            "\n# THE MODEL DOES NOT FIT this trace: p50 recorded of {}.\n# Trust the values below no further than that. \
-             Record a time in which the head was saturated and one in which it was calm,\n# and let all of Ray's traffic \
-             pass rayguard meanwhile.",
+            "\n# THE MODEL DOES NOT FIT this trace: p50 recorded of {}.\n# Treat the values below with \
+                the same caution. Record a time in which the head was saturated and one in which it was \
+                calm,\n# with all of Ray's traffic through rayguard.",
             apart.join("; ")
         );
     }
@@ -427,7 +425,10 @@ fn misfit(incident: &Incident, text: &mut String) {
 
 fn backing(incident: &Incident, backed: bool, text: &mut String) {
     if !backed {
-        text.push_str("\n# NOT BACKED: the simulation serves less with this than with what is configured.\n");
+        text.push_str(
+            "\n# NOT SUPPORTED: the simulation serves fewer requests with this than with the \
+            current configuration.\n",
+        );
     }
     text.push_str("\n# The trace, replayed on the head identified from it:\n#\n");
     for line in table(incident).lines().take_while(|line| !line.starts_with("note:")) {

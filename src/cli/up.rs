@@ -32,7 +32,7 @@ pub enum UpError {
     #[error(transparent)]
     Run(#[from] run::RunError),
     /// The answer cannot be written.
-    #[error("cannot write the answer: {0}")]
+    #[error("cannot write to standard output: {0}")]
     Output(#[from] io::Error),
 }
 

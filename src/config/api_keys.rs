@@ -20,7 +20,7 @@ pub(crate) const KEYS_MAX: usize = 1000;
 #[derive(Debug, thiserror::Error)]
 pub enum KeysError {
     /// The file cannot be read.
-    #[error("the API keys cannot be read from {}: {source}; mend `identity.api_keys_file`, or take it away", path.display())]
+    #[error("the API keys cannot be read from {}: {source}; correct `identity.api_keys_file`, or remove it", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

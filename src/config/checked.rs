@@ -186,7 +186,8 @@ impl Check<'_> {
 
     fn upstream_tls(&mut self, at: &str, raw: &RawUpstreamTls, upstream: &Upstream) -> Option<UpstreamTls> {
         let Some(authorities) = raw.authorities.clone() else {
-            let remedy = "write upstream_tls = { authorities = \"/path/ca.pem\" }: nobody is trusted unasked";
+            let remedy =
+                "write upstream_tls = { authorities = \"/path/ca.pem\" }: no CA is trusted by default";
             self.refuse(at, "TLS towards the upstream needs `authorities`", remedy);
             return None;
         };
@@ -205,8 +206,8 @@ impl Check<'_> {
         if chosen && raw.trusted_proxies.is_empty() {
             self.refuse(
                 "identity.headers",
-                "these headers are believed from trusted proxies alone, and there are none",
-                "list the networks of your proxies in `trusted_proxies`, or take this key away",
+                "these headers are accepted only from trusted proxies, and there are none",
+                "list the networks of your proxies in `trusted_proxies`, or remove this key",
             );
         }
         Identity {
@@ -245,8 +246,8 @@ impl Check<'_> {
     fn metrics(&mut self, raw: &RawMetrics) -> Metrics {
         for (i, target) in raw.targets.iter().enumerate() {
             if raw.targets[..i].contains(target) {
-                let message = format!("`{target}` stands twice");
-                self.refuse(format!("metrics.targets[{i}]"), message, "take one away");
+                let message = format!("`{target}` is listed twice");
+                self.refuse(format!("metrics.targets[{i}]"), message, "remove one");
             }
         }
         let (interval, mut timeout) = (raw.interval, raw.timeout);
@@ -293,7 +294,7 @@ impl Check<'_> {
         let tls = raw.tls.as_ref().and_then(|tls| self.tls("ratelimit_service.tls", tls));
         let Some(listen) = raw.listen.clone() else {
             let remedy =
-                "write listen = \"127.0.0.1:8281\", or a Unix socket, and have Envoy's cluster lead there";
+                "write listen = \"127.0.0.1:8281\", or a Unix socket, and point Envoy's cluster at it";
             self.refuse("ratelimit_service", "the service has no `listen`", remedy);
             return None;
         };
@@ -303,14 +304,13 @@ impl Check<'_> {
 
     fn replicas(&mut self, raw: &RawReplicas) -> Option<Replicas> {
         let Some(url) = &raw.url else {
-            let remedy = "add url = \"redis://host:6379/0\", or take the section away for a single replica";
-            self.refuse("replicas.url", "replicas share a Redis or Valkey, and none is named", remedy);
+            let remedy = "add url = \"redis://host:6379/0\", or remove the section for a single replica";
+            self.refuse("replicas.url", "replicas share a Redis or Valkey, and `url` is missing", remedy);
             return None;
         };
         if raw.count.is_none() {
-            let remedy = "add count = 3, or whatever is the most you run";
-            let message =
-                "without its store a replica goes on with an even share, and must know among how many";
+            let remedy = "add count = 3, or the most replicas you run";
+            let message = "without the store each replica uses an even share, and `count` says of how many";
             self.refuse("replicas.count", message, remedy);
         }
         let parsed = self.store_url(url)?;
@@ -331,7 +331,7 @@ impl Check<'_> {
             Err(_) => (format!("`{given}` is not an address"), remedy),
             // The file is read by more people than may use the store.
             Ok(url) if url.password().is_some() => (
-                "a password stands in the address".to_owned(),
+                "the address contains a password".to_owned(),
                 "put it into a file: password = { file = \"/run/secrets/redis\" }",
             ),
             Ok(url)
@@ -339,7 +339,7 @@ impl Check<'_> {
             {
                 return Some(url);
             }
-            Ok(_) => (format!("`{given}` is no address of a Redis"), remedy),
+            Ok(_) => (format!("`{given}` is not the address of a Redis"), remedy),
         };
         self.refuse("replicas.url", message, remedy);
         None
@@ -353,13 +353,13 @@ impl Check<'_> {
                 Some(UpstreamTls { authorities: authorities.clone(), name: ServerName::try_from(name).ok()? })
             }
             ("rediss", None) => {
-                let remedy = "add authorities = \"/path/ca.pem\": nobody is trusted unasked";
+                let remedy = "add authorities = \"/path/ca.pem\": no CA is trusted by default";
                 self.refuse("replicas.url", "TLS towards the store needs `authorities`", remedy);
                 None
             }
             (_, Some(_)) => {
-                let remedy = "write url = \"rediss://host:6380/0\", or take the line away";
-                let message = "nobody vouches for a store that is spoken with in the open";
+                let remedy = "write url = \"rediss://host:6380/0\", or remove the line";
+                let message = "the connection to the store is not encrypted, so no certificate is checked";
                 self.refuse("replicas.authorities", message, remedy);
                 None
             }
@@ -407,7 +407,7 @@ impl Check<'_> {
             (None, Some(from)) => NotifyUrl::Secret(from.clone()),
             (given, _) => {
                 let message = if given.is_some() {
-                    "`url` and `url_from` say the same thing"
+                    "`url` and `url_from` exclude each other"
                 } else {
                     "the receiver has no `url`"
                 };
@@ -453,10 +453,7 @@ impl Check<'_> {
                 let mend = if self.has("upstream") && !self.has("listen") { "upstream" } else { key };
                 self.refuse(
                     mend,
-                    format!(
-                        "{} is where `upstream` leads: requests would go round in a loop",
-                        listener.address
-                    ),
+                    format!("{} is the address of `upstream`: requests would loop", listener.address),
                     "give the listener another port, or move Ray: ray start --head --dashboard-port=18265",
                 );
             }

@@ -138,7 +138,7 @@ impl Check<'_> {
             let (given, interval) = (Length(given), Length(metrics.interval));
             self.refuse(
                 format!("{key}.stale_after"),
-                format!("{given} is less than two scrapes of {interval}, so one lost scrape would do"),
+                format!("{given} is less than two scrapes of {interval}, so one lost scrape makes it stale"),
                 format!("write {} or more", Length(2 * metrics.interval)),
             );
         }
@@ -167,7 +167,7 @@ impl Check<'_> {
         for stray in ["how", "at", "to", "scale"] {
             let of_source = format!("{key}.{stray}");
             if self.has(&of_source) {
-                self.refuse(of_source, format!("`{stray}` belongs to a `metric` source"), "take it away");
+                self.refuse(of_source, format!("`{stray}` belongs to a `metric` source"), "remove it");
             }
         }
         let Some(promql) = raw.promql.as_deref().map(str::trim) else { return Some(SignalSource::Probe) };
@@ -189,7 +189,7 @@ impl Check<'_> {
             let (message, remedy) = if wants_at {
                 ("needs `at`", "write the bound (share-above) or the quantile (quantile), such as at = 0.99")
             } else {
-                ("`at` belongs to share-above and quantile", "take it away")
+                ("`at` belongs to share-above and quantile", "remove it")
             };
             self.refuse(format!("{key}.at"), message, remedy);
             return None;
@@ -254,7 +254,7 @@ impl Check<'_> {
             let own = format!("{key}.{field}");
             if of != kind && self.has(&own) {
                 let message = format!("`{field}` belongs to the law `{}`", of.word());
-                self.refuse(own, message, "take it away, or change `kind`");
+                self.refuse(own, message, "remove it, or change `kind`");
             }
         }
         // In velocity form the proportional and derivative terms forget the target.
@@ -280,7 +280,7 @@ impl Check<'_> {
         for (name, _) in raw.class.iter().filter(|(_, class)| class.require_key == Some(true)) {
             self.refuse(
                 format!("class.{name}.require_key"),
-                "nobody has an API key, so nobody could ask",
+                "no API keys are configured, so every request would get status 401",
                 "list keys in [api_keys.<name>] or in `identity.api_keys_file`",
             );
         }
@@ -381,7 +381,11 @@ impl Check<'_> {
     ) -> Option<Class> {
         if raw.module.is_none() {
             let guess = suggest(name, names(known, |class| &class.name)).unwrap_or_default();
-            self.refuse(key, "a class of your own needs a `module`, the process its work lands on", guess);
+            self.refuse(
+                key,
+                "a class of your own needs a `module`, the Ray process that does its work",
+                guess,
+            );
             return None;
         }
         let template = known.iter().find(|class| &*class.name == "other")?;
@@ -463,7 +467,7 @@ impl Check<'_> {
                 self.refuse(
                     format!("{key}.{field}"),
                     format!("this has no effect: the class is {how}"),
-                    "write treatment = \"limited\", or take the limit away",
+                    "write treatment = \"limited\", or remove the limit",
                 );
             }
         }
@@ -479,8 +483,8 @@ impl Check<'_> {
         if class.kind == Kind::Held {
             for field in ["queue", "timeout"].map(|field| format!("{key}.{field}")) {
                 if self.has(&field) {
-                    let message = "what is held open neither waits in a queue nor times out";
-                    self.refuse(field, message, "take it away, or write kind = \"unary\"");
+                    let message = "held requests neither wait in a queue nor time out";
+                    self.refuse(field, message, "remove it, or write kind = \"unary\"");
                 }
             }
             return;
@@ -495,7 +499,7 @@ impl Check<'_> {
         let len_max = raw.len.map_or(base.len_max, saturated);
         let wait_max = raw.wait.unwrap_or(base.wait_max);
         if len_max > 0 && wait_max.is_zero() {
-            let message = format!("{len_max} may wait, but for no time at all");
+            let message = format!("{len_max} requests may wait, but for no time at all");
             self.refuse(key, message, "write wait = \"1s\", or len = 0 to shed at once");
         }
         Queue { len_max, wait_max }
@@ -579,7 +583,7 @@ impl Check<'_> {
             let key = format!("{key}[{i}]");
             let Some(id) = self.signal_id(key.clone(), name, signals) else { continue };
             if followed.contains(&id) {
-                self.refuse(key, format!("`{name}` stands twice"), "take one away");
+                self.refuse(key, format!("`{name}` is listed twice"), "remove one");
             } else {
                 followed.push(id);
             }
@@ -598,7 +602,12 @@ impl Check<'_> {
             let latency = Length(slo.latency);
             if !(0.5..=0.999).contains(&slo.quantile) {
                 let message = format!("p{} is outside p50 to p99.9", slo.quantile * 100.0);
-                self.refuse(key, message, "one request in a thousand is the finest that a window can tell");
+                self.refuse(
+                    key,
+                    message,
+                    "the finest quantile that a window resolves is one request in a \
+                    thousand",
+                );
             } else if slo.latency < Duration::from_millis(1) || slo.latency > Duration::from_secs(3600) {
                 self.refuse(key, format!("{latency} is outside 1ms to 1h"), "");
             } else if let Some(timeout) = class.timeout.filter(|timeout| slo.latency > *timeout) {

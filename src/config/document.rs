@@ -119,7 +119,7 @@ fn grammar(error: &toml::de::Error) -> Problem {
     let message = error.message();
     let remedy = message
         .starts_with("duplicate key")
-        .then(|| "the same key or table stands twice; join the two, or take one away".to_owned());
+        .then(|| "the same key or table is defined twice; merge the two, or remove one".to_owned());
     Problem { span: error.span(), key: String::new(), message: message.to_owned(), remedy }
 }
 
@@ -134,7 +134,7 @@ fn wrong(error: &toml::de::Error, key: &str) -> Problem {
             ("unknown key".to_owned(), suggest(quoted[0], quoted[1..].iter().copied()))
         } else if message.ends_with("expected struct SecretTable") {
             let remedy = "write { file = \"/path\" } or { env = \"NAME\" }";
-            ("a secret does not stand in the configuration itself".to_owned(), Some(remedy.to_owned()))
+            ("a secret is not written in the configuration itself".to_owned(), Some(remedy.to_owned()))
         } else if let Some((message, remedy)) = message.split_once("; ") {
             (message.to_owned(), Some(remedy.to_owned()))
         } else {

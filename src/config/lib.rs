@@ -49,7 +49,7 @@ pub struct Overrides {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file could not be read.
-    #[error("{}: {error}; name the file with --config, or leave it out to run by the defaults", path.display())]
+    #[error("{}: {error}; name the file with --config, or leave it out to run with the defaults", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,

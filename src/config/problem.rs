@@ -207,8 +207,8 @@ mod tests {
 
     #[test]
     fn a_secret_that_stands_in_the_file_is_drawn_as_stars() {
-        let text = "admin.token = 'hunter2'\nfleet.url = 'redis://joe:hünter2@a:1/0'\nadmin.tokn = [\"hunter2\"]\n\
-                    a.token = { file = '/run/token' }\nfleet.passwort = hunter2\nb = 'http://a/x@y'\n";
+        let text = "admin.token = 'hunter2'\nreplicas.url = 'redis://joe:hünter2@a:1/0'\nadmin.tokn = [\"hunter2\"]\n\
+                    a.token = { file = '/run/token' }\nreplicas.passwort = hunter2\nb = 'http://a/x@y'\n";
         assert_eq!(mask(text).len(), text.len(), "places stay where they were");
         for line in 0..6 {
             let start = text.split_inclusive('\n').take(line).map(str::len).sum::<usize>();

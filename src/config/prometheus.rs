@@ -15,14 +15,14 @@ impl Check<'_> {
                 let key = format!("metrics.prometheus_{key}");
                 if self.has(&key) {
                     let remedy = "write prometheus = \"http://host:9090\"";
-                    self.refuse(key, "no Prometheus server is named", remedy);
+                    self.refuse(key, "no Prometheus server is configured", remedy);
                 }
             }
             return None;
         };
         if raw.prometheus_authorities.is_some() && url.scheme() != "https" {
-            let message = "nobody vouches for a server that is spoken with in the open";
-            let remedy = "write prometheus = \"https://...\", or take the line away";
+            let message = "the connection to Prometheus is not encrypted, so no certificate is checked";
+            let remedy = "write prometheus = \"https://...\", or remove the line";
             self.refuse("metrics.prometheus_authorities", message, remedy);
         }
         for (name, value) in &raw.prometheus_headers {
@@ -48,7 +48,7 @@ impl Check<'_> {
             (Some(token), None, None) => Some(Login::Token(token)),
             (None, Some(user), Some(password)) => {
                 if user.contains(':') {
-                    self.refuse("metrics.prometheus_user", "a user's name with `:` cannot be sent", "");
+                    self.refuse("metrics.prometheus_user", "a user name cannot contain `:`", "");
                 }
                 Some(Login::Basic { user, password })
             }
@@ -58,8 +58,8 @@ impl Check<'_> {
                     (None, Some(_)) => "user",
                     (None, None) => "password",
                 };
-                let remedy = "give prometheus_token alone, or prometheus_user with prometheus_password";
-                let message = "Prometheus is asked with a token, or with a user and a password";
+                let remedy = "set either prometheus_token, or prometheus_user with prometheus_password";
+                let message = "a token, and a user with a password, exclude each other";
                 self.refuse(format!("metrics.prometheus_{what}"), message, remedy);
                 None
             }

@@ -21,7 +21,7 @@ pub struct PerSecond(pub f64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Bytes(pub u64);
 
-/// A flow, kept in bytes per second: `"20 MB/s"`.
+/// A throughput, kept in bytes per second: `"20 MB/s"`.
 #[derive(Clone, Copy, PartialEq, PartialOrd, Debug)]
 pub struct BytesPerSecond(pub f64);
 
@@ -33,23 +33,21 @@ pub struct Objective(pub Slo);
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ParseError {
     /// Not a length of time.
-    #[error(
-        "`{0}` is not a length of time; write a number with a unit, such as \"500ms\", \"10s\" or \"1h\""
-    )]
+    #[error("invalid duration `{0}`: expected a number and a unit, such as \"500ms\", \"10s\" or \"1h\"")]
     Length(String),
     /// Not a rate.
     #[error(
-        "`{0}` is not a rate; write a number per unit of time, such as \"5/s\", \"120/min\" or \"1000/h\""
+        "invalid rate `{0}`: expected a number per unit of time, such as \"5/s\", \"120/min\" or \"1000/h\""
     )]
     Rate(String),
     /// Not a size.
-    #[error("`{0}` is not a size; write a number with a unit, such as \"64 KiB\", \"100 MiB\" or \"20 MB\"")]
+    #[error("invalid size `{0}`: expected a number and a unit, such as \"64 KiB\", \"100 MiB\" or \"20 MB\"")]
     Bytes(String),
-    /// Not a flow.
-    #[error("`{0}` is not a flow; write a size per second, such as \"20 MB/s\"")]
+    /// Not a throughput.
+    #[error("invalid throughput `{0}`: expected a size per second, such as \"20 MB/s\"")]
     BytesPerSecond(String),
     /// Not an objective.
-    #[error("`{0}` is not an objective; write a percentile and a length of time, such as \"p99 1s\"")]
+    #[error("invalid objective `{0}`: expected a percentile and a duration, such as \"p99 1s\"")]
     Objective(String),
 }
 

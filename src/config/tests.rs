@@ -216,8 +216,8 @@ fn secrets_stand_in_files_or_variables_never_in_the_file() {
     assert_eq!(settings.alerts.notify[0].url, NotifyUrl::Secret(Secret::Env("SLACK_URL".into())));
     refused("[admin]\ntoken = { file = 'a', env = 'B' }", "admin.token", "one place");
     refused("[admin]\ntoken = {}", "admin.token", "one place");
-    refused("[admin]\ntoken = 'hunter2'", "admin.token", "does not stand in the configuration");
-    refused("[admin]\ntoken = ['hunter2']", "admin.token", "does not stand in the configuration");
+    refused("[admin]\ntoken = 'hunter2'", "admin.token", "is not written in the configuration");
+    refused("[admin]\ntoken = ['hunter2']", "admin.token", "is not written in the configuration");
 }
 
 #[test]
@@ -226,17 +226,17 @@ fn replicas_are_absent_unless_asked_for_and_say_where_their_store_is_and_how_man
     let replicas = settings("[replicas]\nurl = 'redis://cache:6379/2'\ncount = 3").replicas.unwrap();
     assert_eq!((&*replicas.url, replicas.count, &*replicas.group), ("redis://cache:6379/2", 3, "rayguard"));
     assert_eq!(replicas.timing.period.as_millis(), 250);
-    refused("[replicas]\ncount = 3", "replicas.url", "none is named");
+    refused("[replicas]\ncount = 3", "replicas.url", "`url` is missing");
     refused("[replicas]\nurl = 'redis://cache'", "replicas.count", "even share");
-    refused("[replicas]\nurl = 'redis://u:hunter2@cache'\ncount = 3", "replicas.url", "a password stands");
+    refused("[replicas]\nurl = 'redis://u:hunter2@cache'\ncount = 3", "replicas.url", "contains a password");
     refused("[replicas]\nurl = 'rediss://cache'\ncount = 3", "replicas.url", "needs `authorities`");
     let open = "[replicas]\nurl = 'redis://cache'\nauthorities = '/ca.pem'\ncount = 3";
-    refused(open, "replicas.authorities", "in the open");
+    refused(open, "replicas.authorities", "not encrypted");
     let replicas =
         settings("[replicas]\nurl = 'rediss://[::1]:6380'\nauthorities = '/ca.pem'\ncount = 3").replicas;
     let tls = replicas.unwrap().tls.unwrap();
     assert_eq!((&*tls.name.to_str(), tls.authorities.to_str()), ("::1", Some("/ca.pem")));
-    refused("[replicas]\nurl = 'http://cache'\ncount = 3", "replicas.url", "no address of a Redis");
+    refused("[replicas]\nurl = 'http://cache'\ncount = 3", "replicas.url", "not the address of a Redis");
     refused("[replicas]\nurl = 'redis://cache'\ncount = 0", "replicas.count", "0");
     refused("[replicas]\nurl = 'redis://cache'\ncount = 3\ngroup = 'a b'", "replicas.group", "not a name");
 }
@@ -283,8 +283,8 @@ fn a_class_made_held_neither_waits_nor_times_out() {
     let settings = settings("[class.views]\nkind = 'held'");
     let views = class(&settings, "views");
     assert_eq!((views.kind, views.queue.len_max, views.timeout), (Kind::Held, 0, None));
-    refused("[class.log-tail]\nqueue = { len = 5, wait = '1s' }", "class.log-tail.queue", "held open");
-    refused("[class.log-tail]\ntimeout = '5s'", "class.log-tail.timeout", "held open");
+    refused("[class.log-tail]\nqueue = { len = 5, wait = '1s' }", "class.log-tail.queue", "held requests");
+    refused("[class.log-tail]\ntimeout = '5s'", "class.log-tail.timeout", "held requests");
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn a_version_of_ray_is_one_of_those_that_are_known_or_asked_for() {
         let settings = parse(&format!("ray_version = '{text}'"), "f", &Overrides::default()).unwrap();
         assert_eq!(settings.ray.map(|profile| profile.ray), profile, "{text}");
     }
-    refused("ray_version = 'nightly'", "ray_version", "is no version of Ray from 2.9 on");
+    refused("ray_version = 'nightly'", "ray_version", "is not a Ray version from 2.9 on");
 }
 
 #[test]
@@ -414,7 +414,7 @@ fn addresses_that_cannot_be_bound_are_refused() {
 #[test]
 fn upstreams_that_are_no_servers_are_refused() {
     for (text, part) in [
-        ("https://ray:8265", "https towards Ray"),
+        ("https://ray:8265", "do not use https"),
         ("ftp://ray", "scheme"),
         ("http://ray:8265/prefix", "path"),
         ("http://user:secret@ray:8265", "password"),
@@ -496,8 +496,8 @@ fn the_names_of_agents_and_of_their_header_are_the_operators_to_choose() {
     let chosen = settings("[identity]\nagents = ['My-Bot/']\nagent_header = 'X-Client'").identity;
     assert_eq!((&*chosen.agent_header, &*chosen.agents), ("x-client", &["my-bot/".into()][..]));
     assert!(settings("[identity]\nagents = []").identity.agents.is_empty());
-    refused("[identity]\nagents = ['']", "identity.agents[0]", "begins");
-    refused("[identity]\nagents = ['two words']", "identity.agents[0]", "begins");
+    refused("[identity]\nagents = ['']", "identity.agents[0]", "beginning");
+    refused("[identity]\nagents = ['two words']", "identity.agents[0]", "beginning");
     refused("[identity]\nagent_header = 'a b'", "identity.agent_header", "not the name of a header");
 }
 
@@ -746,15 +746,19 @@ fn a_prometheus_is_asked_as_its_people_want() {
 fn what_a_prometheus_is_asked_with_is_refused_where_it_says_nothing() {
     let http = "[metrics]\nprometheus = 'http://p:9090'\n";
     refused("[metrics]\nprometheus_user = 'me'\n", "metrics.prometheus_user", "no Prometheus server");
-    refused(&format!("{http}prometheus_authorities = '/ca'\n"), "metrics.prometheus_authorities", "vouches");
+    refused(
+        &format!("{http}prometheus_authorities = '/ca'\n"),
+        "metrics.prometheus_authorities",
+        "not encrypted",
+    );
     refused(&format!("{http}prometheus_user = 'me'\n"), "metrics.prometheus_user", "token");
     let both = format!("{http}prometheus_token = {{ env = 'T' }}\nprometheus_user = 'me'\n");
-    refused(&both, "metrics.prometheus_token", "user and a password");
+    refused(&both, "metrics.prometheus_token", "user with a password");
     let header = format!("{http}prometheus_headers = {{ 'not a name' = 'x' }}\n");
     refused(&header, "metrics.prometheus_headers.not a name", "header");
     refused("[metrics]\nprometheus = 'ftp://p'\n", "metrics.prometheus", "http");
     let login = "[metrics]\nprometheus = 'http://me:s3cret@p:9090'\n";
-    refused(login, "metrics.prometheus", "password stands in the address");
+    refused(login, "metrics.prometheus", "contains a user or a password");
     let shown = parse(login, "f", &Overrides::default()).unwrap_err().to_string();
     assert!(shown.contains("prometheus_password"), "{shown}");
 }

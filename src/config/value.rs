@@ -131,13 +131,13 @@ macro_rules! quantities {
 
 quantities! {
     /// A length of time.
-    Time(Length) -> Duration, "time", "a length of time in quotes, such as \"500ms\" or \"10s\"";
+    Time(Length) -> Duration, "time", "a duration in quotes, such as \"500ms\" or \"10s\"";
     /// A rate.
     Rate(PerSecond) -> f64, "rate", "a rate in quotes, such as \"5/s\" or \"120/min\"";
     /// A size.
     Size(Bytes) -> u64, "size", "a size in quotes, such as \"100 MiB\"";
     /// A flow of bytes.
-    Flow(BytesPerSecond) -> f64, "flow", "a flow in quotes, such as \"20 MB/s\"";
+    Throughput(BytesPerSecond) -> f64, "throughput", "a throughput in quotes, such as \"20 MB/s\"";
 }
 
 macro_rules! plain {
@@ -387,7 +387,7 @@ pub(crate) fn quoted(value: &impl fmt::Display) -> String {
 
 fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') {
-        return Err("this is not a path; write a path, or take the key away".into());
+        return Err("this is not a path; write a path, or remove the key".into());
     }
     Ok(text.into())
 }
@@ -425,16 +425,18 @@ fn upstream(text: &str) -> Result<Upstream, String> {
     let message = match url {
         Err(_) => format!("`{text}` is not an address of a server"),
         Ok(url) if url.scheme() == "https" => {
-            "https towards Ray's own ports is not spoken, and a server before them has `upstream_tls` in its `[[listen]]`".to_owned()
+            "Ray's own ports do not use https; for a TLS server in front of them, set `upstream_tls` in \
+                its `[[listen]]`"
+                .to_owned()
         }
-        Ok(url) if url.scheme() != "http" => format!("`{}` is not a scheme of Ray's", url.scheme()),
+        Ok(url) if url.scheme() != "http" => format!("Ray does not use the scheme `{}`", url.scheme()),
         Ok(url) if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() => {
-            format!("`{text}` has a path, and paths are passed on as they come")
+            format!("`{text}` has a path, which is not allowed here")
         }
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
-            "a password does not belong here, because clients bring their own credentials".to_owned()
+            "a password does not belong here, because clients send their own credentials".to_owned()
         }
-        Ok(url) if url.port_or_known_default() == Some(0) => "port 0 is no server's".to_owned(),
+        Ok(url) if url.port_or_known_default() == Some(0) => "port 0 is not the port of a server".to_owned(),
         Ok(url) => {
             let host = match url.host() {
                 Some(url::Host::Ipv6(address)) => address.to_string(),
@@ -444,7 +446,7 @@ fn upstream(text: &str) -> Result<Upstream, String> {
             if !host.is_empty() {
                 return Ok(Upstream { host: host.into(), port: url.port_or_known_default().unwrap_or(80) });
             }
-            format!("`{text}` names no host")
+            format!("`{text}` has no host")
         }
     };
     Err(format!("{message}; write scheme, host and port, such as \"http://127.0.0.1:8265\""))
@@ -464,7 +466,7 @@ fn page(text: &str) -> Result<Url, String> {
     let remedy = "write an http URL, such as \"http://127.0.0.1:9090\"";
     match Url::parse(&whole) {
         Ok(url) if url.scheme() == "http" && url.has_host() => Ok(url),
-        Ok(url) if url.scheme() == "https" => Err(format!("Ray's exporters speak no https; {remedy}")),
+        Ok(url) if url.scheme() == "https" => Err(format!("Ray's exporters do not use https; {remedy}")),
         _ => Err(format!("`{}` is not an http URL; {remedy}", shown(text))),
     }
 }
@@ -477,7 +479,7 @@ fn prometheus_url(text: &str) -> Result<Url, String> {
         Ok(url) if !url.username().is_empty() || url.password().is_some() => {
             let remedy =
                 "write prometheus_user = \"name\" and prometheus_password = { file = \"/run/secrets/name\" }";
-            Err(format!("a user or a password stands in the address; {remedy}"))
+            Err(format!("the address contains a user or a password; {remedy}"))
         }
         Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
         _ => Err("this is not an http or https URL; write a URL, such as \"http://127.0.0.1:9090\"".into()),
@@ -491,7 +493,7 @@ fn ray_version(text: &str) -> Result<Option<&'static Profile>, String> {
     }
     match profile::of_version(text) {
         (_, Fit::Unknown) => Err(format!(
-            "`{}` is no version of Ray from {} on; write \"auto\" to have it asked for, or a version such as \"2.44\"",
+            "`{}` is not a Ray version from {} on; write \"auto\" to detect it, or a version such as \"2.44\"",
             shown(text),
             profile::PROFILES[0].ray
         )),
@@ -515,7 +517,8 @@ fn contact(text: &str) -> Result<Arc<String>, String> {
 fn network(text: &str) -> Result<IpNet, String> {
     match text.parse::<IpNet>().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
         Ok(network) if network.prefix_len() == 0 => Err(format!(
-            "`{text}` trusts everyone, so anyone could pass for anyone; list the networks of your proxies, such as \"10.0.0.0/8\""
+            "`{text}` trusts everyone, so any client could pretend to be another; list the networks of \
+                your proxies, such as \"10.0.0.0/8\""
         )),
         Ok(network) => Ok(network.trunc()),
         Err(_) => Err(format!(
@@ -537,7 +540,8 @@ fn agent(text: &str) -> Result<Arc<str>, String> {
         return Ok(text.to_ascii_lowercase().into());
     }
     Err(format!(
-        "`{}` is not how a program's name begins; write 3 to 100 letters, digits and signs, such as \"kuberay-operator/\"",
+        "`{}` is not the beginning of a program's name; write 3 to 100 letters, digits and signs, such as \
+            \"kuberay-operator/\"",
         shown(text)
     ))
 }
@@ -598,7 +602,8 @@ impl Value for SecretAt {
                 Err(de::Error::custom(format!("`{}` is not the name of a variable", shown(&name))))
             }
             _ => Err(de::Error::custom(
-                "a secret stands in one place: a file or a variable; write { file = \"/run/secrets/name\" } or { env = \"NAME\" }",
+                "a secret comes from one place, a file or a variable; write { file = \
+                    \"/run/secrets/name\" } or { env = \"NAME\" }",
             )),
         }
     }

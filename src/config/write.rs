@@ -49,12 +49,12 @@ const LISTED: &[(&str, &str)] = &[
 ];
 
 const ALERTS: &str = "
-# When a person is told: bad for so long before it fires, good for so long before it
-# resolves. `enabled = false` silences one.
+# When receivers are notified: an alert fires after its condition has held for `for`, and
+# resolves after it has been absent for `clear`. `enabled = false` silences one.
 ";
 
 const SLO: &str = "
-# The latency you want at the proxy, by class: this is what limits are moved to keep.
+# The latency you want at the proxy, by class; limits move to keep it.
 [slo]
 ";
 
@@ -65,20 +65,20 @@ const SIGNALS: &str = r#"
 #   at = 0.99 goes with share-above and quantile, to = "other_metric" with ratio
 #   { promql = "..." } asks the Prometheus server; { probe = true } is the probe's latency
 # One with `backlog = true` counts work that requests leave behind: a rate that follows it keeps
-# the time until that starts within the class's `starts_within`. One with a `forecast` gathers: from half its target
-# on, pressure is that of where it is going to be after so long.
-# on_stale: "hold" (stay), "decay" (fall to initial), "static" (initial at once). Never open.
+# the time until that work starts within the class's `starts_within`. One with a `forecast`
+# accumulates: above half its target, pressure is computed from the value expected after that time.
+# on_stale: "hold" (stay), "decay" (fall to initial), "static" (initial at once). Limits stay in force.
 "#;
 
 const MODULES: &str = "
-# Ray's processes: what may be under way in each at once, all classes together, and how
-# much learnt work one class may have in it (\"off\" for what works in parallel; what a
-# client takes of that is counted in permits' time).
+# Ray's processes: how many requests may be in flight in each, all classes together, and how
+# much learnt work one class may have in it (\"off\" for a process that works in parallel; there
+# a client's use is counted by the time it holds permits).
 ";
 
 const CLASSES: &str = "
-# What each class of endpoints may do. The first lists every key; the others leave out what
-# is off. `rate` and `in_flight` take one value (fixed) or a range that the loop moves in.
+# The limits of each class of endpoints. The first lists every key; the others leave out what
+# is off. `rate` and `in_flight` take one value (fixed) or a range in which the controller moves it.
 ";
 
 /// The complete file.

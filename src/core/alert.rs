@@ -29,7 +29,8 @@
 //! Pure: [`Alerts::tick`] returns what began and what ended; sending, repeating and retrying
 //! is `observe::notify`'s.
 
-use super::event::{LimitKind, number};
+use super::format::number;
+use super::limit_kind::LimitKind;
 use super::policy::Bounds;
 use super::time::Time;
 use schemars::JsonSchema;

@@ -18,6 +18,8 @@ use super::control::budget::Claim;
 use super::control::guardrails::Guardrail;
 use super::control::law::{Observation, Terms};
 use super::control::regulator::{Move, Regulator};
+pub use super::format::{number, printable, quantity};
+pub use super::limit_kind::LimitKind;
 use super::policy::OnStale;
 use super::time::{Time, WallMs};
 use schemars::JsonSchema;
@@ -70,7 +72,7 @@ pub enum Event {
     },
     /// Another replica decides from now on, or this one does, or nobody can be asked.
     #[serde(alias = "fleet")]
-    Leadership(super::controller::leadership::LeadershipChange),
+    Leadership(super::replicas::role::LeadershipChange),
     /// Lines that are not in the adjustment log.
     Gap(Gap),
     /// An alert began or ended.
@@ -102,37 +104,6 @@ pub struct StartLimit {
     pub value: f64,
     /// Taken over from the last run rather than `initial`.
     pub warm: bool,
-}
-
-/// Which of a class's or module's limits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum LimitKind {
-    /// Requests of the class under way at once.
-    InFlight,
-    /// Requests of the class per second.
-    Rate,
-    /// Requests in the module under way at once; `class` holds the module's name.
-    ModuleInFlight,
-}
-
-impl LimitKind {
-    /// As in the adjustment log.
-    pub fn label(self) -> &'static str {
-        match self {
-            LimitKind::InFlight => "in_flight",
-            LimitKind::Rate => "rate",
-            LimitKind::ModuleInFlight => "module_in_flight",
-        }
-    }
-
-    /// What follows its number, for people.
-    pub fn unit(self) -> &'static str {
-        match self {
-            LimitKind::InFlight | LimitKind::ModuleInFlight => "",
-            LimitKind::Rate => "/s",
-        }
-    }
 }
 
 /// Which control loop moved the limit.
@@ -882,7 +853,7 @@ impl Event {
     pub fn sentence(&self) -> String {
         match self {
             Event::Start(start) => format!(
-                "rayguard {} began with policy version {} and {} limits, {} of them from the last run",
+                "rayguard {} started with policy version {} and {} limits, {} of them from the last run",
                 start.version,
                 start.policy_version,
                 start.limits.len(),
@@ -1137,54 +1108,6 @@ fn seconds_words(length: Duration) -> String {
 /// How many times its target a reading is: hundredths at the finest.
 fn times(pressure: f64) -> String {
     if pressure < 0.1 { format!("{pressure:.2}") } else { number(pressure) }
-}
-
-/// Three significant digits at most, without superfluous zeros.
-pub fn number(value: f64) -> String {
-    if !value.is_finite() {
-        return "unknown".into();
-    }
-    let size = value.abs();
-    let decimals = if size >= 100.0 || size == 0.0 {
-        0
-    } else if size >= 10.0 {
-        1
-    } else if size >= 1.0 {
-        2
-    } else if size >= 0.1 {
-        3
-    } else {
-        4
-    };
-    let text = format!("{value:.decimals$}");
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-/// A number with its unit, in a unit that suits its size.
-pub fn quantity(value: f64, unit: &str) -> String {
-    match unit {
-        "" => number(value),
-        "s" if value.is_finite() && value.abs() < 1.0 => format!("{} ms", number(value * 1e3)),
-        "s" if value.is_finite() && value.abs() >= 120.0 => format!("{} min", number(value / 60.0)),
-        "ms" if value.is_finite() && value.abs() >= 1e3 => format!("{} s", number(value / 1e3)),
-        _ => format!("{} {unit}", number(value)),
-    }
-}
-
-/// Text as it may go to a terminal: control characters, and those that reorder or hide text,
-/// become `\u{..}`.
-pub fn printable(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    for c in text.chars() {
-        let hides = matches!(c,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if c.is_control() || hides {
-            clean.extend(c.escape_unicode());
-        } else {
-            clean.push(c);
-        }
-    }
-    clean
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ pub mod alert;
 pub mod control;
 pub mod controller;
 pub mod event;
+pub mod format;
+pub mod limit_kind;
 pub mod policy;
 pub mod replicas;
 pub mod request;

@@ -159,7 +159,7 @@ impl<'de> Deserialize<'de> for WallMs {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<WallMs, D::Error> {
         let text = <Cow<'de, str>>::deserialize(from)?;
         WallMs::parse_rfc3339(&text)
-            .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is no RFC 3339 time in UTC")))
+            .ok_or_else(|| serde::de::Error::custom(format!("`{text}` is not an RFC 3339 time in UTC")))
     }
 }
 

@@ -434,11 +434,11 @@ pub struct TrafficTrace {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum TrafficTraceError {
     /// Something else, or its first line is gone.
-    #[error("no trace: the first line does not begin with \"{}\"", MAGIC.trim_end())]
+    #[error("not a trace: the first line does not begin with \"{}\"", MAGIC.trim_end())]
     NoHead,
     /// Of another version.
     #[error(
-        "a trace of format {0}, and this rayguard reads format {VERSION}; read it with the version that wrote it"
+        "the trace has format {0}, and this rayguard reads format {VERSION}; use the version that wrote it"
     )]
     Version(String),
 }

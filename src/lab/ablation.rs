@@ -1,12 +1,12 @@
 //! What holds without a part of the loop? Each part that is taken away must be missed somewhere,
 //! or it is not worth its place.
 //!
-//! A guard of the simulator says what is taken away; the best fixed limit of hindsight is found here too.
+//! A guard of the simulator says what is taken away.
 
 use super::report::{OF_BEST_FIXED, short};
 use rayguard_sim::scenario::{Guard, Scenario, ScenarioError};
-use rayguard_sim::verdict::{Check, Verdicts, check, verdicts};
-use rayguard_sim::world::{Conditions, Onlooker, Traces, run, run_under};
+use rayguard_sim::verdict::{Check, check, verdicts};
+use rayguard_sim::world::{Traces, run};
 use std::fmt::Write as _;
 
 /// The guards of the table, and what each is called there.
@@ -17,29 +17,6 @@ pub(crate) const GUARDS: [(Guard, &str); 5] = [
     (Guard::Still, "frozen"),
     (Guard::Off, "no limits"),
 ];
-
-/// Limits that an oracle tries.
-const PINS: [f64; 14] = [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 64.0, 128.0, 256.0, 1024.0];
-
-/// The best fixed limit of hindsight: what each of `PINS` gives under these conditions.
-///
-/// # Errors
-/// The scenario cannot be run.
-pub fn pinned<T>(
-    scenario: &Scenario,
-    conditions: &Conditions,
-    seed: u64,
-    traces: &Traces,
-    judge: impl Fn(&Verdicts) -> T,
-) -> Result<Vec<T>, ScenarioError> {
-    PINS.into_iter()
-        .map(|limit| {
-            let conditions = Conditions { pinned: Some(limit), ..conditions.clone() };
-            let run = run_under(scenario, conditions, Guard::Still, seed, traces, Onlooker::default())?;
-            Ok(judge(&verdicts(scenario, &run)))
-        })
-        .collect()
-}
 
 /// A scenario under each of `GUARDS`: the first expectation that each breaks, if any.
 #[derive(Clone, PartialEq, Debug, serde::Serialize)]

@@ -382,8 +382,8 @@ fn say_what_is_unknown(trace: &TrafficTrace, found: &mut Identified) {
     let mut say = |words: String| found.unknown.push(words);
     for module in found.modules.iter().filter(|module| module.capacity.is_none()) {
         say(format!(
-            "{} was never saturated ({} under way at most): it can do at least {:.2} s of work a second, and \
-             how much more is not to be seen",
+            "{} was never saturated ({} under way at most): it can do at least {:.2} s of work a second; \
+                the maximum is unknown",
             module.module, module.in_flight_max, module.busiest
         ));
     }
@@ -391,7 +391,7 @@ fn say_what_is_unknown(trace: &TrafficTrace, found: &mut Identified) {
         say(format!("{}: {} answers are too few for a service time", route.route, route.answered));
     }
     for route in found.routes.iter().filter(|route| route.service_ms.is_some() && route.alone < ALONE_MIN) {
-        say(format!("{}: hardly ever alone; its service time is an upper bound", route.route));
+        say(format!("{}: almost never alone in its module; its service time is an upper bound", route.route));
     }
     for name in trace.head.signals.iter().map(|signal| &signal.name) {
         if !found.signals.iter().any(|signal| signal.signal == *name) {
@@ -401,8 +401,8 @@ fn say_what_is_unknown(trace: &TrafficTrace, found: &mut Identified) {
     for signal in found.signals.iter().filter(|signal| signal.unit == "%") {
         if let Some(calm) = signal.calm_p95.filter(|calm| *calm > 0.95 * signal.target.max(90.0)) {
             say(format!(
-                "{} stood at {calm:.0} % with nothing in line: something else is at work on the node, and no target \
-                 makes up for that",
+                "{} was at {calm:.0} % while no request waited: something else uses the node, and no \
+                    target can correct that",
                 signal.signal
             ));
         }

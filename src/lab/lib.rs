@@ -2,6 +2,7 @@
 pub mod ablation;
 pub mod calibration;
 pub mod emulator;
+mod hindsight;
 pub mod identify;
 pub mod incident;
 pub mod load;

@@ -17,7 +17,7 @@
 //! values. Where none of them holds either, three times in a row (of so many one holds by chance, where each of
 //! them comes near to it), no limit can serve that head, and it is counted apart.
 
-use super::ablation::pinned;
+use super::hindsight::pinned;
 use rayguard_sim::rng::Rng;
 use rayguard_sim::scenario::{Scenario, ScenarioError};
 use rayguard_sim::verdict::{Check, Verdicts, verdicts, within};

@@ -3,7 +3,7 @@
 //! A scenario passes when every expectation is met *and* the control run breaks at least one
 //! of them.
 
-use super::ablation::pinned;
+use super::hindsight::pinned;
 use super::monte_carlo::{PassRate, Trial, trial};
 use rayguard_sim::scenario::{Guard, Scenario, ScenarioError};
 use rayguard_sim::verdict::{Check, Verdicts, check, verdicts, within};

@@ -67,7 +67,7 @@ pub enum FetchError {
 
 fn remedy(status: u16) -> &'static str {
     match status {
-        401 | 403 => "; it wants credentials, or others",
+        401 | 403 => "; it needs credentials, or different ones",
         404 => "; check the path, or the version of Ray",
         300..=399 => ", a redirect, which is not followed; give the final address",
         _ => "",

@@ -16,8 +16,9 @@ use crate::core::alert::Alert;
 use crate::core::controller::ProxyReading;
 use crate::core::controller::leadership::Role;
 use crate::core::controller::view::{ClassView, View};
-use crate::core::event::{Event, LimitKind, Mode, SignalHealth};
+use crate::core::event::{Mode, SignalHealth};
 use crate::core::replicas::quota::Leased;
+use crate::observe::tally::{Direction, Tally};
 use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
 use crate::proxy::shared_answer::Budget;
 use crate::runtime::app::App;
@@ -25,7 +26,6 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeCounterValue, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,39 +51,6 @@ pub struct Page {
     pub kind: &'static str,
     /// The text.
     pub body: String,
-}
-
-/// Which way a limit went.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Direction {
-    /// It was raised.
-    Up,
-    /// It was cut.
-    Down,
-}
-
-/// What is counted as events pass by.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Tally {
-    adjustments: BTreeMap<(String, &'static str, Direction), u64>,
-}
-
-impl Tally {
-    /// Takes an event in. Adjustments that a guardrail held back moved nothing and do not count.
-    pub fn take(&mut self, event: &Event) {
-        let Event::Adjustment(adjustment) = event else { return };
-        let direction = match adjustment.new.total_cmp(&adjustment.old) {
-            std::cmp::Ordering::Greater => Direction::Up,
-            std::cmp::Ordering::Less => Direction::Down,
-            std::cmp::Ordering::Equal => return,
-        };
-        let key = (adjustment.class.clone(), adjustment.limit.label(), direction);
-        *self.adjustments.entry(key).or_default() += 1;
-    }
-
-    fn adjustments(&self, class: &str, limit: LimitKind, direction: Direction) -> u64 {
-        self.adjustments.get(&(class.to_owned(), limit.label(), direction)).copied().unwrap_or(0)
-    }
 }
 
 impl Format {
@@ -272,7 +239,7 @@ impl Moment {
     fn durations(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let mut family = writer.0.encode_descriptor(
             "rayguard_request_duration_seconds",
-            "Time from the request being whole and admitted to the head of Ray's answer",
+            "Time from when the request is complete and admitted until the head of Ray's answer",
             None,
             MetricType::Histogram,
         )?;
@@ -316,10 +283,10 @@ impl Moment {
             "1 while requests reach the limit; one that is not reached is not raised",
             |l| flag(l.binding),
         )?;
-        gauges("rayguard_limit_pinned", "1 while the limit is pinned by hand", |l| flag(l.pinned))?;
+        gauges("rayguard_limit_pinned", "1 while an operator has pinned the limit", |l| flag(l.pinned))?;
         gauges(
             "rayguard_oscillation_index",
-            "0 (the limit is steady or going somewhere) to 1 (it oscillates for nothing)",
+            "0 (the limit is steady or moves in one direction) to 1 (it oscillates without effect)",
             |l| l.oscillation,
         )?;
         let held_by = self.view.classes.iter().flat_map(|class| {
@@ -349,19 +316,15 @@ impl Moment {
         )?;
         writer.gauges(
             "rayguard_module_limit",
-            "How many unary requests may be under way in one of Ray's processes",
+            "Limit of unary requests under way in one of Ray's processes",
             self.view.modules.iter().map(|m| ([("module", m.name.as_str())], m.limit)),
         )?;
         writer.gauges(
             "rayguard_shadow",
-            "1 while the class lets everything through and only counts",
+            "1 while the class is in shadow mode: everything passes and is only counted",
             self.view.classes.iter().map(|c| ([("class", c.name.as_str())], flag(c.mode == Mode::Shadow))),
         )?;
-        writer.gauges(
-            "rayguard_frozen",
-            "1 while all limits are held by hand",
-            [([], flag(self.view.frozen))],
-        )
+        writer.gauges("rayguard_frozen", "1 while all limits are frozen", [([], flag(self.view.frozen))])
     }
 
     fn signals(&self, writer: &mut Writer<'_>) -> fmt::Result {
@@ -369,7 +332,7 @@ impl Moment {
             self.view.classes.iter().filter_map(|c| Some(([("class", c.name.as_str())], c.slo_pressure?)));
         writer.gauges(
             "rayguard_slo_pressure",
-            "Latency at the proxy over the objective, when last told",
+            "Latency at the proxy over the objective, as last computed",
             told,
         )?;
         let signals = || self.view.signals.iter().map(|signal| ([("signal", signal.name.as_str())], signal));
@@ -380,7 +343,7 @@ impl Moment {
         )?;
         writer.gauges(
             "rayguard_signal_target",
-            "What each reading is held against, in its own unit",
+            "Target of each reading, in its own unit",
             signals().map(|(labels, signal)| (labels, signal.target)),
         )?;
         writer.gauges(
@@ -412,11 +375,7 @@ impl Moment {
             "What this replica may use of each shared limit, in the limit's unit",
             rows.iter().map(|(name, limit, value)| ([("of", name.as_str()), ("limit", *limit)], *value)),
         )?;
-        writer.gauges(
-            "rayguard_replica_lease_age_seconds",
-            "How long ago the leases in hand were asked for",
-            one(age),
-        )?;
+        writer.gauges("rayguard_replica_lease_age_seconds", "Age of the current leases", one(age))?;
         writer.gauges(
             "rayguard_replicas",
             "How many replicas the limits are divided among",
@@ -424,7 +383,7 @@ impl Moment {
         )?;
         writer.gauges(
             "rayguard_replica_leader",
-            "1 while this replica decides for all",
+            "1 while this replica is the leader",
             one(replicas.map(|replicas| flag(replicas.role == Role::Leads))),
         )?;
         writer.gauges(
@@ -458,7 +417,7 @@ impl Moment {
         )?;
         writer.gauges(
             "rayguard_history_records",
-            "Addresses and credentials whose past is remembered",
+            "Addresses and credentials whose history is remembered",
             [([], self.history.len() as f64)],
         )?;
         let [strangers, known] = self.history.claims();
@@ -469,22 +428,22 @@ impl Moment {
         )?;
         writer.gauges(
             "rayguard_shared_answer_bytes",
-            "Bytes of shared answers that are kept or on their way to their readers",
+            "Bytes of shared answers that are kept or being sent to their readers",
             [([], self.shared.used() as f64)],
         )?;
         writer.gauges(
             "rayguard_shared_answer_bytes_max",
-            "Bytes that shared answers may take (http.shared_bytes_max)",
+            "Most bytes that shared answers may take (http.shared_bytes_max)",
             [([], self.shared.max() as f64)],
         )?;
         writer.counters(
             "rayguard_shared_answers_without_room",
-            "Answers that were not shared, or not to their end, because shared answers took all they may",
+            "Answers that were not shared, or not to their end, because shared answers had reached their limit",
             [([], self.shared.exhausted())],
         )?;
         writer.counters(
             "rayguard_ratelimit_service_answers",
-            "Descriptors that Envoys have asked about, by what was answered",
+            "Rate-limit descriptors sent by Envoys, by answer",
             Answer::ALL.map(|answer| ([("answer", answer.label())], self.ratelimit.count(answer))),
         )?;
         writer.gauges(

@@ -10,4 +10,5 @@ pub mod notify;
 pub mod probe;
 pub mod promql;
 pub mod scrape;
+pub mod tally;
 pub mod trace_writer;

@@ -152,7 +152,8 @@ pub fn start(
             }
             for (receiver, queue) in &queues {
                 if queue.try_send(transition.clone()).is_err() {
-                    tracing::error!(%receiver, alert = transition.key, "too many alerts wait; this one is in the adjustment log alone");
+                    tracing::error!(%receiver, alert = transition.key, "too many alerts are waiting for \
+                        delivery; this one is only in the adjustment log");
                 }
             }
         }

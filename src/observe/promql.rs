@@ -60,7 +60,8 @@ pub enum QueryError {
     Fetch(#[from] FetchError),
     /// It answers in plain HTTP.
     #[error(
-        "Prometheus speaks no TLS at this address; write http:// in `metrics.prometheus`, or name its TLS port"
+        "Prometheus does not use TLS at this address; write http:// in `metrics.prometheus`, or use its \
+            TLS port"
     )]
     NoTls,
     /// Its certificate is not trusted.
@@ -78,7 +79,7 @@ pub enum QueryError {
     #[error("{0}")]
     Secret(String),
     /// Prometheus refuses the expression or cannot evaluate it.
-    #[error("prometheus says {kind}: {message}")]
+    #[error("Prometheus reports {kind}: {message}")]
     Refused {
         /// `bad_data`, `timeout`, `execution`, ...
         kind: String,
@@ -109,7 +110,7 @@ fn quoted(said: &str) -> String {
 fn remedy(status: u16) -> &'static str {
     match status {
         401 | 403 => {
-            "; it wants credentials, or others: see `metrics.prometheus_token`, `prometheus_user`, and \
+            "; it needs credentials, or different ones: see `metrics.prometheus_token`, `prometheus_user`, and \
              `prometheus_headers` for a tenant"
         }
         404 => "; check the path before `/api/v1/query` in `metrics.prometheus`",
@@ -125,7 +126,7 @@ fn tls_remedy(cause: &str) -> &'static str {
     } else if cause.contains("UnsupportedCertVersion") {
         "its certificate is of X.509 version 1; give it one of version 3"
     } else if cause.contains("not valid for name") {
-        "ask it by a name that its certificate holds"
+        "use a name that its certificate contains"
     } else {
         "`metrics.prometheus_authorities` names the CA certificates it must chain to"
     }
@@ -180,7 +181,7 @@ impl Server {
             let what = "headers of Prometheus";
             let listed: Listed = serde_json::from_str(&read(from, what)?).map_err(|_| {
                 QueryError::Secret(format!(
-                    "the {what} are no JSON such as {{\"X-Scope-OrgID\": \"team-a\"}}"
+                    "the {what} are not JSON such as {{\"X-Scope-OrgID\": \"team-a\"}}"
                 ))
             })?;
             for (name, value) in listed.0 {

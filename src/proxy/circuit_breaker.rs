@@ -18,6 +18,9 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
+/// A circuit breaker closes this soon after Ray is back, in seconds.
+pub(crate) const RECONNECT_S: u32 = 2;
+
 /// Between two attempts to connect while the upstream accepts no connections.
 pub(crate) const RETRY: Duration = Duration::from_millis(250);
 

@@ -26,6 +26,7 @@ use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{self, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use rayguard_config::settings;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
@@ -47,9 +48,15 @@ pub struct AnswerBounds {
 /// As many headers as hyper parses in place; told another number, it takes its room from the heap for each answer.
 const HEADERS_ON_STACK: usize = 100;
 
+impl From<&settings::Http> for AnswerBounds {
+    fn from(http: &settings::Http) -> AnswerBounds {
+        AnswerBounds { headers: http.answer_headers_max, bytes: http.answer_header_bytes_max }
+    }
+}
+
 impl Default for AnswerBounds {
     fn default() -> AnswerBounds {
-        AnswerBounds { headers: HEADERS_ON_STACK, bytes: 128 << 10 }
+        AnswerBounds::from(&settings::Http::default())
     }
 }
 

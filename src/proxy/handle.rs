@@ -7,6 +7,7 @@ mod shared;
 mod upload;
 
 use crate::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, ResponsePolicy, Upload, gather};
+use crate::circuit_breaker::RECONNECT_S;
 use crate::coalesce::{Key, Origin};
 use crate::cors::Origins;
 use crate::forward::{self, Answer, Exchange, Sent};
@@ -61,9 +62,6 @@ pub struct Peer {
     /// For how long work nobody waits for any more stays counted, if Ray never answers.
     pub abandoned_max: Duration,
 }
-
-/// A circuit breaker closes this soon after Ray is back, in seconds.
-pub(crate) const RECONNECT_S: u32 = 2;
 
 /// A request on its way through the proxy.
 struct RequestContext {

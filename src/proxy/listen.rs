@@ -9,6 +9,7 @@
 //! socket is this machine: it counts as 127.0.0.1.
 
 use crate::body::BodyBounds;
+use crate::connections::Counted;
 use crate::cors::Origins;
 use crate::framing_guard::FramingGuard;
 use crate::handle::{LastRequest, Memory, Peer, handle};
@@ -28,17 +29,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use rayguard_config::settings;
 use rayguard_core::request::catalogue::Surface;
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -74,19 +72,12 @@ pub struct Bounds {
     pub abandoned_max: Duration,
 }
 
+/// A body may be silent for so long, unless a test has less time.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 impl Default for Bounds {
     fn default() -> Bounds {
-        Bounds {
-            connections_max: 16_384,
-            connections_per_address_max: 4_096,
-            head_timeout: Duration::from_secs(15),
-            idle_timeout: Duration::from_secs(75),
-            stall_timeout: Duration::from_secs(30),
-            head_bytes_max: 64 * 1024,
-            headers_max: HEADERS_ON_STACK,
-            body_bytes_max: 256 << 20,
-            abandoned_max: Duration::from_secs(600),
-        }
+        Bounds::from(&settings::Http::default())
     }
 }
 
@@ -101,100 +92,19 @@ impl From<&settings::Http> for Bounds {
             headers_max: http.headers_max,
             body_bytes_max: http.body_bytes_max,
             abandoned_max: http.abandoned_max,
-            ..Bounds::default()
+            stall_timeout: STALL_TIMEOUT,
         }
     }
 }
 
 impl Bounds {
+    /// How many connections one subscriber may have; a trusted proxy's are not counted.
+    fn of_subscriber(&self, trusted: bool) -> Option<usize> {
+        (!trusted).then_some(self.connections_per_address_max)
+    }
+
     fn body(&self) -> BodyBounds {
         BodyBounds { bytes_max: self.body_bytes_max, stall: self.stall_timeout }
-    }
-}
-
-/// Who is connected, over every listener.
-#[derive(Debug, Default)]
-pub struct Connections {
-    all: AtomicUsize,
-    by_address: Mutex<HashMap<IpAddr, usize>>,
-}
-
-/// One connection, counted for as long as it lives.
-struct Counted {
-    connections: Arc<Connections>,
-    /// Its subscriber's.
-    address: IpAddr,
-}
-
-/// What the connections of one subscriber are counted under: an IPv4 address whole, an IPv6 address by its
-/// /64, as in `core/request/identify.rs`.
-fn subscriber(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
-impl Connections {
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.all.load(Ordering::Relaxed)
-    }
-
-    fn enter(self: &Arc<Self>, address: IpAddr, bounds: &Bounds, trusted: bool) -> Option<Counted> {
-        let address = subscriber(address);
-        let mut by_address = self.by_address.lock();
-        if self.count() >= bounds.connections_max || !count_in(&mut by_address, address, bounds, trusted) {
-            return None;
-        }
-        self.all.fetch_add(1, Ordering::Relaxed);
-        Some(Counted { connections: Arc::clone(self), address })
-    }
-}
-
-/// Counts one more connection of this subscriber, if it may have one more.
-fn count_in(
-    by_address: &mut HashMap<IpAddr, usize>,
-    address: IpAddr,
-    bounds: &Bounds,
-    trusted: bool,
-) -> bool {
-    let own = by_address.get(&address).copied().unwrap_or(0);
-    let has_room = trusted || own < bounds.connections_per_address_max;
-    if has_room {
-        by_address.insert(address, own + 1);
-    }
-    has_room
-}
-
-fn count_out(by_address: &mut HashMap<IpAddr, usize>, address: IpAddr) {
-    if let Some(count) = by_address.get_mut(&address) {
-        *count -= 1;
-        if *count == 0 {
-            by_address.remove(&address);
-        }
-    }
-}
-
-impl Counted {
-    /// A load balancer says whose connection it is: it counts as that client's from now on, if the client may
-    /// have one more.
-    fn belongs_to(&mut self, client: IpAddr, bounds: &Bounds, trusted: bool) -> bool {
-        let client = subscriber(client);
-        let mut by_address = self.connections.by_address.lock();
-        if !count_in(&mut by_address, client, bounds, trusted) {
-            return false;
-        }
-        count_out(&mut by_address, self.address);
-        self.address = client;
-        true
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.connections.all.fetch_sub(1, Ordering::Relaxed);
-        count_out(&mut self.connections.by_address.lock(), self.address);
     }
 }
 
@@ -409,7 +319,8 @@ async fn accept(
         };
         let proxy = Arc::clone(&front.load().proxy);
         let trusted = proxy.identifier.trusts(address);
-        let Some(mut counted) = proxy.connections.enter(address, &bounds, trusted) else {
+        let (all_max, own_max) = (bounds.connections_max, bounds.of_subscriber(trusted));
+        let Some(mut counted) = proxy.connections.enter(address, all_max, own_max) else {
             tracing::debug!(%address, "too many connections; this one is closed");
             continue;
         };
@@ -453,7 +364,7 @@ async fn introduce(
 ) -> io::Result<Peer> {
     let told = proxy_protocol::read(stream).await?;
     if let Some(client) = told.filter(|_| proxy.identifier.trusts(peer.address)) {
-        if !counted.belongs_to(client, bounds, proxy.identifier.trusts(client)) {
+        if !counted.belongs_to(client, bounds.of_subscriber(proxy.identifier.trusts(client))) {
             return Err(io::Error::other("too many connections of this client"));
         }
         (peer.address, peer.hop) = (client, hop(client));
@@ -676,44 +587,5 @@ async fn drain_connection<C: Future<Output = hyper::Result<()>>>(
     };
     if let Err(error) = ended {
         tracing::debug!(%address, %error, "connection ended early");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn connections_are_counted_by_subscriber_an_ipv6_address_by_its_64() {
-        let bounds = Bounds { connections_per_address_max: 2, ..Bounds::default() };
-        let connections = Arc::<Connections>::default();
-        let enter = |from: &str| connections.enter(address(from), &bounds, false);
-        let held = [enter("2001:db8::1").unwrap(), enter("2001:db8::ffff:0:0:2").unwrap()];
-        assert!(enter("2001:db8::3").is_none(), "two of its /64 are there");
-        assert!(enter("2001:db8:0:1::1").is_some(), "another /64");
-        let _v4 = [enter("192.0.2.1").unwrap(), enter("::ffff:192.0.2.1").unwrap()];
-        assert!(enter("192.0.2.1").is_none() && enter("192.0.2.2").is_some());
-        drop(held);
-        assert!(enter("2001:db8::3").is_some());
-    }
-
-    #[test]
-    fn a_connection_that_a_balancer_forwards_counts_as_the_clients() {
-        let bounds = Bounds { connections_per_address_max: 2, ..Bounds::default() };
-        let connections = Arc::<Connections>::default();
-        let forward = |client: &str| {
-            let mut counted = connections.enter(address("10.0.0.1"), &bounds, true).unwrap();
-            counted.belongs_to(address(client), &bounds, false).then_some(counted)
-        };
-        let held = [forward("192.0.2.7").unwrap(), forward("192.0.2.7").unwrap()];
-        assert!(forward("192.0.2.7").is_none());
-        assert!(forward("192.0.2.8").is_some(), "somebody else behind the same balancer");
-        assert_eq!(connections.count(), 2, "those that left are counted out");
-        drop(held);
-        assert!(connections.by_address.lock().is_empty());
     }
 }

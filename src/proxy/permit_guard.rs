@@ -1,13 +1,37 @@
-//! A permit that cannot be lost: dropped in whatever way, it goes back to the admission controller once.
+//! A permit that cannot be lost: dropped in whatever way, it goes back to the admission controller once. It knows
+//! what it returns to as [`Permits`] alone, and nothing of a server.
 
-use crate::state::ProxyState;
 use rayguard_core::admission::controller::{Ask, Permit, Stage};
 use rayguard_core::admission::meter::Outcome;
 use rayguard_core::admission::parked::Place;
+use rayguard_core::policy::ClassId;
 use rayguard_core::time::Time;
 use rayguard_core::usage::Unlisted;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What permits are given by and return to.
+pub trait Permits: Debug + Send + Sync {
+    /// The time on the clock of its decisions.
+    fn now(&self) -> Time;
+    /// The turn in a request has changed.
+    fn turn(&self, permit: &mut Permit, stage: Stage);
+    /// A place for a transfer of so many bytes to or from a slow client of this address, if there is one.
+    fn park(&self, address: u64, left: Option<u64>) -> Option<Place>;
+    /// Whether upstream stops working on a request of this class when its client leaves.
+    fn cancels(&self, class: ClassId) -> bool;
+    /// Takes a permit back, with what came of its request and the bytes that were asked and answered.
+    fn release(
+        self: Arc<Self>,
+        permit: Permit,
+        outcome: Outcome,
+        bytes: (u64, u64),
+        unlisted: Option<&Unlisted>,
+    );
+    /// A client's own network has kept its request waiting for so long.
+    fn note_slow_client(&self, ask: Ask, length: Duration);
+}
 
 /// A permit on its way through the proxy: in one place on the heap, since it changes hands a score of times.
 #[derive(Debug)]
@@ -15,7 +39,7 @@ pub struct PermitGuard(Box<Held>);
 
 #[derive(Debug)]
 struct Held {
-    proxy: Arc<ProxyState>,
+    home: Arc<dyn Permits>,
     permit: Option<Permit>,
     outcome: Outcome,
     unlisted: Option<Arc<Unlisted>>,
@@ -36,10 +60,10 @@ const NAMED_MIN: Duration = Duration::from_millis(100);
 impl PermitGuard {
     /// A guard for this permit. Until it is marked otherwise it counts as never sent.
     #[must_use]
-    pub fn new(proxy: Arc<ProxyState>, permit: Permit) -> PermitGuard {
+    pub fn new<P: Permits + 'static>(home: Arc<P>, permit: Permit) -> PermitGuard {
         PermitGuard(Box::new(Held {
             ask: permit.ask,
-            proxy,
+            home,
             permit: Some(permit),
             outcome: Outcome::Unsent,
             unlisted: None,
@@ -59,16 +83,15 @@ impl PermitGuard {
 
     /// The turn in this exchange has changed.
     pub fn turn(&mut self, stage: Stage) {
-        let now = self.0.proxy.clock.now();
         if let Some(permit) = &mut self.0.permit {
-            self.0.proxy.admission.turn(permit, stage, now);
+            self.0.home.turn(permit, stage);
         }
     }
 
     /// Ray has opened a session: what it lasts is its two ends' business and nobody's latency.
     pub fn opened(&mut self) {
         self.turn(Stage::Answered);
-        self.0.opened = Some(self.0.proxy.clock.now());
+        self.0.opened = Some(self.0.home.now());
     }
 
     /// So long has its client's line been awaited before it was admitted.
@@ -87,7 +110,7 @@ impl PermitGuard {
         if self.0.place.is_some() || self.0.permit.is_none() {
             return true;
         }
-        self.0.place = self.0.proxy.parked.enter(self.0.ask.client.address, left);
+        self.0.place = self.0.home.park(self.0.ask.client.address, left);
         if self.0.place.is_none() {
             return false;
         }
@@ -100,10 +123,10 @@ impl PermitGuard {
         let Some(mut permit) = self.0.permit.take() else { return };
         permit.kept = self.0.kept.1;
         if let Some(opened) = self.0.opened {
-            permit.kept += self.0.proxy.clock.now().since(opened);
+            permit.kept += self.0.home.now().since(opened);
         }
-        self.0.proxy.record_end(&permit, outcome, self.0.bytes);
-        ProxyState::finish(&self.0.proxy, permit, outcome, self.0.unlisted.as_deref());
+        let home = Arc::clone(&self.0.home);
+        home.release(permit, outcome, self.0.bytes, self.0.unlisted.as_deref());
     }
 
     /// Whose cost this is, for what no route knows.
@@ -130,7 +153,7 @@ impl PermitGuard {
 
     /// Whether upstream stops working on the request when its client leaves.
     pub fn cancels(&self) -> bool {
-        self.0.permit.as_ref().is_some_and(|permit| self.0.proxy.module(permit.ask.class).cancels)
+        self.0.permit.as_ref().is_some_and(|permit| self.0.home.cancels(permit.ask.class))
     }
 
     /// Whether it had to wait for its turn.
@@ -167,7 +190,7 @@ impl Drop for PermitGuard {
         self.finish(self.0.outcome);
         let kept = self.0.kept.0 + self.0.kept.1;
         if kept >= NAMED_MIN {
-            self.0.proxy.usage().keep(self.0.ask, kept, self.0.proxy.clock.now());
+            self.0.home.note_slow_client(self.0.ask, kept);
         }
     }
 }

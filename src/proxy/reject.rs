@@ -9,7 +9,7 @@
 //! without one.
 
 use crate::body::{Body, BodyError};
-use crate::handle::RECONNECT_S;
+use crate::circuit_breaker::RECONNECT_S;
 use crate::headers::REASON;
 use crate::request_validation::Malformed;
 use crate::state::ProxyState;

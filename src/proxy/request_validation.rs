@@ -6,7 +6,7 @@
 //! forwarded is written anew from what was understood.
 
 use crate::headers::HeaderPresence;
-use crate::tunnel::is_websocket;
+use crate::websocket::is_websocket;
 use http::header::{EXPECT, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::uri::Scheme;
 use http::{Method, Request, StatusCode, Uri, Version};
@@ -126,7 +126,7 @@ pub(crate) fn check<B: Body>(
 ) -> Result<(), Malformed> {
     let (uri, headers) = (request.uri(), request.headers());
     if *request.method() == Method::CONNECT {
-        return Err(Malformed::Unsupported("CONNECT is not for a reverse proxy"));
+        return Err(Malformed::Unsupported("a reverse proxy does not support CONNECT"));
     }
     let target_max = target_len_max(surface);
     if uri.path_and_query().is_some_and(|target| target.as_str().len() > target_max) {
@@ -135,7 +135,7 @@ pub(crate) fn check<B: Body>(
     if request.version() < Version::HTTP_2
         && uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP && *scheme != Scheme::HTTPS)
     {
-        return Err(Malformed::Target("the request target is of another protocol than HTTP"));
+        return Err(Malformed::Target("the request target has a scheme other than HTTP"));
     }
     if request.version() < Version::HTTP_2 && uri.scheme().is_none() && uri.authority().is_some() {
         return Err(Malformed::Target("the request target is neither a path nor a URL"));

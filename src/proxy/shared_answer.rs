@@ -26,6 +26,7 @@ use http::response::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use parking_lot::{Mutex, MutexGuard};
+use rayguard_config::settings;
 use rayguard_core::time::Time;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -38,9 +39,6 @@ use tokio::time::Instant;
 
 /// For how long a reader may keep others waiting, once an answer has outgrown the budget.
 pub const HOLD_UP_MAX: Duration = Duration::from_secs(10);
-
-/// The bytes that shared answers may take, unless configured otherwise.
-pub const BUDGET_BYTES: usize = 64 << 20;
 
 /// Bytes are kept in blocks of this size, ...
 const BLOCK: usize = 64 << 10;
@@ -66,7 +64,7 @@ struct Purse {
 
 impl Default for Budget {
     fn default() -> Budget {
-        let max = AtomicUsize::new(BUDGET_BYTES);
+        let max = AtomicUsize::new(settings::Http::default().shared_bytes_max);
         Budget(Arc::new(Purse { used: AtomicUsize::new(0), max, exhausted: AtomicU64::new(0) }))
     }
 }

@@ -3,9 +3,9 @@
 use crate::body::Budget;
 use crate::clock::Clock;
 use crate::coalesce::{Coalescer, Question};
+use crate::connections::Connections;
 use crate::cors::Origins;
 use crate::id::Ids;
-use crate::listen::Connections;
 use crate::log_fanout::LogFanouts;
 use crate::permit_guard::PermitGuard;
 use crate::ratelimit::tally::Tally;

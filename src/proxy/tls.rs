@@ -5,7 +5,7 @@
 //! again when they have changed; a connection keeps the certificate it began with, and files that
 //! cannot be used leave the certificate that works in force.
 
-use crate::upstream::Protocol;
+use crate::protocol::Protocol;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use rustls::pki_types::pem::PemObject;

@@ -11,9 +11,10 @@ use crate::permit_guard::PermitGuard;
 use crate::tasks::Tasks;
 use crate::throttle::Throttle;
 use crate::upstream::{Upstream, UpstreamError};
+pub use crate::websocket::is_websocket;
 use crate::websocket::{self, Frames, GOING_AWAY};
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
-use http::{HeaderMap, Request, Response, StatusCode};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
@@ -21,11 +22,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
-
-/// Whether these headers ask for a WebSocket.
-pub fn is_websocket(headers: &HeaderMap) -> bool {
-    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
-}
 
 /// How Ray answered a handshake.
 pub enum Shaken {

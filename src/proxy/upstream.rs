@@ -13,6 +13,7 @@ use crate::circuit_breaker::{CircuitBreaker, RETRY};
 use crate::clock::Clock;
 use crate::cores;
 use crate::h1_connection::{AnswerBounds, H1Connection, SentHead};
+pub use crate::protocol::Protocol;
 use crate::stream::{Dial, Plain, Stream, probe};
 use crate::tasks::Tasks;
 use crate::tls::Originator;
@@ -23,8 +24,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::{Mutex, MutexGuard};
+use rayguard_config::settings;
 use rayguard_core::admission::meter::Reason;
-use rayguard_core::request::catalogue::Surface;
 use rayguard_core::time::Time;
 use std::io;
 use std::path::PathBuf;
@@ -138,26 +139,6 @@ impl UpstreamError {
     }
 }
 
-/// What is spoken with Ray.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Protocol {
-    /// HTTP/1.1: the dashboard, Serve.
-    #[default]
-    Http1,
-    /// HTTP/2 without TLS, known beforehand: gRPC.
-    Http2,
-}
-
-impl Protocol {
-    /// What Ray speaks on the port behind this kind of listener.
-    pub fn of(surface: Surface) -> Protocol {
-        match surface {
-            Surface::Dashboard | Surface::Serve => Protocol::Http1,
-            Surface::RayClient => Protocol::Http2,
-        }
-    }
-}
-
 /// One upstream and its idle connections.
 #[derive(Debug)]
 pub struct Upstream {
@@ -193,7 +174,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             protocol: Protocol::Http1,
-            connect_timeout: Duration::from_secs(2),
+            connect_timeout: settings::Http::default().connect_timeout,
             idle_timeout: Duration::from_secs(30),
             idle_max: 64,
             answer: AnswerBounds::default(),

@@ -7,10 +7,17 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::HeaderMap;
+use http::header::UPGRADE;
 use sha1_smol::Sha1;
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// Whether these headers ask for a WebSocket.
+pub fn is_websocket(headers: &HeaderMap) -> bool {
+    headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
 
 /// The `Sec-WebSocket-Accept` that answers a `Sec-WebSocket-Key`.
 pub fn accept(key: &[u8]) -> String {

@@ -219,7 +219,7 @@ impl Replica {
 
     fn fail(&mut self, problem: &str) {
         if self.problem.is_none() {
-            tracing::warn!(problem, "the shared store cannot be asked; trying again");
+            tracing::warn!(problem, "the shared store is unreachable; trying again");
         }
         self.problem = Some(problem.to_owned());
         let standing = self.app.fail_renewal();

@@ -27,7 +27,7 @@ const PATIENCE_MAX: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The address makes no sense to the client.
-    #[error("`replicas.url` is no address of a Redis: {0}; write redis://host:port/database")]
+    #[error("`replicas.url` is not the address of a Redis: {0}; write redis://host:port/database")]
     Address(String),
     /// It did not answer in time.
     #[error("no answer within {0:?}")]

@@ -21,7 +21,7 @@ use crate::core::signal::reading::{Missing, Reading};
 use crate::core::signal::series::SignalReader;
 use crate::core::time::{Time, WallMs};
 use crate::observe::adjustment_log::{AdjustmentLog, Entry};
-use crate::observe::metrics::Tally;
+use crate::observe::tally::Tally;
 use crate::observe::trace_writer;
 use crate::proxy::clock::Clock;
 use crate::proxy::h1_connection::AnswerBounds;
@@ -201,10 +201,7 @@ impl App {
         let options = Options {
             protocol: Protocol::of(surface),
             connect_timeout: settings.http.connect_timeout,
-            answer: AnswerBounds {
-                headers: settings.http.answer_headers_max,
-                bytes: settings.http.answer_header_bytes_max,
-            },
+            answer: AnswerBounds::from(&settings.http),
             ..Options::default()
         };
         let classifier = Classifier::new(&settings.policy, surface, &settings.routes)?;
@@ -256,7 +253,7 @@ impl App {
         }
         if let Err(faults) = self.put_in_force(&fronts, &settings, &shaped(&settings, seen)) {
             // The same routes were taken with the same classes before.
-            tracing::error!(?faults, "the profile of this Ray could not be put into force");
+            tracing::error!(?faults, "could not apply the profile of this Ray version");
             return;
         }
         self.note(Event::ConfigChange(ConfigChange {
@@ -336,7 +333,9 @@ impl App {
             Some(before) if before.may_be(&ray) && ray.version.is_none() => return,
             Some(before) if !before.may_be(&ray) => {
                 self.proxy().admission.costs().forget();
-                tracing::info!("what routes cost was learnt of another Ray, and is learnt anew");
+                tracing::info!(
+                    "the learnt costs of routes came from another Ray version; learning them again"
+                );
             }
             _ => {}
         }

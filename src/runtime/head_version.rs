@@ -97,16 +97,16 @@ impl Seen {
             (Some(_), ..) => "set by ray_version",
             (None, Fit::Exact, Some(_)) => "made for it",
             (None, Fit::Between | Fit::Unknown, Some(_)) if self.is_corrected() => {
-                "none was made for this version: told by the processes that its metrics name"
+                "no profile for this version: chosen by the processes in its metrics"
             }
-            (None, Fit::Between, Some(_)) => "the newest that is not newer",
+            (None, Fit::Between, Some(_)) => "the newest profile not newer than this version",
             (None, Fit::Newer, Some(_)) if self.is_corrected() => {
-                "this Ray is newer than any that is known: told by the processes that its metrics name"
+                "newer than every known version: chosen by the processes in its metrics"
             }
-            (None, Fit::Newer, Some(_)) => "this Ray is newer than any that is known: the newest",
-            (None, Fit::Unknown, Some(_)) => "this version is not known: the most careful",
-            (None, Fit::Unknown, None) => "the version is not known yet: the most careful",
-            (None, _, None) => "told by its metrics, since it keeps its version to itself",
+            (None, Fit::Newer, Some(_)) => "newer than every known version: the newest profile",
+            (None, Fit::Unknown, Some(_)) => "unknown version: the most cautious profile",
+            (None, Fit::Unknown, None) => "version not known yet: the most cautious profile",
+            (None, _, None) => "chosen by its metrics, because it does not report its version",
         };
         let says = format!("profile {} ({because}): {}", profile.ray, profile.says());
         RayView { version: self.version.clone(), profile: profile.ray.to_owned(), says }
@@ -160,7 +160,8 @@ pub fn start(app: &Arc<App>) {
                     if !known && version.ray_version != last {
                         tracing::warn!(
                             ray = version.ray_version,
-                            "the query keys that this version of Ray reads are not known; every key counts"
+                            "it is unknown which query keys this version of Ray reads; requests that \
+                                differ in any key are not shared"
                         );
                     }
                     app.on_reads_known(known);
@@ -208,18 +209,18 @@ pub fn withheld(fault: &DiscoverError, shows_token: bool) -> Option<Withheld> {
     let DiscoverError::Dashboard { fault, .. } = fault else { return None };
     let remedy = match fault {
         FetchError::Status(401 | 403) if shows_token => {
-            "it refuses the token it is shown: give the one that Ray knows with metrics.token, or RAY_AUTH_TOKEN"
+            "it rejects this token: set the right one with metrics.token or RAY_AUTH_TOKEN"
         }
         FetchError::Status(401 | 403) => {
-            "name Ray's token with metrics.token, so that version and exporters are found"
+            "set Ray's token with metrics.token, so that its version and exporters are found"
         }
         FetchError::Status(301 | 302 | 303 | 307 | 308 | 404) | FetchError::WebPage(..) => {
-            "something else than Ray answers there, or comes before it: name with upstream the address where Ray itself \
-             answers"
+            "something other than Ray answers there, or a proxy in front of it: set `upstream` to the \
+                address where Ray itself answers"
         }
         _ => return None,
     };
-    Some(Withheld { found: format!("keeps its version to itself: {fault}"), remedy })
+    Some(Withheld { found: format!("does not report its version: {fault}"), remedy })
 }
 
 #[cfg(test)]
@@ -232,7 +233,7 @@ mod tests {
         let view = seen.view(None);
         assert_eq!((seen.profile, &*view.profile), (*profile::oldest(), "2.9"));
         assert!(!seen.profile.one_process.is_empty());
-        assert!(view.says.contains("not known yet: the most careful"), "{}", view.says);
+        assert!(view.says.contains("not known yet: the most cautious"), "{}", view.says);
         let fixed = seen.view(Some(profile::newest()));
         assert!(fixed.profile == "2.60" && fixed.says.contains("set by ray_version"), "{}", fixed.says);
     }
@@ -246,7 +247,7 @@ mod tests {
         let back_in_one = seen("2.61.0", &["dashboard_cpu"]);
         assert!(!back_in_one.profile.one_process.is_empty());
         assert!(
-            back_in_one.view(None).says.contains("told by the processes"),
+            back_in_one.view(None).says.contains("chosen by the processes"),
             "{:?}",
             back_in_one.view(None)
         );
@@ -256,11 +257,7 @@ mod tests {
         let everything = |_: &str| true;
         let between = Seen::of_version("2.52.0").corrected(&Seen::default(), everything);
         assert_eq!(between.profile, *profile::newest());
-        assert!(
-            between.view(None).says.contains("none was made for this version"),
-            "{:?}",
-            between.view(None)
-        );
+        assert!(between.view(None).says.contains("no profile for this version"), "{:?}", between.view(None));
         let later = Seen::of_version("2.61.0").corrected(&back_in_one, |_| false);
         assert_eq!(later, back_in_one, "a page that is missed changes nothing");
     }
@@ -291,7 +288,7 @@ mod tests {
         for status in [302, 307, 401, 403, 404] {
             let found = of(FetchError::Status(status)).unwrap().found;
             assert!(
-                found.starts_with(&format!("keeps its version to itself: answered with status {status}")),
+                found.starts_with(&format!("does not report its version: answered with status {status}")),
                 "{found}"
             );
         }

@@ -66,17 +66,20 @@ impl HistoryFiles {
         match fs::read_to_string(&self.key).map(|text| read_key(&text)) {
             Ok(Some(kept)) => return kept,
             Ok(None) => {
-                tracing::warn!(path = %self.key.display(), "not a key of identities; clients start without a past");
+                tracing::warn!(path = %self.key.display(), "not an identity key; clients start without a \
+                    history");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
-                tracing::warn!(path = %self.key.display(), %error, "cannot read the key of identities; clients start without a past");
+                tracing::warn!(path = %self.key.display(), %error, "cannot read the identity key; clients \
+                    start without a history");
                 return fresh;
             }
         }
         let [first, second] = fresh;
         if let Err(error) = write_private(&self.key, format!("{first:016x}{second:016x}\n").as_bytes()) {
-            tracing::warn!(path = %self.key.display(), %error, "cannot keep the key of identities: clients' history will not survive a restart");
+            tracing::warn!(path = %self.key.display(), %error, "cannot save the identity key: clients' \
+                history will not survive a restart");
         }
         fresh
     }
@@ -90,7 +93,7 @@ impl HistoryFiles {
             files.is_read.store(true, Ordering::Release);
         };
         if let Err(error) = std::thread::Builder::new().name("history".into()).spawn(read) {
-            tracing::warn!(%error, "cannot read what is known of clients; they start without a past");
+            tracing::warn!(%error, "cannot read the history of clients; they start without one");
         }
     }
 
@@ -102,7 +105,8 @@ impl HistoryFiles {
                     app.recall_costs(ray, learnt);
                 }
                 Err(error) => {
-                    tracing::warn!(path = %self.costs.display(), %error, "learnt costs cannot be read; they are learnt anew");
+                    tracing::warn!(path = %self.costs.display(), %error, "cannot read the learnt costs; \
+                        learning them again");
                 }
             }
         }
@@ -113,7 +117,7 @@ impl HistoryFiles {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => {
-                tracing::warn!(path = %self.records.display(), %error, "cannot read what is known of clients");
+                tracing::warn!(path = %self.records.display(), %error, "cannot read the history of clients");
                 return;
             }
         };
@@ -122,10 +126,11 @@ impl HistoryFiles {
             // Nobody can be found by a digest of the key before.
             Ok(_) if app.key() != key => history.clear(),
             Ok(records) => {
-                tracing::info!(records, "clients are known from before");
+                tracing::info!(records, "restored the history of clients");
             }
             Err(error) => {
-                tracing::warn!(path = %self.records.display(), %error, "what is known of clients cannot be used; they start without a past");
+                tracing::warn!(path = %self.records.display(), %error, "the saved history of clients \
+                    cannot be used; they start without one");
             }
         }
     }
@@ -139,7 +144,7 @@ impl HistoryFiles {
         let bytes = app.proxy().admission.history().to_bytes(mark(app.key()));
         let written = write_private(&self.records, &bytes).and_then(|()| self.save_costs(app));
         if let Err(error) = written {
-            tracing::warn!(path = %self.records.display(), %error, "could not save what is known of clients");
+            tracing::warn!(path = %self.records.display(), %error, "could not save the history of clients");
         }
     }
 

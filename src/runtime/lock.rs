@@ -18,14 +18,15 @@ pub const FILE_NAME: &str = "lock";
 
 /// The directory is ours for as long as this lives.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held for its lock alone")] File);
+pub struct Lock(#[expect(dead_code, reason = "held only for its lock")] File);
 
 /// Why the directory is not ours.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
     #[error(
-        "{dir} is in use by {holder}; end that rayguard, or give this one a state_dir of its own (--state-dir)",
+        "{dir} is in use by {holder}; stop that rayguard, or give this one a state_dir of its own \
+            (--state-dir)",
         dir = .dir.display()
     )]
     Held {

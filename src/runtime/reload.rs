@@ -77,7 +77,7 @@ pub fn start(app: &Arc<App>, source: Option<Source>, certificates: Vec<Arc<dyn R
         let mut hangups = match signal(SignalKind::hangup()) {
             Ok(hangups) => hangups,
             Err(error) => {
-                tracing::error!(%error, "SIGHUP cannot be taken; the configuration is not reloaded");
+                tracing::error!(%error, "cannot handle SIGHUP; it will not reload the configuration");
                 return;
             }
         };
@@ -166,8 +166,8 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
     let outcome = match loaded {
         // Valid, and never meant: whoever wants every default back while traffic flows, says one.
         Ok(_) if std::fs::read(&source.path).is_ok_and(|text| is_blank(&text)) => Err(vec![format!(
-            "{name} is empty, as a file is that is just being written; to go back to the defaults, write \
-             `mode = \"enforce\"` into it"
+            "{name} is empty, as a file is while it is being written; to go back to the defaults, write \
+                `mode = \"enforce\"` into it"
         )]),
         Ok(settings) => {
             let settings = Arc::new(settings);

@@ -16,7 +16,7 @@ pub enum SecretError {
         source: std::io::Error,
     },
     /// The variable is not set.
-    #[error("the {what} is to be in the variable {name}, which is not set")]
+    #[error("the {what} should be in the environment variable {name}, which is not set")]
     Env {
         /// What it is for.
         what: String,
@@ -24,7 +24,7 @@ pub enum SecretError {
         name: String,
     },
     /// There is nothing in it.
-    #[error("the {what} in {place} is empty; an empty secret keeps nobody out")]
+    #[error("the {what} in {place} is empty; an empty secret protects nothing")]
     Empty {
         /// What it is for.
         what: String,

@@ -409,7 +409,12 @@ fn say_what_was_found(discovery: &Discovery) {
     }
     if discovery.left_out > 0 {
         let (max, left_out) = (discover::TARGETS_MAX, discovery.left_out);
-        tracing::warn!(max, left_out, "Ray names more targets than are read; the head's own are read");
+        tracing::warn!(
+            max,
+            left_out,
+            "Ray lists more targets than rayguard reads; reading only the \
+            head's own"
+        );
     }
 }
 

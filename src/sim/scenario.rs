@@ -5,7 +5,7 @@
 //! protection taken away (or badly set), which must fail at least one of the same checks. A
 //! check that the control passes too would prove nothing.
 //!
-//! Unknown keys are refused; `simulations/README.md` explains every key there is.
+//! Unknown keys are refused; `simulations/WRITING.md` explains every key.
 
 use super::gauges::Cadence;
 use super::head::{Jobs, Link, Spec};

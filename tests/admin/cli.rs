@@ -54,7 +54,7 @@ async fn a_pin_is_set_shown_and_taken_away_and_codes_tell_wrong_questions_from_f
     let limits = said(&run(&["limits", "job-submit"]).await);
     assert!(limits.contains("pinned") && !limits.contains("manual"), "{limits}");
     let answer = said(&run(&["unfreeze", "--why", "over"]).await);
-    assert_eq!(answer, "nothing was frozen; job-submit in_flight stays pinned\n");
+    assert_eq!(answer, "limits were not frozen; job-submit in_flight stays pinned\n");
     assert_eq!(run(&["unpin", "job-submit", "in_flight"]).await.status.code(), Some(0));
     for (asked_wrongly, arguments) in [
         (2, &["unpin", "job-submit", "in_flight"][..]),

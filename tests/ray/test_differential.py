@@ -206,7 +206,7 @@ KNOWN = [
     ("more headers than `http.headers_max` (Ray: 127); the bound can be raised", refused_as(b"more than 100 headers", 431)),
     ("a target longer than Ray reads is refused here, by the status made for it", refused_as(b"longer than 8190 bytes", 414)),
     ("a Host that is no authority is read in two ways by two servers (RFC 9112, 3.2: 400)", refused_as(b"not an authority", 400)),
-    ("a target of another protocol than HTTP is for nobody here", refused_as(b"another protocol than HTTP", 400)),
+    ("a target with a scheme other than HTTP is rejected here", refused_as(b"scheme other than HTTP", 400)),
     (
         "a URL without a path means `/` (RFC 9110, 4.2.3); Ray's server finds no route for it",
         lambda request, direct, _: request.target in (b"http://{host}", b"http://{host}?x") and direct[0] == 404,

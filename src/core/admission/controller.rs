@@ -22,6 +22,7 @@ mod preflight;
 
 pub use multi_cost::Left;
 
+pub use super::ask::Ask;
 use crate::admission::client_limits::{ClientLimits, ClientPermit};
 use crate::admission::controller::dispatch::ModuleQueue;
 use crate::admission::cost::{Costs, Departures};
@@ -45,17 +46,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
-
-/// What is asked of the admission controller.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Ask {
-    /// The request's class.
-    pub class: ClassId,
-    /// Its route, the key of its learnt cost.
-    pub route: u16,
-    /// Who asks.
-    pub client: ClientId,
-}
 
 /// A request under way. It must be given back to [`AdmissionController::finish`], once.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
 //! What holds a limit: the table of numbers, and the clocks, counters and queues they govern.
+pub mod ask;
 pub mod client_limits;
 pub mod clock;
 pub mod controller;

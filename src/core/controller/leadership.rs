@@ -21,23 +21,11 @@ use crate::controller::overrides::{OverrideError, PIN_MAX, Pin};
 use crate::controller::view::PinView;
 use crate::controller::{ClassReading, Controller, Effects, ProxyReading};
 use crate::event::{Event, LimitKind, LoopKind};
+pub use crate::replicas::role::{LeadershipChange, Role};
 use crate::time::{Time, duration_from_secs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-
-/// Whose decisions count.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-#[schemars(rename = "ReplicaRole")]
-pub enum Role {
-    /// This replica's.
-    Leads,
-    /// Another's.
-    Follows,
-    /// This replica's, for its own part: the store cannot be asked.
-    CutOff,
-}
 
 /// What a replica knows of the others.
 #[derive(Clone, Debug)]
@@ -95,21 +83,6 @@ pub struct PeerView {
     pub waiting: u32,
 }
 
-/// The role of this replica has changed.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, JsonSchema)]
-pub struct LeadershipChange {
-    /// Whose decisions count here from now on.
-    pub role: Role,
-    /// Who leads.
-    pub leader: String,
-    /// By which token.
-    pub token: u64,
-    /// How many replicas share the limits.
-    pub replicas: u32,
-    /// What is wrong with the store, or empty.
-    pub problem: String,
-}
-
 /// What a leader publishes and the others follow.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct Followed {
@@ -134,28 +107,6 @@ pub struct FollowedLimit {
     pub r#loop: LoopKind,
     /// Its value.
     pub value: f64,
-}
-
-impl LeadershipChange {
-    /// The change as one sentence.
-    #[must_use]
-    pub fn sentence(&self) -> String {
-        match self.role {
-            Role::Leads => {
-                format!("this replica decides for all {} by token {}", self.replicas, self.token)
-            }
-            Role::Follows if self.leader.is_empty() => {
-                "nobody is known to decide: this replica keeps to the table it has".to_owned()
-            }
-            Role::Follows => {
-                format!("{} decides for all {} by token {}", self.leader, self.replicas, self.token)
-            }
-            Role::CutOff => format!(
-                "the shared store cannot be asked ({}): this replica goes on with its share, one of {}",
-                self.problem, self.replicas
-            ),
-        }
-    }
 }
 
 impl Leadership {
@@ -514,7 +465,7 @@ mod tests {
         follower.on_leadership(&role(Role::Follows, "a", 1));
         let order = crate::controller::overrides::Override::Freeze(true);
         let refused = follower.on_override(&order, "me", "", Time::ZERO, WallMs(0)).unwrap_err();
-        assert!(refused.to_string().starts_with("a decides for all replicas"), "{refused}");
+        assert!(refused.to_string().starts_with("a is the leader and decides for all replicas"), "{refused}");
     }
 
     #[test]

@@ -85,7 +85,7 @@ pub enum OverrideError {
         max: f64,
     },
     /// Another replica decides.
-    #[error("{leader} decides for all replicas")]
+    #[error("{leader} is the leader and decides for all replicas")]
     Follows {
         /// Who leads.
         leader: String,

@@ -128,7 +128,7 @@ impl LeaseHolder {
         }
     }
 
-    /// How long ago the leases in hand were asked for; `None` before the first.
+    /// Age of the current leases; `None` before the first.
     pub fn age(&self, now: Time) -> Option<std::time::Duration> {
         self.relies_on.map(|sent| now.since(sent))
     }

@@ -69,6 +69,7 @@ pub mod lease_holder;
 pub mod max_min;
 pub mod quota;
 pub mod reported_demand;
+pub mod role;
 
 #[cfg(test)]
 mod faults_tests;

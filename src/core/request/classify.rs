@@ -84,7 +84,7 @@ pub struct HeaderIs {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Problem {
     /// The class does not exist.
-    #[error("route `{path}` names class `{class}`, which does not exist; define it or name another")]
+    #[error("route `{path}` names class `{class}`, which does not exist; define it or choose another")]
     UnknownClass {
         /// The route's path.
         path: Arc<str>,
@@ -135,7 +135,7 @@ pub enum Problem {
     },
     /// Another rule takes the same requests.
     #[error(
-        "route `{path}` takes the same requests as route {first} (counted from 0); remove one, or set them apart by method or header"
+        "route `{path}` takes the same requests as route {first} (counted from 0); remove one, or distinguish them by method or header"
     )]
     Duplicate {
         /// The route's path.

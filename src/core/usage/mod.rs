@@ -20,7 +20,7 @@
 pub mod path_template;
 pub(crate) mod summary;
 
-use crate::admission::controller::Ask;
+use crate::admission::ask::Ask;
 use crate::admission::cost::of_template;
 use crate::policy::ClassId;
 use crate::request::catalogue::Surface;

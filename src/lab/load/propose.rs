@@ -51,7 +51,7 @@ struct Knee {
 /// A section of configuration, with its reasons; a comment alone when nothing can be said.
 #[must_use]
 pub fn section(plan: &Plan, samples: &[Sample]) -> String {
-    let mut text = "# Proposed by `rayguard load`, from what the head bore at its knee.\n".to_owned();
+    let mut text = "# Proposed by `rayguard load`, from the load that the head sustained.\n".to_owned();
     let Ok(settings) = Settings::defaults(&Overrides::default()) else { return text };
     let Ok(classifier) = Classifier::new(&settings.policy, Surface::Dashboard, &[]) else { return text };
     let none = http::HeaderMap::new();
@@ -76,7 +76,7 @@ pub fn section(plan: &Plan, samples: &[Sample]) -> String {
     for (class, samples) in by_class {
         let class = &settings.policy.classes[class];
         let Some(knee) = knee(&samples) else {
-            let _ = writeln!(text, "\n# {}: too little of it was asked, or none came in time.", class.name);
+            let _ = writeln!(text, "\n# {}: too few requests, or none answered in time.", class.name);
             continue;
         };
         propose(&class.name, class.rate.is_some(), knee, &mut text);
@@ -94,7 +94,7 @@ fn propose(class: &str, rated: bool, knee: Knee, text: &mut String) {
     let (held, limit) = if knee.reached {
         ("bore", "it fell behind above that")
     } else {
-        ("bore at least", "it never fell behind: ask for more to find the knee")
+        ("bore at least", "it never fell behind: send more load to find its limit")
     };
     let in_flight = (2.0 * knee.sustained * knee.bare_s).ceil().max(1.0);
     let _ = writeln!(

@@ -338,7 +338,7 @@ impl Service {
                 .collect();
             tracing::warn!(
                 %peer, count, answer = answer.label(), keys = keys.join(","), domain = &*self.domain,
-                "an Envoy asks about what is not limited here; it passes"
+                "an Envoy asked about a request that is not limited here; it passes"
             );
         }
     }

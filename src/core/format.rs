@@ -1,0 +1,49 @@
+//! Numbers and foreign text as people read them.
+
+/// Three significant digits at most, without superfluous zeros.
+pub fn number(value: f64) -> String {
+    if !value.is_finite() {
+        return "unknown".into();
+    }
+    let size = value.abs();
+    let decimals = if size >= 100.0 || size == 0.0 {
+        0
+    } else if size >= 10.0 {
+        1
+    } else if size >= 1.0 {
+        2
+    } else if size >= 0.1 {
+        3
+    } else {
+        4
+    };
+    let text = format!("{value:.decimals$}");
+    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
+}
+
+/// A number with its unit, in a unit that suits its size.
+pub fn quantity(value: f64, unit: &str) -> String {
+    match unit {
+        "" => number(value),
+        "s" if value.is_finite() && value.abs() < 1.0 => format!("{} ms", number(value * 1e3)),
+        "s" if value.is_finite() && value.abs() >= 120.0 => format!("{} min", number(value / 60.0)),
+        "ms" if value.is_finite() && value.abs() >= 1e3 => format!("{} s", number(value / 1e3)),
+        _ => format!("{} {unit}", number(value)),
+    }
+}
+
+/// Text as it may go to a terminal: control characters, and those that reorder or hide text,
+/// become `\u{..}`.
+pub fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len());
+    for c in text.chars() {
+        let hides = matches!(c,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
+        if c.is_control() || hides {
+            clean.extend(c.escape_unicode());
+        } else {
+            clean.push(c);
+        }
+    }
+    clean
+}
