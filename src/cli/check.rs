@@ -319,7 +319,8 @@ fn asks_prometheus(signal: &Signal) -> Option<String> {
     (asks && signal.stale_after < 2 * PROMETHEUS_SCRAPES).then(|| {
         format!(
             "`{}` is asked of Prometheus and is stale after {}: that bears one lost scrape where its `scrape_interval` \
-             is {} or less. For longer ones set signal.{}.stale_after to three times the interval",
+             is {} or less. For longer ones set signal.{}.stale_after to three times the interval; margins count with a third \
+             of it",
             signal.name,
             Length(signal.stale_after),
             Length(signal.stale_after / 2),
