@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 import versions
+from faulty import FaultyHead
 from handlers import Handlers
-from head import Head, free_ports
+from head import Head, free_ports, wait_until
 from proxy import RAYGUARD, ROOT, Load, Proxy, ask
 
 sys.path.append(str(ROOT / "benches" / "protection"))
@@ -94,6 +95,49 @@ def test_every_signal_that_moves_a_limit_is_found_on_a_head_in_a_directory_of_it
     assert not missing(findings), findings
     moving = {"gcs_latency", "head_cpu", "head_memory", "pending_tasks", "submission_backlog"}
     assert moving <= {name.removeprefix("signal ") for name in findings}, findings
+
+
+# -- a head that is replaced by another
+
+# Each is begun with the first, which is then replaced by the second.
+REPLACED = [("2.44.1", "2.60.0"), ("2.60.0", "2.9.3")] if NIGHTLY else []
+# Where each module of the dashboard has a process of its own.
+PROCESSES = {"2.53.0", "2.60.0"}
+
+
+def fresh(proxy):
+    return {row["name"] for row in proxy.admin("/api/v1/signals") if row["health"] == "fresh"}
+
+
+def is_taken_for(proxy, version):
+    """Whether this is the version that the head is taken for, and the module of a list of tasks is that version's."""
+    ray = proxy.admin("/api/v1/state")["ray"]
+    module = proxy.limits()["state-heavy", "in_flight"]["module"]
+    return (ray["version"], ray["profile"], module) == (version, version.rpartition(".")[0], "StateHead" if version in PROCESSES else "Dashboard")
+
+
+def test_a_head_that_becomes_another_without_a_gap_is_found_out():
+    with FaultyHead() as head, Proxy(head, head.metrics) as proxy:
+        for version in ("2.60.0", "2.9.3", "2.53.0"):
+            head.be(version)
+            wait_until(f"{version} is known", lambda: is_taken_for(proxy, version), 30, 0.5)
+
+
+@pytest.mark.parametrize(("before", "after"), REPLACED)
+def test_a_head_that_another_version_replaces_at_its_address_is_found_out_and_read(before, after):
+    def is_known(version):
+        return is_taken_for(proxy, version) and ("state_head_cpu" in fresh(proxy)) == (version in PROCESSES)
+
+    # The list of exporters lies in a directory of the head's own, which is named by its process alone.
+    with Head(bin=versions.install(before)) as first, Proxy(first, "[metrics]\n") as proxy:
+        wait_until("the first is known", lambda: is_known(before), 120, 1)
+        first.kill()
+        with Head(bin=versions.install(after), ports=first.ports):
+            wait_until("the second is known", lambda: is_known(after), 120, 1)
+            wait_until("the second is read", lambda: {"head_cpu", "head_memory", "pending_tasks"} <= fresh(proxy), 120, 1)
+            changes = [change for each in proxy.records("config_change") for change in each["changes"]]
+            assert any(f"profile {after.rpartition('.')[0]} (made for it)" in each for each in changes), changes
+            assert ask(proxy.url, path="/api/version", headers=HEADERS).json()["ray_version"] == after
 
 
 # -- a head of each version, with a past
