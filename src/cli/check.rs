@@ -322,7 +322,7 @@ fn asks_prometheus(signal: &Signal) -> Option<String> {
         format!(
             "`{}` is read from Prometheus and is stale after {}: that tolerates one lost scrape where its \
                 `scrape_interval` is {} or less. For longer intervals set signal.{}.stale_after to three \
-                times the interval",
+                times the interval; margins are counted with a third of it",
             signal.name,
             Length(signal.stale_after),
             Length(signal.stale_after / 2),

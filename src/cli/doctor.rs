@@ -213,15 +213,7 @@ impl Look<'_> {
             }
             Err(fault) => {
                 let Some(head) = head_version::withheld(&fault, token.is_some()) else {
-                    let remedy = match &fault {
-                        DiscoverError::NotRay { .. }
-                        | DiscoverError::Dashboard { fault: FetchError::Status(..), .. } => {
-                            "something other than Ray answers there: set Ray's address with `upstream` or \
-                                --upstream"
-                        }
-                        _ => "start it (ray start --head), or set its address with `upstream` or --upstream",
-                    };
-                    findings.push(Finding::fail("ray", fault.to_string(), remedy));
+                    findings.push(Finding::fail("ray", fault.to_string(), nobody_remedy(&fault)));
                     return findings;
                 };
                 findings.push(Finding::warn("ray", format!("{shown} {}", head.found), head.remedy));
@@ -301,6 +293,24 @@ impl Look<'_> {
                 those in Ray's logs: run chrony or ntpd";
             Finding::warn("clock", found, remedy)
         })
+    }
+}
+
+/// What to do where no Ray has told what it is.
+fn nobody_remedy(fault: &DiscoverError) -> &'static str {
+    match fault {
+        DiscoverError::Dashboard { fault: FetchError::Slow(..), .. } => {
+            "it does not answer in time: the head is overloaded now (`rayguard run` protects it all the same), or \
+             `upstream` is not the address of Ray"
+        }
+        DiscoverError::Dashboard { fault: FetchError::Status(408 | 429 | 500..=599), .. } => {
+            "what answers there is in trouble now: look at Ray, and at the ingress or proxy before it if there is one, and \
+             try again"
+        }
+        DiscoverError::NotRay { .. } | DiscoverError::Dashboard { fault: FetchError::Status(..), .. } => {
+            "something other than Ray answers there: set Ray's address with `upstream` or --upstream"
+        }
+        _ => "start it (ray start --head), or set its address with `upstream` or --upstream",
     }
 }
 
@@ -618,15 +628,11 @@ impl Look<'_> {
                     }
                 }
                 Err(missing) if followed(id) => {
+                    let remedy = format!("{}; {}", look_where(signal, &missing), meanwhile(policy, id));
                     let found = match missing {
                         Missing::NotFound { .. } => format!("not found as {}", looked_for(signal)),
                         other => other.to_string(),
                     };
-                    let remedy = format!(
-                        "if Ray exports it under another name, set [signal.{}] sources; {}",
-                        signal.name,
-                        meanwhile(policy, id)
-                    );
                     findings.push(Finding::warn(&subject, found, remedy));
                 }
                 Err(_) => spare.push(&*signal.name),
@@ -655,12 +661,21 @@ impl Look<'_> {
     }
 }
 
+/// Where the reason lies that a signal has no reading: where it is to be had, or in its name.
+fn look_where(signal: &Signal, missing: &Missing) -> String {
+    match missing {
+        Missing::Unreachable { target, .. } => format!("{target} exports it and gave no answer"),
+        _ => format!("if Ray exports it under another name, set [signal.{}] sources", signal.name),
+    }
+}
+
 /// What becomes of limits while a signal is not read.
 fn meanwhile(policy: &Policy, id: SignalId) -> String {
     let class = policy.classes.iter().find(|class| class.backlog == Some(id));
     match class {
         Some(class) => format!(
-            "until then {:.0} requests of {} pass at once and then one every {} s",
+            "until then the jobs that were let in are asked whether they have started; if they do not answer, {:.0} \
+             requests of {} pass at once and then one every {} s",
             (policy.signals[id.index()].target / 2.0).floor(),
             class.name,
             TRICKLE.as_secs()
@@ -870,6 +885,29 @@ mod tests {
                 assert!(gcs.health != Health::Fail || gcs.remedy == ray.remedy, "{gcs:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_signal_is_looked_for_under_another_name_only_where_somebody_answered() {
+        let settings = settings("");
+        let signal = settings.policy.signals.iter().find(|signal| &*signal.name == "head_cpu").unwrap();
+        let silent =
+            Missing::Unreachable { target: "192.0.2.2:8080".into(), problem: "no connection".into() };
+        let remedy = look_where(signal, &silent);
+        assert!(remedy.contains("192.0.2.2:8080") && !remedy.contains("another name"), "{remedy}");
+        let absent = Missing::NotFound { tried: "ray_node_cpu_utilization".into() };
+        assert!(look_where(signal, &absent).contains("[signal.head_cpu] sources"));
+    }
+
+    #[test]
+    fn a_head_that_is_short_of_time_is_not_called_something_else_nor_absent() {
+        let of = |fault| nobody_remedy(&DiscoverError::Dashboard { url: String::new(), fault });
+        assert!(of(FetchError::Slow(Duration::from_secs(4))).contains("overloaded"));
+        for status in [408, 429, 500, 502, 503, 504] {
+            assert!(of(FetchError::Status(status)).contains("ask again"), "{status}");
+        }
+        assert!(of(FetchError::Status(400)).starts_with("something other than Ray"));
+        assert!(of(FetchError::Unreachable("refused".to_owned())).starts_with("start it"));
     }
 
     #[tokio::test]

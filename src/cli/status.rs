@@ -208,6 +208,9 @@ const ALWAYS: [&str; 6] =
 /// How a problem begins that all signals share ([`crate::core::signal::reading::Missing::NoPage`]).
 const NO_PAGE: &str = "no page of Ray's metrics was ever read";
 
+/// How a problem ends whose page was read and has no such thing ([`crate::core::signal::reading::Missing::NotFound`]).
+const NOT_FOUND: &str = "found in the scrape";
+
 /// Readings that say something; the rest by name, and what is stale by its cause.
 fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     writeln!(
@@ -234,18 +237,25 @@ fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write
     let remedy = |cause: &str| {
         if cause.starts_with(NO_PAGE) { "; set `metrics.targets`, or run `rayguard doctor`" } else { "" }
     };
+    // What another version of Ray exports, or this one where it is told to: nothing is wrong with it.
+    let absent = |signal: &SignalView| !signal.followed && signal.problem.ends_with(NOT_FOUND);
+    let is_stale = |signal: &SignalView| signal.health == SignalHealth::Stale && !absent(signal);
     let mut causes: Vec<&str> = Vec::new();
-    for signal in signals.iter().filter(|signal| signal.health == SignalHealth::Stale) {
+    for signal in signals.iter().filter(|signal| is_stale(signal)) {
         if !causes.contains(&signal.problem.as_str()) {
             causes.push(&signal.problem);
         }
     }
     for cause in causes {
-        let stale = names(&|signal| signal.health == SignalHealth::Stale && signal.problem == cause);
+        let stale = names(&|signal| is_stale(signal) && signal.problem == cause);
         let shown = if cause.is_empty() { "nothing has been read" } else { cause };
         let line = format!("STALE ({}): {}{}", stale.len(), printable(shown), remedy(cause));
         writeln!(out, "  {}", paint.warn(&line))?;
         list("  ", &stale, out)?;
+    }
+    let absent = names(&|signal| signal.health == SignalHealth::Stale && absent(signal));
+    if !absent.is_empty() {
+        list(&format!("not there, and no limit follows them ({}): ", absent.len()), &absent, out)?;
     }
     let silent = names(&|signal| signal.health == SignalHealth::Waiting && signal.value.is_none());
     if !silent.is_empty() {
@@ -453,6 +463,22 @@ pub(super) mod tests {
         let screen = shown(&state, false);
         assert_eq!(screen.matches("no connection").count(), 1, "{screen}");
         assert!(screen.lines().count() < 40 && screen.lines().all(|line| line.len() <= 110), "{screen}");
+    }
+
+    #[test]
+    fn what_this_ray_does_not_export_is_no_trouble_unless_a_limit_follows_it() {
+        let mut state = state();
+        let absent = crate::core::signal::reading::Missing::NotFound { tried: "a".into() }.to_string();
+        for signal in &mut state.view.signals {
+            signal.health = SignalHealth::Stale;
+            signal.problem.clone_from(&absent);
+        }
+        let spare = state.view.signals.iter().filter(|signal| !signal.followed).count();
+        let missed = state.view.signals.len() - spare;
+        let screen = shown(&state, false);
+        assert!(spare > 10 && missed > 3, "{spare} {missed}");
+        assert!(screen.contains(&format!("not there, and no limit follows them ({spare}): ")), "{screen}");
+        assert!(screen.contains(&format!("STALE ({missed}): none of a found in the scrape")), "{screen}");
     }
 
     #[test]

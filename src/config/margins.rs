@@ -67,11 +67,15 @@ impl ClassLoop {
 /// Ray's own refresh of what its GCS and raylets report.
 const RAY_REFRESH: Duration = Duration::from_secs(10);
 
-/// How often a signal has something new.
+/// How many scrapes of a Prometheus a reading should outlast, as `rayguard check` asks. What is configured of a
+/// signal says nothing else of how seldom its Prometheus scrapes Ray.
+const SCRAPES_OUTLASTED: u32 = 3;
+
+/// How often a signal has something new, by the source that is preferred.
 pub fn refresh(signal: &Signal, scrape: Duration, probe: Option<Duration>) -> Duration {
     match signal.sources.first() {
         Some(SignalSource::Probe) => probe.unwrap_or(scrape),
-        Some(SignalSource::PromQl(_)) => scrape,
+        Some(SignalSource::PromQl(_)) => scrape.max(RAY_REFRESH).max(signal.stale_after / SCRAPES_OUTLASTED),
         Some(SignalSource::Scrape(_)) | None => scrape.max(RAY_REFRESH),
     }
 }
@@ -146,6 +150,25 @@ mod tests {
             assert!(each.verdict().is_ok(), "{name}: {assessment:?}");
             assert!(assessment.settling.is_some(), "{name}: {assessment:?}");
         }
+    }
+
+    #[test]
+    fn a_prometheus_has_news_as_seldom_as_its_readings_are_said_to_hold() {
+        let of = |stale: &str, sources: &str| {
+            let text = format!(
+                "[metrics]\nprometheus = 'http://prometheus:9090'\n\
+                 [signal.own]\ntarget = 1\nunit = '%'\nstale_after = '{stale}'\nsources = [{sources}]\n"
+            );
+            let settings = crate::parse(&text, "f", &Overrides::default()).unwrap();
+            let mut signals = settings.policy.signals.iter().zip((0..=u8::MAX).map(SignalId));
+            let (_, own) = signals.find(|(signal, _)| &*signal.name == "own").unwrap();
+            settings.refresh(own).as_secs()
+        };
+        const QUERY: &str = "{ promql = 'max(a)' }";
+        const PAGE: &str = "{ metric = 'a' }";
+        assert_eq!([of("20s", QUERY), of("45s", QUERY), of("3m", QUERY)], [10, 15, 60]);
+        assert_eq!(of("3m", PAGE), 10, "a page is read here");
+        assert_eq!(of("3m", &format!("{PAGE}, {QUERY}")), 10, "a page is preferred");
     }
 
     proptest! {

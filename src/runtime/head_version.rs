@@ -1,4 +1,6 @@
-//! Which Ray is at `upstream`? Asked at the start, once a minute, and soon after the head was away.
+//! Which Ray is at `upstream`? Asked at the start, every ten seconds, and soon after the head was away: behind a name
+//! that passes from one head to another, such as a Service's, none is ever away. The answer costs a head a
+//! millisecond.
 //!
 //! It decides which modules share a process (`core/request/profile.rs`), and whether the keys that Ray's handlers
 //! ignore are known (`core/request/query.rs`): a newer Ray may read a key that this version of rayguard has
@@ -20,8 +22,8 @@ use url::Url;
 /// How often it is looked whether the version has to be asked for.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// How many of these rounds pass before it is asked for although nothing has happened: a minute.
-const ROUNDS: u32 = 30;
+/// How many of these rounds pass before it is asked for although nothing has happened.
+const ROUNDS: u32 = 5;
 
 /// And while the keys are not known.
 const UNSETTLED_ROUNDS: u32 = 2;

@@ -3,16 +3,20 @@
     python commands.py reads http://127.0.0.1:8265 '{"job": "raysubmit_1", "actor": "...", "node": "..."}'
 
 `reads` change nothing, so that what is listed is the same the next time; `writes` begin and end jobs; `deploy` deploys
-what `application` names, and `shutdown` ends Serve. `ray logs` asks the GCS where the dashboard is and goes there, past any
+what `application` names, and `shutdown` ends Serve. `names` asks nobody: it says which commands and calls this Ray has,
+and which of them are asked here. `ray logs` asks the GCS where the dashboard is and goes there, past any
 proxy: here it is told the address instead, as where the GCS knows the proxy's.
 """
 
 import asyncio
+import inspect
 import json
 import os
 import sys
 import time
 
+import click
+import yaml
 from click.testing import CliRunner
 
 kind, address, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
@@ -38,6 +42,7 @@ READS = [
     ["get", "actors", ids["actor"], *AT],
     *(["get", f"{what}s", ids[what], *AT] for what in ("node", "task", "worker")),
     ["get", "placement-groups", "0" * 36, *AT],
+    ["get", "objects", "0" * 56, *AT],
     ["job", "list", *AT],
     ["job", "status", *AT, ids["job"]],
     ["job", "logs", *AT, ids["job"]],
@@ -48,6 +53,7 @@ READS = [
     ["logs", "cluster", "no_such_*", "--node-id", ids["node"]],
     ["logs", "cluster", f"job-driver-{ids['job']}.log", "--node-id", ids["node"], "--tail", "-1"],
     *(["logs", what, "--id", ids[what], "--address", ids["gcs"]] for what in ("job", "actor", "task")),
+    ["logs", "worker", "--pid", ids["pid"], "--node-id", ids["node"], "--address", ids["gcs"]],
 ]
 SERVE = [["serve", what, "--address", address] for what in ("status", "config")]
 # Each job has an id of its own: its supervisor outlives it by a little.
@@ -85,6 +91,8 @@ def reads(client):
         yield f"state.list_{what}", sorted(as_json(each) for each in listed)
     for what in ("actor", "node", "task", "worker"):
         yield f"state.get_{what}", as_json(getattr(state, f"get_{what}")(ids[what], address=address))
+    for what, each in (("job", ids["job"]), ("objects", "0" * 56), ("placement_group", "0" * 36)):
+        yield f"state.get_{what}", as_json(getattr(state, f"get_{what}")(each, address=address))
     for what in ("tasks", "actors", "objects"):
         yield f"state.summarize_{what}", as_json(getattr(state, f"summarize_{what}")(address=address))
     yield "state.list_logs", sorted(f"{of} {each}" for of, files in state.list_logs(node_id=ids["node"]).items() for each in files)
@@ -109,14 +117,18 @@ def writes(client):
 
 def deploy(_):
     client = ServeSubmissionClient(address)
+    with open(ids["application"]) as file:
+        yield "deploy_applications", client.deploy_applications(yaml.safe_load(file))
     while {each["status"] for each in client.get_serve_details()["applications"].values()} != {"RUNNING"}:
         time.sleep(0.2)
     for what in SERVE:
         yield " ".join(what), run(what)
+    yield "version of Serve's API", client.get_version()
 
 
 def shutdown(_):
     client = ServeSubmissionClient(address)
+    yield "delete_applications", client.delete_applications()
     while left := client.get_serve_details()["applications"]:
         time.sleep(0.2)
     yield "left", left
@@ -124,7 +136,30 @@ def shutdown(_):
 
 DEPLOY = [["serve", "deploy", ids.get("application", ""), "--address", address]]
 SHUTDOWN = [["serve", "shutdown", "-y", "--address", address]]
+
+
+def leaves(group, *words):
+    """Every command of a group and the groups in it, in full."""
+    for name, each in group.commands.items():
+        if isinstance(each, click.Group):
+            yield from leaves(each, *words, name)
+        else:
+            yield " ".join((*words, name))
+
+
+def names(_):
+    # From 2.60 on Serve's commands are Ray's too.
+    has = {name.removeprefix("ray ") if name.startswith("ray serve ") else name for name in (*leaves(cli, "ray"), *leaves(serve, "serve"))}
+    asked = [" ".join(each if each[0] == "serve" else ["ray", *each]) for commands, _ in KINDS.values() for each in commands]
+    yield "commands", sorted(has)
+    yield "not asked", sorted(name for name in has if not any(f"{each} ".startswith(f"{name} ") for each in asked))
+    yield "calls", [
+        *(f"{of.__name__}.{name}" for of in (JobSubmissionClient, ServeSubmissionClient) for name, _ in inspect.getmembers(of, inspect.isfunction) if name[0] != "_"),
+        *(f"state.{name}" for name, _ in inspect.getmembers(state, inspect.isfunction)),
+    ]
+
+
 KINDS = {"reads": (READS + SERVE, reads), "writes": (WRITES, writes), "deploy": (DEPLOY, deploy), "shutdown": (SHUTDOWN, shutdown)}
-commands, calls = KINDS[kind]
+commands, calls = KINDS.get(kind, ((), names))
 said = {" ".join(each): run(each) for each in commands}
-print("\n" + json.dumps({**said, **dict(calls(JobSubmissionClient(address)))}))
+print("\n" + json.dumps({**said, **dict(calls(kind != "names" and JobSubmissionClient(address)))}))

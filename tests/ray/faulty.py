@@ -3,7 +3,7 @@
 What the real head cannot be talked into (an answer that breaks off, a metrics page that lies, ten
 gigabytes of log) this one does at a word. It is a process, so that it can be frozen and killed as Ray is.
 
-    python faulty.py PORT DIRECTORY     serves; obeys the words in DIRECTORY/mood
+    python faulty.py PORT DIRECTORY     serves; obeys the words in DIRECTORY/mood, and is what DIRECTORY/version says
 """
 
 import asyncio
@@ -88,7 +88,8 @@ async def serve(port, directory):
                         return
                 path = head.split(b" ")[1].decode()
                 mood = (directory / "mood").read_text()
-                status, kind, body = 200, "application/json", b'{"result": true, "ray_version": "2.60.0"}'
+                version = (directory / "version").read_text()
+                status, kind, body = 200, "application/json", b'{"result": true, "ray_version": "%s"}' % version.encode()
                 if path == "/metrics":
                     if mood == "slow":
                         await asyncio.sleep(30)
@@ -136,6 +137,7 @@ class FaultyHead:
         (self.port,) = free_ports(1)
         self.process = None
         self.feel("well")
+        self.be("2.60.0")
 
     @property
     def url(self):
@@ -147,9 +149,15 @@ class FaultyHead:
         return f'[metrics]\ndiscovery_file = "off"\ndiscover = false\ntargets = ["127.0.0.1:{self.port}"]\ninterval = "1s"\ntimeout = "900ms"\n'
 
     def feel(self, mood):
+        self.write("mood", mood)
+
+    def be(self, version):
+        self.write("version", version)
+
+    def write(self, name, word):
         new = self.directory / "new"
-        new.write_text(mood)
-        new.rename(self.directory / "mood")
+        new.write_text(word)
+        new.rename(self.directory / name)
 
     def start(self):
         from head import answers, wait_until

@@ -106,11 +106,11 @@ class Session:
 class Head:
     """A head, from start to stop. Use as a context."""
 
-    def __init__(self, token=None, cpus=2, env=None, quick_metrics=True, bin=BIN):
+    def __init__(self, token=None, cpus=2, env=None, quick_metrics=True, bin=BIN, ports=None):
         self.bin = bin  # where this Ray's commands are
         self.directory = Path(tempfile.mkdtemp(prefix="rg", dir="/tmp"))  # unix sockets need a short path
         names = ["gcs", "dashboard", "metrics", "client", "agent", "autoscaler_metrics", "dashboard_metrics"]
-        self.ports = dict(zip(names, free_ports(len(names))))
+        self.ports = ports or dict(zip(names, free_ports(len(names))))  # another's, once that is gone
         self.token = token
         self.cpus = cpus
         self.env = {

@@ -2,8 +2,8 @@
 their commands, Ray Client and Serve say through the proxy; and who is served when their heads are flooded.
 
 One old version in every run, all of them in a nightly one (RAYGUARD_NIGHTLY=1). And the newest that there is, to hear
-of routes, keys of queries and signals that no profile knows: RAYGUARD_NEWEST=pypi installs it, or names the directory of
-its commands.
+of routes, keys of queries, signals, commands and calls that nothing here knows: RAYGUARD_NEWEST=pypi installs it, or
+names the directory of its commands.
 """
 
 import json
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 import versions
+from faulty import FaultyHead
 from handlers import Handlers
-from head import Head, free_ports
+from head import Head, free_ports, wait_until
 from proxy import RAYGUARD, ROOT, Load, Proxy, ask
 
 sys.path.append(str(ROOT / "benches" / "protection"))
@@ -96,6 +97,49 @@ def test_every_signal_that_moves_a_limit_is_found_on_a_head_in_a_directory_of_it
     assert moving <= {name.removeprefix("signal ") for name in findings}, findings
 
 
+# -- a head that is replaced by another
+
+# Each is begun with the first, which is then replaced by the second.
+REPLACED = [("2.44.1", "2.60.0"), ("2.60.0", "2.9.3")] if NIGHTLY else []
+# Where each module of the dashboard has a process of its own.
+PROCESSES = {"2.53.0", "2.60.0"}
+
+
+def fresh(proxy):
+    return {row["name"] for row in proxy.admin("/api/v1/signals") if row["health"] == "fresh"}
+
+
+def is_taken_for(proxy, version):
+    """Whether this is the version that the head is taken for, and the module of a list of tasks is that version's."""
+    ray = proxy.admin("/api/v1/state")["ray"]
+    module = proxy.limits()["state-heavy", "in_flight"]["module"]
+    return (ray["version"], ray["profile"], module) == (version, version.rpartition(".")[0], "StateHead" if version in PROCESSES else "Dashboard")
+
+
+def test_a_head_that_becomes_another_without_a_gap_is_found_out():
+    with FaultyHead() as head, Proxy(head, head.metrics) as proxy:
+        for version in ("2.60.0", "2.9.3", "2.53.0"):
+            head.be(version)
+            wait_until(f"{version} is known", lambda: is_taken_for(proxy, version), 30, 0.5)
+
+
+@pytest.mark.parametrize(("before", "after"), REPLACED)
+def test_a_head_that_another_version_replaces_at_its_address_is_found_out_and_read(before, after):
+    def is_known(version):
+        return is_taken_for(proxy, version) and ("state_head_cpu" in fresh(proxy)) == (version in PROCESSES)
+
+    # The list of exporters lies in a directory of the head's own, which is named by its process alone.
+    with Head(bin=versions.install(before)) as first, Proxy(first, "[metrics]\n") as proxy:
+        wait_until("the first is known", lambda: is_known(before), 120, 1)
+        first.kill()
+        with Head(bin=versions.install(after), ports=first.ports):
+            wait_until("the second is known", lambda: is_known(after), 120, 1)
+            wait_until("the second is read", lambda: {"head_cpu", "head_memory", "pending_tasks"} <= fresh(proxy), 120, 1)
+            changes = [change for each in proxy.records("config_change") for change in each["changes"]]
+            assert any(f"profile {after.rpartition('.')[0]} (made for it)" in each for each in changes), changes
+            assert ask(proxy.url, path="/api/version", headers=HEADERS).json()["ray_version"] == after
+
+
 # -- a head of each version, with a past
 
 HEADERS = {"User-Agent": "python-requests/2.34.2"}  # versions before 2.53 answer nobody who names no software
@@ -144,13 +188,16 @@ def commands(old, tmp_path):
     (tmp_path / "main.py").write_text("print('carried')\n")
     ask(old.url, path="/api/serve/applications/", headers=HEADERS)  # for which the dashboard becomes a driver, once
     node = get(old, "/api/v0/nodes")[0]
+    # One that has a log, as drivers have not.
+    worker = max((each for each in get(old, "/api/v0/workers") if each["worker_type"] == "WORKER"), key=lambda each: each["is_alive"])
     ids = {
         "job": old.job,
         "gcs": f"{node['node_ip']}:{old.ports['gcs']}",
         "actor": get(old, "/api/v0/actors")[0]["actor_id"],
         "node": node["node_id"],
         "task": get(old, "/api/v0/tasks?limit=1")[0]["task_id"],
-        "worker": get(old, "/api/v0/workers?limit=1")[0]["worker_id"],
+        "worker": worker["worker_id"],
+        "pid": str(worker["pid"]),
         "directory": str(tmp_path),
     }
 
@@ -163,6 +210,45 @@ def commands(old, tmp_path):
         return json.loads(done.stdout.splitlines()[-1].replace(new, "raysubmit_anew"))
 
     return run
+
+
+# Commands that ask no dashboard: those of the cluster launcher, which goes by SSH, ...
+LAUNCHER = "attach cluster-dump create_or_update dashboard down exec exec_cmd get-head-ip get-worker-ips get_head_ip kill-random-node"
+LAUNCHER += " local-dump monitor rsync-down rsync-up rsync_down rsync_up submit teardown up"
+# ... drivers and what asks the GCS, ...
+DRIVERS = "debug drain-node global-gc health-check kill-actor kuberay-autoscaler memory status symmetric-run timeline"
+# ... and what stays on its host.
+LOCAL = "check-open-ports cpp disable-usage-stats enable-usage-stats get-auth-token install-nightly microbenchmark sanity-check stack start stop"
+PAST_THE_DASHBOARD = {f"ray {name}" for name in " ".join((LAUNCHER, DRIVERS, LOCAL)).split()}
+PAST_THE_DASHBOARD |= {f"ray metrics {what}-prometheus" for what in ("launch", "shutdown")}
+PAST_THE_DASHBOARD |= {f"serve {name}" for name in ("build", "controller-health", "run", "start")}
+# Calls of the SDK that are compared.
+JOBS = "delete_job get_address get_job_info get_job_logs get_job_status get_version list_jobs stop_job submit_job tail_job_logs"
+SERVES = "delete_applications deploy_applications get_address get_serve_details get_version"
+STATE = (
+    "get_actor get_job get_log get_node get_objects get_placement_group get_task get_worker list_actors list_cluster_events list_jobs list_logs"
+    " list_nodes list_objects list_placement_groups list_runtime_envs list_tasks list_workers summarize_actors summarize_objects summarize_tasks"
+)
+CALLS = {
+    f"{of}.{name}"
+    for of, names in (("JobSubmissionClient", JOBS), ("ServeSubmissionClient", SERVES), ("state", STATE))
+    for name in names.split()
+}
+
+
+def uncompared(bin):
+    """The commands and calls of a Ray that are neither compared here nor known to pass the dashboard by."""
+    ids = json.dumps(dict.fromkeys(("job", "gcs", "actor", "node", "task", "worker", "pid", "directory", "new"), ""))
+    command = [str(bin / "python"), str(Path(__file__).with_name("commands.py")), "names", "", ids]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    names = json.loads(done.stdout.splitlines()[-1])
+    assert len(names["commands"]) > 40 and len(names["calls"]) > 30, names
+    return sorted(set(names["not asked"]) - PAST_THE_DASHBOARD) + sorted(set(names["calls"]) - CALLS)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_command_and_call_that_it_has_is_compared_or_asks_no_dashboard(version):
+    assert not uncompared(versions.install(version))
 
 
 # Said as often as a job is looked at until it has begun or ended.
@@ -208,7 +294,7 @@ def test_every_command_says_what_it_says_without_the_proxy(old, commands, kind):
     assert not differ, json.dumps(differ, indent=1)
     failed = {name: said for name, said in direct.items() if isinstance(said, list) and said[:1] not in ([], [0]) and isinstance(said[0], int)}
     assert all("no_such" in name or "absent" in name for name in failed), json.dumps(failed, indent=1)
-    assert len(direct) >= {"reads": 55, "writes": 9}[kind]
+    assert len(direct) >= {"reads": 60, "writes": 9}[kind]
     assert kind == "reads" or "carried" in json.dumps(direct)
 
 
@@ -403,6 +489,12 @@ def test_every_route_of_the_newest_is_classified(newest):
 def test_every_key_that_a_handler_of_the_newest_reads_is_known(newest):
     unlisted = Handlers(versions.package(newest)).unlisted()
     assert not unlisted, f"read of a query by the newest Ray, and called ignored: {unlisted}"
+
+
+@pytest.mark.skipif(not NEWEST, reason="RAYGUARD_NEWEST is not set")
+def test_every_command_and_call_of_the_newest_is_compared_or_asks_no_dashboard(newest):
+    new = uncompared(newest)
+    assert not new, f"commands and calls that no test compares: {new}"
 
 
 # Processes of a node that serve no API.

@@ -32,7 +32,7 @@ def newest():
     place = CACHE / "newest"
     shutil.rmtree(place, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", str(place)], check=True)
-    subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "ray[default]"], check=True)
+    subprocess.run([str(place / "bin" / "pip"), "install", "--quiet", "--disable-pip-version-check", "ray[default,serve]"], check=True)
     return place / "bin"
 
 
