@@ -271,11 +271,11 @@ keys! {
 
     /// The active probe.
     Probe at "probe." {
-        /// probe the GCS through the upstream
+        /// probe the GCS through the upstream, and ask the jobs that were let in whether they have started, one at a time
         enabled: bool = true;
         /// path to request from the upstream
         path: HttpPath = defaults::PROBE_PATH.into();
-        /// time between probes
+        /// time between probes, and between questions to jobs
         interval: Time = secs(1), within(ms(100), secs(60));
         /// time limit of one probe
         timeout: Time = secs(2), within(ms(50), secs(60));
@@ -293,7 +293,7 @@ keys! {
         on_stale: Option<Word<OnStale>>, default "`hold`";
         /// it counts work that requests leave behind (a backlog): a rate that follows it keeps the time until that work starts within the class's `starts_within`
         backlog: Option<bool>, default "`false`";
-        /// for readings that accumulate: above half the target, pressure is computed from the value expected after this time, once the reading has risen three times in a row; the first cut is by half of what is in use
+        /// for readings that accumulate: above half the target, pressure is how fast it grows over how fast it may grow, to come to the target after this time, once the reading has risen three times in a row; the first cut is by half of what is in use
         forecast: Option<Time>, within(secs(0), HOUR), default "`3m` for `pending_tasks` and `head_memory`, else `0s`";
         /// sources of the reading; the first one found is used
         sources: Option<Vec<RawSource>>, unit "list of sources", default "by signal", range "one at least";
@@ -400,7 +400,7 @@ law = { kind = "pid", kp = 0, kd = 0 }
         law: Option<RawLaw>, unit "law", default "`control.law`";
         /// the signals that move its rate or, in a class without a rate, a second ceiling on `in_flight`, in a single process down to a tenth of its time whatever `min` says; the worst one counts
         signals: Option<Vec<Text>>, unit "list of names", default "by class", range "signals";
-        /// a signal that counts the work its requests leave behind: no more are admitted than the head starts within `starts_within`; before the first reading, half the signal's target and then one every 5 s
+        /// a signal that counts the work its requests leave behind: no more are admitted than the head starts within `starts_within`; before the first reading, and before a job has been seen to start, half the signal's target and then one every 5 s
         backlog: Option<OrOff<Text>>, unit "name or `off`", default "by class", range "a signal";
         /// the objective for work done after the answer: a submitted job starts within this time. It sets the backlog's target, from the measured rate of starts
         starts_within: Option<Time>, within(secs(1), HOUR), default "`25s`";
