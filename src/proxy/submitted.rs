@@ -60,10 +60,11 @@ mod tests {
     fn waiting(parts: &[&'static str]) -> Option<Arc<str>> {
         let jobs = SubmittedJobs::default();
         let mut submission = Submission::new(Arc::clone(&jobs), Clock::start());
-        parts.iter().for_each(|part| submission.hear(&Bytes::from_static(part.as_bytes())));
+        for part in parts {
+            submission.hear(&Bytes::from_static(part.as_bytes()));
+        }
         submission.end();
-        let next = jobs.lock().next(Clock::start().now());
-        next
+        jobs.lock().next(Clock::start().now())
     }
 
     #[test]

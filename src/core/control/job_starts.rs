@@ -95,7 +95,7 @@ impl<J: Clone + PartialEq> JobStarts<J> {
     pub fn on_answer(&mut self, job: &J, state: JobState, now: Time) {
         let Some(at) = self.line.iter().position(|(other, _)| other == job) else { return };
         match state {
-            JobState::Waits => self.stride = if at == 0 { self.line.len() } else { (at + 1) / 2 },
+            JobState::Waits => self.stride = if at == 0 { self.line.len() } else { at.div_ceil(2) },
             JobState::Gone => _ = self.line.remove(at),
             JobState::Started => {
                 self.started = self.started.max(self.line.get(at).map(|(_, since)| *since));
@@ -170,14 +170,16 @@ mod tests {
     #[test]
     fn what_is_left_of_a_burst_is_known_in_as_many_questions_as_it_has_digits() {
         let mut starts = JobStarts::default();
-        (0..64).for_each(|job| starts.on_submitted(job, at(0.0)));
+        for job in 0..64 {
+            starts.on_submitted(job, at(0.0));
+        }
         let mut asked = 0;
         while let Some(job) = starts.next(at(1.0)) {
             starts.on_answer(&job, JobState::Started, at(1.0));
             asked += 1;
         }
         assert!(asked <= 7, "{asked}");
-        assert_eq!(starts.waiting(at(1.0)).unwrap().jobs, 0.0);
+        assert!(starts.waiting(at(1.0)).unwrap().jobs < 0.5);
     }
 
     #[test]
@@ -204,10 +206,12 @@ mod tests {
     #[test]
     fn what_is_stopped_leaves_the_line_and_says_nothing_of_others() {
         let mut starts = JobStarts::default();
-        ["a", "b", "c"].into_iter().for_each(|job| starts.on_submitted(job, at(0.0)));
+        for job in ["a", "b", "c"] {
+            starts.on_submitted(job, at(0.0));
+        }
         starts.on_answer(&"a", JobState::Started, at(1.0));
         starts.on_answer(&"c", JobState::Gone, at(2.0));
-        assert_eq!(starts.waiting(at(2.0)).unwrap().jobs, 1.0);
+        assert!((starts.waiting(at(2.0)).unwrap().jobs - 1.0).abs() < 0.5);
         assert_eq!(starts.next(at(3.0)), Some("b"));
     }
 
