@@ -32,7 +32,11 @@
 //!
 //! **Giving way.** When the queue is full, the request that would be served last makes room,
 //! the newcomer included: the largest key after the flow's whole backlog (longest queue drop,
-//! in units of work). A client at or below its share is never the one.
+//! in units of work). But who stands on few of the places, by address and by credential, does so only where nobody
+//! stands on more: a sixteenth of them are few. Places are not work. One request of 250 ms of a client ends later, at
+//! that client's share, than a whole line of another's requests of 5 ms; were it to give way to these whenever the line
+//! is full, who asks rarely for what is dear would get nothing beside one that floods with what is cheap. Who floods
+//! loses nothing by it: it is served at its share as long as it has one request in line.
 //!
 //! **Within a flow** the oldest goes first while the flow is healthy. Once its oldest has
 //! waited more than three quarters of its time, or half of what clients of this class turn out to
@@ -172,9 +176,9 @@ struct Line<W> {
     waiters: VecDeque<(u64, Waiting<W>)>,
     /// The work of its waiters, in seconds.
     work: f64,
-    /// The same of all flows of its address, and of its credential.
-    of_address: f64,
-    of_credential: f64,
+    /// What waits of all flows of its address, and of its credential.
+    of_address: Backlog,
+    of_credential: Backlog,
     /// The tags of its address and credential, without virtual time.
     tag_address: f64,
     tag_credential: f64,
@@ -183,6 +187,19 @@ struct Line<W> {
     /// The same without what they weigh at other replicas.
     own: Weights,
     turn: f64,
+}
+
+/// Requests that wait, and their work in seconds.
+#[derive(Clone, Copy, PartialEq, Debug, Default)]
+struct Backlog {
+    places: usize,
+    work: f64,
+}
+
+impl Backlog {
+    fn and(self, places: usize, work: f64) -> Backlog {
+        Backlog { places: self.places + places, work: self.work + work }
+    }
 }
 
 impl<W> Line<W> {
@@ -200,6 +217,13 @@ impl<W> Line<W> {
         let ahead = if owes_nothing { 0.0 } else { mean };
         let (tag, ..) = self.key_after(virtual_time, ahead, ahead);
         (tag, self.turn, self.waiters.front().map_or(0, |(number, _)| *number))
+    }
+
+    /// Where its backlog ends with so much of its address and credential, in the order in which flows give way: after
+    /// all others those that stand on more than `few` places.
+    fn end(&self, virtual_time: f64, few: usize, of: [Backlog; 2]) -> (bool, f64) {
+        let (tag, ..) = self.key_after(virtual_time, of[0].work, of[1].work);
+        (of.iter().any(|of| of.places > few), tag)
     }
 
     /// The number of its newest waiter.
@@ -285,6 +309,9 @@ const LOST_MAX: f64 = 0.05;
 
 /// So many say nothing, and so many may always wait.
 const FEW: u32 = 10;
+
+/// Of so many places one is few.
+const FEW_OF: usize = 16;
 
 /// A client as a key; without a credential, the address stands in for it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -562,8 +589,8 @@ impl<W> FairQueue<W> {
             flow,
             waiters: VecDeque::new(),
             work: 0.0,
-            of_address: self.work_of(|of| of.address == flow.address),
-            of_credential: self.work_of(|of| of.credential == flow.credential),
+            of_address: self.backlog_of(|of| of.address == flow.address),
+            of_credential: self.backlog_of(|of| of.credential == flow.credential),
             tag_address: self.addresses.get(flow.address),
             tag_credential: self.credentials.get(flow.credential),
             weights: self.weights_of(flow, own),
@@ -572,8 +599,9 @@ impl<W> FairQueue<W> {
         }
     }
 
-    fn work_of(&self, is_meant: impl Fn(Flow) -> bool) -> f64 {
-        self.lines.iter().filter(|line| is_meant(line.flow)).map(|line| line.work).sum()
+    fn backlog_of(&self, is_meant: impl Fn(Flow) -> bool) -> Backlog {
+        let lines = self.lines.iter().filter(|line| is_meant(line.flow));
+        lines.fold(Backlog::default(), |of, line| of.and(line.waiters.len(), line.work))
     }
 
     /// A line has grown or shrunk: its work, and that of those who share a client with it, is counted
@@ -585,8 +613,8 @@ impl<W> FairQueue<W> {
         if line.waiters.is_empty() {
             self.lines.remove(at);
         }
-        let of_address = self.work_of(|of| of.address == flow.address);
-        let of_credential = self.work_of(|of| of.credential == flow.credential);
+        let of_address = self.backlog_of(|of| of.address == flow.address);
+        let of_credential = self.backlog_of(|of| of.credential == flow.credential);
         for line in &mut self.lines {
             if line.flow.address == flow.address {
                 line.of_address = of_address;
@@ -612,33 +640,43 @@ impl<W> FairQueue<W> {
         Some((at, least))
     }
 
+    /// So many places are few: nobody gives one of them up while others stand on more.
+    fn few(&self) -> usize {
+        (self.len as usize).div_ceil(FEW_OF)
+    }
+
     /// Takes out the newest waiter of the flow whose backlog ends last: others need its place.
     pub(crate) fn give_way(&mut self) -> Option<Waiting<W>> {
+        let few = self.few();
         let end = |line: &Line<W>| {
-            let (tag, turn, _) = line.key_after(self.virtual_time, line.of_address, line.of_credential);
-            (tag, turn + line.work, line.newest())
+            let (is_many, tag) = line.end(self.virtual_time, few, [line.of_address, line.of_credential]);
+            (is_many, (tag, line.turn + line.work, line.newest()))
         };
-        let last = self.lines.iter().map(|line| (end(line), line.flow)).max_by(|a, b| order(a.0, b.0));
+        let last =
+            self.lines.iter().map(|line| (end(line), line.flow)).max_by(|a, b| order_of_ends(a.0, b.0));
         last.and_then(|(_, flow)| self.pop_back(flow))
     }
 
     /// The flow whose backlog ends last, were a request of `newcomer` to join.
     fn served_last(&self, newcomer: Flow, cost: f64, own: Weights) -> Flow {
-        let joining = |same: bool| if same { cost } else { 0.0 };
+        let few = self.few();
+        let joining = |of: Backlog, same: bool| if same { of.and(1, cost) } else { of };
         let end = |line: &Line<W>| {
-            let of_address = line.of_address + joining(line.flow.address == newcomer.address);
-            let of_credential = line.of_credential + joining(line.flow.credential == newcomer.credential);
-            let (tag, turn, _) = line.key_after(self.virtual_time, of_address, of_credential);
+            let of_address = joining(line.of_address, line.flow.address == newcomer.address);
+            let of_credential = joining(line.of_credential, line.flow.credential == newcomer.credential);
+            let (is_many, tag) = line.end(self.virtual_time, few, [of_address, of_credential]);
+            let work = line.work + if line.flow == newcomer { cost } else { 0.0 };
             // Between equals who stands in line already is not sent away for who comes.
-            (tag, turn + (line.work + joining(line.flow == newcomer)), 0)
+            (is_many, (tag, line.turn + work, 0))
         };
         let of_newcomer = match self.line(newcomer) {
             Some(at) => end(&self.lines[at]),
             None => end(&self.open(newcomer, own)),
         };
-        let last = self.lines.iter().map(|line| (end(line), line.flow)).max_by(|a, b| order(a.0, b.0));
+        let last =
+            self.lines.iter().map(|line| (end(line), line.flow)).max_by(|a, b| order_of_ends(a.0, b.0));
         match last {
-            Some((of_longest, flow)) if order(of_longest, of_newcomer).is_gt() => flow,
+            Some((of_longest, flow)) if order_of_ends(of_longest, of_newcomer).is_gt() => flow,
             _ => newcomer,
         }
     }
@@ -655,6 +693,10 @@ fn overloaded<W>(queue: &VecDeque<(u64, Waiting<W>)>, patience: Patience, now: T
 
 fn order(a: Key, b: Key) -> std::cmp::Ordering {
     a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)).then(a.2.cmp(&b.2))
+}
+
+fn order_of_ends(a: (bool, Key), b: (bool, Key)) -> std::cmp::Ordering {
+    a.0.cmp(&b.0).then(order(a.1, b.1))
 }
 
 /// What a charge has changed.
@@ -847,6 +889,35 @@ mod tests {
         }
         assert_eq!(queue.pop(Time::ZERO).unwrap().client, client(1, None), "served in turn: tags are equal");
         assert_eq!(queue.pop(Time::ZERO).unwrap().client, client(2, None));
+    }
+
+    #[test]
+    fn who_asks_for_one_dear_thing_does_not_give_way_to_one_that_floods_with_cheap_ones() {
+        for owes in [0.0, 0.25] {
+            let mut queue = FairQueue::default();
+            queue.charge(client(2, None), owes, Weights::EVEN);
+            (0..64).for_each(|_| drop(queue.join(ask(client(1, None), 0.001), 64)));
+            for _ in 0..2 {
+                match queue.join(ask(client(2, None), 0.25), 64) {
+                    Joined::Displaced(_, displaced) => assert_eq!(displaced.client, client(1, None)),
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert!(matches!(queue.join(ask(client(1, None), 0.001), 64), Joined::Refused(_)));
+            assert_eq!(queue.give_way().map(|gone| gone.client), Some(client(1, None)));
+        }
+    }
+
+    #[test]
+    fn dear_ones_beyond_a_few_give_way_as_before() {
+        let mut queue = FairQueue::default();
+        (0..60).for_each(|_| drop(queue.join(ask(client(1, None), 0.001), 64)));
+        (0..10).for_each(|_| drop(queue.join(ask(client(2, None), 0.25), 64)));
+        assert_eq!((queue.waiting(client(1, None)), queue.waiting(client(2, None))), (60, 4));
+        // Many addresses with one credential are one client.
+        (0..10).for_each(|address| drop(queue.join(ask(client(100 + address, Some(7)), 0.25), 64)));
+        let of_credential: usize = (0..10).map(|n| queue.waiting(client(100 + n, Some(7)))).sum();
+        assert_eq!((of_credential, queue.waiting(client(1, None))), (4, 56));
     }
 
     #[test]
@@ -1052,7 +1123,7 @@ mod tests {
                     // What a line remembers is what there is.
                     let anew = queue.open(line.flow, line.own);
                     let seen = |line: &Line<ClientId>| {
-                        [line.of_address, line.of_credential, line.tag_address, line.tag_credential, line.turn]
+                        [line.of_address.work, line.of_credential.work, line.tag_address, line.tag_credential, line.turn]
                             .map(f64::to_bits)
                     };
                     prop_assert_eq!(seen(line), seen(&anew));
