@@ -382,7 +382,7 @@ mod tests {
         let (code, out) = checked(STILL, Format::Table);
         assert_eq!(code, 0, "{out}");
         for part in [
-            "sound",
+            ": valid (version ",
             "127.0.0.1:8266 -> http://127.0.0.1:8265",
             "job-submit",
             "stable, ",

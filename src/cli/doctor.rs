@@ -904,7 +904,7 @@ mod tests {
         let of = |fault| nobody_remedy(&DiscoverError::Dashboard { url: String::new(), fault });
         assert!(of(FetchError::Slow(Duration::from_secs(4))).contains("overloaded"));
         for status in [408, 429, 500, 502, 503, 504] {
-            assert!(of(FetchError::Status(status)).contains("ask again"), "{status}");
+            assert!(of(FetchError::Status(status)).contains("try again"), "{status}");
         }
         assert!(of(FetchError::Status(400)).starts_with("something other than Ray"));
         assert!(of(FetchError::Unreachable("refused".to_owned())).starts_with("start it"));

@@ -595,7 +595,7 @@ fn figures_add_up(state: &Value, clients: &Value, history: &Value, what: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn figures_add_up_in_every_state() {
-    let config = "[probe]\ninterval = '100ms'\ntimeout = '90ms'\n[class.job-list]\nrate = { initial = '2/s', min = '2/s', max = '2/s' }\ncoalesce = 'off'";
+    let config = "[probe]\ninterval = '100ms'\ntimeout = '90ms'\n[class.job-list]\nrate = { initial = '2/s', min = '2/s', max = '2/s' }\nqueue = { len = 64, wait = '1s' }\ncoalesce = 'off'";
     let mut instance = Instance::start("figures", config, None).await;
     let checked = async |instance: &Instance, what: &str| {
         let state = instance.json("/api/v1/state").await;
