@@ -896,7 +896,9 @@ mod tests {
         for owes in [0.0, 0.25] {
             let mut queue = FairQueue::default();
             queue.charge(client(2, None), owes, Weights::EVEN);
-            (0..64).for_each(|_| drop(queue.join(ask(client(1, None), 0.001), 64)));
+            for _ in 0..64 {
+                queue.join(ask(client(1, None), 0.001), 64);
+            }
             for _ in 0..2 {
                 match queue.join(ask(client(2, None), 0.25), 64) {
                     Joined::Displaced(_, displaced) => assert_eq!(displaced.client, client(1, None)),
@@ -911,11 +913,17 @@ mod tests {
     #[test]
     fn dear_ones_beyond_a_few_give_way_as_before() {
         let mut queue = FairQueue::default();
-        (0..60).for_each(|_| drop(queue.join(ask(client(1, None), 0.001), 64)));
-        (0..10).for_each(|_| drop(queue.join(ask(client(2, None), 0.25), 64)));
+        for _ in 0..60 {
+            queue.join(ask(client(1, None), 0.001), 64);
+        }
+        for _ in 0..10 {
+            queue.join(ask(client(2, None), 0.25), 64);
+        }
         assert_eq!((queue.waiting(client(1, None)), queue.waiting(client(2, None))), (60, 4));
         // Many addresses with one credential are one client.
-        (0..10).for_each(|address| drop(queue.join(ask(client(100 + address, Some(7)), 0.25), 64)));
+        for address in 0..10 {
+            queue.join(ask(client(100 + address, Some(7)), 0.25), 64);
+        }
         let of_credential: usize = (0..10).map(|n| queue.waiting(client(100 + n, Some(7)))).sum();
         assert_eq!((of_credential, queue.waiting(client(1, None))), (4, 56));
     }
