@@ -277,11 +277,11 @@ impl Trials {
             self.under_way = Some(Trial { judged_at, unclear: trial.unclear + 1, ..trial });
             return None;
         }
-        let pair = self.pair_mut(trial.signal);
         if expected - seen > least {
-            (pair.is_proven, pair.failed, pair.scatter) = (true, 0, trial.before.scatter);
+            self.believe(&trial);
             return Some(Verdict::Helped);
         }
+        let pair = self.pair_mut(trial.signal);
         let rest = (REST * 2_u32.saturating_pow(pair.failed.min(16))).min(REST_MAX);
         pair.is_proven = false;
         pair.failed += 1;
@@ -295,9 +295,14 @@ impl Trials {
         let Some(trial) = self.under_way.take() else { return };
         let has_slowed = trend.slope_per_s < trial.before.slope_per_s * (1.0 - trial.depth());
         if trial.gathers && trial.judged_at.is_some() && has_slowed {
-            let pair = self.pair_mut(trial.signal);
-            (pair.is_proven, pair.failed, pair.scatter) = (true, 0, trial.before.scatter);
+            self.believe(&trial);
         }
+    }
+
+    /// A cut on its signal has been seen to help.
+    fn believe(&mut self, trial: &Trial) {
+        let pair = self.pair_mut(trial.signal);
+        (pair.is_proven, pair.failed, pair.scatter) = (true, 0, trial.before.scatter);
     }
 
     /// The trial under way is over without a verdict: its signal is at its target again, or somebody
