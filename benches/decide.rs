@@ -35,7 +35,7 @@ use rayguard::proxy::clock::Clock;
 use rayguard::proxy::headers::Lookup;
 use rayguard::proxy::ratelimit;
 use rayguard::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
-use rayguard::proxy::state::{Entrance, Front};
+use rayguard::proxy::state::{ListenerState, Routing};
 use rayguard::proxy::tasks::Tasks;
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -202,9 +202,9 @@ impl Unwired {
         let (sheds, _) = tokio::sync::mpsc::channel(1);
         let proxy = proxy::state::ProxyState::new(Arc::new(policy), identifier, clock, tasks.clone(), sheds);
         let upstream = Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks);
-        let entrance = Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream));
-        let front = Front::new(Arc::clone(&proxy), entrance);
-        let service = ratelimit::Service::start(front, "rayguard".into(), Duration::from_secs(600));
+        let routing = Arc::new(Routing::new(Surface::Dashboard, classifier, upstream));
+        let state = ListenerState::new(Arc::clone(&proxy), routing);
+        let service = ratelimit::Service::start(state, "rayguard".into(), Duration::from_secs(600));
         Unwired { service, proxy, next: 0 }
     }
 

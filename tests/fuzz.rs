@@ -730,11 +730,11 @@ fn what_envoys_ask() {
     let classifier = Classifier::new(&rig.proxy.policy, Surface::Dashboard, &[]).unwrap();
     let nowhere = upstream::Address::Tcp("127.0.0.1:1".into());
     let upstream = Upstream::new(nowhere, upstream::Options::default(), clock, tasks);
-    let front = proxy_state::Front::new(
+    let state = proxy_state::ListenerState::new(
         Arc::clone(&rig.proxy),
-        Arc::new(proxy_state::Entrance::new(Surface::Dashboard, classifier, upstream)),
+        Arc::new(proxy_state::Routing::new(Surface::Dashboard, classifier, upstream)),
     );
-    let service = Service::start(front, "rayguard".into(), Duration::from_millis(50));
+    let service = Service::start(state, "rayguard".into(), Duration::from_millis(50));
     let peer = "127.0.0.1".parse().unwrap();
     fuzz(
         "ratelimit",

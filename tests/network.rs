@@ -23,7 +23,7 @@ use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::clock::Clock;
 use rayguard::proxy::listen::{self, Bounds};
-use rayguard::proxy::state::{Entrance, Front, ProxyState};
+use rayguard::proxy::state::{ListenerState, ProxyState, Routing};
 use rayguard::proxy::stream::{Accept, Dial, Line, Pending};
 use rayguard::proxy::tasks::Tasks;
 use rayguard::proxy::upstream::{Address, Options, Upstream};
@@ -278,8 +278,8 @@ async fn proxy(world: Rc<World>, dice: Dice) -> turmoil::Result {
     world.proxies.set(world.proxies.get() + 1);
     let dice = dice.named(&world.proxies.get().to_string());
     *world.proxy.borrow_mut() = Some(Arc::clone(&proxy));
-    let new_entrance = || entrance(&proxy, clock, &tasks);
-    let front = Front::new(Arc::clone(&proxy), new_entrance());
+    let new_routing = || routing(&proxy, clock, &tasks);
+    let state = ListenerState::new(Arc::clone(&proxy), new_routing());
     let bounds = Bounds {
         head_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(20),
@@ -288,34 +288,34 @@ async fn proxy(world: Rc<World>, dice: Dice) -> turmoil::Result {
         ..Bounds::default()
     };
     let arrivals: Box<dyn Accept> = Box::new(Arrivals(TcpListener::bind(("0.0.0.0", PORT)).await?));
-    tasks.spawn(listen::serve(arrivals, Arc::clone(&front), tasks.clone(), bounds));
+    tasks.spawn(listen::serve(arrivals, Arc::clone(&state), tasks.clone(), bounds));
     loop {
         if !world.calm.get() {
-            reload(&proxy, &front, &dice, new_entrance);
+            reload(&proxy, &state, &dice, new_routing);
         }
         for _ in 0..=dice.below(50) {
             proxy.pump();
             sleep(Duration::from_millis(20)).await;
         }
-        front.load().entrance.upstream.sweep();
+        state.load().routing.upstream.sweep();
     }
 }
 
-/// A front to the same proxy, whose connections to Ray are all new.
-fn entrance(proxy: &Arc<ProxyState>, clock: Clock, tasks: &Tasks) -> Arc<Entrance> {
+/// A state for the same proxy, whose connections to Ray are all new.
+fn routing(proxy: &Arc<ProxyState>, clock: Clock, tasks: &Tasks) -> Arc<Routing> {
     let classifier = Classifier::new(&proxy.policy, Surface::Dashboard, &[]).unwrap();
     let options = Options { connect_timeout: Duration::from_secs(1), ..Options::default() };
     let address = Address::Tcp(format!("ray:{PORT}"));
     let upstream = Upstream::over(Some(Arc::new(Way)), address, options, clock, tasks.clone());
-    Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream))
+    Arc::new(Routing::new(Surface::Dashboard, classifier, upstream))
 }
 
 /// New limits, and now and then a new upstream, while requests are under way.
 fn reload(
     proxy: &Arc<ProxyState>,
-    front: &ArcSwap<Front>,
+    state: &ArcSwap<ListenerState>,
     dice: &Dice,
-    entrance: impl Fn() -> Arc<Entrance>,
+    routing: impl Fn() -> Arc<Routing>,
 ) {
     let mut table = (**proxy.table.load()).clone();
     table.version += 1;
@@ -327,7 +327,7 @@ fn reload(
     }
     proxy.set_table(Arc::new(table));
     if dice.below(3) == 0 {
-        front.store(Arc::new(Front { proxy: Arc::clone(proxy), entrance: entrance() }));
+        state.store(Arc::new(ListenerState { proxy: Arc::clone(proxy), routing: routing() }));
     }
 }
 

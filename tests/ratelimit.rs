@@ -18,7 +18,7 @@ use rayguard::proxy::ratelimit::Service;
 use rayguard::proxy::ratelimit::call::{MESSAGE_BYTES_MAX, METHOD};
 use rayguard::proxy::ratelimit::message::{Code, Descriptor, Entry, RateLimitRequest, RateLimitResponse};
 use rayguard::proxy::ratelimit::tally::Answer;
-use rayguard::proxy::state::{Entrance, Front};
+use rayguard::proxy::state::{ListenerState, Routing};
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rig::{Client, Rig, class, policy, until};
 use std::net::SocketAddr;
@@ -37,13 +37,13 @@ async fn start() -> (Rig, SocketAddr) {
     let classifier = Classifier::new(&policy(), Surface::Dashboard, &[]).unwrap();
     let upstream =
         Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks.clone());
-    let entrance = Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream));
-    let front = Front::new(Arc::clone(&rig.proxy), entrance);
+    let routing = Arc::new(Routing::new(Surface::Dashboard, classifier, upstream));
+    let state = ListenerState::new(Arc::clone(&rig.proxy), routing);
     let listener = Listener::bind(&rayguard::config::settings::Address::Tcp("127.0.0.1:0".parse().unwrap()))
         .await
         .unwrap();
     let address = listener.local_address().unwrap();
-    let service = Service::start(front, "rayguard".into(), Duration::from_secs(600));
+    let service = Service::start(state, "rayguard".into(), Duration::from_secs(600));
     tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), listen::Bounds::default()));
     (rig, address)
 }

@@ -10,7 +10,7 @@ use rayguard::core::request::catalogue::Surface;
 use rayguard::core::request::classify::{Classifier, Rule};
 use rayguard::proxy::h1_connection::AnswerBounds;
 use rayguard::proxy::listen::{self, Listener};
-use rayguard::proxy::state::Front;
+use rayguard::proxy::state::ListenerState;
 use rayguard::proxy::upstream::Options;
 use rig::{Client, Rig, Setup, class, get, until};
 use std::sync::Arc;
@@ -289,11 +289,11 @@ async fn a_page_of_another_origin_reads_a_refusal_and_its_preflight_always_passe
 async fn a_head_that_repeats_the_last_is_taken_for_no_other_and_for_no_other_configuration() {
     const STATUS: &str = "/api/jobs/raysubmit_1";
     let rig = Rig::start().await;
-    let front = Front::new(Arc::clone(&rig.proxy), Arc::clone(&rig.entrance));
+    let state = ListenerState::new(Arc::clone(&rig.proxy), Arc::clone(&rig.routing));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = Client::connect(listener.local_addr().unwrap()).await;
     let tasks = rig.proxy.tasks.clone();
-    rig.proxy.tasks.spawn(listen::serve(listener, Arc::clone(&front), tasks, listen::Bounds::default()));
+    rig.proxy.tasks.spawn(listen::serve(listener, Arc::clone(&state), tasks, listen::Bounds::default()));
     let of = |address: &str| get(STATUS, &[&format!("x-forwarded-for: {address}")]);
     for address in ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.1"] {
         client.send(of(address)).await;
@@ -312,8 +312,8 @@ async fn a_head_that_repeats_the_last_is_taken_for_no_other_and_for_no_other_con
         class: "blocked".into(),
     };
     let classifier = Classifier::new(&rig.proxy.policy, Surface::Dashboard, &[blocks]).unwrap();
-    let entrance = Arc::new(rig.entrance.with_classifier(classifier));
-    front.store(Arc::new(Front { proxy: Arc::clone(&rig.proxy), entrance }));
+    let routing = Arc::new(rig.routing.with_classifier(classifier));
+    state.store(Arc::new(ListenerState { proxy: Arc::clone(&rig.proxy), routing }));
     client.send(of("192.0.2.1")).await;
     assert_eq!(client.answer().await.status, 404, "blocked since");
 

@@ -17,6 +17,8 @@ const RETIRED: &[(&str, &str)] = &[
     ("desk", "writer"),
     ("door", "proxy"),
     ("doors", "proxies"),
+    ("entrance", "routing"),
+    ("entrances", "routing"),
     ("fleet", "replicas"),
     ("fleets", "replicas"),
     ("gate", "admission controller"),

@@ -152,10 +152,10 @@ async fn start_app(
     };
     std::thread::Builder::new().name("record".into()).spawn(move || thread.run())?;
     let (app, notifier) = new_app(&settings, clock, &tasks, adjustment_log);
-    let front = app
-        .front(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
+    let state = app
+        .listener_state(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
         .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
-    tasks.spawn(listen::serve(listener, front, tasks.clone(), listen::Bounds::default()));
+    tasks.spawn(listen::serve(listener, state, tasks.clone(), listen::Bounds::default()));
     watch::start(&app);
     crate::runtime::head_version::start(&app);
     let any = crate::config::settings::Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));

@@ -331,20 +331,21 @@ async fn app(
     let reloader = reload::start(&app, source, certificates);
     let trace = trace.map(|trace| start_trace(&app, &trace)).transpose()?;
     for ((listener, spec), way) in listeners.into_iter().zip(&settings.listeners).zip(ways) {
-        let front = app.front(spec.surface, way).map_err(|faults| RunError::Routes { faults })?;
+        let state = app.listener_state(spec.surface, way).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(
             address = %spec.address,
             kind = crate::proxy::handle::surface_name(spec.surface),
             upstream = %spec.upstream.authority(),
             "listening"
         );
-        tasks.spawn(listen::serve(listener, front, tasks.clone(), (&settings.http).into()));
+        tasks.spawn(listen::serve(listener, state, tasks.clone(), (&settings.http).into()));
     }
     if let Some((listener, spec)) = ratelimit {
         let nowhere = Address::Tcp(settings.upstream.authority());
-        let front = app.front(spec.surface, nowhere).map_err(|faults| RunError::Routes { faults })?;
+        let state =
+            app.listener_state(spec.surface, nowhere).map_err(|faults| RunError::Routes { faults })?;
         tracing::info!(address = %spec.listen, domain = &*spec.domain, "rate-limit service for Envoys");
-        let service = ratelimit::Service::start(front, Arc::clone(&spec.domain), spec.permit_max);
+        let service = ratelimit::Service::start(state, Arc::clone(&spec.domain), spec.permit_max);
         tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), (&settings.http).into()));
     }
     if let Some((listener, access)) = admin {

@@ -35,7 +35,7 @@
 use crate::body::AnswerError;
 use crate::shared_answer::{Budget, Charge, SharedAnswer};
 use crate::single_flight::{self, SingleFlight};
-use crate::state::Entrance;
+use crate::state::Routing;
 use crate::upstream::{Address, UpstreamError};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, SET_COOKIE, VARY};
 use http::{HeaderName, Method, Uri};
@@ -204,7 +204,7 @@ pub struct Key([u8; 32]);
 impl Key {
     /// The key of a request, if it is one to share: a GET for the whole of something.
     pub fn of(
-        entrance: &Entrance,
+        routing: &Routing,
         origin: Origin<'_>,
         method: &Method,
         question: &Question<'_>,
@@ -214,9 +214,9 @@ impl Key {
             return None;
         }
         let mut digest = Sha256::new();
-        add_upstream(&mut digest, entrance);
-        add_request(&mut digest, question, headers, |name| is_ignored(entrance.surface, name));
-        if entrance.surface != Surface::Dashboard {
+        add_upstream(&mut digest, routing);
+        add_request(&mut digest, question, headers, |name| is_ignored(routing.surface, name));
+        if routing.surface != Surface::Dashboard {
             digest.update(origin.hop);
             digest.update([u8::from(origin.trusted), u8::from(origin.tls)]);
         }
@@ -242,22 +242,22 @@ impl Key {
 
     /// The same at one of several upstreams.
     #[must_use]
-    pub fn at(self, entrance: &Entrance) -> Key {
+    pub fn at(self, routing: &Routing) -> Key {
         let mut digest = Sha256::new();
         digest.update(self.0);
-        add_upstream(&mut digest, entrance);
+        add_upstream(&mut digest, routing);
         Key(digest.finalize().into())
     }
 }
 
 /// Two listeners may lead to two heads, on which the same path is another thing.
-fn add_upstream(digest: &mut Sha256, entrance: &Entrance) {
-    let (kind, place) = match entrance.upstream.address() {
+fn add_upstream(digest: &mut Sha256, routing: &Routing) {
+    let (kind, place) = match routing.upstream.address() {
         Address::Tcp(address) => (0, address.as_bytes()),
         Address::Tls(address, _) => (1, address.as_bytes()),
         Address::Unix(path) => (2, path.as_os_str().as_bytes()),
     };
-    digest.update([entrance.surface as u8, kind]);
+    digest.update([routing.surface as u8, kind]);
     digest.update(place);
     digest.update(b"\n");
 }
@@ -396,11 +396,11 @@ mod tests {
     use rayguard_core::request::catalogue;
     use rayguard_core::request::classify::Classifier;
 
-    fn entrance(surface: Surface, upstream: &str) -> Entrance {
+    fn routing(surface: Surface, upstream: &str) -> Routing {
         let policy = catalogue::policy();
         let address = Address::Tcp(upstream.to_owned());
         let upstream = Upstream::new(address, Options::default(), Clock::start(), Tasks::default());
-        Entrance::new(surface, Classifier::new(&policy, surface, &[]).unwrap(), upstream)
+        Routing::new(surface, Classifier::new(&policy, surface, &[]).unwrap(), upstream)
     }
 
     fn headers(pairs: &[(&str, &str)]) -> HeaderMap {
@@ -412,15 +412,15 @@ mod tests {
         map
     }
 
-    fn key_at(entrance: &Entrance, hop: &str, path: &str, pairs: &[(&str, &str)]) -> Option<Key> {
+    fn key_at(routing: &Routing, hop: &str, path: &str, pairs: &[(&str, &str)]) -> Option<Key> {
         let hop = HeaderValue::from_str(hop).unwrap();
         let origin = Origin { hop: &hop, trusted: false, tls: false };
-        Key::of(entrance, origin, &Method::GET, &Question::AsSent(path), &headers(pairs))
+        Key::of(routing, origin, &Method::GET, &Question::AsSent(path), &headers(pairs))
     }
 
     #[test]
     fn whatever_may_tell_two_clients_apart_tells_their_requests_apart() {
-        let dashboard = entrance(Surface::Dashboard, "127.0.0.1:8265");
+        let dashboard = routing(Surface::Dashboard, "127.0.0.1:8265");
         let key = |path, pairs: &[_]| key_at(&dashboard, "10.0.0.1", path, pairs);
         let all = [
             key("/api/jobs/", &[]),
@@ -443,8 +443,8 @@ mod tests {
             key("/api/jobs/", &[("x", "ab"), ("x", "c")]),
             key("/api/jobs/?a=1", &[]),
             key("/api/jobs", &[]),
-            key_at(&entrance(Surface::Dashboard, "127.0.0.1:8266"), "10.0.0.1", "/api/jobs/", &[]),
-            key_at(&entrance(Surface::Serve, "127.0.0.1:8265"), "10.0.0.1", "/api/jobs/", &[]),
+            key_at(&routing(Surface::Dashboard, "127.0.0.1:8266"), "10.0.0.1", "/api/jobs/", &[]),
+            key_at(&routing(Surface::Serve, "127.0.0.1:8265"), "10.0.0.1", "/api/jobs/", &[]),
         ];
         let distinct: std::collections::BTreeSet<_> = all.iter().map(|key| key.unwrap()).collect();
         assert_eq!(distinct.len(), all.len());
@@ -487,16 +487,16 @@ mod tests {
     #[test]
     fn what_front_ends_stamp_on_each_request_does_not() {
         for surface in [Surface::Dashboard, Surface::Serve] {
-            let entrance = entrance(surface, "127.0.0.1:8265");
-            let plain = key_at(&entrance, "10.0.0.1", "/x", &[]);
+            let routing = routing(surface, "127.0.0.1:8265");
+            let plain = key_at(&routing, "10.0.0.1", "/x", &[]);
             for name in PER_REQUEST.iter().copied().chain(["x-b3-traceid", "x-datadog-trace-id"]) {
-                assert_eq!(plain, key_at(&entrance, "10.0.0.1", "/x", &[(name, "4711")]), "{name}");
+                assert_eq!(plain, key_at(&routing, "10.0.0.1", "/x", &[(name, "4711")]), "{name}");
             }
             for name in PER_CLIENT.iter().copied().chain(["ot-baggage-tenant"]) {
-                let stamped = key_at(&entrance, "10.0.0.1", "/x", &[(name, "4711")]);
+                let stamped = key_at(&routing, "10.0.0.1", "/x", &[(name, "4711")]);
                 assert_eq!(plain == stamped, surface == Surface::Dashboard, "{name}");
             }
-            let elsewhere = key_at(&entrance, "10.0.0.2", "/x", &[]);
+            let elsewhere = key_at(&routing, "10.0.0.2", "/x", &[]);
             assert_eq!(plain == elsewhere, surface == Surface::Dashboard, "an application is told who calls");
         }
     }

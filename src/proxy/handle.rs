@@ -21,7 +21,7 @@ use crate::permit_guard::PermitGuard;
 use crate::reject::{self, Contact, ErrorFormat, GRPC_STATUS, Refused};
 use crate::request_validation::{self, Malformed};
 use crate::sessions::Alive;
-use crate::state::{Entrance, Front, ProxyState, ShedNote};
+use crate::state::{ListenerState, ProxyState, Routing, ShedNote};
 use crate::submitted::Submission;
 use crate::tasks::Tasks;
 use crate::tunnel;
@@ -66,7 +66,7 @@ pub struct Peer {
 /// A request on its way through the proxy.
 struct RequestContext {
     proxy: Arc<ProxyState>,
-    entrance: Arc<Entrance>,
+    routing: Arc<Routing>,
     peer: Arc<Peer>,
     id: Id,
     /// What is known of it.
@@ -95,13 +95,13 @@ struct RequestContext {
 /// # Errors
 /// None: it is what hyper calls.
 pub fn handle(
-    front: &Arc<Front>,
+    state: &Arc<ListenerState>,
     peer: &Arc<Peer>,
     request: Request<Incoming>,
     closing: Option<Tasks>,
     memory: Option<Memory>,
 ) -> impl Future<Output = Result<Response<Body>, Infallible>> + Send + use<> {
-    let Begun { context, request, onward, page, last } = begin(front, peer, request, memory);
+    let Begun { context, request, onward, page, last } = begin(state, peer, request, memory);
     async move {
         let id = HeaderValue::from_bytes(context.id.as_bytes());
         let mut response = match onward {
@@ -148,7 +148,7 @@ enum Onward {
 
 /// The last request of a connection as it was recognised, and under which configuration.
 #[derive(Default)]
-pub struct LastRequest(Cell<Option<(Arc<Front>, Arc<Recognised>)>>);
+pub struct LastRequest(Cell<Option<(Arc<ListenerState>, Arc<Recognised>)>>);
 
 /// What a connection remembers when a request comes on it.
 #[derive(Clone, Copy)]
@@ -162,31 +162,35 @@ pub struct Memory<'a> {
 impl Memory<'_> {
     /// What is known of this request: as before if nothing has changed since, which is said beside it, or else by
     /// looking at it.
-    fn recall(self, front: &Arc<Front>, recognise: impl FnOnce() -> Recognised) -> (Arc<Recognised>, bool) {
-        let before = self.before.0.take().filter(|(then, _)| self.repeats && Arc::ptr_eq(then, front));
+    fn recall(
+        self,
+        state: &Arc<ListenerState>,
+        recognise: impl FnOnce() -> Recognised,
+    ) -> (Arc<Recognised>, bool) {
+        let before = self.before.0.take().filter(|(then, _)| self.repeats && Arc::ptr_eq(then, state));
         let repeats = before.is_some();
-        let (front, recognised) = before.unwrap_or_else(|| (Arc::clone(front), Arc::new(recognise())));
-        self.before.0.set(Some((front, Arc::clone(&recognised))));
+        let (state, recognised) = before.unwrap_or_else(|| (Arc::clone(state), Arc::new(recognise())));
+        self.before.0.set(Some((state, Arc::clone(&recognised))));
         (recognised, repeats)
     }
 }
 
 /// Recognises a request.
 fn begin(
-    front: &Arc<Front>,
+    state: &Arc<ListenerState>,
     peer: &Arc<Peer>,
     mut request: Request<Incoming>,
     memory: Option<Memory>,
 ) -> Begun {
-    let (proxy, entrance) = (Arc::clone(&front.proxy), Arc::clone(&front.entrance));
+    let (proxy, routing) = (Arc::clone(&state.proxy), Arc::clone(&state.routing));
     let id = proxy.ids.next();
-    let look = || recognise(&proxy, &entrance, peer.address, &request);
+    let look = || recognise(&proxy, &routing, peer.address, &request);
     let (known, repeats) = match memory {
-        Some(memory) => memory.recall(front, look),
+        Some(memory) => memory.recall(state, look),
         None => (Arc::new(look()), false),
     };
     let Recognised { header_presence, malformed, matched, trusted, call, last, .. } = *known;
-    let page = Page::of(&entrance, header_presence, request.headers());
+    let page = Page::of(&routing, header_presence, request.headers());
     let upgrade = (call == Call::WebSocket).then(|| hyper::upgrade::on(&mut request));
     let (parts, body) = request.into_parts();
     // On the heap: it passes through many hands, and all that it passes through has room for it.
@@ -206,14 +210,13 @@ fn begin(
     let coalesces = proxy.policy.classes[matched.class.index()].coalesce.is_some();
     let bare = http_body::Body::is_end_stream(&body);
     let shares = bare && coalesces && !shadow;
-    let question = || entrance.question(matched.route, request.uri());
-    let key = shares
-        .then(|| Key::of(&entrance, origin, request.method(), &question(), request.headers()))
-        .flatten();
+    let question = || routing.question(matched.route, request.uri());
+    let key =
+        shares.then(|| Key::of(&routing, origin, request.method(), &question(), request.headers())).flatten();
     let since = proxy.clock.now();
     let context = RequestContext {
         proxy,
-        entrance,
+        routing,
         peer: Arc::clone(peer),
         id,
         known,
@@ -245,12 +248,12 @@ struct Page {
 }
 
 impl Page {
-    fn of(entrance: &Entrance, header_presence: HeaderPresence, headers: &HeaderMap) -> Option<Box<Page>> {
-        if entrance.surface != Surface::Serve || !header_presence.has(HeaderPresence::ORIGIN) {
+    fn of(routing: &Routing, header_presence: HeaderPresence, headers: &HeaderMap) -> Option<Box<Page>> {
+        if routing.surface != Surface::Serve || !header_presence.has(HeaderPresence::ORIGIN) {
             return None;
         }
         let origin = headers.get(ORIGIN)?.clone();
-        Some(Box::new(Page { origin, origins: entrance.origins.clone() }))
+        Some(Box::new(Page { origin, origins: routing.origins.clone() }))
     }
 
     /// Lets the page read an answer of ours; Ray's are left as they are.
@@ -263,12 +266,7 @@ impl Page {
     }
 }
 
-fn recognise(
-    proxy: &ProxyState,
-    entrance: &Entrance,
-    peer: IpAddr,
-    request: &Request<Incoming>,
-) -> Recognised {
+fn recognise(proxy: &ProxyState, routing: &Routing, peer: IpAddr, request: &Request<Incoming>) -> Recognised {
     let headers = Lookup::new(request.headers());
     let header_presence = headers.header_presence();
     let facts = Facts {
@@ -279,11 +277,11 @@ fn recognise(
         headers: &headers,
         upgrade: header_presence.has(HeaderPresence::UPGRADE) && tunnel::is_websocket(request.headers()),
         grpc: header_presence.has(HeaderPresence::CONTENT_TYPE)
-            && entrance.surface != Surface::Dashboard
+            && routing.surface != Surface::Dashboard
             && request.version() == http::Version::HTTP_2
             && is_grpc(request.headers()),
     };
-    let mut matched = entrance.classifier.classify(&facts);
+    let mut matched = routing.classifier.classify(&facts);
     let trusted = proxy.identifier.trusts(peer);
     let session = if facts.grpc { proxy.identifier.session(&facts) } else { None };
     // The question of a session that was let in is not a newcomer's knock.
@@ -293,12 +291,12 @@ fn recognise(
     {
         matched.class = call;
     }
-    let known = **entrance.classifier.label(matched.route) != *UNLISTED;
-    let unlisted = (!known).then(|| Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path)));
+    let known = **routing.classifier.label(matched.route) != *UNLISTED;
+    let unlisted = (!known).then(|| Arc::new(Unlisted::new(routing.surface, facts.method, facts.path)));
     let route = unlisted.as_ref().map_or(matched.route.0, |unlisted| unlisted.cost_key(matched.route));
     Recognised {
         header_presence,
-        malformed: request_validation::check(request, header_presence, entrance.surface).err(),
+        malformed: request_validation::check(request, header_presence, routing.surface).err(),
         matched,
         ask: Ask { class: matched.class, route, client: proxy.identifier.identify(&facts) },
         keyless: proxy.asks_for_key(matched.class) && !proxy.identifier.holds_key(&facts),
@@ -594,7 +592,7 @@ impl RequestContext {
     /// Whether Ray accepts no connections, and the request is one that is told so at once. What is exempt
     /// tries all the same: health checks get Ray's own silence.
     fn is_cut_off(&self) -> bool {
-        self.entrance.upstream.is_unreachable() && self.class().treatment == Treatment::Limited
+        self.routing.upstream.is_unreachable() && self.class().treatment == Treatment::Limited
     }
 
     fn count(&self, verdict: Verdict, now: Time) {
@@ -603,7 +601,7 @@ impl RequestContext {
             address: self.known.address,
             pattern: match &self.known.unlisted {
                 Some(unlisted) => &unlisted.pattern,
-                None => self.entrance.classifier.label(self.known.matched.route),
+                None => self.routing.classifier.label(self.known.matched.route),
             },
             unlisted: self.known.unlisted.as_deref(),
             in_flight: self.proxy.admission.load(self.known.matched.class).0,
@@ -618,7 +616,7 @@ impl RequestContext {
         permit: PermitGuard,
     ) -> Exchange<impl Future<Output = Sent> + Send + 'static> {
         self.address_to_ray(&mut request);
-        let upstream = Arc::clone(&self.entrance.upstream);
+        let upstream = Arc::clone(&self.routing.upstream);
         let sent_head = self.repeats.then(|| Arc::clone(self.known.sent_head.get_or_init(Arc::default)));
         forward::send(upstream, request, sent_head, permit, self.proxy.tasks.clone(), self.peer.abandoned_max)
     }
@@ -682,7 +680,7 @@ impl RequestContext {
         self.proxy.note(now, || ShedNote {
             id: self.id.to_string(),
             shed,
-            route: Arc::clone(self.entrance.classifier.label(self.known.matched.route)),
+            route: Arc::clone(self.routing.classifier.label(self.known.matched.route)),
             client: self.known.ask.client.address,
             via: Via::Proxy,
             waited: now.since(self.since).saturating_sub(self.kept),
@@ -692,7 +690,7 @@ impl RequestContext {
     /// The answer to a request that was refused, in the room that its own headers took.
     fn tell(&self, shed: Shed, mut spare: HeaderMap) -> Response<Body> {
         spare.clear();
-        let upstream = Some(self.entrance.upstream.address());
+        let upstream = Some(self.routing.upstream.address());
         let about = Refused { upstream, ..Refused::at(&self.proxy, shed, &self.id) };
         reject::shed(self.known.error_format, shed, &about, spare)
     }

@@ -18,9 +18,9 @@ use crate::keepalive::{KeepAlive, Patience};
 use crate::proxy_protocol;
 use crate::ratelimit::Service;
 use crate::request_validation::HeadBounds;
-use crate::state::{Entrance, Front, ProxyState};
+use crate::state::{ListenerState, ProxyState, Routing};
 use crate::stream::{Accept, Plain, Stream, probe};
-use crate::tasks::Tasks;
+use crate::tasks::{Task, Tasks};
 use crate::tls::Terminator;
 use arc_swap::ArcSwap;
 use bytes::BytesMut;
@@ -259,27 +259,39 @@ fn is_socket(entry: &std::fs::Metadata) -> bool {
 }
 
 /// Accepts until the tasks are closed; connections then finish what is under way. Each request
-/// goes by the front as it is at that moment.
-pub async fn serve(listener: impl Into<Listener>, front: Arc<ArcSwap<Front>>, tasks: Tasks, bounds: Bounds) {
-    let (fronts, closing) = (Arc::clone(&front), tasks.clone());
-    accept(listener.into(), front, tasks, bounds, move |stream, peer, http2| {
-        let (peer, front, closing) = (Arc::new(peer), Arc::clone(&fronts), closing.clone());
-        if http2 {
-            Box::pin(converse_http2(stream, BytesMut::new(), peer, front, closing, bounds))
-        } else {
-            Box::pin(converse(stream, peer, front, closing, bounds))
-        }
-    })
-    .await;
+/// goes by the state as it is at that moment.
+pub fn serve(
+    listener: impl Into<Listener>,
+    state: Arc<ArcSwap<ListenerState>>,
+    tasks: Tasks,
+    bounds: Bounds,
+) -> Task {
+    serve_requests(listener.into(), state, tasks, bounds)
 }
 
-/// All that is said on a connection, in a room of its own: what opens the connection keeps none for it.
-type Conversation = Pin<Box<dyn Future<Output = ()> + Send>>;
+/// Boxed here, like [`serve_ratelimit`], so that what a request takes is compiled in this crate, which the shipped build
+/// optimises for speed, and not in the one that first polls it, which is optimised for size.
+fn serve_requests(
+    listener: Listener,
+    state: Arc<ArcSwap<ListenerState>>,
+    tasks: Tasks,
+    bounds: Bounds,
+) -> Task {
+    let (states, closing) = (Arc::clone(&state), tasks.clone());
+    Box::pin(accept(listener, state, tasks, bounds, move |stream, peer, http2| -> Task {
+        let (peer, state, closing) = (Arc::new(peer), Arc::clone(&states), closing.clone());
+        if http2 {
+            Box::pin(converse_http2(stream, BytesMut::new(), peer, state, closing, bounds))
+        } else {
+            Box::pin(converse(stream, peer, state, closing, bounds))
+        }
+    }))
+}
 
 /// The same for the rate-limit service, which speaks HTTP/2 alone.
-pub async fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: Tasks, bounds: Bounds) {
-    let (front, closing) = (Arc::clone(service.front()), tasks.clone());
-    accept(listener, front, tasks, bounds, move |stream, peer, _| {
+pub fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: Tasks, bounds: Bounds) -> Task {
+    let (state, closing) = (Arc::clone(service.state()), tasks.clone());
+    Box::pin(accept(listener, state, tasks, bounds, move |stream, peer, _| -> Task {
         let (service, closing) = (Arc::clone(&service), closing.clone());
         Box::pin(async move {
             let address = peer.address;
@@ -289,18 +301,17 @@ pub async fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: T
             };
             speak_http2(stream, BytesMut::new(), address, answer, closing, bounds, QUESTIONS_MAX).await;
         })
-    })
-    .await;
+    }))
 }
 
 /// Accepts and opens connections, and has `converse` speak on each; it is told whether TLS agreed
 /// on HTTP/2.
 async fn accept(
     listener: Listener,
-    front: Arc<ArcSwap<Front>>,
+    state: Arc<ArcSwap<ListenerState>>,
     tasks: Tasks,
     bounds: Bounds,
-    converse: impl Fn(Stream, Peer, bool) -> Conversation + Clone + Send + 'static,
+    converse: impl Fn(Stream, Peer, bool) -> Task + Clone + Send + 'static,
 ) {
     loop {
         let accepted = tokio::select! {
@@ -317,7 +328,7 @@ async fn accept(
                 continue;
             }
         };
-        let proxy = Arc::clone(&front.load().proxy);
+        let proxy = Arc::clone(&state.load().proxy);
         let trusted = proxy.identifier.trusts(address);
         let (all_max, own_max) = (bounds.connections_max, bounds.of_subscriber(trusted));
         let Some(mut counted) = proxy.connections.enter(address, all_max, own_max) else {
@@ -344,13 +355,13 @@ async fn accept(
             let (stream, peer, http2) = open(stream, peer, tls.as_deref()).await?;
             io::Result::Ok((converse(stream, peer, http2), counted))
         });
-        tasks.spawn_on_next_core(async move {
+        tasks.spawn_on_next_core(Box::pin(async move {
             match tokio::time::timeout(bounds.head_timeout, opening).await {
                 Ok(Ok((conversation, _counted))) => conversation.await,
                 Ok(Err(error)) => tracing::debug!(%address, %error, "connection not opened"),
                 Err(_) => tracing::debug!(%address, "connection not opened in time"),
             }
-        });
+        }));
     }
 }
 
@@ -392,7 +403,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 fn converse(
     mut stream: Stream,
     peer: Arc<Peer>,
-    front: Arc<ArcSwap<Front>>,
+    state: Arc<ArcSwap<ListenerState>>,
     tasks: Tasks,
     bounds: Bounds,
 ) -> impl Future<Output = ()> + Send {
@@ -403,12 +414,12 @@ fn converse(
             () = closed(&tasks, FAREWELL) => return,
         };
         match first {
-            Ok(Ok(true)) => return Box::pin(converse_http2(stream, start, peer, front, tasks, bounds)).await,
+            Ok(Ok(true)) => return Box::pin(converse_http2(stream, start, peer, state, tasks, bounds)).await,
             Ok(Ok(false)) => {}
             Ok(Err(_)) | Err(_) => return, // it left, or said nothing
         }
-        let clock = front.load().proxy.clock;
-        let (head, origins) = reads_at(&front.load().entrance, &bounds);
+        let clock = state.load().proxy.clock;
+        let (head, origins) = reads_at(&state.load().routing, &bounds);
         loop {
             let keep_alive = KeepAlive::default();
             let patience = Patience::new(clock, bounds.idle_timeout, bounds.head_timeout);
@@ -420,7 +431,7 @@ fn converse(
                 framing_guard,
                 buffer_max,
                 Arc::clone(&peer),
-                Arc::clone(&front),
+                Arc::clone(&state),
                 &tasks,
                 bounds,
                 keep_alive.clone(),
@@ -443,9 +454,9 @@ fn converse(
 }
 
 /// How long a head may be here, and whose pages may read a refusal.
-fn reads_at(entrance: &Entrance, bounds: &Bounds) -> (HeadBounds, Option<Origins>) {
-    let head = HeadBounds::of(entrance.surface, bounds.head_bytes_max, bounds.headers_max);
-    (head, (entrance.surface == Surface::Serve).then(|| entrance.origins.clone()))
+fn reads_at(routing: &Routing, bounds: &Bounds) -> (HeadBounds, Option<Origins>) {
+    let head = HeadBounds::of(routing.surface, bounds.head_bytes_max, bounds.headers_max);
+    (head, (routing.surface == Surface::Serve).then(|| routing.origins.clone()))
 }
 
 /// Reads until it is clear which version is spoken: one byte tells, most of the time.
@@ -468,7 +479,7 @@ async fn speak_http1(
     framing_guard: FramingGuard,
     buffer_max: usize,
     peer: Arc<Peer>,
-    front: Arc<ArcSwap<Front>>,
+    state: Arc<ArcSwap<ListenerState>>,
     tasks: &Tasks,
     bounds: Bounds,
     keep_alive: KeepAlive,
@@ -478,7 +489,7 @@ async fn speak_http1(
     let service = service_fn(move |request: Request<Incoming>| {
         let repeats = heard.head_is_a_request();
         let memory = Some(Memory { before: &before, repeats });
-        handle(&front.load(), &peer, request, Some(closing.clone()), memory)
+        handle(&state.load(), &peer, request, Some(closing.clone()), memory)
     });
     let mut builder = http1::Builder::new();
     builder
@@ -507,14 +518,14 @@ async fn converse_http2(
     stream: Stream,
     start: BytesMut,
     peer: Arc<Peer>,
-    front: Arc<ArcSwap<Front>>,
+    state: Arc<ArcSwap<ListenerState>>,
     tasks: Tasks,
     bounds: Bounds,
 ) {
     let address = peer.address;
-    let surface = front.load().entrance.surface;
+    let surface = state.load().routing.surface;
     let bounds = Bounds { head_bytes_max: HeadBounds::of(surface, bounds.head_bytes_max, 0).bytes, ..bounds };
-    let answer = move |request| handle(&front.load(), &peer, request, None, None);
+    let answer = move |request| handle(&state.load(), &peer, request, None, None);
     speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
 

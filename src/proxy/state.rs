@@ -49,7 +49,7 @@ pub type Waker = oneshot::Sender<Result<PermitGuard, Shed>>;
 
 /// One listener's kind of traffic: its routes and its upstream.
 #[derive(Debug)]
-pub struct Entrance {
+pub struct Routing {
     /// What the paths mean here.
     pub surface: Surface,
     /// Path to class.
@@ -65,11 +65,11 @@ pub struct Entrance {
 /// What a listener needs for one request; swapped whole when the configuration is reloaded, so
 /// that no request sees half of one and half of another.
 #[derive(Debug)]
-pub struct Front {
+pub struct ListenerState {
     /// Limits, counters, identities.
     pub proxy: Arc<ProxyState>,
     /// Routes and upstream.
-    pub entrance: Arc<Entrance>,
+    pub routing: Arc<Routing>,
 }
 
 /// A refusal worth a line in the adjustment log, with the request's id.
@@ -202,17 +202,17 @@ impl Linked {
     }
 }
 
-impl Front {
-    /// A front that may be swapped under live traffic.
-    pub fn new(proxy: Arc<ProxyState>, entrance: Arc<Entrance>) -> Arc<ArcSwap<Front>> {
-        Arc::new(ArcSwap::from_pointee(Front { proxy, entrance }))
+impl ListenerState {
+    /// A state that may be swapped under live traffic.
+    pub fn new(proxy: Arc<ProxyState>, routing: Arc<Routing>) -> Arc<ArcSwap<ListenerState>> {
+        Arc::new(ArcSwap::from_pointee(ListenerState { proxy, routing }))
     }
 }
 
-impl Entrance {
+impl Routing {
     /// A kind of traffic, what its paths mean and where it goes.
-    pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Entrance {
-        Entrance {
+    pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Routing {
+        Routing {
             surface,
             classifier,
             upstream,
@@ -223,8 +223,8 @@ impl Entrance {
 
     /// The same before a head of which somebody else finds out whether its handlers are known.
     #[must_use]
-    pub fn with_reads(self, reads_are_known: Arc<AtomicBool>) -> Entrance {
-        Entrance { reads_are_known, ..self }
+    pub fn with_reads(self, reads_are_known: Arc<AtomicBool>) -> Routing {
+        Routing { reads_are_known, ..self }
     }
 
     /// What a request asks for, as far as an answer may depend on its target.
@@ -235,16 +235,16 @@ impl Entrance {
 
     /// The same, whose own answers the pages of these origins may read.
     #[must_use]
-    pub fn for_pages_of(self, origins: &[Arc<str>]) -> Entrance {
-        Entrance { origins: Origins::new(origins), ..self }
+    pub fn for_pages_of(self, origins: &[Arc<str>]) -> Routing {
+        Routing { origins: Origins::new(origins), ..self }
     }
 
     /// The same after a reload.
     #[must_use]
-    pub fn with_classifier(&self, classifier: Classifier) -> Entrance {
+    pub fn with_classifier(&self, classifier: Classifier) -> Routing {
         let upstream = Arc::clone(&self.upstream);
         let reads_are_known = Arc::clone(&self.reads_are_known);
-        Entrance {
+        Routing {
             surface: self.surface,
             classifier,
             upstream,

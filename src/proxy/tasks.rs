@@ -1,13 +1,17 @@
 //! The only place that starts tasks, so that shutdown knows what is still under way.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+
+/// A task that has not been started. Boxed, since each other type that is spawned brings the runtime's machinery into the
+/// program once more.
+pub type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Starts tasks, counts them, and tells them when to wind up.
 #[derive(Clone, Debug)]
@@ -74,27 +78,25 @@ impl Tasks {
     }
 
     /// Starts a task that shutdown waits for, on the runtime of whoever calls.
-    #[expect(clippy::disallowed_methods, reason = "this is the one room that starts tasks")]
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.start(Box::pin(task));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the one room that starts tasks")]
+    fn start(&self, task: Task) {
         tokio::spawn(self.counted(task));
     }
 
     /// Starts a task that shutdown waits for, on one core after the other, or where there are none, here.
-    pub fn spawn_on_next_core(&self, task: impl Future<Output = ()> + Send + 'static) {
-        // There are many of these, and they wait for long: on its way into the runtime a future that is moved
-        // leaves room for itself behind, twice.
-        let task = Box::pin(task);
+    pub fn spawn_on_next_core(&self, task: Task) {
         let turn = self.0.next_core.fetch_add(1, Ordering::Relaxed);
         match self.0.cores.get(turn % self.0.cores.len().max(1)) {
             Some(core) => drop(core.spawn(self.counted(task))),
-            None => self.spawn(task),
+            None => self.start(task),
         }
     }
 
-    fn counted<T: Future<Output = ()> + Send + 'static>(
-        &self,
-        task: T,
-    ) -> impl Future<Output = ()> + Send + use<T> {
+    fn counted(&self, task: Task) -> impl Future<Output = ()> + Send + use<> {
         self.0.running.fetch_add(1, Ordering::AcqRel);
         let counted = Counted(Arc::clone(&self.0));
         async move {
@@ -105,6 +107,10 @@ impl Tasks {
 
     /// Starts a task that lives as long as the process and ends with [`Tasks::close`].
     pub fn spawn_until_closed(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.start_until_closed(Box::pin(task));
+    }
+
+    fn start_until_closed(&self, task: Task) {
         let closed = self.clone();
         self.spawn(async move {
             tokio::select! {
@@ -116,8 +122,12 @@ impl Tasks {
 
     /// Starts a task that those under way need to get on: it outlives [`Tasks::close`] and is not waited
     /// for, but ended once they have been.
-    #[expect(clippy::disallowed_methods, reason = "this is the one room that starts tasks")]
     pub fn spawn_until_drained(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.start_until_drained(Box::pin(task));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "this is the one room that starts tasks")]
+    fn start_until_drained(&self, task: Task) {
         // Held until the task is gone: see `drain`.
         let mut stage = self.0.stage.subscribe();
         tokio::spawn(async move {

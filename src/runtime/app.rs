@@ -25,7 +25,7 @@ use crate::observe::tally::Tally;
 use crate::observe::trace_writer;
 use crate::proxy::clock::Clock;
 use crate::proxy::h1_connection::AnswerBounds;
-use crate::proxy::state::{Entrance, Front, ProxyState, ShedNote};
+use crate::proxy::state::{ListenerState, ProxyState, Routing, ShedNote};
 use crate::proxy::tasks::Tasks;
 use crate::proxy::trace::{Note, TraceSender};
 use crate::proxy::upstream::{Address, Options, Protocol, Upstream};
@@ -68,7 +68,7 @@ pub struct App {
     settings: ArcSwap<Settings>,
     proxy: ArcSwap<ProxyState>,
     /// One for each listener.
-    fronts: Mutex<Vec<Arc<ArcSwap<Front>>>>,
+    states: Mutex<Vec<Arc<ArcSwap<ListenerState>>>>,
     /// The key of all digests of identities.
     key: Mutex<[u64; 2]>,
     /// Time.
@@ -145,7 +145,7 @@ impl App {
             awaits_restart: Mutex::default(),
             settings: ArcSwap::from(settings),
             proxy: ArcSwap::from(proxy),
-            fronts: Mutex::default(),
+            states: Mutex::default(),
             key: Mutex::new(key),
             clock,
             tasks,
@@ -196,7 +196,11 @@ impl App {
     }
 
     /// What a listener for one kind of traffic needs; it is renewed at every reload.
-    pub fn front(&self, surface: Surface, upstream: Address) -> Result<Arc<ArcSwap<Front>>, Vec<RouteError>> {
+    pub fn listener_state(
+        &self,
+        surface: Surface,
+        upstream: Address,
+    ) -> Result<Arc<ArcSwap<ListenerState>>, Vec<RouteError>> {
         let settings = self.settings();
         let options = Options {
             protocol: Protocol::of(surface),
@@ -214,10 +218,11 @@ impl App {
         let upstream = Upstream::new(upstream, options, self.clock, self.tasks.clone());
         self.sweep(Arc::clone(&upstream));
         let reads = if is_the_head { Arc::clone(&self.reads_are_known) } else { Arc::default() };
-        let entrance = Entrance::new(surface, classifier, upstream).with_reads(reads);
-        let front = Front::new(self.proxy(), Arc::new(entrance.for_pages_of(&settings.http.cors_origins)));
-        self.fronts.lock().push(Arc::clone(&front));
-        Ok(front)
+        let routing = Routing::new(surface, classifier, upstream).with_reads(reads);
+        let state =
+            ListenerState::new(self.proxy(), Arc::new(routing.for_pages_of(&settings.http.cors_origins)));
+        self.states.lock().push(Arc::clone(&state));
+        Ok(state)
     }
 
     /// Takes on new settings under live traffic: policy, routes, identities and alert rules from
@@ -227,9 +232,9 @@ impl App {
     /// # Errors
     /// What is wrong with the routes; then nothing has changed.
     pub fn reload(&self, settings: &Arc<Settings>) -> Result<Vec<&'static str>, Vec<RouteError>> {
-        let fronts = self.fronts.lock();
+        let states = self.states.lock();
         let in_force = Arc::new(in_force(&self.started, settings));
-        self.put_in_force(&fronts, &in_force, &shaped(settings, &self.ray.load()))?;
+        self.put_in_force(&states, &in_force, &shaped(settings, &self.ray.load()))?;
         *self.awaits_restart.lock() = needs_restart(&self.started, settings);
         Ok(self.awaits_restart())
     }
@@ -238,7 +243,7 @@ impl App {
     /// new settings would.
     pub fn on_ray(&self, seen: &Seen) {
         // Held until the end: no reload comes in between.
-        let fronts = self.fronts.lock();
+        let states = self.states.lock();
         let before = self.ray.swap(Arc::new(seen.clone()));
         let settings = self.settings();
         let view = seen.view(settings.ray);
@@ -251,7 +256,7 @@ impl App {
         if settings.ray.is_some() || before.profile.one_process == seen.profile.one_process {
             return;
         }
-        if let Err(faults) = self.put_in_force(&fronts, &settings, &shaped(&settings, seen)) {
+        if let Err(faults) = self.put_in_force(&states, &settings, &shaped(&settings, seen)) {
             // The same routes were taken with the same classes before.
             tracing::error!(?faults, "could not apply the profile of this Ray version");
             return;
@@ -352,16 +357,16 @@ impl App {
 
     fn put_in_force(
         &self,
-        fronts: &[Arc<ArcSwap<Front>>],
+        states: &[Arc<ArcSwap<ListenerState>>],
         settings: &Arc<Settings>,
         policy: &Arc<Policy>,
     ) -> Result<(), Vec<RouteError>> {
         let mut renewed = Vec::new();
-        for front in fronts {
-            let old = front.load();
-            let surface = old.entrance.surface;
+        for state in states {
+            let old = state.load();
+            let surface = old.routing.surface;
             let classifier = Classifier::new(policy, surface, &settings.routes)?;
-            renewed.push(Arc::new(old.entrance.with_classifier(classifier)));
+            renewed.push(Arc::new(old.routing.with_classifier(classifier)));
         }
         let proxy = {
             let mut controller = self.controller();
@@ -378,8 +383,8 @@ impl App {
             self.proxy().contact.store(settings.contact.clone());
             self.reconfigure_proxy(&controller)
         };
-        for (front, entrance) in fronts.iter().zip(renewed) {
-            front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
+        for (state, routing) in states.iter().zip(renewed) {
+            state.store(Arc::new(ListenerState { proxy: Arc::clone(&proxy), routing }));
         }
         Ok(())
     }
@@ -387,7 +392,7 @@ impl App {
     /// From now on identities are known by this key: nobody's digest is what it was, so that debts
     /// in queues and under ceilings are forgiven once.
     pub fn adopt_key(&self, key: [u64; 2]) {
-        let fronts = self.fronts.lock();
+        let states = self.states.lock();
         let proxy = {
             let controller = self.controller();
             let before = std::mem::replace(&mut *self.key.lock(), key);
@@ -397,9 +402,9 @@ impl App {
             }
             self.reconfigure_proxy(&controller)
         };
-        for front in fronts.iter() {
-            let entrance = Arc::clone(&front.load().entrance);
-            front.store(Arc::new(Front { proxy: Arc::clone(&proxy), entrance }));
+        for state in states.iter() {
+            let routing = Arc::clone(&state.load().routing);
+            state.store(Arc::new(ListenerState { proxy: Arc::clone(&proxy), routing }));
         }
     }
 

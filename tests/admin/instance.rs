@@ -81,8 +81,8 @@ impl Instance {
         let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy_address = proxy.local_addr().unwrap();
         let upstream = upstream::Address::Tcp(head.dashboard.to_string());
-        let front = app.front(Surface::Dashboard, upstream).unwrap();
-        tasks.spawn(listen::serve(proxy, front, tasks.clone(), Bounds::default()));
+        let state = app.listener_state(Surface::Dashboard, upstream).unwrap();
+        tasks.spawn(listen::serve(proxy, state, tasks.clone(), Bounds::default()));
         let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
         let admin = format!("http://{}", listener.address());
         let path = dir.join("rayguard.toml");

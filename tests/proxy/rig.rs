@@ -14,7 +14,7 @@ use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::clock::Clock;
 use rayguard::proxy::cores::Cores;
 use rayguard::proxy::listen::{self, Bounds, Listener};
-use rayguard::proxy::state::{Entrance, Front, ProxyState, ShedNote};
+use rayguard::proxy::state::{ListenerState, ProxyState, Routing, ShedNote};
 use rayguard::proxy::tasks::Tasks;
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rayguard::proxy::websocket;
@@ -34,7 +34,7 @@ pub fn class(name: &str) -> ClassId {
 /// A proxy that listens.
 pub struct Rig {
     pub proxy: Arc<ProxyState>,
-    pub entrance: Arc<Entrance>,
+    pub routing: Arc<Routing>,
     pub address: SocketAddr,
     pub ray: Arc<Ray>,
     pub sheds: mpsc::Receiver<ShedNote>,
@@ -104,13 +104,13 @@ impl Rig {
         let proxy = ProxyState::new(Arc::new(setup.policy), identifier, clock, tasks.clone(), note);
         let address = setup.upstream.unwrap_or(Address::Tcp(ray.address.to_string()));
         let upstream = Upstream::new(address, setup.options, clock, tasks.clone());
-        let entrance = Entrance::new(setup.surface, classifier, upstream);
-        let entrance = Arc::new(entrance.with_reads(Arc::new(setup.reads_are_known.into())));
+        let routing = Routing::new(setup.surface, classifier, upstream);
+        let routing = Arc::new(routing.with_reads(Arc::new(setup.reads_are_known.into())));
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
         let address = listener.local_address().unwrap_or(unknown);
-        let front = Front::new(Arc::clone(&proxy), Arc::clone(&entrance));
-        tasks.spawn(listen::serve(listener, front, tasks.clone(), setup.bounds));
-        Rig { proxy, entrance, address, ray, sheds, cores: setup.cores }
+        let state = ListenerState::new(Arc::clone(&proxy), Arc::clone(&routing));
+        tasks.spawn(listen::serve(listener, state, tasks.clone(), setup.bounds));
+        Rig { proxy, routing, address, ray, sheds, cores: setup.cores }
     }
 
     pub async fn client(&self) -> Client<TcpStream> {

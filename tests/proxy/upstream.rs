@@ -73,12 +73,12 @@ async fn once_ray_accepts_connections_all_pass_though_it_answers_nobody() {
     let away = nowhere().await;
     let rig = before(away, Mode::Enforce).await;
     assert_eq!(rig.get(STATUS, &[]).await.status, 503);
-    assert!(rig.entrance.upstream.is_unreachable());
+    assert!(rig.routing.upstream.is_unreachable());
     // It accepts and says nothing: no request asks, and none has to answer, for the breaker to close.
     let mute = TcpListener::bind(away).await.unwrap();
     let upstream = {
         let rig = &rig;
-        move || rig.entrance.upstream.is_unreachable()
+        move || rig.routing.upstream.is_unreachable()
     };
     until("the breaker closes", || !upstream()).await;
     let mut slow = rig.client().await;
@@ -111,7 +111,7 @@ async fn whoever_leaves_before_a_connection_is_accepted_holds_nothing_and_is_loo
     until("it is under way", || rig.in_flight("job-status") == 1).await;
     drop(client);
     until("its place is free", || rig.in_flight("job-status") == 0).await;
-    until("the suspicion is confirmed", || rig.entrance.upstream.is_unreachable()).await;
+    until("the suspicion is confirmed", || rig.routing.upstream.is_unreachable()).await;
 }
 
 #[tokio::test]
@@ -332,7 +332,7 @@ async fn connections_to_a_grpc_server_idle_out_and_none_in_use_does() {
     };
     for _ in 0..5 {
         sweeps(1).await;
-        rig.entrance.upstream.sweep();
+        rig.routing.upstream.sweep();
     }
     let mut rest = vec![0; 1 << 16];
     let read = stream.read(&mut rest).await.unwrap();
@@ -344,7 +344,7 @@ async fn connections_to_a_grpc_server_idle_out_and_none_in_use_does() {
     let swept = async {
         loop {
             sweeps(1).await;
-            rig.entrance.upstream.sweep();
+            rig.routing.upstream.sweep();
         }
     };
     tokio::select! {

@@ -7,7 +7,7 @@ use crate::headers::strip_hop_by_hop;
 use crate::log_fanout::{self, Follower, Found, Lead, LogFanout, Place, Reopen};
 use crate::permit_guard::PermitGuard;
 use crate::reject;
-use crate::state::{Entrance, ProxyState};
+use crate::state::{ProxyState, Routing};
 use crate::throttle::Throttle;
 use crate::tunnel::{self, Shaken};
 use crate::upstream::UpstreamError;
@@ -40,9 +40,9 @@ impl RequestContext {
     pub(super) async fn tail(&self, mut parts: Parts, client: OnUpgrade) -> Response<Body> {
         self.tell_client(&mut parts.headers);
         // An application's WebSocket is no log: each client has its own.
-        let shares = self.coalesce().is_some() && self.entrance.surface == Surface::Dashboard;
-        let key = log_fanout::key(&parts, &self.entrance.question(self.known.matched.route, &parts.uri));
-        let Some(key) = key.filter(|_| shares).map(|key| key.at(&self.entrance)) else {
+        let shares = self.coalesce().is_some() && self.routing.surface == Surface::Dashboard;
+        let key = log_fanout::key(&parts, &self.routing.question(self.known.matched.route, &parts.uri));
+        let Some(key) = key.filter(|_| shares).map(|key| key.at(&self.routing)) else {
             return self.tunnel(parts, client).await;
         };
         let (follows, tail) = match self.proxy.tails.find(key) {
@@ -145,7 +145,7 @@ impl RequestContext {
     fn opener(&self) -> Opener {
         Opener {
             proxy: Arc::clone(&self.proxy),
-            entrance: Arc::clone(&self.entrance),
+            routing: Arc::clone(&self.routing),
             abandoned_max: self.peer.abandoned_max,
         }
     }
@@ -162,7 +162,7 @@ enum Opened {
 #[derive(Clone)]
 struct Opener {
     proxy: Arc<ProxyState>,
-    entrance: Arc<Entrance>,
+    routing: Arc<Routing>,
     abandoned_max: Duration,
 }
 
@@ -177,7 +177,7 @@ impl Opener {
         then: impl FnOnce(OnUpgrade, PermitGuard) -> F + Send + 'static,
     ) -> oneshot::Receiver<Opened> {
         let (mut tell, told) = oneshot::channel();
-        let (upstream, tasks) = (Arc::clone(&self.entrance.upstream), self.proxy.tasks.clone());
+        let (upstream, tasks) = (Arc::clone(&self.routing.upstream), self.proxy.tasks.clone());
         let (mut request, bound) = (Request::from_parts(parts, ClientBody::Empty), self.abandoned_max);
         origin_form(&mut request);
         self.proxy.tasks.spawn(async move {

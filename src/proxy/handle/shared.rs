@@ -149,7 +149,7 @@ impl RequestContext {
         self.tell_client(request.headers_mut());
         origin_form(&mut request);
         let exchange = forward::send(
-            Arc::clone(&self.entrance.upstream),
+            Arc::clone(&self.routing.upstream),
             request,
             None,
             permit,
@@ -159,7 +159,7 @@ impl RequestContext {
         let (leader, receiver) = oneshot::channel();
         let fetch = Fetch {
             proxy: Arc::clone(&self.proxy),
-            surface: self.entrance.surface,
+            surface: self.routing.surface,
             cancels,
             response_policy: self.response_policy(),
             ttl: self.coalesce().map_or(Duration::ZERO, |coalesce| coalesce.ttl),

@@ -34,7 +34,7 @@ impl RequestContext {
         *request.body_mut() = ClientBody::Withheld(Box::new(body));
         self.address_to_ray(&mut request);
         let mut exchange = forward::send_upload(
-            Arc::clone(&self.entrance.upstream),
+            Arc::clone(&self.routing.upstream),
             request,
             &handover,
             self.proxy.tasks.clone(),

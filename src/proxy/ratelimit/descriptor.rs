@@ -23,7 +23,7 @@
 
 use crate::ratelimit::message::{Descriptor, Entry};
 use crate::reject::ErrorFormat;
-use crate::state::Front;
+use crate::state::ListenerState;
 use rayguard_core::admission::controller::Ask;
 use rayguard_core::policy::ClassId;
 use rayguard_core::request::classify::{Match, UNLISTED};
@@ -65,7 +65,7 @@ pub struct Question<'a> {
 }
 
 /// Reads a descriptor that came from `peer`.
-pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told<'a> {
+pub fn read<'a>(state: &ListenerState, peer: IpAddr, descriptor: &'a Descriptor) -> Told<'a> {
     let entries = Entries(&descriptor.entries);
     if let Some(name) = entries.get("end") {
         return Told::Ends(name, descriptor.hits_addend);
@@ -81,12 +81,12 @@ pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told
         upgrade: entries.get("upgrade").is_some_and(|to| to.eq_ignore_ascii_case(b"websocket")),
         grpc: entries.get("content-type").is_some_and(|kind| kind.starts_with(b"application/grpc")),
     };
-    let Some(matched) = matched(front, &entries, &facts) else { return Told::Unknown };
-    let Front { proxy, entrance } = front;
-    let label = entrance.classifier.label(matched.route);
+    let Some(matched) = matched(state, &entries, &facts) else { return Told::Unknown };
+    let ListenerState { proxy, routing } = state;
+    let label = routing.classifier.label(matched.route);
     let by_path = entries.get("class").is_none();
     let unlisted = (by_path && **label == *UNLISTED)
-        .then(|| Arc::new(Unlisted::new(entrance.surface, facts.method, facts.path)));
+        .then(|| Arc::new(Unlisted::new(routing.surface, facts.method, facts.path)));
     let keyless = proxy.asks_for_key(matched.class) && !proxy.identifier.holds_key(&facts);
     Told::Asks(Question {
         ask: Ask {
@@ -105,10 +105,10 @@ pub fn read<'a>(front: &Front, peer: IpAddr, descriptor: &'a Descriptor) -> Told
     })
 }
 
-fn matched(front: &Front, entries: &Entries<'_>, facts: &Facts<'_>) -> Option<Match> {
-    let classifier = &front.entrance.classifier;
+fn matched(state: &ListenerState, entries: &Entries<'_>, facts: &Facts<'_>) -> Option<Match> {
+    let classifier = &state.routing.classifier;
     if let Some(name) = entries.get("class") {
-        let place = front.proxy.policy.classes.iter().position(|class| class.name.as_bytes() == name)?;
+        let place = state.proxy.policy.classes.iter().position(|class| class.name.as_bytes() == name)?;
         return Some(classifier.example(ClassId(u8::try_from(place).ok()?)));
     }
     entries.get("method")?;

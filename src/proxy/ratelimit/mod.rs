@@ -65,7 +65,7 @@ use crate::ratelimit::message::{
 use crate::ratelimit::service_time::ServiceTimes;
 use crate::ratelimit::tally::Answer;
 use crate::reject::{self, Refused};
-use crate::state::{Front, ProxyState, ShedNote};
+use crate::state::{ListenerState, ProxyState, ShedNote};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
@@ -100,7 +100,7 @@ const MEASURE: Duration = Duration::from_secs(1);
 /// The rate-limit service.
 #[derive(Debug)]
 pub struct Service {
-    front: Arc<ArcSwap<Front>>,
+    state: Arc<ArcSwap<ListenerState>>,
     domain: Arc<str>,
     permit_max: Duration,
     places: Mutex<LeaseTable<PermitGuard>>,
@@ -115,12 +115,12 @@ enum Decided {
 }
 
 impl Service {
-    /// A service for `domain` by this front's routes and limits. A place whose end is to be told
+    /// A service for `domain` by this listener.s routes and limits. A place whose end is to be told
     /// is held for `permit_max` at most.
-    pub fn start(front: Arc<ArcSwap<Front>>, domain: Arc<str>, permit_max: Duration) -> Arc<Service> {
-        let tasks = front.load().proxy.tasks.clone();
+    pub fn start(state: Arc<ArcSwap<ListenerState>>, domain: Arc<str>, permit_max: Duration) -> Arc<Service> {
+        let tasks = state.load().proxy.tasks.clone();
         let service = Arc::new(Service {
-            front,
+            state,
             domain,
             permit_max,
             places: Mutex::default(),
@@ -133,14 +133,14 @@ impl Service {
         service
     }
 
-    /// The front it decides by, which a listener needs to know whom it may let in.
-    pub fn front(&self) -> &Arc<ArcSwap<Front>> {
-        &self.front
+    /// The state it decides by, which a listener needs to know whom it may let in.
+    pub fn state(&self) -> &Arc<ArcSwap<ListenerState>> {
+        &self.state
     }
 
     /// Answers one call from `peer`.
     pub async fn answer(&self, peer: IpAddr, request: Request<Incoming>) -> Response<call::Body> {
-        let began = self.front.load().proxy.clock.now();
+        let began = self.state.load().proxy.clock.now();
         let patience = call::timeout(request.headers()).map_or(Duration::ZERO, |told| told / 4 * 3);
         let message = match call::read(request).await {
             Ok(message) => self.decide(peer, &message, began + patience).await,
@@ -149,7 +149,7 @@ impl Service {
         match message {
             Ok(message) => call::answer(&message),
             Err(fault) => {
-                let count = self.front.load().proxy.ratelimit.note(Answer::Malformed);
+                let count = self.state.load().proxy.ratelimit.note(Answer::Malformed);
                 if count.is_power_of_two() {
                     tracing::warn!(%peer, count, %fault, "could not answer a rate-limit request");
                 }
@@ -170,37 +170,37 @@ impl Service {
         if sizes.max().is_some_and(|most| most > DESCRIPTORS_MAX) {
             return Err(CallError::TooMany(DESCRIPTORS_MAX));
         }
-        let front = self.front.load_full();
+        let state = self.state.load_full();
         let mut answer = RateLimitResponse { overall_code: Code::Ok as i32, ..RateLimitResponse::default() };
         if message.domain != self.domain.as_bytes() {
-            self.shrug(&front.proxy, Answer::UnknownDomain, peer, descriptors.first());
+            self.shrug(&state.proxy, Answer::UnknownDomain, peer, descriptors.first());
             answer.statuses = descriptors.iter().map(|_| passed()).collect();
             return Ok(answer);
         }
         let mut taken = Vec::with_capacity(descriptors.len());
         for descriptor in descriptors {
-            let status = match descriptor::read(&front, peer, descriptor) {
+            let status = match descriptor::read(&state, peer, descriptor) {
                 Told::Unknown => {
-                    self.shrug(&front.proxy, Answer::UnknownDescriptor, peer, Some(descriptor));
+                    self.shrug(&state.proxy, Answer::UnknownDescriptor, peer, Some(descriptor));
                     passed()
                 }
                 Told::Ends(name, status) => {
-                    self.end(&front.proxy, name, status);
+                    self.end(&state.proxy, name, status);
                     passed()
                 }
                 Told::Asks(question) => {
                     let hits = hits(descriptor, message.hits_addend);
                     let refused = answer.overall_code == Code::OverLimit as i32;
                     match NonZeroU32::new(hits).filter(|_| !refused) {
-                        None => self.look(&front.proxy, &question),
-                        Some(hits) => match self.admit(&front.proxy, &question, hits, deadline).await {
+                        None => self.look(&state.proxy, &question),
+                        Some(hits) => match self.admit(&state.proxy, &question, hits, deadline).await {
                             Decided::Pass(permit) | Decided::WouldShed(permit) => {
                                 taken.push((permit, question.name));
-                                self.status(&front.proxy, &question, None)
+                                self.status(&state.proxy, &question, None)
                             }
                             Decided::Refused(shed) => {
-                                refuse(&front.proxy, &question, shed, &mut answer);
-                                self.status(&front.proxy, &question, Some(shed))
+                                refuse(&state.proxy, &question, shed, &mut answer);
+                                self.status(&state.proxy, &question, Some(shed))
                             }
                         },
                     }
@@ -209,7 +209,7 @@ impl Service {
             answer.statuses.push(status);
         }
         if answer.overall_code == Code::Ok as i32 {
-            self.hold(&front.proxy, taken);
+            self.hold(&state.proxy, taken);
         }
         Ok(answer)
     }
@@ -302,7 +302,7 @@ impl Service {
     }
 
     fn expire(&self) {
-        let proxy = Arc::clone(&self.front.load().proxy);
+        let proxy = Arc::clone(&self.state.load().proxy);
         let ended = self.places.lock().expire(proxy.clock.now());
         if !ended.is_empty() {
             drop(ended);
@@ -311,8 +311,8 @@ impl Service {
     }
 
     fn measure(&self) {
-        let front = self.front.load();
-        self.durations.lock().measure(&front.proxy);
+        let state = self.state.load();
+        self.durations.lock().measure(&state.proxy);
     }
 
     /// How long an exchange of a class is expected to hold its place.

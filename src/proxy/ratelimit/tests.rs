@@ -1,7 +1,7 @@
 use super::*;
 use crate::clock::Clock;
 use crate::ratelimit::message::Entry;
-use crate::state::{Entrance, ShedNote};
+use crate::state::{Routing, ShedNote};
 use crate::tasks::Tasks;
 use crate::upstream::{Address, Options, Upstream};
 use rayguard_core::admission::table::{LimitTable, Mode};
@@ -32,9 +32,11 @@ impl Rig {
         let classifier = Classifier::new(&policy, Surface::Dashboard, &[]).unwrap();
         let proxy = ProxyState::new(Arc::new(policy), identifier, clock, tasks.clone(), note);
         let upstream = Upstream::new(Address::Tcp("127.0.0.1:1".into()), Options::default(), clock, tasks);
-        let front =
-            Front::new(Arc::clone(&proxy), Arc::new(Entrance::new(Surface::Dashboard, classifier, upstream)));
-        Rig { service: Service::start(front, "rayguard".into(), Duration::from_mins(10)), proxy, sheds }
+        let state = ListenerState::new(
+            Arc::clone(&proxy),
+            Arc::new(Routing::new(Surface::Dashboard, classifier, upstream)),
+        );
+        Rig { service: Service::start(state, "rayguard".into(), Duration::from_mins(10)), proxy, sheds }
     }
 
     /// Job status may be asked for `places` at a time and never waits.
