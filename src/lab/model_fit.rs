@@ -1,10 +1,11 @@
 //! How like the head is the model? What was recorded beside what is simulated, each pair with
 //! the bound it must lie in, so that the answer can be no.
 //!
-//! The bounds: a median latency within a factor 2, the share answered within ten points, a
+//! The bounds: a median latency and a p99 within a factor 2, the share answered within ten points, a
 //! closed loop's throughput within a factor 2, the outage that outlasts a flood within 30 %,
 //! and each signal's rise within one refresh of when it really rose (and none where none was).
-//! Traffic traces were made once each, on a shared machine: tighter bounds would fit its noise.
+//! Traffic traces were made once each, on a shared machine: tighter bounds would fit its noise. Where a p99 is further
+//! off it is named with the cause ([`Case::unlike`]), and a test fails where one that is named is not.
 
 use super::calibration::{Case, FITTED, Outcome, Replay, SIGNALS};
 use rayguard_sim::trace::Trace;
@@ -22,7 +23,9 @@ pub struct ModelFit {
     pub simulated: Option<f64>,
     /// How far apart they may be.
     pub bound: Bound,
-    /// Whether they are.
+    /// Why they are further apart, where that is known.
+    pub unlike: Option<&'static str>,
+    /// Whether they are within the bound, or it is known why not.
     pub met: bool,
 }
 
@@ -59,6 +62,8 @@ impl Bound {
 
 /// Fewer requests than this tell no median.
 const COUNT_MIN: usize = 20;
+/// Fewer than this have no slowest hundredth.
+const TAIL_COUNT_MIN: usize = 100;
 /// Latencies may differ by this factor.
 const LATENCY_FACTOR: f64 = 2.0;
 /// Lengths of outages may differ by this factor.
@@ -110,7 +115,7 @@ pub fn judge(case: &Case, trace: &Trace, signals: Option<&str>, replay: &Replay)
 }
 
 fn like(what: String, (measured, simulated): (Option<f64>, Option<f64>), bound: Bound) -> ModelFit {
-    ModelFit { what, measured, simulated, bound, met: bound.admits(measured, simulated) }
+    ModelFit { what, measured, simulated, bound, unlike: None, met: bound.admits(measured, simulated) }
 }
 
 fn rows(text: &str) -> Vec<Vec<f64>> {
@@ -139,17 +144,27 @@ fn latencies(case: &Case, trace: &Trace, replay: &Replay) -> Vec<ModelFit> {
                 Some(all.iter().filter(|(_, ok)| *ok).count() as f64 / all.len() as f64)
             };
             let shares = (served(&real), served(&model));
-            let medians = (Some(median(&mut real)), Some(median(&mut model)));
-            all.push(like(format!("{window}: {route}, p50 ms"), medians, Bound::Factor(LATENCY_FACTOR)));
+            for latencies in [&mut real, &mut model] {
+                latencies.sort_by(|a, b| a.0.total_cmp(&b.0));
+            }
+            let pair = |share| (quantile(&real, share), quantile(&model, share));
+            all.push(like(format!("{window}: {route}, p50 ms"), pair(0.5), Bound::Factor(LATENCY_FACTOR)));
+            if real.len() >= TAIL_COUNT_MIN {
+                let tail =
+                    like(format!("{window}: {route}, p99 ms"), pair(0.99), Bound::Factor(LATENCY_FACTOR));
+                let unlike =
+                    case.unlike.iter().find(|(of, _)| tail.what.starts_with(of)).map(|(_, why)| *why);
+                all.push(ModelFit { unlike, met: tail.met || unlike.is_some(), ..tail });
+            }
             all.push(like(format!("{window}: {route}, served"), shares, Bound::Apart(SERVED_APART)));
         }
     }
     all
 }
 
-fn median(values: &mut [(f64, bool)]) -> f64 {
-    values.sort_by(|a, b| a.0.total_cmp(&b.0));
-    values.get(values.len() / 2).map_or(f64::NAN, |value| value.0)
+/// Of sorted latencies.
+fn quantile(sorted: &[(f64, bool)], share: f64) -> Option<f64> {
+    sorted.get((sorted.len() as f64 * share) as usize).map(|value| value.0)
 }
 
 /// From the end of the flood to the last request of `route` that failed, recorded and simulated.
@@ -179,11 +194,15 @@ pub fn report(case: &Case, all: &[ModelFit]) -> String {
         let _ = writeln!(
             text,
             "  {} {:<46} {:>10} {:>10}   {}",
-            if one.met { "+" } else { "-" },
+            match one.unlike {
+                Some(_) => "~",
+                None if one.met => "+",
+                None => "-",
+            },
             one.what,
             show(one.measured),
             show(one.simulated),
-            one.bound.describe()
+            one.unlike.map_or_else(|| one.bound.describe(), str::to_owned)
         );
     }
     text
@@ -215,12 +234,28 @@ mod tests {
 
     #[test]
     fn the_model_is_like_the_head_in_every_recorded_overload() {
+        let mut unmet = Vec::new();
         for case in cases() {
             let all = judged(&case);
             println!("{}", report(&case, &all));
             assert!(all.len() > 15, "{} compares something", case.name);
-            for one in all {
-                assert!(one.met, "{}: {one:?}", case.name);
+            unmet.extend(all.into_iter().filter(|one| !one.met).map(|one| (case.name, one)));
+        }
+        assert!(unmet.is_empty(), "{unmet:#?}");
+    }
+
+    #[test]
+    fn what_is_named_as_unlike_is_further_apart_than_the_bound() {
+        for case in cases() {
+            let all = judged(&case);
+            for (named, _) in case.unlike {
+                let mut of_it = all.iter().filter(|one| one.unlike.is_some() && one.what.starts_with(named));
+                assert!(of_it.clone().count() > 0, "{}: {named}", case.name);
+                assert!(
+                    of_it.all(|one| !one.bound.admits(one.measured, one.simulated)),
+                    "{}: {named}",
+                    case.name
+                );
             }
         }
     }
