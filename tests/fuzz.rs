@@ -29,7 +29,7 @@ use rayguard::core::request::identify::Identifier;
 use rayguard::core::request::path::normalise;
 use rayguard::core::signal::series::SignalReader;
 use rayguard::core::time::{Time, WallMs};
-use rayguard::observe::adjustment_log::{self, Line, Reader};
+use rayguard::observe::adjustment_log::{self, LogLine, Reader};
 use rayguard::proxy::clock::Clock;
 use rayguard::proxy::headers::{self, Lookup};
 use rayguard::proxy::listen::{Bounds, Listener};
@@ -552,7 +552,7 @@ fn records_of_adjustments() {
             let mut count = 0;
             for line in Reader::over(vec![file.clone()]) {
                 count += 1;
-                let Line::LoggedEvent(logged) = line.unwrap() else { continue };
+                let LogLine::LoggedEvent(logged) = line.unwrap() else { continue };
                 // What `log`, `explain` and `replay` do with it.
                 assert!(!serde_json::to_string(&logged).unwrap().is_empty());
                 let sentence = logged.event.sentence();

@@ -24,7 +24,7 @@ use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::clock::Clock;
 use rayguard::proxy::listen::{self, Bounds};
 use rayguard::proxy::state::{ListenerState, ProxyState, Routing};
-use rayguard::proxy::stream::{Accept, Dial, Line, Pending};
+use rayguard::proxy::stream::{Accept, Dial, NetworkStream, Pending};
 use rayguard::proxy::tasks::Tasks;
 use rayguard::proxy::upstream::{Address, Options, Upstream};
 use rig::{Client, class, header, policy};
@@ -167,9 +167,9 @@ impl AsyncWrite for Watched {
 struct Way;
 
 impl Dial for Way {
-    fn dial<'a>(&'a self, address: &'a str) -> Pending<'a, Box<dyn Line>> {
+    fn dial<'a>(&'a self, address: &'a str) -> Pending<'a, Box<dyn NetworkStream>> {
         Box::pin(async move {
-            let line: Box<dyn Line> = Box::new(Watched::over(TcpStream::connect(address).await?)?);
+            let line: Box<dyn NetworkStream> = Box::new(Watched::over(TcpStream::connect(address).await?)?);
             Ok(line)
         })
     }
@@ -185,10 +185,10 @@ impl fmt::Debug for Arrivals {
 }
 
 impl Accept for Arrivals {
-    fn accept(&self) -> Pending<'_, (Box<dyn Line>, IpAddr)> {
+    fn accept(&self) -> Pending<'_, (Box<dyn NetworkStream>, IpAddr)> {
         Box::pin(async move {
             let (stream, peer) = self.0.accept().await?;
-            let line: Box<dyn Line> = Box::new(Watched::over(stream)?);
+            let line: Box<dyn NetworkStream> = Box::new(Watched::over(stream)?);
             Ok((line, peer.ip()))
         })
     }

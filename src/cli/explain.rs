@@ -15,7 +15,7 @@ use crate::core::event::{
     Adjustment, Event, LimitKind, LoggedEvent, LoopKind, ModeChange, Shed, number, printable, quantity,
 };
 use crate::core::time::WallMs;
-use crate::observe::adjustment_log::Line;
+use crate::observe::adjustment_log::LogLine;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -74,11 +74,11 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), ExplainE
     let lines = place.read(None).map_err(LogError::from)?;
     let mut subjects = BTreeSet::new();
     let mut logged_events = lines.filter_map(|line| match line {
-        Ok(Line::LoggedEvent(logged)) => {
+        Ok(LogLine::LoggedEvent(logged)) => {
             subjects.extend(logged.event.subject().map(str::to_owned));
             Some(Ok(*logged))
         }
-        Ok(Line::Unreadable { .. }) => None,
+        Ok(LogLine::Unreadable { .. }) => None,
         Err(problem) => Some(Err(LogError::from(place.unreadable(problem)))),
     });
     match (&args.request, &args.class) {

@@ -239,7 +239,7 @@ pub(super) mod tests {
     /// Two minutes: actors now and then, and from the 60th second tasks at 20 a second for half a
     /// minute, on one server of 100 ms a task.
     pub(in crate::cli) fn trace() -> String {
-        use crate::core::traffic_trace::{ClassHead, Encoder, Ending, Exchange, Head, Line, SignalHead};
+        use crate::core::traffic_trace::{ClassHead, Encoder, Ending, Exchange, Head, SignalHead, TraceLine};
         let class = |name: &str| ClassHead {
             name: name.into(),
             module: "StateHead".into(),
@@ -255,7 +255,7 @@ pub(super) mod tests {
             signals: vec![SignalHead { name: "head_cpu".into(), unit: "%".into(), target: 90.0 }],
             ..Head::default()
         };
-        let mut lines: Vec<(f64, Line)> = Vec::new();
+        let mut lines: Vec<(f64, TraceLine)> = Vec::new();
         let mut free = 0.0_f64;
         let mut asks: Vec<(f64, u16)> = (0..60).map(|n| (2.0 * f64::from(n), 0)).collect();
         asks.extend((0..600).map(|n| (60.0 + 0.05 * f64::from(n), 0)));
@@ -288,13 +288,13 @@ pub(super) mod tests {
                 asked_bytes: 0,
                 answered_bytes: 100,
             };
-            lines.push((at + latency, Line::Exchange(exchange)));
+            lines.push((at + latency, TraceLine::Exchange(exchange)));
         }
-        lines.extend((0..24).map(|n| (5.0 * f64::from(n), Line::Signal(0, 20.0, 2_000_000))));
-        lines.push((120.0, Line::End("stopped".into())));
+        lines.extend((0..24).map(|n| (5.0 * f64::from(n), TraceLine::Signal(0, 20.0, 2_000_000))));
+        lines.push((120.0, TraceLine::End("stopped".into())));
         lines.sort_by(|a, b| a.0.total_cmp(&b.0));
         let (mut encoder, mut out) = (Encoder::default(), String::new());
-        encoder.put(Time::ZERO, &Line::Head(Box::new(head)), &mut out);
+        encoder.put(Time::ZERO, &TraceLine::Head(Box::new(head)), &mut out);
         for (at, line) in lines {
             encoder.put(Time::from_secs_f64(at), &line, &mut out);
         }

@@ -10,7 +10,7 @@ use crate::config::problem::suggest;
 use crate::core::event::{Event, LoggedEvent, printable};
 use crate::core::request::catalogue;
 use crate::core::time::WallMs;
-use crate::observe::adjustment_log::Line;
+use crate::observe::adjustment_log::LogLine;
 use std::collections::{BTreeSet, VecDeque};
 use std::io::{self, Write};
 use std::time::Duration;
@@ -85,7 +85,7 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
     let (mut subjects, mut summed_up) = (BTreeSet::new(), 0_u64);
     for line in place.read(since)? {
         let line = line.map_err(|problem| place.unreadable(problem))?;
-        if let (Some(_), Line::LoggedEvent(logged)) = (&args.class, &line) {
+        if let (Some(_), LogLine::LoggedEvent(logged)) = (&args.class, &line) {
             subjects.extend(logged.event.subject().map(str::to_owned));
         }
         if !args.wants(&line, since) {
@@ -107,7 +107,7 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
     }
     let (mut shown, mut last) = (0, now);
     for line in newest {
-        if let Line::LoggedEvent(logged) = &line {
+        if let LogLine::LoggedEvent(logged) = &line {
             (shown, last) = (shown.max(logged.seq), logged.time);
         }
         show(&line, args.format, out)?;
@@ -121,8 +121,8 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
     let Some(follow) = &mut follow else { return Ok(()) };
     loop {
         for line in follow.poll(last, &place)? {
-            let again = matches!(&line, Line::LoggedEvent(logged) if logged.seq <= shown);
-            if let (false, Line::LoggedEvent(logged)) = (again, &line) {
+            let again = matches!(&line, LogLine::LoggedEvent(logged) if logged.seq <= shown);
+            if let (false, LogLine::LoggedEvent(logged)) = (again, &line) {
                 (shown, last) = (logged.seq, logged.time);
             }
             if !again && args.wants(&line, None) && !args.sums_up(&line) {
@@ -135,8 +135,8 @@ pub fn run(args: &Args, now: WallMs, out: &mut dyn Write) -> Result<(), LogError
 }
 
 impl Args {
-    fn wants(&self, line: &Line, since: Option<WallMs>) -> bool {
-        let Line::LoggedEvent(logged) = line else {
+    fn wants(&self, line: &LogLine, since: Option<WallMs>) -> bool {
+        let LogLine::LoggedEvent(logged) = line else {
             // A torn line may have been anything.
             return self.class.is_none() && self.event.is_empty();
         };
@@ -146,8 +146,8 @@ impl Args {
     }
 
     /// A summary of the same seconds has it too.
-    fn sums_up(&self, line: &Line) -> bool {
-        let single = matches!(line, Line::LoggedEvent(logged) if matches!(logged.event, Event::Shed(_)));
+    fn sums_up(&self, line: &LogLine) -> bool {
+        let single = matches!(line, LogLine::LoggedEvent(logged) if matches!(logged.event, Event::Shed(_)));
         single && !self.sheds && self.event.is_empty() && self.format == Format::Table
     }
 }
@@ -174,19 +174,19 @@ pub(crate) fn parse_time(text: &str, now: WallMs) -> Result<WallMs, LogError> {
     WallMs::parse_rfc3339(text).ok_or_else(|| LogError::Time { text: text.to_owned() })
 }
 
-fn show(line: &Line, format: Format, out: &mut dyn Write) -> io::Result<()> {
+fn show(line: &LogLine, format: Format, out: &mut dyn Write) -> io::Result<()> {
     match (line, format) {
-        (Line::LoggedEvent(logged), Format::Table) => writeln!(out, "{}", row(logged)),
-        (Line::LoggedEvent(logged), Format::Json) => {
+        (LogLine::LoggedEvent(logged), Format::Table) => writeln!(out, "{}", row(logged)),
+        (LogLine::LoggedEvent(logged), Format::Json) => {
             serde_json::to_writer(&mut *out, logged)?;
             out.write_all(b"\n")
         }
-        (Line::Unreadable { file, number, bytes, problem }, Format::Table) => {
+        (LogLine::Unreadable { file, number, bytes, problem }, Format::Table) => {
             let file = printable(&file.to_string_lossy());
             let problem = printable(problem);
             writeln!(out, "{file} line {number} ({bytes} bytes) cannot be read: {problem}")
         }
-        (Line::Unreadable { file, number, bytes, problem }, Format::Json) => {
+        (LogLine::Unreadable { file, number, bytes, problem }, Format::Json) => {
             let unreadable = serde_json::json!({
                 "unreadable": { "file": file, "line": number, "bytes": bytes, "problem": problem }
             });

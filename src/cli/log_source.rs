@@ -6,7 +6,7 @@
 use crate::cli::client::{Client, ClientError, Reach};
 use crate::config::{self, Overrides, defaults};
 use crate::core::time::WallMs;
-use crate::observe::adjustment_log::{Follower, Line, Reader};
+use crate::observe::adjustment_log::{Follower, LogLine, Reader};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -136,12 +136,12 @@ pub enum Follow<'a> {
 
 impl Follow<'_> {
     /// Lines since the last call; from the API also some before `last`.
-    pub fn poll(&mut self, last: WallMs, place: &Place) -> Result<Vec<Line>, SourceError> {
+    pub fn poll(&mut self, last: WallMs, place: &Place) -> Result<Vec<LogLine>, SourceError> {
         match self {
             Follow::Files(follower) => follower.poll().map_err(|problem| place.unreadable(problem)),
             Follow::Api(place) => place
                 .read(Some(WallMs(last.0.saturating_sub(1_000))))?
-                .filter(|line| !matches!(line, Ok(Line::Unreadable { .. })))
+                .filter(|line| !matches!(line, Ok(LogLine::Unreadable { .. })))
                 .map(|line| line.map_err(|problem| place.unreadable(problem)))
                 .collect(),
         }

@@ -9,7 +9,7 @@
 use super::format::Format;
 use super::log_source::{LogSource, Place, SourceError};
 use crate::core::event::{Adjustment, Event, LoggedEvent, printable};
-use crate::observe::adjustment_log::Line;
+use crate::observe::adjustment_log::LogLine;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
@@ -56,7 +56,7 @@ pub enum ReplayError {
 
 /// What a replay came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, serde::Serialize)]
-pub struct Tally {
+pub struct ReplaySummary {
     /// Adjustments derived again and found equal.
     pub derived: u64,
     /// Adjustments whose value was handed in: nothing to derive.
@@ -70,12 +70,12 @@ pub struct Tally {
 }
 
 /// Carries out the command.
-pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
+pub fn run(args: &Args, out: &mut dyn Write) -> Result<ReplaySummary, ReplayError> {
     let place = args.log.clone().map_or_else(|| args.source.place(), |path| Ok(Place::Files(path)))?;
-    let mut tally = Tally::default();
+    let mut tally = ReplaySummary::default();
     let mut seq_last = None;
     for line in place.read(None)? {
-        let Line::LoggedEvent(logged) = line.map_err(|problem| place.unreadable(problem))? else {
+        let LogLine::LoggedEvent(logged) = line.map_err(|problem| place.unreadable(problem))? else {
             tally.unreadable += 1;
             continue;
         };
@@ -97,7 +97,7 @@ pub fn run(args: &Args, out: &mut dyn Write) -> Result<Tally, ReplayError> {
     Ok(tally)
 }
 
-impl Tally {
+impl ReplaySummary {
     /// Nothing is missing and every line could be read.
     #[must_use]
     pub fn is_complete(&self) -> bool {
@@ -195,14 +195,14 @@ mod tests {
         Args { log: Some(adjustment_log.dir.clone()), source: LogSource::default(), format }
     }
 
-    fn replay(adjustment_log: &TestLog) -> Result<Tally, ReplayError> {
+    fn replay(adjustment_log: &TestLog) -> Result<ReplaySummary, ReplayError> {
         run(&args(adjustment_log, Format::Table), &mut Vec::new())
     }
 
     #[test]
     fn a_log_follows_from_its_own_inputs() {
         let tally = replay(&sample("replay")).unwrap();
-        assert_eq!(tally, Tally { derived: 50, given: 1, others: 1, missing: 0, unreadable: 0 });
+        assert_eq!(tally, ReplaySummary { derived: 50, given: 1, others: 1, missing: 0, unreadable: 0 });
     }
 
     #[test]

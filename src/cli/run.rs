@@ -520,7 +520,7 @@ fn start_adjustment_log(
 fn start_trace(
     app: &Arc<App>,
     trace: &TraceTarget,
-) -> Result<std::thread::JoinHandle<trace_writer::Tally>, RunError> {
+) -> Result<std::thread::JoinHandle<trace_writer::TraceSummary>, RunError> {
     let TraceTarget { path, bytes_max } = trace;
     let path = &trace_writer::unused(path, app.clock.wall());
     let (trace_writer, thread) = trace_writer::channel(path, *bytes_max)

@@ -172,7 +172,7 @@ pub struct Opened {
 
 /// One line.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Line {
+pub enum TraceLine {
     /// Names.
     Head(Box<Head>),
     /// A request came to its end.
@@ -207,9 +207,9 @@ impl Encoder {
     }
 
     /// Appends a line that happened at `at`.
-    pub fn put(&mut self, at: Time, line: &Line, out: &mut String) {
+    pub fn put(&mut self, at: Time, line: &TraceLine, out: &mut String) {
         // Writing to a String cannot fail.
-        if let Line::Head(head) = line {
+        if let TraceLine::Head(head) = line {
             self.second = None;
             let json = serde_json::to_string(head).unwrap_or_default();
             let _ = writeln!(out, "{MAGIC}{VERSION} {json}");
@@ -221,8 +221,8 @@ impl Encoder {
             let _ = writeln!(out, "@ {second}");
         }
         let _ = match line {
-            Line::Head(_) => Ok(()),
-            Line::Exchange(it) => writeln!(
+            TraceLine::Head(_) => Ok(()),
+            TraceLine::Exchange(it) => writeln!(
                 out,
                 "r {us} {} {} {} {} {} {} {} {} {}",
                 it.class,
@@ -235,13 +235,13 @@ impl Encoder {
                 it.asked_bytes,
                 it.answered_bytes
             ),
-            Line::Opened(it) => {
+            TraceLine::Opened(it) => {
                 writeln!(out, "o {us} {} {} {} {}", it.class, it.route, it.address, Credential(it.credential))
             }
-            Line::Limit(of, kind, value) => writeln!(out, "l {us} {of} {} {value}", kind.label()),
-            Line::Signal(signal, value, age_us) => writeln!(out, "g {us} {signal} {value} {age_us}"),
-            Line::Lost(count) => writeln!(out, "! {us} {count}"),
-            Line::End(why) => writeln!(out, ". {us} {why}"),
+            TraceLine::Limit(of, kind, value) => writeln!(out, "l {us} {of} {} {value}", kind.label()),
+            TraceLine::Signal(signal, value, age_us) => writeln!(out, "g {us} {signal} {value} {age_us}"),
+            TraceLine::Lost(count) => writeln!(out, "! {us} {count}"),
+            TraceLine::End(why) => writeln!(out, ". {us} {why}"),
         };
     }
 }
@@ -300,7 +300,7 @@ fn kind(label: &str) -> Option<LimitKind> {
 enum Parsed {
     Second(u64),
     Head(Box<Head>),
-    At(u64, Line),
+    At(u64, TraceLine),
 }
 
 fn after_magic(bytes: &[u8]) -> Option<&[u8]> {
@@ -329,7 +329,7 @@ fn parse(text: &str) -> Option<Parsed> {
     words.next().is_none().then_some(Parsed::At(us, line))
 }
 
-fn line<'a>(letter: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<Line> {
+fn line<'a>(letter: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<TraceLine> {
     fn next<'a, T: std::str::FromStr>(words: &mut impl Iterator<Item = &'a str>) -> Option<T> {
         words.next()?.parse().ok()
     }
@@ -344,7 +344,7 @@ fn line<'a>(letter: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<L
             let (class, route, address) = (next(words)?, next(words)?, next(words)?);
             let credential = credential(words.next()?).ok()?;
             let (ending, would_shed) = fate(words.next()?)?;
-            Line::Exchange(Exchange {
+            TraceLine::Exchange(Exchange {
                 class,
                 route,
                 address,
@@ -359,12 +359,12 @@ fn line<'a>(letter: &str, words: &mut impl Iterator<Item = &'a str>) -> Option<L
         }
         "o" => {
             let (class, route, address) = (next(words)?, next(words)?, next(words)?);
-            Line::Opened(Opened { class, route, address, credential: credential(words.next()?).ok()? })
+            TraceLine::Opened(Opened { class, route, address, credential: credential(words.next()?).ok()? })
         }
-        "l" => Line::Limit(next(words)?, kind(words.next()?)?, finite(words)?),
-        "g" => Line::Signal(next(words)?, finite(words)?, next(words)?),
-        "!" => Line::Lost(next(words)?),
-        "." => Line::End(words.next()?.to_owned()),
+        "l" => TraceLine::Limit(next(words)?, kind(words.next()?)?, finite(words)?),
+        "g" => TraceLine::Signal(next(words)?, finite(words)?, next(words)?),
+        "!" => TraceLine::Lost(next(words)?),
+        "." => TraceLine::End(words.next()?.to_owned()),
         _ => return None,
     })
 }
@@ -523,13 +523,13 @@ impl Reader {
     }
 
     /// Takes in a line; `false`: it cannot be of this trace.
-    fn take(&mut self, us: u64, line: &Line) -> bool {
+    fn take(&mut self, us: u64, line: &TraceLine) -> bool {
         let Some(second) = self.second else { return false };
         let at = Time(second.saturating_mul(1_000_000).saturating_add(us).saturating_mul(1_000));
         let own = &mut self.trace;
         match line {
-            Line::Head(_) => return false,
-            Line::Exchange(it) => {
+            TraceLine::Head(_) => return false,
+            TraceLine::Exchange(it) => {
                 let (Some(class), Some(route)) =
                     (number(&self.classes, it.class), number(&self.routes, it.route))
                 else {
@@ -542,7 +542,7 @@ impl Reader {
                 let at = Time(at.0.saturating_sub(lasted));
                 own.arrivals.push(Arrival { at, exchange: Exchange { class, route, ..*it } });
             }
-            Line::Opened(it) => {
+            TraceLine::Opened(it) => {
                 let (Some(class), Some(route)) =
                     (number(&self.classes, it.class), number(&self.routes, it.route))
                 else {
@@ -550,18 +550,18 @@ impl Reader {
                 };
                 self.opened.push((at, Opened { class, route, ..*it }));
             }
-            Line::Limit(of, kind, value) => {
+            TraceLine::Limit(of, kind, value) => {
                 let known = if *kind == LimitKind::ModuleInFlight { &self.modules } else { &self.classes };
                 let Some(of) = number(known, *of) else { return false };
                 own.limits.push(LimitAt { at, of, kind: *kind, value: *value });
             }
-            Line::Signal(signal, value, age_us) => {
+            TraceLine::Signal(signal, value, age_us) => {
                 let Some(signal) = number(&self.signals, *signal) else { return false };
                 let age = Duration::from_micros(*age_us);
                 own.signals.push(SignalAt { at, signal, value: *value, age });
             }
-            Line::Lost(count) => own.lost = own.lost.saturating_add(*count),
-            Line::End(why) => own.end = Some(why.clone()),
+            TraceLine::Lost(count) => own.lost = own.lost.saturating_add(*count),
+            TraceLine::End(why) => own.end = Some(why.clone()),
         }
         own.until = own.until.max(at);
         true
@@ -676,9 +676,9 @@ mod tests {
         }
     }
 
-    fn written(lines: &[(Time, Line)]) -> String {
+    fn written(lines: &[(Time, TraceLine)]) -> String {
         let (mut encoder, mut out) = (Encoder::default(), String::new());
-        encoder.put(Time::ZERO, &Line::Head(Box::new(head(0))), &mut out);
+        encoder.put(Time::ZERO, &TraceLine::Head(Box::new(head(0))), &mut out);
         for (at, line) in lines {
             encoder.put(*at, line, &mut out);
         }
@@ -693,12 +693,12 @@ mod tests {
     fn what_is_written_is_read() {
         let shadow = Exchange { would_shed: Some(Reason::ClassRate), ..exchange(Ending::Served) };
         let text = written(&[
-            (at(0.5), Line::Limit(0, LimitKind::InFlight, 12.5)),
-            (at(1.0), Line::Exchange(exchange(Ending::Shed(Reason::ModuleInFlight)))),
-            (at(1.25), Line::Exchange(shadow)),
-            (at(2.0), Line::Signal(0, 87.5, 5_000_000)),
-            (at(3.0), Line::Lost(31)),
-            (at(4.0), Line::End("stopped".into())),
+            (at(0.5), TraceLine::Limit(0, LimitKind::InFlight, 12.5)),
+            (at(1.0), TraceLine::Exchange(exchange(Ending::Shed(Reason::ModuleInFlight)))),
+            (at(1.25), TraceLine::Exchange(shadow)),
+            (at(2.0), TraceLine::Signal(0, 87.5, 5_000_000)),
+            (at(3.0), TraceLine::Lost(31)),
+            (at(4.0), TraceLine::End("stopped".into())),
         ]);
         let read = read(text.as_bytes()).unwrap();
         assert_eq!(read.arrivals.len(), 2);
@@ -714,10 +714,10 @@ mod tests {
         let opened = Opened { class: 1, route: 1, address: 3, credential: Some(1) };
         let ended = Exchange { class: 1, latency_us: 2_000_000, waited_us: 0, ..exchange(Ending::Served) };
         let text = written(&[
-            (at(1.0), Line::Opened(opened)),
-            (at(1.5), Line::Opened(opened)),
-            (at(3.0), Line::Exchange(ended)),
-            (at(9.0), Line::End("stopped".into())),
+            (at(1.0), TraceLine::Opened(opened)),
+            (at(1.5), TraceLine::Opened(opened)),
+            (at(3.0), TraceLine::Exchange(ended)),
+            (at(9.0), TraceLine::End("stopped".into())),
         ]);
         let read = read(text.as_bytes()).unwrap();
         let endings: Vec<_> = read.arrivals.iter().map(|it| (it.at, it.exchange.ending)).collect();
@@ -727,12 +727,16 @@ mod tests {
 
     #[test]
     fn a_reload_renumbers_and_the_names_stay_true() {
-        let mut text = written(&[(at(1.0), Line::Exchange(exchange(Ending::Served)))]);
+        let mut text = written(&[(at(1.0), TraceLine::Exchange(exchange(Ending::Served)))]);
         let mut other = head(0);
         other.classes.reverse();
         let mut encoder = Encoder::default();
-        encoder.put(at(2.0), &Line::Head(Box::new(other)), &mut text);
-        encoder.put(at(2.0), &Line::Exchange(Exchange { class: 1, ..exchange(Ending::Served) }), &mut text);
+        encoder.put(at(2.0), &TraceLine::Head(Box::new(other)), &mut text);
+        encoder.put(
+            at(2.0),
+            &TraceLine::Exchange(Exchange { class: 1, ..exchange(Ending::Served) }),
+            &mut text,
+        );
         let read = read(text.as_bytes()).unwrap();
         assert!(read.arrivals.iter().all(|it| it.exchange.class == 0), "job-list, twice");
     }
@@ -742,8 +746,12 @@ mod tests {
         let text = |run: &str, part| {
             let mut out = String::new();
             let mut encoder = Encoder::default();
-            encoder.put(Time::ZERO, &Line::Head(Box::new(Head { run: run.into(), ..head(part) })), &mut out);
-            encoder.put(at(1.0), &Line::Exchange(exchange(Ending::Served)), &mut out);
+            encoder.put(
+                Time::ZERO,
+                &TraceLine::Head(Box::new(Head { run: run.into(), ..head(part) })),
+                &mut out,
+            );
+            encoder.put(at(1.0), &TraceLine::Exchange(exchange(Ending::Served)), &mut out);
             out
         };
         let joined = |old: &str| {
@@ -768,7 +776,7 @@ mod tests {
 
     #[test]
     fn spoilt_lines_cost_themselves_alone() {
-        let good = written(&[(at(1.0), Line::Exchange(exchange(Ending::Served)))]);
+        let good = written(&[(at(1.0), TraceLine::Exchange(exchange(Ending::Served)))]);
         for bad in [
             "r 5 0 1 3 1 s 0 5000 0",
             "r 5 0 1 3 1 z 0 5000 0 1",
@@ -791,7 +799,7 @@ mod tests {
         #[test]
         fn a_trace_cut_anywhere_is_read_up_to_the_cut(cut in 0.0..1.0_f64, count in 1..60_usize) {
             let lines: Vec<_> =
-                (0..count).map(|n| (at((n + 1) as f64 * 0.3), Line::Exchange(exchange(Ending::Served)))).collect();
+                (0..count).map(|n| (at((n + 1) as f64 * 0.3), TraceLine::Exchange(exchange(Ending::Served)))).collect();
             let text = written(&lines);
             let first = text.find('\n').unwrap() + 1;
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a place in the text")]
@@ -809,7 +817,7 @@ mod tests {
             place in 0..3_usize,
         ) {
             let lines: Vec<_> =
-                (1..4).map(|n| (at(f64::from(n)), Line::Exchange(exchange(Ending::Served)))).collect();
+                (1..4).map(|n| (at(f64::from(n)), TraceLine::Exchange(exchange(Ending::Served)))).collect();
             let text = written(&lines);
             let mut split: Vec<&[u8]> = text.as_bytes().split_inclusive(|byte| *byte == b'\n').collect();
             let spoilt = [b"\xff", &*garbage, b"\n"].concat();
@@ -838,7 +846,7 @@ mod tests {
                 class, route, address, credential, ending, would_shed: None,
                 waited_us: waited, latency_us: latency, asked_bytes: asked, answered_bytes: answered,
             };
-            let text = written(&[(Time(us * 1_000), Line::Exchange(exchange))]);
+            let text = written(&[(Time(us * 1_000), TraceLine::Exchange(exchange))]);
             let read = read(text.as_bytes()).unwrap();
             prop_assert_eq!(read.arrivals.len(), 1);
             prop_assert_eq!(read.arrivals[0].exchange, exchange);

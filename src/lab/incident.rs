@@ -13,7 +13,7 @@
 
 use rayguard_sim::head::Spec;
 use rayguard_sim::scenario::{Guard, Scenario, ScenarioError};
-use rayguard_sim::tally::Tally;
+use rayguard_sim::tally::GroupTally;
 use rayguard_sim::timeline::Point;
 use rayguard_sim::trace::{Measured, Trace};
 use rayguard_sim::world::{Conditions, Onlooker, Traces, run_under};
@@ -288,7 +288,7 @@ fn measured_flow(case: &Case) -> Vec<Flow> {
     seconds
 }
 
-fn tallied(tally: &Tally) -> Fared {
+fn tallied(tally: &GroupTally) -> Fared {
     let had = |ms: f64| ms.is_finite().then_some(ms);
     Fared {
         asked: tally.demands,

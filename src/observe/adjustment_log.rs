@@ -425,7 +425,7 @@ fn last_seq(options: &Options) -> Option<u64> {
 
 /// What a line of the adjustment log turned out to be.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Line {
+pub enum LogLine {
     /// An event.
     LoggedEvent(Box<LoggedEvent>),
     /// Something that cannot be read: torn, or of a later version.
@@ -546,9 +546,9 @@ impl Reader {
 }
 
 impl Iterator for Reader {
-    type Item = io::Result<Line>;
+    type Item = io::Result<LogLine>;
 
-    fn next(&mut self) -> Option<io::Result<Line>> {
+    fn next(&mut self) -> Option<io::Result<LogLine>> {
         loop {
             match self.next_line() {
                 Ok(true) => {}
@@ -569,11 +569,11 @@ impl Iterator for Reader {
     }
 }
 
-fn parse(line: &[u8], file: PathBuf, number: u64) -> Line {
+fn parse(line: &[u8], file: PathBuf, number: u64) -> LogLine {
     match serde_json::from_slice(line) {
-        Ok(logged) => Line::LoggedEvent(logged),
+        Ok(logged) => LogLine::LoggedEvent(logged),
         Err(problem) => {
-            Line::Unreadable { file, number, bytes: line.len() as u64, problem: problem.to_string() }
+            LogLine::Unreadable { file, number, bytes: line.len() as u64, problem: problem.to_string() }
         }
     }
 }
@@ -622,7 +622,7 @@ impl Follower {
     }
 
     /// The lines that have come since the last call.
-    pub fn poll(&mut self) -> io::Result<Vec<Line>> {
+    pub fn poll(&mut self) -> io::Result<Vec<LogLine>> {
         let mut lines = Vec::new();
         self.drain(&mut lines)?;
         let current = fs::metadata(&self.path).ok().map(|meta| meta.ino());
@@ -640,7 +640,7 @@ impl Follower {
         Ok(lines)
     }
 
-    fn drain(&mut self, lines: &mut Vec<Line>) -> io::Result<()> {
+    fn drain(&mut self, lines: &mut Vec<LogLine>) -> io::Result<()> {
         let Some((file, _)) = &mut self.file else { return Ok(()) };
         file.take(64 * LINE_BYTES_MAX as u64).read_to_end(&mut self.rest)?;
         while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
@@ -697,14 +697,14 @@ mod tests {
         }
     }
 
-    fn lines(dir: &Dir) -> Vec<Line> {
+    fn lines(dir: &Dir) -> Vec<LogLine> {
         Reader::open(&dir.0.join("adjustment-log"), None).unwrap().map(Result::unwrap).collect()
     }
 
     fn records(dir: &Dir) -> Vec<LoggedEvent> {
         let logged = |line| match line {
-            Line::LoggedEvent(logged) => Some(*logged),
-            Line::Unreadable { .. } => None,
+            LogLine::LoggedEvent(logged) => Some(*logged),
+            LogLine::Unreadable { .. } => None,
         };
         lines(dir).into_iter().filter_map(logged).collect()
     }
@@ -751,8 +751,8 @@ mod tests {
         let seqs = |lines: Vec<u8>| -> Vec<u64> {
             Reader::of(lines)
                 .map(|line| match line.unwrap() {
-                    Line::LoggedEvent(logged) => logged.seq,
-                    Line::Unreadable { problem, .. } => panic!("{problem}"),
+                    LogLine::LoggedEvent(logged) => logged.seq,
+                    LogLine::Unreadable { problem, .. } => panic!("{problem}"),
                 })
                 .collect()
         };
@@ -793,7 +793,7 @@ mod tests {
         let mut writer = open(&dir.options());
         writer.write(entry(2));
         let lines = lines(&dir);
-        assert!(matches!(lines[1], Line::Unreadable { number: 2, .. }), "{lines:?}");
+        assert!(matches!(lines[1], LogLine::Unreadable { number: 2, .. }), "{lines:?}");
         let gap = &gaps(&dir)[0];
         assert!(gap.torn_bytes > 50 && gap.lost == 0, "{gap:?}");
         assert_eq!(*seqs(&dir).last().unwrap(), writer.seq_next() - 1);
@@ -886,7 +886,7 @@ mod tests {
         for second in 1..8 {
             writer.write(entry(second));
             for line in follower.poll().unwrap() {
-                let Line::LoggedEvent(logged) = line else { panic!("{line:?}") };
+                let LogLine::LoggedEvent(logged) = line else { panic!("{line:?}") };
                 seen.push(logged.seq);
             }
         }
@@ -901,6 +901,6 @@ mod tests {
         bytes.push(b'\n');
         fs::write(dir.file(), bytes).unwrap();
         let lines = lines(&dir);
-        assert!(matches!(lines[..], [Line::Unreadable { bytes, .. }] if bytes <= LINE_BYTES_MAX as u64));
+        assert!(matches!(lines[..], [LogLine::Unreadable { bytes, .. }] if bytes <= LINE_BYTES_MAX as u64));
     }
 }

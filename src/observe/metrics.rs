@@ -18,8 +18,8 @@ use crate::core::controller::leadership::Role;
 use crate::core::controller::view::{ClassView, View};
 use crate::core::event::{Mode, SignalHealth};
 use crate::core::replicas::quota::Leased;
-use crate::observe::tally::{Direction, Tally};
-use crate::proxy::ratelimit::tally::{Answer, Tally as RatelimitTally};
+use crate::observe::tally::{Direction, EventCounts};
+use crate::proxy::ratelimit::tally::{Answer, AnswerCounts};
 use crate::proxy::shared_answer::Budget;
 use crate::runtime::app::App;
 use prometheus_client::collector::Collector;
@@ -81,9 +81,9 @@ pub fn page(app: &App, format: Format) -> Page {
 struct Moment {
     view: View,
     proxy: ProxyReading,
-    tally: Tally,
+    tally: EventCounts,
     events_lost: u64,
-    ratelimit: Arc<RatelimitTally>,
+    ratelimit: Arc<AnswerCounts>,
     shared: Budget,
     history: Arc<History>,
     /// What this replica may use of each shared limit, and how old that is.

@@ -14,11 +14,11 @@ pub enum Direction {
 
 /// What is counted as events pass by.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Tally {
+pub struct EventCounts {
     adjustments: BTreeMap<(String, &'static str, Direction), u64>,
 }
 
-impl Tally {
+impl EventCounts {
     /// Takes an event in. Adjustments that a guardrail held back moved nothing and do not count.
     pub fn take(&mut self, event: &Event) {
         let Event::Adjustment(adjustment) = event else { return };

@@ -23,7 +23,7 @@ use crate::core::request::catalogue::{ROUTES, Surface};
 use crate::core::request::classify::UNLISTED;
 use crate::core::signal::reading::Reading;
 use crate::core::time::{Time, WallMs};
-use crate::core::traffic_trace::{ClassHead, Encoder, Exchange, Head, Line, Opened, SignalHead, micros};
+use crate::core::traffic_trace::{ClassHead, Encoder, Exchange, Head, Opened, SignalHead, TraceLine, micros};
 use crate::proxy::trace::{self, Note, Passed, Queue, TraceSender};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -49,7 +49,7 @@ pub const BYTES_DEFAULT: u64 = 64 << 20;
 
 /// What a trace came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Tally {
+pub struct TraceSummary {
     /// Exchanges written.
     pub exchanges: u64,
     /// Lines lost.
@@ -67,7 +67,7 @@ pub struct TraceThread {
     limits: Option<Arc<LimitTable>>,
     fresh: Vec<u64>,
     last: Time,
-    tally: Tally,
+    tally: TraceSummary,
 }
 
 /// Begins a trace in a file that is not there yet; see [`unused`].
@@ -86,7 +86,7 @@ pub fn channel(path: &Path, bytes_max: u64) -> io::Result<(TraceSender, TraceThr
         limits: None,
         fresh: Vec::new(),
         last: Time::ZERO,
-        tally: Tally::default(),
+        tally: TraceSummary::default(),
     };
     Ok((trace, thread))
 }
@@ -131,14 +131,14 @@ pub fn names(policy: &Policy, own_routes: usize, at: Time, time: WallMs) -> Box<
 
 impl TraceThread {
     /// Writes until every [`TraceSender`] is dropped. Blocks: run it on a thread of its own.
-    pub fn run(mut self) -> Tally {
+    pub fn run(mut self) -> TraceSummary {
         while self.look() {
             self.pages.flush();
             std::thread::sleep(LOOK_EVERY);
         }
-        self.pages.write(self.last, &Line::End("stopped".to_owned()));
+        self.pages.write(self.last, &TraceLine::End("stopped".to_owned()));
         self.pages.flush();
-        Tally { lost: self.tally.lost + self.pages.lost_all, ..self.tally }
+        TraceSummary { lost: self.tally.lost + self.pages.lost_all, ..self.tally }
     }
 
     /// Takes what is there; `false`: nothing will come any more.
@@ -161,7 +161,7 @@ impl TraceThread {
     fn lose(&mut self, missed: u64) {
         if missed > 0 {
             self.tally.lost += missed;
-            self.pages.write(self.last, &Line::Lost(missed));
+            self.pages.write(self.last, &TraceLine::Lost(missed));
         }
     }
 
@@ -180,12 +180,12 @@ impl TraceThread {
             Note::Passed(passed) => {
                 let exchange = self.exchange(now, &passed);
                 self.tally.exchanges += 1;
-                self.pages.write(now, &Line::Exchange(exchange));
+                self.pages.write(now, &TraceLine::Exchange(exchange));
             }
             Note::Opened(passed) => {
                 let Exchange { class, route, address, credential, .. } = self.exchange(now, &passed);
                 self.pages
-                    .write(passed.admitted, &Line::Opened(Opened { class, route, address, credential }));
+                    .write(passed.admitted, &TraceLine::Opened(Opened { class, route, address, credential }));
             }
             Note::Table(table) => {
                 let before = self.limits.take();
@@ -249,19 +249,19 @@ impl TraceThread {
         }
         self.fresh[at] = reading.fresh;
         let age_us = micros(now).saturating_sub(micros(reading.at));
-        let line = Line::Signal(u16::from(reading.signal.0), reading.value, age_us);
+        let line = TraceLine::Signal(u16::from(reading.signal.0), reading.value, age_us);
         self.pages.write(now, &line);
     }
 }
 
 /// The limits of `after` that differ from `before`; all of them where there is no before.
-fn changes(before: Option<&LimitTable>, after: &LimitTable) -> Vec<Line> {
+fn changes(before: Option<&LimitTable>, after: &LimitTable) -> Vec<TraceLine> {
     let number = |at: usize| u16::try_from(at).unwrap_or(u16::MAX);
     let mut lines = Vec::new();
     let mut put = |at: usize, kind, old: Option<f64>, new: f64| {
         let moved = old.is_none_or(|old| old.to_bits() != new.to_bits());
         if moved && new.is_finite() {
-            lines.push(Line::Limit(number(at), kind, new));
+            lines.push(TraceLine::Limit(number(at), kind, new));
         }
     };
     for (at, class) in after.classes.iter().enumerate() {
@@ -320,14 +320,14 @@ impl Pages {
         })
     }
 
-    fn write(&mut self, at: Time, line: &Line) {
+    fn write(&mut self, at: Time, line: &TraceLine) {
         self.encoder.put(at, line, &mut self.text);
         self.lines += 1;
         self.last = self.last.max(at);
     }
 
-    fn limit(&mut self, at: Time, line: &Line) {
-        if let Line::Limit(of, kind, value) = line {
+    fn limit(&mut self, at: Time, line: &TraceLine) {
+        if let TraceLine::Limit(of, kind, value) = line {
             self.limits.insert((*of, *kind), *value);
         }
         self.write(at, line);
@@ -340,7 +340,7 @@ impl Pages {
             None => head,
         };
         self.limits.clear();
-        self.write(head.at, &Line::Head(Box::new(head.clone())));
+        self.write(head.at, &TraceLine::Head(Box::new(head.clone())));
         self.head = Some(head);
     }
 
@@ -398,9 +398,9 @@ impl Pages {
         head.time = WallMs(head.time.0 + u64::try_from(ahead.as_millis()).unwrap_or(0));
         let rest = std::mem::take(&mut self.text);
         let mut encoder = Encoder::default();
-        encoder.put(head.at, &Line::Head(Box::new(head.clone())), &mut self.text);
+        encoder.put(head.at, &TraceLine::Head(Box::new(head.clone())), &mut self.text);
         for ((of, kind), value) in &self.limits {
-            encoder.put(head.at, &Line::Limit(*of, *kind, *value), &mut self.text);
+            encoder.put(head.at, &TraceLine::Limit(*of, *kind, *value), &mut self.text);
         }
         if let Some(second) = self.second {
             self.text.push_str("@ ");
@@ -514,7 +514,7 @@ mod tests {
         trace_writer.note(Time(3_000_000), Note::Passed(passed(9, 77)));
         drop(trace_writer);
         let tally = thread.run();
-        assert_eq!(tally, Tally { exchanges: 3, lost: 1 });
+        assert_eq!(tally, TraceSummary { exchanges: 3, lost: 1 });
         let read = folder.read();
         let addresses: Vec<u32> = read.arrivals.iter().map(|it| it.exchange.address).collect();
         assert_eq!(addresses, [1, 2, 1]);

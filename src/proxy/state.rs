@@ -8,7 +8,7 @@ use crate::cors::Origins;
 use crate::id::Ids;
 use crate::log_fanout::LogFanouts;
 use crate::permit_guard::PermitGuard;
-use crate::ratelimit::tally::Tally;
+use crate::ratelimit::tally::AnswerCounts;
 use crate::sessions::Sessions;
 use crate::slow_reader::SlowReaders;
 use crate::submitted::SubmittedJobs;
@@ -152,7 +152,7 @@ pub struct ProxyState {
     /// Whoever writes down what passes, if anybody does.
     pub trace_writer: Arc<ArcSwapOption<TraceSender>>,
     /// What was answered to those who ask for others.
-    pub ratelimit: Arc<Tally>,
+    pub ratelimit: Arc<AnswerCounts>,
     /// Counts the policies of this run: class and route numbers are this one's.
     pub generation: u32,
     /// The policy and the limits in force, whichever proxy's they are.

@@ -35,7 +35,7 @@ pub enum Plain {
     /// A Unix socket.
     Unix(UnixStream),
     /// Of a network that is not the OS's.
-    Other(Box<dyn Line>),
+    Other(Box<dyn NetworkStream>),
 }
 
 /// A stream that no runtime looks after.
@@ -43,7 +43,7 @@ pub enum Plain {
 pub(super) enum Detached {
     Tcp(std::net::TcpStream),
     Unix(std::os::unix::net::UnixStream),
-    Other(Box<dyn Line>),
+    Other(Box<dyn NetworkStream>),
 }
 
 impl Plain {
@@ -69,9 +69,9 @@ impl Detached {
 }
 
 /// A byte stream of a network that is not the OS's.
-pub trait Line: AsyncRead + AsyncWrite + Unpin + Send + Debug {}
+pub trait NetworkStream: AsyncRead + AsyncWrite + Unpin + Send + Debug {}
 
-impl<L: AsyncRead + AsyncWrite + Unpin + Send + Debug> Line for L {}
+impl<L: AsyncRead + AsyncWrite + Unpin + Send + Debug> NetworkStream for L {}
 
 /// What a network that is not the OS's has still to say.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a>>;
@@ -79,13 +79,13 @@ pub type Pending<'a, T> = Pin<Box<dyn Future<Output = io::Result<T>> + Send + 'a
 /// Where streams begin, on a network that is not the OS's.
 pub trait Dial: Debug + Send + Sync {
     /// A stream to `host:port`.
-    fn dial<'a>(&'a self, address: &'a str) -> Pending<'a, Box<dyn Line>>;
+    fn dial<'a>(&'a self, address: &'a str) -> Pending<'a, Box<dyn NetworkStream>>;
 }
 
 /// Where streams arrive, on a network that is not the OS's.
 pub trait Accept: Debug + Send + Sync {
     /// The next stream, and whose it is.
-    fn accept(&self) -> Pending<'_, (Box<dyn Line>, IpAddr)>;
+    fn accept(&self) -> Pending<'_, (Box<dyn NetworkStream>, IpAddr)>;
 }
 
 /// Whoever is at the other end of this socket, or of what is accepted from it, is probed after so long

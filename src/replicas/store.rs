@@ -44,7 +44,7 @@ pub enum StoreError {
 }
 
 /// A connection, and what moves its bytes where nobody else does.
-type Line = (MultiplexedConnection, Option<Driver>);
+type Driven = (MultiplexedConnection, Option<Driver>);
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A client of the shared store.
@@ -56,7 +56,7 @@ pub struct Store {
     renew: Script,
     publish: Script,
     leave: Script,
-    connection: Option<Line>,
+    connection: Option<Driven>,
     timing: Timing,
     /// Whoever does not answer for so long is given up on.
     patience: Duration,
@@ -309,7 +309,7 @@ impl Store {
     }
 
     /// By `&mut`: what moves the bytes of a connection may not be looked at from two threads.
-    async fn connect(&mut self) -> Result<Line, StoreError> {
+    async fn connect(&mut self) -> Result<Driven, StoreError> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.patience))
             .set_response_timeout(Some(self.patience));

@@ -21,7 +21,7 @@ use crate::core::signal::reading::{Missing, Reading};
 use crate::core::signal::series::SignalReader;
 use crate::core::time::{Time, WallMs};
 use crate::observe::adjustment_log::{AdjustmentLog, Entry};
-use crate::observe::tally::Tally;
+use crate::observe::tally::EventCounts;
 use crate::observe::trace_writer;
 use crate::proxy::clock::Clock;
 use crate::proxy::h1_connection::AnswerBounds;
@@ -79,7 +79,7 @@ pub struct App {
     outlets: Outlets,
     recent: Mutex<Recent>,
     /// The second of the last refusal that was written down, and how many were in it.
-    tally: Mutex<Tally>,
+    tally: Mutex<EventCounts>,
     rays_token: OnceLock<Token>,
     /// Whether it is known what the handlers of the Ray at `upstream` read of a query.
     reads_are_known: Arc<AtomicBool>,
@@ -515,7 +515,7 @@ impl App {
     }
 
     /// What was counted of the events so far.
-    pub fn tally(&self) -> Tally {
+    pub fn tally(&self) -> EventCounts {
         self.tally.lock().clone()
     }
 

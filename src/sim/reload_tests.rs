@@ -2,7 +2,7 @@
 //! decides the very same as without, to the last byte of its adjustment log but for the number of the configuration.
 
 use super::scenario::{FaultSpec, Guard, Scenario};
-use super::tally::Tally;
+use super::tally::GroupTally;
 use super::world::{Conditions, Onlooker, Traces, run_under};
 use proptest::prelude::*;
 
@@ -18,7 +18,7 @@ const SCENARIOS: [(&str, f64); 7] = [
 ];
 
 /// What became of everyone, and the adjustment log.
-fn lived(scenario: &Scenario) -> (Vec<Tally>, String) {
+fn lived(scenario: &Scenario) -> (Vec<GroupTally>, String) {
     let mut log = String::new();
     let onlooker = Onlooker { adjustment_log: Some(&mut log), ..Onlooker::default() };
     let conditions = Conditions::of(scenario);

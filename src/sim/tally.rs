@@ -24,7 +24,7 @@ pub enum Ending {
 
 /// One group of clients over the measured part of a run.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Tally {
+pub struct GroupTally {
     /// The group's name.
     pub name: String,
     /// Whether it keeps within its share.
@@ -119,11 +119,11 @@ impl FeltTally {
     }
 }
 
-impl Tally {
+impl GroupTally {
     /// Nothing counted yet.
     #[must_use]
-    pub fn new(name: &str, polite: bool) -> Tally {
-        Tally {
+    pub fn new(name: &str, polite: bool) -> GroupTally {
+        GroupTally {
             name: name.to_owned(),
             polite,
             demands: 0,
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn a_demand_served_at_the_third_attempt_is_one_demand() {
-        let mut tally = Tally::new("a", true);
+        let mut tally = GroupTally::new("a", true);
         for attempt in 1..=3 {
             tally.attempt(attempt == 1, 7);
             let ending = if attempt == 3 { Ending::Served } else { Ending::TimedOut };

@@ -87,8 +87,9 @@ fn whole(scenario: &Scenario, run: &Run, all: &mut Verdicts) {
     let attempts: u64 = run.groups.iter().map(|tally| tally.attempts).sum();
     let shed: u64 = run.groups.iter().map(|tally| tally.shed).sum();
     let polite: Vec<_> = run.groups.iter().filter(|tally| tally.polite).collect();
-    let sum =
-        |count: fn(&super::tally::Tally) -> u64| polite.iter().map(|tally| count(tally)).sum::<u64>() as f64;
+    let sum = |count: fn(&super::tally::GroupTally) -> u64| {
+        polite.iter().map(|tally| count(tally)).sum::<u64>() as f64
+    };
     let shares = polite.iter().filter(|t| t.demands > 0).map(|t| t.served as f64 / t.demands as f64);
     let demands: u64 = run.groups.iter().map(|tally| tally.demands).sum();
     let mut victims = histogram();

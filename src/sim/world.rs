@@ -22,7 +22,7 @@ use super::proxy::{Rid, Sharing, SimProxy};
 use super::recovery::Recovery;
 use super::rng::Rng;
 use super::scenario::{FaultKind, Guard, Retry, Scenario, ScenarioError};
-use super::tally::{Ending, FeltTally, Latencies, Second, Tally};
+use super::tally::{Ending, FeltTally, GroupTally, Latencies, Second};
 use super::timeline::{Motion, Timeline};
 use super::trace::Trace;
 use rayguard_config::settings::Probe;
@@ -43,7 +43,7 @@ pub struct Run {
     /// What protected the head.
     pub guard: String,
     /// One per group of clients.
-    pub groups: Vec<Tally>,
+    pub groups: Vec<GroupTally>,
     /// What is drawn.
     pub timeline: Timeline,
     /// The measured part, `[from, to]`, seconds.
@@ -162,7 +162,7 @@ enum Clock {
 /// When the time of those is up who are all given as long: it ends in the order in which they came,
 /// and the heap need know of the first alone.
 #[derive(Debug, Default)]
-struct Line {
+struct TimeoutQueue {
     ends: VecDeque<(Time, Place, Rid)>,
     /// The heap knows of the first.
     armed: bool,
@@ -190,8 +190,8 @@ pub struct World<'a> {
     /// How long the clients of each group wait.
     patience: Vec<Duration>,
     /// When each group's clients give up, and each class's waiters are told.
-    patience_ends: Vec<Line>,
-    queue_ends: Vec<Line>,
+    patience_ends: Vec<TimeoutQueue>,
+    queue_ends: Vec<TimeoutQueue>,
     agents: Vec<Agent>,
     requests: Vec<Request>,
     free: Vec<u32>,
@@ -386,7 +386,7 @@ impl<'a> World<'a> {
             groups: Vec::new(),
             patience: Vec::new(),
             patience_ends: Vec::new(),
-            queue_ends: (0..=u8::MAX).map(|_| Line::default()).collect(),
+            queue_ends: (0..=u8::MAX).map(|_| TimeoutQueue::default()).collect(),
             agents: Vec::new(),
             requests: Vec::new(),
             free: Vec::new(),
@@ -450,8 +450,8 @@ impl<'a> World<'a> {
             }
             self.groups.push(group);
             self.patience.push(duration_from_secs(client.timeout_s));
-            self.patience_ends.push(Line::default());
-            self.run.groups.push(Tally::new(&client.name, client.polite));
+            self.patience_ends.push(TimeoutQueue::default());
+            self.run.groups.push(GroupTally::new(&client.name, client.polite));
             let polite = self.polite.iter().flatten().count();
             self.polite.push(client.polite.then_some(polite));
         }
@@ -611,7 +611,7 @@ impl<'a> World<'a> {
         self.knock(rid);
     }
 
-    fn line(&mut self, clock: Clock) -> &mut Line {
+    fn line(&mut self, clock: Clock) -> &mut TimeoutQueue {
         match clock {
             Clock::Patience(group) => &mut self.patience_ends[usize::from(group)],
             Clock::Queue(class) => &mut self.queue_ends[usize::from(class)],

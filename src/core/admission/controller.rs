@@ -225,12 +225,12 @@ struct ClassAdmission {
     rate_initial: f64,
     client_limits: Option<(PerClientLimits, Arc<ClientLimits>)>,
     /// What is counted outlives this admission controller: see [`AdmissionController::reconfigure`].
-    tally: Arc<Tally>,
+    tally: Arc<ClassState>,
 }
 
 /// What a class has under way and has done.
 #[derive(Debug, Default)]
-struct Tally {
+struct ClassState {
     in_flight: InFlight,
     work_us: AtomicU64,
     /// Admissions counted against the table's `admitted_max`.
@@ -276,14 +276,14 @@ struct ModuleAdmission<W> {
     /// How much work the classes that share a process may have under way together.
     shared_us_max: u64,
     tally: Arc<ModuleTally>,
-    line: Arc<Line<W>>,
+    line: Arc<ModuleWaiters<W>>,
     /// The next admission controller has the line, and serves it under limits that this one does not know.
     has_left: AtomicBool,
 }
 
 /// Who waits before a module.
 #[derive(Debug)]
-struct Line<W> {
+struct ModuleWaiters<W> {
     waiting: AtomicU32,
     queue: Mutex<ModuleQueue<W>>,
 }
@@ -383,7 +383,7 @@ impl<W> AdmissionController<W> {
             };
             let client_limits = client_limits.map(|client_limits| (class.per_client, client_limits));
             let tally = old.map_or_else(
-                || Arc::new(Tally { progress: AtomicU64::new(now.0), ..Tally::default() }),
+                || Arc::new(ClassState { progress: AtomicU64::new(now.0), ..ClassState::default() }),
                 |old| Arc::clone(&old.tally),
             );
             tally.flow.set_limit(limits.bytes_per_second, now);
@@ -417,7 +417,7 @@ impl<W> AdmissionController<W> {
                 before.and_then(|admission| admission.modules.iter().find(|old| old.name == module.name));
             let line = old.and_then(|old| old.hand_on(policy, at)).unwrap_or_else(|| {
                 let queue = Mutex::new(ModuleQueue::of(policy, at));
-                Arc::new(Line { waiting: AtomicU32::new(0), queue })
+                Arc::new(ModuleWaiters { waiting: AtomicU32::new(0), queue })
             });
             ModuleAdmission {
                 name: Arc::clone(&module.name),
@@ -983,7 +983,7 @@ impl<W> AdmissionController<W> {
     }
 }
 
-impl Tally {
+impl ClassState {
     fn note_full(&self, limit: HeldBy) {
         self.full.store(limit as u8, Ordering::Relaxed);
     }
@@ -1005,7 +1005,7 @@ impl<W> ModuleAdmission<W> {
     }
 
     /// The line for the module at this place of a new policy, if it is one of the same classes.
-    fn hand_on(&self, policy: &Policy, at: usize) -> Option<Arc<Line<W>>> {
+    fn hand_on(&self, policy: &Policy, at: usize) -> Option<Arc<ModuleWaiters<W>>> {
         self.lock().reconfigure(policy, at).then(|| {
             self.has_left.store(true, Ordering::SeqCst);
             Arc::clone(&self.line)

@@ -150,7 +150,7 @@ pub enum Joined<W, P = Place> {
 #[derive(Debug)]
 pub struct FairQueue<W> {
     /// By flow; none is empty.
-    lines: Vec<Line<W>>,
+    lines: Vec<FlowQueue<W>>,
     addresses: Tags,
     credentials: Tags,
     turns: Turns,
@@ -171,7 +171,7 @@ pub struct FairQueue<W> {
 
 /// The waiters of one flow, oldest first, and what its turn depends on.
 #[derive(Debug)]
-struct Line<W> {
+struct FlowQueue<W> {
     flow: Flow,
     waiters: VecDeque<(u64, Waiting<W>)>,
     /// The work of its waiters, in seconds.
@@ -202,7 +202,7 @@ impl Backlog {
     }
 }
 
-impl<W> Line<W> {
+impl<W> FlowQueue<W> {
     /// Its key once this much more work of its address and credential has been served.
     fn key_after(&self, virtual_time: f64, of_address: f64, of_credential: f64) -> Key {
         let address = self.tag_address.max(virtual_time) + of_address / self.weights.0;
@@ -584,8 +584,8 @@ impl<W> FairQueue<W> {
     }
 
     /// The line of a flow of which nobody waits yet.
-    fn open(&self, flow: Flow, own: Weights) -> Line<W> {
-        Line {
+    fn open(&self, flow: Flow, own: Weights) -> FlowQueue<W> {
+        FlowQueue {
             flow,
             waiters: VecDeque::new(),
             work: 0.0,
@@ -627,14 +627,14 @@ impl<W> FairQueue<W> {
 
     /// The line that goes next, and where virtual time stands then.
     fn next_line(&self) -> Option<(usize, f64)> {
-        let tag = |line: &Line<W>| line.key_after(self.virtual_time, 0.0, 0.0).0;
+        let tag = |line: &FlowQueue<W>| line.key_after(self.virtual_time, 0.0, 0.0).0;
         let least = self.lines.iter().map(tag).fold(f64::INFINITY, f64::min);
-        let first = |is_meant: &dyn Fn(&Line<W>) -> bool| {
+        let first = |is_meant: &dyn Fn(&FlowQueue<W>) -> bool| {
             let lines = self.lines.iter().enumerate().filter(|(_, line)| is_meant(line));
             let keys = lines.map(|(at, line)| (at, line.order_key(self.virtual_time, self.mean_cost)));
             keys.min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
         };
-        let is_near = |line: &Line<W>| line.key_after(self.virtual_time, -AHEAD_S, -AHEAD_S).0 <= least;
+        let is_near = |line: &FlowQueue<W>| line.key_after(self.virtual_time, -AHEAD_S, -AHEAD_S).0 <= least;
         // Who is first of all is nearly always near.
         let at = first(&|_| true).filter(|at| is_near(&self.lines[*at])).or_else(|| first(&is_near))?;
         Some((at, least))
@@ -648,7 +648,7 @@ impl<W> FairQueue<W> {
     /// Takes out the newest waiter of the flow whose backlog ends last: others need its place.
     pub(crate) fn give_way(&mut self) -> Option<Waiting<W>> {
         let few = self.few();
-        let end = |line: &Line<W>| {
+        let end = |line: &FlowQueue<W>| {
             let (is_many, tag) = line.end(self.virtual_time, few, [line.of_address, line.of_credential]);
             (is_many, (tag, line.turn + line.work, line.newest()))
         };
@@ -661,7 +661,7 @@ impl<W> FairQueue<W> {
     fn served_last(&self, newcomer: Flow, cost: f64, own: Weights) -> Flow {
         let few = self.few();
         let joining = |of: Backlog, same: bool| if same { of.and(1, cost) } else { of };
-        let end = |line: &Line<W>| {
+        let end = |line: &FlowQueue<W>| {
             let of_address = joining(line.of_address, line.flow.address == newcomer.address);
             let of_credential = joining(line.of_credential, line.flow.credential == newcomer.credential);
             let (is_many, tag) = line.end(self.virtual_time, few, [of_address, of_credential]);
@@ -1130,7 +1130,7 @@ mod tests {
                 for line in &queue.lines {
                     // What a line remembers is what there is.
                     let anew = queue.open(line.flow, line.own);
-                    let seen = |line: &Line<ClientId>| {
+                    let seen = |line: &FlowQueue<ClientId>| {
                         [line.of_address.work, line.of_credential.work, line.tag_address, line.tag_credential, line.turn]
                             .map(f64::to_bits)
                     };

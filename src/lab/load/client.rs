@@ -52,7 +52,7 @@ pub(crate) struct Client {
     target: SocketAddr,
     authority: String,
     /// Idle lines, by source address.
-    idle: Vec<Mutex<Vec<Line>>>,
+    idle: Vec<Mutex<Vec<OpenConnection>>>,
     /// Source ports are taken in turn, so that the longest unused comes next.
     next_port: AtomicU32,
 }
@@ -60,7 +60,7 @@ pub(crate) struct Client {
 type Http1 = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
 
 /// A connection, moved along by whoever uses it: nothing runs behind an idle one.
-struct Line {
+struct OpenConnection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// `None` once it has ended under a request that it will not answer.
     connection: Option<Http1>,
@@ -85,7 +85,7 @@ pub(crate) struct Outcome {
 
 /// A tail or a stream: answered, and still open.
 pub(crate) struct Held {
-    line: Line,
+    line: OpenConnection,
     body: Incoming,
     websocket: bool,
     length: Duration,
@@ -176,11 +176,11 @@ impl Client {
         request.body(Full::new(body))
     }
 
-    async fn connect(&self, address: usize) -> io::Result<Line> {
+    async fn connect(&self, address: usize) -> io::Result<OpenConnection> {
         let stream = self.dial(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        Ok(Line { sender, connection: Some(connection), finished: false, used: false })
+        Ok(OpenConnection { sender, connection: Some(connection), finished: false, used: false })
     }
 
     /// Connects from the source address in turn. The port is chosen here: left to the system, each
@@ -216,7 +216,7 @@ impl Client {
 
     async fn read(
         &self,
-        mut line: Line,
+        mut line: OpenConnection,
         answer: Response<Incoming>,
         address: usize,
         shape: &Shape,
@@ -245,15 +245,15 @@ impl Client {
         outcome
     }
 
-    fn idle_at(&self, address: usize) -> MutexGuard<'_, Vec<Line>> {
+    fn idle_at(&self, address: usize) -> MutexGuard<'_, Vec<OpenConnection>> {
         self.idle[address].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Line {
+impl OpenConnection {
     /// Sends a request once the line is ready for it, and waits for the answer's head.
     async fn ask(&mut self, request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
-        let Line { sender, connection, finished, .. } = self;
+        let OpenConnection { sender, connection, finished, .. } = self;
         drive(connection, finished, sender.ready()).await?;
         drive(connection, finished, sender.send_request(request)).await
     }

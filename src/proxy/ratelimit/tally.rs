@@ -57,12 +57,12 @@ impl Answer {
 
 /// Counters that outlive every configuration.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct AnswerCounts {
     answers: [AtomicU64; Answer::ALL.len()],
     places: AtomicU64,
 }
 
-impl Tally {
+impl AnswerCounts {
     /// Counts one; how many that makes.
     pub fn note(&self, answer: Answer) -> u64 {
         self.answers[answer as usize].fetch_add(1, Ordering::Relaxed) + 1
