@@ -147,11 +147,11 @@ fn latencies(case: &Case, trace: &Trace, replay: &Replay) -> Vec<ModelFit> {
             for latencies in [&mut real, &mut model] {
                 latencies.sort_by(|a, b| a.0.total_cmp(&b.0));
             }
-            let pair = |share| (quantile(&real, share), quantile(&model, share));
-            all.push(like(format!("{window}: {route}, p50 ms"), pair(0.5), Bound::Factor(LATENCY_FACTOR)));
+            let pair = |percent| (percentile(&real, percent), percentile(&model, percent));
+            all.push(like(format!("{window}: {route}, p50 ms"), pair(50), Bound::Factor(LATENCY_FACTOR)));
             if real.len() >= TAIL_COUNT_MIN {
                 let tail =
-                    like(format!("{window}: {route}, p99 ms"), pair(0.99), Bound::Factor(LATENCY_FACTOR));
+                    like(format!("{window}: {route}, p99 ms"), pair(99), Bound::Factor(LATENCY_FACTOR));
                 let unlike =
                     case.unlike.iter().find(|(of, _)| tail.what.starts_with(of)).map(|(_, why)| *why);
                 all.push(ModelFit { unlike, met: tail.met || unlike.is_some(), ..tail });
@@ -163,8 +163,8 @@ fn latencies(case: &Case, trace: &Trace, replay: &Replay) -> Vec<ModelFit> {
 }
 
 /// Of sorted latencies.
-fn quantile(sorted: &[(f64, bool)], share: f64) -> Option<f64> {
-    sorted.get((sorted.len() as f64 * share) as usize).map(|value| value.0)
+fn percentile(sorted: &[(f64, bool)], percent: usize) -> Option<f64> {
+    sorted.get(sorted.len() * percent / 100).map(|value| value.0)
 }
 
 /// From the end of the flood to the last request of `route` that failed, recorded and simulated.
