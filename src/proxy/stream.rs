@@ -3,7 +3,7 @@
 //!
 //! In service every stream is a socket of the OS. A simulation brings a network of its own,
 //! in which time is virtual and lines break by seed, and the proxy is to be the same there down to
-//! its last line: so such a network hands it streams ([`Line`]), and it asks for nothing else.
+//! its last line: so such a network hands it streams ([`NetworkStream`]), and it asks for nothing else.
 
 use socket2::{SockRef, TcpKeepalive};
 use std::fmt::Debug;
