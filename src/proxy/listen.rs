@@ -266,19 +266,8 @@ pub fn serve(
     tasks: Tasks,
     bounds: Bounds,
 ) -> Task {
-    serve_requests(listener.into(), state, tasks, bounds)
-}
-
-/// Boxed here, like [`serve_ratelimit`], so that what a request takes is compiled in this crate, which the shipped build
-/// optimises for speed, and not in the one that first polls it, which is optimised for size.
-fn serve_requests(
-    listener: Listener,
-    state: Arc<ArcSwap<ListenerState>>,
-    tasks: Tasks,
-    bounds: Bounds,
-) -> Task {
     let (states, closing) = (Arc::clone(&state), tasks.clone());
-    Box::pin(accept(listener, state, tasks, bounds, move |stream, peer, http2| -> Task {
+    Box::pin(accept(listener.into(), state, tasks, bounds, move |stream, peer, http2| -> Task {
         let (peer, state, closing) = (Arc::new(peer), Arc::clone(&states), closing.clone());
         if http2 {
             Box::pin(converse_http2(stream, BytesMut::new(), peer, state, closing, bounds))

@@ -115,7 +115,7 @@ enum Decided {
 }
 
 impl Service {
-    /// A service for `domain` by this listener.s routes and limits. A place whose end is to be told
+    /// A service for `domain` by this listener's routes and limits. A place whose end is to be told
     /// is held for `permit_max` at most.
     pub fn start(state: Arc<ArcSwap<ListenerState>>, domain: Arc<str>, permit_max: Duration) -> Arc<Service> {
         let tasks = state.load().proxy.tasks.clone();
