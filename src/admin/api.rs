@@ -5,7 +5,6 @@
 //! this process takes requests; neither asks whether Ray is well, or an ill head would have its
 //! guard restarted or taken out of service when it is needed most.
 
-use crate::admin::AdminState;
 use crate::admin::access::Peer;
 use crate::admin::answer::{Answer, Problem, bytes, json, text};
 use crate::admin::openapi::{DESCRIPTION, OPERATIONS, Parameter};
@@ -14,10 +13,11 @@ use crate::admin::schema::{
     ListenerView, ModeRequest, PinRequest, ReceiverTest, ReloadRequest, Reloaded, State, Tested,
     UnpinRequest, WORDS_MAX,
 };
+use crate::admin::state::AdminState;
 use crate::admin::{clients, discovery, page};
 use crate::core::admission::table::Mode;
-use crate::core::controller::overrides::{Override, OverrideError, PIN_MAX};
-use crate::core::controller::view::{ClassView, LimitView, PinView, SignalView, View};
+use crate::core::controller::overrides::{Override, OverrideError, PIN_MAX, PinView};
+use crate::core::controller::view::{ClassView, LimitView, SignalView, View};
 use crate::core::event::{Event, LimitKind, number, printable, quantity};
 use crate::core::replicas::quota::Leased;
 use crate::core::time::WallMs;

@@ -3,11 +3,12 @@
 
 use crate::core::admission::table::Mode as ShedMode;
 use crate::core::control::guardrails::Guardrail;
-use crate::core::controller::view::{LimitView, ModuleView, PinView, View};
+use crate::core::controller::overrides::PinView;
+use crate::core::controller::view::{LimitView, ModuleView, View};
 use crate::core::event::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::Entry;
-use crate::runtime::head_version::RayView;
+use crate::runtime::seen_ray::RayView;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

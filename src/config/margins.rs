@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use super::settings::Settings;
 use rayguard_core::control::stability::{Assessment, Timing, Unstable, assess, assess_backlog};
-use rayguard_core::controller::{PATIENCE, backlog_followed};
+use rayguard_core::controller::PATIENCE;
+use rayguard_core::controller::backlog::backlog_followed;
 use rayguard_core::event::{LimitKind, LoopKind};
 use rayguard_core::policy::{
     Bounds, Class, ClassId, Kind, Law, Policy, Signal, SignalId, SignalSource, Treatment,

@@ -17,14 +17,13 @@
 //! simulation. The admission controller hands it back through `wake` together with the verdict.
 
 mod dispatch;
-mod multi_cost;
+mod module_queue;
+pub mod multi_cost;
 mod preflight;
-
-pub use multi_cost::Left;
 
 pub use super::ask::Ask;
 use crate::admission::client_limits::{ClientLimits, ClientPermit};
-use crate::admission::controller::dispatch::ModuleQueue;
+use crate::admission::controller::module_queue::ModuleQueue;
 use crate::admission::cost::{Costs, Departures};
 use crate::admission::demand::ClassDemand;
 use crate::admission::flow::Flow;

@@ -367,6 +367,9 @@ impl Counts {
     }
 }
 
+/// What the proxy says of itself: one reading per class, in the policy's order.
+pub type ProxyReading = Vec<Reading>;
+
 /// What the proxy says of one class at one moment.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Reading {

@@ -24,7 +24,7 @@
 //! signal never shuts the limit for good. Before the first reading nothing is known of the backlog, least of all that
 //! there is none: half the target may be admitted, and the trickle.
 
-use crate::policy::SignalId;
+use crate::policy::{Law, Policy, SignalId};
 use crate::time::Time;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -170,6 +170,14 @@ const NEWS_EXPECTED: Duration = Duration::from_secs(25);
 )]
 fn whole(room: f64) -> u64 {
     room.max(0.0).floor() as u64
+}
+
+/// The backlog that a class's rate follows, if it has both.
+#[must_use]
+pub fn backlog_followed(policy: &Policy, class: usize) -> Option<SignalId> {
+    let class = &policy.classes[class];
+    let moves = class.law != Law::Static && class.rate.is_some_and(|rate| rate.per_second.moves());
+    class.signals.iter().copied().find(|id| moves && policy.signals[id.index()].backlog)
 }
 
 #[cfg(test)]

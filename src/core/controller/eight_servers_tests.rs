@@ -4,7 +4,7 @@
 //! else; clients come at random, do not wait for a place, and leave after a second (what they
 //! asked for is done all the same). The controller is the production one and sees what the proxy
 //! would count. Three minutes of 0.6 of the capacity, then four of twice the capacity, and by
-//! itself 1.2 times. What others reach on this plant stands in `simulations/README.md`; the
+//! itself 1.2 times. What others reach on this plant stands in `simulations/RESULTS.md`; the
 //! proxy's own loop, which looks four times a second, is put to `simulations/servers-*.toml`.
 
 use super::{ClassReading, Controller};

@@ -36,7 +36,7 @@ use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::futile::Sample;
 use crate::control::law::{Observation, Spread};
 use crate::control::stability::Timing;
-use crate::controller::{ClassReading, Controller, ProxyReading, Reasons};
+use crate::controller::{ClassReading, Controller, PATIENCE, ProxyReading, Reasons};
 use crate::event::{Apportioned, Derivation, Event, SignalSeen};
 use crate::policy::{Class, NEEDED, Treatment};
 use crate::time::{Time, duration_from_secs};
@@ -47,9 +47,6 @@ const SAMPLES_MIN: u64 = 20;
 
 /// So many tell a latency as well as is needed.
 const SAMPLES: u64 = 400;
-
-/// After so long, fewer must do.
-pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// This many standard errors above the objective are no chance, though looked at again and again.
 const EVIDENCE: f64 = 2.5;

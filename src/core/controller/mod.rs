@@ -12,6 +12,7 @@
 //! returns as [`Effects`].
 
 pub mod backlog;
+mod by_hand;
 #[cfg(test)]
 mod eight_servers_tests;
 #[cfg(test)]
@@ -22,14 +23,15 @@ pub mod leadership;
 mod logged_moves_tests;
 mod outer;
 pub mod overrides;
+mod replica;
 #[cfg(test)]
 mod retry_after_tests;
 pub mod signal_store;
 pub mod view;
 
 use crate::admission::controller::AdmissionController;
-pub use crate::admission::meter::Reading as ClassReading;
 use crate::admission::meter::{Counts, Reason};
+pub use crate::admission::meter::{ProxyReading, Reading as ClassReading};
 use crate::admission::table::{LimitTable, Mode};
 use crate::alert::{self, Alert, Alerts, Patience};
 use crate::control::backlog::Drain;
@@ -38,10 +40,8 @@ use crate::control::law::Terms;
 use crate::control::oscillation::Oscillation;
 use crate::control::regulator::{Move, Regulator};
 use crate::control::trial::Trials;
-use crate::controller::backlog::Backlog;
-pub use crate::controller::inner::PATIENCE;
+use crate::controller::backlog::{Backlog, backlog_followed};
 use crate::controller::leadership::Leadership;
-pub use crate::controller::outer::backlog_followed;
 use crate::controller::overrides::Overrides;
 use crate::controller::signal_store::SignalStore;
 use crate::event::{
@@ -54,9 +54,6 @@ use crate::time::{Time, WallMs};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// What the proxy says of itself: one reading per class, in the policy's order.
-pub type ProxyReading = Vec<ClassReading>;
 
 /// Reads the admission controller's counters.
 #[must_use]
@@ -213,6 +210,12 @@ const SUMMARY_PERIOD: Duration = Duration::from_secs(10);
 /// every rule of every class into words.
 const JUDGEMENT_PERIOD: Duration = Duration::from_secs(1);
 
+/// An inner loop waits for so long until it has seen enough; then less must do.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Of its module's time a class keeps this share, whatever the head is short of.
+const SHARE_MIN: f64 = 0.1;
+
 impl Controller {
     /// A controller whose limits start at `initial`, or at the last run's where they are known.
     #[must_use]
@@ -241,7 +244,7 @@ impl Controller {
                 let limited = class.treatment == Treatment::Limited;
                 let inner = (limited && class.kind == Kind::Unary && class.in_flight.moves())
                     .then(|| make(LimitKind::InFlight, LoopKind::Inner, class.in_flight));
-                let counts = outer::backlog_followed(&policy, at);
+                let counts = backlog_followed(&policy, at);
                 let rate = class.rate.filter(|rate| rate.per_second.moves());
                 let outer = if !limited || class.signals.iter().all(|id| Some(*id) == counts) {
                     None
@@ -251,7 +254,7 @@ impl Controller {
                     // The ceiling begins fully open: it is the signals' to lower, and in one process down to a share
                     // of its time (law 6).
                     let is_one_process = policy.modules[class.module.index()].is_one_process();
-                    let share = if is_one_process { outer::SHARE_MIN } else { f64::INFINITY };
+                    let share = if is_one_process { SHARE_MIN } else { f64::INFINITY };
                     let min = class.in_flight.min.min(share);
                     let open = Bounds { initial: class.in_flight.max, min, ..class.in_flight };
                     Some(make(LimitKind::InFlight, LoopKind::Outer, open))

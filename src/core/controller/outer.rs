@@ -35,11 +35,11 @@ use crate::control::law::Observation;
 use crate::control::regulator::Move;
 use crate::control::stability::Timing;
 use crate::control::trial::Verdict;
-use crate::controller::backlog::Promise;
+use crate::controller::backlog::{Promise, backlog_followed};
 use crate::controller::signal_store::Posted;
 use crate::controller::{ClassReading, Controller, Loop, ProxyReading, Reasons};
 use crate::event::{Apportioned, Derivation, Event, LimitKind, SignalHealth, SignalSeen};
-use crate::policy::{Law, OnStale, Policy, Signal, SignalId};
+use crate::policy::{OnStale, Signal, SignalId};
 use crate::time::Time;
 use std::time::Duration;
 
@@ -55,9 +55,6 @@ const WORTH_A_MOVE: f64 = 0.02;
 
 /// A stock that is going to grow by no more than this factor stands.
 const STANDS: f64 = 1.05;
-
-/// Of its module's time a class keeps this share, whatever the head is short of.
-pub(super) const SHARE_MIN: f64 = 0.1;
 
 impl Controller {
     pub(super) fn step_outer(&mut self, proxy: &ProxyReading, now: Time, events: &mut Vec<Event>) {
@@ -517,14 +514,6 @@ fn counted(posted: &Posted, asked: Option<Waiting>, replicas: u32) -> Option<Cou
 /// A job that is being let in is in the line of those that are asked by then.
 const ASKED_AGE: Duration = Duration::from_secs(1);
 
-/// The backlog that a class's rate follows, if it has both.
-#[must_use]
-pub fn backlog_followed(policy: &Policy, class: usize) -> Option<SignalId> {
-    let class = &policy.classes[class];
-    let moves = class.law != Law::Static && class.rate.is_some_and(|rate| rate.per_second.moves());
-    class.signals.iter().copied().find(|id| moves && policy.signals[id.index()].backlog)
-}
-
 /// The limit stands as the step left it, and the next window begins.
 fn conclude(of: &mut Loop, seen: &ClassReading, step: &Move, now: Time) {
     of.limit = step.new;
@@ -538,7 +527,7 @@ fn conclude(of: &mut Loop, seen: &ClassReading, step: &Move, now: Time) {
 mod tests {
     use super::*;
     use crate::controller::signal_store::SignalStore;
-    use crate::policy::{Signal, plain};
+    use crate::policy::{Policy, Signal, plain};
     use crate::signal::catalogue::SIGNALS;
     use crate::signal::reading::Reading;
 

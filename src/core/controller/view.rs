@@ -3,6 +3,7 @@
 use crate::admission::controller::HeldBy;
 use crate::admission::table::Mode as ShedMode;
 use crate::alert;
+use crate::controller::overrides::{Pin, PinView};
 use crate::controller::{Controller, ProxyReading};
 use crate::event::{LimitKind, Mode, SignalHealth};
 use crate::policy::{ClassId, SignalId, Treatment};
@@ -48,24 +49,6 @@ pub struct ModuleView {
     pub in_flight: u32,
     /// How many unary requests may be under way at once.
     pub limit: f64,
-}
-
-/// One limit held by hand.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "Pin")]
-pub struct PinView {
-    /// The class's name.
-    pub class: String,
-    /// Which limit.
-    pub limit: LimitKind,
-    /// Its value.
-    pub value: f64,
-    /// Seconds until it ends by itself.
-    pub left_s: f64,
-    /// Who said so.
-    pub who: String,
-    /// Why they said so.
-    pub why: String,
 }
 
 /// One signal.
@@ -250,7 +233,7 @@ impl Controller {
     }
 
     pub(super) fn pin_views(&self, now: Time) -> Vec<PinView> {
-        let view = |pin: &super::overrides::Pin| PinView {
+        let view = |pin: &Pin| PinView {
             class: self.policy.classes[pin.class].name.to_string(),
             limit: pin.limit,
             value: pin.value,

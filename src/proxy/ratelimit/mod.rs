@@ -53,7 +53,6 @@ pub mod message;
 pub mod service_time;
 pub mod tally;
 
-use crate::body::Body;
 use crate::headers::REQUEST_ID;
 use crate::permit_guard::PermitGuard;
 use crate::ratelimit::call::CallError;
@@ -65,13 +64,15 @@ use crate::ratelimit::message::{
 use crate::ratelimit::service_time::ServiceTimes;
 use crate::ratelimit::tally::Answer;
 use crate::reject::{self, Refused};
+use crate::response_body::Body;
 use crate::state::{ListenerState, ProxyState, ShedNote};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
-use rayguard_core::admission::controller::{Left, Shed};
+use rayguard_core::admission::controller::Shed;
+use rayguard_core::admission::controller::multi_cost::Left;
 use rayguard_core::admission::meter::Reason;
 use rayguard_core::event::Via;
 use rayguard_core::policy::{ClassId, Kind, Treatment};

@@ -1,7 +1,8 @@
 use super::*;
 use crate::clock::Clock;
 use crate::ratelimit::message::Entry;
-use crate::state::{Routing, ShedNote};
+use crate::routing::Routing;
+use crate::state::ShedNote;
 use crate::tasks::Tasks;
 use crate::upstream::{Address, Options, Upstream};
 use rayguard_core::admission::table::{LimitTable, Mode};

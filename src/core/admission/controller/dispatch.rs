@@ -9,46 +9,18 @@
 use super::{AdmissionController, ClassAdmission, Decision, Grant, HeldBy, Permit, Rank, Shed, WaitId};
 use crate::admission::client_limits::ClientPermit;
 use crate::admission::controller::Ask;
-use crate::admission::history::{KEPT_FOR, kept_free};
+use crate::admission::controller::module_queue::{ClassQueue, ModuleQueue, Waiter};
+use crate::admission::history::kept_free;
 use crate::admission::meter::Reason;
 use crate::admission::queue::{Joined, Waiting, Weights};
 use crate::admission::table::{LimitTable, permits};
-use crate::admission::tiers::{TierPlace, Tiers};
-use crate::policy::{Class, ClassId, Policy, Priority};
+use crate::policy::{ClassId, Priority};
 use crate::time::Time;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Classes of this priority and above are served before all others, whatever their share.
 const STRICT: Priority = Priority(9);
-
-#[derive(Debug)]
-pub(super) struct ModuleQueue<W> {
-    classes: Vec<ClassQueue<W>>,
-    virtual_time: f64,
-    /// Counts the rounds in which waiters are served.
-    round: u64,
-}
-
-#[derive(Debug)]
-pub(super) struct ClassQueue<W> {
-    id: ClassId,
-    name: Arc<str>,
-    pub(super) fair: Tiers<Waiter<W>>,
-    /// The class's own tag among the classes of its module, in work / weight.
-    tag: f64,
-    /// The last round in which it was found without room.
-    full_in: u64,
-    /// Until when strangers leave room for known requests.
-    kept_until: Time,
-}
-
-#[derive(Debug)]
-pub(super) struct Waiter<W> {
-    waiter: W,
-    of_client: Option<ClientPermit>,
-}
 
 impl<W> AdmissionController<W> {
     /// A waiter's client has left. Returns its waiter if it was still waiting.
@@ -297,64 +269,6 @@ impl<W> AdmissionController<W> {
         class.tally.waiting.fetch_sub(1, Ordering::SeqCst);
         self.module(class.module).line.waiting.fetch_sub(1, Ordering::SeqCst);
     }
-}
-
-impl<W> ModuleQueue<W> {
-    pub(super) fn of(policy: &Policy, module: usize) -> ModuleQueue<W> {
-        let classes = classes_of(policy, module).map(|(id, class)| {
-            let (name, fair) = (Arc::clone(&class.name), Tiers::new(class.rate.is_none()));
-            ClassQueue { id, name, fair, tag: 0.0, full_in: 0, kept_until: Time::ZERO }
-        });
-        ModuleQueue { classes: classes.collect(), virtual_time: 0.0, round: 0 }
-    }
-
-    /// Takes on what a new policy says of the module at this place; false, and as it was, where its classes are others
-    /// or have other numbers, by which waiters are known.
-    pub(super) fn reconfigure(&mut self, policy: &Policy, module: usize) -> bool {
-        let own = self.classes.iter().map(|class| (class.id, &class.name));
-        let is_same = own.eq(classes_of(policy, module).map(|(id, class)| (id, &class.name)));
-        if is_same {
-            for (own, (_, class)) in self.classes.iter_mut().zip(classes_of(policy, module)) {
-                own.fair.heed_patience(class.rate.is_none());
-            }
-        }
-        is_same
-    }
-
-    fn is_empty(&self) -> bool {
-        self.classes.iter().all(|class| class.fair.is_empty())
-    }
-
-    pub(super) fn class_mut(&mut self, id: ClassId) -> Option<&mut ClassQueue<W>> {
-        self.classes.iter_mut().find(|class| class.id == id)
-    }
-
-    fn join(
-        &mut self,
-        id: ClassId,
-        request: Waiting<Waiter<W>>,
-        len_max: u32,
-    ) -> Joined<Waiter<W>, TierPlace> {
-        let virtual_time = self.virtual_time;
-        match self.class_mut(id) {
-            Some(class) => {
-                if class.fair.is_empty() {
-                    class.tag = class.tag.max(virtual_time);
-                }
-                if request.claim.is_some() {
-                    class.kept_until = request.since + KEPT_FOR;
-                }
-                class.fair.join(request, len_max)
-            }
-            None => Joined::Refused(request),
-        }
-    }
-}
-
-/// The classes of a module, with their numbers.
-fn classes_of(policy: &Policy, module: usize) -> impl Iterator<Item = (ClassId, &Class)> {
-    let numbered = (0..=u8::MAX).map(ClassId).zip(&policy.classes);
-    numbered.filter(move |(_, class)| class.module.index() == module)
 }
 
 /// A class's weight among those of its module.
