@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::settings::ApiKey;
+use super::scalars::ApiKey;
 
 /// The most keys: each is compared with every key that is shown.
 pub(crate) const KEYS_MAX: usize = 1000;

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use rustls::pki_types::ServerName;
 use url::Url;
 
+use super::check::Check;
 use super::classes;
 use super::defaults;
 use super::document::Document;
@@ -21,7 +22,7 @@ use super::keys::{
     RawAdmin, RawAlerts, RawApiKey, RawIdentity, RawListener, RawMetrics, RawNotify, RawReplicas, RawTls,
     RawUpstreamTls,
 };
-use super::problem::{Problem, suggest};
+use super::problem::Problem;
 use super::quantity::Length;
 use super::settings::{
     Address, Admin, Alerts, ApiKey, Identity, Listener, Metrics, Notify, NotifyUrl, RatelimitService,
@@ -31,51 +32,6 @@ use super::value::Short;
 use rayguard_core::alert::{Alert, Patience};
 use rayguard_core::replicas::Timing;
 use rayguard_core::request::catalogue::Surface;
-
-/// Collects problems while values are judged.
-pub(super) struct Check<'a> {
-    document: &'a Document<'a>,
-    pub(super) problems: Vec<Problem>,
-}
-
-impl Check<'_> {
-    /// Notes a problem with a key.
-    pub(super) fn refuse(
-        &mut self,
-        key: impl Into<String>,
-        message: impl Into<String>,
-        remedy: impl Into<String>,
-    ) {
-        let key = key.into();
-        self.problems.push(Problem {
-            span: self.document.span(&key),
-            key,
-            message: message.into(),
-            remedy: Some(remedy.into()).filter(|remedy: &String| !remedy.is_empty()),
-        });
-    }
-
-    /// Whether a key is given.
-    pub(super) fn has(&self, key: &str) -> bool {
-        self.document.has(key)
-    }
-
-    /// The place of `name` among `known`, or a problem that guesses what was meant.
-    pub(super) fn find<'a>(
-        &mut self,
-        key: impl Into<String>,
-        what: &str,
-        name: &str,
-        known: impl Iterator<Item = &'a str> + Clone,
-    ) -> Option<usize> {
-        let found = known.clone().position(|candidate| candidate == name);
-        if found.is_none() {
-            let remedy = suggest(name, known).unwrap_or_default();
-            self.refuse(key, format!("there is no {what} `{name}`"), remedy);
-        }
-        found
-    }
-}
 
 /// The settings that the file asks for, or all that is wrong with them.
 pub(super) fn check(document: &Document<'_>, version: &str) -> Result<Settings, Vec<Problem>> {

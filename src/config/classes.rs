@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::Check;
+use super::check::Check;
 use super::defaults;
 use super::keys::{
     RATE_MAX, RATE_MIN, Raw, RawBounds, RawClass, RawControl, RawLaw, RawPerClient, RawQueue, RawRate,

@@ -6,7 +6,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use super::settings::{Address, Upstream};
+use super::scalars::{Address, Upstream};
 use rayguard_core::policy::{Class, Law, Module, Signal, SignalId};
 use rayguard_core::request::catalogue;
 use rayguard_core::signal::catalogue::{SIGNALS, SignalDefault};

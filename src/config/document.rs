@@ -11,8 +11,24 @@ use toml::de::{DeArray, DeTable, DeValue, Deserializer};
 
 use super::keys::Raw;
 use super::problem::{Problem, suggest};
+use super::renamed;
 use super::value::{Value, Words};
-use super::{Overrides, renamed};
+use rayguard_core::admission::table::Mode;
+
+/// What the command line puts over the file.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--upstream`.
+    pub upstream: Option<String>,
+    /// `--listen`: takes the place of every listener of the file.
+    pub listen: Option<String>,
+    /// `--mode`.
+    pub mode: Option<Mode>,
+    /// `--prometheus`.
+    pub prometheus: Option<String>,
+    /// `--state-dir`.
+    pub state_dir: Option<String>,
+}
 
 /// Problems reported for one file.
 const PROBLEMS_MAX: usize = 100;

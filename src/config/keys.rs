@@ -1,21 +1,22 @@
 //! The one table of keys: every key that a file may have, with its kind, default, range and text.
 //!
 //! What reads the file, what refuses values, `rayguard check --defaults`, `config/rayguard.toml` and
-//! the tables of `config/README.md` are made from these entries (see `table` for their form). What
+//! the tables of `config/KEYS.md` are made from these entries (see `table` for their form). What
 //! is laid over built-in classes, modules and signals has no default here, and is `None` when
 //! absent; what involves several keys is judged in `checked` and `classes`.
 
 use std::time::Duration;
 
-use serde::de::{Deserializer, MapAccess};
+use serde::de::{self, Deserializer, MapAccess};
 
 use super::defaults;
-use super::settings::{LogFormat, NotifyKind};
+use super::quantity::shown;
+use super::scalars::{LogFormat, NotifyKind, Secret};
 use super::table::{self, Entry, Key, Section, keys, plain};
 use super::value::{
     Agent, AnyUrl, Contact, Digest, Header, Host, How, HttpPath, LawKind, Listen, Name, Named, Network,
-    OrOff, Origin, Page, Path, PrometheusUrl, Rate, RayVersion, ReadWithin, Room, SecretAt, Server, Short,
-    Size, Slos, Text, Throughput, Time, Value, Word,
+    OrOff, Origin, Page, Path, PrometheusUrl, Rate, RayVersion, ReadWithin, Room, Server, Short, Size, Slos,
+    Text, Throughput, Time, Value, Word,
 };
 use rayguard_core::admission::table::Mode;
 use rayguard_core::policy::{Control, Kind, OnStale, Treatment};
@@ -636,3 +637,30 @@ pub(super) const SECTIONS: &[(&str, KeysOf)] = &[
     ("replicas", RawReplicas::keys),
     ("ratelimit_service", RawRatelimitService::keys),
 ];
+
+/// A secret is never in the file: it stands in another file or in the environment.
+pub enum SecretAt {}
+impl Value for SecretAt {
+    type Out = Secret;
+    type Bound = ();
+    fn unit() -> String {
+        "secret".into()
+    }
+    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Secret, D::Error> {
+        let table = SecretTable::read(from)?;
+        match (table.file, table.env) {
+            (Some(file), None) => Ok(Secret::File(file)),
+            (None, Some(name)) if !name.is_empty() && !name.contains(['=', '\0']) => Ok(Secret::Env(name)),
+            (None, Some(name)) => {
+                Err(de::Error::custom(format!("`{}` is not the name of a variable", shown(&name))))
+            }
+            _ => Err(de::Error::custom(
+                "a secret comes from one place, a file or a variable; write { file = \
+                    \"/run/secrets/name\" } or { env = \"NAME\" }",
+            )),
+        }
+    }
+    fn toml(_: &Secret) -> String {
+        String::new()
+    }
+}

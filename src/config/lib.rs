@@ -6,6 +6,7 @@
 //! run by.
 
 pub mod api_keys;
+mod check;
 mod checked;
 mod classes;
 pub mod defaults;
@@ -16,6 +17,7 @@ pub mod problem;
 mod prometheus;
 pub mod quantity;
 pub mod renamed;
+mod scalars;
 pub mod settings;
 mod table;
 pub mod value;
@@ -25,25 +27,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+pub use document::Overrides;
 pub use problem::{Problem, Problems};
 pub use settings::Settings;
-
-use rayguard_core::admission::table::Mode;
-
-/// What the command line puts over the file.
-#[derive(Clone, Debug, Default)]
-pub struct Overrides {
-    /// `--upstream`.
-    pub upstream: Option<String>,
-    /// `--listen`: takes the place of every listener of the file.
-    pub listen: Option<String>,
-    /// `--mode`.
-    pub mode: Option<Mode>,
-    /// `--prometheus`.
-    pub prometheus: Option<String>,
-    /// `--state-dir`.
-    pub state_dir: Option<String>,
-}
 
 /// Why there are no settings.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use http::header::{HeaderName, HeaderValue};
 
-use super::checked::Check;
+use super::check::Check;
 use super::keys::RawMetrics;
 use super::settings::{Login, Prometheus};
 

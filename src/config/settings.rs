@@ -5,7 +5,6 @@
 //! in `checked`, once at start and once a reload, and shared behind an `Arc`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +14,7 @@ use rustls::pki_types::ServerName;
 use url::Url;
 
 pub use super::keys::{AdjustmentLog, Http, Log, Probe};
+pub use super::scalars::{Address, ApiKey, LogFormat, NotifyKind, Secret, Upstream};
 
 use rayguard_core::admission::table::Mode;
 use rayguard_core::alert::{Alert, Patience};
@@ -73,31 +73,6 @@ pub struct Settings {
     pub routes: Vec<Rule>,
 }
 
-/// An HTTP server that rayguard forwards to. Plain HTTP: Ray's own ports speak no TLS.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-pub struct Upstream {
-    /// Host name or address, without brackets.
-    pub host: Arc<str>,
-    /// Port, never 0.
-    pub port: u16,
-}
-
-impl Upstream {
-    /// `host:port` as it stands in a URL or a Host header.
-    pub fn authority(&self) -> String {
-        if self.host.contains(':') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
-    }
-
-    /// `http://host:port`, without a slash at the end.
-    pub fn url(&self) -> String {
-        format!("http://{}", self.authority())
-    }
-}
-
 /// One listener.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Listener {
@@ -114,24 +89,6 @@ pub struct Listener {
     /// Whether a PROXY protocol header (v1 or v2) comes before anything else. It is
     /// believed from trusted proxies alone.
     pub proxy_protocol: bool,
-}
-
-/// Where a listener is bound.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Address {
-    /// TCP; port 0 takes any free one.
-    Tcp(SocketAddr),
-    /// A Unix socket; the path fits `sun_path`.
-    Unix(PathBuf),
-}
-
-impl std::fmt::Display for Address {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Address::Tcp(address) => address.fmt(f),
-            Address::Unix(path) => write!(f, "unix:{}", path.display()),
-        }
-    }
 }
 
 /// Files of a TLS listener; they are read when it is opened and again when they have changed.
@@ -170,15 +127,6 @@ pub struct Identity {
     /// The file that some of them stand in; it is read with the configuration, and again when it
     /// has changed.
     pub api_keys_file: Option<PathBuf>,
-}
-
-/// A key handed to a known client. The key itself is nowhere: only its digest.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct ApiKey {
-    /// The client.
-    pub name: Arc<str>,
-    /// SHA-256 of the key.
-    pub sha256: [u8; 32],
 }
 
 /// Where Ray's readings come from.
@@ -237,15 +185,6 @@ pub enum Login {
         /// The password.
         password: Secret,
     },
-}
-
-/// Where a secret stands. It is read when it is needed, and never shown.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Secret {
-    /// The content of a file, without white space at its end.
-    File(PathBuf),
-    /// The value of an environment variable.
-    Env(Arc<str>),
 }
 
 /// The admin listener: state, health, metrics, and overrides.
@@ -314,15 +253,6 @@ pub struct Replicas {
     pub timing: Timing,
 }
 
-/// Forms of the program's log.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum LogFormat {
-    /// A line for people.
-    Text,
-    /// A JSON object a line.
-    Json,
-}
-
 /// Alerts and whom they reach.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Alerts {
@@ -345,17 +275,6 @@ pub struct Notify {
     pub url: NotifyUrl,
     /// The bearer token.
     pub token: Option<Secret>,
-}
-
-/// What a receiver of alerts speaks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NotifyKind {
-    /// Alertmanager's API v2; the URL is its root.
-    Alertmanager,
-    /// A POST with JSON.
-    Webhook,
-    /// Slack's incoming webhook.
-    Slack,
 }
 
 /// The address of a receiver, in the open or as a secret.

@@ -2,7 +2,7 @@
 //!
 //! `keys!` turns a section of `keys` into the struct that its part of the file is read
 //! into, with ranges checked and unknown keys refused, and into the [`Key`]s that the complete file
-//! and the tables of `config/README.md` are written from.
+//! and the tables of `config/KEYS.md` are written from.
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::settings::{Address, Login, NotifyUrl, Secret};
 use super::*;
+use rayguard_core::admission::table::Mode;
 use rayguard_core::policy::{Bounds, Class, Kind, Law, SignalSource, Treatment};
 use rayguard_core::request::catalogue::{CLASSES, Surface};
 

@@ -17,7 +17,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess
 use url::Url;
 
 use super::quantity::{self, Objective, shown};
-use super::settings::{Address, Secret, Upstream};
+use super::scalars::{Address, Upstream};
 use rayguard_core::admission::table::Mode;
 use rayguard_core::policy::{Kind, OnStale, Slo, Treatment};
 use rayguard_core::request::catalogue::Surface;
@@ -247,8 +247,8 @@ words! {
         "error" => tracing::Level::ERROR, "warn" => tracing::Level::WARN, "info" => tracing::Level::INFO,
         "debug" => tracing::Level::DEBUG, "trace" => tracing::Level::TRACE,
     }
-    super::settings::LogFormat { "text" => Self::Text, "json" => Self::Json }
-    super::settings::NotifyKind {
+    super::scalars::LogFormat { "text" => Self::Text, "json" => Self::Json }
+    super::scalars::NotifyKind {
         "alertmanager" => Self::Alertmanager, "webhook" => Self::Webhook, "slack" => Self::Slack,
     }
     How {
@@ -584,33 +584,6 @@ fn is_short_name(text: &str, length_max: usize) -> bool {
 }
 
 // === values made of values ===
-
-/// A secret is never in the file: it stands in another file or in the environment.
-pub enum SecretAt {}
-impl Value for SecretAt {
-    type Out = Secret;
-    type Bound = ();
-    fn unit() -> String {
-        "secret".into()
-    }
-    fn read<'de, D: Deserializer<'de>>(from: D) -> Result<Secret, D::Error> {
-        let table = super::keys::SecretTable::read(from)?;
-        match (table.file, table.env) {
-            (Some(file), None) => Ok(Secret::File(file)),
-            (None, Some(name)) if !name.is_empty() && !name.contains(['=', '\0']) => Ok(Secret::Env(name)),
-            (None, Some(name)) => {
-                Err(de::Error::custom(format!("`{}` is not the name of a variable", shown(&name))))
-            }
-            _ => Err(de::Error::custom(
-                "a secret comes from one place, a file or a variable; write { file = \
-                    \"/run/secrets/name\" } or { env = \"NAME\" }",
-            )),
-        }
-    }
-    fn toml(_: &Secret) -> String {
-        String::new()
-    }
-}
 
 impl<V: Value> Value for Option<V> {
     type Out = Option<V::Out>;

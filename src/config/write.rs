@@ -2,7 +2,7 @@
 //!
 //! `rayguard check --defaults` prints it, and `config/rayguard.toml` is that print; a test
 //! reads it back and finds the defaults again. Sections whose keys are fixed are written from the
-//! table of `keys`, as are the tables of `config/README.md`; signals, modules and classes from what
+//! table of `keys`, as are the tables of `config/KEYS.md`; signals, modules and classes from what
 //! the code holds.
 
 use std::fmt::Write as _;
@@ -24,7 +24,7 @@ use rayguard_core::signal::selector;
 /// How the file begins.
 const HEAD: &str =
     "# rayguard: every key at its default. This file changes nothing; keep the lines you change.
-# What each key means, with unit and range: config/README.md. A start for real use:
+# What each key means, with unit and range: config/KEYS.md. A start for real use:
 # config/minimal.toml. Check before you run:  rayguard check --config FILE
 ";
 
@@ -311,8 +311,7 @@ mod tests {
 
     #[test]
     fn config_rayguard_toml_and_the_tables_of_the_page_are_what_the_table_of_keys_says() {
-        let (file, text) =
-            (include_str!("../../config/rayguard.toml"), include_str!("../../config/README.md"));
+        let (file, text) = (include_str!("../../config/rayguard.toml"), include_str!("../../config/KEYS.md"));
         assert!(
             file == defaults() && text == page(text),
             "a key has changed; write both again: \
@@ -321,11 +320,11 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "writes config/rayguard.toml and config/README.md; run it by hand after a key has changed"]
+    #[ignore = "writes config/rayguard.toml and config/KEYS.md; run it by hand after a key has changed"]
     fn write_the_complete_file_again() {
         let config = concat!(env!("CARGO_MANIFEST_DIR"), "/../../config");
         std::fs::write(format!("{config}/rayguard.toml"), defaults()).unwrap();
-        let text = std::fs::read_to_string(format!("{config}/README.md")).unwrap();
-        std::fs::write(format!("{config}/README.md"), page(&text)).unwrap();
+        let text = std::fs::read_to_string(format!("{config}/KEYS.md")).unwrap();
+        std::fs::write(format!("{config}/KEYS.md"), page(&text)).unwrap();
     }
 }
