@@ -732,7 +732,7 @@ fn what_envoys_ask() {
     let upstream = Upstream::new(nowhere, upstream::Options::default(), clock, tasks);
     let state = proxy_state::ListenerState::new(
         Arc::clone(&rig.proxy),
-        Arc::new(proxy_state::Routing::new(Surface::Dashboard, classifier, upstream)),
+        Arc::new(rayguard::proxy::routing::Routing::new(Surface::Dashboard, classifier, upstream)),
     );
     let service = Service::start(state, "rayguard".into(), Duration::from_millis(50));
     let peer = "127.0.0.1".parse().unwrap();

@@ -32,19 +32,21 @@
 //! with a condition (`If-None-Match`) are: the condition is a header like any other, and who asks the same
 //! gets the same 304.
 
-use crate::body::AnswerError;
+use crate::response_policy::AnswerError;
+use crate::routing::Routing;
 use crate::shared_answer::{Budget, Charge, SharedAnswer};
 use crate::single_flight::{self, SingleFlight};
-use crate::state::Routing;
 use crate::upstream::{Address, UpstreamError};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, SET_COOKIE, VARY};
 use http::{HeaderName, Method, Uri};
 use rayguard_core::request::catalogue::Surface;
+use rayguard_core::request::classify::RouteId;
 use rayguard_core::request::query::{self, ReadKeys};
 use rayguard_core::time::Time;
 use sha2::{Digest, Sha256};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Headers by which proxies, load balancers and tracers mark a request: different for each, and nothing to
@@ -172,8 +174,14 @@ pub enum Question<'a> {
 }
 
 impl<'a> Question<'a> {
+    /// What this target asks for on this route.
+    pub fn of(routing: &Routing, route: RouteId, uri: &'a Uri) -> Question<'a> {
+        let known = routing.surface == Surface::Dashboard && routing.reads_are_known.load(Ordering::Relaxed);
+        Question::by(uri, known.then(|| query::read_keys(routing.classifier.label(route))).flatten())
+    }
+
     /// The question of a target whose route reads these keys, if they are known.
-    pub fn of(uri: &'a Uri, keys: Option<&'static ReadKeys>) -> Question<'a> {
+    fn by(uri: &'a Uri, keys: Option<&'static ReadKeys>) -> Question<'a> {
         let Some(keys) = keys else {
             return Question::AsSent(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
         };
@@ -466,7 +474,7 @@ mod tests {
     fn a_question_is_what_the_handler_reads_where_that_is_known() {
         let question = |target: &str, pattern: &str| {
             let uri: Uri = target.parse().unwrap();
-            let question = Question::of(&uri, query::read_keys(pattern));
+            let question = Question::by(&uri, query::read_keys(pattern));
             Key::of_tail(&question, &HeaderMap::new())
         };
         let (jobs, job) = ("/api/jobs/", "/nodes/{node_id}");

@@ -6,11 +6,12 @@
 //! Ray has answered or a bound has passed. Abandoned work stays counted and cannot pile up behind the
 //! proxy's back. Which of the two a module does, the catalogue says ([`PermitGuard::cancels`]).
 
-use crate::body::{ClientBody, RayBody};
+use crate::client_body::ClientBody;
 use crate::h1_connection::SentHead;
 use crate::permit_guard::PermitGuard;
 use crate::tasks::Tasks;
 use crate::upload::Handover;
+use crate::upstream::RayBody;
 use crate::upstream::{Upstream, UpstreamError};
 use http::{Request, Response};
 use std::future::Future;

@@ -17,7 +17,7 @@
 //! Upstream may close an idle connection just as a request is sent on it. hyper has used the request
 //! up by then, so one that may be sent again is kept until its answer begins (`Kept`).
 
-use crate::body::ClientBody;
+use crate::client_body::ClientBody;
 use crate::cores;
 use crate::stream::Stream;
 use http::{HeaderName, HeaderValue, Method, Request, Response, Uri};

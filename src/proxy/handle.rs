@@ -6,9 +6,9 @@ mod held;
 mod shared;
 mod upload;
 
-use crate::body::{Body, BodyBounds, BodyError, ClientBody, RayBody, ResponsePolicy, Upload, gather};
 use crate::circuit_breaker::RECONNECT_S;
-use crate::coalesce::{Key, Origin};
+use crate::client_body::{BodyBounds, BodyError, ClientBody, Upload, gather};
+use crate::coalesce::{Key, Origin, Question};
 use crate::cors::Origins;
 use crate::forward::{self, Answer, Exchange, Sent};
 use crate::h1_connection::SentHead;
@@ -20,14 +20,19 @@ use crate::id::Id;
 use crate::permit_guard::PermitGuard;
 use crate::reject::{self, Contact, ErrorFormat, GRPC_STATUS, Refused};
 use crate::request_validation::{self, Malformed};
+use crate::response_body::Body;
+use crate::response_policy::ResponsePolicy;
+use crate::routing::Routing;
 use crate::sessions::Alive;
-use crate::state::{ListenerState, ProxyState, Routing, ShedNote};
+use crate::state::{ListenerState, ProxyState, ShedNote};
 use crate::submitted::Submission;
 use crate::tasks::Tasks;
 use crate::tunnel;
+use crate::upstream::RayBody;
 use crate::upstream::UpstreamError;
 use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, CONNECTION, HeaderMap, HeaderValue, ORIGIN};
 use http::{Request, Response, StatusCode, Uri};
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use rayguard_core::admission::controller::{Ask, Shed};
@@ -210,7 +215,7 @@ fn begin(
     let coalesces = proxy.policy.classes[matched.class.index()].coalesce.is_some();
     let bare = http_body::Body::is_end_stream(&body);
     let shares = bare && coalesces && !shadow;
-    let question = || routing.question(matched.route, request.uri());
+    let question = || Question::of(&routing, matched.route, request.uri());
     let key =
         shares.then(|| Key::of(&routing, origin, request.method(), &question(), request.headers())).flatten();
     let since = proxy.clock.now();
@@ -396,7 +401,7 @@ impl RequestContext {
         if self.known.error_format == ErrorFormat::Grpc {
             // A stream may be silent for hours, and its two ends speak in turn.
             let body = Upload::new(body, None, self.flow.clone(), clock);
-            *request.body_mut() = ClientBody::Streamed(Box::new(body));
+            *request.body_mut() = ClientBody::Streamed(UnsyncBoxBody::new(body));
             self.pass(request, self.since).await
         } else {
             let gathered = if self.flow.is_some() || self.shadow {

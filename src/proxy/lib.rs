@@ -1,6 +1,6 @@
 //! The proxy: takes requests from the wire, asks the core, forwards or refuses.
-mod body;
 mod circuit_breaker;
+mod client_body;
 pub mod clock;
 pub mod coalesce;
 pub mod connections;
@@ -22,6 +22,9 @@ pub mod proxy_protocol;
 pub mod ratelimit;
 mod reject;
 mod request_validation;
+mod response_body;
+mod response_policy;
+pub mod routing;
 mod sessions;
 pub mod shared_answer;
 mod single_flight;

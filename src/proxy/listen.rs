@@ -8,7 +8,7 @@
 //! out is a stream and a peer, and its first bytes tell HTTP/2 from HTTP/1. A peer on a Unix
 //! socket is this machine: it counts as 127.0.0.1.
 
-use crate::body::BodyBounds;
+use crate::client_body::BodyBounds;
 use crate::connections::Counted;
 use crate::cors::Origins;
 use crate::framing_guard::FramingGuard;
@@ -18,7 +18,8 @@ use crate::keepalive::{KeepAlive, Patience};
 use crate::proxy_protocol;
 use crate::ratelimit::Service;
 use crate::request_validation::HeadBounds;
-use crate::state::{ListenerState, ProxyState, Routing};
+use crate::routing::Routing;
+use crate::state::{ListenerState, ProxyState};
 use crate::stream::{Accept, Plain, Stream, probe};
 use crate::tasks::{Task, Tasks};
 use crate::tls::Terminator;

@@ -8,10 +8,11 @@
 //! 401 is for one thing alone, and that is no shedding: a class that takes an API key, asked
 //! without one.
 
-use crate::body::{Body, BodyError};
 use crate::circuit_breaker::RECONNECT_S;
+use crate::client_body::BodyError;
 use crate::headers::REASON;
 use crate::request_validation::Malformed;
+use crate::response_body::Body;
 use crate::state::ProxyState;
 use crate::upstream::{Address, UpstreamError};
 use bytes::Bytes;

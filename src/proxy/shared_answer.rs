@@ -17,14 +17,14 @@
 //!
 //! An answer of unknown length whose last reader has gone is given up: it may have no end.
 
-use crate::body::{AnswerError, Body, ResponsePolicy};
 use crate::clock::Clock;
+use crate::response_policy::{AnswerError, ResponsePolicy};
 use crate::single_flight::Answer;
 use crate::slow_reader::{Cut, Listed, Taken};
 use bytes::{Bytes, BytesMut};
 use http::response::Parts;
 use http::{HeaderMap, Response, StatusCode};
-use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body::{Body, Frame, SizeHint};
 use parking_lot::{Mutex, MutexGuard};
 use rayguard_config::settings;
 use rayguard_core::time::Time;
@@ -247,7 +247,11 @@ impl SharedAnswer {
     }
 
     /// Takes in what upstream sends, to its end. `make_room` drops an answer that nobody needs, if there is one.
-    pub async fn fill(&self, mut body: Body, make_room: impl Fn() -> bool) {
+    pub async fn fill(
+        &self,
+        mut body: impl Body<Data = Bytes, Error = AnswerError> + Unpin,
+        make_room: impl Fn() -> bool,
+    ) {
         // Whatever ends this, nobody is left waiting for more.
         let _ending = Ending(self);
         let mut held_up = Duration::ZERO;
@@ -465,18 +469,12 @@ impl Drop for Share {
 }
 
 impl Share {
-    /// The answer for one client, held to what every answer keeps to on its way.
-    pub fn respond(self, response_policy: &ResponsePolicy, http2: bool) -> Response<Body> {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = self.answer.0.status;
-        *response.headers_mut() = self.answer.0.headers.clone();
-        *response.body_mut() = match self.short().filter(|_| !http2) {
-            // It goes straight into the connection's buffer. A stream's may wait for as long as its client
-            // likes, so there it is counted like any other.
-            Some(bytes) => Body::full(bytes),
-            None => Body::Shared(SharedBody::new(self, response_policy)),
-        };
-        response
+    /// The answer's head.
+    pub fn head(&self) -> Response<()> {
+        let mut head = Response::new(());
+        *head.status_mut() = self.answer.0.status;
+        *head.headers_mut() = self.answer.0.headers.clone();
+        head
     }
 
     /// The length of the answer, as far as it is known.
@@ -485,7 +483,7 @@ impl Share {
     }
 
     /// All of it, if it is there and short.
-    fn short(&self) -> Option<Bytes> {
+    pub fn short(&self) -> Option<Bytes> {
         let state = self.answer.state();
         match (&state.end, state.pieces.len()) {
             (End::Whole, 0) => Some(Bytes::new()),
@@ -552,7 +550,8 @@ struct Reader {
 }
 
 impl SharedBody {
-    fn new(share: Share, response_policy: &ResponsePolicy) -> SharedBody {
+    /// A share, held to what every answer keeps to on its way.
+    pub fn new(share: Share, response_policy: &ResponsePolicy) -> SharedBody {
         let reader = Arc::new(Reader {
             clock: response_policy.clock,
             taken: Taken::at(response_policy.clock.now()),
@@ -588,7 +587,7 @@ impl Cut for Reader {
     }
 }
 
-impl HttpBody for SharedBody {
+impl Body for SharedBody {
     type Data = Bytes;
     type Error = AnswerError;
 
@@ -645,14 +644,14 @@ mod tests {
     }
 
     /// What upstream sends: a frame each time it is asked.
-    fn frames(count: usize, bytes: usize) -> Body {
+    fn frames(count: usize, bytes: usize) -> SharedBody {
         let frame = Bytes::from(vec![b'x'; bytes]);
         let answer = SharedAnswer::begun(head(), None, Budget::default().take(0).unwrap());
         for _ in 0..count {
             answer.state().keep(frame.clone(), BLOCK);
         }
         answer.end(End::Whole);
-        Body::Shared(SharedBody::new(answer.share().unwrap(), &response_policy(None)))
+        SharedBody::new(answer.share().unwrap(), &response_policy(None))
     }
 
     fn response_policy(patience: Option<(SlowReaders, Duration)>) -> ResponsePolicy {
@@ -665,7 +664,7 @@ mod tests {
     }
 
     async fn read(share: Share) -> Result<Bytes, AnswerError> {
-        Ok(Body::Shared(SharedBody::new(share, &response_policy(None))).collect().await?.to_bytes())
+        Ok(SharedBody::new(share, &response_policy(None)).collect().await?.to_bytes())
     }
 
     const SMALL: usize = 256 << 10;
@@ -761,7 +760,7 @@ mod tests {
         let answer = growing(&Budget::default());
         let share = answer.share().unwrap();
         let endless = growing(&Budget::default());
-        let body = Body::Shared(SharedBody::new(endless.share().unwrap(), &response_policy(None)));
+        let body = SharedBody::new(endless.share().unwrap(), &response_policy(None));
         let mut filling = Box::pin(answer.fill(body, || false));
         let pending = poll_fn(|context| Poll::Ready(filling.as_mut().poll(context).is_pending())).await;
         assert!(pending);
@@ -778,13 +777,13 @@ mod tests {
             response_policy(Some((SlowReaders::new(Clock::start(), tasks.clone()), patience)));
         let answer =
             SharedAnswer::whole(head(), &Bytes::from(vec![b'x'; SMALL]), budget.take(SMALL).unwrap());
-        let unread = answer.share().unwrap().respond(&response_policy, false);
+        let unread = SharedBody::new(answer.share().unwrap(), &response_policy);
         drop(answer);
         assert!(budget.used() > 0);
         while budget.used() > 0 {
             tokio::time::sleep(patience).await;
         }
-        assert!(matches!(unread.into_body().collect().await, Err(AnswerError::Unread)));
+        assert!(matches!(unread.collect().await, Err(AnswerError::Unread)));
         tasks.close();
     }
 }

@@ -1,22 +1,20 @@
 //! The proxy's state: the table everybody reads, the admission controller everybody passes, the way to Ray.
 
-use crate::body::Budget;
+use crate::client_body::Budget;
 use crate::clock::Clock;
-use crate::coalesce::{Coalescer, Question};
+use crate::coalesce::Coalescer;
 use crate::connections::Connections;
-use crate::cors::Origins;
 use crate::id::Ids;
 use crate::log_fanout::LogFanouts;
 use crate::permit_guard::PermitGuard;
 use crate::ratelimit::tally::AnswerCounts;
+use crate::routing::Routing;
 use crate::sessions::Sessions;
 use crate::slow_reader::SlowReaders;
 use crate::submitted::SubmittedJobs;
 use crate::tasks::Tasks;
 use crate::trace::{Note, Passed, TraceSender};
-use crate::upstream::Upstream;
 use arc_swap::{ArcSwap, ArcSwapOption};
-use http::Uri;
 use parking_lot::{Mutex, MutexGuard};
 use rayguard_core::admission::controller::{AdmissionController, Ask, Decision, Grant, Permit, Shed};
 use rayguard_core::admission::cost::route_of;
@@ -26,10 +24,8 @@ use rayguard_core::admission::parked::Parked;
 use rayguard_core::admission::table::{LimitTable, Mode};
 use rayguard_core::event::Via;
 use rayguard_core::policy::{Class, ClassId, Kind, Module, Policy, Treatment};
-use rayguard_core::request::catalogue::Surface;
-use rayguard_core::request::classify::{Classifier, Match, RouteId};
+use rayguard_core::request::classify::Match;
 use rayguard_core::request::identify::Identifier;
-use rayguard_core::request::query;
 use rayguard_core::time::{Time, duration_from_secs};
 use rayguard_core::traffic_trace::Ending;
 use rayguard_core::usage::{RequestSummary, Unlisted, Usage, Verdict};
@@ -46,21 +42,6 @@ const SHED_NOTES_PER_S: u64 = 20;
 
 /// How a waiter is reached: with a permit of its own, or with the refusal.
 pub type Waker = oneshot::Sender<Result<PermitGuard, Shed>>;
-
-/// One listener's kind of traffic: its routes and its upstream.
-#[derive(Debug)]
-pub struct Routing {
-    /// What the paths mean here.
-    pub surface: Surface,
-    /// Path to class.
-    pub classifier: Classifier,
-    /// Where its requests go.
-    pub upstream: Arc<Upstream>,
-    /// Whose pages may read the proxy's own answers, on Serve.
-    pub origins: Origins,
-    /// Whether the head is of a Ray whose handlers are known to read what `core/request/query.rs` says.
-    pub reads_are_known: Arc<AtomicBool>,
-}
 
 /// What a listener needs for one request; swapped whole when the configuration is reloaded, so
 /// that no request sees half of one and half of another.
@@ -206,51 +187,6 @@ impl ListenerState {
     /// A state that may be swapped under live traffic.
     pub fn new(proxy: Arc<ProxyState>, routing: Arc<Routing>) -> Arc<ArcSwap<ListenerState>> {
         Arc::new(ArcSwap::from_pointee(ListenerState { proxy, routing }))
-    }
-}
-
-impl Routing {
-    /// A kind of traffic, what its paths mean and where it goes.
-    pub fn new(surface: Surface, classifier: Classifier, upstream: Arc<Upstream>) -> Routing {
-        Routing {
-            surface,
-            classifier,
-            upstream,
-            origins: Origins::default(),
-            reads_are_known: Arc::default(),
-        }
-    }
-
-    /// The same before a head of which somebody else finds out whether its handlers are known.
-    #[must_use]
-    pub fn with_reads(self, reads_are_known: Arc<AtomicBool>) -> Routing {
-        Routing { reads_are_known, ..self }
-    }
-
-    /// What a request asks for, as far as an answer may depend on its target.
-    pub fn question<'a>(&self, route: RouteId, uri: &'a Uri) -> Question<'a> {
-        let known = self.surface == Surface::Dashboard && self.reads_are_known.load(Ordering::Relaxed);
-        Question::of(uri, known.then(|| query::read_keys(self.classifier.label(route))).flatten())
-    }
-
-    /// The same, whose own answers the pages of these origins may read.
-    #[must_use]
-    pub fn for_pages_of(self, origins: &[Arc<str>]) -> Routing {
-        Routing { origins: Origins::new(origins), ..self }
-    }
-
-    /// The same after a reload.
-    #[must_use]
-    pub fn with_classifier(&self, classifier: Classifier) -> Routing {
-        let upstream = Arc::clone(&self.upstream);
-        let reads_are_known = Arc::clone(&self.reads_are_known);
-        Routing {
-            surface: self.surface,
-            classifier,
-            upstream,
-            origins: self.origins.clone(),
-            reads_are_known,
-        }
     }
 }
 

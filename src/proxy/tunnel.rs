@@ -6,7 +6,7 @@
 //! keeps reading from Ray and throws away what comes until Ray closes, and its permit stays
 //! counted for as long as Ray's slot is taken.
 
-use crate::body::ClientBody;
+use crate::client_body::ClientBody;
 use crate::permit_guard::PermitGuard;
 use crate::tasks::Tasks;
 use crate::throttle::Throttle;

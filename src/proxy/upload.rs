@@ -8,7 +8,7 @@
 //!
 //! Where nothing can be parked any more, an upload asks for its permit at the start.
 
-use crate::body::{BodyError, Upload};
+use crate::client_body::{BodyError, Upload};
 use crate::permit_guard::PermitGuard;
 use crate::state::ProxyState;
 use crate::throttle::Throttled;
@@ -29,7 +29,7 @@ pub(crate) type Asking = Pin<Box<dyn Future<Output = Result<PermitGuard, Shed>> 
 /// What the two ends of an upload share: its body, which finds out when it is whole, and whoever
 /// waits for its answer.
 #[derive(Debug)]
-pub struct Handover {
+pub(crate) struct Handover {
     proxy: Arc<ProxyState>,
     ask: Ask,
     held: Mutex<Held>,
@@ -46,13 +46,13 @@ struct Held {
 
 impl Handover {
     /// Of an upload that is parked.
-    pub fn parked(proxy: Arc<ProxyState>, ask: Ask, place: Place) -> Arc<Handover> {
+    pub(crate) fn parked(proxy: Arc<ProxyState>, ask: Ask, place: Place) -> Arc<Handover> {
         Handover::new(proxy, ask, Held { permit: None, place: Some(place) })
     }
 
     /// Of an upload that has its permit already.
     #[must_use]
-    pub fn admitted(proxy: Arc<ProxyState>, ask: Ask, mut permit: PermitGuard) -> Arc<Handover> {
+    pub(crate) fn admitted(proxy: Arc<ProxyState>, ask: Ask, mut permit: PermitGuard) -> Arc<Handover> {
         permit.turn(Stage::Uploading);
         permit.sent();
         Handover::new(proxy, ask, Held { permit: Some(permit), place: None })
@@ -70,7 +70,7 @@ impl Handover {
 
     /// What is held now. One that Ray has answered before it was whole stays parked.
     #[must_use]
-    pub fn take(&self) -> PermitGuard {
+    pub(crate) fn take(&self) -> PermitGuard {
         let mut held = self.held.lock();
         held.permit.take().unwrap_or_else(|| {
             let permit = self.proxy.admission.let_by(self.ask, self.proxy.clock.now());
@@ -79,17 +79,17 @@ impl Handover {
     }
 
     /// Returns once the request is whole and on its way.
-    pub async fn whole(&self) {
+    pub(crate) async fn whole(&self) {
         self.whole.notified().await;
     }
 
     /// Whether it is: only then does Ray work on it.
-    pub fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.is_whole.load(Ordering::Relaxed)
     }
 
     /// Whether upstream stops working on it when its client leaves.
-    pub fn cancels(&self) -> bool {
+    pub(crate) fn cancels(&self) -> bool {
         self.proxy.module(self.ask.class).cancels
     }
 
@@ -111,7 +111,7 @@ impl Handover {
 }
 
 /// A body whose last piece waits for a permit.
-pub struct Withheld {
+pub(crate) struct Withheld {
     body: Throttled<Upload>,
     handover: Arc<Handover>,
     asking: Option<Asking>,
@@ -129,14 +129,8 @@ enum Last {
 
 impl Withheld {
     /// This body; it asks for its permit, if it has none yet, when it has come whole.
-    pub fn new(body: Throttled<Upload>, handover: Arc<Handover>, asking: Option<Asking>) -> Withheld {
+    pub(crate) fn new(body: Throttled<Upload>, handover: Arc<Handover>, asking: Option<Asking>) -> Withheld {
         Withheld { body, handover, asking, last: Last::ToCome }
-    }
-}
-
-impl std::fmt::Debug for Withheld {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Withheld").field("body", &self.body).field("last", &self.last).finish_non_exhaustive()
     }
 }
 

@@ -8,8 +8,8 @@
 //! answer not a byte has come, is sent once more on a new connection, and any other is not, because
 //! Ray may have acted on it.
 
-use crate::body::{BodyError, ClientBody, RayBody};
 use crate::circuit_breaker::{CircuitBreaker, RETRY};
+use crate::client_body::{BodyError, ClientBody};
 use crate::clock::Clock;
 use crate::cores;
 use crate::h1_connection::{AnswerBounds, H1Connection, SentHead};
@@ -17,9 +17,10 @@ pub use crate::protocol::Protocol;
 use crate::stream::{Dial, Plain, Stream, probe};
 use crate::tasks::Tasks;
 use crate::tls::Originator;
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, HOST, HeaderValue, TRANSFER_ENCODING};
 use http::{Request, Response, Version};
-use http_body::Body;
+use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -29,8 +30,9 @@ use rayguard_core::admission::meter::Reason;
 use rayguard_core::time::Time;
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 
@@ -237,6 +239,79 @@ impl Lease {
         if self.wire.is_ready() {
             self.upstream.keep(self.wire);
         }
+    }
+}
+
+/// The largest body that is looked for beside its head, in bytes.
+const SHORT_MAX: u64 = 64 << 10;
+
+/// Ray's body.
+#[derive(Debug)]
+pub enum RayBody {
+    /// From an HTTP/1 connection, which goes back to its pool at the end.
+    Http1(Incoming, Option<Lease>),
+    /// From an HTTP/2 stream, which counts on its connection for as long as this lives.
+    Http2(Incoming, Arc<()>),
+}
+
+impl RayBody {
+    /// Whether it may have come in one piece with its head: its length is known and small.
+    pub(crate) fn is_short(&self) -> bool {
+        matches!(self, RayBody::Http1(..))
+            && self.size_hint().exact().is_some_and(|length| length <= SHORT_MAX)
+    }
+
+    /// The exchange is complete: its connection may carry the next.
+    pub(crate) fn release(&mut self) {
+        if let RayBody::Http1(_, lease) = self
+            && let Some(lease) = lease.take()
+        {
+            lease.give_back();
+        }
+    }
+
+    fn incoming(&self) -> &Incoming {
+        let (RayBody::Http1(body, _) | RayBody::Http2(body, _)) = self;
+        body
+    }
+}
+
+impl Body for RayBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        let frame = ready!(match this {
+            RayBody::Http1(body, Some(lease)) => {
+                // What comes, comes by driving it: it is looked for before and after, and wakes nobody.
+                let mut look = || Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
+                lease.rest();
+                let there = look();
+                if there.is_pending() {
+                    lease.drive(context);
+                    look()
+                } else {
+                    there
+                }
+            }
+            RayBody::Http1(body, None) | RayBody::Http2(body, _) => Pin::new(body).poll_frame(context),
+        });
+        if frame.is_none() || this.is_end_stream() {
+            this.release();
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming().size_hint()
     }
 }
 

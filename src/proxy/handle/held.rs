@@ -1,13 +1,16 @@
 //! The way of what is held open: WebSockets, and log tails above all.
 
 use super::{RequestContext, origin_form};
-use crate::body::{Body, ClientBody};
+use crate::client_body::ClientBody;
 use crate::coalesce::Key;
+use crate::coalesce::Question;
 use crate::headers::strip_hop_by_hop;
 use crate::log_fanout::{self, Follower, Found, Lead, LogFanout, Place, Reopen};
 use crate::permit_guard::PermitGuard;
 use crate::reject;
-use crate::state::{ProxyState, Routing};
+use crate::response_body::Body;
+use crate::routing::Routing;
+use crate::state::ProxyState;
 use crate::throttle::Throttle;
 use crate::tunnel::{self, Shaken};
 use crate::upstream::UpstreamError;
@@ -41,7 +44,7 @@ impl RequestContext {
         self.tell_client(&mut parts.headers);
         // An application's WebSocket is no log: each client has its own.
         let shares = self.coalesce().is_some() && self.routing.surface == Surface::Dashboard;
-        let key = log_fanout::key(&parts, &self.routing.question(self.known.matched.route, &parts.uri));
+        let key = log_fanout::key(&parts, &Question::of(&self.routing, self.known.matched.route, &parts.uri));
         let Some(key) = key.filter(|_| shares).map(|key| key.at(&self.routing)) else {
             return self.tunnel(parts, client).await;
         };

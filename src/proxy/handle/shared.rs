@@ -1,15 +1,18 @@
 //! The shared way: one asks Ray, all who ask the same get its answer.
 
 use super::{RequestContext, origin_form};
-use crate::body::{Body, ClientBody, RayBody, ResponsePolicy};
+use crate::client_body::ClientBody;
 use crate::coalesce::{self, Failure, Found, Key, Lead, Told};
 use crate::forward::{self, Exchange, Sent};
 use crate::headers::strip_hop_by_hop;
 use crate::permit_guard::PermitGuard;
 use crate::reject;
+use crate::response_body::Body;
+use crate::response_policy::ResponsePolicy;
 use crate::shared_answer::{self, Share, SharedAnswer};
 use crate::single_flight::Answer as _;
 use crate::state::ProxyState;
+use crate::upstream::RayBody;
 use http::header::{HeaderName, HeaderValue};
 use http::{Request, Response, Version};
 use http_body_util::BodyExt;
@@ -102,7 +105,7 @@ impl RequestContext {
     }
 
     fn respond(&self, share: Share, asked: Asked) -> Response<Body> {
-        let mut response = share.respond(&self.response_policy(), asked.http2);
+        let mut response = Body::shared(share, &self.response_policy(), asked.http2);
         if let (Some(echo), Some(id)) = (response.headers_mut().get_mut(REQUEST_ID), asked.id) {
             *echo = id;
         }

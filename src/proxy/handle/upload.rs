@@ -1,11 +1,13 @@
 //! The way of a request whose body is too long to be read whole beforehand.
 
 use super::RequestContext;
-use crate::body::{Body, ClientBody, Pace, Upload};
+use crate::client_body::{ClientBody, Pace, Upload};
 use crate::forward;
 use crate::permit_guard::PermitGuard;
+use crate::response_body::Body;
 use crate::upload::{Asking, Handover, Withheld};
 use http::{Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 use rayguard_core::admission::controller::Shed;
 use rayguard_core::policy::Treatment;
@@ -31,7 +33,7 @@ impl RequestContext {
         let pace = (!self.shadow).then(|| Pace::new(self.peer.body, clock));
         let body = Upload::new(body, pace, self.flow.clone(), clock);
         let body = Withheld::new(body, Arc::clone(&handover), asking);
-        *request.body_mut() = ClientBody::Withheld(Box::new(body));
+        *request.body_mut() = ClientBody::Streamed(UnsyncBoxBody::new(body));
         self.address_to_ray(&mut request);
         let mut exchange = forward::send_upload(
             Arc::clone(&self.routing.upstream),
