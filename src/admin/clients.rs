@@ -5,7 +5,7 @@
 //! digest, the `client` of the adjustment log. A credential is never more than a digest, keyed anew with
 //! every start.
 
-use crate::admin::AdminState;
+use crate::admin::state::AdminState;
 use crate::core::admission::history::Standing;
 use crate::core::request::client_id::ClientId;
 use crate::core::time::WallMs;

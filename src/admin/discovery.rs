@@ -1,8 +1,8 @@
 //! `GET /api/v1/discovery`: what is asked, by how many, how often and at what cost; and what of
 //! it no class covers. `rayguard limits suggest` makes a section of configuration from it.
 
-use crate::admin::AdminState;
 use crate::admin::clients::{earlier, rounded_work};
+use crate::admin::state::AdminState;
 use crate::core::admission::table::Mode;
 use crate::core::policy::{Bounds, Class, ClassId, Kind, Treatment};
 use crate::core::time::WallMs;

@@ -8,7 +8,6 @@
 //! its pieces would lie for a quarter of an hour between what lives for a moment, and the heap would
 //! grow around them.
 
-use crate::admin::AdminState;
 use crate::core::admission::meter::Counts;
 use crate::core::controller::ProxyReading;
 use crate::core::controller::view::View;
@@ -128,17 +127,6 @@ pub struct ClassColumns {
     pub rate_limit: Vec<Option<f32>>,
     /// The latency at the proxy divided by the objective.
     pub pressure: Vec<Option<f32>>,
-}
-
-/// Takes a sample every second, for as long as it is polled.
-pub async fn record(admin: Arc<AdminState>) {
-    let mut every = tokio::time::interval(STEP);
-    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    loop {
-        every.tick().await;
-        let (app, counts) = (&admin.app, admin.app.proxy_reading().0);
-        admin.history.take(&app.view(), &counts, app.clock.now(), app.clock.wall());
-    }
 }
 
 impl History {

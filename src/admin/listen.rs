@@ -1,7 +1,8 @@
 //! The admin listener: few connections, small requests, nobody else's address.
 
 use crate::admin::access::Peer;
-use crate::admin::{AdminState, api};
+use crate::admin::api;
+use crate::admin::state::AdminState;
 use crate::config::settings::Address;
 use crate::proxy::upstream::timer;
 use hyper::body::Incoming;

@@ -17,28 +17,15 @@ pub mod listen;
 pub mod openapi;
 pub mod page;
 pub mod schema;
+pub mod state;
 
 use crate::observe::notify::Notifier;
 use crate::runtime::app::App;
 use crate::runtime::reload::Reloader;
 use access::Access;
 use history::History;
+use state::AdminState;
 use std::sync::Arc;
-
-/// What every answer is made from.
-#[derive(Debug)]
-pub struct AdminState {
-    /// Proxy and controller.
-    pub app: Arc<App>,
-    /// Who may ask, and who may change anything.
-    pub access: Access,
-    /// The last quarter of an hour.
-    pub history: History,
-    /// Whom alerts reach.
-    pub notifier: Notifier,
-    /// Who reads the configuration again.
-    pub reloader: Reloader,
-}
 
 /// Serves until the app's tasks close.
 pub fn start(
@@ -55,6 +42,17 @@ pub fn start(
         notifier,
         reloader,
     });
-    app.tasks.spawn_until_closed(history::record(Arc::clone(&admin)));
+    app.tasks.spawn_until_closed(record(Arc::clone(&admin)));
     app.tasks.spawn(listen::serve(listener, admin));
+}
+
+/// Takes a sample every second, for as long as it is polled.
+async fn record(admin: Arc<AdminState>) {
+    let mut every = tokio::time::interval(history::STEP);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        every.tick().await;
+        let (app, counts) = (&admin.app, admin.app.proxy_reading().0);
+        admin.history.take(&app.view(), &counts, app.clock.now(), app.clock.wall());
+    }
 }

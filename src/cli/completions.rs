@@ -18,16 +18,15 @@ pub struct ManArgs {
 }
 
 /// Carries out `completions`.
-pub fn run(args: &Args, out: &mut dyn Write) -> io::Result<u8> {
+pub fn run(args: &Args, mut command: clap::Command, out: &mut dyn Write) -> io::Result<u8> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut super::command(), "rayguard", &mut script);
+    clap_complete::generate(args.shell, &mut command, "rayguard", &mut script);
     out.write_all(&script)?;
     Ok(0)
 }
 
 /// Carries out `man`: `rayguard man | man -l -`.
-pub fn man(args: &ManArgs, out: &mut dyn Write) -> io::Result<u8> {
-    let mut whole = super::command();
+pub fn man(args: &ManArgs, mut whole: clap::Command, out: &mut dyn Write) -> io::Result<u8> {
     whole.build();
     let page = match &args.command {
         None => Some(&whole),
@@ -44,17 +43,18 @@ pub fn man(args: &ManArgs, out: &mut dyn Write) -> io::Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::command;
 
     #[test]
     fn the_command_line_is_sound() {
-        super::super::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]
     fn completions_and_pages_name_the_commands() {
         for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
             let mut script = Vec::new();
-            run(&Args { shell }, &mut script).unwrap();
+            run(&Args { shell }, command(), &mut script).unwrap();
             let script = String::from_utf8(script).unwrap();
             assert!(
                 script.contains("unfreeze") && script.contains("job-list"),
@@ -62,12 +62,15 @@ mod tests {
             );
         }
         let mut page = Vec::new();
-        assert_eq!(man(&ManArgs { command: None }, &mut page).unwrap(), 0);
+        assert_eq!(man(&ManArgs { command: None }, command(), &mut page).unwrap(), 0);
         let page = String::from_utf8(page).unwrap();
         assert!(page.starts_with(".ie") && page.contains("unfreeze"), "{page}");
         let mut page = Vec::new();
-        assert_eq!(man(&ManArgs { command: Some("pin".into()) }, &mut page).unwrap(), 0);
+        assert_eq!(man(&ManArgs { command: Some("pin".into()) }, command(), &mut page).unwrap(), 0);
         assert!(String::from_utf8(page).unwrap().contains("LIMIT=VALUE"));
-        assert_eq!(man(&ManArgs { command: Some("nonsense".into()) }, &mut Vec::new()).unwrap(), 2);
+        assert_eq!(
+            man(&ManArgs { command: Some("nonsense".into()) }, command(), &mut Vec::new()).unwrap(),
+            2
+        );
     }
 }

@@ -36,8 +36,9 @@ use crate::observe::promql::{self, Server};
 use crate::observe::scrape::{self, Target, Targets};
 use crate::proxy::clock::Clock;
 use crate::replicas::store::Store;
-use crate::runtime::head_version::{self, Seen};
+use crate::runtime::head_version;
 use crate::runtime::secret;
+use crate::runtime::seen_ray::Seen;
 
 /// Diagnoses this host and suggests fixes.
 ///

@@ -225,9 +225,11 @@ pub fn main() -> ExitCode {
         Command::Operate(command) => Ok(client::carry_out(operate(command))),
         Command::Load(args) => load::run(&args).map(|()| 0).map_err(Into::into),
         Command::Completions(args) => {
-            completions::run(&args, &mut std::io::stdout().lock()).map_err(Into::into)
+            completions::run(&args, command(), &mut std::io::stdout().lock()).map_err(Into::into)
         }
-        Command::Man(args) => completions::man(&args, &mut std::io::stdout().lock()).map_err(Into::into),
+        Command::Man(args) => {
+            completions::man(&args, command(), &mut std::io::stdout().lock()).map_err(Into::into)
+        }
     };
     match outcome {
         Ok(code) => ExitCode::from(code),

@@ -7,5 +7,6 @@ mod quota;
 mod recent;
 pub mod reload;
 pub mod secret;
+pub mod seen_ray;
 pub mod shutdown;
 pub mod watch;
