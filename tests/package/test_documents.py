@@ -58,6 +58,15 @@ def test_the_readme_is_short():
     assert len(pages()["README.md"].splitlines()) <= 150
 
 
+def test_every_readme_is_read_in_five_minutes():
+    """At 240 words a minute; tables and code are for looking things up."""
+    for path, text in pages().items():
+        if path.endswith("README.md"):
+            text = re.sub(r"```.*?```", "", text, flags=re.S)
+            words = [word for line in text.splitlines() if not line.startswith(("|", "    ")) for word in line.split()]
+            assert len(words) <= 1200, f"{path}: {len(words)} words"
+
+
 # === the commands ===
 
 # Carried out by something else, which must contain these words.
