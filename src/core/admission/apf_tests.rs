@@ -87,14 +87,14 @@ impl World {
             let began = Time::ZERO + 20 * SECOND * u32::from(seats);
             let ask =
                 Ask { class: ClassId(0), route: seats, client: ClientId { address: 99, credential: None } };
-            let never = &mut |_, _| panic!("nobody waits");
+            let never = &mut |_, _| panic!("no request waits");
             let Decision::Admit(permit) = self.admission.decide(&self.table, ask, began, || (0, 0, 0), never)
             else {
                 return; // where nothing is let in, nothing needs to be known
             };
             let now = began + SECOND * u32::from(seats);
             self.admission
-                .finish(&self.table, permit, Outcome::Served, now, &mut |_, _| panic!("nobody waits"));
+                .finish(&self.table, permit, Outcome::Served, now, &mut |_, _| panic!("no request waits"));
         }
     }
 
@@ -215,8 +215,8 @@ fn each_gets_its_share_of_the_seats_within_their_margins() {
 /// TestSeparations. Theirs may hold a request's seats for a while after its answer (`pad`, at so many
 /// *final seats*), for the watchers it has set off. Ours has no such time: Ray's answer is the end of
 /// its work, and what a job costs afterwards the backlog limit holds. So ours differs in all rows in
-/// which that time is what they lack. Where two contend ours may be off by one request of 24 besides:
-/// what is let in while nobody waits is not put to anyone's account.
+/// which that time is what they lack. Where two contend ours may also be off by one request of 24:
+/// what is let in while no request waits is charged to no client.
 #[test]
 fn a_place_is_free_when_the_answer_is_there_and_not_later() {
     let (full, half, third) = (1.0, 0.5, 1.0 / 3.0);
@@ -253,7 +253,7 @@ fn a_place_is_free_when_the_answer_is_there_and_not_later() {
         let contended = clients.iter().map(Client::demand).sum::<f64>() > seats as f64;
         let slack = 1e-6 + if contended { 1.0 / 24.0 } else { 0.0 };
         assert!(got.iter().all(|got| (got - ours).abs() <= slack), "{row}: {got:?}");
-        assert!(theirs <= ours + 1e-9, "{row}: nobody gets less here");
+        assert!(theirs <= ours + 1e-9, "{row}: no client gets less here");
         assert!(pad > 0.0 || off_by(&[theirs], &[ours]) <= 1e-9, "{row}: without pad both agree");
     }
 }

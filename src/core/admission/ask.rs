@@ -10,6 +10,6 @@ pub struct Ask {
     pub class: ClassId,
     /// Its route, the key of its learnt cost.
     pub route: u16,
-    /// Who asks.
+    /// The client that asks.
     pub client: ClientId,
 }

@@ -1,11 +1,11 @@
-//! Ceilings for one client: a rate and a concurrency nobody may exceed, whatever is free.
+//! Ceilings for one client: a rate and a concurrency no client may exceed, whatever is free.
 //!
 //! **Counted twice.** A request counts for the address it comes from and for the credential it
 //! shows, and passes if neither has reached the ceiling. So one token behind 64 addresses is held
 //! to one ceiling, and an address gains nothing by inventing tokens. (Two people behind one
 //! address share its ceiling; an API key or a name that a trusted proxy vouches for sets them apart.)
 //!
-//! Fair queueing needs no per-client state while nobody waits; a configured ceiling does. It
+//! Fair queueing needs no per-client state while no request waits; a configured ceiling does. It
 //! lives in a table of fixed size. A client takes an entry when first seen; an entry is given to
 //! another only when its client owes nothing (its rate has refilled, nothing is under way), so
 //! that flooding the table with invented identities never forgets a debt. When every entry in
@@ -18,7 +18,7 @@
 //!
 //! Where several replicas share their limits, a client that asks for more than its ceilings at several
 //! of them has a part of these at each (`core/replicas/identities.rs`): so much of its places, and a
-//! cell that costs as many more. Nobody has less than one place at a replica.
+//! cell that costs as many more. No client has less than one place at a replica.
 
 use crate::admission::clock::{CELL_NANOS, ElasticClock, SharedClock, VirtualTime};
 use crate::admission::in_flight::InFlight;
@@ -325,7 +325,7 @@ impl ClientLimits {
     }
 }
 
-/// What one is told who has as many under way as it may: when one ends is not known.
+/// The answer to a client that has as many under way as it may: when one ends is not known.
 const FULL: (Reason, Duration) = (Reason::ClientInFlight, Duration::from_secs(1));
 
 fn per_second(limits: PerClientLimits) -> f64 {
@@ -393,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_looks_is_told_what_whoever_enters_would_be() {
+    fn a_look_finds_the_refusal_that_an_entry_would_meet() {
         let limits = PerClientLimits { rate: Some((1.0, 2)), in_flight: Some(2) };
         let client_limits = ClientLimits::new(limits, Time::ZERO).unwrap();
         assert_eq!(client_limits.would_refuse(client(8), 1, Time::ZERO), None);

@@ -1,16 +1,16 @@
 //! The admission controller: every counter, clock and queue of the proxy, and the one decision about a request.
 //!
 //! The order: blocked, exempt, the client's own ceiling, then the class's concurrency, its pause, its work under way,
-//! what modules of one process share, the module's ceiling, the jobs not started and the class's rate; whoever finds
-//! no room waits its turn in the class's fair queue, and whoever would wait in vain is told.
+//! what modules of one process share, the module's ceiling, the jobs not started and the class's rate; a
+//! request that finds no room waits its turn in the class's fair queue, and one that would wait in vain is shed.
 //!
 //! The admission controller holds no limits. Each call is handed the limit table of that moment; what is
 //! counted here outlives every table, so a changed limit resets nothing.
 //!
-//! While nobody waits a decision takes no lock: a handful of atomic operations. Once somebody
-//! waits in a module, its requests pass through the module's queue under its mutex, because
-//! then their order matters. A permit is never lost between the two: whoever leaves first counts
-//! itself out and then looks for waiters; whoever waits first makes itself known and then
+//! While no request waits a decision takes no lock: a handful of atomic operations. Once a request
+//! waits in a module, all requests to it pass through the module's queue under its mutex, because
+//! then their order matters. A permit is never lost between the two: a request that leaves counts
+//! itself out first and then looks for waiters; one that waits makes itself known first and then
 //! looks for room.
 //!
 //! `W` is whatever the driver needs to reach a waiter: a channel in production, an event in
@@ -85,7 +85,7 @@ enum Rank {
     Known,
     /// It leaves room in the class for so many known ones.
     Stranger { kept: u32 },
-    /// There is nobody to be compared with.
+    /// There is no other request to compare it with.
     Even,
 }
 
@@ -154,7 +154,7 @@ impl HeldBy {
         }
     }
 
-    /// What a request is told that it refuses.
+    /// The reason that it gives to a request it refuses.
     fn reason(self) -> Reason {
         match self {
             HeldBy::InFlight | HeldBy::Work => Reason::ClassInFlight,
@@ -248,7 +248,7 @@ struct ClassState {
     /// Over how many seconds refusals are spread (0 counts as 1), and how many there have been.
     spread_s: AtomicU32,
     sheds: AtomicU32,
-    /// Who asks, while somebody looks.
+    /// Whether `demand` counts which clients ask.
     watched: AtomicBool,
     demand: Mutex<ClassDemand>,
 }
@@ -280,7 +280,7 @@ struct ModuleAdmission<W> {
     has_left: AtomicBool,
 }
 
-/// Who waits before a module.
+/// The requests that wait before a module.
 #[derive(Debug)]
 struct ModuleWaiters<W> {
     waiting: AtomicU32,
@@ -347,8 +347,8 @@ impl<W> AdmissionController<W> {
     /// The admission controller of a new policy, for requests from now on. Classes and modules of the same name
     /// go on with the counters of this one, so that nothing under way is forgotten and no change
     /// hands out a permit or a burst twice. A module's line goes on too, with everyone's place in it and what each
-    /// client has had, where it is of the same classes under the same numbers; else whoever waits here is still
-    /// served here.
+    /// client has had, where it is of the same classes under the same numbers; else the requests that wait
+    /// here are still served here.
     #[must_use]
     pub fn reconfigure(&self, policy: &Policy, table: &LimitTable, now: Time) -> AdmissionController<W> {
         AdmissionController::build(policy, table, now, Some(self))
@@ -625,11 +625,11 @@ impl<W> AdmissionController<W> {
             let mut woken = Vec::new();
             {
                 let mut queue = self.lock(class.module);
-                // What nobody saw costs what was thought.
+                // An exchange that ended unseen costs its estimate.
                 let estimate = permit.charged.filter(|_| outcome != Outcome::Unseen);
                 if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(permit.ask.class)) {
                     let took = if module.parallel && class.kind == Kind::Unary {
-                        // What it held while nobody waited was taken from nobody.
+                        // What it held while no request waited was taken from no other client.
                         spent.min(own.fair.contended(now)).as_secs_f64()
                     } else {
                         work
@@ -645,7 +645,7 @@ impl<W> AdmissionController<W> {
         }
     }
 
-    /// Serves whoever can be served now: to be called when limits were raised, and regularly
+    /// Serves the waiting requests that have room now: to be called when limits were raised, and regularly
     /// (some tens of milliseconds) while a rate-limited class has waiters.
     pub fn pump(&self, table: &LimitTable, now: Time, wake: &mut impl FnMut(W, Grant)) {
         for (class, limits) in self.classes.iter().zip(&table.classes) {
@@ -664,7 +664,7 @@ impl<W> AdmissionController<W> {
         }
     }
 
-    /// How many waiters there are whom this admission controller serves, in all modules.
+    /// How many waiters there are that this admission controller serves, in all modules.
     pub fn waiting(&self) -> u32 {
         self.modules.iter().map(ModuleAdmission::waiting).sum()
     }
@@ -744,7 +744,7 @@ impl<W> AdmissionController<W> {
         self.class(id).tally.allowance_used.load(Ordering::Acquire)
     }
 
-    /// From now on it is counted, or no longer, who asks for this class.
+    /// Begins or ceases to count which clients ask for this class.
     pub fn watch(&self, id: ClassId, on: bool) {
         let tally = &self.class(id).tally;
         if tally.watched.swap(on, Ordering::Relaxed) && !on {
@@ -752,7 +752,7 @@ impl<W> AdmissionController<W> {
         }
     }
 
-    /// Who has asked for this class since the last call; `None` while nobody looks.
+    /// Which clients have asked for this class since the last call; `None` while it is not watched.
     pub fn asked(&self, id: ClassId) -> Option<ClassDemand> {
         let tally = &self.class(id).tally;
         tally.watched.load(Ordering::Relaxed).then(|| std::mem::take(&mut *tally.demand.lock()))
@@ -807,9 +807,9 @@ impl<W> AdmissionController<W> {
         self.uses_history && self.class(ask.class).rate.is_none()
     }
 
-    /// An answered request becomes a part of its client's past if nobody wanted its place, and one that was cheaper
-    /// than its claim gives back the rest. What it took for others in the middle was theirs (see [`Costs`]), at its
-    /// claim and now alike.
+    /// An answered request becomes a part of its client's past if no other request wanted its place, and one that
+    /// was cheaper than its claim gives back the rest. What it took for others in the middle was theirs (see
+    /// [`Costs`]), at its claim and now alike.
     fn remember(&self, permit: &Permit, work: f64, spent: Duration, now: Time) {
         let (ask, thought) = (permit.ask, self.thought(permit.ask));
         let class = self.class(ask.class);
@@ -825,8 +825,8 @@ impl<W> AdmissionController<W> {
     }
 
     /// What a client is charged in its class's queue for a request that takes so much: the greatest part
-    /// it has of anything the class may be short of, in seconds of all of that. Or whoever asks for
-    /// what is refused after a millisecond would get the most of a rate (Ghodsi et al., "Dominant
+    /// it has of anything the class may be short of, in seconds of all of that. Otherwise a client that
+    /// asks for what is refused after a millisecond would get the most of a rate (Ghodsi et al., "Dominant
     /// Resource Fairness", 2011).
     fn price(&self, table: &LimitTable, id: ClassId, takes: f64) -> f64 {
         let (class, limits) = (self.class(id), table.class(id));
@@ -1079,7 +1079,7 @@ impl ClassAdmission {
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(120);
 
 /// How many times a module's bound on work a class may have under way. The bound is there for
-/// those who wait behind a class in the module; nobody waits with more right than the most
+/// requests that wait behind a class in the module; none waits with more right than the most
 /// urgent, so the more urgent a class, the less it is held back on behalf of others.
 fn work_factor(priority: Priority) -> f64 {
     f64::from(priority.0.clamp(ORDINARY, 9) - ORDINARY + 1)

@@ -10,15 +10,15 @@
 //! then billed to the wrong one. So nothing is billed for more than it takes when it is let
 //! alone: a low quantile of the route's own latency. What began while the module had nothing
 //! else to do says it well, and moves it either way. What began among others says only that it
-//! is not more: under a flood that lasts nobody is ever alone, and a cheap poll whose latency
+//! is not more: under a flood that lasts no request is ever alone, and a cheap poll whose latency
 //! is the flood's doing must not be taken for an expensive one, or the bound on work keeps out
 //! the very requests that cost nothing.
 //!
 //! In a module that works in parallel this reads too low by the degree of overlap, for all routes
 //! alike; the concurrency limits, which do not depend on it, hold the rest. What each *client* is
 //! charged there must not come of it: of several that end together the first would be billed for
-//! them all, and as whoever is served together ends together, it would be the same one every
-//! time. There a request takes a permit for as long as it holds it, and is charged for that
+//! them all, and as requests that are served together end together, it would be the same one
+//! every time. There a request takes a permit for as long as it holds it, and is charged for that
 //! ([`Costs::hold`]).
 //!
 //! A path that no route knows (a user's own API, Ray's next version) has a cost by its template and method, in one of
@@ -60,8 +60,8 @@ const COSTS_MAX: usize = ROUTES_MAX + 3 * TEMPLATES as usize;
 /// What one latency above the low quantile moves it by, as a share of the distance, when the
 /// request found its module idle: with [`FALL`], one to four settles near the lowest fifth.
 const RISE_ALONE: f64 = 0.05;
-/// The same among others. Not zero: what grows dearer (a list, a log) while nobody is ever
-/// alone is found out after some thousands.
+/// The same among others. Not zero: what grows dearer (a list, a log) while no request is
+/// ever alone is found out after some thousands.
 const RISE_AMONG_OTHERS: f64 = 0.000_2;
 /// What one below moves it by.
 const FALL: f64 = 0.2;
@@ -130,7 +130,7 @@ impl Costs {
         }
     }
 
-    /// Learns what one request took while nobody wanted its place.
+    /// Learns what one request took while no other request wanted its place.
     pub(crate) fn learn_calm(&self, route: u16, took: f64) {
         if took.is_finite() && took > 0.0 {
             mix(&self.permit(route).calm, took, |_| LEARN);
@@ -262,14 +262,14 @@ mod tests {
 
     #[test]
     fn what_was_learnt_is_forgotten_and_what_is_expected_stands_for_it_again() {
-        let (costs, of_nobody) = (Costs::default(), of_template(0, "GET", "/api/report"));
+        let (costs, of_no_route) = (Costs::default(), of_template(0, "GET", "/api/report"));
         costs.expect(3, 0.5);
-        for route in [3, of_nobody] {
+        for route in [3, of_no_route] {
             costs.learn(route, 0.02, 0.03, true);
             costs.learn_calm(route, 0.01);
         }
         costs.forget();
-        assert!((costs.get(3) - 0.5).abs() < 1e-12 && costs.get(of_nobody) == 0.0);
+        assert!((costs.get(3) - 0.5).abs() < 1e-12 && costs.get(of_no_route) == 0.0);
         assert!(costs.hold(3) == 0.0 && (costs.in_calm(3, 0.7) - 0.7).abs() < 1e-12);
         costs.learn(3, 0.04, 0.05, true);
         assert!((costs.get(3) - 0.04).abs() < 1e-12, "the first is taken whole");

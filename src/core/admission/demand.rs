@@ -1,10 +1,10 @@
-//! Who asks for how much of a class, since somebody last looked.
+//! Which clients ask for how much of a class, since the last look.
 //!
-//! For replicas that share limits: each tells the others' leader who asks for much of it, so that an
-//! identity that comes to several replicas is seen as one (`core/replicas/identities.rs`). Counted is
+//! For replicas that share limits: each tells the others' leader which clients ask for much of it,
+//! so that an identity that comes to several replicas is seen as one (`core/replicas/identities.rs`). Counted is
 //! what was asked for, let in or not, in requests and in work, by the keyed digests the admission controller knows
-//! a client by. A class is counted only while it is looked at: a replica that shares with nobody, or
-//! has room for everybody, pays one load a request.
+//! a client by. A class is counted only while it is looked at: a replica that shares with no other,
+//! or has room for every client, pays one load a request.
 //!
 //! Memory is bounded as in `usage`: `ROWS_MAX` flows (Space-Saving, see
 //! [`crate::usage`]), of one address no more than `CREDENTIALS_MAX` credentials apart.

@@ -205,7 +205,7 @@ proptest! {
     fn a_flood_of_long_requests_costs_them_nothing_either(
         polite in 1usize..8, load in 0.1f64..1.0, length in 0.1f64..8.0, plant in plant(),
     ) {
-        // Nobody is short of a process that idles while all it let in await the GCS.
+        // No client is short of a process that idles while all it let in await the GCS.
         prop_assume!(plant != Plant::Awaiting || length >= 1.0);
         let fair = CAPACITY / (polite as f64 + 1.0);
         let mut clients: Vec<TestClient> = (0..polite as u64).map(|at| client(at, None, fair * load)).collect();
@@ -218,9 +218,9 @@ proptest! {
         prop_assert!(work / (8.0 * CAPACITY) >= 0.95, "work conserving: {got:?}");
     }
 
-    /// Where a rate binds, what is scarce is their number, and not what each of them takes.
+    /// Where a rate binds, the number of requests is scarce, and not what each of them takes.
     #[test]
-    fn where_a_rate_binds_nobody_gets_more_for_asking_for_less(
+    fn where_a_rate_binds_no_client_gets_more_for_asking_for_less(
         polite in 1usize..8, load in 0.1f64..1.0, length in 0.02f64..1.0, plant in plant(), gated in any::<bool>(),
     ) {
         let rate = CAPACITY / 5.0;

@@ -1,4 +1,4 @@
-//! Who was here before comes first: what a client used in calm, and what that is worth under contention.
+//! Clients that were here before come first: what a client used in calm, and what that is worth under contention.
 //!
 //! **The question.** Max-min fairness counts clients. Two hundred strangers, each of whom asks for little, leave the
 //! one user of a class a two-hundred-and-first of it, and ten thousand leave nothing. Nothing in a request of theirs
@@ -11,41 +11,42 @@
 //! allowance  L_i   <= a_i,  refilled by HEADROOM * a_i a window
 //! ```
 //!
-//! `u_i(w)` is what it used in the [`WINDOW`] of ten minutes that began when it came, in calm: nobody waited for what
-//! it took, so whatever it used was within its max-min share. So `a_i` is its pace while it was here, and nobody is
-//! thought to have been here for less than a window. A request that has to wait and would have cost `c` in calm is
-//! *known* if its client was first seen `SETTLED` ago or earlier and `L_i >= c / 2`; it then takes `c` from `L_i`,
-//! and gives back what it turns out to have cost less. The queue of a class has two lines
+//! `u_i(w)` is what it used in the [`WINDOW`] of ten minutes that began when it came, in calm: no request waited for
+//! what it took, so all that it used was within its max-min share. So `a_i` is its pace while it was here, and no
+//! client is thought to have been here for less than a window. A request that has to wait and would have cost `c` in
+//! calm is *known* if its client was first seen `SETTLED` ago or earlier and `L_i >= c / 2`; it then takes `c` from
+//! `L_i`, and gives back what it turns out to have cost less. The queue of a class has two lines
 //! ([`tiers`](crate::admission::tiers)): the known, weighted by habit, and all others, who are equal. Both wait: the
 //! known get four fifths, the others one. One of them leaves some of its part: the other has it. What is begun at Ray
 //! cannot be interrupted; so for `KEPT_FOR` after a known request of a class had to wait, a stranger that waited is
 //! let in only behind an eighth of the class's places, or behind one. One loop is as busy with three requests as with 24,
-//! and who comes next waits for three. Where requests are done side by side a free place is idle: there one is left, if it
-//! is no more than one in `KEPT_OF`.
+//! and the next request waits for three. Where requests are done side by side a free place is idle: there one is left,
+//! if it is no more than one in `KEPT_OF`.
 //!
-//! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from who
-//! lists jobs, even where both are one process (Ray up to 2.44): the list is read at once, earns and costs nothing. A
-//! line for what the two share, the ceiling of their module or the bound on work of their process, is contention for
-//! both: who is then served at once earns nothing, and pays nothing unless one of its own class waits.
+//! **Calm** is a matter of what a request takes. A line of submissions that waits for its rate takes nothing from a
+//! client that lists jobs, even where one process does both (Ray up to 2.44): the list is read at once, earns and costs
+//! nothing. A line for what the two share, the ceiling of their module or the bound on work of their process, is
+//! contention for both: a client that is then served at once earns nothing, and pays nothing unless a request of its
+//! own class waits.
 //!
 //! **The coin** is seconds of Ray's work as billed to the request itself ([`cost`](crate::admission::cost)), or of
 //! its permit over all that its class began with, where a module works in parallel. One coin for all classes needs
 //! one record for each client, and it cannot be had for less than it is worth: a submission that Ray refuses after 3
-//! ms earns 3 ms, where a share of its class's rate would be a quarter of a second of everything. What a class is
-//! short of besides, its places, is shared among the known by the queue, whose price is the dominant one. Where a class
+//! ms earns 3 ms, where a share of its class's rate would be a quarter of a second of everything. The queue
+//! shares the other scarce thing of a class, its places, among the known; its price is the dominant one. Where a class
 //! has a rate of its own (submissions, new Ray Clients) nothing is claimed and all are equal: what is scarce there is
-//! their number, and a storm that was served while there was room would keep four fifths of it by habit. A
-//! claim is priced as its like was in calm, or half of what it costs now, whichever is more: a flood that makes each
-//! request half as dear again takes no more from an allowance than calm put there.
+//! their number, and a storm that was served while there was room would keep four fifths of it by habit. A claim is
+//! priced as its like was in calm, or half of what it costs now, whichever is more: a flood that makes each request
+//! half as dear again takes no more from an allowance than calm put there.
 //!
 //! **Why it holds** (a sketch).
 //!
-//! 1. *Calm is untouched.* Where nobody waits there are no lines, and nothing here decides anything.
+//! 1. *Calm is untouched.* Where no request waits there are no lines, and nothing here decides anything.
 //! 2. *Users keep what they had.* Let the habits of the known who compete add up to at most four fifths of the class.
 //!    Start-time fair queueing gives client `i` at least `4/5 a_i / (sum of a_j) >= a_i` as long as it waits, and the
-//!    next turn when it comes back from a pause. The number of strangers does not occur in this. Who goes on as
-//!    before takes `a_i` a window from an allowance that is refilled by twice that: it lasts for days, until the habit has faded
-//!    (nobody earns in a flood).
+//!    next turn when it comes back from a pause. The number of strangers does not occur in this. A client that
+//!    goes on as before takes `a_i` a window from an allowance that is refilled by twice that: it lasts for days, until
+//!    the habit has faded (no client earns in a flood).
 //!    The other half is for chance (of a request in each half minute a window sees 20, give or take 4), for requests
 //!    that had to wait a moment in calm and earned nothing, and for a head that is more than twice as slow.
 //! 3. *Strangers keep a fifth*, by the same law one level up, whatever the habits of others.
@@ -59,14 +60,14 @@
 //! 5. *An established client that floods* is known for its allowance, and one of the others beyond it. Known
 //!    neighbours are weighed against its habit, and not against what it asks.
 //!
-//! **Who is who.** A request counts for the address it comes from and for the credential it shows, and is known if
-//! either is. So an office behind one address is known whatever tokens it shows, a token from any address, and an
-//! operator that comes back with another address by its token. A program's name alone is no credential. A credential that most addresses show is nobody's
-//! (`common`).
+//! **How a client is recognised.** A request counts for the address it comes from and for the credential it shows, and
+//! is known if either is. So an office behind one address is known whatever tokens it shows, a token from any address,
+//! and an operator that comes back with another address by its token. A program's name alone is no credential. A
+//! credential that most addresses show is no client's (`shared_credential`).
 //!
 //! **Memory.** [`CLIENTS_MAX`] records of 40 bytes, in trees: of a million clients two each, address and credential. Only
 //! use in calm makes a record, so that a flood makes none. A full shard gives up the least of `LOOKED_AT` neighbours:
-//! first who has not settled, then whose habit is smallest.
+//! first one that has not settled, then the one with the smallest habit.
 
 use crate::request::client_id::ClientId;
 use crate::time::{Time, WallMs};
@@ -407,7 +408,7 @@ impl History {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    /// Whether nobody is remembered.
+    /// Whether no client is remembered.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -438,7 +439,7 @@ impl History {
         bytes
     }
 
-    /// Takes in what an earlier process has written; who has come meanwhile keeps what is known of it.
+    /// Takes in what an earlier process has written; a client that has come meanwhile keeps what is known of it.
     ///
     /// # Errors
     /// It is not whole, or of another key; then nothing has changed.
@@ -499,7 +500,8 @@ fn shard_of(digest: u64) -> usize {
     usize::try_from(digest % SHARDS as u64).unwrap_or(0)
 }
 
-/// A tree of all that a file knows is made at once, while requests go on; then who came meanwhile is added.
+/// A tree of all that a file knows is made at once, while requests go on; then the clients that came meanwhile are
+/// added.
 fn restore_shard(records: &[&[u8; RECORD_BYTES]], shard: &Mutex<BTreeMap<u64, Record>>, now: u32) -> usize {
     let sound = |bytes: &&[u8; RECORD_BYTES]| Some((digest_of(bytes), Record::of_bytes(bytes)?));
     let mut known: BTreeMap<u64, Record> = records.iter().filter_map(sound).take(SHARD_MAX).collect();

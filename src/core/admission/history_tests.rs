@@ -131,7 +131,7 @@ fn an_office_a_token_and_an_operator_that_moved_keep_theirs() {
     use_calmly(&history, client(3, Some(8)), 0, 2 * HOUR);
     let known = |who: ClientId| history.claim(who, 0.1, at(2 * HOUR)).is_some();
     assert!(known(client(1, Some(100))) && known(client(1, None)) && known(client(1, Some(999))));
-    assert!(known(client(5_000_000, Some(7))), "from an address that nobody has seen");
+    assert!(known(client(5_000_000, Some(7))), "from an address never seen before");
     assert!(known(client(4, Some(8))), "restarted with another address");
     assert!(!known(client(4, Some(9))) && !known(client(4, None)));
 }
@@ -363,7 +363,8 @@ proptest! {
         prop_assert!(claimed <= most * 1.001, "{} of {}", claimed, most);
     }
 
-    /// Whoever asks in a flood as it did in calm is known for as long as it lasts, and its past is what it was.
+    /// A client that asks in a flood as it did in calm is known for as long as the flood lasts, and its past stays as
+    /// it was.
     #[test]
     fn who_keeps_its_pace_never_runs_out(
         gap in 1_u64..100,

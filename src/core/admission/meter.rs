@@ -114,7 +114,7 @@ pub enum Outcome {
     Cancelled,
     /// It was never sent: its client left between grant and sending.
     Unsent,
-    /// It went another way, and nobody told how it ended: it counts as neither answer nor latency.
+    /// It went another way, and nothing told how it ended: it counts as neither answer nor latency.
     Unseen,
 }
 
@@ -200,7 +200,7 @@ counters! {
     failed,
     /// Requests whose client was told that Ray took too long.
     late,
-    /// Answers nobody waited for any more.
+    /// Answers that no client waited for any more.
     abandoned,
     /// Requests that ended because their client left.
     cancelled,
@@ -377,7 +377,8 @@ pub struct Reading {
     pub counts: Counts,
     /// Under way now.
     pub in_flight: u32,
-    /// The most that Ray was at work on since the reading before: who reads his answer slowly says nothing of it.
+    /// The most that Ray was at work on since the reading before: an answer that its client reads slowly does not
+    /// count.
     pub in_flight_peak: u32,
     /// Waiting now.
     pub waiting: u32,

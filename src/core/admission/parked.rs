@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_client_has_so_many_and_shuts_nobody_else_out() {
+    fn one_client_has_so_many_and_shuts_no_other_out() {
         let parked = Arc::<Parked>::default();
         let places: Vec<Place> = (0..PER_CLIENT_MAX).map(|_| parked.enter(1, Some(10)).unwrap()).collect();
         assert!(parked.enter(1, Some(10)).is_none());
@@ -85,7 +85,7 @@ mod tests {
         assert!(parked.enter(1, Some(10)).is_some(), "its places are free again");
         assert_eq!(parked.count(), 0);
         let book = parked.0.lock();
-        assert_eq!((book.bytes, book.clients.len()), (0, 0), "nobody is remembered");
+        assert_eq!((book.bytes, book.clients.len()), (0, 0), "no client is remembered");
     }
 
     #[test]

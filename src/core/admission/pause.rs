@@ -4,23 +4,24 @@
 //! one, and the process is never free. What is left to lower is time. By Little's law a limit of `L` requests in
 //! flight is a mean of `L`, and so below one it is held by a pause: after a request that took `t` of the module's
 //! time the next may begin `t * (1 / L - 1)` later, so that the class has the module for the share `L` of the time
-//! (law 6). Whoever lowers the limit so gives the rest of the head its cores back.
+//! (law 6). A lower limit thus gives the rest of the head its cores back.
 //!
-//! *Dear requests leave gaps.* The same holds one request back for the sake of others. Who comes to a process while
-//! a request of `t` is being worked on waits `t / 2` in the mean, and meets one in the share `L` of all cases. A list
+//! *Dear requests leave gaps.* The same holds one request back for the sake of others. A request that comes to a
+//! process while it works on one of `t` waits `t / 2` in the mean, and meets one in the share `L` of all cases. A list
 //! of twenty thousand jobs takes three seconds of the process that a stop, or a poll that gives up after two, must pass
-//! as well. So while anyone asks the process for what operators need (a limited class of priority 8 or 9), a class of less urgency has no more of its time
-//! than makes such a request wait [`GENTLE`] in the mean: `L = 2 * GENTLE / t`. And where `t` is more than such clients
-//! have patience for ([`PATIENCE`]), who comes in the first `t - PATIENCE` of it gives up: no more than one in a hundred
-//! may, `L (t - PATIENCE) / t = GIVE_UP`. Nobody else notices: below 0.3 s `L` is 1, and where no urgent request has
-//! come for [`URGENT_FOR`] nothing is held back. What `t` is, see `AdmissionController::finish`: a list takes three turns
-//! on its loop, and whoever is let through between them was billed for the turn before.
+//! as well. So while anyone asks the process for what operators need (a limited class of priority 8 or 9), a class of
+//! less urgency has no more of its time than makes such a request wait [`GENTLE`] in the mean: `L = 2 * GENTLE / t`.
+//! And where `t` is more than such clients have patience for ([`PATIENCE`]), one that comes in the first `t - PATIENCE`
+//! of it gives up: no more than one in a hundred may, `L (t - PATIENCE) / t = GIVE_UP`. No other request notices: below
+//! 0.3 s `L` is 1, and where no urgent request has come for [`URGENT_FOR`] nothing is held back. What `t` is, see
+//! `AdmissionController::finish`: a list takes three turns on its loop, and the requests that it lets through between
+//! them were billed for the turn before.
 //!
-//! *Known clients do not wait for what strangers made.* A limit below one answers a flood, and who was here before the
-//! flood need not pay for it (`history.rs`): a request with a claim begins once the pause of the last request with a
-//! claim is over, and what is left of the pauses of strangers is added to the next. So known clients have the share `L`
-//! at most, as if there were no strangers, and a stranger begins only when all that went before has been paused for.
-//! The gaps that dear requests leave are for others, and hold both back.
+//! *Known clients do not wait for what strangers made.* A limit below one answers a flood, and clients that were here
+//! before the flood need not pay for it (`history.rs`): a request with a claim begins once the pause of the last
+//! request with a claim is over, and what is left of the pauses of strangers is added to the next. So known clients
+//! have the share `L` at most, as if there were no strangers, and a stranger begins only when all that went before has
+//! been paused for. The gaps that dear requests leave are for others, and hold both back.
 //!
 //! The pause is worked out anew whenever somebody asks, from the limit of that moment: a limit that is raised
 //! shortens the pause under way.
@@ -48,7 +49,7 @@ pub(super) struct Pause {
     took_us: AtomicU64,
     /// Time of the module for which no pause has been made yet, beside `took_us`.
     owed_us: AtomicU64,
-    /// The last request was a stranger's who had waited.
+    /// The last request was a stranger's and had waited.
     of_stranger: AtomicBool,
 }
 
@@ -158,7 +159,7 @@ mod tests {
     fn dear_requests_leave_gaps_while_anyone_asks_for_what_is_urgent() {
         let pause = Pause::default();
         pause.begin(Duration::from_secs(1), true, at(10.0));
-        assert!(is_over(&pause, 8.0, false, at(10.0)), "nobody needs the gap");
+        assert!(is_over(&pause, 8.0, false, at(10.0)), "no urgent request needs the gap");
         assert!(!is_over(&pause, 8.0, true, at(12.3)), "three tenths of the time: 150 ms in the mean");
         assert!(is_over(&pause, 8.0, true, at(12.4)));
         pause.begin(Duration::from_millis(290), true, at(20.0));
@@ -171,7 +172,10 @@ mod tests {
             let give_up = share_beside_urgent(took) * (took - 2.0) / took;
             assert!(give_up <= 0.01 + 1e-9, "{took} s: {give_up}");
         }
-        assert!((share_beside_urgent(2.0) - 0.15).abs() < 1e-9, "150 ms in the mean, where nobody gives up");
+        assert!(
+            (share_beside_urgent(2.0) - 0.15).abs() < 1e-9,
+            "150 ms in the mean, where no client gives up"
+        );
         assert!(share_beside_urgent(0.0) > 1.0 && share_beside_urgent(0.3) >= 1.0);
     }
 

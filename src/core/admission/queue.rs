@@ -32,11 +32,12 @@
 //!
 //! **Giving way.** When the queue is full, the request that would be served last makes room,
 //! the newcomer included: the largest key after the flow's whole backlog (longest queue drop,
-//! in units of work). But who stands on few of the places, by address and by credential, does so only where nobody
-//! stands on more: a sixteenth of them are few. Places are not work. One request of 250 ms of a client ends later, at
-//! that client's share, than a whole line of another's requests of 5 ms; were it to give way to these whenever the line
-//! is full, who asks rarely for what is dear would get nothing beside one that floods with what is cheap. Who floods
-//! loses nothing by it: it is served at its share as long as it has one request in line.
+//! in units of work). But a flow that stands on few of the places, by address and by credential, gives way only
+//! where no flow stands on more: a sixteenth of them are few. Places are not work. A client's one request of
+//! 250 ms ends later, at that client's share, than a whole line of another's requests of 5 ms; if it gave way to these
+//! whenever the line is full, a client that rarely asks for dear work would get nothing beside one that floods with
+//! cheap work. The client that floods loses nothing by it: it is served at its share as long as it has one request in
+//! line.
 //!
 //! **Within a flow** the oldest goes first while the flow is healthy. Once its oldest has
 //! waited more than three quarters of its time, or half of what clients of this class turn out to
@@ -44,26 +45,27 @@
 //! the old ones' clients are about to leave, and work done for them would be wasted. (Not sooner: a
 //! client that keeps a few requests under way is never without one that waits, and would lose its oldest
 //! although in turn all of them are served in time.) Patience
-//! is learnt from those who leave, leaning to the short ones, and forgotten after a minute in
-//! which nobody left.
+//! is learnt from the clients that leave, short waits weighing more, and forgotten after a minute
+//! in which no client left.
 //!
 //! **A queue is as long as can be served in that time.** Where two hundred clients of one request each want three times
 //! what there is, a longer one serves everybody just as its client leaves. So once ten have left, and one in twenty, before
 //! their turn, for a minute at most as many wait as half of their patience is enough for, at the pace at which they are
-//! served; the last gives way at once. A patience of less than half of what the class lets wait counts as half: those who
-//! left do not speak for those who stay. Nor is it so where a class has a rate: there it is the line that was promised (a
-//! submission waits for minutes), and few a second are served.
+//! served; the last gives way at once. A patience of less than half of what the class lets wait counts as half: clients
+//! that left do not speak for those that stay. Nor is it so where a class has a rate: there it is the line that was
+//! promised (a submission waits for minutes), and few a second are served.
 //!
 //! **Cost.** Whose turn it is depends on every flow that waits, so each decision looks at all of them
 //! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
 //! and credential, as last changed; looking at one is a few comparisons.
 //!
-//! **Who weighs more goes a little ahead.** Two hundred flows of the same small weight come due at one virtual time, and
-//! while they are served it stands still: a flow of three hundred times their weight, which asks for less than its share,
-//! would wait for all of them (the delay bound of start-time fair queueing is one request of every other flow). So of
-//! those who owe something, and are no more than `AHEAD_S` of work ahead of virtual time, the next is whose request of the
-//! mean cost would *finish* first, `tag + mean / weight`. Who owes nothing goes before them, however little it weighs.
-//! Between equal weights that changes nothing, and what was had ahead is owed.
+//! **A flow that weighs more goes a little ahead.** Two hundred flows of the same small weight come due at one virtual
+//! time, and while they are served it stands still: a flow of three hundred times their weight, which asks for less
+//! than its share, would wait for all of them (the delay bound of start-time fair queueing is one request of every
+//! other flow). So of the flows that owe something, and are no more than `AHEAD_S` of work ahead of virtual time, the
+//! next is the one whose request of the mean cost would *finish* first, `tag + mean / weight`. A flow that owes nothing
+//! goes before them, however little it weighs. Between equal weights that changes nothing, and what was had ahead is
+//! owed.
 //!
 //! **Weights.** A client that comes to several replicas which share one limit weighs less than 1 at each:
 //! its tag moves by `c / weight`, so that all of them together give it one share.
@@ -91,12 +93,12 @@ pub struct Place {
     number: u64,
 }
 
-/// Someone who waits.
+/// A waiting request.
 #[derive(Debug)]
 pub struct Waiting<W> {
     /// How to reach it.
     pub waiter: W,
-    /// Who it is.
+    /// Its client.
     pub client: ClientId,
     /// Its route, whose learnt cost is charged when it is served.
     pub route: u16,
@@ -104,7 +106,7 @@ pub struct Waiting<W> {
     pub cost: f64,
     /// When it joined.
     pub since: Time,
-    /// It must be served or told by then.
+    /// It must be served or refused by then.
     pub deadline: Time,
     /// Its claim to go before strangers (see [`history`](crate::admission::history)).
     pub claim: Option<Claim>,
@@ -114,7 +116,7 @@ pub struct Waiting<W> {
 
 #[cfg(test)]
 impl<W> Waiting<W> {
-    /// One without a past, who must be served at once.
+    /// One without a past, which must be served at once.
     pub(crate) fn plain(waiter: W, client: ClientId, cost: f64, since: Time) -> Waiting<W> {
         let (claim, weights) = (None, Weights::EVEN);
         Waiting { waiter, client, route: 0, cost, since, deadline: since, claim, weights }
@@ -157,9 +159,9 @@ pub struct FairQueue<W> {
     virtual_time: f64,
     next_place: u64,
     len: u32,
-    /// When the one came who found nobody waiting.
+    /// When the request came that found no other waiting.
     contended_since: Time,
-    /// What those who were served cost in the mean.
+    /// What the requests that were served cost in the mean.
     mean_cost: f64,
     patience: Patience,
     heeds_patience: bool,
@@ -210,8 +212,8 @@ impl<W> FlowQueue<W> {
         (address.max(credential), self.turn, 0)
     }
 
-    /// Its place in the order of service, where a request costs so much in the mean: who has owed nothing for some time
-    /// is next, the others by when they would finish.
+    /// Its place in the order of service, where a request costs so much in the mean: a flow that has owed nothing for
+    /// some time is next, the others by when they would finish.
     fn order_key(&self, virtual_time: f64, mean: f64) -> Key {
         let owes_nothing = self.tag_address.max(self.tag_credential) < virtual_time;
         let ahead = if owes_nothing { 0.0 } else { mean };
@@ -232,7 +234,7 @@ impl<W> FlowQueue<W> {
     }
 }
 
-/// Work that each who weighs more may be ahead by, in seconds: others wait that much longer for it.
+/// Work that each flow that weighs more may be ahead by, in seconds: others wait that much longer for it.
 const AHEAD_S: f64 = 0.1;
 
 /// By how much the latest request moves the mean cost.
@@ -256,7 +258,7 @@ impl Patience {
         let known = self.get(now);
         self.at = now;
         self.learnt = Some(match known {
-            // The short ones weigh more: whoever waits for half of theirs serves the others too.
+            // Short ones weigh more: a turn within half of a short patience is in time for the others too.
             Some(known) if waited < known => (known + waited) / 2,
             Some(known) => (known * 19 + waited) / 20,
             None => waited,
@@ -384,7 +386,7 @@ impl<W> FairQueue<W> {
         self.len
     }
 
-    /// Whether nobody waits.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -583,7 +585,7 @@ impl<W> FairQueue<W> {
         self.lines.binary_search_by_key(&flow, |line| line.flow).ok()
     }
 
-    /// The line of a flow of which nobody waits yet.
+    /// The line of a flow that has no waiting request yet.
     fn open(&self, flow: Flow, own: Weights) -> FlowQueue<W> {
         FlowQueue {
             flow,
@@ -635,12 +637,12 @@ impl<W> FairQueue<W> {
             keys.min_by(|a, b| order(a.1, b.1)).map(|(at, _)| at)
         };
         let is_near = |line: &FlowQueue<W>| line.key_after(self.virtual_time, -AHEAD_S, -AHEAD_S).0 <= least;
-        // Who is first of all is nearly always near.
+        // The first of all is nearly always near.
         let at = first(&|_| true).filter(|at| is_near(&self.lines[*at])).or_else(|| first(&is_near))?;
         Some((at, least))
     }
 
-    /// So many places are few: nobody gives one of them up while others stand on more.
+    /// So many places are few: no flow gives one of them up while others stand on more.
     fn few(&self) -> usize {
         (self.len as usize).div_ceil(FEW_OF)
     }
@@ -666,7 +668,7 @@ impl<W> FairQueue<W> {
             let of_credential = joining(line.of_credential, line.flow.credential == newcomer.credential);
             let (is_many, tag) = line.end(self.virtual_time, few, [of_address, of_credential]);
             let work = line.work + if line.flow == newcomer { cost } else { 0.0 };
-            // Between equals who stands in line already is not sent away for who comes.
+            // Between equals, a flow that stands in line already is not sent away for a newcomer.
             (is_many, (tag, line.turn + work, 0))
         };
         let of_newcomer = match self.line(newcomer) {
@@ -702,7 +704,7 @@ fn order_of_ends(a: (bool, Key), b: (bool, Key)) -> std::cmp::Ordering {
 /// What a charge has changed.
 #[derive(Clone, Copy, Debug)]
 enum Charged {
-    /// The tag of who was charged, to this.
+    /// The tag of the client that was charged, to this.
     Alone(f64),
     /// Perhaps those of all who share the overflow, too.
     WithOthers,
@@ -1054,7 +1056,7 @@ mod tests {
             let next = queue.pop(Time::ZERO).unwrap().client.address;
             if let Some(since) = since.get_mut(&next) {
                 let waited = turn - since.pop_front().unwrap();
-                // At first nobody owes anything, and all are alike.
+                // At first no flow owes anything, and all are alike.
                 longest = longest.max(if turn > 400 { waited } else { 0 });
                 served += 1;
             } else {
@@ -1106,7 +1108,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whoever_joined_is_served_removed_displaced_or_still_waiting(
+        fn a_request_that_joined_is_served_removed_displaced_or_still_waiting(
             steps in prop::collection::vec((0u8..4, 0u64..5, prop::option::of(0u64..4), 0.001..1.0f64), 1..300),
             len_max in 1u32..20,
         ) {

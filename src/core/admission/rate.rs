@@ -23,7 +23,7 @@ pub struct Rate {
         RateLimiter<NotKeyed, Account, SharedClock, NoOpMiddleware<crate::admission::clock::VirtualTime>>,
 }
 
-/// How long until one who lets `ahead` others go first has a cell, by governor's state, which is
+/// How long until a request that lets `ahead` others go first has a cell, by governor's state, which is
 /// left as it is.
 pub(super) fn until_due(
     account: &InMemoryState,
@@ -54,7 +54,7 @@ pub(super) fn owed(account: &InMemoryState, clock: &ElasticClock, now: Time) -> 
     }
 }
 
-/// Cells there are for whoever comes now. (A cell is in hand to within a millionth: what was
+/// Cells there are for a request that comes now. (A cell is in hand to within a millionth: what was
 /// earned is counted in whole nanoseconds of virtual time.)
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between 0 and the burst")]
 pub(super) fn in_hand(burst: u32, owed: f64) -> u32 {
@@ -122,8 +122,8 @@ impl Rate {
         self.clock.rate()
     }
 
-    /// How long until there is a cell for one who comes now and lets `ahead` others go first, at
-    /// the present rate; takes none. [`Duration::MAX`] at rate zero.
+    /// How long until there is a cell for a request that comes now and lets `ahead` others go
+    /// first, at the present rate; takes none. [`Duration::MAX`] at rate zero.
     pub fn wait(&self, ahead: u32, now: Time) -> Duration {
         until_due(&self.account.0, self.burst, ahead, &self.clock, now)
     }
@@ -222,7 +222,7 @@ mod tests {
 
         /// What is foretold is what happens: no sooner, and no later.
         #[test]
-        fn whoever_looks_sees_the_wait_that_whoever_takes_is_told(
+        fn a_look_sees_the_wait_that_a_take_would_meet(
             rate in 0.01..5000.0f64, burst in 1u32..50, taken in 0u32..80, ahead in 0u32..5,
         ) {
             let limit = Rate::new(rate, burst, Time::ZERO);
@@ -257,7 +257,7 @@ mod tests {
             prop_assert!(!limit.take_all(NonZeroU32::new(burst + 1).unwrap(), now));
         }
 
-        /// ... and nobody is locked out: after a change, the wait is what the new rate says.
+        /// ... and no client is locked out: after a change, the wait is what the new rate says.
         #[test]
         fn the_wait_after_a_change_is_at_most_one_burst_at_the_new_rate(
             old in 0.01..5000.0f64, new in 0.01..5000.0f64, burst in 1u32..50,

@@ -11,10 +11,10 @@
 //! more than half of them show, two at least, gains a point, any other loses one; at `SURE`
 //! points it is everybody's, at none it is forgotten.
 //!
-//! **Who votes.** Whoever is let in at once. While a class is contended its requests wait, and so
+//! **Who votes.** Clients that are let in at once. While a class is contended its requests wait, and so
 //! no flood, from however many addresses, makes its own credential everybody's; and what was
-//! known before it came is not forgotten while it lasts. (Whoever wants many shares need only
-//! show no credential at all: this guards against accidents, as the hold itself does.)
+//! known before it came is not forgotten while it lasts. (A client that wants many shares
+//! need only show no credential at all: this guards against accidents, as the hold itself does.)
 //!
 //! One relaxed load a request as long as nothing changes; no lock, no allocation.
 //!
@@ -36,7 +36,7 @@ const POINTS_MAX: u32 = 2 * SURE;
 
 const PLACES: usize = 64;
 
-/// A place that nobody has fallen into, and one whose address shows nothing.
+/// A place that no address has fallen into, and one whose address shows nothing.
 const EMPTY: u64 = 0;
 const NONE: u64 = 1;
 

@@ -34,7 +34,7 @@ pub struct ClassLimits {
     /// Bytes per second; `None`: no limit.
     pub bytes_per_second: Option<f64>,
     /// How many requests may have been admitted since the start, all in all; `None`: any
-    /// number. A running total needs no reset, so whoever raises it hands out exactly the
+    /// number. A running total needs no reset, so raising it hands out exactly the
     /// difference, however often the table is swapped.
     pub admitted_max: Option<u64>,
 }

@@ -2,7 +2,7 @@
 //!
 //! Each line is fair in itself ([`FairQueue`]): the known by the weight of their habits, the others all alike. Between
 //! the two start-time fair queueing once more, four parts to one ([`history`](crate::admission::history) says why):
-//! who asks for less than its part finds the tag of its line behind and goes next, and what one line leaves the
+//! a line that asks for less than its part finds its tag behind and goes next, and what one line leaves the
 //! other has. A full queue takes from the line that stands on more than its part of the places, its last.
 //!
 //! Without history all stand in one line, and this is [`FairQueue`] alone.
@@ -75,7 +75,7 @@ impl<W> Tiers<W> {
         self.lines.iter().map(FairQueue::len).sum()
     }
 
-    /// Whether nobody waits.
+    /// Whether no request waits.
     pub fn is_empty(&self) -> bool {
         self.lines.iter().all(FairQueue::is_empty)
     }

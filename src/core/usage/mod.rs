@@ -6,9 +6,9 @@
 //! That is [`Usage::routes`], everything since the start, the unlisted by folded path
 //! ([`path_template`]).
 //!
-//! **Memory is bounded whoever asks.** Both tables are Space-Saving summaries (`summary.rs`): a
-//! stranger takes the place of whoever weighs least and inherits that weight as its possible
-//! error, so that whoever has more than 1/[`CLIENTS_MAX`] of all weight is certainly listed. A client weighs what
+//! **Memory is bounded, whichever clients ask.** Both tables are Space-Saving summaries (`summary.rs`): a
+//! stranger takes the place of the row that weighs least and inherits that weight as its possible
+//! error, so that a row with more than 1/[`CLIENTS_MAX`] of all weight is certainly listed. A client weighs what
 //! it cost Ray, how often it asked, and how long it kept others waiting (`Client::weight`): ten thousand strangers who
 //! are refused do not hide a user who is served.
 //! An address that brings ever new credentials is folded after `CREDENTIALS_MAX` of them, or
@@ -260,7 +260,7 @@ pub enum Credential {
 
 impl Credential {
     /// The credential with this digest, or `Many` where its address has shown [`CREDENTIALS_MAX`] others
-    /// already: those `shown`, in order, each perhaps more than once. Nobody looks for them where none was shown.
+    /// already: those `shown`, in order, each perhaps more than once. Without a digest, `shown` is not called.
     pub(crate) fn told_apart<I: Iterator<Item = Credential>>(
         digest: Option<u64>,
         shown: impl FnOnce() -> I,
@@ -603,7 +603,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_stopped_asking_is_forgotten_after_some_minutes() {
+    fn a_client_that_has_stopped_asking_is_forgotten_after_some_minutes() {
         let mut usage = Usage::new(5, Time(0));
         note(&mut usage, ask(1, None), Verdict::Admitted, 10);
         assert_eq!(usage.clients(10, Time(60_000_000_000)).0.len(), 1);

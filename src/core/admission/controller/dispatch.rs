@@ -37,8 +37,8 @@ impl<W> AdmissionController<W> {
         Some((waiter, self.refuse(id.class, reason, Duration::ZERO)))
     }
 
-    /// Joins the class's queue, then serves whoever is next (perhaps this very request). One whose place nobody wants
-    /// who waits in the module does not join.
+    /// Joins the class's queue, then serves the next in line (perhaps this very request). A request whose place
+    /// no waiting request of the module wants does not join.
     pub(super) fn wait_in_line(
         &self,
         table: &LimitTable,
@@ -131,8 +131,8 @@ impl<W> AdmissionController<W> {
         self.refund(request);
         self.leave_client_limits(id, request.waiter.of_client);
         self.uncount(id);
-        // Who has nothing else in the queue, or has it for itself, is not over its share: the queue is full, for want
-        // of what has held it back.
+        // A client that has nothing else in the queue, or has it for itself, is not over its share: the queue is full,
+        // for want of what has held it back.
         let waits = self
             .lock(self.class(id).module)
             .class_mut(id)
@@ -170,7 +170,7 @@ impl<W> AdmissionController<W> {
             let class = self.class(*id);
             let places = permits(table.class(*id).in_flight);
             if class.tally.in_flight.count() >= places {
-                // Who would be next need not be known; a full class is the rule under overload.
+                // The next request need not be known; a full class is the rule under overload.
                 class.tally.note_full(HeldBy::InFlight);
                 *full_in = round;
                 continue;
@@ -190,7 +190,7 @@ impl<W> AdmissionController<W> {
                         self.note_full(queue, HeldBy::Module, |_| true);
                         break;
                     }
-                    // Whose turn it is has it, or those who need less would always come before it.
+                    // The request whose turn it is keeps it, or those that need less would always go first.
                     HeldBy::Process => {
                         sharing_is_full = true;
                         self.note_full(queue, HeldBy::Process, |class| class.shares);
@@ -207,7 +207,7 @@ impl<W> AdmissionController<W> {
                 && fair.is_empty()
                 && request.since == now
             {
-                // It went before nobody of its class.
+                // It went before no other request of its class.
                 self.history.refund(request.client, *claim, 1.0);
                 claim.seconds = 0.0;
             }

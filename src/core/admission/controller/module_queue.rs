@@ -1,4 +1,4 @@
-//! Who waits before one module: a queue for each of its classes.
+//! The requests that wait before one module: a queue for each of its classes.
 
 use crate::admission::client_limits::ClientPermit;
 use crate::admission::history::KEPT_FOR;
@@ -31,7 +31,7 @@ pub(super) struct ClassQueue<W> {
     pub(super) kept_until: Time,
 }
 
-/// Who waits.
+/// A waiting request.
 #[derive(Debug)]
 pub(super) struct Waiter<W> {
     pub(super) waiter: W,

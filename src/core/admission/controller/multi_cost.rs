@@ -1,12 +1,13 @@
 //! Requests that are worth several, and how much a class has left.
 //!
-//! Whoever asks on behalf of others (see `proxy/ratelimit`) may say that one request counts as
+//! A client that asks on behalf of others (see `proxy/ratelimit`) may say that one request counts as
 //! many: `hits`. They are the price in *rate*. An exchange takes one place in flight whatever it
 //! is worth, since a place is a thing of the head's and a hit is a thing of the operator's.
 //!
 //! GCRA takes several cells at once or none. The admission controller takes the first cell itself
 //! ([`AdmissionController::decide`]), so the price is looked at before ([`AdmissionController::lacks`]) and the rest of it is
-//! paid after ([`AdmissionController::pay`]); whoever came in between has been served, and the payer is not.
+//! paid after ([`AdmissionController::pay`]); a request that came in between has been
+//! served, and the payer is not.
 //! More hits than a burst has room for never pass.
 
 use super::AdmissionController;
@@ -141,7 +142,11 @@ mod tests {
         assert!((now.whole.as_secs_f64() - 0.1).abs() < 1e-3, "{now:?}");
         admission.finish(&table, permit, Outcome::Unseen, Time::ZERO, &mut |(), _| {});
         let counts = admission.counts(ASK.class);
-        assert_eq!((counts.left, counts.finished()), (0, 0), "what nobody saw counts as nothing");
+        assert_eq!(
+            (counts.left, counts.finished()),
+            (0, 0),
+            "an exchange that ended unseen counts as nothing"
+        );
     }
 
     #[test]
@@ -172,7 +177,7 @@ mod tests {
                 if admission.lacks(ASK, hits, now).is_none() {
                     let permit = admit(&admission, &table, now).unwrap();
                     if let Some(more) = NonZeroU32::new(hits - 1) {
-                        prop_assert_eq!(admission.pay(&permit, more, now), Ok(()), "nobody came in between");
+                        prop_assert_eq!(admission.pay(&permit, more, now), Ok(()), "no request came in between");
                     }
                     paid += hits;
                     admission.finish(&table, permit, Outcome::Unseen, now, &mut |(), _| {});

@@ -1,6 +1,6 @@
 //! What would become of a request that has not asked yet.
 //!
-//! Whoever is certain to be refused is spared the upload that comes before the asking. To look
+//! A client that is certain to be refused is spared the upload that comes before the asking. To look
 //! changes nothing and costs no place; a request that may hope is let on, and asks in earnest.
 
 use super::{AdmissionController, Shed};
@@ -35,7 +35,7 @@ impl<W> AdmissionController<W> {
     /// turned away where the client's own ceiling is reached, where nothing can pass at all, where
     /// the class's next free cell is further away than anyone may wait, and where the line is
     /// full and the client stands in it already. (One that does not would take the place of
-    /// somebody who asks for more than its share.)
+    /// a client that asks for more than its share.)
     pub fn would_shed(
         &self,
         table: &LimitTable,

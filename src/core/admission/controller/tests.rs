@@ -19,7 +19,7 @@ fn latency_and_cost_are_what_ray_took_and_not_what_its_clients_line_did() {
     // Asked at 0, uploaded until 3, answered from 4 on, read until 10: Ray worked for 2 s of those.
     let mut slow = permit(rig.ask(0, 1, at(0.0)).1);
     rig.admission.turn(&mut slow, Stage::Uploading, at(0.0));
-    assert!(rig.admission.reading(ClassId(0), at(3.0)).stalled_s <= 0.0, "nobody waits for Ray");
+    assert!(rig.admission.reading(ClassId(0), at(3.0)).stalled_s <= 0.0, "no request waits for Ray");
     rig.admission.turn(&mut slow, Stage::Asked, at(3.0));
     assert!((rig.admission.reading(ClassId(0), at(3.5)).stalled_s - 0.5).abs() < 1e-9);
     rig.admission.turn(&mut slow, Stage::Answered, at(4.0));
@@ -198,13 +198,13 @@ fn a_class_without_room_holds_up_no_other_however_many_there_are() {
 }
 
 #[test]
-fn what_is_held_while_nobody_waits_is_no_debt() {
+fn what_is_held_while_no_request_waits_is_no_debt() {
     let mut rig = Rig::new(&policy(vec![class("a", 5, 1.0)], 10.0));
     let first = permit(rig.ask(0, 1, at(0.0)).1);
     rig.ask(0, 2, at(0.1));
     rig.finish(first, at(0.5));
     let (_, long) = rig.granted().unwrap();
-    // Nine minutes later somebody comes, and so does the one who had the permit, once more.
+    // Nine minutes later another client comes, and so does the one that had the permit, once more.
     rig.ask(0, 1, at(540.0));
     rig.ask(0, 2, at(540.1));
     rig.finish(long, at(540.2));
@@ -589,7 +589,7 @@ fn what_would_be_turned_away_is_known_before_it_is_sent() {
     assert_eq!(would(&rig, 2, 0.1), None);
     rig.table.classes[0].mode = Mode::Shadow;
     rig.table.classes[0].in_flight = 0.0;
-    assert_eq!(would(&rig, 2, 0.1), None, "nobody is turned away in shadow mode");
+    assert_eq!(would(&rig, 2, 0.1), None, "no request is turned away in shadow mode");
 }
 
 #[test]
@@ -638,8 +638,8 @@ fn who_waits_keeps_the_place_over_a_reload() {
     let next = rig.admission.reconfigure(&same, &rig.table, at(0.2));
     let old = std::mem::replace(&mut rig.admission, next);
     let (_, Decision::Wait(..)) = rig.ask(0, 3, at(0.3)) else { panic!("another is before it") };
-    assert_eq!((old.waiting(), rig.admission.waiting()), (0, 2), "nobody is left behind");
-    // Under limits of long ago nobody is let in any more.
+    assert_eq!((old.waiting(), rig.admission.waiting()), (0, 2), "no request is left behind");
+    // Limits of long ago let no request in any more.
     old.pump(
         &LimitTable::initial(&policy(vec![class("a", 5, 9.0), class("b", 5, 9.0)], 8.0)),
         at(0.4),
@@ -750,7 +750,7 @@ proptest! {
     }
 
     /// Whatever is asked of which class, whether Ray refuses it at once or works on it for long: a past is no more
-    /// than the work that was done, and nothing is taken from it while nobody has to wait.
+    /// than the work that was done, and nothing is taken from it while no request has to wait.
     #[test]
     fn a_habit_is_at_most_the_work_that_was_done(
         exchanges in prop::collection::vec((0u8..2, 1u32..500, 0u32..3000), 1..100),
@@ -775,7 +775,7 @@ proptest! {
         prop_assert!(habit <= worked + 1e-3, "{habit} of {worked}");
     }
 
-    /// At demand below the limit nothing is shed, and nobody waits, whoever asks.
+    /// At demand below the limit nothing is shed, and no request waits, whichever client asks.
     #[test]
     fn at_demand_below_the_limit_nothing_is_shed(
         steps in prop::collection::vec((any::<bool>(), 0u64..40, 1u32..2000), 1..300),
