@@ -465,7 +465,7 @@ impl Alerts {
         judge.conclude()
     }
 
-    /// What fires now, for whoever must repeat it.
+    /// What fires now, for a caller that must repeat it.
     pub fn firing(&self) -> impl Iterator<Item = &Transition> {
         self.known.values().filter_map(|known| known.firing.as_ref())
     }
@@ -970,7 +970,7 @@ mod tests {
     }
 
     #[test]
-    fn a_healthy_idle_head_rings_nobody() {
+    fn a_healthy_idle_head_raises_no_alert() {
         let told = run(&mut Alerts::default(), 0, 4000, |_| Facts {
             classes: vec![class(Some(0.3), 2.0, 0.0)],
             ..Facts::default()

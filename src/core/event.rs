@@ -70,7 +70,7 @@ pub enum Event {
         /// What was seen.
         problem: String,
     },
-    /// Another replica decides from now on, or this one does, or nobody can be asked.
+    /// Another replica decides from now on, or this one does, or the store cannot be asked.
     #[serde(alias = "fleet")]
     Leadership(super::replicas::role::LeadershipChange),
     /// Lines that are not in the adjustment log.
@@ -574,7 +574,7 @@ impl Adjustment {
         adjustment
     }
 
-    /// Why, as a sentence for somebody who was woken by it.
+    /// Why, as a sentence for an operator who was woken by it.
     pub fn sentence(&self) -> String {
         let verb = if self.new < self.old {
             "cut"
@@ -887,7 +887,7 @@ impl Event {
 }
 
 impl Shed {
-    /// What the reason means, for whoever has to tell the client.
+    /// What the reason means, for a caller that must tell the client.
     pub fn meaning(&self) -> &'static str {
         match self.cause {
             Reason::Blocked => {
@@ -992,7 +992,7 @@ impl ShedSummary {
         let list = |counts: &[Count]| {
             counts.iter().map(|c| format!("{} {}", c.count, c.label)).collect::<Vec<_>>().join(", ")
         };
-        // Who was shed may have come before the interval, and waited.
+        // A request that was shed may have come before the interval, and waited.
         let interval = quantity(self.interval_ms as f64 / 1e3, "s");
         let mut parts = Vec::new();
         if total > 0 {

@@ -1,4 +1,4 @@
-//! Time as the core sees it: a number handed in by whoever drives it.
+//! Time as the core sees it: a number handed in by its caller.
 //!
 //! `core` owns no clock. `run` hands in nanoseconds since the process began (from
 //! `runtime::clock`), `simulate` hands in virtual nanoseconds from the event heap; the

@@ -59,7 +59,7 @@ const INTEGRAL_MAX: f64 = 0.5;
 /// A head that is not behind is asked for so much more at a step (twice as much once in a storm left forty jobs where 25
 /// are begun in time).
 const SEARCH: f64 = 1.5;
-/// It is not behind while whoever joins waits for less than this share of what was promised.
+/// It is not behind while a job that joins waits for less than this share of what was promised.
 const DRY: f64 = 0.25;
 
 /// What the law sees of a backlog.
@@ -163,7 +163,7 @@ impl Drain {
         let span = at.since(first.0);
         // What came while the first reading was being read may have been in it.
         let at_least = started_per_s((first.0, first.1, self.admitted_by(first.0)), (at, backlog, started));
-        // Who joins a backlog below this waits for a small part of what was promised.
+        // A job that joins a backlog below this waits for a small part of what was promised.
         let dry_below = (at_least * starts_within.as_secs_f64() * DRY).max(1.0);
         // Readings that come seldom say seldom that it is not behind.
         let soon = starts_within.max(interval.min(SELDOM) * 2);

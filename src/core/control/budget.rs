@@ -9,15 +9,15 @@
 //! `x_i = min(want_i, max(floor_i, level * weight_i))` with `sum(x) = min(capacity, sum(want))`
 //! (water-filling; Bertsekas and Gallager, "Data Networks", 6.5.2; Kubernetes' `conc_alloc`
 //! solves the same). `f(level) = sum(x)` is continuous, piecewise linear and strictly rising
-//! until every want is met, so one level solves it and the order of the clients is of no
-//! consequence. Nobody can get more except from one who has less, measured per weight.
+//! until every want is met, so one level solves it and the order of the claims is of no
+//! consequence. A claim can get more only from one that has less, measured per weight.
 //!
 //! *Blame.* Under pressure P the module bears its present work divided by P. That capacity is
 //! divided among the classes by priority (`weight = 2^priority`) and work (rate x learnt
 //! cost, in busy seconds per second). A class whose work fits its allotment is innocent: its
 //! law sees pressure 1 and holds. A class above it sees `work / allotment`, which is how much
 //! too much it does: the heaviest above its share is cut first and deepest, and the sum of
-//! the cuts is what the module needs. Below pressure 1 nobody is to blame and all see P.
+//! the cuts is what the module needs. Below pressure 1 no class is to blame and all see P.
 //!
 //! Floors that do not fit together are scaled down in proportion. What is no number, or
 //! negative, counts as 0.
@@ -80,7 +80,7 @@ pub(crate) fn apportion_cut(pressure: f64, claims: &[Claim]) -> Vec<Blame> {
     let allotments = divide(work / pressure, claims);
     let blame = |(claim, allotted): (&Claim, f64)| {
         let want = amount(claim.want);
-        // Without any work to go by, whoever asks is blamed alike.
+        // Without any work to go by, all are blamed alike.
         let share = if work <= 0.0 {
             pressure
         } else if want <= allotted {
@@ -245,7 +245,7 @@ mod tests {
                 prop_assert!(*share <= claim.want + 1e-9);
                 if floors <= capacity {
                     prop_assert!(*share >= claim.floor.min(claim.want) - 1e-9);
-                    // Who is not satisfied envies nobody who stands above its own floor.
+                    // No claim above its floor has more per weight than one that is not satisfied.
                     if *share < claim.want - 1e-6 {
                         for (other, rich) in claims.iter().zip(&shares) {
                             let above_floor = *rich > other.floor.min(other.want) + 1e-6;

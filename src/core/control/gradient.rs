@@ -1,10 +1,10 @@
 //! Gradient: how much slower than when it was alone?
 //!
-//! For classes whose right latency nobody knows. The law learns the latency of the plant when
+//! For classes whose right latency is not known. The law learns the latency of the plant when
 //! it is not contended (the *baseline*) and asks how far above it the latency is now.
 //!
-//! Answers of 0.1 s and of a minute come from the same plant, and a change in their mix is no congestion. But who
-//! stands in line waits as long whatever it asks for: what the *quickest* answers (the tenth of them that took least)
+//! Answers of 0.1 s and of a minute come from the same plant, and a change in their mix is no congestion. But a
+//! request in line waits as long whatever it asks for: what the *quickest* answers (the tenth of them that took least)
 //! take beyond their baseline is the wait, and the mean latency less that is the work. (As TCP takes the least round
 //! trip it has seen for the path's own, and what is above for the queue: Brakmo's Vegas, 1995; BBR.) By Little's law
 //! a saturated plant that has `limit` requests so works on

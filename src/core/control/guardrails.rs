@@ -13,7 +13,7 @@
 //! | app-limited | growth, unless the limit was binding | an unused limit proves nothing about a higher one |
 //! | cool-down | growth, for a while after a cut (two dead times at most) | the queue behind the cut has to drain first |
 //! | knee | growth on a signal, near where it rose before | see [`super::knee`] |
-//! | demand cap | growth beyond twice the demand (never below `initial`) | room nobody asked for is a burst in waiting |
+//! | demand cap | growth beyond twice the demand (never below `initial`) | room without demand is a burst in waiting |
 //! | ramp | the limit, while a head that was away comes back | a cold head bears less than it will |
 //! | slew | the change per step, as a ratio | one bad reading must not cost everything |
 //! | floor, ceiling | the limit | the operator's word, but on signals a tenth of one process's time |
@@ -46,7 +46,7 @@ pub enum Guardrail {
     NotFinite,
     /// Pressure was too near the target to matter.
     Deadband,
-    /// The limit holds nothing back and the class meets its SLO: a cut would help nobody.
+    /// The limit holds nothing back and the class meets its SLO: a cut would not help.
     NotReached,
     /// Latency did not follow the cuts before.
     Futile,
@@ -422,7 +422,7 @@ mod tests {
         assert!(was_futile && limit > 30.0, "{limit}");
         let (limit, was_futile) = cut_on(true, |limit| limit / 40.0);
         assert!(!was_futile && limit < 5.0, "{limit}");
-        // A limit that nobody uses up says nothing of what it gives.
+        // A limit that is not used up says nothing of what it gives.
         let (limit, was_futile) = cut_on(false, |_| 0.6);
         assert!(!was_futile && limit < 5.0, "{limit}");
         // Saturated down to 16 in flight: the cuts stop where they cease to help.

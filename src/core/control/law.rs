@@ -70,7 +70,7 @@ pub struct Observation {
     /// The backlog that the class's requests leave behind, where the limit follows that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backlog: Option<backlog::Backlogged>,
-    /// Standard error of ln(pressure): what of it may be chance. 0: it is exact, or nobody knows.
+    /// Standard error of ln(pressure): what of it may be chance. 0: it is exact, or the noise is not known.
     #[serde(default, skip_serializing_if = "is_exact")]
     pub noise: f64,
 }
@@ -135,7 +135,7 @@ impl Observation {
     }
 
     /// From where a limit comes down: from what is used of it. What a signal's reading is made of is what the class
-    /// does, and not what it might; a limit that is lowered to what nobody reaches gives the head nothing. (As TCP's
+    /// does, and not what it might; a limit that is lowered and still not reached gives the head nothing. (As TCP's
     /// window is reduced from what was sent of it: RFC 7661, 4.4.)
     #[must_use]
     pub(crate) fn cut_from(&self, limit: f64, deadband: f64) -> f64 {
@@ -144,7 +144,7 @@ impl Observation {
     }
 
     /// Whether the limit has held nothing back and the class meets its SLO: then a lower limit would
-    /// help nobody (law 3).
+    /// not help (law 3).
     #[must_use]
     pub fn is_calm(&self) -> bool {
         self.used.is_none() && !self.binding && self.slo_pressure.is_none_or(|pressure| pressure <= 1.0)
@@ -294,7 +294,7 @@ impl LawState {
         }
     }
 
-    /// Bumpless transfer: somebody else set the limit (an operator, a reload, a warm start).
+    /// Bumpless transfer: something else set the limit (an operator, a reload, a warm start).
     /// What the law has learnt of the plant stays; what it remembers of its own moves goes.
     pub fn reset(&mut self) {
         match self {

@@ -35,7 +35,7 @@ const FREQUENCIES: usize = 4_096;
 const SETTLED: f64 = 0.05;
 /// A loop that has not settled after so many dead times is said not to.
 const DEAD_TIMES_MAX: f64 = 60.0;
-/// Holds older than this are lumped into the last: nobody polls so fast.
+/// Holds older than this are lumped into the last: no loop polls so fast.
 const HOLDS_MAX: usize = 4_096;
 
 /// When a loop acts, and on what.

@@ -20,7 +20,7 @@
 //! The first error holds the backlog below its target, and the next reading corrects both.
 //!
 //! When the signal goes stale no more is admitted on the strength of old news but half of what the head
-//! is known to begin, or one every [`TRICKLE`] where that is more: a backlog that nobody sees falls, and a lost
+//! is known to begin, or one every [`TRICKLE`] where that is more: a backlog that is not seen falls, and a lost
 //! signal never shuts the limit for good. Before the first reading nothing is known of the backlog, least of all that
 //! there is none: half the target may be admitted, and the trickle.
 
@@ -40,7 +40,7 @@ pub struct Backlog {
     replicas: u32,
     /// How many may have been admitted by what was read last.
     granted: f64,
-    /// What the head begins per second, this replica's part, and from when until when that is granted besides.
+    /// What the head begins per second, this replica's part, and from when until when that is granted as well.
     begins_per_s: f64,
     begins: (Time, Time),
     /// When what was read last was true.

@@ -27,8 +27,8 @@
 //! - and a class that meets its own objective gives way only to one of higher priority. What operators
 //!   need (priority [`NEEDED`] and above) is set aside first.
 //!
-//! A neighbour's need stands for [`HEARSAY`] after it was last told: a class that nobody asks for any
-//! more does not suffer.
+//! A neighbour's need stands for [`HEARSAY`] after it was last told: a class that no client asks for
+//! any more does not suffer.
 
 use crate::admission::meter::{Counts, upper_bound_secs};
 use crate::admission::table::permits;

@@ -3,9 +3,9 @@
 //! Replicas in front of one head must not each find a limit of their own: each sees a part of the
 //! requests, and together they would regulate one plant with several integrators. So one leads.
 //! It sees the whole: its own proxy's reading and, added to it, what the others have counted since
-//! it began to look (counters only ever rise; a difference is lost with nobody). The others follow
+//! it began to look (counters only ever rise; a difference is not lost with its replica). The others follow
 //! its table: their loops stand at its limits with nothing remembered, as after a hand-over from an
-//! operator, so whoever takes over begins where the last leader stopped, and its first window at
+//! operator, so a new leader begins where the last leader stopped, and its first window at
 //! that moment.
 //!
 //! A replica that cannot reach the store decides for itself, for its part. It takes the others to

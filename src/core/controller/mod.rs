@@ -4,7 +4,7 @@
 //! class has finished enough exchanges to tell (`inner`); it saves the head in the first
 //! seconds. The outer one steps once per fresh reading of Ray's (`outer`); it finds what
 //! holds. A class's concurrency is the lesser of what the two allow, its rate is the outer
-//! loop's. Submissions are besides gated on the backlog they leave behind ([`backlog`]),
+//! loop's. Submissions are also gated on the backlog they leave behind ([`backlog`]),
 //! because latency peaks only after their arrivals have stopped.
 //!
 //! The controller is driven: `run` calls it from tokio with the OS's time, `simulate` from an
@@ -736,7 +736,7 @@ impl Controller {
             limit: kind,
             value: of.limit,
             bounds: of.regulator.guardrails.bounds,
-            // A step may be long ago: what nobody asks for any more holds nothing back.
+            // A step may be long ago: a class that no client asks for any more is not held back.
             binding: of.binding && loops.recent.offered_per_s >= ASKED_MIN_PER_S,
             hunting: hunting.is_some(),
             swing: hunting.unwrap_or(of).oscillation.swing(),

@@ -5,7 +5,7 @@
 //! more often tells nothing of it, and deciding twice on the same reading is deciding blind.
 //!
 //! *When it cuts.* When a reading is above its target, and from what is used of the limit (law 3): a limit that is
-//! lowered to what nobody reaches gives the head nothing, and would meet the next who asks. What is used is a rate, a
+//! lowered and still not reached gives the head nothing, and would meet the next client. What is used is a rate, a
 //! mean in flight, or of a process that works on one request after another the share of its time, since calls that
 //! each meet their objective may together leave the head no core. The need to cut is divided among all classes that
 //! follow the signal by the work each does (law 1), and whatever the reading was caused by, the cut is a trial (law 2,
@@ -91,7 +91,7 @@ impl Controller {
         let gathers = |id: SignalId| self.policy.signals[id.index()].gathers();
         readings.retain(|(id, _)| !rests(*id) || (gathers(*id) && of.trials.is_in_doubt(*id)));
         for (id, seen) in &mut readings {
-            // What gathered once and is worked off as fast as it comes is nobody's doing now (law 1).
+            // What gathered once and is worked off as fast as it comes is no class's doing now (law 1).
             let stands = seen.forecast.is_some_and(|of| of.value <= seen.value * STANDS);
             if rests(*id) || (stands && !of.trials.is_proven(*id)) {
                 seen.pressure = seen.pressure.min(1.0);
@@ -114,7 +114,7 @@ impl Controller {
             of.trials.on_target(&posted.trend);
         }
         if seen.counts.offered == of.counts.offered {
-            // Nobody asked: the pressure is not this class's doing.
+            // No client asked: the pressure is not this class's doing.
             of.since = now;
             return;
         }
@@ -256,7 +256,7 @@ impl Controller {
             return;
         }
         if seen.counts.offered == of.counts.offered {
-            // Nobody asked: what is left is not this class's doing.
+            // No client asked: what is left is not this class's doing.
             of.since = now;
             return;
         }
@@ -269,7 +269,7 @@ impl Controller {
         // A signal that is lost counts as one at its target, and nothing is gathered on it.
         let reading = if is_stale { reading.max(target) } else { reading };
         if !observed.binding && reading <= target {
-            // A rate that is not reached keeps nobody waiting, and says nothing of a higher one.
+            // A rate that is not reached keeps no client waiting, and says nothing of a higher one.
             (of.since, of.counts) = (now, seen.counts.clone());
             return;
         }
@@ -429,7 +429,7 @@ impl Controller {
                 let promise = Promise {
                     target: loops.measured.target(spec.starts_within, configured),
                     starts_within: spec.starts_within,
-                    // A head that is behind needs its cores for whoever asks it, too: the next reading gives the rest.
+                    // A head that is behind needs cores for its clients, too: the next reading gives the rest.
                     begins_per_s: loops.measured.least()
                         * if loops.measured.capacity().is_some() { BEHIND } else { 1.0 },
                 };
@@ -474,8 +474,8 @@ impl Counted {
     }
 }
 
-/// How many wait by Ray's gauge or by the jobs themselves, whoever knows better ([`crate::control::job_starts`]):
-/// `asked` is what those say that were let in here, one of so many replicas.
+/// How many jobs wait by Ray's gauge or by their own states, whichever knows better ([`crate::control::job_starts`]):
+/// `asked` is what the jobs say that were let in here, one of so many replicas.
 fn counted(posted: &Posted, asked: Option<Waiting>, replicas: u32) -> Option<Counted> {
     let asked = asked.map(|asked| {
         (

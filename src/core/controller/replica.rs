@@ -1,4 +1,4 @@
-//! The controller as one of several: who leads decides, and the others follow.
+//! The controller as one of several: the leader decides, and the others follow.
 
 use crate::admission::meter::Counts;
 use crate::admission::table::Mode;
@@ -12,7 +12,7 @@ use crate::time::{Time, duration_from_secs};
 use std::collections::BTreeMap;
 
 impl Controller {
-    /// The replicas, for people; `None` for a controller that decides for nobody else.
+    /// The replicas, for people; `None` for a controller that has not joined any.
     #[must_use]
     pub fn replicas(&self) -> Option<ReplicasView> {
         self.leadership.as_ref().map(Leadership::view)
@@ -54,7 +54,7 @@ impl Controller {
         effects
     }
 
-    /// Takes in what the other replicas say; for whoever leads.
+    /// Takes in what the other replicas say; for the leader.
     pub fn on_peers(&mut self, peers: Vec<Peer>) {
         if let Some(leadership) = &mut self.leadership {
             leadership.look(peers);
@@ -84,7 +84,7 @@ impl Controller {
         }
     }
 
-    /// Follows whoever leads; classes it does not name stay as they are.
+    /// Follows the leader; classes it does not name stay as they are.
     pub fn follow(&mut self, followed: &Followed, now: Time) -> Effects {
         for (class, loops) in self.policy.classes.iter().zip(&mut self.classes) {
             let known = followed.limits.iter().any(|of| *of.class == *class.name);
@@ -107,7 +107,7 @@ impl Controller {
             Some(Pin {
                 class,
                 limit: pin.limit,
-                // What nobody may order here does not come by way of another replica either.
+                // A value that no operator may set here does not come by way of another replica either.
                 value: self.bounds_of(class, pin.limit)?.clamp(pin.value),
                 until: now + duration_from_secs(pin.left_s).min(PIN_MAX),
                 who: pin.who.clone(),
@@ -133,7 +133,7 @@ impl Controller {
         }
     }
 
-    /// Whoever follows begins its first window when it takes over, not when it last decided.
+    /// A follower begins its first window when it takes over, not when it last decided.
     pub(super) fn keep_ready(&mut self, whole: &ProxyReading, now: Time) {
         for (loops, seen) in self.classes.iter_mut().zip(whole) {
             loops.pressure = None;

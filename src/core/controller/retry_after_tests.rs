@@ -1,4 +1,4 @@
-//! When is whoever is refused to come back? The table of Kubernetes' dropped-requests tracker, beside
+//! When is a refused client to come back? The table of Kubernetes' dropped-requests tracker, beside
 //! ours (`kubernetes/apiserver` at 24a394e, `pkg/util/flowcontrol/dropped_requests_tracker_test.go`).
 //!
 //! Theirs is one number for everybody, moved as TCP moves its window: doubled when three times as many
@@ -87,9 +87,9 @@ fn refusals_are_spread_over_what_it_takes_to_serve_them() {
 
 /// TestDroppedRequestsTrackerPLIndependent, and the bound.
 #[test]
-fn one_refusal_a_second_where_one_is_served_keeps_nobody_away_for_long() {
+fn one_refusal_a_second_where_one_is_served_keeps_no_client_away_for_long() {
     let mut level = Level::new();
-    assert_eq!(level.spread_s, 1, "nobody was refused");
+    assert_eq!(level.spread_s, 1, "no request was refused");
     (0..60).for_each(|_| level.pass(1));
     assert_eq!(level.spread_s, 10, "as many refused as served: ten seconds' worth");
     (0..60).for_each(|_| level.pass(1000));

@@ -264,7 +264,7 @@ fn one_that_is_cut_off_keeps_its_share_and_the_others_leave_it_to_it() {
 }
 
 #[test]
-fn whoever_died_is_forgotten_in_the_end_and_whoever_leaves_at_once() {
+fn a_dead_replica_is_forgotten_in_the_end_and_one_that_leaves_at_once() {
     let mut world = World::new(7, 3_000, &[10_000, 10_000, 10_000], 5, 0);
     world.never_above(8_000, 3_000);
     world.replicas[0].dead = true;

@@ -3,7 +3,7 @@
 //! The replicas' demands alone do not say it. An identity that spreads its flood over three replicas
 //! would get three shares, and one that comes to a single replica, together with many others, would
 //! have a share of that replica's part only. So each replica tells how its demand divides among those
-//! who ask, and whoever leads finds the level of max-min fairness over *identities*:
+//! who ask, and the leader finds the level of max-min fairness over *identities*:
 //!
 //! ```text
 //! sum over identities of min(d_i, level) = limit        d_i = what identity i asks for at all replicas
@@ -13,8 +13,8 @@
 //! replica does not suffer from its flood at another: `min(d_ik, u_i)` at replica k, where `u_i` is the
 //! level at which these sum to the identity's share. `w_i = u_i / level` is all that a replica needs
 //! to know of the others: it asks for `sum over i of min(d_ik, w_i level)`, and in its queue the
-//! identity weighs `w_i` (its tag advances by `cost / w_i`), which gives it `w_i` of what anybody
-//! else gets there. Most weigh 1 and are not named.
+//! identity weighs `w_i` (its tag advances by `cost / w_i`), which gives it `w_i` of what another
+//! gets there. Most weigh 1 and are not named.
 //!
 //! *Two dimensions.* A request counts for an address and for the credential shown there, as in the
 //! fair queue, and is cut to the lesser of what either has left; those of one address (or one
@@ -27,7 +27,7 @@
 //! make the sum exceed the limit: what a replica asks for is a wish, and the book grants it or not.
 //!
 //! *Refused:* a home replica for each identity (a round trip, and a hot home); shares in proportion
-//! to demand (whoever asks for more would get more).
+//! to demand (an identity that asks for more would get more).
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -50,7 +50,7 @@ pub struct Share {
     pub weights: Weights,
 }
 
-/// What somebody asks for at one replica: as an address, as a credential, or as both.
+/// What a client asks for at one replica: as an address, as a credential, or as both.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Row {
     /// Digest of the address, where it is one.
@@ -126,7 +126,7 @@ impl Demand {
     }
 }
 
-/// Shares `pool` grains among everybody who asks at these replicas; `None` where it is enough for all.
+/// Shares `pool` grains among all identities that ask at these replicas; `None` where it is enough for all.
 pub fn share(pool: f64, replicas: &[Demand]) -> Option<Share> {
     if replicas.iter().map(Demand::sum).sum::<f64>() <= pool {
         return None;
@@ -153,7 +153,7 @@ pub fn share(pool: f64, replicas: &[Demand]) -> Option<Share> {
     Some(share)
 }
 
-/// The weights by which nobody who comes to several replicas gets more than `ceiling` in all.
+/// The weights that hold an identity at several replicas to `ceiling` in all.
 pub(crate) fn hold_to(ceiling: f64, replicas: &[Demand]) -> Weights {
     let mut weights: Vec<(u64, f64)> = Spread::of(replicas).weights(ceiling).into_iter().collect();
     weights.sort_by(|a, b| a.1.total_cmp(&b.1));
@@ -161,10 +161,10 @@ pub(crate) fn hold_to(ceiling: f64, replicas: &[Demand]) -> Weights {
     weights.into_iter().collect()
 }
 
-/// Whoever comes to several replicas, with what it asks for at each.
+/// The identities that come to several replicas, with what each asks for there.
 struct Spread {
     over: Vec<(u64, Vec<f64>)>,
-    /// The most that anybody asks for.
+    /// The most that any identity asks for.
     most: f64,
 }
 
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_to_one_replica_has_its_share_of_the_whole() {
+    fn an_identity_at_one_replica_has_its_share_of_the_whole() {
         // Four at one replica and one at another: a fifth each, not an eighth and a half.
         let replicas = [replica(&[(1, 90.0), (2, 90.0), (3, 90.0), (4, 90.0)]), replica(&[(5, 900.0)])];
         close(&parts(100.0, &replicas), &[80.0, 20.0]);
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ceiling_is_divided_among_the_replicas_of_whoever_exceeds_it_there() {
+    fn a_ceiling_is_divided_among_the_replicas_of_an_identity_that_exceeds_it() {
         let replicas = [replica(&[(1, 8.0), (2, 3.0)]), replica(&[(1, 1.0), (2, 3.0)])];
         let weights = hold_to(6.0, &replicas);
         assert_eq!(weights.keys().copied().collect::<Vec<_>>(), [1], "the other does not");

@@ -4,7 +4,7 @@
 //! is the same in the store's own language, and a test holds the two together. Here it is pure,
 //! so that a thousand replicas and every fault can be tried in virtual time.
 //!
-//! One renewal, with `others` = what the book holds for everybody else:
+//! One renewal, with `others` = what the book holds for all other replicas:
 //!
 //! ```text
 //! hold  = max(cap, used)                                       a fact, accepted as it is
@@ -15,9 +15,9 @@
 //! ```
 //!
 //! so a renewal never raises the sum of `held` above the limit. Where it is above (the limit was
-//! lowered, or a share is now kept for somebody silent), nobody's wish is more than an even part,
-//! and one round brings the sum down whoever leads. After a leap of the clock, a silence of all,
-//! or a loss of data, nobody grows for one `ttl`; who has never held anything begins with its
+//! lowered, or a share is now kept for a silent replica), no replica's wish is more than an even part,
+//! and one round brings the sum down, under any leader. After a leap of the clock, a silence of all,
+//! or a loss of data, no replica grows for one `ttl`; one that has never held anything begins with its
 //! safe share.
 //!
 //! *Going round.* Where there are fewer grains than replicas that want some, each keeps a grain
@@ -79,7 +79,7 @@ pub struct Answer {
     pub silent: u32,
     /// Who leads.
     pub leader: Option<Member>,
-    /// The token of whoever leads.
+    /// The leader's token.
     pub token: u64,
     /// For the leader: what each living replica could use.
     pub demands: Vec<Vec<u64>>,
@@ -88,7 +88,7 @@ pub struct Answer {
 }
 
 impl LeaseBook {
-    /// An empty book for so many limits: nobody grows beyond its safe share for one `ttl`.
+    /// An empty book for so many limits: no replica grows beyond its safe share for one `ttl`.
     pub fn new(limits: usize, timing: Timing) -> LeaseBook {
         LeaseBook {
             timing,
@@ -194,7 +194,7 @@ impl LeaseBook {
         self.leader
     }
 
-    /// The token of whoever leads, or led last.
+    /// The token of the present or the last leader.
     pub fn token(&self) -> u64 {
         self.token
     }
@@ -217,7 +217,7 @@ impl LeaseBook {
         self.last_ms = Some(now_ms);
     }
 
-    /// Whose leases have run out keeps its safe share, and at last nothing.
+    /// A replica whose leases have run out keeps its safe share, and at last nothing.
     fn turn_out(&mut self, now_ms: u64) {
         let due: Vec<Member> =
             self.members.iter().filter(|(_, record)| record.until_ms <= now_ms).map(|(id, _)| *id).collect();

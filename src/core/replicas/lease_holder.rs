@@ -299,7 +299,7 @@ mod tests {
         assert!(!holder.leads(Time::from_secs_f64(1.0)));
         holder.lead(&renewal, true);
         holder.leave();
-        assert!(!holder.leads(Time::from_secs_f64(1.0)), "whoever winds up leads nobody");
+        assert!(!holder.leads(Time::from_secs_f64(1.0)), "a replica that winds up does not lead");
     }
 
     #[test]

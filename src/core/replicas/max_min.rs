@@ -1,8 +1,8 @@
 //! Who gets how much: max-min fairness, in one number.
 //!
 //! Of a limit `L` and demands `d_i`, max-min fairness gives `min(d_i, level)` with the level at
-//! which the sum is `L` (Bertsekas & Gallager, *Data Networks*, 6.5.2: nobody can get more without
-//! somebody who has no more getting less). The level is all a replica needs to know of the others.
+//! which the sum is `L` (Bertsekas & Gallager, *Data Networks*, 6.5.2: a replica can get more only
+//! if another that has no more gets less). The level is all a replica needs to know of the others.
 //! Where demand is below the limit there is no level; what is left (`slack`) goes to all evenly,
 //! so that a burst finds room where it arrives, and one part of it stays for a newcomer. When
 //! nothing is left, a hundredth is kept back for one.
@@ -18,9 +18,9 @@ use serde::{Deserialize, Serialize};
 pub struct Level {
     /// The whole, in grains.
     pub limit: u64,
-    /// Nobody gets more than this; `None`: everybody gets what it asks for.
+    /// No replica gets more than this; `None`: each gets what it asks for.
     pub level: Option<u64>,
-    /// ... and this much besides.
+    /// ... and this much more.
     pub slack: u64,
 }
 
@@ -95,14 +95,14 @@ mod tests {
     }
 
     #[test]
-    fn whoever_asks_for_little_gets_it_and_the_others_the_rest_evenly() {
+    fn a_small_demand_is_met_and_the_others_get_the_rest_evenly() {
         // A hundredth is kept for a newcomer.
         assert_eq!(shares(10_000, &[1_000, 100_000, 100_000]), [1_000, 4_450, 4_450]);
         assert_eq!(shares(20, &[100, 100, 100]), [7, 7, 7], "the book stops the third at 6");
     }
 
     #[test]
-    fn what_nobody_asks_for_is_spread_and_a_part_left_for_a_newcomer() {
+    fn what_is_not_asked_for_is_spread_and_a_part_left_for_a_newcomer() {
         assert_eq!(shares(1_000, &[0, 0, 0]), [254, 254, 254]);
         assert_eq!(shares(1_000, &[400, 0, 0]), [542, 158, 158]);
     }

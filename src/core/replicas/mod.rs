@@ -1,13 +1,13 @@
 //! Several replicas, one limit: how replicas share what the head can bear.
 //!
-//! A request must not cost a round trip, so no request asks anybody: each replica *leases* a
+//! A request must not cost a round trip, so no request asks the store: each replica *leases* a
 //! part of every limit, sized by its demand, and renews the leases a few times a second. Three
 //! parts, each of which can be wrong without the others' being unsafe:
 //!
 //! * the [`lease_book`] (a script in the shared store) keeps what is out on lease and hands out no more
 //!   than is free. It alone is responsible for safety;
-//! * the [`max_min`] (by whoever leads) publishes one number per limit, the water level of
-//!   max-min fairness among replicas, and one more, with the weights of those who come to several,
+//! * the [`max_min`] (in the leader) publishes one number per limit, the water level of
+//!   max-min fairness among replicas, and one more, with the weights of clients that come to several,
 //!   for fairness among [`identities`]. It is responsible for fairness, and can be late or absent;
 //! * the [`lease_holder`] (in each replica) says what may be used now. It stops using a lease before
 //!   the book may give it away, and knows what to do without a store.
@@ -26,16 +26,16 @@
 //! comes first and only rates of clocks matter, so clocks may differ by any offset and by a tenth
 //! in rate. A store whose clock leaps, that was asleep, that forgot everything or a part (a
 //! fail-over to a replica that lagged) is recognised by what it last saw and by the sequence
-//! numbers it acknowledged; for one `ttl` it then lets nobody grow, by when whoever holds
-//! something has claimed it or stopped using it.
+//! numbers it acknowledged; for one `ttl` it then lets no replica grow; by its end every replica
+//! that holds something has claimed it or stopped using it.
 //!
 //! # What is safe without a store
 //!
 //! `limit / replicas`, where `replicas` is the greater of what the configuration says and what the
 //! book knew of. Of all rules that depend on nothing but what a replica knows by itself, it is the
 //! greatest whose sum cannot exceed the limit. A replica cannot tell a dead store from a cut cable
-//! to a living one, through which the others go on; so the book keeps that share for whoever falls
-//! silent ([`Timing::remember`] long, unless it left in good order). At first a silent replica
+//! to a living one, through which the others go on; so the book keeps that share for a replica that
+//! falls silent ([`Timing::remember`] long, unless it left in good order). At first a silent replica
 //! uses the lesser of its lease and its share, which the book holds already; two `ttl` later the
 //! whole share, by when the others have made room. Never less than one permit: a class with fewer
 //! permits than there are replicas is the one case in which the sum exceeds the limit then, by less
@@ -92,7 +92,7 @@ impl Timing {
         self.period * 8
     }
 
-    /// How long leadership runs. Whoever leads renews it every period, and a successor asks every
+    /// How long leadership runs. The leader renews it every period, and a successor asks every
     /// period: take-over within three.
     pub fn lead(&self) -> Duration {
         self.period * 2

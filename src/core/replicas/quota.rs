@@ -5,14 +5,14 @@
 //! is counted in whole permits, rates in millionths of a request per second (one an hour is 277 of
 //! them), bandwidth in bytes per second.
 //!
-//! *Demand.* Of permits: the most under way since the last renewal and a tenth (whoever has less
-//! than its share is not to be held back by chance), those that wait, and those refused, by
+//! *Demand.* Of permits: the most under way since the last renewal and a tenth (chance must not
+//! hold back a replica that has less than its share), those that wait, and those refused, by
 //! Little's law. Of a rate: what was offered, averaged over a second. It falls by a tenth per
 //! renewal, so that leases do not follow each gap in the traffic. A replica that winds up needs what
 //! is under way and what waits, and not more.
 //!
 //! *Whose demand.* Where the replicas want more of a limit than there is, a replica asks for what lies
-//! within the shares of those who ask there ([`super::identities`]). Who asks is looked at only while it
+//! within the shares of its clients ([`super::identities`]). It looks who asks only while that
 //! matters: in classes that were contended here or elsewhere in the last `WATCHED_FOR`, and in
 //! those with ceilings per client, which several replicas would otherwise each grant anew.
 
@@ -33,7 +33,7 @@ use std::time::Duration;
 /// Grains in one request per second.
 const RATE: f64 = 1e6;
 
-/// How long it is looked who asks for a class after it was contended.
+/// How long a replica looks who asks for a class after it was contended.
 pub(crate) const WATCHED_FOR: Duration = Duration::from_secs(5);
 
 /// A limit that is shared.
@@ -53,7 +53,7 @@ pub struct Quota {
     names: Vec<String>,
     /// What may be used.
     pub holder: LeaseHolder,
-    /// What could be used of each limit, whoever asks for it.
+    /// What all clients together could use of each limit.
     wants: Vec<f64>,
     /// One for each class.
     watched: Vec<Watched>,
@@ -72,7 +72,7 @@ struct Watched {
     told: Option<ReportedDemand>,
 }
 
-/// How the limits are shared among identities, as whoever leads has found.
+/// How the limits are shared among identities, as the leader has found.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 pub struct PublishedShares {
     /// By limit: those of which more is wanted than there is.
@@ -84,7 +84,7 @@ pub struct PublishedShares {
 /// What a replica tells of its demand, in the order of the leader's limits.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Wanted {
-    /// In grains, whoever asks.
+    /// In grains, of all clients together.
     pub wants: Vec<u64>,
     /// Who asks for a class, by its place.
     pub told: BTreeMap<usize, ReportedDemand>,
@@ -179,7 +179,7 @@ impl Quota {
                     Some(share) if self.is_told(at, &wanted) => {
                         self.demand(at, &wanted).within(share).min(self.wants[at])
                     }
-                    // Who holds places and asks for none is not known.
+                    // Clients that hold places and ask for none are not known.
                     _ => self.wants[at].ceil(),
                 }
             };
@@ -198,12 +198,12 @@ impl Quota {
         Wanted { wants: self.wants.iter().map(|want| whole(want.ceil())).collect(), told: told.collect() }
     }
 
-    /// Whether it is to be counted who asks for a class.
+    /// Whether to count who asks for a class.
     pub fn watches(&self, class: usize, now: Time) -> bool {
         self.watched.get(class).is_some_and(|watched| now < watched.until)
     }
 
-    /// Shares out the whole limits among all who ask at these replicas; for whoever leads.
+    /// Shares out the whole limits among all clients of these replicas; for the leader.
     pub fn share_out(&self, limits: &[u64], reserved: &[u64], replicas: &[Wanted]) -> PublishedShares {
         let mut shares = PublishedShares::default();
         for (at, (limit, reserved)) in limits.iter().zip(reserved).enumerate() {
@@ -229,12 +229,12 @@ impl Quota {
         shares
     }
 
-    /// Takes in how the limits are shared out among identities; `None`: nobody says so.
+    /// Takes in how the limits are shared out among identities; `None`: no leader says so.
     pub fn take_shares(&mut self, shares: Option<PublishedShares>) {
         self.shares = shares.unwrap_or_default();
     }
 
-    /// Who weighs less than 1 in a class's queue here, and who has less than all of its own ceilings.
+    /// The clients that weigh less than 1 in a class's queue here, and those that have less than all of their ceilings.
     pub fn weights(&self, class: usize) -> (Weights, Weights) {
         let Some(of) = self.policy.classes.get(class) else { return (Weights::new(), Weights::new()) };
         let limits = self.limits_of(class).filter_map(|at| self.shares.limits.get(&self.names[at]));
@@ -531,12 +531,12 @@ mod tests {
         assert_eq!(quota.loads(&replica, Time::from_secs_f64(0.5)), [(3, 4), (0, 100), (0, 0), (3, 4)]);
         replica[0].waiting = 0;
         let loads = quota.loads(&replica, Time::from_secs_f64(0.75));
-        assert_eq!(loads, [(3, 3), (0, 0), (0, 0), (3, 3)], "nobody waits for the rate any more");
+        assert_eq!(loads, [(3, 3), (0, 0), (0, 0), (3, 3)], "no request waits for the rate any more");
         assert!(quota.holder.renew(Time::from_secs_f64(0.75), &loads).leaving);
     }
 
     #[test]
-    fn whoever_waits_and_whoever_was_refused_is_demand() {
+    fn waiting_and_refused_requests_are_demand() {
         let (mut quota, _) = quota();
         let mut replica = vec![ClassReading::default(), ClassReading::default()];
         quota.loads(&replica, Time::ZERO);

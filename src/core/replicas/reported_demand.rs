@@ -1,7 +1,7 @@
 //! What a replica knows of those who ask for a class, and what it tells of them.
 //!
 //! The admission controller hands over what it has counted since the last renewal ([`ClassDemand`]); here it is averaged over
-//! `MEMORY_S` seconds, long enough for somebody who asks ten times a second to be known within a
+//! `MEMORY_S` seconds, long enough for a client that asks ten times a second to be known within a
 //! fifth, and short enough for a flood to be known when it has lasted as long. Told are the
 //! heaviest by name and the others by number.
 //!
@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 /// How long what was asked counts.
 pub(crate) const MEMORY_S: f64 = 2.0;
 
-/// Whoever asks less often per second is forgotten.
+/// A flow that asks less often per second is forgotten.
 const FORGOTTEN: f64 = 0.01;
 
 /// Who asks for a class here, per second.
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_has_stopped_is_forgotten() {
+    fn a_flow_that_has_stopped_is_forgotten() {
         let mut smoothed = SmoothedDemand::default();
         let mut demand = ClassDemand::default();
         (0..100).for_each(|_| demand.note(ClientId { address: 1, credential: None }, 0.1));

@@ -3,8 +3,8 @@
 //! An operator reconciles every few seconds, often from the address that people come from too: a sidecar's
 //! 127.0.0.1, an ingress, the API server. As one client with them it would wait for their flood. So what names
 //! itself as one of these is a client of its own beside the others of its address, with or without a token. It shares
-//! that address's part with them as credentials do. Without a token it is one client at each address: who takes such a name
-//! without being it has gained nothing (`identify.rs`).
+//! that address's part with them as credentials do. Without a token it is one client at each address: a program that
+//! only takes such a name has gained nothing (`identify.rs`).
 //!
 //! What KubeRay sends, as its source has it (1.5, August 2026):
 //!

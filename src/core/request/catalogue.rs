@@ -224,7 +224,7 @@ const fn parallel(name: &'static str, in_flight: Bounds, about: &'static str) ->
 }
 
 /// What a single process may have before it, per class: two calls of 20 ms keep its loop fed,
-/// and whoever comes next, `/api/version` included, waits no longer than this.
+/// and the next request, `/api/version` included, waits no longer than this.
 const WORK: Duration = Duration::from_millis(50);
 
 /// Ray's processes.
@@ -352,7 +352,7 @@ const LOGS: ClassDefault = ClassDefault {
 
 /// Tails and follow streams. Ray does not notice that a reader left, so a slot is gone
 /// until the log's next line; at 100 the module hangs. Half of them for one client at most,
-/// since a held slot cannot be taken back for the next who asks.
+/// since a held slot cannot be taken back for the next client.
 const TAIL: ClassDefault = ClassDefault {
     in_flight: Bounds::fixed(48.0),
     per_client: PerClientLimits { rate: None, in_flight: Some(24) },
@@ -392,8 +392,8 @@ pub const CLASSES: &[ClassDefault] = &[
         about: "the list of all jobs ever: 19 ms at 119 jobs, 80 s seen; shared between equal clients",
         priority: 4,
         in_flight: bounds(4.0, 1.0, 12.0),
-        // Lists of many jobs wait for each other's seconds, and those of a storm of submissions for its starts: whoever asks
-        // for one would rather have it late than be refused.
+        // Lists of many jobs wait for each other's seconds, and those of a storm of submissions for its starts: a
+        // client would rather have its list late than be refused.
         queue: queue(64, seconds(20)),
         coalesce: Some(Coalesce { ttl: seconds(1) }),
         ..UNARY
@@ -593,14 +593,14 @@ pub const CLASSES: &[ClassDefault] = &[
         ..UNLIMITED
     },
     // Serve. Nothing is known of the users' applications: an answer may take 5 ms or a
-    // minute and be right. So its own past moves it, and only an objective of 30 s besides.
+    // minute and be right. So its own past moves it, and beyond that only an objective of 30 s.
     ClassDefault {
         name: "serve",
         module: "Serve",
         about: "the users' applications; give routes their own class to give them an SLO",
         priority: 5,
         in_flight: bounds(256.0, 32.0, 2048.0),
-        // Whoever asks waits as long as its client does; most give up after a minute. A burst that is refused after
+        // A caller waits as long as its HTTP client lets it; most give up after a minute. A burst that is refused after
         // a second comes back as a retry.
         queue: queue(2048, seconds(60)),
         slo: slo(0.95, seconds(30)),
@@ -659,7 +659,7 @@ const fn serve(path: &'static str, class: &'static str) -> Route {
     Route { surface: Surface::Serve, method: "GET", path, header: None, class, module: "Serve" }
 }
 
-/// Every route of Ray 2.60, by module, and what earlier versions had besides.
+/// Every route of Ray 2.60, by module, and those that only earlier versions had.
 pub const ROUTES: &[Route] = &[
     // The parent loop.
     route("GET", "/", "health", "Dashboard"),
@@ -707,7 +707,7 @@ pub const ROUTES: &[Route] = &[
     route("GET", "/api/v0/logs/{media_type}", "state-logs", "StateHead"),
     route("GET", "/api/v0/delay/{delay_s}", "blocked", "StateHead"),
     // Ray 2.60 passes a streamed answer on until its body ends, and a HEAD's never does: the dashboard's loop turns
-    // over it for good and answers nobody any more.
+    // over it for good and answers no client any more.
     route("HEAD", "/api/v0/logs/{media_type}", "blocked", "StateHead"),
     // NodeHead.
     route("GET", "/nodes", "views", "NodeHead"),

@@ -1,7 +1,7 @@
 //! Who asks?
 //!
 //! Two keyed digests: of the address, and of the credential the request carries. The things
-//! themselves are neither kept nor logged, and without the key a digest leads back to nobody. Where clients' pasts
+//! themselves are neither kept nor logged, and without the key a digest leads back to no client. Where clients' pasts
 //! are kept (`identity.history`) the key is in the state directory, where replicas share their limits in their store;
 //! otherwise it lives as long as the process.
 //!
@@ -84,7 +84,7 @@ pub struct Identifier {
 }
 
 impl Identifier {
-    /// An identifier. `key` is drawn at random by whoever starts the process; `trusted` are
+    /// An identifier. The caller draws `key` at random as the process starts; `trusted` are
     /// the proxies that may speak for others; `name_headers`, in lower case and in order of
     /// preference, are the headers in which they name the user.
     pub fn new(key: [u64; 2], trusted: Vec<IpNet>, name_headers: Vec<Arc<str>>) -> Identifier {
@@ -137,7 +137,7 @@ impl Identifier {
         let agent = facts.headers.get(&self.agent_header).and_then(|name| recognise(&self.agents, name));
         let credential = match agent {
             Some(agent) => {
-                // Without one it is a program of its address: a name alone is nobody's past.
+                // Without one it is a program of its address: a name alone has no past.
                 let own = credential.unwrap_or(address).to_le_bytes();
                 Some(self.digest(Domain::Agent, &[agent.as_bytes(), &own]))
             }
@@ -333,7 +333,7 @@ mod tests {
         );
         assert_eq!(nightly, who("10.0.0.1", &[("x-rayguard-key", "nightly"), ("x-forwarded-user", "ann")]));
         assert_ne!(nightly, who("1.1.1.1", &[("x-rayguard-key", "ci")]));
-        // What nobody handed out is no credential: inventing keys makes no new clients.
+        // A key that was not handed out is no credential: inventing keys makes no new clients.
         let plain = who("1.1.1.1", &[]);
         let long = "x".repeat(KEY_BYTES_MAX + 1);
         for invented in ["guess", "", "Nightly", &long] {
@@ -464,7 +464,7 @@ mod tests {
         assert_eq!(via("[2001:db8::1]:4711"), "2001:db8::1");
         assert_eq!(via("[2001:db8::1]"), "2001:db8::1");
         assert_eq!(via("::ffff:203.0.113.9"), "203.0.113.9");
-        assert_eq!(via("198.51.100.7, 203.0.113.9,"), "203.0.113.9", "an empty entry is nobody");
+        assert_eq!(via("198.51.100.7, 203.0.113.9,"), "203.0.113.9", "an empty entry is no client");
         assert_eq!(via("203.0.113.9, ,10.9.9.9, "), "203.0.113.9");
         assert_eq!(via("\u{fc}, 203.0.113.9"), "203.0.113.9", "what the client wrote is left alone");
         assert_eq!(via("198.51.100.7, unknown"), "10.0.0.1", "nothing left of what is no address");
@@ -587,6 +587,6 @@ mod tests {
         assert_eq!(of(vec![token(), ("user-agent", b"go-http-client/2.0".to_vec())]), operators);
         let elsewhere = |lines| from("203.0.113.8", lines);
         assert_eq!(elsewhere(vec![go(), token()]).credential, operators.credential);
-        assert_ne!(elsewhere(vec![go()]).credential, operator.credential, "a name alone is nobody's past");
+        assert_ne!(elsewhere(vec![go()]).credential, operator.credential, "a name alone has no past");
     }
 }

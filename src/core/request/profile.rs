@@ -33,7 +33,7 @@ pub struct Profile {
     pub one_process: Modules,
     /// Names of built-in signals that this Ray does not export, beside those of modules without a process.
     lacks: &'static [&'static [&'static str]],
-    /// What a `GET` of a route takes with nobody else about, in milliseconds.
+    /// What a `GET` of a route takes on an idle head, in milliseconds.
     costs: &'static [(&'static str, f64)],
 }
 

@@ -21,7 +21,7 @@
 //! Nothing is lost in silence: [`Counts`] says how many lines stayed, how many became samples,
 //! and how many were lost and why not.
 //!
-//! **Who is alive.** To tell a gauge that is honestly constant from one that nobody feeds any
+//! **Who is alive.** To tell a gauge that is honestly constant from one that no process feeds any
 //! more, something else from the same feeder must be seen to move. A digest of the raw page
 //! will not do: `process_cpu_seconds_total` and its like move because the page is asked for,
 //! though all that feeds the page may hang. So the other lines are digested by who feeds them

@@ -27,7 +27,7 @@
 //!
 //! **Absence.** For `Sum`, a family that is on the page without a matching series is zero:
 //! Ray drops `ray_tasks{State="PENDING_..."}` when none is pending. But Ray also drops the
-//! gauges of whoever has missed two reports, and `ray_actors` is fed by the GCS and by workers:
+//! gauges of a reporter that has missed two reports, and `ray_actors` is fed by the GCS and by workers:
 //! a GCS too busy to report must not read as "no backlog". So it is zero only while the
 //! family has a line of the reporter that would say otherwise. For all others, and when there
 //! is none, the next alternative is tried.

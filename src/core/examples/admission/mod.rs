@@ -21,7 +21,7 @@ pub(super) struct Admission {
     began: Instant,
 }
 
-/// The right to work on one request; dropped, it goes to whoever waits next.
+/// The right to work on one request; dropped, it goes to the next waiting request.
 pub(super) struct Turn {
     admission: Arc<Admission>,
     permit: Option<Permit>,
@@ -74,7 +74,7 @@ impl Admission {
         self.controller.refuse(ClassId(0), Reason::QueueTimeout, Duration::ZERO)
     }
 
-    /// A verdict that nobody takes any more is dropped, and with it its turn: it goes to the next.
+    /// Drops a verdict that no request waits for any more, and with it its turn: that goes to the next.
     fn wake(self: &Arc<Self>, waiter: oneshot::Sender<Result<Turn, Shed>>, grant: Grant) {
         let verdict = match grant {
             Grant::Go(permit) => Ok(self.hold(permit)),
