@@ -7,7 +7,7 @@
 //!
 //! No request serves as a trial. A task of the upstream's tries to connect until it succeeds, so
 //! that neither a slow answer nor a client that leaves can keep the breaker open, and it closes
-//! soon after the upstream is back even if nobody asks. The same task looks into a suspicion: a client
+//! soon after the upstream is back even if no request comes. The same task looks into a suspicion: a client
 //! that left before its connection was accepted or refused leaves no verdict behind.
 //!
 //! After an outage the limits hold as they stood before it: how many requests an upstream can bear is
@@ -64,7 +64,7 @@ mod tests {
         for begin in [CircuitBreaker::open, CircuitBreaker::suspect] {
             let breaker = CircuitBreaker::default();
             assert!(begin(&breaker), "the first to notice starts it");
-            assert!(!breaker.open() && !breaker.suspect(), "and nobody else");
+            assert!(!breaker.open() && !breaker.suspect(), "and no other does");
             breaker.close();
             assert!(begin(&breaker), "until it has ended");
         }

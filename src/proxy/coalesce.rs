@@ -11,7 +11,7 @@
 //!
 //! **Never across clients.** Requests are equal if nothing that may tell two clients apart differs: the
 //! upstream, the target, and every header, by name and value, with repetitions. The exceptions
-//! are data, and few: headers that whoever passes a request on stamps anew on each ([`PER_REQUEST`]), and, for
+//! are data, and few: headers that proxies and tracers set anew on each request ([`PER_REQUEST`]), and, for
 //! Ray's dashboard alone, those that tell where a client calls from ([`PER_CLIENT`]). Ray's dashboard reads
 //! `Authorization`, `X-Ray-Authorization`, cookies, `User-Agent`, `Origin`, `Referer` and `Sec-Fetch-*`, and
 //! none of these; a Serve application may read whatever it likes, so there only the first list applies.
@@ -22,15 +22,15 @@
 //! `no-store`, `Vary: *` and a `Vary` that names one of the exceptions forbid sharing; `no-cache` and `max-age`
 //! bound how long it is kept. An event stream is one reader's own.
 //!
-//! **Nobody waits behind others for it.** Who was here before comes first ([`history`]): a request that a stranger leads,
-//! and that waits in the strangers' line, is not followed by a known client. It asks in its own turn, and other known
-//! ones follow that. Else whoever copies its question would hold it back.
+//! **Sharing makes no client wait longer.** Known clients come before strangers ([`history`]): a known client does
+//! not follow a request that a stranger leads and that waits in the strangers' line. It asks in its own turn, and
+//! other known clients follow that request. Otherwise a stranger that copies its question would hold it back.
 //!
 //! [`history`]: rayguard_core::admission::history
 //!
 //! Requests with a `Range` ask for a part of something large, each for another: they are not shared. Those
-//! with a condition (`If-None-Match`) are: the condition is a header like any other, and who asks the same
-//! gets the same 304.
+//! with a condition (`If-None-Match`) are: the condition is a header like any other, and clients that ask
+//! the same get the same 304.
 
 use crate::response_policy::AnswerError;
 use crate::routing::Routing;
@@ -49,8 +49,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// Headers by which proxies, load balancers and tracers mark a request: different for each, and nothing to
-/// whoever answers it. Sorted.
+/// Headers by which proxies, load balancers and tracers mark a request: different for each, and of no
+/// meaning to the server that answers. Sorted.
 pub const PER_REQUEST: &[&str] = &[
     "b3",
     "cf-ray",
@@ -353,18 +353,18 @@ pub struct Coalescer {
 }
 
 impl Coalescer {
-    /// Follows whoever asks the same, takes a share of what is kept, or leads.
+    /// Follows a request that asks the same, takes a share of a kept answer, or leads.
     pub fn find(&self, key: Key, now: Time) -> Found {
         self.flights.find(key, now)
     }
 
-    /// What is kept is out of date: from now on nobody is handed it. What is under way may be out of date
-    /// too; those who wait for it get it, nobody who comes later.
+    /// Kept answers are out of date: no request gets one from now on. Answers under way may be out of date
+    /// too: the requests that wait for them get them, later ones do not.
     pub fn forget(&self) {
         self.flights.forget();
     }
 
-    /// So many bytes of the budget; kept answers that nobody reads make room for them.
+    /// So many bytes of the budget; kept answers without readers make room for them.
     pub fn take(&self, bytes: usize) -> Option<Charge> {
         loop {
             if let Some(charge) = self.budget.take(bytes) {
@@ -377,7 +377,7 @@ impl Coalescer {
         }
     }
 
-    /// Drops the oldest kept answer that nobody reads; whether there was one.
+    /// Drops the oldest kept answer without readers; returns whether there was one.
     pub fn make_room(&self) -> bool {
         self.flights.drop_oldest()
     }
@@ -489,7 +489,7 @@ mod tests {
         assert_ne!(question("/nodes/a?nocache=1", job), question("/nodes/a", job));
         assert_ne!(question("/x?r=1", "/x"), question("/x?r=2", "/x"), "a route whose keys are not known");
         let many = format!("/api/jobs/?{}", "a&".repeat(query::FIELDS_MAX));
-        assert_eq!(question(&many, jobs), question("/api/jobs/", jobs), "nobody counts what nobody reads");
+        assert_eq!(question(&many, jobs), question("/api/jobs/", jobs), "no field counts where none is read");
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Several cores: a thread for each, with a runtime of its own, that serves the connections it is given.
 //!
 //! A connection stays with its core, and so do the connections to Ray that the core opens
-//! (`upstream.rs`): what a request needs is read, moved on and answered by one thread, and nobody is
-//! woken across. The main runtime accepts and hands out in turn; it also has the control loop and the
-//! admin page, whose longer moments hold up newcomers alone.
+//! (`upstream.rs`): one thread reads, forwards and answers a request, and wakes no task on another core.
+//! The main runtime accepts connections and hands them out in turn; it also runs the control loop and the
+//! admin page, whose longer moments delay new connections only.
 //!
 //! One socket, and not one for each core with `SO_REUSEPORT`: the kernel would spread connections by a
 //! hash, unevenly while they are few; a second rayguard on the same port would take half of them in place of

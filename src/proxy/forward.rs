@@ -26,8 +26,9 @@ pub(crate) type Answer = Result<(Response<RayBody>, PermitGuard), UpstreamError>
 /// What upstream said.
 pub(crate) type Sent = Result<Response<RayBody>, UpstreamError>;
 
-/// Sends the request, which may repeat one whose head is in `sent_head`; the permit rides along. Once nobody waits for it, and unless upstream then cancels it,
-/// the exchange holds it for `abandoned_max` at most.
+/// Sends the request, which may repeat one whose head is in `sent_head`; the exchange holds the permit. Once no
+/// client waits for the answer, it holds the permit for `abandoned_max` at most, unless upstream then cancels
+/// the request.
 pub(crate) fn send(
     upstream: Arc<Upstream>,
     request: Box<Request<ClientBody>>,
@@ -105,14 +106,14 @@ impl Held {
 /// An upstream call.
 pub(crate) struct Exchange<F: Future<Output = Sent> + Send + 'static> {
     running: Option<(Pin<Box<F>>, Held)>,
-    /// Where it goes on when nobody waits for it any more, and for how long at most.
+    /// Where it goes on when no client waits for it any more, and for how long at most.
     outlives: Option<(Tasks, Duration)>,
     /// Its client was told that Ray took too long.
     late: bool,
 }
 
 impl<F: Future<Output = Sent> + Send + 'static> Exchange<F> {
-    /// Nobody waits for it any more, since it took too long.
+    /// No client waits for it any more, since it took too long.
     pub(crate) fn late(&mut self) {
         self.late = true;
     }

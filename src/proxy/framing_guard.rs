@@ -2,8 +2,8 @@
 //! lets through only heads that can be read in one way.
 //!
 //! hyper takes a bare line feed for a line end, drops a `Content-Length` beside a
-//! `Transfer-Encoding`, and merges equal lengths. Each is harmless to us and a difference of
-//! opinion with whoever stands before us: the stuff that smuggling is made of. The framing guard does
+//! `Transfer-Encoding`, and merges equal lengths. Each is harmless to us, but a proxy
+//! before us may read the same bytes differently: request smuggling lives on that. The framing guard does
 //! not parse; it looks for line ends and for the names of the framing fields, and counts the
 //! bytes of a body of known length so as to find the next head. After a chunked body or a
 //! switch of protocols it looks no further, and `listen` ends the connection with that request.
@@ -54,7 +54,7 @@ pub(crate) struct FramingGuard {
     last: Vec<u8>,
     /// Something is written that the client does not take yet.
     blocked: bool,
-    /// Whoever reads here found nothing, and is woken for what comes.
+    /// The reader found nothing, and is woken for what comes.
     awaited: bool,
 }
 
@@ -266,8 +266,8 @@ impl FramingGuard {
         self.state = State::Refused(answer, 0);
     }
 
-    /// The header lines that let a page read a refusal of a head that nobody has parsed: its origin is looked
-    /// for in what has come.
+    /// The header lines that let a page read a refusal of a head that was not parsed: its origin is looked for
+    /// in what has come.
     fn permission(&self) -> String {
         let Some(origins) = &self.origins else { return String::new() };
         let value = |line: &[u8]| {
@@ -363,7 +363,7 @@ impl FramingGuard {
                     ready!(there(&mut self.stream)?.poll_flush(context))?;
                 }
                 State::Refused(..) | State::Asleep(_) => {
-                    // The end, to whoever reads here; `poll_shutdown` sees to the rest.
+                    // The end, to the reader; `poll_shutdown` does the rest.
                     return Poll::Ready(Ok(()));
                 }
             }

@@ -1,15 +1,15 @@
-//! One HTTP/1.1 connection to Ray, moved on by whoever waits for its answer.
+//! One HTTP/1.1 connection to Ray, moved on by the task that waits for its answer.
 //!
 //! hyper's client is two halves: one takes requests, the other does the reading and writing and
 //! is usually given a task of its own. For a proxy that costs two wake-ups and two switches of
-//! task per request, and buys nothing: whoever asked is waiting anyway. Here the halves stay
+//! task per request, and buys nothing: the caller waits anyway. Here the halves stay
 //! together, and the connection is polled by the future that waits for the head and by the body
-//! that waits for the next bytes. An idle connection is polled by nobody; that Ray has closed it
+//! that waits for the next bytes. Nothing polls an idle connection; that Ray has closed it
 //! shows when it is taken up again (the request then comes back unsent) or swept.
 //!
-//! hyper's halves wake each other, and a pooled connection remembers who polled it last: left to
-//! itself it would wake its own caller for what that has just been told, and, when it is taken up
-//! again, the caller before. So a connection wakes whoever drives it now (`Driver`), nobody while it
+//! hyper's halves wake each other, and a pooled connection remembers the task that polled it last: left to
+//! itself it would wake its own caller for what the caller has just been told, and, when it is taken up
+//! again, the caller before. So a connection wakes the task that drives it now (`Driver`) and no task while it
 //! idles, and what only it can bring about is looked for right after it was polled. And each time it is
 //! polled hyper reads several times, for the next head, for the end; so a socket that had nothing is not
 //! asked again (`FrugalStream`).
@@ -64,10 +64,10 @@ impl Default for AnswerBounds {
 #[derive(Debug)]
 pub struct H1Connection {
     sender: SendRequest<ClientBody>,
-    /// `None` once it has ended: whoever still waits for an answer learns of it when this half is dropped.
+    /// `None` once it has ended: a caller that still waits learns of it when this half is dropped.
     connection: Option<Box<Driven>>,
     driver: Arc<Driver>,
-    /// Reaches the driver, whoever that is.
+    /// Wakes the task that drives it now.
     waker: Waker,
     kept: Kept,
     /// It has ended, and no byte came since the last whole answer.
@@ -193,7 +193,7 @@ impl hyper::rt::Write for FrugalStream {
     }
 }
 
-/// Who drives a connection and is to be woken when it can move on.
+/// The task that drives a connection and is woken when the connection can move on.
 #[derive(Debug)]
 struct Driver {
     waker: Mutex<Option<Waker>>,
@@ -222,7 +222,7 @@ impl Driver {
         }
     }
 
-    fn is_nobody(&self) {
+    fn leaves(&self) {
         *self.waker.lock() = None;
     }
 }
@@ -310,7 +310,7 @@ impl H1Connection {
     /// Reads and writes what can be; `context` is woken when more can.
     pub fn drive(&mut self, context: &mut Context<'_>) {
         self.driver.is(context.waker());
-        // An error reaches whoever reads the answer.
+        // An error reaches the reader of the answer.
         if let Some(connection) = &mut self.connection
             && Pin::new(&mut **connection).poll(&mut Context::from_waker(&self.waker)).is_ready()
             && let Some(connection) = self.connection.take()
@@ -324,9 +324,9 @@ impl H1Connection {
         self.core
     }
 
-    /// Until it is driven again it wakes nobody.
+    /// Until it is driven again it wakes no task.
     pub fn rest(&self) {
-        self.driver.is_nobody();
+        self.driver.leaves();
     }
 
     /// Whether it can carry a request at once.
@@ -359,7 +359,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_wakes_whoever_drives_it_now_and_nobody_while_it_rests() {
+    async fn a_connection_wakes_the_task_that_drives_it_now_and_none_while_it_rests() {
         let (ours, mut rays) = tokio::io::duplex(1024);
         let mut wire =
             H1Connection::open(Stream::Plain(Plain::Other(Box::new(ours))), AnswerBounds::default())
@@ -383,11 +383,11 @@ mod tests {
             wire.rest();
             assert!(wire.is_ready());
             assert_eq!(rung()[caller], 1, "its caller knows already");
-            assert_eq!(rung()[0], 1, "whoever called before is left alone");
+            assert_eq!(rung()[0], 1, "the caller before is not woken");
         }
         drop(rays);
-        assert_eq!(rung(), [1, 1], "an idle connection wakes nobody");
-        assert!(!wire.is_alive(), "that it was closed is seen by whoever looks");
+        assert_eq!(rung(), [1, 1], "an idle connection wakes no task");
+        assert!(!wire.is_alive(), "a look shows that it was closed");
     }
 
     #[tokio::test]

@@ -64,7 +64,7 @@ pub struct Peer {
     pub tls: bool,
     /// How its bodies may come, and for how long an answer may be left unread.
     pub body: BodyBounds,
-    /// For how long work nobody waits for any more stays counted, if Ray never answers.
+    /// For how long work that no client waits for stays counted, if Ray never answers.
     pub abandoned_max: Duration,
 }
 
@@ -664,7 +664,7 @@ impl RequestContext {
         }
     }
 
-    /// Says for whom the request is made: what is refused is told to nobody.
+    /// Says for which client the request is made: only a request that goes to Ray needs it.
     fn tell_client(&self, headers: &mut HeaderMap) {
         tell_client(headers, &self.peer.hop, self.known.trusted, self.peer.tls);
     }

@@ -172,7 +172,7 @@ pub fn tell_client(headers: &mut HeaderMap, peer: &HeaderValue, peer_is_trusted:
     }
 }
 
-/// Those who have been forwarded for, in order, and the peer; `None` if there is nobody but the peer.
+/// The addresses in `X-Forwarded-For`, in order, and the peer; `None` if there is no address but the peer's.
 fn chain(headers: &HeaderMap, peer: &HeaderValue) -> Option<HeaderValue> {
     let lines = headers.get_all(X_FORWARDED_FOR).iter();
     let entries = lines.flat_map(|line| line.as_bytes().split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);

@@ -95,7 +95,7 @@ pub struct Patience {
     head_began: Option<Time>,
     /// Kept from one wait to the next.
     timer: Option<Pin<Box<Sleep>>>,
-    /// Who is woken by the timer.
+    /// The task that the timer wakes.
     woken: Option<Waker>,
 }
 
@@ -134,7 +134,7 @@ impl Patience {
         if timer.deadline() > at {
             timer.as_mut().reset(at);
         }
-        // Once asked it wakes whoever asked: it is not asked for every request.
+        // Once asked, the timer wakes the task that asked: it is not asked again for every request.
         if !timer.is_elapsed() && self.woken.as_ref().is_some_and(|woken| woken.will_wake(context.waker())) {
             return Poll::Pending;
         }

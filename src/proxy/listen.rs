@@ -247,9 +247,9 @@ impl Listener {
     }
 }
 
-/// The same socket, whose connections probe a client that says nothing: what its listener is told, a
-/// connection inherits (tcp(7)). Whoever follows a quiet log file is neither read from nor
-/// written to, and that its machine is gone would not be noticed in hours.
+/// The same socket, whose connections probe a silent client: a connection inherits the options of its
+/// listener (tcp(7)). Nothing is read from or written to a client that follows a quiet log file; without
+/// probes it would take hours to notice that its machine is gone.
 fn probing(socket: TcpListener) -> TcpListener {
     probe(&socket, SILENCE, SILENCE / 2);
     socket
@@ -355,7 +355,7 @@ async fn accept(
     }
 }
 
-/// Reads the PROXY protocol's header: the peer it names, if whoever sent it may be believed.
+/// Reads the PROXY protocol's header: the peer it names, if its sender is trusted.
 async fn introduce(
     stream: &mut Plain,
     mut peer: Peer,

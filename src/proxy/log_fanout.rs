@@ -2,7 +2,7 @@
 //!
 //! Ray sends a tail from the log's first line on, for each follower anew, and keeps a slot of
 //! JobHead for each until the job ends, whether its follower is still there or not; at a hundred
-//! the Job API hangs. So the first who asks leads: it passes admission, and what Ray
+//! the Job API hangs. So the first client that asks leads: it passes admission, and what Ray
 //! sends is kept; a client that asks the same (path, query and credentials, as [`Key`] has it) gets it
 //! from the beginning, as Ray would have sent it, and then as it comes.
 //!
@@ -11,16 +11,16 @@
 //!   that falls behind what is kept goes on at another tail: Ray replays a log from its first line on every
 //!   connection, so that tail is read from the first byte that the follower has not had.
 //! - **Laggards share.** Their tail is read at the pace of the slowest follower of the log, on whatever tail it is
-//!   now, so all who fall behind find their place there, and none falls out of it again: Ray has two tails of a
+//!   now, so all that fall behind find their place there, and none falls out of it again: Ray has two tails of a
 //!   job, not one for each speed. One that takes nothing for `STALL` holds up the others no longer; when it reads
 //!   again, it goes on at a tail that still has its place or at another new one. A tail for laggards takes a permit
 //!   like any other, from the follower that opens it; while there is none to be had, the follower waits.
-//! - **Newcomers are no laggards.** Who comes when the beginning is gone leads another tail at its own
-//!   pace, and those who come after it join that: a slow follower never slows down a newcomer.
+//! - **Newcomers are no laggards.** A client that comes when the beginning is gone leads another tail at its own
+//!   pace, and later clients join that tail: a slow follower never slows down a newcomer.
 //! - **The leader is a follower like any other.** Its leaving ends nothing, not even during the handshake.
 //! - **When the last has left** Ray is still read, and the permit still held, until Ray closes:
-//!   closing our end would hide Ray's slot, not free it. Who asks meanwhile finds the tail
-//!   open and costs Ray nothing.
+//!   closing our end would hide Ray's slot, not free it. A client that asks meanwhile finds the
+//!   tail open and costs Ray nothing.
 //!
 //! Why not hold Ray back for all, or keep everything: the first lets one follower stop the log of all others, the
 //! second needs as much memory (or disk) as the log is long.
@@ -35,10 +35,10 @@
 //! Where Ray breaks off without a Close, so does every follower's connection.
 //!
 //! **`/api/v0/logs/stream` is not shared**, though it costs Ray a slot in the same way. A tail begins at
-//! the log's first line, for everybody; a stream begins so many lines before its end as it is at that
-//! moment, and what is read is a person following a log in a terminal. A client that came later could only be
-//! given lines it did not ask for, or none of those it did; and few ask for the very same. So each has a
-//! connection to Ray and counts against `log-tail` for as long as Ray holds it, whoever has left.
+//! the log's first line, for every client; a stream begins a number of lines before the end that the log has at
+//! that moment, and its reader is a person who follows a log in a terminal. A client that came later could only be
+//! given lines it did not ask for, or none of those it did; and few clients ask for the very same. So each has a
+//! connection to Ray and counts against `log-tail` for as long as Ray holds it, even if the client has left.
 //!
 //! Extensions and subprotocols are agreed between two ends and cannot be shared: the former are not
 //! agreed to, and a client that asks for the latter gets a tunnel.
@@ -97,9 +97,9 @@ pub struct LogFanouts {
 /// What is found under a key.
 #[derive(Debug)]
 pub enum Found {
-    /// Nobody tails this yet, or not from there: lead.
+    /// There is no tail of this yet, or none from there: lead.
     Lead(Lead),
-    /// Somebody does.
+    /// There is one.
     LogFanout(Arc<LogFanout>),
     /// There are too many tails.
     Full,
@@ -113,7 +113,7 @@ struct Log {
     followers: Arc<Followers>,
 }
 
-/// Everyone who follows a log, on whatever tail.
+/// All followers of a log, on whatever tail.
 #[derive(Debug, Default)]
 struct Followers {
     known: Mutex<Known>,
@@ -215,7 +215,7 @@ pub struct Lead {
     tail: Arc<LogFanout>,
 }
 
-/// One who follows a tail.
+/// A client that follows a tail.
 #[derive(Debug)]
 pub struct Follower {
     tail: Arc<LogFanout>,
@@ -349,7 +349,7 @@ impl Lead {
             }
             let answer = self.tail.keep(&mut frames, &Bytes::copy_from_slice(&buffer[..read]));
             if frames.are_closed() {
-                // Nobody can join what has ended.
+                // No client can join a tail that has ended.
                 self.tails.forget(self.key, &self.tail);
             }
             if !answer.is_empty() {
@@ -509,7 +509,7 @@ impl LogFanout {
         !self.state().wanted.is_empty()
     }
 
-    /// Why Ray may not send more yet; it may if nobody follows, or whose pace it is is close enough.
+    /// Why Ray may not send more yet; it may if there is no follower, or the one that sets the pace is close enough.
     fn hold(&self) -> Option<Hold> {
         let state = self.state();
         let (kept, mut wanted) = (&state.kept, state.wanted.values());
@@ -1044,8 +1044,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever comes, lags and leaves, and in whatever order things happen: each follower gets the log to the
-        /// last byte, in whole messages, and Ray's Close.
+        /// Whichever clients come, lag and leave, in whatever order: each follower gets the log to the last byte,
+        /// in whole messages, and Ray's Close.
         #[test]
         fn every_follower_gets_every_line(
             log in "[a-zäß€😀]{0,40}\n{1,2}".prop_map(|line| line.repeat(150)),

@@ -48,7 +48,7 @@ struct Held {
     ask: Ask,
     /// How long its client's line has been awaited: before it was admitted, and since.
     kept: (Duration, Duration),
-    /// Since when it is a session between the two ends, in which nobody waits for an answer.
+    /// Since when it is a session between the two ends, in which no client waits for an answer.
     opened: Option<Time>,
     /// Held instead of the permit while its client is slow.
     place: Option<Place>,
@@ -88,7 +88,7 @@ impl PermitGuard {
         }
     }
 
-    /// Ray has opened a session: what it lasts is its two ends' business and nobody's latency.
+    /// Ray has opened a session: its two ends decide how long it lasts, and that counts as no latency.
     pub fn opened(&mut self) {
         self.turn(Stage::Answered);
         self.0.opened = Some(self.0.home.now());

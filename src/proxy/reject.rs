@@ -421,7 +421,7 @@ fn say_in_phrase(response: &mut Response<Body>, sentence: &str) {
 /// A refusal has no more headers than this; room for them is taken once.
 const HEADERS_MAX: usize = 12;
 
-/// An answer of this form. The request's id is put there by whoever sends it.
+/// An answer of this form. Its sender adds the request's id.
 fn answer(
     error_format: ErrorFormat,
     status: StatusCode,

@@ -1,9 +1,9 @@
 //! Requests that two readers could read in two ways, and that are refused for it.
 //!
-//! hyper reads HTTP correctly; that is not enough for a proxy that others stand before and
-//! behind. What it repairs in silence is refused here and in [`crate::framing_guard`], so that
-//! nobody on the way can have seen another request than the one that is forwarded. What is
-//! forwarded is written anew from what was understood.
+//! hyper reads HTTP correctly; that is not enough for a proxy between other proxies and servers.
+//! What hyper silently repairs is refused here and in [`crate::framing_guard`], so that no hop on the
+//! way sees another request than the one that is forwarded. The forwarded request is written anew
+//! from what was understood.
 
 use crate::headers::HeaderPresence;
 use crate::websocket::is_websocket;
@@ -171,7 +171,7 @@ pub(crate) fn check<B: Body>(
 }
 
 /// A target in absolute form must name the same host as `Host` (RFC 9112, 3.2.2, lets the target
-/// win; whoever stands before us may have looked at the other).
+/// win; a proxy before us may have read `Host`).
 fn check_host(host: &HeaderValue, target: &Uri) -> Result<(), Malformed> {
     let (name, port) = split_port(host.as_bytes());
     if !name.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(&byte))

@@ -136,8 +136,8 @@ impl Body {
         })
     }
 
-    /// Ray's body, whose head has come. A short one has come with its head, most of the time: its connection and permit are
-    /// released at once, and nobody needs to watch over its way.
+    /// Ray's body, whose head has come. A short body has mostly come with its head: its connection and permit are
+    /// released at once, and nothing has to watch its way to the client.
     #[must_use]
     pub fn forwarded(
         mut inner: RayBody,
@@ -148,7 +148,7 @@ impl Body {
         if response_policy.flow.is_some() || !inner.is_short() {
             return Body::streamed(inner, permit, alive, response_policy);
         }
-        // What has not come yet is asked for again by whoever reads the answer, and wakes that one.
+        // If it has not come yet, the reader of the answer asks for it again and is woken by it.
         let first = match Pin::new(&mut inner).poll_frame(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(first) => first,
             Poll::Pending => return Body::streamed(inner, permit, alive, response_policy),

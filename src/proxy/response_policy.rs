@@ -36,8 +36,8 @@ pub struct ResponsePolicy {
     pub flow: Option<Arc<Flow>>,
     /// How long its client may leave it unread.
     pub patience: Option<(SlowReaders, Duration)>,
-    /// How long Ray may say nothing in the middle of it. A line to Ray that was cut without a word
-    /// would hold its permit, and whoever shares the answer, for ever.
+    /// How long Ray may say nothing in the middle of it. A connection to Ray that was cut without
+    /// notice would hold its permit, and every client that shares the answer, for ever.
     pub silence_max: Option<Duration>,
     /// A submission's, which names a job.
     pub submission: Option<Box<Submission>>,

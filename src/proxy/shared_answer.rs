@@ -8,10 +8,10 @@
 //! **The budget** (`http.shared_bytes_max`) counts every answer from its first byte until it is kept no longer
 //! and its last reader has gone. What becomes of an answer for which there is no room:
 //!
-//! - kept answers that nobody reads make room, the oldest first;
+//! - kept answers without readers make room, the oldest first;
 //! - if that is not enough and its length is known, it is not shared: the leader gets it as it comes, each
 //!   follower goes through admission by itself;
-//! - if its length is not known and it has outgrown the budget midway, nobody may join any more, and it is
+//! - if its length is not known and it has outgrown the budget midway, no reader may join any more, and it is
 //!   kept no further back than its slowest reader is. Upstream is then read at that reader's pace, but one
 //!   that has kept others waiting for [`HOLD_UP_MAX`] in all is cut off.
 //!
@@ -167,7 +167,7 @@ struct State {
     readers_ever: u64,
     /// Rises when a reader makes room.
     moves: u64,
-    /// Whoever fills it, while it waits for readers.
+    /// The task that fills it, while it waits for readers.
     filler: Option<Waker>,
 }
 
@@ -246,13 +246,13 @@ impl SharedAnswer {
         self.0.length
     }
 
-    /// Takes in what upstream sends, to its end. `make_room` drops an answer that nobody needs, if there is one.
+    /// Takes in what upstream sends, to its end. `make_room` drops an answer without readers, if there is one.
     pub async fn fill(
         &self,
         mut body: impl Body<Data = Bytes, Error = AnswerError> + Unpin,
         make_room: impl Fn() -> bool,
     ) {
-        // Whatever ends this, nobody is left waiting for more.
+        // However this ends, no reader is left waiting for more.
         let _ending = Ending(self);
         let mut held_up = Duration::ZERO;
         loop {
@@ -336,7 +336,7 @@ impl SharedAnswer {
         moved.unwrap_or(Ok(()))
     }
 
-    /// Whoever is furthest behind is read for no longer.
+    /// Cuts off the readers that are furthest behind.
     fn cut_slowest(&self) {
         let mut state = self.state();
         let first = state.first;
@@ -344,7 +344,7 @@ impl SharedAnswer {
         state.trim(self.0.overhead);
     }
 
-    /// Resolves while nobody reads it.
+    /// Resolves while it has no reader.
     pub async fn unread(&self) {
         poll_fn(|context| self.poll_unread(context)).await;
     }
@@ -698,7 +698,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_that_breaks_off_breaks_off_for_all_and_for_nobody_who_comes_later() {
+    async fn an_answer_that_breaks_off_breaks_off_for_all_its_readers_and_takes_no_new_one() {
         let answer = growing(&Budget::default());
         let shares = [answer.share().unwrap(), answer.share().unwrap()];
         answer.end(End::Broken(Arc::new(AnswerError::Silent(Duration::from_secs(1)))));

@@ -3,13 +3,13 @@
 //! Whatever becomes of the leader, its followers are dealt with at once and together:
 //!
 //! - its **answer** can be shared: each gets its share of the one copy;
-//! - it **failed** or timed out: each is told so now, and nobody waits the same time over again;
+//! - it **failed** or timed out: each is told so now, and none waits the same time over again;
 //! - its answer **cannot be shared**: each goes its own way through admission;
 //! - it was **shed** or left before it had asked: that says nothing of the others. The lead passes to the
 //!   follower that has waited longest, and to that one alone.
 //!
-//! An answer may be handed on to later requests until a time that its leader sets. It is dropped then by
-//! whoever holds the [`Kept`], whether a request comes or not.
+//! An answer may be handed on to later requests until a time that its leader sets. The holder of the
+//! [`Kept`] then drops it, whether a request comes or not.
 //!
 //! `tests/loom.rs` compiles this file once more and runs it under every order of its threads.
 
@@ -32,18 +32,18 @@ pub trait Answer {
     type Share: Debug;
     /// A part from the beginning on; `None` once the beginning is gone.
     fn share(&self) -> Option<Self::Share>;
-    /// Whether it is complete and read by nobody, so that it may be dropped for another.
+    /// Whether it is complete and has no reader, so that it may be dropped for another.
     fn is_idle(&self) -> bool;
 }
 
 /// What a request finds under its key.
 #[derive(Debug)]
 pub enum Found<K: Copy + Eq + Hash, A: Answer, F> {
-    /// Nobody asks the same: lead.
+    /// No request under way asks the same: lead.
     Lead(Lead<K, A, F>),
-    /// Somebody does: follow.
+    /// One does: follow.
     Follow(Follower<K, A, F>),
-    /// Somebody has just done so.
+    /// One was answered just now: its share.
     Share(A::Share),
     /// There are too many distinct requests: go alone.
     Full,
@@ -75,7 +75,7 @@ struct Flight<A: Answer, F> {
     /// Those who follow, in order of arrival.
     followers: BTreeMap<u64, Place<A::Share, F>>,
     arrivals: u64,
-    /// Nobody who comes now would be let in before its leader.
+    /// No request that comes now would be let in before its leader.
     goes_first: bool,
     /// The leader, while it waits for the last follower to leave.
     unawaited: Option<Waker>,
@@ -83,11 +83,11 @@ struct Flight<A: Answer, F> {
 
 #[derive(Debug)]
 enum Stage<A> {
-    /// Somebody leads.
+    /// A request leads.
     Led,
     /// The answer is there, and may be handed on until this time.
     Kept(A, Time),
-    /// Nobody leads, and nobody may join.
+    /// No request leads, and none may join.
     Over,
 }
 
@@ -119,7 +119,7 @@ impl<K, A: Answer, F> Clone for SingleFlight<K, A, F> {
 }
 
 impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
-    /// Follows whoever asks the same, takes a share of what is kept, or leads.
+    /// Follows a request that asks the same, takes a share of a kept answer, or leads.
     pub(crate) fn find(&self, key: K, now: Time) -> Found<K, A, F> {
         let mut flights = lock(&self.0);
         if let Some(flight) = flights.get(&key) {
@@ -157,8 +157,8 @@ impl<K: Copy + Eq + Hash, A: Answer, F> SingleFlight<K, A, F> {
         Found::Lead(Lead { entry: Some(self.entry(key, flight)) })
     }
 
-    /// What is kept is out of date, and what is under way may be: those who follow get their answer, nobody
-    /// who comes later does.
+    /// Kept answers are out of date, and answers under way may be: followers get theirs, later requests do
+    /// not.
     pub(crate) fn forget(&self) {
         let flights = mem::take(&mut *lock(&self.0));
         for flight in flights.values() {
@@ -215,13 +215,13 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Entry<K, A, F> {
         }
     }
 
-    /// Tells all who follow what this stage means to them; who comes later finds the stage.
+    /// Tells all followers what this stage means to them; a request that comes later finds the stage.
     fn settle(&self, stage: Stage<A>, mut news: impl FnMut(&Stage<A>) -> News<A::Share, F>) {
         let mut state = lock(&self.flight);
         let Flight { stage: place, followers, .. } = &mut *state;
         *place = stage;
         let mut wakers = Vec::new();
-        // Under the lock: nobody joins between those who are told and those who find it.
+        // Under the lock: no request can join that is neither told nor finds the stage.
         for follower in followers.values_mut().filter(|follower| follower.news.is_none()) {
             follower.news = Some(news(place));
             wakers.extend(follower.waker.take());
@@ -234,7 +234,7 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Entry<K, A, F> {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Hands the lead to whoever has followed longest.
+    /// Hands the lead to the follower that has waited longest.
     fn pass_on(&self) {
         let mut state = lock(&self.flight);
         state.goes_first = false;
@@ -260,7 +260,7 @@ pub struct Lead<K: Copy + Eq + Hash, A: Answer, F> {
 }
 
 impl<K: Copy + Eq + Hash, A: Answer, F> Lead<K, A, F> {
-    /// Gives each follower its share, and whoever comes before `until` too.
+    /// Gives a share to each follower, and to each request that comes before `until`.
     pub fn land(mut self, answer: A, until: Time) -> Option<Kept<K, A, F>> {
         let entry = self.entry.take()?;
         entry.settle(Stage::Kept(answer, until), |stage| match stage {
@@ -287,14 +287,14 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Lead<K, A, F> {
         }
     }
 
-    /// Nobody who comes now would be let in before this one: it is, or it waits with those who come first.
+    /// No request that comes now would be let in before this one: it is let in, or waits among the known clients.
     pub fn goes_first(&self) {
         if let Some(entry) = &self.entry {
             lock(&entry.flight).goes_first = true;
         }
     }
 
-    /// Ready while nobody follows; else the task is woken once nobody does.
+    /// Ready while there is no follower; else the task is woken once the last one has left.
     pub fn poll_unawaited(&self, context: &mut Context<'_>) -> Poll<()> {
         let Some(entry) = &self.entry else { return Poll::Ready(()) };
         let mut state = lock(&entry.flight);
@@ -337,7 +337,7 @@ pub struct Follower<K: Copy + Eq + Hash, A: Answer, F> {
 }
 
 impl<K: Copy + Eq + Hash, A: Answer, F> Follower<K, A, F> {
-    /// Whether one who comes first might be let in before the leader that it waits for.
+    /// Whether a known client might be let in before the leader that this one follows.
     #[must_use]
     pub fn may_be_overtaken(&self) -> bool {
         !lock(&self.entry.flight).goes_first
@@ -390,7 +390,7 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Drop for Follower<K, A, F> {
 }
 
 impl<A: Answer, F> Flight<A, F> {
-    /// A follower leaves; who waits for the last to do so is returned when that was the last.
+    /// A follower leaves; if it was the last, returns the waker of the leader that waits for that.
     fn leave(&mut self, number: u64) -> Option<Waker> {
         self.followers.remove(&number);
         if self.followers.is_empty() { self.unawaited.take() } else { None }
@@ -447,7 +447,7 @@ mod tests {
     fn follow(words: &Words, key: u8) -> Follower<u8, Word, &'static str> {
         match words.find(key, Time::ZERO) {
             Found::Follow(follower) => follower,
-            other => panic!("nobody to follow: {other:?}"),
+            other => panic!("no leader to follow: {other:?}"),
         }
     }
 
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn with_nobody_left_to_lead_the_next_who_comes_does() {
+    fn with_no_follower_left_to_lead_the_next_request_leads() {
         let words = Words::default();
         let first = lead(&words, 0);
         drop(follow(&words, 0));
@@ -565,7 +565,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leader_learns_when_nobody_waits_for_it_any_more() {
+    fn a_leader_learns_when_no_follower_waits_for_it_any_more() {
         let words = Words::default();
         let lead = lead(&words, 0);
         let unawaited = |lead: &Lead<_, _, _>| lead.poll_unawaited(&mut Context::from_waker(Waker::noop()));

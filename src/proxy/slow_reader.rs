@@ -2,11 +2,11 @@
 //!
 //! An answer on its way holds a permit, and a connection to Ray. hyper asks a body for more only
 //! once its client has taken what came before, so a client that stops reading would hold both
-//! for ever, and nothing in the body would ever run. So whoever is on the way is listed here,
-//! and a look at the list, four times a second, does two things. Who has kept its answer waiting for
-//! more than [`LAG`], and for most of the time, is *parked*: Ray has done its work, and the permit
-//! is free for others ([`rayguard_core::admission::parked`]). Who has not asked for longer than it may is
-//! cut off: its connection to Ray is given back, and what is left of the answer is an error. Time in
+//! for ever, and nothing in the body would ever run. So every answer on its way is listed here,
+//! and a look at the list, four times a second, does two things. A client that has kept its answer waiting
+//! for more than [`LAG`], and for most of the time, is *parked*: Ray has done its work, and the permit
+//! is free for others ([`rayguard_core::admission::parked`]). A client that has not asked for more for longer
+//! than it may is cut off: its connection to Ray is given back, and what is left of the answer is an error. Time in
 //! which Ray, or the class's bandwidth, keeps an answer waiting does not count.
 //!
 //! Tails and streams are held open on purpose, and are not listed.
@@ -74,7 +74,7 @@ impl Taken {
     }
 }
 
-/// Everyone whose answer is on its way.
+/// Clients whose answers are on their way.
 #[derive(Clone, Debug)]
 pub struct SlowReaders(Arc<Inner>);
 
@@ -211,6 +211,6 @@ mod tests {
             drop(readers.list(reader, Duration::from_millis(1)));
         }
         assert_eq!(readers.0.list.lock().places.len(), 1, "places are used again");
-        assert!(tasks.drain(Duration::from_secs(10)).await, "nobody is listed: nothing runs");
+        assert!(tasks.drain(Duration::from_secs(10)).await, "the list is empty: nothing runs");
     }
 }

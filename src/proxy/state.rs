@@ -34,7 +34,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-/// How often those who wait at a proxy that a reload has replaced are looked at.
+/// How often the requests that wait at a proxy that a reload has replaced are looked at.
 const PUMP: Duration = Duration::from_millis(20);
 
 /// Single refusals noted for the adjustment log per second; its summaries have them all.
@@ -95,7 +95,7 @@ pub struct ProxyState {
     pub table: ArcSwap<LimitTable>,
     /// Counters, clocks and queues.
     pub admission: AdmissionController<Waker>,
-    /// Who asks.
+    /// Tells which client asks.
     pub identifier: Identifier,
     /// Equal requests under way.
     pub coalescer: Coalescer,
@@ -114,7 +114,7 @@ pub struct ProxyState {
     pub linked: Linked,
     /// Logs that are read as they grow.
     pub tails: LogFanouts,
-    /// Who is being answered.
+    /// Clients that are being answered.
     pub readers: SlowReaders,
     /// Transfers that wait for their clients' lines.
     pub parked: Arc<Parked>,
@@ -122,23 +122,23 @@ pub struct ProxyState {
     pub gathered: Arc<Budget>,
     /// Uploads of each class that may stand in its line at once, once they have come whole.
     pub turns: Arc<[Semaphore]>,
-    /// Who is connected, over every listener.
+    /// Clients that are connected, over every listener.
     pub connections: Arc<Connections>,
-    /// Whom users may turn to, as every refusal says.
+    /// The contact for users that every refusal names.
     pub contact: Arc<ArcSwapOption<String>>,
     /// Request ids: unique within a run, and between runs by the prefix.
     pub ids: Arc<Ids>,
-    /// Who asked for what; held for as long as it takes to count one.
+    /// Which client asked for what; locked for as long as it takes to count one request.
     usage: Arc<Mutex<Usage>>,
-    /// Whoever writes down what passes, if anybody does.
+    /// The writer of the traffic trace, if there is one.
     pub trace_writer: Arc<ArcSwapOption<TraceSender>>,
-    /// What was answered to those who ask for others.
+    /// What the rate-limit service has answered.
     pub ratelimit: Arc<AnswerCounts>,
     /// Counts the policies of this run: class and route numbers are this one's.
     pub generation: u32,
     /// The policy and the limits in force, whichever proxy's they are.
     in_force: Arc<ArcSwap<(Arc<Policy>, Arc<LimitTable>)>>,
-    /// Whether another proxy has taken its place, and whether a task looks after those who wait at this one.
+    /// Whether another proxy has taken its place, and whether a task serves the requests that wait at this one.
     replaced: AtomicBool,
     served_out: AtomicBool,
 }
@@ -286,8 +286,8 @@ impl ProxyState {
         })
     }
 
-    /// Whoever still waits at a proxy that a reload has replaced, in a line that has not gone on, is served there under
-    /// the limits in force, until nobody does.
+    /// Requests that still wait at a proxy that a reload has replaced, in a line that the new proxy has not taken
+    /// over, are served there under the limits in force, until none waits.
     fn serve_out(self: &Arc<Self>) {
         if self.served_out.swap(true, Ordering::SeqCst) {
             return;
@@ -421,20 +421,20 @@ impl ProxyState {
         self.usage().note(summary, verdict, now);
     }
 
-    /// Who asked for what.
+    /// Which client asked for what.
     pub fn usage(&self) -> MutexGuard<'_, Usage> {
         // A panic while counting leaves a count short; the proxy goes on.
         self.usage.lock()
     }
 
-    /// Makes a new table the one in force and serves whoever it has room for.
+    /// Puts a new table in force and serves the waiting requests that it has room for.
     pub fn set_table(self: &Arc<Self>, table: Arc<LimitTable>) {
         self.in_force.store(Arc::new((Arc::clone(&self.policy), Arc::clone(&table))));
         self.table.store(table);
         self.pump();
     }
 
-    /// Serves whoever can be served now.
+    /// Serves the waiting requests that can be served now.
     pub fn pump(self: &Arc<Self>) {
         self.admission
             .pump(&self.table.load(), self.clock.now(), &mut |waker, grant| self.wake(waker, grant));
@@ -449,8 +449,8 @@ impl ProxyState {
         drop(waker.send(verdict));
     }
 
-    /// Hands an exchange that did not pass, or not by itself, to whoever writes down what
-    /// passes: it knocked at `since` and has its end now. Lengths: asked, answered.
+    /// Gives the trace writer an exchange that did not pass, or not by itself: it arrived at `since` and
+    /// ends now. Lengths: asked, answered.
     pub fn record(&self, ask: Ask, ending: Ending, since: Time, bytes: (u64, u64)) {
         if let Some(trace_writer) = &*self.trace_writer.load() {
             let now = self.clock.now();

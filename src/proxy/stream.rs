@@ -58,7 +58,7 @@ impl Plain {
 }
 
 impl Detached {
-    /// Gives it to the runtime of whoever calls.
+    /// Gives it to the runtime of the caller.
     pub(super) fn attach(self) -> io::Result<Plain> {
         Ok(match self {
             Detached::Tcp(stream) => Plain::Tcp(TcpStream::from_std(stream)?),
@@ -88,8 +88,8 @@ pub trait Accept: Debug + Send + Sync {
     fn accept(&self) -> Pending<'_, (Box<dyn NetworkStream>, IpAddr)>;
 }
 
-/// Whoever is at the other end of this socket, or of what is accepted from it, is probed after so long
-/// a `silence`, and is gone when three probes, one `every` so often, were not answered.
+/// Probes the peer of this socket, or of the connections accepted from it, after so long a `silence`. A peer
+/// that answers none of three probes, one `every` so often, counts as gone.
 pub(super) fn probe(socket: &impl AsFd, silence: Duration, every: Duration) {
     let probes = TcpKeepalive::new().with_time(silence).with_interval(every).with_retries(3);
     // A failure here costs patience, not correctness.

@@ -77,7 +77,7 @@ impl Tasks {
         1 + self.0.cores.len()
     }
 
-    /// Starts a task that shutdown waits for, on the runtime of whoever calls.
+    /// Starts a task that shutdown waits for, on the runtime of the caller.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.start(Box::pin(task));
     }
@@ -169,8 +169,8 @@ impl Tasks {
         let mut closed = pin!(self.0.closed.notified());
         closed.as_mut().enable(); // from here on no news is missed
         let mut left: Option<Waker> = None;
-        // Whoever waits here waits for something else as well, and is woken for that time and again: one
-        // look is enough until there is news.
+        // The caller waits for something else as well, which wakes it time and again: one look is enough until
+        // there is news.
         poll_fn(|context| {
             if self.closing() {
                 return Poll::Ready(());

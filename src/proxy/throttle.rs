@@ -15,7 +15,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::time::Sleep;
 
-/// A limit may rise while somebody waits: nobody sleeps longer than this without looking.
+/// A limit may rise while an exchange waits: none sleeps longer than this without looking.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// Lets data through at the pace of its class.

@@ -169,14 +169,14 @@ impl PartialEq for Originator {
 impl Eq for Originator {}
 
 impl Originator {
-    /// Trusts the authorities in this file, and nobody else, to vouch for the server `name`.
+    /// Trusts the authorities in this file, and no others, to vouch for the server `name`.
     pub fn new(name: ServerName<'static>, authorities: &Path) -> Result<Originator, TlsError> {
         let looked_at = Mutex::new(digest([Some(authorities), None, None]));
         let offers = ArcSwap::from_pointee(offers(authorities)?);
         Ok(Originator(Arc::new(Towards { name, authorities: authorities.to_owned(), offers, looked_at })))
     }
 
-    /// For one connection on which this is spoken: who begins it, and with whom.
+    /// For one connection with this protocol: its connector, and the name of the server.
     pub fn connector(&self, protocol: Protocol) -> (TlsConnector, ServerName<'static>) {
         let offers = self.0.offers.load();
         let config = match protocol {
@@ -186,7 +186,7 @@ impl Originator {
         (TlsConnector::from(Arc::clone(config)), self.0.name.clone())
     }
 
-    /// For one connection on which no HTTP is spoken: who begins it, and with whom.
+    /// For one connection without HTTP: its connector, and the name of the server.
     pub fn connector_of_other(&self) -> (TlsConnector, ServerName<'static>) {
         (TlsConnector::from(Arc::clone(&self.0.offers.load().other)), self.0.name.clone())
     }

@@ -1,4 +1,4 @@
-//! What the proxy reports of each exchange, for whoever writes a traffic trace.
+//! What the proxy reports of each exchange to the writer of a traffic trace.
 //!
 //! A note goes into a bounded queue that is only ever *tried*: what does not fit is counted, and no request waits.
 

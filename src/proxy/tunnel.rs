@@ -132,7 +132,7 @@ async fn upward(
 enum Ended {
     /// With a Close, which the client has been sent.
     Closed,
-    /// Without, or nobody listens any more.
+    /// Without one, or the client no longer listens.
     Dropped,
 }
 
@@ -165,7 +165,7 @@ async fn downward(
                 frames.pass(&buffer[..read]);
                 listening = to_client.write_all(&buffer[..read]).await.is_ok();
             }
-            Ok(_) => {} // nobody listens any more: Ray's slot is drained, not hidden
+            Ok(_) => {} // the client no longer listens: Ray's slot is drained, not hidden
         }
     }
 }

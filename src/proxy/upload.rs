@@ -26,8 +26,8 @@ use tokio::sync::Notify;
 /// A permit on its way.
 pub(crate) type Asking = Pin<Box<dyn Future<Output = Result<PermitGuard, Shed>> + Send>>;
 
-/// What the two ends of an upload share: its body, which finds out when it is whole, and whoever
-/// waits for its answer.
+/// What the two ends of an upload share: its body, which finds out when it is whole, and the task
+/// that waits for its answer.
 #[derive(Debug)]
 pub(crate) struct Handover {
     proxy: Arc<ProxyState>,

@@ -59,7 +59,7 @@ impl std::fmt::Display for Address {
 /// Why upstream gave no answer. The sentence says whose fault it is.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// Nobody listens, or the network is gone.
+    /// Nothing listens there, or the network is gone.
     #[error("Ray is down: {address} accepts no connections ({source})")]
     Connect {
         /// Where.
@@ -223,12 +223,12 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Until it is driven again it wakes nobody.
+    /// Until it is driven again it wakes no task.
     pub fn rest(&self) {
         self.wire.rest();
     }
 
-    /// Moves the exchange on: to be called by whoever reads its body and finds nothing there.
+    /// Moves the exchange on. The reader of its body calls this when it finds nothing there.
     pub fn drive(&mut self, context: &mut Context<'_>) {
         self.wire.drive(context);
     }
@@ -287,7 +287,7 @@ impl Body for RayBody {
         let this = self.get_mut();
         let frame = ready!(match this {
             RayBody::Http1(body, Some(lease)) => {
-                // What comes, comes by driving it: it is looked for before and after, and wakes nobody.
+                // Data comes only by driving the connection: it is looked for before and after, and wakes no task.
                 let mut look = || Pin::new(&mut *body).poll_frame(&mut Context::from_waker(Waker::noop()));
                 lease.rest();
                 let there = look();
@@ -346,7 +346,7 @@ impl Upstream {
         &self.address
     }
 
-    /// Whether it is known to accept no connections. While the process ends nobody tries any more.
+    /// Whether it is known to accept no connections. While the process ends, no task tries any more.
     pub fn is_unreachable(&self) -> bool {
         self.breaker.is_open() && !self.tasks.closing()
     }
@@ -404,7 +404,7 @@ impl Upstream {
         frame(&mut request);
         let (mut sender, connection) = self.connect().await?.into_parts();
         self.tasks.spawn(async move {
-            // An error here has been reported to whoever was waiting for the answer.
+            // An error here has been reported to the caller that waited for the answer.
             if let Some(connection) = connection {
                 let _ = connection.with_upgrades().await;
             }
@@ -474,7 +474,7 @@ impl Upstream {
         if let Some(network) = &self.network {
             return Ok(Plain::Other(network.dial(address).await?));
         }
-        // A name that nobody knows any more is as good as a host that is gone.
+        // A name that no longer resolves counts as a host that is gone.
         let found =
             lookup_host(address).await.map_err(|source| io::Error::new(io::ErrorKind::NotFound, source))?;
         let stream = TcpStream::connect(&*found.collect::<Vec<_>>()).await?;
@@ -584,8 +584,8 @@ impl Upstream {
         }
     }
 
-    /// Closes what has idled for too long, or was closed by Ray. Nobody else looks at an idle
-    /// connection: to be called now and then.
+    /// Closes connections that have idled for too long or that Ray has closed. Nothing else looks at an
+    /// idle connection: to be called now and then.
     pub fn sweep(&self) {
         let now = self.clock.now();
         let bound = self.options.idle_timeout;
@@ -621,12 +621,12 @@ impl Upstream {
     }
 }
 
-/// A connection that is neither accepted nor refused yet: dropped then, nobody learns which.
+/// A connection that is neither accepted nor refused yet. If it is dropped then, its verdict stays unknown.
 struct Unfinished<'a>(&'a Arc<Upstream>);
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        // Outside a runtime (the very end of the process) nobody asks any more.
+        // Outside a runtime (the very end of the process) no request comes any more.
         if tokio::runtime::Handle::try_current().is_ok() && self.0.breaker.suspect() {
             self.0.watch_for_return();
         }

@@ -184,15 +184,15 @@ impl Opener {
         let (mut request, bound) = (Request::from_parts(parts, ClientBody::Empty), self.abandoned_max);
         origin_form(&mut request);
         self.proxy.tasks.spawn(async move {
-            let nobody_waits = async {
+            let no_client_waits = async {
                 tell.closed().await;
                 tasks.closed().await;
             };
             let shaken = tokio::select! {
                 shaken = tokio::time::timeout(bound, tunnel::shake_hands(&upstream, request, permit)) => shaken,
-                () = nobody_waits => return,
+                () = no_client_waits => return,
             };
-            // Whoever asked may have left.
+            // The client that asked may have left.
             match shaken {
                 Ok(Ok(Shaken::Open(response, ray, mut permit))) => {
                     permit.opened();

@@ -1,4 +1,4 @@
-//! The shared way: one asks Ray, all who ask the same get its answer.
+//! The shared way: one request goes to Ray, and all equal requests get its answer.
 
 use super::{RequestContext, origin_form};
 use crate::client_body::ClientBody;
@@ -187,11 +187,11 @@ impl RequestContext {
     }
 }
 
-/// A request to Ray on behalf of all who ask the same.
+/// A request to Ray on behalf of all that are equal to it.
 struct Fetch {
     proxy: Arc<ProxyState>,
     surface: Surface,
-    /// Whether upstream stops working on a request that nobody waits for.
+    /// Whether upstream stops working on a request that no client waits for.
     cancels: bool,
     response_policy: ResponsePolicy,
     ttl: Duration,
@@ -208,7 +208,7 @@ impl Fetch {
         let answer = tokio::select! {
             biased;
             answer = in_time => answer,
-            // The lead passes on, should somebody have come at this moment.
+            // The lead passes on if a follower has come at this moment.
             () = self.unwanted() => return,
         };
         match answer {
@@ -221,8 +221,8 @@ impl Fetch {
         }
     }
 
-    /// Resolves once nobody waits for the answer, where that is a reason to give it up: upstream then stops
-    /// working on it, or the proxy drains. Otherwise the next who asks will be glad of it.
+    /// Resolves once no client waits for the answer, where that is a reason to give it up: upstream then stops
+    /// working on it, or the proxy drains. Otherwise the next client that asks can use it.
     async fn unwanted(&mut self) {
         if !self.cancels {
             self.proxy.tasks.closed().await;
@@ -255,7 +255,7 @@ impl Fetch {
         // An error is shared with those who wait now, but not with those who come later.
         let keep = if head.status.is_success() { self.ttl.min(longest) } else { Duration::ZERO };
         let until = self.response_policy.clock.now() + keep;
-        // Nobody's reading is awaited here.
+        // No client is waited for here.
         let response_policy = ResponsePolicy { patience: None, ..self.response_policy.clone() };
         let (answer, rest) = match Body::forwarded(body, Some(permit), None, response_policy) {
             Body::Full(whole) => (SharedAnswer::whole(head, &whole.unwrap_or_default(), charge), None),

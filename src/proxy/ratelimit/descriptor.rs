@@ -10,12 +10,12 @@
 //! | `method`, `path` | the request's, classified here as at the proxy (a query may follow `?`) |
 //! | `remote_address`, `masked_remote_address` | the client's address, as Envoy trusts it |
 //! | `client` | the client's name, if Envoy has verified one (a JWT's subject, a certificate's) |
-//! | `request` | the exchange's name, unique; whoever sends it tells its end too |
+//! | `request` | the exchange's name, unique; an Envoy that sends it also sends `end` |
 //! | `end` | that name again: the exchange has ended; the descriptor's `hits_addend` is the status of its answer |
 //!
-//! Whoever reaches this service is believed: it speaks for others. That is what mutual TLS or a
-//! Unix socket is for. `client` outranks the address as a name header does, and an API key both.
-//! Without any of them whoever sits behind one Envoy is one client.
+//! Every caller that reaches this service is trusted to speak for its clients; mutual TLS or a Unix socket
+//! keeps other callers out. `client` outranks the address as a name header does, and an API key both.
+//! Without any of them all clients behind one Envoy are one client.
 //!
 //! A path that cannot be classified with certainty (what the proxy answers with 400) is charged to
 //! the class for what no route knows. Letting it pass uncounted would make a crooked path the way

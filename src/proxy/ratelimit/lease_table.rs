@@ -1,7 +1,7 @@
 //! Places that are held for exchanges which take place elsewhere.
 //!
 //! An exchange at an Envoy is under way for a while, and its place must be given back when it
-//! ends. Whoever tells its end gives it a name when it begins; that place is held until the name
+//! ends. An Envoy that reports the end names the exchange when it begins; that place is held until the name
 //! comes again. A place without a name is held for as long as such an exchange is known to last.
 //! Both have a latest end, so that a report that was lost on the way costs a place for a while
 //! and not for ever.
@@ -38,9 +38,9 @@ struct Held<T> {
 /// How long a place is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Until {
-    /// If nobody tells its end.
+    /// If no report of its end is expected.
     pub expected: Time,
-    /// If somebody is to tell and does not.
+    /// If a report is expected and does not come.
     pub latest: Time,
 }
 
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_ends_anothers_exchange_by_taking_its_name() {
+    fn an_exchange_is_not_ended_by_another_that_takes_its_name() {
         let mut places = LeaseTable::default();
         places.hold("first", Some(b"a"), until(10, 100));
         places.hold("second", Some(b"a"), until(10, 100));

@@ -1,8 +1,8 @@
 //! The messages of Envoy's rate-limit service v3, as far as they are spoken here.
 //!
 //! Each struct names the published definition it follows; the tags are that definition's field
-//! numbers, and a test holds them to bytes that a real Envoy has sent. What Envoy may send and
-//! nobody here reads (the `limit` override of a descriptor) is skipped over by number.
+//! numbers, and a test holds them to bytes that a real Envoy has sent. A field that Envoy may
+//! send and nothing here reads (the `limit` override of a descriptor) is skipped by its number.
 //!
 //! Values that protobuf calls `string` are read as bytes: on the wire they are the same, and a
 //! path that is not UTF-8 must be decided about, not be a broken message that Envoy's

@@ -16,7 +16,7 @@
 //!   ended and, as its `hits_addend`, the status of the answer. Then concurrency is counted as at
 //!   the proxy, and proxy latency is measured too: the inner loop controls what goes through Envoys
 //!   by how long it took.
-//! - *Nobody tells.* The place is held for as long as an exchange of the class is known to last:
+//! - *Envoy does not tell.* The place is held for as long as an exchange of the class is known to last:
 //!   the mean of what was measured at the proxy or told by others, or, before there is any, the
 //!   objective of the class. By Little's law, L = lambda W, holding each of L places for W is the
 //!   rate L / W, and no more than L begin in any W. If exchanges take longer than thought, more
@@ -29,8 +29,8 @@
 //! ours to provoke.
 //!
 //! **Never a shed by ignorance, never open by it either.** Another domain, or a descriptor that
-//! names nothing known, is answered OK, counted and logged: it is a configuration that does not
-//! fit, and whoever made it sees so. A path that cannot be classified is not ignorance but doubt,
+//! names nothing known, is answered OK, counted and logged: the configuration does not fit, and
+//! its author can see that. A path that cannot be classified is not ignorance but doubt,
 //! and is charged (`descriptor.rs`). What becomes of stale signals, frozen limits and shadow mode
 //! is the table's affair: in shadow every answer is OK, and what would have been shed is counted.
 //!
@@ -327,7 +327,7 @@ impl Service {
         }
     }
 
-    /// Something is asked that nobody here knows: said at the 1st, 2nd, 4th, 8th ... time.
+    /// An Envoy asks about something that is not known here: logged at the 1st, 2nd, 4th, 8th ... time.
     fn shrug(&self, proxy: &ProxyState, answer: Answer, peer: IpAddr, descriptor: Option<&Descriptor>) {
         let count = proxy.ratelimit.note(answer);
         if count.is_power_of_two() {

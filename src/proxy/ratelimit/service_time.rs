@@ -1,9 +1,9 @@
 //! How long does an exchange of a class last?
 //!
-//! A place whose end nobody tells is held for the mean of what was seen: Little's law asks for
-//! the mean, not for a quantile. Seen is what went through the proxy and what was told by those who
-//! tell. The mean of each second with enough of them counts for a quarter, so that a burst of odd ones
-//! moves it little and a head that has slowed down moves it within seconds.
+//! A place whose end is not reported is held for the mean of the durations seen: Little's law asks for
+//! the mean, not for a quantile. The exchanges went through the proxy, or an Envoy reported their end. The
+//! mean of each second with enough of them counts for a quarter, so that a burst of odd ones moves it
+//! little and a head that has slowed down moves it within seconds.
 
 use crate::state::ProxyState;
 use rayguard_core::admission::meter::Counts;

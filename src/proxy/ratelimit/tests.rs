@@ -293,7 +293,7 @@ async fn without_a_report_a_place_is_held_for_as_long_as_its_class_takes() {
     assert_eq!(rig.service.places.lock().expire(now + stay / 2).len(), 0);
     assert_eq!(rig.service.places.lock().expire(now + stay + Duration::from_secs(1)).len(), 4);
     let counts = rig.proxy.admission.counts(id);
-    assert_eq!((counts.finished(), counts.left), (0, 0), "nobody saw how it ended");
+    assert_eq!((counts.finished(), counts.left), (0, 0), "no report says how it ended");
     assert!(rig.passes(&STATUS).await);
     let status = &rig.ask(&one(&STATUS)).await.statuses[0];
     let limit = status.current_limit.clone().unwrap();
