@@ -115,11 +115,11 @@ impl BenchProxy {
     }
 
     fn pass(&mut self, ask: Ask) -> bool {
-        let nobody = &mut |(), _: Grant| {};
-        let Decision::Admit(permit) = self.admission.decide(&self.table, ask, self.now, || (), nobody) else {
+        let wake = &mut |(), _: Grant| {};
+        let Decision::Admit(permit) = self.admission.decide(&self.table, ask, self.now, || (), wake) else {
             return false;
         };
-        self.admission.finish(&self.table, permit, Outcome::Served, self.now, nobody);
+        self.admission.finish(&self.table, permit, Outcome::Served, self.now, wake);
         true
     }
 }
@@ -239,7 +239,7 @@ impl Unwired {
             pin!(self.service.decide(Ipv4Addr::LOCALHOST.into(), &message, self.proxy.clock.now()));
         match deciding.poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(answer) => answer.unwrap().encode_to_vec(),
-            Poll::Pending => unreachable!("nobody waits without patience"),
+            Poll::Pending => unreachable!("no request waits without patience"),
         }
     }
 }

@@ -22,10 +22,10 @@ fn free_address() -> SocketAddr {
 }
 
 fn command(state: &Path, proxy: SocketAddr, admin: SocketAddr) -> Command {
-    let nobody = free_address();
+    let nowhere = free_address();
     let config = std::env::temp_dir().join(format!("rayguard-record-{}.toml", proxy.port()));
     let text = format!(
-        "upstream = 'http://{nobody}'\nlisten = '{proxy}'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
+        "upstream = 'http://{nowhere}'\nlisten = '{proxy}'\nstate_dir = '{}'\n[admin]\nlisten = '{admin}'\n\
          [metrics]\ndiscover = false\n[probe]\ninterval = '100ms'\ntimeout = '90ms'\n",
         state.display()
     );

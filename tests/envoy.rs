@@ -337,7 +337,7 @@ async fn envoy_keeps_to_the_lease_of_a_proxy_that_is_one_of_several() {
     let Some(setup) = Setup::start("lease", &more).await else { return };
     let (_envoy, at) = setup.envoy(true).await;
     finds_rayguard(at).await;
-    // Nobody else wants any: it may lease all three.
+    // No other replica wants any: it may lease all three.
     let mut held = Vec::new();
     for _ in 0..400 {
         if setup.ray.under_way.load(Ordering::SeqCst) == 3 {

@@ -1,4 +1,4 @@
-//! Inputs that nobody would send: whoever reads what comes from outside must neither panic, nor
+//! Inputs that no ordinary client sends: code that reads input from outside must neither panic, nor
 //! hang, nor grow.
 //!
 //! A mutational fuzzer that knows the shape of what it breaks: it starts from real inputs (pages of
@@ -786,7 +786,7 @@ impl Front {
             let bounds = Bounds { head_bytes_max: 8192, body_bytes_max: 1 << 20, ..Bounds::default() };
             let mut setup = Setup { bounds, ..Setup::default() };
             for class in &mut setup.policy.classes {
-                // Who waits with more bytes behind its request is not missed before its turn.
+                // A client that waits with more bytes behind its request is not missed before its turn.
                 class.queue.wait_max = class.queue.wait_max.min(Duration::from_secs(2));
             }
             Rig::on(listener, setup).await
@@ -825,7 +825,7 @@ impl Front {
             client.send(get("/api/version", &[])).await;
             assert_eq!(client.answer().await.status, 200);
             let connections = || rig.proxy.connections.count() <= 1;
-            rig::until("nobody else is connected", connections).await;
+            rig::until("no other client is connected", connections).await;
         });
         let _ = std::fs::remove_file(socket);
     }

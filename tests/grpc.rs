@@ -221,7 +221,7 @@ async fn a_server_in_tls_is_spoken_to_as_each_request_needs_and_its_authorities_
         ..Setup::default()
     })
     .await;
-    assert_eq!(rig.get("/app", &[]).await.status, 503, "nobody who is trusted vouches for it");
+    assert_eq!(rig.get("/app", &[]).await.status, 503, "no trusted authority vouches for it");
     std::fs::write(&authorities, "nonsense").unwrap();
     assert!(originator.renew().is_err());
     std::fs::copy(fixture("authority.pem"), &authorities).unwrap();
@@ -407,7 +407,7 @@ async fn a_head_that_is_down_is_resource_exhausted_too() {
 async fn grpc_applications_of_serve_are_called_over_http_2() {
     let tasks = Tasks::default();
     let (_head, address) = Head::start(&tasks).await;
-    // As a listener of kind "serve" is made: nobody said what is spoken behind it.
+    // As a listener of kind "serve" is made: the configuration does not say what is spoken behind it.
     let mut policy = policy();
     policy.classes[class("serve").index()].in_flight = Bounds::fixed(1.0);
     policy.classes[class("serve").index()].queue.len_max = 0;

@@ -1,5 +1,5 @@
 //! Clients that mean harm, or are merely very slow: each costs the proxy a bounded amount, and
-//! whoever comes beside them is served.
+//! clients beside them are served.
 #![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 #[path = "proxy/rig.rs"]
@@ -131,7 +131,7 @@ async fn a_head_that_never_ends_is_cut_off() {
 }
 
 #[tokio::test]
-async fn pings_and_settings_without_end_hold_up_nobody_else() {
+async fn pings_and_settings_without_end_hold_up_no_other_client() {
     let rig = rig(Bounds::default()).await;
     for flood in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])] {
         let mut stream = greet(&rig).await;
@@ -237,7 +237,7 @@ async fn an_answer_in_which_ray_falls_silent_gives_its_place_back_and_those_who_
     assert!(alone.head().await.is_some_and(|head| head.contains("200")));
     assert!(alone.exact(100).await.is_none(), "no more than half of it ever came");
     rig::until("its place is free", || rig.in_flight("job-status") == 0).await;
-    // Shared: nobody has heard anything yet, and the next who asks is not left with the same silence.
+    // Shared: no client has heard anything yet, and the next one is not left with the same silence.
     for turn in 0..2 {
         let answer = rig.get("/api/jobs/", &["x-do: fall-silent"]).await;
         assert_eq!(answer.status, 502, "{turn}: {}", answer.text());

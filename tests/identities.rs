@@ -1,6 +1,6 @@
-//! Identities without end: every request of a flood comes with a token and an address nobody has
-//! shown before. What the proxy keeps of them is bounded, whoever owes something still owes it,
-//! and people elsewhere are served as if nobody had called.
+//! Identities without end: every request of a flood comes with a new token and a new address. What
+//! the proxy keeps of them is bounded, a client that owes something still owes it, and clients
+//! elsewhere are served as if there were no flood.
 //!
 //! Virtual time, the production classifier, identifier, admission and usage. Tens of thousands of
 //! identities here; as many as one likes by hand:
@@ -154,7 +154,7 @@ fn identities() -> u64 {
 }
 
 #[test]
-fn identities_without_end_cost_bounded_memory_and_nobody_elsewhere_a_request() {
+fn identities_without_end_cost_bounded_memory_and_no_client_elsewhere_a_request() {
     let mut world = World::new();
     let attacker = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7));
     let honest: Vec<IpAddr> = (1..=4).map(|n| IpAddr::V4(Ipv4Addr::new(198, 51, 100, n))).collect();

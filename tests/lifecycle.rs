@@ -463,7 +463,7 @@ async fn stopped_while_waiting(name: &str, drain: &str) -> Vec<(u16, String)> {
             answers.lock().unwrap().push(answer);
         });
     }
-    // All have been accepted: whoever comes after the signal finds the port closed.
+    // All have been accepted: a client that comes after the signal finds the port closed.
     until("all have asked, and some wait", || sent.load(Ordering::SeqCst) == 9 && ray.count() >= 3).await;
     app.tell("TERM");
     assert!(app.ended().await, "{}", home.log());
@@ -544,7 +544,7 @@ async fn without_descriptors_left_the_proxy_serves_those_it_has() {
     until("it has run out", || home.log().contains("cannot accept a connection")).await;
     for _ in 0..20 {
         early.send(get(PATH, &[])).await;
-        assert_eq!(early.answer().await.status, 200, "whoever was there goes on");
+        assert_eq!(early.answer().await.status, 200, "a client that was there goes on");
     }
     assert!(app.runs());
     drop(crowd);
@@ -667,7 +667,7 @@ async fn an_api_key_is_good_from_when_its_file_names_it_until_it_does_no_more() 
     let (home, tasks) = (Home::new("keys"), Tasks::default());
     let ray = Ray::start(&tasks).await;
     let file = home.path("keys");
-    std::fs::write(&file, "# nobody yet\n").unwrap();
+    std::fs::write(&file, "# no keys yet\n").unwrap();
     let more = format!("listen = 'LISTEN'\n[identity]\napi_keys_file = '{}'", file.display());
     let (_guard, address) = started(&home, ray.address, &more);
     let config = home.path("rayguard.toml");

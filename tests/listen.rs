@@ -87,7 +87,7 @@ async fn a_connection_in_tls_outlasts_its_sleep() {
 }
 
 #[tokio::test]
-async fn without_a_certificate_of_the_authoritys_nobody_gets_in_where_one_is_asked_for() {
+async fn without_a_certificate_of_the_authoritys_no_client_gets_in_where_one_is_asked_for() {
     let rig = rig(tcp().await.with_tls(Some(terminator(Some("authority.pem"))))).await;
     for (certificate, welcome) in [(true, true), (false, false)] {
         let stream = TcpStream::connect(rig.address).await.unwrap();
@@ -171,7 +171,7 @@ async fn a_unix_socket_is_served_and_one_left_behind_is_replaced() {
 }
 
 #[tokio::test]
-async fn http_2_is_spoken_with_whoever_begins_so() {
+async fn http_2_is_spoken_with_a_client_that_begins_so() {
     let rig = rig(tcp().await).await;
     let stream = TcpStream::connect(rig.address).await.unwrap();
     speak_http2(&rig, TokioIo::new(stream)).await;

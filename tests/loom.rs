@@ -148,7 +148,7 @@ fn a_lowered_limit_only_drains() {
     assert_eq!(permits.count(), 0);
 }
 
-fn whoever_enters_unasked_is_counted() {
+fn an_exempt_request_is_counted() {
     let permits = Arc::new(InFlight::default());
     let exempt = |permits: &InFlight| permits.enter();
     let limited = |permits: &InFlight| {
@@ -225,7 +225,7 @@ fn wait<F: Future + Unpin>(mut future: F) -> F::Output {
     }
 }
 
-/// Asks once: whatever it is told, it ends. `leads` is what it does with the lead, if it gets it.
+/// Asks once: whatever the answer, it ends. `leads` is what it does with the lead, if it gets it.
 fn ask(flights: &Flights, leads: impl Fn(single_flight::Lead<u8, Counted, ()>)) -> &'static str {
     use single_flight::{Found, Told};
     match flights.find(0, Time::ZERO) {
@@ -251,7 +251,7 @@ fn ask(flights: &Flights, leads: impl Fn(single_flight::Lead<u8, Counted, ()>)) 
 fn hand_over(lead: fn(single_flight::Lead<u8, Counted, ()>), forgets: bool) {
     let flights = Flights::default();
     let single_flight::Found::Lead(first) = flights.find(0, Time::ZERO) else {
-        unreachable!("nobody else is here");
+        unreachable!("no other request is here");
     };
     let asks = {
         let flights = flights.clone();
@@ -273,11 +273,11 @@ fn hand_over(lead: fn(single_flight::Lead<u8, Counted, ()>), forgets: bool) {
     lead(first);
     asks.join().unwrap();
     leaves.join().unwrap();
-    // Nothing is left behind: whoever comes now leads.
+    // Nothing is left behind: the next request leads.
     assert_eq!(ask(&flights, drop), "led");
 }
 
-/// The answer is handed to all who wait, once each, and to nobody after its time.
+/// The answer is handed once to every request that waits, and to none after its time.
 fn an_answer_reaches_all_who_follow() {
     hand_over(|lead| drop(lead.land(Counted(Arc::default()), Time::ZERO)), false);
 }
@@ -286,22 +286,22 @@ fn a_failure_is_told_to_all_at_once() {
     hand_over(|lead| lead.fail(()), true);
 }
 
-fn what_cannot_be_shared_leaves_nobody_waiting() {
+fn what_cannot_be_shared_leaves_no_request_waiting() {
     hand_over(single_flight::Lead::dissolve, false);
 }
 
-/// A leader that was shed, whose heir leaves at the same moment: somebody leads, or nobody is left.
+/// A leader is shed, and its heir leaves at the same moment: another request leads, or none is left.
 fn a_lead_that_is_dropped_is_taken_up() {
     hand_over(drop, false);
     hand_over(drop, true);
 }
 
-/// While one answer makes room for another, nobody is handed it halfway.
+/// While one answer makes room for another, no request is handed it halfway.
 fn a_kept_answer_is_shared_or_gone() {
     let flights = Flights::default();
     let shares = Arc::new(loom::sync::atomic::AtomicU32::new(0));
     let single_flight::Found::Lead(lead) = flights.find(0, Time::ZERO) else {
-        unreachable!("nobody else is here");
+        unreachable!("no other request is here");
     };
     let kept = lead.land(Counted(Arc::clone(&shares)), at(1.0));
     let asks = {
@@ -341,7 +341,7 @@ fn reads(mut follower: tail::Follower) -> (Vec<u8>, Option<bytes::Bytes>) {
 fn every_follower_gets_every_line() {
     use websocket::{NORMAL, close_frame, text_frame};
     let tails = tail::LogFanouts::default();
-    let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("nobody else is here") };
+    let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("no other request is here") };
     let reader = {
         let tail = lead.tail();
         thread::spawn(move || {
@@ -364,10 +364,10 @@ fn every_follower_gets_every_line() {
     leaver.join().unwrap();
 }
 
-/// The lead is dropped before Ray has answered: whoever waits is told.
+/// The lead is dropped before Ray has answered: every request that waits is told.
 fn those_who_wait_for_a_tail_that_fails_are_told() {
     let tails = tail::LogFanouts::default();
-    let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("nobody else is here") };
+    let tail::Found::Lead(lead) = tails.find(log()) else { unreachable!("no other request is here") };
     let waits = {
         let tail = lead.tail();
         thread::spawn(move || assert!(wait(Box::pin(tail.join(tail::Place::default()))).is_none()))
@@ -381,12 +381,12 @@ fn main() {
     let models: [(&str, fn()); 12] = [
         ("never above the limit", never_above_the_limit),
         ("a lowered limit only drains", a_lowered_limit_only_drains),
-        ("whoever enters unasked is counted", whoever_enters_unasked_is_counted),
+        ("an exempt request is counted", an_exempt_request_is_counted),
         ("a reader sees one line", a_reader_sees_one_line),
         ("two writers take turns", two_writers_take_turns),
         ("an answer reaches all who follow", an_answer_reaches_all_who_follow),
         ("a failure is told to all at once", a_failure_is_told_to_all_at_once),
-        ("what cannot be shared leaves nobody waiting", what_cannot_be_shared_leaves_nobody_waiting),
+        ("what cannot be shared leaves no request waiting", what_cannot_be_shared_leaves_no_request_waiting),
         ("a lead that is dropped is taken up", a_lead_that_is_dropped_is_taken_up),
         ("a kept answer is shared or gone", a_kept_answer_is_shared_or_gone),
         ("every follower gets every line", every_follower_gets_every_line),

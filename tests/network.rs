@@ -266,7 +266,7 @@ async fn answer_to(number: &str, dice: &Dice, calm: bool) -> Option<String> {
     })
 }
 
-/// The proxy, and whoever looks after it in service: limits and upstreams are replaced under it.
+/// The proxy, and what looks after it in service: limits and upstreams are replaced under it.
 async fn proxy(world: Rc<World>, dice: Dice) -> turmoil::Result {
     let (tasks, clock) = (Tasks::default(), Clock::start());
     let (note, _sheds) = tokio::sync::mpsc::channel(1 << 16);
@@ -360,7 +360,7 @@ async fn ask(world: &World, who: usize, requests: usize, dice: &Dice) {
             "{request} HTTP/1.1\r\nhost: ray\r\nx-n: {number}\r\ncontent-length: {body}\r\n\r\n{}",
             "b".repeat(body)
         );
-        // Patience is shorter than anybody else's: whoever is asked loses its client now and then.
+        // The client's patience is shorter than the others': the proxy, or Ray, loses its client now and then.
         let patience = Duration::from_millis(200 + dice.below(8000));
         let answered = timeout(patience, async {
             if line.is_none() {

@@ -259,9 +259,9 @@ async fn a_request_that_meets_a_stale_connection_is_sent_again_on_a_new_one() {
 #[tokio::test]
 async fn ray_down_is_said_at_once() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let nobody = listener.local_addr().unwrap().to_string();
+    let nowhere = listener.local_addr().unwrap().to_string();
     drop(listener);
-    let rig = Rig::with(Setup { upstream: Some(Address::Tcp(nobody)), ..Setup::default() }).await;
+    let rig = Rig::with(Setup { upstream: Some(Address::Tcp(nowhere)), ..Setup::default() }).await;
     let answer = rig.get(STATUS, &[]).await;
     assert_eq!(answer.status, 503);
     assert_eq!(answer.header("x-rayguard-reason"), Some("upstream_unreachable"));
@@ -440,7 +440,7 @@ async fn a_tail_whose_reader_left_stays_counted_until_ray_closes() {
     drop(client);
     assert_eq!(rig.get(STATUS, &[]).await.status, 200);
     assert_eq!(rig.in_flight("log-tail"), 1);
-    rig.ray.hold.add_permits(3); // lines nobody reads
+    rig.ray.hold.add_permits(3); // lines that no client reads
     assert_eq!(rig.get(STATUS, &[]).await.status, 200);
     rig.ray.hold.close();
     until("the permit is back", || rig.in_flight("log-tail") == 0).await;
@@ -673,7 +673,7 @@ async fn a_handshake_that_ray_does_not_answer_ends_in_time_for_all_who_wait_for_
 }
 
 #[tokio::test]
-async fn a_connection_that_ray_closed_while_it_idled_holds_nobody_up() {
+async fn a_connection_that_ray_closed_while_it_idled_holds_no_request_up() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let upstream = Some(Address::Tcp(listener.local_addr().unwrap().to_string()));
     let rig = Rig::with(Setup { upstream, ..Setup::default() }).await;
@@ -752,7 +752,7 @@ async fn a_known_client_does_not_wait_behind_a_stranger_who_asks_the_same() {
         let mut client = rig.client().await;
         client.send(ask(address, question, "x-do: hold")).await;
         waiting.push(client);
-        // The last one follows, and is seen by nobody.
+        // The last one follows, and no counter shows it.
         let lines = waiting.len().min(5);
         until("it is in or waits", || {
             (rig.in_flight("job-list") + rig.waiting("job-list")) as usize == lines
@@ -957,7 +957,7 @@ async fn an_answer_of_unknown_length_is_shared_as_it_comes() {
 }
 
 #[tokio::test]
-async fn what_is_kept_is_gone_after_its_time_though_nobody_asks() {
+async fn what_is_kept_is_gone_after_its_time_though_no_client_asks() {
     let rig = Rig::start().await;
     let size = 1 << 20;
     assert_eq!(rig.get("/api/jobs/", &[&format!("x-do: big:{size}")]).await.body.len(), size);
@@ -1009,7 +1009,7 @@ async fn a_key_that_ray_ignores_does_not_split_an_answer_once_its_handlers_are_k
 }
 
 #[tokio::test]
-async fn who_comes_late_to_a_proxy_that_has_been_succeeded_is_served_there() {
+async fn a_request_that_comes_late_to_a_proxy_that_has_been_succeeded_is_served_there() {
     let rig = Rig::with_policy(|policy| {
         let status = &mut policy.classes[class("job-status").index()];
         status.in_flight = Bounds::fixed(1.0);
@@ -1021,7 +1021,7 @@ async fn who_comes_late_to_a_proxy_that_has_been_succeeded_is_served_there() {
     let client = rayguard::core::request::client_id::ClientId { address: 1, credential: None };
     let ask = rayguard::core::admission::controller::Ask { class: class("job-status"), route: 0, client };
     let now = || rig.proxy.clock.now();
-    // Nobody waits at the old proxy for now: whatever looks after it is done.
+    // No request waits at the old proxy for now: what looks after it is done.
     let slot = next.admit(ask, now()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let late = rig.proxy.admit(ask, now());

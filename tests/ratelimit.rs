@@ -138,7 +138,7 @@ async fn what_is_not_the_call_is_refused_and_the_connection_goes_on() {
 }
 
 #[tokio::test]
-async fn whoever_speaks_something_else_is_hung_up_on() {
+async fn a_client_that_speaks_something_else_is_hung_up_on() {
     let (rig, address) = start().await;
     for noise in
         ["GET / HTTP/1.1\r\nhost: a\r\n\r\n", "\u{0}\u{1}\u{2}nonsense that is long enough to be a preface"]
@@ -161,7 +161,7 @@ async fn a_thousand_questions_at_once_are_all_answered_within_the_limit() {
     }
     let codes = asking.join_all().await;
     let passed = codes.iter().filter(|code| **code == Code::Ok).count();
-    // Nobody tells an end: two at a time, each for as long as its class's objective.
+    // Nothing reports an end: two at a time, each for as long as its class's objective.
     let slo = rig.proxy.policy.classes[class("job-status").index()].slo.latency;
     assert!((2..=8).contains(&passed), "{passed} of 1500, {slo:?} each");
     assert_eq!(codes.len(), 1500);

@@ -146,7 +146,7 @@ const BY_PERMITS: &str = "state-light";
 const RATE: f64 = 300.0;
 const PERMITS: u32 = 30;
 
-/// 120/s, and whoever finds none waits in line.
+/// 120/s, and a request that finds none waits in line.
 const LINE_BY_RATE: &str = "job-list";
 const LINE_RATE: f64 = 120.0;
 /// 20 permits, with a line.
@@ -529,7 +529,7 @@ fn a_flood_over_all_replicas(name: &str, class: &str, whole: f64, hold: Duration
 }
 
 #[test]
-fn whoever_floods_every_replica_has_one_share_of_a_rate() {
+fn a_client_that_floods_every_replica_has_one_share_of_a_rate() {
     let flooder = [address(99); 3];
     let hold = Duration::from_millis(10);
     a_flood_over_all_replicas("one-address", LINE_BY_RATE, LINE_RATE, hold, flooder);
@@ -567,7 +567,7 @@ fn a_partys_own_ceilings_hold_over_all_replicas() {
     let class = replicas[0].class(CEILINGS);
     let under_way =
         || replicas.iter().map(|replica| replica.app.proxy().admission.load(class).0).sum::<u32>();
-    wait_until("nobody is there", Duration::from_secs(5), || under_way() == 0);
+    wait_until("no request is under way", Duration::from_secs(5), || under_way() == 0);
     for replica in &replicas {
         replica.ask_as(CEILINGS, address(3), 9.0, Duration::from_millis(900));
     }
@@ -656,7 +656,7 @@ fn whatever_happens_to_the_store_no_replica_opens_and_none_shuts() {
 }
 
 #[test]
-fn whoever_leads_is_succeeded_within_three_periods_and_pins_outlive_it() {
+fn a_leader_is_succeeded_within_three_periods_and_pins_outlive_it() {
     let Some(redis) = Redis::start("leader") else { return };
     let mut replicas: Vec<TestReplica> =
         ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();
@@ -704,12 +704,12 @@ fn a_leader_whose_connection_breaks_leads_on() {
         redis.hang_up();
         watch(&replicas, Duration::from_millis(1_300));
     }
-    assert_eq!((token(), changes()), (before, heard), "nobody else has led, and it never ceased to");
+    assert_eq!((token(), changes()), (before, heard), "no other replica has led, and it never ceased to");
     assert_eq!(leader.role(), Role::Leads);
 }
 
 #[test]
-fn whoever_winds_up_gives_back_what_is_free_at_once_and_the_rest_as_it_ends() {
+fn a_replica_that_winds_up_gives_back_what_is_free_at_once_and_the_rest_as_it_ends() {
     let Some(redis) = Redis::start("drain") else { return };
     let mut replicas: Vec<TestReplica> =
         ["a", "b", "c"].iter().map(|name| TestReplica::open(&redis, name)).collect();

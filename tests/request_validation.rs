@@ -187,7 +187,7 @@ async fn a_path_with_dot_segments_is_held_to_the_limits_of_what_it_reaches() {
             "{path}"
         );
     }
-    assert_eq!(rig.get("/api/jobs/%2e%2e", &[]).await.status, 200, "one job, to whoever looks");
+    assert_eq!(rig.get("/api/jobs/%2e%2e", &[]).await.status, 200, "one job, to every reader");
 }
 
 #[tokio::test]

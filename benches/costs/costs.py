@@ -3,7 +3,7 @@
     python3 benches/costs/costs.py [--versions 2.9.3,2.44.1] [--jobs 120] [--tasks 1000] [--json costs.json]
 
 To be run by the Python that has the tests' Ray (tests/ray/requirements.txt); each version is installed in an environment
-of its own. A head is given a history of tasks and jobs, and then, with nothing in front and nobody else asking:
+of its own. A head is given a history of tasks and jobs, and then, with nothing in front and no other client:
 
 - service time: each route is asked some times, one after the other; the median and the largest;
 - blocking: one client asks a heavy route without end, and another asks light ones; their median then, over theirs alone.

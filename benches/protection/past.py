@@ -1,7 +1,7 @@
 """Time that has passed for what rayguard remembers of clients.
 
-Nobody is known before ten minutes have passed since rayguard first saw it. A measurement need not wait for that: between
-two lives of the process every moment in the file of records is put back, and the checksum is made anew.
+No client is known before ten minutes have passed since rayguard first saw it. A measurement need not wait for that:
+between two lives of the process every moment in the file of records is put back, and the checksum is made anew.
 """
 
 import hashlib

@@ -118,7 +118,7 @@ IN_TLS = {
 }
 IN_TLS["against"] = IN_TLS["rayguard"]
 
-# What speaks HTTP/2 on a port without TLS only when it is told to.
+# Proxies that speak HTTP/2 on a port without TLS only when it is configured.
 IN_H2 = {
     "nginx": (f"listen 127.0.0.1:{FRONT} backlog=4096;", f"listen 127.0.0.1:{FRONT} http2 backlog=4096;"),
     "haproxy": (f"bind 127.0.0.1:{FRONT} ", f"bind 127.0.0.1:{FRONT} proto h2 "),
@@ -130,7 +130,7 @@ TO_ECHO = {
     "envoy": ("stat_prefix: proxy", "stat_prefix: proxy\n          upgrade_configs: [{upgrade_type: websocket}]"),
 }
 
-# All but a handful are over the rate, and nobody waits.
+# All but a handful are over the rate, and no request waits.
 SHEDDING = RAYGUARD_CONF + """
 [class.serve]
 rate = "1/s"

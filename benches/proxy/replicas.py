@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """What does sharing limits cost a request? The same replica with and without `[replicas]`, turn by turn.
 
-A Redis of its own, `--count` replicas (3) of which one is measured (whoever leads pays most: the first one
-does), one nginx behind and one wrk before it, one worker each. A B B A; the figure is the median of
+A Redis of its own, `--count` replicas (3) of which one is measured (the leader pays most, and the first one
+leads), one nginx behind and one wrk before it, one worker each. A B B A; the figure is the median of
 the rounds' ratios of CPU time per request (user + system, the whole process), so that whatever else
 the machine does falls on both.
 
@@ -69,7 +69,7 @@ def main():
             ratios, alone, shared = [], [], []
             texts = (cost.RAYGUARD_CONF, cost.RAYGUARD_CONF + REPLICAS % (REDIS, arguments.count, "measured"))
             for at in range(arguments.rounds):
-                # Whoever comes second finds the machine warmer: each does, every other round.
+                # The second finds the machine warmer: each is second every other round.
                 took = {which: measured(home, rayguard, texts[which], arguments.seconds) for which in (at % 2, 1 - at % 2)}
                 (a, rate_a), (b, rate_b) = took[0], took[1]
                 ratios.append(b / a)

@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn with_a_token_nobody_changes_anything_without_it_not_even_from_here() {
+    fn no_client_changes_anything_without_the_configured_token_not_even_from_here() {
         let access = Access::new(Some("s3cret"), Vec::new());
         assert_eq!(access.may_override(HERE, &headers(&[])).unwrap_err().code, "token_required");
         for wrong in ["Bearer s3cre", "Bearer s3crett", "Bearer S3CRET", "Bearer ", "Basic s3cret"] {

@@ -387,7 +387,7 @@ async fn override_limits(admin: &AdminState, path: &str, who: &str, body: &[u8])
     Ok(ok(&Done { done, table: app.proxy().table.load().version }))
 }
 
-/// Whoever it says it is, and what the connection tells.
+/// The name that the client gives, and what the connection tells of it.
 fn by(given: &str, who: &str) -> String {
     if given.is_empty() { who.to_owned() } else { format!("{given} ({who})") }
 }

@@ -1,9 +1,8 @@
 //! `GET /api/v1/clients`: who asks most, in the last minutes.
 //!
-//! A client is an address and a digest of the credential seen with it. The address itself is
-//! told to whoever may change anything (this machine, or the holder of the token); anybody else sees its
-//! digest, the `client` of the adjustment log. A credential is never more than a digest, keyed anew with
-//! every start.
+//! A client is an address and a digest of the credential seen with it. A caller that may change anything
+//! (this machine, or the holder of the token) sees the address itself; any other caller sees its digest,
+//! the `client` of the adjustment log. A credential is never more than a digest, keyed anew with every start.
 
 use crate::admin::state::AdminState;
 use crate::core::admission::history::Standing;

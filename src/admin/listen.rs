@@ -1,4 +1,4 @@
-//! The admin listener: few connections, small requests, nobody else's address.
+//! The admin listener: few connections, small requests, an address of its own.
 
 use crate::admin::access::Peer;
 use crate::admin::api;
@@ -42,7 +42,7 @@ pub struct UnixSocket {
 
 impl Drop for UnixSocket {
     fn drop(&mut self) {
-        // Another may have taken the path since; a socket file left over harms nobody.
+        // Another process may have taken the path since; a socket file left over does no harm.
         let _ = std::fs::remove_file(&self.path);
     }
 }

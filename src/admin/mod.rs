@@ -1,8 +1,8 @@
 //! The operator's listener: health, metrics, the JSON API and the page.
 //!
 //! It stands apart from the proxy, on an address of its own (loopback unless told otherwise),
-//! and never on a proxied port: what changes rayguard must not be reachable by whoever comes
-//! through it. Reading needs no token; what changes anything needs the configured one, or,
+//! and never on a proxied port: clients that come through the proxy must not reach what changes
+//! rayguard. Reading needs no token; what changes anything needs the configured one, or,
 //! where none is configured, a client on this machine ([`access`]). A flood at the proxy does
 //! not reach it: it has its own bound on connections, and asks the controller's mutex a few times a
 //! second at most.

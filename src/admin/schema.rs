@@ -45,7 +45,7 @@ pub struct State {
     /// Sections of the configuration on disk that only a restart puts into effect.
     #[serde(default)]
     pub awaits_restart: Vec<String>,
-    /// What this replica may use of each limit it shares; empty for a replica that shares with nobody.
+    /// What this replica may use of each limit it shares; empty for a replica that shares no limit.
     #[serde(default)]
     pub leases: Vec<LeaseView>,
     /// The Ray at `upstream`, and the profile it is taken by.

@@ -331,7 +331,7 @@ fn asks_prometheus(signal: &Signal) -> Option<String> {
     })
 }
 
-/// How often a Prometheus scrapes that nobody has told otherwise.
+/// How often a Prometheus scrapes by default.
 const PROMETHEUS_SCRAPES: Duration = Duration::from_secs(60);
 
 /// Scraping less often than this loses news of Ray's.

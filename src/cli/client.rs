@@ -50,7 +50,7 @@ pub enum ClientError {
         /// What is wrong with it.
         problem: String,
     },
-    /// Nobody answers.
+    /// Nothing answers.
     #[error(
         "no rayguard answers at {address}: {problem}; is it running, and is `admin.listen` this address?"
     )]
@@ -60,7 +60,7 @@ pub enum ClientError {
         /// What happened.
         problem: String,
     },
-    /// Somebody answers, but not as rayguard does.
+    /// Something answers, but not as rayguard does.
     #[error(
         "{address} is not the admin API of a rayguard {} (perhaps it is Ray): {problem}; give the address of `admin.listen`",
         env!("CARGO_PKG_VERSION")

@@ -186,7 +186,7 @@ fn spawn_load(plan: &Plan, target: SocketAddr, tasks: &Tasks) -> tokio::sync::on
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let plan = plan.clone();
     tasks.spawn(async move {
-        // Nobody may be waiting any more when the demo is interrupted.
+        // When the demo is interrupted, the receiver may be gone.
         let _ = sender.send(load::send(&plan, target).await);
     });
     receiver

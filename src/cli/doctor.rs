@@ -214,7 +214,7 @@ impl Look<'_> {
             }
             Err(fault) => {
                 let Some(head) = head_version::withheld(&fault, token.is_some()) else {
-                    findings.push(Finding::fail("ray", fault.to_string(), nobody_remedy(&fault)));
+                    findings.push(Finding::fail("ray", fault.to_string(), no_ray_remedy(&fault)));
                     return findings;
                 };
                 findings.push(Finding::warn("ray", format!("{shown} {}", head.found), head.remedy));
@@ -238,7 +238,7 @@ impl Look<'_> {
                 Outcome::Down(fault) => Finding::fail(
                     "gcs",
                     fault.to_string(),
-                    // Whoever withholds this too may be no Ray at all.
+                    // A server that withholds this too may not be Ray at all.
                     withheld.map_or(
                         "the dashboard runs, but the GCS behind it does not answer: check `ray status`",
                         |head| head.remedy,
@@ -297,8 +297,8 @@ impl Look<'_> {
     }
 }
 
-/// What to do where no Ray has told what it is.
-fn nobody_remedy(fault: &DiscoverError) -> &'static str {
+/// What to do where no Ray has told its version.
+fn no_ray_remedy(fault: &DiscoverError) -> &'static str {
     match fault {
         DiscoverError::Dashboard { fault: FetchError::Slow(..), .. } => {
             "it does not answer in time: the head is overloaded now (`rayguard run` protects it all the same), or \
@@ -902,7 +902,7 @@ mod tests {
 
     #[test]
     fn a_head_that_is_short_of_time_is_not_called_something_else_nor_absent() {
-        let of = |fault| nobody_remedy(&DiscoverError::Dashboard { url: String::new(), fault });
+        let of = |fault| no_ray_remedy(&DiscoverError::Dashboard { url: String::new(), fault });
         assert!(of(FetchError::Slow(Duration::from_secs(4))).contains("overloaded"));
         for status in [408, 429, 500, 502, 503, 504] {
             assert!(of(FetchError::Status(status)).contains("try again"), "{status}");

@@ -247,7 +247,7 @@ fn run_for(args: &Args, length: Option<Duration>, ready: impl FnOnce(&Settings))
 }
 
 /// Cores for the proxy. One forwards more requests than any head answers; a few more keep a TLS
-/// handshake from holding up whoever comes next.
+/// handshake from holding up the next client.
 const CORES_MAX: usize = 4;
 
 /// As many threads for connections as there are cores, within reason; `TOKIO_WORKER_THREADS` asks
@@ -262,7 +262,7 @@ fn cores_wanted() -> usize {
     }
 }
 
-/// Listening sockets that whoever started us has opened and keeps open (systemd's `LISTEN_FDS`):
+/// Listening sockets that the service manager has opened and keeps open (systemd's `LISTEN_FDS`):
 /// connections wait in them while one process ends and the next begins, and none is refused.
 fn inherited() -> Vec<Inherited> {
     let mut handed = listenfd::ListenFd::from_env();
@@ -495,7 +495,7 @@ fn lock_state(settings: &Settings) -> Result<Vec<Lock>, LockError> {
     Ok(locks)
 }
 
-/// The adjustment log, written by a thread of its own so that a slow disk holds up nobody.
+/// The adjustment log, written by a thread of its own so that a slow disk holds up nothing else.
 fn start_adjustment_log(
     settings: &Settings,
 ) -> Result<(AdjustmentLog, std::thread::JoinHandle<()>), RunError> {
@@ -628,7 +628,7 @@ async fn bind_admin(
     Ok(Some((listener, admin::access::Access::new(token.as_deref(), spec.hosts.clone()))))
 }
 
-/// A key for digests that nobody can guess, drawn from the OS through the standard library's
+/// A key for digests that no attacker can guess, drawn from the OS through the standard library's
 /// own seeding of hash maps.
 fn random_key() -> [u64; 2] {
     use std::hash::{BuildHasher, RandomState};

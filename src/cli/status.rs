@@ -237,7 +237,7 @@ fn pressure(signals: &[SignalView], all: bool, paint: Paint, out: &mut dyn Write
     let remedy = |cause: &str| {
         if cause.starts_with(NO_PAGE) { "; set `metrics.targets`, or run `rayguard doctor`" } else { "" }
     };
-    // What another version of Ray exports, or this one where it is told to: nothing is wrong with it.
+    // What another version of Ray exports, or this one where it is configured to: nothing is wrong with it.
     let absent = |signal: &SignalView| !signal.followed && signal.problem.ends_with(NOT_FOUND);
     let is_stale = |signal: &SignalView| signal.health == SignalHealth::Stale && !absent(signal);
     let mut causes: Vec<&str> = Vec::new();

@@ -16,8 +16,8 @@
 //!                    never above the module's ceiling
 //! ```
 //!
-//! The factor 2 is room for tomorrow; the loop finds the rest. What nobody asked keeps its
-//! default, and of what was asked too seldom to tell, this says so and writes nothing. Classes
+//! The factor 2 is room for tomorrow; the loop finds the rest. A class that no client asked keeps
+//! its default; of one that was asked too seldom to tell, this says so and writes nothing. Classes
 //! that are held open keep their limits, since a permit there is a connection of Ray's, not a
 //! share of its time. Routes that no class names get a class of their own, commented out: what
 //! they cost is known, what they are worth is not.

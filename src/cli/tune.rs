@@ -10,8 +10,8 @@
 //! in_flight.max      = N_slo, within the module's ceiling
 //! ```
 //!
-//! An objective that calm traffic itself hardly keeps would be defended against nobody: it is
-//! proposed at twice the calm latency. A signal whose calm readings already stand at its target
+//! Where calm traffic itself hardly keeps an objective, there is no overload to defend it against:
+//! the proposal is twice the calm latency. A signal whose calm readings already stand at its target
 //! gets one with a quarter's room. Data that came older than the configuration thinks lengthen
 //! its dead time, and gains follow from that by themselves (SIMC: step / (2 * dead time)).
 //!

@@ -6,7 +6,7 @@
 //! ```
 //!
 //! It stands beside the configuration so that keys come and go without touching that, and so
-//! that Kubernetes can mount it from a Secret. Digests only: who reads the file can let nobody in.
+//! that Kubernetes can mount it from a Secret. Digests only: a reader of the file cannot get in with them.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ pub enum KeysError {
         path: PathBuf,
         /// Which line, from 1.
         line: usize,
-        /// Who has it already.
+        /// The client that has it already.
         twin: Arc<str>,
     },
     /// There are too many.

@@ -379,7 +379,7 @@ impl Check<'_> {
 // === impl Check: loops against their margins ===
 
 impl Check<'_> {
-    /// No loop that would swing. The gain that nobody chose is safe and not looked at.
+    /// No loop that would swing. A gain that the operator did not choose is safe and not looked at.
     fn margins(&mut self, settings: &Settings) {
         for each in settings.loops().iter().filter(|each| !each.is_safe_by_construction()) {
             let Err(unstable) = each.verdict() else { continue };

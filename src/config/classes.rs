@@ -272,7 +272,7 @@ impl Check<'_> {
         })
     }
 
-    /// A key that nobody has would shut its class for good.
+    /// A class that requires a key would stay shut where no client has one.
     fn keys(&mut self, raw: &Raw) {
         if !raw.api_keys.is_empty() || raw.identity.api_keys_file.is_some() {
             return;

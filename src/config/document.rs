@@ -2,7 +2,7 @@
 //!
 //! serde stops at the first error. Here that error is noted, the offending entry is taken
 //! out of the document, and serde is asked again, until the rest is sound. Each round takes
-//! one entry away, so it ends; after [`PROBLEMS_MAX`] rounds it stops, for nobody reads more.
+//! one entry away, so it ends; after [`PROBLEMS_MAX`] rounds it stops: no operator reads more.
 
 use std::ops::Range;
 

@@ -195,8 +195,8 @@ pub struct Admin {
     /// The bearer token for what changes anything. Without one, changes are answered to
     /// loopback and Unix peers alone.
     pub token: Option<Secret>,
-    /// Host names, lower-case and without port, it may be asked by besides addresses and
-    /// `localhost`: a name nobody configured may be another site's, pointed at us.
+    /// Host names, lower-case and without port, that a request may name in addition to addresses and
+    /// `localhost`: a name that is not configured may be another site's, pointed at us.
     pub hosts: Vec<Arc<str>>,
     /// Where people open its page; alerts lead there.
     pub url: Option<Url>,
@@ -282,6 +282,6 @@ pub struct Notify {
 pub enum NotifyUrl {
     /// In the file.
     Plain(Url),
-    /// Elsewhere: whoever knows a Slack webhook may post to it.
+    /// Elsewhere: anyone who knows a Slack webhook can post to it.
     Secret(Secret),
 }

@@ -27,8 +27,9 @@ pub(crate) const FITTED: [(&str, &str); 7] = [
     ("background_cores", "0.3 to 0.9 by case: other programs on the node during the trace"),
 ];
 
-/// What a process does besides its requests is no part of the model: pauses of its memory management, its own reports, its
-/// turn on a core after other programs. They are the slowest hundredth wherever a median is a few milliseconds.
+/// What a process does in addition to its requests is no part of the model: pauses of its memory management, its own
+/// reports, its turn on a core after other programs. They are the slowest hundredth wherever a median is a few
+/// milliseconds.
 const PAUSES: &str = "pauses are not modelled";
 
 /// A recorded overload and how to set the plant up for it.

@@ -1,4 +1,4 @@
-//! The best fixed limit of hindsight, which nobody knows in advance.
+//! The best fixed limit of hindsight, which no operator knows in advance.
 
 use rayguard_sim::scenario::{Guard, Scenario, ScenarioError};
 use rayguard_sim::verdict::{Verdicts, verdicts};

@@ -576,7 +576,7 @@ mod tests {
         let capacity = found.modules[0].capacity;
         assert!(capacity.is_some_and(|capacity| (capacity - 1.0).abs() < 0.05), "{:?}", found.modules);
         busy.arrivals.retain(|it| it.exchange.ending == Ending::Served);
-        assert_eq!(identify(&busy, &Guide::new()).modules[0].capacity, None, "busy, and nobody in line");
+        assert_eq!(identify(&busy, &Guide::new()).modules[0].capacity, None, "busy, and no request in line");
     }
 
     #[test]

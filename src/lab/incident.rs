@@ -249,7 +249,7 @@ fn measured(trace: &Trace) -> Fared {
     Fared { p50_ms: quantile(0.5), p99_ms: quantile(0.99), ..fared }
 }
 
-/// What a status means to whoever asked.
+/// What a status means to the client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fate {
     Served,

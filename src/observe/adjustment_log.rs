@@ -17,8 +17,8 @@
 //! noticed at the next line. Reading ([`Reader`]) streams from the oldest file to the newest
 //! and holds one line at a time.
 //!
-//! [`Writer`] is plain `std::fs` and needs neither thread nor clock: it is told the time by
-//! the entries themselves.
+//! [`Writer`] is plain `std::fs` and needs neither thread nor clock: the entries
+//! themselves give it the time.
 
 use crate::core::event::{Event, Gap, LoggedEvent};
 use crate::core::time::{Time, WallMs};
@@ -375,7 +375,7 @@ impl Writer {
 }
 
 fn open_append(path: &Path) -> io::Result<Open> {
-    // It names who gave which reason: nobody else's business.
+    // It names who gave which reason: only the owner may read it.
     let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
     let meta = file.metadata()?;
     Ok(Open { file, bytes: meta.len(), inode: (meta.dev(), meta.ino()) })

@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_dashboard_that_wants_a_token_gets_it_and_nobody_sees_it() {
+    async fn a_dashboard_that_wants_a_token_gets_it_and_no_error_shows_it() {
         let seen = std::cell::RefCell::new(String::new());
         let bytes = server::answer("401 Unauthorized", "text/plain", "");
         let treat = async |request: &[u8], mut stream: tokio::net::TcpStream| {

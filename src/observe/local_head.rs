@@ -133,7 +133,7 @@ mod tests {
         let proc = Proc::new("several", &lines, 18265, me);
         let found = find(&proc.0, 18265).unwrap();
         assert_eq!((&*found.temp_dir, found.address.as_deref()), (Path::new("/data/ray"), Some("192.0.2.3")));
-        assert_eq!(find(&proc.0, 8265), None, "nobody listens there");
+        assert_eq!(find(&proc.0, 8265), None, "nothing listens there");
         assert_eq!(find(&proc.0, 1), None);
     }
 

@@ -2,8 +2,8 @@
 //!
 //! A page is made anew for each scrape from what proxy and controller have counted anyway; nothing
 //! is counted twice and no global registry exists. Labels are classes, modules, limits,
-//! signals, rules and reasons: as many series as the policy has of these, never one for
-//! whoever asks. Series stand from the first scrape on, at zero, so that a rate over the first
+//! signals, rules and reasons: as many series as the policy has of these, never one
+//! per client. Series stand from the first scrape on, at zero, so that a rate over the first
 //! refusal is not lost.
 //!
 //! Both formats are spoken, as the scraper asks: OpenMetrics, and the older text format, in
@@ -363,7 +363,7 @@ impl Moment {
         )
     }
 
-    /// Nothing of a replica that shares with nobody.
+    /// Nothing of a replica that shares no limit.
     fn replicas(&self, writer: &mut Writer<'_>) -> fmt::Result {
         let one = |value: Option<f64>| value.map(|value| ([], value)).into_iter();
         let (leased, age) = self.leased.as_ref().map(|(leased, age)| (leased, age.as_secs_f64())).unzip();

@@ -438,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_latest_word_of_an_alert_waits_and_an_end_nobody_heard_begin_is_not_said() {
+    fn only_the_latest_word_of_an_alert_waits_and_an_end_is_not_said_where_the_beginning_was_not() {
         let mut dispatcher = Dispatcher::default();
         dispatcher.take(word("a", AlertState::Firing));
         dispatcher.take(word("a", AlertState::Firing));
@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_is_owed_to_whoever_may_have_heard_the_beginning() {
+    fn an_end_is_owed_to_a_receiver_that_may_have_heard_the_beginning() {
         let mut dispatcher = Dispatcher::default();
         dispatcher.take(word("a", AlertState::Firing));
         dispatcher.perhaps_said();

@@ -1,8 +1,8 @@
 //! How does a trace reach the disk without costing the proxy anything?
 //!
 //! The proxy hands over what happened as a small value, into a bounded queue that is only ever
-//! *tried*; what does not fit is counted and owned up to in the trace itself. Nobody is
-//! woken by that: one thread looks at the queue twenty times a second, so that a request pays
+//! *tried*; what does not fit is counted, and the trace itself says so. The proxy wakes no
+//! thread for that: one thread looks at the queue twenty times a second, so that a request pays
 //! for a slot in an array and no more. That thread makes lines of it
 //! ([`traffic_trace`](crate::core::traffic_trace) has their words), gives clients their small numbers
 //! and writes.
@@ -412,7 +412,7 @@ impl Pages {
 }
 
 fn create(path: &Path) -> io::Result<File> {
-    // It names nobody, and is still nobody else's business.
+    // It names no client; still, only the owner may read it.
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 

@@ -1,12 +1,12 @@
 //! One replica of several: it renews its leases, reports to the others, and leads or follows.
 //!
 //! One task, off every request's path: each period it says what is under way and what it could use,
-//! and is told what it may use ([`crate::core::replicas`]). Whoever leads is told what the others see,
+//! and learns what it may use ([`crate::core::replicas`]). The leader learns what the others see,
 //! hands that to its controller, and publishes how each limit is divided among replicas and identities and
 //! the table all follow ([`crate::core::controller::leadership`]).
 //!
-//! So that an identity has the same digest at every replica, they share the key of the digests, drawn
-//! at random by whichever came first and kept in the store. Whoever can read the store can try
+//! So that an identity has the same digest at every replica, they share the key of the digests: the first
+//! replica draws it at random, and the store keeps it. A process that can read the store can try
 //! addresses against the digests there; it can also hand out leases, and is trusted. Clients never
 //! see either. A replica that begins without its store takes on the key when it first hears of it.
 
@@ -103,7 +103,7 @@ impl Replica {
         });
     }
 
-    /// What is still under way is this replica's until it has ended, or until nobody waits for it
+    /// What is still under way is this replica's until it has ended, or until no client waits for it
     /// any longer; the others may have the rest at once.
     async fn give_back(&mut self) {
         let (clock, tasks) = (self.app.clock, self.app.tasks.clone());
@@ -156,7 +156,7 @@ impl Replica {
         }
     }
 
-    /// Takes in what the store has told; for whoever leads, how each limit is divided by the demand for it.
+    /// Takes in what the store has told; for the leader, how each limit is divided by the demand for it.
     /// The store is not ours: whatever it says, limits stay within the bounds of the policy.
     pub fn hear(&mut self, sent: &Sent, told: &Told) -> Option<Vec<Level>> {
         let known = told.live.saturating_add(told.silent);
@@ -247,7 +247,7 @@ pub struct Sent {
     pub names: Vec<String>,
     /// In use, and asked for, of each.
     pub loads: Vec<(u64, u64)>,
-    /// What could be used of each, and who asks.
+    /// What could be used of each, and which clients ask.
     pub wanted: Wanted,
     /// What is sent.
     pub renewal: crate::core::replicas::lease_holder::Renewal,

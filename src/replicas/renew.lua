@@ -30,10 +30,10 @@ if not s.last or now + 1000 < s.last or now > s.last + a.ttl / 2 then
 end
 s.grace = math.min(s.grace, now + a.ttl)
 s.last = now
--- Whoever came first has drawn the key that all know identities by.
+-- The first replica has drawn the key by which all know identities.
 s.key = s.key or a.key
 
--- Whose leases have run out keeps its safe share, and at last nothing.
+-- A replica whose leases have run out keeps its safe share, and at last nothing.
 local function forget(member, record)
   for q, held in pairs(record.held) do
     s.sums[q] = math.max(0, (s.sums[q] or 0) - held)

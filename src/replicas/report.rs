@@ -1,4 +1,4 @@
-//! What a replica says of its replica to whoever leads, as text: demands, who asks for what is contended
+//! What a replica reports to the leader, as text: demands, which clients ask for what is contended
 //! (by keyed digests), and counts since its start.
 //!
 //! Counters are totals, so a report that was not read is made good by the next. Only classes that
@@ -22,10 +22,10 @@ const UNDER_WAY_MAX: u32 = 1 << 20;
 pub(super) struct Report {
     /// What it asks for of each limit, in grains.
     pub(super) demands: BTreeMap<String, u64>,
-    /// What it could use, whoever asks for it, where that is another amount.
+    /// What it could use, whichever clients ask for it, where that is another amount.
     #[serde(default)]
     wants: BTreeMap<String, u64>,
-    /// Who asks, by class.
+    /// Which clients ask, by class.
     #[serde(default)]
     told: BTreeMap<String, ReportedDemand>,
     classes: BTreeMap<String, ClassReport>,
@@ -79,7 +79,7 @@ impl Report {
         }
     }
 
-    /// What the replica could use of these limits, and who asks there for this policy's classes.
+    /// What the replica could use of these limits, and which clients ask there for this policy's classes.
     pub(super) fn wanted(&self, policy: &Policy, names: &[String]) -> Wanted {
         let want = |name: &String| self.wants.get(name).or(self.demands.get(name)).copied().unwrap_or(0);
         let told = policy.classes.iter().enumerate();

@@ -4,7 +4,7 @@
 //! ([`crate::core::replicas::lease_book`]); what it keeps stands under five keys of one hash slot, so that a
 //! Redis Cluster runs it too. The connection is made when it is needed and made anew after any
 //! fault; whatever was given up on may still be executed, which the book allows for. With `rediss://`
-//! it is in TLS, and only who was named vouches for the store. Neither the
+//! it is in TLS, and only the configured authorities vouch for the store. Neither the
 //! password nor the address's user part is ever shown: errors carry what Redis says, no more.
 
 use crate::config::settings;
@@ -35,7 +35,7 @@ pub enum StoreError {
     /// It, or the way to it, says no.
     #[error("{0}")]
     Redis(String),
-    /// Nobody can be believed to vouch for it.
+    /// No trusted authority vouches for it.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// It answers what the script does not.
@@ -43,14 +43,14 @@ pub enum StoreError {
     Nonsense(String),
 }
 
-/// A connection, and what moves its bytes where nobody else does.
+/// A connection, and what moves its bytes where nothing else does.
 type Driven = (MultiplexedConnection, Option<Driver>);
 type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// A client of the shared store.
 pub struct Store {
     client: Client,
-    /// Who vouches for it, where it is spoken with in TLS.
+    /// What vouches for it, where the connection is TLS.
     tls: Option<Originator>,
     keys: [String; 4],
     renew: Script,
@@ -58,7 +58,7 @@ pub struct Store {
     leave: Script,
     connection: Option<Driven>,
     timing: Timing,
-    /// Whoever does not answer for so long is given up on.
+    /// How long to wait for the store's answer.
     patience: Duration,
 }
 
@@ -86,12 +86,12 @@ struct Ask<'a> {
     claims: BTreeMap<&'a str, [u64; 5]>,
 }
 
-/// What a renewal says besides its claims.
+/// What a renewal says in addition to its claims.
 #[derive(Clone, Copy, Debug)]
 pub struct Says<'a> {
     /// The stamp of the table it follows.
     pub stamp: &'a str,
-    /// Its replica, for whoever leads.
+    /// Its report, for the leader.
     pub replica: &'a str,
     /// The key it knows identities by, for a store that has none.
     pub key: [u64; 2],

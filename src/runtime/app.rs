@@ -1,7 +1,7 @@
 //! The app: proxy and controller at work together.
 //!
 //! The controller decides and the app carries out: a new table goes into force at the proxy, an
-//! event into the adjustment log, an alert to whoever is to be told. One mutex holds the controller; it is
+//! event into the adjustment log, an alert to its receivers. One mutex holds the controller; it is
 //! taken a few times a second, by the tick, by fresh readings and by the operator, and never by
 //! a request.
 
@@ -55,7 +55,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub struct Outlets {
     /// To the adjustment log.
     pub adjustment_log: AdjustmentLog,
-    /// To whoever is to be told.
+    /// To the receivers of alerts.
     pub alerts: mpsc::Sender<alert::Transition>,
 }
 
@@ -108,7 +108,7 @@ impl std::fmt::Debug for Token {
 
 #[cfg(test)]
 impl App {
-    /// One whose adjustment log is in `dir`, and whose alerts nobody reads.
+    /// One whose adjustment log is in `dir`, and whose alerts are not read.
     pub(crate) fn of_test(settings: Settings, dir: &std::path::Path, tasks: Tasks) -> Arc<App> {
         use crate::observe::adjustment_log;
         let options = adjustment_log::Options {
@@ -390,15 +390,15 @@ impl App {
         Ok(())
     }
 
-    /// From now on identities are known by this key: nobody's digest is what it was, so that debts
-    /// in queues and under ceilings are forgiven once.
+    /// From now on identities are known by this key: the digest of every client changes, so that
+    /// debts in queues and under ceilings are forgiven once.
     pub fn adopt_key(&self, key: [u64; 2]) {
         let states = self.states.lock();
         let proxy = {
             let controller = self.controller();
             let before = std::mem::replace(&mut *self.key.lock(), key);
             if before != key {
-                // Whoever is remembered has another digest from now on.
+                // Every remembered client has another digest from now on.
                 self.proxy().admission.history().clear();
             }
             self.reconfigure_proxy(&controller)
@@ -447,7 +447,7 @@ impl App {
         trace_writer.note(now, Note::Table(proxy.table.load_full()));
     }
 
-    /// Idle connections are looked after by nobody else.
+    /// Nothing else looks after idle connections.
     fn sweep(&self, upstream: Arc<Upstream>) {
         self.tasks.every(SWEEP, move || upstream.sweep());
     }

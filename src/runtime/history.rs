@@ -1,7 +1,7 @@
 //! What is known of clients outlives the process: `identity.key`, `history` and `costs.json` in the state directory.
 //!
 //! `core/admission/history.rs` knows clients by keyed digests of addresses and credentials. For these to mean the same
-//! after a restart the key must be kept. It stands in a file of its own that only the owner can read; whoever
+//! after a restart the key must be kept. It stands in a file of its own that only the owner can read; anyone who
 //! has both files can try addresses against them. Without `identity.history` neither is written, and the key
 //! is drawn anew with every start.
 //!
@@ -123,7 +123,7 @@ impl HistoryFiles {
         };
         let (history, key) = (Arc::clone(app.proxy().admission.history()), app.key());
         match history.restore(&bytes, mark(key), app.clock.now()) {
-            // Nobody can be found by a digest of the key before.
+            // No client can be found by a digest of the key before.
             Ok(_) if app.key() != key => history.clear(),
             Ok(records) => {
                 tracing::info!(records, "restored the history of clients");

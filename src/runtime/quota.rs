@@ -36,7 +36,7 @@ impl App {
         }
     }
 
-    /// The next renewal, and what it is made of; `None` for a replica that shares with nobody.
+    /// The next renewal, and what it is made of; `None` for a replica that shares no limit.
     pub fn next_renewal(&self) -> Option<Sent> {
         let (policy, table, mut reading) = {
             let controller = self.controller();
@@ -69,7 +69,7 @@ impl App {
         Some(Sent { policy, reading, names: quota.names().to_vec(), loads, wanted, renewal })
     }
 
-    /// Shares the whole limits out among all who ask at these replicas; for whoever leads.
+    /// Shares the whole limits out among all clients that ask at these replicas; for the leader.
     pub fn share_out(&self, limits: &[u64], reserved: &[u64], proxies: &[Wanted]) -> PublishedShares {
         self.quota().as_ref().map(|quota| quota.share_out(limits, reserved, proxies)).unwrap_or_default()
     }
@@ -145,8 +145,8 @@ impl App {
         self.carry_out(effects);
     }
 
-    /// Takes in that the store cannot be asked: whoever leads leads on as long as its leadership
-    /// runs, and whoever has leases follows what it last heard.
+    /// Takes in that the store cannot be asked: the leader leads on as long as its leadership
+    /// runs, and a replica that has leases follows what it last heard.
     pub fn on_store_problem(&self, standing: Standing, problem: &str) {
         let Some(replicas) = self.controller().replicas() else { return };
         let (role, leader) = match standing {
@@ -184,7 +184,7 @@ impl App {
     }
 
     /// What is leased here of each shared limit, and how old that is; `None` for a proxy that
-    /// shares with nobody.
+    /// shares no limit.
     pub fn leased(&self) -> Option<(Vec<Leased>, Duration)> {
         let now = self.clock.now();
         self.quota().as_ref().map(|quota| (quota.leased(now), quota.age(now)))

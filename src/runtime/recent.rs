@@ -2,8 +2,8 @@
 //!
 //! Kept as the text they are written as, in memory that is laid down at the start and touched: an
 //! adjustment is a dozen small pieces of heap that would stay for hours between what lives for a
-//! moment, and a process that grows for half an hour looks like one that leaks. What is asked for
-//! is read again; nobody asks often.
+//! moment, and a process that grows for half an hour looks like one that leaks. A query reads
+//! that text again; queries are rare.
 
 use crate::core::event::Event;
 use crate::core::time::{Time, WallMs};

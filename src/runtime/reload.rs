@@ -164,7 +164,7 @@ fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome
         Err(config::Error::Unreadable { error, .. }) if error.kind() == std::io::ErrorKind::NotFound
     );
     let outcome = match loaded {
-        // Valid, and never meant: whoever wants every default back while traffic flows, says one.
+        // Valid, and never meant: an operator who wants every default back while traffic flows writes one.
         Ok(_) if std::fs::read(&source.path).is_ok_and(|text| is_blank(&text)) => Err(vec![format!(
             "{name} is empty, as a file is while it is being written; to go back to the defaults, write \
                 `mode = \"enforce\"` into it"

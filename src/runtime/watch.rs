@@ -11,10 +11,10 @@
 //! Jobs that were let in are asked one at a time whether they have started, as often as the head is probed.
 //!
 //! Which pages are the head's may be a guess. Then all others are asked at once, by one more task, until a page says
-//! that it is; whoever said so takes the first place from then on.
+//! that it is; that page takes the first place from then on.
 //!
 //! The targets come from the configuration or are discovered anew as long as none answers: Ray
-//! may start after us, and picks its ports at random where nobody chose them.
+//! may start after us, and picks its ports at random where they are not configured.
 
 use crate::config::Settings;
 use crate::config::settings;
@@ -98,7 +98,7 @@ struct Watch {
     reader: Arc<Mutex<SignalReader>>,
     /// Whether all of the head's pages came in the latest round.
     head_answers: Arc<AtomicBool>,
-    /// Who is asked.
+    /// Which pages are asked.
     targets: watch::Sender<Arc<Targets>>,
 }
 
@@ -428,7 +428,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// A server that counts who comes, and answers with this page, or never.
+    /// A server that counts its requests, and answers with this page, or never.
     struct Exporter {
         port: u16,
         asked: Arc<AtomicUsize>,

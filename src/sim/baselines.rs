@@ -397,7 +397,7 @@ impl Limiter for CoDel {
         let since = *self.late_since.get_or_insert(now);
         if !self.dropping && now.since(since) >= CODEL_INTERVAL {
             self.dropping = true;
-            // Whoever was dropping a moment ago goes on near where it was.
+            // A limiter that was dropping a moment ago goes on near where it was.
             self.drops =
                 if now.since(self.drop_next) < CODEL_INTERVAL { (self.drops - 2.0).max(1.0) } else { 1.0 };
             self.drop_next = now;

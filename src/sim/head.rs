@@ -3,7 +3,7 @@
 //! The dashboard is one parent process that proxies to single-process modules over at most
 //! 100 connections each. A request costs the parent's loop once and its module's
 //! loop in `passes` turns, between which it waits for the GCS or an agent; the loop serves
-//! whoever is ready, first come first served, so a request of three passes stands in line
+//! requests that are ready, first come first served, so a request of three passes stands in line
 //! three times. What a route costs moves with the cluster's state: listing jobs is linear in
 //! the jobs ever submitted, listing tasks in the tasks the GCS holds.
 //!
@@ -172,7 +172,7 @@ pub struct Route {
     pub effect: Effect,
 }
 
-/// What a request does besides taking time.
+/// What a request does in addition to taking time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Effect {
     /// Nothing.

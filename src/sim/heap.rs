@@ -61,8 +61,8 @@ impl<T> EventHeap<T> {
         Place(self.inserted)
     }
 
-    /// Adds an event as if it had been added when its place was reserved. Whoever keeps events in
-    /// order already need only keep the first of them here.
+    /// Adds an event as if it had been added when its place was reserved. A caller that keeps
+    /// events in order already need only keep the first of them here.
     pub(crate) fn push_at(&mut self, key: u64, place: Place, event: T) {
         self.entries.push(Reverse(Entry { key, order: place.0, event }));
     }

@@ -66,7 +66,7 @@ pub struct Event {
     pub at: Time,
     /// What.
     pub step: Step,
-    /// The client had left: work for nobody.
+    /// The client had left: the work was wasted.
     pub abandoned: bool,
 }
 
@@ -345,7 +345,7 @@ impl Plant {
 
     /// The client of this request left. Ray does not notice: the work goes on. But Serve takes out what waits for a
     /// replica, and stops what runs where its application can be stopped.
-    /// The work that was done for nobody, milliseconds, where it was so taken out.
+    /// The work that was wasted, milliseconds, where it was so taken out.
     pub fn hang_up(&mut self, now: Time, exchange: Exchange) -> Option<f64> {
         self.sync(now);
         let item = self.items.get_mut(exchange.slot as usize)?;
@@ -383,7 +383,7 @@ impl Plant {
             return 0.0;
         }
         if self.spec.cancels == Cancels::All {
-            // Its service is taken out of the plan when it comes up; who waits has its place now.
+            // Its service is taken out of the plan when it comes up; the next in line has its place now.
             self.items[slot as usize].stopped = true;
             self.end_service(at);
             return self.now.since(item.in_line).as_secs_f64() * 1e3;
@@ -706,7 +706,7 @@ impl Plant {
         self.cost_ms(item.route, item.size) / f64::from(route.passes.max(1))
     }
 
-    /// A server of the station is free for who waits.
+    /// A server of the station is free for the next in line.
     fn end_service(&mut self, at: usize) {
         self.settle(at);
         self.stations[at].busy -= 1;
@@ -764,7 +764,7 @@ impl Plant {
     }
 
     /// How much longer the GCS takes over a call because the cluster's own stand in its line too:
-    /// until a backlog is worked off, its own share of new ones has come besides.
+    /// until a backlog is worked off, its own share of new ones has come too.
     fn gcs_stretch(&self) -> f64 {
         1.0 / (1.0 - self.gcs_own.need / self.speed.max(0.01)).max(GCS_SHARE_MIN)
     }
@@ -1211,7 +1211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_loop_finishes_work_nobody_waits_for() {
+    fn a_single_loop_finishes_work_that_no_client_waits_for() {
         let mut plant = Plant::new(Spec::single_loop(200.0, 50.0), 1);
         let mut events = Vec::new();
         let left: Vec<Exchange> = (0..400)

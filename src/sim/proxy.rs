@@ -37,7 +37,7 @@ pub(crate) struct SimProxy {
     pub admission: AdmissionController<Waiter>,
     /// Counts the admission controllers there have been: permits and waiters go back to their own.
     pub life: u32,
-    /// Admission controllers replaced by a reload that numbers classes anew; who waits there is still served there.
+    /// Admission controllers replaced by a reload that numbers classes anew; waiters there are still served there.
     replaced: BTreeMap<u32, (Arc<Policy>, AdmissionController<Waiter>)>,
     /// Class and route of the admission controller for each route of the plant.
     places: Vec<(ClassId, u16)>,
@@ -279,7 +279,7 @@ impl SimProxy {
         self.woken.append(&mut woken);
     }
 
-    /// Serves whoever can be served now.
+    /// Serves every waiter that can be served now.
     pub(crate) fn pump(&mut self, now: Time) {
         let (woken, life) = (&mut self.woken, self.life);
         self.admission.pump(&self.table, now, &mut |waiter, grant| woken.push((waiter, life, grant)));

@@ -224,7 +224,7 @@ pub enum PlantSpec {
         ongoing: u32,
         /// What any request takes, milliseconds.
         base_ms: f64,
-        /// What a unit of size takes besides (a thousand tokens), milliseconds.
+        /// What each unit of size adds (a thousand tokens), milliseconds.
         per_size_ms: f64,
         /// What runs is stopped when its client leaves, as an `async` application is; one that works in threads
         /// finishes it. What waits for a replica is taken out in either.
@@ -233,7 +233,7 @@ pub enum PlantSpec {
     },
 }
 
-/// What a Ray head carries besides its API.
+/// What a Ray head carries in addition to its API.
 #[derive(Clone, PartialEq, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ClusterSpec {
@@ -393,7 +393,7 @@ pub struct ClientSpec {
     /// Open loop: its rate swings between a tenth of `per_second` and all of it once in so many
     /// seconds, least at the beginning.
     pub day_s: Option<f64>,
-    /// Each of its requests asks something else: nobody else's answer is one to it.
+    /// Each of its requests asks something else: no other request's answer is one to it.
     #[serde(default)]
     pub unique: bool,
     /// Distinct addresses it comes from.

@@ -157,7 +157,7 @@ impl GroupTally {
 
     fn client(&mut self, address: u64) -> &mut (u64, u64) {
         let find = |address: u64| self.clients.binary_search_by_key(&address, |client| client.0);
-        // Whoever finds no room any more is counted with all others of that kind, as client 0.
+        // Clients for which there is no room any more are counted together, as client 0.
         let (address, found) = match find(address) {
             Err(_) if self.clients.len() >= CLIENTS_MAX => (0, find(0)),
             found => (address, found),

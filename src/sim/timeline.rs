@@ -3,7 +3,7 @@
 //! A run leaves a sample a second, and a day has 86,400 of them. [`POINTS_MAX`] points are kept:
 //! while there is room each is a second, and whenever there is none two by two become one, and a
 //! point stands for twice as long from then on. A point keeps each figure's peak, because a spike
-//! must not vanish from a plot, and of the limit its least and its sum besides. No point reaches
+//! must not vanish from a plot, and of the limit its least and its sum too. No point reaches
 //! over a bound of the measured part or over its middle, so what is judged of a part (means,
 //! extremes, counts) is exact however long the run; only *when* something was, is told to a point:
 //! to a second in runs of an hour, to half a minute in one of a day.

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_limiter_nearly_all_work_is_for_nobody() {
+    fn without_a_limiter_nearly_all_work_is_wasted() {
         let all = judged(Guard::Off);
         assert!(all["goodput"] < 0.05, "{}", all["goodput"]);
         assert!(all["wasted"] > 0.9);

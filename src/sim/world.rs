@@ -54,9 +54,9 @@ pub struct Run {
     /// second what was asked for (further attempts not counted) or what the head could do,
     /// whichever is less.
     pub possible_ms: f64,
-    /// Work done in time for somebody, milliseconds of service, in the measured part.
+    /// Work done in time for a client, milliseconds of service, in the measured part.
     pub useful_ms: f64,
-    /// Work done for nobody.
+    /// Work that no client waited for.
     pub wasted_ms: f64,
     /// Requests that reached the head, by route, in the measured part.
     pub upstream: BTreeMap<String, u64>,
@@ -1183,7 +1183,7 @@ impl<'a> World<'a> {
         }
     }
 
-    /// What the users and the cluster ask of the head besides the API.
+    /// What the users and the cluster ask of the head in addition to the API.
     fn burden(&mut self, kind: FaultKind, amount: f64) {
         let now = self.now;
         match kind {

@@ -296,7 +296,7 @@ async fn an_adjustment_is_listed_with_its_reason() {
 }
 
 #[tokio::test]
-async fn top_clients_are_told_by_address_to_whoever_may_change_anything_and_by_digest_to_others() {
+async fn top_clients_are_told_by_address_to_callers_that_may_change_anything_and_by_digest_to_others() {
     let instance = Instance::start("clients", "", Some("s3cret")).await;
     for _ in 0..3 {
         let url = format!("http://{}/api/v0/actors", instance.proxy);

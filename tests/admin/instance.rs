@@ -39,7 +39,7 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    /// With this configuration besides what the ports need; changes take `token`.
+    /// With this configuration in addition to what the ports need; changes take `token`.
     pub(crate) async fn start(name: &str, config: &str, token: Option<&str>) -> Instance {
         let head = Emulator::start(EmulatorConfig::default()).await.unwrap();
         let dir = std::env::temp_dir().join(format!("rayguard-admin-{name}-{}", std::process::id()));

@@ -59,7 +59,7 @@ async fn the_page_shows_the_families_that_are_documented_and_no_others() {
 }
 
 #[tokio::test]
-async fn series_are_bounded_and_name_nobody() {
+async fn series_are_bounded_and_name_no_client() {
     let instance = Instance::start("bounded", "", None).await;
     instance.ask("/api/jobs/").await;
     let before = instance.get("/metrics").await.1.lines().count();
@@ -111,7 +111,7 @@ fn promtool_accepts_the_rules_and_their_unit_tests() {
 }
 
 #[tokio::test]
-async fn openmetrics_is_spoken_to_whoever_asks_for_it() {
+async fn openmetrics_is_spoken_to_a_scraper_that_asks_for_it() {
     let instance = Instance::start("openmetrics", "", None).await;
     let request = instance.client.get(format!("{}/metrics", instance.admin));
     let answer = request

@@ -56,7 +56,7 @@ async fn a_real_alertmanager_takes_an_alert_and_its_end_is_not_its_beginning() {
     assert!(alert["endsAt"].as_str() > alert["startsAt"].as_str());
 }
 
-/// A real Alertmanager that tells nobody; its port.
+/// A real Alertmanager that notifies no receiver; its port.
 fn alertmanager(name: &str) -> (Server, u16) {
     let dir = std::env::temp_dir().join(format!("rayguard-alertmanager-{name}-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
@@ -221,7 +221,7 @@ async fn a_receiver_that_hangs_holds_up_no_other_and_no_sender() {
         }
         words.send(word(Alert::UpstreamDown, "last", AlertState::Firing)).await.unwrap();
     };
-    tokio::time::timeout(PATIENCE, many).await.expect("nobody waits for a receiver");
+    tokio::time::timeout(PATIENCE, many).await.expect("nothing waits for a receiver");
     eventually("the other has heard", async || {
         let again = word(Alert::UpstreamDown, "last", AlertState::Firing);
         let _ = words.send(again).await;

@@ -457,7 +457,7 @@ async fn a_flood_is_named_with_its_client_class_and_impact() {
     let two = Traffic::from("127.0.2.2", &instance, "/api/v0/actors?limit=1{n}", Duration::from_millis(50));
     let both = "(127\\.0\\.2\\.1 floods state-heavy, 127\\.0\\.2\\.2 floods state-light|127\\.0\\.2\\.2 floods state-light, 127\\.0\\.2\\.1 floods state-heavy)";
     browser.headline(&format!("{both}: [\\d.]+\\/s shed; everyone else is served")).await;
-    // A third who is shed beside them: nobody is called served any more.
+    // A third client is shed beside them: the page no longer says that others are served.
     let third =
         Traffic::from("127.0.1.3", &instance, "/api/v0/actors?limit=2{n}", Duration::from_millis(500));
     browser.headline(&format!("{both}: [\\d.]+\\/s shed; other clients: [\\d.]+\\/s shed")).await;

@@ -31,7 +31,7 @@ async fn equal_clients_get_equal_shares() {
     .await;
     let stop = Arc::new(AtomicBool::new(false));
     let served: Arc<Vec<AtomicUsize>> = Arc::new((0..5).map(|_| AtomicUsize::new(0)).collect());
-    // As many clients as there are places, so that nobody is ever refused, five clients alike.
+    // Five clients alike, with as many connections as there are places, so that none is ever refused.
     for client in 0..40 {
         let (stop, served, address) = (stop.clone(), served.clone(), rig.address);
         let number = client % served.len();
@@ -307,7 +307,7 @@ async fn a_path_that_no_route_knows_has_a_cost_of_its_own() {
     let cost = |path: &str| rig.proxy.admission.cost(of_template(0, "GET", path));
     assert_eq!(rig.get("/of/the/next/ray", &["x-do: slow:20"]).await.status, 200);
     until("its cost is learnt", || cost("/of/the/next/ray") > 0.0).await;
-    assert!(cost("/somewhere/else") <= 0.0, "nothing is known of what nobody asked for");
+    assert!(cost("/somewhere/else") <= 0.0, "nothing is known of what no client asked for");
     rig.get("/somewhere/else", &[]).await;
     until("the other's is learnt", || cost("/somewhere/else") > 0.0).await;
     assert!(cost("/somewhere/else") < cost("/of/the/next/ray"));

@@ -55,7 +55,7 @@ pub struct Setup {
     pub keys: Vec<[u8; 32]>,
     /// Whether the head is of a Ray whose handlers are known.
     pub reads_are_known: bool,
-    /// Threads that serve connections, besides the test's.
+    /// Threads that serve connections, in addition to the test's.
     pub cores: Option<Cores>,
 }
 
@@ -515,7 +515,7 @@ impl Ray {
             }
             "websocket-log" => {
                 // So many lines with so many milliseconds between them, then a Close; whether it is answered is for
-                // the client to see. From the first line on, whoever asks, as Ray does it.
+                // the client to see. From the first line on for each client, as Ray does it.
                 let (lines, pause) = rest.split_once(':').unwrap();
                 let pause = Duration::from_millis(pause.parse().unwrap());
                 if line.stream.write_all(SWITCH).await.is_err() {

@@ -38,7 +38,7 @@ async fn uploads(rig: &Rig, many: u32, sent: usize) -> Vec<Client<TcpStream>> {
 }
 
 #[tokio::test]
-async fn slow_uploads_hold_no_permit_and_shut_nobody_out() {
+async fn slow_uploads_hold_no_permit_and_shut_no_client_out() {
     let rig = Rig::with_policy(|policy| {
         let packages = &mut policy.classes[class("packages").index()];
         packages.in_flight = Bounds::fixed(2.0);
@@ -150,7 +150,7 @@ async fn a_client_that_sends_too_slowly_is_told_so_and_named() {
 }
 
 #[tokio::test]
-async fn slow_readers_hold_no_permit_and_shut_nobody_out() {
+async fn slow_readers_hold_no_permit_and_shut_no_client_out() {
     let rig = Rig::with_policy(|policy| {
         let status = &mut policy.classes[class("job-status").index()];
         status.in_flight = Bounds::fixed(2.0);

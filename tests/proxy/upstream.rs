@@ -16,7 +16,7 @@ const STATUS: &str = "/api/jobs/raysubmit_1";
 const HANDSHAKE: &str = "connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n\
                          sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==";
 
-/// An address where nobody listens now.
+/// An address where nothing listens now.
 async fn nowhere() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
@@ -69,7 +69,7 @@ async fn in_shadow_mode_all_try_while_ray_is_away() {
 }
 
 #[tokio::test]
-async fn once_ray_accepts_connections_all_pass_though_it_answers_nobody() {
+async fn once_ray_accepts_connections_all_pass_though_it_answers_no_request() {
     let away = nowhere().await;
     let rig = before(away, Mode::Enforce).await;
     assert_eq!(rig.get(STATUS, &[]).await.status, 503);
@@ -90,8 +90,8 @@ async fn once_ray_accepts_connections_all_pass_though_it_answers_nobody() {
 }
 
 #[tokio::test]
-async fn whoever_leaves_before_a_connection_is_accepted_holds_nothing_and_is_looked_into() {
-    // A full queue of a socket that nobody accepts from: the next connection is neither accepted nor refused.
+async fn a_client_that_leaves_before_a_connection_is_accepted_holds_nothing_and_is_looked_into() {
+    // A full queue of a socket that nothing accepts from: the next connection is neither accepted nor refused.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let full = socket.listen(1).unwrap();
@@ -115,7 +115,7 @@ async fn whoever_leaves_before_a_connection_is_accepted_holds_nothing_and_is_loo
 }
 
 #[tokio::test]
-async fn whoever_waits_for_a_turn_when_ray_goes_away_is_told() {
+async fn a_client_that_waits_for_a_turn_when_ray_goes_away_is_told() {
     let ray = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut policy = policy();
     policy.classes[class("job-status").index()].in_flight = Bounds::fixed(1.0);
@@ -337,7 +337,7 @@ async fn connections_to_a_grpc_server_idle_out_and_none_in_use_does() {
     let mut rest = vec![0; 1 << 16];
     let read = stream.read(&mut rest).await.unwrap();
     assert!(read > 0, "a stream is under way");
-    // RST_STREAM ends it, and then nobody uses the connection.
+    // RST_STREAM ends it, and then no request uses the connection.
     stream.write_all(&[0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2]).await.unwrap();
     assert!(client.head().await.is_some());
     let closed = async { while let Ok(1..) = stream.read(&mut rest).await {} };

@@ -3,9 +3,9 @@
     python commands.py reads http://127.0.0.1:8265 '{"job": "raysubmit_1", "actor": "...", "node": "..."}'
 
 `reads` change nothing, so that what is listed is the same the next time; `writes` begin and end jobs; `deploy` deploys
-what `application` names, and `shutdown` ends Serve. `names` asks nobody: it says which commands and calls this Ray has,
-and which of them are asked here. `ray logs` asks the GCS where the dashboard is and goes there, past any
-proxy: here it is told the address instead, as where the GCS knows the proxy's.
+what `application` names, and `shutdown` ends Serve. `names` asks no server: it says which commands and calls this Ray
+has, and which of them are asked here. `ray logs` asks the GCS where the dashboard is and goes there, past any
+proxy: here it gets the address instead, as where the GCS knows the proxy's.
 """
 
 import asyncio

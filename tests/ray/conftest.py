@@ -37,7 +37,7 @@ def finish_a_job(head):
         "--", "python", "-c", "print('one line for the log')",
     )  # fmt: skip
     def is_over():
-        # Versions before 2.53 answer nobody who names no software.
+        # Versions before 2.53 answer no client that names no software.
         job = ask(head.url, path=f"/api/jobs/{submission}", headers={"User-Agent": "test"}).json()
         return job["status"] == "SUCCEEDED"
 

@@ -34,7 +34,7 @@ CLAIMS = open(Path(tempfile.gettempdir(), f"rayguard-test-ports-{os.getuid()}"),
 
 
 def free_ports(count):
-    """Ports that are free now, and given to nobody else who asks here: each is claimed, until this process ends,
+    """Ports that are free now, and given to no other caller here: each is claimed, until this process ends,
     by a lock on its byte of a file."""
     ports = []
     while UNASKED and len(ports) < count:

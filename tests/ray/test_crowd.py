@@ -1,4 +1,4 @@
-"""A crowd of strangers at a real head: who was here before goes on as if it were not there.
+"""A crowd of strangers at a real head: clients that were here before go on as if it were not there.
 
 Every stranger comes from an address of its own, shows no token, asks less often than the users do, and never the same
 twice. Ten minutes of calm are had by ageing what rayguard remembers of one (`benches/protection/past.py`), and of what they
@@ -78,7 +78,7 @@ connection = "new"
 request = [{{ path = "{jobs}" }}, {{ path = "{tasks}" }}]
 """
 # What differs from one request of a stranger to the next: a key that Ray ignores, or something that counts.
-SOFTWARE = '["user-agent", "python-requests/2.34.2"]'  # Ray 2.44 answers nobody who sends none
+SOFTWARE = '["user-agent", "python-requests/2.34.2"]'  # Ray 2.44 answers no client that sends none
 IGNORED = {"headers": f"headers = [{SOFTWARE}]", "jobs": "/api/jobs/?r={n}", "tasks": "/api/v0/tasks?limit=100&r={n}"}
 COUNTS = {
     "headers": f'headers = [{SOFTWARE}, ["x-nonce", "{{n}}"]]',

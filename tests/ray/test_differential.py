@@ -185,7 +185,7 @@ def generated():
             if (method, target) == ("GET", b"/api/jobs/") and dice.random() < 0.5:
                 method = "POST"
             if (method, target) == ("HEAD", b"/api/v0/logs/file"):
-                continue  # it stops the head: Ray's dashboard turns over it and answers nobody any more
+                continue  # it stops the head: Ray's dashboard turns over it and answers no request any more
         if b"#" not in target and dice.random() < 0.5:
             target += query(dice)
         yield with_body(dice, Request(method, target, some_headers(dice)))
@@ -223,7 +223,7 @@ KNOWN_TO_DIFFER = [
 ]
 
 
-# Of the moment, whoever is asked: object addresses in tracebacks, times, durations, and what a node has in use.
+# Of the moment, at Ray and proxy alike: object addresses in tracebacks, times, durations, and what a node has in use.
 MOMENTS = [
     (rb"0x[0-9a-f]{6,}", b"0x"),
     (rb"\d{2}:\d{2}:\d{2}[.,]\d+", b"time"),
@@ -286,7 +286,7 @@ def test_a_job_that_is_accepted_is_found_whatever_its_id(head, proxy, submission
 
 
 def test_a_head_of_a_streamed_log_never_reaches_ray(proxy):
-    """Ray 2.60 passes its body on until it ends, which it never does: the dashboard answers nobody any more."""
+    """Ray 2.60 passes its body on until it ends, which it never does: the dashboard answers no request any more."""
     line = Line(proxy.port)
     for path in (b"/api/v0/logs/file", b"/api/v0/logs/stream?node_id=x", b"/api/v0/l%6Fgs/file"):
         assert line.ask(Request("HEAD", path))[0] == 404

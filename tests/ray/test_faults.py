@@ -61,7 +61,7 @@ def under_way(proxy):
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("rayguard_in_flight{"))
 
 
-def nobody_failed(clients, least=50):
+def none_failed(clients, least=50):
     assert clients.served() >= least, clients.fates()
     assert not clients.failed(), clients.failed()
 
@@ -75,7 +75,7 @@ def test_ray_is_killed_and_comes_back():
             died = time.monotonic()
             wait_until("the proxy's word for it", lambda: 503 in clients.fates(since=died), 20)
             time.sleep(3.0)
-            # Everyone was told at once, by the proxy, in its own name: nobody waited out a timeout.
+            # Every client was told at once, by the proxy, in its own name: none waited out a timeout.
             assert set(clients.fates(since=died + 1.0)) <= {502, 503}, clients.fates(since=died + 1.0)
             assert proxy.admin("/api/v1/state")["upstream_problem"]
             head.__enter__()  # the same ports, the same directory
@@ -87,7 +87,7 @@ def test_ray_is_killed_and_comes_back():
             whole(proxy)
 
 
-def test_a_frozen_head_holds_nobody_up_for_long_and_is_not_hit_when_it_thaws(faulty):
+def test_a_frozen_head_holds_no_client_up_for_long_and_is_not_hit_when_it_thaws(faulty):
     patience = '[class.job-status]\ntimeout = "2s"\nin_flight = { initial = 8, min = 4, max = 8 }\n'
     with Proxy(faulty, patience) as proxy, Clients(proxy.url, "/api/jobs/raysubmit_1", count=12, pause_s=0.1) as clients:
         wait_until("answers", lambda: clients.served() > 50, 20)
@@ -133,7 +133,7 @@ def test_lines_to_ray_that_are_half_open_cost_no_more_than_what_was_on_them(faul
         within_bounds(proxy)
         wait_until("no place is held", lambda: under_way(proxy) <= 8, 10)
     wait_and_see = [took for _, took, _ in clients.exchanges]
-    assert max(wait_and_see) < 5.0, "nobody waited out a line that was dead"
+    assert max(wait_and_see) < 5.0, "no client waited out a line that was dead"
     whole(proxy)
 
 
@@ -159,7 +159,7 @@ def test_clients_that_vanish_without_a_word_give_back_what_they_held(faulty):
         wait_until("their descriptors are given back", lambda: proxy.descriptors() <= before + 100 + 8, 20)
         assert time.monotonic() - gone < 8.0, "the bounds on silence, and a little"
         wait_until("no place is held", lambda: under_way(proxy) <= 4, 10)
-    nobody_failed(clients)
+    none_failed(clients)
 
 
 @pytest.mark.parametrize("how", ["refuses", "hangs"])
@@ -175,7 +175,7 @@ def test_alertmanager_is_down_and_what_fires_reaches_it_once_it_is_back(faulty, 
         before = {key: row["value"] for key, row in proxy.limits().items()}
         faulty.feel("down")
         wait_until("an alert", lambda: "firing" in stale_alert(proxy), 30)
-        wait_until("it is known that nobody takes it", lambda: "alert" in proxy.log.read_text(), 30)
+        wait_until("it is known that no receiver takes it", lambda: "alert" in proxy.log.read_text(), 30)
         time.sleep(3.0)
         for key, row in proxy.limits().items():
             assert row["value"] <= before[key] * 1.01, (key, row)
@@ -188,7 +188,7 @@ def test_alertmanager_is_down_and_what_fires_reaches_it_once_it_is_back(faulty, 
         assert told()[0][0] - back < 40.0, "the longest pause between two attempts, and a little"
         receiver.close()
         whole(proxy)
-    nobody_failed(clients, 200)
+    none_failed(clients, 200)
 
 
 def test_answers_that_break_off_hold_no_place_and_hurt_no_neighbour(faulty):
@@ -196,7 +196,7 @@ def test_answers_that_break_off_hold_no_place_and_hurt_no_neighbour(faulty):
         with Clients(proxy.url, count=4) as polite, Clients(proxy.url, "/api/jobs/torn", count=4) as torn:
             wait_until("two hundred torn answers", lambda: len(torn.exchanges) > 200, 60)
         assert set(torn.fates()) <= {"IncompleteRead", "ConnectionResetError", "RemoteDisconnected", 502}, torn.fates()
-        nobody_failed(polite)
+        none_failed(polite)
         wait_until("no place is held", lambda: under_way(proxy) == 0, 10)
 
 
@@ -215,7 +215,7 @@ def test_a_metrics_page_that_lies_or_fails_costs_no_request_and_opens_no_limit(f
             faulty.feel("well")
             wait_until("it is well again", lambda: signal_of(proxy)["health"] == "fresh", 20)
             wait_until("the alert ends", lambda: stale_alert(proxy)[-1:] == ["resolved"], 30)
-        nobody_failed(clients)
+        none_failed(clients)
         assert proxy.status("VmHWM") < 300 * 1024, "a page of 50 MiB is not kept"
         whole(proxy)
 
@@ -253,7 +253,7 @@ def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
         numbers = [line["seq"] for line in read()]
         lost = sum(line.get("lost", 0) for line in read() if line["event"] == "gap")
         assert numbers == sorted(set(numbers)) and numbers[-1] - numbers[0] + 1 - len(numbers) <= lost
-    nobody_failed(clients)
+    none_failed(clients)
 
 
 def steer(proxy, times):
@@ -270,7 +270,7 @@ def test_the_records_directory_goes_away_and_the_record_goes_on(faulty):
         steer(proxy, 2)
         wait_until("a new adjustment log", lambda: (steer(proxy, 1), proxy.records())[1], 30, 1.0)
         wait_until("answers", lambda: clients.served() > 100, 20)
-    nobody_failed(clients)
+    none_failed(clients)
 
 
 def test_garbage_in_the_configuration_changes_nothing(faulty):
@@ -286,7 +286,7 @@ def test_garbage_in_the_configuration_changes_nothing(faulty):
             replace(proxy.config, good)
             proxy.session.popen.send_signal(signal.SIGHUP)
             wait_until("it is well again", lambda: not proxy.admin("/api/v1/state")["config_problem"], 20)
-    nobody_failed(clients, 20)
+    none_failed(clients, 20)
 
 
 def replace(path, content):
@@ -306,8 +306,8 @@ def test_a_reload_every_second_for_a_minute_fails_no_request(faulty):
                 time.sleep(1.0)
                 seen.add(proxy.admin("/api/v1/state")["config"])
         assert len(seen) == 2, "both configurations were in force"
-        nobody_failed(clients, 1000)
-        nobody_failed(tabs, 500)
+        none_failed(clients, 1000)
+        none_failed(tabs, 500)
         whole(proxy)
 
 
@@ -341,7 +341,7 @@ def test_the_clock_jumps(faulty, tmp_path, jump):
         time.sleep(2.0)
         within_bounds(proxy)
         whole(proxy)
-    nobody_failed(clients)
+    none_failed(clients)
 
 
 def test_little_memory_is_enough_for_a_crowd_of_half_asked_questions(faulty):
@@ -363,7 +363,7 @@ def test_little_memory_is_enough_for_a_crowd_of_half_asked_questions(faulty):
         for one in crowd:
             one.close()
         wait_until("no place is held", lambda: under_way(proxy) <= 4, 20)
-    nobody_failed(clients)
+    none_failed(clients)
 
 
 def test_a_stop_in_the_middle_of_a_flood_finishes_what_was_begun(faulty):
@@ -397,7 +397,7 @@ def test_a_kill_in_the_middle_of_a_flood_keeps_the_record_and_the_limits(faulty)
             assert warm["warm"] and warm["value"] == pytest.approx(grown), warm
             with Clients(proxy.url, count=4) as again:
                 wait_until("answers", lambda: again.served() > 50, 20)
-            nobody_failed(again)
+            none_failed(again)
             assert len(whole(proxy)) > lines
 
 

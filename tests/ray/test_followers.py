@@ -1,5 +1,5 @@
-"""Whoever follows a job's log gets every line, in order and once, and a clean Close, however slowly it reads: through
-Ray's SDK, Ray's command line and a bare WebSocket; and Ray has a tail or two of it, not one for each.
+"""Every client that follows a job's log gets every line, in order and once, and a clean Close, however slowly it reads:
+through Ray's SDK, Ray's command line and a bare WebSocket; and Ray has a tail or two of it, not one for each.
 
 The log is longer than the proxy keeps of a tail and the system keeps for a connection, so a slow follower falls behind.
 """
@@ -67,7 +67,7 @@ class Crawler(threading.Thread):
         self.socket.settimeout(60)
         self.socket.connect(("127.0.0.1", port))
         key = base64.b64encode(os.urandom(16)).decode()
-        # As the SDK asks: who asks in another way has a tail of its own.
+        # As the SDK asks: a client that asks in another way has a tail of its own.
         self.socket.sendall(
             f"GET /api/jobs/{JOB}/logs/tail HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
             f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n"
@@ -177,7 +177,7 @@ def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace
         crawler = await asyncio.get_running_loop().run_in_executor(None, Crawler, proxy.port, logs["crawler"], 0.04)
         crawler.start()
         await until("the first lines again", lambda: all(logs[who].has(FIRST) for who in ("late", "command", "crawler")))
-        assert tails(proxy) == 1, "nobody has fallen behind yet"
+        assert tails(proxy) == 1, "no follower has fallen behind yet"
         on.touch()
         early = [logs[who] for who in logs if who != "after"]
 
@@ -185,7 +185,7 @@ def test_every_follower_gets_every_line_once_and_a_clean_close_whatever_its_pace
             counts.append(tails(proxy))
             return all(log.has(LINES) for log in early)
 
-        await until("the lines where nobody waits", lambda: logs["eager"].has(LINES))
+        await until("the lines of a follower that never waits", lambda: logs["eager"].has(LINES))
         crawler.pause_s = 0.004
         await until("the lines", all_have_them)
         tasks.append(asyncio.ensure_future(follow(client, logs["after"])))

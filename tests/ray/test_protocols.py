@@ -72,7 +72,7 @@ def websocket_cases():
     yield "ping in fragments", [frame(PING, b"a", fin=0), frame(CONTINUATION, b"b"), BYE]
     yield "ten pings", [frame(PING, b"payload-%d" % n) for n in range(10)] + [BYE]
     yield "ten pings byte by byte", cut(b"".join(frame(PING, b"%d" % n) for n in range(10)) + BYE, 1)
-    yield "pong nobody asked for", [frame(PONG, b"hello"), frame(TEXT, b"on"), BYE]
+    yield "unsolicited pong", [frame(PONG, b"hello"), frame(TEXT, b"on"), BYE]
     for opcode in (3, 4, 5, 6, 7, 11, 12, 13, 14, 15):
         yield f"opcode {opcode}", [frame(opcode, b"hello"), BYE]
         yield f"opcode {opcode} after a text", [frame(TEXT, b"hello") + frame(opcode) + frame(PING), BYE]

@@ -76,7 +76,7 @@ def other_keys(route):
 MEASURED = ("/nodes", "/api/v0/nodes")
 
 
-SOFTWARE = (b"User-Agent", b" test")  # versions before 2.53 answer nobody who names none
+SOFTWARE = (b"User-Agent", b" test")  # versions before 2.53 answer no client that names none
 
 
 def measured(answer):
@@ -109,7 +109,7 @@ def targets(route, node):
         pairs.insert(dice.randint(0, len(pairs)), added)
         yield f"{path}?{plain}", f"{path}?" + "&".join(pairs)
     if not TABLE[route]:
-        # More pairs than newer heads parse: here nobody does.
+        # More pairs than newer heads parse: this route parses none.
         yield f"{path}?{plain}", f"{path}?" + "&" * 1001 + "r=1"
     for form in forms(plain):
         yield f"{path}?{plain}", f"{path}?{form}"

@@ -59,7 +59,7 @@ def clients_of_every_kind(proxy, client_port):
     say("POST", "/api/jobs/", everywhere | {"Content-Type": "application/json"}, json.dumps(job).encode())
     tail = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
     say(path="/api/jobs/raysubmit_1/logs/tail", headers=everywhere | tail | {"Sec-WebSocket-Protocol": SECRET["subprotocol"]})
-    # What cannot be read: heads that are refused by whoever reads them first.
+    # What cannot be read: heads that their first reader refuses.
     for head in (
         f"GET /api/jobs/?token={SECRET['query']} HTTP/1.1\r\nHost: a\r\nAuthorization : Bearer {SECRET['bearer']}\r\n\r\n",
         f"GET /api/../%2e%2e/jobs/?token={SECRET['query']} HTTP/1.1\r\nHost: a\r\nCookie: {SECRET['cookie']}\r\n\r\n",
@@ -129,13 +129,13 @@ for = "0s"
 clear = "1s"
 """
     with FaultyHead() as faulty:
-        faulty.ports = {"client": faulty.port}  # where nobody speaks gRPC
+        faulty.ports = {"client": faulty.port}  # where nothing speaks gRPC
         trace = tmp_path / "trace"
         names = {"REDIS": "redis", "NOTIFY": "notifytoken", "METRICS": "metricstoken", "PROM": "promtoken", "ADMIN": "admintoken"}
         env = {f"{name}_SECRET": SECRET[place] for name, place in names.items()}
         env["PROM_HEADERS"] = json.dumps({"X-Scope-Key": SECRET["promheader"]})
         metrics = faulty.metrics + 'token = { env = "METRICS_SECRET" }\n'
-        # A Prometheus that refuses who asks it.
+        # A Prometheus that refuses every query.
         metrics += f'prometheus = "http://127.0.0.1:{faulty.port}/prometheus?tenant=a"\n'
         metrics += 'prometheus_token = { env = "PROM_SECRET" }\nprometheus_headers_from = { env = "PROM_HEADERS" }\n'
         proxy = Proxy(faulty, metrics + STILL + tables, ["--record", str(trace)], ray_client=True, env=env)

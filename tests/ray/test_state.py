@@ -38,7 +38,7 @@ def test_get_shows_the_same_actor(head, proxy, work):
     assert through == direct
 
 
-# `ray logs` asks the GCS where the dashboard is and goes there, past any proxy: here it is told.
+# `ray logs` asks the GCS where the dashboard is and goes there, past any proxy: here it gets the address.
 LOGS = """
 import sys
 from ray.scripts.scripts import cli

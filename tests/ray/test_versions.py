@@ -143,7 +143,7 @@ def test_a_head_that_another_version_replaces_at_its_address_is_found_out_and_re
 
 # -- a head of each version, with a past
 
-HEADERS = {"User-Agent": "python-requests/2.34.2"}  # versions before 2.53 answer nobody who names no software
+HEADERS = {"User-Agent": "python-requests/2.34.2"}  # versions before 2.53 answer no client that names no software
 
 
 # Of a machine that does much else beside.
@@ -534,5 +534,5 @@ def test_every_signal_of_the_newest_is_known_and_found(newest):
     assert not components - known, f"processes that no signal knows: {sorted(components - known)}"
     unread = [findings.get(name, {"found": ": "})["found"].rpartition(": ")[2] for name in ("other signals", "signals of other versions")]
     lost = missing(findings) | {name for names in unread for name in names.split(", ")} - {""}
-    # Those wait for something that an idle head has not done yet, or that Ray does only where it is told to.
+    # Those wait for something that an idle head has not done yet, or that Ray does only where it is configured.
     assert not lost - {"dashboard_slow_share", "gcs_slow_share", "gcs_very_slow_share", "task_events_head_cpu"}, f"signals that are not found: {sorted(lost)}"

@@ -72,8 +72,8 @@ def test_a_reader_who_is_slow_holds_back_the_head_and_fills_no_memory(proxy):
     slow = [connect(proxy, "GET /api/v0/logs/file?mebibytes=1000 HTTP/1.1") for _ in range(2)]
     for each in slow:
         assert each.recv(12).endswith(b"200")
-    # What nobody reads is not taken from the head: memory stands still while the head could send, once the buffers of the
-    # two connections are full. These hold a megabyte each at the most.
+    # What no client reads is not taken from the head: memory stands still while the head could send, once the buffers
+    # of the two connections are full. These hold a megabyte each at the most.
     time.sleep(0.5)
     before = proxy.status("VmRSS")
     assert before - idle < 2 * 1024

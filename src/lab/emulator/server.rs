@@ -1,7 +1,7 @@
 //! The emulator's server: sockets in front, the plant behind, real time between them.
 //!
 //! A request is put into the plant when it has been read; one task advances the plant to the
-//! present whenever something is due and wakes whoever was answered. What the plant does in
+//! present whenever something is due and wakes each request that was answered. What the plant does in
 //! virtual nanoseconds is delivered on the timer's grid (1 ms), so answers come up to 1 ms
 //! late, but capacity is exact: everything due is worked off at every step.
 //!
@@ -379,7 +379,7 @@ impl State {
         for event in self.events.drain(..) {
             let last = event.step != Step::Opened;
             let Some(waiter) = self.waiting.get(&event.tag) else { continue };
-            // A full or closed channel means nobody waits any more.
+            // A full or closed channel means that the request no longer waits.
             let _ = waiter.answer.try_send(event.step);
             if last {
                 if let Some(count) = self.counters.routes.get_mut(waiter.route) {

@@ -59,7 +59,7 @@ pub(crate) struct Client {
 
 type Http1 = http1::Connection<TokioIo<TcpStream>, Full<Bytes>>;
 
-/// A connection, moved along by whoever uses it: nothing runs behind an idle one.
+/// A connection, moved along by the request that uses it: nothing runs behind an idle one.
 struct OpenConnection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// `None` once it has ended under a request that it will not answer.
@@ -277,7 +277,7 @@ async fn drive<T>(connection: &mut Option<Http1>, finished: &mut bool, future: i
             if let Poll::Ready(value) = future.as_mut().poll(context) {
                 return Poll::Ready(value);
             }
-            // Whoever still waits on it learns of its end when it is dropped.
+            // A request that still waits on it learns of its end when it is dropped.
             *connection = None;
             return future.as_mut().poll(context);
         }

@@ -39,7 +39,7 @@ pub struct Plan {
     /// Stretches of the run that the report sums up one by one; the whole run is always there.
     #[serde(default, rename = "window")]
     pub windows: Vec<Window>,
-    /// For whoever drives the load (what to do to the server meanwhile, a title): not read here.
+    /// For the program that drives the load (what to do to the server meanwhile, a title): not read here.
     #[serde(default)]
     pub notes: toml::Table,
 }
