@@ -27,6 +27,7 @@ const RETIRED: &[(&str, &str)] = &[
     ("ledger", "adjustment log"),
     ("likeness", "model fit"),
     ("misread", "...Error"),
+    ("nobody", "no client, no caller, nothing"),
     ("outlook", "preflight"),
     ("party", "client"),
     ("parties", "clients"),
@@ -45,6 +46,7 @@ const RETIRED: &[(&str, &str)] = &[
     ("tongue", "error format"),
     ("untaken", "...Error"),
     ("voyage", "response state"),
+    ("whoever", "the client, the caller, the replica"),
 ];
 
 /// A line may keep one for a reason that it gives: an earlier name that is still read, or refused by its new name.
