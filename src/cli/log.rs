@@ -268,6 +268,7 @@ pub(crate) mod tests {
             slo_pressure: None,
             spread: None,
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -425,7 +425,7 @@ law = { kind = "pid", kp = 0, kd = 0 }
     RawBounds at "range." {
         /// the limit at the start
         initial: Option<f64>, within(IN_FLIGHT_MIN, IN_FLIGHT_MAX), unit "count", default "by class";
-        /// lower bound for cuts by latency; where the module is one process, signals may cut to 0.1
+        /// lower bound for cuts by latency; where the module is one process, signals may cut to 0.1, and where clients leave before their answers come, cuts may go to 1
         min: Option<f64>, within(IN_FLIGHT_MIN, IN_FLIGHT_MAX), unit "count", default "by class", range "{}, not above `initial`";
         /// upper bound
         max: Option<f64>, within(IN_FLIGHT_MIN, IN_FLIGHT_MAX), unit "count", default "by class", range "{}, not below `initial`";

@@ -18,6 +18,7 @@ use super::control::budget::Claim;
 use super::control::guardrails::Guardrail;
 use super::control::law::{Observation, Terms};
 use super::control::regulator::{Move, Regulator};
+use super::control::wasted;
 pub use super::format::{number, printable, quantity};
 pub use super::limit_kind::LimitKind;
 use super::policy::OnStale;
@@ -698,6 +699,11 @@ impl Adjustment {
             Guardrail::NotFinite => "the control law returned no finite value".into(),
             Guardrail::Deadband => "not moved: close enough to the target".into(),
             Guardrail::NotReached => "not lowered: limit not reached, and the class meets its SLO".into(),
+            Guardrail::Wasted if matches!(self.terms, Terms::NoInformation) => {
+                let before = bounds.and_then(|guardrails| guardrails.wasted);
+                wasted::words(before.map(|wasted| wasted.trial), self.new < self.old).into()
+            }
+            Guardrail::Wasted => "no higher: clients left before their answers came".into(),
             Guardrail::Knee => "no higher for a while: the signal rose there before".into(),
             Guardrail::OnTrial => "no lower until the reading is seen to follow the limit".into(),
             Guardrail::Futile => {
@@ -733,6 +739,9 @@ impl Adjustment {
             Derivation::Given { .. } => format!("it stays until the loop or an operator moves it; {pin}"),
             Derivation::Stale { .. } => {
                 format!("the loop takes over again with the first fresh reading; or {pin}")
+            }
+            Derivation::Law { .. } if self.guardrail == Some(Guardrail::Wasted) && self.new < self.old => {
+                format!("it grows again, a step at a time, while few clients leave under it; or {pin}")
             }
             Derivation::Law { before, observation } if self.new < self.old => {
                 let below = self.signals.first().map_or_else(
@@ -1135,6 +1144,7 @@ mod tests {
             slo_pressure: None,
             spread: None,
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,

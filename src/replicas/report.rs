@@ -37,7 +37,7 @@ struct ClassReport {
     now: [u32; 3],
     stalled_s: f64,
     /// In the order of [`scalars`].
-    counts: [u64; 11],
+    counts: [u64; 13],
     shed: Vec<(usize, u64)>,
     buckets: Vec<(usize, u64)>,
 }
@@ -120,7 +120,7 @@ impl Report {
 }
 
 /// The counts that stand for themselves, in the order in which they are told.
-fn scalars(counts: &mut Counts) -> [&mut u64; 11] {
+fn scalars(counts: &mut Counts) -> [&mut u64; 13] {
     [
         &mut counts.offered,
         &mut counts.admitted,
@@ -128,6 +128,8 @@ fn scalars(counts: &mut Counts) -> [&mut u64; 11] {
         &mut counts.served,
         &mut counts.failed,
         &mut counts.abandoned,
+        &mut counts.left_at_head,
+        &mut counts.left_at_head_us,
         &mut counts.left,
         &mut counts.shadow_shed,
         &mut counts.latency_us,

@@ -91,6 +91,7 @@ impl Polled {
                 slo_pressure: None,
                 spread: None,
                 sample: None,
+                ended: None,
                 not_below: None,
                 used: None,
                 backlog: None,

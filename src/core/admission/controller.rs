@@ -591,6 +591,11 @@ impl<W> AdmissionController<W> {
         if tells && permit.stage == Stage::Asked {
             class.tally.meter.answer(now.since(permit.asked));
         }
+        let is_left = matches!(outcome, Outcome::Cancelled | Outcome::Abandoned);
+        // After a longer wait in the queue than at the head it is not the head that was waited for.
+        if is_left && spent >= permit.waited {
+            class.tally.meter.leave_head(spent);
+        }
         self.leave_client_limits(permit.ask.class, permit.of_client);
         if !permit.counted {
             return;
@@ -636,6 +641,9 @@ impl<W> AdmissionController<W> {
                     };
                     let price = self.price(table, permit.ask.class, took);
                     own.fair.charge(permit.ask.client, price - estimate, permit.claim);
+                }
+                if let Some(own) = queue.class_mut(permit.ask.class).filter(|_| is_left) {
+                    own.fair.left_under_way(permit.claim, permit.waited, spent, now);
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }

@@ -204,6 +204,10 @@ counters! {
     abandoned,
     /// Requests that ended because their client left.
     cancelled,
+    /// Of the requests whose client left those that had been under way for longer than they had waited here.
+    left_at_head,
+    /// For how long these had been, microseconds.
+    left_at_head_us,
     /// Clients that left while waiting.
     left,
     /// Refusals not carried out (shadow mode).
@@ -288,6 +292,12 @@ impl Meter {
         counter.fetch_add(1, Ordering::Relaxed);
         self.work_us.fetch_add(micros(work), Ordering::Relaxed);
         true
+    }
+
+    /// The client of an admitted exchange left, which had been under way for so long.
+    pub(crate) fn leave_head(&self, under_way: Duration) {
+        self.left_at_head.fetch_add(1, Ordering::Relaxed);
+        self.left_at_head_us.fetch_add(micros(under_way), Ordering::Relaxed);
     }
 
     /// The client of an admitted exchange was told that upstream took too long.

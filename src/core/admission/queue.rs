@@ -45,8 +45,8 @@
 //! the old ones' clients are about to leave, and work done for them would be wasted. (Not sooner: a
 //! client that keeps a few requests under way is never without one that waits, and would lose its oldest
 //! although in turn all of them are served in time.) Patience
-//! is learnt from the clients that leave, short waits weighing more, and forgotten after a minute
-//! in which no client left.
+//! is learnt from the clients that leave, the queue or while their requests are under way, by their whole wait;
+//! short waits weigh more, and it is forgotten after a minute in which no client left.
 //!
 //! **A queue is as long as can be served in that time.** Where two hundred clients of one request each want three times
 //! what there is, a longer one serves everybody just as its client leaves. So once ten have left, and one in twenty, before
@@ -491,6 +491,11 @@ impl<W> FairQueue<W> {
             self.bounded_until = now + PATIENCE_MEMORY;
         }
         Some(gone)
+    }
+
+    /// A client has left that waited here for so long, and whose request was then under way for so long.
+    pub(crate) fn left_under_way(&mut self, waited: Duration, under_way: Duration, now: Time) {
+        self.patience.learn(waited + under_way, now);
     }
 
     /// Takes a waiter out: its time is up.
@@ -988,6 +993,23 @@ mod tests {
         );
         let later = queue.peek(Time::from_secs_f64(100.0)).unwrap();
         assert_eq!(later.since, Time::from_secs_f64(1.0), "patience is forgotten, and the deadline is far");
+    }
+
+    #[test]
+    fn clients_that_leave_while_their_requests_are_under_way_tell_how_long_they_wait_too() {
+        let mut queue = FairQueue::default();
+        let wait = |since: f64| Waiting { since: Time::from_secs_f64(since), ..ask(client(1, None), 1.0) };
+        queue.join(wait(1.0), 8);
+        queue.join(wait(1.6), 8);
+        let next =
+            |queue: &FairQueue<_>| queue.peek(Time::from_secs_f64(1.7)).map(|next: &Waiting<_>| next.since);
+        assert_eq!(next(&queue), Some(Time::from_secs_f64(1.0)), "no client has left yet");
+        queue.left_under_way(
+            Duration::from_millis(300),
+            Duration::from_millis(700),
+            Time::from_secs_f64(1.0),
+        );
+        assert_eq!(next(&queue), Some(Time::from_secs_f64(1.6)), "they wait for a second");
     }
 
     /// Each of these asks this often a second and leaves after a second, of a queue of 128 that serves 140 a second:

@@ -65,6 +65,17 @@ impl<W> Tiers<W> {
         self.lines.iter_mut().for_each(|line| line.heed_patience(heeds));
     }
 
+    /// See [`FairQueue::left_under_way`].
+    pub(crate) fn left_under_way(
+        &mut self,
+        claim: Option<Claim>,
+        waited: Duration,
+        under_way: Duration,
+        now: Time,
+    ) {
+        self.lines[line_of(claim)].left_under_way(waited, under_way, now);
+    }
+
     /// See [`FairQueue::weigh`].
     pub fn weigh(&mut self, weights: &BTreeMap<u64, f64>) {
         self.lines.iter_mut().for_each(|line| line.weigh(weights));

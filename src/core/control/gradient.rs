@@ -141,6 +141,7 @@ mod tests {
             slo_pressure: None,
             spread: Some(Spread { quickest: latency, mean: latency }),
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -27,6 +27,7 @@
 use super::futile::{self, Trial};
 use super::knee::Knee;
 use super::law::Observation;
+use super::wasted::{self, Wasted};
 use crate::policy::{Bounds, Control};
 use crate::time::Time;
 use schemars::JsonSchema;
@@ -50,6 +51,8 @@ pub enum Guardrail {
     NotReached,
     /// Latency did not follow the cuts before.
     Futile,
+    /// Clients left before their answers came.
+    Wasted,
     /// A limit comes down only so far before the readings must answer.
     OnTrial,
     /// The limit was not binding, so it does not grow.
@@ -102,6 +105,9 @@ pub struct Guardrails {
     /// What the cuts under way are judged by.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trial: Option<Trial>,
+    /// What is known of clients that leave while the limit binds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wasted: Option<Wasted>,
 }
 
 /// A ceiling that rises from `from` to the operator's `max`, evenly on log(limit).
@@ -128,6 +134,7 @@ impl Guardrails {
             knee: None,
             ramp: None,
             trial: None,
+            wasted: None,
         }
     }
 
@@ -139,6 +146,7 @@ impl Guardrails {
             knee: self.knee,
             ramp: self.ramp,
             trial: self.trial,
+            wasted: self.wasted,
             ..Guardrails::new(bounds, control)
         }
     }
@@ -160,6 +168,16 @@ impl Guardrails {
     #[must_use]
     pub(crate) fn ground(&self) -> f64 {
         (self.bounds.initial * GROUND).clamp(f64::MIN_POSITIVE, self.bounds.max.max(f64::MIN_POSITIVE))
+    }
+
+    /// The limit to go to because clients leave under the one in force, or because they do not under a lower one.
+    pub(crate) fn judge_waste(&mut self, limit: f64, seen: &Observation) -> Option<f64> {
+        wasted::judge(&mut self.wasted, limit, &self.bounds, seen)
+    }
+
+    /// No higher than where clients have left before their answers.
+    pub(crate) fn cap_by_waste(&self, limit: f64) -> Option<f64> {
+        self.wasted.as_ref().and_then(Wasted::cap).filter(|cap| limit > *cap)
     }
 
     /// What of `proposal` may be done. `old` that is no number counts as `initial`.
@@ -297,6 +315,7 @@ mod tests {
             slo_pressure: Some(pressure),
             spread: None,
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,

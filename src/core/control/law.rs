@@ -16,7 +16,7 @@
 //! Laws are plain data (`Serialize`): an adjustment is journalled with the law as it stood
 //! before the step, so that any line of the adjustment log can be derived again by itself.
 
-use super::{aimd, backlog, futile, gradient, pid};
+use super::{aimd, backlog, futile, gradient, pid, wasted};
 use crate::policy::{Bounds, Law};
 use crate::time::Time;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,9 @@ pub struct Observation {
     /// The latencies themselves, where they are known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<futile::Sample>,
+    /// What ended of what was under way, where the proxy counts it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<wasted::Ended>,
     /// What is used of a limit that follows a signal, in the mean: a cut begins there (`Observation::cut_from`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub used: Option<f64>,
@@ -104,6 +107,7 @@ impl Observation {
             slo_pressure: None,
             spread: None,
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,
@@ -125,6 +129,7 @@ impl Observation {
             spread: self
                 .spread
                 .filter(|of| number(of.quickest).is_some() && of.mean.is_finite() && of.mean > 0.0),
+            ended: self.ended.filter(wasted::Ended::is_sound),
             backlog: self.backlog.filter(|seen| {
                 [seen.reading, seen.target, seen.drain_per_s].into_iter().all(|value| number(value).is_some())
             }),
@@ -361,6 +366,7 @@ mod tests {
             slo_pressure: None,
             spread: None,
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,

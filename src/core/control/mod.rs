@@ -14,6 +14,7 @@ pub mod pid;
 pub mod regulator;
 pub mod stability;
 pub mod trial;
+pub mod wasted;
 
 #[cfg(test)]
 mod closed_loop_tests;

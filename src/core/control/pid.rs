@@ -132,6 +132,7 @@ mod tests {
             slo_pressure: None,
             spread: None,
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,

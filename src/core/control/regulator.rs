@@ -60,6 +60,10 @@ impl Regulator {
     /// One step: the law proposes, the guardrails decide, the law is told.
     pub fn step(&mut self, limit: f64, observation: &Observation) -> Move {
         let seen = observation.clean();
+        if let Some(new) = self.guardrails.judge_waste(limit, &seen) {
+            self.law.reset();
+            return Move { old: limit, new, terms: Terms::NoInformation, guardrail: Some(Guardrail::Wasted) };
+        }
         let from = seen.cut_from(limit, self.guardrails.deadband);
         let base = self.guardrails.bounds.clamp(from).max(self.guardrails.ground());
         let step = self.law.step(base, &seen);
@@ -73,6 +77,8 @@ impl Regulator {
             let clamped = self.guardrails.pass(from, step.limit, &seen);
             (clamped.limit, clamped.guardrail)
         };
+        let (new, guardrail) =
+            self.guardrails.cap_by_waste(new).map_or((new, guardrail), |cap| (cap, Some(Guardrail::Wasted)));
         self.law.applied(&seen, base, new);
         Move { old: limit, new, terms: step.terms, guardrail }
     }
@@ -110,6 +116,7 @@ impl Regulator {
     /// Somebody else set the limit; the next step starts from there without a jump.
     pub fn transfer(&mut self) {
         self.law.reset();
+        self.guardrails.wasted = None;
     }
 
     /// New law constants, bounds and control constants; what was learnt stays.
@@ -137,6 +144,7 @@ impl Regulator {
     pub fn recover(&mut self, limit: f64, now: Time, length: Duration) -> f64 {
         let from = self.guardrails.bounds.clamp(limit.min(self.guardrails.bounds.initial));
         self.guardrails.recover(now, length, from);
+        self.guardrails.wasted = None;
         self.law.reset();
         from
     }
@@ -173,6 +181,7 @@ mod tests {
             slo_pressure: None,
             spread: None,
             sample: None,
+            ended: None,
             not_below: None,
             used: None,
             backlog: None,

@@ -36,6 +36,7 @@ use crate::control::budget::{Claim, apportion_cut, weight};
 use crate::control::futile::Sample;
 use crate::control::law::{Observation, Spread};
 use crate::control::stability::Timing;
+use crate::control::wasted::Ended;
 use crate::controller::{ClassReading, Controller, PATIENCE, ProxyReading, Reasons};
 use crate::event::{Apportioned, Derivation, Event, SignalSeen};
 use crate::policy::{Class, NEEDED, Treatment};
@@ -216,6 +217,13 @@ impl Controller {
             slo_pressure: due.pressure,
             spread,
             sample: Some(sample(&due.counts)),
+            ended: Some(Ended {
+                answered: (due.counts.served + due.counts.failed) as f64,
+                left: due.counts.left_at_head as f64,
+                under_way: f64::from(of.peak),
+                left_s: due.counts.left_at_head_us as f64 / 1e6,
+                quickest_s: due.counts.latency_quantile(0.1).unwrap_or(0.0),
+            }),
             not_below: None,
             used: None,
             backlog: None,

@@ -51,7 +51,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
             continue;
         }
-        let answer = report::answer(&file, &scenario, scenario.seed, &traces, onlooker)?;
+        let seed = flags
+            .iter()
+            .find_map(|flag| flag.strip_prefix("--seed="))
+            .map_or(Ok(scenario.seed), str::parse)?;
+        let answer = report::answer(&file, &scenario, seed, &traces, onlooker)?;
         if flags.iter().any(|flag| flag == "--log") {
             eprint!("{log}");
         }
