@@ -60,7 +60,9 @@ impl Regulator {
     /// One step: the law proposes, the guardrails decide, the law is told.
     pub fn step(&mut self, limit: f64, observation: &Observation) -> Move {
         let seen = observation.clean();
-        if let Some(new) = self.guardrails.judge_waste(limit, &seen) {
+        if self.law == LawState::Static {
+            self.guardrails.wasted = None;
+        } else if let Some(new) = self.guardrails.judge_waste(limit, &seen) {
             self.law.reset();
             return Move { old: limit, new, terms: Terms::NoInformation, guardrail: Some(Guardrail::Wasted) };
         }
@@ -230,6 +232,25 @@ mod tests {
         let mut none = seen(1.0, 0);
         none.pressure = None;
         assert!((regulator.step(80.0, &none).new - 4.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_limit_that_is_set_by_hand_does_not_move_for_clients_that_leave() {
+        let all_leave = |second: u64| {
+            let ended = crate::control::wasted::Ended {
+                left: 10.0,
+                left_s: 90.0,
+                under_way: 64.0,
+                ..Default::default()
+            };
+            Observation { ended: Some(ended), ..Observation::nothing(Time(second * 1_000_000_000)) }
+        };
+        let law = Law::Gradient { tolerance: 1.5, smoothing: 0.2 };
+        for (law, is_cut) in [(law, true), (Law::Static, false)] {
+            let mut regulator = Regulator::new(&law, BOUNDS, &control());
+            let cut = (0..60).any(|second| regulator.step(80.0, &all_leave(second)).new < 80.0);
+            assert_eq!(cut, is_cut, "{law:?}");
+        }
     }
 
     #[test]

@@ -324,7 +324,7 @@ mod tests {
     fn seen(second: u64, limit: f64, patience_s: f64) -> Observation {
         let under_way = limit.min(70.0);
         let latency_s = (under_way / 2.0).max(5.0);
-        let left = if latency_s > patience_s { 4.0 } else { 0.0 };
+        let left = if latency_s > patience_s { 9.0 } else { 0.0 };
         let ended = Ended {
             answered: 10.0 - left,
             left,
@@ -362,7 +362,7 @@ mod tests {
     fn where_they_leave_under_any_limit_it_goes_back_and_is_left_alone_ever_longer() {
         let all_leave = |second, limit| {
             let told = seen(second, limit, 0.0);
-            let ended = told.ended.map(|ended| Ended { quickest_s: 9.0, left_s: 40.0, ..ended });
+            let ended = told.ended.map(|ended| Ended { quickest_s: 9.0, left_s: 90.0, ..ended });
             Observation { ended, ..told }
         };
         let limits = limits(4 * 3600, 256.0, all_leave);
