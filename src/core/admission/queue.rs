@@ -49,11 +49,12 @@
 //! short waits weigh more, and it is forgotten after a minute in which no client left.
 //!
 //! **A queue is as long as can be served in that time.** Where two hundred clients of one request each want three times
-//! what there is, a longer one serves everybody just as its client leaves. So once ten have left, and one in twenty, before
-//! their turn, for a minute at most as many wait as half of their patience is enough for, at the pace at which they are
-//! served; the last gives way at once. A patience of less than half of what the class lets wait counts as half: clients
-//! that left do not speak for those that stay. Nor is it so where a class has a rate: there it is the line that was
-//! promised (a submission waits for minutes), and few a second are served.
+//! what there is, a longer one serves everybody just as its client leaves. So once ten have left, and one in twenty,
+//! before their turn, for a minute at most as many wait as half of their patience is enough for, at the pace at which
+//! they are served; the last gives way at once. A patience of less than half of what the class lets wait counts as
+//! half: clients that left do not speak for those that stay. Where they wait nearly as long as the class lets them, it
+//! is three quarters, so that a burst may be served. Nor is it so where a class has a rate: there it is the line that
+//! was promised (a submission waits for minutes), and few a second are served.
 //!
 //! **Cost.** Whose turn it is depends on every flow that waits, so each decision looks at all of them
 //! once. A `Line` therefore remembers its flow's tags, turn and backlog, and those of its address
@@ -421,7 +422,9 @@ impl<W> FairQueue<W> {
             return u32::MAX;
         }
         let Some(patience) = self.patience.get(now) else { return u32::MAX };
-        let worth_waiting = patience.max(request.deadline.since(now) / 2) / 2;
+        let wait_max = request.deadline.since(now);
+        let worth_waiting =
+            if patience >= wait_max * 3 / 4 { patience * 3 / 4 } else { patience.max(wait_max / 2) / 2 };
         let contended = self.contended(now);
         if contended < worth_waiting {
             return u32::MAX;
