@@ -7,17 +7,17 @@
 //! receive livelock in an interrupt-driven kernel", 1997.)
 //!
 //! *The law.* Of the requests that end at the head, count those whose clients left first. If more than
-//! [`FAR_TOO_MANY`] do, beyond chance, either they stand in line too long, which a lower limit mends, or they take
+//! `FAR_TOO_MANY` do, beyond chance, either they stand in line too long, which a lower limit mends, or they take
 //! longer than their clients wait, which it does not. Two things tell the one from the other:
 //!
-//! - In a line all wait. Where the quickest tenth of the answers takes less than [`ALIKE`] of what the clients that
+//! - In a line all wait. Where the quickest tenth of the answers takes less than `ALIKE` of what the clients that
 //!   left had waited, no line is why they left, and nothing is done.
-//! - A cut is a trial: the limit goes to [`CUT`] of what is used of it; once what began before has ended, at most half
+//! - A cut is a trial: the limit goes to `CUT` of what is used of it; once what began before has ended, at most half
 //!   the share may leave. If so, the lower limit stays as a ceiling. If not, it goes back at once; the next
-//!   trial comes after [`HOLD`], twice as long after each further one, and goes deeper, down to one request
+//!   trial comes after `HOLD`, twice as long after each further one, and goes deeper, down to one request
 //!   at a time: with two places nothing less tells.
 //!
-//! *The way up.* After `HOLD` a ceiling rises by [`STEP`], again and again for as long as no more leave than when it
+//! *The way up.* After `HOLD` a ceiling rises by `STEP`, again and again for as long as no more leave than when it
 //! helped. A step that makes more leave is taken back, and the next one comes after twice as long: a search costs one
 //! step's waste, ever more seldom. A ceiling goes where the law keeps the limit below it.
 //!
