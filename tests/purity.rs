@@ -187,7 +187,7 @@ fn no_two_files_need_each_other() {
     let law = ["control".to_owned(), "law".to_owned()];
     for dir in ["src", "src/core", "src/config", "src/proxy", "src/sim", "src/lab"] {
         let files = modules(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir));
-        let needs: BTreeMap<_, BTreeSet<_>> = files
+        let mut left: BTreeMap<_, BTreeSet<_>> = files
             .iter()
             .map(|(here, code)| {
                 let targets = paths(code).into_iter().filter_map(|path| target(&files, here, &path));
@@ -198,7 +198,6 @@ fn no_two_files_need_each_other() {
             })
             .collect();
         // What needs nothing that is left, or is needed by nothing that is left, is in no circle.
-        let mut left = needs;
         loop {
             let needed: BTreeSet<_> = left.values().flatten().cloned().collect();
             let before = left.len();

@@ -8,7 +8,7 @@ use crate::core::controller::view::{LimitView, ModuleView, View};
 use crate::core::event::{Adjustment, LimitKind, LoopKind, Mode, SignalSeen};
 use crate::core::time::WallMs;
 use crate::observe::adjustment_log::Entry;
-use crate::runtime::seen_ray::RayView;
+use crate::runtime::ray_identity::RayView;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 

@@ -37,8 +37,8 @@ use crate::observe::scrape::{self, Target, Targets};
 use crate::proxy::clock::Clock;
 use crate::replicas::store::Store;
 use crate::runtime::head_version;
+use crate::runtime::ray_identity::Seen;
 use crate::runtime::secret;
-use crate::runtime::seen_ray::Seen;
 
 /// Diagnoses this host and suggests fixes.
 ///

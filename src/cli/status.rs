@@ -415,7 +415,7 @@ pub(super) mod tests {
     use crate::config::{Overrides, Settings};
     use crate::core::controller::Controller;
     use crate::core::time::{Time, WallMs};
-    use crate::runtime::seen_ray::RayView;
+    use crate::runtime::ray_identity::RayView;
     use std::sync::Arc;
 
     /// A state of the defaults, before the first request.

@@ -12,7 +12,7 @@ use crate::core::request::query;
 use crate::observe::discover::{self, DiscoverError};
 use crate::observe::fetch::{self, FetchError};
 use crate::runtime::app::App;
-use crate::runtime::seen_ray::Seen;
+use crate::runtime::ray_identity::Seen;
 use std::sync::Arc;
 use std::time::Duration;
 use url::Url;

@@ -17,7 +17,7 @@ use crate::core::request::catalogue::{ROUTES, Route};
 use crate::core::request::classify::RouteId;
 use crate::core::request::identify::Identifier;
 use crate::runtime::app::App;
-use crate::runtime::seen_ray::RayIdentity;
+use crate::runtime::ray_identity::RayIdentity;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -215,7 +215,7 @@ mod tests {
     use crate::config::{self, Overrides};
     use crate::core::request::profile::Fit;
     use crate::proxy::tasks::Tasks;
-    use crate::runtime::seen_ray::Seen;
+    use crate::runtime::ray_identity::Seen;
     use std::os::unix::fs::PermissionsExt;
 
     /// A rayguard whose files are in `dir`.

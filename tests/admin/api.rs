@@ -7,7 +7,7 @@ use rayguard::admin::openapi::OPERATIONS;
 use rayguard::admin::schema::{AdjustmentRow, Adjustments, EventRow, Limits, State};
 use rayguard::core::event::{Adjustment, Event, LimitKind, LoggedEvent, LoopKind, Mode};
 use rayguard::core::time::WallMs;
-use rayguard::runtime::seen_ray::Seen;
+use rayguard::runtime::ray_identity::Seen;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 

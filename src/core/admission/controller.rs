@@ -632,18 +632,20 @@ impl<W> AdmissionController<W> {
                 let mut queue = self.lock(class.module);
                 // An exchange that ended unseen costs its estimate.
                 let estimate = permit.charged.filter(|_| outcome != Outcome::Unseen);
-                if let (Some(estimate), Some(own)) = (estimate, queue.class_mut(permit.ask.class)) {
-                    let took = if module.parallel && class.kind == Kind::Unary {
-                        // What it held while no request waited was taken from no other client.
-                        spent.min(own.fair.contended(now)).as_secs_f64()
-                    } else {
-                        work
-                    };
-                    let price = self.price(table, permit.ask.class, took);
-                    own.fair.charge(permit.ask.client, price - estimate, permit.claim);
-                }
-                if let Some(own) = queue.class_mut(permit.ask.class).filter(|_| is_left) {
-                    own.fair.left_under_way(permit.claim, permit.waited, spent, now);
+                if let Some(own) = queue.class_mut(permit.ask.class) {
+                    if let Some(estimate) = estimate {
+                        let took = if module.parallel && class.kind == Kind::Unary {
+                            // What it held while no request waited was taken from no other client.
+                            spent.min(own.fair.contended(now)).as_secs_f64()
+                        } else {
+                            work
+                        };
+                        let price = self.price(table, permit.ask.class, took);
+                        own.fair.charge(permit.ask.client, price - estimate, permit.claim);
+                    }
+                    if is_left {
+                        own.fair.left_under_way(permit.claim, permit.waited + spent, now);
+                    }
                 }
                 self.dispatch(table, &mut queue, now, &mut woken);
             }

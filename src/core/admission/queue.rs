@@ -496,9 +496,9 @@ impl<W> FairQueue<W> {
         Some(gone)
     }
 
-    /// A client has left that waited here for so long, and whose request was then under way for so long.
-    pub(crate) fn left_under_way(&mut self, waited: Duration, under_way: Duration, now: Time) {
-        self.patience.learn(waited + under_way, now);
+    /// A client has left, after so long in all, whose request was under way.
+    pub(crate) fn left_under_way(&mut self, after: Duration, now: Time) {
+        self.patience.learn(after, now);
     }
 
     /// Takes a waiter out: its time is up.
@@ -1007,11 +1007,7 @@ mod tests {
         let next =
             |queue: &FairQueue<_>| queue.peek(Time::from_secs_f64(1.7)).map(|next: &Waiting<_>| next.since);
         assert_eq!(next(&queue), Some(Time::from_secs_f64(1.0)), "no client has left yet");
-        queue.left_under_way(
-            Duration::from_millis(300),
-            Duration::from_millis(700),
-            Time::from_secs_f64(1.0),
-        );
+        queue.left_under_way(Duration::from_secs(1), Time::from_secs_f64(1.0));
         assert_eq!(next(&queue), Some(Time::from_secs_f64(1.6)), "they wait for a second");
     }
 

@@ -66,14 +66,8 @@ impl<W> Tiers<W> {
     }
 
     /// See [`FairQueue::left_under_way`].
-    pub(crate) fn left_under_way(
-        &mut self,
-        claim: Option<Claim>,
-        waited: Duration,
-        under_way: Duration,
-        now: Time,
-    ) {
-        self.lines[line_of(claim)].left_under_way(waited, under_way, now);
+    pub(crate) fn left_under_way(&mut self, claim: Option<Claim>, after: Duration, now: Time) {
+        self.lines[line_of(claim)].left_under_way(after, now);
     }
 
     /// See [`FairQueue::weigh`].

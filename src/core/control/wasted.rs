@@ -23,7 +23,7 @@
 //!
 //! *What it refuses.* To begin where the limit binds and latency is above its objective, because there the law cuts
 //! already; to count clients that have spent more of their wait in the proxy's queue than at the head, of which
-//! a lower limit makes more; and to judge a lower limit that does not bind.
+//! a lower limit makes more; and to call a lower limit a success that does not bind.
 
 use super::law::Observation;
 use crate::policy::Bounds;
@@ -46,8 +46,8 @@ const ENOUGH: f64 = 10.0;
 /// So many standard errors are no chance, though looked at again and again.
 const ERRORS: f64 = 3.0;
 
-/// Fewer do for what is taken back easily.
-const ERRORS_OF_EASE: f64 = 2.0;
+/// Fewer do where a ceiling is to rise, which is taken back easily.
+const ERRORS_TO_RISE: f64 = 2.0;
 
 /// Requests beyond so many say what was; half of them are forgotten.
 const REMEMBERED: f64 = 200.0;
@@ -115,7 +115,7 @@ impl Ended {
 
     /// The share that may leave, by what was counted.
     fn most(&self) -> f64 {
-        self.share() + ERRORS_OF_EASE * self.error()
+        self.share() + ERRORS_TO_RISE * self.error()
     }
 
     /// Fewer did, beyond chance.
@@ -136,7 +136,6 @@ impl Ended {
         if more.quickest_s > 0.0 {
             self.quickest_s = more.quickest_s;
         }
-        self.under_way = more.under_way;
     }
 }
 

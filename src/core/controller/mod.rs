@@ -11,8 +11,8 @@
 //! event heap with virtual time. It owns no clock and does nothing; what is to be done it
 //! returns as [`Effects`].
 
+mod apply_override;
 pub mod backlog;
-mod by_hand;
 #[cfg(test)]
 mod eight_servers_tests;
 #[cfg(test)]
