@@ -181,7 +181,7 @@ impl<'a> Question<'a> {
     }
 
     /// The question of a target whose route reads these keys, if they are known.
-    fn by(uri: &'a Uri, keys: Option<&'static ReadKeys>) -> Question<'a> {
+    pub fn by(uri: &'a Uri, keys: Option<&'static ReadKeys>) -> Question<'a> {
         let Some(keys) = keys else {
             return Question::AsSent(uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str));
         };

@@ -40,7 +40,7 @@ fn is_left_out(name: &str) -> bool {
 
 impl Asked {
     fn key(&self) -> Key {
-        Key::of_tail(&Question::of(&self.uri, read_keys("/api/v0/tasks")), &self.headers)
+        Key::of_tail(&Question::by(&self.uri, read_keys("/api/v0/tasks")), &self.headers)
     }
 
     /// What a handler that is written in Ray's way takes: the first value of one key, all values of another, and whether
