@@ -1,7 +1,7 @@
 //! rayguard: adaptive load shedding in front of a Ray head.
 //!
 //! The rooms, in the order of the data. A request: `proxy` takes it from the wire, `core`
-//! decides, `proxy` forwards or refuses it. A reading: `observe` scrapes Ray, `core` turns it
+//! decides, `proxy` forwards or sheds it. A reading: `observe` scrapes Ray, `core` turns it
 //! into signals, moves limits and says why, `observe` writes that down. `runtime` owns the
 //! clock and the tasks, `replicas` shares limits with other replicas, `admin` shows and
 //! overrides, `sim` drives the very same core from an event heap, and `lab` questions `sim`.

@@ -1,5 +1,5 @@
 //! The state directory of the real process: a `kill -9` leaves whole lines and limits to start
-//! from, a second process is turned away, and a directory that cannot be written stops no proxy.
+//! from, a second process is rejected, and a directory that cannot be written stops no proxy.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests may fail the test")]
 

@@ -32,7 +32,7 @@ use rayguard::core::time::{Time, WallMs};
 use rayguard::observe::adjustment_log::{self, LogLine, Reader};
 use rayguard::proxy::clock::Clock;
 use rayguard::proxy::headers::{self, Lookup};
-use rayguard::proxy::listen::{Bounds, Listener};
+use rayguard::proxy::listen::{Listener, ListenerLimits};
 use rayguard::proxy::ratelimit::Service;
 use rayguard::proxy::ratelimit::message::{Descriptor, Entry, RateLimitRequest};
 use rayguard::proxy::tasks::Tasks;
@@ -783,7 +783,8 @@ impl Front {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let rig = runtime.block_on(async {
             let listener = Listener::bind(&Address::Unix(socket.clone())).await.unwrap();
-            let bounds = Bounds { head_bytes_max: 8192, body_bytes_max: 1 << 20, ..Bounds::default() };
+            let bounds =
+                ListenerLimits { head_bytes_max: 8192, body_bytes_max: 1 << 20, ..ListenerLimits::default() };
             let mut setup = Setup { bounds, ..Setup::default() };
             for class in &mut setup.policy.classes {
                 // A client that waits with more bytes behind its request is not missed before its turn.

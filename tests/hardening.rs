@@ -6,7 +6,7 @@
 mod rig;
 
 use rayguard::proxy::keepalive::DOZE;
-use rayguard::proxy::listen::Bounds;
+use rayguard::proxy::listen::ListenerLimits;
 use rig::{Client, Rig, Setup, get, until};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 const STATUS: &str = "/api/jobs/raysubmit_1";
 
-async fn rig(bounds: Bounds) -> Rig {
+async fn rig(bounds: ListenerLimits) -> Rig {
     Rig::with(Setup { bounds, ..Setup::default() }).await
 }
 
@@ -98,7 +98,7 @@ async fn is_cut_off(stream: &mut TcpStream) -> bool {
 
 #[tokio::test]
 async fn streams_opened_and_reset_at_once_are_cut_off_and_cost_ray_no_more_than_the_limits() {
-    let rig = rig(Bounds::default()).await;
+    let rig = rig(ListenerLimits::default()).await;
     let mut stream = greet(&rig).await;
     let block = head(STATUS, "hold");
     let flood = |n: usize| {
@@ -117,7 +117,7 @@ async fn streams_opened_and_reset_at_once_are_cut_off_and_cost_ray_no_more_than_
 
 #[tokio::test]
 async fn a_head_that_never_ends_is_cut_off() {
-    let rig = rig(Bounds::default()).await;
+    let rig = rig(ListenerLimits::default()).await;
     let mut stream = greet(&rig).await;
     stream.write_all(&frame(HEADERS, END_STREAM, 1, &head(STATUS, "ok"))).await.unwrap();
     let mut filler = vec![0, 1, b'a', 0x7f, 0x81, 0x7e]; // a header of 16 KiB or so
@@ -132,7 +132,7 @@ async fn a_head_that_never_ends_is_cut_off() {
 
 #[tokio::test]
 async fn pings_and_settings_without_end_hold_up_no_other_client() {
-    let rig = rig(Bounds::default()).await;
+    let rig = rig(ListenerLimits::default()).await;
     for flood in [frame(PING, 0, 0, &[0; 8]), frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])] {
         let mut stream = greet(&rig).await;
         let bytes: Vec<u8> = flood.iter().copied().cycle().take(flood.len() * 1000).collect();
@@ -147,7 +147,8 @@ async fn pings_and_settings_without_end_hold_up_no_other_client() {
 
 #[tokio::test]
 async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
-    let rig = rig(Bounds { head_timeout: Duration::from_millis(200), ..Bounds::default() }).await;
+    let rig =
+        rig(ListenerLimits { head_timeout: Duration::from_millis(200), ..ListenerLimits::default() }).await;
     let mut client = rig.client().await;
     client.send(get(STATUS, &[])).await;
     assert_eq!(client.answer().await.status, 200);
@@ -165,10 +166,10 @@ async fn a_head_that_comes_byte_by_byte_is_not_waited_for() {
 
 #[tokio::test]
 async fn an_idle_connection_may_rest_for_longer_than_a_head_may_take() {
-    let bounds = Bounds {
+    let bounds = ListenerLimits {
         head_timeout: Duration::from_millis(100),
         idle_timeout: Duration::from_millis(1500),
-        ..Bounds::default()
+        ..ListenerLimits::default()
     };
     let rig = rig(bounds).await;
     let mut client = rig.client().await;
@@ -182,7 +183,7 @@ async fn an_idle_connection_may_rest_for_longer_than_a_head_may_take() {
 
 #[tokio::test]
 async fn a_connection_that_fell_asleep_is_woken_by_a_request_whole_or_in_parts() {
-    let rig = rig(Bounds { head_timeout: 4 * DOZE, ..Bounds::default() }).await;
+    let rig = rig(ListenerLimits { head_timeout: 4 * DOZE, ..ListenerLimits::default() }).await;
     let mut client = rig.client().await;
     let request = get(STATUS, &[&format!("x-long: {}", "x".repeat(500))]);
     for parts in [1, 3, 40] {
@@ -205,7 +206,7 @@ async fn a_connection_that_fell_asleep_is_woken_by_a_request_whole_or_in_parts()
 
 #[tokio::test]
 async fn an_answer_that_takes_long_finds_its_client_awake() {
-    let rig = rig(Bounds::default()).await;
+    let rig = rig(ListenerLimits::default()).await;
     let mut client = rig.client().await;
     client.send(get(STATUS, &["x-do: hold"])).await;
     until("Ray has it", || rig.ray.count() == 1).await;
@@ -216,7 +217,8 @@ async fn an_answer_that_takes_long_finds_its_client_awake() {
 
 #[tokio::test]
 async fn a_body_that_stops_coming_gives_its_place_back() {
-    let rig = rig(Bounds { stall_timeout: Duration::from_millis(200), ..Bounds::default() }).await;
+    let rig =
+        rig(ListenerLimits { stall_timeout: Duration::from_millis(200), ..ListenerLimits::default() }).await;
     let mut client = rig.client().await;
     client.send("POST /api/jobs/ HTTP/1.1\r\nhost: ray\r\ncontent-length: 100\r\n\r\nhalf").await;
     assert_eq!(client.answer().await.status, 408);
@@ -248,7 +250,8 @@ async fn an_answer_in_which_ray_falls_silent_gives_its_place_back_and_those_who_
 
 #[tokio::test]
 async fn an_answer_that_is_not_read_gives_its_place_back() {
-    let rig = rig(Bounds { stall_timeout: Duration::from_millis(200), ..Bounds::default() }).await;
+    let rig =
+        rig(ListenerLimits { stall_timeout: Duration::from_millis(200), ..ListenerLimits::default() }).await;
     let mut client = Client::connect(rig.address).await;
     client.send(get(STATUS, &["x-do: big:67108864"])).await;
     until("it is under way", || rig.in_flight("job-status") == 1).await;
@@ -258,7 +261,8 @@ async fn an_answer_that_is_not_read_gives_its_place_back() {
 
 #[tokio::test]
 async fn a_shared_answer_that_is_not_read_is_given_up() {
-    let rig = rig(Bounds { stall_timeout: Duration::from_millis(200), ..Bounds::default() }).await;
+    let rig =
+        rig(ListenerLimits { stall_timeout: Duration::from_millis(200), ..ListenerLimits::default() }).await;
     let size = 32 << 20;
     let mut clients = Vec::new();
     for _ in 0..20 {

@@ -22,7 +22,7 @@ use rayguard::core::request::catalogue::{CLASSES, Surface};
 use rayguard::core::request::classify::Classifier;
 use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::clock::Clock;
-use rayguard::proxy::listen::{self, Bounds};
+use rayguard::proxy::listen::{self, ListenerLimits};
 use rayguard::proxy::routing::Routing;
 use rayguard::proxy::state::{ListenerState, ProxyState};
 use rayguard::proxy::stream::{Accept, Dial, NetworkStream, Pending};
@@ -281,12 +281,12 @@ async fn proxy(world: Rc<World>, dice: Dice) -> turmoil::Result {
     *world.proxy.borrow_mut() = Some(Arc::clone(&proxy));
     let new_routing = || routing(&proxy, clock, &tasks);
     let state = ListenerState::new(Arc::clone(&proxy), new_routing());
-    let bounds = Bounds {
+    let bounds = ListenerLimits {
         head_timeout: Duration::from_secs(5),
         idle_timeout: Duration::from_secs(20),
         stall_timeout: Duration::from_secs(10),
         abandoned_max: Duration::from_secs(20),
-        ..Bounds::default()
+        ..ListenerLimits::default()
     };
     let arrivals: Box<dyn Accept> = Box::new(Arrivals(TcpListener::bind(("0.0.0.0", PORT)).await?));
     tasks.spawn(listen::serve(arrivals, Arc::clone(&state), tasks.clone(), bounds));

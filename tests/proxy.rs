@@ -1119,7 +1119,8 @@ async fn rays_test_routes_are_blocked_and_health_passes_full_limits() {
 
 #[tokio::test]
 async fn one_address_may_not_take_every_connection() {
-    let bounds = listen::Bounds { connections_per_address_max: 2, ..listen::Bounds::default() };
+    let bounds =
+        listen::ListenerLimits { connections_per_address_max: 2, ..listen::ListenerLimits::default() };
     let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
     let mut held = Vec::new();
     for _ in 0..2 {
@@ -1144,7 +1145,10 @@ async fn connect_from(source: &str, to: std::net::SocketAddr) -> Client<tokio::n
 
 #[tokio::test]
 async fn a_client_that_says_nothing_is_let_go() {
-    let bounds = listen::Bounds { head_timeout: Duration::from_millis(50), ..listen::Bounds::default() };
+    let bounds = listen::ListenerLimits {
+        head_timeout: Duration::from_millis(50),
+        ..listen::ListenerLimits::default()
+    };
     let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
     let mut client = rig.client().await;
     client.send("GET /api/jobs/ HTTP/1.1\r\nhost:").await;

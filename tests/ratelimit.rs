@@ -45,7 +45,7 @@ async fn start() -> (Rig, SocketAddr) {
         .unwrap();
     let address = listener.local_address().unwrap();
     let service = Service::start(state, "rayguard".into(), Duration::from_secs(600));
-    tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), listen::Bounds::default()));
+    tasks.spawn(listen::serve_ratelimit(listener, service, tasks.clone(), listen::ListenerLimits::default()));
     (rig, address)
 }
 

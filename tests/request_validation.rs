@@ -293,7 +293,12 @@ async fn a_head_that_repeats_the_last_is_taken_for_no_other_and_for_no_other_con
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = Client::connect(listener.local_addr().unwrap()).await;
     let tasks = rig.proxy.tasks.clone();
-    rig.proxy.tasks.spawn(listen::serve(listener, Arc::clone(&state), tasks, listen::Bounds::default()));
+    rig.proxy.tasks.spawn(listen::serve(
+        listener,
+        Arc::clone(&state),
+        tasks,
+        listen::ListenerLimits::default(),
+    ));
     let of = |address: &str| get(STATUS, &[&format!("x-forwarded-for: {address}")]);
     for address in ["192.0.2.1", "192.0.2.1", "192.0.2.2", "192.0.2.2", "192.0.2.1"] {
         client.send(of(address)).await;
@@ -351,7 +356,8 @@ async fn an_invented_credential_wins_no_place() {
 async fn clients_behind_a_balancer_have_a_bound_on_connections_each() {
     let address = rayguard::config::settings::Address::Tcp("127.0.0.1:0".parse().unwrap());
     let listener = Listener::bind(&address).await.unwrap().with_proxy_protocol(true);
-    let bounds = listen::Bounds { connections_per_address_max: 2, ..listen::Bounds::default() };
+    let bounds =
+        listen::ListenerLimits { connections_per_address_max: 2, ..listen::ListenerLimits::default() };
     let rig = Rig::on(listener, Setup { bounds, ..Setup::default() }).await;
     let mut held: Vec<Client<_>> = Vec::new();
     let mut knock = async |client: &str| {

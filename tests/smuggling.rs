@@ -9,7 +9,7 @@
 #[path = "proxy/rig.rs"]
 mod rig;
 
-use rayguard::proxy::listen::Bounds;
+use rayguard::proxy::listen::ListenerLimits;
 use rig::{Rig, Seen, Setup};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
@@ -103,7 +103,8 @@ fn post(lines: &str, body: &str) -> String {
 }
 
 async fn rig() -> Rig {
-    let bounds = Bounds { head_bytes_max: 16 * 1024, body_bytes_max: 1_000_000, ..Bounds::default() };
+    let bounds =
+        ListenerLimits { head_bytes_max: 16 * 1024, body_bytes_max: 1_000_000, ..ListenerLimits::default() };
     Rig::with(Setup { bounds, ..Setup::default() }).await
 }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 const RETIRED: &[(&str, &str)] = &[
     ("asker", "client"),
     ("askers", "clients"),
+    ("besides", "also, but, beside"),
     ("board", "signal store"),
     ("census", "usage"),
     ("crew", "leadership"),
@@ -39,6 +40,7 @@ const RETIRED: &[(&str, &str)] = &[
     ("rivals", "baselines"),
     ("scribe", "writer"),
     ("sieve", "framing guard"),
+    ("steer", "override"),
     ("steering", "override"),
     ("suspicious", "...Error"),
     ("ticket", "permit"),

@@ -568,7 +568,7 @@ async fn reload(admin: &AdminState, order: ReloadRequest, who: &str) -> Result<A
         }
         Err(NotReloaded::Refused(problems)) => Err(Problem::new(
             StatusCode::UNPROCESSABLE_ENTITY,
-            "config_refused",
+            "config_rejected",
             format!("new configuration rejected; still using the previous one: {}", problems.join("\n")),
             "`rayguard check FILE` shows each problem in its line; correct it and reload again",
         )),

@@ -155,7 +155,7 @@ async fn start_app(
     let state = app
         .listener_state(Surface::Dashboard, Address::Tcp(head.dashboard.to_string()))
         .map_err(|faults| DemoError::Settings(format!("{faults:?}")))?;
-    tasks.spawn(listen::serve(listener, state, tasks.clone(), listen::Bounds::default()));
+    tasks.spawn(listen::serve(listener, state, tasks.clone(), listen::ListenerLimits::default()));
     watch::start(&app);
     crate::runtime::head_version::start(&app);
     let any = crate::config::settings::Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));

@@ -22,7 +22,7 @@ use url::Url;
 use crate::cli::config_file::ConfigFile;
 use crate::cli::format::Format;
 use crate::cli::run::why_not_bound;
-use crate::config::settings::{Address, Admin, Settings};
+use crate::config::settings::{self, Address, Admin, Settings};
 use crate::config::{self, Overrides};
 use crate::core::controller::backlog::TRICKLE;
 use crate::core::policy::{Policy, Signal, SignalId, SignalSource};
@@ -30,8 +30,8 @@ use crate::core::request::profile::Fit;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::observe::discover::{self, DiscoverError, Places};
-use crate::observe::fetch::{self, Bounds, FetchError};
-use crate::observe::probe::{self, Outcome};
+use crate::observe::fetch::{self, FetchError, FetchLimits};
+use crate::observe::probe::{self, ProbeOutcome};
 use crate::observe::promql::{self, Server};
 use crate::observe::scrape::{self, Target, Targets};
 use crate::proxy::clock::Clock;
@@ -222,20 +222,19 @@ impl Look<'_> {
             }
         }
         findings.extend(self.dashboard_facts(&dashboard).await);
-        let probe = self.settings.probe.as_ref();
-        let timeout = probe.map_or(probe::DEFAULT_TIMEOUT, |probe| probe.timeout);
-        let path = probe.map_or(probe::PATH, |probe| &probe.path);
+        // It is asked once though the proxy does not probe.
+        let settings::Probe { path, timeout, .. } = &self.settings.probe.clone().unwrap_or_default();
         findings.push(
-            match probe::probe(&self.client, &dashboard, path, timeout, self.clock).await.outcome {
-                Outcome::Answered(latency) => {
+            match probe::probe(&self.client, &dashboard, path, *timeout, self.clock).await.outcome {
+                ProbeOutcome::Answered(latency) => {
                     Finding::ok("gcs", format!("answers in {:.1} ms", latency.as_secs_f64() * 1000.0))
                 }
-                Outcome::Slow(at_least) => Finding::warn(
+                ProbeOutcome::Slow(at_least) => Finding::warn(
                     "gcs",
                     format!("no answer within {at_least:?}"),
                     "the head is overloaded now, or probe.timeout is too short for it",
                 ),
-                Outcome::Down(fault) => Finding::fail(
+                ProbeOutcome::Down(fault) => Finding::fail(
                     "gcs",
                     fault.to_string(),
                     // A server that withholds this too may not be Ray at all.
@@ -305,13 +304,13 @@ fn no_ray_remedy(fault: &DiscoverError) -> &'static str {
              `upstream` is not the address of Ray"
         }
         DiscoverError::Dashboard { fault: FetchError::Status(408 | 429 | 500..=599), .. } => {
-            "what answers there is in trouble now: look at Ray, and at the ingress or proxy before it if there is one, and \
+            "the server there reports an error: check Ray, and the ingress or proxy in front of it, then \
              try again"
         }
         DiscoverError::NotRay { .. } | DiscoverError::Dashboard { fault: FetchError::Status(..), .. } => {
             "something other than Ray answers there: set Ray's address with `upstream` or --upstream"
         }
-        _ => "start it (ray start --head), or set its address with `upstream` or --upstream",
+        _ => "start Ray (ray start --head), or set its address with `upstream` or --upstream",
     }
 }
 
@@ -333,14 +332,17 @@ impl Look<'_> {
         let replicas = self.settings.replicas.as_ref()?;
         let remedy =
             "start it, or correct replicas.url; without it each replica continues with an even share";
-        let password =
-            match replicas.password.as_ref().map(|from| secret::read(from, "password of the shared store")) {
-                Some(Err(error)) => {
-                    return Some(Finding::fail("shared store", error.to_string(), "mend replicas.password"));
-                }
-                Some(Ok(password)) => Some(password),
-                None => None,
-            };
+        let password = match replicas
+            .password
+            .as_ref()
+            .map(|from| secret::read(from, "password of the shared store"))
+        {
+            Some(Err(error)) => {
+                return Some(Finding::fail("shared store", error.to_string(), "correct replicas.password"));
+            }
+            Some(Ok(password)) => Some(password),
+            None => None,
+        };
         let store = Store::of(replicas, password.as_deref());
         Some(match store {
             Err(error) => Finding::fail("shared store", error.to_string(), remedy),
@@ -375,7 +377,7 @@ impl Look<'_> {
                 --dashboard-port=18265, and \
                           listen on 8265";
             findings.push(Finding::warn(
-                "ways round",
+                "bypass",
                 "Ray still listens on 8265: clients can bypass rayguard",
                 remedy,
             ));
@@ -452,7 +454,7 @@ impl Look<'_> {
     /// Asks all targets until a page says that it is the head's; its targets then come first.
     async fn search(&self, targets: &mut Targets, reader: &mut SignalReader, findings: &mut Vec<Finding>) {
         let metrics = &self.settings.metrics;
-        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
+        let bounds = FetchLimits { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
         let listed: Vec<Target> = targets.all().cloned().collect();
         scrape::search(&self.client, &listed, bounds, self.clock, |target, page| {
             if let Ok(page) = page {
@@ -510,7 +512,7 @@ impl Look<'_> {
     ) -> Vec<Target> {
         let metrics = &self.settings.metrics;
         let mut answering = Vec::new();
-        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
+        let bounds = FetchLimits { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
         scrape::scrape_all(&self.client, targets, bounds, self.clock, |target, page| {
             let subject = format!("metrics {}", target.name);
             let finding = match page {
@@ -556,7 +558,7 @@ impl Look<'_> {
             Ok(server) => server,
             Err(fault) => return findings.push(Finding::fail("prometheus", fault.to_string(), remedy)),
         };
-        let bounds = Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
+        let bounds = FetchLimits { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max };
         findings.push(match promql::query(&server, "vector(1)", bounds).await {
             Ok(_) => Finding::ok("prometheus", format!("{} answers", server.name)),
             Err(fault) => Finding::fail("prometheus", fault.to_string(), remedy),
@@ -665,7 +667,7 @@ impl Look<'_> {
 /// Where the reason lies that a signal has no reading: where it is to be had, or in its name.
 fn look_where(signal: &Signal, missing: &Missing) -> String {
     match missing {
-        Missing::Unreachable { target, .. } => format!("{target} exports it and gave no answer"),
+        Missing::Unreachable { target, .. } => format!("{target} exports it but did not answer"),
         _ => format!("if Ray exports it under another name, set [signal.{}] sources", signal.name),
     }
 }
@@ -675,8 +677,7 @@ fn meanwhile(policy: &Policy, id: SignalId) -> String {
     let class = policy.classes.iter().find(|class| class.backlog == Some(id));
     match class {
         Some(class) => format!(
-            "until then the jobs that were let in are asked whether they have started; if they do not answer, {:.0} \
-             requests of {} pass at once and then one every {} s",
+            "until then rayguard asks Ray for the state of each admitted job; without that, {:.0} requests of {} pass at once and then one every {} s",
             (policy.signals[id.index()].target / 2.0).floor(),
             class.name,
             TRICKLE.as_secs()
@@ -908,7 +909,7 @@ mod tests {
             assert!(of(FetchError::Status(status)).contains("try again"), "{status}");
         }
         assert!(of(FetchError::Status(400)).starts_with("something other than Ray"));
-        assert!(of(FetchError::Unreachable("refused".to_owned())).starts_with("start it"));
+        assert!(of(FetchError::Unreachable("refused".to_owned())).starts_with("start Ray"));
     }
 
     #[tokio::test]

@@ -271,7 +271,7 @@ fn explain_request(
                     Format::Table => show_shed(logged.time, shed, &known, out)?,
                     Format::Json => {
                         let told = json!({
-                            "refused": logged, "sentence": shed.sentence(), "meaning": shed.meaning(),
+                            "shed": logged, "sentence": shed.sentence(), "meaning": shed.meaning(),
                             "undo": known.advice(shed), "limits": known.told(&[&shed.class, &shed.module]),
                         });
                         writeln!(out, "{told}")?;
@@ -320,7 +320,7 @@ fn explain_class(
         let told = json!({
             "name": class, "at": at.rfc3339(), "standing": known.standing(class), "limits": known.told(&[class]),
             "signal": known.signals.get(class).map(|(time, sentence)| json!({ "time": time, "sentence": sentence })),
-            "refused": refused, "next": next,
+            "shed": refused, "next": next,
         });
         writeln!(out, "{told}")?;
         return Ok(());
@@ -485,7 +485,7 @@ mod tests {
             serde_json::from_slice(&out).unwrap()
         };
         let refused = told(Some("r-17"), None);
-        assert_eq!(refused["refused"]["class"], "state-heavy");
+        assert_eq!(refused["shed"]["class"], "state-heavy");
         assert_eq!(refused["limits"][0]["adjustment"]["old"], 4.0);
         assert!(refused["undo"].as_str().is_some_and(|undo| !undo.is_empty()));
         let class = told(None, Some("state-heavy"));

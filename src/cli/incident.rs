@@ -239,7 +239,9 @@ pub(super) mod tests {
     /// Two minutes: actors now and then, and from the 60th second tasks at 20 a second for half a
     /// minute, on one server of 100 ms a task.
     pub(in crate::cli) fn trace() -> String {
-        use crate::core::traffic_trace::{ClassHead, Encoder, Ending, Exchange, Head, SignalHead, TraceLine};
+        use crate::core::traffic_trace::{
+            ClassHead, Encoder, Ending, Exchange, SignalHead, TraceHead, TraceLine,
+        };
         let class = |name: &str| ClassHead {
             name: name.into(),
             module: "StateHead".into(),
@@ -247,13 +249,13 @@ pub(super) mod tests {
             slo_ms: 2000.0,
             slo_quantile: 0.95,
         };
-        let head = Head {
+        let head = TraceHead {
             run: "r".into(),
             modules: vec!["StateHead".into()],
             classes: vec![class("state-heavy"), class("mine")],
             routes: vec!["GET /api/v0/tasks".into(), "GET /api/v0/actors".into(), "own-1".into()],
             signals: vec![SignalHead { name: "head_cpu".into(), unit: "%".into(), target: 90.0 }],
-            ..Head::default()
+            ..TraceHead::default()
         };
         let mut lines: Vec<(f64, TraceLine)> = Vec::new();
         let mut free = 0.0_f64;

@@ -25,7 +25,7 @@ pub struct Args {
     pub class: Option<String>,
 }
 
-/// What there is besides showing limits.
+/// What there is to do but show limits.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Instead {
     /// Print a configuration section derived from the traffic seen so far, with reasons.

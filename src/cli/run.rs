@@ -74,7 +74,7 @@ pub struct RecordArgs {
     #[arg(long = "for", value_name = "TIME")]
     pub length: Option<Length>,
     /// Maximum size of the trace; the newest part is kept, in FILE and FILE.1.
-    #[arg(long, value_name = "SIZE", default_value = "64 MiB")]
+    #[arg(long, value_name = "SIZE", default_value_t = Bytes(trace_writer::BYTES_DEFAULT))]
     pub max: Bytes,
     /// Enforce limits, instead of only counting what would have been shed.
     #[arg(long)]
@@ -394,7 +394,7 @@ async fn app(
     app.stop_trace();
     if let Some(writing) = trace {
         if let Ok(tally) = writing.join() {
-            tracing::info!(exchanges = tally.exchanges, lost = tally.lost, "recorded");
+            tracing::info!(requests = tally.exchanges, lost = tally.lost, "traffic trace closed");
         } else {
             tracing::error!("the traffic trace may be incomplete: its writer failed");
         }
@@ -512,7 +512,7 @@ fn start_adjustment_log(
         writer = writer.with_echo(Box::new(std::io::stdout()));
     }
     let (adjustment_log, thread) = adjustment_log::channel(writer, LOG_QUEUE);
-    let writing = std::thread::Builder::new().name("record".into()).spawn(move || thread.run())?;
+    let writing = std::thread::Builder::new().name("adjustments".into()).spawn(move || thread.run())?;
     Ok((adjustment_log, writing))
 }
 
@@ -527,7 +527,7 @@ fn start_trace(
         .map_err(|source| RunError::Record { path: path.clone(), source })?;
     let writing = std::thread::Builder::new().name("trace".into()).spawn(move || thread.run())?;
     app.start_trace(trace_writer);
-    tracing::info!(path = %path.display(), bytes_max, "trace");
+    tracing::info!(path = %path.display(), bytes_max, "writing a traffic trace");
     Ok(writing)
 }
 

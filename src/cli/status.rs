@@ -14,7 +14,7 @@ use crate::core::admission::controller::HeldBy;
 use crate::core::alert::{Severity, Transition};
 use crate::core::controller::backlog::TRICKLE;
 use crate::core::controller::view::{ClassView, SignalView, View};
-use crate::core::event::{LimitKind, Mode, SignalHealth, number, printable};
+use crate::core::event::{LimitKind, Mode, SignalHealth, number, printable, upstream_words};
 use crate::core::policy::Treatment;
 use std::io::{self, Write};
 use std::time::Duration;
@@ -123,7 +123,7 @@ fn head(state: &State, paint: Paint, out: &mut dyn Write) -> io::Result<()> {
     }
     let ray = view.upstream_problem.as_ref().map_or_else(
         || "answers".to_owned(),
-        |problem| paint.bad(&format!("does not answer: {}", printable(problem))),
+        |problem| paint.bad(upstream_words(&printable(problem)).trim_start_matches("Ray ")),
     );
     let version =
         state.ray.version.as_ref().map_or_else(String::new, |version| format!("{} ", printable(version)));
@@ -206,7 +206,7 @@ const ALWAYS: [&str; 6] =
     ["gcs_latency", "head_cpu", "head_memory", "pending_tasks", "submission_backlog", "dashboard_loop_lag"];
 
 /// How a problem begins that all signals share ([`crate::core::signal::reading::Missing::NoPage`]).
-const NO_PAGE: &str = "no page of Ray's metrics was ever read";
+const NO_PAGE: &str = "no page of Ray's metrics has been read yet";
 
 /// How a problem ends whose page was read and has no such thing ([`crate::core::signal::reading::Missing::NotFound`]).
 const NOT_FOUND: &str = "found in the scrape";
@@ -491,7 +491,7 @@ pub(super) mod tests {
         let screen = shown(&state, false);
         let all = state.view.signals.len();
         let line = format!(
-            "STALE ({all}): no page of Ray's metrics was ever read; set `metrics.targets`, or run `rayguard doctor`"
+            "STALE ({all}): no page of Ray's metrics has been read yet; set `metrics.targets`, or run `rayguard doctor`"
         );
         assert!(screen.contains(&line), "{screen}");
     }
@@ -526,7 +526,7 @@ pub(super) mod tests {
         let screen = shown(&state, false);
         let top: Vec<&str> = screen.lines().take(6).collect();
         for part in
-            ["does not answer: connection refused", "still using the previous one: 2 problems", "frozen"]
+            ["is unreachable: connection refused", "still using the previous one: 2 problems", "frozen"]
         {
             assert!(top.iter().any(|line| line.contains(part)), "{part} is missing from\n{screen}");
         }

@@ -57,7 +57,7 @@ pub enum KeysError {
 ///
 /// # Errors
 /// [`KeysError`]; then `keys` is not to be used.
-pub fn read(path: &Path, keys: &mut Vec<ApiKey>) -> Result<(), KeysError> {
+pub(crate) fn read(path: &Path, keys: &mut Vec<ApiKey>) -> Result<(), KeysError> {
     let unreadable = |source| KeysError::Unreadable { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
     for (at, line) in text.lines().enumerate() {

@@ -79,7 +79,7 @@ impl Check<'_> {
             return false;
         }
         if count >= NAMES_MAX {
-            self.refuse(key, format!("there are {NAMES_MAX} already"), "take some away");
+            self.refuse(key, format!("there are already {NAMES_MAX} of this kind"), "remove some");
             return false;
         }
         true
@@ -380,7 +380,9 @@ impl Check<'_> {
         law: Option<Law>,
     ) -> Option<Class> {
         if raw.module.is_none() {
-            let guess = suggest(name, names(known, |class| &class.name)).unwrap_or_default();
+            let guess = suggest(name, names(known, |class| &class.name))
+                .filter(|guess| guess.starts_with("did you mean"))
+                .unwrap_or_else(|| "add one, such as module = \"Serve\"".to_owned());
             self.refuse(
                 key,
                 "a class of your own needs a `module`, the Ray process that does its work",

@@ -272,7 +272,7 @@ keys! {
 
     /// The active probe.
     Probe at "probe." {
-        /// probe the GCS through the upstream, and ask the jobs that were let in whether they have started, one at a time
+        /// probe the GCS through the upstream, and ask Ray for the state of admitted jobs, one at a time
         enabled: bool = true;
         /// path to request from the upstream
         path: HttpPath = defaults::PROBE_PATH.into();

@@ -5,7 +5,7 @@
 //! is wrong comes back at once as [`Problems`], each with its line, and nothing that is wrong is ever
 //! run by.
 
-pub mod api_keys;
+mod api_keys;
 mod check;
 mod checked;
 mod classes;

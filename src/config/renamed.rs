@@ -5,7 +5,7 @@
 const KEYS: &[(&str, &str)] = &[
     ("*.per_party", "per_client"),
     ("ledger", "[adjustment_log]"),
-    ("fleet", "[replicas], and in it `count` for `replicas`"),
+    ("fleet", "[replicas]"),
     ("replicas.replicas", "count"),
     ("ratelimit_service.place_max", "permit_max"),
     ("alerts.rule.record-gaps", "alerts.rule.adjustment-log-gaps"),

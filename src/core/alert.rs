@@ -29,7 +29,7 @@
 //! Pure: [`Alerts::tick`] returns what began and what ended; sending, repeating and retrying
 //! is `observe::notify`'s.
 
-use super::format::number;
+use super::format::{number, upstream_words};
 use super::limit_kind::LimitKind;
 use super::policy::Bounds;
 use super::time::Time;
@@ -393,9 +393,8 @@ impl Alert {
                  client sends them."
             }
             Alert::PinnedFloor => {
-                "The controller would lower this limit further, but its floor does not allow it: the configured `min`, or on a \
-                 signal of Ray's a tenth of the module's time. Either this \
-                 class does not cause the pressure, or the head has a problem: look at its CPU, memory and the GCS."
+                "The controller would lower this limit further, but it is at its floor: the configured `min` or, for cuts by \
+                 one of Ray's signals, a tenth of the module's time. Either this class does not cause the pressure, or the head has a problem: look at its CPU, memory and the GCS."
             }
             Alert::PinnedCeiling => {
                 "The configured `max` holds requests back although the head has spare capacity. Raise `max` to \
@@ -404,7 +403,7 @@ impl Alert {
             Alert::SignalStale => {
                 "No fresh data for these signals; rates and ceilings that follow them do not rise, and the proxy's own \
                  latency still moves limits. `rayguard doctor` shows whether the metrics endpoint answers; if it does and \
-                 its values stand still, Ray's agent on that node may hang."
+                 its values do not change, Ray's agent on that node may be hanging."
             }
             Alert::LoopHunting => {
                 "The limit goes up and down without settling: the gain is too high for the delay of the readings. \
@@ -897,7 +896,7 @@ fn house(facts: &Facts<'_>, gap: bool, judge: &mut Judge<'_>) {
     };
     let down = facts.upstream_problem;
     judge.take(finding(Alert::UpstreamDown, down.is_some()), || {
-        down.map_or_else(|| "Ray is reachable again".to_owned(), |down| format!("Ray is unreachable: {down}"))
+        down.map_or_else(|| "Ray is reachable again".to_owned(), upstream_words)
     });
     let refused = facts.config_problem;
     judge.take(finding(Alert::ConfigRejected, refused.is_some()), || {

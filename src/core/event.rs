@@ -19,7 +19,7 @@ use super::control::guardrails::Guardrail;
 use super::control::law::{Observation, Terms};
 use super::control::regulator::{Move, Regulator};
 use super::control::wasted;
-pub use super::format::{number, printable, quantity};
+pub use super::format::{number, printable, quantity, upstream_words};
 pub use super::limit_kind::LimitKind;
 use super::policy::OnStale;
 use super::time::{Time, WallMs};
@@ -604,7 +604,7 @@ impl Adjustment {
         }
         if let Some(lower) = self.other.filter(|other| other.value < self.new) {
             let (value, follows) = (number(lower.value), lower.r#loop.follows());
-            sentence.extend(["; in force is ", value.as_str(), unit, ", by ", follows]);
+            sentence.extend(["; the limit in force is ", value.as_str(), unit, ", set by ", follows]);
         }
         sentence
     }
@@ -614,7 +614,7 @@ impl Adjustment {
             Derivation::Given { why } => why.clone(),
             Derivation::Restored { signal, unit, expected, seen, rest_ms, .. } => format!(
                 "lowering {} did not lower {signal}: it reads {} where {} was expected without the cut; restored, \
-                 and {signal} has no say in this limit for {}",
+                 and {signal} will not move this limit for {}",
                 self.class,
                 quantity(*seen, unit),
                 quantity(*expected, unit),
@@ -662,7 +662,7 @@ impl Adjustment {
         let Derivation::Law { observation, .. } = &self.derivation else { return None };
         let spread = observation.spread?;
         Some(format!(
-            "the quickest answers take {}, {} uncontended, so {} % of the mean {} is waiting",
+            "the fastest answers take {}, {} without contention, so {} % of the mean of {} is waiting time",
             quantity(spread.quickest, "s"),
             quantity(terms.baseline, "s"),
             number((100.0 * (1.0 - terms.gradient)).round()),
@@ -703,19 +703,19 @@ impl Adjustment {
                 let before = bounds.and_then(|guardrails| guardrails.wasted);
                 wasted::words(before.map(|wasted| wasted.trial), self.new < self.old).into()
             }
-            Guardrail::Wasted => "no higher: clients left before their answers came".into(),
-            Guardrail::Knee => "no higher for a while: the signal rose there before".into(),
-            Guardrail::OnTrial => "no lower until the reading is seen to follow the limit".into(),
+            Guardrail::Wasted => "not raised: clients left before they got their answers".into(),
+            Guardrail::Knee => "not raised for now: the signal rose at this limit before".into(),
+            Guardrail::OnTrial => "not lowered further until the reading follows the limit".into(),
             Guardrail::Futile => {
-                "earlier cuts did not lower the latency: further cuts would only refuse clients".into()
+                "earlier cuts did not lower the latency: further cuts would only shed requests".into()
             }
             Guardrail::AppLimited => "not raised: limit not reached".into(),
             Guardrail::Cooldown => "not raised: it was cut too recently".into(),
             Guardrail::DemandCap => "not raised: already twice the demand".into(),
             Guardrail::Ramp => "Ray was restarted a short time ago".into(),
             Guardrail::Slew => match bounds {
-                Some(guardrails) => format!("one step moves it by x{} at most", number(guardrails.slew)),
-                None => "that is the most in one step".into(),
+                Some(guardrails) => format!("one step changes it by at most x{}", number(guardrails.slew)),
+                None => "this is the largest step allowed".into(),
             },
             Guardrail::Floor => match bounds {
                 Some(guardrails) => format!("its floor is {}", number(guardrails.bounds.min)),
@@ -741,7 +741,7 @@ impl Adjustment {
                 format!("the loop takes over again with the first fresh reading; or {pin}")
             }
             Derivation::Law { .. } if self.guardrail == Some(Guardrail::Wasted) && self.new < self.old => {
-                format!("it grows again, a step at a time, while few clients leave under it; or {pin}")
+                format!("it is raised step by step while few clients leave early; or {pin}")
             }
             Derivation::Law { before, observation } if self.new < self.old => {
                 let below = self.signals.first().map_or_else(
@@ -870,7 +870,8 @@ impl Event {
             ),
             Event::Stop { reason } => {
                 format!(
-                    "rayguard stops ({reason}): requests in progress are finished, those that still wait are shed"
+                    "rayguard is shutting down ({reason}): requests in progress finish, waiting ones are served while \
+                     http.drain allows and then shed"
                 )
             }
             Event::Adjustment(adjustment) => adjustment.reason.clone(),
@@ -880,7 +881,7 @@ impl Event {
             Event::ModeChange(change) => change.sentence(),
             Event::ConfigChange(change) => change.sentence(),
             Event::Upstream { up: true, .. } => "Ray is reachable again".to_owned(),
-            Event::Upstream { up: false, problem } => format!("Ray is unreachable: {problem}"),
+            Event::Upstream { up: false, problem } => upstream_words(problem),
             Event::Leadership(change) => change.sentence(),
             Event::Gap(gap) if gap.torn_bytes > 0 => {
                 format!("a torn line of {} bytes was set aside: {}", gap.torn_bytes, gap.why)
@@ -906,7 +907,9 @@ impl Shed {
             Reason::ClassInFlight => {
                 "the class was at its limit of requests in flight, and its queue was full"
             }
-            Reason::ClassBacklog => "Ray had as much unstarted work of this class as its limit allows",
+            Reason::ClassBacklog => {
+                "the number of requests of this class that Ray had not started was at its limit"
+            }
             Reason::ModuleInFlight => {
                 "the module was at its limit of requests in flight, all classes together"
             }
@@ -1206,7 +1209,7 @@ mod tests {
         assert_eq!(
             adjustment(&Law::Pid { kp: 0.0, ki: Some(1.0), kd: 0.0 }, 4.0, 5.0, true).reason,
             "cut state-heavy in_flight from 4 to 2: proxy latency 25 s is 5x its target 5 s; \
-             limit reached; one step moves it by x2 at most"
+             limit reached; one step changes it by at most x2"
         );
     }
 
@@ -1224,7 +1227,7 @@ mod tests {
         if let Derivation::Law { observation, .. } = &mut grown.derivation {
             observation.spread = Some(crate::control::law::Spread { quickest: 2.5, mean: 2.5 });
         }
-        let said = "the quickest answers take 2.5 s, 2 s uncontended, so 20 % of the mean 2.5 s is waiting";
+        let said = "the fastest answers take 2.5 s, 2 s without contention, so 20 % of the mean of 2.5 s is waiting time";
         assert!(grown.sentence().contains(said), "{}", grown.sentence());
     }
 
@@ -1279,7 +1282,7 @@ mod tests {
         raised.other = Some(Other { r#loop: LoopKind::Outer, value: 0.462_8 });
         let said = sentence(&raised);
         assert!(said.starts_with("raised state-heavy in_flight by latency from 4 to "), "{said}");
-        assert!(said.ends_with("; in force is 0.463, by Ray's signals"), "{said}");
+        assert!(said.ends_with("; the limit in force is 0.463, set by Ray's signals"), "{said}");
         raised.other = Some(Other { r#loop: LoopKind::Outer, value: 64.0 });
         assert!(!sentence(&raised).contains("in force"), "{}", sentence(&raised));
     }

@@ -47,3 +47,9 @@ pub fn printable(text: &str) -> String {
     }
     clean
 }
+
+/// Why Ray cannot be used: it does not answer, or it does and says that it is not well.
+pub fn upstream_words(problem: &str) -> String {
+    let state = if problem.starts_with("answered") { "fails its health check" } else { "is unreachable" };
+    format!("Ray {state}: {problem}")
+}

@@ -275,7 +275,7 @@ pub struct Signal {
 
 impl Signal {
     /// Whether what it counts gathers, so that a rate moves its slope and not its level.
-    pub fn gathers(&self) -> bool {
+    pub(crate) fn gathers(&self) -> bool {
         self.forecast > Duration::ZERO
     }
 }

@@ -54,7 +54,7 @@ const LAG_S: u64 = 60;
 
 /// The names behind the numbers, from here on.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-pub struct Head {
+pub struct TraceHead {
     /// Tells traffic traces apart: parts of one have the same.
     pub run: String,
     /// Counts the files of a trace that went round.
@@ -174,7 +174,7 @@ pub struct Opened {
 #[derive(Clone, PartialEq, Debug)]
 pub enum TraceLine {
     /// Names.
-    Head(Box<Head>),
+    Head(Box<TraceHead>),
     /// A request came to its end.
     Exchange(Exchange),
     /// A held connection began.
@@ -299,7 +299,7 @@ fn kind(label: &str) -> Option<LimitKind> {
 /// What a line says, if it is one: a second, or something at so many microseconds within it.
 enum Parsed {
     Second(u64),
-    Head(Box<Head>),
+    Head(Box<TraceHead>),
     At(u64, TraceLine),
 }
 
@@ -409,7 +409,7 @@ pub struct SignalAt {
 pub struct TrafficTrace {
     /// Names, as of the first head; classes, routes and signals that a later head adds stand
     /// behind them.
-    pub head: Head,
+    pub head: TraceHead,
     /// Requests, by arrival.
     pub arrivals: Vec<Arrival>,
     /// Limits, by time.
@@ -491,7 +491,7 @@ impl Reader {
     }
 
     /// Another run's trace begins anew; a later part, or a reload, goes on.
-    fn begin(&mut self, head: Head) {
+    fn begin(&mut self, head: TraceHead) {
         if self.begun && head.run != self.trace.head.run {
             *self = Reader::default();
         }
@@ -501,8 +501,13 @@ impl Reader {
             self.begun = true;
             own.from = head.at;
             own.beheaded = head.part > 0;
-            own.head =
-                Head { classes: vec![], modules: vec![], routes: vec![], signals: vec![], ..head.clone() };
+            own.head = TraceHead {
+                classes: vec![],
+                modules: vec![],
+                routes: vec![],
+                signals: vec![],
+                ..head.clone()
+            };
         }
         own.until = own.until.max(head.at);
         self.modules = merge(&mut own.head.modules, head.modules, |a, b| a == b);
@@ -642,7 +647,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn head(part: u32) -> Head {
+    fn head(part: u32) -> TraceHead {
         let class = |name: &str, held| ClassHead {
             name: name.into(),
             module: "JobHead".into(),
@@ -650,14 +655,14 @@ mod tests {
             slo_ms: 1000.0,
             slo_quantile: 0.95,
         };
-        Head {
+        TraceHead {
             run: "a".into(),
             part,
             modules: vec!["JobHead".into()],
             classes: vec![class("job-list", false), class("log-tail", true)],
             routes: vec!["(unlisted)".into(), "GET /api/jobs/".into()],
             signals: vec![SignalHead { name: "head_cpu".into(), unit: "%".into(), target: 85.0 }],
-            ..Head::default()
+            ..TraceHead::default()
         }
     }
 
@@ -748,7 +753,7 @@ mod tests {
             let mut encoder = Encoder::default();
             encoder.put(
                 Time::ZERO,
-                &TraceLine::Head(Box::new(Head { run: run.into(), ..head(part) })),
+                &TraceLine::Head(Box::new(TraceHead { run: run.into(), ..head(part) })),
                 &mut out,
             );
             encoder.put(at(1.0), &TraceLine::Exchange(exchange(Ending::Served)), &mut out);

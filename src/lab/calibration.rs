@@ -162,7 +162,7 @@ pub fn cases() -> Vec<Case> {
 
 /// What became of one replayed request.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Outcome {
+pub struct ReplayedAnswer {
     /// Index into the trace.
     pub arrival: usize,
     /// What the client saw, its own share included.
@@ -175,7 +175,7 @@ pub struct Outcome {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Replay {
     /// One per recorded request.
-    pub outcomes: Vec<Outcome>,
+    pub outcomes: Vec<ReplayedAnswer>,
     /// Exported signals, once a second: the columns of the `_signals.csv` traffic traces.
     pub signals: Vec<[f64; SIGNALS.len()]>,
     /// Requests per second of the closed loop.
@@ -269,7 +269,7 @@ impl Run<'_> {
                 if let Some((since, exchange)) = self.waiting.remove(&(index as u64)) {
                     plant.hang_up(now, exchange);
                     let latency_ms = now.since(since).as_secs_f64() * 1e3;
-                    self.replay.outcomes.push(Outcome { arrival: index, latency_ms, ok: false });
+                    self.replay.outcomes.push(ReplayedAnswer { arrival: index, latency_ms, ok: false });
                 }
             }
             Next::Closed => {
@@ -304,7 +304,7 @@ impl Run<'_> {
         {
             let latency_ms = event.at.since(since).as_secs_f64() * 1e3 + CLIENT_MS;
             let arrival = usize::try_from(event.tag).unwrap_or(usize::MAX);
-            self.replay.outcomes.push(Outcome { arrival, latency_ms, ok: status == 200 });
+            self.replay.outcomes.push(ReplayedAnswer { arrival, latency_ms, ok: status == 200 });
         }
     }
 }

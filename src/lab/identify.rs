@@ -494,7 +494,7 @@ fn alone_ms(spec: &Spec, route: RouteId) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rayguard_core::traffic_trace::{Arrival, ClassHead, Exchange, Head};
+    use rayguard_core::traffic_trace::{Arrival, ClassHead, Exchange, TraceHead};
 
     /// A trace of one route: arrivals in seconds and how long each took.
     fn trace(spans: &[(f64, f64)]) -> TrafficTrace {
@@ -512,14 +512,14 @@ mod tests {
             answered_bytes: 0,
         };
         TrafficTrace {
-            head: Head {
+            head: TraceHead {
                 classes: vec![ClassHead {
                     name: "state-heavy".into(),
                     module: "StateHead".into(),
                     ..ClassHead::default()
                 }],
                 routes: vec!["GET /api/v0/tasks".into()],
-                ..Head::default()
+                ..TraceHead::default()
             },
             arrivals: spans
                 .iter()

@@ -331,7 +331,7 @@ pub fn table(incident: &Incident) -> String {
     let _ = writeln!(
         text,
         "  {:<20} {:>8}  {:<wide$} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "class", "asked", "", "served", "refused", "lost", "p50 ms", "p99 ms"
+        "class", "asked", "", "served", "shed", "lost", "p50 ms", "p99 ms"
     );
     for row in incident.rows.iter().chain([&incident.total]) {
         for (at, (label, fared)) in incident.runs.iter().zip(&row.fared).enumerate() {
@@ -372,7 +372,7 @@ pub fn html(incident: &Incident) -> String {
     // Writing to a String cannot fail.
     let _ = write!(
         page,
-        "<h1>{}</h1><p>{:.0} s, replayed</p><div style=\"overflow-x:auto\"><table><tr><th>class<th>run<th>asked<th>served<th>refused<th>lost\
+        "<h1>{}</h1><p>{:.0} s, replayed</p><div style=\"overflow-x:auto\"><table><tr><th>class<th>run<th>asked<th>served<th>shed<th>lost\
          <th>p50 ms<th>p99 ms</tr>",
         escape(&incident.name),
         incident.seconds
@@ -411,7 +411,7 @@ fn plots(page: &mut String, incident: &Incident) {
     let flows: [(&str, &str, Of); 4] = [
         ("asked /s", "#9e9e9e", |flow| flow.asked),
         ("served /s", "#2e9e3a", |flow| flow.served),
-        ("refused /s", "#e08b00", |flow| flow.shed),
+        ("shed /s", "#e08b00", |flow| flow.shed),
         ("given up or failed /s", "#d0223b", |flow| flow.lost),
     ];
     let all = || incident.flows.iter().flatten();

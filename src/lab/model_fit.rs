@@ -7,7 +7,7 @@
 //! Traffic traces were made once each, on a shared machine: tighter bounds would fit its noise. Where a p99 is further
 //! off it is named with the cause ([`Case::unlike`]), and a test fails where one that is named is not.
 
-use super::calibration::{Case, FITTED, Outcome, Replay, SIGNALS};
+use super::calibration::{Case, FITTED, Replay, ReplayedAnswer, SIGNALS};
 use rayguard_sim::trace::Trace;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -125,7 +125,8 @@ fn rows(text: &str) -> Vec<Vec<f64>> {
 
 /// Latency and share answered of every route in every window, as measured and as simulated.
 fn latencies(case: &Case, trace: &Trace, replay: &Replay) -> Vec<ModelFit> {
-    let simulated: BTreeMap<usize, &Outcome> = replay.outcomes.iter().map(|o| (o.arrival, o)).collect();
+    let simulated: BTreeMap<usize, &ReplayedAnswer> =
+        replay.outcomes.iter().map(|o| (o.arrival, o)).collect();
     let mut all = Vec::new();
     for &(window, from, to) in case.windows {
         let mut routes: BTreeMap<&str, [Vec<(f64, bool)>; 2]> = BTreeMap::new();

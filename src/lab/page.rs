@@ -142,7 +142,7 @@ const PLOTS: [Plot; 5] = [
         lines: &[
             ("asked", "one", |s| f64::from(s.offered)),
             ("served", "two", |s| f64::from(s.served)),
-            ("refused", "three", |s| f64::from(s.shed)),
+            ("shed", "three", |s| f64::from(s.shed)),
             ("given up or failed", "four", |s| f64::from(s.lost)),
         ],
         rule: None,

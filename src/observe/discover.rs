@@ -19,7 +19,7 @@
 //! Every failure says what to do, for this is what an operator sees who starts rayguard beside
 //! a head that is not there, or in another container.
 
-use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::fetch::{self, FetchError, FetchLimits};
 use crate::observe::local_head::{self, LocalHead};
 use crate::observe::scrape::{BadTarget, Target, Targets};
 use reqwest::Client;
@@ -41,7 +41,7 @@ const FILE_NAME: &str = "prom_metrics_service_discovery.json";
 pub const PATH: &str = "/api/prometheus/sd";
 
 /// What a look-up may cost.
-pub const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 4 << 20 };
+pub const BOUNDS: FetchLimits = FetchLimits { timeout: Duration::from_secs(4), body_bytes_max: 4 << 20 };
 
 /// A name that is not resolved by then is passed over.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -374,7 +374,7 @@ fn parse(body: &[u8], shown: &str, origin: Origin) -> Result<Listed, DiscoverErr
 fn read_entry(given: &Value) -> Result<Target, BadTarget> {
     match given {
         Value::String(given) => Target::parse(given),
-        other => Err(BadTarget { given: other.to_string(), problem: "it is no text".to_owned() }),
+        other => Err(BadTarget { given: other.to_string(), problem: "it is not a text".to_owned() }),
     }
 }
 

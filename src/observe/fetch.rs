@@ -19,7 +19,7 @@ use url::Url;
 
 /// What one exchange may cost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
+pub struct FetchLimits {
     /// From the first byte sent to the last one received.
     pub timeout: Duration,
     /// Bytes of the answer's body.
@@ -33,7 +33,7 @@ pub enum FetchError {
     #[error("no connection: {0}")]
     Unreachable(String),
     /// Not done in time.
-    #[error("no whole answer within {0:?}; raise the timeout if it is merely slow")]
+    #[error("no complete answer within {0:?}; raise the timeout if the server is only slow")]
     Slow(Duration),
     /// A body beyond the bound; it was cut off there.
     #[error("the answer is larger than {0} bytes; raise the size cap or drop the target")]
@@ -159,7 +159,7 @@ pub(super) async fn get(
     url: Url,
     accept: &'static str,
     token: Option<&str>,
-    bounds: Bounds,
+    bounds: FetchLimits,
 ) -> Result<Answer, FetchError> {
     let mut headers = HeaderMap::new();
     if let Some(mut value) = token.and_then(|token| HeaderValue::from_str(&format!("Bearer {token}")).ok()) {
@@ -175,7 +175,7 @@ pub(super) async fn get_with(
     url: Url,
     accept: &'static str,
     headers: HeaderMap,
-    bounds: Bounds,
+    bounds: FetchLimits,
 ) -> Result<Answer, FetchError> {
     let request = client.get(url).header(ACCEPT, accept).headers(headers);
     let exchange = exchange(request, bounds.body_bytes_max);
@@ -297,13 +297,13 @@ mod tests {
     use super::*;
     use tokio::io::AsyncWriteExt;
 
-    const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(10), body_bytes_max: 1 << 20 };
+    const BOUNDS: FetchLimits = FetchLimits { timeout: Duration::from_secs(10), body_bytes_max: 1 << 20 };
 
     async fn get_from(address: String) -> Result<Vec<u8>, FetchError> {
         get_within(address, BOUNDS).await
     }
 
-    async fn get_within(address: String, bounds: Bounds) -> Result<Vec<u8>, FetchError> {
+    async fn get_within(address: String, bounds: FetchLimits) -> Result<Vec<u8>, FetchError> {
         let url = Url::parse(&format!("http://{address}/metrics")).unwrap();
         get(&client().unwrap(), url, "text/plain", None, bounds).await?.data()
     }
@@ -383,7 +383,7 @@ mod tests {
         assert!(sent.get() < 50 << 20, "the rest was never read");
     }
 
-    const IMPATIENT: Bounds = Bounds { timeout: Duration::from_millis(50), ..BOUNDS };
+    const IMPATIENT: FetchLimits = FetchLimits { timeout: Duration::from_millis(50), ..BOUNDS };
 
     #[tokio::test]
     async fn a_server_that_never_answers_is_given_up() {

@@ -1,7 +1,7 @@
 //! Asks one job whether it has started: `GET /api/jobs/{submission_id}`, which every version of Ray has.
 
 use crate::core::control::job_starts::JobState;
-use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::fetch::{self, FetchError, FetchLimits};
 use reqwest::Client;
 use serde::Deserialize;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub async fn ask(
     let mut url = dashboard.clone();
     url.set_path(&format!("/api/jobs/{job}"));
     url.set_query(None);
-    let bounds = Bounds { timeout, body_bytes_max: BODY_BYTES_MAX };
+    let bounds = FetchLimits { timeout, body_bytes_max: BODY_BYTES_MAX };
     let answer = fetch::get(client, url, "application/json", token, bounds).await?;
     if answer.status == reqwest::StatusCode::NOT_FOUND {
         return Ok(JobState::Gone);

@@ -11,17 +11,11 @@
 
 use crate::core::signal::reading::Missing;
 use crate::core::time::Time;
-use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::fetch::{self, FetchError, FetchLimits};
 use crate::proxy::clock::Clock;
 use reqwest::Client;
 use std::time::Duration;
 use url::Url;
-
-/// Where the probe goes.
-pub const PATH: &str = "/api/gcs_healthz";
-
-/// How long a probe waits unless configured.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The answer is one word.
 const BODY_BYTES_MAX: usize = 64 << 10;
@@ -32,12 +26,12 @@ pub struct Probe {
     /// When it went out.
     pub began: Time,
     /// What came of it.
-    pub outcome: Outcome,
+    pub outcome: ProbeOutcome,
 }
 
 /// What came of a probe.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Outcome {
+pub enum ProbeOutcome {
     /// Answered with 200.
     Answered(Duration),
     /// Not answered in time.
@@ -46,32 +40,32 @@ pub enum Outcome {
     Down(FetchError),
 }
 
-impl Outcome {
+impl ProbeOutcome {
     /// The latency in milliseconds, of a slow one the least it can be.
     ///
     /// # Errors
     /// [`Missing::Unreachable`] when the head is down.
     pub fn latency_ms(&self, target: &str) -> Result<f64, Missing> {
         match self {
-            Outcome::Answered(length) | Outcome::Slow(length) => Ok(length.as_secs_f64() * 1000.0),
-            Outcome::Down(fault) => Err(fault.missing(target)),
+            ProbeOutcome::Answered(length) | ProbeOutcome::Slow(length) => Ok(length.as_secs_f64() * 1000.0),
+            ProbeOutcome::Down(fault) => Err(fault.missing(target)),
         }
     }
 }
 
-/// Probes the head behind `upstream`, the dashboard's own address, at `path` (see [`PATH`]).
+/// Probes the head behind `upstream`, the dashboard's own address, at `path`.
 pub async fn probe(client: &Client, upstream: &Url, path: &str, timeout: Duration, clock: Clock) -> Probe {
     let mut url = upstream.clone();
     url.set_path(path);
     url.set_query(None);
     let began = clock.now();
-    let bounds = Bounds { timeout, body_bytes_max: BODY_BYTES_MAX };
+    let bounds = FetchLimits { timeout, body_bytes_max: BODY_BYTES_MAX };
     let answer = fetch::get(client, url, "text/plain", None, bounds).await;
     let latency = clock.now().since(began);
     let outcome = match answer.and_then(fetch::Answer::data) {
-        Ok(_) => Outcome::Answered(latency),
-        Err(FetchError::Slow(timeout)) => Outcome::Slow(timeout),
-        Err(fault) => Outcome::Down(fault),
+        Ok(_) => ProbeOutcome::Answered(latency),
+        Err(FetchError::Slow(timeout)) => ProbeOutcome::Slow(timeout),
+        Err(fault) => ProbeOutcome::Down(fault),
     };
     Probe { began, outcome }
 }
@@ -81,15 +75,19 @@ mod tests {
     use super::*;
     use crate::observe::fetch::server;
 
-    async fn probe_at(address: String) -> Outcome {
+    const PATH: &str = "/api/gcs_healthz";
+
+    async fn probe_at(address: String) -> ProbeOutcome {
         let upstream = Url::parse(&format!("http://{address}/ignored?x=y")).unwrap();
-        probe(&fetch::client().unwrap(), &upstream, PATH, DEFAULT_TIMEOUT, Clock::start()).await.outcome
+        probe(&fetch::client().unwrap(), &upstream, PATH, Duration::from_secs(5), Clock::start())
+            .await
+            .outcome
     }
 
     #[tokio::test]
     async fn a_healthy_head_answers_and_has_a_latency() {
         let outcome = server::with(server::answer("200 OK", "text/plain", "success"), probe_at).await;
-        assert!(matches!(outcome, Outcome::Answered(..)), "{outcome:?}");
+        assert!(matches!(outcome, ProbeOutcome::Answered(..)), "{outcome:?}");
         assert!(outcome.latency_ms("head").unwrap() > 0.0);
     }
 
@@ -97,7 +95,7 @@ mod tests {
     async fn a_failed_gcs_is_down_and_gives_no_latency() {
         let bytes = server::answer("503 Service Unavailable", "text/plain", "GCS is down");
         let outcome = server::with(bytes, probe_at).await;
-        assert_eq!(outcome, Outcome::Down(FetchError::Status(503)));
+        assert_eq!(outcome, ProbeOutcome::Down(FetchError::Status(503)));
         assert!(matches!(outcome.latency_ms("head"), Err(Missing::Unreachable { .. })));
     }
 
@@ -107,7 +105,7 @@ mod tests {
         let missing = outcome.latency_ms("head").unwrap_err().to_string();
         assert!(missing.contains("version of Ray"), "{missing}");
         let page = server::answer("200 OK", "text/html", "<html></html>");
-        assert!(matches!(server::with(page, probe_at).await, Outcome::Down(..)));
+        assert!(matches!(server::with(page, probe_at).await, ProbeOutcome::Down(..)));
     }
 
     #[tokio::test]
@@ -119,7 +117,7 @@ mod tests {
             probe(&fetch::client().unwrap(), &upstream, PATH, timeout, Clock::start()).await.outcome
         })
         .await;
-        assert_eq!(outcome, Outcome::Slow(timeout));
+        assert_eq!(outcome, ProbeOutcome::Slow(timeout));
         assert!((outcome.latency_ms("head").unwrap() - 50.0).abs() < 1e-9);
     }
 

@@ -17,7 +17,7 @@
 use crate::config::settings::{Login, Prometheus};
 use crate::core::signal::reading::Missing;
 use crate::core::time::WallMs;
-use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::fetch::{self, FetchError, FetchLimits};
 use crate::runtime::secret;
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use reqwest::Client;
@@ -29,7 +29,8 @@ use std::time::Duration;
 use url::Url;
 
 /// Timeout and size cap of a query unless configured; one number needs little room.
-pub const DEFAULT_BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 1 << 20 };
+pub const DEFAULT_BOUNDS: FetchLimits =
+    FetchLimits { timeout: Duration::from_secs(4), body_bytes_max: 1 << 20 };
 
 /// A Prometheus server.
 #[derive(Clone, Debug)]
@@ -232,7 +233,7 @@ impl<'de> Deserialize<'de> for Listed {
 }
 
 /// Asks for the value of an expression now.
-pub async fn query(server: &Server, expression: &str, bounds: Bounds) -> Result<Answer, QueryError> {
+pub async fn query(server: &Server, expression: &str, bounds: FetchLimits) -> Result<Answer, QueryError> {
     let mut url = server.query.clone();
     // Prometheus gives up when we do.
     let timeout = format!("{}ms", bounds.timeout.as_millis());

@@ -13,7 +13,7 @@
 
 use crate::core::signal::reading::Missing;
 use crate::core::time::{Time, WallMs};
-use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::fetch::{self, FetchError, FetchLimits};
 use crate::proxy::clock::Clock;
 use reqwest::Client;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -228,7 +228,7 @@ fn without_credentials(given: &str) -> String {
 pub async fn scrape(
     client: &Client,
     target: &Target,
-    bounds: Bounds,
+    bounds: FetchLimits,
     clock: Clock,
 ) -> Result<Page, FetchError> {
     let (began, wall) = (clock.now(), clock.wall());
@@ -243,7 +243,7 @@ type Fetching<'a> = Pin<Box<dyn Future<Output = Result<Page, FetchError>> + Send
 pub async fn scrape_all(
     client: &Client,
     targets: &[Target],
-    bounds: Bounds,
+    bounds: FetchLimits,
     clock: Clock,
     mut on_page: impl FnMut(&Target, Result<Page, FetchError>),
 ) {
@@ -258,18 +258,18 @@ pub async fn scrape_all(
 pub async fn search(
     client: &Client,
     targets: &[Target],
-    bounds: Bounds,
+    bounds: FetchLimits,
     clock: Clock,
     on_page: impl FnMut(&Target, Result<Page, FetchError>) -> ControlFlow<()>,
 ) {
-    let bounds = Bounds { timeout: bounds.timeout.min(SEARCH_TIMEOUT), ..bounds };
+    let bounds = FetchLimits { timeout: bounds.timeout.min(SEARCH_TIMEOUT), ..bounds };
     ask(client, targets, (bounds, AT_ONCE_IN_SEARCH), clock, on_page).await;
 }
 
 async fn ask(
     client: &Client,
     targets: &[Target],
-    (bounds, at_once): (Bounds, usize),
+    (bounds, at_once): (FetchLimits, usize),
     clock: Clock,
     mut on_page: impl FnMut(&Target, Result<Page, FetchError>) -> ControlFlow<()>,
 ) {
@@ -306,7 +306,7 @@ mod tests {
     use crate::observe::fetch::server;
     use tokio::io::AsyncWriteExt;
 
-    const BOUNDS: Bounds = Bounds { timeout: Duration::from_secs(4), body_bytes_max: 16 << 20 };
+    const BOUNDS: FetchLimits = FetchLimits { timeout: Duration::from_secs(4), body_bytes_max: 16 << 20 };
 
     #[test]
     fn targets_are_read_as_people_write_them() {

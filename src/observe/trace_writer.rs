@@ -23,7 +23,9 @@ use crate::core::request::catalogue::{ROUTES, Surface};
 use crate::core::request::classify::UNLISTED;
 use crate::core::signal::reading::Reading;
 use crate::core::time::{Time, WallMs};
-use crate::core::traffic_trace::{ClassHead, Encoder, Exchange, Head, Opened, SignalHead, TraceLine, micros};
+use crate::core::traffic_trace::{
+    ClassHead, Encoder, Exchange, Opened, SignalHead, TraceHead, TraceLine, micros,
+};
 use crate::proxy::trace::{self, Note, Passed, Queue, TraceSender};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -92,13 +94,13 @@ pub fn channel(path: &Path, bytes_max: u64) -> io::Result<(TraceSender, TraceThr
 }
 
 /// The names behind the numbers of a policy.
-pub fn names(policy: &Policy, own_routes: usize, at: Time, time: WallMs) -> Box<Head> {
+pub fn names(policy: &Policy, own_routes: usize, at: Time, time: WallMs) -> Box<TraceHead> {
     let module = |class: &crate::core::policy::Class| policy.modules[class.module.index()].name.to_string();
     let unlisted = Surface::ALL.iter().map(|_| UNLISTED.to_owned());
     let rays = ROUTES.iter().map(|route| format!("{} {}", route.method, route.path));
     // The operator's patterns are the operator's own words, and stay at home.
     let own = (1..=own_routes).map(|at| format!("own-{at}"));
-    Box::new(Head {
+    Box::new(TraceHead {
         run: format!("{:x}", time.0),
         part: 0,
         at,
@@ -289,7 +291,7 @@ struct Pages {
     text: String,
     /// Lines in `text`.
     lines: u64,
-    head: Option<Head>,
+    head: Option<TraceHead>,
     limits: BTreeMap<(u16, LimitKind), f64>,
     /// The second that the next gathered lines count from, unless they say another.
     second: Option<u64>,
@@ -334,9 +336,9 @@ impl Pages {
     }
 
     /// New names from here on. They belong to the run that the first names began.
-    fn name(&mut self, head: Head) {
+    fn name(&mut self, head: TraceHead) {
         let head = match &self.head {
-            Some(first) => Head { run: first.run.clone(), part: first.part, ..head },
+            Some(first) => TraceHead { run: first.run.clone(), part: first.part, ..head },
             None => head,
         };
         self.limits.clear();
@@ -373,7 +375,7 @@ impl Pages {
             }
             Err(problem) => {
                 if self.lost == 0 {
-                    tracing::error!(path = %self.path.display(), %problem, "the trace cannot be written; what comes meanwhile is counted as lost");
+                    tracing::error!(path = %self.path.display(), %problem, "cannot write the trace; lines are counted as lost until it can be written again");
                 }
                 self.lost += self.lines;
                 self.lost_all += self.lines;

@@ -244,7 +244,7 @@ impl Key {
 
     /// The same among those who come before strangers: they do not wait for a stranger's turn.
     #[must_use]
-    pub fn among_known(self) -> Key {
+    pub(crate) fn among_known(self) -> Key {
         Key(Sha256::new().chain_update(self.0).chain_update(b"known").finalize().into())
     }
 
@@ -378,7 +378,7 @@ impl Coalescer {
     }
 
     /// Drops the oldest kept answer without readers; returns whether there was one.
-    pub fn make_room(&self) -> bool {
+    pub(crate) fn make_room(&self) -> bool {
         self.flights.drop_oldest()
     }
 

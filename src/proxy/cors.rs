@@ -11,7 +11,7 @@ use http::header::{
 };
 use std::sync::Arc;
 
-/// What a page may read of our answers besides status and body.
+/// What a page may read of our answers, with status and body.
 const EXPOSED: HeaderValue = HeaderValue::from_static(
     "retry-after, ratelimit, ratelimit-policy, x-rayguard-reason, x-rayguard-request-id",
 );

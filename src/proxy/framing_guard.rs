@@ -442,7 +442,7 @@ fn too_large(held: &[u8], bounds: HeadBounds) -> Malformed {
     }
 }
 
-/// What a request line may have besides its target, in bytes.
+/// What a request line may have beside its target, in bytes.
 const LINE_BESIDES: usize = 32;
 
 /// What is seen of a head at a glance.

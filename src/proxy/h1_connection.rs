@@ -271,7 +271,7 @@ impl H1Connection {
         (self.sender, self.connection)
     }
 
-    /// Sends a request and waits for the head of its answer. With `keep`, see [`H1Connection::unanswered`]; a
+    /// Sends a request and waits for the head of its answer. With `keep`, see `unanswered`; a
     /// request that repeats another of its client need not be copied for that, if both have the same `sent_head`.
     ///
     /// # Errors
@@ -303,7 +303,7 @@ impl H1Connection {
 
     /// The last request, if it was kept, may be sent twice, and the connection ended without a byte
     /// of an answer to it.
-    pub fn unanswered(&mut self) -> Option<Request<ClientBody>> {
+    pub(crate) fn unanswered(&mut self) -> Option<Request<ClientBody>> {
         self.kept.take().filter(|_| self.silent)
     }
 

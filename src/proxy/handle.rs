@@ -1,5 +1,5 @@
-//! The way of a request, as lines of one function ([`handle`]), and the plain way on: admit, forward,
-//! pass back. The others have rooms of their own: an answer that is shared with those who ask the
+//! The path of a request in one function ([`handle`]), and the common case: admit, forward, pass back.
+//! Special cases have modules of their own: an answer that is shared between clients that ask the
 //! same (`shared`), a WebSocket (`held`), and a body too long to be read whole first (`upload`).
 
 mod held;
@@ -78,13 +78,13 @@ struct RequestContext {
     known: Arc<Recognised>,
     /// That was known already: it repeats the request before it to the byte.
     repeats: bool,
-    /// When it knocked.
+    /// When the request arrived.
     since: Time,
-    /// For how long its body was awaited.
+    /// How long rayguard waited for its body.
     kept: Duration,
     /// Declared length of its body.
     bytes: u64,
-    /// Its class is in shadow mode: nothing is done to it that Ray alone would not do.
+    /// Its class is in shadow mode: it is treated as without rayguard.
     shadow: bool,
     /// The bandwidth of its class.
     flow: Option<Arc<Flow>>,

@@ -17,7 +17,7 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
 /// The header that carries a request's id.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-rayguard-request-id");
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-rayguard-request-id");
 /// The header that says why a request was refused.
 pub const REASON: HeaderName = HeaderName::from_static("x-rayguard-reason");
 
@@ -31,17 +31,17 @@ impl HeaderPresence {
     /// `Connection`.
     pub const CONNECTION: HeaderPresence = HeaderPresence(1);
     /// Any other header that concerns one hop only.
-    pub const HOP_BY_HOP: HeaderPresence = HeaderPresence(1 << 1);
+    pub(crate) const HOP_BY_HOP: HeaderPresence = HeaderPresence(1 << 1);
     /// `Upgrade`, which is one of them.
     pub const UPGRADE: HeaderPresence = HeaderPresence(1 << 2 | 1 << 1);
     /// `Transfer-Encoding`, another.
-    pub const TRANSFER_ENCODING: HeaderPresence = HeaderPresence(1 << 3 | 1 << 1);
+    pub(crate) const TRANSFER_ENCODING: HeaderPresence = HeaderPresence(1 << 3 | 1 << 1);
     /// `Expect`.
-    pub const EXPECT: HeaderPresence = HeaderPresence(1 << 4);
+    pub(crate) const EXPECT: HeaderPresence = HeaderPresence(1 << 4);
     /// `Content-Type`.
     pub const CONTENT_TYPE: HeaderPresence = HeaderPresence(1 << 5);
     /// `Cookie`.
-    pub const COOKIE: HeaderPresence = HeaderPresence(1 << 6);
+    pub(crate) const COOKIE: HeaderPresence = HeaderPresence(1 << 6);
     const AUTHORIZATION: HeaderPresence = HeaderPresence(1 << 7);
     const X_RAY_AUTHORIZATION: HeaderPresence = HeaderPresence(1 << 8);
     const X_FORWARDED_FOR: HeaderPresence = HeaderPresence(1 << 9);
@@ -93,7 +93,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// The same for headers that have been looked over before.
-pub fn strip(headers: &mut HeaderMap, header_presence: HeaderPresence) {
+pub(crate) fn strip(headers: &mut HeaderMap, header_presence: HeaderPresence) {
     if header_presence.has(HeaderPresence::CONNECTION) {
         let mut named = Vec::new();
         if let Entry::Occupied(connection) = headers.entry(CONNECTION) {
@@ -136,7 +136,7 @@ fn named(connection: &HeaderValue) -> impl Iterator<Item = HeaderName> {
 
 /// Removes the header in which clients send their API key: a secret between them and this proxy, also where
 /// no key is known.
-pub fn strip_key(headers: &mut HeaderMap, name: &str, header_presence: HeaderPresence) {
+pub(crate) fn strip_key(headers: &mut HeaderMap, name: &str, header_presence: HeaderPresence) {
     if !name.is_empty() && header_presence.has(HeaderPresence::by(name)) {
         headers.remove(name);
     }
@@ -220,7 +220,7 @@ impl<'a> Lookup<'a> {
     }
 
     /// What they mention.
-    pub fn header_presence(&self) -> HeaderPresence {
+    pub(crate) fn header_presence(&self) -> HeaderPresence {
         self.header_presence
     }
 }

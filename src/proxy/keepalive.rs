@@ -7,7 +7,7 @@
 //!
 //! Most connections idle most of the time, and one that is ready for a request costs some twenty
 //! KiB of buffers. So one that has idled for [`DOZE`] falls asleep: hyper is told that its client
-//! has left, in good order, and only the stream is kept ([`KeepAlive::hibernate`]). `listen` wakes
+//! has left, in good order, and only the stream is kept (`KeepAlive::hibernate`). `listen` wakes
 //! it when the next request begins, which costs that request a few microseconds.
 
 use crate::clock::Clock;
@@ -43,25 +43,25 @@ struct Inner {
 
 impl KeepAlive {
     /// A whole head has gone to hyper; it may repeat the one before it to the byte.
-    pub fn head_has_passed(&self, repeats: bool) {
+    pub(crate) fn head_has_passed(&self, repeats: bool) {
         self.0.unanswered.store(true, Ordering::Relaxed);
         self.0.repeats.store(repeats, Ordering::Relaxed);
         self.0.busy.store(true, Ordering::Relaxed);
     }
 
     /// hyper has made a request of it; whether that is the request before it once more.
-    pub fn head_is_a_request(&self) -> bool {
+    pub(crate) fn head_is_a_request(&self) -> bool {
         self.0.unanswered.store(false, Ordering::Relaxed);
         self.0.repeats.load(Ordering::Relaxed)
     }
 
     /// Whether hyper answers a head itself, if it answers now.
-    pub fn head_is_unanswered(&self) -> bool {
+    pub(crate) fn head_is_unanswered(&self) -> bool {
         self.0.unanswered.load(Ordering::Relaxed)
     }
 
     /// hyper asks for the next head.
-    pub fn next_is_wanted(&self) {
+    pub(crate) fn next_is_wanted(&self) {
         self.0.busy.store(false, Ordering::Relaxed);
     }
 
@@ -71,7 +71,7 @@ impl KeepAlive {
     }
 
     /// The connection falls asleep: this is what is kept of it, and since when it idles.
-    pub fn hibernate(&self, stream: Stream, since: Time) {
+    pub(crate) fn hibernate(&self, stream: Stream, since: Time) {
         *self.0.asleep.lock() = Some((stream, since));
     }
 
@@ -115,12 +115,12 @@ impl Patience {
     }
 
     /// A part of a head is there. (What came of it while the request before was under way did not wait for us.)
-    pub fn head_is_incomplete(&mut self) {
+    pub(crate) fn head_is_incomplete(&mut self) {
         self.head_began.get_or_insert_with(|| self.clock.now());
     }
 
     /// All of it is.
-    pub fn head_is_whole(&mut self) {
+    pub(crate) fn head_is_whole(&mut self) {
         (self.since, self.head_began) = (None, None);
     }
 

@@ -1,9 +1,9 @@
-//! The proxy: takes requests from the wire, asks the core, forwards or refuses.
+//! The proxy: takes requests from the wire, asks the core, forwards or sheds.
 mod circuit_breaker;
 mod client_body;
 pub mod clock;
 pub mod coalesce;
-pub mod connections;
+mod connections;
 pub mod cores;
 mod cors;
 mod forward;
@@ -17,7 +17,7 @@ pub mod listen;
 mod log_fanout;
 pub mod permit_guard;
 mod permits;
-pub mod protocol;
+mod protocol;
 pub mod proxy_protocol;
 pub mod ratelimit;
 mod reject;
@@ -31,7 +31,7 @@ mod single_flight;
 mod slow_reader;
 pub mod state;
 pub mod stream;
-pub mod submitted;
+mod submitted;
 pub mod tasks;
 pub mod throttle;
 pub mod tls;

@@ -49,9 +49,9 @@ const HEADERS_ON_STACK: usize = 100;
 /// After so long a silence a client is probed; three probes unanswered later, 30 s in all, it is gone.
 const SILENCE: Duration = Duration::from_secs(20);
 
-/// Bounds on what a client may ask of a listener.
+/// ListenerLimits on what a client may ask of a listener.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Bounds {
+pub struct ListenerLimits {
     /// Connections in all, over every listener.
     pub connections_max: usize,
     /// Connections of one address (IPv6: of one /64) that is not a trusted proxy.
@@ -76,15 +76,15 @@ pub struct Bounds {
 /// A body may be silent for so long, unless a test has less time.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl Default for Bounds {
-    fn default() -> Bounds {
-        Bounds::from(&settings::Http::default())
+impl Default for ListenerLimits {
+    fn default() -> ListenerLimits {
+        ListenerLimits::from(&settings::Http::default())
     }
 }
 
-impl From<&settings::Http> for Bounds {
-    fn from(http: &settings::Http) -> Bounds {
-        Bounds {
+impl From<&settings::Http> for ListenerLimits {
+    fn from(http: &settings::Http) -> ListenerLimits {
+        ListenerLimits {
             connections_max: http.connections_max,
             connections_per_address_max: http.connections_per_address_max,
             head_timeout: http.header_timeout,
@@ -98,7 +98,7 @@ impl From<&settings::Http> for Bounds {
     }
 }
 
-impl Bounds {
+impl ListenerLimits {
     /// How many connections one subscriber may have; a trusted proxy's are not counted.
     fn of_subscriber(&self, trusted: bool) -> Option<usize> {
         (!trusted).then_some(self.connections_per_address_max)
@@ -265,7 +265,7 @@ pub fn serve(
     listener: impl Into<Listener>,
     state: Arc<ArcSwap<ListenerState>>,
     tasks: Tasks,
-    bounds: Bounds,
+    bounds: ListenerLimits,
 ) -> Task {
     let (states, closing) = (Arc::clone(&state), tasks.clone());
     Box::pin(accept(listener.into(), state, tasks, bounds, move |stream, peer, http2| -> Task {
@@ -279,7 +279,12 @@ pub fn serve(
 }
 
 /// The same for the rate-limit service, which speaks HTTP/2 alone.
-pub fn serve_ratelimit(listener: Listener, service: Arc<Service>, tasks: Tasks, bounds: Bounds) -> Task {
+pub fn serve_ratelimit(
+    listener: Listener,
+    service: Arc<Service>,
+    tasks: Tasks,
+    bounds: ListenerLimits,
+) -> Task {
     let (state, closing) = (Arc::clone(service.state()), tasks.clone());
     Box::pin(accept(listener, state, tasks, bounds, move |stream, peer, _| -> Task {
         let (service, closing) = (Arc::clone(&service), closing.clone());
@@ -300,7 +305,7 @@ async fn accept(
     listener: Listener,
     state: Arc<ArcSwap<ListenerState>>,
     tasks: Tasks,
-    bounds: Bounds,
+    bounds: ListenerLimits,
     converse: impl Fn(Stream, Peer, bool) -> Task + Clone + Send + 'static,
 ) {
     loop {
@@ -361,7 +366,7 @@ async fn introduce(
     mut peer: Peer,
     proxy: &ProxyState,
     counted: &mut Counted,
-    bounds: &Bounds,
+    bounds: &ListenerLimits,
 ) -> io::Result<Peer> {
     let told = proxy_protocol::read(stream).await?;
     if let Some(client) = told.filter(|_| proxy.identifier.trusts(peer.address)) {
@@ -395,7 +400,7 @@ fn converse(
     peer: Arc<Peer>,
     state: Arc<ArcSwap<ListenerState>>,
     tasks: Tasks,
-    bounds: Bounds,
+    bounds: ListenerLimits,
 ) -> impl Future<Output = ()> + Send {
     async move {
         let mut start = BytesMut::new();
@@ -444,7 +449,7 @@ fn converse(
 }
 
 /// How long a head may be here, and whose pages may read a refusal.
-fn reads_at(routing: &Routing, bounds: &Bounds) -> (HeadBounds, Option<Origins>) {
+fn reads_at(routing: &Routing, bounds: &ListenerLimits) -> (HeadBounds, Option<Origins>) {
     let head = HeadBounds::of(routing.surface, bounds.head_bytes_max, bounds.headers_max);
     (head, (routing.surface == Surface::Serve).then(|| routing.origins.clone()))
 }
@@ -471,7 +476,7 @@ async fn speak_http1(
     peer: Arc<Peer>,
     state: Arc<ArcSwap<ListenerState>>,
     tasks: &Tasks,
-    bounds: Bounds,
+    bounds: ListenerLimits,
     keep_alive: KeepAlive,
 ) {
     let (closing, address, heard) = (tasks.clone(), peer.address, keep_alive.clone());
@@ -510,11 +515,12 @@ async fn converse_http2(
     peer: Arc<Peer>,
     state: Arc<ArcSwap<ListenerState>>,
     tasks: Tasks,
-    bounds: Bounds,
+    bounds: ListenerLimits,
 ) {
     let address = peer.address;
     let surface = state.load().routing.surface;
-    let bounds = Bounds { head_bytes_max: HeadBounds::of(surface, bounds.head_bytes_max, 0).bytes, ..bounds };
+    let bounds =
+        ListenerLimits { head_bytes_max: HeadBounds::of(surface, bounds.head_bytes_max, 0).bytes, ..bounds };
     let answer = move |request| handle(&state.load(), &peer, request, None, None);
     speak_http2(stream, start, address, answer, tasks, bounds, STREAMS_MAX).await;
 }
@@ -525,7 +531,7 @@ async fn speak_http2<A, B>(
     address: IpAddr,
     answer: impl Fn(Request<Incoming>) -> A,
     tasks: Tasks,
-    bounds: Bounds,
+    bounds: ListenerLimits,
     streams_max: u32,
 ) where
     A: Future<Output = Result<Response<B>, Infallible>> + Send + 'static,

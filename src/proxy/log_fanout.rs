@@ -281,7 +281,7 @@ impl LogFanouts {
     }
 
     /// The same for one who has fallen behind, at this place.
-    pub fn find_from(&self, key: Key, place: Place) -> Found {
+    pub(crate) fn find_from(&self, key: Key, place: Place) -> Found {
         self.find_or_lead(key, Pace::Slowest, |tail| tail.state().kept.has(place))
     }
 

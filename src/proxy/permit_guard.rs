@@ -95,7 +95,7 @@ impl PermitGuard {
     }
 
     /// So long has its client's line been awaited before it was admitted.
-    pub fn kept_before(&mut self, length: Duration) {
+    pub(crate) fn kept_before(&mut self, length: Duration) {
         self.0.kept.0 = length;
     }
 
@@ -106,7 +106,7 @@ impl PermitGuard {
 
     /// Ray has done its work, and `left` bytes of its answer wait for a slow client: from now on it
     /// holds no permit, if it may park.
-    pub fn park(&mut self, left: Option<u64>) -> bool {
+    pub(crate) fn park(&mut self, left: Option<u64>) -> bool {
         if self.0.place.is_some() || self.0.permit.is_none() {
             return true;
         }

@@ -189,7 +189,7 @@ fn whole(limit: f64) -> u64 {
 fn keyless(error_format: ErrorFormat, about: &Refused) -> Response<Body> {
     let Refused { id, class, key_header, .. } = about;
     let sentence = format!(
-        "rayguard: '{class}' requests need an API key, and this one shows none that is known here; ask {} for one and \
+        "rayguard: '{class}' requests need an API key, and this request has no valid one; ask {} for one and \
          send it in the header {key_header}. Nothing was sent to Ray. (reason {}, request {id})",
         about.contact.0.as_ref().map_or("your Ray administrator", |contact| contact),
         Reason::ApiKey.label()
@@ -236,7 +236,7 @@ fn sentence(shed: Shed, seconds: &str, about: &Refused) -> String {
         }
         Reason::ClassRate => &["the Ray head is at its rate limit of '", class, "' requests"],
         Reason::ClassBacklog => {
-            &["Ray has as many '", class, "' requests that have not started yet as its limit allows"]
+            &["Ray already has the maximum number of '", class, "' requests that have not started yet"]
         }
         Reason::ClassInFlight => &["the Ray head is at its limit of '", class, "' requests in progress"],
         Reason::ModuleInFlight => &["the Ray head's ", module, " is at its limit of requests in progress"],
@@ -396,7 +396,9 @@ pub(crate) fn unread(problem: Malformed, id: &str) -> Response<Body> {
 
 /// The answer when the client's own body did not come to its end.
 pub(crate) fn body(error: &BodyError, id: &str) -> Response<Body> {
-    let mut response = malformed(error, id);
+    // A part of it may have been sent: long bodies go on while they come.
+    let sentence = format!("rayguard: {error}. Ray did not receive the complete request. (request {id})");
+    let mut response = answer(ErrorFormat::Plain, StatusCode::BAD_REQUEST, &sentence, None);
     let (status, reason) = match error {
         BodyError::TooLarge(bound) => {
             (StatusCode::PAYLOAD_TOO_LARGE, Malformed::BodyTooLarge(*bound).label())

@@ -53,7 +53,7 @@ pub struct Alive {
 
 /// A session's stream is on its way to Ray; dropped when it is answered or has failed.
 #[derive(Debug)]
-pub struct Opening {
+pub(crate) struct Opening {
     sessions: Sessions,
     session: u64,
 }
@@ -104,7 +104,7 @@ impl Sessions {
     }
 
     /// The session's stream is on its way.
-    pub fn opening(&self, session: u64) -> Opening {
+    pub(crate) fn opening(&self, session: u64) -> Opening {
         if let Some(stage) = self.0.lock().starting.get(&session) {
             stage.send_replace(true);
         }

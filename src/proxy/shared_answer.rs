@@ -13,7 +13,7 @@
 //!   follower goes through admission by itself;
 //! - if its length is not known and it has outgrown the budget midway, no reader may join any more, and it is
 //!   kept no further back than its slowest reader is. Upstream is then read at that reader's pace, but one
-//!   that has kept others waiting for [`HOLD_UP_MAX`] in all is cut off.
+//!   that has kept others waiting for `HOLD_UP_MAX` in all is cut off.
 //!
 //! An answer of unknown length whose last reader has gone is given up: it may have no end.
 
@@ -38,7 +38,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// For how long a reader may keep others waiting, once an answer has outgrown the budget.
-pub const HOLD_UP_MAX: Duration = Duration::from_secs(10);
+pub(crate) const HOLD_UP_MAX: Duration = Duration::from_secs(10);
 
 /// Bytes are kept in blocks of this size, ...
 const BLOCK: usize = 64 << 10;
@@ -92,7 +92,7 @@ impl Budget {
     }
 
     /// An answer could not be shared, or not to its end, for want of room.
-    pub fn note_exhausted(&self) {
+    pub(crate) fn note_exhausted(&self) {
         self.0.exhausted.fetch_add(1, Ordering::Relaxed);
     }
 

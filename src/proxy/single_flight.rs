@@ -288,14 +288,14 @@ impl<K: Copy + Eq + Hash, A: Answer, F> Lead<K, A, F> {
     }
 
     /// No request that comes now would be let in before this one: it is let in, or waits among the known clients.
-    pub fn goes_first(&self) {
+    pub(crate) fn goes_first(&self) {
         if let Some(entry) = &self.entry {
             lock(&entry.flight).goes_first = true;
         }
     }
 
     /// Ready while there is no follower; else the task is woken once the last one has left.
-    pub fn poll_unawaited(&self, context: &mut Context<'_>) -> Poll<()> {
+    pub(crate) fn poll_unawaited(&self, context: &mut Context<'_>) -> Poll<()> {
         let Some(entry) = &self.entry else { return Poll::Ready(()) };
         let mut state = lock(&entry.flight);
         if state.followers.is_empty() {
@@ -339,7 +339,7 @@ pub struct Follower<K: Copy + Eq + Hash, A: Answer, F> {
 impl<K: Copy + Eq + Hash, A: Answer, F> Follower<K, A, F> {
     /// Whether a known client might be let in before the leader that this one follows.
     #[must_use]
-    pub fn may_be_overtaken(&self) -> bool {
+    pub(crate) fn may_be_overtaken(&self) -> bool {
         !lock(&self.entry.flight).goes_first
     }
 }

@@ -322,7 +322,7 @@ impl ProxyState {
     }
 
     /// The same for one who waits no longer than `patience`, whatever its class allows.
-    pub async fn admit_within(
+    pub(crate) async fn admit_within(
         self: &Arc<Self>,
         ask: Ask,
         patience: Duration,
@@ -473,7 +473,7 @@ impl ProxyState {
     }
 
     /// The same for one that passed and has ended.
-    pub fn record_end(&self, permit: &Permit, outcome: Outcome, bytes: (u64, u64)) {
+    pub(crate) fn record_end(&self, permit: &Permit, outcome: Outcome, bytes: (u64, u64)) {
         if let Some(trace_writer) = &*self.trace_writer.load() {
             let passed = self.passed(permit, outcome.into(), bytes);
             trace_writer.note(self.clock.now(), Note::Passed(passed));
@@ -513,7 +513,7 @@ impl ProxyState {
     }
 
     /// Whether a class is in shadow mode, and its bandwidth where that is limited and not in shadow.
-    pub fn conduct(&self, id: ClassId) -> (bool, Option<Arc<Flow>>) {
+    pub(crate) fn conduct(&self, id: ClassId) -> (bool, Option<Arc<Flow>>) {
         let table = self.table.load();
         let shadow = table.class(id).mode == Mode::Shadow;
         (shadow, if shadow { None } else { self.admission.flow(&table, id) })
@@ -521,7 +521,7 @@ impl ProxyState {
 
     /// Whether requests of this class need an API key: those of a class that requires one, and
     /// uploads for submissions that do. Whatever is blocked is blocked for all.
-    pub fn asks_for_key(&self, id: ClassId) -> bool {
+    pub(crate) fn asks_for_key(&self, id: ClassId) -> bool {
         let class = &self.policy.classes[id.index()];
         let submits = || self.linked.submit.is_some_and(|id| self.policy.classes[id.index()].require_key);
         class.treatment != Treatment::Blocked

@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::sync::Arc;
 
 /// The jobs that were let in and are not known to have started.
-pub type SubmittedJobs = Arc<Mutex<JobStarts<Arc<str>>>>;
+pub(crate) type SubmittedJobs = Arc<Mutex<JobStarts<Arc<str>>>>;
 
 /// Ray's answer to a submission is two names.
 const ANSWER_BYTES_MAX: usize = 4096;

@@ -88,7 +88,7 @@ impl Tasks {
     }
 
     /// Starts a task that shutdown waits for, on one core after the other, or where there are none, here.
-    pub fn spawn_on_next_core(&self, task: Task) {
+    pub(crate) fn spawn_on_next_core(&self, task: Task) {
         let turn = self.0.next_core.fetch_add(1, Ordering::Relaxed);
         match self.0.cores.get(turn % self.0.cores.len().max(1)) {
             Some(core) => drop(core.spawn(self.counted(task))),
@@ -186,7 +186,7 @@ impl Tasks {
 
     /// Resolves when so little of the time for winding up is left that what still waits to begin had better be
     /// told.
-    pub async fn last_call(&self) {
+    pub(crate) async fn last_call(&self) {
         // The sender lives as long as this.
         let _ = self.0.stage.subscribe().wait_for(|stage| *stage >= Stage::LastCall).await;
     }

@@ -95,7 +95,7 @@ impl<B> Throttled<B> {
     }
 
     /// The body itself.
-    pub fn body_mut(&mut self) -> &mut B {
+    pub(crate) fn body_mut(&mut self) -> &mut B {
         &mut self.body
     }
 

@@ -8,7 +8,7 @@ use rayguard_core::policy::ClassId;
 use rayguard_core::request::client_id::ClientId;
 use rayguard_core::signal::reading::Reading;
 use rayguard_core::time::Time;
-use rayguard_core::traffic_trace::{Ending, Head};
+use rayguard_core::traffic_trace::{Ending, TraceHead};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
@@ -43,7 +43,7 @@ pub struct Passed {
 #[derive(Clone, Debug)]
 pub enum Note {
     /// Policy and route count from here on: names behind the numbers.
-    Names(u32, Box<Head>),
+    Names(u32, Box<TraceHead>),
     /// An exchange ended.
     Passed(Passed),
     /// A held connection began.

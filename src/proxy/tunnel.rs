@@ -33,7 +33,7 @@ pub enum Shaken {
 
 /// Asks Ray for the upgrade on a connection of its own. `request` has its hop-by-hop headers
 /// stripped.
-pub async fn shake_hands(
+pub(crate) async fn shake_hands(
     upstream: &Arc<Upstream>,
     mut request: Request<ClientBody>,
     mut permit: PermitGuard,

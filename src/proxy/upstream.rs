@@ -397,7 +397,7 @@ impl Upstream {
     }
 
     /// Sends a request on a connection of its own, which may be upgraded.
-    pub async fn send_alone(
+    pub(crate) async fn send_alone(
         self: &Arc<Self>,
         mut request: Request<ClientBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {

@@ -3,7 +3,7 @@
 //! Two processes that write one adjustment log tear its sequence, and each overwrites the last good
 //! limits of the other. So the process that runs holds the file `lock` in the directory, by a lock of the
 //! operating system that ends with the process however it ends (a `kill -9` leaves none behind);
-//! the file itself says who holds it. A second process is turned away with that name. A
+//! the file itself says who holds it. A second process is rejected with that name. A
 //! directory in which no file can be made is no reason not to guard: the proxy runs without a
 //! record then, and says so.
 

@@ -43,9 +43,9 @@ pub enum NotReloaded {
 }
 
 /// What could not be put into force without a restart, or why nothing was.
-pub type Outcome = Result<Vec<&'static str>, NotReloaded>;
+pub type ReloadResult = Result<Vec<&'static str>, NotReloaded>;
 
-type Wish = (String, oneshot::Sender<Outcome>);
+type Wish = (String, oneshot::Sender<ReloadResult>);
 
 /// Asks for the file to be read again.
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ impl Reloader {
     ///
     /// # Errors
     /// Why nothing has changed.
-    pub async fn reload(&self, asked: String) -> Outcome {
+    pub async fn reload(&self, asked: String) -> ReloadResult {
         let (sender, answer) = oneshot::channel();
         self.0.send((asked, sender)).await.map_err(|_| NotReloaded::Closing)?;
         answer.await.unwrap_or(Err(NotReloaded::Closing))
@@ -92,7 +92,8 @@ pub fn start(app: &Arc<App>, source: Option<Source>, certificates: Vec<Arc<dyn R
             renew(&app, &certificates);
             let (requester, answer) = wish.unzip();
             let Some(source) = &source else {
-                let _ = answer.map(|answer: oneshot::Sender<Outcome>| answer.send(Err(NotReloaded::NoFile)));
+                let _ =
+                    answer.map(|answer: oneshot::Sender<ReloadResult>| answer.send(Err(NotReloaded::NoFile)));
                 continue;
             };
             let now = content(&app, Some(source));
@@ -155,7 +156,7 @@ fn renew(app: &App, certificates: &[Arc<dyn Renew>]) {
     }
 }
 
-fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> Outcome {
+fn reload(app: &Arc<App>, source: &Source, requester: Option<String>) -> ReloadResult {
     let name = source.path.display().to_string();
     let before = app.settings();
     let loaded = config::load(&source.path, &source.overrides);

@@ -22,9 +22,9 @@ use crate::core::policy::SignalId;
 use crate::core::signal::reading::Missing;
 use crate::core::signal::series::SignalReader;
 use crate::observe::discover::{self, Discovery, Places};
-use crate::observe::fetch::{self, Bounds, FetchError};
+use crate::observe::fetch::{self, FetchError, FetchLimits};
 use crate::observe::job_state;
-use crate::observe::probe::{self, Outcome};
+use crate::observe::probe::{self, ProbeOutcome};
 use crate::observe::promql::{self, QueryError, Server};
 use crate::observe::scrape::{self, Page, Target, Targets, Turns};
 use crate::runtime::app::App;
@@ -123,9 +123,9 @@ impl Watch {
         classes.flat_map(|class| class.signals.iter().copied().chain(class.backlog)).collect()
     }
 
-    fn bounds(&self) -> Bounds {
+    fn bounds(&self) -> FetchLimits {
         let metrics = &self.settings.metrics;
-        Bounds { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max }
+        FetchLimits { timeout: metrics.timeout, body_bytes_max: metrics.body_bytes_max }
     }
 
     /// Scrapes the head's pages, round after round. Only they are waited for.
@@ -311,8 +311,8 @@ impl Watch {
             let (path, timeout) = (&wanted.path, wanted.timeout);
             let probe = probe::probe(&self.client, &upstream, path, timeout, self.app.clock).await;
             let down = match &probe.outcome {
-                Outcome::Down(fault) => Some(fault.to_string()),
-                Outcome::Answered(..) | Outcome::Slow(..) => None,
+                ProbeOutcome::Down(fault) => Some(fault.to_string()),
+                ProbeOutcome::Answered(..) | ProbeOutcome::Slow(..) => None,
             };
             self.app.on_upstream(down.as_deref());
             let latency_ms = probe.outcome.latency_ms(&name);

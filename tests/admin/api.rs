@@ -356,7 +356,7 @@ async fn a_reload_is_carried_out_or_refused_with_every_reason() {
     std::fs::write(&instance.file, format!("{text}[slo]\njob-lost = 'p95 3s'\n[probe]\ninterval = '1'\n"))
         .unwrap();
     let (status, refused) = instance.order("/api/v1/reload", &json!({})).await;
-    assert_eq!((status, &refused["error"]), (422, &json!("config_refused")));
+    assert_eq!((status, &refused["error"]), (422, &json!("config_rejected")));
     let message = refused["message"].as_str().unwrap();
     assert!(message.contains("job-lost") && message.contains("still using the previous one"), "{message}");
     assert_eq!(instance.json("/api/v1/state").await["config"], done["config"]);

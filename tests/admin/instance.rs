@@ -11,7 +11,7 @@ use rayguard::lab::emulator::{Emulator, EmulatorConfig, Running};
 use rayguard::observe::adjustment_log::{self, AdjustmentLog, LogThread, Writer};
 use rayguard::observe::notify::{self, Options, Receiver};
 use rayguard::proxy::clock::Clock;
-use rayguard::proxy::listen::{self, Bounds};
+use rayguard::proxy::listen::{self, ListenerLimits};
 use rayguard::proxy::tasks::Tasks;
 use rayguard::proxy::upstream;
 use rayguard::runtime::app::{App, Outlets};
@@ -82,7 +82,7 @@ impl Instance {
         let proxy_address = proxy.local_addr().unwrap();
         let upstream = upstream::Address::Tcp(head.dashboard.to_string());
         let state = app.listener_state(Surface::Dashboard, upstream).unwrap();
-        tasks.spawn(listen::serve(proxy, state, tasks.clone(), Bounds::default()));
+        tasks.spawn(listen::serve(proxy, state, tasks.clone(), ListenerLimits::default()));
         let listener = Listener::bind(&Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)))).await.unwrap();
         let admin = format!("http://{}", listener.address());
         let path = dir.join("rayguard.toml");

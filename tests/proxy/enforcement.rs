@@ -146,7 +146,7 @@ async fn a_bandwidth_that_is_raised_is_felt_at_once() {
 #[tokio::test]
 async fn who_stops_reading_gives_its_place_back_but_a_stream_may_stand_still() {
     let stall_timeout = Duration::from_millis(100);
-    let bounds = listen::Bounds { stall_timeout, ..listen::Bounds::default() };
+    let bounds = listen::ListenerLimits { stall_timeout, ..listen::ListenerLimits::default() };
     let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
     let mut stream = rig.client().await;
     stream.send(get("/api/v0/logs/stream", &["x-do: big:60000000"])).await;
@@ -163,7 +163,7 @@ async fn who_stops_reading_gives_its_place_back_but_a_stream_may_stand_still() {
 #[tokio::test]
 async fn whom_ray_keeps_waiting_is_not_taken_for_one_who_does_not_read() {
     let stall_timeout = Duration::from_millis(50);
-    let bounds = listen::Bounds { stall_timeout, ..listen::Bounds::default() };
+    let bounds = listen::ListenerLimits { stall_timeout, ..listen::ListenerLimits::default() };
     let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
     let mut patient = rig.client().await;
     patient.send(get(STATUS, &["x-do: stream"])).await;
@@ -179,7 +179,10 @@ async fn whom_ray_keeps_waiting_is_not_taken_for_one_who_does_not_read() {
 
 #[tokio::test]
 async fn work_that_ray_never_answers_is_counted_no_longer_than_configured() {
-    let bounds = listen::Bounds { abandoned_max: Duration::from_millis(50), ..listen::Bounds::default() };
+    let bounds = listen::ListenerLimits {
+        abandoned_max: Duration::from_millis(50),
+        ..listen::ListenerLimits::default()
+    };
     let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
     let mut client = rig.client().await;
     client.send(get(STATUS, &["x-do: hold"])).await;

@@ -13,7 +13,7 @@ use rayguard::core::request::classify::{Classifier, Rule};
 use rayguard::core::request::identify::Identifier;
 use rayguard::proxy::clock::Clock;
 use rayguard::proxy::cores::Cores;
-use rayguard::proxy::listen::{self, Bounds, Listener};
+use rayguard::proxy::listen::{self, Listener, ListenerLimits};
 use rayguard::proxy::routing::Routing;
 use rayguard::proxy::state::{ListenerState, ProxyState, ShedNote};
 use rayguard::proxy::tasks::Tasks;
@@ -45,7 +45,7 @@ pub struct Rig {
 /// What differs from one test to the next.
 pub struct Setup {
     pub surface: Surface,
-    pub bounds: Bounds,
+    pub bounds: ListenerLimits,
     pub options: Options,
     pub upstream: Option<Address>,
     pub policy: Policy,
@@ -63,7 +63,7 @@ impl Default for Setup {
     fn default() -> Setup {
         Setup {
             surface: Surface::Dashboard,
-            bounds: Bounds::default(),
+            bounds: ListenerLimits::default(),
             options: Options::default(),
             upstream: None,
             policy: policy(),

@@ -128,7 +128,10 @@ async fn an_upload_for_which_there_is_no_permit_is_shed_and_ray_never_has_it_who
 
 #[tokio::test]
 async fn a_client_that_sends_too_slowly_is_told_so_and_named() {
-    let bounds = listen::Bounds { stall_timeout: Duration::from_millis(200), ..listen::Bounds::default() };
+    let bounds = listen::ListenerLimits {
+        stall_timeout: Duration::from_millis(200),
+        ..listen::ListenerLimits::default()
+    };
     let rig = Rig::with(Setup { bounds, ..Setup::default() }).await;
     for request in [
         upload(7, LONG, "") + "half",
@@ -205,7 +208,10 @@ async fn latency_ends_with_the_head_of_the_answer_and_a_stream_under_way_is_no_s
 
 #[tokio::test]
 async fn an_answer_before_the_request_is_whole_is_passed_on() {
-    let bounds = listen::Bounds { stall_timeout: Duration::from_secs(60), ..listen::Bounds::default() };
+    let bounds = listen::ListenerLimits {
+        stall_timeout: Duration::from_secs(60),
+        ..listen::ListenerLimits::default()
+    };
     let ray = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = rayguard::proxy::upstream::Address::Tcp(ray.local_addr().unwrap().to_string());
     let rig = Rig::with(Setup { bounds, upstream: Some(address), ..Setup::default() }).await;

@@ -244,10 +244,10 @@ def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
                 pass
         except OSError:
             os.close(filler)
-        steer(proxy, 30)
+        fill_log(proxy, 30)
         wait_until("the alert", lambda: "adjustment-log-gaps" in [one["alert"] for one in proxy.admin("/api/v1/alerts")], 30)
         (seen / "filler").unlink()
-        steer(proxy, 3)
+        fill_log(proxy, 3)
         read = lambda: [json.loads(line) for path in sorted((seen / "adjustment-log").glob("*")) for line in path.read_text().splitlines()]  # noqa: E731
         wait_until("the adjustment log owns up", lambda: any(line["event"] == "gap" and line["lost"] for line in read()), 30)
         numbers = [line["seq"] for line in read()]
@@ -256,7 +256,7 @@ def test_a_full_disk_stops_the_record_and_nothing_else(faulty):
     none_failed(clients)
 
 
-def steer(proxy, times):
+def fill_log(proxy, times):
     """Orders, each of which is a line of the adjustment log, with a reason that fills it."""
     for _ in range(times):
         proxy.admin("/api/v1/freeze", why="x" * 400)
@@ -265,10 +265,10 @@ def steer(proxy, times):
 
 def test_the_records_directory_goes_away_and_the_record_goes_on(faulty):
     with Proxy(faulty, STILL) as proxy, Clients(proxy.url, count=4) as clients:
-        steer(proxy, 2)
+        fill_log(proxy, 2)
         subprocess.run(["rm", "-rf", str(proxy.state / "adjustment-log")], check=True)
-        steer(proxy, 2)
-        wait_until("a new adjustment log", lambda: (steer(proxy, 1), proxy.records())[1], 30, 1.0)
+        fill_log(proxy, 2)
+        wait_until("a new adjustment log", lambda: (fill_log(proxy, 1), proxy.records())[1], 30, 1.0)
         wait_until("answers", lambda: clients.served() > 100, 20)
     none_failed(clients)
 

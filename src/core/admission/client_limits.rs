@@ -47,7 +47,7 @@ const REACH: usize = 8;
 
 /// The clients of one class, held to its [`PerClientLimits`].
 #[derive(Debug)]
-pub struct ClientLimits {
+pub(crate) struct ClientLimits {
     in_flight_max: u32,
     rate: Option<RateLimiter<usize, Slab, SharedClock, NoOpMiddleware<VirtualTime>>>,
     burst: u32,
@@ -86,7 +86,7 @@ impl Entry {
 
 /// The places a request was given, to be handed back with its permit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct ClientPermit {
+pub(crate) struct ClientPermit {
     address: u32,
     credential: Option<u32>,
 }
@@ -100,7 +100,7 @@ impl ClientPermit {
 
 impl ClientLimits {
     /// A table for these ceilings, or `None` when there are none to hold.
-    pub fn new(limits: PerClientLimits, now: Time) -> Option<ClientLimits> {
+    pub(crate) fn new(limits: PerClientLimits, now: Time) -> Option<ClientLimits> {
         if limits == PerClientLimits::default() {
             return None;
         }
@@ -115,7 +115,7 @@ impl ClientLimits {
 
     /// Other ceilings over what is counted already.
     #[must_use]
-    pub fn reconfigure(&self, limits: PerClientLimits, now: Time) -> ClientLimits {
+    pub(crate) fn reconfigure(&self, limits: PerClientLimits, now: Time) -> ClientLimits {
         if limits.rate.is_some() {
             self.table.clock.set_rate(per_second(limits), now);
         }
@@ -140,7 +140,7 @@ impl ClientLimits {
 
     /// From now on these clients have so much of their ceilings here and the rest at other replicas.
     /// One request at least may be under way.
-    pub fn part(&self, parts: &BTreeMap<u64, f64>) {
+    pub(crate) fn part(&self, parts: &BTreeMap<u64, f64>) {
         let entries = &self.table.entries;
         // What is held is right between any two entries.
         let mut parted = self.table.parted.lock();
@@ -159,7 +159,7 @@ impl ClientLimits {
 
     /// What each client, by its digest, has under way here, and was refused for want of a place since the
     /// last call.
-    pub fn places_wanted(&self) -> Vec<(u64, u32)> {
+    pub(crate) fn places_wanted(&self) -> Vec<(u64, u32)> {
         let wanted = self.table.entries[..ENTRIES].iter().map(|entry| {
             let refused = entry.refused.swap(0, Ordering::Relaxed);
             (entry.client.load(Ordering::Acquire), entry.in_flight.count().saturating_add(refused))
@@ -175,7 +175,7 @@ impl ClientLimits {
     }
 
     /// Counts one request of `client` in, or says which ceiling it has reached and for how long.
-    pub fn enter(&self, client: ClientId, now: Time) -> Result<ClientPermit, (Reason, Duration)> {
+    pub(crate) fn enter(&self, client: ClientId, now: Time) -> Result<ClientPermit, (Reason, Duration)> {
         let address = self.take_entry(client.address, now).unwrap_or(ENTRIES);
         self.take_place(address)?;
         let mut id = ClientPermit { address: short(address), credential: None };
@@ -223,7 +223,7 @@ impl ClientLimits {
     }
 
     /// How many requests of `client` its own ceilings would let in at once.
-    pub fn left(&self, client: ClientId, now: Time) -> u32 {
+    pub(crate) fn left(&self, client: ClientId, now: Time) -> u32 {
         let most = if self.rate.is_some() { self.in_flight_max.min(self.burst) } else { self.in_flight_max };
         let left = self.known(client).map(|at| {
             let entry = &self.table.entries[at];
@@ -235,7 +235,7 @@ impl ClientLimits {
     }
 
     /// Counts it out again.
-    pub fn leave(&self, id: ClientPermit) {
+    pub(crate) fn leave(&self, id: ClientPermit) {
         id.places().for_each(|at| self.table.entries[at].in_flight.leave());
     }
 

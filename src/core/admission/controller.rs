@@ -29,7 +29,7 @@ use crate::admission::demand::ClassDemand;
 use crate::admission::flow::Flow;
 use crate::admission::history::{Claim, History};
 use crate::admission::in_flight::InFlight;
-use crate::admission::meter::{Counts, Meter, Outcome, Reading, Reason};
+use crate::admission::meter::{ClassReading, Counts, Meter, Outcome, Reason};
 use crate::admission::pause::{self, Pause, URGENT_FOR};
 use crate::admission::rate::Rate;
 use crate::admission::shared_credential::SharedCredential;
@@ -707,10 +707,10 @@ impl<W> AdmissionController<W> {
     }
 
     /// The totals of a class and the state of its counters; takes the peak.
-    pub fn reading(&self, id: ClassId, now: Time) -> Reading {
+    pub fn reading(&self, id: ClassId, now: Time) -> ClassReading {
         let class = self.class(id);
         let in_flight = class.tally.in_flight.count();
-        Reading {
+        ClassReading {
             counts: class.tally.meter.read(),
             in_flight,
             in_flight_peak: class.tally.meter.take_peak(self.at_work(class)),

@@ -378,11 +378,11 @@ impl Counts {
 }
 
 /// What the proxy says of itself: one reading per class, in the policy's order.
-pub type ProxyReading = Vec<Reading>;
+pub type ProxyReading = Vec<ClassReading>;
 
 /// What the proxy says of one class at one moment.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Reading {
+pub struct ClassReading {
     /// Totals since the start.
     pub counts: Counts,
     /// Under way now.

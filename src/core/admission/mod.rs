@@ -1,6 +1,6 @@
 //! What holds a limit: the table of numbers, and the clocks, counters and queues they govern.
 pub mod ask;
-pub mod client_limits;
+pub(crate) mod client_limits;
 pub mod clock;
 pub mod controller;
 pub mod cost;
@@ -13,7 +13,7 @@ pub mod parked;
 mod pause;
 pub mod queue;
 pub mod rate;
-pub mod shared_credential;
+pub(crate) mod shared_credential;
 pub mod table;
 pub mod tiers;
 

@@ -42,7 +42,7 @@ const NONE: u64 = 1;
 
 /// What most addresses show.
 #[derive(Debug)]
-pub struct SharedCredential {
+pub(crate) struct SharedCredential {
     places: [AtomicU64; PLACES],
     slice_ends: AtomicU64,
     candidate: AtomicU64,
@@ -65,7 +65,7 @@ impl Default for SharedCredential {
 
 impl SharedCredential {
     /// Takes note of a client that was let in at once.
-    pub fn see(&self, client: ClientId, now: Time) {
+    pub(crate) fn see(&self, client: ClientId, now: Time) {
         let shown = shown(client);
         let place = &self.places[usize::try_from(client.address % PLACES as u64).unwrap_or(0)];
         if place.load(Ordering::Relaxed) != shown {
@@ -81,7 +81,7 @@ impl SharedCredential {
     }
 
     /// The client as it counts.
-    pub fn judge(&self, client: ClientId) -> ClientId {
+    pub(crate) fn judge(&self, client: ClientId) -> ClientId {
         let shared_credential = self.sure.load(Ordering::Relaxed);
         if shared_credential != EMPTY && shared_credential == shown(client) {
             ClientId { credential: None, ..client }

@@ -155,7 +155,7 @@ fn depth(gathers: bool) -> f64 {
 
 /// What a trial has shown.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub enum Verdict {
+pub enum TrialVerdict {
     /// The reading answered.
     Helped,
     /// It did not.
@@ -262,7 +262,7 @@ impl Trials {
     }
 
     /// Judges the trial under way by how its signal's readings go now.
-    pub fn judge(&mut self, trend: impl Fn(SignalId) -> Option<Trend>, now: Time) -> Option<Verdict> {
+    pub fn judge(&mut self, trend: impl Fn(SignalId) -> Option<Trend>, now: Time) -> Option<TrialVerdict> {
         let trial = self.under_way.filter(|trial| trial.judged_at.is_some_and(|at| now >= at))?;
         self.under_way = None;
         // Without a reading nothing is known, and a limit that was lowered stays so (law 7).
@@ -279,14 +279,14 @@ impl Trials {
         }
         if expected - seen > least {
             self.believe(&trial);
-            return Some(Verdict::Helped);
+            return Some(TrialVerdict::Helped);
         }
         let pair = self.pair_mut(trial.signal);
         let rest = (REST * 2_u32.saturating_pow(pair.failed.min(16))).min(REST_MAX);
         pair.is_proven = false;
         pair.failed += 1;
         pair.rests_until = now + rest;
-        Some(Verdict::Futile { trial, expected, seen, rest })
+        Some(TrialVerdict::Futile { trial, expected, seen, rest })
     }
 
     /// The signal on trial is at its target again. Of what gathers, a growth that has slowed by the share of the cut and
@@ -355,7 +355,7 @@ mod tests {
     }
 
     /// A reading each five seconds; `effect` on it once the limit has been cut by a fifth at 100 s.
-    fn verdict_on(reading: impl Fn(u32) -> f64) -> (Trials, Option<Verdict>) {
+    fn verdict_on(reading: impl Fn(u32) -> f64) -> (Trials, Option<TrialVerdict>) {
         let (mut trend, mut trials) = (Trend::default(), Trials::default());
         for second in (0..=140).step_by(5) {
             trend.observe(reading(second), at(second));
@@ -370,7 +370,7 @@ mod tests {
     }
 
     fn helped(reading: impl Fn(u32) -> f64) -> bool {
-        matches!(verdict_on(reading).1, Some(Verdict::Helped))
+        matches!(verdict_on(reading).1, Some(TrialVerdict::Helped))
     }
 
     #[test]
@@ -395,7 +395,7 @@ mod tests {
         for minutes in [1, 2, 4, 8, 16, 32, 60, 60] {
             trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), now, WAIT);
             now = now + WAIT;
-            let Some(Verdict::Futile { rest, trial, .. }) = trials.judge(|_| Some(trend), now) else {
+            let Some(TrialVerdict::Futile { rest, trial, .. }) = trials.judge(|_| Some(trend), now) else {
                 panic!("a constant does not answer")
             };
             assert_eq!((rest, trial.limit), (Duration::from_mins(minutes), 10.0));
@@ -404,7 +404,7 @@ mod tests {
         }
         trials.on_cut(CPU, 10.0, 10.0, 8.0, (&trend, false), now, WAIT);
         let lower = Trend { level: 3.0, ..trend };
-        assert_eq!(trials.judge(|_| Some(lower), now + WAIT), Some(Verdict::Helped));
+        assert_eq!(trials.judge(|_| Some(lower), now + WAIT), Some(TrialVerdict::Helped));
         assert!(trials.lowest(CPU, false, 8.0) <= 0.0, "no further trial holds it up");
     }
 
@@ -416,7 +416,7 @@ mod tests {
         assert_eq!(trials.under(|_| None).on_trial(), None);
         let mut trials = trials.under(|id| (id == CPU).then_some(ELSEWHERE));
         assert_eq!(trials.on_trial(), Some(ELSEWHERE));
-        let Some(Verdict::Futile { trial, .. }) =
+        let Some(TrialVerdict::Futile { trial, .. }) =
             trials.judge(|id| (id == ELSEWHERE).then_some(trend), at(0) + WAIT)
         else {
             panic!("a constant does not answer")
@@ -459,7 +459,7 @@ mod tests {
             assert!((trials.lowest(CPU, gathers, 1.0) - if gathers { 0.5 } else { 0.8 }).abs() < 1e-12);
             trials.on_cut(CPU, 4.0, 1.0, 0.5, (&trend, gathers), at(0), WAIT);
             let verdict = trials.judge(|_| Some(after), at(25)).unwrap();
-            assert_eq!(verdict == Verdict::Helped, helped, "{verdict:?}");
+            assert_eq!(verdict == TrialVerdict::Helped, helped, "{verdict:?}");
         }
     }
 
@@ -481,9 +481,12 @@ mod tests {
             assert_eq!(trials.judge(|_| Some(after(second, 40.0)), at(second)), None);
             assert_eq!(trials.on_trial(), Some(CPU), "after {second} s");
         }
-        assert!(matches!(trials.judge(|_| Some(after(100, 40.0)), at(100)), Some(Verdict::Futile { .. })));
+        assert!(matches!(
+            trials.judge(|_| Some(after(100, 40.0)), at(100)),
+            Some(TrialVerdict::Futile { .. })
+        ));
         trials.on_cut(CPU, 4.0, 1.0, 0.5, (&Trend { scatter: 1e4, ..trend }, true), at(0), WAIT);
-        assert_eq!(trials.judge(|_| Some(after(25, 15.0)), at(25)), Some(Verdict::Helped));
+        assert_eq!(trials.judge(|_| Some(after(25, 15.0)), at(25)), Some(TrialVerdict::Helped));
     }
 
     #[test]
@@ -535,8 +538,8 @@ mod tests {
                 let rng = (random >> 11) as f64 / (1_u64 << 52) as f64 - 1.0;
                 trend.observe(100.0 * (1.0 + spread * rng), at(second));
                 match trials.judge(|_| Some(trend), at(second)) {
-                    Some(Verdict::Futile { trial, .. }) => limit = limit.max(trial.limit),
-                    Some(Verdict::Helped) | None => {}
+                    Some(TrialVerdict::Futile { trial, .. }) => limit = limit.max(trial.limit),
+                    Some(TrialVerdict::Helped) | None => {}
                 }
                 if trials.rests(CPU, at(second)) {
                     // Other signals have room: the limit returns.

@@ -244,10 +244,12 @@ impl Wasted {
 #[must_use]
 pub(crate) fn words(trial: Option<Trial>, is_cut: bool) -> &'static str {
     match (trial, is_cut) {
-        (Some(Trial::Step { .. }), true) => "clients leave again before their answers come: one step back",
-        (_, true) => "clients leave before their answers come: lower, on trial",
-        (Some(Trial::Cut { .. }), false) => "as many clients leave under a lower limit: back to where it was",
-        (_, false) => "few clients leave now: one step up",
+        (Some(Trial::Step { .. }), true) => {
+            "clients leave again before they get their answers: lowered by one step"
+        }
+        (_, true) => "clients leave before they get their answers: lowered on trial",
+        (Some(Trial::Cut { .. }), false) => "the lower limit did not help, as many clients leave: restored",
+        (_, false) => "few clients leave now: raised by one step",
     }
 }
 

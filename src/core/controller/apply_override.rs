@@ -3,7 +3,7 @@
 use crate::admission::table::Mode;
 use crate::controller::overrides::{Override, OverrideError, PIN_MAX, Pin};
 use crate::controller::{Controller, Effects};
-use crate::event::{Event, LimitKind, Mode as Who, ModeChange};
+use crate::event::{Event, LimitKind, Mode as EffectiveMode, ModeChange};
 use crate::policy::Bounds;
 use crate::time::{Time, WallMs};
 
@@ -22,7 +22,7 @@ impl Controller {
             class: "all".into(),
             limit: None,
             from: self.overall(),
-            to: Who::Enforce,
+            to: EffectiveMode::Enforce,
             value: None,
             who: who.to_owned(),
             why: why.to_owned(),
@@ -60,7 +60,7 @@ impl Controller {
                     class: class.clone(),
                     limit: Some(*limit),
                     from: self.who(at),
-                    to: Who::Manual,
+                    to: EffectiveMode::Manual,
                     value: Some(*value),
                     until: Some(WallMs(wall.0.saturating_add(ms))),
                     ..change
@@ -79,7 +79,7 @@ impl Controller {
                 change = ModeChange {
                     class: class.clone(),
                     limit: Some(*limit),
-                    from: Who::Manual,
+                    from: EffectiveMode::Manual,
                     to: self.who(at),
                     ..change
                 };
@@ -93,7 +93,7 @@ impl Controller {
                 change.to = self.overall();
             }
             Override::Mode { class, mode } => {
-                let to = if *mode == Mode::Shadow { Who::Shadow } else { Who::Enforce };
+                let to = if *mode == Mode::Shadow { EffectiveMode::Shadow } else { EffectiveMode::Enforce };
                 if let Some(class) = class {
                     let at = self.class_named(class)?;
                     change = ModeChange { class: class.clone(), from: self.who(at), to, ..change };
@@ -117,7 +117,7 @@ impl Controller {
             Event::ModeChange(ModeChange {
                 class: self.policy.classes[pin.class].name.to_string(),
                 limit: Some(pin.limit),
-                from: Who::Manual,
+                from: EffectiveMode::Manual,
                 to: self.who(pin.class),
                 value: None,
                 who: pin.who.clone(),
@@ -161,13 +161,13 @@ impl Controller {
         }
     }
 
-    fn overall(&self) -> Who {
+    fn overall(&self) -> EffectiveMode {
         if self.overrides.frozen {
-            Who::Frozen
+            EffectiveMode::Frozen
         } else if self.classes.iter().all(|loops| loops.mode == Mode::Shadow) {
-            Who::Shadow
+            EffectiveMode::Shadow
         } else {
-            Who::Enforce
+            EffectiveMode::Enforce
         }
     }
 }

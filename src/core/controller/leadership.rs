@@ -15,7 +15,7 @@
 //! The limit on the submission backlog is each replica's own, with an even part of the room: what a
 //! replica has let in since the reading it knows at once, and what others have only later.
 
-use crate::admission::meter::{Counts, ProxyReading, Reading as ClassReading};
+use crate::admission::meter::{ClassReading, Counts, ProxyReading};
 use crate::controller::overrides::PinView;
 use crate::event::{LimitKind, LoopKind};
 pub use crate::replicas::role::{LeadershipChange, Role};

@@ -150,7 +150,7 @@ fn a_move_of_one_ceiling_names_the_lower_one_beside_it() {
     let told = adjustments(&effects.events);
     let said = &told[0].reason;
     assert!(said.starts_with("cut list in_flight by latency from 16 to 4"), "{said}");
-    assert!(said.ends_with("; in force is 0.463, by Ray's signals"), "{said}");
+    assert!(said.ends_with("; the limit in force is 0.463, set by Ray's signals"), "{said}");
 }
 
 #[test]

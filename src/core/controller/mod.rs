@@ -26,12 +26,12 @@ pub mod overrides;
 mod replica;
 #[cfg(test)]
 mod retry_after_tests;
-pub mod signal_store;
+pub(crate) mod signal_store;
 pub mod view;
 
 use crate::admission::controller::AdmissionController;
+pub use crate::admission::meter::{ClassReading, ProxyReading};
 use crate::admission::meter::{Counts, Reason};
-pub use crate::admission::meter::{ProxyReading, Reading as ClassReading};
 use crate::admission::table::{LimitTable, Mode};
 use crate::alert::{self, Alert, Alerts, Patience};
 use crate::control::backlog::Drain;
@@ -45,8 +45,8 @@ use crate::controller::leadership::Leadership;
 use crate::controller::overrides::Overrides;
 use crate::controller::signal_store::SignalStore;
 use crate::event::{
-    Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as Who, Other,
-    ShedSummary, SignalSeen, Start, StartLimit,
+    Adjustment, Apportioned, Cause, Count, Derivation, Event, LimitKind, LoopKind, Mode as EffectiveMode,
+    Other, ShedSummary, SignalSeen, Start, StartLimit,
 };
 use crate::policy::{Bounds, ClassId, Kind, Policy, SignalId, Treatment};
 use crate::signal::reading::{Missing, Reading};
@@ -577,10 +577,10 @@ impl Controller {
     }
 
     /// Who decides about a class, for the adjustment log.
-    fn who(&self, class: usize) -> Who {
+    fn who(&self, class: usize) -> EffectiveMode {
         match self.classes[class].mode {
-            Mode::Shadow => Who::Shadow,
-            Mode::Enforce => Who::Enforce,
+            Mode::Shadow => EffectiveMode::Shadow,
+            Mode::Enforce => EffectiveMode::Enforce,
         }
     }
 

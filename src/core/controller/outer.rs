@@ -34,7 +34,7 @@ use crate::control::job_starts::Waiting;
 use crate::control::law::Observation;
 use crate::control::regulator::Move;
 use crate::control::stability::Timing;
-use crate::control::trial::Verdict;
+use crate::control::trial::TrialVerdict;
 use crate::controller::backlog::{Promise, backlog_followed};
 use crate::controller::signal_store::Posted;
 use crate::controller::{ClassReading, Controller, Loop, ProxyReading, Reasons};
@@ -179,7 +179,8 @@ impl Controller {
             let posted = self.signal_store.get(id)?;
             (posted.health() == SignalHealth::Fresh).then_some(posted.trend)
         };
-        let Some(Verdict::Futile { trial, expected, seen: reads, rest }) = of.trials.judge(trend, now) else {
+        let Some(TrialVerdict::Futile { trial, expected, seen: reads, rest }) = of.trials.judge(trend, now)
+        else {
             return false;
         };
         let before = Box::new(of.regulator);
@@ -468,7 +469,7 @@ impl Counted {
             pressure: self.jobs / signal.target,
             forecast: None,
             age_ms: u64::try_from(now.since(self.at).as_millis()).unwrap_or(u64::MAX),
-            source: "the states of the jobs that were let in".to_owned(),
+            source: "the states of admitted jobs".to_owned(),
             unit: signal.unit.to_string(),
         }
     }

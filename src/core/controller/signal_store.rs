@@ -5,7 +5,7 @@ use crate::control::dead_time::Cadence;
 use crate::control::trial::Trend;
 use crate::event::{Event, Forecast, SignalHealth, SignalSeen, SignalState};
 use crate::policy::{OnStale, Policy, Signal, SignalId};
-use crate::signal::freshness::{Freshness, State, Transition, Why};
+use crate::signal::freshness::{Freshness, FreshnessState, Transition, Why};
 use crate::signal::reading::{Missing, Reading};
 use crate::time::Time;
 use std::sync::Arc;
@@ -13,13 +13,13 @@ use std::time::Duration;
 
 /// All signals.
 #[derive(Clone, Debug)]
-pub struct SignalStore {
+pub(crate) struct SignalStore {
     signals: Vec<Posted>,
 }
 
 /// One signal.
 #[derive(Clone, Debug)]
-pub struct Posted {
+pub(crate) struct Posted {
     /// How far it may be trusted.
     pub freshness: Freshness,
     /// What was read last.
@@ -38,7 +38,7 @@ pub struct Posted {
 impl SignalStore {
     /// Nothing read yet.
     #[must_use]
-    pub fn new(policy: &Policy, now: Time) -> SignalStore {
+    pub(crate) fn new(policy: &Policy, now: Time) -> SignalStore {
         let posted = policy.signals.iter().enumerate().filter_map(|(at, signal)| {
             let id = SignalId(u8::try_from(at).ok()?);
             Some(Posted {
@@ -56,7 +56,7 @@ impl SignalStore {
 
     /// Takes over what was read before a reload, of signals of the same name that may be as old as before: they are as
     /// fresh, or as stale, as they were.
-    pub fn take_over(&mut self, policy: &Policy, before: &SignalStore, old: &Policy) {
+    pub(crate) fn take_over(&mut self, policy: &Policy, before: &SignalStore, old: &Policy) {
         for (at, (own, new)) in self.signals.iter_mut().zip(&policy.signals).enumerate() {
             let is_same = |old: &&Signal| old.name == new.name && old.stale_after == new.stale_after;
             let known = before.signals.iter().zip(&old.signals).find(|(_, old)| is_same(old));
@@ -70,12 +70,12 @@ impl SignalStore {
 
     /// One signal.
     #[must_use]
-    pub fn get(&self, id: SignalId) -> Option<&Posted> {
+    pub(crate) fn get(&self, id: SignalId) -> Option<&Posted> {
         self.signals.get(id.index())
     }
 
     /// Takes in what was read and what could not be; returns changes of state.
-    pub fn on_readings(
+    pub(crate) fn on_readings(
         &mut self,
         policy: &Policy,
         readings: &[(SignalId, Result<Reading, Missing>)],
@@ -114,7 +114,7 @@ impl SignalStore {
     }
 
     /// Lets time pass; returns what has gone stale.
-    pub fn tick(&mut self, policy: &Policy, now: Time) -> Vec<Event> {
+    pub(crate) fn tick(&mut self, policy: &Policy, now: Time) -> Vec<Event> {
         let mut events = Vec::new();
         for (at, posted) in self.signals.iter_mut().enumerate() {
             let Ok(id) = u8::try_from(at) else { continue };
@@ -128,13 +128,13 @@ impl SignalStore {
 
     /// The readings of these signals that may be acted on, as the adjustment log shows them.
     #[must_use]
-    pub fn seen(&self, policy: &Policy, ids: &[SignalId], now: Time) -> Vec<(SignalId, SignalSeen)> {
+    pub(crate) fn seen(&self, policy: &Policy, ids: &[SignalId], now: Time) -> Vec<(SignalId, SignalSeen)> {
         ids.iter().filter_map(|id| Some((*id, self.get(*id)?.seen(policy, *id, now)?))).collect()
     }
 
     /// For the alert rules.
     #[must_use]
-    pub fn facts<'a>(&'a self, policy: &'a Policy, now: Time) -> Vec<SignalFacts<'a>> {
+    pub(crate) fn facts<'a>(&'a self, policy: &'a Policy, now: Time) -> Vec<SignalFacts<'a>> {
         self.signals
             .iter()
             .zip(&policy.signals)
@@ -142,7 +142,7 @@ impl SignalStore {
             .filter(|(at, _)| u8::try_from(*at).is_ok_and(|at| policy.follows(SignalId(at))))
             .map(|(_, (posted, signal))| SignalFacts {
                 name: &signal.name,
-                stale: matches!(posted.freshness.state(), State::Stale { .. }),
+                stale: matches!(posted.freshness.state(), FreshnessState::Stale { .. }),
                 age: posted.age(now),
                 problem: &posted.problem,
                 target: posted.target(),
@@ -155,7 +155,7 @@ impl SignalStore {
 impl Posted {
     /// Age of the last reading.
     #[must_use]
-    pub fn age(&self, now: Time) -> Option<Duration> {
+    pub(crate) fn age(&self, now: Time) -> Option<Duration> {
         self.reading.as_ref().map(|reading| now.since(reading.at))
     }
 
@@ -184,7 +184,8 @@ impl Posted {
 
     /// Says so where the source answers and its values have stood still for too long.
     fn note_frozen(&mut self) {
-        let is_frozen = matches!(self.freshness.state(), State::Stale { why, .. } if *why != Why::Silent);
+        let is_frozen =
+            matches!(self.freshness.state(), FreshnessState::Stale { why, .. } if *why != Why::Silent);
         if is_frozen && self.problem.is_empty() {
             let source = self.source().unwrap_or("the source");
             self.problem = format!(
@@ -206,13 +207,13 @@ impl Posted {
 
     /// What it is worth.
     #[must_use]
-    pub fn health(&self) -> SignalHealth {
+    pub(crate) fn health(&self) -> SignalHealth {
         health(self.freshness.state())
     }
 
     /// The reading, if it may be acted on.
     #[must_use]
-    pub fn seen(&self, policy: &Policy, id: SignalId, now: Time) -> Option<SignalSeen> {
+    pub(crate) fn seen(&self, policy: &Policy, id: SignalId, now: Time) -> Option<SignalSeen> {
         let signal = &policy.signals[id.index()];
         let reading = self.reading.as_ref().filter(|_| self.health() == SignalHealth::Fresh)?;
         let forecast = self.forecast(signal, reading.value, now);
@@ -243,26 +244,26 @@ impl Posted {
     fn describe(&self, policy: &Policy, id: SignalId, transition: &Transition) -> Event {
         let signal = &policy.signals[id.index()];
         let problem = match &transition.to {
-            State::Stale { why, .. } if self.problem.is_empty() => why.to_string(),
-            State::Stale { .. } => self.problem.clone(),
-            State::Waiting | State::Fresh => String::new(),
+            FreshnessState::Stale { why, .. } if self.problem.is_empty() => why.to_string(),
+            FreshnessState::Stale { .. } => self.problem.clone(),
+            FreshnessState::Waiting | FreshnessState::Fresh => String::new(),
         };
         // A class that is limited by what it leaves behind passes slowly without any news of it (core/controller/backlog.rs).
         let trickles = policy.classes.iter().any(|class| class.backlog == Some(id));
         let consequence = match (&transition.to, signal.on_stale) {
             _ if !policy.follows(id) => "no limit uses it",
-            (State::Stale { .. }, _) if trickles => {
-                "until it is read again, the jobs that were let in are asked whether they have started; if they do not answer either, submissions pass at half the pace at which the head was seen to start jobs, or one every 5 s"
+            (FreshnessState::Stale { .. }, _) if trickles => {
+                "until it is read again, rayguard asks Ray for the state of each admitted job; without that too, submissions pass at half the measured rate of job starts, or one every 5 s"
             }
-            (State::Fresh, _) => "it moves limits",
-            (State::Waiting, _) => "it moves nothing yet",
-            (State::Stale { .. }, OnStale::Hold) => {
+            (FreshnessState::Fresh, _) => "it moves limits",
+            (FreshnessState::Waiting, _) => "it moves nothing yet",
+            (FreshnessState::Stale { .. }, OnStale::Hold) => {
                 "rates and ceilings that follow it do not rise; the proxy's own latency still moves limits"
             }
-            (State::Stale { .. }, OnStale::Decay) => {
+            (FreshnessState::Stale { .. }, OnStale::Decay) => {
                 "rates and ceilings that follow it go back towards their initial values"
             }
-            (State::Stale { .. }, OnStale::Static) => {
+            (FreshnessState::Stale { .. }, OnStale::Static) => {
                 "rates and ceilings that follow it go to their initial values"
             }
         };
@@ -291,11 +292,11 @@ const GROWS_MIN: f64 = 0.05;
 /// More than this is cut no faster.
 const PRESSURE_MAX: f64 = 4.0;
 
-fn health(state: &State) -> SignalHealth {
+fn health(state: &FreshnessState) -> SignalHealth {
     match state {
-        State::Waiting => SignalHealth::Waiting,
-        State::Fresh => SignalHealth::Fresh,
-        State::Stale { .. } => SignalHealth::Stale,
+        FreshnessState::Waiting => SignalHealth::Waiting,
+        FreshnessState::Fresh => SignalHealth::Fresh,
+        FreshnessState::Stale { .. } => SignalHealth::Stale,
     }
 }
 

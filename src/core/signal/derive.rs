@@ -29,7 +29,7 @@ pub(crate) const OBSERVATIONS_MIN: f64 = 10.0;
 
 /// Why samples are no evidence.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
-pub enum SampleError {
+pub(crate) enum SampleError {
     /// Nothing matches the selector.
     #[error("no series matches the labels")]
     NoSeries,
@@ -45,13 +45,13 @@ pub enum SampleError {
     #[error("the value is {0}, below zero; only sums may have negative series")]
     Negative(f64),
     /// The first page: nothing to compare with.
-    #[error("first sight of the counters; a second scrape is needed")]
+    #[error("counters read only once; a second scrape is needed")]
     First,
     /// No observation since the page before.
     #[error("no new observation")]
     NoObservation,
     /// Too few observations to say anything.
-    #[error("only {seen} new observations, {wanted} are waited for")]
+    #[error("only {seen} new observations; at least {wanted} are needed")]
     FewObservations {
         /// Since the page before.
         seen: f64,
@@ -91,7 +91,7 @@ pub enum SampleError {
 
 /// What one page says, before it is put together with others.
 #[derive(Clone, PartialEq, Debug)]
-pub enum Evidence {
+pub(crate) enum Evidence {
     /// A sum of gauges.
     Sum(f64),
     /// The largest gauge.
@@ -111,7 +111,7 @@ pub enum Evidence {
 
 /// A value and its resolution.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Value {
+pub(crate) struct Value {
     /// Finite and not negative.
     pub value: f64,
     /// The least step it can resolve, as a ratio; 1 for what is exact.
@@ -173,7 +173,7 @@ impl Evidence {
     ///
     /// # Errors
     /// [`SampleError`] when the evidence does not carry one.
-    pub fn value(&self, how: &How) -> Result<Value, SampleError> {
+    pub(crate) fn value(&self, how: &How) -> Result<Value, SampleError> {
         let exact = |value| Value { value, resolution: 1.0 };
         let value = match (self, how) {
             (Evidence::Sum(sum), _) => exact(sum.max(0.0)),
@@ -212,14 +212,14 @@ fn check_count(samples: &[&Sample]) -> Result<(), SampleError> {
 
 /// Counters as they stood on one page, by series.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Counters(Vec<(u64, f64)>);
+pub(crate) struct Counters(Vec<(u64, f64)>);
 
 impl Counters {
     /// Reads them off a page.
     ///
     /// # Errors
     /// [`SampleError`] when one is negative or not finite.
-    pub fn of(samples: &[&Sample]) -> Result<Counters, SampleError> {
+    pub(crate) fn of(samples: &[&Sample]) -> Result<Counters, SampleError> {
         check_count(samples)?;
         let mut counters: Vec<(u64, f64)> =
             samples.iter().map(|sample| (sample.series, sample.value)).collect();
@@ -228,7 +228,7 @@ impl Counters {
     }
 
     /// The increase of all series since `before`, resets counted from zero.
-    pub fn since(&self, before: &Counters) -> f64 {
+    pub(crate) fn since(&self, before: &Counters) -> f64 {
         let increase = |(series, now): &(u64, f64)| {
             let place = before.0.binary_search_by_key(series, |(series, _)| *series).ok()?;
             let then = before.0[place].1;
@@ -240,11 +240,11 @@ impl Counters {
 
 /// Histograms as they stood on one page: cumulative counts by series.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub struct Histograms(Vec<(u64, Vec<Bucket>)>);
+pub(crate) struct Histograms(Vec<(u64, Vec<Bucket>)>);
 
 /// A bucket: its upper bound, and a count.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Bucket {
+pub(crate) struct Bucket {
     /// Upper bound, in the metric's unit; the last one is infinite.
     pub bound: f64,
     /// Observations: up to the bound in [`Histograms`], in this bucket alone in [`Buckets`].
@@ -256,7 +256,7 @@ impl Histograms {
     ///
     /// # Errors
     /// [`SampleError`] when a count is negative or not finite, or a series is no histogram.
-    pub fn of(samples: &[&Sample]) -> Result<Histograms, SampleError> {
+    pub(crate) fn of(samples: &[&Sample]) -> Result<Histograms, SampleError> {
         check_count(samples)?;
         let mut rows: Vec<(u64, Bucket)> = samples
             .iter()
@@ -283,7 +283,7 @@ impl Histograms {
 
     /// The new observations of all series since `before`. A series that was reset counts from
     /// zero; one that is new, or whose bounds changed, counts from now on.
-    pub fn since(&self, before: &Histograms) -> Result<Buckets, SampleError> {
+    pub(crate) fn since(&self, before: &Histograms) -> Result<Buckets, SampleError> {
         let mut total: Option<Buckets> = None;
         for (series, now) in &self.0 {
             let mut new = Buckets(now.iter().map(|bucket| Bucket { count: 0.0, ..*bucket }).collect());
@@ -301,7 +301,7 @@ impl Histograms {
 
 /// New observations by bucket, not cumulative, in the order of their bounds.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Buckets(Vec<Bucket>);
+pub(crate) struct Buckets(Vec<Bucket>);
 
 impl Buckets {
     /// None when the bounds changed.
@@ -333,7 +333,7 @@ impl Buckets {
     }
 
     /// How many observations.
-    pub fn count(&self) -> f64 {
+    pub(crate) fn count(&self) -> f64 {
         self.0.iter().map(|bucket| bucket.count).sum()
     }
 

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 /// How far a signal may be trusted.
 #[derive(Clone, PartialEq, Debug)]
-pub enum State {
+pub enum FreshnessState {
     /// Never seen yet.
     Waiting,
     /// Seen, and young enough.
@@ -71,9 +71,9 @@ pub struct Transition {
     /// Whose.
     pub signal: SignalId,
     /// Before.
-    pub from: State,
+    pub from: FreshnessState,
     /// After.
-    pub to: State,
+    pub to: FreshnessState,
     /// When.
     pub at: Time,
     /// Age of the newest information, if there ever was any.
@@ -85,7 +85,7 @@ pub struct Transition {
 pub struct Freshness {
     signal: SignalId,
     stale_after: Duration,
-    state: State,
+    state: FreshnessState,
     began: Time,
     latest: Time,
     newest: Option<Newest>,
@@ -101,7 +101,7 @@ struct Newest {
 impl Freshness {
     /// A signal not yet seen, from `now` on.
     pub fn new(signal: SignalId, stale_after: Duration, now: Time) -> Freshness {
-        let state = State::Waiting;
+        let state = FreshnessState::Waiting;
         Freshness { signal, stale_after, state, began: now, latest: now, newest: None, heard: None }
     }
 
@@ -141,7 +141,7 @@ impl Freshness {
     }
 
     /// The state as of the last call.
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &FreshnessState {
         &self.state
     }
 
@@ -158,10 +158,12 @@ impl Freshness {
         let since = self.newest.map_or(self.began, |newest| newest.at);
         let is_old = self.latest.since(since) > self.stale_after;
         let to = match (&self.state, is_old) {
-            (State::Waiting, false) if self.newest.is_none() => return None,
-            (State::Fresh, false) | (State::Stale { .. }, true) => return None,
-            (_, false) => State::Fresh,
-            (_, true) => State::Stale { since: self.latest, why: self.heard.clone().unwrap_or(Why::Silent) },
+            (FreshnessState::Waiting, false) if self.newest.is_none() => return None,
+            (FreshnessState::Fresh, false) | (FreshnessState::Stale { .. }, true) => return None,
+            (_, false) => FreshnessState::Fresh,
+            (_, true) => {
+                FreshnessState::Stale { since: self.latest, why: self.heard.clone().unwrap_or(Why::Silent) }
+            }
         };
         let from = std::mem::replace(&mut self.state, to.clone());
         Some(Transition { signal: self.signal, from, to, at: self.latest, age: self.age(self.latest) })
@@ -202,9 +204,9 @@ mod tests {
     fn it_waits_for_the_first_reading_and_is_fresh_from_then_on() {
         let mut signal = signal();
         assert_eq!(signal.tick(at(5)), None);
-        assert_eq!(*signal.state(), State::Waiting);
+        assert_eq!(*signal.state(), FreshnessState::Waiting);
         let change = signal.on_reading(&reading(6, 1), at(6)).unwrap();
-        assert_eq!((change.from, change.to), (State::Waiting, State::Fresh));
+        assert_eq!((change.from, change.to), (FreshnessState::Waiting, FreshnessState::Fresh));
         assert_eq!(signal.on_reading(&reading(8, 2), at(8)), None, "no change, nothing to report");
         assert_eq!(signal.age(at(9)), Some(SECOND));
     }
@@ -214,7 +216,7 @@ mod tests {
         let mut signal = signal();
         assert_eq!(signal.on_missing(&missing(), at(2)), None);
         let change = signal.tick(at(11)).unwrap();
-        assert_eq!(change.to, State::Stale { since: at(11), why: Why::Missing(missing()) });
+        assert_eq!(change.to, FreshnessState::Stale { since: at(11), why: Why::Missing(missing()) });
         assert_eq!(change.age, None);
         assert_eq!(signal.tick(at(12)), None, "reported once");
     }
@@ -224,9 +226,9 @@ mod tests {
         let mut signal = signal();
         signal.on_reading(&reading(1, 1), at(1));
         assert_eq!(signal.on_missing(&missing(), at(6)), None);
-        assert_eq!(*signal.state(), State::Fresh);
+        assert_eq!(*signal.state(), FreshnessState::Fresh);
         assert_eq!(signal.on_reading(&reading(11, 2), at(11)), None);
-        assert_eq!(*signal.state(), State::Fresh);
+        assert_eq!(*signal.state(), FreshnessState::Fresh);
     }
 
     #[test]
@@ -235,17 +237,20 @@ mod tests {
         signal.on_reading(&reading(1, 1), at(1));
         assert_eq!(signal.on_reading(&reading(1, 1), at(6)), None);
         let change = signal.on_reading(&reading(1, 1), at(12)).unwrap();
-        assert_eq!(change.to, State::Stale { since: at(12), why: Why::Frozen });
+        assert_eq!(change.to, FreshnessState::Stale { since: at(12), why: Why::Frozen });
         assert_eq!(change.age, Some(SECOND * 11));
         let change = signal.on_reading(&reading(13, 2), at(13)).unwrap();
-        assert_eq!(change.to, State::Fresh);
+        assert_eq!(change.to, FreshnessState::Fresh);
     }
 
     #[test]
     fn a_silent_source_is_called_silent() {
         let mut signal = signal();
         signal.on_reading(&reading(1, 1), at(1));
-        assert_eq!(signal.tick(at(20)).unwrap().to, State::Stale { since: at(20), why: Why::Silent });
+        assert_eq!(
+            signal.tick(at(20)).unwrap().to,
+            FreshnessState::Stale { since: at(20), why: Why::Silent }
+        );
     }
 
     #[test]
@@ -262,7 +267,7 @@ mod tests {
     fn a_reading_from_the_future_is_dated_now() {
         let mut signal = signal();
         signal.on_reading(&reading(9_000, 1), at(1));
-        assert_eq!(*signal.state(), State::Fresh);
+        assert_eq!(*signal.state(), FreshnessState::Fresh);
         assert!(signal.tick(at(12)).is_some(), "it goes stale like any other");
     }
 
@@ -270,7 +275,7 @@ mod tests {
         #[test]
         fn whatever_comes_fresh_means_news_within_the_bound(steps in proptest::collection::vec((0u8..3, 0u32..100, 0u32..100, 0u64..20), 1..60)) {
             let mut signal = signal();
-            let mut state = State::Waiting;
+            let mut state = FreshnessState::Waiting;
             for (kind, now, stamp, fresh) in steps {
                 let change = match kind {
                     0 => signal.on_reading(&reading(stamp, fresh), at(now)),
@@ -283,7 +288,7 @@ mod tests {
                     state = change.to;
                 }
                 prop_assert_eq!(&state, signal.state());
-                if *signal.state() == State::Fresh {
+                if *signal.state() == FreshnessState::Fresh {
                     prop_assert!(signal.age(at(now)).unwrap() <= SECOND * 10);
                 }
             }

@@ -1,6 +1,6 @@
 //! From exposition text to readings: what Ray says of itself, and how far to trust it.
 pub mod catalogue;
-pub mod derive;
+pub(crate) mod derive;
 pub mod exposition;
 pub mod freshness;
 mod line;

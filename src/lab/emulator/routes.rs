@@ -176,7 +176,7 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 
 /// How long a job of this command line runs: `sleep N` sleeps, everything else is quick.
 #[must_use]
-pub fn running_time(entrypoint: &str) -> Option<Duration> {
+pub(crate) fn running_time(entrypoint: &str) -> Option<Duration> {
     let seconds = entrypoint.split("sleep ").nth(1)?.split_whitespace().next()?.parse().ok()?;
     Duration::try_from_secs_f64(seconds).ok()
 }

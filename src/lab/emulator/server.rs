@@ -739,7 +739,7 @@ async fn metrics(head: &Head, which: usize) -> Answer {
 
 /// The page with every value NaN.
 #[must_use]
-pub fn spoil(page: &str) -> String {
+pub(crate) fn spoil(page: &str) -> String {
     page.lines()
         .map(|line| match line.rsplit_once(' ') {
             Some((series, _)) if !line.starts_with('#') => format!("{series} NaN\n"),

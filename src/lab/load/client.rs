@@ -71,7 +71,7 @@ struct OpenConnection {
 }
 
 /// What an attempt, or the operation's last attempt, brought.
-pub(crate) struct Outcome {
+pub(crate) struct OperationOutcome {
     /// How it ended.
     pub(crate) fate: Fate,
     /// Attempts made so far.
@@ -103,7 +103,7 @@ impl Client {
 
     /// Carries out operation number `n` with the request at `shape`, due at `due`: the first
     /// attempt, and the further ones the stream's retries allow.
-    pub(crate) async fn operate(&self, n: u64, shape: usize, due: Instant) -> Outcome {
+    pub(crate) async fn operate(&self, n: u64, shape: usize, due: Instant) -> OperationOutcome {
         let patience = Duration::from_secs_f64(self.stream.timeout_s);
         let retry = self.stream.retry;
         let mut pause = Duration::from_secs_f64(retry.delay_s.max(0.0));
@@ -111,7 +111,8 @@ impl Client {
         let mut attempts = 1;
         loop {
             let made = timeout_at(deadline, self.attempt(n, &self.stream.requests[shape])).await;
-            let made = Outcome { attempts, ..made.unwrap_or(Outcome::ended(Fate::Timeout)) };
+            let made =
+                OperationOutcome { attempts, ..made.unwrap_or(OperationOutcome::ended(Fate::Timeout)) };
             if made.fate.is_success() || attempts > retry.max {
                 return made;
             }
@@ -122,21 +123,21 @@ impl Client {
         }
     }
 
-    async fn attempt(&self, n: u64, shape: &Shape) -> Outcome {
+    async fn attempt(&self, n: u64, shape: &Shape) -> OperationOutcome {
         let address = usize::try_from(n % u64::from(self.stream.addresses.max(1))).unwrap_or(0);
-        let Ok(request) = self.request(n, shape) else { return Outcome::ended(Fate::Broken) };
+        let Ok(request) = self.request(n, shape) else { return OperationOutcome::ended(Fate::Broken) };
         let mut kept = self.idle_at(address).pop();
         loop {
             let line = match kept.take() {
                 Some(line) => Ok(line),
                 None => self.connect(address).await,
             };
-            let Ok(mut line) = line else { return Outcome::ended(Fate::Broken) };
+            let Ok(mut line) = line else { return OperationOutcome::ended(Fate::Broken) };
             match line.ask(request.clone()).await {
                 Ok(answer) => return self.read(line, answer, address, shape).await,
                 // The other side may have closed a kept line meanwhile: a new one is due.
                 Err(_) if line.used => {}
-                Err(_) => return Outcome::ended(Fate::Broken),
+                Err(_) => return OperationOutcome::ended(Fate::Broken),
             }
         }
     }
@@ -220,10 +221,11 @@ impl Client {
         answer: Response<Incoming>,
         address: usize,
         shape: &Shape,
-    ) -> Outcome {
+    ) -> OperationOutcome {
         let status = answer.status();
         let retry_after = seconds(answer.headers().get(http::header::RETRY_AFTER));
-        let mut outcome = Outcome { retry_after, ..Outcome::ended(Fate::Status(status.as_u16())) };
+        let mut outcome =
+            OperationOutcome { retry_after, ..OperationOutcome::ended(Fate::Status(status.as_u16())) };
         let mut body = answer.into_body();
         let websocket = status == StatusCode::SWITCHING_PROTOCOLS;
         if websocket || (shape.hold_s > 0.0 && status.is_success()) {
@@ -234,7 +236,7 @@ impl Client {
         while let Some(frame) = line.drive(body.frame()).await {
             match frame {
                 Ok(frame) => outcome.bytes += frame.data_ref().map_or(0, |data| data.len() as u64),
-                Err(_) => return Outcome::ended(Fate::Broken),
+                Err(_) => return OperationOutcome::ended(Fate::Broken),
             }
         }
         drop(body);
@@ -312,9 +314,9 @@ impl Held {
     }
 }
 
-impl Outcome {
-    fn ended(fate: Fate) -> Outcome {
-        Outcome { fate, attempts: 1, bytes: 0, held: None, retry_after: None }
+impl OperationOutcome {
+    fn ended(fate: Fate) -> OperationOutcome {
+        OperationOutcome { fate, attempts: 1, bytes: 0, held: None, retry_after: None }
     }
 }
 

@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 /// Longest run, in seconds.
-pub const DURATION_S_MAX: f64 = 3_600.0;
+pub(crate) const DURATION_S_MAX: f64 = 3_600.0;
 /// Highest arrival rate of one stream, per second.
 pub const RATE_MAX: f64 = 20_000.0;
 /// Most requests under way at once, all streams together.

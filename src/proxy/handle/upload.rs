@@ -78,7 +78,7 @@ impl RequestContext {
     /// half of its room is theirs.
     async fn ask_in_turn(&self) -> Result<PermitGuard, Shed> {
         let turns = &self.proxy.turns[self.known.matched.class.index()];
-        // Who has waited here for as long as in the line asks all the same, and is told.
+        // A client that has waited here for as long as in the line asks all the same, and is told.
         let _turn = tokio::time::timeout(self.class().queue.wait_max, turns.acquire()).await;
         let mut permit = self.try_admit(Duration::MAX, self.proxy.clock.now()).await?;
         self.note_admitted(&mut permit);

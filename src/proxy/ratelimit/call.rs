@@ -45,7 +45,7 @@ pub enum CallError {
     #[error("this is a gRPC service; send content-type application/grpc")]
     NotGrpc,
     /// It is compressed, and nothing was agreed.
-    #[error("compressed messages are not read; send them plain")]
+    #[error("compressed messages are not supported; send them uncompressed")]
     Compressed,
     /// It is too long.
     #[error("the message has more than {MESSAGE_BYTES_MAX} bytes")]

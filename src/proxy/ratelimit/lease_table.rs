@@ -13,14 +13,14 @@ use rayguard_core::time::Time;
 use std::collections::{BTreeMap, HashMap};
 
 /// Places held at once.
-pub const PLACES_MAX: usize = 65_536;
+pub(crate) const PLACES_MAX: usize = 65_536;
 
 /// A longer name is none.
 const NAME_BYTES_MAX: usize = 128;
 
 /// Places and what is held in them.
 #[derive(Debug)]
-pub struct LeaseTable<T> {
+pub(super) struct LeaseTable<T> {
     by_end: BTreeMap<Key, Held<T>>,
     by_name: HashMap<Box<[u8]>, Key>,
     next: u64,
@@ -37,7 +37,7 @@ struct Held<T> {
 
 /// How long a place is held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Until {
+pub(super) struct Until {
     /// If no report of its end is expected.
     pub expected: Time,
     /// If a report is expected and does not come.
@@ -53,7 +53,7 @@ impl<T> Default for LeaseTable<T> {
 impl<T> LeaseTable<T> {
     /// Holds a place. A name that is in use (two proxies in a row, or a client that makes up its
     /// own) is no name: or its bearer could end another's exchange. Returns what gave way.
-    pub fn hold(&mut self, held: T, name: Option<&[u8]>, until: Until) -> Option<T> {
+    pub(super) fn hold(&mut self, held: T, name: Option<&[u8]>, until: Until) -> Option<T> {
         let name = name.filter(|name| (1..=NAME_BYTES_MAX).contains(&name.len()));
         let name = name.filter(|name| !self.by_name.contains_key(*name)).map(Box::<[u8]>::from);
         let gave_way = if self.by_end.len() >= PLACES_MAX { self.take_first() } else { None };
@@ -68,13 +68,13 @@ impl<T> LeaseTable<T> {
     }
 
     /// The exchange of that name has ended.
-    pub fn release(&mut self, name: &[u8]) -> Option<T> {
+    pub(super) fn release(&mut self, name: &[u8]) -> Option<T> {
         let key = self.by_name.remove(name)?;
         self.by_end.remove(&key).map(|held| held.held)
     }
 
     /// Everything whose time has come.
-    pub fn expire(&mut self, now: Time) -> Vec<T> {
+    pub(super) fn expire(&mut self, now: Time) -> Vec<T> {
         let mut ended = Vec::new();
         while self.by_end.first_key_value().is_some_and(|((end, _), _)| *end <= now) {
             ended.extend(self.take_first());
@@ -83,7 +83,7 @@ impl<T> LeaseTable<T> {
     }
 
     /// How many are held.
-    pub fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.by_end.len()
     }
 

@@ -48,9 +48,9 @@
 
 pub mod call;
 pub mod descriptor;
-pub mod lease_table;
+mod lease_table;
 pub mod message;
-pub mod service_time;
+mod service_time;
 pub mod tally;
 
 use crate::headers::REQUEST_ID;
@@ -84,7 +84,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// Descriptors in one question, and entries in each. Envoy's operator writes them, not its clients.
-pub const DESCRIPTORS_MAX: usize = 16;
+pub(crate) const DESCRIPTORS_MAX: usize = 16;
 
 /// An exchange whose end was to be told is taken for lost when it has lasted so many times as long
 /// as its class's objective, and so many times as long as they last on the average: late enough for

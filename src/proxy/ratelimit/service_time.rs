@@ -18,14 +18,14 @@ const WEIGHT: f64 = 0.25;
 
 /// The mean stay of each class.
 #[derive(Debug, Default)]
-pub struct ServiceTimes {
+pub(super) struct ServiceTimes {
     generation: Option<u32>,
     classes: Vec<(Counts, Option<f64>)>,
 }
 
 impl ServiceTimes {
     /// Takes in what has ended since the last time.
-    pub fn measure(&mut self, proxy: &ProxyState) {
+    pub(super) fn measure(&mut self, proxy: &ProxyState) {
         let ids = (0..=u8::MAX).map(ClassId).take(proxy.policy.classes.len());
         if self.generation != Some(proxy.generation) {
             // Another policy numbers its classes anew.
@@ -46,7 +46,7 @@ impl ServiceTimes {
     }
 
     /// The mean stay of a class, once there is one.
-    pub fn mean(&self, proxy: &ProxyState, id: ClassId) -> Option<Duration> {
+    pub(super) fn mean(&self, proxy: &ProxyState, id: ClassId) -> Option<Duration> {
         let known = self.generation == Some(proxy.generation);
         let (_, mean) = self.classes.get(id.index()).filter(|_| known)?;
         mean.map(|mean| Duration::from_secs_f64(mean.clamp(1e-3, 3600.0)))

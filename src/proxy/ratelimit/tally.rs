@@ -74,7 +74,7 @@ impl AnswerCounts {
     }
 
     /// So many places are held.
-    pub fn set_places(&self, count: usize) {
+    pub(crate) fn set_places(&self, count: usize) {
         self.places.store(count as u64, Ordering::Relaxed);
     }
 

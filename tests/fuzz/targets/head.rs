@@ -7,7 +7,7 @@ mod rig;
 
 use libfuzzer_sys::fuzz_target;
 use rayguard_config::settings::Address;
-use rayguard_proxy::listen::{Bounds, Listener};
+use rayguard_proxy::listen::{Listener, ListenerLimits};
 use rig::{Rig, Setup};
 use std::cell::OnceCell;
 use std::path::PathBuf;
@@ -34,7 +34,7 @@ impl Front {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let rig = runtime.block_on(async {
             let listener = Listener::bind(&Address::Unix(socket.clone())).await.unwrap();
-            Rig::on(listener, Setup { bounds: Bounds::default(), ..Setup::default() }).await
+            Rig::on(listener, Setup { bounds: ListenerLimits::default(), ..Setup::default() }).await
         });
         Front { runtime, rig, socket }
     }

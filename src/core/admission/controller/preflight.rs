@@ -32,7 +32,7 @@ impl<W> AdmissionController<W> {
 
     /// Why a request of this class from this client would be refused if it came now, and for how
     /// long; `None` if it may hope. It may as long as it could wait in line for its turn: it is
-    /// turned away where the client's own ceiling is reached, where nothing can pass at all, where
+    /// shed where the client's own ceiling is reached, where nothing can pass at all, where
     /// the class's next free cell is further away than anyone may wait, and where the line is
     /// full and the client stands in it already. (One that does not would take the place of
     /// a client that asks for more than its share.)

@@ -589,7 +589,7 @@ fn what_would_be_turned_away_is_known_before_it_is_sent() {
     assert_eq!(would(&rig, 2, 0.1), None);
     rig.table.classes[0].mode = Mode::Shadow;
     rig.table.classes[0].in_flight = 0.0;
-    assert_eq!(would(&rig, 2, 0.1), None, "no request is turned away in shadow mode");
+    assert_eq!(would(&rig, 2, 0.1), None, "no request is shed in shadow mode");
 }
 
 #[test]
