@@ -499,7 +499,7 @@ pub const CLASSES: &[ClassDefault] = &[
     ClassDefault {
         name: "reports",
         module: "EventHead",
-        about: "events posted by Ray's own agents: refused, they are lost",
+        about: "events posted by Ray's own agents; a shed event is lost",
         priority: 7,
         in_flight: bounds(16.0, 8.0, 24.0),
         queue: queue(256, seconds(5)),
@@ -508,7 +508,7 @@ pub const CLASSES: &[ClassDefault] = &[
     ClassDefault {
         name: "reports-task",
         module: "TaskEventsHead",
-        about: "task events posted by Ray's own agents: refused, they are lost",
+        about: "task events posted by Ray's own agents; a shed event is lost",
         priority: 7,
         in_flight: bounds(16.0, 8.0, 24.0),
         queue: queue(256, seconds(5)),
@@ -589,7 +589,7 @@ pub const CLASSES: &[ClassDefault] = &[
     ClassDefault {
         name: "ray-client-call",
         module: "RayClient",
-        about: "calls of live sessions: refused, they break a program that was let in",
+        about: "calls of open sessions; shedding one would break a running program",
         ..UNLIMITED
     },
     // Serve. Nothing is known of the users' applications: an answer may take 5 ms or a
