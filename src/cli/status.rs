@@ -206,7 +206,7 @@ const ALWAYS: [&str; 6] =
     ["gcs_latency", "head_cpu", "head_memory", "pending_tasks", "submission_backlog", "dashboard_loop_lag"];
 
 /// How a problem begins that all signals share ([`crate::core::signal::reading::Missing::NoPage`]).
-const NO_PAGE: &str = "no page of Ray's metrics was ever read";
+const NO_PAGE: &str = "no page of Ray's metrics has been read yet";
 
 /// How a problem ends whose page was read and has no such thing ([`crate::core::signal::reading::Missing::NotFound`]).
 const NOT_FOUND: &str = "found in the scrape";
@@ -491,7 +491,8 @@ pub(super) mod tests {
         let screen = shown(&state, false);
         let all = state.view.signals.len();
         let line = format!(
-            "STALE ({all}): no page of Ray's metrics was ever read; set `metrics.targets`, or run `rayguard doctor`"
+            "STALE ({all}): no page of Ray's metrics has been read yet; set `metrics.targets`, or run \
+             `rayguard doctor`"
         );
         assert!(screen.contains(&line), "{screen}");
     }

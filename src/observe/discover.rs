@@ -374,7 +374,7 @@ fn parse(body: &[u8], shown: &str, origin: Origin) -> Result<Listed, DiscoverErr
 fn read_entry(given: &Value) -> Result<Target, BadTarget> {
     match given {
         Value::String(given) => Target::parse(given),
-        other => Err(BadTarget { given: other.to_string(), problem: "it is no text".to_owned() }),
+        other => Err(BadTarget { given: other.to_string(), problem: "it is not a text".to_owned() }),
     }
 }
 

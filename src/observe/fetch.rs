@@ -33,7 +33,7 @@ pub enum FetchError {
     #[error("no connection: {0}")]
     Unreachable(String),
     /// Not done in time.
-    #[error("no whole answer within {0:?}; raise the timeout if it is merely slow")]
+    #[error("no complete answer within {0:?}; raise the timeout if the server is only slow")]
     Slow(Duration),
     /// A body beyond the bound; it was cut off there.
     #[error("the answer is larger than {0} bytes; raise the size cap or drop the target")]

@@ -45,13 +45,13 @@ pub enum SampleError {
     #[error("the value is {0}, below zero; only sums may have negative series")]
     Negative(f64),
     /// The first page: nothing to compare with.
-    #[error("first sight of the counters; a second scrape is needed")]
+    #[error("counters read only once; a second scrape is needed")]
     First,
     /// No observation since the page before.
     #[error("no new observation")]
     NoObservation,
     /// Too few observations to say anything.
-    #[error("only {seen} new observations, {wanted} are waited for")]
+    #[error("only {seen} new observations; at least {wanted} are needed")]
     FewObservations {
         /// Since the page before.
         seen: f64,

@@ -28,7 +28,7 @@ pub struct Reading {
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
 pub enum Missing {
     /// No page of Ray's metrics has come at all.
-    #[error("no page of Ray's metrics was ever read{}", why.as_deref().map_or_else(String::new, |why| format!(" ({why})")))]
+    #[error("no page of Ray's metrics has been read yet{}", why.as_deref().map_or_else(String::new, |why| format!(" ({why})")))]
     NoPage {
         /// Why not, if that is known.
         why: Option<Arc<str>>,

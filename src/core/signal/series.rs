@@ -1319,9 +1319,9 @@ mod tests {
     fn before_the_first_page_every_signal_lacks_for_the_same_reason() {
         let mut rig = Rig::new(vec![page_source("ray_tasks", vec![], How::Sum)]);
         let said = |rig: &mut Rig| rig.read(1).unwrap_err().to_string();
-        assert_eq!(said(&mut rig), "no page of Ray's metrics was ever read");
+        assert_eq!(said(&mut rig), "no page of Ray's metrics has been read yet");
         rig.reader.on_no_target("no target: 404");
-        assert_eq!(said(&mut rig), "no page of Ray's metrics was ever read (no target: 404)");
+        assert_eq!(said(&mut rig), "no page of Ray's metrics has been read yet (no target: 404)");
         rig.see("t:1", "other 1\n", 2);
         rig.reader.on_no_target("no target: 404");
         assert!(said(&mut rig).starts_with("none of ray_tasks"), "{}", said(&mut rig));
