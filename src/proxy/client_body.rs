@@ -41,7 +41,7 @@ pub enum BodyError {
         stall: Duration,
     },
     /// It has come whole, and there is no permit for it.
-    #[error("there was no permit for this request when its body had come")]
+    #[error("no permit was free when the body was complete")]
     Shed(Shed),
     /// The client left, or its framing is broken.
     #[error("the request broke off before it was complete: {0}")]

@@ -142,9 +142,9 @@ pub(crate) fn check<B: Body>(
     }
     let mut hosts = headers.get_all(HOST).iter();
     match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => return Err(Malformed::Host("there is more than one Host")),
+        (_, Some(_)) => return Err(Malformed::Host("there is more than one Host header")),
         (None, None) if request.version() == Version::HTTP_11 => {
-            return Err(Malformed::Host("there is no Host"));
+            return Err(Malformed::Host("there is no Host header"));
         }
         (None, None) => {}
         (Some(host), None) => check_host(host, uri)?,
@@ -177,7 +177,7 @@ fn check_host(host: &HeaderValue, target: &Uri) -> Result<(), Malformed> {
     if !name.iter().all(|&byte| byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=:[]%".contains(&byte))
         || !port.iter().all(u8::is_ascii_digit)
     {
-        return Err(Malformed::Host("the Host is not an authority"));
+        return Err(Malformed::Host("the Host header is not a host name with an optional port"));
     }
     let Some(authority) = target.authority() else { return Ok(()) };
     let (named, named_port) = split_port(authority.as_str().as_bytes());
@@ -186,7 +186,7 @@ fn check_host(host: &HeaderValue, target: &Uri) -> Result<(), Malformed> {
     if name.eq_ignore_ascii_case(named) && or_usual(port) == or_usual(named_port) {
         return Ok(());
     }
-    Err(Malformed::Host("the request target names another host than Host does"))
+    Err(Malformed::Host("the request target and the Host header name different hosts"))
 }
 
 /// A host and its port, if it has one: the colons of `[::1]` do not count.

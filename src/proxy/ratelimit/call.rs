@@ -39,13 +39,13 @@ pub type Body = WithTrailers<Full<Bytes>, Ready<Option<Result<HeaderMap, Infalli
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CallError {
     /// Another method.
-    #[error("only envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit is spoken here")]
+    #[error("this server supports only envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")]
     Method,
     /// Not gRPC.
     #[error("this is a gRPC service; send content-type application/grpc")]
     NotGrpc,
     /// It is compressed, and nothing was agreed.
-    #[error("compressed messages are not read; send them plain")]
+    #[error("compressed messages are not supported; send them uncompressed")]
     Compressed,
     /// It is too long.
     #[error("the message has more than {MESSAGE_BYTES_MAX} bytes")]
