@@ -79,7 +79,7 @@ impl Check<'_> {
             return false;
         }
         if count >= NAMES_MAX {
-            self.refuse(key, format!("there are {NAMES_MAX} already"), "take some away");
+            self.refuse(key, format!("there are already {NAMES_MAX} of this kind"), "remove some");
             return false;
         }
         true
