@@ -55,7 +55,7 @@ pub struct Args {
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct TraceArgs {
     /// Replay this trace instead of running scenarios: a traffic trace of rayguard, or an arrival
-    /// log (Philly's submissions, Azure's completions, `at_s,route,status,latency_ms`).
+    /// log in CSV (columns `at_s,route,status,latency_ms`; also the public Philly and Azure traces).
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
     /// Configuration to try. Default: the built-in defaults.
