@@ -480,7 +480,7 @@ mod tests {
     }
 
     #[test]
-    fn a_adjustment_log_is_written_as_the_run_goes_and_twice_the_same() {
+    fn an_adjustment_log_is_written_during_the_run_and_is_the_same_twice() {
         let folder = std::env::temp_dir().join(format!("rayguard-adjustment-log-{}", std::process::id()));
         let adjustment_log = |part: &str| {
             let folder = folder.join(part);

@@ -1477,7 +1477,7 @@ mod tests {
 
         /// Of any seed.
         #[test]
-        fn a_seed_is_a_adjustment_log(seed in any::<u64>()) {
+        fn equal_seeds_give_equal_adjustment_logs(seed in any::<u64>()) {
             prop_assert_eq!(recorded(Guard::Rayguard, seed), recorded(Guard::Rayguard, seed));
         }
     }
