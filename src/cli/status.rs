@@ -491,7 +491,8 @@ pub(super) mod tests {
         let screen = shown(&state, false);
         let all = state.view.signals.len();
         let line = format!(
-            "STALE ({all}): no page of Ray's metrics has been read yet; set `metrics.targets`, or run `rayguard doctor`"
+            "STALE ({all}): no page of Ray's metrics has been read yet; set `metrics.targets`, or run \
+             `rayguard doctor`"
         );
         assert!(screen.contains(&line), "{screen}");
     }

@@ -91,8 +91,8 @@ pub fn section(seen: &Discovery) -> String {
             format!("held open; {peak} at once at most, and a permit is one of Ray's connections")
         } else {
             match class.answers {
-                1 => "1 answer says too little of its latency".to_owned(),
-                answers => format!("{answers} answers say too little of their latency"),
+                1 => "1 answer is too few to measure latency".to_owned(),
+                answers => format!("{answers} answers are too few to measure latency"),
             }
         };
         let _ = writeln!(text, "# {}: {why}", class.class);
@@ -180,7 +180,7 @@ fn limits(class: &ClassTraffic, watched_s: f64, text: &mut String) {
     let max = class.in_flight.max.max(2.0 * initial).min(ceiling).max(initial);
     let _ = writeln!(
         text,
-        "# {}/s x {} = {} under way in the busiest minute; {} at most; {} bears {ceiling}.",
+        "# {}/s x {} = {} in flight in the busiest minute; peak {}; the limit of {} is {ceiling}.",
         number(busiest),
         millis(mean_s),
         number(at_once),
@@ -337,7 +337,7 @@ mod tests {
         let after = |class: &str| text.split_once(&format!("[class.{class}]\n")).unwrap().1.to_owned();
         let list = after("job-list");
         assert!(list.contains("10000 requests by about 3 clients"), "{list}");
-        assert!(list.contains("10/s x 50ms = 0.5 under way in the busiest minute; 3 at most"), "{list}");
+        assert!(list.contains("10/s x 50ms = 0.5 in flight in the busiest minute; peak 3"), "{list}");
         assert!(list.contains("in_flight = { initial = 3, min = 1, max = 12 }"), "{list}");
         assert!(after("job-submit").contains("rate = { initial = \"20/s\""), "{text}");
         assert!(
@@ -356,7 +356,7 @@ mod tests {
     fn what_was_seen_too_seldom_is_left_alone_and_said_so() {
         let text = section(&everything(traffic(40, 10, 1), 0.05, 60.0));
         assert!(!text.contains("[slo]"), "{text}");
-        assert!(text.contains("# job-list: 40 answers say too little of their latency"));
+        assert!(text.contains("# job-list: 40 answers are too few to measure latency"));
         assert!(text.contains("It is early"));
     }
 

@@ -512,7 +512,9 @@ fn framing(head: &[u8], bounds: HeadBounds) -> Result<Head, Malformed> {
             || name.eq_ignore_ascii_case(b"transfer_encoding")
         {
             // Gateways that turn headers into variables read these as their hyphenated selves.
-            return Err(Malformed::Framing("a header's name is that of a length in disguise"));
+            return Err(Malformed::Framing(
+                "the header content_length or transfer_encoding is written with an underscore; use a hyphen",
+            ));
         }
     }
     match (length, chunked) {

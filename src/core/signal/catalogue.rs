@@ -138,7 +138,8 @@ macro_rules! module_cpu {
             about: concat!(
                 "CPU of ",
                 $component,
-                "; one busy module is only 100/N % of the CPU of a node with N cores, so node_cpu does not show it"
+                "; one busy module is only 100/N % of the CPU of a node with N cores, ",
+                "so node_cpu does not show it"
             ),
             unit: "%",
             target: 90.0,

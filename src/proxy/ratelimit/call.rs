@@ -39,7 +39,7 @@ pub type Body = WithTrailers<Full<Bytes>, Ready<Option<Result<HeaderMap, Infalli
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum CallError {
     /// Another method.
-    #[error("only envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit is spoken here")]
+    #[error("this server supports only envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit")]
     Method,
     /// Not gRPC.
     #[error("this is a gRPC service; send content-type application/grpc")]
