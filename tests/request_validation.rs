@@ -104,7 +104,7 @@ async fn every_head_that_is_refused_is_told_why() {
         ("GET / HTTP/3.0\r\nhost: ray\r\n\r\n".to_owned(), 400, ""),
         (format!("GET / HTTP/1.1\r\nhost: ray\r\n{many}\r\n"), 431, "more than 100 headers"),
         (get(&format!("/?{}", "a".repeat(8300)), &[]), 414, "longer than 8190 bytes"),
-        (get("http://other/", &[]), 400, "another host"),
+        (get("http://other/", &[]), 400, "different hosts"),
     ] {
         // On a connection that has answered before, too.
         for before in [0, 1] {
