@@ -435,7 +435,7 @@ fn find_head(held: &[u8], scanned: &mut usize, bounds: HeadBounds) -> Result<Opt
 
 /// A head without end is most likely a target without end, or headers.
 fn too_large(held: &[u8], bounds: HeadBounds) -> Malformed {
-    if memchr::memchr(b'\n', held).is_none_or(|line| line > bounds.target + LINE_BESIDES) {
+    if memchr::memchr(b'\n', held).is_none_or(|line| line > bounds.target + LINE_OVERHEAD) {
         Malformed::TargetTooLong(bounds.target)
     } else {
         Malformed::HeadTooLarge(bounds.bytes)
@@ -443,7 +443,7 @@ fn too_large(held: &[u8], bounds: HeadBounds) -> Malformed {
 }
 
 /// What a request line may have beside its target, in bytes.
-const LINE_BESIDES: usize = 32;
+const LINE_OVERHEAD: usize = 32;
 
 /// What is seen of a head at a glance.
 struct Head {
@@ -477,7 +477,7 @@ fn escape_target(held: &mut BytesMut, end: usize) -> usize {
 fn framing(head: &[u8], bounds: HeadBounds) -> Result<Head, Malformed> {
     let mut lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let request = lines.by_ref().find(|line| !line.is_empty()).unwrap_or_default();
-    if request.len() > bounds.target + LINE_BESIDES {
+    if request.len() > bounds.target + LINE_OVERHEAD {
         return Err(Malformed::TargetTooLong(bounds.target));
     }
     let is_plain =
