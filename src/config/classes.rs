@@ -14,7 +14,7 @@ use super::keys::{
     RATE_MAX, RATE_MIN, Raw, RawBounds, RawClass, RawControl, RawLaw, RawPerClient, RawQueue, RawRate,
     RawRoute, RawSignal, RawSource,
 };
-use super::problem::suggest;
+use super::problem::{closest, suggest};
 use super::quantity::{Length, PerSecond};
 use super::settings::Metrics;
 use super::value::{How as RawHow, LawKind, OrOff, Short, Words};
@@ -380,8 +380,7 @@ impl Check<'_> {
         law: Option<Law>,
     ) -> Option<Class> {
         if raw.module.is_none() {
-            let guess = suggest(name, names(known, |class| &class.name))
-                .filter(|guess| guess.starts_with("did you mean"))
+            let guess = closest(name, names(known, |class| &class.name))
                 .unwrap_or_else(|| "add one, such as module = \"Serve\"".to_owned());
             self.refuse(
                 key,

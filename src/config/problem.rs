@@ -155,15 +155,16 @@ fn display_safe(text: &str) -> String {
 /// "did you mean `x`?" for a word that is close to one of `known`, else what there is.
 pub fn suggest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
     let known: Vec<&str> = known.into_iter().collect();
-    let closest = known.iter().map(|candidate| (distance(word, candidate), *candidate)).min();
-    match closest {
-        // A third of the word may be wrong before the guess is worth less than the list.
-        Some((slips, candidate)) if slips <= 1 + candidate.chars().count() / 3 => {
-            Some(format!("did you mean `{candidate}`?"))
-        }
-        Some(_) => Some(format!("known here: {}", known.join(", "))),
-        None => None,
-    }
+    let all = || (!known.is_empty()).then(|| format!("known here: {}", known.join(", ")));
+    closest(word, known.iter().copied()).or_else(all)
+}
+
+/// "did you mean `x`?" for a word that is close to one of `known`.
+pub fn closest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    let (slips, candidate) =
+        known.into_iter().map(|candidate| (distance(word, candidate), candidate)).min()?;
+    // A third of the word may be wrong before the guess is worth less than the list.
+    (slips <= 1 + candidate.chars().count() / 3).then(|| format!("did you mean `{candidate}`?"))
 }
 
 /// Slips between two words: insertions, deletions, substitutions and swaps of neighbours. `-` and `_` count as

@@ -53,3 +53,20 @@ pub fn upstream_words(problem: &str) -> String {
     let state = if problem.starts_with("answered") { "fails its health check" } else { "is unreachable" };
     format!("Ray {state}: {problem}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_head_that_answers_its_health_check_badly_is_not_called_unreachable() {
+        assert_eq!(
+            upstream_words("answered with status 503"),
+            "Ray fails its health check: answered with status 503"
+        );
+        assert_eq!(
+            upstream_words("no connection: connection refused"),
+            "Ray is unreachable: no connection: connection refused"
+        );
+    }
+}
